@@ -1,0 +1,8 @@
+"""The embedded name server (comes with a later part).
+
+Import it as ``netplug.dns``. The folder lies at the top of the tree and is linked into the package; imported
+under its bare name there would be two copies of every class, so that is refused.
+"""
+
+if __name__ == "dns":
+    raise ImportError("import netplug.dns, not dns: two names would make two copies of every class")

@@ -1,0 +1,1 @@
+"""netplug: container networking that every runtime can plug into."""

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Install what netplug's tests and demo need, and only what is missing.
+#   setup.sh system   Debian packages: the engine and the network tools (needs root when one is missing)
+#   setup.sh venv     .venv with netplug (editable) and the development tools; PYTHON chooses the interpreter
+# Works in whatever folder the project lies; run from its top by make.
+set -euo pipefail
+
+die() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+# install PACKAGE...: by apt, or say what is missing.
+install() {
+    [ $# -gt 0 ] || return 0
+    command -v apt-get >/dev/null || die "missing here: $* (Debian's names; install them with this system's package manager)"
+    [ "$(id -u)" = 0 ] || die "missing: $*; run as root: apt-get install --no-install-recommends $*"
+    echo "== installing $*"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -qq update
+    apt-get -qq install -y --no-install-recommends "$@" >/dev/null
+}
+
+# Every command that we call, with the package that brings it.
+system() {
+    local missing=() pair
+    for pair in dockerd:docker.io docker:docker.io iptables:iptables ip6tables:iptables ipset:ipset ip:iproute2 \
+        ss:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps conntrack:conntrack curl:curl \
+        nsenter:util-linux unshare:util-linux; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+    done
+    # The image is made of busybox alone: it has to be the static one.
+    if command -v busybox >/dev/null && ldd "$(command -v busybox)" 2>/dev/null | grep -q "=>"; then
+        missing+=(busybox-static)
+    fi
+    # Where the kernel has AppArmor, dockerd loads a profile with it.
+    if grep -qs Y /sys/module/apparmor/parameters/enabled && ! command -v apparmor_parser >/dev/null; then
+        missing+=(apparmor)
+    fi
+    mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u | sed '/^$/d')
+    install "${missing[@]}"
+}
+
+# Print the first interpreter that is new enough.
+interpreter() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    die "netplug needs Python 3.11 or later; python3 is $(python3 --version 2>&1); name another with PYTHON=…"
+}
+
+venv() {
+    local python
+    python=$(interpreter)
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+    echo "== .venv with $("$python" --version)"
+    [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || "$python" -m venv --clear .venv
+    # Dependency groups need pip 25.1. The second q silences setuptools, which warns of editable installs.
+    .venv/bin/python -m pip install --quiet --upgrade pip
+    .venv/bin/python -m pip install -qq --editable . --group dev
+}
+
+case "${1:-}" in
+system) system ;;
+venv) venv ;;
+*) die "usage: setup.sh system|venv" ;;
+esac
