@@ -1,0 +1,159 @@
+"""The driver protocol and the frozen dataclasses that it speaks in.
+
+A driver computes what to build and never builds. There are no verbs for deleting: whoever applied a plan stored it and
+reverts it, so that a version which no longer knows how an old network was made can still take it down.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from .options import NetworkOptions
+from .plan import IPAddress, IPInterface, IPNetwork, Plan, Proto
+
+
+class Scope(StrEnum):
+    """Whether a network of this driver lives on one host or on all hosts of a cluster."""
+
+    LOCAL = "local"
+    CLUSTER = "cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """An address range of a network.
+
+    `gateway`: our address in it, with the pool's prefix length; None where the mode has no gateway.
+    """
+
+    pool: IPNetwork
+    gateway: IPInterface | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What containers join.
+
+    `id` is whole and comes from Docker, podman or the CNI config; `name` is how users call it.
+    """
+
+    id: str
+    name: str
+    subnets: tuple[Subnet, ...] = ()
+    options: NetworkOptions = field(default_factory=NetworkOptions)
+    internal: bool = False
+
+    def families(self) -> tuple[int, ...]:
+        """Return the IP versions that the network has subnets of."""
+        return tuple(sorted({subnet.pool.version for subnet in self.subnets}))
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """A published port.
+
+    `host_address` None: every address of the host. `host_port` 0: any free port; a `host_port_end` above
+    `host_port`: the first free port of the range, both ends included. Drivers are only given mappings with one
+    definite host port.
+    """
+
+    proto: Proto
+    port: int
+    host_address: IPAddress | None = None
+    host_port: int = 0
+    host_port_end: int = 0
+
+    def __str__(self) -> str:
+        address = (
+            f"[{self.host_address}]" if self.host_address and self.host_address.version == 6 else self.host_address
+        )
+        ports = f"{self.host_port}-{self.host_port_end}" if self.host_port_end > self.host_port else self.host_port
+        return f"{address or '0.0.0.0'}:{ports}->{self.port}/{self.proto}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One sandbox's connection to one network.
+
+    `mac` may be empty: the driver then chooses one (`Attachment.mac`). Addresses have the pool's prefix length.
+    """
+
+    id: str
+    network: str
+    addresses: tuple[IPInterface, ...] = ()
+    mac: str = ""
+    ports: tuple[PortMapping, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StaticRoute:
+    """A route of the sandbox; without a gateway the destination is on the link."""
+
+    destination: IPNetwork
+    gateway: IPAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What a sandbox needs to know of its endpoint.
+
+    `link`: present name of the sandbox side, None for no interface at all. `prefix`: the runtime names it so, with an
+    index. `isolated`: there is no way out, nor shall the runtime add one of its own.
+    """
+
+    link: str | None = None
+    prefix: str = "eth"
+    mac: str = ""
+    mtu: int = 0
+    gateways: tuple[IPAddress, ...] = ()
+    routes: tuple[StaticRoute, ...] = ()
+    isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What drivers may know of the host, read by the kernel layer.
+
+    `mtu`: of the default route's link, in bytes. `links`: kind ("bridge", "veth", …) by name. `routes`: destinations
+    in the main table, defaults left out, with their links. `chains`: names of the filter table's chains that are not
+    ours, by IP version.
+    """
+
+    mtu: int = 1500
+    uplink: str = ""
+    links: tuple[tuple[str, str], ...] = ()
+    routes: tuple[tuple[IPNetwork, str], ...] = ()
+    chains: tuple[tuple[int, str], ...] = ()
+
+    def kind_of(self, link: str) -> str | None:
+        """Return the kind of the link of this name, None when there is none."""
+        return dict(self.links).get(link)
+
+
+class Driver(Protocol):
+    """Computes what to build; never builds. Every method is pure and raises only `DriverError`.
+
+    `gateway`: networks of this driver have an address of ours in each subnet.
+    """
+
+    scope: Scope
+    gateway: bool
+
+    def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
+        """Refuse what cannot work before anything is changed, naming the option."""
+
+    def create_network(self, net: Network, host: HostFacts) -> Plan:
+        """Return what the network needs on this host beyond the plan of `base`."""
+
+    def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
+        """Return the endpoint's links, with the sandbox side still in the host's namespace."""
+
+    def join(self, net: Network, ep: Endpoint) -> Attachment:
+        """Describe the endpoint to its sandbox."""
+
+    def expose(self, net: Network, ep: Endpoint) -> Plan:
+        """Return what publishing the endpoint's ports takes."""
+
+    def base(self, families: Sequence[int], host: HostFacts) -> Plan:
+        """Return what all networks with these IP versions share on a host; gone with the last of them."""

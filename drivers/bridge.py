@@ -1,0 +1,107 @@
+"""Bridge mode: a veth on a Linux bridge, the gateway on the bridge, NAT, published ports, isolation."""
+
+from collections.abc import Sequence
+
+from . import firewall
+from .api import Attachment, Endpoint, HostFacts, Network, Scope
+from .errors import DriverError, Kind
+from .naming import bridge_name, host_side, mac_of_address, mac_of_id, sandbox_side
+from .plan import Address, Bridge, Hairpin, Plan, Step, Sysctl, Veth
+
+_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+
+
+def link_of(net: Network) -> str:
+    """Return the name of the network's bridge."""
+    return net.options.bridge or bridge_name(net.id)
+
+
+class BridgeDriver:
+    """Networks on a Linux bridge of this host."""
+
+    scope = Scope.LOCAL
+    gateway = True
+
+    def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
+        """Refuse a bridge that is no bridge, or one of another network, and subnets that the host already routes."""
+        bridge = link_of(net)
+        kind = host.kind_of(bridge)
+        if kind not in {None, "bridge"}:
+            raise DriverError(
+                Kind.INVALID,
+                f"option bridge={bridge}: the host has a {kind} link of this name",
+                hint="choose another",
+            )
+        for other in others:
+            if other.options.mode == net.options.mode and link_of(other) == bridge:
+                raise DriverError(Kind.EXISTS, f"bridge {bridge!r} belongs to network {other.name!r}")
+        for pool in (subnet.pool for subnet in net.subnets):
+            for route, link in host.routes:
+                if link != bridge and route.version == pool.version and route.subnet_of(pool):  # type: ignore[arg-type]
+                    raise DriverError(
+                        Kind.INVALID,
+                        f"subnet {pool} overlaps the host's route {route} on link {link!r}",
+                        hint="choose another --subnet",
+                    )
+
+    def create_network(self, net: Network, host: HostFacts) -> Plan:
+        bridge = link_of(net)
+        steps: list[Step] = [
+            Bridge(bridge, mac_of_id(net.id), net.options.mtu or host.mtu, adopt=bool(net.options.bridge))
+        ]
+        steps += [Address(bridge, subnet.gateway) for subnet in net.subnets if subnet.gateway]
+        if 4 in net.families():
+            # Lets a packet from 127.0.0.1 to a published port leave through the bridge (ip-sysctl.rst, route_localnet).
+            steps.append(Sysctl(f"net/ipv4/conf/{bridge}/route_localnet", "1"))
+        return Plan(tuple(steps)) + firewall.network(net, bridge)
+
+    def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
+        veth = Veth(
+            host_side(ep.id),
+            sandbox_side(ep.id),
+            mac=mac_of_id(ep.id),
+            peer_mac=_mac(ep),
+            mtu=net.options.mtu or host.mtu,
+            master=link_of(net),
+            isolated=not net.options.icc,
+        )
+        return Plan((veth,))
+
+    def join(self, net: Network, ep: Endpoint) -> Attachment:
+        gateways = (
+            ()
+            if net.internal
+            else tuple(
+                subnet.gateway.ip
+                for subnet in net.subnets
+                if subnet.gateway and any(address in subnet.pool for address in ep.addresses)
+            )
+        )
+        return Attachment(
+            link=sandbox_side(ep.id),
+            prefix=net.options.ifname,
+            mac=_mac(ep),
+            mtu=net.options.mtu,
+            gateways=gateways,
+            isolated=not gateways,
+        )
+
+    def expose(self, net: Network, ep: Endpoint) -> Plan:
+        if net.internal or not ep.ports:
+            return Plan()
+        plan = Plan()
+        for mapping in ep.ports:
+            for address in (interface.ip for interface in ep.addresses):
+                if mapping.host_address is None or mapping.host_address.version == address.version:
+                    plan += firewall.publish(mapping, address)
+        return Plan((Hairpin(host_side(ep.id)),)) + plan if plan else plan
+
+    def base(self, families: Sequence[int], host: HostFacts) -> Plan:
+        forwarding = Plan(tuple(Sysctl(_FORWARDING[family], "1") for family in families))
+        return forwarding + firewall.base(families, host)
+
+
+def _mac(ep: Endpoint) -> str:
+    if ep.mac:
+        return ep.mac
+    return mac_of_address(ep.addresses[0]) if ep.addresses else mac_of_id("sandbox/" + ep.id)

@@ -1,0 +1,127 @@
+"""Frozen dataclasses to JSON and back, by their annotations.
+
+Plans and records are stored, so that a later version can take down what an earlier one built. The codec knows
+just the types that they use: strings, numbers, booleans, enums, `ipaddress` objects, tuples, mappings of strings and
+nested dataclasses; a class with `to_json` and `from_json` of its own (`Plan`) is asked instead. A key that this
+version does not know is an error, one that is missing takes its default.
+"""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
+from typing import (
+    Any,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
+
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+JsonObject: TypeAlias = dict[str, Json]
+
+_T = TypeVar("_T")
+
+
+@runtime_checkable
+class _Custom(Protocol):
+    def to_json(self) -> Json: ...
+
+
+_IP = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
+_PARSERS: Mapping[type, Any] = {
+    IPv4Interface: ip_interface,
+    IPv6Interface: ip_interface,
+    IPv4Network: ip_network,
+    IPv6Network: ip_network,
+    IPv4Address: ip_address,
+    IPv6Address: ip_address,
+}
+
+
+def encode(value: object) -> Json:
+    """Return the JSON form of a dataclass instance or of one of its field values."""
+    if isinstance(value, Enum):
+        return cast("Json", value.value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, _IP):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [encode(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, _Custom):
+        return value.to_json()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: encode(getattr(value, name)) for name in _hints(type(value))}
+    raise TypeError(f"cannot store a value of type {type(value).__name__}")
+
+
+def decode(cls: type[_T], data: Json) -> _T:
+    """Return the instance of dataclass `cls` that `encode` wrote as `data`.
+
+    Raises:
+        ValueError: `data` is not the form of `cls`.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{cls.__name__} is stored as an object, not as {type(data).__name__}")
+    hints = _hints(cast("Any", cls))
+    if unknown := data.keys() - hints.keys():
+        raise ValueError(f"{cls.__name__} has no field {min(unknown)!r}")
+    return cls(**{name: _value(hints[name], item) for name, item in data.items()})
+
+
+@cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _value(kind: Any, data: Json) -> Any:
+    origin = get_origin(kind)
+    if origin in {Union, types.UnionType}:
+        if data is None:
+            return None
+        return _value(next(arg for arg in get_args(kind) if arg is not types.NoneType), data)
+    if origin is tuple:
+        return _tuple(get_args(kind), data)
+    if origin is not None:  # Mapping[str, …]
+        return {key: _value(get_args(kind)[1], item) for key, item in cast("JsonObject", data).items()}
+    if kind in _PARSERS:
+        return _PARSERS[kind](data)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(data)
+    if hasattr(kind, "from_json"):
+        return kind.from_json(data)
+    if dataclasses.is_dataclass(kind):
+        return decode(cast("type", kind), data)
+    if kind in {str, int, bool} and not isinstance(data, kind):
+        raise ValueError(f"{data!r} is not of type {kind.__name__}")
+    return data
+
+
+def _tuple(kinds: tuple[Any, ...], data: Json) -> tuple[Any, ...]:
+    if not isinstance(data, list):
+        raise ValueError(f"{data!r} is not a list")
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        return tuple(_value(kinds[0], item) for item in data)
+    return tuple(_value(kind, item) for kind, item in zip(kinds, data, strict=True))

@@ -1,0 +1,155 @@
+"""Firewall state of bridge networks: constant chains over sets, and one DNAT rule a published port.
+
+All that is per network lies in sets, so that the rules a packet meets do not grow with networks or endpoints, and
+attaching a container without published ports touches no rule:
+
+==================  ===============  ======================================================================
+set                 type             members
+==================  ===============  ======================================================================
+``netplug-netN``    hash:net,iface   (subnet, bridge) of each subnet
+``netplug-iccN``    hash:net,iface   the same, where containers may talk to each other
+``netplug-outN``    hash:net,iface   the same, where there is a way out and in (all but internal networks)
+``netplug-masqN``   hash:net         subnets that leave under the host's address
+``netplug-ifN``     hash:net,iface   (everything, bridge) of bridges that the user named
+==================  ===============  ======================================================================
+
+"Is this link ours?" is answered by its name, ``np-+``; only bridges with a name of the user's own are in a set, since
+the kernel holds no more than 64 links of one prefix in a hash:net,iface.
+
+A set with an interface matches ``src,src`` on the link a packet came by and ``dst,dst`` on the one it leaves by
+(ipset(8)). ``src,dst`` thus reads "from a subnet whose bridge is the way out": the test for "stays within its network"
+that also holds for bridged frames, which pass here under ``bridge-nf-call-iptables=1``. (``physdev`` would be shorter,
+but its use loads br_netfilter and so changes every bridge of the host.)
+"""
+
+from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
+
+from .api import HostFacts, Network, PortMapping
+from .naming import BRIDGES
+from .plan import Chain, Flows, HostPort, IPAddress, IpSet, Jump, Member, Plan, Proto, Rule, Step
+
+FORWARD = "NETPLUG-FORWARD"
+FILTER = "NETPLUG-FILTER"
+DNAT = "NETPLUG-DNAT"
+SNAT = "NETPLUG-SNAT"
+RAW = "NETPLUG-RAW"
+DOCKER_USER = "DOCKER-USER"
+DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
+"""Docker's chain (until 28) that drops what would enter one of its own bridges; later versions drop in `raw`."""
+
+_ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+_ALL_ADDRESSES = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
+_LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
+_BRIDGED_ONLY = {
+    # A client that has no address yet asks for one (RFC 2131); never routed.
+    4: ("-s 0.0.0.0/32 -d 255.255.255.255/32",),
+    # Neighbour discovery from link-local addresses, or from none during DAD (RFC 4861, 4862); never routed.
+    6: ("-s fe80::/10", "-s ::/128"),
+}
+_SETS = {
+    "if": "hash:net,iface",
+    "net": "hash:net,iface",
+    "icc": "hash:net,iface",
+    "out": "hash:net,iface",
+    "masq": "hash:net",
+}
+
+
+def base(families: Sequence[int], host: HostFacts) -> Plan:
+    """Return the sets, chains and jumps that all networks share."""
+    return Plan(tuple(step for family in families for step in _base(family, host)))
+
+
+def _base(family: int, host: HostFacts) -> tuple[Step, ...]:
+    isolation = (family, DOCKER_ISOLATION) in host.chains
+    return (
+        *(IpSet(f"netplug-{name}{family}", kind, family) for name, kind in _SETS.items()),
+        Chain(family, "filter", FILTER, _filter(family, docker_isolation=isolation)),
+        Chain(family, "filter", FORWARD, tuple(f"{test} -j {FILTER}" for test in (*_from(family), *_into(family)))),
+        Chain(family, "nat", SNAT, _snat(family)),
+        Chain(family, "nat", DNAT, open=True),
+        *((Chain(4, "raw", RAW, _raw()), Jump(4, "raw", "PREROUTING", f"-j {RAW}")) if family == 4 else ()),
+        Jump(family, "filter", "FORWARD", f"-j {FORWARD}", after=DOCKER_USER),
+        Jump(family, "nat", "POSTROUTING", f"-j {SNAT}"),
+        # A stranger on the wire must not reach what is published on the loopback address alone.
+        Jump(family, "nat", "PREROUTING", f"! -d {_LOOPBACK[family]} -m addrtype --dst-type LOCAL -j {DNAT}"),
+        Jump(family, "nat", "OUTPUT", f"-m addrtype --dst-type LOCAL -j {DNAT}"),
+    )
+
+
+def _from(family: int) -> tuple[str, str]:
+    """Return the two tests for "came by a bridge of ours"."""
+    return f"-i {BRIDGES}+", _match("if", family, "src,src")
+
+
+def _into(family: int) -> tuple[str, str]:
+    """Return the two tests for "leaves by a bridge of ours"."""
+    return f"-o {BRIDGES}+", _match("if", family, "dst,dst")
+
+
+def _filter(family: int, *, docker_isolation: bool) -> tuple[str, ...]:
+    """Decide on what comes by a bridge of ours or leaves by one."""
+    no_way_out = f"-m set ! --match-set netplug-out{family} src,src"
+    return (
+        "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        f"{_match('icc', family, 'src,src')} {_match('icc', family, 'src,dst')} -j ACCEPT",
+        *(f"{frame} -j ACCEPT" for frame in _BRIDGED_ONLY[family]),
+        # Internal networks, and addresses that are not of the network.
+        *(f"{came} {no_way_out} -j DROP" for came in _from(family)),
+        f"{_match('out', family, 'dst,dst')} -m conntrack --ctstate DNAT -j ACCEPT",
+        *(f"{leaves} -j DROP" for leaves in _into(family)),
+        *((f"-m conntrack ! --ctstate DNAT -j {DOCKER_ISOLATION}",) if docker_isolation else ()),
+        "-j ACCEPT",
+    )
+
+
+def _snat(family: int) -> tuple[str, ...]:
+    return (
+        # Published port reached from the container itself or a neighbour: the answer must come back through us.
+        f"-m conntrack --ctstate DNAT {_match('net', family, 'src,dst')} -j MASQUERADE",
+        *(f"-s {_LOOPBACK[family]} {leaves} -j MASQUERADE" for leaves in _into(family)),
+        f"-m set --match-set netplug-masq{family} src -m set ! --match-set netplug-net{family} src,dst -j MASQUERADE",
+    )
+
+
+def _raw() -> tuple[str, ...]:
+    """``route_localnet`` on our bridges is for the host's own packets: containers may not use it (CVE-2020-8558)."""
+    return tuple(f"{end} {_LOOPBACK[4]} {came} -j DROP" for end in ("-d", "-s") for came in _from(4))
+
+
+def _match(name: str, family: int, flags: str) -> str:
+    return f"-m set --match-set netplug-{name}{family} {flags}"
+
+
+def network(net: Network, bridge: str) -> Plan:
+    """Return the set members of a network."""
+    steps: list[Step] = []
+    if not bridge.startswith(BRIDGES):
+        steps += [Member(f"netplug-if{family}", _ANY[family], bridge) for family in net.families()]
+    for pool in (subnet.pool for subnet in net.subnets):
+        steps.append(Member(f"netplug-net{pool.version}", pool, bridge))
+        if net.options.icc:
+            steps.append(Member(f"netplug-icc{pool.version}", pool, bridge))
+        if not net.internal:
+            steps.append(Member(f"netplug-out{pool.version}", pool, bridge))
+        if net.options.masquerade and not net.internal:
+            steps.append(Member(f"netplug-masq{pool.version}", pool))
+    return Plan(tuple(steps))
+
+
+def publish(mapping: PortMapping, address: IPAddress) -> Plan:
+    """Return the steps that lead one host port to the container's `address`, which is of the mapping's family."""
+    family = address.version
+    host = mapping.host_address or _ALL_ADDRESSES[family]
+    only = "" if host == _ALL_ADDRESSES[family] else f"-d {host}/{host.max_prefixlen} "
+    target = f"[{address}]" if family == 6 else str(address)
+    rule = Rule(
+        family,
+        "nat",
+        DNAT,
+        f"{only}-p {mapping.proto} -m {mapping.proto} --dport {mapping.host_port}"
+        f" -j DNAT --to-destination {target}:{mapping.port}",
+    )
+    flows = (Flows(mapping.proto, mapping.host_port, address),) if mapping.proto is Proto.UDP else ()
+    return Plan((HostPort(mapping.proto, host, mapping.host_port), rule, *flows))

@@ -1,0 +1,89 @@
+"""Names and MACs out of ids: deterministic, so that plans compare and crash recovery knows what to look for."""
+
+from hashlib import sha256
+from string import hexdigits
+
+from .plan import IPInterface
+
+MARK = "netplug-"
+"""Every link that we make has an altname that begins so, every chain and set a name that does (chains in capitals)."""
+
+
+BRIDGES = "np-"
+"""How the names of our bridges begin, and of nothing else that we make: rules tell them by it."""
+
+
+def short(ident: str) -> str:
+    """Return 12 hexadecimal digits that stand for an id: its first ones, or those of its hash.
+
+    >>> short("3A5D5FD21A47b2c3")
+    '3a5d5fd21a47'
+    >>> short("podman-7/eth0")
+    'be2749acf364'
+    """
+    if len(ident) >= 12 and all(sign in hexdigits for sign in ident):
+        return ident[:12].lower()
+    return sha256(ident.encode()).hexdigest()[:12]
+
+
+def bridge_name(network_id: str) -> str:
+    """Return the name of a network's bridge; 15 bytes, the kernel's limit (IFNAMSIZ).
+
+    >>> bridge_name("3a5d5fd21a47b2c3")
+    'np-3a5d5fd21a47'
+    """
+    return BRIDGES + short(network_id)
+
+
+def host_side(endpoint_id: str) -> str:
+    """Return the name of the host side of an endpoint's veth.
+
+    >>> host_side("3a5d5fd21a47b2c3")
+    'nph3a5d5fd21a47'
+    """
+    return f"nph{short(endpoint_id)}"
+
+
+def sandbox_side(endpoint_id: str) -> str:
+    """Return the name that the sandbox side has until a runtime renames it.
+
+    >>> sandbox_side("3a5d5fd21a47b2c3")
+    'nps3a5d5fd21a47'
+    """
+    return f"nps{short(endpoint_id)}"
+
+
+def mark(link: str) -> str:
+    """Return the altname that marks a link of ours; it survives renames and moves between namespaces.
+
+    >>> mark("np-3a5d5fd21a47")
+    'netplug-np-3a5d5fd21a47'
+    """
+    return MARK + link
+
+
+def mac_of_address(address: IPInterface) -> str:
+    """Return the MAC of an endpoint with this address: locally administered, the same whenever the address is.
+
+    So a neighbour's ARP or ND entry stays right when the address goes to a new endpoint.
+
+    >>> from ipaddress import ip_interface
+    >>> mac_of_address(ip_interface("10.208.0.2/24"))
+    '02:6e:0a:d0:00:02'
+    """
+    if address.version == 4:
+        return _mac(b"\x02\x6e", address.ip.packed)
+    return _mac(b"\x02\x6e", sha256(address.ip.packed).digest()[:4])
+
+
+def mac_of_id(ident: str) -> str:
+    """Return a MAC made from an id, for bridges and endpoints without an address.
+
+    >>> mac_of_id("3a5d5fd21a47b2c3") == mac_of_id("3a5d5fd21a47b2c3")
+    True
+    """
+    return _mac(b"\x06\x6e", sha256(ident.encode()).digest()[:4])
+
+
+def _mac(head: bytes, tail: bytes) -> str:
+    return ":".join(f"{byte:02x}" for byte in head + tail)

@@ -1,0 +1,31 @@
+"""None mode: loopback only. A null object: every plan is empty, so that nobody needs an `if` for it."""
+
+from collections.abc import Sequence
+
+from .api import Attachment, Endpoint, HostFacts, Network, Scope
+from .plan import Plan
+
+
+class NoneDriver:
+    """Networks without any link."""
+
+    scope = Scope.LOCAL
+    gateway = False
+
+    def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
+        return
+
+    def create_network(self, net: Network, host: HostFacts) -> Plan:
+        return Plan()
+
+    def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
+        return Plan()
+
+    def join(self, net: Network, ep: Endpoint) -> Attachment:
+        return Attachment(isolated=True)
+
+    def expose(self, net: Network, ep: Endpoint) -> Plan:
+        return Plan()
+
+    def base(self, families: Sequence[int], host: HostFacts) -> Plan:
+        return Plan()

@@ -1,0 +1,182 @@
+"""Network options: ``-o key=value`` and Docker's own ``com.docker.network.*`` keys into a typed object.
+
+One table says of each key its aliases, the modes that know it, how its text is read and what it means; the parser,
+the error messages and the README's table all come from it. An unknown or ill-formed key is an error that names it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address
+
+from .errors import DriverError, Kind
+
+
+class Mode(StrEnum):
+    """How a network is built."""
+
+    BRIDGE = "bridge"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOptions:
+    """The options of one network.
+
+    `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id.
+    """
+
+    mode: str = Mode.BRIDGE
+    name: str = ""
+    mtu: int = 0
+    bridge: str = ""
+    masquerade: bool = True
+    icc: bool = True
+    host_binding_ipv4: IPv4Address | None = None
+    ifname: str = "eth"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A row of the options table."""
+
+    key: str
+    aliases: tuple[str, ...]
+    modes: tuple[str, ...]
+    read: Callable[[str], object]
+    default: str
+    meaning: str
+
+
+def _mode(text: str) -> str:
+    if text not in set(Mode):
+        raise ValueError(f"must be one of {', '.join(Mode)}")
+    return text
+
+
+def _boolean(text: str) -> bool:
+    value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+    if value is None:
+        raise ValueError("must be true or false")
+    return value
+
+
+def _mtu(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 68 <= int(text[:9]) <= 65535:
+        raise ValueError("must be a number of bytes from 68 to 65535")
+    return int(text)
+
+
+def _word(text: str) -> str:
+    if not 1 <= len(text) <= 128 or not all(sign.isascii() and (sign.isalnum() or sign in "_.-") for sign in text):
+        raise ValueError("must be 1 to 128 letters, digits, '_', '.' or '-'")
+    return text
+
+
+def _link(text: str) -> str:
+    if len(text) > 15:
+        raise ValueError("must be an interface name of at most 15 signs")
+    return _word(text)
+
+
+def _prefix(text: str) -> str:
+    if len(text) > 12:
+        raise ValueError("must be an interface prefix of at most 12 signs")
+    return _word(text)
+
+
+def _ipv4(text: str) -> IPv4Address | None:
+    try:
+        return IPv4Address(text) if text not in {"", "0.0.0.0"} else None
+    except ValueError:
+        raise ValueError("must be an IPv4 address") from None
+
+
+_ALL = tuple(Mode)
+_DOCKER = "com.docker.network."
+OPTIONS: tuple[Option, ...] = (
+    Option("mode", (), _ALL, _mode, "bridge", "how the network is built: bridge or none"),
+    Option("name", (), _ALL, _word, "learned from Docker", "the network's name outside Docker"),
+    Option("mtu", (_DOCKER + "driver.mtu",), _ALL, _mtu, "the uplink's", "bytes"),
+    Option(
+        "bridge",
+        (_DOCKER + "bridge.name",),
+        (Mode.BRIDGE,),
+        _link,
+        "made from the id",
+        "interface name; an existing bridge is used and never deleted",
+    ),
+    Option(
+        "masquerade",
+        (_DOCKER + "bridge.enable_ip_masquerade",),
+        (Mode.BRIDGE,),
+        _boolean,
+        "true",
+        "containers leave the host under the host's address",
+    ),
+    Option(
+        "icc",
+        (_DOCKER + "bridge.enable_icc",),
+        (Mode.BRIDGE,),
+        _boolean,
+        "true",
+        "containers of the network may talk to each other",
+    ),
+    Option(
+        "host_binding_ipv4",
+        (_DOCKER + "bridge.host_binding_ipv4",),
+        (Mode.BRIDGE,),
+        _ipv4,
+        "all addresses",
+        "default host address of published ports",
+    ),
+    Option(
+        "ifname",
+        (_DOCKER + "container_iface_prefix",),
+        _ALL,
+        _prefix,
+        "eth",
+        "prefix of the interface's name in the sandbox",
+    ),
+)
+_BY_KEY = {key: option for option in OPTIONS for key in (option.key, *option.aliases)}
+
+
+def parse(raw: Mapping[str, str]) -> NetworkOptions:
+    """Return the typed form of a network's options.
+
+    >>> options = parse({"com.docker.network.driver.mtu": "1400", "icc": "false"})
+    >>> options.mtu, options.icc, options.masquerade
+    (1400, False, True)
+
+    Raises:
+        DriverError: a key is unknown, ill-formed, given twice with two values, or of another mode.
+    """
+    values: dict[str, object] = {}
+    for key, text in raw.items():
+        option = _find(key)
+        value = _read(option, key, text)
+        if values.setdefault(option.key, value) != value:
+            raise DriverError(Kind.INVALID, f"option {key!r} contradicts another spelling of {option.key!r}")
+    options = NetworkOptions(**values)  # type: ignore[arg-type]  # each value was read by its row of the table
+    for key in raw:
+        option = _BY_KEY[key]
+        if options.mode not in option.modes:
+            modes = " and ".join(option.modes)
+            raise DriverError(Kind.INVALID, f"option {key!r} is of mode {modes}, the network's is {options.mode!r}")
+    return options
+
+
+def _find(key: str) -> Option:
+    try:
+        return _BY_KEY[key]
+    except KeyError:
+        known = ", ".join(option.key for option in OPTIONS)
+        raise DriverError(Kind.INVALID, f"unknown option {key[:80]!r}", hint=f"known options: {known}") from None
+
+
+def _read(option: Option, key: str, text: str) -> object:
+    try:
+        return option.read(text)
+    except ValueError as exc:
+        raise DriverError(Kind.INVALID, f"option {key}={text[:80]!r}: {exc}") from None

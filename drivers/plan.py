@@ -1,0 +1,310 @@
+"""The vocabulary of plans: what kernel objects are wanted, in order.
+
+A step says how an object shall *be*, never how to make it. Whoever executes a plan creates what is missing, adjusts
+what is ours and differs, and leaves alone what belongs to others. A step names its object by `key`; two steps with one
+key speak of the same object. Link names are those of the host's namespace unless a step has a `netns`, the path of a
+sandbox.
+
+Rules are written exactly as ``iptables-save`` prints them, so that comparing is comparing strings.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import TypeAlias
+
+from .codec import Json, JsonObject, decode, encode
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+IPInterface: TypeAlias = IPv4Interface | IPv6Interface
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
+
+
+class Proto(StrEnum):
+    """Transport protocols whose ports can be published."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """A Linux bridge, up. Its MAC is explicit: else each new port may rewrite it and flush all neighbours.
+
+    `adopt`: the user named it; a bridge of that name that is not ours is used as it is and never deleted.
+    """
+
+    name: str
+    mac: str
+    mtu: int
+    adopt: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"link/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Veth:
+    """A veth pair: the host side `name` is up and a port of bridge `master`; the sandbox side is `peer`.
+
+    The peer is made in the host's namespace and left down (a runtime moves it), or directly in `netns` and up.
+    `isolated`: the port exchanges no frames with other isolated ports (bridge(8), ``isolated on``).
+    """
+
+    name: str
+    peer: str
+    mac: str
+    peer_mac: str
+    mtu: int
+    master: str
+    isolated: bool = False
+    netns: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"link/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Hairpin:
+    """Bridge port `link` may send a frame back to where it came from (bridge(8), ``hairpin on``).
+
+    Needed only by endpoints with published ports, under ``bridge-nf-call-iptables``: there a DNATed packet from the
+    container to itself stays in the bridge. Off for all others, since their own multicast would come back to them.
+    """
+
+    link: str
+
+    @property
+    def key(self) -> str:
+        return f"hairpin/{self.link}"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address with its prefix length on a link."""
+
+    link: str
+    address: IPInterface
+    netns: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"address/{self.netns or ''}/{self.link}/{self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route through `link` in the main table; without a gateway the destination is on the link."""
+
+    destination: IPNetwork
+    link: str
+    gateway: IPAddress | None = None
+    netns: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"route/{self.netns or ''}/{self.destination}/{self.link}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A setting below /proc/sys, `name` with slashes. Not restored at revert: others may have come to rely on it."""
+
+    name: str
+    value: str
+
+    @property
+    def key(self) -> str:
+        return f"sysctl/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class IpSet:
+    """A set of ours, `type` as ipset(8) names it, `family` 4 or 6."""
+
+    name: str
+    type: str
+    family: int
+
+    @property
+    def key(self) -> str:
+        return f"set/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of an `IpSet`: `net`, and `link` when the set is a hash:net,iface."""
+
+    set: str
+    net: IPNetwork
+    link: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"member/{self.set}/{self.net}/{self.link or ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain of ours with its whole content, or an `open` one to which `Rule` steps add."""
+
+    family: int
+    table: str
+    name: str
+    rules: tuple[str, ...] = ()
+    open: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"chain/{self.family}/{self.table}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule in an open chain of ours; order among such rules does not matter."""
+
+    family: int
+    table: str
+    chain: str
+    rule: str
+
+    @property
+    def key(self) -> str:
+        return f"rule/{self.family}/{self.table}/{self.chain}/{self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """A rule in a built-in chain that leads to a chain of ours.
+
+    It stands before all other rules, but after those that jump to `after`.
+    """
+
+    family: int
+    table: str
+    chain: str
+    rule: str
+    after: str | None = None
+
+    @property
+    def target(self) -> str:
+        """The chain that it leads to."""
+        return self.rule.rsplit(" ", 1)[-1]
+
+    @property
+    def key(self) -> str:
+        return f"jump/{self.family}/{self.table}/{self.chain}/{self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """A port of the host, reserved by a bound socket. `address` unspecified (0.0.0.0, ::) means all of its family."""
+
+    proto: Proto
+    address: IPAddress
+    port: int
+
+    @property
+    def key(self) -> str:
+        return f"hostport/{self.proto}/{self.address}/{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """Tracked connections to host port `port` lead to `address` and nowhere else; at revert, to nowhere.
+
+    Without it a UDP flow that began before the port was published bypasses the DNAT for as long as it lives. An
+    executor sees to it after the rules have changed, in both directions.
+    """
+
+    proto: Proto
+    port: int
+    address: IPAddress
+
+    @property
+    def key(self) -> str:
+        return f"flows/{self.proto}/{self.port}/{self.address}"
+
+
+Step: TypeAlias = (
+    Bridge | Veth | Hairpin | Address | Route | Sysctl | IpSet | Member | Chain | Rule | Jump | HostPort | Flows
+)
+STEPS: dict[str, type[Step]] = {
+    cls.__name__: cls
+    for cls in (
+        Bridge,
+        Veth,
+        Hairpin,
+        Address,
+        Route,
+        Sysctl,
+        IpSet,
+        Member,
+        Chain,
+        Rule,
+        Jump,
+        HostPort,
+        Flows,
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps in the order in which they are applied; reverting goes backwards.
+
+    >>> Plan((Sysctl("net/ipv4/ip_forward", "1"),)) + Plan()
+    Plan(steps=(Sysctl(name='net/ipv4/ip_forward', value='1'),))
+    """
+
+    steps: tuple[Step, ...] = ()
+
+    def __add__(self, other: "Plan") -> "Plan":
+        return Plan(self.steps + other.steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def without(self, keys: Iterable[str]) -> "Plan":
+        """Return the plan less the steps of these keys."""
+        gone = frozenset(keys)
+        return Plan(tuple(step for step in self.steps if step.key not in gone)) if gone else self
+
+    def into(self, netns: str, ifname: str) -> "Plan":
+        """Return the plan with the sandbox side of its veth made in `netns`, under its final name."""
+        return Plan(tuple(replace(step, netns=netns, peer=ifname) if isinstance(step, Veth) else step for step in self))
+
+    def to_json(self) -> Json:
+        """Return the stored form: a list of objects whose `step` is the kind."""
+        return [{"step": type(step).__name__, **_fields(step)} for step in self.steps]
+
+    @classmethod
+    def from_json(cls, data: Json) -> "Plan":
+        """Return the plan that `to_json` wrote.
+
+        Raises:
+            ValueError: not a plan, or one with a kind of step that this version does not know.
+        """
+        if not isinstance(data, list):
+            raise ValueError("a plan is stored as a list")
+        return cls(tuple(_step(item) for item in data))
+
+
+def _fields(step: Step) -> JsonObject:
+    data = encode(step)
+    assert isinstance(data, dict)  # noqa: S101 - a dataclass encodes to an object
+    return data
+
+
+def _step(data: Json) -> Step:
+    if not isinstance(data, dict) or data.get("step") not in STEPS:
+        raise ValueError(f"unknown kind of step {data!r}")
+    fields = {name: value for name, value in data.items() if name != "step"}
+    return decode(STEPS[str(data["step"])], fields)
