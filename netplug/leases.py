@@ -1,0 +1,131 @@
+"""Pools and leases of addresses in the store: the allocator's `LeaseStore`.
+
+A claim is a transaction that holds only while the address has no record, so that the store decides between
+two hosts that want one address. Nothing here keeps state.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TypeVar
+from urllib.parse import quote
+
+from netplug.drivers.codec import JsonObject, decode, encode
+from netplug.ipam.lease import IPAddress, Lease, OwnerKind
+from netplug.ipam.pool import Pool
+from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError
+
+POOLS = "ipam/pools/"
+LEASES = "ipam/leases/"
+OPS_PER_TXN = 100  # etcd allows 128 in one transaction (--max-txn-ops)
+
+_T = TypeVar("_T")
+_R = TypeVar("_R", Pool, Lease)
+
+
+class StoredLeases:
+    """`LeaseStore` on a `Store`, which stays the caller's."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def load(self) -> tuple[list[Pool], list[Lease]]:
+        """Return everything.
+
+        Raises:
+            StoreError: a record cannot be read; the text names its key.
+        """
+        pools, _ = await self._store.range(POOLS)
+        leases, _ = await self._store.range(LEASES)
+        return [_decode(Pool, record) for record in pools], [_decode(Lease, record) for record in leases]
+
+    async def claim(self, lease: Lease) -> bool:
+        """Store a new lease; False: the address has a record.
+
+        Cancelled, it waits until the store has answered and takes the lease back: an address of which nobody
+        knows would be lost.
+        """
+        key = lease_key(lease.pool, lease.address)
+        # Gateways outlive a loss of power, as their networks do; endpoints do not.
+        durable = lease.owner.kind in {OwnerKind.GATEWAY, OwnerKind.AUX}
+        txn = self._store.txn([Compare(key, 0)], [Put(key, _encode(lease))], durable=durable)
+        revision, cancelled = await _finish(txn)
+        if cancelled is not None:
+            if revision is not None:
+                await _finish(self._store.txn([Compare(key, revision)], [Delete(key)]))
+            raise cancelled
+        return revision is not None
+
+    async def update(self, lease: Lease) -> bool:
+        """Store the new owner of a lease; False: there is no such record."""
+        key = lease_key(lease.pool, lease.address)
+        put = Put(key, _encode(lease))
+        while record := await self._store.get(key):
+            if await self._store.txn([Compare(key, record.revision)], [put]) is not None:
+                return True
+        return False
+
+    async def drop(self, pool_id: str, address: IPAddress) -> None:
+        """Delete a lease; absent is success."""
+        await self._store.txn([], [Delete(lease_key(pool_id, address))])
+
+    async def save_pool(self, pool: Pool) -> bool:
+        """Store a pool, new or changed; never refused on one host."""
+        await self._store.txn([], [Put(pool_key(pool.id), _encode(pool))], durable=True)
+        return True
+
+    async def drop_pool(self, pool_id: str) -> None:
+        """Delete a pool with all its leases, the pool last: after a crash it is still known."""
+        records, _ = await self._store.range(leases_prefix(pool_id))
+        ops = [*(Delete(record.key) for record in records), Delete(pool_key(pool_id))]
+        for start in range(0, len(ops), OPS_PER_TXN):
+            await self._store.txn([], ops[start : start + OPS_PER_TXN], durable=start + OPS_PER_TXN >= len(ops))
+
+
+def pool_key(pool_id: str) -> str:
+    """Return the key of a pool's record.
+
+    >>> pool_key("local/fd00::/64")
+    'ipam/pools/local%2Ffd00::%2F64'
+    """
+    return POOLS + quote(pool_id, safe=":")
+
+
+def leases_prefix(pool_id: str) -> str:
+    """Return what the keys of a pool's leases, and only those, begin with."""
+    return f"{LEASES}{quote(pool_id, safe=':')}/"
+
+
+def lease_key(pool_id: str, address: IPAddress) -> str:
+    """Return the key of a lease's record."""
+    return f"{leases_prefix(pool_id)}{address}"
+
+
+async def _finish(work: Coroutine[object, object, _T]) -> tuple[_T, asyncio.CancelledError | None]:
+    """Wait to the end even when cancelled, and return the cancellation beside the result."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as exc:
+            if task.cancelled():
+                raise
+            cancelled = exc
+        except Exception:  # noqa: BLE001 - result() raises it below
+            break
+    if cancelled is not None and task.exception() is not None:
+        raise cancelled
+    return task.result(), cancelled
+
+
+def _encode(value: Pool | Lease) -> JsonObject:
+    data = encode(value)
+    assert isinstance(data, dict)  # noqa: S101 - a dataclass encodes to an object
+    return data
+
+
+def _decode(cls: type[_R], record: Record) -> _R:
+    try:
+        return decode(cls, record.value)
+    except (ValueError, TypeError) as exc:
+        raise StoreError(f"record {record.key!r} is not a {cls.__name__.lower()}: {exc}") from exc

@@ -1,0 +1,113 @@
+"""What `StoredLeases` adds to the conformance suite in test_ipam_store.py."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from netplug.ipam.allocator import Allocator
+from netplug.ipam.lease import Lease, Owner, OwnerKind
+from netplug.ipam.pool import Pool
+from netplug.ipam.spaces import default_spaces, ula
+from netplug.leases import StoredLeases, lease_key, pool_key
+from netplug.store.api import Compare, Delete, Put, StoreError
+from netplug.store.sqlite import SqliteStore
+
+POOL = Pool("local", ip_network("10.1.0.0/24"), holds=1)
+LEASE = Lease(POOL.id, ip_address("10.1.0.7"), Owner(OwnerKind.ENDPOINT, "e1", "web"))
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[SqliteStore]:
+    store = await SqliteStore.open(":memory:")
+    yield store
+    await store.close()
+
+
+class SlowStore:
+    """Passes transactions on, but keeps their answers back until `answer` is set."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.answer = asyncio.Event()
+        self.done = asyncio.Event()
+        self.durable: list[bool] = []
+
+    async def txn(
+        self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
+    ) -> int | None:
+        self.durable.append(durable)
+        revision = await self._store.txn(compares, ops, durable=durable)
+        self.done.set()
+        await self.answer.wait()
+        return revision
+
+
+@pytest.mark.parametrize("taken", [False, True])
+async def test_cancelled_claim_leaves_the_store_as_it_was(store: SqliteStore, *, taken: bool) -> None:
+    other = replace(LEASE, owner=Owner(OwnerKind.PENDING))
+    if taken:
+        await StoredLeases(store).claim(other)
+    slow = SlowStore(store)
+    task = asyncio.ensure_future(StoredLeases(slow).claim(LEASE))  # type: ignore[arg-type] # only txn is used
+    await slow.done.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()  # the impatient
+    await asyncio.sleep(0)
+    assert not task.done()
+    slow.answer.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await StoredLeases(store).load())[1] == ([other] if taken else [])
+
+
+async def test_gateways_and_pools_outlive_a_loss_of_power_and_endpoints_need_not(store: SqliteStore) -> None:
+    slow = SlowStore(store)
+    slow.answer.set()
+    leases = StoredLeases(slow)  # type: ignore[arg-type] # only txn is used
+    await leases.claim(LEASE)
+    await leases.claim(replace(LEASE, address=ip_address("10.1.0.1"), owner=Owner(OwnerKind.GATEWAY)))
+    await leases.save_pool(POOL)
+    assert slow.durable == [False, True, True]
+
+
+async def test_failing_store_is_heard_by_who_claims(store: SqliteStore) -> None:
+    await store.close()
+    with pytest.raises(StoreError, match="closed"):
+        await StoredLeases(store).claim(LEASE)
+
+
+async def test_unreadable_record_is_named(store: SqliteStore) -> None:
+    await store.txn([], [Put(pool_key(POOL.id), {"space": "local", "colour": "blue"})])
+    with pytest.raises(StoreError, match=r"'ipam/pools/local%2F10.1.0.0%2F24' is not a pool: .*'colour'"):
+        await StoredLeases(store).load()
+
+
+async def test_keys_of_leases_are_readable() -> None:
+    assert lease_key("local/fd00::/64", ip_address("fd00::5")) == "ipam/leases/local%2Ffd00::%2F64/fd00::5"
+
+
+async def test_allocator_goes_on_after_a_restart_of_the_daemon(tmp_path: Path) -> None:
+    spaces = default_spaces(ula(b"test"))
+    store = await SqliteStore.open(tmp_path / "state.db")
+    first = Allocator(StoredLeases(store), spaces)
+    await first.load()
+    pool = await first.request_pool("local", v6=True)
+    await first.keep(pool.id, "n1")
+    lease = await first.request_address(pool.id, owner=Owner(OwnerKind.PENDING))
+    assigned = await first.assign(pool.id, lease.address, Owner(OwnerKind.ENDPOINT, "e1"), "02:00:00:00:00:01")
+    await store.close()
+
+    store = await SqliteStore.open(tmp_path / "state.db")
+    second = Allocator(StoredLeases(store), spaces)
+    await second.load()
+    assert second.pools() == (replace(pool, holders=("n1",)),)
+    assert list(second.leases(pool.id)) == [assigned]
+    assert await second.release_pool(pool.id)
+    assert await second.let_go(pool.id, "n1")
+    assert (await store.range("ipam/"))[0] == []
+    await store.close()
