@@ -1,0 +1,100 @@
+"""The store protocol: key → JSON record with a revision, transactions, leases, watch.
+
+The shape is etcd's (etcd v3 API: KV, Lease, Watch), so that the embedded store and a cluster's can stand for each
+other; one conformance suite holds both to it. A revision counts transactions that changed something, over the whole
+store.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from netplug.drivers.codec import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored value. `revision`: of the transaction that last wrote it."""
+
+    key: str
+    value: JsonObject
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Holds when `key` was last written by transaction `revision`; 0: when there is no such key."""
+
+    key: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a record; with a `lease` it goes when the lease ends."""
+
+    key: str
+    value: JsonObject
+    lease: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete a record; absent is success."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change. `record` is None when the key was deleted. `revision`: of the transaction that made it."""
+
+    key: str
+    record: Record | None
+    revision: int
+
+
+class Compacted(Exception):  # noqa: N818 - a fact, which the reader answers by reading all anew
+    """The revision to watch from is no longer remembered: read all anew, then watch from that revision."""
+
+
+class StoreError(Exception):
+    """The store cannot be reached or refuses; the text says which and why."""
+
+
+class Store(Protocol):
+    """Everything persistent goes through here."""
+
+    async def get(self, key: str) -> Record | None:
+        """Return the record of a key."""
+
+    async def range(self, prefix: str) -> tuple[list[Record], int]:
+        """Return the records whose keys begin so, in the order of keys, and the revision they are as of."""
+
+    async def txn(
+        self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
+    ) -> int | None:
+        """Do all operations when all comparisons hold, and return the transaction's revision; else None.
+
+        `durable`: outlives a loss of power when this returns. Without it the transaction outlives a crash of this
+        process only, which is enough for what a loss of power ends anyway (endpoints and their links).
+        """
+
+    async def lease(self, ttl_s: float) -> int:
+        """Grant a lease that ends `ttl_s` seconds after it was last kept alive, and return its id."""
+
+    async def keep_alive(self, lease: int) -> bool:
+        """Start the lease's time anew; False when it has ended."""
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease and delete its records; absent is success."""
+
+    def watch(self, prefix: str, revision: int) -> AsyncIterator[Event]:
+        """Yield the changes after `revision` to keys that begin so, in order, and wait for more.
+
+        Raises:
+            Compacted: changes after `revision` have been forgotten.
+        """
+
+    async def close(self) -> None:
+        """Finish what was begun and let go of files and connections."""
