@@ -1,0 +1,1 @@
+"""The only place that touches the kernel: netlink, iptables, ipset, sysctls, namespaces, bound sockets."""

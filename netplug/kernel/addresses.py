@@ -1,0 +1,194 @@
+"""Addresses and routes, in the host's namespace or in a sandbox.
+
+Ours bear a protocol number. An address without one that stands on a link of ours counts as ours too, since it goes with
+the link (kernels before 5.18 know no protocol of addresses).
+"""
+
+import errno
+from ipaddress import IPv6Interface
+
+from netplug.drivers.plan import Address, Route
+
+from . import rtnl
+from .api import MISSING, Outcome, StepError
+from .netlink import (
+    NEW,
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    RTM_DELADDR,
+    RTM_DELROUTE,
+    RTM_NEWADDR,
+    RTM_NEWROUTE,
+    Netlink,
+    NetlinkError,
+    attr,
+    u8,
+    u32,
+)
+from .rtnl import IFADDR, PROTOCOL, RTMSG, Link, LinkAddress, LinkRoute
+
+_IFA_F_NODAD = 0x02
+"""Duplicate address detection takes a second, in which the address does not answer; we know that ours are unique."""
+_GONE = frozenset({errno.EADDRNOTAVAIL, errno.ENODEV, errno.ESRCH, errno.ENOENT})
+_SCOPE_LINK = 253
+_UNICAST = 1
+
+
+def ensure_address(nl: Netlink, step: Address) -> Outcome:
+    """Bring an address about."""
+    link = _link(nl, step)
+    try:
+        nl.request(RTM_NEWADDR, _address(step, link.index), NEW)
+    except NetlinkError as error:
+        if error.errno == errno.EEXIST:
+            return _existing_address(nl, step, link)
+        if error.errno in {errno.EACCES, errno.EPERM} and step.address.version == 6:
+            raise StepError(
+                "invalid",
+                step,
+                f"IPv6 is switched off on link {step.link!r}",
+                hint=f"sysctl net.ipv6.conf.{step.link}.disable_ipv6=0",
+            ) from error
+        raise
+    return Outcome.CREATED
+
+
+def remove_address(nl: Netlink, step: Address) -> None:
+    """Remove an address of ours."""
+    link = rtnl.link(nl, step.link)
+    if link is None:
+        return
+    found = find_address(step, link, rtnl.addresses(nl, link.index))
+    if found and is_ours(found, link):
+        _tolerant(nl, RTM_DELADDR, _address(step, link.index))
+
+
+def find_address(step: Address, link: Link, addresses: list[LinkAddress]) -> LinkAddress | None:
+    """Return the address as the kernel has it."""
+    for found in addresses:
+        if found.index == link.index and found.address == step.address:
+            return found
+    return None
+
+
+def is_ours(found: LinkAddress, link: Link) -> bool:
+    """Return whether the address is ours."""
+    return found.protocol == PROTOCOL or (link.marked and not found.protocol)
+
+
+def ensure_route(nl: Netlink, step: Route) -> Outcome:
+    """Bring a route about."""
+    link = _link(nl, step)
+    message = _route(step, link.index)
+    try:
+        nl.request(RTM_NEWROUTE, message, NEW)
+    except NetlinkError as error:
+        if error.errno == errno.ENETUNREACH or (error.errno == errno.EINVAL and step.gateway):
+            raise StepError(
+                "invalid", step, f"gateway {step.gateway} is not reachable on link {step.link!r}"
+            ) from error
+        if error.errno == errno.ENETDOWN:
+            raise StepError("invalid", step, f"link {step.link!r} is down") from error
+        if error.errno != errno.EEXIST:
+            raise
+    else:
+        return Outcome.CREATED
+    found = find_route(step, rtnl.routes(nl))
+    if found is None:
+        # Seen by the kernel, not by us: another type, or it went just now. Ask again and let the kernel speak.
+        raise StepError("exists", step, f"route {step.destination} exists and is not ours")
+    if found.index == link.index and found.gateway == step.gateway:
+        return Outcome.EQUAL if found.protocol == PROTOCOL else Outcome.USED
+    if found.protocol != PROTOCOL:
+        raise StepError("exists", step, f"route {step.destination} exists and leads elsewhere")
+    if found.destination.version == 4:
+        nl.request(RTM_NEWROUTE, message, NLM_F_CREATE | NLM_F_REPLACE)
+    else:
+        _tolerant(nl, RTM_DELROUTE, _route(Route(step.destination, step.link, found.gateway), found.index))
+        nl.request(RTM_NEWROUTE, message, NEW)
+    return Outcome.ADJUSTED
+
+
+def remove_route(nl: Netlink, step: Route) -> None:
+    """Remove a route of ours."""
+    link = rtnl.link(nl, step.link)
+    if link:
+        # The protocol is part of the question: a stranger's route does not answer to it.
+        _tolerant(nl, RTM_DELROUTE, _route(step, link.index))
+
+
+def find_route(step: Route, routes: list[LinkRoute], index: int | None = None) -> LinkRoute | None:
+    """Return the route that a step would collide with, or, given a link, the one on it; ours or unmetered first."""
+    metric = 1024 if step.destination.version == 6 else 0
+    for found in routes:
+        fits = found.metric in {0, metric} or found.protocol == PROTOCOL
+        if fits and found.destination == step.destination and index in {None, found.index}:
+            return found
+    return None
+
+
+def address_drift(step: Address, link: Link | None, addresses: list[LinkAddress]) -> str:
+    """Say what is wrong with an address; empty when nothing."""
+    return "" if link and find_address(step, link, addresses) else MISSING
+
+
+def route_drift(step: Route, link: Link | None, routes: list[LinkRoute]) -> str:
+    """Say what is wrong with a route; empty when nothing."""
+    found = find_route(step, routes, link.index) if link else None
+    if found is None:
+        return MISSING
+    return "" if found.gateway == step.gateway else f"gateway is {found.gateway}, not {step.gateway}"
+
+
+def _existing_address(nl: Netlink, step: Address, link: Link) -> Outcome:
+    addresses = rtnl.addresses(nl, link.index)
+    found = find_address(step, link, addresses)
+    if found:
+        return Outcome.EQUAL if is_ours(found, link) else Outcome.USED
+    other = next((item for item in addresses if item.address.ip == step.address.ip), None)
+    if other is None or not is_ours(other, link):
+        raise StepError("exists", step, f"link {step.link!r} has address {step.address.ip} with another prefix length")
+    _tolerant(nl, RTM_DELADDR, _address(Address(step.link, other.address), link.index))
+    nl.request(RTM_NEWADDR, _address(step, link.index), NEW)
+    return Outcome.ADJUSTED
+
+
+def _link(nl: Netlink, step: Address | Route) -> Link:
+    link = rtnl.link(nl, step.link)
+    if link is None:
+        where = f" in sandbox {step.netns}" if step.netns else ""
+        raise StepError("not_found", step, f"link {step.link!r} is missing{where}")
+    return link
+
+
+def _address(step: Address, index: int) -> bytes:
+    packed = step.address.ip.packed
+    nodad = isinstance(step.address, IPv6Interface)
+    return (
+        IFADDR.pack(10 if nodad else 2, step.address.network.prefixlen, 0, 0, index)
+        + attr(rtnl.IFA_LOCAL, packed)
+        + attr(rtnl.IFA_ADDRESS, packed)
+        + (u32(rtnl.IFA_FLAGS, _IFA_F_NODAD) if nodad else b"")
+        + u8(rtnl.IFA_PROTO, PROTOCOL)
+    )
+
+
+def _route(step: Route, index: int) -> bytes:
+    version = step.destination.version
+    scope = _SCOPE_LINK if version == 4 and step.gateway is None else 0
+    length = step.destination.prefixlen
+    family = 2 if version == 4 else rtnl.AF_INET6
+    return (
+        RTMSG.pack(family, length, 0, 0, rtnl.RT_TABLE_MAIN, PROTOCOL, scope, _UNICAST, 0)
+        + (attr(rtnl.RTA_DST, step.destination.network_address.packed) if length else b"")
+        + (attr(rtnl.RTA_GATEWAY, step.gateway.packed) if step.gateway else b"")
+        + u32(rtnl.RTA_OIF, index)
+    )
+
+
+def _tolerant(nl: Netlink, kind: int, message: bytes) -> None:
+    try:
+        nl.request(kind, message)
+    except NetlinkError as error:
+        if error.errno not in _GONE:
+            raise

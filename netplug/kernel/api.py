@@ -1,0 +1,139 @@
+"""The seam between the executor and a kernel, real or fake.
+
+A kernel knows four verbs, all of them in terms of steps: `ensure`, `remove`, `drift` and `owned`. They take several
+steps at once so that an implementation can put what belongs together into one netlink message or one iptables-restore.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from netplug.drivers.api import HostFacts
+from netplug.drivers.plan import Bridge, Chain, IPAddress, IpSet, Member, Proto, Rule, Step
+from netplug.errors import NetplugError
+
+
+class Outcome(StrEnum):
+    """What `ensure` found. `USED`: it is there, it fits, and it is not ours: never to be deleted."""
+
+    CREATED = "created"
+    ADJUSTED = "adjusted"
+    EQUAL = "equal"
+    USED = "used"
+
+
+class StepError(NetplugError):
+    """A step could not be brought about, or undone; `step` is the first that failed.
+
+    Kinds: "exists", someone else has an object of that name; "not_found", what the step builds on is missing (the
+    bridge of a veth, the link of an address, the set of a member, a sandbox); "invalid", what is there cannot be used;
+    "unavailable", a port is taken or the kernel lacks a feature; "forbidden"; "internal", the kernel refused.
+    """
+
+    def __init__(self, kind: str, step: Step, message: str, *, hint: str = "") -> None:
+        super().__init__(kind, message, hint=hint)
+        self.step = step
+
+
+MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A step that the kernel does not agree with: `MISSING`, or what differs, in words."""
+
+    step: Step
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """What bears our mark in the host's namespace: names of links, sets, and (family, table, chain) of chains.
+
+    Of a veth whose both ends are here only the host side is named; links that are being deleted are left out. `rules`:
+    (family, table, chain, rule) in chains of ours.
+    """
+
+    links: frozenset[str] = frozenset()
+    sets: frozenset[str] = frozenset()
+    chains: frozenset[tuple[int, str, str]] = frozenset()
+    rules: frozenset[tuple[int, str, str, str]] = frozenset()
+    members: frozenset[Member] = frozenset()
+
+    def steps(self) -> list[Step]:
+        """Return steps with the keys of all these objects, enough to remove them, in an order of making."""
+        return [
+            *(IpSet(name, "", 0) for name in sorted(self.sets)),
+            *sorted(self.members, key=lambda member: member.key),
+            *(Chain(family, table, name, open=True) for family, table, name in sorted(self.chains)),
+            *(Rule(family, table, chain, rule) for family, table, chain, rule in sorted(self.rules)),
+            *(Bridge(name, "", 0) for name in sorted(self.links)),
+        ]
+
+
+class Kernel(Protocol):
+    """What the executor and the engine need of a kernel."""
+
+    async def ensure(self, steps: Sequence[Step], outcomes: list[Outcome] | None = None) -> list[Outcome]:
+        """Bring the steps about, in order, and return what was found of each.
+
+        Neighbouring firewall steps are one transaction. When a step fails, those before it stay as they are.
+
+        Args:
+            steps: what is wanted.
+            outcomes: is appended to as steps are done and is what is returned; so a caller knows after an exception or
+                a cancellation how far it came. A step is done or not, never half.
+
+        Raises:
+            StepError: with the step that failed.
+        """
+
+    async def remove(self, steps: Sequence[Step]) -> None:
+        """Remove what the steps name, in the order given. Absent is success; what is not ours stays.
+
+        Links are unusable at once and gone soon after: see `settle`. Goes on after failures.
+
+        Raises:
+            ExceptionGroup: of `StepError`.
+        """
+
+    async def drift(self, steps: Sequence[Step]) -> list[Drift]:
+        """Return the steps that are missing or differ. Changes nothing."""
+
+    async def owned(self) -> Owned:
+        """Return what bears our mark."""
+
+    async def facts(self) -> HostFacts:
+        """Return what drivers may know of the host."""
+
+    async def settle(self) -> None:
+        """Wait until all links whose removal was asked for are gone."""
+
+    async def reserve(self, proto: Proto, address: IPAddress, first: int, last: int) -> int:
+        """Reserve a free port of the host by a bound socket and return its number; 0 to 0 lets the kernel choose.
+
+        A later `ensure` of the `HostPort` step finds the reservation; `remove` of that step ends it.
+
+        Raises:
+            NetplugError: "unavailable", with the taken port in the message; "invalid", the host lacks the address.
+        """
+
+    async def sandbox(self, ref: str) -> tuple[str, str]:
+        """Find a network namespace by its path, or by its name below /run/netns.
+
+        Returns its absolute path and its identity (device and inode), which is unique while it lives.
+
+        Raises:
+            NetplugError: "not_found"; "invalid" when it is no network namespace, or the host's own.
+        """
+
+    async def inhabited(self, path: str) -> bool:
+        """Tell whether a process lives in the network namespace of this path; False when there is none."""
+
+    def changes(self) -> asyncio.Event:
+        """Return the event that is set when others may have changed something of ours; the caller clears it."""
+
+    async def close(self) -> None:
+        """Let go of sockets and threads; the data plane stays."""

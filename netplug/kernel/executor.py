@@ -1,0 +1,111 @@
+"""Applies, reverts and compares plans.
+
+The executor knows nothing of the kinds of objects but the order in which published ports are brought about; it knows
+what was done and how to take it back.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from netplug.drivers.plan import Flows, HostPort, Plan, Rule, Step
+
+from .api import Drift, Kernel, Outcome
+
+log = structlog.get_logger(__name__)
+
+_PUBLISHING = (HostPort, Flows, Rule)
+
+
+class Executor:
+    """Executes plans on a kernel."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    async def apply(self, plan: Plan) -> Mapping[str, Outcome]:
+        """Bring a plan about and return what was found of each step, by key; of equal keys the first.
+
+        On any exception, cancellation too, what this very call created is removed again, in reverse and to the end,
+        before the exception goes on. A failure of that is attached to it as a note, and is in the log.
+
+        Raises:
+            StepError: with the step that failed.
+        """
+        steps = arrange(plan.steps)
+        outcomes: list[Outcome] = []
+        try:
+            await self._kernel.ensure(steps, outcomes)
+        except BaseException as error:
+            created = [step for step, outcome in zip(steps, outcomes, strict=False) if outcome is Outcome.CREATED]
+            try:
+                await _to_the_end(self._kernel.remove(arrange(created, reverting=True)))
+            except Exception as failure:  # noqa: BLE001 - whatever it is, the cause of all goes on
+                log.error("plan.undo_failed", cause=str(error), error=_flat(failure))  # noqa: TRY400
+                error.add_note(f"and it could not all be undone: {_flat(failure)}")
+            raise
+        found: dict[str, Outcome] = {}
+        for step, outcome in zip(steps, outcomes, strict=True):
+            found.setdefault(step.key, outcome)
+        return found
+
+    async def revert(self, plan: Plan) -> None:
+        """Remove a plan, in reverse. What is absent is no failure; goes on after failures.
+
+        Raises:
+            ExceptionGroup: of `StepError`.
+        """
+        await self._kernel.remove(arrange(plan.steps, reverting=True))
+
+    async def drift(self, plan: Plan) -> tuple[Drift, ...]:
+        """Return the steps that are missing or differ, in order."""
+        return tuple(await self._kernel.drift(plan.steps))
+
+
+def arrange(steps: Sequence[Step], *, reverting: bool = False) -> tuple[Step, ...]:
+    """Return the steps in an order in which the kernel can take more of them at once.
+
+    Several published ports follow one another as (port, flows, rule, flows) each. Of such a stretch first all ports are
+    reserved, then all rules added (one transaction), then the old flows dropped, with those that slipped in meanwhile.
+    When reverting, the rules go first and the flows after them. So of two equal `Flows` steps one does nothing that the
+    other does not, and it is left out: looking through the connection table takes longer than all the rest.
+    """
+    result: list[Step] = []
+    stretch: list[Step] = []
+    for step in reversed(steps) if reverting else steps:
+        if isinstance(step, _PUBLISHING):
+            stretch.append(step)
+        else:
+            result += _stretch(stretch, reverting=reverting)
+            stretch = []
+            result.append(step)
+    return (*result, *_stretch(stretch, reverting=reverting))
+
+
+def _stretch(steps: list[Step], *, reverting: bool) -> list[Step]:
+    ports = [step for step in steps if isinstance(step, HostPort)]
+    rules = [step for step in steps if isinstance(step, Rule)]
+    flows = list({step.key: step for step in steps if isinstance(step, Flows)}.values())
+    return [*rules, *flows, *ports] if reverting else [*ports, *rules, *flows]
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await something that goes on whatever happens to us: half an undo is worse than a late one."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled:
+        raise cancelled
+
+
+def _flat(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(_flat(item) for item in error.exceptions)
+    return str(error)

@@ -1,0 +1,39 @@
+"""What drivers may know of the host."""
+
+from netplug.drivers.api import HostFacts
+from netplug.drivers.plan import IPNetwork
+
+from . import rtnl
+from .netlink import Netlink
+from .rules import PREFIX, Model
+
+NO_UPLINK_MTU = 1500
+
+
+def read(nl: Netlink, tables: dict[int, Model]) -> HostFacts:
+    """Read links and routes, and put the names of foreign chains to them. Links about to be deleted do not count."""
+    by_index = {link.index: link for link in rtnl.links(nl) if not link.doomed}
+    routes: list[tuple[IPNetwork, str]] = []
+    # By IP version, then metric: the uplink is that of IPv4 where there is one.
+    defaults: list[tuple[int, int, int]] = []
+    for route in rtnl.routes(nl):
+        link = by_index.get(route.index)
+        if link is None:
+            continue
+        if route.destination.prefixlen:
+            routes.append((route.destination, link.name))
+        else:
+            defaults.append((route.destination.version, route.metric, link.index))
+    uplink = by_index[min(defaults)[2]] if defaults else None
+    return HostFacts(
+        mtu=uplink.mtu if uplink else NO_UPLINK_MTU,
+        uplink=uplink.name if uplink else "",
+        links=tuple(sorted((link.name, link.kind) for link in by_index.values())),
+        routes=tuple(routes),
+        chains=tuple(
+            (family, name)
+            for family, model in sorted(tables.items())
+            for name in sorted(model.tables.get("filter", ()))
+            if not name.startswith(PREFIX)
+        ),
+    )

@@ -1,0 +1,383 @@
+"""A kernel in memory, as strict as the real one: for tests, and for trying a plan without doing it.
+
+What it refuses, the real one refuses with the same kind of error; `tests/contract` holds both to it. Each namespace has
+links, addresses and routes; a sandbox is there until `vanish`. What others own is set through `Foreign`.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from netplug.drivers.api import HostFacts
+from netplug.drivers.plan import (
+    Address,
+    Bridge,
+    Chain,
+    Flows,
+    Hairpin,
+    HostPort,
+    IPAddress,
+    IPNetwork,
+    IpSet,
+    Jump,
+    Member,
+    Proto,
+    Route,
+    Rule,
+    Step,
+    Sysctl,
+    Veth,
+)
+from netplug.errors import NetplugError
+
+from . import ports, rules
+from .api import MISSING, Drift, Outcome, Owned, StepError
+from .fake_world import Foreign, World
+from .rules import FIREWALL_STEPS, FirewallStep, Transaction
+
+_EPHEMERAL = range(32768, 61000)
+
+
+class FakeKernel:
+    """A kernel in memory.
+
+    `calls`: how many ensures and removes it got, and of how many steps. `inhabitants`: paths of sandboxes that a
+    process lives in. `changed`: set it to say that others changed something.
+    """
+
+    def __init__(self, foreign: Foreign | None = None) -> None:
+        self.foreign = foreign or Foreign()
+        self.calls: list[tuple[str, int]] = []
+        self.inhabitants: set[str] = set()
+        self.changed = asyncio.Event()
+        self._world = World(self.foreign)
+        self._failures: set[str] = set()
+
+    # What tests do to it
+
+    def fail_at(self, key: str) -> None:
+        """Make each `ensure` of this step fail from now on."""
+        self._failures.add(key)
+
+    def heal(self) -> None:
+        """Forget all failures."""
+        self._failures.clear()
+
+    def lose(self, key: str) -> None:
+        """Let someone else delete an object, with all that hangs on it."""
+        step = self._world.state.pop(key, None)
+        if step:
+            self._world.cascade(step)
+            if isinstance(step, FIREWALL_STEPS):
+                transaction = Transaction(self._world.firewall[step.family])
+                opened = set(self._world.firewall[step.family].opened)
+                transaction.remove(step)
+                self._world.firewall[step.family].opened = opened
+
+    def vanish(self, netns: str) -> None:
+        """Destroy a sandbox."""
+        self._world.gone.add(netns)
+        for step in list(self._world.state.values()):
+            if isinstance(step, Veth | Address | Route) and step.netns == netns:
+                self.lose(step.key)
+
+    def tamper(self, step: Step) -> None:
+        """Let someone else change an object of ours to be as this step says."""
+        self._world.state[step.key] = step
+        if isinstance(step, Chain):
+            self._world.firewall[step.family].put(step.table, step.name, list(step.rules))
+
+    def set_chain(self, family: int, table: str, chain: str, content: list[str]) -> None:
+        """Let others fill a chain, built in or theirs."""
+        self._world.firewall[family].put(table, chain, content)
+
+    def chain(self, family: int, table: str, chain: str) -> tuple[str, ...] | None:
+        """Return the rules of a chain as they stand, None when there is none."""
+        found = self._world.firewall[family].chain(table, chain)
+        return None if found is None else tuple(found)
+
+    def dump(self) -> str:
+        """Return all that is ours and the content of all chains, as text: what to compare in a test."""
+        lines = [*map(str, sorted(self._world.state))]
+        lines += [f"sysctl {name}={value}" for name, value in sorted(self._world.sysctls.items())]
+        for family, model in self._world.firewall.items():
+            for table, chains in sorted(model.tables.items()):
+                for name, content in sorted(chains.items()):
+                    lines += [f"IPv{family} {table} {name}: {rule}" for rule in content]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<FakeKernel\n{self.dump()}\n>"
+
+    # What the protocol wants
+
+    async def ensure(self, steps: Sequence[Step], outcomes: list[Outcome] | None = None) -> list[Outcome]:
+        """Bring the steps about; see `Kernel`."""
+        self.calls.append(("ensure", len(steps)))
+        done: list[Outcome] = [] if outcomes is None else outcomes
+        for family, run in groupby(steps, lambda step: step.family if isinstance(step, FIREWALL_STEPS) else 0):
+            if family:
+                await asyncio.sleep(0)
+                done += self._ensure_firewall([step for step in run if isinstance(step, FIREWALL_STEPS)])
+                continue
+            for step in run:
+                await asyncio.sleep(0)
+                self._fail(step)
+                outcome = self._ensure(step)
+                if outcome is not Outcome.USED and not isinstance(step, Sysctl):
+                    self._world.state[step.key] = step
+                done.append(outcome)
+        return done
+
+    async def remove(self, steps: Sequence[Step]) -> None:
+        """Remove what the steps name; see `Kernel`."""
+        self.calls.append(("remove", len(steps)))
+        errors: list[Exception] = []
+        for step in steps:
+            await asyncio.sleep(0)
+            try:
+                self._remove(step)
+            except StepError as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("some objects could not be removed", errors)
+
+    async def drift(self, steps: Sequence[Step]) -> list[Drift]:
+        """Return the steps that are missing or differ; see `Kernel`."""
+        return [Drift(step, what) for step in steps if (what := self._drift(step))]
+
+    async def owned(self) -> Owned:
+        """Return what bears our mark; see `Kernel`."""
+        chains = [(family, *chain) for family, model in self._world.firewall.items() for chain in model.ours()]
+        return Owned(
+            links=frozenset(step.name for step in self._world.links()),
+            sets=frozenset(step.name for step in self._world.state.values() if isinstance(step, IpSet)),
+            chains=frozenset((family, table, name) for family, table, name, _ in chains),
+            rules=frozenset((family, table, name, rule) for family, table, name, content in chains for rule in content),
+            members=frozenset(step for step in self._world.state.values() if isinstance(step, Member)),
+        )
+
+    async def facts(self) -> HostFacts:
+        """Return what drivers may know of the host; see `Kernel`."""
+        mine = [(step.name, "bridge" if isinstance(step, Bridge) else "veth") for step in self._world.links()]
+        mine += [(step.peer, "veth") for step in self._world.links() if isinstance(step, Veth) and not step.netns]
+        here = [step for step in self._world.state.values() if isinstance(step, Address | Route) and not step.netns]
+        routes: list[tuple[IPNetwork, str]] = [
+            (step.address.network if isinstance(step, Address) else step.destination, step.link) for step in here
+        ]
+        routes += [(address.network, link) for link, address in self.foreign.addresses]
+        routes += [(route.destination, route.link) for route in self.foreign.routes]
+        return replace(
+            self.foreign.facts,
+            links=tuple(sorted({*mine, *self.foreign.links.items()})),
+            routes=tuple(route for route in dict.fromkeys(routes) if route[0].prefixlen),
+            chains=tuple(
+                (family, name)
+                for family, model in self._world.firewall.items()
+                for name in sorted(model.tables["filter"])
+                if not name.startswith(rules.PREFIX)
+            ),
+        )
+
+    async def settle(self) -> None:
+        """Do nothing: links are gone at once."""
+
+    async def reserve(self, proto: Proto, address: IPAddress, first: int, last: int) -> int:
+        """Reserve a free port; see `Kernel`."""
+        candidates = range(first, last + 1) if first else _EPHEMERAL
+        for port in candidates:
+            step = HostPort(proto, address, port)
+            kind, message, hint = self._world.port_problem(step, lambda k, m, h: (k, m, h)) or ("", "", "")
+            if not kind:
+                self._world.state[step.key] = step
+                return port
+            if kind != "unavailable" or len(candidates) == 1 or "already in use" not in message:
+                raise NetplugError(kind, message, hint=hint)
+        raise NetplugError("unavailable", ports.full(proto, address, first, last))
+
+    async def sandbox(self, ref: str) -> tuple[str, str]:
+        """Find a namespace; all are there that did not `vanish`."""
+        path = ref if "/" in ref else f"/run/netns/{ref}"
+        if path in self._world.gone:
+            raise NetplugError("not_found", f"there is no network namespace {ref!r}")
+        return path, f"fake:{path}"
+
+    async def inhabited(self, path: str) -> bool:
+        """Tell whether `path` was said to be inhabited."""
+        return path in self.inhabitants
+
+    def changes(self) -> asyncio.Event:
+        """Return the event that tests set to say that others changed something."""
+        return self.changed
+
+    async def close(self) -> None:
+        """Let go of the ports, as the end of the process does."""
+        self._world.state = {key: step for key, step in self._world.state.items() if not isinstance(step, HostPort)}
+
+    # Each kind of step
+
+    def _ensure(self, step: Step) -> Outcome:
+        match step:
+            case Bridge() | Veth():
+                return self._ensure_link(step)
+            case Hairpin():
+                return self._ensure_hairpin(step)
+            case Address():
+                return self._ensure_address(step)
+            case Route():
+                return self._ensure_route(step)
+            case Sysctl():
+                return self._ensure_sysctl(step)
+            case IpSet():
+                return self._ensure_set(step)
+            case HostPort():
+                return self._ensure_port(step)
+            case Member() if f"set/{step.set}" not in self._world.state:
+                raise StepError("not_found", step, f"set {step.set!r} is missing")
+        return self._plain(step)
+
+    def _ensure_hairpin(self, step: Hairpin) -> Outcome:
+        self._world.wants_link(step, step.link, None)
+        if not any(isinstance(link, Veth) and link.name == step.link for link in self._world.links()):
+            raise StepError("invalid", step, f"link {step.link!r} is not a port of a bridge")
+        return self._plain(step)
+
+    def _ensure_sysctl(self, step: Sysctl) -> Outcome:
+        if not self._world.has_sysctl(step):
+            raise StepError("not_found", step, f"kernel setting {step.name} is missing")
+        same = self._world.sysctls.get(step.name) == step.value
+        self._world.sysctls[step.name] = step.value
+        return Outcome.EQUAL if same else Outcome.ADJUSTED
+
+    def _ensure_port(self, step: HostPort) -> Outcome:
+        if step.key in self._world.state:
+            return Outcome.EQUAL
+        problem = self._world.port_problem(step, lambda k, m, h: StepError(k, step, m, hint=h))
+        if problem:
+            raise problem
+        return Outcome.CREATED
+
+    def _ensure_firewall(self, steps: list[FirewallStep]) -> list[Outcome]:
+        family = steps[0].family
+        transaction = Transaction(self._world.firewall[family].copy())
+        for step in steps:
+            self._fail(step)
+        done = [transaction.ensure(step) for step in steps]
+        self._world.firewall[family] = transaction.model
+        for step in steps:
+            self._world.state[step.key] = step
+            if isinstance(step, Rule):
+                # The rule of a chain that was lost has brought it back.
+                chain = Chain(step.family, step.table, step.chain, open=True)
+                self._world.state.setdefault(chain.key, chain)
+        return done
+
+    def _ensure_link(self, step: Bridge | Veth) -> Outcome:
+        kind = self.foreign.links.get(step.name)
+        if isinstance(step, Veth):
+            if step.master not in self._world.names():
+                raise StepError("not_found", step, f"bridge {step.master!r} of link {step.name!r} is missing")
+            self._world.wants_sandbox(step, step.netns)
+        elif step.adopt and kind is not None:
+            if kind == "bridge":
+                return Outcome.USED
+            raise StepError("invalid", step, f"link {step.name!r} is not a bridge but a {kind} link")
+        if kind is not None:
+            raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
+        if (
+            isinstance(step, Veth)
+            and step.key not in self._world.state
+            and not step.netns
+            and step.peer in self._world.names()
+        ):
+            raise StepError("exists", step, f"link {step.peer!r}, wanted for the sandbox side of {step.name!r}, exists")
+        return self._plain(step)
+
+    def _ensure_address(self, step: Address) -> Outcome:
+        self._world.wants_link(step, step.link, step.netns)
+        if not step.netns and (step.link, step.address) in self.foreign.addresses:
+            return Outcome.USED
+        return self._plain(step)
+
+    def _ensure_route(self, step: Route) -> Outcome:
+        self._world.wants_link(step, step.link, step.netns)
+        if step.gateway and not step.gateway.is_link_local and not self._world.reachable(step):
+            raise StepError("invalid", step, f"gateway {step.gateway} is not reachable on link {step.link!r}")
+        for route in self.foreign.routes if not step.netns else ():
+            if route.destination == step.destination:
+                if (route.link, route.gateway) == (step.link, step.gateway):
+                    return Outcome.USED
+                raise StepError("exists", step, f"route {step.destination} exists and leads elsewhere")
+        for other in list(self._world.state.values()):
+            same = isinstance(other, Route) and (other.destination, other.netns) == (step.destination, step.netns)
+            if same and other.key != step.key:
+                del self._world.state[other.key]
+                return Outcome.ADJUSTED
+        return self._plain(step)
+
+    def _ensure_set(self, step: IpSet) -> Outcome:
+        if "ipset" in self.foreign.lacks:
+            raise StepError("unavailable", step, "the kernel has no sets (CONFIG_IP_SET)")
+        before = self._world.state.get(step.key)
+        if isinstance(before, IpSet) and before != step and self._world.members(step.name):
+            raise StepError(
+                "exists",
+                step,
+                f"set {step.name!r} is a {before.type} of IPv{before.family}, not {step.type}, and not empty",
+            )
+        return self._plain(step)
+
+    def _remove(self, step: Step) -> None:
+        match step:
+            case Chain() | Rule() | Jump():
+                Transaction(self._world.firewall[step.family]).remove(step)
+                if isinstance(step, Chain):
+                    self._world.cascade(step)
+            case IpSet() if self._world.referenced(step.name):
+                raise StepError(
+                    "internal", step, f"set {step.name!r} is used by firewall rules", hint="see iptables-save"
+                )
+            case Bridge() | Veth() | IpSet():
+                if step.key in self._world.state:
+                    self._world.cascade(self._world.state[step.key])
+        self._world.state.pop(step.key, None)
+
+    def _drift(self, step: Step) -> str:
+        match step:
+            case Chain() | Rule() | Jump():
+                return rules.drift(self._world.firewall[step.family], step)
+            case Sysctl():
+                value = self._world.sysctls.get(step.name)
+                return "" if value == step.value else f"is {value}, not {step.value}"
+            case Flows():
+                return ""
+            case Bridge() if step.adopt and self.foreign.links.get(step.name) == "bridge":
+                return ""
+            case Bridge() | Veth() if step.name in self.foreign.links:
+                return "is not ours"
+            case Address() if not step.netns and (step.link, step.address) in self.foreign.addresses:
+                return ""
+            case Route() if not step.netns and step in self.foreign.routes:
+                return ""
+        found = self._world.state.get(step.key)
+        if found is None:
+            return MISSING
+        if isinstance(step, Veth) and step.master not in self._world.names():
+            return f"is not a port of {step.master!r}"
+        return "" if _comparable(found) == _comparable(step) else f"is {_comparable(found)}, not {_comparable(step)}"
+
+    def _plain(self, step: Step) -> Outcome:
+        before = self._world.state.get(step.key)
+        if before is None:
+            return Outcome.CREATED
+        return Outcome.EQUAL if _comparable(before) == _comparable(step) else Outcome.ADJUSTED
+
+    def _fail(self, step: Step) -> None:
+        if step.key in self._failures:
+            raise StepError("internal", step, f"{step.key!r} fails because a test wants it to")
+
+
+def _comparable(step: Step) -> Step:
+    """Return the step less what the kernel does not keep."""
+    return replace(step, adopt=False) if isinstance(step, Bridge) else step

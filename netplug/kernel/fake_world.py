@@ -1,0 +1,161 @@
+"""What is there in the memory of a fake kernel, and what follows from it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from netplug.drivers.api import HostFacts
+from netplug.drivers.plan import (
+    Address,
+    Bridge,
+    Chain,
+    Hairpin,
+    HostPort,
+    IPAddress,
+    IPInterface,
+    IpSet,
+    Member,
+    Proto,
+    Route,
+    Rule,
+    Step,
+    Sysctl,
+    Veth,
+)
+
+from . import ports
+from .api import StepError
+from .rules import Model
+
+_LOCAL = frozenset(map(ip_address, ("0.0.0.0", "127.0.0.1", "::", "::1")))
+_BUILT_IN = {
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "raw": ("PREROUTING", "OUTPUT"),
+}
+
+
+@dataclass(slots=True)
+class Foreign:
+    """What others have on this host; tests change it freely.
+
+    `links`: kind by name. `ports`: taken by other processes. `lacks`: features that the kernel has not, of "sctp",
+    "ipset". `missing_sysctls`: names. `facts`: `mtu` and `uplink` are taken from it.
+    """
+
+    links: dict[str, str] = field(default_factory=lambda: {"lo": ""})
+    addresses: set[tuple[str, IPInterface]] = field(default_factory=set)
+    routes: list[Route] = field(default_factory=list)
+    ports: set[tuple[Proto, IPAddress, int]] = field(default_factory=set)
+    missing_sysctls: set[str] = field(default_factory=set)
+    lacks: set[str] = field(default_factory=set)
+    facts: HostFacts = field(default_factory=HostFacts)
+
+
+class World:
+    """Objects of ours by key, chains of everybody, and what others have."""
+
+    def __init__(self, foreign: Foreign) -> None:
+        self.foreign = foreign
+        self.state: dict[str, Step] = {}
+        self.sysctls: dict[str, str] = {}
+        self.gone: set[str] = set()
+        self.firewall = {
+            family: Model({table: {name: [] for name in chains} for table, chains in _BUILT_IN.items()})
+            for family in (4, 6)
+        }
+
+    def links(self) -> list[Bridge | Veth]:
+        """Return our links."""
+        return [step for step in self.state.values() if isinstance(step, Bridge | Veth)]
+
+    def names(self, netns: str | None = None) -> set[str]:
+        """Return the names of all links of a namespace."""
+        ends = {link.peer for link in self.links() if isinstance(link, Veth) and link.netns == netns}
+        return ends | {"lo"} if netns else ends | {link.name for link in self.links()} | set(self.foreign.links)
+
+    def wants_sandbox(self, step: Step, netns: str | None) -> None:
+        """Refuse a sandbox that is gone."""
+        if netns in self.gone:
+            raise StepError("not_found", step, f"sandbox {netns} is gone")
+
+    def wants_link(self, step: Step, name: str, netns: str | None) -> None:
+        """Refuse a link that is not there."""
+        self.wants_sandbox(step, netns)
+        if name not in self.names(netns):
+            where = f" in sandbox {netns}" if netns else ""
+            raise StepError("not_found", step, f"link {name!r} is missing{where}")
+
+    def has_sysctl(self, step: Sysctl) -> bool:
+        """Return whether the kernel has a setting."""
+        match step.name.split("/"):
+            case ["net", "ipv4" | "ipv6", "conf" | "neigh", link, _]:
+                return link in self.names() | {"all", "default"}
+        return step.name not in self.foreign.missing_sysctls
+
+    def reachable(self, step: Route) -> bool:
+        """Return whether a route's gateway is on its link."""
+        mine = [
+            a for a in self.state.values() if isinstance(a, Address) and (a.link, a.netns) == (step.link, step.netns)
+        ]
+        nets = [address.address.network for address in mine]
+        nets += [address.network for link, address in self.foreign.addresses if link == step.link and not step.netns]
+        nets += [
+            route.destination
+            for route in self.state.values()
+            if isinstance(route, Route) and not route.gateway and (route.link, route.netns) == (step.link, step.netns)
+        ]
+        return any(step.gateway in net for net in nets if step.gateway)
+
+    def members(self, name: str) -> list[str]:
+        """Return the keys of a set's members."""
+        return [key for key, step in self.state.items() if isinstance(step, Member) and step.set == name]
+
+    def referenced(self, name: str) -> bool:
+        """Return whether any rule uses a set."""
+        return any(
+            f" {name} " in f"{rule} "
+            for model in self.firewall.values()
+            for chains in model.tables.values()
+            for content in chains.values()
+            for rule in content
+        )
+
+    def port_problem(self, step: HostPort, make: Callable[[str, str, str], ports.Problem]) -> ports.Problem | None:
+        """Return why a port cannot be reserved, None when it can."""
+        local = {address.ip for _, address in self.foreign.addresses} | _LOCAL
+        local |= {other.address.ip for other in self.state.values() if isinstance(other, Address) and not other.netns}
+        if step.proto in self.foreign.lacks:
+            return ports.problem(OSError(93, ""), step.proto, step.address, step.port, make)  # EPROTONOSUPPORT
+        if step.address not in local:
+            return ports.problem(OSError(99, ""), step.proto, step.address, step.port, make)  # EADDRNOTAVAIL
+        held = {(o.proto, o.address, o.port) for o in self.state.values() if isinstance(o, HostPort)}
+        for proto, address, port in held | self.foreign.ports:
+            overlap = address == step.address or (
+                address.version == step.address.version and (address.is_unspecified or step.address.is_unspecified)
+            )
+            if (proto, port) == (step.proto, step.port) and overlap:
+                return make(*ports.taken(step.proto, step.address, step.port))
+        return None
+
+    def cascade(self, step: Step) -> None:
+        """Drop what does not outlive an object."""
+        for other in list(self.state.values()):
+            match step, other:
+                case IpSet(), Member() if other.set == step.name:
+                    pass
+                case Chain(), Rule() if (other.family, other.table, other.chain) == (
+                    step.family,
+                    step.table,
+                    step.name,
+                ):
+                    pass
+                case ((Bridge() | Veth()), (Address() | Route())) if other.netns is None and other.link == step.name:
+                    pass
+                case Veth(), (Address() | Route()) if (other.netns, other.link) == (step.netns, step.peer):
+                    pass
+                case Veth(), Hairpin() if other.link == step.name:
+                    pass
+                case _:
+                    continue
+            del self.state[other.key]

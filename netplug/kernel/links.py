@@ -1,0 +1,314 @@
+"""Bridges, veths, and the flags of bridge ports.
+
+Creating is tried first and looked at only when the name is taken: a new endpoint costs three messages (the pair; the
+port's flags; an altname each) and no question. A link is addressed by its mark wherever it is deleted without having
+been read, so that a stranger's link of the same name cannot be hit.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from netplug.drivers.naming import MARK, mark
+from netplug.drivers.plan import Bridge, Hairpin, Veth
+
+from . import rtnl
+from .api import Outcome, StepError
+from .netlink import NEW, RTM_DELLINK, RTM_NEWLINK, RTM_NEWLINKPROP, Netlink, NetlinkError, attr, nest, text, u8, u32
+from .rtnl import IFF_UP, IFINFO, Link
+
+_VETH_INFO_PEER = 1
+_INET6_ADDR_GEN_MODE = 8
+_GEN_MODE_NONE = 1
+_STATE_DISABLED = 0
+
+Sandbox = Callable[[str], tuple[int, Netlink]]
+"""Gives file descriptor and socket of a sandbox by its path; both belong to the giver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What is wrong with a link, in words, and the attributes that mend it; `port`: they are flags of a bridge port."""
+
+    what: str
+    mend: bytes = b""
+    flags: int = 0
+    port: bool = False
+
+
+class LinkBusyError(Exception):
+    """The name belongs to a link of ours that is being deleted."""
+
+
+def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
+    """Bring a bridge about."""
+    message = (
+        IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
+        + text(rtnl.IFLA_IFNAME, step.name)
+        + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
+        + u32(rtnl.IFLA_MTU, step.mtu - 1)
+        + nest(rtnl.IFLA_LINKINFO, text(rtnl.IFLA_INFO_KIND, "bridge"))
+    )
+    try:
+        nl.request(RTM_NEWLINK, message, NEW)
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:
+            raise
+    else:
+        # A bridge takes the smallest mtu of its ports until its own is *changed* (BROPT_MTU_SET_BY_USER); so we do.
+        mtu = _by_name(step.name) + u32(rtnl.IFLA_MTU, step.mtu)
+        _finish(nl, step, (_altname(step.name), (RTM_NEWLINK, mtu)))
+        return Outcome.CREATED
+    found = rtnl.link(nl, step.name)
+    if found is None:
+        raise StepError("exists", step, f"the altname {mark(step.name)!r} is taken on this host")
+    if found.is_ours(step.name):
+        if found.doomed:
+            raise LinkBusyError
+        return _adjust(nl, found, bridge_differences(step, found), step)
+    if step.adopt and found.kind == "bridge":
+        return Outcome.USED
+    if step.adopt:
+        raise StepError("invalid", step, f"link {step.name!r} is not a bridge but {_kind(found)}")
+    raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
+
+
+def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
+    """Bring a veth pair about, its host side up and a port of its master.
+
+    Raises:
+        LinkBusyError: wait for the deletion, then try again.
+    """
+    master = rtnl.link(nl, step.master)
+    if master is None:
+        raise StepError("not_found", step, f"bridge {step.master!r} of link {step.name!r} is missing")
+    fd, inside = sandbox(step.netns) if step.netns else (None, nl)
+    try:
+        nl.request(RTM_NEWLINK, _veth(step, master.index, fd), NEW)
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        return _existing_veth(nl, step, master.index, inside)
+    settings = [_altname(step.name)]
+    if (family := _inet6()) or step.isolated:
+        info = _port_info(u8(rtnl.IFLA_BRPORT_ISOLATED, 1)) if step.isolated else b""
+        settings.append((RTM_NEWLINK, _by_name(step.name) + family + info))
+    _finish(nl, step, settings)
+    try:
+        inside.request(*_altname(step.peer), NEW)
+        if step.netns:
+            # Only now: the kernel answers ENOTCONN to a pair whose far end is to be up before the near end exists.
+            inside.request(RTM_NEWLINK, _by_name(step.peer, IFF_UP))
+    except NetlinkError as error:
+        _undo(nl, step.name)
+        raise StepError("internal", step, f"kernel refused link {step.peer!r}: {error.strerror}") from error
+    return Outcome.CREATED
+
+
+def ensure_hairpin(nl: Netlink, step: Hairpin) -> Outcome:
+    """Switch a port's hairpin on."""
+    found = rtnl.link(nl, step.link)
+    if found is None:
+        raise StepError("not_found", step, f"link {step.link!r} is missing")
+    if found.hairpin:
+        return Outcome.EQUAL
+    if not found.master:
+        raise StepError("invalid", step, f"link {step.link!r} is not a port of a bridge")
+    nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, 0) + _port_info(u8(rtnl.IFLA_BRPORT_MODE, 1)))
+    return Outcome.CREATED
+
+
+def remove_hairpin(nl: Netlink, step: Hairpin) -> None:
+    """Switch a port's hairpin off."""
+    found = rtnl.link(nl, step.link)
+    if found and found.hairpin:
+        nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, 0) + _port_info(u8(rtnl.IFLA_BRPORT_MODE, 0)))
+
+
+def condemn(nl: Netlink, name: str, group: int) -> bool:
+    """Make a link of ours unusable and move it to a group to be deleted; return False when there is none."""
+    head = IFINFO.pack(0, 0, 0, 0, 0) + text(rtnl.IFLA_ALT_IFNAME, mark(name)) + u32(rtnl.IFLA_GROUP, group)
+    try:
+        # A port that forwards nothing. Setting it down would wait for an RCU grace period, like the deletion itself.
+        nl.request(RTM_NEWLINK, head + _port_info(u8(rtnl.IFLA_BRPORT_STATE, _STATE_DISABLED)))
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return False
+        # A bridge, a link without a master (EOPNOTSUPP), or a port that is down already (ENETDOWN).
+        try:
+            nl.request(RTM_NEWLINK, head)
+        except NetlinkError as second:
+            if second.errno == errno.ENODEV:
+                return False
+            raise
+    return True
+
+
+def bridge_differences(step: Bridge, found: Link) -> list[Difference]:
+    """Compare a bridge of ours."""
+    if found.kind != "bridge":
+        return [Difference(f"is {_kind(found)}, not a bridge")]
+    return _basics(found, step.mac, step.mtu, up=True)
+
+
+def veth_differences(step: Veth, found: Link, master: int, peer: Link | None) -> list[Difference]:
+    """Compare a veth of ours; `peer` is its other end if it is where the step wants it."""
+    if found.kind != "veth":
+        return [Difference(f"is {_kind(found)}, not a veth")]
+    differences = _basics(found, step.mac, step.mtu, up=True)
+    if found.master != master:
+        differences.append(Difference(f"is not a port of {step.master!r}", u32(rtnl.IFLA_MASTER, master)))
+    if found.isolated != step.isolated:
+        flag = u8(rtnl.IFLA_BRPORT_ISOLATED, int(step.isolated))
+        differences.append(Difference(f"port is {'not ' * step.isolated}isolated", flag, port=True))
+    if peer is None and step.netns:
+        differences.append(Difference(f"sandbox side {step.peer!r} is not in {step.netns}"))
+    return differences
+
+
+def peer_differences(step: Veth, peer: Link | None) -> list[Difference]:
+    """Compare the sandbox side; one that a runtime has moved away is its own affair."""
+    if peer is None:
+        return []
+    return [
+        Difference(f"sandbox side: {item.what}", item.mend, item.flags)
+        for item in _basics(peer, step.peer_mac, step.mtu, up=bool(step.netns))
+    ]
+
+
+def peer_of(step: Veth, found: Link, inside: Netlink | Mapping[str, Link]) -> Link | None:
+    """Return the sandbox side, if it is where the step wants it."""
+    peer = inside.get(step.peer) if isinstance(inside, Mapping) else rtnl.link(inside, step.peer)
+    if peer is None or not peer.is_ours(step.peer):
+        return None
+    # In a sandbox, indices are of two namespaces; the altname must do.
+    return peer if step.netns or (found.peer == peer.index and found.peer_here) else None
+
+
+def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink) -> Outcome:
+    found = rtnl.link(nl, step.name)
+    if found is None:
+        other = rtnl.link(inside, step.peer)
+        if other and other.is_ours(step.peer) and not step.netns:
+            raise LinkBusyError
+        raise StepError("exists", step, f"link {step.peer!r}, wanted for the sandbox side of {step.name!r}, exists")
+    if not found.is_ours(step.name):
+        raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
+    if found.doomed:
+        raise LinkBusyError
+    peer = peer_of(step, found, inside)
+    differences = veth_differences(step, found, master, peer)
+    outcome = _adjust(nl, found, differences, step)
+    more = peer_differences(step, peer)
+    if peer and more:
+        _adjust(inside, peer, more)
+        return Outcome.ADJUSTED
+    return outcome
+
+
+def _adjust(nl: Netlink, found: Link, differences: list[Difference], step: Veth | Bridge | None = None) -> Outcome:
+    if not differences:
+        return Outcome.EQUAL
+    for item in differences:
+        if not item.mend and not item.flags and step:
+            raise StepError("exists", step, f"link {found.name!r} {item.what}", hint="remove it first")
+    flags = IFF_UP if any(item.flags for item in differences) else 0
+    head = IFINFO.pack(0, 0, found.index, flags, flags)
+    if mend := b"".join(item.mend for item in differences if not item.port):
+        nl.request(RTM_NEWLINK, head + mend)
+    elif flags:
+        nl.request(RTM_NEWLINK, head)
+    if port := b"".join(item.mend for item in differences if item.port):
+        nl.request(RTM_NEWLINK, head + _port_info(port))
+    return Outcome.ADJUSTED
+
+
+def _basics(found: Link, mac: str, mtu: int, *, up: bool) -> list[Difference]:
+    differences = []
+    if found.mac != mac.lower():
+        differences.append(Difference(f"MAC is {found.mac}, not {mac}", attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(mac))))
+    if found.mtu != mtu:
+        differences.append(Difference(f"mtu is {found.mtu}, not {mtu}", u32(rtnl.IFLA_MTU, mtu)))
+    if up and not found.up:
+        differences.append(Difference("is down", flags=IFF_UP))
+    return differences
+
+
+def _veth(step: Veth, master: int, fd: int | None) -> bytes:
+    mtu = u32(rtnl.IFLA_MTU, step.mtu)
+    peer = (
+        IFINFO.pack(0, 0, 0, 0, 0)
+        + text(rtnl.IFLA_IFNAME, step.peer)
+        + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.peer_mac))
+        + mtu
+        + (u32(rtnl.IFLA_NET_NS_FD, fd) if fd is not None else b"")
+    )
+    return (
+        IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
+        + text(rtnl.IFLA_IFNAME, step.name)
+        + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
+        + mtu
+        + u32(rtnl.IFLA_MASTER, master)
+        + nest(
+            rtnl.IFLA_LINKINFO,
+            text(rtnl.IFLA_INFO_KIND, "veth"),
+            nest(rtnl.IFLA_INFO_DATA, attr(_VETH_INFO_PEER, peer)),
+        )
+    )
+
+
+def _inet6() -> bytes:
+    """No link-local address on a bridge port; a kernel without IPv6 does not know the attribute.
+
+    Not part of the creating message, where the kernel ignores it; early enough, since a veth has no carrier, and so no
+    address, before its peer is up.
+    """
+    if not os.path.exists("/proc/sys/net/ipv6"):  # noqa: PTH110 - on the hot path
+        return b""
+    return nest(rtnl.IFLA_AF_SPEC, nest(rtnl.AF_INET6, u8(_INET6_ADDR_GEN_MODE, _GEN_MODE_NONE)))
+
+
+def _port_info(flags: bytes) -> bytes:
+    kind = text(rtnl.IFLA_INFO_SLAVE_KIND, "bridge")
+    return nest(rtnl.IFLA_LINKINFO, kind, nest(rtnl.IFLA_INFO_SLAVE_DATA, flags))
+
+
+def _by_name(name: str, flags: int = 0) -> bytes:
+    return IFINFO.pack(0, 0, 0, flags, flags) + text(rtnl.IFLA_IFNAME, name)
+
+
+def _altname(name: str) -> tuple[int, bytes]:
+    return RTM_NEWLINKPROP, _by_name(name) + nest(rtnl.IFLA_PROP_LIST, text(rtnl.IFLA_ALT_IFNAME, mark(name)))
+
+
+def _finish(
+    nl: Netlink, step: Bridge | Veth, messages: list[tuple[int, bytes]] | tuple[tuple[int, bytes], ...]
+) -> None:
+    """Send what cannot be said in the creating message; if the kernel refuses, take the link away again."""
+    try:
+        for kind, message in messages:
+            nl.request(kind, message, NEW if kind == RTM_NEWLINKPROP else 0)
+    except NetlinkError as error:
+        _undo(nl, step.name)
+        raise StepError("internal", step, f"kernel refused link {step.name!r}: {error.strerror}") from error
+
+
+def _undo(nl: Netlink, name: str) -> None:
+    nl.request(RTM_DELLINK, _by_name(name))
+
+
+def _kind(found: Link) -> str:
+    return f"a {found.kind} link" if found.kind else "a physical link"
+
+
+def owned(found: list[Link]) -> set[str]:
+    """Return the names of our links; of a pair whose both ends are here, the host side alone."""
+    doomed = {index for link in found if link.doomed for index in (link.index, link.peer)}
+    ours = {link.index: link for link in found if link.marked and link.index not in doomed}
+    names: set[str] = set()
+    for link in ours.values():
+        other = ours.get(link.peer) if link.peer_here else None
+        if other is None or other.peer != link.index or link.master or not other.master:
+            names.update(name.removeprefix(MARK) for name in link.altnames if name.startswith(MARK))
+    return names

@@ -1,0 +1,328 @@
+"""The kernel of this host: hands each step to the module that knows its kind."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import groupby
+from types import TracebackType
+from typing import Self, TypeVar
+
+from netplug.drivers.api import HostFacts
+from netplug.drivers.plan import (
+    Address,
+    Bridge,
+    Flows,
+    Hairpin,
+    HostPort,
+    IPAddress,
+    IpSet,
+    Member,
+    Proto,
+    Route,
+    Step,
+    Sysctl,
+    Veth,
+)
+
+from . import addresses, facts, links, rtnl, sysctl
+from .api import Drift, Outcome, Owned, StepError
+from .conntrack import Conntrack
+from .firewall import Firewall
+from .ipset import IpSets
+from .netlink import Netlink, NetlinkError
+from .netns import Sandboxes
+from .ports import Ports
+from .reaper import Reaper
+from .rules import FIREWALL_STEPS, FirewallStep
+from .sandboxes import find, inhabited
+from .survey import Survey
+from .watch import ForeignChanges
+
+_T = TypeVar("_T")
+
+BUSY_TRIES = 3
+"""How often to wait for the deletion of a link whose name is wanted again."""
+
+
+class LinuxKernel:
+    """The network namespace of the thread that opened it. Belongs to one event loop."""
+
+    def __init__(self, backend: str = "") -> None:
+        """Use `open`."""
+        self._nl = Netlink.open()
+        self._reaper = Reaper()
+        self._links: set[str] = set()
+        self._firewall = {family: Firewall(family, backend) for family in (4, 6)}
+        self._sets = IpSets()
+        self._ports = Ports()
+        self._flows = Conntrack()
+        self._changes = ForeignChanges(self._is_ours, lambda: any(item.busy for item in self._firewall.values()))
+
+    @classmethod
+    async def open(cls, backend: str = "") -> Self:
+        """Open the namespace of this thread, and finish the deletions that an earlier process began.
+
+        Args:
+            backend: of iptables, "nft" or "legacy"; "" takes the host's default.
+        """
+        kernel = cls(backend)
+        try:
+            await asyncio.gather(*(firewall.open() for firewall in kernel._firewall.values()), kernel._reaper.sweep())
+            kernel._changes.open()
+        except BaseException:
+            await kernel.close()
+            raise
+        return kernel
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def ensure(self, steps: Sequence[Step], outcomes: list[Outcome] | None = None) -> list[Outcome]:
+        """Bring the steps about; see `Kernel`."""
+        done: list[Outcome] = [] if outcomes is None else outcomes
+        with Sandboxes() as sandboxes:
+            for kind, run in groupby(steps, _kind):
+                if isinstance(kind, int):
+                    await self._firewall[kind].ensure(_firewall_steps(run), done)
+                    continue
+                if kind:
+                    flows = [step for step in run if isinstance(step, Flows)]
+                    with _named(flows[0]):
+                        await _whole(self._ensure_flows(flows), done.extend)
+                    continue
+                for step in run:
+                    with _named(step):
+                        await _whole(self._ensure(step, sandboxes), done.append)
+        return done
+
+    async def remove(self, steps: Sequence[Step]) -> None:
+        """Remove what the steps name; see `Kernel`."""
+        errors: list[Exception] = []
+        with Sandboxes() as sandboxes:
+            for kind, run in groupby(steps, _kind):
+                if isinstance(kind, int):
+                    errors += await self._firewall[kind].remove(_firewall_steps(run))
+                    continue
+                together = list(run)
+                for part in [together] if kind else [[step] for step in together]:
+                    try:
+                        with _named(part[0]):
+                            await self._remove(part, sandboxes)
+                    except StepError as error:
+                        errors.append(error)
+        if errors:
+            raise ExceptionGroup("some objects could not be removed", errors)
+
+    async def drift(self, steps: Sequence[Step]) -> list[Drift]:
+        """Return the steps that are missing or differ; see `Kernel`."""
+        kinds = {type(step) for step in steps}
+        sets = await self._sets.list() if kinds & {IpSet, Member} else {}
+        families = {kind for step in steps if isinstance(kind := _kind(step), int)}
+        models = dict(
+            zip(families, await asyncio.gather(*(self._firewall[family].read() for family in families)), strict=True)
+        )
+        with Sandboxes() as sandboxes:
+            survey = await self._do(lambda: Survey.of(steps, self._nl, sandboxes))
+        found = []
+        for step in steps:
+            what = self._ports.drift(step) if isinstance(step, HostPort) else survey.drift(step, sets, models)
+            if what:
+                found.append(Drift(step, what))
+        return found
+
+    async def owned(self) -> Owned:
+        """Return what bears our mark; see `Kernel`."""
+        sets = await self._sets.list()
+        models = {family: await firewall.read() for family, firewall in self._firewall.items()}
+        ours = [(family, *chain) for family, model in models.items() for chain in model.ours()]
+        marked = await self._do(lambda: links.owned(rtnl.links(self._nl)))
+        return Owned(
+            links=frozenset(marked),
+            sets=frozenset(sets),
+            chains=frozenset((family, table, name) for family, table, name, _ in ours),
+            rules=frozenset((family, table, name, rule) for family, table, name, rules in ours for rule in rules),
+            members=frozenset(member for found in sets.values() for member in found.members),
+        )
+
+    async def facts(self) -> HostFacts:
+        """Return what drivers may know of the host; see `Kernel`."""
+        models = await asyncio.gather(*(firewall.read() for firewall in self._firewall.values()))
+        tables = dict(zip(self._firewall, models, strict=True))
+        return await self._do(lambda: facts.read(self._nl, tables))
+
+    async def settle(self) -> None:
+        """Wait until all links whose removal was asked for are gone."""
+        await self._reaper.settle()
+
+    async def reserve(self, proto: Proto, address: IPAddress, first: int, last: int) -> int:
+        """Reserve a free port; see `Kernel`."""
+        return self._ports.reserve(proto, address, first, last)
+
+    async def sandbox(self, ref: str) -> tuple[str, str]:
+        """Find a network namespace; see `Kernel`."""
+        return find(ref)
+
+    async def inhabited(self, path: str) -> bool:
+        """Tell whether a process lives in the network namespace of this path."""
+        return await asyncio.to_thread(inhabited, path)
+
+    def changes(self) -> asyncio.Event:
+        """Return the event that is set when others may have changed something of ours."""
+        return self._changes.event
+
+    def _is_ours(self, name: str) -> bool:
+        return name in self._links and not self._reaper.has(name)
+
+    async def close(self) -> None:
+        """Let go of sockets and threads; the data plane stays."""
+        try:
+            for firewall in self._firewall.values():
+                await firewall.close()
+            await self._reaper.close()
+        finally:
+            self._changes.close()
+            self._ports.close()
+            self._flows.close()
+            self._sets.close()
+            self._nl.close()
+
+    async def _ensure(self, step: Step, sandboxes: Sandboxes) -> Outcome:
+        match step:
+            case Bridge() | Veth():
+                return await self._ensure_link(step, sandboxes)
+            case IpSet():
+                return await self._sets.ensure_set(step)
+            case Member():
+                return await self._sets.ensure_member(step)
+            case Sysctl():
+                return sysctl.ensure(step)
+            case HostPort():
+                return self._ports.ensure(step)
+            case _:
+                return await self._do(lambda: self._ensure_now(step, sandboxes))
+
+    def _ensure_now(self, step: Step, sandboxes: Sandboxes) -> Outcome:
+        match step:
+            case Hairpin():
+                return links.ensure_hairpin(self._nl, step)
+            case Address():
+                return addresses.ensure_address(self._inside(step.netns, sandboxes), step)
+            case Route():
+                return addresses.ensure_route(self._inside(step.netns, sandboxes), step)
+        raise TypeError(f"no way to bring about a {type(step).__name__}")
+
+    async def _ensure_flows(self, steps: Sequence[Flows]) -> list[Outcome]:
+        new = await asyncio.to_thread(self._flows.ensure, steps, self._nl)
+        return [Outcome.CREATED if item else Outcome.EQUAL for item in new]
+
+    async def _ensure_link(self, step: Bridge | Veth, sandboxes: Sandboxes) -> Outcome:
+        def work() -> Outcome:
+            if isinstance(step, Bridge):
+                return links.ensure_bridge(self._nl, step)
+            return links.ensure_veth(self._nl, step, sandboxes.get)
+
+        for _ in range(BUSY_TRIES):
+            if self._reaper.has(step.name):
+                await self._reaper.settle(step.name)
+            try:
+                outcome = await self._do(work)
+            except links.LinkBusyError:
+                await self._reaper.settle()
+                await self._reaper.sweep()
+                await self._reaper.settle()
+            else:
+                self._links.add(step.name)
+                return outcome
+        raise StepError("exists", step, f"link {step.name!r} is being deleted")
+
+    async def _remove(self, steps: Sequence[Step], sandboxes: Sandboxes) -> None:
+        step = steps[0]
+        match step:
+            case Flows():
+                await asyncio.to_thread(self._flows.remove, [item for item in steps if isinstance(item, Flows)])
+            case Bridge() | Veth():
+                self._links.discard(step.name)
+                group = self._reaper.group
+                if await self._do(lambda: links.condemn(self._nl, step.name, group)):
+                    self._reaper.add(step.name, group)
+            case IpSet():
+                await self._sets.remove_set(step)
+            case Member():
+                await self._sets.remove_member(step)
+            case HostPort():
+                self._ports.remove(step)
+            case Sysctl():
+                pass  # others may have come to rely on it
+            case _:
+                await self._do(lambda: self._remove_now(step, sandboxes))
+
+    def _remove_now(self, step: Step, sandboxes: Sandboxes) -> None:
+        match step:
+            case Hairpin():
+                links.remove_hairpin(self._nl, step)
+            case Address() | Route():
+                try:
+                    nl = self._inside(step.netns, sandboxes)
+                except FileNotFoundError:
+                    return  # and the object with it
+                if isinstance(step, Address):
+                    addresses.remove_address(nl, step)
+                else:
+                    addresses.remove_route(nl, step)
+
+    def _inside(self, netns: str | None, sandboxes: Sandboxes) -> Netlink:
+        return sandboxes.get(netns)[1] if netns else self._nl
+
+    async def _do(self, work: Callable[[], _T]) -> _T:
+        """Do netlink work: at once, unless a deletion holds the rtnl mutex and would hold up the loop as well."""
+        if not self._reaper.busy:
+            return work()
+        return await asyncio.to_thread(work)
+
+
+def _kind(step: Step) -> int | str:
+    """Return what neighbouring steps must share to be done at once: the family of a firewall, a kind of flows."""
+    if isinstance(step, FIREWALL_STEPS):
+        return step.family
+    return f"{step.proto}{step.address.version}" if isinstance(step, Flows) else ""
+
+
+def _firewall_steps(run: Iterator[Step]) -> list[FirewallStep]:
+    return [step for step in run if isinstance(step, FIREWALL_STEPS)]
+
+
+@contextmanager
+def _named(step: Step) -> Iterator[None]:
+    """Turn what the kernel says into an error that names the step."""
+    try:
+        yield
+    except StepError:
+        raise
+    except NetlinkError as error:
+        raise StepError("internal", step, f"kernel refused {step.key!r}: {error.strerror}") from error
+    except TimeoutError as error:
+        raise StepError("unavailable", step, f"the kernel does not answer for {step.key!r}") from error
+    except FileNotFoundError as error:
+        raise StepError("not_found", step, f"sandbox {error.filename} is gone") from error
+    except OSError as error:
+        raise StepError("internal", step, f"{step.key!r} failed: {error.strerror or error}") from error
+
+
+async def _whole(work: Awaitable[_T], done: Callable[[_T], None]) -> None:
+    """Await what must not be cut in half: a cancellation is let through when it has ended, and its result noted."""
+    task = asyncio.ensure_future(work)
+    try:
+        result = await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):  # once more; it is raised below
+                await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is None:
+            done(task.result())
+        raise
+    done(result)

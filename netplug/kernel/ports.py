@@ -1,0 +1,147 @@
+"""Ports of the host, reserved by bound sockets that this process keeps.
+
+The sockets never serve: what is published is delivered by DNAT before it could reach them. They keep others (and the
+kernel's choice of ephemeral ports) away, and let a second publication fail with clear words.
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Callable
+from ctypes import addressof, create_string_buffer
+from typing import TypeVar
+
+from netplug.drivers.plan import HostPort, IPAddress, Proto
+from netplug.errors import NetplugError
+
+from .api import MISSING, Outcome, StepError
+
+_SO_ATTACH_FILTER = 26
+_BPF_RETURN_NONE = struct.pack("=HBBI", 0x06, 0, 0, 0)
+"""Classic BPF ``ret #0``: accept no byte of any packet.
+
+While the DNAT rule is missing (being added, flushed by someone, our restart), a SYN must not be answered by a listener
+that nobody serves, nor by a RST: dropped, it is sent again a second later and finds the rule. The same for datagrams,
+which would else fill a buffer that nobody reads.
+"""
+Problem = TypeVar("Problem")
+
+
+class Ports:
+    """The reserved ports."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, socket.socket] = {}
+
+    def ensure(self, step: HostPort) -> Outcome:
+        """Reserve a port unless we hold it."""
+        if step.key in self._held:
+            return Outcome.EQUAL
+        try:
+            self._bind(step)
+        except OSError as error:
+            raise problem(
+                error, step.proto, step.address, step.port, lambda k, m, h: StepError(k, step, m, hint=h)
+            ) from error
+        return Outcome.CREATED
+
+    def remove(self, step: HostPort) -> None:
+        """Let go of a port."""
+        sock = self._held.pop(step.key, None)
+        if sock:
+            sock.close()
+
+    def drift(self, step: HostPort) -> str:
+        """Say what is wrong with a reservation; empty when nothing."""
+        return "" if step.key in self._held else MISSING
+
+    def reserve(self, proto: Proto, address: IPAddress, first: int, last: int) -> int:
+        """Reserve the first free port of a range; see `Kernel.reserve`."""
+        for port in range(first, last + 1):
+            try:
+                return self._bind(HostPort(proto, address, port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE and port < last:
+                    continue
+                if error.errno == errno.EADDRINUSE and first < last:
+                    raise NetplugError("unavailable", full(proto, address, first, last)) from error
+                raise problem(error, proto, address, port, lambda k, m, h: NetplugError(k, m, hint=h)) from error
+        raise NetplugError("invalid", f"port range {first}-{last} is empty")
+
+    def close(self) -> None:
+        """Let go of all ports."""
+        for sock in self._held.values():
+            sock.close()
+        self._held.clear()
+
+    def _bind(self, step: HostPort) -> int:
+        sock = _open(step)
+        port = int(sock.getsockname()[1])
+        self._held[HostPort(step.proto, step.address, port).key] = sock
+        return port
+
+
+def name(proto: Proto, address: IPAddress, port: int | str) -> str:
+    """Return a port as messages show it.
+
+    >>> from ipaddress import ip_address
+    >>> name(Proto.TCP, ip_address("::"), 8080)
+    '[::]:8080/tcp'
+    """
+    return f"[{address}]:{port}/{proto}" if address.version == 6 else f"{address}:{port}/{proto}"
+
+
+def full(proto: Proto, address: IPAddress, first: int, last: int) -> str:
+    """Return the message for a range without a free port."""
+    return f"all ports of {name(proto, address, f'{first}-{last}')} are already in use on this host"
+
+
+def taken(proto: Proto, address: IPAddress, port: int) -> tuple[str, str, str]:
+    """Return kind, message and hint for a port that is taken."""
+    what = f"port {name(proto, address, port)} is already in use on this host"
+    return "unavailable", what, "publish another host port, or stop what listens there"
+
+
+def problem(
+    error: OSError, proto: Proto, address: IPAddress, port: int, make: Callable[[str, str, str], Problem]
+) -> Problem:
+    """Say in clear words why a port cannot be reserved."""
+    where = name(proto, address, port)
+    if error.errno == errno.EADDRINUSE:
+        return make(*taken(proto, address, port))
+    if error.errno == errno.EADDRNOTAVAIL:
+        return make("invalid", f"address {address}, wanted for port {where}, is not one of this host", "")
+    if error.errno in {errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EAFNOSUPPORT}:
+        missing = "SCTP (CONFIG_IP_SCTP)" if proto is Proto.SCTP else f"IPv{address.version}"
+        return make("unavailable", f"port {where} cannot be reserved: the kernel has no {missing}", "")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return make("forbidden", f"port {where} cannot be reserved: permission denied", "run as root")
+    return make("internal", f"port {where} cannot be reserved: {error.strerror}", "")
+
+
+def _open(step: HostPort) -> socket.socket:
+    family = socket.AF_INET6 if step.address.version == 6 else socket.AF_INET
+    datagrams = step.proto is Proto.UDP
+    protocol = socket.IPPROTO_SCTP if step.proto is Proto.SCTP else 0
+    sock = socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM, protocol)
+    try:
+        _attach_filter(sock)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if not datagrams:
+            # Connections in TIME_WAIT do not count. Two UDP sockets, though, could then share the port.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((str(step.address), step.port))
+        if not datagrams:
+            # Only a listening socket excludes others that set SO_REUSEADDR.
+            sock.listen(0)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _attach_filter(sock: socket.socket) -> None:
+    program = create_string_buffer(_BPF_RETURN_NONE)
+    # struct sock_fprog: number of instructions, pointer to them.
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, addressof(program)))

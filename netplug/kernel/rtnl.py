@@ -1,0 +1,205 @@
+"""Links, addresses and routes as the kernel reports them."""
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface, ip_network
+
+from netplug.drivers.naming import MARK, mark
+from netplug.drivers.plan import IPAddress, IPInterface, IPNetwork
+
+from .netlink import (
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    Netlink,
+    NetlinkError,
+    attrs,
+    number,
+    string,
+    text,
+    u32,
+    walk,
+)
+
+AF_INET6 = 10
+AF_BRIDGE = 7
+IFF_UP = 1
+
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 26, 27, 28, 29
+IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 37, 52, 53
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 1, 4, 33
+_SKIP_STATS = u32(IFLA_EXT_MASK, 1 << 3)
+
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 9, 15
+RT_TABLE_MAIN = 254
+_RTN_UNICAST = 1
+
+PROTOCOL = 110
+"""Marks addresses (IFA_PROTO, kernel 5.18) and routes (rtm_protocol) as ours. Numbers of others: iproute2 rt_protos."""
+
+DELETE_GROUPS, DELETE_MASK = 0x6E700000, 0xFFFF0000
+"""Links of ours in these groups are about to be deleted: a group for each deletion, see `reaper`."""
+
+IFINFO = struct.Struct("=BxHiII")
+IFADDR = struct.Struct("=BBBBI")
+RTMSG = struct.Struct("=BBBBBBBBI")
+_NEXTHOP = struct.Struct("=HBBi")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link. `peer`: index of a veth's other end, in the same namespace only when `peer_here`."""
+
+    index: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    master: int
+    group: int
+    altnames: tuple[str, ...]
+    peer: int
+    peer_here: bool
+    isolated: bool
+    hairpin: bool
+
+    @property
+    def doomed(self) -> bool:
+        """Whether we are about to delete it."""
+        return self.marked and self.group & DELETE_MASK == DELETE_GROUPS
+
+    @property
+    def marked(self) -> bool:
+        """Whether any altname begins with our mark."""
+        return any(name.startswith(MARK) for name in self.altnames)
+
+    def is_ours(self, name: str) -> bool:
+        """Whether it is the link that we made under this name."""
+        return mark(name) in self.altnames
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """An address on a link; `ours` by its protocol number, None when it has none."""
+
+    index: int
+    address: IPInterface
+    protocol: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRoute:
+    """A unicast route of the main table; of several next hops the first."""
+
+    destination: IPNetwork
+    index: int
+    gateway: IPAddress | None
+    protocol: int
+    metric: int
+
+
+def link(nl: Netlink, name: str) -> Link | None:
+    """Return the link of this name or altname, None when there is none."""
+    key = IFLA_IFNAME if len(name) < 16 else IFLA_ALT_IFNAME
+    try:
+        return _link(nl.get(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0) + text(key, name) + _SKIP_STATS))
+    except NetlinkError as error:
+        if error.errno == 19:  # ENODEV
+            return None
+        raise
+
+
+def links(nl: Netlink) -> list[Link]:
+    """Return all links."""
+    return [_link(data) for data in nl.dump(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0) + _SKIP_STATS)]
+
+
+def addresses(nl: Netlink, index: int = 0) -> list[LinkAddress]:
+    """Return the addresses of a link, or all."""
+    return [_address(data) for data in nl.dump(RTM_GETADDR, IFADDR.pack(0, 0, 0, 0, index))]
+
+
+def routes(nl: Netlink) -> list[LinkRoute]:
+    """Return the unicast routes of the main table, IPv4 first."""
+    found: list[LinkRoute] = []
+    for family in (2, AF_INET6):
+        query = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0) + u32(RTA_TABLE, RT_TABLE_MAIN)
+        try:
+            dump = nl.dump(RTM_GETROUTE, query)
+        except NetlinkError as error:
+            if error.errno == 2:  # ENOENT: no such table yet, a namespace that never had a route
+                continue
+            raise
+        found.extend(_routes(dump))
+    return found
+
+
+def mac(data: bytes | None) -> str:
+    """Return a MAC as text."""
+    return data.hex(":") if data else ""
+
+
+def packed_mac(text_: str) -> bytes:
+    """Return a MAC as bytes."""
+    return bytes.fromhex(text_.replace(":", ""))
+
+
+def _link(data: bytes) -> Link:
+    _family, _type, index, flags, _change = IFINFO.unpack_from(data)
+    found = attrs(data, 16)
+    info = attrs(found.get(IFLA_LINKINFO, b""))
+    port = attrs(info.get(IFLA_INFO_SLAVE_DATA, b"")) if info.get(IFLA_INFO_SLAVE_KIND) == b"bridge\0" else {}
+    return Link(
+        index=index,
+        name=string(found.get(IFLA_IFNAME)),
+        kind=string(info.get(IFLA_INFO_KIND)),
+        mac=mac(found.get(IFLA_ADDRESS)),
+        mtu=number(found.get(IFLA_MTU)),
+        up=bool(flags & IFF_UP),
+        master=number(found.get(IFLA_MASTER)),
+        group=number(found.get(IFLA_GROUP)),
+        altnames=tuple(
+            string(value) for kind, value in walk(found.get(IFLA_PROP_LIST, b"")) if kind == IFLA_ALT_IFNAME
+        ),
+        peer=number(found.get(IFLA_LINK)),
+        peer_here=IFLA_LINK in found and IFLA_LINK_NETNSID not in found,
+        isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\x01",
+        hairpin=port.get(IFLA_BRPORT_MODE) == b"\x01",
+    )
+
+
+def _address(data: bytes) -> LinkAddress:
+    _family, prefix, _flags, _scope, index = IFADDR.unpack_from(data)
+    found = attrs(data, 8)
+    packed = found.get(IFA_LOCAL) or found[IFA_ADDRESS]
+    protocol = found.get(IFA_PROTO)
+    return LinkAddress(
+        index, ip_interface(f"{ip_address(packed)}/{prefix}"), protocol[0] if protocol is not None else None
+    )
+
+
+def _routes(dump: Iterable[bytes]) -> Iterable[LinkRoute]:
+    for data in dump:
+        family, length, _src, _tos, _table, protocol, _scope, kind, _flags = RTMSG.unpack_from(data)
+        if kind != _RTN_UNICAST:
+            continue
+        found = attrs(data, 12)
+        if number(found.get(RTA_TABLE), RT_TABLE_MAIN) != RT_TABLE_MAIN:
+            continue
+        metric = number(found.get(RTA_PRIORITY))
+        if RTA_MULTIPATH in found:
+            hops = found[RTA_MULTIPATH]
+            size, _hop_flags, _weight, index = _NEXTHOP.unpack_from(hops)
+            found = attrs(hops[:size], _NEXTHOP.size)
+        else:
+            index = number(found.get(RTA_OIF))
+        destination = attrs(data, 12).get(RTA_DST) or bytes(4 if family == 2 else 16)
+        gateway = found.get(RTA_GATEWAY)
+        yield LinkRoute(
+            ip_network((destination, length)), index, ip_address(gateway) if gateway else None, protocol, metric
+        )

@@ -1,0 +1,121 @@
+"""What drift is measured against: one dump of each kind of object, however many steps there are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from netplug.drivers.plan import Address, Bridge, Chain, Hairpin, IpSet, Jump, Member, Route, Rule, Step, Sysctl, Veth
+
+from . import addresses, links, rtnl, rules, sysctl
+from .api import MISSING
+from .ipset import Found
+from .netlink import Netlink
+from .netns import Sandboxes
+from .rtnl import Link, LinkAddress, LinkRoute
+from .rules import Model
+
+
+@dataclass(slots=True)
+class View:
+    """A namespace."""
+
+    links: dict[str, Link]
+    addresses: dict[int, list[LinkAddress]]
+    routes: list[LinkRoute]
+
+
+@dataclass(slots=True)
+class Survey:
+    """The namespaces that a plan speaks of; the host's is that of the empty path, one that is gone is None."""
+
+    views: dict[str, View | None]
+
+    @classmethod
+    def of(cls, steps: Sequence[Step], nl: Netlink, sandboxes: Sandboxes) -> Self:
+        """Look at all that the steps need."""
+        wanted: dict[str, set[type[Step]]] = {}
+        for step in steps:
+            if isinstance(step, Bridge | Veth | Hairpin):
+                wanted.setdefault("", set())
+            if isinstance(step, Veth | Address | Route):
+                wanted.setdefault(step.netns or "", set()).add(type(step))
+        views: dict[str, View | None] = {}
+        for netns, kinds in wanted.items():
+            try:
+                views[netns] = _view(sandboxes.get(netns)[1] if netns else nl, kinds)
+            except FileNotFoundError:
+                views[netns] = None
+        return cls(views)
+
+    def drift(self, step: Step, sets: Mapping[str, Found], models: Mapping[int, Model]) -> str:
+        """Say what is wrong with a step; empty when nothing."""
+        match step:
+            case Chain() | Rule() | Jump():
+                return rules.drift(models[step.family], step)
+            case Member():
+                return "" if step.set in sets and step in sets[step.set].members else MISSING
+            case IpSet():
+                return _set_drift(step, sets.get(step.name))
+            case Sysctl():
+                return sysctl.drift(step)
+            case Bridge():
+                return self._bridge(step)
+            case Veth():
+                return self._veth(step)
+            case Hairpin():
+                found = self._link(step.link)
+                return "" if found and found.hairpin else MISSING
+            case Address():
+                view = self.views[step.netns or ""]
+                link = view.links.get(step.link) if view else None
+                return addresses.address_drift(step, link, view.addresses.get(link.index, []) if view and link else [])
+            case Route():
+                view = self.views[step.netns or ""]
+                link = view.links.get(step.link) if view else None
+                return addresses.route_drift(step, link, view.routes if view else [])
+        return ""
+
+    def _link(self, name: str) -> Link | None:
+        host = self.views[""]
+        found = host.links.get(name) if host else None
+        return found if found and not found.doomed else None
+
+    def _bridge(self, step: Bridge) -> str:
+        found = self._link(step.name)
+        if found is None:
+            return MISSING
+        if found.is_ours(step.name):
+            return _words(links.bridge_differences(step, found))
+        if step.adopt and found.kind == "bridge":
+            return ""
+        return "is not ours"
+
+    def _veth(self, step: Veth) -> str:
+        found = self._link(step.name)
+        if found is None:
+            return MISSING
+        if not found.is_ours(step.name):
+            return "is not ours"
+        master = self._link(step.master)
+        view = self.views[step.netns or ""]
+        peer = links.peer_of(step, found, view.links if view else {})
+        differences = links.veth_differences(step, found, master.index if master else -1, peer)
+        return _words(differences + links.peer_differences(step, peer))
+
+
+def _view(nl: Netlink, kinds: set[type[Step]]) -> View:
+    by_link: dict[int, list[LinkAddress]] = {}
+    for item in rtnl.addresses(nl) if Address in kinds else ():
+        by_link.setdefault(item.index, []).append(item)
+    return View({link.name: link for link in rtnl.links(nl)}, by_link, rtnl.routes(nl) if Route in kinds else [])
+
+
+def _words(differences: list[links.Difference]) -> str:
+    return ", ".join(item.what for item in differences)
+
+
+def _set_drift(step: IpSet, found: Found | None) -> str:
+    if found is None:
+        return MISSING
+    same = (found.type, found.family) == (step.type, step.family)
+    return "" if same else f"is a {found.type} of IPv{found.family}, not {step.type}"

@@ -1,0 +1,106 @@
+"""Word from the kernel that somebody else changed what may be ours.
+
+Two multicast groups are listened to: links and addresses that go (rtnetlink(7)), and commits of nf_tables
+(``NFT_MSG_NEWGEN``). What we do ourselves is told of as well, so links whose removal was asked for and commits while an
+iptables process of ours runs are passed over. iptables-legacy and ipset tell nobody: for them there is the slow timer.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from .netlink import walk
+
+_RTM_DELLINK, _RTM_DELADDR = 17, 21
+_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+_NETLINK_NETFILTER = 12
+_NFNLGRP_NFTABLES = 7
+_NFT_MSG_NEWGEN = (10 << 8) | 15
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
+_IFLA_IFNAME = 3
+_BUFFER = 1 << 16
+
+
+class ForeignChanges:
+    """Sets `event` when something of ours may have been changed by others.
+
+    Args:
+        is_ours: tells of a link's name whether it is one that we made and did not remove.
+        busy: tells whether an iptables process of ours is at work.
+    """
+
+    def __init__(self, is_ours: Callable[[str], bool], busy: Callable[[], bool]) -> None:
+        self.event = asyncio.Event()
+        self._is_ours = is_ours
+        self._busy = busy
+        self._loop = asyncio.get_running_loop()
+        self._sockets: list[socket.socket] = []
+
+    def open(self) -> None:
+        """Begin to listen, in this thread's network namespace."""
+        groups = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+        self._listen(0, groups, self._on_route)
+        try:
+            nft = self._listen(_NETLINK_NETFILTER, 0, self._on_nft)
+            nft.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        except OSError:
+            return  # a kernel without nf_tables: the slow timer has to do
+
+    def _listen(self, protocol: int, groups: int, react: Callable[[bytes], None]) -> socket.socket:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._sockets.append(sock)
+        sock.setblocking(False)
+        sock.bind((0, groups))
+        self._loop.add_reader(sock.fileno(), self._drain, sock, react)
+        return sock
+
+    def _drain(self, sock: socket.socket, react: Callable[[bytes], None]) -> None:
+        while True:
+            try:
+                react(sock.recv(_BUFFER))
+            except BlockingIOError:
+                return
+            except OSError:  # ENOBUFS: there was more than fits, so surely there is something to look at
+                self.event.set()
+                return
+
+    def _on_route(self, data: bytes) -> None:
+        for kind, body in _messages(data):
+            if kind == _RTM_DELLINK:
+                names = [value.rstrip(b"\0").decode() for attr, value in walk(body[16:]) if attr == _IFLA_IFNAME]
+                if any(self._is_ours(name) for name in names):
+                    self.event.set()
+            elif kind == _RTM_DELADDR:
+                self._on_address(body)
+
+    def _on_address(self, body: bytes) -> None:
+        index = int.from_bytes(body[4:8], "little")
+        try:
+            name = socket.if_indextoname(index)
+        except OSError:
+            return  # the link went too, and is told of by itself
+        if self._is_ours(name):
+            self.event.set()
+
+    def _on_nft(self, data: bytes) -> None:
+        if any(kind == _NFT_MSG_NEWGEN for kind, _ in _messages(data)) and not self._busy():
+            self.event.set()
+
+    def close(self) -> None:
+        """Stop listening."""
+        for sock in self._sockets:
+            self._loop.remove_reader(sock.fileno())
+            sock.close()
+        self._sockets.clear()
+
+
+def _messages(data: bytes) -> list[tuple[int, bytes]]:
+    """Split a datagram into (type, body) of each message (netlink(7))."""
+    found = []
+    while len(data) >= 16:
+        length = int.from_bytes(data[:4], "little")
+        if length < 16:
+            break
+        found.append((int.from_bytes(data[4:6], "little"), data[16:length]))
+        data = data[(length + 3) & ~3 :]
+    return found

@@ -1,0 +1,594 @@
+"""What every kernel must do, whatever it is made of. Subclassed for the fake and for the real one."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Protocol
+
+import pytest
+
+from netplug.drivers import firewall
+from netplug.drivers.api import HostFacts, PortMapping
+from netplug.drivers.plan import (
+    Address,
+    Bridge,
+    Chain,
+    Flows,
+    Hairpin,
+    HostPort,
+    IPAddress,
+    IPInterface,
+    IpSet,
+    Jump,
+    Member,
+    Plan,
+    Proto,
+    Route,
+    Rule,
+    Step,
+    Sysctl,
+    Veth,
+)
+from netplug.errors import NetplugError
+from netplug.kernel.api import Kernel, Outcome, StepError
+from netplug.kernel.executor import Executor
+
+CREATED, ADJUSTED, EQUAL, USED = Outcome.CREATED, Outcome.ADJUSTED, Outcome.EQUAL, Outcome.USED
+
+
+class Surroundings(Protocol):
+    """The host around the kernel, and what others do to it."""
+
+    def add_link(self, name: str, kind: str) -> None: ...
+    def add_address(self, link: str, address: IPInterface) -> None: ...
+    def add_route(self, route: Route) -> None: ...
+    def take_port(self, proto: Proto, address: IPAddress, port: int) -> None: ...
+    def fill_chain(self, family: int, table: str, chain: str, rules: Sequence[str]) -> None: ...
+    def chain(self, family: int, table: str, chain: str) -> tuple[str, ...] | None: ...
+    def sandbox(self) -> str: ...
+    def vanish(self, netns: str) -> None: ...
+    def lose(self, step: Step) -> None: ...
+    def set_mtu(self, step: Bridge | Veth, mtu: int) -> None: ...
+    def snapshot(self) -> str: ...
+
+
+BRIDGE = Bridge("np-test", "02:00:00:00:00:01", 1500)
+GATEWAY = Address("np-test", ip_interface("10.9.0.1/24"))
+VETH = Veth("nphtest", "npstest", "02:00:00:00:01:01", "02:00:00:00:02:01", 1450, "np-test")
+SET4 = IpSet("netplug-net4", "hash:net,iface", 4)
+SET6 = IpSet("netplug-net6", "hash:net,iface", 6)
+MASQ = IpSet("netplug-masq4", "hash:net", 4)
+OPEN = Chain(4, "nat", "NETPLUG-DNAT", open=True)
+CLOSED = Chain(4, "filter", "NETPLUG-FORWARD", ("-s 10.9.0.0/24 -j ACCEPT", "-j RETURN"))
+JUMP = Jump(4, "filter", "FORWARD", "-j NETPLUG-FORWARD", after="DOCKER-USER")
+
+
+def rule(port: int) -> Rule:
+    return Rule(4, "nat", "NETPLUG-DNAT", f"-p tcp -m tcp --dport {port} -j DNAT --to-destination 10.9.0.2:80")
+
+
+async def refusal(kernel: Kernel, *steps: Step) -> StepError:
+    with pytest.raises(StepError) as caught:
+        await kernel.ensure(steps)
+    assert caught.value.step in steps
+    return caught.value
+
+
+async def whats(kernel: Kernel, *steps: Step) -> list[str]:
+    return [item.what for item in await kernel.drift(steps)]
+
+
+async def gone(kernel: Kernel, *steps: Step) -> None:
+    """Remove twice: the second time nothing is there, which is fine."""
+    await kernel.remove(steps)
+    await kernel.remove(steps)
+    await kernel.settle()
+
+
+class KernelSuite:
+    """Everything but the firewall."""
+
+    @pytest.mark.parametrize(
+        ("needs", "step"),
+        [
+            ((), BRIDGE),
+            ((BRIDGE,), VETH),
+            ((BRIDGE,), replace(VETH, isolated=True)),
+            ((BRIDGE, VETH), Hairpin("nphtest")),
+            ((BRIDGE,), GATEWAY),
+            ((BRIDGE,), Address("np-test", ip_interface("fd00:9::1/64"))),
+            ((BRIDGE, GATEWAY), Route(ip_network("10.8.0.0/16"), "np-test", ip_address("10.9.0.7"))),
+            ((BRIDGE,), Route(ip_network("10.7.0.0/16"), "np-test")),
+            ((BRIDGE,), Route(ip_network("fd00:7::/64"), "np-test")),
+            ((), SET4),
+            ((), SET6),
+            ((SET4,), Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")),
+            ((SET4,), Member("netplug-net4", ip_network("0.0.0.0/0"), "np-test")),
+            ((SET6,), Member("netplug-net6", ip_network("::/0"), "np-test")),
+            ((MASQ,), Member("netplug-masq4", ip_network("10.9.0.0/24"))),
+            ((), HostPort(Proto.TCP, ip_address("0.0.0.0"), 8080)),
+            ((), HostPort(Proto.UDP, ip_address("::"), 8080)),
+            ((), HostPort(Proto.TCP, ip_address("127.0.0.1"), 8080)),
+        ],
+        ids=lambda value: value.key if hasattr(value, "key") else "",
+    )
+    async def test_step_is_created_once_found_equal_and_removed(
+        self, kernel: Kernel, around: Surroundings, needs: tuple[Step, ...], step: Step
+    ) -> None:
+        before = around.snapshot()
+        assert await kernel.ensure(needs) == [CREATED] * len(needs)
+        between = around.snapshot()
+        assert await whats(kernel, step) == ["missing"]
+        assert await kernel.ensure((step,)) == [CREATED]
+        assert await whats(kernel, *needs, step) == []
+        assert await kernel.ensure((*needs, step)) == [EQUAL] * (len(needs) + 1)
+        await gone(kernel, step)
+        assert around.snapshot() == between
+        assert len(await whats(kernel, step)) == 1
+        await gone(kernel, *needs[::-1])
+        assert around.snapshot() == before
+
+    @pytest.mark.parametrize(
+        ("needs", "step"),
+        [
+            ((), BRIDGE),
+            ((BRIDGE,), VETH),
+            ((BRIDGE,), GATEWAY),
+            ((BRIDGE,), Route(ip_network("10.7.0.0/16"), "np-test")),
+            ((), SET4),
+            ((SET4,), Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")),
+        ],
+        ids=lambda value: value.key if hasattr(value, "key") else "",
+    )
+    async def test_what_others_deleted_is_missed_and_made_again(
+        self, kernel: Kernel, around: Surroundings, needs: tuple[Step, ...], step: Step
+    ) -> None:
+        await kernel.ensure((*needs, step))
+        around.lose(step)
+        assert await whats(kernel, *needs, step) == ["missing"]
+        assert await kernel.ensure((*needs, step)) == [*[EQUAL] * len(needs), CREATED]
+
+    @pytest.mark.parametrize("step", [BRIDGE, VETH])
+    async def test_link_of_ours_that_differs_is_adjusted(
+        self, kernel: Kernel, around: Surroundings, step: Bridge | Veth
+    ) -> None:
+        await kernel.ensure((BRIDGE, VETH))
+        around.set_mtu(step, 1300)
+        assert len(await whats(kernel, BRIDGE, VETH)) == 1
+        assert await kernel.ensure((step,)) == [ADJUSTED]
+        assert await whats(kernel, BRIDGE, VETH) == []
+
+    @pytest.mark.parametrize(
+        "wanted",
+        [
+            replace(VETH, mac="02:00:00:00:01:09"),
+            replace(VETH, peer_mac="02:00:00:00:02:09"),
+            replace(VETH, isolated=True),
+            replace(VETH, master="np-other"),
+        ],
+    )
+    async def test_veth_of_ours_follows_its_step(self, kernel: Kernel, wanted: Veth) -> None:
+        await kernel.ensure((BRIDGE, Bridge("np-other", "02:00:00:00:00:02", 1500), VETH))
+        assert len(await whats(kernel, wanted)) == 1
+        assert await kernel.ensure((wanted,)) == [ADJUSTED]
+        assert await whats(kernel, wanted) == []
+        assert await kernel.ensure((wanted,)) == [EQUAL]
+
+    @pytest.mark.parametrize("step", [BRIDGE, VETH], ids=["bridge", "veth"])
+    async def test_link_of_someone_else_is_refused_and_left_alone(
+        self, kernel: Kernel, around: Surroundings, step: Bridge | Veth
+    ) -> None:
+        await kernel.ensure((Bridge("np-other", "02:00:00:00:00:02", 1500),))
+        around.add_link(step.name, "bridge")
+        before = around.snapshot()
+        wanted = step if isinstance(step, Bridge) else replace(step, master="np-other")
+        error = await refusal(kernel, wanted)
+        assert error.kind == "exists"
+        assert step.name in error.message
+        assert await whats(kernel, wanted) == ["is not ours"]
+        await gone(kernel, wanted)
+        assert around.snapshot() == before
+
+    async def test_peer_name_of_someone_else_is_refused(self, kernel: Kernel, around: Surroundings) -> None:
+        await kernel.ensure((BRIDGE,))
+        around.add_link("npstest", "veth")
+        error = await refusal(kernel, VETH)
+        assert (error.kind, "npstest" in error.message) == ("exists", True)
+
+    async def test_adopted_bridge_is_used_and_never_deleted(self, kernel: Kernel, around: Surroundings) -> None:
+        around.add_link("br0", "bridge")
+        before = around.snapshot()
+        step = Bridge("br0", "02:00:00:00:00:01", 1400, adopt=True)
+        assert await kernel.ensure((step,)) == [USED]
+        assert await whats(kernel, step) == []
+        await gone(kernel, step)
+        assert around.snapshot() == before
+        assert (await kernel.owned()).links == frozenset()
+
+    async def test_bridge_to_adopt_is_made_if_there_is_none(self, kernel: Kernel) -> None:
+        step = Bridge("br0", "02:00:00:00:00:01", 1400, adopt=True)
+        assert await kernel.ensure((step,)) == [CREATED]
+        assert await kernel.ensure((step,)) == [EQUAL]
+        assert (await kernel.owned()).links == {"br0"}
+
+    async def test_link_to_adopt_that_is_no_bridge_is_invalid(self, kernel: Kernel, around: Surroundings) -> None:
+        around.add_link("pair0", "veth")
+        error = await refusal(kernel, Bridge("pair0", "02:00:00:00:00:01", 1400, adopt=True))
+        assert error.kind == "invalid"
+
+    @pytest.mark.parametrize(
+        ("step", "named"),
+        [
+            (VETH, "np-test"),
+            (Hairpin("nphtest"), "nphtest"),
+            (GATEWAY, "np-test"),
+            (Route(ip_network("10.7.0.0/16"), "np-test"), "np-test"),
+            (Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test"), "netplug-net4"),
+            (Sysctl("net/ipv4/conf/np-test/route_localnet", "1"), "np-test"),
+            (rule(80), "NETPLUG-DNAT"),
+            (Address("eth0", ip_interface("10.9.0.2/24"), "/run/netns/np-nowhere"), "np-nowhere"),
+        ],
+        ids=lambda value: value.key if hasattr(value, "key") else "",
+    )
+    async def test_step_without_what_it_builds_on_names_it(
+        self, kernel: Kernel, around: Surroundings, step: Step, named: str
+    ) -> None:
+        if isinstance(step, Address) and step.netns:
+            around.vanish(step.netns)
+        error = await refusal(kernel, step)
+        assert error.kind == "not_found"
+        assert named in error.message
+        await gone(kernel, step)
+
+    async def test_steps_before_the_failing_one_stay_and_are_told(self, kernel: Kernel) -> None:
+        outcomes: list[Outcome] = []
+        with pytest.raises(StepError):
+            await kernel.ensure((BRIDGE, GATEWAY, Hairpin("nowhere"), VETH), outcomes)
+        assert outcomes == [CREATED, CREATED]
+        assert await whats(kernel, BRIDGE, GATEWAY, VETH) == ["missing"]
+
+    async def test_veth_is_made_directly_in_a_sandbox(self, kernel: Kernel, around: Surroundings) -> None:
+        netns = around.sandbox()
+        steps: list[Step] = [
+            BRIDGE,
+            replace(VETH, netns=netns, peer="eth0"),
+            Address("eth0", ip_interface("10.9.0.2/24"), netns),
+            Address("eth0", ip_interface("fd00:9::2/64"), netns),
+            Route(ip_network("0.0.0.0/0"), "eth0", ip_address("10.9.0.1"), netns),
+            Route(ip_network("::/0"), "eth0", ip_address("fd00:9::1"), netns),
+        ]
+        assert await kernel.ensure(steps) == [CREATED] * 6
+        assert await whats(kernel, *steps) == []
+        assert await kernel.ensure(steps) == [EQUAL] * 6
+        assert (await kernel.owned()).links == {"np-test", "nphtest"}
+        await gone(kernel, *steps[:1:-1])
+        assert await whats(kernel, *steps) == ["missing"] * 4
+        await gone(kernel, *steps[1::-1])
+
+    async def test_removing_from_a_vanished_sandbox_is_success(self, kernel: Kernel, around: Surroundings) -> None:
+        netns = around.sandbox()
+        steps: list[Step] = [
+            BRIDGE,
+            replace(VETH, netns=netns, peer="eth0"),
+            Address("eth0", ip_interface("10.9.0.2/24"), netns),
+        ]
+        await kernel.ensure(steps)
+        around.vanish(netns)
+        assert await whats(kernel, *steps) == ["missing", "missing"]
+        await gone(kernel, *steps[::-1])
+
+    async def test_link_removed_can_be_made_again_at_once(self, kernel: Kernel) -> None:
+        await kernel.ensure((BRIDGE, VETH))
+        for _ in range(3):
+            await kernel.remove((VETH,))
+            assert await kernel.ensure((VETH,)) == [CREATED]
+        assert await whats(kernel, BRIDGE, VETH) == []
+
+    async def test_many_links_are_removed_together(self, kernel: Kernel, around: Surroundings) -> None:
+        before = around.snapshot()
+        veths = [replace(VETH, name=f"nph{i}", peer=f"nps{i}") for i in range(10)]
+        await kernel.ensure((BRIDGE, *veths))
+        await asyncio.gather(*(kernel.remove((veth,)) for veth in veths))
+        assert (await kernel.owned()).links == {"np-test"}
+        await kernel.remove((BRIDGE,))
+        await kernel.settle()
+        assert around.snapshot() == before
+
+    async def test_address_of_someone_else_is_used_and_stays(self, kernel: Kernel, around: Surroundings) -> None:
+        around.add_link("br0", "bridge")
+        around.add_address("br0", ip_interface("10.9.0.1/24"))
+        before = around.snapshot()
+        step = Address("br0", ip_interface("10.9.0.1/24"))
+        assert await kernel.ensure((step,)) == [USED]
+        assert await whats(kernel, step) == []
+        await gone(kernel, step)
+        assert around.snapshot() == before
+
+    async def test_route_of_someone_else_is_used_or_refused_and_stays(
+        self, kernel: Kernel, around: Surroundings
+    ) -> None:
+        around.add_link("br0", "bridge")
+        around.add_address("br0", ip_interface("10.9.0.1/24"))
+        step = Route(ip_network("10.7.0.0/16"), "br0", ip_address("10.9.0.7"))
+        around.add_route(step)
+        before = around.snapshot()
+        assert await kernel.ensure((step,)) == [USED]
+        assert (await refusal(kernel, replace(step, gateway=ip_address("10.9.0.8")))).kind == "exists"
+        await gone(kernel, step)
+        assert around.snapshot() == before
+
+    async def test_route_of_ours_follows_its_step(self, kernel: Kernel) -> None:
+        step = Route(ip_network("10.7.0.0/16"), "np-test", ip_address("10.9.0.7"))
+        other = replace(step, gateway=ip_address("10.9.0.8"))
+        await kernel.ensure((BRIDGE, GATEWAY, step))
+        assert len(await whats(kernel, other)) == 1
+        assert await kernel.ensure((other,)) == [ADJUSTED]
+        assert await whats(kernel, other) == []
+
+    async def test_unreachable_gateway_is_invalid(self, kernel: Kernel) -> None:
+        await kernel.ensure((BRIDGE, GATEWAY))
+        error = await refusal(kernel, Route(ip_network("10.7.0.0/16"), "np-test", ip_address("192.0.2.1")))
+        assert (error.kind, "192.0.2.1" in error.message) == ("invalid", True)
+
+    async def test_sysctl_is_set_and_never_taken_back(self, kernel: Kernel) -> None:
+        step = Sysctl("net/ipv4/conf/np-test/route_localnet", "1")
+        await kernel.ensure((BRIDGE,))
+        assert len(await whats(kernel, step)) == 1
+        assert await kernel.ensure((step,)) == [ADJUSTED]
+        assert await kernel.ensure((step,)) == [EQUAL]
+        await gone(kernel, step)
+        assert await whats(kernel, step) == []
+
+    async def test_set_of_another_type_is_replaced_only_when_empty(self, kernel: Kernel) -> None:
+        await kernel.ensure((SET4, Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")))
+        other = IpSet("netplug-net4", "hash:net", 4)
+        assert (await refusal(kernel, other)).kind == "exists"
+        assert len(await whats(kernel, other)) == 1
+        await kernel.remove((Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test"),))
+        assert await kernel.ensure((other,)) == [ADJUSTED]
+        assert await whats(kernel, other) == []
+
+    async def test_port_of_someone_else_is_named(self, kernel: Kernel, around: Surroundings) -> None:
+        around.take_port(Proto.TCP, ip_address("127.0.0.1"), 8080)
+        around.take_port(Proto.UDP, ip_address("0.0.0.0"), 8081)
+        error = await refusal(kernel, HostPort(Proto.TCP, ip_address("0.0.0.0"), 8080))
+        assert error.kind == "unavailable"
+        assert error.message == "port 0.0.0.0:8080/tcp is already in use on this host"
+        error = await refusal(kernel, HostPort(Proto.UDP, ip_address("0.0.0.0"), 8081))
+        assert error.message == "port 0.0.0.0:8081/udp is already in use on this host"
+        assert await kernel.ensure((HostPort(Proto.TCP, ip_address("::"), 8080),)) == [CREATED]
+
+    async def test_port_is_ours_until_removed(self, kernel: Kernel) -> None:
+        step = HostPort(Proto.UDP, ip_address("0.0.0.0"), 8080)
+        await kernel.ensure((step,))
+        with pytest.raises(NetplugError, match="already in use"):
+            await kernel.reserve(Proto.UDP, ip_address("127.0.0.1"), 8080, 8080)
+        await kernel.remove((step,))
+        assert await kernel.reserve(Proto.UDP, ip_address("127.0.0.1"), 8080, 8080) == 8080
+
+    async def test_port_of_a_foreign_address_is_invalid(self, kernel: Kernel) -> None:
+        error = await refusal(kernel, HostPort(Proto.TCP, ip_address("192.0.2.1"), 8080))
+        assert (error.kind, "192.0.2.1" in error.message) == ("invalid", True)
+
+    async def test_free_port_is_chosen_and_kept(self, kernel: Kernel) -> None:
+        port = await kernel.reserve(Proto.TCP, ip_address("0.0.0.0"), 0, 0)
+        assert 1024 <= port <= 65535
+        assert await kernel.ensure((HostPort(Proto.TCP, ip_address("0.0.0.0"), port),)) == [EQUAL]
+
+    async def test_first_free_port_of_a_range_is_chosen(self, kernel: Kernel, around: Surroundings) -> None:
+        around.take_port(Proto.TCP, ip_address("0.0.0.0"), 8080)
+        anywhere = ip_address("0.0.0.0")
+        assert await kernel.reserve(Proto.TCP, anywhere, 8080, 8082) == 8081
+        assert await kernel.reserve(Proto.TCP, anywhere, 8080, 8082) == 8082
+        with pytest.raises(NetplugError) as caught:
+            await kernel.reserve(Proto.TCP, anywhere, 8080, 8082)
+        assert caught.value.kind == "unavailable"
+        assert "8080-8082" in caught.value.message
+
+    async def test_flows_are_new_once(self, kernel: Kernel) -> None:
+        step = Flows(Proto.UDP, 8080, ip_address("10.9.0.2"))
+        assert await kernel.ensure((step,)) == [CREATED]
+        assert await kernel.ensure((step,)) == [EQUAL]
+        assert await whats(kernel, step) == []
+        await gone(kernel, step)
+
+    async def test_facts_tell_links_routes_and_foreign_chains(self, kernel: Kernel, around: Surroundings) -> None:
+        around.add_link("br0", "bridge")
+        around.add_address("br0", ip_interface("10.5.0.1/24"))
+        around.fill_chain(4, "filter", "DOCKER-USER", ())
+        await kernel.ensure((BRIDGE, GATEWAY, VETH, CLOSED))
+        facts = await kernel.facts()
+        assert facts.kind_of("br0") == facts.kind_of("np-test") == "bridge"
+        assert facts.kind_of("nphtest") == facts.kind_of("npstest") == "veth"
+        assert (ip_network("10.5.0.0/24"), "br0") in facts.routes
+        assert (ip_network("10.9.0.0/24"), "np-test") in facts.routes
+        assert (4, "DOCKER-USER") in facts.chains
+        assert (4, "NETPLUG-FORWARD") not in facts.chains
+        assert (facts.mtu, facts.uplink) == (1500, "")
+
+    async def test_owned_tells_all_that_is_ours_and_nothing_else(self, kernel: Kernel, around: Surroundings) -> None:
+        around.add_link("br0", "bridge")
+        around.fill_chain(4, "filter", "DOCKER-USER", ())
+        member = Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")
+        await kernel.ensure((BRIDGE, VETH, SET4, member, OPEN, rule(80)))
+        owned = await kernel.owned()
+        assert owned.links == {"np-test", "nphtest"}
+        assert owned.sets == {"netplug-net4"}
+        assert owned.members == {member}
+        assert {step.key for step in owned.steps()} >= {
+            BRIDGE.key,
+            VETH.key,
+            SET4.key,
+            member.key,
+            OPEN.key,
+            rule(80).key,
+        }
+        assert owned.chains == {(4, "nat", "NETPLUG-DNAT")}
+        assert owned.rules == {(4, "nat", "NETPLUG-DNAT", rule(80).rule)}
+
+
+class FirewallSuite:
+    """Chains, rules, jumps."""
+
+    @pytest.mark.parametrize(
+        ("needs", "step"),
+        [((), OPEN), ((), CLOSED), ((OPEN,), rule(80)), ((CLOSED,), JUMP)],
+        ids=lambda value: value.key if hasattr(value, "key") else "",
+    )
+    async def test_step_is_created_once_found_equal_and_removed(
+        self, kernel: Kernel, around: Surroundings, needs: tuple[Step, ...], step: Step
+    ) -> None:
+        before = around.snapshot()
+        await kernel.ensure(needs)
+        between = around.snapshot()
+        assert await whats(kernel, step) == ["missing"]
+        assert await kernel.ensure((step,)) == [CREATED]
+        assert await whats(kernel, *needs, step) == []
+        assert await kernel.ensure((*needs, step)) == [EQUAL] * (len(needs) + 1)
+        around.lose(step)
+        assert await whats(kernel, *needs, step) == ["missing"]
+        assert await kernel.ensure((*needs, step)) == [*[EQUAL] * len(needs), CREATED]
+        await gone(kernel, step)
+        assert around.snapshot() == between
+        await gone(kernel, *needs)
+        assert around.snapshot() == before
+
+    @pytest.mark.parametrize("family", [4, 6])
+    @pytest.mark.parametrize("isolation", [False, True], ids=["", "docker"])
+    async def test_base_rules_read_back_verbatim_and_leave_nothing(
+        self, kernel: Kernel, around: Surroundings, family: int, *, isolation: bool
+    ) -> None:
+        if isolation:
+            around.fill_chain(family, "filter", firewall.DOCKER_ISOLATION, ())
+            around.fill_chain(family, "filter", firewall.DOCKER_USER, ())
+            around.fill_chain(family, "filter", "FORWARD", ("-j DOCKER-USER", "-j ACCEPT"))
+        before = around.snapshot()
+        facts = await kernel.facts()
+        assert ((family, firewall.DOCKER_ISOLATION) in facts.chains) == isolation
+        plan = firewall.base((family,), facts)
+        executor = Executor(kernel)
+        assert set((await executor.apply(plan)).values()) == {CREATED}
+        for step in plan:
+            if isinstance(step, Chain):
+                assert around.chain(step.family, step.table, step.name) == step.rules
+            if isinstance(step, Jump):
+                at = 1 if isolation and step.after else 0
+                assert (around.chain(step.family, step.table, step.chain) or ())[at] == step.rule
+        assert await executor.drift(plan) == ()
+        assert set((await executor.apply(plan)).values()) == {EQUAL}
+        await executor.revert(plan)
+        assert around.snapshot() == before
+
+    @pytest.mark.parametrize("proto", list(Proto))
+    @pytest.mark.parametrize("host", [None, "10.0.0.5", "fd00::5"])
+    async def test_published_port_reads_back_verbatim(
+        self, kernel: Kernel, around: Surroundings, proto: Proto, host: str | None
+    ) -> None:
+        version = 6 if host and ":" in host else 4
+        mapping = PortMapping(proto, 80, ip_address(host) if host else None, 8080)
+        plan = firewall.publish(mapping, ip_address("fd00:9::2" if version == 6 else "10.9.0.2"))
+        rules = [step for step in plan if isinstance(step, Rule)]
+        chain = Chain(version, "nat", "NETPLUG-DNAT", open=True)
+        assert await kernel.ensure((chain, *rules)) == [CREATED, CREATED]
+        assert around.chain(version, "nat", "NETPLUG-DNAT") == tuple(item.rule for item in rules)
+        assert await whats(kernel, chain, *rules) == []
+        await gone(kernel, *rules, chain)
+        assert around.chain(version, "nat", "NETPLUG-DNAT") is None
+
+    async def test_content_of_a_chain_is_replaced(self, kernel: Kernel, around: Surroundings) -> None:
+        await kernel.ensure((CLOSED,))
+        other = replace(CLOSED, rules=("-j RETURN",))
+        assert await whats(kernel, other) == ["its rules differ"]
+        assert await kernel.ensure((other,)) == [ADJUSTED]
+        assert around.chain(4, "filter", "NETPLUG-FORWARD") == ("-j RETURN",)
+
+    async def test_open_chain_keeps_its_rules(self, kernel: Kernel, around: Surroundings) -> None:
+        await kernel.ensure((OPEN, rule(80)))
+        assert await kernel.ensure((OPEN, rule(81))) == [EQUAL, CREATED]
+        assert around.chain(4, "nat", "NETPLUG-DNAT") == (rule(80).rule, rule(81).rule)
+
+    async def test_jump_out_of_place_is_put_back(self, kernel: Kernel, around: Surroundings) -> None:
+        around.fill_chain(4, "filter", "DOCKER-USER", ())
+        await kernel.ensure((CLOSED, JUMP))
+        around.fill_chain(4, "filter", "FORWARD", ("-p udp -j DROP", "-j DOCKER-USER", JUMP.rule, "-p tcp -j ACCEPT"))
+        assert await whats(kernel, JUMP) == []
+        around.fill_chain(4, "filter", "FORWARD", (JUMP.rule, "-j DOCKER-USER", "-p tcp -j ACCEPT"))
+        assert await whats(kernel, JUMP) == ["is not in its place"]
+        assert await kernel.ensure((JUMP,)) == [ADJUSTED]
+        assert around.chain(4, "filter", "FORWARD") == ("-j DOCKER-USER", JUMP.rule, "-p tcp -j ACCEPT")
+        assert await whats(kernel, JUMP) == []
+
+    async def test_chain_that_was_lost_comes_back_with_a_rule(self, kernel: Kernel, around: Surroundings) -> None:
+        await kernel.ensure((OPEN,))
+        around.lose(OPEN)
+        assert await kernel.ensure((rule(80),)) == [CREATED]
+        assert await whats(kernel, OPEN, rule(80)) == []
+
+    async def test_callers_at_the_same_time_do_not_disturb_each_other(
+        self, kernel: Kernel, around: Surroundings
+    ) -> None:
+        await kernel.ensure((OPEN,))
+        # Not a rule that iptables would take.
+        bad = Rule(4, "filter", "NETPLUG-NOWHERE", "-j ACCEPT")
+        steps: list[Step] = [*(rule(port) for port in range(80, 90)), bad]
+        results = await asyncio.gather(*(kernel.ensure((step,)) for step in steps), return_exceptions=True)
+        assert [isinstance(result, StepError) for result in results] == [False] * 10 + [True]
+        assert sorted(around.chain(4, "nat", "NETPLUG-DNAT") or ()) == [step.rule for step in map(rule, range(80, 90))]
+        await asyncio.gather(*(kernel.remove((step,)) for step in steps))
+        assert around.chain(4, "nat", "NETPLUG-DNAT") == ()
+
+    async def test_failed_transaction_leaves_nothing(self, kernel: Kernel, around: Surroundings) -> None:
+        before = around.snapshot()
+        outcomes: list[Outcome] = []
+        with pytest.raises(StepError):
+            await kernel.ensure((OPEN, rule(80), CLOSED, Rule(4, "raw", "NETPLUG-NOWHERE", "-j ACCEPT")), outcomes)
+        assert outcomes == []
+        assert around.snapshot() == before
+
+    @pytest.mark.parametrize(
+        "step",
+        [
+            Chain(4, "filter", "DOCKER-USER", ("-j RETURN",)),
+            Rule(4, "filter", "INPUT", "-j ACCEPT"),
+            Jump(4, "filter", "FORWARD", "-j DOCKER-USER"),
+        ],
+    )
+    async def test_what_is_not_ours_is_never_touched(self, kernel: Kernel, around: Surroundings, step: Step) -> None:
+        around.fill_chain(4, "filter", "DOCKER-USER", ("-j ACCEPT",))
+        around.fill_chain(4, "filter", "INPUT", ("-j ACCEPT",))
+        around.fill_chain(4, "filter", "FORWARD", ("-j DOCKER-USER",))
+        before = around.snapshot()
+        assert (await refusal(kernel, step)).kind == "invalid"
+        with pytest.raises(ExceptionGroup):
+            await kernel.remove((step,))
+        assert around.snapshot() == before
+
+    async def test_set_in_use_is_not_destroyed_before_its_rules(self, kernel: Kernel, around: Surroundings) -> None:
+        plan = firewall.base((4,), HostFacts())
+        executor = Executor(kernel)
+        before = around.snapshot()
+        await executor.apply(plan)
+        with pytest.raises(ExceptionGroup):
+            await kernel.remove((IpSet("netplug-if4", "hash:net,iface", 4),))
+        await executor.revert(plan)
+        assert around.snapshot() == before
+
+    async def test_whole_endpoint_leaves_nothing(self, kernel: Kernel, around: Surroundings) -> None:
+        before = around.snapshot()
+        executor = Executor(kernel)
+        base = firewall.base((4, 6), await kernel.facts())
+        network = Plan((BRIDGE, GATEWAY, Sysctl("net/ipv4/conf/np-test/route_localnet", "1")))
+        members = Plan((Member("netplug-if4", ip_network("0.0.0.0/0"), "np-test"),))
+        publish = firewall.publish(PortMapping(Proto.UDP, 80, host_port=8080), ip_address("10.9.0.2"))
+        publish += firewall.publish(PortMapping(Proto.TCP, 80, host_port=8080), ip_address("10.9.0.2"))
+        plans = [base, network + members, Plan((VETH, Hairpin("nphtest"))) + publish]
+        for plan in plans:
+            await executor.apply(plan)
+        for plan in plans:
+            assert await executor.drift(plan) == ()
+        for plan in plans[::-1]:
+            await executor.revert(plan)
+        await kernel.settle()
+        assert around.snapshot() == before
+        assert (await kernel.owned()).rules == frozenset()

@@ -1,0 +1,66 @@
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+import pytest
+
+pytest.register_assert_rewrite("kernel_suite")
+
+from kernel_suite import FirewallSuite, KernelSuite  # noqa: E402
+
+from netplug.drivers.plan import Bridge, IPAddress, IPInterface, Proto, Route, Step, Veth  # noqa: E402
+from netplug.kernel.fake import FakeKernel  # noqa: E402
+
+
+class FakeSurroundings:
+    def __init__(self, kernel: FakeKernel) -> None:
+        self._kernel = kernel
+        self._foreign = kernel.foreign
+        self.chain = kernel.chain
+        self.vanish = kernel.vanish
+
+    def add_link(self, name: str, kind: str) -> None:
+        self._foreign.links[name] = kind
+
+    def add_address(self, link: str, address: IPInterface) -> None:
+        self._foreign.addresses.add((link, address))
+
+    def add_route(self, route: Route) -> None:
+        self._foreign.routes.append(route)
+
+    def take_port(self, proto: Proto, address: IPAddress, port: int) -> None:
+        self._foreign.ports.add((proto, address, port))
+
+    def fill_chain(self, family: int, table: str, chain: str, rules: Sequence[str]) -> None:
+        self._kernel.set_chain(family, table, chain, list(rules))
+
+    def sandbox(self) -> str:
+        return "/run/netns/fake"
+
+    def lose(self, step: Step) -> None:
+        self._kernel.lose(step.key)
+
+    def set_mtu(self, step: Bridge | Veth, mtu: int) -> None:
+        self._kernel.tamper(replace(step, mtu=mtu))
+
+    def snapshot(self) -> str:
+        return "\n".join(line for line in self._kernel.dump().splitlines() if not line.startswith("sysctl "))
+
+
+@pytest.fixture
+async def kernel() -> AsyncIterator[FakeKernel]:
+    fake = FakeKernel()
+    yield fake
+    await fake.close()
+
+
+@pytest.fixture
+def around(kernel: FakeKernel) -> FakeSurroundings:
+    return FakeSurroundings(kernel)
+
+
+class TestFakeKernel(KernelSuite):
+    pass
+
+
+class TestFakeFirewall(FirewallSuite):
+    pass

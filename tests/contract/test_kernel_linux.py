@@ -1,0 +1,332 @@
+"""The real kernel, in a network namespace of the test's own."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+pytest.register_assert_rewrite("kernel_suite")
+
+from kernel_suite import BRIDGE, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
+
+from netplug.drivers.naming import mark  # noqa: E402
+from netplug.drivers.plan import (  # noqa: E402
+    Address,
+    Bridge,
+    Chain,
+    Flows,
+    HostPort,
+    IPAddress,
+    IPInterface,
+    IpSet,
+    Jump,
+    Member,
+    Plan,
+    Proto,
+    Route,
+    Rule,
+    Step,
+    Veth,
+)
+from netplug.kernel import netns  # noqa: E402
+from netplug.kernel.api import Outcome, StepError  # noqa: E402
+from netplug.kernel.executor import Executor  # noqa: E402
+from netplug.kernel.linux import LinuxKernel  # noqa: E402
+from netplug.kernel.rtnl import DELETE_GROUPS  # noqa: E402
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
+
+VANISH_DEADLINE_S = 5
+
+
+def run(*command: str, text: str | None = None) -> str:
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, not paths
+
+
+class LinuxSurroundings:
+    def __init__(self, backend: str) -> None:
+        self._backend = f"-{backend}" if backend else ""
+        self._sockets: list[socket.socket] = []
+        self._sandboxes: list[str] = []
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+        for path in self._sandboxes:
+            run("ip", "netns", "del", Path(path).name)
+
+    def add_link(self, name: str, kind: str) -> None:
+        run("ip", "link", "add", name, "up", "type", kind)
+
+    def add_address(self, link: str, address: IPInterface) -> None:
+        run("ip", "address", "add", str(address), "dev", link)
+
+    def add_route(self, route: Route) -> None:
+        run("ip", "route", "add", str(route.destination), "via", str(route.gateway), "dev", route.link)
+
+    def take_port(self, proto: Proto, address: IPAddress, port: int) -> None:
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        sock = socket.socket(family, socket.SOCK_STREAM if proto is Proto.TCP else socket.SOCK_DGRAM)
+        self._sockets.append(sock)
+        sock.bind((str(address), port))
+        if proto is Proto.TCP:
+            sock.listen()
+
+    def fill_chain(self, family: int, table: str, chain: str, rules: Sequence[str]) -> None:
+        policy = "ACCEPT" if chain in {"FORWARD", "INPUT"} else "-"
+        lines = [f"*{table}", f":{chain} {policy} [0:0]", f"-F {chain}", *(f"-A {chain} {r}" for r in rules), "COMMIT"]
+        self._restore(family, *lines)
+
+    def chain(self, family: int, table: str, chain: str) -> tuple[str, ...] | None:
+        lines = run(self._program(family, "save"), "-t", table).splitlines()
+        if not any(line.startswith(f":{chain} ") for line in lines):
+            return None
+        return tuple(line.removeprefix(f"-A {chain} ") for line in lines if line.startswith(f"-A {chain} "))
+
+    def sandbox(self) -> str:
+        name = f"np-test-{uuid4().hex[:8]}"
+        run("ip", "netns", "add", name)
+        self._sandboxes.append(f"/run/netns/{name}")
+        return self._sandboxes[-1]
+
+    def vanish(self, netns: str) -> None:
+        if netns not in self._sandboxes:
+            return
+        self._sandboxes.remove(netns)
+        links = len(run("ip", "-o", "link").splitlines())
+        run("ip", "netns", "del", Path(netns).name)
+        deadline = time.monotonic() + VANISH_DEADLINE_S
+        while len(run("ip", "-o", "link").splitlines()) == links:
+            assert time.monotonic() < deadline, "the host side outlives its sandbox"
+
+    def lose(self, step: Step) -> None:
+        match step:
+            case Bridge() | Veth():
+                run("ip", "link", "del", step.name)
+            case Address():
+                run("ip", "address", "del", str(step.address), "dev", step.link)
+            case Route():
+                run("ip", "route", "del", str(step.destination), "dev", step.link)
+            case IpSet():
+                run("ipset", "destroy", step.name)
+            case Member():
+                run("ipset", "del", step.set, f"{step.net},{step.link}" if step.link else str(step.net))
+            case Chain():
+                self._restore(step.family, f"*{step.table}", f"-F {step.name}", f"-X {step.name}", "COMMIT")
+            case Rule() | Jump():
+                self._restore(step.family, f"*{step.table}", f"-D {step.chain} {step.rule}", "COMMIT")
+            case _:
+                raise NotImplementedError(step)
+
+    def set_mtu(self, step: Bridge | Veth, mtu: int) -> None:
+        run("ip", "link", "set", step.name, "mtu", str(mtu))
+
+    def snapshot(self) -> str:
+        saved = [run(self._program(family, "save")) for family in (4, 6)]
+        # Tables and built-in chains come into being by being looked at.
+        rules = [line for text in saved for line in text.splitlines() if line.startswith("-A ") or " - [" in line]
+        # Indices go up, and what the kernel does by itself (router solicitations, ff02::) comes when it comes.
+        links = [line.split()[1] for line in run("ip", "-o", "link").splitlines()]
+        addresses = [line.split()[1:4] for line in run("ip", "-o", "address").splitlines() if "fe80" not in line]
+        routes = run("ip", "route")
+        return repr((rules, links, addresses, routes, run("ipset", "list", "-name")))
+
+    def _restore(self, family: int, *lines: str) -> None:
+        run(self._program(family, "restore"), "--noflush", "-w", text="\n".join(lines) + "\n")
+
+    def _program(self, family: int, verb: str) -> str:
+        return f"{'iptables' if family == 4 else 'ip6tables'}{self._backend}-{verb}"
+
+
+@pytest.fixture
+def backend() -> str:
+    return ""
+
+
+@pytest.fixture
+def around(backend: str) -> Iterator[LinuxSurroundings]:
+    with netns.fresh():
+        run("ip", "link", "set", "lo", "up")
+        surroundings = LinuxSurroundings(backend)
+        yield surroundings
+        surroundings.close()
+
+
+@pytest.fixture
+async def kernel(around: LinuxSurroundings, backend: str) -> AsyncIterator[LinuxKernel]:
+    before = descriptors()
+    async with await LinuxKernel.open(backend) as linux:
+        yield linux
+    assert len(descriptors() - before) <= len(around._sockets)
+
+
+class TestLinuxKernel(KernelSuite):
+    async def test_both_ends_bear_our_mark_and_the_port_has_no_address(
+        self, kernel: LinuxKernel, around: LinuxSurroundings
+    ) -> None:
+        netns = around.sandbox()
+        await kernel.ensure((BRIDGE, Veth("nph1", "eth0", VETH.mac, VETH.peer_mac, 1500, BRIDGE.name, netns=netns)))
+        host = run("ip", "-d", "link", "show", "nph1")
+        assert f"altname {mark('nph1')}" in host
+        assert "addrgenmode none" in host
+        assert "state forwarding" in host
+        inside = run("ip", "-n", Path(netns).name, "-d", "link", "show", "eth0")
+        assert f"altname {mark('eth0')}" in inside
+        assert "LOWER_UP" in inside
+        assert "inet6" not in run("ip", "address", "show", "nph1")
+
+    async def test_stranger_in_the_delete_group_survives(self, kernel: LinuxKernel, around: LinuxSurroundings) -> None:
+        around.add_link("stranger", "veth")
+        run("ip", "link", "set", "stranger", "group", str(DELETE_GROUPS))
+        await kernel.ensure((BRIDGE, VETH))
+        await kernel.remove((VETH, BRIDGE))
+        await kernel.settle()
+        assert "stranger" in run("ip", "-o", "link")
+        assert await whats(kernel, BRIDGE, VETH) == ["missing", "missing"]
+
+    async def test_deletions_of_an_earlier_process_are_finished(self, kernel: LinuxKernel) -> None:
+        await kernel.ensure((BRIDGE, VETH))
+        run("ip", "link", "set", VETH.name, "group", str(DELETE_GROUPS))
+        async with await LinuxKernel.open() as second:
+            await second.settle()
+        assert await whats(kernel, VETH) == ["missing"]
+
+    async def test_link_that_someone_else_is_deleting_is_waited_for(self, kernel: LinuxKernel) -> None:
+        await kernel.ensure((BRIDGE, VETH))
+        run("ip", "link", "set", VETH.name, "group", str(DELETE_GROUPS))
+        assert await kernel.ensure((VETH,)) == [Outcome.CREATED]
+
+    async def test_veth_moved_into_a_sandbox_by_a_runtime_is_equal(
+        self, kernel: LinuxKernel, around: LinuxSurroundings
+    ) -> None:
+        await kernel.ensure((BRIDGE, VETH))
+        name = Path(around.sandbox()).name
+        run("ip", "link", "set", VETH.peer, "netns", name, "name", "eth0", "address", "02:00:00:00:00:99")
+        assert await whats(kernel, VETH) == []
+        assert await kernel.ensure((VETH,)) == [Outcome.EQUAL]
+
+    async def test_missing_set_type_names_the_kernel_feature(self, kernel: LinuxKernel) -> None:
+        with pytest.raises(Exception, match="CONFIG_IP_SET_HASH_NOPE"):
+            await kernel.ensure((IpSet("netplug-x", "hash:nope", 4),))
+
+    async def test_full_set_says_so(self, kernel: LinuxKernel) -> None:
+        steps = [Member(SET4.name, ip_network("0.0.0.0/0"), f"np-{i}") for i in range(65)]
+        with pytest.raises(Exception, match="64 links with one prefix"):
+            await kernel.ensure((SET4, *steps))
+
+    async def test_flows_that_lead_elsewhere_are_forgotten_and_no_others(
+        self, kernel: LinuxKernel, around: LinuxSurroundings
+    ) -> None:
+        def track(proto: str, port: int, destination: str, *dnat: str) -> None:
+            flow = ["-p", proto, "-s", "10.5.0.9", "-d", destination, "--sport", str(port), "--dport", "8080"]
+            state = ["--state", "ESTABLISHED"] if proto == "tcp" else []
+            run("conntrack", "-I", *flow, *state, "-t", "100", *dnat)
+
+        def tracked() -> set[int]:
+            lines = run("conntrack", "-L").splitlines()
+            return {int(line.split("sport=")[1].split()[0]) for line in lines}
+
+        around.add_link("br0", "bridge")
+        around.add_address("br0", ip_interface("10.5.0.1/24"))
+        track("udp", 1, "10.5.0.1")  # to us, before the port was published
+        track("udp", 2, "10.5.0.1", "--dst-nat", "10.9.0.2:80")  # to where it shall
+        track("udp", 3, "198.51.100.1")  # through us, to a far host
+        track("udp", 4, "203.0.113.5", "--dst-nat", "10.9.0.3:80")  # to an address that we had, a dead container
+        track("tcp", 5, "10.5.0.1")
+        step = Flows(Proto.UDP, 8080, ip_address("10.9.0.2"))
+        # Another port besides: then ports are sorted out here, not by the kernel.
+        for steps in ((step,), (step, Flows(Proto.UDP, 8081, ip_address("10.9.0.2")))):
+            await kernel.ensure(steps)
+            assert tracked() == {2, 3, 5}
+            track("udp", 1, "10.5.0.1")
+        await kernel.remove((step,))
+        assert tracked() == {1, 3, 5}
+
+    async def test_reserved_port_drops_what_no_rule_takes(self, kernel: LinuxKernel) -> None:
+        await kernel.reserve(Proto.TCP, ip_address("127.0.0.1"), 8080, 8080)
+        with socket.socket() as client:
+            client.settimeout(0.05)
+            # Neither accepted nor refused: the client will try again.
+            with pytest.raises(TimeoutError):
+                client.connect(("127.0.0.1", 8080))
+
+    async def test_sctp_that_the_kernel_lacks_is_named(self, kernel: LinuxKernel) -> None:
+        try:
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+        except OSError:
+            with pytest.raises(StepError, match="the kernel has no SCTP") as caught:
+                await kernel.ensure((HostPort(Proto.SCTP, ip_address("0.0.0.0"), 8080),))
+            assert caught.value.kind == "unavailable"
+        else:
+            pytest.skip("this kernel has SCTP")
+
+    async def test_removal_leaves_the_loop_free(self, kernel: LinuxKernel) -> None:
+        await kernel.ensure((BRIDGE, VETH))
+        await kernel.remove((VETH,))
+        turns = 0
+        settled = asyncio.ensure_future(kernel.settle())
+        while not settled.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert turns > 10
+
+
+class TestLinuxFirewallNft(FirewallSuite):
+    @pytest.fixture
+    def backend(self) -> str:
+        return "nft"
+
+
+class TestLinuxFirewallLegacy(FirewallSuite):
+    @pytest.fixture
+    def backend(self) -> str:
+        return "legacy"
+
+
+class TestCancellation:
+    @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21])
+    async def test_outcomes_tell_the_truth(self, kernel: LinuxKernel, turns: int) -> None:
+        steps: list[Step] = [BRIDGE, SET4, OPEN, rule(80), VETH]
+        outcomes: list[Outcome] = []
+        task = asyncio.ensure_future(kernel.ensure(steps, outcomes))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        missing = {drift.step for drift in await kernel.drift(steps)}
+        assert missing == set(steps[len(outcomes) :])
+
+    async def test_cancelled_apply_leaves_nothing(self, kernel: LinuxKernel, around: LinuxSurroundings) -> None:
+        before = around.snapshot()
+        task = asyncio.ensure_future(Executor(kernel).apply(Plan((BRIDGE, SET4, OPEN, rule(80), VETH))))
+        for _ in range(6):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await kernel.settle()
+        assert around.snapshot() == before
+
+    async def test_one_cancelled_caller_does_not_harm_the_others(
+        self, kernel: LinuxKernel, around: LinuxSurroundings
+    ) -> None:
+        await kernel.ensure((OPEN,))
+        tasks = [asyncio.ensure_future(kernel.ensure((rule(port),))) for port in range(80, 86)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        tasks[3].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(result, BaseException) for result in results] == [True, False, False, True, False, False]
+        assert {rule(port).rule for port in (81, 82, 84, 85)} <= set(around.chain(4, "nat", "NETPLUG-DNAT") or ())
