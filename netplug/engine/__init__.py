@@ -1,0 +1,36 @@
+"""The use cases: one method each, one lock each, one journal entry each.
+
+The engine orders: it validates, asks a driver for a plan, lets the journal apply it, and remembers. Front ends call
+`Engine.networks` and `Engine.endpoints`; nothing else changes a network or an endpoint.
+"""
+
+from collections.abc import Mapping
+
+from netplug.drivers.api import Driver
+from netplug.engine.addressing import Addressing
+from netplug.engine.endpoints import Endpoints
+from netplug.engine.journal import Journal
+from netplug.engine.networks import Networks
+from netplug.engine.registry import Registry
+from netplug.engine.shared import Shared
+from netplug.ipam.allocator import Allocator
+from netplug.kernel.api import Kernel
+from netplug.kernel.executor import Executor
+from netplug.store.api import Store
+
+
+class Engine:
+    """All networks and endpoints of this host."""
+
+    def __init__(self, kernel: Kernel, store: Store, allocator: Allocator, drivers: Mapping[str, Driver]) -> None:
+        self.kernel = kernel
+        self.store = store
+        self.allocator = allocator
+        self.drivers = drivers
+        self.executor = Executor(kernel)
+        self.journal = Journal(store, self.executor)
+        self.registry = Registry(store)
+        self.shared = Shared(kernel, self.executor, store, drivers)
+        addressing = Addressing(allocator)
+        self.endpoints = Endpoints(self.registry, self.shared, self.journal, addressing, kernel, drivers)
+        self.networks = Networks(self.registry, self.shared, self.journal, addressing, self.endpoints, drivers)

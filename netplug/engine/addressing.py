@@ -1,0 +1,209 @@
+"""Subnets of networks and addresses of endpoints, as leases that are undone when what they were for fails."""
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import ip_interface
+
+from netplug.drivers.api import Network, Subnet
+from netplug.drivers.naming import short
+from netplug.drivers.plan import IPAddress, IPInterface, IPNetwork
+from netplug.engine.records import (
+    EndpointRecord,
+    EndpointSpec,
+    FrontEnd,
+    NetworkRecord,
+    NetworkSpec,
+    SubnetSpec,
+)
+from netplug.errors import NetplugError
+from netplug.ipam.allocator import Allocator
+from netplug.ipam.lease import Owner, OwnerKind
+from netplug.ipam.pool import EXTERNAL, Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Subnets:
+    """The subnets of a network and the pools that they are."""
+
+    subnets: tuple[Subnet, ...]
+    pools: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """The addresses of an endpoint and the pool of each."""
+
+    addresses: tuple[IPInterface, ...]
+    pools: tuple[str, ...]
+
+
+class Addressing:
+    """What networks and endpoints want of IPAM."""
+
+    def __init__(self, allocator: Allocator) -> None:
+        self._allocator = allocator
+
+    # Networks
+
+    @asynccontextmanager
+    async def subnets(
+        self,
+        net: Network,
+        spec: NetworkSpec,
+        *,
+        others: Collection[Network],
+        avoid: Collection[IPNetwork],
+        gateway: bool,
+    ) -> AsyncIterator[Subnets]:
+        """Take the subnets of a network for the time of the block, and for good when it ends well."""
+        async with AsyncExitStack() as undo:
+            subnets: list[Subnet] = []
+            pools: list[str] = []
+            for wanted in spec.subnets:
+                if wanted.pool is not None:
+                    _refuse_overlap(wanted.pool, [*others, Network(net.id, net.name, tuple(subnets))])
+                pool = await self._pool(net, wanted, avoid, undo)
+                subnets.append(await self._reserve(net, pool, wanted, undo, gateway=gateway))
+                pools.append(pool.id)
+            yield Subnets(tuple(subnets), tuple(pools))
+            undo.pop_all()
+
+    async def _pool(self, net: Network, wanted: SubnetSpec, avoid: Collection[IPNetwork], undo: AsyncExitStack) -> Pool:
+        held = self._allocator.pool_of(wanted.pool) if wanted.pool is not None else None
+        if held is None or held.space != wanted.space or wanted.range not in {None, held.range}:
+            held = await self._allocator.request_pool(
+                wanted.space, network=wanted.pool, range=wanted.range, v6=wanted.v6, avoid=avoid
+            )
+            try:
+                await self._allocator.keep(held.id, net.id)
+            finally:  # the hold was for the moment only: what keeps the pool is the network
+                await self._allocator.release_pool(held.id)
+        else:
+            await self._allocator.keep(held.id, net.id)
+        undo.push_async_callback(self._allocator.let_go, held.id, net.id)
+        return held
+
+    async def _reserve(
+        self, net: Network, pool: Pool, wanted: SubnetSpec, undo: AsyncExitStack, *, gateway: bool
+    ) -> Subnet:
+        for name, address in wanted.aux:
+            await self._hold(pool, address, Owner(OwnerKind.AUX, net.id, name), undo)
+        if wanted.gateway is None and not gateway:
+            return Subnet(pool.network)
+        ours = await self._hold(pool, wanted.gateway, Owner(OwnerKind.GATEWAY, net.id, net.name), undo)
+        return Subnet(pool.network, ip_interface(f"{ours}/{pool.network.prefixlen}"))
+
+    async def _hold(self, pool: Pool, address: IPAddress | None, owner: Owner, undo: AsyncExitStack) -> IPAddress:
+        """Lease an address to a network; Docker has asked for it already when we are its IPAM driver."""
+        lease = self._allocator.lease(pool.id, address) if address is not None else None
+        if lease is not None and lease.owner.kind is not OwnerKind.ENDPOINT and lease.owner.id in {"", owner.id}:
+            await self._allocator.assign(pool.id, lease.address, owner)
+            undo.push_async_callback(self._allocator.assign, pool.id, lease.address, lease.owner)
+            return lease.address
+        lease = await self._allocator.request_address(pool.id, address=address, owner=owner)
+        undo.push_async_callback(self._allocator.release_address, pool.id, lease.address)
+        return lease.address
+
+    async def release_network(self, record: NetworkRecord) -> None:
+        """Let go of a network's pools, and of what it leased in those that Docker still holds."""
+        for pool in dict.fromkeys(record.pools):
+            for lease in self._allocator.leases(pool):
+                if lease.owner.id == record.network.id:
+                    await self._allocator.release_address(pool, lease.address)
+            await self._allocator.let_go(pool, record.network.id)
+
+    # Endpoints
+
+    def holder(self, record: NetworkRecord, address: IPAddress) -> str:
+        """Return the id of the endpoint that has an address of the network, or nothing."""
+        for pool, subnet in zip(record.pools, record.network.subnets, strict=True):
+            if address in subnet.pool and (lease := self._allocator.lease(pool, address)):
+                return lease.owner.id if lease.owner.kind is OwnerKind.ENDPOINT else ""
+        return ""
+
+    @asynccontextmanager
+    async def addresses(
+        self, record: NetworkRecord, spec: EndpointSpec, wanted: Collection[IPAddress] = ()
+    ) -> AsyncIterator[Leased]:
+        """Take an endpoint's addresses for the time of the block, and for good when it ends well.
+
+        Those of `spec` are as a runtime chose them. Without any, one is chosen of each of the network's families,
+        unless `wanted` names it.
+        """
+        owner = Owner(OwnerKind.ENDPOINT, spec.id, spec.name)
+        async with AsyncExitStack() as undo:
+            leased: list[tuple[IPInterface, str]] = []
+            chosen: list[IPAddress] = [address.ip for address in spec.addresses] or list(wanted)
+            for address in chosen:
+                index = _index_of(record.network, address)
+                leased.append(await self._lease(record, index, address, owner, undo))
+            if not spec.addresses:
+                missing = set(record.network.families()) - {address.version for address in chosen}
+                leased += [await self._any(record, family, owner, undo) for family in sorted(missing)]
+            yield Leased(tuple(address for address, _ in leased), tuple(pool for _, pool in leased))
+            undo.pop_all()
+
+    async def _lease(
+        self, record: NetworkRecord, index: int, address: IPAddress | None, owner: Owner, undo: AsyncExitStack
+    ) -> tuple[IPInterface, str]:
+        pool, network = record.pools[index], record.network.subnets[index].pool
+        lease = self._allocator.lease(pool, address) if address is not None else None
+        if lease is not None and lease.owner.kind is OwnerKind.PENDING:
+            await self._allocator.assign(pool, lease.address, owner)
+            undo.push_async_callback(self._allocator.assign, pool, lease.address, lease.owner)
+        else:
+            lease = await self._allocator.request_address(pool, address=address, owner=owner)
+            undo.push_async_callback(self._allocator.release_address, pool, lease.address)
+        return ip_interface(f"{lease.address}/{network.prefixlen}"), pool
+
+    async def _any(
+        self, record: NetworkRecord, family: int, owner: Owner, undo: AsyncExitStack
+    ) -> tuple[IPInterface, str]:
+        candidates = [i for i, subnet in enumerate(record.network.subnets) if subnet.pool.version == family]
+        for index in candidates[:-1]:
+            try:
+                return await self._lease(record, index, None, owner, undo)
+            except Exception as exc:
+                if getattr(exc, "kind", "") != "unavailable":
+                    raise
+        return await self._lease(record, candidates[-1], None, owner, undo)
+
+    async def release_endpoint(self, record: EndpointRecord) -> None:
+        """Give an endpoint's addresses back.
+
+        Where we are Docker's IPAM driver its ReleaseAddress follows and ends the lease; until then nobody gets it.
+        """
+        for pool_id, address in zip(record.pools, record.endpoint.addresses, strict=True):
+            lease = self._allocator.lease(pool_id, address.ip)
+            if lease is None or lease.owner.id != record.endpoint.id:
+                continue
+            pool = self._allocator.pool(pool_id)
+            if record.front_end is FrontEnd.DOCKER and pool is not None and pool.space != EXTERNAL:
+                await self._allocator.assign(pool_id, address.ip, Owner(OwnerKind.PENDING, name=record.name))
+            else:
+                await self._allocator.release_address(pool_id, address.ip)
+
+
+def _refuse_overlap(pool: IPNetwork, others: Collection[Network]) -> None:
+    for other in others:
+        for subnet in other.subnets:
+            if subnet.pool.version == pool.version and subnet.pool.overlaps(pool):
+                raise NetplugError(
+                    "exists",
+                    f"subnet {pool} overlaps {subnet.pool} of network {other.name!r}",
+                    hint="choose another --subnet",
+                )
+
+
+def _index_of(net: Network, address: IPAddress) -> int:
+    for index, subnet in enumerate(net.subnets):
+        if address in subnet.pool:
+            return index
+    pools = ", ".join(str(subnet.pool) for subnet in net.subnets) or "none"
+    raise NetplugError(
+        "invalid", f"address {address} is in no subnet of network {net.name or short(net.id)!r} ({pools})"
+    )
+
+
+__all__ = ["EXTERNAL", "Addressing", "Leased", "Subnets"]

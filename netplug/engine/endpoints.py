@@ -1,0 +1,296 @@
+"""Use cases of endpoints: create, join, publish, leave, delete; attach and detach for sandboxes without a runtime."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+
+import structlog
+
+from netplug.drivers.api import Attachment, Driver, Endpoint, PortMapping
+from netplug.drivers.naming import short
+from netplug.drivers.plan import IPAddress, Plan
+from netplug.drivers.sandbox import place
+from netplug.engine.addressing import Addressing
+from netplug.engine.journal import Intent, Journal
+from netplug.engine.publishing import reserved
+from netplug.engine.records import AttachSpec, EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord
+from netplug.engine.registry import Registry, put
+from netplug.engine.shared import Shared
+from netplug.errors import NetplugError
+from netplug.kernel.api import Kernel
+
+log = structlog.get_logger(__name__)
+
+
+class Endpoints:
+    """What happens to an endpoint in its life, under the lock of its network."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        shared: Shared,
+        journal: Journal,
+        addressing: Addressing,
+        kernel: Kernel,
+        drivers: Mapping[str, Driver],
+    ) -> None:
+        self._registry = registry
+        self._shared = shared
+        self._journal = journal
+        self._addressing = addressing
+        self._kernel = kernel
+        self._drivers = drivers
+
+    async def create(self, spec: EndpointSpec) -> EndpointRecord:
+        """Build an endpoint's links.
+
+        An address that another endpoint of Docker's holds means that Docker lost that one in a crash: it is dead.
+
+        Raises:
+            NetplugError, DriverError, IpamError: and nothing was changed.
+        """
+        network_id = self._registry.network(spec.network).network.id
+        async with self._registry.lock(network_id):
+            record = self._registry.network(network_id)
+            if self._registry.find(network_id, spec.id) is not None:
+                raise NetplugError("exists", f"endpoint {spec.id[:12]!r} exists already")
+            await self._drop_superseded(spec, record)
+            return await self._create(record, spec, ())
+
+    async def _create(self, record: NetworkRecord, spec: EndpointSpec, wanted: Sequence[IPAddress]) -> EndpointRecord:
+        started = time.monotonic()
+        driver, net = self._drivers[record.network.options.mode], record.network
+        async with self._addressing.addresses(record, spec, wanted) as leased:
+            endpoint = Endpoint(spec.id, net.id, leased.addresses, spec.mac, _sorted(spec.ports))
+            attachment = driver.join(net, endpoint)
+            endpoint = replace(endpoint, mac=attachment.mac or spec.mac)
+            plan = driver.create_endpoint(net, endpoint, self._shared.host)
+            if spec.netns:
+                plan = place(plan, endpoint, attachment, spec.netns, spec.ifname)
+            built = EndpointRecord(
+                endpoint,
+                spec.front_end,
+                leased.pools,
+                spec.name,
+                spec.aliases,
+                sandbox=spec.netns,
+                ifname=spec.ifname,
+                plan=plan,
+            )
+            key, _ = await self._journal.build(Intent(f"endpoint {short(spec.id)}", plan, (built.key,)))
+            await self._journal.commit(key, [put(built)])
+            self._registry.remember(built)
+        log.info(
+            "endpoint.created",
+            network=net.name,
+            endpoint=short(spec.id),
+            addresses=[str(address.ip) for address in endpoint.addresses],
+            ms=round((time.monotonic() - started) * 1000, 1),
+        )
+        return built
+
+    async def _drop_superseded(self, spec: EndpointSpec, record: NetworkRecord) -> None:
+        if spec.front_end is not FrontEnd.DOCKER:
+            return
+        for address in spec.addresses:
+            other = self._registry.find(record.network.id, self._addressing.holder(record, address.ip))
+            if other is not None and other.front_end is FrontEnd.DOCKER:
+                log.warning("endpoint.superseded", endpoint=short(other.endpoint.id), by=short(spec.id))
+                await self.drop(other)
+
+    async def join(self, network_id: str, endpoint_id: str, sandbox: str) -> tuple[EndpointRecord, Attachment]:
+        """Tell a sandbox what it needs to know of its endpoint; after a Leave the links are built anew.
+
+        Raises:
+            NetplugError: "not_found"; "exists" when the endpoint is in another sandbox.
+        """
+        async with self._registry.lock(network_id):
+            built = self._registry.endpoint(network_id, endpoint_id)
+            if built.sandbox and built.sandbox != sandbox:
+                raise NetplugError("exists", f"endpoint {endpoint_id[:12]!r} is already in sandbox {built.sandbox}")
+            joined = replace(built, sandbox=sandbox, linked=True)
+            if built.linked:
+                await self._registry.save(joined)
+            else:
+                key, _ = await self._journal.build(Intent(f"endpoint {short(endpoint_id)}", built.plan))
+                await self._journal.commit(key, [put(joined)])
+                self._registry.remember(joined)
+            net = self._registry.network(network_id).network
+            return joined, self._drivers[net.options.mode].join(net, joined.endpoint)
+
+    async def publish(
+        self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None = None
+    ) -> EndpointRecord:
+        """Publish the endpoint's ports, or those given in their place. Published already: nothing changes.
+
+        Raises:
+            NetplugError: "not_found"; "unavailable" when a host port is taken, naming it.
+        """
+        try:
+            return await self._publish_locked(network_id, endpoint_id, ports)
+        except NetplugError as exc:
+            if exc.kind != "unavailable" or not await self._drop_dead_publishers(endpoint_id):
+                raise
+            return await self._publish_locked(network_id, endpoint_id, ports)
+
+    async def _publish_locked(
+        self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None
+    ) -> EndpointRecord:
+        async with self._registry.lock(network_id):
+            built = self._registry.endpoint(network_id, endpoint_id)
+            wanted = built.endpoint.ports if ports is None else _sorted(ports)
+            if built.exposed and wanted == built.endpoint.ports:
+                return built
+            if built.exposed:
+                built = await self._unpublish(built)
+            return await self._publish(replace(built, endpoint=replace(built.endpoint, ports=wanted)))
+
+    async def _publish(self, built: EndpointRecord) -> EndpointRecord:
+        net = self._registry.network(built.endpoint.network).network
+        if not built.endpoint.ports or net.internal:
+            return built
+        default = net.options.host_binding_ipv4
+        async with reserved(self._kernel, built.endpoint, built.endpoint.ports, default) as published:
+            definite = replace(built.endpoint, ports=published)
+            exposed = self._drivers[net.options.mode].expose(net, definite)
+            key, _ = await self._journal.build(Intent(f"ports of endpoint {short(built.endpoint.id)}", exposed))
+            built = replace(built, exposed=exposed, published=published if exposed else ())
+            await self._journal.commit(key, [put(built)])
+            self._registry.remember(built)
+        return built
+
+    async def _drop_dead_publishers(self, endpoint_id: str) -> bool:
+        """Delete Docker's endpoints that hold host ports while nobody lives in their sandbox; tell if there were any.
+
+        After a crash of dockerd nobody tells us that they died, and the container's next life wants the same port.
+        The caller holds no lock.
+        """
+        dropped = False
+        for other in self._registry.endpoints():
+            if other.front_end is not FrontEnd.DOCKER or not other.published or other.endpoint.id == endpoint_id:
+                continue
+            if not await self._kernel.inhabited(other.sandbox):
+                log.warning("endpoint.dead", endpoint=short(other.endpoint.id), ports=list(map(str, other.published)))
+                dropped |= await self.delete(other.endpoint.network, other.endpoint.id)
+        return dropped
+
+    async def unpublish(self, network_id: str, endpoint_id: str) -> None:
+        """Take back an endpoint's published ports; absent is success."""
+        async with self._registry.lock(network_id):
+            built = self._registry.find(network_id, endpoint_id)
+            if built is not None and built.exposed:
+                await self._unpublish(built)
+
+    async def _unpublish(self, built: EndpointRecord) -> EndpointRecord:
+        hidden = replace(built, exposed=Plan(), published=())
+        intent = Intent(f"ports of endpoint {short(built.endpoint.id)}", built.exposed)
+        await self._journal.take_down(intent, [put(hidden)])
+        self._registry.remember(hidden)
+        return hidden
+
+    async def leave(self, network_id: str, endpoint_id: str) -> None:
+        """Take an endpoint out of its sandbox, its published ports too; absent is success. It keeps its addresses."""
+        async with self._registry.lock(network_id):
+            built = self._registry.find(network_id, endpoint_id)
+            if built is None or not built.linked:
+                return
+            left = replace(built, sandbox="", linked=False, exposed=Plan(), published=())
+            intent = Intent(f"endpoint {short(endpoint_id)}", built.plan + built.exposed)
+            await self._journal.take_down(intent, [put(left)])
+            self._registry.remember(left)
+
+    async def delete(self, network_id: str, endpoint_id: str) -> bool:
+        """Delete an endpoint, whatever state it is in; False when there was none."""
+        async with self._registry.lock(network_id):
+            built = self._registry.find(network_id, endpoint_id)
+            if built is None:
+                return False
+            await self.drop(built)
+            return True
+
+    async def drop(self, built: EndpointRecord) -> None:
+        """Delete an endpoint. The caller holds the lock of its network."""
+        plan = (built.plan if built.linked else Plan()) + built.exposed
+        await self._journal.take_down(Intent(f"endpoint {short(built.endpoint.id)}", plan, (built.key,)))
+        await self._addressing.release_endpoint(built)
+        self._registry.forget(built)
+        log.info("endpoint.deleted", endpoint=short(built.endpoint.id), name=built.name)
+
+    async def describe(self, network_id: str, endpoint_id: str, *, container: str, name: str) -> None:
+        """Learn which container an endpoint belongs to and how it is called."""
+        async with self._registry.lock(network_id):
+            built = self._registry.find(network_id, endpoint_id)
+            if built is not None and (built.container, built.name) != (container, name):
+                await self._registry.save(replace(built, container=container, name=name))
+
+    # Sandboxes without a runtime
+
+    async def attach(self, spec: AttachSpec) -> tuple[EndpointRecord, Attachment]:
+        """Plug a network namespace in: link, addresses, routes, published ports.
+
+        Raises:
+            NetplugError: "not_found" (network or namespace), "exists" (this interface is attached already), and what
+                `create` and `publish` raise. Nothing was changed.
+        """
+        network_id = self._registry.network(spec.network).network.id
+        path, ident = await self._kernel.sandbox(spec.netns)
+        endpoint_id = _attachment_id(ident, spec.ifname)
+        wanted = EndpointSpec(
+            endpoint_id,
+            network_id,
+            mac=spec.mac,
+            ports=spec.ports,
+            name=spec.name,
+            aliases=spec.aliases,
+            front_end=FrontEnd.CLI,
+            netns=path,
+            ifname=spec.ifname,
+        )
+        async with self._registry.lock(network_id):
+            record = self._registry.network(network_id)
+            await self._refuse_second(record, endpoint_id, spec)
+            built = await self._create(record, wanted, spec.addresses)
+            try:
+                built = await self._publish(built)
+            except BaseException:
+                await self.drop(built)
+                raise
+            return built, self._drivers[record.network.options.mode].join(record.network, built.endpoint)
+
+    async def _refuse_second(self, record: NetworkRecord, endpoint_id: str, spec: AttachSpec) -> None:
+        """Refuse an interface that is attached already, unless its namespace died: ids of namespaces are used again."""
+        for other in self._registry.endpoints():
+            if other.endpoint.id != endpoint_id:
+                continue
+            if other.endpoint.network == record.network.id and await self._kernel.drift(tuple(other.plan)):
+                await self.drop(other)
+                continue
+            net = self._registry.network(other.endpoint.network).network
+            raise NetplugError(
+                "exists",
+                f"{spec.ifname} of {spec.netns} is attached to network {net.name!r} already",
+                hint="detach it first or choose another --ifname",
+            )
+
+    async def detach(self, network: str, netns: str, ifname: str) -> None:
+        """Unplug a namespace that `attach` plugged in; it may be gone.
+
+        Raises:
+            NetplugError: "not_found" when nothing of the kind is attached.
+        """
+        net = self._registry.network(network).network
+        for built in self._registry.endpoints(net.id):
+            if built.ifname == ifname and netns in {built.sandbox, built.sandbox.rsplit("/", 1)[-1]}:
+                await self.delete(net.id, built.endpoint.id)
+                return
+        raise NetplugError("not_found", f"{ifname} of {netns} is not attached to network {net.name!r}")
+
+
+def _attachment_id(sandbox: str, ifname: str) -> str:
+    return sha256(f"{sandbox} {ifname}".encode()).hexdigest()
+
+
+def _sorted(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+    """Docker lists the same ports in another order each time."""
+    return tuple(sorted(ports, key=str))

@@ -1,0 +1,131 @@
+"""Use cases of networks."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+
+import structlog
+
+from netplug.drivers.api import Driver, Network
+from netplug.drivers.naming import short
+from netplug.drivers.options import parse
+from netplug.engine.addressing import Addressing
+from netplug.engine.endpoints import Endpoints
+from netplug.engine.journal import Intent, Journal
+from netplug.engine.records import NETWORKS, FrontEnd, NetworkRecord, NetworkSpec
+from netplug.engine.registry import Registry, put
+from netplug.engine.shared import Shared
+from netplug.errors import NetplugError
+
+log = structlog.get_logger(__name__)
+
+
+class Networks:
+    """Creates, deletes and names networks."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        shared: Shared,
+        journal: Journal,
+        addressing: Addressing,
+        endpoints: Endpoints,
+        drivers: Mapping[str, Driver],
+    ) -> None:
+        self._registry = registry
+        self._shared = shared
+        self._journal = journal
+        self._addressing = addressing
+        self._endpoints = endpoints
+        self._drivers = drivers
+
+    async def create(self, spec: NetworkSpec) -> NetworkRecord:
+        """Build a network.
+
+        Raises:
+            NetplugError, DriverError, IpamError: and nothing was changed.
+        """
+        options = parse(spec.options)
+        name = options.name or spec.name
+        ident = spec.id or secrets.token_hex(32)
+        net = Network(ident, name or short(ident), options=options, internal=spec.internal)
+        self._refuse_twins(net)
+        self._registry.starting[ident] = net
+        try:
+            host = await self._shared.read_host()
+            net = replace(net, options=replace(options, mtu=options.mtu or host.mtu))
+            async with self._registry.lock(ident):
+                record = await self._create(net, spec)
+        finally:
+            del self._registry.starting[ident]
+            await self._shared.trim(self._registry.all_networks())
+        log.info("network.created", network=short(net.id), name=net.name, mode=net.options.mode)
+        return record
+
+    def _refuse_twins(self, net: Network) -> None:
+        for other in self._registry.all_networks():
+            if other.id == net.id:
+                raise NetplugError("exists", f"network {short(net.id)} exists already")
+            if other.name == net.name:
+                raise NetplugError(
+                    "exists",
+                    f"network {net.name!r} exists already ({short(other.id)})",
+                    hint="choose another name",
+                )
+
+    async def _create(self, net: Network, spec: NetworkSpec) -> NetworkRecord:
+        driver, host = self._drivers[net.options.mode], self._shared.host
+        others = [other for other in self._registry.all_networks() if other.id != net.id]
+        avoid = [route for route, _ in host.routes]
+        async with self._addressing.subnets(net, spec, others=others, avoid=avoid, gateway=driver.gateway) as taken:
+            net = self._registry.starting[net.id] = replace(net, subnets=taken.subnets)
+            driver.check(net, others, host)
+            await self._shared.ensure(self._registry.all_networks())
+            intent = Intent(f"network {net.name}", driver.create_network(net, host), (NETWORKS + net.id,))
+            key, used = await self._journal.build(intent)
+            record = NetworkRecord(net, spec.front_end, taken.pools, intent.plan, used, dict(spec.options))
+            # Docker sends CreateNetwork once in a network's life: it must outlive even a loss of power.
+            await self._journal.commit(key, [put(record)], durable=True)
+            self._registry.remember(record)
+        return record
+
+    async def delete(self, ref: str, *, by: FrontEnd) -> None:
+        """Take a network down.
+
+        Docker asks only when it knows of no endpoint, so those that are still here are dead and go with it.
+
+        Raises:
+            NetplugError: "not_found"; "forbidden" when another front end made it, or when it still has endpoints and
+                Docker is not who asks.
+        """
+        ident = self._registry.network(ref).network.id
+        async with self._registry.lock(ident):
+            record = self._registry.network(ident)
+            self._refuse_delete(record, by)
+            for endpoint in self._registry.endpoints(ident):
+                await self._endpoints.drop(endpoint)
+            intent = Intent(f"network {record.network.name}", record.plan.without(record.used), (record.key,))
+            await self._journal.take_down(intent, durable=True)
+            await self._addressing.release_network(record)
+            self._registry.forget(record)
+        log.info("network.deleted", network=short(ident), name=record.network.name)
+        await self._shared.trim(self._registry.all_networks())
+
+    def _refuse_delete(self, record: NetworkRecord, by: FrontEnd) -> None:
+        name = record.network.name
+        if record.front_end is not by:
+            maker = {FrontEnd.DOCKER: "docker", FrontEnd.CLI: "netplug"}[record.front_end]
+            raise NetplugError("forbidden", f"network {name!r} was made by {maker}", hint=f"{maker} network rm {name}")
+        if by is not FrontEnd.DOCKER and (count := len(self._registry.endpoints(record.network.id))):
+            raise NetplugError("forbidden", f"network {name!r} has {count} endpoints", hint="detach them first")
+
+    async def name(self, ident: str, name: str) -> None:
+        """Learn how a runtime calls a network; a name given by ``-o name=`` stays, and so does one that is taken."""
+        async with self._registry.lock(ident):
+            record = next((r for r in self._registry.networks() if r.network.id == ident), None)
+            if record is None or "name" in record.options or record.network.name == name:
+                return
+            if any(other.name == name for other in self._registry.all_networks()):
+                log.warning("network.name_taken", network=short(ident), name=name)
+                return
+            await self._registry.save(replace(record, network=replace(record.network, name=name)))

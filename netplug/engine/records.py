@@ -1,0 +1,128 @@
+"""What is remembered of networks and endpoints, and what callers say when they ask for one.
+
+Nothing is ever replayed to a Docker plugin, so a record holds all that is needed to answer later calls, to rebuild the
+kernel's state after a crash, and to take it down again: the plan itself, not just what it was made from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from netplug.drivers.api import Endpoint, Network, PortMapping
+from netplug.drivers.plan import IPAddress, IPInterface, IPNetwork, Plan
+
+NETWORKS = "networks/"
+ENDPOINTS = "endpoints/"
+
+
+class FrontEnd(StrEnum):
+    """Who asked for a network or endpoint, and so who may delete it."""
+
+    DOCKER = "docker"
+    CLI = "cli"
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetSpec:
+    """A subnet as asked for.
+
+    `pool` None: one is chosen. `space`: IPAM address space; "external" when somebody else (Docker's own IPAM) gives out
+    its addresses. `gateway` None: the first address is taken, where the mode has a gateway at all. `aux`: addresses
+    that are never given out, by name.
+    """
+
+    pool: IPNetwork | None = None
+    gateway: IPAddress | None = None
+    range: IPNetwork | None = None
+    aux: tuple[tuple[str, IPAddress], ...] = ()
+    space: str = "local"
+    v6: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """A network as asked for; `options` are the raw ``-o key=value``. An empty `id` or `name` is made up."""
+
+    id: str = ""
+    name: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    subnets: tuple[SubnetSpec, ...] = ()
+    internal: bool = False
+    front_end: FrontEnd = FrontEnd.CLI
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """An endpoint as asked for.
+
+    Addresses keep the prefix length of their subnet. `name`: the container's, when known. `netns`: path of the sandbox
+    in which the link is to be made at once as `ifname`; empty when a runtime moves it there.
+    """
+
+    id: str
+    network: str
+    addresses: tuple[IPInterface, ...] = ()
+    mac: str = ""
+    ports: tuple[PortMapping, ...] = ()
+    name: str = ""
+    aliases: tuple[str, ...] = ()
+    front_end: FrontEnd = FrontEnd.DOCKER
+    netns: str = ""
+    ifname: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachSpec:
+    """A bare namespace to plug in: `netns` is a path or the name of one below /run/netns."""
+
+    network: str
+    netns: str
+    ifname: str = "eth0"
+    name: str = ""
+    aliases: tuple[str, ...] = ()
+    addresses: tuple[IPAddress, ...] = ()
+    mac: str = ""
+    ports: tuple[PortMapping, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRecord:
+    """A network as built. `pools`: IPAM pool of each subnet. `used`: keys of steps that are not ours to remove."""
+
+    network: Network
+    front_end: FrontEnd
+    pools: tuple[str, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+    used: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return NETWORKS + self.network.id
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRecord:
+    """An endpoint as built.
+
+    `endpoint.ports` are the mappings as asked for, `published` the ones in force, with their definite host ports.
+    `plan` are its links, `exposed` what publishing took. `sandbox`: path of the namespace, empty until Join.
+    `linked` False: the links were taken down by Leave; a Join builds them anew.
+    """
+
+    endpoint: Endpoint
+    front_end: FrontEnd
+    pools: tuple[str, ...] = ()
+    name: str = ""
+    aliases: tuple[str, ...] = ()
+    container: str = ""
+    sandbox: str = ""
+    ifname: str = ""
+    linked: bool = True
+    plan: Plan = field(default_factory=Plan)
+    exposed: Plan = field(default_factory=Plan)
+    published: tuple[PortMapping, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"{ENDPOINTS}{self.endpoint.network}/{self.endpoint.id}"

@@ -1,0 +1,119 @@
+"""All records in memory and in the store, and the locks that order changes to them.
+
+Only this process writes its own host's records, so memory is as true as the store and reading never waits.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from netplug.drivers.api import Network
+from netplug.drivers.codec import decode, encode
+from netplug.drivers.naming import short
+from netplug.engine.records import ENDPOINTS, NETWORKS, EndpointRecord, NetworkRecord
+from netplug.errors import NetplugError
+from netplug.store.api import Put, Store
+
+
+class Registry:
+    """Networks and endpoints, by id. `starting`: networks whose creation is under way."""
+
+    def __init__(self, store: Store) -> None:
+        self.starting: dict[str, Network] = {}
+        self._store = store
+        self._networks: dict[str, NetworkRecord] = {}
+        self._endpoints: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def load(self) -> None:
+        """Read all records."""
+        for stored in (await self._store.range(NETWORKS))[0]:
+            self.remember(decode(NetworkRecord, stored.value))
+        for stored in (await self._store.range(ENDPOINTS))[0]:
+            self.remember(decode(EndpointRecord, stored.value))
+
+    @asynccontextmanager
+    async def lock(self, network_id: str) -> AsyncIterator[None]:
+        """Hold the lock of a network, which need not exist (yet, or any more)."""
+        lock = self._locks[network_id]
+        async with lock:
+            yield
+        if network_id not in self._networks and not lock.locked() and self._locks.get(network_id) is lock:
+            del self._locks[network_id]
+
+    # Reading
+
+    def networks(self) -> list[NetworkRecord]:
+        """Return all networks, by name."""
+        return sorted(self._networks.values(), key=lambda record: (record.network.name, record.network.id))
+
+    def all_networks(self) -> list[Network]:
+        """Return all networks, those whose creation is under way too."""
+        return [*(record.network for record in self._networks.values()), *self.starting.values()]
+
+    def endpoints(self, network_id: str | None = None) -> list[EndpointRecord]:
+        """Return the endpoints of one network or of all."""
+        chosen: Sequence[str] = list(self._endpoints) if network_id is None else [network_id]
+        return [record for ident in chosen for record in self._endpoints.get(ident, {}).values()]
+
+    def network(self, ref: str) -> NetworkRecord:
+        """Return the network with this id, name, or beginning of an id.
+
+        Raises:
+            NetplugError: "not_found", or "invalid" when several fit.
+        """
+        if record := self._networks.get(ref):
+            return record
+        found = [record for record in self._networks.values() if record.network.name == ref]
+        found = found or [record for ident, record in self._networks.items() if ref and ident.startswith(ref)]
+        if not found:
+            raise NetplugError("not_found", f"there is no network {ref[:80]!r}", hint="see netplug network ls")
+        if len(found) > 1:
+            ids = ", ".join(short(record.network.id) for record in found)
+            raise NetplugError("invalid", f"{len(found)} networks are called {ref[:80]!r} ({ids})", hint="use the id")
+        return found[0]
+
+    def find(self, network_id: str, endpoint_id: str) -> EndpointRecord | None:
+        """Return an endpoint, or None."""
+        return self._endpoints.get(network_id, {}).get(endpoint_id)
+
+    def endpoint(self, network_id: str, endpoint_id: str) -> EndpointRecord:
+        """Return an endpoint.
+
+        Raises:
+            NetplugError: "not_found", with what is missing in the message.
+        """
+        record = self.network(network_id)
+        if found := self.find(record.network.id, endpoint_id):
+            return found
+        raise NetplugError("not_found", f"there is no endpoint {endpoint_id[:12]!r} in network {record.network.name!r}")
+
+    # Writing
+
+    async def save(self, record: NetworkRecord | EndpointRecord) -> None:
+        """Write a record to the store and remember it."""
+        await self._store.txn((), [put(record)])
+        self.remember(record)
+
+    def remember(self, record: NetworkRecord | EndpointRecord) -> None:
+        """Take a record that the store already has."""
+        if isinstance(record, NetworkRecord):
+            self._networks[record.network.id] = record
+        else:
+            self._endpoints[record.endpoint.network][record.endpoint.id] = record
+
+    def forget(self, record: NetworkRecord | EndpointRecord) -> None:
+        """Drop a record that the store no longer has; absent is success."""
+        if isinstance(record, NetworkRecord):
+            self._networks.pop(record.network.id, None)
+            self._endpoints.pop(record.network.id, None)
+        else:
+            self._endpoints[record.endpoint.network].pop(record.endpoint.id, None)
+
+
+def put(record: NetworkRecord | EndpointRecord) -> Put:
+    """Return the store operation that writes a record."""
+    data = encode(record)
+    assert isinstance(data, dict)  # noqa: S101 - a dataclass encodes to an object
+    return Put(record.key, data)

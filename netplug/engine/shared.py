@@ -1,0 +1,81 @@
+"""What all networks of a host share: chains, sets, forwarding. Made for the first of them, gone with the last."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from netplug.drivers.api import Driver, HostFacts, Network
+from netplug.drivers.plan import Plan
+from netplug.kernel.api import Kernel
+from netplug.kernel.executor import Executor
+from netplug.store.api import Delete, Put, Store
+
+BASE = "meta/base"
+
+
+class Shared:
+    """Keeps the shared plan in step with the networks that there are.
+
+    `plan`: as last applied. `host`: as last read. Its lock is never held together with a network's.
+    """
+
+    def __init__(self, kernel: Kernel, executor: Executor, store: Store, drivers: Mapping[str, Driver]) -> None:
+        self.plan = Plan()
+        self.host = HostFacts()
+        self._kernel = kernel
+        self._executor = executor
+        self._store = store
+        self._drivers = drivers
+        self._lock = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Read the host, and what was shared before."""
+        await self.read_host()
+        if record := await self._store.get(BASE):
+            self.plan = Plan.from_json(record.value["plan"])
+
+    async def read_host(self) -> HostFacts:
+        """Read the host anew and return its facts."""
+        self.host = await self._kernel.facts()
+        return self.host
+
+    def wanted(self, nets: Iterable[Network]) -> Plan:
+        """Return the plan that these networks share, on the host as last read."""
+        families: defaultdict[str, set[int]] = defaultdict(set)
+        for net in nets:
+            families[net.options.mode].update(net.families())
+        plan = Plan()
+        for mode, versions in sorted(families.items()):
+            plan += self._drivers[mode].base(sorted(versions), self.host)
+        return plan
+
+    def widest(self) -> Plan:
+        """Return all that networks could ever share: what to look for when nobody remembers what was."""
+        plan = Plan()
+        for driver in self._drivers.values():
+            plan += driver.base((4, 6), self.host)
+        return plan
+
+    async def ensure(self, nets: Iterable[Network]) -> None:
+        """Bring about what these networks share; nothing is taken away."""
+        async with self._lock:
+            wanted = self.wanted(nets)
+            if wanted != self.plan:
+                # Both are remembered until the new one stands, so that a crash in between leaves nothing unknown.
+                await self._remember(self.plan + wanted)
+            await self._executor.apply(wanted)
+            if wanted != self.plan:
+                await self._remember(wanted)
+
+    async def trim(self, nets: Iterable[Network]) -> None:
+        """Take down what is shared when there are no networks left."""
+        async with self._lock:
+            if any(True for _ in nets) or not self.plan:
+                return
+            await self._executor.revert(self.plan)
+            await self._store.txn((), [Delete(BASE)])
+            self.plan = Plan()
+
+    async def _remember(self, plan: Plan) -> None:
+        await self._store.txn((), [Put(BASE, {"plan": plan.to_json()})])
+        self.plan = plan
