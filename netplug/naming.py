@@ -1,0 +1,128 @@
+"""Who is called what: names of Docker's networks and containers, learned from its Engine API.
+
+A plugin is told ids only. The names come from ``/events`` and from lists, always in a task of its own and never from
+inside a plugin call, since dockerd may hold a lock then that its API needs. Docker may be absent, restart, or come
+later.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import aiodocker
+import aiohttp
+import structlog
+
+from netplug.engine import Engine
+from netplug.errors import NetplugError
+
+log = structlog.get_logger(__name__)
+
+RETRY_FIRST_S = 0.2
+RETRY_LAST_S = 5.0
+"""A dockerd that starts is found soon, and one that is absent costs next to nothing."""
+CALL_TIMEOUT_S = 20.0
+"""For a list or an inspect; dockerd is slow to answer only while it starts or stops many containers."""
+
+_LOST = (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError)
+_EVENTS = {"type": ["network", "container"], "event": ["create", "connect", "rename", "start"]}
+
+
+class DockerNames:
+    """Keeps names in the engine as Docker has them.
+
+    `docker_host`: ``unix:///path`` of the Engine API.
+    """
+
+    def __init__(self, engine: Engine, docker_host: str) -> None:
+        self._engine = engine
+        self._url = docker_host
+
+    async def run(self) -> None:
+        """Follow Docker until cancelled."""
+        delay = RETRY_FIRST_S
+        while True:
+            try:
+                async with aiodocker.Docker(url=self._url) as docker:
+                    await self._follow(docker)
+                delay = RETRY_FIRST_S
+            except _LOST as exc:
+                log.debug("docker.lost", url=self._url, error=str(exc))
+                delay = min(delay * 2, RETRY_LAST_S)
+            await asyncio.sleep(delay)
+
+    async def _follow(self, docker: aiodocker.Docker) -> None:
+        # The subscription comes first: what happens during the first reading is then seen twice, not missed.
+        subscriber = docker.events.subscribe(create_task=False)  # type: ignore[no-untyped-call]
+        events = asyncio.ensure_future(docker.events.run(filters=_json(_EVENTS)))
+        try:
+            await self._read_all(docker)
+            log.info("docker.connected", url=self._url)
+            while (event := await subscriber.get()) is not None:
+                await self._take(docker, event)
+        finally:
+            events.cancel()
+            await asyncio.gather(events, return_exceptions=True)
+
+    async def _read_all(self, docker: aiodocker.Docker) -> None:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            networks = await docker.networks.list()
+        for network in networks:
+            await self._engine.networks.name(network["Id"], network["Name"])
+        for endpoint in await _endpoints(docker):
+            await self._describe(*endpoint)
+
+    async def _take(self, docker: aiodocker.Docker, event: Mapping[str, Any]) -> None:
+        actor = event.get("Actor", {})
+        attributes = actor.get("Attributes", {})
+        match event.get("Type"), event.get("Action"):
+            case "network", "create":
+                await self._engine.networks.name(actor["ID"], attributes.get("name", ""))
+            case "network", "connect":
+                await self._inspect(docker, attributes.get("container", ""))
+            case "container", "rename" | "start":
+                await self._inspect(docker, actor["ID"])
+
+    async def _inspect(self, docker: aiodocker.Docker, container_id: str) -> None:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                container = await docker.containers.get(container_id)
+        except aiodocker.DockerError as exc:
+            if exc.status != 404:
+                raise
+            return
+        data: Any = await container.show()
+        for network in (data["NetworkSettings"].get("Networks") or {}).values():
+            await self._describe(network["NetworkID"], network["EndpointID"], data["Id"], data["Name"].lstrip("/"))
+
+    async def _describe(self, network_id: str, endpoint_id: str, container: str, name: str) -> None:
+        try:
+            await self._engine.endpoints.describe(network_id, endpoint_id, container=container, name=name)
+        except NetplugError as exc:
+            log.debug("endpoint.undescribed", error=exc.message)
+
+    async def live_endpoints(self) -> frozenset[str] | None:
+        """Return the ids of the endpoints of Docker's running containers; None when Docker does not answer."""
+        try:
+            async with aiodocker.Docker(url=self._url) as docker:
+                return frozenset(endpoint_id for _, endpoint_id, _, _ in await _endpoints(docker))
+        except _LOST as exc:
+            log.debug("docker.lost", url=self._url, error=str(exc))
+            return None
+
+
+async def _endpoints(docker: aiodocker.Docker) -> list[tuple[str, str, str, str]]:
+    """Return (network id, endpoint id, container id, container name) of running containers."""
+    async with asyncio.timeout(CALL_TIMEOUT_S):
+        containers: Any = await docker.containers.list()
+    return [
+        (network["NetworkID"], network["EndpointID"], container["Id"], (container["Names"] or [""])[0].lstrip("/"))
+        for container in containers
+        for network in (container["NetworkSettings"].get("Networks") or {}).values()
+        if network["EndpointID"]
+    ]
+
+
+def _json(filters: Mapping[str, list[str]]) -> str:
+    return json.dumps(filters)

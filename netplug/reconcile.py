@@ -1,0 +1,244 @@
+"""Making the kernel agree with the records again: at start, when dockerd restarted, when others interfered.
+
+One comparison serves all: every record's plan against the kernel (`diff`), the same plans applied (`repair`). An
+endpoint is dead when its links are missing and no process lives in its sandbox; then its record goes, and with it its
+addresses and ports. Objects with our mark that no record knows are removed.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from netplug.drivers.naming import short
+from netplug.drivers.plan import Chain, Jump, Plan, Rule, Step, Veth
+from netplug.engine import Engine
+from netplug.engine.records import EndpointRecord, FrontEnd
+from netplug.errors import NetplugError
+from netplug.ipam.lease import OwnerKind
+from netplug.kernel.api import MISSING
+
+log = structlog.get_logger(__name__)
+
+INTERVAL_S = 30.0
+"""The slow timer; changes that the kernel tells of are looked at within `SETTLE_S`."""
+SETTLE_S = 0.5
+"""Time to let a burst of foreign changes (a firewall reload) end before looking."""
+DOCKER_RETRY_S = 0.5
+DOCKER_PATIENCE_S = 900.0
+"""dockerd serves its API only after it restarted all containers that are to be restarted; that may take minutes."""
+
+LiveEndpoints = Callable[[], Awaitable[frozenset[str] | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something that is not as the records say. `owner`: "network blue", "endpoint 0a1b2c3d4e5f (web)", "host"."""
+
+    owner: str
+    object: str
+    what: str
+
+
+class Reconciler:
+    """Compares and mends. `live`: ids of the endpoints that Docker knows of, None while it does not answer."""
+
+    def __init__(self, engine: Engine, live: LiveEndpoints | None = None) -> None:
+        self._engine = engine
+        self._live = live
+        self._activated: asyncio.Queue[frozenset[str]] = asyncio.Queue()
+
+    # Start
+
+    async def start(self) -> None:
+        """Load all records, finish what a crash left half done, and bring the kernel in line."""
+        engine = self._engine
+        await engine.journal.recover()
+        await engine.registry.load()
+        await engine.allocator.load()
+        await engine.shared.load()
+        await self._audit_leases()
+        await self._heal()
+        await engine.shared.trim(engine.registry.all_networks())
+
+    async def _audit_leases(self) -> None:
+        """Release what belongs to networks and endpoints that there are not: a crash came before their record."""
+        engine = self._engine
+        networks = {record.network.id for record in engine.registry.networks()}
+        endpoints = {record.endpoint.id for record in engine.registry.endpoints()}
+        for pool in engine.allocator.pools():
+            for lease in list(engine.allocator.leases(pool.id)):
+                known = endpoints if lease.owner.kind is OwnerKind.ENDPOINT else networks
+                if lease.owner.kind is not OwnerKind.PENDING and lease.owner.id and lease.owner.id not in known:
+                    log.info("lease.orphaned", address=str(lease.address), owner=lease.owner.id[:12])
+                    await engine.allocator.release_address(pool.id, lease.address)
+            for holder in set(pool.holders) - networks:
+                await engine.allocator.let_go(pool.id, holder)
+
+    # Comparing and mending
+
+    async def diff(self) -> list[Difference]:
+        """Return what is not as the records say. Changes nothing, and passes over what is changing right now."""
+        owners = self._owners()
+        drifted = await self._engine.kernel.drift(list(owners))
+        changing = self._engine.journal.changing()
+        found = [
+            Difference(owners[drift.step], drift.step.key, drift.what)
+            for drift in drifted
+            if drift.step.key not in changing and drift.step in self._owners()
+        ]
+        return found + [Difference("host", step.key, "no record knows it") for step in await self._unknown()]
+
+    def _owners(self) -> dict[Step, str]:
+        owners = dict.fromkeys(self._engine.shared.plan, "host")
+        for network in self._engine.registry.networks():
+            owners |= dict.fromkeys(network.plan, f"network {network.network.name}")
+        for endpoint in self._engine.registry.endpoints():
+            owners |= dict.fromkeys(_kernel_plan(endpoint), _describe(endpoint))
+        return owners
+
+    async def _unknown(self) -> list[Step]:
+        owned = (await self._engine.kernel.owned()).steps()
+        # Read after the kernel: what was made meanwhile is in a record or in the journal by now.
+        owners = self._owners()
+        known = {step.key for step in owners} | self._engine.journal.changing()
+        # The content of other chains is compared as a whole, and goes with them.
+        shared = {(step.family, step.table, step.name) for step in owners if isinstance(step, Chain) and step.open}
+        return [
+            step
+            for step in owned
+            if step.key not in known
+            and not (isinstance(step, Rule) and (step.family, step.table, step.chain) not in shared)
+        ]
+
+    async def repair(self) -> list[Difference]:
+        """Mend what can be mended and return that."""
+        before = await self.diff()
+        if before:
+            await self._heal()
+        after = await self.diff() if before else []
+        mended = [difference for difference in before if difference not in after]
+        for difference in mended:
+            log.warning("drift.mended", owner=difference.owner, object=difference.object, what=difference.what)
+        return mended
+
+    async def _heal(self) -> None:
+        engine = self._engine
+        await engine.journal.recover()
+        if engine.registry.networks():
+            await _tolerate("host", engine.shared.ensure(engine.registry.all_networks()))
+        for network in engine.registry.networks():
+            async with engine.registry.lock(network.network.id):
+                await _tolerate(f"network {network.network.name}", engine.executor.apply(network.plan))
+                for endpoint in engine.registry.endpoints(network.network.id):
+                    await _tolerate(_describe(endpoint), self._heal_endpoint(endpoint))
+        await self._sweep()
+
+    async def _heal_endpoint(self, record: EndpointRecord) -> None:
+        """The links of a runtime's sandbox cannot be made anew by us, those of a bare namespace can."""
+        engine = self._engine
+        plan = _kernel_plan(record)
+        links = [step for step in plan if isinstance(step, Veth)]
+        if any(drift.what == MISSING for drift in await engine.kernel.drift(links)):
+            inhabited = bool(record.sandbox) and await engine.kernel.inhabited(record.sandbox)
+            if record.front_end is FrontEnd.CLI and await _exists(engine, record.sandbox):
+                log.info("endpoint.rebuilt", endpoint=short(record.endpoint.id))
+            elif not inhabited:
+                log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
+                await engine.endpoints.drop(record)
+                return
+            else:
+                plan = plan.without(step.key for step in links)
+        await engine.executor.apply(plan)
+
+    async def _sweep(self) -> None:
+        """Remove what bears our mark and no record knows."""
+        unknown = await self._unknown()
+        if not unknown:
+            return
+        log.info("sweep", objects=[step.key for step in unknown])
+        chains = {step.name for step in unknown if isinstance(step, Chain)}
+        jumps = [step for step in self._engine.shared.widest() if isinstance(step, Jump) and step.target in chains]
+        await _tolerate("host", self._engine.executor.revert(Plan((*unknown, *jumps))))
+
+    # In the background
+
+    def on_activate(self) -> None:
+        """Note that dockerd restarted: endpoints that it had before may have died without a word."""
+        before = (r.endpoint.id for r in self._engine.registry.endpoints() if r.front_end is FrontEnd.DOCKER)
+        self._activated.put_nowait(frozenset(before))
+
+    async def run(self) -> None:
+        """Compare now and then, and whenever there is reason to, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._on_time())
+            group.create_task(self._on_restart_of_docker())
+
+    async def _on_time(self) -> None:
+        changes = self._engine.kernel.changes()
+        while True:
+            try:
+                async with asyncio.timeout(INTERVAL_S):
+                    await changes.wait()
+                await asyncio.sleep(SETTLE_S)
+            except TimeoutError:
+                pass
+            changes.clear()
+            await self._look()
+
+    async def _look(self) -> None:
+        try:
+            await self._engine.shared.read_host()
+            await self.repair()
+        except Exception:
+            # The next look may find the world in better order; this task must not end before the daemon does.
+            log.exception("reconcile.failed")
+
+    async def _on_restart_of_docker(self) -> None:
+        while True:
+            before = await self._activated.get()
+            try:
+                await self._after_restart(before)
+            except Exception:
+                log.exception("reconcile.failed")
+
+    async def _after_restart(self, before: frozenset[str]) -> None:
+        await self._look()
+        if self._live is None:
+            return
+        deadline = asyncio.get_running_loop().time() + DOCKER_PATIENCE_S
+        while (live := await self._live()) is None:
+            if asyncio.get_running_loop().time() > deadline:
+                log.warning("docker.silent", after_s=DOCKER_PATIENCE_S)
+                return
+            await asyncio.sleep(DOCKER_RETRY_S)
+        for record in self._engine.registry.endpoints():
+            if record.endpoint.id in before - live:
+                log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
+                await self._engine.endpoints.delete(record.endpoint.network, record.endpoint.id)
+        await self._engine.allocator.end_session()
+
+
+def _kernel_plan(record: EndpointRecord) -> Plan:
+    return (record.plan if record.linked else Plan()) + record.exposed
+
+
+def _describe(record: EndpointRecord) -> str:
+    return f"endpoint {short(record.endpoint.id)}" + (f" ({record.name})" if record.name else "")
+
+
+async def _exists(engine: Engine, sandbox: str) -> bool:
+    try:
+        await engine.kernel.sandbox(sandbox)
+    except NetplugError:
+        return False
+    return True
+
+
+async def _tolerate(owner: str, work: Awaitable[object]) -> None:
+    """One object that cannot be mended must not keep the others from it."""
+    try:
+        await work
+    except (NetplugError, ExceptionGroup) as exc:
+        log.warning("mending.failed", owner=owner, error=str(exc))
