@@ -1,0 +1,1 @@
+"""Front ends: wire formats in, use cases out. They translate and decide nothing."""

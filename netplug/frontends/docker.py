@@ -1,0 +1,183 @@
+"""The Docker front end: libnetwork's remote driver protocol ("NetworkDriver") and the plugin handshake.
+
+dockerd tells a plugin everything once and nothing twice, says of some things never that they ended, and repeats a
+request without its body when a connection breaks. So the deletes here succeed for what does not exist, and imply each
+other; nothing is published before ProgramExternalConnectivity; and no handler ever asks dockerd anything, since dockerd
+holds locks while it waits for us.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from fastapi import FastAPI, Response
+
+from netplug.drivers.options import parse
+from netplug.drivers.plan import Veth
+from netplug.engine import Engine
+from netplug.engine.records import EndpointSpec, FrontEnd, NetworkRecord
+from netplug.errors import NetplugError
+from netplug.frontends import docker_wire as wire
+from netplug.frontends.docker_ipam import IpamDriver
+from netplug.frontends.http import Failure, guard
+from netplug.ipam.lease import OwnerKind
+
+_STATUS = {"empty": 400, "unknown": 404, "too_large": 413}
+
+
+def docker_app(engine: Engine, *, on_activate: Callable[[], None]) -> FastAPI:
+    """Return the plugin's app.
+
+    `on_activate` is called when dockerd has started; it may only schedule work, as dockerd waits for the answer.
+    """
+    app = FastAPI(title="netplug Docker plugin", strict_content_type=False, redirect_slashes=False)
+    guard(app, _render)
+    network, ipam = NetworkDriver(engine), IpamDriver(engine)
+
+    async def activate() -> wire.Activated:
+        """Docker asks once in a dockerd's life: it was restarted, and repeats its IPAM requests now."""
+        engine.allocator.begin_session()
+        on_activate()
+        return wire.Activated()
+
+    _route(app, "/Plugin.Activate", activate)
+    for service, methods in (("NetworkDriver", network.methods()), ("IpamDriver", ipam.methods())):
+        for name, method in methods.items():
+            _route(app, f"/{service}.{name}", method)
+    return app
+
+
+def _route(app: FastAPI, path: str, method: Callable[..., Awaitable[wire.Wire]]) -> None:
+    app.add_api_route(path, method, methods=["POST"], response_model_exclude_none=True)
+
+
+def _render(failure: Failure) -> Response:
+    """Both keys, since NetworkDriver reads `Err` and IpamDriver `Error`; and never 200, where the wrong one is lost."""
+    body = json.dumps({"Err": failure.text, "Error": failure.text})
+    return Response(body, _STATUS.get(failure.kind, 500), media_type="application/json")
+
+
+class NetworkDriver:
+    """The methods of the protocol, each one use case of the engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def methods(self) -> dict[str, Callable[..., Awaitable[wire.Wire]]]:
+        """Return the methods by their names in the protocol, the busiest first: routes are searched in order."""
+        return {
+            "CreateEndpoint": self.create_endpoint,
+            "Join": self.join,
+            "ProgramExternalConnectivity": self.publish,
+            "EndpointOperInfo": self.oper_info,
+            "RevokeExternalConnectivity": self.unpublish,
+            "Leave": self.leave,
+            "DeleteEndpoint": self.delete_endpoint,
+            "GetCapabilities": self.capabilities,
+            "GwAllocCheck": self.skip_gateways,
+            "CreateNetwork": self.create_network,
+            "DeleteNetwork": self.delete_network,
+            "AllocateNetwork": self.refuse_swarm,
+            "FreeNetwork": self.refuse_swarm,
+            "DiscoverNew": self.ignore,
+            "DiscoverDelete": self.ignore,
+        }
+
+    async def capabilities(self) -> wire.NetworkCapabilities:
+        return wire.NetworkCapabilities()
+
+    async def ignore(self) -> wire.Empty:
+        """Hear of the nodes of a swarm, none of which we need."""
+        return wire.Empty()
+
+    async def refuse_swarm(self) -> wire.Empty:
+        raise NetplugError(
+            "invalid",
+            "swarm networks are not supported by netplug",
+            hint="create the network on each host, without --scope swarm",
+        )
+
+    # Networks
+
+    async def skip_gateways(self, request: wire.GwAllocCheck) -> wire.GatewaysSkipped:
+        """Refuse bad options already here, before Docker has asked IPAM for anything."""
+        skip = not self._engine.drivers[parse(request.raw()).mode].gateway
+        return wire.GatewaysSkipped(SkipIPv4=skip, SkipIPv6=skip)
+
+    async def create_network(self, request: wire.CreateNetwork) -> wire.Empty:
+        await self._engine.networks.create(request.to_spec())
+        return wire.Empty()
+
+    async def delete_network(self, request: wire.NetworkRef) -> wire.Empty:
+        with absent_is_success():
+            self._network(request.NetworkID)
+            await self._engine.networks.delete(request.NetworkID, by=FrontEnd.DOCKER)
+        return wire.Empty()
+
+    # Endpoints
+
+    async def create_endpoint(self, request: wire.CreateEndpoint) -> wire.EndpointCreated:
+        network, spec = self._network(request.NetworkID), request.to_spec()
+        built = await self._engine.endpoints.create(request.to_spec(self._name(network, spec)))
+        return wire.EndpointCreated.of(request, built)
+
+    async def delete_endpoint(self, request: wire.EndpointRef) -> wire.Empty:
+        await self._engine.endpoints.delete(request.NetworkID, request.EndpointID)
+        return wire.Empty()
+
+    async def join(self, request: wire.Join) -> wire.Joined:
+        self._network(request.NetworkID)
+        _, attachment = await self._engine.endpoints.join(request.NetworkID, request.EndpointID, request.SandboxKey)
+        return wire.Joined.of(attachment)
+
+    async def leave(self, request: wire.EndpointRef) -> wire.Empty:
+        await self._engine.endpoints.leave(request.NetworkID, request.EndpointID)
+        return wire.Empty()
+
+    async def publish(self, request: wire.ProgramExternalConnectivity) -> wire.Empty:
+        self._network(request.NetworkID)
+        await self._engine.endpoints.publish(request.NetworkID, request.EndpointID, request.ports())
+        return wire.Empty()
+
+    async def unpublish(self, request: wire.EndpointRef) -> wire.Empty:
+        await self._engine.endpoints.unpublish(request.NetworkID, request.EndpointID)
+        return wire.Empty()
+
+    async def oper_info(self, request: wire.EndpointRef) -> wire.OperInfo:
+        self._network(request.NetworkID)
+        built = self._engine.registry.endpoint(request.NetworkID, request.EndpointID)
+        return wire.OperInfo(
+            Value={
+                "mac": built.endpoint.mac,
+                "addresses": [str(address) for address in built.endpoint.addresses],
+                "ports": [str(mapping) for mapping in built.published],
+                "link": next((step.name for step in built.plan if isinstance(step, Veth)), ""),
+            }
+        )
+
+    def _network(self, ident: str) -> NetworkRecord:
+        """Return the network with exactly this id: for users a name or the beginning of an id will do, here not."""
+        with suppress(NetplugError):
+            record = self._engine.registry.network(ident)
+            if record.network.id == ident:
+                return record
+        raise NetplugError("not_found", f"there is no network {ident!r}")
+
+    def _name(self, record: NetworkRecord, spec: EndpointSpec) -> str:
+        """Return the container's name if Docker told it to IPAM, a moment ago and with the same address (29.0+)."""
+        for address in spec.addresses:
+            for subnet, pool in zip(record.network.subnets, record.pools, strict=True):
+                lease = self._engine.allocator.lease(pool, address.ip) if address.ip in subnet.pool else None
+                if lease is not None and lease.owner.kind is OwnerKind.PENDING and lease.owner.name:
+                    return lease.owner.name
+        return ""
+
+
+@contextmanager
+def absent_is_success() -> Iterator[None]:
+    """Take "there is none" for an answer: Docker deletes things twice, and things that it only believes in."""
+    try:
+        yield
+    except NetplugError as exc:
+        if exc.kind != "not_found":
+            raise

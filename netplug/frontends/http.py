@@ -1,0 +1,209 @@
+"""What an HTTP front end needs around its routes: one shape for all errors, a limit on bodies, request ids.
+
+A request runs to its end, whatever becomes of its connection: half a `CreateEndpoint` is worse than one that nobody
+waits for. All of it is plain ASGI, since Starlette's `BaseHTTPMiddleware` costs more than a whole request here.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from netplug.errors import Reportable
+from netplug.store.api import StoreError
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY = 1 << 20
+"""Bytes. Docker's largest request, some hundreds of published ports, has a tenth of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that failed, in one line.
+
+    `kind`: as `NetplugError`'s, or "empty" (there is no body), "unknown" (there is no such path or method),
+    "too_large" (so is the body).
+    """
+
+    kind: str
+    text: str
+
+
+Render = Callable[[Failure], Response]
+"""Writes a failure as the front end's protocol wants it."""
+
+
+def guard(app: FastAPI, render: Render) -> None:
+    """Make all failures of an app come out by `render`, bind request ids, and refuse bodies that are too large."""
+
+    async def ill_formed(_: Request, exc: Exception) -> Response:
+        errors: Sequence[Mapping[str, Any]] = exc.errors() if isinstance(exc, RequestValidationError) else ()
+        failure = _ill_formed(errors[0])
+        log.info("request.refused", kind=failure.kind, error=failure.text)
+        return render(failure)
+
+    async def refused(request: Request, exc: Exception) -> Response:
+        status = exc.status_code if isinstance(exc, HTTPException) else 0
+        return render(_refused(request, status))
+
+    app.add_exception_handler(RequestValidationError, ill_formed)
+    app.add_exception_handler(HTTPException, refused)
+    app.add_middleware(_Guard, render=render)
+
+
+class _Guard:
+    def __init__(self, app: ASGIApp, render: Render) -> None:
+        self._app = app
+        self._render = render
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(4)
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await to_its_end(self._answer(request_id, scope, receive, send))
+
+    async def _answer(self, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if _length(scope) > MAX_BODY:
+            response = self._render(_TOO_LARGE)
+            response.headers["connection"] = "close"  # else the server would read it all
+            await response(scope, receive, send)
+            return
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, _limited(receive), noting)
+        except Exception as exc:  # noqa: BLE001 - a front end answers here
+            failure = failure_of(exc, request_id)
+            if not started:
+                await self._render(failure)(scope, receive, send)
+
+
+def failure_of(exc: Exception, request_id: str) -> Failure:
+    """Say what failed in words for whoever asked, and log what they cannot mend."""
+    if isinstance(exc, Reportable) and exc.kind != "internal":
+        text = _line(str(exc))
+        log.info("request.refused", kind=exc.kind, error=text)
+        return Failure(exc.kind, text)
+    if isinstance(exc, StoreError):
+        text = _line(f"store: {exc}")
+        log.warning("request.failed", error=text)
+        return Failure("unavailable", text)
+    log.error("request.failed", error=str(exc), exc_info=exc)
+    what = _line(str(exc)) if isinstance(exc, Reportable) else "internal error"
+    return Failure("internal", f"{what} (id {request_id})")
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work` to its end; a cancellation takes effect after that."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])  # which, unlike await, does not hand a cancellation on
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        raise cancelled from task.exception()
+    task.result()
+
+
+_TOO_LARGE = Failure("too_large", f"the request is larger than {MAX_BODY} bytes")
+
+
+def _length(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() and len(value) < 20 else MAX_BODY + 1
+    return 0
+
+
+def _limited(receive: Receive) -> Receive:
+    """Count a body that comes in chunks, without a length."""
+    size = 0
+
+    async def counting() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > MAX_BODY:
+            raise HTTPException(413)
+        return message
+
+    return counting
+
+
+def _refused(request: Request, status: int) -> Failure:
+    method = request.scope["path"].removeprefix("/")[:80]
+    if status == 404:
+        return Failure("unknown", f"there is no method {method!r}")
+    if status == 405:
+        return Failure("unknown", f"method {method!r} is not called by {request.method[:10]}")
+    if status == 413:
+        return _TOO_LARGE
+    return Failure("invalid", "the body is not JSON")
+
+
+_WORDS = {
+    "missing": "is missing",
+    "string_type": "must be text",
+    "string_unicode": "must be valid text",
+    "string_too_short": "is empty",
+    "string_too_long": "is too long",
+    "string_pattern_mismatch": "must be 1 to 128 letters, digits, '_', '.' or '-'",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller number",
+    "int_from_float": "must be a whole number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+}
+
+
+def _ill_formed(error: Mapping[str, Any]) -> Failure:
+    """Say in plain words what pydantic found."""
+    path = [str(part) for part in error["loc"][1:]]
+    if error["type"] == "json_invalid":
+        return Failure("invalid", f"the body is not JSON (at character {path[0] if path else 0})")
+    if not path and error["type"] == "missing":
+        return Failure("empty", "the body is empty")
+    what = _WORDS.get(error["type"], "is ill-formed")
+    where = f"field {'.'.join(path)[:80]!r}" if path else "the body"
+    value = "" if error["type"] == "missing" else f", not {_shown(error.get('input'))}"
+    return Failure("invalid", _line(f"{where} {what}{value}"))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    names = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return names[value]
+    return repr(value[:80] if isinstance(value, str) else value)[:90]
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+__all__ = ["Failure", "Render", "failure_of", "guard", "to_its_end"]
