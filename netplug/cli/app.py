@@ -1,0 +1,344 @@
+"""The commands of `netplug`. Their help texts are the manual."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from netplug.cli import NO, OK, UNREACHABLE, USAGE, CliError, arguments
+from netplug.cli.client import Client
+from netplug.cli.output import emit, emit_json, short, table
+
+RUN_DIR = Path("/run/netplug")
+
+app = typer.Typer(
+    help="Connect containers: networks, addresses and published ports for every runtime.\n\n"
+    "Exit codes: 0 done; 1 the answer is no (refused, or there are differences); 2 wrong usage; "
+    "3 the daemon or its store cannot be reached. Errors are one line on stderr.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+networks = typer.Typer(help="Create, list, show and remove networks, also those made through Docker.")
+ipam = typer.Typer(help="Show pools and leases of addresses.")
+app.add_typer(networks, name="network")
+app.add_typer(ipam, name="ipam")
+
+RunDir = Annotated[
+    Path,
+    typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="The daemon's run directory, by which it is found."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with field names that stay.")]
+NetworkRef = Annotated[str, typer.Argument(metavar="NETWORK", help="Name, id, or beginning of an id.")]
+Netns = Annotated[
+    str,
+    typer.Option(
+        metavar="PATH_OR_NAME",
+        help="Network namespace: a path such as /proc/4711/ns/net, or a name that 'ip netns' knows.",
+    ),
+]
+Ifname = Annotated[str, typer.Option(metavar="NAME", help="Name of the interface in the namespace.")]
+
+
+@networks.command("create")
+def network_create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the network: letters, digits, '_', '.', '-'.")],
+    mode: Annotated[str | None, typer.Option(metavar="MODE", help="How it is built: bridge (default) or none.")] = None,
+    subnet: Annotated[
+        list[str] | None, typer.Option(metavar="CIDR", help="Its subnet; once a family. Default: a free one is chosen.")
+    ] = None,
+    gateway: Annotated[
+        list[str] | None, typer.Option(metavar="IP", help="The host's address in a --subnet. Default: its first one.")
+    ] = None,
+    ip_range: Annotated[
+        list[str] | None, typer.Option(metavar="CIDR", help="Part of a --subnet out of which addresses are chosen.")
+    ] = None,
+    internal: Annotated[bool, typer.Option("--internal", help="No way out of it: no default route, no ports.")] = False,
+    ipv6: Annotated[
+        bool, typer.Option("--ipv6", help="Both families: choose a subnet of the one without --subnet.")
+    ] = False,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--option", metavar="KEY=VALUE", help="Network option, as of 'docker network create -o'."),
+    ] = None,
+    run_dir: RunDir = RUN_DIR,
+) -> None:
+    """Create a network and print its id."""
+    body = {
+        "name": name,
+        "subnets": arguments.subnets(subnet or [], gateway or [], ip_range or []),
+        "internal": internal,
+        "ipv6": ipv6,
+        "options": arguments.options(option or [], mode),
+    }
+    emit(_client(run_dir).post("networks", body=body)["id"])
+
+
+@networks.command("ls")
+def network_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
+    """List networks."""
+    rows = _client(run_dir).get("networks")["networks"]
+    if as_json:
+        emit_json(rows)
+        return
+    columns = ("id", "name", "mode", "subnets", "internal", "front end", "endpoints")
+    emit(
+        table(
+            columns,
+            [
+                (
+                    short(row["id"]),
+                    row["name"],
+                    row["mode"],
+                    [subnet["subnet"] for subnet in row["subnets"]],
+                    "yes" if row["internal"] else "no",
+                    row["front_end"],
+                    str(row["endpoint_count"]),
+                )
+                for row in rows
+            ],
+        )
+    )
+
+
+@networks.command("inspect")
+def network_inspect(
+    network: NetworkRef,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - what it prints is JSON
+    run_dir: RunDir = RUN_DIR,
+) -> None:
+    """Print all about a network and its endpoints, as JSON."""
+    emit_json(_client(run_dir).get("networks", network))
+
+
+@networks.command("rm")
+def network_rm(
+    network: Annotated[list[str], typer.Argument(metavar="NETWORK...", help="Names or ids.")], run_dir: RunDir = RUN_DIR
+) -> None:
+    """Remove networks. Refused while they have endpoints, and for networks of Docker's (use 'docker network rm')."""
+    client = _client(run_dir)
+    for ref in network:
+        client.delete("networks", ref)
+        emit(ref)
+
+
+@app.command()
+def attach(
+    network: NetworkRef,
+    netns: Netns,
+    ifname: Ifname = "eth0",
+    name: Annotated[str, typer.Option(metavar="NAME", help="How the endpoint is called.")] = "",
+    alias: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Further name; may be repeated.")] = None,
+    ip: Annotated[
+        list[str] | None, typer.Option(metavar="IP", help="Address; once a family. Default: a free one.")
+    ] = None,
+    mac: Annotated[str, typer.Option(metavar="MAC", help="Default: made from the address.")] = "",
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PORT",
+            help="Publish a port: [ip:][host:]container[/proto], as Docker's -p. '8000-8009:80' takes the first free "
+            "one, '8000-8002:80-82' pairs, '80' any free one; an IPv6 address stands in brackets.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - what it prints is JSON
+    run_dir: RunDir = RUN_DIR,
+) -> None:
+    """Plug a network namespace into a network, without any runtime, and print the result as JSON."""
+    body = {
+        "network": network,
+        "netns": arguments.netns(netns),
+        "ifname": arguments.ifname(ifname),
+        "name": name,
+        "aliases": alias or [],
+        "addresses": [arguments.address(text, "--ip") for text in ip or []],
+        "mac": arguments.mac(mac),
+        "ports": arguments.ports(publish or []),
+    }
+    emit_json(_client(run_dir).post("attach", body=body))
+
+
+@app.command()
+def detach(network: NetworkRef, netns: Netns, ifname: Ifname = "eth0", run_dir: RunDir = RUN_DIR) -> None:
+    """Unplug a network namespace that 'attach' plugged in; it may be gone already."""
+    body = {"network": network, "netns": arguments.netns(netns), "ifname": arguments.ifname(ifname)}
+    _client(run_dir).post("detach", body=body)
+
+
+@app.command()
+def ps(
+    network: Annotated[str, typer.Option(metavar="NETWORK", help="Only endpoints of this network.")] = "",
+    as_json: AsJson = False,
+    run_dir: RunDir = RUN_DIR,
+) -> None:
+    """List endpoints, with their addresses and published ports."""
+    query = {"network": network} if network else {}
+    rows = _client(run_dir).get("endpoints", **query)["endpoints"]
+    if as_json:
+        emit_json(rows)
+        return
+    columns = ("id", "network", "name", "container", "addresses", "mac", "host", "front end", "ports")
+    emit(
+        table(
+            columns,
+            [
+                (
+                    short(row["id"]),
+                    row["network"],
+                    row["name"],
+                    short(row["container"]),
+                    [address.partition("/")[0] for address in row["addresses"]],
+                    row["mac"],
+                    row["host"],
+                    row["front_end"],
+                    row["ports"],
+                )
+                for row in rows
+            ],
+        )
+    )
+
+
+@ipam.command("ls")
+def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
+    """List pools with their size and use, and the leases in them with their owners."""
+    pools = _client(run_dir).get("ipam")["pools"]
+    if as_json:
+        emit_json(pools)
+        return
+    emit(
+        table(
+            ("space", "subnet", "range", "size", "used", "networks"),
+            [
+                (p["space"], p["subnet"], p["range"] or "", str(p["size"]), str(p["used"]), p["networks"] or [""])
+                for p in pools
+            ],
+        )
+    )
+    leases = [(pool["subnet"], lease) for pool in pools for lease in pool["leases"]]
+    emit("")
+    emit(
+        table(
+            ("subnet", "address", "owner", "name", "owner id"),
+            [
+                (net, one["address"], one["owner_kind"], one["owner_name"], short(one["owner_id"]))
+                for net, one in leases
+            ],
+        )
+    )
+
+
+@app.command()
+def diff(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
+    """Show what in the kernel is not as the records say; exit 0 when there is nothing, else 1."""
+    found = _client(run_dir).get("diff")["differences"]
+    if as_json:
+        emit_json(found)
+    elif found:
+        emit(_differences(found))
+    raise typer.Exit(NO if found else OK)
+
+
+@app.command()
+def repair(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
+    """Mend what 'diff' shows, and print what was mended; exit 1 when something is left."""
+    client = _client(run_dir)
+    mended = client.post("repair")["differences"]
+    left = client.get("diff")["differences"]
+    if as_json:
+        emit_json(mended)
+    else:
+        emit("mended:\n" + _differences(mended) if mended else "nothing to mend")
+    if left:
+        raise CliError(NO, f"{len(left)} differences could not be mended", hint="see netplug diff")
+
+
+@app.command()
+def version(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
+    """Print the version of this command, and of the daemon if it answers."""
+    mine = _own_version()
+    try:
+        daemon = _client(run_dir).get("version")["version"]
+    except CliError as exc:
+        if exc.code != UNREACHABLE:
+            raise
+        daemon = None
+    if as_json:
+        emit_json({"version": mine, "daemon": daemon})
+        return
+    emit(f"netplug {mine}" + (f"\ndaemon {daemon}" if daemon else ""))
+
+
+@app.command()
+def serve(
+    state_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Records, outliving reboots. [/var/lib/netplug]")
+    ] = None,
+    run_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Socket of this command's API. [/run/netplug]")
+    ] = None,
+    plugin_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where Docker looks for plugins. [/run/docker/plugins]")
+    ] = None,
+    driver_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The driver's name for 'docker network create -d'. [pynet]")
+    ] = None,
+    store: Annotated[str | None, typer.Option(metavar="STORE", help="Where shared records are kept. [sqlite]")] = None,
+    docker_host: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Docker's API, for names; 'none': without. [unix:///var/run/docker.sock]"),
+    ] = None,
+    host_name: Annotated[str | None, typer.Option(metavar="NAME", help="This host in lists. [the system's]")] = None,
+    address_pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="base=CIDR,size=BITS",
+            help="Range that subnets are cut from; may be repeated. [base=10.208.0.0/12,size=24]",
+        ),
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [info]")
+    ] = None,
+) -> None:
+    """Run the daemon in the foreground.
+
+    Each option may be given as NETPLUG_STATE_DIR and so on in the environment, or as state_dir in
+    /etc/netplug/netplug.toml (another file: NETPLUG_CONFIG). systemd is told when it is ready. SIGTERM stops it and
+    leaves the containers' network as it is.
+    """
+    _serve(dict(locals()))  # each parameter is a setting of its name
+
+
+def _serve(flags: dict[str, object]) -> None:
+    from netplug.config import load  # noqa: PLC0415 - client commands need not wait for the daemon's imports
+    from netplug.errors import NetplugError  # noqa: PLC0415
+
+    try:
+        settings = load(**flags)
+    except NetplugError as exc:
+        raise CliError(USAGE, exc.message, hint=exc.hint) from None
+    from netplug.daemon import run  # noqa: PLC0415
+
+    try:
+        run(settings)
+    except NetplugError as exc:
+        code = {"invalid": USAGE, "internal": NO}.get(exc.kind, UNREACHABLE)
+        raise CliError(code, exc.message, hint=exc.hint) from None
+
+
+def _client(run_dir: Path) -> Client:
+    return Client(run_dir.absolute())
+
+
+def _differences(found: list[dict[str, str]]) -> str:
+    return table(("owner", "object", "what"), [(row["owner"], row["object"], row["what"]) for row in found])
+
+
+def _own_version() -> str:
+    from importlib import metadata  # noqa: PLC0415 - 20 ms, for this command alone
+
+    try:
+        return metadata.version("netplug")
+    except metadata.PackageNotFoundError:  # run from a tree
+        return "unknown"

@@ -1,0 +1,107 @@
+"""HTTP to the daemon over its unix socket, with a deadline, by the standard library alone."""
+
+import http.client
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from netplug.cli import NO, UNREACHABLE, USAGE, CliError
+
+SOCKET = "netplug.sock"
+DEADLINE_S = 60.0
+"""Longer than any use case takes on a busy host, repairing a thousand endpoints included."""
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("netplug", timeout=DEADLINE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(str(self._path))
+        except BaseException:
+            self.close()
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The daemon whose sockets are in `run_dir`."""
+
+    run_dir: Path
+
+    @property
+    def path(self) -> Path:
+        return self.run_dir / SOCKET
+
+    def get(self, *path: str, **query: str) -> Any:
+        """Return what the daemon says of an object; the parts of its path are quoted."""
+        return self._call("GET", path, query=query)
+
+    def post(self, *path: str, body: dict[str, Any] | None = None) -> Any:
+        """Ask the daemon to do something and return what it answers."""
+        return self._call("POST", path, body={} if body is None else body)
+
+    def delete(self, *path: str) -> None:
+        """Ask the daemon to delete an object."""
+        self._call("DELETE", path)
+
+    def _call(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        *,
+        query: dict[str, str] | None = None,
+        body: dict[str, Any] | None = None,
+    ) -> Any:
+        url = "/v1/" + "/".join(quote(part, safe="") for part in path) + (f"?{urlencode(query)}" if query else "")
+        status, data = self._exchange(method, url, None if body is None else json.dumps(body))
+        try:
+            answer = json.loads(data) if data else None
+        except ValueError:
+            raise CliError(UNREACHABLE, f"what answers at {self.path} is not the netplug daemon") from None
+        if status >= 400:
+            raise _refusal(status, answer)
+        return answer
+
+    def _exchange(self, method: str, url: str, body: str | None) -> tuple[int, bytes]:
+        connection = _Connection(self.path)
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        try:
+            connection.request(method, url, body=body, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            raise CliError(
+                UNREACHABLE, f"no daemon answers at {self.path}", hint="start it with: netplug serve"
+            ) from None
+        except PermissionError:
+            raise CliError(
+                UNREACHABLE, f"no permission to speak with the daemon at {self.path}", hint="be root"
+            ) from None
+        except TimeoutError:
+            raise CliError(UNREACHABLE, f"the daemon at {self.path} did not answer in {DEADLINE_S:.0f} s") from None
+        except http.client.HTTPException as exc:
+            raise CliError(UNREACHABLE, f"the daemon at {self.path} broke off", hint=type(exc).__name__) from None
+        except OSError as exc:
+            if "too long" in str(exc):  # of struct sockaddr_un
+                raise CliError(
+                    USAGE, f"path {self.path} is too long for a socket", hint="use a shorter --run-dir"
+                ) from None
+            raise CliError(UNREACHABLE, f"the daemon at {self.path} broke off", hint=str(exc)) from None
+        finally:
+            connection.close()
+
+
+def _refusal(status: int, answer: Any) -> CliError:
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(error, dict):
+        return CliError(NO, f"the daemon refused with status {status}")
+    code = UNREACHABLE if error.get("kind") == "unreachable" else NO
+    return CliError(code, str(error.get("message", "")), hint=str(error.get("hint", "")))

@@ -1,0 +1,60 @@
+"""What commands print: JSON, or tables that are plain and whole when they are not for a terminal."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import typer
+
+from netplug.cli import PIPE_CLOSED
+
+SHORT = 12
+"""Signs of an id in a table, as Docker does; JSON has ids whole."""
+ENDLESS = 100_000
+"""Columns of a line that nobody looks at on a screen."""
+
+
+def emit(text: str) -> None:
+    """Print a line; a reader that has gone (``| head``) ends the command quietly."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(PIPE_CLOSED) from None
+
+
+def emit_json(data: Any) -> None:
+    """Print data as JSON."""
+    emit(json.dumps(data, indent=2))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Iterable[str]]]) -> str:
+    """Return a table; a cell of several values gets a line for each on a terminal, and commas otherwise.
+
+    No value is ever cut: on a narrow terminal it is folded.
+    """
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - 50 ms, for those who see a table only
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    terminal = sys.stdout.isatty()
+    separator = "\n" if terminal else ","
+    grid = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column.upper(), overflow="fold", no_wrap=not terminal)
+    for row in rows:
+        grid.add_row(*(Text(cell if isinstance(cell, str) else separator.join(cell)) for cell in row))
+    console = Console(width=None if terminal else ENDLESS, no_color=None if terminal else True)
+    with console.capture() as capture:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def short(ident: str) -> str:
+    """Return the beginning of an id."""
+    return ident[:SHORT]

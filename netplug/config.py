@@ -1,0 +1,244 @@
+"""Settings of the daemon: flag, else environment, else file, else default.
+
+One name everywhere: flag `--state-dir`, environment `NETPLUG_STATE_DIR`, key `state_dir` in
+`/etc/netplug/netplug.toml` (another file by `NETPLUG_CONFIG`). A wrong value is refused at the start in one line
+that says where it came from.
+"""
+
+import difflib
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from netplug.errors import NetplugError
+from netplug.lock import SOCKET_PATH_BYTES
+
+DEFAULT_FILE = Path("/etc/netplug/netplug.toml")
+API_SOCKET = "netplug.sock"
+_PREFIX = "NETPLUG_"
+_PLUGIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_DOCKERS_DRIVERS = frozenset({"bridge", "host", "none", "null", "macvlan", "ipvlan", "overlay"})
+_HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
+
+
+@dataclass(frozen=True, slots=True)
+class AddressPool:
+    """A range out of which networks get subnets of prefix length `size`; dockerd's --default-address-pool."""
+
+    base: IPv4Network | IPv6Network
+    size: int
+
+    @classmethod
+    def parse(cls, text: str) -> "AddressPool":
+        """Read dockerd's spelling.
+
+        >>> AddressPool.parse("base=10.208.0.0/12,size=24")
+        AddressPool(base=IPv4Network('10.208.0.0/12'), size=24)
+
+        Raises:
+            ValueError: the text is something else; it is named.
+        """
+        parts = [part.strip().partition("=") for part in text.split(",")]
+        fields = {key: value for key, _, value in parts}
+        if len(parts) != 2 or fields.keys() != {"base", "size"}:
+            raise ValueError(f"address pool {text!r} is not of the form base=CIDR,size=BITS")
+        try:
+            base = ip_network(fields["base"])
+        except ValueError as exc:
+            raise ValueError(f"address pool {text!r} has a bad base: {exc}") from exc
+        limit = base.max_prefixlen - 2  # gateway, broadcast and a container
+        if not re.fullmatch(r"[0-9]{1,3}", fields["size"]) or not base.prefixlen <= int(fields["size"]) <= limit:
+            raise ValueError(f"address pool {text!r} has a bad size: not a number from {base.prefixlen} to {limit}")
+        return cls(base, int(fields["size"]))
+
+    def __str__(self) -> str:
+        return f"base={self.base},size={self.size}"
+
+
+class Settings(BaseSettings):
+    """What `netplug serve` is told. Directories are made absolute."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
+    )
+
+    state_dir: Path = Path("/var/lib/netplug")
+    run_dir: Path = Path("/run/netplug")
+    driver_name: str = "pynet"
+    plugin_dir: Path = Path("/run/docker/plugins")
+    store: str = "sqlite"
+    docker_host: str = "unix:///var/run/docker.sock"
+    host_name: str = ""
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    address_pool: Annotated[tuple[AddressPool, ...], NoDecode] = ()
+
+    @property
+    def api_socket(self) -> Path:
+        """Where client commands find the daemon."""
+        return self.run_dir / API_SOCKET
+
+    @property
+    def plugin_socket(self) -> Path:
+        """Where Docker finds the driver; the file's name is the driver's."""
+        return self.plugin_dir / f"{self.driver_name}.sock"
+
+    @field_validator("state_dir", "run_dir", "plugin_dir")
+    @classmethod
+    def _absolute(cls, value: Path, info: ValidationInfo) -> Path:
+        path = value.absolute()
+        if info.field_name == "run_dir":
+            _check_socket(path / API_SOCKET)
+        if info.field_name == "plugin_dir":
+            _check_socket(path / f"{info.data.get('driver_name', '')}.sock")
+        return path
+
+    @field_validator("driver_name")
+    @classmethod
+    def _plugin_name(cls, value: str) -> str:
+        if value in _DOCKERS_DRIVERS:
+            raise ValueError("is the name of a driver of docker itself")
+        if not _PLUGIN_NAME.fullmatch(value):
+            raise ValueError("is not a plugin name: a-z, 0-9, and _ . - after the first sign")
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        if value.startswith("etcd://"):
+            raise ValueError("etcd comes with a later version, this one has only sqlite")
+        if value != "sqlite":
+            raise ValueError("is not sqlite")
+        return value
+
+    @field_validator("docker_host")
+    @classmethod
+    def _docker_socket(cls, value: str) -> str:
+        path = value.removeprefix("unix://")
+        if value != "none" and (path == value or not path.startswith("/")):
+            raise ValueError("is neither unix:///path nor none")
+        _check_socket(Path(path))
+        return value
+
+    @field_validator("host_name")
+    @classmethod
+    def _name_of_host(cls, value: str) -> str:
+        name = value or socket.gethostname()
+        if not _HOST_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a host name")
+        return name
+
+    @field_validator("log_format", "log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("address_pool", mode="before")
+    @classmethod
+    def _pools(cls, value: object) -> tuple[AddressPool, ...]:
+        """Read a list of texts, or one text of several pools with spaces between (environment)."""
+        texts = value.split() if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple):
+            raise ValueError("is not a list of base=CIDR,size=BITS")
+        pools = tuple(item if isinstance(item, AddressPool) else AddressPool.parse(str(item)) for item in texts)
+        for one, other in combinations(pools, 2):
+            if one.base.overlaps(other.base):
+                raise ValueError(f"address pool {str(other)!r} overlaps {str(one)!r}")
+        return pools
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flag, environment, file."""
+        return (
+            init_settings,
+            env_settings,
+            TomlConfigSettingsSource(settings_cls, toml_file=settings_file()),
+        )
+
+
+def settings_file() -> Path:
+    """Return the file that `NETPLUG_CONFIG` names, else the usual one."""
+    return Path(os.environ.get(f"{_PREFIX}CONFIG") or DEFAULT_FILE)
+
+
+def load(**flags: object) -> Settings:
+    """Return the settings; a flag that is None, or an empty list, was not given.
+
+    Raises:
+        NetplugError: "invalid"; one line that names setting, source and value.
+    """
+    given = {name: value for name, value in flags.items() if value is not None and value not in ([], ())}
+    path = settings_file()
+    if path != DEFAULT_FILE and not path.is_file():
+        raise NetplugError("invalid", f"settings file {path} of {_PREFIX}CONFIG is not there")
+    try:
+        return Settings(**cast("dict[str, Any]", given))
+    except ValidationError as exc:
+        errors = exc.errors(include_url=False)
+        raise _explain(errors[0], given, path) from exc
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+        raise NetplugError("invalid", f"settings file {path} cannot be read: {_line(reason or '')}") from exc
+
+
+def _explain(error: ErrorDetails, flags: Mapping[str, object], path: Path) -> NetplugError:
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name.replace("-", "_"), Settings.model_fields, 1)
+        return NetplugError(
+            "invalid",
+            f"unknown setting {name!r} {'as a flag' if name in flags else f'in {path}'}",
+            hint=f"did you mean {near[0]}" if near else "",
+        )
+    reason = error.get("ctx", {}).get("error") or error["msg"]
+    value = str(error["input"]) if isinstance(error["input"], Path) else error["input"]
+    source = _source(name, flags, path)
+    return NetplugError("invalid", f"setting {name} ({source}) is {value!r}: {_line(str(reason))}")
+
+
+def _source(name: str, flags: Mapping[str, object], path: Path) -> str:
+    if name in flags:
+        return f"--{name.replace('_', '-')}"
+    variable = f"{_PREFIX}{name}".upper()
+    if any(key.upper() == variable and value for key, value in os.environ.items()):
+        return variable
+    try:
+        in_file = name in tomllib.loads(path.read_text())
+    except OSError:
+        in_file = False
+    return str(path) if in_file else "default"
+
+
+def _line(text: str) -> str:
+    text = " ".join(text.split())
+    return text[:1].lower() + text[1:]
+
+
+def _check_socket(path: Path) -> None:
+    size = len(os.fsencode(path))
+    if size > SOCKET_PATH_BYTES:
+        raise ValueError(f"socket {path} is {size} bytes long, the limit is {SOCKET_PATH_BYTES}")

@@ -1,0 +1,278 @@
+"""The daemon's life: startup, main_loop, shutdown (uvicorn's `Server` is the model).
+
+Sockets listen from the first moment, so that a second daemon sees that they are taken, but are answered only after the
+kernel agrees with the records: what dockerd asks meanwhile waits in the queue. A socket file without a listener makes
+dockerd hang for 15 s, so the files go first at a stop. The data plane stays.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from ipaddress import IPv6Network
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from netplug import log as logging
+from netplug.config import AddressPool, Settings
+from netplug.drivers.api import Driver
+from netplug.drivers.bridge import BridgeDriver
+from netplug.drivers.none import NoneDriver
+from netplug.engine import Engine
+from netplug.errors import NetplugError
+from netplug.ipam.allocator import Allocator
+from netplug.ipam.pool import Base, Space
+from netplug.ipam.spaces import LOCAL_V4, default_spaces, ula
+from netplug.kernel.api import Kernel
+from netplug.leases import StoredLeases
+from netplug.lock import Held, claim_socket, lock_file, release_socket
+from netplug.reconcile import Reconciler
+from netplug.store.api import Put, Store, StoreError
+from netplug.store.sqlite import SqliteStore
+
+log = structlog.get_logger(__name__)
+
+NAMESPACE = "\0netplug"
+"""Abstract socket that a daemon holds: these belong to a network namespace, and two daemons would fight over one."""
+ULA = "meta/ula"
+SOCKET_MODE = 0o600
+_CONNECT_TIMEOUT_S = 0.5
+
+
+async def linux_kernel() -> Kernel:
+    """Open the kernel of this network namespace."""
+    from netplug.kernel.linux import LinuxKernel  # noqa: PLC0415 - tests of the daemon on a fake need no pyroute2
+
+    return await LinuxKernel.open()
+
+
+class Daemon:
+    """One life. `kernel`: opens the kernel; `namespace`: see `NAMESPACE`."""
+
+    def __init__(
+        self, settings: Settings, *, kernel: Callable[[], Awaitable[Kernel]] = linux_kernel, namespace: str = NAMESPACE
+    ) -> None:
+        self._settings = settings
+        self._open_kernel = kernel
+        self._namespace = namespace
+        self._stop = asyncio.Event()
+        self._starting = asyncio.timeout(None)
+        self._resources = AsyncExitStack()
+        self._files = contextlib.ExitStack()
+        self._apps: list[tuple[Any, socket.socket]] = []
+        self._background: list[Callable[[], Coroutine[Any, Any, None]]] = []
+
+    def stop(self) -> None:
+        """Let `run` end in good order; a start that is under way is given up."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        with contextlib.suppress(RuntimeError):  # the start is over, or has not begun
+            self._starting.reschedule(asyncio.get_running_loop().time())
+
+    async def run(self) -> None:
+        """Live until `stop`.
+
+        Raises:
+            NetplugError: it cannot start: something is held, or cannot be reached.
+        """
+        try:
+            try:
+                async with self._starting:
+                    await self.startup()
+            except TimeoutError:
+                if not self._stop.is_set():
+                    raise
+            await self.main_loop()
+        finally:
+            await self.shutdown()
+
+    async def startup(self) -> None:
+        """Take what there is one of, bring the kernel in line with the records, make the apps."""
+        started = time.monotonic()
+        settings = self._settings
+        self._resources.enter_context(lock_file(settings.state_dir / "lock"))
+        self._resources.enter_context(claim_namespace(self._namespace))
+        api, plugin = (self._claim(path) for path in (settings.api_socket, settings.plugin_socket))
+        store = await SqliteStore.open(settings.state_dir / "netplug.db")
+        self._resources.push_async_callback(store.close)
+        kernel = await self._open_kernel()
+        self._resources.push_async_callback(kernel.close)
+        allocator = Allocator(StoredLeases(store), spaces(await site_prefix(store), settings.address_pool))
+        engine = Engine(kernel, store, allocator, drivers())
+        await self._compose(engine, api, plugin)
+        log.info(
+            "daemon.started",
+            version=own_version(),
+            api=str(settings.api_socket),
+            plugin=str(settings.plugin_socket),
+            networks=len(engine.registry.networks()),
+            endpoints=len(engine.registry.endpoints()),
+            ms=round((time.monotonic() - started) * 1000),
+        )
+
+    async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket) -> None:
+        # Imported here, since they take half of the start: whoever comes second is refused before.
+        from netplug.frontends.api import api_app  # noqa: PLC0415
+        from netplug.frontends.docker import docker_app  # noqa: PLC0415
+        from netplug.naming import DockerNames  # noqa: PLC0415
+
+        settings = self._settings
+        names = DockerNames(engine, settings.docker_host) if settings.docker_host != "none" else None
+        reconciler = Reconciler(engine, names.live_endpoints if names else None)
+        await reconciler.start()
+        self._background = [reconciler.run, *([names.run] if names else [])]
+        self._apps = [
+            (api_app(engine, reconciler, host=settings.host_name, version=own_version()), api),
+            (docker_app(engine, on_activate=reconciler.on_activate), plugin),
+        ]
+
+    def _claim(self, path: Path) -> socket.socket:
+        claimed = claim_socket(path, SOCKET_MODE)
+        self._files.callback(release_socket, claimed)
+        return claimed
+
+    async def main_loop(self) -> None:
+        """Serve until `stop`, then let running requests end."""
+        if self._stop.is_set():
+            return
+        from netplug.frontends.serving import serving_all  # noqa: PLC0415 - as in `_compose`
+
+        async with asyncio.TaskGroup() as group:
+            background = [group.create_task(work()) for work in self._background]
+            # Duplicates, since the files must go before the servers stop, and with the files go their sockets.
+            async with serving_all(*((app, sock.dup()) for app, sock in self._apps)):
+                notify("READY=1")
+                await self._stop.wait()
+                notify("STOPPING=1")
+                log.info("daemon.stopping")
+                self._files.close()
+            for task in background:
+                task.cancel()
+
+    async def shutdown(self) -> None:
+        """Let go of everything, also half way through a start."""
+        try:
+            self._files.close()
+        finally:
+            await self._resources.aclose()
+        log.debug("daemon.stopped")
+
+
+def run(settings: Settings) -> None:
+    """Run the daemon until SIGTERM or SIGINT.
+
+    Raises:
+        NetplugError: it cannot start, or failed.
+    """
+    logging.configure(settings.log_format, settings.log_level)
+    try:
+        asyncio.run(_run(settings))
+    except NetplugError:
+        raise
+    except (StoreError, OSError) as exc:
+        raise NetplugError("unavailable", str(exc)) from exc
+    except Exception as exc:
+        log.exception("daemon.failed")
+        causes = exc.exceptions if isinstance(exc, ExceptionGroup) else (exc,)
+        raise NetplugError("internal", f"the daemon failed: {causes[0]!r}", hint="see its log") from exc
+
+
+async def _run(settings: Settings) -> None:
+    daemon = Daemon(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.stop)
+    await daemon.run()
+
+
+def claim_namespace(name: str) -> socket.socket:
+    """Hold this network namespace until the socket is closed.
+
+    Raises:
+        Held: another daemon has it; the message names its process.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(name)
+        sock.listen(1)
+    except OSError as exc:
+        sock.close()
+        raise Held(
+            f"this network namespace is in use by {_holder(name)}", hint="one daemon a network namespace; stop it first"
+        ) from exc
+    return sock
+
+
+def _holder(name: str) -> str:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_CONNECT_TIMEOUT_S)
+        try:
+            probe.connect(name)
+            raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            pid: int = struct.unpack("3i", raw)[0]
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            return "another daemon"
+    return f"process {pid} ({command[:300]})"
+
+
+async def site_prefix(store: Store) -> IPv6Network:
+    """Return this site's prefix of unique local addresses; made up at the first start, and kept (RFC 4193 §3.2.2)."""
+    if record := await store.get(ULA):
+        return IPv6Network(str(record.value["prefix"]))
+    prefix = ula(secrets.token_bytes(16))
+    await store.txn((), [Put(ULA, {"prefix": str(prefix)})], durable=True)
+    return prefix
+
+
+def spaces(prefix: IPv6Network, pools: Sequence[AddressPool]) -> tuple[Space, ...]:
+    """Return the address spaces; `pools` take the place of the local one's bases, by family."""
+    given = [Base(pool.base, pool.size) for pool in pools]
+    v4 = tuple(base for base in given if base.network.version == 4)
+    v6 = tuple(base for base in given if base.network.version == 6)
+    local, *others = default_spaces(prefix, local_v4=v4 or (LOCAL_V4,))
+    if v6:
+        local = replace(local, bases=(*(v4 or (LOCAL_V4,)), *v6))
+    return (local, *others)
+
+
+def drivers() -> dict[str, Driver]:
+    """Return the drivers by mode: those of the entry points, and ours even when netplug is not installed."""
+    found: dict[str, Driver] = {"bridge": BridgeDriver(), "none": NoneDriver()}
+    for point in entry_points(group="netplug.drivers"):
+        try:
+            found[point.name] = point.load()()
+        except Exception:
+            # Somebody else's package; the networks of other modes must not suffer.
+            log.exception("driver.failed", mode=point.name, source=point.value)
+    return found
+
+
+def own_version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return version("netplug")
+    except PackageNotFoundError:  # run from a tree
+        return "unknown"
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)), if it wants to know."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+        sock.sendto(state.encode(), address)

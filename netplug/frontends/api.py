@@ -1,0 +1,188 @@
+"""The REST API of our own, on a unix socket: what the command `netplug` speaks with.
+
+Errors are ``{"error": {"kind", "message", "hint"}}`` with a status by kind. Kind "unreachable" is the store's: the
+daemon is there, but cannot do anything.
+"""
+
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import structlog
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+
+from netplug.engine import Engine
+from netplug.engine.records import FrontEnd
+from netplug.errors import Reportable
+from netplug.frontends import api_wire as wire
+from netplug.frontends.http import Failure, guard
+from netplug.reconcile import Difference
+from netplug.store.api import StoreError
+
+log = structlog.get_logger(__name__)
+
+STATUS = {
+    "invalid": 400,
+    "not_found": 404,
+    "exists": 409,
+    "forbidden": 409,
+    "unavailable": 503,
+    "unreachable": 503,
+    "internal": 500,
+}
+
+
+class Reconciler(Protocol):
+    """What compares the kernel with the records."""
+
+    async def diff(self) -> list[Difference]: ...
+
+    async def repair(self) -> list[Difference]: ...
+
+
+def api_app(engine: Engine, reconciler: Reconciler, *, host: str, version: str) -> FastAPI:
+    """Return the app. `host`: the name under which this host's endpoints are listed."""
+    app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
+    app.include_router(_router(_Api(engine, reconciler, host, version)))
+    guard(app, _render)
+    return app
+
+
+class _Api:
+    def __init__(self, engine: Engine, reconciler: Reconciler, host: str, version: str) -> None:
+        self._engine = engine
+        self._reconciler = reconciler
+        self._host = host
+        self._version = version
+
+    async def version(self) -> wire.Version:
+        return wire.Version(version=self._version, host=self._host, pid=os.getpid())
+
+    async def networks(self) -> wire.Networks:
+        registry = self._engine.registry
+        counted = [(record, len(registry.endpoints(record.network.id))) for record in registry.networks()]
+        return wire.Networks(networks=[wire.NetworkOut.of(*one) for one in counted])
+
+    async def create_network(self, body: wire.NetworkIn) -> wire.NetworkOut:
+        return wire.NetworkOut.of(await self._engine.networks.create(body.to_spec()), 0)
+
+    async def network(self, ref: str) -> wire.NetworkDetail:
+        record = self._engine.registry.network(ref)
+        endpoints = self._endpoints(record.network.id)
+        brief = wire.NetworkOut.of(record, len(endpoints))
+        return wire.NetworkDetail(**brief.model_dump(exclude={"subnets"}), subnets=brief.subnets, endpoints=endpoints)
+
+    async def delete_network(self, ref: str) -> None:
+        await self._engine.networks.delete(ref, by=FrontEnd.CLI)
+
+    async def endpoints(self, network: str = "") -> wire.Endpoints:
+        chosen = self._engine.registry.network(network).network.id if network else None
+        return wire.Endpoints(endpoints=self._endpoints(chosen))
+
+    def _endpoints(self, network_id: str | None) -> list[wire.EndpointOut]:
+        registry = self._engine.registry
+        names = {record.network.id: record.network.name for record in registry.networks()}
+        found = [
+            wire.EndpointOut.of(record, names.get(record.endpoint.network, ""), self._host)
+            for record in registry.endpoints(network_id)
+        ]
+        return sorted(found, key=lambda endpoint: (endpoint.network, endpoint.name, endpoint.id))
+
+    async def attach(self, body: wire.AttachIn) -> wire.AttachOut:
+        record, attachment = await self._engine.endpoints.attach(body.to_spec())
+        name = self._engine.registry.network(record.endpoint.network).network.name
+        return wire.AttachOut.of(record, name, attachment)
+
+    async def detach(self, body: wire.DetachIn) -> None:
+        await self._engine.endpoints.detach(body.network, body.netns, body.ifname)
+
+    async def ipam(self) -> wire.Pools:
+        registry, allocator = self._engine.registry, self._engine.allocator
+        names = {record.network.id: record.network.name for record in registry.networks()}
+        names |= {record.endpoint.id: record.name for record in registry.endpoints()}
+        return wire.Pools(
+            pools=[
+                wire.PoolOut.of(pool, allocator.usage(pool.id), list(allocator.leases(pool.id)), names)
+                for pool in sorted(allocator.pools(), key=lambda pool: pool.id)
+            ]
+        )
+
+    async def diff(self) -> wire.Differences:
+        return _differences(await self._reconciler.diff())
+
+    async def repair(self) -> wire.Differences:
+        return _differences(await self._reconciler.repair())
+
+
+def _differences(found: list[Difference]) -> wire.Differences:
+    return wire.Differences(differences=[wire.DifferenceOut.of(one) for one in found])
+
+
+def _router(api: _Api) -> APIRouter:
+    router = APIRouter(prefix="/v1", route_class=_Route)
+    routes: tuple[tuple[str, str, Callable[..., Coroutine[Any, Any, Any]], int], ...] = (
+        ("GET", "/version", api.version, 200),
+        ("GET", "/networks", api.networks, 200),
+        ("POST", "/networks", api.create_network, 201),
+        ("GET", "/networks/{ref:path}", api.network, 200),
+        ("DELETE", "/networks/{ref:path}", api.delete_network, 204),
+        ("GET", "/endpoints", api.endpoints, 200),
+        ("POST", "/attach", api.attach, 201),
+        ("POST", "/detach", api.detach, 204),
+        ("GET", "/ipam", api.ipam, 200),
+        ("GET", "/diff", api.diff, 200),
+        ("POST", "/repair", api.repair, 200),
+    )
+    for method, path, endpoint, status in routes:
+        router.add_api_route(path, endpoint, methods=[method], status_code=status)
+    return router
+
+
+class _Route(APIRoute):
+    """Answers what we have more to say of than `guard`: hints, the store, and what is wrong with a body."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as exc:
+                return _refusal("invalid", _explain(exc))
+            except StoreError as exc:
+                log.warning("request.failed", error=str(exc))
+                return _refusal("unreachable", f"store: {exc}")
+            except Exception as exc:
+                if not isinstance(exc, Reportable) or exc.kind == "internal":
+                    raise
+                log.info("request.refused", kind=str(exc.kind), error=exc.message)
+                return _refusal(exc.kind, exc.message, exc.hint)
+
+        return answer
+
+
+def _render(failure: Failure) -> Response:
+    kind = {"empty": "invalid", "unknown": "not_found", "too_large": "invalid"}.get(failure.kind, failure.kind)
+    response = _refusal(kind, failure.text)
+    if failure.kind == "too_large":
+        response.status_code = 413
+    return response
+
+
+def _refusal(kind: str, message: str, hint: str = "") -> JSONResponse:
+    return JSONResponse({"error": {"kind": str(kind), "message": message, "hint": hint}}, STATUS.get(kind, 500))
+
+
+def _explain(exc: RequestValidationError) -> str:
+    """Return the first thing that is wrong with a request, with the field's path."""
+    error = exc.errors()[0]
+    if error["type"] == "json_invalid":
+        return f"the body is not JSON: {error['ctx']['error']}"
+    # Where a value may be of several kinds, pydantic adds the kind's name to the path.
+    path = ".".join(str(part) for part in error["loc"][1:] if "[" not in str(part))
+    text = str(error["msg"]).removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:]
+    return f"{path[:80]}: {text}" if path else text

@@ -1,0 +1,351 @@
+"""The bodies of the REST API. Their field names are a contract: `netplug … --json` prints them.
+
+Records know networks and endpoints by what they were built from; here is what a user wants to see of them. What a
+user sends is checked as far as it can be without knowing the host; unknown fields are refused by name.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from netplug.drivers.api import Attachment, PortMapping
+from netplug.drivers.options import Mode
+from netplug.drivers.plan import IPAddress, IPNetwork, Proto
+from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.ipam.errors import IpamError
+from netplug.ipam.lease import Lease, OwnerKind
+from netplug.ipam.pool import Pool, Usage, parse_network
+from netplug.reconcile import Difference
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+_ALL: Mapping[int, IPAddress] = {4: IPv4Address("0.0.0.0"), 6: IPv6Address("::")}
+_MOST = 1024
+"""Elements of a list: ports are expanded from ranges, so there may be many, but not without end."""
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is not a name: 1 to 128 letters, digits, '_', '.' or '-', no sign first")
+    return text
+
+
+def _mac(text: str) -> str:
+    if not _MAC.fullmatch(text) or int(text[:2], 16) & 1:
+        raise ValueError(f"{text[:80]!r} is not a unicast MAC")
+    return text.lower()
+
+
+def _ifname(text: str) -> str:
+    if not 1 <= len(text.encode()) <= 15 or text in {".", ".."} or any(c in "/:%" or c.isspace() for c in text):
+        raise ValueError(f"{text[:80]!r} is not an interface name of 1 to 15 signs")
+    return text
+
+
+def _netns(text: str) -> str:
+    if not 1 <= len(text.encode()) <= 4095 or "\0" in text or ("/" in text and not text.startswith("/")):
+        raise ValueError(f"{text[:80]!r} is neither an absolute path nor a name")
+    return text
+
+
+def _network(value: object) -> IPNetwork:
+    try:
+        return parse_network(str(value)[:80])
+    except IpamError as exc:
+        raise ValueError(str(exc)) from None
+
+
+def _address(value: object) -> IPAddress:
+    try:
+        return ip_address(str(value)[:80])
+    except ValueError:
+        raise ValueError(f"{str(value)[:80]!r} is not an IP address") from None
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Mac = Annotated[str, AfterValidator(_mac)]
+Ifname = Annotated[str, AfterValidator(_ifname)]
+Netns = Annotated[str, AfterValidator(_netns)]
+Cidr = Annotated[IPNetwork, BeforeValidator(_network)]
+Ip = Annotated[IPAddress, BeforeValidator(_address)]
+Ref = Annotated[str, Field(min_length=1, max_length=256)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+HostPort = Annotated[int, Field(ge=0, le=65535)]
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SubnetIn(_In):
+    subnet: Cidr
+    gateway: Ip | None = None
+    range: Cidr | None = None
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if self.gateway is not None and self.gateway not in self.subnet:
+            raise ValueError(f"gateway {self.gateway} is not in subnet {self.subnet}")
+        if self.range is not None and not (
+            self.range.network_address in self.subnet and self.range.broadcast_address in self.subnet
+        ):
+            raise ValueError(f"range {self.range} is not in subnet {self.subnet}")
+        return self
+
+    def to_spec(self) -> SubnetSpec:
+        return SubnetSpec(self.subnet, self.gateway, self.range, v6=self.subnet.version == 6)
+
+
+class NetworkIn(_In):
+    """`ipv6`: both families; a subnet is chosen of the one that has none. `options`: as of ``-o key=value``."""
+
+    name: Name
+    subnets: Annotated[tuple[SubnetIn, ...], Field(max_length=_MOST)] = ()
+    internal: bool = False
+    ipv6: bool = False
+    options: dict[str, str] = {}
+
+    def to_spec(self) -> NetworkSpec:
+        given = tuple(subnet.to_spec() for subnet in self.subnets)
+        wanted = {4, 6} if self.ipv6 else set() if given or self.options.get("mode") == Mode.NONE else {4}
+        missing = sorted(wanted - {subnet.subnet.version for subnet in self.subnets})
+        chosen = tuple(SubnetSpec(v6=family == 6) for family in missing)
+        return NetworkSpec(name=self.name, options=self.options, subnets=given + chosen, internal=self.internal)
+
+
+class PortIn(_In):
+    """`host_port` 0: any free one; `host_port_end` above it: the first free one of the range."""
+
+    port: Port
+    proto: Literal["tcp", "udp", "sctp"] = "tcp"
+    host_address: Ip | None = None
+    host_port: HostPort = 0
+    host_port_end: HostPort = 0
+
+    def to_spec(self) -> PortMapping:
+        return PortMapping(Proto(self.proto), self.port, self.host_address, self.host_port, self.host_port_end)
+
+
+class DetachIn(_In):
+    network: Ref
+    netns: Netns
+    ifname: Ifname = "eth0"
+
+
+class AttachIn(DetachIn):
+    name: Name | Literal[""] = ""
+    aliases: Annotated[tuple[Name, ...], Field(max_length=_MOST)] = ()
+    addresses: Annotated[tuple[Ip, ...], Field(max_length=_MOST)] = ()
+    mac: Mac | Literal[""] = ""
+    ports: Annotated[tuple[PortIn, ...], Field(max_length=_MOST)] = ()
+
+    def to_spec(self) -> AttachSpec:
+        ports = tuple(port.to_spec() for port in self.ports)
+        return AttachSpec(
+            self.network, self.netns, self.ifname, self.name, self.aliases, self.addresses, self.mac, ports
+        )
+
+
+class SubnetOut(BaseModel):
+    subnet: str
+    gateway: str | None
+
+
+class NetworkOut(BaseModel):
+    id: str
+    name: str
+    mode: str
+    subnets: list[SubnetOut]
+    internal: bool
+    front_end: str
+    options: dict[str, str]
+    mtu: int
+    endpoint_count: int
+
+    @classmethod
+    def of(cls, record: NetworkRecord, endpoint_count: int) -> Self:
+        net = record.network
+        subnets = [
+            SubnetOut(subnet=str(subnet.pool), gateway=str(subnet.gateway.ip) if subnet.gateway else None)
+            for subnet in net.subnets
+        ]
+        return cls(
+            id=net.id,
+            name=net.name,
+            mode=net.options.mode,
+            subnets=subnets,
+            internal=net.internal,
+            front_end=record.front_end,
+            options=dict(record.options),
+            mtu=net.options.mtu,
+            endpoint_count=endpoint_count,
+        )
+
+
+class EndpointOut(BaseModel):
+    """`interface`: its name in the sandbox, where we gave it. `ports`: as in ``0.0.0.0:8080->80/tcp``."""
+
+    id: str
+    network: str
+    network_id: str
+    name: str
+    aliases: list[str]
+    container: str
+    addresses: list[str]
+    mac: str
+    host: str
+    front_end: str
+    sandbox: str
+    interface: str
+    ports: list[str]
+
+    @classmethod
+    def of(cls, record: EndpointRecord, network: str, host: str) -> Self:
+        ep = record.endpoint
+        return cls(
+            id=ep.id,
+            network=network,
+            network_id=ep.network,
+            name=record.name,
+            aliases=list(record.aliases),
+            container=record.container,
+            addresses=[str(address) for address in ep.addresses],
+            mac=ep.mac,
+            host=host,
+            front_end=record.front_end,
+            sandbox=record.sandbox,
+            interface=record.ifname,
+            ports=published(record.published, ep.addresses),
+        )
+
+
+class NetworkDetail(NetworkOut):
+    endpoints: list[EndpointOut] = []
+
+
+class RouteOut(BaseModel):
+    destination: str
+    gateway: str | None
+
+
+class AttachOut(BaseModel):
+    endpoint: str
+    network: str
+    sandbox: str
+    interface: str
+    mac: str
+    mtu: int
+    addresses: list[str]
+    gateways: list[str]
+    routes: list[RouteOut]
+    ports: list[str]
+
+    @classmethod
+    def of(cls, record: EndpointRecord, network: str, attachment: Attachment) -> Self:
+        ep, linked = record.endpoint, attachment.link is not None
+        return cls(
+            endpoint=ep.id,
+            network=network,
+            sandbox=record.sandbox,
+            interface=record.ifname if linked else "",
+            mac=attachment.mac,
+            mtu=attachment.mtu,
+            addresses=[str(address) for address in ep.addresses] if linked else [],
+            gateways=[str(gateway) for gateway in attachment.gateways],
+            routes=[
+                RouteOut(destination=str(route.destination), gateway=str(route.gateway) if route.gateway else None)
+                for route in attachment.routes
+            ],
+            ports=published(record.published, ep.addresses),
+        )
+
+
+class LeaseOut(BaseModel):
+    """`owner_kind`: pending, gateway, aux or endpoint; `owner_id` is the endpoint's, or the network's."""
+
+    address: str
+    owner_kind: str
+    owner_id: str
+    owner_name: str
+    mac: str
+
+    @classmethod
+    def of(cls, lease: Lease, names: dict[str, str]) -> Self:
+        """`names`: present names of networks and endpoints by id; those in the lease are of when it was taken."""
+        owner = lease.owner
+        name = owner.name if owner.kind is OwnerKind.AUX else names.get(owner.id, "") or owner.name
+        return cls(address=str(lease.address), owner_kind=owner.kind, owner_id=owner.id, owner_name=name, mac=lease.mac)
+
+
+class PoolOut(BaseModel):
+    """`size`: addresses that can be chosen (of the range, where there is one); `used`: leases, static ones too."""
+
+    id: str
+    space: str
+    subnet: str
+    range: str | None
+    size: int
+    used: int
+    networks: list[str]
+    leases: list[LeaseOut]
+
+    @classmethod
+    def of(cls, pool: Pool, usage: Usage, leases: Sequence[Lease], names: dict[str, str]) -> Self:
+        return cls(
+            id=pool.id,
+            space=pool.space,
+            subnet=str(pool.network),
+            range=str(pool.range) if pool.range else None,
+            size=usage.size,
+            used=usage.leased,
+            networks=[names.get(holder, holder) for holder in pool.holders],
+            leases=[LeaseOut.of(lease, names) for lease in sorted(leases, key=lambda lease: int(lease.address))],
+        )
+
+
+class DifferenceOut(BaseModel):
+    owner: str
+    object: str
+    what: str
+
+    @classmethod
+    def of(cls, found: Difference) -> Self:
+        return cls(owner=found.owner, object=found.object, what=found.what)
+
+
+class Networks(BaseModel):
+    networks: list[NetworkOut]
+
+
+class Endpoints(BaseModel):
+    endpoints: list[EndpointOut]
+
+
+class Pools(BaseModel):
+    pools: list[PoolOut]
+
+
+class Differences(BaseModel):
+    differences: list[DifferenceOut]
+
+
+class Version(BaseModel):
+    version: str
+    host: str
+    pid: int
+
+
+def published(ports: Sequence[PortMapping], addresses: Sequence[IPv4Interface | IPv6Interface]) -> list[str]:
+    """Return published ports as ``docker ps`` writes them: one for each family that they are published in."""
+    families = sorted({address.version for address in addresses})
+    found = []
+    for port in ports:
+        if port.host_address is not None:
+            found.append(str(port))
+        else:
+            found += [str(replace(port, host_address=_ALL[family])) for family in families]
+    return found

@@ -1,0 +1,201 @@
+"""One daemon a state directory, one listener a socket path; by locks of the kernel, which die with their holder.
+
+A pid file says who it was, not whether it lives; so the text in the lock file is for messages only. All of this
+blocks and is meant for start-up.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shlex
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from netplug.errors import NetplugError
+
+SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 with the final NUL
+_BACKLOG = 128
+_CONNECT_TIMEOUT_S = 1.0  # a unix socket answers at once, or its queue is full: then someone holds it
+
+
+class Held(NetplugError):  # noqa: N818 - a fact about someone else
+    """Another process has it."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__("unavailable", message, hint=hint)
+
+
+class FileLock:
+    """A lock, held until `release` or the end of the process. The file stays: unlinking it would be a race."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    def release(self) -> None:
+        """Let go; a second time does nothing."""
+        if self._fd >= 0:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class ClaimedSocket(socket.socket):
+    """A listening unix socket that knows which file it made."""
+
+    path: Path
+    identity: tuple[int, int, int]  # of the file
+
+
+def lock_file(path: Path) -> FileLock:
+    """Lock the file `path`, by which its directory is meant; create both when absent, for their owner only.
+
+    Raises:
+        Held: another process has it; the message names it.
+        NetplugError: the file cannot be opened.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        raise _refused(f"lock file {path} cannot be opened", exc) from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, _own_name().encode(errors="replace"), 0)
+    except BlockingIOError as exc:
+        holder = os.pread(fd, 400, 0).decode(errors="replace").strip()
+        os.close(fd)
+        raise Held(
+            f"state directory {path.parent} is in use by {holder or 'another process'}",
+            hint="stop it, or choose another --state-dir",
+        ) from exc
+    except OSError as exc:
+        os.close(fd)
+        raise _refused(f"lock file {path} cannot be written", exc) from exc
+    return FileLock(path, fd)
+
+
+def claim_socket(path: Path, mode: int) -> ClaimedSocket:
+    """Listen on a unix stream socket at `path`, in place of a dead one; its file is never wider than `mode`.
+
+    It listens at once, so that another claim finds it alive; clients wait in its queue until it is served.
+
+    Raises:
+        Held: a live process listens there.
+        NetplugError: the path is too long or not a socket, or the directory refuses.
+    """
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise NetplugError(
+            "invalid",
+            f"socket path {path} is {len(os.fsencode(path))} bytes long, the limit is {SOCKET_PATH_BYTES}",
+            hint="choose a shorter directory",
+        )
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with _locked_directory(path.parent):
+            _remove_dead(path)
+            return _listen(path, mode)
+    except OSError as exc:
+        raise _refused(f"socket {path} cannot be made", exc) from exc
+
+
+def release_socket(claimed: ClaimedSocket) -> None:
+    """Close the socket, and unlink its file if that is still ours: a successor may have put its own there."""
+    try:
+        with contextlib.suppress(FileNotFoundError), _locked_directory(claimed.path.parent):
+            if _identity(claimed.path) == claimed.identity:
+                claimed.path.unlink()
+    except OSError as exc:
+        raise _refused(f"socket {claimed.path} cannot be removed", exc) from exc
+    finally:
+        claimed.close()
+
+
+@contextlib.contextmanager
+def _locked_directory(path: Path) -> Iterator[None]:
+    """Make those who look, unlink and bind in this directory wait for each other."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_dead(path: Path) -> None:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise NetplugError("invalid", f"{path} is there already and is not a socket", hint="move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_CONNECT_TIMEOUT_S)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except (BlockingIOError, TimeoutError) as exc:  # its queue is full
+            raise _in_use(path, "another process, which is busy") from exc
+        except OSError as exc:
+            if exc.errno != errno.EPROTOTYPE:
+                raise
+            raise _in_use(path, "another process, as a socket of another type") from exc
+        raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid = struct.unpack("3i", raw)[0]
+    raise _in_use(path, f"process {pid}" if pid else "a process of another pid namespace")
+
+
+def _listen(path: Path, mode: int) -> ClaimedSocket:
+    claimed = ClaimedSocket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        mask = os.umask(0o777 & ~mode)  # of the process: at start-up no other thread makes files
+        try:
+            claimed.bind(os.fspath(path))
+        finally:
+            os.umask(mask)
+        claimed.path, claimed.identity = path, _identity(path)
+        claimed.listen(_BACKLOG)
+        claimed.setblocking(False)
+    except BaseException:
+        claimed.close()
+        raise
+    return claimed
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino, status.st_mtime_ns  # ext4 gives the inode of a deleted file anew
+
+
+def _own_name() -> str:
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return f"process {os.getpid()} ({command[:300]})"
+
+
+def _in_use(path: Path, holder: str) -> Held:
+    return Held(f"socket {path} is in use by {holder}", hint="stop it, or choose another path")
+
+
+def _refused(what: str, exc: OSError) -> NetplugError:
+    reason = (exc.strerror or str(exc)).lower()
+    if isinstance(exc, FileExistsError):  # of mkdir
+        reason = f"{exc.filename} is not a directory"
+    return NetplugError("unavailable", f"{what}: {reason}")

@@ -1,0 +1,72 @@
+"""Logging: structlog for us, and the standard library's loggers of others in the same shape.
+
+Everything goes to stderr, one event a line. Tracebacks are plain text without local variables: these may hold
+environment and labels, which are not logged.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Literal, TextIO
+
+import structlog
+from structlog.typing import Processor
+
+LogFormat = Literal["console", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def configure(log_format: LogFormat = "console", level: LogLevel = "info") -> None:
+    """Send our events from `level` on, and those of libraries from "warning" on, to stderr; again replaces.
+
+    uvicorn must be given `log_config=None`, else it puts handlers of its own.
+    """
+    shared: tuple[Processor, ...] = (
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    )
+    ending = _ending(log_format, sys.stderr)
+    structlog.configure(
+        processors=[*shared, *ending],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=_Factory(sys.stderr),
+        cache_logger_on_first_use=False,  # loggers are made at import, before this
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(logging.WARNING, _LEVELS[level]))
+
+
+def _ending(log_format: LogFormat, stream: TextIO) -> Sequence[Processor]:
+    if log_format == "json":
+        return (structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str))
+    renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    return (renderer,)
+
+
+class _Logger(structlog.WriteLogger):
+    """A writer that has the name of its module, for `add_logger_name`."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        super().__init__(stream)
+        self.name = name
+
+
+class _Factory:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, *args: str) -> _Logger:
+        return _Logger(self._stream, args[0] if args else "netplug")

@@ -1,0 +1,119 @@
+"""A daemon in a thread, on a fake kernel: for tests that speak to it from outside, as commands and dockerd do."""
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from logging import CRITICAL
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from netplug.cli import CliError
+from netplug.cli.client import Client
+from netplug.config import Settings, load
+from netplug.daemon import Daemon
+from netplug.kernel.api import Kernel
+from netplug.kernel.fake import FakeKernel
+
+DEADLINE_S = 8.0
+
+
+def settings_in(folder: Path, **flags: Any) -> Settings:
+    given = {"state_dir": folder / "state", "run_dir": folder / "run", "plugin_dir": folder / "plugins"}
+    return load(**{**given, "docker_host": "none", "host_name": "host-a", **flags})
+
+
+def a_namespace() -> str:
+    return f"\0netplug-test-{secrets.token_hex(8)}"
+
+
+class Living:
+    """`start` it, speak to it by `client`, `stop` it; `error` is what it ended with."""
+
+    def __init__(self, settings: Settings, *, kernel: FakeKernel | None = None, namespace: str | None = None) -> None:
+        self.settings = settings
+        self.kernel = kernel or FakeKernel()
+        self.client = Client(settings.run_dir)
+        self.error: BaseException | None = None
+        self._namespace = namespace or a_namespace()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._daemon: Daemon | None = None
+        self._made = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._live())
+        except BaseException as exc:  # noqa: BLE001 - for the test to look at
+            self.error = exc
+        finally:
+            self._made.set()
+
+    async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._daemon = Daemon(self.settings, kernel=self._open_kernel, namespace=self._namespace)
+        self._made.set()
+        await self._daemon.run()
+
+    async def _open_kernel(self) -> Kernel:
+        return self.kernel
+
+    def launch(self) -> None:
+        """Start it and do not wait."""
+        self._thread.start()
+
+    def start(self) -> "Living":
+        """Start it and wait until it answers."""
+        self.launch()
+        until(self._answers, "the daemon answers")
+        return self
+
+    def _answers(self) -> bool:
+        if self.error is not None:
+            raise self.error
+        try:
+            return bool(self.client.get("version"))
+        except CliError:
+            return False
+
+    def stop(self) -> None:
+        """Stop it and wait until it has ended."""
+        self.tell_to_stop()
+        self.join()
+
+    def tell_to_stop(self) -> None:
+        """Do as SIGTERM does."""
+        self._made.wait(DEADLINE_S)
+        if self._loop is not None and self._daemon is not None and self._thread.is_alive():
+            with suppress(RuntimeError):  # it ended just now
+                self._loop.call_soon_threadsafe(self._daemon.stop)
+
+    def join(self) -> None:
+        """Wait until it has ended by itself."""
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive(), "the daemon did not stop"
+
+
+@contextmanager
+def living(folder: Path, **flags: Any) -> Iterator[Living]:
+    logging = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(CRITICAL))
+    daemon = Living(settings_in(folder, **flags)).start()
+    try:
+        yield daemon
+    finally:
+        daemon.stop()
+        structlog.configure(**logging)
+        assert daemon.error is None, daemon.error
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Poll."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {DEADLINE_S} s: {what}"
+        time.sleep(0.005)

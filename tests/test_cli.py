@@ -1,0 +1,320 @@
+"""The command: exit codes, one line for an error, field names that stay, tables that hide nothing."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from living import Living, living
+
+from netplug.cli import NO, OK, UNREACHABLE, USAGE, main
+
+NETWORK_FIELDS = [
+    "id", "name", "mode", "subnets", "internal", "front_end", "options", "mtu", "endpoint_count",
+]  # fmt: skip
+ENDPOINT_FIELDS = [
+    "id", "network", "network_id", "name", "aliases", "container", "addresses", "mac", "host", "front_end",
+    "sandbox", "interface", "ports",
+]  # fmt: skip
+ATTACH_FIELDS = [
+    "endpoint", "network", "sandbox", "interface", "mac", "mtu", "addresses", "gateways", "routes", "ports",
+]  # fmt: skip
+POOL_FIELDS = ["id", "space", "subnet", "range", "size", "used", "networks", "leases"]
+LEASE_FIELDS = ["address", "owner_kind", "owner_id", "owner_name", "mac"]
+
+
+class Cli:
+    """Runs commands in this process."""
+
+    def __init__(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.run_dir = run_dir
+        self._capsys = capsys
+
+    def __call__(self, *args: str, code: int = OK) -> str:
+        """Run a command, expect its exit code, and return what it printed."""
+        self._capsys.readouterr()
+        found = main([*args, "--run-dir", str(self.run_dir)])
+        captured = self._capsys.readouterr()
+        assert found == code, captured.err
+        if code in {USAGE, UNREACHABLE}:
+            assert captured.out == ""
+        if code and captured.err:
+            assert re.fullmatch(r"netplug: .+\n", captured.err), captured.err
+            return captured.err
+        return captured.out
+
+    def json(self, *args: str) -> Any:
+        return json.loads(self(*args, "--json"))
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
+    with living(tmp_path_factory.mktemp("cli")) as daemon:
+        daemon.kernel.vanish("/run/netns/no-such")
+        yield daemon
+
+
+@pytest.fixture
+def cli(daemon: Living, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    cli = Cli(daemon.settings.run_dir, capsys)
+    yield cli
+    for endpoint in daemon.client.get("endpoints")["endpoints"]:
+        body = {"network": endpoint["network"], "netns": endpoint["sandbox"], "ifname": endpoint["interface"]}
+        daemon.client.post("detach", body=body)
+    for row in daemon.client.get("networks")["networks"]:
+        daemon.client.delete("networks", row["id"])
+    assert daemon.client.get("ipam")["pools"] == []
+
+
+@pytest.fixture
+def alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(tmp_path, capsys)
+
+
+# Listings
+
+
+def test_field_names_of_json_stay(cli: Cli) -> None:
+    cli("network", "create", "blue", "--subnet", "10.1.0.0/24")
+    attached = json.loads(cli("attach", "blue", "--netns", "c1", "--name", "web", "--publish", "18080:80"))
+    assert list(attached) == ATTACH_FIELDS
+    assert list(cli.json("network", "ls")[0]) == NETWORK_FIELDS
+    assert list(json.loads(cli("network", "inspect", "blue"))) == [*NETWORK_FIELDS, "endpoints"]
+    assert list(cli.json("network", "ls")[0]["subnets"][0]) == ["subnet", "gateway"]
+    assert list(cli.json("ps")[0]) == ENDPOINT_FIELDS
+    pool = cli.json("ipam", "ls")[0]
+    assert list(pool) == POOL_FIELDS
+    assert list(pool["leases"][0]) == LEASE_FIELDS
+    assert list(cli.json("version")) == ["version", "daemon"]
+    assert cli.json("diff") == []
+
+
+def test_attach_prints_what_the_sandbox_got(cli: Cli) -> None:
+    cli("network", "create", "blue", "--subnet", "10.1.0.0/24", "--gateway", "10.1.0.254")
+    flags = ["--ip", "10.1.0.7", "--mac", "02:00:00:00:00:07", "--publish", "127.0.0.1:18081:80", "--alias", "www"]
+    attached = json.loads(cli("attach", "blue", "--netns", "c1", "--ifname", "net0", *flags))
+    assert attached["addresses"] == ["10.1.0.7/24"]
+    assert attached["gateways"] == ["10.1.0.254"]
+    assert attached["interface"] == "net0"
+    assert attached["mac"] == "02:00:00:00:00:07"
+    assert attached["ports"] == ["127.0.0.1:18081->80/tcp"]
+    assert attached["sandbox"] == "/run/netns/c1"
+
+
+def test_ps_shows_addresses_and_ports_uncut(cli: Cli) -> None:
+    cli("network", "create", "a-network-with-quite-a-long-name", "--subnet", "10.1.0.0/24", "--subnet", "fd00:1::/64")
+    publish = [part for port in range(18100, 18110) for part in ("--publish", f"{port}:80")]
+    cli("attach", "a-network-with-quite-a-long-name", "--netns", "c1", "--name", "web", *publish)
+    lines = cli("ps").splitlines()
+    assert lines[0].split() == [
+        "ID",
+        "NETWORK",
+        "NAME",
+        "CONTAINER",
+        "ADDRESSES",
+        "MAC",
+        "HOST",
+        "FRONT",
+        "END",
+        "PORTS",
+    ]
+    assert len(lines) == 2
+    for text in ("10.1.0.2", "fd00:1::", "host-a", "cli", "0.0.0.0:18109->80/tcp", "[::]:18109->80/tcp"):
+        assert text in lines[1]
+    assert "\x1b" not in lines[1]
+
+
+def test_ipam_ls_names_the_owners(cli: Cli) -> None:
+    cli("network", "create", "blue", "--subnet", "10.1.0.0/24", "--ip-range", "10.1.0.128/25")
+    cli("attach", "blue", "--netns", "c1", "--name", "web")
+    pool = cli.json("ipam", "ls")[0]
+    assert (pool["subnet"], pool["range"], pool["used"]) == ("10.1.0.0/24", "10.1.0.128/25", 2)
+    assert pool["networks"] == ["blue"]
+    assert {(one["owner_kind"], one["owner_name"]) for one in pool["leases"]} == {
+        ("gateway", "blue"), ("endpoint", "web"),
+    }  # fmt: skip
+    text = cli("ipam", "ls")
+    assert "10.1.0.128/25" in text
+    assert re.search(r"10\.1\.0\.\d+ +endpoint +web", text)
+
+
+def test_network_ls_and_create_agree_on_the_id(cli: Cli) -> None:
+    ident = cli("network", "create", "blue", "--internal", "-o", "mtu=1400").strip()
+    row = cli.json("network", "ls")[0]
+    assert (row["id"], row["internal"], row["mtu"], row["options"]) == (ident, True, 1400, {"mtu": "1400"})
+    assert ident[:12] in cli("network", "ls")
+    assert cli("network", "rm", ident[:6]) == f"{ident[:6]}\n"
+    assert cli.json("network", "ls") == []
+
+
+def test_ipv6_adds_the_family_that_has_no_subnet(cli: Cli) -> None:
+    cli("network", "create", "four", "--subnet", "10.1.0.0/24")
+    cli("network", "create", "both", "--ipv6", "--subnet", "10.2.0.0/24")
+    cli("network", "create", "six", "--subnet", "fd00:9::/64")
+    cli("network", "create", "none", "--mode", "none")
+    families = {
+        row["name"]: sorted(":" in subnet["subnet"] for subnet in row["subnets"]) for row in cli.json("network", "ls")
+    }
+    assert families == {"four": [False], "both": [False, True], "six": [True], "none": []}
+
+
+def test_tables_of_nothing_have_a_head(cli: Cli) -> None:
+    for command in (["ps"], ["network", "ls"]):
+        assert len(cli(*command).splitlines()) == 1
+
+
+# Exit codes
+
+
+def test_refusals_end_with_one(cli: Cli) -> None:
+    cli("network", "create", "blue", "--subnet", "10.1.0.0/24")
+    refused = [
+        (["network", "create", "blue"], "'blue' exists already"),
+        (["network", "create", "red", "--subnet", "10.1.0.0/16"], "overlaps"),
+        (["network", "create", "red", "-o", "colour=red"], "unknown option 'colour'"),
+        (["network", "create", "x" * 10_000], "is not a name"),
+        (["network", "create", "red", "--mode", "teleport"], "mode"),
+        (["network", "rm", "green"], "no network 'green'"),
+        (["network", "inspect", "../etc"], "no network '../etc'"),
+        (["network", "inspect", "100% ä"], "no network"),
+        (["ps", "--network", "green"], "no network 'green'"),
+        (["attach", "green", "--netns", "c1"], "no network 'green'"),
+        (["attach", "blue", "--netns", "no-such"], "no-such"),
+        (["attach", "blue", "--netns", "c1", "--ip", "10.2.0.5"], "10.2.0.5"),
+        (["detach", "blue", "--netns", "c1"], "not attached"),
+    ]
+    for args, words in refused:
+        assert words in cli(*args, code=NO), args
+    cli("attach", "blue", "--netns", "c1")
+    assert "endpoint" in cli("network", "rm", "blue", code=NO)
+    assert "already" in cli("attach", "blue", "--netns", "c1", code=NO)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "command"),
+        (["fly"], "fly"),
+        (["network"], "command"),
+        (["network", "create"], "'NAME'"),
+        (["network", "create", "a", "--colour"], "--colour"),
+        (["network", "create", "a", "--cluster"], "--cluster"),
+        (["network", "create", "a", "--subnet", "10.1.0.5/16"], "did you mean 10.1.0.0/16?"),
+        (["network", "create", "a", "--subnet", "house"], "'house' is not an address range"),
+        (["network", "create", "a", "--gateway", "10.1.0.1"], "needs a --subnet"),
+        (["network", "create", "a", "--subnet", "10.1.0.0/24", "--gateway", "10.2.0.1"], "not in subnet 10.1.0.0/24"),
+        (["network", "create", "a", "--subnet", "10.1.0.0/24", "--ip-range", "10.1.0.0/16"], "not in subnet"),
+        (["network", "create", "a", "--subnet", "10.1.0.0/24", "--gateway", "x"], "--gateway 'x'"),
+        (["network", "create", "a", "-o", "mtu"], "'mtu' is not of the form key=value"),
+        (["network", "create", "a", "-o", "mode=none", "--mode", "bridge"], "'mode' is given as"),
+        (["attach", "a", "--netns", "n", "--publish", "x"], "published port 'x'"),
+        (["attach", "a", "--netns", "n", "--mac", "12"], "--mac '12'"),
+        (["attach", "a", "--netns", "n", "--ip", "1.2.3"], "--ip '1.2.3'"),
+        (["attach", "a", "--netns", "n", "--ifname", "sixteen-signs-xx"], "--ifname"),
+        (["attach", "a"], "--netns"),
+        (["attach", "a", "--netns", "/proc/self/ns/net"], "/proc/PID/ns/net"),
+        (["ps", "superfluous"], "superfluous"),
+    ],
+)
+def test_wrong_usage_ends_with_two(alone: Cli, args: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == USAGE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"netplug: .+\n", captured.err)
+    assert words in captured.err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["ps"], ["network", "ls"], ["network", "inspect", "a"], ["network", "rm", "a"], ["network", "create", "a"],
+        ["ipam", "ls"], ["diff"], ["repair"], ["attach", "a", "--netns", "n"], ["detach", "a", "--netns", "n"],
+    ],
+)  # fmt: skip
+def test_without_a_daemon_commands_end_with_three(alone: Cli, args: list[str]) -> None:
+    said = alone(*args, code=UNREACHABLE)
+    assert said == f"netplug: no daemon answers at {alone.run_dir}/netplug.sock (start it with: netplug serve)\n"
+
+
+def test_a_dead_socket_is_no_daemon(alone: Cli) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(alone.run_dir / "netplug.sock"))
+    assert "no daemon answers" in alone("ps", code=UNREACHABLE)
+
+
+def test_version_needs_no_daemon(alone: Cli) -> None:
+    assert re.fullmatch(r"netplug \S+\n", alone("version"))
+    assert alone.json("version")["daemon"] is None
+
+
+def test_diff_ends_with_one_until_repair(cli: Cli, daemon: Living) -> None:
+    cli("network", "create", "blue", "--subnet", "10.1.0.0/24", "-o", "bridge=br-blue")
+    cli("diff")
+    daemon.kernel.lose("link/br-blue")
+    found = cli("diff", code=NO)
+    assert re.search(r"network blue +link/br-blue +missing", found)
+    assert "link/br-blue" in cli("repair")
+    cli("diff")
+    assert cli("repair") == "nothing to mend\n"
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", b"nonsense\r\n\r\n", b""])
+def test_what_is_not_the_daemon_is_said_so(alone: Cli, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(alone.run_dir / "netplug.sock"))
+        listening.listen()
+        thread = threading.Thread(target=_answer, args=(listening, answer))
+        thread.start()
+        assert str(alone.run_dir) in alone("ps", code=UNREACHABLE)
+        thread.join()
+
+
+def test_a_store_that_does_not_answer_ends_with_three(alone: Cli) -> None:
+    body = b'{"error": {"kind": "unreachable", "message": "store: the disk is full", "hint": ""}}'
+    answer = b"HTTP/1.1 503 X\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(alone.run_dir / "netplug.sock"))
+        listening.listen()
+        thread = threading.Thread(target=_answer, args=(listening, answer))
+        thread.start()
+        assert alone("ps", code=UNREACHABLE) == "netplug: store: the disk is full\n"
+        thread.join()
+
+
+def _answer(listening: socket.socket, answer: bytes) -> None:
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+
+def test_serve_with_wrong_settings_ends_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--log-format", "poem"]) == USAGE
+    assert re.fullmatch(r"netplug: .*--log-format.*poem.*\n", capsys.readouterr().err)
+
+
+def test_a_closed_pipe_ends_a_command_quietly(daemon: Living) -> None:
+    code = "import sys; from netplug.cli import main; sys.exit(main(['ps', '--run-dir', sys.argv[1]]))"
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", code, str(daemon.settings.run_dir)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_client_commands_import_no_daemon() -> None:
+    code = (
+        "import sys; from netplug.cli import main; main(['ps', '--run-dir', '/nonexistent']);"
+        "heavy = ['pydantic_settings', 'fastapi', 'pyroute2', 'structlog', 'rich'];"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
