@@ -1,0 +1,165 @@
+"""What a host's network consists of, as sorted plain lines; two of them compare to a readable diff.
+
+Left out is what changes by itself: counters, indexes, link-local addresses, carrier, learned neighbours.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from difflib import unified_diff
+from subprocess import CompletedProcess
+from typing import Any, Protocol
+
+from .netplugd import Netplug
+from .wait import wait_until
+
+Snapshot = dict[str, tuple[str, ...]]
+"""Lines by section."""
+
+SETTLE_TIMEOUT_S = 10
+"""Links are deleted in the background, in groups; a link costs the kernel some 20 ms."""
+
+_MARK = "=====8<====="
+_COUNTERS = re.compile(r"^\[\d+:\d+\] ")
+
+
+class Runner(Protocol):
+    """Where to look: a host, or something else that runs commands as one."""
+
+    def run(self, argv: list[str], /) -> CompletedProcess[str]: ...
+
+
+def _links(text: str) -> list[str]:
+    lines = []
+    for link in json.loads(text or "[]"):
+        kind = link.get("linkinfo", {}).get("info_kind", "")
+        parts = [link["ifname"], kind, f"mtu {link['mtu']}", "up" if "UP" in link["flags"] else "down"]
+        parts += [f"{key} {link[key]}" for key in ("master", "address") if key in link]
+        parts += [f"altname {name}" for name in link.get("altnames", ())]
+        lines.append(" ".join(parts))
+    return sorted(lines)
+
+
+def _addresses(text: str) -> list[str]:
+    return sorted(
+        f"{link['ifname']} {a['local']}/{a['prefixlen']}"
+        for link in json.loads(text or "[]")
+        for a in link.get("addr_info", ())
+        if a["scope"] != "link" or a["family"] == "inet"
+    )
+
+
+def _routes(text: str) -> list[str]:
+    noise = re.compile(r"\b(fe80:|ff00::|anycast )")
+    return sorted(
+        re.sub(r" (linkdown|dead)\b", "", line).strip() for line in text.splitlines() if not noise.search(line)
+    )
+
+
+def _sorted(text: str) -> list[str]:
+    return sorted(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _fdb(text: str) -> list[str]:
+    return [line for line in _sorted(text) if "extern_learn" in line or " static" in line or " dst " in line]
+
+
+def _rules(text: str) -> list[str]:
+    """Order counts in chains; built-in chains count only by their rules and by a policy other than ACCEPT."""
+    lines: list[str] = []
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith(":"):
+            chain, policy = line[1:].split()[:2]
+            if policy != "ACCEPT":
+                lines.append(f"{table} :{chain} {policy}")
+        elif line.startswith(("-", "[")):
+            lines.append(f"{table} {_COUNTERS.sub('', line)}")
+    return lines
+
+
+def _sets(text: str) -> list[str]:
+    return sorted(re.sub(r" (initval|timeout) \S+", "", line) for line in text.splitlines())
+
+
+def _sockets(text: str) -> list[str]:
+    return sorted({f"{columns[0]} {columns[4]}" for columns in map(str.split, text.splitlines()) if len(columns) > 4})
+
+
+_SECTIONS: dict[str, tuple[str, Callable[[str], list[str]]]] = {
+    "links": ("ip -d -j link", _links),
+    "addresses": ("ip -j addr", _addresses),
+    "routes": ("ip -4 route show table all", _routes),
+    "routes6": ("ip -6 route show table all", _routes),
+    "policy": ("ip -4 rule; ip -6 rule", _sorted),
+    "neighbours": ("ip neigh show nud permanent", _sorted),
+    "fdb": ("bridge fdb show", _fdb),
+    "iptables": ("iptables-save", _rules),
+    "ip6tables": ("ip6tables-save", _rules),
+    "iptables legacy": ("iptables-legacy-save", _rules),
+    "ip6tables legacy": ("ip6tables-legacy-save", _rules),
+    "sets": ("ipset save", _sets),
+    "sockets": ("ss -H -lntu", _sockets),
+    "netns": ("ls /run/netns", _sorted),
+    "sysctls": (
+        "cd /proc/sys/net && grep -rs . ipv4/ip_forward ipv[46]/conf/all ipv[46]/conf/default bridge",
+        _sorted,
+    ),
+}
+_SCRIPT = "\n".join(f"({command}) 2>/dev/null; echo '{_MARK}'" for command, _ in _SECTIONS.values())
+
+_LISTINGS = ("ipam ls", "network ls", "ps")
+
+
+def snapshot(host: Runner, netplug: Netplug | None = None) -> Snapshot:
+    """Return the host's network state, with netplug's own view when its daemon is given."""
+    texts = host.run(["sh", "-c", _SCRIPT]).stdout.split(f"{_MARK}\n")
+    taken: Snapshot = {
+        name: tuple(parse(text)) for (name, (_, parse)), text in zip(_SECTIONS.items(), texts, strict=False)
+    }
+    if netplug is not None and netplug.running:
+        with ThreadPoolExecutor() as pool:
+            listings = pool.map(lambda command: netplug.json(*command.split()), _LISTINGS)
+            taken |= {f"netplug {c}": tuple(_flat(found)) for c, found in zip(_LISTINGS, listings, strict=True)}
+    return taken
+
+
+def _flat(listing: Any) -> list[str]:
+    """One line an item of a JSON listing, or one for all if it is no list."""
+    items = listing if isinstance(listing, list) else [listing]
+    return sorted(json.dumps(item, sort_keys=True) for item in items)
+
+
+def difference(before: Snapshot, after: Snapshot) -> str:
+    """Return a diff by section, or nothing when they are the same."""
+    lines: list[str] = []
+    for section in {**before, **after}:
+        old, new = before.get(section, ()), after.get(section, ())
+        if old != new:
+            lines += [
+                f"{section}:",
+                *(line.rstrip() for line in unified_diff(old, new, n=0) if line[:2] not in ("--", "++", "@@")),
+            ]
+    return "\n".join(lines)
+
+
+def assert_same(before: Snapshot, take: Callable[[], Snapshot], timeout_s: float = SETTLE_TIMEOUT_S) -> None:
+    """Take snapshots until one equals `before`.
+
+    Raises:
+        AssertionError: none did; holds the difference of the last.
+    """
+    last = ""
+
+    def same() -> bool:
+        nonlocal last
+        last = difference(before, take())
+        return not last
+
+    try:
+        wait_until(same, timeout_s)
+    except AssertionError:
+        raise AssertionError(f"left behind (+) or lost (-):\n{last}") from None

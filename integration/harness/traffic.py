@@ -1,0 +1,124 @@
+"""Clients and servers in any namespace: a server tells each client the source address that it sees."""
+
+import contextlib
+import http.client
+import select
+import socket
+from ipaddress import ip_address
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import Protocol, Self
+
+from .netns import open_socket
+
+REPLY_TIMEOUT_S = 3
+"""On one machine an answer takes milliseconds; what has not come by then was dropped."""
+
+
+class Placed(Protocol):
+    """Something with a network namespace: a host or a container."""
+
+    @property
+    def netns(self) -> Path: ...
+
+
+class SeenServer:
+    """Answers each TCP connection or UDP datagram with the client's address, while used in a `with`.
+
+    `seen` collects the addresses, as text.
+    """
+
+    def __init__(self, place: Placed, proto: str, port: int, address: str = "0.0.0.0") -> None:
+        self.seen: list[str] = []
+        kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
+        self._socket = open_socket(place.netns, kind, family=ip_address(address).version)
+        self._proto = proto
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((address, port))
+            if proto == "tcp":
+                self._socket.listen()
+        except BaseException:
+            self._socket.close()
+            raise
+        self._stop_read, self._stop_write = socket.socketpair()
+        self._thread = Thread(target=self._serve, name=f"seen-{proto}-{port}")
+
+    def _serve(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._socket, self._stop_read], [], [])
+            if self._stop_read in ready:
+                return
+            # A client may have gone before its answer.
+            with contextlib.suppress(ConnectionError):
+                self._answer()
+
+    def _answer(self) -> None:
+        if self._proto == "udp":
+            _, peer = self._socket.recvfrom(2048)
+            self.seen.append(peer[0])
+            self._socket.sendto(peer[0].encode(), peer)
+            return
+        connection, peer = self._socket.accept()
+        with connection:
+            self.seen.append(peer[0])
+            connection.sendall(peer[0].encode())
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_write.send(b"x")
+        self._thread.join()
+        for sock in (self._socket, self._stop_read, self._stop_write):
+            sock.close()
+
+
+def _client(place: Placed, kind: socket.SocketKind, address: str, source_port: int) -> socket.socket:
+    sock = open_socket(place.netns, kind, family=ip_address(address).version)
+    sock.settimeout(REPLY_TIMEOUT_S)
+    if source_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("::" if ":" in address else "0.0.0.0", source_port))
+    return sock
+
+
+def tcp_ask(place: Placed, address: str, port: int, *, source_port: int = 0) -> str:
+    """Connect from a place and return what the server says until it closes.
+
+    Raises:
+        OSError: refused, unreachable, or no answer in `REPLY_TIMEOUT_S` (TimeoutError).
+    """
+    with _client(place, socket.SOCK_STREAM, address, source_port) as sock:
+        sock.connect((address, port))
+        return b"".join(iter(lambda: sock.recv(4096), b"")).decode()
+
+
+def udp_ask(place: Placed, address: str, port: int, *, source_port: int = 0, payload: bytes = b"?") -> str:
+    """Send one datagram from a place and return the answer; raises as `tcp_ask`."""
+    with _client(place, socket.SOCK_DGRAM, address, source_port) as sock:
+        sock.connect((address, port))
+        sock.send(payload)
+        return sock.recv(4096).decode()
+
+
+def http_get(place: Placed, address: str, port: int, path: str = "/") -> str:
+    """Fetch a page from a place and return its text.
+
+    Raises:
+        OSError: as `tcp_ask`.
+        AssertionError: the status is not 200.
+    """
+    connection = http.client.HTTPConnection(address, port, timeout=REPLY_TIMEOUT_S)
+    connection.sock = _client(place, socket.SOCK_STREAM, address, 0)
+    with contextlib.closing(connection):
+        connection.sock.connect((address, port))
+        connection.request("GET", path)
+        response = connection.getresponse()
+        text = response.read().decode()
+        assert response.status == 200, f"GET {path}: {response.status} {text}"
+        return text
