@@ -6,7 +6,7 @@ addresses and ports. Objects with our mark that no record knows are removed.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -14,7 +14,7 @@ import structlog
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Chain, Jump, Plan, Rule, Step, Veth
 from netplug.engine import Engine
-from netplug.engine.records import EndpointRecord, FrontEnd
+from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import OwnerKind
 from netplug.kernel.api import MISSING
@@ -41,6 +41,19 @@ class Difference:
     what: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a comparison found. `drifted`: what is wrong, by step. `unknown`: marked objects that no record knows."""
+
+    differences: list[Difference]
+    drifted: Mapping[Step, str]
+    unknown: Sequence[Step]
+
+    def concerns(self, plan: Plan) -> bool:
+        """Whether any step of a plan drifted."""
+        return not self.drifted.keys().isdisjoint(plan)
+
+
 class Reconciler:
     """Compares and mends. `live`: ids of the endpoints that Docker knows of, None while it does not answer."""
 
@@ -59,7 +72,7 @@ class Reconciler:
         await engine.allocator.load()
         await engine.shared.load()
         await self._audit_leases()
-        await self._heal()
+        await self._heal(await self._look())
         await engine.shared.trim(engine.registry.all_networks())
 
     async def _audit_leases(self) -> None:
@@ -80,15 +93,23 @@ class Reconciler:
 
     async def diff(self) -> list[Difference]:
         """Return what is not as the records say. Changes nothing, and passes over what is changing right now."""
-        owners = self._owners()
-        drifted = await self._engine.kernel.drift(list(owners))
-        changing = self._engine.journal.changing()
-        found = [
-            Difference(owners[drift.step], drift.step.key, drift.what)
-            for drift in drifted
-            if drift.step.key not in changing and drift.step in self._owners()
-        ]
-        return found + [Difference("host", step.key, "no record knows it") for step in await self._unknown()]
+        return (await self._look()).differences
+
+    async def _look(self) -> "_Look":
+        engine = self._engine
+        owners, changing = self._owners(), engine.journal.changing()
+        seen = await engine.kernel.compare(list(owners))
+        # And once more after the look: what was made or deleted meanwhile is neither drift nor unknown.
+        now, changing = self._owners(), changing | engine.journal.changing()
+        drifts = [drift for drift in seen.drifts if drift.step in now and drift.step.key not in changing]
+        unknown = _unknown(seen.owned.steps(), owners | now, changing)
+        engine.shared.host = seen.facts
+        return _Look(
+            [Difference(owners[drift.step], drift.step.key, drift.what) for drift in drifts]
+            + [Difference("host", step.key, "no record knows it") for step in unknown],
+            {drift.step: drift.what for drift in drifts},
+            unknown,
+        )
 
     def _owners(self) -> dict[Step, str]:
         owners = dict.fromkeys(self._engine.shared.plan, "host")
@@ -98,49 +119,50 @@ class Reconciler:
             owners |= dict.fromkeys(_kernel_plan(endpoint), _describe(endpoint))
         return owners
 
-    async def _unknown(self) -> list[Step]:
-        owned = (await self._engine.kernel.owned()).steps()
-        # Read after the kernel: what was made meanwhile is in a record or in the journal by now.
-        owners = self._owners()
-        known = {step.key for step in owners} | self._engine.journal.changing()
-        # The content of other chains is compared as a whole, and goes with them.
-        shared = {(step.family, step.table, step.name) for step in owners if isinstance(step, Chain) and step.open}
-        return [
-            step
-            for step in owned
-            if step.key not in known
-            and not (isinstance(step, Rule) and (step.family, step.table, step.chain) not in shared)
-        ]
-
     async def repair(self) -> list[Difference]:
         """Mend what can be mended and return that."""
-        before = await self.diff()
-        if before:
-            await self._heal()
-        after = await self.diff() if before else []
-        mended = [difference for difference in before if difference not in after]
+        look = await self._look()
+        if not await self._heal(look):
+            return []
+        after = await self.diff()
+        mended = [difference for difference in look.differences if difference not in after]
         for difference in mended:
             log.warning("drift.mended", owner=difference.owner, object=difference.object, what=difference.what)
         return mended
 
-    async def _heal(self) -> None:
+    async def _heal(self, look: "_Look") -> bool:
+        """Mend what a look found, and tell whether there was anything."""
         engine = self._engine
         await engine.journal.recover()
-        if engine.registry.networks():
-            await _tolerate("host", engine.shared.ensure(engine.registry.all_networks()))
+        nets = engine.registry.all_networks()
+        stale = bool(nets) and engine.shared.wanted(nets) != engine.shared.plan
+        if nets and (stale or look.concerns(engine.shared.plan)):
+            await _tolerate("host", engine.shared.ensure(nets))
         for network in engine.registry.networks():
-            async with engine.registry.lock(network.network.id):
-                await _tolerate(f"network {network.network.name}", engine.executor.apply(network.plan))
-                for endpoint in engine.registry.endpoints(network.network.id):
-                    await _tolerate(_describe(endpoint), self._heal_endpoint(endpoint))
-        await self._sweep()
+            await self._heal_network(network, look)
+        await self._sweep(look)
+        return stale or bool(look.differences)
 
-    async def _heal_endpoint(self, record: EndpointRecord) -> None:
+    async def _heal_network(self, network: NetworkRecord, look: "_Look") -> None:
+        engine, ident = self._engine, network.network.id
+        endpoints = [record for record in engine.registry.endpoints(ident) if look.concerns(_kernel_plan(record))]
+        if not endpoints and not look.concerns(network.plan):
+            return
+        async with engine.registry.lock(ident):
+            if network not in engine.registry.networks():
+                return
+            if look.concerns(network.plan):
+                await _tolerate(f"network {network.network.name}", engine.executor.apply(network.plan))
+            for endpoint in endpoints:
+                if engine.registry.find(ident, endpoint.endpoint.id) is endpoint:
+                    await _tolerate(_describe(endpoint), self._heal_endpoint(endpoint, look))
+
+    async def _heal_endpoint(self, record: EndpointRecord, look: "_Look") -> None:
         """The links of a runtime's sandbox cannot be made anew by us, those of a bare namespace can."""
         engine = self._engine
         plan = _kernel_plan(record)
         links = [step for step in plan if isinstance(step, Veth)]
-        if any(drift.what == MISSING for drift in await engine.kernel.drift(links)):
+        if any(look.drifted.get(link) == MISSING for link in links):
             inhabited = bool(record.sandbox) and await engine.kernel.inhabited(record.sandbox)
             if record.front_end is FrontEnd.CLI and await _exists(engine, record.sandbox):
                 log.info("endpoint.rebuilt", endpoint=short(record.endpoint.id))
@@ -152,9 +174,9 @@ class Reconciler:
                 plan = plan.without(step.key for step in links)
         await engine.executor.apply(plan)
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, look: "_Look") -> None:
         """Remove what bears our mark and no record knows."""
-        unknown = await self._unknown()
+        unknown = _unknown(look.unknown, self._owners(), self._engine.journal.changing())
         if not unknown:
             return
         log.info("sweep", objects=[step.key for step in unknown])
@@ -185,11 +207,10 @@ class Reconciler:
             except TimeoutError:
                 pass
             changes.clear()
-            await self._look()
+            await self._try_repair()
 
-    async def _look(self) -> None:
+    async def _try_repair(self) -> None:
         try:
-            await self._engine.shared.read_host()
             await self.repair()
         except Exception:
             # The next look may find the world in better order; this task must not end before the daemon does.
@@ -204,7 +225,7 @@ class Reconciler:
                 log.exception("reconcile.failed")
 
     async def _after_restart(self, before: frozenset[str]) -> None:
-        await self._look()
+        await self._try_repair()
         if self._live is None:
             return
         deadline = asyncio.get_running_loop().time() + DOCKER_PATIENCE_S
@@ -218,6 +239,17 @@ class Reconciler:
                 log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
                 await self._engine.endpoints.delete(record.endpoint.network, record.endpoint.id)
         await self._engine.allocator.end_session()
+
+
+def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
+    keys = {step.key for step in known} | changing
+    # The content of other chains is compared as a whole, and goes with them.
+    shared = {(step.family, step.table, step.name) for step in known if isinstance(step, Chain) and step.open}
+    return [
+        step
+        for step in owned
+        if step.key not in keys and not (isinstance(step, Rule) and (step.family, step.table, step.chain) not in shared)
+    ]
 
 
 def _kernel_plan(record: EndpointRecord) -> Plan:

@@ -73,6 +73,15 @@ class Owned:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One look at the kernel: what disagrees with the steps, what bears our mark, and what the host is like."""
+
+    drifts: tuple[Drift, ...]
+    owned: Owned
+    facts: HostFacts
+
+
 class Kernel(Protocol):
     """What the executor and the engine need of a kernel."""
 
@@ -101,6 +110,9 @@ class Kernel(Protocol):
 
     async def drift(self, steps: Sequence[Step]) -> list[Drift]:
         """Return the steps that are missing or differ. Changes nothing."""
+
+    async def compare(self, steps: Sequence[Step]) -> Comparison:
+        """Return `drift`, `owned` and `facts` as of one look, which on a large host costs little more than one."""
 
     async def owned(self) -> Owned:
         """Return what bears our mark."""

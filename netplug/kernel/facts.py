@@ -1,22 +1,23 @@
 """What drivers may know of the host."""
 
+from collections.abc import Iterable, Mapping
+
 from netplug.drivers.api import HostFacts
 from netplug.drivers.plan import IPNetwork
 
-from . import rtnl
-from .netlink import Netlink
+from .rtnl import Link, LinkRoute
 from .rules import PREFIX, Model
 
 NO_UPLINK_MTU = 1500
 
 
-def read(nl: Netlink, tables: dict[int, Model]) -> HostFacts:
-    """Read links and routes, and put the names of foreign chains to them. Links about to be deleted do not count."""
-    by_index = {link.index: link for link in rtnl.links(nl) if not link.doomed}
+def of(links: Iterable[Link], found: Iterable[LinkRoute], tables: Mapping[int, Model]) -> HostFacts:
+    """Put links, routes and the names of foreign chains together. Links about to be deleted do not count."""
+    by_index = {link.index: link for link in links if not link.doomed}
     routes: list[tuple[IPNetwork, str]] = []
     # By IP version, then metric: the uplink is that of IPv4 where there is one.
     defaults: list[tuple[int, int, int]] = []
-    for route in rtnl.routes(nl):
+    for route in found:
         link = by_index.get(route.index)
         if link is None:
             continue

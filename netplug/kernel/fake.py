@@ -32,7 +32,7 @@ from netplug.drivers.plan import (
 from netplug.errors import NetplugError
 
 from . import ports, rules
-from .api import MISSING, Drift, Outcome, Owned, StepError
+from .api import MISSING, Comparison, Drift, Outcome, Owned, StepError
 from .fake_world import Foreign, World
 from .rules import FIREWALL_STEPS, FirewallStep, Transaction
 
@@ -146,6 +146,10 @@ class FakeKernel:
     async def drift(self, steps: Sequence[Step]) -> list[Drift]:
         """Return the steps that are missing or differ; see `Kernel`."""
         return [Drift(step, what) for step in steps if (what := self._drift(step))]
+
+    async def compare(self, steps: Sequence[Step]) -> Comparison:
+        """Return drift, owned and facts; see `Kernel`."""
+        return Comparison(tuple(await self.drift(steps)), await self.owned(), await self.facts())
 
     async def owned(self) -> Owned:
         """Return what bears our mark; see `Kernel`."""

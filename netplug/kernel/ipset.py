@@ -43,6 +43,8 @@ class IpSets:
 
     def __init__(self) -> None:
         self._socket: Any = None
+        # The kernel runs one dump a socket at a time, and answers EBUSY to a second.
+        self._dumping = asyncio.Lock()
 
     async def ensure_set(self, step: IpSet) -> Outcome:
         """Bring a set about; one of another type is replaced if it is empty."""
@@ -110,7 +112,7 @@ class IpSets:
         except NetplugError:
             return {}
         found: dict[str, Found] = {}
-        async with _deadline():
+        async with self._dumping, _deadline():
             async for message in await sets.list():
                 name = str(message.get_attr("IPSET_ATTR_SETNAME"))
                 if not name.startswith(MARK):

@@ -1,7 +1,7 @@
 """The kernel of this host: hands each step to the module that knows its kind."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from types import TracebackType
@@ -24,16 +24,16 @@ from netplug.drivers.plan import (
     Veth,
 )
 
-from . import addresses, facts, links, rtnl, sysctl
-from .api import Drift, Outcome, Owned, StepError
+from . import addresses, facts, links, sysctl
+from .api import Comparison, Drift, Outcome, Owned, StepError
 from .conntrack import Conntrack
 from .firewall import Firewall
-from .ipset import IpSets
+from .ipset import Found, IpSets
 from .netlink import Netlink, NetlinkError
 from .netns import Sandboxes
 from .ports import Ports
 from .reaper import Reaper
-from .rules import FIREWALL_STEPS, FirewallStep
+from .rules import FIREWALL_STEPS, FirewallStep, Model
 from .sandboxes import find, inhabited
 from .survey import Survey
 from .watch import ForeignChanges
@@ -50,6 +50,7 @@ class LinuxKernel:
     def __init__(self, backend: str = "") -> None:
         """Use `open`."""
         self._nl = Netlink.open()
+        self._survey = Netlink.open()
         self._reaper = Reaper()
         self._links: set[str] = set()
         self._firewall = {family: Firewall(family, backend) for family in (4, 6)}
@@ -118,42 +119,35 @@ class LinuxKernel:
         if errors:
             raise ExceptionGroup("some objects could not be removed", errors)
 
-    async def drift(self, steps: Sequence[Step]) -> list[Drift]:
-        """Return the steps that are missing or differ; see `Kernel`."""
-        kinds = {type(step) for step in steps}
-        sets = await self._sets.list() if kinds & {IpSet, Member} else {}
-        families = {kind for step in steps if isinstance(kind := _kind(step), int)}
-        models = dict(
-            zip(families, await asyncio.gather(*(self._firewall[family].read() for family in families)), strict=True)
-        )
-        with Sandboxes() as sandboxes:
-            survey = await self._do(lambda: Survey.of(steps, self._nl, sandboxes))
-        found = []
+    async def compare(self, steps: Sequence[Step]) -> Comparison:
+        """Look at all there is, once; see `Kernel`. The looking is done in a thread, on a socket of its own."""
+        sets = await self._sets.list()
+        found = await asyncio.gather(*(firewall.read() for firewall in self._firewall.values()))
+        models = dict(zip(self._firewall, found, strict=True))
+        survey = await asyncio.to_thread(Survey.of, steps, self._survey)
+        drifts = []
         for step in steps:
             what = self._ports.drift(step) if isinstance(step, HostPort) else survey.drift(step, sets, models)
             if what:
-                found.append(Drift(step, what))
-        return found
+                drifts.append(Drift(step, what))
+        host = survey.host
+        return Comparison(
+            tuple(drifts),
+            _owned(links.owned(list(host.links.values())), sets, models),
+            facts.of(host.links.values(), host.routes, models),
+        )
+
+    async def drift(self, steps: Sequence[Step]) -> list[Drift]:
+        """Return the steps that are missing or differ; see `Kernel`."""
+        return list((await self.compare(steps)).drifts)
 
     async def owned(self) -> Owned:
         """Return what bears our mark; see `Kernel`."""
-        sets = await self._sets.list()
-        models = {family: await firewall.read() for family, firewall in self._firewall.items()}
-        ours = [(family, *chain) for family, model in models.items() for chain in model.ours()]
-        marked = await self._do(lambda: links.owned(rtnl.links(self._nl)))
-        return Owned(
-            links=frozenset(marked),
-            sets=frozenset(sets),
-            chains=frozenset((family, table, name) for family, table, name, _ in ours),
-            rules=frozenset((family, table, name, rule) for family, table, name, rules in ours for rule in rules),
-            members=frozenset(member for found in sets.values() for member in found.members),
-        )
+        return (await self.compare(())).owned
 
     async def facts(self) -> HostFacts:
         """Return what drivers may know of the host; see `Kernel`."""
-        models = await asyncio.gather(*(firewall.read() for firewall in self._firewall.values()))
-        tables = dict(zip(self._firewall, models, strict=True))
-        return await self._do(lambda: facts.read(self._nl, tables))
+        return (await self.compare(())).facts
 
     async def settle(self) -> None:
         """Wait until all links whose removal was asked for are gone."""
@@ -189,6 +183,7 @@ class LinuxKernel:
             self._ports.close()
             self._flows.close()
             self._sets.close()
+            self._survey.close()
             self._nl.close()
 
     async def _ensure(self, step: Step, sandboxes: Sandboxes) -> Outcome:
@@ -290,6 +285,17 @@ def _kind(step: Step) -> int | str:
     if isinstance(step, FIREWALL_STEPS):
         return step.family
     return f"{step.proto}{step.address.version}" if isinstance(step, Flows) else ""
+
+
+def _owned(marked: set[str], sets: Mapping[str, Found], models: Mapping[int, Model]) -> Owned:
+    ours = [(family, *chain) for family, model in models.items() for chain in model.ours()]
+    return Owned(
+        links=frozenset(marked),
+        sets=frozenset(sets),
+        chains=frozenset((family, table, name) for family, table, name, _ in ours),
+        rules=frozenset((family, table, name, rule) for family, table, name, rules in ours for rule in rules),
+        members=frozenset(member for found in sets.values() for member in found.members),
+    )
 
 
 def _firewall_steps(run: Iterator[Step]) -> list[FirewallStep]:

@@ -102,6 +102,21 @@ def attrs(data: bytes, start: int = 0) -> dict[int, bytes]:
     return dict(walk(data, start))
 
 
+def pick(data: bytes, start: int, wanted: frozenset[int]) -> dict[int, bytes]:
+    """Return some of the attributes by kind: `attrs` for objects with many that nobody asks for."""
+    found = {}
+    end = len(data) - 3
+    unpack = _ATTR.unpack_from
+    while start < end:
+        length, kind = unpack(data, start)
+        if length < 4:
+            break
+        if kind & _TYPE_MASK in wanted:
+            found[kind & _TYPE_MASK] = data[start + 4 : start + length]
+        start += (length + 3) & ~3
+    return found
+
+
 def number(value: bytes | None, default: int = 0) -> int:
     """Return a 32-bit number of the machine's byte order."""
     return default if value is None else int(_U32.unpack_from(value)[0])

@@ -16,6 +16,7 @@ from .netlink import (
     NetlinkError,
     attrs,
     number,
+    pick,
     string,
     text,
     u32,
@@ -31,6 +32,20 @@ IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 26,
 IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 37, 52, 53
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 1, 4, 33
+_LINK_ATTRS = frozenset(
+    (
+        IFLA_ADDRESS,
+        IFLA_IFNAME,
+        IFLA_MTU,
+        IFLA_LINK,
+        IFLA_MASTER,
+        IFLA_LINKINFO,
+        IFLA_GROUP,
+        IFLA_LINK_NETNSID,
+        IFLA_PROP_LIST,
+    )
+)
+"""Of the sixty or so that a link has."""
 _SKIP_STATS = u32(IFLA_EXT_MASK, 1 << 3)
 
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
@@ -151,7 +166,7 @@ def packed_mac(text_: str) -> bytes:
 
 def _link(data: bytes) -> Link:
     _family, _type, index, flags, _change = IFINFO.unpack_from(data)
-    found = attrs(data, 16)
+    found = pick(data, 16, _LINK_ATTRS)
     info = attrs(found.get(IFLA_LINKINFO, b""))
     port = attrs(info.get(IFLA_INFO_SLAVE_DATA, b"")) if info.get(IFLA_INFO_SLAVE_KIND) == b"bridge\0" else {}
     return Link(
