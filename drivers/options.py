@@ -6,17 +6,12 @@ the error messages and the README's table all come from it. An unknown or ill-fo
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from ipaddress import IPv4Address
 
 from .errors import DriverError, Kind
 
-
-class Mode(StrEnum):
-    """How a network is built."""
-
-    BRIDGE = "bridge"
-    NONE = "none"
+BRIDGE = "bridge"
+NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +21,7 @@ class NetworkOptions:
     `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id.
     """
 
-    mode: str = Mode.BRIDGE
+    mode: str = BRIDGE
     name: str = ""
     mtu: int = 0
     bridge: str = ""
@@ -38,7 +33,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A row of the options table."""
+    """A row of the options table. No `modes`: all of them, those of other people's drivers too."""
 
     key: str
     aliases: tuple[str, ...]
@@ -46,12 +41,6 @@ class Option:
     read: Callable[[str], object]
     default: str
     meaning: str
-
-
-def _mode(text: str) -> str:
-    if text not in set(Mode):
-        raise ValueError(f"must be one of {', '.join(Mode)}")
-    return text
 
 
 def _boolean(text: str) -> bool:
@@ -92,16 +81,16 @@ def _ipv4(text: str) -> IPv4Address | None:
         raise ValueError("must be an IPv4 address") from None
 
 
-_ALL = tuple(Mode)
+_ALL: tuple[str, ...] = ()
 _DOCKER = "com.docker.network."
 OPTIONS: tuple[Option, ...] = (
-    Option("mode", (), _ALL, _mode, "bridge", "how the network is built: bridge or none"),
+    Option("mode", (), _ALL, _word, BRIDGE, "how the network is built: `bridge`, `none`, or what a driver adds"),
     Option("name", (), _ALL, _word, "learned from Docker", "the network's name outside Docker"),
     Option("mtu", (_DOCKER + "driver.mtu",), _ALL, _mtu, "the uplink's", "bytes"),
     Option(
         "bridge",
         (_DOCKER + "bridge.name",),
-        (Mode.BRIDGE,),
+        (BRIDGE,),
         _link,
         "made from the id",
         "interface name; an existing bridge is used and never deleted",
@@ -109,7 +98,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "masquerade",
         (_DOCKER + "bridge.enable_ip_masquerade",),
-        (Mode.BRIDGE,),
+        (BRIDGE,),
         _boolean,
         "true",
         "containers leave the host under the host's address",
@@ -117,7 +106,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "icc",
         (_DOCKER + "bridge.enable_icc",),
-        (Mode.BRIDGE,),
+        (BRIDGE,),
         _boolean,
         "true",
         "containers of the network may talk to each other",
@@ -125,7 +114,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "host_binding_ipv4",
         (_DOCKER + "bridge.host_binding_ipv4",),
-        (Mode.BRIDGE,),
+        (BRIDGE,),
         _ipv4,
         "all addresses",
         "default host address of published ports",
@@ -161,7 +150,7 @@ def parse(raw: Mapping[str, str]) -> NetworkOptions:
     options = NetworkOptions(**values)  # type: ignore[arg-type]  # each value was read by its row of the table
     for key in raw:
         option = _BY_KEY[key]
-        if options.mode not in option.modes:
+        if option.modes and options.mode not in option.modes:
             modes = " and ".join(option.modes)
             raise DriverError(Kind.INVALID, f"option {key!r} is of mode {modes}, the network's is {options.mode!r}")
     return options

@@ -123,7 +123,7 @@ class Daemon:
 
     async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket) -> None:
         # Imported here, since they take half of the start: whoever comes second is refused before.
-        from netplug.frontends.api import api_app  # noqa: PLC0415
+        from netplug.frontends.api import api_app, nobody_asked  # noqa: PLC0415
         from netplug.frontends.docker import docker_app  # noqa: PLC0415
         from netplug.naming import DockerNames  # noqa: PLC0415
 
@@ -133,7 +133,16 @@ class Daemon:
         await reconciler.start()
         self._background = [reconciler.run, *([names.run] if names else [])]
         self._apps = [
-            (api_app(engine, reconciler, host=settings.host_name, version=own_version()), api),
+            (
+                api_app(
+                    engine,
+                    reconciler,
+                    host=settings.host_name,
+                    version=own_version(),
+                    docker_knows=names.knows if names else nobody_asked,
+                ),
+                api,
+            ),
             (docker_app(engine, on_activate=reconciler.on_activate), plugin),
         ]
 

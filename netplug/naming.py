@@ -102,6 +102,15 @@ class DockerNames:
         except NetplugError as exc:
             log.debug("endpoint.undescribed", error=exc.message)
 
+    async def knows(self, network_id: str) -> bool | None:
+        """Tell whether Docker has a network; None when it does not answer."""
+        try:
+            async with aiodocker.Docker(url=self._url) as docker, asyncio.timeout(CALL_TIMEOUT_S):
+                return any(network["Id"] == network_id for network in await docker.networks.list())
+        except _LOST as exc:
+            log.debug("docker.lost", url=self._url, error=str(exc))
+            return None
+
     async def live_endpoints(self) -> frozenset[str] | None:
         """Return the ids of the endpoints of Docker's running containers; None when Docker does not answer."""
         try:

@@ -14,7 +14,7 @@ def options_table() -> str:
     rows = ["| key | modes | meaning (default) |", "|---|---|---|"]
     for option in OPTIONS:
         keys = " = ".join(f"`{key}`" for key in (option.key, *option.aliases))
-        rows.append(f"| {keys} | {', '.join(option.modes)} | {option.meaning} ({option.default}) |")
+        rows.append(f"| {keys} | {', '.join(option.modes) or 'all'} | {option.meaning} ({option.default}) |")
     return "\n".join(rows)
 
 

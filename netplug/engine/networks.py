@@ -14,7 +14,7 @@ from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.records import NETWORKS, FrontEnd, NetworkRecord, NetworkSpec
 from netplug.engine.registry import Registry, put
-from netplug.engine.shared import Shared
+from netplug.engine.shared import Shared, driver_of
 from netplug.errors import NetplugError
 
 log = structlog.get_logger(__name__)
@@ -46,6 +46,7 @@ class Networks:
             NetplugError, DriverError, IpamError: and nothing was changed.
         """
         options = parse(spec.options)
+        driver_of(options.mode, self._drivers)
         name = options.name or spec.name
         ident = spec.id or secrets.token_hex(32)
         net = Network(ident, name or short(ident), options=options, internal=spec.internal)
@@ -74,7 +75,7 @@ class Networks:
                 )
 
     async def _create(self, net: Network, spec: NetworkSpec) -> NetworkRecord:
-        driver, host = self._drivers[net.options.mode], self._shared.host
+        driver, host = driver_of(net.options.mode, self._drivers), self._shared.host
         others = [other for other in self._registry.all_networks() if other.id != net.id]
         avoid = [route for route, _ in host.routes]
         async with self._addressing.subnets(net, spec, others=others, avoid=avoid, gateway=driver.gateway) as taken:
@@ -89,10 +90,11 @@ class Networks:
             self._registry.remember(record)
         return record
 
-    async def delete(self, ref: str, *, by: FrontEnd) -> None:
+    async def delete(self, ref: str, *, by: FrontEnd, orphaned: bool = False) -> None:
         """Take a network down.
 
         Docker asks only when it knows of no endpoint, so those that are still here are dead and go with it.
+        `orphaned`: Docker made it and knows it no more, so anybody may delete it.
 
         Raises:
             NetplugError: "not_found"; "forbidden" when another front end made it, or when it still has endpoints and
@@ -101,7 +103,8 @@ class Networks:
         ident = self._registry.network(ref).network.id
         async with self._registry.lock(ident):
             record = self._registry.network(ident)
-            self._refuse_delete(record, by)
+            if not orphaned:
+                self._refuse_delete(record, by)
             for endpoint in self._registry.endpoints(ident):
                 await self._endpoints.drop(endpoint)
             intent = Intent(f"network {record.network.name}", record.plan.without(record.used), (record.key,))
@@ -117,7 +120,8 @@ class Networks:
             maker = {FrontEnd.DOCKER: "docker", FrontEnd.CLI: "netplug"}[record.front_end]
             raise NetplugError("forbidden", f"network {name!r} was made by {maker}", hint=f"{maker} network rm {name}")
         if by is not FrontEnd.DOCKER and (count := len(self._registry.endpoints(record.network.id))):
-            raise NetplugError("forbidden", f"network {name!r} has {count} endpoints", hint="detach them first")
+            endpoints = f"{count} endpoints" if count > 1 else "an endpoint"
+            raise NetplugError("forbidden", f"network {name!r} has {endpoints}", hint="detach first")
 
     async def name(self, ident: str, name: str) -> None:
         """Learn how a runtime calls a network; a name given by ``-o name=`` stays, and so does one that is taken."""

@@ -6,11 +6,25 @@ from collections.abc import Iterable, Mapping
 
 from netplug.drivers.api import Driver, HostFacts, Network
 from netplug.drivers.plan import Plan
+from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel
 from netplug.kernel.executor import Executor
 from netplug.store.api import Delete, Put, Store
 
 BASE = "meta/base"
+
+
+def driver_of(mode: str, drivers: Mapping[str, Driver]) -> Driver:
+    """Return the driver of a mode.
+
+    Raises:
+        NetplugError: "invalid", with the modes that there are.
+    """
+    try:
+        return drivers[mode]
+    except KeyError:
+        words = f"option mode={mode!r}: must be one of {', '.join(sorted(drivers))}"
+        raise NetplugError("invalid", words) from None
 
 
 class Shared:

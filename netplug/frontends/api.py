@@ -5,7 +5,7 @@ daemon is there, but cannot do anything.
 """
 
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 import structlog
@@ -43,20 +43,36 @@ class Reconciler(Protocol):
     async def repair(self) -> list[Difference]: ...
 
 
-def api_app(engine: Engine, reconciler: Reconciler, *, host: str, version: str) -> FastAPI:
-    """Return the app. `host`: the name under which this host's endpoints are listed."""
+DockerKnows = Callable[[str], Awaitable[bool | None]]
+
+
+async def nobody_asked(network_id: str) -> None:
+    """Say that Docker does not answer."""
+
+
+def api_app(
+    engine: Engine, reconciler: Reconciler, *, host: str, version: str, docker_knows: DockerKnows = nobody_asked
+) -> FastAPI:
+    """Return the app.
+
+    `host`: the name under which this host's endpoints are listed. `docker_knows`: tells whether Docker has a network,
+    None while it does not answer.
+    """
     app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
-    app.include_router(_router(_Api(engine, reconciler, host, version)))
+    app.include_router(_router(_Api(engine, reconciler, host, version, docker_knows)))
     guard(app, _render)
     return app
 
 
 class _Api:
-    def __init__(self, engine: Engine, reconciler: Reconciler, host: str, version: str) -> None:
+    def __init__(
+        self, engine: Engine, reconciler: Reconciler, host: str, version: str, docker_knows: DockerKnows
+    ) -> None:
         self._engine = engine
         self._reconciler = reconciler
         self._host = host
         self._version = version
+        self._docker_knows = docker_knows
 
     async def version(self) -> wire.Version:
         return wire.Version(version=self._version, host=self._host, pid=os.getpid())
@@ -76,7 +92,10 @@ class _Api:
         return wire.NetworkDetail(**brief.model_dump(exclude={"subnets"}), subnets=brief.subnets, endpoints=endpoints)
 
     async def delete_network(self, ref: str) -> None:
-        await self._engine.networks.delete(ref, by=FrontEnd.CLI)
+        record = self._engine.registry.network(ref)
+        # A network whose CreateNetwork Docker gave up on, or whose dockerd is gone with its data, is nobody's.
+        orphaned = record.front_end is FrontEnd.DOCKER and await self._docker_knows(record.network.id) is False
+        await self._engine.networks.delete(record.network.id, by=FrontEnd.CLI, orphaned=orphaned)
 
     async def endpoints(self, network: str = "") -> wire.Endpoints:
         chosen = self._engine.registry.network(network).network.id if network else None

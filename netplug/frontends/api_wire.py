@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from netplug.drivers.api import Attachment, PortMapping
-from netplug.drivers.options import Mode
+from netplug.drivers.options import NONE
 from netplug.drivers.plan import IPAddress, IPNetwork, Proto
 from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.ipam.errors import IpamError
@@ -111,7 +111,7 @@ class NetworkIn(_In):
 
     def to_spec(self) -> NetworkSpec:
         given = tuple(subnet.to_spec() for subnet in self.subnets)
-        wanted = {4, 6} if self.ipv6 else set() if given or self.options.get("mode") == Mode.NONE else {4}
+        wanted = {4, 6} if self.ipv6 else set() if given or self.options.get("mode") == NONE else {4}
         missing = sorted(wanted - {subnet.subnet.version for subnet in self.subnets})
         chosen = tuple(SubnetSpec(v6=family == 6) for family in missing)
         return NetworkSpec(name=self.name, options=self.options, subnets=given + chosen, internal=self.internal)

@@ -16,6 +16,7 @@ from netplug.drivers.options import parse
 from netplug.drivers.plan import Veth
 from netplug.engine import Engine
 from netplug.engine.records import EndpointSpec, FrontEnd, NetworkRecord
+from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError
 from netplug.frontends import docker_wire as wire
 from netplug.frontends.docker_ipam import IpamDriver
@@ -101,7 +102,7 @@ class NetworkDriver:
 
     async def skip_gateways(self, request: wire.GwAllocCheck) -> wire.GatewaysSkipped:
         """Refuse bad options already here, before Docker has asked IPAM for anything."""
-        skip = not self._engine.drivers[parse(request.raw()).mode].gateway
+        skip = not driver_of(parse(request.raw()).mode, self._engine.drivers).gateway
         return wire.GatewaysSkipped(SkipIPv4=skip, SkipIPv6=skip)
 
     async def create_network(self, request: wire.CreateNetwork) -> wire.Empty:
