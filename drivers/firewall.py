@@ -151,5 +151,7 @@ def publish(mapping: PortMapping, address: IPAddress) -> Plan:
         f"{only}-p {mapping.proto} -m {mapping.proto} --dport {mapping.host_port}"
         f" -j DNAT --to-destination {target}:{mapping.port}",
     )
-    flows = (Flows(mapping.proto, mapping.host_port, address),) if mapping.proto is Proto.UDP else ()
+    flows = (
+        (Flows(mapping.proto, mapping.host_port, address, mapping.host_address),) if mapping.proto is Proto.UDP else ()
+    )
     return Plan((HostPort(mapping.proto, host, mapping.host_port), rule, *flows))

@@ -217,6 +217,8 @@ class HostPort:
 class Flows:
     """Tracked connections to host port `port` lead to `address` and nowhere else; at revert, to nowhere.
 
+    `host`: the host address that the port is published on, None for all; flows to another are not touched.
+
     Without it a UDP flow that began before the port was published bypasses the DNAT for as long as it lives. An
     executor sees to it after the rules have changed, in both directions.
     """
@@ -224,10 +226,11 @@ class Flows:
     proto: Proto
     port: int
     address: IPAddress
+    host: IPAddress | None = None
 
     @property
     def key(self) -> str:
-        return f"flows/{self.proto}/{self.port}/{self.address}"
+        return f"flows/{self.proto}/{self.host or ''}/{self.port}/{self.address}"
 
 
 Step: TypeAlias = (

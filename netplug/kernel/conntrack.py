@@ -58,11 +58,14 @@ class Conntrack:
         The steps are of one protocol and IP version. Flows through this host to the same port of some far host are not
         to the *host's* port and stay: their destination is neither an address of ours nor was it translated.
         """
-        wanted = {step.port: step for step in steps}
-        strays = [flow for flow in self._find(steps) if flow.answers_from != wanted[flow.port].address]
-        ours = {item.address.ip for item in rtnl.addresses(nl)} if strays else set()
-        for flow in strays:
-            if flow.translated or flow.destination in ours or flow.destination.is_loopback:
+        found = self._find(steps)
+        ours = {item.address.ip for item in rtnl.addresses(nl)} if found else set()
+        for flow in found:
+            wanted = {
+                step.address for step in steps if step.port == flow.port and step.host in {None, flow.destination}
+            }
+            to_us = flow.translated or flow.destination in ours or flow.destination.is_loopback
+            if wanted and to_us and flow.answers_from not in wanted:
                 self._forget(steps[0], flow)
         new = [step.key not in self._led for step in steps]
         self._led.update(step.key for step in steps)

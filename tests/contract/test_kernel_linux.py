@@ -250,6 +250,9 @@ class TestLinuxKernel(KernelSuite):
             await kernel.ensure(steps)
             assert tracked() == {2, 3, 5}
             track("udp", 1, "10.5.0.1")
+        # Published on another address of the host alone: what leads to ours is somebody else's.
+        await kernel.ensure((Flows(Proto.UDP, 8080, ip_address("10.9.0.9"), ip_address("10.5.0.77")),))
+        assert tracked() == {1, 2, 3, 5}
         await kernel.remove((step,))
         assert tracked() == {1, 3, 5}
 
