@@ -226,19 +226,32 @@ class Reconciler:
 
     async def _after_restart(self, before: frozenset[str]) -> None:
         await self._try_repair()
-        if self._live is None:
-            return
-        deadline = asyncio.get_running_loop().time() + DOCKER_PATIENCE_S
-        while (live := await self._live()) is None:
-            if asyncio.get_running_loop().time() > deadline:
-                log.warning("docker.silent", after_s=DOCKER_PATIENCE_S)
-                return
-            await asyncio.sleep(DOCKER_RETRY_S)
+        known = await self._known_to_docker()
+        live = known if known is not None else await self._inhabited(before)
         for record in self._engine.registry.endpoints():
             if record.endpoint.id in before - live:
                 log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
                 await self._engine.endpoints.delete(record.endpoint.network, record.endpoint.id)
-        await self._engine.allocator.end_session()
+        if known is not None:
+            await self._engine.allocator.end_session()
+
+    async def _known_to_docker(self) -> frozenset[str] | None:
+        """Ask Docker until it answers; None when it does not, or must not be asked."""
+        if self._live is None:
+            return None
+        deadline = asyncio.get_running_loop().time() + DOCKER_PATIENCE_S
+        while (live := await self._live()) is None:
+            if asyncio.get_running_loop().time() > deadline:
+                log.warning("docker.silent", after_s=DOCKER_PATIENCE_S)
+                return None
+            await asyncio.sleep(DOCKER_RETRY_S)
+        return live
+
+    async def _inhabited(self, endpoints: frozenset[str]) -> frozenset[str]:
+        """Return those in whose sandbox a process lives: all that can be told without asking Docker."""
+        kernel = self._engine.kernel
+        records = [record for record in self._engine.registry.endpoints() if record.endpoint.id in endpoints]
+        return frozenset([r.endpoint.id for r in records if r.sandbox and await kernel.inhabited(r.sandbox)])
 
 
 def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
