@@ -52,7 +52,8 @@ class BridgeDriver:
         steps += [Address(bridge, subnet.gateway) for subnet in net.subnets if subnet.gateway]
         if 4 in net.families():
             # Lets a packet from 127.0.0.1 to a published port leave through the bridge (ip-sysctl.rst, route_localnet).
-            steps.append(Sysctl(f"net/ipv4/conf/{bridge}/route_localnet", "1"))
+            restore = "0" if net.options.bridge else ""
+            steps.append(Sysctl(f"net/ipv4/conf/{bridge}/route_localnet", "1", restore))
         return Plan(tuple(steps)) + firewall.network(net, bridge)
 
     def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:

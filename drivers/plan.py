@@ -112,10 +112,15 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A setting below /proc/sys, `name` with slashes. Not restored at revert: others may have come to rely on it."""
+    """A setting below /proc/sys, `name` with slashes.
+
+    `restore`: what to write at revert, if it was us who changed it. Empty: it stays, since others may have come to rely
+    on it, or goes with its link.
+    """
 
     name: str
     value: str
+    restore: str = ""
 
     @property
     def key(self) -> str:

@@ -252,7 +252,9 @@ class FakeKernel:
             raise StepError("not_found", step, f"kernel setting {step.name} is missing")
         same = self._world.sysctls.get(step.name) == step.value
         self._world.sysctls[step.name] = step.value
-        return Outcome.EQUAL if same else Outcome.ADJUSTED
+        if same:
+            return Outcome.USED if step.restore else Outcome.EQUAL
+        return Outcome.CREATED if step.restore else Outcome.ADJUSTED
 
     def _ensure_port(self, step: HostPort) -> Outcome:
         if step.key in self._world.state:
@@ -342,6 +344,9 @@ class FakeKernel:
                 raise StepError(
                     "internal", step, f"set {step.name!r} is used by firewall rules", hint="see iptables-save"
                 )
+            case Sysctl():
+                if step.restore and self._world.sysctls.get(step.name) == step.value:
+                    self._world.sysctls[step.name] = step.restore
             case Bridge() | Veth() | IpSet():
                 if step.key in self._world.state:
                     self._world.cascade(self._world.state[step.key])

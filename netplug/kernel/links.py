@@ -126,9 +126,18 @@ def remove_hairpin(nl: Netlink, step: Hairpin) -> None:
         nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, 0) + _port_info(u8(rtnl.IFLA_BRPORT_MODE, 0)))
 
 
-def condemn(nl: Netlink, name: str, group: int) -> bool:
+def condemn(nl: Netlink, step: Bridge | Veth, group: int) -> bool:
     """Make a link of ours unusable and move it to a group to be deleted; return False when there is none."""
-    head = IFINFO.pack(0, 0, 0, 0, 0) + text(rtnl.IFLA_ALT_IFNAME, mark(name)) + u32(rtnl.IFLA_GROUP, group)
+    if _condemn(nl, text(rtnl.IFLA_ALT_IFNAME, mark(step.name)), group):
+        return True
+    # A link cannot be created with its mark. If we died in between, its name and MAC, both made from one id, tell it.
+    found = rtnl.link(nl, step.name) if step.mac else None
+    born = found is not None and found.name == step.name and not found.altnames and found.mac == step.mac
+    return born and _condemn(nl, text(rtnl.IFLA_IFNAME, step.name), group)
+
+
+def _condemn(nl: Netlink, who: bytes, group: int) -> bool:
+    head = IFINFO.pack(0, 0, 0, 0, 0) + who + u32(rtnl.IFLA_GROUP, group)
     try:
         # A port that forwards nothing. Setting it down would wait for an RCU grace period, like the deletion itself.
         nl.request(RTM_NEWLINK, head + _port_info(u8(rtnl.IFLA_BRPORT_STATE, _STATE_DISABLED)))
@@ -153,12 +162,16 @@ def bridge_differences(step: Bridge, found: Link) -> list[Difference]:
 
 
 def veth_differences(step: Veth, found: Link, master: int, peer: Link | None) -> list[Difference]:
-    """Compare a veth of ours; `peer` is its other end if it is where the step wants it."""
+    """Compare a veth of ours.
+
+    `master`: index of its bridge, 0 when there is none. `peer`: its other end if it is where the step wants it.
+    """
     if found.kind != "veth":
         return [Difference(f"is {_kind(found)}, not a veth")]
     differences = _basics(found, step.mac, step.mtu, up=True)
-    if found.master != master:
-        differences.append(Difference(f"is not a port of {step.master!r}", u32(rtnl.IFLA_MASTER, master)))
+    if found.master != master or not master:
+        mend = u32(rtnl.IFLA_MASTER, master) if master else b""
+        differences.append(Difference(f"is not a port of {step.master!r}", mend))
     if found.isolated != step.isolated:
         flag = u8(rtnl.IFLA_BRPORT_ISOLATED, int(step.isolated))
         differences.append(Difference(f"port is {'not ' * step.isolated}isolated", flag, port=True))

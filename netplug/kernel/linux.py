@@ -243,7 +243,7 @@ class LinuxKernel:
             case Bridge() | Veth():
                 self._links.discard(step.name)
                 group = self._reaper.group
-                if await self._do(lambda: links.condemn(self._nl, step.name, group)):
+                if await self._do(lambda: links.condemn(self._nl, step, group)):
                     self._reaper.add(step.name, group)
             case IpSet():
                 await self._sets.remove_set(step)
@@ -252,7 +252,7 @@ class LinuxKernel:
             case HostPort():
                 self._ports.remove(step)
             case Sysctl():
-                pass  # others may have come to rely on it
+                sysctl.remove(step)
             case _:
                 await self._do(lambda: self._remove_now(step, sandboxes))
 

@@ -14,6 +14,8 @@ import secrets
 
 import structlog
 
+from netplug.drivers.plan import Bridge
+
 from . import rtnl
 from .links import condemn
 from .netlink import RTM_DELLINK, Netlink, NetlinkError, u32
@@ -69,7 +71,11 @@ class Reaper:
         while self.group in used:
             self._next_group()
         for link in found:
-            if link.doomed and link.name not in self._pending and condemn(self._nl, link.name, self.group):
+            if (
+                link.doomed
+                and link.name not in self._pending
+                and condemn(self._nl, Bridge(link.name, "", 0), self.group)
+            ):
                 self.add(link.name, self.group)
 
     def _next_group(self) -> None:

@@ -100,7 +100,7 @@ class Survey:
         master = self._link(step.master)
         view = self.views[step.netns or ""]
         peer = links.peer_of(step, found, view.links if view else {})
-        differences = links.veth_differences(step, found, master.index if master else -1, peer)
+        differences = links.veth_differences(step, found, master.index if master else 0, peer)
         return _words(differences + links.peer_differences(step, peer))
 
 

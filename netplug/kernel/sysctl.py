@@ -11,11 +11,14 @@ ROOT = Path("/proc/sys")
 
 
 def ensure(step: Sysctl) -> Outcome:
-    """Write a setting that differs. Never `CREATED`: it is not taken back."""
+    """Write a setting that differs.
+
+    `CREATED` only if it is to be taken back; `USED` when that would be wrong, since it was so before.
+    """
     path = ROOT / step.name
     try:
         if _read(path) == step.value:
-            return Outcome.EQUAL
+            return Outcome.USED if step.restore else Outcome.EQUAL
         path.write_text(step.value + "\n")
     except FileNotFoundError as error:
         raise StepError("not_found", step, f"kernel setting {step.name} is missing") from error
@@ -23,7 +26,19 @@ def ensure(step: Sysctl) -> Outcome:
         raise StepError(
             "internal", step, f"kernel setting {step.name} cannot be set to {step.value}: {error.strerror}"
         ) from error
-    return Outcome.ADJUSTED
+    return Outcome.CREATED if step.restore else Outcome.ADJUSTED
+
+
+def remove(step: Sysctl) -> None:
+    """Take a setting back that is to be taken back, unless somebody changed it since, or its link is gone."""
+    if not step.restore or drift(step):
+        return
+    try:
+        (ROOT / step.name).write_text(step.restore + "\n")
+    except OSError as error:
+        raise StepError(
+            "internal", step, f"kernel setting {step.name} cannot be set back to {step.restore}: {error.strerror}"
+        ) from error
 
 
 def drift(step: Sysctl) -> str:

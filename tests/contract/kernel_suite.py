@@ -331,6 +331,14 @@ class KernelSuite:
         error = await refusal(kernel, Route(ip_network("10.7.0.0/16"), "np-test", ip_address("192.0.2.1")))
         assert (error.kind, "192.0.2.1" in error.message) == ("invalid", True)
 
+    async def test_sysctl_that_we_changed_is_set_back_if_wanted(self, kernel: Kernel) -> None:
+        step = Sysctl("net/ipv4/conf/np-test/route_localnet", "1", restore="0")
+        await kernel.ensure((BRIDGE,))
+        assert await kernel.ensure((step,)) == [Outcome.CREATED]
+        assert await kernel.ensure((step,)) == [Outcome.USED]
+        await kernel.remove((step,))
+        assert await whats(kernel, step) == ["is 0, not 1"]
+
     async def test_sysctl_is_set_and_never_taken_back(self, kernel: Kernel) -> None:
         step = Sysctl("net/ipv4/conf/np-test/route_localnet", "1")
         await kernel.ensure((BRIDGE,))

@@ -186,6 +186,27 @@ class TestLinuxKernel(KernelSuite):
         assert "LOWER_UP" in inside
         assert "inet6" not in run("ip", "address", "show", "nph1")
 
+    async def test_pair_whose_maker_died_before_marking_it_is_removed(self, kernel: LinuxKernel) -> None:
+        await kernel.ensure((BRIDGE,))
+        run("ip", "link", "add", VETH.name, "address", VETH.mac, "type", "veth", "peer", "name", VETH.peer)
+        await kernel.remove((VETH,))
+        await kernel.settle()
+        assert await whats(kernel, VETH) == ["missing"]
+        assert VETH.peer not in run("ip", "-o", "link")
+
+    async def test_strangers_pair_of_our_name_is_left_alone(self, kernel: LinuxKernel) -> None:
+        run("ip", "link", "add", VETH.name, "type", "veth", "peer", "name", VETH.peer)
+        await kernel.remove((VETH,))
+        await kernel.settle()
+        assert VETH.peer in run("ip", "-o", "link")
+
+    async def test_port_of_a_bridge_that_was_deleted_comes_back(self, kernel: LinuxKernel) -> None:
+        await kernel.ensure((BRIDGE, VETH))
+        run("ip", "link", "del", BRIDGE.name)
+        assert await whats(kernel, BRIDGE, VETH) == ["missing", f"is not a port of {BRIDGE.name!r}"]
+        assert await kernel.ensure((BRIDGE, VETH)) == [Outcome.CREATED, Outcome.ADJUSTED]
+        assert await whats(kernel, BRIDGE, VETH) == []
+
     async def test_stranger_in_the_delete_group_survives(self, kernel: LinuxKernel, around: LinuxSurroundings) -> None:
         around.add_link("stranger", "veth")
         run("ip", "link", "set", "stranger", "group", str(DELETE_GROUPS))
