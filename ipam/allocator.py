@@ -126,6 +126,7 @@ class Allocator:
         range: IPNetwork | None = None,  # noqa: A002 - as in --ip-range
         v6: bool = False,
         avoid: Collection[IPNetwork] = (),
+        holder: str = "",
     ) -> Pool:
         """Hold the pool of `network`, or of the space's next free subnet when that is None.
 
@@ -135,6 +136,7 @@ class Allocator:
             range: the part of `network` that addresses are picked from.
             v6: family of the subnet to choose; with an IPv4 `network` it is an error.
             avoid: subnets that are not to be chosen, such as the host's routes. Default routes do not count.
+            holder: the id of the network that `keep`s it from the first moment, in place of a hold.
 
         Raises:
             IpamError: invalid: the space is unknown, or `network`, `range` and `v6` do not fit together;
@@ -149,8 +151,8 @@ class Allocator:
             )
         check_request(network, range, v6=v6)
         if network is not None:
-            return await self._request_network(space, network, None if range == network else range)
-        return await self._cut(known, 6 if v6 else 4, avoid)
+            return await self._request_network(space, network, None if range == network else range, holder)
+        return await self._cut(known, 6 if v6 else 4, avoid, holder)
 
     async def release_pool(self, pool_id: str) -> bool:
         """End one hold; the last one takes the pool and its leases with it, unless a network keeps it.
@@ -172,7 +174,7 @@ class Allocator:
         """
         ledger = self._live(pool_id)
         if holder not in ledger.pool.holders:
-            await self._change(ledger, lambda pool: pool.kept(holder), lambda pool: pool.let_go(holder))
+            await self._change(ledger, *_taking(holder))
 
     async def let_go(self, pool_id: str, holder: str) -> bool:
         """Undo `keep`; the pool goes when nobody else has it. False: it was not kept by `holder`."""
@@ -182,7 +184,7 @@ class Allocator:
         await self._change(ledger, lambda pool: pool.let_go(holder), lambda pool: pool.kept(holder))
         return True
 
-    async def _request_network(self, space: str, network: IPNetwork, part: IPNetwork | None) -> Pool:
+    async def _request_network(self, space: str, network: IPNetwork, part: IPNetwork | None, holder: str) -> Pool:
         ledger = self._ledgers.get(pool_id(space, network, part))
         if ledger is None:
             if other := self._subnets[network.version].overlap(network):
@@ -195,10 +197,12 @@ class Allocator:
             ledger = self._add(Pool(space, network, part))
         elif ledger.closing:
             raise IpamError(Kind.UNAVAILABLE, f"pool {ledger.pool.id} is just being deleted", hint="try again")
-        if ledger.unreplayed:
+        if holder and holder in ledger.pool.holders:
+            return ledger.pool
+        if ledger.unreplayed and not holder:
             ledger.unreplayed -= 1
             return ledger.pool
-        if not await self._change(ledger, Pool.more, Pool.less):
+        if not await self._change(ledger, *_taking(holder)):
             raise IpamError(
                 Kind.EXISTS,
                 f"subnet {network} overlaps a pool of another host",
@@ -206,7 +210,7 @@ class Allocator:
             )
         return ledger.pool
 
-    async def _cut(self, space: Space, version: int, avoid: Collection[IPNetwork]) -> Pool:
+    async def _cut(self, space: Space, version: int, avoid: Collection[IPNetwork], holder: str) -> Pool:
         routes = Subnets(version, (route for route in avoid if route.prefixlen > HALF_OF_ALL))
         pools = self._subnets[version]
 
@@ -218,7 +222,7 @@ class Allocator:
             if network is None:
                 break
             ledger = self._add(Pool(space.name, network))
-            if await self._change(ledger, Pool.more, Pool.less):
+            if await self._change(ledger, *_taking(holder)):
                 return ledger.pool
             routes.add(network)
         raise space.exhausted(version)
@@ -381,3 +385,10 @@ class Allocator:
         self._subnets[pool.network.version].remove(pool.network)
         if pool.space in self._cutters:
             self._cutters[pool.space].release(pool.network)
+
+
+def _taking(holder: str) -> tuple[Callable[[Pool], Pool], Callable[[Pool], Pool]]:
+    """Return how a pool is taken, by a hold or for a network, and how that is undone."""
+    if not holder:
+        return Pool.more, Pool.less
+    return (lambda pool: pool.kept(holder)), (lambda pool: pool.let_go(holder))

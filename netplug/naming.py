@@ -87,12 +87,11 @@ class DockerNames:
     async def _inspect(self, docker: aiodocker.Docker, container_id: str) -> None:
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                container = await docker.containers.get(container_id)
+                data: Any = await docker.containers.container(container_id).show()
         except aiodocker.DockerError as exc:
             if exc.status != 404:
                 raise
             return
-        data: Any = await container.show()
         for network in (data["NetworkSettings"].get("Networks") or {}).values():
             await self._describe(network["NetworkID"], network["EndpointID"], data["Id"], data["Name"].lstrip("/"))
 

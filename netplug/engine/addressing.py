@@ -73,12 +73,8 @@ class Addressing:
         held = self._allocator.pool_of(wanted.pool) if wanted.pool is not None else None
         if held is None or held.space != wanted.space or wanted.range not in {None, held.range}:
             held = await self._allocator.request_pool(
-                wanted.space, network=wanted.pool, range=wanted.range, v6=wanted.v6, avoid=avoid
+                wanted.space, network=wanted.pool, range=wanted.range, v6=wanted.v6, avoid=avoid, holder=net.id
             )
-            try:
-                await self._allocator.keep(held.id, net.id)
-            finally:  # the hold was for the moment only: what keeps the pool is the network
-                await self._allocator.release_pool(held.id)
         else:
             await self._allocator.keep(held.id, net.id)
         undo.push_async_callback(self._allocator.let_go, held.id, net.id)
@@ -97,7 +93,7 @@ class Addressing:
     async def _hold(self, pool: Pool, address: IPAddress | None, owner: Owner, undo: AsyncExitStack) -> IPAddress:
         """Lease an address to a network; Docker has asked for it already when we are its IPAM driver."""
         lease = self._allocator.lease(pool.id, address) if address is not None else None
-        if lease is not None and lease.owner.kind is not OwnerKind.ENDPOINT and lease.owner.id in {"", owner.id}:
+        if lease is not None and lease.owner.kind is not OwnerKind.ENDPOINT and not lease.owner.id:
             await self._allocator.assign(pool.id, lease.address, owner)
             undo.push_async_callback(self._allocator.assign, pool.id, lease.address, lease.owner)
             return lease.address

@@ -1,15 +1,16 @@
 """Use cases of endpoints: create, join, publish, leave, delete; attach and detach for sandboxes without a runtime."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from hashlib import sha256
 
 import structlog
 
-from netplug.drivers.api import Attachment, Driver, Endpoint, PortMapping
+from netplug.drivers.api import Attachment, Driver, Endpoint, Network, PortMapping
 from netplug.drivers.naming import short
-from netplug.drivers.plan import IPAddress, Plan
+from netplug.drivers.plan import IPAddress, Plan, Route
 from netplug.drivers.sandbox import place
 from netplug.engine.addressing import Addressing
 from netplug.engine.journal import Intent, Journal
@@ -17,6 +18,7 @@ from netplug.engine.publishing import reserved
 from netplug.engine.records import AttachSpec, EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord
 from netplug.engine.registry import Registry, put
 from netplug.engine.shared import Shared
+from netplug.engine.whole import whole
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel
 
@@ -41,7 +43,9 @@ class Endpoints:
         self._addressing = addressing
         self._kernel = kernel
         self._drivers = drivers
+        self._attaching: set[str] = set()
 
+    @whole
     async def create(self, spec: EndpointSpec) -> EndpointRecord:
         """Build an endpoint's links.
 
@@ -67,8 +71,9 @@ class Endpoints:
             endpoint = replace(endpoint, mac=attachment.mac or spec.mac)
             plan = driver.create_endpoint(net, endpoint, self._shared.host)
             if spec.netns:
+                attachment = self._beside_others(attachment, spec.netns)
                 plan = place(plan, endpoint, attachment, spec.netns, spec.ifname)
-            built = EndpointRecord(
+            hidden = EndpointRecord(
                 endpoint,
                 spec.front_end,
                 leased.pools,
@@ -78,9 +83,12 @@ class Endpoints:
                 ifname=spec.ifname,
                 plan=plan,
             )
-            key, _ = await self._journal.build(Intent(f"endpoint {short(spec.id)}", plan, (built.key,)))
-            await self._journal.commit(key, [put(built)])
-            self._registry.remember(built)
+            # A runtime says when its ports are to be published; a bare namespace is plugged in all at once.
+            async with self._exposed(net, hidden) if spec.netns else nullcontext(hidden) as built:
+                intent = Intent(f"endpoint {short(spec.id)}", plan + built.exposed, (built.key,))
+                key, _ = await self._journal.build(intent)
+                await self._journal.commit(key, [put(built)])
+                self._registry.remember(built)
         log.info(
             "endpoint.created",
             network=net.name,
@@ -89,6 +97,13 @@ class Endpoints:
             ms=round((time.monotonic() - started) * 1000, 1),
         )
         return built
+
+    def _beside_others(self, attachment: Attachment, netns: str) -> Attachment:
+        """Leave out the default routes that a namespace has already: the first network is the way out."""
+        others = (other.plan for other in self._registry.endpoints() if other.sandbox == netns)
+        routes = (step.destination for plan in others for step in plan if isinstance(step, Route))
+        taken = {destination.version for destination in routes if destination.prefixlen == 0}
+        return replace(attachment, gateways=tuple(item for item in attachment.gateways if item.version not in taken))
 
     async def _drop_superseded(self, spec: EndpointSpec, record: NetworkRecord) -> None:
         if spec.front_end is not FrontEnd.DOCKER:
@@ -99,6 +114,7 @@ class Endpoints:
                 log.warning("endpoint.superseded", endpoint=short(other.endpoint.id), by=short(spec.id))
                 await self.drop(other)
 
+    @whole
     async def join(self, network_id: str, endpoint_id: str, sandbox: str) -> tuple[EndpointRecord, Attachment]:
         """Tell a sandbox what it needs to know of its endpoint; after a Leave the links are built anew.
 
@@ -119,6 +135,7 @@ class Endpoints:
             net = self._registry.network(network_id).network
             return joined, self._drivers[net.options.mode].join(net, joined.endpoint)
 
+    @whole
     async def publish(
         self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None = None
     ) -> EndpointRecord:
@@ -148,17 +165,24 @@ class Endpoints:
 
     async def _publish(self, built: EndpointRecord) -> EndpointRecord:
         net = self._registry.network(built.endpoint.network).network
+        async with self._exposed(net, built) as open_:
+            if open_.exposed:
+                intent = Intent(f"ports of endpoint {short(open_.endpoint.id)}", open_.exposed)
+                key, _ = await self._journal.build(intent)
+                await self._journal.commit(key, [put(open_)])
+                self._registry.remember(open_)
+        return open_
+
+    @asynccontextmanager
+    async def _exposed(self, net: Network, built: EndpointRecord) -> AsyncIterator[EndpointRecord]:
+        """Yield the record with its ports published; they are reserved, and for good if the block ends well."""
         if not built.endpoint.ports or net.internal:
-            return built
-        default = net.options.host_binding_ipv4
-        async with reserved(self._kernel, built.endpoint, built.endpoint.ports, default) as published:
-            definite = replace(built.endpoint, ports=published)
-            exposed = self._drivers[net.options.mode].expose(net, definite)
-            key, _ = await self._journal.build(Intent(f"ports of endpoint {short(built.endpoint.id)}", exposed))
-            built = replace(built, exposed=exposed, published=published if exposed else ())
-            await self._journal.commit(key, [put(built)])
-            self._registry.remember(built)
-        return built
+            yield built
+            return
+        ports, default = built.endpoint.ports, net.options.host_binding_ipv4
+        async with reserved(self._kernel, built.endpoint, ports, default) as published:
+            exposed = self._drivers[net.options.mode].expose(net, replace(built.endpoint, ports=published))
+            yield replace(built, exposed=exposed, published=published if exposed else ())
 
     async def _drop_dead_publishers(self, endpoint_id: str) -> bool:
         """Delete Docker's endpoints that hold host ports while nobody lives in their sandbox; tell if there were any.
@@ -175,6 +199,7 @@ class Endpoints:
                 dropped |= await self.delete(other.endpoint.network, other.endpoint.id)
         return dropped
 
+    @whole
     async def unpublish(self, network_id: str, endpoint_id: str) -> None:
         """Take back an endpoint's published ports; absent is success."""
         async with self._registry.lock(network_id):
@@ -189,6 +214,7 @@ class Endpoints:
         self._registry.remember(hidden)
         return hidden
 
+    @whole
     async def leave(self, network_id: str, endpoint_id: str) -> None:
         """Take an endpoint out of its sandbox, its published ports too; absent is success. It keeps its addresses."""
         async with self._registry.lock(network_id):
@@ -200,6 +226,7 @@ class Endpoints:
             await self._journal.take_down(intent, [put(left)])
             self._registry.remember(left)
 
+    @whole
     async def delete(self, network_id: str, endpoint_id: str) -> bool:
         """Delete an endpoint, whatever state it is in; False when there was none."""
         async with self._registry.lock(network_id):
@@ -209,6 +236,7 @@ class Endpoints:
             await self.drop(built)
             return True
 
+    @whole
     async def drop(self, built: EndpointRecord) -> None:
         """Delete an endpoint. The caller holds the lock of its network."""
         plan = (built.plan if built.linked else Plan()) + built.exposed
@@ -217,6 +245,7 @@ class Endpoints:
         self._registry.forget(built)
         log.info("endpoint.deleted", endpoint=short(built.endpoint.id), name=built.name)
 
+    @whole
     async def describe(self, network_id: str, endpoint_id: str, *, container: str, name: str) -> None:
         """Learn which container an endpoint belongs to and how it is called."""
         async with self._registry.lock(network_id):
@@ -226,6 +255,7 @@ class Endpoints:
 
     # Sandboxes without a runtime
 
+    @whole
     async def attach(self, spec: AttachSpec) -> tuple[EndpointRecord, Attachment]:
         """Plug a network namespace in: link, addresses, routes, published ports.
 
@@ -247,16 +277,17 @@ class Endpoints:
             netns=path,
             ifname=spec.ifname,
         )
-        async with self._registry.lock(network_id):
-            record = self._registry.network(network_id)
-            await self._refuse_second(record, endpoint_id, spec)
-            built = await self._create(record, wanted, spec.addresses)
-            try:
-                built = await self._publish(built)
-            except BaseException:
-                await self.drop(built)
-                raise
-            return built, self._drivers[record.network.options.mode].join(record.network, built.endpoint)
+        if endpoint_id in self._attaching:
+            raise NetplugError("exists", f"{spec.ifname} of {spec.netns} is just being attached")
+        self._attaching.add(endpoint_id)
+        try:
+            async with self._registry.lock(network_id):
+                record = self._registry.network(network_id)
+                await self._refuse_second(record, endpoint_id, spec)
+                built = await self._create(record, wanted, spec.addresses)
+                return built, self._drivers[record.network.options.mode].join(record.network, built.endpoint)
+        finally:
+            self._attaching.discard(endpoint_id)
 
     async def _refuse_second(self, record: NetworkRecord, endpoint_id: str, spec: AttachSpec) -> None:
         """Refuse an interface that is attached already, unless its namespace died: ids of namespaces are used again."""
@@ -273,6 +304,7 @@ class Endpoints:
                 hint="detach it first or choose another --ifname",
             )
 
+    @whole
     async def detach(self, network: str, netns: str, ifname: str) -> None:
         """Unplug a namespace that `attach` plugged in; it may be gone.
 

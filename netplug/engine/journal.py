@@ -38,12 +38,27 @@ class Journal:
         self._store = store
         self._executor = executor
         self._open: dict[str, Intent] = {}
+        self._left: dict[str, Intent] = {}
 
     async def begin(self, intent: Intent, ops: Sequence[Put | Delete] = ()) -> str:
-        """Write an intent and return its key."""
+        """Write an intent, together with `ops`, and return its key.
+
+        What an earlier failure left of the same objects is tried again first, and from now on this intent's business.
+        """
         key = PREFIX + secrets.token_hex(8)
+        keys = {step.key for step in intent.plan}
+        settled = [old for old, left in self._left.items() if not keys.isdisjoint(step.key for step in left.plan)]
         self._open[key] = intent
-        await self._store.txn((), (Put(key, encode(intent)), *ops))  # type: ignore[arg-type]  # a dataclass is an object
+        try:
+            for old in settled:
+                await self._revert(self._left[old])
+            put = Put(key, encode(intent))  # type: ignore[arg-type]  # a dataclass is an object
+            await self._store.txn((), (put, *ops, *map(Delete, settled)))
+        except BaseException:
+            del self._open[key]
+            raise
+        for old in settled:
+            self._left.pop(old, None)
         return key
 
     async def build(self, intent: Intent) -> tuple[str, tuple[str, ...]]:
@@ -60,27 +75,29 @@ class Journal:
         return key, tuple(step for step, outcome in outcomes.items() if outcome is Outcome.USED)
 
     async def commit(self, key: str, ops: Sequence[Put | Delete], *, durable: bool = False) -> None:
-        """Clear an intent in the transaction that writes its result."""
-        await self._store.txn((), (*ops, Delete(key)), durable=durable)
-        self._open.pop(key, None)
+        """Clear an intent in the transaction that writes its result; if that fails, what it built goes again."""
+        try:
+            await self._store.txn((), (*ops, Delete(key)), durable=durable)
+        except Exception:
+            intent = self._left[key] = self._open.pop(key)
+            await self._revert(intent)
+            raise
+        del self._open[key]
 
     async def take_down(self, intent: Intent, ops: Sequence[Put | Delete] = (), *, durable: bool = False) -> None:
-        """Revert an intent's plan, delete its records and do `ops`.
+        """Do `ops`, revert an intent's plan and delete its records.
 
+        The `ops` come first, with the intent: after a crash in between they are what the rest is brought in line with.
         What could not be reverted stays in the journal and is tried again by `recover`; the caller's object is gone
         all the same, as Docker and CNI expect of a delete.
         """
-        key = await self.begin(intent)
+        key = await self.begin(intent, ops)
         deletes = tuple(Delete(name) for name in intent.drop)
-        try:
-            await self._executor.revert(intent.plan)
-        except ExceptionGroup as group:
-            for error in group.exceptions:
-                log.warning("revert.failed", what=intent.what, error=str(error))
-            await self._store.txn((), (*ops, *deletes), durable=durable)
-            self._open.pop(key, None)
+        if await self._revert(intent):
+            await self.commit(key, deletes, durable=durable)
             return
-        await self.commit(key, (*ops, *deletes), durable=durable)
+        self._left[key] = self._open.pop(key)
+        await self._store.txn((), deletes, durable=durable)
 
     def changing(self) -> frozenset[str]:
         """Return the keys of the steps that are being applied or reverted right now."""
@@ -88,15 +105,24 @@ class Journal:
 
     async def recover(self) -> int:
         """Carry out the intents that an earlier life or a failed revert left, and return how many there were."""
-        records = [record for record in (await self._store.range(PREFIX))[0] if record.key not in self._open]
-        for record in records:
-            intent = decode(Intent, record.value)
+        records, _ = await self._store.range(PREFIX)
+        found = {record.key: decode(Intent, record.value) for record in records if record.key not in self._open}
+        self._left |= found
+        for key, intent in found.items():
+            if key not in self._left:
+                continue  # what began meanwhile took it over
             log.info("journal.recovering", what=intent.what)
-            try:
-                await self._executor.revert(intent.plan)
-            except ExceptionGroup as group:
-                for error in group.exceptions:
-                    log.warning("revert.failed", what=intent.what, error=str(error))
-                continue
-            await self.commit(record.key, [Delete(name) for name in intent.drop])
-        return len(records)
+            if await self._revert(intent):
+                await self._store.txn((), [*map(Delete, intent.drop), Delete(key)])
+                self._left.pop(key, None)
+        return len(found)
+
+    async def _revert(self, intent: Intent) -> bool:
+        """Revert an intent's plan; False, and a word in the log, when not all of it could be."""
+        try:
+            await self._executor.revert(intent.plan)
+        except ExceptionGroup as group:
+            for error in group.exceptions:
+                log.warning("revert.failed", what=intent.what, error=str(error))
+            return False
+        return True

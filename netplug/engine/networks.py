@@ -15,6 +15,7 @@ from netplug.engine.journal import Intent, Journal
 from netplug.engine.records import NETWORKS, FrontEnd, NetworkRecord, NetworkSpec
 from netplug.engine.registry import Registry, put
 from netplug.engine.shared import Shared, driver_of
+from netplug.engine.whole import whole
 from netplug.errors import NetplugError
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,7 @@ class Networks:
         self._endpoints = endpoints
         self._drivers = drivers
 
+    @whole
     async def create(self, spec: NetworkSpec) -> NetworkRecord:
         """Build a network.
 
@@ -90,6 +92,7 @@ class Networks:
             self._registry.remember(record)
         return record
 
+    @whole
     async def delete(self, ref: str, *, by: FrontEnd, orphaned: bool = False) -> None:
         """Take a network down.
 
@@ -123,6 +126,7 @@ class Networks:
             endpoints = f"{count} endpoints" if count > 1 else "an endpoint"
             raise NetplugError("forbidden", f"network {name!r} has {endpoints}", hint="detach first")
 
+    @whole
     async def name(self, ident: str, name: str) -> None:
         """Learn how a runtime calls a network; a name given by ``-o name=`` stays, and so does one that is taken."""
         async with self._registry.lock(ident):

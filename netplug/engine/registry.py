@@ -37,10 +37,12 @@ class Registry:
     async def lock(self, network_id: str) -> AsyncIterator[None]:
         """Hold the lock of a network, which need not exist (yet, or any more)."""
         lock = self._locks[network_id]
-        async with lock:
-            yield
-        if network_id not in self._networks and not lock.locked() and self._locks.get(network_id) is lock:
-            del self._locks[network_id]
+        try:
+            async with lock:
+                yield
+        finally:
+            if network_id not in self._networks and not lock.locked() and self._locks.get(network_id) is lock:
+                del self._locks[network_id]
 
     # Reading
 

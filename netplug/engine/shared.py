@@ -1,4 +1,4 @@
-"""What all networks of a host share: chains, sets, forwarding. Made for the first of them, gone with the last."""
+"""What networks of a host share: chains, sets, forwarding. Made for the first that wants it, gone with the last."""
 
 import asyncio
 from collections import defaultdict
@@ -54,7 +54,16 @@ class Shared:
         return self.host
 
     def wanted(self, nets: Iterable[Network]) -> Plan:
-        """Return the plan that these networks share, on the host as last read."""
+        """Return the plan that these networks share, on the host as last read.
+
+        What only networks wanted that are gone by now stays in it until `trim`.
+        """
+        plan = self._base(nets)
+        if set(self.plan) >= set(plan):
+            return self.plan
+        return self.plan.without(step.key for step in plan) + plan
+
+    def _base(self, nets: Iterable[Network]) -> Plan:
         families: defaultdict[str, set[int]] = defaultdict(set)
         for net in nets:
             families[net.options.mode].update(net.families())
@@ -75,21 +84,18 @@ class Shared:
         async with self._lock:
             wanted = self.wanted(nets)
             if wanted != self.plan:
-                # Both are remembered until the new one stands, so that a crash in between leaves nothing unknown.
-                await self._remember(self.plan + wanted)
-            await self._executor.apply(wanted)
-            if wanted != self.plan:
+                # Remembered first, so that a crash or failure in between leaves nothing unknown.
                 await self._remember(wanted)
+            await self._executor.apply(wanted)
 
     async def trim(self, nets: Iterable[Network]) -> None:
-        """Take down what is shared when there are no networks left."""
+        """Take down what none of these networks wants."""
         async with self._lock:
-            if any(True for _ in nets) or not self.plan:
-                return
-            await self._executor.revert(self.plan)
-            await self._store.txn((), [Delete(BASE)])
-            self.plan = Plan()
+            surplus = self.plan.without(step.key for step in self._base(nets))
+            if surplus:
+                await self._executor.revert(surplus)
+                await self._remember(self.plan.without(step.key for step in surplus))
 
     async def _remember(self, plan: Plan) -> None:
-        await self._store.txn((), [Put(BASE, {"plan": plan.to_json()})])
+        await self._store.txn((), [Put(BASE, {"plan": plan.to_json()}) if plan else Delete(BASE)])
         self.plan = plan

@@ -1,0 +1,113 @@
+"""Word of what others change, and of nothing else, from the real kernel."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import ip_interface
+
+import pytest
+
+from netplug.drivers.plan import Address, Bridge, Chain, Jump, Veth
+from netplug.kernel import netns
+from netplug.kernel.linux import LinuxKernel
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
+
+BRIDGE = Bridge("np-test", "02:00:00:00:00:01", 1500)
+GATEWAY = Address("np-test", ip_interface("10.9.0.1/24"))
+VETH = Veth("nphtest", "npstest", "02:00:00:00:01:01", "02:00:00:00:02:01", 1500, "np-test")
+CHAIN = Chain(4, "filter", "NETPLUG-FORWARD", ("-j RETURN",))
+JUMP = Jump(4, "filter", "FORWARD", "-j NETPLUG-FORWARD")
+DEADLINE_S = 5.0
+QUIET_S = 0.2
+"""Longer than the kernel takes to deliver what has been done before."""
+
+
+@pytest.fixture
+def _namespace() -> Iterator[None]:
+    with netns.fresh():
+        yield
+
+
+@pytest.fixture
+async def kernel(_namespace: None) -> AsyncIterator[LinuxKernel]:
+    async with await LinuxKernel.open("nft") as linux:
+        await linux.ensure((BRIDGE, GATEWAY, VETH, CHAIN, JUMP))
+        await expect_silence(linux)
+        yield linux
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+async def wait_for_word(kernel: LinuxKernel) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        await kernel.changes().wait()
+    kernel.changes().clear()
+
+
+async def expect_silence(kernel: LinuxKernel) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(QUIET_S):
+            await kernel.changes().wait()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ip link del nphtest",
+        "ip link del npstest",
+        "ip link del np-test",
+        "ip address del 10.9.0.1/24 dev np-test",
+        "iptables-nft -F FORWARD",
+        "iptables-nft -I FORWARD -j ACCEPT",
+        "iptables-nft -F NETPLUG-FORWARD",
+    ],
+)
+async def test_what_others_do_to_ours_is_told(kernel: LinuxKernel, command: str) -> None:
+    run(*command.split())
+    await wait_for_word(kernel)
+
+
+async def test_each_change_is_told_anew(kernel: LinuxKernel) -> None:
+    for command in ("iptables-nft -F FORWARD", "ip link del nphtest"):
+        run(*command.split())
+        await wait_for_word(kernel)
+
+
+async def test_what_others_do_to_theirs_is_passed_over(kernel: LinuxKernel) -> None:
+    run("ip", "link", "add", "br7", "type", "bridge")
+    run("ip", "address", "add", "10.7.0.1/24", "dev", "br7")
+    run("ip", "address", "del", "10.7.0.1/24", "dev", "br7")
+    run("ip", "link", "del", "br7")
+    await expect_silence(kernel)
+
+
+async def test_what_we_do_is_passed_over(kernel: LinuxKernel) -> None:
+    await kernel.remove((JUMP, CHAIN, VETH))
+    await kernel.settle()
+    await expect_silence(kernel)
+    await kernel.ensure((CHAIN, JUMP, VETH))
+    await expect_silence(kernel)
+    await kernel.remove((VETH, BRIDGE))
+    await kernel.settle()
+    await expect_silence(kernel)
+
+
+async def test_link_made_anew_is_watched_again(kernel: LinuxKernel) -> None:
+    await kernel.remove((VETH,))
+    await kernel.settle()
+    await kernel.ensure((VETH,))
+    await expect_silence(kernel)
+    run("ip", "link", "del", VETH.name)
+    await wait_for_word(kernel)
+
+
+async def test_closed_kernel_hears_nothing(kernel: LinuxKernel) -> None:
+    event = kernel.changes()
+    await kernel.close()
+    run("ip", "link", "del", "nphtest")
+    await expect_silence(kernel)
+    assert not event.is_set()

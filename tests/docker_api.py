@@ -1,0 +1,95 @@
+"""A tiny Engine API over a unix socket: networks, containers, and the stream of events. For tests."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+
+class DockerApi:
+    """`start` and `stop` as often as wanted; what is in `networks` and `containers` is what it knows."""
+
+    def __init__(self, path: Path) -> None:
+        self.url = f"unix://{path}"
+        self.networks: dict[str, str] = {}
+        self.containers: dict[str, dict[str, Any]] = {}
+        self.listening = asyncio.Event()
+        self.listed = asyncio.Event()
+        self.filters: Any = None
+        self.gone_after_list: set[str] = set()
+        self.inspected: list[str] = []
+        self.fails = False
+        self._path = path
+        self._streams: list[asyncio.Queue[dict[str, Any] | None]] = []
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_get("/version", self._version)
+        app.router.add_get("/v1.47/networks", self._networks)
+        app.router.add_get("/v1.47/containers/json", self._list)
+        app.router.add_get("/v1.47/containers/{ident}/json", self._inspect)
+        app.router.add_get("/v1.47/events", self._events)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(self._path)).start()
+
+    async def stop(self) -> None:
+        self.listening.clear()
+        self.listed.clear()
+        for stream in self._streams:
+            stream.put_nowait(None)
+        if self._runner:
+            await self._runner.cleanup()
+        self._runner = None
+        self._path.unlink(missing_ok=True)
+
+    def run_container(self, ident: str, name: str, **endpoints: tuple[str, str]) -> None:
+        """Have a running container; `endpoints`: (network id, endpoint id) by network."""
+        networks = {key: {"NetworkID": net, "EndpointID": end} for key, (net, end) in endpoints.items()}
+        self.containers[ident] = {"Id": ident, "Name": f"/{name}", "NetworkSettings": {"Networks": networks}}
+
+    def tell(self, kind: str, action: str, ident: str, **attributes: str) -> None:
+        event = {"Type": kind, "Action": action, "Actor": {"ID": ident, "Attributes": attributes}, "time": 1}
+        for stream in self._streams:
+            stream.put_nowait(event)
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return web.json_response({"ApiVersion": "1.47"})
+
+    async def _networks(self, _: web.Request) -> web.Response:
+        if self.fails:
+            return web.json_response({"message": "out of order"}, status=500)
+        return web.json_response([{"Id": ident, "Name": name} for ident, name in self.networks.items()])
+
+    async def _list(self, _: web.Request) -> web.Response:
+        if self.fails:
+            return web.json_response({"message": "out of order"}, status=500)
+        self.listed.set()
+        return web.json_response([{**c, "Names": [c["Name"]]} for c in self.containers.values()])
+
+    async def _inspect(self, request: web.Request) -> web.Response:
+        ident = request.match_info["ident"]
+        self.inspected.append(ident)
+        if ident not in self.containers:
+            return web.json_response({"message": "no such container"}, status=404)
+        answer = web.json_response(self.containers[ident])
+        if ident in self.gone_after_list:
+            del self.containers[ident]
+        return answer
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        self.filters = json.loads(request.query["filters"])
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._streams.append(queue)
+        self.listening.set()
+        try:
+            while (event := await queue.get()) is not None:
+                await response.write(json.dumps(event).encode() + b"\n")
+        finally:
+            self._streams.remove(queue)
+        return response

@@ -1,0 +1,206 @@
+"""The process dies between any two changes of kernel and store; the next life finds one story, and can end it."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+
+import pytest
+from engine_host import END, NET, NEXT, OTHER, SANDBOX, Act, Died, Fuse, Host, set_up, tcp, udp
+
+from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
+from netplug.ipam.lease import Owner, OwnerKind
+from netplug.kernel.fake import FakeKernel
+
+pytestmark = pytest.mark.usefixtures("quiet")
+PORTS = (tcp(8080), udp(53))
+
+
+async def network(host: Host) -> object:
+    return await host.docker_network()
+
+
+async def endpoint(host: Host) -> object:
+    return await host.docker_endpoint(ports=PORTS)
+
+
+async def join(host: Host) -> object:
+    return await host.join()
+
+
+async def publish(host: Host) -> object:
+    return await host.publish()
+
+
+async def publish_others(host: Host) -> object:
+    return await host.publish(END, tcp(9090))
+
+
+async def unpublish(host: Host) -> object:
+    return await host.engine.endpoints.unpublish(NET, END)
+
+
+async def leave(host: Host) -> object:
+    return await host.engine.endpoints.leave(NET, END)
+
+
+async def delete(host: Host) -> object:
+    return await host.engine.endpoints.delete(NET, END)
+
+
+async def delete_network(host: Host) -> object:
+    return await host.engine.networks.delete(NET, by=FrontEnd.DOCKER)
+
+
+async def supersede(host: Host) -> object:
+    return await host.docker_endpoint(NEXT)
+
+
+async def pool_of_docker(host: Host) -> object:
+    """Do what Docker does first when we are its IPAM driver."""
+    pool = await host.engine.allocator.request_pool("local", network=ip_network("10.208.0.0/24"))
+    return await host.engine.allocator.request_address(
+        pool.id, address=ip_address("10.208.0.1"), owner=Owner(OwnerKind.GATEWAY)
+    )
+
+
+async def network_of_our_pool(host: Host) -> object:
+    subnet = SubnetSpec(ip_network("10.208.0.0/24"), ip_address("10.208.0.1"))
+    return await host.engine.networks.create(NetworkSpec(NET, subnets=(subnet,), front_end=FrontEnd.DOCKER))
+
+
+async def address_of_docker(host: Host) -> object:
+    return await host.engine.allocator.request_address(
+        "local/10.208.0.0/24", address=ip_address("10.208.0.9"), owner=Owner(OwnerKind.PENDING)
+    )
+
+
+async def endpoint_of_our_pool(host: Host) -> object:
+    return await host.docker_endpoint(END, "10.208.0.9/24")
+
+
+async def cli_network(host: Host) -> object:
+    return await host.cli_network()
+
+
+async def dual_stack(host: Host) -> object:
+    v4, v6 = SubnetSpec(aux=(("printer", ip_address("10.2.0.9")),), pool=ip_network("10.2.0.0/24")), SubnetSpec(v6=True)
+    return await host.engine.networks.create(NetworkSpec(OTHER, "red", {}, (v4, v6)))
+
+
+async def delete_dual_stack(host: Host) -> object:
+    return await host.engine.networks.delete(OTHER, by=FrontEnd.CLI)
+
+
+async def attach(host: Host) -> object:
+    return await host.attach("ns1", ports=PORTS)
+
+
+async def attach_dual_stack(host: Host) -> object:
+    return await host.attach("ns1", network=OTHER, ports=PORTS)
+
+
+async def detach(host: Host) -> object:
+    return await host.engine.endpoints.detach(NET, "ns1", "eth0")
+
+
+async def attach_anew(host: Host) -> object:
+    """Attach a namespace that died and whose name came again."""
+    host.kernel.vanish("/run/netns/ns1")
+    host.kernel._world.gone.clear()
+    return await attach(host)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`given` was done, then `act` dies. `between`: it may be found half done, in a way that a user understands."""
+
+    given: tuple[Act, ...]
+    act: Act
+    between: bool = False
+
+
+CASES = {
+    "network of Docker's": Case((), network),
+    "network of Docker's in our pool": Case((pool_of_docker,), network_of_our_pool),
+    "network of the CLI": Case((), cli_network),
+    "dual stack beside IPv4": Case((cli_network,), dual_stack),
+    "endpoint": Case((network,), endpoint),
+    "endpoint in our pool": Case((pool_of_docker, network_of_our_pool, address_of_docker), endpoint_of_our_pool),
+    "endpoint in another's place": Case((network, endpoint, join, publish), supersede, between=True),
+    "join": Case((network, endpoint), join),
+    "publish": Case((network, endpoint, join), publish),
+    "publish others": Case((network, endpoint, join, publish), publish_others, between=True),
+    "unpublish": Case((network, endpoint, join, publish), unpublish),
+    "leave": Case((network, endpoint, join, publish), leave),
+    "join again": Case((network, endpoint, join, publish, leave), join),
+    "delete joined endpoint": Case((network, endpoint, join, publish), delete),
+    "delete endpoint that left": Case((network, endpoint, join, leave), delete),
+    "delete endpoint in our pool": Case(
+        (pool_of_docker, network_of_our_pool, address_of_docker, endpoint_of_our_pool, join), delete
+    ),
+    "delete network": Case((network,), delete_network),
+    "delete network in our pool": Case((pool_of_docker, network_of_our_pool), delete_network),
+    "delete network with an endpoint": Case((network, endpoint, join, publish), delete_network, between=True),
+    "delete dual stack beside IPv4": Case((cli_network, dual_stack), delete_dual_stack),
+    "attach": Case((cli_network,), attach),
+    "attach to dual stack": Case((dual_stack,), attach_dual_stack),
+    "attach in place of the dead": Case((cli_network, attach), attach_anew, between=True),
+    "detach": Case((cli_network, attach), detach),
+}
+
+
+@pytest.mark.parametrize("inhabited", [False, True], ids=["dead", "alive"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+async def test_death_in_the_middle_leaves_nothing_half(case: Case, *, inhabited: bool) -> None:
+    kernel = FakeKernel()
+    if inhabited:
+        kernel.inhabitants.add(SANDBOX)
+    empty = await Host.boot()
+    given = await set_up(kernel, case.given)
+    before = given.shape()
+    after = (await _live_on(given, case)).shape()
+    changes = 0
+    while not await _die(given, case, changes, empty.dump(), {before, after}):
+        changes += 1
+    assert changes >= 1
+    await given.close()
+    await empty.close()
+
+
+async def _live_on(given: Host, case: Case) -> Host:
+    host = await given.clone()
+    await case.act(host)
+    await host.check()
+    await host.reboot()
+    await host.check()
+    await host.close()
+    return host
+
+
+async def _die(given: Host, case: Case, changes: int, empty: list[str], allowed: set[object]) -> bool:
+    """Let the process die after so many changes; True when it came to the end of what it did."""
+    host = await given.clone()
+    fuse = Fuse(changes)
+    host.live(fuse)
+    await _load(host)
+    ended = False
+    with suppress(Died):
+        await case.act(host)
+        ended = True
+    await host.reboot()
+    await host.check()
+    if not case.between:
+        assert host.shape() in allowed, f"after {changes} changes"
+    await host.delete_all()
+    await host.check()
+    assert host.dump() == empty
+    assert (await host.store.range(""))[0] == []
+    await host.close()
+    return ended
+
+
+async def _load(host: Host) -> None:
+    """Begin as a daemon does that has nothing to mend."""
+    await host.engine.registry.load()
+    await host.engine.allocator.load()
+    await host.engine.shared.load()

@@ -1,0 +1,354 @@
+"""Use cases of endpoints on a fake kernel."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from ipaddress import ip_address, ip_interface
+from itertools import permutations
+
+import pytest
+import pytest_asyncio
+from engine_host import END, NET, NEXT, OTHER, SANDBOX, Host, external, tcp, udp
+
+from netplug.drivers.errors import DriverError
+from netplug.drivers.plan import HostPort, Proto, Veth
+from netplug.engine.records import EndpointSpec, FrontEnd, NetworkSpec
+from netplug.errors import NetplugError
+from netplug.ipam.errors import IpamError
+
+REFUSED = (NetplugError, DriverError, IpamError)
+pytestmark = pytest.mark.usefixtures("quiet")
+PORTS = (tcp(8080), udp(53))
+
+
+@pytest_asyncio.fixture
+async def host() -> AsyncIterator[Host]:
+    host = await Host.boot()
+    await host.docker_network()
+    yield host
+    await host.check()
+    await host.close()
+
+
+def published(host: Host, ident: str = END) -> list[str]:
+    return sorted(map(str, host.endpoint(ident).published))
+
+
+# Life
+
+
+async def test_life_in_docker_order_ends_where_it_began(host: Host) -> None:
+    before = await host.state()
+    await host.docker_endpoint(ports=PORTS)
+    await host.join()
+    await host.publish()
+    assert published(host) == ["0.0.0.0:53->53/udp", "0.0.0.0:8080->80/tcp"]
+    await host.check()
+    await host.engine.endpoints.unpublish(NET, END)
+    await host.engine.endpoints.leave(NET, END)
+    assert host.endpoint().sandbox == ""
+    await host.check()
+    assert await host.engine.endpoints.delete(NET, END)
+    assert await host.state() == before
+
+
+@pytest.mark.parametrize("order", list(permutations(["join", "publish", "unpublish", "leave"])), ids="-".join)
+async def test_calls_may_come_in_any_order_and_twice(host: Host, order: tuple[str, ...]) -> None:
+    before = await host.state()
+    await host.docker_endpoint(ports=PORTS)
+    endpoints = host.engine.endpoints
+    for name in order:
+        for _ in range(2):
+            if name == "join":
+                await host.join()
+                assert host.endpoint().linked
+            elif name == "publish" and host.endpoint().linked:
+                await host.publish()
+                assert published(host)
+            elif name == "unpublish":
+                await endpoints.unpublish(NET, END)
+                assert not published(host)
+            elif name == "leave":
+                await endpoints.leave(NET, END)
+                assert not host.endpoint().linked
+            await host.check()
+    assert await endpoints.delete(NET, END)
+    assert not await endpoints.delete(NET, END)
+    assert await host.state() == before
+
+
+async def test_ends_of_what_is_not_there_are_success(host: Host) -> None:
+    before = await host.state()
+    await host.engine.endpoints.leave(NET, END)
+    await host.engine.endpoints.unpublish(NET, END)
+    assert not await host.engine.endpoints.delete(NET, END)
+    await host.engine.endpoints.describe(NET, END, container="c1", name="web")
+    assert await host.state() == before
+
+
+async def test_join_again_after_leave_builds_the_same_links(host: Host) -> None:
+    await host.docker_endpoint(ports=PORTS)
+    await host.join()
+    await host.publish()
+    before = host.dump()
+    await host.engine.endpoints.leave(NET, END)
+    await host.join(sandbox="/run/docker/netns/2")
+    await host.publish()
+    assert host.dump() == before
+    assert host.endpoint().sandbox == "/run/docker/netns/2"
+
+
+async def test_endpoint_is_in_one_sandbox(host: Host) -> None:
+    await host.docker_endpoint()
+    await host.join()
+    before = await host.state()
+    with pytest.raises(NetplugError, match=f"already in sandbox {SANDBOX}"):
+        await host.join(sandbox="/run/docker/netns/2")
+    with pytest.raises(NetplugError, match="exists already"):
+        await host.docker_endpoint()
+    assert await host.state() == before
+
+
+async def test_what_is_not_there_is_named(host: Host) -> None:
+    for work in (host.join(), host.publish(), host.docker_endpoint(network=OTHER)):
+        with pytest.raises(NetplugError) as caught:
+            await work
+        assert caught.value.kind == "not_found"
+
+
+async def test_addresses_are_as_asked_or_chosen(host: Host) -> None:
+    assert (await host.docker_endpoint(END, "10.1.0.77/24")).endpoint.addresses == (ip_interface("10.1.0.77/24"),)
+    with pytest.raises(REFUSED, match=r"10\.2\.0\.2 is in no subnet"):
+        await host.docker_endpoint(NEXT, "10.2.0.2/24")
+    with pytest.raises(REFUSED, match=r"10\.1\.0\.1"):
+        await host.docker_endpoint(NEXT, "10.1.0.1/24")  # the gateway
+    chosen = await host.engine.endpoints.create(EndpointSpec(NEXT, NET))
+    assert str(chosen.endpoint.addresses[0]) == "10.1.0.128/24"  # far from where Docker picks
+
+
+async def test_name_of_the_container_is_learned_and_kept(host: Host) -> None:
+    await host.docker_endpoint()
+    await host.engine.endpoints.describe(NET, END, container="c1", name="web")
+    await host.reboot()
+    assert (host.endpoint().container, host.endpoint().name) == ("c1", "web")
+
+
+async def test_endpoint_in_the_place_of_a_dead_one(host: Host) -> None:
+    await host.docker_endpoint(ports=PORTS)
+    await host.join()
+    await host.publish()
+    await host.docker_endpoint(NEXT, ports=PORTS)
+    assert [record.endpoint.id for record in host.endpoints()] == [NEXT]
+    await host.publish(NEXT)
+
+
+@pytest.mark.parametrize("failing", ["link/nph" + END[:12]])
+async def test_failure_of_the_link_changes_nothing(host: Host, failing: str) -> None:
+    before = await host.state()
+    host.kernel.fail_at(failing)
+    with pytest.raises(NetplugError, match="a test wants it"):
+        await host.docker_endpoint()
+    assert await host.state() == before
+
+
+# Ports
+
+
+async def test_failure_of_any_step_of_publishing_changes_nothing(host: Host) -> None:
+    await host.docker_endpoint(ports=(*PORTS, tcp(9090, 90)))
+    await host.join()
+    before = await host.state()
+    keys = [step.key for step in (await host.publish()).exposed]
+    await host.engine.endpoints.unpublish(NET, END)
+    assert await host.state() == before
+    for key in keys:
+        host.kernel.fail_at(key)
+        with pytest.raises(NetplugError, match="a test wants it"):
+            await host.publish()
+        host.kernel.heal()
+        assert await host.state() == before, key
+
+
+async def test_ephemeral_and_range_ports_become_definite(host: Host) -> None:
+    host.kernel.foreign.ports.add((Proto.TCP, ip_address("0.0.0.0"), 7000))
+    await host.docker_endpoint(ports=(tcp(0), tcp(7000, 81, end=7002), udp(0)))
+    record = await host.publish()
+    assert {p.port: p.host_port for p in record.published} == {80: 32768, 81: 7001, 53: 32768}
+    assert all(p.host_port == p.host_port_end for p in record.published)
+
+
+async def test_one_port_is_taken_in_both_families_or_none(host: Host) -> None:
+    await host.cli_network("10.3.0.0/24", "fd00:3::/64", ident=OTHER, name="red")
+    host.kernel.foreign.ports.add((Proto.TCP, ip_address("::"), 7000))
+    both = await host.attach("ns1", network="red", ports=(tcp(7000, end=7001),))
+    assert [p.host_port for p in both.published] == [7001]
+    before = await host.state()
+    with pytest.raises(NetplugError, match="7000"):
+        await host.attach("ns2", network="red", ports=(tcp(7000),))
+    assert await host.state() == before
+
+
+async def test_other_ports_take_the_place_of_those_published(host: Host) -> None:
+    await host.docker_endpoint(ports=PORTS)
+    await host.publish()
+    await host.publish(END, tcp(9090))
+    assert published(host) == ["0.0.0.0:9090->80/tcp"]
+    await host.check()
+
+
+async def test_default_host_address_is_the_networks(host: Host) -> None:
+    host.kernel.foreign.addresses.add(("eth0", ip_interface("192.0.2.7/24")))
+    await host.docker_network(OTHER, "10.7.0.0/24", host_binding_ipv4="192.0.2.7")
+    await host.docker_endpoint(END, "10.7.0.2/24", network=OTHER, ports=(tcp(8080), tcp(8081, 81, "127.0.0.1")))
+    record = await host.engine.endpoints.publish(OTHER, END)
+    assert sorted(map(str, record.published)) == ["127.0.0.1:8081->81/tcp", "192.0.2.7:8080->80/tcp"]
+
+
+async def test_internal_network_publishes_nothing(host: Host) -> None:
+    subnets = (external("10.7.0.0/24"),)
+    await host.engine.networks.create(NetworkSpec(OTHER, "red", {}, subnets, internal=True))
+    await host.docker_endpoint(END, "10.7.0.2/24", network=OTHER, ports=PORTS)
+    before = await host.state()
+    assert (await host.engine.endpoints.publish(OTHER, END)).published == ()
+    assert await host.state() == before
+
+
+async def test_port_of_another_process_is_refused(host: Host) -> None:
+    host.kernel.foreign.ports.add((Proto.UDP, ip_address("0.0.0.0"), 53))
+    await host.docker_endpoint(ports=PORTS)
+    before = await host.state()
+    with pytest.raises(NetplugError, match="53") as caught:
+        await host.publish()
+    assert caught.value.kind == "unavailable"
+    assert await host.state() == before
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_port_of_a_dead_endpoint_is_freed_and_of_a_living_one_not(host: Host, *, alive: bool) -> None:
+    await host.docker_endpoint(ports=PORTS)
+    await host.join()
+    await host.publish()
+    await host.docker_endpoint(NEXT, "10.1.0.3/24", ports=(tcp(8080),))
+    if alive:
+        host.kernel.inhabitants.add(SANDBOX)
+        with pytest.raises(NetplugError, match="8080"):
+            await host.publish(NEXT)
+        assert published(host)
+    else:
+        await host.publish(NEXT)
+        assert [record.endpoint.id for record in host.endpoints()] == [NEXT]
+
+
+async def test_port_of_an_attachment_is_never_freed_for_docker(host: Host) -> None:
+    await host.cli_network(ident=OTHER, name="red")
+    await host.attach("ns1", network="red", ports=(tcp(8080),))
+    await host.docker_endpoint(ports=(tcp(8080),))
+    with pytest.raises(NetplugError, match="8080"):
+        await host.publish()
+    assert len(host.endpoints()) == 2
+
+
+# Sandboxes without a runtime
+
+
+async def test_attached_and_detached_again(host: Host) -> None:
+    before = await host.state()
+    built = await host.attach("ns1", ports=PORTS, name="web", ifname="lan0", addresses=(ip_address("10.1.0.9"),))
+    assert (built.front_end, built.sandbox, built.ifname) == (FrontEnd.CLI, "/run/netns/ns1", "lan0")
+    assert next(step for step in built.plan if isinstance(step, Veth)).netns == "/run/netns/ns1"
+    assert str(built.endpoint.addresses[0]) == "10.1.0.9/24"
+    assert len(built.published) == 2
+    await host.check()
+    with pytest.raises(NetplugError, match="eth0 of ns1 is not attached"):
+        await host.engine.endpoints.detach(NET, "ns1", "eth0")
+    await host.engine.endpoints.detach(NET, "/run/netns/ns1", "lan0")
+    assert await host.state() == before
+
+
+async def test_failure_of_any_step_of_attaching_changes_nothing(host: Host) -> None:
+    before = await host.state()
+    built = await host.attach("ns1", ports=PORTS, addresses=(ip_address("10.1.0.9"),))
+    await host.engine.endpoints.detach(NET, "ns1", "eth0")
+    for step in (*built.plan, *built.exposed):
+        host.kernel.fail_at(step.key)
+        with pytest.raises(NetplugError, match="a test wants it"):
+            await host.attach("ns1", ports=PORTS, addresses=(ip_address("10.1.0.9"),))
+        host.kernel.heal()
+        assert await host.state() == before, step.key
+
+
+async def test_interface_is_attached_once(host: Host) -> None:
+    await host.cli_network(ident=OTHER, name="red")
+    await host.attach("ns1")
+    before = await host.state()
+    for network in (NET, OTHER):
+        with pytest.raises(NetplugError, match=r"attached to network .* already"):
+            await host.attach("ns1", network=network)
+    assert await host.state() == before
+    await host.attach("ns1", network=OTHER, ifname="eth1")
+    host.kernel.vanish("/run/netns/ns9")
+    with pytest.raises(NetplugError, match="no network namespace 'ns9'"):
+        await host.attach("ns9")
+
+
+async def test_vanished_namespace_is_replaced(host: Host) -> None:
+    await host.attach("ns1", ports=PORTS)
+    host.kernel.vanish("/run/netns/ns1")
+    host.kernel._world.gone.clear()
+    await host.attach("ns1", ports=PORTS)
+    assert len(host.endpoints()) == 1
+
+
+async def test_namespace_that_is_gone_can_be_detached(host: Host) -> None:
+    before = await host.state()
+    await host.attach("ns1", ports=PORTS)
+    host.kernel.vanish("/run/netns/ns1")
+    await host.engine.endpoints.detach(NET, "ns1", "eth0")
+    assert await host.state() == before
+
+
+async def test_what_a_failed_detach_left_does_not_fall_on_the_next_attachment(host: Host) -> None:
+    await host.attach("ns1")
+    remove, host.kernel.remove = host.kernel.remove, _refuse  # type: ignore[method-assign]
+    await host.engine.endpoints.detach(NET, "ns1", "eth0")
+    host.kernel.remove = remove  # type: ignore[method-assign]
+    assert (await host.store.range("journal/"))[0]
+    await host.attach("ns1")
+    await host.reconciler.repair()
+    await host.check()
+    await host.reboot()
+    assert len(host.endpoints()) == 1
+
+
+async def _refuse(steps: object) -> None:
+    raise ExceptionGroup("a test wants it", [NetplugError("internal", "no")])
+
+
+# At once
+
+
+async def test_one_namespace_is_plugged_into_one_of_two_networks(host: Host) -> None:
+    await host.cli_network(ident=OTHER, name="red")
+    made = await asyncio.gather(
+        *(host.attach("ns1", network=network) for network in (NET, OTHER, NET, OTHER)), return_exceptions=True
+    )
+    assert sum(not isinstance(one, BaseException) for one in made) == 1
+    assert len(host.endpoints()) == 1
+
+
+async def test_parallel_lives_keep_order(host: Host) -> None:
+    before = await host.state()
+
+    async def live(number: int) -> None:
+        ident = f"{number:02x}" * 32
+        for _ in range(3):
+            await host.docker_endpoint(ident, f"10.1.0.{number + 10}/24", ports=(tcp(8000 + number), tcp(0, 81)))
+            await host.join(ident, f"/s/{number}")
+            await host.publish(ident)
+            await host.attach(f"ns{number}", ports=(tcp(0),))
+            await host.engine.endpoints.leave(NET, ident)
+            await host.engine.endpoints.detach(NET, f"ns{number}", "eth0")
+            await host.engine.endpoints.delete(NET, ident)
+
+    await asyncio.gather(*map(live, range(8)))
+    assert await host.state() == before
+    assert not [step for step in host.kernel._world.state.values() if isinstance(step, HostPort)]

@@ -1,0 +1,127 @@
+"""Names of Docker's networks and containers, from an Engine API that comes and goes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from docker_api import DockerApi
+from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, Host, until
+
+from netplug import naming
+from netplug.naming import DockerNames
+
+
+@pytest_asyncio.fixture
+async def host() -> AsyncIterator[Host]:
+    host = await Host.boot()
+    await host.docker_network()
+    await host.docker_endpoint()
+    yield host
+    await host.close()
+
+
+@pytest_asyncio.fixture
+async def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DockerApi]:
+    monkeypatch.setattr(naming, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(naming, "RETRY_LAST_S", 0.02)
+    api = DockerApi(tmp_path / "docker.sock")
+    yield api
+    await api.stop()
+
+
+@pytest_asyncio.fixture
+async def names(host: Host, docker: DockerApi) -> AsyncIterator[DockerNames]:
+    names = DockerNames(host.engine, docker.url)
+    task = asyncio.ensure_future(names.run())
+    yield names
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def called(host: Host) -> tuple[str, str, str]:
+    return host.networks()[0].network.name, host.endpoint().name, host.endpoint().container
+
+
+async def heard(docker: DockerApi) -> None:
+    """Wait until events are followed and what there was before has been read."""
+    async with asyncio.timeout(DEADLINE_S):
+        await docker.listening.wait()
+        if not docker.fails:
+            await docker.listed.wait()
+
+
+async def test_names_are_learned_at_the_start(host: Host, docker: DockerApi, names: DockerNames) -> None:
+    docker.networks = {NET: "blue", OTHER: "nobody's"}
+    docker.run_container("c1", "web", blue=(NET, END), other=(OTHER, NEXT), none=(OTHER, ""))
+    await docker.start()
+    await until(lambda: called(host) == ("blue", "web", "c1"))
+
+
+async def test_names_are_learned_from_events(host: Host, docker: DockerApi, names: DockerNames) -> None:
+    await docker.start()
+    await heard(docker)
+    docker.tell("network", "create", NET, name="blue")
+    docker.run_container("c1", "web", blue=(NET, END))
+    docker.tell("network", "connect", NET, container="c1")
+    await until(lambda: called(host) == ("blue", "web", "c1"))
+    docker.run_container("c1", "shop", blue=(NET, END))
+    docker.tell("container", "rename", "c1")
+    await until(lambda: host.endpoint().name == "shop")
+    docker.run_container("c1", "store", blue=(NET, END))
+    docker.tell("container", "start", "c1")
+    await until(lambda: host.endpoint().name == "store")
+    assert docker.filters == {"type": ["network", "container"], "event": ["create", "connect", "rename", "start"]}
+
+
+async def test_dockerd_that_restarts_is_found_again(host: Host, docker: DockerApi, names: DockerNames) -> None:
+    for name in ("blue", "red"):
+        docker.run_container("c1", name, blue=(NET, END))
+        await docker.start()
+        await until(lambda name=name: host.endpoint().name == name)  # type: ignore[misc]
+        await docker.stop()
+
+
+async def test_dockerd_that_is_out_of_order_is_asked_again(host: Host, docker: DockerApi, names: DockerNames) -> None:
+    docker.fails = True
+    docker.run_container("c1", "web", blue=(NET, END))
+    await docker.start()
+    await heard(docker)
+    assert await names.live_endpoints() is None
+    assert await names.knows(NET) is None
+    docker.fails = False
+    await until(lambda: host.endpoint().name == "web")
+
+
+async def test_vanished_container_is_passed_over(host: Host, docker: DockerApi, names: DockerNames) -> None:
+    await docker.start()
+    await heard(docker)
+    docker.run_container("c0", "short", blue=(NET, END))
+    docker.gone_after_list.add("c0")
+    docker.run_container("c1", "web", blue=(NET, END))
+    for ident in ("gone", "c0", "c1"):
+        docker.tell("container", "start", ident)
+    await until(lambda: host.endpoint().name == "web")
+    assert docker.inspected == ["gone", "c0", "c1"]  # once each, and by the first connection
+
+
+async def test_network_that_goes_meanwhile_is_no_error(host: Host, docker: DockerApi, names: DockerNames) -> None:
+    await docker.start()
+    await heard(docker)
+    docker.run_container("c1", "web", blue=(OTHER, NEXT), red=(NET, END))
+    docker.tell("network", "create", OTHER, name="gone")
+    docker.tell("container", "start", "c1")
+    await until(lambda: host.endpoint().name == "web")
+
+
+async def test_live_endpoints_are_those_of_running_containers(host: Host, docker: DockerApi) -> None:
+    names = DockerNames(host.engine, docker.url)
+    assert await names.live_endpoints() is None
+    await docker.start()
+    assert await names.live_endpoints() == frozenset()
+    docker.networks = {NET: "blue"}
+    docker.run_container("c1", "web", blue=(NET, END), none=(OTHER, ""))
+    assert await names.live_endpoints() == {END}
+    assert (await names.knows(NET), await names.knows(OTHER)) == (True, False)

@@ -1,0 +1,331 @@
+"""Kernel and records are brought in line again: at the start, when others interfered, when dockerd restarted."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from engine_host import END, NET, NEXT, SANDBOX, Host, tcp, udp, until
+
+from netplug import reconcile
+from netplug.drivers.plan import Bridge, Chain, Flows, HostPort, IpSet, Jump, Member, Proto, Rule
+from netplug.ipam.lease import Owner, OwnerKind
+from netplug.store.sqlite import SqliteStore
+
+pytestmark = pytest.mark.usefixtures("quiet")
+PORTS = (tcp(8080), udp(53))
+
+
+@pytest_asyncio.fixture
+async def host() -> AsyncIterator[Host]:
+    """A network with a joined and published endpoint of Docker's and an attached namespace."""
+    host = await Host.boot()
+    await host.docker_network()
+    await host.docker_endpoint(ports=PORTS)
+    host.kernel.inhabitants.add(SANDBOX)
+    await host.join()
+    await host.publish()
+    await host.attach("ns1", ports=(tcp(9090),))
+    yield host
+    await host.close()
+
+
+@asynccontextmanager
+async def running(host: Host) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(host.reconciler.run())
+    try:
+        yield
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def ids(host: Host) -> set[str]:
+    return {record.endpoint.id for record in host.endpoints() if record.front_end.value == "docker"}
+
+
+# What got lost or changed
+
+
+async def test_each_lost_object_is_told_of_and_comes_back(host: Host) -> None:
+    before = host.dump()
+    plans = [host.engine.shared.plan, host.networks()[0].plan]
+    plans += [record.exposed for record in host.endpoints()]
+    plans += [record.plan for record in host.endpoints() if record.front_end.value == "cli"]
+    healed = 0
+    for step in (step for plan in plans for step in plan):
+        if step.key not in host.kernel._world.state or isinstance(step, Bridge | Flows):
+            continue
+        host.kernel.lose(step.key)
+        differences = await host.reconciler.diff()
+        assert step.key in {difference.object for difference in differences}
+        mended = await host.reconciler.repair()
+        assert step.key in {difference.object for difference in mended}
+        assert host.dump() == before, step.key
+        await host.check()
+        healed += 1
+    assert healed > 25
+
+
+async def test_nothing_to_mend_is_nothing_done(host: Host) -> None:
+    host.kernel.calls.clear()
+    assert await host.reconciler.diff() == []
+    assert await host.reconciler.repair() == []
+    assert host.kernel.calls == []
+
+
+async def test_owner_of_a_difference_is_named(host: Host) -> None:
+    await host.engine.endpoints.describe(NET, END, container="c1", name="web")
+    host.kernel.lose(host.networks()[0].plan.steps[1].key)
+    host.kernel.lose(f"hostport/tcp/0.0.0.0/{8080}")
+    host.kernel.lose("chain/4/nat/NETPLUG-SNAT")
+    owners = {difference.owner for difference in await host.reconciler.diff()}
+    assert owners == {f"network {NET[:12]}", f"endpoint {END[:12]} (web)", "host"}
+
+
+async def test_tampered_chain_is_put_right(host: Host) -> None:
+    before = host.dump()
+    chain = next(step for step in host.engine.shared.plan if isinstance(step, Chain) and step.rules)
+    host.kernel.set_chain(chain.family, chain.table, chain.name, ["-j ACCEPT", *chain.rules])
+    assert [d.what for d in await host.reconciler.diff()] == ["its rules differ"]
+    await host.reconciler.repair()
+    assert host.dump() == before
+
+
+async def test_one_that_cannot_be_mended_keeps_no_other_from_it(host: Host) -> None:
+    stubborn, other = "rule/4/nat/NETPLUG-DNAT", "member/netplug-net4"
+    lost = [key for key in host.kernel._world.state if key.startswith((stubborn, other))]
+    for key in lost:
+        host.kernel.lose(key)
+    host.kernel.fail_at(next(key for key in lost if key.startswith(other)))
+    await host.reconciler.repair()
+    assert {d.object[: len(other)] for d in await host.reconciler.diff()} == {other}
+    host.kernel.heal()
+    await host.reconciler.repair()
+    await host.check()
+
+
+# What nobody knows
+
+
+async def test_unknown_marked_objects_go_and_foreign_ones_stay(host: Host) -> None:
+    before = host.dump()
+    host.kernel.set_chain(4, "filter", "DOCKER-USER", ["-j RETURN"])
+    foreign = host.dump()
+    host.kernel.foreign.links["br0"] = "bridge"
+    stray = (
+        IpSet("netplug-old4", "hash:net", 4),
+        Member("netplug-old4", ip_network("10.9.0.0/24")),
+        Member("netplug-net4", ip_network("10.9.0.0/24"), "np-old"),
+        Chain(4, "filter", "NETPLUG-OLD", ("-j RETURN",)),
+        Rule(4, "nat", "NETPLUG-DNAT", "-p tcp -m tcp --dport 1 -j DNAT --to-destination 10.9.0.2:80"),
+        Bridge("np-old", "02:00:00:00:00:01", 1500),
+    )
+    await host.kernel.ensure(stray)
+    told = {d.object for d in await host.reconciler.diff() if d.what == "no record knows it"}
+    assert told == {step.key for step in stray}
+    await host.reconciler.repair()
+    await host.check()
+    assert host.dump() == foreign != before
+    assert host.kernel.foreign.links["br0"] == "bridge"
+
+
+async def test_rules_of_closed_chains_are_not_unknown(host: Host) -> None:
+    chain = next(step for step in host.engine.shared.plan if isinstance(step, Chain) and step.rules)
+    host.kernel.set_chain(chain.family, chain.table, chain.name, [*chain.rules, "-j DROP"])
+    assert [d.object for d in await host.reconciler.diff()] == [chain.key]
+
+
+async def test_wiped_state_directory_leaves_nothing(host: Host) -> None:
+    clean = await Host.boot()
+    host.kernel.set_chain(4, "filter", "DOCKER-USER", ["-j RETURN"])
+    await host.kernel.close()
+    await host.store.close()
+    host.store = await SqliteStore.open(":memory:")
+    await host.reboot()
+    await host.check()
+    clean.kernel.set_chain(4, "filter", "DOCKER-USER", ["-j RETURN"])
+    assert [line for line in host.dump() if not line.startswith("flows/")] == clean.dump()
+    assert not any(isinstance(step, Jump) for step in host.kernel._world.state.values())
+    await clean.close()
+
+
+# The dead and the living
+
+
+@pytest.mark.parametrize("started", [True, False], ids=["start", "repair"])
+async def test_endpoint_without_links_and_inhabitants_is_dropped(host: Host, *, started: bool) -> None:
+    host.kernel.inhabitants.clear()
+    host.kernel.lose(f"link/nph{END[:12]}")
+    await (host.reboot() if started else host.reconciler.repair())
+    assert ids(host) == set()
+    await host.check()
+    await host.docker_endpoint(NEXT, ports=PORTS)  # address and ports are free again
+    await host.publish(NEXT)
+
+
+async def test_endpoint_without_links_in_an_inhabited_sandbox_is_kept_and_told_of(host: Host) -> None:
+    host.kernel.lose(f"link/nph{END[:12]}")
+    await host.reconciler.repair()
+    assert ids(host) == {END}
+    objects = {difference.object for difference in await host.reconciler.diff()}
+    assert f"link/nph{END[:12]}" in objects
+    assert any(lease.owner.id == END for lease in host.leases())
+
+
+async def test_endpoint_that_left_has_no_links_to_miss(host: Host) -> None:
+    await host.engine.endpoints.leave(NET, END)
+    await host.reboot()
+    assert ids(host) == {END}
+    await host.check()
+
+
+async def test_attachment_is_rebuilt_while_its_namespace_exists(host: Host) -> None:
+    before = host.dump()
+    (built,) = [record for record in host.endpoints() if record.front_end.value == "cli"]
+    host.kernel.lose(built.plan.steps[0].key)
+    await host.reconciler.repair()
+    assert host.dump() == before
+    host.kernel.vanish("/run/netns/ns1")
+    await host.reconciler.repair()
+    assert ids(host) == {END} == {record.endpoint.id for record in host.endpoints()}
+    await host.check()
+
+
+async def test_reboot_of_the_host_leaves_networks_and_no_dead(host: Host) -> None:
+    for key in list(host.kernel._world.state):
+        host.kernel.lose(key)
+    host.kernel.inhabitants.clear()
+    host.kernel.vanish("/run/netns/ns1")
+    await host.reboot()
+    await host.check()
+    assert (len(host.networks()), host.endpoints()) == (1, [])
+
+
+async def test_ports_are_held_again_after_a_start(host: Host) -> None:
+    await host.reboot()
+    held = {step.port for step in host.kernel._world.state.values() if isinstance(step, HostPort)}
+    assert held == {8080, 53, 9090}
+    await host.check()
+
+
+async def test_port_taken_meanwhile_is_told_of(host: Host) -> None:
+    await host.kernel.close()
+    host.kernel.foreign.ports.add((Proto.TCP, ip_address("0.0.0.0"), 8080))
+    host.live()
+    await host.reconciler.start()
+    assert "hostport/tcp/0.0.0.0/8080" in {d.object for d in await host.reconciler.diff()}
+    host.kernel.foreign.ports.clear()
+    await host.reconciler.repair()
+    await host.check()
+
+
+# In the background
+
+
+async def test_word_of_a_change_makes_it_look(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "SETTLE_S", 0.0)
+    chain = "chain/4/nat/NETPLUG-SNAT"
+    async with running(host):
+        for _ in range(2):
+            host.kernel.lose(chain)
+            host.kernel.changed.set()
+            await until(lambda: chain in host.kernel._world.state)
+    await host.check()
+
+
+async def test_slow_timer_looks_by_itself(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "INTERVAL_S", 0.01)
+    chain = "chain/4/nat/NETPLUG-SNAT"
+    async with running(host):
+        host.kernel.lose(chain)
+        await until(lambda: chain in host.kernel._world.state)
+
+
+async def test_failed_look_is_not_the_last(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "INTERVAL_S", 0.01)
+    chain, tries = "chain/4/nat/NETPLUG-SNAT", []
+    compare = host.kernel.compare
+
+    async def fails_twice(steps: Any) -> Any:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError("the kernel is out of order")
+        return await compare(steps)
+
+    monkeypatch.setattr(host.kernel, "compare", fails_twice)
+    async with running(host):
+        host.kernel.lose(chain)
+        await until(lambda: chain in host.kernel._world.state)
+
+
+async def test_endpoints_that_docker_forgot_are_dropped_and_new_ones_kept(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "DOCKER_RETRY_S", 0.0)
+    answers: list[frozenset[str] | None] = [None, None, frozenset({NEXT})]
+
+    async def live() -> frozenset[str] | None:
+        if len(answers) == 2:
+            await host.docker_endpoint("e3" * 32, "10.1.0.33/24")  # made after the restart, and not in the list
+        return answers.pop(0)
+
+    await host.docker_endpoint(NEXT, "10.1.0.3/24")
+    await host.reboot(docker=live)
+    async with running(host):
+        host.reconciler.on_activate()
+        await until(lambda: not answers and END not in ids(host))
+    assert ids(host) == {NEXT, "e3" * 32}
+    assert len(host.endpoints()) == 3  # an attachment is not Docker's
+    await host.check()
+
+
+async def test_session_ends_with_the_first_answer(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "DOCKER_RETRY_S", 0.0)
+    known: list[frozenset[str]] = []
+
+    async def live() -> frozenset[str] | None:
+        return known.pop() if known else None
+
+    await host.reboot(docker=live)
+    allocator = host.engine.allocator
+    forgotten = await allocator.request_pool("local")
+    await allocator.request_address(forgotten.id, owner=Owner(OwnerKind.PENDING))
+    allocator.begin_session()
+    async with running(host):
+        host.reconciler.on_activate()
+        known.append(frozenset({END}))
+        await until(lambda: allocator.pool(forgotten.id) is None)
+    assert ids(host) == {END}
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_without_docker_the_dead_are_told_by_their_sandboxes(host: Host, *, alive: bool) -> None:
+    await host.docker_endpoint(NEXT, "10.1.0.3/24")
+    await host.join(NEXT, "/run/docker/netns/2")
+    (host.kernel.inhabitants.add if alive else host.kernel.inhabitants.discard)("/run/docker/netns/2")
+    async with running(host):
+        host.reconciler.on_activate()
+        await until(host.reconciler._activated.empty)
+        await until(lambda: (NEXT in ids(host)) is alive)
+    assert END in ids(host)
+
+
+async def test_docker_that_stays_silent_is_given_up(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "DOCKER_RETRY_S", 0.0)
+    monkeypatch.setattr(reconcile, "DOCKER_PATIENCE_S", 0.0)
+    asked: list[int] = []
+
+    async def silent() -> None:
+        asked.append(1)
+
+    await host.reboot(docker=silent)
+    async with running(host):
+        for turn in (1, 2):
+            host.reconciler.on_activate()
+            await until(lambda turn=turn: len(asked) >= turn)  # type: ignore[misc]
+    assert ids(host) == {END}  # its sandbox is inhabited
