@@ -1,25 +1,55 @@
 """The main job as a user would type it, on a host of its own; what `make demo` runs.
 
 Each step prints the command, its answer, and what that proves. Nothing of the machine is touched: dockerd and netplug
-run in namespaces that end with this process, whichever way it ends.
+run in namespaces that end with this process, whichever way it ends. Only where an engine runs on the machine already
+is that one used: netplug runs beside it for the time of the demo, and all that was made has a name of its own.
 """
 
+import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from time import monotonic
 
-from harness import CommandError, Dockerd, Host, Netplug, assert_same, connect, snapshot, wait_until
-from harness.image import IMAGE, PAGE
+from harness import (
+    CommandError,
+    Dockerd,
+    Host,
+    Machine,
+    Netplug,
+    Snapshot,
+    assert_same,
+    connect,
+    engine_runs,
+    snapshot,
+    wait_until,
+)
+from harness.dockerd import docker_command
+from harness.image import IMAGE, PAGE, busybox_rootfs_tar
+from harness.netplugd import RUN_DIR
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where the demo plays. `far`: how another place fetches a page, with its place; `{port}` is to be filled in."""
+
+    host: Host
+    client: Host
+    far: str
+    whence: str
+    port: int = 8080
+    prefix: str = ""
 
 
 class Demo:
     """A narrator: runs commands on the hosts and says what they show."""
 
-    def __init__(self, host: Host, client: Host) -> None:
-        self.places = {"host": host, "client": client}
+    def __init__(self, stage: Stage) -> None:
+        self.places = {"host": stage.host, "client": stage.client}
         self.steps = 0
 
     def say(self, what: str) -> None:
@@ -42,13 +72,14 @@ class Demo:
 
 def main() -> int:
     started = monotonic()
-    # Ended from outside, it takes its hosts down all the same.
+    # Ended from outside, it takes down all the same what it made.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    links = _links_of_the_machine()
     try:
         with ExitStack() as stack:
-            host = stack.enter_context(Host("demo"))
-            client = stack.enter_context(Host("client"))
-            show(host, client)
+            stage = on_the_machine(stack) if engine_runs() else on_own_hosts(stack)
+            show(stage, stack)
+        assert_links(links)
     except (AssertionError, OSError, RuntimeError, subprocess.SubprocessError) as exc:
         print(f"\ndemo failed: {exc}", file=sys.stderr)
         return 1
@@ -57,67 +88,122 @@ def main() -> int:
 
 
 def _links_of_the_machine() -> str:
-    return subprocess.run(["ip", "-br", "link"], check=True, capture_output=True, text=True).stdout
+    """Return names and states of the machine's links; those of an engine's other containers may come and go."""
+    brief = subprocess.run(["ip", "-br", "link"], check=True, capture_output=True, text=True).stdout
+    return "\n".join(line for line in brief.splitlines() if not line.startswith(("veth", "docker", "br-")))
 
 
-def show(host: Host, client: Host) -> None:
-    """Walk through the steps; the first that fails raises."""
-    links = _links_of_the_machine()
-    demo = Demo(host, client)
+def assert_links(before: str) -> None:
+    if _links_of_the_machine() != before:
+        raise AssertionError(f"the machine's links are not what they were:\n{before}")
+
+
+def on_own_hosts(stack: ExitStack) -> Stage:
+    """Start a dockerd in namespaces, with another host at the end of a wire."""
+    host = stack.enter_context(Host("demo"))
+    client = stack.enter_context(Host("client"))
     wire = connect(host, client)
-    demo.say("A real dockerd and netplug, in namespaces of their own (SQLite inside, no other service)")
-    dockerd = Dockerd(host)
+    Dockerd(host)
+    return Stage(
+        host, client, f"curl -sS --fail --max-time 5 http://{wire.left}:{{port}}/", f"a client at {wire.right}"
+    )
+
+
+def on_the_machine(stack: ExitStack) -> Stage:
+    """Use the engine that runs, and a container of its own bridge in the place of another host."""
+    host = stack.enter_context(Machine())
+    docker = docker_command()
+    if not host.output(docker, "image", "ls", "-q", IMAGE):
+        subprocess.run(
+            [docker, "import", "-", IMAGE], check=True, input=busybox_rootfs_tar(), stdout=subprocess.DEVNULL
+        )
+        stack.callback(host.run, [docker, "image", "rm", IMAGE])
+    gateway = host.output(docker, "run", "--rm", IMAGE, "ip", "route", "show", "default").split()[2]
+    far = f"docker run --rm {IMAGE} wget -q -O - http://{gateway}:{{port}}/"
+    return Stage(host, host, far, "a container of Docker's own bridge", _free_port(), "netplug-demo-")
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        return int(sock.getsockname()[1])
+
+
+def show(stage: Stage, stack: ExitStack) -> None:
+    """Walk through the steps; the first that fails raises. What is left of a failed step, `stack` takes down."""
+    demo, host, port = Demo(stage), stage.host, stage.port
+    blue, web, shell = (f"{stage.prefix}{name}" for name in ("blue", "web", "shell"))
+    demo.say(f"A real dockerd and netplug, {host.described} (SQLite inside, no other service)")
     netplug = Netplug(host)
+    stack.callback(end, netplug)
     host.env["PATH"] = f"{netplug.command()[0].rpartition('/')[0]}:{host.env['PATH']}"
-    host.env["COLUMNS"] = "150"
+    host.env |= {"COLUMNS": "150", "NETPLUG_RUN_DIR": RUN_DIR}
     demo.type("docker version --format {{.Server.Version}}")
     demo.type("netplug version")
-    demo.type("docker image ls")
-    demo.check(dockerd.running and netplug.running, "both daemons answer; the image came from no registry")
+    demo.type(f"docker image ls {IMAGE}")
+    demo.check(netplug.running, "both daemons answer; the image came from no registry")
     # What the daemons make at first use and keep.
-    demo.type("docker network create -d pynet --ipam-driver pynet first", show=False)
-    demo.type("docker network rm first", show=False)
-    before = snapshot(host, netplug)
+    demo.type(f"docker network create -d pynet --ipam-driver pynet {stage.prefix}first", show=False)
+    demo.type(f"docker network rm {stage.prefix}first", show=False)
+    before = seen(stage, netplug)
 
     demo.say("A network")
-    demo.type("docker network create -d pynet --ipam-driver pynet --subnet 10.42.0.0/24 blue", show=False)
-    kind = demo.type("docker network inspect -f '{{.Driver}} {{(index .IPAM.Config 0).Subnet}}' blue")
+    demo.type(f"docker network create -d pynet --ipam-driver pynet --subnet 10.42.0.0/24 {blue}", show=False)
+    stack.callback(tidy, host, "network", "rm", blue)
+    kind = demo.type(f"docker network inspect -f '{{{{.Driver}}}} {{{{(index .IPAM.Config 0).Subnet}}}}' {blue}")
     demo.check(kind.split() == ["pynet", "10.42.0.0/24"], "the network is ours and has the subnet asked for")
 
     demo.say("Two containers, one with a published port")
-    demo.type(f"docker run -d --name web --network blue -p 8080:80 {IMAGE} httpd -f -h /www", show=False)
-    demo.type(f"docker run -d --name shell --init --network blue {IMAGE} sleep 3600", show=False)
-    demo.type("docker exec shell ip addr show eth0")
-    answer = demo.type("docker exec shell ping -c 2 -W 2 web")
+    run = f"docker run -d --network {blue} --name"
+    demo.type(f"{run} {web} -p {port}:80 {IMAGE} httpd -f -h /www", show=False)
+    stack.callback(tidy, host, "rm", "-f", web)
+    demo.type(f"{run} {shell} --init {IMAGE} sleep 3600", show=False)
+    stack.callback(tidy, host, "rm", "-f", shell)
+    demo.type(f"docker exec {shell} ip addr show eth0")
+    answer = demo.type(f"docker exec {shell} ping -c 2 -W 2 {web}")
     demo.check(" 0% packet loss" in answer, "the containers reach each other, by name")
 
-    demo.say("The page, from another host")
-    url = f"http://{wire.left}:8080/"
-    page = wait_until(lambda: fetch(demo, url, "client"), 10, "the page", ignoring=(CommandError,))
-    demo.check(page == PAGE, f"a client at {wire.right} reads it through the published port")
-    demo.check(fetch(demo, "http://127.0.0.1:8080/", "host") == PAGE, "so does the host itself, by its loopback")
+    demo.say("The page, from elsewhere")
+    far, place = stage.far.format(port=port), "host" if stage.client is host else "client"
+    page = wait_until(lambda: demo.type(far, place=place), 10, "the page", ignoring=(CommandError,))
+    demo.check(page == PAGE, f"{stage.whence} reads it through the published port")
+    near = f"curl -sS --fail --max-time 5 http://127.0.0.1:{port}/"
+    demo.check(demo.type(near) == PAGE, "so does the host itself, by its loopback")
 
     demo.say("What netplug knows")
-    demo.type("docker network inspect -f '{{json .Containers}}' blue")
+    demo.type(f"docker network inspect -f '{{{{json .Containers}}}}' {blue}")
     demo.type("netplug ps")
-    ports = [port for endpoint in netplug.json("ps") for port in endpoint["ports"]]
-    demo.check(ports == ["0.0.0.0:8080->80/tcp"], "both endpoints, and the published port, which Docker cannot show")
+    ports = [text for endpoint in netplug.json("ps", "--network", blue) for text in endpoint["ports"]]
+    demo.check(ports == [f"0.0.0.0:{port}->80/tcp"], "both endpoints, and the published port, which Docker cannot show")
     demo.check("10.42.0.0/24" in demo.type("netplug ipam ls"), "the pool and its leases")
     demo.type("netplug diff")
     demo.check(not netplug.drift(), "kernel and plan agree")
 
     demo.say("Everything down again")
-    demo.type("docker rm -f web shell", show=False)
-    demo.type("docker network rm blue", show=False)
-    assert_same(before, lambda: snapshot(host, netplug))
+    demo.type(f"docker rm -f {web} {shell}", show=False)
+    demo.type(f"docker network rm {blue}", show=False)
+    assert_same(before, lambda: seen(stage, netplug))
     demo.check(True, "links, addresses, routes, rules, sets, sockets and leases are what they were before")
-    netplug.stop()
-    dockerd.stop()
-    demo.check(_links_of_the_machine() == links, "the machine's own links were never touched")
 
 
-def fetch(demo: Demo, url: str, place: str) -> str:
-    return demo.type(f"curl -sS --fail --max-time 5 {url}", place=place)
+def seen(stage: Stage, netplug: Netplug) -> Snapshot:
+    """Return the host's network; on a machine that others use, only what could be ours."""
+    taken = snapshot(stage.host, netplug)
+    if not stage.prefix:
+        return taken
+    ours = re.compile(rf"netplug|\bnp[-hs]|10\.42\.0\.|:{stage.port}\b", re.IGNORECASE)
+    return {section: tuple(line for line in lines if ours.search(line)) for section, lines in taken.items()}
+
+
+def tidy(host: Host, *args: str) -> None:
+    """Remove what a step that failed has left."""
+    with suppress(CommandError):
+        host.run([docker_command(), *args])
+
+
+def end(netplug: Netplug) -> None:
+    if netplug.running:
+        netplug.stop()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from .dockerd import Container, Dockerd
 from .host import CommandError, Host, Process
 from .image import busybox_rootfs_tar
+from .machine import Machine, engine_runs
 from .netplugd import Netplug
+from .scoped import Namespace, attached, cli_network, container, docker_network, namespace
 from .snapshot import Snapshot, assert_same, snapshot
 from .traffic import SeenServer, http_get, tcp_ask, udp_ask
 from .wait import wait_until
@@ -14,15 +16,23 @@ __all__ = [
     "Container",
     "Dockerd",
     "Host",
+    "Machine",
+    "Namespace",
     "Netplug",
     "Process",
     "SeenServer",
     "Snapshot",
     "Wire",
     "assert_same",
+    "attached",
     "busybox_rootfs_tar",
+    "cli_network",
     "connect",
+    "container",
+    "docker_network",
+    "engine_runs",
     "http_get",
+    "namespace",
     "snapshot",
     "tcp_ask",
     "udp_ask",

@@ -90,6 +90,7 @@ class Host:
     """One simulated host, from construction to `close()`; also a context manager."""
 
     _numbers = count(1)
+    described = "in namespaces of their own"
     live: "list[Host]" = []  # noqa: RUF012 - the registry of this run, for the leak check and the failure reports
 
     def __init__(self, name: str = "host") -> None:
