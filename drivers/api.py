@@ -115,15 +115,16 @@ class Attachment:
 class HostFacts:
     """What drivers may know of the host, read by the kernel layer.
 
-    `mtu`: of the default route's link, in bytes. `links`: kind ("bridge", "veth", …) by name. `routes`: destinations
-    in the main table, defaults left out, with their links. `chains`: names of the filter table's chains that are not
-    ours, by IP version.
+    `mtu`: of the default route's link, in bytes. `links`: kind ("bridge", "veth", …) by name. `routes`: destinations in
+    the main table, defaults left out, with their links. `addresses`: with their links, loopback left out. `chains`:
+    names of the filter table's chains that are not ours, by IP version.
     """
 
     mtu: int = 1500
     uplink: str = ""
     links: tuple[tuple[str, str], ...] = ()
     routes: tuple[tuple[IPNetwork, str], ...] = ()
+    addresses: tuple[tuple[IPInterface, str], ...] = ()
     chains: tuple[tuple[int, str], ...] = ()
 
     def kind_of(self, link: str) -> str | None:

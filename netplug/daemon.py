@@ -128,8 +128,10 @@ class Daemon:
         from netplug.naming import DockerNames  # noqa: PLC0415
 
         settings = self._settings
-        names = DockerNames(engine, settings.docker_host) if settings.docker_host != "none" else None
-        reconciler = Reconciler(engine, names.live_endpoints if names else None)
+        names = (
+            DockerNames(engine, settings.docker_host, settings.driver_name) if settings.docker_host != "none" else None
+        )
+        reconciler = Reconciler(engine, names.view if names else None)
         await reconciler.start()
         self._background = [reconciler.run, *([names.run] if names else [])]
         self._apps = [

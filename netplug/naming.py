@@ -8,6 +8,7 @@ later.
 import asyncio
 import json
 from collections.abc import Mapping
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import aiodocker
@@ -15,6 +16,7 @@ import aiohttp
 import structlog
 
 from netplug.engine import Engine
+from netplug.engine.records import DockerView
 from netplug.errors import NetplugError
 
 log = structlog.get_logger(__name__)
@@ -32,12 +34,13 @@ _EVENTS = {"type": ["network", "container"], "event": ["create", "connect", "ren
 class DockerNames:
     """Keeps names in the engine as Docker has them.
 
-    `docker_host`: ``unix:///path`` of the Engine API.
+    `docker_host`: ``unix:///path`` of the Engine API. `driver`: name of our IPAM driver in it.
     """
 
-    def __init__(self, engine: Engine, docker_host: str) -> None:
+    def __init__(self, engine: Engine, docker_host: str, driver: str = "pynet") -> None:
         self._engine = engine
         self._url = docker_host
+        self._driver = driver
 
     async def run(self) -> None:
         """Follow Docker until cancelled."""
@@ -92,7 +95,7 @@ class DockerNames:
             if exc.status != 404:
                 raise
             return
-        for network in (data["NetworkSettings"].get("Networks") or {}).values():
+        for network in _settings(data):
             await self._describe(network["NetworkID"], network["EndpointID"], data["Id"], data["Name"].lstrip("/"))
 
     async def _describe(self, network_id: str, endpoint_id: str, container: str, name: str) -> None:
@@ -103,21 +106,30 @@ class DockerNames:
 
     async def knows(self, network_id: str) -> bool | None:
         """Tell whether Docker has a network; None when it does not answer."""
+        view = await self.view()
+        return None if view is None else network_id in view.networks
+
+    async def view(self) -> DockerView | None:
+        """Return what Docker has; None when it does not answer."""
         try:
             async with aiodocker.Docker(url=self._url) as docker, asyncio.timeout(CALL_TIMEOUT_S):
-                return any(network["Id"] == network_id for network in await docker.networks.list())
+                networks = await docker.networks.list()
+                containers: Any = await docker.containers.list()
         except _LOST as exc:
             log.debug("docker.lost", url=self._url, error=str(exc))
             return None
-
-    async def live_endpoints(self) -> frozenset[str] | None:
-        """Return the ids of the endpoints of Docker's running containers; None when Docker does not answer."""
-        try:
-            async with aiodocker.Docker(url=self._url) as docker:
-                return frozenset(endpoint_id for _, endpoint_id, _, _ in await _endpoints(docker))
-        except _LOST as exc:
-            log.debug("docker.lost", url=self._url, error=str(exc))
-            return None
+        ipam = [network["IPAM"] for network in networks if (network.get("IPAM") or {}).get("Driver") == self._driver]
+        configs = [config for item in ipam for config in item.get("Config") or ()]
+        settings = [item for container in containers for item in _settings(container)]
+        texts = [item.get(key) for item in settings for key in ("IPAddress", "GlobalIPv6Address")]
+        texts += [config.get("Gateway") for config in configs]
+        texts += [text for config in configs for text in (config.get("AuxiliaryAddresses") or {}).values()]
+        return DockerView(
+            frozenset(item["EndpointID"] for item in settings if item["EndpointID"]),
+            frozenset(network["Id"] for network in networks),
+            frozenset(ip_network(config["Subnet"]) for config in configs if config.get("Subnet")),
+            frozenset(ip_interface(text).ip for text in texts if text),
+        )
 
 
 async def _endpoints(docker: aiodocker.Docker) -> list[tuple[str, str, str, str]]:
@@ -127,9 +139,14 @@ async def _endpoints(docker: aiodocker.Docker) -> list[tuple[str, str, str, str]
     return [
         (network["NetworkID"], network["EndpointID"], container["Id"], (container["Names"] or [""])[0].lstrip("/"))
         for container in containers
-        for network in (container["NetworkSettings"].get("Networks") or {}).values()
+        for network in _settings(container)
         if network["EndpointID"]
     ]
+
+
+def _settings(container: Mapping[str, Any]) -> list[Any]:
+    """Return what the API says of a container's networks, one each."""
+    return list((container["NetworkSettings"].get("Networks") or {}).values())
 
 
 def _json(filters: Mapping[str, list[str]]) -> str:

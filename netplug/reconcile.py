@@ -6,7 +6,7 @@ addresses and ports. Objects with our mark that no record knows are removed.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -18,6 +18,7 @@ from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import OwnerKind
 from netplug.kernel.api import MISSING
+from netplug.orphans import Orphans, Suspects, View
 
 log = structlog.get_logger(__name__)
 
@@ -25,11 +26,6 @@ INTERVAL_S = 30.0
 """The slow timer; changes that the kernel tells of are looked at within `SETTLE_S`."""
 SETTLE_S = 0.5
 """Time to let a burst of foreign changes (a firewall reload) end before looking."""
-DOCKER_RETRY_S = 0.5
-DOCKER_PATIENCE_S = 900.0
-"""dockerd serves its API only after it restarted all containers that are to be restarted; that may take minutes."""
-
-LiveEndpoints = Callable[[], Awaitable[frozenset[str] | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +51,12 @@ class _Look:
 
 
 class Reconciler:
-    """Compares and mends. `live`: ids of the endpoints that Docker knows of, None while it does not answer."""
+    """Compares and mends. `docker`: asks Docker what it has; see `orphans`."""
 
-    def __init__(self, engine: Engine, live: LiveEndpoints | None = None) -> None:
+    def __init__(self, engine: Engine, docker: View | None = None) -> None:
         self._engine = engine
-        self._live = live
-        self._activated: asyncio.Queue[frozenset[str]] = asyncio.Queue()
+        self._orphans = Orphans(engine, docker)
+        self._activated: asyncio.Queue[Suspects] = asyncio.Queue()
 
     # Start
 
@@ -187,15 +183,16 @@ class Reconciler:
     # In the background
 
     def on_activate(self) -> None:
-        """Note that dockerd restarted: endpoints that it had before may have died without a word."""
-        before = (r.endpoint.id for r in self._engine.registry.endpoints() if r.front_end is FrontEnd.DOCKER)
-        self._activated.put_nowait(frozenset(before))
+        """Note that dockerd restarted: what it had before may have died without a word."""
+        self._activated.put_nowait(self._orphans.suspects())
 
     async def run(self) -> None:
         """Compare now and then, and whenever there is reason to, until cancelled."""
+        suspects = self._orphans.suspects()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._on_time())
             group.create_task(self._on_restart_of_docker())
+            group.create_task(_going_on(self._orphans.after_start(suspects)))
 
     async def _on_time(self) -> None:
         changes = self._engine.kernel.changes()
@@ -210,48 +207,21 @@ class Reconciler:
             await self._try_repair()
 
     async def _try_repair(self) -> None:
-        try:
-            await self.repair()
-        except Exception:
-            # The next look may find the world in better order; this task must not end before the daemon does.
-            log.exception("reconcile.failed")
+        await _going_on(self.repair())
 
     async def _on_restart_of_docker(self) -> None:
         while True:
-            before = await self._activated.get()
-            try:
-                await self._after_restart(before)
-            except Exception:
-                log.exception("reconcile.failed")
+            suspects = await self._activated.get()
+            await self._try_repair()
+            await _going_on(self._orphans.after_restart_of_docker(suspects))
 
-    async def _after_restart(self, before: frozenset[str]) -> None:
-        await self._try_repair()
-        known = await self._known_to_docker()
-        live = known if known is not None else await self._inhabited(before)
-        for record in self._engine.registry.endpoints():
-            if record.endpoint.id in before - live:
-                log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
-                await self._engine.endpoints.delete(record.endpoint.network, record.endpoint.id)
-        if known is not None:
-            await self._engine.allocator.end_session()
 
-    async def _known_to_docker(self) -> frozenset[str] | None:
-        """Ask Docker until it answers; None when it does not, or must not be asked."""
-        if self._live is None:
-            return None
-        deadline = asyncio.get_running_loop().time() + DOCKER_PATIENCE_S
-        while (live := await self._live()) is None:
-            if asyncio.get_running_loop().time() > deadline:
-                log.warning("docker.silent", after_s=DOCKER_PATIENCE_S)
-                return None
-            await asyncio.sleep(DOCKER_RETRY_S)
-        return live
-
-    async def _inhabited(self, endpoints: frozenset[str]) -> frozenset[str]:
-        """Return those in whose sandbox a process lives: all that can be told without asking Docker."""
-        kernel = self._engine.kernel
-        records = [record for record in self._engine.registry.endpoints() if record.endpoint.id in endpoints]
-        return frozenset([r.endpoint.id for r in records if r.sandbox and await kernel.inhabited(r.sandbox)])
+async def _going_on(work: Awaitable[object]) -> None:
+    """Do work whose failure must not end its task before the daemon does; the next time may find a better world."""
+    try:
+        await work
+    except Exception:
+        log.exception("reconcile.failed")
 
 
 def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:

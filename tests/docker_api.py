@@ -14,6 +14,7 @@ class DockerApi:
     def __init__(self, path: Path) -> None:
         self.url = f"unix://{path}"
         self.networks: dict[str, str] = {}
+        self.ipam: dict[str, Any] = {}
         self.containers: dict[str, dict[str, Any]] = {}
         self.listening = asyncio.Event()
         self.listed = asyncio.Event()
@@ -62,7 +63,9 @@ class DockerApi:
     async def _networks(self, _: web.Request) -> web.Response:
         if self.fails:
             return web.json_response({"message": "out of order"}, status=500)
-        return web.json_response([{"Id": ident, "Name": name} for ident, name in self.networks.items()])
+        return web.json_response(
+            [{"Id": ident, "Name": name, "IPAM": self.ipam.get(ident)} for ident, name in self.networks.items()]
+        )
 
     async def _list(self, _: web.Request) -> web.Response:
         if self.fails:

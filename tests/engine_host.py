@@ -3,7 +3,8 @@
 import asyncio
 import copy
 import dataclasses
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -27,7 +28,8 @@ from netplug.ipam.spaces import default_spaces, ula
 from netplug.kernel.api import Outcome
 from netplug.kernel.fake import FakeKernel
 from netplug.leases import StoredLeases
-from netplug.reconcile import LiveEndpoints, Reconciler
+from netplug.orphans import View
+from netplug.reconcile import Reconciler
 from netplug.store.api import Compare, Delete, Put
 from netplug.store.sqlite import SqliteStore
 
@@ -131,7 +133,7 @@ class Host:
         await host.reboot()
         return host
 
-    def live(self, fuse: Fuse | None = None, docker: LiveEndpoints | None = None) -> None:
+    def live(self, fuse: Fuse | None = None, docker: View | None = None) -> None:
         """Begin a life that ends when the fuse is burnt."""
         fuse = fuse or Fuse()
         store: Any = MortalStore(self.store, fuse)
@@ -140,7 +142,7 @@ class Host:
         self.engine = Engine(kernel, store, allocator, {"bridge": BridgeDriver(), "none": NoneDriver()})
         self.reconciler = Reconciler(self.engine, docker)
 
-    async def reboot(self, fuse: Fuse | None = None, docker: LiveEndpoints | None = None) -> None:
+    async def reboot(self, fuse: Fuse | None = None, docker: View | None = None) -> None:
         """End the process and start the daemon anew."""
         await self.kernel.close()
         self.live(fuse, docker)
@@ -255,6 +257,18 @@ class Host:
         for pool in self.engine.allocator.pools():
             for _ in range(pool.holds):
                 await self.engine.allocator.release_pool(pool.id)
+
+
+@asynccontextmanager
+async def running(host: Host) -> AsyncIterator[None]:
+    """Let the host's reconciler live in the background."""
+    task = asyncio.ensure_future(host.reconciler.run())
+    try:
+        yield
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _leased(record: EndpointRecord) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from docker_api import DockerApi
 from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, Host, until
 
 from netplug import naming
+from netplug.engine.records import DockerView
 from netplug.naming import DockerNames
 
 
@@ -89,7 +91,7 @@ async def test_dockerd_that_is_out_of_order_is_asked_again(host: Host, docker: D
     docker.run_container("c1", "web", blue=(NET, END))
     await docker.start()
     await heard(docker)
-    assert await names.live_endpoints() is None
+    assert await names.view() is None
     assert await names.knows(NET) is None
     docker.fails = False
     await until(lambda: host.endpoint().name == "web")
@@ -116,12 +118,25 @@ async def test_network_that_goes_meanwhile_is_no_error(host: Host, docker: Docke
     await until(lambda: host.endpoint().name == "web")
 
 
-async def test_live_endpoints_are_those_of_running_containers(host: Host, docker: DockerApi) -> None:
+async def test_view_is_what_docker_has(host: Host, docker: DockerApi) -> None:
     names = DockerNames(host.engine, docker.url)
-    assert await names.live_endpoints() is None
+    assert await names.view() is None
     await docker.start()
-    assert await names.live_endpoints() == frozenset()
-    docker.networks = {NET: "blue"}
+    assert await names.view() == DockerView()
+    docker.networks = {NET: "blue", OTHER: "red"}
+    docker.ipam = {
+        NET: {
+            "Driver": "pynet",
+            "Config": [{"Subnet": "10.1.0.0/24", "Gateway": "10.1.0.1", "AuxiliaryAddresses": {"nas": "10.1.0.9"}}],
+        },
+        OTHER: {"Driver": "default", "Config": [{"Subnet": "10.2.0.0/24", "Gateway": "10.2.0.1"}]},
+    }
     docker.run_container("c1", "web", blue=(NET, END), none=(OTHER, ""))
-    assert await names.live_endpoints() == {END}
-    assert (await names.knows(NET), await names.knows(OTHER)) == (True, False)
+    docker.containers["c1"]["NetworkSettings"]["Networks"]["blue"] |= {"IPAddress": "10.1.0.2"}
+    assert await names.view() == DockerView(
+        frozenset({END}),
+        frozenset({NET, OTHER}),
+        frozenset({ip_network("10.1.0.0/24")}),
+        frozenset(map(ip_address, ("10.1.0.1", "10.1.0.2", "10.1.0.9"))),
+    )
+    assert (await names.knows(NET), await names.knows("c3" * 32)) == (True, False)

@@ -1,18 +1,15 @@
 """Kernel and records are brought in line again: at the start, when others interfered, when dockerd restarted."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from engine_host import END, NET, NEXT, SANDBOX, Host, tcp, udp, until
+from engine_host import END, NET, NEXT, SANDBOX, Host, running, tcp, udp, until
 
 from netplug import reconcile
 from netplug.drivers.plan import Bridge, Chain, Flows, HostPort, IpSet, Jump, Member, Proto, Rule
-from netplug.ipam.lease import Owner, OwnerKind
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -31,17 +28,6 @@ async def host() -> AsyncIterator[Host]:
     await host.attach("ns1", ports=(tcp(9090),))
     yield host
     await host.close()
-
-
-@asynccontextmanager
-async def running(host: Host) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(host.reconciler.run())
-    try:
-        yield
-        assert not task.done()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def ids(host: Host) -> set[str]:
@@ -261,71 +247,3 @@ async def test_failed_look_is_not_the_last(host: Host, monkeypatch: pytest.Monke
     async with running(host):
         host.kernel.lose(chain)
         await until(lambda: chain in host.kernel._world.state)
-
-
-async def test_endpoints_that_docker_forgot_are_dropped_and_new_ones_kept(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reconcile, "DOCKER_RETRY_S", 0.0)
-    answers: list[frozenset[str] | None] = [None, None, frozenset({NEXT})]
-
-    async def live() -> frozenset[str] | None:
-        if len(answers) == 2:
-            await host.docker_endpoint("e3" * 32, "10.1.0.33/24")  # made after the restart, and not in the list
-        return answers.pop(0)
-
-    await host.docker_endpoint(NEXT, "10.1.0.3/24")
-    await host.reboot(docker=live)
-    async with running(host):
-        host.reconciler.on_activate()
-        await until(lambda: not answers and END not in ids(host))
-    assert ids(host) == {NEXT, "e3" * 32}
-    assert len(host.endpoints()) == 3  # an attachment is not Docker's
-    await host.check()
-
-
-async def test_session_ends_with_the_first_answer(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "DOCKER_RETRY_S", 0.0)
-    known: list[frozenset[str]] = []
-
-    async def live() -> frozenset[str] | None:
-        return known.pop() if known else None
-
-    await host.reboot(docker=live)
-    allocator = host.engine.allocator
-    forgotten = await allocator.request_pool("local")
-    await allocator.request_address(forgotten.id, owner=Owner(OwnerKind.PENDING))
-    allocator.begin_session()
-    async with running(host):
-        host.reconciler.on_activate()
-        known.append(frozenset({END}))
-        await until(lambda: allocator.pool(forgotten.id) is None)
-    assert ids(host) == {END}
-
-
-@pytest.mark.parametrize("alive", [True, False])
-async def test_without_docker_the_dead_are_told_by_their_sandboxes(host: Host, *, alive: bool) -> None:
-    await host.docker_endpoint(NEXT, "10.1.0.3/24")
-    await host.join(NEXT, "/run/docker/netns/2")
-    (host.kernel.inhabitants.add if alive else host.kernel.inhabitants.discard)("/run/docker/netns/2")
-    async with running(host):
-        host.reconciler.on_activate()
-        await until(host.reconciler._activated.empty)
-        await until(lambda: (NEXT in ids(host)) is alive)
-    assert END in ids(host)
-
-
-async def test_docker_that_stays_silent_is_given_up(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "DOCKER_RETRY_S", 0.0)
-    monkeypatch.setattr(reconcile, "DOCKER_PATIENCE_S", 0.0)
-    asked: list[int] = []
-
-    async def silent() -> None:
-        asked.append(1)
-
-    await host.reboot(docker=silent)
-    async with running(host):
-        for turn in (1, 2):
-            host.reconciler.on_activate()
-            await until(lambda turn=turn: len(asked) >= turn)  # type: ignore[misc]
-    assert ids(host) == {END}  # its sandbox is inhabited

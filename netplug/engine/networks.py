@@ -128,12 +128,19 @@ class Networks:
 
     @whole
     async def name(self, ident: str, name: str) -> None:
-        """Learn how a runtime calls a network; a name given by ``-o name=`` stays, and so does one that is taken."""
+        """Learn from Docker that a network is its own and what it calls it.
+
+        A name given by ``-o name=`` stays, and one that is taken is not taken over.
+        """
         async with self._registry.lock(ident):
             record = next((r for r in self._registry.networks() if r.network.id == ident), None)
-            if record is None or "name" in record.options or record.network.name == name:
+            if record is None:
                 return
-            if any(other.name == name for other in self._registry.all_networks()):
-                log.warning("network.name_taken", network=short(ident), name=name)
-                return
-            await self._registry.save(replace(record, network=replace(record.network, name=name)))
+            named = replace(record, claimed=True)
+            if "name" not in record.options and record.network.name != name:
+                if any(other.name == name for other in self._registry.all_networks()):
+                    log.warning("network.name_taken", network=short(ident), name=name)
+                else:
+                    named = replace(named, network=replace(record.network, name=name))
+            if named != record:
+                await self._registry.save(named)

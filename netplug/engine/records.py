@@ -87,7 +87,11 @@ class AttachSpec:
 
 @dataclass(frozen=True, slots=True)
 class NetworkRecord:
-    """A network as built. `pools`: IPAM pool of each subnet. `used`: keys of steps that are not ours to remove."""
+    """A network as built.
+
+    `pools`: IPAM pool of each subnet. `used`: keys of steps that are not ours to remove. `claimed`: the Docker that we
+    listen to has named it as its own; several may share a plugin folder.
+    """
 
     network: Network
     front_end: FrontEnd
@@ -95,6 +99,7 @@ class NetworkRecord:
     plan: Plan = field(default_factory=Plan)
     used: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
+    claimed: bool = False
 
     @property
     def key(self) -> str:
@@ -126,3 +131,25 @@ class EndpointRecord:
     @property
     def key(self) -> str:
         return f"{ENDPOINTS}{self.endpoint.network}/{self.endpoint.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class DockerView:
+    """What Docker says that there is.
+
+    `endpoints`: ids, of running containers. `networks`: ids, of all networks. `subnets`: of those networks whose IPAM
+    driver we are. `addresses`: of containers, gateways and auxiliaries.
+    """
+
+    endpoints: frozenset[str] = frozenset()
+    networks: frozenset[str] = frozenset()
+    subnets: frozenset[IPNetwork] = frozenset()
+    addresses: frozenset[IPAddress] = frozenset()
+
+    def __or__(self, other: "DockerView") -> "DockerView":
+        return DockerView(
+            self.endpoints | other.endpoints,
+            self.networks | other.networks,
+            self.subnets | other.subnets,
+            self.addresses | other.addresses,
+        )

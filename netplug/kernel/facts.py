@@ -1,18 +1,23 @@
 """What drivers may know of the host."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.plan import IPNetwork
 
-from .rtnl import Link, LinkRoute
+from .rtnl import Link, LinkAddress, LinkRoute
 from .rules import PREFIX, Model
 
 NO_UPLINK_MTU = 1500
 
 
-def of(links: Iterable[Link], found: Iterable[LinkRoute], tables: Mapping[int, Model]) -> HostFacts:
-    """Put links, routes and the names of foreign chains together. Links about to be deleted do not count."""
+def of(
+    links: Iterable[Link],
+    addresses: Mapping[int, Sequence[LinkAddress]],
+    found: Iterable[LinkRoute],
+    tables: Mapping[int, Model],
+) -> HostFacts:
+    """Put links, addresses by link, routes and foreign chains together. Links about to be deleted do not count."""
     by_index = {link.index: link for link in links if not link.doomed}
     routes: list[tuple[IPNetwork, str]] = []
     # By IP version, then metric: the uplink is that of IPv4 where there is one.
@@ -31,6 +36,12 @@ def of(links: Iterable[Link], found: Iterable[LinkRoute], tables: Mapping[int, M
         uplink=uplink.name if uplink else "",
         links=tuple(sorted((link.name, link.kind) for link in by_index.values())),
         routes=tuple(routes),
+        addresses=tuple(
+            (item.address, link.name)
+            for link in by_index.values()
+            for item in addresses.get(link.index, ())
+            if not item.address.is_loopback
+        ),
         chains=tuple(
             (family, name)
             for family, model in sorted(tables.items())

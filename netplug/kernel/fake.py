@@ -175,6 +175,14 @@ class FakeKernel:
         return replace(
             self.foreign.facts,
             links=tuple(sorted({*mine, *self.foreign.links.items()})),
+            addresses=tuple(
+                (address, link)
+                for link, address in (
+                    *((step.link, step.address) for step in here if isinstance(step, Address)),
+                    *self.foreign.addresses,
+                )
+                if not address.is_loopback
+            ),
             routes=tuple(route for route in dict.fromkeys(routes) if route[0].prefixlen),
             chains=tuple(
                 (family, name)

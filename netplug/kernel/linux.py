@@ -134,7 +134,7 @@ class LinuxKernel:
         return Comparison(
             tuple(drifts),
             _owned(links.owned(list(host.links.values())), sets, models),
-            facts.of(host.links.values(), host.routes, models),
+            facts.of(host.links.values(), host.addresses, host.routes, models),
         )
 
     async def drift(self, steps: Sequence[Step]) -> list[Drift]:

@@ -410,6 +410,7 @@ class KernelSuite:
         assert facts.kind_of("br0") == facts.kind_of("np-test") == "bridge"
         assert facts.kind_of("nphtest") == facts.kind_of("npstest") == "veth"
         assert (ip_network("10.5.0.0/24"), "br0") in facts.routes
+        assert (ip_interface("10.5.0.1/24"), "br0") in facts.addresses
         assert (ip_network("10.9.0.0/24"), "np-test") in facts.routes
         assert (4, "DOCKER-USER") in facts.chains
         assert (4, "NETPLUG-FORWARD") not in facts.chains
