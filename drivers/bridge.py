@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from . import firewall
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
-from .naming import bridge_name, host_side, mac_of_address, mac_of_id, sandbox_side
+from .naming import bridge_name, host_side, mac_of_address, mac_of_host_side, mac_of_id, sandbox_side
 from .plan import Address, Bridge, Hairpin, IPNetwork, Plan, Step, Sysctl, Veth
 
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
@@ -54,7 +54,7 @@ class BridgeDriver:
         veth = Veth(
             host_side(ep.id),
             sandbox_side(ep.id),
-            mac=mac_of_id(ep.id),
+            mac=mac_of_host_side(ep.id),
             peer_mac=_mac(ep),
             mtu=net.options.mtu or host.mtu,
             master=link_of(net),

@@ -76,6 +76,18 @@ def mac_of_address(address: IPInterface) -> str:
     return _mac(b"\x02\x6e", sha256(address.ip.packed).digest()[:4])
 
 
+def mac_of_host_side(endpoint_id: str) -> str:
+    """Return the MAC of the host side of a veth, higher than any other.
+
+    A bridge that the user lends us, and whose MAC was never set, takes the lowest of its ports; it must not change when
+    we plug in or out, or its neighbours would speak to a MAC that is gone.
+
+    >>> mac_of_host_side("3a5d5fd21a47b2c3")[:5]
+    'fe:6e'
+    """
+    return _mac(b"\xfe\x6e", sha256(endpoint_id.encode()).digest()[:4])
+
+
 def mac_of_id(ident: str) -> str:
     """Return a MAC made from an id, for bridges and endpoints without an address.
 

@@ -186,7 +186,8 @@ class Rule:
 class Jump:
     """A rule in a built-in chain that leads to a chain of ours.
 
-    It stands before all other rules, but after those that jump to `after`.
+    It is put before all other rules, but after those that jump to `after`. Where others come in front of it later, that
+    matters only if it has an `after`: to insist on the first place without need is to contend with whoever else does.
     """
 
     family: int
@@ -265,8 +266,8 @@ STEPS: dict[str, type[Step]] = {
 class Plan:
     """Steps in the order in which they are applied; reverting goes backwards.
 
-    >>> Plan((Sysctl("net/ipv4/ip_forward", "1"),)) + Plan()
-    Plan(steps=(Sysctl(name='net/ipv4/ip_forward', value='1'),))
+    >>> [step.key for step in Plan((Sysctl("net/ipv4/ip_forward", "1"),)) + Plan()]
+    ['sysctl/net/ipv4/ip_forward']
     """
 
     steps: tuple[Step, ...] = ()

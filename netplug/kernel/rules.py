@@ -199,11 +199,11 @@ def place(step: Jump, rules: list[str]) -> int:
 
 
 def in_place(step: Jump, rules: list[str]) -> bool:
-    """Return whether a jump stands where it belongs, with nothing but jumps of ours between."""
+    """Return whether a jump stands where it must: directly behind those to `after`, if it has one."""
+    if step.after is None:
+        return rules.count(step.rule) == 1
     at = rules.index(step.rule)
-    start = 0
-    if step.after:
-        start = max((i + 1 for i, rule in enumerate(rules) if _leads_to(rule, step.after)), default=0)
+    start = max((i + 1 for i, rule in enumerate(rules) if _leads_to(rule, step.after)), default=0)
     return at >= start and all(f"-j {PREFIX}" in rule for rule in rules[start:at]) and rules.count(step.rule) == 1
 
 

@@ -528,6 +528,15 @@ class FirewallSuite:
         assert around.chain(4, "filter", "FORWARD") == ("-j DOCKER-USER", JUMP.rule, "-p tcp -j ACCEPT")
         assert await whats(kernel, JUMP) == []
 
+    async def test_jump_without_a_place_of_its_own_lets_others_go_first(
+        self, kernel: Kernel, around: Surroundings
+    ) -> None:
+        jump = Jump(4, "nat", "POSTROUTING", "-j NETPLUG-SNAT")
+        await kernel.ensure((Chain(4, "nat", "NETPLUG-SNAT"), jump))
+        around.fill_chain(4, "nat", "POSTROUTING", ("-s 10.5.0.0/24 -j MASQUERADE", jump.rule))
+        assert await whats(kernel, jump) == []
+        assert await kernel.ensure((jump,)) == [Outcome.EQUAL]
+
     async def test_chain_that_was_lost_comes_back_with_a_rule(self, kernel: Kernel, around: Surroundings) -> None:
         await kernel.ensure((OPEN,))
         around.lose(OPEN)
