@@ -106,11 +106,11 @@ def docker_network(dockerd: Dockerd, *options: str, driver: str = "pynet") -> It
     try:
         dockerd.docker("network", "rm", name)
     except CommandError as exc:
-        # A dockerd whose plugin died in the middle of a start keeps the endpoint, though the container is gone.
-        if "has active endpoints" not in exc.stderr:
+        # A dockerd whose plugin died in the middle of a call may count an endpoint for ever that none of its lists
+        # has (moby 17217); it counts anew when it starts.
+        if "has active endpoints" not in exc.stderr or dockerd.inspect(name)["Containers"]:
             raise
-        for endpoint in dockerd.inspect(name)["Containers"].values():
-            dockerd.docker("network", "disconnect", "-f", name, endpoint["Name"])
+        dockerd.restart()
         dockerd.docker("network", "rm", name)
 
 
