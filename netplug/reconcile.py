@@ -112,7 +112,7 @@ class Reconciler:
         for network in self._engine.registry.networks():
             owners |= dict.fromkeys(network.plan, f"network {network.network.name}")
         for endpoint in self._engine.registry.endpoints():
-            owners |= dict.fromkeys(_kernel_plan(endpoint), _describe(endpoint))
+            owners |= dict.fromkeys(endpoint.present, _describe(endpoint))
         return owners
 
     async def repair(self) -> list[Difference]:
@@ -141,7 +141,7 @@ class Reconciler:
 
     async def _heal_network(self, network: NetworkRecord, look: "_Look") -> None:
         engine, ident = self._engine, network.network.id
-        endpoints = [record for record in engine.registry.endpoints(ident) if look.concerns(_kernel_plan(record))]
+        endpoints = [record for record in engine.registry.endpoints(ident) if look.concerns(record.present)]
         if not endpoints and not look.concerns(network.plan):
             return
         async with engine.registry.lock(ident):
@@ -156,7 +156,7 @@ class Reconciler:
     async def _heal_endpoint(self, record: EndpointRecord, look: "_Look") -> None:
         """The links of a runtime's sandbox cannot be made anew by us, those of a bare namespace can."""
         engine = self._engine
-        plan = _kernel_plan(record)
+        plan = record.present
         links = [step for step in plan if isinstance(step, Veth)]
         if any(look.drifted.get(link) == MISSING for link in links):
             inhabited = bool(record.sandbox) and await engine.kernel.inhabited(record.sandbox)
@@ -233,10 +233,6 @@ def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozens
         for step in owned
         if step.key not in keys and not (isinstance(step, Rule) and (step.family, step.table, step.chain) not in shared)
     ]
-
-
-def _kernel_plan(record: EndpointRecord) -> Plan:
-    return (record.plan if record.linked else Plan()) + record.exposed
 
 
 def _describe(record: EndpointRecord) -> str:

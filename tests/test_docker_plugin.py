@@ -13,7 +13,7 @@ import pytest_asyncio
 from docker_client import END, GENERIC, NET, PORTMAP, REF, Plugin, endpoint, network, port
 
 from netplug.engine.records import NetworkSpec
-from netplug.frontends.http import to_its_end
+from netplug.engine.whole import to_its_end
 from netplug.frontends.serving import serving
 from netplug.ipam.lease import OwnerKind
 

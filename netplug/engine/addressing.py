@@ -18,7 +18,7 @@ from netplug.engine.records import (
 )
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
-from netplug.ipam.lease import Owner, OwnerKind
+from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import EXTERNAL, Pool
 
 
@@ -113,10 +113,8 @@ class Addressing:
 
     def holder(self, record: NetworkRecord, address: IPAddress) -> str:
         """Return the id of the endpoint that has an address of the network, or nothing."""
-        for pool, subnet in zip(record.pools, record.network.subnets, strict=True):
-            if address in subnet.pool and (lease := self._allocator.lease(pool, address)):
-                return lease.owner.id if lease.owner.kind is OwnerKind.ENDPOINT else ""
-        return ""
+        lease = lease_of(self._allocator, record, address)
+        return lease.owner.id if lease is not None and lease.owner.kind is OwnerKind.ENDPOINT else ""
 
     @asynccontextmanager
     async def addresses(
@@ -181,6 +179,14 @@ class Addressing:
                 await self._allocator.release_address(pool_id, address.ip)
 
 
+def lease_of(allocator: Allocator, record: NetworkRecord, address: IPAddress) -> Lease | None:
+    """Return the lease of an address of the network, None when nobody has it."""
+    for pool, subnet in zip(record.pools, record.network.subnets, strict=True):
+        if address in subnet.pool and (lease := allocator.lease(pool, address)):
+            return lease
+    return None
+
+
 def _refuse_overlap(pool: IPNetwork, others: Collection[Network]) -> None:
     for other in others:
         for subnet in other.subnets:
@@ -202,4 +208,4 @@ def _index_of(net: Network, address: IPAddress) -> int:
     )
 
 
-__all__ = ["EXTERNAL", "Addressing", "Leased", "Subnets"]
+__all__ = ["EXTERNAL", "Addressing", "Leased", "Subnets", "lease_of"]

@@ -239,8 +239,7 @@ class Endpoints:
     @whole
     async def drop(self, built: EndpointRecord) -> None:
         """Delete an endpoint. The caller holds the lock of its network."""
-        plan = (built.plan if built.linked else Plan()) + built.exposed
-        await self._journal.take_down(Intent(f"endpoint {short(built.endpoint.id)}", plan, (built.key,)))
+        await self._journal.take_down(Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,)))
         await self._addressing.release_endpoint(built)
         self._registry.forget(built)
         log.info("endpoint.deleted", endpoint=short(built.endpoint.id), name=built.name)
@@ -291,16 +290,16 @@ class Endpoints:
 
     async def _refuse_second(self, record: NetworkRecord, endpoint_id: str, spec: AttachSpec) -> None:
         """Refuse an interface that is attached already, unless its namespace died: ids of namespaces are used again."""
-        for other in self._registry.endpoints():
-            if other.endpoint.id != endpoint_id:
+        for network in self._registry.networks():
+            other = self._registry.find(network.network.id, endpoint_id)
+            if other is None:
                 continue
             if other.endpoint.network == record.network.id and await self._kernel.drift(tuple(other.plan)):
                 await self.drop(other)
                 continue
-            net = self._registry.network(other.endpoint.network).network
             raise NetplugError(
                 "exists",
-                f"{spec.ifname} of {spec.netns} is attached to network {net.name!r} already",
+                f"{spec.ifname} of {spec.netns} is attached to network {network.network.name!r} already",
                 hint="detach it first or choose another --ifname",
             )
 

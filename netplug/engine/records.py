@@ -129,6 +129,11 @@ class EndpointRecord:
     published: tuple[PortMapping, ...] = ()
 
     @property
+    def present(self) -> Plan:
+        """What of it shall be in the kernel now."""
+        return (self.plan if self.linked else Plan()) + self.exposed
+
+    @property
     def key(self) -> str:
         return f"{ENDPOINTS}{self.endpoint.network}/{self.endpoint.id}"
 

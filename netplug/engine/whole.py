@@ -1,4 +1,4 @@
-"""Use cases that come to their end although whoever asked for them goes away."""
+"""Work that comes to its end although whoever asked for it goes away."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -9,6 +9,20 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
+async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Await `work` to its end; a cancellation takes effect after that."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])  # which, unlike await, does not hand a cancellation on
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        raise cancelled from task.exception()
+    return task.result()
+
+
 def whole(use_case: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
     """Let a cancellation take effect only after a use case: half of one is worse than a late end.
 
@@ -17,15 +31,6 @@ def whole(use_case: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Corou
 
     @wraps(use_case)
     async def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        task = asyncio.ensure_future(use_case(*args, **kwargs))
-        cancelled: asyncio.CancelledError | None = None
-        while not task.done():
-            try:
-                await asyncio.wait([task])  # which, unlike await, does not hand a cancellation on
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-        if cancelled is not None:
-            raise cancelled from task.exception()
-        return task.result()
+        return await to_its_end(use_case(*args, **kwargs))
 
     return run

@@ -9,12 +9,14 @@ holds locks while it waits for us.
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from fastapi import FastAPI, Response
 
 from netplug.drivers.options import parse
 from netplug.drivers.plan import Veth
 from netplug.engine import Engine
+from netplug.engine.addressing import lease_of
 from netplug.engine.records import EndpointSpec, FrontEnd, NetworkRecord
 from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError
@@ -119,7 +121,7 @@ class NetworkDriver:
 
     async def create_endpoint(self, request: wire.CreateEndpoint) -> wire.EndpointCreated:
         network, spec = self._network(request.NetworkID), request.to_spec()
-        built = await self._engine.endpoints.create(request.to_spec(self._name(network, spec)))
+        built = await self._engine.endpoints.create(replace(spec, name=self._name(network, spec)))
         return wire.EndpointCreated.of(request, built)
 
     async def delete_endpoint(self, request: wire.EndpointRef) -> wire.Empty:
@@ -167,10 +169,9 @@ class NetworkDriver:
     def _name(self, record: NetworkRecord, spec: EndpointSpec) -> str:
         """Return the container's name if Docker told it to IPAM, a moment ago and with the same address (29.0+)."""
         for address in spec.addresses:
-            for subnet, pool in zip(record.network.subnets, record.pools, strict=True):
-                lease = self._engine.allocator.lease(pool, address.ip) if address.ip in subnet.pool else None
-                if lease is not None and lease.owner.kind is OwnerKind.PENDING and lease.owner.name:
-                    return lease.owner.name
+            lease = lease_of(self._engine.allocator, record, address.ip)
+            if lease is not None and lease.owner.kind is OwnerKind.PENDING and lease.owner.name:
+                return lease.owner.name
         return ""
 
 

@@ -194,13 +194,10 @@ class CreateEndpoint(EndpointRef):
     Interface: Asked | None = None
     Options: EndpointOptions | None = None
 
-    def to_spec(self, name: str = "") -> EndpointSpec:
-        """Return the endpoint; `name` is the container's, when IPAM learned it."""
+    def to_spec(self) -> EndpointSpec:
         options, wanted = self.Options or EndpointOptions(), self.Interface or Asked()
         options.check()
-        return EndpointSpec(
-            self.EndpointID, self.NetworkID, wanted.addresses(), wanted.mac(), options.ports() or (), name
-        )
+        return EndpointSpec(self.EndpointID, self.NetworkID, wanted.addresses(), wanted.mac(), options.ports() or ())
 
 
 class Join(EndpointRef):

@@ -4,9 +4,8 @@ A request runs to its end, whatever becomes of its connection: half a `CreateEnd
 waits for. All of it is plain ASGI, since Starlette's `BaseHTTPMiddleware` costs more than a whole request here.
 """
 
-import asyncio
 import secrets
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from netplug.engine.whole import to_its_end
 from netplug.errors import Reportable
 from netplug.store.api import StoreError
 
@@ -108,20 +108,6 @@ def failure_of(exc: Exception, request_id: str) -> Failure:
     return Failure("internal", f"{what} (id {request_id})")
 
 
-async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work` to its end; a cancellation takes effect after that."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])  # which, unlike await, does not hand a cancellation on
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    if cancelled is not None:
-        raise cancelled from task.exception()
-    task.result()
-
-
 _TOO_LARGE = Failure("too_large", f"the request is larger than {MAX_BODY} bytes")
 
 
@@ -206,4 +192,4 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-__all__ = ["Failure", "Render", "failure_of", "guard", "to_its_end"]
+__all__ = ["Failure", "Render", "failure_of", "guard"]

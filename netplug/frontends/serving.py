@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from netplug.frontends.http import to_its_end
+from netplug.engine.whole import to_its_end
 
 KEEP_ALIVE_S = 7 * 86_400
 """dockerd keeps connections for ever, and Go repeats a POST only if it could write nothing of it."""
