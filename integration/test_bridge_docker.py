@@ -4,11 +4,10 @@ That everything is gone afterwards is asserted by the leak check of every test, 
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
-from itertools import count
 from typing import Any
 
 import pytest
@@ -20,11 +19,13 @@ from harness import (
     Netplug,
     SeenServer,
     Wire,
+    container,
     http_get,
     tcp_ask,
     udp_ask,
     wait_until,
 )
+from harness import docker_network as network
 from harness.image import IMAGE, PAGE
 
 NewHost = Callable[..., Host]
@@ -34,25 +35,6 @@ RESTART_TIMEOUT_S = 30
 PARALLEL = 30
 
 pytestmark = pytest.mark.usefixtures("netplug")
-
-_numbers = count(1)
-
-
-@contextmanager
-def network(dockerd: Dockerd, *options: str) -> Iterator[str]:
-    """A pynet network, removed at the end if the test got there."""
-    name = f"net{next(_numbers)}"
-    dockerd.docker("network", "create", "-d", "pynet", *options, name)
-    yield name
-    dockerd.docker("network", "rm", name)
-
-
-@contextmanager
-def container(dockerd: Dockerd, *options: str, command: Sequence[str] = ("sleep", "3600")) -> Iterator[Container]:
-    """A running container, removed at the end if the test got there."""
-    it = dockerd.run(*options, command=command)
-    yield it
-    it.remove()
 
 
 def fails_with(dockerd: Dockerd, *args: str) -> str:
