@@ -101,8 +101,8 @@ def cli_network(netplug: Netplug, *options: str) -> Iterator[str]:
 def docker_network(dockerd: Dockerd, *options: str, driver: str = "pynet", may_miscount: bool = False) -> Iterator[str]:
     """A network made through Docker; its name. Removed at the end if the test got there.
 
-    `may_miscount`: the test kills the plugin in the middle of calls. dockerd may then count an endpoint for ever that
-    none of its lists has (moby 17217); it counts anew when it starts.
+    `may_miscount`: the test kills the plugin in the middle of calls, or removes many containers at once. dockerd may
+    then count an endpoint for ever that none of its lists has (moby 17217); it counts anew when it starts.
     """
     name = f"net{next(_numbers)}"
     dockerd.docker("network", "create", "-d", driver, *options, name)
