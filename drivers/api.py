@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from .naming import mac_of_address, mac_of_id
 from .options import NetworkOptions
 from .plan import IPAddress, IPInterface, IPNetwork, Plan, Proto
 
@@ -24,11 +25,14 @@ class Scope(StrEnum):
 class Subnet:
     """An address range of a network.
 
-    `gateway`: our address in it, with the pool's prefix length; None where the mode has no gateway.
+    `gateway`: our address in it, with the pool's prefix length; None where the mode has no gateway. In a mode whose
+    networks have none of ours it is somebody else's router. `host`: the address of the host itself beside the
+    containers, where it has one.
     """
 
     pool: IPNetwork
     gateway: IPInterface | None = None
+    host: IPInterface | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,12 @@ class Endpoint:
     mac: str = ""
     ports: tuple[PortMapping, ...] = ()
 
+    def chosen_mac(self) -> str:
+        """Return the MAC as asked for, else one that follows from the first address, else from the id."""
+        if self.mac:
+            return self.mac
+        return mac_of_address(self.addresses[0]) if self.addresses else mac_of_id("sandbox/" + self.id)
+
 
 @dataclass(frozen=True, slots=True)
 class StaticRoute:
@@ -112,24 +122,45 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkFacts:
+    """A link of the host. `kind`: "bridge", "veth", … or empty for a physical one; `mtu` in bytes.
+
+    `master`: the bridge or bond that it is a port of. `parent`, `macvlan_mode`: of a macvlan.
+    """
+
+    name: str
+    kind: str = ""
+    mtu: int = 1500
+    up: bool = True
+    master: str = ""
+    parent: str = ""
+    macvlan_mode: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """What drivers may know of the host, read by the kernel layer.
 
-    `mtu`: of the default route's link, in bytes. `links`: kind ("bridge", "veth", …) by name. `routes`: destinations in
-    the main table, defaults left out, with their links. `addresses`: with their links, loopback left out. `chains`:
-    names of the filter table's chains that are not ours, by IP version.
+    `mtu`: of the default route's link, in bytes. `routes`: destinations in the main table, defaults left out, with
+    their links. `addresses`: with their links, loopback left out. `chains`: names of the filter table's chains that are
+    not ours, by IP version.
     """
 
     mtu: int = 1500
     uplink: str = ""
-    links: tuple[tuple[str, str], ...] = ()
+    links: tuple[LinkFacts, ...] = ()
     routes: tuple[tuple[IPNetwork, str], ...] = ()
     addresses: tuple[tuple[IPInterface, str], ...] = ()
     chains: tuple[tuple[int, str], ...] = ()
 
-    def kind_of(self, link: str) -> str | None:
+    def link(self, name: str) -> LinkFacts | None:
+        """Return the link of this name, None when there is none."""
+        return next((link for link in self.links if link.name == name), None)
+
+    def kind_of(self, name: str) -> str | None:
         """Return the kind of the link of this name, None when there is none."""
-        return dict(self.links).get(link)
+        link = self.link(name)
+        return link.kind if link else None
 
 
 class Driver(Protocol):
@@ -140,6 +171,15 @@ class Driver(Protocol):
 
     scope: Scope
     gateway: bool
+
+    def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
+        """Return the options with what the user left open filled in for as long as the network lives."""
+
+    def segment(self, net: Network) -> str:
+        """Return the link on whose segment strangers may have addresses of the network; empty: nobody can.
+
+        There they are asked before an address is given to an endpoint (RFC 5227).
+        """
 
     def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
         """Refuse what cannot work before anything is changed, naming the option."""

@@ -1,11 +1,13 @@
 """Bridge mode: a veth on a Linux bridge, the gateway on the bridge, NAT, published ports, isolation."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import firewall
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
-from .naming import bridge_name, host_side, mac_of_address, mac_of_host_side, mac_of_id, sandbox_side
+from .naming import bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox_side
+from .options import NetworkOptions
 from .plan import Address, Bridge, Hairpin, IPNetwork, Plan, Step, Sysctl, Veth
 
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
@@ -21,6 +23,12 @@ class BridgeDriver:
 
     scope = Scope.LOCAL
     gateway = True
+
+    def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
+        return replace(options, mtu=options.mtu or host.mtu)
+
+    def segment(self, net: Network) -> str:
+        return ""
 
     def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
         """Refuse a bridge that is no bridge, or one of another network, and subnets that the host already routes."""
@@ -55,7 +63,7 @@ class BridgeDriver:
             host_side(ep.id),
             sandbox_side(ep.id),
             mac=mac_of_host_side(ep.id),
-            peer_mac=_mac(ep),
+            peer_mac=ep.chosen_mac(),
             mtu=net.options.mtu or host.mtu,
             master=link_of(net),
             isolated=not net.options.icc,
@@ -75,7 +83,7 @@ class BridgeDriver:
         return Attachment(
             link=sandbox_side(ep.id),
             prefix=net.options.ifname,
-            mac=_mac(ep),
+            mac=ep.chosen_mac(),
             mtu=net.options.mtu,
             gateways=gateways,
             isolated=not gateways,
@@ -111,9 +119,3 @@ def _check_pool(pool: IPNetwork, bridge: str, host: HostFacts) -> None:
             raise DriverError(
                 Kind.INVALID, f"subnet {pool} overlaps the host's route {route} on link {link!r}", hint=hint
             )
-
-
-def _mac(ep: Endpoint) -> str:
-    if ep.mac:
-        return ep.mac
-    return mac_of_address(ep.addresses[0]) if ep.addresses else mac_of_id("sandbox/" + ep.id)

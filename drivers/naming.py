@@ -53,6 +53,15 @@ def sandbox_side(endpoint_id: str) -> str:
     return f"nps{short(endpoint_id)}"
 
 
+def host_macvlan(network_id: str) -> str:
+    """Return the name of the host's own link in a macvlan network.
+
+    >>> host_macvlan("3a5d5fd21a47b2c3")
+    'npm3a5d5fd21a47'
+    """
+    return f"npm{short(network_id)}"
+
+
 def mark(link: str) -> str:
     """Return the altname that marks a link of ours; it survives renames and moves between namespaces.
 

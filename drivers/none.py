@@ -1,8 +1,10 @@
 """None mode: loopback only. A null object: every plan is empty, so that nobody needs an `if` for it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
+from .options import NetworkOptions
 from .plan import Plan
 
 
@@ -11,6 +13,12 @@ class NoneDriver:
 
     scope = Scope.LOCAL
     gateway = False
+
+    def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
+        return replace(options, mtu=options.mtu or host.mtu)
+
+    def segment(self, net: Network) -> str:
+        return ""
 
     def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
         return

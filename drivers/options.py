@@ -11,14 +11,16 @@ from ipaddress import IPv4Address
 from .errors import DriverError, Kind
 
 BRIDGE = "bridge"
+MACVLAN = "macvlan"
 NONE = "none"
+MACVLAN_MODES = ("bridge", "vepa", "private", "passthru")
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
     """The options of one network.
 
-    `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id.
+    `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id. `parent` empty: the uplink.
     """
 
     mode: str = BRIDGE
@@ -29,6 +31,9 @@ class NetworkOptions:
     icc: bool = True
     host_binding_ipv4: IPv4Address | None = None
     ifname: str = "eth"
+    parent: str = ""
+    macvlan_mode: str = "bridge"
+    host_access: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +86,18 @@ def _ipv4(text: str) -> IPv4Address | None:
         raise ValueError("must be an IPv4 address") from None
 
 
+def _macvlan_mode(text: str) -> str:
+    if text not in MACVLAN_MODES:
+        raise ValueError(f"must be one of {', '.join(MACVLAN_MODES)}")
+    return text
+
+
 _ALL: tuple[str, ...] = ()
 _DOCKER = "com.docker.network."
 OPTIONS: tuple[Option, ...] = (
-    Option("mode", (), _ALL, _word, BRIDGE, "how the network is built: `bridge`, `none`, or what a driver adds"),
+    Option(
+        "mode", (), _ALL, _word, BRIDGE, "how the network is built: `bridge`, `macvlan`, `none`, or what a driver adds"
+    ),
     Option("name", (), _ALL, _word, "learned from Docker", "the network's name outside Docker"),
     Option("mtu", (_DOCKER + "driver.mtu",), _ALL, _mtu, "the uplink's", "bytes"),
     Option(
@@ -126,6 +139,23 @@ OPTIONS: tuple[Option, ...] = (
         _prefix,
         "eth",
         "prefix of the interface's name in the sandbox",
+    ),
+    Option("parent", (), (MACVLAN,), _link, "the uplink", "link of the host on whose segment the containers are"),
+    Option(
+        "macvlan_mode",
+        (),
+        (MACVLAN,),
+        _macvlan_mode,
+        "bridge",
+        "`bridge`, `vepa` (by way of the switch), `private` (not among each other), `passthru` (one container alone)",
+    ),
+    Option(
+        "host_access",
+        (),
+        (MACVLAN,),
+        _boolean,
+        "false",
+        "the host has an address beside the containers, and they reach each other",
     ),
 )
 _BY_KEY = {key: option for option in OPTIONS for key in (option.key, *option.aliases)}

@@ -239,8 +239,62 @@ class Flows:
         return f"flows/{self.proto}/{self.host or ''}/{self.port}/{self.address}"
 
 
+@dataclass(frozen=True, slots=True)
+class Macvlan:
+    """A macvlan on link `parent` of the host: a link with a MAC of its own on the parent's segment.
+
+    `name` is what it is known by, and its name in the host's namespace, where it is made and left down unless `up`.
+    With a `netns` it is made there, as `ifname`, and up. `moved`: the sandbox into which a runtime has moved it since;
+    it is there, or still on the host.
+    """
+
+    name: str
+    parent: str
+    mode: str
+    mac: str
+    mtu: int
+    up: bool = False
+    ifname: str = ""
+    netns: str | None = None
+    moved: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"link/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """The stations on the segment of `link` learn that `address` is at `mac` (RFC 5227 3, RFC 4861 7.2.6).
+
+    An event, not an object: bringing it about sends, there is nothing to remove, and it is never missing.
+    """
+
+    link: str
+    mac: str
+    address: IPAddress
+
+    @property
+    def key(self) -> str:
+        return f"announce/{self.link}/{self.address}"
+
+
 Step: TypeAlias = (
-    Bridge | Veth | Hairpin | Address | Route | Sysctl | IpSet | Member | Chain | Rule | Jump | HostPort | Flows
+    Bridge
+    | Veth
+    | Hairpin
+    | Address
+    | Route
+    | Sysctl
+    | IpSet
+    | Member
+    | Chain
+    | Rule
+    | Jump
+    | HostPort
+    | Flows
+    | Macvlan
+    | Announce
 )
 STEPS: dict[str, type[Step]] = {
     cls.__name__: cls
@@ -258,6 +312,8 @@ STEPS: dict[str, type[Step]] = {
         Jump,
         HostPort,
         Flows,
+        Macvlan,
+        Announce,
     )
 }
 
@@ -287,8 +343,26 @@ class Plan:
         return Plan(tuple(step for step in self.steps if step.key not in gone)) if gone else self
 
     def into(self, netns: str, ifname: str) -> "Plan":
-        """Return the plan with the sandbox side of its veth made in `netns`, under its final name."""
-        return Plan(tuple(replace(step, netns=netns, peer=ifname) if isinstance(step, Veth) else step for step in self))
+        """Return the plan with the sandbox side of its link made in `netns`, under its final name."""
+
+        def inside(step: Step) -> Step:
+            match step:
+                case Veth():
+                    return replace(step, netns=netns, peer=ifname)
+                case Macvlan(up=False):
+                    return replace(step, netns=netns, ifname=ifname)
+            return step
+
+        return Plan(tuple(inside(step) for step in self))
+
+    def moved(self, netns: str | None) -> "Plan":
+        """Return the plan as it is once a runtime may have moved the sandbox side into `netns`."""
+        return Plan(
+            tuple(
+                replace(step, moved=netns) if isinstance(step, Macvlan) and not (step.up or step.netns) else step
+                for step in self
+            )
+        )
 
     def to_json(self) -> Json:
         """Return the stored form: a list of objects whose `step` is the kind."""

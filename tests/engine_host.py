@@ -10,6 +10,7 @@ from typing import Any
 
 from netplug.drivers.api import PortMapping
 from netplug.drivers.bridge import BridgeDriver
+from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.drivers.plan import Plan, Proto, Step
 from netplug.engine import Engine
@@ -139,7 +140,9 @@ class Host:
         store: Any = MortalStore(self.store, fuse)
         kernel: Any = MortalKernel(self.kernel, fuse) if fuse.left is not None else self.kernel
         allocator = Allocator(StoredLeases(store), default_spaces(ula(b"tests")))
-        self.engine = Engine(kernel, store, allocator, {"bridge": BridgeDriver(), "none": NoneDriver()})
+        self.engine = Engine(
+            kernel, store, allocator, {"bridge": BridgeDriver(), "macvlan": MacvlanDriver(), "none": NoneDriver()}
+        )
         self.reconciler = Reconciler(self.engine, docker)
 
     async def reboot(self, fuse: Fuse | None = None, docker: View | None = None) -> None:

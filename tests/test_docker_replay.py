@@ -19,11 +19,16 @@ from docker_client import FIXTURES, Answer, Plugin
 from docker_oracle import GENERIC, End, Ipam, Net, Oracle
 
 from netplug.drivers.naming import bridge_name, host_side, sandbox_side
-from netplug.drivers.options import OPTIONS
+from netplug.drivers.options import BRIDGE, OPTIONS
 from netplug.drivers.plan import Plan
 from netplug.ipam.lease import OwnerKind
 
-OUR_OPTIONS = {key for option in OPTIONS for key in (option.key, *option.aliases)}
+OUR_OPTIONS = {
+    key
+    for option in OPTIONS
+    for key in (option.key, *option.aliases)
+    if not option.modes or BRIDGE in option.modes  # the recorded networks name no mode
+}
 RECORDINGS = sorted(FIXTURES.glob("*/*.jsonl"))
 
 

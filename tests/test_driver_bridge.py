@@ -3,7 +3,7 @@ from ipaddress import ip_interface, ip_network
 
 import pytest
 
-from netplug.drivers.api import Endpoint, HostFacts, Network, Subnet
+from netplug.drivers.api import Endpoint, HostFacts, LinkFacts, Network, Subnet
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import bridge_name, host_side, mac_of_address, mark, sandbox_side
@@ -26,7 +26,7 @@ EP = Endpoint("9f8e" * 16, NET.id, (ip_interface("10.208.0.2/24"),))
         (
             replace(NET, options=NetworkOptions(bridge="eth0")),
             (),
-            HostFacts(links=(("eth0", "veth"),)),
+            HostFacts(links=(LinkFacts("eth0", "veth"),)),
             "option bridge=eth0: the host has a veth link of this name",
         ),
         (
@@ -75,7 +75,7 @@ def test_routes_that_do_no_harm_are_allowed(route: tuple[str, str]) -> None:
 
 def test_existing_bridge_is_accepted_when_named() -> None:
     net = replace(NET, options=NetworkOptions(bridge="br0"))
-    host = HostFacts(links=(("br0", "bridge"),), routes=((ip_network("10.208.0.0/24"), "br0"),))
+    host = HostFacts(links=(LinkFacts("br0", "bridge"),), routes=((ip_network("10.208.0.0/24"), "br0"),))
     BridgeDriver().check(net, (), host)
     assert BridgeDriver().create_network(net, host).steps[0].key == "link/br0"
 

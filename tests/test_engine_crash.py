@@ -110,6 +110,18 @@ async def attach_anew(host: Host) -> object:
     return await attach(host)
 
 
+async def macvlan(host: Host) -> object:
+    host.kernel.foreign.links["eth0"] = ""
+    return await host.cli_network(
+        "192.168.1.0/24", ident=NET, name="lan", mode="macvlan", parent="eth0", host_access="true"
+    )
+
+
+async def macvlan_of_docker(host: Host) -> object:
+    host.kernel.foreign.links["eth0"] = ""
+    return await host.docker_network(mode="macvlan", parent="eth0")
+
+
 @dataclass(frozen=True)
 class Case:
     """`given` was done, then `act` dies. `between`: it may be found half done, in a way that a user understands."""
@@ -146,6 +158,12 @@ CASES = {
     "attach to dual stack": Case((dual_stack,), attach_dual_stack),
     "attach in place of the dead": Case((cli_network, attach), attach_anew, between=True),
     "detach": Case((cli_network, attach), detach),
+    "macvlan network": Case((), macvlan),
+    "attach to macvlan": Case((macvlan,), attach),
+    "detach from macvlan": Case((macvlan, attach), detach),
+    "join macvlan": Case((macvlan_of_docker, endpoint), join),
+    "leave macvlan": Case((macvlan_of_docker, endpoint, join), leave),
+    "join macvlan again": Case((macvlan_of_docker, endpoint, join, leave), join),
 }
 
 

@@ -12,6 +12,7 @@ from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Journal
 from netplug.engine.networks import Networks
 from netplug.engine.registry import Registry
+from netplug.engine.segments import Segments
 from netplug.engine.shared import Shared
 from netplug.ipam.allocator import Allocator
 from netplug.kernel.api import Kernel
@@ -31,6 +32,7 @@ class Engine:
         self.journal = Journal(store, self.executor)
         self.registry = Registry(store)
         self.shared = Shared(kernel, self.executor, store, drivers)
-        addressing = Addressing(allocator)
+        self.segments = Segments(allocator, self.registry, kernel, drivers)
+        addressing = Addressing(allocator, self.segments)
         self.endpoints = Endpoints(self.registry, self.shared, self.journal, addressing, kernel, drivers)
         self.networks = Networks(self.registry, self.shared, self.journal, addressing, self.endpoints, drivers)

@@ -16,6 +16,7 @@ from netplug.engine.records import (
     NetworkSpec,
     SubnetSpec,
 )
+from netplug.engine.segments import Segments
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, Owner, OwnerKind
@@ -41,8 +42,9 @@ class Leased:
 class Addressing:
     """What networks and endpoints want of IPAM."""
 
-    def __init__(self, allocator: Allocator) -> None:
+    def __init__(self, allocator: Allocator, segments: Segments) -> None:
         self._allocator = allocator
+        self._segments = segments
 
     # Networks
 
@@ -85,10 +87,22 @@ class Addressing:
     ) -> Subnet:
         for name, address in wanted.aux:
             await self._hold(pool, address, Owner(OwnerKind.AUX, net.id, name), undo)
+        host = await self._beside(net, pool, wanted, undo) if net.options.host_access else None
         if wanted.gateway is None and not gateway:
-            return Subnet(pool.network)
+            return Subnet(pool.network, host=host)
         ours = await self._hold(pool, wanted.gateway, Owner(OwnerKind.GATEWAY, net.id, net.name), undo)
-        return Subnet(pool.network, ip_interface(f"{ours}/{pool.network.prefixlen}"))
+        return Subnet(pool.network, _within(ours, pool), host)
+
+    async def _beside(self, net: Network, pool: Pool, wanted: SubnetSpec, undo: AsyncExitStack) -> IPInterface:
+        """Lease the host's own address beside the containers: the auxiliary one called "host", or any."""
+        given = dict(wanted.aux).get("host")
+        if given is None and pool.space == EXTERNAL:
+            raise NetplugError(
+                "invalid",
+                f"option host_access=true: the host needs an address of its own in {pool.network}, which Docker gives",
+                hint="add --aux-address host=ADDRESS, or --ipam-driver pynet",
+            )
+        return _within(given or await self._hold(pool, None, Owner(OwnerKind.AUX, net.id, "host"), undo), pool)
 
     async def _hold(self, pool: Pool, address: IPAddress | None, owner: Owner, undo: AsyncExitStack) -> IPAddress:
         """Lease an address to a network; Docker has asked for it already when we are its IPAM driver."""
@@ -147,7 +161,7 @@ class Addressing:
             await self._allocator.assign(pool, lease.address, owner)
             undo.push_async_callback(self._allocator.assign, pool, lease.address, lease.owner)
         else:
-            lease = await self._allocator.request_address(pool, address=address, owner=owner)
+            lease = await self._segments.request(pool, address, owner)
             undo.push_async_callback(self._allocator.release_address, pool, lease.address)
         return ip_interface(f"{lease.address}/{network.prefixlen}"), pool
 
@@ -196,6 +210,10 @@ def _refuse_overlap(pool: IPNetwork, others: Collection[Network]) -> None:
                     f"subnet {pool} overlaps {subnet.pool} of network {other.name!r}",
                     hint="choose another --subnet",
                 )
+
+
+def _within(address: IPAddress, pool: Pool) -> IPInterface:
+    return ip_interface(f"{address}/{pool.network.prefixlen}")
 
 
 def _index_of(net: Network, address: IPAddress) -> int:

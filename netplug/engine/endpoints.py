@@ -125,7 +125,7 @@ class Endpoints:
             built = self._registry.endpoint(network_id, endpoint_id)
             if built.sandbox and built.sandbox != sandbox:
                 raise NetplugError("exists", f"endpoint {endpoint_id[:12]!r} is already in sandbox {built.sandbox}")
-            joined = replace(built, sandbox=sandbox, linked=True)
+            joined = replace(built, sandbox=sandbox, linked=True, plan=built.plan.moved(sandbox))
             if built.linked:
                 await self._registry.save(joined)
             else:
@@ -176,7 +176,7 @@ class Endpoints:
     @asynccontextmanager
     async def _exposed(self, net: Network, built: EndpointRecord) -> AsyncIterator[EndpointRecord]:
         """Yield the record with its ports published; they are reserved, and for good if the block ends well."""
-        if not built.endpoint.ports or net.internal:
+        if not self._drivers[net.options.mode].expose(net, built.endpoint):
             yield built
             return
         ports, default = built.endpoint.ports, net.options.host_binding_ipv4
@@ -221,7 +221,7 @@ class Endpoints:
             built = self._registry.find(network_id, endpoint_id)
             if built is None or not built.linked:
                 return
-            left = replace(built, sandbox="", linked=False, exposed=Plan(), published=())
+            left = replace(built, sandbox="", linked=False, plan=built.plan.moved(None), exposed=Plan(), published=())
             intent = Intent(f"endpoint {short(endpoint_id)}", built.plan + built.exposed)
             await self._journal.take_down(intent, [put(left)])
             self._registry.remember(left)

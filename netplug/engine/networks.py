@@ -48,7 +48,7 @@ class Networks:
             NetplugError, DriverError, IpamError: and nothing was changed.
         """
         options = parse(spec.options)
-        driver_of(options.mode, self._drivers)
+        driver = driver_of(options.mode, self._drivers)
         name = options.name or spec.name
         ident = spec.id or secrets.token_hex(32)
         net = Network(ident, name or short(ident), options=options, internal=spec.internal)
@@ -56,7 +56,7 @@ class Networks:
         self._registry.starting[ident] = net
         try:
             host = await self._shared.read_host()
-            net = replace(net, options=replace(options, mtu=options.mtu or host.mtu))
+            net = replace(net, options=driver.complete(options, host))
             async with self._registry.lock(ident):
                 record = await self._create(net, spec)
         finally:

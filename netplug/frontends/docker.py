@@ -14,7 +14,7 @@ from dataclasses import replace
 from fastapi import FastAPI, Response
 
 from netplug.drivers.options import parse
-from netplug.drivers.plan import Veth
+from netplug.drivers.plan import Macvlan, Veth
 from netplug.engine import Engine
 from netplug.engine.addressing import lease_of
 from netplug.engine.records import EndpointSpec, FrontEnd, NetworkRecord
@@ -154,7 +154,7 @@ class NetworkDriver:
                 "mac": built.endpoint.mac,
                 "addresses": [str(address) for address in built.endpoint.addresses],
                 "ports": [str(mapping) for mapping in built.published],
-                "link": next((step.name for step in built.plan if isinstance(step, Veth)), ""),
+                "link": next((step.name for step in built.plan if isinstance(step, Veth | Macvlan)), ""),
             }
         )
 

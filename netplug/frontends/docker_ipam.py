@@ -144,9 +144,11 @@ class IpamDriver:
 
     async def request_address(self, request: RequestAddress) -> AddressGiven:
         wanted = _address(request.Address) if request.Address else None
-        lease = await self._allocator.request_address(
-            request.PoolID[:256], address=wanted, owner=request.owner(), mac=request.mac()
-        )
+        pool_id, owner = request.PoolID[:256], request.owner()
+        if owner.kind is OwnerKind.PENDING:
+            lease = await self._engine.segments.request(pool_id, wanted, owner, request.mac())
+        else:
+            lease = await self._allocator.request_address(pool_id, address=wanted, owner=owner, mac=request.mac())
         pool = self._allocator.pool(lease.pool)
         length = pool.network.prefixlen if pool is not None else lease.address.max_prefixlen
         return AddressGiven(Address=f"{lease.address}/{length}")

@@ -5,7 +5,7 @@ steps at once so that an implementation can put what belongs together into one n
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -130,6 +130,15 @@ class Kernel(Protocol):
 
         Raises:
             NetplugError: "unavailable", with the taken port in the message; "invalid", the host lacks the address.
+        """
+
+    async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
+        """Return those of the addresses that a station on the segment of this link has, with its MAC.
+
+        Stations of the host itself, its macvlans too, are not asked. Takes some tenths of a second.
+
+        Raises:
+            NetplugError: "unavailable", the link is gone or down.
         """
 
     async def sandbox(self, ref: str) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from netplug.drivers.api import HostFacts
+from netplug.drivers.api import HostFacts, LinkFacts
 from netplug.drivers.plan import IPNetwork
 
 from .rtnl import Link, LinkAddress, LinkRoute
@@ -34,7 +34,7 @@ def of(
     return HostFacts(
         mtu=uplink.mtu if uplink else NO_UPLINK_MTU,
         uplink=uplink.name if uplink else "",
-        links=tuple(sorted((link.name, link.kind) for link in by_index.values())),
+        links=tuple(sorted((_link(link, by_index) for link in by_index.values()), key=lambda link: link.name)),
         routes=tuple(routes),
         addresses=tuple(
             (item.address, link.name)
@@ -48,4 +48,17 @@ def of(
             for name in sorted(model.tables.get("filter", ()))
             if not name.startswith(PREFIX)
         ),
+    )
+
+
+def _link(link: Link, by_index: Mapping[int, Link]) -> LinkFacts:
+    master, lower = by_index.get(link.master), by_index.get(link.peer) if link.macvlan_mode and link.peer_here else None
+    return LinkFacts(
+        link.name,
+        link.kind,
+        link.mtu,
+        link.up,
+        master.name if master else "",
+        lower.name if lower else "",
+        link.macvlan_mode,
     )

@@ -5,13 +5,14 @@ links, addresses and routes; a sandbox is there until `vanish`. What others own 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.plan import (
     Address,
+    Announce,
     Bridge,
     Chain,
     Flows,
@@ -21,6 +22,7 @@ from netplug.drivers.plan import (
     IPNetwork,
     IpSet,
     Jump,
+    Macvlan,
     Member,
     Proto,
     Route,
@@ -79,7 +81,8 @@ class FakeKernel:
         """Destroy a sandbox."""
         self._world.gone.add(netns)
         for step in list(self._world.state.values()):
-            if isinstance(step, Veth | Address | Route) and step.netns == netns:
+            moved = isinstance(step, Macvlan) and step.moved == netns
+            if moved or (isinstance(step, Veth | Address | Route | Macvlan) and step.netns == netns):
                 self.lose(step.key)
 
     def tamper(self, step: Step) -> None:
@@ -125,7 +128,7 @@ class FakeKernel:
                 await asyncio.sleep(0)
                 self._fail(step)
                 outcome = self._ensure(step)
-                if outcome is not Outcome.USED and not isinstance(step, Sysctl):
+                if outcome is not Outcome.USED and not isinstance(step, Sysctl | Announce):
                     self._world.state[step.key] = step
                 done.append(outcome)
         return done
@@ -164,8 +167,6 @@ class FakeKernel:
 
     async def facts(self) -> HostFacts:
         """Return what drivers may know of the host; see `Kernel`."""
-        mine = [(step.name, "bridge" if isinstance(step, Bridge) else "veth") for step in self._world.links()]
-        mine += [(step.peer, "veth") for step in self._world.links() if isinstance(step, Veth) and not step.netns]
         here = [step for step in self._world.state.values() if isinstance(step, Address | Route) and not step.netns]
         routes: list[tuple[IPNetwork, str]] = [
             (step.address.network if isinstance(step, Address) else step.destination, step.link) for step in here
@@ -174,7 +175,7 @@ class FakeKernel:
         routes += [(route.destination, route.link) for route in self.foreign.routes]
         return replace(
             self.foreign.facts,
-            links=tuple(sorted({*mine, *self.foreign.links.items()})),
+            links=self._world.link_facts(),
             addresses=tuple(
                 (address, link)
                 for link, address in (
@@ -208,6 +209,13 @@ class FakeKernel:
                 raise NetplugError(kind, message, hint=hint)
         raise NetplugError("unavailable", ports.full(proto, address, first, last))
 
+    async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
+        """Return those that tests have put there as `stations`; see `Kernel`."""
+        if link not in self._world.names():
+            words = f"the segment of link {link!r} cannot be asked for an address: no such device"
+            raise NetplugError("unavailable", words)
+        return {address: self.foreign.stations[address] for address in addresses if address in self.foreign.stations}
+
     async def sandbox(self, ref: str) -> tuple[str, str]:
         """Find a namespace; all are there that did not `vanish`."""
         path = ref if "/" in ref else f"/run/netns/{ref}"
@@ -231,8 +239,11 @@ class FakeKernel:
 
     def _ensure(self, step: Step) -> Outcome:
         match step:
-            case Bridge() | Veth():
+            case Bridge() | Veth() | Macvlan():
                 return self._ensure_link(step)
+            case Announce():
+                self._world.wants_link(step, step.link, None)
+                return Outcome.EQUAL
             case Hairpin():
                 return self._ensure_hairpin(step)
             case Address():
@@ -287,7 +298,9 @@ class FakeKernel:
                 self._world.state.setdefault(chain.key, chain)
         return done
 
-    def _ensure_link(self, step: Bridge | Veth) -> Outcome:
+    def _ensure_link(self, step: Bridge | Veth | Macvlan) -> Outcome:
+        if isinstance(step, Macvlan):
+            return self._ensure_macvlan(step)
         kind = self.foreign.links.get(step.name)
         if isinstance(step, Veth):
             if step.master not in self._world.names():
@@ -306,6 +319,20 @@ class FakeKernel:
             and step.peer in self._world.names()
         ):
             raise StepError("exists", step, f"link {step.peer!r}, wanted for the sandbox side of {step.name!r}, exists")
+        return self._plain(step)
+
+    def _ensure_macvlan(self, step: Macvlan) -> Outcome:
+        self._world.wants_sandbox(step, step.netns)
+        if step.key not in self._world.state:
+            if step.parent not in self._world.names():
+                raise StepError("not_found", step, f"parent {step.parent!r} of link {step.name!r} is missing")
+            name = step.ifname or step.name
+            if name in self._world.names(step.netns):
+                raise StepError("exists", step, f"link {name!r} exists and is not ours", hint="remove or rename it")
+            others = [link for link in self._world.links() if isinstance(link, Macvlan) and link.parent == step.parent]
+            if others and "passthru" in {step.mode, *(other.mode for other in others)}:
+                words = f"parent {step.parent!r} is taken: macvlan_mode=passthru lets one container alone on a link"
+                raise StepError("unavailable", step, words)
         return self._plain(step)
 
     def _ensure_address(self, step: Address) -> Outcome:
@@ -355,7 +382,7 @@ class FakeKernel:
             case Sysctl():
                 if step.restore and self._world.sysctls.get(step.name) == step.value:
                     self._world.sysctls[step.name] = step.restore
-            case Bridge() | Veth() | IpSet():
+            case Bridge() | Veth() | Macvlan() | IpSet():
                 if step.key in self._world.state:
                     self._world.cascade(self._world.state[step.key])
         self._world.state.pop(step.key, None)
@@ -367,7 +394,7 @@ class FakeKernel:
             case Sysctl():
                 value = self._world.sysctls.get(step.name)
                 return "" if value == step.value else f"is {value}, not {step.value}"
-            case Flows():
+            case Flows() | Announce():
                 return ""
             case Bridge() if step.adopt and self.foreign.links.get(step.name) == "bridge":
                 return ""
@@ -397,4 +424,9 @@ class FakeKernel:
 
 def _comparable(step: Step) -> Step:
     """Return the step less what the kernel does not keep."""
-    return replace(step, adopt=False) if isinstance(step, Bridge) else step
+    match step:
+        case Bridge():
+            return replace(step, adopt=False)
+        case Macvlan():
+            return replace(step, moved=None, mode="", parent="")
+    return step

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from netplug.drivers.api import HostFacts
+from netplug.drivers.api import HostFacts, LinkFacts
 from netplug.drivers.plan import (
     Address,
     Bridge,
@@ -14,6 +14,7 @@ from netplug.drivers.plan import (
     IPAddress,
     IPInterface,
     IpSet,
+    Macvlan,
     Member,
     Proto,
     Route,
@@ -39,10 +40,12 @@ _BUILT_IN = {
 class Foreign:
     """What others have on this host; tests change it freely.
 
-    `links`: kind by name. `ports`: taken by other processes. `lacks`: features that the kernel has not, of "sctp",
-    "ipset". `missing_sysctls`: names. `facts`: `mtu` and `uplink` are taken from it.
+    `links`: kind by name. `stations`: MACs by address, on every segment. `ports`: taken by other processes. `lacks`:
+    features that the kernel has not, of "sctp", "ipset". `missing_sysctls`: names. `facts`: `mtu` and `uplink` are
+    taken from it.
     """
 
+    stations: dict[IPAddress, str] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=lambda: {"lo": ""})
     addresses: set[tuple[str, IPInterface]] = field(default_factory=set)
     routes: list[Route] = field(default_factory=list)
@@ -65,14 +68,33 @@ class World:
             for family in (4, 6)
         }
 
-    def links(self) -> list[Bridge | Veth]:
+    def links(self) -> list[Bridge | Veth | Macvlan]:
         """Return our links."""
-        return [step for step in self.state.values() if isinstance(step, Bridge | Veth)]
+        return [step for step in self.state.values() if isinstance(step, Bridge | Veth | Macvlan)]
 
     def names(self, netns: str | None = None) -> set[str]:
         """Return the names of all links of a namespace."""
         ends = {link.peer for link in self.links() if isinstance(link, Veth) and link.netns == netns}
-        return ends | {"lo"} if netns else ends | {link.name for link in self.links()} | set(self.foreign.links)
+        ends |= {link.ifname or link.name for link in self.links() if isinstance(link, Macvlan) and link.netns == netns}
+        here = {link.name for link in self.links() if not isinstance(link, Macvlan)}
+        return ends | {"lo"} if netns else ends | here | set(self.foreign.links)
+
+    def link_facts(self) -> tuple[LinkFacts, ...]:
+        """Return what drivers may know of the links of the host."""
+        found = [LinkFacts(name, kind) for name, kind in self.foreign.links.items()]
+        for link in self.links():
+            match link:
+                case Bridge():
+                    found.append(LinkFacts(link.name, "bridge", link.mtu))
+                case Veth():
+                    found.append(LinkFacts(link.name, "veth", link.mtu, master=link.master))
+                    if not link.netns:
+                        found.append(LinkFacts(link.peer, "veth", link.mtu, up=False))
+                case Macvlan(netns=None):
+                    found.append(
+                        LinkFacts(link.name, "macvlan", link.mtu, link.up, parent=link.parent, macvlan_mode=link.mode)
+                    )
+        return tuple(sorted({link.name: link for link in reversed(found)}.values(), key=lambda link: link.name))
 
     def wants_sandbox(self, step: Step, netns: str | None) -> None:
         """Refuse a sandbox that is gone."""
@@ -150,9 +172,15 @@ class World:
                     step.name,
                 ):
                     pass
-                case ((Bridge() | Veth()), (Address() | Route())) if other.netns is None and other.link == step.name:
+                case ((Bridge() | Veth() | Macvlan()), (Address() | Route())) if (
+                    other.netns is None and other.link == step.name
+                ):
                     pass
                 case Veth(), (Address() | Route()) if (other.netns, other.link) == (step.netns, step.peer):
+                    pass
+                case Macvlan(), (Address() | Route()) if (other.netns, other.link) == (step.netns, step.ifname):
+                    pass
+                case ((Bridge() | Veth()), Macvlan()) if other.parent == step.name:
                     pass
                 case Veth(), Hairpin() if other.link == step.name:
                     pass

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from netplug.drivers.naming import MARK, mark
-from netplug.drivers.plan import Bridge, Hairpin, Veth
+from netplug.drivers.plan import Bridge, Hairpin, Macvlan, Veth
 
 from . import rtnl
 from .api import Outcome, StepError
@@ -57,8 +57,8 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
             raise
     else:
         # A bridge takes the smallest mtu of its ports until its own is *changed* (BROPT_MTU_SET_BY_USER); so we do.
-        mtu = _by_name(step.name) + u32(rtnl.IFLA_MTU, step.mtu)
-        _finish(nl, step, (_altname(step.name), (RTM_NEWLINK, mtu)))
+        mtu = by_name(step.name) + u32(rtnl.IFLA_MTU, step.mtu)
+        _finish(nl, step, (altname(step.name), (RTM_NEWLINK, mtu)))
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
     if found is None:
@@ -66,7 +66,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
     if found.is_ours(step.name):
         if found.doomed:
             raise LinkBusyError
-        return _adjust(nl, found, bridge_differences(step, found), step)
+        return adjust(nl, found, bridge_differences(step, found), step)
     if step.adopt and found.kind == "bridge":
         return Outcome.USED
     if step.adopt:
@@ -90,16 +90,16 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
         if error.errno != errno.EEXIST:
             raise
         return _existing_veth(nl, step, master.index, inside)
-    settings = [_altname(step.name)]
+    settings = [altname(step.name)]
     if (family := _inet6()) or step.isolated:
         info = _port_info(u8(rtnl.IFLA_BRPORT_ISOLATED, 1)) if step.isolated else b""
-        settings.append((RTM_NEWLINK, _by_name(step.name) + family + info))
+        settings.append((RTM_NEWLINK, by_name(step.name) + family + info))
     _finish(nl, step, settings)
     try:
-        inside.request(*_altname(step.peer), NEW)
+        inside.request(*altname(step.peer), NEW)
         if step.netns:
             # Only now: the kernel answers ENOTCONN to a pair whose far end is to be up before the near end exists.
-            inside.request(RTM_NEWLINK, _by_name(step.peer, IFF_UP))
+            inside.request(RTM_NEWLINK, by_name(step.peer, IFF_UP))
     except NetlinkError as error:
         _undo(nl, step.name)
         raise StepError("internal", step, f"kernel refused link {step.peer!r}: {error.strerror}") from error
@@ -126,7 +126,7 @@ def remove_hairpin(nl: Netlink, step: Hairpin) -> None:
         nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, 0) + _port_info(u8(rtnl.IFLA_BRPORT_MODE, 0)))
 
 
-def condemn(nl: Netlink, step: Bridge | Veth, group: int) -> bool:
+def condemn(nl: Netlink, step: Bridge | Veth | Macvlan, group: int) -> bool:
     """Make a link of ours unusable and move it to a group to be deleted; return False when there is none."""
     if _condemn(nl, text(rtnl.IFLA_ALT_IFNAME, mark(step.name)), group):
         return True
@@ -158,7 +158,7 @@ def bridge_differences(step: Bridge, found: Link) -> list[Difference]:
     """Compare a bridge of ours."""
     if found.kind != "bridge":
         return [Difference(f"is {_kind(found)}, not a bridge")]
-    return _basics(found, step.mac, step.mtu, up=True)
+    return basics(found, step.mac, step.mtu, up=True)
 
 
 def veth_differences(step: Veth, found: Link, master: int, peer: Link | None) -> list[Difference]:
@@ -168,7 +168,7 @@ def veth_differences(step: Veth, found: Link, master: int, peer: Link | None) ->
     """
     if found.kind != "veth":
         return [Difference(f"is {_kind(found)}, not a veth")]
-    differences = _basics(found, step.mac, step.mtu, up=True)
+    differences = basics(found, step.mac, step.mtu, up=True)
     if found.master != master or not master:
         mend = u32(rtnl.IFLA_MASTER, master) if master else b""
         differences.append(Difference(f"is not a port of {step.master!r}", mend))
@@ -186,7 +186,7 @@ def peer_differences(step: Veth, peer: Link | None) -> list[Difference]:
         return []
     return [
         Difference(f"sandbox side: {item.what}", item.mend, item.flags)
-        for item in _basics(peer, step.peer_mac, step.mtu, up=bool(step.netns))
+        for item in basics(peer, step.peer_mac, step.mtu, up=bool(step.netns))
     ]
 
 
@@ -212,15 +212,16 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink) -> Out
         raise LinkBusyError
     peer = peer_of(step, found, inside)
     differences = veth_differences(step, found, master, peer)
-    outcome = _adjust(nl, found, differences, step)
+    outcome = adjust(nl, found, differences, step)
     more = peer_differences(step, peer)
     if peer and more:
-        _adjust(inside, peer, more)
+        adjust(inside, peer, more)
         return Outcome.ADJUSTED
     return outcome
 
 
-def _adjust(nl: Netlink, found: Link, differences: list[Difference], step: Veth | Bridge | None = None) -> Outcome:
+def adjust(nl: Netlink, found: Link, differences: list[Difference], step: Veth | Bridge | None = None) -> Outcome:
+    """Mend what differs; with a `step`, raise its error over what cannot be mended."""
     if not differences:
         return Outcome.EQUAL
     for item in differences:
@@ -237,7 +238,8 @@ def _adjust(nl: Netlink, found: Link, differences: list[Difference], step: Veth 
     return Outcome.ADJUSTED
 
 
-def _basics(found: Link, mac: str, mtu: int, *, up: bool) -> list[Difference]:
+def basics(found: Link, mac: str, mtu: int, *, up: bool) -> list[Difference]:
+    """Compare what all links have."""
     differences = []
     if found.mac != mac.lower():
         differences.append(Difference(f"MAC is {found.mac}, not {mac}", attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(mac))))
@@ -287,12 +289,16 @@ def _port_info(flags: bytes) -> bytes:
     return nest(rtnl.IFLA_LINKINFO, kind, nest(rtnl.IFLA_INFO_SLAVE_DATA, flags))
 
 
-def _by_name(name: str, flags: int = 0) -> bytes:
+def by_name(name: str, flags: int = 0) -> bytes:
+    """Return the head of a message to the link of this name."""
     return IFINFO.pack(0, 0, 0, flags, flags) + text(rtnl.IFLA_IFNAME, name)
 
 
-def _altname(name: str) -> tuple[int, bytes]:
-    return RTM_NEWLINKPROP, _by_name(name) + nest(rtnl.IFLA_PROP_LIST, text(rtnl.IFLA_ALT_IFNAME, mark(name)))
+def altname(marked: str, name: str = "") -> tuple[int, bytes]:
+    """Return the message that marks a link, whose present name may be another."""
+    return RTM_NEWLINKPROP, by_name(name or marked) + nest(
+        rtnl.IFLA_PROP_LIST, text(rtnl.IFLA_ALT_IFNAME, mark(marked))
+    )
 
 
 def _finish(
@@ -308,7 +314,7 @@ def _finish(
 
 
 def _undo(nl: Netlink, name: str) -> None:
-    nl.request(RTM_DELLINK, _by_name(name))
+    nl.request(RTM_DELLINK, by_name(name))
 
 
 def _kind(found: Link) -> str:
@@ -317,11 +323,12 @@ def _kind(found: Link) -> str:
 
 def owned(found: list[Link]) -> set[str]:
     """Return the names of our links; of a pair whose both ends are here, the host side alone."""
-    doomed = {index for link in found if link.doomed for index in (link.index, link.peer)}
+    doomed = {link.index for link in found if link.doomed}
+    doomed |= {link.peer for link in found if link.doomed and link.kind == "veth"}
     ours = {link.index: link for link in found if link.marked and link.index not in doomed}
     names: set[str] = set()
     for link in ours.values():
-        other = ours.get(link.peer) if link.peer_here else None
+        other = ours.get(link.peer) if link.kind == "veth" and link.peer_here else None
         if other is None or other.peer != link.index or link.master or not other.master:
             names.update(name.removeprefix(MARK) for name in link.altnames if name.startswith(MARK))
     return names

@@ -1,7 +1,7 @@
 """The kernel of this host: hands each step to the module that knows its kind."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from types import TracebackType
@@ -10,12 +10,14 @@ from typing import Self, TypeVar
 from netplug.drivers.api import HostFacts
 from netplug.drivers.plan import (
     Address,
+    Announce,
     Bridge,
     Flows,
     Hairpin,
     HostPort,
     IPAddress,
     IpSet,
+    Macvlan,
     Member,
     Proto,
     Route,
@@ -23,8 +25,9 @@ from netplug.drivers.plan import (
     Sysctl,
     Veth,
 )
+from netplug.errors import NetplugError
 
-from . import addresses, facts, links, sysctl
+from . import addresses, facts, links, macvlan, segment, sysctl
 from .api import Comparison, Drift, Outcome, Owned, StepError
 from .conntrack import Conntrack
 from .firewall import Firewall
@@ -157,6 +160,14 @@ class LinuxKernel:
         """Reserve a free port; see `Kernel`."""
         return self._ports.reserve(proto, address, first, last)
 
+    async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
+        """Ask the segment of a link for addresses; see `Kernel`."""
+        try:
+            return await segment.strangers(link, addresses)
+        except OSError as error:
+            words = f"the segment of link {link!r} cannot be asked for an address: {error.strerror}"
+            raise NetplugError("unavailable", words, hint=f"ip link set {link} up") from error
+
     async def sandbox(self, ref: str) -> tuple[str, str]:
         """Find a network namespace; see `Kernel`."""
         return find(ref)
@@ -188,7 +199,7 @@ class LinuxKernel:
 
     async def _ensure(self, step: Step, sandboxes: Sandboxes) -> Outcome:
         match step:
-            case Bridge() | Veth():
+            case Bridge() | Veth() | Macvlan():
                 return await self._ensure_link(step, sandboxes)
             case IpSet():
                 return await self._sets.ensure_set(step)
@@ -198,6 +209,9 @@ class LinuxKernel:
                 return sysctl.ensure(step)
             case HostPort():
                 return self._ports.ensure(step)
+            case Announce():
+                segment.announce(step)
+                return Outcome.EQUAL
             case _:
                 return await self._do(lambda: self._ensure_now(step, sandboxes))
 
@@ -215,10 +229,12 @@ class LinuxKernel:
         new = await asyncio.to_thread(self._flows.ensure, steps, self._nl)
         return [Outcome.CREATED if item else Outcome.EQUAL for item in new]
 
-    async def _ensure_link(self, step: Bridge | Veth, sandboxes: Sandboxes) -> Outcome:
+    async def _ensure_link(self, step: Bridge | Veth | Macvlan, sandboxes: Sandboxes) -> Outcome:
         def work() -> Outcome:
             if isinstance(step, Bridge):
                 return links.ensure_bridge(self._nl, step)
+            if isinstance(step, Macvlan):
+                return macvlan.ensure_macvlan(self._nl, step, sandboxes.get)
             return links.ensure_veth(self._nl, step, sandboxes.get)
 
         for _ in range(BUSY_TRIES):
@@ -240,11 +256,13 @@ class LinuxKernel:
         match step:
             case Flows():
                 await asyncio.to_thread(self._flows.remove, [item for item in steps if isinstance(item, Flows)])
-            case Bridge() | Veth():
+            case Bridge() | Veth() | Macvlan():
                 self._links.discard(step.name)
                 group = self._reaper.group
                 if await self._do(lambda: links.condemn(self._nl, step, group)):
                     self._reaper.add(step.name, group)
+                elif isinstance(step, Macvlan):
+                    await asyncio.to_thread(macvlan.remove_moved, step, sandboxes.get)
             case IpSet():
                 await self._sets.remove_set(step)
             case Member():

@@ -53,6 +53,10 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5,
 RT_TABLE_MAIN = 254
 _RTN_UNICAST = 1
 
+IFLA_MACVLAN_MODE = 1
+MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+"""MACVLAN_MODE_… of linux/if_link.h."""
+
 PROTOCOL = 110
 """Marks addresses (IFA_PROTO, kernel 5.18) and routes (rtm_protocol) as ours. Numbers of others: iproute2 rt_protos."""
 
@@ -67,7 +71,10 @@ _NEXTHOP = struct.Struct("=HBBi")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link. `peer`: index of a veth's other end, in the same namespace only when `peer_here`."""
+    """A link.
+
+    `peer`: index of a veth's other end, or of a macvlan's parent; in the same namespace only when `peer_here`.
+    """
 
     index: int
     name: str
@@ -82,6 +89,7 @@ class Link:
     peer_here: bool
     isolated: bool
     hairpin: bool
+    macvlan_mode: str = ""
 
     @property
     def doomed(self) -> bool:
@@ -185,7 +193,13 @@ def _link(data: bytes) -> Link:
         peer_here=IFLA_LINK in found and IFLA_LINK_NETNSID not in found,
         isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\x01",
         hairpin=port.get(IFLA_BRPORT_MODE) == b"\x01",
+        macvlan_mode=_macvlan_mode(info) if info.get(IFLA_INFO_KIND) == b"macvlan\0" else "",
     )
+
+
+def _macvlan_mode(info: dict[int, bytes]) -> str:
+    mode = number(attrs(info.get(IFLA_INFO_DATA, b"")).get(IFLA_MACVLAN_MODE))
+    return next((name for name, value in MACVLAN_MODES.items() if value == mode), "other")
 
 
 def _address(data: bytes) -> LinkAddress:

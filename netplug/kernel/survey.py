@@ -4,9 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from netplug.drivers.plan import Address, Bridge, Chain, Hairpin, IpSet, Jump, Member, Route, Rule, Step, Sysctl, Veth
+from netplug.drivers.plan import (
+    Address,
+    Bridge,
+    Chain,
+    Hairpin,
+    IpSet,
+    Jump,
+    Macvlan,
+    Member,
+    Route,
+    Rule,
+    Step,
+    Sysctl,
+    Veth,
+)
 
-from . import addresses, links, rtnl, rules, sysctl
+from . import addresses, links, macvlan, rtnl, rules, sysctl
 from .api import MISSING
 from .ipset import Found
 from .netlink import Netlink
@@ -35,7 +49,7 @@ class Survey:
         """Look at the host's namespace, and at the sandboxes that the steps name. Blocks: 60 µs a link."""
         views: dict[str, View | None] = {"": _view(nl)}
         with Sandboxes() as sandboxes:
-            for netns in {step.netns for step in steps if isinstance(step, Veth | Address | Route) and step.netns}:
+            for netns in {netns for step in steps for netns in _sandboxes(step)}:
                 try:
                     views[netns] = _view(sandboxes.get(netns)[1])
                 except FileNotFoundError:
@@ -60,22 +74,29 @@ class Survey:
                 return _set_drift(step, sets.get(step.name))
             case Sysctl():
                 return sysctl.drift(step)
+            case Bridge() | Veth() | Macvlan():
+                return self._link_drift(step)
+            case Hairpin():
+                found = self._link(step.link)
+                return "" if found and found.hairpin else MISSING
+            case Address() | Route():
+                return self._on_link(step)
+        return ""
+
+    def _on_link(self, step: Address | Route) -> str:
+        view = self.views[step.netns or ""]
+        link = view.links.get(step.link) if view else None
+        if isinstance(step, Route):
+            return addresses.route_drift(step, link, view.routes if view else [])
+        return addresses.address_drift(step, link, view.addresses.get(link.index, []) if view and link else [])
+
+    def _link_drift(self, step: Bridge | Veth | Macvlan) -> str:
+        match step:
             case Bridge():
                 return self._bridge(step)
             case Veth():
                 return self._veth(step)
-            case Hairpin():
-                found = self._link(step.link)
-                return "" if found and found.hairpin else MISSING
-            case Address():
-                view = self.views[step.netns or ""]
-                link = view.links.get(step.link) if view else None
-                return addresses.address_drift(step, link, view.addresses.get(link.index, []) if view and link else [])
-            case Route():
-                view = self.views[step.netns or ""]
-                link = view.links.get(step.link) if view else None
-                return addresses.route_drift(step, link, view.routes if view else [])
-        return ""
+        return self._macvlan(step)
 
     def _link(self, name: str) -> Link | None:
         found = self.host.links.get(name)
@@ -91,6 +112,13 @@ class Survey:
             return ""
         return "is not ours"
 
+    def _macvlan(self, step: Macvlan) -> str:
+        view = self.views[step.netns or ""]
+        if found := macvlan.find(step, view.links.values()) if view else None:
+            return _words(macvlan.differences(step, found))
+        away = self.views[step.moved] if step.moved else None
+        return "" if away and macvlan.find(step, away.links.values()) else MISSING
+
     def _veth(self, step: Veth) -> str:
         found = self._link(step.name)
         if found is None:
@@ -102,6 +130,15 @@ class Survey:
         peer = links.peer_of(step, found, view.links if view else {})
         differences = links.veth_differences(step, found, master.index if master else 0, peer)
         return _words(differences + links.peer_differences(step, peer))
+
+
+def _sandboxes(step: Step) -> tuple[str, ...]:
+    match step:
+        case Veth() | Address() | Route() if step.netns:
+            return (step.netns,)
+        case Macvlan():
+            return tuple(netns for netns in (step.netns, step.moved) if netns)
+    return ()
 
 
 def _view(nl: Netlink) -> View:

@@ -12,6 +12,7 @@ from netplug.drivers import firewall
 from netplug.drivers.api import HostFacts, PortMapping
 from netplug.drivers.plan import (
     Address,
+    Announce,
     Bridge,
     Chain,
     Flows,
@@ -21,6 +22,7 @@ from netplug.drivers.plan import (
     IPInterface,
     IpSet,
     Jump,
+    Macvlan,
     Member,
     Plan,
     Proto,
@@ -56,6 +58,8 @@ class Surroundings(Protocol):
 BRIDGE = Bridge("np-test", "02:00:00:00:00:01", 1500)
 GATEWAY = Address("np-test", ip_interface("10.9.0.1/24"))
 VETH = Veth("nphtest", "npstest", "02:00:00:00:01:01", "02:00:00:00:02:01", 1450, "np-test")
+MACVLAN = Macvlan("npstest", "np-test", "bridge", "02:00:00:00:03:01", 1450)
+HOST_MACVLAN = replace(MACVLAN, name="npmtest", mac="02:00:00:00:03:02", up=True)
 SET4 = IpSet("netplug-net4", "hash:net,iface", 4)
 SET6 = IpSet("netplug-net6", "hash:net,iface", 6)
 MASQ = IpSet("netplug-masq4", "hash:net", 4)
@@ -96,6 +100,11 @@ class KernelSuite:
             ((BRIDGE,), VETH),
             ((BRIDGE,), replace(VETH, isolated=True)),
             ((BRIDGE, VETH), Hairpin("nphtest")),
+            ((BRIDGE,), MACVLAN),
+            ((BRIDGE,), replace(MACVLAN, mode="passthru")),
+            ((BRIDGE, MACVLAN), HOST_MACVLAN),
+            ((BRIDGE, HOST_MACVLAN), Address("npmtest", ip_interface("10.9.0.9/32"))),
+            ((BRIDGE, HOST_MACVLAN), Route(ip_network("10.9.0.2/32"), "npmtest")),
             ((BRIDGE,), GATEWAY),
             ((BRIDGE,), Address("np-test", ip_interface("fd00:9::1/64"))),
             ((BRIDGE, GATEWAY), Route(ip_network("10.8.0.0/16"), "np-test", ip_address("10.9.0.7"))),
@@ -189,6 +198,52 @@ class KernelSuite:
         assert await whats(kernel, wanted) == ["is not ours"]
         await gone(kernel, wanted)
         assert around.snapshot() == before
+
+    async def test_macvlan_in_a_sandbox_is_made_found_and_removed(self, kernel: Kernel, around: Surroundings) -> None:
+        netns = around.sandbox()
+        await kernel.ensure((BRIDGE,))
+        before = around.snapshot()
+        wanted = replace(MACVLAN, netns=netns, ifname="eth0")
+        address = Address("eth0", ip_interface("10.9.0.2/24"), netns)
+        assert await kernel.ensure((wanted, address)) == [CREATED, CREATED]
+        assert await kernel.ensure((wanted, address)) == [EQUAL, EQUAL]
+        assert await whats(kernel, wanted, address) == []
+        await gone(kernel, wanted)
+        assert await whats(kernel, wanted) == ["missing"]
+        assert around.snapshot() == before
+
+    async def test_macvlan_goes_with_its_sandbox(self, kernel: Kernel, around: Surroundings) -> None:
+        netns = around.sandbox()
+        await kernel.ensure((BRIDGE,))
+        wanted = replace(MACVLAN, netns=netns, ifname="eth0")
+        await kernel.ensure((wanted, replace(VETH, peer="veth0", netns=netns)))
+        around.vanish(netns)
+        assert await whats(kernel, wanted) == ["missing"]
+        await gone(kernel, wanted)
+
+    async def test_second_macvlan_beside_passthru_is_refused(self, kernel: Kernel) -> None:
+        await kernel.ensure((BRIDGE, replace(MACVLAN, mode="passthru")))
+        error = await refusal(kernel, HOST_MACVLAN)
+        assert (error.kind, "passthru" in error.message) == ("unavailable", True)
+
+    async def test_macvlan_on_nothing_is_refused(self, kernel: Kernel) -> None:
+        error = await refusal(kernel, MACVLAN)
+        assert (error.kind, "np-test" in error.message) == ("not_found", True)
+
+    async def test_announcing_is_an_event_and_no_object(self, kernel: Kernel) -> None:
+        await kernel.ensure((BRIDGE,))
+        for address in map(ip_address, ("10.9.0.2", "fd00:9::2")):
+            step = Announce("np-test", "02:00:00:00:03:01", address)
+            assert await kernel.ensure((step,)) == [EQUAL]
+            assert await whats(kernel, step) == []
+            await gone(kernel, step)
+
+    async def test_segment_without_strangers_is_silent(self, kernel: Kernel) -> None:
+        await kernel.ensure((BRIDGE,))
+        assert await kernel.strangers("np-test", tuple(map(ip_address, ("10.9.0.77", "fd00:9::77")))) == {}
+        with pytest.raises(NetplugError, match="np-gone") as caught:
+            await kernel.strangers("np-gone", (ip_address("10.9.0.77"),))
+        assert caught.value.kind == "unavailable"
 
     async def test_peer_name_of_someone_else_is_refused(self, kernel: Kernel, around: Surroundings) -> None:
         await kernel.ensure((BRIDGE,))

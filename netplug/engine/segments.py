@@ -1,0 +1,80 @@
+"""Addresses on a segment that strangers share: asked for there before an endpoint gets them."""
+
+from collections.abc import Collection, Mapping
+
+import structlog
+
+from netplug.drivers.api import Driver, Network
+from netplug.drivers.plan import IPAddress
+from netplug.engine.registry import Registry
+from netplug.errors import NetplugError
+from netplug.ipam.allocator import Allocator
+from netplug.ipam.lease import Lease, Owner
+from netplug.kernel.api import Kernel
+
+log = structlog.get_logger(__name__)
+
+_TRIES = 16
+"""How many addresses that strangers have are passed over before the pool counts as theirs: three seconds of asking."""
+
+
+class Segments:
+    """Leases addresses that nobody on the segment has."""
+
+    def __init__(self, allocator: Allocator, registry: Registry, kernel: Kernel, drivers: Mapping[str, Driver]) -> None:
+        self._allocator = allocator
+        self._registry = registry
+        self._kernel = kernel
+        self._drivers = drivers
+
+    async def request(self, pool: str, address: IPAddress | None, owner: Owner, mac: str = "") -> Lease:
+        """Lease an address for an endpoint: this one, or one that nobody on the segment has.
+
+        Those that somebody has are passed over and go to the end of the queue.
+
+        Raises:
+            IpamError: as `Allocator.request_address`.
+            NetplugError: "unavailable", when a stranger has this address, or all that were tried.
+        """
+        passed_over: list[Lease] = []
+        try:
+            while True:
+                lease = await self._allocator.request_address(pool, address=address, owner=owner, mac=mac)
+                passed_over.append(lease)
+                try:
+                    await self.refuse_taken(self._on(pool), lease.address)
+                except NetplugError as exc:
+                    if address is not None or exc.kind != "exists":
+                        raise
+                    log.warning("address.taken", address=str(lease.address), error=str(exc))
+                    if len(passed_over) == _TRIES:
+                        words = f"the first {_TRIES} free addresses are all in use by others on the segment"
+                        raise NetplugError("unavailable", words, hint="narrow the network with --ip-range") from exc
+                else:
+                    passed_over.pop()
+                    return lease
+        finally:
+            for lease in passed_over:
+                await self._allocator.release_address(pool, lease.address)
+
+    async def refuse_taken(self, nets: Collection[Network], address: IPAddress) -> None:
+        """Refuse an address that a stranger on the segment of one of these networks has, or the host itself.
+
+        Raises:
+            NetplugError: "exists", with the stranger's MAC; "unavailable" when the segment cannot be asked.
+        """
+        for link in {self._drivers[net.options.mode].segment(net) for net in nets} - {""}:
+            if any(address == mine.ip for mine, _ in (await self._kernel.facts()).addresses):
+                raise NetplugError("exists", f"address {address} is the host's own", hint="choose another address")
+            taken = await self._kernel.strangers(link, (address,))
+            if address in taken:
+                raise NetplugError(
+                    "exists",
+                    f"address {address} is in use on the segment of {link!r} by {taken[address]}",
+                    hint="choose another address, or none",
+                )
+
+    def _on(self, pool: str) -> list[Network]:
+        held = self._allocator.pool(pool)
+        holders = held.holders if held is not None else ()
+        return [record.network for record in self._registry.networks() if record.network.id in holders]
