@@ -184,6 +184,9 @@ class Driver(Protocol):
     def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
         """Refuse what cannot work before anything is changed, naming the option."""
 
+    def admit(self, net: Network, present: int) -> None:
+        """Refuse one more endpoint beside those `present`, if the network has no room for it."""
+
     def create_network(self, net: Network, host: HostFacts) -> Plan:
         """Return what the network needs on this host beyond the plan of `base`."""
 

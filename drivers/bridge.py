@@ -8,7 +8,7 @@ from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .naming import bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox_side
 from .options import NetworkOptions
-from .plan import Address, Bridge, Hairpin, IPNetwork, Plan, Step, Sysctl, Veth
+from .plan import Address, Bridge, Hairpin, Plan, Step, Sysctl, Veth
 
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
@@ -44,7 +44,10 @@ class BridgeDriver:
             if other.options.mode == net.options.mode and link_of(other) == bridge:
                 raise DriverError(Kind.EXISTS, f"bridge {bridge!r} belongs to network {other.name!r}")
         for subnet in net.subnets:
-            _check_pool(subnet.pool, bridge, host)
+            firewall.check_pool(subnet.pool, bridge, host)
+
+    def admit(self, net: Network, present: int) -> None:
+        return
 
     def create_network(self, net: Network, host: HostFacts) -> Plan:
         bridge = link_of(net)
@@ -102,20 +105,3 @@ class BridgeDriver:
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
         forwarding = Plan(tuple(Sysctl(_FORWARDING[family], "1") for family in families))
         return forwarding + firewall.base(families, host)
-
-
-def _check_pool(pool: IPNetwork, bridge: str, host: HostFacts) -> None:
-    hint = "choose another --subnet"
-    for kind in ("loopback", "multicast", "reserved"):
-        if getattr(pool, f"is_{kind}"):
-            raise DriverError(Kind.INVALID, f"subnet {pool} is of {kind} addresses", hint=hint)
-    for address, link in host.addresses:
-        if link != bridge and address in pool:
-            raise DriverError(
-                Kind.INVALID, f"subnet {pool} contains the host's own address {address.ip} on link {link!r}", hint=hint
-            )
-    for route, link in host.routes:
-        if link != bridge and route.version == pool.version and route.subnet_of(pool):  # type: ignore[arg-type]
-            raise DriverError(
-                Kind.INVALID, f"subnet {pool} overlaps the host's route {route} on link {link!r}", hint=hint
-            )

@@ -26,8 +26,9 @@ from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 
 from .api import HostFacts, Network, PortMapping
+from .errors import DriverError, Kind
 from .naming import BRIDGES
-from .plan import Chain, Flows, HostPort, IPAddress, IpSet, Jump, Member, Plan, Proto, Rule, Step
+from .plan import Chain, Flows, HostPort, IPAddress, IPNetwork, IpSet, Jump, Member, Plan, Proto, Rule, Step
 
 FORWARD = "NETPLUG-FORWARD"
 FILTER = "NETPLUG-FILTER"
@@ -138,6 +139,32 @@ def network(net: Network, bridge: str) -> Plan:
     return Plan(tuple(steps))
 
 
+def alone(net: Network, address: IPNetwork, link: str) -> Plan:
+    """Return the set members of a single address behind a link of its own."""
+    names = ["net", *["out"] * (not net.internal)]
+    steps: list[Step] = [Member(f"netplug-{name}{address.version}", address, link) for name in names]
+    if net.options.masquerade and not net.internal:
+        steps.append(Member(f"netplug-masq{address.version}", address))
+    return Plan(tuple(steps))
+
+
+def catch_all(chain: str, address: IPAddress) -> Chain:
+    """Return a chain that leads to `address` what no socket of the host wants; clients on the link alone stay out."""
+    family = address.version
+    local = ("-s fe80::/10 -j RETURN",) if family == 6 else ()
+    protocols = (Proto.TCP, Proto.UDP)
+    return Chain(
+        family,
+        "nat",
+        chain,
+        (
+            *local,
+            *(f"-p {proto} -m socket --nowildcard -j RETURN" for proto in protocols),
+            *(f"-p {proto} -j DNAT --to-destination {address}" for proto in protocols),
+        ),
+    )
+
+
 def publish(mapping: PortMapping, address: IPAddress) -> Plan:
     """Return the steps that lead one host port to the container's `address`, which is of the mapping's family."""
     family = address.version
@@ -155,3 +182,21 @@ def publish(mapping: PortMapping, address: IPAddress) -> Plan:
         (Flows(mapping.proto, mapping.host_port, address, mapping.host_address),) if mapping.proto is Proto.UDP else ()
     )
     return Plan((HostPort(mapping.proto, host, mapping.host_port), rule, *flows))
+
+
+def check_pool(pool: IPNetwork, bridge: str, host: HostFacts) -> None:
+    """Refuse a subnet that cannot be routed to `bridge`, or that the host routes elsewhere."""
+    hint = "choose another --subnet"
+    for kind in ("loopback", "multicast", "reserved"):
+        if getattr(pool, f"is_{kind}"):
+            raise DriverError(Kind.INVALID, f"subnet {pool} is of {kind} addresses", hint=hint)
+    for address, link in host.addresses:
+        if link != bridge and address in pool:
+            raise DriverError(
+                Kind.INVALID, f"subnet {pool} contains the host's own address {address.ip} on link {link!r}", hint=hint
+            )
+    for route, link in host.routes:
+        if link != bridge and route.version == pool.version and route.subnet_of(pool):  # type: ignore[arg-type]
+            raise DriverError(
+                Kind.INVALID, f"subnet {pool} overlaps the host's route {route} on link {link!r}", hint=hint
+            )

@@ -41,6 +41,11 @@ class MacvlanDriver:
             mode = net.options.macvlan_mode
             raise DriverError(Kind.INVALID, f"option host_access=true: not in macvlan_mode={mode}, only in bridge")
 
+    def admit(self, net: Network, present: int) -> None:
+        if present and net.options.macvlan_mode == _PASSTHRU:
+            words = f"network {net.name!r} has a container, and macvlan_mode=passthru gives its parent to one alone"
+            raise DriverError(Kind.EXISTS, words, hint="remove that one first")
+
     def create_network(self, net: Network, host: HostFacts) -> Plan:
         ours = [subnet.host for subnet in net.subnets if subnet.host]
         if not ours:

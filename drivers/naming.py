@@ -10,7 +10,12 @@ MARK = "netplug-"
 
 
 BRIDGES = "np-"
-"""How the names of our bridges begin, and of nothing else that we make: rules tell them by it."""
+"""How the names begin of our links by which packets are routed to sandboxes, and of no other: rules tell them by it.
+
+They are bridges, and the host sides of point-to-point links.
+"""
+SANDBOX_SIDES = "nps"
+"""How the names of sandbox sides begin until a runtime renames them."""
 
 
 def short(ident: str) -> str:
@@ -50,7 +55,16 @@ def sandbox_side(endpoint_id: str) -> str:
     >>> sandbox_side("3a5d5fd21a47b2c3")
     'nps3a5d5fd21a47'
     """
-    return f"nps{short(endpoint_id)}"
+    return SANDBOX_SIDES + short(endpoint_id)
+
+
+def point_to_point(endpoint_id: str) -> str:
+    """Return the name of the host side of an endpoint's link when it leads to no bridge.
+
+    >>> point_to_point("3a5d5fd21a47b2c3")
+    'np-3a5d5fd21a47'
+    """
+    return BRIDGES + short(endpoint_id)
 
 
 def host_macvlan(network_id: str) -> str:

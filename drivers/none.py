@@ -23,6 +23,9 @@ class NoneDriver:
     def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
         return
 
+    def admit(self, net: Network, present: int) -> None:
+        return
+
     def create_network(self, net: Network, host: HostFacts) -> Plan:
         return Plan()
 

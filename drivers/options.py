@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 from .errors import DriverError, Kind
 
 BRIDGE = "bridge"
+HOST = "host"
 MACVLAN = "macvlan"
 NONE = "none"
 MACVLAN_MODES = ("bridge", "vepa", "private", "passthru")
@@ -96,7 +97,12 @@ _ALL: tuple[str, ...] = ()
 _DOCKER = "com.docker.network."
 OPTIONS: tuple[Option, ...] = (
     Option(
-        "mode", (), _ALL, _word, BRIDGE, "how the network is built: `bridge`, `macvlan`, `none`, or what a driver adds"
+        "mode",
+        (),
+        _ALL,
+        _word,
+        BRIDGE,
+        "how the network is built: `bridge`, `host`, `macvlan`, `none`, or what a driver adds",
     ),
     Option("name", (), _ALL, _word, "learned from Docker", "the network's name outside Docker"),
     Option("mtu", (_DOCKER + "driver.mtu",), _ALL, _mtu, "the uplink's", "bytes"),
@@ -111,7 +117,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "masquerade",
         (_DOCKER + "bridge.enable_ip_masquerade",),
-        (BRIDGE,),
+        (BRIDGE, HOST),
         _boolean,
         "true",
         "containers leave the host under the host's address",

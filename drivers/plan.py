@@ -48,7 +48,7 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Veth:
-    """A veth pair: the host side `name` is up and a port of bridge `master`; the sandbox side is `peer`.
+    """A veth pair: the host side `name` is up and a port of bridge `master`, if any; the sandbox side is `peer`.
 
     The peer is made in the host's namespace and left down (a runtime moves it), or directly in `netns` and up.
     `isolated`: the port exchanges no frames with other isolated ports (bridge(8), ``isolated on``).
@@ -188,6 +188,7 @@ class Jump:
 
     It is put before all other rules, but after those that jump to `after`. Where others come in front of it later, that
     matters only if it has an `after`: to insist on the first place without need is to contend with whoever else does.
+    A `last` one is put, and stays, after all others.
     """
 
     family: int
@@ -195,6 +196,7 @@ class Jump:
     chain: str
     rule: str
     after: str | None = None
+    last: bool = False
 
     @property
     def target(self) -> str:

@@ -104,13 +104,13 @@ def dockerd(
 def netplug(host: Host, dockerd: Dockerd, shared: Shared) -> Netplug:
     """A netplug daemon on `host` beside `dockerd`; it ends with its host."""
     it = shared.netplugs[host] = Netplug(host)
-    _use_once(dockerd, "pynet")
+    _use_once(dockerd, "pynet", "--ipv6", "--subnet", "10.99.0.0/24", "--subnet", "fd00:99::/64")
     return it
 
 
-def _use_once(dockerd: Dockerd, driver: str) -> None:
+def _use_once(dockerd: Dockerd, driver: str, *options: str) -> None:
     """Have the daemons make what they make once and keep: chains, sets, sysctls."""
-    dockerd.docker("network", "create", "-d", driver, "warm-up")
+    dockerd.docker("network", "create", "-d", driver, *options, "warm-up")
     dockerd.docker("run", "--rm", "--network", "warm-up", "-p", "1", IMAGE, "true")
     dockerd.docker("network", "rm", "warm-up")
 

@@ -27,6 +27,7 @@ from netplug import log as logging
 from netplug.config import AddressPool, Settings
 from netplug.drivers.api import Driver
 from netplug.drivers.bridge import BridgeDriver
+from netplug.drivers.host import HostDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.engine import Engine
@@ -261,7 +262,12 @@ def spaces(prefix: IPv6Network, pools: Sequence[AddressPool]) -> tuple[Space, ..
 
 def drivers() -> dict[str, Driver]:
     """Return the drivers by mode: those of the entry points, and ours even when netplug is not installed."""
-    found: dict[str, Driver] = {"bridge": BridgeDriver(), "macvlan": MacvlanDriver(), "none": NoneDriver()}
+    found: dict[str, Driver] = {
+        "bridge": BridgeDriver(),
+        "host": HostDriver(),
+        "macvlan": MacvlanDriver(),
+        "none": NoneDriver(),
+    }
     for point in entry_points(group="netplug.drivers"):
         try:
             found[point.name] = point.load()()

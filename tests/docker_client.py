@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from netplug.drivers.bridge import BridgeDriver
+from netplug.drivers.host import HostDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.engine import Engine
@@ -68,7 +69,7 @@ class Plugin:
     async def restart(self) -> None:
         allocator = Allocator(StoredLeases(self.store), default_spaces(ula(b"tests")))
         await allocator.load()
-        drivers = {"bridge": BridgeDriver(), "macvlan": MacvlanDriver(), "none": NoneDriver()}
+        drivers = {"bridge": BridgeDriver(), "host": HostDriver(), "macvlan": MacvlanDriver(), "none": NoneDriver()}
         self.engine = Engine(self.kernel, self.store, allocator, drivers)
         await self.engine.registry.load()
         await self.engine.shared.load()

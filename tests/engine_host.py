@@ -10,6 +10,7 @@ from typing import Any
 
 from netplug.drivers.api import PortMapping
 from netplug.drivers.bridge import BridgeDriver
+from netplug.drivers.host import HostDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.drivers.plan import Plan, Proto, Step
@@ -141,7 +142,10 @@ class Host:
         kernel: Any = MortalKernel(self.kernel, fuse) if fuse.left is not None else self.kernel
         allocator = Allocator(StoredLeases(store), default_spaces(ula(b"tests")))
         self.engine = Engine(
-            kernel, store, allocator, {"bridge": BridgeDriver(), "macvlan": MacvlanDriver(), "none": NoneDriver()}
+            kernel,
+            store,
+            allocator,
+            {"bridge": BridgeDriver(), "host": HostDriver(), "macvlan": MacvlanDriver(), "none": NoneDriver()},
         )
         self.reconciler = Reconciler(self.engine, docker)
 

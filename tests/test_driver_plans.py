@@ -13,12 +13,18 @@ import pytest
 from netplug.drivers.api import Driver, Endpoint, HostFacts, Network
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.codec import decode, encode
+from netplug.drivers.host import HostDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.drivers.plan import Plan
 
 PLANS = Path(__file__).parent / "plans"
-DRIVERS: dict[str, Driver] = {"bridge": BridgeDriver(), "macvlan": MacvlanDriver(), "none": NoneDriver()}
+DRIVERS: dict[str, Driver] = {
+    "bridge": BridgeDriver(),
+    "host": HostDriver(),
+    "macvlan": MacvlanDriver(),
+    "none": NoneDriver(),
+}
 CASES = sorted(PLANS.glob("*/*.json"))
 
 

@@ -65,6 +65,7 @@ class Endpoints:
     async def _create(self, record: NetworkRecord, spec: EndpointSpec, wanted: Sequence[IPAddress]) -> EndpointRecord:
         started = time.monotonic()
         driver, net = self._drivers[record.network.options.mode], record.network
+        driver.admit(net, len(self._registry.endpoints(net.id)))
         async with self._addressing.addresses(record, spec, wanted) as leased:
             endpoint = Endpoint(spec.id, net.id, leased.addresses, spec.mac, _sorted(spec.ports))
             attachment = driver.join(net, endpoint)

@@ -303,7 +303,7 @@ class FakeKernel:
             return self._ensure_macvlan(step)
         kind = self.foreign.links.get(step.name)
         if isinstance(step, Veth):
-            if step.master not in self._world.names():
+            if step.master and step.master not in self._world.names():
                 raise StepError("not_found", step, f"bridge {step.master!r} of link {step.name!r} is missing")
             self._world.wants_sandbox(step, step.netns)
         elif step.adopt and kind is not None:
@@ -407,7 +407,7 @@ class FakeKernel:
         found = self._world.state.get(step.key)
         if found is None:
             return MISSING
-        if isinstance(step, Veth) and step.master not in self._world.names():
+        if isinstance(step, Veth) and step.master and step.master not in self._world.names():
             return f"is not a port of {step.master!r}"
         return "" if _comparable(found) == _comparable(step) else f"is {_comparable(found)}, not {_comparable(step)}"
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from netplug.drivers.naming import MARK, mark
+from netplug.drivers.naming import MARK, SANDBOX_SIDES, mark
 from netplug.drivers.plan import Bridge, Hairpin, Macvlan, Veth
 
 from . import rtnl
@@ -80,18 +80,20 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
     Raises:
         LinkBusyError: wait for the deletion, then try again.
     """
-    master = rtnl.link(nl, step.master)
-    if master is None:
+    master = rtnl.link(nl, step.master) if step.master else None
+    if step.master and master is None:
         raise StepError("not_found", step, f"bridge {step.master!r} of link {step.name!r} is missing")
+    index = master.index if master else 0
     fd, inside = sandbox(step.netns) if step.netns else (None, nl)
     try:
-        nl.request(RTM_NEWLINK, _veth(step, master.index, fd), NEW)
+        nl.request(RTM_NEWLINK, _veth(step, index, fd), NEW)
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
-        return _existing_veth(nl, step, master.index, inside)
+        return _existing_veth(nl, step, index, inside)
     settings = [altname(step.name)]
-    if (family := _inet6()) or step.isolated:
+    # Who asks for a neighbour on behalf of others needs a link-local address (RFC 4861 7.2.2); a port does not ask.
+    if (family := _inet6() if step.master else b"") or step.isolated:
         info = _port_info(u8(rtnl.IFLA_BRPORT_ISOLATED, 1)) if step.isolated else b""
         settings.append((RTM_NEWLINK, by_name(step.name) + family + info))
     _finish(nl, step, settings)
@@ -169,7 +171,7 @@ def veth_differences(step: Veth, found: Link, master: int, peer: Link | None) ->
     if found.kind != "veth":
         return [Difference(f"is {_kind(found)}, not a veth")]
     differences = basics(found, step.mac, step.mtu, up=True)
-    if found.master != master or not master:
+    if found.master != master or bool(step.master) != bool(master):
         mend = u32(rtnl.IFLA_MASTER, master) if master else b""
         differences.append(Difference(f"is not a port of {step.master!r}", mend))
     if found.isolated != step.isolated:
@@ -264,7 +266,7 @@ def _veth(step: Veth, master: int, fd: int | None) -> bytes:
         + text(rtnl.IFLA_IFNAME, step.name)
         + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
         + mtu
-        + u32(rtnl.IFLA_MASTER, master)
+        + (u32(rtnl.IFLA_MASTER, master) if master else b"")
         + nest(
             rtnl.IFLA_LINKINFO,
             text(rtnl.IFLA_INFO_KIND, "veth"),
@@ -329,6 +331,6 @@ def owned(found: list[Link]) -> set[str]:
     names: set[str] = set()
     for link in ours.values():
         other = ours.get(link.peer) if link.kind == "veth" and link.peer_here else None
-        if other is None or other.peer != link.index or link.master or not other.master:
+        if other is None or other.peer != link.index or not link.name.startswith(SANDBOX_SIDES):
             names.update(name.removeprefix(MARK) for name in link.altnames if name.startswith(MARK))
     return names

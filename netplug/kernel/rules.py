@@ -190,16 +190,20 @@ def missing_chain(step: Rule) -> str:
 
 def place(step: Jump, rules: list[str]) -> int:
     """Return where a jump belongs among the other rules: after those to `after`, and after others of ours there."""
-    at = 0
-    if step.after:
-        at = max((i + 1 for i, rule in enumerate(rules) if _leads_to(rule, step.after)), default=0)
+    if step.last:
+        return len(rules)
+    if step.after is None:
+        return 0
+    at = max((i + 1 for i, rule in enumerate(rules) if _leads_to(rule, step.after)), default=0)
     while at < len(rules) and f"-j {PREFIX}" in rules[at]:
         at += 1
     return at
 
 
 def in_place(step: Jump, rules: list[str]) -> bool:
-    """Return whether a jump stands where it must: directly behind those to `after`, if it has one."""
+    """Return whether a jump stands where it must: last, or directly behind those to `after`, if it has one."""
+    if step.last:
+        return rules.count(step.rule) == 1 and rules[-1] == step.rule
     if step.after is None:
         return rules.count(step.rule) == 1
     at = rules.index(step.rule)

@@ -125,7 +125,7 @@ class Survey:
             return MISSING
         if not found.is_ours(step.name):
             return "is not ours"
-        master = self._link(step.master)
+        master = self._link(step.master) if step.master else None
         view = self.views[step.netns or ""]
         peer = links.peer_of(step, found, view.links if view else {})
         differences = links.veth_differences(step, found, master.index if master else 0, peer)

@@ -100,6 +100,7 @@ class KernelSuite:
             ((BRIDGE,), VETH),
             ((BRIDGE,), replace(VETH, isolated=True)),
             ((BRIDGE, VETH), Hairpin("nphtest")),
+            ((), replace(VETH, name="np-alone", master="")),
             ((BRIDGE,), MACVLAN),
             ((BRIDGE,), replace(MACVLAN, mode="passthru")),
             ((BRIDGE, MACVLAN), HOST_MACVLAN),

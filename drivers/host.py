@@ -1,0 +1,120 @@
+"""Host mode: as near to the host's own namespace as a plugin can put a container.
+
+No plugin API hands a container the host's namespace. So it gets a link of its own to the host, and every TCP and UDP
+port of the host's addresses that no socket of the host holds is delivered to it, with the client's address kept.
+Whether a socket holds a port is decided for each new connection (iptables-extensions(8), ``socket --nowildcard``),
+after all published ports: the host's own services always win, those started later too.
+
+The host side is told by its name as a bridge is (`naming.BRIDGES`), so the rules of bridge networks hold for it as
+well: isolation, masquerade, and no source but the container's own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from . import firewall
+from .api import Attachment, Endpoint, HostFacts, Network, Scope
+from .errors import DriverError, Kind
+from .naming import mac_of_host_side, point_to_point, sandbox_side
+from .options import NetworkOptions
+from .plan import Address, IPInterface, Jump, Plan, Route, Step, Sysctl, Veth
+
+CHAIN = "NETPLUG-HOST"
+_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+
+
+class HostDriver:
+    """Networks of one container that has the host's ports."""
+
+    scope = Scope.LOCAL
+    gateway = True
+
+    def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
+        return replace(options, mtu=options.mtu or host.mtu)
+
+    def segment(self, net: Network) -> str:
+        return ""
+
+    def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
+        """Refuse a second network: there is one set of ports. And subnets that the host routes already."""
+        for other in others:
+            if other.options.mode == net.options.mode:
+                words = (
+                    f"network {other.name!r} is of mode host already, and the host's ports go to one container alone"
+                )
+                raise DriverError(
+                    Kind.EXISTS, words, hint=f"remove {other.name!r}, or publish ports on a bridge network"
+                )
+        for subnet in net.subnets:
+            firewall.check_pool(subnet.pool, "", host)
+
+    def admit(self, net: Network, present: int) -> None:
+        if present:
+            words = f"network {net.name!r} has a container, and the host's ports go to one alone"
+            raise DriverError(Kind.EXISTS, words, hint="remove that one first, or publish ports on a bridge network")
+
+    def create_network(self, net: Network, host: HostFacts) -> Plan:
+        return Plan()
+
+    def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
+        link = point_to_point(ep.id)
+        veth = Veth(
+            link,
+            sandbox_side(ep.id),
+            mac=mac_of_host_side(ep.id),
+            peer_mac=ep.chosen_mac(),
+            mtu=net.options.mtu,
+            master="",
+        )
+        steps: list[Step] = [veth]
+        steps += [Address(link, _alone(gateway)) for gateway in _gateways(net, ep)]
+        steps += [Route(_alone(address).network, link) for address in ep.addresses]
+        if any(address.version == 4 for address in ep.addresses):
+            steps.append(Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"))
+        plan = Plan(tuple(steps))
+        for address in ep.addresses:
+            plan += firewall.alone(net, _alone(address).network, link)
+        return plan + (Plan() if net.internal else _catch_all(ep))
+
+    def join(self, net: Network, ep: Endpoint) -> Attachment:
+        gateways = () if net.internal else tuple(gateway.ip for gateway in _gateways(net, ep))
+        return Attachment(
+            link=sandbox_side(ep.id),
+            prefix=net.options.ifname,
+            mac=ep.chosen_mac(),
+            mtu=net.options.mtu,
+            gateways=gateways,
+            isolated=not gateways,
+        )
+
+    def expose(self, net: Network, ep: Endpoint) -> Plan:
+        """Publish nothing: the container has all ports that are free."""
+        return Plan()
+
+    def base(self, families: Sequence[int], host: HostFacts) -> Plan:
+        forwarding = Plan(tuple(Sysctl(_FORWARDING[family], "1") for family in families))
+        return forwarding + firewall.base(families, host)
+
+
+def _catch_all(ep: Endpoint) -> Plan:
+    """Return the rules that lead what nobody else wants to the container; the jump stands behind all others."""
+    steps: list[Step] = []
+    for address in ep.addresses:
+        family = address.version
+        steps += [
+            firewall.catch_all(CHAIN, address.ip),
+            Jump(family, "nat", "PREROUTING", f"-m addrtype --dst-type LOCAL -j {CHAIN}", last=True),
+        ]
+    return Plan(tuple(steps))
+
+
+def _gateways(net: Network, ep: Endpoint) -> list[IPInterface]:
+    return [
+        subnet.gateway
+        for subnet in net.subnets
+        if subnet.gateway and any(address in subnet.pool for address in ep.addresses)
+    ]
+
+
+def _alone(address: IPInterface) -> IPInterface:
+    return type(address)((address.ip, address.max_prefixlen))
