@@ -9,7 +9,7 @@ lease's key with the time at which it ends; that time is compared with the clock
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from .lease import Lease
+from .lease import IPAddress, Lease, Owner
 from .ledger import Ledger, unknown_pool
 from .pool import Pool
 from .store import LeaseStore
@@ -39,6 +39,13 @@ class Keeping:
         """Return what a pool keeps now, kept longest first; nothing for an unknown pool."""
         ledger, now = self._ledgers.get(pool_id), self._clock()
         return iter([kept for kept in ledger.kept() if kept.until > now] if ledger else ())
+
+    def kept_for(self, pool_id: str, owner: Owner, address: IPAddress | None) -> Lease | None:
+        """Return what the next request with these arguments takes of what is kept, while other addresses are free."""
+        ledger = self._ledgers.get(pool_id)
+        if ledger is None:
+            return None
+        return ledger.kept_for(owner, self._clock()) if address is None else ledger.kept_at(address)
 
     async def expire(self) -> None:
         """Forget what was kept long enough."""

@@ -174,6 +174,9 @@ class Ledger:
     def keeps(self, kept: Lease) -> bool:
         return self._kept.get(int(kept.address)) is kept
 
+    def kept_at(self, address: IPAddress) -> Lease | None:
+        return self._kept.get(int(address)) if address.version == self.pool.network.version else None
+
     def longest_kept(self) -> Lease | None:
         return next(iter(self._kept.values()), None)
 

@@ -205,6 +205,7 @@ class Reconciler:
                 pass
             changes.clear()
             await self._try_repair()
+            await _going_on(self._engine.allocator.expire())
 
     async def _try_repair(self) -> None:
         await _going_on(self.repair())

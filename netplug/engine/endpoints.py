@@ -66,7 +66,7 @@ class Endpoints:
         started = time.monotonic()
         driver, net = self._drivers[record.network.options.mode], record.network
         async with self._addressing.addresses(record, spec, wanted) as leased:
-            endpoint = Endpoint(spec.id, net.id, leased.addresses, spec.mac, _sorted(spec.ports))
+            endpoint = Endpoint(spec.id, net.id, leased.addresses, spec.mac or leased.mac, _sorted(spec.ports))
             attachment = driver.join(net, endpoint)
             endpoint = replace(endpoint, mac=attachment.mac or spec.mac)
             plan = driver.create_endpoint(net, endpoint, self._shared.host)

@@ -17,6 +17,7 @@ from netplug.engine.registry import Registry, put
 from netplug.engine.shared import Shared, driver_of
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError
+from netplug.ipam.pool import EXTERNAL
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +54,7 @@ class Networks:
         ident = spec.id or secrets.token_hex(32)
         net = Network(ident, name or short(ident), options=options, internal=spec.internal)
         self._refuse_twins(net)
+        _refuse_sticky(net, spec)
         self._registry.starting[ident] = net
         try:
             host = await self._shared.read_host()
@@ -144,3 +146,14 @@ class Networks:
                     named = replace(named, network=replace(record.network, name=name))
             if named != record:
                 await self._registry.save(named)
+
+
+def _refuse_sticky(net: Network, spec: NetworkSpec) -> None:
+    """Refuse to promise addresses that somebody else chooses."""
+    if net.options.sticky and any(subnet.space == EXTERNAL for subnet in spec.subnets):
+        value = spec.options["sticky"][:80]
+        raise NetplugError(
+            "invalid",
+            f"option sticky={value}: Docker's own IPAM chooses the addresses of this network",
+            hint=f"docker network create -d pynet --ipam-driver pynet -o sticky={value} NAME",
+        )
