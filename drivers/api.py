@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from .options import NetworkOptions
+from .options import NONE, NetworkOptions
 from .plan import IPAddress, IPInterface, IPNetwork, Plan, Proto
 
 
@@ -43,6 +43,11 @@ class Network:
     subnets: tuple[Subnet, ...] = ()
     options: NetworkOptions = field(default_factory=NetworkOptions)
     internal: bool = False
+
+    @property
+    def addressed(self) -> bool:
+        """Whether its endpoints have addresses; without a link there is nothing to bear them."""
+        return self.options.mode != NONE
 
     def families(self) -> tuple[int, ...]:
         """Return the IP versions that the network has subnets of."""

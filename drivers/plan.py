@@ -239,8 +239,32 @@ class Flows:
         return f"flows/{self.proto}/{self.host or ''}/{self.port}/{self.address}"
 
 
+@dataclass(frozen=True, slots=True)
+class Loopback:
+    """The loopback link of sandbox `netns`, up; a revert leaves it so, since others may have come to rely on it."""
+
+    netns: str
+
+    @property
+    def key(self) -> str:
+        return f"loopback/{self.netns}"
+
+
 Step: TypeAlias = (
-    Bridge | Veth | Hairpin | Address | Route | Sysctl | IpSet | Member | Chain | Rule | Jump | HostPort | Flows
+    Bridge
+    | Veth
+    | Hairpin
+    | Address
+    | Route
+    | Sysctl
+    | IpSet
+    | Member
+    | Chain
+    | Rule
+    | Jump
+    | HostPort
+    | Flows
+    | Loopback
 )
 STEPS: dict[str, type[Step]] = {
     cls.__name__: cls
@@ -258,6 +282,7 @@ STEPS: dict[str, type[Step]] = {
         Jump,
         HostPort,
         Flows,
+        Loopback,
     )
 }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from netplug.drivers.naming import short
-from netplug.drivers.plan import Chain, Jump, Plan, Rule, Step, Veth
+from netplug.drivers.plan import Chain, Jump, Loopback, Plan, Rule, Step, Veth
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
@@ -157,7 +157,7 @@ class Reconciler:
         """The links of a runtime's sandbox cannot be made anew by us, those of a bare namespace can."""
         engine = self._engine
         plan = record.present
-        links = [step for step in plan if isinstance(step, Veth)]
+        links = [step for step in plan if isinstance(step, Veth | Loopback)]
         if any(look.drifted.get(link) == MISSING for link in links):
             inhabited = bool(record.sandbox) and await engine.kernel.inhabited(record.sandbox)
             if record.front_end is FrontEnd.CLI and await _exists(engine, record.sandbox):

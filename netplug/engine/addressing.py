@@ -87,12 +87,21 @@ class Addressing:
     async def _reserve(
         self, net: Network, pool: Pool, wanted: SubnetSpec, undo: AsyncExitStack, *, gateway: bool
     ) -> Subnet:
+        if not net.addressed:
+            await self._clear(pool)
+            return Subnet(pool.network)
         for name, address in wanted.aux:
             await self._hold(pool, address, Owner(OwnerKind.AUX, net.id, name), undo)
         if wanted.gateway is None and not gateway:
             return Subnet(pool.network)
         ours = await self._hold(pool, wanted.gateway, Owner(OwnerKind.GATEWAY, net.id, net.name), undo)
         return Subnet(pool.network, ip_interface(f"{ours}/{pool.network.prefixlen}"))
+
+    async def _clear(self, pool: Pool) -> None:
+        """End what Docker leased for a network before it said that its mode has no addresses."""
+        for lease in list(self._allocator.leases(pool.id)):
+            if not lease.owner.id:
+                await self._allocator.release_address(pool.id, lease.address, forget=True)
 
     async def _hold(self, pool: Pool, address: IPAddress | None, owner: Owner, undo: AsyncExitStack) -> IPAddress:
         """Lease an address to a network; Docker has asked for it already when we are its IPAM driver."""
@@ -129,8 +138,11 @@ class Addressing:
         """Take an endpoint's addresses for the time of the block, and for good when it ends well.
 
         Those of `spec` are as a runtime chose them. Without any, one is chosen of each of the network's families,
-        unless `wanted` names it.
+        unless `wanted` names it. A network without a link has none, whatever a runtime says.
         """
+        if not record.network.addressed:
+            yield Leased((), ())
+            return
         owner = Owner(OwnerKind.ENDPOINT, spec.id, spec.name)
         async with AsyncExitStack() as undo:
             leased: list[Lease] = []

@@ -176,7 +176,7 @@ class Endpoints:
     @asynccontextmanager
     async def _exposed(self, net: Network, built: EndpointRecord) -> AsyncIterator[EndpointRecord]:
         """Yield the record with its ports published; they are reserved, and for good if the block ends well."""
-        if not built.endpoint.ports or net.internal:
+        if not built.endpoint.ports or net.internal or not net.addressed:
             yield built
             return
         ports, default = built.endpoint.ports, net.options.host_binding_ipv4
@@ -282,6 +282,7 @@ class Endpoints:
         try:
             async with self._registry.lock(network_id):
                 record = self._registry.network(network_id)
+                _refuse_unlinked(record.network, spec)
                 await self._refuse_second(record, endpoint_id, spec)
                 built = await self._create(record, wanted, spec.addresses)
                 return built, self._drivers[record.network.options.mode].join(record.network, built.endpoint)
@@ -316,6 +317,14 @@ class Endpoints:
                 await self.delete(net.id, built.endpoint.id)
                 return
         raise NetplugError("not_found", f"{ifname} of {netns} is not attached to network {net.name!r}")
+
+
+def _refuse_unlinked(net: Network, spec: AttachSpec) -> None:
+    """Refuse what needs a link where there is none."""
+    given = {"--ip": spec.addresses, "--mac": spec.mac, "--publish": spec.ports}
+    if not net.addressed and (flags := [flag for flag, value in given.items() if value]):
+        words = f"network {net.name!r} is of mode {net.options.mode!r}: its sandboxes have no interface but loopback"
+        raise NetplugError("invalid", words, hint=f"leave out {' and '.join(flags)}")
 
 
 def _attachment_id(sandbox: str, ifname: str) -> str:

@@ -55,6 +55,7 @@ class Networks:
         net = Network(ident, name or short(ident), options=options, internal=spec.internal)
         self._refuse_twins(net)
         _refuse_sticky(net, spec)
+        _refuse_subnets(net, spec)
         self._registry.starting[ident] = net
         try:
             host = await self._shared.read_host()
@@ -150,10 +151,19 @@ class Networks:
 
 def _refuse_sticky(net: Network, spec: NetworkSpec) -> None:
     """Refuse to promise addresses that somebody else chooses."""
-    if net.options.sticky and any(subnet.space == EXTERNAL for subnet in spec.subnets):
+    if net.options.sticky and net.addressed and any(subnet.space == EXTERNAL for subnet in spec.subnets):
         value = spec.options["sticky"][:80]
         raise NetplugError(
             "invalid",
             f"option sticky={value}: Docker's own IPAM chooses the addresses of this network",
             hint=f"docker network create -d pynet --ipam-driver pynet -o sticky={value} NAME",
+        )
+
+
+def _refuse_subnets(net: Network, spec: NetworkSpec) -> None:
+    """Refuse subnets that nobody would have an address of; Docker gives each network some, asked or not."""
+    if not net.addressed and spec.subnets and spec.front_end is not FrontEnd.DOCKER:
+        mode = net.options.mode
+        raise NetplugError(
+            "invalid", f"a network of mode {mode!r} has no addresses", hint="leave out --subnet and --ipv6"
         )

@@ -6,6 +6,7 @@ it deleted the endpoint; what still belongs to somebody is then left to them.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 from pydantic import Field
@@ -17,7 +18,7 @@ from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError
 from netplug.frontends.docker_wire import OWN_KEYS, SPACES, Empty, Wire, address, interface
 from netplug.ipam.lease import Lease, Owner, OwnerKind
-from netplug.ipam.pool import parse_network
+from netplug.ipam.pool import Pool, parse_network
 
 log = structlog.get_logger(__name__)
 
@@ -148,6 +149,9 @@ class IpamDriver:
             request.PoolID[:256], address=wanted, owner=request.owner(), mac=request.mac()
         )
         pool = self._allocator.pool(lease.pool)
+        if pool is not None and self._unaddressed(pool):
+            # Docker insists on an address, which nobody will bear.
+            await self._allocator.release_address(pool.id, lease.address, forget=True)
         length = pool.network.prefixlen if pool is not None else lease.address.max_prefixlen
         return AddressGiven(Address=f"{lease.address}/{length}")
 
@@ -158,6 +162,13 @@ class IpamDriver:
         if lease is not None and not await self._lives(lease):
             await self._allocator.release_address(request.PoolID, wanted)
         return Empty()
+
+    def _unaddressed(self, pool: Pool) -> bool:
+        """Tell whether a pool is of a network whose endpoints have no addresses."""
+        for holder in pool.holders:
+            with suppress(NetplugError):  # it is just being made
+                return not self._engine.registry.network(holder).network.addressed
+        return False
 
     async def _lives(self, lease: Lease) -> bool:
         """Tell whether an address must stay.

@@ -21,6 +21,7 @@ from netplug.drivers.plan import (
     IPNetwork,
     IpSet,
     Jump,
+    Loopback,
     Member,
     Proto,
     Route,
@@ -125,7 +126,7 @@ class FakeKernel:
                 await asyncio.sleep(0)
                 self._fail(step)
                 outcome = self._ensure(step)
-                if outcome is not Outcome.USED and not isinstance(step, Sysctl):
+                if outcome is not Outcome.USED and not isinstance(step, Sysctl | Loopback):
                     self._world.state[step.key] = step
                 done.append(outcome)
         return done
@@ -245,6 +246,8 @@ class FakeKernel:
                 return self._ensure_set(step)
             case HostPort():
                 return self._ensure_port(step)
+            case Loopback():
+                return self._world.raise_loopback(step)
             case Member() if f"set/{step.set}" not in self._world.state:
                 raise StepError("not_found", step, f"set {step.set!r} is missing")
         return self._plain(step)
@@ -367,8 +370,8 @@ class FakeKernel:
             case Sysctl():
                 value = self._world.sysctls.get(step.name)
                 return "" if value == step.value else f"is {value}, not {step.value}"
-            case Flows():
-                return ""
+            case Flows() | Loopback():
+                return self._world.drift(step)
             case Bridge() if step.adopt and self.foreign.links.get(step.name) == "bridge":
                 return ""
             case Bridge() | Veth() if step.name in self.foreign.links:

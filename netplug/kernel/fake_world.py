@@ -9,11 +9,13 @@ from netplug.drivers.plan import (
     Address,
     Bridge,
     Chain,
+    Flows,
     Hairpin,
     HostPort,
     IPAddress,
     IPInterface,
     IpSet,
+    Loopback,
     Member,
     Proto,
     Route,
@@ -24,7 +26,7 @@ from netplug.drivers.plan import (
 )
 
 from . import ports
-from .api import StepError
+from .api import MISSING, Outcome, StepError
 from .rules import Model
 
 _LOCAL = frozenset(map(ip_address, ("0.0.0.0", "127.0.0.1", "::", "::1")))
@@ -60,6 +62,7 @@ class World:
         self.state: dict[str, Step] = {}
         self.sysctls: dict[str, str] = {}
         self.gone: set[str] = set()
+        self.looped: set[str] = set()
         self.firewall = {
             family: Model({table: {name: [] for name in chains} for table, chains in _BUILT_IN.items()})
             for family in (4, 6)
@@ -85,6 +88,22 @@ class World:
         if name not in self.names(netns):
             where = f" in sandbox {netns}" if netns else ""
             raise StepError("not_found", step, f"link {name!r} is missing{where}")
+
+    def raise_loopback(self, step: Loopback) -> Outcome:
+        """Set a sandbox's loopback link up."""
+        self.wants_sandbox(step, step.netns)
+        if step.netns in self.looped:
+            return Outcome.EQUAL
+        self.looped.add(step.netns)
+        return Outcome.ADJUSTED
+
+    def drift(self, step: Loopback | Flows) -> str:
+        """Say what is wrong with what is no object of ours."""
+        if isinstance(step, Flows):
+            return ""
+        if step.netns in self.gone:
+            return MISSING
+        return "" if step.netns in self.looped else "is down"
 
     def has_sysctl(self, step: Sysctl) -> bool:
         """Return whether the kernel has a setting."""

@@ -16,6 +16,7 @@ from netplug.drivers.plan import (
     HostPort,
     IPAddress,
     IpSet,
+    Loopback,
     Member,
     Proto,
     Route,
@@ -24,7 +25,7 @@ from netplug.drivers.plan import (
     Veth,
 )
 
-from . import addresses, facts, links, sysctl
+from . import addresses, facts, links, loopback, sysctl
 from .api import Comparison, Drift, Outcome, Owned, StepError
 from .conntrack import Conntrack
 from .firewall import Firewall
@@ -209,6 +210,8 @@ class LinuxKernel:
                 return addresses.ensure_address(self._inside(step.netns, sandboxes), step)
             case Route():
                 return addresses.ensure_route(self._inside(step.netns, sandboxes), step)
+            case Loopback():
+                return loopback.ensure(self._inside(step.netns, sandboxes))
         raise TypeError(f"no way to bring about a {type(step).__name__}")
 
     async def _ensure_flows(self, steps: Sequence[Flows]) -> list[Outcome]:

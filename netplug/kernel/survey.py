@@ -4,15 +4,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from netplug.drivers.plan import Address, Bridge, Chain, Hairpin, IpSet, Jump, Member, Route, Rule, Step, Sysctl, Veth
+from netplug.drivers.plan import (
+    Address,
+    Bridge,
+    Chain,
+    Hairpin,
+    IpSet,
+    Jump,
+    Loopback,
+    Member,
+    Route,
+    Rule,
+    Step,
+    Sysctl,
+    Veth,
+)
 
-from . import addresses, links, rtnl, rules, sysctl
+from . import addresses, links, loopback, rtnl, rules, sysctl
 from .api import MISSING
 from .ipset import Found
 from .netlink import Netlink
 from .netns import Sandboxes
 from .rtnl import Link, LinkAddress, LinkRoute
 from .rules import Model
+
+_PLACED = (Veth, Address, Route, Loopback)
+"""Steps that may speak of a sandbox."""
 
 
 @dataclass(slots=True)
@@ -35,7 +52,7 @@ class Survey:
         """Look at the host's namespace, and at the sandboxes that the steps name. Blocks: 60 µs a link."""
         views: dict[str, View | None] = {"": _view(nl)}
         with Sandboxes() as sandboxes:
-            for netns in {step.netns for step in steps if isinstance(step, Veth | Address | Route) and step.netns}:
+            for netns in {step.netns for step in steps if isinstance(step, _PLACED) and step.netns}:
                 try:
                     views[netns] = _view(sandboxes.get(netns)[1])
                 except FileNotFoundError:
@@ -67,15 +84,18 @@ class Survey:
             case Hairpin():
                 found = self._link(step.link)
                 return "" if found and found.hairpin else MISSING
-            case Address():
-                view = self.views[step.netns or ""]
-                link = view.links.get(step.link) if view else None
-                return addresses.address_drift(step, link, view.addresses.get(link.index, []) if view and link else [])
-            case Route():
-                view = self.views[step.netns or ""]
-                link = view.links.get(step.link) if view else None
-                return addresses.route_drift(step, link, view.routes if view else [])
+            case Address() | Route() | Loopback():
+                return self._placed(step)
         return ""
+
+    def _placed(self, step: Address | Route | Loopback) -> str:
+        view = self.views[step.netns or ""]
+        if isinstance(step, Loopback):
+            return loopback.drift(view.links if view else None)
+        link = view.links.get(step.link) if view else None
+        if isinstance(step, Route):
+            return addresses.route_drift(step, link, view.routes if view else [])
+        return addresses.address_drift(step, link, view.addresses.get(link.index, []) if view and link else [])
 
     def _link(self, name: str) -> Link | None:
         found = self.host.links.get(name)
