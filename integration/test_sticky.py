@@ -1,14 +1,21 @@
 """Sticky networks: whoever comes again under its name gets the addresses and the MAC that it had."""
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 from harness import (
     CommandError,
+    Container,
+    Dockerd,
     Netplug,
     attached,
     cli_network,
+    container,
+    docker_network,
     namespace,
     wait_until,
 )
@@ -37,6 +44,156 @@ def kept(netplug: Netplug, network: str) -> dict[str, set[str]]:
             if lease["owner_kind"] == "kept":
                 found.setdefault(lease["owner_name"], set()).add(lease["address"])
     return found
+
+
+def sees(netplug: Netplug, name: str) -> bool:
+    return any(row["name"] == name and row["container"] for row in netplug.json("ps"))
+
+
+# With Docker
+
+
+@contextmanager
+def sticky_network(dockerd: Dockerd, *options: str) -> Iterator[str]:
+    with docker_network(dockerd, "--ipam-driver", "pynet", *(options or ("-o", "sticky=true"))) as net:
+        yield net
+
+
+@contextmanager
+def named(dockerd: Dockerd, netplug: Netplug, net: str, name: str, *options: str) -> Iterator[Container]:
+    """A container that netplug knows by its name, which Docker's events tell in their time."""
+    with container(dockerd, "--network", net, "--name", name, *options) as it:
+        wait_until(lambda: sees(netplug, name), what=f"the name {name}")
+        yield it
+
+
+def here(one: Container) -> tuple[str, str, str]:
+    (settings,) = one.inspect()["NetworkSettings"]["Networks"].values()
+    return settings["IPAddress"], settings["GlobalIPv6Address"], settings["MacAddress"]
+
+
+def shows_mounts(dockerd: Dockerd) -> None:
+    """Skip where the storage driver does not show which container is being started."""
+    driver = dockerd.docker("info", "--format", "{{.Driver}}")
+    if driver not in {"overlay2", "fuse-overlayfs"}:
+        pytest.skip(f"storage driver {driver} does not show which containers are mounted")
+
+
+def test_container_has_its_address_and_mac_again_after_each_way_to_come_back(
+    dockerd: Dockerd, netplug: Netplug
+) -> None:
+    """Others come in between and would have had the address; and the daemon is restarted in between."""
+    subnets = ("--ipv6", "--subnet", "10.91.2.0/24", "--subnet", "fd00:91::/64")
+    with sticky_network(dockerd, "-o", "sticky=true", *subnets) as net, named(dockerd, netplug, net, "watch") as watch:
+        with named(dockerd, netplug, net, "web") as web:
+            before = here(web)
+            dockerd.docker("restart", "-t", "0", web.id)
+            assert here(web) == before
+            wait_until(lambda: sees(netplug, "web"))
+            dockerd.docker("stop", "-t", "0", web.id)
+            assert kept(netplug, net) == {"web": set(before[:2])}
+            with named(dockerd, netplug, net, "other") as other:
+                assert not set(here(other)) & set(before)
+                netplug.restart()
+                wait_until(lambda: sees(netplug, "other"))
+                dockerd.docker("start", web.id)
+                assert here(web) == before
+                assert all(watch.pings(address) for address in before[:2])
+                wait_until(lambda: sees(netplug, "web"))
+        assert kept(netplug, net).keys() == {"web", "other"}
+        with named(dockerd, netplug, net, "web") as web:
+            assert here(web) == before
+        assert not netplug.drift()
+
+
+def test_each_of_several_stopped_containers_comes_back_to_its_own(dockerd: Dockerd, netplug: Netplug) -> None:
+    shows_mounts(dockerd)
+    names = ("web", "db", "job")
+    with sticky_network(dockerd) as net, ExitStack() as stack:
+        those = {name: stack.enter_context(named(dockerd, netplug, net, name)) for name in names}
+        before = {name: here(one) for name, one in those.items()}
+        dockerd.docker("stop", "-t", "0", *names)
+        assert kept(netplug, net).keys() == set(names)
+        for name in reversed(names):
+            dockerd.docker("start", name)
+            assert here(those[name]) == before[name]
+            wait_until(lambda name=name: sees(netplug, name))  # type: ignore[misc]
+
+
+def test_running_container_that_is_connected_is_not_taken_for_the_stopped_one(
+    dockerd: Dockerd, netplug: Netplug
+) -> None:
+    shows_mounts(dockerd)
+    with sticky_network(dockerd) as net, named(dockerd, netplug, net, "web") as web:
+        before = here(web)
+        dockerd.docker("stop", "-t", "0", web.id)
+        with docker_network(dockerd) as other, container(dockerd, "--network", other, "--name", "db") as db:
+            dockerd.docker("network", "connect", net, db.id)
+            assert db.ip(net) != before[0]
+            dockerd.docker("start", web.id)
+            assert here(web) == before
+            wait_until(lambda: sees(netplug, "web"))
+
+
+def test_stopped_container_that_is_connected_is_not_taken_for_the_other_one(dockerd: Dockerd, netplug: Netplug) -> None:
+    """Docker tells of this neither us nor those who listen to its events."""
+    with (
+        sticky_network(dockerd) as net,
+        docker_network(dockerd) as other,
+        named(dockerd, netplug, net, "web") as web,
+        container(dockerd, "--network", other, "--name", "db") as db,
+    ):
+        before = here(web)
+        dockerd.docker("stop", "-t", "0", web.id, db.id)
+        dockerd.docker("network", "connect", net, db.id)
+        dockerd.docker("start", db.id)
+        assert db.ip(net) != before[0]
+        assert before[0] in kept(netplug, net)["web"]
+
+
+def test_parallel_restarts_give_nobody_the_address_of_another(dockerd: Dockerd, netplug: Netplug) -> None:
+    names = [f"p{number}" for number in range(5)]
+    with sticky_network(dockerd) as net, ExitStack() as stack:
+        those = [stack.enter_context(named(dockerd, netplug, net, name)) for name in names]
+        before = [here(one)[0] for one in those]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda one: dockerd.docker("restart", "-t", "0", one.id), those))
+        after = [here(one)[0] for one in those]
+        assert len(set(after)) == len(after)
+        for number, address in enumerate(after):
+            assert address == before[number] or address not in before
+        wait_until(lambda: all(sees(netplug, name) for name in names))
+        assert not netplug.drift()
+
+
+def test_container_that_docker_restarts_at_its_own_start_comes_back_where_it_was(
+    dockerd: Dockerd, netplug: Netplug
+) -> None:
+    with sticky_network(dockerd) as net, named(dockerd, netplug, net, "web", "--restart", "always") as web:
+        before = here(web)
+        dockerd.restart()
+        wait_until(lambda: web.running, what="the restart of web")
+        assert here(web) == before
+        wait_until(lambda: sees(netplug, "web"))
+
+
+def test_mac_of_the_user_comes_again_and_a_kept_address_goes_to_who_asks(dockerd: Dockerd, netplug: Netplug) -> None:
+    with sticky_network(dockerd, "-o", "sticky=1h", "--subnet", "10.91.3.0/24") as net:
+        with named(dockerd, netplug, net, "web", "--mac-address", MAC) as web:
+            before = here(web)
+            assert before[2] == MAC
+        with named(dockerd, netplug, net, "web") as web:
+            assert here(web) == before
+        with named(dockerd, netplug, net, "db", "--ip", before[0]) as db:
+            assert here(db)[0] == before[0]
+            assert here(db)[2] != MAC
+            with named(dockerd, netplug, net, "web") as web:
+                assert here(web)[0] != before[0]
+
+
+def test_promise_that_docker_would_break_is_refused_with_the_command_to_use(dockerd: Dockerd) -> None:
+    with pytest.raises(CommandError, match="docker network create -d pynet --ipam-driver pynet -o sticky=2h NAME"):
+        dockerd.docker("network", "create", "-d", "pynet", "-o", "sticky=2h", "bad")
 
 
 # Without a runtime

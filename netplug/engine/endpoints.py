@@ -249,6 +249,9 @@ class Endpoints:
         """Learn which container an endpoint belongs to and how it is called."""
         async with self._registry.lock(network_id):
             built = self._registry.find(network_id, endpoint_id)
+            if built is not None and built.name not in {"", name} and not built.container:
+                # Inferred from what Docker had on disk, and wrongly: the address may have been kept for the other.
+                log.warning("endpoint.mistaken", endpoint=short(endpoint_id), taken_for=built.name, name=name)
             if built is not None and (built.container, built.name) != (container, name):
                 await self._registry.save(replace(built, container=container, name=name))
 

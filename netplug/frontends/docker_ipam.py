@@ -5,8 +5,10 @@ such leases are *pending* until the engine assigns them. It gives them back befo
 it deleted the endpoint; what still belongs to somebody is then left to them.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 from pydantic import Field
@@ -24,6 +26,14 @@ log = structlog.get_logger(__name__)
 
 _GATEWAY = "com.docker.network.gateway"
 _KNOWN_OPTIONS = frozenset({"name"})
+
+
+Who = Callable[[str], Awaitable[str]]
+
+
+async def nobody_known(_: str) -> str:
+    """Say that it is not known who asks."""
+    return ""
 
 
 class Capabilities(Wire):
@@ -107,9 +117,12 @@ class ReleaseAddress(PoolRef):
 class IpamDriver:
     """The methods of the protocol."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, who: Who = nobody_known) -> None:
+        """`who`: infers which container asks, where Docker does not tell."""
         self._engine = engine
         self._allocator = engine.allocator
+        self._who = who
+        self._asking = asyncio.Lock()
 
     def methods(self) -> dict[str, Callable[..., Awaitable[Wire]]]:
         """Return the methods by their names in the protocol."""
@@ -145,9 +158,16 @@ class IpamDriver:
 
     async def request_address(self, request: RequestAddress) -> AddressGiven:
         wanted = _address(request.Address) if request.Address else None
-        lease = await self._allocator.request_address(
-            request.PoolID[:256], address=wanted, owner=request.owner(), mac=request.mac()
-        )
+        owner, pool = request.owner(), self._allocator.pool(request.PoolID[:256])
+        if pool and pool.sticky_s and wanted is None and owner == Owner(OwnerKind.PENDING):
+            # One at a time, since who has got an address tells who asks for the next.
+            async with self._asking:
+                owner = replace(owner, name=await self._who(pool.id))
+                lease = await self._allocator.request_address(pool.id, owner=owner, mac=request.mac())
+        else:
+            lease = await self._allocator.request_address(
+                request.PoolID[:256], address=wanted, owner=owner, mac=request.mac()
+            )
         pool = self._allocator.pool(lease.pool)
         if pool is not None and self._unaddressed(pool):
             # Docker insists on an address, which nobody will bear.
