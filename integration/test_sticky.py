@@ -117,7 +117,9 @@ def test_each_of_several_stopped_containers_comes_back_to_its_own(dockerd: Docke
         for name in reversed(names):
             dockerd.docker("start", name)
             assert here(those[name]) == before[name]
-            wait_until(lambda name=name: sees(netplug, name))  # type: ignore[misc]
+        dockerd.docker("restart", "-t", "0", *names)
+        assert {name: here(one) for name, one in those.items()} == before
+        wait_until(lambda: all(sees(netplug, name) for name in names))
 
 
 def test_running_container_that_is_connected_is_not_taken_for_the_stopped_one(

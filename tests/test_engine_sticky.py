@@ -1,11 +1,12 @@
 """Sticky networks: who comes again under a name gets the addresses and the MAC that it had."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from ipaddress import ip_address
 
 import pytest
 import pytest_asyncio
-from engine_host import NET, Host, external, tcp
+from engine_host import NET, Died, Fuse, Host, external, tcp
 
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
@@ -67,6 +68,24 @@ async def test_daemon_that_restarts_still_knows(host: Host) -> None:
     await host.attach("green", name="db")
     after = await host.attach(name="web")
     assert (addresses(after), after.endpoint.mac) == (addresses(before), MAC)
+
+
+async def test_death_in_the_middle_of_a_detach_loses_no_address(host: Host) -> None:
+    before = await host.attach(name="web")
+    for changes in range(12):
+        after = await host.clone()
+        after.live(Fuse(changes))
+        await after.engine.registry.load()
+        await after.engine.allocator.load()
+        await after.engine.shared.load()
+        with suppress(Died):
+            await detach(after, "blue")
+        await after.reboot()
+        for record in after.endpoints():
+            await after.engine.endpoints.delete(NET, record.endpoint.id)
+        await after.attach("green", name="db")
+        assert addresses(await after.attach("red", name="web")) == addresses(before), changes
+        await after.close()
 
 
 async def test_attachment_that_fails_changes_nothing_of_what_is_kept(host: Host) -> None:
