@@ -1,10 +1,17 @@
 """Sticky addresses where Docker tells its IPAM driver the container's name (29.0 and later)."""
 
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from docker_client import END, NET, REF, Plugin, endpoint, network
+
+from netplug import orphans
+from netplug.engine.records import DockerView
+from netplug.ipam.lease import OwnerKind
+from netplug.orphans import Orphans
 
 MAC = "02:42:0a:01:00:77"
 OTHER = "e2" * 32
@@ -91,6 +98,25 @@ async def test_address_whose_endpoint_never_came_is_kept_on(plugin: Plugin) -> N
     given = await plugin.ok("/IpamDriver.RequestAddress", asked)
     await plugin.ok("/IpamDriver.ReleaseAddress", {"PoolID": pool, "Address": given["Address"].split("/")[0]})
     assert await start(plugin, pool, "web") == (first[0], MAC)
+
+
+async def test_container_removed_while_we_were_down_leaves_its_address_to_its_name(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker gave the address back, but nobody heard it."""
+    monkeypatch.setattr(orphans, "GRACE_S", 0.0)
+    pool = await sticky(plugin)
+    first = await start(plugin, pool, "web")
+    await plugin.restart()
+
+    async def view() -> DockerView:
+        return DockerView(networks=frozenset({NET}), subnets=frozenset({ip_network("10.1.0.0/24")}))
+
+    them = Orphans(plugin.engine, view)
+    await them.after_start(them.suspects())
+    assert kept(plugin, pool) == {"web": first[0]}
+    assert not plugin.leases(OwnerKind.PENDING)
+    assert await start(plugin, pool, "web", OTHER) == first
 
 
 async def test_network_rm_forgets_what_was_kept(plugin: Plugin) -> None:
