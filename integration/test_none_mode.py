@@ -15,6 +15,7 @@ from harness import (
     container,
     docker_network,
     namespace,
+    wait_until,
 )
 
 NONE = ("-o", "mode=none")
@@ -45,14 +46,12 @@ def refusal(netplug: Netplug, *args: str) -> str:
 
 
 @pytest.mark.parametrize("ipam", [(), ("--ipam-driver", "pynet")], ids=["docker's ipam", "pynet's ipam"])
-@pytest.mark.parametrize(
-    "v6", [(), ("--ipv6", "--subnet", "10.92.1.0/24", "--subnet", "fd00:92::/64")], ids=["4", "46"]
-)
 def test_container_has_only_its_loopback_and_no_lease(
-    dockerd: Dockerd, netplug: Netplug, ipam: tuple[str, ...], v6: tuple[str, ...]
+    dockerd: Dockerd, netplug: Netplug, ipam: tuple[str, ...]
 ) -> None:
     """Docker insists on a subnet and an address each, and shows them; nobody bears them."""
-    with docker_network(dockerd, *NONE, *ipam, *v6) as net:
+    dual_stack = ("--ipv6", "--subnet", "10.92.1.0/24", "--subnet", "fd00:92::/64")
+    with docker_network(dockerd, *NONE, *ipam, *dual_stack) as net:
         assert leased(netplug) == []
         with container(dockerd, "--network", net, "--name", "alone", "-p", "8081:80") as one:
             assert only_loopback(one)
@@ -63,8 +62,20 @@ def test_container_has_only_its_loopback_and_no_lease(
             dockerd.docker("restart", "-t", "0", one.id)
             assert only_loopback(one)
         if ipam:
-            (pool, *_) = netplug.json("ipam", "ls")
-            assert (pool["used"], pool["networks"]) == (0, [net])
+            assert [(pool["used"], pool["networks"]) for pool in netplug.json("ipam", "ls")] == [(0, [net])] * 2
+
+
+def test_restart_of_dockerd_leases_nothing_either(dockerd: Dockerd, netplug: Netplug) -> None:
+    """It repeats then what it asked for, to whoever is its IPAM driver."""
+    options = ("--network-alias", "alone", "--restart", "always")
+    with (
+        docker_network(dockerd, *NONE, "--ipam-driver", "pynet") as net,
+        container(dockerd, "--network", net, *options) as one,
+    ):
+        dockerd.restart()
+        wait_until(lambda: one.running, what="the restart of the container")
+        assert only_loopback(one)
+        assert leased(netplug) == []
 
 
 def test_container_is_as_one_of_dockers_own_none(dockerd: Dockerd) -> None:
