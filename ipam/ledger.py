@@ -96,7 +96,7 @@ class Ledger:
         self.picker.take(number)
         kept = self._kept.pop(number, None)
         if kept is not None:
-            if self._kept_for[kept.owner.name] == number:
+            if self._kept_for.get(kept.owner.name) == number:
                 del self._kept_for[kept.owner.name]
             self._overtaken[number] = kept
         return kept
@@ -117,10 +117,10 @@ class Ledger:
         """Undo a claim that came to nothing."""
         number = int(lease.address)
         del self._claiming[number]
-        kept = self._overtaken.pop(number, None)
-        if kept is not None and kept.owner.name not in self._kept_for:
-            self._keep_for_name(kept)
+        if kept := self._overtaken.pop(number, None):
+            self._kept[number] = kept
             self._kept.move_to_end(number, last=False)
+            self._kept_for.setdefault(kept.owner.name, number)
             return
         if number not in self._elsewhere:
             self.picker.release(number)

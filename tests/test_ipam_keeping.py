@@ -164,6 +164,22 @@ async def test_failing_store_leaves_memory_as_it_was(it: Sticky, call: str) -> N
     assert await it.take("web") == web
 
 
+async def test_older_address_that_the_store_does_not_drop_is_nobodys_until_it_does(it: Sticky) -> None:
+    first, second = await it.take("web"), await it.take("web")
+    await it.release(second)
+    it.store.broken = {"drop"}
+    with pytest.raises(StoreBrokenError):
+        await it.release(first)
+    it.store.broken = set()
+    assert {str(address) for _, address in it.store.leases} == {first, second}
+    taken = {await it.take(name) for name in "abcd"}
+    assert not taken & {first, second}
+    assert await it.take("web") == first
+    it.now += DAY
+    await it.ipam.expire()
+    assert len(it.store.leases) == 5
+
+
 async def test_cancelled_request_keeps_what_was_kept(it: Sticky) -> None:
     web = await it.take("web")
     await it.release(web)
