@@ -1,7 +1,7 @@
 """Sticky networks: whoever comes again under its name gets the addresses and the MAC that it had."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,6 +11,7 @@ from harness import (
     CommandError,
     Container,
     Dockerd,
+    Host,
     Netplug,
     attached,
     cli_network,
@@ -196,6 +197,28 @@ def test_mac_of_the_user_comes_again_and_a_kept_address_goes_to_who_asks(dockerd
 def test_promise_that_docker_would_break_is_refused_with_the_command_to_use(dockerd: Dockerd) -> None:
     with pytest.raises(CommandError, match="docker network create -d pynet --ipam-driver pynet -o sticky=2h NAME"):
         dockerd.docker("network", "create", "-d", "pynet", "-o", "sticky=2h", "bad")
+
+
+def test_storage_driver_that_shows_no_mounts_leaves_the_plain_case(new_host: Callable[..., Host]) -> None:
+    """One container of the network stopped: who asks must be that one. Two: nobody gets the other's address."""
+    dockerd = Dockerd(new_host(), "--storage-driver", "vfs")
+    netplug = Netplug(dockerd.host)
+    with sticky_network(dockerd) as net, named(dockerd, netplug, net, "db") as db:
+        with named(dockerd, netplug, net, "web") as web:
+            before = here(web), here(db)
+            dockerd.docker("restart", "-t", "0", web.id)
+            assert here(web) == before[0]
+            wait_until(lambda: sees(netplug, "web"))
+            dockerd.docker("stop", "-t", "0", web.id)
+            dockerd.docker("start", web.id)
+            assert here(web) == before[0]
+            wait_until(lambda: sees(netplug, "web"))
+        with named(dockerd, netplug, net, "web") as web:
+            assert here(web) == before[0]
+            dockerd.docker("stop", "-t", "0", web.id, db.id)
+            dockerd.docker("start", web.id)
+            assert here(web)[0] not in {before[0][0], before[1][0]}
+            wait_until(lambda: sees(netplug, "web"))
 
 
 # Without a runtime
