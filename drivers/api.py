@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from .naming import mac_of_address, mac_of_id
-from .options import NetworkOptions
+from .options import NONE, NetworkOptions
 from .plan import IPAddress, IPInterface, IPNetwork, Plan, Proto
 
 
@@ -47,6 +47,11 @@ class Network:
     subnets: tuple[Subnet, ...] = ()
     options: NetworkOptions = field(default_factory=NetworkOptions)
     internal: bool = False
+
+    @property
+    def addressed(self) -> bool:
+        """Whether its endpoints have addresses; without a link there is nothing to bear them."""
+        return self.options.mode != NONE
 
     def families(self) -> tuple[int, ...]:
         """Return the IP versions that the network has subnets of."""
@@ -173,7 +178,10 @@ class Driver(Protocol):
     gateway: bool
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
-        """Return the options with what the user left open filled in for as long as the network lives."""
+        """Return the options with what the user left open filled in for as long as the network lives.
+
+        Refuse here what no host could make work, before anything is asked for.
+        """
 
     def segment(self, net: Network) -> str:
         """Return the link on whose segment strangers may have addresses of the network; empty: nobody can.

@@ -24,6 +24,9 @@ class MacvlanDriver:
     gateway = False
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
+        if options.host_access and options.macvlan_mode != "bridge":
+            words = f"option host_access=true: not in macvlan_mode={options.macvlan_mode}, only in bridge"
+            raise DriverError(Kind.INVALID, words)
         parent = options.parent or host.uplink
         link = host.link(parent)
         return replace(options, parent=parent, mtu=options.mtu or (link.mtu if link else host.mtu))
@@ -37,9 +40,6 @@ class MacvlanDriver:
         if net.options.mtu > parent.mtu:
             raise _invalid("mtu", net.options.mtu, f"link {parent.name!r} carries {parent.mtu}", "choose a smaller one")
         _check_sharing(net, others, host)
-        if net.options.host_access and net.options.macvlan_mode != "bridge":
-            mode = net.options.macvlan_mode
-            raise DriverError(Kind.INVALID, f"option host_access=true: not in macvlan_mode={mode}, only in bridge")
 
     def admit(self, net: Network, present: int) -> None:
         if present and net.options.macvlan_mode == _PASSTHRU:

@@ -7,6 +7,7 @@ the error messages and the README's table all come from it. An unknown or ill-fo
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from re import ASCII, fullmatch
 
 from .errors import DriverError, Kind
 
@@ -21,7 +22,8 @@ MACVLAN_MODES = ("bridge", "vepa", "private", "passthru")
 class NetworkOptions:
     """The options of one network.
 
-    `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id. `parent` empty: the uplink.
+    `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id. `parent` empty: the uplink. `sticky`:
+    seconds for which addresses are kept for the container that had them.
     """
 
     mode: str = BRIDGE
@@ -35,6 +37,7 @@ class NetworkOptions:
     parent: str = ""
     macvlan_mode: str = "bridge"
     host_access: bool = False
+    sticky: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,21 @@ def _macvlan_mode(text: str) -> str:
     if text not in MACVLAN_MODES:
         raise ValueError(f"must be one of {', '.join(MACVLAN_MODES)}")
     return text
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+STICKY_S = _UNITS["d"]
+
+
+def _duration(text: str) -> int:
+    """Return seconds; true is a day, which outlives a night's maintenance and not a machine that is gone."""
+    switch = {"true": STICKY_S, "1": STICKY_S, "false": 0, "0": 0}.get(text.lower())
+    if switch is not None:
+        return switch
+    found = fullmatch(r"([1-9]\d{0,5})([smhd])", text, ASCII)
+    if found is None:
+        raise ValueError("must be true, false, or a time such as 30m, 24h or 7d")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 _ALL: tuple[str, ...] = ()
@@ -162,6 +180,15 @@ OPTIONS: tuple[Option, ...] = (
         _boolean,
         "false",
         "the host has an address beside the containers, and they reach each other",
+    ),
+    Option(
+        "sticky",
+        (),
+        _ALL,
+        _duration,
+        "false",
+        "a container of the same name gets its former addresses and MAC back within this time: `30m`, `7d`; "
+        "`true` is `24h`; see [docs/docker.md](docs/docker.md#sticky-addresses)",
     ),
 )
 _BY_KEY = {key: option for option in OPTIONS for key in (option.key, *option.aliases)}

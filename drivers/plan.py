@@ -281,6 +281,17 @@ class Announce:
         return f"announce/{self.link}/{self.address}"
 
 
+@dataclass(frozen=True, slots=True)
+class Loopback:
+    """The loopback link of sandbox `netns`, up; a revert leaves it so, since others may have come to rely on it."""
+
+    netns: str
+
+    @property
+    def key(self) -> str:
+        return f"loopback/{self.netns}"
+
+
 Step: TypeAlias = (
     Bridge
     | Veth
@@ -297,6 +308,7 @@ Step: TypeAlias = (
     | Flows
     | Macvlan
     | Announce
+    | Loopback
 )
 STEPS: dict[str, type[Step]] = {
     cls.__name__: cls
@@ -316,6 +328,7 @@ STEPS: dict[str, type[Step]] = {
         Flows,
         Macvlan,
         Announce,
+        Loopback,
     )
 }
 

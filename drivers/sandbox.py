@@ -3,7 +3,7 @@
 from ipaddress import ip_network
 
 from .api import Attachment, Endpoint
-from .plan import Address, Plan, Route, Step
+from .plan import Address, Loopback, Plan, Route, Step
 
 _DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
@@ -11,7 +11,7 @@ _DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 def place(plan: Plan, ep: Endpoint, attachment: Attachment, netns: str, ifname: str) -> Plan:
     """Return an endpoint's plan with its sandbox side made in `netns` as `ifname`, with addresses and routes."""
     if attachment.link is None:
-        return plan
+        return plan + Plan((Loopback(netns),))
     steps: list[Step] = [Address(ifname, address, netns) for address in ep.addresses]
     steps += [Route(route.destination, ifname, route.gateway, netns) for route in attachment.routes]
     steps += [Route(_DEFAULT[gateway.version], ifname, gateway, netns) for gateway in attachment.gateways]

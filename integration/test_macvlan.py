@@ -264,7 +264,7 @@ def test_second_container_in_passthru_is_refused(dockerd: Dockerd, wire: Wire) -
         container(dockerd, "--network", net) as it,
     ):
         said = fails_with(dockerd, "run", "--rm", "--network", net, "bb:1", "true")
-        assert f"parent '{wire.left_link}' is taken: macvlan_mode=passthru" in said
+        assert f"network '{net}' has a container, and macvlan_mode=passthru gives its parent to one alone" in said
         assert it.pings(wire.right)
         said = fails_with(dockerd, "network", "create", "-d", "pynet", *MACVLAN, "--subnet", "10.77.0.0/24", "second")
         assert "passthru takes a parent alone" in said
@@ -281,8 +281,8 @@ def test_second_container_in_passthru_is_refused(dockerd: Dockerd, wire: Wire) -
         (("parent=down0",), "option parent=down0: the link is down (ip link set down0 up)"),
         (("parent=port0",), "option parent=port0: is a port of 'lan0' (choose 'lan0')"),
         (("parent=a link",), "option parent='a link': must be"),
-        (("macvlan_mode=source",), "option macvlan_mode=source: must be one of bridge, vepa, private, passthru"),
-        (("host_access=maybe",), "option host_access=maybe: must be true or false"),
+        (("macvlan_mode=source",), "option macvlan_mode='source': must be one of bridge, vepa, private, passthru"),
+        (("host_access=maybe",), "option host_access='maybe': must be true or false"),
         (("host_access=true", "macvlan_mode=private"), "host_access=true: not in macvlan_mode=private"),
         (("mtu=9000",), "option mtu=9000: link 'eth0' carries 1500"),
         (("icc=false",), "option 'icc' is of mode bridge, the network's is 'macvlan'"),

@@ -14,13 +14,15 @@ ends never release.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from time import time
 from typing import TypeAlias
 
 from .cutter import Cutter
 from .errors import IpamError, Kind
+from .keeping import Keeping
 from .lease import IPAddress, Lease, Owner
 from .ledger import Ledger, unknown_pool
-from .pool import EXTERNAL, IPNetwork, Pool, Space, Usage, check_request, pool_id
+from .pool import EXTERNAL, IPNetwork, Pool, Space, Usage, check_request, pool_id, taking
 from .store import LeaseStore
 from .subnets import Subnets
 
@@ -38,11 +40,19 @@ def default_start(pool: Pool) -> float:
     return 0.5 if pool.space == EXTERNAL else 0.0
 
 
-class Allocator:
-    """All pools of a host. Call `load` before anything else."""
+class Allocator(Keeping):
+    """All pools of a host. Call `load` before anything else. `clock`: seconds since the epoch."""
 
-    def __init__(self, store: LeaseStore, spaces: Sequence[Space], *, start: Start = default_start) -> None:
+    def __init__(
+        self,
+        store: LeaseStore,
+        spaces: Sequence[Space],
+        *,
+        start: Start = default_start,
+        clock: Callable[[], float] = time,
+    ) -> None:
         self._store = store
+        self._clock = clock
         self._spaces = {space.name: space for space in spaces}
         self._start = start
         self._clear()
@@ -54,7 +64,7 @@ class Allocator:
         for pool in pools:
             self._add(pool)
         orphans = []
-        for lease in leases:
+        for lease in sorted(leases, key=lambda lease: lease.until):
             if lease.pool in self._ledgers:
                 self._ledgers[lease.pool].settle(lease)
             else:
@@ -174,7 +184,7 @@ class Allocator:
         """
         ledger = self._live(pool_id)
         if holder not in ledger.pool.holders:
-            await self._change(ledger, *_taking(holder))
+            await self._change(ledger, *taking(holder))
 
     async def let_go(self, pool_id: str, holder: str) -> bool:
         """Undo `keep`; the pool goes when nobody else has it. False: it was not kept by `holder`."""
@@ -202,7 +212,7 @@ class Allocator:
         if ledger.unreplayed and not holder:
             ledger.unreplayed -= 1
             return ledger.pool
-        if not await self._change(ledger, *_taking(holder)):
+        if not await self._change(ledger, *taking(holder)):
             raise IpamError(
                 Kind.EXISTS,
                 f"subnet {network} overlaps a pool of another host",
@@ -222,7 +232,7 @@ class Allocator:
             if network is None:
                 break
             ledger = self._add(Pool(space.name, network))
-            if await self._change(ledger, *_taking(holder)):
+            if await self._change(ledger, *taking(holder)):
                 return ledger.pool
             routes.add(network)
         raise space.exhausted(version)
@@ -269,7 +279,7 @@ class Allocator:
     ) -> Lease:
         """Lease `address`, or the next free one of the pool's range when that is None.
 
-        A static address may lie outside the range.
+        A static address may lie outside the range. What is kept for the owner's name comes before all that is free.
 
         Raises:
             IpamError: not_found: there is no such pool; invalid: the address cannot be had in this subnet;
@@ -282,6 +292,8 @@ class Allocator:
         if known := ledger.confirm(address):
             return known
         ledger.check_free(address)
+        kept = ledger.kept_for(owner, self._clock())
+        mac = mac or (kept.mac if kept is not None and kept.address == address else "")
         lease = Lease(pool_id, ledger.pool.address(int(address)), owner, mac)
         if await self._claim(ledger, lease):
             return lease
@@ -315,21 +327,31 @@ class Allocator:
             raise ledger.not_leased(address)
         return new
 
-    async def release_address(self, pool_id: str, address: IPAddress) -> bool:
-        """End a lease; False: there is none."""
+    async def release_address(self, pool_id: str, address: IPAddress, *, mac: str = "", forget: bool = False) -> bool:
+        """End a lease; False: there is none. In a sticky pool it is kept, with `mac`, unless it is to be forgotten."""
         ledger = self._ledgers.get(pool_id)
         if ledger is None or not ledger.begin_release(address):
             return False
+        kept = None if forget else ledger.keepsake(address, mac, self._clock())
         try:
-            await self._store.drop(pool_id, address)
+            if kept is None or not await self._store.update(kept):
+                kept = None
+                await self._store.drop(pool_id, address)
         except BaseException:
             ledger.keep(address)
             raise
-        ledger.release(address)
+        if kept is None:
+            ledger.release(address)
+        elif older := ledger.release_to(kept):
+            await self._drop_kept(ledger, older)
         return True
 
     async def _request_any(self, ledger: Ledger, owner: Owner, mac: str) -> Lease:
         pool = ledger.pool
+        if mine := ledger.kept_for(owner, self._clock()):
+            lease = Lease(pool.id, mine.address, owner, mac or mine.mac)
+            if await self._claim(ledger, lease):
+                return lease
         for _ in range(ADDRESS_TRIES):
             number = ledger.picker.pick()
             if number is None:
@@ -341,25 +363,11 @@ class Allocator:
             lease = Lease(pool.id, pool.address(number), owner, mac)
             if ledger.is_elsewhere(number) and await self._claim(ledger, lease):
                 return lease
+        while kept := ledger.longest_kept():
+            lease = Lease(pool.id, kept.address, owner, mac)
+            if await self._claim(ledger, lease):
+                return lease
         raise ledger.exhausted()
-
-    async def _claim(self, ledger: Ledger, lease: Lease) -> bool:
-        ledger.begin_claim(lease)
-        try:
-            won = await self._store.claim(lease)
-        except BaseException:
-            ledger.abandon(lease)
-            raise
-        if not won:
-            ledger.refuse(lease)
-            return False
-        if ledger.closing or self._ledgers.get(lease.pool) is not ledger:
-            # The pool was deleted meanwhile, and its leases may have been counted before this one was there.
-            ledger.abandon(lease)
-            await self._store.drop(lease.pool, lease.address)
-            raise unknown_pool(lease.pool)
-        ledger.settle(lease)
-        return True
 
     def _clear(self) -> None:
         self._ledgers: dict[str, Ledger] = {}
@@ -385,10 +393,3 @@ class Allocator:
         self._subnets[pool.network.version].remove(pool.network)
         if pool.space in self._cutters:
             self._cutters[pool.space].release(pool.network)
-
-
-def _taking(holder: str) -> tuple[Callable[[Pool], Pool], Callable[[Pool], Pool]]:
-    """Return how a pool is taken, by a hold or for a network, and how that is undone."""
-    if not holder:
-        return Pool.more, Pool.less
-    return (lambda pool: pool.kept(holder)), (lambda pool: pool.let_go(holder))

@@ -13,12 +13,18 @@ class OwnerKind(StrEnum):
 
     PENDING: asked for, the endpoint is not yet known (Docker asks for the address before it makes the
     endpoint).
+    KEPT: nobody's at present, and kept for the name that had it (`Pool.sticky_s`).
     """
 
     PENDING = "pending"
     GATEWAY = "gateway"
     AUX = "aux"
     ENDPOINT = "endpoint"
+    KEPT = "kept"
+
+
+RETURNING = frozenset({OwnerKind.PENDING, OwnerKind.ENDPOINT})
+"""Owners that may come again under their name, and for which an address is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +49,14 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """An address of the pool with id `pool`, and its owner. `mac`: the endpoint's, where it is known."""
+    """An address of the pool with id `pool`, and its owner.
+
+    `mac`: the endpoint's, where it is known; of a kept address: the one to be had again with it. `until`: of a kept
+    address alone, the time (seconds since the epoch) to which it is kept.
+    """
 
     pool: str
     address: IPAddress
     owner: Owner
     mac: str = ""
+    until: float = 0.0

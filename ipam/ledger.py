@@ -9,7 +9,7 @@ from collections import OrderedDict
 from itertools import islice
 
 from .errors import IpamError, Kind
-from .lease import IPAddress, Lease, OwnerKind
+from .lease import RETURNING, IPAddress, Lease, Owner, OwnerKind
 from .picker import Picker
 from .pool import Pool, Usage
 
@@ -33,6 +33,9 @@ class Ledger:
         self._releasing: set[int] = set()
         self._replay: set[int] = set()
         self._elsewhere: OrderedDict[int, None] = OrderedDict()
+        self._kept: OrderedDict[int, Lease] = OrderedDict()  # kept longest first
+        self._kept_for: dict[str, int] = {}
+        self._overtaken: dict[int, Lease] = {}  # kept addresses under way to somebody, or away
 
     def begin_session(self) -> None:
         """Let holds and leases be requested once more (see `Allocator.begin_session`)."""
@@ -48,7 +51,7 @@ class Ledger:
         return tuple(self._leases.values())
 
     def usage(self) -> Usage:
-        return Usage(self.picker.size, self.picker.size - self.picker.taken, len(self._leases))
+        return Usage(self.picker.size, self.picker.size - self.picker.taken, len(self._leases), len(self._kept))
 
     def confirm(self, address: IPAddress) -> Lease | None:
         """Return the lease that this request repeats after dockerd's restart, the first time."""
@@ -86,15 +89,26 @@ class Ledger:
         """Tell whether the store refused this address and nobody is just asking again."""
         return number in self._elsewhere and number not in self._claiming
 
-    def begin_claim(self, lease: Lease) -> None:
+    def begin_claim(self, lease: Lease) -> Lease | None:
+        """Mark an address that is being claimed, and return what it was kept as, if it was."""
         number = int(lease.address)
         self._claiming[number] = lease
         self.picker.take(number)
+        kept = self._kept.pop(number, None)
+        if kept is not None:
+            if self._kept_for.get(kept.owner.name) == number:
+                del self._kept_for[kept.owner.name]
+            self._overtaken[number] = kept
+        return kept
 
     def settle(self, lease: Lease) -> None:
-        """Enter a lease that the store has."""
+        """Enter a lease that the store has, or an address that it keeps."""
         number = int(lease.address)
+        if lease.owner.kind is OwnerKind.KEPT:
+            self._keep_for_name(lease)
+            return
         self._claiming.pop(number, None)
+        self._overtaken.pop(number, None)
         self._elsewhere.pop(number, None)
         self._leases[number] = lease
         self.picker.take(number)
@@ -103,6 +117,11 @@ class Ledger:
         """Undo a claim that came to nothing."""
         number = int(lease.address)
         del self._claiming[number]
+        if kept := self._overtaken.pop(number, None):
+            self._kept[number] = kept
+            self._kept.move_to_end(number, last=False)
+            self._kept_for.setdefault(kept.owner.name, number)
+            return
         if number not in self._elsewhere:
             self.picker.release(number)
 
@@ -110,6 +129,7 @@ class Ledger:
         """Remember that somebody elsewhere holds the address of a claim."""
         number = int(lease.address)
         del self._claiming[number]
+        self._overtaken.pop(number, None)
         first, last = self.pool.window
         if first <= number <= last:
             self._elsewhere[number] = None
@@ -137,10 +157,67 @@ class Ledger:
 
     def release(self, address: IPAddress) -> None:
         """Delete a lease that the store has deleted."""
-        number = int(address)
+        self._end(int(address))
+        self.picker.release(int(address))
+
+    def _end(self, number: int) -> None:
         self._releasing.discard(number)
         self._replay.discard(number)
         del self._leases[number]
+
+    # Addresses that are kept for the names of their last owners: taken, but nobody's lease.
+
+    def kept(self) -> tuple[Lease, ...]:
+        """Return the kept addresses, kept longest first."""
+        return tuple(self._kept.values())
+
+    def keeps(self, kept: Lease) -> bool:
+        return self._kept.get(int(kept.address)) is kept
+
+    def kept_at(self, address: IPAddress) -> Lease | None:
+        return self._kept.get(int(address)) if address.version == self.pool.network.version else None
+
+    def longest_kept(self) -> Lease | None:
+        return next(iter(self._kept.values()), None)
+
+    def kept_for(self, owner: Owner, now: float) -> Lease | None:
+        """Return the address that is kept for the name of `owner`, while it is."""
+        number = self._kept_for.get(owner.name) if owner.kind in RETURNING else None
+        kept = self._kept[number] if number is not None else None
+        return kept if kept is not None and kept.until > now else None
+
+    def keepsake(self, address: IPAddress, mac: str, now: float) -> Lease | None:
+        """Return a lease as it is to be kept when it ends; None when it is not."""
+        lease = self.get(address)
+        if lease is None or not self.pool.sticky_s or not lease.owner.name or lease.owner.kind not in RETURNING:
+            return None
+        owner = Owner(OwnerKind.KEPT, name=lease.owner.name)
+        return Lease(self.pool.id, lease.address, owner, mac or lease.mac, now + self.pool.sticky_s)
+
+    def release_to(self, kept: Lease) -> Lease | None:
+        """Turn a lease into what the store keeps of it; return what was kept for the name before, now to be forgotten.
+
+        A name has one address of a pool: the last that it had.
+        """
+        self._end(int(kept.address))
+        number = self._kept_for.get(kept.owner.name)
+        older = self._kept[number] if number is not None else None
+        if older is not None:
+            self.begin_claim(older)
+        self._keep_for_name(kept)
+        return older
+
+    def _keep_for_name(self, kept: Lease) -> None:
+        number = int(kept.address)
+        self._kept[number] = kept
+        self._kept_for[kept.owner.name] = number
+        self.picker.take(number)
+
+    def forget(self, kept: Lease) -> None:
+        """Free a kept address that the store has dropped, marked by `begin_claim` before."""
+        number = int(kept.address)
+        del self._claiming[number]
+        self._overtaken.pop(number, None)
         self.picker.release(number)
 
     def exhausted(self) -> IpamError:

@@ -4,6 +4,7 @@ A pool's id is made of what was asked for, since Docker asks again after each re
 answer. It is readable, since it stands in `docker network inspect`, in logs and in the store's keys.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import TypeAlias
@@ -28,6 +29,7 @@ class Pool:
         range: the part that addresses are picked from (``--ip-range``); None: all of it.
         holds: how often it was requested and not yet released.
         holders: ids of the networks that are bound to it. It exists while it has holds or holders.
+        sticky_s: seconds for which a released address is kept for the name of its last owner; 0: not at all.
 
     >>> Pool("local", ip_network("10.0.0.0/16"), ip_network("10.0.1.0/24")).id
     'local/10.0.0.0/16/10.0.1.0/24'
@@ -38,6 +40,7 @@ class Pool:
     range: IPNetwork | None = None
     holds: int = 0
     holders: tuple[str, ...] = ()
+    sticky_s: int = 0
 
     @property
     def id(self) -> str:
@@ -63,6 +66,10 @@ class Pool:
     def let_go(self, holder: str) -> "Pool":
         """Return it no longer bound to this network."""
         return replace(self, holders=tuple(other for other in self.holders if other != holder))
+
+    def sticky(self, seconds: int) -> "Pool":
+        """Return it with another time for which released addresses are kept."""
+        return replace(self, sticky_s=seconds)
 
     @property
     def window(self) -> tuple[int, int]:
@@ -113,13 +120,15 @@ class Usage:
 
     Attributes:
         size: addresses that can be picked (of the range, where there is one).
-        free: those of them that are not leased.
+        free: those of them that are neither leased nor kept.
         leased: leases, static ones outside the range included.
+        kept: addresses kept for names; given to others when nothing is free.
     """
 
     size: int
     free: int
     leased: int
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +191,13 @@ class Space:
             else f"address space {self.name!r} has no IPv{version} range to choose a subnet from"
         )
         return IpamError(Kind.UNAVAILABLE, message, hint="choose one with --subnet")
+
+
+def taking(holder: str) -> tuple[Callable[[Pool], Pool], Callable[[Pool], Pool]]:
+    """Return how a pool is taken, by a hold or for the network `holder`, and how that is undone."""
+    if not holder:
+        return Pool.more, Pool.less
+    return (lambda pool: pool.kept(holder)), (lambda pool: pool.let_go(holder))
 
 
 def pool_id(space: str, network: IPNetwork, part: IPNetwork | None = None) -> str:

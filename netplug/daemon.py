@@ -125,8 +125,10 @@ class Daemon:
 
     async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket) -> None:
         # Imported here, since they take half of the start: whoever comes second is refused before.
+        from netplug.caller import Caller  # noqa: PLC0415
         from netplug.frontends.api import api_app, nobody_asked  # noqa: PLC0415
         from netplug.frontends.docker import docker_app  # noqa: PLC0415
+        from netplug.frontends.docker_ipam import nobody_known  # noqa: PLC0415
         from netplug.naming import DockerNames  # noqa: PLC0415
 
         settings = self._settings
@@ -147,7 +149,14 @@ class Daemon:
                 ),
                 api,
             ),
-            (docker_app(engine, on_activate=reconciler.on_activate), plugin),
+            (
+                docker_app(
+                    engine,
+                    on_activate=reconciler.on_activate,
+                    who=Caller(engine, names).name if names else nobody_known,
+                ),
+                plugin,
+            ),
         ]
 
     def _claim(self, path: Path) -> socket.socket:

@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from ipaddress import ip_interface, ip_network
+from pathlib import Path
 from typing import Any
 
 import aiodocker
@@ -35,12 +36,18 @@ class DockerNames:
     """Keeps names in the engine as Docker has them.
 
     `docker_host`: ``unix:///path`` of the Engine API. `driver`: name of our IPAM driver in it.
+
+    Attributes:
+        root: Docker's data folder, None until it has told.
+        networks: what Docker calls its networks, by id; also where ``-o name=`` says otherwise.
     """
 
     def __init__(self, engine: Engine, docker_host: str, driver: str = "pynet") -> None:
         self._engine = engine
         self._url = docker_host
         self._driver = driver
+        self.root: Path | None = None
+        self.networks: dict[str, str] = {}
 
     async def run(self) -> None:
         """Follow Docker until cancelled."""
@@ -71,6 +78,9 @@ class DockerNames:
     async def _read_all(self, docker: aiodocker.Docker) -> None:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             networks = await docker.networks.list()
+            info = await docker.system.info()
+        self.root = Path(info["DockerRootDir"]) if info.get("DockerRootDir") else None
+        self.networks = {network["Id"]: network["Name"] for network in networks}
         for network in networks:
             await self._engine.networks.name(network["Id"], network["Name"])
         for endpoint in await _endpoints(docker):
@@ -81,6 +91,7 @@ class DockerNames:
         attributes = actor.get("Attributes", {})
         match event.get("Type"), event.get("Action"):
             case "network", "create":
+                self.networks[actor["ID"]] = attributes.get("name", "")
                 await self._engine.networks.name(actor["ID"], attributes.get("name", ""))
             case "network", "connect":
                 await self._inspect(docker, attributes.get("container", ""))

@@ -67,8 +67,8 @@ class Orphans:
         if view is None:
             await self._bury(suspects, await self._inhabited(suspects))
             return
-        await self._bury(suspects, view.endpoints)
-        await self._clear(suspects, view)
+        left = await self._bury(suspects, view.endpoints)
+        await self._clear(suspects, view, left)
         await self._engine.allocator.end_session()
 
     async def after_start(self, suspects: Suspects) -> None:
@@ -81,8 +81,8 @@ class Orphans:
             await self._bury(suspects, alive)
             return
         view |= later
-        await self._bury(suspects, alive | view.endpoints)
-        await self._clear(suspects, view)
+        left = await self._bury(suspects, alive | view.endpoints)
+        await self._clear(suspects, view, left)
 
     async def _ask(self) -> DockerView | None:
         """Ask Docker until it answers; None when it does not, or must not be asked."""
@@ -102,17 +102,21 @@ class Orphans:
         records = [r for r in self._engine.registry.endpoints() if r.endpoint.id in suspects.endpoints]
         return frozenset([r.endpoint.id for r in records if r.sandbox and await kernel.inhabited(r.sandbox)])
 
-    async def _bury(self, suspects: Suspects, alive: frozenset[str]) -> None:
+    async def _bury(self, suspects: Suspects, alive: frozenset[str]) -> frozenset[tuple[str, IPAddress]]:
+        """Delete the dead; return the addresses that they leave: Docker may have given them back to deaf ears."""
         dead = suspects.endpoints - alive
+        left: set[tuple[str, IPAddress]] = set()
         for record in self._engine.registry.endpoints():
             if record.endpoint.id in dead:
+                left.update(zip(record.pools, (it.ip for it in record.endpoint.addresses), strict=True))
                 await self._bury_one(record)
+        return frozenset(left)
 
     async def _bury_one(self, record: EndpointRecord) -> None:
         log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
         await self._engine.endpoints.delete(record.endpoint.network, record.endpoint.id)
 
-    async def _clear(self, suspects: Suspects, view: DockerView) -> None:
+    async def _clear(self, suspects: Suspects, view: DockerView, left: frozenset[tuple[str, IPAddress]]) -> None:
         registry, allocator = self._engine.registry, self._engine.allocator
         for record in registry.networks():
             ident = record.network.id
@@ -124,7 +128,7 @@ class Orphans:
                 log.info("pool.orphaned", pool=pool.id)
                 for _ in range(pool.holds):
                     await allocator.release_pool(pool.id)
-        for pool_id, address in suspects.addresses:
+        for pool_id, address in suspects.addresses | left:
             lease = allocator.lease(pool_id, address)
             if lease and lease.owner.kind is OwnerKind.PENDING and address not in view.addresses:
                 log.info("lease.orphaned", address=str(address), name=lease.owner.name)

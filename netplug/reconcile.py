@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from netplug.drivers.naming import short
-from netplug.drivers.plan import Chain, Jump, Macvlan, Plan, Rule, Step, Veth
+from netplug.drivers.plan import Chain, Jump, Loopback, Macvlan, Plan, Rule, Step, Veth
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
@@ -157,7 +157,7 @@ class Reconciler:
         """The links of a runtime's sandbox cannot be made anew by us, those of a bare namespace can."""
         engine = self._engine
         plan = record.present
-        links = [step for step in plan if isinstance(step, Veth | Macvlan)]
+        links = [step for step in plan if isinstance(step, Veth | Macvlan | Loopback)]
         if any(look.drifted.get(link) == MISSING for link in links):
             inhabited = bool(record.sandbox) and await engine.kernel.inhabited(record.sandbox)
             if record.front_end is FrontEnd.CLI and await _exists(engine, record.sandbox):
@@ -205,6 +205,7 @@ class Reconciler:
                 pass
             changes.clear()
             await self._try_repair()
+            await _going_on(self._engine.allocator.expire())
 
     async def _try_repair(self) -> None:
         await _going_on(self.repair())

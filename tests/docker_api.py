@@ -22,6 +22,7 @@ class DockerApi:
         self.gone_after_list: set[str] = set()
         self.inspected: list[str] = []
         self.fails = False
+        self.root = "/var/lib/docker"
         self._path = path
         self._streams: list[asyncio.Queue[dict[str, Any] | None]] = []
         self._runner: web.AppRunner | None = None
@@ -29,6 +30,7 @@ class DockerApi:
     async def start(self) -> None:
         app = web.Application()
         app.router.add_get("/version", self._version)
+        app.router.add_get("/v1.47/info", self._info)
         app.router.add_get("/v1.47/networks", self._networks)
         app.router.add_get("/v1.47/containers/json", self._list)
         app.router.add_get("/v1.47/containers/{ident}/json", self._inspect)
@@ -59,6 +61,9 @@ class DockerApi:
 
     async def _version(self, _: web.Request) -> web.Response:
         return web.json_response({"ApiVersion": "1.47"})
+
+    async def _info(self, _: web.Request) -> web.Response:
+        return web.json_response({"DockerRootDir": self.root})
 
     async def _networks(self, _: web.Request) -> web.Response:
         if self.fails:

@@ -109,7 +109,10 @@ def _ports(items: Any) -> Ports:
 class Ipam:
     """Rewrites what follows from the stub's IPAM answers into what follows from ours, and judges the latter."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sticky: bool = False) -> None:
+        self.returned = 0
+        self._sticky = sticky
+        self._kept: dict[tuple[str, str], str] = {}
         self._pools: dict[str, str] = {}
         self._cidrs: dict[str, str] = {}
         self._addresses: dict[tuple[str, str], str] = {}
@@ -134,6 +137,9 @@ class Ipam:
         if method == "CreateNetwork":
             for item in [*body["IPv4Data"], *body["IPv6Data"]]:
                 self._rewrite_subnet(body["NetworkID"], item)
+            spaces = {item["AddressSpace"] for item in [*body["IPv4Data"], *body["IPv6Data"]]}
+            if self._sticky and spaces <= set(OUR_SPACES.values()):
+                body["Options"][GENERIC] = {**(body["Options"].get(GENERIC) or {}), "sticky": "true"}
         if method == "CreateEndpoint" and (stub := self._stub_pool_of.get(body["NetworkID"])):
             body["Interface"]["Address"] = self._interface(stub, body["Interface"]["Address"])
         return body
@@ -164,13 +170,20 @@ class Ipam:
             key = (sent["PoolID"], address)
             assert key not in self.held or (self.replaying and sent["Address"])
             self.held.add(key)
-            options = sent["Options"] or {}
-            self.names[address] = options.get("com.docker.network.endpoint.name", self.names.get(address, ""))
+            name = (sent["Options"] or {}).get("com.docker.network.endpoint.name", self.names.get(address, ""))
+            self.names[address] = name
+            if before := self._kept.pop((sent["PoolID"], name), ""):
+                assert address == before, f"{name} had {before}"
+                self.returned += 1
             if said is not None:
                 self._addresses[_cidr(recorded["PoolID"]), said["Address"].split("/")[0]] = address
         elif method == "ReleaseAddress":
             self.held.discard((sent["PoolID"], sent["Address"]))
-            self.names.pop(sent["Address"], None)
+            name = self.names.pop(sent["Address"], "")
+            if self._sticky and name:
+                self._kept[sent["PoolID"], name] = sent["Address"]
+        elif method == "ReleasePool":
+            self._kept = {key: address for key, address in self._kept.items() if key[0] != sent["PoolID"]}
 
 
 def _cidr(stub_pool: str) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ ENDPOINT_FIELDS = [
 ATTACH_FIELDS = [
     "endpoint", "network", "sandbox", "interface", "mac", "mtu", "addresses", "gateways", "routes", "ports",
 ]  # fmt: skip
-POOL_FIELDS = ["id", "space", "subnet", "range", "size", "used", "networks", "leases"]
-LEASE_FIELDS = ["address", "owner_kind", "owner_id", "owner_name", "mac"]
+POOL_FIELDS = ["id", "space", "subnet", "range", "size", "used", "kept", "networks", "leases"]
+LEASE_FIELDS = ["address", "owner_kind", "owner_id", "owner_name", "mac", "until"]
 
 
 class Cli:
@@ -143,6 +144,19 @@ def test_ipam_ls_names_the_owners(cli: Cli) -> None:
     text = cli("ipam", "ls")
     assert "10.1.0.128/25" in text
     assert re.search(r"10\.1\.0\.\d+ +endpoint +web", text)
+
+
+def test_ipam_ls_tells_for_whom_and_until_when_an_address_is_kept(cli: Cli) -> None:
+    cli("network", "create", "blue", "--subnet", "10.1.0.0/24", "-o", "sticky=2h")
+    cli("attach", "blue", "--netns", "c1", "--name", "web", "--ip", "10.1.0.7")
+    cli("detach", "blue", "--netns", "c1")
+    pool = cli.json("ipam", "ls")[0]
+    assert (pool["used"], pool["kept"]) == (1, 1)
+    (found,) = (one for one in pool["leases"] if one["owner_kind"] == "kept")
+    assert (found["address"], found["owner_name"]) == ("10.1.0.7", "web")
+    left = datetime.fromisoformat(found["until"]) - datetime.now(UTC)
+    assert timedelta(minutes=119) < left <= timedelta(hours=2)
+    assert re.search(rf"10\.1\.0\.7 +kept +web +{re.escape(found['until'])}", cli("ipam", "ls"))
 
 
 def test_network_ls_and_create_agree_on_the_id(cli: Cli) -> None:

@@ -33,6 +33,23 @@ def test_docker_spellings_mean_the_same() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("true", 86_400),
+        ("1", 86_400),
+        ("false", 0),
+        ("0", 0),
+        ("5s", 5),
+        ("30m", 1_800),
+        ("24h", 86_400),
+        ("7d", 604_800),
+    ],
+)
+def test_sticky_is_a_switch_or_a_time(text: str, seconds: int) -> None:
+    assert parse({"sticky": text}).sticky == seconds
+
+
 def test_binding_to_the_unspecified_address_means_all_addresses() -> None:
     assert parse({"host_binding_ipv4": "0.0.0.0"}).host_binding_ipv4 is None
 
@@ -55,6 +72,12 @@ def test_binding_to_the_unspecified_address_means_all_addresses() -> None:
         ({"name": "n" * 10_000}, r"must be 1 to 128 letters"),
         ({"ifname": "0123456789abc"}, r"at most 12 signs"),
         ({"host_binding_ipv4": "::1"}, r"must be an IPv4 address"),
+        ({"sticky": "12"}, r"option sticky=.12.: must be true, false, or a time such as 30m, 24h or 7d"),
+        ({"sticky": "0h"}, r"must be true, false, or a time"),
+        ({"sticky": "-1d"}, r"must be true, false, or a time"),
+        ({"sticky": "٣d"}, r"must be true, false, or a time"),
+        ({"sticky": "9" * 10_000 + "d"}, r"must be true, false, or a time"),
+        ({"sticky": "for ever"}, r"must be true, false, or a time"),
         ({"mode": "none", "icc": "true"}, r"option 'icc' is of mode bridge, the network's is 'none'"),
     ],
 )

@@ -103,6 +103,22 @@ async def detach(host: Host) -> object:
     return await host.engine.endpoints.detach(NET, "ns1", "eth0")
 
 
+async def sticky_network(host: Host) -> object:
+    return await host.cli_network("10.2.0.0/24", "fd00:2::/64", sticky="true")
+
+
+async def attach_web(host: Host) -> object:
+    return await host.attach("ns1", name="web", mac="02:42:0a:02:00:07")
+
+
+async def attach_web_alone(host: Host) -> object:
+    return await host.attach("ns1", name="web")
+
+
+async def none_network(host: Host) -> object:
+    return await host.engine.networks.create(NetworkSpec(NET, "blue", {"mode": "none"}))
+
+
 async def attach_anew(host: Host) -> object:
     """Attach a namespace that died and whose name came again."""
     host.kernel.vanish("/run/netns/ns1")
@@ -164,6 +180,11 @@ CASES = {
     "join macvlan": Case((macvlan_of_docker, endpoint), join),
     "leave macvlan": Case((macvlan_of_docker, endpoint, join), leave),
     "join macvlan again": Case((macvlan_of_docker, endpoint, join, leave), join),
+    "sticky network": Case((), sticky_network),
+    "attach to sticky network": Case((sticky_network,), attach_web),
+    "detach from sticky network": Case((sticky_network, attach_web), detach),
+    "come back to sticky network": Case((sticky_network, attach_web, detach), attach_web),
+    "attach to network without links": Case((none_network,), attach_web_alone),
 }
 
 

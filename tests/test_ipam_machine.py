@@ -1,4 +1,7 @@
-"""The allocator against a naive model: free addresses in a list, picked from the front and released to the end."""
+"""The allocator against a naive model: free addresses in a list, picked from the front and released to the end.
+
+What is kept for a name is a list too, kept longest first.
+"""
 
 import asyncio
 from collections.abc import Coroutine
@@ -14,7 +17,7 @@ from test_ipam_store import DictStore
 
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.errors import IpamError, Kind
-from netplug.ipam.lease import IPAddress, Lease, Owner, OwnerKind
+from netplug.ipam.lease import RETURNING, IPAddress, Lease, Owner, OwnerKind
 from netplug.ipam.pool import Base, IPNetwork, Pool, Space
 
 _T = TypeVar("_T")
@@ -29,7 +32,9 @@ NETWORKS: list[tuple[IPNetwork, IPNetwork | None]] = [
     (ip_network("10.9.1.0/28"), None),
     (ip_network("10.9.0.0/24"), None),
 ]
-OWNERS = st.builds(Owner, st.sampled_from(OwnerKind), st.sampled_from(["", "e1", "e2"]))
+KINDS = st.sampled_from([kind for kind in OwnerKind if kind is not OwnerKind.KEPT])
+OWNERS = st.builds(Owner, KINDS, st.sampled_from(["", "e1", "e2"]), st.sampled_from(["", "web", "db"]))
+STICKY_S = 6
 
 
 @dataclass
@@ -43,24 +48,44 @@ class ModelPool:
     free: list[IPAddress] = field(default_factory=list)
     replay: set[IPAddress] = field(default_factory=set)
     unreplayed: int = 0
+    sticky: int = 0
+    kept: list[Lease] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.crash()
 
     @property
     def pool(self) -> Pool:
-        return Pool(self.space, self.network, self.range, self.holds, self.holders)
+        return Pool(self.space, self.network, self.range, self.holds, self.holders, self.sticky)
 
     def crash(self) -> None:
         self.replay, self.unreplayed = set(), 0
         usable = set(self.network.hosts())  # says the same of /30, /31, /32 and /126 as we do
         if self.network.version == 6:
             usable |= {self.network.broadcast_address}
-        self.free = [each for each in (self.range or self.network) if each in usable and each not in self.leases]
+        taken = {*self.leases, *(kept.address for kept in self.kept)}
+        self.free = [each for each in (self.range or self.network) if each in usable and each not in taken]
 
-    def give_back(self, address: IPAddress) -> None:
-        del self.leases[address]
+    def give_back(self, address: IPAddress, now: float) -> None:
+        lease = self.leases.pop(address)
         self.replay.discard(address)
+        name = lease.owner.name
+        if not self.sticky or not name or lease.owner.kind not in RETURNING:
+            self.free_again(address)
+            return
+        for older in [kept for kept in self.kept if kept.owner.name == name]:
+            self.forget(older)
+        self.kept.append(Lease(lease.pool, address, Owner(OwnerKind.KEPT, name=name), lease.mac, now + self.sticky))
+
+    def kept_for(self, owner: Owner, now: float) -> Lease | None:
+        found = [kept for kept in self.kept if kept.owner.name == owner.name and kept.until > now]
+        return found[0] if found and owner.kind in RETURNING else None
+
+    def forget(self, kept: Lease) -> None:
+        self.kept.remove(kept)
+        self.free_again(kept.address)
+
+    def free_again(self, address: IPAddress) -> None:
         first, last = self.pool.window
         if first <= int(address) <= last:
             self.free.append(address)
@@ -73,6 +98,7 @@ class IpamMachine(RuleBasedStateMachine):
         self.store = DictStore()
         self.model: dict[str, ModelPool] = {}
         self.cuts = [CUT.subnet(index) for index in range(CUT.count)]
+        self.now = 1000.0
         self.boot()
         for which in first:
             self.claim_pool(which)
@@ -89,8 +115,12 @@ class IpamMachine(RuleBasedStateMachine):
             self.run(work)
         assert caught.value.kind is kind
 
+    def tick(self) -> float:
+        self.now += 1
+        return self.now
+
     def boot(self) -> None:
-        self.allocator = Allocator(self.store, [Space("local", (CUT,))])
+        self.allocator = Allocator(self.store, [Space("local", (CUT,))], clock=lambda: self.now)
         self.run(self.allocator.load())
 
     def any_pool(self, data: st.DataObject) -> ModelPool:
@@ -170,10 +200,16 @@ class IpamMachine(RuleBasedStateMachine):
         model = self.any_pool(data)
         for _ in range(count):
             work = self.allocator.request_address(model.pool.id, owner=owner)
-            if not model.free:
+            self.tick()
+            if mine := model.kept_for(owner, self.now):
+                model.kept.remove(mine)
+                lease = Lease(model.pool.id, mine.address, owner, mine.mac)
+            elif model.free or model.kept:
+                address = model.free.pop(0) if model.free else model.kept.pop(0).address
+                lease = Lease(model.pool.id, address, owner)
+            else:
                 self.refused(Kind.UNAVAILABLE, work)
                 return
-            lease = Lease(model.pool.id, model.free.pop(0), owner)
             model.leases[lease.address] = lease
             assert self.run(work) == lease
 
@@ -196,6 +232,7 @@ class IpamMachine(RuleBasedStateMachine):
             model.leases[address] = Lease(model.pool.id, address, owner, "m")
             if address in model.free:
                 model.free.remove(address)
+            model.kept = [kept for kept in model.kept if kept.address != address]
             assert self.run(work) == model.leases[address]
 
     @precondition(lambda self: self.model)
@@ -216,18 +253,36 @@ class IpamMachine(RuleBasedStateMachine):
     def release_address(self, data: st.DataObject) -> None:
         model = self.any_pool(data)
         address = self.any_address(data, model)
-        known = address in model.leases
+        known, now = address in model.leases, self.tick()
         assert self.run(self.allocator.release_address(model.pool.id, address)) == known
         if known:
-            model.give_back(address)
+            model.give_back(address, now)
 
     @precondition(lambda self: any(model.leases for model in self.model.values()))
     @rule(data=st.data())
     def release_all(self, data: st.DataObject) -> None:
         model = self.any_pool(data)
         for address in data.draw(st.permutations(list(model.leases))):
+            now = self.tick()
             assert self.run(self.allocator.release_address(model.pool.id, address))
-            model.give_back(address)
+            model.give_back(address, now)
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), sticky=st.sampled_from([0, STICKY_S, STICKY_S, STICKY_S]))
+    def stick(self, data: st.DataObject, sticky: int) -> None:
+        model = self.any_pool(data)
+        self.run(self.allocator.stick(model.pool.id, sticky))
+        model.sticky = sticky
+        for kept in list(model.kept) if not sticky else ():
+            model.forget(kept)
+
+    @rule()
+    def expire(self) -> None:
+        self.tick()
+        self.run(self.allocator.expire())
+        for model in self.model.values():
+            for kept in [kept for kept in model.kept if kept.until <= self.now]:
+                model.forget(kept)
 
     @rule()
     def crash(self) -> None:
@@ -248,12 +303,14 @@ class IpamMachine(RuleBasedStateMachine):
     def memory_store_and_model_agree(self) -> None:
         pools = {key: model.pool for key, model in self.model.items()}
         leases = {(key, address): each for key, model in self.model.items() for address, each in model.leases.items()}
+        leases |= {(key, kept.address): kept for key, model in self.model.items() for kept in model.kept}
         assert {pool.id: pool for pool in self.allocator.pools()} == pools == self.store.pools
         assert self.store.leases == leases
         for key, model in self.model.items():
             assert {lease.address: lease for lease in self.allocator.leases(key)} == model.leases
             usage = self.allocator.usage(key)
-            assert (usage.free, usage.leased) == (len(model.free), len(model.leases))
+            assert (usage.free, usage.leased, usage.kept) == (len(model.free), len(model.leases), len(model.kept))
+            assert list(self.allocator.kept(key)) == [kept for kept in model.kept if kept.until > self.now]
 
 
 TestIpamMachine = IpamMachine.TestCase

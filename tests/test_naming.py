@@ -62,6 +62,20 @@ async def test_names_are_learned_at_the_start(host: Host, docker: DockerApi, nam
     await until(lambda: called(host) == ("blue", "web", "c1"))
 
 
+async def test_docker_says_where_it_keeps_its_data_and_what_its_networks_are_called(
+    host: Host, docker: DockerApi, names: DockerNames
+) -> None:
+    docker.networks = {NET: "blue"}
+    docker.root = "/srv/docker"
+    assert (names.root, names.networks) == (None, {})
+    await docker.start()
+    await until(lambda: names.root == Path("/srv/docker"))
+    assert names.networks == {NET: "blue"}
+    await heard(docker)
+    docker.tell("network", "create", OTHER, name="red")
+    await until(lambda: names.networks == {NET: "blue", OTHER: "red"})
+
+
 async def test_names_are_learned_from_events(host: Host, docker: DockerApi, names: DockerNames) -> None:
     await docker.start()
     await heard(docker)

@@ -208,10 +208,18 @@ def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
         return
     emit(
         table(
-            ("space", "subnet", "range", "size", "used", "networks"),
+            ("space", "subnet", "range", "size", "used", "kept", "networks"),
             [
-                (p["space"], p["subnet"], p["range"] or "", str(p["size"]), str(p["used"]), p["networks"] or [""])
-                for p in pools
+                (
+                    pool["space"],
+                    pool["subnet"],
+                    pool["range"] or "",
+                    str(pool["size"]),
+                    str(pool["used"]),
+                    str(pool["kept"]),
+                    pool["networks"] or [""],
+                )
+                for pool in pools
             ],
         )
     )
@@ -219,9 +227,9 @@ def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     emit("")
     emit(
         table(
-            ("subnet", "address", "owner", "name", "owner id"),
+            ("subnet", "address", "owner", "name", "owner id", "until"),
             [
-                (net, one["address"], one["owner_kind"], one["owner_name"], short(one["owner_id"]))
+                (net, one["address"], one["owner_kind"], one["owner_name"], short(one["owner_id"]), one["until"] or "")
                 for net, one in leases
             ],
         )

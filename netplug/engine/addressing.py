@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
 from netplug.drivers.api import Network, Subnet
-from netplug.drivers.naming import short
+from netplug.drivers.naming import mac_of_address, short
 from netplug.drivers.plan import IPAddress, IPInterface, IPNetwork
 from netplug.engine.records import (
     EndpointRecord,
@@ -33,10 +33,11 @@ class Subnets:
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """The addresses of an endpoint and the pool of each."""
+    """The addresses of an endpoint and the pool of each. `mac`: what was kept with them, if anything."""
 
     addresses: tuple[IPInterface, ...]
     pools: tuple[str, ...]
+    mac: str = ""
 
 
 class Addressing:
@@ -80,11 +81,17 @@ class Addressing:
         else:
             await self._allocator.keep(held.id, net.id)
         undo.push_async_callback(self._allocator.let_go, held.id, net.id)
+        if net.options.sticky:
+            await self._allocator.stick(held.id, net.options.sticky)
+            undo.push_async_callback(self._allocator.stick, held.id, 0)
         return held
 
     async def _reserve(
         self, net: Network, pool: Pool, wanted: SubnetSpec, undo: AsyncExitStack, *, gateway: bool
     ) -> Subnet:
+        if not net.addressed:
+            await self._clear(pool)
+            return Subnet(pool.network)
         for name, address in wanted.aux:
             await self._hold(pool, address, Owner(OwnerKind.AUX, net.id, name), undo)
         host = await self._beside(net, pool, wanted, undo) if net.options.host_access else None
@@ -104,6 +111,12 @@ class Addressing:
             )
         return _within(given or await self._hold(pool, None, Owner(OwnerKind.AUX, net.id, "host"), undo), pool)
 
+    async def _clear(self, pool: Pool) -> None:
+        """End what Docker leased for a network before it said that its mode has no addresses."""
+        for lease in list(self._allocator.leases(pool.id)):
+            if not lease.owner.id:
+                await self._allocator.release_address(pool.id, lease.address, forget=True)
+
     async def _hold(self, pool: Pool, address: IPAddress | None, owner: Owner, undo: AsyncExitStack) -> IPAddress:
         """Lease an address to a network; Docker has asked for it already when we are its IPAM driver."""
         lease = self._allocator.lease(pool.id, address) if address is not None else None
@@ -116,8 +129,10 @@ class Addressing:
         return lease.address
 
     async def release_network(self, record: NetworkRecord) -> None:
-        """Let go of a network's pools, and of what it leased in those that Docker still holds."""
+        """Let go of a network's pools, and of what it leased or kept in those that Docker still holds."""
         for pool in dict.fromkeys(record.pools):
+            if record.network.options.sticky and self._allocator.pool(pool) is not None:
+                await self._allocator.stick(pool, 0)
             for lease in self._allocator.leases(pool):
                 if lease.owner.id == record.network.id:
                     await self._allocator.release_address(pool, lease.address)
@@ -137,11 +152,14 @@ class Addressing:
         """Take an endpoint's addresses for the time of the block, and for good when it ends well.
 
         Those of `spec` are as a runtime chose them. Without any, one is chosen of each of the network's families,
-        unless `wanted` names it.
+        unless `wanted` names it. A network without a link has none, whatever a runtime says.
         """
+        if not record.network.addressed:
+            yield Leased((), ())
+            return
         owner = Owner(OwnerKind.ENDPOINT, spec.id, spec.name)
         async with AsyncExitStack() as undo:
-            leased: list[tuple[IPInterface, str]] = []
+            leased: list[Lease] = []
             chosen: list[IPAddress] = [address.ip for address in spec.addresses] or list(wanted)
             for address in chosen:
                 index = _index_of(record.network, address)
@@ -149,26 +167,41 @@ class Addressing:
             if not spec.addresses:
                 missing = set(record.network.families()) - {address.version for address in chosen}
                 leased += [await self._any(record, family, owner, undo) for family in sorted(missing)]
-            yield Leased(tuple(address for address, _ in leased), tuple(pool for _, pool in leased))
+            yield Leased(
+                tuple(_with_length(record.network, lease.address) for lease in leased),
+                tuple(lease.pool for lease in leased),
+                next((lease.mac for lease in leased if lease.mac), ""),
+            )
             undo.pop_all()
 
     async def _lease(
         self, record: NetworkRecord, index: int, address: IPAddress | None, owner: Owner, undo: AsyncExitStack
-    ) -> tuple[IPInterface, str]:
-        pool, network = record.pools[index], record.network.subnets[index].pool
+    ) -> Lease:
+        pool = record.pools[index]
         lease = self._allocator.lease(pool, address) if address is not None else None
         if lease is not None and lease.owner.kind is OwnerKind.PENDING:
-            await self._allocator.assign(pool, lease.address, owner)
+            # What was kept for a name is found again by it: a MAC that another container left is not this one's.
+            mac = lease.mac if owner.name == lease.owner.name else ""
+            assigned = await self._allocator.assign(pool, lease.address, owner)
             undo.push_async_callback(self._allocator.assign, pool, lease.address, lease.owner)
-        else:
-            lease = await self._segments.request(pool, address, owner)
-            undo.push_async_callback(self._allocator.release_address, pool, lease.address)
-        return ip_interface(f"{lease.address}/{network.prefixlen}"), pool
+            return replace(assigned, mac=mac)
+        kept = self._allocator.kept_for(pool, owner, address)
+        lease = await self._segments.request(pool, address, owner)
+        undo.push_async_callback(self._give_back, lease, kept)
+        return lease
 
-    async def _any(
-        self, record: NetworkRecord, family: int, owner: Owner, undo: AsyncExitStack
-    ) -> tuple[IPInterface, str]:
+    async def _give_back(self, lease: Lease, kept: Lease | None) -> None:
+        """Undo a request; what was kept until then is kept again, for whom it was."""
+        if kept is None or kept.address != lease.address:
+            await self._allocator.release_address(lease.pool, lease.address, forget=True)
+            return
+        await self._allocator.assign(lease.pool, lease.address, Owner(OwnerKind.PENDING, name=kept.owner.name))
+        await self._allocator.release_address(lease.pool, lease.address, mac=kept.mac)
+
+    async def _any(self, record: NetworkRecord, family: int, owner: Owner, undo: AsyncExitStack) -> Lease:
         candidates = [i for i, subnet in enumerate(record.network.subnets) if subnet.pool.version == family]
+        # Where something is kept for this name comes first.
+        candidates.sort(key=lambda i: self._allocator.kept_for(record.pools[i], owner, None) is None)
         for index in candidates[:-1]:
             try:
                 return await self._lease(record, index, None, owner, undo)
@@ -180,17 +213,19 @@ class Addressing:
     async def release_endpoint(self, record: EndpointRecord) -> None:
         """Give an endpoint's addresses back.
 
-        Where we are Docker's IPAM driver its ReleaseAddress follows and ends the lease; until then nobody gets it.
+        Where we are Docker's IPAM driver its ReleaseAddress follows and ends the lease; until then nobody gets it. In a
+        sticky network they are then kept for its name.
         """
+        mac = _own_mac(record)
         for pool_id, address in zip(record.pools, record.endpoint.addresses, strict=True):
             lease = self._allocator.lease(pool_id, address.ip)
             if lease is None or lease.owner.id != record.endpoint.id:
                 continue
             pool = self._allocator.pool(pool_id)
             if record.front_end is FrontEnd.DOCKER and pool is not None and pool.space != EXTERNAL:
-                await self._allocator.assign(pool_id, address.ip, Owner(OwnerKind.PENDING, name=record.name))
+                await self._allocator.assign(pool_id, address.ip, Owner(OwnerKind.PENDING, name=record.name), mac)
             else:
-                await self._allocator.release_address(pool_id, address.ip)
+                await self._allocator.release_address(pool_id, address.ip, mac=mac)
 
 
 def lease_of(allocator: Allocator, record: NetworkRecord, address: IPAddress) -> Lease | None:
@@ -199,6 +234,20 @@ def lease_of(allocator: Allocator, record: NetworkRecord, address: IPAddress) ->
         if address in subnet.pool and (lease := allocator.lease(pool, address)):
             return lease
     return None
+
+
+def _own_mac(record: EndpointRecord) -> str:
+    """Return an endpoint's MAC if somebody chose it.
+
+    One that is made from the address comes again with that, and must go to whoever else gets it.
+    """
+    endpoint = record.endpoint
+    made = {mac_of_address(address) for address in endpoint.addresses}
+    return "" if endpoint.mac in made else endpoint.mac
+
+
+def _with_length(net: Network, address: IPAddress) -> IPInterface:
+    return ip_interface(f"{address}/{net.subnets[_index_of(net, address)].pool.prefixlen}")
 
 
 def _refuse_overlap(pool: IPNetwork, others: Collection[Network]) -> None:

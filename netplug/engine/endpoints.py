@@ -67,7 +67,7 @@ class Endpoints:
         driver, net = self._drivers[record.network.options.mode], record.network
         driver.admit(net, len(self._registry.endpoints(net.id)))
         async with self._addressing.addresses(record, spec, wanted) as leased:
-            endpoint = Endpoint(spec.id, net.id, leased.addresses, spec.mac, _sorted(spec.ports))
+            endpoint = Endpoint(spec.id, net.id, leased.addresses, spec.mac or leased.mac, _sorted(spec.ports))
             attachment = driver.join(net, endpoint)
             endpoint = replace(endpoint, mac=attachment.mac or spec.mac)
             plan = driver.create_endpoint(net, endpoint, self._shared.host)
@@ -250,6 +250,9 @@ class Endpoints:
         """Learn which container an endpoint belongs to and how it is called."""
         async with self._registry.lock(network_id):
             built = self._registry.find(network_id, endpoint_id)
+            if built is not None and built.name not in {"", name} and not built.container:
+                # Inferred from what Docker had on disk, and wrongly: the address may have been kept for the other.
+                log.warning("endpoint.mistaken", endpoint=short(endpoint_id), taken_for=built.name, name=name)
             if built is not None and (built.container, built.name) != (container, name):
                 await self._registry.save(replace(built, container=container, name=name))
 
@@ -283,6 +286,7 @@ class Endpoints:
         try:
             async with self._registry.lock(network_id):
                 record = self._registry.network(network_id)
+                _refuse_unlinked(record.network, spec)
                 await self._refuse_second(record, endpoint_id, spec)
                 built = await self._create(record, wanted, spec.addresses)
                 return built, self._drivers[record.network.options.mode].join(record.network, built.endpoint)
@@ -317,6 +321,14 @@ class Endpoints:
                 await self.delete(net.id, built.endpoint.id)
                 return
         raise NetplugError("not_found", f"{ifname} of {netns} is not attached to network {net.name!r}")
+
+
+def _refuse_unlinked(net: Network, spec: AttachSpec) -> None:
+    """Refuse what needs a link where there is none."""
+    given = {"--ip": spec.addresses, "--mac": spec.mac, "--publish": spec.ports}
+    if not net.addressed and (flags := [flag for flag, value in given.items() if value]):
+        words = f"network {net.name!r} is of mode {net.options.mode!r}: its sandboxes have no interface but loopback"
+        raise NetplugError("invalid", words, hint=f"leave out {' and '.join(flags)}")
 
 
 def _attachment_id(sandbox: str, ifname: str) -> str:

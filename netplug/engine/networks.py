@@ -17,6 +17,7 @@ from netplug.engine.registry import Registry, put
 from netplug.engine.shared import Shared, driver_of
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError
+from netplug.ipam.pool import EXTERNAL
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +54,8 @@ class Networks:
         ident = spec.id or secrets.token_hex(32)
         net = Network(ident, name or short(ident), options=options, internal=spec.internal)
         self._refuse_twins(net)
+        _refuse_sticky(net, spec)
+        _refuse_subnets(net, spec)
         self._registry.starting[ident] = net
         try:
             host = await self._shared.read_host()
@@ -144,3 +147,23 @@ class Networks:
                     named = replace(named, network=replace(record.network, name=name))
             if named != record:
                 await self._registry.save(named)
+
+
+def _refuse_sticky(net: Network, spec: NetworkSpec) -> None:
+    """Refuse to promise addresses that somebody else chooses."""
+    if net.options.sticky and net.addressed and any(subnet.space == EXTERNAL for subnet in spec.subnets):
+        value = spec.options["sticky"][:80]
+        raise NetplugError(
+            "invalid",
+            f"option sticky={value}: Docker's own IPAM chooses the addresses of this network",
+            hint=f"docker network create -d pynet --ipam-driver pynet -o sticky={value} NAME",
+        )
+
+
+def _refuse_subnets(net: Network, spec: NetworkSpec) -> None:
+    """Refuse subnets that nobody would have an address of; Docker gives each network some, asked or not."""
+    if not net.addressed and spec.subnets and spec.front_end is not FrontEnd.DOCKER:
+        mode = net.options.mode
+        raise NetplugError(
+            "invalid", f"a network of mode {mode!r} has no addresses", hint="leave out --subnet and --ipv6"
+        )

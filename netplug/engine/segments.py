@@ -40,6 +40,8 @@ class Segments:
         try:
             while True:
                 lease = await self._allocator.request_address(pool, address=address, owner=owner, mac=mac)
+                if lease.owner != owner:
+                    return lease  # Docker confirms after its restart what an endpoint has
                 passed_over.append(lease)
                 try:
                     await self.refuse_taken(self._on(pool), lease.address)
@@ -55,7 +57,7 @@ class Segments:
                     return lease
         finally:
             for lease in passed_over:
-                await self._allocator.release_address(pool, lease.address)
+                await self._allocator.release_address(pool, lease.address, forget=True)
 
     async def refuse_taken(self, nets: Collection[Network], address: IPAddress) -> None:
         """Refuse an address that a stranger on the segment of one of these networks has, or the host itself.

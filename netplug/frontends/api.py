@@ -124,7 +124,9 @@ class _Api:
         names |= {record.endpoint.id: record.name for record in registry.endpoints()}
         return wire.Pools(
             pools=[
-                wire.PoolOut.of(pool, allocator.usage(pool.id), list(allocator.leases(pool.id)), names)
+                wire.PoolOut.of(
+                    pool, allocator.usage(pool.id), [*allocator.leases(pool.id), *allocator.kept(pool.id)], names
+                )
                 for pool in sorted(allocator.pools(), key=lambda pool: pool.id)
             ]
         )

@@ -7,6 +7,7 @@ user sends is checked as far as it can be without knowing the host; unknown fiel
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from typing import Annotated, Literal, Self
 
@@ -265,24 +266,39 @@ class AttachOut(BaseModel):
 
 
 class LeaseOut(BaseModel):
-    """`owner_kind`: pending, gateway, aux or endpoint; `owner_id` is the endpoint's, or the network's."""
+    """`owner_kind`: pending, gateway, aux, endpoint or kept; `owner_id` is the endpoint's, or the network's.
+
+    `until`: of a kept address, the time to which it is kept for the container `owner_name` (ISO 8601, UTC).
+    """
 
     address: str
     owner_kind: str
     owner_id: str
     owner_name: str
     mac: str
+    until: str | None = None
 
     @classmethod
     def of(cls, lease: Lease, names: dict[str, str]) -> Self:
         """`names`: present names of networks and endpoints by id; those in the lease are of when it was taken."""
         owner = lease.owner
         name = owner.name if owner.kind is OwnerKind.AUX else names.get(owner.id, "") or owner.name
-        return cls(address=str(lease.address), owner_kind=owner.kind, owner_id=owner.id, owner_name=name, mac=lease.mac)
+        until = datetime.fromtimestamp(lease.until, UTC).isoformat(timespec="seconds") if lease.until else None
+        return cls(
+            address=str(lease.address),
+            owner_kind=owner.kind,
+            owner_id=owner.id,
+            owner_name=name,
+            mac=lease.mac,
+            until=until,
+        )
 
 
 class PoolOut(BaseModel):
-    """`size`: addresses that can be chosen (of the range, where there is one); `used`: leases, static ones too."""
+    """`size`: addresses that can be chosen (of the range, where there is one); `used`: leases, static ones too.
+
+    `kept`: addresses kept for containers that are gone, which are among the `leases` too.
+    """
 
     id: str
     space: str
@@ -290,6 +306,7 @@ class PoolOut(BaseModel):
     range: str | None
     size: int
     used: int
+    kept: int
     networks: list[str]
     leases: list[LeaseOut]
 
@@ -302,6 +319,7 @@ class PoolOut(BaseModel):
             range=str(pool.range) if pool.range else None,
             size=usage.size,
             used=usage.leased,
+            kept=sum(lease.owner.kind is OwnerKind.KEPT for lease in leases),
             networks=[names.get(holder, holder) for holder in pool.holders],
             leases=[LeaseOut.of(lease, names) for lease in sorted(leases, key=lambda lease: int(lease.address))],
         )

@@ -21,21 +21,22 @@ from netplug.engine.records import EndpointSpec, FrontEnd, NetworkRecord
 from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError
 from netplug.frontends import docker_wire as wire
-from netplug.frontends.docker_ipam import IpamDriver
+from netplug.frontends.docker_ipam import IpamDriver, Who, nobody_known
 from netplug.frontends.http import Failure, guard
 from netplug.ipam.lease import OwnerKind
 
 _STATUS = {"empty": 400, "unknown": 404, "too_large": 413}
 
 
-def docker_app(engine: Engine, *, on_activate: Callable[[], None]) -> FastAPI:
+def docker_app(engine: Engine, *, on_activate: Callable[[], None], who: Who = nobody_known) -> FastAPI:
     """Return the plugin's app.
 
-    `on_activate` is called when dockerd has started; it may only schedule work, as dockerd waits for the answer.
+    `on_activate` is called when dockerd has started; it may only schedule work, as dockerd waits for the answer. `who`:
+    infers the name of the container that asks for an address of a pool.
     """
     app = FastAPI(title="netplug Docker plugin", strict_content_type=False, redirect_slashes=False)
     guard(app, _render)
-    network, ipam = NetworkDriver(engine), IpamDriver(engine)
+    network, ipam = NetworkDriver(engine), IpamDriver(engine, who)
 
     async def activate() -> wire.Activated:
         """Docker asks once in a dockerd's life: it was restarted, and repeats its IPAM requests now."""

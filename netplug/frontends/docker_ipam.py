@@ -5,7 +5,10 @@ such leases are *pending* until the engine assigns them. It gives them back befo
 it deleted the endpoint; what still belongs to somebody is then left to them.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 from pydantic import Field
@@ -17,12 +20,20 @@ from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError
 from netplug.frontends.docker_wire import OWN_KEYS, SPACES, Empty, Wire, address, interface
 from netplug.ipam.lease import Lease, Owner, OwnerKind
-from netplug.ipam.pool import parse_network
+from netplug.ipam.pool import Pool, parse_network
 
 log = structlog.get_logger(__name__)
 
 _GATEWAY = "com.docker.network.gateway"
 _KNOWN_OPTIONS = frozenset({"name"})
+
+
+Who = Callable[[str], Awaitable[str]]
+
+
+async def nobody_known(_: str) -> str:
+    """Say that it is not known who asks."""
+    return ""
 
 
 class Capabilities(Wire):
@@ -106,9 +117,12 @@ class ReleaseAddress(PoolRef):
 class IpamDriver:
     """The methods of the protocol."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, who: Who = nobody_known) -> None:
+        """`who`: infers which container asks, where Docker does not tell."""
         self._engine = engine
         self._allocator = engine.allocator
+        self._who = who
+        self._asking = asyncio.Lock()
 
     def methods(self) -> dict[str, Callable[..., Awaitable[Wire]]]:
         """Return the methods by their names in the protocol."""
@@ -144,14 +158,25 @@ class IpamDriver:
 
     async def request_address(self, request: RequestAddress) -> AddressGiven:
         wanted = _address(request.Address) if request.Address else None
-        pool_id, owner = request.PoolID[:256], request.owner()
-        if owner.kind is OwnerKind.PENDING:
-            lease = await self._engine.segments.request(pool_id, wanted, owner, request.mac())
+        owner, pool = request.owner(), self._allocator.pool(request.PoolID[:256])
+        if pool and pool.sticky_s and wanted is None and owner == Owner(OwnerKind.PENDING):
+            # One at a time, since who has got an address tells who asks for the next.
+            async with self._asking:
+                lease = await self._lease(request, wanted, replace(owner, name=await self._who(pool.id)))
         else:
-            lease = await self._allocator.request_address(pool_id, address=wanted, owner=owner, mac=request.mac())
+            lease = await self._lease(request, wanted, owner)
         pool = self._allocator.pool(lease.pool)
+        if pool is not None and self._unaddressed(pool):
+            # Docker insists on an address, which nobody will bear.
+            await self._allocator.release_address(pool.id, lease.address, forget=True)
         length = pool.network.prefixlen if pool is not None else lease.address.max_prefixlen
         return AddressGiven(Address=f"{lease.address}/{length}")
+
+    async def _lease(self, request: RequestAddress, wanted: IPAddress | None, owner: Owner) -> Lease:
+        pool = request.PoolID[:256]
+        if owner.kind is OwnerKind.PENDING:
+            return await self._engine.segments.request(pool, wanted, owner, request.mac())
+        return await self._allocator.request_address(pool, address=wanted, owner=owner, mac=request.mac())
 
     async def release_address(self, request: ReleaseAddress) -> Empty:
         """Give an address back, unless a network or an endpoint of ours still lives on it."""
@@ -160,6 +185,13 @@ class IpamDriver:
         if lease is not None and not await self._lives(lease):
             await self._allocator.release_address(request.PoolID, wanted)
         return Empty()
+
+    def _unaddressed(self, pool: Pool) -> bool:
+        """Tell whether a pool is of a network whose endpoints have no addresses."""
+        for holder in pool.holders:
+            with suppress(NetplugError):  # it is just being made
+                return not self._engine.registry.network(holder).network.addressed
+        return False
 
     async def _lives(self, lease: Lease) -> bool:
         """Tell whether an address must stay.

@@ -22,6 +22,7 @@ from netplug.drivers.plan import (
     IPNetwork,
     IpSet,
     Jump,
+    Loopback,
     Macvlan,
     Member,
     Proto,
@@ -33,9 +34,9 @@ from netplug.drivers.plan import (
 )
 from netplug.errors import NetplugError
 
-from . import ports, rules
+from . import fake_links, ports, rules
 from .api import MISSING, Comparison, Drift, Outcome, Owned, StepError
-from .fake_world import Foreign, World
+from .fake_world import Foreign, World, comparable
 from .rules import FIREWALL_STEPS, FirewallStep, Transaction
 
 _EPHEMERAL = range(32768, 61000)
@@ -128,7 +129,7 @@ class FakeKernel:
                 await asyncio.sleep(0)
                 self._fail(step)
                 outcome = self._ensure(step)
-                if outcome is not Outcome.USED and not isinstance(step, Sysctl | Announce):
+                if outcome is not Outcome.USED and not isinstance(step, Sysctl | Announce | Loopback):
                     self._world.state[step.key] = step
                 done.append(outcome)
         return done
@@ -239,32 +240,19 @@ class FakeKernel:
 
     def _ensure(self, step: Step) -> Outcome:
         match step:
-            case Bridge() | Veth() | Macvlan():
-                return self._ensure_link(step)
-            case Announce():
-                self._world.wants_link(step, step.link, None)
-                return Outcome.EQUAL
-            case Hairpin():
-                return self._ensure_hairpin(step)
-            case Address():
-                return self._ensure_address(step)
-            case Route():
-                return self._ensure_route(step)
+            case Bridge() | Veth() | Macvlan() | Announce() | Hairpin() | Address() | Route():
+                return fake_links.ensure(self._world, step)
             case Sysctl():
                 return self._ensure_sysctl(step)
             case IpSet():
                 return self._ensure_set(step)
             case HostPort():
                 return self._ensure_port(step)
+            case Loopback():
+                return self._world.raise_loopback(step)
             case Member() if f"set/{step.set}" not in self._world.state:
                 raise StepError("not_found", step, f"set {step.set!r} is missing")
-        return self._plain(step)
-
-    def _ensure_hairpin(self, step: Hairpin) -> Outcome:
-        self._world.wants_link(step, step.link, None)
-        if not any(isinstance(link, Veth) and link.name == step.link for link in self._world.links()):
-            raise StepError("invalid", step, f"link {step.link!r} is not a port of a bridge")
-        return self._plain(step)
+        return self._world.plain(step)
 
     def _ensure_sysctl(self, step: Sysctl) -> Outcome:
         if not self._world.has_sysctl(step):
@@ -298,65 +286,6 @@ class FakeKernel:
                 self._world.state.setdefault(chain.key, chain)
         return done
 
-    def _ensure_link(self, step: Bridge | Veth | Macvlan) -> Outcome:
-        if isinstance(step, Macvlan):
-            return self._ensure_macvlan(step)
-        kind = self.foreign.links.get(step.name)
-        if isinstance(step, Veth):
-            if step.master and step.master not in self._world.names():
-                raise StepError("not_found", step, f"bridge {step.master!r} of link {step.name!r} is missing")
-            self._world.wants_sandbox(step, step.netns)
-        elif step.adopt and kind is not None:
-            if kind == "bridge":
-                return Outcome.USED
-            raise StepError("invalid", step, f"link {step.name!r} is not a bridge but a {kind} link")
-        if kind is not None:
-            raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
-        if (
-            isinstance(step, Veth)
-            and step.key not in self._world.state
-            and not step.netns
-            and step.peer in self._world.names()
-        ):
-            raise StepError("exists", step, f"link {step.peer!r}, wanted for the sandbox side of {step.name!r}, exists")
-        return self._plain(step)
-
-    def _ensure_macvlan(self, step: Macvlan) -> Outcome:
-        self._world.wants_sandbox(step, step.netns)
-        if step.key not in self._world.state:
-            if step.parent not in self._world.names():
-                raise StepError("not_found", step, f"parent {step.parent!r} of link {step.name!r} is missing")
-            name = step.ifname or step.name
-            if name in self._world.names(step.netns):
-                raise StepError("exists", step, f"link {name!r} exists and is not ours", hint="remove or rename it")
-            others = [link for link in self._world.links() if isinstance(link, Macvlan) and link.parent == step.parent]
-            if others and "passthru" in {step.mode, *(other.mode for other in others)}:
-                words = f"parent {step.parent!r} is taken: macvlan_mode=passthru lets one container alone on a link"
-                raise StepError("unavailable", step, words)
-        return self._plain(step)
-
-    def _ensure_address(self, step: Address) -> Outcome:
-        self._world.wants_link(step, step.link, step.netns)
-        if not step.netns and (step.link, step.address) in self.foreign.addresses:
-            return Outcome.USED
-        return self._plain(step)
-
-    def _ensure_route(self, step: Route) -> Outcome:
-        self._world.wants_link(step, step.link, step.netns)
-        if step.gateway and not step.gateway.is_link_local and not self._world.reachable(step):
-            raise StepError("invalid", step, f"gateway {step.gateway} is not reachable on link {step.link!r}")
-        for route in self.foreign.routes if not step.netns else ():
-            if route.destination == step.destination:
-                if (route.link, route.gateway) == (step.link, step.gateway):
-                    return Outcome.USED
-                raise StepError("exists", step, f"route {step.destination} exists and leads elsewhere")
-        for other in list(self._world.state.values()):
-            same = isinstance(other, Route) and (other.destination, other.netns) == (step.destination, step.netns)
-            if same and other.key != step.key:
-                del self._world.state[other.key]
-                return Outcome.ADJUSTED
-        return self._plain(step)
-
     def _ensure_set(self, step: IpSet) -> Outcome:
         if "ipset" in self.foreign.lacks:
             raise StepError("unavailable", step, "the kernel has no sets (CONFIG_IP_SET)")
@@ -367,7 +296,7 @@ class FakeKernel:
                 step,
                 f"set {step.name!r} is a {before.type} of IPv{before.family}, not {step.type}, and not empty",
             )
-        return self._plain(step)
+        return self._world.plain(step)
 
     def _remove(self, step: Step) -> None:
         match step:
@@ -394,8 +323,8 @@ class FakeKernel:
             case Sysctl():
                 value = self._world.sysctls.get(step.name)
                 return "" if value == step.value else f"is {value}, not {step.value}"
-            case Flows() | Announce():
-                return ""
+            case Flows() | Announce() | Loopback():
+                return self._world.drift(step)
             case Bridge() if step.adopt and self.foreign.links.get(step.name) == "bridge":
                 return ""
             case Bridge() | Veth() if step.name in self.foreign.links:
@@ -409,24 +338,8 @@ class FakeKernel:
             return MISSING
         if isinstance(step, Veth) and step.master and step.master not in self._world.names():
             return f"is not a port of {step.master!r}"
-        return "" if _comparable(found) == _comparable(step) else f"is {_comparable(found)}, not {_comparable(step)}"
-
-    def _plain(self, step: Step) -> Outcome:
-        before = self._world.state.get(step.key)
-        if before is None:
-            return Outcome.CREATED
-        return Outcome.EQUAL if _comparable(before) == _comparable(step) else Outcome.ADJUSTED
+        return "" if comparable(found) == comparable(step) else f"is {comparable(found)}, not {comparable(step)}"
 
     def _fail(self, step: Step) -> None:
         if step.key in self._failures:
             raise StepError("internal", step, f"{step.key!r} fails because a test wants it to")
-
-
-def _comparable(step: Step) -> Step:
-    """Return the step less what the kernel does not keep."""
-    match step:
-        case Bridge():
-            return replace(step, adopt=False)
-        case Macvlan():
-            return replace(step, moved=None, mode="", parent="")
-    return step

@@ -1,19 +1,22 @@
 """What is there in the memory of a fake kernel, and what follows from it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 from netplug.drivers.api import HostFacts, LinkFacts
 from netplug.drivers.plan import (
     Address,
+    Announce,
     Bridge,
     Chain,
+    Flows,
     Hairpin,
     HostPort,
     IPAddress,
     IPInterface,
     IpSet,
+    Loopback,
     Macvlan,
     Member,
     Proto,
@@ -25,7 +28,7 @@ from netplug.drivers.plan import (
 )
 
 from . import ports
-from .api import StepError
+from .api import MISSING, Outcome, StepError
 from .rules import Model
 
 _LOCAL = frozenset(map(ip_address, ("0.0.0.0", "127.0.0.1", "::", "::1")))
@@ -63,6 +66,7 @@ class World:
         self.state: dict[str, Step] = {}
         self.sysctls: dict[str, str] = {}
         self.gone: set[str] = set()
+        self.looped: set[str] = set()
         self.firewall = {
             family: Model({table: {name: [] for name in chains} for table, chains in _BUILT_IN.items()})
             for family in (4, 6)
@@ -107,6 +111,29 @@ class World:
         if name not in self.names(netns):
             where = f" in sandbox {netns}" if netns else ""
             raise StepError("not_found", step, f"link {name!r} is missing{where}")
+
+    def raise_loopback(self, step: Loopback) -> Outcome:
+        """Set a sandbox's loopback link up."""
+        self.wants_sandbox(step, step.netns)
+        if step.netns in self.looped:
+            return Outcome.EQUAL
+        self.looped.add(step.netns)
+        return Outcome.ADJUSTED
+
+    def plain(self, step: Step) -> Outcome:
+        """Return what is found of a step that needs nothing else."""
+        before = self.state.get(step.key)
+        if before is None:
+            return Outcome.CREATED
+        return Outcome.EQUAL if comparable(before) == comparable(step) else Outcome.ADJUSTED
+
+    def drift(self, step: Loopback | Flows | Announce) -> str:
+        """Say what is wrong with what is no object of ours."""
+        if not isinstance(step, Loopback):
+            return ""
+        if step.netns in self.gone:
+            return MISSING
+        return "" if step.netns in self.looped else "is down"
 
     def has_sysctl(self, step: Sysctl) -> bool:
         """Return whether the kernel has a setting."""
@@ -187,3 +214,13 @@ class World:
                 case _:
                     continue
             del self.state[other.key]
+
+
+def comparable(step: Step) -> Step:
+    """Return the step less what the kernel does not keep."""
+    match step:
+        case Bridge():
+            return replace(step, adopt=False)
+        case Macvlan():
+            return replace(step, moved=None, mode="", parent="")
+    return step

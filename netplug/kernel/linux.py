@@ -17,6 +17,7 @@ from netplug.drivers.plan import (
     HostPort,
     IPAddress,
     IpSet,
+    Loopback,
     Macvlan,
     Member,
     Proto,
@@ -27,7 +28,7 @@ from netplug.drivers.plan import (
 )
 from netplug.errors import NetplugError
 
-from . import addresses, facts, links, macvlan, segment, sysctl
+from . import addresses, facts, links, loopback, macvlan, segment, sysctl
 from .api import Comparison, Drift, Outcome, Owned, StepError
 from .conntrack import Conntrack
 from .firewall import Firewall
@@ -223,6 +224,8 @@ class LinuxKernel:
                 return addresses.ensure_address(self._inside(step.netns, sandboxes), step)
             case Route():
                 return addresses.ensure_route(self._inside(step.netns, sandboxes), step)
+            case Loopback():
+                return loopback.ensure(self._inside(step.netns, sandboxes))
         raise TypeError(f"no way to bring about a {type(step).__name__}")
 
     async def _ensure_flows(self, steps: Sequence[Flows]) -> list[Outcome]:

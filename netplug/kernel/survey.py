@@ -11,6 +11,7 @@ from netplug.drivers.plan import (
     Hairpin,
     IpSet,
     Jump,
+    Loopback,
     Macvlan,
     Member,
     Route,
@@ -20,7 +21,7 @@ from netplug.drivers.plan import (
     Veth,
 )
 
-from . import addresses, links, macvlan, rtnl, rules, sysctl
+from . import addresses, links, loopback, macvlan, rtnl, rules, sysctl
 from .api import MISSING
 from .ipset import Found
 from .netlink import Netlink
@@ -79,16 +80,9 @@ class Survey:
             case Hairpin():
                 found = self._link(step.link)
                 return "" if found and found.hairpin else MISSING
-            case Address() | Route():
-                return self._on_link(step)
+            case Address() | Route() | Loopback():
+                return self._placed(step)
         return ""
-
-    def _on_link(self, step: Address | Route) -> str:
-        view = self.views[step.netns or ""]
-        link = view.links.get(step.link) if view else None
-        if isinstance(step, Route):
-            return addresses.route_drift(step, link, view.routes if view else [])
-        return addresses.address_drift(step, link, view.addresses.get(link.index, []) if view and link else [])
 
     def _link_drift(self, step: Bridge | Veth | Macvlan) -> str:
         match step:
@@ -97,6 +91,15 @@ class Survey:
             case Veth():
                 return self._veth(step)
         return self._macvlan(step)
+
+    def _placed(self, step: Address | Route | Loopback) -> str:
+        view = self.views[step.netns or ""]
+        if isinstance(step, Loopback):
+            return loopback.drift(view.links if view else None)
+        link = view.links.get(step.link) if view else None
+        if isinstance(step, Route):
+            return addresses.route_drift(step, link, view.routes if view else [])
+        return addresses.address_drift(step, link, view.addresses.get(link.index, []) if view and link else [])
 
     def _link(self, name: str) -> Link | None:
         found = self.host.links.get(name)
@@ -134,7 +137,7 @@ class Survey:
 
 def _sandboxes(step: Step) -> tuple[str, ...]:
     match step:
-        case Veth() | Address() | Route() if step.netns:
+        case Veth() | Address() | Route() | Loopback() if step.netns:
             return (step.netns,)
         case Macvlan():
             return tuple(netns for netns in (step.netns, step.moved) if netns)

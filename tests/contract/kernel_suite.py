@@ -22,6 +22,7 @@ from netplug.drivers.plan import (
     IPInterface,
     IpSet,
     Jump,
+    Loopback,
     Macvlan,
     Member,
     Plan,
@@ -321,6 +322,20 @@ class KernelSuite:
         await gone(kernel, *steps[:1:-1])
         assert await whats(kernel, *steps) == ["missing"] * 4
         await gone(kernel, *steps[1::-1])
+
+    async def test_loopback_of_a_sandbox_comes_up_and_stays(self, kernel: Kernel, around: Surroundings) -> None:
+        """It was there before, and who comes later may need it."""
+        step = Loopback(around.sandbox())
+        assert await whats(kernel, step) == ["is down"]
+        assert await kernel.ensure((step,)) == [ADJUSTED]
+        assert await kernel.ensure((step,)) == [EQUAL]
+        await kernel.remove((step,))
+        assert await whats(kernel, step) == []
+        nowhere = Loopback("/run/netns/np-nowhere")
+        around.vanish(nowhere.netns)
+        assert await whats(kernel, nowhere) == ["missing"]
+        await kernel.remove((nowhere,))
+        assert (await refusal(kernel, nowhere)).kind == "not_found"
 
     async def test_removing_from_a_vanished_sandbox_is_success(self, kernel: Kernel, around: Surroundings) -> None:
         netns = around.sandbox()

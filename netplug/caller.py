@@ -1,0 +1,145 @@
+"""Which container asks for an address: told by nobody before Docker 29.0, and so inferred, or not said at all.
+
+Docker may not be asked while it waits for us, and its events come when they come: what is certain at that moment is
+what it has on disk. A container is written down, with its networks, before it can be started; so is one that is
+connected to a network while stopped, of which no event tells. Its file system is mounted before its network is set up.
+So whoever asks is among the containers of the network that have no endpoint in it and are mounted (where the storage
+driver shows that); and if there is just one of these, it is that one. In any other case nothing is said: an address of
+somebody else's is worse than a new one.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from netplug.engine import Engine
+from netplug.engine.records import FrontEnd, NetworkRecord
+from netplug.ipam.lease import OwnerKind
+
+log = structlog.get_logger(__name__)
+
+READ_TIMEOUT_S = 2.0
+"""Docker waits meanwhile. Some 30 µs a container when their files have not changed, 100 µs when they have."""
+OVERLAYS = frozenset({"overlay2", "fuse-overlayfs"})
+"""Storage drivers that make a folder `merged` when they mount and remove it when they unmount."""
+
+
+class DockerFacts(Protocol):
+    """What is known of Docker from earlier: its data folder, and its networks' names by id."""
+
+    @property
+    def root(self) -> Path | None: ...
+
+    @property
+    def networks(self) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container as it is written down. `networks`: names and ids."""
+
+    name: str
+    driver: str
+    networks: frozenset[str]
+
+
+class Caller:
+    """Infers who asks; see above."""
+
+    def __init__(self, engine: Engine, docker: DockerFacts) -> None:
+        self._engine = engine
+        self._docker = docker
+        self._read: dict[Path, tuple[tuple[int, int], Container]] = {}
+
+    async def name(self, pool_id: str) -> str:
+        """Return the name of the container for which Docker now wants an address of a pool; empty: unknown.
+
+        Asks only where something is kept that the name could bring back.
+        """
+        record, root = self._network(pool_id), self._docker.root
+        called = self._docker.networks.get(record.network.id, "") if record else ""
+        if record is None or root is None or not called or not any(self._engine.allocator.kept(pool_id)):
+            return ""
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                starting = await asyncio.to_thread(self._starting, root, record.network.id, called)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, TimeoutError) as exc:
+            log.warning("caller.unreadable", root=str(root), error=str(exc))
+            return ""
+        present = self._present(pool_id, record)
+        if present is None:
+            return ""
+        names = [item.name for ident, item in starting.items() if ident not in present and item.name not in present]
+        log.debug("caller.inferred", network=record.network.name, candidates=names)
+        return names[0] if len(names) == 1 else ""
+
+    def _network(self, pool_id: str) -> NetworkRecord | None:
+        pool = self._engine.allocator.pool(pool_id)
+        if pool is None or not pool.sticky_s:
+            return None
+        return next((r for r in self._engine.registry.networks() if r.network.id in pool.holders), None)
+
+    def _present(self, pool_id: str, record: NetworkRecord) -> set[str] | None:
+        """Return ids and names of the containers that have an address; None unless each is known."""
+        present = set()
+        for lease in self._engine.allocator.leases(pool_id):
+            who = lease.owner.name
+            if lease.owner.kind is OwnerKind.ENDPOINT:
+                built = self._engine.registry.find(record.network.id, lease.owner.id)
+                if built is not None and built.front_end is not FrontEnd.DOCKER:
+                    continue
+                who = (built.container or built.name) if built is not None else ""
+            elif lease.owner.kind is not OwnerKind.PENDING:
+                continue
+            if not who:
+                return None
+            present.add(who)
+        return present
+
+    # In a thread
+
+    def _starting(self, root: Path, network: str, called: str) -> dict[str, Container]:
+        """Return the containers of a network, by id, less those that are known not to be mounted."""
+        found = {}
+        folders = list((root / "containers").iterdir())
+        self._read = {folder: self._read[folder] for folder in folders if folder in self._read}
+        for folder in folders:
+            try:
+                container = self._parsed(folder)
+            except FileNotFoundError:
+                continue  # just being made, or removed: it is not starting
+            belongs = called in container.networks or any(network.startswith(item) for item in container.networks)
+            if belongs and _mounted(root, container.driver, folder.name) is not False:
+                found[folder.name] = container
+        return found
+
+    def _parsed(self, folder: Path) -> Container:
+        path = folder / "config.v2.json"
+        status = path.stat()
+        mark = (status.st_mtime_ns, status.st_ino)
+        known = self._read.get(folder)
+        if known is None or known[0] != mark:
+            known = self._read[folder] = mark, _container(json.loads(path.read_bytes()))
+        return known[1]
+
+
+def _container(data: Any) -> Container:
+    networks = (data["NetworkSettings"] or {}).get("Networks") or {}
+    ids = ((item or {}).get("NetworkID") for item in networks.values())
+    return Container(data["Name"].lstrip("/"), data.get("Driver", ""), frozenset(filter(None, (*networks, *ids))))
+
+
+def _mounted(root: Path, driver: str, ident: str) -> bool | None:
+    """Tell whether a container's file system is mounted; None: that cannot be seen."""
+    if driver not in OVERLAYS:
+        return None
+    try:
+        layer = (root / "image" / driver / "layerdb" / "mounts" / ident / "mount-id").read_text().strip()
+    except OSError:
+        return None
+    return (root / driver / layer / "merged").exists()

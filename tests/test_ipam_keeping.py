@@ -1,0 +1,203 @@
+"""What a sticky pool does with released addresses."""
+
+import asyncio
+from ipaddress import ip_address, ip_network
+
+import pytest
+from test_ipam_store import DictStore, StoreBrokenError
+
+from netplug.ipam.allocator import Allocator
+from netplug.ipam.errors import IpamError
+from netplug.ipam.lease import Lease, Owner, OwnerKind
+from netplug.ipam.pool import Pool, Usage
+from netplug.ipam.spaces import default_spaces, ula
+
+DAY = 86_400
+USER_MAC = "02:42:0a:01:00:07"
+
+
+def named(name: str, ident: str = "") -> Owner:
+    return Owner(OwnerKind.ENDPOINT, ident or name, name)
+
+
+class Sticky:
+    """An allocator with one sticky pool, on a clock that stands still."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.store = DictStore()
+        self.pool = Pool("local", ip_network("10.1.0.0/29"))
+        self.boot()
+
+    def boot(self) -> None:
+        self.ipam = Allocator(self.store, default_spaces(ula(b"test")), clock=lambda: self.now)
+
+    async def take(self, name: str, address: str | None = None) -> str:
+        return str((await self.lease(name, address)).address)
+
+    async def lease(self, name: str, address: str | None = None) -> Lease:
+        static = ip_address(address) if address else None
+        return await self.ipam.request_address(self.pool.id, address=static, owner=named(name))
+
+    async def release(self, address: str, **how: str | bool) -> bool:
+        return await self.ipam.release_address(self.pool.id, ip_address(address), **how)  # type: ignore[arg-type]
+
+    def kept(self) -> dict[str, str]:
+        return {lease.owner.name: str(lease.address) for lease in self.ipam.kept(self.pool.id)}
+
+
+@pytest.fixture
+async def it() -> Sticky:
+    it = Sticky()
+    await it.ipam.request_pool("local", network=it.pool.network)
+    await it.ipam.stick(it.pool.id, DAY)
+    return it
+
+
+async def test_name_that_comes_again_gets_its_address_and_mac(it: Sticky) -> None:
+    web = await it.take("web")
+    await it.release(web, mac=USER_MAC)
+    assert it.kept() == {"web": web}
+    assert await it.take("db") != web
+    again = await it.lease("web")
+    assert (str(again.address), again.mac, again.until) == (web, USER_MAC, 0)
+    assert it.kept() == {}
+
+
+async def test_nothing_is_kept_for_the_nameless_nor_after_a_failure(it: Sticky) -> None:
+    for name, forget in (("", False), ("web", True)):
+        assert await it.release(await it.take(name), forget=forget)
+    assert (it.kept(), it.store.leases) == ({}, {})
+
+
+async def test_name_has_one_address_the_last(it: Sticky) -> None:
+    first, second = await it.take("web"), await it.take("web")
+    await it.release(second)
+    await it.release(first)
+    assert it.kept() == {"web": first}
+    assert {str(address) for _, address in it.store.leases} == {first}
+    assert it.ipam.usage(it.pool.id).free == 5
+
+
+async def test_time_is_up_without_a_sweep_and_the_sweep_tidies_up(it: Sticky) -> None:
+    web = await it.take("web")
+    await it.release(web)
+    it.now += DAY
+    assert it.kept() == {}
+    assert await it.take("web") != web
+    assert it.ipam.usage(it.pool.id) == Usage(6, 4, 1, 1)
+    await it.ipam.expire()
+    assert it.ipam.usage(it.pool.id).free == 5
+    assert len(it.store.leases) == 1
+
+
+async def test_when_nothing_is_free_what_was_kept_longest_goes_first(it: Sticky) -> None:
+    held = [await it.take(name) for name in "abcdef"]
+    for address in (held[2], held[0]):
+        it.now += 1
+        await it.release(address)
+    assert await it.take("x") == held[2]
+    assert await it.take("a") == held[0]
+    with pytest.raises(IpamError, match="6 of 6 are leased"):
+        await it.take("y")
+
+
+async def test_who_asks_for_exactly_the_address_gets_it_but_not_the_mac(it: Sticky) -> None:
+    web = await it.take("web")
+    await it.release(web, mac=USER_MAC)
+    assert (await it.lease("db", web)).mac == ""
+    assert await it.take("web") != web
+    await it.release(web, mac=USER_MAC)
+    assert (await it.lease("db", web)).mac == USER_MAC
+
+
+async def test_what_is_kept_outlives_the_daemon(it: Sticky) -> None:
+    first, second = await it.take("web"), await it.take("db")
+    await it.release(second)
+    it.now += 1
+    await it.release(first)
+    it.boot()
+    await it.ipam.load()
+    assert list(it.kept()) == ["db", "web"]
+    assert await it.take("x") not in {first, second}
+    assert await it.take("web") == first
+
+
+async def test_pool_that_is_sticky_no_more_forgets_all(it: Sticky) -> None:
+    await it.release(await it.take("web"))
+    await it.ipam.stick(it.pool.id, 0)
+    assert (it.kept(), it.store.leases, it.ipam.usage(it.pool.id).free) == ({}, {}, 6)
+    assert it.store.pools[it.pool.id].sticky_s == 0
+
+
+async def test_pool_takes_what_it_keeps_with_it(it: Sticky) -> None:
+    await it.release(await it.take("web"))
+    await it.ipam.release_pool(it.pool.id)
+    assert (it.store.leases, it.store.pools) == ({}, {})
+
+
+async def test_two_at_once_never_get_the_same(it: Sticky) -> None:
+    web = await it.take("web")
+    await it.release(web)
+    taken = await asyncio.gather(it.take("web"), it.take("web"), it.take("db", web), return_exceptions=True)
+    assert [str(each) for each in taken].count(web) == 1
+    assert "is leased to" in str(taken[2])
+
+
+@pytest.mark.parametrize("call", ["update", "drop"])
+async def test_failing_store_leaves_memory_as_it_was(it: Sticky, call: str) -> None:
+    web = await it.take("web")
+    await it.release(web)
+    other = await it.take("web", "10.1.0.5")
+    before = dict(it.store.leases)
+    it.store.broken = {call}
+    if call == "update":
+        for work in (it.take("web"), it.take("db", web), it.release(other)):
+            with pytest.raises(StoreBrokenError):
+                await work
+    else:
+        with pytest.raises(StoreBrokenError):
+            await it.ipam.stick(it.pool.id, 0)
+    it.store.broken = set()
+    assert it.store.leases == before
+    assert it.kept() == {"web": web}
+    assert await it.take("web") == web
+
+
+async def test_older_address_that_the_store_does_not_drop_is_nobodys_until_it_does(it: Sticky) -> None:
+    first, second = await it.take("web"), await it.take("web")
+    await it.release(second)
+    it.store.broken = {"drop"}
+    with pytest.raises(StoreBrokenError):
+        await it.release(first)
+    it.store.broken = set()
+    assert {str(address) for _, address in it.store.leases} == {first, second}
+    taken = {await it.take(name) for name in "abcd"}
+    assert not taken & {first, second}
+    assert await it.take("web") == first
+    it.now += DAY
+    await it.ipam.expire()
+    assert len(it.store.leases) == 5
+
+
+async def test_cancelled_request_keeps_what_was_kept(it: Sticky) -> None:
+    web = await it.take("web")
+    await it.release(web)
+    it.store.gate.clear()
+    task = asyncio.ensure_future(it.take("web"))
+    await asyncio.sleep(0)
+    assert it.kept() == {}
+    task.cancel()
+    it.store.gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert it.kept() == {"web": web}
+    assert await it.take("web") == web
+
+
+async def test_kept_address_that_the_store_has_lost_is_claimed_anew(it: Sticky) -> None:
+    web = await it.take("web")
+    await it.release(web)
+    it.store.leases.clear()
+    assert await it.take("web") == web
+    assert len(it.store.leases) == 1
