@@ -14,5 +14,9 @@ def place(plan: Plan, ep: Endpoint, attachment: Attachment, netns: str, ifname: 
         return plan + Plan((Loopback(netns),))
     steps: list[Step] = [Address(ifname, address, netns) for address in ep.addresses]
     steps += [Route(route.destination, ifname, route.gateway, netns) for route in attachment.routes]
-    steps += [Route(_DEFAULT[gateway.version], ifname, gateway, netns) for gateway in attachment.gateways]
-    return plan.into(netns, ifname) + Plan(tuple(steps))
+    return plan.into(netns, ifname) + Plan(tuple(steps)) + ways_out(attachment, netns, ifname)
+
+
+def ways_out(attachment: Attachment, netns: str, ifname: str) -> Plan:
+    """Return the default routes of an attachment."""
+    return Plan(tuple(Route(_DEFAULT[it.version], ifname, it, netns) for it in attachment.gateways))

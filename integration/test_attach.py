@@ -202,6 +202,22 @@ def test_internal_network_has_no_way_out_nor_in(netplug: Netplug, client: Host, 
             tcp_ask(client, wire.left, 8081)
 
 
+def test_second_network_is_the_way_out_when_the_first_is_gone(netplug: Netplug, wire: Wire) -> None:
+    with (
+        cli_network(netplug, "--subnet", "10.90.3.0/24") as blue,
+        cli_network(netplug, "--subnet", "10.90.4.0/24") as red,
+        namespace(netplug.host) as lab,
+    ):
+        lab.attach(netplug, blue)
+        lab.attach(netplug, red, "--ifname", "eth1")
+        assert lab.exec("ip", "route", "show", "default").split()[:3] == ["default", "via", "10.90.3.1"]
+        lab.detach(netplug, blue)
+        assert lab.exec("ip", "route", "show", "default").split()[:3] == ["default", "via", "10.90.4.1"]
+        assert lab.pings(wire.right)
+        assert not netplug.drift()
+        lab.detach(netplug, red, "--ifname", "eth1")
+
+
 def test_networks_do_not_reach_each_other(netplug: Netplug) -> None:
     with (
         cli_network(netplug) as blue,

@@ -10,7 +10,7 @@ import pytest_asyncio
 from engine_host import END, NET, NEXT, OTHER, SANDBOX, Host, external, tcp, udp
 
 from netplug.drivers.errors import DriverError
-from netplug.drivers.plan import HostPort, Proto, Veth
+from netplug.drivers.plan import HostPort, Proto, Route, Veth
 from netplug.engine.records import EndpointSpec, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError
@@ -288,6 +288,23 @@ async def test_interface_is_attached_once(host: Host) -> None:
     host.kernel.vanish("/run/netns/ns9")
     with pytest.raises(NetplugError, match="no network namespace 'ns9'"):
         await host.attach("ns9")
+
+
+async def test_second_network_becomes_the_way_out_when_the_first_goes(host: Host) -> None:
+    await host.cli_network(ident=OTHER, name="red")
+    await host.attach("ns1")
+    built = await host.attach("ns1", network=OTHER, ifname="eth1")
+    assert not any(isinstance(step, Route) for step in built.plan)
+    await host.engine.endpoints.detach(NET, "ns1", "eth0")
+    (heir,) = host.endpoints()
+    (route,) = (step for step in heir.plan if isinstance(step, Route))
+    assert (str(route.destination), route.link, route.netns) == ("0.0.0.0/0", "eth1", "/run/netns/ns1")
+    assert await host.engine.executor.drift(heir.plan) == ()
+    await host.reboot()
+    await host.check()
+    assert [step for step in host.endpoints()[0].plan if isinstance(step, Route)] == [route]
+    host.kernel.vanish("/run/netns/ns1")
+    await host.engine.endpoints.detach(OTHER, "ns1", "eth1")
 
 
 async def test_vanished_namespace_is_replaced(host: Host) -> None:

@@ -11,7 +11,7 @@ import structlog
 from netplug.drivers.api import Attachment, Driver, Endpoint, Network, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.plan import IPAddress, Plan, Route
-from netplug.drivers.sandbox import place
+from netplug.drivers.sandbox import place, ways_out
 from netplug.engine.addressing import Addressing
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.publishing import reserved
@@ -101,10 +101,26 @@ class Endpoints:
 
     def _beside_others(self, attachment: Attachment, netns: str) -> Attachment:
         """Leave out the default routes that a namespace has already: the first network is the way out."""
-        others = (other.plan for other in self._registry.endpoints() if other.sandbox == netns)
+        others = (other.plan for other in self._registry.in_sandbox(netns))
         routes = (step.destination for plan in others for step in plan if isinstance(step, Route))
         taken = {destination.version for destination in routes if destination.prefixlen == 0}
         return replace(attachment, gateways=tuple(item for item in attachment.gateways if item.version not in taken))
+
+    async def _succeed(self, netns: str) -> None:
+        """Give a namespace that lost its way out that of the networks which it is still in."""
+        for heir in self._registry.in_sandbox(netns):
+            ident = heir.endpoint.network
+            async with self._registry.lock(ident):
+                if self._registry.find(ident, heir.endpoint.id) is not heir or heir.front_end is not FrontEnd.CLI:
+                    continue
+                net = self._registry.network(ident).network
+                attachment = self._drivers[net.options.mode].join(net, heir.endpoint)
+                routes = ways_out(self._beside_others(attachment, netns), netns, heir.ifname)
+                if routes:
+                    key, _ = await self._journal.build(Intent(f"way out of {netns}", routes))
+                    heir = replace(heir, plan=heir.plan + routes)  # noqa: PLW2901 - the same endpoint, with a way out
+                    await self._journal.commit(key, [put(heir)])
+                    self._registry.remember(heir)
 
     async def _drop_superseded(self, spec: EndpointSpec, record: NetworkRecord) -> None:
         if spec.front_end is not FrontEnd.DOCKER:
@@ -319,6 +335,10 @@ class Endpoints:
         for built in self._registry.endpoints(net.id):
             if built.ifname == ifname and netns in {built.sandbox, built.sandbox.rsplit("/", 1)[-1]}:
                 await self.delete(net.id, built.endpoint.id)
+                try:
+                    await self._succeed(built.sandbox)
+                except NetplugError as exc:  # the detached is detached, and the namespace may be gone
+                    log.warning("way_out.missing", sandbox=built.sandbox, error=str(exc))
                 return
         raise NetplugError("not_found", f"{ifname} of {netns} is not attached to network {net.name!r}")
 

@@ -24,6 +24,7 @@ class Registry:
         self._store = store
         self._networks: dict[str, NetworkRecord] = {}
         self._endpoints: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
+        self._sandboxes: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def load(self) -> None:
@@ -58,6 +59,10 @@ class Registry:
         """Return the endpoints of one network or of all."""
         chosen: Sequence[str] = list(self._endpoints) if network_id is None else [network_id]
         return [record for ident in chosen for record in self._endpoints.get(ident, {}).values()]
+
+    def in_sandbox(self, path: str) -> list[EndpointRecord]:
+        """Return the endpoints in a sandbox, by the names of their interfaces; others cost nothing."""
+        return sorted(self._sandboxes.get(path, {}).values(), key=lambda record: record.ifname)
 
     def network(self, ref: str) -> NetworkRecord:
         """Return the network with this id, name, or beginning of an id.
@@ -103,7 +108,10 @@ class Registry:
         if isinstance(record, NetworkRecord):
             self._networks[record.network.id] = record
         else:
+            self._leave_sandbox(record)
             self._endpoints[record.endpoint.network][record.endpoint.id] = record
+            if record.sandbox:
+                self._sandboxes[record.sandbox][record.key] = record
 
     def forget(self, record: NetworkRecord | EndpointRecord) -> None:
         """Drop a record that the store no longer has; absent is success."""
@@ -111,7 +119,17 @@ class Registry:
             self._networks.pop(record.network.id, None)
             self._endpoints.pop(record.network.id, None)
         else:
+            self._leave_sandbox(record)
             self._endpoints[record.endpoint.network].pop(record.endpoint.id, None)
+
+    def _leave_sandbox(self, record: EndpointRecord) -> None:
+        """Take an endpoint out of the sandbox that it was remembered in."""
+        before = self._endpoints[record.endpoint.network].get(record.endpoint.id)
+        if before is None or not before.sandbox:
+            return
+        self._sandboxes[before.sandbox].pop(record.key, None)
+        if not self._sandboxes[before.sandbox]:
+            del self._sandboxes[before.sandbox]
 
 
 def put(record: NetworkRecord | EndpointRecord) -> Put:
