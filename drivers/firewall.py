@@ -96,6 +96,7 @@ def _filter(family: int, *, docker_isolation: bool) -> tuple[str, ...]:
         "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         f"{_match('icc', family, 'src,src')} {_match('icc', family, 'src,dst')} -j ACCEPT",
         *(f"{frame} -j ACCEPT" for frame in _BRIDGED_ONLY[family]),
+        *_link_local(family),
         # Internal networks, and addresses that are not of the network.
         *(f"{came} {no_way_out} -j DROP" for came in _from(family)),
         f"{_match('out', family, 'dst,dst')} -m conntrack --ctstate DNAT -j ACCEPT",
@@ -103,6 +104,17 @@ def _filter(family: int, *, docker_isolation: bool) -> tuple[str, ...]:
         *((f"-m conntrack ! --ctstate DNAT -j {DOCKER_ISOLATION}",) if docker_isolation else ()),
         "-j ACCEPT",
     )
+
+
+def _link_local(family: int) -> tuple[str, ...]:
+    """Let neighbours speak by the addresses of RFC 3927, which Docker gives (``--link-local-ip``) and tells nobody.
+
+    No bridge has a route to them, so what comes by one and leaves by one stays on it.
+    """
+    if family == 6:
+        return ()
+    both = zip(_from(family), _into(family), strict=True)
+    return tuple(f"-s 169.254.0.0/16 -d 169.254.0.0/16 {came} {leaves} -j ACCEPT" for came, leaves in both)
 
 
 def _snat(family: int) -> tuple[str, ...]:
