@@ -9,8 +9,7 @@ from .errors import DriverError, Kind
 from .naming import bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox_side
 from .options import NetworkOptions
 from .plan import Address, Bridge, Hairpin, Plan, Step, Sysctl, Veth
-
-_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+from .sandbox import attachment
 
 
 def link_of(net: Network) -> str:
@@ -74,23 +73,7 @@ class BridgeDriver:
         return Plan((veth,))
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
-        gateways = (
-            ()
-            if net.internal
-            else tuple(
-                subnet.gateway.ip
-                for subnet in net.subnets
-                if subnet.gateway and any(address in subnet.pool for address in ep.addresses)
-            )
-        )
-        return Attachment(
-            link=sandbox_side(ep.id),
-            prefix=net.options.ifname,
-            mac=ep.chosen_mac(),
-            mtu=net.options.mtu,
-            gateways=gateways,
-            isolated=not gateways,
-        )
+        return attachment(net, ep)
 
     def expose(self, net: Network, ep: Endpoint) -> Plan:
         if net.internal or not ep.ports:
@@ -103,5 +86,4 @@ class BridgeDriver:
         return Plan((Hairpin(host_side(ep.id)),)) + plan if plan else plan
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        forwarding = Plan(tuple(Sysctl(_FORWARDING[family], "1") for family in families))
-        return forwarding + firewall.base(families, host)
+        return firewall.base(families, host)

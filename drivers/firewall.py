@@ -28,7 +28,7 @@ from ipaddress import ip_address, ip_network
 from .api import HostFacts, Network, PortMapping
 from .errors import DriverError, Kind
 from .naming import BRIDGES
-from .plan import Chain, Flows, HostPort, IPAddress, IPNetwork, IpSet, Jump, Member, Plan, Proto, Rule, Step
+from .plan import Chain, Flows, HostPort, IPAddress, IPNetwork, IpSet, Jump, Member, Plan, Proto, Rule, Step, Sysctl
 
 FORWARD = "NETPLUG-FORWARD"
 FILTER = "NETPLUG-FILTER"
@@ -41,6 +41,7 @@ DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
 
 _ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 _ALL_ADDRESSES = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
+_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _BRIDGED_ONLY = {
     # A client that has no address yet asks for one (RFC 2131); never routed.
@@ -58,8 +59,9 @@ _SETS = {
 
 
 def base(families: Sequence[int], host: HostFacts) -> Plan:
-    """Return the sets, chains and jumps that all networks share."""
-    return Plan(tuple(step for family in families for step in _base(family, host)))
+    """Return the forwarding, sets, chains and jumps that all networks share."""
+    forwarding = tuple(Sysctl(_FORWARDING[family], "1") for family in families)
+    return Plan((*forwarding, *(step for family in families for step in _base(family, host))))
 
 
 def _base(family: int, host: HostFacts) -> tuple[Step, ...]:

@@ -18,9 +18,9 @@ from .errors import DriverError, Kind
 from .naming import mac_of_host_side, point_to_point, sandbox_side
 from .options import NetworkOptions
 from .plan import Address, IPInterface, Jump, Plan, Route, Step, Sysctl, Veth
+from .sandbox import attachment, gateways
 
 CHAIN = "NETPLUG-HOST"
-_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
 
 class HostDriver:
@@ -67,7 +67,7 @@ class HostDriver:
             master="",
         )
         steps: list[Step] = [veth]
-        steps += [Address(link, _alone(gateway)) for gateway in _gateways(net, ep)]
+        steps += [Address(link, _alone(gateway)) for gateway in gateways(net, ep)]
         steps += [Route(_alone(address).network, link) for address in ep.addresses]
         if any(address.version == 4 for address in ep.addresses):
             steps.append(Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"))
@@ -77,23 +77,14 @@ class HostDriver:
         return plan + (Plan() if net.internal else _catch_all(ep))
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
-        gateways = () if net.internal else tuple(gateway.ip for gateway in _gateways(net, ep))
-        return Attachment(
-            link=sandbox_side(ep.id),
-            prefix=net.options.ifname,
-            mac=ep.chosen_mac(),
-            mtu=net.options.mtu,
-            gateways=gateways,
-            isolated=not gateways,
-        )
+        return attachment(net, ep)
 
     def expose(self, net: Network, ep: Endpoint) -> Plan:
         """Publish nothing: the container has all ports that are free."""
         return Plan()
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        forwarding = Plan(tuple(Sysctl(_FORWARDING[family], "1") for family in families))
-        return forwarding + firewall.base(families, host)
+        return firewall.base(families, host)
 
 
 def _catch_all(ep: Endpoint) -> Plan:
@@ -106,14 +97,6 @@ def _catch_all(ep: Endpoint) -> Plan:
             Jump(family, "nat", "PREROUTING", f"-m addrtype --dst-type LOCAL -j {CHAIN}", last=True),
         ]
     return Plan(tuple(steps))
-
-
-def _gateways(net: Network, ep: Endpoint) -> list[IPInterface]:
-    return [
-        subnet.gateway
-        for subnet in net.subnets
-        if subnet.gateway and any(address in subnet.pool for address in ep.addresses)
-    ]
 
 
 def _alone(address: IPInterface) -> IPInterface:

@@ -13,6 +13,7 @@ from .errors import DriverError, Kind
 from .naming import host_macvlan, mac_of_id, sandbox_side
 from .options import MACVLAN, NetworkOptions
 from .plan import Address, Announce, IPInterface, Macvlan, Plan, Route, Step
+from .sandbox import attachment
 
 _PASSTHRU = "passthru"
 
@@ -67,16 +68,7 @@ class MacvlanDriver:
         return Plan(tuple(steps))
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
-        routers = [subnet.gateway.ip for subnet in net.subnets if subnet.gateway and not net.internal]
-        gateways = tuple(router for router in routers if any(router in address.network for address in ep.addresses))
-        return Attachment(
-            link=sandbox_side(ep.id),
-            prefix=net.options.ifname,
-            mac=ep.chosen_mac(),
-            mtu=net.options.mtu,
-            gateways=gateways,
-            isolated=not gateways,
-        )
+        return attachment(net, ep)
 
     def expose(self, net: Network, ep: Endpoint) -> Plan:
         """Publish nothing: the container is on the segment with all its ports."""

@@ -1,11 +1,34 @@
-"""What a runtime does with an attachment, as a plan: for sandboxes that have no runtime to do it."""
+"""How an endpoint shows in its sandbox: its attachment, and what a runtime does with it, as a plan.
+
+The plan is for sandboxes that have no runtime to do it.
+"""
 
 from ipaddress import ip_network
 
-from .api import Attachment, Endpoint
-from .plan import Address, Loopback, Plan, Route, Step
+from .api import Attachment, Endpoint, Network
+from .naming import sandbox_side
+from .plan import Address, IPInterface, Loopback, Plan, Route, Step
 
 _DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+
+
+def gateways(net: Network, ep: Endpoint) -> tuple[IPInterface, ...]:
+    """Return the gateways of the subnets that the endpoint has addresses of."""
+    reached = [subnet for subnet in net.subnets if any(address in subnet.pool for address in ep.addresses)]
+    return tuple(subnet.gateway for subnet in reached if subnet.gateway)
+
+
+def attachment(net: Network, ep: Endpoint) -> Attachment:
+    """Return the attachment of an endpoint that has a link; internal networks have no way out."""
+    ways = () if net.internal else tuple(gateway.ip for gateway in gateways(net, ep))
+    return Attachment(
+        link=sandbox_side(ep.id),
+        prefix=net.options.ifname,
+        mac=ep.chosen_mac(),
+        mtu=net.options.mtu,
+        gateways=ways,
+        isolated=not ways,
+    )
 
 
 def place(plan: Plan, ep: Endpoint, attachment: Attachment, netns: str, ifname: str) -> Plan:
