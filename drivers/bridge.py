@@ -86,4 +86,4 @@ class BridgeDriver:
         return Plan((Hairpin(host_side(ep.id)),)) + plan if plan else plan
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        return firewall.base(families, host)
+        return firewall.routed(families, host)

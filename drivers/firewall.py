@@ -59,9 +59,13 @@ _SETS = {
 
 
 def base(families: Sequence[int], host: HostFacts) -> Plan:
-    """Return the forwarding, sets, chains and jumps that all networks share."""
-    forwarding = tuple(Sysctl(_FORWARDING[family], "1") for family in families)
-    return Plan((*forwarding, *(step for family in families for step in _base(family, host))))
+    """Return the sets, chains and jumps that all networks share."""
+    return Plan(tuple(step for family in families for step in _base(family, host)))
+
+
+def routed(families: Sequence[int], host: HostFacts) -> Plan:
+    """Return what all networks share that the host routes for: `base`, and forwarding."""
+    return Plan(tuple(Sysctl(_FORWARDING[family], "1") for family in families)) + base(families, host)
 
 
 def _base(family: int, host: HostFacts) -> tuple[Step, ...]:

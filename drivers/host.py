@@ -84,7 +84,7 @@ class HostDriver:
         return Plan()
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        return firewall.base(families, host)
+        return firewall.routed(families, host)
 
 
 def _catch_all(ep: Endpoint) -> Plan:
