@@ -11,7 +11,8 @@ from typing import Protocol
 
 from .naming import mac_of_address, mac_of_id
 from .options import NONE, NetworkOptions
-from .plan import IPAddress, IPInterface, IPNetwork, Plan, Proto
+from .plan import Plan
+from .steps import IPAddress, IPInterface, IPNetwork, Proto
 
 
 class Scope(StrEnum):

@@ -8,8 +8,9 @@ from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .naming import bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox_side
 from .options import NetworkOptions
-from .plan import Address, Bridge, Hairpin, Plan, Step, Sysctl, Veth
+from .plan import Plan
 from .sandbox import attachment
+from .steps import Address, Bridge, Hairpin, Step, Sysctl, Veth
 
 
 def link_of(net: Network) -> str:

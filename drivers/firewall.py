@@ -28,7 +28,8 @@ from ipaddress import ip_address, ip_network
 from .api import HostFacts, Network, PortMapping
 from .errors import DriverError, Kind
 from .naming import BRIDGES
-from .plan import Chain, Flows, HostPort, IPAddress, IPNetwork, IpSet, Jump, Member, Plan, Proto, Rule, Step, Sysctl
+from .plan import Plan
+from .steps import Chain, Flows, HostPort, IPAddress, IPNetwork, IpSet, Jump, Member, Proto, Rule, Step, Sysctl
 
 FORWARD = "NETPLUG-FORWARD"
 FILTER = "NETPLUG-FILTER"

@@ -17,8 +17,9 @@ from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .naming import mac_of_host_side, point_to_point, sandbox_side
 from .options import NetworkOptions
-from .plan import Address, IPInterface, Jump, Plan, Route, Step, Sysctl, Veth
+from .plan import Plan
 from .sandbox import attachment, gateways
+from .steps import Address, IPInterface, Jump, Route, Step, Sysctl, Veth
 
 CHAIN = "NETPLUG-HOST"
 

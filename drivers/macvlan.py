@@ -12,8 +12,9 @@ from .api import Attachment, Endpoint, HostFacts, LinkFacts, Network, Scope
 from .errors import DriverError, Kind
 from .naming import host_macvlan, mac_of_id, sandbox_side
 from .options import MACVLAN, NetworkOptions
-from .plan import Address, Announce, IPInterface, Macvlan, Plan, Route, Step
+from .plan import Plan
 from .sandbox import attachment
+from .steps import Address, Announce, IPInterface, Macvlan, Route, Step
 
 _PASSTHRU = "passthru"
 

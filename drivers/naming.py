@@ -3,7 +3,7 @@
 from hashlib import sha256
 from string import hexdigits
 
-from .plan import IPInterface
+from .steps import IPInterface
 
 MARK = "netplug-"
 """Every link that we make has an altname that begins so, every chain and set a name that does (chains in capitals)."""

@@ -7,7 +7,8 @@ from ipaddress import ip_network
 
 from .api import Attachment, Endpoint, Network
 from .naming import sandbox_side
-from .plan import Address, IPInterface, Loopback, Plan, Route, Step
+from .plan import Plan
+from .steps import Address, IPInterface, Loopback, Route, Step
 
 _DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from netplug.drivers.naming import short
-from netplug.drivers.plan import IPAddress
+from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.engine.records import DockerView, EndpointRecord, FrontEnd
 from netplug.errors import NetplugError

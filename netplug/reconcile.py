@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import structlog
 
 from netplug.drivers.naming import short
-from netplug.drivers.plan import Chain, Jump, Loopback, Macvlan, Plan, Rule, Step, Veth
+from netplug.drivers.plan import Plan
+from netplug.drivers.steps import Chain, Jump, Loopback, Macvlan, Rule, Step, Veth
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.errors import NetplugError

@@ -13,7 +13,8 @@ from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.host import HostDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
-from netplug.drivers.plan import Plan, Proto, Step
+from netplug.drivers.plan import Plan
+from netplug.drivers.steps import Proto, Step
 from netplug.engine import Engine
 from netplug.engine.records import (
     AttachSpec,

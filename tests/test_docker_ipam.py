@@ -7,7 +7,7 @@ from typing import Any
 import pytest_asyncio
 from docker_client import END, NET, Plugin, endpoint, network
 
-from netplug.drivers.plan import Route
+from netplug.drivers.steps import Route
 from netplug.engine.records import EndpointSpec, FrontEnd
 from netplug.ipam.lease import OwnerKind
 

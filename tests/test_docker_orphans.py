@@ -8,7 +8,7 @@ import pytest_asyncio
 from engine_host import END, NET, NEXT, Host, running, until
 
 from netplug import orphans
-from netplug.drivers.plan import IPAddress
+from netplug.drivers.steps import IPAddress
 from netplug.engine.records import DockerView
 from netplug.ipam.lease import Owner, OwnerKind
 from netplug.orphans import Orphans

@@ -8,8 +8,9 @@ from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import bridge_name, host_side, mac_of_address, mark, sandbox_side
 from netplug.drivers.options import NetworkOptions
-from netplug.drivers.plan import Address, Plan, Route, Veth
+from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import place
+from netplug.drivers.steps import Address, Route, Veth
 
 NET = Network(
     "3a5d" * 16,

@@ -10,7 +10,7 @@ import pytest_asyncio
 from engine_host import END, NET, NEXT, OTHER, SANDBOX, Host, external, tcp, udp
 
 from netplug.drivers.errors import DriverError
-from netplug.drivers.plan import HostPort, Proto, Route, Veth
+from netplug.drivers.steps import HostPort, Proto, Route, Veth
 from netplug.engine.records import EndpointSpec, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError

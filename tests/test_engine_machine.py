@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from netplug.drivers.plan import Bridge, Chain
+from netplug.drivers.steps import Bridge, Chain
 from netplug.engine.records import AttachSpec, EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 

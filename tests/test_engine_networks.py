@@ -10,7 +10,7 @@ from engine_host import NET, OTHER, Host, external
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.errors import DriverError
-from netplug.drivers.plan import Address, Bridge, Member
+from netplug.drivers.steps import Address, Bridge, Member
 from netplug.engine.records import AttachSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from netplug.drivers import firewall
 from netplug.drivers.api import HostFacts, PortMapping
-from netplug.drivers.plan import (
+from netplug.drivers.plan import Plan
+from netplug.drivers.steps import (
     Address,
     Bridge,
     Flows,
@@ -18,7 +19,6 @@ from netplug.drivers.plan import (
     HostPort,
     IpSet,
     Member,
-    Plan,
     Proto,
     Route,
     Rule,

@@ -9,7 +9,7 @@ import pytest_asyncio
 from docker_client import END, NET, PORTMAP, REF, Plugin, endpoint, network, port
 from engine_host import Host, running, tcp, until
 
-from netplug.drivers.plan import Loopback
+from netplug.drivers.steps import Loopback
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 

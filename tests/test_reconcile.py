@@ -9,7 +9,7 @@ import pytest_asyncio
 from engine_host import END, NET, NEXT, SANDBOX, Host, running, tcp, udp, until
 
 from netplug import reconcile
-from netplug.drivers.plan import Bridge, Chain, Flows, HostPort, IpSet, Jump, Member, Proto, Rule
+from netplug.drivers.steps import Bridge, Chain, Flows, HostPort, IpSet, Jump, Member, Proto, Rule
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.usefixtures("quiet")

@@ -7,7 +7,7 @@ from ipaddress import ip_interface
 
 from netplug.drivers.api import Network, Subnet
 from netplug.drivers.naming import mac_of_address, short
-from netplug.drivers.plan import IPAddress, IPInterface, IPNetwork
+from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 from netplug.engine.records import (
     EndpointRecord,
     EndpointSpec,

@@ -10,8 +10,9 @@ import structlog
 
 from netplug.drivers.api import Attachment, Driver, Endpoint, Network, PortMapping
 from netplug.drivers.naming import short
-from netplug.drivers.plan import IPAddress, Plan, Route
+from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import place, ways_out
+from netplug.drivers.steps import IPAddress, Route
 from netplug.engine.addressing import Addressing
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.publishing import reserved

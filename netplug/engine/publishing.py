@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 from netplug.drivers.api import Endpoint, PortMapping
-from netplug.drivers.plan import HostPort, IPAddress
+from netplug.drivers.steps import HostPort, IPAddress
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from netplug.drivers.api import Endpoint, Network, PortMapping
-from netplug.drivers.plan import IPAddress, IPInterface, IPNetwork, Plan
+from netplug.drivers.plan import Plan
+from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 
 NETWORKS = "networks/"
 ENDPOINTS = "endpoints/"

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 import structlog
 
 from netplug.drivers.api import Driver, Network
-from netplug.drivers.plan import IPAddress
+from netplug.drivers.steps import IPAddress
 from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from netplug.drivers.api import Attachment, PortMapping
 from netplug.drivers.options import NONE
-from netplug.drivers.plan import IPAddress, IPNetwork, Proto
+from netplug.drivers.steps import IPAddress, IPNetwork, Proto
 from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.ipam.errors import IpamError
 from netplug.ipam.lease import Lease, OwnerKind

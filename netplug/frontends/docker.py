@@ -14,7 +14,7 @@ from dataclasses import replace
 from fastapi import FastAPI, Response
 
 from netplug.drivers.options import parse
-from netplug.drivers.plan import Macvlan, Veth
+from netplug.drivers.steps import Macvlan, Veth
 from netplug.engine import Engine
 from netplug.engine.addressing import lease_of
 from netplug.engine.records import EndpointSpec, FrontEnd, NetworkRecord

@@ -14,7 +14,7 @@ import structlog
 from pydantic import Field
 
 from netplug.drivers.naming import short
-from netplug.drivers.plan import IPAddress
+from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError

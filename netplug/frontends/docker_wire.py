@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from netplug.drivers.api import Attachment, PortMapping
-from netplug.drivers.plan import IPAddress, IPInterface, Proto
+from netplug.drivers.steps import IPAddress, IPInterface, Proto
 from netplug.engine.addressing import EXTERNAL
 from netplug.engine.records import EndpointRecord, EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError

@@ -7,7 +7,7 @@ the link (kernels before 5.18 know no protocol of addresses).
 import errno
 from ipaddress import IPv6Interface
 
-from netplug.drivers.plan import Address, Route
+from netplug.drivers.steps import Address, Route
 
 from . import rtnl
 from .api import MISSING, Outcome, StepError

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from netplug.drivers.api import HostFacts
-from netplug.drivers.plan import Bridge, Chain, IPAddress, IpSet, Member, Proto, Rule, Step
+from netplug.drivers.steps import Bridge, Chain, IPAddress, IpSet, Member, Proto, Rule, Step
 from netplug.errors import NetplugError
 
 

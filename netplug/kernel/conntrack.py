@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from netplug.drivers.plan import Flows, IPAddress, Proto
+from netplug.drivers.steps import Flows, IPAddress, Proto
 
 from . import rtnl
 from .netlink import NETLINK_NETFILTER, Netlink, NetlinkError, attr, attrs, nest, u8, u32

@@ -10,7 +10,8 @@ from typing import Any
 
 import structlog
 
-from netplug.drivers.plan import Flows, HostPort, Plan, Rule, Step
+from netplug.drivers.plan import Plan
+from netplug.drivers.steps import Flows, HostPort, Rule, Step
 
 from .api import Drift, Kernel, Outcome
 

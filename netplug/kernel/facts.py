@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from netplug.drivers.api import HostFacts, LinkFacts
-from netplug.drivers.plan import IPNetwork
+from netplug.drivers.steps import IPNetwork
 
 from .rtnl import Link, LinkAddress, LinkRoute
 from .rules import PREFIX, Model

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from netplug.drivers.api import HostFacts
-from netplug.drivers.plan import (
+from netplug.drivers.steps import (
     Address,
     Announce,
     Bridge,

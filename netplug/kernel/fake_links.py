@@ -2,7 +2,7 @@
 
 from typing import TypeAlias
 
-from netplug.drivers.plan import Address, Announce, Bridge, Hairpin, Macvlan, Route, Veth
+from netplug.drivers.steps import Address, Announce, Bridge, Hairpin, Macvlan, Route, Veth
 
 from .api import Outcome, StepError
 from .fake_world import World

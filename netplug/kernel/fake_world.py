@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 from netplug.drivers.api import HostFacts, LinkFacts
-from netplug.drivers.plan import (
+from netplug.drivers.steps import (
     Address,
     Announce,
     Bridge,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from netplug.drivers.plan import Chain, Jump
+from netplug.drivers.steps import Chain, Jump
 
 from . import rules
 from .api import Drift, Outcome, StepError

@@ -12,7 +12,7 @@ from pyroute2.ipset import AsyncIPSet
 from pyroute2.netlink.exceptions import NetlinkError
 
 from netplug.drivers.naming import MARK
-from netplug.drivers.plan import IpSet, Member
+from netplug.drivers.steps import IpSet, Member
 from netplug.errors import NetplugError
 
 from .api import Outcome, StepError

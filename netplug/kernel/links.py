@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from netplug.drivers.naming import MARK, SANDBOX_SIDES, mark
-from netplug.drivers.plan import Bridge, Hairpin, Macvlan, Veth
+from netplug.drivers.steps import Bridge, Hairpin, Macvlan, Veth
 
 from . import rtnl
 from .api import Outcome, StepError

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from netplug.drivers.api import HostFacts
-from netplug.drivers.plan import (
+from netplug.drivers.steps import (
     Address,
     Announce,
     Bridge,

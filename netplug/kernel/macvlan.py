@@ -8,7 +8,7 @@ import errno
 from collections.abc import Iterable
 
 from netplug.drivers.naming import mark
-from netplug.drivers.plan import Macvlan
+from netplug.drivers.steps import Macvlan
 
 from . import rtnl
 from .api import Outcome, StepError

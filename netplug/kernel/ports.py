@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ctypes import addressof, create_string_buffer
 from typing import TypeVar
 
-from netplug.drivers.plan import HostPort, IPAddress, Proto
+from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.errors import NetplugError
 
 from .api import MISSING, Outcome, StepError

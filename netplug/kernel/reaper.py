@@ -14,7 +14,7 @@ import secrets
 
 import structlog
 
-from netplug.drivers.plan import Bridge
+from netplug.drivers.steps import Bridge
 
 from . import rtnl
 from .links import condemn

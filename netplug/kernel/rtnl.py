@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 
 from netplug.drivers.naming import MARK, mark
-from netplug.drivers.plan import IPAddress, IPInterface, IPNetwork
+from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 
 from .netlink import (
     RTM_GETADDR,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from netplug.drivers.plan import Chain, Jump, Rule
+from netplug.drivers.steps import Chain, Jump, Rule
 
 from .api import MISSING, Outcome, StepError
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from netplug.drivers.plan import Announce, IPAddress
+from netplug.drivers.steps import Announce, IPAddress
 
 from .api import StepError
 from .rtnl import packed_mac

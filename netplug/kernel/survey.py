@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from netplug.drivers.plan import (
+from netplug.drivers.steps import (
     Address,
     Bridge,
     Chain,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from netplug.drivers.plan import Sysctl
+from netplug.drivers.steps import Sysctl
 
 from .api import MISSING, Outcome, StepError
 

@@ -10,7 +10,8 @@ import pytest
 
 from netplug.drivers import firewall
 from netplug.drivers.api import HostFacts, PortMapping
-from netplug.drivers.plan import (
+from netplug.drivers.plan import Plan
+from netplug.drivers.steps import (
     Address,
     Announce,
     Bridge,
@@ -25,7 +26,6 @@ from netplug.drivers.plan import (
     Loopback,
     Macvlan,
     Member,
-    Plan,
     Proto,
     Route,
     Rule,

@@ -7,7 +7,7 @@ pytest.register_assert_rewrite("kernel_suite")
 
 from kernel_suite import FirewallSuite, KernelSuite  # noqa: E402
 
-from netplug.drivers.plan import Bridge, IPAddress, IPInterface, Proto, Route, Step, Veth  # noqa: E402
+from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Proto, Route, Step, Veth  # noqa: E402
 from netplug.kernel.fake import FakeKernel  # noqa: E402
 
 

@@ -17,7 +17,8 @@ pytest.register_assert_rewrite("kernel_suite")
 from kernel_suite import BRIDGE, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
 
 from netplug.drivers.naming import mark  # noqa: E402
-from netplug.drivers.plan import (  # noqa: E402
+from netplug.drivers.plan import Plan  # noqa: E402
+from netplug.drivers.steps import (  # noqa: E402
     Address,
     Bridge,
     Chain,
@@ -28,7 +29,6 @@ from netplug.drivers.plan import (  # noqa: E402
     IpSet,
     Jump,
     Member,
-    Plan,
     Proto,
     Route,
     Rule,

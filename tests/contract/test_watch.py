@@ -8,7 +8,7 @@ from ipaddress import ip_interface
 
 import pytest
 
-from netplug.drivers.plan import Address, Bridge, Chain, Jump, Veth
+from netplug.drivers.steps import Address, Bridge, Chain, Jump, Veth
 from netplug.kernel import netns
 from netplug.kernel.linux import LinuxKernel
 
