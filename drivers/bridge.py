@@ -1,6 +1,6 @@
 """Bridge mode: a veth on a Linux bridge, the gateway on the bridge, NAT, published ports, isolation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from . import firewall
@@ -10,7 +10,7 @@ from .naming import bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox
 from .options import NetworkOptions
 from .plan import Plan
 from .sandbox import attachment
-from .steps import Address, Bridge, Hairpin, Step, Sysctl, Veth
+from .steps import Address, Bridge, Guard, Guards, Hairpin, IPInterface, Step, Sysctl, Veth
 
 
 def link_of(net: Network) -> str:
@@ -59,7 +59,9 @@ class BridgeDriver:
             # Lets a packet from 127.0.0.1 to a published port leave through the bridge (ip-sysctl.rst, route_localnet).
             restore = "0" if net.options.bridge else ""
             steps.append(Sysctl(f"net/ipv4/conf/{bridge}/route_localnet", "1", restore))
-        return Plan(tuple(steps)) + firewall.network(net, bridge)
+        # Nothing comes by the bridge itself as by a port; but its link-local address is nobody else's.
+        gateways = [subnet.gateway for subnet in net.subnets if subnet.gateway]
+        return Plan(tuple(steps)) + firewall.network(net, bridge) + _guard(net, bridge, mac_of_id(net.id), gateways)
 
     def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
         veth = Veth(
@@ -71,7 +73,7 @@ class BridgeDriver:
             master=link_of(net),
             isolated=not net.options.icc,
         )
-        return Plan((veth,))
+        return _guard(net, veth.name, veth.peer_mac, ep.addresses) + Plan((veth,))
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
         return attachment(net, ep)
@@ -87,4 +89,11 @@ class BridgeDriver:
         return Plan((Hairpin(host_side(ep.id)),)) + plan if plan else plan
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        return firewall.routed(families, host)
+        return firewall.routed(families, host) + Plan((Guards(),))
+
+
+def _guard(net: Network, link: str, mac: str, addresses: Iterable[IPInterface]) -> Plan:
+    """Return the check of what comes by a port; it stands before the port does."""
+    if not net.options.spoofchk:
+        return Plan()
+    return Plan((Guard(link, mac, tuple(address.ip for address in addresses)),))

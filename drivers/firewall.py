@@ -1,4 +1,4 @@
-"""Firewall state of bridge networks: constant chains over sets, and one DNAT rule a published port.
+"""Firewall state of bridge networks: constant chains over sets, and a map of published ports.
 
 All that is per network lies in sets, so that the rules a packet meets do not grow with networks or endpoints, and
 attaching a container without published ports touches no rule:
@@ -29,11 +29,24 @@ from .api import HostFacts, Network, PortMapping
 from .errors import DriverError, Kind
 from .naming import BRIDGES
 from .plan import Plan
-from .steps import Chain, Flows, HostPort, IPAddress, IPNetwork, IpSet, Jump, Member, Proto, Rule, Step, Sysctl
+from .steps import (
+    Chain,
+    Flows,
+    Forward,
+    Forwards,
+    HostPort,
+    IPAddress,
+    IPNetwork,
+    IpSet,
+    Jump,
+    Member,
+    Proto,
+    Step,
+    Sysctl,
+)
 
 FORWARD = "NETPLUG-FORWARD"
 FILTER = "NETPLUG-FILTER"
-DNAT = "NETPLUG-DNAT"
 SNAT = "NETPLUG-SNAT"
 RAW = "NETPLUG-RAW"
 DOCKER_USER = "DOCKER-USER"
@@ -76,13 +89,10 @@ def _base(family: int, host: HostFacts) -> tuple[Step, ...]:
         Chain(family, "filter", FILTER, _filter(family, docker_isolation=isolation)),
         Chain(family, "filter", FORWARD, tuple(f"{test} -j {FILTER}" for test in (*_from(family), *_into(family)))),
         Chain(family, "nat", SNAT, _snat(family)),
-        Chain(family, "nat", DNAT, open=True),
+        Forwards(family),
         *((Chain(4, "raw", RAW, _raw()), Jump(4, "raw", "PREROUTING", f"-j {RAW}")) if family == 4 else ()),
         Jump(family, "filter", "FORWARD", f"-j {FORWARD}", after=DOCKER_USER),
         Jump(family, "nat", "POSTROUTING", f"-j {SNAT}"),
-        # A stranger on the wire must not reach what is published on the loopback address alone.
-        Jump(family, "nat", "PREROUTING", f"! -d {_LOOPBACK[family]} -m addrtype --dst-type LOCAL -j {DNAT}"),
-        Jump(family, "nat", "OUTPUT", f"-m addrtype --dst-type LOCAL -j {DNAT}"),
     )
 
 
@@ -188,19 +198,12 @@ def publish(mapping: PortMapping, address: IPAddress) -> Plan:
     """Return the steps that lead one host port to the container's `address`, which is of the mapping's family."""
     family = address.version
     host = mapping.host_address or _ALL_ADDRESSES[family]
-    only = "" if host == _ALL_ADDRESSES[family] else f"-d {host}/{host.max_prefixlen} "
-    target = f"[{address}]" if family == 6 else str(address)
-    rule = Rule(
-        family,
-        "nat",
-        DNAT,
-        f"{only}-p {mapping.proto} -m {mapping.proto} --dport {mapping.host_port}"
-        f" -j DNAT --to-destination {target}:{mapping.port}",
-    )
+    only = None if host == _ALL_ADDRESSES[family] else host
+    forward = Forward(mapping.proto, only, mapping.host_port, address, mapping.port)
     flows = (
         (Flows(mapping.proto, mapping.host_port, address, mapping.host_address),) if mapping.proto is Proto.UDP else ()
     )
-    return Plan((HostPort(mapping.proto, host, mapping.host_port), rule, *flows))
+    return Plan((HostPort(mapping.proto, host, mapping.host_port), forward, *flows))
 
 
 def check_pool(pool: IPNetwork, bridge: str, host: HostFacts) -> None:

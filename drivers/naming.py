@@ -1,6 +1,7 @@
 """Names and MACs out of ids: deterministic, so that plans compare and crash recovery knows what to look for."""
 
 from hashlib import sha256
+from ipaddress import IPv6Address
 from string import hexdigits
 
 from .steps import IPInterface
@@ -118,6 +119,17 @@ def mac_of_id(ident: str) -> str:
     True
     """
     return _mac(b"\x06\x6e", sha256(ident.encode()).digest()[:4])
+
+
+def eui64(mac: str) -> IPv6Address:
+    """Return the link-local address that a host makes of a MAC (RFC 4291, appendix A; RFC 4862 5.3).
+
+    >>> eui64("02:6e:0a:d0:00:02")
+    IPv6Address('fe80::6e:aff:fed0:2')
+    """
+    octets = bytearray.fromhex(mac.replace(":", ""))
+    octets[0] ^= 2
+    return IPv6Address(b"\xfe\x80" + bytes(6) + octets[:3] + b"\xff\xfe" + octets[3:])
 
 
 def _mac(head: bytes, tail: bytes) -> str:

@@ -32,6 +32,7 @@ class NetworkOptions:
     bridge: str = ""
     masquerade: bool = True
     icc: bool = True
+    spoofchk: bool = True
     host_binding_ipv4: IPv4Address | None = None
     ifname: str = "eth"
     parent: str = ""
@@ -147,6 +148,14 @@ OPTIONS: tuple[Option, ...] = (
         _boolean,
         "true",
         "containers of the network may talk to each other",
+    ),
+    Option(
+        "spoofchk",
+        (),
+        (BRIDGE,),
+        _boolean,
+        "true",
+        "containers send with no address or MAC but their own; `false` for those that route for others",
     ),
     Option(
         "host_binding_ipv4",

@@ -206,6 +206,63 @@ class Jump:
 
 
 @dataclass(frozen=True, slots=True)
+class Guards:
+    """What all `Guard`s of a host share; without it there can be none."""
+
+    @property
+    def key(self) -> str:
+        return "guards"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """By bridge port `link` comes nothing that claims another MAC than `mac` or another address than these.
+
+    In the Ethernet header, in ARP, in IPv4, in IPv6 and in neighbour discovery. The link-local addresses that follow
+    from the MAC are its own as well. It stands before the link does.
+    """
+
+    link: str
+    mac: str
+    addresses: tuple[IPAddress, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"guard/{self.link}"
+
+
+@dataclass(frozen=True, slots=True)
+class Forwards:
+    """What all `Forward`s of an IP version share; without it there can be none."""
+
+    family: int
+
+    @property
+    def key(self) -> str:
+        return f"forwards/{self.family}"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Connections to port `port` of host address `host`, None for all of them, lead to `address` port `target`."""
+
+    proto: Proto
+    host: IPAddress | None
+    port: int
+    address: IPAddress
+    target: int
+
+    @property
+    def family(self) -> int:
+        """The IP version."""
+        return self.address.version
+
+    @property
+    def key(self) -> str:
+        return f"forward/{self.family}/{self.proto}/{self.host or ''}/{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class HostPort:
     """A port of the host, reserved by a bound socket. `address` unspecified (0.0.0.0, ::) means all of its family."""
 
@@ -301,6 +358,10 @@ Step: TypeAlias = (
     | Chain
     | Rule
     | Jump
+    | Guards
+    | Guard
+    | Forwards
+    | Forward
     | HostPort
     | Flows
     | Macvlan
@@ -321,6 +382,10 @@ STEPS: dict[str, type[Step]] = {
         Chain,
         Rule,
         Jump,
+        Guards,
+        Guard,
+        Forwards,
+        Forward,
         HostPort,
         Flows,
         Macvlan,

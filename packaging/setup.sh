@@ -25,7 +25,7 @@ install() {
 system() {
     local missing=() pair
     for pair in dockerd:docker.io docker:docker.io iptables:iptables ip6tables:iptables ipset:ipset ip:iproute2 \
-        ss:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps conntrack:conntrack curl:curl \
+        ss:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps conntrack:conntrack curl:curl nft:nftables \
         nsenter:util-linux unshare:util-linux; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done

@@ -93,14 +93,14 @@ async def test_ports_are_published_only_when_docker_says_now(plugin: Plugin) -> 
     await plugin.ok("/NetworkDriver.CreateNetwork", network())
     await plugin.ok("/NetworkDriver.CreateEndpoint", endpoint(**{PORTMAP: [port(8080)]}))
     await plugin.ok("/NetworkDriver.Join", {**REF, "SandboxKey": "/s", "Options": {PORTMAP: [port(8080)]}})
-    assert not plugin.kernel.chain(4, "nat", "NETPLUG-DNAT")
+    assert not plugin.kernel.forwards()
     await plugin.ok("/NetworkDriver.ProgramExternalConnectivity", {**REF, "Options": {}})
-    assert len(plugin.kernel.chain(4, "nat", "NETPLUG-DNAT") or ()) == 1
+    assert len(plugin.kernel.forwards()) == 1
     info = (await plugin.ok("/NetworkDriver.EndpointOperInfo", REF))["Value"]
     assert info["ports"] == ["0.0.0.0:8080->80/tcp"]
     await plugin.ok("/NetworkDriver.ProgramExternalConnectivity", {**REF, "Options": {PORTMAP: [port(9090)]}})
-    (rule,) = plugin.kernel.chain(4, "nat", "NETPLUG-DNAT") or ()
-    assert "--dport 9090" in rule
+    (forward,) = plugin.kernel.forwards()
+    assert (forward.port, forward.target, str(forward.address)) == (9090, 80, "10.1.0.2")
 
 
 async def test_a_host_address_of_a_family_that_the_endpoint_has_not_is_no_error(plugin: Plugin) -> None:
@@ -108,7 +108,7 @@ async def test_a_host_address_of_a_family_that_the_endpoint_has_not_is_no_error(
     await plugin.ok("/NetworkDriver.CreateEndpoint", endpoint(**{PORTMAP: [port(8080, host_ip="::1")]}))
     await plugin.ok("/NetworkDriver.Join", {**REF, "SandboxKey": "/s"})
     await plugin.ok("/NetworkDriver.ProgramExternalConnectivity", REF)
-    assert not plugin.kernel.chain(4, "nat", "NETPLUG-DNAT")
+    assert not plugin.kernel.forwards()
 
 
 async def test_a_taken_port_is_named_and_nothing_is_published(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +133,9 @@ async def test_each_end_of_an_endpoint_ends_its_published_ports(plugin: Plugin, 
     await plugin.ok("/NetworkDriver.CreateNetwork", network())
     await plugin.ok("/NetworkDriver.CreateEndpoint", endpoint(**{PORTMAP: [port(8080)]}))
     await plugin.ok("/NetworkDriver.ProgramExternalConnectivity", REF)
-    assert plugin.kernel.chain(4, "nat", "NETPLUG-DNAT")
+    assert plugin.kernel.forwards()
     await plugin.ok(f"/NetworkDriver.{method}", REF)
-    assert not plugin.kernel.chain(4, "nat", "NETPLUG-DNAT")
+    assert not plugin.kernel.forwards()
 
 
 async def test_docker_may_not_delete_what_it_did_not_make(plugin: Plugin) -> None:

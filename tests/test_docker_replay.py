@@ -1,9 +1,9 @@
 """Every request that three real dockerds sent, fed to our plugin and judged by its effect.
 
 The judge (`Oracle`) knows only the requests: which networks, endpoints, addresses and published ports there must be
-after each. What the plugin says of itself (registry, leases) and what the kernel has (links, drift, DNAT rules) must
-agree with it. Every recording is replayed twice: as it is, where the stub's address space counts as somebody else's,
-and with its IPAM requests rewritten to our own earlier answers, where we are both drivers.
+after each. What the plugin says of itself (registry, leases) and what the kernel has (links, drift, forwarded ports)
+must agree with it. Every recording is replayed twice: as it is, where the stub's address space counts as somebody
+else's, and with its IPAM requests rewritten to our own earlier answers, where we are both drivers.
 """
 
 import json
@@ -229,8 +229,8 @@ class Replay:
         owned = (await kernel.owned()).links
         assert {link for link in owned if not link.startswith("nps")} == links
         for version in (4, 6):
-            rules = kernel.chain(version, "nat", "NETPLUG-DNAT") or ()
-            assert len(rules) == sum(1 for end in self.oracle.ends.values() for _ in _dnats(end, version)), rules
+            forwards = [step for step in kernel.forwards() if step.family == version]
+            assert len(forwards) == sum(1 for end in self.oracle.ends.values() for _ in _dnats(end, version)), forwards
 
 
 def _dnats(end: End, version: int) -> Iterator[tuple[Any, ...]]:

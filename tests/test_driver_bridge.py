@@ -10,7 +10,7 @@ from netplug.drivers.naming import bridge_name, host_side, mac_of_address, mark,
 from netplug.drivers.options import NetworkOptions
 from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import place
-from netplug.drivers.steps import Address, Route, Veth
+from netplug.drivers.steps import Address, Guard, Route, Veth
 
 NET = Network(
     "3a5d" * 16,
@@ -97,8 +97,9 @@ def test_mac_follows_the_address() -> None:
 def test_bare_sandbox_gets_link_addresses_and_routes() -> None:
     driver = BridgeDriver()
     plan = place(driver.create_endpoint(NET, EP, HostFacts()), EP, driver.join(NET, EP), "/run/netns/a", "eth0")
-    veth = plan.steps[0]
+    guard, veth = plan.steps[:2]
     assert isinstance(veth, Veth)
     assert (veth.netns, veth.peer) == ("/run/netns/a", "eth0")
-    assert [type(step) for step in plan.steps[1:]] == [Address, Route]
+    assert guard == Guard(veth.name, veth.peer_mac, tuple(address.ip for address in EP.addresses))
+    assert [type(step) for step in plan.steps[2:]] == [Address, Route]
     assert Plan.from_json(plan.to_json()) == plan

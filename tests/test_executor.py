@@ -15,13 +15,13 @@ from netplug.drivers.steps import (
     Address,
     Bridge,
     Flows,
+    Forward,
     Hairpin,
     HostPort,
     IpSet,
     Member,
     Proto,
     Route,
-    Rule,
     Step,
     Sysctl,
     Veth,
@@ -187,9 +187,9 @@ async def test_what_is_used_is_not_undone() -> None:
 def test_published_ports_become_one_transaction() -> None:
     plan = endpoint(0, None) + endpoint(1, None)
     kinds = [type(step) for step in arrange(endpoint(0, None).steps)]
-    assert kinds == [Veth, Hairpin, HostPort, HostPort, Rule, Rule, Flows]
+    assert kinds == [Veth, Hairpin, HostPort, HostPort, Forward, Forward, Flows]
     reverting = [type(step) for step in arrange(endpoint(0, None).steps, reverting=True)]
-    assert reverting == [Rule, Rule, Flows, HostPort, HostPort, Hairpin, Veth]
+    assert reverting == [Forward, Forward, Flows, HostPort, HostPort, Hairpin, Veth]
     assert {step.key for step in arrange(plan.steps)} == {step.key for step in plan}
 
 

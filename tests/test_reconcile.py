@@ -9,7 +9,7 @@ import pytest_asyncio
 from engine_host import END, NET, NEXT, SANDBOX, Host, running, tcp, udp, until
 
 from netplug import reconcile
-from netplug.drivers.steps import Bridge, Chain, Flows, HostPort, IpSet, Jump, Member, Proto, Rule
+from netplug.drivers.steps import Bridge, Chain, Flows, Forward, Guard, HostPort, IpSet, Jump, Member, Proto
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -83,7 +83,7 @@ async def test_tampered_chain_is_put_right(host: Host) -> None:
 
 
 async def test_one_that_cannot_be_mended_keeps_no_other_from_it(host: Host) -> None:
-    stubborn, other = "rule/4/nat/NETPLUG-DNAT", "member/netplug-net4"
+    stubborn, other = "forward/4/tcp", "member/netplug-net4"
     lost = [key for key in host.kernel._world.state if key.startswith((stubborn, other))]
     for key in lost:
         host.kernel.lose(key)
@@ -108,7 +108,8 @@ async def test_unknown_marked_objects_go_and_foreign_ones_stay(host: Host) -> No
         Member("netplug-old4", ip_network("10.9.0.0/24")),
         Member("netplug-net4", ip_network("10.9.0.0/24"), "np-old"),
         Chain(4, "filter", "NETPLUG-OLD", ("-j RETURN",)),
-        Rule(4, "nat", "NETPLUG-DNAT", "-p tcp -m tcp --dport 1 -j DNAT --to-destination 10.9.0.2:80"),
+        Forward(Proto.TCP, None, 1, ip_address("10.9.0.2"), 80),
+        Guard("nphold", "02:00:00:00:00:02", (ip_address("10.9.0.2"),)),
         Bridge("np-old", "02:00:00:00:00:01", 1500),
     )
     await host.kernel.ensure(stray)
@@ -215,12 +216,12 @@ async def test_port_taken_meanwhile_is_told_of(host: Host) -> None:
 
 async def test_word_of_a_change_makes_it_look(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconcile, "SETTLE_S", 0.0)
-    chain = "chain/4/nat/NETPLUG-SNAT"
+    whole = set(host.kernel._world.state)
     async with running(host):
         for _ in range(2):
-            host.kernel.lose(chain)
+            host.kernel.lose("guards")
             host.kernel.changed.set()
-            await until(lambda: chain in host.kernel._world.state)
+            await until(lambda: whole <= set(host.kernel._world.state))
     await host.check()
 
 

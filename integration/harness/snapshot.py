@@ -21,6 +21,7 @@ SETTLE_TIMEOUT_S = 10
 """Links are deleted in the background, in groups; a link costs the kernel some 20 ms."""
 
 _MARK = "=====8<====="
+_ELEMENTS = re.compile(r"elements = \{([^}]*)\}")
 _COUNTERS = re.compile(r"^\[\d+:\d+\] ")
 
 
@@ -85,6 +86,12 @@ def _sets(text: str) -> list[str]:
     return sorted(re.sub(r" (initval|timeout) \S+", "", line) for line in text.splitlines())
 
 
+def _nftables(text: str) -> list[str]:
+    """Rules in their order, elements of sets and maps sorted."""
+    elements = [item.strip() for found in _ELEMENTS.findall(text) for item in found.split(",")]
+    return [line.strip() for line in _ELEMENTS.sub("", text).splitlines() if line.strip()] + sorted(elements)
+
+
 def _sockets(text: str) -> list[str]:
     return sorted({f"{columns[0]} {columns[4]}" for columns in map(str.split, text.splitlines()) if len(columns) > 4})
 
@@ -102,6 +109,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[str], list[str]]]] = {
     "iptables legacy": ("iptables-legacy-save", _rules),
     "ip6tables legacy": ("ip6tables-legacy-save", _rules),
     "sets": ("ipset save", _sets),
+    "nftables": ("for family in bridge ip ip6; do nft list table $family netplug; done", _nftables),
     "sockets": ("ss -H -lntu", _sockets),
     "netns": ("ls /run/netns", _sorted),
     "sysctls": (

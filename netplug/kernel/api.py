@@ -11,7 +11,20 @@ from enum import StrEnum
 from typing import Protocol
 
 from netplug.drivers.api import HostFacts
-from netplug.drivers.steps import Bridge, Chain, IPAddress, IpSet, Member, Proto, Rule, Step
+from netplug.drivers.steps import (
+    Bridge,
+    Chain,
+    Forward,
+    Forwards,
+    Guard,
+    Guards,
+    IPAddress,
+    IpSet,
+    Member,
+    Proto,
+    Rule,
+    Step,
+)
 from netplug.errors import NetplugError
 
 
@@ -53,7 +66,7 @@ class Owned:
     """What bears our mark in the host's namespace: names of links, sets, and (family, table, chain) of chains.
 
     Of a veth whose both ends are here only the host side is named; links that are being deleted are left out. `rules`:
-    (family, table, chain, rule) in chains of ours.
+    (family, table, chain, rule) in chains of ours. `tables`, `entries`: of nf_tables.
     """
 
     links: frozenset[str] = frozenset()
@@ -61,6 +74,8 @@ class Owned:
     chains: frozenset[tuple[int, str, str]] = frozenset()
     rules: frozenset[tuple[int, str, str, str]] = frozenset()
     members: frozenset[Member] = frozenset()
+    tables: frozenset[Guards | Forwards] = frozenset()
+    entries: frozenset[Guard | Forward] = frozenset()
 
     def steps(self) -> list[Step]:
         """Return steps with the keys of all these objects, enough to remove them, in an order of making."""
@@ -69,6 +84,8 @@ class Owned:
             *sorted(self.members, key=lambda member: member.key),
             *(Chain(family, table, name, open=True) for family, table, name in sorted(self.chains)),
             *(Rule(family, table, chain, rule) for family, table, chain, rule in sorted(self.rules)),
+            *sorted(self.tables, key=lambda table: table.key),
+            *sorted(self.entries, key=lambda entry: entry.key),
             *(Bridge(name, "", 0) for name in sorted(self.links)),
         ]
 

@@ -11,13 +11,13 @@ from typing import Any
 import structlog
 
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Flows, HostPort, Rule, Step
+from netplug.drivers.steps import Flows, Forward, HostPort, Step
 
 from .api import Drift, Kernel, Outcome
 
 log = structlog.get_logger(__name__)
 
-_PUBLISHING = (HostPort, Flows, Rule)
+_PUBLISHING = (HostPort, Flows, Forward)
 
 
 class Executor:
@@ -68,9 +68,9 @@ class Executor:
 def arrange(steps: Sequence[Step], *, reverting: bool = False) -> tuple[Step, ...]:
     """Return the steps in an order in which the kernel can take more of them at once.
 
-    Several published ports follow one another as (port, flows, rule, flows) each. Of such a stretch first all ports are
-    reserved, then all rules added (one transaction), then the old flows dropped, with those that slipped in meanwhile.
-    When reverting, the rules go first and the flows after them. So of two equal `Flows` steps one does nothing that the
+    Several published ports follow one another as (port, forward, flows) each. Of such a stretch first all ports are
+    reserved, then all led, then the old flows dropped, with those that slipped in meanwhile. When reverting, first
+    nothing leads there any more, and the flows go after that. So of two equal `Flows` steps one does nothing that the
     other does not, and it is left out: looking through the connection table takes longer than all the rest.
     """
     result: list[Step] = []
@@ -87,9 +87,9 @@ def arrange(steps: Sequence[Step], *, reverting: bool = False) -> tuple[Step, ..
 
 def _stretch(steps: list[Step], *, reverting: bool) -> list[Step]:
     ports = [step for step in steps if isinstance(step, HostPort)]
-    rules = [step for step in steps if isinstance(step, Rule)]
+    forwards = [step for step in steps if isinstance(step, Forward)]
     flows = list({step.key: step for step in steps if isinstance(step, Flows)}.values())
-    return [*rules, *flows, *ports] if reverting else [*ports, *rules, *flows]
+    return [*forwards, *flows, *ports] if reverting else [*ports, *forwards, *flows]
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

@@ -16,6 +16,10 @@ from netplug.drivers.steps import (
     Bridge,
     Chain,
     Flows,
+    Forward,
+    Forwards,
+    Guard,
+    Guards,
     Hairpin,
     HostPort,
     IPAddress,
@@ -101,6 +105,10 @@ class FakeKernel:
         found = self._world.firewall[family].chain(table, chain)
         return None if found is None else tuple(found)
 
+    def forwards(self) -> list[Forward]:
+        """Return the ports that lead to containers."""
+        return [step for step in self._world.state.values() if isinstance(step, Forward)]
+
     def dump(self) -> str:
         """Return all that is ours and the content of all chains, as text: what to compare in a test."""
         lines = [*map(str, sorted(self._world.state))]
@@ -164,6 +172,8 @@ class FakeKernel:
             chains=frozenset((family, table, name) for family, table, name, _ in chains),
             rules=frozenset((family, table, name, rule) for family, table, name, content in chains for rule in content),
             members=frozenset(step for step in self._world.state.values() if isinstance(step, Member)),
+            tables=frozenset(step for step in self._world.state.values() if isinstance(step, Guards | Forwards)),
+            entries=frozenset(step for step in self._world.state.values() if isinstance(step, Guard | Forward)),
         )
 
     async def facts(self) -> HostFacts:
@@ -252,6 +262,10 @@ class FakeKernel:
                 return self._world.raise_loopback(step)
             case Member() if f"set/{step.set}" not in self._world.state:
                 raise StepError("not_found", step, f"set {step.set!r} is missing")
+            case Guard() if "guards" not in self._world.state:
+                raise StepError("not_found", step, "the table of guards is missing")
+            case Forward() if f"forwards/{step.family}" not in self._world.state:
+                raise StepError("not_found", step, f"the table of IPv{step.family} ports is missing")
         return self._world.plain(step)
 
     def _ensure_sysctl(self, step: Sysctl) -> Outcome:
@@ -311,7 +325,7 @@ class FakeKernel:
             case Sysctl():
                 if step.restore and self._world.sysctls.get(step.name) == step.value:
                     self._world.sysctls[step.name] = step.restore
-            case Bridge() | Veth() | Macvlan() | IpSet():
+            case Bridge() | Veth() | Macvlan() | IpSet() | Guards() | Forwards():
                 if step.key in self._world.state:
                     self._world.cascade(self._world.state[step.key])
         self._world.state.pop(step.key, None)

@@ -11,6 +11,10 @@ from netplug.drivers.steps import (
     Bridge,
     Chain,
     Flows,
+    Forward,
+    Forwards,
+    Guard,
+    Guards,
     Hairpin,
     HostPort,
     IPAddress,
@@ -189,31 +193,38 @@ class World:
 
     def cascade(self, step: Step) -> None:
         """Drop what does not outlive an object."""
-        for other in list(self.state.values()):
-            match step, other:
-                case IpSet(), Member() if other.set == step.name:
-                    pass
-                case Chain(), Rule() if (other.family, other.table, other.chain) == (
-                    step.family,
-                    step.table,
-                    step.name,
-                ):
-                    pass
-                case ((Bridge() | Veth() | Macvlan()), (Address() | Route())) if (
-                    other.netns is None and other.link == step.name
-                ):
-                    pass
-                case Veth(), (Address() | Route()) if (other.netns, other.link) == (step.netns, step.peer):
-                    pass
-                case Macvlan(), (Address() | Route()) if (other.netns, other.link) == (step.netns, step.ifname):
-                    pass
-                case ((Bridge() | Veth()), Macvlan()) if other.parent == step.name:
-                    pass
-                case Veth(), Hairpin() if other.link == step.name:
-                    pass
-                case _:
-                    continue
-            del self.state[other.key]
+        for key in [key for key, other in self.state.items() if _hangs_on(step, other) or _lies_in(step, other)]:
+            del self.state[key]
+
+
+def _lies_in(step: Step, other: Step) -> bool:
+    """Return whether the second is an entry of the first, a set, chain or table."""
+    match step, other:
+        case IpSet(), Member():
+            return other.set == step.name
+        case Chain(), Rule():
+            return (other.family, other.table, other.chain) == (step.family, step.table, step.name)
+        case Guards(), Guard():
+            return True
+        case Forwards(), Forward():
+            return other.family == step.family
+    return False
+
+
+def _hangs_on(step: Step, other: Step) -> bool:
+    """Return whether the second goes with the first, a link."""
+    match step, other:
+        case ((Bridge() | Veth() | Macvlan()), (Address() | Route())) if other.netns is None:
+            return other.link == step.name
+        case Veth(), (Address() | Route()):
+            return (other.netns, other.link) == (step.netns, step.peer)
+        case Macvlan(), (Address() | Route()):
+            return (other.netns, other.link) == (step.netns, step.ifname)
+        case ((Bridge() | Veth()), Macvlan()):
+            return other.parent == step.name
+        case Veth(), Hairpin():
+            return other.link == step.name
+    return False
 
 
 def comparable(step: Step) -> Step:

@@ -13,6 +13,10 @@ from netplug.drivers.steps import (
     Announce,
     Bridge,
     Flows,
+    Forward,
+    Forwards,
+    Guard,
+    Guards,
     Hairpin,
     HostPort,
     IPAddress,
@@ -28,13 +32,14 @@ from netplug.drivers.steps import (
 )
 from netplug.errors import NetplugError
 
-from . import addresses, facts, links, loopback, macvlan, segment, sysctl
+from . import addresses, entries, facts, links, loopback, macvlan, segment, sysctl
 from .api import Comparison, Drift, Outcome, Owned, StepError
 from .conntrack import Conntrack
 from .firewall import Firewall
 from .ipset import Found, IpSets
 from .netlink import Netlink, NetlinkError
 from .netns import Sandboxes
+from .nftables import Tables
 from .ports import Ports
 from .reaper import Reaper
 from .rules import FIREWALL_STEPS, FirewallStep, Model
@@ -61,7 +66,8 @@ class LinuxKernel:
         self._sets = IpSets()
         self._ports = Ports()
         self._flows = Conntrack()
-        self._changes = ForeignChanges(self._is_ours, lambda: any(item.busy for item in self._firewall.values()))
+        self._tables = Tables()
+        self._changes = ForeignChanges(self._is_ours, self._is_own_work)
 
     @classmethod
     async def open(cls, backend: str = "") -> Self:
@@ -128,16 +134,23 @@ class LinuxKernel:
         sets = await self._sets.list()
         found = await asyncio.gather(*(firewall.read() for firewall in self._firewall.values()))
         models = dict(zip(self._firewall, found, strict=True))
+        look = entries.Look.at(self._tables)
         survey = await asyncio.to_thread(Survey.of, steps, self._survey)
         drifts = []
         for step in steps:
-            what = self._ports.drift(step) if isinstance(step, HostPort) else survey.drift(step, sets, models)
+            match step:
+                case HostPort():
+                    what = self._ports.drift(step)
+                case Guards() | Guard() | Forwards() | Forward():
+                    what = look.drift(step)
+                case _:
+                    what = survey.drift(step, sets, models)
             if what:
                 drifts.append(Drift(step, what))
         host = survey.host
         return Comparison(
             tuple(drifts),
-            _owned(links.owned(list(host.links.values())), sets, models),
+            _owned(links.owned(list(host.links.values())), sets, models, look),
             facts.of(host.links.values(), host.addresses, host.routes, models),
         )
 
@@ -184,6 +197,9 @@ class LinuxKernel:
     def _is_ours(self, name: str) -> bool:
         return name in self._links and not self._reaper.has(name)
 
+    def _is_own_work(self, generation: int) -> bool:
+        return generation in self._tables.generations or any(item.busy for item in self._firewall.values())
+
     async def close(self) -> None:
         """Let go of sockets and threads; the data plane stays."""
         try:
@@ -194,6 +210,7 @@ class LinuxKernel:
             self._changes.close()
             self._ports.close()
             self._flows.close()
+            self._tables.close()
             self._sets.close()
             self._survey.close()
             self._nl.close()
@@ -210,6 +227,8 @@ class LinuxKernel:
                 return sysctl.ensure(step)
             case HostPort():
                 return self._ports.ensure(step)
+            case Guards() | Guard() | Forwards() | Forward():
+                return entries.ensure(self._tables, step)
             case Announce():
                 segment.announce(step)
                 return Outcome.EQUAL
@@ -270,6 +289,8 @@ class LinuxKernel:
                 await self._sets.remove_set(step)
             case Member():
                 await self._sets.remove_member(step)
+            case Guards() | Guard() | Forwards() | Forward():
+                entries.remove(self._tables, step)
             case HostPort():
                 self._ports.remove(step)
             case Sysctl():
@@ -308,7 +329,7 @@ def _kind(step: Step) -> int | str:
     return f"{step.proto}{step.address.version}" if isinstance(step, Flows) else ""
 
 
-def _owned(marked: set[str], sets: Mapping[str, Found], models: Mapping[int, Model]) -> Owned:
+def _owned(marked: set[str], sets: Mapping[str, Found], models: Mapping[int, Model], look: entries.Look) -> Owned:
     ours = [(family, *chain) for family, model in models.items() for chain in model.ours()]
     return Owned(
         links=frozenset(marked),
@@ -316,6 +337,8 @@ def _owned(marked: set[str], sets: Mapping[str, Found], models: Mapping[int, Mod
         chains=frozenset((family, table, name) for family, table, name, _ in ours),
         rules=frozenset((family, table, name, rule) for family, table, name, rules in ours for rule in rules),
         members=frozenset(member for found in sets.values() for member in found.members),
+        tables=look.tables(),
+        entries=look.owned(),
     )
 
 

@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -58,6 +58,14 @@ _BUFFER = 1 << 17
 
 class NetlinkError(OSError):
     """The kernel refused a request; `strerror` is its own explanation where it gives one (extended ack)."""
+
+
+class BatchError(NetlinkError):
+    """The kernel refused a batch for the sake of one message; `index` is that message's place in it."""
+
+    def __init__(self, code: int, words: str, index: int) -> None:
+        super().__init__(code, words)
+        self.index = index
 
 
 def attr(kind: int, value: bytes) -> bytes:
@@ -190,6 +198,42 @@ class Netlink:
                 break
         return [data for _, data in answers if data]
 
+    def batch(self, messages: Sequence[tuple[int, int, bytes]]) -> None:
+        """Have several things done at once, each of (type, flags, payload); those with NLM_F_ACK are waited for.
+
+        Raises:
+            BatchError: the kernel refused one of them; of a transaction, all.
+        """
+        with self._lock:
+            first, packed, awaited = self._seq + 1, [], set()
+            for kind, flags, payload in messages:
+                self._seq += 1
+                packed.append(_HEADER.pack(16 + len(payload), kind, flags | NLM_F_REQUEST, self._seq, 0) + payload)
+                packed.append(bytes(-len(payload) & 3))
+                if flags & NLM_F_ACK:
+                    awaited.add(self._seq)
+            self._sock.sendall(b"".join(packed))
+            refused: BatchError | None = None
+            while awaited:
+                for seq, code, words in self._acknowledged():
+                    if code and first <= seq <= self._seq and refused is None:
+                        refused = BatchError(code, words, seq - first)
+                    awaited.discard(seq)
+                if refused:
+                    # The answers to the others are here already, or there are none; a later call passes over them.
+                    raise refused
+
+    def _acknowledged(self) -> Iterator[tuple[int, int, str]]:
+        """Yield number, error code and words of the acknowledgements of one datagram."""
+        data = self._receive()
+        offset = 0
+        while offset + 16 <= len(data):
+            length, kind, flags, seq, _ = _HEADER.unpack_from(data, offset)
+            if kind == _NLMSG_ERROR:
+                code, words = _verdict(data[offset + 16 : offset + length], flags)
+                yield seq, code, words
+            offset += (length + 3) & ~3
+
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
@@ -200,13 +244,16 @@ class Netlink:
         self._sock.sendall(_HEADER.pack(length, kind, flags | NLM_F_REQUEST, self._seq, 0) + payload)
         return self._seq
 
+    def _receive(self) -> bytes:
+        try:
+            return self._sock.recv(_BUFFER)
+        except BlockingIOError as error:
+            raise TimeoutError("the kernel does not answer") from error
+
     def _answers(self, wanted: int, *, dump: bool) -> Iterator[tuple[int, bytes]]:
         """Yield flags and content of each answer until the acknowledgement."""
         while True:
-            try:
-                data = self._sock.recv(_BUFFER)
-            except BlockingIOError as error:
-                raise TimeoutError("the kernel does not answer") from error
+            data = self._receive()
             offset = 0
             while offset + 16 <= len(data):
                 length, kind, flags, seq, _ = _HEADER.unpack_from(data, offset)
@@ -224,9 +271,15 @@ class Netlink:
 
 
 def _check(data: bytes, flags: int) -> None:
+    code, words = _verdict(data, flags)
+    if code:
+        raise NetlinkError(code, words)
+
+
+def _verdict(data: bytes, flags: int) -> tuple[int, str]:
     code = -_I32.unpack_from(data)[0]
     if not code:
-        return
+        return 0, ""
     # NETLINK_CAP_ACK: the error and the header of the refused message, nothing of its body.
     explained = attrs(data, 20) if flags & _NLM_F_ACK_TLVS else {}
-    raise NetlinkError(code, string(explained.get(_NLMSGERR_ATTR_MSG)) or os.strerror(code))
+    return code, string(explained.get(_NLMSGERR_ATTR_MSG)) or os.strerror(code)

@@ -9,13 +9,14 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from .netlink import walk
+from .netlink import attrs, walk
 
 _RTM_DELLINK, _RTM_DELADDR = 17, 21
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
 _NFT_MSG_NEWGEN = (10 << 8) | 15
+_NFTA_GEN_ID = 1
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _IFLA_IFNAME = 3
 _BUFFER = 1 << 16
@@ -26,13 +27,13 @@ class ForeignChanges:
 
     Args:
         is_ours: tells of a link's name whether it is one that we made and did not remove.
-        busy: tells whether an iptables process of ours is at work.
+        is_own_work: tells of a generation of the rule set whether it was us who brought it about.
     """
 
-    def __init__(self, is_ours: Callable[[str], bool], busy: Callable[[], bool]) -> None:
+    def __init__(self, is_ours: Callable[[str], bool], is_own_work: Callable[[int], bool]) -> None:
         self.event = asyncio.Event()
         self._is_ours = is_ours
-        self._busy = busy
+        self._is_own_work = is_own_work
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
 
@@ -83,8 +84,11 @@ class ForeignChanges:
             self.event.set()
 
     def _on_nft(self, data: bytes) -> None:
-        if any(kind == _NFT_MSG_NEWGEN for kind, _ in _messages(data)) and not self._busy():
-            self.event.set()
+        for kind, body in _messages(data):
+            if kind == _NFT_MSG_NEWGEN:
+                generation = attrs(body, 4).get(_NFTA_GEN_ID, b"")
+                if not self._is_own_work(int.from_bytes(generation, "big")):
+                    self.event.set()
 
     def close(self) -> None:
         """Stop listening."""

@@ -560,22 +560,6 @@ class FirewallSuite:
         await executor.revert(plan)
         assert around.snapshot() == before
 
-    @pytest.mark.parametrize("proto", list(Proto))
-    @pytest.mark.parametrize("host", [None, "10.0.0.5", "fd00::5"])
-    async def test_published_port_reads_back_verbatim(
-        self, kernel: Kernel, around: Surroundings, proto: Proto, host: str | None
-    ) -> None:
-        version = 6 if host and ":" in host else 4
-        mapping = PortMapping(proto, 80, ip_address(host) if host else None, 8080)
-        plan = firewall.publish(mapping, ip_address("fd00:9::2" if version == 6 else "10.9.0.2"))
-        rules = [step for step in plan if isinstance(step, Rule)]
-        chain = Chain(version, "nat", "NETPLUG-DNAT", open=True)
-        assert await kernel.ensure((chain, *rules)) == [CREATED, CREATED]
-        assert around.chain(version, "nat", "NETPLUG-DNAT") == tuple(item.rule for item in rules)
-        assert await whats(kernel, chain, *rules) == []
-        await gone(kernel, *rules, chain)
-        assert around.chain(version, "nat", "NETPLUG-DNAT") is None
-
     async def test_content_of_a_chain_is_replaced(self, kernel: Kernel, around: Surroundings) -> None:
         await kernel.ensure((CLOSED,))
         other = replace(CLOSED, rules=("-j RETURN",))

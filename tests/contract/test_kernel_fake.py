@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import pytest
 
-pytest.register_assert_rewrite("kernel_suite")
+pytest.register_assert_rewrite("kernel_suite", "tables_suite")
 
 from kernel_suite import FirewallSuite, KernelSuite  # noqa: E402
+from tables_suite import TablesSuite  # noqa: E402
 
 from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Proto, Route, Step, Veth  # noqa: E402
 from netplug.kernel.fake import FakeKernel  # noqa: E402
@@ -59,6 +60,10 @@ def around(kernel: FakeKernel) -> FakeSurroundings:
 
 
 class TestFakeKernel(KernelSuite):
+    pass
+
+
+class TestFakeTables(TablesSuite):
     pass
 
 

@@ -12,9 +12,10 @@ from uuid import uuid4
 
 import pytest
 
-pytest.register_assert_rewrite("kernel_suite")
+pytest.register_assert_rewrite("kernel_suite", "tables_suite")
 
 from kernel_suite import BRIDGE, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
+from tables_suite import TablesSuite  # noqa: E402
 
 from netplug.drivers.naming import mark  # noqa: E402
 from netplug.drivers.plan import Plan  # noqa: E402
@@ -23,6 +24,10 @@ from netplug.drivers.steps import (  # noqa: E402
     Bridge,
     Chain,
     Flows,
+    Forward,
+    Forwards,
+    Guard,
+    Guards,
     HostPort,
     IPAddress,
     IPInterface,
@@ -124,6 +129,10 @@ class LinuxSurroundings:
                 run("ipset", "del", step.set, f"{step.net},{step.link}" if step.link else str(step.net))
             case Chain():
                 self._restore(step.family, f"*{step.table}", f"-F {step.name}", f"-X {step.name}", "COMMIT")
+            case Guards():
+                run("nft", "delete", "table", "bridge", "netplug")
+            case Forwards():
+                run("nft", "delete", "table", "ip" if step.family == 4 else "ip6", "netplug")
             case Rule() | Jump():
                 self._restore(step.family, f"*{step.table}", f"-D {step.chain} {step.rule}", "COMMIT")
             case _:
@@ -140,7 +149,9 @@ class LinuxSurroundings:
         links = [line.split()[1] for line in run("ip", "-o", "link").splitlines()]
         addresses = [line.split()[1:4] for line in run("ip", "-o", "address").splitlines() if "fe80" not in line]
         routes = run("ip", "route")
-        return repr((rules, links, addresses, routes, run("ipset", "list", "-name")))
+        # iptables of the nft kind has tables there too.
+        tables = [line for line in run("nft", "list", "tables").splitlines() if "netplug" in line]
+        return repr((rules, links, addresses, routes, run("ipset", "list", "-name"), tables))
 
     def _restore(self, family: int, *lines: str) -> None:
         run(self._program(family, "restore"), "--noflush", "-w", text="\n".join(lines) + "\n")
@@ -316,6 +327,42 @@ class TestLinuxFirewallLegacy(FirewallSuite):
     @pytest.fixture
     def backend(self) -> str:
         return "legacy"
+
+
+class TestLinuxTables(TablesSuite):
+    async def test_lost_rule_is_put_back_and_the_entries_stay(self, kernel: LinuxKernel) -> None:
+        guard = Guard("nphtest", "02:00:00:00:02:01", (ip_address("10.9.0.2"),))
+        await kernel.ensure((Guards(), guard))
+        listing = run("nft", "--handle", "list", "table", "bridge", "netplug")
+        handle = next(line.split()[-1] for line in listing.splitlines() if "not its own MAC" in line)
+        run("nft", "delete", "rule", "bridge", "netplug", "prerouting", "handle", handle)
+        assert await whats(kernel, Guards(), guard) == ["its rules differ"]
+        assert await kernel.ensure((Guards(), guard)) == [Outcome.ADJUSTED, Outcome.EQUAL]
+        assert await whats(kernel, Guards(), guard) == []
+
+    async def test_table_reads_back_as_nft_writes_it(self, kernel: LinuxKernel) -> None:
+        guard = Guard("nphtest", "02:00:00:00:02:01", (ip_address("10.9.0.2"), ip_address("fd00:9::2")))
+        forward = Forward(Proto.TCP, ip_address("10.5.0.1"), 8080, ip_address("10.9.0.2"), 80)
+        await kernel.ensure((Guards(), guard, Forwards(4), forward))
+        listing = " ".join(run("nft", "list", "ruleset").split())
+        assert "type filter hook prerouting priority -350; policy accept;" in listing
+        assert 'elements = { "nphtest" . 10.9.0.2 }' in listing
+        assert 'elements = { "nphtest" . 02:00:00:00:02:01 }' in listing
+        assert 'iifname . ether saddr != @macs drop comment "not its own MAC' in listing
+        assert "elements = { 10.5.0.1 . tcp . 8080 : 10.9.0.2 . 80 }" in listing
+        assert "fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @one" in listing
+
+    async def test_own_work_is_no_news_and_that_of_others_is(self, kernel: LinuxKernel) -> None:
+        guard = Guard("nphtest", "02:00:00:00:02:01", (ip_address("10.9.0.2"),))
+        await kernel.ensure((Guards(), guard))
+        await kernel.remove((guard,))
+        # The kernel has told of it by now; the loop has only to look.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not kernel.changes().is_set()
+        run("nft", "delete", "table", "bridge", "netplug")
+        async with asyncio.timeout(VANISH_DEADLINE_S):
+            await kernel.changes().wait()
 
 
 class TestCancellation:

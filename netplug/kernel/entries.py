@@ -1,0 +1,93 @@
+"""What lies in tables of ours in nf_tables: guards of ports, and forwarded ports."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from errno import ENOENT, EOPNOTSUPP
+from typing import Self, TypeAlias
+
+from netplug.drivers.steps import Forward, Forwards, Guard, Guards
+
+from . import forwards, guards
+from .api import MISSING, Outcome, StepError
+from .netlink import NetlinkError
+from .nft_wire import Table
+from .nftables import Tables
+
+TableStep: TypeAlias = Guards | Guard | Forwards | Forward
+TABLE_STEPS = (Guards, Guard, Forwards, Forward)
+
+_FEATURES = {
+    "guards": "CONFIG_NF_TABLES_BRIDGE",
+    "forwards/4": "CONFIG_NF_TABLES_IPV4, CONFIG_NFT_NAT, CONFIG_NFT_FIB_IPV4",
+    "forwards/6": "CONFIG_NF_TABLES_IPV6, CONFIG_NFT_NAT, CONFIG_NFT_FIB_IPV6",
+}
+
+
+_ALL = (Guards(), Forwards(4), Forwards(6))
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the tables hold; `wrong`: what is the matter with each of them, by the key of its step."""
+
+    wrong: Mapping[str, str]
+    guarded: guards.Found
+    forwarded: Mapping[int, Mapping[str, Mapping[bytes, bytes]]]
+
+    @classmethod
+    def at(cls, tables: Tables) -> Self:
+        """Read all tables. Blocks: some microseconds an entry."""
+        return cls(
+            {step.key: tables.drift(_table(step)) for step in _ALL},
+            guards.Found.of(tables.content(guards.TABLE)),
+            {family: tables.content(table) for family, table in forwards.TABLES.items()},
+        )
+
+    def drift(self, step: TableStep) -> str:
+        """Say what is wrong with a step; empty when nothing."""
+        match step:
+            case Guard():
+                return self.guarded.drift(step)
+            case Forward():
+                return forwards.drift(step, self.forwarded[step.family])
+        return self.wrong[step.key]
+
+    def tables(self) -> frozenset[Guards | Forwards]:
+        """Return the tables that there are, right or not."""
+        return frozenset(step for step in _ALL if self.wrong[step.key] != MISSING)
+
+    def owned(self) -> frozenset[Guard | Forward]:
+        """Return all entries."""
+        led = (it for family, content in self.forwarded.items() for it in forwards.forwards(family, content))
+        return frozenset((*self.guarded.guards(), *led))
+
+
+def ensure(tables: Tables, step: TableStep) -> Outcome:
+    """Bring a table, or an entry of one, about."""
+    match step:
+        case Guard():
+            return guards.ensure(tables, step)
+        case Forward():
+            return forwards.ensure(tables, step)
+    try:
+        return tables.ensure_table(_table(step))
+    except NetlinkError as error:
+        if error.errno not in {ENOENT, EOPNOTSUPP}:
+            raise
+        words = f"the kernel lacks something of nf_tables ({_FEATURES[step.key]}): {error.strerror}"
+        raise StepError("unavailable", step, words, hint="load the modules, or use a kernel that has it") from error
+
+
+def remove(tables: Tables, step: TableStep) -> None:
+    """Remove a table, or an entry of one; absent is success."""
+    match step:
+        case Guard():
+            tables.remove(guards.TABLE, guards.entries(step))
+        case Forward():
+            tables.remove(forwards.TABLES[step.family], forwards.entries(step))
+        case _:
+            tables.remove_table(_table(step))
+
+
+def _table(step: Guards | Forwards) -> Table:
+    return guards.TABLE if isinstance(step, Guards) else forwards.TABLES[step.family]

@@ -1,0 +1,94 @@
+"""Ports of the host lead to containers (steps `Forwards` and `Forward`): a map, whatever the number of ports.
+
+The table translates the destination of what comes to an address of the host, from outside or from the host itself,
+directly before the chains of iptables do. A stranger on the wire must not reach what is published on the loopback
+address alone. Of a connection only the first packet comes here (nft(8), chains of type nat).
+"""
+
+import sys
+from collections.abc import Mapping
+from errno import ENOENT
+from ipaddress import ip_address
+
+from netplug.drivers.steps import Forward, Proto
+
+from . import nft_wire as nft
+from .api import MISSING, Outcome, StepError
+from .netlink import NetlinkError
+from .nft_wire import ADDRESS_TYPE, L4PROTO, BaseChain, Set, Table, equal, lead, padded, payload, verdict
+from .nftables import Tables
+
+_PRIORITY = -101
+"""One before iptables (NF_IP_PRI_NAT_DST)."""
+_PORT = payload(2, 2, 2)
+_LOCAL = equal(ADDRESS_TYPE, (2).to_bytes(4, sys.byteorder))
+_PROTOCOLS = {Proto.TCP: 6, Proto.UDP: 17, Proto.SCTP: 132}
+
+
+def _table(family: int, kind: str, offset: int, length: int, loopback: bytes) -> Table:
+    destination = payload(1, offset, length)
+    rules = (
+        ("published on one address", _LOCAL + lead("one", family, length, destination, L4PROTO, _PORT)),
+        ("published on all", _LOCAL + lead("all", family, length, L4PROTO, _PORT)),
+    )
+    outside = ("loopback address on the wire", loopback + verdict(nft.RETURN))
+    service, target = ("inet_proto", "inet_service"), (kind, "inet_service")
+    return Table(
+        family,
+        "netplug",
+        (Set("one", (kind, *service), target), Set("all", service, target)),
+        (
+            BaseChain("prerouting", "nat", nft.PREROUTING, _PRIORITY, (outside, *rules)),
+            BaseChain("output", "nat", nft.OUTPUT, _PRIORITY, rules),
+        ),
+    )
+
+
+TABLES = {
+    4: _table(nft.IPV4, "ipv4_addr", 16, 4, equal(payload(1, 16, 1), b"\x7f")),
+    6: _table(nft.IPV6, "ipv6_addr", 24, 16, equal(payload(1, 24, 16), bytes(15) + b"\x01")),
+}
+
+
+def entries(step: Forward) -> dict[str, dict[bytes, bytes]]:
+    """Return the element that leads a port, by map."""
+    service = (bytes((_PROTOCOLS[step.proto],)), step.port.to_bytes(2, "big"))
+    key = padded(step.host.packed, *service) if step.host else padded(*service)
+    target = padded(step.address.packed, step.target.to_bytes(2, "big"))
+    return {"one" if step.host else "all": {key: target}}
+
+
+def ensure(tables: Tables, step: Forward) -> Outcome:
+    """Lead a port."""
+    wanted = entries(step)
+    try:
+        return tables.ensure(TABLES[step.family], wanted, lambda name, key: key in wanted.get(name, ()))
+    except NetlinkError as error:
+        if error.errno == ENOENT:
+            raise StepError("not_found", step, f"the table of IPv{step.family} ports is missing") from error
+        raise
+
+
+def drift(step: Forward, content: Mapping[str, Mapping[bytes, bytes]]) -> str:
+    """Say what is wrong with a port; empty when nothing."""
+    ((name, wanted),) = entries(step).items()
+    ((key, target),) = wanted.items()
+    found = content.get(name, {}).get(key)
+    if found is None:
+        return MISSING
+    return "" if found == target else f"leads to {found.hex()}, not {target.hex()}"
+
+
+def forwards(family: int, content: Mapping[str, Mapping[bytes, bytes]]) -> list[Forward]:
+    """Return the ports that the maps lead."""
+    length = 4 if family == 4 else 16
+    protocols = {number: proto for proto, number in _PROTOCOLS.items()}
+    found = []
+    for name, elements in content.items():
+        for key, target in elements.items():
+            host, service = (ip_address(key[:length]), key[length:]) if name == "one" else (None, key)
+            proto, port = protocols.get(service[0]), int.from_bytes(service[4:6], "big")
+            address, goal = ip_address(target[:length]), int.from_bytes(target[length : length + 2], "big")
+            if proto:
+                found.append(Forward(proto, host, port, address, goal))
+    return found

@@ -1,0 +1,191 @@
+"""Tables of ours in nf_tables: constant rules over sets, whose elements come and go.
+
+iptables has no map from a host port to an address and a port, and does not see what a bridge forwards. nf_tables has
+both, in one lookup however many entries there are, and an entry is one netlink message instead of a process. The
+chains of iptables stay where others have to have their say.
+"""
+
+import errno
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
+
+from .api import MISSING, Outcome
+from .netlink import NETLINK_NETFILTER, NLM_F_CREATE, NLM_F_EXCL, BatchError, Netlink, NetlinkError, attrs, text, walk
+from .nft_wire import (
+    DATA_VALUE,
+    DELSETELEM,
+    ELEM_DATA,
+    ELEM_KEY,
+    ELEMENTS,
+    GENERATION,
+    GETGEN,
+    GETRULE,
+    GETSETELEM,
+    NEWSETELEM,
+    RULE_USERDATA,
+    Message,
+    Table,
+    batch,
+    message,
+)
+
+Entries: TypeAlias = Mapping[str, Mapping[bytes, bytes]]
+"""Elements by set: value by key, empty values in plain sets."""
+
+_CHUNK = 256
+"""Elements in a message: an attribute holds 64 kB at most."""
+_GONE = frozenset((errno.ENOENT,))
+
+
+class Tables:
+    """The tables of this namespace.
+
+    `generations`: those of the rule set that we brought about; whoever hears of another knows that someone else did.
+    """
+
+    def __init__(self) -> None:
+        self.generations: set[int] = set()
+        self._netlink: Netlink | None = None
+
+    def ensure_table(self, table: Table) -> Outcome:
+        """Bring a table about; the elements that it has stay.
+
+        Raises:
+            NetlinkError: the kernel lacks something.
+        """
+        found = self._comments(table)
+        if found == _comments_of(table):
+            return Outcome.EQUAL
+        content = self.content(table)
+        messages = [*table.delete(), *table.create()]
+        for name, elements in content.items():
+            messages += [table.elements(NEWSETELEM, name, part, NLM_F_CREATE) for part in _parts(elements)]
+        self._commit(messages)
+        return Outcome.CREATED if found is None else Outcome.ADJUSTED
+
+    def remove_table(self, table: Table) -> None:
+        """Remove a table."""
+        if self._comments(table) is not None:
+            self._commit(table.delete())
+
+    def drift(self, table: Table) -> str:
+        """Say what is wrong with a table; empty when nothing."""
+        found = self._comments(table)
+        if found is None:
+            return MISSING
+        return "" if found == _comments_of(table) else "its rules differ"
+
+    def ensure(self, table: Table, wanted: Entries, belongs: Callable[[str, bytes], bool]) -> Outcome:
+        """Bring the elements of an object about. `belongs`: tells which elements, by set and key, are of that object.
+
+        Raises:
+            NetlinkError: ENOENT, there is no table.
+        """
+        try:
+            self._commit(_added(table, wanted, NLM_F_CREATE | NLM_F_EXCL))
+        except BatchError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        else:
+            return Outcome.CREATED
+        found = {
+            name: {key: value for key, value in elements.items() if belongs(name, key)}
+            for name, elements in self.content(table).items()
+        }
+        present = {name: elements for name, elements in found.items() if elements}
+        if present == wanted:
+            return Outcome.EQUAL
+        self._commit([*_removed(table, present), *_added(table, wanted, NLM_F_CREATE)])
+        return Outcome.ADJUSTED
+
+    def remove(self, table: Table, entries: Entries) -> None:
+        """Remove elements; absent is success."""
+        try:
+            self._commit(_removed(table, entries))
+        except BatchError as error:
+            if error.errno not in _GONE:
+                raise
+            self._remove_singly(table, entries)
+
+    def content(self, table: Table) -> dict[str, dict[bytes, bytes]]:
+        """Return the elements of all sets, by set; none where there is no table."""
+        found: dict[str, dict[bytes, bytes]] = {}
+        for item in table.sets:
+            elements = found.setdefault(item.name, {})
+            _, _, query = table.message(GETSETELEM, text(1, table.name), text(2, item.name))
+            for data in self._dump(10 << 8 | GETSETELEM, query):
+                elements.update(_elements(data))
+        return found
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._netlink:
+            self._netlink.close()
+            self._netlink = None
+
+    def _remove_singly(self, table: Table, entries: Entries) -> None:
+        for name, elements in entries.items():
+            for key in elements:
+                try:
+                    self._commit([table.elements(DELSETELEM, name, {key: b""}, 0)])
+                except BatchError as error:
+                    if error.errno not in _GONE:
+                        raise
+
+    def _comments(self, table: Table) -> list[str] | None:
+        """Return the comments of a table's rules, chain by chain; None where there is no table."""
+        found: list[str] = []
+        for chain in table.chains:
+            _, _, query = table.message(GETRULE, text(1, table.name), text(2, chain.name))
+            rules = self._dump(10 << 8 | GETRULE, query)
+            found += [_comment(attrs(data, 4).get(RULE_USERDATA, b"")) for data in rules]
+        return found or None
+
+    def _dump(self, kind: int, query: bytes) -> list[bytes]:
+        try:
+            return self._open().dump(kind, query)
+        except NetlinkError as error:
+            if error.errno in _GONE or error.errno in {errno.EOPNOTSUPP, errno.EAFNOSUPPORT}:
+                return []
+            raise
+
+    def _commit(self, messages: list[Message]) -> None:
+        netlink = self._open()
+        netlink.batch(batch(messages))
+        kind, _, query = message(GETGEN, 0)
+        generation = attrs(netlink.get(kind, query), 4).get(GENERATION, b"")
+        # Whoever listens has not heard of more than a few that we brought about.
+        self.generations = {int.from_bytes(generation, "big"), *sorted(self.generations)[-63:]}
+
+    def _open(self) -> Netlink:
+        if self._netlink is None:
+            self._netlink = Netlink.open(NETLINK_NETFILTER)
+        return self._netlink
+
+
+def _added(table: Table, entries: Entries, flags: int) -> list[Message]:
+    return [table.elements(NEWSETELEM, name, elements, flags) for name, elements in entries.items()]
+
+
+def _removed(table: Table, entries: Entries) -> list[Message]:
+    return [table.elements(DELSETELEM, name, dict.fromkeys(elements, b""), 0) for name, elements in entries.items()]
+
+
+def _parts(elements: Mapping[bytes, bytes]) -> Iterable[dict[bytes, bytes]]:
+    items = list(elements.items())
+    return (dict(items[i : i + _CHUNK]) for i in range(0, len(items), _CHUNK))
+
+
+def _elements(data: bytes) -> Iterable[tuple[bytes, bytes]]:
+    for _, element in walk(attrs(data, 4).get(ELEMENTS, b"")):
+        parts = attrs(element)
+        value = attrs(parts[ELEM_DATA])[DATA_VALUE] if ELEM_DATA in parts else b""
+        yield attrs(parts[ELEM_KEY])[DATA_VALUE], value
+
+
+def _comments_of(table: Table) -> list[str]:
+    return [comment for chain in table.chains for comment in chain.comments()]
+
+
+def _comment(userdata: bytes) -> str:
+    return userdata[2 : 2 + userdata[1]].rstrip(b"\0").decode(errors="replace") if len(userdata) > 1 else ""

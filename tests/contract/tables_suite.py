@@ -1,0 +1,112 @@
+"""What every kernel must do with guards and forwarded ports. Subclassed for the fake and for the real one."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+from kernel_suite import ADJUSTED, CREATED, EQUAL, Surroundings, gone, refusal, whats
+
+from netplug.drivers.plan import Plan
+from netplug.drivers.steps import Flows, Forward, Forwards, Guard, Guards, HostPort, Proto, Step
+from netplug.kernel.api import Kernel
+from netplug.kernel.executor import Executor
+
+GUARD = Guard("nphtest", "02:00:00:00:02:01", (ip_address("10.9.0.2"), ip_address("fd00:9::2")))
+FORWARD = Forward(Proto.TCP, None, 8080, ip_address("10.9.0.2"), 80)
+BOTH = [(Guards(), GUARD), (Forwards(4), FORWARD)]
+
+
+class TablesSuite:
+    """Tables and what lies in them."""
+
+    @pytest.mark.parametrize(
+        ("table", "step"),
+        [
+            *BOTH,
+            (Guards(), replace(GUARD, addresses=())),
+            (Guards(), replace(GUARD, mac="")),
+            (Forwards(4), replace(FORWARD, host=ip_address("10.0.0.5"), proto=Proto.UDP)),
+            (Forwards(4), replace(FORWARD, proto=Proto.SCTP)),
+            (Forwards(6), replace(FORWARD, address=ip_address("fd00:9::2"))),
+            (Forwards(6), replace(FORWARD, address=ip_address("fd00:9::2"), host=ip_address("fd00::5"))),
+        ],
+        ids=lambda value: value.key,
+    )
+    async def test_step_is_created_once_found_equal_and_removed(
+        self, kernel: Kernel, around: Surroundings, table: Guards | Forwards, step: Guard | Forward
+    ) -> None:
+        before = around.snapshot()
+        assert await whats(kernel, table, step) == ["missing", "missing"]
+        assert await kernel.ensure((table, step)) == [CREATED, CREATED]
+        assert await whats(kernel, table, step) == []
+        assert await kernel.ensure((table, step)) == [EQUAL, EQUAL]
+        owned = await kernel.owned()
+        assert (owned.tables, owned.entries) == ({table}, {step})
+        await gone(kernel, step)
+        assert await whats(kernel, table, step) == ["missing"]
+        await gone(kernel, table)
+        assert around.snapshot() == before
+
+    @pytest.mark.parametrize(("table", "step"), BOTH, ids=lambda value: value.key)
+    async def test_what_others_deleted_is_missed_and_made_again(
+        self, kernel: Kernel, around: Surroundings, table: Guards | Forwards, step: Guard | Forward
+    ) -> None:
+        await kernel.ensure((table, step))
+        around.lose(table)
+        assert await whats(kernel, table, step) == ["missing", "missing"]
+        assert await kernel.ensure((table, step)) == [CREATED, CREATED]
+        await gone(kernel, step, table)
+
+    @pytest.mark.parametrize("step", [GUARD, FORWARD], ids=lambda value: value.key)
+    async def test_entry_without_its_table_is_refused(self, kernel: Kernel, step: Guard | Forward) -> None:
+        error = await refusal(kernel, step)
+        assert error.kind == "not_found"
+        await gone(kernel, step)
+
+    @pytest.mark.parametrize(
+        ("table", "step", "other"),
+        [
+            (Guards(), GUARD, replace(GUARD, addresses=(ip_address("10.9.0.3"),))),
+            (Guards(), GUARD, replace(GUARD, mac="02:00:00:00:02:02")),
+            (Forwards(4), FORWARD, replace(FORWARD, address=ip_address("10.9.0.3"))),
+        ],
+        ids=["addresses", "mac", "address"],
+    )
+    async def test_entry_that_differs_is_adjusted(
+        self, kernel: Kernel, table: Step, step: Guard | Forward, other: Guard | Forward
+    ) -> None:
+        await kernel.ensure((table, other))
+        assert len(await whats(kernel, table, step)) == 1
+        assert await kernel.ensure((step,)) == [ADJUSTED]
+        assert await whats(kernel, table, step) == []
+        assert (await kernel.owned()).entries == {step}
+        await gone(kernel, step, table)
+
+    async def test_entries_do_not_disturb_each_other(self, kernel: Kernel) -> None:
+        guards = [Guard(f"nph{i}", f"02:00:00:00:02:{i:02x}", (ip_address(f"10.9.0.{i}"),)) for i in range(2, 40)]
+        ports = [replace(FORWARD, port=port) for port in range(8000, 8040)]
+        steps: list[Step] = [Guards(), Forwards(4), Forwards(6), *guards, *ports]
+        assert set(await kernel.ensure(steps)) == {CREATED}
+        await gone(kernel, *guards[::2], *ports[::2])
+        assert (await kernel.owned()).entries == {*guards[1::2], *ports[1::2]}
+        assert await whats(kernel, *guards[1::2], *ports[1::2]) == []
+        await gone(kernel, *reversed(steps))
+        assert (await kernel.owned()).entries == set()
+
+    async def test_published_port_is_undone_whole(self, kernel: Kernel, around: Surroundings) -> None:
+        before = around.snapshot()
+        taken = ip_address("0.0.0.0")
+        around.take_port(Proto.TCP, taken, 8081)
+        plan = Plan(
+            (
+                Forwards(4),
+                HostPort(Proto.UDP, taken, 8080),
+                replace(FORWARD, proto=Proto.UDP),
+                Flows(Proto.UDP, 8080, ip_address("10.9.0.2")),
+                HostPort(Proto.TCP, taken, 8081),
+                replace(FORWARD, port=8081),
+            )
+        )
+        with pytest.raises(Exception, match="8081"):
+            await Executor(kernel).apply(plan)
+        assert around.snapshot() == before
