@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from .naming import mac_of_address, mac_of_id
-from .options import NONE, NetworkOptions
+from .options import NONE, EndpointOptions, NetworkOptions
 from .plan import Plan
 from .steps import IPAddress, IPInterface, IPNetwork, Proto
 
@@ -94,6 +94,7 @@ class Endpoint:
     addresses: tuple[IPInterface, ...] = ()
     mac: str = ""
     ports: tuple[PortMapping, ...] = ()
+    options: EndpointOptions = field(default_factory=EndpointOptions)
 
     def chosen_mac(self) -> str:
         """Return the MAC as asked for, else one that follows from the first address, else from the id."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from . import firewall
+from . import firewall, shaping
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .naming import bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox_side
@@ -43,6 +43,7 @@ class BridgeDriver:
         for other in others:
             if other.options.mode == net.options.mode and link_of(other) == bridge:
                 raise DriverError(Kind.EXISTS, f"bridge {bridge!r} belongs to network {other.name!r}")
+        shaping.limit(net.options)
         for subnet in net.subnets:
             firewall.check_pool(subnet.pool, bridge, host)
 
@@ -73,7 +74,8 @@ class BridgeDriver:
             master=link_of(net),
             isolated=not net.options.icc,
         )
-        return _guard(net, veth.name, veth.peer_mac, ep.addresses) + Plan((veth,))
+        guard = _guard(net, veth.name, veth.peer_mac, ep.addresses)
+        return guard + shaping.around(net, ep, veth.name, Plan((veth,)))
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
         return attachment(net, ep)

@@ -12,7 +12,7 @@ well: isolation, masquerade, and no source but the container's own.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import firewall
+from . import firewall, shaping
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .naming import mac_of_host_side, point_to_point, sandbox_side
@@ -46,6 +46,7 @@ class HostDriver:
                 raise DriverError(
                     Kind.EXISTS, words, hint=f"remove {other.name!r}, or publish ports on a bridge network"
                 )
+        shaping.limit(net.options)
         for subnet in net.subnets:
             firewall.check_pool(subnet.pool, "", host)
 
@@ -67,12 +68,11 @@ class HostDriver:
             mtu=net.options.mtu,
             master="",
         )
-        steps: list[Step] = [veth]
-        steps += [Address(link, _alone(gateway)) for gateway in gateways(net, ep)]
+        steps: list[Step] = [Address(link, _alone(gateway)) for gateway in gateways(net, ep)]
         steps += [Route(_alone(address).network, link) for address in ep.addresses]
         if any(address.version == 4 for address in ep.addresses):
             steps.append(Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"))
-        plan = Plan(tuple(steps))
+        plan = shaping.around(net, ep, link, Plan((veth,))) + Plan(tuple(steps))
         for address in ep.addresses:
             plan += firewall.alone(net, _alone(address).network, link)
         return plan + (Plan() if net.internal else _catch_all(ep))

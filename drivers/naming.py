@@ -68,6 +68,15 @@ def point_to_point(endpoint_id: str) -> str:
     return BRIDGES + short(endpoint_id)
 
 
+def shaping_side(endpoint_id: str) -> str:
+    """Return the name of the link on which what an endpoint's sandbox sends waits for its turn.
+
+    >>> shaping_side("3a5d5fd21a47b2c3")
+    'npi3a5d5fd21a47'
+    """
+    return f"npi{short(endpoint_id)}"
+
+
 def host_macvlan(network_id: str) -> str:
     """Return the name of the host's own link in a macvlan network.
 

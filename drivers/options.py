@@ -4,7 +4,7 @@ One table says of each key its aliases, the modes that know it, how its text is 
 the error messages and the README's table all come from it. An unknown or ill-formed key is an error that names it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from re import ASCII, fullmatch
@@ -23,7 +23,8 @@ class NetworkOptions:
     """The options of one network.
 
     `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id. `parent` empty: the uplink. `sticky`:
-    seconds for which addresses are kept for the container that had them.
+    seconds for which addresses are kept for the container that had them. `rate`: bits a second, 0 for no limit;
+    `burst`: bytes, 0 for what the rate needs.
     """
 
     mode: str = BRIDGE
@@ -39,11 +40,24 @@ class NetworkOptions:
     macvlan_mode: str = "bridge"
     host_access: bool = False
     sticky: int = 0
+    rate: int = 0
+    burst: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointOptions:
+    """The options of one endpoint, before those of its network."""
+
+    rate: int = 0
+    burst: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A row of the options table. No `modes`: all of them, those of other people's drivers too."""
+    """A row of the options table. No `modes`: all of them, those of other people's drivers too.
+
+    `endpoint`: it can be given for one endpoint as well.
+    """
 
     key: str
     aliases: tuple[str, ...]
@@ -51,6 +65,7 @@ class Option:
     read: Callable[[str], object]
     default: str
     meaning: str
+    endpoint: bool = False
 
 
 def _boolean(text: str) -> bool:
@@ -110,6 +125,35 @@ def _duration(text: str) -> int:
     if found is None:
         raise ValueError("must be true, false, or a time such as 30m, 24h or 7d")
     return int(found[1]) * _UNITS[found[2]]
+
+
+def _quantity(text: str, units: Mapping[str, float]) -> int:
+    """Return a number with a unit; as tc(8) has it, a bare number is of the smallest."""
+    found = fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([a-z]*)", text.lower(), ASCII)
+    if found is None or found[2] not in units:
+        raise ValueError(f"must be a number with a unit, of {', '.join(unit for unit in units if unit)}")
+    return round(float(found[1]) * units[found[2]])
+
+
+_RATES = {"": 1, "bit": 1, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12, "bps": 8, "kbps": 8e3, "mbps": 8e6}
+_RATES |= {"gbps": 8e9, "kibit": 2**10, "mibit": 2**20, "gibit": 2**30}
+_SIZES = {"": 1, "b": 1, "k": 2**10, "kb": 2**10, "m": 2**20, "mb": 2**20, "kbit": 2**7, "mbit": 2**17}
+LOWEST_RATE, HIGHEST_RATE = 8_000, 10**12
+SMALLEST_BURST, LARGEST_BURST = 2_000, 2**30
+
+
+def _rate(text: str) -> int:
+    rate = _quantity(text, _RATES)
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise ValueError("must be from 8kbit to 1tbit")
+    return rate
+
+
+def _burst(text: str) -> int:
+    burst = _quantity(text, _SIZES)
+    if not SMALLEST_BURST <= burst <= LARGEST_BURST:
+        raise ValueError("must be from 2000 bytes to 1024mb")
+    return burst
 
 
 _ALL: tuple[str, ...] = ()
@@ -191,6 +235,24 @@ OPTIONS: tuple[Option, ...] = (
         "the host has an address beside the containers, and they reach each other",
     ),
     Option(
+        "rate",
+        (),
+        (BRIDGE, HOST),
+        _rate,
+        "no limit",
+        "bits a second each way, `100mbit` style; also of one container, by `--driver-opt`",
+        endpoint=True,
+    ),
+    Option(
+        "burst",
+        (),
+        (BRIDGE, HOST),
+        _burst,
+        "10 ms at that rate, at least 64kb",
+        "bytes that may pass at once, `128kb` style; also of one container",
+        endpoint=True,
+    ),
+    Option(
         "sticky",
         (),
         _ALL,
@@ -200,6 +262,7 @@ OPTIONS: tuple[Option, ...] = (
         "`true` is `24h`; see [docs/docker.md](docs/docker.md#sticky-addresses)",
     ),
 )
+ENDPOINT_OPTIONS = tuple(option for option in OPTIONS if option.endpoint)
 _BY_KEY = {key: option for option in OPTIONS for key in (option.key, *option.aliases)}
 
 
@@ -213,27 +276,49 @@ def parse(raw: Mapping[str, str]) -> NetworkOptions:
     Raises:
         DriverError: a key is unknown, ill-formed, given twice with two values, or of another mode.
     """
-    values: dict[str, object] = {}
-    for key, text in raw.items():
-        option = _find(key)
-        value = _read(option, key, text)
-        if values.setdefault(option.key, value) != value:
-            raise DriverError(Kind.INVALID, f"option {key!r} contradicts another spelling of {option.key!r}")
-    options = NetworkOptions(**values)  # type: ignore[arg-type]  # each value was read by its row of the table
-    for key in raw:
-        option = _BY_KEY[key]
-        if option.modes and options.mode not in option.modes:
-            modes = " and ".join(option.modes)
-            raise DriverError(Kind.INVALID, f"option {key!r} is of mode {modes}, the network's is {options.mode!r}")
+    options = NetworkOptions(**_values(raw, OPTIONS))  # type: ignore[arg-type]  # each read by its row of the table
+    _check_modes(raw, options.mode)
     return options
 
 
-def _find(key: str) -> Option:
-    try:
-        return _BY_KEY[key]
-    except KeyError:
-        known = ", ".join(option.key for option in OPTIONS)
-        raise DriverError(Kind.INVALID, f"unknown option {key[:80]!r}", hint=f"known options: {known}") from None
+def parse_endpoint(raw: Mapping[str, str], mode: str) -> EndpointOptions:
+    """Return the typed form of an endpoint's options in a network of this mode.
+
+    >>> parse_endpoint({"rate": "10mbit", "burst": "32kb"}, "bridge")
+    EndpointOptions(rate=10000000, burst=32768)
+
+    Raises:
+        DriverError: as `parse`.
+    """
+    options = EndpointOptions(**_values(raw, ENDPOINT_OPTIONS))  # type: ignore[arg-type]  # each read by its row
+    _check_modes(raw, mode)
+    return options
+
+
+def _values(raw: Mapping[str, str], known: Sequence[Option]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for key, text in raw.items():
+        option = _find(key, known)
+        value = _read(option, key, text)
+        if values.setdefault(option.key, value) != value:
+            raise DriverError(Kind.INVALID, f"option {key!r} contradicts another spelling of {option.key!r}")
+    return values
+
+
+def _check_modes(raw: Mapping[str, str], mode: str) -> None:
+    for key in raw:
+        option = _BY_KEY[key]
+        if option.modes and mode not in option.modes:
+            modes = " and ".join(option.modes)
+            raise DriverError(Kind.INVALID, f"option {key!r} is of mode {modes}, the network's is {mode!r}")
+
+
+def _find(key: str, known: Sequence[Option]) -> Option:
+    option = _BY_KEY.get(key)
+    if option in known and option:
+        return option
+    words = f"option {key!r} is of networks, not of endpoints" if option else f"unknown option {key[:80]!r}"
+    raise DriverError(Kind.INVALID, words, hint=f"known options: {', '.join(option.key for option in known)}")
 
 
 def _read(option: Option, key: str, text: str) -> object:

@@ -11,7 +11,7 @@ Rules are written exactly as ``iptables-save`` prints them, so that comparing is
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
@@ -336,6 +336,35 @@ class Announce:
 
 
 @dataclass(frozen=True, slots=True)
+class Ifb:
+    """An intermediate functional block, up: a link through which what comes in passes as if it went out."""
+
+    name: str
+    mac: str
+
+    @property
+    def key(self) -> str:
+        return f"link/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Through `link`, the host side of a veth, pass `rate` bits a second each way, after `burst` bytes at once.
+
+    What the host side sends waits there (tc-tbf(8)); what the sandbox sends, on `ifb`.
+    """
+
+    link: str
+    ifb: str
+    rate: int
+    burst: int
+
+    @property
+    def key(self) -> str:
+        return f"shape/{self.link}"
+
+
+@dataclass(frozen=True, slots=True)
 class Loopback:
     """The loopback link of sandbox `netns`, up; a revert leaves it so, since others may have come to rely on it."""
 
@@ -367,29 +396,7 @@ Step: TypeAlias = (
     | Macvlan
     | Announce
     | Loopback
+    | Ifb
+    | Shape
 )
-STEPS: dict[str, type[Step]] = {
-    cls.__name__: cls
-    for cls in (
-        Bridge,
-        Veth,
-        Hairpin,
-        Address,
-        Route,
-        Sysctl,
-        IpSet,
-        Member,
-        Chain,
-        Rule,
-        Jump,
-        Guards,
-        Guard,
-        Forwards,
-        Forward,
-        HostPort,
-        Flows,
-        Macvlan,
-        Announce,
-        Loopback,
-    )
-}
+STEPS: dict[str, type[Step]] = {cls.__name__: cls for cls in get_args(Step)}

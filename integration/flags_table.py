@@ -53,7 +53,7 @@ TABLE: tuple[Row, ...] = (
     row("network create", "-o unknown=1", REFUSED + "unknown option 'unknown'"),
     row("network connect", "--ip", none=IGNORED),
     row("network connect", "--alias", none=IGNORED),
-    row("network connect", "--driver-opt unknown=1", REFUSED + "unknown --driver-opt 'unknown'"),
+    row("network connect", "--driver-opt unknown=1", REFUSED + "unknown option 'unknown'"),
     row("network disconnect", "-f"),
     row("run", "--ip", none=IGNORED),
     row("run", "--ip6", none=IGNORED),

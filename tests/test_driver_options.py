@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netplug.drivers.errors import DriverError, Kind
-from netplug.drivers.options import OPTIONS, NetworkOptions, parse
+from netplug.drivers.options import OPTIONS, NetworkOptions, parse, parse_endpoint
+from netplug.drivers.shaping import limit
 
 
 def test_no_option_means_the_defaults() -> None:
@@ -78,6 +79,18 @@ def test_binding_to_the_unspecified_address_means_all_addresses() -> None:
         ({"sticky": "٣d"}, r"must be true, false, or a time"),
         ({"sticky": "9" * 10_000 + "d"}, r"must be true, false, or a time"),
         ({"sticky": "for ever"}, r"must be true, false, or a time"),
+        ({"spoofchk": "maybe"}, r"option spoofchk=.maybe.: must be true or false"),
+        ({"mode": "host", "spoofchk": "true"}, r"option 'spoofchk' is of mode bridge"),
+        ({"rate": "fast"}, r"option rate=.fast.: must be a number with a unit, of bit, kbit, mbit"),
+        ({"rate": "10 mbit"}, r"option rate=.10 mbit.: must be a number with a unit"),
+        ({"rate": "-1mbit"}, r"must be a number with a unit"),
+        ({"rate": "1e9"}, r"must be a number with a unit"),
+        ({"rate": "1" * 10_000 + "mbit"}, r"must be a number with a unit"),
+        ({"rate": "7999"}, r"option rate=.7999.: must be from 8kbit to 1tbit"),
+        ({"rate": "1.1tbit"}, r"must be from 8kbit to 1tbit"),
+        ({"rate": "1mbit", "burst": "1999"}, r"option burst=.1999.: must be from 2000 bytes to 1024mb"),
+        ({"rate": "1mbit", "burst": "2gb"}, r"must be a number with a unit, of b, k, kb"),
+        ({"mode": "macvlan", "rate": "1mbit"}, r"option 'rate' is of mode bridge and host, the network's is 'macvlan'"),
         ({"mode": "none", "icc": "true"}, r"option 'icc' is of mode bridge, the network's is 'none'"),
     ],
 )
@@ -86,6 +99,77 @@ def test_bad_option_is_refused_by_name(raw: dict[str, str], words: str) -> None:
         parse(raw)
     assert caught.value.kind is Kind.INVALID
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        ("8000", 8_000),
+        ("100mbit", 100_000_000),
+        ("1.5Gbit", 1_500_000_000),
+        ("512kbit", 512_000),
+        ("1mbps", 8_000_000),
+        ("1Mibit", 1_048_576),
+        ("1tbit", 10**12),
+    ],
+)
+def test_rate_is_read_as_tc_reads_it(text: str, bits: int) -> None:
+    assert parse({"rate": text}).rate == bits
+
+
+@pytest.mark.parametrize(("text", "size"), [("3000", 3_000), ("32kb", 32_768), ("32K", 32_768), ("1m", 1_048_576)])
+def test_burst_is_read_as_tc_reads_it(text: str, size: int) -> None:
+    assert parse({"rate": "1mbit", "burst": text}).burst == size
+
+
+@pytest.mark.parametrize(
+    ("raw", "mode", "words"),
+    [
+        ({"colour": "blue"}, "bridge", r"unknown option 'colour' \(known options: rate, burst\)"),
+        ({"mtu": "1400"}, "bridge", r"option 'mtu' is of networks, not of endpoints \(known options: rate, burst\)"),
+        ({"rate": "1mbit"}, "none", r"option 'rate' is of mode bridge and host, the network's is 'none'"),
+        ({"rate": "much"}, "bridge", r"option rate=.much.: must be a number with a unit"),
+    ],
+)
+def test_bad_option_of_an_endpoint_is_refused_by_name(raw: dict[str, str], mode: str, words: str) -> None:
+    with pytest.raises(DriverError, match=words):
+        parse_endpoint(raw, mode)
+
+
+@pytest.mark.parametrize(
+    ("of_network", "of_endpoint", "expected"),
+    [
+        ({}, {}, (0, 0)),
+        ({"rate": "8mbit"}, {}, (8_000_000, 65_536)),
+        ({"rate": "1gbit"}, {}, (1_000_000_000, 1_250_000)),
+        ({"rate": "8mbit", "burst": "32kb"}, {}, (8_000_000, 32_768)),
+        ({"rate": "8mbit", "burst": "32kb"}, {"rate": "1mbit"}, (1_000_000, 65_536)),
+        ({"rate": "8mbit"}, {"burst": "4kb"}, (8_000_000, 4_096)),
+        ({}, {"rate": "1mbit", "burst": "4kb"}, (1_000_000, 4_096)),
+    ],
+)
+def test_own_limit_comes_before_that_of_the_network(
+    of_network: dict[str, str], of_endpoint: dict[str, str], expected: tuple[int, int]
+) -> None:
+    assert limit(parse(of_network), parse_endpoint(of_endpoint, "bridge")) == expected
+
+
+@pytest.mark.parametrize(
+    ("of_network", "of_endpoint", "words"),
+    [
+        ({"burst": "32kb"}, {}, "option burst is without option rate"),
+        ({}, {"burst": "32kb"}, "option burst is without option rate"),
+        (
+            {"rate": "1mbit", "burst": "4kb", "mtu": "9000"},
+            {},
+            "option burst=4096: no packet of the network's mtu fits",
+        ),
+        ({"rate": "1mbit", "mtu": "9000"}, {"burst": "4kb"}, "option burst=4096: no packet of the network"),
+    ],
+)
+def test_limit_that_cannot_work_is_refused(of_network: dict[str, str], of_endpoint: dict[str, str], words: str) -> None:
+    with pytest.raises(DriverError, match=words):
+        limit(parse(of_network), parse_endpoint(of_endpoint, "bridge"))
 
 
 @given(st.dictionaries(st.sampled_from([option.key for option in OPTIONS]) | st.text(), st.text()))

@@ -141,6 +141,10 @@ def attach(
             "one, '8000-8002:80-82' pairs, '80' any free one; an IPv6 address stands in brackets.",
         ),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--option", metavar="KEY=VALUE", help="As rate=10mbit; may be repeated."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - what it prints is JSON
     run_dir: RunDir = RUN_DIR,
 ) -> None:
@@ -154,6 +158,7 @@ def attach(
         "addresses": [arguments.address(text, "--ip") for text in ip or []],
         "mac": arguments.mac(mac),
         "ports": arguments.ports(publish or []),
+        "options": arguments.options(option or [], None),
     }
     emit_json(_client(run_dir).post("attach", body=body))
 

@@ -10,6 +10,7 @@ import structlog
 
 from netplug.drivers.api import Attachment, Driver, Endpoint, Network, PortMapping
 from netplug.drivers.naming import short
+from netplug.drivers.options import parse_endpoint
 from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import place, ways_out
 from netplug.drivers.steps import IPAddress, Route
@@ -66,9 +67,10 @@ class Endpoints:
     async def _create(self, record: NetworkRecord, spec: EndpointSpec, wanted: Sequence[IPAddress]) -> EndpointRecord:
         started = time.monotonic()
         driver, net = self._drivers[record.network.options.mode], record.network
+        options = parse_endpoint(spec.options, net.options.mode)
         driver.admit(net, len(self._registry.endpoints(net.id)))
         async with self._addressing.addresses(record, spec, wanted) as leased:
-            endpoint = Endpoint(spec.id, net.id, leased.addresses, spec.mac or leased.mac, _sorted(spec.ports))
+            endpoint = Endpoint(spec.id, net.id, leased.addresses, spec.mac or leased.mac, _sorted(spec.ports), options)
             attachment = driver.join(net, endpoint)
             endpoint = replace(endpoint, mac=attachment.mac or spec.mac)
             plan = driver.create_endpoint(net, endpoint, self._shared.host)
@@ -296,6 +298,7 @@ class Endpoints:
             front_end=FrontEnd.CLI,
             netns=path,
             ifname=spec.ifname,
+            options=spec.options,
         )
         if endpoint_id in self._attaching:
             raise NetplugError("exists", f"{spec.ifname} of {spec.netns} is just being attached")

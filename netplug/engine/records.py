@@ -57,7 +57,8 @@ class EndpointSpec:
     """An endpoint as asked for.
 
     Addresses keep the prefix length of their subnet. `name`: the container's, when known. `netns`: path of the sandbox
-    in which the link is to be made at once as `ifname`; empty when a runtime moves it there.
+    in which the link is to be made at once as `ifname`; empty when a runtime moves it there. `options`: as the user
+    wrote them.
     """
 
     id: str
@@ -70,6 +71,7 @@ class EndpointSpec:
     front_end: FrontEnd = FrontEnd.DOCKER
     netns: str = ""
     ifname: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class AttachSpec:
     addresses: tuple[IPAddress, ...] = ()
     mac: str = ""
     ports: tuple[PortMapping, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

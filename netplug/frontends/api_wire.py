@@ -143,11 +143,20 @@ class AttachIn(DetachIn):
     addresses: Annotated[tuple[Ip, ...], Field(max_length=_MOST)] = ()
     mac: Mac | Literal[""] = ""
     ports: Annotated[tuple[PortIn, ...], Field(max_length=_MOST)] = ()
+    options: dict[str, str] = {}
 
     def to_spec(self) -> AttachSpec:
         ports = tuple(port.to_spec() for port in self.ports)
         return AttachSpec(
-            self.network, self.netns, self.ifname, self.name, self.aliases, self.addresses, self.mac, ports
+            self.network,
+            self.netns,
+            self.ifname,
+            self.name,
+            self.aliases,
+            self.addresses,
+            self.mac,
+            ports,
+            self.options,
         )
 
 

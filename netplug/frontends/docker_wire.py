@@ -153,11 +153,9 @@ class EndpointOptions(SandboxOptions):
 
     model_config = ConfigDict(extra="allow")
 
-    def check(self) -> None:
-        """Refuse driver options, of which we have none."""
-        for key in self.model_extra or {}:
-            if not key.startswith(OWN_KEYS):
-                raise _invalid(f"unknown --driver-opt {key[:80]!r}", hint="netplug has no options for endpoints")
+    def raw(self) -> dict[str, str]:
+        """Return the driver options."""
+        return {key: str(value) for key, value in (self.model_extra or {}).items() if not key.startswith(OWN_KEYS)}
 
 
 class Asked(Wire):
@@ -196,8 +194,14 @@ class CreateEndpoint(EndpointRef):
 
     def to_spec(self) -> EndpointSpec:
         options, wanted = self.Options or EndpointOptions(), self.Interface or Asked()
-        options.check()
-        return EndpointSpec(self.EndpointID, self.NetworkID, wanted.addresses(), wanted.mac(), options.ports() or ())
+        return EndpointSpec(
+            self.EndpointID,
+            self.NetworkID,
+            wanted.addresses(),
+            wanted.mac(),
+            options.ports() or (),
+            options=options.raw(),
+        )
 
 
 class Join(EndpointRef):

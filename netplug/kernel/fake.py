@@ -22,6 +22,7 @@ from netplug.drivers.steps import (
     Guards,
     Hairpin,
     HostPort,
+    Ifb,
     IPAddress,
     IPNetwork,
     IpSet,
@@ -32,6 +33,7 @@ from netplug.drivers.steps import (
     Proto,
     Route,
     Rule,
+    Shape,
     Step,
     Sysctl,
     Veth,
@@ -250,7 +252,7 @@ class FakeKernel:
 
     def _ensure(self, step: Step) -> Outcome:
         match step:
-            case Bridge() | Veth() | Macvlan() | Announce() | Hairpin() | Address() | Route():
+            case Bridge() | Veth() | Macvlan() | Ifb() | Shape() | Announce() | Hairpin() | Address() | Route():
                 return fake_links.ensure(self._world, step)
             case Sysctl():
                 return self._ensure_sysctl(step)
@@ -325,7 +327,7 @@ class FakeKernel:
             case Sysctl():
                 if step.restore and self._world.sysctls.get(step.name) == step.value:
                     self._world.sysctls[step.name] = step.restore
-            case Bridge() | Veth() | Macvlan() | IpSet() | Guards() | Forwards():
+            case Bridge() | Veth() | Macvlan() | Ifb() | IpSet() | Guards() | Forwards():
                 if step.key in self._world.state:
                     self._world.cascade(self._world.state[step.key])
         self._world.state.pop(step.key, None)
@@ -341,7 +343,7 @@ class FakeKernel:
                 return self._world.drift(step)
             case Bridge() if step.adopt and self.foreign.links.get(step.name) == "bridge":
                 return ""
-            case Bridge() | Veth() if step.name in self.foreign.links:
+            case Bridge() | Veth() | Ifb() if step.name in self.foreign.links:
                 return "is not ours"
             case Address() if not step.netns and (step.link, step.address) in self.foreign.addresses:
                 return ""

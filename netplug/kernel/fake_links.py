@@ -2,19 +2,23 @@
 
 from typing import TypeAlias
 
-from netplug.drivers.steps import Address, Announce, Bridge, Hairpin, Macvlan, Route, Veth
+from netplug.drivers.steps import Address, Announce, Bridge, Hairpin, Ifb, Macvlan, Route, Shape, Veth
 
 from .api import Outcome, StepError
 from .fake_world import World
 
-LinkStep: TypeAlias = Bridge | Veth | Macvlan | Announce | Hairpin | Address | Route
+LinkStep: TypeAlias = Bridge | Veth | Macvlan | Ifb | Shape | Announce | Hairpin | Address | Route
 
 
 def ensure(world: World, step: LinkStep) -> Outcome:
     """Say what is found of a step, or refuse it; the caller remembers it."""
     match step:
-        case Bridge() | Veth():
+        case Bridge() | Veth() | Ifb():
             return _ensure_link(world, step)
+        case Shape():
+            world.wants_link(step, step.link, None)
+            world.wants_link(step, step.ifb, None)
+            return world.plain(step)
         case Macvlan():
             return _ensure_macvlan(world, step)
         case Hairpin():
@@ -28,13 +32,13 @@ def ensure(world: World, step: LinkStep) -> Outcome:
             return Outcome.EQUAL
 
 
-def _ensure_link(world: World, step: Bridge | Veth) -> Outcome:
+def _ensure_link(world: World, step: Bridge | Veth | Ifb) -> Outcome:
     kind = world.foreign.links.get(step.name)
     if isinstance(step, Veth):
         if step.master and step.master not in world.names():
             raise StepError("not_found", step, f"bridge {step.master!r} of link {step.name!r} is missing")
         world.wants_sandbox(step, step.netns)
-    elif step.adopt and kind is not None:
+    elif isinstance(step, Bridge) and step.adopt and kind is not None:
         if kind == "bridge":
             return Outcome.USED
         raise StepError("invalid", step, f"link {step.name!r} is not a bridge but a {kind} link")

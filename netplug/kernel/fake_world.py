@@ -17,6 +17,7 @@ from netplug.drivers.steps import (
     Guards,
     Hairpin,
     HostPort,
+    Ifb,
     IPAddress,
     IPInterface,
     IpSet,
@@ -26,6 +27,7 @@ from netplug.drivers.steps import (
     Proto,
     Route,
     Rule,
+    Shape,
     Step,
     Sysctl,
     Veth,
@@ -76,9 +78,9 @@ class World:
             for family in (4, 6)
         }
 
-    def links(self) -> list[Bridge | Veth | Macvlan]:
+    def links(self) -> list[Bridge | Veth | Macvlan | Ifb]:
         """Return our links."""
-        return [step for step in self.state.values() if isinstance(step, Bridge | Veth | Macvlan)]
+        return [step for step in self.state.values() if isinstance(step, Bridge | Veth | Macvlan | Ifb)]
 
     def names(self, netns: str | None = None) -> set[str]:
         """Return the names of all links of a namespace."""
@@ -94,6 +96,8 @@ class World:
             match link:
                 case Bridge():
                     found.append(LinkFacts(link.name, "bridge", link.mtu))
+                case Ifb():
+                    found.append(LinkFacts(link.name, "ifb"))
                 case Veth():
                     found.append(LinkFacts(link.name, "veth", link.mtu, master=link.master))
                     if not link.netns:
@@ -222,8 +226,10 @@ def _hangs_on(step: Step, other: Step) -> bool:
             return (other.netns, other.link) == (step.netns, step.ifname)
         case ((Bridge() | Veth()), Macvlan()):
             return other.parent == step.name
-        case Veth(), Hairpin():
+        case Veth(), (Hairpin() | Shape()):
             return other.link == step.name
+        case Ifb(), Shape():
+            return other.ifb == step.name
     return False
 
 

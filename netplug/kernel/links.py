@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from netplug.drivers.naming import MARK, SANDBOX_SIDES, mark
-from netplug.drivers.steps import Bridge, Hairpin, Macvlan, Veth
+from netplug.drivers.steps import Bridge, Hairpin, Ifb, Macvlan, Veth
 
 from . import rtnl
 from .api import Outcome, StepError
@@ -128,7 +128,7 @@ def remove_hairpin(nl: Netlink, step: Hairpin) -> None:
         nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, 0) + _port_info(u8(rtnl.IFLA_BRPORT_MODE, 0)))
 
 
-def condemn(nl: Netlink, step: Bridge | Veth | Macvlan, group: int) -> bool:
+def condemn(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb, group: int) -> bool:
     """Make a link of ours unusable and move it to a group to be deleted; return False when there is none."""
     if _condemn(nl, text(rtnl.IFLA_ALT_IFNAME, mark(step.name)), group):
         return True

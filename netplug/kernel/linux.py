@@ -19,6 +19,7 @@ from netplug.drivers.steps import (
     Guards,
     Hairpin,
     HostPort,
+    Ifb,
     IPAddress,
     IpSet,
     Loopback,
@@ -26,13 +27,14 @@ from netplug.drivers.steps import (
     Member,
     Proto,
     Route,
+    Shape,
     Step,
     Sysctl,
     Veth,
 )
 from netplug.errors import NetplugError
 
-from . import addresses, entries, facts, links, loopback, macvlan, segment, sysctl
+from . import addresses, entries, facts, links, loopback, macvlan, segment, shaping, sysctl
 from .api import Comparison, Drift, Outcome, Owned, StepError
 from .conntrack import Conntrack
 from .firewall import Firewall
@@ -217,7 +219,7 @@ class LinuxKernel:
 
     async def _ensure(self, step: Step, sandboxes: Sandboxes) -> Outcome:
         match step:
-            case Bridge() | Veth() | Macvlan():
+            case Bridge() | Veth() | Macvlan() | Ifb():
                 return await self._ensure_link(step, sandboxes)
             case IpSet():
                 return await self._sets.ensure_set(step)
@@ -239,6 +241,8 @@ class LinuxKernel:
         match step:
             case Hairpin():
                 return links.ensure_hairpin(self._nl, step)
+            case Shape():
+                return shaping.ensure(self._nl, step)
             case Address():
                 return addresses.ensure_address(self._inside(step.netns, sandboxes), step)
             case Route():
@@ -251,10 +255,12 @@ class LinuxKernel:
         new = await asyncio.to_thread(self._flows.ensure, steps, self._nl)
         return [Outcome.CREATED if item else Outcome.EQUAL for item in new]
 
-    async def _ensure_link(self, step: Bridge | Veth | Macvlan, sandboxes: Sandboxes) -> Outcome:
+    async def _ensure_link(self, step: Bridge | Veth | Macvlan | Ifb, sandboxes: Sandboxes) -> Outcome:
         def work() -> Outcome:
             if isinstance(step, Bridge):
                 return links.ensure_bridge(self._nl, step)
+            if isinstance(step, Ifb):
+                return shaping.ensure_ifb(self._nl, step)
             if isinstance(step, Macvlan):
                 return macvlan.ensure_macvlan(self._nl, step, sandboxes.get)
             return links.ensure_veth(self._nl, step, sandboxes.get)
@@ -278,7 +284,7 @@ class LinuxKernel:
         match step:
             case Flows():
                 await asyncio.to_thread(self._flows.remove, [item for item in steps if isinstance(item, Flows)])
-            case Bridge() | Veth() | Macvlan():
+            case Bridge() | Veth() | Macvlan() | Ifb():
                 self._links.discard(step.name)
                 group = self._reaper.group
                 if await self._do(lambda: links.condemn(self._nl, step, group)):
@@ -302,6 +308,8 @@ class LinuxKernel:
         match step:
             case Hairpin():
                 links.remove_hairpin(self._nl, step)
+            case Shape():
+                shaping.remove(self._nl, step)
             case Address() | Route():
                 try:
                     nl = self._inside(step.netns, sandboxes)

@@ -9,6 +9,7 @@ from netplug.drivers.steps import (
     Bridge,
     Chain,
     Hairpin,
+    Ifb,
     IpSet,
     Jump,
     Loopback,
@@ -16,12 +17,13 @@ from netplug.drivers.steps import (
     Member,
     Route,
     Rule,
+    Shape,
     Step,
     Sysctl,
     Veth,
 )
 
-from . import addresses, links, loopback, macvlan, rtnl, rules, sysctl
+from . import addresses, links, loopback, macvlan, rtnl, rules, shaping, sysctl
 from .api import MISSING
 from .ipset import Found
 from .netlink import Netlink
@@ -44,6 +46,7 @@ class Survey:
     """The namespaces that a plan speaks of; the host's is that of the empty path, one that is gone is None."""
 
     views: dict[str, View | None]
+    shapes: shaping.Found
 
     @classmethod
     def of(cls, steps: Sequence[Step], nl: Netlink) -> Self:
@@ -55,7 +58,9 @@ class Survey:
                     views[netns] = _view(sandboxes.get(netns)[1])
                 except FileNotFoundError:
                     views[netns] = None
-        return cls(views)
+        host = views[""]
+        shapes = [step for step in steps if isinstance(step, Shape)]
+        return cls(views, shaping.Found.of(nl, shapes, host.links if host else {}))
 
     @property
     def host(self) -> View:
@@ -77,6 +82,10 @@ class Survey:
                 return sysctl.drift(step)
             case Bridge() | Veth() | Macvlan():
                 return self._link_drift(step)
+            case Ifb():
+                return shaping.ifb_drift(step, self._link(step.name))
+            case Shape():
+                return self.shapes.drift(step, self.host.links)
             case Hairpin():
                 found = self._link(step.link)
                 return "" if found and found.hairpin else MISSING

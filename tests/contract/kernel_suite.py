@@ -19,6 +19,7 @@ from netplug.drivers.steps import (
     Flows,
     Hairpin,
     HostPort,
+    Ifb,
     IPAddress,
     IPInterface,
     IpSet,
@@ -29,6 +30,7 @@ from netplug.drivers.steps import (
     Proto,
     Route,
     Rule,
+    Shape,
     Step,
     Sysctl,
     Veth,
@@ -60,6 +62,7 @@ BRIDGE = Bridge("np-test", "02:00:00:00:00:01", 1500)
 GATEWAY = Address("np-test", ip_interface("10.9.0.1/24"))
 VETH = Veth("nphtest", "npstest", "02:00:00:00:01:01", "02:00:00:00:02:01", 1450, "np-test")
 MACVLAN = Macvlan("npstest", "np-test", "bridge", "02:00:00:00:03:01", 1450)
+IFB = Ifb("npitest", "02:00:00:00:04:01")
 HOST_MACVLAN = replace(MACVLAN, name="npmtest", mac="02:00:00:00:03:02", up=True)
 SET4 = IpSet("netplug-net4", "hash:net,iface", 4)
 SET6 = IpSet("netplug-net6", "hash:net,iface", 6)
@@ -112,6 +115,8 @@ class KernelSuite:
             ((BRIDGE, GATEWAY), Route(ip_network("10.8.0.0/16"), "np-test", ip_address("10.9.0.7"))),
             ((BRIDGE,), Route(ip_network("10.7.0.0/16"), "np-test")),
             ((BRIDGE,), Route(ip_network("fd00:7::/64"), "np-test")),
+            ((), IFB),
+            ((BRIDGE, VETH, IFB), Shape("nphtest", "npitest", 8_000_000, 65_536)),
             ((), SET4),
             ((), SET6),
             ((SET4,), Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")),
@@ -159,6 +164,18 @@ class KernelSuite:
         around.lose(step)
         assert await whats(kernel, *needs, step) == ["missing"]
         assert await kernel.ensure((*needs, step)) == [*[EQUAL] * len(needs), CREATED]
+
+    async def test_limit_of_ours_follows_its_step(self, kernel: Kernel) -> None:
+        other = Shape("nphtest", "npitest", 40_000_000_000, 1_048_576)
+        assert await kernel.ensure((BRIDGE, VETH, IFB, other)) == [CREATED] * 4
+        assert await whats(kernel, other) == []
+        step = replace(other, rate=1_000_000, burst=4_096)
+        assert len(await whats(kernel, step)) == 1
+        assert await kernel.ensure((step,)) == [ADJUSTED]
+        assert await whats(kernel, BRIDGE, VETH, IFB, step) == []
+        await gone(kernel, VETH)
+        assert await whats(kernel, IFB, step) == ["missing"]
+        await gone(kernel, step, IFB, BRIDGE)
 
     @pytest.mark.parametrize("step", [BRIDGE, VETH])
     async def test_link_of_ours_that_differs_is_adjusted(
@@ -279,6 +296,7 @@ class KernelSuite:
         [
             (VETH, "np-test"),
             (Hairpin("nphtest"), "nphtest"),
+            (Shape("nphtest", "npitest", 8_000_000, 65_536), "nphtest"),
             (GATEWAY, "np-test"),
             (Route(ip_network("10.7.0.0/16"), "np-test"), "np-test"),
             (Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test"), "netplug-net4"),
