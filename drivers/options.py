@@ -248,7 +248,7 @@ OPTIONS: tuple[Option, ...] = (
         (),
         (BRIDGE, HOST),
         _burst,
-        "10 ms at that rate, at least 64kb",
+        "10 ms at that rate, at least 80kb",
         "bytes that may pass at once, `128kb` style; also of one container",
         endpoint=True,
     ),

@@ -140,10 +140,10 @@ def test_bad_option_of_an_endpoint_is_refused_by_name(raw: dict[str, str], mode:
     ("of_network", "of_endpoint", "expected"),
     [
         ({}, {}, (0, 0)),
-        ({"rate": "8mbit"}, {}, (8_000_000, 65_536)),
+        ({"rate": "8mbit"}, {}, (8_000_000, 81_920)),
         ({"rate": "1gbit"}, {}, (1_000_000_000, 1_250_000)),
         ({"rate": "8mbit", "burst": "32kb"}, {}, (8_000_000, 32_768)),
-        ({"rate": "8mbit", "burst": "32kb"}, {"rate": "1mbit"}, (1_000_000, 65_536)),
+        ({"rate": "8mbit", "burst": "32kb"}, {"rate": "1mbit"}, (1_000_000, 81_920)),
         ({"rate": "8mbit"}, {"burst": "4kb"}, (8_000_000, 4_096)),
         ({}, {"rate": "1mbit", "burst": "4kb"}, (1_000_000, 4_096)),
     ],
