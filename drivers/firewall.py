@@ -36,6 +36,7 @@ from .steps import (
     Forwards,
     HostPort,
     IPAddress,
+    IPInterface,
     IPNetwork,
     IpSet,
     Jump,
@@ -47,6 +48,7 @@ from .steps import (
 
 FORWARD = "NETPLUG-FORWARD"
 FILTER = "NETPLUG-FILTER"
+INPUT = "NETPLUG-INPUT"
 SNAT = "NETPLUG-SNAT"
 RAW = "NETPLUG-RAW"
 DOCKER_USER = "DOCKER-USER"
@@ -63,6 +65,7 @@ _BRIDGED_ONLY = {
     # Neighbour discovery from link-local addresses, or from none during DAD (RFC 4861, 4862); never routed.
     6: ("-s fe80::/10", "-s ::/128"),
 }
+_ON_LINK = {4: ("224.0.0.0/4", "255.255.255.255/32"), 6: ("fe80::/10", "ff00::/8")}
 _SETS = {
     "if": "hash:net,iface",
     "net": "hash:net,iface",
@@ -88,10 +91,12 @@ def _base(family: int, host: HostFacts) -> tuple[Step, ...]:
         *(IpSet(f"netplug-{name}{family}", kind, family) for name, kind in _SETS.items()),
         Chain(family, "filter", FILTER, _filter(family, docker_isolation=isolation)),
         Chain(family, "filter", FORWARD, tuple(f"{test} -j {FILTER}" for test in (*_from(family), *_into(family)))),
+        Chain(family, "filter", INPUT, _input(family)),
         Chain(family, "nat", SNAT, _snat(family)),
         Forwards(family),
         *((Chain(4, "raw", RAW, _raw()), Jump(4, "raw", "PREROUTING", f"-j {RAW}")) if family == 4 else ()),
         Jump(family, "filter", "FORWARD", f"-j {FORWARD}", after=DOCKER_USER),
+        Jump(family, "filter", "INPUT", f"-j {INPUT}"),
         Jump(family, "nat", "POSTROUTING", f"-j {SNAT}"),
     )
 
@@ -120,6 +125,24 @@ def _filter(family: int, *, docker_isolation: bool) -> tuple[str, ...]:
         *(f"{leaves} -j DROP" for leaves in _into(family)),
         *((f"-m conntrack ! --ctstate DNAT -j {DOCKER_ISOLATION}",) if docker_isolation else ()),
         "-j ACCEPT",
+    )
+
+
+def _input(family: int) -> tuple[str, ...]:
+    """Let internal networks speak to the host at their own gateway alone, and ask it for no name.
+
+    A resolver of the host would carry their questions out. Group and link-local addresses are of the link.
+    """
+    own = f"-m set ! --match-set netplug-net{family} dst,src"
+    internal = f"-m set ! --match-set netplug-out{family} src,src"
+    by_name, by_set = _from(family)
+    asked = [f"-p {proto}" for proto in (Proto.TCP, Proto.UDP)]
+    names = "-m multiport --dports 53,853"
+    return (
+        *(f"-d {address} -j RETURN" for address in _ON_LINK[family]),
+        *(f"{came} {internal} {own} -j DROP" for came in (by_name, by_set)),
+        *(f"{by_name} {proto} {internal} {names} -j DROP" for proto in asked),
+        *(f"{proto} {by_set} {internal} {names} -j DROP" for proto in asked),
     )
 
 
@@ -168,10 +191,11 @@ def network(net: Network, bridge: str) -> Plan:
     return Plan(tuple(steps))
 
 
-def alone(net: Network, address: IPNetwork, link: str) -> Plan:
-    """Return the set members of a single address behind a link of its own."""
+def alone(net: Network, address: IPNetwork, gateways: Sequence[IPInterface], link: str) -> Plan:
+    """Return the set members of a single address behind a link of its own, and of the host's addresses there."""
     names = ["net", *["out"] * (not net.internal)]
     steps: list[Step] = [Member(f"netplug-{name}{address.version}", address, link) for name in names]
+    steps += [Member(f"netplug-net{it.version}", it.network, link) for it in gateways if it.version == address.version]
     if net.options.masquerade and not net.internal:
         steps.append(Member(f"netplug-masq{address.version}", address))
     return Plan(tuple(steps))

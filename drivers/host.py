@@ -68,13 +68,14 @@ class HostDriver:
             mtu=net.options.mtu,
             master="",
         )
-        steps: list[Step] = [Address(link, _alone(gateway)) for gateway in gateways(net, ep)]
+        own = [_alone(gateway) for gateway in gateways(net, ep)]
+        steps: list[Step] = [Address(link, gateway) for gateway in own]
         steps += [Route(_alone(address).network, link) for address in ep.addresses]
         if any(address.version == 4 for address in ep.addresses):
             steps.append(Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"))
         plan = shaping.around(net, ep, link, Plan((veth,))) + Plan(tuple(steps))
         for address in ep.addresses:
-            plan += firewall.alone(net, _alone(address).network, link)
+            plan += firewall.alone(net, _alone(address).network, own, link)
         return plan + (Plan() if net.internal else _catch_all(ep))
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:

@@ -10,8 +10,8 @@ from .steps import Ifb, Shape
 DEFAULT_BURST_S = 0.01
 """In this time a bucket fills: more than passes between two looks of any kernel timer."""
 LEAST_DEFAULT_BURST = 80 * 1024
-"""Bytes; more than the largest packet that the kernel hands on unsplit (GSO, 64 kB), which counts with the headers of all
-its segments: else every one of them would have to be split."""
+"""Bytes; more than the largest packet that the kernel hands on unsplit (GSO, 64 kB), which counts with the headers of
+all its segments: else every one of them would have to be split."""
 _HEADER = 18
 """Bytes of an Ethernet header with a VLAN tag."""
 

@@ -227,6 +227,39 @@ def test_internal_network_has_no_way_out(dockerd: Dockerd, client: Host, at: Fam
         assert not names.seen
 
 
+@FAMILIES
+@pytest.mark.parametrize("mode", ["bridge", "host"])
+def test_internal_network_asks_no_resolver_of_the_host(dockerd: Dockerd, host: Host, at: Family, mode: str) -> None:
+    with (
+        docker_network(dockerd, *BLUE, "--internal", "-o", f"mode={mode}") as net,
+        container(dockerd, "--network", net) as it,
+        SeenServer(host, "udp", 53, at.everywhere) as names,
+        SeenServer(host, "tcp", 853, at.everywhere) as secret,
+        SeenServer(host, "udp", 7000, at.everywhere) as service,
+    ):
+        assert it.pings(at.gateway("1"))
+        assert udp_ask(it, at.gateway("1"), 7000) == at.of(it)
+        assert unreached(udp_ask, it, at.gateway("1"), 53)
+        assert unreached(tcp_ask, it, at.gateway("1"), 853)
+        # By a route of the container's own making.
+        enter = ("nsenter", "-t", str(it.inspect()["State"]["Pid"]), "-n", "ip", f"-{at.version}")
+        host.output(*enter, "route", "add", "default", "via", at.gateway("1"))
+        for port in (53, 7000):
+            assert unreached(udp_ask, it, at.host, port)
+        assert (names.seen, secret.seen, service.seen) == ([], [], [at.of(it)])
+
+
+@FAMILIES
+def test_other_networks_ask_a_resolver_of_the_host(dockerd: Dockerd, host: Host, at: Family) -> None:
+    with (
+        docker_network(dockerd, *BLUE) as net,
+        container(dockerd, "--network", net) as it,
+        SeenServer(host, "tcp", 53, at.everywhere),
+    ):
+        assert tcp_ask(it, at.gateway("1"), 53) == at.of(it)
+        assert tcp_ask(it, at.host, 53) == at.of(it)
+
+
 @contextmanager
 def two_families(netplug: Netplug, *options: str) -> Iterator[str]:
     with cli_network(netplug, "--subnet", "10.92.3.0/24", "--subnet", "fd00:92:3::/64", *options) as net:

@@ -29,14 +29,14 @@ def _table(family: int, kind: str, offset: int, length: int, loopback: bytes) ->
     destination = payload(1, offset, length)
     rules = (
         ("published on one address", _LOCAL + lead("one", family, length, destination, L4PROTO, _PORT)),
-        ("published on all", _LOCAL + lead("all", family, length, L4PROTO, _PORT)),
+        ("published on all", _LOCAL + lead("any", family, length, L4PROTO, _PORT)),
     )
     outside = ("loopback address on the wire", loopback + verdict(nft.RETURN))
     service, target = ("inet_proto", "inet_service"), (kind, "inet_service")
     return Table(
         family,
         "netplug",
-        (Set("one", (kind, *service), target), Set("all", service, target)),
+        (Set("one", (kind, *service), target), Set("any", service, target)),
         (
             BaseChain("prerouting", "nat", nft.PREROUTING, _PRIORITY, (outside, *rules)),
             BaseChain("output", "nat", nft.OUTPUT, _PRIORITY, rules),
@@ -55,7 +55,7 @@ def entries(step: Forward) -> dict[str, dict[bytes, bytes]]:
     service = (bytes((_PROTOCOLS[step.proto],)), step.port.to_bytes(2, "big"))
     key = padded(step.host.packed, *service) if step.host else padded(*service)
     target = padded(step.address.packed, step.target.to_bytes(2, "big"))
-    return {"one" if step.host else "all": {key: target}}
+    return {"one" if step.host else "any": {key: target}}
 
 
 def ensure(tables: Tables, step: Forward) -> Outcome:
