@@ -42,6 +42,7 @@ from .steps import (
     Jump,
     Member,
     Proto,
+    Relay,
     Step,
     Sysctl,
 )
@@ -58,7 +59,7 @@ DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
 _ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 _ALL_ADDRESSES = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
-_LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
+_LOOPBACK4, _LOOPBACK6 = "127.0.0.0/8", ip_address("::1")
 _BRIDGED_ONLY = {
     # A client that has no address yet asks for one (RFC 2131); never routed.
     4: ("-s 0.0.0.0/32 -d 255.255.255.255/32",),
@@ -161,14 +162,14 @@ def _snat(family: int) -> tuple[str, ...]:
     return (
         # Published port reached from the container itself or a neighbour: the answer must come back through us.
         f"-m conntrack --ctstate DNAT {_match('net', family, 'src,dst')} -j MASQUERADE",
-        *(f"-s {_LOOPBACK[family]} {leaves} -j MASQUERADE" for leaves in _into(family)),
+        *(f"-s {_LOOPBACK4} {leaves} -j MASQUERADE" for leaves in _into(family) if family == 4),
         f"-m set --match-set netplug-masq{family} src -m set ! --match-set netplug-net{family} src,dst -j MASQUERADE",
     )
 
 
 def _raw() -> tuple[str, ...]:
     """``route_localnet`` on our bridges is for the host's own packets: containers may not use it (CVE-2020-8558)."""
-    return tuple(f"{end} {_LOOPBACK[4]} {came} -j DROP" for end in ("-d", "-s") for came in _from(4))
+    return tuple(f"{end} {_LOOPBACK4} {came} -j DROP" for end in ("-d", "-s") for came in _from(4))
 
 
 def _match(name: str, family: int, flags: str) -> str:
@@ -224,10 +225,15 @@ def publish(mapping: PortMapping, address: IPAddress) -> Plan:
     host = mapping.host_address or _ALL_ADDRESSES[family]
     only = None if host == _ALL_ADDRESSES[family] else host
     forward = Forward(mapping.proto, only, mapping.host_port, address, mapping.port)
+    relay: tuple[Step, ...] = ()
+    if family == 6 and mapping.proto is not Proto.SCTP and host in {_ALL_ADDRESSES[6], _LOOPBACK6}:
+        relay = (Relay(mapping.proto, host, mapping.host_port, address, mapping.port),)
+    if host == _LOOPBACK6:
+        return Plan((HostPort(mapping.proto, host, mapping.host_port), *relay))
     flows = (
         (Flows(mapping.proto, mapping.host_port, address, mapping.host_address),) if mapping.proto is Proto.UDP else ()
     )
-    return Plan((HostPort(mapping.proto, host, mapping.host_port), forward, *flows))
+    return Plan((HostPort(mapping.proto, host, mapping.host_port), forward, *flows, *relay))
 
 
 def check_pool(pool: IPNetwork, bridge: str, host: HostFacts) -> None:

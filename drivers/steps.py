@@ -276,6 +276,21 @@ class HostPort:
 
 
 @dataclass(frozen=True, slots=True)
+class Relay:
+    """Connections to [::1] at port `port`, reserved on `host`, are relayed to `address` port `target` by the daemon."""
+
+    proto: Proto
+    host: IPAddress
+    port: int
+    address: IPAddress
+    target: int
+
+    @property
+    def key(self) -> str:
+        return f"relay/{self.proto}/{self.host}/{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Flows:
     """Tracked connections to host port `port` lead to `address` and nowhere else; at revert, to nowhere.
 
@@ -392,6 +407,7 @@ Step: TypeAlias = (
     | Forwards
     | Forward
     | HostPort
+    | Relay
     | Flows
     | Macvlan
     | Announce

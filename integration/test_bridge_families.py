@@ -3,7 +3,9 @@
 That everything is gone afterwards is asserted by the leak check of every test, see `conftest.py`.
 """
 
+import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ from harness import (
     tcp_ask,
     udp_ask,
 )
+from harness.netns import open_socket
 
 BLUE = ("--ipv6", "--subnet", "10.92.1.0/24", "--subnet", "fd00:92:1::/64")
 RED = ("--ipv6", "--subnet", "10.92.2.0/24", "--subnet", "fd00:92:2::/64")
@@ -225,6 +228,63 @@ def test_internal_network_has_no_way_out(dockerd: Dockerd, client: Host, at: Fam
         assert unreached(udp_ask, one, at.client, 53)
         assert unreached(tcp_ask, client, at.host, 8080)
         assert not names.seen
+
+
+@ASKS
+@pytest.mark.parametrize("published", ["8080:80", "[::1]:8080:80"])
+def test_published_port_is_open_at_the_loopback_address_of_ipv6(
+    dockerd: Dockerd, netplug: Netplug, host: Host, client: Host, wire: Wire, proto: str, ask: Ask, published: str
+) -> None:
+    with (
+        docker_network(dockerd, *BLUE) as net,
+        container(dockerd, "--network", net, "-p", f"{published}/{proto}") as web,
+        SeenServer(web, proto, 80, "::"),
+    ):
+        assert ask(host, "::1", 8080) == "fd00:92:1::1"
+        if published.startswith("["):
+            assert unreached(ask, client, wire.left6, 8080)
+            assert unreached(ask, host, wire.left6, 8080)
+        else:
+            assert ask(client, wire.left6, 8080) == wire.right6
+        netplug.kill()
+        netplug.start()
+        assert not netplug.drift()
+        assert ask(host, "::1", 8080) == "fd00:92:1::1"
+
+
+def test_relayed_connection_carries_all_both_ways(dockerd: Dockerd, host: Host) -> None:
+    """More than any buffer holds, and the end of one direction before that of the other."""
+    sent = bytes(range(256)) * 8192
+    with (
+        docker_network(dockerd, *BLUE) as net,
+        container(dockerd, "--network", net, "-p", "8080:80") as web,
+        open_socket(web.netns, socket.SOCK_STREAM, family=6) as listener,
+        open_socket(host.netns, socket.SOCK_STREAM, family=6) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        for sock in (listener, client):
+            sock.settimeout(20)
+        listener.bind(("::", 80))
+        listener.listen()
+        client.connect(("::1", 8080))
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(20)
+
+            def send() -> None:
+                client.sendall(sent)
+                client.shutdown(socket.SHUT_WR)
+
+            sending = pool.submit(send)
+            heard = b"".join(iter(lambda: server.recv(1 << 16), b""))
+            sending.result()
+            answering = pool.submit(server.sendall, heard[::-1])
+            answered = bytearray()
+            while len(answered) < len(sent):
+                answered += client.recv(1 << 16)
+            answering.result()
+        assert (heard, bytes(answered)) == (sent, sent[::-1])
+        assert client.recv(1) == b""
 
 
 @FAMILIES

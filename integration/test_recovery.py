@@ -208,8 +208,8 @@ FLUSHED = {
     "a foreign rule in our chain": "iptables -I NETPLUG-FILTER -j DROP",
     "a member of a set": "ipset flush netplug-icc4",
     "a set": (
-        "iptables -F NETPLUG-FORWARD; iptables -F NETPLUG-FILTER; iptables -F NETPLUG-INPUT; iptables -t nat -F NETPLUG-SNAT;"
-        "iptables -t raw -F NETPLUG-RAW; ipset destroy netplug-out4"
+        "iptables -F NETPLUG-FORWARD; iptables -F NETPLUG-FILTER; iptables -F NETPLUG-INPUT;"
+        "iptables -t nat -F NETPLUG-SNAT; iptables -t raw -F NETPLUG-RAW; ipset destroy netplug-out4"
     ),
     "forwarding": "sysctl -qw net.ipv4.ip_forward=0",
 }

@@ -229,7 +229,7 @@ class Replay:
         owned = (await kernel.owned()).links
         assert {link for link in owned if not link.startswith("nps")} == links
         for version in (4, 6):
-            forwards = [step for step in kernel.forwards() if step.family == version]
+            forwards = [step for step in kernel.forwards() if step.address.version == version]
             assert len(forwards) == sum(1 for end in self.oracle.ends.values() for _ in _dnats(end, version)), forwards
 
 

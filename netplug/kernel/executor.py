@@ -11,13 +11,13 @@ from typing import Any
 import structlog
 
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Flows, Forward, HostPort, Step
+from netplug.drivers.steps import Flows, Forward, HostPort, Relay, Step
 
 from .api import Drift, Kernel, Outcome
 
 log = structlog.get_logger(__name__)
 
-_PUBLISHING = (HostPort, Flows, Forward)
+_PUBLISHING = (HostPort, Flows, Forward, Relay)
 
 
 class Executor:
@@ -88,8 +88,9 @@ def arrange(steps: Sequence[Step], *, reverting: bool = False) -> tuple[Step, ..
 def _stretch(steps: list[Step], *, reverting: bool) -> list[Step]:
     ports = [step for step in steps if isinstance(step, HostPort)]
     forwards = [step for step in steps if isinstance(step, Forward)]
+    relays = [step for step in steps if isinstance(step, Relay)]
     flows = list({step.key: step for step in steps if isinstance(step, Flows)}.values())
-    return [*forwards, *flows, *ports] if reverting else [*ports, *forwards, *flows]
+    return [*relays, *forwards, *flows, *ports] if reverting else [*ports, *forwards, *flows, *relays]
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

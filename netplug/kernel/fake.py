@@ -31,6 +31,7 @@ from netplug.drivers.steps import (
     Macvlan,
     Member,
     Proto,
+    Relay,
     Route,
     Rule,
     Shape,
@@ -107,9 +108,10 @@ class FakeKernel:
         found = self._world.firewall[family].chain(table, chain)
         return None if found is None else tuple(found)
 
-    def forwards(self) -> list[Forward]:
-        """Return the ports that lead to containers."""
-        return [step for step in self._world.state.values() if isinstance(step, Forward)]
+    def forwards(self) -> list[Forward | Relay]:
+        """Return the ports that lead to containers; relayed ones only where they are of the loopback address alone."""
+        found = [step for step in self._world.state.values() if isinstance(step, Forward | Relay)]
+        return [step for step in found if isinstance(step, Forward) or step.host.is_loopback]
 
     def dump(self) -> str:
         """Return all that is ours and the content of all chains, as text: what to compare in a test."""
@@ -246,7 +248,9 @@ class FakeKernel:
 
     async def close(self) -> None:
         """Let go of the ports, as the end of the process does."""
-        self._world.state = {key: step for key, step in self._world.state.items() if not isinstance(step, HostPort)}
+        for step in list(self._world.state.values()):
+            if isinstance(step, HostPort | Relay):
+                del self._world.state[step.key]
 
     # Each kind of step
 
@@ -264,6 +268,8 @@ class FakeKernel:
                 return self._world.raise_loopback(step)
             case Member() if f"set/{step.set}" not in self._world.state:
                 raise StepError("not_found", step, f"set {step.set!r} is missing")
+            case Relay() if HostPort(step.proto, step.host, step.port).key not in self._world.state:
+                raise StepError("not_found", step, f"port {step.port}/{step.proto} of [{step.host}] is not reserved")
             case Guard() if "guards" not in self._world.state:
                 raise StepError("not_found", step, "the table of guards is missing")
             case Forward() if f"forwards/{step.family}" not in self._world.state:

@@ -32,6 +32,8 @@ def _table(family: int, kind: str, offset: int, length: int, loopback: bytes) ->
         ("published on all", _LOCAL + lead("any", family, length, L4PROTO, _PORT)),
     )
     outside = ("loopback address on the wire", loopback + verdict(nft.RETURN))
+    # Nothing that leaves the loopback link comes back to ::1: see `relays`.
+    relayed = ("loopback address is relayed", loopback + verdict(nft.RETURN))
     service, target = ("inet_proto", "inet_service"), (kind, "inet_service")
     return Table(
         family,
@@ -39,7 +41,7 @@ def _table(family: int, kind: str, offset: int, length: int, loopback: bytes) ->
         (Set("one", (kind, *service), target), Set("any", service, target)),
         (
             BaseChain("prerouting", "nat", nft.PREROUTING, _PRIORITY, (outside, *rules)),
-            BaseChain("output", "nat", nft.OUTPUT, _PRIORITY, rules),
+            BaseChain("output", "nat", nft.OUTPUT, _PRIORITY, rules if family == nft.IPV4 else (relayed, *rules)),
         ),
     )
 

@@ -46,6 +46,14 @@ class IpSets:
         # The kernel runs one dump a socket at a time, and answers EBUSY to a second.
         self._dumping = asyncio.Lock()
 
+    async def ensure(self, step: IpSet | Member) -> Outcome:
+        """Bring a set or a member about."""
+        return await (self.ensure_set(step) if isinstance(step, IpSet) else self.ensure_member(step))
+
+    async def remove(self, step: IpSet | Member) -> None:
+        """Remove a set or a member."""
+        await (self.remove_set(step) if isinstance(step, IpSet) else self.remove_member(step))
+
     async def ensure_set(self, step: IpSet) -> Outcome:
         """Bring a set about; one of another type is replaced if it is empty."""
         found = await self._header(step.name)

@@ -26,6 +26,7 @@ from netplug.drivers.steps import (
     Macvlan,
     Member,
     Proto,
+    Relay,
     Route,
     Shape,
     Step,
@@ -44,6 +45,7 @@ from .netns import Sandboxes
 from .nftables import Tables
 from .ports import Ports
 from .reaper import Reaper
+from .relays import Relays
 from .rules import FIREWALL_STEPS, FirewallStep, Model
 from .sandboxes import find, inhabited
 from .survey import Survey
@@ -67,6 +69,7 @@ class LinuxKernel:
         self._firewall = {family: Firewall(family, backend) for family in (4, 6)}
         self._sets = IpSets()
         self._ports = Ports()
+        self._relays = Relays(self._ports)
         self._flows = Conntrack()
         self._tables = Tables()
         self._changes = ForeignChanges(self._is_ours, self._is_own_work)
@@ -143,6 +146,8 @@ class LinuxKernel:
             match step:
                 case HostPort():
                     what = self._ports.drift(step)
+                case Relay():
+                    what = self._relays.drift(step)
                 case Guards() | Guard() | Forwards() | Forward():
                     what = look.drift(step)
                 case _:
@@ -210,6 +215,7 @@ class LinuxKernel:
             await self._reaper.close()
         finally:
             self._changes.close()
+            self._relays.close()
             self._ports.close()
             self._flows.close()
             self._tables.close()
@@ -221,14 +227,14 @@ class LinuxKernel:
         match step:
             case Bridge() | Veth() | Macvlan() | Ifb():
                 return await self._ensure_link(step, sandboxes)
-            case IpSet():
-                return await self._sets.ensure_set(step)
-            case Member():
-                return await self._sets.ensure_member(step)
+            case IpSet() | Member():
+                return await self._sets.ensure(step)
             case Sysctl():
                 return sysctl.ensure(step)
             case HostPort():
                 return self._ports.ensure(step)
+            case Relay():
+                return await self._relays.ensure(step)
             case Guards() | Guard() | Forwards() | Forward():
                 return entries.ensure(self._tables, step)
             case Announce():
@@ -291,14 +297,14 @@ class LinuxKernel:
                     self._reaper.add(step.name, group)
                 elif isinstance(step, Macvlan):
                     await asyncio.to_thread(macvlan.remove_moved, step, sandboxes.get)
-            case IpSet():
-                await self._sets.remove_set(step)
-            case Member():
-                await self._sets.remove_member(step)
+            case IpSet() | Member():
+                await self._sets.remove(step)
             case Guards() | Guard() | Forwards() | Forward():
                 entries.remove(self._tables, step)
             case HostPort():
                 self._ports.remove(step)
+            case Relay():
+                self._relays.remove(step)
             case Sysctl():
                 sysctl.remove(step)
             case _:

@@ -1,7 +1,8 @@
 """Ports of the host, reserved by bound sockets that this process keeps.
 
-The sockets never serve: what is published is delivered by DNAT before it could reach them. They keep others (and the
-kernel's choice of ephemeral ports) away, and let a second publication fail with clear words.
+What is published is delivered by DNAT before it could reach these sockets; only what is addressed to ::1 is served by
+them, see `relays`. They keep others (and the kernel's choice of ephemeral ports) away, and let a second publication
+fail with clear words.
 """
 
 import errno
@@ -17,13 +18,29 @@ from netplug.errors import NetplugError
 from .api import MISSING, Outcome, StepError
 
 _SO_ATTACH_FILTER = 26
-_BPF_RETURN_NONE = struct.pack("=HBBI", 0x06, 0, 0, 0)
+
+
+def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    """Return an instruction of classic BPF (linux/filter.h: struct sock_filter)."""
+    return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
+_DESTINATION = 0x100000000 - 0x100000 + 24
+"""Of an IPv6 header, wherever the packet data begin (SKF_NET_OFF)."""
+_NOTHING = _instruction(_RETURN, 0)
 """Classic BPF ``ret #0``: accept no byte of any packet.
 
 While the DNAT rule is missing (being added, flushed by someone, our restart), a SYN must not be answered by a listener
 that nobody serves, nor by a RST: dropped, it is sent again a second later and finds the rule. The same for datagrams,
 which would else fill a buffer that nobody reads.
 """
+_TO_LOOPBACK = b"".join(
+    _instruction(_LOAD, _DESTINATION + 4 * word) + _instruction(_EQUAL, int(word == 3), 0, 7 - 2 * word)
+    for word in range(4)
+) + _instruction(_RETURN, 0xFFFFFFFF)
+"""Accept what is addressed to ::1; each comparison that fails skips to the end."""
+_SERVED_BACKLOG = 128
 Problem = TypeVar("Problem")
 
 
@@ -50,6 +67,26 @@ class Ports:
         sock = self._held.pop(step.key, None)
         if sock:
             sock.close()
+
+    def serve(self, step: HostPort) -> socket.socket | None:
+        """Return a reserved port to be served at ::1, non-blocking and the caller's to close; None if it is not ours.
+
+        The reservation stays. `reserve_only` ends it.
+        """
+        sock = self._held.get(step.key)
+        if sock is None:
+            return None
+        _attach_filter(sock, _TO_LOOPBACK + _NOTHING)
+        if step.proto is not Proto.UDP:
+            sock.listen(_SERVED_BACKLOG)
+        served = sock.dup()
+        served.setblocking(False)
+        return served
+
+    def reserve_only(self, step: HostPort) -> None:
+        """Serve a port no longer."""
+        if sock := self._held.get(step.key):
+            _attach_filter(sock, _NOTHING)
 
     def drift(self, step: HostPort) -> str:
         """Say what is wrong with a reservation; empty when nothing."""
@@ -125,7 +162,7 @@ def _open(step: HostPort) -> socket.socket:
     protocol = socket.IPPROTO_SCTP if step.proto is Proto.SCTP else 0
     sock = socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM, protocol)
     try:
-        _attach_filter(sock)
+        _attach_filter(sock, _NOTHING)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if not datagrams:
@@ -141,7 +178,8 @@ def _open(step: HostPort) -> socket.socket:
     return sock
 
 
-def _attach_filter(sock: socket.socket) -> None:
-    program = create_string_buffer(_BPF_RETURN_NONE)
+def _attach_filter(sock: socket.socket, instructions: bytes) -> None:
+    program = create_string_buffer(instructions)
     # struct sock_fprog: number of instructions, pointer to them.
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, addressof(program)))
+    described = struct.pack("@HP", len(instructions) // len(_NOTHING), addressof(program))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)

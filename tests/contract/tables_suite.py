@@ -7,7 +7,7 @@ import pytest
 from kernel_suite import ADJUSTED, CREATED, EQUAL, Surroundings, gone, refusal, whats
 
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Flows, Forward, Forwards, Guard, Guards, HostPort, Proto, Step
+from netplug.drivers.steps import Flows, Forward, Forwards, Guard, Guards, HostPort, Proto, Relay, Step
 from netplug.kernel.api import Kernel
 from netplug.kernel.executor import Executor
 
@@ -92,6 +92,21 @@ class TablesSuite:
         assert await whats(kernel, *guards[1::2], *ports[1::2]) == []
         await gone(kernel, *reversed(steps))
         assert (await kernel.owned()).entries == set()
+
+    async def test_relay_serves_a_reserved_port(self, kernel: Kernel) -> None:
+        everywhere = ip_address("::")
+        port = HostPort(Proto.TCP, everywhere, 8080)
+        step = Relay(Proto.TCP, everywhere, 8080, ip_address("fd00:9::2"), 80)
+        assert (await refusal(kernel, step)).kind == "not_found"
+        assert await kernel.ensure((port, step)) == [CREATED, CREATED]
+        assert await kernel.ensure((port, step)) == [EQUAL, EQUAL]
+        other = replace(step, target=81)
+        assert len(await whats(kernel, other)) == 1
+        assert await kernel.ensure((other,)) == [ADJUSTED]
+        assert await whats(kernel, port, other) == []
+        await gone(kernel, other)
+        assert await whats(kernel, port, other) == ["missing"]
+        await gone(kernel, port)
 
     async def test_published_port_is_undone_whole(self, kernel: Kernel, around: Surroundings) -> None:
         before = around.snapshot()
