@@ -241,6 +241,17 @@ def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     )
 
 
+@ipam.command("audit")
+def ipam_audit(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
+    """Show addresses that are not held as the records say, leaks among them; exit 0 when there are none, else 1."""
+    found = _client(run_dir).get("ipam/audit")["findings"]
+    if as_json:
+        emit_json(found)
+    elif found:
+        emit(table(("subnet", "address", "what"), [(one["subnet"], one["address"], one["what"]) for one in found]))
+    raise typer.Exit(NO if found else OK)
+
+
 @app.command()
 def diff(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     """Show what in the kernel is not as the records say; exit 0 when there is nothing, else 1."""
