@@ -1,5 +1,6 @@
 """Simulated hosts that run the real engines: each in namespaces of its own, leaving no trace."""
 
+from .cni import BIN_DIR, FOREIGN_DIR, VERSIONS, Attached, PluginError, Runtime, execute
 from .dockerd import Container, Dockerd
 from .host import CommandError, Host, Process
 from .image import busybox_rootfs_tar
@@ -12,6 +13,10 @@ from .wait import wait_until
 from .wire import Wire, connect
 
 __all__ = [
+    "BIN_DIR",
+    "FOREIGN_DIR",
+    "VERSIONS",
+    "Attached",
     "CommandError",
     "Container",
     "Dockerd",
@@ -19,7 +24,9 @@ __all__ = [
     "Machine",
     "Namespace",
     "Netplug",
+    "PluginError",
     "Process",
+    "Runtime",
     "SeenServer",
     "Snapshot",
     "Wire",
@@ -30,6 +37,7 @@ __all__ = [
     "connect",
     "container",
     "docker_network",
+    "execute",
     "engine_runs",
     "http_get",
     "namespace",

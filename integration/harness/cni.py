@@ -1,0 +1,151 @@
+"""A CNI runtime: runs the plugins of a list as libcni does, and keeps results as it does."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from .host import Host
+from .netplugd import RUN_DIR
+from .scoped import Namespace
+
+BIN_DIR = "/run/cni-bin"
+FOREIGN_DIR = "/usr/lib/cni"
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+
+_numbers = count(1)
+
+
+class PluginError(AssertionError):
+    """A plugin answered with an error object."""
+
+    def __init__(self, command: str, answer: dict[str, Any]) -> None:
+        super().__init__(f"{command}: {answer}")
+        self.code: int = answer["code"]
+        self.msg: str = answer["msg"]
+        self.text = f"{answer['msg']}: {answer.get('details', '')}"
+
+
+@dataclass
+class Attached:
+    """One container's interface in a network, with what a runtime remembers of it."""
+
+    container: str
+    netns: str
+    ifname: str
+    args: str
+    runtime: dict[str, Any]
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Its addresses without prefix lengths."""
+        if "ips" in self.result:
+            found = [ip["address"] for ip in self.result["ips"]]
+        else:
+            found = [self.result[key]["ip"] for key in ("ip4", "ip6") if key in self.result]
+        return [address.partition("/")[0] for address in found]
+
+    @property
+    def ip(self) -> str:
+        (address,) = self.addresses
+        return address
+
+
+class Runtime:
+    """Runs a list of plugins on a host. `env`: beside the CNI variables, such as where netplug keeps its state."""
+
+    def __init__(
+        self,
+        host: Host,
+        *plugins: dict[str, Any],
+        version: str = "1.0.0",
+        name: str = "",
+        env: dict[str, str] | None = None,
+        path: Sequence[str] = (BIN_DIR, FOREIGN_DIR),
+    ) -> None:
+        self.host = host
+        self.name = name or f"cni{next(_numbers)}"
+        self.plugins = plugins
+        self.version = version
+        self.env = {"NETPLUG_RUN_DIR": RUN_DIR} | (env or {})
+        self.path = path
+
+    def add(
+        self,
+        netns: Namespace | str,
+        *,
+        container: str = "",
+        ifname: str = "eth0",
+        args: str = "",
+        runtime: dict[str, Any] | None = None,
+    ) -> Attached:
+        """ADD a container; when that fails it is left to the caller to DEL, as it is to a runtime."""
+        where = netns if isinstance(netns, str) else f"/run/netns/{netns.name}"
+        it = Attached(container or f"c{next(_numbers)}", where, ifname, args, runtime or {})
+        previous: dict[str, Any] = {}
+        for plugin in self.plugins:
+            previous = self.run("ADD", plugin, it, previous)
+        it.result = previous
+        return it
+
+    def delete(self, it: Attached, *, netns: str | None = None, bare: bool = False) -> None:
+        """DEL it. `netns`: another one than it was. `bare`: without previous result and runtimeConfig."""
+        gone = Attached(
+            it.container, it.netns if netns is None else netns, it.ifname, it.args, {} if bare else it.runtime
+        )
+        previous = {} if bare or self.version < "0.4.0" else it.result
+        for plugin in reversed(self.plugins):
+            self.run("DEL", plugin, gone, previous)
+
+    def check(self, it: Attached) -> None:
+        for plugin in self.plugins:
+            self.run("CHECK", plugin, it, it.result)
+
+    def gc(self, *valid: Attached) -> None:
+        """GC, with those that are still there."""
+        listed = [{"containerID": it.container, "ifname": it.ifname} for it in valid]
+        for plugin in self.plugins:
+            self.run("GC", plugin | {"cni.dev/valid-attachments": listed}, None, {})
+
+    def status(self) -> None:
+        for plugin in self.plugins:
+            self.run("STATUS", plugin, None, {})
+
+    def run(
+        self, command: str, plugin: dict[str, Any], it: Attached | None, previous: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Run one plugin and return its result.
+
+        Raises:
+            PluginError: it answered with an error.
+        """
+        config = {"cniVersion": self.version, "name": self.name} | plugin
+        env = {"CNI_COMMAND": command, "CNI_PATH": ":".join(self.path)} | self.env
+        if it is not None:
+            env |= {"CNI_CONTAINERID": it.container, "CNI_NETNS": it.netns, "CNI_IFNAME": it.ifname}
+            env |= {"CNI_ARGS": it.args} if it.args else {}
+            declared = {key for key, wanted in plugin.get("capabilities", {}).items() if wanted}
+            config |= {"runtimeConfig": {key: value for key, value in it.runtime.items() if key in declared}}
+        if previous:
+            config |= {"prevResult": previous}
+        return execute(self.host, self._find(plugin["type"]), json.dumps(config), env)
+
+    def _find(self, kind: str) -> str:
+        return next(f"{folder}/{kind}" for folder in self.path if self.host.path(f"{folder}/{kind}").exists())
+
+
+def execute(host: Host, program: str, stdin: str, env: dict[str, str]) -> dict[str, Any]:
+    """Run an executable as a runtime does and return what it printed.
+
+    Raises:
+        PluginError: it answered with an error.
+    """
+    done = host.run([program], check=False, stdin=stdin, env=env)
+    answer: dict[str, Any] = json.loads(done.stdout) if done.stdout.strip() else {}
+    if done.returncode:
+        assert "code" in answer, f"{env.get('CNI_COMMAND')}: exit {done.returncode}: {done.stdout}{done.stderr}"
+        raise PluginError(env.get("CNI_COMMAND", ""), answer)
+    assert "code" not in answer, answer
+    return answer
