@@ -32,15 +32,15 @@ class Plan:
         gone = frozenset(keys)
         return Plan(tuple(step for step in self.steps if step.key not in gone)) if gone else self
 
-    def into(self, netns: str, ifname: str) -> "Plan":
+    def into(self, netns: str, ifname: str, *, tunable: bool = False) -> "Plan":
         """Return the plan with the sandbox side of its link made in `netns`, under its final name."""
 
         def inside(step: Step) -> Step:
             match step:
                 case Veth():
-                    return replace(step, netns=netns, peer=ifname)
+                    return replace(step, netns=netns, peer=ifname, tunable=tunable)
                 case Macvlan(up=False):
-                    return replace(step, netns=netns, ifname=ifname)
+                    return replace(step, netns=netns, ifname=ifname, tunable=tunable)
             return step
 
         return Plan(tuple(inside(step) for step in self))

@@ -48,7 +48,8 @@ class Veth:
     """A veth pair: the host side `name` is up and a port of bridge `master`, if any; the sandbox side is `peer`.
 
     The peer is made in the host's namespace and left down (a runtime moves it), or directly in `netns` and up.
-    `isolated`: the port exchanges no frames with other isolated ports (bridge(8), ``isolated on``).
+    `isolated`: the port exchanges no frames with other isolated ports (bridge(8), ``isolated on``). `tunable`: others
+    may change MAC, MTU and state of the sandbox side once it is made.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Veth:
     master: str
     isolated: bool = False
     netns: str | None = None
+    tunable: bool = False
 
     @property
     def key(self) -> str:
@@ -244,7 +246,7 @@ class Macvlan:
 
     `name` is what it is known by, and its name in the host's namespace, where it is made and left down unless `up`.
     With a `netns` it is made there, as `ifname`, and up. `moved`: the sandbox into which a runtime has moved it since;
-    it is there, or still on the host.
+    it is there, or still on the host. `tunable`: as of a `Veth`.
     """
 
     name: str
@@ -256,6 +258,7 @@ class Macvlan:
     ifname: str = ""
     netns: str | None = None
     moved: str | None = None
+    tunable: bool = False
 
     @property
     def key(self) -> str:

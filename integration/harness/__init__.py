@@ -1,6 +1,6 @@
 """Simulated hosts that run the real engines: each in namespaces of its own, leaving no trace."""
 
-from .cni import BIN_DIR, FOREIGN_DIR, VERSIONS, Attached, PluginError, Runtime, execute
+from .cni import BIN_DIR, FOREIGN_DIR, VERSIONS, Attached, PluginError, Runtime, cni_attached, cni_list, execute
 from .dockerd import Container, Dockerd
 from .host import CommandError, Host, Process
 from .image import busybox_rootfs_tar
@@ -34,11 +34,13 @@ __all__ = [
     "attached",
     "busybox_rootfs_tar",
     "cli_network",
+    "cni_attached",
+    "cni_list",
     "connect",
     "container",
     "docker_network",
-    "execute",
     "engine_runs",
+    "execute",
     "http_get",
     "namespace",
     "snapshot",

@@ -1,14 +1,15 @@
 """A CNI runtime: runs the plugins of a list as libcni does, and keeps results as it does."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 from .host import Host
-from .netplugd import RUN_DIR
-from .scoped import Namespace
+from .netplugd import RUN_DIR, Netplug
+from .scoped import Namespace, namespace
 
 BIN_DIR = "/run/cni-bin"
 FOREIGN_DIR = "/usr/lib/cni"
@@ -149,3 +150,27 @@ def execute(host: Host, program: str, stdin: str, env: dict[str, str]) -> dict[s
         raise PluginError(env.get("CNI_COMMAND", ""), answer)
     assert "code" not in answer, answer
     return answer
+
+
+@contextmanager
+def cni_list(host: Host, netplug: Netplug, *plugins: dict[str, Any], **options: Any) -> Iterator[Runtime]:
+    """A runtime with a list; the network that its ADDs made is gone afterwards."""
+    it = Runtime(host, *plugins, **options)
+    try:
+        yield it
+    finally:
+        if any(net["name"] == it.name and net["front_end"] == "cni" for net in netplug.json("network", "ls")):
+            version, it.version = it.version, "1.1.0"
+            it.gc()
+            it.version = version
+
+
+@contextmanager
+def cni_attached(it: Runtime, **options: Any) -> Iterator[tuple[Namespace, Attached]]:
+    """A container of a list, and what its ADD said."""
+    with namespace(it.host) as netns:
+        one = it.add(netns, **options)
+        try:
+            yield netns, one
+        finally:
+            it.delete(one)

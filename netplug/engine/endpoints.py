@@ -76,7 +76,9 @@ class Endpoints:
                 attachment = replace(attachment, gateways=(), routes=spec.routes)
             if spec.netns:
                 attachment = self._beside_others(attachment, spec.netns)
-                plan = place(plan, endpoint, attachment, spec.netns, spec.ifname)
+                # In a list of CNI plugins those that come after us may tune the link.
+                tunable = spec.front_end is FrontEnd.CNI
+                plan = place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable)
             hidden = EndpointRecord(
                 endpoint,
                 spec.front_end,

@@ -173,14 +173,14 @@ class CniService:
             if record.front_end is FrontEnd.CNI and not self._engine.registry.endpoints(record.network.id):
                 await _gathering(errors, self._engine.networks.delete(record.network.id, by=FrontEnd.CNI))
         if foreign is not None:
-            await _gathering(errors, foreign.run("GC"))
+            await _gathering(errors, foreign.run_if_it_can("GC"))
         if errors:
             raise CniError(errors[0].code, "; ".join(map(str, errors)))
 
     async def _status(self, request: Request, foreign: Delegate | None) -> None:
         await refuse_unready(self._engine, self._find(request.network), translate(request).network)
         if foreign is not None:
-            await foreign.run("STATUS")
+            await foreign.run_if_it_can("STATUS")
 
     def _find(self, name: str) -> NetworkRecord | None:
         return next((one for one in self._engine.registry.networks() if one.network.name == name), None)

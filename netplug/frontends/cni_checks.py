@@ -4,14 +4,12 @@ from collections.abc import Sequence
 
 from netplug.drivers.api import Network
 from netplug.drivers.options import parse
-from netplug.drivers.steps import Loopback, Macvlan, Veth
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.engine.shared import driver_of
 from netplug.frontends.cni_result import Result
 from netplug.frontends.cni_wire import CniError, Code
 from netplug.ipam.allocator import Allocator
-from netplug.kernel.api import MISSING, Drift
 
 
 def refuse_disagreement(record: NetworkRecord, wanted: NetworkSpec, allocator: Allocator) -> None:
@@ -66,8 +64,6 @@ def _disagreement(net: Network, key: str, asked: object, found: object) -> CniEr
 async def refuse_drift(engine: Engine, network: NetworkRecord, built: EndpointRecord, previous: Result) -> None:
     """Refuse an endpoint that is not as it was made.
 
-    What later plugins of a list may change of a link (its MAC, its MTU) is theirs.
-
     Raises:
         CniError: code 104, with all that is missing or different.
     """
@@ -75,13 +71,9 @@ async def refuse_drift(engine: Engine, network: NetworkRecord, built: EndpointRe
     if missing := [str(address) for address in built.endpoint.addresses if address not in listed]:
         raise CniError(Code.WRONG, f"prevResult lacks {', '.join(missing)}")
     drifts = await engine.kernel.drift((*network.plan, *built.present))
-    wrong = [f"{drift.step.key}: {drift.what}" for drift in drifts if not _tolerable(drift)]
-    if wrong:
-        raise CniError(Code.WRONG, "the kernel is not as it was made", "; ".join(wrong))
-
-
-def _tolerable(drift: Drift) -> bool:
-    return isinstance(drift.step, Veth | Macvlan | Loopback) and drift.what != MISSING
+    if drifts:
+        wrong = "; ".join(f"{drift.step.key}: {drift.what}" for drift in drifts)
+        raise CniError(Code.WRONG, "the kernel is not as it was made", wrong)
 
 
 async def refuse_unready(engine: Engine, record: NetworkRecord | None, wanted: NetworkSpec) -> None:

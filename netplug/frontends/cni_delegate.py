@@ -34,6 +34,12 @@ class Delegate:
         """Have it do something that has no result; raises as `add`."""
         await self._run(command)
 
+    async def run_if_it_can(self, command: str) -> None:
+        """Have it do something that plugins of an older version of the specification know nothing of."""
+        known = (await self._run("VERSION")).get("supportedVersions")
+        if isinstance(known, list) and self._request.version in known:
+            await self._run(command)
+
     async def _run(self, command: str) -> Mapping[str, Any]:
         request = self._request
         try:
