@@ -10,11 +10,13 @@ import pytest
 from harness import (
     BIN_DIR,
     VERSIONS,
+    Attached,
     Host,
     Netplug,
     PluginError,
     Runtime,
     SeenServer,
+    Wire,
     connect,
     namespace,
     snapshot,
@@ -32,9 +34,16 @@ PARALLEL = 12
 
 
 @pytest.fixture
-def own(new_host: Callable[..., Host]) -> Iterator[tuple[Host, Netplug]]:
-    """A host whose daemon is stopped, with the plugin installed; in the end it is as it was in the beginning."""
-    host = new_host()
+def far(new_host: Callable[..., Host]) -> tuple[Host, Host, Wire]:
+    """A host, another one, and the cable between them."""
+    host, client = new_host(), new_host("client")
+    return host, client, connect(host, client)
+
+
+@pytest.fixture
+def own(far: tuple[Host, Host, Wire]) -> Iterator[tuple[Host, Netplug]]:
+    """The host with the plugin installed and the daemon stopped; in the end it is as it was in the beginning."""
+    host, _, _ = far
     netplug = Netplug(host, "--docker-host", "none")
     netplug.cli("cni", "install", "--bin-dir", BIN_DIR)
     netplug.stop()
@@ -55,6 +64,11 @@ def runtime(own: tuple[Host, Netplug], version: str = "1.1.0", **more: Any) -> R
     return Runtime(host, PLUGIN | more, version=version, env={"NETPLUG_STATE_DIR": str(netplug.state_dir)})
 
 
+def kinds(one: Attached) -> list[tuple[str, str]]:
+    """The interfaces of a result; their names on the host hang on the network's id."""
+    return [(link["name"][:3], link.get("sandbox", "")) for link in one.result.get("interfaces", ())]
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_same_result_as_with_a_daemon(own: tuple[Host, Netplug], version: str) -> None:
     host, netplug = own
@@ -72,20 +86,16 @@ def test_same_result_as_with_a_daemon(own: tuple[Host, Netplug], version: str) -
         netplug.cli("network", "rm", it.name)
         again = it.add(netns, container="same", runtime=PORT)
         assert {**again.result, "interfaces": None} == {**one.result, "interfaces": None}
-        links = [
-            [(link["name"][:3], link.get("sandbox")) for link in r.result.get("interfaces", ())] for r in (one, again)
-        ]
-        assert links[0] == links[1]
+        assert kinds(one) == kinds(again)
         assert netns.exec("ip", "route") == seen[1]
         (before, after) = (json.loads(text)[0] for text in (seen[0], netns.exec("ip", "-j", "addr", "show", "eth0")))
         assert (after["address"], after["mtu"]) == (before["address"], before["mtu"])
         it.delete(again)
 
 
-def test_daemon_and_none_take_turns(own: tuple[Host, Netplug], new_host: Callable[..., Host]) -> None:
+def test_daemon_and_none_take_turns(own: tuple[Host, Netplug], far: tuple[Host, Host, Wire]) -> None:
     host, netplug = own
-    client = new_host("client")
-    wire = connect(host, client)
+    _, client, wire = far
     it = runtime(own)
     with namespace(host) as one, namespace(host) as two, SeenServer(one, "tcp", 80):
         first = it.add(one, runtime=PORT)
