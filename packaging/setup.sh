@@ -29,6 +29,8 @@ system() {
         nsenter:util-linux unshare:util-linux; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
+    # The reference CNI plugins, as neighbours and for comparison.
+    [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
     # The image is made of busybox alone: it has to be the static one.
     if command -v busybox >/dev/null && ldd "$(command -v busybox)" 2>/dev/null | grep -q "=>"; then
         missing+=(busybox-static)
