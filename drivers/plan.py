@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from .codec import Json, JsonObject, decode, encode
-from .steps import STEPS, Macvlan, Step, Veth
+from .steps import STEPS, HostPort, Macvlan, Step, Veth
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,10 @@ class Plan:
             return step
 
         return Plan(tuple(inside(step) for step in self))
+
+    def sharing(self) -> "Plan":
+        """Return the plan with ports of the host that a runtime may bind too."""
+        return Plan(tuple(replace(step, shared=True) if isinstance(step, HostPort) else step for step in self))
 
     def moved(self, netns: str | None) -> "Plan":
         """Return the plan as it is once a runtime may have moved the sandbox side into `netns`."""

@@ -209,11 +209,15 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class HostPort:
-    """A port of the host, reserved by a bound socket. `address` unspecified (0.0.0.0, ::) means all of its family."""
+    """A port of the host, reserved by a bound socket. `address` unspecified (0.0.0.0, ::) means all of its family.
+
+    `shared`: its runtime may bind it too, as podman does; once found free it is remembered as taken, and not held.
+    """
 
     proto: Proto
     address: IPAddress
     port: int
+    shared: bool = False
 
     @property
     def key(self) -> str:

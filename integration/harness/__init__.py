@@ -1,6 +1,24 @@
 """Simulated hosts that run the real engines: each in namespaces of its own, leaving no trace."""
 
-from .cni import BIN_DIR, FOREIGN_DIR, VERSIONS, Attached, PluginError, Runtime, cni_attached, cni_list, execute
+from .cni import (
+    BIN_DIR,
+    FOREIGN_DIR,
+    PYNET,
+    RANGES4,
+    RANGES46,
+    VERSIONS,
+    Attached,
+    PluginError,
+    Runtime,
+    addresses_of,
+    cni_attached,
+    cni_list,
+    cni_refusal,
+    default_gateway,
+    execute,
+    links_of,
+    own_ipam,
+)
 from .dockerd import Container, Dockerd
 from .host import CommandError, Host, Process
 from .image import busybox_rootfs_tar
@@ -15,6 +33,9 @@ from .wire import Wire, connect
 __all__ = [
     "BIN_DIR",
     "FOREIGN_DIR",
+    "PYNET",
+    "RANGES4",
+    "RANGES46",
     "VERSIONS",
     "Attached",
     "CommandError",
@@ -30,19 +51,24 @@ __all__ = [
     "SeenServer",
     "Snapshot",
     "Wire",
+    "addresses_of",
     "assert_same",
     "attached",
     "busybox_rootfs_tar",
     "cli_network",
     "cni_attached",
     "cni_list",
+    "cni_refusal",
     "connect",
     "container",
+    "default_gateway",
     "docker_network",
     "engine_runs",
     "execute",
     "http_get",
+    "links_of",
     "namespace",
+    "own_ipam",
     "snapshot",
     "tcp_ask",
     "udp_ask",

@@ -15,6 +15,11 @@ BIN_DIR = "/run/cni-bin"
 FOREIGN_DIR = "/usr/lib/cni"
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
+CAPABILITIES = ("aliases", "bandwidth", "cgroupPath", "dns", "ipRanges", "ips", "mac", "portMappings")
+PYNET: dict[str, Any] = {"type": "pynet", "capabilities": dict.fromkeys(CAPABILITIES, True)}
+RANGES4 = [[{"subnet": "10.91.0.0/24"}]]
+RANGES46 = [*RANGES4, [{"subnet": "fd00:91::/64"}]]
+
 _numbers = count(1)
 
 
@@ -174,3 +179,32 @@ def cni_attached(it: Runtime, **options: Any) -> Iterator[tuple[Namespace, Attac
             yield netns, one
         finally:
             it.delete(one)
+
+
+def own_ipam(ranges: Any, **more: Any) -> dict[str, Any]:
+    """Return what a configuration says to have addresses of our own allocator."""
+    return {"ipam": {"type": "netplug-ipam", "ranges": ranges} | more}
+
+
+def cni_refusal(it: Runtime, **options: Any) -> PluginError:
+    """Return what a failing ADD answers; nothing is left of it, so that no DEL is needed."""
+    with namespace(it.host) as netns:
+        try:
+            it.add(netns, **options)
+        except PluginError as error:
+            return error
+    raise AssertionError(f"ADD to {it.name} did not fail")
+
+
+def links_of(netns: Namespace) -> list[str]:
+    return sorted(link["ifname"] for link in json.loads(netns.exec("ip", "-j", "link")))
+
+
+def addresses_of(netns: Namespace, ifname: str = "eth0") -> set[str]:
+    found = json.loads(netns.exec("ip", "-j", "addr", "show", ifname))[0]["addr_info"]
+    return {f"{it['local']}/{it['prefixlen']}" for it in found if it["scope"] == "global"}
+
+
+def default_gateway(netns: Namespace, *family: str) -> str:
+    words = netns.exec("ip", *family, "route", "show", "default").split()
+    return words[2] if words else ""

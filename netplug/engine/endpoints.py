@@ -205,6 +205,8 @@ class Endpoints:
         ports, default = built.endpoint.ports, net.options.host_binding_ipv4
         async with reserved(self._kernel, built.endpoint, ports, default) as published:
             exposed = self._drivers[net.options.mode].expose(net, replace(built.endpoint, ports=published))
+            if built.front_end is FrontEnd.CNI:
+                exposed = exposed.sharing()
             yield replace(built, exposed=exposed, published=published if exposed else ())
 
     async def _drop_dead_publishers(self, endpoint_id: str) -> bool:
