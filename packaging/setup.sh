@@ -26,7 +26,7 @@ system() {
     local missing=() pair
     for pair in dockerd:docker.io docker:docker.io iptables:iptables ip6tables:iptables ipset:ipset ip:iproute2 \
         ss:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps conntrack:conntrack curl:curl \
-        nsenter:util-linux unshare:util-linux; do
+        nsenter:util-linux unshare:util-linux podman:podman; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     # The reference CNI plugins, as neighbours and for comparison.

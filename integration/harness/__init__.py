@@ -24,6 +24,7 @@ from .host import CommandError, Host, Process
 from .image import busybox_rootfs_tar
 from .machine import Machine, engine_runs
 from .netplugd import Netplug
+from .podman import Podman
 from .scoped import Namespace, attached, cli_network, container, docker_network, namespace
 from .snapshot import Snapshot, assert_same, snapshot
 from .traffic import SeenServer, http_get, tcp_ask, udp_ask
@@ -46,6 +47,7 @@ __all__ = [
     "Namespace",
     "Netplug",
     "PluginError",
+    "Podman",
     "Process",
     "Runtime",
     "SeenServer",
