@@ -86,6 +86,7 @@ class CniService:
 
     async def _add(self, request: Request, foreign: Delegate | None) -> Result:
         wanted = translate(request)
+        await self._refuse_sandbox(request)
         before = request.get("prevResult")
         previous = cni_result.parse(before, request.version) if isinstance(before, dict) else Result()
         if previous.interface(request.ifname, request.netns) is not None:
@@ -100,6 +101,14 @@ class CniService:
             with suppress(CniError):  # what went wrong first is what counts
                 await foreign.run("DEL")
             raise
+
+    async def _refuse_sandbox(self, request: Request) -> None:
+        """Refuse a namespace that is none, or the host's own, before anything is changed."""
+        try:
+            await self._engine.kernel.sandbox(request.netns)
+        except NetplugError as exc:
+            code = Code.ENVIRONMENT if exc.kind == "not_found" else Code.NETNS
+            raise CniError(code, f"CNI_NETNS: {exc.message}") from None
 
     async def _attach(self, request: Request, wanted: Wanted, previous: Result, leased: Result | None) -> Result:
         spec = wanted.network if leased is None else replace(wanted.network, subnets=_foreign_subnets(leased))
@@ -231,7 +240,7 @@ def refusal(exc: Exception, version: str) -> Reply:
         log.warning("request.failed", error=str(exc))
         error = CniError(Code.TRY_AGAIN, f"store: {exc}")
     elif isinstance(exc, Reportable) and exc.kind in _CODES:
-        error = CniError(_code(exc), exc.message, exc.hint)
+        error = CniError(_CODES[exc.kind], exc.message, exc.hint)
     else:
         log.error("request.failed", error=str(exc), exc_info=exc)
         error = CniError(Code.INTERNAL, f"internal error: {exc}", "see the log of netplug")
@@ -239,9 +248,3 @@ def refusal(exc: Exception, version: str) -> Reply:
     data: dict[str, Any] = {"cniVersion": version} if version else {}
     data |= {"code": int(error.code), "msg": error.msg}
     return Reply(1, json.dumps(data | ({"details": error.details} if error.details else {})) + "\n")
-
-
-def _code(exc: Reportable) -> Code:
-    if "network namespace" in exc.message and exc.kind in {"not_found", "invalid"}:
-        return Code.NETNS if exc.kind == "invalid" else Code.ENVIRONMENT
-    return _CODES[exc.kind]
