@@ -86,6 +86,8 @@ class CniService:
 
     async def _add(self, request: Request, foreign: Delegate | None) -> Result:
         wanted = translate(request)
+        if foreign is not None:
+            foreign.find()
         await self._refuse_sandbox(request)
         before = request.get("prevResult")
         previous = cni_result.parse(before, request.version) if isinstance(before, dict) else Result()
