@@ -34,8 +34,11 @@ _LOOKING = frozenset({"CHECK", "STATUS"})
 
 def main() -> int:
     """Answer the call of this environment."""
+    name, *arguments = sys.argv[1:]
     env = {key: value for key, value in os.environ.items() if key.startswith("CNI_")}
-    call = Call(sys.argv[1], env, sys.stdin.buffer.read())
+    if not env.get("CNI_COMMAND") and arguments:
+        env = {"NETAVARK_COMMAND": arguments[0], "NETAVARK_NETNS": arguments[-1]}
+    call = Call(name, env, sys.stdin.buffer.read())
     reply = answer(call)
     sys.stdout.write(reply.stdout)
     sys.stderr.write(reply.stderr)

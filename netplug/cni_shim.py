@@ -5,8 +5,10 @@ for an interpreter without `site`, and here is imported nothing but what that ha
 would double the time). The lines are few because they are compiled each time, while this module is cached. Without a
 daemon it becomes a netplug that does the work in process (`netplug.alone`).
 
-A request is NUL-terminated words (the executable's name, ``KEY=VALUE`` of each CNI variable), an empty one, and what
-came on stdin; a reply is a line of exit code and length, so much for stdout, and the rest for stderr.
+netavark starts the same file, with arguments in place of variables.
+
+A request is NUL-terminated words (the executable's name, ``KEY=VALUE`` of each variable), an empty one, and what came
+on stdin; a reply is a line of exit code and length, so much for stdout, and the rest for stderr.
 """
 
 import _socket
@@ -16,6 +18,7 @@ import sys
 RUN_DIR = "/run/netplug"
 VERSION = "0.1.0"
 SOCKET = "cni.sock"
+NETAVARK_API = "1.0.0"
 SPEC_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 
@@ -32,19 +35,19 @@ def main(run_dir: str = RUN_DIR, engine: str = "") -> int:
     env = posix.environ
     name = sys.argv[0].rpartition("/")[2]
     command = env.get(b"CNI_COMMAND", b"")
+    words = [key + b"=" + value for key, value in env.items() if key.startswith(b"CNI_")]
     if not command:
-        spoken = ", ".join(SPEC_VERSIONS)
-        posix.write(2, f"CNI {name} plugin v{VERSION}\nCNI protocol versions supported: {spoken}\n".encode())
-        return 0
+        if sys.argv[1:] in ([], ["info"]):
+            return about(name)
+        words = [f"NETAVARK_COMMAND={sys.argv[1]}".encode(), b"NETAVARK_NETNS=" + sys.argv[-1].encode()]
     given = read(0)
     if command == b"VERSION":
         asked = string_at(given, b'"cniVersion"') or SPEC_VERSIONS[-1]
         spoken = ",".join(f'"{version}"' for version in SPEC_VERSIONS)
         write(1, f'{{"cniVersion":"{asked}","supportedVersions":[{spoken}]}}\n'.encode())
         return 0
-    words = [name.encode(), *(key + b"=" + value for key, value in env.items() if key.startswith(b"CNI_")), b"", given]
     run_dir = env.get(b"NETPLUG_RUN_DIR", b"").decode() or run_dir
-    reply = ask(f"{run_dir}/{SOCKET}", b"\0".join(words))
+    reply = ask(f"{run_dir}/{SOCKET}", b"\0".join((name.encode(), *words, b"", given)))
     head, newline, rest = reply.partition(b"\n")
     if not newline:
         return alone(engine or sys.executable, name, given)
@@ -52,6 +55,14 @@ def main(run_dir: str = RUN_DIR, engine: str = "") -> int:
     write(1, rest[:length])
     write(2, rest[length:])
     return code
+
+
+def about(name: str) -> int:
+    """Tell of the plugin: CNI runtimes on stderr, netavark on stdout."""
+    spoken = ", ".join(SPEC_VERSIONS)
+    write(2, f"CNI {name} plugin v{VERSION}\nCNI protocol versions supported: {spoken}\n".encode())
+    write(1, f'{{"version":"{VERSION}","api_version":"{NETAVARK_API}"}}\n'.encode())
+    return 0
 
 
 def ask(path: str, request: bytes) -> bytes:
@@ -75,7 +86,7 @@ def alone(engine: str, name: str, given: bytes) -> int:
     posix.lseek(fd, 0, 0)
     posix.dup2(fd, 0)
     try:
-        posix.execve(engine, [engine, "-I", "-m", "netplug.alone", name], posix.environ)
+        posix.execve(engine, [engine, "-I", "-m", "netplug.alone", name, *sys.argv[1:]], posix.environ)
     except OSError as error:
         words = f"no netplug daemon answers, and {engine} cannot be started: {error.strerror}"
         write(1, f'{{"code":11,"msg":"{words}"}}\n'.encode())

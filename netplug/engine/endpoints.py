@@ -79,7 +79,7 @@ class Endpoints:
             if spec.netns:
                 attachment = self._beside_others(attachment, spec.netns)
                 # In a list of CNI plugins those that come after us may tune the link.
-                tunable = spec.front_end is FrontEnd.CNI
+                tunable = spec.front_end.shares
                 plan = place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable)
             hidden = EndpointRecord(
                 endpoint,
@@ -207,7 +207,7 @@ class Endpoints:
         ports, default = built.endpoint.ports, net.options.host_binding_ipv4
         async with reserved(self._kernel, built.endpoint, ports, default) as published:
             exposed = self._drivers[net.options.mode].expose(net, replace(built.endpoint, ports=published))
-            if built.front_end is FrontEnd.CNI:
+            if built.front_end.shares:
                 exposed = exposed.sharing()
             yield replace(built, exposed=exposed, published=published if exposed else ())
 

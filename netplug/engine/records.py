@@ -22,6 +22,12 @@ class FrontEnd(StrEnum):
     DOCKER = "docker"
     CLI = "cli"
     CNI = "cni"
+    NETAVARK = "netavark"
+
+    @property
+    def shares(self) -> bool:
+        """Whether others than we have a hand in its sandboxes: tune links there, bind published ports."""
+        return self in {FrontEnd.CNI, FrontEnd.NETAVARK}
 
 
 @dataclass(frozen=True, slots=True)

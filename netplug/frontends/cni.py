@@ -5,10 +5,9 @@ namespace, the configuration or the previous result. A network is made by the fi
 `netplug network create` made it before; the last GC, or `netplug network rm`, takes it away.
 """
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -20,7 +19,7 @@ from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, FrontEnd, NetworkRecord, SubnetSpec
 from netplug.errors import NetplugError, Reportable
 from netplug.frontends import cni_result
-from netplug.frontends.cni_checks import refuse_disagreement, refuse_drift, refuse_unready
+from netplug.frontends.cni_checks import refuse_drift, refuse_unready
 from netplug.frontends.cni_config import Wanted, translate, without_ipam
 from netplug.frontends.cni_delegate import Delegate
 from netplug.frontends.cni_ipam import Leasing
@@ -28,6 +27,8 @@ from netplug.frontends.cni_outcome import outcome
 from netplug.frontends.cni_result import Result
 from netplug.frontends.cni_types import RouteIn
 from netplug.frontends.cni_wire import Call, CniError, Code, Command, Reply, Request, read, valid_attachments
+from netplug.frontends.named import NamedNetworks
+from netplug.frontends.netavark import NetavarkService
 from netplug.ipam.pool import EXTERNAL
 from netplug.store.api import StoreError
 
@@ -48,8 +49,9 @@ class CniService:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._making: dict[str, asyncio.Lock] = {}
+        self._networks = NamedNetworks(engine)
         self._leasing = Leasing(engine)
+        self._netavark = NetavarkService(engine, self._networks)
         self._commands: Mapping[Command, Callable[[Request, Delegate | None], Awaitable[Result | None]]] = {
             Command.ADD: self._add,
             Command.DEL: self._delete,
@@ -60,6 +62,8 @@ class CniService:
 
     async def answer(self, call: Call) -> Reply:
         """Do what a call asks for."""
+        if call.netavark:
+            return await self._netavark.answer(call)
         version, foreign = "", None
         try:
             request = read(call)
@@ -74,7 +78,7 @@ class CniService:
 
     async def _do(self, request: Request, foreign: Delegate | None) -> Result | None:
         if request.type != request.me == request.ipam:
-            async with self._one_at_a_time(request.network):
+            async with self._networks.one_at_a_time(request.network):
                 return await self._leasing.do(request)
         return await self._commands[request.command](request, foreign)
 
@@ -82,6 +86,9 @@ class CniService:
 
     async def _add(self, request: Request, foreign: Delegate | None) -> Result:
         wanted = translate(request)
+        if foreign is not None:
+            foreign.find()
+        await self._refuse_sandbox(request)
         before = request.get("prevResult")
         previous = cni_result.parse(before, request.version) if isinstance(before, dict) else Result()
         if previous.interface(request.ifname, request.netns) is not None:
@@ -97,8 +104,17 @@ class CniService:
                 await foreign.run("DEL")
             raise
 
+    async def _refuse_sandbox(self, request: Request) -> None:
+        """Refuse a namespace that is none, or the host's own, before anything is changed."""
+        try:
+            await self._engine.kernel.sandbox(request.netns)
+        except NetplugError as exc:
+            code = Code.ENVIRONMENT if exc.kind == "not_found" else Code.NETNS
+            raise CniError(code, f"CNI_NETNS: {exc.message}") from None
+
     async def _attach(self, request: Request, wanted: Wanted, previous: Result, leased: Result | None) -> Result:
-        async with self._network(wanted, leased) as network:
+        spec = wanted.network if leased is None else replace(wanted.network, subnets=_foreign_subnets(leased))
+        async with self._networks.joined(spec) as network:
             built, _ = await self._engine.endpoints.attach(_spec(request, wanted, network, leased))
             try:
                 bridge = self._engine.shared.host.link
@@ -108,36 +124,6 @@ class CniService:
                 await self._engine.endpoints.delete(network.network.id, built.endpoint.id)
                 raise
             return made
-
-    @asynccontextmanager
-    async def _network(self, wanted: Wanted, leased: Result | None) -> AsyncIterator[NetworkRecord]:
-        """Yield the network; one that was made for this goes again when the block fails."""
-        async with self._one_at_a_time(wanted.network.name):
-            record = self._find(wanted.network.name)
-            if record is not None:
-                record = await self._agreeing(record, wanted)
-            made = record is None
-            if record is None:
-                subnets = wanted.network.subnets if leased is None else _foreign_subnets(leased)
-                record = await self._engine.networks.create(replace(wanted.network, subnets=subnets))
-        try:
-            yield record
-        except BaseException:
-            if made:
-                with suppress(NetplugError):  # another ADD may have come to use it
-                    await self._engine.networks.delete(record.network.id, by=FrontEnd.CNI)
-            raise
-
-    async def _agreeing(self, record: NetworkRecord, wanted: Wanted) -> NetworkRecord | None:
-        """Return the network if the configuration fits it; one that a conflist made and nobody is in is made anew."""
-        try:
-            refuse_disagreement(record, wanted.network, self._engine.allocator)
-        except CniError:
-            if record.front_end is not FrontEnd.CNI or self._engine.registry.endpoints(record.network.id):
-                raise
-            await self._engine.networks.delete(record.network.id, by=FrontEnd.CNI)
-            return None
-        return record
 
     # DEL, CHECK
 
@@ -152,7 +138,7 @@ class CniService:
         before = request.get("prevResult")
         if not isinstance(before, dict):
             raise CniError(Code.CONFIG, "required prevResult missing")
-        record = self._find(request.network)
+        record = self._networks.find(request.network)
         built = self._engine.registry.find(record.network.id, endpoint_id(request)) if record else None
         if record is None or built is None:
             words = f"{request.ifname} of container {request.container} is not attached to network {request.network!r}"
@@ -166,7 +152,7 @@ class CniService:
     async def _collect(self, request: Request, foreign: Delegate | None) -> None:
         valid = valid_attachments(request)
         errors: list[CniError] = []
-        if record := self._find(request.network):
+        if record := self._networks.find(request.network):
             for built in self._engine.registry.endpoints(record.network.id):
                 if built.front_end is FrontEnd.CNI and (built.container, built.ifname) not in valid:
                     await _gathering(errors, self._engine.endpoints.delete(record.network.id, built.endpoint.id))
@@ -178,21 +164,9 @@ class CniService:
             raise CniError(errors[0].code, "; ".join(map(str, errors)))
 
     async def _status(self, request: Request, foreign: Delegate | None) -> None:
-        await refuse_unready(self._engine, self._find(request.network), translate(request).network)
+        await refuse_unready(self._engine, self._networks.find(request.network), translate(request).network)
         if foreign is not None:
             await foreign.run_if_it_can("STATUS")
-
-    def _find(self, name: str) -> NetworkRecord | None:
-        return next((one for one in self._engine.registry.networks() if one.network.name == name), None)
-
-    @asynccontextmanager
-    async def _one_at_a_time(self, name: str) -> AsyncIterator[None]:
-        """Let the first of several make a network, and the others find it."""
-        lock = self._making.setdefault(name, asyncio.Lock())
-        async with lock:
-            yield
-        if not lock.locked() and self._making.get(name) is lock:
-            del self._making[name]
 
 
 def endpoint_id(request: Request) -> str:
@@ -268,7 +242,7 @@ def refusal(exc: Exception, version: str) -> Reply:
         log.warning("request.failed", error=str(exc))
         error = CniError(Code.TRY_AGAIN, f"store: {exc}")
     elif isinstance(exc, Reportable) and exc.kind in _CODES:
-        error = CniError(_code(exc), exc.message, exc.hint)
+        error = CniError(_CODES[exc.kind], exc.message, exc.hint)
     else:
         log.error("request.failed", error=str(exc), exc_info=exc)
         error = CniError(Code.INTERNAL, f"internal error: {exc}", "see the log of netplug")
@@ -276,9 +250,3 @@ def refusal(exc: Exception, version: str) -> Reply:
     data: dict[str, Any] = {"cniVersion": version} if version else {}
     data |= {"code": int(error.code), "msg": error.msg}
     return Reply(1, json.dumps(data | ({"details": error.details} if error.details else {})) + "\n")
-
-
-def _code(exc: Reportable) -> Code:
-    if "network namespace" in exc.message and exc.kind in {"not_found", "invalid"}:
-        return Code.NETNS if exc.kind == "invalid" else Code.ENVIRONMENT
-    return _CODES[exc.kind]

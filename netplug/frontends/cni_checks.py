@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from netplug.drivers.api import Network
 from netplug.drivers.options import parse
 from netplug.engine import Engine
-from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.engine.records import EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.engine.shared import driver_of
 from netplug.frontends.cni_result import Result
 from netplug.frontends.cni_wire import CniError, Code
@@ -44,7 +44,7 @@ def _refuse_subnet(record: NetworkRecord, wanted: SubnetSpec, allocator: Allocat
         if wanted.gateway is not None and gateway is not None and gateway != wanted.gateway:
             raise _disagreement(net, f"gateway of {subnet.pool}", wanted.gateway, gateway)
         pool = allocator.pool(pool_id)
-        if record.front_end is FrontEnd.CNI and pool is not None and pool.ends != wanted.ends:
+        if record.front_end.shares and pool is not None and pool.ends != wanted.ends:
             raise _disagreement(net, f"range of {subnet.pool}", _ends(wanted), _ends(pool))
         return
     pools = ", ".join(str(subnet.pool) for subnet in net.subnets) or "none"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from netplug.drivers.api import Network, PortMapping, StaticRoute
-from netplug.drivers.options import BRIDGE, MACVLAN, MACVLAN_MODES, OPTIONS
+from netplug.drivers.options import BRIDGE, MACVLAN, MACVLAN_MODES, OPTIONS, parse
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.frontends.cni_result import Dns, read_resolv_conf
@@ -73,6 +73,7 @@ def translate(request: Request) -> Wanted:
     if config.promiscMode and config.hairpinMode:
         raise CniError(Code.CONFIG, "cannot set hairpin mode and promiscuous mode at the same time")
     options = _options(config)
+    parse(options)  # refuses what is ill-formed before anything else is looked at
     sets = (*config.runtimeConfig.ipRanges, *ipam.sets())
     routes, default_route = _routes(config, ipam)
     return Wanted(

@@ -18,6 +18,17 @@ class Delegate:
         self._request = request
         self.stderr = ""
 
+    def find(self) -> str:
+        """Return the plugin's executable.
+
+        Raises:
+            CniError: code 7, there is none in CNI_PATH.
+        """
+        try:
+            return plugins.find(self._request.foreign_ipam, self._request.env.get("CNI_PATH", ""))
+        except NetplugError as exc:
+            raise CniError(Code.CONFIG, str(exc)) from None
+
     async def add(self) -> Result:
         """Have addresses chosen.
 
@@ -42,12 +53,11 @@ class Delegate:
 
     async def _run(self, command: str) -> Mapping[str, Any]:
         request = self._request
+        program, stdin = self.find(), json.dumps(request.raw).encode()
         try:
-            program = plugins.find(request.foreign_ipam, request.env.get("CNI_PATH", ""))
-            stdin = json.dumps(request.raw).encode()
             done = await plugins.run(program, {**request.env, "CNI_COMMAND": command}, stdin)
         except NetplugError as exc:
-            raise CniError(Code.CONFIG if exc.kind == "not_found" else Code.TRY_AGAIN, str(exc)) from None
+            raise CniError(Code.TRY_AGAIN, str(exc)) from None
         self.stderr += done.stderr.decode(errors="replace")
         answer = _object(done.stdout)
         if done.code == 0 and (answer is not None or command != "ADD"):

@@ -64,11 +64,19 @@ _NAMED = frozenset({Command.ADD, Command.DEL, Command.CHECK})
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One start of the executable. `name`: its file's name, `env`: its CNI variables, `stdin`: a configuration."""
+    """One start of the executable. `name`: its file's name, `env`: its CNI variables, `stdin`: a configuration.
+
+    By netavark it is told what to do in arguments; these are in `env` too, see `netplug.cni_shim`.
+    """
 
     name: str
     env: Mapping[str, str]
     stdin: bytes
+
+    @property
+    def netavark(self) -> str:
+        """What netavark wants to have done; empty when it is not it who calls."""
+        return self.env.get("NETAVARK_COMMAND", "")
 
     @classmethod
     def parse(cls, data: bytes) -> "Call":
