@@ -80,6 +80,7 @@ class Endpoints:
                 attachment = self._beside_others(attachment, spec.netns)
                 # In a list of CNI plugins those that come after us may tune the link.
                 tunable = spec.front_end.shares
+                plan = plan.unpinned() if tunable and not spec.pinned else plan
                 plan = place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable)
             hidden = EndpointRecord(
                 endpoint,
@@ -310,6 +311,7 @@ class Endpoints:
             container=spec.container,
             groups=spec.groups,
             routes=spec.routes,
+            pinned=spec.pinned,
         )
         if endpoint_id in self._attaching:
             raise NetplugError("exists", f"{spec.ifname} of {spec.netns} is just being attached")

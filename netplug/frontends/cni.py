@@ -205,6 +205,8 @@ def _spec(request: Request, wanted: Wanted, record: NetworkRecord, leased: Resul
         leased=given,
         groups=wanted.groups,
         routes=wanted.routes_in(net, gateways),
+        options=wanted.limits,
+        pinned=wanted.pinned,
     )
 
 
