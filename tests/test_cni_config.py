@@ -63,6 +63,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
 INVALID: list[tuple[dict[str, Any], str]] = [
     ({"mtu": [1]}, "mtu"),
     ({"isGateway": 7}, "isGateway=7"),
+    ({"isDefaultGateway": True, "ipam": {"type": "dhcp"}}, "isDefaultGateway=true: not with ipam.type=dhcp"),
     ({"ipam": {"ranges": [[{"subnet": "10.1.0.0/24"}, {"subnet": "fd00::/64"}]]}}, "both families"),
     ({"ipam": {"subnet": "10.1.0.0/24", "gateway": "10.2.0.1"}}, "10.2.0.1"),
     ({"ipam": {"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"}}, "10.1.0.9"),

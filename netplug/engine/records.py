@@ -112,6 +112,26 @@ class AttachSpec:
     routes: tuple[StaticRoute, ...] | None = None
     pinned: bool = False
 
+    def endpoint(self, ident: str, network: str, netns: str) -> EndpointSpec:
+        """Return the endpoint asked for; `network` is an id, `netns` a path."""
+        return EndpointSpec(
+            ident,
+            network,
+            self.leased,
+            mac=self.mac,
+            ports=self.ports,
+            name=self.name,
+            aliases=self.aliases,
+            front_end=self.front_end,
+            netns=netns,
+            ifname=self.ifname,
+            options=self.options,
+            container=self.container,
+            groups=self.groups,
+            routes=self.routes,
+            pinned=self.pinned,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkRecord:

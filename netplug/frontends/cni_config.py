@@ -25,6 +25,8 @@ _OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DEFAULTS = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 IPAM = "ipam"
 """The mode of networks that are addresses only."""
+DHCP = "dhcp"
+"""The reference IPAM plugin that asks DHCP servers, by way of the interface."""
 _RESOLV_BYTES = 65536
 
 
@@ -75,6 +77,8 @@ def translate(request: Request) -> Wanted:
     ipam = section(IpamIn, config.ipam or {}, "ipam") if not request.foreign_ipam else IpamIn()
     if config.promiscMode and config.hairpinMode:
         raise CniError(Code.CONFIG, "cannot set hairpin mode and promiscuous mode at the same time")
+    if request.foreign_ipam == DHCP:
+        _refuse_gateway(config)
     options = _options(config)
     parse(options)  # refuses what is ill-formed before anything else is looked at
     sets = (*config.runtimeConfig.ipRanges, *ipam.sets())
@@ -99,6 +103,13 @@ def translate(request: Request) -> Wanted:
         _limits(config),
         pinned=config.macspoofchk,
     )
+
+
+def _refuse_gateway(config: ConfigIn) -> None:
+    """Refuse what needs the subnet before a DHCP server named it; and the gateway is a router out there."""
+    for key in ("isGateway", "isDefaultGateway", "ipMasq"):
+        if getattr(config, key):
+            raise CniError(Code.CONFIG, f"{key}=true: not with ipam.type=dhcp", "the DHCP server names the gateway")
 
 
 def _limits(config: ConfigIn) -> dict[str, str]:
