@@ -132,7 +132,8 @@ class Attachment:
 class LinkFacts:
     """A link of the host. `kind`: "bridge", "veth", … or empty for a physical one; `mtu` in bytes.
 
-    `master`: the bridge or bond that it is a port of. `parent`, `macvlan_mode`: of a macvlan.
+    `master`: the bridge or bond that it is a port of. `parent`, `macvlan_mode`: of a macvlan. `vni`,
+    `port`: of a vxlan, the UDP port.
     """
 
     name: str
@@ -142,6 +143,8 @@ class LinkFacts:
     master: str = ""
     parent: str = ""
     macvlan_mode: str = ""
+    vni: int = 0
+    port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
