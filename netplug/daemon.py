@@ -30,6 +30,7 @@ from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.host import HostDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
+from netplug.drivers.overlay import OverlayDriver
 from netplug.engine import Engine
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
@@ -276,6 +277,7 @@ def drivers() -> dict[str, Driver]:
         "host": HostDriver(),
         "macvlan": MacvlanDriver(),
         "none": NoneDriver(),
+        "overlay": OverlayDriver(),
     }
     for point in entry_points(group="netplug.drivers"):
         try:
