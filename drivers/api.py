@@ -145,6 +145,7 @@ class LinkFacts:
     macvlan_mode: str = ""
     vni: int = 0
     port: int = 0
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,14 +63,18 @@ class Reconciler:
 
     async def start(self) -> None:
         """Load all records, finish what a crash left half done, and bring the kernel in line."""
+        await self.load()
+        await self._heal(await self._look())
+        await self._engine.shared.trim(self._engine.registry.all_networks())
+
+    async def load(self) -> None:
+        """Load all records, and finish what a crash left half done."""
         engine = self._engine
         await engine.journal.recover()
         await engine.registry.load()
         await engine.allocator.load()
         await engine.shared.load()
         await self._audit_leases()
-        await self._heal(await self._look())
-        await engine.shared.trim(engine.registry.all_networks())
 
     async def _audit_leases(self) -> None:
         """Release what belongs to networks and endpoints that there are not: a crash came before their record."""
@@ -165,7 +169,7 @@ class Reconciler:
         links = [step for step in plan if isinstance(step, Veth | Macvlan | Loopback)]
         if any(look.drifted.get(link) == MISSING for link in links):
             inhabited = bool(record.sandbox) and await engine.kernel.inhabited(record.sandbox)
-            if record.front_end is FrontEnd.CLI and await _exists(engine, record.sandbox):
+            if record.front_end is not FrontEnd.DOCKER and await _exists(engine, record.sandbox):
                 log.info("endpoint.rebuilt", endpoint=short(record.endpoint.id))
             elif not inhabited:
                 log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)

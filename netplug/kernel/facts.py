@@ -63,4 +63,5 @@ def _link(link: Link, by_index: Mapping[int, Link]) -> LinkFacts:
         link.macvlan_mode,
         link.vxlan.vni if link.vxlan else 0,
         link.vxlan.port if link.vxlan else 0,
+        link.mac,
     )
