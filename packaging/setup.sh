@@ -21,12 +21,12 @@ install() {
     apt-get -qq install -y --no-install-recommends "$@" >/dev/null
 }
 
-# Every command that we call, with the package that brings it.
+# Every command that we or our tests call, with the package that brings it.
 system() {
     local missing=() pair
     for pair in dockerd:docker.io docker:docker.io iptables:iptables ip6tables:iptables ipset:ipset ip:iproute2 \
         ss:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps conntrack:conntrack curl:curl nft:nftables \
-        nsenter:util-linux unshare:util-linux; do
+        nsenter:util-linux unshare:util-linux etcd:etcd-server openssl:openssl; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     # The image is made of busybox alone: it has to be the static one.
