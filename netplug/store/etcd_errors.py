@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import ssl
 from typing import Any
 
@@ -22,6 +23,7 @@ _PRECONDITION = 9
 _UNAVAILABLE = 14
 _UNAUTHENTICATED = 16
 
+CLOSED = "closed the connection"
 Answer = dict[str, Any]
 
 
@@ -49,8 +51,6 @@ def read_answer(status: int, raw: bytes) -> Answer:
         if isinstance(answer, dict):
             return answer
     text = " ".join(raw[:200].decode(errors="replace").split())
-    if "HTTP request to an HTTPS server" in text:
-        raise Trouble("speaks TLS only: give --etcd-ca", sent=False, lasting=True)
     raise Trouble(
         f"answers HTTP {status} {text!r}: no etcd of version 3.4 or later with its JSON gateway there", lasting=True
     )
@@ -116,6 +116,8 @@ def trouble_of(exc: Exception) -> Trouble:
     if isinstance(exc, aiohttp.ClientConnectorSSLError | ssl.SSLError):
         cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorSSLError) else exc
         return Trouble(_tls_reason(cause), sent=False, lasting=True)
+    if isinstance(getattr(exc, "os_error", exc.__cause__ or exc), ConnectionResetError | BrokenPipeError):
+        return Trouble(CLOSED)
     if isinstance(exc, aiohttp.ClientConnectorError):
         return Trouble(reason_of(exc.os_error), sent=False)
     if isinstance(exc, aiohttp.ClientOSError):
@@ -123,7 +125,7 @@ def trouble_of(exc: Exception) -> Trouble:
             return Trouble(_tls_reason(exc.__cause__), sent=False, lasting=True)
         return Trouble(reason_of(exc))
     if isinstance(exc, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
-        return Trouble("closed the connection")
+        return Trouble(CLOSED)
     return Trouble(reason_of(exc))
 
 
@@ -138,5 +140,7 @@ def _tls_reason(exc: OSError) -> str:
 
 def reason_of(exc: BaseException) -> str:
     """Return the text of an exception, as part of a sentence."""
+    if isinstance(exc, OSError) and exc.errno and exc.errno > 0 and not isinstance(exc, ssl.SSLError):
+        return os.strerror(exc.errno).lower()
     text = (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
     return text[:1].lower() + text[1:]

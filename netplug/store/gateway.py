@@ -23,7 +23,7 @@ import structlog
 
 from .access import EtcdAccess
 from .api import StoreError, Unreachable
-from .etcd_errors import Answer, Trouble, error_of, fault, is_stale, read_answer, reason_of, trouble_of
+from .etcd_errors import CLOSED, Answer, Trouble, error_of, fault, is_stale, read_answer, reason_of, trouble_of
 
 log = structlog.get_logger(__name__)
 
@@ -241,8 +241,10 @@ class Gateway:
 
     def _unreachable(self, troubles: dict[str, Trouble], *, doubt: bool) -> str:
         reasons = "; ".join(f"{url}: {trouble}" for url, trouble in troubles.items())
-        lasting = any(trouble.lasting for trouble in troubles.values())
-        mend = "" if lasting else " (check that etcd runs there and has a quorum, and the addresses in --store)"
+        mend = "check that etcd runs there and has a quorum, and the addresses in --store"
+        if any(str(trouble) == CLOSED for trouble in troubles.values()):  # all that a wrong protocol gets from etcd
+            mend += "; without TLS there leave out --etcd-ca" if self.access.ca else "; with TLS there give --etcd-ca"
+        mend = "" if any(trouble.lasting for trouble in troubles.values()) else f" ({mend})"
         unknown = "; whether the change was made is not known" if doubt else ""
         return f"etcd store {self.access} cannot be reached: {reasons}{mend}{unknown}"
 
