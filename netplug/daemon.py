@@ -39,7 +39,7 @@ from netplug.kernel.api import Kernel
 from netplug.leases import StoredLeases
 from netplug.lock import Held, claim_socket, lock_file, release_socket
 from netplug.reconcile import Reconciler
-from netplug.store.api import Put, Store, StoreError
+from netplug.store.api import Put, Store, StoreError, Unreachable
 from netplug.store.sqlite import SqliteStore
 
 log = structlog.get_logger(__name__)
@@ -49,6 +49,7 @@ NAMESPACE = "\0netplug"
 ULA = "meta/ula"
 SOCKET_MODE = 0o600
 _CONNECT_TIMEOUT_S = 0.5
+_SHARED_TIMEOUT_S = 1.0  # at the start, which goes on without; dockerd waits 15 s for a plugin
 
 
 async def linux_kernel() -> Kernel:
@@ -108,6 +109,7 @@ class Daemon:
         api, plugin = (self._claim(path) for path in (settings.api_socket, settings.plugin_socket))
         store = await SqliteStore.open(settings.state_dir / "netplug.db")
         self._resources.push_async_callback(store.close)
+        await self._open_shared()
         kernel = await self._open_kernel()
         self._resources.push_async_callback(kernel.close)
         allocator = Allocator(StoredLeases(store), spaces(await site_prefix(store), settings.address_pool))
@@ -122,6 +124,25 @@ class Daemon:
             endpoints=len(engine.registry.endpoints()),
             ms=round((time.monotonic() - started) * 1000),
         )
+
+    async def _open_shared(self) -> None:
+        """Open the shared store. While it cannot be reached this host's own networks go on; a refusal ends the start.
+
+        Raises:
+            NetplugError: "invalid": it refuses, or its TLS files do not fit.
+        """
+        if (access := self._settings.etcd) is None:
+            return
+        from netplug.store.etcd import EtcdStore  # noqa: PLC0415 - aiohttp is half of the start, and often not needed
+
+        try:
+            store = await EtcdStore.open(access)
+            self._resources.push_async_callback(store.close)
+            await store.check(_SHARED_TIMEOUT_S)
+        except Unreachable as exc:
+            log.warning("store.unreachable", reason=str(exc))
+        except StoreError as exc:
+            raise NetplugError("invalid", str(exc)) from exc
 
     async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket) -> None:
         # Imported here, since they take half of the start: whoever comes second is refused before.

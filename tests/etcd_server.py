@@ -94,6 +94,16 @@ class Member:
         self.stop()
         self.start()
 
+    def enable_authentication(self, password: str) -> None:
+        """Make user root with this password, and ask everybody for a user from now on."""
+        for path, body in (
+            ("user/add", {"name": "root", "password": password}),
+            ("user/grant", {"user": "root", "role": "root"}),
+            ("enable", {}),
+        ):
+            request = urllib.request.Request(f"{self.url}/v3/auth/{path}", json.dumps(body).encode())  # noqa: S310
+            urllib.request.urlopen(request, timeout=START_S).close()  # noqa: S310
+
     def wipe(self) -> None:
         """End it and delete its data."""
         self.stop()

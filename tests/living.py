@@ -69,8 +69,12 @@ class Living:
     def start(self) -> "Living":
         """Start it and wait until it answers."""
         self.launch()
-        until(self._answers, "the daemon answers")
+        self.wait()
         return self
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        until(self._answers, "the daemon answers")
 
     def _answers(self) -> bool:
         if self.error is not None:

@@ -296,7 +296,15 @@ def serve(
     driver_name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The driver's name for 'docker network create -d'. [pynet]")
     ] = None,
-    store: Annotated[str | None, typer.Option(metavar="STORE", help="Where shared records are kept. [sqlite]")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="STORE", help="sqlite, or etcd://host:port[,host:port]... for what hosts share. [sqlite]"),
+    ] = None,
+    etcd_ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Authority of etcd's certificates (PEM); makes it TLS.")
+    ] = None,
+    etcd_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Our certificate for etcd (PEM).")] = None,
+    etcd_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
     docker_host: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Docker's API, for names; 'none': without. [unix:///var/run/docker.sock]"),
@@ -317,7 +325,8 @@ def serve(
     """Run the daemon in the foreground.
 
     Each option may be given as NETPLUG_STATE_DIR and so on in the environment, or as state_dir in
-    /etc/netplug/netplug.toml (another file: NETPLUG_CONFIG). systemd is told when it is ready. SIGTERM stops it and
+    /etc/netplug/netplug.toml (another file: NETPLUG_CONFIG). etcd's user and password have no flag, which all could
+    read: NETPLUG_ETCD_USER, NETPLUG_ETCD_PASSWORD. systemd is told when it is ready. SIGTERM stops it and
     leaves the containers' network as it is.
     """
     _serve(dict(locals()))  # each parameter is a setting of its name

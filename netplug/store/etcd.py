@@ -74,15 +74,19 @@ class EtcdStore:
         """
         return cls(await Gateway.open(access, deadline_s=deadline_s, attempt_s=attempt_s), root, page, progress_s)
 
-    async def check(self) -> None:
+    async def check(self, deadline_s: float | None = None) -> None:
         """Read one key, to learn that address, certificates, user and permission are right.
+
+        Args:
+            deadline_s: None: as of each call.
 
         Raises:
             Unreachable: no endpoint answers.
             StoreError: it refuses.
         """
         start, end = self._records.span("")
-        await self._call(_RANGE, {"key": b64(start), "range_end": b64(end), "limit": "1", "keys_only": True})
+        body = {"key": b64(start), "range_end": b64(end), "limit": "1", "keys_only": True}
+        await self._gateway.call(_RANGE, body, deadline_s=deadline_s)
 
     async def get(self, key: str) -> Record | None:
         """Return the record of a key.

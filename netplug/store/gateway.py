@@ -76,13 +76,16 @@ class Gateway:
         )
         return cls(access, session, deadline_s, attempt_s)
 
-    async def call(self, path: str, body: Answer, again: Answer | None = None) -> Answer:
+    async def call(
+        self, path: str, body: Answer, again: Answer | None = None, *, deadline_s: float | None = None
+    ) -> Answer:
         """Post a request until an endpoint answers, and return the answer.
 
         Args:
             path: such as "/v3/kv/range".
             body: the request, which may be done twice.
             again: the request in place of `body` once that may have been done; None: it makes no difference.
+            deadline_s: of all attempts; None: as at `open`.
 
         Raises:
             Refused: the answer is an error.
@@ -92,7 +95,7 @@ class Gateway:
         self.check_open()
         with self._counted():
             loop = asyncio.get_running_loop()
-            deadline = loop.time() + self._deadline_s
+            deadline = loop.time() + (self._deadline_s if deadline_s is None else deadline_s)
             troubles: dict[str, Trouble] = {}
             data = json.dumps(body).encode()
             for attempt in itertools.count(1):
