@@ -1,7 +1,7 @@
 """Pools and leases of addresses in the store: the allocator's `LeaseStore`.
 
 A claim is a transaction that holds only while the address has no record, so that the store decides between
-two hosts that want one address. Nothing here keeps state.
+two hosts that want one address. All state is in the store, but for claims that nobody answered.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from urllib.parse import quote
 from netplug.drivers.codec import JsonObject, decode, encode
 from netplug.ipam.lease import IPAddress, Lease, OwnerKind
 from netplug.ipam.pool import Pool
-from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError
+from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError, Unreachable
 
 POOLS = "ipam/pools/"
 LEASES = "ipam/leases/"
@@ -27,6 +27,8 @@ class StoredLeases:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._doubtful: dict[str, JsonObject] = {}
+        self._taking_back = asyncio.Lock()
 
     async def load(self) -> tuple[list[Pool], list[Lease]]:
         """Return everything.
@@ -41,19 +43,43 @@ class StoredLeases:
     async def claim(self, lease: Lease) -> bool:
         """Store a new lease; False: the address has a record.
 
+        When the store does not answer, the lease may be there nevertheless; one with an owner's id is taken back
+        before the next claim.
         Cancelled, it waits until the store has answered and takes the lease back: an address of which nobody
         knows would be lost.
         """
+        await self._take_back()
         key = lease_key(lease.pool, lease.address)
-        # Gateways outlive a loss of power, as their networks do; endpoints do not.
-        durable = lease.owner.kind in {OwnerKind.GATEWAY, OwnerKind.AUX}
-        txn = self._store.txn([Compare(key, 0)], [Put(key, _encode(lease))], durable=durable)
-        revision, cancelled = await _finish(txn)
+        revision, cancelled = await _finish(self._put_new(key, lease))
         if cancelled is not None:
             if revision is not None:
                 await _finish(self._store.txn([Compare(key, revision)], [Delete(key)]))
             raise cancelled
         return revision is not None
+
+    async def _put_new(self, key: str, lease: Lease) -> int | None:
+        value = _encode(lease)
+        # Gateways outlive a loss of power, as their networks do; endpoints do not.
+        durable = lease.owner.kind in {OwnerKind.GATEWAY, OwnerKind.AUX}
+        try:
+            return await self._store.txn([Compare(key, 0)], [Put(key, value)], durable=durable)
+        except Unreachable:
+            if lease.owner.id:  # by which it can be told from another host's
+                self._doubtful[key] = value
+            raise
+
+    async def _take_back(self) -> None:
+        """Delete the leases whose claims nobody answered; a record of somebody else stays."""
+        async with self._taking_back:  # one at a time: who waited must not delete what was claimed since
+            while self._doubtful:
+                key, value = self._doubtful.popitem()
+                try:
+                    record = await self._store.get(key)
+                    if record is not None and record.value == value:
+                        await self._store.txn([Compare(key, record.revision)], [Delete(key)])
+                except (Unreachable, asyncio.CancelledError):
+                    self._doubtful[key] = value
+                    raise
 
     async def update(self, lease: Lease) -> bool:
         """Store the new owner of a lease; False: there is no such record."""
