@@ -67,6 +67,12 @@ def error_of(answer: Answer) -> tuple[int, str]:
 
 def fault(code: int, text: str, access: EtcdAccess) -> Trouble | Refused:
     """Return the exception for an error that a server has answered."""
+    if access.cert and any(part in text for part in ("connection error", "connection closed", "bad certificate")):
+        # The gateway shows the server's certificate to the server, as a client. At a start it may fail in passing.
+        return Trouble(
+            "its JSON gateway cannot connect to it; if that lasts: with --client-cert-auth the server's own certificate"
+            " needs clientAuth among its extended key usages"
+        )
     if _is_passing(code, text):
         return Trouble(f"etcd answers: {text.removeprefix('etcdserver: ')}")
     return Refused(f"etcd store {access} refuses: {_explained(text, access)}", code)

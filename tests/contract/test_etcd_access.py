@@ -160,6 +160,18 @@ async def test_a_certificate_of_another_authority_is_refused_by_the_server(
 
 
 @needs_etcd
+async def test_a_server_whose_certificate_is_for_servers_alone_is_explained(
+    tmp_path: Path, ours: Authority, client: tuple[Path, Path]
+) -> None:
+    cert, key = ours.issue("narrow", "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
+    flags = ("--cert-file", str(cert), "--key-file", str(key), "--client-cert-auth", "--trusted-ca-file", str(ours.ca))
+    with running(tmp_path, *flags, tls=True) as (member,):
+        assert "the server's own certificate needs clientAuth" in await refusal(
+            EtcdAccess((member.host,), ours.ca, *client), deadline_s=0.5
+        )
+
+
+@needs_etcd
 async def test_tls_on_one_side_only_is_said_so(tls: Member, plain: Member, ours: Authority) -> None:
     assert "with TLS there give --etcd-ca" in await refusal(EtcdAccess((tls.host,)), deadline_s=0.5)
     assert "without TLS there leave out --etcd-ca" in await refusal(EtcdAccess((plain.host,), ours.ca), deadline_s=0.5)
