@@ -31,6 +31,7 @@ from netplug.drivers.host import HostDriver
 from netplug.drivers.leasing import LeasingDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
+from netplug.drivers.overlay import OverlayDriver
 from netplug.engine import Engine
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
@@ -310,6 +311,7 @@ def drivers() -> dict[str, Driver]:
         "ipam": LeasingDriver(),
         "macvlan": MacvlanDriver(),
         "none": NoneDriver(),
+        "overlay": OverlayDriver(),
     }
     for point in entry_points(group="netplug.drivers"):
         try:

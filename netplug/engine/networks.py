@@ -12,6 +12,7 @@ from netplug.drivers.options import parse
 from netplug.engine.addressing import Addressing
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
+from netplug.engine.peers import Peers
 from netplug.engine.records import NETWORKS, FrontEnd, NetworkRecord, NetworkSpec
 from netplug.engine.registry import Registry, put
 from netplug.engine.shared import Shared, driver_of
@@ -32,6 +33,7 @@ class Networks:
         journal: Journal,
         addressing: Addressing,
         endpoints: Endpoints,
+        peers: Peers,
         drivers: Mapping[str, Driver],
     ) -> None:
         self._registry = registry
@@ -39,6 +41,7 @@ class Networks:
         self._journal = journal
         self._addressing = addressing
         self._endpoints = endpoints
+        self._peers = peers
         self._drivers = drivers
 
     @whole
@@ -113,6 +116,7 @@ class Networks:
                 self._refuse_delete(record, by)
             for endpoint in self._registry.endpoints(ident):
                 await self._endpoints.drop(endpoint)
+            await self._peers.forget(ident)
             intent = Intent(f"network {record.network.name}", record.plan.without(record.used), (record.key,))
             await self._journal.take_down(intent, durable=True)
             await self._addressing.release_network(record)
