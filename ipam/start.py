@@ -5,7 +5,7 @@ from hashlib import blake2b
 from itertools import count
 from typing import TypeAlias
 
-from .pool import EXTERNAL, Pool
+from .pool import EXTERNAL, GLOBAL, Pool
 
 Start: TypeAlias = Callable[[Pool], float]
 """Where in a pool picking begins: a fraction of it, 0 ≤ start < 1. Asked anew when another host was there."""
@@ -17,7 +17,7 @@ def default_start(pool: Pool) -> float:
 
 
 class HashedStart:
-    """Starts for one of several hosts that share pools: places of its own, another one at each call.
+    """Starts for one of several hosts that share pools "global": places of its own, another one at each call.
 
     >>> from ipaddress import ip_network
     >>> start, other, pool = HashedStart("a"), HashedStart("b"), Pool("global", ip_network("10.1.0.0/16"))
@@ -30,5 +30,7 @@ class HashedStart:
         self._calls = count()
 
     def __call__(self, pool: Pool) -> float:
+        if pool.space != GLOBAL:
+            return default_start(pool)
         digest = blake2b(f"{self._host} {pool.id} {next(self._calls)}".encode(), digest_size=4).digest()
         return int.from_bytes(digest) / 2**32

@@ -94,6 +94,8 @@ class Settings(BaseSettings):
     etcd_password: SecretStr = SecretStr("")
     docker_host: str = "unix:///var/run/docker.sock"
     host_name: str = ""
+    vtep: str = ""
+    """Address to which other hosts tunnel, or a link that has it; empty: with which the store is reached."""
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     address_pool: Annotated[tuple[AddressPool, ...], NoDecode] = ()
@@ -192,6 +194,15 @@ class Settings(BaseSettings):
         if value != "none" and (path == value or not path.startswith("/")):
             raise ValueError("is neither unix:///path nor none")
         _check_socket(Path(path))
+        return value
+
+    @field_validator("vtep")
+    @classmethod
+    def _address_or_link(cls, value: str, info: ValidationInfo) -> str:
+        if value:
+            _check_shared(info.data)
+        if not re.fullmatch(r"[^\s/%]{0,45}", value):
+            raise ValueError("is neither an address nor the name of a link")
         return value
 
     @field_validator("host_name")

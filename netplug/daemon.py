@@ -17,13 +17,17 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from ipaddress import IPv6Network
+from ipaddress import IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from netplug import log as logging
+from netplug.claims import SharedLeases
+from netplug.cluster import Cluster
+from netplug.cluster.membership import own_id
+from netplug.cluster.vtep import find_vtep
 from netplug.config import AddressPool, Settings
 from netplug.drivers.api import Driver
 from netplug.drivers.bridge import BridgeDriver
@@ -32,11 +36,13 @@ from netplug.drivers.leasing import LeasingDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.drivers.overlay import OverlayDriver
+from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.pool import Base, Space
 from netplug.ipam.spaces import LOCAL_V4, default_spaces, ula
+from netplug.ipam.start import HashedStart
 from netplug.kernel.api import Kernel
 from netplug.leases import StoredLeases
 from netplug.lock import Held, claim_socket, lock_file, release_socket, turn
@@ -49,6 +55,7 @@ log = structlog.get_logger(__name__)
 NAMESPACE = "\0netplug"
 """Abstract socket that a daemon holds: these belong to a network namespace, and two daemons would fight over one."""
 ULA = "meta/ula"
+VTEP = "meta/vtep"
 TURN = "turn"
 """File that is held by whoever works on the state for a moment without a daemon (`netplug.alone`)."""
 PATIENCE_S = 20.0
@@ -118,12 +125,22 @@ class Daemon:
         api, plugin, cni = (self._claim(path) for path in paths)
         store = await SqliteStore.open(settings.state_dir / "netplug.db")
         self._resources.push_async_callback(store.close)
-        await self._open_shared()
+        shared = await self._open_shared()
         kernel = await self._open_kernel()
         self._resources.push_async_callback(kernel.close)
-        allocator = Allocator(StoredLeases(store), spaces(await site_prefix(store), settings.address_pool))
+        me = await own_id(store)
+        leases = SharedLeases(store, shared, me) if shared else None
+        allocator = Allocator(
+            leases or StoredLeases(store),
+            spaces(await site_prefix(store), settings.address_pool),
+            start=HashedStart(me),
+        )
         engine = Engine(kernel, store, allocator, drivers())
-        await self._compose(engine, api, plugin, cni)
+        cluster = None
+        if leases and shared:
+            vtep = await self._vtep(store, kernel)
+            cluster = Cluster(engine, store, shared, leases, me=me, name=settings.host_name, vtep=vtep)
+        await self._compose(engine, cluster, api, plugin, cni)
         log.info(
             "daemon.started",
             version=own_version(),
@@ -134,14 +151,33 @@ class Daemon:
             ms=round((time.monotonic() - started) * 1000),
         )
 
-    async def _open_shared(self) -> None:
+    async def _vtep(self, store: Store, kernel: Kernel) -> IPAddress:
+        """Return this host's VTEP; the last one while the network is not yet up.
+
+        Raises:
+            NetplugError: "invalid": there is none.
+        """
+        assert self._settings.etcd  # noqa: S101 - the caller has opened it
+        known = await store.get(VTEP)
+        try:
+            vtep = await asyncio.to_thread(find_vtep, self._settings.vtep, self._settings.etcd, await kernel.facts())
+        except NetplugError as exc:
+            if known is None:
+                raise
+            vtep = ip_address(str(known.value["vtep"]))
+            log.warning("vtep.missing", vtep=str(vtep), reason=exc.message)
+        if known is None or known.value["vtep"] != str(vtep):
+            await store.txn((), [Put(VTEP, {"vtep": str(vtep)})])
+        return vtep
+
+    async def _open_shared(self) -> Store | None:
         """Open the shared store. While it cannot be reached this host's own networks go on; a refusal ends the start.
 
         Raises:
             NetplugError: "invalid": it refuses, or its TLS files do not fit.
         """
         if (access := self._settings.etcd) is None:
-            return
+            return None
         from netplug.store.etcd import EtcdStore  # noqa: PLC0415 - aiohttp is half of the start, and often not needed
 
         try:
@@ -152,8 +188,11 @@ class Daemon:
             log.warning("store.unreachable", reason=str(exc))
         except StoreError as exc:
             raise NetplugError("invalid", str(exc)) from exc
+        return store
 
-    async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket, cni: socket.socket) -> None:
+    async def _compose(
+        self, engine: Engine, cluster: Cluster | None, api: socket.socket, plugin: socket.socket, cni: socket.socket
+    ) -> None:
         # Imported here, since they take half of the start: whoever comes second is refused before.
         from netplug.caller import Caller  # noqa: PLC0415
         from netplug.frontends.api import api_app, nobody_asked  # noqa: PLC0415
@@ -168,7 +207,9 @@ class Daemon:
         )
         reconciler = Reconciler(engine, names.view if names else None)
         await reconciler.start()
-        self._background = [reconciler.run, *([names.run] if names else [])]
+        if cluster is not None:
+            await cluster.start()
+        self._background = [reconciler.run, *([names.run] if names else []), *([cluster.run] if cluster else [])]
         self._cni = CniService(engine), cni
         self._apps = [
             (
@@ -178,6 +219,7 @@ class Daemon:
                     host=settings.host_name,
                     version=own_version(),
                     docker_knows=names.knows if names else nobody_asked,
+                    cluster=cluster,
                 ),
                 api,
             ),

@@ -103,10 +103,10 @@ class Living:
 
 
 @contextmanager
-def living(folder: Path, **flags: Any) -> Iterator[Living]:
+def living(folder: Path, kernel: FakeKernel | None = None, **flags: Any) -> Iterator[Living]:
     logging = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(CRITICAL))
-    daemon = Living(settings_in(folder, **flags)).start()
+    daemon = Living(settings_in(folder, **flags), kernel=kernel).start()
     try:
         yield daemon
     finally:

@@ -59,6 +59,10 @@ def network_create(
     ipv6: Annotated[
         bool, typer.Option("--ipv6", help="Both families: choose a subnet of the one without --subnet.")
     ] = False,
+    cluster: Annotated[
+        bool,
+        typer.Option("--cluster", help="On all hosts that share the store, with mode overlay; needs --store etcd."),
+    ] = False,
     option: Annotated[
         list[str] | None,
         typer.Option("-o", "--option", metavar="KEY=VALUE", help="Network option, as of 'docker network create -o'."),
@@ -71,6 +75,7 @@ def network_create(
         "subnets": arguments.subnets(subnet or [], gateway or [], ip_range or []),
         "internal": internal,
         "ipv6": ipv6,
+        "cluster": cluster,
         "options": arguments.options(option or [], mode),
     }
     emit(_client(run_dir).post("networks", body=body)["id"])
@@ -323,6 +328,13 @@ def serve(
         typer.Option(metavar="URL", help="Docker's API, for names; 'none': without. [unix:///var/run/docker.sock]"),
     ] = None,
     host_name: Annotated[str | None, typer.Option(metavar="NAME", help="This host in lists. [the system's]")] = None,
+    vtep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address of this host, or link with one, to which the others tunnel. [the one towards etcd]",
+        ),
+    ] = None,
     address_pool: Annotated[
         list[str] | None,
         typer.Option(

@@ -14,10 +14,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from netplug.cluster import Cluster
 from netplug.engine import Engine
 from netplug.engine.audit import audit
 from netplug.engine.records import FrontEnd
-from netplug.errors import Reportable
+from netplug.errors import NetplugError, Reportable
 from netplug.frontends import api_wire as wire
 from netplug.frontends.http import Failure, guard
 from netplug.reconcile import Difference
@@ -52,7 +53,13 @@ async def nobody_asked(network_id: str) -> None:
 
 
 def api_app(
-    engine: Engine, reconciler: Reconciler, *, host: str, version: str, docker_knows: DockerKnows = nobody_asked
+    engine: Engine,
+    reconciler: Reconciler,
+    *,
+    host: str,
+    version: str,
+    docker_knows: DockerKnows = nobody_asked,
+    cluster: Cluster | None = None,
 ) -> FastAPI:
     """Return the app.
 
@@ -60,20 +67,27 @@ def api_app(
     None while it does not answer.
     """
     app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
-    app.include_router(_router(_Api(engine, reconciler, host, version, docker_knows)))
+    app.include_router(_router(_Api(engine, reconciler, host, version, docker_knows, cluster)))
     guard(app, _render)
     return app
 
 
 class _Api:
     def __init__(
-        self, engine: Engine, reconciler: Reconciler, host: str, version: str, docker_knows: DockerKnows
+        self,
+        engine: Engine,
+        reconciler: Reconciler,
+        host: str,
+        version: str,
+        docker_knows: DockerKnows,
+        cluster: Cluster | None,
     ) -> None:
         self._engine = engine
         self._reconciler = reconciler
         self._host = host
         self._version = version
         self._docker_knows = docker_knows
+        self._cluster = cluster
 
     async def version(self) -> wire.Version:
         return wire.Version(version=self._version, host=self._host, pid=os.getpid())
@@ -84,7 +98,14 @@ class _Api:
         return wire.Networks(networks=[wire.NetworkOut.of(*one) for one in counted])
 
     async def create_network(self, body: wire.NetworkIn) -> wire.NetworkOut:
-        return wire.NetworkOut.of(await self._engine.networks.create(body.to_spec()), 0)
+        spec, networks = body.to_spec(), self._engine.networks
+        create = networks.create
+        if body.cluster or networks.stretches(spec):
+            if self._cluster is None:
+                words = "this daemon is in no cluster, and so knows of no other host"
+                raise NetplugError("invalid", words, hint="start it with --store etcd://host:port")
+            create = self._cluster.networks.create
+        return wire.NetworkOut.of(await create(spec), 0)
 
     async def network(self, ref: str) -> wire.NetworkDetail:
         record = self._engine.registry.network(ref)
@@ -95,6 +116,9 @@ class _Api:
     async def delete_network(self, ref: str) -> None:
         record = self._engine.registry.network(ref)
         # A network whose CreateNetwork Docker gave up on, or whose dockerd is gone with its data, is nobody's.
+        if self._cluster is not None and record.network.id in self._cluster.networks.shared():
+            await self._cluster.networks.delete(record)
+            return
         orphaned = record.front_end is FrontEnd.DOCKER and await self._docker_knows(record.network.id) is False
         await self._engine.networks.delete(record.network.id, by=FrontEnd.CLI, orphaned=orphaned)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from netplug.drivers.api import Attachment, PortMapping
-from netplug.drivers.options import NONE
+from netplug.drivers.options import NONE, OVERLAY
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
 from netplug.engine.audit import Finding
 from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
@@ -103,12 +103,16 @@ class SubnetIn(_In):
 
 
 class NetworkIn(_In):
-    """`ipv6`: both families; a subnet is chosen of the one that has none. `options`: as of ``-o key=value``."""
+    """`ipv6`: both families; a subnet is chosen of the one that has none. `options`: as of ``-o key=value``.
+
+    `cluster`: on all hosts; the mode is then overlay, unless another is given that can be that.
+    """
 
     name: Name
     subnets: Annotated[tuple[SubnetIn, ...], Field(max_length=_MOST)] = ()
     internal: bool = False
     ipv6: bool = False
+    cluster: bool = False
     options: dict[str, str] = {}
 
     def to_spec(self) -> NetworkSpec:
@@ -116,7 +120,8 @@ class NetworkIn(_In):
         wanted = {4, 6} if self.ipv6 else set() if given or self.options.get("mode") == NONE else {4}
         missing = sorted(wanted - {subnet.subnet.version for subnet in self.subnets})
         chosen = tuple(SubnetSpec(v6=family == 6) for family in missing)
-        return NetworkSpec(name=self.name, options=self.options, subnets=given + chosen, internal=self.internal)
+        options = {"mode": OVERLAY, **self.options} if self.cluster else self.options
+        return NetworkSpec(name=self.name, options=options, subnets=given + chosen, internal=self.internal)
 
 
 class PortIn(_In):
