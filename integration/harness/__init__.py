@@ -24,6 +24,7 @@ from .host import CommandError, Host, Process
 from .image import busybox_rootfs_tar
 from .machine import Machine, engine_runs
 from .netplugd import Netplug
+from .overlay import Mesh, Node, NodeError, Station, Underlay, overlay, pair
 from .podman import Podman
 from .scoped import Namespace, attached, cli_network, container, docker_network, namespace
 from .snapshot import Snapshot, assert_same, snapshot
@@ -44,14 +45,19 @@ __all__ = [
     "Dockerd",
     "Host",
     "Machine",
+    "Mesh",
     "Namespace",
     "Netplug",
+    "Node",
+    "NodeError",
     "PluginError",
     "Podman",
     "Process",
     "Runtime",
     "SeenServer",
     "Snapshot",
+    "Station",
+    "Underlay",
     "Wire",
     "addresses_of",
     "assert_same",
@@ -70,7 +76,9 @@ __all__ = [
     "http_get",
     "links_of",
     "namespace",
+    "overlay",
     "own_ipam",
+    "pair",
     "snapshot",
     "tcp_ask",
     "udp_ask",

@@ -130,6 +130,9 @@ def ensure_fdb(nl: Netlink, step: Fdb) -> Outcome:
     bridged = bridges is not None and bridges.sticky and bridges.index == link.index
     if known and bridged:
         return Outcome.EQUAL
+    if mine and not mine.flags & _EXTERN_LEARN:
+        # The kernel replaces what an entry leads to, never its mark (drivers/net/vxlan, vxlan_fdb_update_existing).
+        _delete(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_SELF, 0) + head)
     if not known:
         _write(nl, step, remote, NLM_F_CREATE | NLM_F_REPLACE)
     if not bridged:

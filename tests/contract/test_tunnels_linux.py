@@ -60,6 +60,14 @@ class TestLinuxTunnels(LinuxHost, TunnelSuite):
         assert await kernel.ensure((FDB,)) == [Outcome.ADJUSTED]
         assert await whats(kernel, FDB) == []
 
+    async def test_entry_that_another_wrote_over_ours_is_ours_again(self, kernel: LinuxKernel) -> None:
+        """The kernel would keep what the other marked it with, which is nothing, whoever writes over it."""
+        await kernel.ensure((BRIDGE, VXLAN, FDB))
+        run("bridge", "fdb", "replace", FDB.mac, "dev", FDB.link, "dst", "10.5.0.9", "self")
+        assert len(await whats(kernel, FDB)) == 1
+        assert await kernel.ensure((FDB,)) == [Outcome.ADJUSTED]
+        assert await whats(kernel, FDB) == []
+
     async def test_mac_that_a_local_port_had_is_taken_over_and_kept(self, kernel: LinuxKernel) -> None:
         """Else the entry would be refused (it exists), or the port would have it back with its next frame."""
         await kernel.ensure((BRIDGE, VXLAN, VETH))
