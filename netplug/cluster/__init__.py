@@ -36,7 +36,7 @@ START_S = 1.0
 
 
 class Cluster:
-    """This host among others. `me`: its id. The engine tells it of endpoints that come and go (`joined`, `left`)."""
+    """A host among others. `me`: its id. The engine tells it of endpoints that come and go (`joined`, `left`)."""
 
     def __init__(
         self, engine: Engine, local: Store, store: Store, leases: SharedLeases, *, me: str, name: str, vtep: IPAddress

@@ -1,4 +1,4 @@
-"""This host as a member: its record, with an epoch that counts its lives, and a lease that says that it lives.
+"""A host as a member: its record, with an epoch that counts its lives, and a lease that says that it lives.
 
 Nothing that a container needs hangs on the lease. When it ends, others only learn that nobody tells them of changes
 here any more.

@@ -6,12 +6,12 @@ checked against the network by the driver. One that cannot be read is left out, 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 import structlog
 
-from netplug.drivers.codec import JsonObject, decode, encode
+from netplug.drivers.codec import decode, encode
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
@@ -105,8 +105,10 @@ def parse(cls: type[_T], record: Record) -> _T:
     Raises:
         StoreError: it cannot be read; the text names its key.
     """
+    known = {one.name for one in fields(cls)}  # type: ignore[arg-type]  # a dataclass
     try:
-        return decode(cls, record.value)
+        # What a later version adds must not make its hosts unreachable for this one.
+        return decode(cls, {key: value for key, value in record.value.items() if key in known})
     except (ValueError, TypeError) as exc:
         raise StoreError(f"record {record.key!r} is not a {cls.__name__}: {exc}") from exc
 
@@ -118,13 +120,8 @@ def as_put(key: str, value: HostRecord | Definition | Told) -> Put:
     return Put(key, data)
 
 
-def object_of(value: HostRecord | Definition | Told) -> JsonObject:
-    """Return the record's value."""
-    return as_put("", value).value
-
-
 def endpoint_key(network: str, host: str, endpoint: str) -> str:
-    """Return the key of an endpoint. Ids of endpoints are unique on a host alone: those of namespaces are made there."""
+    """Return the key of an endpoint. Ids are unique on a host alone: those of bare namespaces are made there."""
     return f"{ENDPOINTS}{network}/{host}/{endpoint}"
 
 
