@@ -7,7 +7,9 @@ it has lost is claimed anew. So nothing need be remembered of a release that cou
 Gateways belong to a network as a whole, not to a host: whoever defines the network writes them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -31,20 +33,48 @@ class Claim:
     revision: int
 
 
+class Reach:
+    """Whether the shared store answers, as known by whoever asked last."""
+
+    def __init__(self) -> None:
+        self.answers = True
+        self.lost = asyncio.Event()
+
+    def check(self) -> None:
+        """Refuse at once what would wait in vain.
+
+        Raises:
+            Unreachable: the store did not answer somebody else.
+        """
+        if not self.answers:
+            raise Unreachable("the store that hosts share does not answer; what they share cannot be changed")
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask, if that is worth it, and tell all others when there was no answer."""
+        self.check()
+        try:
+            yield
+        except Unreachable:
+            self.answers = False
+            self.lost.set()
+            raise
+
+
 class SharedLeases:
     """`LeaseStore` over a host's own store and one that it shares; pools of space "global" are in both.
 
-    `reachable`: says whether it is worth asking the shared store; where not, its deadline need not be waited for.
+    `reach`: says whether it is worth asking the shared store; where not, its deadline need not be waited for.
     """
 
-    def __init__(self, local: Store, shared: Store, host: str) -> None:
+    def __init__(self, local: Store, shared: Store, host: str, reach: "Reach | None" = None) -> None:
         self._own = StoredLeases(local)
         self._shared = StoredLeases(shared, host)
         self._store = shared
         self._host = host
         self._mine: dict[str, Lease] = {}
         self._claiming: set[str] = set()
-        self.reachable: Callable[[], bool] = lambda: True
+        self.reach = reach or Reach()
 
     async def load(self) -> tuple[Sequence[Pool], Sequence[Lease]]:
         """Return what this host has; nobody else is asked."""
@@ -60,12 +90,12 @@ class SharedLeases:
         """
         if not _is_claim(lease):
             return await self._own.claim(lease)
-        self._check_reachable()
         key = lease_key(lease.pool, lease.address)
         self._claiming.add(key)
         try:
-            if not await self._shared.claim(lease):
-                return False
+            with self.reach.asking():
+                if not await self._shared.claim(lease):
+                    return False
             self._mine[key] = lease
             try:
                 await self._own.drop(lease.pool, lease.address)  # of a life that another store knew
@@ -81,9 +111,9 @@ class SharedLeases:
         """Store the new owner of a lease; False: there is no such lease."""
         if not _is_claim(lease):
             return await self._own.update(lease)
-        self._check_reachable()
-        if not await self._shared.update(lease):
-            return False
+        with self.reach.asking():
+            if not await self._shared.update(lease):
+                return False
         self._mine[lease_key(lease.pool, lease.address)] = lease
         return await self._own.update(lease)
 
@@ -93,14 +123,10 @@ class SharedLeases:
             await self._forget(pool_id, address)
         await self._own.drop(pool_id, address)
 
-    def _check_reachable(self) -> None:
-        if not self.reachable():
-            raise Unreachable("the store that hosts share does not answer; what they share cannot be changed")
-
     async def _forget(self, pool_id: str, address: IPAddress) -> None:
         try:
-            self._check_reachable()
-            await self._shared.drop(pool_id, address)
+            with self.reach.asking():
+                await self._shared.drop(pool_id, address)
         except Unreachable as exc:
             log.warning("claim.kept", address=str(address), reason=str(exc))
 

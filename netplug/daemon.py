@@ -73,11 +73,12 @@ async def linux_kernel() -> Kernel:
 
 
 class Daemon:
-    """One life. `kernel`: opens the kernel; `namespace`: see `NAMESPACE`."""
+    """One life. `kernel`: opens the kernel; `namespace`: see `NAMESPACE`. `cluster`: None with a store of its own."""
 
     def __init__(
         self, settings: Settings, *, kernel: Callable[[], Awaitable[Kernel]] = linux_kernel, namespace: str = NAMESPACE
     ) -> None:
+        self.cluster: Cluster | None = None
         self._settings = settings
         self._open_kernel = kernel
         self._namespace = namespace
@@ -136,11 +137,10 @@ class Daemon:
             start=HashedStart(me),
         )
         engine = Engine(kernel, store, allocator, drivers())
-        cluster = None
         if leases and shared:
             vtep = await self._vtep(store, kernel)
-            cluster = Cluster(engine, store, shared, leases, me=me, name=settings.host_name, vtep=vtep)
-        await self._compose(engine, cluster, api, plugin, cni)
+            self.cluster = Cluster(engine, store, shared, leases, me=me, name=settings.host_name, vtep=vtep)
+        await self._compose(engine, api, plugin, cni)
         log.info(
             "daemon.started",
             version=own_version(),
@@ -190,9 +190,7 @@ class Daemon:
             raise NetplugError("invalid", str(exc)) from exc
         return store
 
-    async def _compose(
-        self, engine: Engine, cluster: Cluster | None, api: socket.socket, plugin: socket.socket, cni: socket.socket
-    ) -> None:
+    async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket, cni: socket.socket) -> None:
         # Imported here, since they take half of the start: whoever comes second is refused before.
         from netplug.caller import Caller  # noqa: PLC0415
         from netplug.frontends.api import api_app, nobody_asked  # noqa: PLC0415
@@ -201,7 +199,7 @@ class Daemon:
         from netplug.frontends.docker_ipam import nobody_known  # noqa: PLC0415
         from netplug.naming import DockerNames  # noqa: PLC0415
 
-        settings = self._settings
+        settings, cluster = self._settings, self.cluster
         names = (
             DockerNames(engine, settings.docker_host, settings.driver_name) if settings.docker_host != "none" else None
         )

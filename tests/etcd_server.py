@@ -14,8 +14,10 @@ import socket
 import subprocess
 import time
 import urllib.request
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +96,38 @@ class Member:
         self.stop()
         self.start()
 
+    def post(self, path: str, **body: object) -> dict[str, Any]:
+        """Ask it something by its JSON gateway."""
+        request = urllib.request.Request(f"{self.url}/v3/{path}", json.dumps(body).encode())  # noqa: S310
+        with urllib.request.urlopen(request, timeout=START_S) as response:  # noqa: S310
+            answer: dict[str, Any] = json.load(response)
+            return answer
+
+    def records(self, prefix: str) -> dict[str, Any]:
+        """Return the values of netplug's records whose keys begin so, by key."""
+        root = f"/netplug/v1/default/{prefix}".encode()
+        end = root[:-1] + bytes([root[-1] + 1])
+        kvs = self.post("kv/range", key=_b64(root), range_end=_b64(end)).get("kvs", ())
+        found = {b64decode(kv["key"]).decode(): json.loads(b64decode(kv["value"])) for kv in kvs}
+        return {key.removeprefix("/netplug/v1/default/"): record["value"] for key, record in found.items()}
+
+    def write(self, key: str, value: object) -> None:
+        """Put a record, as a netplug that went mad would."""
+        record = json.dumps({"txn": "", "value": value}).encode()
+        self.post("kv/put", key=_b64(f"/netplug/v1/default/{key}".encode()), value=_b64(record))
+
+    def delete(self, key: str) -> None:
+        self.post("kv/deleterange", key=_b64(f"/netplug/v1/default/{key}".encode()))
+
+    def compact(self) -> None:
+        """Forget all changes up to now."""
+        revision = self.post("kv/range", key="AA==")["header"]["revision"]
+        self.post("kv/compaction", revision=revision, physical=True)
+
+    def empty(self) -> None:
+        """Delete all that is in it."""
+        self.post("kv/deleterange", key="AA==", range_end="AA==")
+
     def enable_authentication(self, password: str) -> None:
         """Make user root with this password, and ask everybody for a user from now on."""
         for path, body in (
@@ -108,6 +142,10 @@ class Member:
         """End it and delete its data."""
         self.stop()
         shutil.rmtree(self.folder / self.name)
+
+
+def _b64(text: bytes) -> str:
+    return b64encode(text).decode()
 
 
 class StartError(Exception):

@@ -84,6 +84,16 @@ class Living:
         except CliError:
             return False
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def do(self, what: Callable[[Daemon], object]) -> None:
+        """Have the daemon do something in its loop."""
+        assert self._loop is not None
+        assert self._daemon is not None
+        self._loop.call_soon_threadsafe(what, self._daemon)
+
     def stop(self) -> None:
         """Stop it and wait until it has ended."""
         self.tell_to_stop()

@@ -7,12 +7,12 @@ look; on a timer everything is looked at. While the store cannot be reached noth
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from netplug.claims import SharedLeases
-from netplug.drivers.api import Meshed
+from netplug.drivers.api import Meshed, Peer
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
@@ -27,6 +27,8 @@ from .view import View
 
 log = structlog.get_logger(__name__)
 
+GRACE_S = 20.0
+"""For which the others may tell anew what a store has lost: they find that out within `membership.BEAT_S`."""
 INTERVAL_S = 30.0
 """After which everything is looked at, if nothing happens."""
 RETRY_S = 1.0
@@ -43,16 +45,18 @@ class Cluster:
     ) -> None:
         self.me = me
         self.view = View(store)
-        self.membership = Membership(store, self.view, me, name, vtep)
+        self.membership = Membership(store, self.view, leases.reach, me, name, vtep)
         self.networks = Definitions(engine, store, self.view, me)
         self.leases = leases
-        leases.reachable = lambda: self.membership.reachable
         engine.shared.vtep = vtep
         engine.endpoints.others = self
+        self._reach = leases.reach
         self._engine = engine
         self._local = local
         self._store = store
         self._lost: frozenset[str] = frozenset()
+        self._reached: dict[str, Sequence[Peer]] = {}
+        self._recovered = 0.0
         self._defining = asyncio.Event()
         self._peering = asyncio.Event()
 
@@ -64,17 +68,21 @@ class Cluster:
         Raises:
             NetplugError: "unavailable": the network is being deleted.
         """
+        if not self._is_shared(record.endpoint.network):
+            return
         try:
-            await self._publish(record)
+            with self._reach.asking():
+                await self._publish(record)
         except Unreachable as exc:
             log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
 
     async def left(self, record: EndpointRecord) -> None:
         """Tell the others that an endpoint is gone. While the store does not answer that waits for `_publish_all`."""
-        if not self._is_shared(record.endpoint.network) or not self.membership.reachable:
+        if not self._is_shared(record.endpoint.network):
             return
         try:
-            await self._store.txn([], [Delete(endpoint_key(record.endpoint.network, self.me, record.endpoint.id))])
+            with self._reach.asking():
+                await self._store.txn([], [Delete(endpoint_key(record.endpoint.network, self.me, record.endpoint.id))])
         except Unreachable as exc:
             log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
 
@@ -115,7 +123,7 @@ class Cluster:
                 await self.membership.register()
                 await self._identify()
         except (TimeoutError, Unreachable) as exc:
-            self.membership.reachable = False
+            self._reach.answers = False
             log.warning("cluster.unreachable", reason=str(exc) or f"no answer in {START_S:g} s")
 
     async def run(self) -> None:
@@ -166,9 +174,8 @@ class Cluster:
     # Networks, claims, and what this host tells
 
     async def _define_all(self) -> None:
-        if not self.membership.epoch:
-            await self.membership.register()
         await self._identify()
+        await self.membership.ensure()
         await self.networks.mirror()
         await self._settle()
         for network in self.networks.shared():
@@ -187,6 +194,8 @@ class Cluster:
         if known is None or known.value["id"] != stored.value["id"]:
             if known is not None:
                 log.error("cluster.data_lost", cluster=known.value["id"], now=stored.value["id"])
+                self._recovered = asyncio.get_running_loop().time() + GRACE_S
+                asyncio.get_running_loop().call_later(GRACE_S, self.view.touch_all)
             await self.networks.restore()
             await self._local.txn([], [Put(IDENTITY, {"id": stored.value["id"]})], durable=True)
         self.networks.identity = str(stored.value["id"])
@@ -225,10 +234,20 @@ class Cluster:
             if network not in built:
                 continue
             try:
-                await self._engine.peers.apply(network, self.view.peers(network, self.me))
+                self._reached[network] = peers = self._peers(network)
+                await self._engine.peers.apply(network, peers)
             except (NetplugError, ExceptionGroup) as exc:
                 log.warning("peers.failed", network=short(network), error=str(exc))
                 asyncio.get_running_loop().call_later(RETRY_S, self._again, network)
+
+    def _peers(self, network: str) -> Sequence[Peer]:
+        """Return the peers of a network. While a store that lost its data fills again, those that were there stay."""
+        told = self.view.peers(network, self.me)
+        lost = bool(self.networks.identity) and self.view.identity != self.networks.identity
+        if not lost and asyncio.get_running_loop().time() >= self._recovered:
+            return told
+        there = {(peer.endpoint, peer.vtep) for peer in told}
+        return [peer for peer in self._reached.get(network, ()) if (peer.endpoint, peer.vtep) not in there] + told
 
     def _again(self, network: str) -> None:
         self.view.touched.add(network)

@@ -6,9 +6,11 @@ here any more.
 
 import asyncio
 import secrets
+from contextlib import suppress
 
 import structlog
 
+from netplug.claims import Reach
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.store.api import Compare, Put, Store, StoreError, Unreachable
@@ -28,15 +30,15 @@ _RETRY_S = 0.5
 class Membership:
     """Registers this host and keeps its lease.
 
-    `epoch`: of this life, 0 until the store has answered. `reachable`: whether the store answered the last heartbeat.
+    `epoch`: of this life, 0 until the store has answered.
     """
 
-    def __init__(self, store: Store, view: View, me: str, name: str, vtep: IPAddress) -> None:
+    def __init__(self, store: Store, view: View, reach: Reach, me: str, name: str, vtep: IPAddress) -> None:
         self.epoch = 0
-        self.reachable = True
         self.me = me
         self._store = store
         self._view = view
+        self._reach = reach
         self._name = name
         self._vtep = vtep
         self._lease: int | None = None
@@ -65,22 +67,26 @@ class Membership:
 
     async def run(self) -> None:
         """Keep the lease, and the record, until cancelled; look at everything anew after a time without the store."""
+        absent = not self._reach.answers
         while True:
             try:
                 if not self.epoch:
                     await self.register()
                 await self._beat()
-                if not self.reachable:
+                if absent or not self._reach.answers:
                     log.info("cluster.reached")
-                    self.reachable = True
                     self._view.touch_all()
+                absent, self._reach.answers = False, True
+                self._reach.lost.clear()
             except Unreachable as exc:
-                if self.reachable:
+                if not absent:
                     log.warning("cluster.unreachable", reason=str(exc))
-                self.reachable = False
+                absent, self._reach.answers = True, False
             except StoreError as exc:
                 log.warning("cluster.refused", reason=str(exc))
-            await asyncio.sleep(BEAT_S if self.reachable else _RETRY_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_RETRY_S if absent else BEAT_S):
+                    await (asyncio.Event() if absent else self._reach.lost).wait()
 
     async def _beat(self) -> None:
         if self._lease is None or not await self._store.keep_alive(self._lease):
@@ -89,19 +95,24 @@ class Membership:
                 self._view.touch_all()
             self._lease = await self._store.lease(TTL_S)
             await self._store.txn([], [Put(ALIVE + self.me, {"epoch": self.epoch}, self._lease)])
-        await self._check()
+        self._check()
 
-    async def _check(self) -> None:
-        """Look whether the record is still this life's."""
-        if not self._view.synced.is_set():
-            return
+    async def ensure(self) -> None:
+        """Register if nobody knows of this host, as at first, or when somebody or something has deleted its record.
+
+        Raises:
+            StoreError: the store does not answer, or refuses.
+        """
+        if self.epoch and self.me not in self._view.hosts():
+            log.warning("host.forgotten", host=short(self.me))
+        if not self.epoch or self.me not in self._view.hosts():
+            await self.register()
+
+    def _check(self) -> None:
+        """Say whose record contradicts this host's."""
         hosts = self._view.hosts()
         mine = hosts.get(self.me)
-        if mine is None:
-            log.warning("host.forgotten", host=short(self.me))
-            await self.register()
-            self._view.touch_all()
-        elif mine.epoch > self.epoch:
+        if mine is not None and mine.epoch > self.epoch:
             log.error("host.twin", host=short(self.me), epoch=mine.epoch, name=mine.name, vtep=str(mine.vtep))
         for ident, other in hosts.items():
             if ident != self.me and other.vtep == self._vtep:

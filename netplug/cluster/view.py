@@ -13,7 +13,7 @@ import structlog
 from netplug.drivers.api import Peer
 from netplug.store.api import Compacted, Event, Record, Store, StoreError, Unreachable
 
-from .records import ALIVE, ENDPOINTS, HOSTS, NETWORKS, ROOT, Definition, HostRecord, Told, parse, parts_of
+from .records import ALIVE, ENDPOINTS, HOSTS, IDENTITY, NETWORKS, ROOT, Definition, HostRecord, Told, parse, parts_of
 
 log = structlog.get_logger(__name__)
 
@@ -21,16 +21,20 @@ _RETRY_S = (0.1, 0.5, 1.0, 2.0)
 
 
 class View:
-    """The cluster's records. `touched`: networks whose endpoints changed; `redefined`: whether any network did.
+    """The cluster's records.
+
+    `touched`: networks whose endpoints changed; `redefined`: whether networks did, or who is in the cluster.
 
     Attributes:
         changed: set when one of the two became so.
-        synced: set while the records are those of a snapshot and what followed.
+        synced: set from the first snapshot on.
+        identity: the cluster's id; empty when the store has lost it, and with it all else.
     """
 
     def __init__(self, store: Store) -> None:
         self.touched: set[str] = set()
         self.redefined = False
+        self.identity = ""
         self.changed = asyncio.Event()
         self.synced = asyncio.Event()
         self._store = store
@@ -142,6 +146,12 @@ class View:
             self._set(self._hosts, ident, record and parse(HostRecord, record))
             if (before and before.vtep) != (self._hosts[ident].vtep if ident in self._hosts else None):
                 self._touch_of(ident)
+            self.redefined |= record is None
+            self.changed.set()
+        elif key == IDENTITY:
+            self.identity = str(record.value.get("id", "")) if record else ""
+            self.redefined = True
+            self.changed.set()
         elif key.startswith(ALIVE):
             (self._alive.add if record else self._alive.discard)(key.removeprefix(ALIVE))
         elif key.startswith(ENDPOINTS) and record:
@@ -163,7 +173,6 @@ class View:
         self.touched |= {
             network for network, found in self._endpoints.items() if any(where == host for where, _ in found)
         }
-        self.changed.set()
 
     @staticmethod
     def _set(where: "dict[str, Definition] | dict[str, HostRecord]", ident: str, value: object) -> None:
