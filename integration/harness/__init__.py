@@ -28,7 +28,7 @@ from .overlay import Mesh, Node, NodeError, Station, Underlay, overlay, pair
 from .podman import Podman
 from .scoped import Namespace, attached, cli_network, container, docker_network, namespace
 from .snapshot import Snapshot, assert_same, snapshot
-from .traffic import SeenServer, http_get, tcp_ask, udp_ask
+from .traffic import SeenServer, bytes_a_second, http_get, limited, tcp_ask, udp_ask
 from .wait import wait_until
 from .wire import Wire, connect
 
@@ -63,6 +63,7 @@ __all__ = [
     "assert_same",
     "attached",
     "busybox_rootfs_tar",
+    "bytes_a_second",
     "cli_network",
     "cni_attached",
     "cni_list",
@@ -74,6 +75,7 @@ __all__ = [
     "engine_runs",
     "execute",
     "http_get",
+    "limited",
     "links_of",
     "namespace",
     "overlay",

@@ -239,9 +239,17 @@ def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     emit("")
     emit(
         table(
-            ("subnet", "address", "owner", "name", "owner id", "until"),
+            ("subnet", "address", "owner", "name", "owner id", "host", "until"),
             [
-                (net, one["address"], one["owner_kind"], one["owner_name"], short(one["owner_id"]), one["until"] or "")
+                (
+                    net,
+                    one["address"],
+                    one["owner_kind"],
+                    one["owner_name"],
+                    short(one["owner_id"]),
+                    one["host"],
+                    one["until"] or "",
+                )
                 for net, one in leases
             ],
         )

@@ -16,10 +16,13 @@ from netplug.drivers.api import Meshed, Peer
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
+from netplug.engine.audit import Finding
 from netplug.engine.records import EndpointRecord
 from netplug.errors import NetplugError
+from netplug.ipam.lease import Lease
 from netplug.store.api import Compare, Delete, Put, Store, StoreError, Unreachable
 
+from .audit import audit, name_of
 from .membership import Membership
 from .networks import Definitions
 from .records import IDENTITY, NETWORKS, Told, as_put, endpoint_key
@@ -59,6 +62,27 @@ class Cluster:
         self._recovered = 0.0
         self._defining = asyncio.Event()
         self._peering = asyncio.Event()
+
+    # What is asked of it
+
+    async def leases_of(self, pool: str) -> list[tuple[Lease, str]]:
+        """Return the leases of a pool on all hosts, with the names of these; empty for what is on all.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        with self._reach.asking():
+            claims = await self.leases.claims(pool)
+        return [(claim.lease, name_of(self.view, claim.host) if claim.host else "") for claim in claims]
+
+    async def audit(self) -> list[Finding]:
+        """Return what is wrong with addresses of other hosts; see `audit`.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        with self._reach.asking():
+            return await audit(self._engine, self.view, self.leases, self.networks.shared(), self.me)
 
     # What the engine tells
 

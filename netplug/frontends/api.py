@@ -19,10 +19,12 @@ from netplug.engine import Engine
 from netplug.engine.audit import audit
 from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError, Reportable
+from netplug.frontends import api_ipam_wire as ipam_wire
 from netplug.frontends import api_wire as wire
 from netplug.frontends.http import Failure, guard
+from netplug.ipam.pool import GLOBAL, Pool
 from netplug.reconcile import Difference
-from netplug.store.api import StoreError
+from netplug.store.api import StoreError, Unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -143,22 +145,34 @@ class _Api:
     async def detach(self, body: wire.DetachIn) -> None:
         await self._engine.endpoints.detach(body.network, body.netns, body.ifname)
 
-    async def ipam(self) -> wire.Pools:
+    async def ipam(self) -> ipam_wire.Pools:
         registry, allocator = self._engine.registry, self._engine.allocator
         names = {record.network.id: record.network.name for record in registry.networks()}
         names |= {record.endpoint.id: record.name for record in registry.endpoints()}
-        return wire.Pools(
+        return ipam_wire.Pools(
             pools=[
-                wire.PoolOut.of(
-                    pool, allocator.usage(pool.id), [*allocator.leases(pool.id), *allocator.kept(pool.id)], names
-                )
+                ipam_wire.PoolOut.of(pool, allocator.usage(pool.id), await self._held(pool), names)
                 for pool in sorted(allocator.pools(), key=lambda pool: pool.id)
             ]
         )
 
-    async def audit(self) -> wire.Findings:
+    async def _held(self, pool: Pool) -> list[ipam_wire.Held]:
+        """Return the leases of a pool: those of all hosts, as far as the store that they share can be reached."""
+        if self._cluster is not None and pool.space == GLOBAL:
+            try:
+                found = await self._cluster.leases_of(pool.id)
+                return [ipam_wire.Held(lease, host, host in {"", self._host}) for lease, host in found]
+            except Unreachable as exc:
+                log.warning("leases.own_alone", pool=pool.id, reason=str(exc))
+        allocator = self._engine.allocator
+        mine = [*allocator.leases(pool.id), *allocator.kept(pool.id)]
+        return [ipam_wire.Held(lease, self._host) for lease in mine]
+
+    async def audit(self) -> ipam_wire.Findings:
         found = await audit(self._engine)
-        return wire.Findings(findings=[wire.FindingOut.of(one) for one in found])
+        if self._cluster is not None:
+            found += await self._cluster.audit()
+        return ipam_wire.Findings(findings=[ipam_wire.FindingOut.of(one) for one in found])
 
     async def diff(self) -> wire.Differences:
         return _differences(await self._reconciler.diff())
