@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import structlog
 
-from netplug.drivers.api import Driver, Network
+from netplug.drivers.api import Driver, Network, Scope
 from netplug.drivers.naming import short
 from netplug.drivers.options import parse
 from netplug.engine.addressing import Addressing
@@ -43,6 +43,14 @@ class Networks:
         self._endpoints = endpoints
         self._peers = peers
         self._drivers = drivers
+
+    def stretches(self, spec: NetworkSpec) -> bool:
+        """Whether a network as asked for is one of several hosts.
+
+        Raises:
+            NetplugError, DriverError: its options or its mode are wrong.
+        """
+        return driver_of(parse(spec.options).mode, self._drivers).scope is Scope.CLUSTER
 
     @whole
     async def create(self, spec: NetworkSpec) -> NetworkRecord:

@@ -252,7 +252,8 @@ class FakeKernel:
         return self.changed
 
     async def close(self) -> None:
-        """Let go of the ports, as the end of the process does."""
+        """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""
+        self.changed = asyncio.Event()
         for step in list(self._world.state.values()):
             if isinstance(step, HostPort | Relay):
                 del self._world.state[step.key]
