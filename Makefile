@@ -8,7 +8,7 @@ TESTS := integration
 # Files of integration tests that run at once: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check fmt test integration demo bench clean
+.PHONY: help setup check fmt test integration demo lab bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -38,9 +38,13 @@ integration: setup ## the integration tests alone; ARGS="-k ping -x" and TESTS=F
 demo: setup ## the main job on a real dockerd, step by step, leaving no trace (as root)
 	@.venv/bin/python integration/demo.py
 
-bench: setup ## measurements beside Docker's own bridge and the reference CNI plugins (as root)
+lab: setup ## three hosts on one overlay: Docker, CNI and a bare namespace (as root); LAB=FILE for another
+	@bash examples/lab/show.sh $(LAB)
+
+bench: setup ## measurements beside Docker's own bridge, the reference CNI plugins, and tunnels (as root)
 	@.venv/bin/python bench/attach.py $(ARGS)
 	@.venv/bin/python bench/cni.py
+	@.venv/bin/python bench/overlay.py
 
 clean: ## remove .venv, caches and build results
 	@rm -rf .venv build dist *.egg-info .*_cache .hypothesis integration/.pytest_cache

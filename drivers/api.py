@@ -7,7 +7,7 @@ reverts it, so that a version which no longer knows how an old network was made 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .naming import mac_of_address, mac_of_id
 from .options import NONE, EndpointOptions, NetworkOptions
@@ -132,7 +132,8 @@ class Attachment:
 class LinkFacts:
     """A link of the host. `kind`: "bridge", "veth", … or empty for a physical one; `mtu` in bytes.
 
-    `master`: the bridge or bond that it is a port of. `parent`, `macvlan_mode`: of a macvlan.
+    `master`: the bridge or bond that it is a port of. `parent`, `macvlan_mode`: of a macvlan. `vni`,
+    `port`: of a vxlan, the UDP port.
     """
 
     name: str
@@ -142,6 +143,8 @@ class LinkFacts:
     master: str = ""
     parent: str = ""
     macvlan_mode: str = ""
+    vni: int = 0
+    port: int = 0
     mac: str = ""
 
 
@@ -151,7 +154,7 @@ class HostFacts:
 
     `mtu`: of the default route's link, in bytes. `routes`: destinations in the main table, defaults left out, with
     their links. `addresses`: with their links, loopback left out. `chains`: names of the filter table's chains that are
-    not ours, by IP version.
+    not ours, by IP version. `vtep`: the address of this host to which others tunnel; None outside of a cluster.
     """
 
     mtu: int = 1500
@@ -160,6 +163,7 @@ class HostFacts:
     routes: tuple[tuple[IPNetwork, str], ...] = ()
     addresses: tuple[tuple[IPInterface, str], ...] = ()
     chains: tuple[tuple[int, str], ...] = ()
+    vtep: IPAddress | None = None
 
     def link(self, name: str) -> LinkFacts | None:
         """Return the link of this name, None when there is none."""
@@ -169,6 +173,16 @@ class HostFacts:
         """Return the kind of the link of this name, None when there is none."""
         link = self.link(name)
         return link.kind if link else None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An endpoint on another host, as that host tells of it. `vtep`: that host's."""
+
+    endpoint: str
+    mac: str
+    addresses: tuple[IPAddress, ...]
+    vtep: IPAddress
 
 
 class Driver(Protocol):
@@ -212,3 +226,21 @@ class Driver(Protocol):
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
         """Return what all networks with these IP versions share on a host; gone with the last of them."""
+
+
+@runtime_checkable
+class Meshed(Protocol):
+    """What a driver can do besides whose networks stretch over hosts."""
+
+    def publish(self, net: Network, ep: Endpoint, host: HostFacts) -> Peer:
+        """Return what the other hosts must know of an endpoint of this one."""
+
+    def check_peer(self, net: Network, peer: Peer, host: HostFacts) -> None:
+        """Refuse what another host may not say: a record must not reach beyond its network."""
+
+    def peers(self, net: Network, peers: Sequence[Peer]) -> Plan:
+        """Return all that reaching these peers takes, in addition to the network's plan.
+
+        They are all there are, each of them checked, and in the order in which they were published: where two have the
+        same MAC or address, the later has it.
+        """

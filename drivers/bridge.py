@@ -7,7 +7,7 @@ from . import firewall, shaping
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .naming import bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox_side
-from .options import NetworkOptions
+from .options import BRIDGE, OVERLAY, NetworkOptions
 from .plan import Plan
 from .sandbox import attachment
 from .steps import Address, Bridge, Guard, Guards, Hairpin, IPInterface, Step, Sysctl, Veth
@@ -16,6 +16,9 @@ from .steps import Address, Bridge, Guard, Guards, Hairpin, IPInterface, Step, S
 def link_of(net: Network) -> str:
     """Return the name of the network's bridge."""
     return net.options.bridge or bridge_name(net.id)
+
+
+_BRIDGED = frozenset((BRIDGE, OVERLAY))
 
 
 class BridgeDriver:
@@ -41,7 +44,7 @@ class BridgeDriver:
                 hint="choose another",
             )
         for other in others:
-            if other.options.mode == net.options.mode and link_of(other) == bridge:
+            if other.options.mode in _BRIDGED and link_of(other) == bridge:
                 raise DriverError(Kind.EXISTS, f"bridge {bridge!r} belongs to network {other.name!r}")
         shaping.limit(net.options)
         for subnet in net.subnets:
@@ -50,11 +53,13 @@ class BridgeDriver:
     def admit(self, net: Network, present: int) -> None:
         return
 
+    def mac(self, net: Network) -> str:
+        """Return the MAC of the network's bridge, which is that of its gateways."""
+        return mac_of_id(net.id)
+
     def create_network(self, net: Network, host: HostFacts) -> Plan:
-        bridge = link_of(net)
-        steps: list[Step] = [
-            Bridge(bridge, mac_of_id(net.id), net.options.mtu or host.mtu, adopt=bool(net.options.bridge))
-        ]
+        bridge, mac = link_of(net), self.mac(net)
+        steps: list[Step] = [Bridge(bridge, mac, net.options.mtu or host.mtu, adopt=bool(net.options.bridge))]
         steps += [Address(bridge, subnet.gateway) for subnet in net.subnets if subnet.gateway]
         if 4 in net.families():
             # Lets a packet from 127.0.0.1 to a published port leave through the bridge (ip-sysctl.rst, route_localnet).
@@ -62,7 +67,7 @@ class BridgeDriver:
             steps.append(Sysctl(f"net/ipv4/conf/{bridge}/route_localnet", "1", restore))
         # Nothing comes by the bridge itself as by a port; but its link-local address is nobody else's.
         gateways = [subnet.gateway for subnet in net.subnets if subnet.gateway]
-        return Plan(tuple(steps)) + firewall.network(net, bridge) + _guard(net, bridge, mac_of_id(net.id), gateways)
+        return Plan(tuple(steps)) + firewall.network(net, bridge) + _guard(net, bridge, mac, gateways)
 
     def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
         veth = Veth(

@@ -86,6 +86,15 @@ def host_macvlan(network_id: str) -> str:
     return f"npm{short(network_id)}"
 
 
+def vxlan_name(network_id: str) -> str:
+    """Return the name of the link by which a network's frames go to other hosts.
+
+    >>> vxlan_name("3a5d5fd21a47b2c3")
+    'npv3a5d5fd21a47'
+    """
+    return f"npv{short(network_id)}"
+
+
 def mark(link: str) -> str:
     """Return the altname that marks a link of ours; it survives renames and moves between namespaces.
 

@@ -15,7 +15,11 @@ BRIDGE = "bridge"
 HOST = "host"
 MACVLAN = "macvlan"
 NONE = "none"
+OVERLAY = "overlay"
 MACVLAN_MODES = ("bridge", "vepa", "private", "passthru")
+
+LARGEST_VNI = 2**24 - 1
+"""RFC 7348 5: 24 bits; 0 is left out, since many take it for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class NetworkOptions:
 
     `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id. `parent` empty: the uplink. `sticky`:
     seconds for which addresses are kept for the container that had them. `rate`: bits a second that
-    a container receives and sends, 0 for no limit; `burst`: bytes, 0 for what the rate needs.
+    a container receives and sends, 0 for no limit; `burst`: bytes, 0 for what the rate needs. `vni` 0: none yet.
     """
 
     mode: str = BRIDGE
@@ -42,6 +46,9 @@ class NetworkOptions:
     sticky: int = 0
     rate: tuple[int, int] | None = None
     burst: tuple[int, int] | None = None
+    vni: int = 0
+    vxlan_port: int = 4789
+    bum: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,20 @@ def _ipv4(text: str) -> IPv4Address | None:
         return IPv4Address(text) if text not in {"", "0.0.0.0"} else None
     except ValueError:
         raise ValueError("must be an IPv4 address") from None
+
+
+def _number(text: str, last: int) -> int:
+    if not fullmatch(r"\d{1,9}", text, ASCII) or not 1 <= int(text) <= last:
+        raise ValueError(f"must be a number from 1 to {last}")
+    return int(text)
+
+
+def _vni(text: str) -> int:
+    return _number(text, LARGEST_VNI)
+
+
+def _port(text: str) -> int:
+    return _number(text, 65535)
 
 
 def _macvlan_mode(text: str) -> str:
@@ -190,7 +211,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "bridge",
         (_DOCKER + "bridge.name",),
-        (BRIDGE,),
+        (BRIDGE, OVERLAY),
         _link,
         "made from the id",
         "interface name; an existing bridge is used and never deleted",
@@ -198,7 +219,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "masquerade",
         (_DOCKER + "bridge.enable_ip_masquerade",),
-        (BRIDGE, HOST),
+        (BRIDGE, HOST, OVERLAY),
         _boolean,
         "true",
         "containers leave the host under the host's address",
@@ -206,7 +227,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "icc",
         (_DOCKER + "bridge.enable_icc",),
-        (BRIDGE,),
+        (BRIDGE, OVERLAY),
         _boolean,
         "true",
         "containers of the network may talk to each other",
@@ -214,7 +235,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "spoofchk",
         (),
-        (BRIDGE,),
+        (BRIDGE, OVERLAY),
         _boolean,
         "true",
         "containers send with no address or MAC but their own; `false` for those that route for others",
@@ -222,7 +243,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "host_binding_ipv4",
         (_DOCKER + "bridge.host_binding_ipv4",),
-        (BRIDGE,),
+        (BRIDGE, OVERLAY),
         _ipv4,
         "all addresses",
         "default host address of published ports",
@@ -255,7 +276,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "rate",
         (),
-        (BRIDGE, HOST),
+        (BRIDGE, HOST, OVERLAY),
         _rates,
         "no limit",
         "bits a second each way, `100mbit` style, or received and sent, `100mbit/20mbit`; also of one container, by "
@@ -265,11 +286,21 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "burst",
         (),
-        (BRIDGE, HOST),
+        (BRIDGE, HOST, OVERLAY),
         _bursts,
         "10 ms at that rate, at least 80kb",
         "bytes that may pass at once, `128kb` style; also of one container",
         endpoint=True,
+    ),
+    Option("vni", (), (OVERLAY,), _vni, "allocated", "VXLAN network identifier, the same on all hosts"),
+    Option("vxlan_port", (), (OVERLAY,), _port, "4789", "UDP port of the tunnels, the same on all hosts"),
+    Option(
+        "bum",
+        (),
+        (OVERLAY,),
+        _boolean,
+        "false",
+        "broadcast, unknown unicast and multicast are copied to every host of the network",
     ),
     Option(
         "sticky",
@@ -328,7 +359,8 @@ def _check_modes(raw: Mapping[str, str], mode: str) -> None:
     for key in raw:
         option = _BY_KEY[key]
         if option.modes and mode not in option.modes:
-            modes = " and ".join(option.modes)
+            *others, last = option.modes
+            modes = f"{', '.join(others)} and {last}" if others else last
             raise DriverError(Kind.INVALID, f"option {key!r} is of mode {modes}, the network's is {mode!r}")
 
 

@@ -13,6 +13,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import TypeAlias, get_args
 
+from .tunnel import Fdb, Neighbour, Tunnel, Tunnels, Vtep, Vxlan
+
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
@@ -421,5 +423,11 @@ Step: TypeAlias = (
     | Loopback
     | Ifb
     | Shape
+    | Vxlan
+    | Fdb
+    | Neighbour
+    | Tunnels
+    | Tunnel
+    | Vtep
 )
 STEPS: dict[str, type[Step]] = {cls.__name__: cls for cls in get_args(Step)}

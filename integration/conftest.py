@@ -14,10 +14,12 @@ from shutil import which
 from tempfile import gettempdir
 
 import pytest
-from harness import Dockerd, Host, Netplug, Wire, assert_same, connect, snapshot
+from harness import Dockerd, Host, Netplug, Node, Underlay, Wire, assert_same, connect, overlay, snapshot
 from harness.dockerd import dockerd_command
 from harness.host import NAME_PREFIX, cgroup_folders
-from harness.image import IMAGE
+from harness.overlay import BLUE, VNI
+
+from netplug.lab.image import IMAGE
 
 LOG_LINES = 60
 NOISE = re.compile(r"loading plugin|cleaning up after shim|cleanup warnings|starting signal loop")
@@ -106,6 +108,31 @@ def netplug(host: Host, dockerd: Dockerd, shared: Shared) -> Netplug:
     it = shared.netplugs[host] = Netplug(host)
     _use_once(dockerd, "pynet", "--ipv6", "--subnet", "10.99.0.0/24", "--subnet", "fd00:99::/64")
     return it
+
+
+@pytest.fixture(scope="module", params=[4, 6], ids=["over-IPv4", "over-IPv6"])
+def under(request: pytest.FixtureRequest, host: Host, client: Host, wire: Wire) -> Underlay:
+    """The VTEPs of `host` and `client`: in IPv4 not the addresses that routes would choose as source."""
+    links = (wire.left_link, wire.right_link)
+    if request.param == 6:
+        return Underlay(6, wire.left6, wire.right6, links)
+    vteps = ("203.0.113.101", "203.0.113.102")
+    for place, vtep, link in zip((host, client), vteps, links, strict=True):
+        place.run(["ip", "addr", "add", f"{vtep}/24", "dev", link])
+    return Underlay(4, *vteps, links)
+
+
+@pytest.fixture(scope="module")
+def nodes(host: Host, client: Host, under: Underlay) -> Iterator[tuple[Node, Node]]:
+    """Engines on `host` and `client` that are told of each other's endpoints by the test."""
+    with ExitStack() as stack:
+        made = Node(host, under.left), Node(client, under.right)
+        for node in made:
+            stack.callback(node.close)
+        # What is made once and kept: sysctls.
+        with overlay("warm-up", made, BLUE, vni=VNI):
+            pass
+        yield made
 
 
 def _use_once(dockerd: Dockerd, driver: str, *options: str) -> None:

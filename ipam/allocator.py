@@ -15,14 +15,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from time import time
-from typing import TypeAlias
 
 from .cutter import Cutter
 from .errors import IpamError, Kind
 from .keeping import Keeping
 from .lease import IPAddress, Lease, Owner
 from .ledger import Ledger, unknown_pool
-from .pool import EXTERNAL, IPNetwork, Pool, Space, Usage, check_request, pool_id, taking
+from .pool import IPNetwork, Pool, Space, Usage, check_request, pool_id, taking
+from .start import Start, default_start
 from .store import LeaseStore
 from .subnets import Subnets
 
@@ -30,14 +30,6 @@ POOL_TRIES = 64  # subnets that others in the cluster have, passed over in one r
 ADDRESS_TRIES = 1024  # addresses likewise; each costs a question to the store
 SECOND_TRIES = 16  # addresses once refused that are asked for again when nothing else is left
 HALF_OF_ALL = 1  # a VPN writes its default route as 0.0.0.0/1 and 128.0.0.0/1, to win without deleting yours
-
-Start: TypeAlias = Callable[[Pool], float]
-"""Where in a pool picking begins: a fraction of it, 0 ≤ start < 1."""
-
-
-def default_start(pool: Pool) -> float:
-    """Return 0, but ½ for external pools: there Docker picks from the beginning, and we must not meet."""
-    return 0.5 if pool.space == EXTERNAL else 0.0
 
 
 class Allocator(Keeping):
@@ -368,6 +360,8 @@ class Allocator(Keeping):
             lease = Lease(pool.id, pool.address(number), owner, mac)
             if await self._claim(ledger, lease):
                 return lease
+            # Another host's addresses lie in runs, as ours do: one refusal, and away from here.
+            ledger.picker.begin_at(self._start(pool))
         for number in ledger.elsewhere(SECOND_TRIES):
             lease = Lease(pool.id, pool.address(number), owner, mac)
             if ledger.is_elsewhere(number) and await self._claim(ledger, lease):

@@ -27,12 +27,16 @@ class Picker:
     def __init__(self, first: int, last: int, start: float = 0.0) -> None:
         self.size = max(0, last - first + 1)
         self._first = first
-        # A float has no 64 bits; the first 32 of the fraction place it well enough.
-        self._offset = (self.size * int(start * 2**32)) >> 32
-        self._cursor = 0
         self._taken: set[int] = set()
         self._released: OrderedDict[int, None] = OrderedDict()
         self.steps = 0
+        self.begin_at(start)
+
+    def begin_at(self, start: float) -> None:
+        """Look for never-used numbers from another fraction of all on."""
+        # A float has no 64 bits; the first 32 of the fraction place it well enough.
+        self._offset = (self.size * int(start * 2**32)) >> 32
+        self._cursor = 0
 
     @property
     def taken(self) -> int:

@@ -11,13 +11,13 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import ValidationError, ValidationInfo, field_validator
+from pydantic import SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -29,6 +29,7 @@ from pydantic_settings import (
 
 from netplug.errors import NetplugError
 from netplug.lock import SOCKET_PATH_BYTES
+from netplug.store.access import SCHEME, EtcdAccess, without_password
 
 DEFAULT_FILE = Path("/etc/netplug/netplug.toml")
 API_SOCKET = "netplug.sock"
@@ -85,8 +86,16 @@ class Settings(BaseSettings):
     driver_name: str = "pynet"
     plugin_dir: Path = Path("/run/docker/plugins")
     store: str = "sqlite"
+    """`sqlite`, or `etcd://…` for what hosts share beside it."""
+    etcd_ca: Path | None = None
+    etcd_cert: Path | None = None
+    etcd_key: Path | None = None
+    etcd_user: str = ""
+    etcd_password: SecretStr = SecretStr("")
     docker_host: str = "unix:///var/run/docker.sock"
     host_name: str = ""
+    vtep: str = ""
+    """Address to which other hosts tunnel, or a link that has it; empty: with which the store is reached."""
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     address_pool: Annotated[tuple[AddressPool, ...], NoDecode] = ()
@@ -105,6 +114,16 @@ class Settings(BaseSettings):
     def plugin_socket(self) -> Path:
         """Where Docker finds the driver; the file's name is the driver's."""
         return self.plugin_dir / f"{self.driver_name}.sock"
+
+    @property
+    def etcd(self) -> EtcdAccess | None:
+        """How the shared store is reached; None: there is none."""
+        if self.store == "sqlite":
+            return None
+        access = EtcdAccess.parse(self.store)
+        if self.etcd_user:
+            access = replace(access, user=self.etcd_user, password=self.etcd_password.get_secret_value())
+        return replace(access, ca=self.etcd_ca, cert=self.etcd_cert, key=self.etcd_key)
 
     @field_validator("state_dir", "run_dir", "plugin_dir")
     @classmethod
@@ -128,10 +147,44 @@ class Settings(BaseSettings):
     @field_validator("store")
     @classmethod
     def _known_store(cls, value: str) -> str:
-        if value.startswith("etcd://"):
-            raise ValueError("etcd comes with a later version, this one has only sqlite")
-        if value != "sqlite":
-            raise ValueError("is not sqlite")
+        if value == "sqlite":
+            return value
+        if not value.startswith(SCHEME):
+            raise ValueError("is neither sqlite nor etcd://host:port[,host:port]…")
+        EtcdAccess.parse(value)
+        return value
+
+    @field_validator("etcd_ca", "etcd_cert", "etcd_key")
+    @classmethod
+    def _tls_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        given = info.data
+        if value is None:
+            if info.field_name == "etcd_key" and given.get("etcd_cert"):
+                raise ValueError(f"the key of etcd_cert {str(given['etcd_cert'])!r} is missing")
+            return None
+        _check_shared(given)
+        if info.field_name != "etcd_ca" and not given.get("etcd_ca"):
+            raise ValueError("is of no use without etcd_ca, with which the connection is TLS")
+        if info.field_name == "etcd_key" and not given.get("etcd_cert"):
+            raise ValueError("is of no use without etcd_cert")
+        if not value.is_file():
+            raise ValueError("is not a file")
+        return value.absolute()
+
+    @field_validator("etcd_user")
+    @classmethod
+    def _user(cls, value: str, info: ValidationInfo) -> str:
+        if value:
+            access = _check_shared(info.data)
+            if access and access.user:
+                raise ValueError("is given in the store's URL too")
+        return value
+
+    @field_validator("etcd_password")
+    @classmethod
+    def _password(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        if "etcd_user" in info.data and bool(value) != bool(info.data["etcd_user"]):
+            raise ValueError("etcd_user and etcd_password go together")
         return value
 
     @field_validator("docker_host")
@@ -141,6 +194,15 @@ class Settings(BaseSettings):
         if value != "none" and (path == value or not path.startswith("/")):
             raise ValueError("is neither unix:///path nor none")
         _check_socket(Path(path))
+        return value
+
+    @field_validator("vtep")
+    @classmethod
+    def _address_or_link(cls, value: str, info: ValidationInfo) -> str:
+        if value:
+            _check_shared(info.data)
+        if not re.fullmatch(r"[^\s/%]{0,45}", value):
+            raise ValueError("is neither an address nor the name of a link")
         return value
 
     @field_validator("host_name")
@@ -222,6 +284,10 @@ def _explain(error: ErrorDetails, flags: Mapping[str, object], path: Path) -> Ne
         )
     reason = error.get("ctx", {}).get("error") or error["msg"]
     value = str(error["input"]) if isinstance(error["input"], Path) else error["input"]
+    if name == "etcd_password":
+        value = "***"
+    elif name == "store":
+        value = without_password(str(value))
     source = _source(name, flags, path)
     return NetplugError("invalid", f"setting {name} ({source}) is {value!r}: {_line(str(reason))}")
 
@@ -242,6 +308,15 @@ def _source(name: str, flags: Mapping[str, object], path: Path) -> str:
 def _line(text: str) -> str:
     text = " ".join(text.split())
     return text[:1].lower() + text[1:]
+
+
+def _check_shared(given: Mapping[str, Any]) -> EtcdAccess | None:
+    """Refuse settings of etcd without one. None: the store itself was refused, which is said first."""
+    if "store" not in given:
+        return None
+    if given["store"] == "sqlite":
+        raise ValueError("is of no use with store sqlite")
+    return EtcdAccess.parse(given["store"])
 
 
 def _check_socket(path: Path) -> None:

@@ -17,13 +17,17 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from ipaddress import IPv6Network
+from ipaddress import IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from netplug import log as logging
+from netplug.claims import SharedLeases
+from netplug.cluster import Cluster
+from netplug.cluster.membership import own_id
+from netplug.cluster.vtep import find_vtep
 from netplug.config import AddressPool, Settings
 from netplug.drivers.api import Driver
 from netplug.drivers.bridge import BridgeDriver
@@ -31,16 +35,19 @@ from netplug.drivers.host import HostDriver
 from netplug.drivers.leasing import LeasingDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
+from netplug.drivers.overlay import OverlayDriver
+from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.pool import Base, Space
 from netplug.ipam.spaces import LOCAL_V4, default_spaces, ula
+from netplug.ipam.start import HashedStart
 from netplug.kernel.api import Kernel
 from netplug.leases import StoredLeases
 from netplug.lock import Held, claim_socket, lock_file, release_socket, turn
 from netplug.reconcile import Reconciler
-from netplug.store.api import Put, Store, StoreError
+from netplug.store.api import Put, Store, StoreError, Unreachable
 from netplug.store.sqlite import SqliteStore
 
 log = structlog.get_logger(__name__)
@@ -48,12 +55,14 @@ log = structlog.get_logger(__name__)
 NAMESPACE = "\0netplug"
 """Abstract socket that a daemon holds: these belong to a network namespace, and two daemons would fight over one."""
 ULA = "meta/ula"
+VTEP = "meta/vtep"
 TURN = "turn"
 """File that is held by whoever works on the state for a moment without a daemon (`netplug.alone`)."""
 PATIENCE_S = 20.0
 """For those, who take a second or two each."""
 SOCKET_MODE = 0o600
 _CONNECT_TIMEOUT_S = 0.5
+_SHARED_TIMEOUT_S = 1.0  # at the start, which goes on without; dockerd waits 15 s for a plugin
 
 
 async def linux_kernel() -> Kernel:
@@ -64,11 +73,12 @@ async def linux_kernel() -> Kernel:
 
 
 class Daemon:
-    """One life. `kernel`: opens the kernel; `namespace`: see `NAMESPACE`."""
+    """One life. `kernel`: opens the kernel; `namespace`: see `NAMESPACE`. `cluster`: None with a store of its own."""
 
     def __init__(
         self, settings: Settings, *, kernel: Callable[[], Awaitable[Kernel]] = linux_kernel, namespace: str = NAMESPACE
     ) -> None:
+        self.cluster: Cluster | None = None
         self._settings = settings
         self._open_kernel = kernel
         self._namespace = namespace
@@ -116,10 +126,20 @@ class Daemon:
         api, plugin, cni = (self._claim(path) for path in paths)
         store = await SqliteStore.open(settings.state_dir / "netplug.db")
         self._resources.push_async_callback(store.close)
+        shared = await self._open_shared()
         kernel = await self._open_kernel()
         self._resources.push_async_callback(kernel.close)
-        allocator = Allocator(StoredLeases(store), spaces(await site_prefix(store), settings.address_pool))
+        me = await own_id(store)
+        leases = SharedLeases(store, shared, me) if shared else None
+        allocator = Allocator(
+            leases or StoredLeases(store),
+            spaces(await site_prefix(store), settings.address_pool),
+            start=HashedStart(me),
+        )
         engine = Engine(kernel, store, allocator, drivers())
+        if leases and shared:
+            vtep = await self._vtep(store, kernel)
+            self.cluster = Cluster(engine, store, shared, leases, me=me, name=settings.host_name, vtep=vtep)
         await self._compose(engine, api, plugin, cni)
         log.info(
             "daemon.started",
@@ -131,6 +151,45 @@ class Daemon:
             ms=round((time.monotonic() - started) * 1000),
         )
 
+    async def _vtep(self, store: Store, kernel: Kernel) -> IPAddress:
+        """Return this host's VTEP; the last one while the network is not yet up.
+
+        Raises:
+            NetplugError: "invalid": there is none.
+        """
+        assert self._settings.etcd  # noqa: S101 - the caller has opened it
+        known = await store.get(VTEP)
+        try:
+            vtep = await asyncio.to_thread(find_vtep, self._settings.vtep, self._settings.etcd, await kernel.facts())
+        except NetplugError as exc:
+            if known is None:
+                raise
+            vtep = ip_address(str(known.value["vtep"]))
+            log.warning("vtep.missing", vtep=str(vtep), reason=exc.message)
+        if known is None or known.value["vtep"] != str(vtep):
+            await store.txn((), [Put(VTEP, {"vtep": str(vtep)})])
+        return vtep
+
+    async def _open_shared(self) -> Store | None:
+        """Open the shared store. While it cannot be reached this host's own networks go on; a refusal ends the start.
+
+        Raises:
+            NetplugError: "invalid": it refuses, or its TLS files do not fit.
+        """
+        if (access := self._settings.etcd) is None:
+            return None
+        from netplug.store.etcd import EtcdStore  # noqa: PLC0415 - aiohttp is half of the start, and often not needed
+
+        try:
+            store = await EtcdStore.open(access)
+            self._resources.push_async_callback(store.close)
+            await store.check(_SHARED_TIMEOUT_S)
+        except Unreachable as exc:
+            log.warning("store.unreachable", reason=str(exc))
+        except StoreError as exc:
+            raise NetplugError("invalid", str(exc)) from exc
+        return store
+
     async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket, cni: socket.socket) -> None:
         # Imported here, since they take half of the start: whoever comes second is refused before.
         from netplug.caller import Caller  # noqa: PLC0415
@@ -140,13 +199,15 @@ class Daemon:
         from netplug.frontends.docker_ipam import nobody_known  # noqa: PLC0415
         from netplug.naming import DockerNames  # noqa: PLC0415
 
-        settings = self._settings
+        settings, cluster = self._settings, self.cluster
         names = (
             DockerNames(engine, settings.docker_host, settings.driver_name) if settings.docker_host != "none" else None
         )
         reconciler = Reconciler(engine, names.view if names else None)
         await reconciler.start()
-        self._background = [reconciler.run, *([names.run] if names else [])]
+        if cluster is not None:
+            await cluster.start()
+        self._background = [reconciler.run, *([names.run] if names else []), *([cluster.run] if cluster else [])]
         self._cni = CniService(engine), cni
         self._apps = [
             (
@@ -156,6 +217,7 @@ class Daemon:
                     host=settings.host_name,
                     version=own_version(),
                     docker_knows=names.knows if names else nobody_asked,
+                    cluster=cluster,
                 ),
                 api,
             ),
@@ -289,6 +351,7 @@ def drivers() -> dict[str, Driver]:
         "ipam": LeasingDriver(),
         "macvlan": MacvlanDriver(),
         "none": NoneDriver(),
+        "overlay": OverlayDriver(),
     }
     for point in entry_points(group="netplug.drivers"):
         try:

@@ -1,18 +1,19 @@
 """Pools and leases of addresses in the store: the allocator's `LeaseStore`.
 
 A claim is a transaction that holds only while the address has no record, so that the store decides between
-two hosts that want one address. Nothing here keeps state.
+two hosts that want one address. All state is in the store, but for claims that nobody answered.
 """
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import TypeVar
 from urllib.parse import quote
 
 from netplug.drivers.codec import JsonObject, decode, encode
 from netplug.ipam.lease import IPAddress, Lease, OwnerKind
 from netplug.ipam.pool import Pool
-from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError
+from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError, Unreachable
 
 POOLS = "ipam/pools/"
 LEASES = "ipam/leases/"
@@ -23,10 +24,13 @@ _R = TypeVar("_R", Pool, Lease)
 
 
 class StoredLeases:
-    """`LeaseStore` on a `Store`, which stays the caller's."""
+    """`LeaseStore` on a `Store`, which stays the caller's. `host`: this one's id, where several share the store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, host: str = "") -> None:
         self._store = store
+        self._host = host
+        self._doubtful: dict[str, JsonObject] = {}
+        self._taking_back = asyncio.Lock()
 
     async def load(self) -> tuple[list[Pool], list[Lease]]:
         """Return everything.
@@ -36,29 +40,53 @@ class StoredLeases:
         """
         pools, _ = await self._store.range(POOLS)
         leases, _ = await self._store.range(LEASES)
-        return [_decode(Pool, record) for record in pools], [_decode(Lease, record) for record in leases]
+        return [_decode(Pool, record) for record in pools], [lease_of(record)[0] for record in leases]
 
     async def claim(self, lease: Lease) -> bool:
         """Store a new lease; False: the address has a record.
 
+        When the store does not answer, the lease may be there nevertheless; one with an owner's id or ours is taken
+        back before the next claim.
         Cancelled, it waits until the store has answered and takes the lease back: an address of which nobody
         knows would be lost.
         """
+        await self._take_back()
         key = lease_key(lease.pool, lease.address)
-        # Gateways outlive a loss of power, as their networks do; endpoints do not.
-        durable = lease.owner.kind in {OwnerKind.GATEWAY, OwnerKind.AUX}
-        txn = self._store.txn([Compare(key, 0)], [Put(key, _encode(lease))], durable=durable)
-        revision, cancelled = await _finish(txn)
+        revision, cancelled = await _finish(self._put_new(key, lease))
         if cancelled is not None:
             if revision is not None:
                 await _finish(self._store.txn([Compare(key, revision)], [Delete(key)]))
             raise cancelled
         return revision is not None
 
+    async def _put_new(self, key: str, lease: Lease) -> int | None:
+        value = self._stamped(lease)
+        # Gateways outlive a loss of power, as their networks do; endpoints do not.
+        durable = lease.owner.kind in {OwnerKind.GATEWAY, OwnerKind.AUX}
+        try:
+            return await self._store.txn([Compare(key, 0)], [Put(key, value)], durable=durable)
+        except Unreachable:
+            if lease.owner.id or self._host:  # by which it can be told from another host's
+                self._doubtful[key] = value
+            raise
+
+    async def _take_back(self) -> None:
+        """Delete the leases whose claims nobody answered; a record of somebody else stays."""
+        async with self._taking_back:  # one at a time: who waited must not delete what was claimed since
+            while self._doubtful:
+                key, value = self._doubtful.popitem()
+                try:
+                    record = await self._store.get(key)
+                    if record is not None and record.value == value:
+                        await self._store.txn([Compare(key, record.revision)], [Delete(key)])
+                except (Unreachable, asyncio.CancelledError):
+                    self._doubtful[key] = value
+                    raise
+
     async def update(self, lease: Lease) -> bool:
         """Store the new owner of a lease; False: there is no such record."""
         key = lease_key(lease.pool, lease.address)
-        put = Put(key, _encode(lease))
+        put = Put(key, self._stamped(lease))
         while record := await self._store.get(key):
             if await self._store.txn([Compare(key, record.revision)], [put]) is not None:
                 return True
@@ -72,6 +100,9 @@ class StoredLeases:
         """Store a pool, new or changed; never refused on one host."""
         await self._store.txn([], [Put(pool_key(pool.id), _encode(pool))], durable=True)
         return True
+
+    def _stamped(self, lease: Lease) -> JsonObject:
+        return stamped(lease, self._host)
 
     async def drop_pool(self, pool_id: str) -> None:
         """Delete a pool with all its leases, the pool last: after a crash it is still known."""
@@ -98,6 +129,22 @@ def leases_prefix(pool_id: str) -> str:
 def lease_key(pool_id: str, address: IPAddress) -> str:
     """Return the key of a lease's record."""
     return f"{leases_prefix(pool_id)}{address}"
+
+
+def stamped(lease: Lease, host: str) -> JsonObject:
+    """Return a lease's record, with the id of the host that it is of."""
+    data = _encode(lease)
+    return {**data, "host": host} if host else data
+
+
+def lease_of(record: Record) -> tuple[Lease, str]:
+    """Return the lease of a record and the id of the host that it is of, empty where nobody else shares the store.
+
+    Raises:
+        StoreError: the record cannot be read; the text names its key.
+    """
+    value = {key: item for key, item in record.value.items() if key != "host"}
+    return _decode(Lease, replace(record, value=value)), str(record.value.get("host", ""))
 
 
 async def _finish(work: Coroutine[object, object, _T]) -> tuple[_T, asyncio.CancelledError | None]:

@@ -96,13 +96,13 @@ class Reconciler:
 
     async def _look(self) -> "_Look":
         engine = self._engine
-        owners, changing = self._owners(), engine.journal.changing()
+        owners, changing = self._owners(), self._changing()
         seen = await engine.kernel.compare(list(owners))
         # And once more after the look: what was made or deleted meanwhile is neither drift nor unknown.
-        now, changing = self._owners(), changing | engine.journal.changing()
+        now, changing = self._owners(), changing | self._changing()
         drifts = [drift for drift in seen.drifts if drift.step in now and drift.step.key not in changing]
-        unknown = _unknown(seen.owned.steps(), owners | now, changing)
-        engine.shared.host = seen.facts
+        unknown = engine.peers.unknown(_unknown(seen.owned.steps(), owners | now, changing))
+        engine.shared.see(seen.facts)
         return _Look(
             [Difference(owners[drift.step], drift.step.key, drift.what) for drift in drifts]
             + [Difference("host", step.key, "no record knows it") for step in unknown],
@@ -114,9 +114,13 @@ class Reconciler:
         owners = dict.fromkeys(self._engine.shared.plan, "host")
         for network in self._engine.registry.networks():
             owners |= dict.fromkeys(network.plan, f"network {network.network.name}")
+            owners |= dict.fromkeys(self._engine.peers.plan(network.network.id), _peers_of(network))
         for endpoint in self._engine.registry.endpoints():
             owners |= dict.fromkeys(endpoint.present, _describe(endpoint))
         return owners
+
+    def _changing(self) -> frozenset[str]:
+        return self._engine.journal.changing() | self._engine.peers.changing()
 
     async def repair(self) -> list[Difference]:
         """Mend what can be mended and return that."""
@@ -145,13 +149,15 @@ class Reconciler:
     async def _heal_network(self, network: NetworkRecord, look: "_Look") -> None:
         engine, ident = self._engine, network.network.id
         endpoints = [record for record in engine.registry.endpoints(ident) if look.concerns(record.present)]
-        if not endpoints and not look.concerns(network.plan):
+        if not endpoints and not look.concerns(network.plan + engine.peers.plan(ident)):
             return
         async with engine.registry.lock(ident):
             if network not in engine.registry.networks():
                 return
             if look.concerns(network.plan):
                 await _tolerate(f"network {network.network.name}", engine.executor.apply(network.plan))
+            if look.concerns(engine.peers.plan(ident)):
+                await _tolerate(_peers_of(network), engine.peers.mend(ident))
             for endpoint in endpoints:
                 if engine.registry.find(ident, endpoint.endpoint.id) is endpoint:
                     await _tolerate(_describe(endpoint), self._heal_endpoint(endpoint, look))
@@ -175,7 +181,7 @@ class Reconciler:
 
     async def _sweep(self, look: "_Look") -> None:
         """Remove what bears our mark and no record knows."""
-        unknown = _unknown(look.unknown, self._owners(), self._engine.journal.changing())
+        unknown = self._engine.peers.unknown(_unknown(look.unknown, self._owners(), self._changing()))
         if not unknown:
             return
         log.info("sweep", objects=[step.key for step in unknown])
@@ -241,6 +247,10 @@ def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozens
 
 def _describe(record: EndpointRecord) -> str:
     return f"endpoint {short(record.endpoint.id)}" + (f" ({record.name})" if record.name else "")
+
+
+def _peers_of(record: NetworkRecord) -> str:
+    return f"peers of network {record.network.name}"
 
 
 async def _exists(engine: Engine, sandbox: str) -> bool:

@@ -21,12 +21,13 @@ install() {
     apt-get -qq install -y --no-install-recommends "$@" >/dev/null
 }
 
-# Every command that we call, with the package that brings it.
+# Every command that we or our tests call, with the package that brings it.
 system() {
     local missing=() pair
     for pair in dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables ip6tables:iptables \
-        ipset:ipset nft:nftables ip:iproute2 ss:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps \
-        conntrack:conntrack curl:curl nsenter:util-linux unshare:util-linux podman:podman; do
+        ipset:ipset nft:nftables ip:iproute2 ss:iproute2 tc:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps \
+        conntrack:conntrack curl:curl nsenter:util-linux unshare:util-linux podman:podman etcd:etcd-server etcdctl:etcd-client \
+        openssl:openssl; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     # The reference CNI plugins, as neighbours and for comparison.

@@ -13,8 +13,9 @@ from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.host import HostDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
+from netplug.drivers.overlay import OverlayDriver
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Proto, Step
+from netplug.drivers.steps import IPAddress, Proto, Step
 from netplug.engine import Engine
 from netplug.engine.records import (
     AttachSpec,
@@ -113,6 +114,7 @@ class Host:
         self.store = store
         self.engine: Engine
         self.reconciler: Reconciler
+        self.vtep: IPAddress | None = None
 
     @classmethod
     async def boot(cls, kernel: FakeKernel | None = None) -> "Host":
@@ -146,8 +148,15 @@ class Host:
             kernel,
             store,
             allocator,
-            {"bridge": BridgeDriver(), "host": HostDriver(), "macvlan": MacvlanDriver(), "none": NoneDriver()},
+            {
+                "bridge": BridgeDriver(),
+                "host": HostDriver(),
+                "macvlan": MacvlanDriver(),
+                "none": NoneDriver(),
+                "overlay": OverlayDriver(),
+            },
         )
+        self.engine.shared.vtep = self.vtep
         self.reconciler = Reconciler(self.engine, docker)
 
     async def reboot(self, fuse: Fuse | None = None, docker: View | None = None) -> None:
@@ -202,6 +211,7 @@ class Host:
         assert self.engine.journal.changing() == frozenset()
         assert await self.reconciler.diff() == []
         plans = [self.engine.shared.plan, *(record.plan for record in self.networks())]
+        plans += [self.engine.peers.plan(record.network.id) for record in self.networks()]
         plans += [(record.plan if record.linked else Plan()) + record.exposed for record in self.endpoints()]
         known = {step.key for plan in plans for step in plan}
         # Flows are not objects: the fake remembers that they were asked for.

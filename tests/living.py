@@ -69,8 +69,12 @@ class Living:
     def start(self) -> "Living":
         """Start it and wait until it answers."""
         self.launch()
-        until(self._answers, "the daemon answers")
+        self.wait()
         return self
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        until(self._answers, "the daemon answers")
 
     def _answers(self) -> bool:
         if self.error is not None:
@@ -79,6 +83,16 @@ class Living:
             return bool(self.client.get("version"))
         except CliError:
             return False
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def do(self, what: Callable[[Daemon], object]) -> None:
+        """Have the daemon do something in its loop."""
+        assert self._loop is not None
+        assert self._daemon is not None
+        self._loop.call_soon_threadsafe(what, self._daemon)
 
     def stop(self) -> None:
         """Stop it and wait until it has ended."""
@@ -99,10 +113,10 @@ class Living:
 
 
 @contextmanager
-def living(folder: Path, **flags: Any) -> Iterator[Living]:
+def living(folder: Path, kernel: FakeKernel | None = None, **flags: Any) -> Iterator[Living]:
     logging = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(CRITICAL))
-    daemon = Living(settings_in(folder, **flags)).start()
+    daemon = Living(settings_in(folder, **flags), kernel=kernel).start()
     try:
         yield daemon
     finally:

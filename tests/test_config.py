@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from netplug import config
 from netplug.config import AddressPool, load
 from netplug.errors import NetplugError
+from netplug.store.access import EtcdAccess
 
 WriteFile = Callable[[str], Path]
 
@@ -118,11 +119,68 @@ def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path, monkeypatch: py
     assert refusal() == f"settings file {tmp_path}/none.toml of NETPLUG_CONFIG is not there"
 
 
-def test_etcd_comes_later() -> None:
-    assert refusal(store="etcd://10.0.0.1:2379") == (
-        "setting store (--store) is 'etcd://10.0.0.1:2379': etcd comes with a later version, this one has only sqlite"
+def test_a_store_is_sqlite_or_etcd() -> None:
+    assert load().etcd is None
+    access = load(store="etcd://10.0.0.1:2379,[fd00::1]:2379").etcd
+    assert access == EtcdAccess(("10.0.0.1:2379", "[fd00::1]:2379"))
+    assert refusal(store="mysql") == (
+        "setting store (--store) is 'mysql': is neither sqlite nor etcd://host:port[,host:port]…"
     )
-    assert "is not sqlite" in refusal(store="mysql")
+    assert refusal(store="etcd://10.0.0.1").startswith(
+        "setting store (--store) is 'etcd://10.0.0.1': has endpoint '10.0.0.1', not of the form etcd://host:port"
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    paths = {name: tmp_path / f"{name}.pem" for name in ("etcd_ca", "etcd_cert", "etcd_key")}
+    for path in paths.values():
+        path.touch()
+    return {name: str(path) for name, path in paths.items()}
+
+
+def test_etcds_files_go_together(files: dict[str, str], tmp_path: Path) -> None:
+    etcd = "etcd://a:1"
+    access = load(store=etcd, **files).etcd
+    assert access
+    assert {"etcd_ca": str(access.ca), "etcd_cert": str(access.cert), "etcd_key": str(access.key)} == files
+    assert access.urls == ("https://a:1",)
+    ca, cert, key = files.values()
+    assert load(store=etcd, etcd_ca=ca).etcd == EtcdAccess(("a:1",), Path(ca))
+    assert "is of no use with store sqlite" in refusal(etcd_ca=ca)
+    assert "(--etcd-cert)" in (text := refusal(store=etcd, etcd_cert=cert, etcd_key=key))
+    assert "is of no use without etcd_ca" in text
+    assert f"setting etcd_key (default) is None: the key of etcd_cert '{cert}' is missing" == refusal(
+        store=etcd, etcd_ca=ca, etcd_cert=cert
+    )
+    assert "is of no use without etcd_cert" in refusal(store=etcd, etcd_ca=ca, etcd_key=key)
+    absent = str(tmp_path / "absent.pem")
+    assert refusal(store=etcd, etcd_ca=absent) == f"setting etcd_ca (--etcd-ca) is '{absent}': is not a file"
+
+
+def test_etcds_user_comes_from_the_url_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    access = load(store="etcd://np:a%40b@h:1").etcd
+    assert access
+    assert (access.user, access.password) == ("np", "a@b")
+    monkeypatch.setenv("NETPLUG_ETCD_USER", "np")
+    assert "etcd_user and etcd_password go together" in refusal(store="etcd://h:1")
+    monkeypatch.setenv("NETPLUG_ETCD_PASSWORD", "secret")
+    access = load(store="etcd://h:1").etcd
+    assert access
+    assert (access.user, access.password) == ("np", "secret")
+    assert "is of no use with store sqlite" in refusal()
+    assert "is given in the store's URL too" in refusal(store="etcd://np:x@h:1")
+
+
+def test_no_password_is_ever_shown(settings_file: WriteFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal(store="etcd://np:secret@h").startswith("setting store (--store) is 'etcd://***@h': has endpoint 'h'")
+    assert "secret" not in refusal(store="etcd://np:secret@h:1,h:1")
+    monkeypatch.setenv("NETPLUG_ETCD_PASSWORD", "secret")
+    text = refusal(store="etcd://h:1")
+    assert text == "setting etcd_password (NETPLUG_ETCD_PASSWORD) is '***': etcd_user and etcd_password go together"
+    monkeypatch.delenv("NETPLUG_ETCD_PASSWORD")
+    settings_file("etcd_password = 5551234")
+    assert "5551234" not in refusal()
 
 
 @pytest.mark.parametrize("name", ["pynet", "a", "0a", "my.net-work_2"])

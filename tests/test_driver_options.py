@@ -34,6 +34,15 @@ def test_docker_spellings_mean_the_same() -> None:
     )
 
 
+def test_options_of_overlays_are_read() -> None:
+    raw = {"mode": "overlay", "vni": "16777215", "vxlan_port": "8472", "bum": "true", "icc": "false", "rate": "1mbit"}
+    options = parse(
+        raw | {"bridge": "br0", "masquerade": "false", "spoofchk": "false", "host_binding_ipv4": "127.0.0.1"}
+    )
+    assert (options.vni, options.vxlan_port, options.bum) == (16777215, 8472, True)
+    assert (parse({"mode": "overlay"}).vni, parse({"mode": "overlay"}).vxlan_port) == (0, 4789)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
@@ -94,8 +103,23 @@ def test_binding_to_the_unspecified_address_means_all_addresses() -> None:
         ({"rate": "1.1tbit"}, r"must be from 8kbit to 1tbit"),
         ({"rate": "1mbit", "burst": "1999"}, r"option burst=.1999.: must be from 2000 bytes to 1024mb"),
         ({"rate": "1mbit", "burst": "2gb"}, r"must be a number with a unit, of b, k, kb"),
-        ({"mode": "macvlan", "rate": "1mbit"}, r"option 'rate' is of mode bridge and host, the network's is 'macvlan'"),
-        ({"mode": "none", "icc": "true"}, r"option 'icc' is of mode bridge, the network's is 'none'"),
+        (
+            {"mode": "macvlan", "rate": "1mbit"},
+            r"option 'rate' is of mode bridge, host and overlay, the network's is 'macvlan'",
+        ),
+        ({"mode": "none", "icc": "true"}, r"option 'icc' is of mode bridge and overlay, the network's is 'none'"),
+        ({"vni": "5"}, r"option 'vni' is of mode overlay, the network's is 'bridge'"),
+        ({"mode": "overlay", "parent": "eth1"}, r"option 'parent' is of mode macvlan, the network's is 'overlay'"),
+        ({"mode": "overlay", "vni": "0"}, r"option vni=.0.: must be a number from 1 to 16777215"),
+        ({"mode": "overlay", "vni": "16777216"}, r"option vni=.16777216.: must be a number from 1 to 16777215"),
+        ({"mode": "overlay", "vni": "0x10"}, r"option vni=.0x10.: must be a number"),
+        ({"mode": "overlay", "vni": "-1"}, r"option vni=.-1.: must be a number"),
+        ({"mode": "overlay", "vni": "٣"}, r"must be a number from 1 to 16777215"),
+        ({"mode": "overlay", "vni": "0" * 9 + "1"}, r"must be a number from 1 to 16777215"),
+        ({"mode": "overlay", "vni": "9" * 10_000}, r"must be a number from 1 to 16777215"),
+        ({"mode": "overlay", "vxlan_port": "65536"}, r"option vxlan_port=.65536.: must be a number from 1 to 65535"),
+        ({"mode": "overlay", "vxlan_port": "0"}, r"option vxlan_port=.0.: must be a number from 1 to 65535"),
+        ({"mode": "overlay", "bum": "some"}, r"option bum=.some.: must be true or false"),
     ],
 )
 def test_bad_option_is_refused_by_name(raw: dict[str, str], words: str) -> None:
@@ -131,7 +155,7 @@ def test_burst_is_read_as_tc_reads_it(text: str, size: int) -> None:
     [
         ({"colour": "blue"}, "bridge", r"unknown option 'colour' \(known options: rate, burst\)"),
         ({"mtu": "1400"}, "bridge", r"option 'mtu' is of networks, not of endpoints \(known options: rate, burst\)"),
-        ({"rate": "1mbit"}, "none", r"option 'rate' is of mode bridge and host, the network's is 'none'"),
+        ({"rate": "1mbit"}, "none", r"option 'rate' is of mode bridge, host and overlay, the network's is 'none'"),
         ({"rate": "much"}, "bridge", r"option rate=.much.: must be a number with a unit"),
     ],
 )

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from netplug.drivers.api import Driver, Endpoint, HostFacts, Network
+from netplug.drivers.api import Driver, Endpoint, HostFacts, Meshed, Network, Peer
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.host import HostDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
+from netplug.drivers.overlay import OverlayDriver
 from netplug.drivers.plan import Plan
 
 PLANS = Path(__file__).parent / "plans"
@@ -24,6 +25,7 @@ DRIVERS: dict[str, Driver] = {
     "host": HostDriver(),
     "macvlan": MacvlanDriver(),
     "none": NoneDriver(),
+    "overlay": OverlayDriver(),
 }
 CASES = sorted(PLANS.glob("*/*.json"))
 
@@ -32,13 +34,19 @@ def computed(driver: Driver, case: dict[str, Any]) -> dict[str, Any]:
     host = decode(HostFacts, case.get("host", {}))
     net, ep = decode(Network, case["network"]), decode(Endpoint, case["endpoint"])
     driver.check(net, (), host)
-    return {
+    plans = {
         "base": driver.base(net.families(), host).to_json(),
         "create_network": driver.create_network(net, host).to_json(),
         "create_endpoint": driver.create_endpoint(net, ep, host).to_json(),
         "join": encode(driver.join(net, ep)),
         "expose": driver.expose(net, ep).to_json(),
     }
+    if isinstance(driver, Meshed):
+        peers = [decode(Peer, peer) for peer in case["peers"]]
+        for peer in peers:
+            driver.check_peer(net, peer, host)
+        plans |= {"publish": encode(driver.publish(net, ep, host)), "peers": driver.peers(net, peers).to_json()}
+    return plans
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -55,7 +63,7 @@ def test_plan_is_the_golden_one(path: Path, request: pytest.FixtureRequest) -> N
 def test_plan_survives_being_stored(path: Path) -> None:
     case = json.loads(path.read_text())
     for name, stored in case["plans"].items():
-        if name != "join":
+        if name not in {"join", "publish"}:
             assert Plan.from_json(stored).to_json() == stored
 
 

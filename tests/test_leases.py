@@ -13,7 +13,7 @@ from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import Pool
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.leases import StoredLeases, lease_key, pool_key
-from netplug.store.api import Compare, Delete, Put, StoreError
+from netplug.store.api import Compare, Delete, Put, StoreError, Unreachable
 from netplug.store.sqlite import SqliteStore
 
 POOL = Pool("local", ip_network("10.1.0.0/24"), holds=1)
@@ -79,6 +79,55 @@ async def test_failing_store_is_heard_by_who_claims(store: SqliteStore) -> None:
     await store.close()
     with pytest.raises(StoreError, match="closed"):
         await StoredLeases(store).claim(LEASE)
+
+
+class MuteStore:
+    """Does transactions, and when `mute` hides it."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.get = store.get
+        self.mute = self.deaf = False
+
+    async def txn(
+        self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
+    ) -> int | None:
+        revision = None if self.deaf else await self._store.txn(compares, ops, durable=durable)
+        if self.mute or self.deaf:
+            raise Unreachable("nobody answers")
+        return revision
+
+
+@pytest.mark.parametrize("again", [LEASE, replace(LEASE, address=ip_address("10.1.0.8"))])
+async def test_a_claim_that_nobody_answered_is_taken_back(store: SqliteStore, again: Lease) -> None:
+    mute = MuteStore(store)
+    leases = StoredLeases(mute)  # type: ignore[arg-type] # only get and txn are used
+    mute.mute = True
+    with pytest.raises(Unreachable):
+        await leases.claim(LEASE)
+    with pytest.raises(Unreachable):
+        await leases.claim(again)
+    mute.mute = False
+    assert all(await asyncio.gather(leases.claim(again), leases.claim(replace(LEASE, address=ip_address("10.1.0.9")))))
+    assert {lease.address for lease in (await StoredLeases(store).load())[1]} == {
+        again.address,
+        ip_address("10.1.0.9"),
+    }
+
+
+@pytest.mark.parametrize("owner", [Owner(OwnerKind.PENDING), Owner(OwnerKind.ENDPOINT, "e2")])
+async def test_what_another_host_claimed_meanwhile_is_not_taken_back(store: SqliteStore, owner: Owner) -> None:
+    mute = MuteStore(store)
+    leases = StoredLeases(mute)  # type: ignore[arg-type] # only get and txn are used
+    mine = LEASE if owner.id else replace(LEASE, owner=owner)
+    mute.deaf = True
+    with pytest.raises(Unreachable):
+        await leases.claim(mine)
+    other = replace(LEASE, owner=owner)
+    assert await StoredLeases(store).claim(other)
+    mute.deaf = False
+    assert not await leases.claim(mine)
+    assert (await StoredLeases(store).load())[1] == [other]
 
 
 async def test_unreadable_record_is_named(store: SqliteStore) -> None:

@@ -1,5 +1,7 @@
 """Simulated hosts that run the real engines: each in namespaces of its own, leaving no trace."""
 
+from netplug.lab.image import busybox_rootfs_tar
+
 from .cni import (
     BIN_DIR,
     FOREIGN_DIR,
@@ -21,9 +23,9 @@ from .cni import (
 )
 from .dockerd import Container, Dockerd
 from .host import CommandError, Host, Process
-from .image import busybox_rootfs_tar
 from .machine import Machine, engine_runs
 from .netplugd import Netplug
+from .overlay import Mesh, Node, NodeError, Station, Underlay, overlay, pair
 from .podman import Podman
 from .scoped import Namespace, attached, cli_network, container, docker_network, namespace
 from .snapshot import Snapshot, assert_same, snapshot
@@ -44,14 +46,19 @@ __all__ = [
     "Dockerd",
     "Host",
     "Machine",
+    "Mesh",
     "Namespace",
     "Netplug",
+    "Node",
+    "NodeError",
     "PluginError",
     "Podman",
     "Process",
     "Runtime",
     "SeenServer",
     "Snapshot",
+    "Station",
+    "Underlay",
     "Wire",
     "addresses_of",
     "assert_same",
@@ -72,7 +79,9 @@ __all__ = [
     "limited",
     "links_of",
     "namespace",
+    "overlay",
     "own_ipam",
+    "pair",
     "snapshot",
     "tcp_ask",
     "udp_ask",

@@ -19,10 +19,15 @@ _numbers = count(1)
 
 
 class Namespace:
-    """A network namespace of a host that has a name and no process: what `ip netns add` makes."""
+    """A network namespace of a host that has a name and no process: what `ip netns add` makes.
+
+    `addresses`, `mac`: those that it was given in a network of a cluster.
+    """
 
     def __init__(self, host: Host, name: str = "") -> None:
         self.host = host
+        self.addresses: list[str] = []
+        self.mac = ""
         self.name = name or f"bare{next(_numbers)}"
         self.host.run(["ip", "netns", "add", self.name])
 

@@ -109,7 +109,10 @@ _SECTIONS: dict[str, tuple[str, Callable[[str], list[str]]]] = {
     "iptables legacy": ("iptables-legacy-save", _rules),
     "ip6tables legacy": ("ip6tables-legacy-save", _rules),
     "sets": ("ipset save", _sets),
-    "nftables": ("for family in bridge ip ip6; do nft list table $family netplug; done", _nftables),
+    "nftables": (
+        "for family in bridge ip ip6; do nft list table $family netplug; nft list table $family netplug-vxlan; done",
+        _nftables,
+    ),
     "sockets": ("ss -H -lntu", _sockets),
     "netns": ("ls /run/netns", _sorted),
     "sysctls": (

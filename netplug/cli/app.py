@@ -8,6 +8,7 @@ import typer
 from netplug.cli import NO, OK, UNREACHABLE, USAGE, CliError, arguments
 from netplug.cli.client import Client
 from netplug.cli.cni import app as cni
+from netplug.cli.lab import app as lab
 from netplug.cli.output import emit, emit_json, short, table
 
 RUN_DIR = Path("/run/netplug")
@@ -25,6 +26,7 @@ ipam = typer.Typer(help="Show pools and leases of addresses.")
 app.add_typer(networks, name="network")
 app.add_typer(ipam, name="ipam")
 app.add_typer(cni, name="cni")
+app.add_typer(lab, name="lab")
 
 RunDir = Annotated[
     Path,
@@ -59,6 +61,10 @@ def network_create(
     ipv6: Annotated[
         bool, typer.Option("--ipv6", help="Both families: choose a subnet of the one without --subnet.")
     ] = False,
+    cluster: Annotated[
+        bool,
+        typer.Option("--cluster", help="On all hosts that share the store, with mode overlay; needs --store etcd."),
+    ] = False,
     option: Annotated[
         list[str] | None,
         typer.Option("-o", "--option", metavar="KEY=VALUE", help="Network option, as of 'docker network create -o'."),
@@ -71,6 +77,7 @@ def network_create(
         "subnets": arguments.subnets(subnet or [], gateway or [], ip_range or []),
         "internal": internal,
         "ipv6": ipv6,
+        "cluster": cluster,
         "options": arguments.options(option or [], mode),
     }
     emit(_client(run_dir).post("networks", body=body)["id"])
@@ -234,9 +241,17 @@ def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     emit("")
     emit(
         table(
-            ("subnet", "address", "owner", "name", "owner id", "until"),
+            ("subnet", "address", "owner", "name", "owner id", "host", "until"),
             [
-                (net, one["address"], one["owner_kind"], one["owner_name"], short(one["owner_id"]), one["until"] or "")
+                (
+                    net,
+                    one["address"],
+                    one["owner_kind"],
+                    one["owner_name"],
+                    short(one["owner_id"]),
+                    one["host"],
+                    one["until"] or "",
+                )
                 for net, one in leases
             ],
         )
@@ -309,12 +324,27 @@ def serve(
     driver_name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The driver's name for 'docker network create -d'. [pynet]")
     ] = None,
-    store: Annotated[str | None, typer.Option(metavar="STORE", help="Where shared records are kept. [sqlite]")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="STORE", help="sqlite, or etcd://host:port[,host:port]... for what hosts share. [sqlite]"),
+    ] = None,
+    etcd_ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Authority of etcd's certificates (PEM); makes it TLS.")
+    ] = None,
+    etcd_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Our certificate for etcd (PEM).")] = None,
+    etcd_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
     docker_host: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Docker's API, for names; 'none': without. [unix:///var/run/docker.sock]"),
     ] = None,
     host_name: Annotated[str | None, typer.Option(metavar="NAME", help="This host in lists. [the system's]")] = None,
+    vtep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address of this host, or link with one, to which the others tunnel. [the one towards etcd]",
+        ),
+    ] = None,
     address_pool: Annotated[
         list[str] | None,
         typer.Option(
@@ -330,7 +360,8 @@ def serve(
     """Run the daemon in the foreground.
 
     Each option may be given as NETPLUG_STATE_DIR and so on in the environment, or as state_dir in
-    /etc/netplug/netplug.toml (another file: NETPLUG_CONFIG). systemd is told when it is ready. SIGTERM stops it and
+    /etc/netplug/netplug.toml (another file: NETPLUG_CONFIG). etcd's user and password have no flag, which all could
+    read: NETPLUG_ETCD_USER, NETPLUG_ETCD_PASSWORD. systemd is told when it is ready. SIGTERM stops it and
     leaves the containers' network as it is.
     """
     _serve(dict(locals()))  # each parameter is a setting of its name

@@ -11,6 +11,7 @@ from netplug.engine.addressing import Addressing
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Journal
 from netplug.engine.networks import Networks
+from netplug.engine.peers import Peers
 from netplug.engine.registry import Registry
 from netplug.engine.segments import Segments
 from netplug.engine.shared import Shared
@@ -35,4 +36,7 @@ class Engine:
         self.segments = Segments(allocator, self.registry, kernel, drivers)
         addressing = Addressing(allocator, self.segments)
         self.endpoints = Endpoints(self.registry, self.shared, self.journal, addressing, kernel, drivers)
-        self.networks = Networks(self.registry, self.shared, self.journal, addressing, self.endpoints, drivers)
+        self.peers = Peers(self.registry, self.shared, kernel, self.executor, drivers)
+        self.networks = Networks(
+            self.registry, self.shared, self.journal, addressing, self.endpoints, self.peers, drivers
+        )

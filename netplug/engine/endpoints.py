@@ -16,6 +16,7 @@ from netplug.drivers.sandbox import place, ways_out
 from netplug.drivers.steps import IPAddress, Route
 from netplug.engine.addressing import Addressing
 from netplug.engine.journal import Intent, Journal
+from netplug.engine.others import Nobody, Others
 from netplug.engine.publishing import reserved
 from netplug.engine.records import AttachSpec, EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord
 from netplug.engine.registry import Registry, put
@@ -46,6 +47,7 @@ class Endpoints:
         self._kernel = kernel
         self._drivers = drivers
         self._attaching: set[str] = set()
+        self.others: Others = Nobody()
 
     @whole
     async def create(self, spec: EndpointSpec, wanted: Sequence[IPAddress] = ()) -> EndpointRecord:
@@ -116,6 +118,11 @@ class Endpoints:
             key, _ = await self._journal.build(intent)
             await self._journal.commit(key, [put(built)])
             self._registry.remember(built)
+        try:
+            await self.others.joined(built)
+        except Exception:
+            await self.drop(built)
+            raise
         return built
 
     def _beside_others(self, attachment: Attachment, netns: str) -> Attachment:
@@ -277,6 +284,7 @@ class Endpoints:
     @whole
     async def drop(self, built: EndpointRecord) -> None:
         """Delete an endpoint. The caller holds the lock of its network."""
+        await self.others.left(built)
         await self._journal.take_down(Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,)))
         await self._addressing.release_endpoint(built)
         self._registry.forget(built)
@@ -291,7 +299,9 @@ class Endpoints:
                 # Inferred from what Docker had on disk, and wrongly: the address may have been kept for the other.
                 log.warning("endpoint.mistaken", endpoint=short(endpoint_id), taken_for=built.name, name=name)
             if built is not None and (built.container, built.name) != (container, name):
-                await self._registry.save(replace(built, container=container, name=name))
+                named = replace(built, container=container, name=name)
+                await self._registry.save(named)
+                await self.others.joined(named)
 
     # Sandboxes without a runtime
 

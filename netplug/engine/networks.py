@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import structlog
 
-from netplug.drivers.api import Driver, Network
+from netplug.drivers.api import Driver, Network, Scope
 from netplug.drivers.naming import short
 from netplug.drivers.options import parse
 from netplug.engine.addressing import Addressing
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
+from netplug.engine.peers import Peers
 from netplug.engine.records import NETWORKS, FrontEnd, NetworkRecord, NetworkSpec
 from netplug.engine.registry import Registry, put
 from netplug.engine.shared import Shared, driver_of
@@ -32,6 +33,7 @@ class Networks:
         journal: Journal,
         addressing: Addressing,
         endpoints: Endpoints,
+        peers: Peers,
         drivers: Mapping[str, Driver],
     ) -> None:
         self._registry = registry
@@ -39,7 +41,16 @@ class Networks:
         self._journal = journal
         self._addressing = addressing
         self._endpoints = endpoints
+        self._peers = peers
         self._drivers = drivers
+
+    def stretches(self, spec: NetworkSpec) -> bool:
+        """Whether a network as asked for is one of several hosts.
+
+        Raises:
+            NetplugError, DriverError: its options or its mode are wrong.
+        """
+        return driver_of(parse(spec.options).mode, self._drivers).scope is Scope.CLUSTER
 
     @whole
     async def create(self, spec: NetworkSpec) -> NetworkRecord:
@@ -113,6 +124,7 @@ class Networks:
                 self._refuse_delete(record, by)
             for endpoint in self._registry.endpoints(ident):
                 await self._endpoints.drop(endpoint)
+            await self._peers.forget(ident)
             intent = Intent(f"network {record.network.name}", record.plan.without(record.used), (record.key,))
             await self._journal.take_down(intent, durable=True)
             await self._addressing.release_network(record)

@@ -17,10 +17,14 @@ from netplug.store.api import Put, Store
 
 
 class Registry:
-    """Networks and endpoints, by id. `starting`: networks whose creation is under way."""
+    """Networks and endpoints, by id.
+
+    `starting`: networks whose creation is under way. `absent`: why a network of the cluster is not here, by name.
+    """
 
     def __init__(self, store: Store) -> None:
         self.starting: dict[str, Network] = {}
+        self.absent: dict[str, str] = {}
         self._store = store
         self._networks: dict[str, NetworkRecord] = {}
         self._endpoints: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
@@ -74,6 +78,8 @@ class Registry:
             return record
         found = [record for record in self._networks.values() if record.network.name == ref]
         found = found or [record for ident, record in self._networks.items() if ref and ident.startswith(ref)]
+        if not found and (why := self.absent.get(ref)):
+            raise NetplugError("unavailable", f"network {ref!r} of the cluster cannot be built on this host: {why}")
         if not found:
             raise NetplugError("not_found", f"there is no network {ref[:80]!r}", hint="see netplug network ls")
         if len(found) > 1:

@@ -3,9 +3,11 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from netplug.drivers.api import Driver, HostFacts, Network
 from netplug.drivers.plan import Plan
+from netplug.drivers.steps import IPAddress
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel
 from netplug.kernel.executor import Executor
@@ -30,12 +32,14 @@ def driver_of(mode: str, drivers: Mapping[str, Driver]) -> Driver:
 class Shared:
     """Keeps the shared plan in step with the networks that there are.
 
-    `plan`: as last applied. `host`: as last read. Its lock is never held together with a network's.
+    `plan`: as last applied. `host`: as last read. `vtep`: the address of this host to which others tunnel, if it is in
+    a cluster. Its lock is never held together with a network's.
     """
 
     def __init__(self, kernel: Kernel, executor: Executor, store: Store, drivers: Mapping[str, Driver]) -> None:
         self.plan = Plan()
         self.host = HostFacts()
+        self.vtep: IPAddress | None = None
         self._kernel = kernel
         self._executor = executor
         self._store = store
@@ -50,7 +54,11 @@ class Shared:
 
     async def read_host(self) -> HostFacts:
         """Read the host anew and return its facts."""
-        self.host = await self._kernel.facts()
+        return self.see(await self._kernel.facts())
+
+    def see(self, host: HostFacts) -> HostFacts:
+        """Take what was read of the host, and return it with what only we know."""
+        self.host = replace(host, vtep=self.vtep)
         return self.host
 
     def wanted(self, nets: Iterable[Network]) -> Plan:

@@ -14,14 +14,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from netplug.cluster import Cluster
 from netplug.engine import Engine
 from netplug.engine.audit import audit
 from netplug.engine.records import FrontEnd
-from netplug.errors import Reportable
+from netplug.errors import NetplugError, Reportable
+from netplug.frontends import api_ipam_wire as ipam_wire
 from netplug.frontends import api_wire as wire
 from netplug.frontends.http import Failure, guard
+from netplug.ipam.pool import GLOBAL, Pool
 from netplug.reconcile import Difference
-from netplug.store.api import StoreError
+from netplug.store.api import StoreError, Unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +55,13 @@ async def nobody_asked(network_id: str) -> None:
 
 
 def api_app(
-    engine: Engine, reconciler: Reconciler, *, host: str, version: str, docker_knows: DockerKnows = nobody_asked
+    engine: Engine,
+    reconciler: Reconciler,
+    *,
+    host: str,
+    version: str,
+    docker_knows: DockerKnows = nobody_asked,
+    cluster: Cluster | None = None,
 ) -> FastAPI:
     """Return the app.
 
@@ -60,20 +69,27 @@ def api_app(
     None while it does not answer.
     """
     app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
-    app.include_router(_router(_Api(engine, reconciler, host, version, docker_knows)))
+    app.include_router(_router(_Api(engine, reconciler, host, version, docker_knows, cluster)))
     guard(app, _render)
     return app
 
 
 class _Api:
     def __init__(
-        self, engine: Engine, reconciler: Reconciler, host: str, version: str, docker_knows: DockerKnows
+        self,
+        engine: Engine,
+        reconciler: Reconciler,
+        host: str,
+        version: str,
+        docker_knows: DockerKnows,
+        cluster: Cluster | None,
     ) -> None:
         self._engine = engine
         self._reconciler = reconciler
         self._host = host
         self._version = version
         self._docker_knows = docker_knows
+        self._cluster = cluster
 
     async def version(self) -> wire.Version:
         return wire.Version(version=self._version, host=self._host, pid=os.getpid())
@@ -84,7 +100,14 @@ class _Api:
         return wire.Networks(networks=[wire.NetworkOut.of(*one) for one in counted])
 
     async def create_network(self, body: wire.NetworkIn) -> wire.NetworkOut:
-        return wire.NetworkOut.of(await self._engine.networks.create(body.to_spec()), 0)
+        spec, networks = body.to_spec(), self._engine.networks
+        create = networks.create
+        if body.cluster or networks.stretches(spec):
+            if self._cluster is None:
+                words = "this daemon is in no cluster, and so knows of no other host"
+                raise NetplugError("invalid", words, hint="start it with --store etcd://host:port")
+            create = self._cluster.networks.create
+        return wire.NetworkOut.of(await create(spec), 0)
 
     async def network(self, ref: str) -> wire.NetworkDetail:
         record = self._engine.registry.network(ref)
@@ -95,6 +118,9 @@ class _Api:
     async def delete_network(self, ref: str) -> None:
         record = self._engine.registry.network(ref)
         # A network whose CreateNetwork Docker gave up on, or whose dockerd is gone with its data, is nobody's.
+        if self._cluster is not None and record.network.id in self._cluster.networks.shared():
+            await self._cluster.networks.delete(record)
+            return
         orphaned = record.front_end is FrontEnd.DOCKER and await self._docker_knows(record.network.id) is False
         await self._engine.networks.delete(record.network.id, by=FrontEnd.CLI, orphaned=orphaned)
 
@@ -119,22 +145,34 @@ class _Api:
     async def detach(self, body: wire.DetachIn) -> None:
         await self._engine.endpoints.detach(body.network, body.netns, body.ifname)
 
-    async def ipam(self) -> wire.Pools:
+    async def ipam(self) -> ipam_wire.Pools:
         registry, allocator = self._engine.registry, self._engine.allocator
         names = {record.network.id: record.network.name for record in registry.networks()}
         names |= {record.endpoint.id: record.name for record in registry.endpoints()}
-        return wire.Pools(
+        return ipam_wire.Pools(
             pools=[
-                wire.PoolOut.of(
-                    pool, allocator.usage(pool.id), [*allocator.leases(pool.id), *allocator.kept(pool.id)], names
-                )
+                ipam_wire.PoolOut.of(pool, allocator.usage(pool.id), await self._held(pool), names)
                 for pool in sorted(allocator.pools(), key=lambda pool: pool.id)
             ]
         )
 
-    async def audit(self) -> wire.Findings:
+    async def _held(self, pool: Pool) -> list[ipam_wire.Held]:
+        """Return the leases of a pool: those of all hosts, as far as the store that they share can be reached."""
+        if self._cluster is not None and pool.space == GLOBAL:
+            try:
+                found = await self._cluster.leases_of(pool.id)
+                return [ipam_wire.Held(lease, host, host in {"", self._host}) for lease, host in found]
+            except Unreachable as exc:
+                log.warning("leases.own_alone", pool=pool.id, reason=str(exc))
+        allocator = self._engine.allocator
+        mine = [*allocator.leases(pool.id), *allocator.kept(pool.id)]
+        return [ipam_wire.Held(lease, self._host) for lease in mine]
+
+    async def audit(self) -> ipam_wire.Findings:
         found = await audit(self._engine)
-        return wire.Findings(findings=[wire.FindingOut.of(one) for one in found])
+        if self._cluster is not None:
+            found += await self._cluster.audit()
+        return ipam_wire.Findings(findings=[ipam_wire.FindingOut.of(one) for one in found])
 
     async def diff(self) -> wire.Differences:
         return _differences(await self._reconciler.diff())

@@ -7,20 +7,17 @@ user sends is checked as far as it can be without knowing the host; unknown fiel
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from netplug.drivers.api import Attachment, PortMapping
-from netplug.drivers.options import NONE
+from netplug.drivers.options import NONE, OVERLAY
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
-from netplug.engine.audit import Finding
 from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.ipam.errors import IpamError
-from netplug.ipam.lease import Lease, OwnerKind
-from netplug.ipam.pool import Pool, Usage, parse_network
+from netplug.ipam.pool import parse_network
 from netplug.reconcile import Difference
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -103,12 +100,16 @@ class SubnetIn(_In):
 
 
 class NetworkIn(_In):
-    """`ipv6`: both families; a subnet is chosen of the one that has none. `options`: as of ``-o key=value``."""
+    """`ipv6`: both families; a subnet is chosen of the one that has none. `options`: as of ``-o key=value``.
+
+    `cluster`: on all hosts; the mode is then overlay, unless another is given that can be that.
+    """
 
     name: Name
     subnets: Annotated[tuple[SubnetIn, ...], Field(max_length=_MOST)] = ()
     internal: bool = False
     ipv6: bool = False
+    cluster: bool = False
     options: dict[str, str] = {}
 
     def to_spec(self) -> NetworkSpec:
@@ -116,7 +117,8 @@ class NetworkIn(_In):
         wanted = {4, 6} if self.ipv6 else set() if given or self.options.get("mode") == NONE else {4}
         missing = sorted(wanted - {subnet.subnet.version for subnet in self.subnets})
         chosen = tuple(SubnetSpec(v6=family == 6) for family in missing)
-        return NetworkSpec(name=self.name, options=self.options, subnets=given + chosen, internal=self.internal)
+        options = {"mode": OVERLAY, **self.options} if self.cluster else self.options
+        return NetworkSpec(name=self.name, options=options, subnets=given + chosen, internal=self.internal)
 
 
 class PortIn(_In):
@@ -275,66 +277,6 @@ class AttachOut(BaseModel):
         )
 
 
-class LeaseOut(BaseModel):
-    """`owner_kind`: pending, gateway, aux, endpoint or kept; `owner_id` is the endpoint's, or the network's.
-
-    `until`: of a kept address, the time to which it is kept for the container `owner_name` (ISO 8601, UTC).
-    """
-
-    address: str
-    owner_kind: str
-    owner_id: str
-    owner_name: str
-    mac: str
-    until: str | None = None
-
-    @classmethod
-    def of(cls, lease: Lease, names: dict[str, str]) -> Self:
-        """`names`: present names of networks and endpoints by id; those in the lease are of when it was taken."""
-        owner = lease.owner
-        name = owner.name if owner.kind is OwnerKind.AUX else names.get(owner.id, "") or owner.name
-        until = datetime.fromtimestamp(lease.until, UTC).isoformat(timespec="seconds") if lease.until else None
-        return cls(
-            address=str(lease.address),
-            owner_kind=owner.kind,
-            owner_id=owner.id,
-            owner_name=name,
-            mac=lease.mac,
-            until=until,
-        )
-
-
-class PoolOut(BaseModel):
-    """`size`: addresses that can be chosen (of the range, where there is one); `used`: leases, static ones too.
-
-    `kept`: addresses kept for containers that are gone, which are among the `leases` too.
-    """
-
-    id: str
-    space: str
-    subnet: str
-    range: str | None
-    size: int
-    used: int
-    kept: int
-    networks: list[str]
-    leases: list[LeaseOut]
-
-    @classmethod
-    def of(cls, pool: Pool, usage: Usage, leases: Sequence[Lease], names: dict[str, str]) -> Self:
-        return cls(
-            id=pool.id,
-            space=pool.space,
-            subnet=str(pool.network),
-            range=str(pool.range) if pool.range else None,
-            size=usage.size,
-            used=usage.leased,
-            kept=sum(lease.owner.kind is OwnerKind.KEPT for lease in leases),
-            networks=[names.get(holder, holder) for holder in pool.holders],
-            leases=[LeaseOut.of(lease, names) for lease in sorted(leases, key=lambda lease: int(lease.address))],
-        )
-
-
 class DifferenceOut(BaseModel):
     owner: str
     object: str
@@ -345,18 +287,6 @@ class DifferenceOut(BaseModel):
         return cls(owner=found.owner, object=found.object, what=found.what)
 
 
-class FindingOut(BaseModel):
-    """`address` is empty when it is the whole pool."""
-
-    subnet: str
-    address: str
-    what: str
-
-    @classmethod
-    def of(cls, found: Finding) -> Self:
-        return cls(subnet=str(found.pool.network), address=str(found.address or ""), what=found.what)
-
-
 class Networks(BaseModel):
     networks: list[NetworkOut]
 
@@ -365,16 +295,8 @@ class Endpoints(BaseModel):
     endpoints: list[EndpointOut]
 
 
-class Pools(BaseModel):
-    pools: list[PoolOut]
-
-
 class Differences(BaseModel):
     differences: list[DifferenceOut]
-
-
-class Findings(BaseModel):
-    findings: list[FindingOut]
 
 
 class Version(BaseModel):

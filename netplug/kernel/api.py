@@ -25,6 +25,7 @@ from netplug.drivers.steps import (
     Rule,
     Step,
 )
+from netplug.drivers.tunnel import Fdb, Neighbour, Tunnel, Tunnels, Vtep
 from netplug.errors import NetplugError
 
 
@@ -66,7 +67,8 @@ class Owned:
     """What bears our mark in the host's namespace: names of links, sets, and (family, table, chain) of chains.
 
     Of a veth whose both ends are here only the host side is named; links that are being deleted are left out. `rules`:
-    (family, table, chain, rule) in chains of ours. `tables`, `entries`: of nf_tables.
+    (family, table, chain, rule) in chains of ours. `tables`, `entries`: of nf_tables. `stations`: where remote
+    MACs and addresses are.
     """
 
     links: frozenset[str] = frozenset()
@@ -74,8 +76,9 @@ class Owned:
     chains: frozenset[tuple[int, str, str]] = frozenset()
     rules: frozenset[tuple[int, str, str, str]] = frozenset()
     members: frozenset[Member] = frozenset()
-    tables: frozenset[Guards | Forwards] = frozenset()
-    entries: frozenset[Guard | Forward] = frozenset()
+    tables: frozenset[Guards | Forwards | Tunnels] = frozenset()
+    entries: frozenset[Guard | Forward | Tunnel | Vtep] = frozenset()
+    stations: frozenset[Fdb | Neighbour] = frozenset()
 
     def steps(self) -> list[Step]:
         """Return steps with the keys of all these objects, enough to remove them, in an order of making."""
@@ -87,6 +90,7 @@ class Owned:
             *sorted(self.tables, key=lambda table: table.key),
             *sorted(self.entries, key=lambda entry: entry.key),
             *(Bridge(name, "", 0) for name in sorted(self.links)),
+            *sorted(self.stations, key=lambda station: station.key),
         ]
 
 

@@ -1,4 +1,4 @@
-"""What lies in tables of ours in nf_tables: guards of ports, and forwarded ports."""
+"""What lies in tables of ours in nf_tables: guards of ports, forwarded ports, and peers of tunnels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,24 +6,29 @@ from errno import ENOENT, EOPNOTSUPP
 from typing import Self, TypeAlias
 
 from netplug.drivers.steps import Forward, Forwards, Guard, Guards
+from netplug.drivers.tunnel import Tunnel, Tunnels, Vtep
 
-from . import forwards, guards
+from . import forwards, guards, tunnels
 from .api import MISSING, Outcome, StepError
 from .netlink import NetlinkError
 from .nft_wire import Table
 from .nftables import Tables
 
-TableStep: TypeAlias = Guards | Guard | Forwards | Forward
-TABLE_STEPS = (Guards, Guard, Forwards, Forward)
+Whole: TypeAlias = Guards | Forwards | Tunnels
+Entry: TypeAlias = Guard | Forward | Tunnel | Vtep
+TableStep: TypeAlias = Whole | Entry
+TABLE_STEPS = (Guards, Guard, Forwards, Forward, Tunnels, Tunnel, Vtep)
 
 _FEATURES = {
     "guards": "CONFIG_NF_TABLES_BRIDGE",
     "forwards/4": "CONFIG_NF_TABLES_IPV4, CONFIG_NFT_NAT, CONFIG_NFT_FIB_IPV4",
     "forwards/6": "CONFIG_NF_TABLES_IPV6, CONFIG_NFT_NAT, CONFIG_NFT_FIB_IPV6",
+    "tunnels/4": "CONFIG_NF_TABLES_IPV4",
+    "tunnels/6": "CONFIG_NF_TABLES_IPV6",
 }
 
 
-_ALL = (Guards(), Forwards(4), Forwards(6))
+_ALL: tuple[Whole, ...] = (Guards(), Forwards(4), Forwards(6), Tunnels(4), Tunnels(6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,8 @@ class Look:
 
     wrong: Mapping[str, str]
     guarded: guards.Found
-    forwarded: Mapping[int, Mapping[str, Mapping[bytes, bytes]]]
+    forwarded: Mapping[int, tunnels.Content]
+    tunnelled: Mapping[int, tunnels.Content]
 
     @classmethod
     def at(cls, tables: Tables) -> Self:
@@ -41,6 +47,7 @@ class Look:
             {step.key: tables.drift(_table(step)) for step in _ALL},
             guards.Found.of(tables.content(guards.TABLE)),
             {family: tables.content(table) for family, table in forwards.TABLES.items()},
+            {family: tables.content(table) for family, table in tunnels.TABLES.items()},
         )
 
     def drift(self, step: TableStep) -> str:
@@ -50,16 +57,19 @@ class Look:
                 return self.guarded.drift(step)
             case Forward():
                 return forwards.drift(step, self.forwarded[step.family])
+            case Tunnel() | Vtep():
+                return tunnels.drift(step, self.tunnelled[step.family])
         return self.wrong[step.key]
 
-    def tables(self) -> frozenset[Guards | Forwards]:
+    def tables(self) -> frozenset[Whole]:
         """Return the tables that there are, right or not."""
         return frozenset(step for step in _ALL if self.wrong[step.key] != MISSING)
 
-    def owned(self) -> frozenset[Guard | Forward]:
+    def owned(self) -> frozenset[Entry]:
         """Return all entries."""
         led = (it for family, content in self.forwarded.items() for it in forwards.forwards(family, content))
-        return frozenset((*self.guarded.guards(), *led))
+        tunnelled = (it for family, content in self.tunnelled.items() for it in tunnels.owned(family, content))
+        return frozenset((*self.guarded.guards(), *led, *tunnelled))
 
 
 def ensure(tables: Tables, step: TableStep) -> Outcome:
@@ -69,6 +79,8 @@ def ensure(tables: Tables, step: TableStep) -> Outcome:
             return guards.ensure(tables, step)
         case Forward():
             return forwards.ensure(tables, step)
+        case Tunnel() | Vtep():
+            return tunnels.ensure(tables, step)
     try:
         return tables.ensure_table(_table(step))
     except NetlinkError as error:
@@ -85,9 +97,16 @@ def remove(tables: Tables, step: TableStep) -> None:
             tables.remove(guards.TABLE, guards.entries(step))
         case Forward():
             tables.remove(forwards.TABLES[step.family], forwards.entries(step))
+        case Tunnel() | Vtep():
+            tables.remove(tunnels.TABLES[step.family], tunnels.entries(step))
         case _:
             tables.remove_table(_table(step))
 
 
-def _table(step: Guards | Forwards) -> Table:
-    return guards.TABLE if isinstance(step, Guards) else forwards.TABLES[step.family]
+def _table(step: Whole) -> Table:
+    match step:
+        case Guards():
+            return guards.TABLE
+        case Forwards():
+            return forwards.TABLES[step.family]
+    return tunnels.TABLES[step.family]

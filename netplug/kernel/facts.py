@@ -61,5 +61,7 @@ def _link(link: Link, by_index: Mapping[int, Link]) -> LinkFacts:
         master.name if master else "",
         lower.name if lower else "",
         link.macvlan_mode,
+        link.vxlan.vni if link.vxlan else 0,
+        link.vxlan.port if link.vxlan else 0,
         link.mac,
     )

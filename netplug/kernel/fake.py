@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from typing import TypeVar
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.steps import (
@@ -20,7 +21,6 @@ from netplug.drivers.steps import (
     Forwards,
     Guard,
     Guards,
-    Hairpin,
     HostPort,
     Ifb,
     IPAddress,
@@ -34,18 +34,19 @@ from netplug.drivers.steps import (
     Relay,
     Route,
     Rule,
-    Shape,
     Step,
     Sysctl,
     Veth,
 )
+from netplug.drivers.tunnel import Fdb, Neighbour, Tunnel, Tunnels, Vtep, Vxlan
 from netplug.errors import NetplugError
 
-from . import fake_links, ports, rules
+from . import fake_links, fake_tunnels, ports, rules
 from .api import MISSING, Comparison, Drift, Outcome, Owned, StepError
 from .fake_world import Foreign, World, comparable
 from .rules import FIREWALL_STEPS, FirewallStep, Transaction
 
+_T = TypeVar("_T")
 _EPHEMERAL = range(32768, 61000)
 
 
@@ -175,10 +176,14 @@ class FakeKernel:
             sets=frozenset(step.name for step in self._world.state.values() if isinstance(step, IpSet)),
             chains=frozenset((family, table, name) for family, table, name, _ in chains),
             rules=frozenset((family, table, name, rule) for family, table, name, content in chains for rule in content),
-            members=frozenset(step for step in self._world.state.values() if isinstance(step, Member)),
-            tables=frozenset(step for step in self._world.state.values() if isinstance(step, Guards | Forwards)),
-            entries=frozenset(step for step in self._world.state.values() if isinstance(step, Guard | Forward)),
+            members=self._all(Member),
+            tables=self._all(Guards, Forwards, Tunnels),
+            entries=self._all(Guard, Forward, Tunnel, Vtep),
+            stations=self._all(Fdb, Neighbour),
         )
+
+    def _all(self, *kinds: type[_T]) -> frozenset[_T]:
+        return frozenset(step for step in self._world.state.values() if isinstance(step, kinds))
 
     async def facts(self) -> HostFacts:
         """Return what drivers may know of the host; see `Kernel`."""
@@ -247,7 +252,8 @@ class FakeKernel:
         return self.changed
 
     async def close(self) -> None:
-        """Let go of the ports, as the end of the process does."""
+        """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""
+        self.changed = asyncio.Event()
         for step in list(self._world.state.values()):
             if isinstance(step, HostPort | Relay):
                 del self._world.state[step.key]
@@ -255,9 +261,11 @@ class FakeKernel:
     # Each kind of step
 
     def _ensure(self, step: Step) -> Outcome:
+        if isinstance(step, fake_links.LINK_STEPS):
+            return fake_links.ensure(self._world, step)
+        if isinstance(step, fake_tunnels.TUNNEL_STEPS):
+            return fake_tunnels.ensure(self._world, step)
         match step:
-            case Bridge() | Veth() | Macvlan() | Ifb() | Shape() | Announce() | Hairpin() | Address() | Route():
-                return fake_links.ensure(self._world, step)
             case Sysctl():
                 return self._ensure_sysctl(step)
             case IpSet():
@@ -266,14 +274,8 @@ class FakeKernel:
                 return self._ensure_port(step)
             case Loopback():
                 return self._world.raise_loopback(step)
-            case Member() if f"set/{step.set}" not in self._world.state:
-                raise StepError("not_found", step, f"set {step.set!r} is missing")
-            case Relay() if HostPort(step.proto, step.host, step.port).key not in self._world.state:
-                raise StepError("not_found", step, f"port {step.port}/{step.proto} of [{step.host}] is not reserved")
-            case Guard() if "guards" not in self._world.state:
-                raise StepError("not_found", step, "the table of guards is missing")
-            case Forward() if f"forwards/{step.family}" not in self._world.state:
-                raise StepError("not_found", step, f"the table of IPv{step.family} ports is missing")
+            case Member() | Relay() | Guard() | Forward():
+                self._world.wants_home(step)
         return self._world.plain(step)
 
     def _ensure_sysctl(self, step: Sysctl) -> Outcome:
@@ -334,7 +336,7 @@ class FakeKernel:
             case Sysctl():
                 if step.restore and self._world.sysctls.get(step.name) == step.value:
                     self._world.sysctls[step.name] = step.restore
-            case Bridge() | Veth() | Macvlan() | Ifb() | IpSet() | Guards() | Forwards():
+            case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan() | IpSet() | Guards() | Forwards() | Tunnels():
                 if step.key in self._world.state:
                     self._world.cascade(self._world.state[step.key])
         self._world.state.pop(step.key, None)
@@ -350,7 +352,7 @@ class FakeKernel:
                 return self._world.drift(step)
             case Bridge() if step.adopt and self.foreign.links.get(step.name) == "bridge":
                 return ""
-            case Bridge() | Veth() | Ifb() if step.name in self.foreign.links:
+            case Bridge() | Veth() | Ifb() | Vxlan() if step.name in self.foreign.links:
                 return "is not ours"
             case Address() if not step.netns and (step.link, step.address) in self.foreign.addresses:
                 return ""
@@ -359,7 +361,7 @@ class FakeKernel:
         found = self._world.state.get(step.key)
         if found is None:
             return MISSING
-        if isinstance(step, Veth) and step.master and step.master not in self._world.names():
+        if isinstance(step, Veth | Vxlan) and step.master and step.master not in self._world.names():
             return f"is not a port of {step.master!r}"
         return "" if comparable(found) == comparable(step) else f"is {comparable(found)}, not {comparable(step)}"
 

@@ -1,6 +1,6 @@
 """Links, addresses and routes in the memory of a fake kernel, refused as the real one refuses them."""
 
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 from netplug.drivers.steps import Address, Announce, Bridge, Hairpin, Ifb, Macvlan, Route, Shape, Veth
 
@@ -8,6 +8,7 @@ from .api import Outcome, StepError
 from .fake_world import World
 
 LinkStep: TypeAlias = Bridge | Veth | Macvlan | Ifb | Shape | Announce | Hairpin | Address | Route
+LINK_STEPS = get_args(LinkStep)
 
 
 def ensure(world: World, step: LinkStep) -> Outcome:

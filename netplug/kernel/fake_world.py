@@ -25,6 +25,7 @@ from netplug.drivers.steps import (
     Macvlan,
     Member,
     Proto,
+    Relay,
     Route,
     Rule,
     Shape,
@@ -32,6 +33,7 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
+from netplug.drivers.tunnel import Fdb, Neighbour, Tunnel, Tunnels, Vtep, Vxlan
 
 from . import ports
 from .api import MISSING, Outcome, StepError
@@ -50,8 +52,8 @@ class Foreign:
     """What others have on this host; tests change it freely.
 
     `links`: kind by name. `stations`: MACs by address, on every segment. `ports`: taken by other processes. `lacks`:
-    features that the kernel has not, of "sctp", "ipset". `missing_sysctls`: names. `facts`: `mtu` and `uplink` are
-    taken from it.
+    features that the kernel has not, of "sctp", "ipset". `missing_sysctls`: names. `tunnels`: VNI and UDP port of
+    vxlan links. `facts`: `mtu` and `uplink` are taken from it.
     """
 
     stations: dict[IPAddress, str] = field(default_factory=dict)
@@ -61,6 +63,7 @@ class Foreign:
     ports: set[tuple[Proto, IPAddress, int]] = field(default_factory=set)
     missing_sysctls: set[str] = field(default_factory=set)
     lacks: set[str] = field(default_factory=set)
+    tunnels: dict[str, tuple[int, int]] = field(default_factory=dict)
     facts: HostFacts = field(default_factory=HostFacts)
 
 
@@ -78,26 +81,30 @@ class World:
             for family in (4, 6)
         }
 
-    def links(self) -> list[Bridge | Veth | Macvlan | Ifb]:
+    def links(self) -> list[Bridge | Veth | Macvlan | Ifb | Vxlan]:
         """Return our links."""
-        return [step for step in self.state.values() if isinstance(step, Bridge | Veth | Macvlan | Ifb)]
+        return [step for step in self.state.values() if isinstance(step, Bridge | Veth | Macvlan | Ifb | Vxlan)]
 
     def names(self, netns: str | None = None) -> set[str]:
         """Return the names of all links of a namespace."""
         ends = {link.peer for link in self.links() if isinstance(link, Veth) and link.netns == netns}
         ends |= {link.ifname or link.name for link in self.links() if isinstance(link, Macvlan) and link.netns == netns}
         here = {link.name for link in self.links() if not isinstance(link, Macvlan)}
-        return ends | {"lo"} if netns else ends | here | set(self.foreign.links)
+        return ends | {"lo"} if netns else ends | here | set(self.foreign.links) | set(self.foreign.tunnels)
 
     def link_facts(self) -> tuple[LinkFacts, ...]:
         """Return what drivers may know of the links of the host."""
         found = [LinkFacts(name, kind) for name, kind in self.foreign.links.items()]
+        found += [LinkFacts(name, "vxlan", vni=vni, port=port) for name, (vni, port) in self.foreign.tunnels.items()]
         for link in self.links():
             match link:
                 case Bridge():
                     found.append(LinkFacts(link.name, "bridge", link.mtu))
                 case Ifb():
                     found.append(LinkFacts(link.name, "ifb"))
+                case Vxlan():
+                    facts = LinkFacts(link.name, "vxlan", link.mtu, master=link.master, vni=link.vni, port=link.port)
+                    found.append(facts)
                 case Veth():
                     found.append(LinkFacts(link.name, "veth", link.mtu, master=link.master))
                     if not link.netns:
@@ -119,6 +126,21 @@ class World:
         if name not in self.names(netns):
             where = f" in sandbox {netns}" if netns else ""
             raise StepError("not_found", step, f"link {name!r} is missing{where}")
+
+    def wants_home(self, step: Member | Relay | Guard | Forward) -> None:
+        """Refuse what has nothing to lie in."""
+        match step:
+            case Member():
+                key, words = f"set/{step.set}", f"set {step.set!r} is missing"
+            case Relay():
+                key = HostPort(step.proto, step.host, step.port).key
+                words = f"port {step.port}/{step.proto} of [{step.host}] is not reserved"
+            case Guard():
+                key, words = "guards", "the table of guards is missing"
+            case Forward():
+                key, words = f"forwards/{step.family}", f"the table of IPv{step.family} ports is missing"
+        if key not in self.state:
+            raise StepError("not_found", step, words)
 
     def raise_loopback(self, step: Loopback) -> Outcome:
         """Set a sandbox's loopback link up."""
@@ -212,6 +234,8 @@ def _lies_in(step: Step, other: Step) -> bool:
             return True
         case Forwards(), Forward():
             return other.family == step.family
+        case Tunnels(), (Tunnel() | Vtep()):
+            return other.family == step.family
     return False
 
 
@@ -226,6 +250,10 @@ def _hangs_on(step: Step, other: Step) -> bool:
             return (other.netns, other.link) == (step.netns, step.ifname)
         case ((Bridge() | Veth()), Macvlan()):
             return other.parent == step.name
+        case Bridge(), Neighbour():
+            return other.link == step.name
+        case Vxlan(), Fdb():
+            return other.link == step.name
         case Veth(), (Hairpin() | Shape()):
             return other.link == step.name
         case Ifb(), Shape():

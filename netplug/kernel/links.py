@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from netplug.drivers.naming import MARK, SANDBOX_SIDES, mark
 from netplug.drivers.steps import Bridge, Hairpin, Ifb, Macvlan, Veth
+from netplug.drivers.tunnel import Vxlan
 
 from . import rtnl
 from .api import Outcome, StepError
@@ -58,7 +59,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
     else:
         # A bridge takes the smallest mtu of its ports until its own is *changed* (BROPT_MTU_SET_BY_USER); so we do.
         mtu = by_name(step.name) + u32(rtnl.IFLA_MTU, step.mtu)
-        _finish(nl, step, (altname(step.name), (RTM_NEWLINK, mtu)))
+        finish(nl, step, (altname(step.name), (RTM_NEWLINK, mtu)))
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
     if found is None:
@@ -93,10 +94,10 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
         return _existing_veth(nl, step, index, inside)
     settings = [altname(step.name)]
     # Who asks for a neighbour on behalf of others needs a link-local address (RFC 4861 7.2.2); a port does not ask.
-    if (family := _inet6() if step.master else b"") or step.isolated:
-        info = _port_info(u8(rtnl.IFLA_BRPORT_ISOLATED, 1)) if step.isolated else b""
+    if (family := no_link_local() if step.master else b"") or step.isolated:
+        info = port_info(u8(rtnl.IFLA_BRPORT_ISOLATED, 1)) if step.isolated else b""
         settings.append((RTM_NEWLINK, by_name(step.name) + family + info))
-    _finish(nl, step, settings)
+    finish(nl, step, settings)
     try:
         inside.request(*altname(step.peer), NEW)
         if step.netns:
@@ -117,7 +118,7 @@ def ensure_hairpin(nl: Netlink, step: Hairpin) -> Outcome:
         return Outcome.EQUAL
     if not found.master:
         raise StepError("invalid", step, f"link {step.link!r} is not a port of a bridge")
-    nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, 0) + _port_info(u8(rtnl.IFLA_BRPORT_MODE, 1)))
+    nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, 0) + port_info(u8(rtnl.IFLA_BRPORT_MODE, 1)))
     return Outcome.CREATED
 
 
@@ -125,10 +126,10 @@ def remove_hairpin(nl: Netlink, step: Hairpin) -> None:
     """Switch a port's hairpin off."""
     found = rtnl.link(nl, step.link)
     if found and found.hairpin:
-        nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, 0) + _port_info(u8(rtnl.IFLA_BRPORT_MODE, 0)))
+        nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, 0) + port_info(u8(rtnl.IFLA_BRPORT_MODE, 0)))
 
 
-def condemn(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb, group: int) -> bool:
+def condemn(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan, group: int) -> bool:
     """Make a link of ours unusable and move it to a group to be deleted; return False when there is none."""
     if _condemn(nl, text(rtnl.IFLA_ALT_IFNAME, mark(step.name)), group):
         return True
@@ -142,7 +143,7 @@ def _condemn(nl: Netlink, who: bytes, group: int) -> bool:
     head = IFINFO.pack(0, 0, 0, 0, 0) + who + u32(rtnl.IFLA_GROUP, group)
     try:
         # A port that forwards nothing. Setting it down would wait for an RCU grace period, like the deletion itself.
-        nl.request(RTM_NEWLINK, head + _port_info(u8(rtnl.IFLA_BRPORT_STATE, _STATE_DISABLED)))
+        nl.request(RTM_NEWLINK, head + port_info(u8(rtnl.IFLA_BRPORT_STATE, _STATE_DISABLED)))
     except NetlinkError as error:
         if error.errno == errno.ENODEV:
             return False
@@ -222,7 +223,9 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink) -> Out
     return outcome
 
 
-def adjust(nl: Netlink, found: Link, differences: list[Difference], step: Veth | Bridge | None = None) -> Outcome:
+def adjust(
+    nl: Netlink, found: Link, differences: list[Difference], step: Veth | Bridge | Vxlan | None = None
+) -> Outcome:
     """Mend what differs; with a `step`, raise its error over what cannot be mended."""
     if not differences:
         return Outcome.EQUAL
@@ -236,7 +239,7 @@ def adjust(nl: Netlink, found: Link, differences: list[Difference], step: Veth |
     elif flags:
         nl.request(RTM_NEWLINK, head)
     if port := b"".join(item.mend for item in differences if item.port):
-        nl.request(RTM_NEWLINK, head + _port_info(port))
+        nl.request(RTM_NEWLINK, head + port_info(port))
     return Outcome.ADJUSTED
 
 
@@ -275,7 +278,7 @@ def _veth(step: Veth, master: int, fd: int | None) -> bytes:
     )
 
 
-def _inet6() -> bytes:
+def no_link_local() -> bytes:
     """No link-local address on a bridge port; a kernel without IPv6 does not know the attribute.
 
     Not part of the creating message, where the kernel ignores it; early enough, since a veth has no carrier, and so no
@@ -286,7 +289,8 @@ def _inet6() -> bytes:
     return nest(rtnl.IFLA_AF_SPEC, nest(rtnl.AF_INET6, u8(_INET6_ADDR_GEN_MODE, _GEN_MODE_NONE)))
 
 
-def _port_info(flags: bytes) -> bytes:
+def port_info(flags: bytes) -> bytes:
+    """Return the attribute that holds flags of a bridge port."""
     kind = text(rtnl.IFLA_INFO_SLAVE_KIND, "bridge")
     return nest(rtnl.IFLA_LINKINFO, kind, nest(rtnl.IFLA_INFO_SLAVE_DATA, flags))
 
@@ -303,8 +307,8 @@ def altname(marked: str, name: str = "") -> tuple[int, bytes]:
     )
 
 
-def _finish(
-    nl: Netlink, step: Bridge | Veth, messages: list[tuple[int, bytes]] | tuple[tuple[int, bytes], ...]
+def finish(
+    nl: Netlink, step: Bridge | Veth | Vxlan, messages: list[tuple[int, bytes]] | tuple[tuple[int, bytes], ...]
 ) -> None:
     """Send what cannot be said in the creating message; if the kernel refuses, take the link away again."""
     try:

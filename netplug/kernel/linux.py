@@ -13,10 +13,6 @@ from netplug.drivers.steps import (
     Announce,
     Bridge,
     Flows,
-    Forward,
-    Forwards,
-    Guard,
-    Guards,
     Hairpin,
     HostPort,
     Ifb,
@@ -33,22 +29,24 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
+from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.errors import NetplugError
 
-from . import addresses, entries, facts, links, loopback, macvlan, segment, shaping, sysctl
+from . import addresses, entries, facts, links, loopback, macvlan, neighbours, segment, shaping, sysctl, vxlan
 from .api import Comparison, Drift, Outcome, Owned, StepError
 from .conntrack import Conntrack
+from .entries import TABLE_STEPS
 from .firewall import Firewall
-from .ipset import Found, IpSets
+from .ipset import IpSets
 from .netlink import Netlink, NetlinkError
 from .netns import Sandboxes
 from .nftables import Tables
 from .ports import Ports
 from .reaper import Reaper
 from .relays import Relays
-from .rules import FIREWALL_STEPS, FirewallStep, Model
+from .rules import FIREWALL_STEPS, FirewallStep
 from .sandboxes import find, inhabited
-from .survey import Survey
+from .survey import Survey, owned
 from .watch import ForeignChanges
 
 _T = TypeVar("_T")
@@ -148,7 +146,7 @@ class LinuxKernel:
                     what = self._ports.drift(step)
                 case Relay():
                     what = self._relays.drift(step)
-                case Guards() | Guard() | Forwards() | Forward():
+                case _ if isinstance(step, TABLE_STEPS):
                     what = look.drift(step)
                 case _:
                     what = survey.drift(step, sets, models)
@@ -157,7 +155,7 @@ class LinuxKernel:
         host = survey.host
         return Comparison(
             tuple(drifts),
-            _owned(links.owned(list(host.links.values())), sets, models, look),
+            owned(survey, sets, models, look),
             facts.of(host.links.values(), host.addresses, host.routes, models),
         )
 
@@ -225,7 +223,7 @@ class LinuxKernel:
 
     async def _ensure(self, step: Step, sandboxes: Sandboxes) -> Outcome:
         match step:
-            case Bridge() | Veth() | Macvlan() | Ifb():
+            case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
                 return await self._ensure_link(step, sandboxes)
             case IpSet() | Member():
                 return await self._sets.ensure(step)
@@ -235,7 +233,7 @@ class LinuxKernel:
                 return self._ports.ensure(step)
             case Relay():
                 return await self._relays.ensure(step)
-            case Guards() | Guard() | Forwards() | Forward():
+            case _ if isinstance(step, TABLE_STEPS):
                 return entries.ensure(self._tables, step)
             case Announce():
                 segment.announce(step)
@@ -255,20 +253,27 @@ class LinuxKernel:
                 return addresses.ensure_route(self._inside(step.netns, sandboxes), step)
             case Loopback():
                 return loopback.ensure(self._inside(step.netns, sandboxes))
+            case Fdb():
+                return neighbours.ensure_fdb(self._nl, step)
+            case Neighbour():
+                return neighbours.ensure_neighbour(self._nl, step)
         raise TypeError(f"no way to bring about a {type(step).__name__}")
 
     async def _ensure_flows(self, steps: Sequence[Flows]) -> list[Outcome]:
         new = await asyncio.to_thread(self._flows.ensure, steps, self._nl)
         return [Outcome.CREATED if item else Outcome.EQUAL for item in new]
 
-    async def _ensure_link(self, step: Bridge | Veth | Macvlan | Ifb, sandboxes: Sandboxes) -> Outcome:
+    async def _ensure_link(self, step: Bridge | Veth | Macvlan | Ifb | Vxlan, sandboxes: Sandboxes) -> Outcome:
         def work() -> Outcome:
-            if isinstance(step, Bridge):
-                return links.ensure_bridge(self._nl, step)
-            if isinstance(step, Ifb):
-                return shaping.ensure_ifb(self._nl, step)
-            if isinstance(step, Macvlan):
-                return macvlan.ensure_macvlan(self._nl, step, sandboxes.get)
+            match step:
+                case Bridge():
+                    return links.ensure_bridge(self._nl, step)
+                case Ifb():
+                    return shaping.ensure_ifb(self._nl, step)
+                case Macvlan():
+                    return macvlan.ensure_macvlan(self._nl, step, sandboxes.get)
+                case Vxlan():
+                    return vxlan.ensure(self._nl, step)
             return links.ensure_veth(self._nl, step, sandboxes.get)
 
         for _ in range(BUSY_TRIES):
@@ -290,7 +295,7 @@ class LinuxKernel:
         match step:
             case Flows():
                 await asyncio.to_thread(self._flows.remove, [item for item in steps if isinstance(item, Flows)])
-            case Bridge() | Veth() | Macvlan() | Ifb():
+            case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
                 self._links.discard(step.name)
                 group = self._reaper.group
                 if await self._do(lambda: links.condemn(self._nl, step, group)):
@@ -299,7 +304,7 @@ class LinuxKernel:
                     await asyncio.to_thread(macvlan.remove_moved, step, sandboxes.get)
             case IpSet() | Member():
                 await self._sets.remove(step)
-            case Guards() | Guard() | Forwards() | Forward():
+            case _ if isinstance(step, TABLE_STEPS):
                 entries.remove(self._tables, step)
             case HostPort():
                 self._ports.remove(step)
@@ -316,6 +321,10 @@ class LinuxKernel:
                 links.remove_hairpin(self._nl, step)
             case Shape():
                 shaping.remove(self._nl, step)
+            case Fdb():
+                neighbours.remove_fdb(self._nl, step)
+            case Neighbour():
+                neighbours.remove_neighbour(self._nl, step)
             case Address() | Route():
                 try:
                     nl = self._inside(step.netns, sandboxes)
@@ -341,19 +350,6 @@ def _kind(step: Step) -> int | str:
     if isinstance(step, FIREWALL_STEPS):
         return step.family
     return f"{step.proto}{step.address.version}" if isinstance(step, Flows) else ""
-
-
-def _owned(marked: set[str], sets: Mapping[str, Found], models: Mapping[int, Model], look: entries.Look) -> Owned:
-    ours = [(family, *chain) for family, model in models.items() for chain in model.ours()]
-    return Owned(
-        links=frozenset(marked),
-        sets=frozenset(sets),
-        chains=frozenset((family, table, name) for family, table, name, _ in ours),
-        rules=frozenset((family, table, name, rule) for family, table, name, rules in ours for rule in rules),
-        members=frozenset(member for found in sets.values() for member in found.members),
-        tables=look.tables(),
-        entries=look.owned(),
-    )
 
 
 def _firewall_steps(run: Iterator[Step]) -> list[FirewallStep]:

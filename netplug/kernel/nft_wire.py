@@ -29,7 +29,7 @@ BATCH_BEGIN, BATCH_END = 0x10, 0x11
 RULE_USERDATA, ELEMENTS, GENERATION = 7, 3, 1
 LIST_ELEM, ELEM_KEY, ELEM_DATA, DATA_VALUE = 1, 1, 2, 1
 
-PREROUTING, OUTPUT = 0, 3
+PREROUTING, INPUT, OUTPUT = 0, 1, 3
 DROP, ACCEPT, RETURN = 0, 1, -5
 
 _REGISTERS = 8
@@ -105,6 +105,8 @@ PROTOCOL = meta(1, 2)
 """The EtherType; of a tagged frame that of what is inside the outer tag."""
 IIFNAME = meta(6, 16)
 L4PROTO = meta(16, 1)
+FIRST_FRAGMENT = Field(2, "exthdr", (attr(2, b"\x2c"), be32(3, 2), be32(4, 2)))
+"""Offset and flags of an IPv6 fragment header (RFC 8200 4.5); a rule ends where there is none."""
 ADDRESS_TYPE = Field(4, "fib", (be32(2, 3), be32(3, 2)))
 """What the routing table says of the destination address: RTN_UNICAST 1, RTN_LOCAL 2, …"""
 

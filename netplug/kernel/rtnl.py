@@ -1,7 +1,7 @@
 """Links, addresses and routes as the kernel reports them."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 
@@ -32,6 +32,8 @@ IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 26,
 IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 37, 52, 53
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 1, 4, 33
+IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_MCAST_FLOOD = 8, 9, 27
+IFLA_BRPORT_BCAST_FLOOD, IFLA_BRPORT_NEIGH_SUPPRESS = 30, 32
 _LINK_ATTRS = frozenset(
     (
         IFLA_ADDRESS,
@@ -57,8 +59,11 @@ IFLA_MACVLAN_MODE = 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 """MACVLAN_MODE_… of linux/if_link.h."""
 
+IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 1, 4, 7, 15, 17
+
 PROTOCOL = 110
-"""Marks addresses (IFA_PROTO, kernel 5.18) and routes (rtm_protocol) as ours. Numbers of others: iproute2 rt_protos."""
+"""Marks addresses (IFA_PROTO, kernel 5.18), routes (rtm_protocol) and neighbours (NDA_PROTOCOL) as ours.
+Numbers of others: iproute2 rt_protos."""
 
 DELETE_GROUPS, DELETE_MASK = 0x6E700000, 0xFFFF0000
 """Links of ours in these groups are about to be deleted: a group for each deletion, see `reaper`."""
@@ -67,6 +72,17 @@ IFINFO = struct.Struct("=BxHiII")
 IFADDR = struct.Struct("=BBBBI")
 RTMSG = struct.Struct("=BBBBBBBBI")
 _NEXTHOP = struct.Struct("=HBBi")
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanInfo:
+    """What is peculiar to a VXLAN link; `flags` of its bridge port: number to 0 or 1."""
+
+    vni: int
+    port: int
+    local: IPAddress | None
+    learning: bool
+    flags: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +106,7 @@ class Link:
     isolated: bool
     hairpin: bool
     macvlan_mode: str = ""
+    vxlan: VxlanInfo | None = None
 
     @property
     def doomed(self) -> bool:
@@ -194,6 +211,19 @@ def _link(data: bytes) -> Link:
         isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\x01",
         hairpin=port.get(IFLA_BRPORT_MODE) == b"\x01",
         macvlan_mode=_macvlan_mode(info) if info.get(IFLA_INFO_KIND) == b"macvlan\0" else "",
+        vxlan=_vxlan(info, port) if info.get(IFLA_INFO_KIND) == b"vxlan\0" else None,
+    )
+
+
+def _vxlan(info: dict[int, bytes], port: dict[int, bytes]) -> VxlanInfo:
+    found = attrs(info.get(IFLA_INFO_DATA, b""))
+    local = found.get(IFLA_VXLAN_LOCAL) or found.get(IFLA_VXLAN_LOCAL6)
+    return VxlanInfo(
+        vni=number(found.get(IFLA_VXLAN_ID)),
+        port=int.from_bytes(found.get(IFLA_VXLAN_PORT, b""), "big"),
+        local=ip_address(local) if local else None,
+        learning=found.get(IFLA_VXLAN_LEARNING) == b"\x01",
+        flags={kind: value[0] for kind, value in port.items() if len(value) == 1},
     )
 
 

@@ -22,9 +22,11 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
+from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 
-from . import addresses, links, loopback, macvlan, rtnl, rules, shaping, sysctl
-from .api import MISSING
+from . import addresses, links, loopback, macvlan, neighbours, rtnl, rules, shaping, sysctl, vxlan
+from .api import MISSING, Owned
+from .entries import Look
 from .ipset import Found
 from .netlink import Netlink
 from .netns import Sandboxes
@@ -47,20 +49,22 @@ class Survey:
 
     views: dict[str, View | None]
     shapes: shaping.Found
+    stations: neighbours.Found
 
     @classmethod
     def of(cls, steps: Sequence[Step], nl: Netlink) -> Self:
         """Look at the host's namespace, and at the sandboxes that the steps name. Blocks: 60 µs a link."""
-        views: dict[str, View | None] = {"": _view(nl)}
+        views: dict[str, View | None] = {}
         with Sandboxes() as sandboxes:
             for netns in {netns for step in steps for netns in _sandboxes(step)}:
                 try:
                     views[netns] = _view(sandboxes.get(netns)[1])
                 except FileNotFoundError:
                     views[netns] = None
-        host = views[""]
+        host = views[""] = _view(nl)
         shapes = [step for step in steps if isinstance(step, Shape)]
-        return cls(views, shaping.Found.of(nl, shapes, host.links if host else {}))
+        shaped, stations = shaping.Found.of(nl, shapes, host.links), neighbours.Found.of(nl, host.links.values())
+        return cls(views, shaped, stations)
 
     @property
     def host(self) -> View:
@@ -74,14 +78,14 @@ class Survey:
         match step:
             case Chain() | Rule() | Jump():
                 return rules.drift(models[step.family], step)
-            case Member():
-                return "" if step.set in sets and step in sets[step.set].members else MISSING
-            case IpSet():
-                return _set_drift(step, sets.get(step.name))
+            case Member() | IpSet():
+                return _set_drift(step, sets)
             case Sysctl():
                 return sysctl.drift(step)
-            case Bridge() | Veth() | Macvlan():
+            case Bridge() | Veth() | Macvlan() | Vxlan():
                 return self._link_drift(step)
+            case Fdb() | Neighbour():
+                return self.stations.drift(step, self._link(step.link))
             case Ifb():
                 return shaping.ifb_drift(step, self._link(step.name))
             case Shape():
@@ -93,8 +97,10 @@ class Survey:
                 return self._placed(step)
         return ""
 
-    def _link_drift(self, step: Bridge | Veth | Macvlan) -> str:
+    def _link_drift(self, step: Bridge | Veth | Macvlan | Vxlan) -> str:
         match step:
+            case Vxlan():
+                return self._vxlan(step)
             case Bridge():
                 return self._bridge(step)
             case Veth():
@@ -123,6 +129,13 @@ class Survey:
         if step.adopt and found.kind == "bridge":
             return ""
         return "is not ours"
+
+    def _vxlan(self, step: Vxlan) -> str:
+        found = self._link(step.name)
+        if found is None or not found.is_ours(step.name):
+            return "is not ours" if found else MISSING
+        master = self._link(step.master)
+        return _words(vxlan.differences(step, found, master.index if master else 0))
 
     def _macvlan(self, step: Macvlan) -> str:
         view = self.views[step.netns or ""]
@@ -164,8 +177,27 @@ def _words(differences: list[links.Difference]) -> str:
     return ", ".join(item.what for item in differences)
 
 
-def _set_drift(step: IpSet, found: Found | None) -> str:
+def _set_drift(step: Member | IpSet, sets: Mapping[str, Found]) -> str:
+    if isinstance(step, Member):
+        return "" if step.set in sets and step in sets[step.set].members else MISSING
+    found = sets.get(step.name)
     if found is None:
         return MISSING
     same = (found.type, found.family) == (step.type, step.family)
     return "" if same else f"is a {found.type} of IPv{found.family}, not {step.type}"
+
+
+def owned(survey: Survey, sets: Mapping[str, Found], models: Mapping[int, Model], look: Look) -> Owned:
+    """Return what bears our mark."""
+    found = list(survey.host.links.values())
+    ours = [(family, *chain) for family, model in models.items() for chain in model.ours()]
+    return Owned(
+        links=frozenset(links.owned(found)),
+        sets=frozenset(sets),
+        chains=frozenset((family, table, name) for family, table, name, _ in ours),
+        rules=frozenset((family, table, name, rule) for family, table, name, rules in ours for rule in rules),
+        members=frozenset(member for found in sets.values() for member in found.members),
+        tables=look.tables(),
+        entries=look.owned(),
+        stations=survey.stations.owned(found),
+    )

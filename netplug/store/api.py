@@ -62,6 +62,10 @@ class StoreError(Exception):
     """The store cannot be reached or refuses; the text says which and why."""
 
 
+class Unreachable(StoreError):  # noqa: N818 - a kind of StoreError, as the name says where it is caught
+    """No answer. Nothing was read; a transaction may have been done all the same, and then as a whole."""
+
+
 class Store(Protocol):
     """Everything persistent goes through here."""
 

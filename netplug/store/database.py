@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias, cast
 from netplug.drivers.codec import JsonObject
 
 from .api import Compacted, Event, Record, StoreError
+from .encoding import prefix_end
 
 Location: TypeAlias = Path | Literal[":memory:"]
 
@@ -142,7 +143,7 @@ class Database:
         """Return the records of a prefix, and the revision of now."""
         rows = self._db.execute(
             "SELECT key, value, revision FROM record WHERE key >= ? AND key < ? ORDER BY key",
-            (prefix, _end(prefix)),
+            (prefix, prefix_end(prefix)),
         )
         return [_record(*row) for row in rows], self._state()[0]
 
@@ -167,7 +168,7 @@ class Database:
             raise Compacted(f"the changes after revision {after} are forgotten up to {forgotten}")
         rows = self._db.execute(
             "SELECT key, value, revision FROM event WHERE revision > ? AND key >= ? AND key < ? ORDER BY revision, seq",
-            (after, prefix, _end(prefix)),
+            (after, prefix, prefix_end(prefix)),
         )
         events: list[Event] = []
         size = 0
@@ -308,11 +309,6 @@ def _create(path: Path) -> None:
     except FileExistsError:
         if path.is_file():
             path.chmod(0o600)
-
-
-def _end(prefix: bytes) -> bytes:
-    """Return the first key after those of a prefix. UTF-8 has no byte 0xff, hence no carry."""
-    return prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else b"\xff"
 
 
 def _record(key: bytes, value: str, revision: int) -> Record:

@@ -9,7 +9,6 @@ costs no memory but is `Compacted`.
 import asyncio
 import contextlib
 import functools
-import json
 import math
 import queue
 import threading
@@ -21,10 +20,9 @@ from typing import Any, TypeVar
 
 import structlog
 
-from netplug.drivers.codec import JsonObject
-
 from .api import Compare, Delete, Event, Put, Record, StoreError
 from .database import HISTORY_REVISIONS, Change, Database, Location, Write
+from .encoding import check_keys, json_text, key_bytes, prefix_bytes
 
 log = structlog.get_logger(__name__)
 
@@ -80,11 +78,11 @@ class SqliteStore:
 
     async def get(self, key: str) -> Record | None:
         """Return the record of a key."""
-        return await self._call(functools.partial(self._database.get, _key(key)))
+        return await self._call(functools.partial(self._database.get, key_bytes(key)))
 
     async def range(self, prefix: str) -> tuple[list[Record], int]:
         """Return the records whose keys begin so, in the order of keys, and the revision they are as of."""
-        return await self._call(functools.partial(self._database.range, _encode(prefix)))
+        return await self._call(functools.partial(self._database.range, prefix_bytes(prefix)))
 
     async def txn(
         self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
@@ -96,10 +94,9 @@ class SqliteStore:
         Raises:
             StoreError: two operations on one key, a lease that has ended, the disk fails: nothing is done.
         """
-        pairs = [(_key(compare.key), compare.revision) for compare in compares]
+        pairs = [(key_bytes(compare.key), compare.revision) for compare in compares]
         writes = [_write(op) for op in ops]
-        if len({write.key for write in writes}) < len(writes):
-            raise StoreError("a transaction has two operations on one key")
+        check_keys(ops)
         return await self._call(functools.partial(self._database.txn, pairs, writes, durable=durable))
 
     async def lease(self, ttl_s: float) -> int:
@@ -220,7 +217,7 @@ class _Watch:
     def __init__(self, store: SqliteStore, prefix: str, revision: int) -> None:
         self._store = store
         self._prefix = prefix
-        self._raw = _encode(prefix)
+        self._raw = prefix_bytes(prefix)
         self._after = revision
         self._events: deque[Event] = deque()
         self.wake = asyncio.Event()
@@ -268,27 +265,7 @@ def _report(future: asyncio.Future[None]) -> None:
         log.warning("store.leases_not_ended", error=str(error))
 
 
-def _encode(key: str) -> bytes:
-    try:
-        return key.encode()
-    except UnicodeEncodeError as exc:
-        raise StoreError(f"key {key!r} is not valid unicode") from exc
-
-
-def _key(key: str) -> bytes:
-    if not key:
-        raise StoreError("a key cannot be empty")
-    return _encode(key)
-
-
 def _write(op: Put | Delete) -> Write:
     if isinstance(op, Delete):
-        return Write(_key(op.key))
-    return Write(_key(op.key), _text(op.key, op.value), op.lease)
-
-
-def _text(key: str, value: JsonObject) -> str:
-    try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as exc:
-        raise StoreError(f"record {key!r} is not json: {exc}") from exc
+        return Write(key_bytes(op.key))
+    return Write(key_bytes(op.key), json_text(op.key, op.value), op.lease)

@@ -3,12 +3,14 @@ from dataclasses import replace
 
 import pytest
 
-pytest.register_assert_rewrite("kernel_suite", "tables_suite")
+pytest.register_assert_rewrite("kernel_suite", "tables_suite", "tunnel_suite")
 
 from kernel_suite import FirewallSuite, KernelSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
+from tunnel_suite import TunnelSuite  # noqa: E402
 
 from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Proto, Route, Step, Veth  # noqa: E402
+from netplug.drivers.tunnel import Vxlan  # noqa: E402
 from netplug.kernel.fake import FakeKernel  # noqa: E402
 
 
@@ -21,6 +23,9 @@ class FakeSurroundings:
 
     def add_link(self, name: str, kind: str) -> None:
         self._foreign.links[name] = kind
+
+    def add_vxlan(self, name: str, vni: int, port: int) -> None:
+        self._foreign.tunnels[name] = (vni, port)
 
     def add_address(self, link: str, address: IPInterface) -> None:
         self._foreign.addresses.add((link, address))
@@ -40,7 +45,7 @@ class FakeSurroundings:
     def lose(self, step: Step) -> None:
         self._kernel.lose(step.key)
 
-    def set_mtu(self, step: Bridge | Veth, mtu: int) -> None:
+    def set_mtu(self, step: Bridge | Veth | Vxlan, mtu: int) -> None:
         self._kernel.tamper(replace(step, mtu=mtu))
 
     def snapshot(self) -> str:
@@ -64,6 +69,10 @@ class TestFakeKernel(KernelSuite):
 
 
 class TestFakeTables(TablesSuite):
+    pass
+
+
+class TestFakeTunnels(TunnelSuite):
     pass
 
 

@@ -1,0 +1,153 @@
+"""Overlay mode: a bridge network that stretches over the hosts of a cluster, by a VXLAN link beside the containers.
+
+All that a bridge network is on one host, this is on each: the gateway has the same address and MAC on all of them, NAT
+and published ports are of the host where the container runs. Nothing is learned and nothing flooded: every host is told
+where each remote endpoint is (`peers`), and its bridge answers ARP and neighbour discovery for them.
+
+What must be the same on all hosts follows from the VNI, since each host's Docker gives the network an id of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from re import fullmatch
+
+from .api import Endpoint, HostFacts, Network, Peer, Scope
+from .bridge import BridgeDriver, link_of
+from .errors import DriverError, Kind
+from .naming import eui64, mac_of_host_side, mac_of_id, vxlan_name
+from .options import NetworkOptions
+from .plan import Plan
+from .steps import IPAddress, Step
+from .tunnel import NO_MAC, Fdb, Neighbour, Tunnel, Tunnels, Vtep, Vxlan
+
+OVERHEAD = {4: 50, 6: 70}
+"""Bytes that a frame grows by, less its own: outer IP header, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 5)."""
+_LEAST_MTU = {4: 68, 6: 1280}
+"""RFC 791 3.1, RFC 8200 5."""
+
+
+class OverlayDriver(BridgeDriver):
+    """Networks over several hosts."""
+
+    scope = Scope.CLUSTER
+
+    def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
+        room = _room(host)
+        if room < _LEAST_MTU[4]:
+            words = f"mode overlay: VXLAN leaves {room} bytes of the mtu to VTEP {host.vtep}, and IPv4 needs 68"
+            raise DriverError(Kind.INVALID, words, hint="raise the mtu of the underlay")
+        return replace(options, mtu=options.mtu or room)
+
+    def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
+        """Refuse a VNI that is held, and an mtu that does not fit through the tunnel or is too small."""
+        super().check(net, others, host)
+        _check_mtu(net, host)
+        vni, port = net.options.vni, net.options.vxlan_port
+        if not vni:
+            raise DriverError(Kind.INVALID, f"network {net.name!r} of mode overlay has no VNI", hint="give -o vni=…")
+        hint = "choose another vni or vxlan_port"
+        for other in others:
+            if (other.options.vni, other.options.vxlan_port) == (vni, port):
+                words = f"option vni={vni}: network {other.name!r} has it on UDP port {port}"
+                raise DriverError(Kind.EXISTS, words, hint=hint)
+        for link in host.links:
+            if (link.vni, link.port) == (vni, port) and link.name != vxlan_name(net.id):
+                words = f"option vni={vni}: vxlan link {link.name!r} of the host has it on UDP port {port}"
+                raise DriverError(Kind.EXISTS, words, hint=hint)
+
+    def mac(self, net: Network) -> str:
+        return mac_of_id(f"vni/{net.options.vni}")
+
+    def create_network(self, net: Network, host: HostFacts) -> Plan:
+        options, vtep = net.options, _vtep(host)
+        link = Vxlan(
+            vxlan_name(net.id),
+            mac=mac_of_host_side("vxlan/" + net.id),
+            mtu=options.mtu,
+            master=link_of(net),
+            vni=options.vni,
+            local=vtep,
+            port=options.vxlan_port,
+            flood=options.bum,
+            isolated=not options.icc,
+        )
+        # Closed to strangers before it is there.
+        closed = Tunnel(vtep.version, options.vxlan_port, options.vni)
+        return super().create_network(net, host) + Plan((closed, link))
+
+    def base(self, families: Sequence[int], host: HostFacts) -> Plan:
+        versions = (host.vtep.version,) if host.vtep else (4, 6)
+        return super().base(families, host) + Plan(tuple(map(Tunnels, versions)))
+
+    def publish(self, net: Network, ep: Endpoint, host: HostFacts) -> Peer:
+        return Peer(ep.id, ep.chosen_mac().lower(), tuple(address.ip for address in ep.addresses), _vtep(host))
+
+    def check_peer(self, net: Network, peer: Peer, host: HostFacts) -> None:
+        """Refuse a VTEP that no other host can have, a MAC and addresses that no endpoint of the network can have."""
+        vtep = _vtep(host)
+        if peer.vtep.version != vtep.version:
+            raise _bad(peer, f"VTEP {peer.vtep} is of IPv{peer.vtep.version}, this host's is {vtep}")
+        if peer.vtep == vtep or peer.vtep.is_loopback or peer.vtep.is_multicast or peer.vtep.is_unspecified:
+            raise _bad(peer, f"VTEP {peer.vtep} is no other host")
+        if not fullmatch(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", peer.mac) or peer.mac in {NO_MAC, self.mac(net)}:
+            raise _bad(peer, f"MAC {peer.mac!r} is not that of an endpoint")
+        gateways = {subnet.gateway.ip for subnet in net.subnets if subnet.gateway}
+        for address in peer.addresses:
+            if address in gateways or not any(address in subnet.pool for subnet in net.subnets):
+                raise _bad(peer, f"address {address} is not that of an endpoint of network {net.name!r}")
+
+    def peers(self, net: Network, peers: Sequence[Peer]) -> Plan:
+        bridge, link, options = link_of(net), vxlan_name(net.id), net.options
+        vteps = dict.fromkeys(peer.vtep for peer in peers)
+        remote = {peer.mac: peer.vtep for peer in peers}
+        near: dict[IPAddress, str] = {}
+        for peer in peers:
+            near |= dict.fromkeys(peer.addresses, peer.mac)
+            if 6 in net.families():
+                near[eui64(peer.mac)] = peer.mac
+        steps: list[Step] = [Vtep(vtep, options.vxlan_port, options.vni) for vtep in vteps]
+        if options.bum:
+            steps += [Fdb(link, NO_MAC, vtep) for vtep in vteps]
+        steps += [Fdb(link, mac, vtep) for mac, vtep in remote.items()]
+        steps += [Neighbour(bridge, address, mac) for address, mac in near.items()]
+        return Plan(tuple(steps))
+
+
+def _vtep(host: HostFacts) -> IPAddress:
+    if host.vtep is None:
+        raise DriverError(
+            Kind.INVALID,
+            "mode overlay: this daemon is in no cluster, and knows of no other host",
+            hint="use mode bridge, or a daemon with a cluster store",
+        )
+    return host.vtep
+
+
+def _room(host: HostFacts) -> int:
+    """Return the mtu that a tunnel leaves: that of the link with the VTEP's address, less the overhead."""
+    vtep = _vtep(host)
+    links = [host.link(name) for address, name in host.addresses if address.ip == vtep]
+    if not links:
+        raise DriverError(Kind.INVALID, f"mode overlay: VTEP {vtep} is not an address of this host")
+    # On the loopback link it is reached by other links, as routing protocols have it.
+    lowest = links[0].mtu if links[0] and links[0].name != "lo" else host.mtu
+    return lowest - OVERHEAD[vtep.version]
+
+
+def _check_mtu(net: Network, host: HostFacts) -> None:
+    mtu, room = net.options.mtu, _room(host)
+    if mtu > room:
+        vtep = _vtep(host)
+        words = (
+            f"option mtu={mtu}: VXLAN over IPv{vtep.version} adds {OVERHEAD[vtep.version]} bytes, and the way of VTEP "
+            f"{vtep} carries {room + OVERHEAD[vtep.version]}"
+        )
+        raise DriverError(Kind.INVALID, words, hint=f"choose at most {room}")
+    for family in net.families():
+        if mtu < _LEAST_MTU[family]:
+            words = f"option mtu={mtu}: IPv{family} needs {_LEAST_MTU[family]}"
+            raise DriverError(Kind.INVALID, words, hint="raise the mtu of the underlay, or leave the subnet out")
+
+
+def _bad(peer: Peer, what: str) -> DriverError:
+    return DriverError(Kind.INVALID, f"peer {peer.endpoint[:12]!r}: {what}")

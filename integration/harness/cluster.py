@@ -1,0 +1,191 @@
+"""Several hosts with a daemon each, on one etcd, behind one router: a cluster in namespaces.
+
+The router is a host too; etcd runs on it. Each host has a subnet of its own towards it, so that a tunnel goes over
+another hop, and links can be cut one by one.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from shutil import which
+
+import pytest
+
+from .host import CommandError, Host, Process
+from .netplugd import Netplug
+from .scoped import Namespace, namespace
+from .wait import wait_until
+from .wire import Wire, connect
+
+needs_etcd = pytest.mark.skipif(not which("etcd"), reason="needs etcd (make setup)")
+CLIENT_PORT, PEER_PORT = 2379, 2380
+START_S = 10
+
+
+class Etcd:
+    """The store of a cluster, on a host."""
+
+    def __init__(self, host: Host, address: str) -> None:
+        self.host = host
+        self.url = f"etcd://{address}:{CLIENT_PORT}"
+        self._lives = 0
+        self.start()
+
+    def start(self, *, emptied: bool = False) -> None:
+        """Start it with the data that it had, or without any."""
+        self._lives += emptied or not self._lives
+        peer = f"http://127.0.0.1:{PEER_PORT}"
+        command = [
+            *("etcd", "--name", "m", "--data-dir", str(self.host.dir / f"etcd-{self._lives}"), "--unsafe-no-fsync"),
+            *("--listen-client-urls", f"http://0.0.0.0:{CLIENT_PORT}"),
+            *("--advertise-client-urls", f"http://127.0.0.1:{CLIENT_PORT}"),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"m={peer}"),
+        ]
+        self.process: Process = self.host.popen(command, log="etcd.log")
+        wait_until(self._healthy, START_S, "etcd")
+
+    def _healthy(self) -> bool:
+        assert self.process.alive, "etcd ended"
+        return self.ctl("endpoint", "health", check=False) == 0
+
+    def ctl(self, *args: str, check: bool = True) -> int:
+        """Run etcdctl and return its exit code."""
+        done = self.host.run(
+            ["etcdctl", f"--endpoints=127.0.0.1:{CLIENT_PORT}", *args], check=check, env={"ETCDCTL_API": "3"}
+        )
+        return done.returncode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def hang(self) -> None:
+        """Stop it as one that hangs: the kernel still takes connections."""
+        self.process.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.signal(signal.SIGCONT)
+
+
+class Member:
+    """A host of the cluster. `wire`: its cable to the router, `left` is its own end."""
+
+    def __init__(self, host: Host, wire: Wire, etcd: Etcd, *args: str, family: int = 4) -> None:
+        self.host = host
+        self.wire = wire
+        self.vtep = wire.left if family == 4 else wire.left6
+        self.netplug = Netplug(
+            host, "--store", etcd.url, "--docker-host", "none", "--vtep", self.vtep, *args, "--host-name", host.name
+        )
+
+    def cli(self, *args: str) -> str:
+        return self.netplug.cli(*args)
+
+    def has(self, network: str) -> bool:
+        """Whether a network has been built here."""
+        return network in {net["name"] for net in self.netplug.json("network", "ls")}
+
+    def knows(self, mac: str) -> str:
+        """Return the VTEP to which this host's kernel sends frames for a MAC; nothing when it knows none."""
+        for line in self.host.output("bridge", "fdb", "show").splitlines():
+            words = line.split()
+            if words[0] == mac and "dst" in words:
+                return words[words.index("dst") + 1]
+        return ""
+
+    def cut(self) -> None:
+        """Pull the cable."""
+        self.host.run(["ip", "link", "set", self.wire.left_link, "down"])
+
+    def mend(self) -> None:
+        """Plug the cable in again, with the default routes that went with it."""
+        v4, v6 = self.wire.right, self.wire.right6
+        lines = (
+            f"link set {self.wire.left_link} up",
+            f"-6 addr replace {self.wire.left6}/64 dev {self.wire.left_link} nodad",
+            f"route replace default via {v4}",
+            f"-6 route replace default via {v6}",
+        )
+        self.host.run(["sh", "-ec", "\n".join(f"ip {line}" for line in lines)])
+
+
+class Cluster:
+    """A router with an etcd, and members."""
+
+    def __init__(self, stack: ExitStack, family: int = 4) -> None:
+        self._stack = stack
+        self._family = family
+        self.router = stack.enter_context(Host("router"))
+        _forward(self.router)
+        self.members: list[Member] = []
+        self._etcd: Etcd | None = None
+
+    @property
+    def etcd(self) -> Etcd:
+        assert self._etcd
+        return self._etcd
+
+    def add(self, *args: str) -> Member:
+        """Add a host with a daemon."""
+        number = len(self.members) + 1
+        host = self._stack.enter_context(Host(f"member{number}"))
+        _forward(host)  # which our daemon turns on and leaves on
+        wire = connect(host, self.router, f"198.51.{number}.0/24", f"fd00:51:{number}::/64")
+        if self._etcd is None:
+            self._etcd = Etcd(self.router, wire.right)
+        member = Member(host, wire, self._etcd, *args, family=self._family)
+        self.members.append(member)
+        return member
+
+    @contextmanager
+    def network(self, name: str, *options: str) -> Iterator[str]:
+        """A network on all hosts; at its end no host has any difference to its records, and none has the network."""
+        self.members[0].cli("network", "create", name, "--cluster", *options)
+        for member in self.members:
+            wait_until(lambda member=member: member.has(name), what=f"{name} on {member.host.name}")  # type: ignore[misc]
+        yield name
+        for member in self.members:
+            assert not member.netplug.drift(), member.host.name
+            assert member.netplug.json("ipam", "audit") == []
+        self.members[-1].cli("network", "rm", name)
+        for member in self.members:
+            wait_until(lambda member=member: not member.has(name), what=f"end of {name}")  # type: ignore[misc]
+
+    @contextmanager
+    def station(self, member: Member, network: str, *options: str) -> Iterator[Namespace]:
+        """A namespace of a member in a network, known to all others: `address` and `mac` say as what."""
+        with namespace(member.host) as place:
+            result = place.attach(member.netplug, network, *options)
+            place.addresses = [text.partition("/")[0] for text in result["addresses"]]
+            place.mac = result["mac"]
+            self.known(place, member)
+            yield place
+            place.detach(member.netplug, network)
+
+    def known(self, place: Namespace, at: Member) -> None:
+        """Wait until all other members send to a namespace where it is."""
+        for other in self.members:
+            if other is not at:
+                wait_until(lambda other=other: other.knows(place.mac) == at.vtep, what=f"{place.mac} at {at.vtep}")  # type: ignore[misc]
+
+
+@contextmanager
+def cluster(count: int, *args: str, family: int = 4) -> Iterator[Cluster]:
+    """A cluster of so many hosts. `family`: of the underlay, that is, of the VTEPs."""
+    with ExitStack() as stack:
+        it = Cluster(stack, family)
+        for _ in range(count):
+            it.add(*args)
+        yield it
+
+
+def _forward(host: Host) -> None:
+    host.run(["sh", "-ec", "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding"])
+
+
+def refused(member: Member, *args: str) -> tuple[int, str]:
+    """Return exit code and stderr of a command that fails."""
+    try:
+        member.cli(*args)
+    except CommandError as exc:
+        return exc.code, exc.stderr.strip()
+    raise AssertionError(f"{' '.join(args)} succeeded")

@@ -1,0 +1,157 @@
+"""Overlay networks and what goes wrong: strangers, foreign links, moves, and what others break.
+
+As `test_overlay.py`, over both underlays.
+"""
+
+import socket
+
+import pytest
+from harness import (
+    Host,
+    Node,
+    NodeError,
+    SeenServer,
+    Station,
+    Underlay,
+    overlay,
+    pair,
+    udp_ask,
+    wait_until,
+)
+from harness.netns import open_socket
+from harness.overlay import BLUE, VNI
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.layers.vxlan import VXLAN
+from scapy.packet import Raw
+
+
+def _vxlan(one: Station, two: Station, vni: int) -> bytes:
+    """A frame as the first station would send it to the second, as carried by UDP."""
+    frame = Ether(src=one.peer["mac"], dst=two.peer["mac"])
+    frame /= IP(src=one.addresses[0], dst=two.addresses[0]) / UDP(sport=5000, dport=9) / Raw(b"?")
+    return bytes(VXLAN(vni=vni, flags="Instance") / frame)
+
+
+def _send(host: Host, source: str, to: str, payload: bytes) -> None:
+    with open_socket(host.netns, socket.SOCK_DGRAM, family=6 if ":" in to else 4) as sock:
+        sock.bind((source, 0))
+        sock.sendto(payload, (to, 4789))
+
+
+def test_strangers_cannot_inject(nodes: tuple[Node, Node], host: Host, under: Underlay) -> None:
+    """The same frame is taken from the peer's address, and from no other; from the peer only for the right VNI."""
+    stranger = "203.0.113.66" if under.family == 4 else "fd00:cafe::66"
+    width = 24 if under.family == 4 else 64
+    extra = ["dev", under.links[0], *(["nodad"] if under.family == 6 else [])]
+    with pair(nodes) as (_, one, two), SeenServer(two, "udp", 9, "0.0.0.0") as server:
+        host.run(["ip", "addr", "add", f"{stranger}/{width}", *extra])
+        try:
+            _send(host, stranger, under.right, _vxlan(one, two, int(VNI)))
+            _send(host, under.left, under.right, _vxlan(one, two, 20002))
+            assert udp_ask(one, two.addresses[0], 9)
+            assert server.seen == [one.addresses[0]]
+            _send(host, under.left, under.right, _vxlan(one, two, int(VNI)))
+            wait_until(lambda: len(server.seen) == 2, what="the frame from the peer's own address")
+        finally:
+            host.run(["ip", "addr", "del", f"{stranger}/{width}", "dev", under.links[0]])
+
+
+def test_host_without_peers_takes_frames_from_nobody(nodes: tuple[Node, Node], host: Host, under: Underlay) -> None:
+    with pair(nodes) as (blue, one, two), SeenServer(two, "udp", 9, "0.0.0.0") as server:
+        frame = _vxlan(one, two, int(VNI))
+        _send(host, under.left, under.right, frame)
+        wait_until(lambda: len(server.seen) == 1, what="the frame from a host with an endpoint")
+        blue.leave(one)
+        _send(host, under.left, under.right, frame)
+        with blue.station(nodes[0], "10.94.1.7", "fd00:94:1::7") as later:
+            assert udp_ask(later, two.addresses[0], 9)
+        assert server.seen == [one.addresses[0], "10.94.1.7"]
+
+
+def test_vni_of_a_foreign_link_is_refused(nodes: tuple[Node, Node], host: Host, under: Underlay) -> None:
+    family = ["local", under.left]
+    host.run(["ip", "link", "add", "flannel.1", "type", "vxlan", "id", VNI, "dstport", "4789", *family])
+    try:
+        words = f"option vni={VNI}: vxlan link 'flannel.1' of the host has it on UDP port 4789"
+        with pytest.raises(NodeError, match=words), overlay("blue", nodes, BLUE, vni=VNI):
+            pass
+        with pair(nodes, vxlan_port="4790") as (_, one, two):
+            assert one.place.pings(two.addresses[0])
+    finally:
+        host.run(["ip", "link", "del", "flannel.1"])
+
+
+@pytest.mark.parametrize("inside", [0, 1], ids=["IPv4-inside", "IPv6-inside"])
+def test_address_that_moves_to_another_host_is_found_there(nodes: tuple[Node, Node], inside: int) -> None:
+    """Its MAC moves with it, and the bridges had learned it where it was."""
+    with (
+        pair(nodes) as (blue, one, two),
+        blue.station(nodes[1], "10.94.1.5", "fd00:94:1::5") as third,
+        SeenServer(third, "udp", 9, "::"),
+    ):
+        address, mac = two.addresses[inside], two.peer["mac"]
+        blue.leave(two)
+        for node in (*nodes, *nodes):
+            with blue.station(node, *two.addresses, mac=mac) as moved:
+                for it in (one, third):
+                    assert it.place.pings(address)
+                assert udp_ask(moved, third.addresses[inside], 9).removeprefix("::ffff:") == address
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "ip link del {vxlan}",
+        "ip link set {vxlan} nomaster",
+        "ip link set {bridge} down; ip link set {bridge} up",
+        "ip link set {vxlan} down",
+        "ip -s neigh flush dev {bridge} nud permanent; ip -6 neigh flush dev {bridge} nud permanent",
+        "bridge fdb del {mac} dev {vxlan} self",
+        "bridge fdb replace {mac} dev {vxlan} self dst {wrong}",
+        "bridge fdb del {mac} dev {vxlan} master",
+        "nft delete table {family} netplug-vxlan",
+    ],
+)
+def test_what_others_break_is_seen_and_mended(nodes: tuple[Node, Node], host: Host, under: Underlay, harm: str) -> None:
+    with pair(nodes) as (blue, one, two):
+        node = nodes[0]
+        assert one.place.pings(two.addresses[0])
+        words = {
+            "bridge": blue.link(node, "np-"),
+            "vxlan": blue.link(node, "npv"),
+            "mac": two.peer["mac"],
+            "wrong": "198.51.100.1" if under.family == 4 else "2001:db8::1",
+            "family": "ip" if under.family == 4 else "ip6",
+        }
+        host.run(["sh", "-ec", harm.format(**words)])
+        assert node.do("diff")
+        node.do("repair")
+        assert node.do("diff") == []
+        for address in two.addresses:
+            assert one.place.pings(address)
+
+
+def test_engine_that_was_away_keeps_traffic_and_drops_what_left(nodes: tuple[Node, Node]) -> None:
+    with (
+        pair(nodes) as (blue, one, two),
+        blue.station(nodes[1], "10.94.1.6", "fd00:94:1::6") as leaver,
+    ):
+        away = nodes[0]
+        away.close()
+        try:
+            assert one.place.pings(two.addresses[0])
+            nodes[1].do("detach", network="blue", netns=leaver.place.name)
+            blue.stations.remove(leaver)
+        finally:
+            away.start()
+        assert one.place.pings(two.addresses[0])
+        # Nobody has told it yet who is left.
+        assert away.do("diff") == []
+        blue.tell()
+        away.do("repair")
+        assert away.do("diff") == []
+        assert one.place.pings(two.addresses[0])
+        entries = away.host.output("bridge", "fdb", "show")
+        assert two.peer["mac"] in entries
+        assert leaver.peer["mac"] not in entries

@@ -1,0 +1,203 @@
+"""Leases of pools that hosts share: a claim in the shared store, and a copy here.
+
+The copy is what this host knows of itself while the shared store cannot be reached, also after a restart. The shared
+store decides who has an address; what it has of this host and the copy has not is let go of again (`settle`), and what
+it has lost is claimed anew. So nothing need be remembered of a release that could not be told.
+
+Gateways belong to a network as a whole, not to a host: whoever defines the network writes them.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from netplug.ipam.lease import IPAddress, Lease, OwnerKind
+from netplug.ipam.pool import GLOBAL, Pool
+from netplug.leases import OPS_PER_TXN, StoredLeases, lease_key, lease_of, leases_prefix, stamped
+from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError, Unreachable
+
+log = structlog.get_logger(__name__)
+
+_OF_NETWORKS = frozenset({OwnerKind.GATEWAY, OwnerKind.AUX})
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A lease in the shared store. `host`: the id of who has it; empty for a gateway. `revision`: of its record."""
+
+    lease: Lease
+    host: str
+    revision: int
+
+
+class Reach:
+    """Whether the shared store answers, as known by whoever asked last."""
+
+    def __init__(self) -> None:
+        self.answers = True
+        self.lost = asyncio.Event()
+
+    def check(self) -> None:
+        """Refuse at once what would wait in vain.
+
+        Raises:
+            Unreachable: the store did not answer somebody else.
+        """
+        if not self.answers:
+            raise Unreachable("the store that hosts share does not answer; what they share cannot be changed")
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask, if that is worth it, and tell all others when there was no answer."""
+        self.check()
+        try:
+            yield
+        except Unreachable:
+            self.answers = False
+            self.lost.set()
+            raise
+
+
+class SharedLeases:
+    """`LeaseStore` over a host's own store and one that it shares; pools of space "global" are in both.
+
+    `reach`: says whether it is worth asking the shared store; where not, its deadline need not be waited for.
+    """
+
+    def __init__(self, local: Store, shared: Store, host: str, reach: "Reach | None" = None) -> None:
+        self._own = StoredLeases(local)
+        self._shared = StoredLeases(shared, host)
+        self._store = shared
+        self._host = host
+        self._mine: dict[str, Lease] = {}
+        self._claiming: set[str] = set()
+        self.reach = reach or Reach()
+
+    async def load(self) -> tuple[Sequence[Pool], Sequence[Lease]]:
+        """Return what this host has; nobody else is asked."""
+        pools, leases = await self._own.load()
+        self._mine = {lease_key(lease.pool, lease.address): lease for lease in leases if _is_claim(lease)}
+        return pools, leases
+
+    async def claim(self, lease: Lease) -> bool:
+        """Store a new lease; False: another host has the address.
+
+        Raises:
+            StoreError: the shared store does not answer, or refuses.
+        """
+        if not _is_claim(lease):
+            return await self._own.claim(lease)
+        key = lease_key(lease.pool, lease.address)
+        self._claiming.add(key)
+        try:
+            with self.reach.asking():
+                if not await self._shared.claim(lease):
+                    return False
+            self._mine[key] = lease
+            try:
+                await self._own.drop(lease.pool, lease.address)  # of a life that another store knew
+                return await self._own.claim(lease)
+            except BaseException:
+                del self._mine[key]
+                await self._forget(lease.pool, lease.address)
+                raise
+        finally:
+            self._claiming.discard(key)
+
+    async def update(self, lease: Lease) -> bool:
+        """Store the new owner of a lease; False: there is no such lease."""
+        if not _is_claim(lease):
+            return await self._own.update(lease)
+        with self.reach.asking():
+            if not await self._shared.update(lease):
+                return False
+        self._mine[lease_key(lease.pool, lease.address)] = lease
+        return await self._own.update(lease)
+
+    async def drop(self, pool_id: str, address: IPAddress) -> None:
+        """Delete a lease; absent is success. While the shared store does not answer others see it a while longer."""
+        if self._mine.pop(lease_key(pool_id, address), None) is not None:
+            await self._forget(pool_id, address)
+        await self._own.drop(pool_id, address)
+
+    async def _forget(self, pool_id: str, address: IPAddress) -> None:
+        try:
+            with self.reach.asking():
+                await self._shared.drop(pool_id, address)
+        except Unreachable as exc:
+            log.warning("claim.kept", address=str(address), reason=str(exc))
+
+    async def save_pool(self, pool: Pool) -> bool:
+        """Store a pool, new or changed; what overlaps is found where a network is defined."""
+        return await self._own.save_pool(pool)
+
+    async def drop_pool(self, pool_id: str) -> None:
+        """Delete a pool with all leases that this host has of it."""
+        for lease in [lease for lease in self._mine.values() if lease.pool == pool_id]:
+            del self._mine[lease_key(lease.pool, lease.address)]
+            await self._forget(pool_id, lease.address)
+        await self._own.drop_pool(pool_id)
+
+    # What is in the shared store
+
+    async def claims(self, pool_id: str) -> list[Claim]:
+        """Return the leases that all hosts have of a pool; what cannot be read is left out, and logged.
+
+        Raises:
+            StoreError: the shared store does not answer.
+        """
+        found = []
+        for record in (await self._store.range(leases_prefix(pool_id)))[0]:
+            try:
+                lease, host = lease_of(record)
+            except StoreError as exc:
+                log.warning("claim.unreadable", key=record.key, error=str(exc))
+                continue
+            found.append(Claim(lease, host, record.revision))
+        return found
+
+    async def settle(self, pool_ids: Iterable[str]) -> list[tuple[Lease, str]]:
+        """Make the shared store agree with what this host has, and return what another host has of that, with its id.
+
+        Raises:
+            StoreError: the shared store does not answer.
+        """
+        lost: list[tuple[Lease, str]] = []
+        for pool_id in pool_ids:
+            before = {key for key, lease in self._mine.items() if lease.pool == pool_id}
+            claims = {lease_key(pool_id, claim.lease.address): claim for claim in await self.claims(pool_id)}
+            for key, claim in claims.items():
+                if claim.host == self._host and key not in self._mine and key not in self._claiming:
+                    log.info("claim.released", address=str(claim.lease.address))
+                    await self._store.txn([Compare(key, claim.revision)], [Delete(key)])
+            missing = [key for key in before & self._mine.keys() if key not in claims]
+            for key in missing:
+                lease = self._mine.get(key)
+                if lease is not None:
+                    log.warning("claim.renewed", address=str(lease.address))
+                    await self._store.txn([Compare(key, 0)], [Put(key, stamped(lease, self._host))])
+            lost += [
+                (self._mine[key], claims[key].host)
+                for key in before & self._mine.keys() & claims.keys()
+                if claims[key].host != self._host
+            ]
+        return lost
+
+
+def gateways(leases: Iterable[Lease]) -> list[Put]:
+    """Return the operations that write the leases of a network as a whole."""
+    return [Put(lease_key(lease.pool, lease.address), stamped(lease, "")) for lease in leases]
+
+
+async def drop_all(store: Store, pool_id: str) -> None:
+    """Delete all leases of a pool that nobody has any more."""
+    records: list[Record] = (await store.range(leases_prefix(pool_id)))[0]
+    for start in range(0, len(records), OPS_PER_TXN):
+        await store.txn([], [Delete(record.key) for record in records[start : start + OPS_PER_TXN]])
+
+
+def _is_claim(lease: Lease) -> bool:
+    return lease.pool.startswith(f"{GLOBAL}/") and lease.owner.kind not in _OF_NETWORKS

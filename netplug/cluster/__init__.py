@@ -1,0 +1,278 @@
+"""Hosts that share networks: what they tell each other by the store, and how each brings itself in line with it.
+
+Level-triggered throughout. Every loop compares what ought to be with what is: definitions with this host's networks,
+this host's endpoints with those that it told of, the others' endpoints with the kernel. An event only says when to
+look; on a timer everything is looked at. While the store cannot be reached nothing changes, and all goes on.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from netplug.claims import SharedLeases
+from netplug.drivers.api import Meshed, Peer
+from netplug.drivers.naming import short
+from netplug.drivers.steps import IPAddress
+from netplug.engine import Engine
+from netplug.engine.audit import Finding
+from netplug.engine.records import EndpointRecord
+from netplug.errors import NetplugError
+from netplug.ipam.lease import Lease
+from netplug.store.api import Compare, Delete, Put, Store, StoreError, Unreachable
+
+from .audit import audit, name_of
+from .membership import Membership
+from .networks import Definitions
+from .records import IDENTITY, NETWORKS, Told, as_put, endpoint_key
+from .view import View
+
+log = structlog.get_logger(__name__)
+
+GRACE_S = 20.0
+"""For which the others may tell anew what a store has lost: they find that out within `membership.BEAT_S`."""
+INTERVAL_S = 30.0
+"""After which everything is looked at, if nothing happens."""
+RETRY_S = 1.0
+"""After which what failed is tried again."""
+START_S = 1.0
+"""For which a start waits until the store has told of the others; dockerd waits 15 s for a plugin."""
+
+
+class Cluster:
+    """A host among others. `me`: its id. The engine tells it of endpoints that come and go (`joined`, `left`)."""
+
+    def __init__(
+        self, engine: Engine, local: Store, store: Store, leases: SharedLeases, *, me: str, name: str, vtep: IPAddress
+    ) -> None:
+        self.me = me
+        self.view = View(store)
+        self.membership = Membership(store, self.view, leases.reach, me, name, vtep)
+        self.networks = Definitions(engine, store, self.view, me)
+        self.leases = leases
+        engine.shared.vtep = vtep
+        engine.endpoints.others = self
+        self._reach = leases.reach
+        self._engine = engine
+        self._local = local
+        self._store = store
+        self._lost: frozenset[str] = frozenset()
+        self._reached: dict[str, Sequence[Peer]] = {}
+        self._recovered = 0.0
+        self._defining = asyncio.Event()
+        self._peering = asyncio.Event()
+
+    # What is asked of it
+
+    async def leases_of(self, pool: str) -> list[tuple[Lease, str]]:
+        """Return the leases of a pool on all hosts, with the names of these; empty for what is on all.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        with self._reach.asking():
+            claims = await self.leases.claims(pool)
+        return [(claim.lease, name_of(self.view, claim.host) if claim.host else "") for claim in claims]
+
+    async def audit(self) -> list[Finding]:
+        """Return what is wrong with addresses of other hosts; see `audit`.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        with self._reach.asking():
+            return await audit(self._engine, self.view, self.leases, self.networks.shared(), self.me)
+
+    # What the engine tells
+
+    async def joined(self, record: EndpointRecord) -> None:
+        """Tell the others of an endpoint. While the store does not answer that waits for `_publish_all`.
+
+        Raises:
+            NetplugError: "unavailable": the network is being deleted.
+        """
+        if not self._is_shared(record.endpoint.network):
+            return
+        try:
+            with self._reach.asking():
+                await self._publish(record)
+        except Unreachable as exc:
+            log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
+
+    async def left(self, record: EndpointRecord) -> None:
+        """Tell the others that an endpoint is gone. While the store does not answer that waits for `_publish_all`."""
+        if not self._is_shared(record.endpoint.network):
+            return
+        try:
+            with self._reach.asking():
+                await self._store.txn([], [Delete(endpoint_key(record.endpoint.network, self.me, record.endpoint.id))])
+        except Unreachable as exc:
+            log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
+
+    def _is_shared(self, network: str) -> bool:
+        return isinstance(self._driver(network), Meshed)
+
+    def _driver(self, network: str) -> object:
+        return self._engine.drivers[self._engine.registry.network(network).network.options.mode]
+
+    def _told(self, record: EndpointRecord) -> Told | None:
+        net = self._engine.registry.network(record.endpoint.network).network
+        driver = self._driver(net.id)
+        if not isinstance(driver, Meshed):
+            return None
+        peer = driver.publish(net, record.endpoint, self._engine.shared.host)
+        return Told(peer.mac, peer.addresses, record.name, record.aliases, record.container)
+
+    async def _publish(self, record: EndpointRecord) -> None:
+        network, told = record.endpoint.network, self._told(record)
+        if told is None:
+            return
+        key = NETWORKS + network
+        put = as_put(endpoint_key(network, self.me, record.endpoint.id), told)
+        # Not when the network is being deleted, or was: that is decided by what this compares.
+        if (known := self.view.open_revision(network)) and await self._store.txn([Compare(key, known)], [put]):
+            return
+        stored = await self._store.get(key)
+        deleting = stored is None or bool(stored.value.get("deleting"))
+        if deleting or stored is None or await self._store.txn([Compare(key, stored.revision)], [put]) is None:
+            raise NetplugError("unavailable", "the network is just being deleted on another host")
+
+    # Living
+
+    async def start(self) -> None:
+        """Register, and wait a moment for what the others tell; without the store this host goes on alone."""
+        try:
+            async with asyncio.timeout(START_S):
+                await self.membership.register()
+                await self._identify()
+        except (TimeoutError, Unreachable) as exc:
+            self._reach.answers = False
+            log.warning("cluster.unreachable", reason=str(exc) or f"no answer in {START_S:g} s")
+
+    async def run(self) -> None:
+        """Live until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.view.follow())
+                group.create_task(self.membership.run())
+                group.create_task(self._dispatch())
+                group.create_task(self._looking(self._defining, self._define_all))
+                group.create_task(self._looking(self._peering, self._peer_all))
+        finally:
+            try:
+                async with asyncio.timeout(START_S):
+                    await self.membership.leave()
+            except (TimeoutError, StoreError) as exc:
+                log.debug("host.lease_left", reason=str(exc))
+
+    async def _dispatch(self) -> None:
+        """Wake who has to look at what changed, and all after a while."""
+        await self.view.synced.wait()
+        while True:
+            try:
+                async with asyncio.timeout(INTERVAL_S):
+                    await self.view.changed.wait()
+            except TimeoutError:
+                self.view.touch_all()
+            self.view.changed.clear()
+            if self.view.redefined:
+                self.view.redefined = False
+                self._defining.set()
+            if self.view.touched:
+                self._peering.set()
+
+    async def _looking(self, wanted: asyncio.Event, look: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            try:
+                await look()
+            except Exception as exc:
+                if isinstance(exc, Unreachable):
+                    log.info("cluster.waiting", reason=str(exc))
+                else:
+                    log.exception("cluster.failed")
+                asyncio.get_running_loop().call_later(RETRY_S, wanted.set)
+
+    # Networks, claims, and what this host tells
+
+    async def _define_all(self) -> None:
+        await self._identify()
+        await self.membership.ensure()
+        await self.networks.mirror()
+        await self._settle()
+        for network in self.networks.shared():
+            await self._publish_all(network)
+
+    async def _identify(self) -> None:
+        """Learn which cluster this is. If not the one that this host knows, the store has lost its data: tell it all.
+
+        Every host finds that out by itself, since who comes first gives the cluster a new id.
+        """
+        stored = await self._store.get(IDENTITY)
+        while stored is None:
+            await self._store.txn([Compare(IDENTITY, 0)], [Put(IDENTITY, {"id": secrets.token_hex(16)})])
+            stored = await self._store.get(IDENTITY)
+        known = await self._local.get(IDENTITY)
+        if known is None or known.value["id"] != stored.value["id"]:
+            if known is not None:
+                log.error("cluster.data_lost", cluster=known.value["id"], now=stored.value["id"])
+                self._recovered = asyncio.get_running_loop().time() + GRACE_S
+                asyncio.get_running_loop().call_later(GRACE_S, self.view.touch_all)
+            await self.networks.restore()
+            await self._local.txn([], [Put(IDENTITY, {"id": stored.value["id"]})], durable=True)
+        self.networks.identity = str(stored.value["id"])
+
+    async def _settle(self) -> None:
+        """Make the claims in the store those of this host; what another host has of them is its."""
+        pools = {pool for record in self.networks.shared().values() for pool in record.pools}
+        lost = await self.leases.settle(pools)
+        for lease, host in lost:
+            if lease.owner.id not in self._lost:
+                log.error("address.lost", address=str(lease.address), owner=str(lease.owner), host=short(host))
+        self._lost = frozenset(lease.owner.id for lease, _ in lost)
+
+    async def _publish_all(self, network: str) -> None:
+        """Tell of this host's endpoints in a network, of those and no others."""
+        async with self._engine.registry.lock(network):
+            mine = {
+                record.endpoint.id: record
+                for record in self._engine.registry.endpoints(network)
+                if record.endpoint.id not in self._lost
+            }
+            told = self.view.endpoints(network, self.me)
+            for ident in told.keys() - mine.keys():
+                await self._store.txn([], [Delete(endpoint_key(network, self.me, ident))])
+            for ident, record in mine.items():
+                if told.get(ident) != self._told(record):
+                    log.info("endpoint.told_again", endpoint=short(ident))
+                    await self._publish(record)
+
+    # What the others tell
+
+    async def _peer_all(self) -> None:
+        built = self.networks.shared()
+        while self.view.touched:
+            network = self.view.touched.pop()
+            if network not in built:
+                continue
+            try:
+                self._reached[network] = peers = self._peers(network)
+                await self._engine.peers.apply(network, peers)
+            except (NetplugError, ExceptionGroup) as exc:
+                log.warning("peers.failed", network=short(network), error=str(exc))
+                asyncio.get_running_loop().call_later(RETRY_S, self._again, network)
+
+    def _peers(self, network: str) -> Sequence[Peer]:
+        """Return the peers of a network. While a store that lost its data fills again, those that were there stay."""
+        told = self.view.peers(network, self.me)
+        lost = bool(self.networks.identity) and self.view.identity != self.networks.identity
+        if not lost and asyncio.get_running_loop().time() >= self._recovered:
+            return told
+        there = {(peer.endpoint, peer.vtep) for peer in told}
+        return [peer for peer in self._reached.get(network, ()) if (peer.endpoint, peer.vtep) not in there] + told
+
+    def _again(self, network: str) -> None:
+        self.view.touched.add(network)
+        self.view.changed.set()

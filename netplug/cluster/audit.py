@@ -1,0 +1,84 @@
+"""What is wrong with who has which address, seen over all hosts: claims against what the hosts tell of.
+
+A host claims an address before it tells of the endpoint, and ends in the other order. So what looks wrong is looked at
+once more after a while, and is wrong when it still is the same.
+"""
+
+import asyncio
+from collections.abc import Iterable
+
+from netplug.claims import Claim, SharedLeases
+from netplug.drivers.naming import short
+from netplug.engine import Engine
+from netplug.engine.audit import Finding
+from netplug.ipam.lease import OwnerKind
+from netplug.ipam.pool import Pool
+
+from .records import describe
+from .view import View
+
+PATIENCE_S = 0.5
+"""Ten times what it takes to attach."""
+
+
+async def audit(engine: Engine, view: View, leases: SharedLeases, networks: Iterable[str], me: str) -> list[Finding]:
+    """Return what is wrong with addresses of other hosts in these networks; of this one the engine's audit tells.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    chosen = list(networks)
+    suspects = await _look(engine, view, leases, chosen, me)
+    if not suspects:
+        return []
+    await asyncio.sleep(PATIENCE_S)
+    return [found for found in await _look(engine, view, leases, chosen, me) if found in suspects]
+
+
+async def _look(engine: Engine, view: View, leases: SharedLeases, networks: list[str], me: str) -> list[Finding]:
+    found = []
+    for network in networks:
+        record = engine.registry.network(network)
+        for pool in filter(None, map(engine.allocator.pool, record.pools)):
+            claims = await leases.claims(pool.id)
+            found += _unused(view, pool, network, claims, me) + _unclaimed(view, pool, network, claims, me)
+    return found
+
+
+def _unused(view: View, pool: Pool, network: str, claims: list[Claim], me: str) -> list[Finding]:
+    """Return addresses that are claimed for nobody."""
+    found = []
+    for claim in claims:
+        owner, host = claim.lease.owner, claim.host
+        if not host or host == me:
+            continue
+        if host not in view.hosts():
+            words = f"leased to {owner} on host {short(host)}, which is not in the cluster"
+            found.append(Finding(pool, words, claim.lease.address))
+        elif owner.kind is OwnerKind.ENDPOINT and owner.id not in view.endpoints(network, host):
+            words = f"leased to {owner} on host {name_of(view, host)}, which tells of no such endpoint"
+            found.append(Finding(pool, words, claim.lease.address))
+    return found
+
+
+def _unclaimed(view: View, pool: Pool, network: str, claims: list[Claim], me: str) -> list[Finding]:
+    """Return addresses that are used without a claim, or with that of another host."""
+    holders = {claim.lease.address: claim for claim in claims}
+    found = []
+    for host in sorted(view.hosts().keys() - {me}):
+        for ident, told in view.endpoints(network, host).items():
+            for address in told.addresses:
+                if address not in pool.network:
+                    continue
+                claim = holders.get(address)
+                if claim is None or (claim.host, claim.lease.owner.id) != (host, ident):
+                    other = f"leased to {claim.lease.owner} on {name_of(view, claim.host)}" if claim else "not leased"
+                    words = f"used by endpoint {told.name or short(ident)} on host {name_of(view, host)}, but {other}"
+                    found.append(Finding(pool, words, address))
+    return found
+
+
+def name_of(view: View, host: str) -> str:
+    """Return what a host is called; its id when nobody knows that."""
+    known = view.hosts().get(host)
+    return describe(host, known.name if known else "") if host else "all hosts"

@@ -1,0 +1,138 @@
+"""What hosts tell each other by the store, and under which keys.
+
+Nothing is believed: a record of another host is read here, as far as its form goes, and what it says of peers is
+checked against the network by the driver. One that cannot be read is left out, and does not keep the others out.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TypeVar
+
+import structlog
+
+from netplug.drivers.codec import decode, encode
+from netplug.drivers.naming import short
+from netplug.drivers.steps import IPAddress, IPNetwork
+from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.ipam.pool import GLOBAL
+from netplug.store.api import Put, Record, StoreError
+
+log = structlog.get_logger(__name__)
+
+ROOT = "cluster/"
+IDENTITY = ROOT + "id"
+GUARD = ROOT + "guard"
+"""Written by whoever defines a network, so that two never look at the same state and both find a name free."""
+HOSTS = ROOT + "hosts/"
+ALIVE = ROOT + "alive/"
+NETWORKS = ROOT + "networks/"
+ENDPOINTS = ROOT + "endpoints/"
+
+_ID = re.compile(r"[0-9a-zA-Z_.-]{1,128}")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    """A host. `epoch` counts its daemon's starts; `vtep`: where the others tunnel to."""
+
+    name: str
+    vtep: IPAddress
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A subnet of a network. `range`: what addresses are chosen out of, all of it without."""
+
+    subnet: IPNetwork
+    gateway: IPAddress
+    range: IPNetwork | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A network, the same on all hosts. `options`: raw, with VNI and mtu. `deleting`: nobody may join it any more."""
+
+    name: str
+    options: Mapping[str, str]
+    subnets: tuple[Range, ...]
+    internal: bool = False
+    deleting: bool = False
+
+    @classmethod
+    def of(cls, record: NetworkRecord) -> "Definition":
+        """Return what defines a network that was built."""
+        net = record.network
+        ranges = [
+            ident.removeprefix(f"{GLOBAL}/{s.pool}").strip("/")
+            for ident, s in zip(record.pools, net.subnets, strict=True)
+        ]
+        return cls(
+            net.name,
+            dict(record.options),
+            tuple(
+                decode(Range, {"subnet": str(s.pool), "gateway": str(s.gateway.ip), "range": part or None})
+                for s, part in zip(net.subnets, ranges, strict=True)
+                if s.gateway
+            ),
+            net.internal,
+        )
+
+    def to_spec(self, ident: str) -> NetworkSpec:
+        """Return the network as the engine is asked for it."""
+        subnets = tuple(
+            SubnetSpec(it.subnet, it.gateway, it.range, space=GLOBAL, v6=it.subnet.version == 6) for it in self.subnets
+        )
+        return NetworkSpec(ident, self.name, self.options, subnets, self.internal, FrontEnd.CLI)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An endpoint, as its host tells of it."""
+
+    mac: str
+    addresses: tuple[IPAddress, ...]
+    name: str = ""
+    aliases: tuple[str, ...] = field(default=())
+    container: str = ""
+
+
+def parse(cls: type[_T], record: Record) -> _T:
+    """Return what a record says.
+
+    Raises:
+        StoreError: it cannot be read; the text names its key.
+    """
+    known = {one.name for one in fields(cls)}  # type: ignore[arg-type]  # a dataclass
+    try:
+        # What a later version adds must not make its hosts unreachable for this one.
+        return decode(cls, {key: value for key, value in record.value.items() if key in known})
+    except (ValueError, TypeError) as exc:
+        raise StoreError(f"record {record.key!r} is not a {cls.__name__}: {exc}") from exc
+
+
+def as_put(key: str, value: HostRecord | Definition | Told) -> Put:
+    """Return the operation that writes a record."""
+    data = encode(value)
+    assert isinstance(data, dict)  # noqa: S101 - a dataclass encodes to an object
+    return Put(key, data)
+
+
+def endpoint_key(network: str, host: str, endpoint: str) -> str:
+    """Return the key of an endpoint. Ids are unique on a host alone: those of bare namespaces are made there."""
+    return f"{ENDPOINTS}{network}/{host}/{endpoint}"
+
+
+def parts_of(key: str) -> tuple[str, str, str] | None:
+    """Return network, host and endpoint of an endpoint's key; None for another key, or one with strange ids."""
+    parts = key.removeprefix(ENDPOINTS).split("/")
+    if not key.startswith(ENDPOINTS) or len(parts) != 3 or not all(map(_ID.fullmatch, parts)):
+        return None
+    return parts[0], parts[1], parts[2]
+
+
+def describe(ident: str, name: str) -> str:
+    """Return how a host is called in a message."""
+    return name or short(ident)

@@ -1,0 +1,182 @@
+"""What the store says, kept here: one snapshot, then its changes; a new snapshot when those were forgotten.
+
+Readers get no events. They see the records as they are now, and are told which networks to look at anew, so that an
+event that is merged with the next one, or lost, makes no difference.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
+
+import structlog
+
+from netplug.drivers.api import Peer
+from netplug.store.api import Compacted, Event, Record, Store, StoreError, Unreachable
+
+from .records import ALIVE, ENDPOINTS, HOSTS, IDENTITY, NETWORKS, ROOT, Definition, HostRecord, Told, parse, parts_of
+
+log = structlog.get_logger(__name__)
+
+_RETRY_S = (0.1, 0.5, 1.0, 2.0)
+
+
+class View:
+    """The cluster's records.
+
+    `touched`: networks whose endpoints changed; `redefined`: whether networks did, or who is in the cluster.
+
+    Attributes:
+        changed: set when one of the two became so.
+        synced: set from the first snapshot on.
+        identity: the cluster's id; empty when the store has lost it, and with it all else.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.touched: set[str] = set()
+        self.redefined = False
+        self.identity = ""
+        self.changed = asyncio.Event()
+        self.synced = asyncio.Event()
+        self._store = store
+        self._hosts: dict[str, HostRecord] = {}
+        self._networks: dict[str, Definition] = {}
+        self._endpoints: defaultdict[str, dict[tuple[str, str], tuple[int, Told]]] = defaultdict(dict)
+        self._alive: set[str] = set()
+        self._revisions: dict[str, int] = {}
+
+    # Reading
+
+    def hosts(self) -> Mapping[str, HostRecord]:
+        """Return all hosts, by id."""
+        return self._hosts
+
+    def networks(self) -> Mapping[str, Definition]:
+        """Return all networks, by id."""
+        return self._networks
+
+    def open_revision(self, network: str) -> int:
+        """Return the revision of a network's definition; 0: there is none, or it is being deleted."""
+        definition = self._networks.get(network)
+        return self._revisions.get(NETWORKS + network, 0) if definition and not definition.deleting else 0
+
+    def alive(self, host: str) -> bool:
+        """Whether a host's daemon runs and reaches the store, as of some seconds ago."""
+        return host in self._alive
+
+    def endpoints(self, network: str, host: str) -> dict[str, Told]:
+        """Return the endpoints of a network on one host, by id."""
+        return {ident: told for (where, ident), (_, told) in self._endpoints.get(network, {}).items() if where == host}
+
+    def peers(self, network: str, me: str) -> list[Peer]:
+        """Return a network's endpoints on hosts other than `me`, in the order in which they were published.
+
+        Those of a host that nobody knows are left out: VTEPs come from the hosts' own records alone.
+        """
+        there = sorted(self._endpoints.get(network, {}).items(), key=lambda item: (item[1][0], item[0]))
+        return [
+            Peer(ident, told.mac, told.addresses, self._hosts[host].vtep)
+            for (host, ident), (_, told) in there
+            if host != me and host in self._hosts
+        ]
+
+    def all_networks(self) -> set[str]:
+        """Return the ids of networks that are defined or have endpoints."""
+        return {*self._networks, *self._endpoints}
+
+    def touch_all(self) -> None:
+        """Have everything looked at anew."""
+        self.redefined = True
+        self.touched |= self.all_networks()
+        self.changed.set()
+
+    # Following
+
+    async def follow(self) -> None:
+        """Keep up with the store until cancelled."""
+        failures = 0
+        while True:
+            try:
+                records, revision = await self._store.range(ROOT)
+                failures = 0
+                self._replace(records)
+                log.info("cluster.synced", hosts=len(self._hosts), networks=len(self._networks), revision=revision)
+                async for event in self._store.watch(ROOT, revision):
+                    self._take(event)
+                break  # the store is closed
+            except Compacted as exc:
+                log.info("cluster.read_anew", reason=str(exc))
+            except StoreError as exc:
+                level = log.debug if failures else log.warning
+                level("cluster.unreachable" if isinstance(exc, Unreachable) else "cluster.refused", reason=str(exc))
+                await asyncio.sleep(_RETRY_S[min(failures, len(_RETRY_S) - 1)])
+                failures += 1
+
+    def _replace(self, records: list[Record]) -> None:
+        """Take a snapshot; what is as before is left alone."""
+        there = {record.key for record in records}
+        for key in self._revisions.keys() - there:
+            self._take(Event(key, None, 0))
+        for record in records:
+            if self._revisions.get(record.key) != record.revision:
+                self._take(Event(record.key, record, record.revision))
+        self.synced.set()
+        self.touch_all()
+
+    def _take(self, event: Event) -> None:
+        key, record = event.key, event.record
+        if record is None:
+            self._revisions.pop(key, None)
+        else:
+            self._revisions[key] = record.revision
+        try:
+            self._enter(key, record)
+        except StoreError as exc:
+            log.warning("record.poisoned", key=key, error=str(exc))
+            self._enter(key, None)
+
+    def _enter(self, key: str, record: Record | None) -> None:
+        if parts := parts_of(key):
+            self._enter_endpoint(*parts, record)
+        elif key.startswith(NETWORKS):
+            self._set(self._networks, key.removeprefix(NETWORKS), record and parse(Definition, record))
+            self.redefined = True
+            self.changed.set()
+        elif key.startswith(HOSTS):
+            ident, before = key.removeprefix(HOSTS), self._hosts.get(key.removeprefix(HOSTS))
+            self._set(self._hosts, ident, record and parse(HostRecord, record))
+            if (before and before.vtep) != (self._hosts[ident].vtep if ident in self._hosts else None):
+                self._touch_of(ident)
+            self.redefined |= record is None
+            self.changed.set()
+        elif key == IDENTITY:
+            self.identity = str(record.value.get("id", "")) if record else ""
+            self.redefined = True
+            self.changed.set()
+        elif key.startswith(ALIVE):
+            (self._alive.add if record else self._alive.discard)(key.removeprefix(ALIVE))
+        elif key.startswith(ENDPOINTS) and record:
+            raise StoreError("ids in the key are ill-formed")
+
+    def _enter_endpoint(self, network: str, host: str, endpoint: str, record: Record | None) -> None:
+        there = self._endpoints[network]
+        if record is None:
+            there.pop((host, endpoint), None)
+            if not there:
+                del self._endpoints[network]
+        else:
+            there[host, endpoint] = (record.revision, parse(Told, record))
+        self.touched.add(network)
+        self.changed.set()
+
+    def _touch_of(self, host: str) -> None:
+        """Have the networks looked at in which a host has endpoints."""
+        self.touched |= {
+            network for network, found in self._endpoints.items() if any(where == host for where, _ in found)
+        }
+
+    @staticmethod
+    def _set(where: "dict[str, Definition] | dict[str, HostRecord]", ident: str, value: object) -> None:
+        if value is None:
+            where.pop(ident, None)
+        else:
+            where[ident] = value  # type: ignore[assignment]  # of the kind that is kept there

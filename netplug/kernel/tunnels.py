@@ -1,0 +1,89 @@
+"""VXLAN frames are taken from peers alone (steps `Tunnels`, `Tunnel` and `Vtep`).
+
+VXLAN itself believes anybody (RFC 7348 7): whoever can send to the UDP port could put frames into an overlay. The table
+looks at the outer source address and at the VNI together, so a host that is a peer in one overlay cannot send into
+another, and VXLAN links of others on the same port are let be.
+
+It stands in front of the socket (hook input), where IPv4 fragments are put together already. IPv6 fragments are not, so
+a first one that ends before the VXLAN header is dropped; no honest sender makes such (RFC 8200 4.5, RFC 7348 4.3).
+
+A VNI is three bytes, and nft(8) has no type of that size: it is kept, and shown, as the first three of an address.
+"""
+
+from collections.abc import Mapping
+from errno import ENOENT
+from ipaddress import ip_address
+
+from netplug.drivers.tunnel import Tunnel, Vtep
+
+from . import nft_wire as nft
+from .api import MISSING, Outcome, StepError
+from .netlink import NetlinkError
+from .nft_wire import FIRST_FRAGMENT, L4PROTO, BaseChain, Set, Table, equal, member, padded, payload, verdict
+from .nftables import Tables
+
+_PRIORITY = -10
+"""Before the filters of others."""
+_UDP = b"\x11"
+_PORT, _VNI = payload(2, 2, 2), payload(2, 12, 3)
+_LENGTHS = {4: 4, 6: 16}
+
+
+def _table(family: int, kind: str, offset: int, length: int) -> Table:
+    source = payload(1, offset, length)
+    truncated = equal(FIRST_FRAGMENT, bytes(2), b"\xff\xf8") + verdict(nft.DROP)
+    rules = (
+        ("not UDP", equal(L4PROTO, _UDP, inverted=True) + verdict(nft.RETURN)),
+        ("not a VNI of ours", member("vnis", _PORT, _VNI, inverted=True) + verdict(nft.RETURN)),
+        ("of a peer", member("vteps", source, _PORT, _VNI) + verdict(nft.RETURN)),
+        *((("fragment without VXLAN header", truncated),) if family == nft.IPV6 else ()),
+        ("of a stranger", member("vnis", _PORT, _VNI) + verdict(nft.DROP)),
+    )
+    vni = ("inet_service", "ipv4_addr")
+    return Table(
+        family,
+        "netplug-vxlan",
+        (Set("vnis", vni), Set("vteps", (kind, *vni))),
+        (BaseChain("input", "filter", nft.INPUT, _PRIORITY, rules),),
+    )
+
+
+TABLES = {4: _table(nft.IPV4, "ipv4_addr", 12, 4), 6: _table(nft.IPV6, "ipv6_addr", 8, 16)}
+
+Content = Mapping[str, Mapping[bytes, bytes]]
+
+
+def entries(step: Tunnel | Vtep) -> dict[str, dict[bytes, bytes]]:
+    """Return the element that a step consists of, by set."""
+    service = (step.port.to_bytes(2, "big"), step.vni.to_bytes(3, "big"))
+    if isinstance(step, Tunnel):
+        return {"vnis": {padded(*service): b""}}
+    return {"vteps": {padded(step.address.packed, *service): b""}}
+
+
+def ensure(tables: Tables, step: Tunnel | Vtep) -> Outcome:
+    """Bring an element about."""
+    wanted = entries(step)
+    try:
+        return tables.ensure(TABLES[step.family], wanted, lambda name, key: key in wanted.get(name, ()))
+    except NetlinkError as error:
+        if error.errno == ENOENT:
+            raise StepError("not_found", step, f"the table of IPv{step.family} tunnels is missing") from error
+        raise
+
+
+def drift(step: Tunnel | Vtep, content: Content) -> str:
+    """Say what is wrong with an element; empty when nothing."""
+    ((name, wanted),) = entries(step).items()
+    return "" if wanted.keys() <= content.get(name, {}).keys() else MISSING
+
+
+def owned(family: int, content: Content) -> list[Tunnel | Vtep]:
+    """Return what the sets hold."""
+    length = _LENGTHS[family]
+    found: list[Tunnel | Vtep] = [Tunnel(family, *_service(key)) for key in content.get("vnis", ())]
+    return found + [Vtep(ip_address(key[:length]), *_service(key[length:])) for key in content.get("vteps", ())]
+
+
+def _service(key: bytes) -> tuple[int, int]:
+    return int.from_bytes(key[:2], "big"), int.from_bytes(key[4:7], "big")

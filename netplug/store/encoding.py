@@ -1,0 +1,49 @@
+"""Keys and values on their way into a store: what is refused is refused alike by every store.
+
+Keys are ordered by their UTF-8 bytes, as in etcd, so that a prefix is one range whatever signs it holds.
+"""
+
+import json
+from collections.abc import Sequence
+
+from netplug.drivers.codec import JsonObject
+
+from .api import Delete, Put, StoreError
+
+
+def prefix_bytes(prefix: str) -> bytes:
+    """Encode a prefix; the empty one is that of all keys."""
+    try:
+        return prefix.encode()
+    except UnicodeEncodeError as exc:
+        raise StoreError(f"key {prefix!r} is not valid unicode") from exc
+
+
+def key_bytes(key: str) -> bytes:
+    """Encode a key."""
+    if not key:
+        raise StoreError("a key cannot be empty")
+    return prefix_bytes(key)
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    r"""Return the first key after those of a prefix. UTF-8 has no byte 0xff, hence no carry.
+
+    >>> prefix_end(b"a/"), prefix_end(b"")
+    (b'a0', b'\xff')
+    """
+    return prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else b"\xff"
+
+
+def json_text(key: str, value: JsonObject) -> str:
+    """Return a value as JSON text without spaces."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as exc:
+        raise StoreError(f"record {key!r} is not json: {exc}") from exc
+
+
+def check_keys(ops: Sequence[Put | Delete]) -> None:
+    """Refuse a transaction that has two operations on one key: which of them would win?"""
+    if len({op.key for op in ops}) < len(ops):
+        raise StoreError("a transaction has two operations on one key")

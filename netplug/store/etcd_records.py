@@ -1,0 +1,106 @@
+"""Records as etcd holds them: keys below a root, values in an envelope with the transaction that wrote them."""
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from netplug.drivers.codec import JsonObject
+
+from .api import Delete, Put, Record, StoreError
+from .encoding import json_text, key_bytes, prefix_bytes, prefix_end
+
+log = structlog.get_logger(__name__)
+
+Message = dict[str, Any]
+
+
+def b64(raw: bytes) -> str:
+    """Encode bytes as protobuf's JSON form does."""
+    return base64.b64encode(raw).decode()
+
+
+def number(message: Message, name: str) -> int:
+    """Return a 64-bit number of a message; absent is zero."""
+    return int(message.get(name, 0))
+
+
+def revision_of(message: Message) -> int:
+    """Return the store's revision when the answer was made."""
+    return number(message.get("header", {}), "revision")
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Translates keys and values. `root`: what all keys begin with, "/" at its end."""
+
+    root: str
+
+    def key(self, key: str) -> str:
+        """Return a key as etcd has it."""
+        return b64(self.root.encode() + key_bytes(key))
+
+    def span(self, prefix: str) -> tuple[bytes, bytes]:
+        """Return the first key of a prefix and the first one after it."""
+        start = self.root.encode() + prefix_bytes(prefix)
+        return start, prefix_end(start)
+
+    def name(self, kv: Message) -> str:
+        """Return the key of a KeyValue message.
+
+        Raises:
+            ValueError: it is not UTF-8.
+        """
+        return base64.b64decode(kv["key"]).decode().removeprefix(self.root)
+
+    def after(self, kv: Message) -> str:
+        """Return the first key behind that of a KeyValue message, as etcd has it."""
+        return b64(base64.b64decode(kv["key"]) + b"\0")
+
+    def operation(self, op: Put | Delete, txn: str) -> Message:
+        """Return the RequestOp message of an operation of transaction `txn`."""
+        if isinstance(op, Delete):
+            return {"requestDeleteRange": {"key": self.key(op.key)}}
+        text = f'{{"txn":"{txn}","value":{json_text(op.key, op.value)}}}'
+        put = {"key": self.key(op.key), "value": b64(text.encode())}
+        return {"requestPut": put if op.lease is None else {**put, "lease": str(op.lease)}}
+
+    def record(self, kv: Message) -> Record:
+        """Return the record of a KeyValue message.
+
+        Raises:
+            StoreError: it was not written by netplug; the text names the key.
+        """
+        try:
+            key = self.name(kv)
+            value = _envelope(kv)["value"]
+            if not isinstance(value, dict):
+                raise ValueError("its value is no object")  # noqa: TRY301 - one message for all that is wrong
+        except (ValueError, KeyError, TypeError) as exc:
+            raw = base64.b64decode(kv["key"]).decode(errors="backslashreplace")
+            raise StoreError(f"key {raw!r} of etcd is not a record of netplug's; delete it with etcdctl") from exc
+        return Record(key, value, number(kv, "mod_revision"))
+
+    def readable(self, kv: Message) -> Record | None:
+        """Return the record, or None for what others wrote: one such key must not keep us from all others."""
+        try:
+            return self.record(kv)
+        except StoreError as exc:
+            log.warning("store.record_ignored", reason=str(exc))
+            return None
+
+    def written_by(self, kv: Message, txn: str) -> bool:
+        """Tell whether a transaction wrote a KeyValue message."""
+        try:
+            return bool(_envelope(kv)["txn"] == txn)
+        except (ValueError, KeyError, TypeError):
+            return False
+
+
+def _envelope(kv: Message) -> JsonObject:
+    envelope = json.loads(base64.b64decode(kv.get("value", "")))
+    if not isinstance(envelope, dict):
+        raise ValueError("no object")
+    return envelope

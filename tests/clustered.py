@@ -1,0 +1,93 @@
+"""Daemons on one real etcd, each with a fake kernel: for tests of what hosts bring about together."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+from living import Living, living, until
+
+from netplug.drivers.api import HostFacts
+from netplug.drivers.tunnel import Fdb, Neighbour, Vtep
+from netplug.kernel.fake import FakeKernel
+
+
+class Hosts:
+    """Starts the daemons of hosts, by number; `start` with a number that was used before starts its next life."""
+
+    def __init__(self, folder: Path, store: str, stack: ExitStack) -> None:
+        self._folder = folder
+        self.store = store
+        self._stack = stack
+        self._started: dict[int, Living] = {}
+        self.kernels: dict[int, FakeKernel] = {}
+
+    def start(self, number: int, **flags: Any) -> Living:
+        kernel = self.kernels.setdefault(number, kernel_of(number))
+        given = {"store": self.store, "vtep": f"192.0.2.{number}", "host_name": f"host-{number}", **flags}
+        it = self._started[number] = self._stack.enter_context(
+            living(self._folder / str(number), kernel=kernel, **given)
+        )
+        return it
+
+    @property
+    def living(self) -> list[Living]:
+        """The daemons that have not been stopped."""
+        return [it for it in self._started.values() if it.alive]
+
+    def look_again(self, host: Living) -> None:
+        """Have a host's daemon look at everything, as it does on its timer."""
+        host.do(lambda daemon: daemon.cluster.view.touch_all())
+
+
+@contextmanager
+def hosts_on(folder: Path, store: str) -> Iterator[Hosts]:
+    with ExitStack() as stack:
+        yield Hosts(folder, store, stack)
+
+
+def kernel_of(number: int) -> FakeKernel:
+    kernel = FakeKernel()
+    kernel.foreign.links["eth0"] = ""
+    kernel.foreign.addresses.add(("eth0", ip_interface(f"192.0.2.{number}/24")))
+    kernel.foreign.facts = HostFacts(uplink="eth0")
+    return kernel
+
+
+def create(host: Living, name: str = "blue", **body: Any) -> dict[str, Any]:
+    return host.client.post("networks", body={"name": name, "cluster": True, **body})
+
+
+def attach(host: Living, netns: str = "lab1", network: str = "blue", **body: Any) -> dict[str, Any]:
+    return host.client.post("attach", body={"network": network, "netns": netns, **body})
+
+
+def detach(host: Living, netns: str = "lab1", network: str = "blue") -> None:
+    host.client.post("detach", body={"network": network, "netns": netns})
+
+
+def networks(host: Living) -> list[str]:
+    return [net["name"] for net in host.client.get("networks")["networks"]]
+
+
+def has(host: Living, name: str = "blue") -> None:
+    until(lambda: name in networks(host), f"{name} on {host.settings.host_name}")
+
+
+def reached(host: Living) -> set[str]:
+    """Return the addresses that a host's kernel knows of others, by MAC and VTEP that it knows of them."""
+    steps = list(host.kernel._world.state.values())
+    at = {step.mac: str(step.vtep) for step in steps if isinstance(step, Fdb)}
+    may = {str(step.address) for step in steps if isinstance(step, Vtep)}
+    assert set(at.values()) == may
+    found = [step for step in steps if isinstance(step, Neighbour) and step.address.version == 4]
+    return {f"{step.address} at {at[step.mac]}" for step in found}
+
+
+def reaches(host: Living, *wanted: str) -> None:
+    until(lambda: reached(host) == set(wanted), f"{host.settings.host_name} reaches {wanted}")
+
+
+def address_of(result: dict[str, Any]) -> str:
+    return str(result["addresses"][0]).partition("/")[0]

@@ -1,0 +1,188 @@
+"""The host around the real kernel: a network namespace of the test's own."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from netplug.drivers.steps import (
+    Address,
+    Bridge,
+    Chain,
+    Forwards,
+    Guards,
+    IPAddress,
+    IPInterface,
+    IpSet,
+    Jump,
+    Member,
+    Proto,
+    Route,
+    Rule,
+    Step,
+    Veth,
+)
+from netplug.drivers.tunnel import Fdb, Neighbour, Tunnels, Vxlan
+from netplug.kernel import netns
+from netplug.kernel.linux import LinuxKernel
+
+VANISH_DEADLINE_S = 5
+
+
+def run(*command: str, text: str | None = None) -> str:
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, not paths
+
+
+class LinuxSurroundings:
+    def __init__(self, backend: str) -> None:
+        self._backend = f"-{backend}" if backend else ""
+        self._sockets: list[socket.socket] = []
+        self._sandboxes: list[str] = []
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+        for path in self._sandboxes:
+            run("ip", "netns", "del", Path(path).name)
+
+    def add_link(self, name: str, kind: str) -> None:
+        run("ip", "link", "add", name, "up", "type", kind)
+
+    def add_vxlan(self, name: str, vni: int, port: int) -> None:
+        run("ip", "link", "add", name, "type", "vxlan", "id", str(vni), "dstport", str(port), "local", "10.5.0.9")
+
+    def add_address(self, link: str, address: IPInterface) -> None:
+        run("ip", "address", "add", str(address), "dev", link)
+
+    def add_route(self, route: Route) -> None:
+        run("ip", "route", "add", str(route.destination), "via", str(route.gateway), "dev", route.link)
+
+    def take_port(self, proto: Proto, address: IPAddress, port: int) -> None:
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        sock = socket.socket(family, socket.SOCK_STREAM if proto is Proto.TCP else socket.SOCK_DGRAM)
+        self._sockets.append(sock)
+        sock.bind((str(address), port))
+        if proto is Proto.TCP:
+            sock.listen()
+
+    def fill_chain(self, family: int, table: str, chain: str, rules: Sequence[str]) -> None:
+        policy = "ACCEPT" if chain in {"FORWARD", "INPUT"} else "-"
+        lines = [f"*{table}", f":{chain} {policy} [0:0]", f"-F {chain}", *(f"-A {chain} {r}" for r in rules), "COMMIT"]
+        self._restore(family, *lines)
+
+    def chain(self, family: int, table: str, chain: str) -> tuple[str, ...] | None:
+        lines = run(self._program(family, "save"), "-t", table).splitlines()
+        if not any(line.startswith(f":{chain} ") for line in lines):
+            return None
+        return tuple(line.removeprefix(f"-A {chain} ") for line in lines if line.startswith(f"-A {chain} "))
+
+    def sandbox(self) -> str:
+        name = f"np-test-{uuid4().hex[:8]}"
+        run("ip", "netns", "add", name)
+        self._sandboxes.append(f"/run/netns/{name}")
+        return self._sandboxes[-1]
+
+    def vanish(self, netns: str) -> None:
+        if netns not in self._sandboxes:
+            return
+        self._sandboxes.remove(netns)
+        links = len(run("ip", "-o", "link").splitlines())
+        run("ip", "netns", "del", Path(netns).name)
+        deadline = time.monotonic() + VANISH_DEADLINE_S
+        while len(run("ip", "-o", "link").splitlines()) == links:
+            assert time.monotonic() < deadline, "the host side outlives its sandbox"
+
+    def lose(self, step: Step) -> None:
+        match step:
+            case Bridge() | Veth() | Vxlan():
+                run("ip", "link", "del", step.name)
+            case Fdb() | Neighbour():
+                self._lose_station(step)
+            case Address():
+                run("ip", "address", "del", str(step.address), "dev", step.link)
+            case Route():
+                run("ip", "route", "del", str(step.destination), "dev", step.link)
+            case IpSet():
+                run("ipset", "destroy", step.name)
+            case Member():
+                run("ipset", "del", step.set, f"{step.net},{step.link}" if step.link else str(step.net))
+            case Chain():
+                self._restore(step.family, f"*{step.table}", f"-F {step.name}", f"-X {step.name}", "COMMIT")
+            case Rule() | Jump():
+                self._restore(step.family, f"*{step.table}", f"-D {step.chain} {step.rule}", "COMMIT")
+            case _:
+                self._lose_table(step)
+
+    @staticmethod
+    def _lose_table(step: Step) -> None:
+        match step:
+            case Guards():
+                table = "bridge netplug"
+            case Forwards():
+                table = ("ip" if step.family == 4 else "ip6") + " netplug"
+            case Tunnels():
+                table = ("ip" if step.family == 4 else "ip6") + " netplug-vxlan"
+            case _:
+                raise NotImplementedError(step)
+        run("nft", "delete", "table", *table.split())
+
+    @staticmethod
+    def _lose_station(step: Fdb | Neighbour) -> None:
+        if isinstance(step, Neighbour):
+            run("ip", "neigh", "del", str(step.address), "dev", step.link)
+            return
+        run("bridge", "fdb", "del", step.mac, "dev", step.link, "dst", str(step.vtep), "self")
+        run("bridge", "fdb", "del", step.mac, "dev", step.link, "master")
+
+    def set_mtu(self, step: Bridge | Veth | Vxlan, mtu: int) -> None:
+        run("ip", "link", "set", step.name, "mtu", str(mtu))
+
+    def snapshot(self) -> str:
+        saved = [run(self._program(family, "save")) for family in (4, 6)]
+        # Tables and built-in chains come into being by being looked at.
+        rules = [line for text in saved for line in text.splitlines() if line.startswith("-A ") or " - [" in line]
+        # Indices go up, and what the kernel does by itself (router solicitations, ff02::) comes when it comes.
+        links = [line.split()[1] for line in run("ip", "-o", "link").splitlines()]
+        addresses = [line.split()[1:4] for line in run("ip", "-o", "address").splitlines() if "fe80" not in line]
+        routes = run("ip", "route")
+        # iptables of the nft kind has tables there too.
+        tables = [line for line in run("nft", "list", "tables").splitlines() if "netplug" in line]
+        return repr((rules, links, addresses, routes, run("ipset", "list", "-name"), tables))
+
+    def _restore(self, family: int, *lines: str) -> None:
+        run(self._program(family, "restore"), "--noflush", "-w", text="\n".join(lines) + "\n")
+
+    def _program(self, family: int, verb: str) -> str:
+        return f"{'iptables' if family == 4 else 'ip6tables'}{self._backend}-{verb}"
+
+
+class LinuxHost:
+    """Fixtures."""
+
+    @pytest.fixture
+    def backend(self) -> str:
+        return ""
+
+    @pytest.fixture
+    def around(self, backend: str) -> Iterator[LinuxSurroundings]:
+        with netns.fresh():
+            run("ip", "link", "set", "lo", "up")
+            surroundings = LinuxSurroundings(backend)
+            yield surroundings
+            surroundings.close()
+
+    @pytest.fixture
+    async def kernel(self, around: LinuxSurroundings, backend: str) -> AsyncIterator[LinuxKernel]:
+        before = descriptors()
+        async with await LinuxKernel.open(backend) as linux:
+            yield linux
+        assert len(descriptors() - before) <= len(around._sockets)

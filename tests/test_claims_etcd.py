@@ -1,0 +1,117 @@
+"""Several hosts claim addresses of one pool at once, on a real etcd: no duplicate, hardly a claim in vain."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from ipaddress import ip_network
+
+import pytest
+from etcd_server import Member, needs_etcd, running
+
+from netplug.ipam.allocator import SECOND_TRIES, Allocator
+from netplug.ipam.errors import IpamError
+from netplug.ipam.lease import Lease, Owner, OwnerKind
+from netplug.ipam.pool import Pool
+from netplug.ipam.spaces import default_spaces, ula
+from netplug.ipam.start import HashedStart
+from netplug.leases import StoredLeases
+from netplug.store.access import EtcdAccess
+from netplug.store.api import Compare, Delete, Put
+from netplug.store.etcd import EtcdStore
+
+pytestmark = needs_etcd
+SPACES = default_spaces(ula(b"test"))
+HOSTS = ("alpha", "beta", "gamma", "delta")
+AT_ONCE = 8  # containers that start together on a host
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
+    with running(tmp_path_factory.mktemp("etcd")) as (member,):
+        yield member
+
+
+class Counting:
+    """A store that counts transactions."""
+
+    def __init__(self, store: EtcdStore) -> None:
+        self._store = store
+        self.range, self.get = store.range, store.get
+        self.count = 0
+
+    async def txn(
+        self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
+    ) -> int | None:
+        self.count += 1
+        return await self._store.txn(compares, ops, durable=durable)
+
+
+class Site:
+    """A host: its allocator on a connection of its own."""
+
+    def __init__(self, name: str, store: EtcdStore) -> None:
+        self.name = name
+        self.store = store
+        self.counting = Counting(store)
+        self.allocator = Allocator(
+            StoredLeases(self.counting),  # type: ignore[arg-type] # what it uses is there
+            SPACES,
+            start=HashedStart(name),
+        )
+
+    async def claim(self, pool: Pool, count: int) -> list[Lease]:
+        """Lease addresses, some at once, until there are so many or none is left."""
+        leases: list[Lease] = []
+        owners = (Owner(OwnerKind.ENDPOINT, f"{self.name}-{n}") for n in range(count))
+
+        async def work() -> None:
+            for owner in owners:
+                try:
+                    leases.append(await self.allocator.request_address(pool.id, owner=owner))
+                except IpamError:
+                    return
+
+        await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+        return leases
+
+
+async def sites(etcd: Member, network: str) -> tuple[Pool, list[Site]]:
+    hosts = [Site(name, await EtcdStore.open(EtcdAccess((etcd.host,)))) for name in HOSTS]
+    pool = await hosts[0].allocator.request_pool("global", network=ip_network(network))
+    for host in hosts:
+        await host.allocator.load()
+        host.counting.count = 0
+    return pool, hosts
+
+
+@pytest.mark.parametrize("network", ["10.64.0.0/20", "fd00:64::/64"])
+async def test_four_hosts_claim_two_thousand_addresses_and_none_twice(etcd: Member, network: str) -> None:
+    pool, hosts = await sites(etcd, network)
+    claimed = [lease for leases in await asyncio.gather(*(host.claim(pool, 500) for host in hosts)) for lease in leases]
+    assert len(claimed) == len({lease.address for lease in claimed}) == 2000
+    _, stored = await StoredLeases(hosts[0].store).load()
+    assert {lease for lease in stored if lease.pool == pool.id} == set(claimed)
+    transactions = sum(host.counting.count for host in hosts)
+    assert 2000 <= transactions <= 1.1 * 2000, transactions
+    for host in hosts:
+        await host.store.close()
+
+
+async def test_a_small_pool_is_shared_out_to_the_last_address(etcd: Member) -> None:
+    pool, hosts = await sites(etcd, "10.65.0.0/26")
+    claimed = [lease for leases in await asyncio.gather(*(host.claim(pool, 62) for host in hosts)) for lease in leases]
+    assert len({lease.address for lease in claimed}) == len(claimed) == 62
+    with pytest.raises(IpamError, match="has no free address"):
+        await hosts[0].allocator.request_address(pool.id, owner=Owner(OwnerKind.PENDING))
+    mine = next(hosts[0].allocator.leases(pool.id))
+    await hosts[0].allocator.release_address(pool.id, mine.address)
+    # Nobody tells the others: each request asks for some of the addresses that were refused before.
+    found = None
+    for _ in range(pool.network.num_addresses // SECOND_TRIES):
+        with suppress(IpamError):
+            found = await hosts[1].allocator.request_address(pool.id, owner=Owner(OwnerKind.ENDPOINT, "late"))
+            break
+    assert found is not None
+    assert found.address == mine.address
+    for host in hosts:
+        await host.store.close()

@@ -1,0 +1,160 @@
+"""Several daemons on one real etcd: what one does, the others bring about."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from clustered import Hosts, address_of, attach, create, detach, has, hosts_on, kernel_of, networks, reaches
+from etcd_server import Member, needs_etcd, running
+from living import Living, settings_in, until
+
+from netplug.cli import NO, CliError
+
+pytestmark = needs_etcd
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
+    with running(tmp_path_factory.mktemp("etcd")) as (member,):
+        yield member
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
+    with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
+        yield it
+    etcd.empty()
+
+
+def test_a_network_of_one_host_is_on_all_and_its_endpoints_are_reached(hosts: Hosts) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    made = create(one)
+    has(two)
+    assert two.client.get("networks", "blue")["id"] == made["id"]
+    assert two.client.get("networks", "blue")["options"] == made["options"]
+    here, there = attach(one), attach(two)
+    assert address_of(here) != address_of(there)
+    reaches(two, f"{address_of(here)} at 192.0.2.1")
+    reaches(one, f"{address_of(there)} at 192.0.2.2")
+    late = hosts.start(3)
+    reaches(late, f"{address_of(here)} at 192.0.2.1", f"{address_of(there)} at 192.0.2.2")
+    detach(one)
+    reaches(two)
+    reaches(late, f"{address_of(there)} at 192.0.2.2")
+    with pytest.raises(CliError, match="network 'blue' has endpoints: 1 on host-2"):
+        one.client.delete("networks", "blue")
+    detach(two)
+    one.client.delete("networks", "blue")
+    for host in (two, late):
+        until(lambda host=host: not networks(host), "it is gone")  # type: ignore[misc]
+        assert host.client.get("diff")["differences"] == []
+        assert not host.kernel._world.state
+
+
+def test_networks_get_vnis_and_subnets_of_their_own(hosts: Hosts) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    made = [create(host, f"net{n}", ipv6=True) for n, host in enumerate((one, two, one, two))]
+    assert len({net["options"]["vni"] for net in made}) == 4
+    assert len({subnet["subnet"] for net in made for subnet in net["subnets"]}) == 8
+    # IPv6 subnets are of a prefix that all hosts have in common.
+    assert len({net["subnets"][1]["subnet"][:14] for net in made}) == 1
+    for host in (one, two):
+        for net in made:
+            has(host, net["name"])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"name": "blue"}, "network 'blue' exists already in the cluster"),
+        ({"options": {"vni": "5000"}}, "option vni=5000: network 'blue' of the cluster has it on UDP port 4789"),
+        (
+            {"subnets": [{"subnet": "10.9.0.0/16"}]},
+            "subnet 10.9.0.0/16 overlaps 10.9.8.0/24 of network 'blue' of the cluster",
+        ),
+    ],
+    ids=["name", "vni", "subnet"],
+)
+def test_what_another_network_has_is_refused_with_its_name(hosts: Hosts, body: dict[str, object], message: str) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    create(one, options={"vni": "5000"}, subnets=[{"subnet": "10.9.8.0/24"}])
+    with pytest.raises(CliError) as caught:
+        create(two, **{"name": "red", **body})
+    assert message in str(caught.value)
+    has(two)
+    assert networks(one) == networks(two) == ["blue"]
+
+
+def test_of_two_hosts_that_define_the_same_at_once_one_does(hosts: Hosts) -> None:
+    living = [hosts.start(number) for number in (1, 2, 3)]
+
+    def define(n: int) -> str:
+        try:
+            return str(create(living[n % 3], "blue", subnets=[{"subnet": "10.9.8.0/24"}])["id"])
+        except CliError as exc:
+            return str(exc)
+
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(define, range(6)))
+    made = [answer for answer in answers if len(answer) == 64]
+    assert len(made) == 1
+    assert all("'blue' exists already" in answer for answer in answers if answer not in made)
+    for host in living:
+        has(host)
+        assert [net["id"] for net in host.client.get("networks")["networks"]] == made
+
+
+def test_without_a_cluster_a_network_over_hosts_is_refused(hosts: Hosts) -> None:
+    alone = hosts.start(1, store="sqlite", vtep="")
+    for body in ({"cluster": True}, {"options": {"mode": "overlay"}}):
+        with pytest.raises(CliError, match="this daemon is in no cluster") as caught:
+            alone.client.post("networks", body={"name": "blue", **body})
+        assert caught.value.code == NO
+
+
+def test_a_network_of_one_host_alone_is_refused_for_the_cluster(hosts: Hosts) -> None:
+    with pytest.raises(CliError, match="a network of mode 'bridge' is of one host alone"):
+        create(hosts.start(1), options={"mode": "bridge"})
+
+
+def test_what_a_host_cannot_build_it_says_to_who_asks_for_it(hosts: Hosts) -> None:
+    """Hard case 11: a stranger on one host has the VNI; the others go on."""
+    one, two = hosts.start(1), hosts.start(2)
+    with pytest.raises(CliError, match=r"subnet 192\.0\.2\.0/24"):
+        create(one, subnets=[{"subnet": "192.0.2.0/24"}])
+    assert networks(one) == networks(two) == []
+    two.client.post("networks", body={"name": "red", "subnets": [{"subnet": "10.9.8.0/24"}]})
+    create(one, subnets=[{"subnet": "10.9.8.0/24"}])
+    until(lambda: "cannot be built on this host" in refusal_of(two), "the refusal")
+    assert "subnet 10.9.8.0/24 overlaps 10.9.8.0/24 of network 'red'" in refusal_of(two)
+    attach(one)
+    # And when the obstacle goes, it is built.
+    two.client.delete("networks", "red")
+    two.stop()
+    two = hosts.start(2)
+    has(two)
+    attach(two, "lab2")
+
+
+def refusal_of(host: Living) -> str:
+    try:
+        attach(host, "lab2")
+    except CliError as exc:
+        return str(exc)
+    return ""
+
+
+def test_what_names_the_vtep_is_found_on_this_host(hosts: Hosts) -> None:
+    one = hosts.start(1, vtep="eth0")
+    create(one)
+    attach(one)
+    two = hosts.start(2)
+    reaches(two, f"{one.client.get('endpoints')['endpoints'][0]['addresses'][0].partition('/')[0]} at 192.0.2.1")
+
+
+def test_a_vtep_that_this_host_has_not_is_refused(tmp_path: Path, etcd: Member) -> None:
+    daemon = Living(settings_in(tmp_path, store=f"etcd://{etcd.host}", vtep="192.0.2.77"), kernel=kernel_of(1))
+    daemon.launch()
+    daemon.join()
+    assert "setting vtep is '192.0.2.77': this host has no such address" in str(daemon.error)
