@@ -126,13 +126,21 @@ class Cluster:
 
     def add(self, *args: str) -> Member:
         """Add a host with a daemon."""
+        return self.join(*self.prepare(), *args)
+
+    def prepare(self) -> tuple[Host, Wire]:
+        """Add a host without a daemon, and its cable."""
         number = len(self.members) + 1
         host = self._stack.enter_context(Host(f"member{number}"))
         _forward(host)  # which our daemon turns on and leaves on
         wire = connect(host, self.router, f"198.51.{number}.0/24", f"fd00:51:{number}::/64")
         if self._etcd is None:
             self._etcd = Etcd(self.router, wire.right)
-        member = Member(host, wire, self._etcd, *args, family=self._family)
+        return host, wire
+
+    def join(self, host: Host, wire: Wire, *args: str) -> Member:
+        """Start the daemon of a host."""
+        member = Member(host, wire, self.etcd, *args, family=self._family)
         self.members.append(member)
         return member
 
