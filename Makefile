@@ -8,7 +8,7 @@ TESTS := integration
 # Files of integration tests that run at once: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check fmt test integration demo bench clean
+.PHONY: help setup check fmt test integration demo lab bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -37,6 +37,9 @@ integration: setup ## the integration tests alone; ARGS="-k ping -x" and TESTS=F
 
 demo: setup ## the main job on a real dockerd, step by step, leaving no trace (as root)
 	@.venv/bin/python integration/demo.py
+
+lab: setup ## three hosts on one overlay: Docker, CNI and a bare namespace (as root); LAB=FILE for another
+	@bash examples/lab/show.sh $(LAB)
 
 bench: setup ## measurements beside Docker's own bridge and the reference CNI plugins (as root)
 	@.venv/bin/python bench/attach.py $(ARGS)

@@ -17,8 +17,9 @@ import pytest
 from harness import Dockerd, Host, Netplug, Node, Underlay, Wire, assert_same, connect, overlay, snapshot
 from harness.dockerd import dockerd_command
 from harness.host import NAME_PREFIX, cgroup_folders
-from harness.image import IMAGE
 from harness.overlay import BLUE, VNI
+
+from netplug.lab.image import IMAGE
 
 LOG_LINES = 60
 NOISE = re.compile(r"loading plugin|cleaning up after shim|cleanup warnings|starting signal loop")

@@ -29,8 +29,9 @@ from harness import (
     wait_until,
 )
 from harness.dockerd import docker_command
-from harness.image import IMAGE, PAGE, busybox_rootfs_tar
 from harness.netplugd import RUN_DIR
+
+from netplug.lab.image import IMAGE, PAGE, busybox_rootfs_tar
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ from harness import (
     wait_until,
 )
 from harness import docker_network as network
-from harness.image import IMAGE, PAGE
+
+from netplug.lab.image import IMAGE, PAGE
 
 NewHost = Callable[..., Host]
 

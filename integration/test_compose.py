@@ -23,7 +23,8 @@ from harness import (
     http_get,
     wait_until,
 )
-from harness.image import IMAGE, PAGE
+
+from netplug.lab.image import IMAGE, PAGE
 
 RESTART_TIMEOUT_S = 30
 """Docker waits 0.1, 0.2, 0.4 … s between tries of its restart policy."""

@@ -20,7 +20,8 @@ from harness import (
     wait_until,
 )
 from harness.host import CommandError, cgroup_folders
-from harness.image import PAGE
+
+from netplug.lab.image import PAGE
 
 NewHost = Callable[..., Host]
 

@@ -24,7 +24,8 @@ from harness import (
     udp_ask,
     wait_until,
 )
-from harness.image import IMAGE
+
+from netplug.lab.image import IMAGE
 
 NewHost = Callable[..., Host]
 

@@ -1,5 +1,7 @@
 """Simulated hosts that run the real engines: each in namespaces of its own, leaving no trace."""
 
+from netplug.lab.image import busybox_rootfs_tar
+
 from .cni import (
     BIN_DIR,
     FOREIGN_DIR,
@@ -21,7 +23,6 @@ from .cni import (
 )
 from .dockerd import Container, Dockerd
 from .host import CommandError, Host, Process
-from .image import busybox_rootfs_tar
 from .machine import Machine, engine_runs
 from .netplugd import Netplug
 from .overlay import Mesh, Node, NodeError, Station, Underlay, overlay, pair

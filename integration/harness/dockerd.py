@@ -11,8 +11,9 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
+from netplug.lab.image import IMAGE, busybox_rootfs_tar
+
 from .host import CommandError, Host, Process
-from .image import IMAGE, busybox_rootfs_tar
 from .wait import wait_until
 
 READY_TIMEOUT_S = 40

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import netplug.lab
+
 from .wait import wait_until
 
 START_TIMEOUT_S = 10
@@ -120,7 +122,7 @@ class Host:
             "--propagation",
             "slave",
         )
-        script = str(Path(__file__).with_name("holder.py"))
+        script = str(Path(netplug.lab.__file__).with_name("holder.py"))
         self._unshare = subprocess.Popen(
             [*unshare, sys.executable, "-I", "-S", script, self.name, str(self.dir)],
             stdin=subprocess.PIPE,

@@ -3,9 +3,10 @@
 import json
 from typing import Any
 
+from netplug.lab.image import busybox_rootfs_tar
+
 from .cni import BIN_DIR
 from .host import Host
-from .image import busybox_rootfs_tar
 from .netplugd import RUN_DIR
 
 CONFIG_DIR = "/run/cni-net.d"

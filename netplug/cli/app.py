@@ -8,6 +8,7 @@ import typer
 from netplug.cli import NO, OK, UNREACHABLE, USAGE, CliError, arguments
 from netplug.cli.client import Client
 from netplug.cli.cni import app as cni
+from netplug.cli.lab import app as lab
 from netplug.cli.output import emit, emit_json, short, table
 
 RUN_DIR = Path("/run/netplug")
@@ -25,6 +26,7 @@ ipam = typer.Typer(help="Show pools and leases of addresses.")
 app.add_typer(networks, name="network")
 app.add_typer(ipam, name="ipam")
 app.add_typer(cni, name="cni")
+app.add_typer(lab, name="lab")
 
 RunDir = Annotated[
     Path,

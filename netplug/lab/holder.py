@@ -4,7 +4,8 @@ It is process 1 of the host's PID namespace. When it ends, for whatever reason (
 pipe closes), the kernel ends every process of the host, and with the last of them go the network and mount
 namespaces. That is the whole teardown, and it needs nobody's cooperation.
 
-Run as `python -I -S holder.py HOSTNAME STATE_DIR` by `Host`, under `unshare`.
+Run as `python -I -S holder.py HOSTNAME STATE_DIR` under `unshare`; with `--stay` at the end it stays until
+it is killed.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import sys
 from pathlib import Path
 
 
-def main(name: str, state: Path) -> None:
+def main(name: str, state: Path, *, stay: bool = False) -> None:
     resolv = Path("/etc/resolv.conf")
     (state / "resolv.conf").write_bytes(resolv.read_bytes() if resolv.exists() else b"")
     resolv_target = resolv.resolve()
@@ -31,7 +32,9 @@ def main(name: str, state: Path) -> None:
     run("ip", "link", "set", "lo", "up")
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    reap_until_stdin_closes()
+    if stay:
+        os.close(1)
+    reap_until_stdin_closes(watched=not stay)
 
 
 def prepare_mounts(state: Path) -> None:
@@ -55,7 +58,7 @@ def run(*argv: str) -> None:
     subprocess.run(argv, check=True)
 
 
-def reap_until_stdin_closes() -> None:
+def reap_until_stdin_closes(*, watched: bool) -> None:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -64,7 +67,7 @@ def reap_until_stdin_closes() -> None:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        ready, _, _ = select.select([0, wake_read], [], [])
+        ready, _, _ = select.select([wake_read, *([0] if watched else [])], [], [])
         if 0 in ready and not os.read(0, 1):
             return
         if wake_read in ready:
@@ -72,4 +75,4 @@ def reap_until_stdin_closes() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), stay="--stay" in sys.argv[3:])

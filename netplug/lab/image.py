@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from shutil import which
 
+from netplug.errors import NetplugError
+
 IMAGE = "bb:1"
 PAGE = "hello from netplug\n"
 
@@ -16,12 +18,14 @@ def busybox_rootfs_tar() -> bytes:
     """Return a root file system as a tar archive; `/www/index.html` holds `PAGE`.
 
     Raises:
-        AssertionError: there is no statically linked busybox.
+        NetplugError: "unavailable", there is no statically linked busybox.
     """
     busybox = which("busybox")
-    assert busybox, "busybox is missing: apt-get install busybox-static"
+    if not busybox:
+        raise NetplugError("unavailable", "busybox is missing", hint="apt-get install busybox-static")
     libraries = subprocess.run(["ldd", busybox], check=False, capture_output=True, text=True).stdout
-    assert "=>" not in libraries, f"{busybox} is not static: apt-get install busybox-static"
+    if "=>" in libraries:
+        raise NetplugError("unavailable", f"{busybox} is not static", hint="apt-get install busybox-static")
     applets = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:

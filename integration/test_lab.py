@@ -1,0 +1,161 @@
+"""`netplug lab` as a user types it: a whole lab up, looked at, broken, mended, and down without a trace."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.netplugd import COMMAND
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "lab"
+TIMEOUT_S = 100
+
+Lab = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run(base: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of `netplug lab` with labs of this test alone."""
+    env = os.environ | {"NETPLUG_LAB_DIR": str(base)}
+    return subprocess.run(
+        [str(COMMAND), "lab", *args],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=env,
+        timeout=TIMEOUT_S,
+    )
+
+
+def told(lab: Lab, *args: str, code: int = 0) -> Any:
+    """Run a command with `--json` and return what it printed."""
+    done = lab(*args, "--json")
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
+def traces(mark: str) -> list[str]:
+    """Processes, mounts and control groups that name something."""
+    found = [line for line in Path("/proc/self/mounts").read_text().splitlines() if mark in line]
+    found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/*{mark}*")]
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if mark.encode() in path.read_bytes():
+                found.append(path.read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "labs"
+    for path in (tmp_path / "labs").glob("*/lab.json"):
+        run(tmp_path / "labs", "down", "--lab", path.parent.name)
+
+
+@pytest.fixture
+def lab(base: Path) -> Lab:
+    return lambda *args: run(base, *args)
+
+
+def renamed(example: str, folder: Path, name: str) -> Path:
+    """A copy of an example under another name, so that runs at the same time do not meet."""
+    path = folder / f"{name}.yaml"
+    path.write_text((EXAMPLES / example).read_text().replace(f"name: {example.removesuffix('.yaml')}", f"name: {name}"))
+    return path
+
+
+def test_lab_of_two_hosts_from_up_to_down(lab: Lab, base: Path, tmp_path: Path) -> None:
+    name = f"two{os.getpid()}"
+    found = told(lab, "up", str(renamed("one-switch.yaml", tmp_path, name)))
+    assert [host["name"] for host in found["hosts"]] == ["a", "b"]
+    assert [host["differences"] for host in found["hosts"]] == [0, 0]
+    assert len(found["reach"]) == 8
+    assert all(it["answers"] for it in found["reach"])
+    addresses = {it["name"]: it["addresses"] for it in found["containers"]}
+    assert told(lab, "ls") == [name]
+
+    # Each host is one, with its own name, link and daemons; containers are where the file has them.
+    assert lab("exec", "a", "--", "hostname").stdout == "a\n"
+    assert "mtu 1400" in lab("exec", "b", "--", "ip", "link", "show", "eth0").stdout
+    assert "rate 100Mbit" in lab("exec", "b", "--", "tc", "qdisc", "show", "dev", "eth0").stdout
+    assert lab("exec", "a", "--", "docker", "ps", "--format", "{{.Names}}").stdout == "web\n"
+    assert addresses["two"]["green"][0] in lab("exec", "two", "--", "ip", "-4", "addr").stdout
+    assert lab("exec", "b", "--", "busybox", "wget", "-qO-", "http://198.18.0.1:8080/").stdout == "hello from netplug\n"
+    assert lab("exec", "a", "--", "sh", "-c", "exit 7").returncode == 7
+    assert f'c-web["web<br/>docker<br/>{addresses["web"]["blue"][0]}' in lab("graph").stdout
+    again = lab("up", str(tmp_path / f"{name}.yaml"))
+    assert (again.returncode, again.stderr) == (
+        1,
+        f"netplug: lab '{name}' is up (netplug lab down --lab {name})\n",
+    )
+
+    assert lab("down").returncode == 0
+    assert lab("ls").stdout == ""
+    assert list(base.iterdir()) == []
+    assert traces(name) == []
+
+
+def test_faults_do_what_they_say_and_are_mended(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / f"faults{os.getpid()}.yaml"
+    path.write_text("hosts: {a: {}, b: {}, c: {}}\n")
+    assert lab("up", str(path)).returncode == 0
+
+    def reaches(one: str, other: str, size: int = 56) -> bool:
+        address = {"a": "198.18.0.1", "b": "198.18.0.2", "c": "198.18.0.3"}[other]
+        return lab("exec", one, "--", "busybox", "ping", "-c1", "-W1", f"-s{size}", address).returncode == 0
+
+    def host(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = next(it for it in told(lab, "status")["hosts"] if it["name"] == name)
+        return found
+
+    assert reaches("a", "b")
+    assert lab("fault", "cut", "a", "b").returncode == 0
+    assert not reaches("a", "b")
+    assert reaches("a", "c")
+    assert lab("fault", "cut", "c").returncode == 0
+    assert not reaches("b", "c")
+    assert lab("fault", "mend").returncode == 0
+    assert reaches("a", "b")
+    assert reaches("b", "c")
+
+    assert lab("fault", "drop", "1000").returncode == 0
+    assert reaches("a", "b", 972)
+    assert not reaches("a", "b", 973)
+
+    for kind, name in (("kill", "a"), ("stop", "b"), ("hang", "c")):
+        assert lab("fault", kind, name).returncode == 0
+    assert [host(name)["processes"]["netplug"] for name in "abc"] == [False, False, True]
+    assert [host(name)["differences"] for name in "abc"] == [None, None, None]
+    assert told(lab, "status")["faults"] == ["drop 1000", "kill a", "stop b", "hang c"]
+    assert lab("fault", "mend").returncode == 0
+    assert [host(name)["differences"] for name in "abc"] == [0, 0, 0]
+    assert told(lab, "status")["faults"] == []
+    assert reaches("a", "b", 1400)
+
+    for wrong, words in (
+        (("cut",), "fault cut takes HOST [OTHER]"),
+        (("cut", "z"), "has no host 'z' (it has a, b, c)"),
+        (("drop", "lots"), "not 'lots'"),
+        (("wipe", "a"), "fault wipe takes etcd"),
+        (("melt",), "no fault 'melt'"),
+    ):
+        done = lab("fault", *wrong)
+        assert done.returncode in {1, 2}
+        assert words in done.stderr
+    assert lab("down").returncode == 0
+
+
+def test_lab_that_cannot_be_built_leaves_nothing(lab: Lab, base: Path, tmp_path: Path) -> None:
+    name = f"bad{os.getpid()}"
+    path = tmp_path / f"{name}.yaml"
+    path.write_text("hosts: {a: {}}\nnetworks: {blue: {subnets: [10.1.0.0/24], options: {colour: red}}}\n")
+    done = lab("up", str(path))
+    assert done.returncode == 1
+    assert "colour" in done.stderr.splitlines()[-1]
+    assert list(base.iterdir()) == []
+    assert traces(name) == []

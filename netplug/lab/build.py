@@ -1,0 +1,206 @@
+"""Bringing a lab up, in order, and down, without a trace."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from netplug.errors import NetplugError
+
+from . import underlay
+from .containers import Container, create_docker_network, create_network
+from .file import ETCD, Lab
+from .image import IMAGE, busybox_rootfs_tar
+from .place import Place, environment, until
+from .state import DIR, Member, State, names
+from .status import Reach, unreached
+
+READY_TIMEOUT_S = 40.0
+"""A daemon is ready within one second as a rule, a dockerd within three, less on a busy machine."""
+REACH_TIMEOUT_S = 30.0
+TOOLS = ("unshare", "nsenter", "ip", "tc", "nft", "setsid")
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def up(lab: Lab, base: Path, say: Say) -> State:
+    """Build a lab and wait until its containers reach each other. `say` is told what is done.
+
+    Raises:
+        NetplugError: "exists"; or something failed, and nothing is left.
+    """
+    _check(lab, base)
+    state = State(lab, base / lab.name)
+    try:
+        state.folder.mkdir(parents=True)
+    except OSError as exc:
+        raise NetplugError("unavailable", f"{state.folder} cannot be made: {(exc.strerror or '').lower()}") from None
+    try:
+        _build(state, say)
+    except BaseException:
+        down(state)
+        raise
+    return state
+
+
+def _check(lab: Lab, base: Path) -> None:
+    if lab.name in names(base):
+        raise NetplugError("exists", f"lab {lab.name!r} is up", hint=f"netplug lab down --lab {lab.name}")
+    wanted = [*TOOLS, *(["etcd", "etcdctl"] if lab.store == ETCD else [])]
+    wanted += ["dockerd", "docker", "busybox"] if any(host.docker for host in lab.hosts.values()) else []
+    missing = [tool for tool in wanted if not shutil.which(tool, path=environment()["PATH"])]
+    if missing:
+        raise NetplugError("unavailable", f"missing on this machine: {', '.join(missing)}", hint="make setup")
+
+
+def _build(state: State, say: Say) -> None:
+    lab = state.lab
+    begun = time.monotonic()
+
+    def done(what: str) -> None:
+        state.save()
+        say(f"{time.monotonic() - begun:5.1f} s  {what}")
+
+    underlay.make(state)
+    state.save()
+    for name, place in zip(underlay.order(lab), each(underlay.order(lab), lambda it: _place(state, it)), strict=True):
+        state.members[name] = Member(place.pid, place.since, underlay.addresses(lab, name))
+        state.save()
+        underlay.connect(state, place)
+    done(f"{_count(len(lab.hosts), 'host')} on a switch, {lab.underlay.ipv4} and {lab.underlay.ipv6}")
+    if lab.store == ETCD:
+        start_etcd(state)
+        done(f"etcd at {state.etcd()}")
+    each(lab.hosts, lambda it: start_host(state, it))
+    done("a daemon on each host" + (", dockerd where asked for" if any(it.docker for it in lab.hosts.values()) else ""))
+    for name in lab.networks:
+        _network(state, name)
+    done(_count(len(lab.networks), "network"))
+    for made in each(lab.hosts, lambda it: _containers(state, it)):
+        state.containers |= made
+    done(_count(len(lab.containers), "container"))
+    _wait(state)
+    done(f"{_count(len(lab.pairs()), 'pair')} of containers in a network reach each other")
+
+
+def each(names: Iterable[T], work: Callable[[T], R]) -> list[R]:
+    """Do the same for several at once, and return the results in order."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(work, names))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _place(state: State, name: str) -> Place:
+    return Place.start(name, name, state.folder / name)
+
+
+def start_etcd(state: State) -> None:
+    """Start the store, and wait until it answers."""
+    place, own = state.place(ETCD), state.members[ETCD].addresses[0]
+    argv = ["etcd", "--data-dir", str(place.folder / "data"), "--log-level", "warn"]
+    argv += ["--listen-client-urls", "http://0.0.0.0:2379", "--advertise-client-urls", f"http://{own}:2379"]
+    argv += ["--listen-peer-urls", "http://127.0.0.1:2380"]
+    state.members[ETCD].processes[ETCD] = place.spawn(argv, "etcd.log")
+    state.save()
+    _ready(state, ETCD, ETCD, ["etcdctl", "endpoint", "health"])
+
+
+def start_host(state: State, name: str) -> None:
+    """Start a host's daemon and its dockerd, whichever does not run, and wait until they answer."""
+    start_daemon(state, name)
+    if state.lab.hosts[name].docker:
+        _start_dockerd(state, name)
+
+
+def start_daemon(state: State, name: str) -> None:
+    """Start a host's daemon unless it runs, and wait until it answers."""
+    part, place, member = state.lab.hosts[name], state.place(name), state.members[name]
+    if place.lives(member.processes.get("netplug", 0)):
+        return
+    argv = ["netplug", "serve", "--state-dir", str(place.folder / "netplug"), "--host-name", name]
+    argv += ["--docker-host", "unix:///run/docker.sock" if part.docker else "none"]
+    if state.lab.store == ETCD:
+        argv += ["--store", state.etcd(), "--vtep", member.addresses[0 if state.lab.underlay.family == 4 else 1]]
+    member.processes["netplug"] = place.spawn([*argv, *part.serve], "netplug.log")
+    _ready(state, name, "netplug", ["netplug", "network", "ls"])
+
+
+def _start_dockerd(state: State, name: str) -> None:
+    place, member = state.place(name), state.members[name]
+    if place.lives(member.processes.get("dockerd", 0)):
+        return
+    config = place.folder / "daemon.json"
+    config.write_text("{}\n")
+    argv = ["dockerd", "--data-root", str(place.folder / "docker"), "--config-file", str(config)]
+    argv += ["--log-level", "warn", "--cgroup-parent", f"/{place.group}", "--exec-opt", "native.cgroupdriver=cgroupfs"]
+    member.processes["dockerd"] = place.spawn(argv, "dockerd.log")
+    _ready(state, name, "dockerd", ["docker", "version"])
+    if not place.run("docker", "image", "ls", "-q", IMAGE):
+        place.run("docker", "import", "-", IMAGE, stdin=busybox_rootfs_tar())
+
+
+def _ready(state: State, name: str, process: str, question: list[str]) -> None:
+    """Wait until a command succeeds.
+
+    Raises:
+        NetplugError: "unavailable"; with the log's last line.
+    """
+    place, pid = state.place(name), state.members[name].processes[process]
+
+    def answers() -> bool:
+        return not place.lives(pid) or not place.try_run(*question, env={"ETCDCTL_API": "3"}).returncode
+
+    if not until(answers, READY_TIMEOUT_S) or not place.lives(pid):
+        verb = "does not answer" if place.lives(pid) else "ended"
+        words = f"{process} of {name} {verb}: {place.last_words(f'{process}.log')}"
+        raise NetplugError("unavailable", words)
+
+
+def _network(state: State, name: str) -> None:
+    lab = state.lab
+    hosts = lab.places(name)
+    if lab.networks[name].spans:
+        create_network(lab, name, state.place(hosts[0]), shared=True)
+    for host in hosts:
+        if lab.by_docker(name, host):
+            create_docker_network(lab, name, state.place(host))
+        elif not lab.networks[name].spans:
+            create_network(lab, name, state.place(host), shared=False)
+
+
+def _containers(state: State, host: str) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Start a host's containers, one after another, and return their addresses."""
+    return {name: Container.of(state, name).start() for name, part in state.lab.containers.items() if part.host == host}
+
+
+def _wait(state: State) -> None:
+    lost: list[Reach] = []
+
+    def reached() -> bool:
+        lost[:] = unreached(state)
+        return not lost
+
+    if not until(reached, REACH_TIMEOUT_S):
+        first, *more = lost
+        words = f"{first.source} does not reach {first.target} at {first.address} in network {first.network!r}"
+        words += f" within {REACH_TIMEOUT_S:g} s" + (f", nor do {len(more)} others" if more else "")
+        raise NetplugError("unavailable", words)
+
+
+def down(state: State) -> None:
+    """End a lab; nothing is left of it. Tolerates what is gone already."""
+    places = [state.place(name) for name in state.members]
+    each(places, lambda place: place.stop())
+    for place in places:
+        place.remove()
+    shutil.rmtree(state.folder)
+    # The last one takes the folder of all with it.
+    if state.folder.parent == DIR and not any(DIR.iterdir()):
+        DIR.rmdir()

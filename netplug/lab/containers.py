@@ -1,0 +1,139 @@
+"""Containers of a lab: Docker's, what a CNI runtime would start, and bare namespaces."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from netplug.errors import NetplugError
+
+from .file import ContainerPart, Lab, NetworkPart, Runtime
+from .image import IMAGE
+from .place import Place
+from .state import State
+
+CNI_BIN = "/run/cni-bin"
+_ENDLESS = ("sleep", "2147483647")
+_PUBLISHED = re.compile(r"(?:(\d+):)?(\d+)(?:/(tcp|udp|sctp))?")
+
+
+def create_network(lab: Lab, name: str, host: Place, *, shared: bool) -> None:
+    """Create a network on a host. `shared`: on all hosts by this one."""
+    net = lab.networks[name]
+    options = [f"mode={net.mode}", *(f"{key}={value}" for key, value in net.options.items())]
+    common = [f"--subnet={subnet}" for subnet in net.subnets]
+    common += ["--internal"] * net.internal + ["--ipv6"] * net.ipv6
+    if shared:
+        common.append("--cluster")
+    host.run("netplug", "network", "create", name, *common, *(word for it in options for word in ("-o", it)))
+
+
+def create_docker_network(lab: Lab, name: str, host: Place) -> None:
+    """Create a network by Docker; one that spans hosts is there already, and adopted."""
+    net = lab.networks[name]
+    argv = ["docker", "network", "create", "-d", "pynet", "-o", f"mode={net.mode}", "-o", f"name={name}"]
+    if net.spans:
+        argv += ["--ipam-driver", "pynet", "--ipam-opt", f"name={name}"]
+    argv += [word for key, value in net.options.items() for word in ("-o", f"{key}={value}")]
+    argv += [f"--subnet={subnet}" for subnet in net.subnets] + ["--internal"] * net.internal
+    host.run(*argv, *["--ipv6"] * _both(net), name)
+
+
+def _both(net: NetworkPart) -> bool:
+    return net.ipv6 or any(subnet.version == 6 for subnet in net.subnets)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container of a lab that is up."""
+
+    name: str
+    part: ContainerPart
+    place: Place
+
+    @classmethod
+    def of(cls, state: State, name: str) -> "Container":
+        part = state.lab.containers[name]
+        return cls(name, part, state.place(part.host))
+
+    @property
+    def netns(self) -> Path:
+        """Its network namespace, as a path seen from outside.
+
+        Raises:
+            NetplugError: it does not run.
+        """
+        if self.part.runtime == Runtime.DOCKER:
+            pid = self.place.run("docker", "inspect", "-f", "{{.State.Pid}}", self.name)
+            if pid == "0":
+                raise NetplugError("unavailable", f"container {self.name!r} does not run")
+            return self.place.path(f"/proc/{pid}/ns/net")
+        return self.place.path(f"/run/netns/{self.name}")
+
+    def command(self, argv: tuple[str, ...], *, tty: bool = False) -> list[str]:
+        """Return the command line that runs another one in it, for its place."""
+        if self.part.runtime == Runtime.DOCKER:
+            return ["docker", "exec", *(["-it"] if tty else ["-i"]), self.name, *argv]
+        return ["nsenter", f"--net=/run/netns/{self.name}", "--", *argv]
+
+    def start(self) -> dict[str, tuple[str, ...]]:
+        """Start it and return its addresses, by network."""
+        if self.part.runtime == Runtime.DOCKER:
+            return self._start_by_docker()
+        self.place.script(f"ip netns add {self.name}", f"ip -n {self.name} link set lo up")
+        attach = self._add_by_cni if self.part.runtime == Runtime.CNI else self._attach
+        found = {network: attach(network, f"eth{number}") for number, network in enumerate(self.part.networks)}
+        if self.part.command:
+            self.place.spawn(self.command(self.part.command), f"{self.name}.log")
+        return found
+
+    def _start_by_docker(self) -> dict[str, tuple[str, ...]]:
+        first, *more = self.part.networks
+        options = [f"--{'ip6' if ':' in ip else 'ip'}={ip}" for ip in self.part.ip]
+        options += [f"--publish={port}" for port in self.part.publish]
+        argv = ["docker", "run", "-d", "--init", f"--name={self.name}", f"--hostname={self.name}", *options]
+        self.place.run(*argv, f"--network={first}", IMAGE, *(self.part.command or _ENDLESS))
+        for network in more:
+            self.place.run("docker", "network", "connect", network, self.name)
+        networks = json.loads(
+            self.place.run("docker", "inspect", "-f", "{{json .NetworkSettings.Networks}}", self.name)
+        )
+        return {
+            name: tuple(it for it in (net["IPAddress"], net["GlobalIPv6Address"]) if it)
+            for name, net in networks.items()
+        }
+
+    def _attach(self, network: str, ifname: str) -> tuple[str, ...]:
+        options = [f"--ip={ip}" for ip in self.part.ip]
+        # Ports are published in one network alone, as Docker does.
+        options += [f"--publish={port}" for port in self.part.publish] if network == self.part.networks[0] else []
+        argv = ["netplug", "attach", network, f"--netns={self.name}", f"--ifname={ifname}", f"--name={self.name}"]
+        told = json.loads(self.place.run(*argv, *options))
+        return tuple(address.partition("/")[0] for address in told["addresses"])
+
+    def _add_by_cni(self, network: str, ifname: str) -> tuple[str, ...]:
+        self.place.run("netplug", "cni", "install", f"--bin-dir={CNI_BIN}")
+        listed = json.loads(self.place.run("netplug", "cni", "config", network))
+        runtime = {"portMappings": [self._mapping(port) for port in self.part.publish], "ips": list(self.part.ip)}
+        config = listed["plugins"][0] | {"cniVersion": listed["cniVersion"], "name": listed["name"]}
+        config["runtimeConfig"] = {key: value for key, value in runtime.items() if value}
+        env = {
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": self.name,
+            "CNI_NETNS": f"/run/netns/{self.name}",
+            "CNI_IFNAME": ifname,
+            "CNI_ARGS": f"K8S_POD_NAME={self.name}",
+            "CNI_PATH": CNI_BIN,
+        }
+        told = self.place.try_run(f"{CNI_BIN}/pynet", stdin=json.dumps(config).encode(), env=env)
+        answer = json.loads(told.stdout or b"{}")
+        if told.returncode:
+            raise NetplugError("unavailable", f"container {self.name!r}: {answer.get('msg', 'the CNI plugin failed')}")
+        return tuple(ip["address"].partition("/")[0] for ip in answer["ips"])
+
+    def _mapping(self, published: str) -> dict[str, object]:
+        found = _PUBLISHED.fullmatch(published)
+        if not found or not found[1]:
+            words = f"container {self.name!r}: runtime cni publishes as HOST:CONTAINER[/PROTO], not {published!r}"
+            raise NetplugError("invalid", words)
+        return {"hostPort": int(found[1]), "containerPort": int(found[2]), "protocol": found[3] or "tcp"}

@@ -1,0 +1,132 @@
+"""Breaking a lab on purpose, and mending it again.
+
+What the network does wrong, the switch does: frames are dropped there without a word, and hosts see their links up.
+"""
+
+from dataclasses import dataclass
+
+from netplug.errors import NetplugError
+
+from .build import start_daemon, start_etcd
+from .file import ETCD
+from .place import until
+from .state import SWITCH, State
+from .underlay import port
+
+_END_TIMEOUT_S = 20.0
+_TABLE = "lab-faults"
+KINDS = {
+    "cut": "HOST [OTHER]: no frame from or to a host, or between two",
+    "drop": "BYTES: drop packets that are larger, without telling the sender",
+    "stop": "HOST: stop its daemon in good order",
+    "kill": "HOST: kill its daemon (SIGKILL)",
+    "hang": "HOST: freeze its daemon (SIGSTOP)",
+    "wipe": "etcd: lose all that etcd has, and start it again",
+    "mend": "undo all faults",
+}
+"""HOST may be `etcd` in a lab that has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The daemon of a host, or etcd."""
+
+    state: State
+    host: str
+
+    @property
+    def name(self) -> str:
+        return ETCD if self.host == ETCD else "netplug"
+
+    @property
+    def pid(self) -> int:
+        return self.state.members[self.host].processes[self.name]
+
+    def signal(self, name: str, *, ends: bool) -> None:
+        """Send a signal; `ends`: wait for the end."""
+        place = self.state.place(self.host)
+        place.signal(self.pid, name)
+        if ends and not until(lambda: not place.lives(self.pid), _END_TIMEOUT_S):
+            words = f"{self.name} of {self.host} still runs {_END_TIMEOUT_S:g} s after SIG{name}"
+            raise NetplugError("unavailable", words)
+
+
+def fault(state: State, kind: str, arguments: list[str]) -> None:
+    """Break something.
+
+    Raises:
+        NetplugError: "invalid"; the kind or its arguments; "not_found", the host.
+    """
+    if kind not in KINDS:
+        raise NetplugError("invalid", f"no fault {kind!r}", hint=f"one of {', '.join(KINDS)}")
+    least, most = {"cut": (1, 2), "mend": (0, 0)}.get(kind, (1, 1))
+    if not least <= len(arguments) <= most:
+        raise NetplugError("invalid", f"fault {kind} takes {KINDS[kind]}")
+    if kind == "drop":
+        _drop(state, arguments[0])
+    elif kind == "mend":
+        mend(state)
+        return
+    else:
+        for name in arguments:
+            state.place(name)
+        _break(state, kind, arguments)
+    state.faults.append(" ".join((kind, *arguments)))
+    state.save()
+
+
+def _break(state: State, kind: str, hosts: list[str]) -> None:
+    if kind == "cut":
+        _cut(state, hosts)
+        return
+    if kind == "wipe":
+        if hosts != [ETCD]:
+            raise NetplugError("invalid", f"fault wipe takes {KINDS['wipe']}")
+        place = state.place(ETCD)
+        Process(state, ETCD).signal("KILL", ends=True)
+        place.run("rm", "-rf", str(place.folder / "data"))
+        start_etcd(state)
+        return
+    name = {"stop": "TERM", "kill": "KILL", "hang": "STOP"}[kind]
+    Process(state, hosts[0]).signal(name, ends=kind != "hang")
+
+
+def _cut(state: State, hosts: list[str]) -> None:
+    one, *others = (port(state.lab, name) for name in hosts)
+    if others:
+        rules = [f"iifname {one} oifname {others[0]} drop", f"iifname {others[0]} oifname {one} drop"]
+    else:
+        rules = [f"iifname {one} drop", f"oifname {one} drop"]
+    _rules(state, rules)
+
+
+def _drop(state: State, size: str) -> None:
+    if not size.isdecimal() or not 68 <= int(size) <= 65535:
+        raise NetplugError("invalid", f"fault drop takes {KINDS['drop']}, from 68 to 65535, not {size!r}")
+    for name in state.lab.hosts:
+        # What a link would cut into packets later, is cut before: the switch sees what a cable would carry.
+        state.place(name).script("ip link set eth0 gso_max_segs 1")
+    _rules(state, [f"meta length > {size} drop"])
+
+
+def _rules(state: State, rules: list[str]) -> None:
+    table = f"add table bridge {_TABLE}; add chain bridge {_TABLE} forward {{ type filter hook forward priority 0; }};"
+    rules = [f"add rule bridge {_TABLE} forward {rule};" for rule in rules]
+    state.place(SWITCH).run("nft", "-f", "-", stdin="\n".join((table, *rules)).encode())
+
+
+def mend(state: State) -> None:
+    """Undo all faults; daemons that do not run are started."""
+    for name, member in state.members.items():
+        for pid in member.processes.values():
+            state.place(name).signal(pid, "CONT")
+    switch = state.place(SWITCH)
+    switch.run("nft", "-f", "-", stdin=f"add table bridge {_TABLE}; delete table bridge {_TABLE};".encode())
+    for name in state.lab.hosts:
+        state.place(name).script("ip link set eth0 gso_max_segs 65535")
+    if ETCD in state.members and not state.place(ETCD).lives(state.members[ETCD].processes[ETCD]):
+        start_etcd(state)
+    for name in state.lab.hosts:
+        start_daemon(state, name)
+    state.faults.clear()
+    state.save()

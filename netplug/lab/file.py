@@ -1,0 +1,218 @@
+"""What a lab consists of, as its YAML file says; the only importer of yaml.
+
+The file's words are a contract, see docs/lab.md. What does not fit is refused in one line that names the place.
+"""
+
+import re
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from netplug.errors import NetplugError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_RATE = re.compile(r"[0-9]+(\.[0-9]+)?[kmgt]?bit")
+ETCD = "etcd"
+"""Name of the place where etcd is, as of a host."""
+_LAST = 250
+"""Hosts that an underlay of /24 has room for, etcd left out."""
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is not a name of 1 to 32 of a-z, 0-9 and '-'")
+    return text
+
+
+def _host(text: str) -> str:
+    if text == ETCD:
+        raise ValueError(f"{text!r} is the name of the store's own host")
+    return _name(text)
+
+
+def _rate(text: str) -> str:
+    if not _RATE.fullmatch(text):
+        raise ValueError(f"{text!r} is not a rate such as 100mbit")
+    return text
+
+
+def _text(value: object) -> str:
+    """Take what YAML reads as a number or truth value for the text that was written."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise ValueError("is not a text, number, true or false")
+
+
+def _subnet(value: object) -> IPv4Network | IPv6Network:
+    return ip_network(str(value))
+
+
+Name = Annotated[str, AfterValidator(_name)]
+HostName = Annotated[str, AfterValidator(_host)]
+Rate = Annotated[str, AfterValidator(_rate)]
+Text = Annotated[str, BeforeValidator(_text)]
+Mtu = Annotated[int, Field(ge=576, le=65535)]
+Subnet = Annotated[IPv4Network | IPv6Network, BeforeValidator(_subnet)]
+
+
+class Runtime(StrEnum):
+    """What runs a container. `NETNS`: nothing; a namespace that `netplug attach` plugged in."""
+
+    DOCKER = "docker"
+    CNI = "cni"
+    NETNS = "netns"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Underlay(_Part):
+    """The switch and its subnets. `family`: in which IP version overlays tunnel; `mtu`: of each link, in bytes."""
+
+    ipv4: IPv4Network = IPv4Network("198.18.0.0/24")
+    """RFC 2544: for tests of devices."""
+    ipv6: IPv6Network = IPv6Network("fd00:1ab::/64")
+    family: Literal[4, 6] = 4
+    mtu: Mtu = 1500
+
+    @model_validator(mode="after")
+    def _wide(self) -> Self:
+        if self.ipv4.prefixlen > 24 or self.ipv6.prefixlen > 120:
+            raise ValueError("an underlay is a /24 or wider in IPv4, a /120 or wider in IPv6")
+        return self
+
+
+class HostPart(_Part):
+    """A host. `mtu`, `rate`: of its link, default the underlay's mtu and no limit; `serve`: options of its daemon."""
+
+    mtu: Mtu | None = None
+    rate: Rate | None = None
+    docker: bool = False
+    serve: tuple[Text, ...] = ()
+
+
+class NetworkPart(_Part):
+    """A network. `hosts`: where it is made, default all. `options`: those of `-o`, `mode` among them."""
+
+    hosts: tuple[Name, ...] | None = None
+    mode: Name = "bridge"
+    subnets: tuple[Subnet, ...] = ()
+    ipv6: bool = False
+    internal: bool = False
+    options: dict[str, Text] = Field(default_factory=dict)
+
+    @property
+    def spans(self) -> bool:
+        """Whether its containers reach each other from host to host."""
+        return self.mode == "overlay"
+
+    @property
+    def talks(self) -> bool:
+        """Whether its containers may speak with each other."""
+        return self.options.get("icc", "true") == "true"
+
+
+class ContainerPart(_Part):
+    """A container. `command` runs in it; without one nothing does, or in Docker's case a sleep."""
+
+    host: Name
+    runtime: Runtime = Runtime.NETNS
+    networks: tuple[Name, ...] = Field(min_length=1)
+    ip: tuple[Text, ...] = ()
+    publish: tuple[Text, ...] = ()
+    command: tuple[Text, ...] = ()
+
+
+class Lab(_Part):
+    """A whole lab."""
+
+    name: Name
+    underlay: Underlay = Underlay()
+    store: Literal["sqlite", "etcd"] = "sqlite"
+    hosts: dict[HostName, HostPart] = Field(min_length=1, max_length=_LAST)
+    networks: dict[Name, NetworkPart] = Field(default_factory=dict)
+    containers: dict[Name, ContainerPart] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for name, net in self.networks.items():
+            for host in net.hosts or ():
+                _known("host", host, self.hosts, f"networks.{name}.hosts")
+            if net.spans and self.store != ETCD:
+                raise ValueError(f"networks.{name}: mode overlay needs 'store: etcd'")
+        for name, container in self.containers.items():
+            _known("host", container.host, self.hosts, f"containers.{name}.host")
+            if container.runtime == Runtime.DOCKER and not self.hosts[container.host].docker:
+                raise ValueError(f"containers.{name}: host {container.host!r} has no dockerd ('docker: true')")
+            for network in container.networks:
+                _known("network", network, self.networks, f"containers.{name}.networks")
+                if container.host not in self.places(network):
+                    raise ValueError(f"containers.{name}: network {network!r} is not on host {container.host!r}")
+            if len(container.networks) > 1 and (container.ip or container.runtime == Runtime.CNI):
+                raise ValueError(f"containers.{name}: 'ip' and runtime cni are for one network")
+        return self
+
+    def places(self, network: str) -> tuple[str, ...]:
+        """Return the hosts of a network."""
+        chosen = self.networks[network].hosts
+        return tuple(self.hosts) if chosen is None else chosen
+
+    def by_docker(self, network: str, host: str) -> bool:
+        """Whether Docker makes a network on a host, since a container there is Docker's."""
+        return any(
+            it.host == host and network in it.networks and it.runtime == Runtime.DOCKER
+            for it in self.containers.values()
+        )
+
+    def mtu(self, host: str) -> int:
+        """Return the mtu of a host's link."""
+        return self.hosts[host].mtu or self.underlay.mtu
+
+    def pairs(self) -> list[tuple[str, str, str]]:
+        """Return who shall reach whom in which network, each pair once."""
+        found = []
+        for name, net in self.networks.items():
+            members = [(key, it.host) for key, it in self.containers.items() if name in it.networks and net.talks]
+            found += [
+                (name, one, two)
+                for index, (one, here) in enumerate(members)
+                for two, there in members[index + 1 :]
+                if net.spans or here == there
+            ]
+        return found
+
+
+def _known(kind: str, name: str, among: dict[str, Any], where: str) -> None:
+    if name not in among:
+        raise ValueError(f"{where}: {kind} {name!r} is none of {', '.join(among) or 'none'}")
+
+
+def load(path: Path) -> Lab:
+    """Read a lab's file.
+
+    Raises:
+        NetplugError: "invalid"; names the file and the place.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as exc:
+        raise NetplugError("invalid", f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise NetplugError("invalid", f"{path} is not YAML: {' '.join(str(exc).split())}") from None
+    if not isinstance(data, dict):
+        raise NetplugError("invalid", f"{path} is not a mapping with 'name', 'hosts' and so on")
+    try:
+        return Lab.model_validate({"name": path.stem} | data)
+    except ValidationError as exc:
+        error = exc.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in error["loc"] if part != "[key]")
+        reason = str(error.get("ctx", {}).get("error") or error["msg"])
+        reason = reason[:1].lower() + reason[1:]
+        raise NetplugError("invalid", f"{path}: {where + ': ' if where else ''}{reason}") from None

@@ -1,0 +1,97 @@
+"""What a lab that is up remembers, in one file: what it was made of, and where it is now."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from netplug.errors import NetplugError
+
+from .file import ETCD, Lab
+from .place import Place
+
+DIR = Path("/var/lib/netplug-lab")
+SWITCH = "switch"
+_FILE = "lab.json"
+
+
+@dataclass(slots=True)
+class Member:
+    """A host, the switch, or etcd's place. `processes`: numbers inside, by name; `addresses`: on the underlay."""
+
+    pid: int
+    since: int
+    addresses: tuple[str, ...] = ()
+    processes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class State:
+    """A lab that is up. `containers`: addresses by network, by name. `faults`: what `fault` did, in words."""
+
+    lab: Lab
+    folder: Path
+    members: dict[str, Member] = field(default_factory=dict)
+    containers: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def place(self, name: str) -> Place:
+        """Return a host, the switch or etcd's place.
+
+        Raises:
+            NetplugError: "not_found", with the names that there are.
+        """
+        if name not in self.members:
+            there = ", ".join(it for it in self.members if it != SWITCH)
+            raise NetplugError("not_found", f"lab {self.lab.name!r} has no host {name!r}", hint=f"it has {there}")
+        member = self.members[name]
+        return Place(name, self.folder / name, member.pid, member.since)
+
+    def hosts(self) -> list[Place]:
+        """Return the hosts."""
+        return [self.place(name) for name in self.lab.hosts]
+
+    def etcd(self) -> str:
+        """Return the URL of the store, for `--store`."""
+        return f"etcd://{self.members[ETCD].addresses[0]}:2379"
+
+    def save(self) -> None:
+        """Write it, so that a reader sees the old or the new one."""
+        data = {
+            "lab": self.lab.model_dump(mode="json"),
+            "members": {name: asdict(member) for name, member in self.members.items()},
+            "containers": self.containers,
+            "faults": self.faults,
+        }
+        new = self.folder / f"{_FILE}.new"
+        new.write_text(json.dumps(data, indent=1))
+        new.replace(self.folder / _FILE)
+
+
+def find(name: str, base: Path) -> State:
+    """Return a lab that is up. `name` empty: the only one.
+
+    Raises:
+        NetplugError: "not_found"; with the labs that there are.
+    """
+    there = names(base)
+    if not name:
+        if len(there) != 1:
+            words = "no lab is up" if not there else f"{len(there)} labs are up: {', '.join(there)}"
+            raise NetplugError("not_found", words, hint="name one with --lab" if there else "netplug lab up FILE")
+        (name,) = there
+    if name not in there:
+        raise NetplugError("not_found", f"no lab {name!r} is up", hint=f"there is {', '.join(there) or 'none'}")
+    folder = base / name
+    data = json.loads((folder / _FILE).read_text())
+    members = {key: Member(**value) for key, value in data["members"].items()}
+    for member in members.values():
+        member.addresses = tuple(member.addresses)
+    containers = {
+        key: {net: tuple(addresses) for net, addresses in nets.items()} for key, nets in data["containers"].items()
+    }
+    return State(Lab.model_validate(data["lab"]), folder, members, containers, data["faults"])
+
+
+def names(base: Path) -> list[str]:
+    """Return the names of the labs that are up."""
+    return sorted(path.parent.name for path in base.glob(f"*/{_FILE}"))

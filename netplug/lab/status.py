@@ -1,0 +1,126 @@
+"""How a lab is: its daemons, its containers, and who reaches whom."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from netplug.errors import NetplugError
+
+from .containers import Container
+from .file import ETCD, Lab
+from .probe import answers
+from .state import State
+
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Whether a container reaches another at one of its addresses."""
+
+    network: str
+    source: str
+    target: str
+    address: str
+    answers: bool
+
+
+def reach(state: State) -> list[Reach]:
+    """Try all pairs that a network should connect, each way and at each address."""
+    sources = {}
+    for name in {name for _, one, two in state.lab.pairs() for name in (one, two)}:
+        try:
+            sources[name] = Container.of(state, name).netns
+        except NetplugError:
+            continue
+    asked = [
+        (network, source, target, address)
+        for network, one, two in state.lab.pairs()
+        for source, target in ((one, two), (two, one))
+        for address in state.containers.get(target, {}).get(network, ())
+    ]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = pool.map(lambda it: it[1] in sources and answers(sources[it[1]], it[3]), asked)
+        return [Reach(*it, result) for it, result in zip(asked, found, strict=True)]
+
+
+def unreached(state: State) -> list[Reach]:
+    """Return those that should be reached and are not."""
+    return [it for it in reach(state) if not it.answers]
+
+
+def status(state: State) -> dict[str, Any]:
+    """Return how a lab is; the shape of `netplug lab status --json`."""
+    lab = state.lab
+    return {
+        "lab": lab.name,
+        "store": lab.store,
+        "hosts": [_host(state, name) for name in (*lab.hosts, *([ETCD] if lab.store == ETCD else []))],
+        "networks": [
+            {"name": name, "mode": net.mode, "hosts": list(lab.places(name))} for name, net in lab.networks.items()
+        ],
+        "containers": [
+            {
+                "name": name,
+                "host": part.host,
+                "runtime": part.runtime.value,
+                "addresses": {net: list(found) for net, found in state.containers.get(name, {}).items()},
+            }
+            for name, part in lab.containers.items()
+        ],
+        "faults": list(state.faults),
+        "reach": [asdict(it) for it in reach(state)],
+    }
+
+
+def _host(state: State, name: str) -> dict[str, Any]:
+    place, member = state.place(name), state.members[name]
+    return {
+        "name": name,
+        "addresses": list(member.addresses),
+        "up": place.alive,
+        "processes": {process: place.lives(pid) for process, pid in member.processes.items()},
+        "differences": _differences(state, name),
+    }
+
+
+def _differences(state: State, name: str) -> int | None:
+    """Return how many things `netplug diff` finds; None: nobody can say."""
+    place, pid = state.place(name), state.members[name].processes.get("netplug", 0)
+    if place.state(pid) in {"", "T"}:
+        return None
+    done = place.try_run("netplug", "diff", "--json")
+    return len(json.loads(done.stdout)) if done.returncode in {0, 1} and done.stdout else None
+
+
+def graph(lab: Lab, state: State | None = None) -> str:
+    """Return a lab as a Mermaid flowchart; with addresses when it is up."""
+    lines = ["flowchart TB", f'  switch{{{{"switch<br/>{lab.underlay.ipv4}<br/>{lab.underlay.ipv6}"}}}}']
+    containers = state.containers if state else {}
+    for name, host in lab.hosts.items():
+        own = ", ".join(state.members[name].addresses) if state and name in state.members else ""
+        lines += [f'  subgraph host-{name}["{_label("host " + name, own)}"]']
+        for key, part in lab.containers.items():
+            if part.host == name:
+                found = [address for net in containers.get(key, {}).values() for address in net]
+                lines.append(f'    c-{key}["{_label(key, part.runtime.value, *found)}"]')
+        lines += [f'    n-{net}-{name}(["{net}"])' for net, it in lab.networks.items() if _here(lab, net, name)]
+        link = [f"mtu {lab.mtu(name)}", *([host.rate] if host.rate else [])]
+        lines += ["  end", f'  host-{name} ---|"{", ".join(link)}"| switch']
+    if lab.store == ETCD:
+        lines += ["  etcd[(etcd)] --- switch"]
+    lines += [f'  n-{net}(["{net}<br/>overlay"])' for net, it in lab.networks.items() if it.spans]
+    for key, part in lab.containers.items():
+        for net in part.networks:
+            end = f"n-{net}" if lab.networks[net].spans else f"n-{net}-{part.host}"
+            lines.append(f"  c-{key} --- {end}")
+    return "\n".join(lines)
+
+
+def _here(lab: Lab, net: str, host: str) -> bool:
+    return not lab.networks[net].spans and host in lab.places(net)
+
+
+def _label(*lines: str) -> str:
+    return "<br/>".join(line for line in lines if line)
