@@ -144,12 +144,13 @@ def reply(
     additional: Sequence[bytes] = (),
     authoritative: bool = False,
     error: int | None = None,
+    bits: int = 0,
 ) -> bytes:
     """Return an answer to a question.
 
     `answers`, `authorities`: number of records, and these in a row; they are left out whole where they do not fit, with
     TC set. `additional`: left out where it does not fit.
-    `error`: an extended error (RFC 8914), told to those who speak EDNS.
+    `error`: an extended error (RFC 8914), told to those who speak EDNS. `bits`: more of the second octet of flags.
     """
     data = question.data
     options = wire.extended_error(error) if error is not None else b""
@@ -164,7 +165,7 @@ def reply(
     elif sum(map(len, additional)) > room:
         additional = ()
     counts = (1, answers[0], authorities[0], len(additional) + bool(opt))
-    head = struct.pack("!2sBB4H", data[:2], flags, RA | data[3] & _CD | code & 0xF, *counts)
+    head = struct.pack("!2sBB4H", data[:2], flags, RA | data[3] & _CD | bits | code & 0xF, *counts)
     return b"".join((head, asked, answers[1], authorities[1], *additional, opt))
 
 
