@@ -36,8 +36,9 @@ integration: setup ## the integration tests alone; ARGS="-k ping -x" and TESTS=F
 demo: setup ## the main job on a real dockerd, step by step, leaving no trace (as root)
 	@.venv/bin/python integration/demo.py
 
-bench: setup ## measurements beside Docker's own bridge (as root)
+bench: setup ## measurements beside Docker's own bridge and the reference CNI plugins (as root)
 	@.venv/bin/python bench/attach.py $(ARGS)
+	@.venv/bin/python bench/cni.py
 
 clean: ## remove .venv, caches and build results
 	@rm -rf .venv build dist *.egg-info .*_cache .hypothesis integration/.pytest_cache

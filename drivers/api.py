@@ -142,6 +142,7 @@ class LinkFacts:
     master: str = ""
     parent: str = ""
     macvlan_mode: str = ""
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from ipaddress import (
 )
 from typing import (
     Any,
-    Protocol,
     TypeAlias,
     TypeVar,
     Union,
@@ -32,18 +31,12 @@ from typing import (
     get_args,
     get_origin,
     get_type_hints,
-    runtime_checkable,
 )
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 JsonObject: TypeAlias = dict[str, Json]
 
 _T = TypeVar("_T")
-
-
-@runtime_checkable
-class _Custom(Protocol):
-    def to_json(self) -> Json: ...
 
 
 _IP = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
@@ -69,8 +62,8 @@ def encode(value: object) -> Json:
         return [encode(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}
-    if isinstance(value, _Custom):
-        return value.to_json()
+    if to_json := getattr(value, "to_json", None):  # not a Protocol's isinstance, which takes longer than all the rest
+        return cast("Json", to_json())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {name: encode(getattr(value, name)) for name in _hints(type(value))}
     raise TypeError(f"cannot store a value of type {type(value).__name__}")

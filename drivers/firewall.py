@@ -112,6 +112,16 @@ def _into(family: int) -> tuple[str, str]:
     return f"-o {BRIDGES}+", _match("if", family, "dst,dst")
 
 
+def _from_ours(family: int) -> tuple[str, str]:
+    """Return the two tests for "comes from a network of ours"; on the user's bridges others have theirs."""
+    return f"-i {BRIDGES}+", _match("net", family, "src,src")
+
+
+def _into_ours(family: int) -> tuple[str, str]:
+    """Return the two tests for "goes to a network of ours"."""
+    return f"-o {BRIDGES}+", _match("net", family, "dst,dst")
+
+
 def _filter(family: int, *, docker_isolation: bool) -> tuple[str, ...]:
     """Decide on what comes by a bridge of ours or leaves by one."""
     no_way_out = f"-m set ! --match-set netplug-out{family} src,src"
@@ -121,11 +131,12 @@ def _filter(family: int, *, docker_isolation: bool) -> tuple[str, ...]:
         *(f"{frame} -j ACCEPT" for frame in _BRIDGED_ONLY[family]),
         *_link_local(family),
         # Internal networks, and addresses that are not of the network.
-        *(f"{came} {no_way_out} -j DROP" for came in _from(family)),
+        *(f"{ours} {no_way_out} -j DROP" for ours in _from_ours(family)),
         f"{_match('out', family, 'dst,dst')} -m conntrack --ctstate DNAT -j ACCEPT",
-        *(f"{leaves} -j DROP" for leaves in _into(family)),
+        *(f"{ours} -j DROP" for ours in _into_ours(family)),
         *((f"-m conntrack ! --ctstate DNAT -j {DOCKER_ISOLATION}",) if docker_isolation else ()),
-        "-j ACCEPT",
+        # The rest is of others on a bridge that the user lent us: as if we were not there.
+        *(f"{ours} -j ACCEPT" for ours in _from_ours(family)),
     )
 
 
@@ -136,7 +147,7 @@ def _input(family: int) -> tuple[str, ...]:
     """
     own = f"-m set ! --match-set netplug-net{family} dst,src"
     internal = f"-m set ! --match-set netplug-out{family} src,src"
-    by_name, by_set = _from(family)
+    by_name, by_set = _from_ours(family)
     asked = [f"-p {proto}" for proto in (Proto.TCP, Proto.UDP)]
     names = "-m multiport --dports 53,853"
     return (

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from .codec import Json, JsonObject, decode, encode
-from .steps import STEPS, Macvlan, Step, Veth
+from .steps import STEPS, Guard, HostPort, Macvlan, Relay, Step, Veth
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +32,25 @@ class Plan:
         gone = frozenset(keys)
         return Plan(tuple(step for step in self.steps if step.key not in gone)) if gone else self
 
-    def into(self, netns: str, ifname: str) -> "Plan":
+    def into(self, netns: str, ifname: str, *, tunable: bool = False) -> "Plan":
         """Return the plan with the sandbox side of its link made in `netns`, under its final name."""
 
         def inside(step: Step) -> Step:
             match step:
                 case Veth():
-                    return replace(step, netns=netns, peer=ifname)
+                    return replace(step, netns=netns, peer=ifname, tunable=tunable)
                 case Macvlan(up=False):
-                    return replace(step, netns=netns, ifname=ifname)
+                    return replace(step, netns=netns, ifname=ifname, tunable=tunable)
+                case Guard() if tunable:
+                    return replace(step, mac="")
             return step
 
         return Plan(tuple(inside(step) for step in self))
+
+    def sharing(self) -> "Plan":
+        """Return the plan with ports of the host that a runtime may bind too; we cannot serve those ourselves."""
+        own = (step for step in self if not isinstance(step, Relay))
+        return Plan(tuple(replace(step, shared=True) if isinstance(step, HostPort) else step for step in own))
 
     def moved(self, netns: str | None) -> "Plan":
         """Return the plan as it is once a runtime may have moved the sandbox side into `netns`."""

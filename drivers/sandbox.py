@@ -32,13 +32,16 @@ def attachment(net: Network, ep: Endpoint) -> Attachment:
     )
 
 
-def place(plan: Plan, ep: Endpoint, attachment: Attachment, netns: str, ifname: str) -> Plan:
-    """Return an endpoint's plan with its sandbox side made in `netns` as `ifname`, with addresses and routes."""
+def place(plan: Plan, ep: Endpoint, attachment: Attachment, netns: str, ifname: str, *, tunable: bool = False) -> Plan:
+    """Return an endpoint's plan with its sandbox side made in `netns` as `ifname`, with addresses and routes.
+
+    `tunable`: others may change the link there (`Veth`).
+    """
     if attachment.link is None:
         return plan + Plan((Loopback(netns),))
     steps: list[Step] = [Address(ifname, address, netns) for address in ep.addresses]
     steps += [Route(route.destination, ifname, route.gateway, netns) for route in attachment.routes]
-    return plan.into(netns, ifname) + Plan(tuple(steps)) + ways_out(attachment, netns, ifname)
+    return plan.into(netns, ifname, tunable=tunable) + Plan(tuple(steps)) + ways_out(attachment, netns, ifname)
 
 
 def ways_out(attachment: Attachment, netns: str, ifname: str) -> Plan:

@@ -48,7 +48,8 @@ class Veth:
     """A veth pair: the host side `name` is up and a port of bridge `master`, if any; the sandbox side is `peer`.
 
     The peer is made in the host's namespace and left down (a runtime moves it), or directly in `netns` and up.
-    `isolated`: the port exchanges no frames with other isolated ports (bridge(8), ``isolated on``).
+    `isolated`: the port exchanges no frames with other isolated ports (bridge(8), ``isolated on``). `tunable`: others
+    may change MAC, MTU and state of the sandbox side once it is made.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Veth:
     master: str
     isolated: bool = False
     netns: str | None = None
+    tunable: bool = False
 
     @property
     def key(self) -> str:
@@ -219,7 +221,7 @@ class Guard:
     """By bridge port `link` comes nothing that claims another MAC than `mac` or another address than these.
 
     In the Ethernet header, in ARP, in IPv4, in IPv6 and in neighbour discovery. The link-local addresses that follow
-    from the MAC are its own as well. It stands before the link does.
+    from the MAC are its own as well; without a `mac` any will do. It stands before the link does.
     """
 
     link: str
@@ -264,11 +266,15 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class HostPort:
-    """A port of the host, reserved by a bound socket. `address` unspecified (0.0.0.0, ::) means all of its family."""
+    """A port of the host, reserved by a bound socket. `address` unspecified (0.0.0.0, ::) means all of its family.
+
+    `shared`: its runtime may bind it too, as podman does; once found free it is remembered as taken, and not held.
+    """
 
     proto: Proto
     address: IPAddress
     port: int
+    shared: bool = False
 
     @property
     def key(self) -> str:
@@ -316,7 +322,7 @@ class Macvlan:
 
     `name` is what it is known by, and its name in the host's namespace, where it is made and left down unless `up`.
     With a `netns` it is made there, as `ifname`, and up. `moved`: the sandbox into which a runtime has moved it since;
-    it is there, or still on the host.
+    it is there, or still on the host. `tunable`: as of a `Veth`.
     """
 
     name: str
@@ -328,6 +334,7 @@ class Macvlan:
     ifname: str = ""
     netns: str | None = None
     moved: str | None = None
+    tunable: bool = False
 
     @property
     def key(self) -> str:

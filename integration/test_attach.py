@@ -278,6 +278,29 @@ def test_existing_bridge_is_used_and_left_as_it_was(netplug: Netplug, client: Ho
         assert neighbour.pings("198.51.100.1")
 
 
+def test_others_on_an_existing_bridge_are_routed_as_before(netplug: Netplug, client: Host, wire: Wire) -> None:
+    host = netplug.host
+    with foreign_bridge(host) as neighbour:
+        neighbour.exec("ip", "route", "add", "default", "via", "198.51.100.1")
+        policy = host.output("iptables", "-S", "FORWARD").splitlines()[0].split()[-1]
+        host.output("iptables", "-P", "FORWARD", "ACCEPT")
+        with cli_network(netplug, "-o", "bridge=br0", "--subnet", "10.90.3.0/24", "--internal") as net:
+            with attached(netplug, net) as (one, _), SeenServer(neighbour, "tcp", 80):
+                assert neighbour.pings(wire.right)
+                assert tcp_ask(client, neighbour_address(neighbour), 80) == wire.right
+                assert not one.pings(wire.right)
+            # Nor is anything accepted that the host's own rules refuse.
+            host.output("iptables", "-A", "FORWARD", "-s", "198.51.100.0/24", "-j", "DROP")
+            assert not neighbour.pings(wire.right)
+            host.output("iptables", "-D", "FORWARD", "-s", "198.51.100.0/24", "-j", "DROP")
+        host.output("iptables", "-P", "FORWARD", policy)
+
+
+def neighbour_address(place: Namespace) -> str:
+    (found,) = json.loads(place.exec("ip", "-j", "-4", "addr", "show", "scope", "global"))
+    return str(found["addr_info"][0]["local"])
+
+
 # Attaching and detaching
 
 

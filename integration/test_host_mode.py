@@ -3,6 +3,7 @@
 That everything is gone afterwards is asserted by the leak check of every test, see `conftest.py`.
 """
 
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -21,6 +22,7 @@ from harness import (
     udp_ask,
     wait_until,
 )
+from harness.netns import open_socket
 
 HOST = ("-o", "mode=host")
 DUAL = ("--subnet", "10.91.0.0/24", "--ipv6", "--subnet", "fd00:91::/64", "--gateway", "fd00:91::1")
@@ -143,18 +145,23 @@ def test_container_is_reached_by_the_host_at_its_own_address_alone(dockerd: Dock
         assert not it.pings(stranger.ip())
 
 
-def test_container_cannot_speak_with_another_s_address(dockerd: Dockerd, client: Host, wire: Wire) -> None:
+@pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
+def test_container_cannot_speak_with_another_s_address(dockerd: Dockerd, client: Host, wire: Wire, family: int) -> None:
+    mine, far = ("10.91.0.77", wire.right) if family == 4 else ("fd00:91::77", wire.right6)
     with (
         docker_network(dockerd, *HOST, *DUAL, "-o", "masquerade=false") as net,
         container(dockerd, "--network", net) as it,
-        SeenServer(client, "udp", 7000) as server,
+        SeenServer(client, "udp", 7000, "0.0.0.0" if family == 4 else "::") as server,
+        open_socket(it.netns, socket.SOCK_DGRAM, family=family) as spoofer,
     ):
-        inside = ("nsenter", "-t", str(it.inspect()["State"]["Pid"]), "-n")
-        dockerd.host.output(*inside, "ip", "address", "add", "10.91.0.77/32", "dev", "eth0")
-        spoof = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.91.0.77', 0))"
-        dockerd.host.output(*inside, "python3", "-c", f"{spoof}; s.sendto(b'?', ('{wire.right}', 7000))")
-        assert udp_ask(it, wire.right, 7000) == it.ip()
-        assert server.seen == [it.ip()]
+        entry = it.inspect()["NetworkSettings"]["Networks"][net]
+        own = entry["IPAddress"] if family == 4 else entry["GlobalIPv6Address"]
+        inside = ("nsenter", "-t", str(it.inspect()["State"]["Pid"]), "-n", "ip", "address", "add")
+        dockerd.host.output(*inside, mine, "dev", "eth0", *["nodad", "preferred_lft", "0"] * (family == 6))
+        spoofer.bind((mine, 0))
+        spoofer.sendto(b"?", (far, 7000))
+        assert udp_ask(it, far, 7000) == own
+        assert server.seen == [own]
 
 
 def test_bare_namespace_gets_the_ports_too(netplug: Netplug, client: Host, wire: Wire) -> None:

@@ -112,6 +112,33 @@ def test_containers_reach_each_other_as_the_mode_says(dockerd: Dockerd, mode: st
         assert one.pings(ip6(two)) is reached
 
 
+@contextmanager
+def switch(host: Host) -> Iterator[tuple[str, str]]:
+    """A link of the host, and the namespace of the switch that its cable leads to, by port0."""
+    with namespace(host) as it:
+        host.output("ip", "link", "add", "up0", "up", "type", "veth", "peer", "name", "port0", "netns", it.name)
+        it.exec("ip", "link", "add", "sw0", "up", "type", "bridge")
+        it.exec("ip", "link", "set", "port0", "up", "master", "sw0")
+        yield "up0", it.name
+        host.output("ip", "link", "del", "up0")
+
+
+def test_vepa_goes_by_way_of_a_switch_that_sends_back(dockerd: Dockerd, host: Host) -> None:
+    """IEEE 802.1Qbg: what is for a neighbour goes to the switch, which reflects it or does not."""
+    subnets = ("--subnet", "10.97.0.0/24", "--ipv6", "--subnet", "fd00:97::/64")
+    with (
+        switch(host) as (parent, namespace_of_switch),
+        docker_network(dockerd, *MACVLAN, "-o", f"parent={parent}", "-o", "macvlan_mode=vepa", *subnets) as net,
+        container(dockerd, "--network", net) as one,
+        container(dockerd, "--network", net) as two,
+    ):
+        assert not one.pings(two.ip())
+        reflect = ("bridge", "link", "set", "dev", "port0", "hairpin", "on")
+        host.output("nsenter", f"--net=/run/netns/{namespace_of_switch}", *reflect)
+        assert one.pings(two.ip())
+        assert one.pings(ip6(two))
+
+
 def test_bare_namespace_is_on_the_segment_too(netplug: Netplug, client: Host, wire: Wire) -> None:
     options = ("--mode", "macvlan", "--subnet", "fd00:cafe::/64", "-o", f"parent={wire.left_link}")
     with (

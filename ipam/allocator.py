@@ -137,6 +137,7 @@ class Allocator(Keeping):
         v6: bool = False,
         avoid: Collection[IPNetwork] = (),
         holder: str = "",
+        ends: tuple[IPAddress, IPAddress] | None = None,
     ) -> Pool:
         """Hold the pool of `network`, or of the space's next free subnet when that is None.
 
@@ -147,6 +148,7 @@ class Allocator(Keeping):
             v6: family of the subnet to choose; with an IPv4 `network` it is an error.
             avoid: subnets that are not to be chosen, such as the host's routes. Default routes do not count.
             holder: the id of the network that `keep`s it from the first moment, in place of a hold.
+            ends: first and last address to pick, both in `network`; for a pool that there is not yet.
 
         Raises:
             IpamError: invalid: the space is unknown, or `network`, `range` and `v6` do not fit together;
@@ -161,7 +163,7 @@ class Allocator(Keeping):
             )
         check_request(network, range, v6=v6)
         if network is not None:
-            return await self._request_network(space, network, None if range == network else range, holder)
+            return await self._request_network(space, network, None if range == network else range, holder, ends)
         return await self._cut(known, 6 if v6 else 4, avoid, holder)
 
     async def release_pool(self, pool_id: str) -> bool:
@@ -194,7 +196,14 @@ class Allocator(Keeping):
         await self._change(ledger, lambda pool: pool.let_go(holder), lambda pool: pool.kept(holder))
         return True
 
-    async def _request_network(self, space: str, network: IPNetwork, part: IPNetwork | None, holder: str) -> Pool:
+    async def _request_network(
+        self,
+        space: str,
+        network: IPNetwork,
+        part: IPNetwork | None,
+        holder: str,
+        ends: tuple[IPAddress, IPAddress] | None,
+    ) -> Pool:
         ledger = self._ledgers.get(pool_id(space, network, part))
         if ledger is None:
             if other := self._subnets[network.version].overlap(network):
@@ -204,7 +213,7 @@ class Allocator(Keeping):
                     f"subnet {network} overlaps pool {owner.id if owner else other}",
                     hint="choose another --subnet",
                 )
-            ledger = self._add(Pool(space, network, part))
+            ledger = self._add(Pool(space, network, part, ends=ends))
         elif ledger.closing:
             raise IpamError(Kind.UNAVAILABLE, f"pool {ledger.pool.id} is just being deleted", hint="try again")
         if holder and holder in ledger.pool.holders:

@@ -30,6 +30,7 @@ class Pool:
         holds: how often it was requested and not yet released.
         holders: ids of the networks that are bound to it. It exists while it has holds or holders.
         sticky_s: seconds for which a released address is kept for the name of its last owner; 0: not at all.
+        ends: first and last address that may be picked, where the part is not a subnet itself (CNI's rangeStart).
 
     >>> Pool("local", ip_network("10.0.0.0/16"), ip_network("10.0.1.0/24")).id
     'local/10.0.0.0/16/10.0.1.0/24'
@@ -41,6 +42,7 @@ class Pool:
     holds: int = 0
     holders: tuple[str, ...] = ()
     sticky_s: int = 0
+    ends: tuple[IPAddress, IPAddress] | None = None
 
     @property
     def id(self) -> str:
@@ -87,6 +89,8 @@ class Pool:
             first = max(first, int(self.network.network_address) + 1)
             if self.network.version == 4:
                 last = min(last, int(self.network.broadcast_address) - 1)
+        if self.ends is not None:
+            first, last = max(first, int(self.ends[0])), min(last, int(self.ends[1]))
         return first, last
 
     def check(self, address: IPAddress) -> None:

@@ -32,6 +32,7 @@ from netplug.lock import SOCKET_PATH_BYTES
 
 DEFAULT_FILE = Path("/etc/netplug/netplug.toml")
 API_SOCKET = "netplug.sock"
+CNI_SOCKET = "cni.sock"
 _PREFIX = "NETPLUG_"
 _PLUGIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _DOCKERS_DRIVERS = frozenset({"bridge", "host", "none", "null", "macvlan", "ipvlan", "overlay"})
@@ -94,6 +95,11 @@ class Settings(BaseSettings):
     def api_socket(self) -> Path:
         """Where client commands find the daemon."""
         return self.run_dir / API_SOCKET
+
+    @property
+    def cni_socket(self) -> Path:
+        """Where CNI executables find the daemon."""
+        return self.run_dir / CNI_SOCKET
 
     @property
     def plugin_socket(self) -> Path:

@@ -28,6 +28,7 @@ from netplug.config import AddressPool, Settings
 from netplug.drivers.api import Driver
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.host import HostDriver
+from netplug.drivers.leasing import LeasingDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.engine import Engine
@@ -37,7 +38,7 @@ from netplug.ipam.pool import Base, Space
 from netplug.ipam.spaces import LOCAL_V4, default_spaces, ula
 from netplug.kernel.api import Kernel
 from netplug.leases import StoredLeases
-from netplug.lock import Held, claim_socket, lock_file, release_socket
+from netplug.lock import Held, claim_socket, lock_file, release_socket, turn
 from netplug.reconcile import Reconciler
 from netplug.store.api import Put, Store, StoreError
 from netplug.store.sqlite import SqliteStore
@@ -47,6 +48,10 @@ log = structlog.get_logger(__name__)
 NAMESPACE = "\0netplug"
 """Abstract socket that a daemon holds: these belong to a network namespace, and two daemons would fight over one."""
 ULA = "meta/ula"
+TURN = "turn"
+"""File that is held by whoever works on the state for a moment without a daemon (`netplug.alone`)."""
+PATIENCE_S = 20.0
+"""For those, who take a second or two each."""
 SOCKET_MODE = 0o600
 _CONNECT_TIMEOUT_S = 0.5
 
@@ -72,6 +77,7 @@ class Daemon:
         self._resources = AsyncExitStack()
         self._files = contextlib.ExitStack()
         self._apps: list[tuple[Any, socket.socket]] = []
+        self._cni: tuple[Any, socket.socket]
         self._background: list[Callable[[], Coroutine[Any, Any, None]]] = []
 
     def stop(self) -> None:
@@ -103,16 +109,18 @@ class Daemon:
         """Take what there is one of, bring the kernel in line with the records, make the apps."""
         started = time.monotonic()
         settings = self._settings
-        self._resources.enter_context(lock_file(settings.state_dir / "lock"))
+        with turn(settings.state_dir / TURN, PATIENCE_S):
+            self._resources.enter_context(lock_file(settings.state_dir / "lock"))
         self._resources.enter_context(claim_namespace(self._namespace))
-        api, plugin = (self._claim(path) for path in (settings.api_socket, settings.plugin_socket))
+        paths = (settings.api_socket, settings.plugin_socket, settings.cni_socket)
+        api, plugin, cni = (self._claim(path) for path in paths)
         store = await SqliteStore.open(settings.state_dir / "netplug.db")
         self._resources.push_async_callback(store.close)
         kernel = await self._open_kernel()
         self._resources.push_async_callback(kernel.close)
         allocator = Allocator(StoredLeases(store), spaces(await site_prefix(store), settings.address_pool))
         engine = Engine(kernel, store, allocator, drivers())
-        await self._compose(engine, api, plugin)
+        await self._compose(engine, api, plugin, cni)
         log.info(
             "daemon.started",
             version=own_version(),
@@ -123,10 +131,11 @@ class Daemon:
             ms=round((time.monotonic() - started) * 1000),
         )
 
-    async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket) -> None:
+    async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket, cni: socket.socket) -> None:
         # Imported here, since they take half of the start: whoever comes second is refused before.
         from netplug.caller import Caller  # noqa: PLC0415
         from netplug.frontends.api import api_app, nobody_asked  # noqa: PLC0415
+        from netplug.frontends.cni import CniService  # noqa: PLC0415
         from netplug.frontends.docker import docker_app  # noqa: PLC0415
         from netplug.frontends.docker_ipam import nobody_known  # noqa: PLC0415
         from netplug.naming import DockerNames  # noqa: PLC0415
@@ -138,6 +147,7 @@ class Daemon:
         reconciler = Reconciler(engine, names.view if names else None)
         await reconciler.start()
         self._background = [reconciler.run, *([names.run] if names else [])]
+        self._cni = CniService(engine), cni
         self._apps = [
             (
                 api_app(
@@ -168,12 +178,14 @@ class Daemon:
         """Serve until `stop`, then let running requests end."""
         if self._stop.is_set():
             return
-        from netplug.frontends.serving import serving_all  # noqa: PLC0415 - as in `_compose`
+        from netplug.frontends.cni_server import serving_cni  # noqa: PLC0415 - as in `_compose`
+        from netplug.frontends.serving import serving_all  # noqa: PLC0415
 
         async with asyncio.TaskGroup() as group:
             background = [group.create_task(work()) for work in self._background]
             # Duplicates, since the files must go before the servers stop, and with the files go their sockets.
-            async with serving_all(*((app, sock.dup()) for app, sock in self._apps)):
+            cni, sock = self._cni
+            async with serving_all(*((app, sock.dup()) for app, sock in self._apps)), serving_cni(cni, sock.dup()):
                 notify("READY=1")
                 await self._stop.wait()
                 notify("STOPPING=1")
@@ -274,6 +286,7 @@ def drivers() -> dict[str, Driver]:
     found: dict[str, Driver] = {
         "bridge": BridgeDriver(),
         "host": HostDriver(),
+        "ipam": LeasingDriver(),
         "macvlan": MacvlanDriver(),
         "none": NoneDriver(),
     }

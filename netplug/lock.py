@@ -13,6 +13,7 @@ import socket
 import stat
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from netplug.errors import NetplugError
 
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 with the final NUL
 _BACKLOG = 128
+_POLL_S = 0.005
 _CONNECT_TIMEOUT_S = 1.0  # a unix socket answers at once, or its queue is full: then someone holds it
 
 
@@ -89,6 +91,27 @@ def lock_file(path: Path) -> FileLock:
         os.close(fd)
         raise _refused(f"lock file {path} cannot be written", exc) from exc
     return FileLock(path, fd)
+
+
+@contextlib.contextmanager
+def turn(path: Path, patience_s: float) -> Iterator[None]:
+    """Hold the file `path` for the time of the block, waiting for it: one after the other, each for a short time.
+
+    Raises:
+        Held: it was not free within `patience_s`.
+        NetplugError: the file cannot be opened.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            lock = lock_file(path)
+            break
+        except Held:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_POLL_S)
+    with lock:
+        yield
 
 
 def claim_socket(path: Path, mode: int) -> ClaimedSocket:

@@ -15,9 +15,9 @@ from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Chain, Jump, Loopback, Macvlan, Rule, Step, Veth
 from netplug.engine import Engine
+from netplug.engine.audit import orphans
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
-from netplug.ipam.lease import OwnerKind
 from netplug.kernel.api import MISSING
 from netplug.orphans import Orphans, Suspects, View
 
@@ -63,28 +63,30 @@ class Reconciler:
 
     async def start(self) -> None:
         """Load all records, finish what a crash left half done, and bring the kernel in line."""
+        await self.load()
+        await self._heal(await self._look())
+        await self._engine.shared.trim(self._engine.registry.all_networks())
+
+    async def load(self) -> None:
+        """Load all records, and finish what a crash left half done."""
         engine = self._engine
         await engine.journal.recover()
         await engine.registry.load()
         await engine.allocator.load()
         await engine.shared.load()
         await self._audit_leases()
-        await self._heal(await self._look())
-        await engine.shared.trim(engine.registry.all_networks())
 
     async def _audit_leases(self) -> None:
         """Release what belongs to networks and endpoints that there are not: a crash came before their record."""
-        engine = self._engine
-        networks = {record.network.id for record in engine.registry.networks()}
-        endpoints = {record.endpoint.id for record in engine.registry.endpoints()}
-        for pool in engine.allocator.pools():
-            for lease in list(engine.allocator.leases(pool.id)):
-                known = endpoints if lease.owner.kind is OwnerKind.ENDPOINT else networks
-                if lease.owner.kind is not OwnerKind.PENDING and lease.owner.id and lease.owner.id not in known:
-                    log.info("lease.orphaned", address=str(lease.address), owner=lease.owner.id[:12])
-                    await engine.allocator.release_address(pool.id, lease.address)
-            for holder in set(pool.holders) - networks:
-                await engine.allocator.let_go(pool.id, holder)
+        allocator = self._engine.allocator
+        for found in orphans(self._engine):
+            log.info(
+                "lease.orphaned", subnet=str(found.pool.network), address=str(found.address or ""), what=found.what
+            )
+            if found.lease:
+                await allocator.release_address(found.pool.id, found.lease.address)
+            else:
+                await allocator.let_go(found.pool.id, found.holder)
 
     # Comparing and mending
 
@@ -161,7 +163,7 @@ class Reconciler:
         links = [step for step in plan if isinstance(step, Veth | Macvlan | Loopback)]
         if any(look.drifted.get(link) == MISSING for link in links):
             inhabited = bool(record.sandbox) and await engine.kernel.inhabited(record.sandbox)
-            if record.front_end is FrontEnd.CLI and await _exists(engine, record.sandbox):
+            if record.front_end is not FrontEnd.DOCKER and await _exists(engine, record.sandbox):
                 log.info("endpoint.rebuilt", endpoint=short(record.endpoint.id))
             elif not inhabited:
                 log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)

@@ -24,11 +24,13 @@ install() {
 # Every command that we call, with the package that brings it.
 system() {
     local missing=() pair
-    for pair in dockerd:docker.io docker:docker.io iptables:iptables ip6tables:iptables ipset:ipset ip:iproute2 \
-        ss:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps conntrack:conntrack curl:curl nft:nftables \
-        nsenter:util-linux unshare:util-linux; do
+    for pair in dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables ip6tables:iptables \
+        ipset:ipset nft:nftables ip:iproute2 ss:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps \
+        conntrack:conntrack curl:curl nsenter:util-linux unshare:util-linux podman:podman; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
+    # The reference CNI plugins, as neighbours and for comparison.
+    [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
     # The image is made of busybox alone: it has to be the static one.
     if command -v busybox >/dev/null && ldd "$(command -v busybox)" 2>/dev/null | grep -q "=>"; then
         missing+=(busybox-static)

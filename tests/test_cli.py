@@ -146,6 +146,11 @@ def test_ipam_ls_names_the_owners(cli: Cli) -> None:
     assert re.search(r"10\.1\.0\.\d+ +endpoint +web", text)
 
 
+def test_ipam_audit_says_nothing_when_all_is_well(cli: Cli) -> None:
+    assert cli.json("ipam", "audit") == []
+    assert cli("ipam", "audit") == ""
+
+
 def test_ipam_ls_tells_for_whom_and_until_when_an_address_is_kept(cli: Cli) -> None:
     cli("network", "create", "blue", "--subnet", "10.1.0.0/24", "-o", "sticky=2h")
     cli("attach", "blue", "--netns", "c1", "--name", "web", "--ip", "10.1.0.7")
@@ -249,7 +254,8 @@ def test_wrong_usage_ends_with_two(alone: Cli, args: list[str], words: str, caps
     "args",
     [
         ["ps"], ["network", "ls"], ["network", "inspect", "a"], ["network", "rm", "a"], ["network", "create", "a"],
-        ["ipam", "ls"], ["diff"], ["repair"], ["attach", "a", "--netns", "n"], ["detach", "a", "--netns", "n"],
+        ["ipam", "ls"], ["ipam", "audit"],
+        ["diff"], ["repair"], ["attach", "a", "--netns", "n"], ["detach", "a", "--netns", "n"],
     ],
 )  # fmt: skip
 def test_without_a_daemon_commands_end_with_three(alone: Cli, args: list[str]) -> None:

@@ -29,6 +29,7 @@ OUR_OPTIONS = {
     for key in (option.key, *option.aliases)
     if not option.modes or BRIDGE in option.modes  # the recorded networks name no mode
 }
+NAME = "com.docker.network.endpoint.name"
 RECORDINGS = sorted(FIXTURES.glob("*/*.jsonl"))
 
 
@@ -37,6 +38,7 @@ class Replay:
         self.plugin = plugin
         self.oracle = Oracle()
         self.ipam = Ipam(sticky=sticky) if rewriting else None
+        self.named: set[str] = set()
 
     async def request(self, path: str, body: Any, row: Any) -> None:
         method = path.split(".")[1]
@@ -136,6 +138,7 @@ class Replay:
         assert "Address" not in given
         if self.ipam and end.addresses:
             end.name = self.ipam.names.get(end.addresses[0].split("/")[0], "")
+            self.named |= {end.name} - {""}
 
     def _judge_join(self, body: Any, answer: Any) -> None:
         assert answer["InterfaceName"] == {"SrcName": sandbox_side(body["EndpointID"]), "DstPrefix": "eth"}
@@ -252,6 +255,12 @@ def _rows(recording: Path) -> list[Any]:
     return [json.loads(line) for line in recording.read_text().splitlines()]
 
 
+def _names(recording: Path) -> set[str]:
+    """Return the names that Docker told with requests for addresses; only 29 does."""
+    told = (((row.get("body") or {}).get("Options") or {}).get(NAME) for row in _rows(recording) if "failed" not in row)
+    return {name for name in told if name}
+
+
 RETURNS = {"29.7-04_lifecycle", "29.7-05_daemon_restart", "29.7-06_live_restore"}
 """Recordings in which a container comes again whose name Docker tells."""
 
@@ -272,6 +281,8 @@ async def test_what_dockerd_asked_for_is_there(plugin: Plugin, recording: Path, 
             await replay.verify()
     await replay.end()
     assert await plugin.state() == before
+    if rewriting:
+        assert replay.named == _names(recording)
     if sticky and replay.ipam:
         assert bool(replay.ipam.returned) == (f"{recording.parent.name}-{recording.stem}" in RETURNS)
 

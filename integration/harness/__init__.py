@@ -1,10 +1,30 @@
 """Simulated hosts that run the real engines: each in namespaces of its own, leaving no trace."""
 
+from .cni import (
+    BIN_DIR,
+    FOREIGN_DIR,
+    PYNET,
+    RANGES4,
+    RANGES46,
+    VERSIONS,
+    Attached,
+    PluginError,
+    Runtime,
+    addresses_of,
+    cni_attached,
+    cni_list,
+    cni_refusal,
+    default_gateway,
+    execute,
+    links_of,
+    own_ipam,
+)
 from .dockerd import Container, Dockerd
 from .host import CommandError, Host, Process
 from .image import busybox_rootfs_tar
 from .machine import Machine, engine_runs
 from .netplugd import Netplug
+from .podman import Podman
 from .scoped import Namespace, attached, cli_network, container, docker_network, namespace
 from .snapshot import Snapshot, assert_same, snapshot
 from .traffic import SeenServer, http_get, tcp_ask, udp_ask
@@ -12,6 +32,13 @@ from .wait import wait_until
 from .wire import Wire, connect
 
 __all__ = [
+    "BIN_DIR",
+    "FOREIGN_DIR",
+    "PYNET",
+    "RANGES4",
+    "RANGES46",
+    "VERSIONS",
+    "Attached",
     "CommandError",
     "Container",
     "Dockerd",
@@ -19,20 +46,31 @@ __all__ = [
     "Machine",
     "Namespace",
     "Netplug",
+    "PluginError",
+    "Podman",
     "Process",
+    "Runtime",
     "SeenServer",
     "Snapshot",
     "Wire",
+    "addresses_of",
     "assert_same",
     "attached",
     "busybox_rootfs_tar",
     "cli_network",
+    "cni_attached",
+    "cni_list",
+    "cni_refusal",
     "connect",
     "container",
+    "default_gateway",
     "docker_network",
     "engine_runs",
+    "execute",
     "http_get",
+    "links_of",
     "namespace",
+    "own_ipam",
     "snapshot",
     "tcp_ask",
     "udp_ask",

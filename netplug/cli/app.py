@@ -7,6 +7,7 @@ import typer
 
 from netplug.cli import NO, OK, UNREACHABLE, USAGE, CliError, arguments
 from netplug.cli.client import Client
+from netplug.cli.cni import app as cni
 from netplug.cli.output import emit, emit_json, short, table
 
 RUN_DIR = Path("/run/netplug")
@@ -23,6 +24,7 @@ networks = typer.Typer(help="Create, list, show and remove networks, also those 
 ipam = typer.Typer(help="Show pools and leases of addresses.")
 app.add_typer(networks, name="network")
 app.add_typer(ipam, name="ipam")
+app.add_typer(cni, name="cni")
 
 RunDir = Annotated[
     Path,
@@ -239,6 +241,17 @@ def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
             ],
         )
     )
+
+
+@ipam.command("audit")
+def ipam_audit(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
+    """Show addresses that are not held as the records say, leaks among them; exit 0 when there are none, else 1."""
+    found = _client(run_dir).get("ipam/audit")["findings"]
+    if as_json:
+        emit_json(found)
+    elif found:
+        emit(table(("subnet", "address", "what"), [(one["subnet"], one["address"], one["what"]) for one in found]))
+    raise typer.Exit(NO if found else OK)
 
 
 @app.command()

@@ -76,7 +76,13 @@ class Addressing:
         held = self._allocator.pool_of(wanted.pool) if wanted.pool is not None else None
         if held is None or held.space != wanted.space or wanted.range not in {None, held.range}:
             held = await self._allocator.request_pool(
-                wanted.space, network=wanted.pool, range=wanted.range, v6=wanted.v6, avoid=avoid, holder=net.id
+                wanted.space,
+                network=wanted.pool,
+                range=wanted.range,
+                v6=wanted.v6,
+                avoid=avoid,
+                holder=net.id,
+                ends=wanted.ends,
             )
         else:
             await self._allocator.keep(held.id, net.id)
@@ -151,8 +157,8 @@ class Addressing:
     ) -> AsyncIterator[Leased]:
         """Take an endpoint's addresses for the time of the block, and for good when it ends well.
 
-        Those of `spec` are as a runtime chose them. Without any, one is chosen of each of the network's families,
-        unless `wanted` names it. A network without a link has none, whatever a runtime says.
+        Those of `spec` are as a runtime chose them. Without any, one is chosen of each group of subnets (by default the
+        network's families), unless `wanted` names it. A network without a link has none, whatever a runtime says.
         """
         if not record.network.addressed:
             yield Leased((), ())
@@ -165,8 +171,8 @@ class Addressing:
                 index = _index_of(record.network, address)
                 leased.append(await self._lease(record, index, address, owner, undo))
             if not spec.addresses:
-                missing = set(record.network.families()) - {address.version for address in chosen}
-                leased += [await self._any(record, family, owner, undo) for family in sorted(missing)]
+                open_ = [group for group in _groups(record.network, spec) if not _hit(group, chosen)]
+                leased += [await self._any(record, group, owner, undo) for group in open_]
             yield Leased(
                 tuple(_with_length(record.network, lease.address) for lease in leased),
                 tuple(lease.pool for lease in leased),
@@ -198,8 +204,10 @@ class Addressing:
         await self._allocator.assign(lease.pool, lease.address, Owner(OwnerKind.PENDING, name=kept.owner.name))
         await self._allocator.release_address(lease.pool, lease.address, mac=kept.mac)
 
-    async def _any(self, record: NetworkRecord, family: int, owner: Owner, undo: AsyncExitStack) -> Lease:
-        candidates = [i for i, subnet in enumerate(record.network.subnets) if subnet.pool.version == family]
+    async def _any(
+        self, record: NetworkRecord, group: Collection[IPNetwork], owner: Owner, undo: AsyncExitStack
+    ) -> Lease:
+        candidates = [i for i, subnet in enumerate(record.network.subnets) if subnet.pool in group]
         # Where something is kept for this name comes first.
         candidates.sort(key=lambda i: self._allocator.kept_for(record.pools[i], owner, None) is None)
         for index in candidates[:-1]:
@@ -226,6 +234,18 @@ class Addressing:
                 await self._allocator.assign(pool_id, address.ip, Owner(OwnerKind.PENDING, name=record.name), mac)
             else:
                 await self._allocator.release_address(pool_id, address.ip, mac=mac)
+
+
+def _groups(net: Network, spec: EndpointSpec) -> tuple[tuple[IPNetwork, ...], ...]:
+    """Return the sets of subnets of each of which an endpoint gets an address."""
+    if spec.groups is not None:
+        return spec.groups
+    pools = [subnet.pool for subnet in net.subnets]
+    return tuple(tuple(pool for pool in pools if pool.version == family) for family in net.families())
+
+
+def _hit(group: Collection[IPNetwork], addresses: Collection[IPAddress]) -> bool:
+    return any(address in pool for address in addresses for pool in group)
 
 
 def lease_of(allocator: Allocator, record: NetworkRecord, address: IPAddress) -> Lease | None:

@@ -48,8 +48,8 @@ class Endpoints:
         self._attaching: set[str] = set()
 
     @whole
-    async def create(self, spec: EndpointSpec) -> EndpointRecord:
-        """Build an endpoint's links.
+    async def create(self, spec: EndpointSpec, wanted: Sequence[IPAddress] = ()) -> EndpointRecord:
+        """Build an endpoint's links. `wanted`: addresses that it asks for, beside those that a runtime chose.
 
         An address that another endpoint of Docker's holds means that Docker lost that one in a crash: it is dead.
 
@@ -62,7 +62,7 @@ class Endpoints:
             if self._registry.find(network_id, spec.id) is not None:
                 raise NetplugError("exists", f"endpoint {spec.id[:12]!r} exists already")
             await self._drop_superseded(spec, record)
-            return await self._create(record, spec, ())
+            return await self._create(record, spec, wanted)
 
     async def _create(self, record: NetworkRecord, spec: EndpointSpec, wanted: Sequence[IPAddress]) -> EndpointRecord:
         started = time.monotonic()
@@ -74,15 +74,20 @@ class Endpoints:
             attachment = driver.join(net, endpoint)
             endpoint = replace(endpoint, mac=attachment.mac or spec.mac)
             plan = driver.create_endpoint(net, endpoint, self._shared.host)
+            if spec.routes is not None:
+                attachment = replace(attachment, gateways=(), routes=spec.routes)
             if spec.netns:
                 attachment = self._beside_others(attachment, spec.netns)
-                plan = place(plan, endpoint, attachment, spec.netns, spec.ifname)
+                # In a list of CNI plugins those that come after us may tune the link.
+                tunable = spec.front_end.shares
+                plan = place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable)
             hidden = EndpointRecord(
                 endpoint,
                 spec.front_end,
                 leased.pools,
                 spec.name,
                 spec.aliases,
+                spec.container,
                 sandbox=spec.netns,
                 ifname=spec.ifname,
                 plan=plan,
@@ -202,6 +207,8 @@ class Endpoints:
         ports, default = built.endpoint.ports, net.options.host_binding_ipv4
         async with reserved(self._kernel, built.endpoint, ports, default) as published:
             exposed = self._drivers[net.options.mode].expose(net, replace(built.endpoint, ports=published))
+            if built.front_end.shares:
+                exposed = exposed.sharing()
             yield replace(built, exposed=exposed, published=published if exposed else ())
 
     async def _drop_dead_publishers(self, endpoint_id: str) -> bool:
@@ -287,18 +294,22 @@ class Endpoints:
         """
         network_id = self._registry.network(spec.network).network.id
         path, ident = await self._kernel.sandbox(spec.netns)
-        endpoint_id = _attachment_id(ident, spec.ifname)
+        endpoint_id = spec.id or _attachment_id(ident, spec.ifname)
         wanted = EndpointSpec(
             endpoint_id,
             network_id,
+            spec.leased,
             mac=spec.mac,
             ports=spec.ports,
             name=spec.name,
             aliases=spec.aliases,
-            front_end=FrontEnd.CLI,
+            front_end=spec.front_end,
             netns=path,
             ifname=spec.ifname,
             options=spec.options,
+            container=spec.container,
+            groups=spec.groups,
+            routes=spec.routes,
         )
         if endpoint_id in self._attaching:
             raise NetplugError("exists", f"{spec.ifname} of {spec.netns} is just being attached")

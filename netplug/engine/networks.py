@@ -122,8 +122,9 @@ class Networks:
 
     def _refuse_delete(self, record: NetworkRecord, by: FrontEnd) -> None:
         name = record.network.name
-        if record.front_end is not by:
-            maker = {FrontEnd.DOCKER: "docker", FrontEnd.CLI: "netplug"}[record.front_end]
+        # A conflist has no command for deleting; whoever may attach may clear away what it left.
+        if FrontEnd.DOCKER in {record.front_end, by} and record.front_end is not by:
+            maker = "docker" if record.front_end is FrontEnd.DOCKER else "netplug"
             raise NetplugError("forbidden", f"network {name!r} was made by {maker}", hint=f"{maker} network rm {name}")
         if by is not FrontEnd.DOCKER and (count := len(self._registry.endpoints(record.network.id))):
             endpoints = f"{count} endpoints" if count > 1 else "an endpoint"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from netplug.drivers.api import Endpoint, Network, PortMapping
+from netplug.drivers.api import Endpoint, Network, PortMapping, StaticRoute
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 
@@ -21,6 +21,13 @@ class FrontEnd(StrEnum):
 
     DOCKER = "docker"
     CLI = "cli"
+    CNI = "cni"
+    NETAVARK = "netavark"
+
+    @property
+    def shares(self) -> bool:
+        """Whether others than we have a hand in its sandboxes: tune links there, bind published ports."""
+        return self in {FrontEnd.CNI, FrontEnd.NETAVARK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,7 @@ class SubnetSpec:
 
     `pool` None: one is chosen. `space`: IPAM address space; "external" when somebody else (Docker's own IPAM) gives out
     its addresses. `gateway` None: the first address is taken, where the mode has a gateway at all. `aux`: addresses
-    that are never given out, by name.
+    that are never given out, by name. `ends`: first and last address to choose, where that part is no subnet itself.
     """
 
     pool: IPNetwork | None = None
@@ -38,6 +45,7 @@ class SubnetSpec:
     aux: tuple[tuple[str, IPAddress], ...] = ()
     space: str = "local"
     v6: bool = False
+    ends: tuple[IPAddress, IPAddress] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,8 @@ class EndpointSpec:
 
     Addresses keep the prefix length of their subnet. `name`: the container's, when known. `netns`: path of the sandbox
     in which the link is to be made at once as `ifname`; empty when a runtime moves it there. `options`: as the user
-    wrote them.
+    wrote them. `groups`: sets of subnets of each of which one address is wanted, in place of one a family. `routes`:
+    those of the sandbox, in place of a way out by the gateways.
     """
 
     id: str
@@ -72,11 +81,18 @@ class EndpointSpec:
     netns: str = ""
     ifname: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    container: str = ""
+    groups: tuple[tuple[IPNetwork, ...], ...] | None = None
+    routes: tuple[StaticRoute, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AttachSpec:
-    """A bare namespace to plug in: `netns` is a path or the name of one below /run/netns."""
+    """A bare namespace to plug in: `netns` is a path or the name of one below /run/netns.
+
+    `id`: of the endpoint; empty: made from the namespace and `ifname`. `leased`: addresses that somebody else's IPAM
+    chose. `groups`, `routes`: as in `EndpointSpec`.
+    """
 
     network: str
     netns: str
@@ -87,6 +103,12 @@ class AttachSpec:
     mac: str = ""
     ports: tuple[PortMapping, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
+    id: str = ""
+    container: str = ""
+    front_end: FrontEnd = FrontEnd.CLI
+    leased: tuple[IPInterface, ...] = ()
+    groups: tuple[tuple[IPNetwork, ...], ...] | None = None
+    routes: tuple[StaticRoute, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from netplug.engine import Engine
+from netplug.engine.audit import audit
 from netplug.engine.records import FrontEnd
 from netplug.errors import Reportable
 from netplug.frontends import api_wire as wire
@@ -131,6 +132,10 @@ class _Api:
             ]
         )
 
+    async def audit(self) -> wire.Findings:
+        found = await audit(self._engine)
+        return wire.Findings(findings=[wire.FindingOut.of(one) for one in found])
+
     async def diff(self) -> wire.Differences:
         return _differences(await self._reconciler.diff())
 
@@ -154,6 +159,7 @@ def _router(api: _Api) -> APIRouter:
         ("POST", "/attach", api.attach, 201),
         ("POST", "/detach", api.detach, 204),
         ("GET", "/ipam", api.ipam, 200),
+        ("GET", "/ipam/audit", api.audit, 200),
         ("GET", "/diff", api.diff, 200),
         ("POST", "/repair", api.repair, 200),
     )

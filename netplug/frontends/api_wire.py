@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from netplug.drivers.api import Attachment, PortMapping
 from netplug.drivers.options import NONE
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
+from netplug.engine.audit import Finding
 from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.ipam.errors import IpamError
 from netplug.ipam.lease import Lease, OwnerKind
@@ -344,6 +345,18 @@ class DifferenceOut(BaseModel):
         return cls(owner=found.owner, object=found.object, what=found.what)
 
 
+class FindingOut(BaseModel):
+    """`address` is empty when it is the whole pool."""
+
+    subnet: str
+    address: str
+    what: str
+
+    @classmethod
+    def of(cls, found: Finding) -> Self:
+        return cls(subnet=str(found.pool.network), address=str(found.address or ""), what=found.what)
+
+
 class Networks(BaseModel):
     networks: list[NetworkOut]
 
@@ -358,6 +371,10 @@ class Pools(BaseModel):
 
 class Differences(BaseModel):
     differences: list[DifferenceOut]
+
+
+class Findings(BaseModel):
+    findings: list[FindingOut]
 
 
 class Version(BaseModel):

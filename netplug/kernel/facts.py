@@ -61,4 +61,5 @@ def _link(link: Link, by_index: Mapping[int, Link]) -> LinkFacts:
         master.name if master else "",
         lower.name if lower else "",
         link.macvlan_mode,
+        link.mac,
     )

@@ -287,9 +287,10 @@ class FakeKernel:
 
     def _ensure_port(self, step: HostPort) -> Outcome:
         if step.key in self._world.state:
+            self._world.state[step.key] = step
             return Outcome.EQUAL
         problem = self._world.port_problem(step, lambda k, m, h: StepError(k, step, m, hint=h))
-        if problem:
+        if problem and not step.shared:
             raise problem
         return Outcome.CREATED
 

@@ -1,7 +1,7 @@
 """No port of a bridge sends with an address or MAC that is not its endpoint's (steps `Guards` and `Guard`).
 
 The table sees each frame as it comes by a port (bridge family, prerouting), before the bridge learns its source. A
-frame from a guarded port passes if its source MAC is the port's, and
+frame from a guarded port passes if its source MAC is the port's (where one is pinned to it), and
 
 - ARP (RFC 826): so is the sender's hardware address, and the sender's protocol address is the port's, none (a probe,
   RFC 5227), or link-local (RFC 3927);
@@ -47,6 +47,7 @@ _ICMP6 = _IP6 + equal(nft.L4PROTO, b"\x3a")
 _LINK_LOCAL4 = (b"\xa9\xfe\0\0", b"\xff\xff\0\0")
 _LINK_LOCAL6 = (b"\xfe\x80" + bytes(14), b"\xff\xc0" + bytes(14))
 _ETHERNET_IP4 = b"\0\x01\x08\0\x06\x04"
+_PINNED = member("pinned", nft.IIFNAME)
 _ACCEPT, _DROP, _RETURN = map(verdict, (nft.ACCEPT, nft.DROP, nft.RETURN))
 
 
@@ -56,7 +57,7 @@ def _icmp6(kind: int) -> bytes:
 
 _RULES = (
     ("not a guarded port", member("ports", nft.IIFNAME, inverted=True) + _RETURN),
-    ("not its own MAC", member("macs", nft.IIFNAME, _SOURCE_MAC, inverted=True) + _DROP),
+    ("not its own MAC", _PINNED + member("macs", nft.IIFNAME, _SOURCE_MAC, inverted=True) + _DROP),
     ("IPv4 of its own", _IP4 + member("v4", nft.IIFNAME, _IP4_SOURCE) + _ACCEPT),
     ("IPv4 link-local", _IP4 + equal(_IP4_SOURCE, *_LINK_LOCAL4) + _ACCEPT),
     (
@@ -90,7 +91,7 @@ _RULES = (
     ("has no IPv6 address yet", _ICMP6 + equal(_IP6_SOURCE, bytes(16)) + _ACCEPT),
     ("IPv6 of another", _IP6 + _DROP),
     ("ARP of another kind", _ARP + equal(_ARP_KIND, _ETHERNET_IP4, inverted=True) + _DROP),
-    ("ARP not its own MAC", _ARP + member("macs", nft.IIFNAME, _ARP_MAC, inverted=True) + _DROP),
+    ("ARP not its own MAC", _ARP + _PINNED + member("macs", nft.IIFNAME, _ARP_MAC, inverted=True) + _DROP),
     ("ARP of its own", _ARP + member("v4", nft.IIFNAME, _ARP_IP) + _ACCEPT),
     ("ARP probe", _ARP + equal(_ARP_IP, bytes(4)) + _ACCEPT),
     ("ARP link-local", _ARP + equal(_ARP_IP, *_LINK_LOCAL4) + _ACCEPT),
@@ -104,6 +105,7 @@ TABLE = Table(
     "netplug",
     (
         Set("ports", ("ifname",)),
+        Set("pinned", ("ifname",)),
         Set("macs", ("ifname", "ether_addr")),
         Set("v4", ("ifname", "ipv4_addr")),
         Set("v6", ("ifname", "ipv6_addr")),
@@ -123,7 +125,8 @@ class Found:
     @classmethod
     def of(cls, content: Mapping[str, Mapping[bytes, bytes]]) -> Self:
         """Put the elements of the sets together."""
-        macs = {key[:16]: key[16:22].hex(":") for key in content["macs"]}
+        macs = dict.fromkeys(content["pinned"], "none")
+        macs |= {key[:16]: key[16:22].hex(":") for key in content["macs"] if key[:16] in macs}
         addresses: dict[bytes, list[IPAddress]] = {}
         for key in (*content["v4"], *content["v6"]):
             addresses.setdefault(key[:16], []).append(ip_address(key[16:]))
@@ -156,6 +159,7 @@ def entries(step: Guard) -> dict[str, dict[bytes, bytes]]:
     addresses = (*step.addresses, *([local] if local else []))
     found = {
         "ports": [port],
+        "pinned": [port] if step.mac else [],
         "macs": [padded(port, packed_mac(step.mac))] if step.mac else [],
         "v4": [padded(port, it.packed) for it in addresses if it.version == 4],
         "v6": [padded(port, it.packed) for it in addresses if it.version == 6],

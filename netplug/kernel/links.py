@@ -184,7 +184,7 @@ def veth_differences(step: Veth, found: Link, master: int, peer: Link | None) ->
 
 def peer_differences(step: Veth, peer: Link | None) -> list[Difference]:
     """Compare the sandbox side; one that a runtime has moved away is its own affair."""
-    if peer is None:
+    if peer is None or step.tunable:
         return []
     return [
         Difference(f"sandbox side: {item.what}", item.mend, item.flags)

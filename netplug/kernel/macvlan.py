@@ -64,6 +64,8 @@ def differences(step: Macvlan, found: Link) -> list[Difference]:
     """Compare a macvlan that nobody has moved; in passthru mode it has its parent's MAC until it is up."""
     if found.kind != "macvlan":
         return [Difference(f"is a {found.kind} link, not a macvlan")]
+    if step.tunable:
+        return []
     mac = found.mac if step.mode == "passthru" else step.mac
     return basics(found, mac, step.mtu, up=step.up or bool(step.netns))
 

@@ -41,17 +41,22 @@ _TO_LOOPBACK = b"".join(
 ) + _instruction(_RETURN, 0xFFFFFFFF)
 """Accept what is addressed to ::1; each comparison that fails skips to the end."""
 _SERVED_BACKLOG = 128
+_TRIES = 16
+"""How often the kernel may choose a port that we know to be taken."""
 Problem = TypeVar("Problem")
 
 
 class Ports:
-    """The reserved ports."""
+    """The reserved ports: those that are held, and those that are only known to be taken (`HostPort.shared`)."""
 
     def __init__(self) -> None:
         self._held: dict[str, socket.socket] = {}
+        self._known: dict[str, HostPort] = {}
 
     def ensure(self, step: HostPort) -> Outcome:
         """Reserve a port unless we hold it."""
+        if step.shared:
+            return self._know(step)
         if step.key in self._held:
             return Outcome.EQUAL
         try:
@@ -64,6 +69,7 @@ class Ports:
 
     def remove(self, step: HostPort) -> None:
         """Let go of a port."""
+        self._known.pop(step.key, None)
         sock = self._held.pop(step.key, None)
         if sock:
             sock.close()
@@ -90,7 +96,7 @@ class Ports:
 
     def drift(self, step: HostPort) -> str:
         """Say what is wrong with a reservation; empty when nothing."""
-        return "" if step.key in self._held else MISSING
+        return "" if step.key in (self._known if step.shared else self._held) else MISSING
 
     def reserve(self, proto: Proto, address: IPAddress, first: int, last: int) -> int:
         """Reserve the first free port of a range; see `Kernel.reserve`."""
@@ -110,12 +116,33 @@ class Ports:
         for sock in self._held.values():
             sock.close()
         self._held.clear()
+        self._known.clear()
+
+    def _know(self, step: HostPort) -> Outcome:
+        """Remember a port, and let go of it if it was reserved for that; after a restart its runtime may hold it."""
+        ours = step.key in self._known or step.key in self._held
+        self.remove(step)
+        self._known[step.key] = step
+        return Outcome.EQUAL if ours else Outcome.CREATED
 
     def _bind(self, step: HostPort) -> int:
-        sock = _open(step)
-        port = int(sock.getsockname()[1])
-        self._held[HostPort(step.proto, step.address, port).key] = sock
-        return port
+        for _ in range(_TRIES):
+            sock = _open(step)
+            found = HostPort(step.proto, step.address, int(sock.getsockname()[1]))
+            if not any(_overlap(found, known) for known in self._known.values()):
+                self._held[found.key] = sock
+                return found.port
+            sock.close()
+            if step.port:
+                break
+        raise OSError(errno.EADDRINUSE, "known to be taken")
+
+
+def _overlap(one: HostPort, other: HostPort) -> bool:
+    """Tell whether two reservations exclude each other, as two sockets of one family would."""
+    if (one.proto, one.port, one.address.version) != (other.proto, other.port, other.address.version):
+        return False
+    return one.address == other.address or one.address.is_unspecified or other.address.is_unspecified
 
 
 def name(proto: Proto, address: IPAddress, port: int | str) -> str:

@@ -464,6 +464,20 @@ class KernelSuite:
         await kernel.remove((step,))
         assert await kernel.reserve(Proto.UDP, ip_address("127.0.0.1"), 8080, 8080) == 8080
 
+    @pytest.mark.parametrize("proto", [Proto.TCP, Proto.UDP])
+    async def test_shared_port_is_left_to_its_runtime(self, kernel: Kernel, around: Surroundings, proto: Proto) -> None:
+        anywhere = ip_address("0.0.0.0")
+        assert await kernel.reserve(proto, anywhere, 8080, 8080) == 8080
+        step = HostPort(proto, anywhere, 8080, shared=True)
+        assert await kernel.ensure((step,)) == [EQUAL]
+        around.take_port(proto, anywhere, 8080)
+        assert await kernel.ensure((step,)) == [EQUAL]
+        assert await whats(kernel, step) == []
+        with pytest.raises(NetplugError, match="already in use"):
+            await kernel.reserve(proto, ip_address("127.0.0.1"), 8080, 8080)
+        await gone(kernel, step)
+        assert await kernel.ensure((step,)) == [CREATED]
+
     async def test_port_of_a_foreign_address_is_invalid(self, kernel: Kernel) -> None:
         error = await refusal(kernel, HostPort(Proto.TCP, ip_address("192.0.2.1"), 8080))
         assert (error.kind, "192.0.2.1" in error.message) == ("invalid", True)

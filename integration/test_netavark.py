@@ -1,0 +1,178 @@
+"""netavark's plugin API, spoken as netavark does: Debian's is too old to know plugins."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from harness import BIN_DIR, Host, Namespace, Netplug, SeenServer, Wire, connect, links_of, namespace, tcp_ask, udp_ask
+
+ID = "1d" * 32
+CONTAINER = "c0" * 32
+
+
+@dataclass
+class Netavark:
+    host: Host
+    client: Host
+    wire: Wire
+    netplug: Netplug
+
+    def __call__(self, *args: str, given: Any = None, code: int = 0) -> Any:
+        env = {"NETPLUG_STATE_DIR": str(self.netplug.state_dir)}
+        done = self.host.run([f"{BIN_DIR}/pynet", *args], stdin=json.dumps(given), env=env, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return json.loads(done.stdout) if done.stdout else None
+
+    def refused(self, *args: str, given: Any) -> str:
+        return str(self(*args, given=given, code=1)["error"])
+
+
+@pytest.fixture
+def call(new_host: Callable[..., Host]) -> Iterator[Netavark]:
+    host, client = new_host(), new_host("client")
+    wire = connect(host, client)
+    netplug = Netplug(host, "--docker-host", "none")
+    netplug.cli("cni", "install", "--bin-dir", BIN_DIR)
+    yield Netavark(host, client, wire, netplug)
+    if not netplug.running:
+        netplug.start()
+    assert netplug.json("ps") == []
+    assert not netplug.drift()
+    netplug.stop()
+
+
+def network(**more: Any) -> dict[str, Any]:
+    """What podman sends as a network."""
+    return {
+        "name": "blue",
+        "id": ID,
+        "driver": "pynet",
+        "network_interface": None,
+        "created": "2026-01-01T00:00:00Z",
+        "dns_enabled": True,
+        "internal": False,
+        "ipv6_enabled": False,
+        "options": {},
+        "ipam_options": {"driver": "host-local"},
+        "labels": {},
+    } | more
+
+
+def container(net: dict[str, Any], *ports: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """What netavark sends of a container."""
+    return {
+        "container_id": CONTAINER,
+        "container_name": "web",
+        "port_mappings": list(ports) or None,
+        "network": net,
+        "network_options": {"interface_name": "eth0", "aliases": None, "static_ips": None, "static_mac": None}
+        | options,
+    }
+
+
+def path(netns: Namespace) -> str:
+    return f"/run/netns/{netns.name}"
+
+
+def test_info_with_and_without_a_word(call: Netavark) -> None:
+    assert call("info") == call()
+    assert call("info")["api_version"] == "1.0.0"
+
+
+def test_create_chooses_subnets_and_changes_nothing_else(call: Netavark) -> None:
+    asked = network(ipv6_enabled=True, extra="kept")
+    made = call("create", given=asked)
+    assert made | {"subnets": None} == asked | {"subnets": None}
+    assert [subnet["gateway"].endswith("1") for subnet in made["subnets"]] == [True, True]
+    assert call("create", given=made) == made
+    (shown,) = call.netplug.json("network", "ls")
+    assert (shown["name"], shown["front_end"], shown["mode"]) == ("blue", "netavark", "bridge")
+    call.netplug.cli("network", "rm", "blue")
+
+
+def test_life_of_a_container(call: Netavark) -> None:
+    asked = network(
+        subnets=[
+            {
+                "subnet": "10.91.0.0/24",
+                "gateway": "10.91.0.254",
+                "lease_range": {"start_ip": "10.91.0.100", "end_ip": "10.91.0.110"},
+            },
+            {"subnet": "fd00:91::/64"},
+        ],
+        options={"mtu": "1400"},
+        network_interface="podman9",
+        routes=[{"destination": "10.200.0.0/16", "gateway": "10.91.0.7", "metric": None}],
+    )
+    net = call("create", given=asked)
+    ports = [
+        {"container_port": 80, "host_port": 8080, "host_ip": "", "protocol": "tcp,udp", "range": 2},
+        {"container_port": 90, "host_port": 9090, "host_ip": call.wire.left, "protocol": "tcp", "range": 1},
+    ]
+    wanted = container(net, *ports, aliases=["www"], static_mac="02:00:00:00:00:07")
+    with namespace(call.host) as netns:
+        said = call("setup", path(netns), given=wanted)
+        assert said["interfaces"] == {
+            "eth0": {
+                "mac_address": "02:00:00:00:00:07",
+                "subnets": [
+                    {"ipnet": "10.91.0.100/24", "gateway": "10.91.0.254"},
+                    {"ipnet": "fd00:91::2/64", "gateway": "fd00:91::1"},
+                ],
+            }
+        }
+        assert json.loads(netns.exec("ip", "-j", "link", "show", "eth0"))[0]["mtu"] == 1400
+        assert netns.exec("ip", "route", "show", "default").split()[2] == "10.91.0.254"
+        assert netns.exec("ip", "route", "show", "10.200.0.0/16").split()[2] == "10.91.0.7"
+        assert "podman9" in call.host.output("ip", "link")
+        with SeenServer(netns, "tcp", 81), SeenServer(netns, "udp", 80), SeenServer(netns, "tcp", 90):
+            assert tcp_ask(call.client, call.wire.left, 8081) == call.wire.right
+            assert udp_ask(call.client, call.wire.left, 8080) == call.wire.right
+            assert tcp_ask(call.client, call.wire.left, 9090) == call.wire.right
+        (end,) = call.netplug.json("ps")
+        assert (end["name"], end["container"], end["aliases"], end["front_end"]) == (
+            "web",
+            CONTAINER,
+            ["www"],
+            "netavark",
+        )
+        assert "attached" in call.refused("setup", path(netns), given=wanted)
+        call.netplug.kill()
+        assert call("teardown", path(netns), given=wanted) is None
+        assert call("teardown", path(netns), given=wanted) is None
+        again = container(net, static_ips=["10.91.0.77"])
+        assert call("setup", path(netns), given=again)["interfaces"]["eth0"]["subnets"][0]["ipnet"] == "10.91.0.77/24"
+        call.netplug.start()
+        call("teardown", path(netns), given=again)
+    call.netplug.cli("network", "rm", "blue")
+
+
+def test_failed_setup_leaves_nothing(call: Netavark) -> None:
+    with namespace(call.host) as netns:
+        netns.exec("ip", "link", "add", "eth0", "type", "bridge")
+        assert "eth0" in call.refused("setup", path(netns), given=container(network()))
+        assert links_of(netns) == ["eth0", "lo"]
+        assert call.netplug.json("network", "ls") == []
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"options": {"colour": "red"}}, "colour"),
+    ({"subnets": [{"subnet": "10.1.1.1/24"}]}, "10.1.1.1/24"),
+    ({"ipam_options": {"driver": "dhcp"}}, "dhcp"),
+    ({"options": {"mode": "macvlan"}, "network_interface": "nowhere"}, "nowhere"),
+    ({"routes": [{"destination": "10.0.0.0/8", "gateway": "10.1.0.1", "metric": 7}]}, "metric"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "words"), REFUSED, ids=lambda it: str(it)[:40])
+def test_network_that_cannot_be_is_refused(call: Netavark, wrong: dict[str, Any], words: str) -> None:
+    assert words in call.refused("create", given=network(**wrong))
+    assert call.netplug.json("network", "ls") == []
+
+
+def test_what_is_no_call_is_refused(call: Netavark) -> None:
+    assert "frobnicate" in call.refused("frobnicate", given={})
+    assert "network" in call.refused("setup", "/run/netns/x", given={"container_id": "c"})
+    assert "option 'x'" in call.refused("setup", "/run/netns/x", given=container(network(), options={"x": "y"}))

@@ -1,0 +1,118 @@
+"""`netplug cni`: the executable for runtimes, and configurations that name networks of ours."""
+
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from netplug import cni_shim
+from netplug.cli import NO, UNREACHABLE, USAGE, CliError
+from netplug.cli.client import Client
+from netplug.cli.output import emit, emit_json
+
+CAPABILITIES = ("aliases", "dns", "ipRanges", "ips", "mac", "portMappings")
+DEFAULT_VERSION = "1.0.0"
+"""The newest that libcni of Debian 12 (podman 4.3) knows."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_FAST = Path("/usr/bin/python3")
+_LEAST = (3, 8)
+
+app = typer.Typer(help="The plugin for CNI runtimes: its executable, and configurations for it.")
+
+
+@app.command()
+def install(
+    bin_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the runtime looks for plugins (CNI_PATH), such as /opt/cni/bin.")
+    ],
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the executable, which is the 'type' in configurations.")
+    ] = "pynet",
+    run_dir: Annotated[
+        Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="Where it finds the daemon.")
+    ] = Path(cni_shim.RUN_DIR),
+) -> None:
+    """Write the plugin's executable, in place of an older one, and print its path."""
+    if not _NAME.fullmatch(name):
+        raise CliError(USAGE, f"--name {name!r} is not a file name of letters, digits, '_', '.' and '-'")
+    path = bin_dir.absolute() / name
+    try:
+        bin_dir.mkdir(parents=True, exist_ok=True)
+        _replace(path, executable(run_dir.absolute()))
+    except OSError as exc:
+        raise CliError(NO, f"{path} cannot be written: {(exc.strerror or str(exc)).lower()}") from None
+    emit(str(path))
+
+
+def executable(run_dir: Path) -> str:
+    """Return the executable's text: too short to take time, since it is compiled at each start."""
+    folder = str(Path(cni_shim.__file__).parent)
+    return (
+        f"#!{_interpreter()} -IS\n"
+        "# Written by 'netplug cni install'.\n"
+        "import sys\n"
+        f"sys.path.insert(0, {folder!r})\n"
+        "import cni_shim\n"
+        f"cni_shim.run({str(run_dir)!r}, {sys.executable!r})\n"
+    )
+
+
+def _interpreter() -> str:
+    """Return the system's Python if it will do, since it starts fastest, else our own."""
+    try:
+        # Debian's /usr/bin/python3 is a link to python3.11.
+        version = tuple(int(part) for part in _FAST.resolve(strict=True).name.removeprefix("python").split("."))
+    except (OSError, ValueError):
+        version = ()
+    return str(_FAST) if version >= _LEAST else sys.executable
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that whoever starts it meanwhile gets the old one or the new one."""
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+            os.fchmod(fd, 0o755)
+        Path(temporary).rename(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@app.command()
+def config(
+    network: Annotated[str, typer.Argument(metavar="NETWORK", help="Name, id, or beginning of an id.")],
+    cni_version: Annotated[
+        str, typer.Option(metavar="V", help=f"Version of the specification, of {', '.join(cni_shim.SPEC_VERSIONS)}.")
+    ] = DEFAULT_VERSION,
+    name: Annotated[str, typer.Option("--type", metavar="NAME", help="Name of the installed executable.")] = "pynet",
+    run_dir: Annotated[
+        Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="The daemon's run directory.")
+    ] = Path(cni_shim.RUN_DIR),
+) -> None:
+    """Print a conflist by which CNI runtimes join a network.
+
+    Without a daemon to ask, NETWORK is taken for its name; what has not been made by then is made by the first ADD.
+    """
+    if cni_version not in cni_shim.SPEC_VERSIONS:
+        spoken = ", ".join(cni_shim.SPEC_VERSIONS)
+        raise CliError(USAGE, f"--cni-version {cni_version!r} is not one of {spoken}")
+    try:
+        network = Client(run_dir.absolute()).get("networks", network)["name"]
+    except CliError as exc:
+        if exc.code != UNREACHABLE:
+            raise
+        if not _NAME.fullmatch(network):
+            raise CliError(USAGE, f"{network!r} is not the name of a network") from None
+    emit_json(conflist(network, name, cni_version))
+
+
+def conflist(network: str, kind: str, cni_version: str) -> dict[str, Any]:
+    """Return the configuration that joins a network."""
+    plugin = {"type": kind, "capabilities": dict.fromkeys(CAPABILITIES, True)}
+    return {"cniVersion": cni_version, "name": network, "plugins": [plugin]}

@@ -1,0 +1,80 @@
+"""What is wrong with who has which address: leases and pools against the records that ought to be behind them."""
+
+from dataclasses import dataclass
+
+from netplug.drivers.naming import short
+from netplug.engine import Engine
+from netplug.engine.records import EndpointRecord
+from netplug.errors import NetplugError
+from netplug.ipam.lease import IPAddress, Lease, OwnerKind
+from netplug.ipam.pool import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An address (or none, for a whole pool) that is not held as the records say.
+
+    `lease`: the one that belongs to nobody; `holder`: the network that holds the pool and does not exist.
+    """
+
+    pool: Pool
+    what: str
+    address: IPAddress | None = None
+    lease: Lease | None = None
+    holder: str = ""
+
+
+def orphans(engine: Engine) -> list[Finding]:
+    """Return leases of networks and endpoints that there are not, and pools that such networks hold."""
+    networks = {record.network.id for record in engine.registry.networks()}
+    endpoints = {record.endpoint.id for record in engine.registry.endpoints()}
+    found = []
+    for pool in engine.allocator.pools():
+        for lease in engine.allocator.leases(pool.id):
+            owner = lease.owner
+            known = endpoints if owner.kind is OwnerKind.ENDPOINT else networks
+            if owner.kind is not OwnerKind.PENDING and owner.id and owner.id not in known:
+                kind = "endpoint" if owner.kind is OwnerKind.ENDPOINT else "network"
+                words = f"leased to {kind} {short(owner.id)}, which does not exist"
+                found.append(Finding(pool, words, lease.address, lease))
+        found += [
+            Finding(pool, f"held by network {short(holder)}, which does not exist", holder=holder)
+            for holder in sorted(set(pool.holders) - networks)
+        ]
+    return found
+
+
+async def audit(engine: Engine) -> list[Finding]:
+    """Return all that is wrong: `orphans`, addresses without a lease of their endpoint, endpoints without a sandbox.
+
+    An address that Docker has asked for and not yet used is no leak: it may be about to.
+    """
+    found = orphans(engine)
+    pools = {pool.id: pool for pool in engine.allocator.pools()}
+    for record in engine.registry.endpoints():
+        held = [pools[ident] for ident in record.pools if ident in pools]
+        for address in (interface.ip for interface in record.endpoint.addresses):
+            pool = next((pool for pool in held if address in pool.network), None)
+            if pool is None:
+                continue  # Docker's own IPAM, or another's
+            lease = engine.allocator.lease(pool.id, address)
+            if lease is None or lease.owner.id != record.endpoint.id:
+                holder = f"leased to {lease.owner}" if lease else "not leased"
+                found.append(Finding(pool, f"used by {_name(record)}, but {holder}", address))
+            elif not await _has_sandbox(engine, record):
+                found.append(Finding(pool, f"held by {_name(record)}, whose sandbox {record.sandbox} is gone", address))
+    return found
+
+
+async def _has_sandbox(engine: Engine, record: EndpointRecord) -> bool:
+    if not record.sandbox:
+        return True  # between two lives
+    try:
+        await engine.kernel.sandbox(record.sandbox)
+    except NetplugError:
+        return False
+    return True
+
+
+def _name(record: EndpointRecord) -> str:
+    return f"endpoint {record.name or short(record.endpoint.id)}"

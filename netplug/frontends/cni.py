@@ -1,0 +1,252 @@
+"""The CNI plugin's commands, as use cases of the engine.
+
+State is keyed by (network's name, container, interface): DEL works from what is remembered, whatever is left of the
+namespace, the configuration or the previous result. A network is made by the first ADD that names it, unless Docker or
+`netplug network create` made it before; the last GC, or `netplug network rm`, takes it away.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+import structlog
+
+from netplug.drivers.steps import IPAddress, IPInterface
+from netplug.engine import Engine
+from netplug.engine.records import AttachSpec, FrontEnd, NetworkRecord, SubnetSpec
+from netplug.errors import NetplugError, Reportable
+from netplug.frontends import cni_result
+from netplug.frontends.cni_checks import refuse_drift, refuse_unready
+from netplug.frontends.cni_config import Wanted, translate, without_ipam
+from netplug.frontends.cni_delegate import Delegate
+from netplug.frontends.cni_ipam import Leasing
+from netplug.frontends.cni_outcome import outcome
+from netplug.frontends.cni_result import Result
+from netplug.frontends.cni_types import RouteIn
+from netplug.frontends.cni_wire import Call, CniError, Code, Command, Reply, Request, read, valid_attachments
+from netplug.frontends.named import NamedNetworks
+from netplug.frontends.netavark import NetavarkService
+from netplug.ipam.pool import EXTERNAL
+from netplug.store.api import StoreError
+
+log = structlog.get_logger(__name__)
+
+_CODES = {
+    "invalid": Code.CONFIG,
+    "not_found": Code.NOT_FOUND,
+    "exists": Code.EXISTS,
+    "forbidden": Code.FORBIDDEN,
+    "unavailable": Code.TRY_AGAIN,
+    "unreachable": Code.TRY_AGAIN,
+}
+
+
+class CniService:
+    """Answers calls of the executable."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._networks = NamedNetworks(engine)
+        self._leasing = Leasing(engine)
+        self._netavark = NetavarkService(engine, self._networks)
+        self._commands: Mapping[Command, Callable[[Request, Delegate | None], Awaitable[Result | None]]] = {
+            Command.ADD: self._add,
+            Command.DEL: self._delete,
+            Command.CHECK: self._check,
+            Command.GC: self._collect,
+            Command.STATUS: self._status,
+        }
+
+    async def answer(self, call: Call) -> Reply:
+        """Do what a call asks for."""
+        if call.netavark:
+            return await self._netavark.answer(call)
+        version, foreign = "", None
+        try:
+            request = read(call)
+            version = request.version
+            foreign = Delegate(request) if request.foreign_ipam else None
+            done = await self._do(request, foreign)
+        except Exception as exc:  # noqa: BLE001 - here is where the front end answers
+            reply = refusal(exc, version)
+        else:
+            reply = Reply(0, json.dumps(cni_result.render(done, version)) + "\n" if done else "")
+        return replace(reply, stderr=foreign.stderr) if foreign else reply
+
+    async def _do(self, request: Request, foreign: Delegate | None) -> Result | None:
+        if request.type != request.me == request.ipam:
+            async with self._networks.one_at_a_time(request.network):
+                return await self._leasing.do(request)
+        return await self._commands[request.command](request, foreign)
+
+    # ADD
+
+    async def _add(self, request: Request, foreign: Delegate | None) -> Result:
+        wanted = translate(request)
+        if foreign is not None:
+            foreign.find()
+        await self._refuse_sandbox(request)
+        before = request.get("prevResult")
+        previous = cni_result.parse(before, request.version) if isinstance(before, dict) else Result()
+        if previous.interface(request.ifname, request.netns) is not None:
+            words = f"interface {request.ifname!r} is in the previous plugin's result already"
+            raise CniError(Code.EXISTS, words, "put this plugin first, or leave out the other")
+        if foreign is None:
+            return await self._attach(request, wanted, previous, None)
+        leased = await foreign.add()
+        try:
+            return await self._attach(request, without_ipam(wanted), previous, leased)
+        except BaseException:
+            with suppress(CniError):  # what went wrong first is what counts
+                await foreign.run("DEL")
+            raise
+
+    async def _refuse_sandbox(self, request: Request) -> None:
+        """Refuse a namespace that is none, or the host's own, before anything is changed."""
+        try:
+            await self._engine.kernel.sandbox(request.netns)
+        except NetplugError as exc:
+            code = Code.ENVIRONMENT if exc.kind == "not_found" else Code.NETNS
+            raise CniError(code, f"CNI_NETNS: {exc.message}") from None
+
+    async def _attach(self, request: Request, wanted: Wanted, previous: Result, leased: Result | None) -> Result:
+        spec = wanted.network if leased is None else replace(wanted.network, subnets=_foreign_subnets(leased))
+        async with self._networks.joined(spec) as network:
+            built, _ = await self._engine.endpoints.attach(_spec(request, wanted, network, leased))
+            try:
+                bridge = self._engine.shared.host.link
+                made = outcome(request, network, built, wanted.dns, leased, bridge).after(previous)
+                cni_result.render(made, request.version)
+            except CniError:
+                await self._engine.endpoints.delete(network.network.id, built.endpoint.id)
+                raise
+            return made
+
+    # DEL, CHECK
+
+    async def _delete(self, request: Request, foreign: Delegate | None) -> None:
+        ident = endpoint_id(request)
+        for record in self._engine.registry.networks():
+            await self._engine.endpoints.delete(record.network.id, ident)
+        if foreign is not None:
+            await foreign.run("DEL")
+
+    async def _check(self, request: Request, foreign: Delegate | None) -> None:
+        before = request.get("prevResult")
+        if not isinstance(before, dict):
+            raise CniError(Code.CONFIG, "required prevResult missing")
+        record = self._networks.find(request.network)
+        built = self._engine.registry.find(record.network.id, endpoint_id(request)) if record else None
+        if record is None or built is None:
+            words = f"{request.ifname} of container {request.container} is not attached to network {request.network!r}"
+            raise CniError(Code.NOT_FOUND, words)
+        await refuse_drift(self._engine, record, built, cni_result.parse(before, request.version))
+        if foreign is not None:
+            await foreign.run("CHECK")
+
+    # GC, STATUS
+
+    async def _collect(self, request: Request, foreign: Delegate | None) -> None:
+        valid = valid_attachments(request)
+        errors: list[CniError] = []
+        if record := self._networks.find(request.network):
+            for built in self._engine.registry.endpoints(record.network.id):
+                if built.front_end is FrontEnd.CNI and (built.container, built.ifname) not in valid:
+                    await _gathering(errors, self._engine.endpoints.delete(record.network.id, built.endpoint.id))
+            if record.front_end is FrontEnd.CNI and not self._engine.registry.endpoints(record.network.id):
+                await _gathering(errors, self._engine.networks.delete(record.network.id, by=FrontEnd.CNI))
+        if foreign is not None:
+            await _gathering(errors, foreign.run_if_it_can("GC"))
+        if errors:
+            raise CniError(errors[0].code, "; ".join(map(str, errors)))
+
+    async def _status(self, request: Request, foreign: Delegate | None) -> None:
+        await refuse_unready(self._engine, self._networks.find(request.network), translate(request).network)
+        if foreign is not None:
+            await foreign.run_if_it_can("STATUS")
+
+
+def endpoint_id(request: Request) -> str:
+    """Return the id of the endpoint that a request is about."""
+    return sha256(f"cni {request.network} {request.container} {request.ifname}".encode()).hexdigest()
+
+
+def _spec(request: Request, wanted: Wanted, record: NetworkRecord, leased: Result | None) -> AttachSpec:
+    net = record.network
+    gateways: dict[int, IPAddress] = {}
+    for gateway in (subnet.gateway for subnet in net.subnets):
+        if gateway is not None:
+            gateways.setdefault(gateway.version, gateway.ip)
+    given: tuple[IPInterface, ...] = ()
+    if leased is not None:
+        given = tuple(ip.address for ip in leased.ips)
+        gateways |= {ip.gateway.version: ip.gateway for ip in leased.ips if ip.gateway}
+        wanted = _with_routes(wanted, leased)
+    families: set[int] = {address.version for address in given} or set(net.families())
+    for port in wanted.ports:
+        if port.host_address is not None and port.host_address.version not in families:
+            words = f"network {net.name!r} has no address of that family"
+            raise CniError(Code.CONFIG, f"runtimeConfig.portMappings: hostIP={port.host_address}", words)
+    return AttachSpec(
+        net.id,
+        request.netns,
+        request.ifname,
+        wanted.name,
+        wanted.aliases,
+        wanted.addresses,
+        wanted.mac,
+        wanted.ports,
+        id=endpoint_id(request),
+        container=request.container,
+        front_end=FrontEnd.CNI,
+        leased=given,
+        groups=wanted.groups,
+        routes=wanted.routes_in(net, gateways),
+    )
+
+
+def _with_routes(wanted: Wanted, leased: Result) -> Wanted:
+    """Add the routes of somebody else's IPAM; as with ours, they take the place of the network's own way out."""
+    if not leased.routes:
+        return wanted
+    theirs = tuple(RouteIn(dst=route.dst, gw=route.gw) for route in leased.routes)
+    return replace(wanted, routes=(*(wanted.routes or ()), *theirs))
+
+
+def _foreign_subnets(leased: Result) -> tuple[SubnetSpec, ...]:
+    """Return the subnets of a network whose addresses somebody else's IPAM gives out."""
+    found: dict[Any, SubnetSpec] = {}
+    for ip in leased.ips:
+        net = ip.address.network
+        gateway = ip.gateway or (net[1] if net[1] != ip.address.ip else None)
+        found.setdefault(net, SubnetSpec(net, gateway, space=EXTERNAL, v6=net.version == 6))
+    return tuple(found.values())
+
+
+async def _gathering(errors: list[CniError], work: Awaitable[object]) -> None:
+    """GC goes on over failures."""
+    try:
+        await work
+    except (CniError, NetplugError) as exc:
+        errors.append(exc if isinstance(exc, CniError) else CniError(_CODES.get(exc.kind, Code.INTERNAL), str(exc)))
+
+
+def refusal(exc: Exception, version: str) -> Reply:
+    """Return the answer to a call that failed; `version`: the configuration's, as far as it is known."""
+    if isinstance(exc, CniError):
+        error = exc
+    elif isinstance(exc, StoreError):
+        log.warning("request.failed", error=str(exc))
+        error = CniError(Code.TRY_AGAIN, f"store: {exc}")
+    elif isinstance(exc, Reportable) and exc.kind in _CODES:
+        error = CniError(_CODES[exc.kind], exc.message, exc.hint)
+    else:
+        log.error("request.failed", error=str(exc), exc_info=exc)
+        error = CniError(Code.INTERNAL, f"internal error: {exc}", "see the log of netplug")
+    log.info("request.refused", code=int(error.code), error=str(error))
+    data: dict[str, Any] = {"cniVersion": version} if version else {}
+    data |= {"code": int(error.code), "msg": error.msg}
+    return Reply(1, json.dumps(data | ({"details": error.details} if error.details else {})) + "\n")

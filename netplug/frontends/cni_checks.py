@@ -1,0 +1,114 @@
+"""What CHECK and STATUS look at, and whether a configuration fits a network that is there."""
+
+from collections.abc import Sequence
+
+from netplug.drivers.api import Network
+from netplug.drivers.options import parse
+from netplug.engine import Engine
+from netplug.engine.records import EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.engine.shared import driver_of
+from netplug.frontends.cni_result import Result
+from netplug.frontends.cni_wire import CniError, Code
+from netplug.ipam.allocator import Allocator
+
+
+def refuse_disagreement(record: NetworkRecord, wanted: NetworkSpec, allocator: Allocator) -> None:
+    """Refuse a configuration that wants the network otherwise than it is; what it does not say may be as it is.
+
+    Raises:
+        CniError: code 7, with the first difference.
+    """
+    net, options = record.network, parse(wanted.options)
+    for key in parse_keys(wanted):
+        asked, found = getattr(options, key), getattr(net.options, key)
+        if asked != found:
+            raise _disagreement(net, key, asked, found)
+    if wanted.internal and not net.internal:
+        raise _disagreement(net, "internal", True, net.internal)
+    for subnet in wanted.subnets:
+        if subnet.pool is not None:
+            _refuse_subnet(record, subnet, allocator)
+
+
+def parse_keys(wanted: NetworkSpec) -> Sequence[str]:
+    """Return the options that are given, as fields of `NetworkOptions`."""
+    return [key for key in wanted.options if not key.startswith("com.")]
+
+
+def _refuse_subnet(record: NetworkRecord, wanted: SubnetSpec, allocator: Allocator) -> None:
+    net = record.network
+    for subnet, pool_id in zip(net.subnets, record.pools, strict=True):
+        if subnet.pool != wanted.pool:
+            continue
+        gateway = subnet.gateway.ip if subnet.gateway else None
+        if wanted.gateway is not None and gateway is not None and gateway != wanted.gateway:
+            raise _disagreement(net, f"gateway of {subnet.pool}", wanted.gateway, gateway)
+        pool = allocator.pool(pool_id)
+        if record.front_end.shares and pool is not None and pool.ends != wanted.ends:
+            raise _disagreement(net, f"range of {subnet.pool}", _ends(wanted), _ends(pool))
+        return
+    pools = ", ".join(str(subnet.pool) for subnet in net.subnets) or "none"
+    raise _disagreement(net, "subnet", wanted.pool, pools)
+
+
+def _ends(of: object) -> str:
+    ends = getattr(of, "ends", None)
+    return f"{ends[0]}-{ends[1]}" if ends else "all"
+
+
+def _disagreement(net: Network, key: str, asked: object, found: object) -> CniError:
+    words = f"network {net.name!r} exists and has {key} {found}, the configuration says {asked}"
+    return CniError(Code.CONFIG, words, "use another name, or remove what is in the network first")
+
+
+async def refuse_drift(engine: Engine, network: NetworkRecord, built: EndpointRecord, previous: Result) -> None:
+    """Refuse an endpoint that is not as it was made.
+
+    Raises:
+        CniError: code 104, with all that is missing or different.
+    """
+    listed = {ip.address for ip in previous.ips}
+    if missing := [str(address) for address in built.endpoint.addresses if address not in listed]:
+        raise CniError(Code.WRONG, f"prevResult lacks {', '.join(missing)}")
+    drifts = await engine.kernel.drift((*network.plan, *built.present))
+    if drifts:
+        wrong = "; ".join(f"{drift.step.key}: {drift.what}" for drift in drifts)
+        raise CniError(Code.WRONG, "the kernel is not as it was made", wrong)
+
+
+async def refuse_unready(engine: Engine, record: NetworkRecord | None, wanted: NetworkSpec) -> None:
+    """Refuse to be ready for an ADD that would fail, or when those who are in the network suffer.
+
+    Raises:
+        CniError: 50, or 51 when existing containers are limited too.
+    """
+    if record is None:
+        await _refuse_unmakeable(engine, wanted)
+        return
+    refuse_disagreement(record, wanted, engine.allocator)
+    seen = await engine.kernel.compare((*engine.shared.plan, *record.plan))
+    if seen.drifts:
+        wrong = "; ".join(f"{drift.step.key}: {drift.what}" for drift in seen.drifts)
+        raise CniError(Code.LIMITED, f"network {record.network.name!r} is damaged", wrong)
+    driver = driver_of(record.network.options.mode, engine.drivers)
+    if (link := driver.segment(record.network)) and not any(one.name == link and one.up for one in seen.facts.links):
+        raise CniError(Code.LIMITED, f"link {link!r} of network {record.network.name!r} is gone or down")
+    for family in record.network.families():
+        pools = [p for p, s in zip(record.pools, record.network.subnets, strict=True) if s.pool.version == family]
+        if all(engine.allocator.usage(pool).free == 0 for pool in pools):
+            words = f"no IPv{family} address is free in network {record.network.name!r}"
+            raise CniError(Code.NOT_AVAILABLE, words)
+
+
+async def _refuse_unmakeable(engine: Engine, wanted: NetworkSpec) -> None:
+    """Refuse a network that its first ADD could not make."""
+    options = parse(wanted.options)
+    driver = driver_of(options.mode, engine.drivers)
+    host = await engine.shared.read_host()
+    net = Network("status", wanted.name, options=driver.complete(options, host), internal=wanted.internal)
+    try:
+        driver.check(net, engine.registry.all_networks(), host)
+    except Exception as exc:
+        if getattr(exc, "kind", "") not in {"invalid", "exists"}:
+            raise
+        raise CniError(Code.NOT_AVAILABLE, str(exc)) from None

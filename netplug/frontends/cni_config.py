@@ -1,0 +1,267 @@
+"""A CNI configuration as what the engine is asked for: a network, and an endpoint of it.
+
+Keys are netplug's options, or the reference plugins' where they mean the same; then they mean just that: with
+``isGateway`` said, there is a default route only if ``isDefaultGateway`` or a route says so. Without any of them the
+network is as `netplug network create` makes it.
+"""
+
+import re
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+from netplug.drivers.api import Network, PortMapping, StaticRoute
+from netplug.drivers.options import BRIDGE, MACVLAN, MACVLAN_MODES, OPTIONS, parse
+from netplug.drivers.steps import IPAddress, IPNetwork, Proto
+from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
+from netplug.frontends.cni_result import Dns, read_resolv_conf
+from netplug.frontends.cni_types import ConfigIn, IpamIn, PortIn, RangeIn, RouteIn, address_texts, section
+from netplug.frontends.cni_wire import CniError, Code, Request
+
+_OPTIONS = {key.lower(): option.key for option in OPTIONS for key in (option.key, *option.aliases)}
+_OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_DEFAULTS = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+IPAM = "ipam"
+"""The mode of networks that are addresses only."""
+_RESOLV_BYTES = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a configuration asks for.
+
+    `groups`, `addresses`: see `AttachSpec`. `routes` None: the network's own way out; else those, where one without a
+    gateway goes by that of the network. `default_route`: there shall be one beside `routes`.
+    """
+
+    network: NetworkSpec
+    groups: tuple[tuple[IPNetwork, ...], ...] | None = None
+    addresses: tuple[IPAddress, ...] = ()
+    mac: str = ""
+    ports: tuple[PortMapping, ...] = ()
+    name: str = ""
+    aliases: tuple[str, ...] = ()
+    routes: tuple[RouteIn, ...] | None = None
+    default_route: bool = False
+    dns: Dns = field(default_factory=Dns)
+
+    def routes_in(self, net: Network, gateways: dict[int, IPAddress]) -> tuple[StaticRoute, ...] | None:
+        """Return the sandbox's routes in a network with these gateways; None for the network's own."""
+        if self.routes is None:
+            return None
+        found = [StaticRoute(route.dst, route.gw or gateways.get(route.dst.version)) for route in self.routes]
+        if self.default_route:
+            listed = {route.destination for route in found}
+            found += [
+                StaticRoute(_DEFAULTS[version], gateway)
+                for version, gateway in sorted(gateways.items())
+                if _DEFAULTS[version] not in listed
+            ]
+        return tuple(route for route in found if not (net.internal and route.destination.prefixlen == 0))
+
+
+def translate(request: Request) -> Wanted:
+    """Return what a configuration asks for.
+
+    Raises:
+        CniError: 2 for what we do not do, 7 for what nobody could; nothing is passed over.
+    """
+    config = section(ConfigIn, request.raw)
+    ipam = section(IpamIn, config.ipam or {}, "ipam") if not request.foreign_ipam else IpamIn()
+    _refuse_limits(config)
+    if config.promiscMode and config.hairpinMode:
+        raise CniError(Code.CONFIG, "cannot set hairpin mode and promiscuous mode at the same time")
+    options = _options(config)
+    parse(options)  # refuses what is ill-formed before anything else is looked at
+    sets = (*config.runtimeConfig.ipRanges, *ipam.sets())
+    routes, default_route = _routes(config, ipam)
+    return Wanted(
+        NetworkSpec(
+            name=request.network,
+            options=options,
+            subnets=_subnets(config, sets, options),
+            internal=config.internal,
+            front_end=FrontEnd.CNI,
+        ),
+        tuple(tuple(dict.fromkeys(one.subnet for one in group)) for group in sets) if sets else None,
+        _addresses(request, config),
+        config.runtimeConfig.mac or config.args.cni.mac or request.args.mac.lower() or config.mac,
+        tuple(_port(port) for port in config.runtimeConfig.portMappings),
+        request.args.pod if _OWN_NAME.fullmatch(request.args.pod) else "",
+        _aliases(request, config),
+        routes,
+        default_route,
+        _dns(config, ipam),
+    )
+
+
+def _refuse_limits(config: ConfigIn) -> None:
+    bandwidth = config.runtimeConfig.bandwidth
+    for key, value in (bandwidth.model_dump() if bandwidth else {}).items():
+        if value:
+            raise CniError(Code.UNSUPPORTED, f"unsupported field runtimeConfig.bandwidth.{key}={value}")
+
+
+# Options
+
+
+def _options(config: ConfigIn) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for key, value in (config.model_extra or {}).items():
+        if key.startswith("cni.dev/"):
+            continue
+        name = _OPTIONS.get(key.lower())
+        if name is None:
+            raise CniError(Code.UNSUPPORTED, f"unsupported field {key}={str(value)[:200]!r}")
+        text = _text(key, value)
+        if text and not (name == "mtu" and text == "0"):
+            given[name] = text
+    if config.master or given.get("mode") in set(MACVLAN_MODES) - {BRIDGE}:
+        given = _as_macvlan(config, given)
+    if config.ipMasq is not None:
+        given.setdefault("masquerade", _text("ipMasq", config.ipMasq))
+    if config.portIsolation is not None:
+        given.setdefault("icc", _text("portIsolation", not config.portIsolation))
+    return given
+
+
+def _as_macvlan(config: ConfigIn, given: dict[str, str]) -> dict[str, str]:
+    """Read the reference's macvlan, whose ``mode`` is what we call ``macvlan_mode``."""
+    mode = given.get("mode", MACVLAN)
+    found = given | {"mode": MACVLAN}
+    if config.master:
+        found.setdefault("parent", config.master)
+    if mode in MACVLAN_MODES:
+        found.setdefault("macvlan_mode", mode)
+    elif mode != MACVLAN:
+        raise CniError(Code.CONFIG, f"master={config.master!r} is of macvlan, and mode is {mode!r}")
+    return found
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int):
+        return str(value)
+    raise CniError(Code.CONFIG, f"invalid network configuration: {key}={str(value)[:200]!r}", "not a plain value")
+
+
+# Subnets and addresses
+
+
+def _subnets(
+    config: ConfigIn, sets: tuple[tuple[RangeIn, ...], ...], options: dict[str, str]
+) -> tuple[SubnetSpec, ...]:
+    """Return the subnets; without a word of addresses a bridge network gets one, with ``"ipam": {}`` none."""
+    found: dict[IPNetwork, SubnetSpec] = {}
+    for group in sets:
+        if len({one.subnet.version for one in group}) > 1:
+            raise CniError(Code.CONFIG, "ipam.ranges: a set has subnets of both families")
+        for one in group:
+            if one.subnet in found:
+                raise CniError(Code.UNSUPPORTED, f"unsupported field ipam.ranges: two ranges of {one.subnet}")
+            found[one.subnet] = _subnet(one)
+    families = {subnet.version for subnet in found}
+    silent = not sets and (config.ipam is None or bool(config.ipam)) and options.get("mode", BRIDGE) == BRIDGE
+    wanted = {4, 6} if config.ipv6 else {4} if silent else set()
+    return (*found.values(), *(SubnetSpec(v6=version == 6) for version in sorted(wanted - families)))
+
+
+def _subnet(one: RangeIn) -> SubnetSpec:
+    subnet = one.subnet
+    if subnet.prefixlen > subnet.max_prefixlen - 2:
+        raise CniError(Code.CONFIG, f"subnet {subnet} is too small to allocate from")
+    for key, address in (("rangeStart", one.rangeStart), ("rangeEnd", one.rangeEnd), ("gateway", one.gateway)):
+        if address is not None and address not in subnet:
+            raise CniError(Code.CONFIG, f"{key} {address} is not in subnet {subnet}")
+    first, last = one.rangeStart or subnet[0], one.rangeEnd or subnet[-1]
+    if int(first) > int(last):
+        raise CniError(Code.CONFIG, f"rangeStart {first} is after rangeEnd {last}")
+    ends = (first, last) if one.rangeStart or one.rangeEnd else None
+    return SubnetSpec(subnet, one.gateway or subnet[1], v6=subnet.version == 6, ends=ends)
+
+
+def _addresses(request: Request, config: ConfigIn) -> tuple[IPAddress, ...]:
+    texts = address_texts(request.args.ip.split(","), config.args.cni.ips, config.runtimeConfig.ips)
+    try:
+        return tuple(ip_address(text) for text in texts)
+    except ValueError as exc:
+        raise CniError(Code.CONFIG, "a requested address is none", str(exc)) from None
+
+
+def _port(port: PortIn) -> PortMapping:
+    return PortMapping(Proto(port.protocol), port.containerPort, port.hostIP or None, port.hostPort, port.hostPort)
+
+
+def _aliases(request: Request, config: ConfigIn) -> tuple[str, ...]:
+    given = config.runtimeConfig.aliases
+    names = given.get(request.network, ()) if isinstance(given, dict) else given
+    if wrong := [name for name in names if not _OWN_NAME.fullmatch(name)]:
+        raise CniError(Code.CONFIG, f"runtimeConfig.aliases: {wrong[0][:80]!r} is not a name")
+    return tuple(names)
+
+
+# Routes and names
+
+
+def _routes(config: ConfigIn, ipam: IpamIn) -> tuple[tuple[RouteIn, ...] | None, bool]:
+    """Return the routes that are said, None for the network's own, and whether a default route is to be among them."""
+    listed = [routes for routes in (config.routes, ipam.routes) if routes is not None]
+    if not listed and (config.isDefaultGateway or config.isGateway is config.isDefaultGateway is None):
+        return None, False
+    return tuple(route for routes in listed for route in routes), bool(config.isDefaultGateway)
+
+
+def _dns(config: ConfigIn, ipam: IpamIn) -> Dns:
+    """Return the resolver's settings: the runtime's, else the configuration's, else those of IPAM's ``resolvConf``."""
+    if asked := config.runtimeConfig.dns:
+        return Dns(asked.servers, "", asked.searches, asked.options)
+    if config.dns is not None:
+        return Dns(config.dns.nameservers, config.dns.domain, config.dns.search, config.dns.options)
+    if not ipam.resolvConf:
+        return Dns()
+    try:
+        with Path(ipam.resolvConf).open(encoding="utf-8", errors="replace") as file:
+            return read_resolv_conf(file.read(_RESOLV_BYTES))
+    except OSError as exc:
+        raise CniError(Code.CONFIG, f"ipam.resolvConf={ipam.resolvConf!r} cannot be read", str(exc.strerror)) from None
+
+
+def translate_ipam(request: Request) -> Wanted:
+    """Return what somebody else's configuration asks of us as its IPAM: subnets, addresses, routes, names.
+
+    Raises:
+        CniError: as `translate`; the rest of the configuration is not ours to read.
+    """
+    ipam = section(IpamIn, request.get("ipam"), "ipam")
+    ours = {key: request.get("runtimeConfig", key) for key in ("ips", "ipRanges", "dns")}
+    runtime = {key: value for key, value in ours.items() if value is not None}
+    config = section(
+        ConfigIn,
+        {
+            "name": request.network,
+            "ipam": {"type": ipam.type},
+            "runtimeConfig": runtime,
+            "args": request.get("args"),
+        },
+    )
+    sets = (*config.runtimeConfig.ipRanges, *ipam.sets())
+    return Wanted(
+        NetworkSpec(
+            name=request.network,
+            options={"mode": IPAM},
+            subnets=_subnets(config, sets, {}),
+            front_end=FrontEnd.CNI,
+        ),
+        tuple(tuple(dict.fromkeys(one.subnet for one in group)) for group in sets) if sets else None,
+        _addresses(request, config),
+        name=request.args.pod if _OWN_NAME.fullmatch(request.args.pod) else "",
+        routes=ipam.routes or (),
+        dns=_dns(config, ipam),
+    )
+
+
+def without_ipam(wanted: Wanted) -> Wanted:
+    """Return what is wanted when somebody else chooses the addresses."""
+    return replace(wanted, network=replace(wanted.network, subnets=()), groups=(), addresses=())

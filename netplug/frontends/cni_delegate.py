@@ -1,0 +1,80 @@
+"""Somebody else's IPAM plugin, run as the specification says (section 4): whole configuration, same environment."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from netplug.errors import NetplugError
+from netplug.frontends import cni_result
+from netplug.frontends.cni_result import Result
+from netplug.frontends.cni_wire import CniError, Code, Request
+from netplug.kernel import plugins
+
+
+class Delegate:
+    """The IPAM plugin that a configuration names. `stderr`: what it said there, which goes on to the runtime."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.stderr = ""
+
+    def find(self) -> str:
+        """Return the plugin's executable.
+
+        Raises:
+            CniError: code 7, there is none in CNI_PATH.
+        """
+        try:
+            return plugins.find(self._request.foreign_ipam, self._request.env.get("CNI_PATH", ""))
+        except NetplugError as exc:
+            raise CniError(Code.CONFIG, str(exc)) from None
+
+    async def add(self) -> Result:
+        """Have addresses chosen.
+
+        Raises:
+            CniError: what the plugin answered; 100, when that is nothing to be understood.
+        """
+        data = await self._run("ADD")
+        result = cni_result.parse(data, self._request.version)
+        if not result.ips:
+            raise CniError(Code.CONFIG, f"IPAM plugin {self._request.foreign_ipam!r} returned missing IP config")
+        return result
+
+    async def run(self, command: str) -> None:
+        """Have it do something that has no result; raises as `add`."""
+        await self._run(command)
+
+    async def run_if_it_can(self, command: str) -> None:
+        """Have it do something that plugins of an older version of the specification know nothing of."""
+        known = (await self._run("VERSION")).get("supportedVersions")
+        if isinstance(known, list) and self._request.version in known:
+            await self._run(command)
+
+    async def _run(self, command: str) -> Mapping[str, Any]:
+        request = self._request
+        program, stdin = self.find(), json.dumps(request.raw).encode()
+        try:
+            done = await plugins.run(program, {**request.env, "CNI_COMMAND": command}, stdin)
+        except NetplugError as exc:
+            raise CniError(Code.TRY_AGAIN, str(exc)) from None
+        self.stderr += done.stderr.decode(errors="replace")
+        answer = _object(done.stdout)
+        if done.code == 0 and (answer is not None or command != "ADD"):
+            return answer or {}
+        raise _failure(request.foreign_ipam, done.code, done.stdout, answer)
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _failure(name: str, code: int, stdout: bytes, answer: Mapping[str, Any] | None) -> CniError:
+    if answer is None or not isinstance(answer.get("code"), int):
+        words = f"IPAM plugin {name!r} ended with {code} and said {stdout[:200].decode(errors='replace')!r}"
+        return CniError(Code.INTERNAL, words)
+    return CniError(answer["code"], f"IPAM plugin {name!r}: {answer.get('msg', '')}", str(answer.get("details") or ""))

@@ -1,0 +1,102 @@
+"""The CNI executables' socket: one connection a call, the request up to its end, the reply up to its end.
+
+Not HTTP, since each millisecond of it would be half of what the executable takes to start.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from netplug.engine.whole import to_its_end
+from netplug.frontends.cni import CniService
+from netplug.frontends.cni_wire import Call
+
+log = structlog.get_logger(__name__)
+
+MOST_BYTES = 4 << 20
+RETRY_S = 0.1
+REQUEST_S = 30.0
+"""A request is written at once; who does not must not stay for ever."""
+
+
+@asynccontextmanager
+async def serving_cni(service: CniService, sock: socket.socket) -> AsyncIterator[None]:
+    """Answer calls on a listening socket for the time of the block; then finish what was begun and close it."""
+    server = _Server(service, sock)
+    accepting = asyncio.ensure_future(server.accept())
+    try:
+        yield
+    finally:
+        accepting.cancel()
+        await to_its_end(server.finish(accepting))
+
+
+class _Server:
+    """On bare sockets: asyncio's streams cost more, and forget to close who comes while they end."""
+
+    def __init__(self, service: CniService, sock: socket.socket) -> None:
+        self._service = service
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._reading: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[None]] = set()
+
+    async def accept(self) -> None:
+        """Take connections until cancelled."""
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(self._sock)
+            except OSError as exc:  # no file descriptor is left, for now
+                log.warning("cni.accept_failed", error=str(exc))
+                await asyncio.sleep(RETRY_S)
+                continue
+            connection.setblocking(False)
+            task = self._loop.create_task(self._serve(connection), name="netplug-cni")
+            self._reading.add(task)
+            task.add_done_callback(self._forget)
+
+    async def finish(self, accepting: asyncio.Future[None]) -> None:
+        """Turn away who has not said yet what it wants; what a runtime asked for is done, answered or not."""
+        await asyncio.wait([accepting])
+        self._sock.close()
+        for task in self._reading:
+            task.cancel()
+        if tasks := self._reading | self._working:
+            await asyncio.wait(tasks)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._reading.discard(task)
+        self._working.discard(task)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - it was made one
+        with connection:
+            try:
+                data = await self._read(connection)
+                self._reading.discard(task)
+                self._working.add(task)
+                if data:
+                    reply = await self._service.answer(Call.parse(data))
+                    await self._loop.sock_sendall(connection, reply.render())
+            except (TimeoutError, OSError) as exc:
+                log.debug("cni.gone", error=str(exc))
+
+    async def _read(self, connection: socket.socket) -> bytes:
+        """Return a request; nothing when it is too long.
+
+        Raises:
+            TimeoutError: it does not come to its end.
+        """
+        parts: list[bytes] = []
+        size = 0
+        async with asyncio.timeout(REQUEST_S):
+            while part := await self._loop.sock_recv(connection, 65536):
+                size += len(part)
+                if size > MOST_BYTES:
+                    return b""
+                parts.append(part)
+        return b"".join(parts)

@@ -1,0 +1,269 @@
+"""What a runtime says to a CNI plugin: environment, the frame of the configuration, and the errors that it understands.
+
+What it says is read here as far as every command needs it, `cni_types` has the rest: DEL must succeed with whatever is
+left of a configuration.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any
+
+from netplug.cni_shim import SPEC_VERSIONS
+from netplug.drivers.codec import JsonObject
+
+OWN_IPAM = "netplug-ipam"
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+
+
+class Code(IntEnum):
+    """Error codes of the specification (section 5), and from 100 on our own."""
+
+    VERSION = 1
+    UNSUPPORTED = 2
+    ENVIRONMENT = 4
+    DECODE = 6
+    CONFIG = 7
+    NETNS = 8
+    TRY_AGAIN = 11
+    NOT_AVAILABLE = 50
+    LIMITED = 51
+    INTERNAL = 100
+    EXISTS = 101
+    FORBIDDEN = 102
+    NOT_FOUND = 103
+    WRONG = 104
+    """CHECK found that something is missing or different."""
+
+
+class CniError(Exception):
+    """What a plugin answers in place of a result."""
+
+    def __init__(self, code: int, msg: str, details: str = "") -> None:
+        super().__init__(f"{msg}: {details}" if details else msg)
+        self.code = code
+        self.msg = msg
+        self.details = details
+
+
+class Command(StrEnum):
+    """CNI_COMMAND."""
+
+    ADD = "ADD"
+    DEL = "DEL"
+    CHECK = "CHECK"
+    GC = "GC"
+    STATUS = "STATUS"
+
+
+_SINCE = {Command.CHECK: "0.4.0", Command.GC: "1.1.0", Command.STATUS: "1.1.0"}
+_NAMED = frozenset({Command.ADD, Command.DEL, Command.CHECK})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One start of the executable. `name`: its file's name, `env`: its CNI variables, `stdin`: a configuration.
+
+    By netavark it is told what to do in arguments; these are in `env` too, see `netplug.cni_shim`.
+    """
+
+    name: str
+    env: Mapping[str, str]
+    stdin: bytes
+
+    @property
+    def netavark(self) -> str:
+        """What netavark wants to have done; empty when it is not it who calls."""
+        return self.env.get("NETAVARK_COMMAND", "")
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Call":
+        """Read what `netplug.cni_shim` writes."""
+        head, _, stdin = data.partition(b"\0\0")
+        name, *words = head.decode(errors="replace").split("\0")
+        return cls(name, dict(word.split("=", 1) for word in words if "=" in word), stdin)
+
+    def render(self) -> bytes:
+        """Return what `parse` reads."""
+        words = [self.name, *(f"{key}={value}" for key, value in self.env.items())]
+        return "\0".join(words).encode(errors="surrogateescape") + b"\0\0" + self.stdin
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the executable shall do: print on stdout and stderr, and end with the code."""
+
+    code: int
+    stdout: str = ""
+    stderr: str = ""
+
+    def render(self) -> bytes:
+        """Return it as `netplug.cni_shim` reads it."""
+        out = self.stdout.encode()
+        return b"%d %d\n%s%s" % (self.code, len(out), out, self.stderr.encode())
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Reply | None":
+        """Read what `render` wrote; None when it is nothing, since the daemon died over it."""
+        head, newline, rest = data.partition(b"\n")
+        if not newline:
+            return None
+        code, length = map(int, head.split())
+        return cls(code, rest[:length].decode(), rest[length:].decode())
+
+
+@dataclass(frozen=True, slots=True)
+class Args:
+    """CNI_ARGS, as far as we know them."""
+
+    ip: str = ""
+    mac: str = ""
+    pod: str = ""
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A call whose environment is in order.
+
+    `me`: the executable's name. `type`: the plugin that the configuration is for: me, unless I am its IPAM. `raw`: the
+    configuration as it came.
+    """
+
+    command: Command
+    me: str
+    type: str
+    version: str
+    network: str
+    raw: JsonObject
+    container: str = ""
+    ifname: str = ""
+    netns: str = ""
+    args: Args = field(default_factory=Args)
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ipam(self) -> str:
+        """The IPAM plugin, empty when the configuration names none."""
+        kind = self.get("ipam", "type")
+        return kind if isinstance(kind, str) else ""
+
+    @property
+    def foreign_ipam(self) -> str:
+        """The IPAM plugin if it is somebody else's."""
+        return "" if self.ipam in {self.me, OWN_IPAM} else self.ipam
+
+    def get(self, *path: str) -> Any:
+        """Return what the configuration has under keys in any case; None when there is nothing."""
+        found: Any = self.raw
+        for key in path:
+            found = _any_case(found, key) if isinstance(found, dict) else None
+        return found
+
+
+def _any_case(data: Mapping[str, Any], key: str) -> Any:
+    if key in data:
+        return data[key]
+    return next((value for name, value in data.items() if name.lower() == key.lower()), None)
+
+
+def read(call: Call) -> Request:
+    """Check a call's environment and the frame of its configuration.
+
+    Raises:
+        CniError: codes 1, 4, 6, 7.
+    """
+    env = call.env
+    try:
+        command = Command(env.get("CNI_COMMAND", ""))
+    except ValueError:
+        raise CniError(Code.ENVIRONMENT, f"unknown CNI_COMMAND: {env.get('CNI_COMMAND', '')!r}") from None
+    container = ifname = ""
+    if command in _NAMED:
+        container, ifname = _container(env), _ifname(env)
+        if command is not Command.DEL and not env.get("CNI_NETNS"):
+            raise CniError(Code.ENVIRONMENT, "required env variables [CNI_NETNS] missing")
+    raw = _decode(call.stdin)
+    version = _any_case(raw, "cniVersion") or "0.1.0"
+    _check_version(version, command)
+    network = _any_case(raw, "name")
+    if not isinstance(network, str) or not _NAME.fullmatch(network) or len(network) > 128:
+        raise CniError(Code.CONFIG, f"invalid network name {network!r}" if network else "missing network name")
+    args = _args(env.get("CNI_ARGS", ""), strict=command is Command.ADD)
+    kind = _any_case(raw, "type")
+    return Request(
+        command,
+        call.name,
+        kind if isinstance(kind, str) else call.name,
+        version,
+        network,
+        raw,
+        container,
+        ifname,
+        env.get("CNI_NETNS", ""),
+        args,
+        env,
+    )
+
+
+def _container(env: Mapping[str, str]) -> str:
+    value = env.get("CNI_CONTAINERID", "")
+    if not value:
+        raise CniError(Code.ENVIRONMENT, "required env variables [CNI_CONTAINERID] missing")
+    if not _NAME.fullmatch(value) or len(value) > 1024:
+        raise CniError(Code.ENVIRONMENT, f"invalid CNI_CONTAINERID {value[:80]!r}")
+    return value
+
+
+def _ifname(env: Mapping[str, str]) -> str:
+    value = env.get("CNI_IFNAME", "")
+    if not value:
+        raise CniError(Code.ENVIRONMENT, "required env variables [CNI_IFNAME] missing")
+    if not 1 <= len(value.encode()) <= 15 or value in {".", ".."} or any(c in "/:" or c.isspace() for c in value):
+        raise CniError(Code.ENVIRONMENT, f"invalid CNI_IFNAME {value[:80]!r}: not a name of 1 to 15 signs")
+    return value
+
+
+def _decode(data: bytes) -> JsonObject:
+    try:
+        raw = json.loads(data)
+    except ValueError as exc:
+        raise CniError(Code.DECODE, "the network configuration is not JSON", str(exc)) from None
+    if not isinstance(raw, dict):
+        raise CniError(Code.DECODE, "the network configuration is not a JSON object")
+    return raw
+
+
+def _check_version(version: object, command: Command) -> None:
+    if version not in SPEC_VERSIONS:
+        spoken = ", ".join(SPEC_VERSIONS)
+        raise CniError(Code.VERSION, "incompatible CNI versions", f"config is {version!r}, plugin supports {spoken}")
+    since = _SINCE.get(command, "")
+    if since and SPEC_VERSIONS.index(str(version)) < SPEC_VERSIONS.index(since):
+        raise CniError(Code.VERSION, f"config version does not allow {command}", f"{version} is older than {since}")
+
+
+def _args(text: str, *, strict: bool) -> Args:
+    """Read CNI_ARGS; the unknown is refused, as by the reference, unless the runtime says to ignore it."""
+    pairs = dict(item.partition("=")[::2] for item in text.split(";") if item)
+    lenient = pairs.pop("IgnoreUnknown", "").lower() in {"1", "true"} or not strict
+    known = {"IP", "MAC", "GATEWAY", "K8S_POD_NAME", "K8S_POD_NAMESPACE", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"}
+    if not lenient and (unknown := sorted(pairs.keys() - known)):
+        raise CniError(Code.ENVIRONMENT, f"CNI_ARGS: unknown args {unknown}")
+    return Args(
+        pairs.get("IP", ""), pairs.get("MAC", ""), pairs.get("K8S_POD_NAME", ""), pairs.get("K8S_POD_NAMESPACE", "")
+    )
+
+
+def valid_attachments(request: Request) -> frozenset[tuple[str, str]]:
+    """Return (container, interface) of the attachments that GC must leave.
+
+    Raises:
+        CniError: they are not said: to take that for "none" would cut off all.
+    """
+    found = request.get("cni.dev/valid-attachments")
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise CniError(Code.CONFIG, "required cni.dev/valid-attachments missing")
+    return frozenset((str(item.get("containerID", "")), str(item.get("ifname", ""))) for item in found)

@@ -1,0 +1,238 @@
+"""netavark's plugin API 1.0.0 (podman >= 4.5): the same executable, told by arguments what to do.
+
+podman keeps the networks' definitions itself and sends them with each call; there is no call for their end. So, as with
+CNI, the first call that names a network makes it. netavark leaves addresses, ports and names to the plugin.
+"""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from ipaddress import ip_network
+from typing import Any, Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from netplug.drivers.api import PortMapping, StaticRoute
+from netplug.drivers.options import BRIDGE, MACVLAN
+from netplug.drivers.steps import Proto
+from netplug.engine import Engine
+from netplug.engine.records import AttachSpec, EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.errors import NetplugError, Reportable
+from netplug.frontends.api_wire import Cidr, Ifname, Ip, Mac, Name, Netns
+from netplug.frontends.cni_wire import Call, CniError, Reply
+from netplug.frontends.named import NamedNetworks
+from netplug.store.api import StoreError
+
+log = structlog.get_logger(__name__)
+
+_EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+
+
+class _In(BaseModel):
+    """Newer versions may say more; what they say today is all here."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class LeaseRangeIn(_In):
+    start_ip: Ip | None = None
+    end_ip: Ip | None = None
+
+
+class SubnetIn(_In):
+    subnet: Cidr
+    gateway: Ip | None = None
+    lease_range: LeaseRangeIn | None = None
+
+    def to_spec(self) -> SubnetSpec:
+        """Return it; without a gateway of its own the first address is taken."""
+        part = self.lease_range or LeaseRangeIn()
+        ends = (part.start_ip or self.subnet[0], part.end_ip or self.subnet[-1]) if part != LeaseRangeIn() else None
+        return SubnetSpec(self.subnet, self.gateway, v6=self.subnet.version == 6, ends=ends)
+
+
+class RouteIn(_In):
+    destination: Cidr
+    gateway: Ip
+    metric: None = None
+    route_type: Literal["unicast"] | None = None
+
+
+class NetworkIn(_In):
+    """`network_interface`: the bridge, or a macvlan's parent."""
+
+    name: Name
+    id: str
+    driver: str
+    network_interface: str | None = None
+    internal: bool = False
+    ipv6_enabled: bool = False
+    options: dict[str, str] | None = None
+    ipam_options: dict[str, str] | None = None
+    subnets: tuple[SubnetIn, ...] | None = None
+    routes: tuple[RouteIn, ...] | None = None
+
+    def to_spec(self) -> NetworkSpec:
+        options = dict(self.options or {})
+        mode = options.get("mode", BRIDGE)
+        if self.network_interface:
+            options.setdefault("parent" if mode == MACVLAN else BRIDGE, self.network_interface)
+        given = tuple(subnet.to_spec() for subnet in self.subnets or ())
+        ipam = (self.ipam_options or {}).get("driver", "")
+        if ipam == "dhcp":
+            raise NetplugError("invalid", "ipam driver 'dhcp': a netplug network gives out addresses itself")
+        families = {subnet.subnet.version for subnet in self.subnets or ()}
+        wanted = {4, 6} if self.ipv6_enabled else set() if given or mode != BRIDGE else {4}
+        missing = sorted(wanted - families) if ipam != "none" else []
+        return NetworkSpec(
+            name=self.name,
+            options=options,
+            subnets=given + tuple(SubnetSpec(v6=family == 6) for family in missing),
+            internal=self.internal,
+            front_end=FrontEnd.NETAVARK,
+        )
+
+
+class PortIn(_In):
+    """`range`: so many ports from `host_port` and `container_port` on. `protocol` may list several with commas."""
+
+    container_port: int
+    host_port: int
+    host_ip: Ip | Literal[""] | None = None
+    protocol: str = "tcp"
+    range: int = 1
+
+    def to_specs(self) -> list[PortMapping]:
+        ports = [(self.host_port + n, self.container_port + n) for n in range(max(self.range, 1))]
+        if not all(0 < port <= 65535 for pair in ports for port in pair):
+            raise NetplugError("invalid", f"port {self.host_port}:{self.container_port} is not from 1 to 65535")
+        protocols = [Proto(word.strip().lower()) for word in self.protocol.split(",")]
+        return [
+            PortMapping(proto, inner, self.host_ip or None, outer, outer)
+            for proto in protocols
+            for outer, inner in ports
+        ]
+
+
+class EndpointIn(_In):
+    interface_name: Ifname
+    aliases: tuple[Name, ...] | None = None
+    static_ips: tuple[Ip, ...] | None = None
+    static_mac: Mac | Literal[""] | None = None
+    options: dict[str, str] | None = None
+
+
+class ExecIn(_In):
+    container_id: str
+    container_name: str = ""
+    port_mappings: tuple[PortIn, ...] | None = None
+    network: NetworkIn
+    network_options: EndpointIn
+
+    @property
+    def endpoint_id(self) -> str:
+        ident = f"netavark {self.network.name} {self.container_id} {self.network_options.interface_name}"
+        return sha256(ident.encode()).hexdigest()
+
+
+class _Place(_In):
+    netns: Netns
+
+
+class NetavarkService:
+    """Answers netavark's calls."""
+
+    def __init__(self, engine: Engine, networks: NamedNetworks) -> None:
+        self._engine = engine
+        self._networks = networks
+
+    async def answer(self, call: Call) -> Reply:
+        """Do what a call asks for."""
+        try:
+            data = json.loads(call.stdin)
+            match call.netavark:
+                case "create":
+                    said = await self._create(data)
+                case "setup":
+                    said = await self._setup(
+                        ExecIn.model_validate(data), _Place(netns=call.env["NETAVARK_NETNS"]).netns
+                    )
+                case "teardown":
+                    await self._teardown(ExecIn.model_validate(data))
+                    return Reply(0)
+                case other:
+                    raise NetplugError("invalid", f"unknown command {other[:80]!r}")  # noqa: TRY301
+        except Exception as exc:  # noqa: BLE001 - here is where the front end answers
+            return Reply(1, json.dumps({"error": _words(exc)}) + "\n")
+        return Reply(0, json.dumps(said) + "\n")
+
+    async def _create(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Make a network and return its definition with its subnets; what it says else must come back as it was."""
+        wanted = NetworkIn.model_validate(data)
+        async with self._networks.joined(wanted.to_spec()) as record:
+            subnets = [
+                {"subnet": str(subnet.pool), **({"gateway": str(subnet.gateway.ip)} if subnet.gateway else {})}
+                for subnet in record.network.subnets
+            ]
+            return data | {"subnets": data.get("subnets") or subnets}
+
+    async def _setup(self, wanted: ExecIn, netns: str) -> dict[str, Any]:
+        own = wanted.network_options
+        if own.options:
+            key = min(own.options)
+            raise NetplugError("invalid", f"option {key!r} of a container: none is known")
+        async with self._networks.joined(wanted.network.to_spec()) as record:
+            spec = AttachSpec(
+                record.network.id,
+                netns,
+                own.interface_name,
+                wanted.container_name,
+                own.aliases or (),
+                own.static_ips or (),
+                own.static_mac or "",
+                tuple(port for item in wanted.port_mappings or () for port in item.to_specs()),
+                id=wanted.endpoint_id,
+                container=wanted.container_id,
+                front_end=FrontEnd.NETAVARK,
+                routes=_routes(record, wanted.network.routes or ()),
+            )
+            built, _ = await self._engine.endpoints.attach(spec)
+        return _status(record, built)
+
+    async def _teardown(self, wanted: ExecIn) -> None:
+        for record in self._engine.registry.networks():
+            await self._engine.endpoints.delete(record.network.id, wanted.endpoint_id)
+
+
+def _routes(record: NetworkRecord, wanted: Sequence[RouteIn]) -> tuple[StaticRoute, ...] | None:
+    """Return routes beside the network's own way out; None when there are none."""
+    if not wanted:
+        return None
+    ways = () if record.network.internal else tuple(s.gateway for s in record.network.subnets if s.gateway)
+    own = tuple(StaticRoute(_EVERYTHING[way.version], way.ip) for way in ways)
+    return (*own, *(StaticRoute(route.destination, route.gateway) for route in wanted))
+
+
+def _status(record: NetworkRecord, built: EndpointRecord) -> dict[str, Any]:
+    gateways = {subnet.pool: str(subnet.gateway.ip) for subnet in record.network.subnets if subnet.gateway}
+    subnets = []
+    for address in built.endpoint.addresses:
+        gateway = gateways.get(address.network)
+        subnets.append({"ipnet": str(address), **({"gateway": gateway} if gateway else {})})
+    interface = {"mac_address": built.endpoint.mac, "subnets": subnets}
+    return {"dns_server_ips": [], "dns_search_domains": [], "interfaces": {built.ifname: interface}}
+
+
+def _words(exc: Exception) -> str:
+    if isinstance(exc, ValidationError):
+        error = exc.errors()[0]
+        where = ".".join(map(str, error["loc"]))
+        return f"{where}: {str(error['msg']).removeprefix('Value error, ')}"
+    if isinstance(exc, ValueError):
+        return f"what came on stdin is not as it should be: {exc}"
+    if isinstance(exc, CniError | StoreError) or (isinstance(exc, Reportable) and exc.kind != "internal"):
+        log.info("request.refused", error=str(exc))
+        return str(exc)
+    log.error("request.failed", error=str(exc), exc_info=exc)
+    return f"internal error: {exc} (see the log of netplug)"

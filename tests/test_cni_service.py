@@ -1,0 +1,131 @@
+"""The CNI front end on an engine with a fake kernel: whole commands, failures in the middle, several lives."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from engine_host import Host
+
+from netplug.frontends.cni import CniService
+from netplug.frontends.cni_wire import Call
+
+NETNS = "/run/netns/box"
+SUBNET = {"ipam": {"type": "netplug-ipam", "subnet": "10.1.0.0/29"}}
+PORTS = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}
+
+
+class Plugin:
+    """The plugin of a host, as a runtime sees it."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    async def __call__(self, command: str, container: str = "c", netns: str = NETNS, **config: Any) -> dict[str, Any]:
+        env = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": "eth0"}
+        text = {"cniVersion": "1.1.0", "name": "blue", "type": "pynet"} | config
+        reply = await CniService(self.host.engine).answer(Call("pynet", env, json.dumps(text).encode()))
+        answer: dict[str, Any] = json.loads(reply.stdout) if reply.stdout else {}
+        assert ("code" in answer) == bool(reply.code)
+        return answer
+
+
+@pytest.fixture
+async def plugin() -> AsyncIterator[Plugin]:
+    host = await Host.boot()
+    yield Plugin(host)
+    await host.check()
+    await host.close()
+
+
+def valid(*containers: str) -> dict[str, Any]:
+    return {"cni.dev/valid-attachments": [{"containerID": one, "ifname": "eth0"} for one in containers]}
+
+
+async def test_add_check_del_gc_leave_nothing(plugin: Plugin) -> None:
+    before = plugin.host.dump()
+    made = await plugin("ADD", **SUBNET, **PORTS)
+    assert made["ips"] == [{"address": "10.1.0.2/29", "gateway": "10.1.0.1", "interface": 2}]
+    assert await plugin("CHECK", **SUBNET, prevResult=made) == {}
+    assert await plugin("STATUS", **SUBNET) == {}
+    for netns in (NETNS, "", "/run/netns/gone"):
+        assert await plugin("DEL", netns=netns) == {}
+    assert plugin.host.endpoints() == []
+    assert await plugin("GC", **valid()) == {}
+    assert plugin.host.networks() == []
+    assert plugin.host.dump() == before
+
+
+async def test_state_outlives_the_daemon(plugin: Plugin) -> None:
+    made = await plugin("ADD", **SUBNET, **PORTS)
+    await plugin.host.reboot()
+    assert await plugin("CHECK", **SUBNET, prevResult=made) == {}
+    refused = await plugin("ADD", "other", **SUBNET, **PORTS)
+    assert (refused["code"], "8080" in refused["msg"]) == (11, True)
+    assert await plugin("DEL") == {}
+    assert (await plugin("ADD", "other", **SUBNET, **PORTS))["ips"]
+
+
+@pytest.mark.parametrize("failing", ["link/nph", "address/", "route/", "rule/"])
+async def test_failure_in_the_middle_leaves_no_network_either(plugin: Plugin, failing: str) -> None:
+    before = await plugin.host.state()
+    probe = await plugin("ADD", **SUBNET, **PORTS)
+    keys = [step.key for step in plugin.host.endpoints()[0].present if step.key.startswith(failing)]
+    assert probe
+    assert keys
+    await plugin("GC", **valid())
+    plugin.host.kernel.fail_at(keys[0])
+    refused = await plugin("ADD", **SUBNET, **PORTS)
+    plugin.host.kernel.heal()
+    assert refused["code"] == 100
+    assert plugin.host.networks() == []
+    assert plugin.host.endpoints() == []
+    assert plugin.host.leases() == []
+    assert (await plugin.host.state())[0] == before[0]  # type: ignore[index]
+
+
+async def test_full_range_is_told_by_add_and_status(plugin: Plugin) -> None:
+    for number in range(5):
+        assert (await plugin("ADD", f"c{number}", f"/run/netns/{number}", **SUBNET))["ips"]
+    assert (await plugin("ADD", "late", **SUBNET))["code"] == 11
+    assert (await plugin("STATUS", **SUBNET))["code"] == 50
+    await plugin("GC", **SUBNET, **valid("c1", "c2"))
+    assert sorted(one.container for one in plugin.host.endpoints()) == ["c1", "c2"]
+    assert await plugin("STATUS", **SUBNET) == {}
+
+
+async def test_network_of_somebody_else_is_joined_and_left(plugin: Plugin) -> None:
+    await plugin.host.cli_network("10.5.0.0/24", name="blue")
+    assert (await plugin("ADD"))["ips"][0]["address"] == "10.5.0.2/24"
+    assert (await plugin("ADD", "d", **SUBNET))["code"] == 7
+    await plugin("GC", **valid())
+    assert [one.network.name for one in plugin.host.networks()] == ["blue"]
+
+
+async def test_changed_configuration_makes_the_empty_network_anew(plugin: Plugin) -> None:
+    await plugin("ADD", **SUBNET)
+    assert "10.1.0.0/29" in (await plugin("ADD", "d", ipam={"subnet": "10.2.0.0/24"}))["msg"]
+    await plugin("DEL")
+    assert (await plugin("ADD", "d", ipam={"subnet": "10.2.0.0/24"}, mtu=1400))["ips"][0]["address"] == "10.2.0.2/24"
+    assert (await plugin("ADD", "e", ipam={"subnet": "10.2.0.0/24"}, mtu=1300))["code"] == 7
+
+
+async def test_link_tuned_by_others_is_no_drift(plugin: Plugin) -> None:
+    made = await plugin("ADD", **SUBNET)
+    (built,) = plugin.host.endpoints()
+    assert all(step.tunable for step in built.plan if hasattr(step, "tunable"))
+    made["interfaces"][2]["mac"] = "02:00:00:00:00:09"
+    assert await plugin("CHECK", **SUBNET, prevResult=made) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "code"), [({"cniVersion": "7"}, 1), ({"colour": 1}, 2), ({"name": ""}, 7), ({"mtu": "x"}, 7)], ids=str
+)
+async def test_refusals_change_nothing(plugin: Plugin, config: dict[str, Any], code: int) -> None:
+    before = await plugin.host.state()
+    assert (await plugin("ADD", **config))["code"] == code
+    assert await plugin.host.state() == before
+
+
+async def test_del_takes_any_configuration_that_has_a_name(plugin: Plugin) -> None:
+    assert await plugin("DEL", colour=1, mtu="x", ipam=[], prevResult="x") == {}
