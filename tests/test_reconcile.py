@@ -83,8 +83,9 @@ async def test_tampered_chain_is_put_right(host: Host) -> None:
 
 
 async def test_one_that_cannot_be_mended_keeps_no_other_from_it(host: Host) -> None:
-    stubborn, other = "forward/4/tcp", "member/netplug-net4"
+    stubborn, other = "forward/4/tcp//", "member/netplug-net4"
     lost = [key for key in host.kernel._world.state if key.startswith((stubborn, other))]
+    assert any(key.startswith(stubborn) for key in lost)
     for key in lost:
         host.kernel.lose(key)
     host.kernel.fail_at(next(key for key in lost if key.startswith(other)))

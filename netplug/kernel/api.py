@@ -5,7 +5,8 @@ steps at once so that an implementation can put what belongs together into one n
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+import socket
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -22,6 +23,7 @@ from netplug.drivers.steps import (
     IpSet,
     Member,
     Proto,
+    Resolver,
     Rule,
     Step,
 )
@@ -99,6 +101,16 @@ class Comparison:
     facts: HostFacts
 
 
+class Served(Protocol):
+    """What serves a pair of sockets, which are its own, until it is closed."""
+
+    def close(self) -> None: ...
+
+
+Serve = Callable[[Resolver, socket.socket, socket.socket], Served]
+"""Is given a step, its UDP and its TCP socket."""
+
+
 class Kernel(Protocol):
     """What the executor and the engine need of a kernel."""
 
@@ -169,6 +181,12 @@ class Kernel(Protocol):
 
     async def inhabited(self, path: str) -> bool:
         """Tell whether a process lives in the network namespace of this path; False when there is none."""
+
+    def attend(self, serve: Serve) -> None:
+        """Have the sockets of `Resolver` steps served from now on, also of those ensured before.
+
+        Who serves them closes them when told to close. Without anybody, what is asked waits in their queues.
+        """
 
     def changes(self) -> asyncio.Event:
         """Return the event that is set when others may have changed something of ours; the caller clears it."""

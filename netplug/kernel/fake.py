@@ -32,6 +32,7 @@ from netplug.drivers.steps import (
     Member,
     Proto,
     Relay,
+    Resolver,
     Route,
     Rule,
     Shape,
@@ -42,7 +43,7 @@ from netplug.drivers.steps import (
 from netplug.errors import NetplugError
 
 from . import fake_links, ports, rules
-from .api import MISSING, Comparison, Drift, Outcome, Owned, StepError
+from .api import MISSING, Comparison, Drift, Outcome, Owned, Serve, StepError
 from .fake_world import Foreign, World, comparable
 from .rules import FIREWALL_STEPS, FirewallStep, Transaction
 
@@ -111,7 +112,9 @@ class FakeKernel:
     def forwards(self) -> list[Forward | Relay]:
         """Return the ports that lead to containers; relayed ones only where they are of the loopback address alone."""
         found = [step for step in self._world.state.values() if isinstance(step, Forward | Relay)]
-        return [step for step in found if isinstance(step, Forward) or step.host.is_loopback]
+        # Port 53 of a gateway leads to the host itself: see `Resolver`.
+        abroad = [step for step in found if isinstance(step, Relay) or step.host != step.address]
+        return [step for step in abroad if isinstance(step, Forward) or step.host.is_loopback]
 
     def dump(self) -> str:
         """Return all that is ours and the content of all chains, as text: what to compare in a test."""
@@ -242,6 +245,9 @@ class FakeKernel:
         """Tell whether `path` was said to be inhabited."""
         return path in self.inhabitants
 
+    def attend(self, serve: Serve) -> None:
+        """Take note; nobody asks."""
+
     def changes(self) -> asyncio.Event:
         """Return the event that tests set to say that others changed something."""
         return self.changed
@@ -249,14 +255,25 @@ class FakeKernel:
     async def close(self) -> None:
         """Let go of the ports, as the end of the process does."""
         for step in list(self._world.state.values()):
-            if isinstance(step, HostPort | Relay):
+            if isinstance(step, HostPort | Relay | Resolver):
                 del self._world.state[step.key]
 
     # Each kind of step
 
     def _ensure(self, step: Step) -> Outcome:
         match step:
-            case Bridge() | Veth() | Macvlan() | Ifb() | Shape() | Announce() | Hairpin() | Address() | Route():
+            case (
+                Bridge()
+                | Veth()
+                | Macvlan()
+                | Ifb()
+                | Shape()
+                | Announce()
+                | Hairpin()
+                | Address()
+                | Route()
+                | Resolver()
+            ):
                 return fake_links.ensure(self._world, step)
             case Sysctl():
                 return self._ensure_sysctl(step)

@@ -25,6 +25,7 @@ from netplug.drivers.steps import (
     Macvlan,
     Member,
     Proto,
+    Resolver,
     Route,
     Rule,
     Shape,
@@ -230,6 +231,8 @@ def _hangs_on(step: Step, other: Step) -> bool:
             return other.link == step.name
         case Ifb(), Shape():
             return other.ifb == step.name
+        case ((Bridge() | Veth()), Resolver()):
+            return other.link == step.name
     return False
 
 
