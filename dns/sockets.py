@@ -1,4 +1,4 @@
-"""Connected UDP sockets to an upstream: several, with ports of the kernel's choosing, changed now and then."""
+"""Sockets to an upstream: several for UDP, with ports of the kernel's choosing, changed now and then; TCP."""
 
 import asyncio
 import socket
@@ -13,6 +13,27 @@ _DRAIN = 64
 """Datagrams read at a time; the loop comes back for more."""
 _LARGEST = 4096
 _BUFFER = 1 << 20
+
+
+Opener = Callable[[int, int], socket.socket]
+"""Returns a socket of a family and a kind that does not block; it need not be one of this network namespace."""
+
+
+def open_here(family: int, kind: int) -> socket.socket:
+    """Return a socket of this network namespace."""
+    return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def peer(server: Server) -> tuple[int, tuple[str, int] | tuple[str, int, int, int]]:
+    """Return family and address to connect to.
+
+    Raises:
+        OSError: there is no such link.
+    """
+    if server.address.version == 4:
+        return socket.AF_INET, (str(server.address), server.port)
+    scope = socket.if_nametoindex(server.scope) if server.scope else 0
+    return socket.AF_INET6, (str(server.address), server.port, 0, scope)
 
 
 class Slot:
@@ -49,9 +70,16 @@ class Pool:
     """The sockets towards one server. `take`: is given each message; `unreachable`: is told of a socket's error."""
 
     def __init__(
-        self, server: Server, take: Callable[[Slot, bytes], None], unreachable: Callable[[Slot], None]
+        self,
+        server: Server,
+        take: Callable[[Slot, bytes], None],
+        unreachable: Callable[[Slot], None],
+        opener: Opener = open_here,
+        slots: int = 0,
     ) -> None:
         self._server = server
+        self._opener = opener
+        self._number = slots or SLOTS
         self._take = take
         self._unreachable = unreachable
         self._slots: dict[int, Slot] = {}
@@ -62,7 +90,7 @@ class Pool:
         Raises:
             OSError: there is no way to the server.
         """
-        number %= SLOTS
+        number %= self._number
         slot = self._slots.get(number)
         if slot is not None and slot.uses >= USES:
             del self._slots[number]
@@ -74,18 +102,11 @@ class Pool:
         return slot
 
     def _open(self) -> Slot:
-        address = self._server.address
-        sock = socket.socket(
-            socket.AF_INET6 if address.version == 6 else socket.AF_INET,
-            socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-        )
+        family, address = peer(self._server)
+        sock = self._opener(family, socket.SOCK_DGRAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-            if address.version == 6:
-                scope = socket.if_nametoindex(self._server.scope) if self._server.scope else 0
-                sock.connect((str(address), self._server.port, 0, scope))
-            else:
-                sock.connect((str(address), self._server.port))
+            sock.connect(address)
         except BaseException:
             sock.close()
             raise
@@ -110,3 +131,27 @@ class Pool:
         for slot in self._slots.values():
             slot.close()
         self._slots.clear()
+
+
+async def exchange(opener: Opener, server: Server, message: bytes) -> bytes:
+    """Ask by TCP (RFC 7766).
+
+    Raises:
+        OSError, EOFError: nobody answers.
+    """
+    family, address = peer(server)
+    sock = opener(family, socket.SOCK_STREAM)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, address)
+        reader, writer = await asyncio.open_connection(sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        writer.write(len(message).to_bytes(2) + message)
+        answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+        if answer[:2] != message[:2]:
+            raise EOFError("an answer to another question")
+        return answer
+    finally:
+        writer.close()

@@ -18,7 +18,7 @@ from . import cache, wire
 from .cache import Answer
 from .careful import PROHIBITED, Question, reply
 from .rules import Rules, Server
-from .sockets import Pool, Slot
+from .sockets import Opener, Pool, Slot, exchange, open_here
 
 SECOND_S = 0.3
 """A resolver that knows the answer takes far less, one that has to ask around seldom more."""
@@ -86,10 +86,14 @@ class _Query:
 
 
 class Forwarder:
-    """Asks upstreams. Belongs to one event loop."""
+    """Asks upstreams. Belongs to one event loop.
 
-    def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
+    `opener`: makes the sockets, `slots` of them to each upstream; 0 for as many as make guessing hard.
+    """
+
+    def __init__(self, *, opener: Opener = open_here, slots: int = 0, clock: Callable[[], float] = monotonic) -> None:
         self.counts = Counts()
+        self._opener, self._slots = opener, slots
         self._clock = clock
         self._queries: dict[tuple[int, bytes], _Query] = {}
         self._pools: dict[Server, Pool] = {}
@@ -168,7 +172,7 @@ class Forwarder:
     def _send(self, query: _Query, server: Server) -> bool:
         pool = self._pools.get(server)
         if pool is None:
-            pool = self._pools[server] = Pool(server, self._take, self._unreachable)
+            pool = self._pools[server] = Pool(server, self._take, self._unreachable, self._opener, self._slots)
         try:
             slot = pool.slot(next(self._numbers))
             ident = next(self._numbers)
@@ -272,7 +276,7 @@ class Forwarder:
         """Ask again for an answer that was too long for a datagram; if that fails, it is cut for the asker too."""
         try:
             async with asyncio.timeout(TCP_TIMEOUT_S):
-                message = await _exchange(server, next(self._numbers).to_bytes(2) + query.message)
+                message = await exchange(self._opener, server, next(self._numbers).to_bytes(2) + query.message)
         except (OSError, TimeoutError, EOFError):
             message = truncated
         if query.done:
@@ -370,24 +374,6 @@ def _cut(question: Question) -> bytes:
     whole = bytearray(reply(question))
     whole[2] |= 0x02
     return bytes(whole)
-
-
-async def _exchange(server: Server, message: bytes) -> bytes:
-    """Ask by TCP (RFC 7766).
-
-    Raises:
-        OSError, EOFError: nobody answers.
-    """
-    host = f"{server.address}%{server.scope}" if server.scope else str(server.address)
-    reader, writer = await asyncio.open_connection(host, server.port)
-    try:
-        writer.write(len(message).to_bytes(2) + message)
-        answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-        if answer[:2] != message[:2]:
-            raise EOFError("an answer to another question")
-        return answer
-    finally:
-        writer.close()
 
 
 def _numbers() -> Iterator[int]:

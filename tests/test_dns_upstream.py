@@ -116,7 +116,8 @@ async def test_ttls_that_are_none_are_not_remembered(bench: Bench, ttl: int) -> 
     assert len(it.seen) == 2
 
 
-async def test_one_question_of_many_is_asked_once(bench: Bench) -> None:
+async def test_one_question_of_many_is_asked_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "SECOND_S", 60)
     it = bench.upstream(lambda _: None)
     rules = bench.rules(it)
     asked = [bench.ask(rules, source=f"10.1.0.{number}", ident=number) for number in range(2, 12)]
