@@ -138,6 +138,7 @@ class Daemon:
         from netplug.frontends.cni import CniService  # noqa: PLC0415
         from netplug.frontends.docker import docker_app  # noqa: PLC0415
         from netplug.frontends.docker_ipam import nobody_known  # noqa: PLC0415
+        from netplug.nameserver import NameServer  # noqa: PLC0415
         from netplug.naming import DockerNames  # noqa: PLC0415
 
         settings = self._settings
@@ -145,9 +146,12 @@ class Daemon:
             DockerNames(engine, settings.docker_host, settings.driver_name) if settings.docker_host != "none" else None
         )
         reconciler = Reconciler(engine, names.view if names else None)
+        server = NameServer(engine, settings.dns_domain, settings.dns_rules)
+        self._resources.callback(server.close)
         await reconciler.start()
-        self._background = [reconciler.run, *([names.run] if names else [])]
-        self._cni = CniService(engine), cni
+        server.start()
+        self._background = [reconciler.run, server.run, *([names.run] if names else [])]
+        self._cni = CniService(engine, settings.dns_domain), cni
         self._apps = [
             (
                 api_app(
@@ -156,6 +160,7 @@ class Daemon:
                     host=settings.host_name,
                     version=own_version(),
                     docker_knows=names.knows if names else nobody_asked,
+                    domain=settings.dns_domain,
                 ),
                 api,
             ),

@@ -25,7 +25,7 @@ ENDPOINT_FIELDS = [
     "sandbox", "interface", "ports",
 ]  # fmt: skip
 ATTACH_FIELDS = [
-    "endpoint", "network", "sandbox", "interface", "mac", "mtu", "addresses", "gateways", "routes", "ports",
+    "endpoint", "network", "sandbox", "interface", "mac", "mtu", "addresses", "gateways", "routes", "ports", "dns",
 ]  # fmt: skip
 POOL_FIELDS = ["id", "space", "subnet", "range", "size", "used", "kept", "networks", "leases"]
 LEASE_FIELDS = ["address", "owner_kind", "owner_id", "owner_name", "mac", "until"]

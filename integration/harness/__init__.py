@@ -23,6 +23,7 @@ from .dockerd import Container, Dockerd
 from .host import CommandError, Host, Process
 from .image import busybox_rootfs_tar
 from .machine import Machine, engine_runs
+from .names import Answer, Upstream, resolve
 from .netplugd import Netplug
 from .podman import Podman
 from .scoped import Namespace, attached, cli_network, container, docker_network, namespace
@@ -38,6 +39,7 @@ __all__ = [
     "RANGES4",
     "RANGES46",
     "VERSIONS",
+    "Answer",
     "Attached",
     "CommandError",
     "Container",
@@ -52,6 +54,7 @@ __all__ = [
     "Runtime",
     "SeenServer",
     "Snapshot",
+    "Upstream",
     "Wire",
     "addresses_of",
     "assert_same",
@@ -71,6 +74,7 @@ __all__ = [
     "links_of",
     "namespace",
     "own_ipam",
+    "resolve",
     "snapshot",
     "tcp_ask",
     "udp_ask",

@@ -322,6 +322,16 @@ def serve(
             help="Range that subnets are cut from; may be repeated. [base=10.208.0.0/12,size=24]",
         ),
     ] = None,
+    dns_domain: Annotated[
+        str | None, typer.Option(metavar="DOMAIN", help="What full names end in. [netplug.internal]")
+    ] = None,
+    dns_upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[DOMAIN=]ADDRESS[#PORT]",
+            help="Whom to ask for names of others, of one domain or all; may be repeated. [those of resolv.conf]",
+        ),
+    ] = None,
     log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")] = None,
     log_level: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [info]")

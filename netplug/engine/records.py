@@ -138,7 +138,8 @@ class EndpointRecord:
 
     `endpoint.ports` are the mappings as asked for, `published` the ones in force, with their definite host ports.
     `plan` are its links, `exposed` what publishing took. `sandbox`: path of the namespace, empty until Join.
-    `linked` False: the links were taken down by Leave; a Join builds them anew.
+    `linked` False: the links were taken down by Leave; a Join builds them anew. `serves`: ports on which the container
+    is said to listen ("80/tcp"), published or not.
     """
 
     endpoint: Endpoint
@@ -153,6 +154,8 @@ class EndpointRecord:
     plan: Plan = field(default_factory=Plan)
     exposed: Plan = field(default_factory=Plan)
     published: tuple[PortMapping, ...] = ()
+    hostname: str = ""
+    serves: tuple[str, ...] = ()
 
     @property
     def present(self) -> Plan:

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from netplug import called
 from netplug.engine import Engine
 from netplug.engine.audit import audit
 from netplug.engine.records import FrontEnd
@@ -52,24 +53,37 @@ async def nobody_asked(network_id: str) -> None:
 
 
 def api_app(
-    engine: Engine, reconciler: Reconciler, *, host: str, version: str, docker_knows: DockerKnows = nobody_asked
+    engine: Engine,
+    reconciler: Reconciler,
+    *,
+    host: str,
+    version: str,
+    docker_knows: DockerKnows = nobody_asked,
+    domain: str = "",
 ) -> FastAPI:
     """Return the app.
 
-    `host`: the name under which this host's endpoints are listed. `docker_knows`: tells whether Docker has a network,
-    None while it does not answer.
+    `domain`: of the name server's names; empty where none runs. `host`: the name under which this host's endpoints
+    are listed. `docker_knows`: tells whether Docker has a network, None while it does not answer.
     """
     app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
-    app.include_router(_router(_Api(engine, reconciler, host, version, docker_knows)))
+    app.include_router(_router(_Api(engine, reconciler, host, version, docker_knows, domain)))
     guard(app, _render)
     return app
 
 
 class _Api:
     def __init__(
-        self, engine: Engine, reconciler: Reconciler, host: str, version: str, docker_knows: DockerKnows
+        self,
+        engine: Engine,
+        reconciler: Reconciler,
+        host: str,
+        version: str,
+        docker_knows: DockerKnows,
+        domain: str = "",
     ) -> None:
         self._engine = engine
+        self._domain = domain
         self._reconciler = reconciler
         self._host = host
         self._version = version
@@ -113,8 +127,9 @@ class _Api:
 
     async def attach(self, body: wire.AttachIn) -> wire.AttachOut:
         record, attachment = await self._engine.endpoints.attach(body.to_spec())
-        name = self._engine.registry.network(record.endpoint.network).network.name
-        return wire.AttachOut.of(record, name, attachment)
+        network = self._engine.registry.network(record.endpoint.network)
+        names = called.resolving(network, record, self._domain)
+        return wire.AttachOut.of(record, network.network.name, attachment, names)
 
     async def detach(self, body: wire.DetachIn) -> None:
         await self._engine.endpoints.detach(body.network, body.netns, body.ifname)
