@@ -5,6 +5,8 @@ export PATH := $(PATH):/usr/sbin:/sbin
 VENV := .venv/installed
 PYTEST := .venv/bin/python -m pytest
 TESTS := integration
+# Files of integration tests that run at once: each has hosts of its own, and mostly waits for engines.
+WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
 .PHONY: help setup check fmt test integration demo bench clean
 .DEFAULT_GOAL := help
@@ -31,7 +33,7 @@ test: setup check integration ## set-up, check, and the integration tests with a
 
 integration: setup ## the integration tests alone; ARGS="-k ping -x" and TESTS=FILE go to pytest
 	@echo "== integration tests"
-	@$(PYTEST) $(TESTS) $(ARGS)
+	@$(PYTEST) --numprocesses $(WORKERS) --dist loadfile $(TESTS) $(ARGS)
 
 demo: setup ## the main job on a real dockerd, step by step, leaving no trace (as root)
 	@.venv/bin/python integration/demo.py

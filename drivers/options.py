@@ -23,8 +23,9 @@ class NetworkOptions:
     """The options of one network.
 
     `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id. `parent` empty: the uplink. `sticky`:
-    seconds for which addresses are kept for the container that had them. `rate`: bits a second, 0 for no limit;
-    `burst`: bytes, 0 for what the rate needs. `dns`: we answer for the network's names; `ttl`: seconds that they hold.
+    seconds for which addresses are kept for the container that had them. `rate`: bits a second that
+    a container receives and sends, 0 for no limit; `burst`: bytes, 0 for what the rate needs. `dns`: we answer for the
+    network's names; `ttl`: seconds that they hold.
     """
 
     mode: str = BRIDGE
@@ -40,8 +41,8 @@ class NetworkOptions:
     macvlan_mode: str = "bridge"
     host_access: bool = False
     sticky: int = 0
-    rate: int = 0
-    burst: int = 0
+    rate: tuple[int, int] | None = None
+    burst: tuple[int, int] | None = None
     dns: bool = True
     ttl: int = 5
 
@@ -50,8 +51,8 @@ class NetworkOptions:
 class EndpointOptions:
     """The options of one endpoint, before those of its network."""
 
-    rate: int = 0
-    burst: int = 0
+    rate: tuple[int, int] | None = None
+    burst: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,16 @@ LOWEST_RATE, HIGHEST_RATE = 8_000, 10**12
 SMALLEST_BURST, LARGEST_BURST = 2_000, 2**30
 
 
+def _both(text: str, read: Callable[[str], int]) -> tuple[int, int]:
+    """Read ``RECEIVED/SENT``, of which one may be 0 for no limit, or one quantity for both."""
+    received, slash, sent = text.partition("/")
+    if not slash:
+        return (read(received),) * 2
+    if received == sent == "0":
+        raise ValueError("is no limit either way")
+    return (0 if received == "0" else read(received)), (0 if sent == "0" else read(sent))
+
+
 def _rate(text: str) -> int:
     rate = _quantity(text, _RATES)
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
@@ -156,6 +167,14 @@ def _burst(text: str) -> int:
     if not SMALLEST_BURST <= burst <= LARGEST_BURST:
         raise ValueError("must be from 2000 bytes to 1024mb")
     return burst
+
+
+def _rates(text: str) -> tuple[int, int]:
+    return _both(text, _rate)
+
+
+def _bursts(text: str) -> tuple[int, int]:
+    return _both(text, _burst)
 
 
 def _switch(text: str) -> bool:
@@ -256,16 +275,17 @@ OPTIONS: tuple[Option, ...] = (
         "rate",
         (),
         (BRIDGE, HOST),
-        _rate,
+        _rates,
         "no limit",
-        "bits a second each way, `100mbit` style; also of one container, by `--driver-opt`",
+        "bits a second each way, `100mbit` style, or received and sent, `100mbit/20mbit`; also of one container, by "
+        "`--driver-opt`",
         endpoint=True,
     ),
     Option(
         "burst",
         (),
         (BRIDGE, HOST),
-        _burst,
+        _bursts,
         "10 ms at that rate, at least 80kb",
         "bytes that may pass at once, `128kb` style; also of one container",
         endpoint=True,
@@ -311,8 +331,8 @@ def parse(raw: Mapping[str, str]) -> NetworkOptions:
 def parse_endpoint(raw: Mapping[str, str], mode: str) -> EndpointOptions:
     """Return the typed form of an endpoint's options in a network of this mode.
 
-    >>> parse_endpoint({"rate": "10mbit", "burst": "32kb"}, "bridge")
-    EndpointOptions(rate=10000000, burst=32768)
+    >>> parse_endpoint({"rate": "10mbit/0", "burst": "32kb"}, "bridge")
+    EndpointOptions(rate=(10000000, 0), burst=(32768, 32768))
 
     Raises:
         DriverError: as `parse`.

@@ -41,11 +41,13 @@ class Plan:
                     return replace(step, netns=netns, peer=ifname, tunable=tunable)
                 case Macvlan(up=False):
                     return replace(step, netns=netns, ifname=ifname, tunable=tunable)
-                case Guard() if tunable:
-                    return replace(step, mac="")
             return step
 
         return Plan(tuple(inside(step) for step in self))
+
+    def unpinned(self) -> "Plan":
+        """Return the plan with guards that let any MAC pass."""
+        return Plan(tuple(replace(step, mac="") if isinstance(step, Guard) else step for step in self))
 
     def sharing(self) -> "Plan":
         """Return the plan with ports of the host that a runtime may bind too; we cannot serve those ourselves."""

@@ -1,4 +1,7 @@
-"""Limits of what an endpoint receives and sends."""
+"""Limits of what an endpoint receives and sends.
+
+A limit has two sides, in this order: what the sandbox receives, and what it sends.
+"""
 
 from .api import Endpoint, Network
 from .errors import DriverError, Kind
@@ -15,30 +18,37 @@ all its segments: else every one of them would have to be split."""
 _HEADER = 18
 """Bytes of an Ethernet header with a VLAN tag."""
 
+Sides = tuple[int, int]
 
-def limit(net: NetworkOptions, own: EndpointOptions | None = None) -> tuple[int, int]:
-    """Return bits a second and bytes at once for an endpoint, (0, 0) for no limit. Its own options come first.
+
+def limit(net: NetworkOptions, own: EndpointOptions | None = None) -> tuple[Sides, Sides]:
+    """Return bits a second and bytes at once for an endpoint, 0 for no limit. Its own options come first.
 
     Raises:
         DriverError: a burst without a rate, or one that no packet of full size would fit in.
     """
     own = own or EndpointOptions()
-    rate = own.rate or net.rate
-    burst = own.burst or (0 if own.rate else net.burst)
-    if burst and not rate:
+    given = (own.rate or net.rate, own.burst or (None if own.rate else net.burst))
+    rates, bursts = given[0] or (0, 0), given[1] or (0, 0)
+    sides = [_side(rate, burst, net.mtu) for rate, burst in zip(rates, bursts, strict=True)]
+    if any(bursts) and not any(rates):
         raise DriverError(Kind.INVALID, "option burst is without option rate", hint="give both, or none")
-    if burst and burst < net.mtu + _HEADER:
-        words = f"option burst={burst}: no packet of the network's mtu fits in, {net.mtu} bytes and {_HEADER} of header"
+    return rates, (sides[0], sides[1])
+
+
+def _side(rate: int, burst: int, mtu: int) -> int:
+    if rate and burst and burst < mtu + _HEADER:
+        words = f"option burst={burst}: no packet of the network's mtu fits in, {mtu} bytes and {_HEADER} of header"
         raise DriverError(Kind.INVALID, words, hint="leave it out, or give more")
-    if rate and not burst:
-        burst = max(int(rate / 8 * DEFAULT_BURST_S), LEAST_DEFAULT_BURST)
-    return rate, burst
+    if not rate:
+        return 0
+    return burst or max(int(rate / 8 * DEFAULT_BURST_S), LEAST_DEFAULT_BURST)
 
 
 def around(net: Network, ep: Endpoint, link: str, veth: Plan) -> Plan:
     """Return the plan of an endpoint's veth, whose host side is `link`, with what limits it."""
     rate, burst = limit(net.options, ep.options)
-    if not rate:
+    if not any(rate):
         return veth
-    ifb = Ifb(shaping_side(ep.id), mac_of_id("ifb/" + ep.id))
-    return Plan((ifb,)) + veth + Plan((Shape(link, ifb.name, rate, burst),))
+    ifb = Plan((Ifb(shaping_side(ep.id), mac_of_id("ifb/" + ep.id)),)) if rate[1] else Plan()
+    return ifb + veth + Plan((Shape(link, shaping_side(ep.id) if ifb else "", rate, burst),))

@@ -388,15 +388,15 @@ class Ifb:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Through `link`, the host side of a veth, pass `rate` bits a second each way, after `burst` bytes at once.
+    """Through `link`, the host side of a veth, pass `rate` bits a second, after `burst` bytes at once; 0: no limit.
 
-    What the host side sends waits there (tc-tbf(8)); what the sandbox sends, on `ifb`.
+    First what the sandbox receives, which waits there (tc-tbf(8)); then what it sends, which waits on `ifb`.
     """
 
     link: str
     ifb: str
-    rate: int
-    burst: int
+    rate: tuple[int, int]
+    burst: tuple[int, int]
 
     @property
     def key(self) -> str:

@@ -162,7 +162,11 @@ CONFIGS = [
     ),
     ('{"cniVersion": "1.0.0", "name": "x", "ipam": {"type": "nobody"}}', 7, "nobody"),
     ('{"cniVersion": "1.0.0", "name": "x", "runtimeConfig": {"portMappings": [{"hostPort": 0}]}}', 7, "hostPort"),
-    ('{"cniVersion": "1.0.0", "name": "x", "runtimeConfig": {"bandwidth": {"ingressRate": 8}}}', 2, "ingressRate=8"),
+    (
+        '{"cniVersion": "1.0.0", "name": "x", "runtimeConfig": {"bandwidth": {"ingressRate": 8}}}',
+        7,
+        "from 8kbit to 1tbit",
+    ),
     ('{"cniVersion": "1.0.0", "name": "x", "runtimeConfig": {"ips": ["10.1.0"]}}', 7, "10.1.0"),
 ]
 NAMED = [env for env in ENVIRONMENTS if env[0].get("CNI_NETNS", "") != "/proc/1/ns/net"]

@@ -17,10 +17,12 @@ from harness import (
     SeenServer,
     Wire,
     addresses_of,
+    bytes_a_second,
     cni_attached,
     cni_list,
     cni_refusal,
     default_gateway,
+    limited,
     links_of,
     namespace,
     own_ipam,
@@ -110,6 +112,19 @@ def test_ports_are_published(
             it.check(one)
         with cni_attached(it, runtime={"portMappings": ports}) as (netns, _), SeenServer(netns, proto.lower(), 80):
             assert ask(client, wire.left, 8080) == wire.right
+
+
+def test_one_container_is_limited_each_way(host: Host, netplug: Netplug) -> None:
+    bandwidth = {"ingressRate": 16_000_000, "ingressBurst": 128_000, "egressRate": 4_000_000}
+    with (
+        cni_list(host, netplug, PYNET | own_ipam(RANGES4)) as network,
+        cni_attached(network, runtime={"bandwidth": bandwidth}) as (slow, one),
+        cni_attached(network) as (quick, _),
+    ):
+        assert limited(bytes_a_second(host, slow, one.ip), 2_000_000)
+        assert limited(bytes_a_second(slow, host, "10.91.0.1"), 500_000)
+        assert bytes_a_second(quick, host, "10.91.0.1") > 20_000_000
+        network.check(one)
 
 
 def test_names_and_aliases_are_remembered_in_both_forms(host: Host, netplug: Netplug) -> None:

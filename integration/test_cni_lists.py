@@ -66,6 +66,16 @@ def test_tuning_after_ours_is_let_be(own: tuple[Host, Netplug], version: str) ->
         it.delete(one)
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+def test_tuning_of_the_mac_silences_who_shall_keep_his(own: tuple[Host, Netplug], pinned: bool) -> None:
+    host, _ = own
+    it = Runtime(host, PYNET | {"macspoofchk": pinned}, {"type": "tuning", "mac": "02:00:00:00:00:42"})
+    with namespace(host) as netns:
+        one = it.add(netns)
+        assert netns.pings("10.91.0.1") != pinned
+        it.delete(one)
+
+
 @pytest.mark.parametrize("version", CHAINED)
 def test_portmap_and_firewall_after_ours(
     own: tuple[Host, Netplug], new_host: Callable[..., Host], version: str

@@ -3,12 +3,6 @@
 That everything is gone afterwards, the links on which packets wait too, is asserted by the leak check of every test.
 """
 
-import socket
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Protocol
-
 import pytest
 from harness import (
     CommandError,
@@ -18,11 +12,12 @@ from harness import (
     Netplug,
     Wire,
     attached,
+    bytes_a_second,
     cli_network,
     container,
     docker_network,
+    limited,
 )
-from harness.netns import open_socket
 
 from netplug.drivers.naming import host_side
 
@@ -30,47 +25,8 @@ SUBNETS = ("--ipv6", "--subnet", "10.95.0.0/24", "--subnet", "fd00:95::/64")
 SHAPED = ("-o", "rate=16mbit", "-o", "burst=16kb")
 RATE = 2_000_000
 """Of `SHAPED`, in bytes a second."""
-SENT = 1_500_000
-"""Bytes; so a transfer takes about 0.8 s."""
-PORT = 7100
 
 pytestmark = pytest.mark.usefixtures("netplug")
-
-
-class Placed(Protocol):
-    @property
-    def netns(self) -> Path: ...
-
-
-def bytes_a_second(sender: Placed, receiver: Placed, address: str) -> float:
-    """Return how fast `SENT` bytes of a TCP connection get to the receiver, whose address it is."""
-    family = 6 if ":" in address else 4
-    with (
-        open_socket(receiver.netns, socket.SOCK_STREAM, family=family) as listener,
-        open_socket(sender.netns, socket.SOCK_STREAM, family=family) as client,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("::" if family == 6 else "0.0.0.0", PORT))
-        listener.listen()
-        listener.settimeout(20)
-        client.settimeout(20)
-        client.connect((address, PORT))
-        server, _ = listener.accept()
-        with server:
-            server.settimeout(20)
-            started = time.monotonic()
-            sending = pool.submit(client.sendall, bytes(SENT))
-            left = SENT
-            while left:
-                left -= len(server.recv(1 << 16))
-            sending.result()
-            return SENT / (time.monotonic() - started)
-
-
-def limited(speed: float, rate: int = RATE) -> bool:
-    """Headers take a twentieth, and the burst goes at once; what waits in sockets is neither."""
-    return 0.7 * rate < speed < 1.2 * rate
 
 
 def port_of(netplug: Netplug, it: Container) -> str:
@@ -87,9 +43,9 @@ def test_container_is_limited_both_ways(dockerd: Dockerd, client: Host, wire: Wi
     ):
         entry = other.inspect()["NetworkSettings"]["Networks"][net]
         neighbour = entry["GlobalIPv6Address"] if family == 6 else entry["IPAddress"]
-        assert limited(bytes_a_second(it, client, wire.right6 if family == 6 else wire.right))
-        assert limited(bytes_a_second(it, other, neighbour))
-        assert limited(bytes_a_second(dockerd.host, other, neighbour))
+        assert limited(bytes_a_second(it, client, wire.right6 if family == 6 else wire.right), RATE)
+        assert limited(bytes_a_second(it, other, neighbour), RATE)
+        assert limited(bytes_a_second(dockerd.host, other, neighbour), RATE)
 
 
 def test_own_limit_comes_before_that_of_the_network(dockerd: Dockerd) -> None:
@@ -111,9 +67,22 @@ def test_bare_namespace_is_limited_alone(netplug: Netplug, host: Host) -> None:
         attached(netplug, net, *SHAPED) as (slow, _),
         attached(netplug, net) as (quick, result),
     ):
-        assert limited(bytes_a_second(slow, quick, result["addresses"][0].split("/")[0]))
-        assert limited(bytes_a_second(host, slow, "10.95.0.2"))
+        assert limited(bytes_a_second(slow, quick, result["addresses"][0].split("/")[0]), RATE)
+        assert limited(bytes_a_second(host, slow, "10.95.0.2"), RATE)
         assert bytes_a_second(host, quick, "10.95.0.3") > 10 * RATE
+
+
+def test_each_direction_has_its_own_limit(netplug: Netplug, host: Host) -> None:
+    sides = ("-o", "rate=16mbit/4mbit", "-o", "burst=16kb")
+    with (
+        cli_network(netplug, *SUBNETS) as net,
+        attached(netplug, net, *sides) as (it, result),
+        attached(netplug, net, "-o", "rate=0/4mbit") as (other, _),
+    ):
+        address = result["addresses"][0].split("/")[0]
+        assert limited(bytes_a_second(host, it, address), RATE)
+        assert limited(bytes_a_second(it, host, "10.95.0.1"), RATE // 4)
+        assert bytes_a_second(host, other, "10.95.0.3") > 10 * RATE
 
 
 def test_host_mode_is_limited_too(dockerd: Dockerd, client: Host, wire: Wire) -> None:
@@ -121,8 +90,8 @@ def test_host_mode_is_limited_too(dockerd: Dockerd, client: Host, wire: Wire) ->
         docker_network(dockerd, "-o", "mode=host", *SHAPED) as net,
         container(dockerd, "--network", net) as it,
     ):
-        assert limited(bytes_a_second(it, client, wire.right))
-        assert limited(bytes_a_second(client, it, wire.left))
+        assert limited(bytes_a_second(it, client, wire.right), RATE)
+        assert limited(bytes_a_second(client, it, wire.left), RATE)
 
 
 @pytest.mark.parametrize(
@@ -134,18 +103,18 @@ def test_damage_is_shown_and_repaired(dockerd: Dockerd, host: Host, netplug: Net
         host.run(["sh", "-ec", damage.format(port=port, block=port.replace("nph", "npi"))])
         netplug.cli("repair")
         assert netplug.drift() == ""
-        assert limited(bytes_a_second(it, host, "10.95.0.1"))
-        assert limited(bytes_a_second(host, it, it.ip()))
+        assert limited(bytes_a_second(it, host, "10.95.0.1"), RATE)
+        assert limited(bytes_a_second(host, it, it.ip()), RATE)
 
 
 def test_limit_survives_the_daemon(dockerd: Dockerd, host: Host, netplug: Netplug) -> None:
     with docker_network(dockerd, *SUBNETS, *SHAPED) as net, container(dockerd, "--network", net) as it:
         netplug.kill()
-        assert limited(bytes_a_second(it, host, "10.95.0.1"))
+        assert limited(bytes_a_second(it, host, "10.95.0.1"), RATE)
         netplug.start()
         assert netplug.drift() == ""
         dockerd.docker("restart", "-t", "0", it.id)
-        assert limited(bytes_a_second(it, host, "10.95.0.1"))
+        assert limited(bytes_a_second(it, host, "10.95.0.1"), RATE)
 
 
 def test_bad_limits_are_refused_and_change_nothing(dockerd: Dockerd, netplug: Netplug) -> None:

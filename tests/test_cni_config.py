@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from netplug.drivers.api import Network, StaticRoute, Subnet
+from netplug.drivers.options import EndpointOptions, parse_endpoint
 from netplug.drivers.steps import Proto
 from netplug.frontends.cni_config import Wanted, translate
 from netplug.frontends.cni_wire import Call, CniError, Reply, read
@@ -53,17 +54,16 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"colour": "red"}, "colour='red'"),
     ({"vlan": 5}, "vlan=5"),
     ({"vlanTrunk": [{"id": 5}]}, "vlanTrunk"),
-    ({"macspoofchk": True}, "macspoofchk=true"),
     ({"linkInContainer": True}, "linkInContainer=true"),
     ({"ipam": {"type": "netplug-ipam", "colour": 1}}, "ipam.colour=1"),
     ({"routes": [{"dst": "10.0.0.0/8", "priority": 7}]}, "routes.0.priority=7"),
     ({"runtimeConfig": {"deviceID": "0000:00:1f.6"}}, "runtimeConfig.deviceID"),
-    ({"runtimeConfig": {"BANDWIDTH": {"EgressRate": 1000}}}, "egressRate=1000"),
     ({"ipam": {"ranges": [[{"subnet": "10.1.0.0/24"}, {"subnet": "10.1.0.0/24"}]]}}, "two ranges of 10.1.0.0/24"),
 ]
 INVALID: list[tuple[dict[str, Any], str]] = [
     ({"mtu": [1]}, "mtu"),
     ({"isGateway": 7}, "isGateway=7"),
+    ({"isDefaultGateway": True, "ipam": {"type": "dhcp"}}, "isDefaultGateway=true: not with ipam.type=dhcp"),
     ({"ipam": {"ranges": [[{"subnet": "10.1.0.0/24"}, {"subnet": "fd00::/64"}]]}}, "both families"),
     ({"ipam": {"subnet": "10.1.0.0/24", "gateway": "10.2.0.1"}}, "10.2.0.1"),
     ({"ipam": {"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"}}, "10.1.0.9"),
@@ -89,7 +89,20 @@ def test_what_nobody_could_do_is_refused(config: dict[str, Any], words: str) -> 
 
 
 def test_bandwidth_without_a_limit_is_none() -> None:
-    assert wanted(runtimeConfig={"bandwidth": {"ingressRate": 0, "ingressBurst": 0}})
+    assert wanted(runtimeConfig={"bandwidth": {"ingressRate": 0, "ingressBurst": 0}}).limits == {}
+
+
+def test_bandwidth_is_a_rate_each_way_and_a_burst_in_bytes() -> None:
+    asked = {"ingressRate": 8_000_000, "ingressBurst": 800_000, "EgressRate": 1_000_000}
+    limits = wanted(runtimeConfig={"BANDWIDTH": asked}).limits
+    assert limits == {"rate": "8000000/1000000", "burst": "100000/0"}
+    assert parse_endpoint(limits, "bridge") == EndpointOptions((8_000_000, 1_000_000), (100_000, 0))
+    assert wanted(runtimeConfig={"bandwidth": {"egressRate": 1_000_000}}).limits == {"rate": "0/1000000"}
+
+
+def test_mac_is_pinned_if_wanted() -> None:
+    assert wanted(macspoofchk=True).pinned
+    assert not wanted().pinned
 
 
 def test_subnets_come_from_ranges_with_their_gateways_and_ends() -> None:

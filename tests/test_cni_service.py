@@ -66,7 +66,7 @@ async def test_state_outlives_the_daemon(plugin: Plugin) -> None:
     assert (await plugin("ADD", "other", **SUBNET, **PORTS))["ips"]
 
 
-@pytest.mark.parametrize("failing", ["link/nph", "address/", "route/", "rule/"])
+@pytest.mark.parametrize("failing", ["link/nph", "address/", "route/", "forward/"])
 async def test_failure_in_the_middle_leaves_no_network_either(plugin: Plugin, failing: str) -> None:
     before = await plugin.host.state()
     probe = await plugin("ADD", **SUBNET, **PORTS)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from netplug.drivers.errors import DriverError, Kind
 from netplug.drivers.options import OPTIONS, NetworkOptions, parse, parse_endpoint
-from netplug.drivers.shaping import limit
+from netplug.drivers.shaping import Sides, limit
 
 
 def test_no_option_means_the_defaults() -> None:
@@ -86,6 +86,10 @@ def test_binding_to_the_unspecified_address_means_all_addresses() -> None:
         ({"rate": "-1mbit"}, r"must be a number with a unit"),
         ({"rate": "1e9"}, r"must be a number with a unit"),
         ({"rate": "1" * 10_000 + "mbit"}, r"must be a number with a unit"),
+        ({"rate": "0/0"}, r"option rate=.0/0.: is no limit either way"),
+        ({"rate": "1mbit/"}, r"must be a number with a unit"),
+        ({"rate": "1mbit/2mbit/3mbit"}, r"must be a number with a unit"),
+        ({"rate": "0"}, r"option rate=.0.: must be from 8kbit to 1tbit"),
         ({"rate": "7999"}, r"option rate=.7999.: must be from 8kbit to 1tbit"),
         ({"rate": "1.1tbit"}, r"must be from 8kbit to 1tbit"),
         ({"rate": "1mbit", "burst": "1999"}, r"option burst=.1999.: must be from 2000 bytes to 1024mb"),
@@ -114,12 +118,12 @@ def test_bad_option_is_refused_by_name(raw: dict[str, str], words: str) -> None:
     ],
 )
 def test_rate_is_read_as_tc_reads_it(text: str, bits: int) -> None:
-    assert parse({"rate": text}).rate == bits
+    assert parse({"rate": text}).rate == (bits, bits)
 
 
 @pytest.mark.parametrize(("text", "size"), [("3000", 3_000), ("32kb", 32_768), ("32K", 32_768), ("1m", 1_048_576)])
 def test_burst_is_read_as_tc_reads_it(text: str, size: int) -> None:
-    assert parse({"rate": "1mbit", "burst": text}).burst == size
+    assert parse({"rate": "1mbit", "burst": text}).burst == (size, size)
 
 
 @pytest.mark.parametrize(
@@ -139,17 +143,19 @@ def test_bad_option_of_an_endpoint_is_refused_by_name(raw: dict[str, str], mode:
 @pytest.mark.parametrize(
     ("of_network", "of_endpoint", "expected"),
     [
-        ({}, {}, (0, 0)),
-        ({"rate": "8mbit"}, {}, (8_000_000, 81_920)),
-        ({"rate": "1gbit"}, {}, (1_000_000_000, 1_250_000)),
-        ({"rate": "8mbit", "burst": "32kb"}, {}, (8_000_000, 32_768)),
-        ({"rate": "8mbit", "burst": "32kb"}, {"rate": "1mbit"}, (1_000_000, 81_920)),
-        ({"rate": "8mbit"}, {"burst": "4kb"}, (8_000_000, 4_096)),
-        ({}, {"rate": "1mbit", "burst": "4kb"}, (1_000_000, 4_096)),
+        ({}, {}, ((0, 0), (0, 0))),
+        ({"rate": "8mbit"}, {}, ((8_000_000,) * 2, (81_920,) * 2)),
+        ({"rate": "1gbit"}, {}, ((1_000_000_000,) * 2, (1_250_000,) * 2)),
+        ({"rate": "8mbit", "burst": "32kb"}, {}, ((8_000_000,) * 2, (32_768,) * 2)),
+        ({"rate": "8mbit", "burst": "32kb"}, {"rate": "1mbit"}, ((1_000_000,) * 2, (81_920,) * 2)),
+        ({"rate": "8mbit"}, {"burst": "4kb"}, ((8_000_000,) * 2, (4_096,) * 2)),
+        ({"rate": "8mbit/0"}, {}, ((8_000_000, 0), (81_920, 0))),
+        ({"rate": "8mbit"}, {"rate": "0/1mbit", "burst": "0/4kb"}, ((0, 1_000_000), (0, 4_096))),
+        ({}, {"rate": "1mbit", "burst": "4kb"}, ((1_000_000,) * 2, (4_096,) * 2)),
     ],
 )
 def test_own_limit_comes_before_that_of_the_network(
-    of_network: dict[str, str], of_endpoint: dict[str, str], expected: tuple[int, int]
+    of_network: dict[str, str], of_endpoint: dict[str, str], expected: tuple[Sides, Sides]
 ) -> None:
     assert limit(parse(of_network), parse_endpoint(of_endpoint, "bridge")) == expected
 

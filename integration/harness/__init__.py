@@ -28,7 +28,7 @@ from .netplugd import Netplug
 from .podman import Podman
 from .scoped import Namespace, attached, cli_network, container, docker_network, namespace
 from .snapshot import Snapshot, assert_same, snapshot
-from .traffic import SeenServer, http_get, tcp_ask, udp_ask
+from .traffic import SeenServer, bytes_a_second, http_get, limited, tcp_ask, udp_ask
 from .wait import wait_until
 from .wire import Wire, connect
 
@@ -60,6 +60,7 @@ __all__ = [
     "assert_same",
     "attached",
     "busybox_rootfs_tar",
+    "bytes_a_second",
     "cli_network",
     "cni_attached",
     "cni_list",
@@ -71,6 +72,7 @@ __all__ = [
     "engine_runs",
     "execute",
     "http_get",
+    "limited",
     "links_of",
     "namespace",
     "own_ipam",

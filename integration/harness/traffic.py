@@ -4,6 +4,8 @@ import contextlib
 import http.client
 import select
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Thread
@@ -14,6 +16,10 @@ from .netns import open_socket
 
 REPLY_TIMEOUT_S = 3
 """On one machine an answer takes milliseconds; what has not come by then was dropped."""
+
+_SENT = 1_500_000
+"""Bytes."""
+_SPEED_PORT = 7100
 
 
 class Placed(Protocol):
@@ -122,3 +128,37 @@ def http_get(place: Placed, address: str, port: int, path: str = "/") -> str:
         text = response.read().decode()
         assert response.status == 200, f"GET {path}: {response.status} {text}"
         return text
+
+
+def bytes_a_second(sender: Placed, receiver: Placed, address: str) -> float:
+    """Return how fast `_SENT` bytes of a TCP connection get to the receiver, whose address it is."""
+    family = 6 if ":" in address else 4
+    with (
+        open_socket(receiver.netns, socket.SOCK_STREAM, family=family) as listener,
+        open_socket(sender.netns, socket.SOCK_STREAM, family=family) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("::" if family == 6 else "0.0.0.0", _SPEED_PORT))
+        listener.listen()
+        listener.settimeout(20)
+        client.settimeout(20)
+        client.connect((address, _SPEED_PORT))
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(20)
+            started = time.monotonic()
+            sending = pool.submit(client.sendall, bytes(_SENT))
+            left = _SENT
+            while left:
+                left -= len(server.recv(1 << 16))
+            sending.result()
+            return _SENT / (time.monotonic() - started)
+
+
+def limited(speed: float, rate: int) -> bool:
+    """Return whether bytes passed as `rate` lets them.
+
+    Headers take a twentieth, and the burst goes at once; what waits in sockets is neither.
+    """
+    return 0.7 * rate < speed < 1.2 * rate

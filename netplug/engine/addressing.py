@@ -225,7 +225,8 @@ class Addressing:
         sticky network they are then kept for its name.
         """
         mac = _own_mac(record)
-        for pool_id, address in zip(record.pools, record.endpoint.addresses, strict=True):
+        # Addresses that were found by way of the link are of no pool.
+        for pool_id, address in zip(record.pools, record.endpoint.addresses, strict=bool(record.pools)):
             lease = self._allocator.lease(pool_id, address.ip)
             if lease is None or lease.owner.id != record.endpoint.id:
                 continue

@@ -71,17 +71,8 @@ class Endpoints:
         driver.admit(net, len(self._registry.endpoints(net.id)))
         async with self._addressing.addresses(record, spec, wanted) as leased:
             endpoint = Endpoint(spec.id, net.id, leased.addresses, spec.mac or leased.mac, _sorted(spec.ports), options)
-            attachment = driver.join(net, endpoint)
-            endpoint = replace(endpoint, mac=attachment.mac or spec.mac)
-            plan = driver.create_endpoint(net, endpoint, self._shared.host)
-            if spec.routes is not None:
-                attachment = replace(attachment, gateways=(), routes=spec.routes)
-            if spec.netns:
-                attachment = self._beside_others(attachment, spec.netns)
-                # In a list of CNI plugins those that come after us may tune the link.
-                tunable = spec.front_end.shares
-                plan = place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable)
-            hidden = EndpointRecord(
+            endpoint, plan = self._computed(net, endpoint, spec)
+            built = EndpointRecord(
                 endpoint,
                 spec.front_end,
                 leased.pools,
@@ -92,12 +83,7 @@ class Endpoints:
                 ifname=spec.ifname,
                 plan=plan,
             )
-            # A runtime says when its ports are to be published; a bare namespace is plugged in all at once.
-            async with self._exposed(net, hidden) if spec.netns else nullcontext(hidden) as built:
-                intent = Intent(f"endpoint {short(spec.id)}", plan + built.exposed, (built.key,))
-                key, _ = await self._journal.build(intent)
-                await self._journal.commit(key, [put(built)])
-                self._registry.remember(built)
+            built = await self._build(net, built)
         log.info(
             "endpoint.created",
             network=net.name,
@@ -105,6 +91,31 @@ class Endpoints:
             addresses=[str(address.ip) for address in endpoint.addresses],
             ms=round((time.monotonic() - started) * 1000, 1),
         )
+        return built
+
+    def _computed(self, net: Network, endpoint: Endpoint, spec: EndpointSpec) -> tuple[Endpoint, Plan]:
+        """Return an endpoint with the MAC that it gets, and its plan."""
+        driver = self._drivers[net.options.mode]
+        attachment = driver.join(net, endpoint)
+        endpoint = replace(endpoint, mac=attachment.mac or spec.mac)
+        plan = driver.create_endpoint(net, endpoint, self._shared.host)
+        if spec.routes is not None:
+            attachment = replace(attachment, gateways=(), routes=spec.routes)
+        if not spec.netns:
+            return endpoint, plan
+        attachment = self._beside_others(attachment, spec.netns)
+        # In a list of CNI plugins those that come after us may tune the link.
+        tunable = spec.front_end.shares
+        plan = plan.unpinned() if tunable and not spec.pinned else plan
+        return endpoint, place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable)
+
+    async def _build(self, net: Network, hidden: EndpointRecord) -> EndpointRecord:
+        # A runtime says when its ports are to be published; a bare namespace is plugged in all at once.
+        async with self._exposed(net, hidden) if hidden.ifname else nullcontext(hidden) as built:
+            intent = Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,))
+            key, _ = await self._journal.build(intent)
+            await self._journal.commit(key, [put(built)])
+            self._registry.remember(built)
         return built
 
     def _beside_others(self, attachment: Attachment, netns: str) -> Attachment:
@@ -295,22 +306,7 @@ class Endpoints:
         network_id = self._registry.network(spec.network).network.id
         path, ident = await self._kernel.sandbox(spec.netns)
         endpoint_id = spec.id or _attachment_id(ident, spec.ifname)
-        wanted = EndpointSpec(
-            endpoint_id,
-            network_id,
-            spec.leased,
-            mac=spec.mac,
-            ports=spec.ports,
-            name=spec.name,
-            aliases=spec.aliases,
-            front_end=spec.front_end,
-            netns=path,
-            ifname=spec.ifname,
-            options=spec.options,
-            container=spec.container,
-            groups=spec.groups,
-            routes=spec.routes,
-        )
+        wanted = spec.endpoint(endpoint_id, network_id, path)
         if endpoint_id in self._attaching:
             raise NetplugError("exists", f"{spec.ifname} of {spec.netns} is just being attached")
         self._attaching.add(endpoint_id)
@@ -323,6 +319,23 @@ class Endpoints:
                 return built, self._drivers[record.network.options.mode].join(record.network, built.endpoint)
         finally:
             self._attaching.discard(endpoint_id)
+
+    @whole
+    async def readdress(self, spec: AttachSpec) -> EndpointRecord:
+        """Give an attached endpoint, by its id, the addresses and routes of `spec`; its link stays.
+
+        For IPAM that finds addresses by way of the link.
+
+        Raises:
+            NetplugError: "not_found"; what `attach` raises.
+        """
+        network_id = self._registry.network(spec.network).network.id
+        async with self._registry.lock(network_id):
+            net = self._registry.network(network_id).network
+            built = self._registry.endpoint(network_id, spec.id)
+            endpoint = replace(built.endpoint, addresses=spec.leased)
+            endpoint, plan = self._computed(net, endpoint, spec.endpoint(spec.id, network_id, built.sandbox))
+            return await self._build(net, replace(built, endpoint=endpoint, plan=plan))
 
     async def _refuse_second(self, record: NetworkRecord, endpoint_id: str, spec: AttachSpec) -> None:
         """Refuse an interface that is attached already, unless its namespace died: ids of namespaces are used again."""

@@ -67,7 +67,7 @@ class EndpointSpec:
     Addresses keep the prefix length of their subnet. `name`: the container's, when known. `netns`: path of the sandbox
     in which the link is to be made at once as `ifname`; empty when a runtime moves it there. `options`: as the user
     wrote them. `groups`: sets of subnets of each of which one address is wanted, in place of one a family. `routes`:
-    those of the sandbox, in place of a way out by the gateways.
+    those of the sandbox, in place of a way out by the gateways. `pinned`: it keeps its MAC, whoever may tune its link.
     """
 
     id: str
@@ -84,6 +84,7 @@ class EndpointSpec:
     container: str = ""
     groups: tuple[tuple[IPNetwork, ...], ...] | None = None
     routes: tuple[StaticRoute, ...] | None = None
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class AttachSpec:
     """A bare namespace to plug in: `netns` is a path or the name of one below /run/netns.
 
     `id`: of the endpoint; empty: made from the namespace and `ifname`. `leased`: addresses that somebody else's IPAM
-    chose. `groups`, `routes`: as in `EndpointSpec`.
+    chose. `groups`, `routes`, `pinned`: as in `EndpointSpec`.
     """
 
     network: str
@@ -109,6 +110,27 @@ class AttachSpec:
     leased: tuple[IPInterface, ...] = ()
     groups: tuple[tuple[IPNetwork, ...], ...] | None = None
     routes: tuple[StaticRoute, ...] | None = None
+    pinned: bool = False
+
+    def endpoint(self, ident: str, network: str, netns: str) -> EndpointSpec:
+        """Return the endpoint asked for; `network` is an id, `netns` a path."""
+        return EndpointSpec(
+            ident,
+            network,
+            self.leased,
+            mac=self.mac,
+            ports=self.ports,
+            name=self.name,
+            aliases=self.aliases,
+            front_end=self.front_end,
+            netns=netns,
+            ifname=self.ifname,
+            options=self.options,
+            container=self.container,
+            groups=self.groups,
+            routes=self.routes,
+            pinned=self.pinned,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ namespace, the configuration or the previous result. A network is made by the fi
 """
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -17,7 +17,7 @@ import structlog
 from netplug import called
 from netplug.drivers.steps import IPAddress, IPInterface
 from netplug.engine import Engine
-from netplug.engine.records import AttachSpec, FrontEnd, NetworkRecord, SubnetSpec
+from netplug.engine.records import AttachSpec, EndpointRecord, FrontEnd, NetworkRecord, SubnetSpec
 from netplug.errors import NetplugError, Reportable
 from netplug.frontends import cni_result
 from netplug.frontends.cni_checks import refuse_drift, refuse_unready
@@ -98,13 +98,11 @@ class CniService:
             raise CniError(Code.EXISTS, words, "put this plugin first, or leave out the other")
         if foreign is None:
             return await self._attach(request, wanted, previous, None)
-        leased = await foreign.add()
-        try:
-            return await self._attach(request, without_ipam(wanted), previous, leased)
-        except BaseException:
-            with suppress(CniError):  # what went wrong first is what counts
-                await foreign.run("DEL")
-            raise
+        wanted = without_ipam(wanted)
+        if foreign.asks_by_link:
+            return await self._attach_first(request, wanted, previous, foreign)
+        async with foreign.leased() as leased:
+            return await self._attach(request, wanted, previous, leased)
 
     async def _refuse_sandbox(self, request: Request) -> None:
         """Refuse a namespace that is none, or the host's own, before anything is changed."""
@@ -116,27 +114,60 @@ class CniService:
 
     async def _attach(self, request: Request, wanted: Wanted, previous: Result, leased: Result | None) -> Result:
         spec = wanted.network if leased is None else replace(wanted.network, subnets=_foreign_subnets(leased))
-        async with self._networks.joined(spec) as network:
-            built, _ = await self._engine.endpoints.attach(_spec(request, wanted, network, leased))
-            try:
-                bridge = self._engine.shared.host.link
-                made = outcome(request, network, built, wanted.dns, leased, bridge).after(previous)
-                if made.dns == Dns():
-                    own = called.resolving(network, built, self._domain)
-                    made = replace(made, dns=Dns(own.servers, search=own.search))
-                cni_result.render(made, request.version)
-            except CniError:
-                await self._engine.endpoints.delete(network.network.id, built.endpoint.id)
-                raise
-            return made
+        async with (
+            self._networks.joined(spec) as network,
+            self._attached(_spec(request, wanted, network, leased)) as built,
+        ):
+            return self._outcome(request, wanted, previous, leased, network, built)
+
+    async def _attach_first(self, request: Request, wanted: Wanted, previous: Result, foreign: Delegate) -> Result:
+        """Attach a link without addresses, have them found by way of it, and give them to it."""
+        async with (
+            self._networks.joined(wanted.network) as network,
+            self._attached(replace(_spec(request, wanted, network, None), routes=())),
+            foreign.leased() as leased,
+        ):
+            built = await self._engine.endpoints.readdress(_spec(request, wanted, network, leased))
+            return self._outcome(request, wanted, previous, leased, network, built)
+
+    @asynccontextmanager
+    async def _attached(self, spec: AttachSpec) -> AsyncIterator[EndpointRecord]:
+        """Yield an attached endpoint, which goes again when the block fails."""
+        built, _ = await self._engine.endpoints.attach(spec)
+        try:
+            yield built
+        except BaseException:
+            await self._engine.endpoints.delete(built.endpoint.network, built.endpoint.id)
+            raise
+
+    def _outcome(
+        self,
+        request: Request,
+        wanted: Wanted,
+        previous: Result,
+        leased: Result | None,
+        network: NetworkRecord,
+        built: EndpointRecord,
+    ) -> Result:
+        """Return the result of an ADD; raises what `render` does."""
+        made = outcome(request, network, built, wanted.dns, leased, self._engine.shared.host.link).after(previous)
+        if made.dns == Dns():
+            own = called.resolving(network, built, self._domain)
+            made = replace(made, dns=Dns(own.servers, search=own.search))
+        cni_result.render(made, request.version)
+        return made
 
     # DEL, CHECK
 
     async def _delete(self, request: Request, foreign: Delegate | None) -> None:
         ident = endpoint_id(request)
-        for record in self._engine.registry.networks():
-            await self._engine.endpoints.delete(record.network.id, ident)
-        if foreign is not None:
+        try:
+            if foreign is not None and foreign.asks_by_link:
+                await foreign.run("DEL")
+        finally:
+            for record in self._engine.registry.networks():
+                await self._engine.endpoints.delete(record.network.id, ident)
+        if foreign is not None and not foreign.asks_by_link:
             await foreign.run("DEL")
 
     async def _check(self, request: Request, foreign: Delegate | None) -> None:
@@ -210,6 +241,8 @@ def _spec(request: Request, wanted: Wanted, record: NetworkRecord, leased: Resul
         leased=given,
         groups=wanted.groups,
         routes=wanted.routes_in(net, gateways),
+        options=wanted.limits,
+        pinned=wanted.pinned,
     )
 
 

@@ -6,13 +6,14 @@ network is as `netplug network create` makes it.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from netplug.drivers.api import Network, PortMapping, StaticRoute
-from netplug.drivers.options import BRIDGE, MACVLAN, MACVLAN_MODES, OPTIONS, parse
+from netplug.drivers.options import BRIDGE, MACVLAN, MACVLAN_MODES, OPTIONS, parse, parse_endpoint
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.frontends.cni_result import Dns, read_resolv_conf
@@ -24,6 +25,8 @@ _OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DEFAULTS = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 IPAM = "ipam"
 """The mode of networks that are addresses only."""
+DHCP = "dhcp"
+"""The reference IPAM plugin that asks DHCP servers, by way of the interface."""
 _RESOLV_BYTES = 65536
 
 
@@ -32,7 +35,8 @@ class Wanted:
     """What a configuration asks for.
 
     `groups`, `addresses`: see `AttachSpec`. `routes` None: the network's own way out; else those, where one without a
-    gateway goes by that of the network. `default_route`: there shall be one beside `routes`.
+    gateway goes by that of the network. `default_route`: there shall be one beside `routes`. `limits`: options of the
+    endpoint. `pinned`: it keeps its MAC, whatever later plugins do.
     """
 
     network: NetworkSpec
@@ -45,6 +49,8 @@ class Wanted:
     routes: tuple[RouteIn, ...] | None = None
     default_route: bool = False
     dns: Dns = field(default_factory=Dns)
+    limits: Mapping[str, str] = field(default_factory=dict)
+    pinned: bool = False
 
     def routes_in(self, net: Network, gateways: dict[int, IPAddress]) -> tuple[StaticRoute, ...] | None:
         """Return the sandbox's routes in a network with these gateways; None for the network's own."""
@@ -69,9 +75,10 @@ def translate(request: Request) -> Wanted:
     """
     config = section(ConfigIn, request.raw)
     ipam = section(IpamIn, config.ipam or {}, "ipam") if not request.foreign_ipam else IpamIn()
-    _refuse_limits(config)
     if config.promiscMode and config.hairpinMode:
         raise CniError(Code.CONFIG, "cannot set hairpin mode and promiscuous mode at the same time")
+    if request.foreign_ipam == DHCP:
+        _refuse_gateway(config)
     options = _options(config)
     parse(options)  # refuses what is ill-formed before anything else is looked at
     sets = (*config.runtimeConfig.ipRanges, *ipam.sets())
@@ -93,14 +100,30 @@ def translate(request: Request) -> Wanted:
         routes,
         default_route,
         _dns(config, ipam),
+        _limits(config),
+        pinned=config.macspoofchk,
     )
 
 
-def _refuse_limits(config: ConfigIn) -> None:
-    bandwidth = config.runtimeConfig.bandwidth
-    for key, value in (bandwidth.model_dump() if bandwidth else {}).items():
-        if value:
-            raise CniError(Code.UNSUPPORTED, f"unsupported field runtimeConfig.bandwidth.{key}={value}")
+def _refuse_gateway(config: ConfigIn) -> None:
+    """Refuse what needs the subnet before a DHCP server named it; and the gateway is a router out there."""
+    for key in ("isGateway", "isDefaultGateway", "ipMasq"):
+        if getattr(config, key):
+            raise CniError(Code.CONFIG, f"{key}=true: not with ipam.type=dhcp", "the DHCP server names the gateway")
+
+
+def _limits(config: ConfigIn) -> dict[str, str]:
+    """Return the endpoint's options; "ingress" is what it receives, and rates as well as bursts are in bits."""
+    asked = config.runtimeConfig.bandwidth
+    if asked is None or not (asked.ingressRate or asked.egressRate):
+        return {}
+    options = {"rate": f"{asked.ingressRate}/{asked.egressRate}"}
+    received = asked.ingressBurst // 8 if asked.ingressRate else 0
+    sent = asked.egressBurst // 8 if asked.egressRate else 0
+    if received or sent:
+        options["burst"] = f"{received}/{sent}"
+    parse_endpoint(options, BRIDGE)
+    return options
 
 
 # Options

@@ -1,22 +1,29 @@
 """Somebody else's IPAM plugin, run as the specification says (section 4): whole configuration, same environment."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from netplug.errors import NetplugError
 from netplug.frontends import cni_result
+from netplug.frontends.cni_config import DHCP
 from netplug.frontends.cni_result import Result
 from netplug.frontends.cni_wire import CniError, Code, Request
 from netplug.kernel import plugins
 
 
 class Delegate:
-    """The IPAM plugin that a configuration names. `stderr`: what it said there, which goes on to the runtime."""
+    """The IPAM plugin that a configuration names.
+
+    `stderr`: what it said there, which goes on to the runtime. `asks_by_link`: it finds addresses by way of the
+    interface, which has to be there before it is run, and still when it is done with.
+    """
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self.stderr = ""
+        self.asks_by_link = request.foreign_ipam == DHCP
 
     def find(self) -> str:
         """Return the plugin's executable.
@@ -40,6 +47,17 @@ class Delegate:
         if not result.ips:
             raise CniError(Code.CONFIG, f"IPAM plugin {self._request.foreign_ipam!r} returned missing IP config")
         return result
+
+    @asynccontextmanager
+    async def leased(self) -> AsyncIterator[Result]:
+        """Yield chosen addresses, see `add`; they are given back when the block fails."""
+        found = await self.add()
+        try:
+            yield found
+        except BaseException:
+            with suppress(CniError):  # what went wrong first is what counts
+                await self.run("DEL")
+            raise
 
     async def run(self, command: str) -> None:
         """Have it do something that has no result; raises as `add`."""

@@ -90,10 +90,12 @@ class PortIn(_Section):
 
 
 class BandwidthIn(_Section):
-    ingressRate: int = 0
-    ingressBurst: int = 0
-    egressRate: int = 0
-    egressBurst: int = 0
+    """Bits a second, and bits."""
+
+    ingressRate: Annotated[int, Field(ge=0)] = 0
+    ingressBurst: Annotated[int, Field(ge=0)] = 0
+    egressRate: Annotated[int, Field(ge=0)] = 0
+    egressBurst: Annotated[int, Field(ge=0)] = 0
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
@@ -166,7 +168,7 @@ class ConfigIn(_Section):
     promiscMode: bool = False
     portIsolation: bool | None = None
     forceAddress: bool = False
-    macspoofchk: Literal[False] = False
+    macspoofchk: bool = False
     vlan: Zero = 0
     vlanTrunk: Annotated[tuple[Any, ...], Field(max_length=0)] = ()
     preserveDefaultVlan: bool = False

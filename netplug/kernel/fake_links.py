@@ -19,7 +19,8 @@ def ensure(world: World, step: LinkStep) -> Outcome:
             return _ensure_link(world, step)
         case Shape():
             world.wants_link(step, step.link, None)
-            world.wants_link(step, step.ifb, None)
+            if step.ifb:
+                world.wants_link(step, step.ifb, None)
             return world.plain(step)
         case Macvlan():
             return _ensure_macvlan(world, step)

@@ -99,13 +99,18 @@ class Tables:
         return Outcome.ADJUSTED
 
     def remove(self, table: Table, entries: Entries) -> None:
-        """Remove elements; absent is success."""
-        try:
-            self._commit(_removed(table, entries))
-        except BatchError as error:
-            if error.errno not in _GONE:
-                raise
-            self._remove_singly(table, entries)
+        """Remove elements; absent is success.
+
+        A commit takes a grace period of the kernel, so all go in one: what is absent is added in it.
+        """
+        for first in ([], _added(table, entries, NLM_F_CREATE)):
+            try:
+                self._commit([*first, *_removed(table, entries)])
+            except BatchError as error:
+                if error.errno not in _GONE:
+                    raise
+            else:
+                return
 
     def content(self, table: Table) -> dict[str, dict[bytes, bytes]]:
         """Return the elements of all sets, by set; none where there is no table."""
@@ -122,15 +127,6 @@ class Tables:
         if self._netlink:
             self._netlink.close()
             self._netlink = None
-
-    def _remove_singly(self, table: Table, entries: Entries) -> None:
-        for name, elements in entries.items():
-            for key in elements:
-                try:
-                    self._commit([table.elements(DELSETELEM, name, {key: b""}, 0)])
-                except BatchError as error:
-                    if error.errno not in _GONE:
-                        raise
 
     def _comments(self, table: Table) -> list[str] | None:
         """Return the comments of a table's rules, chain by chain; None where there is no table."""

@@ -67,10 +67,13 @@ class Bucket:
     limit: int
 
     @classmethod
-    def of(cls, step: Shape) -> Self:
-        """Return what a step wants."""
-        rate = step.rate // 8
-        return cls(rate, int(rate * LATENCY_S) + step.burst)
+    def of(cls, step: Shape) -> tuple[Self | None, Self | None]:
+        """Return what a step wants, of what the sandbox receives and of what it sends."""
+        received, sent = (
+            cls(rate // 8, int(rate // 8 * LATENCY_S) + burst) if rate else None
+            for rate, burst in zip(step.rate, step.burst, strict=True)
+        )
+        return received, sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +100,17 @@ class Found:
 
     def drift(self, step: Shape, links: Mapping[str, Link]) -> str:
         """Say what is wrong with a limit; empty when nothing."""
-        link, ifb = links.get(step.link), links.get(step.ifb)
-        if link is None or ifb is None:
+        link, ifb = links.get(step.link), links.get(step.ifb) if step.ifb else None
+        if link is None or (step.ifb and ifb is None):
             return MISSING
-        parts = {
-            "what it receives": self.buckets.get(link.index) == Bucket.of(step),
-            "what it sends": self.buckets.get(ifb.index) == Bucket.of(step)
-            and self.redirects.get(link.index) == ifb.index,
-        }
-        wrong = [what for what, right in parts.items() if not right]
-        if len(wrong) == len(parts) and link.index not in self.buckets and link.index not in self.redirects:
+        received, sent = Bucket.of(step)
+        wrong = []
+        if self.buckets.get(link.index) != received:
+            wrong.append("what it receives")
+        there = self.buckets.get(ifb.index) if ifb else None
+        if there != sent or self.redirects.get(link.index, 0) != (ifb.index if ifb else 0):
+            wrong.append("what it sends")
+        if wrong and link.index not in self.buckets and link.index not in self.redirects:
             return MISSING
         return f"does not limit {' and '.join(wrong)} to {step.rate} bit/s" if wrong else ""
 
@@ -157,21 +161,24 @@ def ifb_drift(step: Ifb, found: Link | None) -> str:
 
 def ensure(nl: Netlink, step: Shape) -> Outcome:
     """Limit a link."""
-    links = {name: found for name in (step.link, step.ifb) if (found := rtnl.link(nl, name))}
-    for name in (step.link, step.ifb):
+    names = (step.link, *([step.ifb] if step.ifb else []))
+    links = {name: found for name in names if (found := rtnl.link(nl, name))}
+    for name in names:
         if name not in links:
             raise StepError("not_found", step, f"link {name!r} is missing")
     drift = Found.of(nl, (step,), links).drift(step, links)
     if not drift:
         return Outcome.EQUAL
-    link, ifb = links[step.link].index, links[step.ifb].index
+    link = links[step.link].index
     _clear(nl, link)
-    bucket = _message(step)
-    for index in (link, ifb):
-        head = _TCMSG.pack(0, index, _BUCKET_HANDLE, _ROOT, 0)
-        nl.request(_NEWQDISC, head + bucket, NLM_F_CREATE | NLM_F_REPLACE)
-    nl.request(_NEWQDISC, _TCMSG.pack(0, link, _INGRESS_HANDLE, _INGRESS, 0) + text(_KIND, "ingress"), NEW)
-    nl.request(_NEWFILTER, _TCMSG.pack(0, link, 0, _INGRESS_HANDLE, _ALL_PROTOCOLS) + _to(ifb), NEW)
+    received, sent = Bucket.of(step)
+    if received:
+        _hold_back(nl, link, received, step.burst[0])
+    if sent:
+        ifb = links[step.ifb].index
+        _hold_back(nl, ifb, sent, step.burst[1])
+        nl.request(_NEWQDISC, _TCMSG.pack(0, link, _INGRESS_HANDLE, _INGRESS, 0) + text(_KIND, "ingress"), NEW)
+        nl.request(_NEWFILTER, _TCMSG.pack(0, link, 0, _INGRESS_HANDLE, _ALL_PROTOCOLS) + _to(ifb), NEW)
     return Outcome.CREATED if drift == MISSING else Outcome.ADJUSTED
 
 
@@ -190,14 +197,16 @@ def _clear(nl: Netlink, index: int) -> None:
                 raise
 
 
-def _message(step: Shape) -> bytes:
-    bucket = Bucket.of(step)
+def _hold_back(nl: Netlink, index: int, bucket: Bucket, burst: int) -> None:
+    """Hold back what goes out of a link."""
     rate = _RATESPEC.pack(0, _ETHERNET, 0, 0, 0, min(bucket.rate, 0xFFFFFFFF))
     parms = _QOPT.pack(rate, bytes(12), min(bucket.limit, 0xFFFFFFFF), 0, 0)
-    options = [attr(_TBF_PARMS, parms), u32(_TBF_BURST, step.burst)]
+    options = [attr(_TBF_PARMS, parms), u32(_TBF_BURST, burst)]
     if bucket.rate > 0xFFFFFFFF:
         options.append(attr(_TBF_RATE64, struct.pack("=Q", bucket.rate)))
-    return text(_KIND, "tbf") + nest(_OPTIONS, *options)
+    head = _TCMSG.pack(0, index, _BUCKET_HANDLE, _ROOT, 0)
+    message = head + text(_KIND, "tbf") + nest(_OPTIONS, *options)
+    nl.request(_NEWQDISC, message, NLM_F_CREATE | NLM_F_REPLACE)
 
 
 def _to(ifb: int) -> bytes:

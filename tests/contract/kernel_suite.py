@@ -120,7 +120,9 @@ class KernelSuite:
             ((BRIDGE, GATEWAY), RESOLVER),
             ((BRIDGE,), replace(RESOLVER, address=ip_address("fd00:9::1"))),
             ((), IFB),
-            ((BRIDGE, VETH, IFB), Shape("nphtest", "npitest", 8_000_000, 65_536)),
+            ((BRIDGE, VETH, IFB), Shape("nphtest", "npitest", (8_000_000, 9_000_000), (65_536, 70_000))),
+            ((BRIDGE, VETH), Shape("nphtest", "", (8_000_000, 0), (65_536, 0))),
+            ((BRIDGE, VETH, IFB), Shape("nphtest", "npitest", (0, 8_000_000), (0, 65_536))),
             ((), SET4),
             ((), SET6),
             ((SET4,), Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")),
@@ -170,10 +172,10 @@ class KernelSuite:
         assert await kernel.ensure((*needs, step)) == [*[EQUAL] * len(needs), CREATED]
 
     async def test_limit_of_ours_follows_its_step(self, kernel: Kernel) -> None:
-        other = Shape("nphtest", "npitest", 40_000_000_000, 1_048_576)
+        other = Shape("nphtest", "npitest", (40_000_000_000, 1_000_000), (1_048_576, 4_096))
         assert await kernel.ensure((BRIDGE, VETH, IFB, other)) == [CREATED] * 4
         assert await whats(kernel, other) == []
-        step = replace(other, rate=1_000_000, burst=4_096)
+        step = replace(other, rate=(1_000_000, 1_000_000), burst=(4_096, 4_096))
         assert len(await whats(kernel, step)) == 1
         assert await kernel.ensure((step,)) == [ADJUSTED]
         assert await whats(kernel, BRIDGE, VETH, IFB, step) == []
@@ -300,7 +302,7 @@ class KernelSuite:
         [
             (VETH, "np-test"),
             (Hairpin("nphtest"), "nphtest"),
-            (Shape("nphtest", "npitest", 8_000_000, 65_536), "nphtest"),
+            (Shape("nphtest", "npitest", (8_000_000, 9_000_000), (65_536, 70_000)), "nphtest"),
             (GATEWAY, "np-test"),
             (Route(ip_network("10.7.0.0/16"), "np-test"), "np-test"),
             (Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test"), "netplug-net4"),

@@ -94,9 +94,15 @@ class TablesSuite:
         assert (await kernel.owned()).entries == {step}
         await gone(kernel, step, table)
 
+    async def test_entry_of_which_a_part_is_gone_is_removed(self, kernel: Kernel) -> None:
+        await kernel.ensure((Guards(), replace(GUARD, addresses=GUARD.addresses[:1])))
+        await gone(kernel, GUARD)
+        assert (await kernel.owned()).entries == set()
+        await gone(kernel, Guards())
+
     async def test_entries_do_not_disturb_each_other(self, kernel: Kernel) -> None:
-        guards = [Guard(f"nph{i}", f"02:00:00:00:02:{i:02x}", (ip_address(f"10.9.0.{i}"),)) for i in range(2, 40)]
-        ports = [replace(FORWARD, port=port) for port in range(8000, 8040)]
+        guards = [Guard(f"nph{i}", f"02:00:00:00:02:{i:02x}", (ip_address(f"10.9.0.{i}"),)) for i in range(2, 24)]
+        ports = [replace(FORWARD, port=port) for port in range(8000, 8020)]
         steps: list[Step] = [Guards(), Forwards(4), Forwards(6), *guards, *ports]
         assert set(await kernel.ensure(steps)) == {CREATED}
         await gone(kernel, *guards[::2], *ports[::2])

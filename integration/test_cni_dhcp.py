@@ -1,0 +1,84 @@
+"""Addresses from a DHCP server (busybox's) on the container's segment, by the reference dhcp plugin and its daemon."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from harness import BIN_DIR, FOREIGN_DIR, Host, Netplug, PluginError, Runtime, connect, namespace, wait_until
+
+SOCKET = "/run/dhcp-plugin.sock"
+SERVER = """\
+start 203.0.113.100
+end 203.0.113.101
+interface {link}
+option subnet 255.255.255.0
+option router 203.0.113.2
+option lease 600
+lease_file /run/udhcpd.leases
+pidfile /run/udhcpd.pid
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    host: Host
+    netplug: Netplug
+    router: str
+    parent: str
+
+    def network(self, **config: Any) -> Runtime:
+        return Runtime(self.host, {"type": "pynet", "ipam": {"type": "dhcp", "daemonSocketPath": SOCKET}} | config)
+
+
+@pytest.fixture
+def site(new_host: Callable[..., Host]) -> Iterator[Site]:
+    """A host, on whose uplink another serves addresses."""
+    host, other = new_host(), new_host("router")
+    wire = connect(host, other)
+    other.path("/run/udhcpd.conf").write_text(SERVER.format(link=wire.right_link))
+    other.path("/run/udhcpd.leases").touch()
+    other.popen(["busybox", "udhcpd", "-f", "/run/udhcpd.conf"], log="udhcpd.log")
+    host.popen([f"{FOREIGN_DIR}/dhcp", "daemon", "-socketpath", SOCKET], log="dhcp.log")
+    wait_until(host.path(SOCKET).exists, 10, "the daemon of the dhcp plugin")
+    netplug = Netplug(host, "--docker-host", "none")
+    netplug.cli("cni", "install", "--bin-dir", BIN_DIR, "--name", "pynet")
+    yield Site(host, netplug, wire.right, wire.left_link)
+    assert netplug.json("ps") == []
+    assert not netplug.drift()
+    netplug.stop()
+
+
+@pytest.mark.parametrize("mode", ["macvlan", "bridge"])
+def test_server_gives_address_and_way_out(site: Site, mode: str) -> None:
+    if mode == "macvlan":
+        it = site.network(master=site.parent)
+    else:
+        site.host.run(["sh", "-ec", f"ip link add br0 up type bridge; ip link set {site.parent} master br0"])
+        it = site.network(bridge="br0")
+    with namespace(site.host) as one, namespace(site.host) as two, namespace(site.host) as three:
+        first, second = it.add(one), it.add(two)
+        assert {first.ip, second.ip} == {"203.0.113.100", "203.0.113.101"}
+        assert first.result["ips"][0]["gateway"] == site.router
+        assert "default via 203.0.113.2" in one.exec("ip", "route")
+        assert one.pings(site.router)
+        assert one.pings(second.ip)
+        it.check(first)
+        site.netplug.kill()
+        site.netplug.start()
+        assert site.netplug.drift() == ""
+        assert one.pings(site.router)
+        it.delete(first)
+        late = it.add(three)
+        assert late.ip == first.ip, "the lease was given back by way of the link"
+        it.delete(second)
+        it.delete(late)
+
+
+def test_daemon_of_the_plugin_is_missed(site: Site) -> None:
+    it = site.network(master=site.parent, ipam={"type": "dhcp", "daemonSocketPath": "/run/nobody.sock"})
+    with namespace(site.host) as netns:
+        with pytest.raises(PluginError, match=r"nobody\.sock"):
+            it.add(netns, container="c")
+        assert "eth0" not in netns.exec("ip", "-o", "link")
+        assert site.netplug.json("network", "ls") == []
