@@ -84,6 +84,13 @@ class Cache(dict[bytes, Answer]):
         self[key] = answer
 
 
+class NoCache(Cache):
+    """Remembers nothing: for an upstream whose answers change from one moment to the next."""
+
+    def put(self, key: bytes, answer: Answer) -> None:
+        """Let it go."""
+
+
 def failure(now: float) -> Answer:
     """Return what is remembered when no upstream answered."""
     return Answer(wire.SERVFAIL, b"\0\0\0\0", b"", (), FAILURE_S, now)

@@ -98,6 +98,8 @@ def _of_names(view: View, question: Question) -> bytes | Question:
             return reply(question, answers=(len(records), b"".join(records)), authoritative=True)
         if local is not None:
             return _none(view, question, local.code)
+    elif wire.ROOT in view.served and special.is_pooled(question.name, view.zones.pools):
+        return _none(view, question, wire.NXDOMAIN)
     if not question.recursive:
         return reply(question, wire.REFUSED)
     return question

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from . import wire
-from .cache import Cache
+from .cache import Cache, NoCache
 
 PORT = 53
 
@@ -104,6 +104,11 @@ class Rules:
         if not self.forward:
             return ()
         return next((rule.servers for rule in self.rules if wire.below(name, rule.zone)), ())
+
+
+def everything(server: Server) -> Rules:
+    """Return rules by which one server is asked for all names, those of special use too, and each time anew."""
+    return Rules((Rule(wire.ROOT, (server,)),), cache=NoCache())
 
 
 NOBODY = Rules(forward=False)

@@ -56,6 +56,16 @@ _OF_ZONES = frozenset({wire.NS, wire.SOA, 43, 48})
 """Asked of a top-level domain by those who check signatures: NS, SOA, DS, DNSKEY."""
 
 
+def is_pooled(name: bytes, pools: Collection[IPNetwork]) -> bool:
+    """Tell whether a name is the reverse one of an address of ours."""
+    for version, zone in wire.REVERSE.items():
+        if below(name, zone):
+            labels = wire.labels_of(name)[:-2][::-1]
+            found = _address(labels, version) if len(labels) == (4 if version == 4 else 32) else None
+            return found is not None and any(found[0] in pool for pool in pools if pool.version == version)
+    return False
+
+
 def _of(records: tuple[Record, ...], kind: int) -> Local:
     return Local(wire.NOERROR, tuple(record for record in records if record.type == kind))
 

@@ -127,6 +127,9 @@ class NameServer:
             self._name(after)
         elif before is not None and (index := self.zones.networks.get(before.endpoint.network)):
             index.remove(before.endpoint.id)
+        if after is None and before is not None and before.container in self._unhealthy:
+            # What it was called is free for its successor, which begins well.
+            self._unhealthy.discard(before.container)
         if before is not None and (after is None or not _asks(after)):
             network = before.endpoint.network
             for address in (interface.ip for interface in before.endpoint.addresses):
@@ -195,7 +198,8 @@ class NameServer:
 
     def _point_all(self) -> None:
         for view in {view for index in self.zones.networks.values() for view in index.views}:
-            self._point(view)
+            if view.via in self.zones.networks:
+                self._point(view)
 
     def _read_conf(self) -> None:
         """Read the upstreams anew if they may have changed."""

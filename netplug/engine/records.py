@@ -134,6 +134,21 @@ class AttachSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Description:
+    """What a runtime says of an endpoint's container; `details`: whether it said more than the first two.
+
+    `serves`: see `EndpointRecord`.
+    """
+
+    container: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    hostname: str = ""
+    serves: tuple[str, ...] = ()
+    details: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkRecord:
     """A network as built.
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv4Address
 from typing import Protocol
 
 from netplug.drivers.api import HostFacts
@@ -107,6 +108,23 @@ class Served(Protocol):
     def close(self) -> None: ...
 
 
+class Interception(Protocol):
+    """Sockets in a sandbox, to which what is asked of a name server there comes; they are the caller's to close."""
+
+    udp: socket.socket
+    tcp: socket.socket
+
+    def open(self, family: int, kind: int) -> socket.socket:
+        """Return a socket of the sandbox by which that name server itself is asked; blocks for 0.3 ms.
+
+        Raises:
+            OSError: the sandbox is gone.
+        """
+
+    def end(self) -> None:
+        """Leave that name server alone again, of whose sandbox nothing may be left; blocks for a millisecond."""
+
+
 Serve = Callable[[Resolver, socket.socket, socket.socket], Served]
 """Is given a step, its UDP and its TCP socket."""
 
@@ -186,6 +204,13 @@ class Kernel(Protocol):
         """Have the sockets of `Resolver` steps served from now on, also of those ensured before.
 
         Who serves them closes them when told to close. Without anybody, what is asked waits in their queues.
+        """
+
+    async def intercept(self, path: str, server: IPv4Address) -> Interception:
+        """Have what a sandbox asks of the name server at an address come to us; a former life's is taken over.
+
+        Raises:
+            NetplugError: "not_found", there is no sandbox of this path; "unavailable", it cannot be done there.
         """
 
     def changes(self) -> asyncio.Event:

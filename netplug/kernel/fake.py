@@ -7,6 +7,7 @@ links, addresses and routes; a sandbox is there until `vanish`. What others own 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address
 from itertools import groupby
 
 from netplug.drivers.api import HostFacts
@@ -44,6 +45,7 @@ from netplug.errors import NetplugError
 
 from . import fake_links, ports, rules
 from .api import MISSING, Comparison, Drift, Outcome, Owned, Serve, StepError
+from .fake_interception import FakeInterception
 from .fake_world import Foreign, World, comparable
 from .rules import FIREWALL_STEPS, FirewallStep, Transaction
 
@@ -54,13 +56,14 @@ class FakeKernel:
     """A kernel in memory.
 
     `calls`: how many ensures and removes it got, and of how many steps. `inhabitants`: paths of sandboxes that a
-    process lives in. `changed`: set it to say that others changed something.
+    process lives in. `intercepted`: by path of the sandbox. `changed`: set it to say that others changed something.
     """
 
     def __init__(self, foreign: Foreign | None = None) -> None:
         self.foreign = foreign or Foreign()
         self.calls: list[tuple[str, int]] = []
         self.inhabitants: set[str] = set()
+        self.intercepted: dict[str, FakeInterception] = {}
         self.changed = asyncio.Event()
         self._world = World(self.foreign)
         self._failures: set[str] = set()
@@ -247,6 +250,11 @@ class FakeKernel:
 
     def attend(self, serve: Serve) -> None:
         """Take note; nobody asks."""
+
+    async def intercept(self, path: str, server: IPv4Address) -> FakeInterception:
+        """Listen on this host's own loopback link instead, which has 127.0.0.0/8 too."""
+        await self.sandbox(path)
+        return FakeInterception(self.intercepted, path, server)
 
     def changes(self) -> asyncio.Event:
         """Return the event that tests set to say that others changed something."""

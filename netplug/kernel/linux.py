@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from ipaddress import IPv4Address
 from itertools import groupby
 from types import TracebackType
 from typing import Self, TypeVar
@@ -40,6 +41,7 @@ from .api import Comparison, Drift, Outcome, Owned, Serve, StepError
 from .conntrack import Conntrack
 from .doing import named, whole
 from .firewall import Firewall
+from .interception import Interception
 from .ipset import Found, IpSets
 from .netlink import Netlink
 from .netns import Sandboxes
@@ -205,6 +207,10 @@ class LinuxKernel:
     def attend(self, serve: Serve) -> None:
         """Have the sockets of `Resolver` steps served; see `Kernel`."""
         self._resolvers.attend(serve)
+
+    async def intercept(self, path: str, server: IPv4Address) -> Interception:
+        """Listen in a sandbox in front of a name server; see `Kernel`."""
+        return await asyncio.to_thread(Interception, path, server)
 
     def changes(self) -> asyncio.Event:
         """Return the event that is set when others may have changed something of ours."""
