@@ -113,8 +113,9 @@ class Interceptions:
             log.debug("dns.intercepted", sandbox=sandbox)
 
     async def close(self) -> None:
-        """Leave Docker's resolvers alone everywhere."""
-        self._engine.registry.watchers.remove(self._on_change)
+        """Leave Docker's resolvers alone everywhere, for good."""
+        with suppress(ValueError):  # done before
+            self._engine.registry.watchers.remove(self._on_change)
         async with self._lock:
             for serving in self._open.values():
                 serving.close()
