@@ -166,6 +166,7 @@ class Daemon:
                     version=own_version(),
                     docker_knows=names.knows if names else nobody_asked,
                     domain=settings.dns_domain,
+                    names=server,
                 ),
                 api,
             ),

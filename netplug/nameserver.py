@@ -15,11 +15,12 @@ from pathlib import Path
 import structlog
 
 from netplug import called
+from netplug.dns.careful import Question, respond
 from netplug.dns.rules import NOBODY, Rule, Rules, Server, resolv_conf
 from netplug.dns.server import Listener
 from netplug.dns.upstream import Asker, Forwarder
 from netplug.dns.wire import IPAddress
-from netplug.dns.zone import View, Zones
+from netplug.dns.zone import Entry, View, Zones
 from netplug.drivers.steps import Resolver
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, NetworkRecord
@@ -87,6 +88,26 @@ class NameServer:
         if view is not None:
             self._point(view)
         return view
+
+    def entries(self, network_id: str) -> list[Entry]:
+        """Return who is called what in a network."""
+        index = self.zones.networks.get(network_id)
+        return list(index.entries.values()) if index else []
+
+    async def ask(self, networks: Iterable[str], message: bytes) -> bytes | None:
+        """Answer as to a container of these networks that asks by TCP; None for what nobody would be answered."""
+        view = self.view(networks, "")
+        found = respond(view, message, tcp=True)
+        if view is None or not isinstance(found, Question):
+            return found if isinstance(found, bytes) else None
+        said: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def tell(reply: bytes) -> None:
+            if not said.done():
+                said.set_result(reply)
+
+        self._outward(view, Asker(found, "api", "api", tell))
+        return await said
 
     def set_health(self, container: str, *, healthy: bool) -> None:
         """Have the unhealthy left out where a healthy container has the same name."""

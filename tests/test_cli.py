@@ -254,7 +254,7 @@ def test_wrong_usage_ends_with_two(alone: Cli, args: list[str], words: str, caps
     "args",
     [
         ["ps"], ["network", "ls"], ["network", "inspect", "a"], ["network", "rm", "a"], ["network", "create", "a"],
-        ["ipam", "ls"], ["ipam", "audit"],
+        ["ipam", "ls"], ["ipam", "audit"], ["dns", "ls"], ["dns", "query", "web", "--network", "a"],
         ["diff"], ["repair"], ["attach", "a", "--netns", "n"], ["detach", "a", "--netns", "n"],
     ],
 )  # fmt: skip

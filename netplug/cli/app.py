@@ -8,6 +8,7 @@ import typer
 from netplug.cli import NO, OK, UNREACHABLE, USAGE, CliError, arguments
 from netplug.cli.client import Client
 from netplug.cli.cni import app as cni
+from netplug.cli.names import app as names
 from netplug.cli.output import emit, emit_json, short, table
 
 RUN_DIR = Path("/run/netplug")
@@ -24,6 +25,7 @@ networks = typer.Typer(help="Create, list, show and remove networks, also those 
 ipam = typer.Typer(help="Show pools and leases of addresses.")
 app.add_typer(networks, name="network")
 app.add_typer(ipam, name="ipam")
+app.add_typer(names, name="dns")
 app.add_typer(cni, name="cni")
 
 RunDir = Annotated[

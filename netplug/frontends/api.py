@@ -20,6 +20,7 @@ from netplug.engine.audit import audit
 from netplug.engine.records import FrontEnd
 from netplug.errors import Reportable
 from netplug.frontends import api_wire as wire
+from netplug.frontends.api_names import Names, NamesApi
 from netplug.frontends.http import Failure, guard
 from netplug.reconcile import Difference
 from netplug.store.api import StoreError
@@ -60,14 +61,16 @@ def api_app(
     version: str,
     docker_knows: DockerKnows = nobody_asked,
     domain: str = "",
+    names: Names | None = None,
 ) -> FastAPI:
     """Return the app.
 
-    `domain`: of the name server's names; empty where none runs. `host`: the name under which this host's endpoints
-    are listed. `docker_knows`: tells whether Docker has a network, None while it does not answer.
+    `domain`: of the names of `names`, the name server; empty where none runs. `host`: the name under which this
+    host's endpoints are listed. `docker_knows`: tells whether Docker has a network, None while it does not
+    answer.
     """
     app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
-    app.include_router(_router(_Api(engine, reconciler, host, version, docker_knows, domain)))
+    app.include_router(_router(_Api(engine, reconciler, host, version, docker_knows, domain), NamesApi(engine, names)))
     guard(app, _render)
     return app
 
@@ -162,7 +165,7 @@ def _differences(found: list[Difference]) -> wire.Differences:
     return wire.Differences(differences=[wire.DifferenceOut.of(one) for one in found])
 
 
-def _router(api: _Api) -> APIRouter:
+def _router(api: _Api, names: NamesApi) -> APIRouter:
     router = APIRouter(prefix="/v1", route_class=_Route)
     routes: tuple[tuple[str, str, Callable[..., Coroutine[Any, Any, Any]], int], ...] = (
         ("GET", "/version", api.version, 200),
@@ -175,6 +178,8 @@ def _router(api: _Api) -> APIRouter:
         ("POST", "/detach", api.detach, 204),
         ("GET", "/ipam", api.ipam, 200),
         ("GET", "/ipam/audit", api.audit, 200),
+        ("GET", "/dns", names.list, 200),
+        ("POST", "/dns/query", names.query, 200),
         ("GET", "/diff", api.diff, 200),
         ("POST", "/repair", api.repair, 200),
     )
