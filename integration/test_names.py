@@ -158,6 +158,26 @@ def test_other_names_are_asked_of_the_hosts_resolvers(
             conf.write_text(before)
 
 
+def test_a_firewall_that_lets_nobody_in_is_not_in_the_way(host: Host, netplug: Netplug, blue: str) -> None:
+    with (
+        attached(netplug, blue, "--name", "asker") as (asker, _),
+        cli_network(netplug, "--internal", "--subnet", "10.79.0.0/24") as closed,
+        attached(netplug, closed, "--name", "inside") as (inside, _),
+    ):
+        for program in ("iptables", "ip6tables"):
+            host.run([program, "-A", "INPUT", "!", "-i", "lo", "-p", "tcp", "-j", "DROP"])
+            host.run([program, "-A", "INPUT", "!", "-i", "lo", "-p", "udp", "-j", "DROP"])
+        try:
+            for tcp in (False, True):
+                assert resolve(asker, GATEWAY, "asker", tcp=tcp).code == "NOERROR"
+                assert resolve(asker, GATEWAY6, "asker", tcp=tcp).code == "NOERROR"
+                assert resolve(inside, "10.79.0.1", "inside", tcp=tcp).code == "NOERROR"
+        finally:
+            for program in ("iptables", "ip6tables"):
+                host.run([program, "-D", "INPUT", "!", "-i", "lo", "-p", "tcp", "-j", "DROP"])
+                host.run([program, "-D", "INPUT", "!", "-i", "lo", "-p", "udp", "-j", "DROP"])
+
+
 def test_without_names_nobody_answers(netplug: Netplug) -> None:
     with (
         cli_network(netplug, "--subnet", "10.78.0.0/24", "-o", "dns=off") as net,
