@@ -2,8 +2,8 @@
 
 import socket
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 from netplug.dns.zone import Entry, Network, Service
 from netplug.drivers.steps import Resolver
@@ -28,8 +28,17 @@ def entry(record: EndpointRecord, *, healthy: bool = True) -> Entry | None:
 def services(ports: Iterable[tuple[str, int]]) -> Iterable[Service]:
     """Yield the services that ports have names for (services(5)): "http" for TCP port 80."""
     for proto, port in sorted(ports):
-        with suppress(OSError):  # a port without a name, or a protocol without a list
-            yield Service(socket.getservbyport(port, proto), proto, port)
+        if name := _service(proto, port):
+            yield Service(name, proto, port)
+
+
+@cache
+def _service(proto: str, port: int) -> str:
+    """Return a port's name; libc reads the whole list for each. Empty: it has none, or the protocol has no list."""
+    try:
+        return socket.getservbyport(port, proto)
+    except OSError:
+        return ""
 
 
 def network(record: NetworkRecord, *, gateway: bool) -> Network:
