@@ -3,7 +3,9 @@
 That everything is gone afterwards, sockets too, is asserted by the leak check of every test, see `conftest.py`.
 """
 
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from harness import (
@@ -21,6 +23,7 @@ from harness import (
     resolve,
     wait_until,
 )
+from harness.netns import open_socket
 
 NOTHING = Answer("NOERROR")
 NO_NAME = Answer("NXDOMAIN")
@@ -176,6 +179,30 @@ def test_a_firewall_that_lets_nobody_in_is_not_in_the_way(host: Host, netplug: N
             for program in ("iptables", "ip6tables"):
                 host.run([program, "-D", "INPUT", "!", "-i", "lo", "-p", "tcp", "-j", "DROP"])
                 host.run([program, "-D", "INPUT", "!", "-i", "lo", "-p", "udp", "-j", "DROP"])
+
+
+def test_one_with_2000_connections_is_in_nobodys_way(netplug: Netplug, blue: str) -> None:
+    """CVE-2024-8418: who connects and says nothing, or half of something, must not hold up the others."""
+    with (
+        attached(netplug, blue, "--name", "greedy") as (greedy, _),
+        attached(netplug, blue, "--name", "asker") as (asker, _),
+        ExitStack() as stack,
+    ):
+        for number in range(2000):
+            sock = stack.enter_context(open_socket(greedy.netns, socket.SOCK_STREAM))
+            sock.settimeout(5)
+            try:
+                sock.connect((GATEWAY, 53))
+                if number % 2:
+                    sock.send(b"\0\x20\x12\x34")
+            except ConnectionError:  # sent away
+                sock.close()
+            if number % 200 == 0:
+                for tcp in (False, True):
+                    assert resolve(asker, GATEWAY, "greedy", tcp=tcp).code == "NOERROR"
+        for tcp in (False, True):
+            assert resolve(asker, GATEWAY, "greedy", tcp=tcp).code == "NOERROR"
+        assert resolve(greedy, GATEWAY, "asker").code == "NOERROR"
 
 
 def test_without_names_nobody_answers(netplug: Netplug) -> None:
