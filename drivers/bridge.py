@@ -67,7 +67,8 @@ class BridgeDriver:
             steps.append(Sysctl(f"net/ipv4/conf/{bridge}/route_localnet", "1", restore))
         # Nothing comes by the bridge itself as by a port; but its link-local address is nobody else's.
         gateways = [subnet.gateway for subnet in net.subnets if subnet.gateway]
-        return Plan(tuple(steps)) + firewall.network(net, bridge) + _guard(net, bridge, mac, gateways)
+        plan = Plan(tuple(steps)) + firewall.network(net, bridge) + _guard(net, bridge, mac, gateways)
+        return plan + firewall.resolver(net, gateways, bridge)
 
     def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
         veth = Veth(

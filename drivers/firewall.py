@@ -43,6 +43,7 @@ from .steps import (
     Member,
     Proto,
     Relay,
+    Resolver,
     Step,
     Sysctl,
 )
@@ -55,6 +56,9 @@ RAW = "NETPLUG-RAW"
 DOCKER_USER = "DOCKER-USER"
 DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
 """Docker's chain (until 28) that drops what would enter one of its own bridges; later versions drop in `raw`."""
+
+RESOLVER_PORT = 25353
+"""Where the name server listens at each gateway address: below the kernel's own choice, and nobody's by IANA."""
 
 _ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 _ALL_ADDRESSES = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
@@ -141,20 +145,23 @@ def _filter(family: int, *, docker_isolation: bool) -> tuple[str, ...]:
 
 
 def _input(family: int) -> tuple[str, ...]:
-    """Let internal networks speak to the host at their own gateway alone, and ask it for no name.
+    """Let internal networks speak to the host at their own gateway alone, and ask none of its resolvers for names.
 
-    A resolver of the host would carry their questions out. Group and link-local addresses are of the link.
+    A resolver of the host would carry their questions out. Group and link-local addresses are of the link. Our own name
+    server, which does not, is reached behind a firewall that lets nobody else in too.
     """
     own = f"-m set ! --match-set netplug-net{family} dst,src"
     internal = f"-m set ! --match-set netplug-out{family} src,src"
     by_name, by_set = _from_ours(family)
     asked = [f"-p {proto}" for proto in (Proto.TCP, Proto.UDP)]
     names = "-m multiport --dports 53,853"
+    own_server = [f"-p {proto} -m {proto}" for proto in (Proto.TCP, Proto.UDP)]
     return (
         *(f"-d {address} -j RETURN" for address in _ON_LINK[family]),
         *(f"{came} {internal} {own} -j DROP" for came in (by_name, by_set)),
         *(f"{by_name} {proto} {internal} {names} -j DROP" for proto in asked),
         *(f"{proto} {by_set} {internal} {names} -j DROP" for proto in asked),
+        *(f"{proto} --dport {RESOLVER_PORT} {_match('net', family, 'src,src')} -j ACCEPT" for proto in own_server),
     )
 
 
@@ -245,6 +252,15 @@ def publish(mapping: PortMapping, address: IPAddress) -> Plan:
         (Flows(mapping.proto, mapping.host_port, address, mapping.host_address),) if mapping.proto is Proto.UDP else ()
     )
     return Plan((HostPort(mapping.proto, host, mapping.host_port), forward, *flows, *relay))
+
+
+def resolver(net: Network, gateways: Sequence[IPInterface], link: str) -> Plan:
+    """Return what has the name server answer at port 53 of the host's addresses behind `link`."""
+    steps: list[Step] = []
+    for address in (gateway.ip for gateway in gateways if net.options.dns):
+        steps.append(Resolver(net.id, link, address, RESOLVER_PORT))
+        steps += [Forward(proto, address, 53, address, RESOLVER_PORT) for proto in (Proto.UDP, Proto.TCP)]
+    return Plan(tuple(steps))
 
 
 def check_pool(pool: IPNetwork, bridge: str, host: HostFacts) -> None:

@@ -76,7 +76,7 @@ class HostDriver:
         plan = shaping.around(net, ep, link, Plan((veth,))) + Plan(tuple(steps))
         for address in ep.addresses:
             plan += firewall.alone(net, _alone(address).network, own, link)
-        return plan + (Plan() if net.internal else _catch_all(ep))
+        return plan + firewall.resolver(net, own, link) + (Plan() if net.internal else _catch_all(ep))
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
         return attachment(net, ep)

@@ -29,6 +29,7 @@ class NetworkOptions:
     `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id. `parent` empty: the uplink. `sticky`:
     seconds for which addresses are kept for the container that had them. `rate`: bits a second that
     a container receives and sends, 0 for no limit; `burst`: bytes, 0 for what the rate needs. `vni` 0: none yet.
+    `dns`: we answer for the network's names; `ttl`: seconds that they hold.
     """
 
     mode: str = BRIDGE
@@ -49,6 +50,8 @@ class NetworkOptions:
     vni: int = 0
     vxlan_port: int = 4789
     bum: bool = False
+    dns: bool = True
+    ttl: int = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,22 @@ def _bursts(text: str) -> tuple[int, int]:
     return _both(text, _burst)
 
 
+def _switch(text: str) -> bool:
+    value = {"on": True, "off": False, "true": True, "false": False}.get(text.lower())
+    if value is None:
+        raise ValueError("must be on or off")
+    return value
+
+
+LONGEST_TTL = 86_400
+
+
+def _ttl(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:9]) > LONGEST_TTL:
+        raise ValueError(f"must be a number of seconds from 0 to {LONGEST_TTL}")
+    return int(text)
+
+
 _ALL: tuple[str, ...] = ()
 _DOCKER = "com.docker.network."
 OPTIONS: tuple[Option, ...] = (
@@ -311,6 +330,15 @@ OPTIONS: tuple[Option, ...] = (
         "a container of the same name gets its former addresses and MAC back within this time: `30m`, `7d`; "
         "`true` is `24h`; see [docs/docker.md](docs/docker.md#sticky-addresses)",
     ),
+    Option(
+        "dns",
+        (),
+        _ALL,
+        _switch,
+        "on",
+        "`off`: the containers' names are not served, nor is port 53 of the gateway; see [docs/dns.md](docs/dns.md)",
+    ),
+    Option("ttl", (), _ALL, _ttl, "5", "seconds for which others may remember the names"),
 )
 ENDPOINT_OPTIONS = tuple(option for option in OPTIONS if option.endpoint)
 _BY_KEY = {key: option for option in OPTIONS for key in (option.key, *option.aliases)}

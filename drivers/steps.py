@@ -299,6 +299,23 @@ class Relay:
 
 
 @dataclass(frozen=True, slots=True)
+class Resolver:
+    """The name server of `network` listens at `address` port `port` (UDP, TCP) for what comes by `link` alone.
+
+    Not at port 53: who binds that of all addresses would be in the way, or we in his. `Forward`s lead there.
+    """
+
+    network: str
+    link: str
+    address: IPAddress
+    port: int
+
+    @property
+    def key(self) -> str:
+        return f"resolver/{self.link}/{self.address}"
+
+
+@dataclass(frozen=True, slots=True)
 class Flows:
     """Tracked connections to host port `port` lead to `address` and nowhere else; at revert, to nowhere.
 
@@ -417,6 +434,7 @@ Step: TypeAlias = (
     | Forward
     | HostPort
     | Relay
+    | Resolver
     | Flows
     | Macvlan
     | Announce

@@ -119,3 +119,20 @@ def test_two_networks_and_no_daemon(place: Place) -> None:
     place.podman("rm", "-f", "-t", "0", "web")
     place.netplug.start()
     assert place.ends() == []
+
+
+def test_podman_containers_resolve_names_of_all_runtimes(place: Place) -> None:
+    """By libc and the resolv.conf that podman writes of our result."""
+    place.podman.run("web", "--network", "blue:alias=www")
+    place.podman.run("asker")
+    web = place.podman.networks("web")["blue"]["IPAddress"]
+    with namespace(place.host) as lab:
+        result = lab.attach(place.netplug, "blue", "--name", "lab")
+        conf = place.podman("exec", "asker", "cat", "/etc/resolv.conf")
+        assert "nameserver 10.91.0.1" in conf
+        assert "blue.netplug.internal" in conf
+        for name, address in (("web", web), ("www", web), ("lab", result["addresses"][0].partition("/")[0])):
+            assert f"({address})" in place.podman("exec", "asker", "ping", "-4", "-c1", "-W2", name)
+        lab.detach(place.netplug, "blue")
+    for name in ("web", "asker"):
+        place.podman("rm", "-f", "-t", "0", name)

@@ -8,14 +8,14 @@ import asyncio
 import os
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from netplug import cni_shim
 from netplug import log as logging
 from netplug.config import Settings, load
 from netplug.daemon import NAMESPACE, TURN, claim_namespace, drivers, linux_kernel, site_prefix, spaces
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import HostPort
+from netplug.drivers.steps import HostPort, Resolver
 from netplug.engine import Engine
 from netplug.errors import NetplugError
 from netplug.frontends.cni import CniService, refusal
@@ -77,17 +77,24 @@ async def _answer(call: Call, settings: Settings) -> Reply:
         reconciler = Reconciler(engine)
         if call.env.get("CNI_COMMAND") in _LOOKING:
             await reconciler.load()
-            await engine.executor.apply(_ports(engine))
+            await _open_sockets(engine)
         else:
             await reconciler.start()
         return await CniService(engine).answer(call)
 
 
-def _ports(engine: Engine) -> Plan:
-    """Return the host ports of all endpoints: sockets of the process at work, hence always missing at its start."""
-    return Plan(
-        tuple(step for one in engine.registry.endpoints() for step in one.exposed if isinstance(step, HostPort))
-    )
+async def _open_sockets(engine: Engine) -> None:
+    """Open what is of the process at work, and hence always missing at its start: host ports, the name server's.
+
+    What the latter need may be missing too, and is then found to be.
+    """
+    registry = engine.registry
+    ports = [step for one in registry.endpoints() for step in one.exposed if isinstance(step, HostPort)]
+    await engine.executor.apply(Plan(tuple(ports)))
+    plans = [*(one.plan for one in registry.networks()), *(one.plan for one in registry.endpoints())]
+    for step in (step for plan in plans for step in plan if isinstance(step, Resolver)):
+        with suppress(NetplugError):
+            await engine.executor.apply(Plan((step,)))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from netplug.dns.rules import Rule
+from netplug.dns.wire import ROOT, to_wire
 from netplug.errors import NetplugError
 from netplug.lock import SOCKET_PATH_BYTES
 from netplug.store.access import SCHEME, EtcdAccess, without_password
@@ -99,6 +101,13 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     address_pool: Annotated[tuple[AddressPool, ...], NoDecode] = ()
+    dns_domain: str = "netplug.internal"
+    dns_upstream: Annotated[tuple[str, ...], NoDecode] = ()
+
+    @property
+    def dns_rules(self) -> tuple[Rule, ...]:
+        """Whom to ask for names of others."""
+        return tuple(map(Rule.parse, self.dns_upstream))
 
     @property
     def api_socket(self) -> Path:
@@ -217,6 +226,24 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("dns_domain")
+    @classmethod
+    def _domain(cls, value: str) -> str:
+        if to_wire(value) == ROOT:
+            raise ValueError("is the root: all names would be ours")
+        return value.lower().removesuffix(".")
+
+    @field_validator("dns_upstream", mode="before")
+    @classmethod
+    def _upstreams(cls, value: object) -> tuple[str, ...]:
+        """Read a list of texts, or one text of several upstreams with spaces between (environment)."""
+        texts = value.split() if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple):
+            raise ValueError("is not a list of ADDRESS[#PORT] or DOMAIN=ADDRESS[#PORT]")
+        for text in texts:
+            Rule.parse(str(text))
+        return tuple(map(str, texts))
 
     @field_validator("address_pool", mode="before")
     @classmethod

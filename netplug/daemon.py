@@ -197,18 +197,33 @@ class Daemon:
         from netplug.frontends.cni import CniService  # noqa: PLC0415
         from netplug.frontends.docker import docker_app  # noqa: PLC0415
         from netplug.frontends.docker_ipam import nobody_known  # noqa: PLC0415
+        from netplug.interceptions import Interceptions  # noqa: PLC0415
+        from netplug.nameserver import NameServer  # noqa: PLC0415
         from netplug.naming import DockerNames  # noqa: PLC0415
 
         settings, cluster = self._settings, self.cluster
+        server = NameServer(engine, settings.dns_domain, settings.dns_rules)
+        self._resources.callback(server.close)
+        interceptions = Interceptions(engine, server)
+        self._resources.push_async_callback(interceptions.close)
         names = (
-            DockerNames(engine, settings.docker_host, settings.driver_name) if settings.docker_host != "none" else None
+            DockerNames(engine, settings.docker_host, settings.driver_name, interceptions)
+            if settings.docker_host != "none"
+            else None
         )
         reconciler = Reconciler(engine, names.view if names else None)
         await reconciler.start()
         if cluster is not None:
             await cluster.start()
-        self._background = [reconciler.run, *([names.run] if names else []), *([cluster.run] if cluster else [])]
-        self._cni = CniService(engine), cni
+        server.start()
+        self._background = [
+            reconciler.run,
+            server.run,
+            interceptions.run,
+            *([names.run] if names else []),
+            *([cluster.run] if cluster else []),
+        ]
+        self._cni = CniService(engine, settings.dns_domain), cni
         self._apps = [
             (
                 api_app(
@@ -218,6 +233,8 @@ class Daemon:
                     version=own_version(),
                     docker_knows=names.knows if names else nobody_asked,
                     cluster=cluster,
+                    domain=settings.dns_domain,
+                    names=server,
                 ),
                 api,
             ),
@@ -225,6 +242,7 @@ class Daemon:
                 docker_app(
                     engine,
                     on_activate=reconciler.on_activate,
+                    on_ready=interceptions.serve,
                     who=Caller(engine, names).name if names else nobody_known,
                 ),
                 plugin,

@@ -10,14 +10,14 @@ import json
 from collections.abc import Mapping
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiodocker
 import aiohttp
 import structlog
 
 from netplug.engine import Engine
-from netplug.engine.records import DockerView
+from netplug.engine.records import Description, DockerView
 from netplug.errors import NetplugError
 
 log = structlog.get_logger(__name__)
@@ -29,7 +29,20 @@ CALL_TIMEOUT_S = 20.0
 """For a list or an inspect; dockerd is slow to answer only while it starts or stops many containers."""
 
 _LOST = (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError)
-_EVENTS = {"type": ["network", "container"], "event": ["create", "connect", "rename", "start"]}
+_EVENTS = {
+    "type": ["network", "container"],
+    "event": ["create", "connect", "rename", "start", "health_status"],
+}
+
+
+class Listener(Protocol):
+    """Who wants to know more of containers than their names."""
+
+    def set_health(self, container: str, *, healthy: bool) -> None:
+        """Learn whether a container is well; one without a health check is."""
+
+    def look(self) -> None:
+        """Learn that a container started."""
 
 
 class DockerNames:
@@ -42,8 +55,11 @@ class DockerNames:
         networks: what Docker calls its networks, by id; also where ``-o name=`` says otherwise.
     """
 
-    def __init__(self, engine: Engine, docker_host: str, driver: str = "pynet") -> None:
+    def __init__(
+        self, engine: Engine, docker_host: str, driver: str = "pynet", listener: Listener | None = None
+    ) -> None:
         self._engine = engine
+        self._listener = listener
         self._url = docker_host
         self._driver = driver
         self.root: Path | None = None
@@ -83,8 +99,11 @@ class DockerNames:
         self.networks = {network["Id"]: network["Name"] for network in networks}
         for network in networks:
             await self._engine.networks.name(network["Id"], network["Name"])
-        for endpoint in await _endpoints(docker):
-            await self._describe(*endpoint)
+        endpoints = await _endpoints(docker)
+        for network_id, endpoint_id, container, name in endpoints:
+            await self._describe(network_id, endpoint_id, Description(container, name))
+        for container in dict.fromkeys(container for _, _, container, _ in endpoints):
+            await self._inspect(docker, container)
 
     async def _take(self, docker: aiodocker.Docker, event: Mapping[str, Any]) -> None:
         actor = event.get("Actor", {})
@@ -96,7 +115,11 @@ class DockerNames:
             case "network", "connect":
                 await self._inspect(docker, attributes.get("container", ""))
             case "container", "rename" | "start":
+                if self._listener and event["Action"] == "start":
+                    self._listener.look()
                 await self._inspect(docker, actor["ID"])
+            case "container", str(action) if self._listener and action.startswith("health_status"):
+                self._listener.set_health(actor["ID"], healthy=not action.endswith("unhealthy"))
 
     async def _inspect(self, docker: aiodocker.Docker, container_id: str) -> None:
         try:
@@ -107,11 +130,14 @@ class DockerNames:
                 raise
             return
         for network in _settings(data):
-            await self._describe(network["NetworkID"], network["EndpointID"], data["Id"], data["Name"].lstrip("/"))
+            await self._describe(network["NetworkID"], network["EndpointID"], _description(data, network))
+        if self._listener:
+            health = (data.get("State") or {}).get("Health") or {}
+            self._listener.set_health(data["Id"], healthy=health.get("Status") != "unhealthy")
 
-    async def _describe(self, network_id: str, endpoint_id: str, container: str, name: str) -> None:
+    async def _describe(self, network_id: str, endpoint_id: str, said: Description) -> None:
         try:
-            await self._engine.endpoints.describe(network_id, endpoint_id, container=container, name=name)
+            await self._engine.endpoints.describe(network_id, endpoint_id, said)
         except NetplugError as exc:
             log.debug("endpoint.undescribed", error=exc.message)
 
@@ -153,6 +179,22 @@ async def _endpoints(docker: aiodocker.Docker) -> list[tuple[str, str, str, str]
         for network in _settings(container)
         if network["EndpointID"]
     ]
+
+
+def _description(data: Mapping[str, Any], network: Mapping[str, Any]) -> Description:
+    """Return what an inspect says of a container in one of its networks. `DNSNames` is of engine 25 and later."""
+    config = data.get("Config") or {}
+    aliases = [*(network.get("Aliases") or ()), *(network.get("DNSNames") or ())]
+    ports = tuple(sorted(config.get("ExposedPorts") or {}))
+    name = data["Name"].lstrip("/")
+    return Description(
+        data["Id"],
+        name,
+        tuple(alias for alias in dict.fromkeys(aliases) if alias not in {name, data["Id"][:12]}),
+        config.get("Hostname", ""),
+        ports,
+        details=True,
+    )
 
 
 def _settings(container: Mapping[str, Any]) -> list[Any]:

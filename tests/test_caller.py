@@ -11,7 +11,7 @@ import pytest_asyncio
 from docker_client import END, NET, Plugin, endpoint, network
 
 from netplug.caller import Caller
-from netplug.engine.records import AttachSpec
+from netplug.engine.records import AttachSpec, Description
 from netplug.frontends.docker import docker_app
 from netplug.ipam.lease import Owner, OwnerKind
 
@@ -128,7 +128,7 @@ async def test_who_has_an_endpoint_is_not_who_asks(docker: Docker) -> None:
     docker.write(WEB, "web")
     await docker.run()
     assert await docker.who() == ""  # whose endpoint that is we do not know yet
-    await docker.plugin.engine.endpoints.describe(NET, END, container=DB, name="renamed")
+    await docker.plugin.engine.endpoints.describe(NET, END, Description(DB, "renamed"))
     assert await docker.who() == "web"
 
 
@@ -177,5 +177,5 @@ async def test_without_certainty_nothing_is_said(docker: Docker, what: str) -> N
 async def test_mistake_is_mended_and_logged(docker: Docker) -> None:
     docker.write(WEB, "web")
     await docker.run()
-    await docker.plugin.engine.endpoints.describe(NET, END, container=DB, name="db")
+    await docker.plugin.engine.endpoints.describe(NET, END, Description(DB, "db"))
     assert docker.plugin.engine.registry.endpoint(NET, END).name == "db"

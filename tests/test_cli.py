@@ -25,7 +25,7 @@ ENDPOINT_FIELDS = [
     "sandbox", "interface", "ports",
 ]  # fmt: skip
 ATTACH_FIELDS = [
-    "endpoint", "network", "sandbox", "interface", "mac", "mtu", "addresses", "gateways", "routes", "ports",
+    "endpoint", "network", "sandbox", "interface", "mac", "mtu", "addresses", "gateways", "routes", "ports", "dns",
 ]  # fmt: skip
 POOL_FIELDS = ["id", "space", "subnet", "range", "size", "used", "kept", "networks", "leases"]
 LEASE_FIELDS = ["address", "owner_kind", "owner_id", "owner_name", "mac", "until", "host"]
@@ -253,7 +253,7 @@ def test_wrong_usage_ends_with_two(alone: Cli, args: list[str], words: str, caps
     "args",
     [
         ["ps"], ["network", "ls"], ["network", "inspect", "a"], ["network", "rm", "a"], ["network", "create", "a"],
-        ["ipam", "ls"], ["ipam", "audit"],
+        ["ipam", "ls"], ["ipam", "audit"], ["dns", "ls"], ["dns", "query", "web", "--network", "a"],
         ["diff"], ["repair"], ["attach", "a", "--netns", "n"], ["detach", "a", "--netns", "n"],
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ from engine_host import END, NET, NEXT, OTHER, SANDBOX, Host, external, tcp, udp
 
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import HostPort, Proto, Route, Veth
-from netplug.engine.records import EndpointSpec, FrontEnd, NetworkSpec
+from netplug.engine.records import Description, EndpointSpec, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError
 
@@ -81,7 +81,7 @@ async def test_ends_of_what_is_not_there_are_success(host: Host) -> None:
     await host.engine.endpoints.leave(NET, END)
     await host.engine.endpoints.unpublish(NET, END)
     assert not await host.engine.endpoints.delete(NET, END)
-    await host.engine.endpoints.describe(NET, END, container="c1", name="web")
+    await host.engine.endpoints.describe(NET, END, Description("c1", "web"))
     assert await host.state() == before
 
 
@@ -127,7 +127,7 @@ async def test_addresses_are_as_asked_or_chosen(host: Host) -> None:
 
 async def test_name_of_the_container_is_learned_and_kept(host: Host) -> None:
     await host.docker_endpoint()
-    await host.engine.endpoints.describe(NET, END, container="c1", name="web")
+    await host.engine.endpoints.describe(NET, END, Description("c1", "web"))
     await host.reboot()
     assert (host.endpoint().container, host.endpoint().name) == ("c1", "web")
 

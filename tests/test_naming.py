@@ -89,7 +89,10 @@ async def test_names_are_learned_from_events(host: Host, docker: DockerApi, name
     docker.run_container("c1", "store", blue=(NET, END))
     docker.tell("container", "start", "c1")
     await until(lambda: host.endpoint().name == "store")
-    assert docker.filters == {"type": ["network", "container"], "event": ["create", "connect", "rename", "start"]}
+    assert docker.filters == {
+        "type": ["network", "container"],
+        "event": ["create", "connect", "rename", "start", "health_status"],
+    }
 
 
 async def test_dockerd_that_restarts_is_found_again(host: Host, docker: DockerApi, names: DockerNames) -> None:

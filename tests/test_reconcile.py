@@ -10,6 +10,7 @@ from engine_host import END, NET, NEXT, SANDBOX, Host, running, tcp, udp, until
 
 from netplug import reconcile
 from netplug.drivers.steps import Bridge, Chain, Flows, Forward, Guard, HostPort, IpSet, Jump, Member, Proto
+from netplug.engine.records import Description
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -65,7 +66,7 @@ async def test_nothing_to_mend_is_nothing_done(host: Host) -> None:
 
 
 async def test_owner_of_a_difference_is_named(host: Host) -> None:
-    await host.engine.endpoints.describe(NET, END, container="c1", name="web")
+    await host.engine.endpoints.describe(NET, END, Description("c1", "web"))
     host.kernel.lose(host.networks()[0].plan.steps[1].key)
     host.kernel.lose(f"hostport/tcp/0.0.0.0/{8080}")
     host.kernel.lose("chain/4/nat/NETPLUG-SNAT")
@@ -83,8 +84,9 @@ async def test_tampered_chain_is_put_right(host: Host) -> None:
 
 
 async def test_one_that_cannot_be_mended_keeps_no_other_from_it(host: Host) -> None:
-    stubborn, other = "forward/4/tcp", "member/netplug-net4"
+    stubborn, other = "forward/4/tcp//", "member/netplug-net4"
     lost = [key for key in host.kernel._world.state if key.startswith((stubborn, other))]
+    assert any(key.startswith(stubborn) for key in lost)
     for key in lost:
         host.kernel.lose(key)
     host.kernel.fail_at(next(key for key in lost if key.startswith(other)))

@@ -24,6 +24,7 @@ from .cni import (
 from .dockerd import Container, Dockerd
 from .host import CommandError, Host, Process
 from .machine import Machine, engine_runs
+from .names import Answer, Upstream, resolve
 from .netplugd import Netplug
 from .overlay import Mesh, Node, NodeError, Station, Underlay, overlay, pair
 from .podman import Podman
@@ -40,6 +41,7 @@ __all__ = [
     "RANGES4",
     "RANGES46",
     "VERSIONS",
+    "Answer",
     "Attached",
     "CommandError",
     "Container",
@@ -59,6 +61,7 @@ __all__ = [
     "Snapshot",
     "Station",
     "Underlay",
+    "Upstream",
     "Wire",
     "addresses_of",
     "assert_same",
@@ -82,6 +85,7 @@ __all__ = [
     "overlay",
     "own_ipam",
     "pair",
+    "resolve",
     "snapshot",
     "tcp_ask",
     "udp_ask",

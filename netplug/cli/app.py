@@ -9,6 +9,7 @@ from netplug.cli import NO, OK, UNREACHABLE, USAGE, CliError, arguments
 from netplug.cli.client import Client
 from netplug.cli.cni import app as cni
 from netplug.cli.lab import app as lab
+from netplug.cli.names import app as names
 from netplug.cli.output import emit, emit_json, short, table
 
 RUN_DIR = Path("/run/netplug")
@@ -25,6 +26,7 @@ networks = typer.Typer(help="Create, list, show and remove networks, also those 
 ipam = typer.Typer(help="Show pools and leases of addresses.")
 app.add_typer(networks, name="network")
 app.add_typer(ipam, name="ipam")
+app.add_typer(names, name="dns")
 app.add_typer(cni, name="cni")
 app.add_typer(lab, name="lab")
 
@@ -350,6 +352,16 @@ def serve(
         typer.Option(
             metavar="base=CIDR,size=BITS",
             help="Range that subnets are cut from; may be repeated. [base=10.208.0.0/12,size=24]",
+        ),
+    ] = None,
+    dns_domain: Annotated[
+        str | None, typer.Option(metavar="DOMAIN", help="What full names end in. [netplug.internal]")
+    ] = None,
+    dns_upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[DOMAIN=]ADDRESS[#PORT]",
+            help="Whom to ask for names of others, of one domain or all; may be repeated. [those of resolv.conf]",
         ),
     ] = None,
     log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")] = None,

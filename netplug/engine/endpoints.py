@@ -18,7 +18,7 @@ from netplug.engine.addressing import Addressing
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.others import Nobody, Others
 from netplug.engine.publishing import reserved
-from netplug.engine.records import AttachSpec, EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord
+from netplug.engine.records import AttachSpec, Description, EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord
 from netplug.engine.registry import Registry, put
 from netplug.engine.shared import Shared
 from netplug.engine.whole import whole
@@ -291,17 +291,21 @@ class Endpoints:
         log.info("endpoint.deleted", endpoint=short(built.endpoint.id), name=built.name)
 
     @whole
-    async def describe(self, network_id: str, endpoint_id: str, *, container: str, name: str) -> None:
+    async def describe(self, network_id: str, endpoint_id: str, said: Description) -> None:
         """Learn which container an endpoint belongs to and how it is called."""
         async with self._registry.lock(network_id):
             built = self._registry.find(network_id, endpoint_id)
-            if built is not None and built.name not in {"", name} and not built.container:
+            if built is None:
+                return
+            if built.name not in {"", said.name} and not built.container:
                 # Inferred from what Docker had on disk, and wrongly: the address may have been kept for the other.
-                log.warning("endpoint.mistaken", endpoint=short(endpoint_id), taken_for=built.name, name=name)
-            if built is not None and (built.container, built.name) != (container, name):
-                named = replace(built, container=container, name=name)
-                await self._registry.save(named)
-                await self.others.joined(named)
+                log.warning("endpoint.mistaken", endpoint=short(endpoint_id), taken_for=built.name, name=said.name)
+            told = replace(built, container=said.container, name=said.name)
+            if said.details:
+                told = replace(told, aliases=said.aliases, hostname=said.hostname, serves=said.serves)
+            if told != built:
+                await self._registry.save(told)
+                await self.others.joined(told)
 
     # Sandboxes without a runtime
 

@@ -134,6 +134,21 @@ class AttachSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Description:
+    """What a runtime says of an endpoint's container; `details`: whether it said more than the first two.
+
+    `serves`: see `EndpointRecord`.
+    """
+
+    container: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    hostname: str = ""
+    serves: tuple[str, ...] = ()
+    details: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkRecord:
     """A network as built.
 
@@ -160,7 +175,8 @@ class EndpointRecord:
 
     `endpoint.ports` are the mappings as asked for, `published` the ones in force, with their definite host ports.
     `plan` are its links, `exposed` what publishing took. `sandbox`: path of the namespace, empty until Join.
-    `linked` False: the links were taken down by Leave; a Join builds them anew.
+    `linked` False: the links were taken down by Leave; a Join builds them anew. `serves`: ports on which the container
+    is said to listen ("80/tcp"), published or not.
     """
 
     endpoint: Endpoint
@@ -175,6 +191,8 @@ class EndpointRecord:
     plan: Plan = field(default_factory=Plan)
     exposed: Plan = field(default_factory=Plan)
     published: tuple[PortMapping, ...] = ()
+    hostname: str = ""
+    serves: tuple[str, ...] = ()
 
     @property
     def present(self) -> Plan:

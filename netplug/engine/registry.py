@@ -5,8 +5,9 @@ Only this process writes its own host's records, so memory is as true as the sto
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 from netplug.drivers.api import Network
 from netplug.drivers.codec import decode, encode
@@ -15,16 +16,22 @@ from netplug.engine.records import ENDPOINTS, NETWORKS, EndpointRecord, NetworkR
 from netplug.errors import NetplugError
 from netplug.store.api import Put, Store
 
+Record: TypeAlias = NetworkRecord | EndpointRecord
+Watcher = Callable[[Record | None, Record | None], None]
+"""Is told what was remembered and what is now, at once; None for nothing. It must not fail, nor wait."""
+
 
 class Registry:
     """Networks and endpoints, by id.
 
     `starting`: networks whose creation is under way. `absent`: why a network of the cluster is not here, by name.
+    `watchers`: told of every change; when a network goes, of that alone.
     """
 
     def __init__(self, store: Store) -> None:
         self.starting: dict[str, Network] = {}
         self.absent: dict[str, str] = {}
+        self.watchers: list[Watcher] = []
         self._store = store
         self._networks: dict[str, NetworkRecord] = {}
         self._endpoints: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
@@ -87,6 +94,10 @@ class Registry:
             raise NetplugError("invalid", f"{len(found)} networks are called {ref[:80]!r} ({ids})", hint="use the id")
         return found[0]
 
+    def find_network(self, network_id: str) -> NetworkRecord | None:
+        """Return the network with this very id, or None."""
+        return self._networks.get(network_id)
+
     def find(self, network_id: str, endpoint_id: str) -> EndpointRecord | None:
         """Return an endpoint, or None."""
         return self._endpoints.get(network_id, {}).get(endpoint_id)
@@ -104,13 +115,14 @@ class Registry:
 
     # Writing
 
-    async def save(self, record: NetworkRecord | EndpointRecord) -> None:
+    async def save(self, record: Record) -> None:
         """Write a record to the store and remember it."""
         await self._store.txn((), [put(record)])
         self.remember(record)
 
-    def remember(self, record: NetworkRecord | EndpointRecord) -> None:
+    def remember(self, record: Record) -> None:
         """Take a record that the store already has."""
+        before = self._known(record)
         if isinstance(record, NetworkRecord):
             self._networks[record.network.id] = record
         else:
@@ -118,15 +130,28 @@ class Registry:
             self._endpoints[record.endpoint.network][record.endpoint.id] = record
             if record.sandbox:
                 self._sandboxes[record.sandbox][record.key] = record
+        self._tell(before, record)
 
-    def forget(self, record: NetworkRecord | EndpointRecord) -> None:
+    def forget(self, record: Record) -> None:
         """Drop a record that the store no longer has; absent is success."""
+        before = self._known(record)
         if isinstance(record, NetworkRecord):
             self._networks.pop(record.network.id, None)
             self._endpoints.pop(record.network.id, None)
         else:
             self._leave_sandbox(record)
             self._endpoints[record.endpoint.network].pop(record.endpoint.id, None)
+        self._tell(before, None)
+
+    def _known(self, record: Record) -> Record | None:
+        if isinstance(record, NetworkRecord):
+            return self._networks.get(record.network.id)
+        return self.find(record.endpoint.network, record.endpoint.id)
+
+    def _tell(self, before: Record | None, after: Record | None) -> None:
+        if before is not after:
+            for watcher in self.watchers:
+                watcher(before, after)
 
     def _leave_sandbox(self, record: EndpointRecord) -> None:
         """Take an endpoint out of the sandbox that it was remembered in."""
@@ -138,7 +163,7 @@ class Registry:
             del self._sandboxes[before.sandbox]
 
 
-def put(record: NetworkRecord | EndpointRecord) -> Put:
+def put(record: Record) -> Put:
     """Return the store operation that writes a record."""
     data = encode(record)
     assert isinstance(data, dict)  # noqa: S101 - a dataclass encodes to an object

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from netplug import called
 from netplug.cluster import Cluster
 from netplug.engine import Engine
 from netplug.engine.audit import audit
@@ -21,6 +22,7 @@ from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError, Reportable
 from netplug.frontends import api_ipam_wire as ipam_wire
 from netplug.frontends import api_wire as wire
+from netplug.frontends.api_names import Names, NamesApi
 from netplug.frontends.http import Failure, guard
 from netplug.ipam.pool import GLOBAL, Pool
 from netplug.reconcile import Difference
@@ -62,14 +64,18 @@ def api_app(
     version: str,
     docker_knows: DockerKnows = nobody_asked,
     cluster: Cluster | None = None,
+    domain: str = "",
+    names: Names | None = None,
 ) -> FastAPI:
     """Return the app.
 
-    `host`: the name under which this host's endpoints are listed. `docker_knows`: tells whether Docker has a network,
-    None while it does not answer.
+    `domain`: of the names of `names`, the name server; empty where none runs. `host`: the name under which this
+    host's endpoints are listed. `docker_knows`: tells whether Docker has a network, None while it does not
+    answer.
     """
     app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
-    app.include_router(_router(_Api(engine, reconciler, host, version, docker_knows, cluster)))
+    service = _Api(engine, reconciler, host, version, docker_knows, cluster, domain)
+    app.include_router(_router(service, NamesApi(engine, names)))
     guard(app, _render)
     return app
 
@@ -82,9 +88,11 @@ class _Api:
         host: str,
         version: str,
         docker_knows: DockerKnows,
-        cluster: Cluster | None,
+        cluster: Cluster | None = None,
+        domain: str = "",
     ) -> None:
         self._engine = engine
+        self._domain = domain
         self._reconciler = reconciler
         self._host = host
         self._version = version
@@ -139,8 +147,9 @@ class _Api:
 
     async def attach(self, body: wire.AttachIn) -> wire.AttachOut:
         record, attachment = await self._engine.endpoints.attach(body.to_spec())
-        name = self._engine.registry.network(record.endpoint.network).network.name
-        return wire.AttachOut.of(record, name, attachment)
+        network = self._engine.registry.network(record.endpoint.network)
+        names = called.resolving(network, record, self._domain)
+        return wire.AttachOut.of(record, network.network.name, attachment, names)
 
     async def detach(self, body: wire.DetachIn) -> None:
         await self._engine.endpoints.detach(body.network, body.netns, body.ifname)
@@ -185,7 +194,7 @@ def _differences(found: list[Difference]) -> wire.Differences:
     return wire.Differences(differences=[wire.DifferenceOut.of(one) for one in found])
 
 
-def _router(api: _Api) -> APIRouter:
+def _router(api: _Api, names: NamesApi) -> APIRouter:
     router = APIRouter(prefix="/v1", route_class=_Route)
     routes: tuple[tuple[str, str, Callable[..., Coroutine[Any, Any, Any]], int], ...] = (
         ("GET", "/version", api.version, 200),
@@ -198,6 +207,8 @@ def _router(api: _Api) -> APIRouter:
         ("POST", "/detach", api.detach, 204),
         ("GET", "/ipam", api.ipam, 200),
         ("GET", "/ipam/audit", api.audit, 200),
+        ("GET", "/dns", names.list, 200),
+        ("POST", "/dns/query", names.query, 200),
         ("GET", "/diff", api.diff, 200),
         ("POST", "/repair", api.repair, 200),
     )

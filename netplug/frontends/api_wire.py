@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from netplug.called import Resolving
 from netplug.drivers.api import Attachment, PortMapping
 from netplug.drivers.options import NONE, OVERLAY
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
@@ -245,6 +246,13 @@ class RouteOut(BaseModel):
     gateway: str | None
 
 
+class DnsOut(BaseModel):
+    """For resolv.conf; empty where the name server cannot be reached."""
+
+    nameservers: list[str]
+    search: list[str]
+
+
 class AttachOut(BaseModel):
     endpoint: str
     network: str
@@ -256,9 +264,10 @@ class AttachOut(BaseModel):
     gateways: list[str]
     routes: list[RouteOut]
     ports: list[str]
+    dns: DnsOut
 
     @classmethod
-    def of(cls, record: EndpointRecord, network: str, attachment: Attachment) -> Self:
+    def of(cls, record: EndpointRecord, network: str, attachment: Attachment, names: Resolving) -> Self:
         ep, linked = record.endpoint, attachment.link is not None
         return cls(
             endpoint=ep.id,
@@ -274,6 +283,7 @@ class AttachOut(BaseModel):
                 for route in attachment.routes
             ],
             ports=published(record.published, ep.addresses),
+            dns=DnsOut(nameservers=list(names.servers), search=list(names.search)),
         )
 
 

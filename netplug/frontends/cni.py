@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from netplug import called
 from netplug.drivers.steps import IPAddress, IPInterface
 from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, EndpointRecord, FrontEnd, NetworkRecord, SubnetSpec
@@ -24,7 +25,7 @@ from netplug.frontends.cni_config import Wanted, translate, without_ipam
 from netplug.frontends.cni_delegate import Delegate
 from netplug.frontends.cni_ipam import Leasing
 from netplug.frontends.cni_outcome import outcome
-from netplug.frontends.cni_result import Result
+from netplug.frontends.cni_result import Dns, Result
 from netplug.frontends.cni_types import RouteIn
 from netplug.frontends.cni_wire import Call, CniError, Code, Command, Reply, Request, read, valid_attachments
 from netplug.frontends.named import NamedNetworks
@@ -45,13 +46,14 @@ _CODES = {
 
 
 class CniService:
-    """Answers calls of the executable."""
+    """Answers calls of the executable. `domain`: of the name server's names; empty where none runs."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, domain: str = "") -> None:
         self._engine = engine
+        self._domain = domain
         self._networks = NamedNetworks(engine)
         self._leasing = Leasing(engine)
-        self._netavark = NetavarkService(engine, self._networks)
+        self._netavark = NetavarkService(engine, self._networks, domain)
         self._commands: Mapping[Command, Callable[[Request, Delegate | None], Awaitable[Result | None]]] = {
             Command.ADD: self._add,
             Command.DEL: self._delete,
@@ -149,6 +151,9 @@ class CniService:
     ) -> Result:
         """Return the result of an ADD; raises what `render` does."""
         made = outcome(request, network, built, wanted.dns, leased, self._engine.shared.host.link).after(previous)
+        if made.dns == Dns():
+            own = called.resolving(network, built, self._domain)
+            made = replace(made, dns=Dns(own.servers, search=own.search))
         cni_result.render(made, request.version)
         return made
 

@@ -28,15 +28,29 @@ from netplug.ipam.lease import OwnerKind
 _STATUS = {"empty": 400, "unknown": 404, "too_large": 413}
 
 
-def docker_app(engine: Engine, *, on_activate: Callable[[], None], who: Who = nobody_known) -> FastAPI:
+OnReady = Callable[[str], Awaitable[None]]
+
+
+async def nothing_to_do(sandbox: str) -> None:
+    """Let a sandbox that is ready be."""
+
+
+def docker_app(
+    engine: Engine,
+    *,
+    on_activate: Callable[[], None],
+    on_ready: OnReady = nothing_to_do,
+    who: Who = nobody_known,
+) -> FastAPI:
     """Return the plugin's app.
 
-    `on_activate` is called when dockerd has started; it may only schedule work, as dockerd waits for the answer. `who`:
-    infers the name of the container that asks for an address of a pool.
+    `on_activate` is called when dockerd has started; it may only schedule work, as dockerd waits for the answer.
+    `on_ready` is told of the sandbox when Docker asks how an endpoint fares, which engine 28 and later do before the
+    container starts. `who`: infers the name of the container that asks for an address of a pool.
     """
     app = FastAPI(title="netplug Docker plugin", strict_content_type=False, redirect_slashes=False)
     guard(app, _render)
-    network, ipam = NetworkDriver(engine), IpamDriver(engine, who)
+    network, ipam = NetworkDriver(engine, on_ready), IpamDriver(engine, who)
 
     async def activate() -> wire.Activated:
         """Docker asks once in a dockerd's life: it was restarted, and repeats its IPAM requests now."""
@@ -64,8 +78,9 @@ def _render(failure: Failure) -> Response:
 class NetworkDriver:
     """The methods of the protocol, each one use case of the engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, on_ready: OnReady = nothing_to_do) -> None:
         self._engine = engine
+        self._on_ready = on_ready
 
     def methods(self) -> dict[str, Callable[..., Awaitable[wire.Wire]]]:
         """Return the methods by their names in the protocol, the busiest first: routes are searched in order."""
@@ -150,6 +165,8 @@ class NetworkDriver:
     async def oper_info(self, request: wire.EndpointRef) -> wire.OperInfo:
         self._network(request.NetworkID)
         built = self._engine.registry.endpoint(request.NetworkID, request.EndpointID)
+        if built.sandbox and built.linked:
+            await self._on_ready(built.sandbox)
         return wire.OperInfo(
             Value={
                 "mac": built.endpoint.mac,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from netplug import called
 from netplug.drivers.api import PortMapping, StaticRoute
 from netplug.drivers.options import BRIDGE, MACVLAN
 from netplug.drivers.steps import Proto
@@ -141,10 +142,11 @@ class _Place(_In):
 
 
 class NetavarkService:
-    """Answers netavark's calls."""
+    """Answers netavark's calls. `domain`: see `CniService`."""
 
-    def __init__(self, engine: Engine, networks: NamedNetworks) -> None:
+    def __init__(self, engine: Engine, networks: NamedNetworks, domain: str = "") -> None:
         self._engine = engine
+        self._domain = domain
         self._networks = networks
 
     async def answer(self, call: Call) -> Reply:
@@ -198,7 +200,7 @@ class NetavarkService:
                 routes=_routes(record, wanted.network.routes or ()),
             )
             built, _ = await self._engine.endpoints.attach(spec)
-        return _status(record, built)
+        return _status(record, built, called.resolving(record, built, self._domain))
 
     async def _teardown(self, wanted: ExecIn) -> None:
         for record in self._engine.registry.networks():
@@ -214,14 +216,18 @@ def _routes(record: NetworkRecord, wanted: Sequence[RouteIn]) -> tuple[StaticRou
     return (*own, *(StaticRoute(route.destination, route.gateway) for route in wanted))
 
 
-def _status(record: NetworkRecord, built: EndpointRecord) -> dict[str, Any]:
+def _status(record: NetworkRecord, built: EndpointRecord, names: called.Resolving) -> dict[str, Any]:
     gateways = {subnet.pool: str(subnet.gateway.ip) for subnet in record.network.subnets if subnet.gateway}
     subnets = []
     for address in built.endpoint.addresses:
         gateway = gateways.get(address.network)
         subnets.append({"ipnet": str(address), **({"gateway": gateway} if gateway else {})})
     interface = {"mac_address": built.endpoint.mac, "subnets": subnets}
-    return {"dns_server_ips": [], "dns_search_domains": [], "interfaces": {built.ifname: interface}}
+    return {
+        "dns_server_ips": list(names.servers),
+        "dns_search_domains": list(names.search),
+        "interfaces": {built.ifname: interface},
+    }
 
 
 def _words(exc: Exception) -> str:

@@ -5,9 +5,11 @@ steps at once so that an implementation can put what belongs together into one n
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+import socket
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv4Address
 from typing import Protocol
 
 from netplug.drivers.api import HostFacts
@@ -22,6 +24,7 @@ from netplug.drivers.steps import (
     IpSet,
     Member,
     Proto,
+    Resolver,
     Rule,
     Step,
 )
@@ -103,6 +106,33 @@ class Comparison:
     facts: HostFacts
 
 
+class Served(Protocol):
+    """What serves a pair of sockets, which are its own, until it is closed."""
+
+    def close(self) -> None: ...
+
+
+class Interception(Protocol):
+    """Sockets in a sandbox, to which what is asked of a name server there comes; they are the caller's to close."""
+
+    udp: socket.socket
+    tcp: socket.socket
+
+    def open(self, family: int, kind: int) -> socket.socket:
+        """Return a socket of the sandbox by which that name server itself is asked; blocks for 0.3 ms.
+
+        Raises:
+            OSError: the sandbox is gone.
+        """
+
+    def end(self) -> None:
+        """Leave that name server alone again, of whose sandbox nothing may be left; blocks for a millisecond."""
+
+
+Serve = Callable[[Resolver, socket.socket, socket.socket], Served]
+"""Is given a step, its UDP and its TCP socket."""
+
+
 class Kernel(Protocol):
     """What the executor and the engine need of a kernel."""
 
@@ -173,6 +203,19 @@ class Kernel(Protocol):
 
     async def inhabited(self, path: str) -> bool:
         """Tell whether a process lives in the network namespace of this path; False when there is none."""
+
+    def attend(self, serve: Serve) -> None:
+        """Have the sockets of `Resolver` steps served from now on, also of those ensured before.
+
+        Who serves them closes them when told to close. Without anybody, what is asked waits in their queues.
+        """
+
+    async def intercept(self, path: str, server: IPv4Address) -> Interception:
+        """Have what a sandbox asks of the name server at an address come to us; a former life's is taken over.
+
+        Raises:
+            NetplugError: "not_found", there is no sandbox of this path; "unavailable", it cannot be done there.
+        """
 
     def changes(self) -> asyncio.Event:
         """Return the event that is set when others may have changed something of ours; the caller clears it."""

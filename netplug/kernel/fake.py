@@ -7,6 +7,7 @@ links, addresses and routes; a sandbox is there until `vanish`. What others own 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address
 from itertools import groupby
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ from netplug.drivers.steps import (
     Member,
     Proto,
     Relay,
+    Resolver,
     Route,
     Rule,
     Step,
@@ -42,7 +44,8 @@ from netplug.drivers.tunnel import Fdb, Neighbour, Tunnel, Tunnels, Vtep, Vxlan
 from netplug.errors import NetplugError
 
 from . import fake_links, fake_tunnels, ports, rules
-from .api import MISSING, Comparison, Drift, Outcome, Owned, StepError
+from .api import MISSING, Comparison, Drift, Outcome, Owned, Serve, StepError
+from .fake_interception import FakeInterception
 from .fake_world import Foreign, World, comparable
 from .rules import FIREWALL_STEPS, FirewallStep, Transaction
 
@@ -54,13 +57,14 @@ class FakeKernel:
     """A kernel in memory.
 
     `calls`: how many ensures and removes it got, and of how many steps. `inhabitants`: paths of sandboxes that a
-    process lives in. `changed`: set it to say that others changed something.
+    process lives in. `intercepted`: by path of the sandbox. `changed`: set it to say that others changed something.
     """
 
     def __init__(self, foreign: Foreign | None = None) -> None:
         self.foreign = foreign or Foreign()
         self.calls: list[tuple[str, int]] = []
         self.inhabitants: set[str] = set()
+        self.intercepted: dict[str, FakeInterception] = {}
         self.changed = asyncio.Event()
         self._world = World(self.foreign)
         self._failures: set[str] = set()
@@ -112,7 +116,9 @@ class FakeKernel:
     def forwards(self) -> list[Forward | Relay]:
         """Return the ports that lead to containers; relayed ones only where they are of the loopback address alone."""
         found = [step for step in self._world.state.values() if isinstance(step, Forward | Relay)]
-        return [step for step in found if isinstance(step, Forward) or step.host.is_loopback]
+        # Port 53 of a gateway leads to the host itself: see `Resolver`.
+        abroad = [step for step in found if isinstance(step, Relay) or step.host != step.address]
+        return [step for step in abroad if isinstance(step, Forward) or step.host.is_loopback]
 
     def dump(self) -> str:
         """Return all that is ours and the content of all chains, as text: what to compare in a test."""
@@ -247,6 +253,14 @@ class FakeKernel:
         """Tell whether `path` was said to be inhabited."""
         return path in self.inhabitants
 
+    def attend(self, serve: Serve) -> None:
+        """Take note; nobody asks."""
+
+    async def intercept(self, path: str, server: IPv4Address) -> FakeInterception:
+        """Listen on this host's own loopback link instead, which has 127.0.0.0/8 too."""
+        await self.sandbox(path)
+        return FakeInterception(self.intercepted, path, server)
+
     def changes(self) -> asyncio.Event:
         """Return the event that tests set to say that others changed something."""
         return self.changed
@@ -255,7 +269,7 @@ class FakeKernel:
         """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""
         self.changed = asyncio.Event()
         for step in list(self._world.state.values()):
-            if isinstance(step, HostPort | Relay):
+            if isinstance(step, HostPort | Relay | Resolver):
                 del self._world.state[step.key]
 
     # Each kind of step

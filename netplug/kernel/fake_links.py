@@ -1,13 +1,15 @@
-"""Links, addresses and routes in the memory of a fake kernel, refused as the real one refuses them."""
+"""Links, and what needs one, in the memory of a fake kernel, refused as the real one refuses them."""
 
+from ipaddress import ip_address
 from typing import TypeAlias, get_args
 
-from netplug.drivers.steps import Address, Announce, Bridge, Hairpin, Ifb, Macvlan, Route, Shape, Veth
+from netplug.drivers.steps import Address, Announce, Bridge, Hairpin, Ifb, Macvlan, Proto, Resolver, Route, Shape, Veth
 
+from . import resolvers
 from .api import Outcome, StepError
 from .fake_world import World
 
-LinkStep: TypeAlias = Bridge | Veth | Macvlan | Ifb | Shape | Announce | Hairpin | Address | Route
+LinkStep: TypeAlias = Bridge | Veth | Macvlan | Ifb | Shape | Announce | Hairpin | Address | Route | Resolver
 LINK_STEPS = get_args(LinkStep)
 
 
@@ -29,6 +31,8 @@ def ensure(world: World, step: LinkStep) -> Outcome:
             return _ensure_address(world, step)
         case Route():
             return _ensure_route(world, step)
+        case Resolver():
+            return _ensure_resolver(world, step)
         case Announce():
             world.wants_link(step, step.link, None)
             return Outcome.EQUAL
@@ -94,4 +98,13 @@ def _ensure_route(world: World, step: Route) -> Outcome:
         if same and other.key != step.key:
             del world.state[other.key]
             return Outcome.ADJUSTED
+    return world.plain(step)
+
+
+def _ensure_resolver(world: World, step: Resolver) -> Outcome:
+    world.wants_link(step, step.link, None)
+    anywhere = ip_address("0.0.0.0" if step.address.version == 4 else "::")
+    for proto in (Proto.UDP, Proto.TCP):
+        if not world.foreign.ports.isdisjoint((proto, where, step.port) for where in (anywhere, step.address)):
+            raise resolvers.taken(step)
     return world.plain(step)

@@ -26,6 +26,7 @@ from netplug.drivers.steps import (
     Member,
     Proto,
     Relay,
+    Resolver,
     Route,
     Rule,
     Shape,
@@ -258,6 +259,8 @@ def _hangs_on(step: Step, other: Step) -> bool:
             return other.link == step.name
         case Ifb(), Shape():
             return other.ifb == step.name
+        case ((Bridge() | Veth()), Resolver()):
+            return other.link == step.name
     return False
 
 

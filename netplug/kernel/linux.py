@@ -1,8 +1,8 @@
 """The kernel of this host: hands each step to the module that knows its kind."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from ipaddress import IPv4Address
 from itertools import groupby
 from types import TracebackType
 from typing import Self, TypeVar
@@ -23,6 +23,7 @@ from netplug.drivers.steps import (
     Member,
     Proto,
     Relay,
+    Resolver,
     Route,
     Shape,
     Step,
@@ -33,17 +34,20 @@ from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.errors import NetplugError
 
 from . import addresses, entries, facts, links, loopback, macvlan, neighbours, segment, shaping, sysctl, vxlan
-from .api import Comparison, Drift, Outcome, Owned, StepError
+from .api import Comparison, Drift, Outcome, Owned, Serve, StepError
 from .conntrack import Conntrack
+from .doing import named, whole
 from .entries import TABLE_STEPS
 from .firewall import Firewall
+from .interception import Interception
 from .ipset import IpSets
-from .netlink import Netlink, NetlinkError
+from .netlink import Netlink
 from .netns import Sandboxes
 from .nftables import Tables
 from .ports import Ports
 from .reaper import Reaper
 from .relays import Relays
+from .resolvers import Resolvers
 from .rules import FIREWALL_STEPS, FirewallStep
 from .sandboxes import find, inhabited
 from .survey import Survey, owned
@@ -68,6 +72,7 @@ class LinuxKernel:
         self._sets = IpSets()
         self._ports = Ports()
         self._relays = Relays(self._ports)
+        self._resolvers = Resolvers()
         self._flows = Conntrack()
         self._tables = Tables()
         self._changes = ForeignChanges(self._is_ours, self._is_own_work)
@@ -106,12 +111,12 @@ class LinuxKernel:
                     continue
                 if kind:
                     flows = [step for step in run if isinstance(step, Flows)]
-                    with _named(flows[0]):
-                        await _whole(self._ensure_flows(flows), done.extend)
+                    with named(flows[0]):
+                        await whole(self._ensure_flows(flows), done.extend)
                     continue
                 for step in run:
-                    with _named(step):
-                        await _whole(self._ensure(step, sandboxes), done.append)
+                    with named(step):
+                        await whole(self._ensure(step, sandboxes), done.append)
         return done
 
     async def remove(self, steps: Sequence[Step]) -> None:
@@ -125,7 +130,7 @@ class LinuxKernel:
                 together = list(run)
                 for part in [together] if kind else [[step] for step in together]:
                     try:
-                        with _named(part[0]):
+                        with named(part[0]):
                             await self._remove(part, sandboxes)
                     except StepError as error:
                         errors.append(error)
@@ -146,6 +151,8 @@ class LinuxKernel:
                     what = self._ports.drift(step)
                 case Relay():
                     what = self._relays.drift(step)
+                case Resolver():
+                    what = self._resolvers.drift(step)
                 case _ if isinstance(step, TABLE_STEPS):
                     what = look.drift(step)
                 case _:
@@ -195,6 +202,14 @@ class LinuxKernel:
         """Tell whether a process lives in the network namespace of this path."""
         return await asyncio.to_thread(inhabited, path)
 
+    def attend(self, serve: Serve) -> None:
+        """Have the sockets of `Resolver` steps served; see `Kernel`."""
+        self._resolvers.attend(serve)
+
+    async def intercept(self, path: str, server: IPv4Address) -> Interception:
+        """Listen in a sandbox in front of a name server; see `Kernel`."""
+        return await asyncio.to_thread(Interception, path, server)
+
     def changes(self) -> asyncio.Event:
         """Return the event that is set when others may have changed something of ours."""
         return self._changes.event
@@ -214,6 +229,7 @@ class LinuxKernel:
         finally:
             self._changes.close()
             self._relays.close()
+            self._resolvers.close()
             self._ports.close()
             self._flows.close()
             self._tables.close()
@@ -233,6 +249,8 @@ class LinuxKernel:
                 return self._ports.ensure(step)
             case Relay():
                 return await self._relays.ensure(step)
+            case Resolver():
+                return self._resolvers.ensure(step)
             case _ if isinstance(step, TABLE_STEPS):
                 return entries.ensure(self._tables, step)
             case Announce():
@@ -306,14 +324,21 @@ class LinuxKernel:
                 await self._sets.remove(step)
             case _ if isinstance(step, TABLE_STEPS):
                 entries.remove(self._tables, step)
-            case HostPort():
-                self._ports.remove(step)
-            case Relay():
-                self._relays.remove(step)
+            case HostPort() | Relay() | Resolver():
+                self._close(step)
             case Sysctl():
                 sysctl.remove(step)
             case _:
                 await self._do(lambda: self._remove_now(step, sandboxes))
+
+    def _close(self, step: HostPort | Relay | Resolver) -> None:
+        match step:
+            case HostPort():
+                self._ports.remove(step)
+            case Relay():
+                self._relays.remove(step)
+            case Resolver():
+                self._resolvers.remove(step)
 
     def _remove_now(self, step: Step, sandboxes: Sandboxes) -> None:
         match step:
@@ -354,35 +379,3 @@ def _kind(step: Step) -> int | str:
 
 def _firewall_steps(run: Iterator[Step]) -> list[FirewallStep]:
     return [step for step in run if isinstance(step, FIREWALL_STEPS)]
-
-
-@contextmanager
-def _named(step: Step) -> Iterator[None]:
-    """Turn what the kernel says into an error that names the step."""
-    try:
-        yield
-    except StepError:
-        raise
-    except NetlinkError as error:
-        raise StepError("internal", step, f"kernel refused {step.key!r}: {error.strerror}") from error
-    except TimeoutError as error:
-        raise StepError("unavailable", step, f"the kernel does not answer for {step.key!r}") from error
-    except FileNotFoundError as error:
-        raise StepError("not_found", step, f"sandbox {error.filename} is gone") from error
-    except OSError as error:
-        raise StepError("internal", step, f"{step.key!r} failed: {error.strerror or error}") from error
-
-
-async def _whole(work: Awaitable[_T], done: Callable[[_T], None]) -> None:
-    """Await what must not be cut in half: a cancellation is let through when it has ended, and its result noted."""
-    task = asyncio.ensure_future(work)
-    try:
-        result = await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with suppress(asyncio.CancelledError):  # once more; it is raised below
-                await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is None:
-            done(task.result())
-        raise
-    done(result)

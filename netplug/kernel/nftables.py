@@ -38,14 +38,14 @@ _GONE = frozenset((errno.ENOENT,))
 
 
 class Tables:
-    """The tables of this namespace.
+    """The tables of this namespace, or of that of `netlink`.
 
     `generations`: those of the rule set that we brought about; whoever hears of another knows that someone else did.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, netlink: Netlink | None = None) -> None:
         self.generations: set[int] = set()
-        self._netlink: Netlink | None = None
+        self._netlink = netlink
 
     def ensure_table(self, table: Table) -> Outcome:
         """Bring a table about; the elements that it has stay.

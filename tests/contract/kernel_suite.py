@@ -28,6 +28,7 @@ from netplug.drivers.steps import (
     Macvlan,
     Member,
     Proto,
+    Resolver,
     Route,
     Rule,
     Shape,
@@ -64,6 +65,7 @@ BRIDGE = Bridge("np-test", "02:00:00:00:00:01", 1500)
 GATEWAY = Address("np-test", ip_interface("10.9.0.1/24"))
 VETH = Veth("nphtest", "npstest", "02:00:00:00:01:01", "02:00:00:00:02:01", 1450, "np-test")
 MACVLAN = Macvlan("npstest", "np-test", "bridge", "02:00:00:00:03:01", 1450)
+RESOLVER = Resolver("blue", "np-test", ip_address("10.9.0.1"), 25353)
 IFB = Ifb("npitest", "02:00:00:00:04:01")
 HOST_MACVLAN = replace(MACVLAN, name="npmtest", mac="02:00:00:00:03:02", up=True)
 SET4 = IpSet("netplug-net4", "hash:net,iface", 4)
@@ -117,6 +119,8 @@ class KernelSuite:
             ((BRIDGE, GATEWAY), Route(ip_network("10.8.0.0/16"), "np-test", ip_address("10.9.0.7"))),
             ((BRIDGE,), Route(ip_network("10.7.0.0/16"), "np-test")),
             ((BRIDGE,), Route(ip_network("fd00:7::/64"), "np-test")),
+            ((BRIDGE, GATEWAY), RESOLVER),
+            ((BRIDGE,), replace(RESOLVER, address=ip_address("fd00:9::1"))),
             ((), IFB),
             ((BRIDGE, VETH, IFB), Shape("nphtest", "npitest", (8_000_000, 9_000_000), (65_536, 70_000))),
             ((BRIDGE, VETH), Shape("nphtest", "", (8_000_000, 0), (65_536, 0))),
@@ -305,6 +309,7 @@ class KernelSuite:
             (Route(ip_network("10.7.0.0/16"), "np-test"), "np-test"),
             (Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test"), "netplug-net4"),
             (Sysctl("net/ipv4/conf/np-test/route_localnet", "1"), "np-test"),
+            (RESOLVER, "np-test"),
             (rule(80), "NETPLUG-DNAT"),
             (Address("eth0", ip_interface("10.9.0.2/24"), "/run/netns/np-nowhere"), "np-nowhere"),
         ],

@@ -7,7 +7,19 @@ import pytest
 from kernel_suite import ADJUSTED, CREATED, EQUAL, Surroundings, gone, refusal, whats
 
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Flows, Forward, Forwards, Guard, Guards, HostPort, Proto, Relay, Step
+from netplug.drivers.steps import (
+    Bridge,
+    Flows,
+    Forward,
+    Forwards,
+    Guard,
+    Guards,
+    HostPort,
+    Proto,
+    Relay,
+    Resolver,
+    Step,
+)
 from netplug.kernel.api import Kernel
 from netplug.kernel.executor import Executor
 
@@ -131,3 +143,28 @@ class TablesSuite:
         with pytest.raises(Exception, match="8081"):
             await Executor(kernel).apply(plan)
         assert around.snapshot() == before
+
+    async def test_resolver_follows_its_link_and_its_step(self, kernel: Kernel, around: Surroundings) -> None:
+        bridge = Bridge("np-test", "02:00:00:00:00:01", 1500)
+        step = Resolver("blue", "np-test", ip_address("10.9.0.1"), 25353)
+        assert await kernel.ensure((bridge, step)) == [CREATED, CREATED]
+        assert await kernel.ensure((replace(step, network="red"),)) == [ADJUSTED]
+        assert len(await whats(kernel, step)) == 1
+        assert await kernel.ensure((step,)) == [ADJUSTED]
+        around.lose(bridge)
+        assert await whats(kernel, step) == ["missing"]
+        assert await kernel.ensure((bridge,)) == [CREATED]
+        assert len(await whats(kernel, step)) == 1
+        await kernel.ensure((step,))
+        assert await whats(kernel, bridge, step) == []
+        await gone(kernel, step, bridge)
+
+    async def test_resolver_refuses_a_taken_port_and_says_where(self, kernel: Kernel, around: Surroundings) -> None:
+        bridge = Bridge("np-test", "02:00:00:00:00:01", 1500)
+        step = Resolver("blue", "np-test", ip_address("10.9.0.1"), 25353)
+        await kernel.ensure((bridge,))
+        around.take_port(Proto.UDP, ip_address("0.0.0.0"), 25353)
+        error = await refusal(kernel, step)
+        assert (error.kind, "10.9.0.1 port 25353" in error.message) == ("unavailable", True)
+        assert await whats(kernel, step) == ["missing"]
+        await gone(kernel, step, bridge)

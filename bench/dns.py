@@ -1,0 +1,265 @@
+"""How many questions the name server answers, and what each costs, beside dnsmasq, knot and Docker's own resolver.
+
+The real daemon with a network of 1 000 or 10 000 names is asked through a veth on its bridge, as a container does, at
+port 53 of the gateway: the way to its own port is in the figures. The peers have the same names on a bridge of their
+own in the same host; Docker's is asked in a container. Servers are pinned to one processor and dnsperf to another,
+which is its own limit at some 100 000 questions a second: the processor time a question is the steadier figure.
+
+Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--json]``. Peers that are not installed
+(dnsmasq-base, knot) are left out; dnsperf must be there. All happens in namespaces that it makes and removes.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import which
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
+
+from harness import Dockerd, Host, Namespace, Netplug, Wire, attached, connect
+from harness.image import IMAGE
+
+DOMAIN = "blue.netplug.internal"
+SERVER_CPU, CLIENT_CPU = "0", "1"
+TICKS = os.sysconf("SC_CLK_TCK")
+GATEWAY, PEERS = "10.77.0.1", "10.76.0.1"
+DNSMASQ_PORT, CACHELESS_PORT, KNOT_PORT = 5300, 5301, 5302
+COOKIE = "10:0123456789abcdef"
+PLENTY = 600_000
+"""Names that are asked once each: more than anybody answers in the time."""
+
+
+@dataclass(slots=True)
+class Server:
+    """Somebody to ask: where, from which namespace, and whose processor time it is."""
+
+    name: str
+    pid: int
+    address: str
+    netns: str
+    port: int = 53
+    figures: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is asked. `code`: of the answers; `only`: by whom, all unless said."""
+
+    name: str
+    file: Path
+    code: str = "NOERROR"
+    options: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (3)")
+    parser.add_argument("--seconds", type=int, default=3, help="length of a measurement (3)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    if not which("dnsperf"):
+        raise SystemExit("dnsperf is missing: apt-get install --no-install-recommends dnsperf dnsmasq-base")
+    with ExitStack() as stack:
+        host = stack.enter_context(Host())
+        servers, works = set_up(stack, host)
+        for number in range(options.rounds):
+            for work in works:
+                for server in servers:
+                    if not work.only or server.name in work.only:
+                        print(f"round {number + 1}: {work.name}, {server.name}", file=sys.stderr)
+                        server.figures.setdefault(work.name, []).append(measure(host, server, work, options.seconds))
+    show(servers, works, as_json=options.json)
+
+
+# What is asked, and who is
+
+
+def set_up(stack: ExitStack, host: Host) -> tuple[list[Server], list[Work]]:
+    outside = stack.enter_context(Host("outside"))
+    wire = connect(host, outside)
+    names = [f"c{number:05}" for number in range(10_000)]
+    servers = [*netplugs(stack, host, wire, names), *dnsmasqs(host, wire, names)]
+    if which("knotd"):
+        servers.append(knot(host, names[:1000]))
+        upstream(outside, wire)
+    servers.append(dockers(stack, host, names[:1000]))
+    for server in servers:
+        for task in Path(f"/proc/{server.pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), {int(SERVER_CPU)})
+    return servers, works(host.dir, names, forwards=bool(which("knotd")))
+
+
+def works(folder: Path, names: list[str], *, forwards: bool) -> list[Work]:
+    seed = random.Random(1)  # noqa: S311 - the same questions each time
+    few = names[:1000]
+    full = [f"{seed.choice(few)}.{DOMAIN}" for _ in range(50_000)]
+
+    def file(name: str, lines: list[str], kind: str = "A") -> Path:
+        path = folder / name
+        path.write_text("".join(f"{line} {kind}\n" for line in lines))
+        return path
+
+    plain = file("plain", full)
+    mixed = ["".join(seed.choice((sign.upper(), sign)) for sign in name) for name in full]
+    short = file("short", [seed.choice(few) for _ in range(50_000)])
+    nothing = file("nothing", [f"n{number}.{DOMAIN}" for number in range(PLENTY)])
+    zones = ("netplug", "dnsmasq", "knot")
+    found = [
+        Work("1 000 names", plain, only=zones),
+        Work("1 000 short names", short, only=("netplug", "dnsmasq", "docker")),
+        Work(
+            "10 000 names", file("many", [f"{seed.choice(names)}.{DOMAIN}" for _ in full]), only=("netplug", "dnsmasq")
+        ),
+        Work("mixed case", file("mixed", mixed), only=zones),
+        Work("EDNS with a cookie", plain, options=("-E", COOKIE), only=zones),
+        Work("no such name", nothing, "NXDOMAIN", only=zones),
+    ]
+    if forwards:
+        once = [f"u{number}.example" for number in range(PLENTY)]
+        again = [f"k{seed.randrange(1000)}.example" for _ in range(50_000)]
+        found += [
+            Work("forwards, each once", file("once", once), only=("netplug", "dnsmasq, no cache")),
+            Work("forwards, remembered", file("again", again), only=("netplug", "dnsmasq")),
+        ]
+    return found
+
+
+def netplugs(stack: ExitStack, host: Host, wire: Wire, names: list[str]) -> Iterator[Server]:
+    daemon = Netplug(host, "--docker-host", "none", "--dns-upstream", wire.right, "--log-level", "warning")
+    daemon.cli("network", "create", "blue", "--subnet", "10.77.0.0/16")
+    asker, _ = stack.enter_context(attached(daemon, "blue", "--name", "asker"))
+    for first in range(0, len(names), 1000):
+        aliases = (option for name in names[first : first + 1000] for option in ("--alias", name))
+        stack.enter_context(attached(daemon, "blue", *aliases))
+    assert daemon.process
+    yield Server("netplug", daemon.process.pid, GATEWAY, f"/run/netns/{asker.name}")
+
+
+def dnsmasqs(host: Host, wire: Wire, names: list[str]) -> Iterator[Server]:
+    """The same program twice, since a cache is for its whole life; and the bridge that all peers are at."""
+    asker = Namespace(host, "peers")
+    for command in (
+        "link add peers0 type bridge",
+        f"address add {PEERS}/16 dev peers0",
+        "link set peers0 up",
+        f"link add peers1 type veth peer name eth0 netns {asker.name}",
+        "link set peers1 master peers0 up",
+        f"-n {asker.name} address add 10.76.0.2/16 dev eth0",
+        f"-n {asker.name} link set eth0 up",
+    ):
+        host.run(["ip", *command.split()])
+    if not which("dnsmasq"):
+        return
+    hosts = host.dir / "hosts"
+    hosts.write_text("".join(f"10.76.0.9 {name} {name}.{DOMAIN}\n" for name in names))
+    common = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"]
+    common += [f"--listen-address={PEERS}", "--except-interface=lo", f"--local=/{DOMAIN}/", f"--addn-hosts={hosts}"]
+    common += [f"--server={wire.right}", "--dns-forward-max=5000", "--pid-file=", "--user=root"]
+    for name, port, cache in (("dnsmasq", DNSMASQ_PORT, 10_000), ("dnsmasq, no cache", CACHELESS_PORT, 0)):
+        argv = ["dnsmasq", *common, f"--port={port}", f"--cache-size={cache}"]
+        process = host.popen(argv, log=f"dnsmasq-{port}.log")
+        yield Server(name, process.pid, PEERS, f"/run/netns/{asker.name}", port)
+
+
+def knot(host: Host, names: list[str]) -> Server:
+    records = "".join(f"{name} A 10.76.0.9\n" for name in names)
+    pid = knotd(host, f"{PEERS}@{KNOT_PORT}", DOMAIN, records)
+    return Server("knot", pid, PEERS, "/run/netns/peers", KNOT_PORT)
+
+
+def upstream(outside: Host, wire: Wire) -> None:
+    """A server that knows every name below ``example``, on the processor of those who ask."""
+    pid = knotd(outside, f"{wire.right}@53", "example", "* A 192.0.2.7\n")
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {int(CLIENT_CPU)})
+
+
+def knotd(host: Host, listen: str, zone: str, records: str) -> int:
+    """Start a knot with one zone and return its process; one worker, as it has one processor."""
+    folder = host.dir / "knot"
+    folder.mkdir()
+    (folder / "zone").write_text(f"$ORIGIN {zone}.\n$TTL 5\n@ SOA ns x 1 2 3 4 5\n@ NS ns\nns A 192.0.2.1\n{records}")
+    (folder / "knot.conf").write_text(
+        f"server:\n  listen: {listen}\n  udp-workers: 1\n  tcp-workers: 1\n  background-workers: 1\n"
+        f"  rundir: {folder}\n  user: root:root\ndatabase:\n  storage: {folder}\n"
+        f"zone:\n- domain: {zone}\n  file: {folder}/zone\n"
+    )
+    return host.popen(["knotd", "-c", str(folder / "knot.conf")], log="knot.log").pid
+
+
+def dockers(stack: ExitStack, host: Host, names: list[str]) -> Server:
+    dockerd = Dockerd(host)
+    dockerd.docker("network", "create", "plain")
+    aliases = [option for name in names for option in ("--network-alias", name)]
+    dockerd.run("--network", "plain", *aliases, command=("sleep", "3600"))
+    asker = dockerd.run("--network", "plain", command=("sleep", "3600"))
+    stack.callback(dockerd.remove_everything)
+    assert IMAGE
+    pid = asker.inspect()["State"]["Pid"]
+    assert dockerd.process
+    return Server("docker", dockerd.process.pid, "127.0.0.11", f"/proc/{pid}/ns/net")
+
+
+# Measuring
+
+
+def measure(host: Host, server: Server, work: Work, seconds: int) -> tuple[float, float]:
+    """Return questions a second, and microseconds of the server's processor time for each."""
+    argv = ["nsenter", f"--net={server.netns}", "--", "taskset", "-c", CLIENT_CPU, "dnsperf", "-f", "inet"]
+    argv += ["-s", server.address, "-p", str(server.port), "-d", str(work.file), "-l", str(seconds)]
+    before = cpu_s(server.pid)
+    said = host.run([*argv, "-c", "20", "-q", "100", *work.options]).stdout
+    spent = cpu_s(server.pid) - before
+    answered = int(_find(r"Queries completed:\s+(\d+)", said))
+    good = re.search(rf"{work.code} (\d+) \(", said)
+    if not good or int(good[1]) < 0.999 * answered:
+        raise SystemExit(f"{server.name}, {work.name}: not all were answered with {work.code}\n{said}")
+    return float(_find(r"Queries per second:\s+([\d.]+)", said)), spent / answered * 1e6
+
+
+def _find(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    if not found:
+        raise SystemExit(f"dnsperf said nothing of {pattern!r}:\n{text}")
+    return found[1]
+
+
+def cpu_s(pid: int) -> float:
+    """Return the seconds of processor time that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def show(servers: list[Server], works: list[Work], *, as_json: bool) -> None:
+    rows = []
+    for work in works:
+        base = next((s for s in servers if s.name.startswith("dnsmasq") and work.name in s.figures), None)
+        for server in servers:
+            if work.name in server.figures:
+                rate, cost = (statistics.median(one[i] for one in server.figures[work.name]) for i in (0, 1))
+                ratio = rate / statistics.median(one[0] for one in base.figures[work.name]) if base else None
+                rows.append({"work": work.name, "server": server.name, "qps": rate, "us": cost, "ratio": ratio})
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("work", "server", "questions/s", "CPU µs each", "of dnsmasq's")
+    for row in rows:
+        ratio = f"{row['ratio']:.2f}" if row["ratio"] else ""
+        table.add_row(row["work"], row["server"], f"{row['qps']:,.0f}", f"{row['us']:.1f}", ratio)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""The careful path: any octets in, and out of it an answer, a question for an upstream, or silence.
+
+Messages are read here and not by dnslib, which takes labels of more than 63 octets and names of more than 255, does not
+look for a second OPT, for RDATA past the end or for octets behind the last record, and copies AD, Z and RCODE of the
+query into the answer.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from . import special, wire
+from .answer import ANSWER, AUTHORITATIVE, RA
+from .zone import Node, View
+
+_RD, _CD, _TC = 0x01, 0x10, 0x02
+_TCP_SIZE = 65535
+_COOKIE = 10
+_COOKIE_SIZES = frozenset({8, *range(16, 41)})
+"""A client's cookie of 8 octets, perhaps with a server's of 8 to 32 (RFC 7873 §4)."""
+PROHIBITED = 18
+"""RFC 8914 §4.19."""
+NOTHING = (0, b"")
+"""A section without records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question that is in order. `name`: lower-cased; `kind`: type and class; `end`: offset behind them in `data`.
+
+    `size`: octets that the answer may have.
+    """
+
+    data: bytes
+    name: bytes
+    kind: bytes
+    end: int
+    size: int = wire.PLAIN_SIZE
+    edns: bool = False
+    dnssec: bool = False
+
+    @property
+    def recursive(self) -> bool:
+        """Whether an upstream may be asked."""
+        return bool(self.data[2] & _RD)
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether answers that fail DNSSEC are wanted too."""
+        return bool(self.data[3] & _CD)
+
+
+def respond(view: View | None, data: bytes, *, tcp: bool = False) -> bytes | Question | None:
+    """Return the answer, the question if an upstream has to be asked, or None when there is nobody to answer.
+
+    `view` None: the asker is in no network.
+    """
+    if len(data) < wire.HEADER or data[2] & ANSWER:
+        return None
+    opcode = data[2] >> 3 & 0xF
+    counts = struct.unpack("!4H", data[4:12])
+    if opcode:
+        return _bare(data, wire.NOTIMP)
+    if counts[0] != 1 or counts[1] or (counts[2] and data[4:6] != b"\0\1"):
+        return _bare(data, wire.FORMERR)
+    try:
+        question = _question(data)
+    except ValueError:
+        return _bare(data, wire.FORMERR)
+    if counts[2]:
+        return reply(question, wire.REFUSED if question.kind == wire.key(wire.IXFR) else wire.FORMERR)
+    try:
+        question, version = _extended(question, counts[3], tcp=tcp)
+    except ValueError:
+        return reply(question, wire.FORMERR)
+    if version:
+        return reply(question, wire.BADVERS)
+    if view is None:
+        return reply(question, wire.REFUSED, error=PROHIBITED)
+    return _of_names(view, question)
+
+
+def _of_names(view: View, question: Question) -> bytes | Question:
+    kind, klass = struct.unpack("!HH", question.kind)
+    if klass != wire.IN or kind in {wire.TKEY, wire.TSIG, wire.IXFR, wire.AXFR, wire.MAILB, wire.MAILA}:
+        return reply(question, wire.REFUSED)
+    if kind in {0, wire.OPT}:
+        return reply(question, wire.FORMERR)
+    node = view.find(question.name)
+    if node is not None:
+        return _of_node(view, question, node)
+    if wire.below(question.name, view.domain):
+        return _none(view, question, wire.NXDOMAIN)
+    if not any(wire.below(question.name, zone) for zone in view.served):
+        local = special.answer(question.name, kind, view.zones.pools)
+        if local is not None and local.records:
+            records = [wire.pack(wire.TO_QUESTION, record, special.TTL_S) for record in local.records]
+            return reply(question, answers=(len(records), b"".join(records)), authoritative=True)
+        if local is not None:
+            return _none(view, question, local.code)
+    elif wire.ROOT in view.served and special.is_pooled(question.name, view.zones.pools):
+        return _none(view, question, wire.NXDOMAIN)
+    if not question.recursive:
+        return reply(question, wire.REFUSED)
+    return question
+
+
+def _of_node(view: View, question: Question, node: Node) -> bytes:
+    kind = question.kind
+    if kind[:2] == b"\0\xff" and node:
+        # One RRset is all that ANY gets (RFC 8482 §4.1).
+        kind = min(node)
+    rrset = node.get(kind)
+    if rrset is None:
+        return _none(view, question, wire.NOERROR)
+    more = _targets(view, rrset.records) if kind == wire.key(wire.SRV) else ()
+    answers = len(rrset.records), next(rrset.turns)
+    return reply(question, answers=answers, additional=more, authoritative=True)
+
+
+def _targets(view: View, answers: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Return the addresses of the hosts that SRV records name (RFC 2782)."""
+    found: dict[bytes, None] = {}
+    for record in answers:
+        target = record[len(wire.TO_QUESTION) + 10 + 6 :]
+        node = view.find(target) or {}
+        for kind in (wire.A, wire.AAAA):
+            rrset = node.get(wire.key(kind))
+            for packed in rrset.records if rrset else ():
+                found[target + packed[len(wire.TO_QUESTION) :]] = None
+    return tuple(found)
+
+
+def _none(view: View, question: Question, code: int) -> bytes:
+    """Say that there is nothing, and by the SOA for how long that holds (RFC 2308 §3)."""
+    negative = view.negative[wire.below(question.name, view.domain)]
+    return reply(question, code, authorities=(1, negative), authoritative=True)
+
+
+def reply(
+    question: Question,
+    code: int = wire.NOERROR,
+    *,
+    answers: tuple[int, bytes] = NOTHING,
+    authorities: tuple[int, bytes] = NOTHING,
+    additional: Sequence[bytes] = (),
+    authoritative: bool = False,
+    error: int | None = None,
+    bits: int = 0,
+) -> bytes:
+    """Return an answer to a question.
+
+    `answers`, `authorities`: number of records, and these in a row; they are left out whole where they do not fit, with
+    TC set. `additional`: left out where it does not fit.
+    `error`: an extended error (RFC 8914), told to those who speak EDNS. `bits`: more of the second octet of flags.
+    """
+    data = question.data
+    options = wire.extended_error(error) if error is not None else b""
+    opt = wire.opt(dnssec=question.dnssec, code=code, options=options) if question.edns else b""
+    asked = data[wire.HEADER : question.end]
+    fixed = wire.HEADER + len(asked) + len(opt)
+    room = question.size - fixed - len(answers[1]) - len(authorities[1])
+    flags = ANSWER | (AUTHORITATIVE if authoritative else 0) | data[2] & _RD
+    if room < 0:
+        answers, authorities, additional = NOTHING, NOTHING, ()
+        flags |= _TC
+    elif sum(map(len, additional)) > room:
+        additional = ()
+    counts = (1, answers[0], authorities[0], len(additional) + bool(opt))
+    head = struct.pack("!2sBB4H", data[:2], flags, RA | data[3] & _CD | bits | code & 0xF, *counts)
+    return b"".join((head, asked, answers[1], authorities[1], *additional, opt))
+
+
+def _bare(data: bytes, code: int) -> bytes:
+    """Answer with a header alone: nothing else of the message can be trusted."""
+    return data[:2] + bytes((ANSWER | data[2] & 0x79, code)) + bytes(8)
+
+
+def _question(data: bytes) -> Question:
+    """Read the question; its name has nothing to point to.
+
+    Raises:
+        ValueError: it is not in order.
+    """
+    at = wire.HEADER
+    while at < len(data) and data[at]:
+        if data[at] > wire.LONGEST_LABEL:
+            raise ValueError("a pointer, or a label of another type")
+        at += data[at] + 1
+    at += 1
+    if at - wire.HEADER > wire.LONGEST_NAME or at + 4 > len(data):
+        raise ValueError("too long a name, or no type and class")
+    return Question(data, data[wire.HEADER : at].lower(), data[at : at + 4], at + 4)
+
+
+def _extended(question: Question, count: int, *, tcp: bool) -> tuple[Question, int]:
+    """Read the additional section; only its OPT means something to us (RFC 6891 §6.1). Return its version too.
+
+    Raises:
+        ValueError: it is not in order.
+    """
+    data, at = question.data, question.end
+    size, edns, dnssec, version = wire.PLAIN_SIZE, False, False, 0
+    for _ in range(count):
+        start = at
+        at = wire.skip_name(data, at)
+        if at + 10 > len(data):
+            raise ValueError("a record without its head")
+        kind, klass, ttl, length = struct.unpack_from("!HHIH", data, at)
+        at += 10 + length
+        if at > len(data):
+            raise ValueError("RDATA past the end")
+        if kind == wire.OPT:
+            if edns or data[start] or not _options_in_order(data[at - length : at]):
+                raise ValueError("a second OPT, one with a name, or one with options out of order")
+            size, edns, dnssec, version = klass, True, bool(ttl & 0x8000), ttl >> 16 & 0xFF
+    if at != len(data):
+        raise ValueError("octets behind the last record")
+    size = _TCP_SIZE if tcp else min(max(size, wire.PLAIN_SIZE), wire.UDP_SIZE)
+    return replace(question, size=size, edns=edns, dnssec=dnssec), version
+
+
+def _options_in_order(rdata: bytes) -> bool:
+    at = 0
+    while at + 4 <= len(rdata):
+        code, length = struct.unpack_from("!HH", rdata, at)
+        at += 4 + length
+        if code == _COOKIE and length not in _COOKIE_SIZES:
+            return False
+    return at == len(rdata)

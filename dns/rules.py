@@ -1,0 +1,133 @@
+"""Which upstreams are asked for which names, and what they said before.
+
+Rules come from settings, from a network's options, and from the host's resolv.conf(5).
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from . import wire
+from .cache import Cache, NoCache
+
+PORT = 53
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """An upstream. `scope`: link of a link-local address."""
+
+    address: wire.IPAddress
+    port: int = PORT
+    scope: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Server":
+        """Read ``10.0.0.1``, ``10.0.0.1#5353``, ``fe80::1%eth0``.
+
+        >>> Server.parse("10.0.0.1#5353")
+        Server(address=IPv4Address('10.0.0.1'), port=5353, scope='')
+
+        Raises:
+            ValueError: it is no address, or no port.
+        """
+        host, _, port = text.partition("#")
+        host, _, scope = host.partition("%")
+        try:
+            address = ip_address(host)
+        except ValueError:
+            raise ValueError(f"{text[:80]!r} is not an address such as 10.0.0.1 or 10.0.0.1#5353") from None
+        if port and not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):
+            raise ValueError(f"{text[:80]!r} has no port from 1 to 65535")
+        return cls(address, int(port or PORT), scope)
+
+    def __str__(self) -> str:
+        scope = f"%{self.scope}" if self.scope else ""
+        return f"{self.address}{scope}" + (f"#{self.port}" if self.port != PORT else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Names at and below `zone` are asked of `servers`; of none at all without any."""
+
+    zone: bytes
+    servers: tuple[Server, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Rule":
+        r"""Read ``10.0.0.1`` for all names, or ``corp.example=10.0.0.1`` for some.
+
+        >>> Rule.parse("corp.example=10.0.0.1").zone
+        b'\x04corp\x07example\x00'
+
+        Raises:
+            ValueError: neither.
+        """
+        zone, equals, server = text.rpartition("=")
+        return cls(wire.to_wire(zone if equals else "."), (Server.parse(server),))
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Rules in force somewhere, with a cache of their own: others may be told other things.
+
+    `forward` False: nobody is asked anything.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    forward: bool = True
+    cache: Cache = field(default_factory=Cache, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, rules: Sequence[Rule], default: Sequence[Server], *, avoid: Collection[wire.IPAddress] = ()) -> "Rules":
+        """Return rules, those of one zone together, the longest zone first.
+
+        `default`: asked for all names where no rule says otherwise. `avoid`: our own addresses.
+        """
+        zones: dict[bytes, dict[Server, None]] = {}
+        for rule in rules:
+            zones.setdefault(rule.zone, {}).update(dict.fromkeys(rule.servers))
+        zones.setdefault(wire.ROOT, dict.fromkeys(default))
+        made = [
+            Rule(zone, tuple(server for server in servers if server.port != PORT or server.address not in avoid))
+            for zone, servers in zones.items()
+        ]
+        return cls(tuple(sorted(made, key=lambda rule: (-len(rule.zone), rule.zone))))
+
+    @property
+    def zones(self) -> tuple[bytes, ...]:
+        """The zones that have a rule of their own."""
+        return tuple(rule.zone for rule in self.rules if rule.zone != wire.ROOT) if self.forward else ()
+
+    def servers(self, name: bytes) -> tuple[Server, ...]:
+        """Return whom to ask for a lower-cased name, in order."""
+        if not self.forward:
+            return ()
+        return next((rule.servers for rule in self.rules if wire.below(name, rule.zone)), ())
+
+
+def everything(server: Server) -> Rules:
+    """Return rules by which one server is asked for all names, those of special use too, and each time anew."""
+    return Rules((Rule(wire.ROOT, (server,)),), cache=NoCache())
+
+
+NOBODY = Rules(forward=False)
+
+
+def resolv_conf(text: str) -> tuple[Server, ...]:
+    r"""Return the name servers of resolv.conf(5); lines that are not in order are passed over, as libc does.
+
+    >>> [str(server) for server in resolv_conf("nameserver 10.0.0.1\nnameserver fe80::1%eth0\nnameserver ?")]
+    ['10.0.0.1', 'fe80::1%eth0']
+    """
+    found: dict[Server, None] = {}
+    for line in text.splitlines():
+        words = line.split("#")[0].split(";")[0].split()
+        if len(words) < 2 or words[0] != "nameserver":
+            continue
+        for word in words[1:]:
+            try:
+                found[Server.parse(word)] = None
+            except ValueError:
+                continue
+    return tuple(found)

@@ -1,0 +1,194 @@
+"""What answers on a pair of sockets, UDP and TCP.
+
+Datagrams are read until there are none, on the loop that runs already: asyncio's own transport reads one a turn into a
+buffer of 256 KiB, which costs more than the answer.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+from . import batch
+from .answer import answer
+from .careful import Question, respond
+from .streams import Reply, Streams
+from .upstream import Asker
+from .wire import IPAddress
+from .zone import View
+
+_DRAIN = 64
+_BATCHES = 4
+"""Datagrams, or batches of them, before others on the loop have their turn."""
+_LARGEST = 4096
+Outward = Callable[[View, Asker], None]
+"""Where questions go that are not ours to answer; the asker is told later, or at once."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Questions that took the careful path, by what became of them; `faults` are our own."""
+
+    careful: int = 0
+    outward: int = 0
+    strangers: int = 0
+    dropped: int = 0
+    faults: int = 0
+
+
+class Listener:
+    """Serves a UDP and a TCP socket, which become its own, until `close`.
+
+    Who may ask is known by address (`admit`); with `everyone` all who can reach the sockets are the same asker.
+    `network`: counted against limits. `batched` False: one datagram a system call, as where there is no other way.
+    """
+
+    def __init__(
+        self,
+        udp: socket.socket,
+        tcp: socket.socket,
+        network: str,
+        outward: Outward,
+        *,
+        everyone: View | None = None,
+        batched: bool = True,
+    ) -> None:
+        self.network = network
+        self.everyone = everyone
+        self.counts = Counts()
+        self._outward = outward
+        self._views: dict[str, View] = {}
+        self._packed: dict[bytes, View] = {}
+        self._udp = udp
+        udp.setblocking(False)
+        self._batch = batch.Batch(udp) if batched and batch.available() else None
+        self._streams = Streams(tcp, self._by_tcp)
+        asyncio.get_running_loop().add_reader(udp.fileno(), self._batches if self._batch else self._drain)
+
+    def admit(self, address: IPAddress, view: View) -> None:
+        """Let an address ask, and see that."""
+        self._views[str(address)] = self._packed[address.packed] = view
+
+    def dismiss(self, address: IPAddress) -> None:
+        """Refuse an address from now on; absent is success."""
+        self._views.pop(str(address), None)
+        self._packed.pop(address.packed, None)
+
+    def view(self, address: str) -> View | None:
+        """Return what an address may see; None for strangers."""
+        return self._views.get(address, self.everyone)
+
+    # Datagrams
+
+    def _batches(self) -> None:
+        assert self._batch is not None  # noqa: S101 - else this is no reader
+        for _ in range(_BATCHES):
+            if not self._batch.serve(self._from_batch):
+                return
+
+    def _from_batch(self, data: bytes, source: bytes, number: int) -> bytes | None:
+        view = self._packed.get(source, self.everyone)
+        try:
+            if view is not None:
+                found = answer(view, data)
+                if found is not None:
+                    return found
+            return self._careful(view, data, self._batch.peer(number) if self._batch else ())
+        except Exception as exc:  # noqa: BLE001 - one message must not take the others of its batch with it
+            self._fault(exc)
+            return None
+
+    def _drain(self) -> None:
+        for _ in range(_DRAIN):
+            try:
+                data, peer = self._udp.recvfrom(_LARGEST)
+            except OSError:  # no more, or what came back for an answer
+                return
+            view = self._views.get(peer[0], self.everyone)
+            try:
+                found = answer(view, data) if view is not None else None
+                if found is None:
+                    found = self._careful(view, data, peer)
+            except Exception as exc:  # noqa: BLE001 - as above
+                self._fault(exc)
+                found = None
+            if found is not None:
+                self._send(found, peer)
+
+    def _careful(self, view: View | None, data: bytes, peer: Any) -> bytes | None:
+        if not peer[1]:  # nobody has port 0
+            self.counts.dropped += 1
+            return None
+        self.counts.careful += 1
+        found = respond(view, data)
+        if isinstance(found, Question):
+            twin = (peer, data[:2])
+            self._ask(view, found, peer[0], lambda message: self._send(message, peer), twin)
+            return None
+        self.counts.strangers += view is None
+        self.counts.dropped += found is None
+        return found
+
+    def _send(self, message: bytes, peer: Any) -> None:
+        if self._udp.fileno() < 0:
+            return
+        try:
+            self._udp.sendto(message, peer)
+        except OSError:  # no room, or the asker is gone: such is UDP
+            self.counts.dropped += 1
+
+    # Both
+
+    def _ask(self, view: View | None, question: Question, source: str, tell: Reply, twin: object) -> None:
+        assert view is not None  # noqa: S101 - strangers have no questions
+        self.counts.outward += 1
+        self._outward(view, Asker(question, (self.network, source), self.network, tell, twin))
+
+    def _by_tcp(self, source: str, data: bytes, tell: Reply) -> None:
+        view = self.view(source)
+        self.counts.careful += 1
+        try:
+            found = respond(view, data, tcp=True)
+            if isinstance(found, Question):
+                self._ask(view, found, source, tell, None)
+            elif found is not None:
+                self.counts.strangers += view is None
+                tell(found)
+            else:
+                self.counts.dropped += 1
+        except Exception as exc:  # noqa: BLE001 - as above
+            self._fault(exc)
+
+    def _fault(self, exc: Exception) -> None:
+        self.counts.faults += 1
+        context = {"message": "a question could not be answered", "exception": exc}
+        asyncio.get_running_loop().call_exception_handler(context)
+
+    def close(self) -> None:
+        """Answer no more."""
+        asyncio.get_running_loop().remove_reader(self._udp.fileno())
+        self._udp.close()
+        self._streams.close()
+
+
+def open_sockets(address: str, port: int = 53) -> tuple[socket.socket, socket.socket]:
+    """Return a UDP and a TCP socket bound to an address, the latter listening; with port 0, both have the same.
+
+    Raises:
+        OSError: it is taken, or not ours.
+    """
+    family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
+    udp = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    tcp = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind((address, port))
+        udp.bind(tcp.getsockname()[:2])
+        tcp.listen(128)
+    except BaseException:
+        udp.close()
+        tcp.close()
+        raise
+    return udp, tcp

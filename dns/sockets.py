@@ -1,0 +1,157 @@
+"""Sockets to an upstream: several for UDP, with ports of the kernel's choosing, changed now and then; TCP."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from .rules import Server
+
+SLOTS = 64
+USES = 500
+"""After so many questions a socket gets a successor, with another port."""
+_DRAIN = 64
+"""Datagrams read at a time; the loop comes back for more."""
+_LARGEST = 4096
+_BUFFER = 1 << 20
+
+
+Opener = Callable[[int, int], socket.socket]
+"""Returns a socket of a family and a kind that does not block; it need not be one of this network namespace."""
+
+
+def open_here(family: int, kind: int) -> socket.socket:
+    """Return a socket of this network namespace."""
+    return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def peer(server: Server) -> tuple[int, tuple[str, int] | tuple[str, int, int, int]]:
+    """Return family and address to connect to.
+
+    Raises:
+        OSError: there is no such link.
+    """
+    if server.address.version == 4:
+        return socket.AF_INET, (str(server.address), server.port)
+    scope = socket.if_nametoindex(server.scope) if server.scope else 0
+    return socket.AF_INET6, (str(server.address), server.port, 0, scope)
+
+
+class Slot:
+    """A socket with the questions under way by it, by id."""
+
+    __slots__ = ("_retired", "pending", "server", "sock", "uses")
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        self.server = server
+        self.sock = sock
+        self.pending: dict[int, object] = {}
+        self.uses = 0
+        self._retired = False
+
+    def forget(self, ident: int) -> None:
+        """Wait for an answer no longer."""
+        self.pending.pop(ident, None)
+        if self._retired and not self.pending:
+            self.close()
+
+    def retire(self) -> None:
+        """Close it once nothing is under way any more."""
+        self._retired = True
+        if not self.pending:
+            self.close()
+
+    def close(self) -> None:
+        if self.sock.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self.sock.fileno())
+            self.sock.close()
+
+
+class Pool:
+    """The sockets towards one server. `take`: is given each message; `unreachable`: is told of a socket's error."""
+
+    def __init__(
+        self,
+        server: Server,
+        take: Callable[[Slot, bytes], None],
+        unreachable: Callable[[Slot], None],
+        opener: Opener = open_here,
+        slots: int = 0,
+    ) -> None:
+        self._server = server
+        self._opener = opener
+        self._number = slots or SLOTS
+        self._take = take
+        self._unreachable = unreachable
+        self._slots: dict[int, Slot] = {}
+
+    def slot(self, number: int) -> Slot:
+        """Return the socket of this number, modulo how many there are.
+
+        Raises:
+            OSError: there is no way to the server.
+        """
+        number %= self._number
+        slot = self._slots.get(number)
+        if slot is not None and slot.uses >= USES:
+            del self._slots[number]
+            slot.retire()
+            slot = None
+        if slot is None:
+            slot = self._slots[number] = self._open()
+        slot.uses += 1
+        return slot
+
+    def _open(self) -> Slot:
+        family, address = peer(self._server)
+        sock = self._opener(family, socket.SOCK_DGRAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
+        slot = Slot(self._server, sock)
+        asyncio.get_running_loop().add_reader(sock.fileno(), self._drain, slot)
+        return slot
+
+    def _drain(self, slot: Slot) -> None:
+        for _ in range(_DRAIN):
+            if slot.sock.fileno() < 0:
+                return
+            try:
+                message = slot.sock.recv(_LARGEST)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._unreachable(slot)
+                return
+            self._take(slot, message)
+
+    def close(self) -> None:
+        for slot in self._slots.values():
+            slot.close()
+        self._slots.clear()
+
+
+async def exchange(opener: Opener, server: Server, message: bytes) -> bytes:
+    """Ask by TCP (RFC 7766).
+
+    Raises:
+        OSError, EOFError: nobody answers.
+    """
+    family, address = peer(server)
+    sock = opener(family, socket.SOCK_STREAM)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, address)
+        reader, writer = await asyncio.open_connection(sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        writer.write(len(message).to_bytes(2) + message)
+        answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+        if answer[:2] != message[:2]:
+            raise EOFError("an answer to another question")
+        return answer
+    finally:
+        writer.close()

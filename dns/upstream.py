@@ -1,0 +1,382 @@
+"""Questions for upstreams: without a task for each, many at once, and never one of them twice.
+
+An upstream that is slow gets company after `SECOND_S`; whoever answers first counts, and is asked first for a while.
+Sockets have ports of the kernel's choosing, are drawn by lot for each question, and changed now and then, so that with
+the id there are some 22 bits to guess (RFC 5452); an answer must come from the address and port asked, and repeat the
+question.
+"""
+
+import asyncio
+import os
+import struct
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from dataclasses import dataclass, field
+from time import monotonic
+
+from . import cache, wire
+from .cache import Answer
+from .careful import PROHIBITED, Question, reply
+from .rules import Rules, Server
+from .sockets import Opener, Pool, Slot, exchange, open_here
+
+SECOND_S = 0.3
+"""A resolver that knows the answer takes far less, one that has to ask around seldom more."""
+_SENDING_TICKS = frozenset({1, 2, 4, 8})
+"""Multiples of `SECOND_S` at which somebody is asked again: 0.3, 0.6, 1.2, 2.4 s."""
+_STALE_TICK = 6
+"""After 1.8 s an old answer is better than none (RFC 8767 §5.5)."""
+_LAST_TICK = 15
+"""4.5 s: libc waits for 5."""
+PREFERENCE_S = 30.0
+TCP_TIMEOUT_S = 3.0
+MOST_OF_SOURCE = 512
+MOST_OF_NETWORK = 2048
+IDLE_S = 10.0
+STALE_ANSWER, NOT_READY, NO_REACHABLE, NETWORK_ERROR = 3, 14, 22, 23
+"""RFC 8914 §4."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks: `source` and `network` are counted against the limits. `tell`: is called once, with the answer.
+
+    `twin`: the same for a question that is sent again; empty for none.
+    """
+
+    question: Question
+    source: Hashable
+    network: Hashable
+    tell: Callable[[bytes], None]
+    twin: Hashable = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the questions, and of the messages that came."""
+
+    asked: int = 0
+    joined: int = 0
+    answered: int = 0
+    failed: int = 0
+    stale: int = 0
+    refused: int = 0
+    strange: int = 0
+    truncated: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Query:
+    """A question under way."""
+
+    name: bytes
+    kind: bytes
+    key: bytes
+    rules: Rules
+    servers: tuple[Server, ...]
+    message: bytes
+    dnssec: bool
+    askers: dict[Hashable, Asker] = field(default_factory=dict)
+    attempts: list[tuple[Slot, int]] = field(default_factory=list)
+    waiting: set[Server] = field(default_factory=set)
+    failed: set[Server] = field(default_factory=set)
+    turn: int = 0
+    tick: int = 0
+    done: bool = False
+
+
+class Forwarder:
+    """Asks upstreams. Belongs to one event loop.
+
+    `opener`: makes the sockets, `slots` of them to each upstream; 0 for as many as make guessing hard.
+    """
+
+    def __init__(self, *, opener: Opener = open_here, slots: int = 0, clock: Callable[[], float] = monotonic) -> None:
+        self.counts = Counts()
+        self._opener, self._slots = opener, slots
+        self._clock = clock
+        self._queries: dict[tuple[int, bytes], _Query] = {}
+        self._pools: dict[Server, Pool] = {}
+        self._due: deque[tuple[float, _Query]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._load: Counter[Hashable] = Counter()
+        self._preferred: dict[Server, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._numbers = _numbers()
+
+    @property
+    def pending(self) -> int:
+        """Questions under way."""
+        return len(self._queries)
+
+    def ask(self, rules: Rules, asker: Asker) -> None:
+        """Answer from what is remembered, or ask an upstream."""
+        question = asker.question
+        wanted = bytes(((0x80 if question.dnssec else 0) | (0x10 if question.unchecked else 0),))
+        key = question.name + question.kind + wanted
+        known = rules.cache.get(key)
+        if known is not None and known.at(self._clock()) is not None:
+            asker.tell(self._told(question, known))
+            return
+        servers = rules.servers(question.name)
+        if not servers:
+            code, error = (wire.SERVFAIL, NETWORK_ERROR) if rules.forward else (wire.REFUSED, PROHIBITED)
+            asker.tell(reply(question, code, error=error))
+            return
+        query = self._queries.get((id(rules), key))
+        twin = asker.twin if asker.twin is not None else object()
+        if query is not None and twin in query.askers:
+            query.askers[twin] = asker
+            return
+        if self._load[asker.source] >= MOST_OF_SOURCE or self._load[asker.network] >= MOST_OF_NETWORK:
+            self.counts.refused += 1
+            asker.tell(reply(question, wire.SERVFAIL, error=NOT_READY))
+            return
+        self._load[asker.source] += 1
+        self._load[asker.network] += 1
+        if query is not None:
+            self.counts.joined += 1
+            query.askers[twin] = asker
+            return
+        self.counts.asked += 1
+        query = _Query(
+            question.name, question.kind, key, rules, self._order(servers), _message(question), question.dnssec
+        )
+        query.askers[twin] = asker
+        self._queries[id(rules), key] = query
+        self._wait(query)
+        self._next(query)
+
+    # Asking
+
+    def _order(self, servers: tuple[Server, ...]) -> tuple[Server, ...]:
+        """Return the servers, those first that answered lately where others did not."""
+        if not self._preferred or len(servers) < 2:
+            return servers
+        now = self._clock()
+        return tuple(sorted(servers, key=lambda server: self._preferred.get(server, 0) < now))
+
+    def _next(self, query: _Query, *, again: bool = False) -> None:
+        """Ask the next server that has not failed, with `again` also one that is waited for; end if that is in vain."""
+        for _ in query.servers:
+            server = query.servers[query.turn % len(query.servers)]
+            query.turn += 1
+            if server not in query.failed and (again or server not in query.waiting):
+                if self._send(query, server):
+                    return
+                query.failed.add(server)
+        if not query.waiting:
+            self._give_up(query)
+
+    def _send(self, query: _Query, server: Server) -> bool:
+        pool = self._pools.get(server)
+        if pool is None:
+            pool = self._pools[server] = Pool(server, self._take, self._unreachable, self._opener, self._slots)
+        try:
+            slot = pool.slot(next(self._numbers))
+            ident = next(self._numbers)
+            while ident in slot.pending:
+                ident = next(self._numbers)
+            slot.sock.send(ident.to_bytes(2) + query.message)
+        except OSError:
+            return False
+        slot.pending[ident] = query
+        query.attempts.append((slot, ident))
+        query.waiting.add(server)
+        return True
+
+    def _wait(self, query: _Query) -> None:
+        """Look after a query again in `SECOND_S`; all wait equally long, so they stand in a row."""
+        self._due.append((self._clock() + SECOND_S, query))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SECOND_S, self._look)
+
+    def _look(self) -> None:
+        now = self._clock()
+        while self._due and self._due[0][0] <= now + 0.001:
+            query = self._due.popleft()[1]
+            if not query.done:
+                self._overdue(query, now)
+        self._timer = None
+        if self._due:
+            self._timer = asyncio.get_running_loop().call_later(max(self._due[0][0] - now, 0.001), self._look)
+        elif self._idle is None:
+            self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._rest)
+
+    def _overdue(self, query: _Query, now: float) -> None:
+        query.tick += 1
+        if query.tick >= _LAST_TICK:
+            self._give_up(query)
+            return
+        known = query.rules.cache.get(query.key)
+        if query.tick == _STALE_TICK and known is not None and (old := known.revive(now)):
+            self.counts.stale += 1
+            self._tell(query, old, error=STALE_ANSWER)
+        if query.tick in _SENDING_TICKS:
+            self._next(query, again=True)
+        if not query.done:
+            self._wait(query)
+
+    def _rest(self) -> None:
+        """Close all sockets when nothing is under way."""
+        self._idle = None
+        if not self._queries:
+            self._close_pools()
+
+    # Hearing
+
+    def _take(self, slot: Slot, message: bytes) -> None:
+        """Take what came by a socket."""
+        query = slot.pending.get(int.from_bytes(message[:2])) if len(message) >= wire.HEADER else None
+        if not isinstance(query, _Query) or not cache.matches(message, query.name, query.kind):
+            self.counts.strange += 1
+            return
+        if message[2] & 0x02:
+            self.counts.truncated += 1
+            self._forget_attempt(query, slot, int.from_bytes(message[:2]))
+            self._start(self._by_tcp(query, slot.server, message))
+            return
+        self._answered(query, slot.server, message)
+
+    def _answered(self, query: _Query, server: Server, message: bytes) -> None:
+        code = message[3] & 0xF
+        if code in {wire.NOERROR, wire.NXDOMAIN}:
+            try:
+                found = cache.read(message, query.name, self._clock(), dnssec=query.dnssec)
+            except ValueError:
+                self.counts.strange += 1
+            else:
+                if server != query.servers[0]:
+                    self._preferred[server] = self._clock() + PREFERENCE_S
+                    self._preferred.pop(query.servers[0], None)
+                self.counts.answered += 1
+                query.rules.cache.put(query.key, found)
+                self._tell(query, found)
+                self._finish(query)
+                return
+        self._lost(query, server)
+
+    def _unreachable(self, slot: Slot) -> None:
+        """Nobody listens there: ask the next at once."""
+        for query in list(slot.pending.values()):
+            if isinstance(query, _Query) and not query.done:
+                self._lost(query, slot.server)
+
+    def _lost(self, query: _Query, server: Server) -> None:
+        query.failed.add(server)
+        query.waiting.discard(server)
+        self._next(query)
+
+    def _forget_attempt(self, query: _Query, slot: Slot, ident: int) -> None:
+        slot.forget(ident)
+        query.attempts.remove((slot, ident))
+
+    async def _by_tcp(self, query: _Query, server: Server, truncated: bytes) -> None:
+        """Ask again for an answer that was too long for a datagram; if that fails, it is cut for the asker too."""
+        try:
+            async with asyncio.timeout(TCP_TIMEOUT_S):
+                message = await exchange(self._opener, server, next(self._numbers).to_bytes(2) + query.message)
+        except (OSError, TimeoutError, EOFError):
+            message = truncated
+        if query.done:
+            return
+        if not cache.matches(message, query.name, query.kind):
+            self._lost(query, server)
+        elif message[2] & 0x02:
+            for asker in query.askers.values():
+                asker.tell(_cut(asker.question))
+            self._finish(query)
+        else:
+            self._answered(query, server, message)
+
+    # Telling
+
+    def _give_up(self, query: _Query) -> None:
+        now = self._clock()
+        known = query.rules.cache.get(query.key)
+        if known is not None and (old := known.revive(now)):
+            self.counts.stale += 1
+            self._tell(query, old, error=STALE_ANSWER)
+        else:
+            self.counts.failed += 1
+            self._tell(query, cache.failure(now), error=NETWORK_ERROR if query.waiting else NO_REACHABLE)
+            query.rules.cache.put(query.key, cache.failure(now))
+        self._finish(query)
+
+    def _tell(self, query: _Query, found: Answer, error: int | None = None) -> None:
+        askers, query.askers = query.askers, {}
+        for asker in askers.values():
+            self._release(asker)
+            asker.tell(self._told(asker.question, found, error))
+
+    def _told(self, question: Question, found: Answer, error: int | None = None) -> bytes:
+        now = found.at(self._clock()) or (found.code, found.counts, found.body)
+        answers, authorities = struct.unpack("!2H", now[1])
+        return reply(
+            question,
+            now[0] & 0xF,
+            answers=(answers, now[2]),
+            authorities=(authorities, b""),
+            error=error,
+            bits=now[0] & 0xF0,
+        )
+
+    def _release(self, asker: Asker) -> None:
+        for counted in (asker.source, asker.network):
+            self._load[counted] -= 1
+            if not self._load[counted]:
+                del self._load[counted]
+
+    def _finish(self, query: _Query) -> None:
+        query.done = True
+        for asker in query.askers.values():
+            self._release(asker)
+        for slot, ident in query.attempts:
+            slot.forget(ident)
+        self._queries.pop((id(query.rules), query.key), None)
+
+    # Life
+
+    def _start(self, work: Coroutine[object, object, None]) -> None:
+        # Outside a TaskGroup: it ends by itself in `TCP_TIMEOUT_S`, or with `close`.
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _close_pools(self) -> None:
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
+
+    def close(self) -> None:
+        """End all that is under way; nobody is told anything."""
+        for handle in (self._timer, self._idle):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._idle = None
+        for query in list(self._queries.values()):
+            self._finish(query)
+        self._due.clear()
+        for task in self._tasks:
+            task.cancel()
+        self._close_pools()
+
+
+def _message(question: Question) -> bytes:
+    """Return a query without its id: our own header, the question in lower case, EDNS where the asker speaks it."""
+    flags = 0x0100 | (0x10 if question.unchecked else 0)
+    opt = wire.opt(dnssec=question.dnssec) if question.edns else b""
+    return struct.pack("!5H", flags, 1, 0, 0, bool(opt)) + question.name + question.kind + opt
+
+
+def _cut(question: Question) -> bytes:
+    whole = bytearray(reply(question))
+    whole[2] |= 0x02
+    return bytes(whole)
+
+
+def _numbers() -> Iterator[int]:
+    """Yield numbers of 16 bits that nobody can guess."""
+    while True:
+        yield from struct.unpack("2048H", os.urandom(4096))

@@ -1,0 +1,172 @@
+"""Names and records in wire form (RFC 1035 §3.1, §4.1).
+
+A name in wire form is a sequence of length octets and labels that ends in a zero octet, without compression. That is
+what the index is keyed by, lower-cased: length octets are below 64 and no letter, so `bytes.lower` leaves them alone.
+Records are packed here rather than by dnslib, which compresses names inside RDATA against a buffer of its own.
+"""
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeAlias
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
+
+A, NS, CNAME, SOA, PTR, AAAA, SRV, OPT = 1, 2, 5, 6, 12, 28, 33, 41
+TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY = 249, 250, 251, 252, 253, 254, 255
+IN = 1
+NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
+
+HEADER = 12
+"""Octets before the first question."""
+LONGEST_NAME = 255
+LONGEST_LABEL = 63
+UDP_SIZE = 1232
+"""What we advertise and send at most: no fragments even in the smallest IPv6 MTU (RFC 9715)."""
+PLAIN_SIZE = 512
+"""What fits into UDP without EDNS (RFC 1035 §4.2.1), and the least that an EDNS size means (RFC 6891 §6.2.3)."""
+TO_QUESTION = b"\xc0\x0c"
+"""Compression pointer to the question's name."""
+ROOT = b"\0"
+
+REVERSE = {4: b"\x07in-addr\x04arpa\0", 6: b"\x03ip6\x04arpa\0"}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record without its owner and TTL. `rdata`: without compression."""
+
+    type: int
+    rdata: bytes
+
+
+def to_wire(text: str) -> bytes:
+    r"""Return a name in wire form, lower-cased. Every dot separates labels.
+
+    >>> to_wire("Web.blue")
+    b'\x03web\x04blue\x00'
+    >>> to_wire(".")
+    b'\x00'
+
+    Raises:
+        ValueError: an empty or too long label, or too long a name.
+    """
+    text = text.removesuffix(".")
+    labels = [label.encode() for label in text.split(".")] if text else []
+    if not all(1 <= len(label) <= LONGEST_LABEL for label in labels):
+        raise ValueError(f"{text[:80]!r} is not a domain name: labels have 1 to {LONGEST_LABEL} octets")
+    wire = b"".join(bytes((len(label),)) + label for label in labels) + ROOT
+    if len(wire) > LONGEST_NAME:
+        raise ValueError(f"{text[:80]!r}… is not a domain name: longer than {LONGEST_NAME} octets")
+    return wire.lower()
+
+
+def to_text(wire: bytes) -> str:
+    r"""Return a name as text, with octets that are not printable, and dots in labels, escaped (RFC 1035 §5.1).
+
+    >>> to_text(b"\x03web\x04blue\x00")
+    'web.blue'
+    """
+    return ".".join("".join(_sign(octet) for octet in label) for label in labels_of(wire)) or "."
+
+
+def _sign(octet: int) -> str:
+    if chr(octet) in '.\\"':
+        return "\\" + chr(octet)
+    return chr(octet) if 33 <= octet <= 126 else f"\\{octet:03}"
+
+
+def labels_of(wire: bytes) -> list[bytes]:
+    r"""Return the labels of a name that is in order.
+
+    >>> labels_of(b"\x03web\x04blue\x00")
+    [b'web', b'blue']
+    """
+    labels, at = [], 0
+    while size := wire[at]:
+        labels.append(wire[at + 1 : at + 1 + size])
+        at += size + 1
+    return labels
+
+
+def below(wire: bytes, zone: bytes) -> bool:
+    """Tell whether a name is the apex of a zone or below it.
+
+    >>> below(to_wire("web.blue"), to_wire("blue")), below(to_wire("webblue"), to_wire("blue"))
+    (True, False)
+    """
+    if not wire.endswith(zone):
+        return False
+    at, apex = 0, len(wire) - len(zone)
+    while at < apex:
+        at += wire[at] + 1
+    return at == apex
+
+
+def reverse(address: IPAddress) -> bytes:
+    """Return the name of an address's PTR record (RFC 1035 §3.5, RFC 3596 §2.5).
+
+    >>> to_text(reverse(IPv4Address("10.92.1.2")))
+    '2.1.92.10.in-addr.arpa'
+    """
+    return to_wire(address.reverse_pointer)
+
+
+def address(value: IPAddress) -> Record:
+    """Return an A or AAAA record."""
+    return Record(A if value.version == 4 else AAAA, value.packed)
+
+
+def srv(port: int, target: bytes) -> Record:
+    """Return an SRV record; all of the same priority and weight (RFC 2782)."""
+    return Record(SRV, struct.pack("!HHH", 0, 0, port) + target)
+
+
+def soa(mname: bytes, rname: bytes, negative_s: int) -> Record:
+    """Return a start of authority; the serial stands still, since what changes elsewhere is nobody's business."""
+    return Record(SOA, mname + rname + struct.pack("!5I", 1, 3600, 600, 86400, negative_s))
+
+
+def pack(owner: bytes, record: Record, ttl_s: int) -> bytes:
+    """Return a record in wire form."""
+    return owner + struct.pack("!HHIH", record.type, IN, ttl_s, len(record.rdata)) + record.rdata
+
+
+def key(kind: int, klass: int = IN) -> bytes:
+    """Return type and class as they stand in a question."""
+    return struct.pack("!HH", kind, klass)
+
+
+def skip_name(data: bytes, at: int) -> int:
+    """Return the offset behind a name, compressed or not, without following pointers.
+
+    Raises:
+        ValueError: it runs past the end, or has labels of another type (RFC 6891 §5).
+    """
+    start = at
+    while at < len(data):
+        size = data[at]
+        if size == 0:
+            if at - start >= LONGEST_NAME:
+                break
+            return at + 1
+        if size >= 0xC0:
+            if at + 2 > len(data) or ((size & 0x3F) << 8 | data[at + 1]) >= at:
+                break
+            return at + 2
+        if size > LONGEST_LABEL:
+            break
+        at += size + 1
+    raise ValueError("a name that is none")
+
+
+def opt(*, dnssec: bool = False, code: int = NOERROR, options: bytes = b"") -> bytes:
+    """Return our OPT record (RFC 6891 §6.1.2). `code`: the whole RCODE, of which the upper octet is here."""
+    return ROOT + struct.pack("!HHBBHH", OPT, UDP_SIZE, code >> 4, 0, 0x8000 if dnssec else 0, len(options)) + options
+
+
+def extended_error(info: int, text: str = "") -> bytes:
+    """Return an EDNS option that says why (RFC 8914 §2)."""
+    data = struct.pack("!H", info) + text.encode()
+    return struct.pack("!HH", 15, len(data)) + data

@@ -1,0 +1,181 @@
+"""Names in Docker's containers: ordinary `docker run`, in front of Docker's own resolver (issue 5).
+
+That everything is gone afterwards is asserted by the leak check of every test, see `conftest.py`.
+"""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from harness import (
+    Answer,
+    Container,
+    Dockerd,
+    Host,
+    Netplug,
+    Upstream,
+    Wire,
+    attached,
+    container,
+    docker_network,
+    resolve,
+    wait_until,
+)
+
+DOCKERS = "127.0.0.11"
+NO_NAME = Answer("NXDOMAIN")
+TABLE = "netplug-dns"
+PATIENCE_S = 10
+
+
+@pytest.fixture(autouse=True)
+def netplug_runs_again(netplug: Netplug, leak_check: None) -> Iterator[None]:  # noqa: ARG001 - before that cleans up
+    """Start the daemon again where a test failed while it was down."""
+    yield
+    if not netplug.running:
+        netplug.start()
+
+
+def served(place: Container) -> bool:
+    """Tell whether questions in a container come to us."""
+    command = ["nsenter", f"--net={place.netns}", "--", "nft", "list", "tables"]
+    return TABLE in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def known(place: Container, name: str, kind: str = "A", *, tcp: bool = False) -> tuple[str, ...]:
+    """Return what a name is in a container, as soon as it is anything."""
+
+    def found() -> tuple[str, ...]:
+        return resolve(place, DOCKERS, name, kind, tcp=tcp).data
+
+    return wait_until(found, PATIENCE_S, f"{kind} of {name}", ignoring=(OSError,))
+
+
+def test_containers_find_namespaces_and_each_other(dockerd: Dockerd, netplug: Netplug) -> None:
+    with (
+        docker_network(dockerd, "--ipv6", "--subnet", "10.77.0.0/24", "--subnet", "fd00:77::/64") as net,
+        container(dockerd, "--network", net, "--name", "asker") as asker,
+        container(dockerd, "--network", net, "--name", "db", "--network-alias", "store", "--expose", "80") as db,
+        attached(netplug, net, "--name", "lab", "--publish", "8081:80") as (lab, result),
+    ):
+        address = (result["addresses"][0].partition("/")[0],)
+        full = f"lab.{net}.netplug.internal"
+        for tcp in (False, True):
+            for name in ("lab", f"lab.{net}", full):
+                assert known(asker, name, tcp=tcp) == address
+        assert known(asker, f"{address[0].rpartition('.')[2]}.0.77.10.in-addr.arpa", "PTR") == (f"{full}.",)
+        assert known(asker, "_http._tcp.lab", "SRV") == ("0 0 80 lab.",)
+        # What Docker tells of its containers we tell too, to those who are no containers as well.
+        assert known(asker, "_http._tcp.db", "SRV") == ("0 0 80 db.",)
+        for name in ("db", "store", db.id[:12]):
+            assert known(asker, name) == (db.ip(),)
+            assert resolve(lab, "10.77.0.1", name).data == (db.ip(),)
+        # By the C library of the container, with the resolv.conf that Docker wrote.
+        assert full in asker.exec("nslookup", full)
+        assert f"({address[0]})" in asker.exec("ping", "-4", "-c", "1", "lab")
+        assert resolve(asker, DOCKERS, f"gone.{net}.netplug.internal") == NO_NAME
+
+
+def test_all_that_docker_can_do_stays(
+    dockerd: Dockerd,
+    netplug: Netplug,
+    client: Host,
+    wire: Wire,
+) -> None:
+    with (
+        Upstream(client, wire.right, "192.0.2.7") as upstream,
+        docker_network(dockerd) as net,
+        docker_network(dockerd, driver="bridge") as other,
+        container(dockerd, "--network", other, "--name", "theirs", "--network-alias", "their-alias") as theirs,
+        container(dockerd, "--network", net, "--name", "asker", "--dns", wire.right) as asker,
+        attached(netplug, net, "--name", "lab"),
+    ):
+        dockerd.docker("network", "connect", other, "asker")
+        wait_until(lambda: served(asker), PATIENCE_S, "the redirect")
+        for name in ("theirs", "their-alias"):
+            assert known(asker, name) == (theirs.ip(),)
+            assert known(asker, name, tcp=True) == (theirs.ip(),)
+        reverse = ".".join(reversed(theirs.ip().split("."))) + ".in-addr.arpa"
+        assert known(asker, reverse, "PTR") == (f"theirs.{other}.",)
+        assert known(asker, "www.example.com") == ("192.0.2.7",)
+        assert "www.example.com" in upstream.asked
+        assert not [name for name in upstream.asked if "lab" in name or "netplug" in name]
+        dockerd.docker("network", "disconnect", other, "asker")
+
+
+def test_aliases_renames_and_stops_are_seen(dockerd: Dockerd, netplug: Netplug) -> None:
+    with (
+        docker_network(dockerd, "--subnet", "10.77.0.0/24") as net,
+        attached(netplug, net, "--name", "lab") as (lab, _),
+        container(dockerd, "--network", net, "--network-alias", "app", "--name", "one") as one,
+    ):
+        ask = f"app.{net}.netplug.internal"
+
+        def says(name: str, *addresses: str) -> None:
+            wait_until(
+                lambda: resolve(lab, "10.77.0.1", name).data == tuple(sorted(addresses)), PATIENCE_S, f"{name} anew"
+            )
+
+        says(ask, one.ip())
+        with container(dockerd, "--network", net, "--network-alias", "app", "--name", "two") as two:
+            says(ask, one.ip(), two.ip())
+            dockerd.docker("rename", "two", "deux")
+            says(f"deux.{net}.netplug.internal", two.ip())
+            assert resolve(lab, "10.77.0.1", f"two.{net}.netplug.internal") == NO_NAME
+            dockerd.docker("stop", "-t", "0", "deux")
+            assert resolve(lab, "10.77.0.1", f"deux.{net}.netplug.internal") == NO_NAME
+            assert resolve(lab, "10.77.0.1", ask).data == (one.ip(),)
+        dockerd.docker("network", "disconnect", net, "one")
+        assert resolve(lab, "10.77.0.1", ask) == NO_NAME
+        dockerd.docker("network", "connect", "--alias", "other", net, "one")
+        says(f"other.{net}.netplug.internal", one.ip(net))
+
+
+def test_the_unhealthy_are_left_out_while_others_are_well(dockerd: Dockerd, netplug: Netplug) -> None:
+    check = ("--health-cmd", "test -e /well", "--health-interval", "0.2s", "--health-retries", "1")
+    with (
+        docker_network(dockerd, "--subnet", "10.77.0.0/24") as net,
+        attached(netplug, net, "--name", "lab") as (lab, _),
+        container(dockerd, "--network", net, "--network-alias", "app") as well,
+        container(dockerd, "--network", net, "--network-alias", "app", *check) as ill,
+    ):
+
+        def app() -> tuple[str, ...]:
+            return resolve(lab, "10.77.0.1", f"app.{net}.netplug.internal").data
+
+        wait_until(lambda: app() == (well.ip(),), PATIENCE_S, "the unhealthy left out")
+        ill.exec("touch", "/well")
+        wait_until(lambda: app() == tuple(sorted((well.ip(), ill.ip()))), PATIENCE_S, "the healthy taken in")
+
+
+def test_dns_off_leaves_docker_alone(dockerd: Dockerd, netplug: Netplug) -> None:
+    with (
+        docker_network(dockerd, "-o", "dns=off") as net,
+        container(dockerd, "--network", net, "--name", "asker") as asker,
+        container(dockerd, "--network", net, "--name", "db") as db,
+    ):
+        assert known(asker, "db") == (db.ip(),)
+        netplug.restart()
+        assert not served(asker)
+
+
+def test_a_stop_leaves_docker_alone_and_a_start_serves_again(dockerd: Dockerd, netplug: Netplug) -> None:
+    with (
+        docker_network(dockerd) as net,
+        container(dockerd, "--network", net, "--name", "asker") as asker,
+        container(dockerd, "--network", net, "--name", "db") as db,
+        attached(netplug, net, "--name", "lab") as (_, result),
+    ):
+        address = (result["addresses"][0].partition("/")[0],)
+        assert known(asker, "lab") == address
+        netplug.stop()
+        assert not served(asker)
+        assert known(asker, "db") == (db.ip(),)
+        netplug.start()
+        assert known(asker, "lab") == address
+        netplug.kill()
+        netplug.start()
+        assert known(asker, "lab") == address
+        assert known(asker, "db") == (db.ip(),)
+        dockerd.docker("network", "disconnect", net, "asker")
+        wait_until(lambda: not served(asker), PATIENCE_S, "the end of the redirect")

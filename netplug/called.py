@@ -1,0 +1,68 @@
+"""Records as the name server has them: what an endpoint is called, and what its network looks like from inside."""
+
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from netplug.dns.zone import Entry, Network, Service
+from netplug.drivers.steps import Resolver
+from netplug.engine.records import EndpointRecord, NetworkRecord
+
+SHORT_ID = 12
+"""Signs of a container's id that Docker takes for a name."""
+
+
+def entry(record: EndpointRecord, *, healthy: bool = True) -> Entry | None:
+    """Return an endpoint as others call it; None when nobody can, or its links are down."""
+    called = (record.name, *record.aliases, record.hostname, record.container[:SHORT_ID])
+    names = tuple(dict.fromkeys(name.lower() for name in called if name))
+    if not names or not record.linked:
+        return None
+    addresses = tuple(address.ip for address in record.endpoint.addresses)
+    ports = {(str(port.proto), port.port) for port in record.endpoint.ports}
+    ports |= {(proto, int(port)) for port, _, proto in (text.partition("/") for text in record.serves)}
+    return Entry(record.endpoint.id, names, addresses, tuple(services(ports)), healthy)
+
+
+def services(ports: Iterable[tuple[str, int]]) -> Iterable[Service]:
+    """Yield the services that ports have names for (services(5)): "http" for TCP port 80."""
+    for proto, port in sorted(ports):
+        if name := _service(proto, port):
+            yield Service(name, proto, port)
+
+
+@cache
+def _service(proto: str, port: int) -> str:
+    """Return a port's name; libc reads the whole list for each. Empty: it has none, or the protocol has no list."""
+    try:
+        return socket.getservbyport(port, proto)
+    except OSError:
+        return ""
+
+
+def network(record: NetworkRecord, *, gateway: bool) -> Network:
+    """Return a network as its containers see it. `gateway`: those of its mode are addresses of the host."""
+    net = record.network
+    hosts = [subnet.host for subnet in net.subnets]
+    hosts += [subnet.gateway for subnet in net.subnets if gateway]
+    addresses = tuple(dict.fromkeys(address.ip for address in hosts if address))
+    return Network(net.id, net.name, net.options.ttl, addresses, tuple(subnet.pool for subnet in net.subnets))
+
+
+@dataclass(frozen=True, slots=True)
+class Resolving:
+    """What a container's resolv.conf(5) should say: whom to ask, and below which domains names are short."""
+
+    servers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+
+
+def resolving(record: NetworkRecord, built: EndpointRecord, domain: str) -> Resolving:
+    """Return how an endpoint's sandbox reaches the name server; empty when it does not.
+
+    `domain`: what all names end in; empty where no name server runs.
+    """
+    steps = (*record.plan, *built.plan)
+    servers = tuple(str(step.address) for step in steps if isinstance(step, Resolver))
+    return Resolving(servers, (f"{record.network.name}.{domain}".lower(),)) if servers and domain else Resolving()

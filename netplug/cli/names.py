@@ -1,0 +1,72 @@
+"""`netplug dns`: names as the containers of a network see them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from netplug.cli import NO, OK
+from netplug.cli.client import Client
+from netplug.cli.output import emit, emit_json, short, table
+
+app = typer.Typer(help="Show names, and ask for one as a container of a network does.")
+
+_RUN_DIR = Path("/run/netplug")
+_RunDir = Annotated[
+    Path,
+    typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="The daemon's run directory, by which it is found."),
+]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with field names that stay.")]
+
+
+@app.command("ls")
+def ls(
+    network: Annotated[str, typer.Option(metavar="NETWORK", help="Only those of this network.")] = "",
+    as_json: _AsJson = False,
+    run_dir: _RunDir = _RUN_DIR,
+) -> None:
+    """List the names of the endpoints; all but the first are aliases."""
+    query = {"network": network} if network else {}
+    found = Client(run_dir.absolute()).get("dns", **query)["names"]
+    if as_json:
+        emit_json(found)
+        return
+    emit(
+        table(
+            ("network", "name", "aliases", "addresses", "services", "healthy", "endpoint"),
+            [
+                (
+                    one["network"],
+                    one["names"][0],
+                    one["names"][1:] or [""],
+                    one["addresses"],
+                    one["services"] or [""],
+                    "yes" if one["healthy"] else "no",
+                    short(one["endpoint"]),
+                )
+                for one in found
+            ],
+        )
+    )
+
+
+@app.command("query")
+def query(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to ask for; an address for its names.")],
+    network: Annotated[
+        list[str],
+        typer.Option(metavar="NETWORK", help="Ask as a container of this network; repeat it for one in several."),
+    ],
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="A, AAAA, PTR, SRV, …")] = "A",
+    as_json: _AsJson = False,
+    run_dir: _RunDir = _RUN_DIR,
+) -> None:
+    """Ask as a container of a network does; exit 0 when there is an answer, else 1."""
+    body = {"name": name, "type": kind, "networks": network}
+    found = Client(run_dir.absolute()).post("dns", "query", body=body)
+    if as_json:
+        emit_json(found)
+    else:
+        rows = [(one["name"], str(one["ttl"]), one["type"], one["data"]) for one in found["answers"]]
+        emit(table(("name", "ttl", "type", "data"), rows) if rows else found["code"])
+    raise typer.Exit(OK if found["answers"] else NO)

@@ -1,0 +1,131 @@
+"""The part of our own API that is of names: what there are, and what one is to whom."""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Protocol
+
+import dnslib
+from pydantic import BaseModel, Field
+
+from netplug.dns.zone import Entry
+from netplug.engine import Engine
+from netplug.errors import NetplugError
+
+PATIENCE_S = 6.0
+"""Longer than the name server itself waits for an upstream."""
+
+
+class Names(Protocol):
+    """The name server."""
+
+    def entries(self, network_id: str) -> list[Entry]: ...
+
+    async def ask(self, networks: Iterable[str], message: bytes) -> bytes | None: ...
+
+
+class NameOut(BaseModel):
+    """`names`: the first is the one that addresses lead back to. `services`: such as ``http/tcp:80``."""
+
+    network: str
+    names: list[str]
+    addresses: list[str]
+    services: list[str]
+    healthy: bool
+    endpoint: str
+
+    @classmethod
+    def of(cls, entry: Entry, network: str) -> "NameOut":
+        return cls(
+            network=network,
+            names=list(entry.names),
+            addresses=list(map(str, entry.addresses)),
+            services=[f"{one.name}/{one.proto}:{one.port}" for one in entry.services],
+            healthy=entry.healthy,
+            endpoint=entry.id,
+        )
+
+
+class NamesOut(BaseModel):
+    names: list[NameOut]
+
+
+class QueryIn(BaseModel):
+    """`name` may be an address, which is then asked for by PTR. `networks`: those that the asker is in."""
+
+    name: str = Field(min_length=1, max_length=1024)
+    type: str = Field(default="A", max_length=16)
+    networks: list[str] = Field(min_length=1, max_length=64)
+
+
+class RecordOut(BaseModel):
+    name: str
+    type: str
+    ttl: int
+    data: str
+
+
+class AnswerOut(BaseModel):
+    """`code`: NOERROR, NXDOMAIN, …"""
+
+    code: str
+    answers: list[RecordOut]
+
+
+class NamesApi:
+    """Its methods; `names` None where no name server runs."""
+
+    def __init__(self, engine: Engine, names: Names | None) -> None:
+        self._engine = engine
+        self._names = names
+
+    async def list(self, network: str = "") -> NamesOut:
+        registry, server = self._engine.registry, self._server()
+        records = [registry.network(network)] if network else registry.networks()
+        found = [
+            NameOut.of(one, record.network.name) for record in records for one in server.entries(record.network.id)
+        ]
+        return NamesOut(names=sorted(found, key=lambda one: (one.network, one.names[0], one.endpoint)))
+
+    async def query(self, body: QueryIn) -> AnswerOut:
+        ids = [self._engine.registry.network(ref).network.id for ref in body.networks]
+        message = _message(body)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                said = await self._server().ask(ids, message)
+        except TimeoutError:
+            said = None
+        if said is None:
+            raise NetplugError("unavailable", f"nobody answers for {body.name[:80]!r}")
+        return _answer(dnslib.DNSRecord.parse(said))
+
+    def _server(self) -> Names:
+        if self._names is None:
+            raise NetplugError("unavailable", "no name server runs here")
+        return self._names
+
+
+def _message(body: QueryIn) -> bytes:
+    name, kind = body.name, body.type.upper()
+    with suppress(ValueError):  # not an address
+        name, kind = ip_address(name).reverse_pointer, "PTR"
+    if kind not in dnslib.QTYPE.reverse:
+        raise NetplugError("invalid", f"{body.type!r} is no type of records", hint="A, AAAA, PTR, SRV, TXT, …")
+    try:
+        return bytes(dnslib.DNSRecord.question(name, kind).pack())
+    except (dnslib.DNSError, UnicodeError) as exc:
+        raise NetplugError("invalid", f"{name[:80]!r} is not a domain name") from exc
+
+
+def _answer(packet: dnslib.DNSRecord) -> AnswerOut:
+    records = [
+        RecordOut(
+            name=str(rr.rname).rstrip(".") or ".",
+            type=str(dnslib.QTYPE.get(rr.rtype)),
+            ttl=rr.ttl,
+            data=str(rr.rdata),
+        )
+        for rr in packet.rr
+    ]
+    return AnswerOut(code=str(dnslib.RCODE.get(packet.header.rcode)), answers=records)

@@ -1,0 +1,172 @@
+"""Names in Docker's sandboxes, where no plugin call can set a name server.
+
+Containers of a user-defined network ask Docker's own at 127.0.0.11, inside their sandbox. It knows this Docker's
+containers alone, so we listen there in its place, and ask it ourselves what we do not know: all that Docker can do
+stays. The asker is known by construction. A sandbox may be named by Docker before it is there; it is looked for until
+then, and at once when Docker says that its container started.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+import structlog
+
+from netplug.dns.rules import Rules, Server, everything
+from netplug.dns.server import Listener
+from netplug.dns.upstream import Asker, Forwarder
+from netplug.dns.wire import ROOT
+from netplug.dns.zone import View
+from netplug.engine import Engine
+from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
+from netplug.engine.registry import Record
+from netplug.errors import NetplugError
+from netplug.kernel.api import Interception
+from netplug.nameserver import NameServer
+
+log = structlog.get_logger(__name__)
+
+DOCKERS = IPv4Address("127.0.0.11")
+"""Where Docker's resolver is in each sandbox (moby, libnetwork/sandbox_dns_unix.go: resolverIPSandbox)."""
+FIRST_S, LAST_S, PATIENCE_S = 0.005, 0.5, 15.0
+"""When a sandbox is looked for again; between Join and the namespace lies the start of the container's runtime."""
+_SOCKETS = 2
+"""Nobody but the container itself could guess at ports on its loopback link."""
+
+
+@dataclass(slots=True)
+class _Serving:
+    """A sandbox that is served."""
+
+    interception: Interception
+    listener: Listener
+    forwarder: Forwarder
+
+    def close(self) -> None:
+        self.listener.close()
+        self.forwarder.close()
+
+
+class Interceptions:
+    """The sandboxes of Docker that we serve, by path."""
+
+    def __init__(self, engine: Engine, server: NameServer) -> None:
+        self._engine = engine
+        self._server = server
+        self._open: dict[str, _Serving] = {}
+        self._missing: dict[str, float] = {}
+        self._changed = asyncio.Event()
+        self._due: set[str] = set()
+        self._lock = asyncio.Lock()
+        engine.registry.watchers.append(self._on_change)
+
+    async def run(self) -> None:
+        """Serve what comes, and let go of what leaves, until cancelled."""
+        delay = FIRST_S
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay if self._missing else None):
+                    await self._changed.wait()
+                    delay = FIRST_S
+            self._changed.clear()
+            delay = min(delay * 2, LAST_S)
+            due, self._due = self._due | self._missing.keys(), set()
+            for sandbox in due:
+                await self.serve(sandbox)
+
+    async def serve(self, sandbox: str) -> None:
+        """Do what `settle` does; a failure is in the log, and nobody else's."""
+        try:
+            await self.settle(sandbox)
+        except Exception:  # one sandbox must not keep the others from being served
+            log.exception("dns.interception_failed", sandbox=sandbox)
+
+    def look(self) -> None:
+        """Look at once for the sandboxes that are missing: a container started."""
+        self._changed.set()
+
+    def set_health(self, container: str, *, healthy: bool) -> None:
+        """Learn whether a container is well."""
+        self._server.set_health(container, healthy=healthy)
+
+    async def settle(self, sandbox: str) -> None:
+        """Serve a sandbox, or let go of it, as its networks want; that it is not there yet is no failure."""
+        async with self._lock:
+            view = self._view(sandbox)
+            if view is None:
+                self._missing.pop(sandbox, None)
+                if serving := self._open.pop(sandbox, None):
+                    serving.close()
+                    await asyncio.to_thread(serving.interception.end)
+                return
+            if sandbox in self._open:
+                return
+            try:
+                interception = await self._engine.kernel.intercept(sandbox, DOCKERS)
+            except NetplugError as exc:
+                self._wait(sandbox, exc)
+                return
+            self._missing.pop(sandbox, None)
+            self._open[sandbox] = self._serve(sandbox, interception, view)
+            log.debug("dns.intercepted", sandbox=sandbox)
+
+    async def close(self) -> None:
+        """Leave Docker's resolvers alone everywhere, for good."""
+        with suppress(ValueError):  # done before
+            self._engine.registry.watchers.remove(self._on_change)
+        async with self._lock:
+            for serving in self._open.values():
+                serving.close()
+                await asyncio.to_thread(serving.interception.end)
+            self._open.clear()
+
+    # What the registry tells
+
+    def _on_change(self, before: Record | None, after: Record | None) -> None:
+        records = [record for record in (before, after) if record is not None]
+        if any(isinstance(record, NetworkRecord) for record in records):
+            touched = set(self._open)
+        else:
+            touched = {
+                record.sandbox
+                for record in records
+                if isinstance(record, EndpointRecord) and record.sandbox and record.front_end is FrontEnd.DOCKER
+            }
+        for sandbox in touched:
+            serving = self._open.get(sandbox)
+            view = self._view(sandbox)
+            if serving is not None:
+                serving.listener.everyone = view
+            if (serving is None) is not (view is None):
+                self._due.add(sandbox)
+                self._changed.set()
+
+    def _view(self, sandbox: str) -> View | None:
+        """Return what a sandbox may see; None when we have nothing to serve it."""
+        records = [record for record in self._engine.registry.in_sandbox(sandbox) if record.linked]
+        if not any(record.front_end is FrontEnd.DOCKER for record in records):
+            return None
+        view = self._server.zones.view({record.endpoint.network for record in records}, str(DOCKERS))
+        if view is not None:
+            view.served = (ROOT,)
+        return view
+
+    def _wait(self, sandbox: str, exc: NetplugError) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._missing.setdefault(sandbox, now) < PATIENCE_S:
+            return
+        del self._missing[sandbox]
+        log.warning("dns.unserved", sandbox=sandbox, error=exc.message)
+
+    def _serve(self, sandbox: str, interception: Interception, view: View) -> _Serving:
+        forwarder = Forwarder(opener=interception.open, slots=_SOCKETS)
+        outward = _to(forwarder, everything(Server(DOCKERS)))
+        # One datagram a call: the room for many would be 64 KiB a container.
+        listener = Listener(interception.udp, interception.tcp, sandbox, outward, everyone=view, batched=False)
+        return _Serving(interception, listener, forwarder)
+
+
+def _to(forwarder: Forwarder, rules: Rules) -> Callable[[View, Asker], None]:
+    return lambda _, asker: forwarder.ask(rules, asker)

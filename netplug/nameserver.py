@@ -1,0 +1,249 @@
+"""The name server of this host: the registry's records as zones, and who may ask for what.
+
+It is told of every change by the registry itself, within the call that made it: who was answered that a container is
+attached finds its name. What an asker may see follows from its sandbox: all networks that the sandbox is in, whichever
+of their gateways it asks.
+"""
+
+import asyncio
+import socket
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from netplug import called
+from netplug.dns.careful import Question, respond
+from netplug.dns.rules import NOBODY, Rule, Rules, Server, resolv_conf
+from netplug.dns.server import Listener
+from netplug.dns.upstream import Asker, Forwarder
+from netplug.dns.wire import IPAddress
+from netplug.dns.zone import Entry, View, Zones
+from netplug.drivers.steps import Resolver
+from netplug.engine import Engine
+from netplug.engine.records import EndpointRecord, NetworkRecord
+from netplug.engine.registry import Record
+
+log = structlog.get_logger(__name__)
+
+RESOLV_CONF = Path("/etc/resolv.conf")
+LOOK_S = 2.0
+"""How often it is looked for a change of resolv.conf: one stat(2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A listener at a gateway; its end is the end of its admissions."""
+
+    listener: Listener
+    others: list[Listener]
+
+    def close(self) -> None:
+        self.others.remove(self.listener)
+        self.listener.close()
+
+
+class NameServer:
+    """Names of all networks. `domain`: what full names end in. `upstreams`: in place of the host's own."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        domain: str = "netplug.internal",
+        upstreams: Sequence[Rule] = (),
+        conf: Path = RESOLV_CONF,
+    ) -> None:
+        self.zones = Zones(domain)
+        self.forwarder = Forwarder()
+        self._engine = engine
+        self._given = tuple(upstreams)
+        self._conf = conf
+        self._seen: object = None
+        self._rules = Rules()
+        self._listeners: defaultdict[str, list[Listener]] = defaultdict(list)
+        self._holders: dict[tuple[str, IPAddress], str] = {}
+        self._unhealthy: set[str] = set()
+        engine.registry.watchers.append(self._changed)
+
+    def start(self) -> None:
+        """Answer from now on. What was asked before has waited."""
+        self._read_conf()
+        self._engine.kernel.attend(self._serve)
+
+    async def run(self) -> None:
+        """Follow the host's resolv.conf until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self._read_conf()
+
+    def close(self) -> None:
+        """Ask nobody any more; the listeners are the kernel's."""
+        self.forwarder.close()
+
+    def view(self, networks: Iterable[str], via: str) -> View | None:
+        """Return what those see who are in these networks; None when no name of theirs is served."""
+        view = self.zones.view(networks, via)
+        if view is not None:
+            self._point(view)
+        return view
+
+    def entries(self, network_id: str) -> list[Entry]:
+        """Return who is called what in a network."""
+        index = self.zones.networks.get(network_id)
+        return list(index.entries.values()) if index else []
+
+    async def ask(self, networks: Iterable[str], message: bytes) -> bytes | None:
+        """Answer as to a container of these networks that asks by TCP; None for what nobody would be answered."""
+        view = self.view(networks, "")
+        found = respond(view, message, tcp=True)
+        if view is None or not isinstance(found, Question):
+            return found if isinstance(found, bytes) else None
+        said: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def tell(reply: bytes) -> None:
+            if not said.done():
+                said.set_result(reply)
+
+        self._outward(view, Asker(found, "api", "api", tell))
+        return await said
+
+    def set_health(self, container: str, *, healthy: bool) -> None:
+        """Have the unhealthy left out where a healthy container has the same name."""
+        if healthy is (container not in self._unhealthy):
+            return
+        (self._unhealthy.discard if healthy else self._unhealthy.add)(container)
+        for record in self._engine.registry.endpoints():
+            if record.container == container:
+                self._name(record)
+
+    # What the registry tells
+
+    def _changed(self, before: Record | None, after: Record | None) -> None:
+        match before, after:
+            case (_, NetworkRecord()) | (NetworkRecord(), _):
+                self._network(before, after)
+            case _:
+                assert not isinstance(before, NetworkRecord)  # noqa: S101 - told by the first case
+                assert not isinstance(after, NetworkRecord)  # noqa: S101
+                self._endpoint(before, after)
+
+    def _network(self, before: Record | None, after: Record | None) -> None:
+        if isinstance(after, NetworkRecord):
+            net = after.network
+            if not net.options.dns:
+                return
+            self.zones.set_network(called.network(after, gateway=self._engine.drivers[net.options.mode].gateway))
+            self._point_all()
+            self._admit_all(net.id)
+        elif isinstance(before, NetworkRecord):
+            ident = before.network.id
+            for key in [key for key in self._holders if key[0] == ident]:
+                self._dismiss(*key)
+            self.zones.remove_network(ident)
+
+    def _endpoint(self, before: EndpointRecord | None, after: EndpointRecord | None) -> None:
+        if after is not None:
+            self._name(after)
+        elif before is not None and (index := self.zones.networks.get(before.endpoint.network)):
+            index.remove(before.endpoint.id)
+        if after is None and before is not None and before.container in self._unhealthy:
+            # What it was called is free for its successor, which begins well.
+            self._unhealthy.discard(before.container)
+        if before is not None and (after is None or not _asks(after)):
+            network = before.endpoint.network
+            for address in (interface.ip for interface in before.endpoint.addresses):
+                if self._holders.get((network, address)) == before.endpoint.id:
+                    self._dismiss(network, address)
+        for sandbox in {record.sandbox for record in (before, after) if record and record.sandbox}:
+            self._admit(sandbox)
+
+    def _name(self, record: EndpointRecord) -> None:
+        index = self.zones.networks.get(record.endpoint.network)
+        if index is None:
+            return
+        entry = called.entry(record, healthy=record.container not in self._unhealthy)
+        if entry is None:
+            index.remove(record.endpoint.id)
+        else:
+            index.add(entry)
+
+    # Who may ask
+
+    def _admit(self, sandbox: str) -> None:
+        """Let the endpoints of a sandbox ask for the names of all its networks."""
+        records = [record for record in self._engine.registry.in_sandbox(sandbox) if _asks(record)]
+        networks = {record.endpoint.network for record in records}
+        for record in records:
+            ident = record.endpoint.network
+            view = self.view(networks, ident)
+            if view is None:
+                continue
+            for address in (interface.ip for interface in record.endpoint.addresses):
+                self._holders[ident, address] = record.endpoint.id
+                for listener in self._listeners[ident]:
+                    listener.admit(address, view)
+
+    def _admit_all(self, network: str) -> None:
+        records = self._engine.registry.endpoints(network)
+        for sandbox in {record.sandbox for record in records if _asks(record)}:
+            self._admit(sandbox)
+
+    def _dismiss(self, network: str, address: IPAddress) -> None:
+        self._holders.pop((network, address), None)
+        for listener in self._listeners.get(network, ()):
+            listener.dismiss(address)
+
+    def _serve(self, step: Resolver, udp: socket.socket, tcp: socket.socket) -> Serving:
+        listener = Listener(udp, tcp, step.network, self._outward)
+        listeners = self._listeners[step.network]
+        listeners.append(listener)
+        self._admit_all(step.network)
+        return Serving(listener, listeners)
+
+    # Whom we ask
+
+    def _outward(self, view: View, asker: Asker) -> None:
+        self.forwarder.ask(self._rules_of(view), asker)
+
+    def _rules_of(self, view: View) -> Rules:
+        """Internal networks ask nobody: their questions would be a way out."""
+        records = (self._engine.registry.find_network(index.network.id) for index in view.indexes)
+        closed = all(record is None or record.network.internal for record in records)
+        return NOBODY if closed else self._rules
+
+    def _point(self, view: View) -> None:
+        rules = self._rules_of(view)
+        view.outside, view.served = rules.cache, rules.zones
+
+    def _point_all(self) -> None:
+        for view in {view for index in self.zones.networks.values() for view in index.views}:
+            if view.via in self.zones.networks:
+                self._point(view)
+
+    def _read_conf(self) -> None:
+        """Read the upstreams anew if they may have changed."""
+        try:
+            status = self._conf.stat()
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if seen == self._seen:
+                return
+            found: tuple[Server, ...] = resolv_conf(self._conf.read_text(errors="replace"))
+        except OSError:
+            seen, found = (0, 0, 0), ()
+            if seen == self._seen:
+                return
+        self._seen = seen
+        own = {address for record in self._engine.registry.networks() for address in _gateways(record)}
+        self._rules = Rules.of(self._given, found, avoid=own)
+        self._point_all()
+        log.info("dns.upstreams", servers=[str(server) for server in self._rules.servers(b"\0")])
+
+
+def _asks(record: EndpointRecord) -> bool:
+    return bool(record.sandbox) and record.linked
+
+
+def _gateways(record: NetworkRecord) -> Iterable[IPAddress]:
+    return (step.address for step in record.plan if isinstance(step, Resolver))

@@ -1,0 +1,315 @@
+"""Records as names: what the registry tells the name server, and where it serves Docker's sandboxes."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import dns_packets
+import pytest
+import pytest_asyncio
+from dns_packets import query, read
+from dns_upstreams import Upstream, address_of
+from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, SANDBOX, Host, tcp, until
+
+from netplug import interceptions
+from netplug.called import resolving, services
+from netplug.dns import wire
+from netplug.dns.rules import NOBODY, Rule
+from netplug.dns.server import Listener, open_sockets
+from netplug.drivers.steps import Resolver
+from netplug.engine.records import Description, FrontEnd, NetworkSpec
+from netplug.interceptions import Interceptions
+from netplug.nameserver import NameServer
+
+WEB = Description("c0ffee" * 10, "web", ("www",), "inner", ("80/tcp",), details=True)
+
+
+@pytest_asyncio.fixture
+async def host() -> AsyncIterator[Host]:
+    host = await Host.boot()
+    yield host
+    await host.close()
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 192.0.2.53\n")
+    return path
+
+
+@pytest.fixture
+def server(host: Host, conf: Path) -> NameServer:
+    made = NameServer(host.engine, conf=conf)
+    made.start()
+    return made
+
+
+def known(server: NameServer, name: str, kind: int = wire.A, *networks: str) -> list[str]:
+    """Return what those see who are in some networks."""
+    view = server.view(networks or (NET,), "")
+    return dns_packets.ask(view, name, kind).data if view else []
+
+
+# Names
+
+
+async def test_endpoint_is_found_by_all_its_names_and_by_its_address(host: Host, server: NameServer) -> None:
+    await host.cli_network("10.1.0.0/24", "fd00:1::/64")
+    built = await host.attach(name="Web", aliases=("www", "shop.front"), ports=(tcp(8080, 443),))
+    v4, v6 = (str(address.ip) for address in built.endpoint.addresses)
+    for name in ("web", "www", "shop.front"):
+        for full in (name, f"{name}.blue", f"{name}.blue.netplug.internal"):
+            assert known(server, full) == [v4]
+            assert known(server, full, wire.AAAA) == [v6]
+    reverse = ".".join(reversed(v4.split("."))) + ".in-addr.arpa"
+    assert known(server, reverse, wire.PTR) == ["web.blue.netplug.internal."]
+    assert known(server, "_https._tcp.web", wire.SRV) == ["0 0 443 web."]
+    assert known(server, "host.netplug.internal") == ["10.1.0.1"]
+
+
+async def test_names_follow_what_a_runtime_says(host: Host, server: NameServer) -> None:
+    await host.docker_network(name="blue")
+    await host.docker_endpoint()
+    await host.join()
+    assert known(server, "web") == []
+    await host.engine.endpoints.describe(NET, END, WEB)
+    for name in ("web", "www", "inner", "c0ffeec0ffee", "web.blue.netplug.internal"):
+        assert known(server, name) == ["10.1.0.2"]
+    assert known(server, "_http._tcp.www", wire.SRV) == ["0 0 80 www."]
+    # What is not said stays as it was.
+    await host.engine.endpoints.describe(NET, END, Description(WEB.container, "shop"))
+    assert (known(server, "shop"), known(server, "www"), known(server, "web")) == (["10.1.0.2"], ["10.1.0.2"], [])
+    await host.engine.endpoints.leave(NET, END)
+    assert known(server, "shop") == []
+    await host.join()
+    assert known(server, "shop") == ["10.1.0.2"]
+    await host.engine.endpoints.delete(NET, END)
+    assert known(server, "shop") == []
+
+
+async def test_names_are_there_in_the_next_life(host: Host, server: NameServer, conf: Path) -> None:
+    await host.cli_network("10.1.0.0/24")
+    await host.attach(name="web", aliases=("www",))
+    before = known(server, "www")
+    host.live()
+    after = NameServer(host.engine, conf=conf)
+    await host.reconciler.start()
+    assert known(after, "www") == before != []
+
+
+async def test_network_without_names_has_none(host: Host, server: NameServer) -> None:
+    await host.cli_network("10.1.0.0/24", dns="off")
+    built = await host.attach(name="web")
+    assert server.view((NET,), "") is None
+    record = host.networks()[0]
+    assert not [step for step in record.plan if isinstance(step, Resolver)]
+    assert not resolving(record, built, "netplug.internal").servers
+
+
+async def test_network_that_is_renamed_or_removed_takes_its_names_along(host: Host, server: NameServer) -> None:
+    await host.docker_network()
+    await host.docker_endpoint()
+    await host.join()
+    await host.engine.endpoints.describe(NET, END, WEB)
+    await host.engine.networks.name(NET, "green")
+    assert known(server, "web.green.netplug.internal") == ["10.1.0.2"]
+    await host.engine.networks.delete(NET, by=FrontEnd.DOCKER)
+    assert server.view((NET,), "") is None
+
+
+async def test_ttl_of_the_network_is_that_of_its_records(host: Host, server: NameServer) -> None:
+    await host.cli_network("10.1.0.0/24", ttl="77")
+    await host.attach(name="web")
+    view = server.view((NET,), "")
+    assert view is not None
+    assert dns_packets.ask(view, "web").ttls == (77,)
+
+
+async def test_unhealthy_are_left_out_where_others_are_well(host: Host, server: NameServer) -> None:
+    await host.docker_network()
+    for ident, address, container in ((END, "10.1.0.2/24", "c1"), (NEXT, "10.1.0.3/24", "c2")):
+        await host.docker_endpoint(ident, address)
+        await host.join(ident, f"/run/docker/netns/{container}")
+        await host.engine.endpoints.describe(NET, ident, Description(container, container, ("app",), details=True))
+    assert known(server, "app") == ["10.1.0.2", "10.1.0.3"]
+    server.set_health("c1", healthy=False)
+    assert known(server, "app") == ["10.1.0.3"]
+    server.set_health("c2", healthy=False)
+    assert known(server, "app") == ["10.1.0.2", "10.1.0.3"]
+    server.set_health("c1", healthy=True)
+    assert known(server, "app") == ["10.1.0.2"]
+
+
+def test_ports_without_a_name_are_no_service() -> None:
+    found = [(one.name, one.proto, one.port) for one in services([("tcp", 80), ("sctp", 80), ("tcp", 1)])]
+    assert ("http", "tcp", 80) in found
+    assert all(proto != "sctp" for _, proto, _ in found)
+
+
+# Who may ask
+
+
+async def test_who_may_ask_follows_from_the_sandbox(host: Host, server: NameServer) -> None:
+    await host.cli_network("10.1.0.0/24")
+    await host.cli_network("10.2.0.0/24", ident=OTHER, name="red")
+    udp, stream = open_sockets("127.0.0.1", 0)
+    step = Resolver(NET, "np-test", ip_address("10.1.0.1"), 25353)
+    serving = server._serve(step, udp, stream)
+    listener: Listener = serving.listener
+    built = await host.attach("c1", name="web")
+    address = str(built.endpoint.addresses[0].ip)
+    view = listener.view(address)
+    assert view is not None
+    assert dns_packets.ask(view, "db.red.netplug.internal").rcode == wire.NXDOMAIN
+    assert listener.view("10.1.0.99") is None
+    await host.attach("c2", name="db", network=OTHER)
+    await host.attach("c1", network=OTHER, ifname="eth1", name="web")
+    both = listener.view(address)
+    assert both is not None
+    assert len(dns_packets.ask(both, "db").data) == 1
+    await host.engine.endpoints.detach("red", "c1", "eth1")
+    alone = listener.view(address)
+    assert alone is not None
+    assert dns_packets.ask(alone, "db.red.netplug.internal").rcode == wire.NXDOMAIN
+    await host.engine.endpoints.detach("blue", "c1", "eth0")
+    assert listener.view(address) is None
+    serving.close()
+    await host.attach("c1", name="web")
+    assert listener.view(address) is None
+
+
+async def test_upstreams_follow_resolv_conf_and_internal_networks_have_none(
+    host: Host, server: NameServer, conf: Path
+) -> None:
+    await host.cli_network("10.1.0.0/24")
+    await host.engine.networks.create(NetworkSpec(OTHER, "shut", internal=True))
+    open_, shut = server.view((NET,), NET), server.view((OTHER,), OTHER)
+    assert open_ is not None
+    assert shut is not None
+    asked = wire.to_wire("example.com")
+    assert [str(one) for one in server._rules_of(open_).servers(asked)] == ["192.0.2.53"]
+    assert server._rules_of(shut) is NOBODY
+    before = open_.outside
+    conf.write_text("nameserver 192.0.2.54\nnameserver 10.1.0.1\n")  # noqa: ASYNC240 - nobody else waits
+    server._read_conf()
+    # The gateway is ourselves.
+    assert [str(one) for one in server._rules_of(open_).servers(asked)] == ["192.0.2.54"]
+    assert open_.outside is not before
+    conf.unlink()  # noqa: ASYNC240
+    server._read_conf()
+    assert server._rules_of(open_).servers(asked) == ()
+
+
+async def test_rules_of_the_settings_come_before_resolv_conf(host: Host, conf: Path) -> None:
+    server = NameServer(host.engine, "lan.example", [Rule.parse("corp.example=192.0.2.1")], conf)
+    server.start()
+    await host.cli_network("10.1.0.0/24")
+    await host.attach(name="web")
+    assert len(known(server, "web.blue.lan.example")) == 1
+    view = server.view((NET,), NET)
+    assert view is not None
+    rules = server._rules_of(view)
+    assert [str(one) for one in rules.servers(wire.to_wire("a.corp.example"))] == ["192.0.2.1"]
+    assert [str(one) for one in rules.servers(wire.to_wire("example.com"))] == ["192.0.2.53"]
+
+
+# In Docker's sandboxes
+
+
+@pytest_asyncio.fixture
+async def docker(host: Host, server: NameServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Interceptions]:
+    monkeypatch.setattr(interceptions, "LAST_S", 0.01)
+    made = Interceptions(host.engine, server)
+    task = asyncio.ensure_future(made.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await made.close()
+
+
+async def asked(host: Host, name: str, kind: int = wire.A, sandbox: str = SANDBOX) -> Any:
+    """Ask as a container does."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, host.kernel.intercepted[sandbox].at)
+        sock.send(query(name, kind))
+        async with asyncio.timeout(DEADLINE_S):
+            return read(await asyncio.get_running_loop().sock_recv(sock, 4096))
+
+
+async def joined(host: Host, **options: str) -> None:
+    await host.docker_network(**options)
+    await host.docker_endpoint()
+    await host.join()
+
+
+async def test_sandbox_is_served_from_join_to_leave(host: Host, docker: Interceptions) -> None:
+    await joined(host, name="blue")
+    await until(lambda: host.kernel.intercepted)
+    await host.engine.endpoints.describe(NET, END, WEB)
+    assert (await asked(host, "web")).data == ["10.1.0.2"]
+    assert (await asked(host, "gone.blue.netplug.internal")).rcode == wire.NXDOMAIN
+    # An address of ours that nobody has is not for Docker to ask the world about.
+    assert (await asked(host, "9.0.1.10.in-addr.arpa", wire.PTR)).rcode == wire.NXDOMAIN
+    await host.engine.endpoints.leave(NET, END)
+    await until(lambda: not host.kernel.intercepted)
+
+
+async def test_names_of_others_are_asked_of_docker_each_time_anew(
+    host: Host, docker: Interceptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = Upstream(address_of, 1)
+    at = theirs.server
+    monkeypatch.setattr(interceptions, "Server", lambda _: at)
+    await joined(host)
+    await until(lambda: host.kernel.intercepted)
+    for name in ("example.com", "theirs", "host.local", "1.0.17.172.in-addr.arpa", "example.com"):
+        await asked(host, name)
+    assert len(theirs.seen) == 5
+    await theirs.close()
+
+
+async def test_sandbox_that_is_not_there_yet_is_served_when_it_is(host: Host, docker: Interceptions) -> None:
+    host.kernel.vanish(SANDBOX)
+    await host.docker_network()
+    await host.docker_endpoint()
+    await host.join()
+    await until(lambda: docker._missing)
+    assert not host.kernel.intercepted
+    host.kernel._world.gone.discard(SANDBOX)
+    docker.look()
+    await until(lambda: host.kernel.intercepted)
+    assert not docker._missing
+
+
+async def test_dns_off_and_other_runtimes_leave_sandboxes_alone(host: Host, docker: Interceptions) -> None:
+    await joined(host, dns="off")
+    await host.cli_network("10.2.0.0/24", ident=OTHER, name="red")
+    await host.attach("c1", network=OTHER, name="web")
+    await docker.settle(SANDBOX)
+    assert not host.kernel.intercepted
+
+
+async def test_networks_that_come_and_go_change_what_is_seen_at_once(host: Host, docker: Interceptions) -> None:
+    await joined(host)
+    await host.cli_network("10.2.0.0/24", ident=OTHER, name="red")
+    await host.attach("c1", network=OTHER, name="db")
+    await until(lambda: host.kernel.intercepted)
+    full = "db.red.netplug.internal"
+    assert (await asked(host, full)).rcode == wire.NXDOMAIN
+    await host.docker_endpoint(NEXT, "10.2.0.9/24", network=OTHER)
+    await host.engine.endpoints.join(OTHER, NEXT, SANDBOX)
+    assert len((await asked(host, full)).data) == 1
+    await host.engine.endpoints.leave(OTHER, NEXT)
+    assert (await asked(host, full)).rcode == wire.NXDOMAIN
+
+
+async def test_clean_stop_leaves_docker_alone(host: Host, docker: Interceptions) -> None:
+    await joined(host)
+    await until(lambda: host.kernel.intercepted)
+    await docker.close()
+    assert not host.kernel.intercepted
