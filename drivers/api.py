@@ -242,5 +242,6 @@ class Meshed(Protocol):
         """Return all that reaching these peers takes, in addition to the network's plan.
 
         They are all there are, each of them checked, and in the order in which they were published: where two have the
-        same MAC or address, the later has it.
+        same MAC or address, the later has it. A step follows from nothing but the peers that have its MAC, its address
+        or its VTEP.
         """

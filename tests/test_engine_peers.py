@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
+from random import Random
 
 import pytest
 from engine_host import NET, Host
 
-from netplug.drivers.api import HostFacts, Peer
+from netplug.drivers.api import HostFacts, Meshed, Peer
 from netplug.drivers.naming import bridge_name, vxlan_name
 from netplug.drivers.plan import Plan
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vtep
@@ -180,3 +181,38 @@ async def test_overlay_outside_of_a_cluster_is_refused(host: Host) -> None:
     with pytest.raises(Exception, match="mode overlay: this daemon is in no cluster"):
         await host.cli_network("10.3.0.0/24", ident="b3" * 32, name="other", mode="overlay", vni="7")
     assert await host.state() == before
+
+
+async def test_whatever_changes_the_outcome_is_that_of_the_last_word(host: Host) -> None:
+    """Peers that share MACs, addresses and VTEPs with one another come, go, move and tell nonsense."""
+    choice = Random(7)  # noqa: S311 - no secret
+    driver = host.engine.drivers["overlay"]
+    assert isinstance(driver, Meshed)
+    pool = [
+        Peer(
+            f"{n:064x}",
+            f"02:6e:0a:01:00:{n % 5:02x}",
+            (ip_address(f"10.1.0.{10 + n % 7}"),),
+            ip_address(f"192.0.2.{2 + n % 3}"),
+        )
+        for n in range(40)
+    ]
+    pool += [replace(pool[0], vtep=VTEP), replace(pool[1], addresses=(ip_address("10.99.0.1"),))]
+    for mode in ("4097", "4098"):
+        if mode == "4098":
+            await host.cli_network("10.1.0.0/24", ident=NET, mode="overlay", vni=mode, bum="true")
+        told: list[Peer] = []
+        for _ in range(150):
+            for _ in range(choice.randint(1, 3)):
+                one = choice.choice(pool)
+                if one in told:
+                    told.remove(one)
+                if choice.random() < 0.6:
+                    told.append(one)
+            refused = await host.engine.peers.apply(NET, tuple(told))
+            net = host.engine.registry.network(NET).network
+            assert set(refused) == {one for one in told if one in pool[40:]}
+            wanted = driver.peers(net, [one for one in told if one not in refused])
+            assert set(host.engine.peers.plan(NET)) == set({step.key: step for step in wanted}.values())
+        await host.check()
+        await host.engine.networks.delete(NET, by=FrontEnd.CLI)

@@ -6,7 +6,7 @@ another hop, and links can be cut one by one.
 
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from shutil import which
 
 import pytest
@@ -126,13 +126,21 @@ class Cluster:
 
     def add(self, *args: str) -> Member:
         """Add a host with a daemon."""
+        return self.join(*self.prepare(), *args)
+
+    def prepare(self) -> tuple[Host, Wire]:
+        """Add a host without a daemon, and its cable."""
         number = len(self.members) + 1
         host = self._stack.enter_context(Host(f"member{number}"))
         _forward(host)  # which our daemon turns on and leaves on
         wire = connect(host, self.router, f"198.51.{number}.0/24", f"fd00:51:{number}::/64")
         if self._etcd is None:
             self._etcd = Etcd(self.router, wire.right)
-        member = Member(host, wire, self._etcd, *args, family=self._family)
+        return host, wire
+
+    def join(self, host: Host, wire: Wire, *args: str) -> Member:
+        """Start the daemon of a host."""
+        member = Member(host, wire, self.etcd, *args, family=self._family)
         self.members.append(member)
         return member
 
@@ -142,7 +150,16 @@ class Cluster:
         self.members[0].cli("network", "create", name, "--cluster", *options)
         for member in self.members:
             wait_until(lambda member=member: member.has(name), what=f"{name} on {member.host.name}")  # type: ignore[misc]
-        yield name
+        try:
+            yield name
+        except BaseException:
+            for member in self.members:
+                with suppress(CommandError, AssertionError):
+                    for it in member.netplug.json("ps", "--network", name):
+                        member.cli("detach", name, "--netns", it["sandbox"])
+            with suppress(CommandError):
+                self.members[0].cli("network", "rm", name)
+            raise
         for member in self.members:
             assert not member.netplug.drift(), member.host.name
             assert member.netplug.json("ipam", "audit") == []
@@ -151,13 +168,12 @@ class Cluster:
             wait_until(lambda member=member: not member.has(name), what=f"end of {name}")  # type: ignore[misc]
 
     @contextmanager
-    def station(self, member: Member, network: str, *options: str) -> Iterator[Namespace]:
-        """A namespace of a member in a network, known to all others: `address` and `mac` say as what."""
+    def station(self, member: Member, network: str, *options: str, told: bool = True) -> Iterator[Namespace]:
+        """A namespace of a member in a network; `told`: known to all others when the block begins."""
         with namespace(member.host) as place:
-            result = place.attach(member.netplug, network, *options)
-            place.addresses = [text.partition("/")[0] for text in result["addresses"]]
-            place.mac = result["mac"]
-            self.known(place, member)
+            place.attach(member.netplug, network, *options)
+            if told:
+                self.known(place, member)
             yield place
             place.detach(member.netplug, network)
 

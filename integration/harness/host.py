@@ -65,6 +65,8 @@ class Process:
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+                if number is signal.SIGCONT:
+                    self._starter.send_signal(number)  # nsenter stops when what it started does, and stays so
 
     def wait(self, timeout_s: float) -> int:
         """Wait for the end and return the exit code (negative: the signal).

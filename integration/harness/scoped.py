@@ -52,7 +52,17 @@ class Namespace:
     def attach(self, netplug: Netplug, network: str, *options: str) -> dict[str, Any]:
         """Plug it into a network and return what the command says."""
         result: dict[str, Any] = json.loads(netplug.cli("attach", network, "--netns", self.name, *options))
+        self.addresses = [text.partition("/")[0] for text in result["addresses"]]
+        self.mac = result["mac"]
         return result
+
+    def attaches(self, netplug: Netplug, network: str) -> bool:
+        """Try to plug it in, and tell whether that was done."""
+        try:
+            self.attach(netplug, network)
+        except CommandError:
+            return False
+        return True
 
     def detach(self, netplug: Netplug, network: str, *options: str) -> None:
         netplug.cli("detach", network, "--netns", self.name, *options)

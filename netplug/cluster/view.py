@@ -40,9 +40,10 @@ class View:
         self._store = store
         self._hosts: dict[str, HostRecord] = {}
         self._networks: dict[str, Definition] = {}
-        self._endpoints: defaultdict[str, dict[tuple[str, str], tuple[int, Told]]] = defaultdict(dict)
+        self._endpoints: defaultdict[str, dict[tuple[str, str], Told]] = defaultdict(dict)
         self._alive: set[str] = set()
         self._revisions: dict[str, int] = {}
+        self._peers: defaultdict[str, dict[tuple[str, str], Peer]] = defaultdict(dict)
 
     # Reading
 
@@ -65,19 +66,24 @@ class View:
 
     def endpoints(self, network: str, host: str) -> dict[str, Told]:
         """Return the endpoints of a network on one host, by id."""
-        return {ident: told for (where, ident), (_, told) in self._endpoints.get(network, {}).items() if where == host}
+        return {ident: told for (where, ident), told in self._endpoints.get(network, {}).items() if where == host}
 
     def peers(self, network: str, me: str) -> list[Peer]:
         """Return a network's endpoints on hosts other than `me`, in the order in which they were published.
 
         Those of a host that nobody knows are left out: VTEPs come from the hosts' own records alone.
         """
-        there = sorted(self._endpoints.get(network, {}).items(), key=lambda item: (item[1][0], item[0]))
-        return [
-            Peer(ident, told.mac, told.addresses, self._hosts[host].vtep)
-            for (host, ident), (_, told) in there
-            if host != me and host in self._hosts
-        ]
+        # In the order of their revisions, since each that is written goes to the end.
+        found = []
+        peers = self._peers[network]
+        for key, told in self._endpoints.get(network, {}).items():
+            host, ident = key
+            if host != me and (known := self._hosts.get(host)):
+                peer = peers.get(key)  # the same object, so that what is as before is seen at a glance
+                if peer is None or peer.vtep != known.vtep:
+                    peer = peers[key] = Peer(ident, told.mac, told.addresses, known.vtep)
+                found.append(peer)
+        return found
 
     def all_networks(self) -> set[str]:
         """Return the ids of networks that are defined or have endpoints."""
@@ -116,7 +122,7 @@ class View:
         there = {record.key for record in records}
         for key in self._revisions.keys() - there:
             self._take(Event(key, None, 0))
-        for record in records:
+        for record in sorted(records, key=lambda record: record.revision):
             if self._revisions.get(record.key) != record.revision:
                 self._take(Event(record.key, record, record.revision))
         self.synced.set()
@@ -159,12 +165,12 @@ class View:
 
     def _enter_endpoint(self, network: str, host: str, endpoint: str, record: Record | None) -> None:
         there = self._endpoints[network]
-        if record is None:
-            there.pop((host, endpoint), None)
-            if not there:
-                del self._endpoints[network]
-        else:
-            there[host, endpoint] = (record.revision, parse(Told, record))
+        there.pop((host, endpoint), None)
+        self._peers[network].pop((host, endpoint), None)
+        if record is not None:
+            there[host, endpoint] = parse(Told, record)
+        if not there:
+            del self._endpoints[network], self._peers[network]
         self.touched.add(network)
         self.changed.set()
 
