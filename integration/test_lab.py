@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,6 +160,29 @@ def test_lab_that_cannot_be_built_leaves_nothing(lab: Lab, base: Path, tmp_path:
     done = lab("up", str(path))
     assert done.returncode == 1
     assert "colour" in done.stderr.splitlines()[-1]
+    assert list(base.iterdir()) == []
+    assert traces(name) == []
+
+
+def test_host_that_ended_is_told_and_nothing_runs_in_its_place(lab: Lab, base: Path, tmp_path: Path) -> None:
+    """Its number may be another process's by then, after a reboot for one."""
+    name = f"ended{os.getpid()}"
+    path = tmp_path / f"{name}.yaml"
+    path.write_text("hosts: {a: {}, b: {}}\nnetworks: {n: {}}\ncontainers: {c: {host: a, networks: [n]}}\n")
+    assert lab("up", str(path)).returncode == 0
+    state = json.loads((base / name / "lab.json").read_text())
+    os.kill(state["members"]["a"]["pid"], signal.SIGKILL)
+    # As a process that has the number now: this one.
+    state["members"]["b"] |= {"pid": os.getpid()}
+    (base / name / "lab.json").write_text(json.dumps(state))
+    for host in ("a", "b", "c"):
+        done = lab("exec", host, "--", "ip", "link", "add", "wrong", "type", "dummy")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"host '{'a' if host == 'c' else host}' has ended (netplug lab down)" in done.stderr
+    assert lab("fault", "cut", "a").returncode == 0
+    assert [host["up"] for host in told(lab, "status")["hosts"]] == [False, False]
+    # The one that nobody remembers any more ends too.
+    assert lab("down").returncode == 0
     assert list(base.iterdir()) == []
     assert traces(name) == []
 
