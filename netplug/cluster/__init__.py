@@ -53,6 +53,7 @@ class Cluster:
         self.leases = leases
         engine.shared.vtep = vtep
         engine.endpoints.others = self
+        engine.networks.cluster = self.networks
         self._reach = leases.reach
         self._engine = engine
         self._local = local

@@ -20,6 +20,7 @@ from netplug.drivers.steps import IPNetwork
 from netplug.engine import Engine
 from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec
 from netplug.engine.shared import driver_of
+from netplug.engine.whole import whole
 from netplug.errors import NetplugError, Reportable
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import GLOBAL, check_request, pool_id
@@ -56,6 +57,7 @@ class Definitions:
 
     # Use cases
 
+    @whole
     async def create(self, spec: NetworkSpec) -> NetworkRecord:
         """Define a network, and build it here.
 
@@ -63,19 +65,23 @@ class Definitions:
             NetplugError, DriverError, IpamError: and nothing was changed.
             StoreError: the store does not answer.
         """
+        if spec.front_end is FrontEnd.DOCKER:
+            words = "a network over several hosts is not made by docker yet"
+            raise NetplugError("invalid", words, hint="netplug network create --cluster NAME")
         if not self.identity:
             raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
         async with self._lock:
             ident = spec.id or secrets.token_hex(32)
             definition = await self._define(ident, spec)
             try:
-                record = await self._engine.networks.create(definition.to_spec(ident))
+                record = await self._engine.networks.build(definition.to_spec(ident))
             except BaseException:
                 await asyncio.shield(self._undefine(ident, definition))
                 raise
         log.info("network.defined", network=short(ident), name=definition.name, vni=definition.options["vni"])
         return record
 
+    @whole
     async def delete(self, record: NetworkRecord) -> None:
         """Delete a network on all hosts.
 
@@ -87,7 +93,7 @@ class Definitions:
         async with self._lock:
             stored = await self._store.get(key)
             if stored is None:
-                await self._engine.networks.delete(ident, by=FrontEnd.CLI)
+                await self._engine.networks.take_down(ident, by=FrontEnd.CLI)
                 return
             definition = parse_record(Definition, stored)
             # From now on nobody publishes an endpoint: that compares this record.
@@ -99,7 +105,7 @@ class Definitions:
                 )
             try:
                 await self._refuse_used(ident, definition.name)
-                await self._engine.networks.delete(ident, by=FrontEnd.CLI)
+                await self._engine.networks.take_down(ident, by=FrontEnd.CLI)
             except BaseException:
                 await asyncio.shield(self._store.txn([Compare(key, revision)], [Put(key, stored.value)]))
                 raise
@@ -243,7 +249,7 @@ class Definitions:
     async def _build(self, ident: str, definition: Definition) -> None:
         absent = self._engine.registry.absent
         try:
-            await self._engine.networks.create(definition.to_spec(ident))
+            await self._engine.networks.build(definition.to_spec(ident))
         except Exception as exc:
             if not isinstance(exc, Reportable):
                 raise
@@ -265,7 +271,7 @@ class Definitions:
         if self._engine.registry.endpoints(ident):
             await self._restore(record)
         else:
-            await self._engine.networks.delete(ident, by=FrontEnd.CLI)
+            await self._engine.networks.take_down(ident, by=FrontEnd.CLI)
 
     async def restore(self) -> None:
         """Define again what is built here: the store has lost it."""
