@@ -10,6 +10,7 @@ import structlog
 from netplug.drivers.api import Driver, Network, Scope
 from netplug.drivers.naming import short
 from netplug.drivers.options import parse
+from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine.addressing import Addressing
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
@@ -30,8 +31,14 @@ class Cluster(Protocol):
     async def create(self, spec: NetworkSpec) -> NetworkRecord:
         """Make a network on all hosts."""
 
-    async def delete(self, record: NetworkRecord) -> None:
-        """Delete a network on all hosts."""
+    async def delete(self, record: NetworkRecord, *, by: FrontEnd, orphaned: bool = False) -> None:
+        """Delete a network on all hosts; one of Docker's on this one alone, as long as others have it."""
+
+    async def subnet(self, name: str, wanted: IPNetwork | None, *, v6: bool) -> tuple[IPNetwork, IPAddress]:
+        """Return the subnet of a network that Docker is about to make, and its gateway."""
+
+    async def gateway(self, subnet: IPNetwork) -> IPAddress | None:
+        """Return the gateway of the network that has a subnet; None when there is none yet."""
 
 
 class Networks:
@@ -75,7 +82,7 @@ class Networks:
         """
         record = self._registry.network(ref)
         if self.cluster is not None and self._stretches(record.network.options.mode):
-            await self.cluster.delete(record)
+            await self.cluster.delete(record, by=by, orphaned=orphaned)
         else:
             await self.take_down(ref, by=by, orphaned=orphaned)
 
@@ -130,7 +137,9 @@ class Networks:
             await self._shared.ensure(self._registry.all_networks())
             intent = Intent(f"network {net.name}", driver.create_network(net, host), (NETWORKS + net.id,))
             key, used = await self._journal.build(intent)
-            record = NetworkRecord(net, spec.front_end, taken.pools, intent.plan, used, dict(spec.options))
+            record = NetworkRecord(
+                net, spec.front_end, taken.pools, intent.plan, used, dict(spec.options), cluster=spec.cluster
+            )
             # Docker sends CreateNetwork once in a network's life: it must outlive even a loss of power.
             await self._journal.commit(key, [put(record)], durable=True)
             self._registry.remember(record)

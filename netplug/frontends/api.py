@@ -82,7 +82,7 @@ class _Api:
         host: str,
         version: str,
         docker_knows: DockerKnows,
-        cluster: Cluster | None,
+        cluster: Cluster | None = None,
     ) -> None:
         self._engine = engine
         self._reconciler = reconciler
