@@ -75,7 +75,9 @@ def test_host_is_a_world_of_its_own(host: Host, new_host: NewHost) -> None:
     assert other.output("ip", "netns") == "inner"
     assert "inner" not in host.output("ip", "netns")
     assert not Path("/run/netns/inner").exists()
-    assert host.output("ls", "/sys/class/net") != other.output("ls", "/sys/class/net") == "lo"
+    other.run(["ip", "link", "add", "own0", "type", "bridge"])
+    assert other.output("ls", "/sys/class/net").split() == ["lo", "own0"]
+    assert "own0" not in host.output("ls", "/sys/class/net")
     assert other.output("hostname") == other.name
     assert "freezer" in host.output("cat", "/proc/self/cgroup") or Path("/sys/fs/cgroup/cgroup.controllers").exists()
 

@@ -100,7 +100,7 @@ class Reaper:
                 log.error("links.delete_failed", links=sorted(batch), error=str(error))  # noqa: TRY400 - errno says it
             finally:
                 for name, group in batch.items():
-                    # Condemned once more meanwhile, it is in a later group and not deleted yet.
+                    # Moved to another group meanwhile, it is still there.
                     if self._pending.get(name) == group:
                         del self._pending[name]
                 self._changed.set()
