@@ -41,9 +41,10 @@ demo: setup ## the main job on a real dockerd, step by step, leaving no trace (a
 lab: setup ## three hosts on one overlay: Docker, CNI and a bare namespace (as root); LAB=FILE for another
 	@bash examples/lab/show.sh $(LAB)
 
-bench: setup ## measurements beside Docker's own bridge and the reference CNI plugins (as root)
+bench: setup ## measurements beside Docker's own bridge, the reference CNI plugins, and tunnels (as root)
 	@.venv/bin/python bench/attach.py $(ARGS)
 	@.venv/bin/python bench/cni.py
+	@.venv/bin/python bench/overlay.py
 
 clean: ## remove .venv, caches and build results
 	@rm -rf .venv build dist *.egg-info .*_cache .hypothesis integration/.pytest_cache

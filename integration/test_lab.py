@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import wait_until
+from harness.cluster import needs_etcd
 from harness.netplugd import COMMAND
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "lab"
@@ -159,3 +162,65 @@ def test_lab_that_cannot_be_built_leaves_nothing(lab: Lab, base: Path, tmp_path:
     assert "colour" in done.stderr.splitlines()[-1]
     assert list(base.iterdir()) == []
     assert traces(name) == []
+
+
+def test_host_that_ended_is_told_and_nothing_runs_in_its_place(lab: Lab, base: Path, tmp_path: Path) -> None:
+    """Its number may be another process's by then, after a reboot for one."""
+    name = f"ended{os.getpid()}"
+    path = tmp_path / f"{name}.yaml"
+    path.write_text("hosts: {a: {}, b: {}}\nnetworks: {n: {}}\ncontainers: {c: {host: a, networks: [n]}}\n")
+    assert lab("up", str(path)).returncode == 0
+    state = json.loads((base / name / "lab.json").read_text())
+    os.kill(state["members"]["a"]["pid"], signal.SIGKILL)
+    # As a process that has the number now: this one.
+    state["members"]["b"] |= {"pid": os.getpid()}
+    (base / name / "lab.json").write_text(json.dumps(state))
+    for host in ("a", "b", "c"):
+        done = lab("exec", host, "--", "ip", "link", "add", "wrong", "type", "dummy")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"host '{'a' if host == 'c' else host}' has ended (netplug lab down)" in done.stderr
+    assert lab("fault", "cut", "a").returncode == 0
+    assert [host["up"] for host in told(lab, "status")["hosts"]] == [False, False]
+    # The one that nobody remembers any more ends too.
+    assert lab("down").returncode == 0
+    assert list(base.iterdir()) == []
+    assert traces(name) == []
+
+
+@needs_etcd
+def test_overlay_of_three_hosts_outlives_its_faults(lab: Lab, tmp_path: Path) -> None:
+    """Traffic needs neither daemons nor etcd; what was cut comes back; nothing differs afterwards."""
+    assert lab("up", str(renamed("three-hosts.yaml", tmp_path, f"three{os.getpid()}"))).returncode == 0
+    assert "hello from netplug" in lab("exec", "c", "--", "busybox", "wget", "-qO-", "http://198.18.0.1:8080/").stdout
+
+    def lost(code: int) -> set[tuple[str, str]]:
+        found = told(lab, "status", code=code)["reach"]
+        return {(it["source"], it["target"]) for it in found if not it["answers"]}
+
+    for fault in (("kill", "a"), ("hang", "b"), ("kill", "etcd")):
+        assert lab("fault", *fault).returncode == 0
+    assert lost(0) == set()
+    assert lab("fault", "cut", "a", "c").returncode == 0
+    assert lost(1) == {("beside", "bare"), ("bare", "beside")}
+    assert lab("fault", "mend").returncode == 0
+    assert lab("fault", "wipe", "etcd").returncode == 0
+    assert lost(0) == set()
+
+    def settled() -> bool:
+        found = lab("status", "--json")
+        return [it["differences"] for it in json.loads(found.stdout)["hosts"]] == [0, 0, 0, None]
+
+    wait_until(settled, 60, "no differences on any host")
+    assert lost(0) == set()
+    assert lab("down").returncode == 0
+
+
+@needs_etcd
+def test_overlay_of_ipv6_over_ipv6(lab: Lab, tmp_path: Path) -> None:
+    found = told(lab, "up", str(renamed("ipv6-underlay.yaml", tmp_path, f"six{os.getpid()}")))
+    assert [(it["address"][:9], it["answers"]) for it in found["reach"]] == [("fd00:94:1", True)] * 2
+    # Jumbo frames underneath, less the tunnel's 70 bytes.
+    assert "mtu 8930" in lab("exec", "one", "--", "ip", "link", "show", "eth0").stdout
+    fdb = lab("exec", "a", "--", "bridge", "fdb", "show").stdout
+    assert "dst fd00:1ab::2" in fdb
+    assert lab("down").returncode == 0

@@ -181,6 +181,8 @@ def _show(state: Any, *, as_json: bool) -> bool:
 
 
 def _host_row(host: dict[str, Any]) -> tuple[str | list[str], ...]:
+    if not host["up"]:
+        return host["name"], host["addresses"], "ended", "?"
     processes = [name if lives else f"{name} (down)" for name, lives in host["processes"].items()]
     differences = "?" if host["differences"] is None else str(host["differences"])
     return host["name"], host["addresses"], processes or ["none"], "" if host["name"] == "etcd" else differences

@@ -13,7 +13,7 @@ from . import underlay
 from .containers import Container, create_docker_network, create_network
 from .file import ETCD, Lab
 from .image import IMAGE, busybox_rootfs_tar
-from .place import Place, environment, until
+from .place import Place, end_all, environment, until
 from .state import DIR, Member, State, names
 from .status import Reach, unreached
 
@@ -37,6 +37,8 @@ def up(lab: Lab, base: Path, say: Say) -> State:
     state = State(lab, base / lab.name)
     try:
         state.folder.mkdir(parents=True)
+        # From here on 'lab down' finds it, whatever happens.
+        state.save()
     except OSError as exc:
         raise NetplugError("unavailable", f"{state.folder} cannot be made: {(exc.strerror or '').lower()}") from None
     try:
@@ -198,6 +200,7 @@ def down(state: State) -> None:
     """End a lab; nothing is left of it. Tolerates what is gone already."""
     places = [state.place(name) for name in state.members]
     each(places, lambda place: place.stop())
+    end_all(state.folder)
     for place in places:
         place.remove()
     shutil.rmtree(state.folder)

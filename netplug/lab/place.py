@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -89,7 +90,13 @@ class Place:
         return Path(f"/proc/{self.pid}/root") / str(inside).lstrip("/")
 
     def inside(self, argv: Sequence[str]) -> list[str]:
-        """Return the command line that runs another one inside."""
+        """Return the command line that runs another one inside.
+
+        Raises:
+            NetplugError: "unavailable": the place has ended, and its number may be another process's by now.
+        """
+        if not self.alive:
+            raise NetplugError("unavailable", f"host {self.name!r} has ended", hint="netplug lab down")
         return ["nsenter", "-t", str(self.pid), "--net", "--mount", "--pid", "--uts", "--root", "--wd=/", "--", *argv]
 
     def try_run(
@@ -137,7 +144,7 @@ class Place:
             found = self.path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             return ""
-        return found.strip("ZX")
+        return found.strip("ZX") if self.alive else ""
 
     def lives(self, pid: int) -> bool:
         """Whether a process inside still lives."""
@@ -154,8 +161,7 @@ class Place:
     def stop(self) -> None:
         """End everything inside."""
         if self.alive:
-            os.kill(self.pid, signal.SIGKILL)
-            until(lambda: not self.alive, START_TIMEOUT_S)
+            _end(self.pid)
 
     def remove(self) -> None:
         """Remove its folder and control groups; to be called once it has stopped."""
@@ -169,6 +175,22 @@ class Place:
     def group(self) -> str:
         """The control group of its containers."""
         return f"netplug-lab-{self.folder.parent.name}-{self.name}"
+
+
+def end_all(folder: Path) -> None:
+    """End all places whose files are in a folder, also those that nobody remembers."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"--stay" in words and any(os.fsencode(folder) + b"/" in word for word in words):
+                _end(int(path.parent.name))
+
+
+def _end(pid: int) -> None:
+    since = started(pid)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: started(pid) != since or not since, START_TIMEOUT_S)
 
 
 def environment() -> dict[str, str]:

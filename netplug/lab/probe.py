@@ -15,13 +15,16 @@ _IDENT = 0x6E70
 
 
 def answers(netns: Path, address: str, timeout_s: float = 0.5) -> bool:
-    """Whether an address answers one echo request in time."""
+    """Whether an address answers one echo request in time; not from a namespace that is gone."""
     family = ip_address(address).version
     request, reply = _ECHO[family]
     kind = socket.AF_INET6 if family == 6 else socket.AF_INET
     protocol = socket.IPPROTO_ICMPV6 if family == 6 else socket.IPPROTO_ICMP
     token = os.urandom(8)
-    fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
     try:
         sock = run_in(fd, lambda: socket.socket(kind, socket.SOCK_RAW, protocol))
     finally:
