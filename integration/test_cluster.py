@@ -129,21 +129,6 @@ def test_without_the_store_traffic_goes_on(two: Cluster, fault: str) -> None:
             assert reaches(one, late)
 
 
-def test_what_others_broke_in_the_kernel_is_mended(two: Cluster) -> None:
-    """Hard case 14: entries, neighbours and the tunnel itself."""
-    here, there = two.members
-    with two.network("blue") as net, two.station(here, net) as one, two.station(there, net) as other:
-        (link,) = (it["ifname"] for it in json.loads(here.host.output("ip", "-j", "link", "show", "type", "vxlan")))
-        for harm in (
-            ["bridge", "fdb", "del", other.mac, "dev", link, "dst", there.vtep, "self"],
-            ["ip", "neigh", "flush", "nud", "permanent"],
-            ["ip", "link", "del", link],
-        ):
-            here.host.run(harm)
-            wait_until(lambda: not here.netplug.drift(), 15, "it is as it was")
-            assert reaches(one, other)
-
-
 def test_three_hosts_over_ipv6_with_ipv6_alone_inside() -> None:
     """Hard case 21."""
     with cluster(3, family=6) as it, it.network("six", "--subnet", "fd00:90::/64") as net, ExitStack() as stack:

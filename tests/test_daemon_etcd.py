@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clustered import kernel_of
 from etcd_server import Member, free_ports, needs_etcd, running
 from living import Living, settings_in, until
 from structlog.testing import capture_logs
@@ -21,14 +22,16 @@ def etcd(tmp_path: Path) -> Iterator[Member]:
 
 def test_a_daemon_opens_its_shared_store(tmp_path: Path, etcd: Member) -> None:
     with capture_logs() as logs:
-        Living(settings_in(tmp_path, store=f"etcd://{etcd.host}")).start().stop()
+        settings = settings_in(tmp_path, store=f"etcd://{etcd.host}", vtep="192.0.2.1")
+        Living(settings, kernel=kernel_of(1)).start().stop()
     assert not [entry for entry in logs if entry["log_level"] in {"warning", "error"}]
 
 
 def test_without_its_shared_store_a_daemon_serves_its_own_networks(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     with capture_logs() as logs:
-        daemon = Living(settings_in(tmp_path, store=f"etcd://127.0.0.1:{port}"))
+        settings = settings_in(tmp_path, store=f"etcd://127.0.0.1:{port}", vtep="192.0.2.1")
+        daemon = Living(settings, kernel=kernel_of(1))
         daemon.launch()
         until(lambda: any(entry["event"] == "store.unreachable" for entry in logs), "it says so")
         daemon.wait()

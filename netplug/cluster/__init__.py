@@ -22,11 +22,11 @@ from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease
 from netplug.store.api import Compare, Delete, Put, Store, StoreError, Unreachable
 
-from .audit import audit, name_of
+from .audit import audit
 from .membership import Membership
-from .networks import Definitions
+from .networks import Definitions, ident_of
 from .records import IDENTITY, NETWORKS, Told, as_put, endpoint_key
-from .view import View
+from .view import View, name_of
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +53,7 @@ class Cluster:
         self.leases = leases
         engine.shared.vtep = vtep
         engine.endpoints.others = self
+        engine.networks.cluster = self.networks
         self._reach = leases.reach
         self._engine = engine
         self._local = local
@@ -92,44 +93,40 @@ class Cluster:
         Raises:
             NetplugError: "unavailable": the network is being deleted.
         """
-        if not self._is_shared(record.endpoint.network):
+        if not (network := self._shared(record)):
             return
         try:
             with self._reach.asking():
-                await self._publish(record)
+                await self._publish(network, record)
         except Unreachable as exc:
             log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
 
     async def left(self, record: EndpointRecord) -> None:
         """Tell the others that an endpoint is gone. While the store does not answer that waits for `_publish_all`."""
-        if not self._is_shared(record.endpoint.network):
+        if not (network := self._shared(record)):
             return
         try:
             with self._reach.asking():
-                await self._store.txn([], [Delete(endpoint_key(record.endpoint.network, self.me, record.endpoint.id))])
+                await self._store.txn([], [Delete(endpoint_key(network, self.me, record.endpoint.id))])
         except Unreachable as exc:
             log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
 
-    def _is_shared(self, network: str) -> bool:
-        return isinstance(self._driver(network), Meshed)
+    def _shared(self, record: EndpointRecord) -> str:
+        """Return what the cluster calls the network of an endpoint; nothing for one of this host alone."""
+        network = self._engine.registry.network(record.endpoint.network)
+        driver = self._engine.drivers[network.network.options.mode]
+        return ident_of(network) if isinstance(driver, Meshed) else ""
 
-    def _driver(self, network: str) -> object:
-        return self._engine.drivers[self._engine.registry.network(network).network.options.mode]
-
-    def _told(self, record: EndpointRecord) -> Told | None:
+    def _told(self, record: EndpointRecord) -> Told:
         net = self._engine.registry.network(record.endpoint.network).network
-        driver = self._driver(net.id)
-        if not isinstance(driver, Meshed):
-            return None
+        driver = self._engine.drivers[net.options.mode]
+        assert isinstance(driver, Meshed)  # noqa: S101 - the network is one of several hosts
         peer = driver.publish(net, record.endpoint, self._engine.shared.host)
         return Told(peer.mac, peer.addresses, record.name, record.aliases, record.container)
 
-    async def _publish(self, record: EndpointRecord) -> None:
-        network, told = record.endpoint.network, self._told(record)
-        if told is None:
-            return
+    async def _publish(self, network: str, record: EndpointRecord) -> None:
         key = NETWORKS + network
-        put = as_put(endpoint_key(network, self.me, record.endpoint.id), told)
+        put = as_put(endpoint_key(network, self.me, record.endpoint.id), self._told(record))
         # Not when the network is being deleted, or was: that is decided by what this compares.
         if (known := self.view.open_revision(network)) and await self._store.txn([Compare(key, known)], [put]):
             return
@@ -202,8 +199,8 @@ class Cluster:
         await self.membership.ensure()
         await self.networks.mirror()
         await self._settle()
-        for network in self.networks.shared():
-            await self._publish_all(network)
+        for network, record in self.networks.shared().items():
+            await self._publish_all(network, record.network.id)
 
     async def _identify(self) -> None:
         """Learn which cluster this is. If not the one that this host knows, the store has lost its data: tell it all.
@@ -233,12 +230,12 @@ class Cluster:
                 log.error("address.lost", address=str(lease.address), owner=str(lease.owner), host=short(host))
         self._lost = frozenset(lease.owner.id for lease, _ in lost)
 
-    async def _publish_all(self, network: str) -> None:
-        """Tell of this host's endpoints in a network, of those and no others."""
-        async with self._engine.registry.lock(network):
+    async def _publish_all(self, network: str, here: str) -> None:
+        """Tell of this host's endpoints in a network, of those and no others. `here`: its id on this host."""
+        async with self._engine.registry.lock(here):
             mine = {
                 record.endpoint.id: record
-                for record in self._engine.registry.endpoints(network)
+                for record in self._engine.registry.endpoints(here)
                 if record.endpoint.id not in self._lost
             }
             told = self.view.endpoints(network, self.me)
@@ -247,7 +244,7 @@ class Cluster:
             for ident, record in mine.items():
                 if told.get(ident) != self._told(record):
                     log.info("endpoint.told_again", endpoint=short(ident))
-                    await self._publish(record)
+                    await self._publish(network, record)
 
     # What the others tell
 
@@ -257,9 +254,10 @@ class Cluster:
             network = self.view.touched.pop()
             if network not in built:
                 continue
+            here = built[network].network.id
             try:
                 self._reached[network] = peers = self._peers(network)
-                await self._engine.peers.apply(network, peers)
+                await self._engine.peers.apply(here, peers)
             except (NetplugError, ExceptionGroup) as exc:
                 log.warning("peers.failed", network=short(network), error=str(exc))
                 asyncio.get_running_loop().call_later(RETRY_S, self._again, network)

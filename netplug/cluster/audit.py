@@ -5,40 +5,42 @@ once more after a while, and is wrong when it still is the same.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from netplug.claims import Claim, SharedLeases
 from netplug.drivers.naming import short
 from netplug.engine import Engine
 from netplug.engine.audit import Finding
+from netplug.engine.records import NetworkRecord
 from netplug.ipam.lease import OwnerKind
 from netplug.ipam.pool import Pool
 
-from .records import describe
-from .view import View
+from .view import View, name_of
 
 PATIENCE_S = 0.5
 """Ten times what it takes to attach."""
 
 
-async def audit(engine: Engine, view: View, leases: SharedLeases, networks: Iterable[str], me: str) -> list[Finding]:
+async def audit(
+    engine: Engine, view: View, leases: SharedLeases, networks: Mapping[str, NetworkRecord], me: str
+) -> list[Finding]:
     """Return what is wrong with addresses of other hosts in these networks; of this one the engine's audit tells.
 
     Raises:
         StoreError: the store does not answer.
     """
-    chosen = list(networks)
-    suspects = await _look(engine, view, leases, chosen, me)
+    suspects = await _look(engine, view, leases, networks, me)
     if not suspects:
         return []
     await asyncio.sleep(PATIENCE_S)
-    return [found for found in await _look(engine, view, leases, chosen, me) if found in suspects]
+    return [found for found in await _look(engine, view, leases, networks, me) if found in suspects]
 
 
-async def _look(engine: Engine, view: View, leases: SharedLeases, networks: list[str], me: str) -> list[Finding]:
+async def _look(
+    engine: Engine, view: View, leases: SharedLeases, networks: Mapping[str, NetworkRecord], me: str
+) -> list[Finding]:
     found = []
-    for network in networks:
-        record = engine.registry.network(network)
+    for network, record in networks.items():
         for pool in filter(None, map(engine.allocator.pool, record.pools)):
             claims = await leases.claims(pool.id)
             found += _unused(view, pool, network, claims, me) + _unclaimed(view, pool, network, claims, me)
@@ -76,9 +78,3 @@ def _unclaimed(view: View, pool: Pool, network: str, claims: list[Claim], me: st
                     words = f"used by endpoint {told.name or short(ident)} on host {name_of(view, host)}, but {other}"
                     found.append(Finding(pool, words, address))
     return found
-
-
-def name_of(view: View, host: str) -> str:
-    """Return what a host is called; its id when nobody knows that."""
-    known = view.hosts().get(host)
-    return describe(host, known.name if known else "") if host else "all hosts"

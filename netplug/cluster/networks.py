@@ -7,36 +7,36 @@ cannot be built here (an mtu too large, a VNI that a stranger holds) is told to 
 
 import asyncio
 import secrets
-from collections.abc import Collection, Mapping
-from hashlib import sha256
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import structlog
 
-from netplug.claims import drop_all, gateways
+from netplug.claims import drop_all
 from netplug.drivers.api import Scope
 from netplug.drivers.naming import short
-from netplug.drivers.options import LARGEST_VNI, OVERLAY, parse
-from netplug.drivers.steps import IPNetwork
+from netplug.drivers.options import OVERLAY, parse
+from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine import Engine
 from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec
 from netplug.engine.shared import driver_of
+from netplug.engine.whole import whole
 from netplug.errors import NetplugError, Reportable
-from netplug.ipam.lease import Lease, Owner, OwnerKind
-from netplug.ipam.pool import GLOBAL, check_request, pool_id
-from netplug.ipam.spaces import default_spaces, ula
-from netplug.ipam.subnets import Subnets
-from netplug.store.api import Compare, Delete, Put, Store, StoreError
+from netplug.ipam.pool import GLOBAL, pool_id
+from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError, Unreachable
 
-from .records import ENDPOINTS, GUARD, IDENTITY, NETWORKS, Definition, Range, as_put, describe
+from .choosing import free_subnet, gateways_of, refuse_other, subnets_for, vni_for
+from .records import ENDPOINTS, GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put
 from .records import parse as parse_record
-from .view import View
+from .view import View, name_of
 
 log = structlog.get_logger(__name__)
 
-FIRST_VNI = 10_000
-"""Below are those that others choose by themselves: flannel 1, swarm and Calico from 4096 on."""
 _TRIES = 100
 """Of a transaction that others, who define networks too, come before: 50 hosts at once."""
+WAY_S = 20.0
+"""For which a network that Docker is about to make is not built by us; it takes some milliseconds."""
 _HALF_OF_ALL = 1  # default routes, also those of a VPN, are no obstacle
 
 
@@ -53,70 +53,195 @@ class Definitions:
         self._view = view
         self._me = me
         self._lock = asyncio.Lock()
+        self._making_way: dict[str, float] = {}
 
     # Use cases
 
+    @whole
     async def create(self, spec: NetworkSpec) -> NetworkRecord:
-        """Define a network, and build it here.
+        """Define a network, and build it here. To Docker it may be there already, if it is as asked for.
 
         Raises:
             NetplugError, DriverError, IpamError: and nothing was changed.
             StoreError: the store does not answer.
         """
-        if not self.identity:
-            raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
+        self._check_ready()
         async with self._lock:
+            if spec.front_end is FrontEnd.DOCKER:
+                return await self._adopt(spec)
             ident = spec.id or secrets.token_hex(32)
             definition = await self._define(ident, spec)
-            try:
-                record = await self._engine.networks.create(definition.to_spec(ident))
-            except BaseException:
-                await asyncio.shield(self._undefine(ident, definition))
-                raise
+            return await self._build_defined(ident, definition)
+
+    async def _build_defined(self, ident: str, definition: Definition, docker: str = "") -> NetworkRecord:
+        """Build what was defined just now, or undo that."""
+        try:
+            record = await self._engine.networks.build(definition.to_spec(ident, docker))
+        except BaseException:
+            await asyncio.shield(self._undefine(ident, definition))
+            raise
         log.info("network.defined", network=short(ident), name=definition.name, vni=definition.options["vni"])
         return record
 
-    async def delete(self, record: NetworkRecord) -> None:
-        """Delete a network on all hosts.
+    async def _adopt(self, spec: NetworkSpec) -> NetworkRecord:
+        """Make a network of this host's Docker one of the cluster, with the others that have its name."""
+        name = parse(spec.options).name
+        spaces = {pool.space for it in spec.subnets if it.pool and (pool := self._engine.allocator.pool_of(it.pool))}
+        if not name or spaces != {GLOBAL}:
+            raise NetplugError(
+                "invalid",
+                "a network over several hosts needs a name of its own, and addresses that no other host gives out",
+                hint="docker network create -d pynet --ipam-driver pynet --ipam-opt name=blue -o mode=overlay "
+                "-o name=blue blue",
+            )
+        found = next(((ident, it) for ident, it in (await self._defined()).items() if it.name == name), None)
+        if found is None:
+            ident = secrets.token_hex(32)
+            record = await self._build_defined(ident, await self._define(ident, spec), spec.id)
+        else:
+            ident, definition = found
+            refuse_other(definition, spec)
+            record = await self._take_over(ident, definition, spec.id)
+        await self._store.txn([], [Put(f"{MEMBERS}{ident}/{self._me}", {"network": spec.id})])
+        return record
+
+    async def _take_over(self, ident: str, definition: Definition, docker: str) -> NetworkRecord:
+        """Build a network under the id that Docker has for it, in place of the one that is here."""
+        mirrored = self.shared().get(ident)
+        if mirrored is not None:
+            if mirrored.front_end is FrontEnd.DOCKER:
+                raise NetplugError("exists", f"docker has network {definition.name!r} already")
+            self._refuse_endpoints(mirrored)
+            await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
+        try:
+            return await self._engine.networks.build(definition.to_spec(ident, docker))
+        finally:
+            self._making_way.pop(ident, None)
+            self._look_at(ident)
+
+    @whole
+    async def delete(self, record: NetworkRecord, *, by: FrontEnd, orphaned: bool = False) -> None:
+        """Delete a network on all hosts; one of Docker's on this one alone, as long as it is wanted elsewhere.
 
         Raises:
-            NetplugError: "forbidden": it has endpoints, and where.
+            NetplugError: "forbidden": it has endpoints, or Docker has it, and where.
             StoreError: the store does not answer.
         """
-        ident, key = record.network.id, NETWORKS + record.network.id
+        ident = ident_of(record)
         async with self._lock:
-            stored = await self._store.get(key)
-            if stored is None:
-                await self._engine.networks.delete(ident, by=FrontEnd.CLI)
+            if record.front_end is FrontEnd.DOCKER:
+                await self._engine.networks.take_down(record.network.id, by=by, orphaned=orphaned)
+                await self._leave(ident)
                 return
-            definition = parse_record(Definition, stored)
-            # From now on nobody publishes an endpoint: that compares this record.
-            marked = {**stored.value, "deleting": True}
-            revision = await self._store.txn([Compare(key, stored.revision)], [Put(key, marked)])
-            if revision is None:
-                raise NetplugError(
-                    "unavailable", f"network {definition.name!r} is just being changed", hint="try again"
-                )
-            try:
+            stored = await self._store.get(NETWORKS + ident)
+            if stored is None:
+                await self._engine.networks.take_down(ident, by=FrontEnd.CLI)
+                return
+            async with self._closed(ident, stored) as definition:
                 await self._refuse_used(ident, definition.name)
-                await self._engine.networks.delete(ident, by=FrontEnd.CLI)
-            except BaseException:
-                await asyncio.shield(self._store.txn([Compare(key, revision)], [Put(key, stored.value)]))
-                raise
+                await self._engine.networks.take_down(ident, by=FrontEnd.CLI)
             await self._undefine(ident, definition)
 
+    async def _leave(self, ident: str) -> None:
+        """Note that this host's Docker has a network no more, and delete it when that was all that it was for."""
+        try:
+            await self._store.txn([], [Delete(f"{MEMBERS}{ident}/{self._me}")])
+            stored = await self._store.get(NETWORKS + ident)
+            if stored is not None and stored.value.get("docker"):
+                async with self._closed(ident, stored) as definition:
+                    await self._refuse_used(ident, definition.name)
+                await self._undefine(ident, definition)
+                return
+        except NetplugError as exc:
+            log.debug("network.kept", network=short(ident), reason=exc.message)
+        except Unreachable as exc:
+            log.warning("network.kept", network=short(ident), reason=str(exc))
+        self._look_at(ident)
+
+    @asynccontextmanager
+    async def _closed(self, ident: str, stored: Record) -> AsyncIterator[Definition]:
+        """Let nobody join a network during the block, and for good if that ends well."""
+        key, definition = NETWORKS + ident, parse_record(Definition, stored)
+        # From now on nobody publishes an endpoint: that compares this record.
+        marked = {**stored.value, "deleting": True}
+        revision = await self._store.txn([Compare(key, stored.revision)], [Put(key, marked)])
+        if revision is None:
+            raise NetplugError("unavailable", f"network {definition.name!r} is just being changed", hint="try again")
+        try:
+            yield definition
+        except BaseException:
+            opened = {**stored.value, "deleting": False}
+            await asyncio.shield(self._store.txn([Compare(key, revision)], [Put(key, opened)]))
+            raise
+
     async def _refuse_used(self, ident: str, name: str) -> None:
-        hosts: dict[str, int] = {}
-        for record in (await self._store.range(f"{ENDPOINTS}{ident}/"))[0]:
-            host = record.key.removeprefix(f"{ENDPOINTS}{ident}/").partition("/")[0]
-            hosts[host] = hosts.get(host, 0) + 1
-        if hosts:
-            known = self._view.hosts()
-            where = ", ".join(
-                f"{count} on {describe(host, known[host].name if host in known else '')}"
-                for host, count in sorted(hosts.items())
-            )
+        endpoints = Counter(await self._hosts_in(f"{ENDPOINTS}{ident}/"))
+        if endpoints:
+            where = ", ".join(f"{count} on {name_of(self._view, host)}" for host, count in sorted(endpoints.items()))
             raise NetplugError("forbidden", f"network {name!r} has endpoints: {where}", hint="detach first")
+        if hosts := await self._hosts_in(f"{MEMBERS}{ident}/"):
+            where = ", ".join(name_of(self._view, host) for host in sorted(hosts))
+            hint = f"docker network rm {name}"
+            raise NetplugError("forbidden", f"docker has network {name!r} on {where}", hint=hint)
+
+    async def _hosts_in(self, prefix: str) -> list[str]:
+        """Return the hosts that the records of a prefix are of."""
+        return [record.key.removeprefix(prefix).partition("/")[0] for record in (await self._store.range(prefix))[0]]
+
+    async def subnet(self, name: str, wanted: IPNetwork | None, *, v6: bool) -> tuple[IPNetwork, IPAddress]:
+        """Return the subnet of a network that may be still to be made, and its gateway.
+
+        Raises:
+            NetplugError: "unavailable": there is no free subnet; "exists": the network has endpoints here.
+            StoreError: the store does not answer.
+        """
+        self._check_ready()
+        others, version = await self._defined(), 6 if v6 else 4
+        ident, known = next(((ident, it) for ident, it in others.items() if it.name == name), ("", None))
+        for it in known.subnets if known else ():
+            if wanted in {None, it.subnet} and it.subnet.version == version:
+                if wanted is None:
+                    await self._make_way(ident)
+                return it.subnet, it.gateway
+        network = wanted or free_subnet(version, others, await self._taken(), self.identity)
+        return network, network[1]
+
+    async def gateway(self, subnet: IPNetwork) -> IPAddress | None:
+        """Return the gateway of the network that has a subnet; None when there is none yet.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        ranges = (it for definition in (await self._defined()).values() for it in definition.subnets)
+        return next((it.gateway for it in ranges if it.subnet == subnet), None)
+
+    async def _make_way(self, ident: str) -> None:
+        """Take a network down that Docker is about to make.
+
+        A subnet that it did not choose itself it only takes when the host has no route to it, and asks for another one
+        for ever (libnetwork, requestPoolHelper).
+        """
+        async with self._lock:
+            mirrored = self.shared().get(ident)
+            if mirrored is not None and mirrored.front_end is not FrontEnd.DOCKER:
+                self._refuse_endpoints(mirrored)
+                self._making_way[ident] = asyncio.get_running_loop().time() + WAY_S
+                await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
+
+    def _refuse_endpoints(self, mirrored: NetworkRecord) -> None:
+        if self._engine.registry.endpoints(mirrored.network.id):
+            words = f"network {mirrored.network.name!r} is on this host without docker, and has endpoints"
+            raise NetplugError("exists", words, hint="detach them first, or make the network by docker before")
+
+    def _check_ready(self) -> None:
+        if not self.identity:
+            raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
+
+    def _look_at(self, ident: str) -> None:
+        """Have the network built again if it ought to be here, and its peers told of."""
+        self._view.redefined = True
+        self._view.touched.add(ident)
+        self._view.changed.set()
 
     # Defining
 
@@ -129,25 +254,32 @@ class Definitions:
         name = options.name or spec.name or short(ident)
         host = await self._engine.shared.read_host()
         options = driver.complete(options, host)
-        routes = [route for route, _ in host.routes if route.prefixlen > _HALF_OF_ALL]
-        taken = [subnet.pool for net in self._engine.registry.all_networks() for subnet in net.subnets]
+        taken = await self._taken()
         for _ in range(_TRIES):
             guard = await self._store.get(GUARD)
             others = await self._defined()
             if other := next((other for other, it in others.items() if it.name == name), None):
                 words = f"network {name!r} exists already in the cluster ({short(other)})"
                 raise NetplugError("exists", words, hint="choose another name")
-            vni = self._vni(ident, options.vni, options.vxlan_port, others)
-            subnets = self._subnets(spec, others, [*routes, *taken])
+            vni = vni_for(ident, options.vni, options.vxlan_port, others)
+            subnets = subnets_for(spec, others, taken, self.identity)
             raw = {**spec.options, "mtu": str(options.mtu), "vni": str(vni)}
-            definition = Definition(name, _without_docker_keys(raw), subnets, spec.internal)
+            definition = Definition(
+                name, _without_docker_keys(raw), subnets, spec.internal, docker=spec.front_end is FrontEnd.DOCKER
+            )
             revision = await self._store.txn(
                 [Compare(GUARD, guard.revision if guard else 0), Compare(NETWORKS + ident, 0)],
-                [Put(GUARD, {"last": ident}), as_put(NETWORKS + ident, definition), *_gateways(ident, definition)],
+                [Put(GUARD, {"last": ident}), as_put(NETWORKS + ident, definition), *gateways_of(ident, definition)],
             )
             if revision is not None:
                 return definition
         raise NetplugError("unavailable", "too many networks are being created at once", hint="try again")
+
+    async def _taken(self) -> list[IPNetwork]:
+        """Return the subnets that this host has, and those that it has routes to."""
+        host = await self._engine.shared.read_host()
+        routes = [route for route, _ in host.routes if route.prefixlen > _HALF_OF_ALL]
+        return routes + [subnet.pool for net in self._engine.registry.all_networks() for subnet in net.subnets]
 
     async def _defined(self) -> dict[str, Definition]:
         found = {}
@@ -158,55 +290,6 @@ class Definitions:
                 log.warning("record.poisoned", key=record.key, error=str(exc))
         return found
 
-    @staticmethod
-    def _vni(ident: str, wanted: int, port: int, others: Mapping[str, Definition]) -> int:
-        """Return the VNI that is wanted, or a free one from a place that the network's id gives."""
-        held = {}
-        for other in others.values():
-            options = parse(other.options)
-            held[options.vni, options.vxlan_port] = other.name
-        if wanted:
-            if name := held.get((wanted, port)):
-                words = f"option vni={wanted}: network {name!r} of the cluster has it on UDP port {port}"
-                raise NetplugError("exists", words, hint="choose another vni or vxlan_port")
-            return wanted
-        count = LARGEST_VNI - FIRST_VNI + 1
-        start = int.from_bytes(sha256(ident.encode()).digest()[:4])
-        return next(vni for vni in (FIRST_VNI + (start + n) % count for n in range(count)) if (vni, port) not in held)
-
-    def _subnets(
-        self, spec: NetworkSpec, others: Mapping[str, Definition], routed: Collection[IPNetwork]
-    ) -> tuple[Range, ...]:
-        chosen: list[Range] = []
-        for wanted in spec.subnets:
-            network = wanted.pool
-            if network is None:
-                network = self._free(6 if wanted.v6 else 4, others, [*routed, *(it.subnet for it in chosen)])
-            else:
-                check_request(network, wanted.range, v6=wanted.v6)
-                for other in others.values():
-                    if clash := next((it for it in other.subnets if _overlap(it.subnet, network)), None):
-                        words = f"subnet {network} overlaps {clash.subnet} of network {other.name!r} of the cluster"
-                        raise NetplugError("exists", words, hint="choose another --subnet")
-            part = wanted.range if wanted.range != network else None
-            chosen.append(Range(network, wanted.gateway or network[1], part))
-        return tuple(chosen)
-
-    def _free(self, version: int, others: Mapping[str, Definition], taken: Collection[IPNetwork]) -> IPNetwork:
-        """Return a subnet that no network of the cluster has, and nothing on this host."""
-        obstacles = Subnets(version, (net for net in taken if net.version == version))
-        for other in others.values():
-            for held in other.subnets:
-                if held.subnet.version == version and not obstacles.overlap(held.subnet):
-                    obstacles.add(held.subnet)
-        space = next(it for it in default_spaces(ula(self.identity.encode())) if it.name == GLOBAL)
-        for base in space.bases:
-            if base.network.version == version:
-                for index in range(base.count):
-                    if obstacles.overlap(candidate := base.subnet(index)) is None:
-                        return candidate
-        raise NetplugError("unavailable", f"the cluster has no free IPv{version} subnet", hint="choose a --subnet")
-
     async def _undefine(self, ident: str, definition: Definition) -> None:
         """Delete what the store has of a network; the definition last, so that a crash leaves no leases alone."""
         for it in definition.subnets:
@@ -216,10 +299,10 @@ class Definitions:
     # Keeping up
 
     def shared(self) -> dict[str, NetworkRecord]:
-        """Return the networks of the cluster that are built here, by id."""
+        """Return the networks of the cluster that are built here, by the cluster's ids."""
         drivers = self._engine.drivers
         return {
-            record.network.id: record
+            ident_of(record): record
             for record in self._engine.registry.networks()
             if drivers[record.network.options.mode].scope is Scope.CLUSTER
         }
@@ -235,7 +318,8 @@ class Definitions:
             for name in absent.keys() - {definition.name for definition in defined.values()}:
                 del absent[name]
             for ident, definition in list(defined.items()):
-                if ident not in built and not definition.deleting:
+                waits = self._making_way.get(ident, 0.0) > asyncio.get_running_loop().time()
+                if ident not in built and not definition.deleting and not waits:
                     await self._build(ident, definition)
             for ident in built.keys() - defined.keys():
                 await self._take_down(built[ident])
@@ -243,7 +327,7 @@ class Definitions:
     async def _build(self, ident: str, definition: Definition) -> None:
         absent = self._engine.registry.absent
         try:
-            await self._engine.networks.create(definition.to_spec(ident))
+            await self._engine.networks.build(definition.to_spec(ident))
         except Exception as exc:
             if not isinstance(exc, Reportable):
                 raise
@@ -256,16 +340,16 @@ class Definitions:
             self._view.changed.set()
 
     async def _take_down(self, record: NetworkRecord) -> None:
-        ident = record.network.id
+        ident = ident_of(record)
         if await self._store.get(NETWORKS + ident) is not None:
             return  # our view is late
         stored = await self._store.get(IDENTITY)
         if stored is None or stored.value.get("id") != self.identity:
             return  # the store lost all it had: see `restore`
-        if self._engine.registry.endpoints(ident):
+        if self._engine.registry.endpoints(record.network.id) or record.front_end is FrontEnd.DOCKER:
             await self._restore(record)
         else:
-            await self._engine.networks.delete(ident, by=FrontEnd.CLI)
+            await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
 
     async def restore(self) -> None:
         """Define again what is built here: the store has lost it."""
@@ -275,21 +359,19 @@ class Definitions:
 
     async def _restore(self, record: NetworkRecord) -> None:
         """Define a network as it is here; one of this id that is there already stays."""
-        ident, definition = record.network.id, Definition.of(record)
-        ops = [as_put(NETWORKS + ident, definition), *_gateways(ident, definition)]
+        ident, definition = ident_of(record), Definition.of(record)
+        ops = [as_put(NETWORKS + ident, definition), *gateways_of(ident, definition)]
+        if definition.docker:
+            await self._store.txn([], [Put(f"{MEMBERS}{ident}/{self._me}", {"network": record.network.id})])
         if await self._store.txn([Compare(NETWORKS + ident, 0)], ops) is not None:
             log.warning("network.restored", network=short(ident), name=definition.name)
-
-
-def _gateways(ident: str, definition: Definition) -> list[Put]:
-    owner = Owner(OwnerKind.GATEWAY, ident, definition.name)
-    return gateways(Lease(pool_id(GLOBAL, it.subnet, it.range), it.gateway, owner) for it in definition.subnets)
-
-
-def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
-    return one.version == other.version and one.overlaps(other)
 
 
 def _without_docker_keys(raw: Mapping[str, str]) -> dict[str, str]:
     """Return options in the spelling of ours where a value was completed: mtu has another name with Docker."""
     return {key: value for key, value in raw.items() if key != "com.docker.network.driver.mtu"}
+
+
+def ident_of(record: NetworkRecord) -> str:
+    """Return what the cluster calls a network."""
+    return record.cluster or record.network.id

@@ -28,6 +28,8 @@ HOSTS = ROOT + "hosts/"
 ALIVE = ROOT + "alive/"
 NETWORKS = ROOT + "networks/"
 ENDPOINTS = ROOT + "endpoints/"
+MEMBERS = ROOT + "members/"
+"""Hosts whose Docker has a network: when it is Docker's alone, it goes with the last of them."""
 
 _ID = re.compile(r"[0-9a-zA-Z_.-]{1,128}")
 _T = TypeVar("_T")
@@ -53,13 +55,17 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A network, the same on all hosts. `options`: raw, with VNI and mtu. `deleting`: nobody may join it any more."""
+    """A network, the same on all hosts.
+
+    `options`: raw, with VNI and mtu. `deleting`: nobody may join it any more. `docker`: made by Docker and nobody else.
+    """
 
     name: str
     options: Mapping[str, str]
     subnets: tuple[Range, ...]
     internal: bool = False
     deleting: bool = False
+    docker: bool = False
 
     @classmethod
     def of(cls, record: NetworkRecord) -> "Definition":
@@ -78,14 +84,16 @@ class Definition:
                 if s.gateway
             ),
             net.internal,
+            docker=record.front_end is FrontEnd.DOCKER,
         )
 
-    def to_spec(self, ident: str) -> NetworkSpec:
-        """Return the network as the engine is asked for it."""
+    def to_spec(self, ident: str, docker: str = "") -> NetworkSpec:
+        """Return the network as the engine is asked for it; `docker`: the id that this host's Docker has for it."""
         subnets = tuple(
             SubnetSpec(it.subnet, it.gateway, it.range, space=GLOBAL, v6=it.subnet.version == 6) for it in self.subnets
         )
-        return NetworkSpec(ident, self.name, self.options, subnets, self.internal, FrontEnd.CLI)
+        front_end = FrontEnd.DOCKER if docker else FrontEnd.CLI
+        return NetworkSpec(docker or ident, self.name, self.options, subnets, self.internal, front_end, ident)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,20 @@ import structlog
 from netplug.drivers.api import Peer
 from netplug.store.api import Compacted, Event, Record, Store, StoreError, Unreachable
 
-from .records import ALIVE, ENDPOINTS, HOSTS, IDENTITY, NETWORKS, ROOT, Definition, HostRecord, Told, parse, parts_of
+from .records import (
+    ALIVE,
+    ENDPOINTS,
+    HOSTS,
+    IDENTITY,
+    NETWORKS,
+    ROOT,
+    Definition,
+    HostRecord,
+    Told,
+    describe,
+    parse,
+    parts_of,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -186,3 +199,9 @@ class View:
             where.pop(ident, None)
         else:
             where[ident] = value  # type: ignore[assignment]  # of the kind that is kept there
+
+
+def name_of(view: View, host: str) -> str:
+    """Return what a host is called; its id when nobody knows that."""
+    known = view.hosts().get(host)
+    return describe(host, known.name if known else "") if host else "all hosts"

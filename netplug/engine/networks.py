@@ -3,12 +3,14 @@
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
 import structlog
 
 from netplug.drivers.api import Driver, Network, Scope
 from netplug.drivers.naming import short
 from netplug.drivers.options import parse
+from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine.addressing import Addressing
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
@@ -23,8 +25,24 @@ from netplug.ipam.pool import EXTERNAL
 log = structlog.get_logger(__name__)
 
 
+class Cluster(Protocol):
+    """What makes networks that are on several hosts: by `Networks.build` and `Networks.take_down` on each."""
+
+    async def create(self, spec: NetworkSpec) -> NetworkRecord:
+        """Make a network on all hosts."""
+
+    async def delete(self, record: NetworkRecord, *, by: FrontEnd, orphaned: bool = False) -> None:
+        """Delete a network on all hosts; one of Docker's on this one alone, as long as others have it."""
+
+    async def subnet(self, name: str, wanted: IPNetwork | None, *, v6: bool) -> tuple[IPNetwork, IPAddress]:
+        """Return the subnet of a network that Docker is about to make, and its gateway."""
+
+    async def gateway(self, subnet: IPNetwork) -> IPAddress | None:
+        """Return the gateway of the network that has a subnet; None when there is none yet."""
+
+
 class Networks:
-    """Creates, deletes and names networks."""
+    """Creates, deletes and names networks. `cluster`: None where there are no other hosts."""
 
     def __init__(
         self,
@@ -43,18 +61,37 @@ class Networks:
         self._endpoints = endpoints
         self._peers = peers
         self._drivers = drivers
+        self.cluster: Cluster | None = None
 
-    def stretches(self, spec: NetworkSpec) -> bool:
-        """Whether a network as asked for is one of several hosts.
+    async def create(self, spec: NetworkSpec) -> NetworkRecord:
+        """Make a network, here or, if its mode is one of several hosts, on all of them.
 
         Raises:
-            NetplugError, DriverError: its options or its mode are wrong.
+            NetplugError, DriverError, IpamError: and nothing was changed.
+            StoreError: the store that the hosts share does not answer.
         """
-        return driver_of(parse(spec.options).mode, self._drivers).scope is Scope.CLUSTER
+        if self.cluster is not None and self._stretches(parse(spec.options).mode):
+            return await self.cluster.create(spec)
+        return await self.build(spec)
+
+    async def delete(self, ref: str, *, by: FrontEnd, orphaned: bool = False) -> None:
+        """Delete a network, wherever it is; see `take_down`.
+
+        Raises:
+            StoreError: the store that the hosts share does not answer.
+        """
+        record = self._registry.network(ref)
+        if self.cluster is not None and self._stretches(record.network.options.mode):
+            await self.cluster.delete(record, by=by, orphaned=orphaned)
+        else:
+            await self.take_down(ref, by=by, orphaned=orphaned)
+
+    def _stretches(self, mode: str) -> bool:
+        return driver_of(mode, self._drivers).scope is Scope.CLUSTER
 
     @whole
-    async def create(self, spec: NetworkSpec) -> NetworkRecord:
-        """Build a network.
+    async def build(self, spec: NetworkSpec) -> NetworkRecord:
+        """Build a network on this host.
 
         Raises:
             NetplugError, DriverError, IpamError: and nothing was changed.
@@ -100,15 +137,17 @@ class Networks:
             await self._shared.ensure(self._registry.all_networks())
             intent = Intent(f"network {net.name}", driver.create_network(net, host), (NETWORKS + net.id,))
             key, used = await self._journal.build(intent)
-            record = NetworkRecord(net, spec.front_end, taken.pools, intent.plan, used, dict(spec.options))
+            record = NetworkRecord(
+                net, spec.front_end, taken.pools, intent.plan, used, dict(spec.options), cluster=spec.cluster
+            )
             # Docker sends CreateNetwork once in a network's life: it must outlive even a loss of power.
             await self._journal.commit(key, [put(record)], durable=True)
             self._registry.remember(record)
         return record
 
     @whole
-    async def delete(self, ref: str, *, by: FrontEnd, orphaned: bool = False) -> None:
-        """Take a network down.
+    async def take_down(self, ref: str, *, by: FrontEnd, orphaned: bool = False) -> None:
+        """Take a network of this host down.
 
         Docker asks only when it knows of no endpoint, so those that are still here are dead and go with it.
         `orphaned`: Docker made it and knows it no more, so anybody may delete it.

@@ -50,7 +50,10 @@ class SubnetSpec:
 
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
-    """A network as asked for; `options` are the raw ``-o key=value``. An empty `id` or `name` is made up."""
+    """A network as asked for; `options` are the raw ``-o key=value``. An empty `id` or `name` is made up.
+
+    `cluster`: what the cluster calls one that is on several hosts, each of which may have an id of its own for it.
+    """
 
     id: str = ""
     name: str = ""
@@ -58,6 +61,7 @@ class NetworkSpec:
     subnets: tuple[SubnetSpec, ...] = ()
     internal: bool = False
     front_end: FrontEnd = FrontEnd.CLI
+    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ class NetworkRecord:
     """A network as built.
 
     `pools`: IPAM pool of each subnet. `used`: keys of steps that are not ours to remove. `claimed`: the Docker that we
-    listen to has named it as its own; several may share a plugin folder.
+    listen to has named it as its own; several may share a plugin folder. `cluster`: as in `NetworkSpec`.
     """
 
     network: Network
@@ -163,6 +167,7 @@ class NetworkRecord:
     used: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     claimed: bool = False
+    cluster: str = ""
 
     @property
     def key(self) -> str:

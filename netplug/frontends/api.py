@@ -108,14 +108,11 @@ class _Api:
         return wire.Networks(networks=[wire.NetworkOut.of(*one) for one in counted])
 
     async def create_network(self, body: wire.NetworkIn) -> wire.NetworkOut:
-        spec, networks = body.to_spec(), self._engine.networks
-        create = networks.create
-        if body.cluster or networks.stretches(spec):
-            if self._cluster is None:
-                words = "this daemon is in no cluster, and so knows of no other host"
-                raise NetplugError("invalid", words, hint="start it with --store etcd://host:port")
-            create = self._cluster.networks.create
-        return wire.NetworkOut.of(await create(spec), 0)
+        if body.cluster and self._cluster is None:
+            words = "this daemon is in no cluster, and so knows of no other host"
+            raise NetplugError("invalid", words, hint="start it with --store etcd://host:port")
+        create = self._cluster.networks.create if body.cluster and self._cluster else self._engine.networks.create
+        return wire.NetworkOut.of(await create(body.to_spec()), 0)
 
     async def network(self, ref: str) -> wire.NetworkDetail:
         record = self._engine.registry.network(ref)
@@ -126,9 +123,6 @@ class _Api:
     async def delete_network(self, ref: str) -> None:
         record = self._engine.registry.network(ref)
         # A network whose CreateNetwork Docker gave up on, or whose dockerd is gone with its data, is nobody's.
-        if self._cluster is not None and record.network.id in self._cluster.networks.shared():
-            await self._cluster.networks.delete(record)
-            return
         orphaned = record.front_end is FrontEnd.DOCKER and await self._docker_knows(record.network.id) is False
         await self._engine.networks.delete(record.network.id, by=FrontEnd.CLI, orphaned=orphaned)
 

@@ -20,7 +20,7 @@ from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError
 from netplug.frontends.docker_wire import OWN_KEYS, SPACES, Empty, Wire, address, interface
 from netplug.ipam.lease import Lease, Owner, OwnerKind
-from netplug.ipam.pool import Pool, parse_network
+from netplug.ipam.pool import GLOBAL, Pool, parse_network
 
 log = structlog.get_logger(__name__)
 
@@ -146,9 +146,14 @@ class IpamDriver:
         request.check()
         network = parse_network(request.Pool[:80]) if request.Pool else None
         part = parse_network(request.SubPool[:80], what="ip-range") if request.SubPool else None
+        space = request.space()
+        name, cluster = (request.Options or {}).get("name", ""), self._engine.networks.cluster
+        if name and cluster is not None:
+            network, _ = await cluster.subnet(name, network, v6=request.V6)
+            space = GLOBAL
         routes = (await self._engine.shared.read_host()).routes if network is None else ()
         pool = await self._allocator.request_pool(
-            request.space(), network=network, range=part, v6=request.V6, avoid=[route for route, _ in routes]
+            space, network=network, range=part, v6=request.V6, avoid=[route for route, _ in routes]
         )
         return PoolGiven(PoolID=pool.id, Pool=str(pool.network))
 
@@ -174,9 +179,23 @@ class IpamDriver:
 
     async def _lease(self, request: RequestAddress, wanted: IPAddress | None, owner: Owner) -> Lease:
         pool = request.PoolID[:256]
+        held = self._allocator.pool(pool)
+        if owner.kind is OwnerKind.GATEWAY and held is not None and held.space == GLOBAL:
+            return await self._gateway(held, wanted, owner)
         if owner.kind is OwnerKind.PENDING:
             return await self._engine.segments.request(pool, wanted, owner, request.mac())
         return await self._allocator.request_address(pool, address=wanted, owner=owner, mac=request.mac())
+
+    async def _gateway(self, pool: Pool, wanted: IPAddress | None, owner: Owner) -> Lease:
+        """Give the gateway of a network of the cluster, which is the same on all hosts; it may be here already."""
+        cluster = self._engine.networks.cluster
+        if wanted is None and cluster is not None:
+            wanted = await cluster.gateway(pool.network)
+        wanted = wanted or pool.network[1]
+        lease = self._allocator.lease(pool.id, wanted)
+        if lease is not None and lease.owner.kind is OwnerKind.GATEWAY:
+            return lease
+        return await self._allocator.request_address(pool.id, address=wanted, owner=owner)
 
     async def release_address(self, request: ReleaseAddress) -> Empty:
         """Give an address back, unless a network or an endpoint of ours still lives on it."""

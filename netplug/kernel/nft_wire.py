@@ -156,6 +156,11 @@ def verdict(code: int) -> bytes:
     return _expression("immediate", be32(1, 0), nest(2, nest(2, be32(1, code))))
 
 
+def untracked() -> bytes:
+    """Leave the packet out of connection tracking; only before that looks at it."""
+    return _expression("notrack")
+
+
 # Objects
 
 

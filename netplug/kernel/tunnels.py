@@ -4,8 +4,12 @@ VXLAN itself believes anybody (RFC 7348 7): whoever can send to the UDP port cou
 looks at the outer source address and at the VNI together, so a host that is a peer in one overlay cannot send into
 another, and VXLAN links of others on the same port are let be.
 
-It stands in front of the socket (hook input), where IPv4 fragments are put together already. IPv6 fragments are not, so
-a first one that ends before the VXLAN header is dropped; no honest sender makes such (RFC 8200 4.5, RFC 7348 4.3).
+Tunnelled frames are left out of connection tracking: a flow in an overlay would have an entry of the host's table for
+itself and one for each way of its tunnel, which has other ports each way and so never looks answered.
+
+What is taken is decided in front of the socket (hook input), where IPv4 fragments are put together already. IPv6
+fragments are not, so a first one that ends before the VXLAN header is dropped; no honest sender makes such (RFC 8200
+4.5, RFC 7348 4.3).
 
 A VNI is three bytes, and nft(8) has no type of that size: it is kept, and shown, as the first three of an address.
 """
@@ -24,6 +28,8 @@ from .nftables import Tables
 
 _PRIORITY = -10
 """Before the filters of others."""
+_RAW = -300
+"""Before connection tracking (linux/netfilter_ipv4.h, NF_IP_PRI_RAW)."""
 _UDP = b"\x11"
 _PORT, _VNI = payload(2, 2, 2), payload(2, 12, 3)
 _LENGTHS = {4: 4, 6: 16}
@@ -39,12 +45,18 @@ def _table(family: int, kind: str, offset: int, length: int) -> Table:
         *((("fragment without VXLAN header", truncated),) if family == nft.IPV6 else ()),
         ("of a stranger", member("vnis", _PORT, _VNI) + verdict(nft.DROP)),
     )
+    ours = equal(L4PROTO, _UDP) + member("vnis", _PORT, _VNI) + nft.untracked()
+    tracking = (("of a VNI of ours", ours),)
     vni = ("inet_service", "ipv4_addr")
     return Table(
         family,
         "netplug-vxlan",
         (Set("vnis", vni), Set("vteps", (kind, *vni))),
-        (BaseChain("input", "filter", nft.INPUT, _PRIORITY, rules),),
+        (
+            BaseChain("input", "filter", nft.INPUT, _PRIORITY, rules),
+            BaseChain("prerouting", "filter", nft.PREROUTING, _RAW, tracking),
+            BaseChain("output", "filter", nft.OUTPUT, _RAW, tracking),
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import threading
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -51,6 +52,27 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         assert f"altname {mark('eth0')}" in inside
         assert "LOWER_UP" in inside
         assert "inet6" not in run("ip", "address", "show", "nph1")
+
+    async def test_link_that_is_removed_once_more_while_it_goes_is_gone(
+        self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The second removal takes it out of the group that is being deleted, into the next."""
+        await kernel.ensure((BRIDGE,))
+        reaper, begun, again = kernel._reaper, threading.Event(), threading.Event()
+        delete = reaper._delete
+
+        def late(groups: frozenset[int]) -> None:
+            begun.set()
+            assert again.wait(VANISH_DEADLINE_S)
+            delete(groups)
+
+        monkeypatch.setattr(reaper, "_delete", late)
+        await kernel.remove((BRIDGE,))
+        assert await asyncio.to_thread(begun.wait, VANISH_DEADLINE_S)
+        await kernel.remove((BRIDGE,))
+        again.set()
+        await kernel.settle()
+        assert BRIDGE.name not in run("ip", "link")
 
     async def test_pair_whose_maker_died_before_marking_it_is_removed(self, kernel: LinuxKernel) -> None:
         await kernel.ensure((BRIDGE,))

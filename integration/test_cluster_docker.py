@@ -1,0 +1,88 @@
+"""Containers of two dockerds on one network of a cluster: the issue's main path."""
+
+from collections.abc import Iterator
+
+import pytest
+from harness import CommandError, Dockerd, container, wait_until
+from harness.cluster import Cluster, Member, cluster, needs_etcd
+from harness.dockerd import SOCKET
+
+pytestmark = needs_etcd
+
+CREATE = ("network", "create", "-d", "pynet", "--ipam-driver", "pynet")
+
+
+def named(name: str, *options: str) -> list[str]:
+    """Return the arguments by which a host's docker makes, or joins, a network of the cluster."""
+    return [*CREATE, "--ipam-opt", f"name={name}", "-o", "mode=overlay", "-o", f"name={name}", *options, name]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[Cluster, list[Dockerd]]]:
+    with cluster(2, "--docker-host", f"unix://{SOCKET}") as it:
+        dockerds = [Dockerd(member.host) for member in it.members]
+        for dockerd in dockerds:  # what dockerd makes once and keeps
+            dockerd.docker("network", "create", "-d", "bridge", "warm-up")
+            dockerd.docker("run", "--rm", "--network", "warm-up", "-p", "1", "bb:1", "true")
+            dockerd.docker("network", "rm", "warm-up")
+        yield it, dockerds
+
+
+def gone(member: Member, name: str) -> None:
+    wait_until(lambda: not member.has(name), what=f"end of {name} on {member.host.name}")
+
+
+def test_containers_of_two_dockerds_reach_each_other(hosts: tuple[Cluster, list[Dockerd]]) -> None:
+    it, (here, there) = hosts
+    here.docker(*named("blue"))
+    wait_until(lambda: it.members[1].has("blue"), what="blue on the other host")
+    there.docker(*named("blue"))
+    config = [dockerd.inspect("blue")["IPAM"]["Config"][0] for dockerd in (here, there)]
+    assert config[0] == config[1]
+    with (
+        container(here, "--network", "blue", "--name", "web") as one,
+        container(there, "--network", "blue", "--name", "db") as other,
+        it.station(it.members[1], "blue") as bare,
+    ):
+        assert one.ip() != other.ip()
+        wait_until(lambda: one.pings(other.ip()), what="the other is reached")
+        assert other.pings(one.ip())
+        assert one.pings(bare.addresses[0])
+        assert bare.pings(one.ip())
+        for member in it.members:
+            (pool,) = (pool for pool in member.netplug.json("ipam", "ls") if pool["networks"] == ["blue"])
+            held = {lease["address"]: lease["host"] for lease in pool["leases"]}
+            assert held[one.ip()] == it.members[0].host.name
+            assert held[other.ip()] == it.members[1].host.name
+            assert not member.netplug.drift()
+    here.docker("network", "rm", "blue")
+    # The other host's Docker has it, and so it is on this one too.
+    wait_until(lambda: it.members[0].has("blue"), what="blue is of the cluster still")
+    there.docker("network", "rm", "blue")
+    for member in it.members:
+        gone(member, "blue")
+        assert member.netplug.json("ipam", "ls") == []
+
+
+def test_a_network_of_the_cluster_is_taken_up_by_docker_as_it_is(hosts: tuple[Cluster, list[Dockerd]]) -> None:
+    it, (here, _) = hosts
+    with it.network("green", "--subnet", "10.90.7.0/24", "--gateway", "10.90.7.254") as net:
+        for options, words in (
+            (("-o", "vni=77"), "has option vni"),
+            (("--internal",), "has internal False, not True"),
+            (("--subnet", "10.90.8.0/24"), "has subnets 10.90.7.0/24, not 10.90.8.0/24"),
+        ):
+            with pytest.raises(CommandError, match=words):
+                here.docker(*named(net, *options))
+        here.docker(*named(net))
+        assert here.inspect(net)["IPAM"]["Config"][0] == {"Subnet": "10.90.7.0/24", "Gateway": "10.90.7.254"}
+        with container(here, "--network", net) as one, it.station(it.members[1], net) as other:
+            assert one.pings(other.addresses[0])
+        here.docker("network", "rm", net)
+        wait_until(lambda: it.members[0].has(net), what="it is of the cluster still")
+
+
+def test_docker_cannot_have_it_with_addresses_of_its_own(hosts: tuple[Cluster, list[Dockerd]]) -> None:
+    _, (here, _) = hosts
+    with pytest.raises(CommandError, match="docker network create -d pynet --ipam-driver pynet --ipam-opt name=blue"):
+        here.docker("network", "create", "-d", "pynet", "-o", "mode=overlay", "-o", "name=red", "red")

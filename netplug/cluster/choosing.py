@@ -1,0 +1,109 @@
+"""VNIs and subnets that no network of the cluster has yet, and whether one that is there is as asked for."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from hashlib import sha256
+
+from netplug.claims import gateways
+from netplug.drivers.options import LARGEST_VNI, parse
+from netplug.drivers.steps import IPNetwork
+from netplug.engine.records import NetworkSpec
+from netplug.errors import NetplugError
+from netplug.ipam.lease import Lease, Owner, OwnerKind
+from netplug.ipam.pool import GLOBAL, check_request, pool_id
+from netplug.ipam.spaces import default_spaces, ula
+from netplug.ipam.subnets import Subnets
+from netplug.store.api import Put
+
+from .records import Definition, Range
+
+FIRST_VNI = 10_000
+"""Below are those that others choose by themselves: flannel 1, swarm and Calico from 4096 on."""
+
+
+def vni_for(ident: str, wanted: int, port: int, others: Mapping[str, Definition]) -> int:
+    """Return the VNI that is wanted, or a free one from a place that the network's id gives."""
+    held = {}
+    for other in others.values():
+        options = parse(other.options)
+        held[options.vni, options.vxlan_port] = other.name
+    if wanted:
+        if name := held.get((wanted, port)):
+            words = f"option vni={wanted}: network {name!r} of the cluster has it on UDP port {port}"
+            raise NetplugError("exists", words, hint="choose another vni or vxlan_port")
+        return wanted
+    count = LARGEST_VNI - FIRST_VNI + 1
+    start = int.from_bytes(sha256(ident.encode()).digest()[:4])
+    return next(vni for vni in (FIRST_VNI + (start + n) % count for n in range(count)) if (vni, port) not in held)
+
+
+def subnets_for(
+    spec: NetworkSpec, others: Mapping[str, Definition], taken: Collection[IPNetwork], identity: str
+) -> tuple[Range, ...]:
+    chosen: list[Range] = []
+    for wanted in spec.subnets:
+        network = wanted.pool
+        if network is None:
+            network = free_subnet(6 if wanted.v6 else 4, others, [*taken, *(it.subnet for it in chosen)], identity)
+        else:
+            check_request(network, wanted.range, v6=wanted.v6)
+            for other in others.values():
+                if clash := next((it for it in other.subnets if _overlap(it.subnet, network)), None):
+                    words = f"subnet {network} overlaps {clash.subnet} of network {other.name!r} of the cluster"
+                    raise NetplugError("exists", words, hint="choose another --subnet")
+        part = wanted.range if wanted.range != network else None
+        chosen.append(Range(network, wanted.gateway or network[1], part))
+    return tuple(chosen)
+
+
+def free_subnet(
+    version: int, others: Mapping[str, Definition], taken: Collection[IPNetwork], identity: str
+) -> IPNetwork:
+    """Return a subnet that no network of the cluster has, and nothing on this host."""
+    obstacles = Subnets(version, (net for net in taken if net.version == version))
+    for other in others.values():
+        for held in other.subnets:
+            if held.subnet.version == version and not obstacles.overlap(held.subnet):
+                obstacles.add(held.subnet)
+    space = next(it for it in default_spaces(ula(identity.encode())) if it.name == GLOBAL)
+    for base in space.bases:
+        if base.network.version == version:
+            for index in range(base.count):
+                if obstacles.overlap(candidate := base.subnet(index)) is None:
+                    return candidate
+    raise NetplugError("unavailable", f"the cluster has no free IPv{version} subnet", hint="choose a --subnet")
+
+
+def gateways_of(ident: str, definition: Definition) -> list[Put]:
+    owner = Owner(OwnerKind.GATEWAY, ident, definition.name)
+    return gateways(Lease(pool_id(GLOBAL, it.subnet, it.range), it.gateway, owner) for it in definition.subnets)
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def refuse_other(definition: Definition, wanted: NetworkSpec) -> None:
+    """Refuse a network that is there and not as asked for; what is not asked for may be as it is.
+
+    Raises:
+        NetplugError: "exists", with the first difference.
+    """
+    asked, found = parse(wanted.options), parse(definition.options)
+    here: list[tuple[str, object, object]] = [("internal", wanted.internal, definition.internal)]
+    here += [
+        (f"option {field.name}", getattr(asked, field.name), getattr(found, field.name))
+        for field in fields(asked)
+        if field.name != "name" and getattr(asked, field.name) != field.default
+    ]
+    here.append(("subnets", {it.pool for it in wanted.subnets}, {it.subnet for it in definition.subnets}))
+    gateways = {it.gateway for it in definition.subnets}
+    here += [("gateway", it.gateway, it.gateway if it.gateway in gateways else gateways) for it in wanted.subnets]
+    for what, want, there in here:
+        if want != there:
+            words = f"network {definition.name!r} of the cluster has {what} {_words(there)}, not {_words(want)}"
+            raise NetplugError("exists", words, hint="make it as it is on the other hosts, or give it another name")
+
+
+def _words(value: object) -> str:
+    return ", ".join(sorted(map(str, value))) if isinstance(value, set) else str(value)
