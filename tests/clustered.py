@@ -36,6 +36,11 @@ class Hosts:
         """The daemons that have not been stopped."""
         return [it for it in self._started.values() if it.alive]
 
+    def way_is_clear(self, host: Living) -> None:
+        """Let the time pass for which a host's daemon waits until Docker has made a network."""
+        host.do(lambda daemon: daemon.cluster.networks._making_way.clear())
+        self.look_again(host)
+
     def look_again(self, host: Living) -> None:
         """Have a host's daemon look at everything, as it does on its timer."""
         host.do(lambda daemon: daemon.cluster.view.touch_all())

@@ -137,6 +137,7 @@ class Definitions:
             if stored is None:
                 await self._engine.networks.take_down(ident, by=FrontEnd.CLI)
                 return
+            await self._refuse_used(ident, record.network.name)  # before anybody is kept out for a moment
             async with self._closed(ident, stored) as definition:
                 await self._refuse_used(ident, definition.name)
                 await self._engine.networks.take_down(ident, by=FrontEnd.CLI)
@@ -148,6 +149,7 @@ class Definitions:
             await self._store.txn([], [Delete(f"{MEMBERS}{ident}/{self._me}")])
             stored = await self._store.get(NETWORKS + ident)
             if stored is not None and stored.value.get("docker"):
+                await self._refuse_used(ident, str(stored.value.get("name")))
                 async with self._closed(ident, stored) as definition:
                     await self._refuse_used(ident, definition.name)
                 await self._undefine(ident, definition)

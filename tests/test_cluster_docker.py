@@ -1,0 +1,162 @@
+"""Networks of a cluster as dockerd asks for them, on several hosts with one real etcd."""
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clustered import Hosts, attach, create, detach, has, hosts_on, networks
+from etcd_server import Member, needs_etcd, running
+from living import Living, until
+
+pytestmark = needs_etcd
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
+    with running(tmp_path_factory.mktemp("etcd")) as (member,):
+        yield member
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
+    with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
+        yield it
+    etcd.empty()
+
+
+class RefusedError(Exception):
+    pass
+
+
+def call(host: Living, method: str, **body: Any) -> dict[str, Any]:
+    """Call the plugin as dockerd does.
+
+    Raises:
+        RefusedError: with its words.
+    """
+    connection = http.client.HTTPConnection("plugin")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.settimeout(8)
+        connection.sock.connect(str(host.settings.plugin_socket))
+        connection.request("POST", f"/{method}", json.dumps(body))
+        response = connection.getresponse()
+        answer: dict[str, Any] = json.loads(response.read())
+    finally:
+        connection.close()
+    if response.status >= 400:
+        raise RefusedError(answer["Err"])
+    return answer
+
+
+def ask(host: Living, name: str = "blue", subnet: str = "") -> tuple[str, str, str]:
+    """Ask for a pool and a gateway; return the pool's id, the subnet and the gateway."""
+    space = {"AddressSpace": "netplug-local", "SubPool": "", "V6": False, "Options": {"name": name}}
+    pool = call(host, "IpamDriver.RequestPool", Pool=subnet, **space)
+    kind = {"RequestAddressType": "com.docker.network.gateway"}
+    gateway = call(host, "IpamDriver.RequestAddress", PoolID=pool["PoolID"], Address="", Options=kind)
+    return pool["PoolID"], pool["Pool"], gateway["Address"]
+
+
+def make(host: Living, ident: str, name: str = "blue", subnet: str = "", **options: str) -> str:
+    """Make a network as `docker network create` does, and return its subnet."""
+    _, pool, gateway = ask(host, name, subnet)
+    data = [{"AddressSpace": "netplug-local", "Pool": pool, "Gateway": gateway}]
+    generic = {"mode": "overlay", "name": name, **options}
+    wrapped = {"com.docker.network.generic": generic}
+    call(host, "NetworkDriver.CreateNetwork", NetworkID=ident * 64, Options=wrapped, IPv4Data=data, IPv6Data=[])
+    return pool
+
+
+def end(host: Living, ident: str, pool: str) -> None:
+    """Remove it as `docker network rm` does."""
+    call(host, "IpamDriver.ReleasePool", PoolID=f"global/{pool}")
+    call(host, "NetworkDriver.DeleteNetwork", NetworkID=ident * 64)
+
+
+def only(host: Living) -> dict[str, Any]:
+    (net,) = host.client.get("networks")["networks"]
+    return dict(net)
+
+
+def test_each_docker_has_the_network_under_its_own_id(hosts: Hosts) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    pool = make(one, "a")
+    has(two)
+    assert make(two, "b") == pool
+    assert (only(one)["id"], only(two)["id"]) == ("a" * 64, "b" * 64)
+    assert only(one)["options"] == only(two)["options"]
+    end(one, "a", pool)
+    until(lambda: networks(one) == ["blue"] and only(one)["front_end"] == "cli", "it is of the cluster alone")
+    end(two, "b", pool)
+    for host in (one, two):
+        until(lambda host=host: networks(host) == [], "it is gone")  # type: ignore[misc]
+        assert host.client.get("ipam")["pools"] == []
+        assert not host.kernel._world.state
+
+
+def test_the_network_of_the_command_outlives_docker(hosts: Hosts) -> None:
+    one = hosts.start(1)
+    create(one)
+    pool = make(one, "a")
+    assert only(one)["front_end"] == "docker"
+    end(one, "a", pool)
+    until(lambda: networks(one) == ["blue"] and only(one)["front_end"] == "cli", "it is there still")
+
+
+def test_two_dockers_ask_at_once_and_have_the_same_or_are_told(hosts: Hosts) -> None:
+    """Between the pool and the network another host may have defined it."""
+    one, two = hosts.start(1), hosts.start(2)
+    ask(two, subnet="10.9.8.0/24")
+    make(one, "a", subnet="10.9.9.0/24")
+    with pytest.raises(
+        RefusedError, match=r"network 'blue' of the cluster has subnets 10\.9\.9\.0/24, not 10\.9\.8\.0"
+    ):
+        make(two, "b", subnet="10.9.8.0/24")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"vni": "77"}, r"has option vni \d+, not 77"), ({"icc": "false"}, "has option icc True, not False")],
+)
+def test_what_is_otherwise_on_the_other_hosts_is_named(hosts: Hosts, options: dict[str, str], words: str) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    make(one, "a")
+    has(two)
+    with pytest.raises(RefusedError, match=words):
+        make(two, "b", **options)
+
+
+def test_without_a_name_or_with_dockers_addresses_it_is_refused_with_the_command(hosts: Hosts) -> None:
+    one = hosts.start(1)
+    data = [{"AddressSpace": "", "Pool": "172.18.0.0/16", "Gateway": "172.18.0.1/16"}]
+    wrapped = {"com.docker.network.generic": {"mode": "overlay", "name": "blue"}}
+    with pytest.raises(RefusedError, match="--ipam-driver pynet --ipam-opt name=blue -o mode=overlay"):
+        call(one, "NetworkDriver.CreateNetwork", NetworkID="a" * 64, Options=wrapped, IPv4Data=data, IPv6Data=[])
+
+
+def test_docker_does_not_take_a_network_from_under_others(hosts: Hosts) -> None:
+    one = hosts.start(1)
+    create(one)
+    attach(one)
+    with pytest.raises(RefusedError, match="network 'blue' is on this host without docker, and has endpoints"):
+        make(one, "a")
+    detach(one)
+    make(one, "a")
+    # And afterwards they are in it together.
+    attach(one)
+
+
+def test_a_network_that_docker_asked_for_and_did_not_make_is_built_again(hosts: Hosts) -> None:
+    one = hosts.start(1)
+    create(one)
+    pool, _, _ = ask(one)
+    assert networks(one) == []
+    call(one, "IpamDriver.ReleasePool", PoolID=pool)
+    hosts.way_is_clear(one)
+    has(one)
+    attach(one)
