@@ -5,7 +5,7 @@ port 53 of the gateway: the way to its own port is in the figures. The peers hav
 own in the same host; Docker's is asked in a container. Servers are pinned to one processor and dnsperf to another,
 which is its own limit at some 100 000 questions a second: the processor time a question is the steadier figure.
 
-Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--json]``. Peers that are not installed
+Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--work TEXT] [--json]``. Peers that are not installed
 (dnsmasq-base, knot) are left out; dnsperf must be there. All happens in namespaces that it makes and removes.
 """
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (3)")
     parser.add_argument("--seconds", type=int, default=3, help="length of a measurement (3)")
+    parser.add_argument("--work", default="", help="only what has this in its name")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if not which("dnsperf"):
@@ -81,6 +82,7 @@ def main() -> None:
     with ExitStack() as stack:
         host = stack.enter_context(Host())
         servers, works = set_up(stack, host)
+        works = [work for work in works if options.work in work.name]
         for number in range(options.rounds):
             for work in works:
                 for server in servers:
