@@ -99,8 +99,10 @@ class Reaper:
             except OSError as error:
                 log.error("links.delete_failed", links=sorted(batch), error=str(error))  # noqa: TRY400 - errno says it
             finally:
-                for name in batch:
-                    self._pending.pop(name, None)
+                for name, group in batch.items():
+                    # Moved to another group meanwhile, it is still there.
+                    if self._pending.get(name) == group:
+                        del self._pending[name]
                 self._changed.set()
 
     def _delete(self, groups: frozenset[int]) -> None:
