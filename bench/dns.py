@@ -5,7 +5,7 @@ port 53 of the gateway: the way to its own port is in the figures. The peers hav
 own in the same host; Docker's is asked in a container. Servers are pinned to one processor and dnsperf to another,
 which is its own limit at some 100 000 questions a second: the processor time a question is the steadier figure.
 
-Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--json]``. Peers that are not installed
+Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--work TEXT] [--json]``. Peers that are not installed
 (dnsmasq-base, knot) are left out; dnsperf must be there. All happens in namespaces that it makes and removes.
 """
 
@@ -27,14 +27,14 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 
-from harness import Dockerd, Host, Namespace, Netplug, Wire, attached, connect
-from harness.image import IMAGE
+from harness import Dockerd, Host, Namespace, Netplug, Wire, attached, connect, resolve, wait_until
 
 DOMAIN = "blue.netplug.internal"
 SERVER_CPU, CLIENT_CPU = "0", "1"
 TICKS = os.sysconf("SC_CLK_TCK")
 GATEWAY, PEERS = "10.77.0.1", "10.76.0.1"
 DNSMASQ_PORT, CACHELESS_PORT, KNOT_PORT = 5300, 5301, 5302
+IN_DOCKER = "netplug in Docker"
 COOKIE = "10:0123456789abcdef"
 PLENTY = 600_000
 """Names that are asked once each: more than anybody answers in the time."""
@@ -53,6 +53,13 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A network namespace, as a path that leads there from outside."""
+
+    netns: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """What is asked. `code`: of the answers; `only`: by whom, all unless said."""
 
@@ -67,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (3)")
     parser.add_argument("--seconds", type=int, default=3, help="length of a measurement (3)")
+    parser.add_argument("--work", default="", help="only what has this in its name")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if not which("dnsperf"):
@@ -74,6 +82,7 @@ def main() -> None:
     with ExitStack() as stack:
         host = stack.enter_context(Host())
         servers, works = set_up(stack, host)
+        works = [work for work in works if options.work in work.name]
         for number in range(options.rounds):
             for work in works:
                 for server in servers:
@@ -90,15 +99,23 @@ def set_up(stack: ExitStack, host: Host) -> tuple[list[Server], list[Work]]:
     outside = stack.enter_context(Host("outside"))
     wire = connect(host, outside)
     names = [f"c{number:05}" for number in range(10_000)]
-    servers = [*netplugs(stack, host, wire, names), *dnsmasqs(host, wire, names)]
+    dockerd = Dockerd(host)
+    daemon = Netplug(host, "--dns-upstream", wire.right, "--log-level", "warning")
+    servers = [netplug(stack, daemon, names), *dnsmasqs(host, wire, names)]
     if which("knotd"):
         servers.append(knot(host, names[:1000]))
         upstream(outside, wire)
-    servers.append(dockers(stack, host, names[:1000]))
+    servers += dockers(stack, dockerd, daemon, names[:1000])
     for server in servers:
+        wait_until(lambda server=server: answers(host, server), 30, server.name, ignoring=(OSError,))  # type: ignore[misc]
         for task in Path(f"/proc/{server.pid}/task").iterdir():
             os.sched_setaffinity(int(task.name), {int(SERVER_CPU)})
     return servers, works(host.dir, names, forwards=bool(which("knotd")))
+
+
+def answers(host: Host, server: Server) -> bool:
+    place = Place(host.path(server.netns))
+    return resolve(place, server.address, "c00999", port=server.port).code in {"NOERROR", "REFUSED"}
 
 
 def works(folder: Path, names: list[str], *, forwards: bool) -> list[Work]:
@@ -118,7 +135,7 @@ def works(folder: Path, names: list[str], *, forwards: bool) -> list[Work]:
     zones = ("netplug", "dnsmasq", "knot")
     found = [
         Work("1 000 names", plain, only=zones),
-        Work("1 000 short names", short, only=("netplug", "dnsmasq", "docker")),
+        Work("1 000 short names", short, only=("netplug", "dnsmasq", "docker", IN_DOCKER)),
         Work(
             "10 000 names", file("many", [f"{seed.choice(names)}.{DOMAIN}" for _ in full]), only=("netplug", "dnsmasq")
         ),
@@ -136,15 +153,14 @@ def works(folder: Path, names: list[str], *, forwards: bool) -> list[Work]:
     return found
 
 
-def netplugs(stack: ExitStack, host: Host, wire: Wire, names: list[str]) -> Iterator[Server]:
-    daemon = Netplug(host, "--docker-host", "none", "--dns-upstream", wire.right, "--log-level", "warning")
+def netplug(stack: ExitStack, daemon: Netplug, names: list[str]) -> Server:
     daemon.cli("network", "create", "blue", "--subnet", "10.77.0.0/16")
     asker, _ = stack.enter_context(attached(daemon, "blue", "--name", "asker"))
     for first in range(0, len(names), 1000):
         aliases = (option for name in names[first : first + 1000] for option in ("--alias", name))
         stack.enter_context(attached(daemon, "blue", *aliases))
     assert daemon.process
-    yield Server("netplug", daemon.process.pid, GATEWAY, f"/run/netns/{asker.name}")
+    return Server("netplug", daemon.process.pid, GATEWAY, f"/run/netns/{asker.name}")
 
 
 def dnsmasqs(host: Host, wire: Wire, names: list[str]) -> Iterator[Server]:
@@ -187,29 +203,31 @@ def upstream(outside: Host, wire: Wire) -> None:
 
 
 def knotd(host: Host, listen: str, zone: str, records: str) -> int:
-    """Start a knot with one zone and return its process; one worker, as it has one processor."""
+    """Start a knot with one zone and return its process; it has sockets for both processors, and one to run on."""
     folder = host.dir / "knot"
     folder.mkdir()
     (folder / "zone").write_text(f"$ORIGIN {zone}.\n$TTL 5\n@ SOA ns x 1 2 3 4 5\n@ NS ns\nns A 192.0.2.1\n{records}")
     (folder / "knot.conf").write_text(
-        f"server:\n  listen: {listen}\n  udp-workers: 1\n  tcp-workers: 1\n  background-workers: 1\n"
+        f"server:\n  listen: {listen}\n  udp-workers: 2\n  tcp-workers: 1\n  background-workers: 1\n"
         f"  rundir: {folder}\n  user: root:root\ndatabase:\n  storage: {folder}\n"
         f"zone:\n- domain: {zone}\n  file: {folder}/zone\n"
     )
     return host.popen(["knotd", "-c", str(folder / "knot.conf")], log="knot.log").pid
 
 
-def dockers(stack: ExitStack, host: Host, names: list[str]) -> Server:
-    dockerd = Dockerd(host)
-    dockerd.docker("network", "create", "plain")
+def dockers(stack: ExitStack, dockerd: Dockerd, daemon: Netplug, names: list[str]) -> Iterator[Server]:
+    """Docker's own resolver in a container of Docker's network, and what we put in front of it in one of ours."""
     aliases = [option for name in names for option in ("--network-alias", name)]
-    dockerd.run("--network", "plain", *aliases, command=("sleep", "3600"))
-    asker = dockerd.run("--network", "plain", command=("sleep", "3600"))
+    dockerd.docker("network", "create", "plain")
+    dockerd.docker("network", "create", "-d", "pynet", "--subnet", "10.78.0.0/16", "ours")
     stack.callback(dockerd.remove_everything)
-    assert IMAGE
-    pid = asker.inspect()["State"]["Pid"]
     assert dockerd.process
-    return Server("docker", dockerd.process.pid, "127.0.0.11", f"/proc/{pid}/ns/net")
+    assert daemon.process
+    for name, network, process in (("docker", "plain", dockerd.process), (IN_DOCKER, "ours", daemon.process)):
+        dockerd.run("--network", network, *aliases, command=("sleep", "3600"))
+        asker = dockerd.run("--network", network, command=("sleep", "3600"))
+        pid = asker.inspect()["State"]["Pid"]
+        yield Server(name, process.pid, "127.0.0.11", f"/proc/{pid}/ns/net")
 
 
 # Measuring

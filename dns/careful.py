@@ -7,7 +7,7 @@ query into the answer.
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from . import special, wire
 from .answer import ANSWER, AUTHORITATIVE, RA
@@ -217,7 +217,7 @@ def _extended(question: Question, count: int, *, tcp: bool) -> tuple[Question, i
     if at != len(data):
         raise ValueError("octets behind the last record")
     size = _TCP_SIZE if tcp else min(max(size, wire.PLAIN_SIZE), wire.UDP_SIZE)
-    return replace(question, size=size, edns=edns, dnssec=dnssec), version
+    return Question(data, question.name, question.kind, question.end, size, edns, dnssec), version
 
 
 def _options_in_order(rdata: bytes) -> bool:

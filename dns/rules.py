@@ -20,6 +20,14 @@ class Server:
     address: wire.IPAddress
     port: int = PORT
     scope: str = ""
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
+
+    def __post_init__(self) -> None:
+        # Looked up many times a question, and an address works its hash out each time.
+        object.__setattr__(self, "_hash", hash((self.address, self.port, self.scope)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def parse(cls, text: str) -> "Server":

@@ -17,6 +17,7 @@ _LOCALHOST = to_wire("localhost")
 _LOOPBACK_ADDRESSES = (ip_address("127.0.0.1"), ip_address("::1"))
 _LOOPBACK = tuple(map(wire.address, _LOOPBACK_ADDRESSES))
 _NOWHERE = tuple(map(to_wire, ("invalid", "test", "local", "onion", "alt", "home.arpa")))
+_SUFFIXES = (_LOCALHOST, *_NOWHERE, *wire.REVERSE.values())
 _PRIVATE = tuple(
     ip_network(text)
     for text in (
@@ -40,6 +41,8 @@ def answer(name: bytes, kind: int, pools: Collection[IPNetwork] = ()) -> Local |
 
     `pools`: subnets of ours, which may be of public addresses.
     """
+    if not name.endswith(_SUFFIXES) and name[0] + 2 < len(name):
+        return None  # as are nearly all
     if below(name, _LOCALHOST):
         return _of(_LOOPBACK, kind)
     if any(below(name, zone) for zone in _NOWHERE):
