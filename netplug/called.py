@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from netplug.dns.zone import Entry, Network, Service
-from netplug.drivers.steps import Resolver
+from netplug.drivers.steps import IPAddress, Resolver
 from netplug.engine.records import EndpointRecord, NetworkRecord
 
 SHORT_ID = 12
@@ -15,14 +15,30 @@ SHORT_ID = 12
 
 def entry(record: EndpointRecord, *, healthy: bool = True) -> Entry | None:
     """Return an endpoint as others call it; None when nobody can, or its links are down."""
-    called = (record.name, *record.aliases, record.hostname, record.container[:SHORT_ID])
-    names = tuple(dict.fromkeys(name.lower() for name in called if name))
+    names = names_of(record)
     if not names or not record.linked:
         return None
     addresses = tuple(address.ip for address in record.endpoint.addresses)
+    return Entry(record.endpoint.id, names, addresses, tuple(services(ports_of(record))), healthy)
+
+
+def of_other(
+    ident: str, names: Iterable[str], addresses: Iterable[IPAddress], ports: Iterable[tuple[str, int]]
+) -> Entry:
+    """Return an endpoint of another host as others call it."""
+    return Entry(ident, tuple(names), tuple(addresses), tuple(services(ports)))
+
+
+def names_of(record: EndpointRecord) -> tuple[str, ...]:
+    """Return all that an endpoint is called, what it is called first of all at the beginning."""
+    called = (record.name, *record.aliases, record.hostname, record.container[:SHORT_ID])
+    return tuple(dict.fromkeys(name.lower() for name in called if name))
+
+
+def ports_of(record: EndpointRecord) -> set[tuple[str, int]]:
+    """Return the protocols and ports on which an endpoint serves, as far as somebody said so."""
     ports = {(str(port.proto), port.port) for port in record.endpoint.ports}
-    ports |= {(proto, int(port)) for port, _, proto in (text.partition("/") for text in record.serves)}
-    return Entry(record.endpoint.id, names, addresses, tuple(services(ports)), healthy)
+    return ports | {(proto, int(port)) for port, _, proto in (text.partition("/") for text in record.serves)}
 
 
 def services(ports: Iterable[tuple[str, int]]) -> Iterable[Service]:

@@ -214,6 +214,7 @@ class Daemon:
         reconciler = Reconciler(engine, names.view if names else None)
         await reconciler.start()
         if cluster is not None:
+            cluster.names = server
             await cluster.start()
         server.start()
         self._background = [

@@ -118,6 +118,14 @@ class NameServer:
             if record.container == container:
                 self._name(record)
 
+    def learn(self, network: str, ident: str, entry: Entry | None) -> None:
+        """Take what is now said of an endpoint on another host; None: nothing."""
+        index = self.zones.networks.get(network)
+        if index is not None and entry is not None:
+            index.add(entry)
+        elif index is not None:
+            index.remove(ident)
+
     # What the registry tells
 
     def _changed(self, before: Record | None, after: Record | None) -> None:

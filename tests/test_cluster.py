@@ -158,3 +158,50 @@ def test_a_vtep_that_this_host_has_not_is_refused(tmp_path: Path, etcd: Member) 
     daemon.launch()
     daemon.join()
     assert "setting vtep is '192.0.2.77': this host has no such address" in str(daemon.error)
+
+
+def test_names_of_a_host_are_known_on_the_others(hosts: Hosts) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    create(one)
+    has(two)
+    here = attach(one, name="web", aliases=["www"], ports=["80"])
+    there = attach(two, name="db", aliases=["www"])
+    answers(two, "web", address_of(here))
+    answers(one, "db.blue.netplug.internal", address_of(there))
+    answers(two, "www", *sorted((address_of(here), address_of(there))))
+    answers(two, address_of(here), "web.blue.netplug.internal")
+    answers(two, "_http._tcp.web", "0 0 80 web.blue.netplug.internal", kind="SRV")
+    late = hosts.start(3)
+    answers(late, "web", address_of(here))
+    detach(one)
+    answers(two, "web")
+    answers(two, "www", address_of(there))
+    # Who comes again, or to a network that is made again, is called the same.
+    two.stop()
+    again = attach(one, name="web")
+    two = hosts.start(2)
+    answers(two, "web", address_of(again))
+
+
+def test_who_says_what_he_may_not_has_no_name(hosts: Hosts, etcd: Member) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    create(one)
+    has(two)
+    here = attach(one, name="web")
+    answers(two, "web", address_of(here))
+    (key,) = etcd.records("cluster/endpoints/")
+    forged = {"mac": "02:6e:0a:00:00:09", "addresses": ["192.0.2.99"]}
+    etcd.write(f"{key}1", {**forged, "names": ["web"]})
+    etcd.write(f"{key}2", {**forged, "names": ["a" * 300, "", ".", "b..c"], "addresses": ["10.224.0.9"]})
+    etcd.write(f"{key}3", {**forged, "names": ["last"], "addresses": ["10.224.0.10"]})
+    answers(two, "last", "10.224.0.10")
+    answers(two, "web", address_of(here))
+
+
+def answers(host: Living, name: str, *wanted: str, kind: str = "A") -> None:
+    def asked() -> list[str]:
+        body = {"name": name, "type": kind, "networks": ["blue"]}
+        found = host.client.post("dns", "query", body=body)["answers"]
+        return sorted(one["data"].rstrip(".") for one in found)
+
+    until(lambda: asked() == list(wanted), f"{name} is {wanted} on {host.settings.host_name}, not {asked()}")

@@ -7,11 +7,14 @@ look; on a timer everything is looked at. While the store cannot be reached noth
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Protocol
 
 import structlog
 
+from netplug import called
 from netplug.claims import SharedLeases
+from netplug.dns.zone import Entry
 from netplug.drivers.api import Meshed, Peer
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
@@ -40,6 +43,13 @@ START_S = 1.0
 """For which a start waits until the store has told of the others; dockerd waits 15 s for a plugin."""
 
 
+class Names(Protocol):
+    """Who is called what."""
+
+    def learn(self, network: str, ident: str, entry: Entry | None) -> None:
+        """Take what is now said of an endpoint on another host; None: nothing. `network`: its id here."""
+
+
 class Cluster:
     """A host among others. `me`: its id. The engine tells it of endpoints that come and go (`joined`, `left`)."""
 
@@ -59,6 +69,7 @@ class Cluster:
         self._local = local
         self._store = store
         self._lost: frozenset[str] = frozenset()
+        self.names: Names | None = None
         self._reached: dict[str, Sequence[Peer]] = {}
         self._recovered = 0.0
         self._defining = asyncio.Event()
@@ -122,7 +133,8 @@ class Cluster:
         driver = self._engine.drivers[net.options.mode]
         assert isinstance(driver, Meshed)  # noqa: S101 - the network is one of several hosts
         peer = driver.publish(net, record.endpoint, self._engine.shared.host)
-        return Told(peer.mac, peer.addresses, record.name, record.aliases, record.container)
+        names = called.names_of(record) if record.linked else ()
+        return Told(peer.mac, peer.addresses, names, tuple(sorted(called.ports_of(record))))
 
     async def _publish(self, network: str, record: EndpointRecord) -> None:
         key = NETWORKS + network
@@ -257,7 +269,8 @@ class Cluster:
             here = built[network].network.id
             try:
                 self._reached[network] = peers = self._peers(network)
-                await self._engine.peers.apply(here, peers)
+                refused = await self._engine.peers.apply(here, peers)
+                self._name(network, here, {peer.endpoint for peer in refused})
             except (NetplugError, ExceptionGroup) as exc:
                 log.warning("peers.failed", network=short(network), error=str(exc))
                 asyncio.get_running_loop().call_later(RETRY_S, self._again, network)
@@ -265,11 +278,26 @@ class Cluster:
     def _peers(self, network: str) -> Sequence[Peer]:
         """Return the peers of a network. While a store that lost its data fills again, those that were there stay."""
         told = self.view.peers(network, self.me)
-        lost = bool(self.networks.identity) and self.view.identity != self.networks.identity
-        if not lost and asyncio.get_running_loop().time() >= self._recovered:
+        if self._whole():
             return told
         there = {(peer.endpoint, peer.vtep) for peer in told}
         return [peer for peer in self._reached.get(network, ()) if (peer.endpoint, peer.vtep) not in there] + told
+
+    def _whole(self) -> bool:
+        """Whether the store has all that it ever had."""
+        lost = bool(self.networks.identity) and self.view.identity != self.networks.identity
+        return not lost and asyncio.get_running_loop().time() >= self._recovered
+
+    def _name(self, network: str, here: str, refused: Collection[str]) -> None:
+        """Have the endpoints of other hosts called as they say; who is reached keeps its name. `here`: as above."""
+        for host, ident in self.view.renamed.pop(network, ()):
+            told = self.view.endpoint(network, host, ident)
+            if self.names is None or host == self.me or (told is None and not self._whole()):
+                continue
+            key, entry = f"{ident}@{host}", None
+            if told is not None and told.names and ident not in refused:
+                entry = called.of_other(key, told.names, told.addresses, told.ports)
+            self.names.learn(here, key, entry)
 
     def _again(self, network: str) -> None:
         self.view.touched.add(network)

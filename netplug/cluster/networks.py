@@ -242,8 +242,7 @@ class Definitions:
     def _look_at(self, ident: str) -> None:
         """Have the network built again if it ought to be here, and its peers told of."""
         self._view.redefined = True
-        self._view.touched.add(ident)
-        self._view.changed.set()
+        self._view.touch(ident)
 
     # Defining
 
@@ -338,8 +337,7 @@ class Definitions:
             absent[definition.name] = exc.message
         else:
             absent.pop(definition.name, None)
-            self._view.touched.add(ident)
-            self._view.changed.set()
+            self._view.touch(ident)
 
     async def _take_down(self, record: NetworkRecord) -> None:
         ident = ident_of(record)

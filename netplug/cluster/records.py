@@ -6,7 +6,7 @@ checked against the network by the driver. One that cannot be read is left out, 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import structlog
@@ -98,13 +98,16 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An endpoint, as its host tells of it."""
+    """An endpoint, as its host tells of it. `names`: the first is what it is called; `ports`: protocol and number."""
 
     mac: str
     addresses: tuple[IPAddress, ...]
-    name: str = ""
-    aliases: tuple[str, ...] = field(default=())
-    container: str = ""
+    names: tuple[str, ...] = ()
+    ports: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.names[0] if self.names else ""
 
 
 def parse(cls: type[_T], record: Record) -> _T:

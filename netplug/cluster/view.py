@@ -36,7 +36,8 @@ _RETRY_S = (0.1, 0.5, 1.0, 2.0)
 class View:
     """The cluster's records.
 
-    `touched`: networks whose endpoints changed; `redefined`: whether networks did, or who is in the cluster.
+    `touched`: networks whose endpoints changed, `renamed`: which ones, by host and id; `redefined`: whether networks
+    did, or who is in the cluster.
 
     Attributes:
         changed: set when one of the two became so.
@@ -46,6 +47,7 @@ class View:
 
     def __init__(self, store: Store) -> None:
         self.touched: set[str] = set()
+        self.renamed: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
         self.redefined = False
         self.identity = ""
         self.changed = asyncio.Event()
@@ -81,6 +83,10 @@ class View:
         """Return the endpoints of a network on one host, by id."""
         return {ident: told for (where, ident), told in self._endpoints.get(network, {}).items() if where == host}
 
+    def endpoint(self, network: str, host: str, ident: str) -> Told | None:
+        """Return an endpoint, as its host tells of it; None when it does not, or nobody knows the host."""
+        return self._endpoints.get(network, {}).get((host, ident)) if host in self._hosts else None
+
     def peers(self, network: str, me: str) -> list[Peer]:
         """Return a network's endpoints on hosts other than `me`, in the order in which they were published.
 
@@ -105,7 +111,14 @@ class View:
     def touch_all(self) -> None:
         """Have everything looked at anew."""
         self.redefined = True
-        self.touched |= self.all_networks()
+        for network in self.all_networks():
+            self.touch(network)
+        self.changed.set()
+
+    def touch(self, network: str) -> None:
+        """Have all endpoints of a network looked at anew."""
+        self.touched.add(network)
+        self.renamed[network] |= self._endpoints.get(network, {}).keys()
         self.changed.set()
 
     # Following
@@ -185,13 +198,14 @@ class View:
         if not there:
             del self._endpoints[network], self._peers[network]
         self.touched.add(network)
+        self.renamed[network].add((host, endpoint))
         self.changed.set()
 
     def _touch_of(self, host: str) -> None:
         """Have the networks looked at in which a host has endpoints."""
-        self.touched |= {
-            network for network, found in self._endpoints.items() if any(where == host for where, _ in found)
-        }
+        for network, found in self._endpoints.items():
+            if any(where == host for where, _ in found):
+                self.touch(network)
 
     @staticmethod
     def _set(where: "dict[str, Definition] | dict[str, HostRecord]", ident: str, value: object) -> None:
