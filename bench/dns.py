@@ -5,8 +5,8 @@ port 53 of the gateway: the way to its own port is in the figures. The peers hav
 own in the same host; Docker's is asked in a container. Servers are pinned to one processor and dnsperf to another,
 which is its own limit at some 100 000 questions a second: the processor time a question is the steadier figure.
 
-Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--work TEXT] [--json]``. Peers not installed
-(dnsmasq-base, knot) are left out; dnsperf must be there. All happens in namespaces that it makes and removes.
+Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--work TEXT] [--json]``. Peers that are not
+installed (dnsmasq-base, knot) are left out; dnsperf must be there. All happens in namespaces that it makes and removes.
 """
 
 import argparse

@@ -21,6 +21,7 @@ from harness import (
     cli_network,
     container,
     docker_network,
+    resolve,
     tcp_ask,
     udp_ask,
 )
@@ -310,14 +311,20 @@ def test_internal_network_asks_no_resolver_of_the_host(dockerd: Dockerd, host: H
 
 
 @FAMILIES
-def test_other_networks_ask_a_resolver_of_the_host(dockerd: Dockerd, host: Host, at: Family) -> None:
+@pytest.mark.parametrize("dns", ["on", "off"])
+def test_other_networks_ask_a_resolver_of_the_host(dockerd: Dockerd, host: Host, at: Family, dns: str) -> None:
+    """At the gateway it is our own name server that answers, unless that is off."""
     with (
-        docker_network(dockerd, *BLUE) as net,
+        docker_network(dockerd, *BLUE, "-o", f"dns={dns}") as net,
         container(dockerd, "--network", net) as it,
-        SeenServer(host, "tcp", 53, at.everywhere),
+        SeenServer(host, "tcp", 53, at.everywhere) as resolver,
     ):
-        assert tcp_ask(it, at.gateway("1"), 53) == at.of(it)
         assert tcp_ask(it, at.host, 53) == at.of(it)
+        if dns == "off":
+            assert tcp_ask(it, at.gateway("1"), 53) == at.of(it)
+        else:
+            assert resolve(it, at.gateway("1"), "host.netplug.internal", tcp=True).code == "NOERROR"
+            assert resolver.seen == [at.of(it)]
 
 
 @contextmanager
