@@ -172,6 +172,7 @@ def test_names_of_a_host_are_known_on_the_others(hosts: Hosts) -> None:
     answers(two, address_of(here), "web.blue.netplug.internal")
     answers(two, "_http._tcp.web", "0 0 80 web", kind="SRV")
     late = hosts.start(3)
+    has(late)
     answers(late, "web", address_of(here))
     detach(one)
     answers(two, "web")
@@ -180,6 +181,7 @@ def test_names_of_a_host_are_known_on_the_others(hosts: Hosts) -> None:
     two.stop()
     again = attach(one, name="web")
     two = hosts.start(2)
+    has(two)
     answers(two, "web", address_of(again))
 
 
