@@ -110,6 +110,34 @@ def test_a_killed_daemon_leaves_traffic_alone_and_finds_all_again(two: Cluster) 
         assert not there.netplug.drift()
 
 
+HARMS = {
+    "a MAC": "bridge fdb del {mac} dev {vxlan} self",
+    "a MAC of the bridge": "bridge fdb del {mac} dev {vxlan} master",
+    "another host": "bridge fdb replace {mac} dev {vxlan} self dst 198.51.100.1",
+    "neighbours": "ip neigh flush dev {bridge} nud permanent",
+    "another neighbour": "ip neigh replace {address} lladdr 02:00:00:00:00:99 dev {bridge} nud permanent",
+    "the bridge": "ip link set {bridge} down; ip link set {bridge} up",
+    "the tunnel": "ip link del {vxlan}",
+}
+
+
+def test_what_others_break_is_mended_at_once(two: Cluster) -> None:
+    """Hard case 14. The slow timer would need 30 s for each."""
+    here, there = two.members
+    with two.network("blue") as net, two.station(here, net) as one, two.station(there, net) as other:
+        links = {item["ifname"] for item in json.loads(here.host.output("ip", "-j", "link"))}
+        words = {
+            "bridge": next(name for name in links if name.startswith("np-")),
+            "vxlan": next(name for name in links if name.startswith("npv")),
+            "mac": other.mac,
+            "address": other.addresses[0],
+        }
+        for name, harm in HARMS.items():
+            here.host.run(["sh", "-ec", harm.format(**words)])
+            wait_until(lambda: not here.netplug.drift(), 6, f"no drift after harm to {name}")
+            assert reaches(one, other), name
+
+
 @pytest.mark.parametrize("fault", ["killed", "hung", "emptied"])
 def test_without_the_store_traffic_goes_on(two: Cluster, fault: str) -> None:
     """Hard cases 3, 4 and 18: and a store that comes back without its data is told again."""

@@ -50,6 +50,7 @@ from .relays import Relays
 from .resolvers import Resolvers
 from .rules import FIREWALL_STEPS, FirewallStep
 from .sandboxes import find, inhabited
+from .stations import Stations
 from .survey import Survey, owned
 from .watch import ForeignChanges
 
@@ -75,7 +76,8 @@ class LinuxKernel:
         self._resolvers = Resolvers()
         self._flows = Conntrack()
         self._tables = Tables()
-        self._changes = ForeignChanges(self._is_ours, self._is_own_work)
+        self._stations = Stations()
+        self._changes = ForeignChanges(self._is_ours, self._is_own_work, self._stations.spoiled)
 
     @classmethod
     async def open(cls, backend: str = "") -> Self:
@@ -271,10 +273,9 @@ class LinuxKernel:
                 return addresses.ensure_route(self._inside(step.netns, sandboxes), step)
             case Loopback():
                 return loopback.ensure(self._inside(step.netns, sandboxes))
-            case Fdb():
-                return neighbours.ensure_fdb(self._nl, step)
-            case Neighbour():
-                return neighbours.ensure_neighbour(self._nl, step)
+            case Fdb() | Neighbour():
+                self._stations.want(step)
+                return neighbours.ensure(self._nl, step)
         raise TypeError(f"no way to bring about a {type(step).__name__}")
 
     async def _ensure_flows(self, steps: Sequence[Flows]) -> list[Outcome]:
@@ -346,10 +347,9 @@ class LinuxKernel:
                 links.remove_hairpin(self._nl, step)
             case Shape():
                 shaping.remove(self._nl, step)
-            case Fdb():
-                neighbours.remove_fdb(self._nl, step)
-            case Neighbour():
-                neighbours.remove_neighbour(self._nl, step)
+            case Fdb() | Neighbour():
+                self._stations.forget(step)
+                neighbours.remove(self._nl, step)
             case Address() | Route():
                 try:
                     nl = self._inside(step.netns, sandboxes)

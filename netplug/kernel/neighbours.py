@@ -33,7 +33,7 @@ _GONE = frozenset((errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.EADDRNOTAVAIL
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Entry:
     """An entry of a table. `mac` empty: none known."""
 
     index: int
@@ -45,7 +45,13 @@ class _Entry:
     master: bool
 
     @property
+    def permanent(self) -> bool:
+        """Whether it stays until somebody removes it."""
+        return bool(self.state & _PERMANENT)
+
+    @property
     def sticky(self) -> bool:
+        """Whether no other port takes it over; of a bridge's FDB."""
         return bool(self.state & _NOARP and self.flags & _STICKY)
 
 
@@ -63,16 +69,16 @@ class Found:
         tunnels = [link for link in links if link.vxlan and link.marked and not link.doomed]
         remotes: dict[tuple[int, str], set[IPAddress]] = {}
         bridged = set()
-        for entry in (entry for link in tunnels for entry in _fdb(nl, link.index)):
-            if entry.master and entry.sticky:
-                bridged.add((entry.index, entry.mac))
-            elif not entry.master and entry.flags & _EXTERN_LEARN and entry.dst:
-                remotes.setdefault((entry.index, entry.mac), set()).add(entry.dst)
+        for it in (it for link in tunnels for it in _fdb(nl, link.index)):
+            if it.master and it.sticky:
+                bridged.add((it.index, it.mac))
+            elif not it.master and it.flags & _EXTERN_LEARN and it.dst:
+                remotes.setdefault((it.index, it.mac), set()).add(it.dst)
         neighbours = {}
         for family in _FAMILIES.values() if tunnels else ():
-            for entry in map(_entry, nl.dump(_GET, _NDMSG.pack(family, 0, 0, 0, 0))):
-                if entry.protocol == PROTOCOL and entry.state & _PERMANENT and entry.dst:
-                    neighbours[entry.index, entry.dst] = entry.mac
+            for it in map(entry, nl.dump(_GET, _NDMSG.pack(family, 0, 0, 0, 0))):
+                if it.protocol == PROTOCOL and it.permanent and it.dst:
+                    neighbours[it.index, it.dst] = it.mac
         return cls({key: frozenset(vteps) for key, vteps in remotes.items()}, frozenset(bridged), neighbours)
 
     def drift(self, step: Fdb | Neighbour, link: Link | None) -> str:
@@ -111,7 +117,20 @@ class Found:
         return frozenset(found)
 
 
-def ensure_fdb(nl: Netlink, step: Fdb) -> Outcome:
+def ensure(nl: Netlink, step: Fdb | Neighbour) -> Outcome:
+    """Bring a remote MAC, or a neighbour, about."""
+    return _ensure_fdb(nl, step) if isinstance(step, Fdb) else _ensure_neighbour(nl, step)
+
+
+def remove(nl: Netlink, step: Fdb | Neighbour) -> None:
+    """Remove a remote MAC, or a neighbour of ours; absent is success."""
+    if isinstance(step, Fdb):
+        _remove_fdb(nl, step)
+    else:
+        _remove_neighbour(nl, step)
+
+
+def _ensure_fdb(nl: Netlink, step: Fdb) -> Outcome:
     """Bring a remote MAC about."""
     link = _wanted(nl, step, step.link)
     if link.vxlan is None or not link.master:
@@ -141,7 +160,7 @@ def ensure_fdb(nl: Netlink, step: Fdb) -> Outcome:
     return Outcome.CREATED if mine is None else Outcome.ADJUSTED
 
 
-def remove_fdb(nl: Netlink, step: Fdb) -> None:
+def _remove_fdb(nl: Netlink, step: Fdb) -> None:
     """Remove a remote MAC."""
     link = rtnl.link(nl, step.link)
     if link is None:
@@ -155,11 +174,11 @@ def remove_fdb(nl: Netlink, step: Fdb) -> None:
     _delete(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_SELF, 0) + head + attr(_DST, step.vtep.packed))
 
 
-def ensure_neighbour(nl: Netlink, step: Neighbour) -> Outcome:
+def _ensure_neighbour(nl: Netlink, step: Neighbour) -> Outcome:
     """Bring a neighbour about; what the kernel found out by itself is written over."""
     link = _wanted(nl, step, step.link)
     found = _get(nl, _asked(step, link.index))
-    fixed = found is not None and bool(found.state & _PERMANENT)
+    fixed = found is not None and found.permanent
     if found and fixed and found.protocol != PROTOCOL:
         if found.mac == step.mac:
             return Outcome.USED
@@ -177,7 +196,7 @@ def ensure_neighbour(nl: Netlink, step: Neighbour) -> Outcome:
     return Outcome.ADJUSTED if fixed else Outcome.CREATED
 
 
-def remove_neighbour(nl: Netlink, step: Neighbour) -> None:
+def _remove_neighbour(nl: Netlink, step: Neighbour) -> None:
     """Remove a neighbour, if it is ours."""
     link = rtnl.link(nl, step.link)
     found = _get(nl, _asked(step, link.index)) if link else None
@@ -214,25 +233,26 @@ def _delete(nl: Netlink, message: bytes) -> None:
             raise
 
 
-def _get(nl: Netlink, query: bytes) -> _Entry | None:
+def _get(nl: Netlink, query: bytes) -> Entry | None:
     try:
-        return _entry(nl.get(_GET, query))
+        return entry(nl.get(_GET, query))
     except NetlinkError as error:
         if error.errno in _GONE:
             return None
         raise
 
 
-def _fdb(nl: Netlink, index: int) -> list[_Entry]:
+def _fdb(nl: Netlink, index: int) -> list[Entry]:
     """Return the entries of a vxlan link and those of its bridge that lead to it."""
-    return [_entry(data) for data in nl.dump(_GET, _NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0) + u32(_IFINDEX, index))]
+    return [entry(data) for data in nl.dump(_GET, _NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0) + u32(_IFINDEX, index))]
 
 
-def _entry(data: bytes) -> _Entry:
+def entry(data: bytes) -> Entry:
+    """Return what a message tells of; struct ndmsg comes first."""
     _family, index, state, flags, _kind = _NDMSG.unpack_from(data)
     found = attrs(data, _NDMSG.size)
     dst, protocol = found.get(_DST), found.get(_PROTOCOL)
-    return _Entry(
+    return Entry(
         index,
         rtnl.mac(found.get(_LLADDR)),
         ip_address(dst) if dst else None,

@@ -1,8 +1,9 @@
 """Word from the kernel that somebody else changed what may be ours.
 
-Two multicast groups are listened to: links and addresses that go (rtnetlink(7)), and commits of nf_tables
-(``NFT_MSG_NEWGEN``). What we do ourselves is told of as well, so links whose removal was asked for and commits while an
-iptables process of ours runs are passed over. iptables-legacy and ipset tell nobody: for them there is the slow timer.
+Listened to are links and addresses that go, entries of FDBs and neighbour tables that go or change (rtnetlink(7)), and
+commits of nf_tables (``NFT_MSG_NEWGEN``). What we do ourselves is told of as well. So passed over are links whose
+removal was asked for, entries that are as we want them (see `stations`), and commits while a process of iptables works
+for us. iptables-legacy and ipset tell nobody: for them there is the slow timer.
 """
 
 import asyncio
@@ -10,9 +11,10 @@ import socket
 from collections.abc import Callable
 
 from .netlink import attrs, walk
+from .stations import DELNEIGH, NEWNEIGH
 
 _RTM_DELLINK, _RTM_DELADDR = 17, 21
-_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+_RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x4, 0x10, 0x100
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
 _NFT_MSG_NEWGEN = (10 << 8) | 15
@@ -28,18 +30,25 @@ class ForeignChanges:
     Args:
         is_ours: tells of a link's name whether it is one that we made and did not remove.
         is_own_work: tells of a generation of the rule set whether it was us who brought it about.
+        is_spoiled: tells of word about an FDB or neighbour table, type and body, whether an entry of ours is harmed.
     """
 
-    def __init__(self, is_ours: Callable[[str], bool], is_own_work: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        is_ours: Callable[[str], bool],
+        is_own_work: Callable[[int], bool],
+        is_spoiled: Callable[[int, bytes], bool],
+    ) -> None:
         self.event = asyncio.Event()
         self._is_ours = is_ours
         self._is_own_work = is_own_work
+        self._is_spoiled = is_spoiled
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
 
     def open(self) -> None:
         """Begin to listen, in this thread's network namespace."""
-        groups = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+        groups = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
         self._listen(0, groups, self._on_route)
         try:
             nft = self._listen(_NETLINK_NETFILTER, 0, self._on_nft)
@@ -73,6 +82,8 @@ class ForeignChanges:
                     self.event.set()
             elif kind == _RTM_DELADDR:
                 self._on_address(body)
+            elif kind in {NEWNEIGH, DELNEIGH} and self._is_spoiled(kind, body):
+                self.event.set()
 
     def _on_address(self, body: bytes) -> None:
         index = int.from_bytes(body[4:8], "little")

@@ -4,11 +4,13 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from ipaddress import ip_interface
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface
 
 import pytest
 
 from netplug.drivers.steps import Address, Bridge, Chain, Jump, Veth
+from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
 from netplug.kernel import netns
 from netplug.kernel.linux import LinuxKernel
 
@@ -19,6 +21,10 @@ GATEWAY = Address("np-test", ip_interface("10.9.0.1/24"))
 VETH = Veth("nphtest", "npstest", "02:00:00:00:01:01", "02:00:00:00:02:01", 1500, "np-test")
 CHAIN = Chain(4, "filter", "NETPLUG-FORWARD", ("-j RETURN",))
 JUMP = Jump(4, "filter", "FORWARD", "-j NETPLUG-FORWARD")
+VXLAN = Vxlan("npvtest", "fe:00:00:00:05:01", 1450, BRIDGE.name, 4097, ip_address("10.5.0.1"), 4789)
+FDB = Fdb(VXLAN.name, "02:00:00:00:06:02", ip_address("10.5.0.2"))
+NEIGHBOUR = Neighbour(BRIDGE.name, ip_address("10.9.0.2"), FDB.mac)
+STATIONS = (FDB, replace(FDB, mac=NO_MAC), NEIGHBOUR, replace(NEIGHBOUR, address=ip_address("fd00:9::2")))
 DEADLINE_S = 5.0
 QUIET_S = 0.2
 """Longer than the kernel takes to deliver what has been done before."""
@@ -111,3 +117,36 @@ async def test_closed_kernel_hears_nothing(kernel: LinuxKernel) -> None:
     run("ip", "link", "del", "nphtest")
     await expect_silence(kernel)
     assert not event.is_set()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"bridge fdb del {FDB.mac} dev npvtest self",
+        f"bridge fdb del {FDB.mac} dev npvtest master",
+        f"bridge fdb replace {FDB.mac} dev npvtest self dst 10.5.0.9",
+        f"bridge fdb replace {FDB.mac} dev npvtest master static",
+        f"bridge fdb del {NO_MAC} dev npvtest self dst {FDB.vtep}",
+        "ip neigh del 10.9.0.2 dev np-test",
+        "ip neigh flush dev np-test nud permanent",
+        "ip neigh replace 10.9.0.2 lladdr 02:00:00:00:06:09 dev np-test nud permanent",
+        "ip neigh replace 10.9.0.2 lladdr 02:00:00:00:06:02 dev np-test nud stale",
+        "ip -6 neigh del fd00:9::2 dev np-test",
+    ],
+)
+async def test_foreign_change_of_a_station_is_told(kernel: LinuxKernel, command: str) -> None:
+    await kernel.ensure((VXLAN, *STATIONS))
+    await expect_silence(kernel)
+    run(*command.split())
+    await wait_for_word(kernel)
+
+
+async def test_own_changes_of_stations_and_those_of_others_are_not_told(kernel: LinuxKernel) -> None:
+    moved = (replace(FDB, vtep=ip_address("10.5.0.3")), replace(NEIGHBOUR, mac="02:00:00:00:06:09"))
+    await kernel.ensure((VXLAN, *STATIONS))
+    await kernel.ensure(moved)
+    run("bridge", "fdb", "add", "02:00:00:00:06:66", "dev", "npvtest", "self", "dst", "10.5.0.2")
+    run("ip", "neigh", "replace", "10.9.0.66", "lladdr", "02:00:00:00:06:66", "dev", "np-test")
+    await kernel.remove((*STATIONS[::-1], VXLAN))
+    await kernel.settle()
+    await expect_silence(kernel)
