@@ -152,16 +152,17 @@ def _input(family: int) -> tuple[str, ...]:
     """
     own = f"-m set ! --match-set netplug-net{family} dst,src"
     internal = f"-m set ! --match-set netplug-out{family} src,src"
-    by_name, by_set = _from_ours(family)
-    asked = [f"-p {proto}" for proto in (Proto.TCP, Proto.UDP)]
-    names = "-m multiport --dports 53,853"
-    own_server = [f"-p {proto} -m {proto}" for proto in (Proto.TCP, Proto.UDP)]
+    protocols = (Proto.TCP, Proto.UDP)
     return (
+        # All that the host receives meets this one, the frames of tunnels too.
+        f"! -i {BRIDGES}+ -m set ! --match-set netplug-net{family} src,src -j RETURN",
         *(f"-d {address} -j RETURN" for address in _ON_LINK[family]),
-        *(f"{came} {internal} {own} -j DROP" for came in (by_name, by_set)),
-        *(f"{by_name} {proto} {internal} {names} -j DROP" for proto in asked),
-        *(f"{proto} {by_set} {internal} {names} -j DROP" for proto in asked),
-        *(f"{proto} --dport {RESOLVER_PORT} {_match('net', family, 'src,src')} -j ACCEPT" for proto in own_server),
+        f"{internal} {own} -j DROP",
+        *(f"-p {proto} {internal} -m multiport --dports 53,853 -j DROP" for proto in protocols),
+        *(
+            f"-p {proto} -m {proto} --dport {RESOLVER_PORT} {_match('net', family, 'src,src')} -j ACCEPT"
+            for proto in protocols
+        ),
     )
 
 

@@ -14,11 +14,11 @@ from re import fullmatch
 from .api import Endpoint, HostFacts, Network, Peer, Scope
 from .bridge import BridgeDriver, link_of
 from .errors import DriverError, Kind
-from .naming import eui64, mac_of_host_side, mac_of_id, vxlan_name
+from .naming import eui64, host_side, mac_of_host_side, mac_of_id, vxlan_name
 from .options import NetworkOptions
 from .plan import Plan
 from .steps import IPAddress, Step
-from .tunnel import NO_MAC, Fdb, Neighbour, Tunnel, Tunnels, Vtep, Vxlan
+from .tunnel import NO_MAC, Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that a frame grows by, less its own: outer IP header, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 5)."""
@@ -73,7 +73,16 @@ class OverlayDriver(BridgeDriver):
         )
         # Closed to strangers before it is there.
         closed = Tunnel(vtep.version, options.vxlan_port, options.vni)
-        return super().create_network(net, host) + Plan((closed, link))
+        quick = (Shortcuts(link.name),) if _quick(net) else ()
+        return super().create_network(net, host) + Plan((closed, link, *quick))
+
+    def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
+        plan = super().create_endpoint(net, ep, host)
+        if not _quick(net):
+            return plan
+        addresses = tuple(address.ip for address in ep.addresses)
+        way = Shortcut(host_side(ep.id), vxlan_name(net.id), ep.chosen_mac().lower(), self.mac(net), addresses)
+        return plan + Plan((way,))
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
         versions = (host.vtep.version,) if host.vtep else (4, 6)
@@ -111,6 +120,11 @@ class OverlayDriver(BridgeDriver):
         steps += [Fdb(link, mac, vtep) for mac, vtep in remote.items()]
         steps += [Neighbour(bridge, address, mac) for address, mac in near.items()]
         return Plan(tuple(steps))
+
+
+def _quick(net: Network) -> bool:
+    """Whether ports and the tunnel need no more checks than a `Shortcut` makes, and nobody else is on the bridge."""
+    return net.options.spoofchk and net.options.icc and not net.options.bridge
 
 
 def _vtep(host: HostFacts) -> IPAddress:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from .codec import Json, JsonObject, decode, encode
 from .steps import STEPS, Guard, HostPort, Macvlan, Relay, Step, Veth
+from .tunnel import Shortcut
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,9 @@ class Plan:
         return Plan(tuple(inside(step) for step in self))
 
     def unpinned(self) -> "Plan":
-        """Return the plan with guards that let any MAC pass."""
-        return Plan(tuple(replace(step, mac="") if isinstance(step, Guard) else step for step in self))
+        """Return the plan with guards that let any MAC pass, and without shortcuts, which are of one."""
+        kept = (step for step in self if not isinstance(step, Shortcut))
+        return Plan(tuple(replace(step, mac="") if isinstance(step, Guard) else step for step in kept))
 
     def sharing(self) -> "Plan":
         """Return the plan with ports of the host that a runtime may bind too; we cannot serve those ourselves."""

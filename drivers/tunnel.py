@@ -65,6 +65,36 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortcuts:
+    """What all `Shortcut`s of VXLAN link `vxlan` share; without it there can be none."""
+
+    vxlan: str
+
+    @property
+    def key(self) -> str:
+        return f"shortcuts/{self.vxlan}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """Frames between bridge port `link` and VXLAN link `vxlan` pass by the bridge and by what the firewall does there.
+
+    Those that come by the tunnel for `mac`; and those for another host that `mac` sends from one of `addresses`, that
+    is to no MAC of this host, `gateway` being the bridge's.
+    """
+
+    link: str
+    vxlan: str
+    mac: str
+    gateway: str
+    addresses: tuple[IPv4Address | IPv6Address, ...]
+
+    @property
+    def key(self) -> str:
+        return f"shortcut/{self.link}"
+
+
+@dataclass(frozen=True, slots=True)
 class Tunnels:
     """What all `Tunnel`s over this IP version share; without it there can be none."""
 

@@ -18,12 +18,14 @@ from harness import (
     udp_ask,
     wait_until,
 )
-from harness.netns import open_socket
+from harness.frames import captured, inner
+from harness.netns import in_netns, open_socket
 from harness.overlay import BLUE, VNI
 from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_RA, ICMPv6NDOptDstLLAddr, IPv6
 from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 
 
 def _vxlan(one: Station, two: Station, vni: int) -> bytes:
@@ -55,6 +57,42 @@ def test_strangers_cannot_inject(nodes: tuple[Node, Node], host: Host, under: Un
             wait_until(lambda: len(server.seen) == 2, what="the frame from the peer's own address")
         finally:
             host.run(["ip", "addr", "del", f"{stranger}/{width}", "dev", under.links[0]])
+
+
+def test_nobody_sends_to_another_host_as_somebody_else(nodes: tuple[Node, Node], host: Host, under: Underlay) -> None:
+    """What is his own passes by the bridge; what is not must not pass with it."""
+    with pair(nodes) as (_, one, two), captured(host, under.links[0]) as frames:
+        mac, (own4, own6), (to4, to6) = one.peer["mac"], one.addresses, two.addresses
+
+        def frame(what: Packet, source: str = mac) -> Packet:
+            return Ether(src=source, dst=two.peer["mac"]) / what
+
+        redirect = ICMPv6NDOptDstLLAddr(lladdr=mac)
+        forged = {
+            "IPv4": frame(IP(src="10.94.1.9", dst=to4) / UDP()),
+            "IPv4 of the world": frame(IP(src="198.51.100.7", dst=to4) / UDP()),
+            "IPv4 of the receiver": frame(IP(src=to4, dst=to4) / UDP()),
+            "MAC": frame(IP(src=own4, dst=to4) / UDP(), "02:00:00:00:00:99"),
+            "IPv6": frame(IPv6(src="fd00:94:1::9", dst=to6) / UDP()),
+            "MAC, IPv6": frame(IPv6(src=own6, dst=to6) / UDP(), "02:00:00:00:00:99"),
+            "advertisement": frame(IPv6(src=own6, dst=to6, hlim=255) / ICMPv6ND_NA(tgt="fd00:94:1::1") / redirect),
+            "router": frame(IPv6(src=own6, dst=to6, hlim=255) / ICMPv6ND_RA()),
+        }
+        honest = {
+            "own IPv4": frame(IP(src=own4, dst=to4) / UDP()),
+            "own IPv6": frame(IPv6(src=own6, dst=to6) / UDP()),
+            "own advertisement": frame(IPv6(src=own6, dst=to6, hlim=255) / ICMPv6ND_NA(tgt=own6) / redirect),
+        }
+        with in_netns(one.netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sock:
+            sock.bind(("eth0", 0))
+            for name, it in (forged | honest).items():
+                sock.send(bytes(it / Raw(f"<{name}>".encode())))
+        # Sent after them.
+        assert one.place.pings(to4)
+        assert one.place.pings(to6)
+    crossed = b"".join(map(bytes, inner(frames)))
+    assert [name for name in honest if f"<{name}>".encode() not in crossed] == []
+    assert [name for name in forged if f"<{name}>".encode() in crossed] == []
 
 
 def test_host_without_peers_takes_frames_from_nobody(nodes: tuple[Node, Node], host: Host, under: Underlay) -> None:
@@ -111,6 +149,8 @@ def test_address_that_moves_to_another_host_is_found_there(nodes: tuple[Node, No
         "bridge fdb replace {mac} dev {vxlan} self dst {wrong}",
         "bridge fdb del {mac} dev {vxlan} master",
         "nft delete table {family} netplug-vxlan",
+        "nft delete table netdev netplug-{vxlan}",
+        "nft flush map netdev netplug-{vxlan} near",
     ],
 )
 def test_what_others_break_is_seen_and_mended(nodes: tuple[Node, Node], host: Host, under: Underlay, harm: str) -> None:

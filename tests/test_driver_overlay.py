@@ -1,16 +1,17 @@
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
 
 import pytest
 
-from netplug.drivers.api import HostFacts, LinkFacts, Meshed, Network, Peer, Subnet
+from netplug.drivers.api import Endpoint, HostFacts, LinkFacts, Meshed, Network, Peer, Subnet
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import bridge_name, vxlan_name
 from netplug.drivers.options import NetworkOptions
 from netplug.drivers.overlay import OverlayDriver
 from netplug.drivers.steps import Bridge
-from netplug.drivers.tunnel import Fdb, Vxlan
+from netplug.drivers.tunnel import Fdb, Shortcut, Shortcuts, Vxlan
 
 NET = Network(
     "3a5d" * 16,
@@ -30,6 +31,19 @@ def host(vtep: str = "192.0.2.1", mtu: int = 1500, link: str = "eth0") -> HostFa
 
 
 HOST = host()
+
+
+@pytest.mark.parametrize(
+    ("change", "quick"),
+    [({}, True), ({"spoofchk": False}, False), ({"icc": False}, False), ({"bridge": "br0"}, False)],
+    ids=["plain", "unchecked", "separated", "with others on the bridge"],
+)
+def test_frames_take_the_shortcut_where_nothing_else_has_to_look(change: dict[str, Any], quick: bool) -> None:
+    net = replace(NET, options=replace(NET.options, **change))
+    endpoint = Endpoint("e" * 64, (ip_interface("10.208.0.2/24"),))
+    whole = [step for step in DRIVER.create_network(net, HOST) if isinstance(step, Shortcuts)]
+    ways = [step for step in DRIVER.create_endpoint(net, endpoint, HOST) if isinstance(step, Shortcut)]
+    assert (len(whole), len(ways)) == ((1, 1) if quick else (0, 0))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 from netplug.errors import NetplugError
 
 from . import fake_links, fake_tunnels, ports, rules
@@ -186,6 +186,7 @@ class FakeKernel:
             tables=self._all(Guards, Forwards, Tunnels),
             entries=self._all(Guard, Forward, Tunnel, Vtep),
             stations=self._all(Fdb, Neighbour),
+            shortcuts=self._all(Shortcuts, Shortcut),
         )
 
     def _all(self, *kinds: type[_T]) -> frozenset[_T]:
@@ -350,7 +351,18 @@ class FakeKernel:
             case Sysctl():
                 if step.restore and self._world.sysctls.get(step.name) == step.value:
                     self._world.sysctls[step.name] = step.restore
-            case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan() | IpSet() | Guards() | Forwards() | Tunnels():
+            case (
+                Bridge()
+                | Veth()
+                | Macvlan()
+                | Ifb()
+                | Vxlan()
+                | IpSet()
+                | Guards()
+                | Forwards()
+                | Tunnels()
+                | Shortcuts()
+            ):
                 if step.key in self._world.state:
                     self._world.cascade(self._world.state[step.key])
         self._world.state.pop(step.key, None)

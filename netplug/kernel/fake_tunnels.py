@@ -2,12 +2,12 @@
 
 from typing import TypeAlias, get_args
 
-from netplug.drivers.tunnel import Fdb, Neighbour, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 from .api import Outcome, StepError
 from .fake_world import World
 
-TunnelStep: TypeAlias = Vxlan | Fdb | Neighbour | Tunnels | Tunnel | Vtep
+TunnelStep: TypeAlias = Vxlan | Fdb | Neighbour | Shortcuts | Shortcut | Tunnels | Tunnel | Vtep
 TUNNEL_STEPS = get_args(TunnelStep)
 
 
@@ -20,6 +20,13 @@ def ensure(world: World, step: TunnelStep) -> Outcome:
             return _ensure_fdb(world, step)
         case Neighbour():
             world.wants_link(step, step.link, None)
+        case Shortcuts():
+            world.wants_link(step, step.vxlan, None)
+        case Shortcut():
+            world.wants_link(step, step.vxlan, None)
+            world.wants_link(step, step.link, None)
+            if Shortcuts(step.vxlan).key not in world.state:
+                raise StepError("not_found", step, f"the table of shortcuts of link {step.vxlan!r} is missing")
         case Tunnel() | Vtep() if f"tunnels/{step.family}" not in world.state:
             raise StepError("not_found", step, f"the table of IPv{step.family} tunnels is missing")
     return world.plain(step)

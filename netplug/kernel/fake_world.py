@@ -34,7 +34,7 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 from . import ports
 from .api import MISSING, Outcome, StepError
@@ -220,8 +220,12 @@ class World:
 
     def cascade(self, step: Step) -> None:
         """Drop what does not outlive an object."""
-        for key in [key for key, other in self.state.items() if _hangs_on(step, other) or _lies_in(step, other)]:
+        for key in [key for key, other in self.state.items() if _goes_with(step, other)]:
             del self.state[key]
+
+
+def _goes_with(step: Step, other: Step) -> bool:
+    return _hangs_on(step, other) or _leads_through(step, other) or _lies_in(step, other)
 
 
 def _lies_in(step: Step, other: Step) -> bool:
@@ -235,6 +239,8 @@ def _lies_in(step: Step, other: Step) -> bool:
             return True
         case Forwards(), Forward():
             return other.family == step.family
+        case Shortcuts(), Shortcut():
+            return other.vxlan == step.vxlan
         case Tunnels(), (Tunnel() | Vtep()):
             return other.family == step.family
     return False
@@ -251,16 +257,24 @@ def _hangs_on(step: Step, other: Step) -> bool:
             return (other.netns, other.link) == (step.netns, step.ifname)
         case ((Bridge() | Veth()), Macvlan()):
             return other.parent == step.name
-        case Bridge(), Neighbour():
-            return other.link == step.name
-        case Vxlan(), Fdb():
-            return other.link == step.name
         case Veth(), (Hairpin() | Shape()):
             return other.link == step.name
         case Ifb(), Shape():
             return other.ifb == step.name
         case ((Bridge() | Veth()), Resolver()):
             return other.link == step.name
+    return False
+
+
+def _leads_through(step: Step, other: Step) -> bool:
+    """Return whether the second leads frames through the first, a link."""
+    match step, other:
+        case Bridge(), Neighbour():
+            return other.link == step.name
+        case Vxlan(), Fdb():
+            return other.link == step.name
+        case ((Veth() | Vxlan()), Shortcut()):
+            return step.name in {other.link, other.vxlan}
     return False
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
 from itertools import groupby
 from types import TracebackType
@@ -30,7 +31,7 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Vxlan
 from netplug.errors import NetplugError
 
 from . import addresses, entries, facts, links, loopback, macvlan, neighbours, segment, shaping, sysctl, vxlan
@@ -50,6 +51,7 @@ from .relays import Relays
 from .resolvers import Resolvers
 from .rules import FIREWALL_STEPS, FirewallStep
 from .sandboxes import find, inhabited
+from .shortcuts import Ways
 from .stations import Stations
 from .survey import Survey, owned
 from .watch import ForeignChanges
@@ -76,6 +78,7 @@ class LinuxKernel:
         self._resolvers = Resolvers()
         self._flows = Conntrack()
         self._tables = Tables()
+        self._ways = Ways(self._tables, self._nl)
         self._stations = Stations()
         self._changes = ForeignChanges(self._is_ours, self._is_own_work, self._stations.spoiled)
 
@@ -144,7 +147,7 @@ class LinuxKernel:
         sets = await self._sets.list()
         found = await asyncio.gather(*(firewall.read() for firewall in self._firewall.values()))
         models = dict(zip(self._firewall, found, strict=True))
-        look = entries.Look.at(self._tables)
+        look, ways = entries.Look.at(self._tables), self._ways.look()
         survey = await asyncio.to_thread(Survey.of, steps, self._survey)
         drifts = []
         for step in steps:
@@ -157,6 +160,8 @@ class LinuxKernel:
                     what = self._resolvers.drift(step)
                 case _ if isinstance(step, TABLE_STEPS):
                     what = look.drift(step)
+                case Shortcuts() | Shortcut():
+                    what = ways.drift(step, survey.host.links)
                 case _:
                     what = survey.drift(step, sets, models)
             if what:
@@ -164,7 +169,7 @@ class LinuxKernel:
         host = survey.host
         return Comparison(
             tuple(drifts),
-            owned(survey, sets, models, look),
+            replace(owned(survey, sets, models, look), shortcuts=ways.owned()),
             facts.of(host.links.values(), host.addresses, host.routes, models),
         )
 
@@ -276,6 +281,8 @@ class LinuxKernel:
             case Fdb() | Neighbour():
                 self._stations.want(step)
                 return neighbours.ensure(self._nl, step)
+            case Shortcuts() | Shortcut():
+                return self._ways.ensure(step)
         raise TypeError(f"no way to bring about a {type(step).__name__}")
 
     async def _ensure_flows(self, steps: Sequence[Flows]) -> list[Outcome]:
@@ -350,6 +357,8 @@ class LinuxKernel:
             case Fdb() | Neighbour():
                 self._stations.forget(step)
                 neighbours.remove(self._nl, step)
+            case Shortcuts() | Shortcut():
+                self._ways.remove(step)
             case Address() | Route():
                 try:
                     nl = self._inside(step.netns, sandboxes)

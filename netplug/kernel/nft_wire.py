@@ -7,6 +7,7 @@ mean equal rules. Numbers are in network order, data in the order in which it is
 """
 
 import struct
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,22 +15,22 @@ from typing import TypeAlias
 
 from .netlink import NLM_F_ACK, NLM_F_CREATE, attr, nest, text
 
-BRIDGE, IPV4, IPV6 = 7, 2, 10
-"""Address families of tables: NFPROTO_BRIDGE, NFPROTO_IPV4, NFPROTO_IPV6."""
+NETDEV, BRIDGE, IPV4, IPV6 = 5, 7, 2, 10
+"""Address families of tables: NFPROTO_NETDEV, NFPROTO_BRIDGE, NFPROTO_IPV4, NFPROTO_IPV6."""
 
 _SUBSYSTEM = 10
-NEWTABLE, DELTABLE = 0, 2
-NEWCHAIN = 3
-NEWRULE, GETRULE = 6, 7
+NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
+NEWCHAIN, DELCHAIN = 3, 5
+NEWRULE, GETRULE, DELRULE = 6, 7, 8
 NEWSET = 9
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
 NEWGEN, GETGEN = 15, 16
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 
-RULE_USERDATA, ELEMENTS, GENERATION = 7, 3, 1
+TABLE_NAME, RULE_CHAIN, RULE_USERDATA, ELEMENTS, GENERATION = 1, 2, 7, 3, 1
 LIST_ELEM, ELEM_KEY, ELEM_DATA, DATA_VALUE = 1, 1, 2, 1
 
-PREROUTING, INPUT, OUTPUT = 0, 1, 3
+INGRESS, PREROUTING, INPUT, OUTPUT = 0, 0, 1, 3
 DROP, ACCEPT, RETURN = 0, 1, -5
 
 _REGISTERS = 8
@@ -44,6 +45,7 @@ TYPES = {
     "ether_addr": (9, 6),
     "inet_proto": (12, 1),
     "inet_service": (13, 2),
+    "iface_index": (20, 4),
     "ifname": (41, 16),
 }
 """Number and length of nft(8)'s data types; a list of them is a concatenation."""
@@ -151,6 +153,19 @@ def lead(name: str, family: int, address_length: int, *fields: Field) -> bytes:
     return load(*fields) + found + nat
 
 
+def found_in(name: str, field: Field) -> bytes:
+    """Go on only if a map has this field, with what it has for it in the first register."""
+    found = _expression("lookup", text(1, name), be32(2, _REGISTERS), be32(3, _REGISTERS))
+    return load(field) + found
+
+
+def hand_on(index: int = 0) -> bytes:
+    """Send the frame out by the link of this index, or of the index in the first register; in family netdev."""
+    value = index.to_bytes(4, sys.byteorder)
+    chosen = _expression("immediate", be32(1, _REGISTERS), _data(2, value)) if index else b""
+    return chosen + _expression("fwd", be32(1, _REGISTERS))
+
+
 def verdict(code: int) -> bytes:
     """Decide: DROP, ACCEPT, RETURN."""
     return _expression("immediate", be32(1, 0), nest(2, nest(2, be32(1, code))))
@@ -175,13 +190,17 @@ class Set:
 
 @dataclass(frozen=True, slots=True)
 class BaseChain:
-    """A chain that packets come to by themselves. `type`: "filter" or "nat"; the lower the `priority`, the earlier."""
+    """A chain that packets come to by themselves. `type`: "filter" or "nat"; the lower the `priority`, the earlier.
+
+    `device`: the link whose frames it is for; in family netdev.
+    """
 
     name: str
     type: str
     hook: int
     priority: int
     rules: tuple[tuple[str, bytes], ...]
+    device: str = ""
 
     def comments(self) -> list[str]:
         """Return what each of its rules is told by."""
@@ -202,8 +221,14 @@ class Table:
         messages = [self.message(NEWTABLE, text(1, self.name))]
         for number, item in enumerate(self.sets, 1):
             messages.append(self.message(NEWSET, text(1, self.name), *_set_attrs(item, number)))
+        return messages + self.with_chains()
+
+    def with_chains(self) -> list[Message]:
+        """Return the messages that make its chains."""
+        messages = []
         for chain in self.chains:
-            hook = nest(4, be32(1, chain.hook), be32(2, chain.priority))
+            device = text(3, chain.device) if chain.device else b""
+            hook = nest(4, be32(1, chain.hook), be32(2, chain.priority), device)
             attrs = (text(1, self.name), text(3, chain.name), hook, be32(5, ACCEPT), text(7, chain.type))
             messages.append(self.message(NEWCHAIN, *attrs))
             for comment, (_, expressions) in zip(chain.comments(), chain.rules, strict=True):
@@ -211,6 +236,18 @@ class Table:
                 userdata = attr(RULE_USERDATA, bytes((_COMMENT, len(words))) + words)
                 body = (text(1, self.name), text(2, chain.name), nest(4, expressions), userdata)
                 messages.append(self.message(NEWRULE, *body, flags=NLM_F_CREATE | 0x800))
+        return messages
+
+    def without_chains(self) -> list[Message]:
+        """Return the messages that remove its chains, whether they are there or not."""
+        messages = []
+        for chain in self.chains:
+            of = text(1, self.name)
+            messages += [
+                self.message(NEWCHAIN, of, text(3, chain.name)),
+                self.message(DELRULE, of, text(2, chain.name), flags=0),
+                self.message(DELCHAIN, of, text(3, chain.name), flags=0),
+            ]
         return messages
 
     def delete(self) -> list[Message]:

@@ -21,8 +21,11 @@ from .nft_wire import (
     GETGEN,
     GETRULE,
     GETSETELEM,
+    GETTABLE,
     NEWSETELEM,
+    RULE_CHAIN,
     RULE_USERDATA,
+    TABLE_NAME,
     Message,
     Table,
     batch,
@@ -60,13 +63,13 @@ class Tables:
         messages = [*table.delete(), *table.create()]
         for name, elements in content.items():
             messages += [table.elements(NEWSETELEM, name, part, NLM_F_CREATE) for part in _parts(elements)]
-        self._commit(messages)
+        self.commit(messages)
         return Outcome.CREATED if found is None else Outcome.ADJUSTED
 
     def remove_table(self, table: Table) -> None:
         """Remove a table."""
         if self._comments(table) is not None:
-            self._commit(table.delete())
+            self.commit(table.delete())
 
     def drift(self, table: Table) -> str:
         """Say what is wrong with a table; empty when nothing."""
@@ -82,7 +85,7 @@ class Tables:
             NetlinkError: ENOENT, there is no table.
         """
         try:
-            self._commit(_added(table, wanted, NLM_F_CREATE | NLM_F_EXCL))
+            self.commit(_added(table, wanted, NLM_F_CREATE | NLM_F_EXCL))
         except BatchError as error:
             if error.errno != errno.EEXIST:
                 raise
@@ -95,7 +98,7 @@ class Tables:
         present = {name: elements for name, elements in found.items() if elements}
         if present == wanted:
             return Outcome.EQUAL
-        self._commit([*_removed(table, present), *_added(table, wanted, NLM_F_CREATE)])
+        self.commit([*_removed(table, present), *_added(table, wanted, NLM_F_CREATE)])
         return Outcome.ADJUSTED
 
     def remove(self, table: Table, entries: Entries) -> None:
@@ -105,7 +108,7 @@ class Tables:
         """
         for first in ([], _added(table, entries, NLM_F_CREATE)):
             try:
-                self._commit([*first, *_removed(table, entries)])
+                self.commit([*first, *_removed(table, entries)])
             except BatchError as error:
                 if error.errno not in _GONE:
                     raise
@@ -120,6 +123,21 @@ class Tables:
             _, _, query = table.message(GETSETELEM, text(1, table.name), text(2, item.name))
             for data in self._dump(10 << 8 | GETSETELEM, query):
                 elements.update(_elements(data))
+        return found
+
+    def named(self, family: int) -> list[str]:
+        """Return the names of a family's tables."""
+        _, _, query = message(GETTABLE, family)
+        found = self._dump(10 << 8 | GETTABLE, query)
+        return [attrs(data, 4)[TABLE_NAME].rstrip(b"\0").decode() for data in found]
+
+    def rules(self, table: Table) -> dict[str, list[str]]:
+        """Return the comments of all rules of a table, by chain; none where there is no table."""
+        found: dict[str, list[str]] = {}
+        _, _, query = table.message(GETRULE, text(1, table.name))
+        for parts in (attrs(data, 4) for data in self._dump(10 << 8 | GETRULE, query)):
+            chain = parts[RULE_CHAIN].rstrip(b"\0").decode()
+            found.setdefault(chain, []).append(_comment(parts.get(RULE_USERDATA, b"")))
         return found
 
     def close(self) -> None:
@@ -145,7 +163,8 @@ class Tables:
                 return []
             raise
 
-    def _commit(self, messages: list[Message]) -> None:
+    def commit(self, messages: list[Message]) -> None:
+        """Do all of it or nothing."""
         netlink = self._open()
         netlink.batch(batch(messages))
         kind, _, query = message(GETGEN, 0)

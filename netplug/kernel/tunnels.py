@@ -38,15 +38,17 @@ _LENGTHS = {4: 4, 6: 16}
 def _table(family: int, kind: str, offset: int, length: int) -> Table:
     source = payload(1, offset, length)
     truncated = equal(FIRST_FRAGMENT, bytes(2), b"\xff\xf8") + verdict(nft.DROP)
+    peer = equal(L4PROTO, _UDP) + member("vteps", source, _PORT, _VNI)
+    ours = equal(L4PROTO, _UDP) + member("vnis", _PORT, _VNI)
+    # What comes most meets one lookup.
     rules = (
+        ("of a peer", peer + verdict(nft.RETURN)),
         ("not UDP", equal(L4PROTO, _UDP, inverted=True) + verdict(nft.RETURN)),
         ("not a VNI of ours", member("vnis", _PORT, _VNI, inverted=True) + verdict(nft.RETURN)),
-        ("of a peer", member("vteps", source, _PORT, _VNI) + verdict(nft.RETURN)),
         *((("fragment without VXLAN header", truncated),) if family == nft.IPV6 else ()),
         ("of a stranger", member("vnis", _PORT, _VNI) + verdict(nft.DROP)),
     )
-    ours = equal(L4PROTO, _UDP) + member("vnis", _PORT, _VNI) + nft.untracked()
-    tracking = (("of a VNI of ours", ours),)
+    tracking = (("of a VNI of ours", ours + nft.untracked()),)
     vni = ("inet_service", "ipv4_addr")
     return Table(
         family,

@@ -27,7 +27,7 @@ from netplug.drivers.steps import (
     Step,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Tunnels, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnels, Vxlan
 from netplug.kernel import netns
 from netplug.kernel.linux import LinuxKernel
 
@@ -131,6 +131,12 @@ class LinuxSurroundings:
                 table = ("ip" if step.family == 4 else "ip6") + " netplug"
             case Tunnels():
                 table = ("ip" if step.family == 4 else "ip6") + " netplug-vxlan"
+            case Shortcuts():
+                table = f"netdev netplug-{step.vxlan}"
+            case Shortcut():
+                run("nft", "delete", "chain", "netdev", f"netplug-{step.vxlan}", step.link)
+                run("nft", "flush", "map", "netdev", f"netplug-{step.vxlan}", "near")
+                return
             case _:
                 raise NotImplementedError(step)
         run("nft", "delete", "table", *table.split())

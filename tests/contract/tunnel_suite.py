@@ -6,8 +6,8 @@ from ipaddress import ip_address
 import pytest
 from kernel_suite import ADJUSTED, BRIDGE, CREATED, EQUAL, Surroundings, gone, refusal, whats
 
-from netplug.drivers.steps import Step
-from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.steps import Step, Veth
+from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 from netplug.kernel.api import Kernel
 
 VXLAN = Vxlan("npvtest", "fe:00:00:00:05:01", 1450, BRIDGE.name, 4097, ip_address("10.5.0.1"), 4789)
@@ -22,6 +22,10 @@ VTEP = Vtep(ip_address("10.5.0.2"), 4789, 4097)
 TUNNEL6 = replace(TUNNEL, family=6)
 VTEP6 = replace(VTEP, address=ip_address("fd00:5::2"))
 LINKS = (BRIDGE, VXLAN)
+VETH = Veth("nphtest", "npstest", "fe:00:00:00:01:01", "02:00:00:00:06:03", 1450, BRIDGE.name)
+WAYS = Shortcuts(VXLAN.name)
+WAY = Shortcut(VETH.name, VXLAN.name, VETH.peer_mac, BRIDGE.mac, (ip_address("10.9.0.3"), ip_address("fd00:9::3")))
+PORTS = (*LINKS, VETH, WAYS)
 
 
 class TunnelSuite:
@@ -39,6 +43,8 @@ class TunnelSuite:
             ((*LINKS, EVERYBODY), replace(EVERYBODY, vtep=ip_address("10.5.0.3"))),
             (LINKS, NEIGHBOUR),
             (LINKS, NEIGHBOUR6),
+            (LINKS, WAYS),
+            (PORTS, WAY),
             ((), Tunnels(4)),
             ((Tunnels(4),), TUNNEL),
             ((Tunnels(6),), TUNNEL6),
@@ -66,7 +72,15 @@ class TunnelSuite:
 
     @pytest.mark.parametrize(
         ("needs", "step"),
-        [((BRIDGE,), VXLAN), (LINKS, FDB), (LINKS, NEIGHBOUR), (LINKS, NEIGHBOUR6), ((), Tunnels(4))],
+        [
+            ((BRIDGE,), VXLAN),
+            (LINKS, FDB),
+            (LINKS, NEIGHBOUR),
+            (LINKS, NEIGHBOUR6),
+            (LINKS, WAYS),
+            (PORTS, WAY),
+            ((), Tunnels(4)),
+        ],
         ids=lambda value: value.key if hasattr(value, "key") else "",
     )
     async def test_what_others_deleted_is_missed_and_made_again(
@@ -120,6 +134,39 @@ class TunnelSuite:
         assert len((await kernel.owned()).stations) == 1
         await gone(kernel, other)
 
+    @pytest.mark.parametrize(
+        "other",
+        [
+            replace(WAY, mac="02:00:00:00:06:09"),
+            replace(WAY, gateway="02:00:00:00:06:09"),
+            replace(WAY, addresses=WAY.addresses[:1]),
+        ],
+        ids=["mac", "gateway", "addresses"],
+    )
+    async def test_shortcut_follows_its_step(self, kernel: Kernel, other: Shortcut) -> None:
+        await kernel.ensure((*PORTS, WAY))
+        assert len(await whats(kernel, other)) == 1
+        assert await kernel.ensure((other,)) == [ADJUSTED]
+        assert await whats(kernel, other) == []
+        assert await kernel.ensure((other,)) == [EQUAL]
+        await gone(kernel, other)
+        assert (await kernel.owned()).shortcuts == {WAYS}
+
+    async def test_shortcut_without_its_table_is_refused(self, kernel: Kernel) -> None:
+        await kernel.ensure((*LINKS, VETH))
+        error = await refusal(kernel, WAY)
+        assert (error.kind, VXLAN.name in error.message) == ("not_found", True)
+        await gone(kernel, WAY)
+
+    async def test_shortcuts_follow_links_that_were_made_anew(self, kernel: Kernel, around: Surroundings) -> None:
+        await kernel.ensure((*PORTS, WAY))
+        for link in (VETH, VXLAN):
+            around.lose(link)
+            assert await whats(kernel, link, WAY) == ["missing", "missing"]
+            await kernel.ensure((*PORTS, WAY))
+            assert await whats(kernel, *PORTS, WAY) == []
+        await gone(kernel, WAY, WAYS)
+
     async def test_foreign_holder_of_the_vni_is_named(self, kernel: Kernel, around: Surroundings) -> None:
         around.add_vxlan("flannel.1", VXLAN.vni, VXLAN.port)
         await kernel.ensure((BRIDGE,))
@@ -166,6 +213,8 @@ class TunnelSuite:
             (VXLAN, BRIDGE.name),
             (FDB, VXLAN.name),
             (NEIGHBOUR, BRIDGE.name),
+            (WAYS, VXLAN.name),
+            (WAY, VXLAN.name),
             (TUNNEL, "IPv4 tunnels"),
             (VTEP6, "IPv6 tunnels"),
         ],
