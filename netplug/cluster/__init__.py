@@ -26,6 +26,7 @@ from netplug.ipam.lease import Lease
 from netplug.store.api import Compare, Delete, Put, Store, StoreError, Unreachable
 
 from .audit import audit
+from .barrier import Barrier
 from .membership import Membership
 from .networks import Definitions, ident_of
 from .records import IDENTITY, NETWORKS, Told, as_put, endpoint_key
@@ -59,6 +60,7 @@ class Cluster:
         self.me = me
         self.view = View(store)
         self.membership = Membership(store, self.view, leases.reach, me, name, vtep)
+        self.barrier = Barrier(store, self.view, self.membership)
         self.networks = Definitions(engine, store, self.view, me)
         self.leases = leases
         engine.shared.vtep = vtep
@@ -70,6 +72,7 @@ class Cluster:
         self._store = store
         self._lost: frozenset[str] = frozenset()
         self.names: Names | None = None
+        self._published: dict[str, int] = {}
         self._reached: dict[str, Sequence[Peer]] = {}
         self._recovered = 0.0
         self._defining = asyncio.Event()
@@ -112,8 +115,14 @@ class Cluster:
         except Unreachable as exc:
             log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
 
+    async def settled(self, record: EndpointRecord) -> None:
+        """Wait until the others reach an endpoint that they were told of, by address and by name; see `Barrier`."""
+        if revision := self._published.get(record.endpoint.id):
+            await self.barrier.passed(revision)
+
     async def left(self, record: EndpointRecord) -> None:
         """Tell the others that an endpoint is gone. While the store does not answer that waits for `_publish_all`."""
+        self._published.pop(record.endpoint.id, None)
         if not (network := self._shared(record)):
             return
         try:
@@ -140,12 +149,15 @@ class Cluster:
         key = NETWORKS + network
         put = as_put(endpoint_key(network, self.me, record.endpoint.id), self._told(record))
         # Not when the network is being deleted, or was: that is decided by what this compares.
-        if (known := self.view.open_revision(network)) and await self._store.txn([Compare(key, known)], [put]):
-            return
-        stored = await self._store.get(key)
-        deleting = stored is None or bool(stored.value.get("deleting"))
-        if deleting or stored is None or await self._store.txn([Compare(key, stored.revision)], [put]) is None:
+        known = self.view.open_revision(network)
+        revision = await self._store.txn([Compare(key, known)], [put]) if known else None
+        if revision is None:
+            stored = await self._store.get(key)
+            if stored is not None and not stored.value.get("deleting"):
+                revision = await self._store.txn([Compare(key, stored.revision)], [put])
+        if revision is None:
             raise NetplugError("unavailable", "the network is just being deleted on another host")
+        self._published[record.endpoint.id] = revision
 
     # Living
 
@@ -165,6 +177,7 @@ class Cluster:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.view.follow())
                 group.create_task(self.membership.run())
+                group.create_task(self.barrier.run())
                 group.create_task(self._dispatch())
                 group.create_task(self._looking(self._defining, self._define_all))
                 group.create_task(self._looking(self._peering, self._peer_all))
@@ -261,9 +274,10 @@ class Cluster:
     # What the others tell
 
     async def _peer_all(self) -> None:
-        built = self.networks.shared()
-        while self.view.touched:
-            network = self.view.touched.pop()
+        built, failed = self.networks.shared(), False
+        published, self.view.published = self.view.published, {}
+        for network in tuple(self.view.touched):
+            self.view.touched.discard(network)
             if network not in built:
                 continue
             here = built[network].network.id
@@ -274,6 +288,9 @@ class Cluster:
             except (NetplugError, ExceptionGroup) as exc:
                 log.warning("peers.failed", network=short(network), error=str(exc))
                 asyncio.get_running_loop().call_later(RETRY_S, self._again, network)
+                failed = True
+        if not failed:
+            self.barrier.applied(published)
 
     def _peers(self, network: str) -> Sequence[Peer]:
         """Return the peers of a network. While a store that lost its data fills again, those that were there stay."""

@@ -28,6 +28,8 @@ HOSTS = ROOT + "hosts/"
 ALIVE = ROOT + "alive/"
 NETWORKS = ROOT + "networks/"
 ENDPOINTS = ROOT + "endpoints/"
+CONFIRMED = "confirmed/"
+"""By whom up to which revision: below the host whose endpoints they are. Nobody else wants to know (not in `ROOT`)."""
 MEMBERS = ROOT + "members/"
 """Hosts whose Docker has a network: when it is Docker's alone, it goes with the last of them."""
 
