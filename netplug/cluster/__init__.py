@@ -282,7 +282,7 @@ class Cluster:
                 continue
             here = built[network].network.id
             try:
-                self._reached[network] = peers = self._peers(network)
+                self._reached[network] = peers = self._peers(network, here)
                 refused = await self._engine.peers.apply(here, peers)
                 self._name(network, here, {peer.endpoint for peer in refused})
             except (NetplugError, ExceptionGroup) as exc:
@@ -292,13 +292,20 @@ class Cluster:
         if not failed:
             self.barrier.applied(published)
 
-    def _peers(self, network: str) -> Sequence[Peer]:
-        """Return the peers of a network. While a store that lost its data fills again, those that were there stay."""
+    def _peers(self, network: str, here: str) -> Sequence[Peer]:
+        """Return the peers of a network. While a store that lost its data fills again, those that were there stay,
+        unless somebody else has their addresses now.
+        """
         told = self.view.peers(network, self.me)
         if self._whole():
             return told
         there = {(peer.endpoint, peer.vtep) for peer in told}
-        return [peer for peer in self._reached.get(network, ()) if (peer.endpoint, peer.vtep) not in there] + told
+        taken = {address for peer in told for address in peer.addresses}
+        taken |= {it.ip for record in self._engine.registry.endpoints(here) for it in record.endpoint.addresses}
+        reached = self._reached.get(network, ())
+        return [
+            peer for peer in reached if (peer.endpoint, peer.vtep) not in there and taken.isdisjoint(peer.addresses)
+        ] + told
 
     def _whole(self) -> bool:
         """Whether the store has all that it ever had."""
