@@ -27,6 +27,7 @@ from netplug.store.api import Compare, Delete, Put, Store, StoreError, Unreachab
 
 from .audit import audit
 from .barrier import Barrier
+from .forgetting import Host, Hosts
 from .membership import Membership
 from .networks import Definitions, ident_of
 from .records import IDENTITY, NETWORKS, Told, as_put, endpoint_key
@@ -62,6 +63,7 @@ class Cluster:
         self.membership = Membership(store, self.view, leases.reach, me, name, vtep)
         self.barrier = Barrier(store, self.view, self.membership)
         self.networks = Definitions(engine, store, self.view, me)
+        self._hosts = Hosts(store, self.networks, me)
         self.leases = leases
         engine.shared.vtep = vtep
         engine.endpoints.others = self
@@ -89,6 +91,16 @@ class Cluster:
         with self._reach.asking():
             claims = await self.leases.claims(pool)
         return [(claim.lease, name_of(self.view, claim.host) if claim.host else "") for claim in claims]
+
+    async def hosts(self) -> list[Host]:
+        """Return the hosts of the cluster; see `Hosts.all`."""
+        with self._reach.asking():
+            return await self._hosts.all()
+
+    async def forget(self, ref: str) -> Host:
+        """Delete all that a dead host has in the store; see `Hosts.forget`."""
+        with self._reach.asking():
+            return await self._hosts.forget(ref)
 
     async def audit(self) -> list[Finding]:
         """Return what is wrong with addresses of other hosts; see `audit`.

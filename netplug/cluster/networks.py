@@ -147,18 +147,31 @@ class Definitions:
         """Note that this host's Docker has a network no more, and delete it when that was all that it was for."""
         try:
             await self._store.txn([], [Delete(f"{MEMBERS}{ident}/{self._me}")])
-            stored = await self._store.get(NETWORKS + ident)
-            if stored is not None and stored.value.get("docker"):
-                await self._refuse_used(ident, str(stored.value.get("name")))
-                async with self._closed(ident, stored) as definition:
-                    await self._refuse_used(ident, definition.name)
-                await self._undefine(ident, definition)
-                return
-        except NetplugError as exc:
-            log.debug("network.kept", network=short(ident), reason=exc.message)
+            ended = await self.end_unwanted(ident)
         except Unreachable as exc:
             log.warning("network.kept", network=short(ident), reason=str(exc))
-        self._look_at(ident)
+            ended = False
+        if not ended:
+            self._look_at(ident)
+
+    async def end_unwanted(self, ident: str) -> bool:
+        """Delete a network that Docker made and no host's Docker has any more, and tell whether that was so.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        stored = await self._store.get(NETWORKS + ident)
+        if stored is None or not stored.value.get("docker"):
+            return False
+        try:
+            await self._refuse_used(ident, str(stored.value.get("name")))
+            async with self._closed(ident, stored) as definition:
+                await self._refuse_used(ident, definition.name)
+        except NetplugError as exc:
+            log.debug("network.kept", network=short(ident), reason=exc.message)
+            return False
+        await self._undefine(ident, definition)
+        return True
 
     @asynccontextmanager
     async def _closed(self, ident: str, stored: Record) -> AsyncIterator[Definition]:
