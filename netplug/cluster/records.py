@@ -59,7 +59,8 @@ class Range:
 class Definition:
     """A network, the same on all hosts.
 
-    `options`: raw, with VNI and mtu. `deleting`: nobody may join it any more. `docker`: made by Docker and nobody else.
+    `options`: raw, with VNI and mtu. `deleting`: nobody may join it any more, since host `deleter` is about to
+    delete it. `docker`: made by Docker and nobody else.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Definition:
     subnets: tuple[Range, ...]
     internal: bool = False
     deleting: bool = False
+    deleter: str = ""
     docker: bool = False
 
     @classmethod
