@@ -1,10 +1,10 @@
 """Hard cases of a cluster on real kernels: dead hosts, strange links, and others who interfere.
 
-The 24 hard cases of hosts that share networks, and where they are shown: 1 here; 2 to 4, 8, 9, 12, 18, 21 in `test_cluster.py`; 3, 4, 5, 9, 16,
-18, 22, 23 in `tests/test_cluster_faults.py`; 6, 7, 11 in `tests/test_cluster.py` and `tests/test_cluster_ipam.py`; 8 at
-each crash point in `tests/test_cluster_crash.py`; 10 nowhere; 11, 13, 14, 15, 24 here and in `test_overlay_faults.py`;
-16 in `tests/test_cluster_hosts.py`; 17, 20 in `tests/test_cluster_large.py` (the times of 20: `bench/cluster.py`); 19
-in `tests/test_cluster_ipam.py`.
+The 24 hard cases of hosts that share networks, and where they are shown: 1 here; 2 to 4, 8, 9, 12, 18, 21 in
+`test_cluster.py`; 3, 4, 5, 9, 16, 18, 22, 23 in `tests/test_cluster_faults.py`; 6, 7, 11 in `tests/test_cluster.py` and
+`tests/test_cluster_ipam.py`; 8 at each crash point in `tests/test_cluster_crash.py`; 10 nowhere; 11, 13, 14, 15, 24
+here and in `test_overlay_faults.py`; 16 in `tests/test_cluster_hosts.py`; 17, 20 in `tests/test_cluster_large.py` (the
+times of 20: `bench/cluster.py`); 19 in `tests/test_cluster_ipam.py`.
 
 Not covered: 10, a clock that is a day off. Linux has no clock of the day for a namespace, so no host of ours could have
 its own; netplug decides nothing by it. Of 1, that the kernel ends too: namespaces share one. Of 8, a loss of power in
