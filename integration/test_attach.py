@@ -1,4 +1,4 @@
-"""Network namespaces without a runtime (`netplug attach`), on networks of Docker's and of our own command (issue 2).
+"""Network namespaces without a runtime (`netplug attach`), on networks of Docker's and of our own command.
 
 That everything is gone afterwards is asserted by the leak check of every test, see `conftest.py`.
 """

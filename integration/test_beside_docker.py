@@ -1,4 +1,4 @@
-"""Two engines of rules on one host: netplug beside Docker's own networks, whoever starts first (issue 2).
+"""Two engines of rules on one host: netplug beside Docker's own networks, whoever starts first.
 
 That everything is gone afterwards is asserted by the leak check of every test, see `conftest.py`; hosts of a test's own
 end with it.

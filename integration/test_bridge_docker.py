@@ -1,4 +1,4 @@
-"""The daily work of Docker users on pynet bridge networks, by a real dockerd (issue 2).
+"""The daily work of Docker users on pynet bridge networks, by a real dockerd.
 
 That everything is gone afterwards is asserted by the leak check of every test, see `conftest.py`.
 """

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from harness import Namespace, assert_same, namespace, snapshot, wait_until
+from harness import Answer, Namespace, assert_same, namespace, resolve, snapshot, wait_until
 from harness.cluster import Cluster, Member, cluster, needs_etcd, refused
 
 pytestmark = needs_etcd
@@ -32,6 +32,17 @@ def test_namespaces_on_two_hosts_reach_each_other_in_both_families(two: Cluster)
         assert not set(one.addresses) & set(other.addresses)
         assert reaches(one, other)
         assert reaches(other, one)
+
+
+def test_attached_is_reached_and_found_by_name_from_the_other_host_at_once(two: Cluster) -> None:
+    here, there = two.members
+    with two.network("blue", "--subnet", "10.90.1.0/24") as net, two.station(there, net, "--name", "asker") as asker:
+        before = here.netplug.log.read_text().count("unconfirmed")
+        for turn in range(5):
+            with two.station(here, net, "--name", f"web{turn}") as web:
+                assert resolve(asker, "10.90.1.1", f"web{turn}") == Answer("NOERROR", tuple(web.addresses))
+                asker.exec("busybox", "ping", "-c", "1", "-W", "1", web.addresses[0])
+        assert here.netplug.log.read_text().count("unconfirmed") == before
 
 
 def test_a_network_is_named_listed_and_removed_on_any_host(two: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""Bad input, by the plugin socket and by the command: one plain line in answer, and nothing changed (issue 2).
+"""Bad input, by the plugin socket and by the command: one plain line in answer, and nothing changed.
 
 That nothing changed in the kernel is asserted by the leak check of every test; what netplug says of itself is compared
 after each single request.

@@ -1,4 +1,4 @@
-"""Names at the gateways: bare namespaces and CNI containers ask us (issue 5).
+"""Names at the gateways: bare namespaces and CNI containers ask us.
 
 That everything is gone afterwards, sockets too, is asserted by the leak check of every test, see `conftest.py`.
 """

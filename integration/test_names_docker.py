@@ -1,4 +1,4 @@
-"""Names in Docker's containers: ordinary `docker run`, in front of Docker's own resolver (issue 5).
+"""Names in Docker's containers: ordinary `docker run`, in front of Docker's own resolver.
 
 That everything is gone afterwards is asserted by the leak check of every test, see `conftest.py`.
 """

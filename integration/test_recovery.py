@@ -1,4 +1,4 @@
-"""What crashes and careless hands do, and how it is mended (issue 2).
+"""What crashes and careless hands do, and how it is mended.
 
 That everything is gone afterwards is asserted by the leak check of every test, see `conftest.py`.
 """

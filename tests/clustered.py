@@ -82,7 +82,11 @@ def has(host: Living, name: str = "blue") -> None:
 
 def reached(host: Living) -> set[str]:
     """Return the addresses that a host's kernel knows of others, by MAC and VTEP that it knows of them."""
-    steps = list(host.kernel._world.state.values())
+    return reached_by(host.kernel)
+
+
+def reached_by(kernel: FakeKernel) -> set[str]:
+    steps = list(kernel._world.state.values())
     at = {step.mac: str(step.vtep) for step in steps if isinstance(step, Fdb)}
     may = {str(step.address) for step in steps if isinstance(step, Vtep)}
     assert set(at.values()) == may

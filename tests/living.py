@@ -5,10 +5,11 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from logging import CRITICAL
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -20,6 +21,7 @@ from netplug.kernel.api import Kernel
 from netplug.kernel.fake import FakeKernel
 
 DEADLINE_S = 8.0
+_T = TypeVar("_T")
 
 
 def settings_in(folder: Path, **flags: Any) -> Settings:
@@ -93,6 +95,29 @@ class Living:
         assert self._loop is not None
         assert self._daemon is not None
         self._loop.call_soon_threadsafe(what, self._daemon)
+
+    def do_and_get(self, what: Callable[[Daemon], _T]) -> _T:
+        """Have the daemon do something in its loop, and return what comes out."""
+        found: Future[_T] = Future()
+
+        def work(daemon: Daemon) -> None:
+            try:
+                found.set_result(what(daemon))
+            except BaseException as exc:  # noqa: BLE001 - it is the caller's
+                found.set_exception(exc)
+
+        self.do(work)
+        return found.result(DEADLINE_S)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let it hang, as SIGSTOP does."""
+        go_on = threading.Event()
+        self.do(lambda _: go_on.wait(DEADLINE_S))
+        try:
+            yield
+        finally:
+            go_on.set()
 
     def stop(self) -> None:
         """Stop it and wait until it has ended."""

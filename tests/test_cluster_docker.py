@@ -160,3 +160,23 @@ def test_a_network_that_docker_asked_for_and_did_not_make_is_built_again(hosts: 
     hosts.way_is_clear(one)
     has(one)
     attach(one)
+
+
+def test_a_host_that_is_forgotten_keeps_no_network(hosts: Hosts) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    pool = make(two, "b")
+    has(one)
+    two.stop()
+    assert networks(one) == ["blue"]
+    one.client.delete("hosts", "host-2")
+    until(lambda: networks(one) == [], "it is gone with its last docker")
+    assert one.client.get("ipam")["pools"] == []
+    assert not one.kernel._world.state
+    # Back again, its docker has it still, and so has the cluster.
+    two = hosts.start(2)
+    has(one)
+    assert make(one, "a") == pool
+    for host, ident in ((one, "a"), (two, "b")):
+        end(host, ident, pool)
+    for host in (one, two):
+        until(lambda host=host: networks(host) == [], "it is gone")  # type: ignore[misc]

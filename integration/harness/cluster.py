@@ -169,11 +169,12 @@ class Cluster:
 
     @contextmanager
     def station(self, member: Member, network: str, *options: str, told: bool = True) -> Iterator[Namespace]:
-        """A namespace of a member in a network; `told`: known to all others when the block begins."""
+        """A namespace of a member in a network; `told`: known to all others when `attach` returned, as it is to be."""
         with namespace(member.host) as place:
             place.attach(member.netplug, network, *options)
-            if told:
-                self.known(place, member)
+            for other in self.members if told else ():
+                if other is not member:
+                    assert other.knows(place.mac) == member.vtep, f"{place.mac} at {member.vtep}"
             yield place
             place.detach(member.netplug, network)
 

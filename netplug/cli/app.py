@@ -8,6 +8,7 @@ import typer
 from netplug.cli import NO, OK, UNREACHABLE, USAGE, CliError, arguments
 from netplug.cli.client import Client
 from netplug.cli.cni import app as cni
+from netplug.cli.hosts import app as hosts
 from netplug.cli.lab import app as lab
 from netplug.cli.names import app as names
 from netplug.cli.output import emit, emit_json, short, table
@@ -28,6 +29,7 @@ app.add_typer(networks, name="network")
 app.add_typer(ipam, name="ipam")
 app.add_typer(names, name="dns")
 app.add_typer(cni, name="cni")
+app.add_typer(hosts, name="host")
 app.add_typer(lab, name="lab")
 
 RunDir = Annotated[

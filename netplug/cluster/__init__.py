@@ -26,6 +26,8 @@ from netplug.ipam.lease import Lease
 from netplug.store.api import Compare, Delete, Put, Store, StoreError, Unreachable
 
 from .audit import audit
+from .barrier import Barrier
+from .forgetting import Host, Hosts
 from .membership import Membership
 from .networks import Definitions, ident_of
 from .records import IDENTITY, NETWORKS, Told, as_put, endpoint_key
@@ -59,7 +61,9 @@ class Cluster:
         self.me = me
         self.view = View(store)
         self.membership = Membership(store, self.view, leases.reach, me, name, vtep)
+        self.barrier = Barrier(store, self.view, self.membership)
         self.networks = Definitions(engine, store, self.view, me)
+        self._hosts = Hosts(store, self.networks, me)
         self.leases = leases
         engine.shared.vtep = vtep
         engine.endpoints.others = self
@@ -70,6 +74,7 @@ class Cluster:
         self._store = store
         self._lost: frozenset[str] = frozenset()
         self.names: Names | None = None
+        self._published: dict[str, int] = {}
         self._reached: dict[str, Sequence[Peer]] = {}
         self._recovered = 0.0
         self._defining = asyncio.Event()
@@ -86,6 +91,16 @@ class Cluster:
         with self._reach.asking():
             claims = await self.leases.claims(pool)
         return [(claim.lease, name_of(self.view, claim.host) if claim.host else "") for claim in claims]
+
+    async def hosts(self) -> list[Host]:
+        """Return the hosts of the cluster; see `Hosts.all`."""
+        with self._reach.asking():
+            return await self._hosts.all()
+
+    async def forget(self, ref: str) -> Host:
+        """Delete all that a dead host has in the store; see `Hosts.forget`."""
+        with self._reach.asking():
+            return await self._hosts.forget(ref)
 
     async def audit(self) -> list[Finding]:
         """Return what is wrong with addresses of other hosts; see `audit`.
@@ -112,8 +127,14 @@ class Cluster:
         except Unreachable as exc:
             log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
 
+    async def settled(self, record: EndpointRecord) -> None:
+        """Wait until the others reach an endpoint that they were told of, by address and by name; see `Barrier`."""
+        if revision := self._published.get(record.endpoint.id):
+            await self.barrier.passed(revision)
+
     async def left(self, record: EndpointRecord) -> None:
         """Tell the others that an endpoint is gone. While the store does not answer that waits for `_publish_all`."""
+        self._published.pop(record.endpoint.id, None)
         if not (network := self._shared(record)):
             return
         try:
@@ -140,12 +161,15 @@ class Cluster:
         key = NETWORKS + network
         put = as_put(endpoint_key(network, self.me, record.endpoint.id), self._told(record))
         # Not when the network is being deleted, or was: that is decided by what this compares.
-        if (known := self.view.open_revision(network)) and await self._store.txn([Compare(key, known)], [put]):
-            return
-        stored = await self._store.get(key)
-        deleting = stored is None or bool(stored.value.get("deleting"))
-        if deleting or stored is None or await self._store.txn([Compare(key, stored.revision)], [put]) is None:
+        known = self.view.open_revision(network)
+        revision = await self._store.txn([Compare(key, known)], [put]) if known else None
+        if revision is None:
+            stored = await self._store.get(key)
+            if stored is not None and not stored.value.get("deleting"):
+                revision = await self._store.txn([Compare(key, stored.revision)], [put])
+        if revision is None:
             raise NetplugError("unavailable", "the network is just being deleted on another host")
+        self._published[record.endpoint.id] = revision
 
     # Living
 
@@ -165,6 +189,7 @@ class Cluster:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.view.follow())
                 group.create_task(self.membership.run())
+                group.create_task(self.barrier.run())
                 group.create_task(self._dispatch())
                 group.create_task(self._looking(self._defining, self._define_all))
                 group.create_task(self._looking(self._peering, self._peer_all))
@@ -261,27 +286,38 @@ class Cluster:
     # What the others tell
 
     async def _peer_all(self) -> None:
-        built = self.networks.shared()
-        while self.view.touched:
-            network = self.view.touched.pop()
+        built, failed = self.networks.shared(), False
+        published, self.view.published = self.view.published, {}
+        for network in tuple(self.view.touched):
+            self.view.touched.discard(network)
             if network not in built:
                 continue
             here = built[network].network.id
             try:
-                self._reached[network] = peers = self._peers(network)
+                self._reached[network] = peers = self._peers(network, here)
                 refused = await self._engine.peers.apply(here, peers)
                 self._name(network, here, {peer.endpoint for peer in refused})
             except (NetplugError, ExceptionGroup) as exc:
                 log.warning("peers.failed", network=short(network), error=str(exc))
                 asyncio.get_running_loop().call_later(RETRY_S, self._again, network)
+                failed = True
+        if not failed:
+            self.barrier.applied(published)
 
-    def _peers(self, network: str) -> Sequence[Peer]:
-        """Return the peers of a network. While a store that lost its data fills again, those that were there stay."""
+    def _peers(self, network: str, here: str) -> Sequence[Peer]:
+        """Return the peers of a network. While a store that lost its data fills again, those that were there stay,
+        unless somebody else has their addresses now.
+        """
         told = self.view.peers(network, self.me)
         if self._whole():
             return told
         there = {(peer.endpoint, peer.vtep) for peer in told}
-        return [peer for peer in self._reached.get(network, ()) if (peer.endpoint, peer.vtep) not in there] + told
+        taken = {address for peer in told for address in peer.addresses}
+        taken |= {it.ip for record in self._engine.registry.endpoints(here) for it in record.endpoint.addresses}
+        reached = self._reached.get(network, ())
+        return [
+            peer for peer in reached if (peer.endpoint, peer.vtep) not in there and taken.isdisjoint(peer.addresses)
+        ] + told
 
     def _whole(self) -> bool:
         """Whether the store has all that it ever had."""

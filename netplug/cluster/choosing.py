@@ -74,6 +74,11 @@ def free_subnet(
     raise NetplugError("unavailable", f"the cluster has no free IPv{version} subnet", hint="choose a --subnet")
 
 
+def completed(raw: Mapping[str, str], **values: str) -> dict[str, str]:
+    """Return options with values that were chosen, in the spelling of ours: mtu has another name with Docker."""
+    return {key: value for key, value in raw.items() if key != "com.docker.network.driver.mtu"} | values
+
+
 def gateways_of(ident: str, definition: Definition) -> list[Put]:
     owner = Owner(OwnerKind.GATEWAY, ident, definition.name)
     return gateways(Lease(pool_id(GLOBAL, it.subnet, it.range), it.gateway, owner) for it in definition.subnets)

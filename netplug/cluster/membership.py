@@ -43,6 +43,11 @@ class Membership:
         self._vtep = vtep
         self._lease: int | None = None
 
+    @property
+    def lease(self) -> int | None:
+        """The lease that says that this host lives; None while it has none."""
+        return self._lease
+
     async def register(self) -> None:
         """Begin a new epoch.
 

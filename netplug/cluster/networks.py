@@ -8,8 +8,9 @@ cannot be built here (an mtu too large, a VNI that a stranger holds) is told to 
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import structlog
 
@@ -26,7 +27,7 @@ from netplug.errors import NetplugError, Reportable
 from netplug.ipam.pool import GLOBAL, pool_id
 from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError, Unreachable
 
-from .choosing import free_subnet, gateways_of, refuse_other, subnets_for, vni_for
+from .choosing import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
 from .records import ENDPOINTS, GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put
 from .records import parse as parse_record
 from .view import View, name_of
@@ -147,32 +148,45 @@ class Definitions:
         """Note that this host's Docker has a network no more, and delete it when that was all that it was for."""
         try:
             await self._store.txn([], [Delete(f"{MEMBERS}{ident}/{self._me}")])
-            stored = await self._store.get(NETWORKS + ident)
-            if stored is not None and stored.value.get("docker"):
-                await self._refuse_used(ident, str(stored.value.get("name")))
-                async with self._closed(ident, stored) as definition:
-                    await self._refuse_used(ident, definition.name)
-                await self._undefine(ident, definition)
-                return
-        except NetplugError as exc:
-            log.debug("network.kept", network=short(ident), reason=exc.message)
+            ended = await self.end_unwanted(ident)
         except Unreachable as exc:
             log.warning("network.kept", network=short(ident), reason=str(exc))
-        self._look_at(ident)
+            ended = False
+        if not ended:
+            self._look_at(ident)
+
+    async def end_unwanted(self, ident: str) -> bool:
+        """Delete a network that Docker made and no host's Docker has any more, and tell whether that was so.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        stored = await self._store.get(NETWORKS + ident)
+        if stored is None or not stored.value.get("docker"):
+            return False
+        try:
+            await self._refuse_used(ident, str(stored.value.get("name")))
+            async with self._closed(ident, stored) as definition:
+                await self._refuse_used(ident, definition.name)
+        except NetplugError as exc:
+            log.debug("network.kept", network=short(ident), reason=exc.message)
+            return False
+        await self._undefine(ident, definition)
+        return True
 
     @asynccontextmanager
     async def _closed(self, ident: str, stored: Record) -> AsyncIterator[Definition]:
         """Let nobody join a network during the block, and for good if that ends well."""
         key, definition = NETWORKS + ident, parse_record(Definition, stored)
         # From now on nobody publishes an endpoint: that compares this record.
-        marked = {**stored.value, "deleting": True}
+        marked = {**stored.value, "deleting": True, "deleter": self._me}
         revision = await self._store.txn([Compare(key, stored.revision)], [Put(key, marked)])
         if revision is None:
             raise NetplugError("unavailable", f"network {definition.name!r} is just being changed", hint="try again")
         try:
             yield definition
         except BaseException:
-            opened = {**stored.value, "deleting": False}
+            opened = {**stored.value, "deleting": False, "deleter": ""}
             await asyncio.shield(self._store.txn([Compare(key, revision)], [Put(key, opened)]))
             raise
 
@@ -214,8 +228,8 @@ class Definitions:
         Raises:
             StoreError: the store does not answer.
         """
-        ranges = (it for definition in (await self._defined()).values() for it in definition.subnets)
-        return next((it.gateway for it in ranges if it.subnet == subnet), None)
+        definitions = (await self._defined()).values()
+        return next((it.gateway for one in definitions for it in one.subnets if it.subnet == subnet), None)
 
     async def _make_way(self, ident: str) -> None:
         """Take a network down that Docker is about to make.
@@ -264,10 +278,8 @@ class Definitions:
                 raise NetplugError("exists", words, hint="choose another name")
             vni = vni_for(ident, options.vni, options.vxlan_port, others)
             subnets = subnets_for(spec, others, taken, self.identity)
-            raw = {**spec.options, "mtu": str(options.mtu), "vni": str(vni)}
-            definition = Definition(
-                name, _without_docker_keys(raw), subnets, spec.internal, docker=spec.front_end is FrontEnd.DOCKER
-            )
+            raw = completed(spec.options, mtu=str(options.mtu), vni=str(vni))
+            definition = Definition(name, raw, subnets, spec.internal, docker=spec.front_end is FrontEnd.DOCKER)
             revision = await self._store.txn(
                 [Compare(GUARD, guard.revision if guard else 0), Compare(NETWORKS + ident, 0)],
                 [Put(GUARD, {"last": ident}), as_put(NETWORKS + ident, definition), *gateways_of(ident, definition)],
@@ -319,11 +331,28 @@ class Definitions:
             for name in absent.keys() - {definition.name for definition in defined.values()}:
                 del absent[name]
             for ident, definition in list(defined.items()):
+                if definition.deleting and (definition.deleter == self._me or not self._view.alive(definition.deleter)):
+                    await self._end_deletion(ident)
                 waits = self._making_way.get(ident, 0.0) > asyncio.get_running_loop().time()
                 if ident not in built and not definition.deleting and not waits:
                     await self._build(ident, definition)
             for ident in built.keys() - defined.keys():
                 await self._take_down(built[ident])
+
+    async def _end_deletion(self, ident: str) -> None:
+        """Bring to its end a deletion in the middle of which a daemon died; the caller holds the lock."""
+        stored = await self._store.get(NETWORKS + ident)
+        if stored is None or not stored.value.get("deleting"):
+            return  # our view is late
+        definition = replace(parse_record(Definition, stored), deleting=False, deleter="")
+        log.warning("network.half_deleted", network=short(ident), name=definition.name)
+        try:
+            await self._refuse_used(ident, definition.name)
+        except NetplugError:
+            ops = [as_put(NETWORKS + ident, definition), *gateways_of(ident, definition)]
+            await self._store.txn([Compare(NETWORKS + ident, stored.revision)], ops)
+        else:
+            await self._undefine(ident, definition)
 
     async def _build(self, ident: str, definition: Definition) -> None:
         absent = self._engine.registry.absent
@@ -365,11 +394,6 @@ class Definitions:
             await self._store.txn([], [Put(f"{MEMBERS}{ident}/{self._me}", {"network": record.network.id})])
         if await self._store.txn([Compare(NETWORKS + ident, 0)], ops) is not None:
             log.warning("network.restored", network=short(ident), name=definition.name)
-
-
-def _without_docker_keys(raw: Mapping[str, str]) -> dict[str, str]:
-    """Return options in the spelling of ours where a value was completed: mtu has another name with Docker."""
-    return {key: value for key, value in raw.items() if key != "com.docker.network.driver.mtu"}
 
 
 def ident_of(record: NetworkRecord) -> str:

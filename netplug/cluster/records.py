@@ -28,6 +28,8 @@ HOSTS = ROOT + "hosts/"
 ALIVE = ROOT + "alive/"
 NETWORKS = ROOT + "networks/"
 ENDPOINTS = ROOT + "endpoints/"
+CONFIRMED = "confirmed/"
+"""By whom up to which revision: below the host whose endpoints they are. Nobody else wants to know (not in `ROOT`)."""
 MEMBERS = ROOT + "members/"
 """Hosts whose Docker has a network: when it is Docker's alone, it goes with the last of them."""
 
@@ -57,7 +59,8 @@ class Range:
 class Definition:
     """A network, the same on all hosts.
 
-    `options`: raw, with VNI and mtu. `deleting`: nobody may join it any more. `docker`: made by Docker and nobody else.
+    `options`: raw, with VNI and mtu. `deleting`: nobody may join it any more, since host `deleter` is about to
+    delete it. `docker`: made by Docker and nobody else.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Definition:
     subnets: tuple[Range, ...]
     internal: bool = False
     deleting: bool = False
+    deleter: str = ""
     docker: bool = False
 
     @classmethod

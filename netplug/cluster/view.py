@@ -37,7 +37,8 @@ class View:
     """The cluster's records.
 
     `touched`: networks whose endpoints changed, `renamed`: which ones, by host and id; `redefined`: whether networks
-    did, or who is in the cluster.
+    did, or who is in the cluster. `published`: the last revision at which a host told of an endpoint, for whoever reads
+    it to take away.
 
     Attributes:
         changed: set when one of the two became so.
@@ -48,6 +49,7 @@ class View:
     def __init__(self, store: Store) -> None:
         self.touched: set[str] = set()
         self.renamed: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+        self.published: dict[str, int] = {}
         self.redefined = False
         self.identity = ""
         self.changed = asyncio.Event()
@@ -195,6 +197,7 @@ class View:
         self._peers[network].pop((host, endpoint), None)
         if record is not None:
             there[host, endpoint] = parse(Told, record)
+            self.published[host] = record.revision
         if not there:
             del self._endpoints[network], self._peers[network]
         self.touched.add(network)

@@ -175,8 +175,11 @@ class Endpoints:
                 key, _ = await self._journal.build(Intent(f"endpoint {short(endpoint_id)}", built.plan))
                 await self._journal.commit(key, [put(joined)])
                 self._registry.remember(joined)
+                await self.others.joined(joined)
             net = self._registry.network(network_id).network
-            return joined, self._drivers[net.options.mode].join(net, joined.endpoint)
+            attachment = self._drivers[net.options.mode].join(net, joined.endpoint)
+        await self.others.settled(joined)
+        return joined, attachment
 
     @whole
     async def publish(
@@ -331,7 +334,9 @@ class Endpoints:
                 _refuse_unlinked(record.network, spec)
                 await self._refuse_second(record, endpoint_id, spec)
                 built = await self._create(record, wanted, spec.addresses)
-                return built, self._drivers[record.network.options.mode].join(record.network, built.endpoint)
+                attachment = self._drivers[record.network.options.mode].join(record.network, built.endpoint)
+            await self.others.settled(built)
+            return built, attachment
         finally:
             self._attaching.discard(endpoint_id)
 
@@ -350,7 +355,9 @@ class Endpoints:
             built = self._registry.endpoint(network_id, spec.id)
             endpoint = replace(built.endpoint, addresses=spec.leased)
             endpoint, plan = self._computed(net, endpoint, spec.endpoint(spec.id, network_id, built.sandbox))
-            return await self._build(net, replace(built, endpoint=endpoint, plan=plan))
+            built = await self._build(net, replace(built, endpoint=endpoint, plan=plan))
+        await self.others.settled(built)
+        return built
 
     async def _refuse_second(self, record: NetworkRecord, endpoint_id: str, spec: AttachSpec) -> None:
         """Refuse an interface that is attached already, unless its namespace died: ids of namespaces are used again."""

@@ -18,6 +18,9 @@ class Others(Protocol):
     async def left(self, record: EndpointRecord) -> None:
         """Tell that an endpoint is about to go."""
 
+    async def settled(self, record: EndpointRecord) -> None:
+        """Wait a moment until an endpoint that was told of is reached from everywhere. Under no lock."""
+
 
 class Nobody:
     """There are no other hosts."""
@@ -26,4 +29,7 @@ class Nobody:
         return
 
     async def left(self, record: EndpointRecord) -> None:  # noqa: ARG002 - as of `Others`
+        return
+
+    async def settled(self, record: EndpointRecord) -> None:  # noqa: ARG002 - as of `Others`
         return

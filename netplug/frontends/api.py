@@ -108,11 +108,20 @@ class _Api:
         return wire.Networks(networks=[wire.NetworkOut.of(*one) for one in counted])
 
     async def create_network(self, body: wire.NetworkIn) -> wire.NetworkOut:
-        if body.cluster and self._cluster is None:
+        create = self._of_cluster().networks.create if body.cluster else self._engine.networks.create
+        return wire.NetworkOut.of(await create(body.to_spec()), 0)
+
+    def _of_cluster(self) -> Cluster:
+        if self._cluster is None:
             words = "this daemon is in no cluster, and so knows of no other host"
             raise NetplugError("invalid", words, hint="start it with --store etcd://host:port")
-        create = self._cluster.networks.create if body.cluster and self._cluster else self._engine.networks.create
-        return wire.NetworkOut.of(await create(body.to_spec()), 0)
+        return self._cluster
+
+    async def hosts(self) -> wire.Hosts:
+        return wire.Hosts(hosts=[wire.HostOut.of(host) for host in await self._of_cluster().hosts()])
+
+    async def forget_host(self, ref: str) -> None:
+        await self._of_cluster().forget(ref)
 
     async def network(self, ref: str) -> wire.NetworkDetail:
         record = self._engine.registry.network(ref)
@@ -201,6 +210,8 @@ def _router(api: _Api, names: NamesApi) -> APIRouter:
         ("POST", "/detach", api.detach, 204),
         ("GET", "/ipam", api.ipam, 200),
         ("GET", "/ipam/audit", api.audit, 200),
+        ("GET", "/hosts", api.hosts, 200),
+        ("DELETE", "/hosts/{ref:path}", api.forget_host, 204),
         ("GET", "/dns", names.list, 200),
         ("POST", "/dns/query", names.query, 200),
         ("GET", "/diff", api.diff, 200),

@@ -6,13 +6,14 @@ user sends is checked as far as it can be without knowing the host; unknown fiel
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from netplug.called import Resolving
+from netplug.cluster.forgetting import Host
 from netplug.drivers.api import Attachment, PortMapping
 from netplug.drivers.options import NONE, OVERLAY
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
@@ -295,6 +296,26 @@ class DifferenceOut(BaseModel):
     @classmethod
     def of(cls, found: Difference) -> Self:
         return cls(owner=found.owner, object=found.object, what=found.what)
+
+
+class HostOut(BaseModel):
+    """A host of the cluster. `vtep`: None when its record is unreadable; `me`: it is the one that answers."""
+
+    id: str
+    name: str
+    vtep: str | None
+    alive: bool
+    me: bool
+    endpoints: int
+    addresses: int
+
+    @classmethod
+    def of(cls, host: Host) -> Self:
+        return cls(**{**asdict(host), "vtep": str(host.vtep) if host.vtep else None})
+
+
+class Hosts(BaseModel):
+    hosts: list[HostOut]
 
 
 class Networks(BaseModel):

@@ -1,0 +1,132 @@
+"""When the others have an endpoint: each host confirms what it has brought about, and who joins waits for that.
+
+A host confirms to another one the revision up to which it has that one's endpoints, in its kernel and by name. Only who
+waits reads it: each host watches what it is confirmed, so that an endpoint costs one small record a host. These hang on
+the leases of those who confirm, and are not what anything depends on: the wait is short, and whoever did not confirm
+in time is not waited for again before he does.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+
+from netplug.drivers.naming import short
+from netplug.store.api import Compacted, Put, Record, Store, StoreError
+
+from .membership import Membership
+from .records import CONFIRMED
+from .view import View, name_of
+
+log = structlog.get_logger(__name__)
+
+PATIENCE_S = 0.5
+"""A hundred times what it takes; and what a host that hangs may cost whoever starts a container, once."""
+_RETRY_S = 1.0
+_OPS_PER_TXN = 100
+
+
+class Barrier:
+    """Waits for what the others confirm (`passed`), and confirms what has been brought about here (`applied`)."""
+
+    def __init__(self, store: Store, view: View, membership: Membership) -> None:
+        self._store = store
+        self._view = view
+        self._membership = membership
+        self._me = membership.me
+        self._confirmed: dict[str, int] = {}
+        self._late: dict[str, int] = {}
+        self._news = asyncio.Event()
+        self._pending: dict[str, int] = {}
+        self._wanted = asyncio.Event()
+
+    async def passed(self, revision: int) -> None:
+        """Wait until all hosts that live have what this one wrote then, and this one what the others wrote before.
+
+        No longer than `PATIENCE_S`, and not at all without other hosts.
+        """
+        awaited = {host for host in self._view.hosts() if host != self._me and self._may_confirm(host)}
+        if not awaited:
+            return
+        awaited.add(self._me)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while awaited := {host for host in awaited if self._is_awaited(host, revision)}:
+                    await self._news.wait()
+        except TimeoutError:
+            self._late |= {host: self._epoch(host) for host in awaited - {self._me}}
+            log.warning("endpoint.unconfirmed", by=[name_of(self._view, host) for host in sorted(awaited)])
+
+    def _may_confirm(self, host: str) -> bool:
+        return self._view.alive(host) and self._late.get(host) != self._epoch(host)
+
+    def _is_awaited(self, host: str, revision: int) -> bool:
+        lives = host == self._me or self._view.alive(host)
+        return lives and self._confirmed.get(host, 0) < revision
+
+    def _epoch(self, host: str) -> int:
+        """Return which life of a host's daemon this is: a new one may be quicker."""
+        known = self._view.hosts().get(host)
+        return known.epoch if known else 0
+
+    def applied(self, revisions: Mapping[str, int]) -> None:
+        """Learn that the endpoints are here which hosts wrote up to some revision."""
+        for host, revision in revisions.items():
+            if host == self._me:
+                self._learn(host, revision)
+            elif self._view.alive(host):  # nobody else waits
+                self._pending[host] = revision
+                self._wanted.set()
+
+    def _learn(self, host: str, revision: int) -> None:
+        self._confirmed[host] = revision
+        self._late.pop(host, None)
+        self._news.set()
+        self._news = asyncio.Event()
+
+    # Living
+
+    async def run(self) -> None:
+        """Confirm, and read what is confirmed, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow())
+            group.create_task(self._confirm())
+
+    async def _confirm(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            pending, self._pending = self._pending, {}
+            if (lease := self._membership.lease) is None:
+                continue
+            puts = [Put(f"{CONFIRMED}{host}/{self._me}", {"revision": it}, lease) for host, it in pending.items()]
+            try:
+                for start in range(0, len(puts), _OPS_PER_TXN):
+                    await self._store.txn([], puts[start : start + _OPS_PER_TXN])
+            except StoreError as exc:  # nobody waits long for it, and the next one will do as well
+                log.debug("endpoints.unconfirmed", reason=str(exc))
+
+    async def _follow(self) -> None:
+        prefix = f"{CONFIRMED}{self._me}/"
+        while True:
+            try:
+                records, revision = await self._store.range(prefix)
+                self._confirmed.clear()
+                for record in records:
+                    self._take(prefix, record)
+                async for event in self._store.watch(prefix, revision):
+                    if event.record is not None:
+                        self._take(prefix, event.record)
+                break  # the store is closed
+            except Compacted as exc:
+                log.debug("confirmations.read_anew", reason=str(exc))
+            except StoreError as exc:
+                log.debug("confirmations.unreachable", reason=str(exc))
+                await asyncio.sleep(_RETRY_S)
+
+    def _take(self, prefix: str, record: Record) -> None:
+        host, revision = record.key.removeprefix(prefix), record.value.get("revision")
+        if isinstance(revision, int):
+            self._learn(host, revision)
+        else:
+            log.warning("record.poisoned", key=record.key, host=short(host))

@@ -1,0 +1,255 @@
+"""Hard case 8: a daemon dies between any two changes of kernel, its own store and the shared one.
+
+Its next life, the other host and the store find one story, and can end it. What dies is the process that does a use
+case; what its background tasks do meanwhile is not counted, but they die with it. Its lease lives on, as after SIGKILL.
+"""
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from clustered import kernel_of, reached_by
+from engine_host import Died, Fuse, MortalKernel, MortalStore
+from etcd_server import Member, needs_etcd, running
+
+from netplug.claims import SharedLeases
+from netplug.cluster import Cluster
+from netplug.drivers.overlay import OverlayDriver
+from netplug.engine import Engine
+from netplug.engine.records import AttachSpec, FrontEnd, NetworkSpec, SubnetSpec
+from netplug.errors import NetplugError
+from netplug.ipam.allocator import Allocator
+from netplug.ipam.pool import GLOBAL
+from netplug.ipam.spaces import default_spaces, ula
+from netplug.ipam.start import HashedStart
+from netplug.kernel.fake import FakeKernel
+from netplug.reconcile import Reconciler
+from netplug.store.access import EtcdAccess
+from netplug.store.etcd import EtcdStore
+from netplug.store.sqlite import SqliteStore
+
+pytestmark = [needs_etcd, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(60)]
+
+DEADLINE_S = 8.0
+_acting = contextvars.ContextVar("acting", default=False)
+
+
+class Slow(Fuse):
+    """Burns only for who does the use case; when it has burnt, for all."""
+
+    dead = False
+
+    def burn(self) -> None:
+        if self.dead:
+            raise Died
+        if _acting.get():
+            try:
+                super().burn()
+            except Died:
+                self.dead = True
+                raise
+
+
+class MortalLeases(MortalStore):
+    """Leases of the dead are not kept, nor given back."""
+
+    async def keep_alive(self, lease: int) -> bool:
+        self._check()
+        return await self._store.keep_alive(lease)
+
+    async def revoke(self, lease: int) -> None:
+        self._check()
+        await self._store.revoke(lease)
+
+    def _check(self) -> None:
+        assert isinstance(self._fuse, Slow)
+        if self._fuse.dead:
+            raise Died
+
+
+class Host:
+    """What outlives its daemon: kernel, number, and its own store."""
+
+    def __init__(self, number: int, etcd: Member) -> None:
+        self.number = number
+        self.vtep = ip_address(f"192.0.2.{number}")
+        self.kernel: FakeKernel = kernel_of(number)
+        self.engine: Engine
+        self.cluster: Cluster
+        self.reconciler: Reconciler
+        self._etcd = etcd
+        self._local: SqliteStore
+
+    @asynccontextmanager
+    async def there(self) -> AsyncIterator["Host"]:
+        self._local = await SqliteStore.open(":memory:")
+        yield self
+        await self._local.close()
+
+    @asynccontextmanager
+    async def living(self, changes: int | None = None) -> AsyncIterator["Host"]:
+        """One life of its daemon, which ends after so many changes."""
+        await self.kernel.close()
+        fuse = Slow(changes)
+        etcd = await EtcdStore.open(EtcdAccess((self._etcd.host,)))
+        shared: Any = MortalLeases(etcd, fuse)  # type: ignore[arg-type]  # a store, too
+        local: Any = MortalStore(self._local, fuse)
+        kernel: Any = MortalKernel(self.kernel, fuse)
+        me = str(self.number) * 32
+        leases = SharedLeases(local, shared, me)
+        allocator = Allocator(leases, default_spaces(ula(b"tests")), start=HashedStart(me))
+        self.engine = Engine(kernel, local, allocator, {"overlay": OverlayDriver()})
+        name = f"host-{self.number}"
+        self.cluster = Cluster(self.engine, local, shared, leases, me=me, name=name, vtep=self.vtep)
+        self.reconciler = Reconciler(self.engine, None)
+        await self.reconciler.start()
+        await self.cluster.start()
+        task = asyncio.ensure_future(self.cluster.run())
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await etcd.close()
+
+    def networks(self) -> set[str]:
+        return set(self.cluster.networks.shared())
+
+    def mine(self) -> set[str]:
+        """The addresses of its endpoints, with its VTEP."""
+        found = (it.ip for record in self.engine.registry.endpoints() for it in record.endpoint.addresses)
+        return {f"{address} at {self.vtep}" for address in found}
+
+
+async def network(host: Host) -> None:
+    subnet = SubnetSpec(space=GLOBAL)
+    await host.cluster.networks.create(NetworkSpec("", "blue", {"mode": "overlay"}, (subnet,)))
+
+
+async def built(host: Host) -> None:
+    await until(lambda: [it.network.name for it in host.engine.registry.networks()] == ["blue"], "blue is there")
+
+
+async def attach(host: Host) -> None:
+    await built(host)
+    await host.engine.endpoints.attach(AttachSpec("blue", "lab1", name="web"))
+
+
+async def detach(host: Host) -> None:
+    await host.engine.endpoints.detach("blue", "lab1", "eth0")
+
+
+async def delete(host: Host) -> None:
+    await host.engine.networks.delete("blue", by=FrontEnd.CLI)
+
+
+Act = Callable[[Host], Awaitable[None]]
+CASES: dict[str, tuple[tuple[Act, ...], Act]] = {
+    "network": ((), network),
+    "attach": ((network,), attach),
+    "detach": ((network, attach), detach),
+    "network rm": ((network,), delete),
+}
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
+    with running(tmp_path_factory.mktemp("etcd")) as (member,):
+        yield member
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+async def test_death_in_the_middle_leaves_one_story(case: tuple[tuple[Act, ...], Act], etcd: Member) -> None:
+    changes = 0
+    async with Host(2, etcd).there() as other, other.living():
+        while not await _die(case, changes, other, etcd):
+            changes += 1
+    etcd.empty()
+    assert changes >= 5
+
+
+async def _die(case: tuple[tuple[Act, ...], Act], changes: int, other: Host, etcd: Member) -> bool:
+    """Let one host die after so many changes; True when it came to the end of what it did."""
+    given, act = case
+    ended = False
+    async with Host(1, etcd).there() as host:
+        async with host.living():
+            for before in given:
+                await before(host)
+        async with host.living(changes):
+            if given:
+                await built(host)
+                await until(lambda: host.cluster.view.networks() and host.cluster.networks.identity, "it has read all")
+            with suppress(Died):
+                await asyncio.create_task(act(host), context=_in_act())
+                ended = True
+        async with host.living():
+            await agreed(etcd, host, other)
+            # And it can be done, or undone, to its end.
+            for last in (detach, delete):
+                with suppress(NetplugError):
+                    await last(host)
+            await agreed(etcd, host, other)
+            assert etcd.records("cluster/networks/") == {}
+            for one in (host, other):
+                await until(lambda one=one: not one.kernel._world.state, "all is gone")  # type: ignore[misc]
+    return ended
+
+
+def _in_act() -> contextvars.Context:
+    context = contextvars.copy_context()
+    context.run(_acting.set, True)
+    return context
+
+
+async def agreed(etcd: Member, *hosts: Host) -> None:
+    """Wait until hosts, kernels and store tell one story."""
+    for host in hosts:
+        host.cluster.view.touch_all()
+    await until(lambda: _story(etcd, hosts) == [], lambda: str(_story(etcd, hosts)))
+    async with asyncio.timeout(DEADLINE_S):
+        for host in hosts:
+            while await host.reconciler.diff():  # noqa: ASYNC110 - while a network goes, its parts do one by one
+                await asyncio.sleep(0.005)
+
+
+def _story(etcd: Member, hosts: tuple[Host, ...]) -> list[str]:
+    """Return what is told otherwise somewhere."""
+    wrong = []
+    defined = {key.rpartition("/")[2] for key in etcd.records("cluster/networks/")}
+    told = {
+        f"{address} at 192.0.2.{key.split('/')[3][0]}"
+        for key, value in etcd.records("cluster/endpoints/").items()
+        for address in value["addresses"]
+    }
+    leases = etcd.records("ipam/leases/").values()
+    claims = {f"{it['address']} at 192.0.2.{it['host'][0]}" for it in leases if it["owner"]["kind"] == "endpoint"}
+    everything = set().union(*(host.mine() for host in hosts))
+    if told != everything:
+        wrong.append(f"told {told}, there are {everything}")
+    if claims != everything:
+        wrong.append(f"claimed {claims}, there are {everything}")
+    if len([it for it in leases if it["owner"]["kind"] == "gateway"]) != len(defined):
+        wrong.append("gateways")
+    for host in hosts:
+        if host.networks() != defined:
+            wrong.append(f"{host.number} has {host.networks()} of {defined}")
+        if (found := reached_by(host.kernel)) != everything - host.mine():
+            wrong.append(f"{host.number} reaches {found}")
+    return wrong
+
+
+async def until(holds: Callable[[], object], what: str | Callable[[], str]) -> None:
+    async def polled() -> None:
+        while not holds():  # noqa: ASYNC110 - several programs change it
+            await asyncio.sleep(0.005)
+
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await polled()
+    except TimeoutError:
+        raise AssertionError(what if isinstance(what, str) else what()) from None
