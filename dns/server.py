@@ -6,7 +6,7 @@ buffer of 256 KiB, which costs more than the answer.
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -62,6 +62,7 @@ class Listener:
         self._views: dict[str, View] = {}
         self._packed: dict[bytes, View] = {}
         self._udp = udp
+        self._outbox: list[tuple[bytes, bytes]] = []
         udp.setblocking(False)
         self._batch = batch.Batch(udp) if batched and batch.available() else None
         self._streams = Streams(tcp, self._by_tcp)
@@ -95,7 +96,12 @@ class Listener:
                 found = answer(view, data)
                 if found is not None:
                     return found
-            return self._careful(view, data, self._batch.peer(number) if self._batch else ())
+            assert self._batch is not None  # noqa: S101 - this is its doing
+            name = self._batch.name(number)
+            if name[2:4] == b"\0\0":  # nobody has port 0
+                self.counts.dropped += 1
+                return None
+            return self._careful(view, data, source, name, self._post)
         except Exception as exc:  # noqa: BLE001 - one message must not take the others of its batch with it
             self._fault(exc)
             return None
@@ -109,27 +115,38 @@ class Listener:
             view = self._views.get(peer[0], self.everyone)
             try:
                 found = answer(view, data) if view is not None else None
-                if found is None:
-                    found = self._careful(view, data, peer)
+                if found is None and peer[1]:
+                    found = self._careful(view, data, _packed(peer[0]), peer, self._send)
             except Exception as exc:  # noqa: BLE001 - as above
                 self._fault(exc)
                 found = None
             if found is not None:
                 self._send(found, peer)
 
-    def _careful(self, view: View | None, data: bytes, peer: Any) -> bytes | None:
-        if not peer[1]:  # nobody has port 0
-            self.counts.dropped += 1
-            return None
+    def _careful(
+        self, view: View | None, data: bytes, source: bytes, peer: Hashable, send: Callable[[bytes, Any], None]
+    ) -> bytes | None:
         self.counts.careful += 1
         found = respond(view, data)
         if isinstance(found, Question):
-            twin = (peer, data[:2])
-            self._ask(view, found, peer[0], lambda message: self._send(message, peer), twin)
+            self._ask(view, found, source, lambda message: send(message, peer), (peer, data[:2]))
             return None
         self.counts.strangers += view is None
         self.counts.dropped += found is None
         return found
+
+    def _post(self, message: bytes, name: bytes) -> None:
+        """Send once the loop has seen to what is at hand: many go together."""
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append((message, name))
+
+    def _flush(self) -> None:
+        going, self._outbox = self._outbox, []
+        while going and self._udp.fileno() >= 0:
+            sent = batch.sender().send(self._udp, going)
+            self.counts.dropped += sent < len(going)
+            del going[: sent + 1]
 
     def _send(self, message: bytes, peer: Any) -> None:
         if self._udp.fileno() < 0:
@@ -141,7 +158,7 @@ class Listener:
 
     # Both
 
-    def _ask(self, view: View | None, question: Question, source: str, tell: Reply, twin: object) -> None:
+    def _ask(self, view: View | None, question: Question, source: bytes, tell: Reply, twin: object) -> None:
         assert view is not None  # noqa: S101 - strangers have no questions
         self.counts.outward += 1
         self._outward(view, Asker(question, (self.network, source), self.network, tell, twin))
@@ -152,7 +169,7 @@ class Listener:
         try:
             found = respond(view, data, tcp=True)
             if isinstance(found, Question):
-                self._ask(view, found, source, tell, None)
+                self._ask(view, found, _packed(source), tell, None)
             elif found is not None:
                 self.counts.strangers += view is None
                 tell(found)
@@ -171,6 +188,12 @@ class Listener:
         asyncio.get_running_loop().remove_reader(self._udp.fileno())
         self._udp.close()
         self._streams.close()
+
+
+def _packed(address: str) -> bytes:
+    """Return an address in octets, without its link."""
+    host = address.partition("%")[0]
+    return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
 
 
 def open_sockets(address: str, port: int = 53) -> tuple[socket.socket, socket.socket]:

@@ -141,7 +141,7 @@ async def test_questions_for_others_go_outward_and_come_back(served: Served) -> 
         sock.sendto(query("example.com", ident=ident), served.at)
     await until(lambda: len(served.outward) == 3)
     assert [asker.twin == served.outward[0].twin for asker in served.outward] == [True, True, False]
-    assert served.outward[0].source == ("blue", ME)
+    assert served.outward[0].source == ("blue", ip_address(ME).packed)
     served.outward[2].tell(reply(served.outward[2].question, wire.SERVFAIL))
     async with asyncio.timeout(DEADLINE_S):
         message = await asyncio.get_running_loop().sock_recv(sock, 4096)
