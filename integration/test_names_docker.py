@@ -174,6 +174,10 @@ def test_a_stop_leaves_docker_alone_and_a_start_serves_again(dockerd: Dockerd, n
         netplug.start()
         assert known(asker, "lab") == address
         netplug.kill()
+        # The redirect goes with the process, so that Docker's own resolver is back at once.
+        wait_until(lambda: not served(asker), PATIENCE_S, "the end of the redirect")
+        for tcp in (False, True):
+            assert known(asker, "db", tcp=tcp) == (db.ip(),)
         netplug.start()
         assert known(asker, "lab") == address
         assert known(asker, "db") == (db.ip(),)

@@ -6,7 +6,6 @@ dockerd hang for 15 s, so the files go first at a stop. The data plane stays.
 """
 
 import asyncio
-import gc
 import contextlib
 import os
 import secrets
@@ -292,8 +291,6 @@ def run(settings: Settings) -> None:
         NetplugError: it cannot start, or failed.
     """
     logging.configure(settings.log_format, settings.log_level)
-    # Hardly anything is in cycles, and looking for them every 700 objects is a seventh of what a question costs.
-    gc.set_threshold(20_000, 20, 50)
     try:
         asyncio.run(_run(settings))
     except NetplugError:
