@@ -7,7 +7,7 @@ buffer of 256 KiB, which costs more than the answer.
 import asyncio
 import socket
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
@@ -29,8 +29,13 @@ Outward = Callable[[View, Asker], None]
 
 @dataclass(slots=True)
 class Counts:
-    """Questions that took the careful path, by what became of them; `faults` are our own."""
+    """What became of questions; `faults` are our own.
 
+    `codes`: number of answers by RCODE. `careful`: that took the careful path, and of these `outward`: that went on to
+    an upstream unless the answer was remembered.
+    """
+
+    codes: list[int] = field(default_factory=lambda: [0] * 16)
     careful: int = 0
     outward: int = 0
     strangers: int = 0
@@ -42,7 +47,8 @@ class Listener:
     """Serves a UDP and a TCP socket, which become its own, until `close`.
 
     Who may ask is known by address (`admit`); with `everyone` all who can reach the sockets are the same asker.
-    `network`: counted against limits. `batched` False: one datagram a system call, as where there is no other way.
+    `network`: counted against limits. `counts`: what is counted is added there. `batched` False: one datagram a system
+    call, as where there is no other way.
     """
 
     def __init__(
@@ -53,11 +59,12 @@ class Listener:
         outward: Outward,
         *,
         everyone: View | None = None,
+        counts: Counts | None = None,
         batched: bool = True,
     ) -> None:
         self.network = network
         self.everyone = everyone
-        self.counts = Counts()
+        self.counts = counts or Counts()
         self._outward = outward
         self._views: dict[str, View] = {}
         self._packed: dict[bytes, View] = {}
@@ -92,19 +99,17 @@ class Listener:
     def _from_batch(self, data: bytes, source: bytes, number: int) -> bytes | None:
         view = self._packed.get(source, self.everyone)
         try:
-            if view is not None:
-                found = answer(view, data)
-                if found is not None:
-                    return found
-            assert self._batch is not None  # noqa: S101 - this is its doing
-            name = self._batch.name(number)
-            if name[2:4] == b"\0\0":  # nobody has port 0
-                self.counts.dropped += 1
-                return None
-            return self._careful(view, data, source, name, self._post)
+            found = answer(view, data) if view is not None else None
+            if found is None:
+                assert self._batch is not None  # noqa: S101 - this is its doing
+                name = self._batch.name(number)
+                found = self._careful(view, data, source, int.from_bytes(name[2:4]), name, self._post)
         except Exception as exc:  # noqa: BLE001 - one message must not take the others of its batch with it
             self._fault(exc)
             return None
+        if found is not None:
+            self.counts.codes[found[3] & 0xF] += 1
+        return found
 
     def _drain(self) -> None:
         for _ in range(_DRAIN):
@@ -115,8 +120,8 @@ class Listener:
             view = self._views.get(peer[0], self.everyone)
             try:
                 found = answer(view, data) if view is not None else None
-                if found is None and peer[1]:
-                    found = self._careful(view, data, _packed(peer[0]), peer, self._send)
+                if found is None:
+                    found = self._careful(view, data, _packed(peer[0]), peer[1], peer, self._send)
             except Exception as exc:  # noqa: BLE001 - as above
                 self._fault(exc)
                 found = None
@@ -124,8 +129,17 @@ class Listener:
                 self._send(found, peer)
 
     def _careful(
-        self, view: View | None, data: bytes, source: bytes, peer: Hashable, send: Callable[[bytes, Any], None]
+        self,
+        view: View | None,
+        data: bytes,
+        source: bytes,
+        port: int,
+        peer: Hashable,
+        send: Callable[[bytes, Any], None],
     ) -> bytes | None:
+        if not port:  # nobody has port 0
+            self.counts.dropped += 1
+            return None
         self.counts.careful += 1
         found = respond(view, data)
         if isinstance(found, Question):
@@ -140,6 +154,7 @@ class Listener:
         if not self._outbox:
             asyncio.get_running_loop().call_soon(self._flush)
         self._outbox.append((message, name))
+        self.counts.codes[message[3] & 0xF] += 1
 
     def _flush(self) -> None:
         going, self._outbox = self._outbox, []
@@ -151,6 +166,7 @@ class Listener:
     def _send(self, message: bytes, peer: Any) -> None:
         if self._udp.fileno() < 0:
             return
+        self.counts.codes[message[3] & 0xF] += 1
         try:
             self._udp.sendto(message, peer)
         except OSError:  # no room, or the asker is gone: such is UDP
@@ -164,15 +180,19 @@ class Listener:
         self._outward(view, Asker(question, (self.network, source), self.network, tell, twin))
 
     def _by_tcp(self, source: str, data: bytes, tell: Reply) -> None:
+        def said(message: bytes) -> None:
+            self.counts.codes[message[3] & 0xF] += 1
+            tell(message)
+
         view = self.view(source)
         self.counts.careful += 1
         try:
             found = respond(view, data, tcp=True)
             if isinstance(found, Question):
-                self._ask(view, found, _packed(source), tell, None)
+                self._ask(view, found, _packed(source), said, None)
             elif found is not None:
                 self.counts.strangers += view is None
-                tell(found)
+                said(found)
             else:
                 self.counts.dropped += 1
         except Exception as exc:  # noqa: BLE001 - as above

@@ -74,6 +74,9 @@ def test_containers_find_namespaces_and_each_other(dockerd: Dockerd, netplug: Ne
         assert full in asker.exec("nslookup", full)
         assert f"({address[0]})" in asker.exec("ping", "-4", "-c", "1", "lab")
         assert resolve(asker, DOCKERS, f"gone.{net}.netplug.internal") == NO_NAME
+        (stats,) = netplug.json("dns", "stats", "--network", net)
+        assert stats["answers"]["NXDOMAIN"] >= 1
+        assert stats["answers"]["NOERROR"] >= 8
 
 
 def test_all_that_docker_can_do_stays(

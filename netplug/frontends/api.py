@@ -202,6 +202,7 @@ def _router(api: _Api, names: NamesApi) -> APIRouter:
         ("GET", "/ipam", api.ipam, 200),
         ("GET", "/ipam/audit", api.audit, 200),
         ("GET", "/dns", names.list, 200),
+        ("GET", "/dns/stats", names.stats, 200),
         ("POST", "/dns/query", names.query, 200),
         ("GET", "/diff", api.diff, 200),
         ("POST", "/repair", api.repair, 200),
