@@ -68,7 +68,7 @@ class Place:
 class Work:
     """What is asked. `code`: of the answers; `only`: by whom, all unless said.
 
-    `like`: another work whose rate this one's is compared with. `changing`: while names come and go.
+    `like`: another work whose cost this one's is compared with. `changing`: while names come and go.
     """
 
     name: str
@@ -306,14 +306,14 @@ def show(servers: list[Server], works: list[Work], *, as_json: bool) -> None:
                 rate, cost = (statistics.median(one[i] for one in server.figures[work.name]) for i in (0, 1))
                 ratio = rate / statistics.median(one[0] for one in base.figures[work.name]) if base else None
                 like = server.figures.get(work.like)
-                own = rate / statistics.median(one[0] for one in like) if like else None
+                own = statistics.median(one[1] for one in like) / cost if like else None
                 rows.append(
                     {"work": work.name, "server": server.name, "qps": rate, "us": cost, "ratio": ratio, "own": own}
                 )
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("work", "server", "questions/s", "CPU µs each", "of dnsmasq's", f"of its {PLAIN}")
+    table = Table("work", "server", "questions/s", "CPU µs each", "of dnsmasq's", "its plain cost / this")
     for row in rows:
         ratios = (f"{row[key]:.2f}" if row[key] else "" for key in ("ratio", "own"))
         table.add_row(row["work"], row["server"], f"{row['qps']:,.0f}", f"{row['us']:.1f}", *ratios)
