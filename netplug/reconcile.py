@@ -120,7 +120,8 @@ class Reconciler:
         return owners
 
     def _changing(self) -> frozenset[str]:
-        return self._engine.journal.changing() | self._engine.peers.changing()
+        engine = self._engine
+        return engine.journal.changing() | engine.peers.changing() | engine.shared.changing()
 
     async def repair(self) -> list[Difference]:
         """Mend what can be mended and return that."""

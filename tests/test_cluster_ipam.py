@@ -105,7 +105,7 @@ def test_an_audit_finds_what_other_hosts_leaked(hosts: Hosts, etcd: Member) -> N
     etcd.write(f"{pool}/10.224.0.77", lost)
     etcd.write(f"{pool}/10.224.0.78", {**lost, "address": "10.224.0.78", "host": "e" * 32})
     (told,) = etcd.records("cluster/endpoints/")
-    twin = {"mac": "02:6e:0a:e0:00:4f", "addresses": ["10.224.0.79"], "name": "twin"}
+    twin = {"mac": "02:6e:0a:e0:00:4f", "addresses": ["10.224.0.79"], "names": ["twin"]}
     etcd.write(f"{told.rpartition('/')[0]}/{'d' * 64}", twin)
     assert sorted(findings(one)) == [
         "10.224.0.77 leased to endpoint lost on host host-2, which tells of no such endpoint",

@@ -1,6 +1,7 @@
 """Kernel and records are brought in line again: at the start, when others interfered, when dockerd restarted."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -10,7 +11,7 @@ from engine_host import END, NET, NEXT, SANDBOX, Host, running, tcp, udp, until
 
 from netplug import reconcile
 from netplug.drivers.steps import Bridge, Chain, Flows, Forward, Guard, HostPort, IpSet, Jump, Member, Proto
-from netplug.engine.records import Description
+from netplug.engine.records import Description, FrontEnd
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -36,6 +37,24 @@ def ids(host: Host) -> set[str]:
 
 
 # What got lost or changed
+
+
+async def test_what_comes_and_goes_is_no_drift() -> None:
+    host = await Host.boot()
+    works: list[Callable[[], Awaitable[object]]] = [
+        host.cli_network,
+        lambda: host.attach("ns1", ports=PORTS),
+        lambda: host.engine.endpoints.detach(NET, "ns1", "eth0"),
+        lambda: host.engine.networks.delete(NET, by=FrontEnd.CLI),
+    ]
+    for work in works:
+        task = asyncio.ensure_future(work())
+        while not task.done():
+            assert await host.reconciler.diff() == []
+            await asyncio.sleep(0)
+        await task
+    assert not host.kernel._world.state
+    await host.close()
 
 
 async def test_each_lost_object_is_told_of_and_comes_back(host: Host) -> None:

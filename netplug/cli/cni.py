@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,14 +11,13 @@ import typer
 from netplug import cni_shim
 from netplug.cli import NO, UNREACHABLE, USAGE, CliError
 from netplug.cli.client import Client
+from netplug.cli.cni_executable import executable
 from netplug.cli.output import emit, emit_json
 
-CAPABILITIES = ("aliases", "dns", "ipRanges", "ips", "mac", "portMappings")
+CAPABILITIES = ("aliases", "bandwidth", "dns", "ipRanges", "ips", "mac", "portMappings")
 DEFAULT_VERSION = "1.0.0"
 """The newest that libcni of Debian 12 (podman 4.3) knows."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_FAST = Path("/usr/bin/python3")
-_LEAST = (3, 8)
 
 app = typer.Typer(help="The plugin for CNI runtimes: its executable, and configurations for it.")
 
@@ -46,29 +44,6 @@ def install(
     except OSError as exc:
         raise CliError(NO, f"{path} cannot be written: {(exc.strerror or str(exc)).lower()}") from None
     emit(str(path))
-
-
-def executable(run_dir: Path) -> str:
-    """Return the executable's text: too short to take time, since it is compiled at each start."""
-    folder = str(Path(cni_shim.__file__).parent)
-    return (
-        f"#!{_interpreter()} -IS\n"
-        "# Written by 'netplug cni install'.\n"
-        "import sys\n"
-        f"sys.path.insert(0, {folder!r})\n"
-        "import cni_shim\n"
-        f"cni_shim.run({str(run_dir)!r}, {sys.executable!r})\n"
-    )
-
-
-def _interpreter() -> str:
-    """Return the system's Python if it will do, since it starts fastest, else our own."""
-    try:
-        # Debian's /usr/bin/python3 is a link to python3.11.
-        version = tuple(int(part) for part in _FAST.resolve(strict=True).name.removeprefix("python").split("."))
-    except (OSError, ValueError):
-        version = ()
-    return str(_FAST) if version >= _LEAST else sys.executable
 
 
 def _replace(path: Path, text: str) -> None:

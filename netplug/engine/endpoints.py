@@ -286,8 +286,9 @@ class Endpoints:
         """Delete an endpoint. The caller holds the lock of its network."""
         await self.others.left(built)
         await self._journal.take_down(Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,)))
-        await self._addressing.release_endpoint(built)
+        # At once, lest somebody miss what has just gone.
         self._registry.forget(built)
+        await self._addressing.release_endpoint(built)
         log.info("endpoint.deleted", endpoint=short(built.endpoint.id), name=built.name)
 
     @whole

@@ -166,8 +166,9 @@ class Networks:
             await self._peers.forget(ident)
             intent = Intent(f"network {record.network.name}", record.plan.without(record.used), (record.key,))
             await self._journal.take_down(intent, durable=True)
-            await self._addressing.release_network(record)
+            # At once, lest somebody miss what has just gone.
             self._registry.forget(record)
+            await self._addressing.release_network(record)
         log.info("network.deleted", network=short(ident), name=record.network.name)
         await self._shared.trim(self._registry.all_networks())
 

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from netplug.drivers.api import Driver, HostFacts, Network
@@ -45,6 +46,11 @@ class Shared:
         self._store = store
         self._drivers = drivers
         self._lock = asyncio.Lock()
+        self._changing: frozenset[str] = frozenset()
+
+    def changing(self) -> frozenset[str]:
+        """Return the keys of the steps that are being applied or taken down right now."""
+        return self._changing
 
     async def load(self) -> None:
         """Read the host, and what was shared before."""
@@ -91,18 +97,28 @@ class Shared:
         """Bring about what these networks share; nothing is taken away."""
         async with self._lock:
             wanted = self.wanted(nets)
-            if wanted != self.plan:
-                # Remembered first, so that a crash or failure in between leaves nothing unknown.
-                await self._remember(wanted)
-            await self._executor.apply(wanted)
+            with self._moving(wanted.without(step.key for step in self.plan)):
+                if wanted != self.plan:
+                    # Remembered first, so that a crash or failure in between leaves nothing unknown.
+                    await self._remember(wanted)
+                await self._executor.apply(wanted)
 
     async def trim(self, nets: Iterable[Network]) -> None:
         """Take down what none of these networks wants."""
         async with self._lock:
             surplus = self.plan.without(step.key for step in self._base(nets))
             if surplus:
-                await self._executor.revert(surplus)
-                await self._remember(self.plan.without(step.key for step in surplus))
+                with self._moving(surplus):
+                    await self._executor.revert(surplus)
+                    await self._remember(self.plan.without(step.key for step in surplus))
+
+    @contextmanager
+    def _moving(self, plan: Plan) -> Iterator[None]:
+        self._changing = frozenset(step.key for step in plan)
+        try:
+            yield
+        finally:
+            self._changing = frozenset()
 
     async def _remember(self, plan: Plan) -> None:
         await self._store.txn((), [Put(BASE, {"plan": plan.to_json()}) if plan else Delete(BASE)])
