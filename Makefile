@@ -46,6 +46,7 @@ bench: setup ## measurements beside Docker's own bridge, the reference CNI plugi
 	@.venv/bin/python bench/cni.py
 	@.venv/bin/python bench/overlay.py
 	@.venv/bin/python bench/cluster.py
+	@.venv/bin/python bench/dns.py --rounds 1 --seconds 2
 
 clean: ## remove .venv, caches and build results
 	@rm -rf .venv build dist *.egg-info .*_cache .hypothesis integration/.pytest_cache

@@ -6,7 +6,8 @@ own in the same host; Docker's is asked in a container. Servers are pinned to on
 which is its own limit at some 100 000 questions a second: the processor time a question is the steadier figure.
 
 Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--work TEXT] [--json]``. Peers that are not
-installed (dnsmasq-base, knot) are left out; dnsperf must be there. All happens in namespaces that it makes and removes.
+installed (dnsmasq-base, knot, aardvark-dns) are left out; dnsperf must be there. All happens in namespaces that it
+makes and removes.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import re
 import statistics
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
@@ -27,13 +28,17 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 
+from dns_changes import CALLS_A_S, Changer
 from harness import Dockerd, Host, Namespace, Netplug, Wire, attached, connect, resolve, wait_until
 
 DOMAIN = "blue.netplug.internal"
 SERVER_CPU, CLIENT_CPU = "0", "1"
 TICKS = os.sysconf("SC_CLK_TCK")
 GATEWAY, PEERS = "10.77.0.1", "10.76.0.1"
-DNSMASQ_PORT, CACHELESS_PORT, KNOT_PORT = 5300, 5301, 5302
+DNSMASQ_PORT, CACHELESS_PORT, KNOT_PORT, AARDVARK_PORT = 5300, 5301, 5302, 5303
+AARDVARK = Path("/usr/lib/podman/aardvark-dns")
+PLAIN = "1 000 names"
+CHANGES_A_S = 100
 IN_DOCKER = "netplug in Docker"
 COOKIE = "10:0123456789abcdef"
 PLENTY = 600_000
@@ -61,13 +66,18 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is asked. `code`: of the answers; `only`: by whom, all unless said."""
+    """What is asked. `code`: of the answers; `only`: by whom, all unless said.
+
+    `like`: another work whose cost this one's is compared with. `changing`: while names come and go.
+    """
 
     name: str
     file: Path
     code: str = "NOERROR"
     options: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    like: str = ""
+    changing: bool = False
 
 
 def main() -> None:
@@ -78,30 +88,34 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if not which("dnsperf"):
-        raise SystemExit("dnsperf is missing: apt-get install --no-install-recommends dnsperf dnsmasq-base")
+        print("dnsperf is missing: apt-get install --no-install-recommends dnsperf dnsmasq-base", file=sys.stderr)
+        return
     with ExitStack() as stack:
         host = stack.enter_context(Host())
-        servers, works = set_up(stack, host)
+        servers, works, changer = set_up(stack, host)
         works = [work for work in works if options.work in work.name]
         for number in range(options.rounds):
             for work in works:
                 for server in servers:
                     if not work.only or server.name in work.only:
                         print(f"round {number + 1}: {work.name}, {server.name}", file=sys.stderr)
-                        server.figures.setdefault(work.name, []).append(measure(host, server, work, options.seconds))
+                        with changer.working() if work.changing else nullcontext():
+                            figures = measure(host, server, work, options.seconds)
+                        server.figures.setdefault(work.name, []).append(figures)
     show(servers, works, as_json=options.json)
 
 
 # What is asked, and who is
 
 
-def set_up(stack: ExitStack, host: Host) -> tuple[list[Server], list[Work]]:
+def set_up(stack: ExitStack, host: Host) -> tuple[list[Server], list[Work], Changer]:
     outside = stack.enter_context(Host("outside"))
     wire = connect(host, outside)
     names = [f"c{number:05}" for number in range(10_000)]
     dockerd = Dockerd(host)
     daemon = Netplug(host, "--dns-upstream", wire.right, "--log-level", "warning")
-    servers = [netplug(stack, daemon, names), *dnsmasqs(host, wire, names)]
+    asker, server = netplug(stack, daemon, names)
+    servers = [server, *dnsmasqs(host, wire, names), *aardvark(host, names[:1000])]
     if which("knotd"):
         servers.append(knot(host, names[:1000]))
         upstream(outside, wire)
@@ -110,7 +124,9 @@ def set_up(stack: ExitStack, host: Host) -> tuple[list[Server], list[Work]]:
         wait_until(lambda server=server: answers(host, server), 30, server.name, ignoring=(OSError,))  # type: ignore[misc]
         for task in Path(f"/proc/{server.pid}/task").iterdir():
             os.sched_setaffinity(int(task.name), {int(SERVER_CPU)})
-    return servers, works(host.dir, names, forwards=bool(which("knotd")))
+    changing = names[: CHANGES_A_S // CALLS_A_S]
+    changer = Changer(host, "blue", changing, (GATEWAY, asker), int(CLIENT_CPU))
+    return servers, works(host.dir, names, forwards=bool(which("knotd"))), changer
 
 
 def answers(host: Host, server: Server) -> bool:
@@ -133,15 +149,15 @@ def works(folder: Path, names: list[str], *, forwards: bool) -> list[Work]:
     short = file("short", [seed.choice(few) for _ in range(50_000)])
     nothing = file("nothing", [f"n{number}.{DOMAIN}" for number in range(PLENTY)])
     zones = ("netplug", "dnsmasq", "knot")
+    many = [f"{seed.choice(names)}.{DOMAIN}" for _ in full]
     found = [
-        Work("1 000 names", plain, only=zones),
-        Work("1 000 short names", short, only=("netplug", "dnsmasq", "docker", IN_DOCKER)),
-        Work(
-            "10 000 names", file("many", [f"{seed.choice(names)}.{DOMAIN}" for _ in full]), only=("netplug", "dnsmasq")
-        ),
-        Work("mixed case", file("mixed", mixed), only=zones),
-        Work("EDNS with a cookie", plain, options=("-E", COOKIE), only=zones),
-        Work("no such name", nothing, "NXDOMAIN", only=zones),
+        Work(PLAIN, plain, only=zones),
+        Work("1 000 short names", short, only=("netplug", "dnsmasq", "aardvark-dns", "docker", IN_DOCKER)),
+        Work("10 000 names", file("many", many), only=("netplug", "dnsmasq"), like=PLAIN),
+        Work("mixed case", file("mixed", mixed), only=zones, like=PLAIN),
+        Work("EDNS with a cookie", plain, options=("-E", COOKIE), only=zones, like=PLAIN),
+        Work("no such name", nothing, "NXDOMAIN", only=zones, like=PLAIN),
+        Work(f"{CHANGES_A_S} records a second change", plain, only=("netplug",), like=PLAIN, changing=True),
     ]
     if forwards:
         once = [f"u{number}.example" for number in range(PLENTY)]
@@ -153,14 +169,14 @@ def works(folder: Path, names: list[str], *, forwards: bool) -> list[Work]:
     return found
 
 
-def netplug(stack: ExitStack, daemon: Netplug, names: list[str]) -> Server:
+def netplug(stack: ExitStack, daemon: Netplug, names: list[str]) -> tuple[Namespace, Server]:
     daemon.cli("network", "create", "blue", "--subnet", "10.77.0.0/16")
     asker, _ = stack.enter_context(attached(daemon, "blue", "--name", "asker"))
     for first in range(0, len(names), 1000):
         aliases = (option for name in names[first : first + 1000] for option in ("--alias", name))
         stack.enter_context(attached(daemon, "blue", *aliases))
     assert daemon.process
-    return Server("netplug", daemon.process.pid, GATEWAY, f"/run/netns/{asker.name}")
+    return asker, Server("netplug", daemon.process.pid, GATEWAY, f"/run/netns/{asker.name}")
 
 
 def dnsmasqs(host: Host, wire: Wire, names: list[str]) -> Iterator[Server]:
@@ -187,6 +203,24 @@ def dnsmasqs(host: Host, wire: Wire, names: list[str]) -> Iterator[Server]:
         argv = ["dnsmasq", *common, f"--port={port}", f"--cache-size={cache}"]
         process = host.popen(argv, log=f"dnsmasq-{port}.log")
         yield Server(name, process.pid, PEERS, f"/run/netns/{asker.name}", port)
+
+
+def aardvark(host: Host, names: list[str]) -> Iterator[Server]:
+    """Podman's, which is asked for short names alone: for each with its search domain it looks at all names."""
+    if not AARDVARK.exists():
+        return
+    folder = host.dir / "aardvark"
+    folder.mkdir()
+    lines = (f"{number:064x} 10.76.0.9  {name}\n" for number, name in enumerate(names))
+    (folder / "podman").write_text(f"{PEERS}\n{'f' * 64} 10.76.0.2  asker\n{''.join(lines)}")
+    argv = [str(AARDVARK), "--config", str(folder), "--port", str(AARDVARK_PORT)]
+    host.popen([*argv, "run"], log="aardvark.log").wait(10)  # it serves in a child
+    inside = Path(f"/proc/{host.pid}/ns/net").readlink()
+    yield from (
+        Server("aardvark-dns", int(comm.parent.name), PEERS, "/run/netns/peers", AARDVARK_PORT)
+        for comm in Path("/proc").glob("[0-9]*/comm")
+        if comm.read_text() == "aardvark-dns\n" and (comm.parent / "ns" / "net").readlink() == inside
+    )
 
 
 def knot(host: Host, names: list[str]) -> Server:
@@ -242,6 +276,9 @@ def measure(host: Host, server: Server, work: Work, seconds: int) -> tuple[float
     spent = cpu_s(server.pid) - before
     answered = int(_find(r"Queries completed:\s+(\d+)", said))
     good = re.search(rf"{work.code} (\d+) \(", said)
+    lost = int(_find(r"Queries lost:\s+(\d+)", said))
+    if work.changing and lost:
+        raise SystemExit(f"{server.name}, {work.name}: {lost} questions were lost")
     if not good or int(good[1]) < 0.999 * answered:
         raise SystemExit(f"{server.name}, {work.name}: not all were answered with {work.code}\n{said}")
     return float(_find(r"Queries per second:\s+([\d.]+)", said)), spent / answered * 1e6
@@ -268,14 +305,18 @@ def show(servers: list[Server], works: list[Work], *, as_json: bool) -> None:
             if work.name in server.figures:
                 rate, cost = (statistics.median(one[i] for one in server.figures[work.name]) for i in (0, 1))
                 ratio = rate / statistics.median(one[0] for one in base.figures[work.name]) if base else None
-                rows.append({"work": work.name, "server": server.name, "qps": rate, "us": cost, "ratio": ratio})
+                like = server.figures.get(work.like)
+                own = statistics.median(one[1] for one in like) / cost if like else None
+                rows.append(
+                    {"work": work.name, "server": server.name, "qps": rate, "us": cost, "ratio": ratio, "own": own}
+                )
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("work", "server", "questions/s", "CPU µs each", "of dnsmasq's")
+    table = Table("work", "server", "questions/s", "CPU µs each", "of dnsmasq's", "its plain cost / this")
     for row in rows:
-        ratio = f"{row['ratio']:.2f}" if row["ratio"] else ""
-        table.add_row(row["work"], row["server"], f"{row['qps']:,.0f}", f"{row['us']:.1f}", ratio)
+        ratios = (f"{row[key]:.2f}" if row[key] else "" for key in ("ratio", "own"))
+        table.add_row(row["work"], row["server"], f"{row['qps']:,.0f}", f"{row['us']:.1f}", *ratios)
     Console().print(table)
 
 

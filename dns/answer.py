@@ -37,12 +37,16 @@ def answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> b
         size, opt, dnssec = edns
     asked, kind = data[wire.HEADER : end - 4], data[end - 4 : end]
     name = asked.lower()
+    if not opt and asked != name and (turns := view.ready.get(data[2:].lower())) is not None:
+        # Ready but for the case of letters, which is the asker's. Flags, counts and types have no letters.
+        tail = next(turns)
+        return b"".join((data[:2], tail[:10], data[wire.HEADER :], tail[end - 2 :]))
     node = view.find(name) if view.others else view.first.get(name)
     if node is not None and kind in node and kind != _SRV:
         rrset = node[kind]
         code, counts, records = AUTHORITATIVE << 8, len(rrset.records).to_bytes(2) + b"\0\0", next(rrset.turns)
-        if asked == name and data[2 : wire.HEADER] in READY_HEADS:
-            _keep(view, data, counts, rrset)
+        if not opt and data[2 : wire.HEADER] in READY_HEADS:
+            _keep(view, data.lower(), counts, rrset)
     elif (found := _otherwise(view, data, name, kind, node, clock, dnssec=dnssec)) is not None:
         code, counts, records = found
     else:

@@ -9,7 +9,8 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 
 BATCH = 32
 OCTETS = 2048
@@ -32,6 +33,68 @@ def available() -> bool:
 
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
+
+
+class Sender:
+    """Sends what has been gathered. One for all of a thread: its memory is used during a call only."""
+
+    def __init__(self) -> None:
+        self._call = _libc().sendmmsg
+        self._call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+        self._memory = ctypes.create_string_buffer(_DATA + OCTETS * BATCH)
+        self._start = ctypes.addressof(self._memory)
+        octets = memoryview(self._memory).cast("B")
+        self._ints = octets[:_NAMES].cast("I")
+        self._names = octets[_NAMES:_IOVS]
+        self._lengths = octets[_IOVS:_DATA].cast("Q")
+        self._data = octets[_DATA:]
+        pointers = octets[:_NAMES].cast("Q")
+        for number in range(BATCH):
+            pointers[number * 8] = self._start + _NAMES + number * _NAME
+            pointers[number * 8 + 2] = self._start + _IOVS + number * _IOV
+            pointers[number * 8 + 3] = 1
+            self._lengths[number * 2] = self._start + _DATA + number * OCTETS
+
+    def send(self, sock: socket.socket, messages: Sequence[tuple[bytes, bytes]]) -> int:
+        """Send messages of at most `OCTETS`, and return how many have gone; fewer than there are where one cannot.
+
+        With each is the sockaddr that it goes to, empty by a connected socket.
+        """
+        data, names, lengths, ints = self._data, self._names, self._lengths, self._ints
+        done = 0
+        while done < len(messages):
+            part = messages[done : done + BATCH]
+            for number, (message, name) in enumerate(part):
+                at, size = number * OCTETS, len(message)
+                data[at : at + size] = message
+                lengths[number * 2 + 1] = size
+                ints[number * 16 + 2] = size = len(name)
+                if size:
+                    names[number * _NAME : number * _NAME + size] = name
+            sent: int = self._call(sock.fileno(), self._start, len(part), _DONTWAIT)
+            if sent <= 0:
+                break
+            done += sent
+        return done
+
+
+class Plain:
+    """Sends one by one, where there is no other way."""
+
+    def send(self, sock: socket.socket, messages: Sequence[tuple[bytes, bytes]]) -> int:
+        """Do as `Sender.send`, by a connected socket."""
+        for number, (message, _) in enumerate(messages):
+            try:
+                sock.send(message)
+            except OSError:
+                return number
+        return len(messages)
+
+
+@cache
+def sender() -> Sender | Plain:
+    """Return what sends here, for the one thread that asks and answers."""
+    return Sender() if available() else Plain()
 
 
 class Batch:
@@ -85,7 +148,8 @@ class Batch:
                 number,
             )
             if said is None:
-                self._send_all(first, number)
+                if first < number:
+                    self._send_all(first, number)
                 first = number + 1
             else:
                 size = len(said)
@@ -104,11 +168,7 @@ class Batch:
                 return  # no room: they ask again
             first += max(sent, 1)
 
-    def peer(self, number: int) -> tuple[str, int] | tuple[str, int, int, int]:
-        """Return the sender of a message, while it is being answered."""
-        name = bytes(self._names[number * _NAME : number * _NAME + self._name_size])
-        port = int.from_bytes(name[2:4])
-        if self._name_size == 16:
-            return socket.inet_ntop(socket.AF_INET, name[4:8]), port
-        scope: int = struct.unpack_from("=I", name, 24)[0]
-        return socket.inet_ntop(socket.AF_INET6, name[8:24]), port, 0, scope
+    def name(self, number: int) -> bytes:
+        """Return the sockaddr of a message's sender, while it is being answered."""
+        at = number * _NAME
+        return bytes(self._names[at : at + self._name_size])

@@ -5,7 +5,6 @@ counted down once a second at most. What has run out is kept a day longer, for w
 """
 
 import struct
-from collections.abc import Iterator
 
 from . import wire
 
@@ -21,6 +20,8 @@ MOST_ALIASES = 16
 MOST_ENTRIES = 10_000
 MOST_OCTETS = 4096
 _AD = 0x20
+_RECORD = struct.Struct("!HHIH")
+"""Type, class, TTL, and the length of RDATA."""
 
 
 class Answer:
@@ -41,7 +42,7 @@ class Answer:
         self.until = now + ttl_s
         self._ttls = ttls
         self._age = 0
-        self._now = (code, counts, body)
+        self._now = code, counts, body
 
     def at(self, now: float) -> tuple[int, bytes, bytes] | None:
         """Return code, counts and records as of now; None: it has run out. See `zone.Outside`."""
@@ -80,7 +81,8 @@ class Cache(dict[bytes, Answer]):
         if len(self) >= MOST_ENTRIES and key not in self:
             for old in list(self)[: MOST_ENTRIES // 10]:
                 del self[old]
-        self.pop(key, None)
+        if key in self:  # the order is that of coming
+            del self[key]
         self[key] = answer
 
 
@@ -103,8 +105,8 @@ def matches(message: bytes, name: bytes, kind: bytes) -> bool:
         len(message) >= end + 4
         and message[2] & 0xF8 == 0x80
         and message[4:6] == b"\0\1"
-        and message[wire.HEADER : end].lower() == name
-        and message[end : end + 4] == kind
+        and (message.startswith(name, wire.HEADER) or message[wire.HEADER : end].lower() == name)
+        and message.startswith(kind, end)
     )
 
 
@@ -114,23 +116,27 @@ def read(message: bytes, name: bytes, now: float, *, dnssec: bool = False) -> An
     Raises:
         ValueError: it is out of order, a chain of aliases without end, or no answer but a hint where to ask.
     """
-    start = wire.HEADER + len(name) + 4
+    start = at = wire.HEADER + len(name) + 4
     answers, authorities = struct.unpack_from("!2H", message, 6)
     ttls: list[int] = []
     ttl_s, negative_s, hint, aliases = LONGEST_S, 0, False, 0
-    at = start
-    for number, (kind, ttl_at, end) in enumerate(_records(message, start, answers + authorities)):
-        ttl = int.from_bytes(message[ttl_at : ttl_at + 4])
+    for number in range(answers + authorities):
+        at = at + 2 if message[at : at + 2] == wire.TO_QUESTION else wire.skip_name(message, at)
+        if at + 10 > len(message):
+            raise ValueError("a record without its head")
+        kind, _, ttl, length = _RECORD.unpack_from(message, at)
+        ttls.append(at + 4 - start)
         ttl = ttl if ttl < 1 << 31 else 0  # RFC 2181 §8
-        ttls.append(ttl_at - start)
+        at += 10 + length
+        if at > len(message):
+            raise ValueError("RDATA past the end")
         if number < answers:
             ttl_s = min(ttl_s, ttl)
             aliases += kind == wire.CNAME
-        elif kind == wire.SOA and end - ttl_at >= 26:
-            negative_s = min(ttl, int.from_bytes(message[end - 4 : end]), LONGEST_NEGATIVE_S)
+        elif kind == wire.SOA and length >= 20:
+            negative_s = min(ttl, int.from_bytes(message[at - 4 : at]), LONGEST_NEGATIVE_S)
             ttl_s = min(ttl_s, negative_s)
         hint |= kind == wire.NS
-        at = end
     code = message[3] & 0xF
     if aliases > MOST_ALIASES:
         raise ValueError(f"{aliases} aliases one after the other")
@@ -139,17 +145,3 @@ def read(message: bytes, name: bytes, now: float, *, dnssec: bool = False) -> An
     if not negative_s and (not answers or code == wire.NXDOMAIN):
         ttl_s = 0
     return Answer(code | (message[3] & _AD if dnssec else 0), message[6:10], message[start:at], tuple(ttls), ttl_s, now)
-
-
-def _records(message: bytes, at: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """Yield type, offset of the TTL and end of records in a row."""
-    for _ in range(count):
-        at = wire.skip_name(message, at)
-        if at + 10 > len(message):
-            raise ValueError("a record without its head")
-        kind, length = int.from_bytes(message[at : at + 2]), int.from_bytes(message[at + 8 : at + 10])
-        end = at + 10 + length
-        if end > len(message):
-            raise ValueError("RDATA past the end")
-        yield kind, at + 4, end
-        at = end

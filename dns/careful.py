@@ -13,8 +13,12 @@ from . import special, wire
 from .answer import ANSWER, AUTHORITATIVE, RA
 from .zone import Node, View
 
-_RD, _CD, _TC = 0x01, 0x10, 0x02
+_RD, _CD, _TC, _OPCODE = 0x01, 0x10, 0x02, 0x78
+_IN = b"\0\1"
+_NOT_HERE = frozenset(map(wire.key, (wire.TKEY, wire.TSIG, wire.IXFR, wire.AXFR, wire.MAILB, wire.MAILA)))
+_NO_TYPES = frozenset(map(wire.key, (0, wire.OPT)))
 _TCP_SIZE = 65535
+_OPT = {False: wire.opt(), True: wire.opt(dnssec=True)}
 _COOKIE = 10
 _COOKIE_SIZES = frozenset({8, *range(16, 41)})
 """A client's cookie of 8 octets, perhaps with a server's of 8 to 32 (RFC 7873 §4)."""
@@ -24,7 +28,7 @@ NOTHING = (0, b"")
 """A section without records."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Question:
     """A question that is in order. `name`: lower-cased; `kind`: type and class; `end`: offset behind them in `data`.
 
@@ -57,11 +61,10 @@ def respond(view: View | None, data: bytes, *, tcp: bool = False) -> bytes | Que
     """
     if len(data) < wire.HEADER or data[2] & ANSWER:
         return None
-    opcode = data[2] >> 3 & 0xF
-    counts = struct.unpack("!4H", data[4:12])
-    if opcode:
+    counts = struct.unpack_from("!4H", data, 4)
+    if data[2] & _OPCODE:
         return _bare(data, wire.NOTIMP)
-    if counts[0] != 1 or counts[1] or (counts[2] and data[4:6] != b"\0\1"):
+    if counts[0] != 1 or counts[1]:
         return _bare(data, wire.FORMERR)
     try:
         question = _question(data)
@@ -69,30 +72,30 @@ def respond(view: View | None, data: bytes, *, tcp: bool = False) -> bytes | Que
         return _bare(data, wire.FORMERR)
     if counts[2]:
         return reply(question, wire.REFUSED if question.kind == wire.key(wire.IXFR) else wire.FORMERR)
-    try:
-        question, version = _extended(question, counts[3], tcp=tcp)
-    except ValueError:
-        return reply(question, wire.FORMERR)
-    if version:
-        return reply(question, wire.BADVERS)
+    if counts[3] or tcp or len(data) != question.end:
+        try:
+            version = _extend(question, counts[3], tcp=tcp)
+        except ValueError:
+            return reply(question, wire.FORMERR)
+        if version:
+            return reply(question, wire.BADVERS)
     if view is None:
         return reply(question, wire.REFUSED, error=PROHIBITED)
     return _of_names(view, question)
 
 
 def _of_names(view: View, question: Question) -> bytes | Question:
-    kind, klass = struct.unpack("!HH", question.kind)
-    if klass != wire.IN or kind in {wire.TKEY, wire.TSIG, wire.IXFR, wire.AXFR, wire.MAILB, wire.MAILA}:
+    if question.kind[2:] != _IN or question.kind in _NOT_HERE:
         return reply(question, wire.REFUSED)
-    if kind in {0, wire.OPT}:
+    if question.kind in _NO_TYPES:
         return reply(question, wire.FORMERR)
     node = view.find(question.name)
     if node is not None:
         return _of_node(view, question, node)
     if wire.below(question.name, view.domain):
         return _none(view, question, wire.NXDOMAIN)
-    if not any(wire.below(question.name, zone) for zone in view.served):
-        local = special.answer(question.name, kind, view.zones.pools)
+    if not view.served or not any(wire.below(question.name, zone) for zone in view.served):
+        local = special.answer(question.name, int.from_bytes(question.kind[:2]), view.zones.pools)
         if local is not None and local.records:
             records = [wire.pack(wire.TO_QUESTION, record, special.TTL_S) for record in local.records]
             return reply(question, answers=(len(records), b"".join(records)), authoritative=True)
@@ -171,6 +174,26 @@ def reply(
     return b"".join((head, asked, answers[1], authorities[1], *additional, opt))
 
 
+def relay(question: Question, code: int, counts: bytes, records: bytes, error: int | None = None) -> bytes:
+    """Return an upstream's answer.
+
+    `code`: of its second octet of flags, RCODE and AD. `counts`: of answers and authorities, as in a header.
+    """
+    if error is None:
+        data = question.data
+        opt, additional = (_OPT[question.dnssec], b"\0\1") if question.edns else (b"", b"\0\0")
+        flags = bytes((ANSWER | data[2] & _RD, RA | data[3] & _CD | code))
+        asked = data[wire.HEADER : question.end]
+        said = b"".join((data[:2], flags, b"\0\1", counts, additional, asked, records, opt))
+        if len(said) <= question.size:
+            return said
+    answers, authorities = struct.unpack("!2H", counts)
+    bits = code & 0xF0
+    return reply(
+        question, code & 0xF, answers=(answers, records), authorities=(authorities, b""), error=error, bits=bits
+    )
+
+
 def _bare(data: bytes, code: int) -> bytes:
     """Answer with a header alone: nothing else of the message can be trusted."""
     return data[:2] + bytes((ANSWER | data[2] & 0x79, code)) + bytes(8)
@@ -193,8 +216,10 @@ def _question(data: bytes) -> Question:
     return Question(data, data[wire.HEADER : at].lower(), data[at : at + 4], at + 4)
 
 
-def _extended(question: Question, count: int, *, tcp: bool) -> tuple[Question, int]:
-    """Read the additional section; only its OPT means something to us (RFC 6891 §6.1). Return its version too.
+def _extend(question: Question, count: int, *, tcp: bool) -> int:
+    """Read the additional section into a question; only its OPT means something to us (RFC 6891 §6.1).
+
+    Return its version.
 
     Raises:
         ValueError: it is not in order.
@@ -216,8 +241,9 @@ def _extended(question: Question, count: int, *, tcp: bool) -> tuple[Question, i
             size, edns, dnssec, version = klass, True, bool(ttl & 0x8000), ttl >> 16 & 0xFF
     if at != len(data):
         raise ValueError("octets behind the last record")
-    size = _TCP_SIZE if tcp else min(max(size, wire.PLAIN_SIZE), wire.UDP_SIZE)
-    return Question(data, question.name, question.kind, question.end, size, edns, dnssec), version
+    question.size = _TCP_SIZE if tcp else min(max(size, wire.PLAIN_SIZE), wire.UDP_SIZE)
+    question.edns, question.dnssec = edns, dnssec
+    return version
 
 
 def _options_in_order(rdata: bytes) -> bool:

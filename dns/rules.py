@@ -111,7 +111,10 @@ class Rules:
         """Return whom to ask for a lower-cased name, in order."""
         if not self.forward:
             return ()
-        return next((rule.servers for rule in self.rules if wire.below(name, rule.zone)), ())
+        for rule in self.rules:
+            if rule.zone == wire.ROOT or wire.below(name, rule.zone):
+                return rule.servers
+        return ()
 
 
 def everything(server: Server) -> Rules:

@@ -6,8 +6,8 @@ buffer of 256 KiB, which costs more than the answer.
 
 import asyncio
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
@@ -29,8 +29,13 @@ Outward = Callable[[View, Asker], None]
 
 @dataclass(slots=True)
 class Counts:
-    """Questions that took the careful path, by what became of them; `faults` are our own."""
+    """What became of questions; `faults` are our own.
 
+    `codes`: number of answers by RCODE. `careful`: that took the careful path, and of these `outward`: that went on to
+    an upstream unless the answer was remembered.
+    """
+
+    codes: list[int] = field(default_factory=lambda: [0] * 16)
     careful: int = 0
     outward: int = 0
     strangers: int = 0
@@ -42,7 +47,8 @@ class Listener:
     """Serves a UDP and a TCP socket, which become its own, until `close`.
 
     Who may ask is known by address (`admit`); with `everyone` all who can reach the sockets are the same asker.
-    `network`: counted against limits. `batched` False: one datagram a system call, as where there is no other way.
+    `network`: counted against limits. `counts`: what is counted is added there. `batched` False: one datagram a system
+    call, as where there is no other way.
     """
 
     def __init__(
@@ -53,15 +59,17 @@ class Listener:
         outward: Outward,
         *,
         everyone: View | None = None,
+        counts: Counts | None = None,
         batched: bool = True,
     ) -> None:
         self.network = network
         self.everyone = everyone
-        self.counts = Counts()
+        self.counts = counts or Counts()
         self._outward = outward
         self._views: dict[str, View] = {}
         self._packed: dict[bytes, View] = {}
         self._udp = udp
+        self._outbox: list[tuple[bytes, bytes]] = []
         udp.setblocking(False)
         self._batch = batch.Batch(udp) if batched and batch.available() else None
         self._streams = Streams(tcp, self._by_tcp)
@@ -91,14 +99,17 @@ class Listener:
     def _from_batch(self, data: bytes, source: bytes, number: int) -> bytes | None:
         view = self._packed.get(source, self.everyone)
         try:
-            if view is not None:
-                found = answer(view, data)
-                if found is not None:
-                    return found
-            return self._careful(view, data, self._batch.peer(number) if self._batch else ())
+            found = answer(view, data) if view is not None else None
+            if found is None:
+                assert self._batch is not None  # noqa: S101 - this is its doing
+                name = self._batch.name(number)
+                found = self._careful(view, data, source, int.from_bytes(name[2:4]), name, self._post)
         except Exception as exc:  # noqa: BLE001 - one message must not take the others of its batch with it
             self._fault(exc)
             return None
+        if found is not None:
+            self.counts.codes[found[3] & 0xF] += 1
+        return found
 
     def _drain(self) -> None:
         for _ in range(_DRAIN):
@@ -110,30 +121,52 @@ class Listener:
             try:
                 found = answer(view, data) if view is not None else None
                 if found is None:
-                    found = self._careful(view, data, peer)
+                    found = self._careful(view, data, _packed(peer[0]), peer[1], peer, self._send)
             except Exception as exc:  # noqa: BLE001 - as above
                 self._fault(exc)
                 found = None
             if found is not None:
                 self._send(found, peer)
 
-    def _careful(self, view: View | None, data: bytes, peer: Any) -> bytes | None:
-        if not peer[1]:  # nobody has port 0
+    def _careful(
+        self,
+        view: View | None,
+        data: bytes,
+        source: bytes,
+        port: int,
+        peer: Hashable,
+        send: Callable[[bytes, Any], None],
+    ) -> bytes | None:
+        if not port:  # nobody has port 0
             self.counts.dropped += 1
             return None
         self.counts.careful += 1
         found = respond(view, data)
         if isinstance(found, Question):
-            twin = (peer, data[:2])
-            self._ask(view, found, peer[0], lambda message: self._send(message, peer), twin)
+            self._ask(view, found, source, lambda message: send(message, peer), (peer, data[:2]))
             return None
         self.counts.strangers += view is None
         self.counts.dropped += found is None
         return found
 
+    def _post(self, message: bytes, name: bytes) -> None:
+        """Send once the loop has seen to what is at hand: many go together."""
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append((message, name))
+        self.counts.codes[message[3] & 0xF] += 1
+
+    def _flush(self) -> None:
+        going, self._outbox = self._outbox, []
+        while going and self._udp.fileno() >= 0:
+            sent = batch.sender().send(self._udp, going)
+            self.counts.dropped += sent < len(going)
+            del going[: sent + 1]
+
     def _send(self, message: bytes, peer: Any) -> None:
         if self._udp.fileno() < 0:
             return
+        self.counts.codes[message[3] & 0xF] += 1
         try:
             self._udp.sendto(message, peer)
         except OSError:  # no room, or the asker is gone: such is UDP
@@ -141,21 +174,25 @@ class Listener:
 
     # Both
 
-    def _ask(self, view: View | None, question: Question, source: str, tell: Reply, twin: object) -> None:
+    def _ask(self, view: View | None, question: Question, source: bytes, tell: Reply, twin: object) -> None:
         assert view is not None  # noqa: S101 - strangers have no questions
         self.counts.outward += 1
         self._outward(view, Asker(question, (self.network, source), self.network, tell, twin))
 
     def _by_tcp(self, source: str, data: bytes, tell: Reply) -> None:
+        def said(message: bytes) -> None:
+            self.counts.codes[message[3] & 0xF] += 1
+            tell(message)
+
         view = self.view(source)
         self.counts.careful += 1
         try:
             found = respond(view, data, tcp=True)
             if isinstance(found, Question):
-                self._ask(view, found, source, tell, None)
+                self._ask(view, found, _packed(source), said, None)
             elif found is not None:
                 self.counts.strangers += view is None
-                tell(found)
+                said(found)
             else:
                 self.counts.dropped += 1
         except Exception as exc:  # noqa: BLE001 - as above
@@ -171,6 +208,12 @@ class Listener:
         asyncio.get_running_loop().remove_reader(self._udp.fileno())
         self._udp.close()
         self._streams.close()
+
+
+def _packed(address: str) -> bytes:
+    """Return an address in octets, without its link."""
+    host = address.partition("%")[0]
+    return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
 
 
 def open_sockets(address: str, port: int = 53) -> tuple[socket.socket, socket.socket]:

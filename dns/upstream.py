@@ -7,37 +7,44 @@ question.
 """
 
 import asyncio
-import os
-import struct
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Hashable, Iterator
+from collections import deque
+from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
 from time import monotonic
 
-from . import cache, wire
+from . import cache, outgoing, wire
 from .cache import Answer
-from .careful import PROHIBITED, Question, reply
+from .careful import PROHIBITED, Question, relay, reply
 from .rules import Rules, Server
 from .sockets import Opener, Pool, Slot, exchange, open_here
 
 SECOND_S = 0.3
 """A resolver that knows the answer takes far less, one that has to ask around seldom more."""
+_TOGETHER = 1.1
+"""How much longer the first may have to wait for those that are looked after together with it."""
 _SENDING_TICKS = frozenset({1, 2, 4, 8})
 """Multiples of `SECOND_S` at which somebody is asked again: 0.3, 0.6, 1.2, 2.4 s."""
 _STALE_TICK = 6
 """After 1.8 s an old answer is better than none (RFC 8767 §5.5)."""
-_LAST_TICK = 15
-"""4.5 s: libc waits for 5."""
+_LAST_TICK = 14
+"""4.2 to 4.7 s: libc waits for 5."""
 PREFERENCE_S = 30.0
 TCP_TIMEOUT_S = 3.0
 MOST_OF_SOURCE = 512
 MOST_OF_NETWORK = 2048
 IDLE_S = 10.0
+_WANTED = {
+    (dnssec, unchecked): bytes((dnssec << 7 | unchecked << 4,))
+    for dnssec in (False, True)
+    for unchecked in (False, True)
+}
+"""What else a question is known by: DO and CD."""
+_SAID = frozenset({wire.NOERROR, wire.NXDOMAIN})
 STALE_ANSWER, NOT_READY, NO_REACHABLE, NETWORK_ERROR = 3, 14, 22, 23
 """RFC 8914 §4."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asker:
     """Who asks: `source` and `network` are counted against the limits. `tell`: is called once, with the answer.
 
@@ -69,17 +76,15 @@ class Counts:
 class _Query:
     """A question under way."""
 
-    name: bytes
-    kind: bytes
+    question: Question
     key: bytes
     rules: Rules
     servers: tuple[Server, ...]
     message: bytes
-    dnssec: bool
-    askers: dict[Hashable, Asker] = field(default_factory=dict)
+    askers: dict[Hashable, Asker]
     attempts: list[tuple[Slot, int]] = field(default_factory=list)
-    waiting: set[Server] = field(default_factory=set)
-    failed: set[Server] = field(default_factory=set)
+    waiting: list[Server] = field(default_factory=list)
+    failed: list[Server] = field(default_factory=list)
     turn: int = 0
     tick: int = 0
     done: bool = False
@@ -97,13 +102,13 @@ class Forwarder:
         self._clock = clock
         self._queries: dict[tuple[int, bytes], _Query] = {}
         self._pools: dict[Server, Pool] = {}
-        self._due: deque[tuple[float, _Query]] = deque()
+        self._due: deque[tuple[float, list[_Query]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
-        self._load: Counter[Hashable] = Counter()
+        self._load: dict[Hashable, int] = {}
         self._preferred: dict[Server, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._numbers = _numbers()
+        self._numbers = outgoing.numbers()
 
     @property
     def pending(self) -> int:
@@ -113,8 +118,7 @@ class Forwarder:
     def ask(self, rules: Rules, asker: Asker) -> None:
         """Answer from what is remembered, or ask an upstream."""
         question = asker.question
-        wanted = bytes(((0x80 if question.dnssec else 0) | (0x10 if question.unchecked else 0),))
-        key = question.name + question.kind + wanted
+        key = question.name + question.kind + _WANTED[question.dnssec, question.unchecked]
         known = rules.cache.get(key)
         if known is not None and known.at(self._clock()) is not None:
             asker.tell(self._told(question, known))
@@ -129,21 +133,20 @@ class Forwarder:
         if query is not None and twin in query.askers:
             query.askers[twin] = asker
             return
-        if self._load[asker.source] >= MOST_OF_SOURCE or self._load[asker.network] >= MOST_OF_NETWORK:
+        load, source, network = self._load, asker.source, asker.network
+        of_source, of_network = load.get(source, 0), load.get(network, 0)
+        if of_source >= MOST_OF_SOURCE or of_network >= MOST_OF_NETWORK:
             self.counts.refused += 1
             asker.tell(reply(question, wire.SERVFAIL, error=NOT_READY))
             return
-        self._load[asker.source] += 1
-        self._load[asker.network] += 1
+        load[source], load[network] = of_source + 1, of_network + 1
         if query is not None:
             self.counts.joined += 1
             query.askers[twin] = asker
             return
         self.counts.asked += 1
-        query = _Query(
-            question.name, question.kind, key, rules, self._order(servers), _message(question), question.dnssec
-        )
-        query.askers[twin] = asker
+        servers = self._order(servers) if self._preferred and len(servers) > 1 else servers
+        query = _Query(question, key, rules, servers, outgoing.message(question), {twin: asker})
         self._queries[id(rules), key] = query
         self._wait(query)
         self._next(query)
@@ -152,8 +155,6 @@ class Forwarder:
 
     def _order(self, servers: tuple[Server, ...]) -> tuple[Server, ...]:
         """Return the servers, those first that answered lately where others did not."""
-        if not self._preferred or len(servers) < 2:
-            return servers
         now = self._clock()
         return tuple(sorted(servers, key=lambda server: self._preferred.get(server, 0) < now))
 
@@ -165,39 +166,45 @@ class Forwarder:
             if server not in query.failed and (again or server not in query.waiting):
                 if self._send(query, server):
                     return
-                query.failed.add(server)
+                query.failed.append(server)
         if not query.waiting:
             self._give_up(query)
 
     def _send(self, query: _Query, server: Server) -> bool:
         pool = self._pools.get(server)
         if pool is None:
-            pool = self._pools[server] = Pool(server, self._take, self._unreachable, self._opener, self._slots)
+            pool = self._pools[server] = Pool(
+                server, self._take, self._unreachable, self._unsent, self._opener, self._slots
+            )
         try:
             slot = pool.slot(next(self._numbers))
             ident = next(self._numbers)
             while ident in slot.pending:
                 ident = next(self._numbers)
-            slot.sock.send(ident.to_bytes(2) + query.message)
         except OSError:
             return False
+        pool.send(slot, ident.to_bytes(2) + query.message)
         slot.pending[ident] = query
         query.attempts.append((slot, ident))
-        query.waiting.add(server)
+        query.waiting.append(server)
         return True
 
     def _wait(self, query: _Query) -> None:
-        """Look after a query again in `SECOND_S`; all wait equally long, so they stand in a row."""
-        self._due.append((self._clock() + SECOND_S, query))
+        """Look after a query again in `SECOND_S` or a little later, together with those that come shortly after."""
+        now = self._clock()
+        if self._due and now < self._due[-1][0] - SECOND_S:
+            self._due[-1][1].append(query)
+            return
+        self._due.append((now + SECOND_S * _TOGETHER, [query]))
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SECOND_S, self._look)
+            self._timer = asyncio.get_running_loop().call_later(SECOND_S * _TOGETHER, self._look)
 
     def _look(self) -> None:
         now = self._clock()
         while self._due and self._due[0][0] <= now + 0.001:
-            query = self._due.popleft()[1]
-            if not query.done:
-                self._overdue(query, now)
+            for query in self._due.popleft()[1]:
+                if not query.done:
+                    self._overdue(query, now)
         self._timer = None
         if self._due:
             self._timer = asyncio.get_running_loop().call_later(max(self._due[0][0] - now, 0.001), self._look)
@@ -229,7 +236,7 @@ class Forwarder:
     def _take(self, slot: Slot, message: bytes) -> None:
         """Take what came by a socket."""
         query = slot.pending.get(int.from_bytes(message[:2])) if len(message) >= wire.HEADER else None
-        if not isinstance(query, _Query) or not cache.matches(message, query.name, query.kind):
+        if not isinstance(query, _Query) or not cache.matches(message, query.question.name, query.question.kind):
             self.counts.strange += 1
             return
         if message[2] & 0x02:
@@ -241,18 +248,19 @@ class Forwarder:
 
     def _answered(self, query: _Query, server: Server, message: bytes) -> None:
         code = message[3] & 0xF
-        if code in {wire.NOERROR, wire.NXDOMAIN}:
+        if code in _SAID:
             try:
-                found = cache.read(message, query.name, self._clock(), dnssec=query.dnssec)
+                found = cache.read(message, query.question.name, self._clock(), dnssec=query.question.dnssec)
             except ValueError:
                 self.counts.strange += 1
             else:
-                if server != query.servers[0]:
+                if server is not query.servers[0]:
                     self._preferred[server] = self._clock() + PREFERENCE_S
                     self._preferred.pop(query.servers[0], None)
                 self.counts.answered += 1
                 query.rules.cache.put(query.key, found)
-                self._tell(query, found)
+                for asker in query.askers.values():
+                    asker.tell(relay(asker.question, found.code, found.counts, found.body))
                 self._finish(query)
                 return
         self._lost(query, server)
@@ -263,9 +271,14 @@ class Forwarder:
             if isinstance(query, _Query) and not query.done:
                 self._lost(query, slot.server)
 
+    def _unsent(self, slot: Slot, ident: int) -> None:
+        query = slot.pending[ident]
+        if isinstance(query, _Query) and not query.done:
+            self._lost(query, slot.server)
+
     def _lost(self, query: _Query, server: Server) -> None:
-        query.failed.add(server)
-        query.waiting.discard(server)
+        query.failed.append(server)
+        query.waiting = [other for other in query.waiting if other != server]
         self._next(query)
 
     def _forget_attempt(self, query: _Query, slot: Slot, ident: int) -> None:
@@ -281,11 +294,11 @@ class Forwarder:
             message = truncated
         if query.done:
             return
-        if not cache.matches(message, query.name, query.kind):
+        if not cache.matches(message, query.question.name, query.question.kind):
             self._lost(query, server)
         elif message[2] & 0x02:
             for asker in query.askers.values():
-                asker.tell(_cut(asker.question))
+                asker.tell(outgoing.cut(asker.question))
             self._finish(query)
         else:
             self._answered(query, server, message)
@@ -311,21 +324,15 @@ class Forwarder:
             asker.tell(self._told(asker.question, found, error))
 
     def _told(self, question: Question, found: Answer, error: int | None = None) -> bytes:
-        now = found.at(self._clock()) or (found.code, found.counts, found.body)
-        answers, authorities = struct.unpack("!2H", now[1])
-        return reply(
-            question,
-            now[0] & 0xF,
-            answers=(answers, now[2]),
-            authorities=(authorities, b""),
-            error=error,
-            bits=now[0] & 0xF0,
-        )
+        code, counts, records = found.at(self._clock()) or (found.code, found.counts, found.body)
+        return relay(question, code, counts, records, error)
 
     def _release(self, asker: Asker) -> None:
         for counted in (asker.source, asker.network):
-            self._load[counted] -= 1
-            if not self._load[counted]:
+            left = self._load[counted] - 1
+            if left:
+                self._load[counted] = left
+            else:
                 del self._load[counted]
 
     def _finish(self, query: _Query) -> None:
@@ -361,22 +368,3 @@ class Forwarder:
         for task in self._tasks:
             task.cancel()
         self._close_pools()
-
-
-def _message(question: Question) -> bytes:
-    """Return a query without its id: our own header, the question in lower case, EDNS where the asker speaks it."""
-    flags = 0x0100 | (0x10 if question.unchecked else 0)
-    opt = wire.opt(dnssec=question.dnssec) if question.edns else b""
-    return struct.pack("!5H", flags, 1, 0, 0, bool(opt)) + question.name + question.kind + opt
-
-
-def _cut(question: Question) -> bytes:
-    whole = bytearray(reply(question))
-    whole[2] |= 0x02
-    return bytes(whole)
-
-
-def _numbers() -> Iterator[int]:
-    """Yield numbers of 16 bits that nobody can guess."""
-    while True:
-        yield from struct.unpack("2048H", os.urandom(4096))

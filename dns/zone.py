@@ -246,6 +246,8 @@ class View:
 
     def find(self, name: bytes) -> Node | None:
         """Return the node of a lower-cased name, in all networks together; None when there is none."""
+        if not self.others:
+            return self.first.get(name)
         if name in self._merged:
             return self._merged[name]
         found = [node for nodes in (self.first, *self.others) if (node := nodes.get(name)) is not None]

@@ -111,6 +111,9 @@ def test_strangers_on_the_bridge_are_refused(netplug: Netplug) -> None:
         asker.exec("ip", "address", "add", "10.78.0.200/24", "dev", "eth0")
         assert resolve(asker, "10.78.0.1", "asker") == REFUSED
         assert resolve(asker, "10.78.0.1", "asker", tcp=True) == REFUSED
+        (stats,) = netplug.json("dns", "stats", "--network", net)
+        assert stats["answers"] == {"NOERROR": 1, "REFUSED": 2}
+        assert stats["strangers"] == 2
 
 
 def test_names_are_there_when_a_restarted_daemon_answers(netplug: Netplug, blue: str) -> None:

@@ -74,6 +74,9 @@ def test_containers_find_namespaces_and_each_other(dockerd: Dockerd, netplug: Ne
         assert full in asker.exec("nslookup", full)
         assert f"({address[0]})" in asker.exec("ping", "-4", "-c", "1", "lab")
         assert resolve(asker, DOCKERS, f"gone.{net}.netplug.internal") == NO_NAME
+        (stats,) = netplug.json("dns", "stats", "--network", net)
+        assert stats["answers"]["NXDOMAIN"] >= 1
+        assert stats["answers"]["NOERROR"] >= 8
 
 
 def test_all_that_docker_can_do_stays(
@@ -174,6 +177,10 @@ def test_a_stop_leaves_docker_alone_and_a_start_serves_again(dockerd: Dockerd, n
         netplug.start()
         assert known(asker, "lab") == address
         netplug.kill()
+        # The redirect goes with the process, so that Docker's own resolver is back at once.
+        wait_until(lambda: not served(asker), PATIENCE_S, "the end of the redirect")
+        for tcp in (False, True):
+            assert known(asker, "db", tcp=tcp) == (db.ip(),)
         netplug.start()
         assert known(asker, "lab") == address
         assert known(asker, "db") == (db.ip(),)

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 import structlog
 
 from netplug.dns.rules import Rules, Server, everything
-from netplug.dns.server import Listener
+from netplug.dns.server import Counts, Listener
 from netplug.dns.upstream import Asker, Forwarder
 from netplug.dns.wire import ROOT
 from netplug.dns.zone import View
@@ -139,6 +139,8 @@ class Interceptions:
             view = self._view(sandbox)
             if serving is not None:
                 serving.listener.everyone = view
+                if view is not None:
+                    serving.listener.counts = self._counts(view)
             if (serving is None) is not (view is None):
                 self._due.add(sandbox)
                 self._changed.set()
@@ -153,6 +155,9 @@ class Interceptions:
             view.served = (ROOT,)
         return view
 
+    def _counts(self, view: View) -> Counts:
+        return self._server.counts[view.indexes[0].network.id]
+
     def _wait(self, sandbox: str, exc: NetplugError) -> None:
         now = asyncio.get_running_loop().time()
         if now - self._missing.setdefault(sandbox, now) < PATIENCE_S:
@@ -164,7 +169,12 @@ class Interceptions:
         forwarder = Forwarder(opener=interception.open, slots=_SOCKETS)
         outward = _to(forwarder, everything(Server(DOCKERS)))
         # One datagram a call: the room for many would be 64 KiB a container.
-        listener = Listener(interception.udp, interception.tcp, sandbox, outward, everyone=view, batched=False)
+        listener = Listener(
+            *(interception.udp, interception.tcp, sandbox, outward),
+            everyone=view,
+            counts=self._counts(view),
+            batched=False,
+        )
         return _Serving(interception, listener, forwarder)
 
 

@@ -48,6 +48,15 @@ def test_query_sees_what_a_container_of_the_networks_does(cli: Cli) -> None:
     assert cli("dns", "query", "db", "--network", "blue", "--network", "red")
 
 
+def test_stats_are_of_each_network(cli: Cli) -> None:
+    none = {"answers": {}, "outward": 0, "strangers": 0, "dropped": 0, "faults": 0}
+    assert cli.json("dns", "stats") == [{"network": name, **none} for name in ("blue", "red")]
+    assert cli.json("dns", "stats", "--network", "red") == [{"network": "red", **none}]
+    text = cli("dns", "stats").lower()
+    assert all(word in text for word in ("blue", "red", "noerror", "outward"))
+    assert "no-such" in cli("dns", "stats", "--network", "no-such", code=NO)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
 
@@ -103,6 +104,8 @@ async def test_questions_are_answered_each_to_its_asker(served: Served) -> None:
     assert sorted(int.from_bytes(message[:2]) for message in mine) == list(range(200))
     assert len(others) == 50
     by_id = {int.from_bytes(message[:2]): read(message) for message in mine}
+    codes = Counter(message[3] & 0xF for message in (*mine, *others))
+    assert dict(enumerate(served.listener.counts.codes)) == {code: codes[code] for code in range(16)}
     assert [by_id[number].data for number in range(5)] == [["10.1.0.2"], ["10.1.0.3"], ["10.1.0.4"], [], ["10.1.0.2"]]
 
 
@@ -127,6 +130,7 @@ async def test_strangers_are_refused(served: Served) -> None:
     await asyncio.get_running_loop().sock_sendall(sock, framed(query("web")))
     assert read((await hear(sock))[0]).rcode == wire.REFUSED
     assert served.listener.counts.strangers == 3
+    assert served.listener.counts.codes[wire.REFUSED] == 3
     assert not served.outward
     served.listener.admit(ip_address(STRANGER), view(served.zones, "blue"))
     assert read((await served.udp(query("web"), address=STRANGER))[0]).data == ["10.1.0.2"]
@@ -141,11 +145,13 @@ async def test_questions_for_others_go_outward_and_come_back(served: Served) -> 
         sock.sendto(query("example.com", ident=ident), served.at)
     await until(lambda: len(served.outward) == 3)
     assert [asker.twin == served.outward[0].twin for asker in served.outward] == [True, True, False]
-    assert served.outward[0].source == ("blue", ME)
+    assert served.outward[0].source == ("blue", ip_address(ME).packed)
     served.outward[2].tell(reply(served.outward[2].question, wire.SERVFAIL))
     async with asyncio.timeout(DEADLINE_S):
         message = await asyncio.get_running_loop().sock_recv(sock, 4096)
     assert message[:2] == b"\0\x08"
+    counts = served.listener.counts
+    assert (counts.outward, counts.codes[wire.SERVFAIL], sum(counts.codes)) == (3, 1, 1)
 
 
 async def test_own_faults_cost_one_answer(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,31 @@ def ls(
     )
 
 
+@app.command("stats")
+def stats(
+    network: Annotated[str, typer.Option(metavar="NETWORK", help="Only those from this network.")] = "",
+    as_json: _AsJson = False,
+    run_dir: _RunDir = _RUN_DIR,
+) -> None:
+    """Count the questions from each network since the daemon's start, by what became of them."""
+    query = {"network": network} if network else {}
+    found = Client(run_dir.absolute()).get("dns", "stats", **query)["networks"]
+    if as_json:
+        emit_json(found)
+        return
+    codes = sorted({code for one in found for code in one["answers"]} | {"NOERROR"})
+    rest = ("outward", "strangers", "dropped", "faults")
+    rows = [
+        (
+            one["network"],
+            *(str(one["answers"].get(code, 0)) for code in codes),
+            *(str(one[column]) for column in rest),
+        )
+        for one in found
+    ]
+    emit(table(("network", *codes, *rest), rows))
+
+
 @app.command("query")
 def query(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to ask for; an address for its names.")],

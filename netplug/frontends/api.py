@@ -213,6 +213,7 @@ def _router(api: _Api, names: NamesApi) -> APIRouter:
         ("GET", "/hosts", api.hosts, 200),
         ("DELETE", "/hosts/{ref:path}", api.forget_host, 204),
         ("GET", "/dns", names.list, 200),
+        ("GET", "/dns/stats", names.stats, 200),
         ("POST", "/dns/query", names.query, 200),
         ("GET", "/diff", api.diff, 200),
         ("POST", "/repair", api.repair, 200),

@@ -1,7 +1,7 @@
 """The part of our own API that is of names: what there are, and what one is to whom."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Protocol
@@ -9,6 +9,7 @@ from typing import Protocol
 import dnslib
 from pydantic import BaseModel, Field
 
+from netplug.dns.server import Counts
 from netplug.dns.zone import Entry
 from netplug.engine import Engine
 from netplug.errors import NetplugError
@@ -21,6 +22,9 @@ class Names(Protocol):
     """The name server."""
 
     def entries(self, network_id: str) -> list[Entry]: ...
+
+    @property
+    def counts(self) -> Mapping[str, Counts]: ...
 
     async def ask(self, networks: Iterable[str], message: bytes) -> bytes | None: ...
 
@@ -49,6 +53,37 @@ class NameOut(BaseModel):
 
 class NamesOut(BaseModel):
     names: list[NameOut]
+
+
+class StatsOut(BaseModel):
+    """What became of the questions from a network since the daemon's start.
+
+    `answers`: by code (NOERROR, NXDOMAIN, …), those that are not 0. `outward`: questions that went on to an upstream
+    unless it had said before. `strangers`: of addresses that nobody of the network has. `dropped`: no answers, or
+    answers that could not be sent. `faults`: our own.
+    """
+
+    network: str
+    answers: dict[str, int]
+    outward: int
+    strangers: int
+    dropped: int
+    faults: int
+
+    @classmethod
+    def of(cls, counts: Counts, network: str) -> "StatsOut":
+        return cls(
+            network=network,
+            answers={str(dnslib.RCODE.get(code)): number for code, number in enumerate(counts.codes) if number},
+            outward=counts.outward,
+            strangers=counts.strangers,
+            dropped=counts.dropped,
+            faults=counts.faults,
+        )
+
+
+class AllStatsOut(BaseModel):
+    networks: list[StatsOut]
 
 
 class QueryIn(BaseModel):
@@ -87,6 +122,13 @@ class NamesApi:
             NameOut.of(one, record.network.name) for record in records for one in server.entries(record.network.id)
         ]
         return NamesOut(names=sorted(found, key=lambda one: (one.network, one.names[0], one.endpoint)))
+
+    async def stats(self, network: str = "") -> AllStatsOut:
+        registry, counts = self._engine.registry, self._server().counts
+        records = [registry.network(network)] if network else registry.networks()
+        served = [record.network for record in records if record.network.options.dns]
+        found = [StatsOut.of(counts.get(net.id) or Counts(), net.name) for net in served]
+        return AllStatsOut(networks=sorted(found, key=lambda one: one.network))
 
     async def query(self, body: QueryIn) -> AnswerOut:
         ids = [self._engine.registry.network(ref).network.id for ref in body.networks]

@@ -2,20 +2,23 @@
 
 A table of ours in the sandbox leads port 53 of the server's address to our sockets, before the chains of iptables and
 the tables of Docker do (verified on 20.10, whose chains are of iptables). Questions that bear `MARK` pass, so that
-the other server can be asked by us.
+the other server can be asked by us. The table goes with our netlink socket: should we be killed, the other server is
+asked again from that moment on.
 """
 
+import errno
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from netplug.errors import NetplugError
 
 from . import nft_wire as nft
-from .netlink import NETLINK_NETFILTER
+from .netlink import NETLINK_NETFILTER, NetlinkError
 from .netns import netlink_in, open_netns, run_in
 from .nft_wire import L4PROTO, BaseChain, Set, Table, equal, lead, meta, padded, payload, verdict
 from .nftables import Tables
@@ -43,7 +46,10 @@ TABLE = Table(
         ),
     ),
 )
+TABLES = (replace(TABLE, flags=nft.OWNED), TABLE)
+"""The second for kernels that know no owners: there it stays behind when we are killed, until we are back."""
 _PROTOCOLS = (socket.IPPROTO_UDP, socket.IPPROTO_TCP)
+_UNKNOWN_FLAG = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _BACKLOG = 128
 
 
@@ -61,8 +67,13 @@ class Interception:
             self.udp, self.tcp = run_in(fd, lambda: _listen(server))
             port = self.udp.getsockname()[1]
             try:
-                with netlink_in(fd, NETLINK_NETFILTER) as netlink:
-                    _lead(Tables(netlink), server, port)
+                tables = Tables(netlink_in(fd, NETLINK_NETFILTER))
+                try:
+                    lead_to(tables, server, port)
+                except BaseException:
+                    tables.close()
+                    raise
+                self._tables: Tables | None = tables
             except BaseException:
                 self.udp.close()
                 self.tcp.close()
@@ -85,8 +96,13 @@ class Interception:
 
     def end(self) -> None:
         """Leave the other server alone again; that the sandbox is gone is fine."""
-        with suppress(OSError), _opened(self._path) as fd, netlink_in(fd, NETLINK_NETFILTER) as netlink:
-            Tables(netlink).remove_table(TABLE)
+        tables, self._tables = self._tables, None
+        if tables is None:
+            return
+        try:
+            tables.remove_table(TABLE)
+        finally:
+            tables.close()
 
 
 def _listen(server: IPv4Address) -> tuple[socket.socket, socket.socket]:
@@ -106,11 +122,24 @@ def _listen(server: IPv4Address) -> tuple[socket.socket, socket.socket]:
     return udp, tcp
 
 
-def _lead(tables: Tables, server: IPv4Address, port: int) -> None:
-    tables.ensure_table(TABLE)
+def lead_to(tables: Tables, server: IPv4Address, port: int, forms: Sequence[Table] = TABLES) -> Table:
+    """Lead port 53 of a server to a port, by the first form of the table that the kernel knows, and return that.
+
+    Raises:
+        NetlinkError: it knows none, or the table is another process's.
+    """
     target = padded(server.packed, port.to_bytes(2, "big"))
     keys = [padded(server.packed, bytes((protocol,)), (53).to_bytes(2, "big")) for protocol in _PROTOCOLS]
-    tables.ensure(TABLE, {"servers": dict.fromkeys(keys, target)}, lambda _, key: key in keys)
+    for form in forms:
+        try:
+            tables.ensure_table(form)
+        except NetlinkError as error:
+            if form is forms[-1] or error.errno not in _UNKNOWN_FLAG:
+                raise
+        else:
+            tables.ensure(form, {"servers": dict.fromkeys(keys, target)}, lambda _, key: key in keys)
+            return form
+    raise ValueError("no form to choose from")
 
 
 @contextmanager

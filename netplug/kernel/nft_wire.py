@@ -33,6 +33,10 @@ LIST_ELEM, ELEM_KEY, ELEM_DATA, DATA_VALUE = 1, 1, 2, 1
 INGRESS, PREROUTING, INPUT, OUTPUT = 0, 0, 1, 3
 DROP, ACCEPT, RETURN = 0, 1, -5
 
+OWNED = 0x2
+"""Flag of a table that is its socket's alone: nobody else may change it, and it goes when the socket is closed, as all
+are that a process leaves however it ends (NFT_TABLE_F_OWNER, since Linux 5.12)."""
+
 _REGISTERS = 8
 """NFT_REG32_00: the first of sixteen registers of four bytes."""
 _COMMENT = 0
@@ -209,16 +213,17 @@ class BaseChain:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of ours with all that is constant in it."""
+    """A table of ours with all that is constant in it. `flags`: see `OWNED`."""
 
     family: int
     name: str
     sets: tuple[Set, ...]
     chains: tuple[BaseChain, ...]
+    flags: int = 0
 
     def create(self) -> list[Message]:
         """Return the messages that make it."""
-        messages = [self.message(NEWTABLE, text(1, self.name))]
+        messages = [self.message(NEWTABLE, text(1, self.name), *([be32(2, self.flags)] if self.flags else []))]
         for number, item in enumerate(self.sets, 1):
             messages.append(self.message(NEWSET, text(1, self.name), *_set_attrs(item, number)))
         return messages + self.with_chains()

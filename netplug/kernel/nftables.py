@@ -57,7 +57,7 @@ class Tables:
             NetlinkError: the kernel lacks something.
         """
         found = self._comments(table)
-        if found == _comments_of(table):
+        if found == _comments_of(table) and not table.flags:
             return Outcome.EQUAL
         content = self.content(table)
         messages = [*table.delete(), *table.create()]

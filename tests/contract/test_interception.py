@@ -3,16 +3,21 @@
 import os
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from ipaddress import IPv4Address
 from uuid import uuid4
 
 import pytest
 
 from netplug.errors import NetplugError
-from netplug.kernel.interception import Interception
-from netplug.kernel.netns import open_netns, run_in
+from netplug.kernel.interception import TABLE, Interception, lead_to
+from netplug.kernel.netlink import NETLINK_NETFILTER
+from netplug.kernel.netns import netlink_in, open_netns, run_in
+from netplug.kernel.nftables import Tables
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -111,9 +116,13 @@ def test_what_is_asked_of_the_server_comes_to_us_until_the_end(
 def test_what_a_former_life_left_is_taken_over(
     path: str, inside: Callable[[socket.SocketKind], socket.socket], other: dict[int, socket.socket]
 ) -> None:
-    dead = Interception(path, SERVER)
-    dead.udp.close()
-    dead.tcp.close()
+    # Left by a kernel that knows no owners: one that does refuses the flag in the same way.
+    fd = open_netns(path)
+    with netlink_in(fd, NETLINK_NETFILTER) as netlink:
+        os.close(fd)
+        unknown = replace(TABLE, flags=0x40)
+        assert lead_to(Tables(netlink), SERVER, 9, (unknown, TABLE)) is TABLE
+    assert TABLE.name in tables(path)
     it = Interception(path, SERVER)
     with it.udp, it.tcp:
         for kind in KINDS:
@@ -121,6 +130,34 @@ def test_what_a_former_life_left_is_taken_over(
             with it.open(socket.AF_INET, kind) as own:
                 reaches(own, other[kind])
         it.end()
+    assert tables(path) == ""
+
+
+HOLD = """
+import sys, time
+from ipaddress import IPv4Address
+from netplug.kernel.interception import Interception
+it = Interception(sys.argv[1], IPv4Address(sys.argv[2]))
+print("there", flush=True)
+time.sleep(60)
+"""
+
+
+def test_who_is_killed_leaves_the_server_alone_at_once(
+    path: str, inside: Callable[[socket.SocketKind], socket.socket], other: dict[int, socket.socket]
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, path, str(SERVER)], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"there\n"
+        assert TABLE.name in tables(path)
+        with pytest.raises(NetplugError, match="cannot be served"):
+            Interception(path, SERVER)
+        process.kill()
+    deadline = time.monotonic() + TIMEOUT_S
+    while tables(path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for kind in KINDS:
+        reaches(inside(kind), other[kind])
 
 
 def test_only_port_53_of_the_server_is_led_elsewhere(

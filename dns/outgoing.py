@@ -1,0 +1,40 @@
+"""What goes out: questions in our own words, numbers that nobody can guess."""
+
+import os
+import struct
+from collections.abc import Iterator
+
+from . import wire
+from .careful import Question, reply
+
+_HEADS = {
+    (unchecked, edns): struct.pack("!5H", 0x0100 | unchecked << 4, 1, 0, 0, edns)
+    for unchecked in (False, True)
+    for edns in (False, True)
+}
+_OPT = {False: wire.opt(), True: wire.opt(dnssec=True)}
+
+
+def message(question: Question) -> bytes:
+    """Return a query without its id: our own header, the question in lower case, EDNS where the asker speaks it."""
+    return b"".join(
+        (
+            _HEADS[question.unchecked, question.edns],
+            question.name,
+            question.kind,
+            _OPT[question.dnssec] if question.edns else b"",
+        )
+    )
+
+
+def cut(question: Question) -> bytes:
+    """Return an answer that says that the whole one is too long for a datagram."""
+    whole = bytearray(reply(question))
+    whole[2] |= 0x02
+    return bytes(whole)
+
+
+def numbers() -> Iterator[int]:
+    """Yield numbers of 16 bits that nobody can guess."""
+    while True:
+        yield from struct.unpack("2048H", os.urandom(4096))
