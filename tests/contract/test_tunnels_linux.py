@@ -11,6 +11,7 @@ pytest.register_assert_rewrite("kernel_suite", "tunnel_suite", "linux_host")
 
 from kernel_suite import BRIDGE, VETH, whats  # noqa: E402
 from linux_host import LinuxHost, LinuxSurroundings, run  # noqa: E402
+from living import until  # noqa: E402
 from tunnel_suite import FDB, TUNNEL, VTEP, VXLAN, VXLAN6, TunnelSuite  # noqa: E402
 
 from netplug.drivers.naming import mark  # noqa: E402
@@ -72,6 +73,7 @@ class TestLinuxTunnels(LinuxHost, TunnelSuite):
         """Else the entry would be refused (it exists), or the port would have it back with its next frame."""
         await kernel.ensure((BRIDGE, VXLAN, VETH))
         run("ip", "link", "set", VETH.peer, "up")
+        until(lambda: "state forwarding" in run("bridge", "link", "show", "dev", VETH.name), "the port is up")
         run("bridge", "fdb", "add", FDB.mac, "dev", VETH.name, "master", "dynamic")
         assert await kernel.ensure((FDB,)) == [Outcome.CREATED]
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as thief:
