@@ -51,7 +51,7 @@ async def test_what_comes_and_goes_is_no_drift() -> None:
         task = asyncio.ensure_future(work())
         while not task.done():
             assert await host.reconciler.diff() == []
-            await asyncio.sleep(0)
+            await asyncio.wait({task}, timeout=0.0005)  # the store's thread needs its turns too
         await task
     assert not host.kernel._world.state
     await host.close()
