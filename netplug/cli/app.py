@@ -11,9 +11,8 @@ from netplug.cli.cni import app as cni
 from netplug.cli.hosts import app as hosts
 from netplug.cli.lab import app as lab
 from netplug.cli.names import app as names
+from netplug.cli.options import RUN_DIR, AsJson, RunDir
 from netplug.cli.output import emit, emit_json, short, table
-
-RUN_DIR = Path("/run/netplug")
 
 app = typer.Typer(
     help="Connect containers: networks, addresses and published ports for every runtime.\n\n"
@@ -32,11 +31,6 @@ app.add_typer(cni, name="cni")
 app.add_typer(hosts, name="host")
 app.add_typer(lab, name="lab")
 
-RunDir = Annotated[
-    Path,
-    typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="The daemon's run directory, by which it is found."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with field names that stay.")]
 NetworkRef = Annotated[str, typer.Argument(metavar="NETWORK", help="Name, id, or beginning of an id.")]
 Netns = Annotated[
     str,

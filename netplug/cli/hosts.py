@@ -1,25 +1,18 @@
 """`netplug host`: the hosts that share networks."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from netplug.cli.client import Client
+from netplug.cli.options import RUN_DIR, AsJson, RunDir
 from netplug.cli.output import emit, emit_json, short, table
 
 app = typer.Typer(help="List the hosts that share networks, and forget one that does not come back.")
 
-_RUN_DIR = Path("/run/netplug")
-_RunDir = Annotated[
-    Path,
-    typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="The daemon's run directory, by which it is found."),
-]
-_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with field names that stay.")]
-
 
 @app.command("ls")
-def ls(as_json: _AsJson = False, run_dir: _RunDir = _RUN_DIR) -> None:
+def ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     """List the hosts: whether each lives, where the others tunnel to, and what it has."""
     found = Client(run_dir.absolute()).get("hosts")["hosts"]
     if as_json:
@@ -46,7 +39,7 @@ def ls(as_json: _AsJson = False, run_dir: _RunDir = _RUN_DIR) -> None:
 @app.command("forget")
 def forget(
     host: Annotated[str, typer.Argument(metavar="HOST", help="Name, id, or beginning of an id.")],
-    run_dir: _RunDir = _RUN_DIR,
+    run_dir: RunDir = RUN_DIR,
 ) -> None:
     """Give up a dead host: its endpoints and addresses go, and what its Docker had is not waited for any more.
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from netplug.cli import NO, OK, USAGE, CliError
+from netplug.cli.options import AsJson
 from netplug.cli.output import emit, emit_json, table
 
 app = typer.Typer(
@@ -21,7 +22,6 @@ Base = Annotated[
     Path, typer.Option("--lab-dir", envvar="NETPLUG_LAB_DIR", metavar="DIR", help="Where labs keep their files.")
 ]
 Which = Annotated[str, typer.Option("--lab", metavar="NAME", help="Which lab. Default: the only one that is up.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with field names that stay.")]
 
 
 @app.command()

@@ -1,29 +1,22 @@
 """`netplug dns`: names as the containers of a network see them."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from netplug.cli import NO, OK
 from netplug.cli.client import Client
+from netplug.cli.options import RUN_DIR, AsJson, RunDir
 from netplug.cli.output import emit, emit_json, short, table
 
 app = typer.Typer(help="Show names, and ask for one as a container of a network does.")
-
-_RUN_DIR = Path("/run/netplug")
-_RunDir = Annotated[
-    Path,
-    typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="The daemon's run directory, by which it is found."),
-]
-_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with field names that stay.")]
 
 
 @app.command("ls")
 def ls(
     network: Annotated[str, typer.Option(metavar="NETWORK", help="Only those of this network.")] = "",
-    as_json: _AsJson = False,
-    run_dir: _RunDir = _RUN_DIR,
+    as_json: AsJson = False,
+    run_dir: RunDir = RUN_DIR,
 ) -> None:
     """List the names of the endpoints; all but the first are aliases."""
     query = {"network": network} if network else {}
@@ -53,8 +46,8 @@ def ls(
 @app.command("stats")
 def stats(
     network: Annotated[str, typer.Option(metavar="NETWORK", help="Only those from this network.")] = "",
-    as_json: _AsJson = False,
-    run_dir: _RunDir = _RUN_DIR,
+    as_json: AsJson = False,
+    run_dir: RunDir = RUN_DIR,
 ) -> None:
     """Count the questions from each network since the daemon's start, by what became of them."""
     query = {"network": network} if network else {}
@@ -83,8 +76,8 @@ def query(
         typer.Option(metavar="NETWORK", help="Ask as a container of this network; repeat it for one in several."),
     ],
     kind: Annotated[str, typer.Argument(metavar="TYPE", help="A, AAAA, PTR, SRV, …")] = "A",
-    as_json: _AsJson = False,
-    run_dir: _RunDir = _RUN_DIR,
+    as_json: AsJson = False,
+    run_dir: RunDir = RUN_DIR,
 ) -> None:
     """Ask as a container of a network does; exit 0 when there is an answer, else 1."""
     body = {"name": name, "type": kind, "networks": network}
