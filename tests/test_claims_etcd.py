@@ -1,12 +1,12 @@
 """Several hosts claim addresses of one pool at once, on a real etcd: no duplicate, hardly a claim in vain."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import ip_network
 
 import pytest
-from etcd_server import Member, needs_etcd, running
+from etcd_server import Member, needs_etcd
 
 from netplug.ipam.allocator import SECOND_TRIES, Allocator
 from netplug.ipam.errors import IpamError
@@ -23,12 +23,6 @@ pytestmark = needs_etcd
 SPACES = default_spaces(ula(b"test"))
 HOSTS = ("alpha", "beta", "gamma", "delta")
 AT_ONCE = 8  # containers that start together on a host
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
-    with running(tmp_path_factory.mktemp("etcd")) as (member,):
-        yield member
 
 
 class Counting:

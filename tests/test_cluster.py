@@ -1,30 +1,16 @@
 """Several daemons on one real etcd: what one does, the others bring about."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, hosts_on, kernel_of, networks, reaches
-from etcd_server import Member, needs_etcd, running
+from clustered import Hosts, address_of, attach, create, detach, has, kernel_of, networks, reaches
+from etcd_server import Member, needs_etcd
 from living import Living, settings_in, until
 
 from netplug.cli import NO, CliError
 
 pytestmark = needs_etcd
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
-    with running(tmp_path_factory.mktemp("etcd")) as (member,):
-        yield member
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
-    with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
-        yield it
-    etcd.empty()
 
 
 def test_a_network_of_one_host_is_on_all_and_its_endpoints_are_reached(hosts: Hosts) -> None:

@@ -1,13 +1,10 @@
 """Who attaches is reached by address and name from all other hosts when that returns; and waits for nobody in vain."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, hosts_on, reached
-from etcd_server import Member, needs_etcd, running
+from clustered import Hosts, address_of, attach, create, detach, has, reached
+from etcd_server import Member, needs_etcd
 from living import Living, until
 
 from netplug.cluster.barrier import PATIENCE_S
@@ -17,19 +14,6 @@ pytestmark = needs_etcd
 
 QUICK_S = PATIENCE_S * 0.8
 """Less than a wait in vain takes, and more than all else does on a busy machine."""
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
-    with running(tmp_path_factory.mktemp("etcd")) as (member,):
-        yield member
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
-    with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
-        yield it
-    etcd.empty()
 
 
 def named(host: Living, name: str) -> list[str]:

@@ -6,7 +6,7 @@ case; what its background tasks do meanwhile is not counted, but they die with i
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from clustered import kernel_of, reached_by
 from engine_host import Died, Fuse, MortalKernel, MortalStore
-from etcd_server import Member, needs_etcd, running
+from etcd_server import Member, needs_etcd
 
 from netplug.claims import SharedLeases
 from netplug.cluster import Cluster
@@ -154,12 +154,6 @@ CASES: dict[str, tuple[tuple[Act, ...], Act]] = {
     "detach": ((network, attach), detach),
     "network rm": ((network,), delete),
 }
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
-    with running(tmp_path_factory.mktemp("etcd")) as (member,):
-        yield member
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

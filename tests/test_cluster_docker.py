@@ -3,29 +3,14 @@
 import http.client
 import json
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from clustered import Hosts, attach, create, detach, has, hosts_on, networks
-from etcd_server import Member, needs_etcd, running
+from clustered import Hosts, attach, create, detach, has, networks
+from etcd_server import needs_etcd
 from living import Living, until
 
 pytestmark = needs_etcd
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
-    with running(tmp_path_factory.mktemp("etcd")) as (member,):
-        yield member
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
-    with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
-        yield it
-    etcd.empty()
 
 
 class RefusedError(Exception):

@@ -1,31 +1,16 @@
 """Addresses over several hosts, by one real etcd: who has which, on which host, and what is wrong with that."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, hosts_on
+from clustered import Hosts, address_of, attach, create, detach, has
 from etcd_server import Member, needs_etcd, running
 from living import Living
 
 from netplug.cli import CliError
 
 pytestmark = needs_etcd
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
-    with running(tmp_path_factory.mktemp("etcd")) as (member,):
-        yield member
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
-    with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
-        yield it
-    etcd.empty()
 
 
 def pool_of(host: Living, network: str = "blue") -> dict[str, Any]:
