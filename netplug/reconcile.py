@@ -13,7 +13,7 @@ import structlog
 
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Chain, Jump, Loopback, Macvlan, Rule, Step, Veth
+from netplug.drivers.steps import Chain, Loopback, Macvlan, Rule, Step, Veth
 from netplug.engine import Engine
 from netplug.engine.audit import orphans
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
@@ -186,9 +186,7 @@ class Reconciler:
         if not unknown:
             return
         log.info("sweep", objects=[step.key for step in unknown])
-        chains = {step.name for step in unknown if isinstance(step, Chain)}
-        jumps = [step for step in self._engine.shared.widest() if isinstance(step, Jump) and step.target in chains]
-        await _tolerate("host", self._engine.executor.revert(Plan((*unknown, *jumps))))
+        await _tolerate("host", self._engine.executor.revert(Plan(tuple(unknown))))
 
     # In the background
 

@@ -11,7 +11,7 @@ from engine_host import NET, Host
 from netplug.drivers.api import HostFacts, Meshed, Peer
 from netplug.drivers.naming import bridge_name, vxlan_name
 from netplug.drivers.plan import Plan
-from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vtep
+from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Tunnels, Vtep
 from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError
 from netplug.kernel.api import StepError
@@ -137,7 +137,7 @@ async def test_entries_of_networks_that_are_gone_are_swept(host: Host) -> None:
     await host.engine.peers.apply(NET, (ONE,))
     await host.engine.networks.delete(NET, by=FrontEnd.CLI)
     assert reached(host) == set()
-    await host.kernel.ensure(host.engine.shared.widest().steps)
+    await host.kernel.ensure((Tunnels(4),))
     stray = Vtep(ONE.vtep, 4789, 4097)
     await host.kernel.ensure((stray,))
     await host.reconciler.repair()

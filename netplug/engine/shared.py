@@ -86,13 +86,6 @@ class Shared:
             plan += self._drivers[mode].base(sorted(versions), self.host)
         return plan
 
-    def widest(self) -> Plan:
-        """Return all that networks could ever share: what to look for when nobody remembers what was."""
-        plan = Plan()
-        for driver in self._drivers.values():
-            plan += driver.base((4, 6), self.host)
-        return plan
-
     async def ensure(self, nets: Iterable[Network]) -> None:
         """Bring about what these networks share; nothing is taken away."""
         async with self._lock:

@@ -21,6 +21,7 @@ from netplug.drivers.steps import (
     IPAddress,
     IPInterface,
     IpSet,
+    Jump,
     Loopback,
     Macvlan,
     Member,
@@ -229,12 +230,14 @@ def _goes_with(step: Step, other: Step) -> bool:
 
 
 def _lies_in(step: Step, other: Step) -> bool:
-    """Return whether the second is an entry of the first, a set, chain or table."""
+    """Return whether the second is an entry of the first, a set, chain or table, or leads there."""
     match step, other:
         case IpSet(), Member():
             return other.set == step.name
         case Chain(), Rule():
             return (other.family, other.table, other.chain) == (step.family, step.table, step.name)
+        case Chain(), Jump():
+            return (other.family, other.table, other.target) == (step.family, step.table, step.name)
         case Guards(), Guard():
             return True
         case Forwards(), Forward():

@@ -97,6 +97,7 @@ class Transaction:
         match step:
             case Chain():
                 if self.model.chain(step.table, step.name) is not None:
+                    self._remove_jumps(step)
                     self._line(step, f"-F {step.name}")
                     self._line(step, f"-X {step.name}")
                     self.model.put(step.table, step.name, None)
@@ -161,6 +162,15 @@ class Transaction:
         self._line(step, f"-I {step.chain} {at + 1} {step.rule}")
         self.model.put(step.table, step.chain, [*others[:at], step.rule, *others[at:]])
         return Outcome.ADJUSTED if found else Outcome.CREATED
+
+    def _remove_jumps(self, step: Chain) -> None:
+        """Take out the rules of built-in chains that lead to a chain, also those of which no plan tells any more."""
+        for name, rules in [*self.model.tables[step.table].items()]:
+            jumps = [rule for rule in rules if not name.startswith(PREFIX) and _leads_to(rule, step.name)]
+            for rule in jumps:
+                self._line(step, f"-D {name} {rule}")
+            if jumps:
+                self.model.put(step.table, name, [rule for rule in rules if rule not in jumps])
 
     def _line(self, step: FirewallStep, line: str) -> None:
         self.lines.setdefault(step.table, []).append((line, step))

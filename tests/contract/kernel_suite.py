@@ -633,6 +633,15 @@ class FirewallSuite:
         assert await whats(kernel, jump) == []
         assert await kernel.ensure((jump,)) == [Outcome.EQUAL]
 
+    async def test_chain_takes_the_jumps_to_it_along(self, kernel: Kernel, around: Surroundings) -> None:
+        await kernel.ensure((CLOSED,))
+        others = ("-i eth0 -j ACCEPT", "-p tcp -j ACCEPT")
+        left_behind = (f"-j {CLOSED.name}", others[0], f"-i br0 -j {CLOSED.name}", others[1])
+        around.fill_chain(4, "filter", "INPUT", left_behind)
+        await kernel.remove((CLOSED,))
+        assert around.chain(4, "filter", "INPUT") == others
+        assert around.chain(4, "filter", CLOSED.name) is None
+
     async def test_chain_that_was_lost_comes_back_with_a_rule(self, kernel: Kernel, around: Surroundings) -> None:
         await kernel.ensure((OPEN,))
         around.lose(OPEN)
