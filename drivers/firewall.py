@@ -1,7 +1,8 @@
 """Firewall state of bridge networks: constant chains over sets, and a map of published ports.
 
 All that is per network lies in sets, so that the rules a packet meets do not grow with networks or endpoints, and
-attaching a container without published ports touches no rule:
+attaching a container without published ports touches no rule. Only a bridge that the user named has rules of its own,
+which lead what it receives to the chains:
 
 ==================  ===============  ======================================================================
 set                 type             members
@@ -99,11 +100,21 @@ def _base(family: int, host: HostFacts) -> tuple[Step, ...]:
         Chain(family, "filter", INPUT, _input(family)),
         Chain(family, "nat", SNAT, _snat(family)),
         Forwards(family),
-        *((Chain(4, "raw", RAW, _raw()), Jump(4, "raw", "PREROUTING", f"-j {RAW}")) if family == 4 else ()),
+        *((Chain(4, "raw", RAW, _raw()),) if family == 4 else ()),
+        *_received(family, f"{BRIDGES}+"),
         Jump(family, "filter", "FORWARD", f"-j {FORWARD}", after=DOCKER_USER),
-        Jump(family, "filter", "INPUT", f"-j {INPUT}"),
         Jump(family, "nat", "POSTROUTING", f"-j {SNAT}"),
     )
+
+
+def _received(family: int, links: str) -> tuple[Jump, ...]:
+    """Return the jumps of what comes by `links` to the host itself, or on to others.
+
+    A rule for a bridge that the user named, in place of a set: all that the host receives would be looked up there, the
+    frames of tunnels too.
+    """
+    raw = (Jump(4, "raw", "PREROUTING", f"-i {links} -j {RAW}"),) if family == 4 else ()
+    return (*raw, Jump(family, "filter", "INPUT", f"-i {links} -j {INPUT}"))
 
 
 def _from(family: int) -> tuple[str, str]:
@@ -154,7 +165,7 @@ def _input(family: int) -> tuple[str, ...]:
     internal = f"-m set ! --match-set netplug-out{family} src,src"
     protocols = (Proto.TCP, Proto.UDP)
     return (
-        # All that the host receives meets this one, the frames of tunnels too.
+        # On a bridge of the user's, others have theirs.
         f"! -i {BRIDGES}+ -m set ! --match-set netplug-net{family} src,src -j RETURN",
         *(f"-d {address} -j RETURN" for address in _ON_LINK[family]),
         f"{internal} {own} -j DROP",
@@ -188,7 +199,7 @@ def _snat(family: int) -> tuple[str, ...]:
 
 def _raw() -> tuple[str, ...]:
     """``route_localnet`` on our bridges is for the host's own packets: containers may not use it (CVE-2020-8558)."""
-    return tuple(f"{end} {_LOOPBACK4} {came} -j DROP" for end in ("-d", "-s") for came in _from(4))
+    return tuple(f"{end} {_LOOPBACK4} -j DROP" for end in ("-d", "-s"))
 
 
 def _match(name: str, family: int, flags: str) -> str:
@@ -199,7 +210,8 @@ def network(net: Network, bridge: str) -> Plan:
     """Return the set members of a network."""
     steps: list[Step] = []
     if not bridge.startswith(BRIDGES):
-        steps += [Member(f"netplug-if{family}", _ANY[family], bridge) for family in net.families()]
+        for family in net.families():
+            steps += [Member(f"netplug-if{family}", _ANY[family], bridge), *_received(family, bridge)]
     for pool in (subnet.pool for subnet in net.subnets):
         steps.append(Member(f"netplug-net{pool.version}", pool, bridge))
         if net.options.icc:
