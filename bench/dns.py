@@ -2,12 +2,13 @@
 
 The real daemon with a network of 1 000 or 10 000 names is asked through a veth on its bridge, as a container does, at
 port 53 of the gateway: the way to its own port is in the figures. The peers have the same names on a bridge of their
-own in the same host; Docker's is asked in a container. Servers are pinned to one processor and dnsperf to another,
-which is its own limit at some 100 000 questions a second: the processor time a question is the steadier figure.
+own in the same host; Docker's is asked in a container. Servers are pinned to one processor and who asks to another:
+`blast`, which sends many at once, and dnsperf, which is at its own limit at some 100 000 questions a second. Processor
+time a question is the steadier figure.
 
-Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--work TEXT] [--json]``. Peers that are not
-installed (dnsmasq-base, knot, aardvark-dns) are left out; dnsperf must be there. All happens in namespaces that it
-makes and removes.
+Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--work TEXT] [--load NAME] [--json]``. Peers
+that are not installed (dnsmasq-base, knot, aardvark-dns) are left out; dnsperf must be there. All happens in namespaces
+that it makes and removes.
 """
 
 import argparse
@@ -17,9 +18,10 @@ import random
 import re
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from shutil import which
 
@@ -41,6 +43,8 @@ PLAIN = "1 000 names"
 CHANGES_A_S = 100
 IN_DOCKER = "netplug in Docker"
 COOKIE = "10:0123456789abcdef"
+BLAST = Path(__file__).with_name("blast.py")
+CODES = {"NOERROR": 0, "NXDOMAIN": 3}
 PLENTY = 600_000
 """Names that are asked once each: more than anybody answers in the time."""
 
@@ -54,7 +58,12 @@ class Server:
     address: str
     netns: str
     port: int = 53
-    figures: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    figures: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)
+
+    def median(self, work: str, load: str) -> tuple[float, float] | None:
+        """Return questions a second and processor time of each, None where nothing was measured."""
+        found = self.figures.get((work, load))
+        return (statistics.median(it[0] for it in found), statistics.median(it[1] for it in found)) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is asked. `code`: of the answers; `only`: by whom, all unless said.
+    """What is asked. `code`: of the answers; `option`: of EDNS; `only`: by whom, all unless said.
 
     `like`: another work whose cost this one's is compared with. `changing`: while names come and go.
     """
@@ -74,7 +83,7 @@ class Work:
     name: str
     file: Path
     code: str = "NOERROR"
-    options: tuple[str, ...] = ()
+    option: str = ""
     only: tuple[str, ...] = ()
     like: str = ""
     changing: bool = False
@@ -85,6 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (3)")
     parser.add_argument("--seconds", type=int, default=3, help="length of a measurement (3)")
     parser.add_argument("--work", default="", help="only what has this in its name")
+    parser.add_argument("--load", choices=LOADS, help="only this one of the two that ask")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if not which("dnsperf"):
@@ -94,14 +104,15 @@ def main() -> None:
         host = stack.enter_context(Host())
         servers, works, changer = set_up(stack, host)
         works = [work for work in works if options.work in work.name]
+        loads = [load for load in LOADS if options.load in {None, load}]
         for number in range(options.rounds):
             for work in works:
-                for server in servers:
+                for load, server in product(loads, servers):
                     if not work.only or server.name in work.only:
-                        print(f"round {number + 1}: {work.name}, {server.name}", file=sys.stderr)
+                        print(f"round {number + 1}: {work.name}, {server.name}, {load}", file=sys.stderr)
                         with changer.working() if work.changing else nullcontext():
-                            figures = measure(host, server, work, options.seconds)
-                        server.figures.setdefault(work.name, []).append(figures)
+                            figures = measure(host, server, work, load, options.seconds)
+                        server.figures.setdefault((work.name, load), []).append(figures)
     show(servers, works, as_json=options.json)
 
 
@@ -155,7 +166,7 @@ def works(folder: Path, names: list[str], *, forwards: bool) -> list[Work]:
         Work("1 000 short names", short, only=("netplug", "dnsmasq", "aardvark-dns", "docker", IN_DOCKER)),
         Work("10 000 names", file("many", many), only=("netplug", "dnsmasq"), like=PLAIN),
         Work("mixed case", file("mixed", mixed), only=zones, like=PLAIN),
-        Work("EDNS with a cookie", plain, options=("-E", COOKIE), only=zones, like=PLAIN),
+        Work("EDNS with a cookie", plain, option=COOKIE, only=zones, like=PLAIN),
         Work("no such name", nothing, "NXDOMAIN", only=zones, like=PLAIN),
         Work(f"{CHANGES_A_S} records a second change", plain, only=("netplug",), like=PLAIN, changing=True),
     ]
@@ -267,21 +278,44 @@ def dockers(stack: ExitStack, dockerd: Dockerd, daemon: Netplug, names: list[str
 # Measuring
 
 
-def measure(host: Host, server: Server, work: Work, seconds: int) -> tuple[float, float]:
+def measure(host: Host, server: Server, work: Work, load: str, seconds: int) -> tuple[float, float]:
     """Return questions a second, and microseconds of the server's processor time for each."""
-    argv = ["nsenter", f"--net={server.netns}", "--", "taskset", "-c", CLIENT_CPU, "dnsperf", "-f", "inet"]
-    argv += ["-s", server.address, "-p", str(server.port), "-d", str(work.file), "-l", str(seconds)]
+    inside = ["nsenter", f"--net={server.netns}", "--", "taskset", "-c", CLIENT_CPU]
     before = cpu_s(server.pid)
-    said = host.run([*argv, "-c", "20", "-q", "100", *work.options]).stdout
+    rate, answered, good, lost = LOADS[load](host, inside, server, work, seconds)
     spent = cpu_s(server.pid) - before
-    answered = int(_find(r"Queries completed:\s+(\d+)", said))
-    good = re.search(rf"{work.code} (\d+) \(", said)
-    lost = int(_find(r"Queries lost:\s+(\d+)", said))
     if work.changing and lost:
         raise SystemExit(f"{server.name}, {work.name}: {lost} questions were lost")
-    if not good or int(good[1]) < 0.999 * answered:
-        raise SystemExit(f"{server.name}, {work.name}: not all were answered with {work.code}\n{said}")
-    return float(_find(r"Queries per second:\s+([\d.]+)", said)), spent / answered * 1e6
+    if good < 0.999 * answered:
+        raise SystemExit(f"{server.name}, {work.name}: only {good} of {answered} answers were {work.code}")
+    return rate, spent / answered * 1e6
+
+
+Said = tuple[float, int, int, int]
+"""Questions a second; the answered, those of them with the code that is due, and the lost."""
+
+
+def by_blast(host: Host, inside: list[str], server: Server, work: Work, seconds: int) -> Said:
+    argv = [*inside, sys.executable, str(BLAST), str(work.file), "--server", server.address]
+    argv += ["--port", str(server.port), "--seconds", str(seconds), f"--option={work.option}"]
+    said = json.loads(host.run(argv).stdout)
+    codes = {int(code): count for code, count in said["answered"].items()}
+    answered = sum(codes.values())
+    return answered / said["seconds"], answered, codes.get(CODES[work.code], 0), said["lost"]
+
+
+def by_dnsperf(host: Host, inside: list[str], server: Server, work: Work, seconds: int) -> Said:
+    argv = [*inside, "dnsperf", "-f", "inet", "-s", server.address, "-p", str(server.port), "-d", str(work.file)]
+    argv += ["-l", str(seconds), "-c", "20", "-q", "100", *(("-E", work.option) if work.option else ())]
+    said = host.run(argv).stdout
+    rate, answered, lost = (
+        _find(pattern, said)
+        for pattern in (r"Queries per second:\s+([\d.]+)", r"Queries completed:\s+(\d+)", r"Queries lost:\s+(\d+)")
+    )
+    return float(rate), int(answered), int(_find(rf"{work.code} (\d+) \(", said)), int(lost)
+
+
+LOADS: dict[str, Callable[[Host, list[str], Server, Work, int], Said]] = {"blast": by_blast, "dnsperf": by_dnsperf}
 
 
 def _find(pattern: str, text: str) -> str:
@@ -299,25 +333,26 @@ def cpu_s(pid: int) -> float:
 
 def show(servers: list[Server], works: list[Work], *, as_json: bool) -> None:
     rows = []
-    for work in works:
-        base = next((s for s in servers if s.name.startswith("dnsmasq") and work.name in s.figures), None)
+    for work, load in product(works, LOADS):
+        found = {server.name: median for server in servers if (median := server.median(work.name, load))}
+        base = next((found[name] for name in found if name.startswith("dnsmasq")), None)
         for server in servers:
-            if work.name in server.figures:
-                rate, cost = (statistics.median(one[i] for one in server.figures[work.name]) for i in (0, 1))
-                ratio = rate / statistics.median(one[0] for one in base.figures[work.name]) if base else None
-                like = server.figures.get(work.like)
-                own = statistics.median(one[1] for one in like) / cost if like else None
+            if server.name in found:
+                rate, cost = found[server.name]
+                like = server.median(work.like, load)
+                row = {"work": work.name, "load": load, "server": server.name, "qps": rate, "us": cost}
+                own = (rate / like[0], like[1] / cost) if like else (None, None)
                 rows.append(
-                    {"work": work.name, "server": server.name, "qps": rate, "us": cost, "ratio": ratio, "own": own}
+                    {**row, "ratio": rate / base[0] if base else None, "of_plain_qps": own[0], "of_plain_us": own[1]}
                 )
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("work", "server", "questions/s", "CPU µs each", "of dnsmasq's", "its plain cost / this")
+    table = Table("work", "load", "server", "questions/s", "CPU µs", "of dnsmasq's", "of plain: rate", "cost")
     for row in rows:
-        ratios = (f"{row[key]:.2f}" if row[key] else "" for key in ("ratio", "own"))
-        table.add_row(row["work"], row["server"], f"{row['qps']:,.0f}", f"{row['us']:.1f}", *ratios)
-    Console().print(table)
+        ratios = (f"{row[key]:.2f}" if row[key] else "" for key in ("ratio", "of_plain_qps", "of_plain_us"))
+        table.add_row(row["work"], row["load"], row["server"], f"{row['qps']:,.0f}", f"{row['us']:.1f}", *ratios)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
