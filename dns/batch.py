@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 
 BATCH = 32
@@ -35,12 +36,10 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-class Sender:
-    """Sends what has been gathered. One for all of a thread: its memory is used during a call only."""
+class _Messages:
+    """Memory of `BATCH` messages: headers, and of each a sockaddr, a vector of one element, and `OCTETS`."""
 
     def __init__(self) -> None:
-        self._call = _libc().sendmmsg
-        self._call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
         self._memory = ctypes.create_string_buffer(_DATA + OCTETS * BATCH)
         self._start = ctypes.addressof(self._memory)
         octets = memoryview(self._memory).cast("B")
@@ -54,6 +53,25 @@ class Sender:
             pointers[number * 8 + 2] = self._start + _IOVS + number * _IOV
             pointers[number * 8 + 3] = 1
             self._lengths[number * 2] = self._start + _DATA + number * OCTETS
+            self._lengths[number * 2 + 1] = OCTETS
+
+
+class Exchange(_Messages):
+    """Sends what has been gathered, and receives. One for all of a thread: its memory is used during a call only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._call = _libc().sendmmsg
+        self._call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+        self._received = _Received()
+
+    def receive(self, sock: socket.socket) -> list[bytes]:
+        """Return what has come to a connected socket, `BATCH` messages at most, each cut to `OCTETS`.
+
+        Raises:
+            OSError: what came back for something sent.
+        """
+        return self._received.take(sock)
 
     def send(self, sock: socket.socket, messages: Sequence[tuple[bytes, bytes]]) -> int:
         """Send messages of at most `OCTETS`, and return how many have gone; fewer than there are where one cannot.
@@ -78,11 +96,27 @@ class Sender:
         return done
 
 
+class _Received(_Messages):
+    def __init__(self) -> None:
+        super().__init__()
+        self._call = _libc().recvmmsg
+        self._call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
+
+    def take(self, sock: socket.socket) -> list[bytes]:
+        count = self._call(sock.fileno(), self._start, BATCH, _DONTWAIT, None)
+        if count < 0:
+            if (code := ctypes.get_errno()) == errno.EAGAIN:
+                return []
+            raise OSError(code, "recvmmsg")
+        data, ints = self._data, self._ints
+        return [bytes(data[at * OCTETS : at * OCTETS + ints[at * 16 + 14]]) for at in range(count)]
+
+
 class Plain:
-    """Sends one by one, where there is no other way."""
+    """Sends and receives one by one, where there is no other way."""
 
     def send(self, sock: socket.socket, messages: Sequence[tuple[bytes, bytes]]) -> int:
-        """Do as `Sender.send`, by a connected socket."""
+        """Do as `Exchange.send`, by a connected socket."""
         for number, (message, _) in enumerate(messages):
             try:
                 sock.send(message)
@@ -90,17 +124,26 @@ class Plain:
                 return number
         return len(messages)
 
+    def receive(self, sock: socket.socket) -> list[bytes]:
+        """Do as `Exchange.receive`."""
+        found: list[bytes] = []
+        with suppress(BlockingIOError):
+            while len(found) < BATCH:
+                found.append(sock.recv(OCTETS))
+        return found
+
 
 @cache
-def sender() -> Sender | Plain:
-    """Return what sends here, for the one thread that asks and answers."""
-    return Sender() if available() else Plain()
+def exchange() -> Exchange | Plain:
+    """Return what sends and receives here, for the one thread that asks and answers."""
+    return Exchange() if available() else Plain()
 
 
-class Batch:
+class Batch(_Messages):
     """The datagrams of one socket; `address`: (offset, length) of the address in a sockaddr."""
 
     def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
         libc = _libc()
         self._receive, self._send = libc.recvmmsg, libc.sendmmsg
         self._receive.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
@@ -109,26 +152,8 @@ class Batch:
         v6 = sock.family == socket.AF_INET6
         self._name_size = 28 if v6 else 16
         self._address = slice(8, 24) if v6 else slice(4, 8)
-        self._memory = ctypes.create_string_buffer(_DATA + OCTETS * BATCH)
-        self._start = ctypes.addressof(self._memory)
-        octets = memoryview(self._memory).cast("B")
-        self._ints = octets[:_NAMES].cast("I")
-        self._lengths = octets[_IOVS:_DATA].cast("Q")
-        self._names = octets[_NAMES:_IOVS]
-        self._data = octets[_DATA:]
-        self._lay_out(octets[:_NAMES].cast("Q"))
-
-    def _lay_out(self, pointers: memoryview) -> None:
         for number in range(BATCH):
-            pointers[number * 8] = self._start + _NAMES + number * _NAME
-            pointers[number * 8 + 2] = self._start + _IOVS + number * _IOV
-            pointers[number * 8 + 3] = 1
-            self._lengths[number * 2] = self._start + _DATA + number * OCTETS
-            self._open(number)
-
-    def _open(self, number: int) -> None:
-        self._ints[number * 16 + 2] = self._name_size
-        self._lengths[number * 2 + 1] = OCTETS
+            self._ints[number * 16 + 2] = self._name_size
 
     def serve(self, reply: Callable[[bytes, bytes, int], bytes | None]) -> bool:
         """Answer what has come, and tell whether there may be more.

@@ -7,10 +7,10 @@ query into the answer.
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from . import special, wire
 from .answer import ANSWER, AUTHORITATIVE, RA
+from .question import Question
 from .zone import Node, View
 
 _RD, _CD, _TC, _OPCODE = 0x01, 0x10, 0x02, 0x78
@@ -26,32 +26,6 @@ PROHIBITED = 18
 """RFC 8914 §4.19."""
 NOTHING = (0, b"")
 """A section without records."""
-
-
-@dataclass(slots=True)
-class Question:
-    """A question that is in order. `name`: lower-cased; `kind`: type and class; `end`: offset behind them in `data`.
-
-    `size`: octets that the answer may have.
-    """
-
-    data: bytes
-    name: bytes
-    kind: bytes
-    end: int
-    size: int = wire.PLAIN_SIZE
-    edns: bool = False
-    dnssec: bool = False
-
-    @property
-    def recursive(self) -> bool:
-        """Whether an upstream may be asked."""
-        return bool(self.data[2] & _RD)
-
-    @property
-    def unchecked(self) -> bool:
-        """Whether answers that fail DNSSEC are wanted too."""
-        return bool(self.data[3] & _CD)
 
 
 def respond(view: View | None, data: bytes, *, tcp: bool = False) -> bytes | Question | None:

@@ -5,7 +5,8 @@ import struct
 from collections.abc import Iterator
 
 from . import wire
-from .careful import Question, reply
+from .careful import reply
+from .question import Question
 
 _HEADS = {
     (unchecked, edns): struct.pack("!5H", 0x0100 | unchecked << 4, 1, 0, 0, edns)
@@ -15,16 +16,11 @@ _HEADS = {
 _OPT = {False: wire.opt(), True: wire.opt(dnssec=True)}
 
 
-def message(question: Question) -> bytes:
-    """Return a query without its id: our own header, the question in lower case, EDNS where the asker speaks it."""
-    return b"".join(
-        (
-            _HEADS[question.unchecked, question.edns],
-            question.name,
-            question.kind,
-            _OPT[question.dnssec] if question.edns else b"",
-        )
-    )
+def message(question: Question, ident: int) -> bytes:
+    """Return a query: our own header, the question in lower case, EDNS where the asker speaks it."""
+    opt = _OPT[question.dnssec] if question.edns else b""
+    head = _HEADS[question.unchecked, question.edns]
+    return b"".join((ident.to_bytes(2), head, question.name, question.kind, opt))
 
 
 def cut(question: Question) -> bytes:

@@ -13,7 +13,8 @@ from typing import Any
 
 from . import batch
 from .answer import answer
-from .careful import Question, respond
+from .careful import respond
+from .question import Question
 from .streams import Reply, Streams
 from .upstream import Asker
 from .wire import IPAddress
@@ -100,10 +101,10 @@ class Listener:
         view = self._packed.get(source, self.everyone)
         try:
             found = answer(view, data) if view is not None else None
-            if found is None:
+            if not isinstance(found, bytes):
                 assert self._batch is not None  # noqa: S101 - this is its doing
                 name = self._batch.name(number)
-                found = self._careful(view, data, source, int.from_bytes(name[2:4]), name, self._post)
+                found = self._careful(view, found or data, source, int.from_bytes(name[2:4]), name, self._post)
         except Exception as exc:  # noqa: BLE001 - one message must not take the others of its batch with it
             self._fault(exc)
             return None
@@ -120,8 +121,8 @@ class Listener:
             view = self._views.get(peer[0], self.everyone)
             try:
                 found = answer(view, data) if view is not None else None
-                if found is None:
-                    found = self._careful(view, data, _packed(peer[0]), peer[1], peer, self._send)
+                if not isinstance(found, bytes):
+                    found = self._careful(view, found or data, _packed(peer[0]), peer[1], peer, self._send)
             except Exception as exc:  # noqa: BLE001 - as above
                 self._fault(exc)
                 found = None
@@ -131,7 +132,7 @@ class Listener:
     def _careful(
         self,
         view: View | None,
-        data: bytes,
+        asked: bytes | Question,
         source: bytes,
         port: int,
         peer: Hashable,
@@ -141,9 +142,9 @@ class Listener:
             self.counts.dropped += 1
             return None
         self.counts.careful += 1
-        found = respond(view, data)
+        found = respond(view, asked) if isinstance(asked, bytes) else asked
         if isinstance(found, Question):
-            self._ask(view, found, source, lambda message: send(message, peer), (peer, data[:2]))
+            self._ask(view, found, source, lambda message: send(message, peer), (peer, found.data[:2]))
             return None
         self.counts.strangers += view is None
         self.counts.dropped += found is None
@@ -159,7 +160,7 @@ class Listener:
     def _flush(self) -> None:
         going, self._outbox = self._outbox, []
         while going and self._udp.fileno() >= 0:
-            sent = batch.sender().send(self._udp, going)
+            sent = batch.exchange().send(self._udp, going)
             self.counts.dropped += sent < len(going)
             del going[: sent + 1]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from . import batch
 from .rules import Server
@@ -12,9 +12,6 @@ USES = 500
 """After so many questions a socket gets a successor, with another port."""
 BURST = 32
 """Questions that may share a socket until something is heard; under load this saves a turn of the loop for each."""
-_DRAIN = 64
-"""Datagrams read at a time; the loop comes back for more."""
-_LARGEST = 4096
 _BUFFER = 1 << 20
 
 
@@ -95,8 +92,8 @@ class Pool:
         self._shared: Slot | None = None
         self._left = 0
 
-    def slot(self, number: int) -> Slot:
-        """Return the socket of this number, modulo how many there are; the last one again while nothing was heard.
+    def slot(self, numbers: Iterator[int]) -> Slot:
+        """Return the socket that a number draws; the last one again while nothing was heard.
 
         Raises:
             OSError: there is no way to the server.
@@ -105,7 +102,7 @@ class Pool:
             self._left -= 1
             self._shared.uses += 1
             return self._shared
-        number %= self._number
+        number = next(numbers) % self._number
         slot = self._slots.get(number)
         if slot is not None and slot.uses >= USES:
             del self._slots[number]
@@ -126,7 +123,7 @@ class Pool:
     def _flush(self, slot: Slot) -> None:
         going, slot.outbox = slot.outbox, []
         while going and slot.sock.fileno() >= 0:
-            sent = batch.sender().send(slot.sock, going)
+            sent = batch.exchange().send(slot.sock, going)
             if sent < len(going) and (ident := int.from_bytes(going[sent][0][:2])) in slot.pending:
                 self._unsent(slot, ident)
             del going[: sent + 1]
@@ -146,17 +143,13 @@ class Pool:
 
     def _drain(self, slot: Slot) -> None:
         self._left = 0
-        for _ in range(_DRAIN):
-            try:
-                message = slot.sock.recv(_LARGEST)
-            except BlockingIOError:
-                return
-            except OSError:
-                self._unreachable(slot)
-                return
+        try:
+            messages = batch.exchange().receive(slot.sock)
+        except OSError:
+            self._unreachable(slot)
+            return
+        for message in messages:
             self._take(slot, message)
-            if not slot.pending:  # nothing more is to come, and the socket may be closed
-                return
 
     def close(self) -> None:
         for slot in self._slots.values():

@@ -36,13 +36,18 @@ class Local:
     records: tuple[Record, ...] = ()
 
 
+def may_be(name: bytes) -> bool:
+    """Tell whether a lower-cased name may be of special use; of nearly all it is seen at once that they are not."""
+    return name.endswith(_SUFFIXES) or name[0] + 2 >= len(name)
+
+
 def answer(name: bytes, kind: int, pools: Collection[IPNetwork] = ()) -> Local | None:
     """Return the answer to a question for a lower-cased name; None where it is an upstream's to give.
 
     `pools`: subnets of ours, which may be of public addresses.
     """
-    if not name.endswith(_SUFFIXES) and name[0] + 2 < len(name):
-        return None  # as are nearly all
+    if not may_be(name):
+        return None
     if below(name, _LOCALHOST):
         return _of(_LOOPBACK, kind)
     if any(below(name, zone) for zone in _NOWHERE):

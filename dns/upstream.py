@@ -7,21 +7,22 @@ question.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import takewhile
 from time import monotonic
 
 from . import cache, outgoing, wire
 from .cache import Answer
-from .careful import PROHIBITED, Question, relay, reply
+from .careful import PROHIBITED, relay, reply
+from .question import Question
 from .rules import Rules, Server
 from .sockets import Opener, Pool, Slot, exchange, open_here
 
 SECOND_S = 0.3
 """A resolver that knows the answer takes far less, one that has to ask around seldom more."""
-_TOGETHER = 1.1
-"""How much longer the first may have to wait for those that are looked after together with it."""
+_TOGETHER_S = 0.03
+"""How much longer some may have to wait, to be looked after together with others."""
 _SENDING_TICKS = frozenset({1, 2, 4, 8})
 """Multiples of `SECOND_S` at which somebody is asked again: 0.3, 0.6, 1.2, 2.4 s."""
 _STALE_TICK = 6
@@ -33,12 +34,8 @@ TCP_TIMEOUT_S = 3.0
 MOST_OF_SOURCE = 512
 MOST_OF_NETWORK = 2048
 IDLE_S = 10.0
-_WANTED = {
-    (dnssec, unchecked): bytes((dnssec << 7 | unchecked << 4,))
-    for dnssec in (False, True)
-    for unchecked in (False, True)
-}
-"""What else a question is known by: DO and CD."""
+_WANTED = {0: b"\0", 1: b"\x80", 0x10: b"\x10", 0x11: b"\x90"}
+"""What else a question is known by: DO and CD; by CD as it stands in a header, and whether DO is set."""
 _SAID = frozenset({wire.NOERROR, wire.NXDOMAIN})
 STALE_ANSWER, NOT_READY, NO_REACHABLE, NETWORK_ERROR = 3, 14, 22, 23
 """RFC 8914 §4."""
@@ -72,22 +69,29 @@ class Counts:
     truncated: int = 0
 
 
-@dataclass(slots=True, eq=False)
 class _Query:
-    """A question under way."""
+    """A question under way, by `key`. `due`: when to look after it; `waiting`, `failed`: servers that were asked."""
 
-    question: Question
-    key: bytes
-    rules: Rules
-    servers: tuple[Server, ...]
-    message: bytes
-    askers: dict[Hashable, Asker]
-    attempts: list[tuple[Slot, int]] = field(default_factory=list)
-    waiting: list[Server] = field(default_factory=list)
-    failed: list[Server] = field(default_factory=list)
-    turn: int = 0
-    tick: int = 0
-    done: bool = False
+    __slots__ = (
+        *("askers", "attempts", "done", "due", "failed"),
+        *("key", "question", "rules", "servers", "tick", "turn", "waiting"),
+    )
+
+    def __init__(
+        self, question: Question, key: bytes, rules: Rules, servers: tuple[Server, ...], asker: Asker, due: float
+    ) -> None:
+        self.question = question
+        self.key = key
+        self.rules = rules
+        self.servers = servers
+        self.askers: list[Asker] = [asker]
+        self.due = due
+        self.attempts: tuple[tuple[Slot, int], ...] = ()
+        self.waiting: tuple[Server, ...] = ()
+        self.failed: tuple[Server, ...] = ()
+        self.turn = 0
+        self.tick = 0
+        self.done = False
 
 
 class Forwarder:
@@ -100,9 +104,9 @@ class Forwarder:
         self.counts = Counts()
         self._opener, self._slots = opener, slots
         self._clock = clock
+        # In the order of their time to be looked after, as all wait equally long.
         self._queries: dict[tuple[int, bytes], _Query] = {}
         self._pools: dict[Server, Pool] = {}
-        self._due: deque[tuple[float, list[_Query]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._load: dict[Hashable, int] = {}
@@ -117,10 +121,10 @@ class Forwarder:
 
     def ask(self, rules: Rules, asker: Asker) -> None:
         """Answer from what is remembered, or ask an upstream."""
-        question = asker.question
-        key = question.name + question.kind + _WANTED[question.dnssec, question.unchecked]
+        question, now = asker.question, self._clock()
+        key = question.name + question.kind + _WANTED[question.data[3] & 0x10 | question.dnssec]
         known = rules.cache.get(key)
-        if known is not None and known.at(self._clock()) is not None:
+        if known is not None and known.at(now) is not None:
             asker.tell(self._told(question, known))
             return
         servers = rules.servers(question.name)
@@ -129,10 +133,11 @@ class Forwarder:
             asker.tell(reply(question, code, error=error))
             return
         query = self._queries.get((id(rules), key))
-        twin = asker.twin if asker.twin is not None else object()
-        if query is not None and twin in query.askers:
-            query.askers[twin] = asker
-            return
+        if query is not None and asker.twin is not None:
+            for number, other in enumerate(query.askers):
+                if other.twin == asker.twin:
+                    query.askers[number] = asker
+                    return
         load, source, network = self._load, asker.source, asker.network
         of_source, of_network = load.get(source, 0), load.get(network, 0)
         if of_source >= MOST_OF_SOURCE or of_network >= MOST_OF_NETWORK:
@@ -142,13 +147,14 @@ class Forwarder:
         load[source], load[network] = of_source + 1, of_network + 1
         if query is not None:
             self.counts.joined += 1
-            query.askers[twin] = asker
+            query.askers.append(asker)
             return
         self.counts.asked += 1
-        servers = self._order(servers) if self._preferred and len(servers) > 1 else servers
-        query = _Query(question, key, rules, servers, outgoing.message(question), {twin: asker})
-        self._queries[id(rules), key] = query
-        self._wait(query)
+        if self._preferred and len(servers) > 1:
+            servers = self._order(servers)
+        query = self._queries[id(rules), key] = _Query(question, key, rules, servers, asker, now + SECOND_S)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SECOND_S + _TOGETHER_S, self._look)
         self._next(query)
 
     # Asking
@@ -166,7 +172,7 @@ class Forwarder:
             if server not in query.failed and (again or server not in query.waiting):
                 if self._send(query, server):
                     return
-                query.failed.append(server)
+                query.failed += (server,)
         if not query.waiting:
             self._give_up(query)
 
@@ -176,38 +182,31 @@ class Forwarder:
             pool = self._pools[server] = Pool(
                 server, self._take, self._unreachable, self._unsent, self._opener, self._slots
             )
+        numbers = self._numbers
         try:
-            slot = pool.slot(next(self._numbers))
-            ident = next(self._numbers)
-            while ident in slot.pending:
-                ident = next(self._numbers)
+            slot = pool.slot(numbers)
         except OSError:
             return False
-        pool.send(slot, ident.to_bytes(2) + query.message)
+        ident = next(numbers)
+        while ident in slot.pending:
+            ident = next(numbers)
+        pool.send(slot, outgoing.message(query.question, ident))
         slot.pending[ident] = query
-        query.attempts.append((slot, ident))
-        query.waiting.append(server)
+        query.attempts += ((slot, ident),)
+        query.waiting += (server,)
         return True
 
-    def _wait(self, query: _Query) -> None:
-        """Look after a query again in `SECOND_S` or a little later, together with those that come shortly after."""
-        now = self._clock()
-        if self._due and now < self._due[-1][0] - SECOND_S:
-            self._due[-1][1].append(query)
-            return
-        self._due.append((now + SECOND_S * _TOGETHER, [query]))
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SECOND_S * _TOGETHER, self._look)
-
     def _look(self) -> None:
+        """Look after those whose time has come, and again when the next ones' has."""
         now = self._clock()
-        while self._due and self._due[0][0] <= now + 0.001:
-            for query in self._due.popleft()[1]:
-                if not query.done:
-                    self._overdue(query, now)
+        overdue = list(takewhile(lambda query: query.due <= now, self._queries.values()))
+        for query in overdue:
+            if not query.done:
+                self._overdue(query, now)
         self._timer = None
-        if self._due:
-            self._timer = asyncio.get_running_loop().call_later(max(self._due[0][0] - now, 0.001), self._look)
+        first = next(iter(self._queries.values()), None)
+        if first is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(first.due - now, 0) + _TOGETHER_S, self._look)
         elif self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._rest)
 
@@ -220,10 +219,11 @@ class Forwarder:
         if query.tick == _STALE_TICK and known is not None and (old := known.revive(now)):
             self.counts.stale += 1
             self._tell(query, old, error=STALE_ANSWER)
+        query.due = now + SECOND_S
+        key = id(query.rules), query.key
+        self._queries[key] = self._queries.pop(key)
         if query.tick in _SENDING_TICKS:
             self._next(query, again=True)
-        if not query.done:
-            self._wait(query)
 
     def _rest(self) -> None:
         """Close all sockets when nothing is under way."""
@@ -238,30 +238,32 @@ class Forwarder:
         query = slot.pending.get(int.from_bytes(message[:2])) if len(message) >= wire.HEADER else None
         if not isinstance(query, _Query) or not cache.matches(message, query.question.name, query.question.kind):
             self.counts.strange += 1
-            return
-        if message[2] & 0x02:
+        elif message[2] & 0x02:
             self.counts.truncated += 1
-            self._forget_attempt(query, slot, int.from_bytes(message[:2]))
+            ident = int.from_bytes(message[:2])
+            slot.forget(ident)
+            query.attempts = tuple(attempt for attempt in query.attempts if attempt != (slot, ident))
             self._start(self._by_tcp(query, slot.server, message))
-            return
-        self._answered(query, slot.server, message)
+        else:
+            self._answered(query, slot.server, message)
 
     def _answered(self, query: _Query, server: Server, message: bytes) -> None:
-        code = message[3] & 0xF
-        if code in _SAID:
+        if message[3] & 0xF in _SAID:
+            now = self._clock()
             try:
-                found = cache.read(message, query.question.name, self._clock(), dnssec=query.question.dnssec)
+                found = cache.read(message, query.question.name, now, dnssec=query.question.dnssec)
             except ValueError:
                 self.counts.strange += 1
             else:
                 if server is not query.servers[0]:
-                    self._preferred[server] = self._clock() + PREFERENCE_S
+                    self._preferred[server] = now + PREFERENCE_S
                     self._preferred.pop(query.servers[0], None)
                 self.counts.answered += 1
                 query.rules.cache.put(query.key, found)
-                for asker in query.askers.values():
-                    asker.tell(relay(asker.question, found.code, found.counts, found.body))
+                askers = query.askers
                 self._finish(query)
+                for asker in askers:
+                    asker.tell(relay(asker.question, found.code, found.counts, found.body))
                 return
         self._lost(query, server)
 
@@ -277,19 +279,15 @@ class Forwarder:
             self._lost(query, slot.server)
 
     def _lost(self, query: _Query, server: Server) -> None:
-        query.failed.append(server)
-        query.waiting = [other for other in query.waiting if other != server]
+        query.failed += (server,)
+        query.waiting = tuple(other for other in query.waiting if other != server)
         self._next(query)
-
-    def _forget_attempt(self, query: _Query, slot: Slot, ident: int) -> None:
-        slot.forget(ident)
-        query.attempts.remove((slot, ident))
 
     async def _by_tcp(self, query: _Query, server: Server, truncated: bytes) -> None:
         """Ask again for an answer that was too long for a datagram; if that fails, it is cut for the asker too."""
         try:
             async with asyncio.timeout(TCP_TIMEOUT_S):
-                message = await exchange(self._opener, server, next(self._numbers).to_bytes(2) + query.message)
+                message = await exchange(self._opener, server, outgoing.message(query.question, next(self._numbers)))
         except (OSError, TimeoutError, EOFError):
             message = truncated
         if query.done:
@@ -297,9 +295,10 @@ class Forwarder:
         if not cache.matches(message, query.question.name, query.question.kind):
             self._lost(query, server)
         elif message[2] & 0x02:
-            for asker in query.askers.values():
-                asker.tell(outgoing.cut(asker.question))
+            askers = query.askers
             self._finish(query)
+            for asker in askers:
+                asker.tell(outgoing.cut(asker.question))
         else:
             self._answered(query, server, message)
 
@@ -318,29 +317,31 @@ class Forwarder:
         self._finish(query)
 
     def _tell(self, query: _Query, found: Answer, error: int | None = None) -> None:
-        askers, query.askers = query.askers, {}
-        for asker in askers.values():
-            self._release(asker)
+        askers, query.askers = query.askers, []
+        self._release(askers)
+        for asker in askers:
             asker.tell(self._told(asker.question, found, error))
 
     def _told(self, question: Question, found: Answer, error: int | None = None) -> bytes:
         code, counts, records = found.at(self._clock()) or (found.code, found.counts, found.body)
         return relay(question, code, counts, records, error)
 
-    def _release(self, asker: Asker) -> None:
-        for counted in (asker.source, asker.network):
-            left = self._load[counted] - 1
-            if left:
-                self._load[counted] = left
-            else:
-                del self._load[counted]
+    def _release(self, askers: list[Asker]) -> None:
+        load = self._load
+        for asker in askers:
+            for counted in (asker.source, asker.network):
+                left = load[counted] - 1
+                if left:
+                    load[counted] = left
+                else:
+                    del load[counted]
 
     def _finish(self, query: _Query) -> None:
         query.done = True
-        for asker in query.askers.values():
-            self._release(asker)
+        self._release(query.askers)
         for slot, ident in query.attempts:
             slot.forget(ident)
+        query.attempts = ()
         self._queries.pop((id(query.rules), query.key), None)
 
     # Life
@@ -364,7 +365,6 @@ class Forwarder:
         self._timer = self._idle = None
         for query in list(self._queries.values()):
             self._finish(query)
-        self._due.clear()
         for task in self._tasks:
             task.cancel()
         self._close_pools()

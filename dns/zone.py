@@ -15,6 +15,7 @@ from itertools import cycle
 from typing import Protocol, TypeAlias
 
 from . import wire
+from .rules import NOBODY
 from .wire import IPAddress, IPNetwork, Record
 
 NEGATIVE_S = 5
@@ -215,6 +216,7 @@ class View:
     `first`, `others`: the nodes of the networks. `ready`: answers to plain questions, without the id, by what the
     question has behind its id. `outside`: answers of upstreams by name, type, class, and whether DNSSEC is wanted (a
     last octet of 0x80). `served`: names below which a rule sends questions to an upstream, even if of special use.
+    `rules`: by which upstreams are asked.
     """
 
     __slots__ = (
@@ -226,6 +228,7 @@ class View:
         "others",
         "outside",
         "ready",
+        "rules",
         "served",
         "via",
         "zones",
@@ -243,6 +246,7 @@ class View:
         self._merged: dict[bytes, Node] = {}
         self.outside: Mapping[bytes, Outside] = {}
         self.served: tuple[bytes, ...] = ()
+        self.rules = NOBODY
 
     def find(self, name: bytes) -> Node | None:
         """Return the node of a lower-cased name, in all networks together; None when there is none."""

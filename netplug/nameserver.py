@@ -16,7 +16,8 @@ from pathlib import Path
 import structlog
 
 from netplug import called
-from netplug.dns.careful import Question, respond
+from netplug.dns.careful import respond
+from netplug.dns.question import Question
 from netplug.dns.rules import NOBODY, Rule, Rules, Server, resolv_conf
 from netplug.dns.server import Counts, Listener
 from netplug.dns.upstream import Asker, Forwarder
@@ -221,7 +222,7 @@ class NameServer:
     # Whom we ask
 
     def _outward(self, view: View, asker: Asker) -> None:
-        self.forwarder.ask(self._rules_of(view), asker)
+        self.forwarder.ask(view.rules, asker)
 
     def _rules_of(self, view: View) -> Rules:
         """Internal networks ask nobody: their questions would be a way out."""
@@ -230,8 +231,8 @@ class NameServer:
         return NOBODY if closed else self._rules
 
     def _point(self, view: View) -> None:
-        rules = self._rules_of(view)
-        view.outside, view.served = rules.cache, rules.zones
+        view.rules = self._rules_of(view)
+        view.outside, view.served = view.rules.cache, view.rules.zones
 
     def _point_all(self) -> None:
         for view in {view for index in self.zones.networks.values() for view in index.views}:

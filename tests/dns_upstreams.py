@@ -8,7 +8,8 @@ from ipaddress import ip_address
 import dnslib
 from dns_packets import query, read, view, zones
 
-from netplug.dns.careful import Question, respond
+from netplug.dns.careful import respond
+from netplug.dns.question import Question
 from netplug.dns.rules import Rules, Server
 from netplug.dns.upstream import Asker, Forwarder
 

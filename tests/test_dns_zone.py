@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from netplug.dns import wire
 from netplug.dns.answer import answer
-from netplug.dns.careful import Question, respond
+from netplug.dns.careful import respond
+from netplug.dns.question import Question
 from netplug.dns.zone import MOST_TURNS, Entry, Network, Zones
 
 BLUE, RED = "b" * 64, "r" * 64
