@@ -7,8 +7,8 @@ the error messages and the README's table all come from it. An unknown or ill-fo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from re import ASCII, fullmatch
 
+from . import values
 from .errors import DriverError, Kind
 
 BRIDGE = "bridge"
@@ -16,10 +16,6 @@ HOST = "host"
 MACVLAN = "macvlan"
 NONE = "none"
 OVERLAY = "overlay"
-MACVLAN_MODES = ("bridge", "vepa", "private", "passthru")
-
-LARGEST_VNI = 2**24 - 1
-"""RFC 7348 5: 24 bits; 0 is left out, since many take it for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +25,8 @@ class NetworkOptions:
     `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id. `parent` empty: the uplink. `sticky`:
     seconds for which addresses are kept for the container that had them. `rate`: bits a second that
     a container receives and sends, 0 for no limit; `burst`: bytes, 0 for what the rate needs. `vni` 0: none yet.
-    `dns`: we answer for the network's names; `ttl`: seconds that they hold.
+    `dns`: we answer for the network's names; `ttl`: seconds that they hold. `dns_upstream`: whom to ask for names of
+    others, each ``[DOMAIN=]ADDRESS[#PORT]``; empty for those of the host.
     """
 
     mode: str = BRIDGE
@@ -51,6 +48,7 @@ class NetworkOptions:
     vxlan_port: int = 4789
     bum: bool = False
     dns: bool = True
+    dns_upstream: tuple[str, ...] = ()
     ttl: int = 5
 
 
@@ -78,142 +76,6 @@ class Option:
     endpoint: bool = False
 
 
-def _boolean(text: str) -> bool:
-    value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
-    if value is None:
-        raise ValueError("must be true or false")
-    return value
-
-
-def _mtu(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 68 <= int(text[:9]) <= 65535:
-        raise ValueError("must be a number of bytes from 68 to 65535")
-    return int(text)
-
-
-def _word(text: str) -> str:
-    if not 1 <= len(text) <= 128 or not all(sign.isascii() and (sign.isalnum() or sign in "_.-") for sign in text):
-        raise ValueError("must be 1 to 128 letters, digits, '_', '.' or '-'")
-    return text
-
-
-def _link(text: str) -> str:
-    if len(text) > 15:
-        raise ValueError("must be an interface name of at most 15 signs")
-    return _word(text)
-
-
-def _prefix(text: str) -> str:
-    if len(text) > 12:
-        raise ValueError("must be an interface prefix of at most 12 signs")
-    return _word(text)
-
-
-def _ipv4(text: str) -> IPv4Address | None:
-    try:
-        return IPv4Address(text) if text not in {"", "0.0.0.0"} else None
-    except ValueError:
-        raise ValueError("must be an IPv4 address") from None
-
-
-def _number(text: str, last: int) -> int:
-    if not fullmatch(r"\d{1,9}", text, ASCII) or not 1 <= int(text) <= last:
-        raise ValueError(f"must be a number from 1 to {last}")
-    return int(text)
-
-
-def _vni(text: str) -> int:
-    return _number(text, LARGEST_VNI)
-
-
-def _port(text: str) -> int:
-    return _number(text, 65535)
-
-
-def _macvlan_mode(text: str) -> str:
-    if text not in MACVLAN_MODES:
-        raise ValueError(f"must be one of {', '.join(MACVLAN_MODES)}")
-    return text
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-STICKY_S = _UNITS["d"]
-
-
-def _duration(text: str) -> int:
-    """Return seconds; true is a day, which outlives a night's maintenance and not a machine that is gone."""
-    switch = {"true": STICKY_S, "1": STICKY_S, "false": 0, "0": 0}.get(text.lower())
-    if switch is not None:
-        return switch
-    found = fullmatch(r"([1-9]\d{0,5})([smhd])", text, ASCII)
-    if found is None:
-        raise ValueError("must be true, false, or a time such as 30m, 24h or 7d")
-    return int(found[1]) * _UNITS[found[2]]
-
-
-def _quantity(text: str, units: Mapping[str, float]) -> int:
-    """Return a number with a unit; as tc(8) has it, a bare number is of the smallest."""
-    found = fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([a-z]*)", text.lower(), ASCII)
-    if found is None or found[2] not in units:
-        raise ValueError(f"must be a number with a unit, of {', '.join(unit for unit in units if unit)}")
-    return round(float(found[1]) * units[found[2]])
-
-
-_RATES = {"": 1, "bit": 1, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12, "bps": 8, "kbps": 8e3, "mbps": 8e6}
-_RATES |= {"gbps": 8e9, "kibit": 2**10, "mibit": 2**20, "gibit": 2**30}
-_SIZES = {"": 1, "b": 1, "k": 2**10, "kb": 2**10, "m": 2**20, "mb": 2**20, "kbit": 2**7, "mbit": 2**17}
-LOWEST_RATE, HIGHEST_RATE = 8_000, 10**12
-SMALLEST_BURST, LARGEST_BURST = 2_000, 2**30
-
-
-def _both(text: str, read: Callable[[str], int]) -> tuple[int, int]:
-    """Read ``RECEIVED/SENT``, of which one may be 0 for no limit, or one quantity for both."""
-    received, slash, sent = text.partition("/")
-    if not slash:
-        return (read(received),) * 2
-    if received == sent == "0":
-        raise ValueError("is no limit either way")
-    return (0 if received == "0" else read(received)), (0 if sent == "0" else read(sent))
-
-
-def _rate(text: str) -> int:
-    rate = _quantity(text, _RATES)
-    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise ValueError("must be from 8kbit to 1tbit")
-    return rate
-
-
-def _burst(text: str) -> int:
-    burst = _quantity(text, _SIZES)
-    if not SMALLEST_BURST <= burst <= LARGEST_BURST:
-        raise ValueError("must be from 2000 bytes to 1024mb")
-    return burst
-
-
-def _rates(text: str) -> tuple[int, int]:
-    return _both(text, _rate)
-
-
-def _bursts(text: str) -> tuple[int, int]:
-    return _both(text, _burst)
-
-
-def _switch(text: str) -> bool:
-    value = {"on": True, "off": False, "true": True, "false": False}.get(text.lower())
-    if value is None:
-        raise ValueError("must be on or off")
-    return value
-
-
-LONGEST_TTL = 86_400
-
-
-def _ttl(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text[:9]) > LONGEST_TTL:
-        raise ValueError(f"must be a number of seconds from 0 to {LONGEST_TTL}")
-    return int(text)
-
-
 _ALL: tuple[str, ...] = ()
 _DOCKER = "com.docker.network."
 OPTIONS: tuple[Option, ...] = (
@@ -221,17 +83,17 @@ OPTIONS: tuple[Option, ...] = (
         "mode",
         (),
         _ALL,
-        _word,
+        values.word,
         BRIDGE,
         "how the network is built: `bridge`, `host`, `macvlan`, `none`, or what a driver adds",
     ),
-    Option("name", (), _ALL, _word, "learned from Docker", "the network's name outside Docker"),
-    Option("mtu", (_DOCKER + "driver.mtu",), _ALL, _mtu, "the uplink's", "bytes"),
+    Option("name", (), _ALL, values.word, "learned from Docker", "the network's name outside Docker"),
+    Option("mtu", (_DOCKER + "driver.mtu",), _ALL, values.mtu, "the uplink's", "bytes"),
     Option(
         "bridge",
         (_DOCKER + "bridge.name",),
         (BRIDGE, OVERLAY),
-        _link,
+        values.link,
         "made from the id",
         "interface name; an existing bridge is used and never deleted",
     ),
@@ -239,7 +101,7 @@ OPTIONS: tuple[Option, ...] = (
         "masquerade",
         (_DOCKER + "bridge.enable_ip_masquerade",),
         (BRIDGE, HOST, OVERLAY),
-        _boolean,
+        values.boolean,
         "true",
         "containers leave the host under the host's address",
     ),
@@ -247,7 +109,7 @@ OPTIONS: tuple[Option, ...] = (
         "icc",
         (_DOCKER + "bridge.enable_icc",),
         (BRIDGE, OVERLAY),
-        _boolean,
+        values.boolean,
         "true",
         "containers of the network may talk to each other",
     ),
@@ -255,7 +117,7 @@ OPTIONS: tuple[Option, ...] = (
         "spoofchk",
         (),
         (BRIDGE, OVERLAY),
-        _boolean,
+        values.boolean,
         "true",
         "containers send with no address or MAC but their own; `false` for those that route for others",
     ),
@@ -263,7 +125,7 @@ OPTIONS: tuple[Option, ...] = (
         "host_binding_ipv4",
         (_DOCKER + "bridge.host_binding_ipv4",),
         (BRIDGE, OVERLAY),
-        _ipv4,
+        values.ipv4,
         "all addresses",
         "default host address of published ports",
     ),
@@ -271,16 +133,16 @@ OPTIONS: tuple[Option, ...] = (
         "ifname",
         (_DOCKER + "container_iface_prefix",),
         _ALL,
-        _prefix,
+        values.prefix,
         "eth",
         "prefix of the interface's name in the sandbox",
     ),
-    Option("parent", (), (MACVLAN,), _link, "the uplink", "link of the host on whose segment the containers are"),
+    Option("parent", (), (MACVLAN,), values.link, "the uplink", "link of the host on whose segment the containers are"),
     Option(
         "macvlan_mode",
         (),
         (MACVLAN,),
-        _macvlan_mode,
+        values.macvlan_mode,
         "bridge",
         "`bridge`, `vepa` (by way of the switch), `private` (not among each other), `passthru` (one container alone)",
     ),
@@ -288,7 +150,7 @@ OPTIONS: tuple[Option, ...] = (
         "host_access",
         (),
         (MACVLAN,),
-        _boolean,
+        values.boolean,
         "false",
         "the host has an address beside the containers, and they reach each other",
     ),
@@ -296,7 +158,7 @@ OPTIONS: tuple[Option, ...] = (
         "rate",
         (),
         (BRIDGE, HOST, OVERLAY),
-        _rates,
+        values.rates,
         "no limit",
         "bits a second each way, `100mbit` style, or received and sent, `100mbit/20mbit`; also of one container, by "
         "`--driver-opt`",
@@ -306,18 +168,18 @@ OPTIONS: tuple[Option, ...] = (
         "burst",
         (),
         (BRIDGE, HOST, OVERLAY),
-        _bursts,
+        values.bursts,
         "10 ms at that rate, at least 80kb",
         "bytes that may pass at once, `128kb` style; also of one container",
         endpoint=True,
     ),
-    Option("vni", (), (OVERLAY,), _vni, "allocated", "VXLAN network identifier, the same on all hosts"),
-    Option("vxlan_port", (), (OVERLAY,), _port, "4789", "UDP port of the tunnels, the same on all hosts"),
+    Option("vni", (), (OVERLAY,), values.vni, "allocated", "VXLAN network identifier, the same on all hosts"),
+    Option("vxlan_port", (), (OVERLAY,), values.port, "4789", "UDP port of the tunnels, the same on all hosts"),
     Option(
         "bum",
         (),
         (OVERLAY,),
-        _boolean,
+        values.boolean,
         "false",
         "broadcast, unknown unicast and multicast are copied to every host of the network",
     ),
@@ -325,7 +187,7 @@ OPTIONS: tuple[Option, ...] = (
         "sticky",
         (),
         _ALL,
-        _duration,
+        values.duration,
         "false",
         "a container of the same name gets its former addresses and MAC back within this time: `30m`, `7d`; "
         "`true` is `24h`; see [docs/docker.md](docs/docker.md#sticky-addresses)",
@@ -334,11 +196,19 @@ OPTIONS: tuple[Option, ...] = (
         "dns",
         (),
         _ALL,
-        _switch,
+        values.switch,
         "on",
         "`off`: the containers' names are not served, nor is port 53 of the gateway; see [docs/dns.md](docs/dns.md)",
     ),
-    Option("ttl", (), _ALL, _ttl, "5", "seconds for which others may remember the names"),
+    Option(
+        "dns_upstream",
+        (),
+        _ALL,
+        values.upstreams,
+        "the daemon's",
+        "who is asked for names of others, `10.0.0.1` or for one domain `corp.example=10.0.0.53`; several with commas",
+    ),
+    Option("ttl", (), _ALL, values.ttl, "5", "seconds for which others may remember the names"),
 )
 ENDPOINT_OPTIONS = tuple(option for option in OPTIONS if option.endpoint)
 _BY_KEY = {key: option for option in OPTIONS for key in (option.key, *option.aliases)}
@@ -374,13 +244,13 @@ def parse_endpoint(raw: Mapping[str, str], mode: str) -> EndpointOptions:
 
 
 def _values(raw: Mapping[str, str], known: Sequence[Option]) -> dict[str, object]:
-    values: dict[str, object] = {}
+    found: dict[str, object] = {}
     for key, text in raw.items():
         option = _find(key, known)
         value = _read(option, key, text)
-        if values.setdefault(option.key, value) != value:
+        if found.setdefault(option.key, value) != value:
             raise DriverError(Kind.INVALID, f"option {key!r} contradicts another spelling of {option.key!r}")
-    return values
+    return found
 
 
 def _check_modes(raw: Mapping[str, str], mode: str) -> None:

@@ -43,6 +43,20 @@ def test_options_of_overlays_are_read() -> None:
     assert (parse({"mode": "overlay"}).vni, parse({"mode": "overlay"}).vxlan_port) == (0, 4789)
 
 
+def test_upstreams_are_addresses_some_of_domains() -> None:
+    options = parse({"dns_upstream": "10.0.0.1, fe80::1%eth0#5353,corp.example=10.0.0.53,10.0.0.1"})
+    assert options.dns_upstream == ("10.0.0.1", "fe80::1%eth0#5353", "corp.example=10.0.0.53")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10.0.0.1,", "resolver", "10.0.0.1#0", "10.0.0.1#x", "a..b=10.0.0.1", "é=10.0.0.1", "a b=10.0.0.1"]
+)
+def test_upstreams_out_of_order_are_refused_by_name(text: str) -> None:
+    with pytest.raises(DriverError, match="dns_upstream") as refused:
+        parse({"dns_upstream": text})
+    assert refused.value.kind is Kind.INVALID
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [

@@ -5,8 +5,9 @@ from dataclasses import fields
 from hashlib import sha256
 
 from netplug.claims import gateways
-from netplug.drivers.options import LARGEST_VNI, parse
+from netplug.drivers.options import parse
 from netplug.drivers.steps import IPNetwork
+from netplug.drivers.values import LARGEST_VNI
 from netplug.engine.records import NetworkSpec
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease, Owner, OwnerKind
