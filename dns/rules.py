@@ -102,6 +102,12 @@ class Rules:
         ]
         return cls(tuple(sorted(made, key=lambda rule: (-len(rule.zone), rule.zone))))
 
+    def below(self, nearer: Sequence[Rule], *, avoid: Collection[wire.IPAddress] = ()) -> "Rules":
+        """Return rules of which `nearer` ones count more, where both speak of one zone; nothing is remembered yet."""
+        zones = {rule.zone for rule in nearer}
+        rest = (rule for rule in self.rules if rule.zone not in zones)
+        return Rules.of((*nearer, *rest), (), avoid=avoid)
+
     @property
     def zones(self) -> tuple[bytes, ...]:
         """The zones that have a rule of their own."""

@@ -164,6 +164,16 @@ def test_other_names_are_asked_of_the_hosts_resolvers(
             conf.write_text(before)
 
 
+def test_a_network_may_have_resolvers_of_its_own(client: Host, netplug: Netplug, wire: Wire) -> None:
+    with (
+        Upstream(client, wire.right, "192.0.2.7") as server,
+        cli_network(netplug, "--subnet", "10.79.0.0/24", "-o", f"dns_upstream={wire.right}") as own,
+        attached(netplug, own, "--name", "asker") as (asker, _),
+    ):
+        assert resolve(asker, "10.79.0.1", "www.example.com") == Answer("NOERROR", ("192.0.2.7",))
+        assert server.asked == ["www.example.com"]
+
+
 def test_a_firewall_that_lets_nobody_in_is_not_in_the_way(host: Host, netplug: Netplug, blue: str) -> None:
     with (
         attached(netplug, blue, "--name", "asker") as (asker, _),

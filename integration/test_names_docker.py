@@ -106,6 +106,19 @@ def test_all_that_docker_can_do_stays(
         dockerd.docker("network", "disconnect", other, "asker")
 
 
+@pytest.mark.usefixtures("netplug")
+def test_a_domain_of_the_networks_own_is_not_dockers(dockerd: Dockerd, client: Host, wire: Wire) -> None:
+    with (
+        Upstream(client, wire.right, "192.0.2.7") as upstream,
+        docker_network(dockerd, "-o", f"dns_upstream=corp.example={wire.right}") as net,
+        container(dockerd, "--network", net, "--name", "asker", "--dns", "192.0.2.99") as asker,
+    ):
+        wait_until(lambda: served(asker), PATIENCE_S, "the redirect")
+        assert known(asker, "a.corp.example") == ("192.0.2.7",)
+        assert upstream.asked == ["a.corp.example"]
+        assert known(asker, "asker") == (asker.ip(net),)
+
+
 def test_aliases_renames_and_stops_are_seen(dockerd: Dockerd, netplug: Netplug) -> None:
     with (
         docker_network(dockerd, "--subnet", "10.77.0.0/24") as net,

@@ -6,7 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from harness import BIN_DIR, Host, Namespace, Netplug, SeenServer, Wire, connect, links_of, namespace, tcp_ask, udp_ask
+from harness import (
+    BIN_DIR,
+    Answer,
+    Host,
+    Namespace,
+    Netplug,
+    SeenServer,
+    Upstream,
+    Wire,
+    connect,
+    links_of,
+    namespace,
+    resolve,
+    tcp_ask,
+    udp_ask,
+)
 
 ID = "1d" * 32
 CONTAINER = "c0" * 32
@@ -90,6 +105,25 @@ def test_create_chooses_subnets_and_changes_nothing_else(call: Netavark) -> None
     (shown,) = call.netplug.json("network", "ls")
     assert (shown["name"], shown["front_end"], shown["mode"]) == ("blue", "netavark", "bridge")
     call.netplug.cli("network", "rm", "blue")
+
+
+def test_resolvers_are_the_networks(call: Netavark) -> None:
+    own = call("create", given=network(subnets=[{"subnet": "10.91.0.0/24"}], network_dns_servers=[call.wire.right]))
+    none = call(
+        "create", given=network(id="ab" * 32, name="red", dns_enabled=False, subnets=[{"subnet": "10.90.0.0/24"}])
+    )
+    with Upstream(call.client, call.wire.right, "192.0.2.7") as upstream, namespace(call.host) as netns:
+        said = call("setup", path(netns), given=container(own))
+        assert said["dns_server_ips"] == ["10.91.0.1"]
+        assert resolve(netns, "10.91.0.1", "www.example.com") == Answer("NOERROR", ("192.0.2.7",))
+        assert resolve(netns, "10.91.0.1", "web").code == "NOERROR"
+        assert upstream.asked == ["www.example.com"]
+        call("teardown", path(netns), given=container(own))
+        silent = container(none) | {"container_id": "cd" * 32}
+        assert call("setup", path(netns), given=silent)["dns_server_ips"] == []
+        call("teardown", path(netns), given=silent)
+    for name in ("blue", "red"):
+        call.netplug.cli("network", "rm", name)
 
 
 def test_life_of_a_container(call: Netavark) -> None:

@@ -167,7 +167,7 @@ class Interceptions:
 
     def _serve(self, sandbox: str, interception: Interception, view: View) -> _Serving:
         forwarder = Forwarder(opener=interception.open, slots=_SOCKETS)
-        outward = _to(forwarder, everything(Server(DOCKERS)))
+        outward = self._outward(forwarder, everything(Server(DOCKERS)))
         # One datagram a call: the room for many would be 64 KiB a container.
         listener = Listener(
             *(interception.udp, interception.tcp, sandbox, outward),
@@ -177,6 +177,14 @@ class Interceptions:
         )
         return _Serving(interception, listener, forwarder)
 
+    def _outward(self, forwarder: Forwarder, dockers: Rules) -> Callable[[View, Asker], None]:
+        """Return what asks Docker's resolver, but for domains of which a network of ours says whom to ask."""
 
-def _to(forwarder: Forwarder, rules: Rules) -> Callable[[View, Asker], None]:
-    return lambda _, asker: forwarder.ask(rules, asker)
+        def ask(view: View, asker: Asker) -> None:
+            rules = self._server.rules_of_domains(view)
+            if rules.servers(asker.question.name):
+                self._server.forwarder.ask(rules, asker)
+            else:
+                forwarder.ask(dockers, asker)
+
+        return ask

@@ -21,8 +21,9 @@ from netplug.dns.question import Question
 from netplug.dns.rules import NOBODY, Rule, Rules, Server, resolv_conf
 from netplug.dns.server import Counts, Listener
 from netplug.dns.upstream import Asker, Forwarder
-from netplug.dns.wire import IPAddress
+from netplug.dns.wire import ROOT, IPAddress
 from netplug.dns.zone import Entry, View, Zones
+from netplug.drivers.api import Network
 from netplug.drivers.steps import Resolver
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, NetworkRecord
@@ -68,6 +69,7 @@ class NameServer:
         self._conf = conf
         self._seen: object = None
         self._rules = Rules()
+        self._of_networks: dict[tuple[Rule, ...], Rules] = {}
         self._listeners: defaultdict[str, list[Listener]] = defaultdict(list)
         self._holders: dict[tuple[str, IPAddress], str] = {}
         self._unhealthy: set[str] = set()
@@ -226,9 +228,30 @@ class NameServer:
 
     def _rules_of(self, view: View) -> Rules:
         """Internal networks ask nobody: their questions would be a way out."""
+        nets = self._open_networks(view)
+        given = _given_by(nets)
+        if not given:
+            return self._rules if nets else NOBODY
+        return self._with(self._rules, given)
+
+    def rules_of_domains(self, view: View) -> Rules:
+        """Return what the networks of a view say of whom to ask for names of certain domains; of others, nobody."""
+        given = _given_by(self._open_networks(view))
+        return self._with(NOBODY, tuple(rule for rule in given if rule.zone != ROOT))
+
+    def _with(self, rules: Rules, given: tuple[Rule, ...]) -> Rules:
+        key = (*rules.rules, *given)
+        if key not in self._of_networks:
+            self._of_networks[key] = rules.below(given, avoid=self._gateways())
+        return self._of_networks[key]
+
+    def _gateways(self) -> set[IPAddress]:
+        records = self._engine.registry.networks()
+        return {step.address for record in records for step in record.plan if isinstance(step, Resolver)}
+
+    def _open_networks(self, view: View) -> list[Network]:
         records = (self._engine.registry.find_network(index.network.id) for index in view.indexes)
-        closed = all(record is None or record.network.internal for record in records)
-        return NOBODY if closed else self._rules
+        return [record.network for record in records if record is not None and not record.network.internal]
 
     def _point(self, view: View) -> None:
         view.rules = self._rules_of(view)
@@ -252,15 +275,16 @@ class NameServer:
             if seen == self._seen:
                 return
         self._seen = seen
-        own = {address for record in self._engine.registry.networks() for address in _gateways(record)}
-        self._rules = Rules.of(self._given, found, avoid=own)
+        self._rules = Rules.of(self._given, found, avoid=self._gateways())
+        self._of_networks.clear()
         self._point_all()
         log.info("dns.upstreams", servers=[str(server) for server in self._rules.servers(b"\0")])
 
 
+def _given_by(nets: Iterable[Network]) -> tuple[Rule, ...]:
+    texts = dict.fromkeys(text for net in nets for text in net.options.dns_upstream)
+    return tuple(map(Rule.parse, texts))
+
+
 def _asks(record: EndpointRecord) -> bool:
     return bool(record.sandbox) and record.linked
-
-
-def _gateways(record: NetworkRecord) -> Iterable[IPAddress]:
-    return (step.address for step in record.plan if isinstance(step, Resolver))

@@ -217,6 +217,38 @@ async def test_rules_of_the_settings_come_before_resolv_conf(host: Host, conf: P
     assert [str(one) for one in rules.servers(wire.to_wire("example.com"))] == ["192.0.2.53"]
 
 
+async def test_a_network_may_say_whom_to_ask(host: Host, conf: Path) -> None:
+    third = "c3" * 32
+    settings = [Rule.parse("corp.example=192.0.2.1"), Rule.parse("lab.example=192.0.2.2")]
+    server = NameServer(host.engine, upstreams=settings, conf=conf)
+    server.start()
+    await host.cli_network("10.1.0.0/24", dns_upstream="192.0.2.7,corp.example=192.0.2.8,10.1.0.1")
+    await host.cli_network("10.2.0.0/24", ident=OTHER, name="red", dns_upstream="red.example=192.0.2.9#5353")
+    await host.engine.networks.create(NetworkSpec(third, "shut", {"dns_upstream": "192.0.2.7"}, internal=True))
+
+    def asked_for(name: str, *networks: str) -> list[str]:
+        view = server.view(networks, networks[0])
+        assert view is not None
+        return [str(one) for one in view.rules.servers(wire.to_wire(name))]
+
+    names = "example.com", "a.corp.example", "a.lab.example", "red.example"
+    # A gateway is ourselves.
+    assert [asked_for(name, NET) for name in names] == [["192.0.2.7"], ["192.0.2.8"], ["192.0.2.2"], ["192.0.2.7"]]
+    assert [asked_for(name, OTHER) for name in names] == [
+        *(["192.0.2.53"], ["192.0.2.1"], ["192.0.2.2"], ["192.0.2.9#5353"])
+    ]
+    assert [asked_for(name, OTHER, NET) for name in names] == [
+        *(["192.0.2.7"], ["192.0.2.8"], ["192.0.2.2"], ["192.0.2.9#5353"])
+    ]
+    assert asked_for("example.com", third) == []
+    views = server.view((NET,), NET), server.view((OTHER,), OTHER)
+    assert None not in views
+    assert views[0].rules.cache is not views[1].rules.cache  # type: ignore[union-attr]
+    conf.write_text("nameserver 192.0.2.54\n")  # noqa: ASYNC240 - nobody else waits
+    server._read_conf()
+    assert (asked_for("example.com", NET), asked_for("example.com", OTHER)) == (["192.0.2.7"], ["192.0.2.54"])
+
+
 # In Docker's sandboxes
 
 

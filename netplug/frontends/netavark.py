@@ -69,6 +69,8 @@ class NetworkIn(_In):
     network_interface: str | None = None
     internal: bool = False
     ipv6_enabled: bool = False
+    dns_enabled: bool = True
+    network_dns_servers: tuple[Ip, ...] | None = None
     options: dict[str, str] | None = None
     ipam_options: dict[str, str] | None = None
     subnets: tuple[SubnetIn, ...] | None = None
@@ -79,6 +81,10 @@ class NetworkIn(_In):
         mode = options.get("mode", BRIDGE)
         if self.network_interface:
             options.setdefault("parent" if mode == MACVLAN else BRIDGE, self.network_interface)
+        if not self.dns_enabled:
+            options.setdefault("dns", "off")
+        if self.network_dns_servers:
+            options.setdefault("dns_upstream", ",".join(map(str, self.network_dns_servers)))
         given = tuple(subnet.to_spec() for subnet in self.subnets or ())
         ipam = (self.ipam_options or {}).get("driver", "")
         if ipam == "dhcp":
