@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from harness import CommandError, Dockerd, container, wait_until
+from harness import CommandError, Dockerd, container, resolve, wait_until
 from harness.cluster import Cluster, Member, cluster, needs_etcd
 from harness.dockerd import SOCKET
 
@@ -78,6 +78,28 @@ def test_a_network_of_the_cluster_is_taken_up_by_docker_as_it_is(hosts: tuple[Cl
         assert here.inspect(net)["IPAM"]["Config"][0] == {"Subnet": "10.90.7.0/24", "Gateway": "10.90.7.254"}
         with container(here, "--network", net) as one, it.station(it.members[1], net) as other:
             assert one.pings(other.addresses[0])
+        here.docker("network", "rm", net)
+        wait_until(lambda: it.members[0].has(net), what="it is of the cluster still")
+
+
+def test_the_unhealthy_are_left_out_on_other_hosts_too(hosts: tuple[Cluster, list[Dockerd]]) -> None:
+    it, (here, _) = hosts
+    check = ("--health-cmd", "test -e /well", "--health-interval", "0.2s", "--health-retries", "1")
+    with it.network("green", "--subnet", "10.90.7.0/24") as net:
+        here.docker(*named(net))
+        with (
+            container(here, "--network", net, "--network-alias", "app") as well,
+            container(here, "--network", net, "--network-alias", "app", *check) as ill,
+            it.station(it.members[1], net) as bare,
+        ):
+            both = tuple(sorted((well.ip(), ill.ip())))
+
+            def app() -> tuple[str, ...]:
+                return resolve(bare, "10.90.7.1", f"app.{net}").data
+
+            wait_until(lambda: app() == (well.ip(),), what="the unhealthy left out")
+            ill.exec("touch", "/well")
+            wait_until(lambda: app() == both, what="the healthy taken in")
         here.docker("network", "rm", net)
         wait_until(lambda: it.members[0].has(net), what="it is of the cluster still")
 

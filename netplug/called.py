@@ -13,20 +13,25 @@ SHORT_ID = 12
 """Signs of a container's id that Docker takes for a name."""
 
 
-def entry(record: EndpointRecord, *, healthy: bool = True) -> Entry | None:
+def entry(record: EndpointRecord) -> Entry | None:
     """Return an endpoint as others call it; None when nobody can, or its links are down."""
     names = names_of(record)
     if not names or not record.linked:
         return None
     addresses = tuple(address.ip for address in record.endpoint.addresses)
-    return Entry(record.endpoint.id, names, addresses, tuple(services(ports_of(record))), healthy)
+    return Entry(record.endpoint.id, names, addresses, tuple(services(ports_of(record))), record.healthy)
 
 
 def of_other(
-    ident: str, names: Iterable[str], addresses: Iterable[IPAddress], ports: Iterable[tuple[str, int]]
+    ident: str,
+    names: Iterable[str],
+    addresses: Iterable[IPAddress],
+    ports: Iterable[tuple[str, int]],
+    *,
+    healthy: bool = True,
 ) -> Entry:
     """Return an endpoint of another host as others call it."""
-    return Entry(ident, tuple(names), tuple(addresses), tuple(services(ports)))
+    return Entry(ident, tuple(names), tuple(addresses), tuple(services(ports)), healthy)
 
 
 def names_of(record: EndpointRecord) -> tuple[str, ...]:

@@ -87,10 +87,6 @@ class Interceptions:
         """Look at once for the sandboxes that are missing: a container started."""
         self._changed.set()
 
-    def set_health(self, container: str, *, healthy: bool) -> None:
-        """Learn whether a container is well."""
-        self._server.set_health(container, healthy=healthy)
-
     async def settle(self, sandbox: str) -> None:
         """Serve a sandbox, or let go of it, as its networks want; that it is not there yet is no failure."""
         async with self._lock:

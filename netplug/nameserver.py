@@ -72,7 +72,6 @@ class NameServer:
         self._of_networks: dict[tuple[Rule, ...], Rules] = {}
         self._listeners: defaultdict[str, list[Listener]] = defaultdict(list)
         self._holders: dict[tuple[str, IPAddress], str] = {}
-        self._unhealthy: set[str] = set()
         engine.registry.watchers.append(self._changed)
 
     def start(self) -> None:
@@ -119,15 +118,6 @@ class NameServer:
         self._outward(view, Asker(found, "api", "api", tell))
         return await said
 
-    def set_health(self, container: str, *, healthy: bool) -> None:
-        """Have the unhealthy left out where a healthy container has the same name."""
-        if healthy is (container not in self._unhealthy):
-            return
-        (self._unhealthy.discard if healthy else self._unhealthy.add)(container)
-        for record in self._engine.registry.endpoints():
-            if record.container == container:
-                self._name(record)
-
     def learn(self, network: str, ident: str, entry: Entry | None) -> None:
         """Take what is now said of an endpoint on another host; None: nothing."""
         index = self.zones.networks.get(network)
@@ -167,9 +157,6 @@ class NameServer:
             self._name(after)
         elif before is not None and (index := self.zones.networks.get(before.endpoint.network)):
             index.remove(before.endpoint.id)
-        if after is None and before is not None and before.container in self._unhealthy:
-            # What it was called is free for its successor, which begins well.
-            self._unhealthy.discard(before.container)
         if before is not None and (after is None or not _asks(after)):
             network = before.endpoint.network
             for address in (interface.ip for interface in before.endpoint.addresses):
@@ -182,7 +169,7 @@ class NameServer:
         index = self.zones.networks.get(record.endpoint.network)
         if index is None:
             return
-        entry = called.entry(record, healthy=record.container not in self._unhealthy)
+        entry = called.entry(record)
         if entry is None:
             index.remove(record.endpoint.id)
         else:

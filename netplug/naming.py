@@ -38,9 +38,6 @@ _EVENTS = {
 class Listener(Protocol):
     """Who wants to know more of containers than their names."""
 
-    def set_health(self, container: str, *, healthy: bool) -> None:
-        """Learn whether a container is well; one without a health check is."""
-
     def look(self) -> None:
         """Learn that a container started."""
 
@@ -118,8 +115,8 @@ class DockerNames:
                 if self._listener and event["Action"] == "start":
                     self._listener.look()
                 await self._inspect(docker, actor["ID"])
-            case "container", str(action) if self._listener and action.startswith("health_status"):
-                self._listener.set_health(actor["ID"], healthy=not action.endswith("unhealthy"))
+            case "container", str(action) if action.startswith("health_status"):
+                await self._inspect(docker, actor["ID"])
 
     async def _inspect(self, docker: aiodocker.Docker, container_id: str) -> None:
         try:
@@ -131,9 +128,6 @@ class DockerNames:
             return
         for network in _settings(data):
             await self._describe(network["NetworkID"], network["EndpointID"], _description(data, network))
-        if self._listener:
-            health = (data.get("State") or {}).get("Health") or {}
-            self._listener.set_health(data["Id"], healthy=health.get("Status") != "unhealthy")
 
     async def _describe(self, network_id: str, endpoint_id: str, said: Description) -> None:
         try:
@@ -193,6 +187,8 @@ def _description(data: Mapping[str, Any], network: Mapping[str, Any]) -> Descrip
         tuple(alias for alias in dict.fromkeys(aliases) if alias not in {name, data["Id"][:12]}),
         config.get("Hostname", ""),
         ports,
+        # One without a health check is well.
+        healthy=((data.get("State") or {}).get("Health") or {}).get("Status") != "unhealthy",
         details=True,
     )
 

@@ -183,6 +183,10 @@ def test_who_says_what_he_may_not_has_no_name(hosts: Hosts, etcd: Member) -> Non
     etcd.write(f"{key}1", {**forged, "names": ["web"]})
     etcd.write(f"{key}2", {**forged, "names": ["a" * 300, "", ".", "b..c"], "addresses": ["10.224.0.9"]})
     etcd.write(f"{key}3", {**forged, "names": ["last"], "addresses": ["10.224.0.10"]})
+    ill = {**forged, "addresses": ["10.224.0.11"], "mac": "02:6e:0a:00:00:0b", "healthy": False}
+    etcd.write(f"{key}4", {**ill, "names": ["last"]})
+    etcd.write(f"{key}5", {**ill, "names": ["ill"], "addresses": ["10.224.0.12"], "mac": "02:6e:0a:00:00:0c"})
+    answers(two, "ill", "10.224.0.12")
     answers(two, "last", "10.224.0.10")
     answers(two, "web", address_of(here))
 

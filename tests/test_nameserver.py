@@ -135,12 +135,17 @@ async def test_unhealthy_are_left_out_where_others_are_well(host: Host, server: 
         await host.docker_endpoint(ident, address)
         await host.join(ident, f"/run/docker/netns/{container}")
         await host.engine.endpoints.describe(NET, ident, Description(container, container, ("app",), details=True))
+
+    async def set_health(ident: str, container: str, *, healthy: bool) -> None:
+        said = Description(container, container, ("app",), healthy=healthy, details=True)
+        await host.engine.endpoints.describe(NET, ident, said)
+
     assert known(server, "app") == ["10.1.0.2", "10.1.0.3"]
-    server.set_health("c1", healthy=False)
+    await set_health(END, "c1", healthy=False)
     assert known(server, "app") == ["10.1.0.3"]
-    server.set_health("c2", healthy=False)
+    await set_health(NEXT, "c2", healthy=False)
     assert known(server, "app") == ["10.1.0.2", "10.1.0.3"]
-    server.set_health("c1", healthy=True)
+    await set_health(END, "c1", healthy=True)
     assert known(server, "app") == ["10.1.0.2"]
 
 

@@ -155,7 +155,7 @@ class Cluster:
         assert isinstance(driver, Meshed)  # noqa: S101 - the network is one of several hosts
         peer = driver.publish(net, record.endpoint, self._engine.shared.host)
         names = called.names_of(record) if record.linked else ()
-        return Told(peer.mac, peer.addresses, names, tuple(sorted(called.ports_of(record))))
+        return Told(peer.mac, peer.addresses, names, tuple(sorted(called.ports_of(record))), record.healthy)
 
     async def _publish(self, network: str, record: EndpointRecord) -> None:
         key = NETWORKS + network
@@ -332,7 +332,7 @@ class Cluster:
                 continue
             key, entry = f"{ident}@{host}", None
             if told is not None and told.names and ident not in refused:
-                entry = called.of_other(key, told.names, told.addresses, told.ports)
+                entry = called.of_other(key, told.names, told.addresses, told.ports, healthy=told.healthy)
             self.names.learn(here, key, entry)
 
     def _again(self, network: str) -> None:

@@ -102,12 +102,16 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An endpoint, as its host tells of it. `names`: the first is what it is called; `ports`: protocol and number."""
+    """An endpoint, as its host tells of it. `names`: the first is what it is called; `ports`: protocol and number.
+
+    `healthy` False: others are called so rather than it.
+    """
 
     mac: str
     addresses: tuple[IPAddress, ...]
     names: tuple[str, ...] = ()
     ports: tuple[tuple[str, int], ...] = ()
+    healthy: bool = True
 
     @property
     def name(self) -> str:

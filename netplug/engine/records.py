@@ -141,7 +141,7 @@ class AttachSpec:
 class Description:
     """What a runtime says of an endpoint's container; `details`: whether it said more than the first two.
 
-    `serves`: see `EndpointRecord`.
+    `serves`, `healthy`: see `EndpointRecord`.
     """
 
     container: str
@@ -149,6 +149,7 @@ class Description:
     aliases: tuple[str, ...] = ()
     hostname: str = ""
     serves: tuple[str, ...] = ()
+    healthy: bool = True
     details: bool = False
 
 
@@ -181,7 +182,7 @@ class EndpointRecord:
     `endpoint.ports` are the mappings as asked for, `published` the ones in force, with their definite host ports.
     `plan` are its links, `exposed` what publishing took. `sandbox`: path of the namespace, empty until Join.
     `linked` False: the links were taken down by Leave; a Join builds them anew. `serves`: ports on which the container
-    is said to listen ("80/tcp"), published or not.
+    is said to listen ("80/tcp"), published or not. `healthy` False: its runtime says that it is not well.
     """
 
     endpoint: Endpoint
@@ -198,6 +199,7 @@ class EndpointRecord:
     published: tuple[PortMapping, ...] = ()
     hostname: str = ""
     serves: tuple[str, ...] = ()
+    healthy: bool = True
 
     @property
     def present(self) -> Plan:
