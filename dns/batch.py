@@ -140,27 +140,27 @@ def exchange() -> Exchange | Plain:
 
 
 class Batch(_Messages):
-    """The datagrams of one socket; `address`: (offset, length) of the address in a sockaddr."""
+    """Answers what comes by sockets of a family. One for all of a thread: its memory is used during a call only."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, family: int) -> None:
         super().__init__()
         libc = _libc()
         self._receive, self._send = libc.recvmmsg, libc.sendmmsg
         self._receive.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
         self._send.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
-        self._sock = sock
-        v6 = sock.family == socket.AF_INET6
+        v6 = family == socket.AF_INET6
         self._name_size = 28 if v6 else 16
         self._address = slice(8, 24) if v6 else slice(4, 8)
         for number in range(BATCH):
             self._ints[number * 16 + 2] = self._name_size
 
-    def serve(self, reply: Callable[[bytes, bytes, int], bytes | None]) -> bool:
+    def serve(self, sock: socket.socket, reply: Callable[[bytes, bytes, int], bytes | None]) -> bool:
         """Answer what has come, and tell whether there may be more.
 
-        `reply` is given a message, its sender's address in octets, and a number for `peer`; what it returns is sent.
+        `reply` is given a message, its sender's address in octets, and a number for `name`; what it returns is sent.
         """
-        count = self._receive(self._sock.fileno(), self._start, BATCH, _DONTWAIT, None)
+        file = sock.fileno()
+        count = self._receive(file, self._start, BATCH, _DONTWAIT, None)
         if count <= 0:
             return False
         ints, lengths, names, data, address = self._ints, self._lengths, self._names, self._data, self._address
@@ -174,21 +174,21 @@ class Batch(_Messages):
             )
             if said is None:
                 if first < number:
-                    self._send_all(first, number)
+                    self._send_all(file, first, number)
                 first = number + 1
             else:
                 size = len(said)
                 data[at : at + size] = said
                 lengths[number * 2 + 1] = size
-        self._send_all(first, count)
+        self._send_all(file, first, count)
         for number in range(count):
             ints[number * 16 + 2] = self._name_size
             lengths[number * 2 + 1] = OCTETS
         return bool(count == BATCH)
 
-    def _send_all(self, first: int, end: int) -> None:
+    def _send_all(self, file: int, first: int, end: int) -> None:
         while first < end:
-            sent = self._send(self._sock.fileno(), self._start + first * _HEADER, end - first, _DONTWAIT)
+            sent = self._send(file, self._start + first * _HEADER, end - first, _DONTWAIT)
             if sent < 0 and ctypes.get_errno() in {errno.EAGAIN, errno.ENOBUFS}:
                 return  # no room: they ask again
             first += max(sent, 1)
@@ -197,3 +197,9 @@ class Batch(_Messages):
         """Return the sockaddr of a message's sender, while it is being answered."""
         at = number * _NAME
         return bytes(self._names[at : at + self._name_size])
+
+
+@cache
+def batch(family: int) -> Batch:
+    """Return what answers by sockets of a family, for the one thread that does."""
+    return Batch(family)

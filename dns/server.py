@@ -72,7 +72,7 @@ class Listener:
         self._udp = udp
         self._outbox: list[tuple[bytes, bytes]] = []
         udp.setblocking(False)
-        self._batch = batch.Batch(udp) if batched and batch.available() else None
+        self._batch = batch.batch(udp.family) if batched and batch.available() else None
         self._streams = Streams(tcp, self._by_tcp)
         asyncio.get_running_loop().add_reader(udp.fileno(), self._batches if self._batch else self._drain)
 
@@ -94,7 +94,7 @@ class Listener:
     def _batches(self) -> None:
         assert self._batch is not None  # noqa: S101 - else this is no reader
         for _ in range(_BATCHES):
-            if not self._batch.serve(self._from_batch):
+            if not self._batch.serve(self._udp, self._from_batch):
                 return
 
     def _from_batch(self, data: bytes, source: bytes, number: int) -> bytes | None:

@@ -164,12 +164,8 @@ class Interceptions:
     def _serve(self, sandbox: str, interception: Interception, view: View) -> _Serving:
         forwarder = Forwarder(opener=interception.open, slots=_SOCKETS)
         outward = self._outward(forwarder, everything(Server(DOCKERS)))
-        # One datagram a call: the room for many would be 64 KiB a container.
         listener = Listener(
-            *(interception.udp, interception.tcp, sandbox, outward),
-            everyone=view,
-            counts=self._counts(view),
-            batched=False,
+            interception.udp, interception.tcp, sandbox, outward, everyone=view, counts=self._counts(view)
         )
         return _Serving(interception, listener, forwarder)
 
