@@ -1,16 +1,12 @@
 """Asking name servers from any namespace, and being one that others ask."""
 
-import select
 import socket
 from dataclasses import dataclass
-from threading import Thread
-from types import TracebackType
-from typing import Self
 
 import dnslib
 
 from .netns import open_socket
-from .traffic import REPLY_TIMEOUT_S, Placed
+from .traffic import REPLY_TIMEOUT_S, Placed, Serving, bound
 
 RCODES = {0: "NOERROR", 1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "NOTIMP", 5: "REFUSED"}
 
@@ -47,38 +43,19 @@ def resolve(place: Placed, server: str, name: str, kind: str = "A", *, tcp: bool
     return Answer(RCODES[found.header.rcode], tuple(sorted(str(rr.rdata) for rr in found.rr if rr.rtype == wanted)))
 
 
-class Upstream:
-    """A name server that knows one address for every name, while used in a `with`. `asked`: the names, in order."""
+class Upstream(Serving):
+    """A name server that knows one address for every name. `asked`: the names, in order."""
 
     def __init__(self, place: Placed, address: str, says: str) -> None:
+        super().__init__(bound(place, "udp", 53, address), "upstream")
         self.asked: list[str] = []
         self._says = says
-        self._socket = open_socket(place.netns, socket.SOCK_DGRAM)
-        self._socket.bind((address, 53))
-        self._stop_read, self._stop_write = socket.socketpair()
-        self._thread = Thread(target=self._serve, name="upstream")
 
-    def _serve(self) -> None:
-        while True:
-            ready, _, _ = select.select([self._socket, self._stop_read], [], [])
-            if self._stop_read in ready:
-                return
-            data, peer = self._socket.recvfrom(4096)
-            question = dnslib.DNSRecord.parse(data)
-            self.asked.append(str(question.q.qname).rstrip("."))
-            reply = question.reply()
-            if question.q.qtype == dnslib.QTYPE.A:
-                reply.add_answer(dnslib.RR(question.q.qname, rdata=dnslib.A(self._says), ttl=60))
-            self._socket.sendto(reply.pack(), peer)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop_write.send(b"x")
-        self._thread.join()
-        for sock in (self._socket, self._stop_read, self._stop_write):
-            sock.close()
+    def _answer(self) -> None:
+        data, peer = self._socket.recvfrom(4096)
+        question = dnslib.DNSRecord.parse(data)
+        self.asked.append(str(question.q.qname).rstrip("."))
+        reply = question.reply()
+        if question.q.qtype == dnslib.QTYPE.A:
+            reply.add_answer(dnslib.RR(question.q.qname, rdata=dnslib.A(self._says), ttl=60))
+        self._socket.sendto(reply.pack(), peer)

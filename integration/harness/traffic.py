@@ -5,6 +5,7 @@ import http.client
 import select
 import socket
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,27 +30,13 @@ class Placed(Protocol):
     def netns(self) -> Path: ...
 
 
-class SeenServer:
-    """Answers each TCP connection or UDP datagram with the client's address, while used in a `with`.
+class Serving(ABC):
+    """Answers by a socket, in a thread, while used in a `with`. The socket becomes its own."""
 
-    `seen` collects the addresses, as text.
-    """
-
-    def __init__(self, place: Placed, proto: str, port: int, address: str = "0.0.0.0") -> None:
-        self.seen: list[str] = []
-        kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
-        self._socket = open_socket(place.netns, kind, family=ip_address(address).version)
-        self._proto = proto
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind((address, port))
-            if proto == "tcp":
-                self._socket.listen()
-        except BaseException:
-            self._socket.close()
-            raise
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        self._socket = sock
         self._stop_read, self._stop_write = socket.socketpair()
-        self._thread = Thread(target=self._serve, name=f"seen-{proto}-{port}")
+        self._thread = Thread(target=self._serve, name=name)
 
     def _serve(self) -> None:
         while True:
@@ -60,16 +47,9 @@ class SeenServer:
             with contextlib.suppress(ConnectionError):
                 self._answer()
 
+    @abstractmethod
     def _answer(self) -> None:
-        if self._proto == "udp":
-            _, peer = self._socket.recvfrom(2048)
-            self.seen.append(peer[0])
-            self._socket.sendto(peer[0].encode(), peer)
-            return
-        connection, peer = self._socket.accept()
-        with connection:
-            self.seen.append(peer[0])
-            connection.sendall(peer[0].encode())
+        """Answer one that asks."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -82,6 +62,44 @@ class SeenServer:
         self._thread.join()
         for sock in (self._socket, self._stop_read, self._stop_write):
             sock.close()
+
+
+def bound(place: Placed, proto: str, port: int, address: str) -> socket.socket:
+    """Return a socket of a place, bound, and listening if it is of TCP."""
+    kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
+    sock = open_socket(place.netns, kind, family=ip_address(address).version)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        if proto == "tcp":
+            sock.listen()
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class SeenServer(Serving):
+    """Answers each TCP connection or UDP datagram with the client's address.
+
+    `seen` collects the addresses, as text.
+    """
+
+    def __init__(self, place: Placed, proto: str, port: int, address: str = "0.0.0.0") -> None:
+        super().__init__(bound(place, proto, port, address), f"seen-{proto}-{port}")
+        self.seen: list[str] = []
+        self._proto = proto
+
+    def _answer(self) -> None:
+        if self._proto == "udp":
+            _, peer = self._socket.recvfrom(2048)
+            self.seen.append(peer[0])
+            self._socket.sendto(peer[0].encode(), peer)
+            return
+        connection, peer = self._socket.accept()
+        with connection:
+            self.seen.append(peer[0])
+            connection.sendall(peer[0].encode())
 
 
 def _client(place: Placed, kind: socket.SocketKind, address: str, source_port: int) -> socket.socket:
