@@ -13,6 +13,7 @@ from .place import Place
 from .state import State
 
 CNI_BIN = "/run/cni-bin"
+DOCKERS_RESOLVER = "127.0.0.11"
 _ENDLESS = ("sleep", "2147483647")
 _PUBLISHED = re.compile(r"(?:(\d+):)?(\d+)(?:/(tcp|udp|sctp))?")
 
@@ -41,6 +42,14 @@ def create_docker_network(lab: Lab, name: str, host: Place) -> None:
 
 def _both(net: NetworkPart) -> bool:
     return net.ipv6 or any(subnet.version == 6 for subnet in net.subnets)
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What a container has in a network. `servers`: the name servers that it was told of, best first."""
+
+    addresses: tuple[str, ...]
+    servers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +85,8 @@ class Container:
             return ["docker", "exec", *(["-it"] if tty else ["-i"]), self.name, *argv]
         return ["nsenter", f"--net=/run/netns/{self.name}", "--", *argv]
 
-    def start(self) -> dict[str, tuple[str, ...]]:
-        """Start it and return its addresses, by network."""
+    def start(self) -> dict[str, Attached]:
+        """Start it and return what it has, by network."""
         if self.part.runtime == Runtime.DOCKER:
             return self._start_by_docker()
         self.place.script(f"ip netns add {self.name}", f"ip -n {self.name} link set lo up")
@@ -87,7 +96,7 @@ class Container:
             self.place.spawn(self.command(self.part.command), f"{self.name}.log")
         return found
 
-    def _start_by_docker(self) -> dict[str, tuple[str, ...]]:
+    def _start_by_docker(self) -> dict[str, Attached]:
         first, *more = self.part.networks
         options = [f"--{'ip6' if ':' in ip else 'ip'}={ip}" for ip in self.part.ip]
         options += [f"--publish={port}" for port in self.part.publish]
@@ -99,19 +108,20 @@ class Container:
             self.place.run("docker", "inspect", "-f", "{{json .NetworkSettings.Networks}}", self.name)
         )
         return {
-            name: tuple(it for it in (net["IPAddress"], net["GlobalIPv6Address"]) if it)
+            name: Attached(tuple(it for it in (net["IPAddress"], net["GlobalIPv6Address"]) if it), (DOCKERS_RESOLVER,))
             for name, net in networks.items()
         }
 
-    def _attach(self, network: str, ifname: str) -> tuple[str, ...]:
+    def _attach(self, network: str, ifname: str) -> Attached:
         options = [f"--ip={ip}" for ip in self.part.ip]
         # Ports are published in one network alone, as Docker does.
         options += [f"--publish={port}" for port in self.part.publish] if network == self.part.networks[0] else []
         argv = ["netplug", "attach", network, f"--netns={self.name}", f"--ifname={ifname}", f"--name={self.name}"]
         told = json.loads(self.place.run(*argv, *options))
-        return tuple(address.partition("/")[0] for address in told["addresses"])
+        addresses = tuple(address.partition("/")[0] for address in told["addresses"])
+        return Attached(addresses, tuple(told["dns"]["nameservers"]))
 
-    def _add_by_cni(self, network: str, ifname: str) -> tuple[str, ...]:
+    def _add_by_cni(self, network: str, ifname: str) -> Attached:
         self.place.run("netplug", "cni", "install", f"--bin-dir={CNI_BIN}")
         listed = json.loads(self.place.run("netplug", "cni", "config", network))
         runtime = {"portMappings": [self._mapping(port) for port in self.part.publish], "ips": list(self.part.ip)}
@@ -129,7 +139,8 @@ class Container:
         answer = json.loads(told.stdout or b"{}")
         if told.returncode:
             raise NetplugError("unavailable", f"container {self.name!r}: {answer.get('msg', 'the CNI plugin failed')}")
-        return tuple(ip["address"].partition("/")[0] for ip in answer["ips"])
+        addresses = tuple(ip["address"].partition("/")[0] for ip in answer["ips"])
+        return Attached(addresses, tuple(answer.get("dns", {}).get("nameservers", ())))
 
     def _mapping(self, published: str) -> dict[str, object]:
         found = _PUBLISHED.fullmatch(published)

@@ -118,6 +118,11 @@ class NetworkPart(_Part):
         """Whether its containers may speak with each other."""
         return self.options.get("icc", "true") == "true"
 
+    @property
+    def named(self) -> bool:
+        """Whether its containers' names are served; YAML takes a bare `off` for false."""
+        return self.options.get("dns", "on").lower() not in {"off", "false"}
+
 
 class ContainerPart(_Part):
     """A container. `command` runs in it; without one nothing does, or in Docker's case a sleep."""
@@ -177,9 +182,16 @@ class Lab(_Part):
 
     def pairs(self) -> list[tuple[str, str, str]]:
         """Return who shall reach whom in which network, each pair once."""
+        return [it for it in self._together() if self.networks[it[0]].talks]
+
+    def named_pairs(self) -> list[tuple[str, str, str]]:
+        """Return whose names are served to each other in which network, each pair once."""
+        return [it for it in self._together() if self.networks[it[0]].named]
+
+    def _together(self) -> list[tuple[str, str, str]]:
         found = []
         for name, net in self.networks.items():
-            members = [(key, it.host) for key, it in self.containers.items() if name in it.networks and net.talks]
+            members = [(key, it.host) for key, it in self.containers.items() if name in it.networks]
             found += [
                 (name, one, two)
                 for index, (one, here) in enumerate(members)
