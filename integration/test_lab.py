@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from harness.netplugd import COMMAND
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "lab"
 TIMEOUT_S = 100
+needs_podman = pytest.mark.skipif(which("podman") is None, reason="needs podman (make setup)")
 
 Lab = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -265,7 +267,50 @@ def test_lab_whose_names_do_not_resolve_is_not_up(base: Path, tmp_path: Path) ->
     assert traces(name) == []
 
 
+@needs_podman
+def test_lab_with_containers_of_podman(lab: Lab, base: Path, tmp_path: Path) -> None:
+    """A plain `podman` on the host knows them; nothing of theirs is among the machine's own files."""
+    name = f"pod{os.getpid()}"
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(
+        """hosts: {a: {}}
+networks: {n: {subnets: [10.94.1.0/24, "fd00:94:1::/64"]}, m: {subnets: [10.94.2.0/24]}}
+containers:
+  web: {host: a, runtime: podman, networks: [n], ip: [10.94.1.77], publish: ["8080:80"], command: [httpd, -f, -h, /www]}
+  both: {host: a, runtime: podman, networks: [m, n]}
+  bare: {host: a, networks: [n]}
+"""
+    )
+    found = told(lab, "up", str(path))
+    assert [it["addresses"]["n"][0] for it in found["containers"] if it["name"] == "web"] == ["10.94.1.77"]
+    assert {(it["source"], it["name"]) for it in found["names"] if it["resolves"]} == {
+        (one, f"{other}.n") for one in ("web", "both", "bare") for other in ("web", "both", "bare") if one != other
+    }
+    assert [host["differences"] for host in found["hosts"]] == [0]
+    listed = lab("exec", "a", "--", "podman", "ps", "--format", "{{.Names}}").stdout.split()
+    assert sorted(listed) == ["both", "web"]
+    for folder in ("/etc/containers", "/var/lib/cni", "/var/lib/containers"):
+        assert lab("exec", "a", "--", "mountpoint", "-q", folder).returncode == 0, folder
+    assert lab("exec", "a", "--", "sh", "-c", "ls /run/libpod/locks | wc -l").stdout == "2\n"
+    # By libc and what podman wrote into resolv.conf.
+    assert "(10.94.1.77)" in lab("exec", "both", "--", "ping", "-4", "-c1", "-W2", "web").stdout
+    for page in ("http://10.94.1.77/", "http://198.18.0.1:8080/"):
+        assert lab("exec", "bare", "--", "busybox", "wget", "-qO-", page).stdout == "hello from netplug\n"
+    link = lab("exec", "both", "--", "cat", "/sys/class/net/eth1/address").stdout.strip()
+    (end,) = [it for it in ends(lab) if (it["name"], it["network"]) == ("both", "n")]
+    assert (end["interface"], end["mac"], end["front_end"]) == ("eth1", link, "cni")
+    assert lab("down").returncode == 0
+    assert list(base.iterdir()) == []
+    assert traces(name) == []
+
+
+def ends(lab: Lab) -> Any:
+    """What `netplug ps` of host a says."""
+    return json.loads(lab("exec", "a", "--", "netplug", "ps", "--json").stdout)
+
+
 @needs_etcd
+@needs_podman
 def test_overlay_of_three_hosts_outlives_its_faults(lab: Lab, tmp_path: Path) -> None:
     """Traffic needs neither daemons nor etcd; what was cut comes back; nothing differs afterwards."""
     assert lab("up", str(renamed("three-hosts.yaml", tmp_path, f"three{os.getpid()}"))).returncode == 0
@@ -280,11 +325,12 @@ def test_overlay_of_three_hosts_outlives_its_faults(lab: Lab, tmp_path: Path) ->
     assert lost() == set()
     # Names need the daemon of the asker's host, and nothing else.
     found = told(lab, "status", code=1)["names"]
-    assert {it["source"] for it in found if not it["resolves"]} == {"web", "beside", "pod"}
+    assert {it["source"] for it in found if not it["resolves"]} == {"web", "beside", "pod", "shop"}
     assert {(it["source"], it["target"]) for it in found if it["resolves"]} >= {
         ("bare", "web"),
         ("bare", "beside"),
         ("bare", "pod"),
+        ("bare", "shop"),
     }
     assert lab("fault", "cut", "a", "c").returncode == 0
     assert lost() == {("beside", "bare"), ("bare", "beside"), ("web", "bare"), ("bare", "web")}

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from netplug.errors import NetplugError
 
-from . import underlay
+from . import podman, underlay
 from .containers import Attached, Container, create_docker_network, create_network
 from .file import ETCD, Lab
 from .image import IMAGE, busybox_rootfs_tar
@@ -54,6 +54,7 @@ def _check(lab: Lab, base: Path) -> None:
         raise NetplugError("exists", f"lab {lab.name!r} is up", hint=f"netplug lab down --lab {lab.name}")
     wanted = [*TOOLS, *(["etcd", "etcdctl"] if lab.store == ETCD else [])]
     wanted += ["dockerd", "docker", "busybox"] if any(host.docker for host in lab.hosts.values()) else []
+    wanted += ["podman", "busybox"] if any(lab.of_podman(host) for host in lab.hosts) else []
     absent = [tool for tool in wanted if not shutil.which(tool, path=environment()["PATH"])]
     if absent:
         raise NetplugError("unavailable", f"missing on this machine: {', '.join(absent)}", hint="make setup")
@@ -181,6 +182,8 @@ def _network(state: State, name: str) -> None:
 
 def _containers(state: State, host: str) -> dict[str, dict[str, Attached]]:
     """Start a host's containers, one after another, and return what they have."""
+    if state.lab.of_podman(host):
+        podman.prepare(state.lab, state.place(host))
     return {name: Container.of(state, name).start() for name, part in state.lab.containers.items() if part.host == host}
 
 

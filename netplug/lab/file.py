@@ -65,6 +65,7 @@ class Runtime(StrEnum):
     """What runs a container. `NETNS`: nothing; a namespace that `netplug attach` plugged in."""
 
     DOCKER = "docker"
+    PODMAN = "podman"
     CNI = "cni"
     NETNS = "netns"
 
@@ -125,7 +126,7 @@ class NetworkPart(_Part):
 
 
 class ContainerPart(_Part):
-    """A container. `command` runs in it; without one nothing does, or in Docker's case a sleep."""
+    """A container. `command` runs in it; without one nothing does, or where there is an engine a sleep."""
 
     host: Name
     runtime: Runtime = Runtime.NETNS
@@ -175,6 +176,11 @@ class Lab(_Part):
             it.host == host and network in it.networks and it.runtime == Runtime.DOCKER
             for it in self.containers.values()
         )
+
+    def of_podman(self, host: str) -> list[str]:
+        """Return the networks of podman's containers on a host, that of the first one first."""
+        parts = [it for it in self.containers.values() if it.host == host and it.runtime == Runtime.PODMAN]
+        return list(dict.fromkeys(network for part in parts for network in part.networks))
 
     def mtu(self, host: str) -> int:
         """Return the mtu of a host's link."""
