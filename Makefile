@@ -38,7 +38,7 @@ integration: setup ## the integration tests alone; ARGS="-k ping -x" and TESTS=F
 demo: setup ## the main job on a real dockerd, step by step, leaving no trace (as root)
 	@.venv/bin/python integration/demo.py
 
-lab: setup ## three hosts on one overlay: Docker, CNI and a bare namespace (as root); LAB=FILE for another
+lab: setup ## three hosts on one overlay: Docker, CNI, podman and a bare namespace (as root); LAB=FILE for another
 	@bash examples/lab/show.sh $(LAB)
 
 bench: setup ## measurements beside Docker's own bridge, the reference CNI plugins, and tunnels (as root)

@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from harness.netplugd import COMMAND
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "lab"
 TIMEOUT_S = 100
+needs_podman = pytest.mark.skipif(which("podman") is None, reason="needs podman (make setup)")
 
 Lab = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -79,6 +82,12 @@ def test_lab_of_two_hosts_from_up_to_down(lab: Lab, base: Path, tmp_path: Path) 
     assert [host["differences"] for host in found["hosts"]] == [0, 0]
     assert len(found["reach"]) == 8
     assert all(it["answers"] for it in found["reach"])
+    assert {(it["source"], it["name"], it["resolves"], it["reason"]) for it in found["names"]} == {
+        ("web", "bare.blue", True, ""),
+        ("bare", "web.blue", True, ""),
+        ("one", "two.green", True, ""),
+        ("two", "one.green", True, ""),
+    }
     addresses = {it["name"]: it["addresses"] for it in found["containers"]}
     assert told(lab, "ls") == [name]
 
@@ -187,31 +196,155 @@ def test_host_that_ended_is_told_and_nothing_runs_in_its_place(lab: Lab, base: P
     assert traces(name) == []
 
 
+SILENT = "nft 'table inet silent { chain out { type filter hook output priority 0; udp dport 53 drop; }; }'; sleep 600"
+"""What a container runs that can ask no name server."""
+
+
+def test_names_that_do_not_resolve_are_told(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / f"names{os.getpid()}.yaml"
+    nets = "{n: {subnets: [10.94.1.0/24]}, quiet: {subnets: [10.94.2.0/24], options: {dns: off}}}"
+    both = "{host: a, networks: [n, quiet]}"
+    path.write_text(f"hosts: {{a: {{}}}}\nnetworks: {nets}\ncontainers: {{one: {both}, two: {both}}}\n")
+    found = told(lab, "up", str(path))
+    assert len(found["reach"]) == 4
+    assert [(it["network"], it["name"], it["resolves"]) for it in found["names"]] == [
+        ("n", "two.n", True),
+        ("n", "one.n", True),
+    ]
+
+    assert lab("fault", "stop", "a").returncode == 0
+    said = lab("status")
+    assert said.returncode == 1
+    assert said.stdout.splitlines()[-4:] == [
+        "4 of 4 ways between containers answer",
+        "0 of 2 names resolve",
+        "  one does not resolve two.n in n: nobody answers at 10.94.1.1",
+        "  two does not resolve one.n in n: nobody answers at 10.94.1.1",
+    ]
+    assert lab("fault", "mend").returncode == 0
+    assert lab("status").returncode == 0
+
+    # Another of the same name: each is told two addresses.
+    again = ("netplug", "attach", "n", "--netns", "three", "--name", "two", "--ip", "10.94.1.77")
+    assert lab("exec", "a", "--", "ip", "netns", "add", "three").returncode == 0
+    assert lab("exec", "a", "--", *again).returncode == 0
+    own = next(it["addresses"]["n"][0] for it in found["containers"] if it["name"] == "two")
+    wrong = [it for it in told(lab, "status", code=1)["names"] if not it["resolves"]]
+    assert [(it["source"], it["name"], it["reason"]) for it in wrong] == [
+        ("one", "two.n", f"10.94.1.1 says {own}, 10.94.1.77, not {own}")
+    ]
+    assert lab("down").returncode == 0
+
+
+IMPATIENT = """
+import sys
+from netplug.cli import main
+from netplug.lab import build
+build.REACH_TIMEOUT_S = 3
+sys.exit(main(["lab", "up", sys.argv[1]]))
+"""
+
+
+def test_lab_whose_names_do_not_resolve_is_not_up(base: Path, tmp_path: Path) -> None:
+    """One container asks in vain, though all addresses answer."""
+    name = f"mute{os.getpid()}"
+    path = tmp_path / f"{name}.yaml"
+    one = json.dumps({"host": "a", "networks": ["n"], "command": ["sh", "-c", SILENT]})
+    containers = f"{{one: {one}, two: {{host: a, networks: [n]}}}}"
+    path.write_text(f"hosts: {{a: {{}}}}\nnetworks: {{n: {{subnets: [10.94.1.0/24]}}}}\ncontainers: {containers}\n")
+    done = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, str(path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"NETPLUG_LAB_DIR": str(base)},
+        timeout=TIMEOUT_S,
+    )
+    words = "within 3 s one does not resolve 'two.n' in network 'n': nobody answers at 10.94.1.1"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"netplug: {words}")
+    assert list(base.iterdir()) == []
+    assert traces(name) == []
+
+
+@needs_podman
+def test_lab_with_containers_of_podman(lab: Lab, base: Path, tmp_path: Path) -> None:
+    """A plain `podman` on the host knows them; nothing of theirs is among the machine's own files."""
+    name = f"pod{os.getpid()}"
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(
+        """hosts: {a: {}}
+networks: {n: {subnets: [10.94.1.0/24, "fd00:94:1::/64"]}, m: {subnets: [10.94.2.0/24]}}
+containers:
+  web: {host: a, runtime: podman, networks: [n], ip: [10.94.1.77], publish: ["8080:80"], command: [httpd, -f, -h, /www]}
+  both: {host: a, runtime: podman, networks: [m, n]}
+  bare: {host: a, networks: [n]}
+"""
+    )
+    found = told(lab, "up", str(path))
+    assert [it["addresses"]["n"][0] for it in found["containers"] if it["name"] == "web"] == ["10.94.1.77"]
+    assert {(it["source"], it["name"]) for it in found["names"] if it["resolves"]} == {
+        (one, f"{other}.n") for one in ("web", "both", "bare") for other in ("web", "both", "bare") if one != other
+    }
+    assert [host["differences"] for host in found["hosts"]] == [0]
+    listed = lab("exec", "a", "--", "podman", "ps", "--format", "{{.Names}}").stdout.split()
+    assert sorted(listed) == ["both", "web"]
+    for folder in ("/etc/containers", "/var/lib/cni", "/var/lib/containers"):
+        assert lab("exec", "a", "--", "mountpoint", "-q", folder).returncode == 0, folder
+    assert lab("exec", "a", "--", "sh", "-c", "ls /run/libpod/locks | wc -l").stdout == "2\n"
+    # By libc and what podman wrote into resolv.conf.
+    assert "(10.94.1.77)" in lab("exec", "both", "--", "ping", "-4", "-c1", "-W2", "web").stdout
+    for page in ("http://10.94.1.77/", "http://198.18.0.1:8080/"):
+        assert lab("exec", "bare", "--", "busybox", "wget", "-qO-", page).stdout == "hello from netplug\n"
+    link = lab("exec", "both", "--", "cat", "/sys/class/net/eth1/address").stdout.strip()
+    (end,) = [it for it in ends(lab) if (it["name"], it["network"]) == ("both", "n")]
+    assert (end["interface"], end["mac"], end["front_end"]) == ("eth1", link, "cni")
+    assert lab("down").returncode == 0
+    assert list(base.iterdir()) == []
+    assert traces(name) == []
+
+
+def ends(lab: Lab) -> Any:
+    """What `netplug ps` of host a says."""
+    return json.loads(lab("exec", "a", "--", "netplug", "ps", "--json").stdout)
+
+
 @needs_etcd
+@needs_podman
 def test_overlay_of_three_hosts_outlives_its_faults(lab: Lab, tmp_path: Path) -> None:
     """Traffic needs neither daemons nor etcd; what was cut comes back; nothing differs afterwards."""
     assert lab("up", str(renamed("three-hosts.yaml", tmp_path, f"three{os.getpid()}"))).returncode == 0
     assert "hello from netplug" in lab("exec", "c", "--", "busybox", "wget", "-qO-", "http://198.18.0.1:8080/").stdout
 
-    def lost(code: int) -> set[tuple[str, str]]:
-        found = told(lab, "status", code=code)["reach"]
+    def lost() -> set[tuple[str, str]]:
+        found = json.loads(lab("status", "--json").stdout)["reach"]
         return {(it["source"], it["target"]) for it in found if not it["answers"]}
 
     for fault in (("kill", "a"), ("hang", "b"), ("kill", "etcd")):
         assert lab("fault", *fault).returncode == 0
-    assert lost(0) == set()
+    assert lost() == set()
+    # Names need the daemon of the asker's host, and nothing else.
+    found = told(lab, "status", code=1)["names"]
+    assert {it["source"] for it in found if not it["resolves"]} == {"web", "beside", "pod", "shop"}
+    assert {(it["source"], it["target"]) for it in found if it["resolves"]} >= {
+        ("bare", "web"),
+        ("bare", "beside"),
+        ("bare", "pod"),
+        ("bare", "shop"),
+    }
     assert lab("fault", "cut", "a", "c").returncode == 0
-    assert lost(1) == {("beside", "bare"), ("bare", "beside"), ("web", "bare"), ("bare", "web")}
+    assert lost() == {("beside", "bare"), ("bare", "beside"), ("web", "bare"), ("bare", "web")}
     assert lab("fault", "mend").returncode == 0
     assert lab("fault", "wipe", "etcd").returncode == 0
-    assert lost(0) == set()
+    assert lost() == set()
 
     def settled() -> bool:
         found = lab("status", "--json")
-        return [it["differences"] for it in json.loads(found.stdout)["hosts"]] == [0, 0, 0, None]
+        differences = [it["differences"] for it in json.loads(found.stdout)["hosts"]]
+        return (found.returncode, differences) == (0, [0, 0, 0, None])
 
-    wait_until(settled, 60, "no differences on any host")
-    assert lost(0) == set()
+    wait_until(settled, 60, "no differences on any host, and all names")
+    assert lost() == set()
     assert lab("down").returncode == 0
 
 

@@ -111,6 +111,17 @@ def test_examples_are_labs_and_can_be_drawn(path: Path) -> None:
         assert name in drawn
 
 
+def test_podman_has_the_networks_of_its_containers_that_of_the_first_before_others(tmp_path: Path) -> None:
+    parts = {
+        "one": {"host": "a", "runtime": "podman", "networks": ["green"]},
+        "two": {"host": "a", "runtime": "podman", "networks": ["blue", "green"]},
+        "six": {"host": "b", "networks": ["green"]},
+    }
+    lab = load(write(tmp_path / "x.yaml", LAB | {"containers": parts}))
+    assert lab.of_podman("a") == ["green", "blue"]
+    assert lab.of_podman("b") == []
+
+
 def test_graph_shows_links_and_who_is_where(lab: Lab) -> None:
     drawn = graph(lab).splitlines()
     assert '  host-b ---|"mtu 1400, 100mbit"| switch' in drawn

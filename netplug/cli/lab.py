@@ -30,7 +30,7 @@ def up(
     as_json: AsJson = False,
     base: Base = BASE,
 ) -> None:
-    """Build a lab, and wait until its containers reach each other. What fails leaves nothing."""
+    """Build a lab, and wait until its containers reach each other, by name too. What fails leaves nothing."""
     from netplug.lab import build  # noqa: PLC0415 - these commands alone need it
     from netplug.lab import file as files  # noqa: PLC0415
 
@@ -55,7 +55,7 @@ def ls(as_json: AsJson = False, base: Base = BASE) -> None:
 
 @app.command()
 def status(which: Which = "", as_json: AsJson = False, base: Base = BASE) -> None:
-    """Show daemons, containers, faults, and who reaches whom; exit 1 when somebody does not."""
+    """Show daemons, containers, faults, who reaches whom and resolves whose name; exit 1 when somebody does not."""
     with _errors():
         _need_root()
         answered = _show(_state(which, base), as_json=as_json)
@@ -155,11 +155,13 @@ def _errors() -> Iterator[None]:
 
 
 def _show(state: Any, *, as_json: bool) -> bool:
-    """Print how a lab is, and return whether all reach each other."""
+    """Print how a lab is, and return whether all reach each other, by name too."""
     from netplug.lab.status import status as told  # noqa: PLC0415
 
     found = told(state)
-    answered = all(it["answers"] for it in found["reach"])
+    lost = [it for it in found["reach"] if not it["answers"]]
+    unknown = [it for it in found["names"] if not it["resolves"]]
+    answered = not lost and not unknown
     if as_json:
         emit_json(found)
         return answered
@@ -173,10 +175,12 @@ def _show(state: Any, *, as_json: bool) -> bool:
     emit("")
     if found["faults"]:
         emit(f"faults: {', '.join(found['faults'])}")
-    lost = [it for it in found["reach"] if not it["answers"]]
     emit(f"{len(found['reach']) - len(lost)} of {len(found['reach'])} ways between containers answer")
     for it in lost:
         emit(f"  {it['source']} does not reach {it['target']} at {it['address']} in {it['network']}")
+    emit(f"{len(found['names']) - len(unknown)} of {len(found['names'])} names resolve")
+    for it in unknown:
+        emit(f"  {it['source']} does not resolve {it['name']} in {it['network']}: {it['reason']}")
     return answered
 
 

@@ -9,13 +9,13 @@ from typing import TypeVar
 
 from netplug.errors import NetplugError
 
-from . import underlay
-from .containers import Container, create_docker_network, create_network
+from . import podman, underlay
+from .containers import Attached, Container, create_docker_network, create_network
 from .file import ETCD, Lab
 from .image import IMAGE, busybox_rootfs_tar
 from .place import Place, end_all, environment, until
 from .state import DIR, Member, State, names
-from .status import Reach, unreached
+from .status import Reach, Resolved, missing
 
 READY_TIMEOUT_S = 40.0
 """A daemon is ready within one second as a rule, a dockerd within three, less on a busy machine."""
@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 
 def up(lab: Lab, base: Path, say: Say) -> State:
-    """Build a lab and wait until its containers reach each other. `say` is told what is done.
+    """Build a lab and wait until its containers reach each other, by name too. `say` is told what is done.
 
     Raises:
         NetplugError: "exists"; or something failed, and nothing is left.
@@ -54,9 +54,10 @@ def _check(lab: Lab, base: Path) -> None:
         raise NetplugError("exists", f"lab {lab.name!r} is up", hint=f"netplug lab down --lab {lab.name}")
     wanted = [*TOOLS, *(["etcd", "etcdctl"] if lab.store == ETCD else [])]
     wanted += ["dockerd", "docker", "busybox"] if any(host.docker for host in lab.hosts.values()) else []
-    missing = [tool for tool in wanted if not shutil.which(tool, path=environment()["PATH"])]
-    if missing:
-        raise NetplugError("unavailable", f"missing on this machine: {', '.join(missing)}", hint="make setup")
+    wanted += ["podman", "busybox"] if any(lab.of_podman(host) for host in lab.hosts) else []
+    absent = [tool for tool in wanted if not shutil.which(tool, path=environment()["PATH"])]
+    if absent:
+        raise NetplugError("unavailable", f"missing on this machine: {', '.join(absent)}", hint="make setup")
 
 
 def _build(state: State, say: Say) -> None:
@@ -83,10 +84,12 @@ def _build(state: State, say: Say) -> None:
         _network(state, name)
     done(_count(len(lab.networks), "network"))
     for made in each(lab.hosts, lambda it: _containers(state, it)):
-        state.containers |= made
+        for name, networks in made.items():
+            state.containers[name] = {network: it.addresses for network, it in networks.items()}
+            state.servers[name] = {network: it.servers for network, it in networks.items()}
     done(_count(len(lab.containers), "container"))
     _wait(state)
-    done(f"{_count(len(lab.pairs()), 'pair')} of containers in a network reach each other")
+    done(f"{_count(len(lab.pairs()), 'pair')} of containers in a network reach each other, by name too")
 
 
 def each(names: Iterable[T], work: Callable[[T], R]) -> list[R]:
@@ -177,22 +180,24 @@ def _network(state: State, name: str) -> None:
             create_network(lab, name, state.place(host), shared=False)
 
 
-def _containers(state: State, host: str) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Start a host's containers, one after another, and return their addresses."""
+def _containers(state: State, host: str) -> dict[str, dict[str, Attached]]:
+    """Start a host's containers, one after another, and return what they have."""
+    if state.lab.of_podman(host):
+        podman.prepare(state.lab, state.place(host))
     return {name: Container.of(state, name).start() for name, part in state.lab.containers.items() if part.host == host}
 
 
 def _wait(state: State) -> None:
-    lost: list[Reach] = []
+    lost: list[Reach] | list[Resolved] = []
 
     def reached() -> bool:
-        lost[:] = unreached(state)
+        nonlocal lost
+        lost = missing(state)
         return not lost
 
     if not until(reached, REACH_TIMEOUT_S):
         first, *more = lost
-        words = f"{first.source} does not reach {first.target} at {first.address} in network {first.network!r}"
-        words += f" within {REACH_TIMEOUT_S:g} s" + (f", nor do {len(more)} others" if more else "")
+        words = f"within {REACH_TIMEOUT_S:g} s {first}" + (f"; nor do {len(more)} others" if more else "")
         raise NetplugError("unavailable", words)
 
 

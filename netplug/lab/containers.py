@@ -1,18 +1,22 @@
-"""Containers of a lab: Docker's, what a CNI runtime would start, and bare namespaces."""
+"""Containers of a lab: Docker's, podman's, what a CNI runtime would start, and bare namespaces."""
 
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from netplug.errors import NetplugError
 
 from .file import ContainerPart, Lab, NetworkPart, Runtime
 from .image import IMAGE
 from .place import Place
+from .podman import CNI_BIN
 from .state import State
 
-CNI_BIN = "/run/cni-bin"
+DOCKERS_RESOLVER = "127.0.0.11"
+_ENGINES = frozenset({Runtime.DOCKER, Runtime.PODMAN})
+"""Whose containers have a process of their own; both are called as their command is."""
 _ENDLESS = ("sleep", "2147483647")
 _PUBLISHED = re.compile(r"(?:(\d+):)?(\d+)(?:/(tcp|udp|sctp))?")
 
@@ -44,6 +48,14 @@ def _both(net: NetworkPart) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Attached:
+    """What a container has in a network. `servers`: the name servers that it was told of, best first."""
+
+    addresses: tuple[str, ...]
+    servers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """A container of a lab that is up."""
 
@@ -63,8 +75,8 @@ class Container:
         Raises:
             NetplugError: it does not run.
         """
-        if self.part.runtime == Runtime.DOCKER:
-            pid = self.place.run("docker", "inspect", "-f", "{{.State.Pid}}", self.name)
+        if self.part.runtime in _ENGINES:
+            pid = self.place.run(self.part.runtime, "inspect", "-f", "{{.State.Pid}}", self.name)
             if pid == "0":
                 raise NetplugError("unavailable", f"container {self.name!r} does not run")
             return self.place.path(f"/proc/{pid}/ns/net")
@@ -72,14 +84,16 @@ class Container:
 
     def command(self, argv: tuple[str, ...], *, tty: bool = False) -> list[str]:
         """Return the command line that runs another one in it, for its place."""
-        if self.part.runtime == Runtime.DOCKER:
-            return ["docker", "exec", *(["-it"] if tty else ["-i"]), self.name, *argv]
+        if self.part.runtime in _ENGINES:
+            return [self.part.runtime, "exec", *(["-it"] if tty else ["-i"]), self.name, *argv]
         return ["nsenter", f"--net=/run/netns/{self.name}", "--", *argv]
 
-    def start(self) -> dict[str, tuple[str, ...]]:
-        """Start it and return its addresses, by network."""
+    def start(self) -> dict[str, Attached]:
+        """Start it and return what it has, by network."""
         if self.part.runtime == Runtime.DOCKER:
             return self._start_by_docker()
+        if self.part.runtime == Runtime.PODMAN:
+            return self._start_by_podman()
         self.place.script(f"ip netns add {self.name}", f"ip -n {self.name} link set lo up")
         attach = self._add_by_cni if self.part.runtime == Runtime.CNI else self._attach
         found = {network: attach(network, f"eth{number}") for number, network in enumerate(self.part.networks)}
@@ -87,31 +101,48 @@ class Container:
             self.place.spawn(self.command(self.part.command), f"{self.name}.log")
         return found
 
-    def _start_by_docker(self) -> dict[str, tuple[str, ...]]:
+    def _start_by_docker(self) -> dict[str, Attached]:
         first, *more = self.part.networks
-        options = [f"--{'ip6' if ':' in ip else 'ip'}={ip}" for ip in self.part.ip]
-        options += [f"--publish={port}" for port in self.part.publish]
-        argv = ["docker", "run", "-d", "--init", f"--name={self.name}", f"--hostname={self.name}", *options]
-        self.place.run(*argv, f"--network={first}", IMAGE, *(self.part.command or _ENDLESS))
+        self._run_by_engine("--init", f"--network={first}")
         for network in more:
             self.place.run("docker", "network", "connect", network, self.name)
         networks = json.loads(
             self.place.run("docker", "inspect", "-f", "{{json .NetworkSettings.Networks}}", self.name)
         )
         return {
-            name: tuple(it for it in (net["IPAddress"], net["GlobalIPv6Address"]) if it)
+            name: Attached(tuple(it for it in (net["IPAddress"], net["GlobalIPv6Address"]) if it), (DOCKERS_RESOLVER,))
             for name, net in networks.items()
         }
 
-    def _attach(self, network: str, ifname: str) -> tuple[str, ...]:
+    def _run_by_engine(self, *options: str) -> str:
+        """Start it and return its id; engines take the same options."""
+        more = [f"--{'ip6' if ':' in ip else 'ip'}={ip}" for ip in self.part.ip]
+        more += [f"--publish={port}" for port in self.part.publish]
+        argv = [self.part.runtime, "run", "-d", f"--name={self.name}", f"--hostname={self.name}", *options, *more]
+        return self.place.run(*argv, IMAGE, *(self.part.command or _ENDLESS))
+
+    def _start_by_podman(self) -> dict[str, Attached]:
+        # Without names podman numbers them in any order.
+        networks = [f"--network={name}:interface_name=eth{it}" for it, name in enumerate(self.part.networks)]
+        # Docker's containers may ping, so these may.
+        ident = self._run_by_engine(f"--cgroup-parent=/{self.place.group}", "--cap-add=NET_RAW", *networks)
+        found = {}
+        for number, network in enumerate(self.part.networks):
+            # What each network's plugin said, as libcni keeps it.
+            kept = self.place.path(f"/var/lib/cni/results/{network}-{ident}-eth{number}")
+            found[network] = _told(json.loads(kept.read_text())["result"])
+        return found
+
+    def _attach(self, network: str, ifname: str) -> Attached:
         options = [f"--ip={ip}" for ip in self.part.ip]
         # Ports are published in one network alone, as Docker does.
         options += [f"--publish={port}" for port in self.part.publish] if network == self.part.networks[0] else []
         argv = ["netplug", "attach", network, f"--netns={self.name}", f"--ifname={ifname}", f"--name={self.name}"]
         told = json.loads(self.place.run(*argv, *options))
-        return tuple(address.partition("/")[0] for address in told["addresses"])
+        addresses = tuple(address.partition("/")[0] for address in told["addresses"])
+        return Attached(addresses, tuple(told["dns"]["nameservers"]))
 
-    def _add_by_cni(self, network: str, ifname: str) -> tuple[str, ...]:
+    def _add_by_cni(self, network: str, ifname: str) -> Attached:
         self.place.run("netplug", "cni", "install", f"--bin-dir={CNI_BIN}")
         listed = json.loads(self.place.run("netplug", "cni", "config", network))
         runtime = {"portMappings": [self._mapping(port) for port in self.part.publish], "ips": list(self.part.ip)}
@@ -129,7 +160,7 @@ class Container:
         answer = json.loads(told.stdout or b"{}")
         if told.returncode:
             raise NetplugError("unavailable", f"container {self.name!r}: {answer.get('msg', 'the CNI plugin failed')}")
-        return tuple(ip["address"].partition("/")[0] for ip in answer["ips"])
+        return _told(answer)
 
     def _mapping(self, published: str) -> dict[str, object]:
         found = _PUBLISHED.fullmatch(published)
@@ -137,3 +168,9 @@ class Container:
             words = f"container {self.name!r}: runtime cni publishes as HOST:CONTAINER[/PROTO], not {published!r}"
             raise NetplugError("invalid", words)
         return {"hostPort": int(found[1]), "containerPort": int(found[2]), "protocol": found[3] or "tcp"}
+
+
+def _told(result: dict[str, Any]) -> Attached:
+    """Return what the result of a CNI plugin says."""
+    addresses = tuple(ip["address"].partition("/")[0] for ip in result["ips"])
+    return Attached(addresses, tuple(result.get("dns", {}).get("nameservers", ())))

@@ -65,6 +65,7 @@ class Runtime(StrEnum):
     """What runs a container. `NETNS`: nothing; a namespace that `netplug attach` plugged in."""
 
     DOCKER = "docker"
+    PODMAN = "podman"
     CNI = "cni"
     NETNS = "netns"
 
@@ -118,9 +119,14 @@ class NetworkPart(_Part):
         """Whether its containers may speak with each other."""
         return self.options.get("icc", "true") == "true"
 
+    @property
+    def named(self) -> bool:
+        """Whether its containers' names are served; YAML takes a bare `off` for false."""
+        return self.options.get("dns", "on").lower() not in {"off", "false"}
+
 
 class ContainerPart(_Part):
-    """A container. `command` runs in it; without one nothing does, or in Docker's case a sleep."""
+    """A container. `command` runs in it; without one nothing does, or where there is an engine a sleep."""
 
     host: Name
     runtime: Runtime = Runtime.NETNS
@@ -171,15 +177,27 @@ class Lab(_Part):
             for it in self.containers.values()
         )
 
+    def of_podman(self, host: str) -> list[str]:
+        """Return the networks of podman's containers on a host, that of the first one first."""
+        parts = [it for it in self.containers.values() if it.host == host and it.runtime == Runtime.PODMAN]
+        return list(dict.fromkeys(network for part in parts for network in part.networks))
+
     def mtu(self, host: str) -> int:
         """Return the mtu of a host's link."""
         return self.hosts[host].mtu or self.underlay.mtu
 
     def pairs(self) -> list[tuple[str, str, str]]:
         """Return who shall reach whom in which network, each pair once."""
+        return [it for it in self._together() if self.networks[it[0]].talks]
+
+    def named_pairs(self) -> list[tuple[str, str, str]]:
+        """Return whose names are served to each other in which network, each pair once."""
+        return [it for it in self._together() if self.networks[it[0]].named]
+
+    def _together(self) -> list[tuple[str, str, str]]:
         found = []
         for name, net in self.networks.items():
-            members = [(key, it.host) for key, it in self.containers.items() if name in it.networks and net.talks]
+            members = [(key, it.host) for key, it in self.containers.items() if name in it.networks]
             found += [
                 (name, one, two)
                 for index, (one, here) in enumerate(members)

@@ -1,17 +1,26 @@
-"""Whether an address answers from a network namespace: one ICMP echo (RFC 792, RFC 4443 4), by a raw socket inside."""
+"""What a container would find, asked by a socket inside its network namespace.
+
+Whether an address answers: one ICMP echo (RFC 792, RFC 4443 4), by a raw socket. Which addresses a name has: a plain
+DNS question by UDP (RFC 1035 4.2.1).
+"""
 
 import os
 import socket
 import struct
 import time
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+
+import dnslib
 
 from netplug.kernel.netns import run_in
 
 _ECHO = {4: (8, 0), 6: (128, 129)}
 """Types of request and reply."""
 _IDENT = 0x6E70
+_AGAIN_S = 0.5
+"""When a question without an answer is sent again; datagrams may be lost."""
 
 
 def answers(netns: Path, address: str, timeout_s: float = 0.5) -> bool:
@@ -22,13 +31,9 @@ def answers(netns: Path, address: str, timeout_s: float = 0.5) -> bool:
     protocol = socket.IPPROTO_ICMPV6 if family == 6 else socket.IPPROTO_ICMP
     token = os.urandom(8)
     try:
-        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        sock = _socket(netns, kind, socket.SOCK_RAW, protocol)
     except OSError:
         return False
-    try:
-        sock = run_in(fd, lambda: socket.socket(kind, socket.SOCK_RAW, protocol))
-    finally:
-        os.close(fd)
     with sock:
         deadline = time.monotonic() + timeout_s
         try:
@@ -44,6 +49,53 @@ def answers(netns: Path, address: str, timeout_s: float = 0.5) -> bool:
         except OSError:
             return False
     return False
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a name server said. `code`: NOERROR, NXDOMAIN, …"""
+
+    code: str
+    addresses: frozenset[str]
+
+
+def ask(netns: Path, server: str, name: str, version: int, timeout_s: float = 1.5, port: int = 53) -> Said | None:
+    """Ask a name server for a name's addresses of an IP version; None: no answer in time, or one that is none."""
+    question = dnslib.DNSRecord.question(name, "AAAA" if version == 6 else "A")
+    try:
+        sock = _socket(netns, socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM)
+    except OSError:
+        return None
+    with sock:
+        deadline = time.monotonic() + timeout_s
+        try:
+            sock.connect((server, port))
+            while (left := deadline - time.monotonic()) > 0:
+                sock.send(question.pack())
+                sock.settimeout(min(left, _AGAIN_S))
+                try:
+                    said = dnslib.DNSRecord.parse(sock.recv(4096))
+                except TimeoutError:
+                    continue
+                if said.header.id == question.header.id:
+                    found = frozenset(str(ip_address(str(it.rdata))) for it in said.rr if it.rtype == question.q.qtype)
+                    return Said(str(dnslib.RCODE.get(said.header.rcode)), found)
+        except (OSError, dnslib.DNSError):
+            return None
+    return None
+
+
+def _socket(netns: Path, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    """Open a socket in a network namespace.
+
+    Raises:
+        OSError: the namespace is gone.
+    """
+    fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return run_in(fd, lambda: socket.socket(family, kind, protocol))
+    finally:
+        os.close(fd)
 
 
 def _message(kind: int, token: bytes) -> bytes:

@@ -26,12 +26,17 @@ class Member:
 
 @dataclass(slots=True)
 class State:
-    """A lab that is up. `containers`: addresses by network, by name. `faults`: what `fault` did, in words."""
+    """A lab that is up.
+
+    `containers`: addresses by network, by name. `servers`: the name servers that each was told of, likewise; none
+    where nobody serves names. `faults`: what `fault` did, in words.
+    """
 
     lab: Lab
     folder: Path
     members: dict[str, Member] = field(default_factory=dict)
     containers: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    servers: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def place(self, name: str) -> Place:
@@ -60,6 +65,7 @@ class State:
             "lab": self.lab.model_dump(mode="json"),
             "members": {name: asdict(member) for name, member in self.members.items()},
             "containers": self.containers,
+            "servers": self.servers,
             "faults": self.faults,
         }
         new = self.folder / f"{_FILE}.new"
@@ -86,10 +92,13 @@ def find(name: str, base: Path) -> State:
     members = {key: Member(**value) for key, value in data["members"].items()}
     for member in members.values():
         member.addresses = tuple(member.addresses)
-    containers = {
-        key: {net: tuple(addresses) for net, addresses in nets.items()} for key, nets in data["containers"].items()
-    }
-    return State(Lab.model_validate(data["lab"]), folder, members, containers, data["faults"])
+    # A lab that was built before names were looked at has no servers, and must still come down.
+    containers, servers = _by_network(data["containers"]), _by_network(data.get("servers", {}))
+    return State(Lab.model_validate(data["lab"]), folder, members, containers, servers, data["faults"])
+
+
+def _by_network(data: dict[str, dict[str, list[str]]]) -> dict[str, dict[str, tuple[str, ...]]]:
+    return {key: {net: tuple(addresses) for net, addresses in nets.items()} for key, nets in data.items()}
 
 
 def names(base: Path) -> list[str]:

@@ -1,15 +1,17 @@
-"""How a lab is: its daemons, its containers, and who reaches whom."""
+"""How a lab is: its daemons, its containers, who reaches whom, and who resolves whose name."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 from netplug.errors import NetplugError
 
 from .containers import Container
 from .file import ETCD, Lab
-from .probe import answers
+from .probe import answers, ask
 from .state import State
 
 _AT_ONCE = 16
@@ -25,15 +27,28 @@ class Reach:
     address: str
     answers: bool
 
+    def __str__(self) -> str:
+        return f"{self.source} does not reach {self.target} at {self.address} in network {self.network!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Whether a container resolves the name of another to all its addresses. `reason`: why not; else empty."""
+
+    network: str
+    source: str
+    target: str
+    name: str
+    resolves: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source} does not resolve {self.name!r} in network {self.network!r}: {self.reason}"
+
 
 def reach(state: State) -> list[Reach]:
     """Try all pairs that a network should connect, each way and at each address."""
-    sources = {}
-    for name in {name for _, one, two in state.lab.pairs() for name in (one, two)}:
-        try:
-            sources[name] = Container.of(state, name).netns
-        except NetplugError:
-            continue
+    sources = _namespaces(state, state.lab.pairs())
     asked = [
         (network, source, target, address)
         for network, one, two in state.lab.pairs()
@@ -45,9 +60,55 @@ def reach(state: State) -> list[Reach]:
         return [Reach(*it, result) for it, result in zip(asked, found, strict=True)]
 
 
-def unreached(state: State) -> list[Reach]:
-    """Return those that should be reached and are not."""
-    return [it for it in reach(state) if not it.answers]
+def names(state: State) -> list[Resolved]:
+    """Ask what each container would ask for the names of those beside it in a network; not who has no name server."""
+    sources = _namespaces(state, state.lab.named_pairs())
+    asked = [
+        (network, source, target)
+        for network, one, two in state.lab.named_pairs()
+        for source, target in ((one, two), (two, one))
+        if state.servers.get(source, {}).get(network) and state.containers.get(target, {}).get(network)
+    ]
+
+    def resolved(network: str, source: str, target: str) -> Resolved:
+        name, netns = f"{target}.{network}", sources.get(source)
+        servers, addresses = state.servers[source][network], state.containers[target][network]
+        reason = _unresolved(netns, servers, name, addresses) if netns else f"{source} does not run"
+        return Resolved(network, source, target, name, not reason, reason)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(lambda it: resolved(*it), asked))
+
+
+def _unresolved(netns: Path, servers: tuple[str, ...], name: str, addresses: tuple[str, ...]) -> str:
+    """Return why a name does not resolve to these addresses, asked of the first server that answers; empty: it does."""
+    for version in sorted({ip_address(it).version for it in addresses}):
+        expected = {it for it in addresses if ip_address(it).version == version}
+        for server in servers:
+            if said := ask(netns, server, name, version):
+                break
+        else:
+            return f"nobody answers at {' or '.join(servers)}"
+        if said.addresses != expected:
+            told = ", ".join(sorted(said.addresses)) or f"{said.code} without an address of IPv{version}"
+            return f"{server} says {told}, not {', '.join(sorted(expected))}"
+    return ""
+
+
+def _namespaces(state: State, pairs: list[tuple[str, str, str]]) -> dict[str, Path]:
+    """Return the network namespaces of those in pairs that run."""
+    found = {}
+    for name in {name for _, one, two in pairs for name in (one, two)}:
+        try:
+            found[name] = Container.of(state, name).netns
+        except NetplugError:
+            continue
+    return found
+
+
+def missing(state: State) -> list[Reach] | list[Resolved]:
+    """Return who should be reached and is not, or else whose name should resolve and does not."""
+    return [it for it in reach(state) if not it.answers] or [it for it in names(state) if not it.resolves]
 
 
 def status(state: State) -> dict[str, Any]:
@@ -71,6 +132,7 @@ def status(state: State) -> dict[str, Any]:
         ],
         "faults": list(state.faults),
         "reach": [asdict(it) for it in reach(state)],
+        "names": [asdict(it) for it in names(state)],
     }
 
 
