@@ -24,6 +24,8 @@ say "cut host $first off the switch"
 "$netplug" lab status "${lab[@]}" || true
 say "mend"
 "$netplug" lab fault mend "${lab[@]}"
+# Names are back when the daemon has told its containers'; each status takes a while of its own.
+timeout 30 bash -c 'until "$@" >/dev/null; do :; done' until "$netplug" lab status "${lab[@]}"
 "$netplug" lab status "${lab[@]}"
 say "take it down"
 "$netplug" lab down "${lab[@]}"
