@@ -121,7 +121,7 @@ def read(message: bytes, name: bytes, now: float, *, dnssec: bool = False) -> An
     ttls: list[int] = []
     ttl_s, negative_s, hint, aliases = LONGEST_S, 0, False, 0
     for number in range(answers + authorities):
-        at = at + 2 if message[at : at + 2] == wire.TO_QUESTION else wire.skip_name(message, at)
+        at = at + 2 if message.startswith(wire.TO_QUESTION, at) else wire.skip_name(message, at)
         if at + 10 > len(message):
             raise ValueError("a record without its head")
         kind, _, ttl, length = _RECORD.unpack_from(message, at)

@@ -9,17 +9,16 @@ from .careful import reply
 from .question import Question
 
 _HEADS = {
-    (unchecked, edns): struct.pack("!5H", 0x0100 | unchecked << 4, 1, 0, 0, edns)
-    for unchecked in (False, True)
-    for edns in (False, True)
+    unchecked | edns: struct.pack("!5H", 0x0100 | unchecked, 1, 0, 0, edns) for unchecked in (0, 0x10) for edns in (0, 1)
 }
+"""By CD as it stands in a header, and whether there is EDNS."""
 _OPT = {False: wire.opt(), True: wire.opt(dnssec=True)}
 
 
 def message(question: Question, ident: int) -> bytes:
     """Return a query: our own header, the question in lower case, EDNS where the asker speaks it."""
     opt = _OPT[question.dnssec] if question.edns else b""
-    head = _HEADS[question.unchecked, question.edns]
+    head = _HEADS[question.data[3] & 0x10 | question.edns]
     return b"".join((ident.to_bytes(2), head, question.name, question.kind, opt))
 
 
