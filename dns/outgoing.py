@@ -3,13 +3,15 @@
 import os
 import struct
 from collections.abc import Iterator
+from itertools import product
 
 from . import wire
 from .careful import reply
 from .question import Question
 
 _HEADS = {
-    unchecked | edns: struct.pack("!5H", 0x0100 | unchecked, 1, 0, 0, edns) for unchecked in (0, 0x10) for edns in (0, 1)
+    unchecked | edns: struct.pack("!5H", 0x0100 | unchecked, 1, 0, 0, edns)
+    for unchecked, edns in product((0, 0x10), (0, 1))
 }
 """By CD as it stands in a header, and whether there is EDNS."""
 _OPT = {False: wire.opt(), True: wire.opt(dnssec=True)}
