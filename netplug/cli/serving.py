@@ -1,0 +1,90 @@
+"""`netplug serve`: the daemon, with a flag for each of its settings."""
+
+from typing import Annotated
+
+import typer
+
+from netplug.cli import NO, UNREACHABLE, USAGE, CliError
+
+
+def serve(
+    state_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Records, outliving reboots. [/var/lib/netplug]")
+    ] = None,
+    run_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Socket of this command's API. [/run/netplug]")
+    ] = None,
+    plugin_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where Docker looks for plugins. [/run/docker/plugins]")
+    ] = None,
+    driver_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The driver's name for 'docker network create -d'. [pynet]")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="STORE", help="sqlite, or etcd://host:port[,host:port]... for what hosts share. [sqlite]"),
+    ] = None,
+    etcd_ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Authority of etcd's certificates (PEM); makes it TLS.")
+    ] = None,
+    etcd_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Our certificate for etcd (PEM).")] = None,
+    etcd_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
+    docker_host: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Docker's API, for names; 'none': without. [unix:///var/run/docker.sock]"),
+    ] = None,
+    host_name: Annotated[str | None, typer.Option(metavar="NAME", help="This host in lists. [the system's]")] = None,
+    vtep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address of this host, or link with one, to which the others tunnel. [the one towards etcd]",
+        ),
+    ] = None,
+    address_pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="base=CIDR,size=BITS",
+            help="Range that subnets are cut from; may be repeated. [base=10.208.0.0/12,size=24]",
+        ),
+    ] = None,
+    dns_domain: Annotated[
+        str | None, typer.Option(metavar="DOMAIN", help="What full names end in. [netplug.internal]")
+    ] = None,
+    dns_upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[DOMAIN=]ADDRESS[#PORT]",
+            help="Whom to ask for names of others, of one domain or all; may be repeated. [those of resolv.conf]",
+        ),
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [info]")
+    ] = None,
+) -> None:
+    """Run the daemon in the foreground.
+
+    Each option may be given as NETPLUG_STATE_DIR and so on in the environment, or as state_dir in
+    /etc/netplug/netplug.toml (another file: NETPLUG_CONFIG). etcd's user and password have no flag, which all could
+    read: NETPLUG_ETCD_USER, NETPLUG_ETCD_PASSWORD. systemd is told when it is ready. SIGTERM stops it and
+    leaves the containers' network as it is.
+    """
+    _serve(dict(locals()))  # each parameter is a setting of its name
+
+
+def _serve(flags: dict[str, object]) -> None:
+    from netplug.config import load  # noqa: PLC0415 - client commands need not wait for the daemon's imports
+    from netplug.errors import NetplugError  # noqa: PLC0415
+
+    try:
+        settings = load(**flags)
+    except NetplugError as exc:
+        raise CliError(USAGE, exc.message, hint=exc.hint) from None
+    from netplug.daemon import run  # noqa: PLC0415
+
+    try:
+        run(settings)
+    except NetplugError as exc:
+        code = {"invalid": USAGE, "internal": NO}.get(exc.kind, UNREACHABLE)
+        raise CliError(code, exc.message, hint=exc.hint) from None
