@@ -113,12 +113,15 @@ class Allocator(Keeping):
         return iter(ledger.leases() if ledger else ())
 
     def usage(self, pool_id: str) -> Usage:
-        """Return the numbers of a pool.
+        """Return the numbers of a pool, also of one that is just going.
 
         Raises:
             IpamError: not_found.
         """
-        return self._live(pool_id).usage()
+        ledger = self._ledgers.get(pool_id)
+        if ledger is None:
+            raise unknown_pool(pool_id)
+        return ledger.usage()
 
     async def request_pool(
         self,

@@ -197,6 +197,18 @@ async def test_claim_under_way_when_its_pool_is_deleted_is_dropped(
     assert (ipam.pools(), store.pools, store.leases) == ((), {}, {})
 
 
+async def test_pool_that_is_just_going_still_has_numbers(ipam: Allocator, store: DictStore) -> None:
+    pool = await _pool(ipam, "10.1.0.0/24")
+    store.gate.clear()
+    release = asyncio.ensure_future(ipam.release_pool(pool.id))
+    await asyncio.sleep(0)
+    assert not release.done()
+    assert [ipam.usage(it.id).size for it in ipam.pools()] == [254]
+    store.gate.set()
+    assert await release
+    assert ipam.pools() == ()
+
+
 async def test_owner_changed_while_the_address_is_released_does_not_come_back(
     ipam: Allocator, store: DictStore
 ) -> None:

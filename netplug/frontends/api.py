@@ -161,12 +161,12 @@ class _Api:
         registry, allocator = self._engine.registry, self._engine.allocator
         names = {record.network.id: record.network.name for record in registry.networks()}
         names |= {record.endpoint.id: record.name for record in registry.endpoints()}
-        return ipam_wire.Pools(
-            pools=[
-                ipam_wire.PoolOut.of(pool, allocator.usage(pool.id), await self._held(pool), names)
-                for pool in sorted(allocator.pools(), key=lambda pool: pool.id)
-            ]
-        )
+        pools = []
+        for pool in sorted(allocator.pools(), key=lambda pool: pool.id):
+            held = await self._held(pool)
+            if allocator.pool(pool.id) is not None:  # else it went meanwhile
+                pools.append(ipam_wire.PoolOut.of(pool, allocator.usage(pool.id), held, names))
+        return ipam_wire.Pools(pools=pools)
 
     async def _held(self, pool: Pool) -> list[ipam_wire.Held]:
         """Return the leases of a pool: those of all hosts, as far as the store that they share can be reached."""
