@@ -61,6 +61,27 @@ def test_namespaces_find_each_other_by_name(netplug: Netplug, blue: str) -> None
         assert resolve(asker, GATEWAY, "gone.netplug.internal") == NO_NAME
 
 
+def test_dig_and_the_c_library_find_names(host: Host, netplug: Netplug, blue: str) -> None:
+    with (
+        attached(netplug, blue, "--name", "web") as (_, web),
+        attached(netplug, blue, "--name", "asker") as (asker, said),
+    ):
+        v4, v6 = (address.partition("/")[0] for address in web["addresses"])
+        full = f"web.{blue}.netplug.internal"
+        for options in ((), ("+tcp",), ("+noedns",), ("+bufsize=4096", "+dnssec")):
+            assert asker.exec("dig", "+short", *options, f"@{GATEWAY}", full).split() == [v4]
+        assert asker.exec("dig", "+short", f"@{GATEWAY}", "-x", v6).split() == [f"{full}."]
+        assert "status: NXDOMAIN" in asker.exec("dig", f"@{GATEWAY}", f"gone.{blue}.netplug.internal")
+        conf = host.dir / "asker-resolv.conf"
+        dns = said["dns"]
+        lines = [*(f"nameserver {server}" for server in dns["nameservers"]), f"search {' '.join(dns['search'])}"]
+        conf.write_text("".join(f"{line}\n" for line in lines))
+        for name in ("web", full):
+            script = f"mount --bind {conf} /etc/resolv.conf; getent ahosts {name}"
+            found = asker.exec("unshare", "--mount", "sh", "-ec", script)
+            assert {line.split()[0] for line in found.splitlines()} == {v4, v6}
+
+
 def test_names_come_and_go_with_the_call_that_says_so(netplug: Netplug, blue: str) -> None:
     with attached(netplug, blue, "--name", "asker") as (asker, _):
         full = f"web.{blue}.netplug.internal"

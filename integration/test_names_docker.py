@@ -70,6 +70,8 @@ def test_containers_find_namespaces_and_each_other(dockerd: Dockerd, netplug: Ne
         for name in ("db", "store", db.id[:12]):
             assert known(asker, name) == (db.ip(),)
             assert resolve(lab, "10.77.0.1", name).data == (db.ip(),)
+        dig = ["nsenter", f"--net={asker.netns}", "--", "dig", "+short", f"@{DOCKERS}", full]
+        assert subprocess.run(dig, check=True, capture_output=True, text=True).stdout.split() == list(address)
         # By the C library of the container, with the resolv.conf that Docker wrote.
         assert full in asker.exec("nslookup", full)
         assert f"({address[0]})" in asker.exec("ping", "-4", "-c", "1", "lab")
