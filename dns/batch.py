@@ -10,7 +10,6 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cache
 
 BATCH = 32
@@ -40,6 +39,10 @@ class _Messages:
     """Memory of `BATCH` messages: headers, and of each a sockaddr, a vector of one element, and `OCTETS`."""
 
     def __init__(self) -> None:
+        libc = _libc()
+        self._receive, self._send = libc.recvmmsg, libc.sendmmsg
+        self._receive.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
+        self._send.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
         self._memory = ctypes.create_string_buffer(_DATA + OCTETS * BATCH)
         self._start = ctypes.addressof(self._memory)
         octets = memoryview(self._memory).cast("B")
@@ -61,8 +64,6 @@ class Exchange(_Messages):
 
     def __init__(self) -> None:
         super().__init__()
-        self._call = _libc().sendmmsg
-        self._call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
         self._received = _Received()
 
     def receive(self, sock: socket.socket) -> list[bytes]:
@@ -89,7 +90,7 @@ class Exchange(_Messages):
                 ints[number * 16 + 2] = size = len(name)
                 if size:
                     names[number * _NAME : number * _NAME + size] = name
-            sent: int = self._call(sock.fileno(), self._start, len(part), _DONTWAIT)
+            sent: int = self._send(sock.fileno(), self._start, len(part), _DONTWAIT)
             if sent <= 0:
                 break
             done += sent
@@ -97,13 +98,8 @@ class Exchange(_Messages):
 
 
 class _Received(_Messages):
-    def __init__(self) -> None:
-        super().__init__()
-        self._call = _libc().recvmmsg
-        self._call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
-
     def take(self, sock: socket.socket) -> list[bytes]:
-        count = self._call(sock.fileno(), self._start, BATCH, _DONTWAIT, None)
+        count = self._receive(sock.fileno(), self._start, BATCH, _DONTWAIT, None)
         if count < 0:
             if (code := ctypes.get_errno()) == errno.EAGAIN:
                 return []
@@ -126,11 +122,10 @@ class Plain:
 
     def receive(self, sock: socket.socket) -> list[bytes]:
         """Do as `Exchange.receive`."""
-        found: list[bytes] = []
-        with suppress(BlockingIOError):
-            while len(found) < BATCH:
-                found.append(sock.recv(OCTETS))
-        return found
+        try:
+            return [sock.recv(OCTETS)]
+        except BlockingIOError:
+            return []
 
 
 @cache
@@ -144,10 +139,6 @@ class Batch(_Messages):
 
     def __init__(self, family: int) -> None:
         super().__init__()
-        libc = _libc()
-        self._receive, self._send = libc.recvmmsg, libc.sendmmsg
-        self._receive.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
-        self._send.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
         v6 = family == socket.AF_INET6
         self._name_size = 28 if v6 else 16
         self._address = slice(8, 24) if v6 else slice(4, 8)

@@ -148,7 +148,7 @@ class Interceptions:
             return None
         view = self._server.zones.view({record.endpoint.network for record in records}, str(DOCKERS))
         if view is not None:
-            view.served = (ROOT,)
+            view.served, view.rules = (ROOT,), self._server.rules_of_domains(view)
         return view
 
     def _counts(self, view: View) -> Counts:
@@ -173,9 +173,8 @@ class Interceptions:
         """Return what asks Docker's resolver, but for domains of which a network of ours says whom to ask."""
 
         def ask(view: View, asker: Asker) -> None:
-            rules = self._server.rules_of_domains(view)
-            if rules.servers(asker.question.name):
-                self._server.forwarder.ask(rules, asker)
+            if view.rules.servers(asker.question.name):
+                self._server.forwarder.ask(view.rules, asker)
             else:
                 forwarder.ask(dockers, asker)
 
