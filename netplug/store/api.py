@@ -63,7 +63,10 @@ class StoreError(Exception):
 
 
 class Unreachable(StoreError):  # noqa: N818 - a kind of StoreError, as the name says where it is caught
-    """No answer. Nothing was read; a transaction may have been done all the same, and then as a whole."""
+    """No answer. Nothing was read; a transaction may have been done all the same, and then as a whole.
+
+    It may even be done later, but not once another call has been answered: what is read then is the outcome.
+    """
 
 
 class Store(Protocol):

@@ -3,11 +3,13 @@
 All keys lie below one root, so that several programs, and several clusters of ours, share an etcd. A record is
 `{"txn": ID, "value": …}` there: when an answer is lost and another endpoint is asked, the id of the transaction that
 wrote a record tells whether the first attempt has been done. Without it, a claim whose answer is lost would look like
-one that somebody else has won.
+one that somebody else has won. And what was lost is not done later (`etcd_fences`).
 
 Revisions are etcd's, and count the changes of all its users.
 """
 
+import asyncio
+import contextlib
 import itertools
 import math
 import secrets
@@ -17,12 +19,14 @@ from .access import EtcdAccess
 from .api import Compare, Delete, Event, Put, Record, StoreError
 from .encoding import check_keys
 from .etcd_errors import NOT_FOUND, OUT_OF_RANGE, Refused
+from .etcd_fences import Fences
 from .etcd_records import Message, Records, b64, number, revision_of
 from .etcd_watch import PROGRESS_S, EtcdWatch
 from .gateway import ATTEMPT_S, DEADLINE_S, Gateway
 
 ROOT = "/netplug/v1/default/"
 MAX_OPS = 128  # etcd's --max-txn-ops, unless told otherwise
+MAX_COMPARES = MAX_OPS - 1  # and one is the fence's
 PAGE = 500  # records of one answer: 250 KB of records as ours are
 _RANGE = "/v3/kv/range"
 _TXN = "/v3/kv/txn"
@@ -37,12 +41,13 @@ class EtcdStore:
     Leases: etcd counts whole seconds, and ends a lease up to a second late. After an election or a restart every
     lease starts its time anew.
 
-    Cancellation: a transaction whose caller is cancelled may still be done, as a whole.
+    Cancellation: a transaction whose caller is cancelled may still be done, as a whole, until another call is answered.
     """
 
     def __init__(self, gateway: Gateway, root: str, page: int, progress_s: float) -> None:
         self._gateway = gateway
         self._records = Records(root)
+        self._fences = Fences(gateway, self._records)
         self._page = page
         self._progress_s = progress_s
         self._id = secrets.token_hex(6)
@@ -94,6 +99,7 @@ class EtcdStore:
         Raises:
             StoreError: what is there was not written by netplug; or as every call.
         """
+        await self._fences.raised()
         kvs = (await self._call(_RANGE, {"key": self._records.key(key)})).get("kvs")
         return self._records.record(kvs[0]) if kvs else None
 
@@ -120,29 +126,41 @@ class EtcdStore:
         """Do all operations when all comparisons hold, and return the transaction's revision; else None.
 
         Raises:
-            Unreachable: no answer; it may have been done.
+            Unreachable: no answer; it may have been done, or be done until the next call is answered.
             StoreError: two operations on one key, too many, a lease that has ended: nothing is done.
         """
         check_keys(ops)
-        if (count := max(len(ops), len(compares))) > MAX_OPS:
-            raise StoreError(f"a transaction has {count} operations or comparisons; etcd takes {MAX_OPS}")
+        if len(ops) > MAX_OPS or len(compares) > MAX_COMPARES:
+            raise StoreError(
+                f"a transaction has {len(ops)} operations and {len(compares)} comparisons;"
+                f" etcd takes {MAX_OPS} and {MAX_COMPARES}"
+            )
+        await self._fences.raised()
         txn = f"{self._id}-{next(self._count)}"
         body: Message = {
-            "compare": [self._compare(compare) for compare in compares],
+            "compare": [*map(self._compare, compares), self._fences.condition(txn)],
             "success": [self._records.operation(op, txn) for op in ops],
         }
         # A put tells who has done it; without one, that the key is gone is all that was wanted.
         sign = next((op for op in ops if isinstance(op, Put)), ops[0] if ops else None)
         again = {**body, "failure": [{"requestRange": {"key": self._records.key(sign.key)}}]} if sign else body
+
+        def lost() -> Message:
+            self._fences.lost(txn)
+            return again
+
         try:
-            answer = await self._gateway.call(_TXN, body, again)
+            answer = await self._gateway.call(_TXN, body, lost)
         except Refused as exc:
             if exc.code != NOT_FOUND:
                 raise
             raise StoreError(f"{_leased(ops)}, which has ended") from exc
-        if answer.get("succeeded"):
-            return revision_of(answer)
-        return self._done_before(answer, txn, sign)
+        except asyncio.CancelledError:
+            self._fences.lost(txn)
+            raise
+        with contextlib.suppress(StoreError):  # then before the next call
+            await self._fences.raised()
+        return revision_of(answer) if answer.get("succeeded") else self._done_before(answer, txn, sign)
 
     async def lease(self, ttl_s: float) -> int:
         """Grant a lease that ends `ttl_s` seconds, rounded up, after it was last kept alive, and return its id."""
@@ -185,6 +203,7 @@ class EtcdStore:
 
     async def _pages(self, prefix: str) -> tuple[list[Record], int]:
         """Read a range page by page, all as of the first one's revision."""
+        await self._fences.raised()
         start, end = self._records.span(prefix)
         request: Message = {"key": b64(start), "range_end": b64(end), "limit": str(self._page)}
         records: list[Record] = []

@@ -15,8 +15,9 @@ import itertools
 import json
 import socket
 import ssl
+import struct
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import aiohttp
 import structlog
@@ -32,12 +33,15 @@ ATTEMPT_S = 2.0  # an answer takes 1 ms, under load 100 ms; an election up to 2 
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.4)  # between rounds over all endpoints
 _LARGE_BYTES = 256 * 1024
 _HEADERS = {"Grpc-Metadata-hasleader": "true", "Content-Type": "application/json"}
-_KEEPALIVE = (  # a peer that has gone without a word (power, cable) is noticed within 11 s, also by a silent watch
+_SOCKET_OPTIONS = (
+    # A peer that has gone without a word (power, cable) is noticed within 11 s, also by a silent watch.
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    # Who has given up, or was killed, does not leave a request behind that the kernel sends once the cable is back.
+    (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),
 )
 
 
@@ -77,14 +81,15 @@ class Gateway:
         return cls(access, session, deadline_s, attempt_s)
 
     async def call(
-        self, path: str, body: Answer, again: Answer | None = None, *, deadline_s: float | None = None
+        self, path: str, body: Answer, lost: Callable[[], Answer] | None = None, *, deadline_s: float | None = None
     ) -> Answer:
         """Post a request until an endpoint answers, and return the answer.
 
         Args:
             path: such as "/v3/kv/range".
             body: the request, which may be done twice.
-            again: the request in place of `body` once that may have been done; None: it makes no difference.
+            lost: called after each attempt that may have been done or yet be done, and returns the request for the
+                next one; None: it makes no difference.
             deadline_s: of all attempts; None: as at `open`.
 
         Raises:
@@ -105,8 +110,8 @@ class Gateway:
                 except Trouble as trouble:
                     if url not in troubles or loop.time() < deadline:  # the last attempt may have had no time
                         troubles[url] = trouble
-                    if trouble.sent and again is not None:
-                        data = json.dumps(again).encode()
+                    if trouble.sent and lost is not None:
+                        data = json.dumps(lost()).encode()
                     self.failed(url)
                 rounds, rest = divmod(attempt, len(self._urls))
                 pause_s = 0.0 if rest else _BACKOFF_S[min(rounds, len(_BACKOFF_S)) - 1]
@@ -114,7 +119,7 @@ class Gateway:
                 if not mendable or loop.time() + pause_s >= deadline:
                     break
                 await asyncio.sleep(pause_s)
-            doubt = again is not None and any(trouble.sent for trouble in troubles.values())
+            doubt = lost is not None and any(trouble.sent for trouble in troubles.values())
             raise Unreachable(self._unreachable(troubles, doubt=doubt))
 
     async def once(self, url: str, path: str, data: bytes, limit_s: float | None = None) -> Answer:
@@ -264,7 +269,7 @@ def _body(data: bytes) -> bytes | io.BytesIO:
 def _socket(info: aiohttp.AddrInfoType) -> socket.socket:
     family, kind, protocol, _, _ = info
     sock = socket.socket(family, kind, protocol)
-    for level, option, value in _KEEPALIVE:
+    for level, option, value in _SOCKET_OPTIONS:
         sock.setsockopt(level, option, value)
     return sock
 

@@ -15,6 +15,7 @@ from store_suite import keys, put, take  # noqa: E402
 from netplug.store.access import EtcdAccess  # noqa: E402
 from netplug.store.api import Compacted, Compare, Delete, Put, Unreachable  # noqa: E402
 from netplug.store.etcd import EtcdStore  # noqa: E402
+from netplug.store.etcd_fences import FENCES, LATEST_S  # noqa: E402
 
 pytestmark = needs_etcd
 FAST = ("--heartbeat-interval", "50", "--election-timeout", "500")
@@ -180,7 +181,7 @@ async def test_a_call_waits_for_a_restart_within_its_deadline(etcd: Member, stor
     writing = asyncio.ensure_future(put(store, "b"))
     await asyncio.to_thread(etcd.start)
     await writing
-    assert await keys(store, "") == ["a", "b"]
+    assert [key for key in await keys(store, "") if not key.startswith(FENCES)] == ["a", "b"]
 
 
 async def test_a_watch_over_restarts_loses_and_repeats_no_event(etcd: Member, stores: Stores) -> None:
@@ -270,13 +271,19 @@ async def test_closing_does_not_wait_for_a_watch_that_waits_for_etcd(etcd: Membe
     assert time.monotonic() - began < 1
 
 
-class LossyProxy:
-    """Passes bytes on to a member; `lose_answer` closes the next connection instead of passing an answer back."""
+class Proxy:
+    """Passes bytes on to a member.
+
+    `lose_answer`: closes the next connection instead of passing an answer back. `hold`: keeps the requests, as a
+    kernel does whose cable is pulled, and lets them through at `deliver`, whoever has given up meanwhile.
+    """
 
     def __init__(self, member: Member) -> None:
         self._member = member
         self.lose_answer = False
         self.lost = 0
+        self.hold = False
+        self._held: list[bytes] = []
 
     async def start(self) -> str:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -287,13 +294,30 @@ class LossyProxy:
         self._server.close()
         await self._server.wait_closed()
 
+    async def deliver(self) -> int:
+        """Let the member do what was held, and return how much that was."""
+        held, self._held = self._held, []
+        for data in held:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._member.client_port)
+            writer.write(data)
+            assert b" 200 OK" in await reader.readuntil(b"\r\n")
+            writer.close()
+        return len(held)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._member.client_port)
 
         async def requests() -> None:
-            while data := await reader.read(65536):
-                up_writer.write(data)
-            up_writer.close()
+            try:
+                while data := await reader.read(65536):
+                    if self.hold:
+                        self._held.append(data)
+                        while more := await reader.read(65536):
+                            self._held[-1] += more
+                        break
+                    up_writer.write(data)
+            finally:
+                up_writer.close()
 
         async def answers() -> None:
             while data := await up_reader.read(65536):
@@ -309,14 +333,14 @@ class LossyProxy:
 
 
 @pytest_asyncio.fixture
-async def proxy(etcd: Member) -> AsyncIterator[tuple[LossyProxy, str]]:
-    proxy = LossyProxy(etcd)
+async def proxy(etcd: Member) -> AsyncIterator[tuple[Proxy, str]]:
+    proxy = Proxy(etcd)
     yield proxy, await proxy.start()
     await proxy.stop()
 
 
 async def test_a_claim_whose_answer_is_lost_is_won_all_the_same(
-    etcd: Member, stores: Stores, proxy: tuple[LossyProxy, str]
+    etcd: Member, stores: Stores, proxy: tuple[Proxy, str]
 ) -> None:
     lossy, host = proxy
     store = await stores.open(host)
@@ -324,15 +348,15 @@ async def test_a_claim_whose_answer_is_lost_is_won_all_the_same(
     lossy.lose_answer = True
     assert await store.txn([Compare("a", 0)], [Put("a", {}), Delete("z")]) == first + 1
     assert lossy.lost == 1
-    assert (await store.range(""))[1] == first + 1
+    assert await keys(store, "a") == ["a"]
     lossy.lose_answer = True
     assert await store.txn([Compare("a", first + 1)], [Delete("a")]) is not None
     assert lossy.lost == 2
-    assert await keys(store, "") == []
+    assert await keys(store, "a") == []
 
 
 async def test_a_claim_that_somebody_else_has_is_lost_also_at_the_second_attempt(
-    etcd: Member, stores: Stores, proxy: tuple[LossyProxy, str]
+    etcd: Member, stores: Stores, proxy: tuple[Proxy, str]
 ) -> None:
     lossy, host = proxy
     store, other = await stores.open(host), await stores.open(etcd)
@@ -343,15 +367,69 @@ async def test_a_claim_that_somebody_else_has_is_lost_also_at_the_second_attempt
     assert lossy.lost == 1
 
 
-async def test_counting_over_lost_answers_loses_nothing(
-    etcd: Member, stores: Stores, proxy: tuple[LossyProxy, str]
-) -> None:
+async def test_counting_over_lost_answers_loses_nothing(etcd: Member, stores: Stores, proxy: tuple[Proxy, str]) -> None:
     lossy, host = proxy
     store = await stores.open(host)
     revision = await put(store, "n", 0)
     for n in range(1, 21):
         lossy.lose_answer = n % 3 == 0
         done = await store.txn([Compare("n", revision)], [Put("n", {"v": n})])
-        assert done == revision + 1
+        assert done is not None
         revision = done
     assert lossy.lost == 6
+
+
+async def test_what_nobody_answered_is_not_done_later(etcd: Member, stores: Stores, proxy: tuple[Proxy, str]) -> None:
+    slow, host = proxy
+    store = await stores.open(host, deadline_s=0.5, attempt_s=0.2)
+    slow.hold = True
+    with pytest.raises(Unreachable, match="whether the change was made is not known"):
+        await store.txn([Compare("a", 0)], [Put("a", {})])
+    # Who asks meanwhile is not kept longer than one deadline.
+    began = time.monotonic()
+    asked = await asyncio.gather(*(store.get("a") for _ in range(20)), return_exceptions=True)
+    assert {type(answer) for answer in asked} == {Unreachable}
+    assert time.monotonic() - began < 2
+    slow.hold = False
+    assert await store.get("a") is None
+    assert await slow.deliver()
+    assert await store.get("a") is None
+
+
+async def test_an_attempt_of_which_another_was_answered_is_not_done_later(
+    etcd: Member, stores: Stores, proxy: tuple[Proxy, str]
+) -> None:
+    """It would bring back what has been deleted since."""
+    slow, host = proxy
+    store = await stores.open(host, etcd)
+    slow.hold = True
+    assert await store.txn([], [Put("a", {})])
+    await store.txn([], [Delete("a")])
+    assert await slow.deliver() == 1
+    assert await keys(store, "a") == []
+
+
+async def test_what_was_cancelled_is_not_done_later(etcd: Member, stores: Stores, proxy: tuple[Proxy, str]) -> None:
+    slow, host = proxy
+    store = await stores.open(host)
+    slow.hold = True
+    writing = asyncio.ensure_future(put(store, "a"))
+    await until(lambda: bool(slow._held))
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    slow.hold = False
+    assert await store.get("a") is None
+    assert await slow.deliver() == 1
+    assert await store.get("a") is None
+
+
+async def test_fences_go_by_themselves(etcd: Member, stores: Stores, proxy: tuple[Proxy, str]) -> None:
+    lossy, host = proxy
+    store = await stores.open(host)
+    await store.check()
+    lossy.lose_answer = True
+    await put(store, "a")
+    (fence,) = (await store.range(FENCES))[0]
+    (kv,) = (await store._call("/v3/kv/range", {"key": store._records.key(fence.key)}))["kvs"]
+    granted = await store._call("/v3/lease/timetolive", {"ID": kv["lease"]})
+    assert int(granted["grantedTTL"]) == LATEST_S
