@@ -16,7 +16,7 @@ from living import Living, until
 
 from netplug.cli import UNREACHABLE, CliError
 
-pytestmark = [needs_etcd, pytest.mark.timeout(40)]
+pytestmark = needs_etcd
 
 FAST_S = 3.0
 """A refusal must come before whoever asks gives up: dockerd waits 15 s for a plugin."""

@@ -11,7 +11,7 @@ from test_cli import Cli
 
 from netplug.cli import NO, UNREACHABLE
 
-pytestmark = [needs_etcd, pytest.mark.timeout(40)]
+pytestmark = needs_etcd
 
 
 @pytest.fixture
