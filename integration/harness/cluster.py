@@ -152,7 +152,10 @@ class Cluster:
             wait_until(lambda member=member: member.has(name), what=f"{name} on {member.host.name}")  # type: ignore[misc]
         try:
             yield name
-        except BaseException:
+            for member in self.members:
+                assert not member.netplug.drift(), member.host.name
+                assert member.netplug.json("ipam", "audit") == []
+        except BaseException:  # the next test finds what it would find after a success
             for member in self.members:
                 with suppress(CommandError, AssertionError):
                     for it in member.netplug.json("ps", "--network", name):
@@ -160,9 +163,6 @@ class Cluster:
             with suppress(CommandError):
                 self.members[0].cli("network", "rm", name)
             raise
-        for member in self.members:
-            assert not member.netplug.drift(), member.host.name
-            assert member.netplug.json("ipam", "audit") == []
         self.members[-1].cli("network", "rm", name)
         for member in self.members:
             wait_until(lambda member=member: not member.has(name), what=f"end of {name}")  # type: ignore[misc]
