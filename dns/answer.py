@@ -28,9 +28,9 @@ def answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> b
 
     None: it takes more care.
     """
-    turns = view.ready.get(data[2:])
-    if turns is not None:
-        return data[:2] + next(turns)
+    ready = view.ready.get(data[2:])
+    if ready is not None:
+        return data[:2] + (ready if isinstance(ready, bytes) else next(ready))
     end = data.find(b"\0", wire.HEADER) + 5
     # Flags: no answer, opcode 0, nothing else set but RD, AD, CD.
     if end < 17 or end > len(data) or data[4:10] != _ONE_QUESTION or data[2] & 0xFE or data[3] & 0xCF:
@@ -42,9 +42,9 @@ def answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> b
         size, opt, dnssec = edns
     asked, kind = data[wire.HEADER : end - 4], data[end - 4 : end]
     name = asked.lower()
-    if not opt and asked != name and (turns := view.ready.get(data[2:].lower())) is not None:
+    if not opt and asked != name and (ready := view.ready.get(data[2:].lower())) is not None:
         # Ready but for the case of letters, which is the asker's. Flags, counts and types have no letters.
-        tail = next(turns)
+        tail = ready if isinstance(ready, bytes) else next(ready)
         return b"".join((data[:2], tail[:10], data[wire.HEADER :], tail[end - 2 :]))
     node = view.find(name) if view.others else view.first.get(name)
     if node is not None and kind in node and kind != _SRV:

@@ -1,7 +1,7 @@
 """Many datagrams a system call: recvmmsg(2) and sendmmsg(2), through ctypes, in memory that is laid out once.
 
-An answer is written over its question, so that nothing but its length is left to say: the peer's address stands there
-already. Only on Linux with pointers of 64 bits; elsewhere `available` is False, and plain calls do.
+An answer goes to the sockaddr that its question came with, which stands there already. Only on Linux with pointers of
+64 bits; elsewhere `available` is False, and plain calls do.
 """
 
 import ctypes
@@ -9,12 +9,14 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 BATCH = 32
 OCTETS = 2048
-"""Room for a datagram; questions are far shorter, and our answers have 1232 octets at most."""
+"""Room for a datagram; our answers have 1232 octets at most."""
+_QUESTION = 1024
+"""Room for a question: one with a name of 255 octets and some options has half of that."""
 _NAME = 32
 """Room for a sockaddr_in6, aligned."""
 _HEADER = 64
@@ -36,35 +38,57 @@ def _libc() -> ctypes.CDLL:
 
 
 class _Messages:
-    """Memory of `BATCH` messages: headers, and of each a sockaddr, a vector of one element, and `OCTETS`."""
+    """Memory of `BATCH` messages: headers, and of each a sockaddr, a vector of one element, and `room` octets.
 
-    def __init__(self) -> None:
+    `names`: the messages whose sockaddrs are used in place of own ones.
+    """
+
+    def __init__(self, room: int, names: "_Messages | None" = None) -> None:
         libc = _libc()
         self._receive, self._send = libc.recvmmsg, libc.sendmmsg
         self._receive.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
         self._send.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
-        self._memory = ctypes.create_string_buffer(_DATA + OCTETS * BATCH)
-        self._start = ctypes.addressof(self._memory)
-        octets = memoryview(self._memory).cast("B")
-        self._ints = octets[:_NAMES].cast("I")
-        self._names = octets[_NAMES:_IOVS]
-        self._lengths = octets[_IOVS:_DATA].cast("Q")
-        self._data = octets[_DATA:]
+        memory = ctypes.create_string_buffer(_DATA + room * BATCH)
+        self._memory = memory
+        self.start = ctypes.addressof(memory)
+        octets = memoryview(memory).cast("B")
+        self.ints = octets[:_NAMES].cast("I")
+        self.names: memoryview = names.names if names else octets[_NAMES:_IOVS]
+        self.lengths = octets[_IOVS:_DATA].cast("Q")
+        self.data = octets[_DATA:]
+        name = (names.start if names else self.start) + _NAMES
         pointers = octets[:_NAMES].cast("Q")
         for number in range(BATCH):
-            pointers[number * 8] = self._start + _NAMES + number * _NAME
-            pointers[number * 8 + 2] = self._start + _IOVS + number * _IOV
+            pointers[number * 8] = name + number * _NAME
+            pointers[number * 8 + 2] = self.start + _IOVS + number * _IOV
             pointers[number * 8 + 3] = 1
-            self._lengths[number * 2] = self._start + _DATA + number * OCTETS
-            self._lengths[number * 2 + 1] = OCTETS
+            self.lengths[number * 2] = self.start + _DATA + number * room
+            self.lengths[number * 2 + 1] = room
+
+    def set_name_size(self, size: int) -> None:
+        """Say of all messages how many octets their sockaddr has."""
+        for number in range(BATCH):
+            self.ints[number * 16 + 2] = size
+
+    def receive(self, file: int) -> int:
+        """Return how many messages have come, -1 for an error."""
+        return int(self._receive(file, self.start, BATCH, _DONTWAIT, None))
+
+    def send(self, file: int, first: int, end: int) -> int:
+        """Return how many of these messages have gone, -1 for an error."""
+        return int(self._send(file, self.start + first * _HEADER, end - first, _DONTWAIT))
+
+    def sizes(self, count: int) -> list[int]:
+        """Return the lengths of the messages received."""
+        found: list[int] = self.ints[14 : count * 16 : 16].tolist()
+        return found
 
 
-class Exchange(_Messages):
+class Exchange:
     """Sends what has been gathered, and receives. One for all of a thread: its memory is used during a call only."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._received = _Received()
+        self._received, self._sent = _Messages(OCTETS), _Messages(OCTETS)
 
     def receive(self, sock: socket.socket) -> list[bytes]:
         """Return what has come to a connected socket, `BATCH` messages at most, each cut to `OCTETS`.
@@ -72,17 +96,25 @@ class Exchange(_Messages):
         Raises:
             OSError: what came back for something sent.
         """
-        return self._received.take(sock)
+        messages = self._received
+        count = messages.receive(sock.fileno())
+        if count < 0:
+            if (code := ctypes.get_errno()) == errno.EAGAIN:
+                return []
+            raise OSError(code, "recvmmsg")
+        data, starts = messages.data, range(0, OCTETS * count, OCTETS)
+        return [bytes(data[at : at + size]) for at, size in zip(starts, messages.sizes(count), strict=True)]
 
-    def send(self, sock: socket.socket, messages: Sequence[tuple[bytes, bytes]]) -> int:
+    def send(self, sock: socket.socket, going: Sequence[tuple[bytes, bytes]]) -> int:
         """Send messages of at most `OCTETS`, and return how many have gone; fewer than there are where one cannot.
 
         With each is the sockaddr that it goes to, empty by a connected socket.
         """
-        data, names, lengths, ints = self._data, self._names, self._lengths, self._ints
+        messages = self._sent
+        data, names, lengths, ints = messages.data, messages.names, messages.lengths, messages.ints
         done = 0
-        while done < len(messages):
-            part = messages[done : done + BATCH]
+        while done < len(going):
+            part = going[done : done + BATCH]
             for number, (message, name) in enumerate(part):
                 at, size = number * OCTETS, len(message)
                 data[at : at + size] = message
@@ -90,22 +122,11 @@ class Exchange(_Messages):
                 ints[number * 16 + 2] = size = len(name)
                 if size:
                     names[number * _NAME : number * _NAME + size] = name
-            sent: int = self._send(sock.fileno(), self._start, len(part), _DONTWAIT)
+            sent = messages.send(sock.fileno(), 0, len(part))
             if sent <= 0:
                 break
             done += sent
         return done
-
-
-class _Received(_Messages):
-    def take(self, sock: socket.socket) -> list[bytes]:
-        count = self._receive(sock.fileno(), self._start, BATCH, _DONTWAIT, None)
-        if count < 0:
-            if (code := ctypes.get_errno()) == errno.EAGAIN:
-                return []
-            raise OSError(code, "recvmmsg")
-        data, ints = self._data, self._ints
-        return [bytes(data[at * OCTETS : at * OCTETS + ints[at * 16 + 14]]) for at in range(count)]
 
 
 class Plain:
@@ -134,60 +155,63 @@ def exchange() -> Exchange | Plain:
     return Exchange() if available() else Plain()
 
 
-class Batch(_Messages):
-    """Answers what comes by sockets of a family. One for all of a thread: its memory is used during a call only."""
+class Batch:
+    """Receives questions by sockets of a family, and sends the answers to who asked.
+
+    One for all of a thread: what was received last is what is answered.
+    """
 
     def __init__(self, family: int) -> None:
-        super().__init__()
         v6 = family == socket.AF_INET6
         self._name_size = 28 if v6 else 16
-        self._address = slice(8, 24) if v6 else slice(4, 8)
-        for number in range(BATCH):
-            self._ints[number * 16 + 2] = self._name_size
+        self._questions = _Messages(_QUESTION)
+        self._answers = _Messages(OCTETS, self._questions)
+        for messages in (self._questions, self._answers):
+            messages.set_name_size(self._name_size)
+        first, last = (8, 24) if v6 else (4, 8)
+        # Where each message and its sender's address begin, and where the address ends.
+        self._places = [(at * _QUESTION, at * _NAME + first, at * _NAME + last) for at in range(BATCH)]
 
-    def serve(self, sock: socket.socket, reply: Callable[[bytes, bytes, int], bytes | None]) -> bool:
-        """Answer what has come, and tell whether there may be more.
-
-        `reply` is given a message, its sender's address in octets, and a number for `name`; what it returns is sent.
-        """
-        file = sock.fileno()
-        count = self._receive(file, self._start, BATCH, _DONTWAIT, None)
+    def receive(self, sock: socket.socket) -> list[tuple[bytes, bytes]]:
+        """Return what has come, `BATCH` messages at most, each with its sender's address in octets."""
+        messages = self._questions
+        count = messages.receive(sock.fileno())
         if count <= 0:
-            return False
-        ints, lengths, names, data, address = self._ints, self._lengths, self._names, self._data, self._address
-        first = 0
-        for number in range(count):
-            at, name = number * OCTETS, number * _NAME
-            said = reply(
-                bytes(data[at : at + ints[number * 16 + 14]]),
-                bytes(names[name + address.start : name + address.stop]),
-                number,
-            )
-            if said is None:
-                if first < number:
-                    self._send_all(file, first, number)
+            return []
+        # Slices of octets are far cheaper than those of memory.
+        data, names = bytes(messages.data[: count * _QUESTION]), bytes(messages.names[: count * _NAME])
+        return [
+            (data[at : at + size], names[first:last])
+            for size, (at, first, last) in zip(messages.sizes(count), self._places, strict=False)
+        ]
+
+    def send(self, sock: socket.socket, said: Sequence[bytes | None]) -> None:
+        """Answer the messages received last, one by one; None: nothing."""
+        messages, file = self._answers, sock.fileno()
+        data, lengths = messages.data, messages.lengths
+        first = number = at = 0
+        for number, answer in enumerate(said):
+            if answer is None:
+                self._send_all(file, first, number)
                 first = number + 1
             else:
-                size = len(said)
-                data[at : at + size] = said
+                size = len(answer)
+                data[at : at + size] = answer
                 lengths[number * 2 + 1] = size
-        self._send_all(file, first, count)
-        for number in range(count):
-            ints[number * 16 + 2] = self._name_size
-            lengths[number * 2 + 1] = OCTETS
-        return bool(count == BATCH)
+            at += OCTETS
+        self._send_all(file, first, len(said))
 
     def _send_all(self, file: int, first: int, end: int) -> None:
         while first < end:
-            sent = self._send(file, self._start + first * _HEADER, end - first, _DONTWAIT)
+            sent = self._answers.send(file, first, end)
             if sent < 0 and ctypes.get_errno() in {errno.EAGAIN, errno.ENOBUFS}:
                 return  # no room: they ask again
             first += max(sent, 1)
 
     def name(self, number: int) -> bytes:
-        """Return the sockaddr of a message's sender, while it is being answered."""
+        """Return the sockaddr of a message's sender, until others are received."""
         at = number * _NAME
-        return bytes(self._names[at : at + self._name_size])
+        return bytes(self._questions.names[at : at + self._name_size])
 
 
 @cache

@@ -213,10 +213,10 @@ class Outside(Protocol):
 class View:
     """What somebody sees who is in certain networks.
 
-    `first`, `others`: the nodes of the networks. `ready`: answers to plain questions, without the id, by what the
-    question has behind its id. `outside`: answers of upstreams by name, type, class, and whether DNSSEC is wanted (a
-    last octet of 0x80). `served`: names below which a rule sends questions to an upstream, even if of special use.
-    `rules`: by which upstreams are asked.
+    `first`, `others`: the nodes of the networks. `ready`: the answer to a plain question, or those that take turns,
+    without the id, by what the question has behind its id. `outside`: answers of upstreams by name, type, class, and
+    whether DNSSEC is wanted (a last octet of 0x80). `served`: names below which a rule sends questions to an upstream,
+    even if of special use. `rules`: by which upstreams are asked.
     """
 
     __slots__ = (
@@ -242,7 +242,7 @@ class View:
         self.negative = zones.negative
         self.first = indexes[0].nodes
         self.others = tuple(index.nodes for index in indexes[1:])
-        self.ready: dict[bytes, cycle[bytes]] = {}
+        self.ready: dict[bytes, bytes | cycle[bytes]] = {}
         self._merged: dict[bytes, Node] = {}
         self.outside: Mapping[bytes, Outside] = {}
         self.served: tuple[bytes, ...] = ()
@@ -272,11 +272,11 @@ class View:
                 for kind in READY_KINDS:
                     self.ready.pop(head + name + kind, None)
 
-    def keep(self, question: bytes, tails: Iterable[bytes]) -> None:
+    def keep(self, question: bytes, tails: Sequence[bytes]) -> None:
         """Keep ready answers."""
         if len(self.ready) >= READY_MOST:
             self.ready.clear()
-        self.ready[question] = cycle(tails)
+        self.ready[question] = cycle(tails) if len(tails) > 1 else tails[0]
 
 
 class Zones:
