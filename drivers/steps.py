@@ -248,7 +248,10 @@ class Forwards:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Connections to port `port` of host address `host`, None for all of them, lead to `address` port `target`."""
+    """Connections to port `port` of host address `host`, None for all of them, lead to `address` port `target`.
+
+    Where that is another port of `host`, UDP has none: each datagram is led for itself, and so is what is said back.
+    """
 
     proto: Proto
     host: IPAddress | None
