@@ -31,6 +31,7 @@ from .errors import DriverError, Kind
 from .naming import BRIDGES
 from .plan import Plan
 from .steps import (
+    RESOLVER_PORT,
     Chain,
     Flows,
     Forward,
@@ -58,9 +59,6 @@ RAW = "NETPLUG-RAW"
 DOCKER_USER = "DOCKER-USER"
 DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
 """Docker's chain (until 28) that drops what would enter one of its own bridges; later versions drop in `raw`."""
-
-RESOLVER_PORT = 25353
-"""Where the name server listens at each gateway address: below the kernel's own choice, and nobody's by IANA."""
 
 _OUTPUT = ("-p udp -m udp --sport 53 -m conntrack --ctstate UNTRACKED -j ACCEPT",)
 """Answers for names are of no connection (`Forward`), also where a firewall lets those of connections out alone."""

@@ -250,7 +250,7 @@ class Forwards:
 class Forward:
     """Connections to port `port` of host address `host`, None for all of them, lead to `address` port `target`.
 
-    Where that is another port of `host`, UDP has none: each datagram is led for itself, and so is what is said back.
+    Where that is the name server of `host`, UDP has none: each datagram is led for itself, and so is what is said back.
     """
 
     proto: Proto
@@ -299,6 +299,10 @@ class Relay:
     @property
     def key(self) -> str:
         return f"relay/{self.proto}/{self.host}/{self.port}"
+
+
+RESOLVER_PORT = 25353
+"""Where the name server listens at each gateway address: below the kernel's own choice, and nobody's by IANA."""
 
 
 @dataclass(frozen=True, slots=True)

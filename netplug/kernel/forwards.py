@@ -4,8 +4,8 @@ The table translates the destination of what comes to an address of the host, fr
 directly before the chains of iptables do. A stranger on the wire must not reach what is published on the loopback
 address alone. Of a connection only the first packet comes here (nft(8), chains of type nat).
 
-A datagram for another port of the same address, as a question for the name server is, needs no connection: the port is
-changed there and back in each by itself, also where the kernel says that nobody listens, and none of it is tracked.
+A question for the name server goes to another port of the same address and needs no connection: the port is changed
+there and back in each datagram by itself, also where the kernel says that nobody listens, and none of it is tracked.
 Questions would fill the table of connections, an entry each for half a minute, and two that leave a socket at once, as
 those for A and AAAA do, would race for theirs. A datagram without a checksum, for which nft(8) has no way, is tracked.
 """
@@ -16,7 +16,7 @@ from errno import ENOENT
 from ipaddress import ip_address
 from typing import TypeAlias
 
-from netplug.drivers.steps import Forward, Proto
+from netplug.drivers.steps import RESOLVER_PORT, Forward, Proto
 
 from . import nft_wire as nft
 from .api import MISSING, Outcome, StepError
@@ -45,6 +45,7 @@ _RAW = -300
 """Before connection tracking (linux/netfilter_ipv4.h, NF_IP_PRI_RAW)."""
 _UDP, _ICMP = b"\x11", {nft.IPV4: b"\x01", nft.IPV6: b"\x3a"}
 _SOURCE_PORT, _PORT, _CHECKSUM = payload(2, 0, 2), payload(2, 2, 2), payload(2, 6, 2)
+_ASKED, _ANSWERED = (53).to_bytes(2, "big"), RESOLVER_PORT.to_bytes(2, "big")
 _LOCAL = equal(ADDRESS_TYPE, (2).to_bytes(4, sys.byteorder))
 _PROTOCOLS = {Proto.TCP: 6, Proto.UDP: 17, Proto.SCTP: 132}
 
@@ -82,9 +83,12 @@ Rule: TypeAlias = tuple[str, bytes]
 def _datagrams(family: int, destination: Field, source: Field) -> tuple[Rule, tuple[Rule, Rule]]:
     """Return the rule that changes the port of a datagram, and those that change it back, also where ICMP quotes it."""
     udp, icmp = equal(L4PROTO, _UDP), equal(L4PROTO, _ICMP[family])
-    there = udp + equal(_CHECKSUM, bytes(2), inverted=True)
+    # All that the host receives or sends comes by: the ports are compared first, which costs next to nothing.
+    there = udp + equal(_PORT, _ASKED) + equal(_CHECKSUM, bytes(2), inverted=True)
     there += found_in("there", destination, _PORT) + rewrite(2, 2, 6) + untracked()
-    back = udp + found_in("back", source, _SOURCE_PORT) + rewrite(0, 2, 6) + untracked()
+    back = (
+        udp + equal(_SOURCE_PORT, _ANSWERED) + found_in("back", source, _SOURCE_PORT) + rewrite(0, 2, 6) + untracked()
+    )
     # Destination unreachable quotes the datagram from its IP header on, behind eight octets (RFC 792, RFC 4443 3.1).
     v4 = family == nft.IPV4
     head, start, protocol = (20, b"\x45", 9) if v4 else (40, b"", 6)
@@ -113,7 +117,7 @@ def entries(step: Forward) -> dict[str, dict[bytes, bytes]]:
     if step.host is None:
         return {"any": {padded(*service): target}}
     found = {"one": {padded(step.host.packed, *service): target}}
-    if step.proto is Proto.UDP and step.host == step.address:
+    if step.proto is Proto.UDP and step.host == step.address and (port, goal) == (_ASKED, _ANSWERED):
         found |= {"there": {padded(address, port): goal}, "back": {target: port}}
     return found
 
