@@ -31,7 +31,6 @@ from .errors import DriverError, Kind
 from .naming import BRIDGES
 from .plan import Plan
 from .steps import (
-    RESOLVER_PORT,
     Chain,
     Flows,
     Forward,
@@ -53,15 +52,14 @@ from .steps import (
 FORWARD = "NETPLUG-FORWARD"
 FILTER = "NETPLUG-FILTER"
 INPUT = "NETPLUG-INPUT"
-OUTPUT = "NETPLUG-OUTPUT"
 SNAT = "NETPLUG-SNAT"
 RAW = "NETPLUG-RAW"
 DOCKER_USER = "DOCKER-USER"
 DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
 """Docker's chain (until 28) that drops what would enter one of its own bridges; later versions drop in `raw`."""
 
-_OUTPUT = ("-p udp -m udp --sport 53 -m conntrack --ctstate UNTRACKED -j ACCEPT",)
-"""Answers for names are of no connection (`Forward`), also where a firewall lets those of connections out alone."""
+RESOLVER_PORT = 25353
+"""Where the name server listens at each gateway address: below the kernel's own choice, and nobody's by IANA."""
 
 _ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 _ALL_ADDRESSES = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
@@ -100,25 +98,23 @@ def _base(family: int, host: HostFacts) -> tuple[Step, ...]:
         Chain(family, "filter", FILTER, _filter(family, docker_isolation=isolation)),
         Chain(family, "filter", FORWARD, tuple(f"{test} -j {FILTER}" for test in (*_from(family), *_into(family)))),
         Chain(family, "filter", INPUT, _input(family)),
-        Chain(family, "filter", OUTPUT, _OUTPUT),
         Chain(family, "nat", SNAT, _snat(family)),
         Forwards(family),
         *((Chain(4, "raw", RAW, _raw()),) if family == 4 else ()),
-        *_local(family, f"{BRIDGES}+"),
+        *_received(family, f"{BRIDGES}+"),
         Jump(family, "filter", "FORWARD", f"-j {FORWARD}", after=DOCKER_USER),
         Jump(family, "nat", "POSTROUTING", f"-j {SNAT}"),
     )
 
 
-def _local(family: int, links: str) -> tuple[Jump, ...]:
-    """Return the jumps of what the host itself receives by `links` or sends there, and of what it is to lead on.
+def _received(family: int, links: str) -> tuple[Jump, ...]:
+    """Return the jumps of what comes by `links` to the host itself, or on to others.
 
     A rule for a bridge that the user named, in place of a set: all that the host receives would be looked up there, the
     frames of tunnels too.
     """
     raw = (Jump(4, "raw", "PREROUTING", f"-i {links} -j {RAW}"),) if family == 4 else ()
-    received = Jump(family, "filter", "INPUT", f"-i {links} -j {INPUT}")
-    return (*raw, received, Jump(family, "filter", "OUTPUT", f"-o {links} -j {OUTPUT}"))
+    return (*raw, Jump(family, "filter", "INPUT", f"-i {links} -j {INPUT}"))
 
 
 def _from(family: int) -> tuple[str, str]:
@@ -218,7 +214,7 @@ def network(net: Network, bridge: str) -> Plan:
     steps: list[Step] = []
     if not bridge.startswith(BRIDGES):
         for family in net.families():
-            steps += [Member(f"netplug-if{family}", _ANY[family], bridge), *_local(family, bridge)]
+            steps += [Member(f"netplug-if{family}", _ANY[family], bridge), *_received(family, bridge)]
     for pool in (subnet.pool for subnet in net.subnets):
         steps.append(Member(f"netplug-net{pool.version}", pool, bridge))
         if net.options.icc:

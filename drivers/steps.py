@@ -248,10 +248,7 @@ class Forwards:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Connections to port `port` of host address `host`, None for all of them, lead to `address` port `target`.
-
-    Where that is the name server of `host`, UDP has none: each datagram is led for itself, and so is what is said back.
-    """
+    """Connections to port `port` of host address `host`, None for all of them, lead to `address` port `target`."""
 
     proto: Proto
     host: IPAddress | None
@@ -299,10 +296,6 @@ class Relay:
     @property
     def key(self) -> str:
         return f"relay/{self.proto}/{self.host}/{self.port}"
-
-
-RESOLVER_PORT = 25353
-"""Where the name server listens at each gateway address: below the kernel's own choice, and nobody's by IANA."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,7 +201,6 @@ FLUSHED = {
     "a port's master": "ip link set $(ls /sys/class/net/{bridge}/brif | head -1) nomaster",
     "the bridge's route_localnet": "sysctl -qw net.ipv4.conf.{bridge}.route_localnet=0",
     "the published ports": "nft flush map ip netplug any",
-    "the ports of datagrams": "nft flush map ip netplug there; nft flush map ip netplug back",
     "the table of published ports": "nft delete table ip netplug",
     "the guards of ports": "nft flush set bridge netplug v4",
     "the table of guards": "nft delete table bridge netplug",
@@ -210,7 +209,7 @@ FLUSHED = {
     "a foreign rule in our chain": "iptables -I NETPLUG-FILTER -j DROP",
     "a member of a set": "ipset flush netplug-icc4",
     "a set": (
-        "for name in FORWARD FILTER INPUT OUTPUT; do iptables -F NETPLUG-$name; done;"
+        "iptables -F NETPLUG-FORWARD; iptables -F NETPLUG-FILTER; iptables -F NETPLUG-INPUT;"
         "iptables -t nat -F NETPLUG-SNAT; iptables -t raw -F NETPLUG-RAW; ipset destroy netplug-out4"
     ),
     "forwarding": "sysctl -qw net.ipv4.ip_forward=0",

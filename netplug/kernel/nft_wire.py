@@ -157,10 +157,10 @@ def lead(name: str, family: int, address_length: int, *fields: Field) -> bytes:
     return load(*fields) + found + nat
 
 
-def found_in(name: str, *fields: Field) -> bytes:
-    """Go on only if a map has the concatenation of these fields, with what it has for it in the first register."""
+def found_in(name: str, field: Field) -> bytes:
+    """Go on only if a map has this field, with what it has for it in the first register."""
     found = _expression("lookup", text(1, name), be32(2, _REGISTERS), be32(3, _REGISTERS))
-    return load(*fields) + found
+    return load(field) + found
 
 
 def hand_on(index: int = 0) -> bytes:
@@ -173,16 +173,6 @@ def hand_on(index: int = 0) -> bytes:
 def verdict(code: int) -> bytes:
     """Decide: DROP, ACCEPT, RETURN."""
     return _expression("immediate", be32(1, 0), nest(2, nest(2, be32(1, code))))
-
-
-def rewrite(offset: int, length: int, checksum: int) -> bytes:
-    """Put the first register's value in place of octets of the transport header.
-
-    `checksum`: the offset of a checksum over them (RFC 1071), which is adapted; one that the link is still to compute
-    does not have them in it yet, and is let be (nft_payload.c).
-    """
-    attrs = (be32(5, _REGISTERS), be32(2, 2), be32(3, offset), be32(4, length), be32(6, 1), be32(7, checksum))
-    return _expression("payload", *attrs)
 
 
 def untracked() -> bytes:
