@@ -19,7 +19,7 @@ from .access import EtcdAccess
 from .api import Compare, Delete, Event, Put, Record, StoreError
 from .encoding import check_keys
 from .etcd_errors import NOT_FOUND, OUT_OF_RANGE, Refused
-from .etcd_fences import Fences
+from .etcd_fences import LATEST_S, Fences
 from .etcd_records import Message, Records, b64, number, revision_of
 from .etcd_watch import PROGRESS_S, EtcdWatch
 from .gateway import ATTEMPT_S, DEADLINE_S, Gateway
@@ -47,7 +47,7 @@ class EtcdStore:
     def __init__(self, gateway: Gateway, root: str, page: int, progress_s: float) -> None:
         self._gateway = gateway
         self._records = Records(root)
-        self._fences = Fences(gateway, self._records)
+        self._fences = Fences(self._put_fences)
         self._page = page
         self._progress_s = progress_s
         self._id = secrets.token_hex(6)
@@ -99,8 +99,7 @@ class EtcdStore:
         Raises:
             StoreError: what is there was not written by netplug; or as every call.
         """
-        await self._fences.raised()
-        kvs = (await self._call(_RANGE, {"key": self._records.key(key)})).get("kvs")
+        kvs = (await self._read({"key": self._records.key(key)})).get("kvs")
         return self._records.record(kvs[0]) if kvs else None
 
     async def range(self, prefix: str) -> tuple[list[Record], int]:
@@ -138,7 +137,7 @@ class EtcdStore:
         await self._fences.raised()
         txn = f"{self._id}-{next(self._count)}"
         body: Message = {
-            "compare": [*map(self._compare, compares), self._fences.condition(txn)],
+            "compare": [self._compare(compare) for compare in (*compares, self._fences.condition(txn))],
             "success": [self._records.operation(op, txn) for op in ops],
         }
         # A put tells who has done it; without one, that the key is gone is all that was wanted.
@@ -201,14 +200,21 @@ class EtcdStore:
     async def _call(self, path: str, body: Message) -> Message:
         return await self._gateway.call(path, body)
 
+    async def _read(self, body: Message) -> Message:
+        await self._fences.raised()
+        return await self._call(_RANGE, body)
+
+    async def _put_fences(self, keys: Sequence[str]) -> None:
+        lease = await self.lease(LATEST_S)
+        await self._call(_TXN, {"success": [self._records.operation(Put(key, {}, lease), key) for key in keys]})
+
     async def _pages(self, prefix: str) -> tuple[list[Record], int]:
         """Read a range page by page, all as of the first one's revision."""
-        await self._fences.raised()
         start, end = self._records.span(prefix)
         request: Message = {"key": b64(start), "range_end": b64(end), "limit": str(self._page)}
         records: list[Record] = []
         while True:
-            answer = await self._call(_RANGE, request)
+            answer = await self._read(request)
             kvs = answer.get("kvs", [])
             records += [record for kv in kvs if (record := self._records.readable(kv)) is not None]
             revision = int(request.get("revision", revision_of(answer)))

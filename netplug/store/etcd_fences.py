@@ -9,30 +9,27 @@ A fence is a record, absent while it is down. Raised ones go with a lease: no re
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
-from .api import Put
-from .etcd_records import Message, Records, number
-from .gateway import Gateway
+from .api import Compare
 
 FENCES = "fences/"
 LATEST_S = 3600
 """For so long a hung member, once it goes on, may still do what it was asked."""
-_MAX_PUTS = 100  # of one transaction
-_TXN = "/v3/kv/txn"
+_MOST_PUTS = 100  # of one transaction
 
 
 class Fences:
-    """Of the transactions of one store."""
+    """Of the transactions of one store. `put`: writes records at these keys, on a lease of `LATEST_S`."""
 
-    def __init__(self, gateway: Gateway, records: Records) -> None:
-        self._gateway = gateway
-        self._records = records
+    def __init__(self, put: Callable[[Sequence[str]], Awaitable[None]]) -> None:
+        self._put = put
         self._lost: set[str] = set()
         self._raising: asyncio.Task[None] | None = None
 
-    def condition(self, txn: str) -> Message:
-        """Return the Compare message with which a transaction is done only while its fence is down."""
-        return {"key": self._records.key(FENCES + txn), "target": "MOD", "result": "EQUAL", "mod_revision": "0"}
+    def condition(self, txn: str) -> Compare:
+        """Return what holds while the fence of a transaction is down."""
+        return Compare(FENCES + txn, 0)
 
     def lost(self, txn: str) -> None:
         """Note that an answer did not come, or is not waited for."""
@@ -56,8 +53,6 @@ class Fences:
             task.exception()  # also if nobody waits any more
 
     async def _raise(self) -> None:
-        while txns := sorted(self._lost)[:_MAX_PUTS]:
-            lease = number(await self._gateway.call("/v3/lease/grant", {"TTL": str(LATEST_S)}), "ID")
-            puts = [self._records.operation(Put(FENCES + txn, {}, lease), txn) for txn in txns]
-            await self._gateway.call(_TXN, {"success": puts})
+        while txns := sorted(self._lost)[:_MOST_PUTS]:
+            await self._put([FENCES + txn for txn in txns])
             self._lost.difference_update(txns)
