@@ -92,6 +92,7 @@ def reached_by(kernel: FakeKernel) -> set[str]:
     may = {str(step.address) for step in steps if isinstance(step, Vtep)}
     found = [step for step in steps if isinstance(step, Neighbour) and step.address.version == 4]
     odd = {f"{vtep}: allowed or used alone" for vtep in may ^ set(at.values())}
+    odd |= {f"{mac}: nobody's" for mac in at.keys() - {step.mac for step in steps if isinstance(step, Neighbour)}}
     return {f"{step.address} at {at.get(step.mac, 'nowhere')}" for step in found} | odd
 
 
