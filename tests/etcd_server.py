@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import signal
 import socket
@@ -80,7 +81,10 @@ class Member:
         self.process.send_signal(number)
 
     def pause(self) -> None:
+        """Freeze it, and return when all its threads have stopped."""
         self.signal(signal.SIGSTOP)
+        assert self.process
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)

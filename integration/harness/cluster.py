@@ -60,7 +60,7 @@ class Etcd:
 
     def hang(self) -> None:
         """Stop it as one that hangs: the kernel still takes connections."""
-        self.process.signal(signal.SIGSTOP)
+        self.process.freeze()
 
     def go_on(self) -> None:
         self.process.signal(signal.SIGCONT)

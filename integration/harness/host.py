@@ -68,6 +68,15 @@ class Process:
                 if number is signal.SIGCONT:
                     self._starter.send_signal(number)  # nsenter stops when what it started does, and stays so
 
+    def freeze(self) -> None:
+        """Stop it as SIGSTOP does, and return when all its threads have stopped."""
+        self.signal(signal.SIGSTOP)
+        wait_until(self._frozen, START_TIMEOUT_S, f"{self.argv[0]} stops", (OSError,))
+
+    def _frozen(self) -> bool:
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return {path.read_text().rpartition(")")[2].split()[0] for path in tasks} == {"T"}
+
     def wait(self, timeout_s: float) -> int:
         """Wait for the end and return the exit code (negative: the signal).
 

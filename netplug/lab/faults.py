@@ -42,11 +42,11 @@ class Process:
     def pid(self) -> int:
         return self.state.members[self.host].processes[self.name]
 
-    def signal(self, name: str, *, ends: bool) -> None:
-        """Send a signal; `ends`: wait for the end."""
-        place = self.state.place(self.host)
-        place.signal(self.pid, name)
-        if ends and not until(lambda: not place.lives(self.pid), _END_TIMEOUT_S):
+    def signal(self, name: str) -> None:
+        """Send a signal that ends it, or freezes it, and wait until it has."""
+        place, pid = self.state.place(self.host), self.pid
+        place.signal(pid, name)
+        if not until(lambda: not place.lives(pid) or (name == "STOP" and place.frozen(pid)), _END_TIMEOUT_S):
             words = f"{self.name} of {self.host} still runs {_END_TIMEOUT_S:g} s after SIG{name}"
             raise NetplugError("unavailable", words)
 
@@ -83,12 +83,12 @@ def _break(state: State, kind: str, hosts: list[str]) -> None:
         if hosts != [ETCD]:
             raise NetplugError("invalid", f"fault wipe takes {KINDS['wipe']}")
         place = state.place(ETCD)
-        Process(state, ETCD).signal("KILL", ends=True)
+        Process(state, ETCD).signal("KILL")
         place.run("rm", "-rf", str(place.folder / "data"))
         start_etcd(state)
         return
     name = {"stop": "TERM", "kill": "KILL", "hang": "STOP"}[kind]
-    Process(state, hosts[0]).signal(name, ends=kind != "hang")
+    Process(state, hosts[0]).signal(name)
 
 
 def _cut(state: State, hosts: list[str]) -> None:

@@ -140,11 +140,12 @@ class Place:
 
     def state(self, pid: int) -> str:
         """Return the state of a process inside (proc(5)): "" when it is gone, "T" when it is frozen."""
-        try:
-            found = self.path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return ""
+        found = _state(self.path(f"/proc/{pid}/stat"))
         return found.strip("ZX") if self.alive else ""
+
+    def frozen(self, pid: int) -> bool:
+        """Whether all threads of a process inside are stopped; SIGSTOP takes a moment to reach those that run."""
+        return {_state(path) for path in self.path(f"/proc/{pid}/task").glob("*/stat")} - {""} == {"T"}
 
     def lives(self, pid: int) -> bool:
         """Whether a process inside still lives."""
@@ -175,6 +176,13 @@ class Place:
     def group(self) -> str:
         """The control group of its containers."""
         return f"netplug-lab-{self.folder.parent.name}-{self.name}"
+
+
+def _state(stat: Path) -> str:
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def end_all(folder: Path) -> None:
