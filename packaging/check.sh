@@ -16,7 +16,8 @@ step types .venv/bin/python -m mypy -p netplug
 step imports .venv/bin/lint-imports --no-logo
 # Doctests of the links, not of the folders they lead to: there is one name for each module.
 step examples .venv/bin/python -m pytest --quiet --doctest-modules netplug
-step tests .venv/bin/python -m pytest tests
+# Files at once: those with daemons and stores mostly wait.
+step tests .venv/bin/python -m pytest --numprocesses 2 --dist loadfile tests
 
 if [ ${#failed[@]} -gt 0 ]; then
     echo "check: failed: ${failed[*]}" >&2

@@ -13,7 +13,7 @@ from netplug.dns.question import Question
 from netplug.dns.rules import Rules, Server
 from netplug.dns.upstream import Asker, Forwarder
 
-DEADLINE_S = 5
+DEADLINE_S = 20
 Script = Callable[[bytes], "bytes | list[bytes] | None"]
 
 

@@ -20,7 +20,7 @@ from netplug.daemon import Daemon
 from netplug.kernel.api import Kernel
 from netplug.kernel.fake import FakeKernel
 
-DEADLINE_S = 8.0
+DEADLINE_S = 20
 _T = TypeVar("_T")
 
 

@@ -22,9 +22,9 @@ class Http:
         self._path = path
 
     def __call__(self, method: str, url: str, body: Any = None, *, raw: bytes | None = None) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("x", timeout=8)
+        connection = http.client.HTTPConnection("x", timeout=20)
         connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(8)
+        connection.sock.settimeout(20)
         connection.sock.connect(str(self._path))
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         try:

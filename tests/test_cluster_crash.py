@@ -32,9 +32,9 @@ from netplug.store.access import EtcdAccess
 from netplug.store.etcd import EtcdStore
 from netplug.store.sqlite import SqliteStore
 
-pytestmark = [needs_etcd, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(60)]
+pytestmark = [needs_etcd, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(120)]
 
-DEADLINE_S = 8.0
+DEADLINE_S = 20
 _acting = contextvars.ContextVar("acting", default=False)
 
 

@@ -26,7 +26,7 @@ def call(host: Living, method: str, **body: Any) -> dict[str, Any]:
     connection = http.client.HTTPConnection("plugin")
     connection.sock = socket.socket(socket.AF_UNIX)
     try:
-        connection.sock.settimeout(8)
+        connection.sock.settimeout(20)
         connection.sock.connect(str(host.settings.plugin_socket))
         connection.request("POST", f"/{method}", json.dumps(body))
         response = connection.getresponse()

@@ -13,7 +13,7 @@ from living import Living, until
 
 from netplug.drivers.tunnel import Fdb, Neighbour
 
-pytestmark = [needs_etcd, pytest.mark.timeout(60)]
+pytestmark = [needs_etcd, pytest.mark.timeout(120)]
 
 COUNT = 1000
 OPS_PER_TXN = 100

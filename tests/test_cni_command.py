@@ -62,7 +62,7 @@ def test_daemon_is_given_all_and_its_answer_is_handed_on(plugin: Path, tmp_path:
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
         listener.bind(str(tmp_path / cni_shim.SOCKET))
         listener.listen()
-        listener.settimeout(10)
+        listener.settimeout(20)
         asked = pool.submit(_answer, listener, f"{code} {len(stdout)}\n{stdout}{stderr}".encode())
         done = call(plugin, stdin, **env)
     assert (done.returncode, done.stdout, done.stderr) == (code, stdout, stderr)
@@ -75,7 +75,7 @@ def _answer(listener: socket.socket, reply: bytes) -> bytes:
     connection, _ = listener.accept()
     listener.close()
     with connection, connection.makefile("rb") as stream:
-        connection.settimeout(10)
+        connection.settimeout(20)
         request = stream.read()
         connection.sendall(reply)
     return request
@@ -89,7 +89,7 @@ def test_configuration_is_not_lost_with_the_daemon(plugin: Path, tmp_path: Path)
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
         listener.bind(str(tmp_path / cni_shim.SOCKET))
         listener.listen()
-        listener.settimeout(10)
+        listener.settimeout(20)
         asked = pool.submit(_answer, listener, b"")
         done = call(plugin, '{"name": "x"}', CNI_COMMAND="DEL")
         assert asked.result()

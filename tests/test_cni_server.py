@@ -51,7 +51,7 @@ async def test_nobody_there_is_no_answer(path: Path) -> None:
 
 
 async def test_who_says_nothing_does_not_hold_up_the_end(path: Path) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         async with served(path):
             reader, writer = await asyncio.open_unix_connection(path)
             writer.write(b"pynet\0")

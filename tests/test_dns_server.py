@@ -18,7 +18,7 @@ from netplug.dns.server import Listener, open_sockets
 from netplug.dns.upstream import Asker
 from netplug.dns.zone import Entry, View
 
-DEADLINE_S = 5
+DEADLINE_S = 20
 ME, OTHER, STRANGER = "127.0.9.2", "127.0.9.3", "127.0.9.4"
 
 

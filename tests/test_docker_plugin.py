@@ -218,7 +218,7 @@ class UnixConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(5)
+        self.sock.settimeout(20)
         self.sock.connect(str(self._path))
 
 
@@ -268,7 +268,7 @@ async def test_a_request_is_done_although_docker_hangs_up(plugin: Plugin, served
     with socket.socket(socket.AF_UNIX) as hasty:
         hasty.connect(str(served))
         hasty.sendall(head + raw)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not plugin.engine.registry.networks():  # noqa: ASYNC110 - polled until the deadline
             await asyncio.sleep(0.01)
 

@@ -62,7 +62,7 @@ def server(*replies: str | None, address: str = "127.0.0.1") -> Iterator[int]:
     """A name server that says one zone text after another, None: nothing, and yields its port."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((address, 0))
-        sock.settimeout(5)
+        sock.settimeout(20)
 
         def serve() -> None:
             for text in replies:

@@ -31,7 +31,7 @@ from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnels,
 from netplug.kernel import netns
 from netplug.kernel.linux import LinuxKernel
 
-VANISH_DEADLINE_S = 5
+VANISH_DEADLINE_S = 20
 
 
 def run(*command: str, text: str | None = None) -> str:

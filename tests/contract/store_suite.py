@@ -16,7 +16,7 @@ from netplug.store.api import Compacted, Compare, Delete, Event, Put, Store, Sto
 Reopen = Callable[[], Awaitable[Store]]
 Advance = Callable[[float], Awaitable[None]]
 Forget = Callable[[], Awaitable[None]]
-DEADLINE_S = 5
+DEADLINE_S = 20
 
 
 async def take(watch: AsyncIterator[Event], count: int) -> list[Event]:
