@@ -1,10 +1,11 @@
 """How many questions the name server answers, and what each costs, beside dnsmasq, knot and Docker's own resolver.
 
 The real daemon with a network of 1 000 or 10 000 names is asked through a veth on its bridge, as a container does, at
-port 53 of the gateway: the way to its own port is in the figures. The peers have the same names on a bridge of their
-own in the same host; Docker's is asked in a container. Servers are pinned to one processor and who asks to another:
-`blast`, which sends many at once, and dnsperf, which is at its own limit at some 100 000 questions a second. Processor
-time a question is the steadier figure.
+port 53 of the gateway: the way to its own port is in the figures, and left out where it is asked at that port. The
+peers have the same names, and are asked by the same container at other ports of the same address, so that all have the
+same way and the same firewall; Docker's is asked in a container. Servers are pinned to one processor and who asks to
+another: `blast`, which sends many at once, and dnsperf, which is at its own limit at some 100 000 questions a second.
+Processor time a question is the steadier figure.
 
 Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--work TEXT] [--load NAME] [--json]``. Peers
 that are not installed (dnsmasq-base, knot, aardvark-dns) are left out; dnsperf must be there. All happens in namespaces
@@ -33,17 +34,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 from dns_changes import CALLS_A_S, Changer
 from harness import Dockerd, Host, Namespace, Netplug, Wire, attached, connect, resolve, wait_until
 
+from netplug.drivers.firewall import RESOLVER_PORT
+
 DOMAIN = "blue.netplug.internal"
 SERVER_CPU, CLIENT_CPU = "0", "1"
 TICKS = os.sysconf("SC_CLK_TCK")
-GATEWAY, PEERS = "10.77.0.1", "10.76.0.1"
+GATEWAY, OTHER = "10.77.0.1", "10.76.0.9"
+"""Where all are asked, and what the peers answer."""
 DNSMASQ_PORT, CACHELESS_PORT, KNOT_PORT, AARDVARK_PORT = 5300, 5301, 5302, 5303
 AARDVARK = Path("/usr/lib/podman/aardvark-dns")
 PLAIN = "1 000 names"
 SEARCHED = "1 000 names with podman's search domain"
 """Which podman's containers ask for first; of ours the row of full names is the like."""
 CHANGES_A_S = 100
-IN_DOCKER = "netplug in Docker"
+IN_DOCKER, AT_ITS_PORT = "netplug in Docker", "netplug at its port"
 COOKIE = "10:0123456789abcdef"
 BLAST = Path(__file__).with_name("blast.py")
 CODES = {"NOERROR": 0, "NXDOMAIN": 3}
@@ -127,10 +131,10 @@ def set_up(stack: ExitStack, host: Host) -> tuple[list[Server], list[Work], Chan
     names = [f"c{number:05}" for number in range(10_000)]
     dockerd = Dockerd(host)
     daemon = Netplug(host, "--dns-upstream", wire.right, "--log-level", "warning")
-    asker, server = netplug(stack, daemon, names)
-    servers = [server, *dnsmasqs(host, wire, names), *aardvark(host, names[:1000])]
+    asker, *ours = netplug(stack, daemon, names)
+    servers = [*ours, *dnsmasqs(host, asker, wire, names), *aardvark(host, asker, names[:1000])]
     if which("knotd"):
-        servers.append(knot(host, names[:1000]))
+        servers.append(knot(host, asker, names[:1000]))
         upstream(outside, wire)
     servers += dockers(stack, dockerd, daemon, names[:1000])
     for server in servers:
@@ -164,7 +168,7 @@ def works(folder: Path, names: list[str], *, forwards: bool) -> list[Work]:
     zones = ("netplug", "dnsmasq", "knot")
     many = [f"{seed.choice(names)}.{DOMAIN}" for _ in full]
     found = [
-        Work(PLAIN, plain, only=zones),
+        Work(PLAIN, plain, only=(*zones, AT_ITS_PORT)),
         Work("1 000 short names", short, only=("netplug", "dnsmasq", "aardvark-dns", "docker", IN_DOCKER)),
         Work(
             SEARCHED,
@@ -187,64 +191,62 @@ def works(folder: Path, names: list[str], *, forwards: bool) -> list[Work]:
     return found
 
 
-def netplug(stack: ExitStack, daemon: Netplug, names: list[str]) -> tuple[Namespace, Server]:
+def netplug(stack: ExitStack, daemon: Netplug, names: list[str]) -> tuple[Namespace, Server, Server]:
     daemon.cli("network", "create", "blue", "--subnet", "10.77.0.0/16")
     asker, _ = stack.enter_context(attached(daemon, "blue", "--name", "asker"))
     for first in range(0, len(names), 1000):
         aliases = (option for name in names[first : first + 1000] for option in ("--alias", name))
         stack.enter_context(attached(daemon, "blue", *aliases))
     assert daemon.process
-    return asker, Server("netplug", daemon.process.pid, GATEWAY, f"/run/netns/{asker.name}")
+    pid = daemon.process.pid
+    return (
+        asker,
+        Server("netplug", pid, GATEWAY, at(asker)),
+        Server(AT_ITS_PORT, pid, GATEWAY, at(asker), RESOLVER_PORT),
+    )
 
 
-def dnsmasqs(host: Host, wire: Wire, names: list[str]) -> Iterator[Server]:
-    """The same program twice, since a cache is for its whole life; and the bridge that all peers are at."""
-    asker = Namespace(host, "peers")
-    for command in (
-        "link add peers0 type bridge",
-        f"address add {PEERS}/16 dev peers0",
-        "link set peers0 up",
-        f"link add peers1 type veth peer name eth0 netns {asker.name}",
-        "link set peers1 master peers0 up",
-        f"-n {asker.name} address add 10.76.0.2/16 dev eth0",
-        f"-n {asker.name} link set eth0 up",
-    ):
-        host.run(["ip", *command.split()])
+def at(asker: Namespace) -> str:
+    return f"/run/netns/{asker.name}"
+
+
+def dnsmasqs(host: Host, asker: Namespace, wire: Wire, names: list[str]) -> Iterator[Server]:
+    """The same program twice, since a cache is for its whole life."""
     if not which("dnsmasq"):
         return
     hosts = host.dir / "hosts"
-    hosts.write_text("".join(f"10.76.0.9 {name} {name}.{DOMAIN}\n" for name in names))
+    hosts.write_text("".join(f"{OTHER} {name} {name}.{DOMAIN}\n" for name in names))
     common = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"]
-    common += [f"--listen-address={PEERS}", "--except-interface=lo", f"--local=/{DOMAIN}/", f"--addn-hosts={hosts}"]
+    common += [f"--listen-address={GATEWAY}", "--except-interface=lo", f"--local=/{DOMAIN}/", f"--addn-hosts={hosts}"]
     common += [f"--server={wire.right}", "--dns-forward-max=5000", "--pid-file=", "--user=root"]
     for name, port, cache in (("dnsmasq", DNSMASQ_PORT, 10_000), ("dnsmasq, no cache", CACHELESS_PORT, 0)):
         argv = ["dnsmasq", *common, f"--port={port}", f"--cache-size={cache}"]
         process = host.popen(argv, log=f"dnsmasq-{port}.log")
-        yield Server(name, process.pid, PEERS, f"/run/netns/{asker.name}", port)
+        yield Server(name, process.pid, GATEWAY, at(asker), port)
 
 
-def aardvark(host: Host, names: list[str]) -> Iterator[Server]:
+def aardvark(host: Host, asker: Namespace, names: list[str]) -> Iterator[Server]:
     """Podman's. For a name with its search domain it looks at all names."""
     if not AARDVARK.exists():
         return
     folder = host.dir / "aardvark"
     folder.mkdir()
-    lines = (f"{number:064x} 10.76.0.9  {name}\n" for number, name in enumerate(names))
-    (folder / "podman").write_text(f"{PEERS}\n{'f' * 64} 10.76.0.2  asker\n{''.join(lines)}")
+    lines = (f"{number:064x} {OTHER}  {name}\n" for number, name in enumerate(names))
+    (folder / "podman").write_text(f"{GATEWAY}\n{'f' * 64} {asker.addresses[0]}  asker\n{''.join(lines)}")
     argv = [str(AARDVARK), "--config", str(folder), "--port", str(AARDVARK_PORT)]
     host.popen([*argv, "run"], log="aardvark.log").wait(10)  # it serves in a child
     inside = Path(f"/proc/{host.pid}/ns/net").readlink()
     yield from (
-        Server("aardvark-dns", int(comm.parent.name), PEERS, "/run/netns/peers", AARDVARK_PORT)
+        Server("aardvark-dns", int(comm.parent.name), GATEWAY, at(asker), AARDVARK_PORT)
         for comm in Path("/proc").glob("[0-9]*/comm")
         if comm.read_text() == "aardvark-dns\n" and (comm.parent / "ns" / "net").readlink() == inside
     )
 
 
-def knot(host: Host, names: list[str]) -> Server:
-    records = "".join(f"{name} A 10.76.0.9\n" for name in names)
-    pid = knotd(host, f"{PEERS}@{KNOT_PORT}", DOMAIN, records)
-    return Server("knot", pid, PEERS, "/run/netns/peers", KNOT_PORT)
+def knot(host: Host, asker: Namespace, names: list[str]) -> Server:
+    records = "".join(f"{name} A {OTHER}\n" for name in names)
+    pid = knotd(host, f"{GATEWAY}@{KNOT_PORT}", DOMAIN, records)
+    return Server("knot", pid, GATEWAY, at(asker), KNOT_PORT)
 
 
 def upstream(outside: Host, wire: Wire) -> None:
