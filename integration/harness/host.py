@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Self
 
 import netplug.lab
+from netplug.lab.place import frozen
 
 from .wait import wait_until
 
@@ -71,11 +72,7 @@ class Process:
     def freeze(self) -> None:
         """Stop it as SIGSTOP does, and return when all its threads have stopped."""
         self.signal(signal.SIGSTOP)
-        wait_until(self._frozen, START_TIMEOUT_S, f"{self.argv[0]} stops", (OSError,))
-
-    def _frozen(self) -> bool:
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/stat")
-        return {path.read_text().rpartition(")")[2].split()[0] for path in tasks} == {"T"}
+        wait_until(lambda: frozen(Path(f"/proc/{self.pid}")), START_TIMEOUT_S, f"{self.argv[0]} stops")
 
     def wait(self, timeout_s: float) -> int:
         """Wait for the end and return the exit code (negative: the signal).

@@ -26,11 +26,25 @@ _OWN = ("DOCKER_", "NETPLUG_", "CONTAINER", "CNI_")
 
 def started(pid: int) -> int:
     """Return when a process started, in clock ticks since boot (proc(5)); 0: there is none, or it is a zombie."""
+    fields = _stat(Path(f"/proc/{pid}"))
+    return 0 if not fields or fields[0] in "ZX" else int(fields[19])
+
+
+def frozen(process: Path) -> bool:
+    """Whether all threads of a process are stopped; SIGSTOP takes a moment to reach those that run.
+
+    `process`: its folder in /proc.
+    """
+    states = {fields[0] for thread in process.glob("task/*") if (fields := _stat(thread))}
+    return states == {"T"}
+
+
+def _stat(process: Path) -> list[str]:
+    """Return what a process or thread has behind its name, the state first (proc(5)); nothing when it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (process / "stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
+        return []
 
 
 def until(predicate: Callable[[], bool], timeout_s: float) -> bool:
@@ -140,12 +154,12 @@ class Place:
 
     def state(self, pid: int) -> str:
         """Return the state of a process inside (proc(5)): "" when it is gone, "T" when it is frozen."""
-        found = _state(self.path(f"/proc/{pid}/stat"))
-        return found.strip("ZX") if self.alive else ""
+        fields = _stat(self.path(f"/proc/{pid}"))
+        return fields[0].strip("ZX") if fields and self.alive else ""
 
     def frozen(self, pid: int) -> bool:
-        """Whether all threads of a process inside are stopped; SIGSTOP takes a moment to reach those that run."""
-        return {_state(path) for path in self.path(f"/proc/{pid}/task").glob("*/stat")} - {""} == {"T"}
+        """Whether all threads of a process inside are stopped; see `frozen`."""
+        return frozen(self.path(f"/proc/{pid}"))
 
     def lives(self, pid: int) -> bool:
         """Whether a process inside still lives."""
@@ -176,13 +190,6 @@ class Place:
     def group(self) -> str:
         """The control group of its containers."""
         return f"netplug-lab-{self.folder.parent.name}-{self.name}"
-
-
-def _state(stat: Path) -> str:
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
 
 
 def end_all(folder: Path) -> None:
