@@ -18,7 +18,7 @@ from netplug.cli import UNREACHABLE, CliError
 
 pytestmark = needs_etcd
 
-FAST_S = 5
+FAST_S = 3.0
 """A refusal must come before whoever asks gives up: dockerd waits 15 s for a plugin."""
 
 

@@ -95,12 +95,12 @@ def client(ours: Authority) -> tuple[Path, Path]:
     return ours.issue("client", "extendedKeyUsage=clientAuth\n")
 
 
-async def refusal(access: EtcdAccess, deadline_s: float = 12) -> str:
+async def refusal(access: EtcdAccess, deadline_s: float = 4) -> str:
     """Return why a check fails, which it does at once."""
     began = time.monotonic()
     with pytest.raises(StoreError) as caught:
         await opened(access, deadline_s)
-    assert time.monotonic() - began < 6, str(caught.value)
+    assert time.monotonic() - began < 3, str(caught.value)
     return str(caught.value)
 
 

@@ -103,7 +103,7 @@ async def test_a_hung_member_is_noticed_by_calls_and_by_an_idle_watch(three: lis
     await put(other, "a/2")
     began = time.monotonic()
     assert await store.get("a/2")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 3
     await put(store, "a/3")
     assert [event.key for event in await reading] == ["a/2", "a/3"]
     three[0].resume()
@@ -124,7 +124,7 @@ async def test_when_all_hang_a_call_ends_at_its_deadline(etcd: Member, stores: S
         store.check(),
     )
     results = await asyncio.gather(*calls, return_exceptions=True)
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 2.5
     assert [type(result) for result in results] == [Unreachable] * len(calls)
     assert f"{etcd.url}: no answer in 0.4 s (check that etcd runs there" in str(results[0])
     assert "whether the change was made is not known" in str(results[2])
@@ -156,7 +156,7 @@ async def test_what_is_no_etcd_is_said_so_at_once(stores: Stores) -> None:
     began = time.monotonic()
     with pytest.raises(Unreachable, match=r"HTTP 404 'Not Found': no etcd of version 3\.4 or later"):
         await store.check()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 2
     server.close()
     await server.wait_closed()
 
@@ -273,7 +273,7 @@ async def test_closing_does_not_wait_for_a_watch_that_waits_for_etcd(etcd: Membe
     await store.close()
     with pytest.raises(StopAsyncIteration):
         await reading
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 1
 
 
 class Proxy:
@@ -398,7 +398,7 @@ async def test_what_nobody_answered_is_not_done_later(etcd: Member, stores: Stor
     began = time.monotonic()
     asked = await asyncio.gather(*(store.get("a") for _ in range(20)), return_exceptions=True)
     assert {type(answer) for answer in asked} == {Unreachable}
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 2
     slow.hold = False
     assert await store.get("a") is None
     assert await slow.deliver()
