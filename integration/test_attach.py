@@ -464,7 +464,7 @@ def test_network_is_removed_only_by_who_made_it(dockerd: Dockerd, netplug: Netpl
 
 def test_exit_codes_say_what_kind_of_no_it_is(netplug: Netplug) -> None:
     with cli_network(netplug) as net, namespace(netplug.host) as one:
-        assert netplug.cli("diff") == ""
+        assert netplug.cli("diff") == "no differences"
         assert refusal(netplug, "attach", "nowhere", "--netns", one.name)[0] == 1
         assert refusal(netplug, "attach", net, "--netns", "nobody")[0] == 1
         assert refusal(netplug, "attach", net, "--netns", "/proc/1/ns/net")[0] == 1, "the host itself"

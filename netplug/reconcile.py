@@ -16,6 +16,7 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Chain, Loopback, Macvlan, Rule, Step, Veth
 from netplug.engine import Engine
 from netplug.engine.audit import orphans
+from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.kernel.api import MISSING
@@ -27,15 +28,6 @@ INTERVAL_S = 30.0
 """The slow timer; changes that the kernel tells of are looked at within `SETTLE_S`."""
 SETTLE_S = 0.5
 """Time to let a burst of foreign changes (a firewall reload) end before looking."""
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Something that is not as the records say. `owner`: "network blue", "endpoint 0a1b2c3d4e5f (web)", "host"."""
-
-    owner: str
-    object: str
-    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +83,11 @@ class Reconciler:
     # Comparing and mending
 
     async def diff(self) -> list[Difference]:
-        """Return what is not as the records say. Changes nothing, and passes over what is changing right now."""
-        return (await self._look()).differences
+        """Return what is not as it should be. Changes nothing, and passes over what is changing right now.
+
+        First what is in the kernel not as the records say, then what no look at the kernel shows (`Conditions`).
+        """
+        return (await self._look()).differences + self._engine.conditions.all()
 
     async def _look(self) -> "_Look":
         engine = self._engine

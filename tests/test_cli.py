@@ -275,13 +275,35 @@ def test_version_needs_no_daemon(alone: Cli) -> None:
 
 def test_diff_ends_with_one_until_repair(cli: Cli, daemon: Living) -> None:
     cli("network", "create", "blue", "--subnet", "10.1.0.0/24", "-o", "bridge=br-blue")
-    cli("diff")
+    assert cli("diff") == "no differences\n"
     daemon.kernel.lose("link/br-blue")
     found = cli("diff", code=NO)
     assert re.search(r"network blue +link/br-blue +missing", found)
     assert "link/br-blue" in cli("repair")
     cli("diff")
     assert cli("repair") == "nothing to mend\n"
+
+
+def test_repair_tells_what_it_mended_and_what_is_left(
+    cli: Cli, daemon: Living, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli("network", "create", "mendable", "-o", "bridge=br-mendable")
+    cli("network", "create", "broken", "-o", "bridge=br-broken")
+    daemon.kernel.lose("link/br-mendable")
+    daemon.kernel.lose("link/br-broken")
+    daemon.kernel.fail_at("link/br-broken")
+    command = ["repair", "--run-dir", str(cli.run_dir)]
+    assert main(command) == NO
+    said = capsys.readouterr()
+    assert re.match(
+        r"mended:\n.*\nnetwork mendable +link/br-mendable +missing\n.*left:\n.*\nnetwork broken +", said.out, re.DOTALL
+    )
+    assert "left that repair cannot mend" in said.err
+    assert main(command) == NO
+    assert capsys.readouterr().out.startswith("left:\n")
+    daemon.kernel.heal()
+    assert "link/br-broken" in cli("repair")
+    assert cli("diff") == "no differences\n"
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", b"nonsense\r\n\r\n", b""])

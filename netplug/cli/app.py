@@ -270,27 +270,29 @@ def ipam_audit(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 
 @app.command()
 def diff(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """Show what in the kernel is not as the records say; exit 0 when there is nothing, else 1."""
+    """Show what is not as the records say; exit 0 when there is nothing, else 1."""
     found = _client(run_dir).get("diff")["differences"]
     if as_json:
         emit_json(found)
-    elif found:
-        emit(_differences(found))
+    else:
+        emit(_differences(found) if found else "no differences")
     raise typer.Exit(NO if found else OK)
 
 
 @app.command()
 def repair(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """Mend what 'diff' shows, and print what was mended; exit 1 when something is left."""
+    """Mend what 'diff' shows, and print what was mended and what is left; exit 1 when something is left."""
     client = _client(run_dir)
     mended = client.post("repair")["differences"]
     left = client.get("diff")["differences"]
     if as_json:
         emit_json(mended)
     else:
-        emit("mended:\n" + _differences(mended) if mended else "nothing to mend")
+        parts = [f"{word}:\n{_differences(rows)}" for word, rows in (("mended", mended), ("left", left)) if rows]
+        emit("\n".join(parts) or "nothing to mend")
     if left:
-        raise CliError(NO, f"{len(left)} differences could not be mended", hint="see netplug diff")
+        count = "1 difference is" if len(left) == 1 else f"{len(left)} differences are"
+        raise CliError(NO, f"{count} left that repair cannot mend", hint="the log of netplug serve says why")
 
 
 @app.command()

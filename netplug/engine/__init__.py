@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from netplug.drivers.api import Driver
 from netplug.engine.addressing import Addressing
+from netplug.engine.conditions import Conditions
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Journal
 from netplug.engine.networks import Networks
@@ -32,6 +33,7 @@ class Engine:
         self.executor = Executor(kernel)
         self.journal = Journal(store, self.executor)
         self.registry = Registry(store)
+        self.conditions = Conditions()
         self.shared = Shared(kernel, self.executor, store, drivers)
         self.segments = Segments(allocator, self.registry, kernel, drivers)
         addressing = Addressing(allocator, self.segments)

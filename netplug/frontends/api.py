@@ -18,6 +18,7 @@ from netplug import called
 from netplug.cluster import Cluster
 from netplug.engine import Engine
 from netplug.engine.audit import audit
+from netplug.engine.conditions import Difference
 from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError, Reportable
 from netplug.frontends import api_ipam_wire as ipam_wire
@@ -25,7 +26,6 @@ from netplug.frontends import api_wire as wire
 from netplug.frontends.api_names import Names, NamesApi
 from netplug.frontends.http import Failure, guard
 from netplug.ipam.pool import GLOBAL, Pool
-from netplug.reconcile import Difference
 from netplug.store.api import StoreError, Unreachable
 
 log = structlog.get_logger(__name__)

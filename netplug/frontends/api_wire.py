@@ -17,10 +17,10 @@ from netplug.cluster.forgetting import Host
 from netplug.drivers.api import Attachment, PortMapping
 from netplug.drivers.options import NONE, OVERLAY
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
+from netplug.engine.conditions import Difference
 from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.ipam.errors import IpamError
 from netplug.ipam.pool import parse_network
-from netplug.reconcile import Difference
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")

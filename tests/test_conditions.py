@@ -1,0 +1,41 @@
+"""What is wrong and no look at the kernel shows: there as long as it is reported, told once when it begins and ends."""
+
+import pytest
+from engine_host import Host
+from structlog.testing import capture_logs
+
+from netplug.engine.conditions import Conditions, Difference
+
+TWIN = Difference("host b", "vtep", "has the address of this host, 192.0.2.1")
+SMALL = Difference("network blue", "mtu", "host b has room for 1350 bytes, not for 1450")
+
+
+def test_a_report_takes_the_place_of_what_its_source_reported_before() -> None:
+    conditions = Conditions()
+    conditions.report("vteps", [TWIN])
+    conditions.report("mtu", [SMALL, SMALL])
+    assert conditions.all() == [SMALL, TWIN]
+    conditions.report("vteps", [])
+    assert conditions.all() == [SMALL]
+
+
+def test_the_log_says_once_when_something_begins_and_ends() -> None:
+    conditions = Conditions()
+    with capture_logs() as said:
+        for found in ([TWIN], [TWIN], [], []):
+            conditions.report("vteps", found)
+    assert [(it["event"], it["owner"], it["what"]) for it in said] == [
+        ("condition.found", TWIN.owner, TWIN.what),
+        ("condition.over", TWIN.owner, TWIN.what),
+    ]
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_diff_shows_what_is_reported_and_repair_claims_nothing() -> None:
+    host = await Host.boot()
+    host.engine.conditions.report("vteps", [TWIN])
+    assert await host.reconciler.diff() == [TWIN]
+    assert await host.reconciler.repair() == []
+    host.engine.conditions.report("vteps", [])
+    assert await host.reconciler.diff() == []
+    await host.close()
