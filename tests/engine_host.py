@@ -262,7 +262,7 @@ class Host:
         await self.engine.endpoints.join(NET, ident, sandbox)
 
     async def publish(self, ident: str = END, *ports: PortMapping) -> EndpointRecord:
-        return await self.engine.endpoints.publish(NET, ident, ports or None)
+        return await self.engine.publishing.publish(NET, ident, ports or None)
 
     async def attach(self, netns: str = "blue", **options: Any) -> EndpointRecord:
         built, _ = await self.engine.endpoints.attach(AttachSpec(options.pop("network", NET), netns, **options))

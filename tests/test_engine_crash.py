@@ -36,7 +36,7 @@ async def publish_others(host: Host) -> object:
 
 
 async def unpublish(host: Host) -> object:
-    return await host.engine.endpoints.unpublish(NET, END)
+    return await host.engine.publishing.unpublish(NET, END)
 
 
 async def leave(host: Host) -> object:

@@ -43,7 +43,7 @@ async def test_life_in_docker_order_ends_where_it_began(host: Host) -> None:
     await host.publish()
     assert published(host) == ["0.0.0.0:53->53/udp", "0.0.0.0:8080->80/tcp"]
     await host.check()
-    await host.engine.endpoints.unpublish(NET, END)
+    await host.engine.publishing.unpublish(NET, END)
     await host.engine.endpoints.leave(NET, END)
     assert host.endpoint().sandbox == ""
     await host.check()
@@ -65,7 +65,7 @@ async def test_calls_may_come_in_any_order_and_twice(host: Host, order: tuple[st
                 await host.publish()
                 assert published(host)
             elif name == "unpublish":
-                await endpoints.unpublish(NET, END)
+                await host.engine.publishing.unpublish(NET, END)
                 assert not published(host)
             elif name == "leave":
                 await endpoints.leave(NET, END)
@@ -79,7 +79,7 @@ async def test_calls_may_come_in_any_order_and_twice(host: Host, order: tuple[st
 async def test_ends_of_what_is_not_there_are_success(host: Host) -> None:
     before = await host.state()
     await host.engine.endpoints.leave(NET, END)
-    await host.engine.endpoints.unpublish(NET, END)
+    await host.engine.publishing.unpublish(NET, END)
     assert not await host.engine.endpoints.delete(NET, END)
     await host.engine.endpoints.describe(NET, END, Description("c1", "web"))
     assert await host.state() == before
@@ -158,7 +158,7 @@ async def test_failure_of_any_step_of_publishing_changes_nothing(host: Host) -> 
     await host.join()
     before = await host.state()
     keys = [step.key for step in (await host.publish()).exposed]
-    await host.engine.endpoints.unpublish(NET, END)
+    await host.engine.publishing.unpublish(NET, END)
     assert await host.state() == before
     for key in keys:
         host.kernel.fail_at(key)
@@ -199,7 +199,7 @@ async def test_default_host_address_is_the_networks(host: Host) -> None:
     host.kernel.foreign.addresses.add(("eth0", ip_interface("192.0.2.7/24")))
     await host.docker_network(OTHER, "10.7.0.0/24", host_binding_ipv4="192.0.2.7")
     await host.docker_endpoint(END, "10.7.0.2/24", network=OTHER, ports=(tcp(8080), tcp(8081, 81, "127.0.0.1")))
-    record = await host.engine.endpoints.publish(OTHER, END)
+    record = await host.engine.publishing.publish(OTHER, END)
     assert sorted(map(str, record.published)) == ["127.0.0.1:8081->81/tcp", "192.0.2.7:8080->80/tcp"]
 
 
@@ -208,7 +208,7 @@ async def test_internal_network_publishes_nothing(host: Host) -> None:
     await host.engine.networks.create(NetworkSpec(OTHER, "red", {}, subnets, internal=True))
     await host.docker_endpoint(END, "10.7.0.2/24", network=OTHER, ports=PORTS)
     before = await host.state()
-    assert (await host.engine.endpoints.publish(OTHER, END)).published == ()
+    assert (await host.engine.publishing.publish(OTHER, END)).published == ()
     assert await host.state() == before
 
 
@@ -220,22 +220,6 @@ async def test_port_of_another_process_is_refused(host: Host) -> None:
         await host.publish()
     assert caught.value.kind == "unavailable"
     assert await host.state() == before
-
-
-@pytest.mark.parametrize("alive", [True, False])
-async def test_port_of_a_dead_endpoint_is_freed_and_of_a_living_one_not(host: Host, *, alive: bool) -> None:
-    await host.docker_endpoint(ports=PORTS)
-    await host.join()
-    await host.publish()
-    await host.docker_endpoint(NEXT, "10.1.0.3/24", ports=(tcp(8080),))
-    if alive:
-        host.kernel.inhabitants.add(SANDBOX)
-        with pytest.raises(NetplugError, match="8080"):
-            await host.publish(NEXT)
-        assert published(host)
-    else:
-        await host.publish(NEXT)
-        assert [record.endpoint.id for record in host.endpoints()] == [NEXT]
 
 
 async def test_port_of_an_attachment_is_never_freed_for_docker(host: Host) -> None:

@@ -128,7 +128,7 @@ class EngineMachine(RuleBasedStateMachine):
         ident, sandbox = self.endpoint_id(key), f"/run/netns/{key[0]}{key[1]}"
         self.host.kernel.inhabitants.add(sandbox)
         self.run(self.host.engine.endpoints.join(IDS[key[0]], ident, sandbox))
-        self.run(self.host.engine.endpoints.publish(IDS[key[0]], ident))
+        self.run(self.host.engine.publishing.publish(IDS[key[0]], ident))
         self.model.endpoints[key] = key[1] == 1
 
     @precondition(lambda self: self.model.endpoints)
@@ -137,8 +137,8 @@ class EngineMachine(RuleBasedStateMachine):
         key = self.an_endpoint(data)
         if leave and self.model.networks[key[0]] is CLI:
             return  # a namespace is detached
-        endpoints = self.host.engine.endpoints
-        self.run((endpoints.leave if leave else endpoints.unpublish)(IDS[key[0]], self.endpoint_id(key)))
+        engine = self.host.engine
+        self.run((engine.endpoints.leave if leave else engine.publishing.unpublish)(IDS[key[0]], self.endpoint_id(key)))
         self.model.endpoints[key] = False
 
     @precondition(lambda self: self.model.endpoints)

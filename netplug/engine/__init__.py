@@ -1,7 +1,7 @@
 """The use cases: one method each, one lock each, one journal entry each.
 
 The engine orders: it validates, asks a driver for a plan, lets the journal apply it, and remembers. Front ends call
-`Engine.networks` and `Engine.endpoints`; nothing else changes a network or an endpoint.
+`Engine.networks`, `Engine.endpoints` and `Engine.publishing`; nothing else changes a network or an endpoint.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Journal
 from netplug.engine.networks import Networks
 from netplug.engine.peers import Peers
+from netplug.engine.publishing import Publishing
 from netplug.engine.registry import Registry
 from netplug.engine.segments import Segments
 from netplug.engine.shared import Shared
@@ -37,7 +38,10 @@ class Engine:
         self.shared = Shared(kernel, self.executor, store, drivers)
         self.segments = Segments(allocator, self.registry, kernel, drivers)
         addressing = Addressing(allocator, self.segments)
-        self.endpoints = Endpoints(self.registry, self.shared, self.journal, addressing, kernel, drivers)
+        self.publishing = Publishing(self.registry, self.journal, kernel, drivers)
+        self.endpoints = Endpoints(
+            self.registry, self.shared, self.journal, addressing, kernel, drivers, self.publishing
+        )
         self.peers = Peers(self.registry, self.shared, kernel, self.executor, drivers)
         self.networks = Networks(
             self.registry, self.shared, self.journal, addressing, self.endpoints, self.peers, drivers

@@ -1,14 +1,14 @@
-"""Use cases of endpoints: create, join, publish, leave, delete; attach and detach for sandboxes without a runtime."""
+"""Use cases of endpoints: create, join, leave, delete; attach and detach for sandboxes without a runtime."""
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 
 import structlog
 
-from netplug.drivers.api import Attachment, Driver, Endpoint, Network, PortMapping
+from netplug.drivers.api import Attachment, Driver, Endpoint, Network
 from netplug.drivers.naming import short
 from netplug.drivers.options import parse_endpoint
 from netplug.drivers.plan import Plan
@@ -17,7 +17,7 @@ from netplug.drivers.steps import IPAddress, Route
 from netplug.engine.addressing import Addressing
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.others import Nobody, Others
-from netplug.engine.publishing import reserved
+from netplug.engine.publishing import Publishing, in_order
 from netplug.engine.records import AttachSpec, Description, EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord
 from netplug.engine.registry import Registry, put
 from netplug.engine.shared import Shared
@@ -39,6 +39,7 @@ class Endpoints:
         addressing: Addressing,
         kernel: Kernel,
         drivers: Mapping[str, Driver],
+        publishing: Publishing,
     ) -> None:
         self._registry = registry
         self._shared = shared
@@ -46,6 +47,8 @@ class Endpoints:
         self._addressing = addressing
         self._kernel = kernel
         self._drivers = drivers
+        self._publishing = publishing
+        publishing.drop = self.drop
         self._attaching: set[str] = set()
         self.others: Others = Nobody()
 
@@ -72,7 +75,9 @@ class Endpoints:
         options = parse_endpoint(spec.options, net.options.mode)
         driver.admit(net, len(self._registry.endpoints(net.id)))
         async with self._addressing.addresses(record, spec, wanted) as leased:
-            endpoint = Endpoint(spec.id, net.id, leased.addresses, spec.mac or leased.mac, _sorted(spec.ports), options)
+            endpoint = Endpoint(
+                spec.id, net.id, leased.addresses, spec.mac or leased.mac, in_order(spec.ports), options
+            )
             endpoint, plan = self._computed(net, endpoint, spec)
             built = EndpointRecord(
                 endpoint,
@@ -113,7 +118,7 @@ class Endpoints:
 
     async def _build(self, net: Network, hidden: EndpointRecord) -> EndpointRecord:
         # A runtime says when its ports are to be published; a bare namespace is plugged in all at once.
-        async with self._exposed(net, hidden) if hidden.ifname else nullcontext(hidden) as built:
+        async with self._publishing.exposed(net, hidden) if hidden.ifname else nullcontext(hidden) as built:
             intent = Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,))
             key, _ = await self._journal.build(intent)
             await self._journal.commit(key, [put(built)])
@@ -180,87 +185,6 @@ class Endpoints:
             attachment = self._drivers[net.options.mode].join(net, joined.endpoint)
         await self.others.settled(joined)
         return joined, attachment
-
-    @whole
-    async def publish(
-        self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None = None
-    ) -> EndpointRecord:
-        """Publish the endpoint's ports, or those given in their place. Published already: nothing changes.
-
-        Raises:
-            NetplugError: "not_found"; "unavailable" when a host port is taken, naming it.
-        """
-        try:
-            return await self._publish_locked(network_id, endpoint_id, ports)
-        except NetplugError as exc:
-            if exc.kind != "unavailable" or not await self._drop_dead_publishers(endpoint_id):
-                raise
-            return await self._publish_locked(network_id, endpoint_id, ports)
-
-    async def _publish_locked(
-        self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None
-    ) -> EndpointRecord:
-        async with self._registry.lock(network_id):
-            built = self._registry.endpoint(network_id, endpoint_id)
-            wanted = built.endpoint.ports if ports is None else _sorted(ports)
-            if built.exposed and wanted == built.endpoint.ports:
-                return built
-            if built.exposed:
-                built = await self._unpublish(built)
-            return await self._publish(replace(built, endpoint=replace(built.endpoint, ports=wanted)))
-
-    async def _publish(self, built: EndpointRecord) -> EndpointRecord:
-        net = self._registry.network(built.endpoint.network).network
-        async with self._exposed(net, built) as open_:
-            if open_.exposed:
-                intent = Intent(f"ports of endpoint {short(open_.endpoint.id)}", open_.exposed)
-                key, _ = await self._journal.build(intent)
-                await self._journal.commit(key, [put(open_)])
-                self._registry.remember(open_)
-        return open_
-
-    @asynccontextmanager
-    async def _exposed(self, net: Network, built: EndpointRecord) -> AsyncIterator[EndpointRecord]:
-        """Yield the record with its ports published; they are reserved, and for good if the block ends well."""
-        if not self._drivers[net.options.mode].expose(net, built.endpoint):
-            yield built
-            return
-        ports, default = built.endpoint.ports, net.options.host_binding_ipv4
-        async with reserved(self._kernel, built.endpoint, ports, default) as published:
-            exposed = self._drivers[net.options.mode].expose(net, replace(built.endpoint, ports=published))
-            if built.front_end.shares:
-                exposed = exposed.sharing()
-            yield replace(built, exposed=exposed, published=published if exposed else ())
-
-    async def _drop_dead_publishers(self, endpoint_id: str) -> bool:
-        """Delete Docker's endpoints that hold host ports while nobody lives in their sandbox; tell if there were any.
-
-        After a crash of dockerd nobody tells us that they died, and the container's next life wants the same port.
-        The caller holds no lock.
-        """
-        dropped = False
-        for other in self._registry.endpoints():
-            if other.front_end is not FrontEnd.DOCKER or not other.published or other.endpoint.id == endpoint_id:
-                continue
-            if not await self._kernel.inhabited(other.sandbox):
-                log.warning("endpoint.dead", endpoint=short(other.endpoint.id), ports=list(map(str, other.published)))
-                dropped |= await self.delete(other.endpoint.network, other.endpoint.id)
-        return dropped
-
-    @whole
-    async def unpublish(self, network_id: str, endpoint_id: str) -> None:
-        """Take back an endpoint's published ports; absent is success."""
-        async with self._registry.lock(network_id):
-            built = self._registry.find(network_id, endpoint_id)
-            if built is not None and built.exposed:
-                await self._unpublish(built)
-
-    async def _unpublish(self, built: EndpointRecord) -> EndpointRecord:
-        hidden = replace(built, exposed=Plan(), published=())
-        intent = Intent(f"ports of endpoint {short(built.endpoint.id)}", built.exposed)
-        await self._journal.take_down(intent, [put(hidden)])
-        self._registry.remember(hidden)
-        return hidden
 
     @whole
     async def leave(self, network_id: str, endpoint_id: str) -> None:
@@ -404,8 +328,3 @@ def _refuse_unlinked(net: Network, spec: AttachSpec) -> None:
 
 def _attachment_id(sandbox: str, ifname: str) -> str:
     return sha256(f"{sandbox} {ifname}".encode()).hexdigest()
-
-
-def _sorted(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-    """Docker lists the same ports in another order each time."""
-    return tuple(sorted(ports, key=str))

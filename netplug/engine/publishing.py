@@ -1,40 +1,205 @@
-"""Host ports of published ports: chosen and reserved before any rule leads to them."""
+"""Use cases of published ports: host ports are chosen and reserved before any rule leads to them."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 
-from netplug.drivers.api import Endpoint, PortMapping
+import structlog
+
+from netplug.drivers.api import Driver, Endpoint, Network, PortMapping
+from netplug.drivers.naming import short
+from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, IPAddress
+from netplug.engine.journal import Intent, Journal
+from netplug.engine.records import EndpointRecord, FrontEnd
+from netplug.engine.registry import Record, Registry, put
+from netplug.engine.whole import whole
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel
+
+log = structlog.get_logger(__name__)
 
 _ALL = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
 _TRIES = 16
 """How often a port that is free for one family and taken for the other is given up for a next one."""
+GRACE_S = 3.0
+"""After a start of ours Docker may be in the middle of starting a container that has no process yet."""
+_POLL_S = 0.05
+
+
+class Publishing:
+    """What happens to an endpoint's published ports, under the lock of its network."""
+
+    def __init__(self, registry: Registry, journal: Journal, kernel: Kernel, drivers: Mapping[str, Driver]) -> None:
+        self._registry = registry
+        self._journal = journal
+        self._kernel = kernel
+        self._drivers = drivers
+        self.drop: Callable[[EndpointRecord], Awaitable[None]]
+        self._started = time.monotonic()
+        self._known: set[str] = set()
+        registry.watchers.append(self._changed)
+
+    def begin_session(self) -> None:
+        """Note that dockerd has started: what was published before may have died without a word."""
+        self._known.clear()
+
+    def _changed(self, before: Record | None, after: Record | None) -> None:
+        if after is None and isinstance(before, EndpointRecord):
+            self._known.discard(before.key)
+
+    @whole
+    async def publish(
+        self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None = None
+    ) -> EndpointRecord:
+        """Publish the endpoint's ports, or those given in their place. Published already: nothing changes.
+
+        Raises:
+            NetplugError: "not_found"; "unavailable" when a host port is taken, naming it.
+        """
+        try:
+            return await self._publish_locked(network_id, endpoint_id, ports)
+        except NetplugError as exc:
+            if exc.kind != "unavailable" or not await self._drop_dead_holders(network_id, endpoint_id, ports):
+                raise
+            return await self._publish_locked(network_id, endpoint_id, ports)
+
+    async def _publish_locked(
+        self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None
+    ) -> EndpointRecord:
+        async with self._registry.lock(network_id):
+            built = self._registry.endpoint(network_id, endpoint_id)
+            wanted = built.endpoint.ports if ports is None else in_order(ports)
+            if built.exposed and wanted == built.endpoint.ports:
+                self._known.add(built.key)
+                return built
+            if built.exposed:
+                built = await self._unpublish(built)
+            return await self._publish(replace(built, endpoint=replace(built.endpoint, ports=wanted)))
+
+    async def _publish(self, built: EndpointRecord) -> EndpointRecord:
+        net = self._registry.network(built.endpoint.network).network
+        async with self.exposed(net, built) as open_:
+            if open_.exposed:
+                intent = Intent(f"ports of endpoint {short(open_.endpoint.id)}", open_.exposed)
+                key, _ = await self._journal.build(intent)
+                await self._journal.commit(key, [put(open_)])
+                self._registry.remember(open_)
+                self._known.add(open_.key)
+        return open_
+
+    @asynccontextmanager
+    async def exposed(self, net: Network, built: EndpointRecord) -> AsyncIterator[EndpointRecord]:
+        """Yield the record with its ports published; they are reserved, and for good if the block ends well."""
+        if not self._drivers[net.options.mode].expose(net, built.endpoint):
+            yield built
+            return
+        ports = _on_hosts(net, built.endpoint.ports)
+        async with reserved(self._kernel, built.endpoint, ports) as published:
+            exposed = self._drivers[net.options.mode].expose(net, replace(built.endpoint, ports=published))
+            if built.front_end.shares:
+                exposed = exposed.sharing()
+            yield replace(built, exposed=exposed, published=published if exposed else ())
+
+    async def _drop_dead_holders(self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None) -> bool:
+        """Delete Docker's dead endpoints that hold a port which an endpoint wants; tell if there were any.
+
+        After a crash of dockerd nobody tells us that they died, and the container's next life wants the same port.
+        The caller holds no lock.
+        """
+        net = self._registry.network(network_id).network
+        built = self._registry.endpoint(network_id, endpoint_id)
+        wanted = _on_hosts(net, built.endpoint.ports if ports is None else ports)
+        dropped = False
+        for other in self._registry.endpoints():
+            if other.key != built.key and _holds(other, wanted) and await self._is_dead(other):
+                dropped |= await self._bury(other)
+        return dropped
+
+    async def _bury(self, dead: EndpointRecord) -> bool:
+        network_id, endpoint_id = dead.endpoint.network, dead.endpoint.id
+        async with self._registry.lock(network_id):
+            now = self._registry.find(network_id, endpoint_id)
+            if now is None or (now.sandbox, now.published) != (dead.sandbox, dead.published):
+                return False
+            log.warning("endpoint.dead", endpoint=short(endpoint_id), ports=list(map(str, dead.published)))
+            await self.drop(now)
+            return True
+
+    async def _is_dead(self, holder: EndpointRecord) -> bool:
+        """Tell whether Docker has lost a container that published ports.
+
+        What the present dockerd asked for lives, also where no process does yet: Docker up to 27 publishes before it
+        starts the container. After a start of ours nobody knows which dockerd asked.
+        """
+        if holder.front_end is not FrontEnd.DOCKER or holder.key in self._known:
+            return False
+        while not await self._kernel.inhabited(holder.sandbox):
+            if time.monotonic() - self._started >= GRACE_S:
+                return True
+            await asyncio.sleep(_POLL_S)
+        return False
+
+    @whole
+    async def unpublish(self, network_id: str, endpoint_id: str) -> None:
+        """Take back an endpoint's published ports; absent is success."""
+        async with self._registry.lock(network_id):
+            built = self._registry.find(network_id, endpoint_id)
+            if built is not None and built.exposed:
+                await self._unpublish(built)
+
+    async def _unpublish(self, built: EndpointRecord) -> EndpointRecord:
+        hidden = replace(built, exposed=Plan(), published=())
+        intent = Intent(f"ports of endpoint {short(built.endpoint.id)}", built.exposed)
+        await self._journal.take_down(intent, [put(hidden)])
+        self._registry.remember(hidden)
+        return hidden
+
+
+def in_order(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+    """Return ports in one order; Docker lists the same ones in another each time."""
+    return tuple(sorted(ports, key=str))
+
+
+def _on_hosts(net: Network, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+    """Return the mappings with the network's default host address where they name none."""
+    default = net.options.host_binding_ipv4
+    return tuple(replace(it, host_address=default) if default and it.host_address is None else it for it in ports)
+
+
+def _holds(holder: EndpointRecord, wanted: Sequence[PortMapping]) -> bool:
+    """Whether a published port of an endpoint is among the wanted."""
+    return any(
+        have.proto == want.proto
+        and want.host_port <= have.host_port <= max(want.host_port, want.host_port_end)
+        and (_everywhere(have) or _everywhere(want) or have.host_address == want.host_address)
+        for have in holder.published
+        for want in wanted
+    )
+
+
+def _everywhere(mapping: PortMapping) -> bool:
+    return mapping.host_address is None or mapping.host_address.is_unspecified
 
 
 @asynccontextmanager
 async def reserved(
-    kernel: Kernel, ep: Endpoint, ports: Sequence[PortMapping], default: IPAddress | None
+    kernel: Kernel, ep: Endpoint, ports: Sequence[PortMapping]
 ) -> AsyncIterator[tuple[PortMapping, ...]]:
     """Reserve a host port for each mapping and yield the mappings with definite ports.
 
-    `default`: the host address of mappings that name none, of its own family. The reservations are ended when the block
-    fails; else they are the caller's, who ends them by removing the `HostPort` steps.
+    The reservations are ended when the block fails; else they are the caller's, who ends them by removing the
+    `HostPort` steps.
 
     Raises:
         NetplugError: "unavailable", naming the port that is taken.
     """
     held: list[HostPort] = []
     try:
-        definite = []
-        for mapping in ports:
-            if mapping.host_address is None and default is not None:
-                mapping = replace(mapping, host_address=default)  # noqa: PLW2901 - the same mapping, made definite
-            definite.append(await _reserve(kernel, ep, mapping, held))
-        yield tuple(definite)
+        yield tuple([await _reserve(kernel, ep, mapping, held) for mapping in ports])
     except BaseException:
         await kernel.remove(held)
         raise

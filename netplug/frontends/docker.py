@@ -55,6 +55,7 @@ def docker_app(
     async def activate() -> wire.Activated:
         """Docker asks once in a dockerd's life: it was restarted, and repeats its IPAM requests now."""
         engine.allocator.begin_session()
+        engine.publishing.begin_session()
         on_activate()
         return wire.Activated()
 
@@ -155,11 +156,11 @@ class NetworkDriver:
 
     async def publish(self, request: wire.ProgramExternalConnectivity) -> wire.Empty:
         self._network(request.NetworkID)
-        await self._engine.endpoints.publish(request.NetworkID, request.EndpointID, request.ports())
+        await self._engine.publishing.publish(request.NetworkID, request.EndpointID, request.ports())
         return wire.Empty()
 
     async def unpublish(self, request: wire.EndpointRef) -> wire.Empty:
-        await self._engine.endpoints.unpublish(request.NetworkID, request.EndpointID)
+        await self._engine.publishing.unpublish(request.NetworkID, request.EndpointID)
         return wire.Empty()
 
     async def oper_info(self, request: wire.EndpointRef) -> wire.OperInfo:
