@@ -12,8 +12,9 @@ from contextlib import AsyncExitStack, suppress
 
 from netplug import cni_shim
 from netplug import log as logging
+from netplug.composing import drivers, linux_kernel, site_prefix, spaces
 from netplug.config import Settings, load
-from netplug.daemon import NAMESPACE, TURN, claim_namespace, drivers, linux_kernel, site_prefix, spaces
+from netplug.daemon import NAMESPACE, TURN, claim_namespace
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, Resolver
 from netplug.engine import Engine

@@ -127,7 +127,7 @@ class SharedLeases:
         try:
             with self.reach.asking():
                 await self._shared.drop(pool_id, address)
-        except Unreachable as exc:
+        except StoreError as exc:
             log.warning("claim.kept", address=str(address), reason=str(exc))
 
     async def save_pool(self, pool: Pool) -> bool:

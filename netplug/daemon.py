@@ -8,16 +8,14 @@ dockerd hang for 15 s, so the files go first at a stop. The data plane stays.
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, entry_points, version
-from ipaddress import IPv6Network, ip_address
+from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +25,15 @@ from netplug import log as logging
 from netplug.claims import SharedLeases
 from netplug.cluster import Cluster
 from netplug.cluster.membership import own_id
+from netplug.cluster.records import IDENTITY
 from netplug.cluster.vtep import find_vtep
-from netplug.config import AddressPool, Settings
-from netplug.drivers.api import Driver
-from netplug.drivers.bridge import BridgeDriver
-from netplug.drivers.host import HostDriver
-from netplug.drivers.leasing import LeasingDriver
-from netplug.drivers.macvlan import MacvlanDriver
-from netplug.drivers.none import NoneDriver
-from netplug.drivers.overlay import OverlayDriver
+from netplug.composing import drivers, linux_kernel, site_prefix, spaces
+from netplug.config import Settings
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
+from netplug.engine.supervision import Supervisor
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
-from netplug.ipam.pool import Base, Space
-from netplug.ipam.spaces import LOCAL_V4, default_spaces, ula
 from netplug.ipam.start import HashedStart
 from netplug.kernel.api import Kernel
 from netplug.leases import StoredLeases
@@ -54,7 +46,6 @@ log = structlog.get_logger(__name__)
 
 NAMESPACE = "\0netplug"
 """Abstract socket that a daemon holds: these belong to a network namespace, and two daemons would fight over one."""
-ULA = "meta/ula"
 VTEP = "meta/vtep"
 TURN = "turn"
 """File that is held by whoever works on the state for a moment without a daemon (`netplug.alone`)."""
@@ -63,13 +54,6 @@ PATIENCE_S = 20.0
 SOCKET_MODE = 0o600
 _CONNECT_TIMEOUT_S = 0.5
 _SHARED_TIMEOUT_S = 1.0  # at the start, which goes on without; dockerd waits 15 s for a plugin
-
-
-async def linux_kernel() -> Kernel:
-    """Open the kernel of this network namespace."""
-    from netplug.kernel.linux import LinuxKernel  # noqa: PLC0415 - tests of the daemon on a fake need no pyroute2
-
-    return await LinuxKernel.open()
 
 
 class Daemon:
@@ -88,7 +72,8 @@ class Daemon:
         self._files = contextlib.ExitStack()
         self._apps: list[tuple[Any, socket.socket]] = []
         self._cni: tuple[Any, socket.socket]
-        self._background: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self._background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
+        self._supervisor: Supervisor
 
     def stop(self) -> None:
         """Let `run` end in good order; a start that is under way is given up."""
@@ -126,7 +111,7 @@ class Daemon:
         api, plugin, cni = (self._claim(path) for path in paths)
         store = await SqliteStore.open(settings.state_dir / "netplug.db")
         self._resources.push_async_callback(store.close)
-        shared = await self._open_shared()
+        shared = await self._open_shared(store)
         kernel = await self._open_kernel()
         self._resources.push_async_callback(kernel.close)
         me = await own_id(store)
@@ -170,15 +155,18 @@ class Daemon:
             await store.txn((), [Put(VTEP, {"vtep": str(vtep)})])
         return vtep
 
-    async def _open_shared(self) -> Store | None:
-        """Open the shared store. While it cannot be reached this host's own networks go on; a refusal ends the start.
+    async def _open_shared(self, own: Store) -> Store | None:
+        """Open the shared store. While it cannot be reached this host's own networks go on.
+
+        So they do when it refuses, unless this host never was in a cluster: then the settings are wrong.
 
         Raises:
-            NetplugError: "invalid": it refuses, or its TLS files do not fit.
+            NetplugError: "invalid": it refuses who was never let in, or its TLS files do not fit.
         """
         if (access := self._settings.etcd) is None:
             return None
         from netplug.store.etcd import EtcdStore  # noqa: PLC0415 - aiohttp is half of the start, and often not needed
+        from netplug.store.etcd_errors import Refused  # noqa: PLC0415
 
         try:
             store = await EtcdStore.open(access)
@@ -186,6 +174,10 @@ class Daemon:
             await store.check(_SHARED_TIMEOUT_S)
         except Unreachable as exc:
             log.warning("store.unreachable", reason=str(exc))
+        except Refused as exc:
+            if await own.get(IDENTITY) is None:
+                raise NetplugError("invalid", str(exc)) from exc
+            log.warning("store.refused", reason=str(exc))
         except StoreError as exc:
             raise NetplugError("invalid", str(exc)) from exc
         return store
@@ -217,13 +209,14 @@ class Daemon:
             cluster.names = server
             await cluster.start()
         server.start()
-        self._background = [
-            reconciler.run,
-            server.run,
-            interceptions.run,
-            *([names.run] if names else []),
-            *([cluster.run] if cluster else []),
-        ]
+        self._supervisor = engine.supervisor
+        self._background = {
+            "reconciler": reconciler.run,
+            "dns": server.run,
+            "dns.sandboxes": interceptions.run,
+            **({"docker": names.run} if names else {}),
+            **({"cluster": cluster.run} if cluster else {}),
+        }
         self._cni = CniService(engine, settings.dns_domain), cni
         self._apps = [
             (
@@ -263,7 +256,7 @@ class Daemon:
         from netplug.frontends.serving import serving_all  # noqa: PLC0415
 
         async with asyncio.TaskGroup() as group:
-            background = [group.create_task(work()) for work in self._background]
+            background = [group.create_task(self._supervisor.keep(*work)) for work in self._background.items()]
             # Duplicates, since the files must go before the servers stop, and with the files go their sockets.
             cni, sock = self._cni
             async with serving_all(*((app, sock.dup()) for app, sock in self._apps)), serving_cni(cni, sock.dup()):
@@ -340,45 +333,6 @@ def _holder(name: str) -> str:
         except OSError:
             return "another daemon"
     return f"process {pid} ({command[:300]})"
-
-
-async def site_prefix(store: Store) -> IPv6Network:
-    """Return this site's prefix of unique local addresses; made up at the first start, and kept (RFC 4193 §3.2.2)."""
-    if record := await store.get(ULA):
-        return IPv6Network(str(record.value["prefix"]))
-    prefix = ula(secrets.token_bytes(16))
-    await store.txn((), [Put(ULA, {"prefix": str(prefix)})], durable=True)
-    return prefix
-
-
-def spaces(prefix: IPv6Network, pools: Sequence[AddressPool]) -> tuple[Space, ...]:
-    """Return the address spaces; `pools` take the place of the local one's bases, by family."""
-    given = [Base(pool.base, pool.size) for pool in pools]
-    v4 = tuple(base for base in given if base.network.version == 4)
-    v6 = tuple(base for base in given if base.network.version == 6)
-    local, *others = default_spaces(prefix, local_v4=v4 or (LOCAL_V4,))
-    if v6:
-        local = replace(local, bases=(*(v4 or (LOCAL_V4,)), *v6))
-    return (local, *others)
-
-
-def drivers() -> dict[str, Driver]:
-    """Return the drivers by mode: those of the entry points, and ours even when netplug is not installed."""
-    found: dict[str, Driver] = {
-        "bridge": BridgeDriver(),
-        "host": HostDriver(),
-        "ipam": LeasingDriver(),
-        "macvlan": MacvlanDriver(),
-        "none": NoneDriver(),
-        "overlay": OverlayDriver(),
-    }
-    for point in entry_points(group="netplug.drivers"):
-        try:
-            found[point.name] = point.load()()
-        except Exception:
-            # Somebody else's package; the networks of other modes must not suffer.
-            log.exception("driver.failed", mode=point.name, source=point.value)
-    return found
 
 
 def own_version() -> str:

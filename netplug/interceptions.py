@@ -77,11 +77,8 @@ class Interceptions:
                 await self.serve(sandbox)
 
     async def serve(self, sandbox: str) -> None:
-        """Do what `settle` does; a failure is in the log, and nobody else's."""
-        try:
-            await self.settle(sandbox)
-        except Exception:  # one sandbox must not keep the others from being served
-            log.exception("dns.interception_failed", sandbox=sandbox)
+        """Do what `settle` does; a failure is in the log, and keeps no other sandbox from being served."""
+        await self._engine.supervisor.attempt(f"dns of sandbox {sandbox}", self.settle(sandbox))
 
     def look(self) -> None:
         """Look at once for the sandboxes that are missing: a container started."""

@@ -21,6 +21,7 @@ from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.kernel.api import MISSING
 from netplug.orphans import Orphans, Suspects, View
+from netplug.store.api import StoreError
 
 log = structlog.get_logger(__name__)
 
@@ -56,17 +57,21 @@ class Reconciler:
     async def start(self) -> None:
         """Load all records, finish what a crash left half done, and bring the kernel in line."""
         await self.load()
+        # What cannot be mended now is looked at again; meanwhile the rest is served.
+        await self._engine.supervisor.attempt("reconcile", self._begin())
+
+    async def _begin(self) -> None:
         await self._heal(await self._look())
         await self._engine.shared.trim(self._engine.registry.all_networks())
 
     async def load(self) -> None:
-        """Load all records, and finish what a crash left half done."""
+        """Load all records, and finish what a crash left half done, as far as that can be done now."""
         engine = self._engine
-        await engine.journal.recover()
+        await engine.supervisor.attempt("journal", engine.journal.recover())
         await engine.registry.load()
         await engine.allocator.load()
         await engine.shared.load()
-        await self._audit_leases()
+        await engine.supervisor.attempt("leases", self._audit_leases())
 
     async def _audit_leases(self) -> None:
         """Release what belongs to networks and endpoints that there are not: a crash came before their record."""
@@ -191,11 +196,11 @@ class Reconciler:
 
     async def run(self) -> None:
         """Compare now and then, and whenever there is reason to, until cancelled."""
-        suspects = self._orphans.suspects()
+        suspects, keep = self._orphans.suspects(), self._engine.supervisor.keep
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._on_time())
-            group.create_task(self._on_restart_of_docker())
-            group.create_task(_going_on(self._orphans.after_start(suspects)))
+            group.create_task(keep("look", self._on_time))
+            group.create_task(keep("docker.restarts", self._on_restart_of_docker))
+            group.create_task(keep("orphans", lambda: self._orphans.after_start(suspects)))
 
     async def _on_time(self) -> None:
         changes = self._engine.kernel.changes()
@@ -208,24 +213,19 @@ class Reconciler:
                 pass
             changes.clear()
             await self._try_repair()
-            await _going_on(self._engine.allocator.expire())
+            await self._engine.supervisor.attempt("leases", self._engine.allocator.expire())
 
     async def _try_repair(self) -> None:
-        await _going_on(self.repair())
+        await self._engine.supervisor.attempt("reconcile", self.repair())
 
     async def _on_restart_of_docker(self) -> None:
         while True:
             suspects = await self._activated.get()
             await self._try_repair()
-            await _going_on(self._orphans.after_restart_of_docker(suspects))
+            await self._bury(suspects)
 
-
-async def _going_on(work: Awaitable[object]) -> None:
-    """Do work whose failure must not end its task before the daemon does; the next time may find a better world."""
-    try:
-        await work
-    except Exception:
-        log.exception("reconcile.failed")
+    async def _bury(self, suspects: Suspects) -> None:
+        await self._engine.supervisor.keep("orphans", lambda: self._orphans.after_restart_of_docker(suspects))
 
 
 def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
@@ -259,5 +259,5 @@ async def _tolerate(owner: str, work: Awaitable[object]) -> None:
     """One object that cannot be mended must not keep the others from it."""
     try:
         await work
-    except (NetplugError, ExceptionGroup) as exc:
+    except (NetplugError, StoreError, ExceptionGroup) as exc:
         log.warning("mending.failed", owner=owner, error=str(exc))

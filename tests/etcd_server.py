@@ -132,6 +132,11 @@ class Member:
         """Delete all that is in it."""
         self.post("kv/deleterange", key="AA==", range_end="AA==")
 
+    def refuse(self, *, full: bool = True) -> None:
+        """Refuse what would take room, as when its database has reached its limit; or, no more."""
+        action = "ACTIVATE" if full else "DEACTIVATE"
+        self.post("maintenance/alarm", action=action, memberID=0, alarm="NOSPACE")
+
     def enable_authentication(self, password: str) -> None:
         """Make user root with this password, and ask everybody for a user from now on."""
         for path, body in (
@@ -141,6 +146,12 @@ class Member:
         ):
             request = urllib.request.Request(f"{self.url}/v3/auth/{path}", json.dumps(body).encode())  # noqa: S310
             urllib.request.urlopen(request, timeout=START_S).close()  # noqa: S310
+
+    def disable_authentication(self, password: str) -> None:
+        """Ask nobody any more."""
+        token = str(self.post("auth/authenticate", name="root", password=password)["token"])
+        request = urllib.request.Request(f"{self.url}/v3/auth/disable", b"{}", {"Authorization": token})  # noqa: S310
+        urllib.request.urlopen(request, timeout=START_S).close()  # noqa: S310
 
     def wipe(self) -> None:
         """End it and delete its data."""

@@ -21,8 +21,9 @@ from living import DEADLINE_S, Living, a_namespace, living, settings_in, until
 
 from netplug.cli import OK, UNREACHABLE, USAGE, CliError
 from netplug.cli.client import Client
+from netplug.composing import drivers, site_prefix, spaces
 from netplug.config import AddressPool
-from netplug.daemon import claim_namespace, drivers, notify, site_prefix, spaces
+from netplug.daemon import claim_namespace, notify
 from netplug.drivers.api import HostFacts
 from netplug.kernel.fake import FakeKernel
 from netplug.lock import Held

@@ -114,7 +114,7 @@ class Cluster:
     # What the engine tells
 
     async def joined(self, record: EndpointRecord) -> None:
-        """Tell the others of an endpoint. While the store does not answer that waits for `_publish_all`.
+        """Tell the others of an endpoint. While the store does not answer, or refuses, that waits for `_publish_all`.
 
         Raises:
             NetplugError: "unavailable": the network is being deleted.
@@ -124,8 +124,8 @@ class Cluster:
         try:
             with self._reach.asking():
                 await self._publish(network, record)
-        except Unreachable as exc:
-            log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
+        except StoreError as exc:
+            self._untold(network, record, exc)
 
     async def settled(self, record: EndpointRecord) -> None:
         """Wait until the others reach an endpoint that they were told of, by address and by name; see `Barrier`."""
@@ -140,8 +140,13 @@ class Cluster:
         try:
             with self._reach.asking():
                 await self._store.txn([], [Delete(endpoint_key(network, self.me, record.endpoint.id))])
-        except Unreachable as exc:
-            log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
+        except StoreError as exc:
+            self._untold(network, record, exc)
+
+    def _untold(self, network: str, record: EndpointRecord, exc: StoreError) -> None:
+        log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
+        if not isinstance(exc, Unreachable):  # nobody tells when it is mended, as of one that is back
+            self.networks.look_at(network)
 
     def _shared(self, record: EndpointRecord) -> str:
         """Return what the cluster calls the network of an endpoint; nothing for one of this host alone."""
@@ -182,17 +187,20 @@ class Cluster:
         except (TimeoutError, Unreachable) as exc:
             self._reach.answers = False
             log.warning("cluster.unreachable", reason=str(exc) or f"no answer in {START_S:g} s")
+        except StoreError as exc:
+            log.warning("cluster.refused", reason=str(exc))
 
     async def run(self) -> None:
         """Live until cancelled."""
+        keep = self._engine.supervisor.keep
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self.view.follow())
-                group.create_task(self.membership.run())
-                group.create_task(self.barrier.run())
-                group.create_task(self._dispatch())
-                group.create_task(self._looking(self._defining, self._define_all))
-                group.create_task(self._looking(self._peering, self._peer_all))
+                group.create_task(keep("cluster.view", self.view.follow))
+                group.create_task(keep("cluster.membership", self.membership.run))
+                group.create_task(keep("cluster.barrier", self.barrier.run))
+                group.create_task(keep("cluster.timer", self._dispatch))
+                group.create_task(self._looking("cluster.networks", self._defining, self._define_all))
+                group.create_task(self._looking("cluster.peers", self._peering, self._peer_all))
         finally:
             try:
                 async with asyncio.timeout(START_S):
@@ -216,18 +224,12 @@ class Cluster:
             if self.view.touched:
                 self._peering.set()
 
-    async def _looking(self, wanted: asyncio.Event, look: Callable[[], Awaitable[None]]) -> None:
+    async def _looking(self, name: str, wanted: asyncio.Event, look: Callable[[], Awaitable[None]]) -> None:
         while True:
             await wanted.wait()
             wanted.clear()
-            try:
-                await look()
-            except Exception as exc:
-                if isinstance(exc, Unreachable):
-                    log.info("cluster.waiting", reason=str(exc))
-                else:
-                    log.exception("cluster.failed")
-                asyncio.get_running_loop().call_later(RETRY_S, wanted.set)
+            if delay_s := await self._engine.supervisor.attempt(name, look()):
+                asyncio.get_running_loop().call_later(delay_s, wanted.set)
 
     # Networks, claims, and what this host tells
 
@@ -236,8 +238,16 @@ class Cluster:
         await self.membership.ensure()
         await self.networks.mirror()
         await self._settle()
+        failed: list[Exception] = []
         for network, record in self.networks.shared().items():
-            await self._publish_all(network, record.network.id)
+            try:
+                await self._publish_all(network, record.network.id)
+            except Unreachable:
+                raise
+            except Exception as exc:  # noqa: BLE001 - one network keeps no other from being told of
+                failed.append(exc)
+        if failed:
+            raise ExceptionGroup("networks of which not all is told", failed)
 
     async def _identify(self) -> None:
         """Learn which cluster this is. If not the one that this host knows, the store has lost its data: tell it all.
@@ -297,8 +307,8 @@ class Cluster:
                 self._reached[network] = peers = self._peers(network, here)
                 refused = await self._engine.peers.apply(here, peers)
                 self._name(network, here, {peer.endpoint for peer in refused})
-            except (NetplugError, ExceptionGroup) as exc:
-                log.warning("peers.failed", network=short(network), error=str(exc))
+            except Exception as exc:  # noqa: BLE001 - one network keeps no other from its peers
+                log.warning("peers.failed", network=short(network), error=str(exc) or repr(exc))
                 asyncio.get_running_loop().call_later(RETRY_S, self._again, network)
                 failed = True
         if not failed:

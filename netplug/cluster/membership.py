@@ -87,8 +87,6 @@ class Membership:
                 if not absent:
                     log.warning("cluster.unreachable", reason=str(exc))
                 absent, self._reach.answers = True, False
-            except StoreError as exc:
-                log.warning("cluster.refused", reason=str(exc))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_S if absent else BEAT_S):
                     await (asyncio.Event() if absent else self._reach.lost).wait()

@@ -25,7 +25,7 @@ from netplug.engine.shared import driver_of
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError, Reportable
 from netplug.ipam.pool import GLOBAL, pool_id
-from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError, Unreachable
+from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError
 
 from .choosing import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
 from .records import ENDPOINTS, GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put
@@ -118,7 +118,7 @@ class Definitions:
             return await self._engine.networks.build(definition.to_spec(ident, docker))
         finally:
             self._making_way.pop(ident, None)
-            self._look_at(ident)
+            self.look_at(ident)
 
     @whole
     async def delete(self, record: NetworkRecord, *, by: FrontEnd, orphaned: bool = False) -> None:
@@ -149,11 +149,11 @@ class Definitions:
         try:
             await self._store.txn([], [Delete(f"{MEMBERS}{ident}/{self._me}")])
             ended = await self.end_unwanted(ident)
-        except Unreachable as exc:
+        except StoreError as exc:
             log.warning("network.kept", network=short(ident), reason=str(exc))
             ended = False
         if not ended:
-            self._look_at(ident)
+            self.look_at(ident)
 
     async def end_unwanted(self, ident: str) -> bool:
         """Delete a network that Docker made and no host's Docker has any more, and tell whether that was so.
@@ -253,7 +253,7 @@ class Definitions:
         if not self.identity:
             raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
 
-    def _look_at(self, ident: str) -> None:
+    def look_at(self, ident: str) -> None:
         """Have the network built again if it ought to be here, and its peers told of."""
         self._view.redefined = True
         self._view.touch(ident)

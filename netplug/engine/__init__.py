@@ -17,6 +17,7 @@ from netplug.engine.publishing import Publishing
 from netplug.engine.registry import Registry
 from netplug.engine.segments import Segments
 from netplug.engine.shared import Shared
+from netplug.engine.supervision import Supervisor
 from netplug.ipam.allocator import Allocator
 from netplug.kernel.api import Kernel
 from netplug.kernel.executor import Executor
@@ -35,6 +36,7 @@ class Engine:
         self.journal = Journal(store, self.executor)
         self.registry = Registry(store)
         self.conditions = Conditions()
+        self.supervisor = Supervisor(self.conditions)
         self.shared = Shared(kernel, self.executor, store, drivers)
         self.segments = Segments(allocator, self.registry, kernel, drivers)
         addressing = Addressing(allocator, self.segments)

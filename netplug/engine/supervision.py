@@ -1,0 +1,99 @@
+"""Background work of the daemon that outlives every failure of its subject.
+
+A store that is full, a Docker that answers nonsense, a kernel that refuses: each concerns whoever works with it, and
+nobody else. So what fails is tried again, ever less often, and the daemon goes on. The log says so when it begins, when
+the reason changes and when it is over; meanwhile `netplug diff` shows it. Only cancellation ends such work, and what is
+no `Exception`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from netplug.engine.conditions import Conditions, Difference
+from netplug.errors import Reportable
+from netplug.store.api import StoreError, Unreachable
+
+log = structlog.get_logger(__name__)
+
+FIRST_S = 0.2
+LAST_S = 10.0
+"""Between two tries: at first the next moment may do, later nobody waits."""
+STEADY_S = 5.0
+"""Work that has gone on for so long since its last failure is well again."""
+_MOST_SAID = 20
+"""Reasons that are logged in one trouble; those of which each is another say nothing new."""
+_SHOWN_AFTER = 2
+"""Failures in a row; one that the next try mends is no state that anybody could look at."""
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What fails. `said`: the reasons that were logged; `since`: time of the loop."""
+
+    since: float
+    failures: int = 0
+    said: set[str] = field(default_factory=set)
+
+
+class Supervisor:
+    """Does what is to be done in the background, each piece of it under a name of its own."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions = conditions
+        self._troubles: dict[str, _Trouble] = {}
+
+    async def keep(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do work that lasts, and begin it anew after each failure, until it ends by itself or is cancelled."""
+        while True:
+            steady = asyncio.get_running_loop().call_later(STEADY_S, self._succeeded, name)
+            try:
+                delay_s = await self.attempt(name, work())
+            finally:
+                steady.cancel()
+            if not delay_s:
+                return
+            await asyncio.sleep(delay_s)
+
+    async def attempt(self, name: str, work: Awaitable[object]) -> float:
+        """Do work once. Return 0 when it was done, else the time in seconds after which to try it again."""
+        try:
+            await work
+        except Exception as exc:  # noqa: BLE001 - that nothing gets past here is what this is for
+            return self._failed(name, exc)
+        self._succeeded(name)
+        return 0.0
+
+    def _failed(self, name: str, exc: Exception) -> float:
+        trouble = self._troubles.setdefault(name, _Trouble(asyncio.get_running_loop().time()))
+        delay_s = min(FIRST_S * 2.0 ** min(trouble.failures, 16), LAST_S)
+        trouble.failures += 1
+        text = _text(exc)
+        if text not in trouble.said and len(trouble.said) < _MOST_SAID:
+            trouble.said.add(text)
+            expected = isinstance(exc, StoreError | Reportable | OSError)
+            log.warning("task.failed", task=name, error=text, retry_s=delay_s, exc_info=None if expected else exc)
+        else:
+            log.debug("task.failed", task=name, error=text, retry_s=delay_s)
+        # That a store is away is normal life, and said by whoever watches over it.
+        shown = trouble.failures >= _SHOWN_AFTER and not isinstance(exc, Unreachable)
+        found = [Difference("host", f"task {name}", f"fails: {text}")] if shown else []
+        self._conditions.report(f"task {name}", found)
+        return delay_s
+
+    def _succeeded(self, name: str) -> None:
+        if trouble := self._troubles.pop(name, None):
+            lasted_s = round(asyncio.get_running_loop().time() - trouble.since, 1)
+            log.info("task.recovered", task=name, failures=trouble.failures, after_s=lasted_s)
+            self._conditions.report(f"task {name}", ())
+
+
+def _text(exc: Exception) -> str:
+    """Return why something failed, in one line."""
+    causes = exc.exceptions if isinstance(exc, ExceptionGroup) else (exc,)
+    known = (StoreError, Reportable, OSError)
+    words = (str(one) if isinstance(one, known) and str(one) else repr(one) for one in causes)
+    return " ".join("; ".join(words).split())[:500]
