@@ -20,6 +20,7 @@ from netplug.drivers.steps import (
     Forwards,
     Guard,
     Guards,
+    HostPort,
     IPAddress,
     IpSet,
     Member,
@@ -135,6 +136,13 @@ Serve = Callable[[Resolver, socket.socket, socket.socket], Served]
 """Is given a step, its UDP and its TCP socket."""
 
 
+class Reservations(Protocol):
+    """Ports of the host that a runtime keeps for a container of its own by bound sockets."""
+
+    async def cover(self, step: HostPort) -> bool:
+        """Tell whether nobody else can have any of a port."""
+
+
 class Kernel(Protocol):
     """What the executor and the engine need of a kernel."""
 
@@ -176,14 +184,20 @@ class Kernel(Protocol):
     async def settle(self) -> None:
         """Wait until all links whose removal was asked for are gone."""
 
-    async def reserve(self, proto: Proto, address: IPAddress, first: int, last: int) -> int:
+    async def reserve(
+        self, proto: Proto, address: IPAddress, first: int, last: int, theirs: "Reservations | None" = None
+    ) -> int:
         """Reserve a free port of the host by a bound socket and return its number; 0 to 0 lets the kernel choose.
 
-        A later `ensure` of the `HostPort` step finds the reservation; `remove` of that step ends it.
+        A later `ensure` of the `HostPort` step finds the reservation; `remove` of that step ends it. `theirs`: sockets
+        of the container's runtime; a port that these keep for it is taken note of.
 
         Raises:
             NetplugError: "unavailable", with the taken port in the message; "invalid", the host lacks the address.
         """
+
+    def reservations(self, pid: int, container: str) -> "Reservations":
+        """Return the sockets of a runtime. `pid`: of its process that calls; `container`: the id of its container."""
 
     async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
         """Return those of the addresses that a station on the segment of this link has, with its MAC.

@@ -43,14 +43,13 @@ from netplug.drivers.steps import (
 from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 from netplug.errors import NetplugError
 
-from . import fake_links, fake_tunnels, ports, rules
-from .api import MISSING, Comparison, Drift, Outcome, Owned, Serve, StepError
+from . import fake_links, fake_ports, fake_tunnels, rules
+from .api import MISSING, Comparison, Drift, Outcome, Owned, Reservations, Serve, StepError
 from .fake_interception import FakeInterception
 from .fake_world import Foreign, World, comparable
 from .rules import FIREWALL_STEPS, FirewallStep, Transaction
 
 _T = TypeVar("_T")
-_EPHEMERAL = range(32768, 61000)
 
 
 class FakeKernel:
@@ -223,18 +222,15 @@ class FakeKernel:
     async def settle(self) -> None:
         """Do nothing: links are gone at once."""
 
-    async def reserve(self, proto: Proto, address: IPAddress, first: int, last: int) -> int:
+    async def reserve(
+        self, proto: Proto, address: IPAddress, first: int, last: int, theirs: Reservations | None = None
+    ) -> int:
         """Reserve a free port; see `Kernel`."""
-        candidates = range(first, last + 1) if first else _EPHEMERAL
-        for port in candidates:
-            step = HostPort(proto, address, port)
-            kind, message, hint = self._world.port_problem(step, lambda k, m, h: (k, m, h)) or ("", "", "")
-            if not kind:
-                self._world.state[step.key] = step
-                return port
-            if kind != "unavailable" or len(candidates) == 1 or "already in use" not in message:
-                raise NetplugError(kind, message, hint=hint)
-        raise NetplugError("unavailable", ports.full(proto, address, first, last))
+        return await fake_ports.reserve(self._world, proto, address, first, last, theirs)
+
+    def reservations(self, pid: int, container: str) -> Reservations:
+        """Return the sockets of a runtime; see `Kernel`."""
+        return fake_ports.FakeReservations(self.foreign, pid, container)
 
     async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
         """Return those that tests have put there as `stations`; see `Kernel`."""

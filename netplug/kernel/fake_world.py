@@ -53,9 +53,9 @@ _BUILT_IN = {
 class Foreign:
     """What others have on this host; tests change it freely.
 
-    `links`: kind by name. `stations`: MACs by address, on every segment. `ports`: taken by other processes. `lacks`:
-    features that the kernel has not, of "sctp", "ipset". `missing_sysctls`: names. `tunnels`: VNI and UDP port of
-    vxlan links. `facts`: `mtu` and `uplink` are taken from it.
+    `links`: kind by name. `stations`: MACs by address, on every segment. `ports`: taken by other processes. `reserved`:
+    what runtimes keep, by process or container. `lacks`: features that the kernel has not, of "sctp", "ipset".
+    `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links. `facts`: `mtu` and `uplink` are taken from it.
     """
 
     stations: dict[IPAddress, str] = field(default_factory=dict)
@@ -63,6 +63,7 @@ class Foreign:
     addresses: set[tuple[str, IPInterface]] = field(default_factory=set)
     routes: list[Route] = field(default_factory=list)
     ports: set[tuple[Proto, IPAddress, int]] = field(default_factory=set)
+    reserved: dict[int | str, set[tuple[Proto, IPAddress, int]]] = field(default_factory=dict)
     missing_sysctls: set[str] = field(default_factory=set)
     lacks: set[str] = field(default_factory=set)
     tunnels: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -210,14 +211,14 @@ class World:
             return ports.problem(OSError(93, ""), step.proto, step.address, step.port, make)  # EPROTONOSUPPORT
         if step.address not in local:
             return ports.problem(OSError(99, ""), step.proto, step.address, step.port, make)  # EADDRNOTAVAIL
-        held = {(o.proto, o.address, o.port) for o in self.state.values() if isinstance(o, HostPort)}
-        for proto, address, port in held | self.foreign.ports:
-            overlap = address == step.address or (
-                address.version == step.address.version and (address.is_unspecified or step.address.is_unspecified)
-            )
-            if (proto, port) == (step.proto, step.port) and overlap:
-                return make(*ports.taken(step.proto, step.address, step.port))
+        theirs = self.foreign.ports.union(*self.foreign.reserved.values())
+        if self.holds(step) or any(ports.overlap(step, HostPort(*other)) for other in theirs):
+            return make(*ports.taken(step.proto, step.address, step.port))
         return None
+
+    def holds(self, step: HostPort) -> bool:
+        """Return whether we have a port already."""
+        return any(isinstance(other, HostPort) and ports.overlap(step, other) for other in self.state.values())
 
     def cascade(self, step: Step) -> None:
         """Drop what does not outlive an object."""

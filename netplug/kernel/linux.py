@@ -35,7 +35,7 @@ from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Vxlan
 from netplug.errors import NetplugError
 
 from . import addresses, entries, facts, links, loopback, macvlan, neighbours, segment, shaping, sysctl, vxlan
-from .api import Comparison, Drift, Outcome, Owned, Serve, StepError
+from .api import Comparison, Drift, Outcome, Owned, Reservations, Serve, StepError
 from .conntrack import Conntrack
 from .doing import named, whole
 from .entries import TABLE_STEPS
@@ -48,6 +48,7 @@ from .nftables import Tables
 from .ports import Ports
 from .reaper import Reaper
 from .relays import Relays
+from .reservations import SocketsOf, reserve
 from .resolvers import Resolvers
 from .rules import FIREWALL_STEPS, FirewallStep
 from .sandboxes import find, inhabited
@@ -189,9 +190,15 @@ class LinuxKernel:
         """Wait until all links whose removal was asked for are gone."""
         await self._reaper.settle()
 
-    async def reserve(self, proto: Proto, address: IPAddress, first: int, last: int) -> int:
+    async def reserve(
+        self, proto: Proto, address: IPAddress, first: int, last: int, theirs: Reservations | None = None
+    ) -> int:
         """Reserve a free port; see `Kernel`."""
-        return self._ports.reserve(proto, address, first, last)
+        return await reserve(self._ports, proto, address, first, last, theirs)
+
+    def reservations(self, pid: int, container: str) -> Reservations:
+        """Return the sockets of a runtime; see `Kernel`."""
+        return SocketsOf(pid, container)
 
     async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
         """Ask the segment of a link for addresses; see `Kernel`."""

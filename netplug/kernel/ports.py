@@ -111,6 +111,18 @@ class Ports:
                 raise problem(error, proto, address, port, lambda k, m, h: NetplugError(k, m, hint=h)) from error
         raise NetplugError("invalid", f"port range {first}-{last} is empty")
 
+    def know(self, proto: Proto, address: IPAddress, port: int) -> None:
+        """Remember a port that the runtime of a container keeps for it.
+
+        Raises:
+            NetplugError: "unavailable", we have it for another.
+        """
+        step = HostPort(proto, address, port, shared=True)
+        if any(overlap(step, other) for other in self._known.values()):
+            kind, message, hint = taken(proto, address, port)
+            raise NetplugError(kind, message, hint=hint)
+        self._know(step)
+
     def close(self) -> None:
         """Let go of all ports."""
         for sock in self._held.values():
@@ -129,7 +141,7 @@ class Ports:
         for _ in range(_TRIES):
             sock = _open(step)
             found = HostPort(step.proto, step.address, int(sock.getsockname()[1]))
-            if not any(_overlap(found, known) for known in self._known.values()):
+            if not any(overlap(found, known) for known in self._known.values()):
                 self._held[found.key] = sock
                 return found.port
             sock.close()
@@ -138,7 +150,7 @@ class Ports:
         raise OSError(errno.EADDRINUSE, "known to be taken")
 
 
-def _overlap(one: HostPort, other: HostPort) -> bool:
+def overlap(one: HostPort, other: HostPort) -> bool:
     """Tell whether two reservations exclude each other, as two sockets of one family would."""
     if (one.proto, one.port, one.address.version) != (other.proto, other.port, other.address.version):
         return False

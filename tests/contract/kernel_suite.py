@@ -1,7 +1,9 @@
 """What every kernel must do, whatever it is made of. Subclassed for the fake and for the real one."""
 
 import asyncio
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Protocol
@@ -52,6 +54,7 @@ class Surroundings(Protocol):
     def add_address(self, link: str, address: IPInterface) -> None: ...
     def add_route(self, route: Route) -> None: ...
     def take_port(self, proto: Proto, address: IPAddress, port: int) -> None: ...
+    def keep_port(self, proto: Proto, address: IPAddress, port: int, container: str = "") -> int: ...
     def fill_chain(self, family: int, table: str, chain: str, rules: Sequence[str]) -> None: ...
     def chain(self, family: int, table: str, chain: str) -> tuple[str, ...] | None: ...
     def sandbox(self) -> str: ...
@@ -486,6 +489,36 @@ class KernelSuite:
             await kernel.reserve(proto, ip_address("127.0.0.1"), 8080, 8080)
         await gone(kernel, step)
         assert await kernel.ensure((step,)) == [CREATED]
+
+    @pytest.mark.parametrize("kept", ["0.0.0.0", "127.0.0.1"])
+    @pytest.mark.parametrize("proto", [Proto.TCP, Proto.UDP])
+    async def test_port_that_the_runtime_keeps_is_free_to_it_alone(
+        self, kernel: Kernel, around: Surroundings, proto: Proto, kept: str
+    ) -> None:
+        pid = around.keep_port(proto, ip_address(kept), 8080)
+        inside, anywhere = ip_address("127.0.0.1"), ip_address("0.0.0.0")
+        for theirs in (None, kernel.reservations(os.getpid(), "c0" * 32)):
+            with pytest.raises(NetplugError, match="already in use"):
+                await kernel.reserve(proto, inside, 8080, 8080, theirs)
+        theirs = kernel.reservations(pid, "c0" * 32)
+        assert await kernel.reserve(proto, inside, 8080, 8080, theirs) == 8080
+        step = HostPort(proto, inside, 8080, shared=True)
+        assert await kernel.ensure((step,)) == [EQUAL]
+        with pytest.raises(NetplugError, match="already in use"):  # by us: another of its containers has it
+            await kernel.reserve(proto, inside, 8080, 8080, theirs)
+        await kernel.remove((step,))
+        with pytest.raises(NetplugError, match="already in use") if kept != "0.0.0.0" else nullcontext():
+            await kernel.reserve(proto, anywhere, 8080, 8080, theirs)
+
+    async def test_port_that_is_kept_for_the_container_is_free_to_it(
+        self, kernel: Kernel, around: Surroundings
+    ) -> None:
+        around.keep_port(Proto.TCP, ip_address("0.0.0.0"), 8080, "c0" * 32)
+        anywhere = ip_address("0.0.0.0")
+        with pytest.raises(NetplugError, match="already in use"):
+            await kernel.reserve(Proto.TCP, anywhere, 8080, 8080, kernel.reservations(os.getpid(), "c1" * 32))
+        theirs = kernel.reservations(os.getpid(), "c0" * 32)
+        assert await kernel.reserve(Proto.TCP, anywhere, 8080, 8080, theirs) == 8080
 
     async def test_port_of_a_foreign_address_is_invalid(self, kernel: Kernel) -> None:
         error = await refusal(kernel, HostPort(Proto.TCP, ip_address("192.0.2.1"), 8080))

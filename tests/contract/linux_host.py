@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,15 @@ from netplug.kernel import netns
 from netplug.kernel.linux import LinuxKernel
 
 VANISH_DEADLINE_S = 20
+RUNTIME = """
+import socket, subprocess, sys
+family, kind, address, port = sys.argv[1:5]
+sock = socket.socket(int(family), int(kind))
+sock.bind((address, int(port)))
+plugin = subprocess.Popen(["cat"])
+print(plugin.pid, flush=True)
+plugin.wait()
+"""
 
 
 def run(*command: str, text: str | None = None) -> str:
@@ -47,8 +57,11 @@ class LinuxSurroundings:
         self._backend = f"-{backend}" if backend else ""
         self._sockets: list[socket.socket] = []
         self._sandboxes: list[str] = []
+        self._runtimes: list[subprocess.Popen[str]] = []
 
     def close(self) -> None:
+        for runtime in self._runtimes:
+            runtime.communicate()
         for sock in self._sockets:
             sock.close()
         for path in self._sandboxes:
@@ -73,6 +86,17 @@ class LinuxSurroundings:
         sock.bind((str(address), port))
         if proto is Proto.TCP:
             sock.listen()
+
+    def keep_port(self, proto: Proto, address: IPAddress, port: int, container: str = "") -> int:
+        """Have a process bind a port, without listening as podman does, and call another, whose id is returned."""
+        kind, family = (proto is Proto.TCP) or 2, 2 if address.version == 4 else 10
+        program = [sys.executable, "-c", RUNTIME, str(family), str(int(kind)), str(address), str(port), container]
+        runtime = subprocess.Popen(
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self._runtimes.append(runtime)
+        assert runtime.stdout
+        return int(runtime.stdout.readline())
 
     def fill_chain(self, family: int, table: str, chain: str, rules: Sequence[str]) -> None:
         policy = "ACCEPT" if chain in {"FORWARD", "INPUT"} else "-"
@@ -191,4 +215,4 @@ class LinuxHost:
         before = descriptors()
         async with await LinuxKernel.open(backend) as linux:
             yield linux
-        assert len(descriptors() - before) <= len(around._sockets)
+        assert len(descriptors() - before) <= len(around._sockets) + 2 * len(around._runtimes)

@@ -13,6 +13,8 @@ from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Proto, Route, 
 from netplug.drivers.tunnel import Vxlan  # noqa: E402
 from netplug.kernel.fake import FakeKernel  # noqa: E402
 
+RUNTIME = 4711
+
 
 class FakeSurroundings:
     def __init__(self, kernel: FakeKernel) -> None:
@@ -35,6 +37,10 @@ class FakeSurroundings:
 
     def take_port(self, proto: Proto, address: IPAddress, port: int) -> None:
         self._foreign.ports.add((proto, address, port))
+
+    def keep_port(self, proto: Proto, address: IPAddress, port: int, container: str = "") -> int:
+        self._foreign.reserved.setdefault(container or RUNTIME, set()).add((proto, address, port))
+        return RUNTIME
 
     def fill_chain(self, family: int, table: str, chain: str, rules: Sequence[str]) -> None:
         self._kernel.set_chain(family, table, chain, list(rules))

@@ -30,6 +30,7 @@ from netplug.drivers.steps import (  # noqa: E402
     Step,
     Veth,
 )
+from netplug.errors import NetplugError  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.executor import Executor  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
@@ -172,6 +173,37 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
             # Neither accepted nor refused: the client will try again.
             with pytest.raises(TimeoutError):
                 client.connect(("127.0.0.1", 8080))
+
+    @pytest.mark.parametrize("proto", [Proto.TCP, Proto.UDP])
+    async def test_holder_of_a_port_is_named(
+        self, kernel: LinuxKernel, around: LinuxSurroundings, proto: Proto
+    ) -> None:
+        around.keep_port(proto, ip_address("127.0.0.1"), 8080)  # which does not listen
+        with pytest.raises(NetplugError, match=r"8080/\w+ is already in use on this host by process \d+ \(python"):
+            await kernel.reserve(proto, ip_address("0.0.0.0"), 8080, 8080)
+
+    @pytest.mark.parametrize(
+        ("family", "bound", "wanted", "covered"),
+        [
+            (socket.AF_INET6, "::", "0.0.0.0", True),  # of both families, as podman and programs in Go bind
+            (socket.AF_INET6, "::", "127.0.0.1", True),
+            (socket.AF_INET6, "::ffff:127.0.0.1", "127.0.0.1", True),
+            (socket.AF_INET6, "::1", "::", False),
+            (socket.AF_INET, "0.0.0.0", "::", False),
+        ],
+    )
+    async def test_sockets_of_the_caller_cover_what_they_exclude(
+        self, kernel: LinuxKernel, family: int, bound: str, wanted: str, *, covered: bool
+    ) -> None:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.bind((bound, 8080))
+            step = HostPort(Proto.TCP, ip_address(wanted), 8080)
+            assert await kernel.reservations(os.getpid(), "").cover(step) is covered
+
+    async def test_connections_of_the_caller_are_no_reservations(self, kernel: LinuxKernel) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+            step = HostPort(Proto.TCP, ip_address("127.0.0.1"), client.getsockname()[1])
+            assert not await kernel.reservations(os.getpid(), "").cover(step)
 
     async def test_sctp_that_the_kernel_lacks_is_named(self, kernel: LinuxKernel) -> None:
         try:
