@@ -15,7 +15,7 @@ from . import batch, wire
 from .answer import answer
 from .careful import respond
 from .question import Question
-from .streams import Reply, Streams
+from .streams import Connections, Reply, Streams
 from .upstream import Asker
 from .wire import IPAddress
 from .zone import View
@@ -48,8 +48,8 @@ class Listener:
     """Serves a UDP and a TCP socket, which become its own, until `close`.
 
     Who may ask is known by address (`admit`); with `everyone` all who can reach the sockets are the same asker.
-    `network`: counted against limits. `counts`: what is counted is added there. `batched` False: one datagram a system
-    call, as where there is no other way.
+    `network`: counted against limits. `counts`: what is counted is added there. `connections`: those by TCP are counted
+    with these. `batched` False: one datagram a system call, as where there is no other way.
     """
 
     def __init__(
@@ -61,33 +61,45 @@ class Listener:
         *,
         everyone: View | None = None,
         counts: Counts | None = None,
+        connections: Connections | None = None,
         batched: bool = True,
     ) -> None:
         self.network = network
+        self._counted = "network", network
         self.everyone = everyone
         self.counts = counts or Counts()
         self._outward = outward
         self._views: dict[str, View] = {}
         self._packed: dict[bytes, View] = {}
+        self._owners: dict[bytes, Hashable] = {}
         self._udp = udp
         self._outbox: list[tuple[bytes, bytes]] = []
         udp.setblocking(False)
         self._batch = batch.batch(udp.family) if batched and batch.available() else None
-        self._streams = Streams(tcp, self._by_tcp)
+        self._streams = Streams(tcp, self._by_tcp, self._owner_at, connections)
         asyncio.get_running_loop().add_reader(udp.fileno(), self._batches if self._batch else self._drain)
 
-    def admit(self, address: IPAddress, view: View) -> None:
-        """Let an address ask, and see that."""
+    def admit(self, address: IPAddress, view: View, owner: Hashable = None) -> None:
+        """Let an address ask, and see that. `owner`: whose it is, who may have others; None: it stands for itself."""
         self._views[str(address)] = self._packed[address.packed] = view
+        self._owners[address.packed] = (self.network, address.packed) if owner is None else owner
 
     def dismiss(self, address: IPAddress) -> None:
         """Refuse an address from now on; absent is success."""
         self._views.pop(str(address), None)
         self._packed.pop(address.packed, None)
+        self._owners.pop(address.packed, None)
 
     def view(self, address: str) -> View | None:
         """Return what an address may see; None for strangers."""
         return self._views.get(address, self.everyone)
+
+    def _owner(self, source: bytes) -> Hashable:
+        """Return who asks from an address, for the limits; all who are not known by theirs are one."""
+        return self._owners.get(source, self.network)
+
+    def _owner_at(self, address: str) -> Hashable:
+        return self._owner(_packed(address))
 
     # Datagrams
 
@@ -190,7 +202,7 @@ class Listener:
     def _ask(self, view: View | None, question: Question, source: bytes, tell: Reply, twin: object) -> None:
         assert view is not None  # noqa: S101 - strangers have no questions
         self.counts.outward += 1
-        self._outward(view, Asker(question, (self.network, source), self.network, tell, twin))
+        self._outward(view, Asker(question, self._owner(source), self._counted, tell, twin))
 
     def _by_tcp(self, source: str, data: bytes, tell: Reply) -> None:
         def said(message: bytes) -> None:

@@ -1,38 +1,92 @@
 """Questions by TCP (RFC 7766), without a task for each connection.
 
 Who connects and says nothing, or speaks slowly, or does not read, is sent away and disturbs nobody: CVE-2024-8418 and
-CVE-2026-35406 are of a server that let itself be held up.
+CVE-2026-35406 are of a server that let itself be held up. Connections are counted by who asks, whichever of its
+addresses it uses, and in total: descriptors are the whole daemon's.
 """
 
 import asyncio
+import errno
 import socket
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 IDLE_S = 10.0
 MESSAGE_S = 3.0
 """For a whole message, from its first octet."""
+PAUSE_S = 0.5
+"""For how long nobody is let in after there was no descriptor left; who waits is in the backlog."""
 MOST_OF_SOURCE = 64
-MOST = 1024
+MOST = 512
+"""Of all listeners together: less than half of the 1 024 descriptors that a process has where nobody says more."""
 _BACKLOG_DRAIN = 64
 _CHUNK = 65_536
 _MOST_UNREAD = 262_144
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Reply = Callable[[bytes], None]
 Take = Callable[[str, bytes, Reply], None]
 """Is given the asker's address, a message, and what to call with the answer, once or never."""
 
 
-class Streams:
-    """What listens on a TCP socket, which becomes its own."""
+class Connections:
+    """The connections of one or more listeners, by who asks, in the order of their coming."""
 
-    def __init__(self, sock: socket.socket, take: Take) -> None:
+    def __init__(self) -> None:
+        self._of: dict[Hashable, dict[_Connection, None]] = {}
+        self._total = 0
+
+    def __len__(self) -> int:
+        return self._total
+
+    def admits(self, owner: Hashable) -> bool:
+        """Tell whether an asker may have one more. Where there are too many in total, its oldest one makes room.
+
+        Whose oldest: of whoever has most, so that a few cannot keep the others out.
+        """
+        if len(self._of.get(owner, ())) >= MOST_OF_SOURCE:
+            return False
+        if self._total >= MOST:
+            most = max(self._of.values(), key=len)
+            next(iter(most)).close()
+        return True
+
+    def add(self, connection: "_Connection") -> None:
+        self._of.setdefault(connection.owner, {})[connection] = None
+        self._total += 1
+
+    def remove(self, connection: "_Connection") -> None:
+        of_owner = self._of[connection.owner]
+        del of_owner[connection]
+        self._total -= 1
+        if not of_owner:
+            del self._of[connection.owner]
+
+
+class Streams:
+    """What listens on a TCP socket, which becomes its own.
+
+    `owner`: who asks from an address. `connections`: those that count against the limits with these.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        take: Take,
+        owner: Callable[[str], Hashable] = str,
+        connections: Connections | None = None,
+    ) -> None:
         self._sock = sock
         self._take = take
+        self._owner = owner
+        self._all = Connections() if connections is None else connections
         self._connections: set[_Connection] = set()
-        self._by_source: Counter[str] = Counter()
+        self._pause: asyncio.TimerHandle | None = None
         sock.setblocking(False)
-        asyncio.get_running_loop().add_reader(sock.fileno(), self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        self._pause = None
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._accept)
 
     def _accept(self) -> None:
         for _ in range(_BACKLOG_DRAIN):
@@ -40,23 +94,30 @@ class Streams:
                 sock, peer = self._sock.accept()
             except BlockingIOError:
                 return
-            except OSError:  # gone already, or no descriptor left: then the next time
-                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    # The socket stays readable: asked at once again, the loop would do nothing else.
+                    loop = asyncio.get_running_loop()
+                    loop.remove_reader(self._sock.fileno())
+                    self._pause = loop.call_later(PAUSE_S, self._listen)
+                return  # else gone already: then the next time
             source = str(peer[0])
-            if self._by_source[source] >= MOST_OF_SOURCE or len(self._connections) >= MOST:
+            owner = self._owner(source)
+            if not self._all.admits(owner):
                 sock.close()
                 continue
-            self._by_source[source] += 1
             sock.setblocking(False)
-            self._connections.add(_Connection(sock, source, self._take, self._ended))
+            connection = _Connection(sock, source, owner, self._take, self._ended)
+            self._connections.add(connection)
+            self._all.add(connection)
 
     def _ended(self, connection: "_Connection") -> None:
         self._connections.discard(connection)
-        self._by_source[connection.source] -= 1
-        if not self._by_source[connection.source]:
-            del self._by_source[connection.source]
+        self._all.remove(connection)
 
     def close(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         for connection in list(self._connections):
             connection.close()
@@ -64,8 +125,16 @@ class Streams:
 
 
 class _Connection:
-    def __init__(self, sock: socket.socket, source: str, take: Take, ended: Callable[["_Connection"], None]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        source: str,
+        owner: Hashable,
+        take: Take,
+        ended: Callable[["_Connection"], None],
+    ) -> None:
         self.source = source
+        self.owner = owner
         self._sock = sock
         self._take = take
         self._ended = ended

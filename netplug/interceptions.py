@@ -162,7 +162,13 @@ class Interceptions:
         forwarder = Forwarder(opener=interception.open, slots=_SOCKETS)
         outward = self._outward(forwarder, everything(Server(DOCKERS)))
         listener = Listener(
-            interception.udp, interception.tcp, sandbox, outward, everyone=view, counts=self._counts(view)
+            interception.udp,
+            interception.tcp,
+            sandbox,
+            outward,
+            everyone=view,
+            counts=self._counts(view),
+            connections=self._server.connections,
         )
         return _Serving(interception, listener, forwarder)
 

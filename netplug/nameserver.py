@@ -20,6 +20,7 @@ from netplug.dns.careful import respond
 from netplug.dns.question import Question
 from netplug.dns.rules import NOBODY, Rule, Rules, Server, resolv_conf
 from netplug.dns.server import Counts, Listener
+from netplug.dns.streams import Connections
 from netplug.dns.upstream import Asker, Forwarder
 from netplug.dns.wire import ROOT, IPAddress
 from netplug.dns.zone import Entry, View, Zones
@@ -63,6 +64,7 @@ class NameServer:
     ) -> None:
         self.zones = Zones(domain)
         self.forwarder = Forwarder()
+        self.connections = Connections()
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
         self._engine = engine
         self._given = tuple(upstreams)
@@ -189,7 +191,7 @@ class NameServer:
             for address in (interface.ip for interface in record.endpoint.addresses):
                 self._holders[ident, address] = record.endpoint.id
                 for listener in self._listeners[ident]:
-                    listener.admit(address, view)
+                    listener.admit(address, view, sandbox)
 
     def _admit_all(self, network: str) -> None:
         records = self._engine.registry.endpoints(network)
@@ -202,7 +204,8 @@ class NameServer:
             listener.dismiss(address)
 
     def _serve(self, step: Resolver, udp: socket.socket, tcp: socket.socket) -> Serving:
-        listener = Listener(udp, tcp, step.network, self._outward, counts=self.counts[step.network])
+        counts = self.counts[step.network]
+        listener = Listener(udp, tcp, step.network, self._outward, counts=counts, connections=self.connections)
         listeners = self._listeners[step.network]
         listeners.append(listener)
         self._admit_all(step.network)

@@ -1,11 +1,15 @@
 """The server on real sockets of the loopback link: datagrams one by one and in batches, and TCP as people misuse it."""
 
 import asyncio
+import os
+import resource
 import socket
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -296,6 +300,85 @@ async def test_tcp_connections_of_one_asker_are_limited(served: Served, monkeypa
     again = await served.tcp()
     await loop.sock_sendall(again, framed(query("web")))
     assert len(await hear(again)) == 1
+
+
+async def test_tcp_connections_are_counted_by_who_asks_whichever_address_is_used(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MOST_OF_SOURCE", 3)
+    # In a sandbox of Docker all of 127.0.0.0/8 is the container's own.
+    served.listener.everyone = view(served.zones, "blue")
+    for address in (ME, OTHER):
+        served.listener.dismiss(ip_address(address))
+    kept = [await served.tcp(f"127.0.{number}.9") for number in range(3)]
+    await until(lambda: len(served.listener._streams._connections) == 3)
+    assert await closed(await served.tcp("127.0.77.9"))
+    # At a gateway a sandbox has an address in each family, and in each of its networks.
+    for address in (ME, OTHER):
+        served.listener.admit(ip_address(address), view(served.zones, "blue"), "sandbox")
+    kept += [await served.tcp(address) for address in (ME, OTHER, ME)]
+    await until(lambda: len(served.listener._streams._connections) == 6)
+    assert await closed(await served.tcp(OTHER))
+
+
+async def test_tcp_connections_are_limited_in_total_and_who_has_most_makes_room(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MOST", 4)
+    connections = streams.Connections()
+    others = Served(address="127.0.9.7")
+    for one in (served, others):
+        one.listener._streams._all = connections
+    first, *many = [await served.tcp() for _ in range(3)]
+    await until(lambda: len(connections) == 3)
+    one = await others.tcp(OTHER)
+    await until(lambda: len(connections) == 4)
+    another, loop = await others.tcp(STRANGER), asyncio.get_running_loop()
+    assert await closed(first)
+    for sock in (*many, one, another):
+        await loop.sock_sendall(sock, framed(query("web")))
+        assert len(await hear(sock)) == 1
+    assert len(connections) == 4
+    for sock in others.socks:
+        sock.close()
+    others.listener.close()
+    await until(lambda: len(connections) == 2)
+
+
+async def test_tcp_waits_where_no_descriptor_is_left(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PAUSE_S", 0.05)
+    accepted: list[None] = []
+    accept = served.listener._streams._accept
+    monkeypatch.setattr(served.listener._streams, "_accept", lambda: (accepted.append(None), accept()))
+    served.listener._streams._listen()
+    served.client()
+    sock, loop = served.client(kind=socket.SOCK_STREAM), asyncio.get_running_loop()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(it.name) for it in Path("/proc/self/fd").iterdir()) + 1  # noqa: ASYNC240 - nobody else waits
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    held: list[int] = []
+    try:
+        with suppress(OSError):
+            held.extend(os.dup(0) for _ in range(most))
+        await loop.sock_connect(sock, served.at)
+        await until(lambda: len(accepted) >= 3)
+        # Not as often as the loop turns.
+        assert served.listener._streams._pause is not None
+        (message,) = await asyncio.wait_for(_asked(served), DEADLINE_S)
+        assert read(message).data == ["10.1.0.2"]
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    await loop.sock_sendall(sock, framed(query("web")))
+    assert len(await hear(sock)) == 1
+
+
+async def _asked(served: Served) -> list[bytes]:
+    """Ask by a socket that is there already."""
+    sock = next(it for it in served.socks if it.type == socket.SOCK_DGRAM)
+    sock.sendto(query("web"), served.at)
+    return [await asyncio.get_running_loop().sock_recv(sock, 4096)]
 
 
 async def test_closing_leaves_no_socket(served: Served) -> None:
