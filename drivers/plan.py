@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from .codec import Json, JsonObject, decode, encode
-from .steps import STEPS, Guard, HostPort, Macvlan, Relay, Step, Veth
+from .steps import STEPS, Address, Guard, HostPort, Loopback, Macvlan, Relay, Route, Step, Veth
 from .tunnel import Shortcut
 
 
@@ -60,10 +60,25 @@ class Plan:
         """Return the plan as it is once a runtime may have moved the sandbox side into `netns`."""
         return Plan(
             tuple(
-                replace(step, moved=netns) if isinstance(step, Macvlan) and not (step.up or step.netns) else step
+                replace(step, moved=netns, netns_id="")
+                if isinstance(step, Macvlan) and not (step.up or step.netns) and step.moved != netns
+                else step
                 for step in self
             )
         )
+
+    def of_namespace(self, netns_id: str) -> "Plan":
+        """Return the plan with this very namespace meant by all steps that are, or may be, in a sandbox."""
+
+        def meant(step: Step) -> Step:
+            match step:
+                case Veth(netns=str()) | Address(netns=str()) | Route(netns=str()) | Loopback():
+                    return replace(step, netns_id=netns_id)
+                case Macvlan() if step.netns or step.moved:
+                    return replace(step, netns_id=netns_id)
+            return step
+
+        return Plan(tuple(meant(step) for step in self))
 
     def to_json(self) -> Json:
         """Return the stored form: a list of objects whose `step` is the kind."""
@@ -84,6 +99,8 @@ class Plan:
 def _fields(step: Step) -> JsonObject:
     data = encode(step)
     assert isinstance(data, dict)  # noqa: S101 - a dataclass encodes to an object
+    if not data.get("netns_id", True):
+        del data["netns_id"]
     return data
 
 

@@ -3,7 +3,7 @@
 A step says how an object shall *be*, never how to make it. Whoever executes a plan creates what is missing, adjusts
 what is ours and differs, and leaves alone what belongs to others. A step names its object by `key`; two steps with one
 key speak of the same object. Link names are those of the host's namespace unless a step has a `netns`, the path of a
-sandbox.
+sandbox. Another namespace may come to be at that path: `netns_id` says which is meant, empty: whichever is there.
 
 Rules are written exactly as ``iptables-save`` prints them, so that comparing is comparing strings.
 """
@@ -63,6 +63,7 @@ class Veth:
     isolated: bool = False
     netns: str | None = None
     tunable: bool = False
+    netns_id: str = ""
 
     @property
     def key(self) -> str:
@@ -91,6 +92,7 @@ class Address:
     link: str
     address: IPInterface
     netns: str | None = None
+    netns_id: str = ""
 
     @property
     def key(self) -> str:
@@ -105,6 +107,7 @@ class Route:
     link: str
     gateway: IPAddress | None = None
     netns: str | None = None
+    netns_id: str = ""
 
     @property
     def key(self) -> str:
@@ -354,6 +357,7 @@ class Macvlan:
     netns: str | None = None
     moved: str | None = None
     tunable: bool = False
+    netns_id: str = ""
 
     @property
     def key(self) -> str:
@@ -410,6 +414,7 @@ class Loopback:
     """The loopback link of sandbox `netns`, up; a revert leaves it so, since others may have come to rely on it."""
 
     netns: str
+    netns_id: str = ""
 
     @property
     def key(self) -> str:

@@ -164,8 +164,7 @@ class NameServer:
             for address in (interface.ip for interface in before.endpoint.addresses):
                 if self._holders.get((network, address)) == before.endpoint.id:
                     self._dismiss(network, address)
-        for sandbox in {record.sandbox for record in (before, after) if record and record.sandbox}:
-            self._admit(sandbox)
+        self._admit(record for record in (before, after) if record and record.sandbox)
 
     def _name(self, record: EndpointRecord) -> None:
         index = self.zones.networks.get(record.endpoint.network)
@@ -179,9 +178,13 @@ class NameServer:
 
     # Who may ask
 
-    def _admit(self, sandbox: str) -> None:
-        """Let the endpoints of a sandbox ask for the names of all its networks."""
-        records = [record for record in self._engine.registry.in_sandbox(sandbox) if _asks(record)]
+    def _admit(self, records: Iterable[EndpointRecord]) -> None:
+        """Let the endpoints of these sandboxes ask for the names of all networks of theirs."""
+        for sandbox in {(record.sandbox, record.sandbox_id) for record in records}:
+            self._admit_one(*sandbox)
+
+    def _admit_one(self, sandbox: str, sandbox_id: str) -> None:
+        records = [record for record in self._engine.registry.in_sandbox(sandbox, sandbox_id) if _asks(record)]
         networks = {record.endpoint.network for record in records}
         for record in records:
             ident = record.endpoint.network
@@ -194,9 +197,7 @@ class NameServer:
                     listener.admit(address, view, sandbox)
 
     def _admit_all(self, network: str) -> None:
-        records = self._engine.registry.endpoints(network)
-        for sandbox in {record.sandbox for record in records if _asks(record)}:
-            self._admit(sandbox)
+        self._admit(record for record in self._engine.registry.endpoints(network) if _asks(record))
 
     def _dismiss(self, network: str, address: IPAddress) -> None:
         self._holders.pop((network, address), None)

@@ -18,6 +18,7 @@ from netplug.engine import Engine
 from netplug.engine.audit import orphans
 from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
+from netplug.engine.sandboxes import identity, is_inhabited, is_there
 from netplug.errors import NetplugError
 from netplug.kernel.api import MISSING
 from netplug.orphans import Orphans, Suspects, View
@@ -144,6 +145,7 @@ class Reconciler:
             await _tolerate("host", engine.shared.ensure(nets))
         for network in engine.registry.networks():
             await self._heal_network(network, look)
+        await self._learn(look)
         await self._sweep(look)
         return stale or bool(look.differences)
 
@@ -169,8 +171,8 @@ class Reconciler:
         plan = record.present
         links = [step for step in plan if isinstance(step, Veth | Macvlan | Loopback)]
         if any(look.drifted.get(link) == MISSING for link in links):
-            inhabited = bool(record.sandbox) and await engine.kernel.inhabited(record.sandbox)
-            if record.front_end is not FrontEnd.DOCKER and await _exists(engine, record.sandbox):
+            inhabited = await is_inhabited(engine.kernel, record)
+            if record.front_end is not FrontEnd.DOCKER and await is_there(engine.kernel, record):
                 log.info("endpoint.rebuilt", endpoint=short(record.endpoint.id))
             elif not inhabited:
                 log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
@@ -179,6 +181,14 @@ class Reconciler:
             else:
                 plan = plan.without(step.key for step in links)
         await engine.executor.apply(plan)
+
+    async def _learn(self, look: "_Look") -> None:
+        """Note of whole endpoints in which namespace they are: Docker makes it after it told us of it."""
+        for record in self._engine.registry.endpoints():
+            if record.sandbox_id or not record.linked or look.concerns(record.plan):
+                continue
+            if ident := await identity(self._engine.kernel, record.sandbox):
+                await self._engine.endpoints.identify(record, ident)
 
     async def _sweep(self, look: "_Look") -> None:
         """Remove what bears our mark and no record knows."""
@@ -245,14 +255,6 @@ def _describe(record: EndpointRecord) -> str:
 
 def _peers_of(record: NetworkRecord) -> str:
     return f"peers of network {record.network.name}"
-
-
-async def _exists(engine: Engine, sandbox: str) -> bool:
-    try:
-        await engine.kernel.sandbox(sandbox)
-    except NetplugError:
-        return False
-    return True
 
 
 async def _tolerate(owner: str, work: Awaitable[object]) -> None:

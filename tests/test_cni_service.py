@@ -60,7 +60,7 @@ async def test_state_outlives_the_daemon(plugin: Plugin) -> None:
     made = await plugin("ADD", **SUBNET, **PORTS)
     await plugin.host.reboot()
     assert await plugin("CHECK", **SUBNET, prevResult=made) == {}
-    refused = await plugin("ADD", "other", **SUBNET, **PORTS)
+    refused = await plugin("ADD", "other", netns="/run/netns/other", **SUBNET, **PORTS)
     assert (refused["code"], "8080" in refused["msg"]) == (11, True)
     assert await plugin("DEL") == {}
     assert (await plugin("ADD", "other", **SUBNET, **PORTS))["ips"]

@@ -124,7 +124,7 @@ async def test_a_taken_port_is_named_and_nothing_is_published(plugin: Plugin, mo
     assert await plugin.state() == before
 
 
-async def _yes(_: str) -> bool:
+async def _yes(*_: object) -> bool:
     return True
 
 

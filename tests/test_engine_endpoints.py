@@ -299,6 +299,33 @@ async def test_vanished_namespace_is_replaced(host: Host) -> None:
     assert len(host.endpoints()) == 1
 
 
+async def test_late_end_of_a_former_namespace_leaves_the_present_one_alone(host: Host) -> None:
+    """Both have the same path, gateway and address."""
+    old = await host.attach("ns1", id="f1" * 32, container="old", front_end=FrontEnd.CNI)
+    host.kernel.vanish("/run/netns/ns1")
+    host.kernel.appear("/run/netns/ns1")
+    new = await host.attach("ns1", id="f2" * 32, container="new", front_end=FrontEnd.CNI)
+    ways = [[step.destination for step in one.plan if isinstance(step, Route)] for one in (old, new)]
+    assert ways[0] == ways[1]
+    before = host.kernel.dump().count("/run/netns/ns1")
+    await host.engine.endpoints.delete(NET, old.endpoint.id)
+    assert host.kernel.dump().count("/run/netns/ns1") == before
+    assert [record.container for record in host.endpoints()] == ["new"]
+
+
+async def test_detach_means_the_namespace_that_is_there(host: Host) -> None:
+    await host.attach("ns1")
+    host.kernel.vanish("/run/netns/ns1")
+    host.kernel.appear("/run/netns/ns1")
+    new = await host.attach("ns1")
+    assert len(host.endpoints()) == 2
+    await host.engine.endpoints.detach(NET, "ns1", "eth0")
+    (old,) = host.endpoints()
+    assert old.sandbox_id != new.sandbox_id
+    await host.engine.endpoints.detach(NET, "ns1", "eth0")
+    assert host.endpoints() == []
+
+
 async def test_namespace_that_is_gone_can_be_detached(host: Host) -> None:
     before = await host.state()
     await host.attach("ns1", ports=PORTS)

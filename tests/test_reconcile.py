@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -202,6 +203,39 @@ async def test_attachment_is_rebuilt_while_its_namespace_exists(host: Host) -> N
     await host.reconciler.repair()
     assert ids(host) == {END} == {record.endpoint.id for record in host.endpoints()}
     await host.check()
+
+
+async def test_new_namespace_at_the_same_path_gets_nothing_of_the_former(host: Host) -> None:
+    """``ip netns del lab; ip netns add lab``, also between two lives of the daemon, or by a reboot."""
+    for again in (host.reconciler.repair, host.reboot):
+        host.kernel.vanish("/run/netns/ns1")
+        host.kernel.appear("/run/netns/ns1")
+        before = host.kernel.dump().count("/run/netns/ns1")
+        await again()
+        assert host.kernel.dump().count("/run/netns/ns1") == before == 0
+        assert {record.endpoint.id for record in host.endpoints()} == {END}
+        await host.check()
+        await host.attach("ns1", ports=(tcp(9090),))
+
+
+async def test_namespace_of_an_older_record_is_learned(host: Host) -> None:
+    (built,) = [record for record in host.endpoints() if record.front_end.value == "cli"]
+    known = {record.endpoint.id: record.sandbox_id for record in host.endpoints()}
+    assert known[END] == ""  # Docker makes it later
+    older = replace(built, sandbox_id="", plan=built.plan.of_namespace(""))
+    await host.engine.registry.save(older)
+    await host.reboot()
+    now = {record.endpoint.id: record for record in host.endpoints()}
+    assert now[built.endpoint.id] == built
+    assert now[END].sandbox_id
+    await host.check()
+    host.kernel.vanish("/run/netns/ns1")
+    host.kernel.appear("/run/netns/ns1")
+    await host.reboot()
+    assert {record.endpoint.id for record in host.endpoints()} == {END}
+    await host.check()
+    await host.engine.endpoints.leave(NET, END)
+    assert host.endpoint().sandbox_id == ""
 
 
 async def test_reboot_of_the_host_leaves_networks_and_no_dead(host: Host) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from netplug.drivers.naming import short
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord
-from netplug.errors import NetplugError
+from netplug.engine.sandboxes import is_there
 from netplug.ipam.lease import IPAddress, Lease, OwnerKind
 from netplug.ipam.pool import Pool
 
@@ -61,19 +61,9 @@ async def audit(engine: Engine) -> list[Finding]:
             if lease is None or lease.owner.id != record.endpoint.id:
                 holder = f"leased to {lease.owner}" if lease else "not leased"
                 found.append(Finding(pool, f"used by {_name(record)}, but {holder}", address))
-            elif not await _has_sandbox(engine, record):
+            elif record.sandbox and not await is_there(engine.kernel, record):  # without: it is between two lives
                 found.append(Finding(pool, f"held by {_name(record)}, whose sandbox {record.sandbox} is gone", address))
     return found
-
-
-async def _has_sandbox(engine: Engine, record: EndpointRecord) -> bool:
-    if not record.sandbox:
-        return True  # between two lives
-    try:
-        await engine.kernel.sandbox(record.sandbox)
-    except NetplugError:
-        return False
-    return True
 
 
 def _name(record: EndpointRecord) -> str:

@@ -20,6 +20,7 @@ from netplug.engine.others import Nobody, Others
 from netplug.engine.publishing import Publishing, in_order
 from netplug.engine.records import AttachSpec, Description, EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord
 from netplug.engine.registry import Registry, put
+from netplug.engine.sandboxes import is_there
 from netplug.engine.shared import Shared
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError
@@ -89,6 +90,7 @@ class Endpoints:
                 sandbox=spec.netns,
                 ifname=spec.ifname,
                 plan=plan,
+                sandbox_id=spec.netns_id,
             )
             built = await self._build(net, built)
         log.info(
@@ -110,11 +112,12 @@ class Endpoints:
             attachment = replace(attachment, gateways=(), routes=spec.routes)
         if not spec.netns:
             return endpoint, plan
-        attachment = self._beside_others(attachment, spec.netns)
+        attachment = self._beside_others(attachment, spec.netns, spec.netns_id)
         # In a list of CNI plugins those that come after us may tune the link.
         tunable = spec.front_end.shares
         plan = plan.unpinned() if tunable and not spec.pinned else plan
-        return endpoint, place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable)
+        plan = place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable)
+        return endpoint, plan.of_namespace(spec.netns_id)
 
     async def _build(self, net: Network, hidden: EndpointRecord) -> EndpointRecord:
         # A runtime says when its ports are to be published; a bare namespace is plugged in all at once.
@@ -130,23 +133,24 @@ class Endpoints:
             raise
         return built
 
-    def _beside_others(self, attachment: Attachment, netns: str) -> Attachment:
+    def _beside_others(self, attachment: Attachment, netns: str, netns_id: str) -> Attachment:
         """Leave out the default routes that a namespace has already: the first network is the way out."""
-        others = (other.plan for other in self._registry.in_sandbox(netns))
+        others = (other.plan for other in self._registry.in_sandbox(netns, netns_id))
         routes = (step.destination for plan in others for step in plan if isinstance(step, Route))
         taken = {destination.version for destination in routes if destination.prefixlen == 0}
         return replace(attachment, gateways=tuple(item for item in attachment.gateways if item.version not in taken))
 
-    async def _succeed(self, netns: str) -> None:
+    async def _succeed(self, netns: str, netns_id: str) -> None:
         """Give a namespace that lost its way out that of the networks which it is still in."""
-        for heir in self._registry.in_sandbox(netns):
+        for heir in self._registry.in_sandbox(netns, netns_id):
             ident = heir.endpoint.network
             async with self._registry.lock(ident):
                 if self._registry.find(ident, heir.endpoint.id) is not heir or heir.front_end is not FrontEnd.CLI:
                     continue
                 net = self._registry.network(ident).network
                 attachment = self._drivers[net.options.mode].join(net, heir.endpoint)
-                routes = ways_out(self._beside_others(attachment, netns), netns, heir.ifname)
+                routes = ways_out(self._beside_others(attachment, netns, netns_id), netns, heir.ifname)
+                routes = routes.of_namespace(heir.sandbox_id)
                 if routes:
                     key, _ = await self._journal.build(Intent(f"way out of {netns}", routes))
                     heir = replace(heir, plan=heir.plan + routes)  # noqa: PLW2901 - the same endpoint, with a way out
@@ -173,7 +177,8 @@ class Endpoints:
             built = self._registry.endpoint(network_id, endpoint_id)
             if built.sandbox and built.sandbox != sandbox:
                 raise NetplugError("exists", f"endpoint {endpoint_id[:12]!r} is already in sandbox {built.sandbox}")
-            joined = replace(built, sandbox=sandbox, linked=True, plan=built.plan.moved(sandbox))
+            same = built.sandbox_id if built.sandbox else ""
+            joined = replace(built, sandbox=sandbox, sandbox_id=same, linked=True, plan=built.plan.moved(sandbox))
             if built.linked:
                 await self._registry.save(joined)
             else:
@@ -193,7 +198,8 @@ class Endpoints:
             built = self._registry.find(network_id, endpoint_id)
             if built is None or not built.linked:
                 return
-            left = replace(built, sandbox="", linked=False, plan=built.plan.moved(None), exposed=Plan(), published=())
+            left = replace(built, sandbox="", sandbox_id="", linked=False, exposed=Plan(), published=())
+            left = replace(left, plan=built.plan.moved(None))
             intent = Intent(f"endpoint {short(endpoint_id)}", built.plan + built.exposed)
             await self._journal.take_down(intent, [put(left)])
             self._registry.remember(left)
@@ -236,6 +242,14 @@ class Endpoints:
                 await self._registry.save(told)
                 await self.others.joined(told)
 
+    @whole
+    async def identify(self, record: EndpointRecord, sandbox_id: str) -> None:
+        """Learn which namespace an endpoint's sandbox is, unless the record is another by now."""
+        async with self._registry.lock(record.endpoint.network):
+            if self._registry.find(record.endpoint.network, record.endpoint.id) is record:
+                plan = record.plan.of_namespace(sandbox_id)
+                await self._registry.save(replace(record, sandbox_id=sandbox_id, plan=plan))
+
     # Sandboxes without a runtime
 
     @whole
@@ -249,7 +263,7 @@ class Endpoints:
         network_id = self._registry.network(spec.network).network.id
         path, ident = await self._kernel.sandbox(spec.netns)
         endpoint_id = spec.id or _attachment_id(ident, spec.ifname)
-        wanted = spec.endpoint(endpoint_id, network_id, path)
+        wanted = spec.endpoint(endpoint_id, network_id, path, ident)
         if endpoint_id in self._attaching:
             raise NetplugError("exists", f"{spec.ifname} of {spec.netns} is just being attached")
         self._attaching.add(endpoint_id)
@@ -257,7 +271,7 @@ class Endpoints:
             async with self._registry.lock(network_id):
                 record = self._registry.network(network_id)
                 _refuse_unlinked(record.network, spec)
-                await self._refuse_second(record, endpoint_id, spec)
+                await self._refuse_second(record, wanted, spec.netns)
                 built = await self._create(record, wanted, spec.addresses)
                 attachment = self._drivers[record.network.options.mode].join(record.network, built.endpoint)
             await self.others.settled(built)
@@ -279,23 +293,27 @@ class Endpoints:
             net = self._registry.network(network_id).network
             built = self._registry.endpoint(network_id, spec.id)
             endpoint = replace(built.endpoint, addresses=spec.leased)
-            endpoint, plan = self._computed(net, endpoint, spec.endpoint(spec.id, network_id, built.sandbox))
+            wanted = spec.endpoint(spec.id, network_id, built.sandbox, built.sandbox_id)
+            endpoint, plan = self._computed(net, endpoint, wanted)
             built = await self._build(net, replace(built, endpoint=endpoint, plan=plan))
         await self.others.settled(built)
         return built
 
-    async def _refuse_second(self, record: NetworkRecord, endpoint_id: str, spec: AttachSpec) -> None:
-        """Refuse an interface that is attached already, unless its namespace died: ids of namespaces are used again."""
-        for network in self._registry.networks():
-            other = self._registry.find(network.network.id, endpoint_id)
-            if other is None:
-                continue
+    async def _refuse_second(self, record: NetworkRecord, wanted: EndpointSpec, said: str) -> None:
+        """Refuse an interface that is attached already, unless its namespace died: the next may have its path and id.
+
+        `said`: what the caller calls the namespace.
+        """
+        here = [one for one in self._registry.in_sandbox(wanted.netns, wanted.netns_id) if one.ifname == wanted.ifname]
+        found = (self._registry.find(network.network.id, wanted.id) for network in self._registry.networks())
+        for other in {one.key: one for one in (*here, *found) if one is not None}.values():
             if other.endpoint.network == record.network.id and await self._kernel.drift(tuple(other.plan)):
                 await self.drop(other)
                 continue
+            name = self._registry.network(other.endpoint.network).network.name
             raise NetplugError(
                 "exists",
-                f"{spec.ifname} of {spec.netns} is attached to network {network.network.name!r} already",
+                f"{wanted.ifname} of {said} is attached to network {name!r} already",
                 hint="detach it first or choose another --ifname",
             )
 
@@ -307,15 +325,21 @@ class Endpoints:
             NetplugError: "not_found" when nothing of the kind is attached.
         """
         net = self._registry.network(network).network
-        for built in self._registry.endpoints(net.id):
-            if built.ifname == ifname and netns in {built.sandbox, built.sandbox.rsplit("/", 1)[-1]}:
-                await self.delete(net.id, built.endpoint.id)
-                try:
-                    await self._succeed(built.sandbox)
-                except NetplugError as exc:  # the detached is detached, and the namespace may be gone
-                    log.warning("way_out.missing", sandbox=built.sandbox, error=str(exc))
-                return
-        raise NetplugError("not_found", f"{ifname} of {netns} is not attached to network {net.name!r}")
+        found = [
+            built
+            for built in self._registry.endpoints(net.id)
+            if built.ifname == ifname and netns in {built.sandbox, built.sandbox.rsplit("/", 1)[-1]}
+        ]
+        # What is there now is meant; what was there before it, when that is all that there is.
+        found = [built for built in found if await is_there(self._kernel, built)] or found
+        if not found:
+            raise NetplugError("not_found", f"{ifname} of {netns} is not attached to network {net.name!r}")
+        for built in found:
+            await self.delete(net.id, built.endpoint.id)
+            try:
+                await self._succeed(built.sandbox, built.sandbox_id)
+            except NetplugError as exc:  # the detached is detached, and the namespace may be gone
+                log.warning("way_out.missing", sandbox=built.sandbox, error=str(exc))
 
 
 def _refuse_unlinked(net: Network, spec: AttachSpec) -> None:

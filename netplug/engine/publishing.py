@@ -137,7 +137,7 @@ class Publishing:
         """
         if holder.front_end is not FrontEnd.DOCKER or holder.key in self._known:
             return False
-        while not await self._kernel.inhabited(holder.sandbox):
+        while not await self._kernel.inhabited(holder.sandbox, holder.sandbox_id):
             if time.monotonic() - self._started >= GRACE_S:
                 return True
             await asyncio.sleep(_POLL_S)

@@ -69,9 +69,10 @@ class EndpointSpec:
     """An endpoint as asked for.
 
     Addresses keep the prefix length of their subnet. `name`: the container's, when known. `netns`: path of the sandbox
-    in which the link is to be made at once as `ifname`; empty when a runtime moves it there. `options`: as the user
-    wrote them. `groups`: sets of subnets of each of which one address is wanted, in place of one a family. `routes`:
-    those of the sandbox, in place of a way out by the gateways. `pinned`: it keeps its MAC, whoever may tune its link.
+    in which the link is to be made at once as `ifname`; empty when a runtime moves it there. `netns_id`: its identity
+    (`Kernel.sandbox`). `options`: as the user wrote them. `groups`: sets of subnets of each of which one address is
+    wanted, in place of one a family. `routes`: those of the sandbox, in place of a way out by the gateways. `pinned`:
+    it keeps its MAC, whoever may tune its link.
     """
 
     id: str
@@ -89,6 +90,7 @@ class EndpointSpec:
     groups: tuple[tuple[IPNetwork, ...], ...] | None = None
     routes: tuple[StaticRoute, ...] | None = None
     pinned: bool = False
+    netns_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ class AttachSpec:
     routes: tuple[StaticRoute, ...] | None = None
     pinned: bool = False
 
-    def endpoint(self, ident: str, network: str, netns: str) -> EndpointSpec:
+    def endpoint(self, ident: str, network: str, netns: str, netns_id: str) -> EndpointSpec:
         """Return the endpoint asked for; `network` is an id, `netns` a path."""
         return EndpointSpec(
             ident,
@@ -134,6 +136,7 @@ class AttachSpec:
             groups=self.groups,
             routes=self.routes,
             pinned=self.pinned,
+            netns_id=netns_id,
         )
 
 
@@ -180,7 +183,8 @@ class EndpointRecord:
     """An endpoint as built.
 
     `endpoint.ports` are the mappings as asked for, `published` the ones in force, with their definite host ports.
-    `plan` are its links, `exposed` what publishing took. `sandbox`: path of the namespace, empty until Join.
+    `plan` are its links, `exposed` what publishing took. `sandbox`: path of the namespace, empty until Join;
+    `sandbox_id`: which one, as it may be followed by another at that path, empty as long as it is not known.
     `linked` False: the links were taken down by Leave; a Join builds them anew. `serves`: ports on which the container
     is said to listen ("80/tcp"), published or not. `healthy` False: its runtime says that it is not well.
     """
@@ -200,6 +204,7 @@ class EndpointRecord:
     hostname: str = ""
     serves: tuple[str, ...] = ()
     healthy: bool = True
+    sandbox_id: str = ""
 
     @property
     def present(self) -> Plan:

@@ -71,9 +71,14 @@ class Registry:
         chosen: Sequence[str] = list(self._endpoints) if network_id is None else [network_id]
         return [record for ident in chosen for record in self._endpoints.get(ident, {}).values()]
 
-    def in_sandbox(self, path: str) -> list[EndpointRecord]:
-        """Return the endpoints in a sandbox, by the names of their interfaces; others cost nothing."""
-        return sorted(self._sandboxes.get(path, {}).values(), key=lambda record: record.ifname)
+    def in_sandbox(self, path: str, netns_id: str = "") -> list[EndpointRecord]:
+        """Return the endpoints in a sandbox, by the names of their interfaces; others cost nothing.
+
+        Less those in another namespace that was at that path before.
+        """
+        found = self._sandboxes.get(path, {}).values()
+        here = found if not netns_id else [record for record in found if record.sandbox_id in {"", netns_id}]
+        return sorted(here, key=lambda record: record.ifname)
 
     def network(self, ref: str) -> NetworkRecord:
         """Return the network with this id, name, or beginning of an id.

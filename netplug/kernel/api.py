@@ -211,14 +211,18 @@ class Kernel(Protocol):
     async def sandbox(self, ref: str) -> tuple[str, str]:
         """Find a network namespace by its path, or by its name below /run/netns.
 
-        Returns its absolute path and its identity (device and inode), which is unique while it lives.
+        Returns its absolute path and its identity, which no other namespace has, had or will have
+        (`netplug.kernel.netns.identity`).
 
         Raises:
             NetplugError: "not_found"; "invalid" when it is no network namespace, or the host's own.
         """
 
-    async def inhabited(self, path: str) -> bool:
-        """Tell whether a process lives in the network namespace of this path; False when there is none."""
+    async def inhabited(self, path: str, netns_id: str = "") -> bool:
+        """Tell whether a process lives in the network namespace of this path; False when there is none.
+
+        With an identity, that one is meant, whatever is at the path by now.
+        """
 
     def attend(self, serve: Serve) -> None:
         """Have the sockets of `Resolver` steps served from now on, also of those ensured before.

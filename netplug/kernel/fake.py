@@ -92,10 +92,16 @@ class FakeKernel:
     def vanish(self, netns: str) -> None:
         """Destroy a sandbox."""
         self._world.gone.add(netns)
+        self._world.looped.discard(netns)
         for step in list(self._world.state.values()):
             moved = isinstance(step, Macvlan) and step.moved == netns
             if moved or (isinstance(step, Veth | Address | Route | Macvlan) and step.netns == netns):
                 self.lose(step.key)
+
+    def appear(self, netns: str) -> None:
+        """Make a new namespace at the path of one that vanished."""
+        self._world.gone.discard(netns)
+        self._world.lives[netns] += 1
 
     def tamper(self, step: Step) -> None:
         """Let someone else change an object of ours to be as this step says."""
@@ -244,11 +250,11 @@ class FakeKernel:
         path = ref if "/" in ref else f"/run/netns/{ref}"
         if path in self._world.gone:
             raise NetplugError("not_found", f"there is no network namespace {ref!r}")
-        return path, f"fake:{path}"
+        return path, self._world.identity(path)
 
-    async def inhabited(self, path: str) -> bool:
-        """Tell whether `path` was said to be inhabited."""
-        return path in self.inhabitants
+    async def inhabited(self, path: str, netns_id: str = "") -> bool:
+        """Tell whether `path` was said to be inhabited, while the same namespace is there."""
+        return path in self.inhabitants and netns_id in {"", self._world.identity(path)}
 
     def attend(self, serve: Serve) -> None:
         """Take note; nobody asks."""
@@ -361,6 +367,8 @@ class FakeKernel:
             ):
                 if step.key in self._world.state:
                     self._world.cascade(self._world.state[step.key])
+            case Address() | Route() if step.netns and self._world.is_gone(step.netns, step.netns_id):
+                return
         self._world.state.pop(step.key, None)
 
     def _drift(self, step: Step) -> str:
@@ -380,7 +388,7 @@ class FakeKernel:
                 return ""
             case Route() if not step.netns and step in self.foreign.routes:
                 return ""
-        found = self._world.state.get(step.key)
+        found = self._world.find(step)
         if found is None:
             return MISSING
         if isinstance(step, Veth | Vxlan) and step.master and step.master not in self._world.names():

@@ -1,5 +1,7 @@
 """What is there in the memory of a fake kernel, and what follows from it."""
 
+import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -78,6 +80,7 @@ class World:
         self.state: dict[str, Step] = {}
         self.sysctls: dict[str, str] = {}
         self.gone: set[str] = set()
+        self.lives: Counter[str] = Counter()
         self.looped: set[str] = set()
         self.firewall = {
             family: Model({table: {name: [] for name in chains} for table, chains in _BUILT_IN.items()})
@@ -120,8 +123,21 @@ class World:
 
     def wants_sandbox(self, step: Step, netns: str | None) -> None:
         """Refuse a sandbox that is gone."""
-        if netns in self.gone:
+        if netns and self.is_gone(netns, getattr(step, "netns_id", "")):
             raise StepError("not_found", step, f"sandbox {netns} is gone")
+
+    def is_gone(self, netns: str, netns_id: str) -> bool:
+        """Tell whether a sandbox is gone; another may be in its place."""
+        return netns in self.gone or netns_id not in {"", self.identity(netns)}
+
+    def find(self, step: Step) -> Step | None:
+        """Return what there is of the object that a step names."""
+        inside = isinstance(step, Address | Route) and step.netns and self.is_gone(step.netns, step.netns_id)
+        return None if inside else self.state.get(step.key)
+
+    def identity(self, netns: str) -> str:
+        """Return the identity of the namespace that is now at a path."""
+        return f"0:{zlib.crc32(netns.encode())}:fake:{self.lives[netns]}"
 
     def wants_link(self, step: Step, name: str, netns: str | None) -> None:
         """Refuse a link that is not there."""
@@ -164,7 +180,7 @@ class World:
         """Say what is wrong with what is no object of ours."""
         if not isinstance(step, Loopback):
             return ""
-        if step.netns in self.gone:
+        if self.is_gone(step.netns, step.netns_id):
             return MISSING
         return "" if step.netns in self.looped else "is down"
 
@@ -288,5 +304,7 @@ def comparable(step: Step) -> Step:
         case Bridge():
             return replace(step, adopt=False)
         case Macvlan():
-            return replace(step, moved=None, mode="", parent="")
+            return replace(step, moved=None, mode="", parent="", netns_id="")
+        case Veth() | Address() | Route():
+            return replace(step, netns_id="")
     return step

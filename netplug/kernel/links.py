@@ -24,8 +24,8 @@ _INET6_ADDR_GEN_MODE = 8
 _GEN_MODE_NONE = 1
 _STATE_DISABLED = 0
 
-Sandbox = Callable[[str], tuple[int, Netlink]]
-"""Gives file descriptor and socket of a sandbox by its path; both belong to the giver."""
+Sandbox = Callable[[str, str], tuple[int, Netlink]]
+"""Gives file descriptor and socket of a sandbox by path and identity; both belong to the giver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
     if step.master and master is None:
         raise StepError("not_found", step, f"bridge {step.master!r} of link {step.name!r} is missing")
     index = master.index if master else 0
-    fd, inside = sandbox(step.netns) if step.netns else (None, nl)
+    fd, inside = sandbox(step.netns, step.netns_id) if step.netns else (None, nl)
     try:
         nl.request(RTM_NEWLINK, _veth(step, index, fd), NEW)
     except NetlinkError as error:

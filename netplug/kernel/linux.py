@@ -212,9 +212,9 @@ class LinuxKernel:
         """Find a network namespace; see `Kernel`."""
         return find(ref)
 
-    async def inhabited(self, path: str) -> bool:
-        """Tell whether a process lives in the network namespace of this path."""
-        return await asyncio.to_thread(inhabited, path)
+    async def inhabited(self, path: str, netns_id: str = "") -> bool:
+        """Tell whether a process lives in a network namespace; see `Kernel`."""
+        return await asyncio.to_thread(inhabited, path, netns_id)
 
     def attend(self, serve: Serve) -> None:
         """Have the sockets of `Resolver` steps served; see `Kernel`."""
@@ -280,11 +280,11 @@ class LinuxKernel:
             case Shape():
                 return shaping.ensure(self._nl, step)
             case Address():
-                return addresses.ensure_address(self._inside(step.netns, sandboxes), step)
+                return addresses.ensure_address(_inside(self._nl, step, sandboxes), step)
             case Route():
-                return addresses.ensure_route(self._inside(step.netns, sandboxes), step)
+                return addresses.ensure_route(_inside(self._nl, step, sandboxes), step)
             case Loopback():
-                return loopback.ensure(self._inside(step.netns, sandboxes))
+                return loopback.ensure(_inside(self._nl, step, sandboxes))
             case Fdb() | Neighbour():
                 self._stations.want(step)
                 return neighbours.ensure(self._nl, step)
@@ -368,7 +368,7 @@ class LinuxKernel:
                 self._ways.remove(step)
             case Address() | Route():
                 try:
-                    nl = self._inside(step.netns, sandboxes)
+                    nl = _inside(self._nl, step, sandboxes)
                 except FileNotFoundError:
                     return  # and the object with it
                 if isinstance(step, Address):
@@ -376,14 +376,15 @@ class LinuxKernel:
                 else:
                     addresses.remove_route(nl, step)
 
-    def _inside(self, netns: str | None, sandboxes: Sandboxes) -> Netlink:
-        return sandboxes.get(netns)[1] if netns else self._nl
-
     async def _do(self, work: Callable[[], _T]) -> _T:
         """Do netlink work: at once, unless a deletion holds the rtnl mutex and would hold up the loop as well."""
         if not self._reaper.busy:
             return work()
         return await asyncio.to_thread(work)
+
+
+def _inside(host: Netlink, step: Address | Route | Loopback, sandboxes: Sandboxes) -> Netlink:
+    return sandboxes.get(step.netns, step.netns_id)[1] if step.netns else host
 
 
 def _kind(step: Step) -> int | str:

@@ -23,7 +23,7 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
     Raises:
         LinkBusyError: wait for the deletion, then try again.
     """
-    fd, inside = sandbox(step.netns) if step.netns else (None, nl)
+    fd, inside = sandbox(step.netns, step.netns_id) if step.netns else (None, nl)
     if found := rtnl.link(inside, mark(step.name)):
         if found.doomed:
             raise LinkBusyError
@@ -54,7 +54,7 @@ def remove_moved(step: Macvlan, sandbox: Sandbox) -> None:
     found = _inside(netns, step, sandbox) if netns else None
     if netns and found:
         try:
-            sandbox(netns)[1].request(RTM_DELLINK, IFINFO.pack(0, 0, found.index, 0, 0))
+            sandbox(netns, step.netns_id)[1].request(RTM_DELLINK, IFINFO.pack(0, 0, found.index, 0, 0))
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise
@@ -78,7 +78,7 @@ def find(step: Macvlan, links: Iterable[Link]) -> Link | None:
 def _inside(netns: str, step: Macvlan, sandbox: Sandbox) -> Link | None:
     """Return the link as it is in a sandbox; one that was made there and not yet marked is told by name and MAC."""
     try:
-        inside = sandbox(netns)[1]
+        inside = sandbox(netns, step.netns_id)[1]
     except FileNotFoundError:
         return None
     found = rtnl.link(inside, mark(step.name))

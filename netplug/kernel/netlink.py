@@ -143,7 +143,7 @@ class Netlink:
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self.sock = sock
         self._seq = 0
         self._lock = threading.Lock()
         sock.setblocking(True)
@@ -212,7 +212,7 @@ class Netlink:
                 packed.append(bytes(-len(payload) & 3))
                 if flags & NLM_F_ACK:
                     awaited.add(self._seq)
-            self._sock.sendall(b"".join(packed))
+            self.sock.sendall(b"".join(packed))
             refused: BatchError | None = None
             while awaited:
                 for seq, code, words in self._acknowledged():
@@ -236,17 +236,17 @@ class Netlink:
 
     def close(self) -> None:
         """Close the socket."""
-        self._sock.close()
+        self.sock.close()
 
     def _send(self, kind: int, flags: int, payload: bytes) -> int:
         self._seq += 1
         length = _HEADER.size + len(payload)
-        self._sock.sendall(_HEADER.pack(length, kind, flags | NLM_F_REQUEST, self._seq, 0) + payload)
+        self.sock.sendall(_HEADER.pack(length, kind, flags | NLM_F_REQUEST, self._seq, 0) + payload)
         return self._seq
 
     def _receive(self) -> bytes:
         try:
-            return self._sock.recv(_BUFFER)
+            return self.sock.recv(_BUFFER)
         except BlockingIOError as error:
             raise TimeoutError("the kernel does not answer") from error
 

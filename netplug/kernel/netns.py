@@ -6,11 +6,15 @@ child process: forking a daemon of this size costs 6 ms, and is unsafe beside th
 
 import ctypes
 import errno
+import fcntl
 import os
 import socket
+import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -21,6 +25,10 @@ NAMED = Path("/run/netns")
 """Where ip(8) keeps namespaces that have a name."""
 
 _CLONE_NEWNET = 0x40000000
+_NS_GET_ID = 0x8008B70D
+"""_IOR(NSIO, 13, __u64), kernel 6.18 and later; of a network namespace it is the cookie."""
+_SO_NETNS_COOKIE = 71
+_UNKNOWN = frozenset({errno.ENOTTY, errno.EINVAL, errno.ENOPROTOOPT})
 _SELF = "/proc/thread-self/ns/net"
 _T = TypeVar("_T")
 
@@ -37,6 +45,43 @@ def open_netns(netns: str) -> int:
         FileNotFoundError: it is gone.
     """
     return os.open(path_of(netns), os.O_RDONLY | os.O_CLOEXEC)
+
+
+def identity(fd: int, inside: socket.socket | None = None) -> str:
+    """Return what tells an open namespace from all others, those that were before it and will be after it too.
+
+    ``DEVICE:INODE:BOOT:COOKIE``: inodes are used again, cookies never during one boot (socket(7), SO_NETNS_COOKIE).
+    Kernels before 5.14 have none. `inside`: a socket of the namespace, which before 6.18 saves a thread.
+    """
+    status = os.fstat(fd)
+    return f"{status.st_dev}:{status.st_ino}:{_boot()}:{_cookie(fd, inside)}"
+
+
+def _cookie(fd: int, inside: socket.socket | None) -> str:
+    data = bytearray(8)
+    try:
+        fcntl.ioctl(fd, _NS_GET_ID, data)
+        return str(int.from_bytes(data, sys.byteorder))
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+
+    def asked() -> bytes:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+
+    try:
+        raw = inside.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8) if inside else run_in(fd, asked)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+        return ""
+    return str(struct.unpack("=Q", raw)[0])
+
+
+@cache
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
 
 
 def run_in(fd: int, work: Callable[[], _T]) -> _T:
@@ -113,12 +158,18 @@ class Sandboxes:
             os.close(fd)
         self._open.clear()
 
-    def get(self, netns: str) -> tuple[int, Netlink]:
-        """Return file descriptor and socket of a sandbox, by path or name.
+    def get(self, netns: str, netns_id: str = "") -> tuple[int, Netlink]:
+        """Return file descriptor and socket of a sandbox, by path or name, and by `identity` where that is known.
 
         Raises:
-            FileNotFoundError: it is gone.
+            FileNotFoundError: it is gone; another may be in its place.
         """
+        fd, nl = self._opened(netns)
+        if netns_id and identity(fd, nl.sock) != netns_id:
+            raise FileNotFoundError(errno.ENOENT, "another namespace", path_of(netns))
+        return fd, nl
+
+    def _opened(self, netns: str) -> tuple[int, Netlink]:
         if netns not in self._open:
             fd = open_netns(netns)
             try:

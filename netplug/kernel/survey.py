@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeAlias
 
 from netplug.drivers.steps import (
     Address,
@@ -43,25 +43,30 @@ class View:
     routes: list[LinkRoute]
 
 
+Netns: TypeAlias = tuple[str, str]
+"""Path and identity of a namespace, both empty for the host's."""
+_HOST = ("", "")
+
+
 @dataclass(slots=True)
 class Survey:
-    """The namespaces that a plan speaks of; the host's is that of the empty path, one that is gone is None."""
+    """The namespaces that a plan speaks of; one that is gone is None."""
 
-    views: dict[str, View | None]
+    views: dict[Netns, View | None]
     shapes: shaping.Found
     stations: neighbours.Found
 
     @classmethod
     def of(cls, steps: Sequence[Step], nl: Netlink) -> Self:
         """Look at the host's namespace, and at the sandboxes that the steps name. Blocks: 60 µs a link."""
-        views: dict[str, View | None] = {}
+        views: dict[Netns, View | None] = {}
         with Sandboxes() as sandboxes:
             for netns in {netns for step in steps for netns in _sandboxes(step)}:
                 try:
-                    views[netns] = _view(sandboxes.get(netns)[1])
+                    views[netns] = _view(sandboxes.get(*netns)[1])
                 except FileNotFoundError:
                     views[netns] = None
-        host = views[""] = _view(nl)
+        host = views[_HOST] = _view(nl)
         shapes = [step for step in steps if isinstance(step, Shape)]
         shaped, stations = shaping.Found.of(nl, shapes, host.links), neighbours.Found.of(nl, host.links.values())
         return cls(views, shaped, stations)
@@ -69,7 +74,7 @@ class Survey:
     @property
     def host(self) -> View:
         """The host's namespace."""
-        view = self.views[""]
+        view = self.views[_HOST]
         assert view is not None  # noqa: S101 - it is always looked at
         return view
 
@@ -108,13 +113,16 @@ class Survey:
         return self._macvlan(step)
 
     def _placed(self, step: Address | Route | Loopback) -> str:
-        view = self.views[step.netns or ""]
+        view = self._inside(step)
         if isinstance(step, Loopback):
             return loopback.drift(view.links if view else None)
         link = view.links.get(step.link) if view else None
         if isinstance(step, Route):
             return addresses.route_drift(step, link, view.routes if view else [])
         return addresses.address_drift(step, link, view.addresses.get(link.index, []) if view and link else [])
+
+    def _inside(self, step: Veth | Macvlan | Address | Route | Loopback) -> View | None:
+        return self.views[(step.netns, step.netns_id) if step.netns else _HOST]
 
     def _link(self, name: str) -> Link | None:
         found = self.host.links.get(name)
@@ -138,10 +146,10 @@ class Survey:
         return _words(vxlan.differences(step, found, master.index if master else 0))
 
     def _macvlan(self, step: Macvlan) -> str:
-        view = self.views[step.netns or ""]
+        view = self._inside(step)
         if found := macvlan.find(step, view.links.values()) if view else None:
             return _words(macvlan.differences(step, found))
-        away = self.views[step.moved] if step.moved else None
+        away = self.views[step.moved, step.netns_id] if step.moved else None
         return "" if away and macvlan.find(step, away.links.values()) else MISSING
 
     def _veth(self, step: Veth) -> str:
@@ -151,18 +159,18 @@ class Survey:
         if not found.is_ours(step.name):
             return "is not ours"
         master = self._link(step.master) if step.master else None
-        view = self.views[step.netns or ""]
+        view = self._inside(step)
         peer = links.peer_of(step, found, view.links if view else {})
         differences = links.veth_differences(step, found, master.index if master else 0, peer)
         return _words(differences + links.peer_differences(step, peer))
 
 
-def _sandboxes(step: Step) -> tuple[str, ...]:
+def _sandboxes(step: Step) -> tuple[Netns, ...]:
     match step:
         case Veth() | Address() | Route() | Loopback() if step.netns:
-            return (step.netns,)
+            return ((step.netns, step.netns_id),)
         case Macvlan():
-            return tuple(netns for netns in (step.netns, step.moved) if netns)
+            return tuple((netns, step.netns_id) for netns in (step.netns, step.moved) if netns)
     return ()
 
 

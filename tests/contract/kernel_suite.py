@@ -59,6 +59,7 @@ class Surroundings(Protocol):
     def chain(self, family: int, table: str, chain: str) -> tuple[str, ...] | None: ...
     def sandbox(self) -> str: ...
     def vanish(self, netns: str) -> None: ...
+    def appear(self, netns: str) -> None: ...
     def lose(self, step: Step) -> None: ...
     def set_mtu(self, step: Bridge | Veth | Vxlan, mtu: int) -> None: ...
     def snapshot(self) -> str: ...
@@ -378,6 +379,28 @@ class KernelSuite:
         around.vanish(netns)
         assert await whats(kernel, *steps) == ["missing", "missing"]
         await gone(kernel, *steps[::-1])
+
+    async def test_namespace_in_the_place_of_another_is_not_touched(self, kernel: Kernel, around: Surroundings) -> None:
+        """Its path may be that of a former life, and its inode too."""
+        netns = around.sandbox()
+        _, former = await kernel.sandbox(netns)
+        peer = replace(VETH, netns=netns, peer="eth0")
+        address = Address("eth0", ip_interface("10.9.0.2/24"), netns)
+        way = Route(ip_network("0.0.0.0/0"), "eth0", ip_address("10.9.0.1"), netns)
+        plan = Plan((peer, address, way, Loopback(netns)))
+        await kernel.ensure((BRIDGE, *plan.of_namespace(former)))
+        assert await whats(kernel, *plan, *plan.of_namespace(former)) == []
+        around.vanish(netns)
+        around.appear(netns)
+        _, later = await kernel.sandbox(netns)
+        assert later != former
+        await kernel.ensure(tuple(plan.of_namespace(later)))
+        assert await whats(kernel, *plan.of_namespace(former).steps[1:]) == ["missing"] * 3
+        for step in plan.of_namespace(former):
+            assert (await refusal(kernel, step)).kind == "not_found"
+        await gone(kernel, *plan.of_namespace(former).steps[:0:-1])
+        assert await whats(kernel, *plan.of_namespace(later)) == []
+        assert not await kernel.inhabited(netns, former)
 
     async def test_link_removed_can_be_made_again_at_once(self, kernel: Kernel) -> None:
         await kernel.ensure((BRIDGE, VETH))

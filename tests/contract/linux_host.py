@@ -125,6 +125,10 @@ class LinuxSurroundings:
         while len(run("ip", "-o", "link").splitlines()) == links:
             assert time.monotonic() < deadline, "the host side outlives its sandbox"
 
+    def appear(self, netns: str) -> None:
+        run("ip", "netns", "add", Path(netns).name)
+        self._sandboxes.append(netns)
+
     def lose(self, step: Step) -> None:
         match step:
             case Bridge() | Veth() | Vxlan():

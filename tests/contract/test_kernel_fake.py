@@ -48,6 +48,9 @@ class FakeSurroundings:
     def sandbox(self) -> str:
         return "/run/netns/fake"
 
+    def appear(self, netns: str) -> None:
+        self._kernel.appear(netns)
+
     def lose(self, step: Step) -> None:
         self._kernel.lose(step.key)
 

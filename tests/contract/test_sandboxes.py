@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from netplug.errors import NetplugError
+from netplug.kernel import netns
 from netplug.kernel.sandboxes import find, inhabited
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
@@ -33,7 +34,8 @@ def refusal(ref: str) -> NetplugError:
 def test_name_and_path_mean_the_same(name: str, tmp_path: Path) -> None:
     path = f"/run/netns/{name}"
     status = Path(path).stat()
-    assert find(name) == find(path) == (path, f"{status.st_dev}:{status.st_ino}")
+    assert find(name) == find(path) == (path, find(path)[1])
+    assert find(name)[1].startswith(f"{status.st_dev}:{status.st_ino}:")
     assert find(f"/run/../run/netns/{name}") == find(name)
     link = tmp_path / "link"
     link.symlink_to(path)
@@ -48,6 +50,28 @@ def test_two_namespaces_are_two(name: str) -> None:
         assert find(name)[1] != find(other)[1]
     finally:
         subprocess.run(["ip", "netns", "del", other], check=True)
+
+
+@root
+def test_no_identity_comes_twice(name: str) -> None:
+    """Inodes do: that of a namespace that goes is the next one's."""
+    seen = set()
+    for _ in range(5):
+        seen.add(find(name)[1])
+        subprocess.run(["ip", "netns", "del", name], check=True)
+        subprocess.run(["ip", "netns", "add", name], check=True)
+    assert len(seen) == 5
+
+
+@root
+def test_older_kernels_tell_by_the_cookie(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = find(name)[1]
+    monkeypatch.setattr(netns, "_NS_GET_ID", 0x8008B7FF)  # which no kernel knows
+    assert find(name)[1] == newest
+    with netns.Sandboxes() as sandboxes:
+        sandboxes.get(name, newest)
+    monkeypatch.setattr(netns, "_SO_NETNS_COOKIE", 9999)
+    assert find(name)[1] == newest.rpartition(":")[0] + ":"
 
 
 def test_what_is_not_there_is_not_found() -> None:
@@ -86,6 +110,8 @@ def test_namespace_is_inhabited_while_a_process_lives_in_it(name: str) -> None:
         assert process.stdout
         assert process.stdout.readline() == "here\n"
         assert inhabited(path)
+        assert inhabited("/nowhere", find(path)[1])
+        assert not inhabited(path, find(path)[1] + "0")
         process.send_signal(signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not buried: a zombie
         assert Path(f"/proc/{process.pid}").exists()
