@@ -26,6 +26,7 @@ from netplug.claims import SharedLeases
 from netplug.cluster import Cluster
 from netplug.cluster.membership import own_id
 from netplug.cluster.records import IDENTITY
+from netplug.cluster.visiting import VTEP
 from netplug.cluster.vtep import find_vtep
 from netplug.composing import drivers, linux_kernel, site_prefix, spaces
 from netplug.config import Settings
@@ -46,7 +47,6 @@ log = structlog.get_logger(__name__)
 
 NAMESPACE = "\0netplug"
 """Abstract socket that a daemon holds: these belong to a network namespace, and two daemons would fight over one."""
-VTEP = "meta/vtep"
 TURN = "turn"
 """File that is held by whoever works on the state for a moment without a daemon (`netplug.alone`)."""
 PATIENCE_S = 20.0
