@@ -238,6 +238,9 @@ class Meshed(Protocol):
     def check_peer(self, net: Network, peer: Peer, host: HostFacts) -> None:
         """Refuse what another host may not say: a record must not reach beyond its network."""
 
+    def room(self, host: HostFacts) -> int:
+        """Return the largest mtu, in bytes, that a network of this driver can have as the host is now."""
+
     def peers(self, net: Network, peers: Sequence[Peer]) -> Plan:
         """Return all that reaching these peers takes, in addition to the network's plan.
 

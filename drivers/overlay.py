@@ -18,7 +18,7 @@ from .naming import eui64, host_side, mac_of_host_side, mac_of_id, vxlan_name
 from .options import NetworkOptions
 from .plan import Plan
 from .steps import IPAddress, Step
-from .tunnel import NO_MAC, Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from .tunnel import NO_MAC, Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that a frame grows by, less its own: outer IP header, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 5)."""
@@ -81,7 +81,7 @@ class OverlayDriver(BridgeDriver):
         if not _quick(net):
             return plan
         addresses = tuple(address.ip for address in ep.addresses)
-        way = Shortcut(host_side(ep.id), vxlan_name(net.id), ep.chosen_mac().lower(), addresses)
+        way = Shortcut(host_side(ep.id), vxlan_name(net.id), ep.chosen_mac().lower(), self.mac(net), addresses)
         return plan + Plan((way,))
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
@@ -90,6 +90,9 @@ class OverlayDriver(BridgeDriver):
 
     def publish(self, net: Network, ep: Endpoint, host: HostFacts) -> Peer:
         return Peer(ep.id, ep.chosen_mac().lower(), tuple(address.ip for address in ep.addresses), _vtep(host))
+
+    def room(self, host: HostFacts) -> int:
+        return _room(host)
 
     def check_peer(self, net: Network, peer: Peer, host: HostFacts) -> None:
         """Refuse a VTEP that no other host can have, a MAC and addresses that no endpoint of the network can have."""
@@ -119,8 +122,6 @@ class OverlayDriver(BridgeDriver):
             steps += [Fdb(link, NO_MAC, vtep) for vtep in vteps]
         steps += [Fdb(link, mac, vtep) for mac, vtep in remote.items()]
         steps += [Neighbour(bridge, address, mac) for address, mac in near.items()]
-        if _quick(net):
-            steps += [Remote(link, mac) for mac in remote]
         return Plan(tuple(steps))
 
 

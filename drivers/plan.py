@@ -7,9 +7,6 @@ from .codec import Json, JsonObject, decode, encode
 from .steps import STEPS, Address, Guard, HostPort, Loopback, Macvlan, Relay, Route, Step, Veth
 from .tunnel import Shortcut
 
-_RETIRED = {"Shortcut": frozenset(("gateway",))}
-"""Fields that earlier versions stored, and that nothing needs any more, by kind of step."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -110,6 +107,5 @@ def _fields(step: Step) -> JsonObject:
 def _step(data: Json) -> Step:
     if not isinstance(data, dict) or data.get("step") not in STEPS:
         raise ValueError(f"unknown kind of step {data!r}")
-    kind = str(data["step"])
-    ignored = {"step"} | _RETIRED.get(kind, frozenset())
-    return decode(STEPS[kind], {name: value for name, value in data.items() if name not in ignored})
+    fields = {name: value for name, value in data.items() if name != "step"}
+    return decode(STEPS[str(data["step"])], fields)

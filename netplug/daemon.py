@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -26,11 +26,10 @@ from netplug.claims import SharedLeases
 from netplug.cluster import Cluster
 from netplug.cluster.membership import own_id
 from netplug.cluster.records import IDENTITY
-from netplug.cluster.visiting import VTEP
-from netplug.cluster.vtep import find_vtep
+from netplug.cluster.underlay import VTEP, Underlay
+from netplug.cluster.vtep import Finder
 from netplug.composing import drivers, linux_kernel, site_prefix, spaces
 from netplug.config import Settings
-from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.engine.supervision import Supervisor
 from netplug.errors import NetplugError
@@ -42,6 +41,9 @@ from netplug.lock import Held, claim_socket, lock_file, release_socket, turn
 from netplug.reconcile import Reconciler
 from netplug.store.api import Put, Store, StoreError, Unreachable
 from netplug.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from netplug.store.etcd import EtcdStore
 
 log = structlog.get_logger(__name__)
 
@@ -123,8 +125,8 @@ class Daemon:
         )
         engine = Engine(kernel, store, allocator, drivers())
         if leases and shared:
-            vtep = await self._vtep(store, kernel)
-            self.cluster = Cluster(engine, store, shared, leases, me=me, name=settings.host_name, vtep=vtep)
+            under = await self._underlay(engine, store, kernel)
+            self.cluster = Cluster(engine, store, shared, leases, me=me, name=settings.host_name, under=under)
         await self._compose(engine, api, plugin, cni)
         log.info(
             "daemon.started",
@@ -136,26 +138,28 @@ class Daemon:
             ms=round((time.monotonic() - started) * 1000),
         )
 
-    async def _vtep(self, store: Store, kernel: Kernel) -> IPAddress:
-        """Return this host's VTEP; the last one while the network is not yet up.
+    async def _underlay(self, engine: Engine, store: Store, kernel: Kernel) -> Underlay:
+        """Find this host's VTEP; the last one while the network is not yet up.
 
         Raises:
             NetplugError: "invalid": there is none.
         """
         assert self._settings.etcd  # noqa: S101 - the caller has opened it
-        known = await store.get(VTEP)
+        record = await store.get(VTEP)
+        known = ip_address(str(record.value["vtep"])) if record else None
+        finder = Finder(self._settings.vtep, self._settings.etcd)
         try:
-            vtep = await asyncio.to_thread(find_vtep, self._settings.vtep, self._settings.etcd, await kernel.facts())
+            vtep = await asyncio.to_thread(finder.find, await kernel.facts(), known)
         except NetplugError as exc:
             if known is None:
                 raise
-            vtep = ip_address(str(known.value["vtep"]))
-            log.warning("vtep.missing", vtep=str(vtep), reason=exc.message)
-        if known is None or known.value["vtep"] != str(vtep):
+            log.warning("vtep.missing", vtep=str(known), reason=exc.message)
+            vtep = known
+        if vtep != known:
             await store.txn((), [Put(VTEP, {"vtep": str(vtep)})])
-        return vtep
+        return Underlay(engine, store, finder, vtep)
 
-    async def _open_shared(self, own: Store) -> Store | None:
+    async def _open_shared(self, own: Store) -> "EtcdStore | None":
         """Open the shared store. While it cannot be reached this host's own networks go on.
 
         So they do when it refuses, unless this host never was in a cluster: then the settings are wrong.

@@ -62,6 +62,7 @@ class Reconciler:
         await self._engine.supervisor.attempt("reconcile", self._begin())
 
     async def _begin(self) -> None:
+        await self._engine.networks.follow(build=False)
         await self._heal(await self._look())
         await self._engine.shared.trim(self._engine.registry.all_networks())
 

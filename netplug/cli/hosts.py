@@ -13,14 +13,14 @@ app = typer.Typer(help="List the hosts that share networks, and forget one that 
 
 @app.command("ls")
 def ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """List the hosts: whether each lives, where the others tunnel to, and what it has."""
+    """List the hosts: whether each lives, where the others tunnel to, what it has, and what is wrong with it."""
     found = Client(run_dir.absolute()).get("hosts")["hosts"]
     if as_json:
         emit_json(found)
         return
     emit(
         table(
-            ("id", "name", "vtep", "alive", "endpoints", "addresses"),
+            ("id", "name", "vtep", "alive", "endpoints", "addresses", "note"),
             [
                 (
                     short(one["id"]),
@@ -29,6 +29,7 @@ def ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
                     "this host" if one["me"] else "yes" if one["alive"] else "no",
                     str(one["endpoints"]),
                     str(one["addresses"]),
+                    "; ".join(one["notes"]),
                 )
                 for one in found
             ],

@@ -8,7 +8,7 @@ look; on a timer everything is looked at. While the store cannot be reached noth
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -20,6 +20,7 @@ from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.engine.audit import Finding
+from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease
@@ -30,8 +31,12 @@ from .barrier import Barrier
 from .forgetting import Host, Hosts
 from .membership import Membership
 from .networks import Definitions, ident_of
-from .records import IDENTITY, NETWORKS, Told, as_put, endpoint_key
+from .records import IDENTITY, NETWORKS, Told, as_put, endpoint_key, twin_words
+from .underlay import Underlay
 from .view import View, name_of
+
+if TYPE_CHECKING:  # aiohttp takes long to import, and a daemon without a cluster does not need it
+    from netplug.store.etcd import EtcdStore
 
 log = structlog.get_logger(__name__)
 
@@ -56,22 +61,33 @@ class Cluster:
     """A host among others. `me`: its id. The engine tells it of endpoints that come and go (`joined`, `left`)."""
 
     def __init__(
-        self, engine: Engine, local: Store, store: Store, leases: SharedLeases, *, me: str, name: str, vtep: IPAddress
+        self,
+        engine: Engine,
+        local: Store,
+        store: "EtcdStore",
+        leases: SharedLeases,
+        *,
+        me: str,
+        name: str,
+        under: Underlay,
     ) -> None:
         self.me = me
         self.view = View(store)
-        self.membership = Membership(store, self.view, leases.reach, me, name, vtep)
+        self.membership = Membership(store, self.view, leases.reach, me, name, under.vtep)
         self.barrier = Barrier(store, self.view, self.membership)
         self.networks = Definitions(engine, store, self.view, me)
         self._hosts = Hosts(store, self.networks, me)
         self.leases = leases
-        engine.shared.vtep = vtep
+        self._underlay = under
+        under.moved, under.noted = self._moved, self._noted
+        engine.shared.vtep = under.vtep
         engine.endpoints.others = self
         engine.networks.cluster = self.networks
         self._reach = leases.reach
         self._engine = engine
         self._local = local
         self._store = store
+        self._reconnect = store.reconnect
         self._lost: frozenset[str] = frozenset()
         self.names: Names | None = None
         self._published: dict[str, int] = {}
@@ -121,6 +137,9 @@ class Cluster:
         """
         if not (network := self._shared(record)):
             return
+        if first := self.view.yielding().get(self.me):
+            words = f"this host's VTEP is that of host {name_of(self.view, first)} too, which had it before"
+            raise NetplugError("unavailable", words, hint="give one of them another address, or another --vtep")
         try:
             with self._reach.asking():
                 await self._publish(network, record)
@@ -195,6 +214,7 @@ class Cluster:
         keep = self._engine.supervisor.keep
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(keep("cluster.underlay", self._underlay.run))
                 group.create_task(keep("cluster.view", self.view.follow))
                 group.create_task(keep("cluster.membership", self.membership.run))
                 group.create_task(keep("cluster.barrier", self.barrier.run))
@@ -208,6 +228,29 @@ class Cluster:
             except (TimeoutError, StoreError) as exc:
                 log.debug("host.lease_left", reason=str(exc))
 
+    async def _moved(self, vtep: IPAddress) -> None:
+        """Tell the others of a new VTEP. Connections from the old one may be dead, and nobody says so for long."""
+        self.membership.vtep = vtep
+        await self._reconnect()
+        self.membership.look()
+        self.view.touch_all()
+
+    def _noted(self, notes: tuple[str, ...]) -> None:
+        if notes != self.membership.notes:
+            self.membership.notes = notes
+            self.membership.look()
+
+    def _compare_hosts(self) -> None:
+        """Say which hosts have one VTEP."""
+        found = [
+            Difference(f"host {name_of(self.view, ident)}", "vtep", self._shared_vtep(ident, first))
+            for ident, first in sorted(self.view.yielding().items())
+        ]
+        self._engine.conditions.report("hosts", found)
+
+    def _shared_vtep(self, ident: str, first: str) -> str:
+        return twin_words(self.view.hosts()[ident].vtep, name_of(self.view, first))
+
     async def _dispatch(self) -> None:
         """Wake who has to look at what changed, and all after a while."""
         await self.view.synced.wait()
@@ -218,6 +261,7 @@ class Cluster:
             except TimeoutError:
                 self.view.touch_all()
             self.view.changed.clear()
+            self._compare_hosts()
             if self.view.redefined:
                 self.view.redefined = False
                 self._defining.set()

@@ -17,14 +17,17 @@ from netplug.leases import LEASES, OPS_PER_TXN
 from netplug.store.api import Compare, Delete, Record, Store, StoreError
 
 from .networks import Definitions
-from .records import ALIVE, CONFIRMED, ENDPOINTS, HOSTS, MEMBERS, HostRecord, parse
+from .records import ALIVE, CONFIRMED, ENDPOINTS, HOSTS, MEMBERS, HostRecord, describe, parse, twin_words, yielding
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host. `vtep`: None when its record cannot be read. `endpoints`, `addresses`: how many it has."""
+    """A host. `vtep`: None when its record cannot be read. `endpoints`, `addresses`: how many it has.
+
+    `notes`: what is wrong with it.
+    """
 
     id: str
     name: str
@@ -33,6 +36,7 @@ class Host:
     me: bool
     endpoints: int
     addresses: int
+    notes: tuple[str, ...] = ()
 
 
 class Hosts:
@@ -53,12 +57,17 @@ class Hosts:
         alive = {record.key.removeprefix(ALIVE) for record in await self._range(ALIVE)}
         told = [_owner(record) for record in await self._range(ENDPOINTS)]
         leased = [_holder(record) for record in await self._range(LEASES)]
+        read = {ident: known for ident, record in records.items() if (known := _read(record))}
+        first = yielding(read, alive)
         found = []
         for ident in {*records, *told, *leased} - {""}:
-            known = _read(records.get(ident))
+            known = read.get(ident)
             name, vtep = (known.name, known.vtep) if known else ("", None)
+            notes = known.notes if known else ("its record cannot be read",) if ident in records else ()
+            if known and (other := first.get(ident)):
+                notes = (twin_words(known.vtep, describe(other, read[other].name)), *notes)
             counts = told.count(ident), leased.count(ident)
-            found.append(Host(ident, name, vtep, ident in alive, ident == self._me, *counts))
+            found.append(Host(ident, name, vtep, ident in alive, ident == self._me, *counts, notes))
         return sorted(found, key=lambda host: (host.name, host.id))
 
     async def forget(self, ref: str) -> Host:
@@ -125,8 +134,8 @@ def _holder(record: Record) -> str:
     return holder if isinstance(holder, str) else ""
 
 
-def _read(record: Record | None) -> HostRecord | None:
+def _read(record: Record) -> HostRecord | None:
     try:
-        return parse(HostRecord, record) if record else None
+        return parse(HostRecord, record)
     except StoreError:
         return None

@@ -28,9 +28,10 @@ _RETRY_S = 0.5
 
 
 class Membership:
-    """Registers this host and keeps its lease.
+    """Registers this host, keeps its record as it ought to be, and its lease.
 
-    `epoch`: of this life, 0 until the store has answered.
+    `epoch`: of this life, 0 until the store has answered. `vtep`, `notes`: see `HostRecord`; who changes them calls
+    `look`.
     """
 
     def __init__(self, store: Store, view: View, reach: Reach, me: str, name: str, vtep: IPAddress) -> None:
@@ -39,8 +40,10 @@ class Membership:
         self._store = store
         self._view = view
         self._reach = reach
+        self.vtep = vtep
+        self.notes: tuple[str, ...] = ()
         self._name = name
-        self._vtep = vtep
+        self._written: HostRecord | None = None
         self._lease: int | None = None
 
     @property
@@ -54,21 +57,32 @@ class Membership:
         Raises:
             StoreError: the store does not answer, or refuses.
         """
+        self.epoch = await self._write(begin=True)
+        log.info("host.registered", host=short(self.me), epoch=self.epoch, vtep=str(self.vtep))
+
+    async def _write(self, *, begin: bool) -> int:
+        """Write this host's record, and return its epoch, which is a new one where that is to `begin`."""
         key = HOSTS + self.me
         while True:
-            stored = await self._store.get(key)
-            before = 0
+            records, revision = await self._store.range(key)
+            stored = next((record for record in records if record.key == key), None)
+            before = None
             if stored is not None:
                 try:
-                    before = parse(HostRecord, stored).epoch
+                    before = parse(HostRecord, stored)
                 except StoreError as exc:
                     log.warning("record.poisoned", key=key, error=str(exc))
-            record = HostRecord(self._name, self._vtep, max(before, self.epoch) + 1)
+            epoch = max(before.epoch if before else 0, self.epoch) + 1 if begin else self.epoch
+            since = before.since if before and before.vtep == self.vtep else revision
+            record = HostRecord(self._name, self.vtep, epoch, since, self.notes)
             compare = Compare(key, stored.revision if stored else 0)
             if await self._store.txn([compare], [as_put(key, record)]) is not None:
-                break
-        self.epoch = record.epoch
-        log.info("host.registered", host=short(self.me), epoch=self.epoch, vtep=str(self._vtep))
+                self._written = record
+                return epoch
+
+    def look(self) -> None:
+        """Have the record brought in line at once."""
+        self._reach.lost.set()
 
     async def run(self) -> None:
         """Keep the lease, and the record, until cancelled; look at everything anew after a time without the store."""
@@ -77,6 +91,8 @@ class Membership:
             try:
                 if not self.epoch:
                     await self.register()
+                elif self._written and (self._written.vtep, self._written.notes) != (self.vtep, self.notes):
+                    await self._write(begin=False)
                 await self._beat()
                 if absent or not self._reach.answers:
                     log.info("cluster.reached")
@@ -117,9 +133,6 @@ class Membership:
         mine = hosts.get(self.me)
         if mine is not None and mine.epoch > self.epoch:
             log.error("host.twin", host=short(self.me), epoch=mine.epoch, name=mine.name, vtep=str(mine.vtep))
-        for ident, other in hosts.items():
-            if ident != self.me and other.vtep == self._vtep:
-                log.error("host.same_vtep", host=short(ident), name=other.name, vtep=str(other.vtep))
 
     async def leave(self) -> None:
         """Say that nobody is here any more; what the containers need stays."""

@@ -5,7 +5,8 @@ checked against the network by the driver. One that cannot be read is left out, 
 """
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -39,11 +40,17 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class HostRecord:
-    """A host. `epoch` counts its daemon's starts; `vtep`: where the others tunnel to."""
+    """A host. `epoch` counts its daemon's starts; `vtep`: where the others tunnel to.
+
+    `since`: the revision of the store at which it came to that VTEP; 0: nobody noted. `notes`: what is wrong with it,
+    as it says itself.
+    """
 
     name: str
     vtep: IPAddress
     epoch: int
+    since: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,26 @@ def parse(cls: type[_T], record: Record) -> _T:
         return decode(cls, {key: value for key, value in record.value.items() if key in known})
     except (ValueError, TypeError) as exc:
         raise StoreError(f"record {record.key!r} is not a {cls.__name__}: {exc}") from exc
+
+
+def yielding(hosts: Mapping[str, HostRecord], alive: Collection[str]) -> dict[str, str]:
+    """Return the hosts whose VTEP another one has with more right, with that one: frames would come to either.
+
+    Who lives comes before who does not, then who came to it first.
+    """
+    by_vtep: defaultdict[IPAddress, list[str]] = defaultdict(list)
+    for ident, host in hosts.items():
+        by_vtep[host.vtep].append(ident)
+    found: dict[str, str] = {}
+    for idents in by_vtep.values():
+        first = min(idents, key=lambda ident: (ident not in alive, hosts[ident].since, ident))
+        found |= {ident: first for ident in idents if ident != first}
+    return found
+
+
+def twin_words(vtep: IPAddress, first: str) -> str:
+    """Say what is wrong with a host that yields to another."""
+    return f"VTEP {vtep} is that of host {first} too, which comes before: its endpoints are not reached"
 
 
 def as_put(key: str, value: HostRecord | Definition | Told) -> Put:

@@ -26,6 +26,7 @@ from .records import (
     describe,
     parse,
     parts_of,
+    yielding,
 )
 
 log = structlog.get_logger(__name__)
@@ -59,6 +60,7 @@ class View:
         self._networks: dict[str, Definition] = {}
         self._endpoints: defaultdict[str, dict[tuple[str, str], Told]] = defaultdict(dict)
         self._alive: set[str] = set()
+        self._yielding: dict[str, str] = {}
         self._revisions: dict[str, int] = {}
         self._peers: defaultdict[str, dict[tuple[str, str], Peer]] = defaultdict(dict)
 
@@ -81,6 +83,10 @@ class View:
         """Whether a host's daemon runs and reaches the store, as of some seconds ago."""
         return host in self._alive
 
+    def yielding(self) -> Mapping[str, str]:
+        """Return the hosts whose VTEP another one has with more right, with that one."""
+        return self._yielding
+
     def endpoints(self, network: str, host: str) -> dict[str, Told]:
         """Return the endpoints of a network on one host, by id."""
         return {ident: told for (where, ident), told in self._endpoints.get(network, {}).items() if where == host}
@@ -92,14 +98,17 @@ class View:
     def peers(self, network: str, me: str) -> list[Peer]:
         """Return a network's endpoints on hosts other than `me`, in the order in which they were published.
 
-        Those of a host that nobody knows are left out: VTEPs come from the hosts' own records alone.
+        Those of a host that nobody knows are left out: VTEPs come from the hosts' own records alone. So are those of a
+        host that has its VTEP in common with this one, or with another that has more right to it.
         """
         # In the order of their revisions, since each that is written goes to the end.
         found = []
-        peers = self._peers[network]
+        peers, mine = self._peers[network], self._hosts.get(me)
         for key, told in self._endpoints.get(network, {}).items():
             host, ident = key
-            if host != me and (known := self._hosts.get(host)):
+            if host != me and host not in self._yielding and (known := self._hosts.get(host)):
+                if mine and mine.vtep == known.vtep:
+                    continue
                 peer = peers.get(key)  # the same object, so that what is as before is seen at a glance
                 if peer is None or peer.vtep != known.vtep:
                     peer = peers[key] = Peer(ident, told.mac, told.addresses, known.vtep)
@@ -180,6 +189,7 @@ class View:
             self._set(self._hosts, ident, record and parse(HostRecord, record))
             if (before and before.vtep) != (self._hosts[ident].vtep if ident in self._hosts else None):
                 self._touch_of(ident)
+            self._rank()
             self.redefined |= record is None
             self.changed.set()
         elif key == IDENTITY:
@@ -188,6 +198,7 @@ class View:
             self.changed.set()
         elif key.startswith(ALIVE):
             (self._alive.add if record else self._alive.discard)(key.removeprefix(ALIVE))
+            self._rank()
         elif key.startswith(ENDPOINTS) and record:
             raise StoreError("ids in the key are ill-formed")
 
@@ -203,6 +214,14 @@ class View:
         self.touched.add(network)
         self.renamed[network].add((host, endpoint))
         self.changed.set()
+
+    def _rank(self) -> None:
+        """Find out anew who yields to whom."""
+        before, self._yielding = self._yielding, yielding(self._hosts, self._alive)
+        for pair in before.items() ^ self._yielding.items():
+            for host in pair:
+                self._touch_of(host)
+            self.changed.set()
 
     def _touch_of(self, host: str) -> None:
         """Have the networks looked at in which a host has endpoints."""

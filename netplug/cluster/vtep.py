@@ -1,6 +1,8 @@
 """The address of this host to which others tunnel."""
 
 import socket
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 from netplug.drivers.api import HostFacts
@@ -11,38 +13,59 @@ from netplug.store.access import EtcdAccess
 _ANY_PORT = 9
 
 
-def find_vtep(wanted: str, access: EtcdAccess, host: HostFacts) -> IPAddress:
-    """Return the VTEP.
+@dataclass(frozen=True, slots=True)
+class Finder:
+    """Finds the VTEP.
 
-    Args:
-        wanted: an address, or the name of a link that has one; empty: the one with which the store is reached.
-        access: how the store is reached.
-        host: what has been read of this host.
-
-    Raises:
-        NetplugError: "invalid": this host has no such address.
+    `wanted`: an address, or the name of a link that has one; empty: the one with which the store is reached.
     """
-    addresses = {interface.ip: link for interface, link in host.addresses if not interface.is_link_local}
-    if wanted in set(addresses.values()):
-        return min((ip for ip, link in addresses.items() if link == wanted), key=lambda ip: ip.version)
-    if wanted:
-        try:
-            address = ip_address(wanted)
-        except ValueError:
-            address = None
-        if address not in addresses:
-            words = f"setting vtep is {wanted!r}: this host has no such address, and no link of this name with one"
-            raise NetplugError("invalid", words, hint=f"its addresses: {', '.join(map(str, addresses)) or 'none'}")
-        return address
-    for endpoint in access.endpoints:
-        found = _source(endpoint)
-        if found in addresses:
-            return found
-    raise NetplugError(
-        "invalid",
-        "setting vtep is not given, and the store is reached by no address that other hosts could tunnel to",
-        hint="give --vtep ADDRESS or --vtep LINK",
-    )
+
+    wanted: str
+    access: EtcdAccess
+
+    def find(self, host: HostFacts, known: IPAddress | None = None) -> IPAddress:
+        """Return the VTEP; may wait for a name server.
+
+        Args:
+            host: what has been read of this host.
+            known: the VTEP as it was: of several addresses of a link it stays, and its IP version does as long as there
+                is one of it.
+
+        Raises:
+            NetplugError: "invalid": this host has no such address.
+        """
+        addresses = {interface.ip: link for interface, link in host.addresses if not interface.is_link_local}
+        if self.wanted in set(addresses.values()):
+            return _best((ip for ip, link in addresses.items() if link == self.wanted), known)
+        if self.wanted:
+            return _address(self.wanted, addresses)
+        found = [source for endpoint in self.access.endpoints if (source := _source(endpoint)) in addresses]
+        if not found:
+            raise NetplugError(
+                "invalid",
+                "setting vtep is not given, and the store is reached by no address that other hosts could tunnel to",
+                hint="give --vtep ADDRESS or --vtep LINK",
+            )
+        # The first endpoint decides.
+        return next((it for it in found if known and it.version == known.version), found[0])
+
+
+def _best(candidates: Iterable[IPAddress], known: IPAddress | None) -> IPAddress:
+    def rank(ip: IPAddress) -> tuple[bool, bool, int]:
+        return ip != known, known is not None and ip.version != known.version, ip.version
+
+    return min(candidates, key=rank)
+
+
+def _address(wanted: str, addresses: Collection[IPAddress]) -> IPAddress:
+    try:
+        address = ip_address(wanted)
+    except ValueError:
+        address = None
+    if address is None or address not in addresses:
+        words = f"setting vtep is {wanted!r}: this host has no such address, and no link of this name with one"
+        raise NetplugError("invalid", words, hint=f"its addresses: {', '.join(map(str, addresses)) or 'none'}")
+    return address
 
 
 def _source(endpoint: str) -> IPAddress | None:

@@ -46,5 +46,5 @@ class Engine:
         )
         self.peers = Peers(self.registry, self.shared, kernel, self.executor, drivers)
         self.networks = Networks(
-            self.registry, self.shared, self.journal, addressing, self.endpoints, self.peers, drivers
+            self.registry, self.shared, self.journal, addressing, self.endpoints, self.peers, self.executor, drivers
         )

@@ -8,9 +8,11 @@ from typing import Protocol
 import structlog
 
 from netplug.drivers.api import Driver, Network, Scope
+from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
 from netplug.drivers.options import parse
 from netplug.drivers.steps import IPAddress, IPNetwork
+from netplug.drivers.tunnel import Vxlan
 from netplug.engine.addressing import Addressing
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
@@ -21,6 +23,7 @@ from netplug.engine.shared import Shared, driver_of
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError
 from netplug.ipam.pool import EXTERNAL
+from netplug.kernel.executor import Executor
 
 log = structlog.get_logger(__name__)
 
@@ -52,8 +55,10 @@ class Networks:
         addressing: Addressing,
         endpoints: Endpoints,
         peers: Peers,
+        executor: Executor,
         drivers: Mapping[str, Driver],
     ) -> None:
+        self._executor = executor
         self._registry = registry
         self._shared = shared
         self._journal = journal
@@ -181,6 +186,36 @@ class Networks:
         if by is not FrontEnd.DOCKER and (count := len(self._registry.endpoints(record.network.id))):
             endpoints = f"{count} endpoints" if count > 1 else "an endpoint"
             raise NetplugError("forbidden", f"network {name!r} has {endpoints}", hint="detach first")
+
+    async def follow(self, *, build: bool = True) -> None:
+        """Compute the plans of networks anew that tunnel from another address than this host's VTEP is now.
+
+        What the kernel refuses is a difference to the record then, and mended as such. `build`: bring the plans about
+        at once; else that is left to whoever compares them with the kernel.
+        """
+        host = self._shared.host
+        for record in self._registry.networks():
+            if host.vtep and any(isinstance(step, Vxlan) and step.local != host.vtep for step in record.plan):
+                try:
+                    await self._follow(record.network.id, build=build)
+                except (DriverError, NetplugError, ExceptionGroup) as exc:
+                    log.warning("network.behind", network=short(record.network.id), error=str(exc))
+
+    @whole
+    async def _follow(self, ident: str, *, build: bool) -> None:
+        """The record first: what a crash leaves undone is a difference to it."""
+        async with self._registry.lock(ident):
+            record = self._registry.find_network(ident)
+            if record is None:
+                return
+            net = record.network
+            plan = driver_of(net.options.mode, self._drivers).create_network(net, self._shared.host)
+            gone = record.plan.without((*record.used, *(step.key for step in plan)))
+            await self._registry.save(replace(record, plan=plan))
+            log.info("network.followed", network=short(ident), name=net.name, vtep=str(self._shared.host.vtep))
+            if build:
+                await self._executor.apply(plan)
+                await self._executor.revert(gone)
 
     @whole
     async def name(self, ident: str, name: str) -> None:

@@ -299,7 +299,10 @@ class DifferenceOut(BaseModel):
 
 
 class HostOut(BaseModel):
-    """A host of the cluster. `vtep`: None when its record is unreadable; `me`: it is the one that answers."""
+    """A host of the cluster. `vtep`: None when its record is unreadable; `me`: it is the one that answers.
+
+    `notes`: what is wrong with it.
+    """
 
     id: str
     name: str
@@ -308,10 +311,11 @@ class HostOut(BaseModel):
     me: bool
     endpoints: int
     addresses: int
+    notes: list[str]
 
     @classmethod
     def of(cls, host: Host) -> Self:
-        return cls(**{**asdict(host), "vtep": str(host.vtep) if host.vtep else None})
+        return cls(**{**asdict(host), "vtep": str(host.vtep) if host.vtep else None, "notes": list(host.notes)})
 
 
 class Hosts(BaseModel):

@@ -40,7 +40,7 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 from netplug.errors import NetplugError
 
 from . import fake_links, fake_ports, fake_tunnels, rules
@@ -56,7 +56,8 @@ class FakeKernel:
     """A kernel in memory.
 
     `calls`: how many ensures and removes it got, and of how many steps. `inhabitants`: paths of sandboxes that a
-    process lives in. `intercepted`: by path of the sandbox. `changed`: set it to say that others changed something.
+    process lives in. `intercepted`: by path of the sandbox. `changed`: set it to say that others changed something;
+    `moved`: that addresses or the mtu of their links did.
     """
 
     def __init__(self, foreign: Foreign | None = None) -> None:
@@ -65,6 +66,7 @@ class FakeKernel:
         self.inhabitants: set[str] = set()
         self.intercepted: dict[str, FakeInterception] = {}
         self.changed = asyncio.Event()
+        self.moved = asyncio.Event()
         self._world = World(self.foreign)
         self._failures: set[str] = set()
 
@@ -191,7 +193,7 @@ class FakeKernel:
             tables=self._all(Guards, Forwards, Tunnels),
             entries=self._all(Guard, Forward, Tunnel, Vtep),
             stations=self._all(Fdb, Neighbour),
-            shortcuts=self._all(Shortcuts, Shortcut, Remote),
+            shortcuts=self._all(Shortcuts, Shortcut),
         )
 
     def _all(self, *kinds: type[_T]) -> frozenset[_T]:
@@ -268,9 +270,14 @@ class FakeKernel:
         """Return the event that tests set to say that others changed something."""
         return self.changed
 
+    def underlay(self) -> asyncio.Event:
+        """Return the event that tests set to say that links of others changed."""
+        return self.moved
+
     async def close(self) -> None:
         """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""
         self.changed = asyncio.Event()
+        self.moved = asyncio.Event()
         for step in list(self._world.state.values()):
             if isinstance(step, HostPort | Relay | Resolver):
                 del self._world.state[step.key]

@@ -37,7 +37,7 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 from . import ports
 from .api import MISSING, Outcome, StepError
@@ -55,13 +55,15 @@ _BUILT_IN = {
 class Foreign:
     """What others have on this host; tests change it freely.
 
-    `links`: kind by name. `stations`: MACs by address, on every segment. `ports`: taken by other processes. `reserved`:
-    what runtimes keep, by process or container. `lacks`: features that the kernel has not, of "sctp", "ipset".
-    `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links. `facts`: `mtu` and `uplink` are taken from it.
+    `links`: kind by name; `mtus`: where it is not 1500. `stations`: MACs by address, on every segment. `ports`: taken
+    by other processes. `reserved`: what runtimes keep, by process or container. `lacks`: features that the kernel has
+    not, of "sctp", "ipset". `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links. `facts`: `mtu` and
+    `uplink` are taken from it.
     """
 
     stations: dict[IPAddress, str] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=lambda: {"lo": ""})
+    mtus: dict[str, int] = field(default_factory=dict)
     addresses: set[tuple[str, IPInterface]] = field(default_factory=set)
     routes: list[Route] = field(default_factory=list)
     ports: set[tuple[Proto, IPAddress, int]] = field(default_factory=set)
@@ -100,7 +102,7 @@ class World:
 
     def link_facts(self) -> tuple[LinkFacts, ...]:
         """Return what drivers may know of the links of the host."""
-        found = [LinkFacts(name, kind) for name, kind in self.foreign.links.items()]
+        found = [LinkFacts(name, kind, self.foreign.mtus.get(name, 1500)) for name, kind in self.foreign.links.items()]
         found += [LinkFacts(name, "vxlan", vni=vni, port=port) for name, (vni, port) in self.foreign.tunnels.items()]
         for link in self.links():
             match link:
@@ -259,7 +261,7 @@ def _lies_in(step: Step, other: Step) -> bool:
             return True
         case Forwards(), Forward():
             return other.family == step.family
-        case Shortcuts(), (Shortcut() | Remote()):
+        case Shortcuts(), Shortcut():
             return other.vxlan == step.vxlan
         case Tunnels(), (Tunnel() | Vtep()):
             return other.family == step.family

@@ -31,10 +31,10 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Vxlan
 from netplug.errors import NetplugError
 
-from . import addresses, entries, facts, links, loopback, macvlan, neighbours, segment, shaping, sysctl, vxlan
+from . import addresses, entries, facts, links, loopback, macvlan, neighbours, rtnl, segment, shaping, sysctl, vxlan
 from .api import Comparison, Drift, Outcome, Owned, Reservations, Serve, StepError
 from .conntrack import Conntrack
 from .doing import named, whole
@@ -93,7 +93,7 @@ class LinuxKernel:
         kernel = cls(backend)
         try:
             await asyncio.gather(*(firewall.open() for firewall in kernel._firewall.values()), kernel._reaper.sweep())
-            kernel._changes.open()
+            kernel._changes.open({link.index: link.mtu for link in rtnl.links(kernel._nl)})
         except BaseException:
             await kernel.close()
             raise
@@ -116,9 +116,9 @@ class LinuxKernel:
                     await self._firewall[kind].ensure(_firewall_steps(run), done)
                     continue
                 if kind:
-                    together = list(run)
-                    with named(together[0]):
-                        await whole(self._ensure_together(together), done.extend)
+                    flows = [step for step in run if isinstance(step, Flows)]
+                    with named(flows[0]):
+                        await whole(self._ensure_flows(flows), done.extend)
                     continue
                 for step in run:
                     with named(step):
@@ -161,7 +161,7 @@ class LinuxKernel:
                     what = self._resolvers.drift(step)
                 case _ if isinstance(step, TABLE_STEPS):
                     what = look.drift(step)
-                case Shortcuts() | Shortcut() | Remote():
+                case Shortcuts() | Shortcut():
                     what = ways.drift(step, survey.host.links)
                 case _:
                     what = survey.drift(step, sets, models)
@@ -228,6 +228,10 @@ class LinuxKernel:
         """Return the event that is set when others may have changed something of ours."""
         return self._changes.event
 
+    def underlay(self) -> asyncio.Event:
+        """Return the event that is set when addresses or the mtu of links of others have changed."""
+        return self._changes.underlay
+
     def _is_ours(self, name: str) -> bool:
         return name in self._links and not self._reaper.has(name)
 
@@ -292,11 +296,8 @@ class LinuxKernel:
                 return self._ways.ensure(step)
         raise TypeError(f"no way to bring about a {type(step).__name__}")
 
-    async def _ensure_together(self, steps: Sequence[Step]) -> list[Outcome]:
-        if remote := [step for step in steps if isinstance(step, Remote)]:
-            return self._ways.ensure_remote(remote)
-        flows = [step for step in steps if isinstance(step, Flows)]
-        new = await asyncio.to_thread(self._flows.ensure, flows, self._nl)
+    async def _ensure_flows(self, steps: Sequence[Flows]) -> list[Outcome]:
+        new = await asyncio.to_thread(self._flows.ensure, steps, self._nl)
         return [Outcome.CREATED if item else Outcome.EQUAL for item in new]
 
     async def _ensure_link(self, step: Bridge | Veth | Macvlan | Ifb | Vxlan, sandboxes: Sandboxes) -> Outcome:
@@ -309,7 +310,7 @@ class LinuxKernel:
                 case Macvlan():
                     return macvlan.ensure_macvlan(self._nl, step, sandboxes.get)
                 case Vxlan():
-                    return vxlan.ensure(self._nl, step)
+                    return vxlan.ensure(self._nl, step, self._reaper.group)
             return links.ensure_veth(self._nl, step, sandboxes.get)
 
         for _ in range(BUSY_TRIES):
@@ -331,8 +332,6 @@ class LinuxKernel:
         match step:
             case Flows():
                 await asyncio.to_thread(self._flows.remove, [item for item in steps if isinstance(item, Flows)])
-            case Remote():
-                self._ways.remove_remote([item for item in steps if isinstance(item, Remote)])
             case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
                 self._links.discard(step.name)
                 group = self._reaper.group
@@ -393,18 +392,10 @@ def _inside(host: Netlink, step: Address | Route | Loopback, sandboxes: Sandboxe
 
 
 def _kind(step: Step) -> int | str:
-    """Return what neighbouring steps must share to be done at once, empty for those that are done one by one.
-
-    The family of a firewall, a kind of flows, the VXLAN link of remote MACs.
-    """
-    match step:
-        case Flows():
-            return f"{step.proto}{step.address.version}"
-        case Remote():
-            return f"remote {step.vxlan}"
-        case _ if isinstance(step, FIREWALL_STEPS):
-            return step.family
-    return ""
+    """Return what neighbouring steps must share to be done at once: the family of a firewall, a kind of flows."""
+    if isinstance(step, FIREWALL_STEPS):
+        return step.family
+    return f"{step.proto}{step.address.version}" if isinstance(step, Flows) else ""
 
 
 def _firewall_steps(run: Iterator[Step]) -> list[FirewallStep]:

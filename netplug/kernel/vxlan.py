@@ -11,7 +11,18 @@ from netplug.drivers.tunnel import Vxlan
 
 from . import rtnl
 from .api import Outcome, StepError
-from .links import Difference, LinkBusyError, adjust, altname, basics, by_name, finish, no_link_local, port_info
+from .links import (
+    Difference,
+    LinkBusyError,
+    adjust,
+    altname,
+    basics,
+    by_name,
+    condemn,
+    finish,
+    no_link_local,
+    port_info,
+)
 from .netlink import NEW, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u8, u32
 from .rtnl import IFF_UP, IFINFO, Link
 
@@ -25,8 +36,8 @@ _WORDS = {
 }
 
 
-def ensure(nl: Netlink, step: Vxlan) -> Outcome:
-    """Bring a VXLAN link about.
+def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
+    """Bring a VXLAN link about. `group`: where a link goes that has to be made anew; see `reaper`.
 
     Raises:
         LinkBusyError: wait for the deletion of a link of this name or with this VNI, then try again.
@@ -39,7 +50,7 @@ def ensure(nl: Netlink, step: Vxlan) -> Outcome:
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise _refusal(step, error) from error
-        return _existing(nl, step, master.index)
+        return _existing(nl, step, master.index, group)
     flags = b"".join(u8(kind, value) for kind, value in _flags(step).items())
     settings = by_name(step.name) + no_link_local() + port_info(flags)
     finish(nl, step, [altname(step.name), (RTM_NEWLINK, settings)])
@@ -75,13 +86,18 @@ def differences(step: Vxlan, found: Link, master: int) -> list[Difference]:
     return found_differences
 
 
-def _existing(nl: Netlink, step: Vxlan, master: int) -> Outcome:
+def _existing(nl: Netlink, step: Vxlan, master: int, group: int) -> Outcome:
     found = rtnl.link(nl, step.name)
     if found is None:
         return _refuse_twin(nl, step)
     if not found.is_ours(step.name):
         raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
     if found.doomed:
+        raise LinkBusyError
+    info = found.vxlan
+    if info and info.local and info.local.version != step.local.version:
+        # The kernel changes the source address within its family alone (vxlan_nl2conf).
+        condemn(nl, step, group)
         raise LinkBusyError
     return adjust(nl, found, differences(step, found, master), step)
 

@@ -4,28 +4,36 @@ Listened to are links and addresses that go, entries of FDBs and neighbour table
 commits of nf_tables (``NFT_MSG_NEWGEN``). What we do ourselves is told of as well. So passed over are links whose
 removal was asked for, entries that are as we want them (see `stations`), and commits while a process of iptables works
 for us. iptables-legacy and ipset tell nobody: for them there is the slow timer.
+
+The links of others are listened to as well, for what tunnels lie on: their addresses, and their mtu.
 """
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from .netlink import attrs, walk
+from .netlink import attrs, pick
 from .stations import DELNEIGH, NEWNEIGH
 
-_RTM_DELLINK, _RTM_DELADDR = 17, 21
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x4, 0x10, 0x100
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
 _NFT_MSG_NEWGEN = (10 << 8) | 15
 _NFTA_GEN_ID = 1
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
-_IFLA_IFNAME = 3
+_IFLA_IFNAME, _IFLA_MTU = 3, 4
+_OF_LINKS = frozenset({_IFLA_IFNAME, _IFLA_MTU})
+_AF_UNSPEC = 0
+_SCOPE_LINK = 253
+"""And from there on addresses that nobody else reaches (linux/rtnetlink.h, rt_scope_t)."""
 _BUFFER = 1 << 16
 
 
 class ForeignChanges:
-    """Sets `event` when something of ours may have been changed by others.
+    """Sets `event` when something of ours may have been changed by others, `underlay` when links of others have.
+
+    That is: an address of theirs came or went, or their mtu changed.
 
     Args:
         is_ours: tells of a link's name whether it is one that we made and did not remove.
@@ -40,14 +48,17 @@ class ForeignChanges:
         is_spoiled: Callable[[int, bytes], bool],
     ) -> None:
         self.event = asyncio.Event()
+        self.underlay = asyncio.Event()
+        self._mtus: dict[int, int] = {}
         self._is_ours = is_ours
         self._is_own_work = is_own_work
         self._is_spoiled = is_spoiled
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
 
-    def open(self) -> None:
-        """Begin to listen, in this thread's network namespace."""
+    def open(self, mtus: Mapping[int, int]) -> None:
+        """Begin to listen, in this thread's network namespace. `mtus`: of its links, by index."""
+        self._mtus = dict(mtus)
         groups = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
         self._listen(0, groups, self._on_route)
         try:
@@ -72,27 +83,44 @@ class ForeignChanges:
                 return
             except OSError:  # ENOBUFS: there was more than fits, so surely there is something to look at
                 self.event.set()
+                self.underlay.set()
                 return
 
     def _on_route(self, data: bytes) -> None:
         for kind, body in _messages(data):
-            if kind == _RTM_DELLINK:
-                names = [value.rstrip(b"\0").decode() for attr, value in walk(body[16:]) if attr == _IFLA_IFNAME]
-                if any(self._is_ours(name) for name in names):
-                    self.event.set()
-            elif kind == _RTM_DELADDR:
-                self._on_address(body)
+            if kind in {_RTM_NEWLINK, _RTM_DELLINK}:
+                self._on_link(kind, body)
+            elif kind in {_RTM_NEWADDR, _RTM_DELADDR}:
+                self._on_address(kind, body)
             elif kind in {NEWNEIGH, DELNEIGH} and self._is_spoiled(kind, body):
                 self.event.set()
 
-    def _on_address(self, body: bytes) -> None:
-        index = int.from_bytes(body[4:8], "little")
-        try:
-            name = socket.if_indextoname(index)
-        except OSError:
-            return  # the link went too, and is told of by itself
-        if self._is_ours(name):
+    def _on_link(self, kind: int, body: bytes) -> None:
+        """A port that leaves a bridge is told of as a link that goes too, in another family."""
+        found = pick(body, 16, _OF_LINKS)
+        ours = self._is_ours(found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode())
+        if kind == _RTM_DELLINK and ours:
             self.event.set()
+        index, mtu = int.from_bytes(body[4:8], "little"), int.from_bytes(found.get(_IFLA_MTU, b""), "little")
+        if body[0] != _AF_UNSPEC or not mtu:
+            return
+        if kind == _RTM_DELLINK:
+            self._mtus.pop(index, None)
+        elif self._mtus.setdefault(index, mtu) != mtu:
+            self._mtus[index] = mtu
+            if not ours:
+                self.underlay.set()
+
+    def _on_address(self, kind: int, body: bytes) -> None:
+        scope, index = body[3], int.from_bytes(body[4:8], "little")
+        try:
+            ours = self._is_ours(socket.if_indextoname(index))
+        except OSError:  # the link went too; one of ours is told of by itself
+            ours = False
+        if ours and kind == _RTM_DELADDR:
+            self.event.set()
+        elif not ours and scope < _SCOPE_LINK:
+            self.underlay.set()
 
     def _on_nft(self, data: bytes) -> None:
         for kind, body in _messages(data):

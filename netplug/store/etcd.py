@@ -193,6 +193,10 @@ class EtcdStore:
         self._gateway.check_open()
         return EtcdWatch(self._gateway, self._records, prefix, revision, self._progress_s)
 
+    async def reconnect(self) -> None:
+        """Give up all connections, and go on by new ones: this host's address has changed."""
+        await self._gateway.reconnect()
+
     async def close(self) -> None:
         """Finish what was begun and close the connections; a second time does nothing."""
         await self._gateway.close()

@@ -48,10 +48,11 @@ _SOCKET_OPTIONS = (
 class Gateway:
     """Connections to the endpoints of one etcd. Made by `open`."""
 
-    def __init__(self, access: EtcdAccess, session: aiohttp.ClientSession, deadline_s: float, attempt_s: float) -> None:
+    def __init__(self, access: EtcdAccess, tls: ssl.SSLContext | bool, deadline_s: float, attempt_s: float) -> None:
         self.access = access
         self.attempt_s = attempt_s
-        self._session = session
+        self._tls_context = tls
+        self._session = self._new_session()
         self._deadline_s = deadline_s
         self._urls = access.urls
         self._at = 0
@@ -74,11 +75,21 @@ class Gateway:
             StoreError: a TLS file cannot be read, or does not fit.
         """
         context = await asyncio.to_thread(_tls, access) if access.ca else False
-        connector = aiohttp.TCPConnector(ssl=context, limit=0, socket_factory=_socket)
-        session = aiohttp.ClientSession(
+        return cls(access, context, deadline_s, attempt_s)
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(ssl=self._tls_context, limit=0, socket_factory=_socket)
+        return aiohttp.ClientSession(
             connector=connector, timeout=aiohttp.ClientTimeout(total=None), headers=_HEADERS, auto_decompress=False
         )
-        return cls(access, session, deadline_s, attempt_s)
+
+    async def reconnect(self) -> None:
+        """Give up all connections, as after a change of this host's address: what waits on one goes on by a new one."""
+        self.check_open()
+        before, self._session = self._session, self._new_session()
+        for stream in self._streams:
+            stream.close()
+        await before.close()
 
     async def call(
         self, path: str, body: Answer, lost: Callable[[], Answer] | None = None, *, deadline_s: float | None = None

@@ -150,3 +150,40 @@ async def test_own_changes_of_stations_and_those_of_others_are_not_told(kernel: 
     await kernel.remove((*STATIONS[::-1], VXLAN))
     await kernel.settle()
     await expect_silence(kernel)
+
+
+UPLINK = "uplink7"
+
+
+@pytest.fixture
+def uplink(_namespace: None) -> None:
+    run("ip", "link", "add", UPLINK, "type", "veth", "peer", "name", "uplink8")
+    run("ip", "link", "set", UPLINK, "up")
+    run("ip", "address", "add", "192.0.2.1/24", "dev", UPLINK)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (f"ip address del 192.0.2.1/24 dev {UPLINK}", True),
+        (f"ip address add 192.0.2.2/24 dev {UPLINK}", True),
+        (f"ip address add 2001:db8::2/64 dev {UPLINK} nodad", True),
+        (f"ip link set {UPLINK} mtu 1400", True),
+        (f"ip link del {UPLINK}", True),
+        (f"ip address add fe80::7/64 dev {UPLINK} nodad", False),
+        (f"ip link set {UPLINK} alias other", False),
+        ("ip link set np-test mtu 1400", False),
+        ("ip link add br7 type bridge", False),
+    ],
+)
+async def test_what_happens_to_the_underlay_is_told(
+    uplink: None, kernel: LinuxKernel, command: str, told: bool
+) -> None:
+    kernel.underlay().clear()
+    run(*command.split())
+    if told:
+        async with asyncio.timeout(DEADLINE_S):
+            await kernel.underlay().wait()
+    else:
+        await asyncio.sleep(QUIET_S)
+        assert not kernel.underlay().is_set()
