@@ -71,15 +71,19 @@ class Answer:
 class Cache(dict[bytes, Answer]):
     """Answers by question: lower-cased name, type and class, and what was wanted (DO 0x80, CD 0x10).
 
-    Where there are too many, those that came first make room.
+    Where there are more than `most`, those that came first make room.
     """
+
+    def __init__(self, most: int = MOST_ENTRIES) -> None:
+        super().__init__()
+        self.most = most
 
     def put(self, key: bytes, answer: Answer) -> None:
         """Remember an answer, if it may be."""
         if answer.ttl_s <= 0 or len(answer.body) > MOST_OCTETS:
             return
-        if len(self) >= MOST_ENTRIES and key not in self:
-            for old in list(self)[: MOST_ENTRIES // 10]:
+        if len(self) >= self.most and key not in self:
+            for old in list(self)[: max(self.most // 10, 1)]:
                 del self[old]
         if key in self:  # the order is that of coming
             del self[key]

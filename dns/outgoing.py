@@ -1,9 +1,10 @@
-"""What goes out: questions in our own words, numbers that nobody can guess."""
+"""What goes out: questions in our own words, with numbers and a spelling that nobody can guess."""
 
 import os
 import struct
 from collections.abc import Iterator
 from itertools import product
+from string import ascii_lowercase
 
 from . import wire
 from .careful import reply
@@ -14,14 +15,15 @@ _HEADS = {
     for unchecked, edns in product((0, 0x10), (0, 1))
 }
 """By CD as it stands in a header, and whether there is EDNS."""
+SPELLINGS = 1024
 _OPT = {False: wire.opt(), True: wire.opt(dnssec=True)}
 
 
-def message(question: Question, ident: int) -> bytes:
-    """Return a query: our own header, the question in lower case, EDNS where the asker speaks it."""
+def message(question: Question, name: bytes, ident: int) -> bytes:
+    """Return a query: our own header, the name as given, EDNS where the asker speaks it."""
     opt = _OPT[question.dnssec] if question.edns else b""
     head = _HEADS[question.data[3] & 0x10 | question.edns]
-    return b"".join((ident.to_bytes(2), head, question.name, question.kind, opt))
+    return b"".join((ident.to_bytes(2), head, name, question.kind, opt))
 
 
 def cut(question: Question) -> bytes:
@@ -29,6 +31,21 @@ def cut(question: Question) -> bytes:
     whole = bytearray(reply(question))
     whole[2] |= 0x02
     return bytes(whole)
+
+
+def spellings() -> tuple[bytes, ...]:
+    """Return tables by which `bytes.translate` spells a lower-cased name: each letter in a case that nobody can guess.
+
+    An answer has to repeat the question as it was asked, so a forger has to guess that too
+    (draft-vixie-dnsext-dns0x20): with one of 1 024 tables up to ten bits.
+    """
+    letters = ascii_lowercase.encode()
+    lower, bits = int.from_bytes(letters), int.from_bytes(b"\x20" * len(letters))
+    drawn = os.urandom(SPELLINGS * len(letters))
+    return tuple(
+        bytes.maketrans(letters, (lower ^ int.from_bytes(drawn[at : at + len(letters)]) & bits).to_bytes(len(letters)))
+        for at in range(0, len(drawn), len(letters))
+    )
 
 
 def numbers() -> Iterator[int]:

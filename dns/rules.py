@@ -75,7 +75,7 @@ class Rule:
         return cls(wire.to_wire(zone if equals else "."), (Server.parse(server),))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Rules:
     """Rules in force somewhere, with a cache of their own: others may be told other things.
 
@@ -87,7 +87,14 @@ class Rules:
     cache: Cache = field(default_factory=Cache, compare=False, repr=False)
 
     @classmethod
-    def of(cls, rules: Sequence[Rule], default: Sequence[Server], *, avoid: Collection[wire.IPAddress] = ()) -> "Rules":
+    def of(
+        cls,
+        rules: Sequence[Rule],
+        default: Sequence[Server],
+        *,
+        avoid: Collection[wire.IPAddress] = (),
+        cache: Cache | None = None,
+    ) -> "Rules":
         """Return rules, those of one zone together, the longest zone first.
 
         `default`: asked for all names where no rule says otherwise. `avoid`: our own addresses.
@@ -100,13 +107,16 @@ class Rules:
             Rule(zone, tuple(server for server in servers if server.port != PORT or server.address not in avoid))
             for zone, servers in zones.items()
         ]
-        return cls(tuple(sorted(made, key=lambda rule: (-len(rule.zone), rule.zone))))
+        ordered = tuple(sorted(made, key=lambda rule: (-len(rule.zone), rule.zone)))
+        return cls(ordered, cache=Cache() if cache is None else cache)
 
-    def below(self, nearer: Sequence[Rule], *, avoid: Collection[wire.IPAddress] = ()) -> "Rules":
-        """Return rules of which `nearer` ones count more, where both speak of one zone; nothing is remembered yet."""
+    def below(
+        self, nearer: Sequence[Rule], *, avoid: Collection[wire.IPAddress] = (), cache: Cache | None = None
+    ) -> "Rules":
+        """Return rules of which `nearer` ones count more, where both speak of one zone, with a memory of their own."""
         zones = {rule.zone for rule in nearer}
         rest = (rule for rule in self.rules if rule.zone not in zones)
-        return Rules.of((*nearer, *rest), (), avoid=avoid)
+        return Rules.of((*nearer, *rest), (), avoid=avoid, cache=cache)
 
     @property
     def zones(self) -> tuple[bytes, ...]:

@@ -16,7 +16,7 @@ from .answer import answer
 from .careful import respond
 from .question import Question
 from .streams import Connections, Reply, Streams
-from .upstream import Asker
+from .underway import Asker
 from .wire import IPAddress
 from .zone import View
 

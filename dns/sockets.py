@@ -12,19 +12,24 @@ USES = 500
 """After so many questions a socket gets a successor, with another port."""
 BURST = 32
 """Questions that may share a socket until something is heard; under load this saves a turn of the loop for each."""
+RENEWAL_S = 1.0
 _BUFFER = 1 << 20
 
 
-Opener = Callable[[int, int], socket.socket]
-"""Returns a socket of a family and a kind that does not block; it need not be one of this network namespace."""
+Peer = tuple[str, int] | tuple[str, int, int, int]
+Opener = Callable[[int, int, Peer], socket.socket]
+"""Returns a socket that does not block, of a family and a kind, by which a peer will be asked.
+
+It need not be one of this network namespace.
+"""
 
 
-def open_here(family: int, kind: int) -> socket.socket:
+def open_here(family: int, kind: int, _: Peer) -> socket.socket:
     """Return a socket of this network namespace."""
     return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
-def peer(server: Server) -> tuple[int, tuple[str, int] | tuple[str, int, int, int]]:
+def peer(server: Server) -> tuple[int, Peer]:
     """Return family and address to connect to.
 
     Raises:
@@ -91,6 +96,7 @@ class Pool:
         self._slots: dict[int, Slot] = {}
         self._shared: Slot | None = None
         self._left = 0
+        self._renewed = -RENEWAL_S
 
     def slot(self, numbers: Iterator[int]) -> Slot:
         """Return the socket that a number draws; the last one again while nothing was heard.
@@ -130,7 +136,7 @@ class Pool:
 
     def _open(self) -> Slot:
         family, address = peer(self._server)
-        sock = self._opener(family, socket.SOCK_DGRAM)
+        sock = self._opener(family, socket.SOCK_DGRAM, address)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             sock.connect(address)
@@ -151,6 +157,19 @@ class Pool:
         for message in messages:
             self._take(slot, message)
 
+    def renew(self, now: float) -> None:
+        """Have others in place of all sockets: the way to the server may have become another one.
+
+        Not more often than once in `RENEWAL_S`; what is under way by the old ones may still be answered.
+        """
+        if now < self._renewed + RENEWAL_S:
+            return
+        self._renewed = now
+        for slot in self._slots.values():
+            slot.retire()
+        self._slots.clear()
+        self._shared = None
+
     def close(self) -> None:
         for slot in self._slots.values():
             slot.close()
@@ -165,7 +184,7 @@ async def exchange(opener: Opener, server: Server, message: bytes) -> bytes:
         OSError, EOFError: nobody answers.
     """
     family, address = peer(server)
-    sock = opener(family, socket.SOCK_STREAM)
+    sock = opener(family, socket.SOCK_STREAM, address)
     try:
         await asyncio.get_running_loop().sock_connect(sock, address)
         reader, writer = await asyncio.open_connection(sock=sock)

@@ -1,14 +1,14 @@
 """Questions for upstreams: without a task for each, many at once, and never one of them twice.
 
 An upstream that is slow gets company after `SECOND_S`; whoever answers first counts, and is asked first for a while.
-Sockets have ports of the kernel's choosing, are drawn by lot for each question, and changed now and then, so that with
-the id there are some 22 bits to guess (RFC 5452); an answer must come from the address and port asked, and repeat the
-question.
+Sockets have ports of the kernel's choosing, are drawn by lot for each question, and changed now and then; with the id
+and the spelling of the name there are some 32 bits to guess (RFC 5452). An answer must come from the address and port
+asked, and repeat the question as it was spelled. If it is spelled otherwise it is asked for again by TCP, which nobody
+can forge who does not see it; an upstream that keeps no spelling is then known.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
-from dataclasses import dataclass
 from itertools import takewhile
 from time import monotonic
 
@@ -18,6 +18,7 @@ from .careful import PROHIBITED, relay, reply
 from .question import Question
 from .rules import Rules, Server
 from .sockets import Opener, Pool, Slot, exchange, open_here
+from .underway import Asker, Counts, Query
 
 SECOND_S = 0.3
 """A resolver that knows the answer takes far less, one that has to ask around seldom more."""
@@ -30,6 +31,8 @@ _STALE_TICK = 6
 _LAST_TICK = 14
 """4.2 to 4.7 s: libc waits for 5."""
 PREFERENCE_S = 30.0
+CASELESS_S = 600.0
+"""For how long an upstream is known to keep no spelling; a new version of it may."""
 TCP_TIMEOUT_S = 3.0
 MOST_OF_SOURCE = 512
 MOST_OF_NETWORK = 2048
@@ -41,71 +44,26 @@ STALE_ANSWER, NOT_READY, NO_REACHABLE, NETWORK_ERROR = 3, 14, 22, 23
 """RFC 8914 §4."""
 
 
-@dataclass(slots=True)
-class Asker:
-    """Who asks: `source` and `network` are counted against the limits. `tell`: is called once, with the answer.
-
-    `twin`: the same for a question that is sent again; empty for none.
-    """
-
-    question: Question
-    source: Hashable
-    network: Hashable
-    tell: Callable[[bytes], None]
-    twin: Hashable = None
-
-
-@dataclass(slots=True)
-class Counts:
-    """What became of the questions, and of the messages that came."""
-
-    asked: int = 0
-    joined: int = 0
-    answered: int = 0
-    failed: int = 0
-    stale: int = 0
-    refused: int = 0
-    strange: int = 0
-    truncated: int = 0
-
-
-class _Query:
-    """A question under way, by `key`. `due`: when to look after it; `waiting`, `failed`: servers that were asked."""
-
-    __slots__ = (
-        *("askers", "attempts", "done", "due", "failed"),
-        *("key", "question", "rules", "servers", "tick", "turn", "waiting"),
-    )
-
-    def __init__(
-        self, question: Question, key: bytes, rules: Rules, servers: tuple[Server, ...], asker: Asker, due: float
-    ) -> None:
-        self.question = question
-        self.key = key
-        self.rules = rules
-        self.servers = servers
-        self.askers: list[Asker] = [asker]
-        self.due = due
-        self.attempts: tuple[tuple[Slot, int], ...] = ()
-        self.waiting: tuple[Server, ...] = ()
-        self.failed: tuple[Server, ...] = ()
-        self.turn = 0
-        self.tick = 0
-        self.done = False
-
-
 class Forwarder:
     """Asks upstreams. Belongs to one event loop.
 
-    `opener`: makes the sockets, `slots` of them to each upstream; 0 for as many as make guessing hard.
+    `opener`: makes the sockets, `slots` of them to each upstream; 0 for as many as make guessing hard. `spelling`:
+    whether the spelling of names has to be guessed too.
     """
 
-    def __init__(self, *, opener: Opener = open_here, slots: int = 0, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        opener: Opener = open_here,
+        slots: int = 0,
+        spelling: bool = True,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self.counts = Counts()
         self._opener, self._slots = opener, slots
         self._clock = clock
         # In the order of their time to be looked after, as all wait equally long.
-        self._queries: dict[tuple[int, bytes], _Query] = {}
+        self._queries: dict[tuple[int, bytes], Query] = {}
         self._pools: dict[Server, Pool] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -113,6 +71,8 @@ class Forwarder:
         self._preferred: dict[Server, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = outgoing.numbers()
+        self._spellings = outgoing.spellings() if spelling else ()
+        self._caseless: dict[Server, float] = {}
 
     @property
     def pending(self) -> int:
@@ -152,19 +112,25 @@ class Forwarder:
         self.counts.asked += 1
         if self._preferred and len(servers) > 1:
             servers = self._order(servers)
-        query = self._queries[id(rules), key] = _Query(question, key, rules, servers, asker, now + SECOND_S)
+        spelled = self._spelled(question.name, servers, now) if self._spellings else question.name
+        query = self._queries[id(rules), key] = Query(question, spelled, key, rules, servers, asker, now + SECOND_S)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SECOND_S + _TOGETHER_S, self._look)
         self._next(query)
 
     # Asking
 
+    def _spelled(self, name: bytes, servers: tuple[Server, ...], now: float) -> bytes:
+        if self._caseless and any(self._caseless.get(server, 0) > now for server in servers):
+            return name
+        return name.translate(self._spellings[next(self._numbers) % outgoing.SPELLINGS])
+
     def _order(self, servers: tuple[Server, ...]) -> tuple[Server, ...]:
         """Return the servers, those first that answered lately where others did not."""
         now = self._clock()
         return tuple(sorted(servers, key=lambda server: self._preferred.get(server, 0) < now))
 
-    def _next(self, query: _Query, *, again: bool = False) -> None:
+    def _next(self, query: Query, *, again: bool = False) -> None:
         """Ask the next server that has not failed, with `again` also one that is waited for; end if that is in vain."""
         for _ in query.servers:
             server = query.servers[query.turn % len(query.servers)]
@@ -176,7 +142,7 @@ class Forwarder:
         if not query.waiting:
             self._give_up(query)
 
-    def _send(self, query: _Query, server: Server) -> bool:
+    def _send(self, query: Query, server: Server) -> bool:
         pool = self._pools.get(server)
         if pool is None:
             pool = self._pools[server] = Pool(
@@ -190,7 +156,7 @@ class Forwarder:
         ident = next(numbers)
         while ident in slot.pending:
             ident = next(numbers)
-        pool.send(slot, outgoing.message(query.question, ident))
+        pool.send(slot, outgoing.message(query.question, query.spelled, ident))
         slot.pending[ident] = query
         query.attempts += ((slot, ident),)
         query.waiting += (server,)
@@ -210,7 +176,7 @@ class Forwarder:
         elif self._idle is None:
             self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._rest)
 
-    def _overdue(self, query: _Query, now: float) -> None:
+    def _overdue(self, query: Query, now: float) -> None:
         query.tick += 1
         if query.tick >= _LAST_TICK:
             self._give_up(query)
@@ -219,6 +185,9 @@ class Forwarder:
         if query.tick == _STALE_TICK and known is not None and (old := known.revive(now)):
             self.counts.stale += 1
             self._tell(query, old, error=STALE_ANSWER)
+        for server in query.waiting:
+            if (pool := self._pools.get(server)) is not None:
+                pool.renew(now)
         query.due = now + SECOND_S
         key = id(query.rules), query.key
         self._queries[key] = self._queries.pop(key)
@@ -236,9 +205,9 @@ class Forwarder:
     def _take(self, slot: Slot, message: bytes) -> None:
         """Take what came by a socket."""
         query = slot.pending.get(int.from_bytes(message[:2])) if len(message) >= wire.HEADER else None
-        if not isinstance(query, _Query) or not cache.matches(message, query.question.name, query.question.kind):
+        if not isinstance(query, Query) or not cache.matches(message, query.question.name, query.question.kind):
             self.counts.strange += 1
-        elif message[2] & 0x02:
+        elif message[2] & 0x02 or not message.startswith(query.spelled, wire.HEADER):
             self.counts.truncated += 1
             ident = int.from_bytes(message[:2])
             slot.forget(ident)
@@ -247,7 +216,7 @@ class Forwarder:
         else:
             self._answered(query, slot.server, message)
 
-    def _answered(self, query: _Query, server: Server, message: bytes) -> None:
+    def _answered(self, query: Query, server: Server, message: bytes) -> None:
         if message[3] & 0xF in _SAID:
             now = self._clock()
             try:
@@ -270,26 +239,33 @@ class Forwarder:
     def _unreachable(self, slot: Slot) -> None:
         """Nobody listens there: ask the next at once."""
         for query in list(slot.pending.values()):
-            if isinstance(query, _Query) and not query.done:
+            if isinstance(query, Query) and not query.done:
                 self._lost(query, slot.server)
 
     def _unsent(self, slot: Slot, ident: int) -> None:
         query = slot.pending[ident]
-        if isinstance(query, _Query) and not query.done:
+        if isinstance(query, Query) and not query.done:
             self._lost(query, slot.server)
 
-    def _lost(self, query: _Query, server: Server) -> None:
+    def _lost(self, query: Query, server: Server) -> None:
         query.failed += (server,)
         query.waiting = tuple(other for other in query.waiting if other != server)
         self._next(query)
 
-    async def _by_tcp(self, query: _Query, server: Server, truncated: bytes) -> None:
-        """Ask again for an answer that was too long for a datagram; if that fails, it is cut for the asker too."""
+    async def _by_tcp(self, query: Query, server: Server, datagram: bytes) -> None:
+        """Ask again where an answer was too long for a datagram, or spelled otherwise than the question.
+
+        If that fails, it is cut for the asker too, or taken as it is: there is no safer way to this server.
+        """
+        asked = outgoing.message(query.question, query.spelled, next(self._numbers))
         try:
             async with asyncio.timeout(TCP_TIMEOUT_S):
-                message = await exchange(self._opener, server, outgoing.message(query.question, next(self._numbers)))
+                message = await exchange(self._opener, server, asked)
         except (OSError, TimeoutError, EOFError):
-            message = truncated
+            message = datagram
+        else:
+            if not message.startswith(query.spelled, wire.HEADER):
+                self._caseless[server] = self._clock() + CASELESS_S
         if query.done:
             return
         if not cache.matches(message, query.question.name, query.question.kind):
@@ -304,7 +280,7 @@ class Forwarder:
 
     # Telling
 
-    def _give_up(self, query: _Query) -> None:
+    def _give_up(self, query: Query) -> None:
         now = self._clock()
         known = query.rules.cache.get(query.key)
         if known is not None and (old := known.revive(now)):
@@ -316,7 +292,7 @@ class Forwarder:
             query.rules.cache.put(query.key, cache.failure(now))
         self._finish(query)
 
-    def _tell(self, query: _Query, found: Answer, error: int | None = None) -> None:
+    def _tell(self, query: Query, found: Answer, error: int | None = None) -> None:
         askers, query.askers = query.askers, []
         self._release(askers)
         for asker in askers:
@@ -336,7 +312,7 @@ class Forwarder:
                 else:
                     del load[counted]
 
-    def _finish(self, query: _Query) -> None:
+    def _finish(self, query: Query) -> None:
         query.done = True
         self._release(query.askers)
         for slot, ident in query.attempts:

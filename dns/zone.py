@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Protocol, TypeAlias
+from weakref import WeakSet, WeakValueDictionary
 
 from . import wire
 from .rules import NOBODY
@@ -102,7 +103,7 @@ class Index:
     def __init__(self, network: Network, domain: bytes, apex: Iterable[Record]) -> None:
         self.network = network
         self.nodes: dict[bytes, Node] = {}
-        self.views: set[View] = set()
+        self.views: WeakSet[View] = WeakSet()
         self.entries: dict[str, Entry] = {}
         self._domain = domain
         self._shares: dict[bytes, dict[str, _Share]] = {}
@@ -220,6 +221,7 @@ class View:
     """
 
     __slots__ = (
+        "__weakref__",
         "_merged",
         "domain",
         "first",
@@ -299,7 +301,7 @@ class Zones:
         }
         self.networks: dict[str, Index] = {}
         self.pools: frozenset[IPNetwork] = frozenset()
-        self._views: dict[tuple[frozenset[str], str], View] = {}
+        self._views: WeakValueDictionary[tuple[frozenset[str], str], View] = WeakValueDictionary()
 
     def set_network(self, network: Network) -> None:
         """Add a network, or describe it anew; its endpoints stay."""
@@ -328,7 +330,7 @@ class Zones:
     def view(self, networks: Iterable[str], via: str = "") -> View | None:
         """Return what those see who are in these networks and ask by way of `via`; None for no network that is known.
 
-        It holds until one of the networks is set anew or removed.
+        It is kept while somebody has it, and holds until one of the networks is set anew or removed.
         """
         known = frozenset(networks).intersection(self.networks)
         if not known:

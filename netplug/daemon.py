@@ -194,11 +194,12 @@ class Daemon:
         from netplug.frontends.docker import docker_app  # noqa: PLC0415
         from netplug.frontends.docker_ipam import nobody_known  # noqa: PLC0415
         from netplug.interceptions import Interceptions  # noqa: PLC0415
+        from netplug.kernel.toward import open_toward  # noqa: PLC0415
         from netplug.nameserver import NameServer  # noqa: PLC0415
         from netplug.naming import DockerNames  # noqa: PLC0415
 
         settings, cluster = self._settings, self.cluster
-        server = NameServer(engine, settings.dns_domain, settings.dns_rules)
+        server = NameServer(engine, settings.dns_domain, settings.dns_rules, opener=open_toward)
         self._resources.callback(server.close)
         interceptions = Interceptions(engine, server)
         self._resources.push_async_callback(interceptions.close)

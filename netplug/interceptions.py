@@ -16,7 +16,8 @@ import structlog
 
 from netplug.dns.rules import Rules, Server, everything
 from netplug.dns.server import Counts, Listener
-from netplug.dns.upstream import Asker, Forwarder
+from netplug.dns.underway import Asker
+from netplug.dns.upstream import Forwarder
 from netplug.dns.wire import ROOT
 from netplug.dns.zone import View
 from netplug.engine import Engine
@@ -159,7 +160,7 @@ class Interceptions:
         log.warning("dns.unserved", sandbox=sandbox, error=exc.message)
 
     def _serve(self, sandbox: str, interception: Interception, view: View) -> _Serving:
-        forwarder = Forwarder(opener=interception.open, slots=_SOCKETS)
+        forwarder = Forwarder(opener=interception.open, slots=_SOCKETS, spelling=False)
         outward = self._outward(forwarder, everything(Server(DOCKERS)))
         listener = Listener(
             interception.udp,

@@ -12,16 +12,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import structlog
 
 from netplug import called
+from netplug.dns.cache import Cache
 from netplug.dns.careful import respond
 from netplug.dns.question import Question
 from netplug.dns.rules import NOBODY, Rule, Rules, Server, resolv_conf
 from netplug.dns.server import Counts, Listener
+from netplug.dns.sockets import Opener, open_here
 from netplug.dns.streams import Connections
-from netplug.dns.upstream import Asker, Forwarder
+from netplug.dns.underway import Asker
+from netplug.dns.upstream import Forwarder
 from netplug.dns.wire import ROOT, IPAddress
 from netplug.dns.zone import Entry, View, Zones
 from netplug.drivers.api import Network
@@ -35,6 +39,8 @@ log = structlog.get_logger(__name__)
 RESOLV_CONF = Path("/etc/resolv.conf")
 LOOK_S = 2.0
 """How often it is looked for a change of resolv.conf: one stat(2)."""
+MOST_REMEMBERED, LEAST_REMEMBERED = 40_000, 1_000
+"""Answers of upstreams for all networks together, of which each has its part, and what each may have in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class Serving:
 class NameServer:
     """Names of all networks. `domain`: what full names end in. `upstreams`: in place of the host's own.
 
+    `opener`: makes the sockets by which they are asked.
+
     `counts`: of questions by network, since the start; who asks from several networks counts for one of them.
     """
 
@@ -61,9 +69,10 @@ class NameServer:
         domain: str = "netplug.internal",
         upstreams: Sequence[Rule] = (),
         conf: Path = RESOLV_CONF,
+        opener: Opener = open_here,
     ) -> None:
         self.zones = Zones(domain)
-        self.forwarder = Forwarder()
+        self.forwarder = Forwarder(opener=opener)
         self.connections = Connections()
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
         self._engine = engine
@@ -71,7 +80,7 @@ class NameServer:
         self._conf = conf
         self._seen: object = None
         self._rules = Rules()
-        self._of_networks: dict[tuple[Rule, ...], Rules] = {}
+        self._of_networks: WeakValueDictionary[object, Rules] = WeakValueDictionary()
         self._listeners: defaultdict[str, list[Listener]] = defaultdict(list)
         self._holders: dict[tuple[str, IPAddress], str] = {}
         engine.registry.watchers.append(self._changed)
@@ -220,21 +229,25 @@ class NameServer:
     def _rules_of(self, view: View) -> Rules:
         """Internal networks ask nobody: their questions would be a way out."""
         nets = self._open_networks(view)
-        given = _given_by(nets)
-        if not given:
-            return self._rules if nets else NOBODY
-        return self._with(self._rules, given)
+        return self._with(self._rules, _given_by(nets), nets) if nets else NOBODY
 
     def rules_of_domains(self, view: View) -> Rules:
         """Return what the networks of a view say of whom to ask for names of certain domains; of others, nobody."""
-        given = _given_by(self._open_networks(view))
-        return self._with(NOBODY, tuple(rule for rule in given if rule.zone != ROOT))
+        nets = self._open_networks(view)
+        return self._with(NOBODY, tuple(rule for rule in _given_by(nets) if rule.zone != ROOT), nets)
 
-    def _with(self, rules: Rules, given: tuple[Rule, ...]) -> Rules:
-        key = (*rules.rules, *given)
-        if key not in self._of_networks:
-            self._of_networks[key] = rules.below(given, avoid=self._gateways())
-        return self._of_networks[key]
+    def _with(self, rules: Rules, given: tuple[Rule, ...], nets: Iterable[Network]) -> Rules:
+        """Return the rules of those who are in certain networks, as long as somebody has them.
+
+        They remember on their own: what somebody of another network made an upstream say, or forged, is not for them.
+        """
+        key = rules.rules, given, frozenset(net.id for net in nets)
+        found = self._of_networks.get(key)
+        if found is None:
+            most = max(LEAST_REMEMBERED, MOST_REMEMBERED // max(len(self.zones.networks), 1))
+            found = rules.below(given, avoid=self._gateways(), cache=Cache(most)) if given or rules.forward else NOBODY
+            self._of_networks[key] = found
+        return found
 
     def _gateways(self) -> set[IPAddress]:
         records = self._engine.registry.networks()
@@ -267,7 +280,6 @@ class NameServer:
                 return
         self._seen = seen
         self._rules = Rules.of(self._given, found, avoid=self._gateways())
-        self._of_networks.clear()
         self._point_all()
         log.info("dns.upstreams", servers=[str(server) for server in self._rules.servers(b"\0")])
 

@@ -11,7 +11,8 @@ from dns_packets import query, read, view, zones
 from netplug.dns.careful import respond
 from netplug.dns.question import Question
 from netplug.dns.rules import Rules, Server
-from netplug.dns.upstream import Asker, Forwarder
+from netplug.dns.underway import Asker
+from netplug.dns.upstream import Forwarder
 
 DEADLINE_S = 20
 Script = Callable[[bytes], "bytes | list[bytes] | None"]

@@ -19,7 +19,7 @@ from engine_host import until
 from netplug.dns import batch, streams, wire
 from netplug.dns.careful import reply
 from netplug.dns.server import Listener, open_sockets
-from netplug.dns.upstream import Asker
+from netplug.dns.underway import Asker
 from netplug.dns.zone import Entry, View
 
 DEADLINE_S = 20

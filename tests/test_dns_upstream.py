@@ -1,6 +1,7 @@
 """Forwarding to scripted upstreams on the loopback link: who is asked when, and what is believed."""
 
 import asyncio
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ from netplug.dns.answer import answer
 from netplug.dns.careful import respond
 from netplug.dns.question import Question
 from netplug.dns.rules import NOBODY, Rule, Rules, Server
-from netplug.dns.upstream import Asker
+from netplug.dns.underway import Asker
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ async def test_answer_is_the_upstreams_with_the_askers_id_and_case(bench: Bench)
     assert reply[:4] == b"\0\x4d\x81\x80"
     assert b"\7eXample\3COM\0" in reply
     (seen,) = it.seen
-    assert b"\7example\3com\0" in seen
+    assert b"\7example\3com\0" in seen.lower()
     assert dnslib.DNSRecord.parse(seen).header.rd
 
 
@@ -230,7 +231,7 @@ async def test_old_answer_serves_where_there_is_no_new_one(bench: Bench, script:
 
 FORGED: dict[str, Script] = {
     "another id": lambda data: bytes((data[0] ^ 1,)) + address_of(data)[1:],
-    "another question": lambda data: address_of(data).replace(b"\7example", b"\7elpmaxe"),
+    "another question": lambda data: re.sub(rb"(?i)\x07example", b"\7elpmaxe", address_of(data)),
     "a query": lambda data: data,
     "a runt": lambda data: data[:9],
     "another opcode": lambda data: data[:2] + b"\xa0" + address_of(data)[3:],
@@ -260,6 +261,60 @@ async def test_answer_from_another_address_is_not_heard(bench: Bench) -> None:
     it.script = address_of
     async with asyncio.timeout(DEADLINE_S):
         assert read(await asked).data == ["192.0.2.7"]
+
+
+def lowered(data: bytes) -> bytes:
+    """Answer as one who does not keep the spelling of the question."""
+    return address_of(data[:12] + data[12:].lower())
+
+
+async def test_spelling_cannot_be_guessed_and_is_not_the_askers(bench: Bench) -> None:
+    it = bench.upstream(address_of)
+    for number in range(40):
+        await bench.reply(bench.rules(it), f"n{number}.example.com")
+    spelled = {data[data.index(b"\7") : data.index(b"\3", 13)] for data in it.seen}
+    assert len(spelled) > 20
+
+
+async def test_answer_in_another_spelling_is_asked_for_by_tcp(bench: Bench) -> None:
+    it = bench.upstream(lambda data: reply_to(data[:12] + data[12:].lower(), "example.com. 60 IN A 192.0.2.66"))
+    await it.listen(address_of)
+    assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
+    # That one answer was forged says nothing of the upstream.
+    assert not bench.forwarder._caseless
+    assert len(it.by_tcp) == 1
+
+
+async def test_upstream_that_keeps_no_spelling_is_asked_without_for_a_while(bench: Bench) -> None:
+    it = bench.upstream(lowered)
+    await it.listen(lowered)
+    for _ in range(3):
+        assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
+    assert len(it.by_tcp) == 1
+    assert b"\7example\3com\0" in it.seen[-1]
+    bench.now += upstream.CASELESS_S
+    assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
+    assert len(it.by_tcp) == 2
+
+
+async def test_upstream_without_tcp_that_keeps_no_spelling_is_believed(bench: Bench) -> None:
+    it = bench.upstream(lowered)
+    assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
+
+
+async def test_sockets_are_others_once_a_server_is_silent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netplug.dns.sockets.SLOTS", 1)
+    # The way to a server may have changed, and its answers come by another link than those that are heard.
+    ports: list[int] = []
+
+    def script(data: bytes) -> bytes | None:
+        pool = bench.forwarder._pools[it.server]
+        ports.extend(slot.sock.getsockname()[1] for slot in pool._slots.values())
+        return address_of(data) if len(it.seen) > 1 else None
+
+    it = bench.upstream(script)
+    assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
+    assert len(set(ports)) == 2
 
 
 BAD_ANSWERS: dict[str, Script] = {

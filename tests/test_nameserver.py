@@ -1,6 +1,7 @@
 """Records as names: what the registry tells the name server, and where it serves Docker's sandboxes."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
@@ -207,6 +208,29 @@ async def test_upstreams_follow_resolv_conf_and_internal_networks_have_none(
     conf.unlink()  # noqa: ASYNC240
     server._read_conf()
     assert server._rules_of(open_).servers(asked) == ()
+
+
+async def test_each_network_remembers_on_its_own(host: Host, server: NameServer) -> None:
+    await host.cli_network("10.1.0.0/24")
+    await host.cli_network("10.2.0.0/24", ident=OTHER, name="red")
+    views = [server.view(nets, nets[0]) for nets in ((NET,), (OTHER,), (NET, OTHER))]
+    caches = {id(it.rules.cache) for it in views if it}
+    assert len(caches) == 3
+    # Whichever gateway is asked.
+    again = server.view((OTHER, NET), OTHER)
+    assert again is not None
+    assert views[2] is not None
+    assert again.rules is views[2].rules
+
+
+async def test_what_nobody_sees_any_more_is_forgotten(host: Host, server: NameServer) -> None:
+    await host.cli_network("10.1.0.0/24", dns_upstream="corp.example=192.0.2.8")
+    await host.cli_network("10.2.0.0/24", ident=OTHER, name="red")
+    kept = server.view((NET,), NET)
+    server.view((NET, OTHER), NET)
+    gc.collect()
+    assert [len(it.views) for it in server.zones.networks.values()] == [1, 0]
+    assert list(server._of_networks.values()) == [kept.rules if kept else None]
 
 
 async def test_rules_of_the_settings_come_before_resolv_conf(host: Host, conf: Path) -> None:

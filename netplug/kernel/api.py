@@ -121,7 +121,7 @@ class Interception(Protocol):
     udp: socket.socket
     tcp: socket.socket
 
-    def open(self, family: int, kind: int) -> socket.socket:
+    def open(self, family: int, kind: int, peer: object) -> socket.socket:
         """Return a socket of the sandbox by which that name server itself is asked; blocks for 0.3 ms.
 
         Raises:

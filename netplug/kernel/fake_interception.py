@@ -19,7 +19,7 @@ class FakeInterception:
         self._all, self._path = all_of, path
         all_of[path] = self
 
-    def open(self, family: int, kind: int) -> socket.socket:
+    def open(self, family: int, kind: int, _: object = None) -> socket.socket:
         """Return a socket of this namespace."""
         return socket.socket(family, kind | socket.SOCK_NONBLOCK)
 

@@ -79,7 +79,7 @@ class Interception:
                 self.tcp.close()
                 raise
 
-    def open(self, family: int, kind: int) -> socket.socket:
+    def open(self, family: int, kind: int, _: object = None) -> socket.socket:
         """Return a socket of the sandbox by which the other server itself is asked; blocks for 0.3 ms.
 
         Raises:
