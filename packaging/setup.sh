@@ -26,7 +26,7 @@ system() {
     local missing=() pair
     for pair in dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables ip6tables:iptables \
         ipset:ipset nft:nftables ip:iproute2 ss:iproute2 tc:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps \
-        conntrack:conntrack curl:curl nsenter:util-linux unshare:util-linux podman:podman etcd:etcd-server etcdctl:etcd-client \
+        conntrack:conntrack curl:curl nsenter:util-linux unshare:util-linux podman:podman crun:crun runc:runc etcd:etcd-server etcdctl:etcd-client \
         openssl:openssl dig:bind9-dnsutils; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done

@@ -6,10 +6,12 @@ one, and podman what it knows of layers in the other, whatever the settings say.
 """
 
 import json
+import shutil
+from pathlib import Path
 
 from .file import Lab
 from .image import IMAGE, busybox_rootfs_tar
-from .place import Place
+from .place import Place, environment
 
 CNI_BIN = "/run/cni-bin"
 _ETC = "/etc/containers"
@@ -19,6 +21,7 @@ driver = "vfs"
 graphroot = "{root}"
 runroot = "/run/podman"
 """
+_CGROUPS = Path("/sys/fs/cgroup")
 _OWN = (_ETC, "/var/lib/cni", "/var/lib/containers")
 
 
@@ -43,14 +46,26 @@ def prepare(lab: Lab, place: Place) -> None:
     archive.unlink()
 
 
+def oci_runtime(cgroups: Path = _CGROUPS) -> str:
+    """Return the OCI runtime that podman has to be told of, empty where its own choice will do.
+
+    podman prefers crun, which refuses controllers of cgroup v1 beside some of v2 (systemd's hybrid hierarchy).
+    """
+    unified = cgroups / "unified" / "cgroup.controllers"
+    hybrid = unified.exists() and unified.read_text().strip()
+    return "runc" if hybrid and shutil.which("runc", path=environment()["PATH"]) else ""
+
+
 def _settings(network: str) -> str:
     """Return containers.conf(5). The limits are low since not every machine grants those that podman asks for.
 
     Locks are files, since shared memory is the machine's. `network`: the one of containers that name none.
     """
+    runtime = oci_runtime()
     return f"""[containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 [engine]
+{f'runtime = "{runtime}"' if runtime else ""}
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 lock_type = "file"
