@@ -80,7 +80,29 @@ def decode(cls: type[_T], data: Json) -> _T:
     hints = _hints(cast("Any", cls))
     if unknown := data.keys() - hints.keys():
         raise ValueError(f"{cls.__name__} has no field {min(unknown)!r}")
-    return cls(**{name: _value(hints[name], item) for name, item in data.items()})
+    if missing := _needed(cast("Any", cls)) - data.keys():
+        raise ValueError(f"{cls.__name__} lacks field {min(missing)!r}")
+    try:
+        return cls(**{name: _value(hints[name], item) for name, item in data.items()})
+    except (TypeError, KeyError, AttributeError) as exc:
+        raise ValueError(f"{cls.__name__} has a value of the wrong kind: {exc}") from exc
+
+
+def known(cls: type[_T], data: Json) -> _T | None:
+    """Return what `decode` would, without the fields that this version does not know; None when that is not enough."""
+    if not isinstance(data, dict):
+        return None
+    hints = _hints(cast("Any", cls))
+    try:
+        return decode(cls, {name: item for name, item in data.items() if name in hints})
+    except ValueError:
+        return None
+
+
+@cache
+def _needed(cls: type[Any]) -> frozenset[str]:
+    none = dataclasses.MISSING
+    return frozenset(it.name for it in dataclasses.fields(cls) if it.default is none and it.default_factory is none)
 
 
 @cache

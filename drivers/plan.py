@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from .codec import Json, JsonObject, decode, encode
+from .codec import Json, JsonObject, decode, encode, known
 from .steps import STEPS, Address, Guard, HostPort, Loopback, Macvlan, Relay, Route, Step, Veth
 from .tunnel import Shortcut
 
@@ -80,7 +80,7 @@ class Plan:
 
         return Plan(tuple(meant(step) for step in self))
 
-    def to_json(self) -> Json:
+    def to_json(self) -> list[Json]:
         """Return the stored form: a list of objects whose `step` is the kind."""
         return [{"step": type(step).__name__, **_fields(step)} for step in self.steps]
 
@@ -95,6 +95,13 @@ class Plan:
             raise ValueError("a plan is stored as a list")
         return cls(tuple(_step(item) for item in data))
 
+    @classmethod
+    def known(cls, data: Json) -> "Plan":
+        """Return those steps of a stored plan that this version knows, as far as it does."""
+        parts = map(_parts, data if isinstance(data, list) else ())
+        found = (known(STEPS[kind], fields) for kind, fields in parts if kind in STEPS)
+        return cls(tuple(step for step in found if step is not None))
+
 
 def _fields(step: Step) -> JsonObject:
     data = encode(step)
@@ -105,7 +112,14 @@ def _fields(step: Step) -> JsonObject:
 
 
 def _step(data: Json) -> Step:
-    if not isinstance(data, dict) or data.get("step") not in STEPS:
-        raise ValueError(f"unknown kind of step {data!r}")
-    fields = {name: value for name, value in data.items() if name != "step"}
-    return decode(STEPS[str(data["step"])], fields)
+    kind, fields = _parts(data)
+    if kind not in STEPS:
+        raise ValueError(f"a plan has a step {kind or data!r}, which is not known")
+    return decode(STEPS[kind], fields)
+
+
+def _parts(data: Json) -> tuple[str, JsonObject]:
+    """Return kind and fields of a stored step; no kind: it is none."""
+    if not isinstance(data, dict):
+        return "", {}
+    return str(data.get("step") or ""), {name: value for name, value in data.items() if name != "step"}

@@ -11,7 +11,7 @@ it is what Docker and its built-in drivers know. A *holder* is a network of ours
 ends never release.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from time import time
@@ -63,6 +63,11 @@ class Allocator(Keeping):
                 orphans.append(lease)
         for lease in orphans:
             await self._store.drop(lease.pool, lease.address)
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Keys of the records that the store has and cannot read, and why."""
+        return self._store.unreadable
 
     def begin_session(self) -> None:
         """Expect dockerd, which was restarted, to repeat its requests (RequiresRequestReplay).

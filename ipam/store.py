@@ -4,7 +4,7 @@ A store for a cluster can refuse a claim, because another host has the address; 
 does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from .lease import IPAddress, Lease
@@ -12,7 +12,13 @@ from .pool import Pool
 
 
 class LeaseStore(Protocol):
-    """Keeps pools and leases. Calls take effect in the order in which they were begun."""
+    """Keeps pools and leases. Calls take effect in the order in which they were begun.
+
+    `unreadable`: keys of the records that `load` found and could not read, and why. They stay as they are.
+    """
+
+    @property
+    def unreadable(self) -> Mapping[str, str]: ...
 
     async def load(self) -> tuple[Sequence[Pool], Sequence[Lease]]:
         """Return everything."""

@@ -8,7 +8,7 @@ Gateways belong to a network as a whole, not to a host: whoever defines the netw
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -75,6 +75,11 @@ class SharedLeases:
         self._mine: dict[str, Lease] = {}
         self._claiming: set[str] = set()
         self.reach = reach or Reach()
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Keys of this host's records that cannot be read, and why."""
+        return self._own.unreadable
 
     async def load(self) -> tuple[Sequence[Pool], Sequence[Lease]]:
         """Return what this host has; nobody else is asked."""

@@ -7,16 +7,18 @@ two hosts that want one address. All state is in the store, but for claims that 
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
-from netplug.drivers.codec import JsonObject, decode, encode
+from netplug.drivers.codec import JsonObject, decode, encode, known
 from netplug.ipam.lease import IPAddress, Lease, OwnerKind
 from netplug.ipam.pool import Pool
 from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError, Unreachable
 
-POOLS = "ipam/pools/"
-LEASES = "ipam/leases/"
+IPAM = "ipam/"
+POOLS = IPAM + "pools/"
+LEASES = IPAM + "leases/"
 OPS_PER_TXN = 100  # etcd allows 128 in one transaction (--max-txn-ops)
 
 _T = TypeVar("_T")
@@ -31,16 +33,31 @@ class StoredLeases:
         self._host = host
         self._doubtful: dict[str, JsonObject] = {}
         self._taking_back = asyncio.Lock()
+        self.unreadable: dict[str, str] = {}
 
     async def load(self) -> tuple[list[Pool], list[Lease]]:
-        """Return everything.
+        """Return everything; of a pool that cannot be read, what can, so that its subnet is not given again.
 
-        Raises:
-            StoreError: a record cannot be read; the text names its key.
+        A lease that cannot be read keeps its address: the store refuses a claim where there is a record.
         """
-        pools, _ = await self._store.range(POOLS)
-        leases, _ = await self._store.range(LEASES)
-        return [_decode(Pool, record) for record in pools], [lease_of(record)[0] for record in leases]
+        self.unreadable = {}
+        pools = [self._pool(record) for record in (await self._store.range(POOLS))[0]]
+        leases = [self._lease(record) for record in (await self._store.range(LEASES))[0]]
+        return [it for it in pools if it is not None], [it for it in leases if it is not None]
+
+    def _pool(self, record: Record) -> Pool | None:
+        try:
+            return _decode(Pool, record)
+        except StoreError as exc:
+            self.unreadable[record.key] = str(exc)
+            return known(Pool, record.value) or _pool_of(record.key)
+
+    def _lease(self, record: Record) -> Lease | None:
+        try:
+            return lease_of(record)[0]
+        except StoreError as exc:
+            self.unreadable[record.key] = str(exc)
+            return None
 
     async def claim(self, lease: Lease) -> bool:
         """Store a new lease; False: the address has a record.
@@ -97,7 +114,9 @@ class StoredLeases:
         await self._store.txn([], [Delete(lease_key(pool_id, address))])
 
     async def save_pool(self, pool: Pool) -> bool:
-        """Store a pool, new or changed; never refused on one host."""
+        """Store a pool, new or changed; never refused on one host. A record that cannot be read stays as it is."""
+        if pool_key(pool.id) in self.unreadable:
+            return True
         await self._store.txn([], [Put(pool_key(pool.id), _encode(pool))], durable=True)
         return True
 
@@ -107,7 +126,8 @@ class StoredLeases:
     async def drop_pool(self, pool_id: str) -> None:
         """Delete a pool with all its leases, the pool last: after a crash it is still known."""
         records, _ = await self._store.range(leases_prefix(pool_id))
-        ops = [*(Delete(record.key) for record in records), Delete(pool_key(pool_id))]
+        keys = [*(record.key for record in records), pool_key(pool_id)]
+        ops = [Delete(key) for key in keys if key not in self.unreadable]
         for start in range(0, len(ops), OPS_PER_TXN):
             await self._store.txn([], ops[start : start + OPS_PER_TXN], durable=start + OPS_PER_TXN >= len(ops))
 
@@ -119,6 +139,20 @@ def pool_key(pool_id: str) -> str:
     'ipam/pools/local%2Ffd00::%2F64'
     """
     return POOLS + quote(pool_id, safe=":")
+
+
+def _pool_of(key: str) -> Pool | None:
+    """Return the pool that a key says: its id is made of what it is.
+
+    >>> _pool_of("ipam/pools/local%2F10.0.0.0%2F16%2F10.0.1.0%2F24").id
+    'local/10.0.0.0/16/10.0.1.0/24'
+    """
+    space, *parts = unquote(key.removeprefix(POOLS)).split("/")
+    try:
+        nets = [ip_network("/".join(pair)) for pair in zip(parts[::2], parts[1::2], strict=True)]
+    except ValueError:
+        return None
+    return Pool(space, nets[0], nets[1] if len(nets) > 1 else None) if nets else None
 
 
 def leases_prefix(pool_id: str) -> str:

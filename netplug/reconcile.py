@@ -17,10 +17,12 @@ from netplug.drivers.steps import Chain, Loopback, Macvlan, Rule, Step, Veth
 from netplug.engine import Engine
 from netplug.engine.audit import orphans
 from netplug.engine.conditions import Difference
+from netplug.engine.quarantine import Unusable
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import identity, is_inhabited, is_there
 from netplug.errors import NetplugError
 from netplug.kernel.api import MISSING
+from netplug.leases import IPAM
 from netplug.orphans import Orphans, Suspects, View
 from netplug.store.api import StoreError
 
@@ -62,6 +64,8 @@ class Reconciler:
         await self._engine.supervisor.attempt("reconcile", self._begin())
 
     async def _begin(self) -> None:
+        for step in self._engine.quarantine.sockets():
+            await _tolerate("host", self._engine.executor.apply(Plan((step,))))
         await self._engine.networks.follow(build=False)
         await self._heal(await self._look())
         await self._engine.shared.trim(self._engine.registry.all_networks())
@@ -72,6 +76,8 @@ class Reconciler:
         await engine.supervisor.attempt("journal", engine.journal.recover())
         await engine.registry.load()
         await engine.allocator.load()
+        unread = engine.allocator.unreadable.items()
+        engine.quarantine.replace(IPAM, {key: Unusable(key, {}, why) for key, why in unread})
         await engine.shared.load()
         await engine.supervisor.attempt("leases", self._audit_leases())
 
@@ -103,7 +109,7 @@ class Reconciler:
         # And once more after the look: what was made or deleted meanwhile is neither drift nor unknown.
         now, changing = self._owners(), changing | self._changing()
         drifts = [drift for drift in seen.drifts if drift.step in now and drift.step.key not in changing]
-        unknown = engine.peers.unknown(_unknown(seen.owned.steps(), owners | now, changing))
+        unknown = engine.peers.unknown(self._unknown(seen.owned.steps(), owners | now, changing))
         engine.shared.see(seen.facts)
         return _Look(
             [Difference(owners[drift.step], drift.step.key, drift.what) for drift in drifts]
@@ -120,6 +126,14 @@ class Reconciler:
         for endpoint in self._engine.registry.endpoints():
             owners |= dict.fromkeys(endpoint.present, _describe(endpoint))
         return owners
+
+    def _unknown(self, owned: Sequence[Step], owners: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
+        """Return what is owned and nobody's; what a record of no use may have made is left alone."""
+        found, quarantine = _unknown(owned, owners, changing), self._engine.quarantine
+        if not found or not quarantine:
+            return found
+        keys, words = quarantine.keys(), quarantine.words()
+        return [step for step in found if step.key not in keys and words.isdisjoint(_names(step))]
 
     def _changing(self) -> frozenset[str]:
         engine = self._engine
@@ -193,7 +207,7 @@ class Reconciler:
 
     async def _sweep(self, look: "_Look") -> None:
         """Remove what bears our mark and no record knows."""
-        unknown = self._engine.peers.unknown(_unknown(look.unknown, self._owners(), self._changing()))
+        unknown = self._engine.peers.unknown(self._unknown(look.unknown, self._owners(), self._changing()))
         if not unknown:
             return
         log.info("sweep", objects=[step.key for step in unknown])
@@ -248,6 +262,11 @@ def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozens
         for step in owned
         if step.key not in keys and not (isinstance(step, Rule) and (step.family, step.table, step.chain) not in shared)
     ]
+
+
+def _names(step: Step) -> set[str]:
+    """Return by which names of links, sets and chains others may know what a step is about."""
+    return {value for value in (getattr(step, "name", ""), getattr(step, "link", "")) if isinstance(value, str)}
 
 
 def _describe(record: EndpointRecord) -> str:

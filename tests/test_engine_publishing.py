@@ -66,7 +66,7 @@ async def test_after_a_start_of_ours_a_holder_has_time_to_come_to_life(host: Hos
     await host.docker_endpoint(NEXT, "10.1.0.3/24", ports=(tcp(8080),))
     asked = 0
 
-    async def comes_to_life(path: str) -> bool:
+    async def comes_to_life(*_: str) -> bool:
         nonlocal asked
         asked += 1
         return asked > 2

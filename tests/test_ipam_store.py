@@ -40,6 +40,7 @@ class DictStore:
         self.gate = asyncio.Event()
         self.gate.set()
         self.calls: list[str] = []
+        self.unreadable: dict[str, str] = {}
 
     async def _enter(self, call: str) -> None:
         self.calls.append(call)

@@ -330,7 +330,7 @@ class Cluster:
                 if record.endpoint.id not in self._lost
             }
             told = self.view.endpoints(network, self.me)
-            for ident in told.keys() - mine.keys():
+            for ident in told.keys() - mine.keys() - self._engine.quarantine.endpoints():
                 await self._store.txn([], [Delete(endpoint_key(network, self.me, ident))])
             for ident, record in mine.items():
                 if told.get(ident) != self._told(record):

@@ -14,6 +14,7 @@ from netplug.engine.journal import Journal
 from netplug.engine.networks import Networks
 from netplug.engine.peers import Peers
 from netplug.engine.publishing import Publishing
+from netplug.engine.quarantine import Quarantine
 from netplug.engine.registry import Registry
 from netplug.engine.segments import Segments
 from netplug.engine.shared import Shared
@@ -33,11 +34,12 @@ class Engine:
         self.allocator = allocator
         self.drivers = drivers
         self.executor = Executor(kernel)
-        self.journal = Journal(store, self.executor)
-        self.registry = Registry(store)
         self.conditions = Conditions()
+        self.quarantine = Quarantine(self.conditions)
+        self.journal = Journal(store, self.executor, self.quarantine)
+        self.registry = Registry(store, self.quarantine, drivers)
         self.supervisor = Supervisor(self.conditions)
-        self.shared = Shared(kernel, self.executor, store, drivers)
+        self.shared = Shared(kernel, self.executor, store, drivers, self.quarantine)
         self.segments = Segments(allocator, self.registry, kernel, drivers)
         addressing = Addressing(allocator, self.segments)
         self.publishing = Publishing(self.registry, self.journal, kernel, drivers)

@@ -26,8 +26,8 @@ class Finding:
 
 def orphans(engine: Engine) -> list[Finding]:
     """Return leases of networks and endpoints that there are not, and pools that such networks hold."""
-    networks = {record.network.id for record in engine.registry.networks()}
-    endpoints = {record.endpoint.id for record in engine.registry.endpoints()}
+    networks = {record.network.id for record in engine.registry.networks()} | engine.quarantine.networks()
+    endpoints = {record.endpoint.id for record in engine.registry.endpoints()} | engine.quarantine.endpoints()
     found = []
     for pool in engine.allocator.pools():
         for lease in engine.allocator.leases(pool.id):

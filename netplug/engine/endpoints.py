@@ -18,7 +18,15 @@ from netplug.engine.addressing import Addressing
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.others import Nobody, Others
 from netplug.engine.publishing import Publishing, in_order
-from netplug.engine.records import AttachSpec, Description, EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord
+from netplug.engine.records import (
+    ENDPOINTS,
+    AttachSpec,
+    Description,
+    EndpointRecord,
+    EndpointSpec,
+    FrontEnd,
+    NetworkRecord,
+)
 from netplug.engine.registry import Registry, put
 from netplug.engine.sandboxes import is_there
 from netplug.engine.shared import Shared
@@ -72,6 +80,7 @@ class Endpoints:
 
     async def _create(self, record: NetworkRecord, spec: EndpointSpec, wanted: Sequence[IPAddress]) -> EndpointRecord:
         started = time.monotonic()
+        self._registry.quarantine.refuse(f"{ENDPOINTS}{spec.network}/{spec.id}")
         driver, net = self._drivers[record.network.options.mode], record.network
         options = parse_endpoint(spec.options, net.options.mode)
         driver.admit(net, len(self._registry.endpoints(net.id)))

@@ -13,6 +13,7 @@ import structlog
 
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.plan import Plan
+from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.kernel.api import Outcome
 from netplug.kernel.executor import Executor
 from netplug.store.api import Delete, Put, Store
@@ -34,8 +35,9 @@ class Intent:
 class Journal:
     """Applies and reverts plans between two transactions."""
 
-    def __init__(self, store: Store, executor: Executor) -> None:
+    def __init__(self, store: Store, executor: Executor, quarantine: Quarantine) -> None:
         self._store = store
+        self._quarantine = quarantine
         self._executor = executor
         self._open: dict[str, Intent] = {}
         self._left: dict[str, Intent] = {}
@@ -105,8 +107,7 @@ class Journal:
 
     async def recover(self) -> int:
         """Carry out the intents that an earlier life or a failed revert left, and return how many there were."""
-        records, _ = await self._store.range(PREFIX)
-        found = {record.key: decode(Intent, record.value) for record in records if record.key not in self._open}
+        found = await self._read()
         self._left |= found
         for key, intent in found.items():
             if key not in self._left:
@@ -116,6 +117,19 @@ class Journal:
                 await self._store.txn((), [*map(Delete, intent.drop), Delete(key)])
                 self._left.pop(key, None)
         return len(found)
+
+    async def _read(self) -> dict[str, Intent]:
+        found: dict[str, Intent] = {}
+        unread: dict[str, Unusable] = {}
+        for record in (await self._store.range(PREFIX))[0]:
+            if record.key in self._open:
+                continue
+            try:
+                found[record.key] = decode(Intent, record.value)
+            except ValueError as exc:
+                unread |= unusable(record.key, record.value, exc)
+        self._quarantine.replace(PREFIX, unread)
+        return found
 
     async def _revert(self, intent: Intent) -> bool:
         """Revert an intent's plan; False, and a word in the log, when not all of it could be."""

@@ -122,6 +122,8 @@ class Networks:
         return record
 
     def _refuse_twins(self, net: Network) -> None:
+        self._registry.quarantine.refuse(net.id)
+        self._registry.quarantine.refuse(net.name)
         for other in self._registry.all_networks():
             if other.id == net.id:
                 raise NetplugError("exists", f"network {short(net.id)} exists already")
@@ -135,6 +137,7 @@ class Networks:
     async def _create(self, net: Network, spec: NetworkSpec) -> NetworkRecord:
         driver, host = driver_of(net.options.mode, self._drivers), self._shared.host
         others = [other for other in self._registry.all_networks() if other.id != net.id]
+        others += self._registry.quarantine.known()
         avoid = [route for route, _ in host.routes]
         async with self._addressing.subnets(net, spec, others=others, avoid=avoid, gateway=driver.gateway) as taken:
             net = self._registry.starting[net.id] = replace(net, subnets=taken.subnets)

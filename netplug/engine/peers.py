@@ -140,7 +140,7 @@ class Peers:
         meshed = {
             net.id for net in self._registry.all_networks() if isinstance(self._drivers[net.options.mode], Meshed)
         }
-        if meshed <= self._known.keys():
+        if meshed <= self._known.keys() and not self._registry.quarantine.networks():
             return list(steps)
         return [step for step in steps if not isinstance(step, Fdb | Neighbour | Vtep)]
 

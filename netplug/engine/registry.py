@@ -5,16 +5,18 @@ Only this process writes its own host's records, so memory is as true as the sto
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 from netplug.drivers.api import Network
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.naming import short
+from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.engine.records import ENDPOINTS, NETWORKS, EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.store.api import Put, Store
+from netplug.store.api import Record as Stored
 
 Record: TypeAlias = NetworkRecord | EndpointRecord
 Watcher = Callable[[Record | None, Record | None], None]
@@ -28,22 +30,40 @@ class Registry:
     `watchers`: told of every change; when a network goes, of that alone.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, quarantine: Quarantine, modes: Container[str]) -> None:
         self.starting: dict[str, Network] = {}
         self.absent: dict[str, str] = {}
         self.watchers: list[Watcher] = []
         self._store = store
+        self.quarantine = quarantine
+        self._modes = modes
         self._networks: dict[str, NetworkRecord] = {}
         self._endpoints: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
         self._sandboxes: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def load(self) -> None:
-        """Read all records."""
-        for stored in (await self._store.range(NETWORKS))[0]:
-            self.remember(decode(NetworkRecord, stored.value))
-        for stored in (await self._store.range(ENDPOINTS))[0]:
-            self.remember(decode(EndpointRecord, stored.value))
+        """Read all records; those that cannot be used are left as they are."""
+        for prefix, read in ((NETWORKS, self._read_network), (ENDPOINTS, self._read_endpoint)):
+            found: dict[str, Unusable] = {}
+            for stored in (await self._store.range(prefix))[0]:
+                try:
+                    self.remember(read(stored))
+                except ValueError as exc:
+                    found |= unusable(stored.key, stored.value, exc)
+            self.quarantine.replace(prefix, found)
+
+    def _read_network(self, stored: Stored) -> NetworkRecord:
+        record = decode(NetworkRecord, stored.value)
+        if (mode := record.network.options.mode) not in self._modes:
+            raise ValueError(f"there is no driver for mode {mode!r}")
+        return record
+
+    def _read_endpoint(self, stored: Stored) -> EndpointRecord:
+        record = decode(EndpointRecord, stored.value)
+        if record.endpoint.network in self.quarantine.networks():
+            raise ValueError("its network cannot be used")
+        return record
 
     @asynccontextmanager
     async def lock(self, network_id: str) -> AsyncIterator[None]:
@@ -90,6 +110,8 @@ class Registry:
             return record
         found = [record for record in self._networks.values() if record.network.name == ref]
         found = found or [record for ident, record in self._networks.items() if ref and ident.startswith(ref)]
+        if not found:
+            self.quarantine.refuse(ref)
         if not found and (why := self.absent.get(ref)):
             raise NetplugError("unavailable", f"network {ref!r} of the cluster cannot be built on this host: {why}")
         if not found:

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from netplug.drivers.api import Driver, HostFacts, Network
+from netplug.drivers.codec import Json
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import IPAddress
+from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel
 from netplug.kernel.executor import Executor
@@ -37,7 +39,14 @@ class Shared:
     a cluster. Its lock is never held together with a network's.
     """
 
-    def __init__(self, kernel: Kernel, executor: Executor, store: Store, drivers: Mapping[str, Driver]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        executor: Executor,
+        store: Store,
+        drivers: Mapping[str, Driver],
+        quarantine: Quarantine,
+    ) -> None:
         self.plan = Plan()
         self.host = HostFacts()
         self.vtep: IPAddress | None = None
@@ -46,6 +55,8 @@ class Shared:
         self._store = store
         self._drivers = drivers
         self._lock = asyncio.Lock()
+        self._quarantine = quarantine
+        self._unread: list[Json] = []
         self._changing: frozenset[str] = frozenset()
 
     def changing(self) -> frozenset[str]:
@@ -55,8 +66,14 @@ class Shared:
     async def load(self) -> None:
         """Read the host, and what was shared before."""
         await self.read_host()
+        unread: dict[str, Unusable] = {}
         if record := await self._store.get(BASE):
-            self.plan = Plan.from_json(record.value["plan"])
+            try:
+                self.plan = Plan.from_json(record.value.get("plan"))
+            except ValueError as exc:
+                self.plan, self._unread = Plan.known(record.value.get("plan")), _unread(record.value.get("plan"))
+                unread = unusable(BASE, record.value, exc)
+        self._quarantine.replace(BASE, unread)
 
     async def read_host(self) -> HostFacts:
         """Read the host anew and return its facts."""
@@ -97,7 +114,9 @@ class Shared:
                 await self._executor.apply(wanted)
 
     async def trim(self, nets: Iterable[Network]) -> None:
-        """Take down what none of these networks wants."""
+        """Take down what none of these networks wants; nothing while it is not known what some of them want."""
+        if self._quarantine.networks():
+            return
         async with self._lock:
             surplus = self.plan.without(step.key for step in self._base(nets))
             if surplus:
@@ -114,5 +133,11 @@ class Shared:
             self._changing = frozenset()
 
     async def _remember(self, plan: Plan) -> None:
-        await self._store.txn((), [Put(BASE, {"plan": plan.to_json()}) if plan else Delete(BASE)])
+        stored = [*plan.to_json(), *self._unread]
+        await self._store.txn((), [Put(BASE, {"plan": stored}) if stored else Delete(BASE)])
         self.plan = plan
+
+
+def _unread(plan: Json) -> list[Json]:
+    """Return the steps of a stored plan that this version does not know at all: they are kept for one that does."""
+    return [step for step in plan if not Plan.known([step])] if isinstance(plan, list) else []

@@ -1,0 +1,142 @@
+"""Records that cannot be used: of another version, or of a driver that is not here.
+
+Each stays in the store as it is, until a version that can read it starts. What it holds meanwhile stays held: its name,
+its addresses, its host ports; and what it made in the kernel is not swept as unknown. All else goes on without it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from netplug.drivers.api import Network
+from netplug.drivers.codec import Json, JsonObject, known
+from netplug.drivers.naming import short
+from netplug.drivers.plan import Plan
+from netplug.drivers.steps import HostPort, Relay
+from netplug.engine.conditions import Conditions, Difference
+from netplug.engine.records import ENDPOINTS, NETWORKS
+from netplug.errors import NetplugError
+
+_SOURCE = "quarantine"
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A record, as it is stored, and why it cannot be used."""
+
+    key: str
+    value: Mapping[str, Json]
+    why: str
+
+    @property
+    def network(self) -> str:
+        """Id of the network that it is, or is of; empty for neither."""
+        kind, _, rest = self.key.partition("/")
+        return rest.partition("/")[0] if f"{kind}/" in {NETWORKS, ENDPOINTS} else ""
+
+    @property
+    def endpoint(self) -> str:
+        """Id of the endpoint that it is."""
+        return self.key.rpartition("/")[2] if self.key.startswith(ENDPOINTS) else ""
+
+    @property
+    def name(self) -> str:
+        """What it says to be called."""
+        holder = self.value.get("network") if self.key.startswith(NETWORKS) else self.value
+        name = holder.get("name") if isinstance(holder, Mapping) else ""
+        return name if isinstance(name, str) else ""
+
+    def describe(self) -> str:
+        """Return what it is, for a message."""
+        called = f" ({self.name})" if self.name else ""
+        if self.endpoint:
+            return f"endpoint {short(self.endpoint)}{called}"
+        return f"network {short(self.network)}{called}" if self.network else "host"
+
+
+class Quarantine:
+    """All records of this host that cannot be used, by key."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions = conditions
+        self._found: dict[str, Unusable] = {}
+
+    def replace(self, prefix: str, found: Mapping[str, Unusable]) -> None:
+        """Take all unusable records of a prefix, in place of those known before."""
+        kept = {key: it for key, it in self._found.items() if not key.startswith(prefix)}
+        self._found = {**kept, **found}
+        self._conditions.report(
+            _SOURCE,
+            (
+                Difference(it.describe(), it.key, f"cannot be used and is left as it is: {it.why}")
+                for _, it in sorted(self._found.items())
+            ),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def networks(self) -> frozenset[str]:
+        """Return the ids of the networks."""
+        return frozenset(it.network for it in self._found.values() if it.key.startswith(NETWORKS))
+
+    def endpoints(self) -> frozenset[str]:
+        """Return the ids of the endpoints."""
+        return frozenset(it.endpoint for it in self._found.values() if it.endpoint)
+
+    def known(self) -> list[Network]:
+        """Return the networks as far as this version knows them: their subnets and names are taken."""
+        found = (it for it in self._found.values() if it.key.startswith(NETWORKS))
+        return [known(Network, it.value.get("network")) or Network(it.network, it.name) for it in found]
+
+    def refuse(self, ref: str) -> None:
+        """Refuse a network by its id or name, or a record by its key.
+
+        Raises:
+            NetplugError: "unavailable", with the reason.
+        """
+        for it in self._found.values():
+            named = {it.key, it.network, it.name} if it.key.startswith(NETWORKS) else {it.key}
+            if ref and ref in named:
+                raise NetplugError(
+                    "unavailable",
+                    f"{it.describe()} cannot be used: {it.why}",
+                    hint="start the version of netplug, or install the driver, that made it",
+                )
+
+    # What they hold in the kernel
+
+    def sockets(self) -> Plan:
+        """Return what a process holds for them: without it others could take their ports."""
+        return Plan(tuple(step for step in self._plan() if isinstance(step, HostPort | Relay)))
+
+    def keys(self) -> frozenset[str]:
+        """Return the keys of their steps, as far as this version knows them."""
+        return frozenset(step.key for step in self._plan())
+
+    def words(self) -> frozenset[str]:
+        """Return all texts in them, among which are the names of links, sets and chains of steps not known here."""
+        return frozenset(text for it in self._found.values() for text in _texts(dict(it.value)))
+
+    def _plan(self) -> Plan:
+        plan = Plan()
+        for it in self._found.values():
+            for part in ("plan", "exposed"):
+                plan += Plan.known(it.value.get(part))
+        return plan
+
+
+def unusable(key: str, value: JsonObject, why: object) -> dict[str, Unusable]:
+    """Return the entry of a record."""
+    return {key: Unusable(key, value, str(why))}
+
+
+def _texts(value: Json) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case list():
+            for item in value:
+                yield from _texts(item)
+        case dict():
+            for item in value.values():
+                yield from _texts(item)
