@@ -18,7 +18,7 @@ from .naming import eui64, host_side, mac_of_host_side, mac_of_id, vxlan_name
 from .options import NetworkOptions
 from .plan import Plan
 from .steps import IPAddress, Step
-from .tunnel import NO_MAC, Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from .tunnel import NO_MAC, Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that a frame grows by, less its own: outer IP header, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 5)."""
@@ -81,7 +81,7 @@ class OverlayDriver(BridgeDriver):
         if not _quick(net):
             return plan
         addresses = tuple(address.ip for address in ep.addresses)
-        way = Shortcut(host_side(ep.id), vxlan_name(net.id), ep.chosen_mac().lower(), self.mac(net), addresses)
+        way = Shortcut(host_side(ep.id), vxlan_name(net.id), ep.chosen_mac().lower(), addresses)
         return plan + Plan((way,))
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
@@ -122,6 +122,8 @@ class OverlayDriver(BridgeDriver):
             steps += [Fdb(link, NO_MAC, vtep) for vtep in vteps]
         steps += [Fdb(link, mac, vtep) for mac, vtep in remote.items()]
         steps += [Neighbour(bridge, address, mac) for address, mac in near.items()]
+        if _quick(net):
+            steps += [Remote(link, mac) for mac in remote]
         return Plan(tuple(steps))
 
 

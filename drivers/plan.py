@@ -7,6 +7,9 @@ from .codec import Json, JsonObject, decode, encode, known
 from .steps import STEPS, Address, Guard, HostPort, Loopback, Macvlan, Relay, Route, Step, Veth
 from .tunnel import Shortcut
 
+_RETIRED = {"Shortcut": frozenset(("gateway",))}
+"""Fields that earlier versions stored, and that nothing needs any more, by kind of step."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -122,4 +125,6 @@ def _parts(data: Json) -> tuple[str, JsonObject]:
     """Return kind and fields of a stored step; no kind: it is none."""
     if not isinstance(data, dict):
         return "", {}
-    return str(data.get("step") or ""), {name: value for name, value in data.items() if name != "step"}
+    kind = str(data.get("step") or "")
+    ignored = {"step"} | _RETIRED.get(kind, frozenset())
+    return kind, {name: value for name, value in data.items() if name not in ignored}

@@ -79,19 +79,29 @@ class Shortcuts:
 class Shortcut:
     """Frames between bridge port `link` and VXLAN link `vxlan` pass by the bridge and by what the firewall does there.
 
-    Those that come by the tunnel for `mac`; and those for another host that `mac` sends from one of `addresses`, that
-    is to no MAC of this host, `gateway` being the bridge's.
+    Those that come by the tunnel for `mac`; and those that `mac` sends from one of `addresses` to a `Remote` MAC.
     """
 
     link: str
     vxlan: str
     mac: str
-    gateway: str
     addresses: tuple[IPv4Address | IPv6Address, ...]
 
     @property
     def key(self) -> str:
         return f"shortcut/{self.link}"
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """`mac` is on another host: what a `Shortcut` of VXLAN link `vxlan` hands on. All other frames are the bridge's."""
+
+    vxlan: str
+    mac: str
+
+    @property
+    def key(self) -> str:
+        return f"remote/{self.vxlan}/{self.mac}"
 
 
 @dataclass(frozen=True, slots=True)

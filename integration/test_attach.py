@@ -61,6 +61,25 @@ def ip_of(result: dict[str, Any]) -> str:
     return str(address).partition("/")[0]
 
 
+def test_namespace_made_anew_at_the_same_path(host: Host, netplug: Netplug) -> None:
+    """What the former one had is gone, with or without a daemon meanwhile; nothing of it comes into the new one."""
+    with cli_network(netplug) as net, namespace(host) as lab:
+        for restart in (False, True):
+            netplug.json("attach", net, "--netns", lab.name)
+            if restart:
+                netplug.stop()
+            host.output("ip", "netns", "del", lab.name)
+            host.output("ip", "netns", "add", lab.name)
+            if restart:
+                netplug.start()
+            wait_until(lambda: endpoints(netplug, net) == [])
+            assert [link["ifname"] for link in json.loads(lab.exec("ip", "-j", "link"))] == ["lo"]
+            assert not netplug.drift()
+        result = netplug.json("attach", net, "--netns", lab.name)
+        assert lab.pings(result["gateways"][0])
+        netplug.cli("detach", net, "--netns", lab.name)
+
+
 # Together with containers
 
 

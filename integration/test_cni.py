@@ -37,6 +37,22 @@ def plugin(netplug: Netplug) -> str:
     return netplug.cli("cni", "install", "--bin-dir", BIN_DIR)
 
 
+def test_namespace_made_anew_at_the_same_path(host: Host, netplug: Netplug) -> None:
+    """A late DEL of the former life takes nothing of the present one, whatever it gives as the container's id."""
+    with cni_list(host, netplug, PYNET | own_ipam(RANGES4), version="1.1.0") as it, namespace(host) as netns:
+        for same in (False, True):
+            old = it.add(netns, container="old")
+            host.output("ip", "netns", "del", netns.name)
+            host.output("ip", "netns", "add", netns.name)
+            new = it.add(netns, container="old" if same else "new")
+            it.delete(old)
+            assert [one["container"] for one in netplug.json("ps", "--network", it.name)] == [new.container]
+            assert default_gateway(netns, "-4") == "10.91.0.1"
+            assert netns.pings("10.91.0.1")
+            it.check(new)
+            it.delete(new)
+
+
 # Every command in every version
 
 ADDRESSING = {"v4": RANGES4, "v6": [[{"subnet": "fd00:91::/64"}]], "both": RANGES46}

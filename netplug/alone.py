@@ -12,6 +12,12 @@ from contextlib import AsyncExitStack, suppress
 
 from netplug import cni_shim
 from netplug import log as logging
+from netplug.claims import SharedLeases
+from netplug.cluster import Cluster
+from netplug.cluster.membership import own_id
+from netplug.cluster.underlay import Underlay
+from netplug.cluster.visiting import visited
+from netplug.cluster.vtep import Finder
 from netplug.composing import drivers, linux_kernel, site_prefix, spaces
 from netplug.config import Settings, load
 from netplug.daemon import NAMESPACE, TURN, claim_namespace
@@ -22,9 +28,11 @@ from netplug.errors import NetplugError
 from netplug.frontends.cni import CniService, refusal
 from netplug.frontends.cni_wire import Call, Reply
 from netplug.ipam.allocator import Allocator
+from netplug.ipam.start import HashedStart
 from netplug.leases import StoredLeases
 from netplug.lock import Held, lock_file, turn
 from netplug.reconcile import Reconciler
+from netplug.store.access import EtcdAccess
 from netplug.store.sqlite import SqliteStore
 
 PATIENCE_S = 110.0
@@ -73,8 +81,14 @@ async def _answer(call: Call, settings: Settings) -> Reply:
         stack.push_async_callback(store.close)
         kernel = await linux_kernel()
         stack.push_async_callback(kernel.close)
-        allocator = Allocator(StoredLeases(store), spaces(await site_prefix(store), settings.address_pool))
-        engine = Engine(kernel, store, allocator, drivers())
+        me, shared = await own_id(store), await visited(store, settings, stack)
+        leases = SharedLeases(store, shared[0], me) if shared else StoredLeases(store)
+        bases = spaces(await site_prefix(store), settings.address_pool)
+        engine = Engine(kernel, store, Allocator(leases, bases, start=HashedStart(me)), drivers())
+        if shared and isinstance(leases, SharedLeases):
+            # Nothing is followed, so the VTEP is not looked for.
+            under = Underlay(engine, store, Finder(settings.vtep, settings.etcd or EtcdAccess(())), shared[1])
+            Cluster(engine, store, shared[0], leases, me=me, name=settings.host_name, under=under)
         reconciler = Reconciler(engine)
         if call.env.get("CNI_COMMAND") in _LOOKING:
             await reconciler.load()

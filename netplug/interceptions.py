@@ -23,6 +23,7 @@ from netplug.dns.zone import View
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.registry import Record
+from netplug.engine.sandboxes import identity
 from netplug.errors import NetplugError
 from netplug.kernel.api import Interception
 from netplug.nameserver import NameServer
@@ -39,8 +40,9 @@ _SOCKETS = 2
 
 @dataclass(slots=True)
 class _Serving:
-    """A sandbox that is served."""
+    """A sandbox that is served. `sandbox_id`: which one, as another may come to be at its path."""
 
+    sandbox_id: str
     interception: Interception
     listener: Listener
     forwarder: Forwarder
@@ -91,30 +93,34 @@ class Interceptions:
             view = self._view(sandbox)
             if view is None:
                 self._missing.pop(sandbox, None)
-                if serving := self._open.pop(sandbox, None):
-                    serving.close()
-                    await asyncio.to_thread(serving.interception.end)
+                await self._let_go(sandbox)
                 return
-            if sandbox in self._open:
-                return
+            sandbox_id = await identity(self._engine.kernel, sandbox) or ""
+            if serving := self._open.get(sandbox):
+                if serving.sandbox_id == sandbox_id:
+                    return
+                await self._let_go(sandbox)
             try:
                 interception = await self._engine.kernel.intercept(sandbox, DOCKERS)
             except NetplugError as exc:
                 self._wait(sandbox, exc)
                 return
             self._missing.pop(sandbox, None)
-            self._open[sandbox] = self._serve(sandbox, interception, view)
+            self._open[sandbox] = self._serve(sandbox, sandbox_id, interception, view)
             log.debug("dns.intercepted", sandbox=sandbox)
+
+    async def _let_go(self, sandbox: str) -> None:
+        if serving := self._open.pop(sandbox, None):
+            serving.close()
+            await asyncio.to_thread(serving.interception.end)
 
     async def close(self) -> None:
         """Leave Docker's resolvers alone everywhere, for good."""
         with suppress(ValueError):  # done before
             self._engine.registry.watchers.remove(self._on_change)
         async with self._lock:
-            for serving in self._open.values():
-                serving.close()
-                await asyncio.to_thread(serving.interception.end)
-            self._open.clear()
+            for sandbox in list(self._open):
+                await self._let_go(sandbox)
 
     # What the registry tells
 
@@ -159,7 +165,7 @@ class Interceptions:
         del self._missing[sandbox]
         log.warning("dns.unserved", sandbox=sandbox, error=exc.message)
 
-    def _serve(self, sandbox: str, interception: Interception, view: View) -> _Serving:
+    def _serve(self, sandbox: str, sandbox_id: str, interception: Interception, view: View) -> _Serving:
         forwarder = Forwarder(opener=interception.open, slots=_SOCKETS, spelling=False)
         outward = self._outward(forwarder, everything(Server(DOCKERS)))
         listener = Listener(
@@ -171,7 +177,7 @@ class Interceptions:
             counts=self._counts(view),
             connections=self._server.connections,
         )
-        return _Serving(interception, listener, forwarder)
+        return _Serving(sandbox_id, interception, listener, forwarder)
 
     def _outward(self, forwarder: Forwarder, dockers: Rules) -> Callable[[View, Asker], None]:
         """Return what asks Docker's resolver, but for domains of which a network of ours says whom to ask."""

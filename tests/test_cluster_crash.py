@@ -18,6 +18,8 @@ from etcd_server import Member, needs_etcd
 
 from netplug.claims import SharedLeases
 from netplug.cluster import Cluster, forgetting
+from netplug.cluster.underlay import Underlay
+from netplug.cluster.vtep import Finder
 from netplug.drivers.overlay import OverlayDriver
 from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, FrontEnd, NetworkSpec, SubnetSpec
@@ -104,7 +106,8 @@ class Host:
         allocator = Allocator(leases, default_spaces(ula(b"tests")), start=HashedStart(me))
         self.engine = Engine(kernel, local, allocator, {"overlay": OverlayDriver()})
         name = f"host-{self.number}"
-        self.cluster = Cluster(self.engine, local, shared, leases, me=me, name=name, vtep=self.vtep)
+        under = Underlay(self.engine, local, Finder(str(self.vtep), EtcdAccess(())), self.vtep)
+        self.cluster = Cluster(self.engine, local, shared, leases, me=me, name=name, under=under)
         self.reconciler = Reconciler(self.engine, None)
         await self.reconciler.start()
         await self.cluster.start()

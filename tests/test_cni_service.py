@@ -56,6 +56,25 @@ async def test_add_check_del_gc_leave_nothing(plugin: Plugin) -> None:
     assert plugin.host.dump() == before
 
 
+async def test_late_del_of_a_former_life_takes_nothing_of_the_present_one(plugin: Plugin) -> None:
+    """A tool that makes its container's id from the path of the namespace gives both the same."""
+    host = plugin.host
+    old = await plugin("ADD", **SUBNET)
+    host.kernel.vanish(NETNS)
+    host.kernel.appear(NETNS)
+    new = await plugin("ADD", **SUBNET)
+    assert new["ips"] != old["ips"]
+    (there,) = host.endpoints()
+    assert await plugin("DEL", **SUBNET, prevResult=old) == {}
+    assert host.endpoints() == [there]
+    assert await plugin("CHECK", **SUBNET, prevResult=new) == {}
+    host.kernel.vanish(NETNS)
+    host.kernel.appear(NETNS)
+    assert (await plugin("CHECK", **SUBNET, prevResult=new))["code"]
+    assert await plugin("DEL", **SUBNET, prevResult=new) == {}
+    assert host.endpoints() == []
+
+
 async def test_state_outlives_the_daemon(plugin: Plugin) -> None:
     made = await plugin("ADD", **SUBNET, **PORTS)
     await plugin.host.reboot()

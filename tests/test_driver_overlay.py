@@ -11,7 +11,7 @@ from netplug.drivers.naming import bridge_name, vxlan_name
 from netplug.drivers.options import NetworkOptions
 from netplug.drivers.overlay import OverlayDriver
 from netplug.drivers.steps import Bridge
-from netplug.drivers.tunnel import Fdb, Shortcut, Shortcuts, Vxlan
+from netplug.drivers.tunnel import Fdb, Remote, Shortcut, Shortcuts, Vxlan
 
 NET = Network(
     "3a5d" * 16,
@@ -43,7 +43,9 @@ def test_frames_take_the_shortcut_where_nothing_else_has_to_look(change: dict[st
     endpoint = Endpoint("e" * 64, (ip_interface("10.208.0.2/24"),))
     whole = [step for step in DRIVER.create_network(net, HOST) if isinstance(step, Shortcuts)]
     ways = [step for step in DRIVER.create_endpoint(net, endpoint, HOST) if isinstance(step, Shortcut)]
-    assert (len(whole), len(ways)) == ((1, 1) if quick else (0, 0))
+    peer = Peer("f" * 64, "02:42:0a:d0:00:03", (ip_address("10.208.0.3"),), ip_address("192.0.2.2"))
+    remote = [step.mac for step in DRIVER.peers(net, [peer]) if isinstance(step, Remote)]
+    assert (len(whole), len(ways), remote) == ((1, 1, [peer.mac]) if quick else (0, 0, []))
 
 
 @pytest.mark.parametrize(

@@ -67,5 +67,10 @@ def test_plan_survives_being_stored(path: Path) -> None:
             assert Plan.from_json(stored).to_json() == stored
 
 
+def test_a_field_that_nothing_needs_any_more_is_passed_over() -> None:
+    stored = {"step": "Shortcut", "link": "l", "vxlan": "v", "mac": "02:00:00:00:00:01", "addresses": []}
+    assert Plan.from_json([stored | {"gateway": "02:00:00:00:00:02"}]) == Plan.from_json([stored])
+
+
 def test_there_are_golden_plans_for_each_driver() -> None:
     assert {path.parent.name for path in CASES} == set(DRIVERS)

@@ -77,7 +77,7 @@ async def test_nothing_is_done_for_what_is_known(host: Host) -> None:
     await host.engine.peers.apply(NET, (ONE, TWO))
     assert host.kernel.calls == []
     await host.engine.peers.apply(NET, (ONE, TWO, peer(13)))
-    assert [what for what in host.kernel.calls if what[1]] == [("ensure", 2)]
+    assert [what for what in host.kernel.calls if what[1]] == [("ensure", 3)]
 
 
 async def test_who_moved_is_told_of_without_a_gap(host: Host) -> None:

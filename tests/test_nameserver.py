@@ -347,6 +347,20 @@ async def test_sandbox_that_is_not_there_yet_is_served_when_it_is(host: Host, do
     assert not docker._missing
 
 
+async def test_next_sandbox_at_the_same_path_is_served_too(host: Host, docker: Interceptions) -> None:
+    await joined(host)
+    await until(lambda: host.kernel.intercepted)
+    first = host.kernel.intercepted[SANDBOX]
+    await docker.settle(SANDBOX)
+    assert host.kernel.intercepted[SANDBOX] is first
+    host.kernel.vanish(SANDBOX)
+    host.kernel.appear(SANDBOX)
+    await docker.settle(SANDBOX)
+    assert host.kernel.intercepted[SANDBOX] is not first
+    await host.engine.endpoints.describe(NET, END, WEB)
+    assert (await asked(host, "web")).data == ["10.1.0.2"]
+
+
 async def test_dns_off_and_other_runtimes_leave_sandboxes_alone(host: Host, docker: Interceptions) -> None:
     await joined(host, dns="off")
     await host.cli_network("10.2.0.0/24", ident=OTHER, name="red")

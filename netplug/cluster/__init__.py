@@ -8,7 +8,7 @@ look; on a timer everything is looked at. While the store cannot be reached noth
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -24,7 +24,7 @@ from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease
-from netplug.store.api import Compare, Delete, Put, Store, StoreError, Unreachable
+from netplug.store.api import Compare, Delete, Put, SharedStore, Store, StoreError, Unreachable
 
 from .audit import audit
 from .barrier import Barrier
@@ -34,9 +34,6 @@ from .networks import Definitions, ident_of
 from .records import IDENTITY, NETWORKS, Told, as_put, endpoint_key, twin_words
 from .underlay import Underlay
 from .view import View, name_of
-
-if TYPE_CHECKING:  # aiohttp takes long to import, and a daemon without a cluster does not need it
-    from netplug.store.etcd import EtcdStore
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +61,7 @@ class Cluster:
         self,
         engine: Engine,
         local: Store,
-        store: "EtcdStore",
+        store: SharedStore,
         leases: SharedLeases,
         *,
         me: str,

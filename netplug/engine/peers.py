@@ -16,7 +16,7 @@ from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Step
-from netplug.drivers.tunnel import Fdb, Neighbour, Vtep
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Vtep
 from netplug.engine.registry import Registry
 from netplug.engine.shared import Shared
 from netplug.engine.whole import whole
@@ -142,7 +142,7 @@ class Peers:
         }
         if meshed <= self._known.keys() and not self._registry.quarantine.networks():
             return list(steps)
-        return [step for step in steps if not isinstance(step, Fdb | Neighbour | Vtep)]
+        return [step for step in steps if not isinstance(step, Fdb | Neighbour | Remote | Vtep)]
 
     async def _move(self, net: Network, known: _Known, wanted: Plan, keys: frozenset[str]) -> None:
         """Bring about what is new, then take away what is no longer wanted: who moved is reachable throughout.

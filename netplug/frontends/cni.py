@@ -166,7 +166,9 @@ class CniService:
                 await foreign.run("DEL")
         finally:
             for record in self._engine.registry.networks():
-                await self._engine.endpoints.delete(record.network.id, ident)
+                built = self._engine.registry.find(record.network.id, ident)
+                if built is not None and not _of_former_life(request, built):
+                    await self._engine.endpoints.delete(record.network.id, ident)
         if foreign is not None and not foreign.asks_by_link:
             await foreign.run("DEL")
 
@@ -208,6 +210,20 @@ class CniService:
 def endpoint_id(request: Request) -> str:
     """Return the id of the endpoint that a request is about."""
     return sha256(f"cni {request.network} {request.container} {request.ifname}".encode()).hexdigest()
+
+
+def _of_former_life(request: Request, built: EndpointRecord) -> bool:
+    """Tell whether a request is about what had this endpoint's key before: a late DEL, after the next ADD.
+
+    Its result then says other addresses. No runtime need remember one, and what it remembers may be of no use.
+    """
+    before = request.get("prevResult")
+    try:
+        said = cni_result.parse(before, request.version).ips if isinstance(before, dict) else ()
+    except CniError:
+        return False
+    ours = {address.ip for address in built.endpoint.addresses}
+    return bool(ours) and bool(said) and ours.isdisjoint(ip.address.ip for ip in said)
 
 
 def _spec(request: Request, wanted: Wanted, record: NetworkRecord, leased: Result | None) -> AttachSpec:

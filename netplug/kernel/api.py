@@ -29,7 +29,7 @@ from netplug.drivers.steps import (
     Rule,
     Step,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep
 from netplug.errors import NetplugError
 
 
@@ -83,7 +83,7 @@ class Owned:
     tables: frozenset[Guards | Forwards | Tunnels] = frozenset()
     entries: frozenset[Guard | Forward | Tunnel | Vtep] = frozenset()
     stations: frozenset[Fdb | Neighbour] = frozenset()
-    shortcuts: frozenset[Shortcuts | Shortcut] = frozenset()
+    shortcuts: frozenset[Shortcuts | Shortcut | Remote] = frozenset()
 
     def steps(self) -> list[Step]:
         """Return steps with the keys of all these objects, enough to remove them, in an order of making."""
@@ -96,7 +96,7 @@ class Owned:
             *sorted(self.entries, key=lambda entry: entry.key),
             *(Bridge(name, "", 0) for name in sorted(self.links)),
             *sorted(self.stations, key=lambda station: station.key),
-            *sorted(self.shortcuts, key=lambda way: (isinstance(way, Shortcut), way.key)),
+            *sorted(self.shortcuts, key=lambda way: (not isinstance(way, Shortcuts), way.key)),
         ]
 
 

@@ -40,7 +40,7 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 from netplug.errors import NetplugError
 
 from . import fake_links, fake_ports, fake_tunnels, rules
@@ -193,7 +193,7 @@ class FakeKernel:
             tables=self._all(Guards, Forwards, Tunnels),
             entries=self._all(Guard, Forward, Tunnel, Vtep),
             stations=self._all(Fdb, Neighbour),
-            shortcuts=self._all(Shortcuts, Shortcut),
+            shortcuts=self._all(Shortcuts, Shortcut, Remote),
         )
 
     def _all(self, *kinds: type[_T]) -> frozenset[_T]:

@@ -2,12 +2,12 @@
 
 from typing import TypeAlias, get_args
 
-from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 from .api import Outcome, StepError
 from .fake_world import World
 
-TunnelStep: TypeAlias = Vxlan | Fdb | Neighbour | Shortcuts | Shortcut | Tunnels | Tunnel | Vtep
+TunnelStep: TypeAlias = Vxlan | Fdb | Neighbour | Shortcuts | Shortcut | Remote | Tunnels | Tunnel | Vtep
 TUNNEL_STEPS = get_args(TunnelStep)
 
 
@@ -25,11 +25,17 @@ def ensure(world: World, step: TunnelStep) -> Outcome:
         case Shortcut():
             world.wants_link(step, step.vxlan, None)
             world.wants_link(step, step.link, None)
-            if Shortcuts(step.vxlan).key not in world.state:
-                raise StepError("not_found", step, f"the table of shortcuts of link {step.vxlan!r} is missing")
+            _wants_table(world, step)
+        case Remote():
+            _wants_table(world, step)
         case Tunnel() | Vtep() if f"tunnels/{step.family}" not in world.state:
             raise StepError("not_found", step, f"the table of IPv{step.family} tunnels is missing")
     return world.plain(step)
+
+
+def _wants_table(world: World, step: Shortcut | Remote) -> None:
+    if Shortcuts(step.vxlan).key not in world.state:
+        raise StepError("not_found", step, f"the table of shortcuts of link {step.vxlan!r} is missing")
 
 
 def _ensure_vxlan(world: World, step: Vxlan) -> Outcome:

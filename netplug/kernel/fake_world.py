@@ -37,7 +37,7 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 from . import ports
 from .api import MISSING, Outcome, StepError
@@ -261,7 +261,7 @@ def _lies_in(step: Step, other: Step) -> bool:
             return True
         case Forwards(), Forward():
             return other.family == step.family
-        case Shortcuts(), Shortcut():
+        case Shortcuts(), (Shortcut() | Remote()):
             return other.vxlan == step.vxlan
         case Tunnels(), (Tunnel() | Vtep()):
             return other.family == step.family

@@ -31,7 +31,7 @@ from netplug.drivers.steps import (
     Sysctl,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Vxlan
 from netplug.errors import NetplugError
 
 from . import addresses, entries, facts, links, loopback, macvlan, neighbours, rtnl, segment, shaping, sysctl, vxlan
@@ -116,9 +116,9 @@ class LinuxKernel:
                     await self._firewall[kind].ensure(_firewall_steps(run), done)
                     continue
                 if kind:
-                    flows = [step for step in run if isinstance(step, Flows)]
-                    with named(flows[0]):
-                        await whole(self._ensure_flows(flows), done.extend)
+                    together = list(run)
+                    with named(together[0]):
+                        await whole(self._ensure_together(together), done.extend)
                     continue
                 for step in run:
                     with named(step):
@@ -161,7 +161,7 @@ class LinuxKernel:
                     what = self._resolvers.drift(step)
                 case _ if isinstance(step, TABLE_STEPS):
                     what = look.drift(step)
-                case Shortcuts() | Shortcut():
+                case Shortcuts() | Shortcut() | Remote():
                     what = ways.drift(step, survey.host.links)
                 case _:
                     what = survey.drift(step, sets, models)
@@ -296,8 +296,11 @@ class LinuxKernel:
                 return self._ways.ensure(step)
         raise TypeError(f"no way to bring about a {type(step).__name__}")
 
-    async def _ensure_flows(self, steps: Sequence[Flows]) -> list[Outcome]:
-        new = await asyncio.to_thread(self._flows.ensure, steps, self._nl)
+    async def _ensure_together(self, steps: Sequence[Step]) -> list[Outcome]:
+        if remote := [step for step in steps if isinstance(step, Remote)]:
+            return self._ways.ensure_remote(remote)
+        flows = [step for step in steps if isinstance(step, Flows)]
+        new = await asyncio.to_thread(self._flows.ensure, flows, self._nl)
         return [Outcome.CREATED if item else Outcome.EQUAL for item in new]
 
     async def _ensure_link(self, step: Bridge | Veth | Macvlan | Ifb | Vxlan, sandboxes: Sandboxes) -> Outcome:
@@ -332,6 +335,8 @@ class LinuxKernel:
         match step:
             case Flows():
                 await asyncio.to_thread(self._flows.remove, [item for item in steps if isinstance(item, Flows)])
+            case Remote():
+                self._ways.remove_remote([item for item in steps if isinstance(item, Remote)])
             case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
                 self._links.discard(step.name)
                 group = self._reaper.group
@@ -392,10 +397,18 @@ def _inside(host: Netlink, step: Address | Route | Loopback, sandboxes: Sandboxe
 
 
 def _kind(step: Step) -> int | str:
-    """Return what neighbouring steps must share to be done at once: the family of a firewall, a kind of flows."""
-    if isinstance(step, FIREWALL_STEPS):
-        return step.family
-    return f"{step.proto}{step.address.version}" if isinstance(step, Flows) else ""
+    """Return what neighbouring steps must share to be done at once, empty for those that are done one by one.
+
+    The family of a firewall, a kind of flows, the VXLAN link of remote MACs.
+    """
+    match step:
+        case Flows():
+            return f"{step.proto}{step.address.version}"
+        case Remote():
+            return f"remote {step.vxlan}"
+        case _ if isinstance(step, FIREWALL_STEPS):
+            return step.family
+    return ""
 
 
 def _firewall_steps(run: Iterator[Step]) -> list[FirewallStep]:

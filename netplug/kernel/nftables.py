@@ -6,7 +6,7 @@ chains of iptables stay where others have to have their say.
 """
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from .api import MISSING, Outcome
@@ -100,6 +100,24 @@ class Tables:
             return Outcome.EQUAL
         self.commit([*_removed(table, present), *_added(table, wanted, NLM_F_CREATE)])
         return Outcome.ADJUSTED
+
+    def add(self, table: Table, name: str, keys: Sequence[bytes]) -> frozenset[bytes]:
+        """Add elements to a plain set, in one transaction; return those of them that were there.
+
+        Raises:
+            NetlinkError: ENOENT, there is no table.
+        """
+        new, found = dict.fromkeys(keys, b""), frozenset[bytes]()
+        try:
+            self.commit([table.elements(NEWSETELEM, name, part, NLM_F_CREATE | NLM_F_EXCL) for part in _parts(new)])
+        except BatchError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            found = frozenset(new.keys() & self.content(table)[name].keys())
+            missing = {key: b"" for key in new if key not in found}
+            if missing:
+                self.commit([table.elements(NEWSETELEM, name, part, NLM_F_CREATE) for part in _parts(missing)])
+        return found
 
     def remove(self, table: Table, entries: Entries) -> None:
         """Remove elements; absent is success.

@@ -105,3 +105,10 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what was begun and let go of files and connections."""
+
+
+class SharedStore(Store, Protocol):
+    """What the hosts share: a store behind a network."""
+
+    async def reconnect(self) -> None:
+        """Give up all connections, and go on by new ones: this host's address has changed."""

@@ -28,7 +28,7 @@ from netplug.drivers.steps import (
     Step,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Shortcut, Shortcuts, Tunnels, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnels, Vxlan
 from netplug.kernel import netns
 from netplug.kernel.linux import LinuxKernel
 
@@ -161,6 +161,9 @@ class LinuxSurroundings:
                 table = ("ip" if step.family == 4 else "ip6") + " netplug-vxlan"
             case Shortcuts():
                 table = f"netdev netplug-{step.vxlan}"
+            case Remote():
+                run("nft", "delete", "element", "netdev", f"netplug-{step.vxlan}", "remote", f"{{ {step.mac} }}")
+                return
             case Shortcut():
                 run("nft", "delete", "chain", "netdev", f"netplug-{step.vxlan}", step.link)
                 run("nft", "flush", "map", "netdev", f"netplug-{step.vxlan}", "near")

@@ -7,7 +7,7 @@ import pytest
 from kernel_suite import ADJUSTED, BRIDGE, CREATED, EQUAL, Surroundings, gone, refusal, whats
 
 from netplug.drivers.steps import Step, Veth
-from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 from netplug.kernel.api import Kernel
 
 VXLAN = Vxlan("npvtest", "fe:00:00:00:05:01", 1450, BRIDGE.name, 4097, ip_address("10.5.0.1"), 4789)
@@ -24,8 +24,9 @@ VTEP6 = replace(VTEP, address=ip_address("fd00:5::2"))
 LINKS = (BRIDGE, VXLAN)
 VETH = Veth("nphtest", "npstest", "fe:00:00:00:01:01", "02:00:00:00:06:03", 1450, BRIDGE.name)
 WAYS = Shortcuts(VXLAN.name)
-WAY = Shortcut(VETH.name, VXLAN.name, VETH.peer_mac, BRIDGE.mac, (ip_address("10.9.0.3"), ip_address("fd00:9::3")))
+WAY = Shortcut(VETH.name, VXLAN.name, VETH.peer_mac, (ip_address("10.9.0.3"), ip_address("fd00:9::3")))
 PORTS = (*LINKS, VETH, WAYS)
+REMOTE = Remote(VXLAN.name, FDB.mac)
 
 
 class TunnelSuite:
@@ -45,6 +46,7 @@ class TunnelSuite:
             (LINKS, NEIGHBOUR6),
             (LINKS, WAYS),
             (PORTS, WAY),
+            ((*LINKS, WAYS), REMOTE),
             ((), Tunnels(4)),
             ((Tunnels(4),), TUNNEL),
             ((Tunnels(6),), TUNNEL6),
@@ -79,6 +81,7 @@ class TunnelSuite:
             (LINKS, NEIGHBOUR6),
             (LINKS, WAYS),
             (PORTS, WAY),
+            ((*LINKS, WAYS), REMOTE),
             ((), Tunnels(4)),
         ],
         ids=lambda value: value.key if hasattr(value, "key") else "",
@@ -145,10 +148,9 @@ class TunnelSuite:
         "other",
         [
             replace(WAY, mac="02:00:00:00:06:09"),
-            replace(WAY, gateway="02:00:00:00:06:09"),
             replace(WAY, addresses=WAY.addresses[:1]),
         ],
-        ids=["mac", "gateway", "addresses"],
+        ids=["mac", "addresses"],
     )
     async def test_shortcut_follows_its_step(self, kernel: Kernel, other: Shortcut) -> None:
         await kernel.ensure((*PORTS, WAY))
@@ -159,11 +161,26 @@ class TunnelSuite:
         await gone(kernel, other)
         assert (await kernel.owned()).shortcuts == {WAYS}
 
-    async def test_shortcut_without_its_table_is_refused(self, kernel: Kernel) -> None:
+    @pytest.mark.parametrize("step", [WAY, REMOTE], ids=lambda step: step.key)
+    async def test_shortcut_without_its_table_is_refused(self, kernel: Kernel, step: Step) -> None:
         await kernel.ensure((*LINKS, VETH))
-        error = await refusal(kernel, WAY)
+        error = await refusal(kernel, step)
         assert (error.kind, VXLAN.name in error.message) == ("not_found", True)
-        await gone(kernel, WAY)
+        await gone(kernel, step)
+
+    async def test_many_remote_macs_come_and_go_at_once(self, kernel: Kernel) -> None:
+        remote = [Remote(VXLAN.name, f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}") for number in range(600)]
+        assert set(await kernel.ensure((*LINKS, WAYS, *remote[::2]))) == {CREATED}
+        assert await kernel.ensure(remote) == [EQUAL, CREATED] * 300
+        await gone(kernel, *remote[1:])
+        assert (await kernel.owned()).shortcuts == {WAYS, remote[0]}
+        assert await whats(kernel, *remote[:2]) == ["missing"]
+
+    async def test_remote_macs_outlive_the_rules_of_their_table(self, kernel: Kernel, around: Surroundings) -> None:
+        await kernel.ensure((*PORTS, REMOTE, WAY))
+        around.lose(VXLAN)
+        await kernel.ensure((*PORTS, WAY))
+        assert await whats(kernel, *PORTS, REMOTE, WAY) == []
 
     async def test_shortcuts_follow_links_that_were_made_anew(self, kernel: Kernel, around: Surroundings) -> None:
         await kernel.ensure((*PORTS, WAY))

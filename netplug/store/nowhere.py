@@ -1,0 +1,48 @@
+"""The shared store for who cannot reach it, and why: each call is refused at once."""
+
+from collections.abc import AsyncIterator, Sequence
+
+from .api import Compare, Delete, Event, Put, Record, Unreachable
+
+
+class NoStore:
+    """`Store` that refuses all. `reason`: what its errors say."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    async def get(self, key: str) -> Record | None:  # noqa: ARG002 - as of `Store`
+        raise self._error()
+
+    async def range(self, prefix: str) -> tuple[list[Record], int]:  # noqa: ARG002
+        raise self._error()
+
+    async def txn(
+        self,
+        compares: Sequence[Compare],  # noqa: ARG002
+        ops: Sequence[Put | Delete],  # noqa: ARG002
+        *,
+        durable: bool = False,  # noqa: ARG002
+    ) -> int | None:
+        raise self._error()
+
+    async def lease(self, ttl_s: float) -> int:  # noqa: ARG002
+        raise self._error()
+
+    async def keep_alive(self, lease: int) -> bool:  # noqa: ARG002
+        raise self._error()
+
+    async def revoke(self, lease: int) -> None:  # noqa: ARG002
+        raise self._error()
+
+    def watch(self, prefix: str, revision: int) -> AsyncIterator[Event]:  # noqa: ARG002
+        raise self._error()
+
+    async def reconnect(self) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+    def _error(self) -> Unreachable:
+        return Unreachable(self._reason)
