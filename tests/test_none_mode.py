@@ -78,7 +78,7 @@ async def test_with_dockers_ipam_we_lease_nothing(plugin: Plugin) -> None:
 
 async def test_attached_sandbox_has_its_loopback_up_and_nothing_else(host: Host) -> None:
     built = await host.attach(name="web")
-    assert (built.endpoint.addresses, list(built.plan)) == ((), [Loopback("/run/netns/blue")])
+    assert (built.endpoint.addresses, list(built.plan)) == ((), [Loopback("/run/netns/blue", built.sandbox_id)])
     await host.engine.endpoints.detach(NET, "blue", "eth0")
     assert host.endpoints() == []
 
