@@ -20,7 +20,7 @@ from netplug.cluster.visiting import visited
 from netplug.cluster.vtep import Finder
 from netplug.composing import drivers, linux_kernel, site_prefix, spaces
 from netplug.config import Settings, load
-from netplug.daemon import NAMESPACE, TURN, claim_namespace
+from netplug.daemon import TURN
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, Resolver
 from netplug.engine import Engine
@@ -31,6 +31,7 @@ from netplug.ipam.allocator import Allocator
 from netplug.ipam.start import HashedStart
 from netplug.leases import StoredLeases
 from netplug.lock import Held, lock_file, turn
+from netplug.namespace import claim_namespace
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
 from netplug.store.sqlite import SqliteStore
@@ -76,7 +77,7 @@ def answer(call: Call) -> Reply:
 
 async def _answer(call: Call, settings: Settings) -> Reply:
     async with AsyncExitStack() as stack:
-        stack.enter_context(claim_namespace(NAMESPACE))
+        stack.enter_context(claim_namespace())
         store = await SqliteStore.open(settings.state_dir / "netplug.db")
         stack.push_async_callback(store.close)
         kernel = await linux_kernel()

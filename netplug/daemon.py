@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -37,7 +36,8 @@ from netplug.ipam.allocator import Allocator
 from netplug.ipam.start import HashedStart
 from netplug.kernel.api import Kernel
 from netplug.leases import StoredLeases
-from netplug.lock import Held, claim_socket, lock_file, release_socket, turn
+from netplug.lock import claim_socket, lock_file, release_socket, turn
+from netplug.namespace import LOCKS, NAMESPACE, claim_namespace
 from netplug.reconcile import Reconciler
 from netplug.store.api import Put, Store, StoreError, Unreachable
 from netplug.store.sqlite import SqliteStore
@@ -47,27 +47,32 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-NAMESPACE = "\0netplug"
-"""Abstract socket that a daemon holds: these belong to a network namespace, and two daemons would fight over one."""
 TURN = "turn"
 """File that is held by whoever works on the state for a moment without a daemon (`netplug.alone`)."""
 PATIENCE_S = 20.0
 """For those, who take a second or two each."""
 SOCKET_MODE = 0o600
-_CONNECT_TIMEOUT_S = 0.5
 _SHARED_TIMEOUT_S = 1.0  # at the start, which goes on without; dockerd waits 15 s for a plugin
 
 
 class Daemon:
-    """One life. `kernel`: opens the kernel; `namespace`: see `NAMESPACE`. `cluster`: None with a store of its own."""
+    """One life. `kernel`: opens the kernel; `namespace`, `locks`: see `claim_namespace`.
+
+    `cluster`: None with a store of its own.
+    """
 
     def __init__(
-        self, settings: Settings, *, kernel: Callable[[], Awaitable[Kernel]] = linux_kernel, namespace: str = NAMESPACE
+        self,
+        settings: Settings,
+        *,
+        kernel: Callable[[], Awaitable[Kernel]] = linux_kernel,
+        namespace: str = NAMESPACE,
+        locks: Path = LOCKS,
     ) -> None:
         self.cluster: Cluster | None = None
         self._settings = settings
         self._open_kernel = kernel
-        self._namespace = namespace
+        self._namespace = namespace, locks
         self._stop = asyncio.Event()
         self._starting = asyncio.timeout(None)
         self._resources = AsyncExitStack()
@@ -108,7 +113,7 @@ class Daemon:
         settings = self._settings
         with turn(settings.state_dir / TURN, PATIENCE_S):
             self._resources.enter_context(lock_file(settings.state_dir / "lock"))
-        self._resources.enter_context(claim_namespace(self._namespace))
+        self._resources.enter_context(claim_namespace(*self._namespace))
         paths = (settings.api_socket, settings.plugin_socket, settings.cni_socket)
         api, plugin, cni = (self._claim(path) for path in paths)
         store = await SqliteStore.open(settings.state_dir / "netplug.db")
@@ -169,6 +174,8 @@ class Daemon:
         """
         if (access := self._settings.etcd) is None:
             return None
+        if access.user and not access.ca:
+            log.warning("store.password_in_clear", store=str(access), hint="give --etcd-ca and etcd a certificate")
         from netplug.store.etcd import EtcdStore  # noqa: PLC0415 - aiohttp is half of the start, and often not needed
         from netplug.store.etcd_errors import Refused  # noqa: PLC0415
 
@@ -307,37 +314,6 @@ async def _run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
     await daemon.run()
-
-
-def claim_namespace(name: str) -> socket.socket:
-    """Hold this network namespace until the socket is closed.
-
-    Raises:
-        Held: another daemon has it; the message names its process.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.bind(name)
-        sock.listen(1)
-    except OSError as exc:
-        sock.close()
-        raise Held(
-            f"this network namespace is in use by {_holder(name)}", hint="one daemon a network namespace; stop it first"
-        ) from exc
-    return sock
-
-
-def _holder(name: str) -> str:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_CONNECT_TIMEOUT_S)
-        try:
-            probe.connect(name)
-            raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            pid: int = struct.unpack("3i", raw)[0]
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        except OSError:
-            return "another daemon"
-    return f"process {pid} ({command[:300]})"
 
 
 def own_version() -> str:

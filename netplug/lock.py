@@ -14,12 +14,13 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from netplug.errors import NetplugError
+from netplug.secrets import without_passwords
 
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 with the final NUL
 _BACKLOG = 128
@@ -64,8 +65,8 @@ class ClaimedSocket(socket.socket):
     identity: tuple[int, int, int]  # of the file
 
 
-def lock_file(path: Path) -> FileLock:
-    """Lock the file `path`, by which its directory is meant; create both when absent, for their owner only.
+def lock_file(path: Path, what: str = "", *, hint: str = "stop it, or choose another --state-dir") -> FileLock:
+    """Lock the file `path`, by which `what` is meant, or its directory; create both when absent, for their owner only.
 
     Raises:
         Held: another process has it; the message names it.
@@ -81,11 +82,10 @@ def lock_file(path: Path) -> FileLock:
         os.ftruncate(fd, 0)
         os.pwrite(fd, _own_name().encode(errors="replace"), 0)
     except BlockingIOError as exc:
-        holder = os.pread(fd, 400, 0).decode(errors="replace").strip()
+        holder = without_passwords(os.pread(fd, 400, 0).decode(errors="replace").strip())
         os.close(fd)
         raise Held(
-            f"state directory {path.parent} is in use by {holder or 'another process'}",
-            hint="stop it, or choose another --state-dir",
+            f"{what or f'state directory {path.parent}'} is in use by {holder or 'another process'}", hint=hint
         ) from exc
     except OSError as exc:
         os.close(fd)
@@ -208,9 +208,21 @@ def _identity(path: Path) -> tuple[int, int, int]:
     return status.st_dev, status.st_ino, status.st_mtime_ns  # ext4 gives the inode of a deleted file anew
 
 
+def command_of(pid: int) -> str:
+    """Return the command line of a process for a message; passwords are left out."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    except OSError:
+        return "which cannot be seen"
+    return _command([word.decode(errors="replace") for word in words])
+
+
 def _own_name() -> str:
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return f"process {os.getpid()} ({command[:300]})"
+    return f"process {os.getpid()} ({_command([Path(sys.argv[0]).name, *sys.argv[1:]])})"
+
+
+def _command(words: Sequence[str]) -> str:
+    return without_passwords(shlex.join(words))[:300]
 
 
 def _in_use(path: Path, holder: str) -> Held:

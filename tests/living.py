@@ -42,6 +42,7 @@ class Living:
         self.client = Client(settings.run_dir)
         self.error: BaseException | None = None
         self._namespace = namespace or a_namespace()
+        self._locks = settings.run_dir / "locks"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._daemon: Daemon | None = None
         self._made = threading.Event()
@@ -57,7 +58,7 @@ class Living:
 
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._daemon = Daemon(self.settings, kernel=self._open_kernel, namespace=self._namespace)
+        self._daemon = Daemon(self.settings, kernel=self._open_kernel, namespace=self._namespace, locks=self._locks)
         self._made.set()
         await self._daemon.run()
 

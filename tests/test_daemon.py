@@ -23,7 +23,7 @@ from netplug.cli import OK, UNREACHABLE, USAGE, CliError
 from netplug.cli.client import Client
 from netplug.composing import drivers, site_prefix, spaces
 from netplug.config import AddressPool
-from netplug.daemon import claim_namespace, notify
+from netplug.daemon import notify
 from netplug.drivers.api import HostFacts
 from netplug.kernel.fake import FakeKernel
 from netplug.lock import Held
@@ -186,13 +186,6 @@ def test_docker_may_be_absent(tmp_path: Path) -> None:
 
 
 # Parts
-
-
-def test_namespace_is_held_once_and_names_its_holder() -> None:
-    name = a_namespace()
-    with claim_namespace(name), pytest.raises(Held, match=rf"process {os.getpid()} \("):
-        claim_namespace(name)
-    claim_namespace(name).close()
 
 
 async def test_site_prefix_is_made_up_once() -> None:

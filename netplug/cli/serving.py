@@ -76,7 +76,9 @@ def serve(
 def _serve(flags: dict[str, object]) -> None:
     from netplug.config import load  # noqa: PLC0415 - client commands need not wait for the daemon's imports
     from netplug.errors import NetplugError  # noqa: PLC0415
+    from netplug.secrets import hide_arguments  # noqa: PLC0415
 
+    hide_arguments()
     try:
         settings = load(**flags)
     except NetplugError as exc:
