@@ -44,6 +44,7 @@ lab: setup ## three hosts on one overlay: Docker, CNI, podman and a bare namespa
 bench: setup ## measurements beside Docker's own bridge, the reference CNI plugins, and tunnels (as root)
 	@.venv/bin/python bench/attach.py $(ARGS)
 	@.venv/bin/python bench/cni.py
+	@.venv/bin/python bench/ports.py
 	@.venv/bin/python bench/overlay.py
 	@.venv/bin/python bench/cluster.py
 	@.venv/bin/python bench/dns.py --rounds 1 --seconds 2

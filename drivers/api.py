@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
+from .codec import QUIET
 from .naming import mac_of_address, mac_of_id
 from .options import NONE, EndpointOptions, NetworkOptions
 from .plan import Plan
-from .steps import IPAddress, IPInterface, IPNetwork, Proto
+from .steps import IPAddress, IPInterface, IPNetwork, Proto, span
 
 
 class Scope(StrEnum):
@@ -64,8 +65,9 @@ class PortMapping:
     """A published port.
 
     `host_address` None: every address of the host. `host_port` 0: any free port; a `host_port_end` above
-    `host_port`: the first free port of the range, both ends included. Drivers are only given mappings with one
-    definite host port.
+    `host_port`: the first free port of the range, both ends included. Drivers are only given mappings with definite
+    host ports. `count`: so many ports in succession, each definite host port to the container's that is as far from
+    `port`.
     """
 
     proto: Proto
@@ -73,13 +75,14 @@ class PortMapping:
     host_address: IPAddress | None = None
     host_port: int = 0
     host_port_end: int = 0
+    count: int = field(default=1, metadata=QUIET)
 
     def __str__(self) -> str:
         address = (
             f"[{self.host_address}]" if self.host_address and self.host_address.version == 6 else self.host_address
         )
-        ports = f"{self.host_port}-{self.host_port_end}" if self.host_port_end > self.host_port else self.host_port
-        return f"{address or '0.0.0.0'}:{ports}->{self.port}/{self.proto}"
+        ports = span(self.host_port, max(self.count, self.host_port_end - self.host_port + 1))
+        return f"{address or '0.0.0.0'}:{ports}->{span(self.port, self.count)}/{self.proto}"
 
 
 @dataclass(frozen=True, slots=True)

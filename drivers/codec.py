@@ -38,6 +38,8 @@ JsonObject: TypeAlias = dict[str, Json]
 
 _T = TypeVar("_T")
 
+QUIET = {"quiet": True}
+"""Metadata of a field that is left out at its default, so that earlier versions can read what does not need it."""
 
 _IP = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
 _PARSERS: Mapping[type, Any] = {
@@ -65,7 +67,9 @@ def encode(value: object) -> Json:
     if to_json := getattr(value, "to_json", None):  # not a Protocol's isinstance, which takes longer than all the rest
         return cast("Json", to_json())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: encode(getattr(value, name)) for name in _hints(type(value))}
+        quiet = _quiet(type(value))
+        found = {name: getattr(value, name) for name in _hints(type(value))}
+        return {name: encode(item) for name, item in found.items() if name not in quiet or item != quiet[name]}
     raise TypeError(f"cannot store a value of type {type(value).__name__}")
 
 
@@ -103,6 +107,11 @@ def known(cls: type[_T], data: Json) -> _T | None:
 def _needed(cls: type[Any]) -> frozenset[str]:
     none = dataclasses.MISSING
     return frozenset(it.name for it in dataclasses.fields(cls) if it.default is none and it.default_factory is none)
+
+
+@cache
+def _quiet(cls: type[Any]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(cls) if field.metadata.get("quiet")}
 
 
 @cache

@@ -254,20 +254,19 @@ def catch_all(chain: str, address: IPAddress) -> Chain:
 
 
 def publish(mapping: PortMapping, address: IPAddress) -> Plan:
-    """Return the steps that lead one host port to the container's `address`, which is of the mapping's family."""
-    family = address.version
+    """Return the steps that lead host ports to the container's `address`, which is of the mapping's family."""
+    family, proto, port, count = address.version, mapping.proto, mapping.host_port, mapping.count
     host = mapping.host_address or _ALL_ADDRESSES[family]
     only = None if host == _ALL_ADDRESSES[family] else host
-    forward = Forward(mapping.proto, only, mapping.host_port, address, mapping.port)
+    held = HostPort(proto, host, port, count=count)
+    forward = Forward(proto, only, port, address, mapping.port, count)
     relay: tuple[Step, ...] = ()
-    if family == 6 and mapping.proto is not Proto.SCTP and host in {_ALL_ADDRESSES[6], _LOOPBACK6}:
-        relay = (Relay(mapping.proto, host, mapping.host_port, address, mapping.port),)
+    if family == 6 and proto is not Proto.SCTP and host in {_ALL_ADDRESSES[6], _LOOPBACK6}:
+        relay = (Relay(proto, host, port, address, mapping.port, count),)
     if host == _LOOPBACK6:
-        return Plan((HostPort(mapping.proto, host, mapping.host_port), *relay))
-    flows = (
-        (Flows(mapping.proto, mapping.host_port, address, mapping.host_address),) if mapping.proto is Proto.UDP else ()
-    )
-    return Plan((HostPort(mapping.proto, host, mapping.host_port), forward, *flows, *relay))
+        return Plan((held, *relay))
+    flows = (Flows(proto, port, address, mapping.host_address, count),) if proto is Proto.UDP else ()
+    return Plan((held, forward, *flows, *relay))
 
 
 def resolver(net: Network, gateways: Sequence[IPInterface], link: str) -> Plan:

@@ -8,16 +8,26 @@ sandbox. Another namespace may come to be at that path: `netns_id` says which is
 Rules are written exactly as ``iptables-save`` prints them, so that comparing is comparing strings.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import TypeAlias, get_args
 
+from .codec import QUIET
 from .tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
+
+
+def span(first: int, count: int) -> str:
+    """Return ports in succession as text.
+
+    >>> span(80, 1), span(8000, 10)
+    ('80', '8000-8009')
+    """
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
 class Proto(StrEnum):
@@ -251,13 +261,17 @@ class Forwards:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Connections to port `port` of host address `host`, None for all of them, lead to `address` port `target`."""
+    """Connections to port `port` of host address `host`, None for all of them, lead to `address` port `target`.
+
+    `count`: so many ports in succession, each to the one that is as far from `target`; see `ranges`.
+    """
 
     proto: Proto
     host: IPAddress | None
     port: int
     address: IPAddress
     target: int
+    count: int = field(default=1, metadata=QUIET)
 
     @property
     def family(self) -> int:
@@ -266,7 +280,7 @@ class Forward:
 
     @property
     def key(self) -> str:
-        return f"forward/{self.family}/{self.proto}/{self.host or ''}/{self.port}"
+        return f"forward/{self.family}/{self.proto}/{self.host or ''}/{span(self.port, self.count)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,31 +288,37 @@ class HostPort:
     """A port of the host, reserved by a bound socket. `address` unspecified (0.0.0.0, ::) means all of its family.
 
     `shared`: its runtime may bind it too, as podman does; once found free it is remembered as taken, and not held.
+    `count`: so many ports in succession.
     """
 
     proto: Proto
     address: IPAddress
     port: int
     shared: bool = False
+    count: int = field(default=1, metadata=QUIET)
 
     @property
     def key(self) -> str:
-        return f"hostport/{self.proto}/{self.address}/{self.port}"
+        return f"hostport/{self.proto}/{self.address}/{span(self.port, self.count)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """Connections to [::1] at port `port`, reserved on `host`, are relayed to `address` port `target` by the daemon."""
+    """Connections to [::1] at port `port`, reserved on `host`, are relayed to `address` port `target` by the daemon.
+
+    `count`: as of a `Forward`.
+    """
 
     proto: Proto
     host: IPAddress
     port: int
     address: IPAddress
     target: int
+    count: int = field(default=1, metadata=QUIET)
 
     @property
     def key(self) -> str:
-        return f"relay/{self.proto}/{self.host}/{self.port}"
+        return f"relay/{self.proto}/{self.host}/{span(self.port, self.count)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +342,8 @@ class Resolver:
 class Flows:
     """Tracked connections to host port `port` lead to `address` and nowhere else; at revert, to nowhere.
 
-    `host`: the host address that the port is published on, None for all; flows to another are not touched.
+    `host`: the host address that the port is published on, None for all; flows to another are not touched. `count`: so
+    many ports in succession.
 
     Without it a UDP flow that began before the port was published bypasses the DNAT for as long as it lives. An
     executor sees to it after the rules have changed, in both directions.
@@ -332,10 +353,11 @@ class Flows:
     port: int
     address: IPAddress
     host: IPAddress | None = None
+    count: int = field(default=1, metadata=QUIET)
 
     @property
     def key(self) -> str:
-        return f"flows/{self.proto}/{self.host or ''}/{self.port}/{self.address}"
+        return f"flows/{self.proto}/{self.host or ''}/{span(self.port, self.count)}/{self.address}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def names_of(record: EndpointRecord) -> tuple[str, ...]:
 
 def ports_of(record: EndpointRecord) -> set[tuple[str, int]]:
     """Return the protocols and ports on which an endpoint serves, as far as somebody said so."""
-    ports = {(str(port.proto), port.port) for port in record.endpoint.ports}
+    ports = {(str(it.proto), it.port + number) for it in record.endpoint.ports for number in range(it.count)}
     return ports | {(proto, int(port)) for port, _, proto in (text.partition("/") for text in record.serves)}
 
 

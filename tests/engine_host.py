@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
+from netplug.drivers import ranges
 from netplug.drivers.api import PortMapping
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.host import HostDriver
@@ -213,7 +214,7 @@ class Host:
         plans = [self.engine.shared.plan, *(record.plan for record in self.networks())]
         plans += [self.engine.peers.plan(record.network.id) for record in self.networks()]
         plans += [(record.plan if record.linked else Plan()) + record.exposed for record in self.endpoints()]
-        known = {step.key for plan in plans for step in plan}
+        known = set(ranges.keys(step for plan in plans for step in plan))
         # Flows are not objects: the fake remembers that they were asked for.
         assert {key for key in self.kernel._world.state if not key.startswith("flows/")} <= known
         assert bool(self.engine.shared.plan) <= bool(self.networks())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from living import Living, living
 
-MEGABYTE = 1 << 20
+from netplug.frontends.http import MAX_BODY
 
 
 class Http:
@@ -138,7 +138,7 @@ def test_a_failure_of_ours_is_internal_and_undone(ask: Http, daemon: Living) -> 
         ("attach", {"network": "a", "netns": "n", "ports": [{"port": 0}]}, "ports.0.port: "),
         ("attach", {"network": "a", "netns": "n", "ports": [{"port": 1, "proto": "icmp"}]}, "ports.0.proto: "),
         ("attach", {"network": "a", "netns": "n", "addresses": ["10.1"]}, "addresses.0"),
-        ("attach", {"network": "a", "netns": "n", "ports": [{"port": 1}] * 1025}, "ports: "),
+        ("attach", {"network": "a", "netns": "n", "ports": [{"port": 1}] * 65_536}, "ports: "),
         ("detach", {"network": "", "netns": "n"}, "network: "),
     ],
 )
@@ -154,7 +154,7 @@ def test_malformed_json_is_refused(ask: Http, raw: bytes) -> None:
 
 
 def test_oversized_bodies_are_refused(ask: Http) -> None:
-    ask.refused(413, "POST", "/v1/networks", raw=b" " * (MEGABYTE + 1))
+    ask.refused(413, "POST", "/v1/networks", raw=b" " * (MAX_BODY + 1))
 
 
 def test_unknown_paths_and_methods_are_refused(ask: Http) -> None:

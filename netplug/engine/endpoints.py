@@ -36,6 +36,9 @@ from netplug.kernel.api import Kernel
 
 log = structlog.get_logger(__name__)
 
+_DESCRIPTORS = 4
+"""That an endpoint may take while it lives, whatever is published: for the names in its sandbox."""
+
 
 class Endpoints:
     """What happens to an endpoint in its life, under the lock of its network."""
@@ -84,6 +87,7 @@ class Endpoints:
         driver, net = self._drivers[record.network.options.mode], record.network
         options = parse_endpoint(spec.options, net.options.mode)
         driver.admit(net, len(self._registry.endpoints(net.id)))
+        self._kernel.admit(_DESCRIPTORS, "one more endpoint")
         async with self._addressing.addresses(record, spec, wanted) as leased:
             endpoint = Endpoint(
                 spec.id, net.id, leased.addresses, spec.mac or leased.mac, in_order(spec.ports), options

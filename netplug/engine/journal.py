@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from netplug.drivers import ranges
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.plan import Plan
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
@@ -48,8 +49,8 @@ class Journal:
         What an earlier failure left of the same objects is tried again first, and from now on this intent's business.
         """
         key = PREFIX + secrets.token_hex(8)
-        keys = {step.key for step in intent.plan}
-        settled = [old for old, left in self._left.items() if not keys.isdisjoint(step.key for step in left.plan)]
+        keys = set(ranges.keys(intent.plan))
+        settled = [old for old, left in self._left.items() if not keys.isdisjoint(ranges.keys(left.plan))]
         self._open[key] = intent
         try:
             for old in settled:
@@ -103,7 +104,8 @@ class Journal:
 
     def changing(self) -> frozenset[str]:
         """Return the keys of the steps that are being applied or reverted right now."""
-        return frozenset(step.key for intent in self._open.values() for step in intent.plan)
+        steps = [step for intent in self._open.values() for step in intent.plan]
+        return frozenset(step.key for step in steps).union(ranges.keys(steps))
 
     async def recover(self) -> int:
         """Carry out the intents that an earlier life or a failed revert left, and return how many there were."""

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 
 import structlog
 
+from netplug.drivers import ranges
 from netplug.drivers.api import Driver, Endpoint, Network, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
@@ -73,7 +74,7 @@ class Publishing:
         async with self._registry.lock(network_id):
             built = self._registry.endpoint(network_id, endpoint_id)
             wanted = built.endpoint.ports if ports is None else in_order(ports)
-            if built.exposed and wanted == built.endpoint.ports:
+            if built.exposed and wanted == in_order(built.endpoint.ports):
                 self._known.add(built.key)
                 return built
             if built.exposed:
@@ -98,6 +99,8 @@ class Publishing:
             yield built
             return
         ports = _on_hosts(net, built.endpoint.ports)
+        number = sum(mapping.count * len(_addresses(built.endpoint, mapping)) for mapping in ports)
+        self._kernel.admit(number, f"publishing {sum(mapping.count for mapping in ports)} ports")
         async with reserved(self._kernel, built.endpoint, ports) as published:
             exposed = self._drivers[net.options.mode].expose(net, replace(built.endpoint, ports=published))
             if built.front_end.shares:
@@ -160,8 +163,8 @@ class Publishing:
 
 
 def in_order(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-    """Return ports in one order; Docker lists the same ones in another each time."""
-    return tuple(sorted(ports, key=str))
+    """Return ports in one order, joined where they follow one another; Docker lists them in another order each time."""
+    return tuple(sorted(ranges.joined(ports), key=str))
 
 
 def _on_hosts(net: Network, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
@@ -174,7 +177,8 @@ def _holds(holder: EndpointRecord, wanted: Sequence[PortMapping]) -> bool:
     """Whether a published port of an endpoint is among the wanted."""
     return any(
         have.proto == want.proto
-        and want.host_port <= have.host_port <= max(want.host_port, want.host_port_end)
+        and want.host_port < have.host_port + have.count
+        and have.host_port <= max(want.host_port + want.count - 1, want.host_port_end)
         and (_everywhere(have) or _everywhere(want) or have.host_address == want.host_address)
         for have in holder.published
         for want in wanted
@@ -199,7 +203,8 @@ async def reserved(
     """
     held: list[HostPort] = []
     try:
-        yield tuple([await _reserve(kernel, ep, mapping, held) for mapping in ports])
+        one_by_one = [single for mapping in ports for single in ranges.singles(mapping)]
+        yield in_order([await _reserve(kernel, ep, mapping, held) for mapping in one_by_one])
     except BaseException:
         await kernel.remove(held)
         raise

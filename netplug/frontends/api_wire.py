@@ -147,7 +147,7 @@ class AttachIn(DetachIn):
     aliases: Annotated[tuple[Name, ...], Field(max_length=_MOST)] = ()
     addresses: Annotated[tuple[Ip, ...], Field(max_length=_MOST)] = ()
     mac: Mac | Literal[""] = ""
-    ports: Annotated[tuple[PortIn, ...], Field(max_length=_MOST)] = ()
+    ports: Annotated[tuple[PortIn, ...], Field(max_length=65535)] = ()
     options: dict[str, str] = {}
 
     def to_spec(self) -> AttachSpec:

@@ -21,8 +21,8 @@ from netplug.store.api import StoreError
 
 log = structlog.get_logger(__name__)
 
-MAX_BODY = 1 << 20
-"""Bytes. Docker's largest request, some hundreds of published ports, has a tenth of it."""
+MAX_BODY = 8 << 20
+"""Bytes. Docker's largest request, of a container that publishes all ports that there are, is a little smaller."""
 
 
 @dataclass(frozen=True, slots=True)

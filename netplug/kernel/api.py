@@ -199,6 +199,13 @@ class Kernel(Protocol):
     def reservations(self, pid: int, container: str) -> "Reservations":
         """Return the sockets of a runtime. `pid`: of its process that calls; `container`: the id of its container."""
 
+    def admit(self, descriptors: int, what: str) -> None:
+        """Refuse what takes more descriptors of this process for good than there are; some are kept for who asks us.
+
+        Raises:
+            NetplugError: "unavailable", with `what` and the name of the setting.
+        """
+
     async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
         """Return those of the addresses that a station on the segment of this link has, with its MAC.
 

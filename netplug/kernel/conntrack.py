@@ -8,11 +8,12 @@ in full.
 import errno
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from netplug.drivers import ranges
 from netplug.drivers.steps import Flows, IPAddress, Proto
 
 from . import rtnl
@@ -58,25 +59,24 @@ class Conntrack:
         The steps are of one protocol and IP version. Flows through this host to the same port of some far host are not
         to the *host's* port and stay: their destination is neither an address of ours nor was it translated.
         """
-        found = self._find(steps)
+        ports = _by_port(steps)
+        found = self._find(steps[0], ports.keys())
         ours = {item.address.ip for item in rtnl.addresses(nl)} if found else set()
         for flow in found:
-            wanted = {
-                step.address for step in steps if step.port == flow.port and step.host in {None, flow.destination}
-            }
+            wanted = {step.address for step in ports[flow.port] if step.host in {None, flow.destination}}
             to_us = flow.translated or flow.destination in ours or flow.destination.is_loopback
             if wanted and to_us and flow.answers_from not in wanted:
                 self._forget(steps[0], flow)
-        new = [step.key not in self._led for step in steps]
-        self._led.update(step.key for step in steps)
+        new = [not self._led.issuperset(ranges.keys((step,))) for step in steps]
+        self._led.update(ranges.keys(steps))
         return new
 
     def remove(self, steps: Sequence[Flows]) -> None:
         """Forget flows to the ports that lead to the addresses. The steps are of one protocol and IP version."""
-        self._led.difference_update(step.key for step in steps)
-        led = {(step.port, step.address) for step in steps}
-        for flow in self._find(steps):
-            if (flow.port, flow.answers_from) in led:
+        self._led.difference_update(ranges.keys(steps))
+        ports = _by_port(steps)
+        for flow in self._find(steps[0], ports.keys()):
+            if any(step.address == flow.answers_from for step in ports[flow.port]):
                 self._forget(steps[0], flow)
 
     def close(self) -> None:
@@ -84,8 +84,8 @@ class Conntrack:
         if self._socket:
             self._socket.close()
 
-    def _find(self, steps: Sequence[Flows]) -> list[_Flow]:
-        """Return the flows to the steps' ports.
+    def _find(self, step: Flows, ports: Collection[int]) -> list[_Flow]:
+        """Return the flows to ports, of the step's protocol and IP version.
 
         Each dump walks the whole hash table of all namespaces (9 ms at 262144 buckets): one for all ports, and none
         while our namespace tracks nothing.
@@ -94,13 +94,12 @@ class Conntrack:
             return []
         if self._socket is None:
             self._socket = Netlink.open(NETLINK_NETFILTER)
-        number = _NUMBERS[steps[0].proto]
-        ports = {step.port for step in steps}
+        number = _NUMBERS[step.proto]
         proto, flags = u8(_PROTO_NUM, number), _BY_PROTO
         if len(ports) == 1:
-            proto, flags = proto + attr(_PROTO_DST_PORT, _BE16.pack(steps[0].port)), _BY_PROTO | _BY_PORT
+            proto, flags = proto + attr(_PROTO_DST_PORT, _BE16.pack(next(iter(ports)))), _BY_PROTO | _BY_PORT
         query = (
-            self._head(steps[0])
+            self._head(step)
             + nest(_TUPLE_ORIG, nest(_TUPLE_PROTO, proto))
             + nest(_FILTER, u32(_FILTER_ORIG_FLAGS, flags), u32(_FILTER_REPLY_FLAGS, 0))
         )
@@ -121,6 +120,14 @@ class Conntrack:
         return _NFGENMSG.pack(socket.AF_INET if step.address.version == 4 else socket.AF_INET6, 0, 0)
 
 
+def _by_port(steps: Sequence[Flows]) -> dict[int, list[Flows]]:
+    ports: dict[int, list[Flows]] = {}
+    for step in steps:
+        for port in range(step.port, step.port + step.count):
+            ports.setdefault(port, []).append(step)
+    return ports
+
+
 def _count() -> int:
     try:
         return int(_COUNT.read_text())
@@ -128,7 +135,7 @@ def _count() -> int:
         return 0  # no connection tracking in this kernel, or not yet
 
 
-def _flow(data: bytes, number: int, ports: set[int]) -> _Flow | None:
+def _flow(data: bytes, number: int, ports: Collection[int]) -> _Flow | None:
     found = attrs(data, 4)
     original = attrs(found[_TUPLE_ORIG])
     proto = attrs(original[_TUPLE_PROTO])

@@ -1,13 +1,13 @@
 """Doing one step: what the kernel says of it is named, and what must be whole is not cut in half."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from netplug.drivers.steps import Step
 
-from .api import StepError
+from .api import Outcome, StepError
 from .netlink import NetlinkError
 
 _T = TypeVar("_T")
@@ -28,6 +28,12 @@ def named(step: Step) -> Iterator[None]:
         raise StepError("not_found", step, f"sandbox {error.filename} is gone") from error
     except OSError as error:
         raise StepError("internal", step, f"{step.key!r} failed: {error.strerror or error}") from error
+
+
+def merged(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return what was found of a step of several parts."""
+    kinds = set(outcomes)
+    return kinds.pop() if len(kinds) == 1 else Outcome.ADJUSTED
 
 
 async def whole(work: Awaitable[_T], done: Callable[[_T], None]) -> None:

@@ -78,7 +78,7 @@ def ensure(tables: Tables, step: TableStep) -> Outcome:
         case Guard():
             return guards.ensure(tables, step)
         case Forward():
-            return forwards.ensure(tables, step)
+            return forwards.ensure(tables, (step,))[0]
         case Tunnel() | Vtep():
             return tunnels.ensure(tables, step)
     try:
@@ -96,7 +96,7 @@ def remove(tables: Tables, step: TableStep) -> None:
         case Guard():
             tables.remove(guards.TABLE, guards.entries(step))
         case Forward():
-            tables.remove(forwards.TABLES[step.family], forwards.entries(step))
+            forwards.remove(tables, (step,))
         case Tunnel() | Vtep():
             tables.remove(tunnels.TABLES[step.family], tunnels.entries(step))
         case _:

@@ -11,13 +11,12 @@ from typing import Any
 import structlog
 
 from netplug.drivers.plan import Plan
+from netplug.drivers.ranges import PUBLISHED
 from netplug.drivers.steps import Flows, Forward, HostPort, Relay, Step
 
 from .api import Drift, Kernel, Outcome
 
 log = structlog.get_logger(__name__)
-
-_PUBLISHING = (HostPort, Flows, Forward, Relay)
 
 
 class Executor:
@@ -76,7 +75,7 @@ def arrange(steps: Sequence[Step], *, reverting: bool = False) -> tuple[Step, ..
     result: list[Step] = []
     stretch: list[Step] = []
     for step in reversed(steps) if reverting else steps:
-        if isinstance(step, _PUBLISHING):
+        if isinstance(step, PUBLISHED):
             stretch.append(step)
         else:
             result += _stretch(stretch, reverting=reverting)
@@ -87,9 +86,10 @@ def arrange(steps: Sequence[Step], *, reverting: bool = False) -> tuple[Step, ..
 
 def _stretch(steps: list[Step], *, reverting: bool) -> list[Step]:
     ports = [step for step in steps if isinstance(step, HostPort)]
-    forwards = [step for step in steps if isinstance(step, Forward)]
+    forwards = sorted((step for step in steps if isinstance(step, Forward)), key=lambda step: step.family)
     relays = [step for step in steps if isinstance(step, Relay)]
-    flows = list({step.key: step for step in steps if isinstance(step, Flows)}.values())
+    every = {step.key: step for step in steps if isinstance(step, Flows)}
+    flows = sorted(every.values(), key=lambda step: (step.proto, step.address.version))
     return [*relays, *forwards, *flows, *ports] if reverting else [*ports, *forwards, *flows, *relays]
 
 

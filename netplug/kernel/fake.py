@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 from itertools import groupby
 from typing import TypeVar
 
+from netplug.drivers import ranges
 from netplug.drivers.api import HostFacts
 from netplug.drivers.steps import (
     Address,
@@ -45,6 +46,7 @@ from netplug.errors import NetplugError
 
 from . import fake_links, fake_ports, fake_tunnels, rules
 from .api import MISSING, Comparison, Drift, Outcome, Owned, Reservations, Serve, StepError
+from .doing import merged
 from .fake_interception import FakeInterception
 from .fake_world import Foreign, World, comparable
 from .rules import FIREWALL_STEPS, FirewallStep, Transaction
@@ -154,10 +156,7 @@ class FakeKernel:
             for step in run:
                 await asyncio.sleep(0)
                 self._fail(step)
-                outcome = self._ensure(step)
-                if outcome is not Outcome.USED and not isinstance(step, Sysctl | Announce | Loopback):
-                    self._world.state[step.key] = step
-                done.append(outcome)
+                done.append(self._ensure_whole(step))
         return done
 
     async def remove(self, steps: Sequence[Step]) -> None:
@@ -167,7 +166,8 @@ class FakeKernel:
         for step in steps:
             await asyncio.sleep(0)
             try:
-                self._remove(step)
+                for part in ranges.each(step):
+                    self._remove(part)
             except StepError as error:
                 errors.append(error)
         if errors:
@@ -175,7 +175,8 @@ class FakeKernel:
 
     async def drift(self, steps: Sequence[Step]) -> list[Drift]:
         """Return the steps that are missing or differ; see `Kernel`."""
-        return [Drift(step, what) for step in steps if (what := self._drift(step))]
+        found = ((step, next(filter(None, map(self._drift, ranges.each(step))), "")) for step in steps)
+        return [Drift(step, what) for step, what in found if what]
 
     async def compare(self, steps: Sequence[Step]) -> Comparison:
         """Return drift, owned and facts; see `Kernel`."""
@@ -240,6 +241,11 @@ class FakeKernel:
         """Return the sockets of a runtime; see `Kernel`."""
         return fake_ports.FakeReservations(self.foreign, pid, container)
 
+    def admit(self, descriptors: int, what: str) -> None:
+        """Refuse what takes more descriptors than there are; see `Kernel`."""
+        if descriptors > (left := self.foreign.descriptors):
+            raise NetplugError("unavailable", f"{what} would take {descriptors} open files, and there are {left} left")
+
     async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
         """Return those that tests have put there as `stations`; see `Kernel`."""
         if link not in self._world.names():
@@ -283,6 +289,20 @@ class FakeKernel:
                 del self._world.state[step.key]
 
     # Each kind of step
+
+    def _ensure_whole(self, step: Step) -> Outcome:
+        """Bring a step about, or nothing of it."""
+        done: dict[str, Outcome] = {}
+        try:
+            for part in ranges.each(step):
+                done[part.key] = outcome = self._ensure(part)
+                if outcome is not Outcome.USED and not isinstance(part, Sysctl | Announce | Loopback):
+                    self._world.state[part.key] = part
+        except StepError:
+            for key in (key for key, outcome in done.items() if outcome is Outcome.CREATED):
+                self._world.state.pop(key, None)
+            raise
+        return merged(done.values())
 
     def _ensure(self, step: Step) -> Outcome:
         if isinstance(step, fake_links.LINK_STEPS):

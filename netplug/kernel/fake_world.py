@@ -58,7 +58,7 @@ class Foreign:
     `links`: kind by name; `mtus`: where it is not 1500. `stations`: MACs by address, on every segment. `ports`: taken
     by other processes. `reserved`: what runtimes keep, by process or container. `lacks`: features that the kernel has
     not, of "sctp", "ipset". `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links. `facts`: `mtu` and
-    `uplink` are taken from it.
+    `uplink` are taken from it. `descriptors`: that this process has left.
     """
 
     stations: dict[IPAddress, str] = field(default_factory=dict)
@@ -72,6 +72,7 @@ class Foreign:
     lacks: set[str] = field(default_factory=set)
     tunnels: dict[str, tuple[int, int]] = field(default_factory=dict)
     facts: HostFacts = field(default_factory=HostFacts)
+    descriptors: int = 1 << 20
 
 
 class World:

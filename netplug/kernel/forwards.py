@@ -6,7 +6,7 @@ address alone. Of a connection only the first packet comes here (nft(8), chains 
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from errno import ENOENT
 from ipaddress import ip_address
 
@@ -53,32 +53,60 @@ TABLES = {
 
 
 def entries(step: Forward) -> dict[str, dict[bytes, bytes]]:
-    """Return the element that leads a port, by map."""
-    service = (bytes((_PROTOCOLS[step.proto],)), step.port.to_bytes(2, "big"))
-    key = padded(step.host.packed, *service) if step.host else padded(*service)
-    target = padded(step.address.packed, step.target.to_bytes(2, "big"))
-    return {"one" if step.host else "any": {key: target}}
+    """Return the elements that lead ports, by map."""
+    proto = bytes((_PROTOCOLS[step.proto],))
+    host, address = step.host.packed if step.host else b"", step.address.packed
+    found = {}
+    for number in range(step.count):
+        service = (proto, (step.port + number).to_bytes(2, "big"))
+        key = padded(host, *service) if step.host else padded(*service)
+        found[key] = padded(address, (step.target + number).to_bytes(2, "big"))
+    return {"one" if step.host else "any": found}
 
 
-def ensure(tables: Tables, step: Forward) -> Outcome:
-    """Lead a port."""
-    wanted = entries(step)
+def ensure(tables: Tables, steps: Sequence[Forward]) -> list[Outcome]:
+    """Lead ports, of one IP version; return what was found of each step."""
+    wanted: dict[str, dict[bytes, bytes]] = {}
+    of = [next(iter(entries(step).items())) for step in steps]
+    for name, elements in of:
+        wanted.setdefault(name, {}).update(elements)
     try:
-        return tables.ensure(TABLES[step.family], wanted, lambda name, key: key in wanted.get(name, ()))
+        before = tables.put(TABLES[steps[0].family], wanted)
     except NetlinkError as error:
         if error.errno == ENOENT:
-            raise StepError("not_found", step, f"the table of IPv{step.family} ports is missing") from error
+            words = f"the table of IPv{steps[0].family} ports is missing"
+            raise StepError("not_found", steps[0], words) from error
         raise
+    return [_outcome(elements, before.get(name, {})) for name, elements in of]
+
+
+def _outcome(wanted: Mapping[bytes, bytes], before: Mapping[bytes, bytes]) -> Outcome:
+    found = {key: before[key] for key in wanted if key in before}
+    if not found:
+        return Outcome.CREATED
+    return Outcome.EQUAL if found == wanted else Outcome.ADJUSTED
+
+
+def remove(tables: Tables, steps: Sequence[Forward]) -> None:
+    """Lead ports nowhere, of one IP version; absent is success."""
+    unwanted: dict[str, dict[bytes, bytes]] = {}
+    for step in steps:
+        for name, elements in entries(step).items():
+            unwanted.setdefault(name, {}).update(elements)
+    tables.remove(TABLES[steps[0].family], unwanted)
 
 
 def drift(step: Forward, content: Mapping[str, Mapping[bytes, bytes]]) -> str:
-    """Say what is wrong with a port; empty when nothing."""
+    """Say what is wrong with ports; empty when nothing."""
     ((name, wanted),) = entries(step).items()
-    ((key, target),) = wanted.items()
-    found = content.get(name, {}).get(key)
-    if found is None:
-        return MISSING
-    return "" if found == target else f"leads to {found.hex()}, not {target.hex()}"
+    have = content.get(name, {})
+    for key, target in wanted.items():
+        found = have.get(key)
+        if found is None:
+            return MISSING
+        if found != target:
+            return f"leads to {found.hex()}, not {target.hex()}"
+    return ""
 
 
 def forwards(family: int, content: Mapping[str, Mapping[bytes, bytes]]) -> list[Forward]:

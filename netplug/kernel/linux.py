@@ -14,6 +14,7 @@ from netplug.drivers.steps import (
     Announce,
     Bridge,
     Flows,
+    Forward,
     Hairpin,
     HostPort,
     Ifb,
@@ -34,9 +35,24 @@ from netplug.drivers.steps import (
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Vxlan
 from netplug.errors import NetplugError
 
-from . import addresses, entries, facts, links, loopback, macvlan, neighbours, rtnl, segment, shaping, sysctl, vxlan
+from . import (
+    addresses,
+    entries,
+    facts,
+    forwards,
+    links,
+    loopback,
+    macvlan,
+    neighbours,
+    rtnl,
+    segment,
+    shaping,
+    sysctl,
+    vxlan,
+)
 from .api import Comparison, Drift, Outcome, Owned, Reservations, Serve, StepError
 from .conntrack import Conntrack
+from .descriptors import raise_limit, require
 from .doing import named, whole
 from .entries import TABLE_STEPS
 from .firewall import Firewall
@@ -90,6 +106,7 @@ class LinuxKernel:
         Args:
             backend: of iptables, "nft" or "legacy"; "" takes the host's default.
         """
+        raise_limit()
         kernel = cls(backend)
         try:
             await asyncio.gather(*(firewall.open() for firewall in kernel._firewall.values()), kernel._reaper.sweep())
@@ -200,6 +217,10 @@ class LinuxKernel:
         """Return the sockets of a runtime; see `Kernel`."""
         return SocketsOf(pid, container)
 
+    def admit(self, descriptors: int, what: str) -> None:
+        """Refuse what takes more descriptors than there are; see `Kernel`."""
+        require(descriptors, what)
+
     async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
         """Ask the segment of a link for addresses; see `Kernel`."""
         try:
@@ -299,6 +320,8 @@ class LinuxKernel:
     async def _ensure_together(self, steps: Sequence[Step]) -> list[Outcome]:
         if remote := [step for step in steps if isinstance(step, Remote)]:
             return self._ways.ensure_remote(remote)
+        if forwarded := [step for step in steps if isinstance(step, Forward)]:
+            return forwards.ensure(self._tables, forwarded)
         flows = [step for step in steps if isinstance(step, Flows)]
         new = await asyncio.to_thread(self._flows.ensure, flows, self._nl)
         return [Outcome.CREATED if item else Outcome.EQUAL for item in new]
@@ -330,13 +353,19 @@ class LinuxKernel:
                 return outcome
         raise StepError("exists", step, f"link {step.name!r} is being deleted")
 
+    async def _remove_together(self, steps: Sequence[Step]) -> None:
+        if forwarded := [step for step in steps if isinstance(step, Forward)]:
+            forwards.remove(self._tables, forwarded)
+        elif remote := [step for step in steps if isinstance(step, Remote)]:
+            self._ways.remove_remote(remote)
+        else:
+            await asyncio.to_thread(self._flows.remove, [step for step in steps if isinstance(step, Flows)])
+
     async def _remove(self, steps: Sequence[Step], sandboxes: Sandboxes) -> None:
         step = steps[0]
         match step:
-            case Flows():
-                await asyncio.to_thread(self._flows.remove, [item for item in steps if isinstance(item, Flows)])
-            case Remote():
-                self._ways.remove_remote([item for item in steps if isinstance(item, Remote)])
+            case Forward() | Flows() | Remote():
+                await self._remove_together(steps)
             case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
                 self._links.discard(step.name)
                 group = self._reaper.group
@@ -358,6 +387,8 @@ class LinuxKernel:
     def _close(self, step: HostPort | Relay | Resolver) -> None:
         match step:
             case HostPort():
+                # Whoever serves a socket ends before it does: its number may be another's at once.
+                self._relays.remove(Relay(step.proto, step.address, step.port, step.address, step.port, step.count))
                 self._ports.remove(step)
             case Relay():
                 self._relays.remove(step)
@@ -399,11 +430,13 @@ def _inside(host: Netlink, step: Address | Route | Loopback, sandboxes: Sandboxe
 def _kind(step: Step) -> int | str:
     """Return what neighbouring steps must share to be done at once, empty for those that are done one by one.
 
-    The family of a firewall, a kind of flows, the VXLAN link of remote MACs.
+    The family of a firewall or of ports, a kind of flows, the VXLAN link of remote MACs.
     """
     match step:
         case Flows():
             return f"{step.proto}{step.address.version}"
+        case Forward():
+            return f"forward{step.family}"
         case Remote():
             return f"remote {step.vxlan}"
         case _ if isinstance(step, FIREWALL_STEPS):

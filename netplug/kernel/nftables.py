@@ -37,6 +37,8 @@ Entries: TypeAlias = Mapping[str, Mapping[bytes, bytes]]
 
 _CHUNK = 256
 """Elements in a message: an attribute holds 64 kB at most."""
+_BATCH = 1024
+"""Elements in a transaction: what is sent at once must fit into the socket's buffer, of 208 kB by default."""
 _GONE = frozenset((errno.ENOENT,))
 
 
@@ -48,7 +50,9 @@ class Tables:
 
     def __init__(self, netlink: Netlink | None = None) -> None:
         self.generations: set[int] = set()
+        self._generation = 0
         self._netlink = netlink
+        self._seen: dict[Table, tuple[int, dict[str, dict[bytes, bytes]]]] = {}
 
     def ensure_table(self, table: Table) -> Outcome:
         """Bring a table about; the elements that it has stay.
@@ -68,6 +72,7 @@ class Tables:
 
     def remove_table(self, table: Table) -> None:
         """Remove a table."""
+        self._seen.pop(table, None)
         if self._comments(table) is not None:
             self.commit(table.delete())
 
@@ -102,28 +107,94 @@ class Tables:
         return Outcome.ADJUSTED
 
     def add(self, table: Table, name: str, keys: Sequence[bytes]) -> frozenset[bytes]:
-        """Add elements to a plain set, in one transaction; return those of them that were there.
+        """Add elements to a plain set; return those of them that were there.
 
         Raises:
             NetlinkError: ENOENT, there is no table.
         """
-        new, found = dict.fromkeys(keys, b""), frozenset[bytes]()
+        return frozenset(self.put(table, {name: dict.fromkeys(keys, b"")}).get(name, ()))
+
+    def put(self, table: Table, wanted: Entries) -> dict[str, dict[bytes, bytes]]:
+        """Bring elements about, each an object of its own, and return those that there were before under their keys.
+
+        All or nothing; few transactions, however many there are.
+
+        Raises:
+            NetlinkError: ENOENT, there is no table.
+        """
+        before: dict[str, dict[bytes, bytes]] = {}
+        new: list[Entries] = []
         try:
-            self.commit([table.elements(NEWSETELEM, name, part, NLM_F_CREATE | NLM_F_EXCL) for part in _parts(new)])
+            for part in _batches(wanted):
+                found = self._put(table, part)
+                for name, elements in found.items():
+                    before.setdefault(name, {}).update(elements)
+                new.append(
+                    {name: {k: v for k, v in it.items() if k not in found.get(name, {})} for name, it in part.items()}
+                )
+        except NetlinkError:
+            for part in new:
+                self.remove(table, part)
+            raise
+        return before
+
+    def _put(self, table: Table, wanted: Entries) -> dict[str, dict[bytes, bytes]]:
+        try:
+            self._change(table, {}, wanted, NLM_F_CREATE | NLM_F_EXCL)
         except BatchError as error:
             if error.errno != errno.EEXIST:
                 raise
-            found = frozenset(new.keys() & self.content(table)[name].keys())
-            missing = {key: b"" for key in new if key not in found}
-            if missing:
-                self.commit([table.elements(NEWSETELEM, name, part, NLM_F_CREATE) for part in _parts(missing)])
-        return found
+        else:
+            return {}
+        content = self._content(table)
+        before = {
+            name: {key: content[name][key] for key in elements if key in content[name]}
+            for name, elements in wanted.items()
+        }
+        stale = {
+            name: {key: value for key, value in found.items() if value != wanted[name][key]}
+            for name, found in before.items()
+        }
+        missing = {
+            name: {key: value for key, value in elements.items() if before[name].get(key) != value}
+            for name, elements in wanted.items()
+        }
+        if any(missing.values()):
+            self._change(table, stale, missing, NLM_F_CREATE)
+        return before
+
+    def _change(self, table: Table, less: Entries, more: Entries, flags: int) -> None:
+        """Change elements in one transaction, and what is remembered of them."""
+        self.commit([*_removed(table, less), *_added(table, more, flags)])
+        if seen := self._seen.pop(table, None):
+            generation, content = seen
+            if generation + 1 == self._generation:
+                for name, elements in less.items():
+                    for key in elements:
+                        content[name].pop(key, None)
+                for name, elements in more.items():
+                    content[name].update(elements)
+                self._seen[table] = self._generation, content
+
+    def _content(self, table: Table) -> dict[str, dict[bytes, bytes]]:
+        """Return the elements of all sets; of a rule set that nobody has changed since they are not read again."""
+        generation = self._ask_generation()
+        seen = self._seen.get(table)
+        if seen is None or seen[0] != generation:
+            seen = self._seen[table] = generation, self.content(table)
+            if self._ask_generation() != generation:
+                return self._seen.pop(table)[1]
+        return seen[1]
 
     def remove(self, table: Table, entries: Entries) -> None:
         """Remove elements; absent is success.
 
-        A commit takes a grace period of the kernel, so all go in one: what is absent is added in it.
+        A commit takes a grace period of the kernel, so many go in one: what is absent is added in it.
         """
+        for part in _batches(entries):
+            self._remove(table, part)
+
+    def _remove(self, table: Table, entries: Entries) -> None:
         for first in ([], _added(table, entries, NLM_F_CREATE)):
             try:
                 self.commit([*first, *_removed(table, entries)])
@@ -183,12 +254,14 @@ class Tables:
 
     def commit(self, messages: list[Message]) -> None:
         """Do all of it or nothing."""
-        netlink = self._open()
-        netlink.batch(batch(messages))
-        kind, _, query = message(GETGEN, 0)
-        generation = attrs(netlink.get(kind, query), 4).get(GENERATION, b"")
+        self._open().batch(batch(messages))
+        self._generation = self._ask_generation()
         # Whoever listens has not heard of more than a few that we brought about.
-        self.generations = {int.from_bytes(generation, "big"), *sorted(self.generations)[-63:]}
+        self.generations = {self._generation, *sorted(self.generations)[-63:]}
+
+    def _ask_generation(self) -> int:
+        kind, _, query = message(GETGEN, 0)
+        return int.from_bytes(attrs(self._open().get(kind, query), 4).get(GENERATION, b""), "big")
 
     def _open(self) -> Netlink:
         if self._netlink is None:
@@ -197,16 +270,29 @@ class Tables:
 
 
 def _added(table: Table, entries: Entries, flags: int) -> list[Message]:
-    return [table.elements(NEWSETELEM, name, elements, flags) for name, elements in entries.items()]
+    return [
+        table.elements(NEWSETELEM, name, part, flags) for name, elements in entries.items() for part in _parts(elements)
+    ]
 
 
 def _removed(table: Table, entries: Entries) -> list[Message]:
-    return [table.elements(DELSETELEM, name, dict.fromkeys(elements, b""), 0) for name, elements in entries.items()]
+    return [
+        table.elements(DELSETELEM, name, dict.fromkeys(part, b""), 0)
+        for name, elements in entries.items()
+        for part in _parts(elements)
+    ]
 
 
-def _parts(elements: Mapping[bytes, bytes]) -> Iterable[dict[bytes, bytes]]:
+def _batches(entries: Entries) -> Iterable[Entries]:
+    """Cut elements into what one transaction takes."""
+    for name, elements in entries.items():
+        for part in _parts(elements, _BATCH):
+            yield {name: part}
+
+
+def _parts(elements: Mapping[bytes, bytes], size: int = _CHUNK) -> Iterable[dict[bytes, bytes]]:
     items = list(elements.items())
-    return (dict(items[i : i + _CHUNK]) for i in range(0, len(items), _CHUNK))
+    return (dict(items[i : i + size]) for i in range(0, len(items), size))
 
 
 def _elements(data: bytes) -> Iterable[tuple[bytes, bytes]]:

@@ -8,14 +8,18 @@ fail with clear words.
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ctypes import addressof, create_string_buffer
 from typing import TypeVar
 
+from netplug.drivers import ranges
+from netplug.drivers.firewall import RESOLVER_PORT
 from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.errors import NetplugError
 
+from . import descriptors
 from .api import MISSING, Outcome, StepError
+from .doing import merged
 
 _SO_ATTACH_FILTER = 26
 
@@ -51,33 +55,49 @@ class Ports:
 
     def __init__(self) -> None:
         self._held: dict[str, socket.socket] = {}
-        self._known: dict[str, HostPort] = {}
+        self._known: dict[tuple[Proto, int, int], dict[str, HostPort]] = {}
+        # Held, and no socket that could be bound beside our name server's would find them taken.
+        self._beside: dict[str, HostPort] = {}
 
     def ensure(self, step: HostPort) -> Outcome:
-        """Reserve a port unless we hold it."""
+        """Reserve ports unless we hold them: all or none."""
+        done: dict[HostPort, Outcome] = {}
+        for part in _parts(step):
+            try:
+                done[part] = self._ensure(part)
+            except OSError as error:
+                for other in (it for it, outcome in done.items() if outcome is Outcome.CREATED):
+                    self._remove(other)
+                raise problem(
+                    error, step.proto, step.address, part.port, lambda k, m, h: StepError(k, step, m, hint=h)
+                ) from error
+        return merged(done.values())
+
+    def _ensure(self, step: HostPort) -> Outcome:
         if step.shared:
             return self._know(step)
         if step.key in self._held:
             return Outcome.EQUAL
-        try:
-            self._bind(step)
-        except OSError as error:
-            raise problem(
-                error, step.proto, step.address, step.port, lambda k, m, h: StepError(k, step, m, hint=h)
-            ) from error
+        self._bind(step)
         return Outcome.CREATED
 
     def remove(self, step: HostPort) -> None:
-        """Let go of a port."""
-        self._known.pop(step.key, None)
-        sock = self._held.pop(step.key, None)
-        if sock:
+        """Let go of ports."""
+        for part in _parts(step):
+            self._remove(part)
+
+    def _remove(self, step: HostPort) -> None:
+        known = self._known.get(_slot(step), {})
+        if known.pop(step.key, None) and not known:
+            del self._known[_slot(step)]
+        self._beside.pop(step.key, None)
+        if sock := self._held.pop(step.key, None):
             sock.close()
 
     def serve(self, step: HostPort) -> socket.socket | None:
-        """Return a reserved port to be served at ::1, non-blocking and the caller's to close; None if it is not ours.
+        """Return the socket that reserves a port, to be served at ::1 and not to be closed; None if it is not ours.
 
-        The reservation stays. `reserve_only` ends it.
+        `reserve_only` ends that.
         """
         sock = self._held.get(step.key)
         if sock is None:
@@ -85,9 +105,8 @@ class Ports:
         _attach_filter(sock, _TO_LOOPBACK + _NOTHING)
         if step.proto is not Proto.UDP:
             sock.listen(_SERVED_BACKLOG)
-        served = sock.dup()
-        served.setblocking(False)
-        return served
+        sock.setblocking(False)
+        return sock
 
     def reserve_only(self, step: HostPort) -> None:
         """Serve a port no longer."""
@@ -96,7 +115,8 @@ class Ports:
 
     def drift(self, step: HostPort) -> str:
         """Say what is wrong with a reservation; empty when nothing."""
-        return "" if step.key in (self._known if step.shared else self._held) else MISSING
+        there = all(it.key in (self._known.get(_slot(it), {}) if it.shared else self._held) for it in _parts(step))
+        return "" if there else MISSING
 
     def reserve(self, proto: Proto, address: IPAddress, first: int, last: int) -> int:
         """Reserve the first free port of a range; see `Kernel.reserve`."""
@@ -118,7 +138,7 @@ class Ports:
             NetplugError: "unavailable", we have it for another.
         """
         step = HostPort(proto, address, port, shared=True)
-        if any(overlap(step, other) for other in self._known.values()):
+        if self._is_known(step):
             kind, message, hint = taken(proto, address, port)
             raise NetplugError(kind, message, hint=hint)
         self._know(step)
@@ -128,21 +148,28 @@ class Ports:
         for sock in self._held.values():
             sock.close()
         self._held.clear()
+        self._beside.clear()
         self._known.clear()
 
     def _know(self, step: HostPort) -> Outcome:
         """Remember a port, and let go of it if it was reserved for that; after a restart its runtime may hold it."""
-        ours = step.key in self._known or step.key in self._held
-        self.remove(step)
-        self._known[step.key] = step
+        ours = step.key in self._known.get(_slot(step), {}) or step.key in self._held
+        self._remove(step)
+        self._known.setdefault(_slot(step), {})[step.key] = step
         return Outcome.EQUAL if ours else Outcome.CREATED
+
+    def _is_known(self, step: HostPort) -> bool:
+        known = (*self._known.get(_slot(step), {}).values(), *self._beside.values())
+        return any(overlap(step, other) for other in known)
 
     def _bind(self, step: HostPort) -> int:
         for _ in range(_TRIES):
             sock = _open(step)
             found = HostPort(step.proto, step.address, int(sock.getsockname()[1]))
-            if not any(overlap(found, known) for known in self._known.values()):
+            if not self._is_known(found):
                 self._held[found.key] = sock
+                if found.port == RESOLVER_PORT:
+                    self._beside[found.key] = found
                 return found.port
             sock.close()
             if step.port:
@@ -150,9 +177,18 @@ class Ports:
         raise OSError(errno.EADDRINUSE, "known to be taken")
 
 
+def _parts(step: HostPort) -> Iterator[HostPort]:
+    return (part for part in ranges.each(step) if isinstance(part, HostPort))
+
+
+def _slot(step: HostPort) -> tuple[Proto, int, int]:
+    """Return what two reservations must share to exclude each other."""
+    return step.proto, step.address.version, step.port
+
+
 def overlap(one: HostPort, other: HostPort) -> bool:
     """Tell whether two reservations exclude each other, as two sockets of one family would."""
-    if (one.proto, one.port, one.address.version) != (other.proto, other.port, other.address.version):
+    if _slot(one) != _slot(other):
         return False
     return one.address == other.address or one.address.is_unspecified or other.address.is_unspecified
 
@@ -190,6 +226,8 @@ def problem(
     if error.errno in {errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EAFNOSUPPORT}:
         missing = "SCTP (CONFIG_IP_SCTP)" if proto is Proto.SCTP else f"IPv{address.version}"
         return make("unavailable", f"port {where} cannot be reserved: the kernel has no {missing}", "")
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return make("unavailable", f"port {where} cannot be reserved: {descriptors.EXHAUSTED}", descriptors.HINT)
     if error.errno in {errno.EACCES, errno.EPERM}:
         return make("forbidden", f"port {where} cannot be reserved: permission denied", "run as root")
     return make("internal", f"port {where} cannot be reserved: {error.strerror}", "")
@@ -201,7 +239,11 @@ def _open(step: HostPort) -> socket.socket:
     protocol = socket.IPPROTO_SCTP if step.proto is Proto.SCTP else 0
     sock = socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM, protocol)
     try:
+        descriptors.spare(sock)
         _attach_filter(sock, _NOTHING)
+        if step.port == RESOLVER_PORT:
+            # Beside our name server, which has this port at the addresses of gateways; see `resolvers`.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if not datagrams:

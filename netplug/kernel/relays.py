@@ -8,13 +8,15 @@ translated before it could come here. As long as this process is away, [::1] doe
 
 import asyncio
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
+from netplug.drivers import ranges
 from netplug.drivers.steps import HostPort, Proto, Relay
 
 from .api import MISSING, Outcome, StepError
+from .doing import merged
 from .ports import Ports
 
 CONNECT_TIMEOUT_S = 10
@@ -36,38 +38,61 @@ class Relays:
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
-        self._servers: dict[Relay, _Server] = {}
+        self._servers: dict[str, tuple[Relay, _Server]] = {}
 
     async def ensure(self, step: Relay) -> Outcome:
-        """Serve a port that is reserved; one that leads elsewhere is led anew."""
-        if step in self._servers:
+        """Serve ports that are reserved; one that leads elsewhere is led anew."""
+        done: dict[Relay, Outcome] = {}
+        try:
+            for part in _parts(step):
+                done[part] = self._ensure(part)
+        except StepError:
+            for part in (it for it, outcome in done.items() if outcome is Outcome.CREATED):
+                self._remove(part)
+            raise
+        return merged(done.values())
+
+    def _ensure(self, step: Relay) -> Outcome:
+        before = self._servers.get(step.key)
+        if before and before[0] == step:
             return Outcome.EQUAL
         sock = self._ports.serve(HostPort(step.proto, step.host, step.port))
         if sock is None:
             raise StepError("not_found", step, f"port {step.port}/{step.proto} of [{step.host}] is not reserved")
-        stale = [other for other in self._servers if other.key == step.key]
-        for other in stale:
-            self._servers.pop(other).close()
-        self._servers[step] = _Streams(step, sock) if step.proto is Proto.TCP else _Datagrams(step, sock)
-        return Outcome.ADJUSTED if stale else Outcome.CREATED
+        if before:
+            before[1].close()
+        self._servers[step.key] = step, _Streams(step, sock) if step.proto is Proto.TCP else _Datagrams(step, sock)
+        return Outcome.ADJUSTED if before else Outcome.CREATED
 
     def remove(self, step: Relay) -> None:
-        """Serve a port no longer; its connections end."""
-        for other in [other for other in self._servers if other.key == step.key]:
-            self._servers.pop(other).close()
+        """Serve ports no longer; their connections end."""
+        for part in _parts(step):
+            self._remove(part)
+
+    def _remove(self, step: Relay) -> None:
+        if before := self._servers.pop(step.key, None):
+            before[1].close()
         self._ports.reserve_only(HostPort(step.proto, step.host, step.port))
 
     def drift(self, step: Relay) -> str:
-        """Say what is wrong with a relay; empty when nothing."""
-        if step in self._servers:
-            return ""
-        return MISSING if all(other.key != step.key for other in self._servers) else "leads elsewhere"
+        """Say what is wrong with relays; empty when nothing."""
+        for part in _parts(step):
+            found = self._servers.get(part.key)
+            if found is None:
+                return MISSING
+            if found[0] != part:
+                return "leads elsewhere"
+        return ""
 
     def close(self) -> None:
         """End all connections."""
-        for server in self._servers.values():
+        for _, server in self._servers.values():
             server.close()
         self._servers.clear()
+
+
+def _parts(step: Relay) -> Iterator[Relay]:
+    return (part for part in ranges.each(step) if isinstance(part, Relay))
 
 
 class _Streams:
@@ -97,8 +122,7 @@ class _Streams:
             await asyncio.gather(_pump(client, server), _pump(server, client))
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
-        self._socket.close()
+        _stop_reading(self._socket)
         self._tasks.cancel()
 
 
@@ -157,9 +181,14 @@ class _Datagrams:
                 self._flows.pop(client, None)
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        _stop_reading(self._socket)
         self._tasks.cancel()
-        self._socket.close()
+
+
+def _stop_reading(sock: socket.socket) -> None:
+    """Let a port be, whose socket may be closed already."""
+    if sock.fileno() >= 0:
+        asyncio.get_running_loop().remove_reader(sock.fileno())
 
 
 class _Tasks:

@@ -6,6 +6,7 @@ import pytest
 pytest.register_assert_rewrite("kernel_suite", "tables_suite", "tunnel_suite")
 
 from kernel_suite import FirewallSuite, KernelSuite  # noqa: E402
+from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
 from tunnel_suite import TunnelSuite  # noqa: E402
 
@@ -78,6 +79,10 @@ class TestFakeKernel(KernelSuite):
 
 
 class TestFakeTables(TablesSuite):
+    pass
+
+
+class TestFakePorts(PortsSuite):
     pass
 
 

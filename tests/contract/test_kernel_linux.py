@@ -13,6 +13,7 @@ pytest.register_assert_rewrite("kernel_suite", "tables_suite", "linux_host")
 
 from kernel_suite import BRIDGE, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
 from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, run  # noqa: E402
+from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
 
 from netplug.drivers.naming import mark  # noqa: E402
@@ -272,6 +273,10 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         run("nft", "delete", "table", "bridge", "netplug")
         async with asyncio.timeout(VANISH_DEADLINE_S):
             await kernel.changes().wait()
+
+
+class TestLinuxPorts(LinuxHost, PortsSuite):
+    pass
 
 
 class TestCancellation(LinuxHost):
