@@ -6,6 +6,7 @@ from dataclasses import replace
 from . import firewall, shaping
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
+from .ingress import Ingress
 from .naming import bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox_side
 from .options import BRIDGE, OVERLAY, NetworkOptions
 from .plan import Plan
@@ -79,6 +80,7 @@ class BridgeDriver:
             mtu=net.options.mtu or host.mtu,
             master=link_of(net),
             isolated=not net.options.icc,
+            pinned=net.options.spoofchk,
         )
         guard = _guard(net, veth.name, veth.peer_mac, ep.addresses)
         return guard + shaping.around(net, ep, veth.name, Plan((veth,)))
@@ -97,7 +99,7 @@ class BridgeDriver:
         return Plan((Hairpin(host_side(ep.id)),)) + plan if plan else plan
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        return firewall.routed(families, host) + Plan((Guards(),))
+        return firewall.routed(families, host) + Plan((Guards(), *map(Ingress, (4, 6))))
 
 
 def _guard(net: Network, link: str, mac: str, addresses: Iterable[IPInterface]) -> Plan:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from . import firewall, shaping
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
+from .ingress import Ingress
 from .naming import mac_of_host_side, point_to_point, sandbox_side
 from .options import NetworkOptions
 from .plan import Plan
@@ -86,7 +87,7 @@ class HostDriver:
         return Plan()
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        return firewall.routed(families, host)
+        return firewall.routed(families, host) + Plan(tuple(map(Ingress, (4, 6))))
 
 
 def _catch_all(ep: Endpoint) -> Plan:

@@ -15,6 +15,10 @@ BRIDGES = "np-"
 
 They are bridges, and the host sides of point-to-point links.
 """
+PORTS = "nph"
+"""How the names of host sides begin that are ports of a bridge."""
+TUNNEL_ENDS = "npv"
+"""How the names of VXLAN links begin, which are ports of a bridge as well."""
 SANDBOX_SIDES = "nps"
 """How the names of sandbox sides begin until a runtime renames them."""
 
@@ -47,7 +51,7 @@ def host_side(endpoint_id: str) -> str:
     >>> host_side("3a5d5fd21a47b2c3")
     'nph3a5d5fd21a47'
     """
-    return f"nph{short(endpoint_id)}"
+    return PORTS + short(endpoint_id)
 
 
 def sandbox_side(endpoint_id: str) -> str:
@@ -92,7 +96,7 @@ def vxlan_name(network_id: str) -> str:
     >>> vxlan_name("3a5d5fd21a47b2c3")
     'npv3a5d5fd21a47'
     """
-    return f"npv{short(network_id)}"
+    return TUNNEL_ENDS + short(network_id)
 
 
 def mark(link: str) -> str:

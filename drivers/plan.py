@@ -50,9 +50,17 @@ class Plan:
         return Plan(tuple(inside(step) for step in self))
 
     def unpinned(self) -> "Plan":
-        """Return the plan with guards that let any MAC pass, and without shortcuts, which are of one."""
-        kept = (step for step in self if not isinstance(step, Shortcut))
-        return Plan(tuple(replace(step, mac="") if isinstance(step, Guard) else step for step in kept))
+        """Return the plan with ports that any MAC may be at, and without shortcuts, which are of one."""
+
+        def free(step: Step) -> Step:
+            match step:
+                case Guard():
+                    return replace(step, mac="")
+                case Veth():
+                    return replace(step, pinned=False)
+            return step
+
+        return Plan(tuple(free(step) for step in self if not isinstance(step, Shortcut)))
 
     def sharing(self) -> "Plan":
         """Return the plan with ports of the host that a runtime may bind too; we cannot serve those ourselves."""

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import TypeAlias, get_args
 
 from .codec import QUIET
+from .ingress import Ingress
 from .tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
@@ -61,7 +62,8 @@ class Veth:
 
     The peer is made in the host's namespace and left down (a runtime moves it), or directly in `netns` and up.
     `isolated`: the port exchanges no frames with other isolated ports (bridge(8), ``isolated on``). `tunable`: others
-    may change MAC, MTU and state of the sandbox side once it is made.
+    may change MAC, MTU and state of the sandbox side once it is made. `pinned`: the bridge learns nobody by the port;
+    it is told that `peer_mac` is there, and no other port takes that over.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Veth:
     netns: str | None = None
     tunable: bool = False
     netns_id: str = ""
+    pinned: bool = False
 
     @property
     def key(self) -> str:
@@ -477,5 +480,6 @@ Step: TypeAlias = (
     | Tunnels
     | Tunnel
     | Vtep
+    | Ingress
 )
 STEPS: dict[str, type[Step]] = {cls.__name__: cls for cls in get_args(Step)}

@@ -320,4 +320,4 @@ def test_rules_are_as_many_for_ten_containers_as_for_one(dockerd: Dockerd, host:
         for number in range(1, 10):
             stack.enter_context(container(dockerd, "--network", net, "-p", f"{9000 + number}:80"))
         assert rules() == before
-        assert len(before) == 22 + 2 * 5 + 1
+        assert len(before) == 22 + 3 + 2 * 5 + 1

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from netplug.drivers.api import HostFacts
+from netplug.drivers.ingress import Ingress
 from netplug.drivers.steps import (
     Bridge,
     Chain,
@@ -80,7 +81,7 @@ class Owned:
     chains: frozenset[tuple[int, str, str]] = frozenset()
     rules: frozenset[tuple[int, str, str, str]] = frozenset()
     members: frozenset[Member] = frozenset()
-    tables: frozenset[Guards | Forwards | Tunnels] = frozenset()
+    tables: frozenset[Guards | Forwards | Tunnels | Ingress] = frozenset()
     entries: frozenset[Guard | Forward | Tunnel | Vtep] = frozenset()
     stations: frozenset[Fdb | Neighbour] = frozenset()
     shortcuts: frozenset[Shortcuts | Shortcut | Remote] = frozenset()

@@ -5,19 +5,20 @@ from dataclasses import dataclass
 from errno import ENOENT, EOPNOTSUPP
 from typing import Self, TypeAlias
 
+from netplug.drivers.ingress import Ingress
 from netplug.drivers.steps import Forward, Forwards, Guard, Guards
 from netplug.drivers.tunnel import Tunnel, Tunnels, Vtep
 
-from . import forwards, guards, tunnels
+from . import forwards, guards, ingress, tunnels
 from .api import MISSING, Outcome, StepError
 from .netlink import NetlinkError
 from .nft_wire import Table
 from .nftables import Tables
 
-Whole: TypeAlias = Guards | Forwards | Tunnels
+Whole: TypeAlias = Guards | Forwards | Tunnels | Ingress
 Entry: TypeAlias = Guard | Forward | Tunnel | Vtep
 TableStep: TypeAlias = Whole | Entry
-TABLE_STEPS = (Guards, Guard, Forwards, Forward, Tunnels, Tunnel, Vtep)
+TABLE_STEPS = (Guards, Guard, Forwards, Forward, Tunnels, Tunnel, Vtep, Ingress)
 
 _FEATURES = {
     "guards": "CONFIG_NF_TABLES_BRIDGE",
@@ -25,10 +26,12 @@ _FEATURES = {
     "forwards/6": "CONFIG_NF_TABLES_IPV6, CONFIG_NFT_NAT, CONFIG_NFT_FIB_IPV6",
     "tunnels/4": "CONFIG_NF_TABLES_IPV4, CONFIG_NFT_CT",
     "tunnels/6": "CONFIG_NF_TABLES_IPV6, CONFIG_NFT_CT",
+    "ingress/4": "CONFIG_NF_TABLES_IPV4, CONFIG_NFT_FIB_IPV4",
+    "ingress/6": "CONFIG_NF_TABLES_IPV6, CONFIG_NFT_FIB_IPV6",
 }
 
 
-_ALL: tuple[Whole, ...] = (Guards(), Forwards(4), Forwards(6), Tunnels(4), Tunnels(6))
+_ALL: tuple[Whole, ...] = (Guards(), Forwards(4), Forwards(6), Tunnels(4), Tunnels(6), Ingress(4), Ingress(6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Look:
                 return forwards.drift(step, self.forwarded[step.family])
             case Tunnel() | Vtep():
                 return tunnels.drift(step, self.tunnelled[step.family])
-        return self.wrong[step.key]
+        return "" if isinstance(step, Ingress) and ingress.needless(step) else self.wrong[step.key]
 
     def tables(self) -> frozenset[Whole]:
         """Return the tables that there are, right or not."""
@@ -81,6 +84,8 @@ def ensure(tables: Tables, step: TableStep) -> Outcome:
             return forwards.ensure(tables, (step,))[0]
         case Tunnel() | Vtep():
             return tunnels.ensure(tables, step)
+        case Ingress() if ingress.needless(step):
+            return Outcome.EQUAL
     try:
         return tables.ensure_table(_table(step))
     except NetlinkError as error:
@@ -109,4 +114,6 @@ def _table(step: Whole) -> Table:
             return guards.TABLE
         case Forwards():
             return forwards.TABLES[step.family]
+        case Ingress():
+            return ingress.TABLES[step.family]
     return tunnels.TABLES[step.family]

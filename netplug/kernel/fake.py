@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from netplug.drivers import ranges
 from netplug.drivers.api import HostFacts
+from netplug.drivers.ingress import Ingress
 from netplug.drivers.steps import (
     Address,
     Announce,
@@ -191,7 +192,7 @@ class FakeKernel:
             chains=frozenset((family, table, name) for family, table, name, _ in chains),
             rules=frozenset((family, table, name, rule) for family, table, name, content in chains for rule in content),
             members=self._all(Member),
-            tables=self._all(Guards, Forwards, Tunnels),
+            tables=self._all(Guards, Forwards, Tunnels, Ingress),
             entries=self._all(Guard, Forward, Tunnel, Vtep),
             stations=self._all(Fdb, Neighbour),
             shortcuts=self._all(Shortcuts, Shortcut, Remote),

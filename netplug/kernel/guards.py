@@ -20,7 +20,7 @@ from errno import ENOENT
 from ipaddress import IPv6Address, ip_address
 from typing import Self
 
-from netplug.drivers.naming import eui64
+from netplug.drivers.naming import PORTS, eui64
 from netplug.drivers.steps import Guard, IPAddress
 
 from . import nft_wire as nft
@@ -100,6 +100,13 @@ _RULES = (
     ("nested service VLAN tag", equal(nft.PROTOCOL, b"\x88\xa8") + _DROP),
 )
 
+_TO_THE_HOST = (
+    ("not by a port of ours", equal(nft.IIFNAME, PORTS.encode(), inverted=True) + _RETURN),
+    ("router advertisement", _icmp6(134) + _DROP),
+    ("redirect", _icmp6(137) + _DROP),
+)
+"""No container is the host's router, on a port that is not guarded either."""
+
 TABLE = Table(
     nft.BRIDGE,
     "netplug",
@@ -111,7 +118,10 @@ TABLE = Table(
         Set("v6", ("ifname", "ipv6_addr")),
         Set("mine", ("ipv6_addr",)),
     ),
-    (BaseChain("prerouting", "filter", nft.PREROUTING, _PRIORITY, _RULES),),
+    (
+        BaseChain("prerouting", "filter", nft.PREROUTING, _PRIORITY, _RULES),
+        BaseChain("input", "filter", nft.INPUT, _PRIORITY, _TO_THE_HOST),
+    ),
 )
 
 

@@ -6,22 +6,23 @@ been read, so that a stranger's link of the same name cannot be hit.
 """
 
 import errno
-import os
+import socket
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 from netplug.drivers.naming import MARK, SANDBOX_SIDES, mark
 from netplug.drivers.steps import Bridge, Hairpin, Ifb, Macvlan, Veth
 from netplug.drivers.tunnel import Vxlan
 
-from . import rtnl
+from . import autoconf, neighbours, rtnl
 from .api import Outcome, StepError
 from .netlink import NEW, RTM_DELLINK, RTM_NEWLINK, RTM_NEWLINKPROP, Netlink, NetlinkError, attr, nest, text, u8, u32
-from .rtnl import IFF_UP, IFINFO, Link
+from .rtnl import IFF_NOARP, IFF_UP, IFINFO, Link
 
 _VETH_INFO_PEER = 1
-_INET6_ADDR_GEN_MODE = 8
-_GEN_MODE_NONE = 1
 _STATE_DISABLED = 0
 
 Sandbox = Callable[[str, str], tuple[int, Netlink]]
@@ -30,12 +31,22 @@ Sandbox = Callable[[str, str], tuple[int, Netlink]]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is wrong with a link, in words, and the attributes that mend it; `port`: they are flags of a bridge port."""
+    """What is wrong with a link, in words, and the attributes that mend it; `port`: they are flags of a bridge port.
+
+    `settings`: what mends it instead, of `autoconf`. `seat`: a MAC that the bridge is to be told of.
+    """
 
     what: str
     mend: bytes = b""
     flags: int = 0
     port: bool = False
+    settings: autoconf.Settings | None = None
+    seat: str = ""
+
+    @property
+    def mendable(self) -> bool:
+        """Whether anything mends it."""
+        return bool(self.mend or self.flags or self.settings or self.seat)
 
 
 class LinkBusyError(Exception):
@@ -49,7 +60,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
         + text(rtnl.IFLA_IFNAME, step.name)
         + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
         + u32(rtnl.IFLA_MTU, step.mtu - 1)
-        + nest(rtnl.IFLA_LINKINFO, text(rtnl.IFLA_INFO_KIND, "bridge"))
+        + _bridge_info()
     )
     try:
         nl.request(RTM_NEWLINK, message, NEW)
@@ -60,6 +71,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
         # A bridge takes the smallest mtu of its ports until its own is *changed* (BROPT_MTU_SET_BY_USER); so we do.
         mtu = by_name(step.name) + u32(rtnl.IFLA_MTU, step.mtu)
         finish(nl, step, (altname(step.name), (RTM_NEWLINK, mtu)))
+        autoconf.write(step.name, autoconf.NO_ROUTERS)
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
     if found is None:
@@ -93,18 +105,20 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
             raise
         return _existing_veth(nl, step, index, inside)
     settings = [altname(step.name)]
-    # Who asks for a neighbour on behalf of others needs a link-local address (RFC 4861 7.2.2); a port does not ask.
-    if (family := no_link_local() if step.master else b"") or step.isolated:
-        info = port_info(u8(rtnl.IFLA_BRPORT_ISOLATED, 1)) if step.isolated else b""
-        settings.append((RTM_NEWLINK, by_name(step.name) + family + info))
+    if flags := _port_flags(step):
+        settings.append((RTM_NEWLINK, by_name(step.name) + port_info(flags)))
     finish(nl, step, settings)
+    # Early enough: a veth has no carrier, and so no address, before its peer is up.
+    autoconf.write(step.name, autoconf.NO_IPV6 if step.master else autoconf.NO_ROUTERS)
+    if step.pinned:
+        neighbours.seat(nl, socket.if_nametoindex(step.name), step.peer_mac)
     try:
         inside.request(*altname(step.peer), NEW)
         if step.netns:
             # Only now: the kernel answers ENOTCONN to a pair whose far end is to be up before the near end exists.
             inside.request(RTM_NEWLINK, by_name(step.peer, IFF_UP))
     except NetlinkError as error:
-        _undo(nl, step.name)
+        undo(nl, step.name)
         raise StepError("internal", step, f"kernel refused link {step.peer!r}: {error.strerror}") from error
     return Outcome.CREATED
 
@@ -161,13 +175,34 @@ def bridge_differences(step: Bridge, found: Link) -> list[Difference]:
     """Compare a bridge of ours."""
     if found.kind != "bridge":
         return [Difference(f"is {_kind(found)}, not a bridge")]
-    return basics(found, step.mac, step.mtu, up=True)
+    differences = basics(found, step.mac, step.mtu, up=True) + unset(found, autoconf.NO_ROUTERS)
+    if found.learns_from_reserved:
+        differences.append(Difference("learns MACs from frames that it does not forward", _bridge_info()))
+    return differences
 
 
-def veth_differences(step: Veth, found: Link, master: int, peer: Link | None) -> list[Difference]:
+def heard(found: Link) -> list[Difference]:
+    """Compare a port of a bridge, which speaks neither ARP nor IPv6; the bridge does."""
+    arp = [Difference("answers ARP itself", flags=IFF_NOARP)] if found.arp else []
+    return arp + unset(found, autoconf.NO_IPV6)
+
+
+def unset(found: Link, settings: autoconf.Settings) -> list[Difference]:
+    """Compare settings of a link; those that the kernel does not have are as they should be."""
+    wrong = [
+        f"{name} is {there}, not {value}"
+        for family, values in settings.items()
+        for name, value in values.items()
+        if (there := found.settings.get(f"{family}/{name}", value)) != value
+    ]
+    return [Difference(", ".join(wrong), settings=settings)] if wrong else []
+
+
+def veth_differences(step: Veth, found: Link, master: int, peer: Link | None, *, seated: bool) -> list[Difference]:
     """Compare a veth of ours.
 
     `master`: index of its bridge, 0 when there is none. `peer`: its other end if it is where the step wants it.
+    `seated`: the bridge was told that the peer's MAC is there.
     """
     if found.kind != "veth":
         return [Difference(f"is {_kind(found)}, not a veth")]
@@ -178,6 +213,11 @@ def veth_differences(step: Veth, found: Link, master: int, peer: Link | None) ->
     if found.isolated != step.isolated:
         flag = u8(rtnl.IFLA_BRPORT_ISOLATED, int(step.isolated))
         differences.append(Difference(f"port is {'not ' * step.isolated}isolated", flag, port=True))
+    if step.pinned and found.learning and master:
+        differences.append(Difference("port learns MACs", u8(rtnl.IFLA_BRPORT_LEARNING, 0), port=True))
+    if step.pinned and not seated:
+        differences.append(Difference(f"the bridge does not know that {step.peer_mac} is there", seat=step.peer_mac))
+    differences += heard(found) if step.master else unset(found, autoconf.NO_ROUTERS)
     if peer is None and step.netns:
         differences.append(Difference(f"sandbox side {step.peer!r} is not in {step.netns}"))
     return differences
@@ -214,7 +254,8 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink) -> Out
     if found.doomed:
         raise LinkBusyError
     peer = peer_of(step, found, inside)
-    differences = veth_differences(step, found, master, peer)
+    seated = not step.pinned or neighbours.seated(nl, found.index, step.peer_mac)
+    differences = veth_differences(step, found, master, peer, seated=seated)
     outcome = adjust(nl, found, differences, step)
     more = peer_differences(step, peer)
     if peer and more:
@@ -230,9 +271,9 @@ def adjust(
     if not differences:
         return Outcome.EQUAL
     for item in differences:
-        if not item.mend and not item.flags and step:
+        if not item.mendable and step:
             raise StepError("exists", step, f"link {found.name!r} {item.what}", hint="remove it first")
-    flags = IFF_UP if any(item.flags for item in differences) else 0
+    flags = reduce(or_, (item.flags for item in differences))
     head = IFINFO.pack(0, 0, found.index, flags, flags)
     if mend := b"".join(item.mend for item in differences if not item.port):
         nl.request(RTM_NEWLINK, head + mend)
@@ -240,7 +281,17 @@ def adjust(
         nl.request(RTM_NEWLINK, head)
     if port := b"".join(item.mend for item in differences if item.port):
         nl.request(RTM_NEWLINK, head + port_info(port))
+    for item in differences:
+        _settle(nl, found, item)
     return Outcome.ADJUSTED
+
+
+def _settle(nl: Netlink, found: Link, item: Difference) -> None:
+    """Mend what no message about links mends."""
+    if item.settings:
+        autoconf.write(found.name, item.settings)
+    if item.seat:
+        neighbours.seat(nl, found.index, item.seat)
 
 
 def basics(found: Link, mac: str, mtu: int, *, up: bool) -> list[Difference]:
@@ -264,8 +315,9 @@ def _veth(step: Veth, master: int, fd: int | None) -> bytes:
         + mtu
         + (u32(rtnl.IFLA_NET_NS_FD, fd) if fd is not None else b"")
     )
+    flags = IFF_UP | (IFF_NOARP if step.master else 0)
     return (
-        IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
+        IFINFO.pack(0, 0, 0, flags, flags)
         + text(rtnl.IFLA_IFNAME, step.name)
         + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
         + mtu
@@ -278,15 +330,15 @@ def _veth(step: Veth, master: int, fd: int | None) -> bytes:
     )
 
 
-def no_link_local() -> bytes:
-    """No link-local address on a bridge port; a kernel without IPv6 does not know the attribute.
+def _bridge_info() -> bytes:
+    """Return the attribute of a bridge: whoever sends what it does not forward, it does not learn where he is."""
+    options = attr(rtnl.IFLA_BR_MULTI_BOOLOPT, struct.pack("=II", rtnl.NO_LL_LEARN, rtnl.NO_LL_LEARN))
+    return nest(rtnl.IFLA_LINKINFO, text(rtnl.IFLA_INFO_KIND, "bridge"), nest(rtnl.IFLA_INFO_DATA, options))
 
-    Not part of the creating message, where the kernel ignores it; early enough, since a veth has no carrier, and so no
-    address, before its peer is up.
-    """
-    if not os.path.exists("/proc/sys/net/ipv6"):  # noqa: PTH110 - on the hot path
-        return b""
-    return nest(rtnl.IFLA_AF_SPEC, nest(rtnl.AF_INET6, u8(_INET6_ADDR_GEN_MODE, _GEN_MODE_NONE)))
+
+def _port_flags(step: Veth) -> bytes:
+    isolated = u8(rtnl.IFLA_BRPORT_ISOLATED, 1) if step.isolated else b""
+    return isolated + (u8(rtnl.IFLA_BRPORT_LEARNING, 0) if step.pinned else b"")
 
 
 def port_info(flags: bytes) -> bytes:
@@ -315,11 +367,12 @@ def finish(
         for kind, message in messages:
             nl.request(kind, message, NEW if kind == RTM_NEWLINKPROP else 0)
     except NetlinkError as error:
-        _undo(nl, step.name)
+        undo(nl, step.name)
         raise StepError("internal", step, f"kernel refused link {step.name!r}: {error.strerror}") from error
 
 
-def _undo(nl: Netlink, name: str) -> None:
+def undo(nl: Netlink, name: str) -> None:
+    """Take away a link that was just made."""
     nl.request(RTM_DELLINK, by_name(name))
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from netplug.drivers.naming import mark
 from netplug.drivers.steps import Macvlan
 
-from . import rtnl
+from . import autoconf, rtnl
 from .api import Outcome, StepError
-from .links import Difference, LinkBusyError, Sandbox, adjust, altname, basics, by_name
+from .links import Difference, LinkBusyError, Sandbox, adjust, altname, basics, by_name, unset
 from .netlink import NEW, RTM_DELLINK, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u32
 from .rtnl import IFF_UP, IFINFO, Link
 
@@ -40,7 +40,9 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
     name = step.ifname or step.name
     try:
         inside.request(*altname(step.name, name), NEW)
-        if step.netns:
+        if step.up:
+            autoconf.write(name, autoconf.NO_ROUTERS)
+        if step.netns or step.up:
             inside.request(RTM_NEWLINK, by_name(name, IFF_UP))
     except NetlinkError as error:
         inside.request(RTM_DELLINK, by_name(name))
@@ -67,7 +69,8 @@ def differences(step: Macvlan, found: Link) -> list[Difference]:
     if step.tunable:
         return []
     mac = found.mac if step.mode == "passthru" else step.mac
-    return basics(found, mac, step.mtu, up=step.up or bool(step.netns))
+    wrong = basics(found, mac, step.mtu, up=step.up or bool(step.netns))
+    return wrong + unset(found, autoconf.NO_ROUTERS) if step.up else wrong
 
 
 def find(step: Macvlan, links: Iterable[Link]) -> Link | None:
@@ -89,9 +92,8 @@ def _inside(netns: str, step: Macvlan, sandbox: Sandbox) -> Link | None:
 
 
 def _message(step: Macvlan, parent: int, fd: int | None) -> bytes:
-    flags = IFF_UP if step.up else 0
     return (
-        IFINFO.pack(0, 0, 0, flags, flags)
+        IFINFO.pack(0, 0, 0, 0, 0)
         + text(rtnl.IFLA_IFNAME, step.ifname or step.name)
         + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
         + u32(rtnl.IFLA_MTU, step.mtu)

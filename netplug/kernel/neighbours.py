@@ -117,6 +117,24 @@ class Found:
         return frozenset(found)
 
 
+def seat(nl: Netlink, port: int, mac: str) -> None:
+    """Tell the bridge of a port, by its index, that a MAC is there; no other port takes it over."""
+    message = _NDMSG.pack(AF_BRIDGE, port, _STATIC, _BY_MASTER | _STICKY, 0) + attr(_LLADDR, packed_mac(mac))
+    nl.request(_NEW, message, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def seated(nl: Netlink, port: int, mac: str) -> bool:
+    """Return whether the bridge of a port was told so."""
+    found = _get(nl, _NDMSG.pack(AF_BRIDGE, port, 0, _BY_MASTER, 0) + attr(_LLADDR, packed_mac(mac)))
+    return found is not None and found.sticky and found.index == port
+
+
+def seats(nl: Netlink, bridge: int) -> set[tuple[int, str]]:
+    """Return the ports of a bridge, by index, with the MACs that it was told of."""
+    found = map(entry, nl.dump(_GET, _NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0) + u32(_MASTER, bridge)))
+    return {(it.index, it.mac) for it in found if it.sticky}
+
+
 def ensure(nl: Netlink, step: Fdb | Neighbour) -> Outcome:
     """Bring a remote MAC, or a neighbour, about."""
     return _ensure_fdb(nl, step) if isinstance(step, Fdb) else _ensure_neighbour(nl, step)

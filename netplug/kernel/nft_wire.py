@@ -116,6 +116,9 @@ FIRST_FRAGMENT = Field(2, "exthdr", (attr(2, b"\x2c"), be32(3, 2), be32(4, 2)))
 ADDRESS_TYPE = Field(4, "fib", (be32(2, 3), be32(3, 2)))
 """What the routing table says of the destination address: RTN_UNICAST 1, RTN_LOCAL 2, …"""
 
+BY_ITS_WAY = Field(4, "fib", (be32(2, 1), be32(3, 0x9)))
+"""The link that the packet came by, if that leads to its source; else 0, also for addresses of the host itself."""
+
 
 def load(*fields: Field) -> bytes:
     """Load fields side by side, beginning at the first register."""

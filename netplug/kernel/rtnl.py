@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
 from netplug.drivers.naming import MARK, mark
@@ -25,7 +25,7 @@ from .netlink import (
 
 AF_INET6 = 10
 AF_BRIDGE = 7
-IFF_UP = 1
+IFF_UP, IFF_NOARP = 0x1, 0x80
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 26, 27, 28, 29
@@ -33,6 +33,7 @@ IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 37, 52, 53
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 1, 4, 33
 IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_MCAST_FLOOD = 8, 9, 27
+IFLA_BR_MULTI_BOOLOPT = 46
 IFLA_BRPORT_BCAST_FLOOD, IFLA_BRPORT_NEIGH_SUPPRESS = 30, 32
 _LINK_ATTRS = frozenset(
     (
@@ -42,6 +43,7 @@ _LINK_ATTRS = frozenset(
         IFLA_LINK,
         IFLA_MASTER,
         IFLA_LINKINFO,
+        IFLA_AF_SPEC,
         IFLA_GROUP,
         IFLA_LINK_NETNSID,
         IFLA_PROP_LIST,
@@ -71,6 +73,14 @@ DELETE_GROUPS, DELETE_MASK = 0x6E700000, 0xFFFF0000
 IFINFO = struct.Struct("=BxHiII")
 IFADDR = struct.Struct("=BBBBI")
 RTMSG = struct.Struct("=BBBBBBBBI")
+NO_LL_LEARN = 1
+"""BR_BOOLOPT_NO_LL_LEARN."""
+_CONF = (
+    (2, "ipv4", 1, {"accept_redirects": 3}),
+    (AF_INET6, "ipv6", 2, {"accept_ra": 3, "accept_redirects": 4, "disable_ipv6": 26}),
+)
+"""Family, attribute with the array of its settings, and their places there (IPV4_DEVCONF_…, less one; DEVCONF_…)."""
+_I32 = struct.Struct("=i")
 _NEXTHOP = struct.Struct("=HBBi")
 
 
@@ -90,6 +100,8 @@ class Link:
     """A link.
 
     `peer`: index of a veth's other end, or of a macvlan's parent; in the same namespace only when `peer_here`.
+    `arp`: it speaks ARP. `settings`: those that `autoconf` writes, as "ipv6/accept_ra". `learning`: of a bridge port.
+    `learns_from_reserved`: of a bridge, MACs from frames that it does not forward.
     """
 
     index: int
@@ -107,6 +119,10 @@ class Link:
     hairpin: bool
     macvlan_mode: str = ""
     vxlan: VxlanInfo | None = None
+    arp: bool = True
+    learning: bool = True
+    settings: Mapping[str, str] = field(default_factory=dict)
+    learns_from_reserved: bool = False
 
     @property
     def doomed(self) -> bool:
@@ -212,7 +228,29 @@ def _link(data: bytes) -> Link:
         hairpin=port.get(IFLA_BRPORT_MODE) == b"\x01",
         macvlan_mode=_macvlan_mode(info) if info.get(IFLA_INFO_KIND) == b"macvlan\0" else "",
         vxlan=_vxlan(info, port) if info.get(IFLA_INFO_KIND) == b"vxlan\0" else None,
+        arp=not flags & IFF_NOARP,
+        learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
+        settings=_settings(found.get(IFLA_AF_SPEC, b"")),
+        learns_from_reserved=info.get(IFLA_INFO_KIND) == b"bridge\0" and _learns_from_reserved(info),
     )
+
+
+def _settings(data: bytes) -> dict[str, str]:
+    """Return the settings of a link that we may have written (linux/ip.h, linux/ipv6.h)."""
+    found = {}
+    of_family = attrs(data)
+    for family, number_of, kind, names in _CONF:
+        values = attrs(of_family.get(family, b"")).get(kind, b"")
+        for name, place in names.items():
+            if len(values) >= 4 * (place + 1):
+                found[f"{number_of}/{name}"] = str(_I32.unpack_from(values, 4 * place)[0])
+    return found
+
+
+def _learns_from_reserved(info: dict[int, bytes]) -> bool:
+    """Whether BR_BOOLOPT_NO_LL_LEARN is off; kernels before 5.0 do not have it."""
+    options = attrs(info.get(IFLA_INFO_DATA, b"")).get(IFLA_BR_MULTI_BOOLOPT, b"")
+    return len(options) >= 8 and not number(options) & NO_LL_LEARN
 
 
 def _vxlan(info: dict[int, bytes], port: dict[int, bytes]) -> VxlanInfo:

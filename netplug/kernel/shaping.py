@@ -13,9 +13,9 @@ from typing import Self
 
 from netplug.drivers.steps import Ifb, Shape
 
-from . import rtnl
+from . import autoconf, rtnl
 from .api import MISSING, Outcome, StepError
-from .links import LinkBusyError, adjust, altname, basics, by_name
+from .links import Difference, LinkBusyError, adjust, altname, basics, by_name, unset
 from .netlink import (
     NEW,
     NLM_F_CREATE,
@@ -122,7 +122,7 @@ def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
         LinkBusyError: wait for the deletion, then try again.
     """
     message = (
-        IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
+        IFINFO.pack(0, 0, 0, 0, 0)
         + text(rtnl.IFLA_IFNAME, step.name)
         + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
         + nest(rtnl.IFLA_LINKINFO, text(rtnl.IFLA_INFO_KIND, "ifb"))
@@ -138,6 +138,8 @@ def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
     else:
         try:
             nl.request(*altname(step.name), NEW)
+            autoconf.write(step.name, autoconf.NO_IPV6)
+            nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP))
         except NetlinkError:
             nl.request(RTM_DELLINK, by_name(step.name))
             raise
@@ -147,7 +149,7 @@ def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
         raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
     if found.doomed:
         raise LinkBusyError
-    return adjust(nl, found, basics(found, step.mac, found.mtu, up=True))
+    return adjust(nl, found, _ifb_differences(step, found))
 
 
 def ifb_drift(step: Ifb, found: Link | None) -> str:
@@ -156,7 +158,11 @@ def ifb_drift(step: Ifb, found: Link | None) -> str:
         return MISSING
     if not found.is_ours(step.name):
         return "is not ours"
-    return ", ".join(item.what for item in basics(found, step.mac, found.mtu, up=True))
+    return ", ".join(item.what for item in _ifb_differences(step, found))
+
+
+def _ifb_differences(step: Ifb, found: Link) -> list[Difference]:
+    return basics(found, step.mac, found.mtu, up=True) + unset(found, autoconf.NO_IPV6)
 
 
 def ensure(nl: Netlink, step: Shape) -> Outcome:

@@ -55,6 +55,7 @@ class Survey:
     views: dict[Netns, View | None]
     shapes: shaping.Found
     stations: neighbours.Found
+    seats: set[tuple[int, str]]
 
     @classmethod
     def of(cls, steps: Sequence[Step], nl: Netlink) -> Self:
@@ -69,7 +70,9 @@ class Survey:
         host = views[_HOST] = _view(nl)
         shapes = [step for step in steps if isinstance(step, Shape)]
         shaped, stations = shaping.Found.of(nl, shapes, host.links), neighbours.Found.of(nl, host.links.values())
-        return cls(views, shaped, stations)
+        bridges = {step.master for step in steps if isinstance(step, Veth) and step.pinned} & host.links.keys()
+        seats = set().union(*(neighbours.seats(nl, host.links[name].index) for name in bridges))
+        return cls(views, shaped, stations, seats)
 
     @property
     def host(self) -> View:
@@ -161,7 +164,13 @@ class Survey:
         master = self._link(step.master) if step.master else None
         view = self._inside(step)
         peer = links.peer_of(step, found, view.links if view else {})
-        differences = links.veth_differences(step, found, master.index if master else 0, peer)
+        differences = links.veth_differences(
+            step,
+            found,
+            master.index if master else 0,
+            peer,
+            seated=not step.pinned or (found.index, step.peer_mac.lower()) in self.seats,
+        )
         return _words(differences + links.peer_differences(step, peer))
 
 

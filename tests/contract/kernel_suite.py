@@ -12,6 +12,7 @@ import pytest
 
 from netplug.drivers import firewall
 from netplug.drivers.api import HostFacts, PortMapping
+from netplug.drivers.ingress import Ingress
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import (
     Address,
@@ -111,6 +112,10 @@ class KernelSuite:
             ((), BRIDGE),
             ((BRIDGE,), VETH),
             ((BRIDGE,), replace(VETH, isolated=True)),
+            ((BRIDGE,), replace(VETH, pinned=True)),
+            ((BRIDGE,), replace(VETH, isolated=True, pinned=True)),
+            ((), Ingress(4)),
+            ((), Ingress(6)),
             ((BRIDGE, VETH), Hairpin("nphtest")),
             ((), replace(VETH, name="np-alone", master="")),
             ((BRIDGE,), MACVLAN),

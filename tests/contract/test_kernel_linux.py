@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import threading
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 pytest.register_assert_rewrite("kernel_suite", "tables_suite", "linux_host")
 
-from kernel_suite import BRIDGE, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
+from kernel_suite import BRIDGE, IFB, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
 from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, run  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
@@ -48,12 +49,62 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         await kernel.ensure((BRIDGE, Veth("nph1", "eth0", VETH.mac, VETH.peer_mac, 1500, BRIDGE.name, netns=netns)))
         host = run("ip", "-d", "link", "show", "nph1")
         assert f"altname {mark('nph1')}" in host
-        assert "addrgenmode none" in host
+        assert "NOARP" in host
+        assert run("sysctl", "-n", "net.ipv6.conf.nph1.disable_ipv6").strip() == "1"
         assert "state forwarding" in host
         inside = run("ip", "-n", Path(netns).name, "-d", "link", "show", "eth0")
         assert f"altname {mark('eth0')}" in inside
         assert "LOWER_UP" in inside
         assert "inet6" not in run("ip", "address", "show", "nph1")
+
+    async def test_what_others_changed_of_how_a_link_listens_is_mended(self, kernel: LinuxKernel) -> None:
+        alone = replace(VETH, name="np-alone", peer="npsalone", master="")
+        await kernel.ensure((BRIDGE, VETH, alone, IFB))
+        for name, setting in (
+            (BRIDGE.name, "ipv6.conf.{}.accept_ra=1"),
+            (BRIDGE.name, "ipv4.conf.{}.accept_redirects=1"),
+            (VETH.name, "ipv6.conf.{}.disable_ipv6=0"),
+            (alone.name, "ipv6.conf.{}.accept_ra=2"),
+            (IFB.name, "ipv6.conf.{}.disable_ipv6=0"),
+        ):
+            run("sysctl", "-qw", "net." + setting.format(name))
+        run("ip", "link", "set", VETH.name, "arp", "on")
+        run("ip", "link", "set", BRIDGE.name, "type", "bridge", "no_linklocal_learn", "0")
+        assert await whats(kernel, BRIDGE, VETH, alone, IFB) == [
+            "accept_ra is 1, not 0, accept_redirects is 1, not 0, learns MACs from frames that it does not forward",
+            "answers ARP itself, disable_ipv6 is 0, not 1",
+            "accept_ra is 2, not 0",
+            "disable_ipv6 is 0, not 1",
+        ]
+        assert await kernel.ensure((BRIDGE, VETH, alone, IFB)) == [Outcome.ADJUSTED] * 4
+        assert await whats(kernel, BRIDGE, VETH, alone, IFB) == []
+
+    async def test_bridge_is_told_again_who_is_at_a_pinned_port(self, kernel: LinuxKernel) -> None:
+        pinned = replace(VETH, pinned=True)
+        await kernel.ensure((BRIDGE, pinned))
+        run("bridge", "fdb", "del", pinned.peer_mac, "dev", pinned.name, "master")
+        run("bridge", "link", "set", "dev", pinned.name, "learning", "on")
+        assert await whats(kernel, pinned) == [
+            f"port learns MACs, the bridge does not know that {pinned.peer_mac} is there"
+        ]
+        assert await kernel.ensure((pinned,)) == [Outcome.ADJUSTED]
+        run("ip", "link", "del", BRIDGE.name)
+        assert await kernel.ensure((BRIDGE, pinned)) == [Outcome.CREATED, Outcome.ADJUSTED]
+        assert await whats(kernel, pinned) == []
+        shown = run("bridge", "fdb", "show", "dev", pinned.name)
+        assert f"{pinned.peer_mac} sticky master {BRIDGE.name} static" in shown
+
+    async def test_mac_that_comes_back_at_another_port_is_there(self, kernel: LinuxKernel) -> None:
+        """While the link of its former life is still being deleted."""
+        first, second = (
+            replace(VETH, name=f"nphtest{n}", peer=f"npstest{n}", mac=f"02:00:00:00:01:0{n}", pinned=True)
+            for n in (1, 2)
+        )
+        await kernel.ensure((BRIDGE, first))
+        await kernel.remove((first,))
+        await kernel.ensure((second,))
+        await kernel.settle()
+        assert await whats(kernel, second) == []
 
     async def test_link_that_is_removed_once_more_while_it_goes_is_gone(
         self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch

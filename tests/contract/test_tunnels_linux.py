@@ -31,7 +31,6 @@ class TestLinuxTunnels(LinuxHost, TunnelSuite):
         for words in (
             f"vxlan id {step.vni} local {step.local} ",
             f"dstport {step.port} nolearning",
-            "addrgenmode none",
             "bridge_slave state forwarding",
             " learning off flood off ",
             " neigh_suppress on ",
