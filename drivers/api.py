@@ -158,6 +158,7 @@ class HostFacts:
     `mtu`: of the default route's link, in bytes. `routes`: destinations in the main table, defaults left out, with
     their links. `addresses`: with their links, loopback left out. `chains`: names of the filter table's chains that are
     not ours, by IP version. `vtep`: the address of this host to which others tunnel; None outside of a cluster.
+    `bridge_netfilter`: frames that a bridge forwards may come to iptables too (the module br_netfilter is loaded).
     """
 
     mtu: int = 1500
@@ -167,6 +168,7 @@ class HostFacts:
     addresses: tuple[tuple[IPInterface, str], ...] = ()
     chains: tuple[tuple[int, str], ...] = ()
     vtep: IPAddress | None = None
+    bridge_netfilter: bool = False
 
     def link(self, name: str) -> LinkFacts | None:
         """Return the link of this name, None when there is none."""

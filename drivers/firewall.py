@@ -20,7 +20,7 @@ the kernel holds no more than 64 links of one prefix in a hash:net,iface.
 A set with an interface matches ``src,src`` on the link a packet came by and ``dst,dst`` on the one it leaves by
 (ipset(8)). ``src,dst`` thus reads "from a subnet whose bridge is the way out": the test for "stays within its network"
 that also holds for bridged frames, which pass here under ``bridge-nf-call-iptables=1``. (``physdev`` would be shorter,
-but its use loads br_netfilter and so changes every bridge of the host.)
+but its use loads br_netfilter and so changes every bridge of the host: it stands only where that is loaded.)
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,10 @@ from .steps import (
 )
 
 FORWARD = "NETPLUG-FORWARD"
-FILTER = "NETPLUG-FILTER"
+FROM = "NETPLUG-FROM"
+INTO = "NETPLUG-INTO"
+AMONG = "NETPLUG-AMONG"
+LINK = "NETPLUG-LINK"
 INPUT = "NETPLUG-INPUT"
 SNAT = "NETPLUG-SNAT"
 RAW = "NETPLUG-RAW"
@@ -65,12 +68,6 @@ _ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 _ALL_ADDRESSES = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _LOOPBACK4, _LOOPBACK6 = "127.0.0.0/8", ip_address("::1")
-_BRIDGED_ONLY = {
-    # A client that has no address yet asks for one (RFC 2131); never routed.
-    4: ("-s 0.0.0.0/32 -d 255.255.255.255/32",),
-    # Neighbour discovery from link-local addresses, or from none during DAD (RFC 4861, 4862); never routed.
-    6: ("-s fe80::/10", "-s ::/128"),
-}
 _ON_LINK = {4: ("224.0.0.0/4", "255.255.255.255/32"), 6: ("fe80::/10", "ff00::/8")}
 _SETS = {
     "if": "hash:net,iface",
@@ -95,8 +92,11 @@ def _base(family: int, host: HostFacts) -> tuple[Step, ...]:
     isolation = (family, DOCKER_ISOLATION) in host.chains
     return (
         *(IpSet(f"netplug-{name}{family}", kind, family) for name, kind in _SETS.items()),
-        Chain(family, "filter", FILTER, _filter(family, docker_isolation=isolation)),
-        Chain(family, "filter", FORWARD, tuple(f"{test} -j {FILTER}" for test in (*_from(family), *_into(family)))),
+        Chain(family, "filter", LINK, _link(family, bridged=host.bridge_netfilter)),
+        Chain(family, "filter", AMONG, _among(family)),
+        Chain(family, "filter", FROM, _from_ours(family, docker_isolation=isolation)),
+        Chain(family, "filter", INTO, _into_ours(family)),
+        Chain(family, "filter", FORWARD, _forward(family)),
         Chain(family, "filter", INPUT, _input(family)),
         Chain(family, "nat", SNAT, _snat(family)),
         Forwards(family),
@@ -127,39 +127,88 @@ def _into(family: int) -> tuple[str, str]:
     return f"-o {BRIDGES}+", _match("if", family, "dst,dst")
 
 
-def _from_ours(family: int) -> tuple[str, str]:
-    """Return the two tests for "comes from a network of ours"; on the user's bridges others have theirs."""
-    return f"-i {BRIDGES}+", _match("net", family, "src,src")
+def _forward(family: int) -> tuple[str, ...]:
+    """Tell by direction what comes from a network of ours, and what goes to one.
+
+    On a bridge that the user lent us others have theirs: they are as strangers are, but on the link itself.
+    """
+    return (
+        f"-i {BRIDGES}+ -j {FROM}",
+        f"{_match('net', family, 'src,src')} -j {FROM}",
+        f"{_match('if', family, 'src,src')} -j {LINK}",
+        f"-o {BRIDGES}+ -j {INTO}",
+        f"{_match('net', family, 'dst,dst')} -j {INTO}",
+    )
 
 
-def _into_ours(family: int) -> tuple[str, str]:
-    """Return the two tests for "goes to a network of ours"."""
-    return f"-o {BRIDGES}+", _match("net", family, "dst,dst")
+def _from_ours(family: int, *, docker_isolation: bool) -> tuple[str, ...]:
+    """Decide on what comes from a network of ours; what is left goes out, or to others on a bridge of the user's.
+
+    A source that is not of the network, as one of an internal network, goes nowhere, whatever connection it claims to
+    belong to.
+    """
+    return (
+        *(f"{into} -j {AMONG}" for into in _into(family)),
+        f"-m set ! --match-set netplug-out{family} src,src -j DROP",
+        "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        *((f"-m conntrack ! --ctstate DNAT -j {DOCKER_ISOLATION}",) if docker_isolation else ()),
+        "-j ACCEPT",
+    )
 
 
-def _filter(family: int, *, docker_isolation: bool) -> tuple[str, ...]:
-    """Decide on what comes by a bridge of ours or leaves by one."""
-    no_way_out = f"-m set ! --match-set netplug-out{family} src,src"
+def _among(family: int) -> tuple[str, ...]:
+    """Decide on what goes from one network of ours to another, or stays in one.
+
+    Containers may send ICMP errors about connections that they know by hearsay. Conntrack finds such a connection and
+    calls them related, whoever they are from. So what goes among networks is that to published ports and its answers,
+    errors of whoever answers too.
+    """
+    return (
+        f"{_match('icc', family, 'src,src')} {_match('icc', family, 'src,dst')} -j ACCEPT",
+        f"-j {LINK}",
+        f"-m set ! --match-set netplug-out{family} src,src -j DROP",
+        "-m conntrack --ctstate RELATED --ctdir ORIGINAL -j DROP",
+        f"{_match('out', family, 'dst,dst')} -m conntrack --ctstate DNAT -j ACCEPT",
+        f"-o {BRIDGES}+ -j DROP",
+        f"{_match('net', family, 'dst,dst')} -j DROP",
+    )
+
+
+def _into_ours(family: int) -> tuple[str, ...]:
+    """Decide on what comes from elsewhere to a network of ours."""
     return (
         "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-        f"{_match('icc', family, 'src,src')} {_match('icc', family, 'src,dst')} -j ACCEPT",
-        *(f"{frame} -j ACCEPT" for frame in _BRIDGED_ONLY[family]),
-        *_link_local(family),
-        # Internal networks, and addresses that are not of the network.
-        *(f"{ours} {no_way_out} -j DROP" for ours in _from_ours(family)),
         f"{_match('out', family, 'dst,dst')} -m conntrack --ctstate DNAT -j ACCEPT",
-        *(f"{ours} -j DROP" for ours in _into_ours(family)),
-        *((f"-m conntrack ! --ctstate DNAT -j {DOCKER_ISOLATION}",) if docker_isolation else ()),
-        # The rest is of others on a bridge that the user lent us: as if we were not there.
-        *(f"{ours} -j ACCEPT" for ours in _from_ours(family)),
+        "-j DROP",
+    )
+
+
+def _link(family: int, *, bridged: bool) -> tuple[str, ...]:
+    """Let pass what bridges of ours forward as frames, where those come here, and routers do not forward.
+
+    A packet from a link-local address is routed back into the link that it came by (Linux `ip6_forward`), past ports
+    that are isolated. So it passes only if it is to a group, of neighbour discovery (whose receivers insist on a hop
+    limit that no router has touched, RFC 4861), or known to be bridged.
+    """
+    if family == 4:
+        # A client that has no address yet asks for one (RFC 2131).
+        asks = "-s 0.0.0.0/32 -d 255.255.255.255/32 -j ACCEPT"
+        # Those that Docker gives (``--link-local-ip``) and tells nobody (RFC 3927); no bridge has a route to them.
+        local = "-s 169.254.0.0/16 -d 169.254.0.0/16"
+        return (asks, *(f"{local} {leaves} -j ACCEPT" for leaves in _into(4)))
+    return (
+        *(f"-s {source} -d ff02::/16 -j ACCEPT" for source in ("fe80::/10", "::/128")),
+        *(f"-s fe80::/10 -p ipv6-icmp -m icmp6 --icmpv6-type {kind} -j ACCEPT" for kind in (135, 136)),
+        *(("-s fe80::/10 -m physdev --physdev-is-bridged -j ACCEPT",) if bridged else ()),
     )
 
 
 def _input(family: int) -> tuple[str, ...]:
     """Let internal networks speak to the host at their own gateway alone, and ask none of its resolvers for names.
 
-    A resolver of the host would carry their questions out. Group and link-local addresses are of the link. Our own name
-    server, which does not, is reached behind a firewall that lets nobody else in too.
+    A resolver of the host would carry their questions out, whatever address of the host's it is asked at: group and
+    link-local ones are of the link. From a link-local address nobody asks one; which network it is of cannot be told.
+    Our own name server, which does not, is reached behind a firewall that lets nobody else in too.
     """
     own = f"-m set ! --match-set netplug-net{family} dst,src"
     internal = f"-m set ! --match-set netplug-out{family} src,src"
@@ -167,25 +216,14 @@ def _input(family: int) -> tuple[str, ...]:
     return (
         # On a bridge of the user's, others have theirs.
         f"! -i {BRIDGES}+ -m set ! --match-set netplug-net{family} src,src -j RETURN",
+        *(f"-p {proto} {internal} -m multiport --dports 53,853 -j DROP" for proto in protocols),
         *(f"-d {address} -j RETURN" for address in _ON_LINK[family]),
         f"{internal} {own} -j DROP",
-        *(f"-p {proto} {internal} -m multiport --dports 53,853 -j DROP" for proto in protocols),
         *(
             f"-p {proto} -m {proto} --dport {RESOLVER_PORT} {_match('net', family, 'src,src')} -j ACCEPT"
             for proto in protocols
         ),
     )
-
-
-def _link_local(family: int) -> tuple[str, ...]:
-    """Let neighbours speak by the addresses of RFC 3927, which Docker gives (``--link-local-ip``) and tells nobody.
-
-    No bridge has a route to them, so what comes by one and leaves by one stays on it.
-    """
-    if family == 6:
-        return ()
-    both = zip(_from(family), _into(family), strict=True)
-    return tuple(f"-s 169.254.0.0/16 -d 169.254.0.0/16 {came} {leaves} -j ACCEPT" for came, leaves in both)
 
 
 def _snat(family: int) -> tuple[str, ...]:

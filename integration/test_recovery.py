@@ -205,11 +205,11 @@ FLUSHED = {
     "the guards of ports": "nft flush set bridge netplug v4",
     "the table of guards": "nft delete table bridge netplug",
     "the jump in FORWARD": "iptables -D FORWARD -j NETPLUG-FORWARD",
-    "a rule in our chain": "iptables -D NETPLUG-FILTER 1",
-    "a foreign rule in our chain": "iptables -I NETPLUG-FILTER -j DROP",
+    "a rule in our chain": "iptables -D NETPLUG-FROM 1",
+    "a foreign rule in our chain": "iptables -I NETPLUG-FROM -j DROP",
     "a member of a set": "ipset flush netplug-icc4",
     "a set": (
-        "iptables -F NETPLUG-FORWARD; iptables -F NETPLUG-FILTER; iptables -F NETPLUG-INPUT;"
+        "iptables -F NETPLUG-FORWARD; iptables -F NETPLUG-FROM; iptables -F NETPLUG-INPUT;"
         "iptables -t nat -F NETPLUG-SNAT; iptables -t raw -F NETPLUG-RAW; ipset destroy netplug-out4"
     ),
     "forwarding": "sysctl -qw net.ipv4.ip_forward=0",

@@ -1,6 +1,7 @@
 """What drivers may know of the host."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from netplug.drivers.api import HostFacts, LinkFacts
 from netplug.drivers.steps import IPNetwork
@@ -9,6 +10,7 @@ from .rtnl import Link, LinkAddress, LinkRoute
 from .rules import PREFIX, Model
 
 NO_UPLINK_MTU = 1500
+_BRIDGE_NETFILTER = Path("/proc/sys/net/bridge")
 
 
 def of(
@@ -48,6 +50,7 @@ def of(
             for name in sorted(model.tables.get("filter", ()))
             if not name.startswith(PREFIX)
         ),
+        bridge_netfilter=_BRIDGE_NETFILTER.exists(),
     )
 
 
