@@ -16,6 +16,7 @@ from netplug.drivers.sandbox import place, ways_out
 from netplug.drivers.steps import IPAddress, Route
 from netplug.engine.addressing import Addressing
 from netplug.engine.journal import Intent, Journal
+from netplug.engine.locks import Locks
 from netplug.engine.others import Nobody, Others
 from netplug.engine.publishing import Publishing, in_order
 from netplug.engine.records import (
@@ -62,6 +63,7 @@ class Endpoints:
         self._publishing = publishing
         publishing.drop = self.drop
         self._attaching: set[str] = set()
+        self._sandboxes = Locks()
         self.others: Others = Nobody()
 
     @whole
@@ -281,7 +283,8 @@ class Endpoints:
             raise NetplugError("exists", f"{spec.ifname} of {spec.netns} is just being attached")
         self._attaching.add(endpoint_id)
         try:
-            async with self._registry.lock(network_id):
+            # First the namespace, of which another network may be about to become the way out; then the network.
+            async with self._sandboxes.hold(ident), self._registry.lock(network_id):
                 record = self._registry.network(network_id)
                 _refuse_unlinked(record.network, spec)
                 await self._refuse_second(record, wanted, spec.netns)
@@ -302,7 +305,8 @@ class Endpoints:
             NetplugError: "not_found"; what `attach` raises.
         """
         network_id = self._registry.network(spec.network).network.id
-        async with self._registry.lock(network_id):
+        where = _where(self._registry.endpoint(network_id, spec.id))
+        async with self._sandboxes.hold(where), self._registry.lock(network_id):
             net = self._registry.network(network_id).network
             built = self._registry.endpoint(network_id, spec.id)
             endpoint = replace(built.endpoint, addresses=spec.leased)
@@ -348,11 +352,16 @@ class Endpoints:
         if not found:
             raise NetplugError("not_found", f"{ifname} of {netns} is not attached to network {net.name!r}")
         for built in found:
-            await self.delete(net.id, built.endpoint.id)
-            try:
-                await self._succeed(built.sandbox, built.sandbox_id)
-            except NetplugError as exc:  # the detached is detached, and the namespace may be gone
-                log.warning("way_out.missing", sandbox=built.sandbox, error=str(exc))
+            async with self._sandboxes.hold(_where(built)):
+                await self.delete(net.id, built.endpoint.id)
+                try:
+                    await self._succeed(built.sandbox, built.sandbox_id)
+                except NetplugError as exc:  # the detached is detached, and the namespace may be gone
+                    log.warning("way_out.missing", sandbox=built.sandbox, error=str(exc))
+
+
+def _where(record: EndpointRecord) -> str:
+    return record.sandbox_id or record.sandbox
 
 
 def _refuse_unlinked(net: Network, spec: AttachSpec) -> None:

@@ -6,14 +6,15 @@ half built goes) and for taking down (what was half taken down goes on going), s
 
 import asyncio
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 
 import structlog
 
 from netplug.drivers import ranges
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.plan import Plan
+from netplug.drivers.steps import Step
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.kernel.api import Outcome
 from netplug.kernel.executor import Executor
@@ -50,34 +51,42 @@ class Journal:
         """
         key = PREFIX + secrets.token_hex(8)
         keys = set(ranges.keys(intent.plan))
-        settled = [old for old, left in self._left.items() if not keys.isdisjoint(ranges.keys(left.plan))]
+        touched = {old: left for old, left in self._left.items() if not keys.isdisjoint(ranges.keys(left.plan))}
         self._open[key] = intent
         try:
-            for old in settled:
-                await self._revert(self._left[old])
-            put = Put(key, encode(intent))  # type: ignore[arg-type]  # a dataclass is an object
-            await self._store.txn((), (put, *ops, *map(Delete, settled)))
+            # Of what cannot be reverted now either, that goes on being left which is not of this intent.
+            kept = {
+                old: replace(left, plan=_without(left.plan, keys), drop=())
+                for old, left in touched.items()
+                if not await self._revert(left)
+            }
+            kept = {old: left for old, left in kept.items() if left.plan}
+            settled = [Delete(old) for old in touched if old not in kept]
+            await self._store.txn((), (_put(key, intent), *ops, *settled, *(_put(*item) for item in kept.items())))
         except BaseException:
             del self._open[key]
             raise
-        for old in settled:
+        for old in touched:
             self._left.pop(old, None)
+        self._left |= kept
         return key
 
     async def build(self, intent: Intent) -> tuple[str, tuple[str, ...]]:
         """Apply an intent's plan; return the intent's key and the keys of steps that were there and are not ours.
 
-        The caller ends it with `commit`. When the plan fails, what this call built is gone and so is the intent.
+        The caller ends it with `commit`. When the plan fails, what this call built is gone and so is the intent; what
+        could not be undone is tried again by `recover`.
         """
         key = await self.begin(intent)
+        left: list[Step] = []
         try:
-            outcomes = await self._executor.apply(intent.plan)
+            outcomes = await self._executor.apply(intent.plan, left)
         except BaseException:
-            await asyncio.shield(self.commit(key, ()))
+            await asyncio.shield(self._leave(key, Intent(intent.what, Plan(tuple(left)))) if left else self.commit(key))
             raise
         return key, tuple(step for step, outcome in outcomes.items() if outcome is Outcome.USED)
 
-    async def commit(self, key: str, ops: Sequence[Put | Delete], *, durable: bool = False) -> None:
+    async def commit(self, key: str, ops: Sequence[Put | Delete] = (), *, durable: bool = False) -> None:
         """Clear an intent in the transaction that writes its result; if that fails, what it built goes again."""
         try:
             await self._store.txn((), (*ops, Delete(key)), durable=durable)
@@ -99,8 +108,13 @@ class Journal:
         if await self._revert(intent):
             await self.commit(key, deletes, durable=durable)
             return
-        self._left[key] = self._open.pop(key)
-        await self._store.txn((), deletes, durable=durable)
+        await self._leave(key, replace(intent, drop=()), deletes, durable=durable)
+
+    async def _leave(self, key: str, left: Intent, ops: Sequence[Delete] = (), *, durable: bool = False) -> None:
+        """Do `ops`, and leave an intent's rest to be tried again."""
+        del self._open[key]
+        self._left[key] = left
+        await self._store.txn((), (*ops, _put(key, left)), durable=durable)
 
     def changing(self) -> frozenset[str]:
         """Return the keys of the steps that are being applied or reverted right now."""
@@ -115,9 +129,13 @@ class Journal:
             if key not in self._left:
                 continue  # what began meanwhile took it over
             log.info("journal.recovering", what=intent.what)
+            drop = tuple(map(Delete, intent.drop))
             if await self._revert(intent):
-                await self._store.txn((), [*map(Delete, intent.drop), Delete(key)])
+                await self._store.txn((), [*drop, Delete(key)])
                 self._left.pop(key, None)
+            elif drop:  # as `take_down` does: what is left concerns nobody but us
+                self._left[key] = replace(intent, drop=())
+                await self._store.txn((), [*drop, _put(key, self._left[key])])
         return len(found)
 
     async def _read(self) -> dict[str, Intent]:
@@ -142,3 +160,13 @@ class Journal:
                 log.warning("revert.failed", what=intent.what, error=str(error))
             return False
         return True
+
+
+def _without(plan: Plan, keys: Container[str]) -> Plan:
+    return Plan(tuple(part for step in plan for part in ranges.each(step) if part.key not in keys))
+
+
+def _put(key: str, intent: Intent) -> Put:
+    data = encode(intent)
+    assert isinstance(data, dict)  # noqa: S101 - a dataclass encodes to an object
+    return Put(key, data)

@@ -3,15 +3,15 @@
 Only this process writes its own host's records, so memory is as true as the store and reading never waits.
 """
 
-import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Container, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Container, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
 
 from netplug.drivers.api import Network
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.naming import short
+from netplug.engine.locks import Locks
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.engine.records import ENDPOINTS, NETWORKS, EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
@@ -40,7 +40,7 @@ class Registry:
         self._networks: dict[str, NetworkRecord] = {}
         self._endpoints: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
         self._sandboxes: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = Locks()
 
     async def load(self) -> None:
         """Read all records; those that cannot be used are left as they are."""
@@ -65,16 +65,9 @@ class Registry:
             raise ValueError("its network cannot be used")
         return record
 
-    @asynccontextmanager
-    async def lock(self, network_id: str) -> AsyncIterator[None]:
+    def lock(self, network_id: str) -> AbstractAsyncContextManager[None]:
         """Hold the lock of a network, which need not exist (yet, or any more)."""
-        lock = self._locks[network_id]
-        try:
-            async with lock:
-                yield
-        finally:
-            if network_id not in self._networks and not lock.locked() and self._locks.get(network_id) is lock:
-                del self._locks[network_id]
+        return self._locks.hold(network_id)
 
     # Reading
 

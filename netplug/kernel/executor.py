@@ -25,11 +25,12 @@ class Executor:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
-    async def apply(self, plan: Plan) -> Mapping[str, Outcome]:
+    async def apply(self, plan: Plan, left: list[Step] | None = None) -> Mapping[str, Outcome]:
         """Bring a plan about and return what was found of each step, by key; of equal keys the first.
 
         On any exception, cancellation too, what this very call created is removed again, in reverse and to the end,
-        before the exception goes on. A failure of that is attached to it as a note, and is in the log.
+        before the exception goes on. A failure of that is attached to it as a note, and is in the log; `left` is given
+        the steps of which some may still be there then.
 
         Raises:
             StepError: with the step that failed.
@@ -45,6 +46,8 @@ class Executor:
             except Exception as failure:  # noqa: BLE001 - whatever it is, the cause of all goes on
                 log.error("plan.undo_failed", cause=str(error), error=_flat(failure))  # noqa: TRY400
                 error.add_note(f"and it could not all be undone: {_flat(failure)}")
+                if left is not None:
+                    left += created
             raise
         found: dict[str, Outcome] = {}
         for step, outcome in zip(steps, outcomes, strict=True):

@@ -11,6 +11,7 @@ else's link can be in it, without looking through all links of the host each tim
 import asyncio
 import errno
 import secrets
+from contextlib import suppress
 
 import structlog
 
@@ -23,6 +24,7 @@ from .rtnl import DELETE_GROUPS, DELETE_MASK, IFINFO
 
 log = structlog.get_logger(__name__)
 
+FIRST_RETRY_S, LAST_RETRY_S = 0.1, 10.0
 SETTLE_DEADLINE_S = 30
 """A group of thousands of links takes seconds, and others may hold the rtnl mutex meanwhile."""
 
@@ -39,6 +41,7 @@ class Reaper:
         self._pending: dict[str, int] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
 
     @property
     def busy(self) -> bool:
@@ -82,7 +85,8 @@ class Reaper:
         self.group = DELETE_GROUPS | (self.group + 1) & ~DELETE_MASK
 
     async def close(self) -> None:
-        """Finish the deletions and close the socket."""
+        """Finish the deletions and close the socket; those that fail are left to the next process (`sweep`)."""
+        self._closing.set()
         try:
             if self._task:
                 async with asyncio.timeout(SETTLE_DEADLINE_S):
@@ -91,23 +95,37 @@ class Reaper:
             self._nl.close()
 
     async def _run(self) -> None:
+        delay = FIRST_RETRY_S
         while self._pending:
             batch = dict(self._pending)
             self._next_group()
-            try:
-                await asyncio.to_thread(self._delete, frozenset(batch.values()))
-            except OSError as error:
-                log.error("links.delete_failed", links=sorted(batch), error=str(error))  # noqa: TRY400 - errno says it
-            finally:
-                for name, group in batch.items():
-                    # Moved to another group meanwhile, it is still there.
-                    if self._pending.get(name) == group:
-                        del self._pending[name]
-                self._changed.set()
+            failed = await asyncio.to_thread(self._delete, frozenset(batch.values()))
+            for name, group in batch.items():
+                # Moved to another group meanwhile, it is still there.
+                if group not in failed and self._pending.get(name) == group:
+                    del self._pending[name]
+            self._changed.set()
+            if not failed:
+                delay = FIRST_RETRY_S
+                continue
+            left = sorted(name for name, group in batch.items() if group in failed)
+            log.error("links.delete_failed", links=left, error=str(next(iter(failed.values()))))
+            if self._closing.is_set():
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._closing.wait()
+            delay = min(delay * 2, LAST_RETRY_S)
 
-    def _delete(self, groups: frozenset[int]) -> None:
+    def _delete(self, groups: frozenset[int]) -> dict[int, OSError]:
+        """Delete the links in these groups, and return the groups in which some could not be."""
+        failed = {}
         for group in groups:
-            self._request(IFINFO.pack(0, 0, 0, 0, 0) + u32(rtnl.IFLA_GROUP, group))
+            try:
+                self._request(IFINFO.pack(0, 0, 0, 0, 0) + u32(rtnl.IFLA_GROUP, group))
+            except OSError as error:
+                failed[group] = error
+        return failed
 
     def _request(self, message: bytes) -> None:
         try:

@@ -1,6 +1,7 @@
 """The real kernel, in a network namespace of the test's own."""
 
 import asyncio
+import errno
 import os
 import socket
 import threading
@@ -33,6 +34,7 @@ from netplug.drivers.steps import (  # noqa: E402
     Veth,
 )
 from netplug.errors import NetplugError  # noqa: E402
+from netplug.kernel import reaper  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.executor import Executor  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
@@ -111,21 +113,54 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
     ) -> None:
         """The second removal takes it out of the group that is being deleted, into the next."""
         await kernel.ensure((BRIDGE,))
-        reaper, begun, again = kernel._reaper, threading.Event(), threading.Event()
-        delete = reaper._delete
+        begun, again = threading.Event(), threading.Event()
+        delete = kernel._reaper._delete
 
-        def late(groups: frozenset[int]) -> None:
+        def late(groups: frozenset[int]) -> dict[int, OSError]:
             begun.set()
             assert again.wait(VANISH_DEADLINE_S)
-            delete(groups)
+            return delete(groups)
 
-        monkeypatch.setattr(reaper, "_delete", late)
+        monkeypatch.setattr(kernel._reaper, "_delete", late)
         await kernel.remove((BRIDGE,))
         assert await asyncio.to_thread(begun.wait, VANISH_DEADLINE_S)
         await kernel.remove((BRIDGE,))
         again.set()
         await kernel.settle()
         assert BRIDGE.name not in run("ip", "link")
+
+    async def test_link_whose_deletion_failed_is_deleted_later(
+        self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await kernel.ensure((BRIDGE,))
+        request, left = kernel._reaper._request, 3
+
+        def refused(message: bytes) -> None:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                raise OSError(errno.ENOBUFS, "no buffer space")
+            request(message)
+
+        monkeypatch.setattr(kernel._reaper, "_request", refused)
+        monkeypatch.setattr(reaper, "FIRST_RETRY_S", 0.01)
+        await kernel.remove((BRIDGE,))
+        await kernel.settle()
+        assert left < 0
+        assert BRIDGE.name not in run("ip", "link")
+        assert await kernel.ensure((BRIDGE,)) == [Outcome.CREATED]
+
+    async def test_end_does_not_wait_for_a_deletion_that_fails(
+        self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refused(message: bytes) -> None:
+            raise OSError(errno.EPERM, "not permitted")
+
+        await kernel.ensure((BRIDGE,))
+        monkeypatch.setattr(kernel._reaper, "_request", refused)
+        await kernel.remove((BRIDGE,))
+        async with asyncio.timeout(VANISH_DEADLINE_S):
+            await kernel._reaper.close()
 
     async def test_pair_whose_maker_died_before_marking_it_is_removed(self, kernel: LinuxKernel) -> None:
         await kernel.ensure((BRIDGE,))
