@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from netplug.cli.client import Client
+
 from .dockerd import SOCKET
 from .host import CommandError, Host, Process
 from .wait import wait_until
@@ -80,6 +82,11 @@ class Netplug:
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    @property
+    def client(self) -> Client:
+        """What speaks with the daemon's API, from outside the host."""
+        return Client(self.host.path(RUN_DIR))
 
     def cli(self, *args: str) -> str:
         """Run a client command and return what it printed.

@@ -6,7 +6,6 @@ Left out is what changes by itself: counters, indexes, link-local addresses, car
 import json
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from difflib import unified_diff
 from subprocess import CompletedProcess
 from typing import Any, Protocol
@@ -122,7 +121,8 @@ _SECTIONS: dict[str, tuple[str, Callable[[str], list[str]]]] = {
 }
 _SCRIPT = "\n".join(f"({command}) 2>/dev/null; echo '{_MARK}'" for command, _ in _SECTIONS.values())
 
-_LISTINGS = ("ipam ls", "network ls", "ps")
+_LISTINGS = ("ipam", "networks", "endpoints")
+"""Of the daemon's API: what `netplug ipam ls`, `network ls` and `ps` show, without a process for each."""
 
 
 def snapshot(host: Runner, netplug: Netplug | None = None) -> Snapshot:
@@ -132,9 +132,9 @@ def snapshot(host: Runner, netplug: Netplug | None = None) -> Snapshot:
         name: tuple(parse(text)) for (name, (_, parse)), text in zip(_SECTIONS.items(), texts, strict=False)
     }
     if netplug is not None and netplug.running:
-        with ThreadPoolExecutor() as pool:
-            listings = pool.map(lambda command: netplug.json(*command.split()), _LISTINGS)
-            taken |= {f"netplug {c}": tuple(_flat(found)) for c, found in zip(_LISTINGS, listings, strict=True)}
+        for listing in _LISTINGS:
+            (found,) = netplug.client.get(listing).values()
+            taken[f"netplug {listing}"] = tuple(_flat(found))
     return taken
 
 
