@@ -14,7 +14,7 @@ from netplug import cni_shim
 from netplug import log as logging
 from netplug.claims import SharedLeases
 from netplug.cluster import Cluster
-from netplug.cluster.membership import own_id
+from netplug.cluster.identity import Gate, Identity, Machine
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.visiting import visited
 from netplug.cluster.vtep import Finder
@@ -82,14 +82,16 @@ async def _answer(call: Call, settings: Settings) -> Reply:
         stack.push_async_callback(store.close)
         kernel = await linux_kernel()
         stack.push_async_callback(kernel.close)
-        me, shared = await own_id(store), await visited(store, settings, stack)
-        leases = SharedLeases(store, shared[0], me) if shared else StoredLeases(store)
+        identity, shared = await Identity.load(store, Machine.read()), await visited(store, settings, stack)
+        gate = Gate(shared[0]) if shared else None
+        leases = SharedLeases(store, gate, identity.id) if gate else StoredLeases(store)
         bases = spaces(await site_prefix(store), settings.address_pool)
-        engine = Engine(kernel, store, Allocator(leases, bases, start=HashedStart(me)), drivers())
-        if shared and isinstance(leases, SharedLeases):
+        engine = Engine(kernel, store, Allocator(leases, bases, start=HashedStart(identity.id)), drivers())
+        if shared and gate and isinstance(leases, SharedLeases):
             # Nothing is followed, so the VTEP is not looked for.
             under = Underlay(engine, store, Finder(settings.vtep, settings.etcd or EtcdAccess(())), shared[1])
-            Cluster(engine, store, shared[0], leases, me=me, name=settings.host_name, under=under)
+            cluster = Cluster(engine, store, gate, leases, identity=identity, name=settings.host_name, under=under)
+            await cluster.membership.visit()
         reconciler = Reconciler(engine)
         if call.env.get("CNI_COMMAND") in _LOOKING:
             await reconciler.load()

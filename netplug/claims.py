@@ -33,6 +33,10 @@ class Claim:
     revision: int
 
 
+class NotAdmitted(Unreachable):
+    """The store answers, and this host may not write to it; nothing was done."""
+
+
 class Reach:
     """Whether the shared store answers, as known by whoever asked last."""
 
@@ -55,6 +59,8 @@ class Reach:
         self.check()
         try:
             yield
+        except NotAdmitted:
+            raise
         except Unreachable:
             self.answers = False
             self.lost.set()

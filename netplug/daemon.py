@@ -23,7 +23,7 @@ import structlog
 from netplug import log as logging
 from netplug.claims import SharedLeases
 from netplug.cluster import Cluster
-from netplug.cluster.membership import own_id
+from netplug.cluster.identity import Gate, Identity, Machine
 from netplug.cluster.records import IDENTITY
 from netplug.cluster.underlay import VTEP, Underlay
 from netplug.cluster.vtep import Finder
@@ -56,7 +56,7 @@ _SHARED_TIMEOUT_S = 1.0  # at the start, which goes on without; dockerd waits 15
 
 
 class Daemon:
-    """One life. `kernel`: opens the kernel; `namespace`, `locks`: see `claim_namespace`.
+    """One life. `kernel`: opens the kernel; `namespace`, `locks`: see `claim_namespace`; `machine`: where it runs.
 
     `cluster`: None with a store of its own.
     """
@@ -68,8 +68,10 @@ class Daemon:
         kernel: Callable[[], Awaitable[Kernel]] = linux_kernel,
         namespace: str = NAMESPACE,
         locks: Path = LOCKS,
+        machine: Machine | None = None,
     ) -> None:
         self.cluster: Cluster | None = None
+        self._machine = machine
         self._settings = settings
         self._open_kernel = kernel
         self._namespace = namespace, locks
@@ -121,17 +123,18 @@ class Daemon:
         shared = await self._open_shared(store)
         kernel = await self._open_kernel()
         self._resources.push_async_callback(kernel.close)
-        me = await own_id(store)
-        leases = SharedLeases(store, shared, me) if shared else None
+        identity = await Identity.load(store, self._machine or Machine.read())
+        gate = Gate(shared) if shared else None
+        leases = SharedLeases(store, gate, identity.id) if gate else None
         allocator = Allocator(
             leases or StoredLeases(store),
             spaces(await site_prefix(store), settings.address_pool),
-            start=HashedStart(me),
+            start=HashedStart(identity.id),
         )
         engine = Engine(kernel, store, allocator, drivers())
-        if leases and shared:
+        if leases and gate:
             under = await self._underlay(engine, store, kernel)
-            self.cluster = Cluster(engine, store, shared, leases, me=me, name=settings.host_name, under=under)
+            self.cluster = Cluster(engine, store, gate, leases, identity=identity, name=settings.host_name, under=under)
         await self._compose(engine, api, plugin, cni)
         log.info(
             "daemon.started",

@@ -1,11 +1,13 @@
 """Daemons on one real etcd, each with a fake kernel: for tests of what hosts bring about together."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
+from etcd_server import Member
 from living import Living, living, until
 
 from netplug.drivers.api import HostFacts
@@ -24,12 +26,22 @@ class Hosts:
         self.kernels: dict[int, FakeKernel] = {}
 
     def start(self, number: int, **flags: Any) -> Living:
+        """Start it; `marks`: of its machine."""
         kernel = self.kernels.setdefault(number, kernel_of(number))
         given = {"store": self.store, "vtep": f"192.0.2.{number}", "host_name": f"host-{number}", **flags}
         it = self._started[number] = self._stack.enter_context(
             living(self._folder / str(number), kernel=kernel, **given)
         )
         return it
+
+    def copy(self, number: int, to: int) -> None:
+        """Copy a host's disk, as it is now, to another machine."""
+        shutil.copytree(self._folder / str(number), self._folder / str(to), ignore=lambda *_: {"run", "plugins"})
+
+    def past_the_grace(self, etcd: Member) -> None:
+        """Let the time pass for which a host that was stopped may be about to start again."""
+        for key in etcd.records("cluster/stopped/"):
+            etcd.delete(key)
 
     @property
     def living(self) -> list[Living]:

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from logging import CRITICAL
@@ -15,6 +15,7 @@ import structlog
 
 from netplug.cli import CliError
 from netplug.cli.client import Client
+from netplug.cluster.identity import Machine
 from netplug.config import Settings, load
 from netplug.daemon import Daemon
 from netplug.kernel.api import Kernel
@@ -36,8 +37,16 @@ def a_namespace() -> str:
 class Living:
     """`start` it, speak to it by `client`, `stop` it; `error` is what it ended with."""
 
-    def __init__(self, settings: Settings, *, kernel: FakeKernel | None = None, namespace: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        kernel: FakeKernel | None = None,
+        namespace: str | None = None,
+        marks: Mapping[str, str] | None = None,
+    ) -> None:
         self.settings = settings
+        self._machine = Machine(str(settings.state_dir), marks or {})
         self.kernel = kernel or FakeKernel()
         self.client = Client(settings.run_dir)
         self.error: BaseException | None = None
@@ -58,7 +67,13 @@ class Living:
 
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._daemon = Daemon(self.settings, kernel=self._open_kernel, namespace=self._namespace, locks=self._locks)
+        self._daemon = Daemon(
+            self.settings,
+            kernel=self._open_kernel,
+            namespace=self._namespace,
+            locks=self._locks,
+            machine=self._machine,
+        )
         self._made.set()
         await self._daemon.run()
 
@@ -139,10 +154,12 @@ class Living:
 
 
 @contextmanager
-def living(folder: Path, kernel: FakeKernel | None = None, **flags: Any) -> Iterator[Living]:
+def living(
+    folder: Path, kernel: FakeKernel | None = None, marks: Mapping[str, str] | None = None, **flags: Any
+) -> Iterator[Living]:
     logging = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(CRITICAL))
-    daemon = Living(settings_in(folder, **flags), kernel=kernel).start()
+    daemon = Living(settings_in(folder, **flags), kernel=kernel, marks=marks).start()
     try:
         yield daemon
     finally:

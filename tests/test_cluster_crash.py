@@ -18,6 +18,7 @@ from etcd_server import Member, needs_etcd
 
 from netplug.claims import SharedLeases
 from netplug.cluster import Cluster, forgetting
+from netplug.cluster.identity import Gate, Identity, Machine
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.vtep import Finder
 from netplug.drivers.overlay import OverlayDriver
@@ -97,17 +98,19 @@ class Host:
         """One life of its daemon, which ends after so many changes."""
         await self.kernel.close()
         fuse = Slow(changes)
-        etcd = await EtcdStore.open(EtcdAccess((self._etcd.host,)))
-        shared: Any = MortalLeases(etcd, fuse)  # type: ignore[arg-type]  # a store, too
+        access = EtcdAccess((self._etcd.host,))
+        etcd = await EtcdStore.open(access)
+        gate = Gate(MortalLeases(etcd, fuse))  # type: ignore[arg-type]  # a store, too
         local: Any = MortalStore(self._local, fuse)
         kernel: Any = MortalKernel(self.kernel, fuse)
         me = str(self.number) * 32
-        leases = SharedLeases(local, shared, me)
+        leases = SharedLeases(local, gate, me)
         allocator = Allocator(leases, default_spaces(ula(b"tests")), start=HashedStart(me))
         self.engine = Engine(kernel, local, allocator, {"overlay": OverlayDriver()})
         name = f"host-{self.number}"
-        under = Underlay(self.engine, local, Finder(str(self.vtep), EtcdAccess(())), self.vtep)
-        self.cluster = Cluster(self.engine, local, shared, leases, me=me, name=name, under=under)
+        under = Underlay(self.engine, local, Finder(str(self.vtep), access), self.vtep)
+        identity = Identity(local, Machine(name), me, {}, "")
+        self.cluster = Cluster(self.engine, local, gate, leases, identity=identity, name=name, under=under)
         self.reconciler = Reconciler(self.engine, None)
         await self.reconciler.start()
         await self.cluster.start()
@@ -164,6 +167,8 @@ async def lost(host: Host) -> None:
 
 
 async def forget(host: Host) -> None:
+    for key in host.etcd.records("cluster/stopped/"):  # it has ended long ago
+        host.etcd.delete(key)
     await host.cluster.forget("host-3")
 
 

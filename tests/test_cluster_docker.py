@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from clustered import Hosts, attach, create, detach, has, networks
-from etcd_server import needs_etcd
+from etcd_server import Member, needs_etcd
 from living import Living, until
 
 pytestmark = needs_etcd
@@ -150,12 +150,13 @@ def test_a_network_that_docker_asked_for_and_did_not_make_is_built_again(hosts: 
     attach(one)
 
 
-def test_a_host_that_is_forgotten_keeps_no_network(hosts: Hosts) -> None:
+def test_a_host_that_is_forgotten_keeps_no_network(hosts: Hosts, etcd: Member) -> None:
     one, two = hosts.start(1), hosts.start(2)
     pool = make(two, "b")
     has(one)
     two.stop()
     assert networks(one) == ["blue"]
+    hosts.past_the_grace(etcd)
     one.client.delete("hosts", "host-2")
     until(lambda: networks(one) == [], "it is gone with its last docker")
     until(lambda: nothing_left(one), "its pool and all in the kernel are gone")

@@ -8,7 +8,7 @@ from netplug.cli.client import Client
 from netplug.cli.options import RUN_DIR, AsJson, RunDir
 from netplug.cli.output import emit, emit_json, short, table
 
-app = typer.Typer(help="List the hosts that share networks, and forget one that does not come back.")
+app = typer.Typer(help="List the hosts that share networks, forget one that does not come back, move one.")
 
 
 @app.command("ls")
@@ -48,3 +48,13 @@ def forget(
     what it has again; an address that somebody else has by then is logged there as lost.
     """
     Client(run_dir.absolute()).delete("hosts", host)
+
+
+@app.command("rebind")
+def rebind(run_dir: RunDir = RUN_DIR) -> None:
+    """Be the host that the state here says, on this machine: after it was moved here from another one.
+
+    Until then a daemon whose state was made on another machine, or that is a copy of one that lives, is not let into
+    the cluster. Refused while the other one lives, or did less than 15 s ago.
+    """
+    Client(run_dir.absolute()).post("hosts", "rebind", body={})

@@ -24,11 +24,12 @@ from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease
-from netplug.store.api import Compare, Delete, Put, SharedStore, Store, StoreError, Unreachable
+from netplug.store.api import Compare, Delete, Put, Store, StoreError, Unreachable
 
 from .audit import audit
 from .barrier import Barrier
 from .forgetting import Host, Hosts
+from .identity import Gate, Identity
 from .membership import Membership
 from .networks import Definitions, ident_of
 from .records import IDENTITY, NETWORKS, Told, as_put, endpoint_key, twin_words
@@ -61,16 +62,18 @@ class Cluster:
         self,
         engine: Engine,
         local: Store,
-        store: SharedStore,
+        store: Gate,
         leases: SharedLeases,
         *,
-        me: str,
+        identity: Identity,
         name: str,
         under: Underlay,
     ) -> None:
-        self.me = me
+        self.me = me = identity.id
         self.view = View(store)
-        self.membership = Membership(store, self.view, leases.reach, me, name, under.vtep)
+        self.membership = Membership(
+            store, self.view, leases.reach, identity, engine.conditions, name=name, vtep=under.vtep
+        )
         self.barrier = Barrier(store, self.view, self.membership)
         self.networks = Definitions(engine, store, self.view, me)
         self._hosts = Hosts(store, self.networks, me)
@@ -114,6 +117,11 @@ class Cluster:
         """Delete all that a dead host has in the store; see `Hosts.forget`."""
         with self._reach.asking():
             return await self._hosts.forget(ref)
+
+    async def rebind(self) -> None:
+        """Have this host be here, to where its state was moved; see `Membership.rebind`."""
+        with self._reach.asking():
+            await self.membership.rebind()
 
     async def audit(self) -> list[Finding]:
         """Return what is wrong with addresses of other hosts; see `audit`.
@@ -198,8 +206,9 @@ class Cluster:
         """Register, and wait a moment for what the others tell; without the store this host goes on alone."""
         try:
             async with asyncio.timeout(START_S):
-                await self.membership.register()
-                await self._identify()
+                await self.membership.beat()
+                if self.membership.admitted:
+                    await self._identify()
         except (TimeoutError, Unreachable) as exc:
             self._reach.answers = False
             log.warning("cluster.unreachable", reason=str(exc) or f"no answer in {START_S:g} s")
@@ -251,6 +260,7 @@ class Cluster:
     async def _dispatch(self) -> None:
         """Wake who has to look at what changed, and all after a while."""
         await self.view.synced.wait()
+        known: dict[str, str] = {}
         while True:
             try:
                 async with asyncio.timeout(INTERVAL_S):
@@ -259,6 +269,9 @@ class Cluster:
                 self.view.touch_all()
             self.view.changed.clear()
             self._compare_hosts()
+            if (twins := dict(self.view.twins(self.me))) != known:
+                known = twins
+                self.membership.look()
             if self.view.redefined:
                 self.view.redefined = False
                 self._defining.set()
@@ -275,6 +288,8 @@ class Cluster:
     # Networks, claims, and what this host tells
 
     async def _define_all(self) -> None:
+        if not self.membership.admitted:
+            return  # that is looked at again when it is
         await self._identify()
         await self.membership.ensure()
         await self.networks.mirror()

@@ -17,7 +17,21 @@ from netplug.leases import LEASES, OPS_PER_TXN
 from netplug.store.api import Compare, Delete, Record, Store, StoreError
 
 from .networks import Definitions
-from .records import ALIVE, CONFIRMED, ENDPOINTS, HOSTS, MEMBERS, HostRecord, describe, parse, twin_words, yielding
+from .records import (
+    ALIVE,
+    CONFIRMED,
+    ENDPOINTS,
+    HOSTS,
+    MEMBERS,
+    STOPPED,
+    TWINS,
+    HostRecord,
+    describe,
+    parse,
+    twin_of,
+    twin_words,
+    yielding,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +73,7 @@ class Hosts:
         leased = [_holder(record) for record in await self._range(LEASES)]
         read = {ident: known for ident, record in records.items() if (known := _read(record))}
         first = yielding(read, alive)
+        twins = await self._range(TWINS)
         found = []
         for ident in {*records, *told, *leased} - {""}:
             known = read.get(ident)
@@ -66,6 +81,8 @@ class Hosts:
             notes = known.notes if known else ("its record cannot be read",) if ident in records else ()
             if known and (other := first.get(ident)):
                 notes = (twin_words(known.vtep, describe(other, read[other].name)), *notes)
+            copies = [twin_of(twin) for twin in twins if twin.key.startswith(f"{TWINS}{ident}/")]
+            notes = (*(f"a copy of it is at {copy}, and is not let in" for copy in copies), *notes)
             counts = told.count(ident), leased.count(ident)
             found.append(Host(ident, name, vtep, ident in alive, ident == self._me, *counts, notes))
         return sorted(found, key=lambda host: (host.name, host.id))
@@ -81,7 +98,7 @@ class Hosts:
             StoreError: the store does not answer; a next attempt goes on where this one ended.
         """
         host = _find(await self.all(), ref)
-        if host.alive or host.me:
+        if host.alive or host.me or await self._store.get(STOPPED + host.id):
             raise _lives(host)
         members = await self._range(MEMBERS)
         mine = [record for record in members if record.key.endswith(f"/{host.id}")]
@@ -92,7 +109,7 @@ class Hosts:
         keys = [*(record.key for record in mine), HOSTS + host.id]
         for start in range(0, len(keys), OPS_PER_TXN):
             ops = [Delete(key) for key in keys[start : start + OPS_PER_TXN]]
-            if await self._store.txn([Compare(ALIVE + host.id, 0)], ops) is None:
+            if await self._store.txn([Compare(ALIVE + host.id, 0), Compare(STOPPED + host.id, 0)], ops) is None:
                 raise _lives(host)
         for record in members:
             await self._networks.end_unwanted(record.key.removeprefix(MEMBERS).partition("/")[0])
@@ -104,8 +121,8 @@ class Hosts:
 
 
 def _lives(host: Host) -> NetplugError:
-    words = f"host {host.name or short(host.id)!r} lives"
-    return NetplugError("forbidden", words, hint="stop its daemon; 15 s after it has died it counts as dead")
+    words = f"host {host.name or short(host.id)!r} lives, or did less than 15 s ago"
+    return NetplugError("forbidden", words, hint="stop its daemon; 15 s after it has ended it counts as dead")
 
 
 def _find(hosts: Iterable[Host], ref: str) -> Host:

@@ -25,9 +25,10 @@ from netplug.engine.shared import driver_of
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError, Reportable
 from netplug.ipam.pool import GLOBAL, pool_id
-from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError
+from netplug.store.api import Compare, Delete, Put, Record, StoreError
 
 from .choosing import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
+from .identity import Gate
 from .records import ENDPOINTS, GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put
 from .records import parse as parse_record
 from .view import View, name_of
@@ -47,7 +48,7 @@ class Definitions:
     `identity`: the cluster's id as this host knows it; empty until it does.
     """
 
-    def __init__(self, engine: Engine, store: Store, view: View, me: str) -> None:
+    def __init__(self, engine: Engine, store: Gate, view: View, me: str) -> None:
         self.identity = ""
         self._engine = engine
         self._store = store
@@ -250,6 +251,8 @@ class Definitions:
             raise NetplugError("exists", words, hint="detach them first, or make the network by docker before")
 
     def _check_ready(self) -> None:
+        if self._store.shut:
+            raise NetplugError("unavailable", self._store.shut)
         if not self.identity:
             raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
 

@@ -27,6 +27,10 @@ GUARD = ROOT + "guard"
 """Written by whoever defines a network, so that two never look at the same state and both find a name free."""
 HOSTS = ROOT + "hosts/"
 ALIVE = ROOT + "alive/"
+STOPPED = ROOT + "stopped/"
+"""Hosts whose daemons have just ended in good order."""
+TWINS = ROOT + "twins/"
+"""Daemons that have the identity of a host and are not let in: below its id, by where they are."""
 NETWORKS = ROOT + "networks/"
 ENDPOINTS = ROOT + "endpoints/"
 CONFIRMED = "confirmed/"
@@ -152,6 +156,11 @@ def yielding(hosts: Mapping[str, HostRecord], alive: Collection[str]) -> dict[st
         first = min(idents, key=lambda ident: (ident not in alive, hosts[ident].since, ident))
         found |= {ident: first for ident in idents if ident != first}
     return found
+
+
+def twin_of(record: Record) -> str:
+    """Say where one is that is not let in, by the word that it left."""
+    return f"{record.value.get('name')} ({record.value.get('vtep')})"
 
 
 def twin_words(vtep: IPAddress, first: str) -> str:

@@ -20,12 +20,14 @@ from .records import (
     IDENTITY,
     NETWORKS,
     ROOT,
+    TWINS,
     Definition,
     HostRecord,
     Told,
     describe,
     parse,
     parts_of,
+    twin_of,
     yielding,
 )
 
@@ -60,6 +62,7 @@ class View:
         self._networks: dict[str, Definition] = {}
         self._endpoints: defaultdict[str, dict[tuple[str, str], Told]] = defaultdict(dict)
         self._alive: set[str] = set()
+        self._twins: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self._yielding: dict[str, str] = {}
         self._revisions: dict[str, int] = {}
         self._peers: defaultdict[str, dict[tuple[str, str], Peer]] = defaultdict(dict)
@@ -86,6 +89,10 @@ class View:
     def yielding(self) -> Mapping[str, str]:
         """Return the hosts whose VTEP another one has with more right, with that one."""
         return self._yielding
+
+    def twins(self, host: str) -> Mapping[str, str]:
+        """Return who has the identity of a host and is not let in, in words, by where they are."""
+        return self._twins.get(host, {})
 
     def endpoints(self, network: str, host: str) -> dict[str, Told]:
         """Return the endpoints of a network on one host, by id."""
@@ -199,6 +206,12 @@ class View:
         elif key.startswith(ALIVE):
             (self._alive.add if record else self._alive.discard)(key.removeprefix(ALIVE))
             self._rank()
+        elif key.startswith(TWINS):
+            host, _, place = key.removeprefix(TWINS).partition("/")
+            self._twins[host].pop(place, None)
+            if record is not None:
+                self._twins[host][place] = twin_of(record)
+            self.changed.set()
         elif key.startswith(ENDPOINTS) and record:
             raise StoreError("ids in the key are ill-formed")
 

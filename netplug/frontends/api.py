@@ -123,6 +123,9 @@ class _Api:
     async def forget_host(self, ref: str) -> None:
         await self._of_cluster().forget(ref)
 
+    async def rebind_host(self) -> None:
+        await self._of_cluster().rebind()
+
     async def network(self, ref: str) -> wire.NetworkDetail:
         record = self._engine.registry.network(ref)
         endpoints = self._endpoints(record.network.id)
@@ -212,6 +215,7 @@ def _router(api: _Api, names: NamesApi) -> APIRouter:
         ("GET", "/ipam/audit", api.audit, 200),
         ("GET", "/hosts", api.hosts, 200),
         ("DELETE", "/hosts/{ref:path}", api.forget_host, 204),
+        ("POST", "/hosts/rebind", api.rebind_host, 204),
         ("GET", "/dns", names.list, 200),
         ("GET", "/dns/stats", names.stats, 200),
         ("POST", "/dns/query", names.query, 200),

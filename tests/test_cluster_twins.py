@@ -1,0 +1,167 @@
+"""A host whose disk was copied: the copy is not let in, says so, changes nothing, and has a way out."""
+
+from pathlib import Path
+
+import pytest
+from clustered import Hosts, address_of, attach, create, detach, has, reaches
+from etcd_server import Member, needs_etcd
+from living import Living, until
+from test_cli import Cli
+
+from netplug.cli import NO, UNREACHABLE
+from netplug.cluster.identity import Identity, Machine
+from netplug.store.api import Put
+from netplug.store.sqlite import SqliteStore
+
+pytestmark = needs_etcd
+
+HERE, THERE = {"machine-id": "aa", "product": "p"}, {"machine-id": "bb", "product": "p"}
+
+
+def notes(host: Living) -> dict[str, list[str]]:
+    return {one["name"]: one["notes"] for one in host.client.get("hosts")["hosts"]}
+
+
+def whats(host: Living) -> list[str]:
+    return [it["what"] for it in host.client.get("diff")["differences"]]
+
+
+def shared(etcd: Member) -> dict[str, object]:
+    """What the store has, less what only says who lives."""
+    passing = ("cluster/alive/", "cluster/twins/", "cluster/stopped/", "confirmed/", "fences/")
+    return {key: value for key, value in etcd.records("").items() if not key.startswith(passing)}
+
+
+@pytest.fixture
+def two(hosts: Hosts) -> tuple[Living, Living]:
+    one, other = hosts.start(1, marks=HERE), hosts.start(2)
+    create(one)
+    has(other)
+    return one, other
+
+
+@pytest.mark.parametrize("marks", [HERE, THERE], ids=["same-machine-id", "other-machine-id"])
+def test_a_copy_is_refused_on_both_and_changes_nothing(
+    two: tuple[Living, Living], hosts: Hosts, etcd: Member, marks: dict[str, str]
+) -> None:
+    one, other = two
+    here = attach(one, name="web")
+    reaches(other, f"{address_of(here)} at 192.0.2.1")
+    hosts.copy(1, 3)
+    before = shared(etcd)
+    copy = hosts.start(3, marks=marks, host_name="host-1")
+    until(lambda: "a copy of this host is at host-1 (192.0.2.3), and is not let in" in whats(one), "it is said here")
+    until(lambda: any("netplug host rebind" in it for it in whats(copy)), "it is said there, with a way out")
+    for host in (one, other, copy):
+        assert "a copy of it is at host-1 (192.0.2.3), and is not let in" in notes(host)["host-1"]
+    with pytest.raises(Exception, match="this host is not let into the cluster") as caught:
+        attach(copy, "lab7")
+    assert getattr(caught.value, "code", None) == UNREACHABLE
+    with pytest.raises(Exception, match="this host is not let into the cluster"):
+        create(copy, "red")
+    hosts.look_again(copy)
+    copy.client.post("repair")
+    # What is its own alone works.
+    copy.client.post("networks", body={"name": "own"})
+    attach(copy, "lab8", "own")
+    assert shared(etcd) == before
+    reaches(other, f"{address_of(here)} at 192.0.2.1")
+    # Nor does it slip in while the original's daemon is restarted.
+    one.stop()
+    hosts.look_again(copy)
+    until(lambda: etcd.records("cluster/alive/").keys() == {f"cluster/alive/{ident(other)}"}, "one is away")
+    copy.stop()
+    copy = hosts.start(3, marks=marks, host_name="host-1")
+    until(lambda: whats(copy), "it is still not let in")
+    assert shared(etcd) == before
+    one = hosts.start(1, marks=HERE)
+    late = attach(one, "lab2")
+    reaches(other, f"{address_of(here)} at 192.0.2.1", f"{address_of(late)} at 192.0.2.1")
+    copy.stop()
+    until(lambda: whats(one) == [] and notes(one)["host-1"] == [], "it is over")
+
+
+def ident(host: Living) -> str:
+    return next(one["id"] for one in host.client.get("hosts")["hosts"] if one["me"])
+
+
+def test_a_copy_without_its_state_is_a_host_of_its_own(
+    two: tuple[Living, Living], hosts: Hosts, tmp_path: Path
+) -> None:
+    """The documented way out."""
+    one, other = two
+    here = attach(one)
+    hosts.copy(1, 3)
+    copy = hosts.start(3)
+    until(lambda: whats(copy), "it is not let in")
+    copy.stop()
+    for file in (tmp_path / "3" / "state").glob("netplug.db*"):
+        file.unlink()
+    copy = hosts.start(3)
+    has(copy)
+    until(lambda: set(notes(one)) == {"host-1", "host-2", "host-3"}, "it is a third")
+    there = attach(copy)
+    reaches(other, f"{address_of(here)} at 192.0.2.1", f"{address_of(there)} at 192.0.2.3")
+    reaches(one, f"{address_of(there)} at 192.0.2.3")
+    for host in (one, other, copy):
+        until(lambda host=host: whats(host) == [], "no difference")  # type: ignore[misc]
+
+
+def test_a_host_that_was_moved_is_bound_anew(
+    two: tuple[Living, Living], hosts: Hosts, etcd: Member, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = two
+    me, here = ident(one), attach(one)
+    hosts.copy(1, 3)
+    hosts.kernels[3] = hosts.kernels[1]
+    one.stop()
+    moved = hosts.start(3, marks=THERE, host_name="host-1", vtep="192.0.2.1")
+    until(lambda: any("made on another machine" in it for it in whats(moved)), "it is not let in")
+    Cli(moved.settings.run_dir, capsys)("host", "rebind")
+    until(lambda: whats(moved) == [], "it is")
+    assert ident(moved) == me
+    detach(moved)
+    there = attach(moved, "lab2")
+    reaches(other, f"{address_of(there)} at 192.0.2.1")
+    assert here != there
+    # The next life needs no word.
+    moved.stop()
+    moved = hosts.start(3, marks=THERE, host_name="host-1", vtep="192.0.2.1")
+    attach(moved, "lab3")
+    # And the original, should it come back, is the copy now.
+    back = hosts.start(1, marks=HERE)
+    until(lambda: whats(back), "it is not let in")
+    words = "this host lives on another machine, or did less than 15 s ago (stop the daemon there first)"
+    assert words in Cli(back.settings.run_dir, capsys)("host", "rebind", code=NO)
+
+
+def test_a_life_that_has_just_ended_elsewhere_is_waited_for(
+    two: tuple[Living, Living], hosts: Hosts, etcd: Member
+) -> None:
+    """A machine that lost power and boots quickly: its lease has not ended."""
+    one, other = two
+    key = f"cluster/alive/{ident(one)}"
+    one.stop()
+    etcd.write(key, {"place": "another boot", "refuses": []})
+    one = hosts.start(1, marks=HERE)
+    until(lambda: any("or did some seconds ago" in it for it in whats(one)), "it waits")
+    etcd.delete(key)
+    until(lambda: whats(one) == [], "it is let in")
+    there = attach(one)
+    reaches(other, f"{address_of(there)} at 192.0.2.1")
+
+
+async def test_an_id_of_an_older_version_is_bound_where_it_is(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "netplug.db")
+    await store.txn((), [Put("meta/host", {"id": "ab" * 16})])
+    one = await Identity.load(store, Machine("here", HERE))
+    assert (one.id, one.why) == ("ab" * 16, "")
+    assert (await Identity.load(store, Machine("there", {**HERE, "later": "x"}))).why == ""
+    assert "another machine" in (await Identity.load(store, Machine("here", THERE))).why
+    # What cannot be read says nothing.
+    assert (await Identity.load(store, Machine("here"))).why == ""
+    await store.close()
+
+
+def test_a_machine_is_the_same_at_each_look() -> None:
+    assert Machine.read() == Machine.read()
