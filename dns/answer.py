@@ -10,17 +10,25 @@ from time import monotonic
 
 from . import special, wire
 from .question import Question
-from .zone import READY_HEADS, Node, RRset, View, rotations
+from .reasons import NONE
+from .view import COOKIE, READY_FLAGS, READY_HEADS, Node, RRset, View
 
 _ONE_QUESTION = b"\0\1\0\0\0\0"
 _OPT = {False: wire.opt(), True: wire.opt(dnssec=True)}
+_OPT_NONE = {
+    _OPT[dnssec]: {code: wire.opt(dnssec=dnssec, options=wire.extended_error(*why)) for code, why in NONE.items()}
+    for dnssec in _OPT
+}
+"""Our OPT where there is nothing, by that of an answer and by RCODE: it says why."""
 _UNUSUAL = frozenset(wire.key(kind) for kind in (0, wire.OPT, *range(wire.TKEY, wire.ANY + 1)))
 """Types that are no data: they ask for something else."""
+_USUAL = frozenset(wire.key(kind) for kind in range(1, wire.TKEY)) - _UNUSUAL
 _SRV = wire.key(wire.SRV)
 _DNSSEC = {False: b"\0", True: b"\x80"}
 _RD = 0x01
 ANSWER, AUTHORITATIVE, RA, CD = 0x80, 0x04, 0x80, 0x10
 """Header bits of the first and the second octet of flags."""
+_NOT_THERE = bytes((ANSWER | AUTHORITATIVE | _RD, RA | wire.NXDOMAIN)) + b"\0\1\0\0\0\1\0\0"
 
 
 def answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> bytes | Question | None:
@@ -31,6 +39,23 @@ def answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> b
     ready = view.ready.get(data[2:])
     if ready is not None:
         return data[:2] + (ready if isinstance(ready, bytes) else next(ready))
+    return unready(view, data, clock)
+
+
+def unready(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> bytes | Question | None:
+    """Do as `answer`, where the answer to this very question is not ready."""
+    if data[2 : wire.HEADER] in READY_HEADS:
+        said = _plain(view, data)
+    else:
+        # Ready but for the client's cookie, which is another one each time (RFC 7873), and which we do not take.
+        options = -14 if data[-14:-8] == COOKIE else -2 if data.endswith(b"\0\0") else 0
+        ready = view.ready_edns.get(data[2:options])
+        said = None if ready is None else data[:2] + (ready if isinstance(ready, bytes) else next(ready))
+    return said or _whole(view, data, clock)
+
+
+def _whole(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Question | None:
+    """Read a question and answer it."""
     end = data.find(b"\0", wire.HEADER) + 5
     # Flags: no answer, opcode 0, nothing else set but RD, AD, CD.
     if end < 17 or end > len(data) or data[4:10] != _ONE_QUESTION or data[2] & 0xFE or data[3] & 0xCF:
@@ -40,29 +65,47 @@ def answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> b
         if (edns := _edns(data[10:12] + data[end:])) is None:
             return None
         size, opt, dnssec = edns
-    asked, kind = data[wire.HEADER : end - 4], data[end - 4 : end]
-    name = asked.lower()
-    if not opt and asked != name and (ready := view.ready.get(data[2:].lower())) is not None:
-        # Ready but for the case of letters, which is the asker's. Flags, counts and types have no letters.
-        tail = ready if isinstance(ready, bytes) else next(ready)
-        return b"".join((data[:2], tail[:10], data[wire.HEADER :], tail[end - 2 :]))
+    name, kind = data[wire.HEADER : end - 4].lower(), data[end - 4 : end]
     node = view.find(name) if view.others else view.first.get(name)
+    rrset: RRset | None = None
     if node is not None and kind in node and kind != _SRV:
         rrset = node[kind]
         code, counts, records = AUTHORITATIVE << 8, len(rrset.records).to_bytes(2) + b"\0\0", next(rrset.turns)
-        if not opt and data[2 : wire.HEADER] in READY_HEADS:
-            _keep(view, data.lower(), counts, rrset)
     elif (found := _otherwise(view, data, name, kind, node, clock, dnssec=dnssec)) is not None:
         code, counts, records = found
+        if opt and code & AUTHORITATIVE << 8:
+            opt = _OPT_NONE[opt][code & 0xF]
     elif node is None and _outward(view, data, name, kind):
         return Question(data, name, kind, end, size, bool(opt), dnssec)
     else:
         return None
     flags = (ANSWER << 8 | RA | code | (data[2] << 8) | (data[3] & CD)).to_bytes(2)
-    reply = b"".join(
-        (data[:2], flags, b"\0\1", counts, b"\0\1" if opt else b"\0\0", data[wire.HEADER : end], records, opt)
-    )
-    return reply if len(reply) <= size else None
+    head = b"".join((flags, b"\0\1", counts, b"\0\1" if opt else b"\0\0"))
+    if node is not None and code & AUTHORITATIVE << 8:
+        _keep(view, data, end, head, rrset.rotations if rrset else [records], opt)
+    said = b"".join((data[:2], head, data[wire.HEADER : end], records, opt))
+    return said if len(said) <= size else None
+
+
+def _plain(view: View, data: bytes) -> bytes | None:
+    """Answer a question without EDNS that is ready but for the case of letters, or is for a name that is not there.
+
+    Below a name of the zone that is there, one more label is all that has to be looked at.
+    """
+    name, kind = data[wire.HEADER : -4].lower(), data[-4:]
+    if name in view.first:
+        ready = view.ready.get(data[2 : wire.HEADER] + name + kind)
+        if ready is None:
+            return None
+        # Flags and counts, the question as it was asked, and what is behind it.
+        tail = ready if isinstance(ready, bytes) else next(ready)
+        return b"".join((data[:2], tail[:10], data[wire.HEADER :], tail[len(data) - 2 :]))
+    if not name or view.others or kind not in _USUAL or not 0 < (size := name[0]) <= wire.LONGEST_LABEL:
+        return None
+    above = name[size + 1 :]
+    if above not in view.first or not above.endswith(view.domain) or len(name) > wire.LONGEST_NAME:
+        return None
+    return b"".join((data[:2], _NOT_THERE, data[wire.HEADER :], view.denial))
 
 
 def _edns(rest: bytes) -> tuple[int, bytes, bool] | None:
@@ -72,7 +115,7 @@ def _edns(rest: bytes) -> tuple[int, bytes, bool] | None:
     """
     if rest[:5] != b"\0\1\0\0\x29" or rest[7:9] != b"\0\0":
         return None
-    if rest[11:] != b"\0\0" and (rest[11:17] != b"\0\x0c\0\x0a\0\x08" or len(rest) != 25):
+    if rest[11:] != b"\0\0" and (rest[11:17] != COOKIE or len(rest) != 25):
         return None
     dnssec = rest[9] >= 0x80
     return min(max((rest[5] << 8) + rest[6], wire.PLAIN_SIZE), wire.UDP_SIZE), _OPT[dnssec], dnssec
@@ -89,7 +132,8 @@ def _otherwise(
     if kind[2:] != b"\0\1" or kind in _UNUSUAL or (node is None and not below) or (node and kind in node):
         return None
     code = wire.NXDOMAIN if node is None else wire.NOERROR
-    return AUTHORITATIVE << 8 | code, b"\0\0\0\1", view.negative[below]
+    zone = view.domain if below else view.zone_of(name) or name
+    return AUTHORITATIVE << 8 | code, b"\0\0\0\1", view.negative(name, zone)
 
 
 def _outward(view: View, data: bytes, name: bytes, kind: bytes) -> bool:
@@ -100,16 +144,23 @@ def _outward(view: View, data: bytes, name: bytes, kind: bytes) -> bool:
         and kind not in _UNUSUAL
         and not view.served
         and not special.may_be(name)
+        and not name.endswith(view.zones_here)
+        and name[1] != 0x5F  # a service, perhaps of a name that we have
+        and name not in view.gone
         and _below(name, wire.ROOT)
     )
 
 
-def _keep(view: View, data: bytes, counts: bytes, rrset: RRset) -> None:
-    """Remember the answers to a question without EDNS, each as it comes after the id."""
-    head = bytes((ANSWER | AUTHORITATIVE | _RD, RA)) + b"\0\1" + counts + b"\0\0" + data[wire.HEADER :]
-    tails = [head + records for records in rotations(rrset.records)]
+def _keep(view: View, data: bytes, end: int, head: bytes, records: list[bytes], opt: bytes) -> None:
+    """Remember the answers to a question, each as it comes after the id."""
+    if data[2:10] not in READY_FLAGS:
+        return
+    name = data[wire.HEADER : end - 4].lower()
+    asked = name + data[end - 4 : end]
+    tails = [b"".join((head, asked, turn, opt)) for turn in records]
     if len(tails[0]) + 2 <= wire.PLAIN_SIZE:
-        view.keep(data[2:], tails)
+        # Behind the question: ARCOUNT says whether there is an OPT, of which all but its options counts.
+        view.keep(name, data[2 : wire.HEADER] + asked + data[end : end + 9], tails, edns=bool(opt))
 
 
 def _below(name: bytes, zone: bytes) -> bool:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from . import special, wire
 from .answer import ANSWER, AUTHORITATIVE, RA
 from .question import Question
-from .zone import Node, View
+from .reasons import NO_NAME, NO_TYPE, ONE_LABEL, SPECIAL, STRANGER, Why
+from .view import Node, View
 
 _RD, _CD, _TC, _OPCODE = 0x01, 0x10, 0x02, 0x78
 _IN = b"\0\1"
@@ -22,8 +23,6 @@ _OPT = {False: wire.opt(), True: wire.opt(dnssec=True)}
 _COOKIE = 10
 _COOKIE_SIZES = frozenset({8, *range(16, 41)})
 """A client's cookie of 8 octets, perhaps with a server's of 8 to 32 (RFC 7873 §4)."""
-PROHIBITED = 18
-"""RFC 8914 §4.19."""
 NOTHING = (0, b"")
 """A section without records."""
 
@@ -54,7 +53,7 @@ def respond(view: View | None, data: bytes, *, tcp: bool = False) -> bytes | Que
         if version:
             return reply(question, wire.BADVERS)
     if view is None:
-        return reply(question, wire.REFUSED, error=PROHIBITED)
+        return reply(question, wire.REFUSED, why=STRANGER)
     return _of_names(view, question)
 
 
@@ -66,17 +65,18 @@ def _of_names(view: View, question: Question) -> bytes | Question:
     node = view.find(question.name)
     if node is not None:
         return _of_node(view, question, node)
-    if wire.below(question.name, view.domain):
-        return _none(view, question, wire.NXDOMAIN)
+    if zone := view.zone_of(question.name):
+        return _none(view, question, wire.NXDOMAIN, zone, NO_NAME)
     if not view.served or not any(wire.below(question.name, zone) for zone in view.served):
         local = special.answer(question.name, int.from_bytes(question.kind[:2]), view.zones.pools)
         if local is not None and local.records:
             records = [wire.pack(wire.TO_QUESTION, record, special.TTL_S) for record in local.records]
             return reply(question, answers=(len(records), b"".join(records)), authoritative=True)
         if local is not None:
-            return _none(view, question, local.code)
-    elif wire.ROOT in view.served and special.is_pooled(question.name, view.zones.pools):
-        return _none(view, question, wire.NXDOMAIN)
+            why = ONE_LABEL if local.zone == wire.ROOT else SPECIAL if local.code else NO_TYPE
+            return _none(view, question, local.code, local.zone, why)
+    elif wire.ROOT in view.served and (zone := special.pooled(question.name, view.zones.pools)):
+        return _none(view, question, wire.NXDOMAIN, zone, NO_NAME)
     if not question.recursive:
         return reply(question, wire.REFUSED)
     return question
@@ -89,7 +89,9 @@ def _of_node(view: View, question: Question, node: Node) -> bytes:
         kind = min(node)
     rrset = node.get(kind)
     if rrset is None:
-        return _none(view, question, wire.NOERROR)
+        return _none(view, question, wire.NOERROR, view.zone_of(question.name) or question.name, NO_TYPE)
+    if len(rrset.records) > 1 and sum(map(len, rrset.records)) > room(question):
+        return reply(question, answers=rrset.fitting(room(question)), authoritative=True, truncated=True)
     more = _targets(view, rrset.records) if kind == wire.key(wire.SRV) else ()
     answers = len(rrset.records), next(rrset.turns)
     return reply(question, answers=answers, additional=more, authoritative=True)
@@ -108,10 +110,15 @@ def _targets(view: View, answers: Sequence[bytes]) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def _none(view: View, question: Question, code: int) -> bytes:
+def _none(view: View, question: Question, code: int, zone: bytes, why: Why) -> bytes:
     """Say that there is nothing, and by the SOA for how long that holds (RFC 2308 §3)."""
-    negative = view.negative[wire.below(question.name, view.domain)]
-    return reply(question, code, authorities=(1, negative), authoritative=True)
+    negative = view.negative(question.name, zone)
+    return reply(question, code, authorities=(1, negative), authoritative=True, why=why)
+
+
+def room(question: Question) -> int:
+    """Return how many octets of records an answer may have that has an OPT without options."""
+    return question.size - question.end - (len(_OPT[False]) if question.edns else 0)
 
 
 def reply(
@@ -122,38 +129,63 @@ def reply(
     authorities: tuple[int, bytes] = NOTHING,
     additional: Sequence[bytes] = (),
     authoritative: bool = False,
-    error: int | None = None,
+    truncated: bool = False,
+    why: Why | None = None,
     bits: int = 0,
 ) -> bytes:
     """Return an answer to a question.
 
-    `answers`, `authorities`: number of records, and these in a row; they are left out whole where they do not fit, with
-    TC set. `additional`: left out where it does not fit.
-    `error`: an extended error (RFC 8914), told to those who speak EDNS. `bits`: more of the second octet of flags.
+    `answers`, `authorities`: number of records, and these in a row. Of answers that do not fit those are given that do,
+    with TC set, and nothing else. `additional`: left out where it does not fit.
+    `why`: an extended error (RFC 8914), told to those who speak EDNS; its words where they fit. `bits`: more of the
+    second octet of flags.
     """
     data = question.data
-    options = wire.extended_error(error) if error is not None else b""
-    opt = wire.opt(dnssec=question.dnssec, code=code, options=options) if question.edns else b""
     asked = data[wire.HEADER : question.end]
-    fixed = wire.HEADER + len(asked) + len(opt)
-    room = question.size - fixed - len(answers[1]) - len(authorities[1])
-    flags = ANSWER | (AUTHORITATIVE if authoritative else 0) | data[2] & _RD
-    if room < 0:
-        answers, authorities, additional = NOTHING, NOTHING, ()
-        flags |= _TC
-    elif sum(map(len, additional)) > room:
+    left = room(question) - len(answers[1]) - len(authorities[1])
+    if left < 0:
+        wanted, answers, authorities, additional = answers[0], _cut(answers, room(question)), NOTHING, ()
+        # What only the authorities lack is no loss (RFC 2181 §9), unless they are the answer.
+        truncated |= answers[0] < wanted or not wanted
+        left = room(question) - len(answers[1])
+    options = b""
+    if why is not None and question.edns and left >= 6:
+        options = wire.extended_error(why[0], why[1] if left >= 6 + len(why[1]) else "")
+    opt = wire.opt(dnssec=question.dnssec, code=code, options=options) if question.edns else b""
+    if sum(map(len, additional)) > left - len(options):
         additional = ()
+    flags = ANSWER | (AUTHORITATIVE if authoritative else 0) | data[2] & _RD | (_TC if truncated else 0)
     counts = (1, answers[0], authorities[0], len(additional) + bool(opt))
     head = struct.pack("!2sBB4H", data[:2], flags, RA | data[3] & _CD | bits | code & 0xF, *counts)
     return b"".join((head, asked, answers[1], authorities[1], *additional, opt))
 
 
-def relay(question: Question, code: int, counts: bytes, records: bytes, error: int | None = None) -> bytes:
+def _cut(answers: tuple[int, bytes], most: int) -> tuple[int, bytes]:
+    """Return as many whole records as fit into so many octets. They follow the question, to which they may point."""
+    number = at = 0
+    records = answers[1]
+    while number < answers[0]:
+        end = _behind(records, at)
+        if end > most:
+            break
+        number, at = number + 1, end
+    return number, records[:at]
+
+
+def _behind(records: bytes, at: int) -> int:
+    """Return the offset behind a record that is in order."""
+    while records[at] and records[at] < 0xC0:
+        at += records[at] + 1
+    at += 2 if records[at] else 1
+    return at + 10 + int.from_bytes(records[at + 8 : at + 10])
+
+
+def relay(question: Question, code: int, counts: bytes, records: bytes, why: Why | None = None) -> bytes:
     """Return an upstream's answer.
 
     `code`: of its second octet of flags, RCODE and AD. `counts`: of answers and authorities, as in a header.
     """
-    if error is None:
+    if why is None:
         data = question.data
         opt, additional = (_OPT[question.dnssec], b"\0\1") if question.edns else (b"", b"\0\0")
         flags = bytes((ANSWER | data[2] & _RD, RA | data[3] & _CD | code))
@@ -163,9 +195,7 @@ def relay(question: Question, code: int, counts: bytes, records: bytes, error: i
             return said
     answers, authorities = struct.unpack("!2H", counts)
     bits = code & 0xF0
-    return reply(
-        question, code & 0xF, answers=(answers, records), authorities=(authorities, b""), error=error, bits=bits
-    )
+    return reply(question, code & 0xF, answers=(answers, records), authorities=(authorities, b""), why=why, bits=bits)
 
 
 def _bare(data: bytes, code: int) -> bytes:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
-from . import batch, wire
-from .answer import answer
+from . import batch
+from .answer import answer, unready
 from .careful import respond
 from .question import Question
 from .streams import Connections, Reply, Streams
 from .underway import Asker
+from .view import View
 from .wire import IPAddress
-from .zone import View
 
 _DRAIN = 64
 _BATCHES = 4
@@ -105,36 +105,35 @@ class Listener:
 
     def _batches(self) -> None:
         assert self._batch is not None  # noqa: S101 - else this is no reader
-        packed, everyone = self._packed, self.everyone
+        packed, everyone, codes = self._packed, self.everyone, self.counts.codes
         for _ in range(_BATCHES):
             messages = self._batch.receive(self._udp)
             said: list[bytes | None] = []
-            ready = 0
             for data, source in messages:
                 view = packed.get(source, everyone)
-                if view is not None and isinstance(tail := view.ready.get(data[2:]), bytes):
-                    said.append(data[:2] + tail)
-                    ready += 1
-                else:
-                    said.append(self._from_batch(view, data, source, len(said)))
-            self.counts.codes[wire.NOERROR] += ready
+                found: bytes | Question | None = None
+                try:
+                    if view is not None:
+                        if (tail := view.ready.get(data[2:])) is None:
+                            found = unready(view, data)
+                        else:
+                            found = data[:2] + (tail if isinstance(tail, bytes) else next(tail))
+                    if not isinstance(found, bytes):
+                        found = self._from_batch(view, found or data, source, len(said))
+                except Exception as exc:  # noqa: BLE001 - one message must not take the others of its batch with it
+                    self._fault(exc)
+                    found = None
+                said.append(found)
+                if found is not None:
+                    codes[found[3] & 0xF] += 1
             self._batch.send(self._udp, said)
             if len(messages) < batch.BATCH:
                 return
 
-    def _from_batch(self, view: View | None, data: bytes, source: bytes, number: int) -> bytes | None:
-        try:
-            found = answer(view, data) if view is not None else None
-            if not isinstance(found, bytes):
-                assert self._batch is not None  # noqa: S101 - this is its doing
-                name = self._batch.name(number)
-                found = self._careful(view, found or data, source, int.from_bytes(name[2:4]), name, self._post)
-        except Exception as exc:  # noqa: BLE001 - one message must not take the others of its batch with it
-            self._fault(exc)
-            return None
-        if found is not None:
-            self.counts.codes[found[3] & 0xF] += 1
-        return found
+    def _from_batch(self, view: View | None, asked: bytes | Question, source: bytes, number: int) -> bytes | None:
+        assert self._batch is not None  # noqa: S101 - this is its doing
+        name = self._batch.name(number)
+        return self._careful(view, asked, source, int.from_bytes(name[2:4]), name, self._post)
 
     def _drain(self) -> None:
         for _ in range(_DRAIN):

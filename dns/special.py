@@ -30,9 +30,13 @@ _PRIVATE = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """What we say ourselves. Without records: the name's absence, or that of the type."""
+    """What we say ourselves. Without records: the name's absence, or that of the type.
+
+    `zone`: the one that is served here, whose SOA goes with that (RFC 6303 §3).
+    """
 
     code: int
+    zone: bytes
     records: tuple[Record, ...] = ()
 
 
@@ -49,33 +53,52 @@ def answer(name: bytes, kind: int, pools: Collection[IPNetwork] = ()) -> Local |
     if not may_be(name):
         return None
     if below(name, _LOCALHOST):
-        return _of(_LOOPBACK, kind)
-    if any(below(name, zone) for zone in _NOWHERE):
-        return Local(wire.NXDOMAIN)
+        return _of(_LOOPBACK, kind, _LOCALHOST)
+    for zone in _NOWHERE:
+        if below(name, zone):
+            return Local(wire.NXDOMAIN, zone)
     for version, zone in wire.REVERSE.items():
         if below(name, zone):
             return _reverse(name, kind, version, pools)
     if len(wire.labels_of(name)) == 1 and kind not in _OF_ZONES:
-        return Local(wire.NXDOMAIN)
+        return Local(wire.NXDOMAIN, wire.ROOT)
     return None
+
+
+def is_reserved(name: bytes) -> bool:
+    """Tell whether a name is one that nobody can be called: the host's own, or the reverse one of an address."""
+    return any(below(name, zone) for zone in (_LOCALHOST, *wire.REVERSE.values()))
 
 
 _OF_ZONES = frozenset({wire.NS, wire.SOA, 43, 48})
 """Asked of a top-level domain by those who check signatures: NS, SOA, DS, DNSKEY."""
 
 
-def is_pooled(name: bytes, pools: Collection[IPNetwork]) -> bool:
-    """Tell whether a name is the reverse one of an address of ours."""
+def pooled(name: bytes, pools: Collection[IPNetwork]) -> bytes:
+    """Return the zone of a name that is the reverse one of an address of ours; nothing for others."""
     for version, zone in wire.REVERSE.items():
         if below(name, zone):
             labels = wire.labels_of(name)[:-2][::-1]
             found = _address(labels, version) if len(labels) == (4 if version == 4 else 32) else None
-            return found is not None and any(found[0] in pool for pool in pools if pool.version == version)
-    return False
+            nets = [pool for pool in pools if pool.version == version and found and found[0] in pool]
+            return _zone(name, min(nets, key=_size)) if nets else b""
+    return b""
 
 
-def _of(records: tuple[Record, ...], kind: int) -> Local:
-    return Local(wire.NOERROR, tuple(record for record in records if record.type == kind))
+def _size(net: IPNetwork) -> int:
+    return net.prefixlen
+
+
+def _zone(name: bytes, net: IPNetwork) -> bytes:
+    """Return the reverse zone that a name in it is of: of whole octets or nibbles, as one is delegated."""
+    unit = 8 if net.version == 4 else 4
+    for _ in range(len(wire.labels_of(name)) - 2 - -(-net.prefixlen // unit)):
+        name = wire.parent(name)
+    return name
+
+
+def _of(records: tuple[Record, ...], kind: int, zone: bytes) -> Local:
+    return Local(wire.NOERROR, zone, tuple(record for record in records if record.type == kind))
 
 
 def _reverse(name: bytes, kind: int, version: int, pools: Collection[IPNetwork]) -> Local | None:
@@ -89,12 +112,13 @@ def _reverse(name: bytes, kind: int, version: int, pools: Collection[IPNetwork])
     if found is None:
         return None
     address, bits = found
-    nets = (net for net in (*pools, *_PRIVATE) if net.version == version and address in net)
-    if not any(net.prefixlen <= bits for net in nets):
+    nets = [net for net in (*_PRIVATE, *pools) if net.version == version and net.prefixlen <= bits and address in net]
+    if not nets:
         return None
+    zone = _zone(name, min(nets, key=_size))
     if address in _LOOPBACK_ADDRESSES and len(labels) == whole:
-        return _of((Record(wire.PTR, _LOCALHOST),), kind)
-    return Local(wire.NOERROR if len(labels) < whole else wire.NXDOMAIN)
+        return _of((Record(wire.PTR, _LOCALHOST),), kind, zone)
+    return Local(wire.NOERROR if len(labels) < whole else wire.NXDOMAIN, zone)
 
 
 def _address(labels: list[bytes], version: int) -> tuple[IPAddress, int] | None:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Coroutine, Hashable
 from itertools import takewhile
 from time import monotonic
 
-from . import cache, outgoing, wire
+from . import cache, outgoing, reasons, wire
 from .cache import Answer
-from .careful import PROHIBITED, relay, reply
+from .careful import relay, reply
 from .question import Question
+from .reasons import Why
 from .rules import Rules, Server
 from .sockets import Opener, Pool, Slot, exchange, open_here
 from .underway import Asker, Counts, Query
@@ -40,8 +41,6 @@ IDLE_S = 10.0
 _WANTED = {0: b"\0", 1: b"\x80", 0x10: b"\x10", 0x11: b"\x90"}
 """What else a question is known by: DO and CD; by CD as it stands in a header, and whether DO is set."""
 _SAID = frozenset({wire.NOERROR, wire.NXDOMAIN})
-STALE_ANSWER, NOT_READY, NO_REACHABLE, NETWORK_ERROR = 3, 14, 22, 23
-"""RFC 8914 §4."""
 
 
 class Forwarder:
@@ -89,8 +88,8 @@ class Forwarder:
             return
         servers = rules.servers(question.name)
         if not servers:
-            code, error = (wire.SERVFAIL, NETWORK_ERROR) if rules.forward else (wire.REFUSED, PROHIBITED)
-            asker.tell(reply(question, code, error=error))
+            code, why = (wire.SERVFAIL, reasons.NO_UPSTREAM) if rules.forward else (wire.REFUSED, reasons.INTERNAL)
+            asker.tell(reply(question, code, why=why))
             return
         query = self._queries.get((id(rules), key))
         if query is not None and asker.twin is not None:
@@ -102,7 +101,7 @@ class Forwarder:
         of_source, of_network = load.get(source, 0), load.get(network, 0)
         if of_source >= MOST_OF_SOURCE or of_network >= MOST_OF_NETWORK:
             self.counts.refused += 1
-            asker.tell(reply(question, wire.SERVFAIL, error=NOT_READY))
+            asker.tell(reply(question, wire.SERVFAIL, why=reasons.TOO_MANY))
             return
         load[source], load[network] = of_source + 1, of_network + 1
         if query is not None:
@@ -184,7 +183,7 @@ class Forwarder:
         known = query.rules.cache.get(query.key)
         if query.tick == _STALE_TICK and known is not None and (old := known.revive(now)):
             self.counts.stale += 1
-            self._tell(query, old, error=STALE_ANSWER)
+            self._tell(query, old, why=reasons.OLD_ANSWER)
         for server in query.waiting:
             if (pool := self._pools.get(server)) is not None:
                 pool.renew(now)
@@ -285,22 +284,22 @@ class Forwarder:
         known = query.rules.cache.get(query.key)
         if known is not None and (old := known.revive(now)):
             self.counts.stale += 1
-            self._tell(query, old, error=STALE_ANSWER)
+            self._tell(query, old, why=reasons.OLD_ANSWER)
         else:
             self.counts.failed += 1
-            self._tell(query, cache.failure(now), error=NETWORK_ERROR if query.waiting else NO_REACHABLE)
+            self._tell(query, cache.failure(now), why=reasons.UNANSWERED if query.waiting else reasons.UNREACHED)
             query.rules.cache.put(query.key, cache.failure(now))
         self._finish(query)
 
-    def _tell(self, query: Query, found: Answer, error: int | None = None) -> None:
+    def _tell(self, query: Query, found: Answer, why: Why | None = None) -> None:
         askers, query.askers = query.askers, []
         self._release(askers)
         for asker in askers:
-            asker.tell(self._told(asker.question, found, error))
+            asker.tell(self._told(asker.question, found, why))
 
-    def _told(self, question: Question, found: Answer, error: int | None = None) -> bytes:
+    def _told(self, question: Question, found: Answer, why: Why | None = None) -> bytes:
         code, counts, records = found.at(self._clock()) or (found.code, found.counts, found.body)
-        return relay(question, code, counts, records, error)
+        return relay(question, code, counts, records, why)
 
     def _release(self, askers: list[Asker]) -> None:
         load = self._load

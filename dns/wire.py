@@ -77,6 +77,15 @@ def _sign(octet: int) -> str:
     return chr(octet) if 33 <= octet <= 126 else f"\\{octet:03}"
 
 
+def parent(wire: bytes) -> bytes:
+    r"""Return the name above another; of the root, nothing.
+
+    >>> parent(b"\x03web\x04blue\x00")
+    b'\x04blue\x00'
+    """
+    return wire[wire[0] + 1 :]
+
+
 def labels_of(wire: bytes) -> list[bytes]:
     r"""Return the labels of a name that is in order.
 

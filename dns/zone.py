@@ -2,30 +2,24 @@
 
 Every network has an index: names in wire form to records packed ready to send. A `View` is what somebody sees who is
 in certain networks, and looks nowhere else; so a name of another network cannot be told from one that does not exist.
-An index changes name by name, while it is being asked. There is no cache of answers to go stale, but for the plain
-questions of `View.ready`, from which a changed name is taken out before the change returns.
-
 Names: ``web``, ``web.blue`` and ``web.blue.netplug.internal`` for container web in network blue; the same below
 ``_http._tcp.`` for services; reverse names of addresses; ``host.netplug.internal`` for the host's addresses there.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import cycle
-from typing import Protocol, TypeAlias
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from weakref import WeakSet, WeakValueDictionary
 
-from . import wire
-from .rules import NOBODY
+from . import special, wire
+from .view import MOST_TURNS, Node, RRset, View, rotations
 from .wire import IPAddress, IPNetwork, Record
 
+__all__ = ["MOST_TURNS", "Entry", "Index", "Network", "RRset", "Service", "View", "Zones", "rotations"]
+
+_PTR = wire.key(wire.PTR)
+MOST_OWNERS = 256
 NEGATIVE_S = 5
 """How long somebody may remember that there is no such name; containers come within seconds."""
-MOST_TURNS = 8
-READY_MOST = 16_384
-READY_KINDS = tuple(wire.key(kind) for kind in (wire.A, wire.AAAA, wire.PTR))
-READY_HEADS = (b"\x01\x00" + b"\0\1\0\0\0\0\0\0", b"\x01\x20" + b"\0\1\0\0\0\0\0\0")
-"""Flags and counts of the questions that may stand in `View.ready`: RD, with or without AD, no EDNS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +33,10 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An endpoint as others call it. The first of `names` is the one that addresses lead back to.
+    """An endpoint as others call it. The first of `names` is the one that addresses lead back to, then `reverse`.
 
-    `healthy` False: its addresses are left out where a healthy endpoint has the same name.
+    `healthy` False: its addresses are left out where a healthy endpoint has the same name. `short`: a name too where
+    nobody else has it, such as part of an id. `reverse`: whole names that are also among `names`.
     """
 
     id: str
@@ -49,63 +44,51 @@ class Entry:
     addresses: tuple[IPAddress, ...]
     services: tuple[Service, ...] = ()
     healthy: bool = True
+    short: str = ""
+    reverse: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network as its containers see it. `ttl_s`: of its records. `hosts`: the addresses of the host in it."""
+    """A network as its containers see it. `ttl_s`: of its records. `hosts`: the addresses of the host in it.
+
+    `rank`: whose names come first for those who are in several, the lower; of the same rank the first by name.
+    """
 
     id: str
     name: str
     ttl_s: int = 5
     hosts: tuple[IPAddress, ...] = ()
     pools: tuple[IPNetwork, ...] = ()
-
-
-class RRset:
-    """Records of one name and type, in wire form with a pointer to the question for their owner.
-
-    `turns`: the records one after the other, now and then beginning with another.
-    """
-
-    __slots__ = ("records", "turns")
-
-    def __init__(self, records: Sequence[bytes]) -> None:
-        self.records = tuple(records)
-        self.turns = cycle(rotations(self.records))
-
-
-def rotations(records: Sequence[bytes]) -> list[bytes]:
-    """Return the records joined, beginning with each of them in turn; of many, with some of them.
-
-    >>> rotations((b"a", b"b", b"c"))
-    [b'abc', b'bca', b'cab']
-    """
-    step = -(-len(records) // MOST_TURNS) or 1
-    return [b"".join((*records[turn:], *records[:turn])) for turn in range(0, len(records), step)]
-
-
-Node: TypeAlias = dict[bytes, RRset]
-"""RRsets of a name by type and class as in a question; empty for a name that has others below it only."""
+    rank: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """What one source says of a name."""
+    """What one source says of a name. `weak`: it counts where no other does."""
 
     records: tuple[Record, ...]
     healthy: bool = True
+    weak: bool = False
 
 
 class Index:
-    """The names of one network. `views`: of those who are in it."""
+    """The names of one network. `views`: of those who are in it. `zone`: what names that end in the network's end in.
+
+    `unnamed`: endpoints of which nobody has said yet how they are called. `refused`: names that an endpoint cannot
+    have, as they are the zone's own or no domain names.
+    """
 
     def __init__(self, network: Network, domain: bytes, apex: Iterable[Record]) -> None:
         self.network = network
         self.nodes: dict[bytes, Node] = {}
         self.views: WeakSet[View] = WeakSet()
         self.entries: dict[str, Entry] = {}
+        self.unnamed: set[str] = set()
+        self.refused: dict[str, tuple[str, ...]] = {}
         self._domain = domain
+        self._suffixes = _suffixes(network.name, domain)
+        self.zone = self._suffixes[1] if len(self._suffixes) > 1 else b""
         self._shares: dict[bytes, dict[str, _Share]] = {}
         self._names: dict[str, frozenset[bytes]] = {}
         self._put("", self._own(tuple(apex)))
@@ -118,6 +101,7 @@ class Index:
 
     def remove(self, entry_id: str) -> None:
         """Remove an endpoint; absent is success."""
+        self.refused.pop(entry_id, None)
         if self.entries.pop(entry_id, None) is not None:
             self._put(entry_id, {})
 
@@ -136,172 +120,117 @@ class Index:
             self._rebuild(name)
 
     def _rebuild(self, name: bytes) -> None:
-        shares = self._shares.get(name)
-        if shares is None:
-            self.nodes.pop(name, None)
+        shares = _counting(self._shares.get(name, {}))
+        if not shares:
+            gone = self.nodes.pop(name, None) is not None
         else:
-            well = [share for share in shares.values() if share.healthy]
+            gone = False
             by_kind: dict[bytes, dict[bytes, None]] = {}
-            for share in well if any(share.records for share in well) else shares.values():
+            for share in shares:
                 for record in share.records:
                     packed = wire.pack(wire.TO_QUESTION, record, self.network.ttl_s)
                     by_kind.setdefault(wire.key(record.type), {})[packed] = None
-            self.nodes[name] = {kind: RRset(tuple(records)) for kind, records in by_kind.items()}
+            # Of several names of an address the first is what it is called.
+            self.nodes[name] = {kind: RRset(tuple(records), turning=kind != _PTR) for kind, records in by_kind.items()}
         for view in self.views:
-            view.forget(name)
+            view.forget(name, gone=gone)
 
     def _own(self, apex: tuple[Record, ...]) -> dict[bytes, _Share]:
         """Return what the network itself has: the zone, the host, and the name that the others are below."""
         host = b"\x04host" + self._domain
         said = {self._domain: _Share(apex), host: _Share(tuple(map(wire.address, self.network.hosts)))}
         said |= {wire.reverse(address): _Share((Record(wire.PTR, host),)) for address in self.network.hosts}
-        for suffix in self._suffixes()[1:]:
+        for suffix in self._suffixes[1:]:
             _above(said, suffix, _limit(suffix, self._domain))
             said.setdefault(suffix, _Share(()))
         return said
 
-    def _suffixes(self) -> list[bytes]:
-        """Return what may stand behind a name: nothing, the network, the network and the domain."""
-        suffixes = [wire.ROOT]
-        try:
-            network = wire.to_wire(self.network.name)
-            suffixes += [network, _joined(network, self._domain)]
-        except ValueError:  # too long for a name: its containers have their short names
-            pass
-        return suffixes
-
     def _names_of(self, entry: Entry) -> dict[bytes, _Share]:
         said: dict[bytes, _Share] = {}
-        addresses = _Share(tuple(map(wire.address, entry.addresses)), entry.healthy)
+        refused: list[str] = []
+        records = tuple(map(wire.address, entry.addresses))
         main = b""
-        for text in entry.names:
+        for text in dict.fromkeys((*entry.names, entry.short)) if entry.short else entry.names:
+            addresses = _Share(records, entry.healthy, weak=text not in entry.names)
             name = b""
-            for suffix in self._suffixes():
+            for suffix in self._suffixes:
                 try:
-                    name = _joined(wire.to_wire(text), suffix)
+                    longer = _joined(wire.to_wire(text), suffix)
                 except ValueError:
+                    refused += [text] if not suffix.rstrip(b"\0") else []
                     continue
+                if not self._may_be(longer):
+                    refused.append(text)
+                    continue
+                name = longer
                 said[name] = addresses
-                _above(said, name, _limit(suffix, self._domain))
+                _above(said, name, suffix)
                 for service in entry.services:
-                    self._serve(said, service, name, entry.healthy)
+                    self._serve(said, service, name, addresses)
             main = main or name
-        for address in entry.addresses if main else ():
-            said[wire.reverse(address)] = _Share((Record(wire.PTR, main),))
+        self._lead_back(said, entry, main)
+        self.refused.pop(entry.id, None)
+        if refused:
+            self.refused[entry.id] = tuple(dict.fromkeys(refused))
         return said
 
+    def _may_be(self, name: bytes) -> bool:
+        """Tell whether an endpoint can have a name: below the domain those alone that its network's are below."""
+        full = self._suffixes[2] if len(self._suffixes) > 2 else b""
+        if wire.below(name, self._domain):
+            return bool(full) and wire.below(name, full) and name != full
+        return not special.is_reserved(name)
+
     @staticmethod
-    def _serve(said: dict[bytes, _Share], service: Service, target: bytes, healthy: bool) -> None:
+    def _lead_back(said: dict[bytes, _Share], entry: Entry, main: bytes) -> None:
+        """Say what the addresses are called: by one whole name, and by those that the container has of its own."""
+        targets = [main] if main else []
+        for text in entry.reverse:
+            try:
+                targets.append(wire.to_wire(text))
+            except ValueError:
+                continue
+        records = tuple(Record(wire.PTR, target) for target in targets if target == main or target in said)
+        for address in entry.addresses if records else ():
+            said[wire.reverse(address)] = _Share(records)
+
+    @staticmethod
+    def _serve(said: dict[bytes, _Share], service: Service, target: bytes, like: _Share) -> None:
         try:
             name = _joined(wire.to_wire(f"_{service.name}._{service.proto}"), target)
         except ValueError:
             return
         before = said[name].records if name in said else ()
-        said[name] = _Share((*before, wire.srv(service.port, target)), healthy)
+        said[name] = replace(like, records=(*before, wire.srv(service.port, target)))
         _above(said, name, target)
-
-
-class Outside(Protocol):
-    """An upstream's answer that is remembered."""
-
-    def at(self, now: float) -> tuple[int, bytes, bytes] | None:
-        """Return RCODE, the counts of answers and authorities, and these records, their TTLs as of now (monotonic).
-
-        None: it is no longer good.
-        """
-
-
-class View:
-    """What somebody sees who is in certain networks.
-
-    `first`, `others`: the nodes of the networks. `ready`: the answer to a plain question, or those that take turns,
-    without the id, by what the question has behind its id. `outside`: answers of upstreams by name, type, class, and
-    whether DNSSEC is wanted (a last octet of 0x80). `served`: names below which a rule sends questions to an upstream,
-    even if of special use. `rules`: by which upstreams are asked.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_merged",
-        "domain",
-        "first",
-        "indexes",
-        "negative",
-        "others",
-        "outside",
-        "ready",
-        "rules",
-        "served",
-        "via",
-        "zones",
-    )
-
-    def __init__(self, zones: "Zones", indexes: Sequence[Index], via: str) -> None:
-        self.indexes = tuple(indexes)
-        self.via = via
-        self.zones = zones
-        self.domain = zones.domain
-        self.negative = zones.negative
-        self.first = indexes[0].nodes
-        self.others = tuple(index.nodes for index in indexes[1:])
-        self.ready: dict[bytes, bytes | cycle[bytes]] = {}
-        self._merged: dict[bytes, Node] = {}
-        self.outside: Mapping[bytes, Outside] = {}
-        self.served: tuple[bytes, ...] = ()
-        self.rules = NOBODY
-
-    def find(self, name: bytes) -> Node | None:
-        """Return the node of a lower-cased name, in all networks together; None when there is none."""
-        if not self.others:
-            return self.first.get(name)
-        if name in self._merged:
-            return self._merged[name]
-        found = [node for nodes in (self.first, *self.others) if (node := nodes.get(name)) is not None]
-        if len(found) < 2:
-            return found[0] if found else None
-        kinds = dict.fromkeys(kind for node in found for kind in node)
-        merged = self._merged[name] = {
-            kind: RRset(tuple(dict.fromkeys(it for node in found if kind in node for it in node[kind].records)))
-            for kind in kinds
-        }
-        return merged
-
-    def forget(self, name: bytes) -> None:
-        """Drop the ready answers to questions for a name."""
-        self._merged.pop(name, None)
-        if self.ready:
-            for head in READY_HEADS:
-                for kind in READY_KINDS:
-                    self.ready.pop(head + name + kind, None)
-
-    def keep(self, question: bytes, tails: Sequence[bytes]) -> None:
-        """Keep ready answers."""
-        if len(self.ready) >= READY_MOST:
-            self.ready.clear()
-        self.ready[question] = cycle(tails) if len(tails) > 1 else tails[0]
 
 
 class Zones:
     """All networks by id, and the views of them. `domain`: what all full names end in.
 
-    `negative`: the authority sections of "there is none", by whether the name is below the domain. For names elsewhere
-    that nobody else shall be asked for, the owner is the root: the zone that all names are in. `pools`: the subnets of
-    all networks, whose reverse names are ours.
+    `host`: the name of the host. `pools`: the subnets of all networks, whose reverse names are ours.
     """
 
     def __init__(self, domain: str = "netplug.internal") -> None:
         self.domain = wire.to_wire(domain)
         if self.domain == wire.ROOT:
             raise ValueError("the domain of all names cannot be the root")
-        host = b"\x04host" + self.domain
-        start = wire.soa(host, b"\x0ahostmaster" + self.domain, NEGATIVE_S)
-        self._apex = (start, Record(wire.NS, host))
-        self.negative = {
-            inside: wire.pack(owner, start, NEGATIVE_S) for inside, owner in ((True, self.domain), (False, wire.ROOT))
-        }
+        self.host = b"\x04host" + self.domain
+        self._start = wire.soa(self.host, b"\x0ahostmaster" + self.domain, NEGATIVE_S)
+        self._apex = (self._start, Record(wire.NS, self.host))
+        self._negative: dict[bytes, bytes] = {}
         self.networks: dict[str, Index] = {}
         self.pools: frozenset[IPNetwork] = frozenset()
         self._views: WeakValueDictionary[tuple[frozenset[str], str], View] = WeakValueDictionary()
+
+    def negative(self, owner: bytes) -> bytes:
+        """Return the authority section of "there is none" in a zone (RFC 2308 §3)."""
+        found = self._negative.get(owner)
+        if found is None:
+            if len(self._negative) >= MOST_OWNERS:
+                self._negative.clear()
+            found = self._negative[owner] = wire.pack(owner, self._start, NEGATIVE_S)
+        return found
 
     def set_network(self, network: Network) -> None:
         """Add a network, or describe it anew; its endpoints stay."""
@@ -310,6 +239,7 @@ class Zones:
             return
         index = self.networks[network.id] = Index(network, self.domain, self._apex)
         if before is not None:
+            index.unnamed = before.unnamed
             for entry in before.entries.values():
                 index.add(entry)
         self._drop_views(network.id)
@@ -337,7 +267,7 @@ class Zones:
             return None
         view = self._views.get((known, via))
         if view is None:
-            indexes = [self.networks[ident] for ident in sorted(known, key=lambda ident: (ident != via, ident))]
+            indexes = sorted((self.networks[ident] for ident in known), key=_order)
             view = self._views[known, via] = View(self, indexes, via)
             for index in indexes:
                 index.views.add(view)
@@ -352,7 +282,12 @@ def _joined(name: bytes, suffix: bytes) -> bytes:
 
 
 def _above(said: dict[bytes, _Share], name: bytes, limit: bytes) -> None:
-    """Add the names above a name, up to `limit`, so that they are there without records (RFC 8020)."""
+    """Add the names above a name, up to `limit`, so that they are there without records (RFC 8020).
+
+    None without a limit: what is above a name that is nobody's zone is not ours.
+    """
+    if limit == wire.ROOT:
+        return
     at = name[0] + 1
     while at < len(name) - len(limit):
         said.setdefault(name[at:], _Share(()))
@@ -360,5 +295,27 @@ def _above(said: dict[bytes, _Share], name: bytes, limit: bytes) -> None:
 
 
 def _limit(suffix: bytes, domain: bytes) -> bytes:
-    """Return the zone up to which the names above one with this suffix are ours."""
-    return domain if suffix.endswith(domain) else wire.ROOT
+    """Return the zone up to which the names above a network's are ours."""
+    return domain if suffix.endswith(domain) else suffix
+
+
+def _suffixes(network: str, domain: bytes) -> list[bytes]:
+    """Return what may stand behind a name: nothing, the network, the network and the domain."""
+    try:
+        zone = wire.to_wire(network)
+        return [wire.ROOT, zone, _joined(zone, domain)] if zone != wire.ROOT else [wire.ROOT]
+    except ValueError:  # too long for a name: its containers have their short names
+        return [wire.ROOT]
+
+
+def _counting(shares: Mapping[str, _Share]) -> list[_Share]:
+    """Return of what is said of a name that which counts; what is weak counts alone, and not where two say it."""
+    strong = [share for share in shares.values() if not share.weak]
+    if not strong:
+        return list(shares.values()) if len(shares) == 1 else []
+    well = [share for share in strong if share.healthy]
+    return well if any(share.records for share in well) else strong
+
+
+def _order(index: Index) -> tuple[tuple[int, ...], str, str]:
+    return index.network.rank, index.network.name, index.network.id

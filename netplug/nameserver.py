@@ -29,8 +29,10 @@ from netplug.dns.upstream import Forwarder
 from netplug.dns.wire import ROOT, IPAddress
 from netplug.dns.zone import Entry, View, Zones
 from netplug.drivers.api import Network
+from netplug.drivers.naming import short
 from netplug.drivers.steps import Resolver
 from netplug.engine import Engine
+from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.engine.registry import Record
 
@@ -39,6 +41,7 @@ log = structlog.get_logger(__name__)
 RESOLV_CONF = Path("/etc/resolv.conf")
 LOOK_S = 2.0
 """How often it is looked for a change of resolv.conf: one stat(2)."""
+NO_NAME_OF_OURS = "it belongs to netplug or to the host, or is no domain name"
 MOST_REMEMBERED, LEAST_REMEMBERED = 40_000, 1_000
 """Answers of upstreams for all networks together, of which each has its part, and what each may have in any case."""
 
@@ -79,6 +82,7 @@ class NameServer:
         self._given = tuple(upstreams)
         self._conf = conf
         self._seen: object = None
+        self._refused: dict[str, tuple[str, ...]] = {}
         self._rules = Rules()
         self._of_networks: WeakValueDictionary[object, Rules] = WeakValueDictionary()
         self._listeners: defaultdict[str, list[Listener]] = defaultdict(list)
@@ -168,6 +172,8 @@ class NameServer:
             self._name(after)
         elif before is not None and (index := self.zones.networks.get(before.endpoint.network)):
             index.remove(before.endpoint.id)
+            index.unnamed.discard(before.endpoint.id)
+            self._report()
         if before is not None and (after is None or not _asks(after)):
             network = before.endpoint.network
             for address in (interface.ip for interface in before.endpoint.addresses):
@@ -179,11 +185,33 @@ class NameServer:
         index = self.zones.networks.get(record.endpoint.network)
         if index is None:
             return
-        entry = called.entry(record)
+        ident, entry = record.endpoint.id, called.entry(record)
         if entry is None:
-            index.remove(record.endpoint.id)
+            index.remove(ident)
         else:
             index.add(entry)
+        if record.linked and entry is None:
+            index.unnamed.add(ident)
+        else:
+            index.unnamed.discard(ident)
+        self._report()
+
+    def _report(self) -> None:
+        """Say which names nobody is told of: they are the zone's own, or no domain names."""
+        refused = {
+            f"endpoint {short(ident)} ({index.entries[ident].names[0]})": names
+            for index in self.zones.networks.values()
+            for ident, names in index.refused.items()
+        }
+        if refused == self._refused:
+            return
+        self._refused = refused
+        found = [
+            Difference(owner, "name", f"{name!r} is not served: {NO_NAME_OF_OURS}")
+            for owner, names in refused.items()
+            for name in names
+        ]
+        self._engine.conditions.report("names", found)
 
     # Who may ask
 

@@ -1,7 +1,9 @@
 """Any octets in, and out of it a valid answer, a question for an upstream, or silence: the hard cases of DNS."""
 
 import struct
+from ipaddress import ip_address
 
+import dnslib
 import pytest
 from dns_packets import COOKIE, ask, both, opt, query, read, view, zones
 from hypothesis import given, settings
@@ -11,7 +13,8 @@ from netplug.dns import wire
 from netplug.dns.answer import answer
 from netplug.dns.careful import respond
 from netplug.dns.question import Question
-from netplug.dns.zone import View
+from netplug.dns.view import READY_OF_NAME
+from netplug.dns.zone import Entry, View
 
 WEB = b"\x03web\x04blue\x07netplug\x08internal\0"
 NAMES = ["web", "web.blue.netplug.internal", "app", "nosuch", "nosuch.blue.netplug.internal", "example.com", "db", "."]
@@ -204,7 +207,7 @@ def test_flags_of_the_query_in_the_answer(blue: View) -> None:
 # What is asked elsewhere, and what is not
 
 
-@pytest.mark.parametrize("name", ["example.com", "nosuch.blue", "metadata.google.internal", "."])
+@pytest.mark.parametrize("name", ["example.com", "nosuch.red", "web.com", "metadata.google.internal", "."])
 def test_names_of_others_are_an_upstreams_to_answer(blue: View, name: str) -> None:
     found = both(blue, query(name, edns=opt(flags=0x8000)))
     assert isinstance(found, Question)
@@ -257,6 +260,86 @@ def test_rule_for_a_name_of_special_use_prevails(blue: View) -> None:
 @pytest.mark.parametrize("data", [query("web"), query("example.com"), query("web", edns=opt())])
 def test_strangers_are_refused(data: bytes) -> None:
     assert code(None, data) == wire.REFUSED
+
+
+# Why there is nothing
+
+
+def why(data: bytes) -> tuple[int, str] | None:
+    """Return the extended error of an answer (RFC 8914)."""
+    (found,) = [rr for rr in dnslib.DNSRecord.parse(data).ar if rr.rtype == wire.OPT]
+    options = [it.data for it in found.rdata if it.code == 15]
+    return (int.from_bytes(options[0][:2]), options[0][2:].decode()) if options else None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("nosuch.blue.netplug.internal", wire.A, "name"),
+        ("nosuch.blue", wire.A, "name"),
+        ("web", 16, "type"),
+        ("app1.blue.netplug.internal", wire.AAAA, "type"),
+        ("nosuch", wire.A, "one label"),
+        ("x.local", wire.A, "special use"),
+        ("9.9.0.10.in-addr.arpa", wire.PTR, "special use"),
+        ("localhost", 15, "type"),
+    ],
+)
+def test_who_speaks_edns_is_told_why_there_is_nothing(blue: View, name: str, kind: int, words: str) -> None:
+    data = query(name, kind, edns=opt())
+    for reply in (answer(blue, data) or respond(blue, data), respond(blue, data)):
+        assert isinstance(reply, bytes)
+        found = why(reply)
+        assert found is not None
+        assert words in found[1]
+    ask(blue, name, kind, edns=opt())
+    plain = both(blue, query(name, kind))
+    assert isinstance(plain, bytes)
+    assert not read(plain).additional
+
+
+def test_strangers_are_told_why() -> None:
+    reply = respond(None, query("web", edns=opt()))
+    assert isinstance(reply, bytes)
+    assert why(reply) == (18, "the asker has no address of this network")
+
+
+def test_answers_with_records_need_no_reason(blue: View) -> None:
+    reply = both(blue, query("web", edns=opt()))
+    assert isinstance(reply, bytes)
+    assert why(reply) is None
+
+
+# Ready answers
+
+
+@pytest.mark.parametrize("kind", [wire.A, wire.AAAA, 65, 16])
+@pytest.mark.parametrize("edns", [None, opt(), opt(4096, flags=0x8000), opt(options=COOKIE)])
+@pytest.mark.parametrize("flags", [0x0100, 0x0120, 0x0110, 0x0000])
+@pytest.mark.parametrize("name", ["app1", "aPP1", "app1.blue.netplug.internal", "App1.blue.netplug.Internal"])
+def test_answer_that_is_ready_is_as_the_first_was(name: str, flags: int, edns: bytes | None, kind: int) -> None:
+    made = zones()
+    blue = view(made, "blue")
+    # One with another spelling, size and cookie may have been there before.
+    both(blue, query(name.lower(), kind, flags=flags, edns=opt(1400)))
+    both(blue, query(name.upper(), kind, flags=flags))
+    data = query(name, kind, flags=flags, edns=edns)
+    expected = respond(blue, data)
+    assert [both(blue, data) for _ in range(3)] == [expected] * 3
+    made.networks["b" * 64].add(Entry("a1", ("app1",), (ip_address("10.1.0.77"), ip_address("fd00:1::77"))))
+    assert [both(blue, data) for _ in range(3)] == [respond(blue, data)] * 3
+    if kind in {wire.A, wire.AAAA}:
+        assert both(blue, data) != expected
+    made.networks["b" * 64].remove("a1")
+    assert [both(blue, data) for _ in range(3)] == [respond(blue, data)] * 3
+
+
+def test_one_name_has_few_ready_answers(blue: View) -> None:
+    for size in range(512, 2000):
+        assert both(blue, query(WEB, edns=opt(size))) is not None
+    assert len(blue.ready_edns) <= READY_OF_NAME
+    blue.forget(wire.to_wire("web.blue.netplug.internal"))
+    assert not blue.ready_edns
 
 
 # Anything at all

@@ -44,7 +44,7 @@ def resolve(place: Placed, server: str, name: str, kind: str = "A", *, tcp: bool
 
 
 class Upstream(Serving):
-    """A name server that knows one address for every name. `asked`: the names, in order."""
+    """A name server that knows one address for every name. `asked`: the names in lower case, in order."""
 
     def __init__(self, place: Placed, address: str, says: str) -> None:
         super().__init__(bound(place, "udp", 53, address), "upstream")
@@ -54,7 +54,7 @@ class Upstream(Serving):
     def _answer(self) -> None:
         data, peer = self._socket.recvfrom(4096)
         question = dnslib.DNSRecord.parse(data)
-        self.asked.append(str(question.q.qname).rstrip("."))
+        self.asked.append(str(question.q.qname).rstrip(".").lower())
         reply = question.reply()
         if question.q.qtype == dnslib.QTYPE.A:
             reply.add_answer(dnslib.RR(question.q.qname, rdata=dnslib.A(self._says), ttl=60))
