@@ -1,5 +1,6 @@
 """Records as the name server has them: what an endpoint is called, and what its network looks like from inside."""
 
+import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,18 +9,20 @@ from functools import cache
 from netplug.dns.zone import Entry, Network, Service
 from netplug.drivers.steps import IPAddress, Resolver
 from netplug.engine.records import EndpointRecord, NetworkRecord
+from netplug.idents import short_id
 
-SHORT_ID = 12
-"""Signs of a container's id that Docker takes for a name."""
+_SHORT = re.compile(r"[0-9a-f]{12}", re.ASCII)
 
 
 def entry(record: EndpointRecord) -> Entry | None:
     """Return an endpoint as others call it; None when nobody can, or its links are down."""
-    names = names_of(record)
-    if not names or not record.linked:
+    names, short = names_of(record), short_id(record.container)
+    if not (names or short) or not record.linked:
         return None
     addresses = tuple(address.ip for address in record.endpoint.addresses)
-    return Entry(record.endpoint.id, names, addresses, tuple(services(ports_of(record))), record.healthy)
+    whole = tuple(filter(None, (whole_name(record),)))
+    served = tuple(services(ports_of(record)))
+    return Entry(record.endpoint.id, names, addresses, served, record.healthy, short, whole)
 
 
 def of_other(
@@ -30,14 +33,32 @@ def of_other(
     *,
     healthy: bool = True,
 ) -> Entry:
-    """Return an endpoint of another host as others call it."""
-    return Entry(ident, tuple(names), tuple(addresses), tuple(services(ports)), healthy)
+    """Return an endpoint of another host as others call it. Which of its names is part of an id is not said."""
+    every = tuple(names)
+    short = next((name for name in every[::-1] if _SHORT.fullmatch(name)), "")
+    others = tuple(name for name in every if name != short)
+    return Entry(ident, others, tuple(addresses), tuple(services(ports)), healthy, short)
+
+
+def told(record: EndpointRecord) -> tuple[str, ...]:
+    """Return all that an endpoint is called, for other hosts."""
+    return tuple(filter(None, dict.fromkeys((*names_of(record), short_id(record.container)))))
 
 
 def names_of(record: EndpointRecord) -> tuple[str, ...]:
-    """Return all that an endpoint is called, what it is called first of all at the beginning."""
-    called = (record.name, *record.aliases, record.hostname, record.container[:SHORT_ID])
-    return tuple(dict.fromkeys(name.lower() for name in called if name))
+    """Return all that an endpoint is called, what it is called first of all at the beginning.
+
+    Part of an id is no such name: see `Entry.short`. An id that nobody shortens is.
+    """
+    short = short_id(record.container)
+    ident = "" if short else record.container
+    called = (record.name, *record.aliases, record.hostname, whole_name(record), ident)
+    return tuple(dict.fromkeys(name.lower() for name in called if name and name != short))
+
+
+def whole_name(record: EndpointRecord) -> str:
+    """Return the name that a container has with its domain, as it sees itself; empty for none."""
+    return f"{record.hostname}.{record.domainname}".lower() if record.hostname and record.domainname else ""
 
 
 def ports_of(record: EndpointRecord) -> set[tuple[str, int]]:
@@ -68,7 +89,12 @@ def network(record: NetworkRecord, *, gateway: bool) -> Network:
     hosts = [subnet.host for subnet in net.subnets]
     hosts += [subnet.gateway for subnet in net.subnets if gateway]
     addresses = tuple(dict.fromkeys(address.ip for address in hosts if address))
-    return Network(net.id, net.name, net.options.ttl, addresses, tuple(subnet.pool for subnet in net.subnets))
+    # Docker looks a name up in its networks in this order: the internal ones last, and first those that lead out in
+    # both families (libnetwork, Endpoint.Less).
+    ways = {subnet.gateway.version for subnet in net.subnets if subnet.gateway}
+    rank = (int(net.internal), -sum({4: 1, 6: 2}[version] for version in ways))
+    pools = tuple(subnet.pool for subnet in net.subnets)
+    return Network(net.id, net.name, net.options.ttl, addresses, pools, rank)
 
 
 @dataclass(frozen=True, slots=True)

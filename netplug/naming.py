@@ -7,7 +7,9 @@ later.
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
+from datetime import datetime
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +30,7 @@ RETRY_LAST_S = 5.0
 CALL_TIMEOUT_S = 20.0
 """For a list or an inspect; dockerd is slow to answer only while it starts or stops many containers."""
 
+_FRACTION = re.compile(r"(\.\d{6})\d+")
 _LOST = (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError)
 _EVENTS = {
     "type": ["network", "container"],
@@ -126,8 +129,12 @@ class DockerNames:
             if exc.status != 404:
                 raise
             return
-        for network in _settings(data):
-            await self._describe(network["NetworkID"], network["EndpointID"], _description(data, network))
+        networks = _settings(data)
+        find = self._engine.registry.find_network
+        alone = all(find(network["NetworkID"]) is not None for network in networks)
+        for network in networks:
+            said = _description(data, network, alone=alone)
+            await self._describe(network["NetworkID"], network["EndpointID"], said)
 
     async def _describe(self, network_id: str, endpoint_id: str, said: Description) -> None:
         try:
@@ -175,8 +182,11 @@ async def _endpoints(docker: aiodocker.Docker) -> list[tuple[str, str, str, str]
     ]
 
 
-def _description(data: Mapping[str, Any], network: Mapping[str, Any]) -> Description:
-    """Return what an inspect says of a container in one of its networks. `DNSNames` is of engine 25 and later."""
+def _description(data: Mapping[str, Any], network: Mapping[str, Any], *, alone: bool) -> Description:
+    """Return what an inspect says of a container in one of its networks. `DNSNames` is of engine 25 and later.
+
+    `alone`: it is in no network of another driver.
+    """
     config = data.get("Config") or {}
     aliases = [*(network.get("Aliases") or ()), *(network.get("DNSNames") or ())]
     ports = tuple(sorted(config.get("ExposedPorts") or {}))
@@ -190,7 +200,25 @@ def _description(data: Mapping[str, Any], network: Mapping[str, Any]) -> Descrip
         # One without a health check is well.
         healthy=((data.get("State") or {}).get("Health") or {}).get("Status") != "unhealthy",
         details=True,
+        domainname=config.get("Domainname", ""),
+        resolves=_started(data) if alone and not _has_names_of_its_own(data, network) else 0.0,
     )
+
+
+def _has_names_of_its_own(data: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
+    """Tell whether a container's resolver is told of other servers (``--dns``), or of names (``--link``)."""
+    host = data.get("HostConfig") or {}
+    return bool(host.get("Dns") or host.get("Links") or network.get("Links"))
+
+
+def _started(data: Mapping[str, Any]) -> float:
+    """Return when a container started (Unix time); 0 when it did not."""
+    text = (data.get("State") or {}).get("StartedAt", "")
+    try:
+        # Docker gives nanoseconds, Python takes six digits.
+        return max(datetime.fromisoformat(_FRACTION.sub(r"\1", text)).timestamp(), 0.0)
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _settings(container: Mapping[str, Any]) -> list[Any]:

@@ -185,3 +185,28 @@ def test_frames_are_read_as_they_are_written() -> None:
     reply = Reply(1, '{"msg": "ä"}\n', "noise\n")
     assert Reply.parse(reply.render()) == reply
     assert Reply.parse(b"") is None
+
+
+HEX = "3a5d5fd21a47" + "0" * 52
+
+
+@pytest.mark.parametrize(
+    ("cni_args", "labels", "names"),
+    [
+        ("K8S_POD_NAME=pod", {}, ("pod",)),
+        ("NERDCTL_CNI_DHCP_HOSTNAME=web", {}, ("web",)),
+        # What nerdctl says where nobody said more.
+        ("IgnoreUnknown=1;NERDCTL_CNI_DHCP_HOSTNAME=3a5d5fd21a47", {}, ()),
+        ("NERDCTL_CNI_DHCP_HOSTNAME=inner", {"nerdctl/name": "web", "nerdctl/namespace": "default"}, ("web", "inner")),
+        ("", {"nerdctl/name": "web", "nerdctl/hostname": "inner"}, ("web", "inner")),
+        ("NERDCTL_CNI_DHCP_HOSTNAME=not a name", {}, ()),
+    ],
+)
+def test_what_a_runtime_says_is_what_a_container_is_called(
+    cni_args: str, labels: dict[str, str], names: tuple[str, ...]
+) -> None:
+    args = {"cni": {"labels": [{"key": key, "value": value} for key, value in labels.items()]}}
+    text = json.dumps({"cniVersion": "1.0.0", "name": "blue", "type": "pynet", "args": args}).encode()
+    env = ENV | {"CNI_ARGS": cni_args, "CNI_CONTAINERID": f"default-{HEX}"}
+    found = translate(read(Call("pynet", env, text)))
+    assert (*filter(None, (found.name,)), *found.aliases) == names

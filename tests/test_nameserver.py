@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dns_upstreams import Upstream, address_of
 from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, SANDBOX, Host, tcp, until
 
 from netplug import interceptions
-from netplug.called import resolving, services
+from netplug.called import of_other, resolving, services
 from netplug.dns import wire
 from netplug.dns.rules import NOBODY, Rule
 from netplug.dns.server import Listener, open_sockets
@@ -90,6 +91,56 @@ async def test_names_follow_what_a_runtime_says(host: Host, server: NameServer) 
     assert known(server, "shop") == ["10.1.0.2"]
     await host.engine.endpoints.delete(NET, END)
     assert known(server, "shop") == []
+
+
+async def test_name_with_its_domain_is_one_as_the_container_sees_it(host: Host, server: NameServer) -> None:
+    await host.docker_network(name="blue")
+    await host.docker_endpoint()
+    await host.join()
+    await host.engine.endpoints.describe(NET, END, replace(WEB, domainname="corp.example"))
+    assert known(server, "inner.corp.example") == ["10.1.0.2"]
+    back = known(server, "2.0.1.10.in-addr.arpa", wire.PTR)
+    assert back == ["inner.corp.example.", "web.blue.netplug.internal."]
+
+
+async def test_endpoint_nobody_has_named_yet_is_waited_for(host: Host, server: NameServer) -> None:
+    await host.docker_network(name="blue")
+    await host.docker_endpoint()
+    await host.join()
+    (index,) = server.zones.networks.values()
+    assert index.unnamed == {END}
+    await host.engine.endpoints.describe(NET, END, WEB)
+    assert not index.unnamed
+    await host.engine.endpoints.leave(NET, END)
+    await host.engine.endpoints.delete(NET, END)
+    assert not index.unnamed
+
+
+async def test_names_that_cannot_be_are_told_to_the_user(host: Host, server: NameServer) -> None:
+    await host.cli_network("10.1.0.0/24")
+    await host.attach("c1", name="web", aliases=("host.netplug.internal", "www"))
+    (found,) = host.engine.conditions.all()
+    assert "'host.netplug.internal' is not served" in found.what
+    assert known(server, "host.netplug.internal") == ["10.1.0.1"]
+    await host.engine.endpoints.detach("blue", "c1", "eth0")
+    assert not host.engine.conditions.all()
+
+
+@pytest.mark.parametrize("container", ["3a5d5fd21a47" + "0" * 52, "default-3a5d5fd21a47" + "0" * 52])
+async def test_short_id_is_of_the_ids_own_digits(host: Host, server: NameServer, container: str) -> None:
+    await host.cli_network("10.1.0.0/24")
+    one = await host.attach("c1", container=container)
+    assert known(server, "3a5d5fd21a47") == [str(one.endpoint.addresses[0].ip)]
+    assert known(server, "default-3a5d") == []
+    await host.attach("c2", container="other-3a5d5fd21a47" + "1" * 52)
+    assert known(server, "3a5d5fd21a47") == []
+
+
+def test_other_hosts_names_are_told_apart_from_ids() -> None:
+    address = (ip_address("10.1.0.9"),)
+    found = of_other("x", ("web", "www", "3a5d5fd21a47"), address, ())
+    assert (found.names, found.short) == (("web", "www"), "3a5d5fd21a47")
+    assert of_other("x", ("web",), address, ()).short == ""
 
 
 async def test_names_are_there_in_the_next_life(host: Host, server: NameServer, conf: Path) -> None:

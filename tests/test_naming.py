@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -93,6 +94,34 @@ async def test_names_are_learned_from_events(host: Host, docker: DockerApi, name
         "type": ["network", "container"],
         "event": ["create", "connect", "rename", "start", "health_status"],
     }
+
+
+async def test_domain_and_whose_resolvers_are_asked_are_learned(
+    host: Host, docker: DockerApi, names: DockerNames
+) -> None:
+    started = "2026-11-27T19:25:10.289478735Z"
+
+    async def said(dns: list[str], links: list[str] | None = None, **more: tuple[str, str]) -> float:
+        docker.run_container("c1", "web", blue=(NET, END), **more)
+        docker.containers["c1"] |= {
+            "Config": {"Hostname": f"h{len(docker.inspected)}", "Domainname": "corp.example"},
+            "HostConfig": {"Dns": dns, "Links": links},
+            "State": {"StartedAt": started},
+        }
+        docker.tell("container", "start", "c1")
+        hostname = docker.containers["c1"]["Config"]["Hostname"]
+        await until(lambda: host.endpoint().hostname == hostname)
+        assert host.endpoint().domainname == "corp.example"
+        return host.endpoint().resolves
+
+    await docker.start()
+    await heard(docker)
+    assert await said([]) == datetime.fromisoformat("2026-11-27T19:25:10.289478+00:00").timestamp()
+    assert await said(["192.0.2.1"]) == 0
+    assert await said([], ["/other:/web/other"]) == 0
+    assert await said([], other=(OTHER, NEXT)) == 0
+    started = "never"
+    assert await said([]) == 0
 
 
 async def test_dockerd_that_restarts_is_found_again(host: Host, docker: DockerApi, names: DockerNames) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import typer
 
 from netplug.cli import PIPE_CLOSED
+from netplug.idents import SHORT, short_id
 
-SHORT = 12
-"""Signs of an id in a table, as Docker does; JSON has ids whole."""
 ENDLESS = 100_000
 """Columns of a line that nobody looks at on a screen."""
 
@@ -56,5 +55,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str | Iterable[str]]])
 
 
 def short(ident: str) -> str:
-    """Return the beginning of an id."""
-    return ident[:SHORT]
+    """Return what is shown of an id."""
+    return short_id(ident) or ident[:SHORT]

@@ -183,7 +183,7 @@ class Cluster:
         driver = self._engine.drivers[net.options.mode]
         assert isinstance(driver, Meshed)  # noqa: S101 - the network is one of several hosts
         peer = driver.publish(net, record.endpoint, self._engine.shared.host)
-        names = called.names_of(record) if record.linked else ()
+        names = called.told(record) if record.linked else ()
         return Told(peer.mac, peer.addresses, names, tuple(sorted(called.ports_of(record))), record.healthy)
 
     async def _publish(self, network: str, record: EndpointRecord) -> None:

@@ -252,7 +252,7 @@ class Endpoints:
             told = replace(built, container=said.container, name=said.name)
             if said.details:
                 told = replace(told, aliases=said.aliases, hostname=said.hostname, serves=said.serves)
-                told = replace(told, healthy=said.healthy)
+                told = replace(told, healthy=said.healthy, domainname=said.domainname, resolves=said.resolves)
             if told != built:
                 await self._registry.save(told)
                 await self.others.joined(told)

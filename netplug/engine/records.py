@@ -144,7 +144,7 @@ class AttachSpec:
 class Description:
     """What a runtime says of an endpoint's container; `details`: whether it said more than the first two.
 
-    `serves`, `healthy`: see `EndpointRecord`.
+    `serves`, `healthy`, `domainname`, `resolves`: see `EndpointRecord`.
     """
 
     container: str
@@ -154,6 +154,8 @@ class Description:
     serves: tuple[str, ...] = ()
     healthy: bool = True
     details: bool = False
+    domainname: str = ""
+    resolves: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,9 @@ class EndpointRecord:
     `plan` are its links, `exposed` what publishing took. `sandbox`: path of the namespace, empty until Join;
     `sandbox_id`: which one, as it may be followed by another at that path, empty as long as it is not known.
     `linked` False: the links were taken down by Leave; a Join builds them anew. `serves`: ports on which the container
-    is said to listen ("80/tcp"), published or not. `healthy` False: its runtime says that it is not well.
+    is said to listen ("80/tcp"), published or not. `healthy` False: its runtime says that it is not well. `domainname`:
+    what stands behind its hostname, where it sees itself as such. `resolves`: when it started (Unix time) with the
+    host's resolvers of that moment for names of others; 0, it has others, or nobody said so.
     """
 
     endpoint: Endpoint
@@ -205,6 +209,8 @@ class EndpointRecord:
     serves: tuple[str, ...] = ()
     healthy: bool = True
     sandbox_id: str = ""
+    domainname: str = ""
+    resolves: float = 0.0
 
     @property
     def present(self) -> Plan:

@@ -43,7 +43,7 @@ class NameOut(BaseModel):
     def of(cls, entry: Entry, network: str) -> "NameOut":
         return cls(
             network=network,
-            names=list(entry.names),
+            names=list(filter(None, (*entry.names, entry.short))),
             addresses=list(map(str, entry.addresses)),
             services=[f"{one.name}/{one.proto}:{one.port}" for one in entry.services],
             healthy=entry.healthy,

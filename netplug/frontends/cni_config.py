@@ -20,6 +20,7 @@ from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.frontends.cni_result import Dns, read_resolv_conf
 from netplug.frontends.cni_types import ConfigIn, IpamIn, PortIn, RangeIn, RouteIn, address_texts, section
 from netplug.frontends.cni_wire import CniError, Code, Request
+from netplug.idents import short_id
 
 _OPTIONS = {key.lower(): option.key for option in OPTIONS for key in (option.key, *option.aliases)}
 _OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -96,7 +97,7 @@ def translate(request: Request) -> Wanted:
         _addresses(request, config),
         config.runtimeConfig.mac or config.args.cni.mac or request.args.mac.lower() or config.mac,
         tuple(_port(port) for port in config.runtimeConfig.portMappings),
-        request.args.pod if _OWN_NAME.fullmatch(request.args.pod) else "",
+        _name(request, config),
         _aliases(request, config),
         routes,
         default_route,
@@ -218,12 +219,27 @@ def _port(port: PortIn) -> PortMapping:
     return PortMapping(Proto(port.protocol), port.containerPort, port.hostIP or None, port.hostPort, port.hostPort)
 
 
+def _called(request: Request, config: ConfigIn) -> list[str]:
+    """Return what a container is called: a pod's name, nerdctl's ``--name`` and ``--hostname``.
+
+    nerdctl takes the beginning of the id for a hostname where none is given: that is known anyway.
+    """
+    labels = {label.key: label.value for label in config.args.cni.labels}
+    said = (request.args.pod, labels.get("nerdctl/name", ""), request.args.hostname, labels.get("nerdctl/hostname", ""))
+    short = short_id(request.container)
+    return [name for name in dict.fromkeys(said) if _OWN_NAME.fullmatch(name) and name != short]
+
+
+def _name(request: Request, config: ConfigIn) -> str:
+    return next(iter(_called(request, config)), "")
+
+
 def _aliases(request: Request, config: ConfigIn) -> tuple[str, ...]:
     given = config.runtimeConfig.aliases
     names = given.get(request.network, ()) if isinstance(given, dict) else given
     if wrong := [name for name in names if not _OWN_NAME.fullmatch(name)]:
         raise CniError(Code.CONFIG, f"runtimeConfig.aliases: {wrong[0][:80]!r} is not a name")
-    return tuple(names)
+    return tuple(dict.fromkeys((*names, *_called(request, config)[1:])))
 
 
 # Routes and names
@@ -280,7 +296,7 @@ def translate_ipam(request: Request) -> Wanted:
         ),
         tuple(tuple(dict.fromkeys(one.subnet for one in group)) for group in sets) if sets else None,
         _addresses(request, config),
-        name=request.args.pod if _OWN_NAME.fullmatch(request.args.pod) else "",
+        name=_name(request, config),
         routes=ipam.routes or (),
         dns=_dns(config, ipam),
     )

@@ -114,6 +114,10 @@ class Reply:
         return cls(code, rest[:length].decode(), rest[length:].decode())
 
 
+_HOSTNAME = "NERDCTL_CNI_DHCP_HOSTNAME"
+"""In which nerdctl says how a container sees itself (``--hostname``, else the beginning of its id)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Args:
     """CNI_ARGS, as far as we know them."""
@@ -122,6 +126,7 @@ class Args:
     mac: str = ""
     pod: str = ""
     namespace: str = ""
+    hostname: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,11 +255,11 @@ def _args(text: str, *, strict: bool) -> Args:
     pairs = dict(item.partition("=")[::2] for item in text.split(";") if item)
     lenient = pairs.pop("IgnoreUnknown", "").lower() in {"1", "true"} or not strict
     known = {"IP", "MAC", "GATEWAY", "K8S_POD_NAME", "K8S_POD_NAMESPACE", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"}
+    known |= {_HOSTNAME}
     if not lenient and (unknown := sorted(pairs.keys() - known)):
         raise CniError(Code.ENVIRONMENT, f"CNI_ARGS: unknown args {unknown}")
-    return Args(
-        pairs.get("IP", ""), pairs.get("MAC", ""), pairs.get("K8S_POD_NAME", ""), pairs.get("K8S_POD_NAMESPACE", "")
-    )
+    keys = ("IP", "MAC", "K8S_POD_NAME", "K8S_POD_NAMESPACE", _HOSTNAME)
+    return Args(*(pairs.get(key, "") for key in keys))
 
 
 def valid_attachments(request: Request) -> frozenset[tuple[str, str]]:
