@@ -5,6 +5,8 @@ process costs the same for one rule as for a hundred. So all steps of a call are
 one is running are joined into the next (group commit), and what our chains contain is remembered instead of asked: a
 published port costs one process. The memory is renewed where others have a say (built-in chains), at each `drift`, and
 after each failure. If a joined transaction fails, each call's part is tried alone.
+
+What others wrote need not be text: a comment may be of any bytes. They come through as they are (surrogateescape).
 """
 
 import asyncio
@@ -14,11 +16,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import structlog
+
 from netplug.drivers.steps import Chain, Jump
 
 from . import rules
 from .api import Drift, Outcome, StepError
 from .rules import FirewallStep, Model, Transaction
+
+log = structlog.get_logger(__name__)
 
 DEADLINE_S = 20
 """Of a process. 10000 rules take 0.1 s; other users of iptables-legacy may hold its lock for some seconds."""
@@ -40,7 +46,7 @@ class _Request:
 
 
 class _UnavailableError(Exception):
-    """There is no iptables of this family."""
+    """There is no iptables of this family that can be used; says why."""
 
 
 class Firewall:
@@ -49,6 +55,8 @@ class Firewall:
     Args:
         family: 4 or 6.
         backend: "" for the host's default, else "nft" or "legacy".
+
+    `lack`: why the program could not be used when it was last tried; empty when it could.
     """
 
     def __init__(self, family: int, backend: str = "") -> None:
@@ -58,6 +66,7 @@ class Firewall:
         self._queue: list[_Request] = []
         self._lock = asyncio.Lock()
         self._worker: asyncio.Task[None] | None = None
+        self.lack = ""
 
     @property
     def busy(self) -> bool:
@@ -65,18 +74,28 @@ class Firewall:
         return self._worker is not None and not self._worker.done()
 
     async def open(self) -> None:
-        """Read our chains; a host without iptables fails only when there is something to be done."""
-        await self.read()
+        """Read our chains; a host without iptables fails only when there is something to be done, and is told now."""
+        try:
+            await self.read()
+        except OSError as error:  # it hangs: it may not, when there is something to be done
+            self.lack = str(error)
+        if self.lack:
+            log.warning("firewall.unavailable", program=self._program, reason=self.lack)
 
     async def ensure(self, steps: Sequence[FirewallStep], outcomes: list[Outcome]) -> None:
         """Bring steps about in one transaction: all or none."""
         await self._submit(steps, outcomes, remove=False)
 
     async def remove(self, steps: Sequence[FirewallStep]) -> list[StepError]:
-        """Remove steps, in one transaction if possible, and return what failed."""
+        """Remove steps, in one transaction if possible, and return what failed.
+
+        Without iptables there is nothing: what is left of a time when there was goes with a sweep, once it is back.
+        """
         try:
             await self._submit(steps, [], remove=True)
         except StepError as error:
+            if error.kind == "unavailable":
+                return []
             if len(steps) == 1:
                 return [error]
             return [failure for step in steps for failure in await self.remove((step,))]
@@ -87,7 +106,8 @@ class Firewall:
         async with self._lock:
             try:
                 await self._read()
-            except _UnavailableError:
+            except _UnavailableError as error:
+                self.lack = str(error)
                 self._model = Model()
             return self._model
 
@@ -125,16 +145,24 @@ class Firewall:
     async def _work(self) -> None:
         while self._queue:
             batch, self._queue = self._queue, []
-            if len(batch) > 1 and not await self._try(batch):
+            try:
+                if len(batch) > 1 and not await self._try(batch):
+                    for request in batch:
+                        await self._alone(request)
+                elif len(batch) == 1:
+                    await self._alone(batch[0])
+            except BaseException as error:
+                # Nobody may wait for ever, whatever it was.
                 for request in batch:
-                    await self._alone(request)
-            elif len(batch) == 1:
-                await self._alone(batch[0])
+                    if not request.done.done():
+                        self._fail(request, error)
+                if not isinstance(error, Exception):
+                    raise
 
     async def _try(self, batch: list[_Request]) -> bool:
         try:
             await self._commit(batch, fresh=False)
-        except (StepError, OSError):
+        except Exception:  # noqa: BLE001 - each is tried alone, and then it counts
             return False
         return True
 
@@ -142,15 +170,17 @@ class Firewall:
         try:
             if not await self._try([request]):
                 await self._commit([request], fresh=True)
-        except (StepError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - it is the caller's
             if not request.remove:
                 await self._undo(request)
-            if isinstance(error, StepError):
-                request.done.set_exception(error)
-            else:
-                request.done.set_exception(StepError("internal", request.steps[0], f"{self._program}: {error}"))
-            # Whoever was cancelled does not look.
-            request.done.exception()
+            self._fail(request, error)
+
+    def _fail(self, request: _Request, error: BaseException) -> None:
+        if not isinstance(error, StepError):
+            error = StepError("internal", request.steps[0], f"{self._program}: {str(error) or type(error).__name__}")
+        request.done.set_exception(error)
+        # Whoever was cancelled does not look.
+        request.done.exception()
 
     async def _commit(self, batch: list[_Request], *, fresh: bool) -> None:
         async with self._lock:
@@ -159,7 +189,7 @@ class Firewall:
                 try:
                     await self._read()
                 except _UnavailableError as error:
-                    raise self._unavailable(batch[0].steps[0]) from error
+                    raise self._unavailable(batch[0].steps[0], error) from error
             transaction = Transaction(self._model.copy())
             results = [self._plan(transaction, request) for request in batch]
             await self._restore(transaction)
@@ -192,7 +222,7 @@ class Firewall:
                         transaction.remove(step)
                     await self._restore(transaction)
                     self._model = transaction.model
-                except (StepError, OSError, _UnavailableError):
+                except Exception:  # noqa: BLE001
                     return  # the first error is the one to report; drift() will show the rest
 
     async def _restore(self, transaction: Transaction) -> None:
@@ -204,7 +234,7 @@ class Firewall:
                 f"{self._program}-restore", "--noflush", "-w", str(LOCK_WAIT_S), text=text
             )
         except _UnavailableError as error:
-            raise self._unavailable(origin[0]) from error
+            raise self._unavailable(origin[0], error) from error
         if code:
             match = _LINE.search(errors)
             step = origin[min(int(match[1]), len(origin)) - 1] if match else origin[0]
@@ -214,33 +244,27 @@ class Firewall:
     async def _read(self) -> None:
         code, saved, errors = await self._run(f"{self._program}-save")
         if code:
-            raise _UnavailableError(errors)
+            raise _UnavailableError(" ".join(errors.split()) or f"{self._program}-save ends with {code}")
         self._model = Model.parse(saved, self._model.opened)
+        self.lack = ""
 
     async def _run(self, *command: str, text: str = "") -> tuple[int, str, str]:
-        def run() -> subprocess.CompletedProcess[str]:
+        def run() -> subprocess.CompletedProcess[bytes]:
             # In a thread: asyncio's own subprocesses cost as much, and need a watcher for each child.
-            return subprocess.run(
-                command,
-                input=text,
-                capture_output=True,
-                text=True,
-                timeout=DEADLINE_S,
-                check=False,
-            )
+            sent = text.encode(errors="surrogateescape")
+            return subprocess.run(command, input=sent, capture_output=True, timeout=DEADLINE_S, check=False)
 
         try:
             done = await asyncio.to_thread(run)
         except FileNotFoundError as error:
             raise _UnavailableError(f"{command[0]} is missing") from error
+        except OSError as error:  # it may not be executed, or is of another machine
+            raise _UnavailableError(f"{command[0]} cannot be started: {error.strerror or error}") from error
         except subprocess.TimeoutExpired as error:
             raise OSError(f"{command[0]} did not end within {DEADLINE_S} s") from error
-        return done.returncode, done.stdout, done.stderr
+        return done.returncode, done.stdout.decode(errors="surrogateescape"), done.stderr.decode(errors="replace")
 
-    def _unavailable(self, step: FirewallStep) -> StepError:
-        return StepError(
-            "unavailable",
-            step,
-            f"{self._program} does not work on this host",
-            hint=f"try {self._program}-save",
-        )
+    def _unavailable(self, step: FirewallStep, reason: _UnavailableError) -> StepError:
+        self.lack = str(reason)
+        words = f"{self._program} does not work on this host: {reason}"
+        return StepError("unavailable", step, words, hint="install iptables, which networks with a gateway need")

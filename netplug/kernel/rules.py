@@ -32,7 +32,7 @@ class Model:
         chains: dict[str, list[str]] = {}
         known: set[str] = set()
         table = ""
-        for line in saved.splitlines():
+        for line in saved.split("\n"):  # and nothing else that `splitlines` takes for an end
             if line.startswith("*"):
                 table = line[1:]
                 chains = model.tables.setdefault(table, {})
