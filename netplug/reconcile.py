@@ -158,7 +158,7 @@ class Reconciler:
         nets = engine.registry.all_networks()
         stale = bool(nets) and engine.shared.wanted(nets) != engine.shared.plan
         if nets and (stale or look.concerns(engine.shared.plan)):
-            await _tolerate("host", engine.shared.ensure(nets))
+            await _tolerate("host", engine.shared.mend(nets))
         for network in engine.registry.networks():
             await self._heal_network(network, look)
         await self._learn(look)
@@ -174,7 +174,7 @@ class Reconciler:
             if network not in engine.registry.networks():
                 return
             if look.concerns(network.plan):
-                await _tolerate(f"network {network.network.name}", engine.executor.apply(network.plan))
+                await _tolerate(f"network {network.network.name}", engine.executor.mend(network.plan))
             if look.concerns(engine.peers.plan(ident)):
                 await _tolerate(_peers_of(network), engine.peers.mend(ident))
             for endpoint in endpoints:
@@ -199,7 +199,7 @@ class Reconciler:
         if not any(isinstance(step, Forward) and step in look.drifted for step in plan):
             # Nothing flowed past: to look through all tracked connections takes longer than all the rest.
             plan = plan.without(step.key for step in plan if isinstance(step, Flows))
-        await engine.executor.apply(plan)
+        await engine.executor.mend(plan)
 
     async def _learn(self, look: "_Look") -> None:
         """Note of whole endpoints in which namespace they are: Docker makes it after it told us of it."""
@@ -286,4 +286,5 @@ async def _tolerate(owner: str, work: Awaitable[object]) -> None:
     try:
         await work
     except (NetplugError, StoreError, ExceptionGroup) as exc:
-        log.warning("mending.failed", owner=owner, error=str(exc))
+        for error in exc.exceptions if isinstance(exc, ExceptionGroup) else (exc,):
+            log.warning("mending.failed", owner=owner, error=str(error))

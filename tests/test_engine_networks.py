@@ -15,6 +15,7 @@ from netplug.engine.records import AttachSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError
 from netplug.ipam.lease import Owner, OwnerKind
+from netplug.kernel.api import StepError
 
 REFUSED = (NetplugError, DriverError, IpamError)
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -314,3 +315,30 @@ async def test_a_refused_network_leaves_no_lock(host: Host) -> None:
     with pytest.raises(REFUSED):
         await host.engine.networks.create(NetworkSpec(NET, "blue", subnets=(SubnetSpec(space="mars"),)))
     assert not host.engine.registry._locks
+
+
+async def test_what_cannot_be_cleared_away_changes_no_outcome(host: Host) -> None:
+    """A user's rule refers to a set of ours: it stays, and goes later; creating and deleting are what they are."""
+    rule = "-m set --match-set netplug-net4 src -j ACCEPT"
+    host.kernel.set_chain(4, "filter", "DOCKER-USER", [rule])
+    await host.cli_network()
+    await host.engine.networks.delete("blue", by=FrontEnd.CLI)
+    assert [step.key for step in host.engine.shared.plan] == ["set/netplug-net4"]
+    assert await host.reconciler.diff() == []
+    host.kernel.foreign.addresses.add(("eth0", ip_interface("10.9.0.7/24")))
+    with pytest.raises(DriverError, match="contains the host's own address"):
+        await host.cli_network("10.9.0.0/24")
+    await host.cli_network()
+    host.kernel.set_chain(4, "filter", "DOCKER-USER", [])
+    await host.engine.networks.delete("blue", by=FrontEnd.CLI)
+    assert not host.engine.shared.plan
+
+
+async def test_refusal_is_the_kernels_and_leaves_nothing(host: Host) -> None:
+    """As without iptables: the step is refused, and so would its removal be."""
+    empty = [line for line in host.dump() if not line.startswith("sysctl")]
+    host.kernel.fail_at("chain/4/filter/NETPLUG-INPUT")
+    with pytest.raises(StepError, match="NETPLUG-INPUT"):
+        await host.cli_network()
+    assert [line for line in host.dump() if not line.startswith("sysctl")] == empty
+    assert await host.reconciler.diff() == []

@@ -11,7 +11,7 @@ import pytest_asyncio
 from engine_host import END, NET, NEXT, SANDBOX, Host, running, tcp, udp, until
 
 from netplug import reconcile
-from netplug.drivers.steps import Bridge, Chain, Flows, Forward, Guard, HostPort, IpSet, Jump, Member, Proto
+from netplug.drivers.steps import Bridge, Chain, Flows, Forward, Guard, HostPort, IpSet, Jump, Member, Proto, Resolver
 from netplug.engine.records import Description, FrontEnd
 from netplug.store.sqlite import SqliteStore
 
@@ -304,3 +304,22 @@ async def test_failed_look_is_not_the_last(host: Host, monkeypatch: pytest.Monke
     async with running(host):
         host.kernel.lose(chain)
         await until(lambda: chain in host.kernel._world.state)
+
+
+async def test_one_step_that_cannot_be_mended_keeps_no_other_from_it(host: Host) -> None:
+    """A bridge that is gone while somebody has the port of its name server; a rule that is refused beside others."""
+    (network,) = host.networks()
+    resolver = next(step for step in network.plan if isinstance(step, Resolver))
+    chains = [step for step in host.engine.shared.plan if isinstance(step, Chain)]
+    member = next(step for step in network.plan if isinstance(step, Member))
+    host.kernel.fail_at(resolver.key)
+    host.kernel.fail_at(chains[0].key)
+    for step in (resolver, *chains[:2], member):
+        host.kernel.lose(step.key)
+    await host.reconciler.repair()
+    left = {it.object for it in await host.reconciler.diff()}
+    assert {resolver.key, chains[0].key} <= left
+    assert left.isdisjoint({chains[1].key, member.key})
+    host.kernel.heal()
+    await host.reconciler.repair()
+    assert await host.reconciler.diff() == []

@@ -112,8 +112,8 @@ class Peers:
         known.peers, known.refused, known.whole = peers, refused, True
 
     async def mend(self, ident: str) -> None:
-        """Apply again what was applied last; the caller holds the network's lock."""
-        await self._executor.apply(self.plan(ident))
+        """Mend what was applied last; the caller holds the network's lock."""
+        await self._executor.mend(self.plan(ident))
 
     async def forget(self, ident: str) -> None:
         """Take down what leads to the peers of a network that is about to go; the caller holds its lock."""

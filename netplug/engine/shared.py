@@ -2,9 +2,11 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+
+import structlog
 
 from netplug.drivers.api import Driver, HostFacts, Network
 from netplug.drivers.codec import Json
@@ -12,9 +14,11 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.steps import IPAddress
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel
+from netplug.kernel.api import Kernel, StepError
 from netplug.kernel.executor import Executor
-from netplug.store.api import Delete, Put, Store
+from netplug.store.api import Delete, Put, Store, StoreError
+
+log = structlog.get_logger(__name__)
 
 BASE = "meta/base"
 
@@ -104,25 +108,45 @@ class Shared:
         return plan
 
     async def ensure(self, nets: Iterable[Network]) -> None:
-        """Bring about what these networks share; nothing is taken away."""
+        """Bring about all that these networks share, or nothing; nothing is taken away."""
+        await self._bring_about(nets, self._executor.apply)
+
+    async def mend(self, nets: Iterable[Network]) -> None:
+        """Bring about as much as can be of what these networks share."""
+        await self._bring_about(nets, self._executor.mend)
+
+    async def _bring_about(self, nets: Iterable[Network], how: Callable[[Plan], Awaitable[object]]) -> None:
         async with self._lock:
             wanted = self.wanted(nets)
             with self._moving(wanted.without(step.key for step in self.plan)):
                 if wanted != self.plan:
                     # Remembered first, so that a crash or failure in between leaves nothing unknown.
                     await self._remember(wanted)
-                await self._executor.apply(wanted)
+                await how(wanted)
 
     async def trim(self, nets: Iterable[Network]) -> None:
-        """Take down what none of these networks wants; nothing while it is not known what some of them want."""
+        """Take down what none of these networks wants; nothing while it is not known what some of them want.
+
+        It comes after the work proper, and its failure says nothing of that: it is logged, and what could not be taken
+        down stays in the plan, for the next time.
+        """
         if self._quarantine.networks():
             return
         async with self._lock:
             surplus = self.plan.without(step.key for step in self._base(nets))
-            if surplus:
-                with self._moving(surplus):
+            if not surplus:
+                return
+            with self._moving(surplus):
+                left: set[str] = set()
+                try:
                     await self._executor.revert(surplus)
-                    await self._remember(self.plan.without(step.key for step in surplus))
+                except ExceptionGroup as group:
+                    left = _failed(group, surplus)
+                    log.warning("trim.failed", errors=[str(error) for error in group.exceptions])
+                try:
+                    await self._remember(self.plan.without(step.key for step in surplus if step.key not in left))
+                except StoreError as error:
+                    log.warning("trim.failed", errors=[str(error)])
 
     @contextmanager
     def _moving(self, plan: Plan) -> Iterator[None]:
@@ -136,6 +160,13 @@ class Shared:
         stored = [*plan.to_json(), *self._unread]
         await self._store.txn((), [Put(BASE, {"plan": stored}) if stored else Delete(BASE)])
         self.plan = plan
+
+
+def _failed(group: ExceptionGroup, plan: Plan) -> set[str]:
+    """Return the keys of the steps that failed; of all, where an error does not tell its step."""
+    if not all(isinstance(error, StepError) for error in group.exceptions):
+        return {step.key for step in plan}
+    return {error.step.key for error in group.exceptions if isinstance(error, StepError)}
 
 
 def _unread(plan: Json) -> list[Json]:

@@ -14,7 +14,7 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.ranges import PUBLISHED
 from netplug.drivers.steps import Flows, Forward, HostPort, Relay, Step
 
-from .api import Drift, Kernel, Outcome
+from .api import Drift, Kernel, Outcome, StepError
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +53,30 @@ class Executor:
         for step, outcome in zip(steps, outcomes, strict=True):
             found.setdefault(step.key, outcome)
         return found
+
+    async def mend(self, plan: Plan) -> None:
+        """Bring about what can be of a plan that was applied before; what one step lacks keeps no other from it.
+
+        Raises:
+            ExceptionGroup: of `StepError`; all other steps are as they should be.
+        """
+        steps = arrange(plan.steps)
+        outcomes: list[Outcome] = []
+        try:
+            await self._kernel.ensure(steps, outcomes)
+        except StepError:
+            # From there on one by one, since neighbouring rules are one transaction.
+            left = steps[len(outcomes) :]
+        else:
+            return
+        errors: list[Exception] = []
+        for step in left:
+            try:
+                await self._kernel.ensure((step,))
+            except StepError as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("some objects could not be mended", errors)
 
     async def revert(self, plan: Plan) -> None:
         """Remove a plan, in reverse. What is absent is no failure; goes on after failures.
