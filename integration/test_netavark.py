@@ -1,6 +1,7 @@
 """netavark's plugin API, spoken as netavark does: Debian's is too old to know plugins."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,22 @@ from harness import (
     resolve,
     tcp_ask,
     udp_ask,
+    wait_until,
 )
 
 ID = "1d" * 32
 CONTAINER = "c0" * 32
+KEEPER = """
+import socket, subprocess, sys
+tcp, udp = socket.socket(socket.AF_INET6, socket.SOCK_STREAM), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+tcp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+tcp.bind(("::", 8080))
+udp.bind(("0.0.0.0", 8080))
+sys.exit(subprocess.run(sys.argv[1:]).returncode)
+"""
+"""What podman does since 5.8: it binds the ports of a container, of both families and without listening, and calls."""
+
+STRANGER = "import socket; sock = socket.create_server(('', 8080)); sock.accept()"
 
 
 @dataclass
@@ -34,14 +47,14 @@ class Netavark:
     wire: Wire
     netplug: Netplug
 
-    def __call__(self, *args: str, given: Any = None, code: int = 0) -> Any:
+    def __call__(self, *args: str, given: Any = None, code: int = 0, through: tuple[str, ...] = ()) -> Any:
         env = {"NETPLUG_STATE_DIR": str(self.netplug.state_dir)}
-        done = self.host.run([f"{BIN_DIR}/pynet", *args], stdin=json.dumps(given), env=env, check=False)
+        done = self.host.run([*through, f"{BIN_DIR}/pynet", *args], stdin=json.dumps(given), env=env, check=False)
         assert done.returncode == code, done.stdout + done.stderr
         return json.loads(done.stdout) if done.stdout else None
 
-    def refused(self, *args: str, given: Any) -> str:
-        return str(self(*args, given=given, code=1)["error"])
+    def refused(self, *args: str, given: Any, through: tuple[str, ...] = ()) -> str:
+        return str(self(*args, given=given, code=1, through=through)["error"])
 
 
 @pytest.fixture
@@ -181,6 +194,62 @@ def test_life_of_a_container(call: Netavark) -> None:
         call.netplug.start()
         call("teardown", path(netns), given=again)
     call.netplug.cli("network", "rm", "blue")
+
+
+@pytest.mark.parametrize("daemon", [True, False], ids=["daemon", "alone"])
+def test_ports_that_the_runtime_keeps_are_published(call: Netavark, *, daemon: bool) -> None:
+    keeper = (sys.executable, "-c", KEEPER)
+    net = call("create", given=network(subnets=[{"subnet": "10.91.0.0/24"}]))
+    port = {"container_port": 80, "host_port": 8080, "host_ip": "", "protocol": "tcp,udp", "range": 1}
+    wanted, other = container(net, port), container(net, port) | {"container_id": "cd" * 32}
+    if not daemon:
+        call.netplug.stop()
+    with namespace(call.host) as netns, namespace(call.host) as second:
+        call("setup", path(netns), given=wanted, through=keeper)
+        assert "8080/tcp is already in use" in call.refused("setup", path(second), given=other, through=keeper)
+        with SeenServer(netns, "tcp", 80), SeenServer(netns, "udp", 80):
+            assert tcp_ask(call.client, call.wire.left, 8080) == call.wire.right
+            assert udp_ask(call.client, call.wire.left, 8080) == call.wire.right
+        call("teardown", path(netns), given=wanted)
+        stranger = call.host.popen([sys.executable, "-c", STRANGER], log="stranger.log")
+        wait_until(lambda: ":8080" in call.host.output("ss", "-ltn"), what="the stranger to listen")
+        said = call.refused("setup", path(second), given=other)
+        assert "port 0.0.0.0:8080/tcp is already in use on this host by process " in said
+        assert "(python" in said
+        stranger.stop()
+        call("setup", path(second), given=other, through=keeper)
+        call("teardown", path(second), given=other)
+    if not daemon:
+        call.netplug.start()
+    call.netplug.cli("network", "rm", "blue")
+
+
+def test_container_on_two_networks_publishes_its_ports_once(call: Netavark) -> None:
+    """netavark hands all of them to each network; they go on by what is left."""
+    nets = [
+        call("create", given=network(name=name, id=name[0] * 64, subnets=[{"subnet": subnet}]))
+        for name, subnet in (("blue", "10.91.0.0/24"), ("red", "10.92.0.0/24"))
+    ]
+    port = {"container_port": 80, "host_port": 8080, "host_ip": "", "protocol": "tcp", "range": 1}
+    first, second = container(nets[0], port), container(nets[1], port, interface_name="eth1")
+
+    def reached() -> bool:
+        return tcp_ask(call.client, call.wire.left, 8080) == call.wire.right
+
+    with namespace(call.host) as netns, SeenServer(netns, "tcp", 80):
+        call("setup", path(netns), given=first)
+        call("setup", path(netns), given=second)
+        assert reached()
+        with SeenServer(call.host, "tcp", 8080):  # conmon keeps it by now
+            call("teardown", path(netns), given=first)
+            assert reached()
+        call("setup", path(netns), given=first)
+        assert not call.netplug.drift()
+        call("teardown", path(netns), given=second)
+        assert reached()
+        call("teardown", path(netns), given=first)
+    for name in ("blue", "red"):
+        call.netplug.cli("network", "rm", name)
 
 
 def test_failed_setup_leaves_nothing(call: Netavark) -> None:

@@ -48,7 +48,7 @@ def main() -> int:
     env = {key: value for key, value in os.environ.items() if key.startswith("CNI_")}
     if not env.get("CNI_COMMAND") and arguments:
         env = {"NETAVARK_COMMAND": arguments[0], "NETAVARK_NETNS": arguments[-1]}
-    call = Call(name, env, sys.stdin.buffer.read())
+    call = Call(name, env, sys.stdin.buffer.read(), os.getpid())
     reply = answer(call)
     sys.stdout.write(reply.stdout)
     sys.stderr.write(reply.stderr)

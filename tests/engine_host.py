@@ -12,6 +12,7 @@ from netplug.drivers import ranges
 from netplug.drivers.api import PortMapping
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.host import HostDriver
+from netplug.drivers.leasing import LeasingDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.drivers.overlay import OverlayDriver
@@ -153,6 +154,7 @@ class Host:
                 "bridge": BridgeDriver(),
                 "host": HostDriver(),
                 "macvlan": MacvlanDriver(),
+                "ipam": LeasingDriver(),
                 "none": NoneDriver(),
                 "overlay": OverlayDriver(),
             },

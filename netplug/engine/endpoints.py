@@ -18,10 +18,11 @@ from netplug.engine.addressing import Addressing
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.locks import Locks
 from netplug.engine.others import Nobody, Others
-from netplug.engine.publishing import Publishing, in_order
+from netplug.engine.publishing import Publishing
 from netplug.engine.records import (
     ENDPOINTS,
     AttachSpec,
+    Caller,
     Description,
     EndpointRecord,
     EndpointSpec,
@@ -29,6 +30,7 @@ from netplug.engine.records import (
     NetworkRecord,
 )
 from netplug.engine.registry import Registry, put
+from netplug.engine.reserving import in_order
 from netplug.engine.sandboxes import is_there
 from netplug.engine.shared import Shared
 from netplug.engine.whole import whole
@@ -102,12 +104,13 @@ class Endpoints:
                 spec.name,
                 spec.aliases,
                 spec.container,
-                sandbox=spec.netns,
+                sandbox=spec.netns or spec.elsewhere[0],
                 ifname=spec.ifname,
                 plan=plan,
-                sandbox_id=spec.netns_id,
+                sandbox_id=spec.netns_id or spec.elsewhere[1],
+                runtime=spec.caller.runtime,
             )
-            built = await self._build(net, built)
+            built = await self._build(net, built, spec.caller)
         log.info(
             "endpoint.created",
             network=net.name,
@@ -134,9 +137,9 @@ class Endpoints:
         plan = place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable)
         return endpoint, plan.of_namespace(spec.netns_id)
 
-    async def _build(self, net: Network, hidden: EndpointRecord) -> EndpointRecord:
+    async def _build(self, net: Network, hidden: EndpointRecord, caller: Caller) -> EndpointRecord:
         # A runtime says when its ports are to be published; a bare namespace is plugged in all at once.
-        async with self._publishing.exposed(net, hidden) if hidden.ifname else nullcontext(hidden) as built:
+        async with self._publishing.exposed(net, hidden, caller) if hidden.ifname else nullcontext(hidden) as built:
             intent = Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,))
             key, _ = await self._journal.build(intent)
             await self._journal.commit(key, [put(built)])
@@ -155,22 +158,33 @@ class Endpoints:
         taken = {destination.version for destination in routes if destination.prefixlen == 0}
         return replace(attachment, gateways=tuple(item for item in attachment.gateways if item.version not in taken))
 
-    async def _succeed(self, netns: str, netns_id: str) -> None:
-        """Give a namespace that lost its way out that of the networks which it is still in."""
-        for heir in self._registry.in_sandbox(netns, netns_id):
-            ident = heir.endpoint.network
-            async with self._registry.lock(ident):
-                if self._registry.find(ident, heir.endpoint.id) is not heir or heir.front_end is not FrontEnd.CLI:
-                    continue
-                net = self._registry.network(ident).network
-                attachment = self._drivers[net.options.mode].join(net, heir.endpoint)
-                routes = ways_out(self._beside_others(attachment, netns, netns_id), netns, heir.ifname)
-                routes = routes.of_namespace(heir.sandbox_id)
-                if routes:
-                    key, _ = await self._journal.build(Intent(f"way out of {netns}", routes))
-                    heir = replace(heir, plan=heir.plan + routes)  # noqa: PLW2901 - the same endpoint, with a way out
-                    await self._journal.commit(key, [put(heir)])
-                    self._registry.remember(heir)
+    async def _succeed(self, gone: EndpointRecord) -> None:
+        """Give a sandbox that may have lost its way out that of the networks which it is still in.
+
+        Not with CNI: there the configuration says which network is the way out.
+        """
+        for heir in self._registry.in_sandbox(gone.sandbox, gone.sandbox_id):
+            if heir.front_end not in {FrontEnd.CLI, FrontEnd.NETAVARK}:
+                continue
+            try:
+                await self._give_way_out(heir)
+            except NetplugError as exc:  # who is gone is gone, and so may be the sandbox
+                log.warning("way_out.missing", sandbox=gone.sandbox, error=str(exc))
+
+    async def _give_way_out(self, heir: EndpointRecord) -> None:
+        ident, netns = heir.endpoint.network, heir.sandbox
+        async with self._registry.lock(ident):
+            if self._registry.find(ident, heir.endpoint.id) is not heir:
+                return
+            net = self._registry.network(ident).network
+            attachment = self._drivers[net.options.mode].join(net, heir.endpoint)
+            routes = ways_out(self._beside_others(attachment, netns, heir.sandbox_id), netns, heir.ifname)
+            routes = routes.of_namespace(heir.sandbox_id)
+            if routes:
+                key, _ = await self._journal.build(Intent(f"way out of {netns}", routes))
+                heir = replace(heir, plan=heir.plan + routes)
+                await self._journal.commit(key, [put(heir)])
+                self._registry.remember(heir)
 
     async def _drop_superseded(self, spec: EndpointSpec, record: NetworkRecord) -> None:
         if spec.front_end is not FrontEnd.DOCKER:
@@ -227,7 +241,9 @@ class Endpoints:
             if built is None:
                 return False
             await self.drop(built)
-            return True
+        await self._succeed(built)
+        await self._publishing.inherit(built)
+        return True
 
     @whole
     async def drop(self, built: EndpointRecord) -> None:
@@ -312,7 +328,7 @@ class Endpoints:
             endpoint = replace(built.endpoint, addresses=spec.leased)
             wanted = spec.endpoint(spec.id, network_id, built.sandbox, built.sandbox_id)
             endpoint, plan = self._computed(net, endpoint, wanted)
-            built = await self._build(net, replace(built, endpoint=endpoint, plan=plan))
+            built = await self._build(net, replace(built, endpoint=endpoint, plan=plan), spec.caller)
         await self.others.settled(built)
         return built
 
@@ -354,10 +370,6 @@ class Endpoints:
         for built in found:
             async with self._sandboxes.hold(_where(built)):
                 await self.delete(net.id, built.endpoint.id)
-                try:
-                    await self._succeed(built.sandbox, built.sandbox_id)
-                except NetplugError as exc:  # the detached is detached, and the namespace may be gone
-                    log.warning("way_out.missing", sandbox=built.sandbox, error=str(exc))
 
 
 def _where(record: EndpointRecord) -> str:

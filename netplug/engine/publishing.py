@@ -5,27 +5,24 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from ipaddress import ip_address
 
 import structlog
 
-from netplug.drivers import ranges
-from netplug.drivers.api import Driver, Endpoint, Network, PortMapping
+from netplug.drivers.api import Driver, Network, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import HostPort, IPAddress
 from netplug.engine.journal import Intent, Journal
-from netplug.engine.records import EndpointRecord, FrontEnd
+from netplug.engine.records import Caller, EndpointRecord, FrontEnd
 from netplug.engine.registry import Record, Registry, put
+from netplug.engine.reserving import Inherited, Sharing, addresses, in_order, reserved
+from netplug.engine.sandboxes import is_there
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel
 
 log = structlog.get_logger(__name__)
 
-_ALL = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
-_TRIES = 16
-"""How often a port that is free for one family and taken for the other is given up for a next one."""
+_NOBODY = Caller()
 GRACE_S = 3.0
 """After a start of ours Docker may be in the middle of starting a container that has no process yet."""
 _POLL_S = 0.05
@@ -42,6 +39,7 @@ class Publishing:
         self.drop: Callable[[EndpointRecord], Awaitable[None]]
         self._started = time.monotonic()
         self._known: set[str] = set()
+        self._sharing = Sharing(registry)
         registry.watchers.append(self._changed)
 
     def begin_session(self) -> None:
@@ -93,19 +91,58 @@ class Publishing:
         return open_
 
     @asynccontextmanager
-    async def exposed(self, net: Network, built: EndpointRecord) -> AsyncIterator[EndpointRecord]:
+    async def exposed(
+        self, net: Network, built: EndpointRecord, caller: Caller = _NOBODY
+    ) -> AsyncIterator[EndpointRecord]:
         """Yield the record with its ports published; they are reserved, and for good if the block ends well."""
         if not self._drivers[net.options.mode].expose(net, built.endpoint):
             yield built
             return
-        ports = _on_hosts(net, built.endpoint.ports)
-        number = sum(mapping.count * len(_addresses(built.endpoint, mapping)) for mapping in ports)
-        self._kernel.admit(number, f"publishing {sum(mapping.count for mapping in ports)} ports")
-        async with reserved(self._kernel, built.endpoint, ports) as published:
-            exposed = self._drivers[net.options.mode].expose(net, replace(built.endpoint, ports=published))
-            if built.front_end.shares:
-                exposed = exposed.sharing()
-            yield replace(built, exposed=exposed, published=published if exposed else ())
+        shares = built.front_end.shares
+        theirs = self._kernel.reservations(caller.pid, built.container) if shares else None
+        with self._sharing.claimed(built, _on_hosts(net, built.endpoint.ports)) as ports:
+            number = sum(mapping.count * len(addresses(built.endpoint, mapping)) for mapping in ports)
+            self._kernel.admit(number, f"publishing {sum(mapping.count for mapping in ports)} ports")
+            async with reserved(self._kernel, built.endpoint, ports, theirs) as published:
+                yield self._with(net, built, published)
+
+    def _with(self, net: Network, built: EndpointRecord, published: tuple[PortMapping, ...]) -> EndpointRecord:
+        """Return an endpoint with ports published beside those that are already."""
+        exposed = self._drivers[net.options.mode].expose(net, replace(built.endpoint, ports=published))
+        if not exposed:
+            return built
+        if built.front_end.shares:
+            exposed = exposed.sharing()
+        exposed = built.exposed + exposed.without(step.key for step in built.exposed)
+        return replace(built, exposed=exposed, published=in_order((*built.published, *published)))
+
+    @whole
+    async def inherit(self, gone: EndpointRecord) -> None:
+        """Publish at what is left of a container what was published at an endpoint that it had; no lock is held."""
+        for heir in self._sharing.siblings(gone) if gone.published else ():
+            if await is_there(self._kernel, heir):  # else it is on its way out, too
+                await self._inherit(heir, gone)
+
+    async def _inherit(self, heir: EndpointRecord, gone: EndpointRecord) -> None:
+        ident = heir.endpoint.network
+        async with self._registry.lock(ident):
+            if (found := self._registry.find(ident, heir.endpoint.id)) is None or not found.linked:
+                return
+            net = self._registry.network(ident).network
+            with self._sharing.claimed(found, _on_hosts(net, found.endpoint.ports)) as ports:
+                try:
+                    async with reserved(self._kernel, found.endpoint, ports, Inherited(gone)) as published:
+                        await self._add(net, found, published)
+                except NetplugError as exc:
+                    log.warning("ports.lost", endpoint=short(found.endpoint.id), error=str(exc))
+
+    async def _add(self, net: Network, built: EndpointRecord, published: tuple[PortMapping, ...]) -> None:
+        more = self._with(net, built, published)
+        if more is not built:
+            added = more.exposed.without(step.key for step in built.exposed)
+            key, _ = await self._journal.build(Intent(f"ports of endpoint {short(built.endpoint.id)}", added))
+            await self._journal.commit(key, [put(more)])
+            self._registry.remember(more)
 
     async def _drop_dead_holders(self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None) -> bool:
         """Delete Docker's dead endpoints that hold a port which an endpoint wants; tell if there were any.
@@ -162,11 +199,6 @@ class Publishing:
         return hidden
 
 
-def in_order(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-    """Return ports in one order, joined where they follow one another; Docker lists them in another order each time."""
-    return tuple(sorted(ranges.joined(ports), key=str))
-
-
 def _on_hosts(net: Network, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
     """Return the mappings with the network's default host address where they name none."""
     default = net.options.host_binding_ipv4
@@ -187,56 +219,3 @@ def _holds(holder: EndpointRecord, wanted: Sequence[PortMapping]) -> bool:
 
 def _everywhere(mapping: PortMapping) -> bool:
     return mapping.host_address is None or mapping.host_address.is_unspecified
-
-
-@asynccontextmanager
-async def reserved(
-    kernel: Kernel, ep: Endpoint, ports: Sequence[PortMapping]
-) -> AsyncIterator[tuple[PortMapping, ...]]:
-    """Reserve a host port for each mapping and yield the mappings with definite ports.
-
-    The reservations are ended when the block fails; else they are the caller's, who ends them by removing the
-    `HostPort` steps.
-
-    Raises:
-        NetplugError: "unavailable", naming the port that is taken.
-    """
-    held: list[HostPort] = []
-    try:
-        one_by_one = [single for mapping in ports for single in ranges.singles(mapping)]
-        yield in_order([await _reserve(kernel, ep, mapping, held) for mapping in one_by_one])
-    except BaseException:
-        await kernel.remove(held)
-        raise
-
-
-async def _reserve(kernel: Kernel, ep: Endpoint, mapping: PortMapping, held: list[HostPort]) -> PortMapping:
-    last = max(mapping.host_port, mapping.host_port_end)
-    hosts = _addresses(ep, mapping)
-    if not hosts:
-        return replace(mapping, host_port=mapping.host_port or mapping.port, host_port_end=0)
-    first = mapping.host_port
-    for _ in range(_TRIES):
-        port = await kernel.reserve(mapping.proto, hosts[0], first, last)
-        mine = [HostPort(mapping.proto, hosts[0], port)]
-        try:
-            for host in hosts[1:]:
-                await kernel.reserve(mapping.proto, host, port, port)
-                mine.append(HostPort(mapping.proto, host, port))
-        except NetplugError:
-            await kernel.remove(mine)
-            if port == last:
-                raise
-            first = port + 1 if last else 0
-            continue
-        held += mine
-        return replace(mapping, host_port=port, host_port_end=port)
-    raise NetplugError("unavailable", f"no port is free for both IPv4 and IPv6 for {mapping}")
-
-
-def _addresses(ep: Endpoint, mapping: PortMapping) -> list[IPAddress]:
-    """Return the host addresses to reserve on: one a family that the endpoint has and the mapping wants."""
-    families = sorted({address.version for address in ep.addresses})
-    if mapping.host_address is not None:
-        return [mapping.host_address] if mapping.host_address.version in families else []
-    return [_ALL[family] for family in families]

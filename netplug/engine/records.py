@@ -31,6 +31,14 @@ class FrontEnd(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """The runtime that asks for an endpoint. `pid`: of its process that calls; `runtime`: see `kernel.runtimes`."""
+
+    pid: int = 0
+    runtime: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SubnetSpec:
     """A subnet as asked for.
 
@@ -72,7 +80,8 @@ class EndpointSpec:
     in which the link is to be made at once as `ifname`; empty when a runtime moves it there. `netns_id`: its identity
     (`Kernel.sandbox`). `options`: as the user wrote them. `groups`: sets of subnets of each of which one address is
     wanted, in place of one a family. `routes`: those of the sandbox, in place of a way out by the gateways. `pinned`:
-    it keeps its MAC, whoever may tune its link.
+    it keeps its MAC, whoever may tune its link. `elsewhere`: path and identity of a sandbox in which somebody else
+    makes the link.
     """
 
     id: str
@@ -91,6 +100,8 @@ class EndpointSpec:
     routes: tuple[StaticRoute, ...] | None = None
     pinned: bool = False
     netns_id: str = ""
+    caller: Caller = Caller()
+    elsewhere: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +128,7 @@ class AttachSpec:
     groups: tuple[tuple[IPNetwork, ...], ...] | None = None
     routes: tuple[StaticRoute, ...] | None = None
     pinned: bool = False
+    caller: Caller = Caller()
 
     def endpoint(self, ident: str, network: str, netns: str, netns_id: str) -> EndpointSpec:
         """Return the endpoint asked for; `network` is an id, `netns` a path."""
@@ -137,6 +149,7 @@ class AttachSpec:
             routes=self.routes,
             pinned=self.pinned,
             netns_id=netns_id,
+            caller=self.caller,
         )
 
 
@@ -190,7 +203,8 @@ class EndpointRecord:
     `linked` False: the links were taken down by Leave; a Join builds them anew. `serves`: ports on which the container
     is said to listen ("80/tcp"), published or not. `healthy` False: its runtime says that it is not well. `domainname`:
     what stands behind its hostname, where it sees itself as such. `resolves`: when it started (Unix time) with the
-    host's resolvers of that moment for names of others; 0, it has others, or nobody said so.
+    host's resolvers of that moment for names of others; 0, it has others, or nobody said so. `runtime`: who asked
+    for it, see `Caller`.
     """
 
     endpoint: Endpoint
@@ -211,6 +225,7 @@ class EndpointRecord:
     sandbox_id: str = ""
     domainname: str = ""
     resolves: float = 0.0
+    runtime: str = ""
 
     @property
     def present(self) -> Plan:

@@ -23,26 +23,18 @@ from netplug.frontends import cni_result
 from netplug.frontends.cni_checks import refuse_drift, refuse_unready
 from netplug.frontends.cni_config import Wanted, translate, without_ipam
 from netplug.frontends.cni_delegate import Delegate
+from netplug.frontends.cni_garbage import CODES, Garbage
 from netplug.frontends.cni_ipam import Leasing
 from netplug.frontends.cni_outcome import outcome
 from netplug.frontends.cni_result import Dns, Result
 from netplug.frontends.cni_types import RouteIn
-from netplug.frontends.cni_wire import Call, CniError, Code, Command, Reply, Request, read, valid_attachments
+from netplug.frontends.cni_wire import Call, CniError, Code, Command, Reply, Request, read
 from netplug.frontends.named import NamedNetworks
 from netplug.frontends.netavark import NetavarkService
 from netplug.ipam.pool import EXTERNAL
 from netplug.store.api import StoreError
 
 log = structlog.get_logger(__name__)
-
-_CODES = {
-    "invalid": Code.CONFIG,
-    "not_found": Code.NOT_FOUND,
-    "exists": Code.EXISTS,
-    "forbidden": Code.FORBIDDEN,
-    "unavailable": Code.TRY_AGAIN,
-    "unreachable": Code.TRY_AGAIN,
-}
 
 
 class CniService:
@@ -188,18 +180,12 @@ class CniService:
     # GC, STATUS
 
     async def _collect(self, request: Request, foreign: Delegate | None) -> None:
-        valid = valid_attachments(request)
-        errors: list[CniError] = []
+        garbage = Garbage(request)
         if record := self._networks.find(request.network):
-            for built in self._engine.registry.endpoints(record.network.id):
-                if built.front_end is FrontEnd.CNI and (built.container, built.ifname) not in valid:
-                    await _gathering(errors, self._engine.endpoints.delete(record.network.id, built.endpoint.id))
-            if record.front_end is FrontEnd.CNI and not self._engine.registry.endpoints(record.network.id):
-                await _gathering(errors, self._engine.networks.delete(record.network.id, by=FrontEnd.CNI))
+            await garbage.collect(self._engine, record)
         if foreign is not None:
-            await _gathering(errors, foreign.run_if_it_can("GC"))
-        if errors:
-            raise CniError(errors[0].code, "; ".join(map(str, errors)))
+            await garbage.gathering(foreign.run_if_it_can("GC", garbage.left()))
+        garbage.refuse()
 
     async def _status(self, request: Request, foreign: Delegate | None) -> None:
         await refuse_unready(self._engine, self._networks.find(request.network), translate(request).network)
@@ -259,6 +245,7 @@ def _spec(request: Request, wanted: Wanted, record: NetworkRecord, leased: Resul
         routes=wanted.routes_in(net, gateways),
         options=wanted.limits,
         pinned=wanted.pinned,
+        caller=request.caller,
     )
 
 
@@ -280,14 +267,6 @@ def _foreign_subnets(leased: Result) -> tuple[SubnetSpec, ...]:
     return tuple(found.values())
 
 
-async def _gathering(errors: list[CniError], work: Awaitable[object]) -> None:
-    """GC goes on over failures."""
-    try:
-        await work
-    except (CniError, NetplugError) as exc:
-        errors.append(exc if isinstance(exc, CniError) else CniError(_CODES.get(exc.kind, Code.INTERNAL), str(exc)))
-
-
 def refusal(exc: Exception, version: str) -> Reply:
     """Return the answer to a call that failed; `version`: the configuration's, as far as it is known."""
     if isinstance(exc, CniError):
@@ -295,8 +274,8 @@ def refusal(exc: Exception, version: str) -> Reply:
     elif isinstance(exc, StoreError):
         log.warning("request.failed", error=str(exc))
         error = CniError(Code.TRY_AGAIN, f"store: {exc}")
-    elif isinstance(exc, Reportable) and exc.kind in _CODES:
-        error = CniError(_CODES[exc.kind], exc.message, exc.hint)
+    elif isinstance(exc, Reportable) and exc.kind in CODES:
+        error = CniError(CODES[exc.kind], exc.message, exc.hint)
     else:
         log.error("request.failed", error=str(exc), exc_info=exc)
         error = CniError(Code.INTERNAL, f"internal error: {exc}", "see the log of netplug")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 from netplug.errors import NetplugError
@@ -63,15 +64,18 @@ class Delegate:
         """Have it do something that has no result; raises as `add`."""
         await self._run(command)
 
-    async def run_if_it_can(self, command: str) -> None:
-        """Have it do something that plugins of an older version of the specification know nothing of."""
+    async def run_if_it_can(self, command: str, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Have it do something that plugins of an older version of the specification know nothing of.
+
+        `more`: keys of its configuration in place of those that came.
+        """
         known = (await self._run("VERSION")).get("supportedVersions")
         if isinstance(known, list) and self._request.version in known:
-            await self._run(command)
+            await self._run(command, more)
 
-    async def _run(self, command: str) -> Mapping[str, Any]:
+    async def _run(self, command: str, more: Mapping[str, Any] = MappingProxyType({})) -> Mapping[str, Any]:
         request = self._request
-        program, stdin = self.find(), json.dumps(request.raw).encode()
+        program, stdin = self.find(), json.dumps({**request.raw, **more}).encode()
         try:
             done = await plugins.run(program, {**request.env, "CNI_COMMAND": command}, stdin)
         except NetplugError as exc:

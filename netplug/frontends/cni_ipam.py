@@ -9,11 +9,13 @@ from hashlib import sha256
 
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord
+from netplug.engine.sandboxes import identity
 from netplug.frontends.cni_checks import refuse_disagreement, refuse_unready
 from netplug.frontends.cni_config import IPAM, Wanted, translate_ipam
+from netplug.frontends.cni_garbage import Garbage
 from netplug.frontends.cni_outcome import addresses_of
 from netplug.frontends.cni_result import Result, RouteOf, parse, render
-from netplug.frontends.cni_wire import CniError, Code, Command, Request, valid_attachments
+from netplug.frontends.cni_wire import CniError, Code, Command, Request
 
 
 class Leasing:
@@ -58,6 +60,8 @@ class Leasing:
             ifname=request.ifname,
             container=request.container,
             groups=wanted.groups,
+            caller=request.caller,
+            elsewhere=(request.netns, await identity(self._engine.kernel, request.netns) or ""),
         )
         built = await self._engine.endpoints.create(spec, wanted.addresses)
         routes = tuple(RouteOf(route.dst, route.gw) for route in wanted.routes or ())
@@ -86,14 +90,10 @@ class Leasing:
             raise CniError(Code.WRONG, f"prevResult lacks {', '.join(missing)}")
 
     async def _collect(self, request: Request) -> None:
-        valid, record = valid_attachments(request), self._find(request.network)
-        if record is None:
-            return
-        for built in self._engine.registry.endpoints(record.network.id):
-            if (built.container, built.ifname) not in valid:
-                await self._engine.endpoints.delete(record.network.id, built.endpoint.id)
-        if record.front_end is FrontEnd.CNI and not self._engine.registry.endpoints(record.network.id):
-            await self._engine.networks.delete(record.network.id, by=FrontEnd.CNI)
+        garbage = Garbage(request)
+        if record := self._find(request.network):
+            await garbage.collect(self._engine, record)
+        garbage.refuse()
 
     async def _status(self, request: Request) -> None:
         await refuse_unready(self._engine, self._find(request.network), translate_ipam(request).network)

@@ -5,6 +5,7 @@ Not HTTP, since each millisecond of it would be half of what the executable take
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,6 +17,7 @@ from netplug.frontends.cni_wire import Call
 
 log = structlog.get_logger(__name__)
 
+_CREDENTIALS = struct.Struct("3i")
 MOST_BYTES = 4 << 20
 RETRY_S = 0.1
 REQUEST_S = 30.0
@@ -80,7 +82,7 @@ class _Server:
                 self._reading.discard(task)
                 self._working.add(task)
                 if data:
-                    reply = await self._service.answer(Call.parse(data))
+                    reply = await self._service.answer(Call.parse(data, _peer(connection)))
                     await self._loop.sock_sendall(connection, reply.render())
             except (TimeoutError, OSError) as exc:
                 log.debug("cni.gone", error=str(exc))
@@ -100,3 +102,9 @@ class _Server:
                     return b""
                 parts.append(part)
         return b"".join(parts)
+
+
+def _peer(connection: socket.socket) -> int:
+    """Return the process at the other end (unix(7), SO_PEERCRED)."""
+    pid, _, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(pid)

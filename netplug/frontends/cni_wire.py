@@ -13,6 +13,8 @@ from typing import Any
 
 from netplug.cni_shim import SPEC_VERSIONS
 from netplug.drivers.codec import JsonObject
+from netplug.engine.records import Caller
+from netplug.kernel import runtimes
 
 OWN_IPAM = "netplug-ipam"
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
@@ -66,12 +68,14 @@ _NAMED = frozenset({Command.ADD, Command.DEL, Command.CHECK})
 class Call:
     """One start of the executable. `name`: its file's name, `env`: its CNI variables, `stdin`: a configuration.
 
-    By netavark it is told what to do in arguments; these are in `env` too, see `netplug.cni_shim`.
+    `pid`: of the process that it became; 0 where nobody knows. By netavark it is told what to do in arguments; these
+    are in `env` too, see `netplug.cni_shim`.
     """
 
     name: str
     env: Mapping[str, str]
     stdin: bytes
+    pid: int = 0
 
     @property
     def netavark(self) -> str:
@@ -79,11 +83,11 @@ class Call:
         return self.env.get("NETAVARK_COMMAND", "")
 
     @classmethod
-    def parse(cls, data: bytes) -> "Call":
+    def parse(cls, data: bytes, pid: int = 0) -> "Call":
         """Read what `netplug.cni_shim` writes."""
         head, _, stdin = data.partition(b"\0\0")
         name, *words = head.decode(errors="replace").split("\0")
-        return cls(name, dict(word.split("=", 1) for word in words if "=" in word), stdin)
+        return cls(name, dict(word.split("=", 1) for word in words if "=" in word), stdin, pid)
 
     def render(self) -> bytes:
         """Return what `parse` reads."""
@@ -134,7 +138,7 @@ class Request:
     """A call whose environment is in order.
 
     `me`: the executable's name. `type`: the plugin that the configuration is for: me, unless I am its IPAM. `raw`: the
-    configuration as it came.
+    configuration as it came. `caller`: who asks.
     """
 
     command: Command
@@ -148,6 +152,7 @@ class Request:
     netns: str = ""
     args: Args = field(default_factory=Args)
     env: Mapping[str, str] = field(default_factory=dict)
+    caller: Caller = field(default_factory=Caller)
 
     @property
     def ipam(self) -> str:
@@ -210,7 +215,13 @@ def read(call: Call) -> Request:
         env.get("CNI_NETNS", ""),
         args,
         env,
+        caller_of(call),
     )
+
+
+def caller_of(call: Call) -> Caller:
+    """Return who asks."""
+    return Caller(call.pid, runtimes.calling(call.pid)) if call.pid else Caller()
 
 
 def _container(env: Mapping[str, str]) -> str:
@@ -260,15 +271,3 @@ def _args(text: str, *, strict: bool) -> Args:
         raise CniError(Code.ENVIRONMENT, f"CNI_ARGS: unknown args {unknown}")
     keys = ("IP", "MAC", "K8S_POD_NAME", "K8S_POD_NAMESPACE", _HOSTNAME)
     return Args(*(pairs.get(key, "") for key in keys))
-
-
-def valid_attachments(request: Request) -> frozenset[tuple[str, str]]:
-    """Return (container, interface) of the attachments that GC must leave.
-
-    Raises:
-        CniError: they are not said: to take that for "none" would cut off all.
-    """
-    found = request.get("cni.dev/valid-attachments")
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise CniError(Code.CONFIG, "required cni.dev/valid-attachments missing")
-    return frozenset((str(item.get("containerID", "")), str(item.get("ifname", ""))) for item in found)

@@ -18,10 +18,10 @@ from netplug.drivers.api import PortMapping, StaticRoute
 from netplug.drivers.options import BRIDGE, MACVLAN
 from netplug.drivers.steps import Proto
 from netplug.engine import Engine
-from netplug.engine.records import AttachSpec, EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.engine.records import AttachSpec, Caller, EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError, Reportable
 from netplug.frontends.api_wire import Cidr, Ifname, Ip, Mac, Name, Netns
-from netplug.frontends.cni_wire import Call, CniError, Reply
+from netplug.frontends.cni_wire import Call, CniError, Reply, caller_of
 from netplug.frontends.named import NamedNetworks
 from netplug.store.api import StoreError
 
@@ -163,9 +163,8 @@ class NetavarkService:
                 case "create":
                     said = await self._create(data)
                 case "setup":
-                    said = await self._setup(
-                        ExecIn.model_validate(data), _Place(netns=call.env["NETAVARK_NETNS"]).netns
-                    )
+                    netns = _Place(netns=call.env["NETAVARK_NETNS"]).netns
+                    said = await self._setup(ExecIn.model_validate(data), netns, caller_of(call))
                 case "teardown":
                     await self._teardown(ExecIn.model_validate(data))
                     return Reply(0)
@@ -185,7 +184,7 @@ class NetavarkService:
             ]
             return data | {"subnets": data.get("subnets") or subnets}
 
-    async def _setup(self, wanted: ExecIn, netns: str) -> dict[str, Any]:
+    async def _setup(self, wanted: ExecIn, netns: str, caller: Caller) -> dict[str, Any]:
         own = wanted.network_options
         if own.options:
             key = min(own.options)
@@ -204,6 +203,7 @@ class NetavarkService:
                 container=wanted.container_id,
                 front_end=FrontEnd.NETAVARK,
                 routes=_routes(record, wanted.network.routes or ()),
+                caller=caller,
             )
             built, _ = await self._engine.endpoints.attach(spec)
         return _status(record, built, called.resolving(record, built, self._domain))

@@ -10,7 +10,8 @@ import asyncio
 import ctypes
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from netplug.drivers.steps import HostPort, IPAddress, Proto
@@ -58,19 +59,23 @@ class SocketsOf:
     def __init__(self, pid: int, container: str) -> None:
         self._pid = pid
         self._container = container
-        self._found: Sequence[Bound] | None = None
+        self._found: Mapping[tuple[Proto, int], Sequence[Bound]] | None = None
 
     async def cover(self, step: HostPort) -> bool:
         """Tell whether they keep all of a port for their container; see `Reservations`."""
         if self._found is None:
             self._found = await asyncio.to_thread(self._look)
-        return any(bound.covers(step) for bound in self._found)
+        return any(bound.covers(step) for bound in self._found.get((step.proto, step.port), ()))
 
-    def _look(self) -> Sequence[Bound]:
+    def _look(self) -> Mapping[tuple[Proto, int], Sequence[Bound]]:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
             namespace = _namespace(ours)
         pids = dict.fromkeys((*_job(self._pid), *_started_for(self._container)))
-        return [bound for pid in pids for bound in _bound(pid, namespace)]
+        found = defaultdict(list)
+        for pid in pids:
+            for bound in _bound(pid, namespace):
+                found[bound.proto, bound.port].append(bound)
+        return found
 
 
 def _job(pid: int) -> Iterator[int]:

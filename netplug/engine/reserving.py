@@ -1,0 +1,145 @@
+"""Host ports of published ports, chosen and reserved; and which of a container's several endpoints publishes which."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from ipaddress import ip_address
+
+from netplug.drivers import ranges
+from netplug.drivers.api import Endpoint, PortMapping
+from netplug.drivers.steps import HostPort, IPAddress, Proto
+from netplug.engine.records import EndpointRecord
+from netplug.engine.registry import Registry
+from netplug.errors import NetplugError
+from netplug.kernel.api import Kernel, Reservations
+
+_ALL = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
+_TRIES = 16
+"""How often a port that is free for one family and taken for the other is given up for a next one."""
+
+
+class Sharing:
+    """What each endpoint of a container publishes where its runtime has all of them publish the same.
+
+    CNI and netavark hand all of a container's port mappings to each of its networks. The first one that can publishes;
+    the next ones do what is left, such as the other family.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._claims: dict[str, tuple[EndpointRecord, tuple[PortMapping, ...]]] = {}
+
+    def siblings(self, built: EndpointRecord) -> list[EndpointRecord]:
+        """Return the other endpoints of an endpoint's container, if they are to share its ports."""
+        if not built.front_end.shares or not built.container:
+            return []
+        return [
+            other
+            for other in self._registry.endpoints()
+            if (other.front_end, other.container) == (built.front_end, built.container) and other.key != built.key
+        ]
+
+    @contextmanager
+    def claimed(self, built: EndpointRecord, wanted: Sequence[PortMapping]) -> Iterator[tuple[PortMapping, ...]]:
+        """Yield what of the wanted an endpoint shall publish; for the time of the block nobody else is told to."""
+        if not built.front_end.shares:
+            yield tuple(wanted)
+            return
+        left = self._left(built, wanted)
+        self._claims[built.key] = built, left
+        try:
+            yield left
+        finally:
+            del self._claims[built.key]
+
+    def _left(self, built: EndpointRecord, wanted: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+        done = [(one, one.published) for one in (built, *self.siblings(built))]
+        done += [claim for claim in self._claims.values() if claim[0].container == built.container]
+        taken = {key for one, ports in done for mapping in ports for key, _ in _parts(one.endpoint, mapping)}
+        if not taken:
+            return tuple(wanted)
+        left = []
+        for single in (single for mapping in wanted for single in ranges.singles(mapping)):
+            parts = list(_parts(built.endpoint, single))
+            missing = [part for key, part in parts if key not in taken]
+            left += [single] if len(missing) == len(parts) else missing
+        return tuple(left)
+
+
+def _parts(ep: Endpoint, mapping: PortMapping) -> Iterator[tuple[tuple[Proto, int, int, int], PortMapping]]:
+    """Yield what a mapping publishes, one host address and port after the other, with what makes two the same."""
+    for single in ranges.singles(mapping):
+        for host in addresses(ep, single):
+            key = single.proto, single.host_port, single.port, host.version
+            yield key, replace(single, host_address=host)
+
+
+class Inherited:
+    """The ports of an endpoint that is gone, which its container's runtime may still keep by sockets."""
+
+    def __init__(self, gone: EndpointRecord) -> None:
+        self._ports = set(ranges.keys(step for step in gone.exposed if isinstance(step, HostPort)))
+
+    async def cover(self, step: HostPort) -> bool:
+        """Tell whether the endpoint had all of a port; see `Reservations`."""
+        return step.key in self._ports
+
+
+def in_order(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+    """Return ports in one order, joined where they follow one another; Docker lists them in another order each time."""
+    return tuple(sorted(ranges.joined(ports), key=str))
+
+
+@asynccontextmanager
+async def reserved(
+    kernel: Kernel, ep: Endpoint, ports: Sequence[PortMapping], theirs: Reservations | None = None
+) -> AsyncIterator[tuple[PortMapping, ...]]:
+    """Reserve a host port for each mapping and yield the mappings with definite ports.
+
+    `theirs`: see `Kernel.reserve`. The reservations are ended when the block fails; else they are the caller's, who
+    ends them by removing the `HostPort` steps.
+
+    Raises:
+        NetplugError: "unavailable", naming the port that is taken.
+    """
+    held: list[HostPort] = []
+    try:
+        one_by_one = [single for mapping in ports for single in ranges.singles(mapping)]
+        yield in_order([await _reserve(kernel, ep, mapping, held, theirs) for mapping in one_by_one])
+    except BaseException:
+        await kernel.remove(held)
+        raise
+
+
+async def _reserve(
+    kernel: Kernel, ep: Endpoint, mapping: PortMapping, held: list[HostPort], theirs: Reservations | None
+) -> PortMapping:
+    last = max(mapping.host_port, mapping.host_port_end)
+    hosts = addresses(ep, mapping)
+    if not hosts:
+        return replace(mapping, host_port=mapping.host_port or mapping.port, host_port_end=0)
+    first = mapping.host_port
+    for _ in range(_TRIES):
+        port = await kernel.reserve(mapping.proto, hosts[0], first, last, theirs)
+        mine = [HostPort(mapping.proto, hosts[0], port)]
+        try:
+            for host in hosts[1:]:
+                await kernel.reserve(mapping.proto, host, port, port, theirs)
+                mine.append(HostPort(mapping.proto, host, port))
+        except NetplugError:
+            await kernel.remove(mine)
+            if port == last:
+                raise
+            first = port + 1 if last else 0
+            continue
+        held += mine
+        return replace(mapping, host_port=port, host_port_end=port)
+    raise NetplugError("unavailable", f"no port is free for both IPv4 and IPv6 for {mapping}")
+
+
+def addresses(ep: Endpoint, mapping: PortMapping) -> list[IPAddress]:
+    """Return the host addresses to reserve on: one a family that the endpoint has and the mapping wants."""
+    families = sorted({address.version for address in ep.addresses})
+    if mapping.host_address is not None:
+        return [mapping.host_address] if mapping.host_address.version in families else []
+    return [_ALL[family] for family in families]

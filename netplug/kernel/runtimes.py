@@ -1,0 +1,53 @@
+"""Which runtime started a plugin, as far as its processes tell: by the program, and by the process that it was.
+
+Two runtimes on one network know nothing of each other's containers, so what belongs to whom has to be told apart.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+_PROC = Path("/proc")
+_MOST_PLUGINS = 8
+"""How deep plugins may call each other."""
+
+
+def calling(pid: int) -> str:
+    """Return which runtime a process was started by: program, process and its start; empty when that cannot be told.
+
+    Plugins that call each other are passed over: they have a command in their environment.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        for _ in range(_MOST_PLUGINS):
+            pid = int(_stat(pid)[1])
+            if pid == 0:
+                break
+            if not any(word.startswith(b"CNI_COMMAND=") for word in _read(pid, "environ").split(b"\0")):
+                program = str((_PROC / str(pid) / "exe").readlink()).removesuffix(" (deleted)")
+                return f"{program} {pid} {_stat(pid)[19].decode()}"
+    return ""
+
+
+def same(one: str, other: str) -> bool:
+    """Tell whether two calls are of one runtime; it may have been started anew between them.
+
+    Of two processes of one program that both live, each is a runtime of its own.
+    """
+    if one == other:
+        return True
+    (program, *process), (other_program, *_) = one.rsplit(" ", 2), other.rsplit(" ", 2)
+    return program == other_program and not _runs(*process)
+
+
+def _runs(pid: str = "", started: str = "") -> bool:
+    with suppress(OSError, ValueError, IndexError):
+        return _stat(int(pid))[19].decode() == started
+    return False
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of proc(5)'s stat from the state on: 1 is the parent, 19 the start."""
+    return _read(pid, "stat").rpartition(b")")[2].split()
+
+
+def _read(pid: int, name: str) -> bytes:
+    return (_PROC / str(pid) / name).read_bytes()

@@ -1,0 +1,219 @@
+"""CNI and netavark with runtimes as they are: that keep ports, name all mappings twice, or share a network."""
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_host import Host
+
+from netplug.drivers import ranges
+from netplug.drivers.steps import HostPort, Proto
+from netplug.frontends.cni import CniService
+from netplug.frontends.cni_wire import Call
+from netplug.kernel import runtimes
+
+NETNS = "/run/netns/box"
+ID = "c0" * 32
+RUNTIME = 4711
+SUBNETS = {"blue": "10.1.0.0/24", "red": "10.2.0.0/24", "six": "fd00:6::/64"}
+Started = Callable[[str], int]
+
+
+class Plugin:
+    """The plugin of a host, as runtimes see it."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    async def call(
+        self, command: str, network: str = "blue", container: str = ID, netns: str = NETNS, pid: int = 0, **config: Any
+    ) -> dict[str, Any]:
+        config = {"type": "pynet", "ipam": {"type": "netplug-ipam", "subnet": SUBNETS[network]}} | config
+        env = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": f"e{network}"}
+        name = "netplug-ipam" if config["type"] == "bridge" else "pynet"
+        text = {"cniVersion": "1.1.0", "name": network} | config
+        reply = await CniService(self.host.engine).answer(Call(name, env, json.dumps(text).encode(), pid))
+        answer: dict[str, Any] = json.loads(reply.stdout) if reply.stdout else {}
+        return answer
+
+    async def add(self, network: str = "blue", *ports: tuple[int, int], **more: Any) -> dict[str, Any]:
+        mappings = [{"hostPort": outer, "containerPort": inner} for outer, inner in ports]
+        return await self.call("ADD", network, runtimeConfig={"portMappings": mappings}, **more)
+
+    def published(self) -> dict[str, list[str]]:
+        """Return what is published, by network."""
+        names = {one.network.id: one.network.name for one in self.host.networks()}
+        return {
+            names[one.endpoint.network]: [
+                f"{port.address} {port.port}"
+                for step in one.exposed
+                for port in ranges.each(step)
+                if isinstance(port, HostPort)
+            ]
+            for one in self.host.endpoints()
+        }
+
+    def containers(self) -> list[str]:
+        return sorted(one.container for one in self.host.endpoints())
+
+
+@pytest.fixture
+async def plugin() -> AsyncIterator[Plugin]:
+    host = await Host.boot()
+    yield Plugin(host)
+    await host.check()
+    await host.close()
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Started]:
+    """Start runtimes, by the names of their programs, that have called a plugin; return the plugin's process."""
+    with ExitStack() as stack:
+
+        def start(name: str, plugin: str = "cat") -> int:
+            program = tmp_path / name
+            if not program.exists():
+                shutil.copy("/bin/sh", program)
+            call = [program, "-c", f"exec 3<&0; {plugin} <&3 & echo $!; wait"]
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            runtime = stack.enter_context(subprocess.Popen(call, text=True, **pipes))
+            assert runtime.stdout
+            return int(runtime.stdout.readline())
+
+        yield start
+
+
+# Ports that the runtime keeps
+
+
+async def test_port_that_the_runtime_keeps_is_published(plugin: Plugin) -> None:
+    plugin.host.kernel.foreign.reserved[RUNTIME] = {(Proto.TCP, ip_address("0.0.0.0"), 8080)}
+    refused = await plugin.add("blue", (8080, 80))
+    assert (refused["code"], "8080" in refused["msg"]) == (11, True)
+    assert (await plugin.add("blue", (8080, 80), pid=RUNTIME))["ips"]
+    assert plugin.published() == {"blue": ["0.0.0.0 8080"]}
+    # Its container is still the only one.
+    refused = await plugin.add("blue", (8080, 80), container="c1" * 32, netns="/run/netns/other", pid=RUNTIME)
+    assert (refused["code"], "8080" in refused["msg"]) == (11, True)
+    await plugin.host.reboot()
+    assert (await plugin.call("DEL")) == {}
+    assert plugin.published() == {}
+
+
+async def test_port_that_is_kept_for_the_container_is_published(plugin: Plugin) -> None:
+    """As by podman's conmon, when a network is connected later."""
+    plugin.host.kernel.foreign.reserved[ID] = {(Proto.TCP, ip_address("0.0.0.0"), 8080)}
+    assert (await plugin.add("blue", (8080, 80), pid=RUNTIME))["ips"]
+
+
+# One list of ports for each network
+
+
+async def test_ports_are_published_once_and_move_to_what_is_left(plugin: Plugin) -> None:
+    ports = ((8080, 80), (8081, 81))
+    assert (await plugin.add("blue", *ports))["ips"]
+    assert (await plugin.add("red", *ports))["ips"]
+    both = ["0.0.0.0 8080", "0.0.0.0 8081"]
+    assert plugin.published() == {"blue": both, "red": []}
+    plugin.host.kernel.foreign.ports.add((Proto.TCP, ip_address("0.0.0.0"), 8080))  # its runtime's, by now
+    await plugin.call("DEL", "blue")
+    assert plugin.published() == {"red": both}
+    await plugin.host.check()
+    await plugin.host.reboot()
+    await plugin.call("DEL", "red")
+
+
+async def test_another_network_publishes_the_other_family(plugin: Plugin) -> None:
+    assert (await plugin.add("blue", (8080, 80)))["ips"]
+    assert (await plugin.add("six", (8080, 80)))["ips"]
+    assert plugin.published() == {"blue": ["0.0.0.0 8080"], "six": [":: 8080"]}
+    await plugin.call("DEL", "blue")
+    assert plugin.published() == {"six": [":: 8080"]}
+    await plugin.call("DEL", "six")
+
+
+async def test_other_containers_port_is_refused_also_on_another_network(plugin: Plugin) -> None:
+    assert (await plugin.add("blue", (8080, 80)))["ips"]
+    refused = await plugin.add("red", (8080, 80), container="c1" * 32, netns="/run/netns/other")
+    assert (refused["code"], "8080" in refused["msg"]) == (11, True)
+    refused = await plugin.add("red", (8080, 81))  # the same container, and it cannot be both
+    assert (refused["code"], "8080" in refused["msg"]) == (11, True)
+    await plugin.call("DEL", "blue")
+
+
+async def test_networks_that_come_at_once_share_the_ports(plugin: Plugin) -> None:
+    """As containerd's do."""
+    made = await asyncio.gather(plugin.add("blue", (8080, 80)), plugin.add("red", (8080, 80)))
+    assert all(one["ips"] for one in made)
+    assert sorted(map(len, plugin.published().values())) == [0, 1]
+    await asyncio.gather(plugin.call("DEL", "blue"), plugin.call("DEL", "red"))
+
+
+async def test_ports_do_not_move_to_a_sandbox_that_is_gone(plugin: Plugin) -> None:
+    await plugin.add("blue", (8080, 80))
+    await plugin.add("red", (8080, 80))
+    plugin.host.kernel.vanish(NETNS)
+    await plugin.call("DEL", "blue", netns="")
+    assert plugin.published() == {"red": []}
+    await plugin.call("DEL", "red", netns="")
+
+
+# GC
+
+
+async def test_gc_leaves_what_another_runtime_attached(plugin: Plugin, started: Started) -> None:
+    ours, theirs = started("crio"), started("containerd")
+    for number, pid in enumerate((ours, ours, theirs, theirs)):
+        netns = f"/run/netns/{number}"
+        assert (await plugin.add(container=f"c{number}", netns=netns, pid=pid))["ips"]
+    plugin.host.kernel.vanish("/run/netns/3")
+    listed = {"cni.dev/valid-attachments": [{"containerID": "c0", "ifname": "eblue"}]}
+    assert await plugin.call("GC", pid=ours, **listed) == {}
+    assert plugin.containers() == ["c0", "c2"]
+    assert await plugin.call("GC", pid=theirs, **{"cni.dev/valid-attachments": None}) == {}
+    assert plugin.containers() == ["c0"]
+    assert await plugin.call("GC", pid=ours, **{"cni.dev/attachments": []}) == {}
+    assert plugin.host.networks() == []
+
+
+async def test_gc_of_addresses_leaves_what_another_runtime_leased(plugin: Plugin, started: Started) -> None:
+    """Each runs the same plugin, which runs ours: that one is not the runtime."""
+    ours, theirs = (started(name, "env CNI_COMMAND=ADD sh -c 'cat; true'") for name in ("crio", "containerd"))
+    for number, pid in enumerate((ours, theirs, theirs)):
+        netns = f"/run/netns/{number}"
+        assert (await plugin.call("ADD", container=f"c{number}", netns=netns, pid=pid, type="bridge"))["ips"]
+    plugin.host.kernel.vanish("/run/netns/2")
+    assert await plugin.call("GC", pid=ours, type="bridge", **{"cni.dev/valid-attachments": []}) == {}
+    assert plugin.containers() == ["c1"]
+    assert await plugin.call("GC", pid=theirs, type="bridge", **{"cni.dev/valid-attachments": []}) == {}
+    assert plugin.containers() == []
+
+
+def test_runtime_that_starts_anew_is_the_same_and_a_second_one_is_not(started: Started) -> None:
+    first, second = runtimes.calling(started("crio")), runtimes.calling(started("crio"))
+    assert first.partition(" ")[0].endswith("/crio")
+    assert runtimes.same(first, first)
+    assert not runtimes.same(first, second)
+    program, pid, _ = first.rsplit(" ", 2)
+    assert runtimes.same(f"{program} {pid} 1", second)  # that process has ended, whoever has its number now
+    assert not runtimes.same(f"/usr/bin/other {pid} 1", second)
+    assert runtimes.calling(1 << 22) == ""
+
+
+async def test_gc_that_does_not_say_what_is_attached_is_told_so(plugin: Plugin) -> None:
+    await plugin.add()
+    refused = await plugin.call("GC")
+    assert (refused["code"], refused["msg"]) == (
+        7,
+        "cni.dev/valid-attachments is missing: GC has to be told what is still attached",
+    )
+    assert (await plugin.call("GC", **{"cni.dev/valid-attachments": {"a": 1}}))["code"] == 7
+    assert plugin.containers() == [ID]
+    await plugin.call("DEL")
