@@ -82,7 +82,8 @@ async def _answer(call: Call, settings: Settings) -> Reply:
         stack.push_async_callback(store.close)
         kernel = await linux_kernel()
         stack.push_async_callback(kernel.close)
-        identity, shared = await Identity.load(store, Machine.read()), await visited(store, settings, stack)
+        identity = await Identity.load(store, Machine.read())
+        shared = await visited(store, settings, stack, identity.id)
         gate = Gate(shared[0]) if shared else None
         leases = SharedLeases(store, gate, identity.id) if gate else StoredLeases(store)
         bases = spaces(await site_prefix(store), settings.address_pool)

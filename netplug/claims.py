@@ -8,7 +8,7 @@ Gateways belong to a network as a whole, not to a host: whoever defines the netw
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,10 +17,12 @@ import structlog
 from netplug.ipam.lease import IPAddress, Lease, OwnerKind
 from netplug.ipam.pool import GLOBAL, Pool
 from netplug.leases import OPS_PER_TXN, StoredLeases, lease_key, lease_of, leases_prefix, stamped
-from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError, Unreachable
+from netplug.store.api import Compare, Delete, Put, Record, Restored, Store, StoreError, Unreachable
 
 log = structlog.get_logger(__name__)
 
+PATIENCE_S = 5.0
+"""For which a claim waits until a store with older data is mended; dockerd waits 15 s for a plugin."""
 _OF_NETWORKS = frozenset({OwnerKind.GATEWAY, OwnerKind.AUX})
 
 
@@ -43,6 +45,32 @@ class Reach:
     def __init__(self) -> None:
         self.answers = True
         self.lost = asyncio.Event()
+        self.closed = asyncio.Event()
+        self._opened = asyncio.Event()
+        self._opened.set()
+
+    def close(self) -> None:
+        """Let nobody have anything new until hosts have told a store with older data what they have."""
+        self.closed.set()
+        self._opened.clear()
+
+    def open(self) -> None:
+        """Go on."""
+        self.closed.clear()
+        self._opened.set()
+
+    async def opened(self) -> None:
+        """Wait a moment until something new may be had.
+
+        Raises:
+            Restored: not in that time.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._opened.wait()
+        except TimeoutError:
+            words = "the store that hosts share has older data than before, and some hosts have not told what they have"
+            raise Restored(f"{words}; try again in a moment") from None
 
     def check(self) -> None:
         """Refuse at once what would wait in vain.
@@ -104,9 +132,8 @@ class SharedLeases:
         key = lease_key(lease.pool, lease.address)
         self._claiming.add(key)
         try:
-            with self.reach.asking():
-                if not await self._shared.claim(lease):
-                    return False
+            if not await self._claim_shared(lease):
+                return False
             self._mine[key] = lease
             try:
                 await self._own.drop(lease.pool, lease.address)  # of a life that another store knew
@@ -117,6 +144,18 @@ class SharedLeases:
                 raise
         finally:
             self._claiming.discard(key)
+
+    async def _claim_shared(self, lease: Lease) -> bool:
+        for last in (False, True):
+            await self.reach.opened()
+            try:
+                with self.reach.asking():
+                    return await self._shared.claim(lease)
+            except Restored:
+                self.reach.close()
+                if last:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     async def update(self, lease: Lease) -> bool:
         """Store the new owner of a lease; False: there is no such lease."""
@@ -170,8 +209,12 @@ class SharedLeases:
             found.append(Claim(lease, host, record.revision))
         return found
 
-    async def settle(self, pool_ids: Iterable[str]) -> list[tuple[Lease, str]]:
+    async def settle(
+        self, pool_ids: Iterable[str], *, vouched: Collection[str] | None = None
+    ) -> list[tuple[Lease, str]]:
         """Make the shared store agree with what this host has, and return what another host has of that, with its id.
+
+        `vouched`: the hosts whose claims count; of others what the store says is out of date. None: all.
 
         Raises:
             StoreError: the shared store does not answer.
@@ -190,12 +233,28 @@ class SharedLeases:
                 if lease is not None:
                     log.warning("claim.renewed", address=str(lease.address))
                     await self._store.txn([Compare(key, 0)], [Put(key, stamped(lease, self._host))])
-            lost += [
-                (self._mine[key], claims[key].host)
-                for key in before & self._mine.keys() & claims.keys()
-                if claims[key].host != self._host
-            ]
+            for key in before & self._mine.keys() & claims.keys():
+                claim = claims[key]
+                if claim.host == self._host:
+                    continue
+                if vouched is None or claim.host in vouched:
+                    lost.append((self._mine[key], claim.host))
+                    continue
+                log.warning("claim.won", address=str(claim.lease.address), other=claim.host)
+                put = Put(key, stamped(self._mine[key], self._host))
+                await self._store.txn([Compare(key, claim.revision)], [put])
         return lost
+
+    async def protect(self, claims: Iterable[tuple[Lease, str]]) -> None:
+        """Claim for others, by id of the host, what nobody has claimed and this host did not get itself."""
+        wanted = [(lease_key(lease.pool, lease.address), lease, host) for lease, host in claims]
+        wanted = [one for one in wanted if one[0] not in self._mine]
+        for start in range(0, len(wanted), OPS_PER_TXN):
+            some = wanted[start : start + OPS_PER_TXN]
+            puts = [(Compare(key, 0), Put(key, stamped(lease, host))) for key, lease, host in some]
+            if await self._store.txn([it for it, _ in puts], [it for _, it in puts]) is None:
+                for compare, put in puts:  # some are there
+                    await self._store.txn([compare], [put])
 
 
 def gateways(leases: Iterable[Lease]) -> list[Put]:

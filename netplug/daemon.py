@@ -40,6 +40,7 @@ from netplug.lock import claim_socket, lock_file, release_socket, turn
 from netplug.namespace import LOCKS, NAMESPACE, claim_namespace
 from netplug.reconcile import Reconciler
 from netplug.store.api import Put, Store, StoreError, Unreachable
+from netplug.store.guarded import Guarded
 from netplug.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Daemon:
         kernel = await self._open_kernel()
         self._resources.push_async_callback(kernel.close)
         identity = await Identity.load(store, self._machine or Machine.read())
-        gate = Gate(shared) if shared else None
+        gate = Gate(Guarded(shared, identity.id)) if shared else None
         leases = SharedLeases(store, gate, identity.id) if gate else None
         allocator = Allocator(
             leases or StoredLeases(store),

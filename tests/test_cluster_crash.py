@@ -33,6 +33,7 @@ from netplug.kernel.fake import FakeKernel
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
 from netplug.store.etcd import EtcdStore
+from netplug.store.guarded import Guarded
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = [needs_etcd, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(120)]
@@ -100,7 +101,7 @@ class Host:
         fuse = Slow(changes)
         access = EtcdAccess((self._etcd.host,))
         etcd = await EtcdStore.open(access)
-        gate = Gate(MortalLeases(etcd, fuse))  # type: ignore[arg-type]  # a store, too
+        gate = Gate(Guarded(MortalLeases(etcd, fuse), str(self.number) * 32))  # type: ignore[arg-type]  # a store, too
         local: Any = MortalStore(self._local, fuse)
         kernel: Any = MortalKernel(self.kernel, fuse)
         me = str(self.number) * 32

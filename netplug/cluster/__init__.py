@@ -6,7 +6,6 @@ look; on a timer everything is looked at. While the store cannot be reached noth
 """
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
@@ -24,7 +23,7 @@ from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease
-from netplug.store.api import Compare, Delete, Put, Store, StoreError, Unreachable
+from netplug.store.api import Compare, Delete, Store, StoreError, Unreachable
 
 from .audit import audit
 from .barrier import Barrier
@@ -32,14 +31,13 @@ from .forgetting import Host, Hosts
 from .identity import Gate, Identity
 from .membership import Membership
 from .networks import Definitions, ident_of
-from .records import IDENTITY, NETWORKS, Told, as_put, endpoint_key, twin_words
+from .records import NETWORKS, Told, as_put, endpoint_key, twin_words
+from .recovery import Recovery
 from .underlay import Underlay
 from .view import View, name_of
 
 log = structlog.get_logger(__name__)
 
-GRACE_S = 20.0
-"""For which the others may tell anew what a store has lost: they find that out within `membership.BEAT_S`."""
 INTERVAL_S = 30.0
 """After which everything is looked at, if nothing happens."""
 RETRY_S = 1.0
@@ -70,12 +68,14 @@ class Cluster:
         under: Underlay,
     ) -> None:
         self.me = me = identity.id
-        self.view = View(store)
+        self._guard = guard = store.store
+        self.view = View(guard)
         self.membership = Membership(
             store, self.view, leases.reach, identity, engine.conditions, name=name, vtep=under.vtep
         )
         self.barrier = Barrier(store, self.view, self.membership)
-        self.networks = Definitions(engine, store, self.view, me)
+        self.networks = Definitions(engine, store, self.view, leases, me)
+        self._recovery = Recovery(engine, local, guard, self.view, self.membership, self.networks, leases, self._told)
         self._hosts = Hosts(store, self.networks, me)
         self.leases = leases
         self._underlay = under
@@ -92,7 +92,6 @@ class Cluster:
         self.names: Names | None = None
         self._published: dict[str, int] = {}
         self._reached: dict[str, Sequence[Peer]] = {}
-        self._recovered = 0.0
         self._defining = asyncio.Event()
         self._peering = asyncio.Event()
 
@@ -204,11 +203,12 @@ class Cluster:
 
     async def start(self) -> None:
         """Register, and wait a moment for what the others tell; without the store this host goes on alone."""
+        await self._recovery.load()
         try:
             async with asyncio.timeout(START_S):
                 await self.membership.beat()
                 if self.membership.admitted:
-                    await self._identify()
+                    await self._recovery.identify()
         except (TimeoutError, Unreachable) as exc:
             self._reach.answers = False
             log.warning("cluster.unreachable", reason=str(exc) or f"no answer in {START_S:g} s")
@@ -224,12 +224,14 @@ class Cluster:
                 group.create_task(keep("cluster.view", self.view.follow))
                 group.create_task(keep("cluster.membership", self.membership.run))
                 group.create_task(keep("cluster.barrier", self.barrier.run))
+                group.create_task(keep("cluster.recovery", self._recovery.run))
                 group.create_task(keep("cluster.timer", self._dispatch))
                 group.create_task(self._looking("cluster.networks", self._defining, self._define_all))
                 group.create_task(self._looking("cluster.peers", self._peering, self._peer_all))
         finally:
             try:
                 async with asyncio.timeout(START_S):
+                    await self._guard.mark()
                     await self.membership.leave()
             except (TimeoutError, StoreError) as exc:
                 log.debug("host.lease_left", reason=str(exc))
@@ -290,7 +292,7 @@ class Cluster:
     async def _define_all(self) -> None:
         if not self.membership.admitted:
             return  # that is looked at again when it is
-        await self._identify()
+        await self._recovery.identify()
         await self.membership.ensure()
         await self.networks.mirror()
         await self._settle()
@@ -304,25 +306,6 @@ class Cluster:
                 failed.append(exc)
         if failed:
             raise ExceptionGroup("networks of which not all is told", failed)
-
-    async def _identify(self) -> None:
-        """Learn which cluster this is. If not the one that this host knows, the store has lost its data: tell it all.
-
-        Every host finds that out by itself, since who comes first gives the cluster a new id.
-        """
-        stored = await self._store.get(IDENTITY)
-        while stored is None:
-            await self._store.txn([Compare(IDENTITY, 0)], [Put(IDENTITY, {"id": secrets.token_hex(16)})])
-            stored = await self._store.get(IDENTITY)
-        known = await self._local.get(IDENTITY)
-        if known is None or known.value["id"] != stored.value["id"]:
-            if known is not None:
-                log.error("cluster.data_lost", cluster=known.value["id"], now=stored.value["id"])
-                self._recovered = asyncio.get_running_loop().time() + GRACE_S
-                asyncio.get_running_loop().call_later(GRACE_S, self.view.touch_all)
-            await self.networks.restore()
-            await self._local.txn([], [Put(IDENTITY, {"id": stored.value["id"]})], durable=True)
-        self.networks.identity = str(stored.value["id"])
 
     async def _settle(self) -> None:
         """Make the claims in the store those of this host; what another host has of them is its."""
@@ -375,7 +358,7 @@ class Cluster:
         unless somebody else has their addresses now.
         """
         told = self.view.peers(network, self.me)
-        if self._whole():
+        if self._recovery.whole():
             return told
         there = {(peer.endpoint, peer.vtep) for peer in told}
         taken = {address for peer in told for address in peer.addresses}
@@ -385,16 +368,11 @@ class Cluster:
             peer for peer in reached if (peer.endpoint, peer.vtep) not in there and taken.isdisjoint(peer.addresses)
         ] + told
 
-    def _whole(self) -> bool:
-        """Whether the store has all that it ever had."""
-        lost = bool(self.networks.identity) and self.view.identity != self.networks.identity
-        return not lost and asyncio.get_running_loop().time() >= self._recovered
-
     def _name(self, network: str, here: str, refused: Collection[str]) -> None:
         """Have the endpoints of other hosts called as they say; who is reached keeps its name. `here`: as above."""
         for host, ident in self.view.renamed.pop(network, ()):
             told = self.view.endpoint(network, host, ident)
-            if self.names is None or host == self.me or (told is None and not self._whole()):
+            if self.names is None or host == self.me or (told is None and not self._recovery.whole()):
                 continue
             key, entry = f"{ident}@{host}", None
             if told is not None and told.names and ident not in refused:

@@ -23,6 +23,7 @@ from .records import (
     ENDPOINTS,
     HOSTS,
     MEMBERS,
+    RECOVERED,
     STOPPED,
     TWINS,
     HostRecord,
@@ -106,7 +107,7 @@ class Hosts:
         mine += [record for record in await self._range(LEASES) if _holder(record) == host.id]
         mine += await self._range(f"{CONFIRMED}{host.id}/")
         # The record last: whoever sees that sees nothing of the host any more.
-        keys = [*(record.key for record in mine), HOSTS + host.id]
+        keys = [*(record.key for record in mine), RECOVERED + host.id, HOSTS + host.id]
         for start in range(0, len(keys), OPS_PER_TXN):
             ops = [Delete(key) for key in keys[start : start + OPS_PER_TXN]]
             if await self._store.txn([Compare(ALIVE + host.id, 0), Compare(STOPPED + host.id, 0)], ops) is None:

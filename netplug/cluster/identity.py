@@ -11,14 +11,15 @@ import contextlib
 import hashlib
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from netplug.claims import NotAdmitted
 from netplug.drivers.codec import JsonObject
-from netplug.store.api import Compare, Delete, Event, Put, Record, SharedStore, Store
+from netplug.store.api import Compare, Delete, Event, Put, Record, Store
+from netplug.store.guarded import Guarded
 
 OWN = "meta/host"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -104,7 +105,7 @@ class Gate:
     `shut`: why this host may not write; empty: it may.
     """
 
-    def __init__(self, store: SharedStore) -> None:
+    def __init__(self, store: Guarded) -> None:
         self.store = store
         self.shut = "this host has not reached the cluster's store yet"
 
@@ -135,8 +136,10 @@ class Gate:
     async def revoke(self, lease: int) -> None:
         await self.store.revoke(lease)
 
-    def watch(self, prefix: str, revision: int) -> AsyncIterator[Event]:
-        return self.store.watch(prefix, revision)
+    def watch(
+        self, prefix: str, revision: int, *, anchor: Callable[[], Compare | None] | None = None
+    ) -> AsyncIterator[Event]:
+        return self.store.watch(prefix, revision, anchor=anchor)
 
     async def reconnect(self) -> None:
         await self.store.reconnect()

@@ -60,7 +60,8 @@ class Membership:
         self.vtep = vtep
         self.notes: tuple[str, ...] = ()
         self._gate = gate
-        self._store: Store = gate.store
+        # Also in a store with older data: without its record a host mends nothing there.
+        self._store: Store = gate.store.plain
         self._view = view
         self._reach = reach
         self._identity = identity

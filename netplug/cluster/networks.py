@@ -7,14 +7,13 @@ cannot be built here (an mtu too large, a VNI that a stranger holds) is told to 
 
 import asyncio
 import secrets
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import structlog
 
-from netplug.claims import drop_all
+from netplug.claims import SharedLeases
 from netplug.drivers.api import Scope
 from netplug.drivers.naming import short
 from netplug.drivers.options import OVERLAY, parse
@@ -24,14 +23,15 @@ from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec
 from netplug.engine.shared import driver_of
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError, Reportable
-from netplug.ipam.pool import GLOBAL, pool_id
+from netplug.ipam.pool import GLOBAL
 from netplug.store.api import Compare, Delete, Put, Record, StoreError
 
+from .catalogue import Catalogue
 from .choosing import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
 from .identity import Gate
-from .records import ENDPOINTS, GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put
+from .records import GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put
 from .records import parse as parse_record
-from .view import View, name_of
+from .view import View
 
 log = structlog.get_logger(__name__)
 
@@ -48,8 +48,10 @@ class Definitions:
     `identity`: the cluster's id as this host knows it; empty until it does.
     """
 
-    def __init__(self, engine: Engine, store: Gate, view: View, me: str) -> None:
+    def __init__(self, engine: Engine, store: Gate, view: View, leases: SharedLeases, me: str) -> None:
         self.identity = ""
+        self.catalogue = Catalogue(store, engine.store, view, me)
+        self._reach = leases.reach
         self._engine = engine
         self._store = store
         self._view = view
@@ -67,7 +69,7 @@ class Definitions:
             NetplugError, DriverError, IpamError: and nothing was changed.
             StoreError: the store does not answer.
         """
-        self._check_ready()
+        await self._ready()
         async with self._lock:
             if spec.front_end is FrontEnd.DOCKER:
                 return await self._adopt(spec)
@@ -80,7 +82,7 @@ class Definitions:
         try:
             record = await self._engine.networks.build(definition.to_spec(ident, docker))
         except BaseException:
-            await asyncio.shield(self._undefine(ident, definition))
+            await asyncio.shield(self.catalogue.remove(ident, definition))
             raise
         log.info("network.defined", network=short(ident), name=definition.name, vni=definition.options["vni"])
         return record
@@ -96,7 +98,7 @@ class Definitions:
                 hint="docker network create -d pynet --ipam-driver pynet --ipam-opt name=blue -o mode=overlay "
                 "-o name=blue blue",
             )
-        found = next(((ident, it) for ident, it in (await self._defined()).items() if it.name == name), None)
+        found = next(((ident, it) for ident, it in (await self.catalogue.all()).items() if it.name == name), None)
         if found is None:
             ident = secrets.token_hex(32)
             record = await self._build_defined(ident, await self._define(ident, spec), spec.id)
@@ -139,11 +141,11 @@ class Definitions:
             if stored is None:
                 await self._engine.networks.take_down(ident, by=FrontEnd.CLI)
                 return
-            await self._refuse_used(ident, record.network.name)  # before anybody is kept out for a moment
+            await self.catalogue.refuse_used(ident, record.network.name)  # before anybody is kept out for a moment
             async with self._closed(ident, stored) as definition:
-                await self._refuse_used(ident, definition.name)
+                await self.catalogue.refuse_used(ident, definition.name)
                 await self._engine.networks.take_down(ident, by=FrontEnd.CLI)
-            await self._undefine(ident, definition)
+            await self.catalogue.remove(ident, definition)
 
     async def _leave(self, ident: str) -> None:
         """Note that this host's Docker has a network no more, and delete it when that was all that it was for."""
@@ -166,13 +168,13 @@ class Definitions:
         if stored is None or not stored.value.get("docker"):
             return False
         try:
-            await self._refuse_used(ident, str(stored.value.get("name")))
+            await self.catalogue.refuse_used(ident, str(stored.value.get("name")))
             async with self._closed(ident, stored) as definition:
-                await self._refuse_used(ident, definition.name)
+                await self.catalogue.refuse_used(ident, definition.name)
         except NetplugError as exc:
             log.debug("network.kept", network=short(ident), reason=exc.message)
             return False
-        await self._undefine(ident, definition)
+        await self.catalogue.remove(ident, definition)
         return True
 
     @asynccontextmanager
@@ -191,20 +193,6 @@ class Definitions:
             await asyncio.shield(self._store.txn([Compare(key, revision)], [Put(key, opened)]))
             raise
 
-    async def _refuse_used(self, ident: str, name: str) -> None:
-        endpoints = Counter(await self._hosts_in(f"{ENDPOINTS}{ident}/"))
-        if endpoints:
-            where = ", ".join(f"{count} on {name_of(self._view, host)}" for host, count in sorted(endpoints.items()))
-            raise NetplugError("forbidden", f"network {name!r} has endpoints: {where}", hint="detach first")
-        if hosts := await self._hosts_in(f"{MEMBERS}{ident}/"):
-            where = ", ".join(name_of(self._view, host) for host in sorted(hosts))
-            hint = f"docker network rm {name}"
-            raise NetplugError("forbidden", f"docker has network {name!r} on {where}", hint=hint)
-
-    async def _hosts_in(self, prefix: str) -> list[str]:
-        """Return the hosts that the records of a prefix are of."""
-        return [record.key.removeprefix(prefix).partition("/")[0] for record in (await self._store.range(prefix))[0]]
-
     async def subnet(self, name: str, wanted: IPNetwork | None, *, v6: bool) -> tuple[IPNetwork, IPAddress]:
         """Return the subnet of a network that may be still to be made, and its gateway.
 
@@ -212,8 +200,8 @@ class Definitions:
             NetplugError: "unavailable": there is no free subnet; "exists": the network has endpoints here.
             StoreError: the store does not answer.
         """
-        self._check_ready()
-        others, version = await self._defined(), 6 if v6 else 4
+        await self._ready()
+        others, version = await self.catalogue.all(), 6 if v6 else 4
         ident, known = next(((ident, it) for ident, it in others.items() if it.name == name), ("", None))
         for it in known.subnets if known else ():
             if wanted in {None, it.subnet} and it.subnet.version == version:
@@ -229,7 +217,7 @@ class Definitions:
         Raises:
             StoreError: the store does not answer.
         """
-        definitions = (await self._defined()).values()
+        definitions = (await self.catalogue.all()).values()
         return next((it.gateway for one in definitions for it in one.subnets if it.subnet == subnet), None)
 
     async def _make_way(self, ident: str) -> None:
@@ -250,11 +238,12 @@ class Definitions:
             words = f"network {mirrored.network.name!r} is on this host without docker, and has endpoints"
             raise NetplugError("exists", words, hint="detach them first, or make the network by docker before")
 
-    def _check_ready(self) -> None:
+    async def _ready(self) -> None:
         if self._store.shut:
             raise NetplugError("unavailable", self._store.shut)
         if not self.identity:
             raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
+        await self._reach.opened()
 
     def look_at(self, ident: str) -> None:
         """Have the network built again if it ought to be here, and its peers told of."""
@@ -275,7 +264,7 @@ class Definitions:
         taken = await self._taken()
         for _ in range(_TRIES):
             guard = await self._store.get(GUARD)
-            others = await self._defined()
+            others = await self.catalogue.all()
             if other := next((other for other, it in others.items() if it.name == name), None):
                 words = f"network {name!r} exists already in the cluster ({short(other)})"
                 raise NetplugError("exists", words, hint="choose another name")
@@ -296,21 +285,6 @@ class Definitions:
         host = await self._engine.shared.read_host()
         routes = [route for route, _ in host.routes if route.prefixlen > _HALF_OF_ALL]
         return routes + [subnet.pool for net in self._engine.registry.all_networks() for subnet in net.subnets]
-
-    async def _defined(self) -> dict[str, Definition]:
-        found = {}
-        for record in (await self._store.range(NETWORKS))[0]:
-            try:
-                found[record.key.removeprefix(NETWORKS)] = parse_record(Definition, record)
-            except StoreError as exc:
-                log.warning("record.poisoned", key=record.key, error=str(exc))
-        return found
-
-    async def _undefine(self, ident: str, definition: Definition) -> None:
-        """Delete what the store has of a network; the definition last, so that a crash leaves no leases alone."""
-        for it in definition.subnets:
-            await drop_all(self._store, pool_id(GLOBAL, it.subnet, it.range))
-        await self._store.txn([], [Delete(NETWORKS + ident)])
 
     # Keeping up
 
@@ -337,6 +311,7 @@ class Definitions:
                 if definition.deleting and (definition.deleter == self._me or not self._view.alive(definition.deleter)):
                     await self._end_deletion(ident)
                 waits = self._making_way.get(ident, 0.0) > asyncio.get_running_loop().time()
+                waits |= self._reach.closed.is_set()  # it may be one that a backup brought back
                 if ident not in built and not definition.deleting and not waits:
                     await self._build(ident, definition)
             for ident in built.keys() - defined.keys():
@@ -350,12 +325,12 @@ class Definitions:
         definition = replace(parse_record(Definition, stored), deleting=False, deleter="")
         log.warning("network.half_deleted", network=short(ident), name=definition.name)
         try:
-            await self._refuse_used(ident, definition.name)
+            await self.catalogue.refuse_used(ident, definition.name)
         except NetplugError:
             ops = [as_put(NETWORKS + ident, definition), *gateways_of(ident, definition)]
             await self._store.txn([Compare(NETWORKS + ident, stored.revision)], ops)
         else:
-            await self._undefine(ident, definition)
+            await self.catalogue.remove(ident, definition)
 
     async def _build(self, ident: str, definition: Definition) -> None:
         absent = self._engine.registry.absent
@@ -369,6 +344,7 @@ class Definitions:
             absent[definition.name] = exc.message
         else:
             absent.pop(definition.name, None)
+            await self.catalogue.exhume(ident)
             self._view.touch(ident)
 
     async def _take_down(self, record: NetworkRecord) -> None:
@@ -379,24 +355,10 @@ class Definitions:
         if stored is None or stored.value.get("id") != self.identity:
             return  # the store lost all it had: see `restore`
         if self._engine.registry.endpoints(record.network.id) or record.front_end is FrontEnd.DOCKER:
-            await self._restore(record)
+            await self.catalogue.put_back(ident, Definition.of(record), record)
         else:
             await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
-
-    async def restore(self) -> None:
-        """Define again what is built here: the store has lost it."""
-        async with self._lock:
-            for record in self.shared().values():
-                await self._restore(record)
-
-    async def _restore(self, record: NetworkRecord) -> None:
-        """Define a network as it is here; one of this id that is there already stays."""
-        ident, definition = ident_of(record), Definition.of(record)
-        ops = [as_put(NETWORKS + ident, definition), *gateways_of(ident, definition)]
-        if definition.docker:
-            await self._store.txn([], [Put(f"{MEMBERS}{ident}/{self._me}", {"network": record.network.id})])
-        if await self._store.txn([Compare(NETWORKS + ident, 0)], ops) is not None:
-            log.warning("network.restored", network=short(ident), name=definition.name)
+            await self.catalogue.bury(ident)
 
 
 def ident_of(record: NetworkRecord) -> str:

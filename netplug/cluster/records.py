@@ -38,6 +38,9 @@ CONFIRMED = "confirmed/"
 MEMBERS = ROOT + "members/"
 """Hosts whose Docker has a network: when it is Docker's alone, it goes with the last of them."""
 
+RECOVERED = ROOT + "recovered/"
+"""By host: the id of the cluster whose store has been told all that the host has."""
+
 _ID = re.compile(r"[0-9a-zA-Z_.-]{1,128}")
 _T = TypeVar("_T")
 

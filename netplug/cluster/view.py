@@ -6,12 +6,13 @@ event that is merged with the next one, or lost, makes no difference.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import structlog
 
 from netplug.drivers.api import Peer
-from netplug.store.api import Compacted, Event, Record, Store, StoreError, Unreachable
+from netplug.store.api import Compacted, Event, Record, StoreError, Unreachable
+from netplug.store.guarded import Guarded
 
 from .records import (
     ALIVE,
@@ -19,6 +20,7 @@ from .records import (
     HOSTS,
     IDENTITY,
     NETWORKS,
+    RECOVERED,
     ROOT,
     TWINS,
     Definition,
@@ -47,14 +49,16 @@ class View:
         changed: set when one of the two became so.
         synced: set from the first snapshot on.
         identity: the cluster's id; empty when the store has lost it, and with it all else.
+        recovered: of which cluster's id each host has said that it told all that it has.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Guarded) -> None:
         self.touched: set[str] = set()
         self.renamed: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
         self.published: dict[str, int] = {}
         self.redefined = False
         self.identity = ""
+        self.recovered: dict[str, str] = {}
         self.changed = asyncio.Event()
         self.synced = asyncio.Event()
         self._store = store
@@ -93,6 +97,16 @@ class View:
     def twins(self, host: str) -> Mapping[str, str]:
         """Return who has the identity of a host and is not let in, in words, by where they are."""
         return self._twins.get(host, {})
+
+    def all_alive(self) -> set[str]:
+        """Return the hosts that live."""
+        return set(self._alive)
+
+    def all_endpoints(self) -> Iterator[tuple[str, str, str, Told]]:
+        """Yield network, host, id and content of all endpoints."""
+        for network, found in self._endpoints.items():
+            for (host, ident), told in found.items():
+                yield network, host, ident, told
 
     def endpoints(self, network: str, host: str) -> dict[str, Told]:
         """Return the endpoints of a network on one host, by id."""
@@ -146,8 +160,12 @@ class View:
         failures = 0
         while True:
             try:
+                seen = self._store.seen
                 records, revision = await self._store.range(ROOT)
                 failures = 0
+                if self._store.is_older(records, seen):  # all stays as it is, until who mends that has done so
+                    await asyncio.sleep(_RETRY_S[0])
+                    continue
                 self._replace(records)
                 log.info("cluster.synced", hosts=len(self._hosts), networks=len(self._networks), revision=revision)
                 async for event in self._store.watch(ROOT, revision):
@@ -178,6 +196,7 @@ class View:
             self._revisions.pop(key, None)
         else:
             self._revisions[key] = record.revision
+            self._store.see(key, record.revision)
         try:
             self._enter(key, record)
         except StoreError as exc:
@@ -199,10 +218,8 @@ class View:
             self._rank()
             self.redefined |= record is None
             self.changed.set()
-        elif key == IDENTITY:
-            self.identity = str(record.value.get("id", "")) if record else ""
-            self.redefined = True
-            self.changed.set()
+        elif key == IDENTITY or key.startswith(RECOVERED):
+            self._enter_identity(key, str(record.value.get("id", "")) if record else "")
         elif key.startswith(ALIVE):
             (self._alive.add if record else self._alive.discard)(key.removeprefix(ALIVE))
             self._rank()
@@ -214,6 +231,14 @@ class View:
             self.changed.set()
         elif key.startswith(ENDPOINTS) and record:
             raise StoreError("ids in the key are ill-formed")
+
+    def _enter_identity(self, key: str, said: str) -> None:
+        if key != IDENTITY:
+            self.recovered[key.removeprefix(RECOVERED)] = said
+            return
+        self.identity = said
+        self.redefined = True
+        self.changed.set()
 
     def _enter_endpoint(self, network: str, host: str, endpoint: str, record: Record | None) -> None:
         there = self._endpoints[network]

@@ -5,7 +5,7 @@ follows nothing, and so hears of no others: the kernel has what the daemon left 
 what hosts share is not changed.
 """
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_address
 
 from netplug.config import Settings
@@ -13,33 +13,44 @@ from netplug.drivers.options import OVERLAY
 from netplug.drivers.steps import IPAddress
 from netplug.engine.records import NETWORKS
 from netplug.store.api import SharedStore, Store, StoreError
+from netplug.store.guarded import Guarded
 from netplug.store.nowhere import NoStore
 
 from .records import IDENTITY
+from .recovery import remembered
 from .underlay import VTEP
 
 DEADLINE_S = 3.0
 """Of a question to the store: the runtime waits."""
 
 
-async def visited(own: Store, settings: Settings, stack: AsyncExitStack) -> tuple[SharedStore, IPAddress] | None:
+async def visited(own: Store, settings: Settings, stack: AsyncExitStack, me: str) -> tuple[Guarded, IPAddress] | None:
     """Return the store that this host shares, and its VTEP there; None for a host without networks of a cluster.
 
     Args:
         own: the records of this host.
         settings: where the shared store is; a daemon may have been told so by flags, which nobody else knows.
         stack: closes what is opened.
+        me: the id of this host.
     """
     vtep = await own.get(VTEP)
     networks, _ = await own.range(NETWORKS)
     if vtep is None or not any(OVERLAY in str(record.value.get("network")) for record in networks):
         return None
-    shared: SharedStore
     try:
-        shared = await _open(own, settings, stack)
+        shared = Guarded(await _open(own, settings, stack), me)
+        await remembered(own, shared)
+        await shared.verify()
+        stack.push_async_callback(_leave, shared)
     except StoreError as exc:
-        shared = NoStore(f"the netplug daemon does not answer, and without it what hosts share stays as it is: {exc}")
+        words = f"the netplug daemon does not answer, and without it what hosts share stays as it is: {exc}"
+        shared = Guarded(NoStore(words), me)
     return shared, ip_address(str(vtep.value["vtep"]))
+
+
+async def _leave(shared: Guarded) -> None:
+    with suppress(StoreError):  # the daemon writes one when it is back
+        await shared.mark()
 
 
 async def _open(own: Store, settings: Settings, stack: AsyncExitStack) -> SharedStore:

@@ -5,7 +5,7 @@ other; one conformance suite holds both to it. A revision counts transactions th
 store.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,10 +23,18 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """Holds when `key` was last written by transaction `revision`; 0: when there is no such key."""
+    """Holds when `key` was last written by transaction `revision`; 0: when there is no such key.
+
+    `at_least`: or by a later one.
+    """
 
     key: str
     revision: int
+    at_least: bool = False
+
+    def holds(self, revision: int) -> bool:
+        """Whether it does, `revision` being that of the key's record; 0: there is none."""
+        return revision >= self.revision if self.at_least else revision == self.revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,10 @@ class Compacted(Exception):  # noqa: N818 - a fact, which the reader answers by 
 
 class StoreError(Exception):
     """The store cannot be reached or refuses; the text says which and why."""
+
+
+class Restored(StoreError):  # noqa: N818 - as the next one
+    """The store has older data than it had: a backup was restored. Nothing was done."""
 
 
 class Unreachable(StoreError):  # noqa: N818 - a kind of StoreError, as the name says where it is caught
@@ -96,11 +108,15 @@ class Store(Protocol):
     async def revoke(self, lease: int) -> None:
         """End a lease and delete its records; absent is success."""
 
-    def watch(self, prefix: str, revision: int) -> AsyncIterator[Event]:
+    def watch(
+        self, prefix: str, revision: int, *, anchor: Callable[[], Compare | None] | None = None
+    ) -> AsyncIterator[Event]:
         """Yield the changes after `revision` to keys that begin so, in order, and wait for more.
 
+        `anchor`: returns what must hold whenever the store was out of reach meanwhile, and now and then.
+
         Raises:
-            Compacted: changes after `revision` have been forgotten.
+            Compacted: changes after `revision` have been forgotten, or the anchor does not hold.
         """
 
     async def close(self) -> None:

@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias, cast
 
 from netplug.drivers.codec import JsonObject
 
-from .api import Compacted, Event, Record, StoreError
+from .api import Compacted, Compare, Event, Record, StoreError
 from .encoding import prefix_end
 
 Location: TypeAlias = Path | Literal[":memory:"]
@@ -147,12 +147,12 @@ class Database:
         )
         return [_record(*row) for row in rows], self._state()[0]
 
-    def txn(self, compares: Sequence[tuple[bytes, int]], writes: Sequence[Write], *, durable: bool) -> int | None:
+    def txn(self, compares: Sequence[tuple[bytes, Compare]], writes: Sequence[Write], *, durable: bool) -> int | None:
         """Compare, then write; None when a comparison fails."""
         with self._transaction(durable=durable):
             for key, wanted in compares:
                 row = self._db.execute("SELECT revision FROM record WHERE key = ?", (key,)).fetchone()
-                if (row[0] if row else 0) != wanted:
+                if not wanted.holds(row[0] if row else 0):
                     return None
             change = self._write(writes)
         return self._committed(change)

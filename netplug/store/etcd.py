@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import math
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from .access import EtcdAccess
 from .api import Compare, Delete, Event, Put, Record, StoreError
@@ -180,18 +180,20 @@ class EtcdStore:
             if exc.code != NOT_FOUND:
                 raise
 
-    def watch(self, prefix: str, revision: int) -> AsyncIterator[Event]:
+    def watch(
+        self, prefix: str, revision: int, *, anchor: Callable[[], Compare | None] | None = None
+    ) -> AsyncIterator[Event]:
         """Yield the changes after `revision` to keys that begin so, wait for more, and end at `close`.
 
         The iterator may be asked again after a time-out or cancellation; no event is lost by it. While etcd cannot
         be reached it waits.
 
         Raises:
-            Compacted: changes after `revision` have been forgotten, or etcd has lost its data.
+            Compacted: changes after `revision` have been forgotten, or etcd has lost its data, or has older ones.
             StoreError: etcd refuses.
         """
         self._gateway.check_open()
-        return EtcdWatch(self._gateway, self._records, prefix, revision, self._progress_s)
+        return EtcdWatch(self._gateway, self._records, prefix, revision, self._progress_s, anchor)
 
     async def reconnect(self) -> None:
         """Give up all connections, and go on by new ones: this host's address has changed."""
@@ -230,8 +232,8 @@ class EtcdStore:
         return {
             "key": self._records.key(compare.key),
             "target": "MOD",
-            "result": "EQUAL",
-            "mod_revision": str(compare.revision),
+            "result": "GREATER" if compare.at_least else "EQUAL",
+            "mod_revision": str(compare.revision - compare.at_least),
         }
 
     def _done_before(self, answer: Message, txn: str, sign: Put | Delete | None) -> int | None:

@@ -8,12 +8,12 @@ linearizable read. An answer of an older revision than ours means that etcd has 
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 import structlog
 
-from .api import Compacted, Event
+from .api import Compacted, Compare, Event
 from .etcd_errors import DENIED, Trouble, error_of, fault, is_stale
 from .etcd_records import Message, Records, b64, number, revision_of
 from .gateway import Gateway
@@ -29,7 +29,15 @@ _RANGE = "/v3/kv/range"
 class EtcdWatch:
     """Iterator over the events of a prefix after a revision; see `Store.watch`. It may be cancelled and asked again."""
 
-    def __init__(self, gateway: Gateway, records: Records, prefix: str, revision: int, progress_s: float) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        records: Records,
+        prefix: str,
+        revision: int,
+        progress_s: float,
+        anchor: Callable[[], Compare | None] | None = None,
+    ) -> None:
         self._gateway = gateway
         self._records = records
         self._start, self._end = records.span(prefix)
@@ -42,6 +50,7 @@ class EtcdWatch:
         self._failures = 0
         self._logged_in_anew = False
         self._doubtful = False
+        self._anchor = anchor
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -132,7 +141,8 @@ class EtcdWatch:
                 log.info("store.watch_resumed", endpoint=self._url, revision=self._after)
             self._failures = 0
             self._logged_in_anew = False
-            self._doubtful = revision_of(result) < self._after  # a member that lags behind, or one without its data
+            # A member that lags behind, or one without its data; and one that came back may have older ones.
+            self._doubtful = revision_of(result) < self._after or self._anchor is not None
             return
         events = [self._event(event) for event in result.get("events", ())]
         self._events.extend(event for event in events if event is not None)
@@ -176,12 +186,17 @@ class EtcdWatch:
 
         Raises:
             Trouble: it does not.
-            Compacted: etcd has lost its data.
+            Compacted: etcd has lost its data, or has older ones.
         """
-        request = {"key": b64(self._start), "limit": "1", "keys_only": True}
+        anchor = self._anchor() if self._anchor else None
+        key = self._records.key(anchor.key) if anchor else b64(self._start)
+        request = {"key": key, "limit": "1", "keys_only": True}
         answer = await self._gateway.once(self._url, _RANGE, json.dumps(request).encode())
         if (now := revision_of(answer)) < self._after:
             raise Compacted(f"the store is at revision {now}, {self._after} was seen: it has lost its data")
+        kvs = answer.get("kvs", ())
+        if anchor and not anchor.holds(number(kvs[0], "mod_revision") if kvs else 0):
+            raise Compacted(f"the store lacks what was written at revision {anchor.revision}: its data are older")
 
     def _drop(self) -> None:
         if self._response is not None:

@@ -1,6 +1,6 @@
 """The shared store for who cannot reach it, and why: each call is refused at once."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from .api import Compare, Delete, Event, Put, Record, Unreachable
 
@@ -35,7 +35,13 @@ class NoStore:
     async def revoke(self, lease: int) -> None:  # noqa: ARG002
         raise self._error()
 
-    def watch(self, prefix: str, revision: int) -> AsyncIterator[Event]:  # noqa: ARG002
+    def watch(
+        self,
+        prefix: str,  # noqa: ARG002
+        revision: int,  # noqa: ARG002
+        *,
+        anchor: Callable[[], Compare | None] | None = None,  # noqa: ARG002
+    ) -> AsyncIterator[Event]:
         raise self._error()
 
     async def reconnect(self) -> None:

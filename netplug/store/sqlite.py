@@ -94,7 +94,7 @@ class SqliteStore:
         Raises:
             StoreError: two operations on one key, a lease that has ended, the disk fails: nothing is done.
         """
-        pairs = [(key_bytes(compare.key), compare.revision) for compare in compares]
+        pairs = [(key_bytes(compare.key), compare) for compare in compares]
         writes = [_write(op) for op in ops]
         check_keys(ops)
         return await self._call(functools.partial(self._database.txn, pairs, writes, durable=durable))
@@ -113,7 +113,13 @@ class SqliteStore:
         """End a lease and delete its records; absent is success."""
         await self._call(functools.partial(self._database.revoke, lease))
 
-    def watch(self, prefix: str, revision: int) -> AsyncIterator[Event]:
+    def watch(
+        self,
+        prefix: str,
+        revision: int,
+        *,
+        anchor: Callable[[], Compare | None] | None = None,  # noqa: ARG002 - it is never out of reach
+    ) -> AsyncIterator[Event]:
         """Yield the changes after `revision` to keys that begin so, wait for more, and end at `close`.
 
         The iterator may be asked again after a time-out or cancellation; no event is lost by it.

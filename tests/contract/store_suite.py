@@ -150,6 +150,15 @@ class StoreSuite:
         assert await store.txn([Compare("a", first), Compare("b", second), Compare("c", 0)], ops) == second + 1
         assert await keys(store, "") == ["a", "c"]
 
+    async def test_a_comparison_holds_for_later_revisions_too_if_asked_so(self, store: Store) -> None:
+        first = await put(store, "a")
+        second = await put(store, "a")
+        assert second > first
+        for revision, holds in ((first, True), (second, True), (second + 1, False)):
+            done = await store.txn([Compare("a", revision, at_least=True)], [Put("b", {})])
+            assert (done is not None) is holds
+        assert await store.txn([Compare("absent", 1, at_least=True)], [Put("b", {})]) is None
+
     async def test_two_operations_on_one_key_are_refused(self, store: Store) -> None:
         for ops in ([Put("a", {}), Put("a", {"v": 1})], [Put("a", {}), Delete("a")], [Delete("a"), Put("a", {})]):
             with pytest.raises(StoreError, match="one key"):

@@ -1,0 +1,176 @@
+"""A store that was given older data refuses what would rest on them, before it is done."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from etcd_server import until
+
+from netplug.store import guarded
+from netplug.store.api import Compacted, Compare, Delete, Put, Record, Restored, StoreError
+from netplug.store.guarded import MARKS, Guarded
+from netplug.store.sqlite import SqliteStore
+
+A, B = MARKS + "a", MARKS + "b"
+
+
+class Backed:
+    """A store of which a backup can be made and restored."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self.store = store
+        self._saved: list[Record] = []
+
+    async def save(self) -> None:
+        self._saved = (await self.store.range(""))[0]
+
+    async def restore(self) -> None:
+        """Records have their old revisions, and the store goes on counting where it was: that tells nothing."""
+
+        def work() -> None:
+            database = self.store._database._db
+            database.execute("DELETE FROM record")
+            for it in self._saved:
+                row = (it.key.encode(), json.dumps(it.value), it.revision)
+                database.execute("INSERT INTO record VALUES (?, ?, ?, NULL)", row)
+
+        await self.store._call(work)
+
+
+@pytest.fixture
+async def backed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Backed]:
+    monkeypatch.setattr(guarded, "SOON_S", 0.001)
+    store = await SqliteStore.open(":memory:")
+    yield Backed(store)
+    await store.close()
+
+
+def guarding(backed: Backed, me: str) -> Guarded:
+    return Guarded(backed.store, me)  # type: ignore[arg-type]  # one that nobody reconnects
+
+
+async def marked(store: Guarded, work: Callable[[], Awaitable[object]]) -> None:
+    await work()
+    await store.mark()
+
+
+async def test_each_change_is_followed_by_a_mark(backed: Backed) -> None:
+    store = guarding(backed, "a")
+    await store.mark()
+    assert await store.get(A) is None
+    await store.txn([], [Put("x", {})])
+    await store.mark()
+    record = await store.get(A)
+    assert record is not None
+    assert store.seen is not None
+    assert store.seen[:2] == (A, record.revision)
+    await store.mark()
+    assert await store.get(A) == record
+
+
+async def test_what_hangs_on_a_lease_is_no_change(backed: Backed) -> None:
+    store = guarding(backed, "a")
+    lease = await store.lease(10)
+    await store.txn([], [Put("alive", {}, lease)])
+    await store.mark()
+    assert await store.get(A) is None
+
+
+@pytest.mark.parametrize("op", [Put("x", {"n": 2}), Delete("x")])
+async def test_nothing_is_done_in_older_data(backed: Backed, op: Put | Delete) -> None:
+    store = guarding(backed, "a")
+    await marked(store, lambda: store.txn([], [Put("x", {"n": 1})]))
+    await backed.save()
+    await marked(store, lambda: store.txn([], [Put("y", {})]))
+    await backed.restore()
+    with pytest.raises(Restored, match="has older data"):
+        await store.txn([], [op])
+    record = await store.get("x")
+    assert record is not None
+    assert record.value == {"n": 1}
+    assert store.noticed.is_set()
+    with pytest.raises(Restored):
+        await store.verify()
+
+
+async def test_who_only_looked_on_notices_by_the_marks_of_others(backed: Backed) -> None:
+    one, other = guarding(backed, "a"), guarding(backed, "b")
+    await marked(one, lambda: one.txn([], [Put("x", {})]))
+    await backed.save()
+    await marked(one, lambda: one.txn([], [Put("y", {})]))
+    for record in (await other.range(MARKS))[0]:
+        other.see(record.key, record.revision)
+    await backed.restore()
+    with pytest.raises(Restored):
+        await other.txn([Compare("z", 0)], [Put("z", {})])
+    assert await other.get("z") is None
+
+
+async def test_a_failed_comparison_is_no_loss(backed: Backed) -> None:
+    store = guarding(backed, "a")
+    await marked(store, lambda: store.txn([], [Put("x", {})]))
+    assert await store.txn([Compare("x", 0)], [Put("x", {})]) is None
+    assert not store.noticed.is_set()
+
+
+async def test_who_mends_may_write_and_all_may_after_that(backed: Backed) -> None:
+    store = guarding(backed, "a")
+    await backed.save()
+    await marked(store, lambda: store.txn([], [Put("x", {})]))
+    await backed.restore()
+    with pytest.raises(Restored):
+        await store.txn([], [Put("y", {})])
+    with store.mending():
+        await store.txn([], [Put("x", {"again": True})])
+    with pytest.raises(Restored):
+        await store.txn([], [Put("y", {})])
+    store.begin_anew()
+    assert await store.txn([], [Put("y", {})]) is not None
+    await store.mark()
+    assert store.seen is not None
+    await store.verify()
+
+
+async def test_a_watch_ends_when_the_store_is_taken_anew(backed: Backed) -> None:
+    store = guarding(backed, "a")
+    watch = store.watch("x", await store.txn([], [Put("w", {})]) or 0)
+    await store.txn([], [Put("x1", {})])
+    assert (await anext(watch)).key == "x1"
+    store.begin_anew()
+    await store.txn([], [Put("x2", {})])
+    with pytest.raises(Compacted):
+        await anext(watch)
+
+
+async def test_marks_are_made_and_remembered_in_the_background(backed: Backed) -> None:
+    store, remembered = guarding(backed, "a"), []
+
+    async def remember(mark: str, revision: int) -> None:
+        remembered.append((mark, revision))
+
+    task = asyncio.ensure_future(store.keep_marking(remember))
+    await store.txn([], [Put("x", {})])
+    await until(lambda: bool(remembered))
+    store.see(B, 10_000)
+    await until(lambda: remembered[-1] == (B, 10_000))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_mark_that_was_not_written_is_written_later(backed: Backed, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = guarding(backed, "a")
+    await store.txn([], [Put("x", {})])
+    txn = backed.store.txn
+
+    async def fails(*_: Any, **__: Any) -> int | None:
+        raise StoreError("full")
+
+    monkeypatch.setattr(backed.store, "txn", fails)
+    with pytest.raises(StoreError, match="full"):
+        await store.mark()
+    monkeypatch.setattr(backed.store, "txn", txn)
+    await store.mark()
+    assert await store.get(A) is not None
