@@ -226,8 +226,6 @@ class Membership:
                 if not absent:
                     log.warning("cluster.unreachable", reason=str(exc))
                 absent, self._reach.answers = True, False
-            except StoreError as exc:
-                log.warning("cluster.refused", reason=str(exc))
             soon = absent or not (self.admitted or self._identity.why)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_S if soon else BEAT_S):
