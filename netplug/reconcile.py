@@ -17,6 +17,7 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Chain, Flows, Forward, Loopback, Macvlan, Rule, Step, Veth
 from netplug.engine import Engine
 from netplug.engine.audit import orphans
+from netplug.engine.commits import SETTLE_S, Commits
 from netplug.engine.conditions import Difference
 from netplug.engine.quarantine import Unusable
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
@@ -30,9 +31,7 @@ from netplug.store.api import StoreError
 log = structlog.get_logger(__name__)
 
 INTERVAL_S = 30.0
-"""The slow timer; changes that the kernel tells of are looked at within `SETTLE_S`."""
-SETTLE_S = 0.5
-"""Time to let a burst of foreign changes (a firewall reload) end before looking."""
+"""The slow timer; changes that the kernel tells of are looked at within `SETTLE_S`, and rules at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +227,8 @@ class Reconciler:
         suspects, keep = self._orphans.suspects(), self._engine.supervisor.keep
         async with asyncio.TaskGroup() as group:
             group.create_task(keep("look", self._on_time))
+            commits = Commits(self._engine.kernel.commits(), self._engine.shared, self._found_and_mended)
+            group.create_task(keep("commits", commits.run))
             group.create_task(keep("docker.restarts", self._on_restart_of_docker))
             group.create_task(keep("orphans", lambda: self._orphans.after_start(suspects)))
 
@@ -246,6 +247,15 @@ class Reconciler:
 
     async def _try_repair(self) -> None:
         await self._engine.supervisor.attempt("reconcile", self.repair())
+
+    async def _found_and_mended(self) -> bool:
+        """Compare and mend, and tell whether there was something."""
+        found: list[Difference] = []
+
+        async def note() -> None:
+            found.extend(await self.repair())
+
+        return bool(await self._engine.supervisor.attempt("reconcile", note())) or bool(found)
 
     async def _on_restart_of_docker(self) -> None:
         while True:

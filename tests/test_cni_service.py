@@ -148,3 +148,19 @@ async def test_refusals_change_nothing(plugin: Plugin, config: dict[str, Any], c
 
 async def test_del_takes_any_configuration_that_has_a_name(plugin: Plugin) -> None:
     assert await plugin("DEL", colour=1, mtu="x", ipam=[], prevResult="x") == {}
+
+
+async def test_status_mends_what_others_displaced_before_it_answers(plugin: Plugin) -> None:
+    await plugin("ADD", **SUBNET)
+    kernel = plugin.host.kernel
+    kernel.set_chain(4, "filter", "FORWARD", ["-j CNI-FORWARD", "-j NETPLUG-FORWARD"])
+    assert await plugin("STATUS", **SUBNET) == {}
+    assert kernel.chain(4, "filter", "FORWARD") == ("-j NETPLUG-FORWARD", "-j CNI-FORWARD")
+    kernel.fail_at("chain/4/filter/NETPLUG-INPUT")
+    kernel.lose("chain/4/filter/NETPLUG-INPUT")
+    refusal = await plugin("STATUS", **SUBNET)
+    assert (refusal["code"], refusal["msg"]) == (51, "network 'blue' is damaged")
+    kernel.heal()
+    assert await plugin("STATUS", **SUBNET) == {}
+    await plugin("DEL")
+    await plugin("GC", **valid())

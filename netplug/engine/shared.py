@@ -14,7 +14,7 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.steps import IPAddress
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel, StepError
+from netplug.kernel.api import Kernel, Outcome, StepError
 from netplug.kernel.executor import Executor
 from netplug.store.api import Delete, Put, Store, StoreError
 
@@ -114,6 +114,18 @@ class Shared:
     async def mend(self, nets: Iterable[Network]) -> None:
         """Bring about as much as can be of what these networks share."""
         await self._bring_about(nets, self._executor.mend)
+
+    async def hold(self) -> bool:
+        """See to it that all of it is as it was last brought about, and return whether it was. Takes milliseconds."""
+        async with self._lock:
+            try:
+                outcomes = await self._executor.apply(self.plan)
+            except NetplugError:
+                return False  # whoever looks at everything mends what can be
+        mended = [key for key, outcome in outcomes.items() if outcome in {Outcome.CREATED, Outcome.ADJUSTED}]
+        for key in mended:
+            log.warning("drift.mended", owner="host", object=key, what="at once")
+        return not mended
 
     async def _bring_about(self, nets: Iterable[Network], how: Callable[[Plan], Awaitable[object]]) -> None:
         async with self._lock:

@@ -1,12 +1,14 @@
 """What CHECK and STATUS look at, and whether a configuration fits a network that is there."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from netplug.drivers.api import Network
 from netplug.drivers.options import parse
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.engine.shared import driver_of
+from netplug.errors import NetplugError
 from netplug.frontends.cni_result import Result
 from netplug.frontends.cni_wire import CniError, Code
 from netplug.ipam.allocator import Allocator
@@ -79,6 +81,8 @@ async def refuse_drift(engine: Engine, network: NetworkRecord, built: EndpointRe
 async def refuse_unready(engine: Engine, record: NetworkRecord | None, wanted: NetworkSpec) -> None:
     """Refuse to be ready for an ADD that would fail, or when those who are in the network suffer.
 
+    What can be mended is: what others displaced a moment ago is no reason to send a runtime away.
+
     Raises:
         CniError: 50, or 51 when existing containers are limited too.
     """
@@ -87,6 +91,9 @@ async def refuse_unready(engine: Engine, record: NetworkRecord | None, wanted: N
         return
     refuse_disagreement(record, wanted, engine.allocator)
     seen = await engine.kernel.compare((*engine.shared.plan, *record.plan))
+    if seen.drifts:
+        await _mend(engine, record)
+        seen = await engine.kernel.compare((*engine.shared.plan, *record.plan))
     if seen.drifts:
         wrong = "; ".join(f"{drift.step.key}: {drift.what}" for drift in seen.drifts)
         raise CniError(Code.LIMITED, f"network {record.network.name!r} is damaged", wrong)
@@ -98,6 +105,16 @@ async def refuse_unready(engine: Engine, record: NetworkRecord | None, wanted: N
         if all(engine.allocator.usage(pool).free == 0 for pool in pools):
             words = f"no IPv{family} address is free in network {record.network.name!r}"
             raise CniError(Code.NOT_AVAILABLE, words)
+
+
+async def _mend(engine: Engine, record: NetworkRecord) -> None:
+    """Mend what can be of a network and of what it shares with others; what cannot is seen by whoever looks again."""
+    with suppress(NetplugError, ExceptionGroup):
+        await engine.shared.mend(engine.registry.all_networks())
+    async with engine.registry.lock(record.network.id):
+        if record in engine.registry.networks():
+            with suppress(NetplugError, ExceptionGroup):
+                await engine.executor.mend(record.plan)
 
 
 async def _refuse_unmakeable(engine: Engine, wanted: NetworkSpec) -> None:

@@ -248,6 +248,9 @@ class Kernel(Protocol):
     def changes(self) -> asyncio.Event:
         """Return the event that is set when others may have changed something of ours; the caller clears it."""
 
+    def commits(self) -> asyncio.Event:
+        """Return the event that is set when others changed the firewall, be it ours or not; the caller clears it."""
+
     def underlay(self) -> asyncio.Event:
         """Return the event that is set when addresses or the mtu of links of others have changed; as `changes`."""
 

@@ -69,6 +69,7 @@ class FakeKernel:
         self.inhabitants: set[str] = set()
         self.intercepted: dict[str, FakeInterception] = {}
         self.changed = asyncio.Event()
+        self.committed = asyncio.Event()
         self.moved = asyncio.Event()
         self._world = World(self.foreign)
         self._failures: set[str] = set()
@@ -276,6 +277,10 @@ class FakeKernel:
     def changes(self) -> asyncio.Event:
         """Return the event that tests set to say that others changed something."""
         return self.changed
+
+    def commits(self) -> asyncio.Event:
+        """Return the event that tests set to say that others changed the firewall."""
+        return self.committed
 
     def underlay(self) -> asyncio.Event:
         """Return the event that tests set to say that links of others changed."""

@@ -161,7 +161,11 @@ class LinuxKernel:
             raise ExceptionGroup("some objects could not be removed", errors)
 
     async def compare(self, steps: Sequence[Step]) -> Comparison:
-        """Look at all there is, once; see `Kernel`. The looking is done in a thread, on a socket of its own."""
+        """Look at all there is, once; see `Kernel`. The looking is done in a thread, on a socket of its own.
+
+        Of what is asked about, an earlier life may have made it: from now on word of its loss is heeded.
+        """
+        self._heed(steps)
         sets = await self._sets.list()
         found = await asyncio.gather(*(firewall.read() for firewall in self._firewall.values()))
         models = dict(zip(self._firewall, found, strict=True))
@@ -249,9 +253,21 @@ class LinuxKernel:
         """Return the event that is set when others may have changed something of ours."""
         return self._changes.event
 
+    def commits(self) -> asyncio.Event:
+        """Return the event that is set when others changed the firewall; see `Kernel`."""
+        return self._changes.commits
+
     def underlay(self) -> asyncio.Event:
         """Return the event that is set when addresses or the mtu of links of others have changed."""
         return self._changes.underlay
+
+    def _heed(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            match step:
+                case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
+                    self._links.add(step.name)
+                case Fdb() | Neighbour():
+                    self._stations.want(step)
 
     def _is_ours(self, name: str) -> bool:
         return name in self._links and not self._reaper.has(name)

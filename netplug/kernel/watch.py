@@ -31,9 +31,9 @@ _BUFFER = 1 << 16
 
 
 class ForeignChanges:
-    """Sets `event` when something of ours may have been changed by others, `underlay` when links of others have.
+    """Sets `event` when something of ours may have been changed by others, `commits` when the firewall was.
 
-    That is: an address of theirs came or went, or their mtu changed.
+    And `underlay` when links of others have: an address of theirs came or went, or their mtu changed.
 
     Args:
         is_ours: tells of a link's name whether it is one that we made and did not remove.
@@ -48,6 +48,7 @@ class ForeignChanges:
         is_spoiled: Callable[[int, bytes], bool],
     ) -> None:
         self.event = asyncio.Event()
+        self.commits = asyncio.Event()
         self.underlay = asyncio.Event()
         self._mtus: dict[int, int] = {}
         self._is_ours = is_ours
@@ -83,6 +84,7 @@ class ForeignChanges:
                 return
             except OSError:  # ENOBUFS: there was more than fits, so surely there is something to look at
                 self.event.set()
+                self.commits.set()
                 self.underlay.set()
                 return
 
@@ -127,7 +129,7 @@ class ForeignChanges:
             if kind == _NFT_MSG_NEWGEN:
                 generation = attrs(body, 4).get(_NFTA_GEN_ID, b"")
                 if not self._is_own_work(int.from_bytes(generation, "big")):
-                    self.event.set()
+                    self.commits.set()
 
     def close(self) -> None:
         """Stop listening."""

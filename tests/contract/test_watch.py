@@ -48,16 +48,23 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-async def wait_for_word(kernel: LinuxKernel) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        await kernel.changes().wait()
-    kernel.changes().clear()
+async def wait_for_word(kernel: LinuxKernel, timeout_s: float = DEADLINE_S) -> None:
+    events = (kernel.changes(), kernel.commits())
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        done, _ = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+    if not done:
+        raise TimeoutError
+    for event in events:
+        event.clear()
 
 
 async def expect_silence(kernel: LinuxKernel) -> None:
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(QUIET_S):
-            await kernel.changes().wait()
+        await wait_for_word(kernel, QUIET_S)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +82,14 @@ async def expect_silence(kernel: LinuxKernel) -> None:
 async def test_what_others_do_to_ours_is_told(kernel: LinuxKernel, command: str) -> None:
     run(*command.split())
     await wait_for_word(kernel)
+
+
+@pytest.mark.parametrize("command", ["ip link del nphtest", "ip address del 10.9.0.1/24 dev np-test"])
+async def test_what_an_earlier_life_made_is_watched_once_it_is_compared(kernel: LinuxKernel, command: str) -> None:
+    async with await LinuxKernel.open("nft") as later:
+        assert await later.drift((BRIDGE, GATEWAY, VETH, CHAIN, JUMP)) == []
+        run(*command.split())
+        await wait_for_word(later)
 
 
 async def test_each_change_is_told_anew(kernel: LinuxKernel) -> None:

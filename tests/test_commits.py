@@ -1,0 +1,97 @@
+"""Others change the firewall: ours is back in its place at once, and they cost less and less."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+from engine_host import Host, running, until
+
+from netplug.drivers.firewall import FORWARD
+from netplug.drivers.steps import Chain, Jump
+from netplug.engine import commits
+
+pytestmark = pytest.mark.usefixtures("quiet")
+FOREIGN = "-j CNI-FORWARD"
+NEVER_S = 3600.0
+
+
+@pytest_asyncio.fixture
+async def host() -> AsyncIterator[Host]:
+    it = await Host.boot()
+    await it.cli_network()
+    await it.attach("ns1")
+    yield it
+    await it.close()
+
+
+def looks(host: Host) -> Callable[[], int]:
+    """Count how often all of the kernel is looked at."""
+    count = 0
+    compare = host.kernel.compare
+
+    async def counted(*args: object) -> object:
+        nonlocal count
+        count += 1
+        return await compare(*args)  # type: ignore[arg-type]
+
+    host.kernel.compare = counted  # type: ignore[method-assign, assignment]
+    return lambda: count
+
+
+async def test_jump_that_was_displaced_is_back_without_waiting(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "SETTLE_S", NEVER_S)
+    ours = f"-j {FORWARD}"
+
+    def first() -> bool:
+        return (host.kernel.chain(4, "filter", "FORWARD") or ("",))[0] == ours
+
+    async with running(host):
+        for displaced in ([FOREIGN, ours], [FOREIGN], []):
+            host.kernel.set_chain(4, "filter", "FORWARD", displaced)
+            assert not first()
+            host.kernel.committed.set()
+            await until(first)
+
+
+async def test_all_that_was_flushed_is_back_without_waiting(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "SETTLE_S", NEVER_S)
+    before = host.dump()
+    async with running(host):
+        for step in [*host.engine.shared.plan]:
+            if isinstance(step, Chain | Jump) or step.key.startswith(("forwards", "guards")):
+                host.kernel.lose(step.key)
+        assert host.dump() != before
+        host.kernel.committed.set()
+        await until(lambda: host.dump() == before)
+
+
+async def test_commits_that_do_no_harm_cost_fewer_and_fewer_looks(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "SETTLE_S", 0.01)
+    monkeypatch.setattr(commits, "LONGEST_S", 0.32)
+    count, clock = looks(host), asyncio.get_running_loop().time
+    started = clock()
+    async with running(host):
+        while clock() < started + 1.5:
+            host.kernel.committed.set()
+            await asyncio.sleep(0.002)
+        # 0.01, 0.02 … 0.32, and from there on each 0.32; a look takes time too.
+        assert 2 <= count() <= 7 + (clock() - started) / 0.32
+
+
+async def test_harm_that_no_quick_look_shows_is_found_when_commits_go_on(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "SETTLE_S", 0.01)
+    monkeypatch.setattr(commits, "LONGEST_S", 0.1)
+    before = host.dump()
+    lost = next(key for key in host.kernel._world.state if key.startswith("guard/"))
+    host.kernel.lose(lost)
+    async with running(host):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                while host.dump() != before:
+                    host.kernel.committed.set()
+                    await asyncio.sleep(0.002)
+    assert host.dump() == before
