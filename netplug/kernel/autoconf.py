@@ -1,7 +1,7 @@
 """What a link of the host takes from those who call themselves routers (ip-sysctl.rst, ``conf/*``).
 
-A container must not become the host's router: neither by an advertisement (CVE-2020-13401) nor by a redirect. Ports of
-a bridge have no use for IPv6 at all: the bridge speaks it. Settings are of the namespace of the calling thread.
+A container must not become the host's router: neither by an advertisement (CVE-2020-13401) nor by a redirect. Settings
+are of the namespace of the calling thread.
 """
 
 import os
@@ -12,8 +12,12 @@ NO_ROUTERS = {
     "ipv4": {"accept_redirects": "0"},
 }
 """For links by which packets come to the host."""
-NO_IPV6 = {"ipv6": {"disable_ipv6": "1"}}
-"""For ports of bridges. Cheap where a link has no address yet."""
+AS_PORT = {
+    "ipv6": {"disable_ipv6": "1"},
+    # Not by IFF_NOARP: then the bridge would not answer either for those behind a tunnel.
+    "ipv4": {"arp_ignore": "8"},
+}
+"""For ports of bridges, which speak neither ARP nor IPv6: the bridge does. Cheap where a link has no address yet."""
 
 Settings = Mapping[str, Mapping[str, str]]
 

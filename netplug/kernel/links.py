@@ -20,7 +20,7 @@ from netplug.drivers.tunnel import Vxlan
 from . import autoconf, neighbours, rtnl
 from .api import Outcome, StepError
 from .netlink import NEW, RTM_DELLINK, RTM_NEWLINK, RTM_NEWLINKPROP, Netlink, NetlinkError, attr, nest, text, u8, u32
-from .rtnl import IFF_NOARP, IFF_UP, IFINFO, Link
+from .rtnl import IFF_UP, IFINFO, Link
 
 _VETH_INFO_PEER = 1
 _STATE_DISABLED = 0
@@ -109,7 +109,7 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
         settings.append((RTM_NEWLINK, by_name(step.name) + port_info(flags)))
     finish(nl, step, settings)
     # Early enough: a veth has no carrier, and so no address, before its peer is up.
-    autoconf.write(step.name, autoconf.NO_IPV6 if step.master else autoconf.NO_ROUTERS)
+    autoconf.write(step.name, autoconf.AS_PORT if step.master else autoconf.NO_ROUTERS)
     if step.pinned:
         neighbours.seat(nl, socket.if_nametoindex(step.name), step.peer_mac)
     try:
@@ -181,12 +181,6 @@ def bridge_differences(step: Bridge, found: Link) -> list[Difference]:
     return differences
 
 
-def heard(found: Link) -> list[Difference]:
-    """Compare a port of a bridge, which speaks neither ARP nor IPv6; the bridge does."""
-    arp = [Difference("answers ARP itself", flags=IFF_NOARP)] if found.arp else []
-    return arp + unset(found, autoconf.NO_IPV6)
-
-
 def unset(found: Link, settings: autoconf.Settings) -> list[Difference]:
     """Compare settings of a link; those that the kernel does not have are as they should be."""
     wrong = [
@@ -217,7 +211,7 @@ def veth_differences(step: Veth, found: Link, master: int, peer: Link | None, *,
         differences.append(Difference("port learns MACs", u8(rtnl.IFLA_BRPORT_LEARNING, 0), port=True))
     if step.pinned and not seated:
         differences.append(Difference(f"the bridge does not know that {step.peer_mac} is there", seat=step.peer_mac))
-    differences += heard(found) if step.master else unset(found, autoconf.NO_ROUTERS)
+    differences += unset(found, autoconf.AS_PORT if step.master else autoconf.NO_ROUTERS)
     if peer is None and step.netns:
         differences.append(Difference(f"sandbox side {step.peer!r} is not in {step.netns}"))
     return differences
@@ -315,9 +309,8 @@ def _veth(step: Veth, master: int, fd: int | None) -> bytes:
         + mtu
         + (u32(rtnl.IFLA_NET_NS_FD, fd) if fd is not None else b"")
     )
-    flags = IFF_UP | (IFF_NOARP if step.master else 0)
     return (
-        IFINFO.pack(0, 0, 0, flags, flags)
+        IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
         + text(rtnl.IFLA_IFNAME, step.name)
         + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
         + mtu

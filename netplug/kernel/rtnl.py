@@ -25,7 +25,7 @@ from .netlink import (
 
 AF_INET6 = 10
 AF_BRIDGE = 7
-IFF_UP, IFF_NOARP = 0x1, 0x80
+IFF_UP = 1
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 26, 27, 28, 29
@@ -76,7 +76,7 @@ RTMSG = struct.Struct("=BBBBBBBBI")
 NO_LL_LEARN = 1
 """BR_BOOLOPT_NO_LL_LEARN."""
 _CONF = (
-    (2, "ipv4", 1, {"accept_redirects": 3}),
+    (2, "ipv4", 1, {"accept_redirects": 3, "arp_ignore": 18}),
     (AF_INET6, "ipv6", 2, {"accept_ra": 3, "accept_redirects": 4, "disable_ipv6": 26}),
 )
 """Family, attribute with the array of its settings, and their places there (IPV4_DEVCONF_…, less one; DEVCONF_…)."""
@@ -100,7 +100,7 @@ class Link:
     """A link.
 
     `peer`: index of a veth's other end, or of a macvlan's parent; in the same namespace only when `peer_here`.
-    `arp`: it speaks ARP. `settings`: those that `autoconf` writes, as "ipv6/accept_ra". `learning`: of a bridge port.
+    `settings`: those that `autoconf` writes, as "ipv6/accept_ra". `learning`: of a bridge port.
     `learns_from_reserved`: of a bridge, MACs from frames that it does not forward.
     """
 
@@ -119,7 +119,6 @@ class Link:
     hairpin: bool
     macvlan_mode: str = ""
     vxlan: VxlanInfo | None = None
-    arp: bool = True
     learning: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
     learns_from_reserved: bool = False
@@ -228,7 +227,6 @@ def _link(data: bytes) -> Link:
         hairpin=port.get(IFLA_BRPORT_MODE) == b"\x01",
         macvlan_mode=_macvlan_mode(info) if info.get(IFLA_INFO_KIND) == b"macvlan\0" else "",
         vxlan=_vxlan(info, port) if info.get(IFLA_INFO_KIND) == b"vxlan\0" else None,
-        arp=not flags & IFF_NOARP,
         learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
         settings=_settings(found.get(IFLA_AF_SPEC, b"")),
         learns_from_reserved=info.get(IFLA_INFO_KIND) == b"bridge\0" and _learns_from_reserved(info),

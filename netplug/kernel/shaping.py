@@ -138,7 +138,7 @@ def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
     else:
         try:
             nl.request(*altname(step.name), NEW)
-            autoconf.write(step.name, autoconf.NO_IPV6)
+            autoconf.write(step.name, autoconf.AS_PORT)
             nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP))
         except NetlinkError:
             nl.request(RTM_DELLINK, by_name(step.name))
@@ -162,7 +162,7 @@ def ifb_drift(step: Ifb, found: Link | None) -> str:
 
 
 def _ifb_differences(step: Ifb, found: Link) -> list[Difference]:
-    return basics(found, step.mac, found.mtu, up=True) + unset(found, autoconf.NO_IPV6)
+    return basics(found, step.mac, found.mtu, up=True) + unset(found, autoconf.AS_PORT)
 
 
 def ensure(nl: Netlink, step: Shape) -> Outcome:

@@ -20,12 +20,12 @@ from .links import (
     by_name,
     condemn,
     finish,
-    heard,
     port_info,
     undo,
+    unset,
 )
 from .netlink import NEW, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u8, u32
-from .rtnl import IFF_NOARP, IFF_UP, IFINFO, Link
+from .rtnl import IFF_UP, IFINFO, Link
 
 _WORDS = {
     rtnl.IFLA_BRPORT_LEARNING: "learns MACs",
@@ -54,7 +54,7 @@ def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
         return _existing(nl, step, master.index, group)
     flags = b"".join(u8(kind, value) for kind, value in _flags(step).items())
     # Before it is up, and has an address.
-    autoconf.write(step.name, autoconf.NO_IPV6)
+    autoconf.write(step.name, autoconf.AS_PORT)
     settings = by_name(step.name, IFF_UP) + port_info(flags)
     finish(nl, step, [altname(step.name)])
     try:
@@ -70,7 +70,7 @@ def differences(step: Vxlan, found: Link, master: int) -> list[Difference]:
     info = found.vxlan
     if info is None:
         return [Difference(f"is a {found.kind} link, not a vxlan")]
-    found_differences = basics(found, step.mac, step.mtu, up=True) + heard(found)
+    found_differences = basics(found, step.mac, step.mtu, up=True) + unset(found, autoconf.AS_PORT)
     for what, there, wanted in (("VNI", info.vni, step.vni), ("UDP port", info.port, step.port)):
         if there != wanted:
             found_differences.append(Difference(f"{what} is {there}, not {wanted}"))
@@ -132,7 +132,7 @@ def _message(step: Vxlan, master: int) -> bytes:
         attr(rtnl.IFLA_VXLAN_PORT, struct.pack(">H", step.port)),
     )
     return (
-        IFINFO.pack(0, 0, 0, IFF_NOARP, IFF_NOARP)
+        IFINFO.pack(0, 0, 0, 0, 0)
         + text(rtnl.IFLA_IFNAME, step.name)
         + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
         + u32(rtnl.IFLA_MTU, step.mtu)

@@ -51,8 +51,10 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         await kernel.ensure((BRIDGE, Veth("nph1", "eth0", VETH.mac, VETH.peer_mac, 1500, BRIDGE.name, netns=netns)))
         host = run("ip", "-d", "link", "show", "nph1")
         assert f"altname {mark('nph1')}" in host
-        assert "NOARP" in host
-        assert run("sysctl", "-n", "net.ipv6.conf.nph1.disable_ipv6").strip() == "1"
+        assert run("sysctl", "-n", "net.ipv6.conf.nph1.disable_ipv6", "net.ipv4.conf.nph1.arp_ignore").split() == [
+            "1",
+            "8",
+        ]
         assert "state forwarding" in host
         inside = run("ip", "-n", Path(netns).name, "-d", "link", "show", "eth0")
         assert f"altname {mark('eth0')}" in inside
@@ -66,15 +68,15 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
             (BRIDGE.name, "ipv6.conf.{}.accept_ra=1"),
             (BRIDGE.name, "ipv4.conf.{}.accept_redirects=1"),
             (VETH.name, "ipv6.conf.{}.disable_ipv6=0"),
+            (VETH.name, "ipv4.conf.{}.arp_ignore=0"),
             (alone.name, "ipv6.conf.{}.accept_ra=2"),
             (IFB.name, "ipv6.conf.{}.disable_ipv6=0"),
         ):
             run("sysctl", "-qw", "net." + setting.format(name))
-        run("ip", "link", "set", VETH.name, "arp", "on")
         run("ip", "link", "set", BRIDGE.name, "type", "bridge", "no_linklocal_learn", "0")
         assert await whats(kernel, BRIDGE, VETH, alone, IFB) == [
             "accept_ra is 1, not 0, accept_redirects is 1, not 0, learns MACs from frames that it does not forward",
-            "answers ARP itself, disable_ipv6 is 0, not 1",
+            "disable_ipv6 is 0, not 1, arp_ignore is 0, not 8",
             "accept_ra is 2, not 0",
             "disable_ipv6 is 0, not 1",
         ]
