@@ -3,16 +3,21 @@
 As `test_overlay.py`, over both underlays.
 """
 
+import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from harness import (
     Host,
+    Namespace,
     Node,
     NodeError,
     SeenServer,
     Station,
     Underlay,
+    namespace,
     overlay,
     pair,
     udp_ask,
@@ -57,6 +62,50 @@ def test_strangers_cannot_inject(nodes: tuple[Node, Node], host: Host, under: Un
             wait_until(lambda: len(server.seen) == 2, what="the frame from the peer's own address")
         finally:
             host.run(["ip", "addr", "del", f"{stranger}/{width}", "dev", under.links[0]])
+
+
+@contextmanager
+def _of_another_engine(host: Host) -> Iterator[tuple[Namespace, str]]:
+    """A namespace on a bridge that is not ours, on a host that checks no sources itself; and the bridge's MAC."""
+    loose = ("all", "default")
+    before = {name: host.output("sysctl", "-n", f"net.ipv4.conf.{name}.rp_filter").strip() for name in loose}
+    host.run(["sysctl", "-qw", *(f"net.ipv4.conf.{name}.rp_filter=0" for name in loose)])
+    with namespace(host) as place:
+        for line in (
+            "link add theirs type bridge",
+            "addr add 172.31.0.1/24 dev theirs",
+            "link set theirs up",
+            f"link add theirport master theirs up type veth peer name eth0 netns {place.name}",
+            f"-n {place.name} link set eth0 up",
+        ):
+            host.run(["ip", *line.split()])
+        try:
+            yield place, json.loads(host.output("ip", "-j", "link", "show", "theirs"))[0]["address"]
+        finally:
+            host.run(["ip", "link", "del", "theirs"])
+            host.run(["sysctl", "-qw", *(f"net.ipv4.conf.{name}.rp_filter={value}" for name, value in before.items())])
+
+
+def test_vxlan_is_taken_only_by_the_way_to_its_sender(
+    nodes: tuple[Node, Node], host: Host, client: Host, under: Underlay
+) -> None:
+    """A container of another engine sends to its host as a member of the overlay does."""
+    with (
+        pair(nodes) as (_, one, two),
+        SeenServer(one, "udp", 9, "0.0.0.0") as server,
+        _of_another_engine(host) as (place, gateway),
+        in_netns(place.netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sender,
+    ):
+        sender.bind(("eth0", 0))
+        outer = (IP if under.family == 4 else IPv6)(src=under.right, dst=under.left)
+        for checked in (True, False):
+            udp = UDP(sport=50000, dport=4789, **({} if checked else {"chksum": 0} if under.family == 4 else {}))
+            sender.send(bytes(Ether(dst=gateway) / outer / udp / Raw(_vxlan(two, one, int(VNI)))))
+        assert udp_ask(two, one.addresses[0], 9)
+        assert server.seen == [two.addresses[0]]
+        # By its own way the same is taken.
+        _send(client, under.right, under.left, _vxlan(two, one, int(VNI)))
+        wait_until(lambda: len(server.seen) == 2, what="the frame from the peer itself")
 
 
 def test_nobody_sends_to_another_host_as_somebody_else(nodes: tuple[Node, Node], host: Host, under: Underlay) -> None:

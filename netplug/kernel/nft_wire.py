@@ -111,6 +111,8 @@ PROTOCOL = meta(1, 2)
 """The EtherType; of a tagged frame that of what is inside the outer tag."""
 IIFNAME = meta(6, 16)
 L4PROTO = meta(16, 1)
+IIFKIND = meta(26, 16)
+"""What made the link, as "bridge"; a rule ends where nobody says, as with a physical one."""
 FIRST_FRAGMENT = Field(2, "exthdr", (attr(2, b"\x2c"), be32(3, 2), be32(4, 2)))
 """Offset and flags of an IPv6 fragment header (RFC 8200 4.5); a rule ends where there is none."""
 ADDRESS_TYPE = Field(4, "fib", (be32(2, 3), be32(3, 2)))

@@ -2,7 +2,10 @@
 
 VXLAN itself believes anybody (RFC 7348 7): whoever can send to the UDP port could put frames into an overlay. The table
 looks at the outer source address and at the VNI together, so a host that is a peer in one overlay cannot send into
-another, and VXLAN links of others on the same port are let be.
+another, and VXLAN links of others on the same port are let be. And it looks at the link: a frame comes by the one that
+leads to its sender (RFC 3704 2.2, strict), so that no container of whatever engine sends as a host. Of several next
+hops of equal cost each will do in IPv4. In IPv6 the kernel tells of one alone; so there only links are refused that may
+have containers or virtual machines behind them.
 
 Tunnelled frames are left out of connection tracking: a flow in an overlay would have an entry of the host's table for
 itself and one for each way of its tunnel, which has other ports each way and so never looks answered.
@@ -23,7 +26,20 @@ from netplug.drivers.tunnel import Tunnel, Vtep
 from . import nft_wire as nft
 from .api import MISSING, Outcome, StepError
 from .netlink import NetlinkError
-from .nft_wire import FIRST_FRAGMENT, L4PROTO, BaseChain, Set, Table, equal, member, padded, payload, verdict
+from .nft_wire import (
+    BY_ITS_WAY,
+    FIRST_FRAGMENT,
+    IIFKIND,
+    L4PROTO,
+    BaseChain,
+    Set,
+    Table,
+    equal,
+    member,
+    padded,
+    payload,
+    verdict,
+)
 from .nftables import Tables
 
 _PRIORITY = -10
@@ -32,6 +48,8 @@ _RAW = -300
 """Before connection tracking (linux/netfilter_ipv4.h, NF_IP_PRI_RAW)."""
 _UDP = b"\x11"
 _PORT, _VNI = payload(2, 2, 2), payload(2, 12, 3)
+_INNER = ("bridge", "veth", "tun")
+"""Kinds of links behind which there may be containers or virtual machines."""
 _LENGTHS = {4: 4, 6: 16}
 
 
@@ -40,13 +58,23 @@ def _table(family: int, kind: str, offset: int, length: int) -> Table:
     truncated = equal(FIRST_FRAGMENT, bytes(2), b"\xff\xf8") + verdict(nft.DROP)
     peer = equal(L4PROTO, _UDP) + member("vteps", source, _PORT, _VNI)
     ours = equal(L4PROTO, _UDP) + member("vnis", _PORT, _VNI)
-    # What comes most meets one lookup.
+    way, strays = equal(BY_ITS_WAY, bytes(4), inverted=True), []
+    if family == nft.IPV6:
+        strays = [
+            *(
+                (f"of a peer, by a {kind}", peer + equal(IIFKIND, nft.ifname(kind)) + verdict(nft.DROP))
+                for kind in _INNER
+            ),
+            ("of a peer, by one of several ways", peer + verdict(nft.RETURN)),
+        ]
+    # What comes most meets one lookup of a set and one of a route.
     rules = (
-        ("of a peer", peer + verdict(nft.RETURN)),
+        ("of a peer, by the way to it", peer + way + verdict(nft.RETURN)),
+        *strays,
         ("not UDP", equal(L4PROTO, _UDP, inverted=True) + verdict(nft.RETURN)),
         ("not a VNI of ours", member("vnis", _PORT, _VNI, inverted=True) + verdict(nft.RETURN)),
         *((("fragment without VXLAN header", truncated),) if family == nft.IPV6 else ()),
-        ("of a stranger", member("vnis", _PORT, _VNI) + verdict(nft.DROP)),
+        ("of a stranger, or by another way", member("vnis", _PORT, _VNI) + verdict(nft.DROP)),
     )
     tracking = (("of a VNI of ours", ours + nft.untracked()),)
     vni = ("inet_service", "ipv4_addr")
