@@ -304,6 +304,20 @@ containers:
     assert traces(name) == []
 
 
+@needs_podman
+def test_the_file_that_the_docs_show_comes_up(lab: Lab, base: Path, tmp_path: Path) -> None:
+    shown = (Path(__file__).parents[1] / "docs" / "lab.md").read_text()
+    path = tmp_path / f"shown{os.getpid()}.yaml"
+    path.write_text(shown.partition("```yaml\nname: two")[2].partition("```")[0])
+    found = told(lab, "up", str(path))
+    assert sorted(it["name"] for it in found["containers"]) == ["db", "shell", "shop", "web"]
+    assert all(it["answers"] for it in found["reach"])
+    unknown = lab("exec", "nope", "--", "true")
+    assert "no host or container 'nope' (hosts: a, b, etcd; containers: web, db, shop, shell)" in unknown.stderr
+    assert lab("down").returncode == 0
+    assert list(base.iterdir()) == []
+
+
 def ends(lab: Lab) -> Any:
     """What `netplug ps` of host a says."""
     return json.loads(lab("exec", "a", "--", "netplug", "ps", "--json").stdout)

@@ -75,6 +75,7 @@ def exec_(
     with _errors():
         _need_root()
         state = _state(which, base)
+        state.refuse_unknown(where)
         argv = list(command)
         if where in state.lab.containers:
             container = Container.of(state, where)

@@ -4,6 +4,7 @@ The file's words are a contract, see docs/lab.md. What does not fit is refused i
 """
 
 import re
+from difflib import get_close_matches
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -212,6 +213,19 @@ def _known(kind: str, name: str, among: dict[str, Any], where: str) -> None:
         raise ValueError(f"{where}: {kind} {name!r} is none of {', '.join(among) or 'none'}")
 
 
+def _unknown_key(loc: tuple[int | str, ...]) -> str:
+    """Say that a file's key is not known, and which ones are; `loc` as pydantic gives it."""
+    parts: dict[str, type[_Part]] = {
+        "underlay": Underlay,
+        "hosts": HostPart,
+        "networks": NetworkPart,
+        "containers": ContainerPart,
+    }
+    known = list((Lab if len(loc) == 1 else parts[str(loc[0])]).model_fields)
+    near = get_close_matches(str(loc[-1]), known, n=1)
+    return f"no such key, did you mean {near[0]!r}?" if near else f"no such key; there are {', '.join(known)}"
+
+
 def load(path: Path) -> Lab:
     """Read a lab's file.
 
@@ -233,4 +247,6 @@ def load(path: Path) -> Lab:
         where = ".".join(str(part) for part in error["loc"] if part != "[key]")
         reason = str(error.get("ctx", {}).get("error") or error["msg"])
         reason = reason[:1].lower() + reason[1:]
+        if error["type"] == "extra_forbidden":
+            reason = _unknown_key(error["loc"])
         raise NetplugError("invalid", f"{path}: {where + ': ' if where else ''}{reason}") from None

@@ -46,10 +46,26 @@ class State:
             NetplugError: "not_found", with the names that there are.
         """
         if name not in self.members:
-            there = ", ".join(it for it in self.members if it != SWITCH)
-            raise NetplugError("not_found", f"lab {self.lab.name!r} has no host {name!r}", hint=f"it has {there}")
+            raise NetplugError(
+                "not_found", f"lab {self.lab.name!r} has no host {name!r}", hint=f"it has {self._hosts()}"
+            )
         member = self.members[name]
         return Place(name, self.folder / name, member.pid, member.since)
+
+    def refuse_unknown(self, name: str) -> None:
+        """Refuse what is neither a host nor a container.
+
+        Raises:
+            NetplugError: "not_found", with the names that there are.
+        """
+        if name in self.members or name in self.lab.containers:
+            return
+        words = f"lab {self.lab.name!r} has no host or container {name!r}"
+        containers = ", ".join(self.lab.containers) or "none"
+        raise NetplugError("not_found", words, hint=f"hosts: {self._hosts()}; containers: {containers}")
+
+    def _hosts(self) -> str:
+        return ", ".join(it for it in self.members if it != SWITCH)
 
     def hosts(self) -> list[Place]:
         """Return the hosts."""
