@@ -18,6 +18,8 @@ import sys
 RUN_DIR = "/run/netplug"
 VERSION = "0.1.0"
 SOCKET = "cni.sock"
+LINE = "NETPLUG_CNI_LINE"
+"""Variable that tells `netplug.alone` where the executable looked for the daemon."""
 NETAVARK_API = "1.0.0"
 SPEC_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
@@ -48,9 +50,14 @@ def main(run_dir: str = RUN_DIR, engine: str = "") -> int:
         return 0
     run_dir = env.get(b"NETPLUG_RUN_DIR", b"").decode() or run_dir
     reply = ask(f"{run_dir}/{SOCKET}", b"\0".join((name.encode(), *words, b"", given)))
-    head, newline, rest = reply.partition(b"\n")
-    if not newline:
-        return alone(engine or sys.executable, name, given)
+    if not reply:
+        return alone(engine or sys.executable, run_dir, name, given)
+    return say(reply)
+
+
+def say(reply: bytes) -> int:
+    """Print a reply, and return the exit code."""
+    head, _, rest = reply.partition(b"\n")
     code, length = map(int, head.split())
     write(1, rest[:length])
     write(2, rest[length:])
@@ -72,21 +79,23 @@ def ask(path: str, request: bytes) -> bytes:
         sock.connect(path)
         sock.sendall(request)
         sock.shutdown(_socket.SHUT_WR)
-        return read(sock.fileno())
+        reply = read(sock.fileno())
     except OSError:
         return b""
     finally:
         sock.close()
+    return reply if b"\n" in reply else b""
 
 
-def alone(engine: str, name: str, given: bytes) -> int:
-    """Become a netplug that does the work itself."""
+def alone(engine: str, run_dir: str, name: str, given: bytes) -> int:
+    """Become a netplug that does the work itself, or waits for one that does."""
     fd = posix.memfd_create("stdin", 0)
     write(fd, given)
     posix.lseek(fd, 0, 0)
     posix.dup2(fd, 0)
+    env = {**posix.environ, LINE.encode(): run_dir.encode()}
     try:
-        posix.execve(engine, [engine, "-I", "-m", "netplug.alone", name, *sys.argv[1:]], posix.environ)
+        posix.execve(engine, [engine, "-I", "-m", "netplug.alone", name, *sys.argv[1:]], env)
     except OSError as error:
         words = f"no netplug daemon answers, and {engine} cannot be started: {error.strerror}"
         write(1, f'{{"code":11,"msg":"{words}"}}\n'.encode())

@@ -25,6 +25,7 @@ from netplug.secrets import without_passwords
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 with the final NUL
 _BACKLOG = 128
 _POLL_S = 0.005
+_LONGEST_POLL_S = 0.1
 _CONNECT_TIMEOUT_S = 1.0  # a unix socket answers at once, or its queue is full: then someone holds it
 
 
@@ -101,7 +102,7 @@ def turn(path: Path, patience_s: float) -> Iterator[None]:
         Held: it was not free within `patience_s`.
         NetplugError: the file cannot be opened.
     """
-    deadline = time.monotonic() + patience_s
+    deadline, pause_s = time.monotonic() + patience_s, _POLL_S
     while True:
         try:
             lock = lock_file(path)
@@ -109,7 +110,8 @@ def turn(path: Path, patience_s: float) -> Iterator[None]:
         except Held:
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(_POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
     with lock:
         yield
 

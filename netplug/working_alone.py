@@ -1,0 +1,131 @@
+"""A CNI command without a daemon: the same engine in this process, on the same state, under the same lock.
+
+It answers those that wait behind it, see `netplug.alone`. A daemon that starts meanwhile waits for it, and those behind
+find the daemon.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+from netplug import cni_shim
+from netplug import log as logging
+from netplug.alone import PATIENCE_S, Line, Pauses
+from netplug.claims import SharedLeases
+from netplug.cluster import Cluster
+from netplug.cluster.identity import Gate, Identity, Machine
+from netplug.cluster.underlay import Underlay
+from netplug.cluster.visiting import visited
+from netplug.cluster.vtep import Finder
+from netplug.composing import drivers, linux_kernel, site_prefix, spaces
+from netplug.config import Settings, load
+from netplug.daemon import SOCKET_MODE, TURN
+from netplug.drivers.plan import Plan
+from netplug.drivers.steps import HostPort, Resolver
+from netplug.engine import Engine
+from netplug.errors import NetplugError
+from netplug.frontends.cni import CniService, refusal
+from netplug.frontends.cni_server import serving_cni
+from netplug.frontends.cni_wire import Call, Reply
+from netplug.ipam.allocator import Allocator
+from netplug.ipam.start import HashedStart
+from netplug.leases import StoredLeases
+from netplug.lock import Held, claim_socket, lock_file, release_socket, turn
+from netplug.namespace import claim_namespace
+from netplug.reconcile import Reconciler
+from netplug.store.access import EtcdAccess
+from netplug.store.sqlite import SqliteStore
+
+SERVING_S = 3.0
+"""How long those who wait behind are served, after which the next of them does; a daemon may want to start."""
+_LOOK_S = 0.02
+_LOOKING = frozenset({"CHECK", "STATUS"})
+"""Commands that tell what is wrong, and so must not mend it before."""
+
+
+def answer(request: bytes, line: Line) -> Reply:
+    """Do what a call asks for, here or, when a daemon has come, there. `line`: who waits is answered, too."""
+    try:
+        settings = load()
+        logging.configure(settings.log_format, "error")
+        pauses, deadline = Pauses(), time.monotonic() + PATIENCE_S
+        while True:
+            with turn(settings.state_dir / TURN, deadline - time.monotonic()):
+                try:
+                    with lock_file(settings.state_dir / "lock"):
+                        return asyncio.run(_answer(Call.parse(request, os.getpid()), settings, line))
+                except Held:
+                    if time.monotonic() >= deadline:
+                        raise
+            if found := Reply.parse(cni_shim.ask(str(settings.cni_socket), request)):
+                return found
+            pauses.pause()  # a daemon starts or ends, or answers elsewhere
+    except NetplugError as exc:
+        return refusal(exc, "")
+
+
+async def _answer(call: Call, settings: Settings, line: Line) -> Reply:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(claim_namespace())
+        store = await SqliteStore.open(settings.state_dir / "netplug.db")
+        stack.push_async_callback(store.close)
+        kernel = await linux_kernel()
+        stack.push_async_callback(kernel.close)
+        identity = await Identity.load(store, Machine.read())
+        shared = await visited(store, settings, stack, identity.id)
+        gate = Gate(shared[0]) if shared else None
+        leases = SharedLeases(store, gate, identity.id) if gate else StoredLeases(store)
+        bases = spaces(await site_prefix(store), settings.address_pool)
+        engine = Engine(kernel, store, Allocator(leases, bases, start=HashedStart(identity.id)), drivers())
+        if shared and gate and isinstance(leases, SharedLeases):
+            # Nothing is followed, so the VTEP is not looked for.
+            under = Underlay(engine, store, Finder(settings.vtep, settings.etcd or EtcdAccess(())), shared[1])
+            cluster = Cluster(engine, store, gate, leases, identity=identity, name=settings.host_name, under=under)
+            await cluster.membership.visit()
+        reconciler = Reconciler(engine)
+        service = CniService(engine, settings.dns_domain)
+        if call.env.get("CNI_COMMAND") in _LOOKING:
+            await reconciler.load()
+            await _open_sockets(engine)
+            return await service.answer(call)
+        await reconciler.start()
+        async with _serving(service, settings.cni_socket):
+            reply = await service.answer(call)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SERVING_S):
+                    while line.goes_on():  # noqa: ASYNC110 - a lock of the kernel has no event
+                        await asyncio.sleep(_LOOK_S)
+        return reply
+
+
+@asynccontextmanager
+async def _serving(service: CniService, path: Path) -> AsyncIterator[None]:
+    """Answer others for the time of the block, where nobody else does."""
+    try:
+        sock = claim_socket(path, SOCKET_MODE)
+    except NetplugError:
+        yield
+        return
+    try:
+        sock.setblocking(False)
+        async with serving_cni(service, sock.dup()):
+            yield
+    finally:
+        release_socket(sock)
+
+
+async def _open_sockets(engine: Engine) -> None:
+    """Open what is of the process at work, and hence always missing at its start: host ports, the name server's.
+
+    What the latter need may be missing too, and is then found to be.
+    """
+    registry = engine.registry
+    ports = [step for one in registry.endpoints() for step in one.exposed if isinstance(step, HostPort)]
+    await engine.executor.apply(Plan(tuple(ports)))
+    plans = [*(one.plan for one in registry.networks()), *(one.plan for one in registry.endpoints())]
+    for step in (step for plan in plans for step in plan if isinstance(step, Resolver)):
+        with suppress(NetplugError):
+            await engine.executor.apply(Plan((step,)))
