@@ -159,6 +159,8 @@ class HostFacts:
     their links. `addresses`: with their links, loopback left out. `chains`: names of the filter table's chains that are
     not ours, by IP version. `vtep`: the address of this host to which others tunnel; None outside of a cluster.
     `bridge_netfilter`: frames that a bridge forwards may come to iptables too (the module br_netfilter is loaded).
+    `forwarding`: IP versions that the host forwards without us. `advertised`: links, not ours, whose router
+    advertisements the host takes, with their ``accept_ra`` without us.
     """
 
     mtu: int = 1500
@@ -169,6 +171,8 @@ class HostFacts:
     chains: tuple[tuple[int, str], ...] = ()
     vtep: IPAddress | None = None
     bridge_netfilter: bool = False
+    forwarding: tuple[int, ...] = (4, 6)
+    advertised: tuple[tuple[str, int], ...] = ()
 
     def link(self, name: str) -> LinkFacts | None:
         """Return the link of this name, None when there is none."""

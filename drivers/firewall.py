@@ -26,6 +26,7 @@ but its use loads br_netfilter and so changes every bridge of the host: it stand
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 
+from . import routing
 from .api import HostFacts, Network, PortMapping
 from .errors import DriverError, Kind
 from .naming import BRIDGES
@@ -46,7 +47,6 @@ from .steps import (
     Relay,
     Resolver,
     Step,
-    Sysctl,
 )
 
 FORWARD = "NETPLUG-FORWARD"
@@ -66,7 +66,6 @@ RESOLVER_PORT = 25353
 
 _ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 _ALL_ADDRESSES = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
-_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _LOOPBACK4, _LOOPBACK6 = "127.0.0.0/8", ip_address("::1")
 _ON_LINK = {4: ("224.0.0.0/4", "255.255.255.255/32"), 6: ("fe80::/10", "ff00::/8")}
 _SETS = {
@@ -85,7 +84,10 @@ def base(families: Sequence[int], host: HostFacts) -> Plan:
 
 def routed(families: Sequence[int], host: HostFacts) -> Plan:
     """Return what all networks share that the host routes for: `base`, and forwarding."""
-    return Plan(tuple(Sysctl(_FORWARDING[family], "1") for family in families)) + base(families, host)
+    plan = base(families, host)
+    for family in families:
+        plan += routing.forwarding(family, host)
+    return plan
 
 
 def _base(family: int, host: HostFacts) -> tuple[Step, ...]:

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import structlog
 
+from netplug.drivers import routing
 from netplug.drivers.api import Driver, HostFacts, Network
 from netplug.drivers.codec import Json
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import IPAddress
+from netplug.drivers.steps import IPAddress, Sysctl
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel, Outcome, StepError
@@ -85,7 +86,7 @@ class Shared:
 
     def see(self, host: HostFacts) -> HostFacts:
         """Take what was read of the host, and return it with what only we know."""
-        self.host = replace(host, vtep=self.vtep)
+        self.host = replace(routing.without(self.plan, host), vtep=self.vtep)
         return self.host
 
     def wanted(self, nets: Iterable[Network]) -> Plan:
@@ -148,6 +149,10 @@ class Shared:
             surplus = self.plan.without(step.key for step in self._base(nets))
             if not surplus:
                 return
+            if any(isinstance(step, Sysctl) and step.restore for step in surplus):
+                await self.read_host()
+                if routing.relied_on(self.host):
+                    surplus = routing.staying(surplus)
             with self._moving(surplus):
                 left: set[str] = set()
                 try:

@@ -222,6 +222,11 @@ class FakeKernel:
                 if not address.is_loopback
             ),
             routes=tuple(route for route in dict.fromkeys(routes) if route[0].prefixlen),
+            forwarding=self._world.forwarding(),
+            advertised=tuple(
+                (link, int(self._world.sysctls.get(f"net/ipv6/conf/{link}/accept_ra", value)))
+                for link, value in self.foreign.facts.advertised
+            ),
             chains=tuple(
                 (family, name)
                 for family, model in self._world.firewall.items()

@@ -187,6 +187,12 @@ class World:
             return MISSING
         return "" if step.netns in self.looped else "is down"
 
+    def forwarding(self) -> tuple[int, ...]:
+        """Return the IP versions that the host forwards."""
+        names = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+        foreign = self.foreign.facts.forwarding
+        return tuple(it for it, name in names.items() if self.sysctls.get(name, "1" if it in foreign else "0") == "1")
+
     def has_sysctl(self, step: Sysctl) -> bool:
         """Return whether the kernel has a setting."""
         match step.name.split("/"):

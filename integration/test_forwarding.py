@@ -1,0 +1,94 @@
+"""The host forwards for our networks alone, keeps what a router told it, and is as before when we are gone."""
+
+import socket
+from collections.abc import Callable
+
+import pytest
+from harness import CommandError, Host, Netplug, SeenServer, attached, cli_network, connect, tcp_ask, wait_until
+from harness.netns import in_netns
+from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
+from scapy.layers.l2 import Ether
+
+SUBNETS = ("--subnet", "10.95.0.0/24", "--subnet", "fd00:95::/64")
+FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+ROUTE_TIMEOUT_S = 10
+
+
+def advertise(router: Host, link: str, router_mac: str) -> None:
+    """Send a router advertisement (RFC 4861) with a default route and a prefix."""
+    frame = (
+        Ether(src=router_mac, dst="33:33:00:00:00:01")
+        / IPv6(src="fe80::1", dst="ff02::1", hlim=255)
+        / ICMPv6ND_RA(routerlifetime=1800)
+        / ICMPv6NDOptPrefixInfo(prefix="2001:db8:95::", prefixlen=64, L=1, A=1)
+    )
+    with in_netns(router.netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sock:
+        sock.bind((link, 0))
+        sock.send(bytes(frame))
+
+
+def test_network_makes_no_router_of_the_host(new_host: Callable[..., Host]) -> None:
+    host, left, right = new_host(), new_host("left"), new_host("right")
+    first = connect(host, left)
+    second = connect(host, right, "198.51.100.0/24", "fd00:beef::/64", routes=False)
+    right.run(["ip", "route", "add", "default", "via", second.left])
+    right.run(["ip", "-6", "route", "add", "default", "via", second.left6])
+    host.run(["ip", "-6", "route", "del", "default"])
+    host.run(["sysctl", "-qw", *(f"{key}=0" for key in FORWARDING), f"net.ipv6.conf.{first.left_link}.accept_ra=1"])
+
+    def told() -> bool:
+        return "proto ra" in host.output("ip", "-6", "route", "show", "default")
+
+    def settings() -> list[str]:
+        keys = (*FORWARDING, f"net.ipv6.conf.{first.left_link}.accept_ra")
+        return host.output("sysctl", "-n", *keys).split()
+
+    advertise(left, first.right_link, left.output("cat", f"/sys/class/net/{first.right_link}/address").strip())
+    wait_until(told, ROUTE_TIMEOUT_S, "the route of the router")
+    netplug = Netplug(host, "--docker-host", "none")
+    with (
+        cli_network(netplug, *SUBNETS) as net,
+        attached(netplug, net, "--publish", "8080:80") as (it, _),
+        SeenServer(left, "tcp", 7000, "::"),
+        SeenServer(it, "tcp", 80, "::"),
+    ):
+        assert settings() == ["1", "1", "2"]
+        assert told(), "forwarding made the host forget the router"
+        for outside in (first.right, first.right6):
+            assert tcp_ask(it, outside, 7000)
+        for inside in (second.left, second.left6):
+            assert tcp_ask(right, inside, 8080)
+        for beyond in (first.right, first.right6):
+            try:
+                tcp_ask(right, beyond, 7000)
+            except OSError:
+                continue
+            raise AssertionError(f"the host forwards what is of others, to {beyond}")
+        assert not netplug.drift()
+    assert settings() == ["0", "0", "1"]
+    assert told()
+    assert "NETPLUG" not in host.output("iptables-save") + host.output("ip6tables-save")
+    netplug.stop()
+
+
+def test_without_iptables_it_is_said_and_only_what_needs_it_is_refused(new_host: Callable[..., Host]) -> None:
+    host = new_host()
+    connect(host, new_host("other"))
+    # In the host's own mount namespace; all programs are one file.
+    host.run(
+        ["mount", "--bind", "/dev/null", host.output("sh", "-c", "readlink -f $(command -v iptables-save)").strip()]
+    )
+    netplug = Netplug(host, "--docker-host", "none")
+    said = netplug.log.read_text()
+    assert "firewall.unavailable" in said
+    assert "iptables-save cannot be started: Permission denied" in said
+    for _ in range(2):
+        for subnet in (SUBNETS[:2], SUBNETS):
+            with pytest.raises(CommandError, match=r"iptables does not work on this host.*install iptables"):
+                netplug.cli("network", "create", "blue", *subnet)
+        assert not netplug.drift()
+        with cli_network(netplug, "-o", "mode=none"):
+            pass
+        netplug.restart()
+    assert netplug.json("network", "ls") == []
+    netplug.stop()

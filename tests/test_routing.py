@@ -1,0 +1,80 @@
+"""Forwarding as a guest: on for ours alone, and as it was before once our last network is gone."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from engine_host import NET, OTHER, Host
+
+from netplug.drivers.api import HostFacts
+from netplug.engine.records import FrontEnd
+
+pytestmark = pytest.mark.usefixtures("quiet")
+V4, V6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
+ACCEPT_RA = "net/ipv6/conf/eth0/accept_ra"
+GUEST = "-j NETPLUG-GUEST"
+
+
+@pytest_asyncio.fixture
+async def host() -> AsyncIterator[Host]:
+    """One that forwards nothing, and has its IPv6 default route from a router's advertisements."""
+    it = await Host.boot()
+    it.kernel.foreign.links["eth0"] = ""
+    it.kernel.foreign.facts = HostFacts(forwarding=(), advertised=(("eth0", 1),))
+    it.kernel._world.sysctls |= {V4: "0", V6: "0", ACCEPT_RA: "1"}
+    yield it
+    await it.close()
+
+
+def settings(host: Host) -> tuple[str, str, str]:
+    found = host.kernel._world.sysctls
+    return found[V4], found[V6], found[ACCEPT_RA]
+
+
+async def make(host: Host, ident: str = NET, name: str = "blue", number: int = 3) -> None:
+    await host.cli_network(f"10.{number}.0.0/24", f"fd00:{number}::/64", ident=ident, name=name)
+
+
+async def test_forwarding_and_advertisements_are_as_before_when_the_last_network_is_gone(host: Host) -> None:
+    await make(host)
+    await make(host, OTHER, "red", 4)
+    assert settings(host) == ("1", "1", "2")
+    for family in (4, 6):
+        assert (host.kernel.chain(family, "filter", "FORWARD") or ())[-1] == GUEST
+    await host.engine.networks.delete("blue", by=FrontEnd.CLI)
+    await host.reconciler.repair()
+    assert settings(host) == ("1", "1", "2")
+    assert await host.reconciler.diff() == []
+    await host.engine.networks.delete("red", by=FrontEnd.CLI)
+    assert settings(host) == ("0", "0", "1")
+    assert not host.engine.shared.plan
+
+
+async def test_what_was_before_is_known_to_the_next_life(host: Host) -> None:
+    await make(host)
+    await host.reboot()
+    assert await host.reconciler.diff() == []
+    await host.engine.networks.delete("blue", by=FrontEnd.CLI)
+    assert settings(host) == ("0", "0", "1")
+
+
+async def test_network_of_one_family_leaves_the_other_alone(host: Host) -> None:
+    await host.cli_network("10.3.0.0/24")
+    assert settings(host) == ("1", "0", "1")
+
+
+async def test_host_that_forwards_goes_on_and_nothing_of_its_own_is_dropped(host: Host) -> None:
+    host.kernel.foreign.facts = HostFacts(forwarding=(4, 6), advertised=(("eth0", 2),))
+    host.kernel._world.sysctls |= {V4: "1", V6: "1", ACCEPT_RA: "2"}
+    await make(host)
+    assert GUEST not in (host.kernel.chain(4, "filter", "FORWARD") or ())
+    await host.engine.networks.delete("blue", by=FrontEnd.CLI)
+    assert settings(host) == ("1", "1", "2")
+
+
+async def test_forwarding_stays_for_an_engine_that_came_later(host: Host) -> None:
+    await make(host)
+    host.kernel.set_chain(4, "filter", "DOCKER-USER", [])
+    await host.engine.networks.delete("blue", by=FrontEnd.CLI)
+    assert settings(host) == ("1", "1", "2")
+    assert GUEST not in (host.kernel.chain(4, "filter", "FORWARD") or ())
