@@ -357,10 +357,10 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         # The kernel has told of it by now; the loop has only to look.
         for _ in range(3):
             await asyncio.sleep(0)
-        assert not kernel.changes().is_set()
+        assert not kernel.commits().is_set()
         run("nft", "delete", "table", "bridge", "netplug")
         async with asyncio.timeout(VANISH_DEADLINE_S):
-            await kernel.changes().wait()
+            await kernel.commits().wait()
 
 
 class TestLinuxPorts(LinuxHost, PortsSuite):
