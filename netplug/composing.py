@@ -28,7 +28,7 @@ ULA = "meta/ula"
 
 async def linux_kernel() -> Kernel:
     """Open the kernel of this network namespace."""
-    from netplug.kernel.linux import LinuxKernel  # noqa: PLC0415 - tests of the daemon on a fake need no pyroute2
+    from netplug.kernel.linux import LinuxKernel  # noqa: PLC0415 - tests of the daemon on a fake need none
 
     return await LinuxKernel.open()
 

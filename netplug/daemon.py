@@ -207,18 +207,17 @@ class Daemon:
         from netplug.interceptions import Interceptions  # noqa: PLC0415
         from netplug.kernel.toward import open_toward  # noqa: PLC0415
         from netplug.nameserver import NameServer  # noqa: PLC0415
-        from netplug.naming import DockerNames  # noqa: PLC0415
 
         settings, cluster = self._settings, self.cluster
         server = NameServer(engine, settings.dns_domain, settings.dns_rules, opener=open_toward)
         self._resources.callback(server.close)
         interceptions = Interceptions(engine, server)
         self._resources.push_async_callback(interceptions.close)
-        names = (
-            DockerNames(engine, settings.docker_host, settings.driver_name, interceptions)
-            if settings.docker_host != "none"
-            else None
-        )
+        names = None
+        if settings.docker_host != "none":
+            from netplug.naming import DockerNames  # noqa: PLC0415 - brings a client of Docker's API, which takes 8 MB
+
+            names = DockerNames(engine, settings.docker_host, settings.driver_name, interceptions)
         reconciler = Reconciler(engine, names.view if names else None)
         await reconciler.start()
         if cluster is not None:

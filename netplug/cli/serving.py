@@ -1,5 +1,6 @@
 """`netplug serve`: the daemon, with a flag for each of its settings."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -74,6 +75,7 @@ def serve(
 
 
 def _serve(flags: dict[str, object]) -> None:
+    _structlog_alone()
     from netplug.config import load  # noqa: PLC0415 - client commands need not wait for the daemon's imports
     from netplug.errors import NetplugError  # noqa: PLC0415
     from netplug.secrets import hide_arguments  # noqa: PLC0415
@@ -90,3 +92,14 @@ def _serve(flags: dict[str, object]) -> None:
     except NetplugError as exc:
         code = {"invalid": USAGE, "internal": NO}.get(exc.kind, UNREACHABLE)
         raise CliError(code, exc.message, hint=exc.hint) from None
+
+
+def _structlog_alone() -> None:
+    """Load structlog without rich, which it would take 4 MB for: tracebacks in the log are plain (`netplug.log`)."""
+    if "rich" in sys.modules or "structlog" in sys.modules:
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment]  # how an import is made to fail (importlib)
+    try:
+        import structlog  # noqa: F401, PLC0415
+    finally:
+        del sys.modules["rich"]

@@ -1,0 +1,103 @@
+"""How much memory the daemon takes: at rest, with 100 endpoints, and after they are gone.
+
+A real daemon in a namespace of its own, and 100 bare namespaces on a bridge network, each with a published port, a name
+and an alias, as `netplug attach` makes them. Resident memory is what the kernel says (proc(5), smaps_rollup): `private`
+is what would be free again if the daemon ended, the rest are pages of libraries and of the executable.
+
+Run it as root: ``make bench`` or ``.venv/bin/python bench/memory.py [--endpoints N] [--json]``.
+"""
+
+import argparse
+import http.client
+import json
+import re
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
+
+from goals import at_most
+from harness import Host, Netplug
+
+SETTLE_S = 3.0
+"""Work after an answer (a look at the kernel half a second after a change) is done by then."""
+GOAL_MB = 80
+GOAL_ENDPOINTS = 100
+
+
+class Api:
+    """The daemon's own API, by one connection."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = http.client.HTTPConnection("netplug", timeout=60)
+        self._connection.sock = socket.socket(socket.AF_UNIX)
+        self._connection.sock.connect(str(path))
+
+    def post(self, path: str, body: dict[str, Any]) -> None:
+        self._connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = self._connection.getresponse()
+        answer = response.read()
+        if response.status >= 300:
+            raise SystemExit(f"{path}: {answer.decode()}")
+
+
+def memory(pid: int) -> dict[str, float]:
+    """Return resident and private megabytes of a process."""
+    time.sleep(SETTLE_S)
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = {name: int(kib) / 1024 for name, kib in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
+    return {"rss": found["Rss"], "private": found["Private_Clean"] + found["Private_Dirty"]}
+
+
+def measure(endpoints: int) -> dict[str, dict[str, float]]:
+    """Return what the daemon takes, by situation."""
+    with Host("memory") as host:
+        netplug = Netplug(host)
+        assert netplug.process
+        pid = netplug.process.pid
+        found = {"at rest": memory(pid)}
+        netplug.cli("network", "create", "blue", "--subnet", "10.90.0.0/16")
+        names = [f"box{number}" for number in range(endpoints)]
+        host.run(["sh", "-c", "; ".join(f"ip netns add {name}" for name in names)])
+        api = Api(host.path("/run/netplug/netplug.sock"))
+        for number, name in enumerate(names):
+            ports = [{"proto": "tcp", "port": 80, "host_port": 20000 + number}]
+            body = {"network": "blue", "netns": name, "name": name, "aliases": [f"www{number}"], "ports": ports}
+            api.post("/v1/attach", body)
+        found[f"{endpoints} endpoints"] = memory(pid)
+        host.run(["sh", "-c", "; ".join(f"ip netns del {name}" for name in names)])
+        deadline = time.monotonic() + 60
+        while netplug.json("ps") and time.monotonic() < deadline:
+            time.sleep(0.5)
+        found["all gone again"] = memory(pid)
+        netplug.cli("network", "rm", "blue")
+        netplug.stop()
+        return found
+
+
+def main() -> None:
+    """Measure, and print or dump."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--endpoints", type=int, default=GOAL_ENDPOINTS)
+    parser.add_argument("--json", action="store_true", help="the numbers as JSON")
+    options = parser.parse_args()
+    found = measure(options.endpoints)
+    if options.json:
+        print(json.dumps(found))
+        return
+    table = Table("daemon", "resident", "private", "goal", title="memory, MB")
+    for what, megabytes in found.items():
+        goal = GOAL_MB if what == f"{GOAL_ENDPOINTS} endpoints" else None
+        resident, private = megabytes["rss"], megabytes["private"]
+        table.add_row(what, f"{resident:.1f}", f"{private:.1f}", at_most(resident, goal, " MB"))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
