@@ -42,7 +42,9 @@ lab: setup ## three hosts on one overlay: Docker, CNI, podman and a bare namespa
 	@bash examples/lab/show.sh $(LAB)
 
 bench: setup ## measurements beside Docker's own bridge, the reference CNI plugins, and tunnels (as root)
+	@bash packaging/setup.sh bench
 	@.venv/bin/python bench/attach.py $(ARGS)
+	@.venv/bin/python bench/memory.py
 	@.venv/bin/python bench/cni.py
 	@.venv/bin/python bench/ports.py
 	@.venv/bin/python bench/overlay.py

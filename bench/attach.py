@@ -30,10 +30,13 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 
+from goals import at_most
 from harness import Dockerd, Host, Netplug
 
 SOCKET = "/run/docker/plugins/pynet.sock"
 SIZES = (1, 100, 1000)
+RATIO_GOAL, GROWTH_GOAL, DOCKER_GOAL = 2.0, 0.2, 1.0
+"""Create and join to the same work by `ip -batch`; its growth over `SIZES`; `docker run` to Docker's own bridge."""
 PAUSE_S = 0.06
 """The kernel goes on deleting links after an answer, and whoever comes next would be measured with it."""
 
@@ -225,19 +228,22 @@ def _median(values: list[float]) -> float:
 
 def table(report: dict[str, Any]) -> None:
     calls = Table(
-        "endpoints", "create+join p50", "p99", "ip -batch p50", "ratio", "leave+delete p50", "p99", "ip del p50"
+        *("endpoints", "create+join p50", "p99", "ip -batch p50", "ratio", "goal"),
+        *("leave+delete p50", "p99", "ip del p50"),
     )
     for row in report["calls"]:
         made, by_hand, gone = row["create_join_ms"], row["ip_batch_ms"], row["leave_delete_ms"]
-        cells = row["endpoints"], made["p50"], made["p99"], by_hand["p50"], row["ratio"], gone["p50"], gone["p99"]
-        calls.add_row(*(str(cell) for cell in (*cells, row["ip_delete_ms"]["p50"])))
+        cells = row["endpoints"], made["p50"], made["p99"], by_hand["p50"], row["ratio"]
+        more = at_most(row["ratio"], RATIO_GOAL), gone["p50"], gone["p99"], row["ip_delete_ms"]["p50"]
+        calls.add_row(*map(str, (*cells, *more)))
     console = Console(width=120)
     console.print(calls)
-    console.print(f"growth of create+join from {SIZES[0]} to {SIZES[-1]} endpoints: {report['growth']:+.0%}")
+    growth = f"{report['growth']:+.0%} ({at_most(report['growth'], GROWTH_GOAL)})"
+    console.print(f"growth of create+join from {SIZES[0]} to {SIZES[-1]} endpoints: {growth}")
     docker = report["docker_run"]
     console.print(
         f"docker run --rm … true: pynet {docker['pynet_ms']} ms, bridge {docker['bridge_ms']} ms, "
-        f"median of {docker['runs']} paired ratios {docker['ratio']}"
+        f"median of {docker['runs']} paired ratios {docker['ratio']} ({at_most(docker['ratio'], DOCKER_GOAL)})"
     )
 
 

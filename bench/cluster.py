@@ -31,6 +31,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 
+from goals import at_most
 from harness.cluster import CLIENT_PORT, Cluster, Member
 from harness.host import Host
 
@@ -46,13 +47,13 @@ from netplug.store.api import Compare, Delete, Put
 from netplug.store.etcd import EtcdStore
 from netplug.store.sqlite import SqliteStore
 
-GOALS = {
-    "published → programmed, p50": "≤ 3 ms",
-    "published → programmed, p99": "≤ 15 ms",
-    "cold start with 1 000 endpoints": "≤ 2 s",
-    "burst of 10 000 events": "no loss",
-    "transactions a claim": "≤ 1.1",
-}
+WHAT = (
+    "published → programmed, p50",
+    "published → programmed, p99",
+    "cold start with 1 000 endpoints",
+    "burst of 10 000 events",
+    "transactions a claim",
+)
 ME = "bench"
 RTMGRP_NEIGH = 4
 NOTICES = 3
@@ -256,14 +257,15 @@ def measure(rounds: int, count: int, events: int, total: int) -> list[dict[str, 
         drift = [line for it in cluster.members for line in it.netplug.drift().splitlines()]
     if drift:
         raise SystemExit("\n".join(drift))
+    p50, p99 = statistics.median(times), statistics.quantiles(times, n=100)[98]
     values = (
-        f"{statistics.median(times):.1f} ms",
-        f"{statistics.quantiles(times, n=100)[98]:.1f} ms",
-        f"{started:.2f} s",
-        f"{swept:.1f} s, no loss",
-        f"{per_claim:.3f} ({rate:.0f} claims a second)",
+        (f"{p50:.1f} ms", at_most(p50, 3, " ms")),
+        (f"{p99:.1f} ms", at_most(p99, 15, " ms")),
+        (f"{started:.2f} s", at_most(started, 2, " s")),
+        (f"{swept:.1f} s, no loss", "no loss: holds"),  # else `burst` would not have ended
+        (f"{per_claim:.3f} ({rate:.0f} claims a second)", at_most(per_claim, 1.1)),
     )
-    return [{"what": what, "found": it, "goal": goal} for (what, goal), it in zip(GOALS.items(), values, strict=True)]
+    return [{"what": what, "found": it, "goal": goal} for what, (it, goal) in zip(WHAT, values, strict=True)]
 
 
 def main() -> None:

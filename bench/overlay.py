@@ -32,6 +32,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 
+from goals import at_least, at_most
 from harness import Dockerd, Host, Namespace, Node, connect, pair
 from harness.netns import open_socket
 
@@ -199,6 +200,8 @@ def swarm() -> Iterator[Way]:
             container.remove()
 
 
+GOALS = {"by hand": (0.97, 1.05), "swarm": (1.1, 0.95)}
+"""Of ours to each: throughput at least, latency at most."""
 WAYS: dict[str, Callable[[], Any]] = {"by hand": by_hand, "ours": ours, "swarm": swarm}
 
 
@@ -234,9 +237,12 @@ def _ratio(mine: list[float], others: list[float]) -> float:
 
 
 def table(report: dict[str, Any]) -> None:
-    grid = Table("way", "Gbit/s", "request/response µs", "ours : it, throughput", "ours : it, latency")
+    grid = Table("way", "Gbit/s", "request/response µs", "ours : it, throughput", "goal", "ours : it, latency", "goal")
     for name, row in report["ways"].items():
-        grid.add_row(name, *(str(row[key]) for key in ("gbit_per_s", "rr_us", "throughput_of_ours", "latency_of_ours")))
+        fast, late = row["throughput_of_ours"], row["latency_of_ours"]
+        least, most = GOALS.get(name, (None, None))
+        verdicts = at_least(fast, least), at_most(late, most)
+        grid.add_row(name, str(row["gbit_per_s"]), str(row["rr_us"]), str(fast), verdicts[0], str(late), verdicts[1])
     Console(width=120).print(grid)
 
 

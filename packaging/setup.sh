@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install what netplug's tests and demo need, and only what is missing.
 #   setup.sh system   Debian packages: the engine and the network tools (needs root when one is missing)
+#   setup.sh bench    Debian packages that only the benches need
 #   setup.sh venv     .venv with netplug (editable) and the development tools; PYTHON chooses the interpreter
 # Works in whatever folder the project lies; run from its top by make.
 set -euo pipefail
@@ -44,6 +45,22 @@ system() {
     install "${missing[@]}"
 }
 
+# What only the benches need: name servers to compare with, and who asks them. None of them is started as a service.
+bench() {
+    local missing=() pair
+    for pair in dnsperf:dnsperf dnsmasq:dnsmasq-base knotd:knot; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+    done
+    [ -x /usr/lib/podman/aardvark-dns ] || missing+=(aardvark-dns)
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    if [ "$(id -u)" = 0 ] && [ ! -e /usr/sbin/policy-rc.d ]; then
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+        chmod +x /usr/sbin/policy-rc.d
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
+    install "${missing[@]}"
+}
+
 # Print the first interpreter that is new enough.
 interpreter() {
     local candidate
@@ -70,5 +87,6 @@ venv() {
 case "${1:-}" in
 system) system ;;
 venv) venv ;;
-*) die "usage: setup.sh system|venv" ;;
+bench) bench ;;
+*) die "usage: setup.sh system|venv|bench" ;;
 esac
