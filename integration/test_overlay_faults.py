@@ -126,20 +126,26 @@ def test_nobody_sends_to_another_host_as_somebody_else(nodes: tuple[Node, Node],
             "MAC, IPv6": frame(IPv6(src=own6, dst=to6) / UDP(), "02:00:00:00:00:99"),
             "advertisement": frame(IPv6(src=own6, dst=to6, hlim=255) / ICMPv6ND_NA(tgt="fd00:94:1::1") / redirect),
             "router": frame(IPv6(src=own6, dst=to6, hlim=255) / ICMPv6ND_RA()),
+            "DHCP answer": frame(IP(src=own4, dst=to4) / UDP(sport=67, dport=68)),
+            "DHCPv6 answer": frame(IPv6(src=own6, dst=to6) / UDP(sport=547, dport=546)),
+            "IGMP query": frame(IP(src=own4, dst="224.0.0.1", proto=2) / Raw(b"\x11\0\0\0")),
         }
         honest = {
             "own IPv4": frame(IP(src=own4, dst=to4) / UDP()),
             "own IPv6": frame(IPv6(src=own6, dst=to6) / UDP()),
-            "own advertisement": frame(IPv6(src=own6, dst=to6, hlim=255) / ICMPv6ND_NA(tgt=own6) / redirect),
         }
+        # All that follows in it is options, so it is told by its flow label.
+        advertisement = frame(IPv6(src=own6, dst=to6, hlim=255, fl=0x5A5A5) / ICMPv6ND_NA(tgt=own6) / redirect)
         with in_netns(one.netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sock:
             sock.bind(("eth0", 0))
             for name, it in (forged | honest).items():
                 sock.send(bytes(it / Raw(f"<{name}>".encode())))
+            sock.send(bytes(advertisement))
         # Sent after them.
         assert one.place.pings(to4)
         assert one.place.pings(to6)
     crossed = b"".join(map(bytes, inner(frames)))
+    assert bytes(advertisement[IPv6]) in crossed
     assert [name for name in honest if f"<{name}>".encode() not in crossed] == []
     assert [name for name in forged if f"<{name}>".encode() in crossed] == []
 

@@ -30,12 +30,21 @@ from harness.netns import in_netns
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
+    ICMPv6MLQuery,
+    ICMPv6MLQuery2,
+    ICMPv6MLReport2,
     ICMPv6ND_NA,
     ICMPv6ND_NS,
     ICMPv6ND_RA,
     ICMPv6ND_Redirect,
+    ICMPv6ND_RS,
     ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptSrcLLAddr,
+    ICMPv6NDOptUnknown,
     IPv6,
+    IPv6ExtHdrHopByHop,
+    RouterAlert,
+    _ICMPv6NDGuessPayload,
 )
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
@@ -47,6 +56,7 @@ GATEWAY4, GATEWAY6 = "10.93.0.1", "fd00:93::1"
 ALL = "ff:ff:ff:ff:ff:ff"
 ALL_NODES = "ff02::1"
 STRANGER = "02:00:00:00:00:99"
+NONCE = ICMPv6NDOptUnknown(type=14, len=1, data=b"nonce!")
 ARRIVAL_TIMEOUT_S = 5
 
 pytestmark = pytest.mark.usefixtures("netplug")
@@ -101,8 +111,8 @@ def arp(scene: Scene, address: str, mac: str = "", source: str = "", operation: 
     return ether(scene, source, ALL) / sender
 
 
-def advertisement(scene: Scene, target: str, source: str = "") -> Packet:
-    own = ICMPv6NDOptDstLLAddr(lladdr=scene.thief.mac)
+def advertisement(scene: Scene, target: str, source: str = "", mac: str = "") -> Packet:
+    own = ICMPv6NDOptDstLLAddr(lladdr=mac or scene.thief.mac)
     inner = IPv6(src=source or scene.thief.ip6, dst=ALL_NODES, hlim=255) / ICMPv6ND_NA(tgt=target, R=0, S=0, O=1) / own
     return ether(scene, to="33:33:00:00:00:01") / inner
 
@@ -110,6 +120,26 @@ def advertisement(scene: Scene, target: str, source: str = "") -> Packet:
 def solicitation(scene: Scene, target: str) -> Packet:
     """Duplicate address detection: from no address (RFC 4862 5.4)."""
     return ether(scene, to="33:33:00:00:00:01") / IPv6(src="::", dst=ALL_NODES, hlim=255) / ICMPv6ND_NS(tgt=target)
+
+
+def question(scene: Scene, options: Packet | None = None) -> Packet:
+    """Where a neighbour is."""
+    asked = ICMPv6ND_NS(tgt=scene.victim.ip6)
+    frame = ether(scene, to="33:33:00:00:00:01") / IPv6(src=scene.thief.ip6, dst=ALL_NODES, hlim=255)
+    return frame / (asked / options if options else asked)
+
+
+def probe(scene: Scene, target: str) -> Packet:
+    """Whether an address is free (RFC 5227 2.1.1)."""
+    return ether(scene, to=ALL) / ARP(op=1, hwsrc=scene.thief.mac, psrc="0.0.0.0", pdst=target)
+
+
+def udp(scene: Scene, source: int, to: int) -> Packet:
+    return ether(scene) / IP(src=scene.thief.ip4, dst=scene.victim.ip4) / UDP(sport=source, dport=to)
+
+
+def igmp(scene: Scene, kind: int) -> Packet:
+    return ether(scene, to=ALL) / IP(src=scene.thief.ip4, dst="224.0.0.1", proto=2) / Raw(bytes((kind, 0, 0, 0)))
 
 
 def router(scene: Scene, message: Packet) -> Packet:
@@ -132,12 +162,23 @@ OWN: dict[str, Frame] = {
         ether(it, to=ALL) / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67) / Raw(b"?")
     ),
     "ARP": lambda it: arp(it, it.thief.ip4),
-    "ARP probe": lambda it: arp(it, "0.0.0.0", operation=1),
+    "ARP probe": lambda it: probe(it, it.thief.ip4),
+    "ARP probe, link-local": lambda it: probe(it, "169.254.7.7"),
     "ARP link-local": lambda it: arp(it, "169.254.7.7"),
     "IPv6": lambda it: ip6(it, it.thief.ip6),
     "IPv6 link-local": lambda it: ip6(it, it.thief.local),
     "IPv6 link-local of a user's choice": lambda it: ip6(it, "fe80::77"),
     "neighbour advertisement": lambda it: advertisement(it, it.thief.ip6),
+    "neighbour solicitation": lambda it: question(it, ICMPv6NDOptSrcLLAddr(lladdr=it.thief.mac)),
+    "neighbour solicitation without a MAC": question,
+    "duplicate address detection with a nonce": lambda it: solicitation(it, it.thief.ip6) / NONCE,
+    "duplicate address detection, link-local": lambda it: solicitation(it, it.thief.local),
+    "router solicitation": lambda it: router(it, ICMPv6ND_RS() / ICMPv6NDOptSrcLLAddr(lladdr=it.thief.mac)),
+    "MLD report": lambda it: router(it, ICMPv6MLReport2()),
+    "IGMP report": lambda it: igmp(it, 0x22),
+    "ping": lambda it: ip4(it, it.thief.ip4),
+    "UDP": lambda it: udp(it, 5000, 53),
+    "of a DHCP server's port to another": lambda it: udp(it, 67, 67),
     "neighbour advertisement, link-local": lambda it: advertisement(it, it.thief.local, it.thief.local),
     "duplicate address detection": lambda it: solicitation(it, it.thief.ip6),
     "another protocol": lambda it: Ether(src=it.thief.mac, dst=it.victim.mac, type=0x88B5) / Raw(b"local experiment"),
@@ -171,6 +212,28 @@ SPOOFED: dict[str, Frame] = {
     "neighbour advertisement as a neighbour": lambda it: advertisement(it, it.victim.ip6, it.victim.ip6),
     "router advertisement": lambda it: router(it, ICMPv6ND_RA()),
     "redirect": lambda it: router(it, ICMPv6ND_Redirect(tgt=it.thief.local, dst="2001:db8::7")),
+    "ARP probe for a neighbour": lambda it: probe(it, it.victim.ip4),
+    "ARP probe for a free address": lambda it: probe(it, "10.93.0.200"),
+    "duplicate address detection for a neighbour": lambda it: solicitation(it, it.victim.ip6),
+    "duplicate address detection for a neighbour's link-local address": lambda it: solicitation(it, it.victim.local),
+    "duplicate address detection for a free address": lambda it: solicitation(it, "fd00:93::200"),
+    "neighbour solicitation with another's MAC": lambda it: question(it, ICMPv6NDOptSrcLLAddr(lladdr=it.victim.mac)),
+    "neighbour solicitation with another's MAC behind a nonce": lambda it: question(
+        it, NONCE / ICMPv6NDOptSrcLLAddr(lladdr=it.victim.mac)
+    ),
+    "router solicitation with another's MAC": lambda it: router(
+        it, ICMPv6ND_RS() / ICMPv6NDOptSrcLLAddr(lladdr=it.victim.mac)
+    ),
+    "neighbour advertisement with another's MAC": lambda it: advertisement(it, it.thief.ip6, mac=it.victim.mac),
+    "DHCP answer": lambda it: udp(it, 67, 68),
+    "DHCP answer from another port": lambda it: udp(it, 1067, 68),
+    "DHCPv6 answer": lambda it: ether(it) / IPv6(src=it.thief.local, dst=ALL_NODES) / UDP(sport=547, dport=546),
+    "IGMP query": lambda it: igmp(it, 0x11),
+    "IGMP router": lambda it: igmp(it, 0x30),
+    "PIM": lambda it: ether(it, to=ALL) / IP(src=it.thief.ip4, dst="224.0.0.13", proto=103) / Raw(b" \0\0\0"),
+    "MLD query": lambda it: router(it, ICMPv6MLQuery()),
+    "MLDv2 query": lambda it: router(it, ICMPv6MLQuery2()),
+    "MLD query behind an option": lambda it: router(it, IPv6ExtHdrHopByHop(options=[RouterAlert()]) / ICMPv6MLQuery()),
 }
 
 
@@ -205,8 +268,15 @@ class Stage:
 
     def send(self, frame: Frame) -> set[str]:
         """Return those who saw a frame."""
-        mark = self._mark("case")
-        self._sender.send(bytes(frame(self._scene) / Raw(mark)))
+        made = frame(self._scene)
+        if any(isinstance(layer, _ICMPv6NDGuessPayload) for layer in made.iterpayloads()):
+            # Neighbour discovery is options to its end, so there the mark is the flow label in the IPv6 header.
+            made[IPv6].fl = next(_marks)
+            mark = bytes(made[IPv6])[:40]
+        else:
+            mark = self._mark("case")
+            made /= Raw(mark)
+        self._sender.send(bytes(made))
         end = self._mark("end")
         own = Ether(src=self._scene.thief.mac, dst=ALL) / IP(src=self._scene.thief.ip4, dst="255.255.255.255") / UDP()
         self._sender.send(bytes(own / Raw(end)))
@@ -257,7 +327,8 @@ def test_bare_namespaces_send_what_is_their_own_and_nothing_else(host: Host, net
     ):
         name, mac = bridge_of(host, netplug, net)
         with stage(Scene(station(*thief), station(*victim), mac), host, name) as it:
-            assert [what for what, frame in OWN.items() if "victim" not in it.send(frame)] == []
+            lost = [what for what, frame in OWN.items() if "victim" not in it.send(frame)]
+            assert ", ".join(lost) == ""
             assert {what: seen for what, frame in SPOOFED.items() if (seen := it.send(frame))} == {}
             assert it.send(OWN["IPv4"]), "the thief may still send"
 
@@ -320,4 +391,4 @@ def test_rules_are_as_many_for_ten_containers_as_for_one(dockerd: Dockerd, host:
         for number in range(1, 10):
             stack.enter_context(container(dockerd, "--network", net, "-p", f"{9000 + number}:80"))
         assert rules() == before
-        assert len(before) == 22 + 3 + 2 * 5 + 1
+        assert len(before) == 45 + 2 * 5 + 1

@@ -31,7 +31,7 @@ TABLE_NAME, RULE_CHAIN, RULE_USERDATA, ELEMENTS, GENERATION = 1, 2, 7, 3, 1
 LIST_ELEM, ELEM_KEY, ELEM_DATA, DATA_VALUE = 1, 1, 2, 1
 
 INGRESS, PREROUTING, INPUT, OUTPUT = 0, 0, 1, 3
-DROP, ACCEPT, RETURN = 0, 1, -5
+DROP, ACCEPT, JUMP, RETURN = 0, 1, -3, -5
 
 OWNED = 0x2
 """Flag of a table that is its socket's alone: nobody else may change it, and it goes when the socket is closed, as all
@@ -180,6 +180,11 @@ def verdict(code: int) -> bytes:
     return _expression("immediate", be32(1, 0), nest(2, nest(2, be32(1, code))))
 
 
+def jump(chain: str) -> bytes:
+    """Go through another chain of the table, and on from here where that decides nothing."""
+    return _expression("immediate", be32(1, 0), nest(2, nest(2, be32(1, JUMP), text(2, chain))))
+
+
 def untracked() -> bytes:
     """Leave the packet out of connection tracking; only before that looks at it."""
     return _expression("notrack")
@@ -201,7 +206,7 @@ class Set:
 class BaseChain:
     """A chain that packets come to by themselves. `type`: "filter" or "nat"; the lower the `priority`, the earlier.
 
-    `device`: the link whose frames it is for; in family netdev.
+    `device`: the link whose frames it is for; in family netdev. Without a `type` others jump there.
     """
 
     name: str
@@ -235,12 +240,8 @@ class Table:
 
     def with_chains(self) -> list[Message]:
         """Return the messages that make its chains."""
-        messages = []
+        messages = [self.message(NEWCHAIN, text(1, self.name), *_chain_attrs(chain)) for chain in self.chains]
         for chain in self.chains:
-            device = text(3, chain.device) if chain.device else b""
-            hook = nest(4, be32(1, chain.hook), be32(2, chain.priority), device)
-            attrs = (text(1, self.name), text(3, chain.name), hook, be32(5, ACCEPT), text(7, chain.type))
-            messages.append(self.message(NEWCHAIN, *attrs))
             for comment, (_, expressions) in zip(chain.comments(), chain.rules, strict=True):
                 words = comment.encode() + b"\0"
                 userdata = attr(RULE_USERDATA, bytes((_COMMENT, len(words))) + words)
@@ -287,6 +288,15 @@ def batch(messages: list[Message]) -> list[Message]:
     """Return the messages as one transaction."""
     around = struct.pack(">BBH", 0, 0, _SUBSYSTEM)
     return [(BATCH_BEGIN, 0, around), *messages, (BATCH_END, 0, around)]
+
+
+def _chain_attrs(chain: BaseChain) -> list[bytes]:
+    name = text(3, chain.name)
+    if not chain.type:
+        return [name]
+    device = text(3, chain.device) if chain.device else b""
+    hook = nest(4, be32(1, chain.hook), be32(2, chain.priority), device)
+    return [name, hook, be32(5, ACCEPT), text(7, chain.type)]
 
 
 def _set_attrs(item: Set, number: int) -> list[bytes]:

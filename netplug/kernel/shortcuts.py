@@ -7,7 +7,7 @@ which hands on what is for one of them, and a chain on each port, which hands to
 
 - is for a MAC that is known to be on another host (a step `Remote`), and
 - comes from the port's own MAC, by IPv4 or IPv6, from an address of its own, and is not ICMPv6, whose neighbour
-  advertisements speak of addresses too.
+  advertisements speak of addresses too, nor IGMP, nor for DHCP clients.
 
 All else goes on to the bridge: what is for the gateway, for a group, for a container of this host whose MAC others may
 have changed. There `guards` and the firewall decide. Links are told to the kernel by index, so what was made for a link
@@ -41,6 +41,12 @@ _IP = {
     6: (equal(nft.PROTOCOL, b"\x86\xdd") + equal(nft.L4PROTO, b"\x3a", inverted=True), payload(1, 8, 16)),
 }
 _ACCEPT = verdict(nft.ACCEPT)
+_OF_SERVERS = (
+    ("IGMP", _IP[4][0] + equal(nft.L4PROTO, b"\2") + _ACCEPT),
+    ("for a DHCP client", _IP[4][0] + equal(nft.L4PROTO, b"\x11") + equal(payload(2, 2, 2), b"\0\x44") + _ACCEPT),
+    ("for a DHCPv6 client", _IP[6][0] + equal(nft.L4PROTO, b"\x11") + equal(payload(2, 2, 2), b"\x02\x22") + _ACCEPT),
+)
+"""What guards drop of it: see there."""
 
 
 def _table(vxlan: str, *chains: BaseChain) -> Table:
@@ -56,6 +62,7 @@ def _port(step: Shortcut, vxlan: int) -> Table:
     own = [(_IP[address.version], address) for address in step.addresses]
     rules = (
         ("for none that is remote", member("remote", _TO, inverted=True) + _ACCEPT),
+        *_OF_SERVERS,
         ("of another MAC", equal(_FROM, packed_mac(step.mac), inverted=True) + _ACCEPT),
         *(
             (f"IPv{address.version} of its own", kind + equal(source, address.packed) + hand_on(vxlan))
