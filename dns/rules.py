@@ -3,7 +3,7 @@
 Rules come from settings, from a network's options, and from the host's resolv.conf(5).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -94,15 +94,19 @@ class Rules:
         *,
         avoid: Collection[wire.IPAddress] = (),
         cache: Cache | None = None,
+        also: Iterable[bytes] = (),
     ) -> "Rules":
         """Return rules, those of one zone together, the longest zone first.
 
-        `default`: asked for all names where no rule says otherwise. `avoid`: our own addresses.
+        `default`: asked for all names where no rule says otherwise; also for those of special use below `also`.
+        `avoid`: our own addresses.
         """
         zones: dict[bytes, dict[Server, None]] = {}
         for rule in rules:
             zones.setdefault(rule.zone, {}).update(dict.fromkeys(rule.servers))
         zones.setdefault(wire.ROOT, dict.fromkeys(default))
+        for zone in also:
+            zones.setdefault(zone, dict.fromkeys(default))
         made = [
             Rule(zone, tuple(server for server in servers if server.port != PORT or server.address not in avoid))
             for zone, servers in zones.items()
@@ -158,3 +162,24 @@ def resolv_conf(text: str) -> tuple[Server, ...]:
             except ValueError:
                 continue
     return tuple(found)
+
+
+def search_list(text: str) -> tuple[str, ...]:
+    r"""Return the domains below which resolv.conf(5) has names looked for; the last of several such lines counts.
+
+    >>> search_list("domain a.example\nsearch corp.local Lab.Example.\n")
+    ('corp.local', 'lab.example')
+    """
+    found: tuple[str, ...] = ()
+    for line in text.splitlines():
+        words = line.split("#")[0].split(";")[0].split()
+        if words and words[0] in {"search", "domain"}:
+            found = tuple(dict.fromkeys(word.lower().removesuffix(".") for word in words[1:] if _is_domain(word)))
+    return found
+
+
+def _is_domain(text: str) -> bool:
+    try:
+        return wire.to_wire(text) != wire.ROOT
+    except ValueError:
+        return False

@@ -65,6 +65,11 @@ def answer(name: bytes, kind: int, pools: Collection[IPNetwork] = ()) -> Local |
     return None
 
 
+def is_inside(zone: bytes) -> bool:
+    """Tell whether names below a zone are of special use, but for those that nobody at all answers for."""
+    return not is_reserved(zone) and any(below(zone, it) for it in _NOWHERE)
+
+
 def is_reserved(name: bytes) -> bool:
     """Tell whether a name is one that nobody can be called: the host's own, or the reverse one of an address."""
     return any(below(name, zone) for zone in (_LOCALHOST, *wire.REVERSE.values()))

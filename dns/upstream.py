@@ -117,6 +117,14 @@ class Forwarder:
             self._timer = asyncio.get_running_loop().call_later(SECOND_S + _TOGETHER_S, self._look)
         self._next(query)
 
+    def take(self, rules: Rules) -> list[Asker]:
+        """Ask no more what is under way by certain rules, and return who waits for an answer."""
+        found: list[Asker] = []
+        for query in [query for query in self._queries.values() if query.rules is rules]:
+            found += query.askers
+            self._finish(query)
+        return found
+
     # Asking
 
     def _spelled(self, name: bytes, servers: tuple[Server, ...], now: float) -> bytes:

@@ -105,11 +105,15 @@ class Resolving:
     search: tuple[str, ...] = ()
 
 
-def resolving(record: NetworkRecord, built: EndpointRecord, domain: str) -> Resolving:
+def resolving(record: NetworkRecord, built: EndpointRecord, domain: str, search: Iterable[str] = ()) -> Resolving:
     """Return how an endpoint's sandbox reaches the name server; empty when it does not.
 
-    `domain`: what all names end in; empty where no name server runs.
+    `domain`: what all names end in; empty where no name server runs. `search`: domains below which the host itself
+    looks for names, of which internal networks are told nothing.
     """
     steps = (*record.plan, *built.plan)
     servers = tuple(str(step.address) for step in steps if isinstance(step, Resolver))
-    return Resolving(servers, (f"{record.network.name}.{domain}".lower(),)) if servers and domain else Resolving()
+    if not (servers and domain):
+        return Resolving()
+    own = f"{record.network.name}.{domain}".lower()
+    return Resolving(servers, tuple(dict.fromkeys((own, *(() if record.network.internal else search)))))

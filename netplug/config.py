@@ -103,6 +103,8 @@ class Settings(BaseSettings):
     address_pool: Annotated[tuple[AddressPool, ...], NoDecode] = ()
     dns_domain: str = "netplug.internal"
     dns_upstream: Annotated[tuple[str, ...], NoDecode] = ()
+    dns_special: Literal["host", "inside"] = "host"
+    """Whether names of special use are asked outside where the host would: below the domains of its search list."""
 
     @property
     def dns_rules(self) -> tuple[Rule, ...]:
@@ -222,7 +224,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{name!r} is not a host name")
         return name
 
-    @field_validator("log_format", "log_level", mode="before")
+    @field_validator("log_format", "log_level", "dns_special", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value

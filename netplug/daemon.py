@@ -209,7 +209,13 @@ class Daemon:
         from netplug.nameserver import NameServer  # noqa: PLC0415
 
         settings, cluster = self._settings, self.cluster
-        server = NameServer(engine, settings.dns_domain, settings.dns_rules, opener=open_toward)
+        server = NameServer(
+            engine,
+            settings.dns_domain,
+            settings.dns_rules,
+            opener=open_toward,
+            special=settings.dns_special == "host",
+        )
         self._resources.callback(server.close)
         interceptions = Interceptions(engine, server)
         self._resources.push_async_callback(interceptions.close)

@@ -7,7 +7,7 @@ then, and at once when Docker says that its container started.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -34,6 +34,8 @@ DOCKERS = IPv4Address("127.0.0.11")
 """Where Docker's resolver is in each sandbox (moby, libnetwork/sandbox_dns_unix.go: resolverIPSandbox)."""
 FIRST_S, LAST_S, PATIENCE_S = 0.005, 0.5, 15.0
 """When a sandbox is looked for again; between Join and the namespace lies the start of the container's runtime."""
+FOLLOWING = "the host's resolvers"
+"""What stands for the gateway in views of sandboxes whose names of others are asked where the host's are now."""
 _SOCKETS = 2
 """Nobody but the container itself could guess at ports on its loopback link."""
 
@@ -46,6 +48,15 @@ class _Serving:
     interception: Interception
     listener: Listener
     forwarder: Forwarder
+    dockers: Rules
+    outward: Callable[[View, Asker], None]
+
+    def look_at(self, view: View | None) -> None:
+        """Have the sandbox see that. What is under way at Docker's resolver is asked anew if others are asked now."""
+        before, self.listener.everyone = self.listener.everyone, view
+        if view is not None and view is not before and view.via == FOLLOWING:
+            for asker in self.forwarder.take(self.dockers):
+                self.outward(view, asker)
 
     def close(self) -> None:
         self.listener.close()
@@ -64,6 +75,7 @@ class Interceptions:
         self._due: set[str] = set()
         self._lock = asyncio.Lock()
         engine.registry.watchers.append(self._on_change)
+        server.watchers.append(lambda: self._look_at(set(self._open)))
 
     async def run(self) -> None:
         """Serve what comes, and let go of what leaves, until cancelled."""
@@ -134,11 +146,15 @@ class Interceptions:
                 for record in records
                 if isinstance(record, EndpointRecord) and record.sandbox and record.front_end is FrontEnd.DOCKER
             }
-        for sandbox in touched:
+        self._look_at(touched)
+
+    def _look_at(self, sandboxes: Iterable[str]) -> None:
+        """Have sandboxes see what is theirs now."""
+        for sandbox in sandboxes:
             serving = self._open.get(sandbox)
             view = self._view(sandbox)
             if serving is not None:
-                serving.listener.everyone = view
+                serving.look_at(view)
                 if view is not None:
                     serving.listener.counts = self._counts(view)
             if (serving is None) is not (view is None):
@@ -146,13 +162,23 @@ class Interceptions:
                 self._changed.set()
 
     def _view(self, sandbox: str) -> View | None:
-        """Return what a sandbox may see; None when we have nothing to serve it."""
+        """Return what a sandbox may see; None when we have nothing to serve it.
+
+        Docker's resolver asks for ever whom the host asked when the container started. Once the host asks others, or a
+        setting says whom to ask, so do we, for those that have no servers of their own.
+        """
         records = [record for record in self._engine.registry.in_sandbox(sandbox) if record.linked]
-        if not any(record.front_end is FrontEnd.DOCKER for record in records):
-            return None
+        docker = [record for record in records if record.front_end is FrontEnd.DOCKER]
         view = self._server.zones.view({record.endpoint.network for record in records}, str(DOCKERS))
-        if view is not None:
-            view.served, view.rules = (ROOT,), self._server.rules_of_domains(view)
+        if not docker or view is None:
+            return None
+        started = min(record.resolves for record in docker)
+        if started and (self._server.since > started or self._server.asks_some(view)):
+            view = self._server.view((index.network.id for index in view.indexes), FOLLOWING)
+            assert view is not None  # noqa: S101 - the same networks
+        else:
+            view.rules = self._server.rules_of_domains(view)
+        view.served, view.shared = (ROOT,), True
         return view
 
     def _counts(self, view: View) -> Counts:
@@ -167,7 +193,8 @@ class Interceptions:
 
     def _serve(self, sandbox: str, sandbox_id: str, interception: Interception, view: View) -> _Serving:
         forwarder = Forwarder(opener=interception.open, slots=_SOCKETS, spelling=False)
-        outward = self._outward(forwarder, everything(Server(DOCKERS)))
+        dockers = everything(Server(DOCKERS))
+        outward = self._outward(forwarder, dockers)
         listener = Listener(
             interception.udp,
             interception.tcp,
@@ -177,13 +204,17 @@ class Interceptions:
             counts=self._counts(view),
             connections=self._server.connections,
         )
-        return _Serving(sandbox_id, interception, listener, forwarder)
+        return _Serving(sandbox_id, interception, listener, forwarder, dockers, outward)
 
     def _outward(self, forwarder: Forwarder, dockers: Rules) -> Callable[[View, Asker], None]:
-        """Return what asks Docker's resolver, but for domains of which a network of ours says whom to ask."""
+        """Return what asks Docker's resolver, but for names of which we know whom to ask.
+
+        It may know a name of one label, and one in a network of which we have not been told all.
+        """
 
         def ask(view: View, asker: Asker) -> None:
-            if view.rules.servers(asker.question.name):
+            name = asker.question.name
+            if len(name) > name[0] + 2 and not name.endswith(view.zones_here) and view.rules.servers(name):
                 self._server.forwarder.ask(view.rules, asker)
             else:
                 forwarder.ask(dockers, asker)

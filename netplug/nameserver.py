@@ -8,8 +8,9 @@ of their gateways it asks.
 import asyncio
 import gc
 import socket
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -20,13 +21,14 @@ from netplug import called
 from netplug.dns.cache import Cache
 from netplug.dns.careful import respond
 from netplug.dns.question import Question
-from netplug.dns.rules import NOBODY, Rule, Rules, Server, resolv_conf
+from netplug.dns.rules import NOBODY, Rule, Rules, Server, resolv_conf, search_list
 from netplug.dns.server import Counts, Listener
 from netplug.dns.sockets import Opener, open_here
+from netplug.dns.special import is_inside
 from netplug.dns.streams import Connections
 from netplug.dns.underway import Asker
 from netplug.dns.upstream import Forwarder
-from netplug.dns.wire import ROOT, IPAddress
+from netplug.dns.wire import ROOT, IPAddress, to_wire
 from netplug.dns.zone import Entry, View, Zones
 from netplug.drivers.api import Network
 from netplug.drivers.naming import short
@@ -39,7 +41,7 @@ from netplug.engine.registry import Record
 log = structlog.get_logger(__name__)
 
 RESOLV_CONF = Path("/etc/resolv.conf")
-LOOK_S = 2.0
+LOOK_S = 1.0
 """How often it is looked for a change of resolv.conf: one stat(2)."""
 NO_NAME_OF_OURS = "it belongs to netplug or to the host, or is no domain name"
 MOST_REMEMBERED, LEAST_REMEMBERED = 40_000, 1_000
@@ -61,9 +63,11 @@ class Serving:
 class NameServer:
     """Names of all networks. `domain`: what full names end in. `upstreams`: in place of the host's own.
 
-    `opener`: makes the sockets by which they are asked.
+    `opener`: makes the sockets by which they are asked. `special`: names of special use below the domains of the host's
+    search list are asked of its resolvers, as the host itself does; else they never are.
 
-    `counts`: of questions by network, since the start; who asks from several networks counts for one of them.
+    `counts`: of questions by network, since the start; who asks from several networks counts for one of them. `since`:
+    when the host's resolvers became those that they are (Unix time). `watchers`: are told of their change.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class NameServer:
         upstreams: Sequence[Rule] = (),
         conf: Path = RESOLV_CONF,
         opener: Opener = open_here,
+        *,
+        special: bool = True,
     ) -> None:
         self.zones = Zones(domain)
         self.forwarder = Forwarder(opener=opener)
@@ -81,7 +87,11 @@ class NameServer:
         self._engine = engine
         self._given = tuple(upstreams)
         self._conf = conf
+        self._special = special
         self._seen: object = None
+        self._said: object = None
+        self.since = 0.0
+        self.watchers: list[Callable[[], None]] = []
         self._refused: dict[str, tuple[str, ...]] = {}
         self._rules = Rules()
         self._of_networks: WeakValueDictionary[object, Rules] = WeakValueDictionary()
@@ -130,7 +140,7 @@ class NameServer:
             if not said.done():
                 said.set_result(reply)
 
-        self._outward(view, Asker(found, "api", "api", tell))
+        self._outward(view, Asker(found, "api", "network api", tell))
         return await said
 
     def learn(self, network: str, ident: str, entry: Entry | None) -> None:
@@ -285,31 +295,55 @@ class NameServer:
         records = (self._engine.registry.find_network(index.network.id) for index in view.indexes)
         return [record.network for record in records if record is not None and not record.network.internal]
 
+    def asks_some(self, view: View) -> bool:
+        """Tell whether it is said whom to ask for all names: by the settings, or by a network of the view."""
+        given = (*self._given, *_given_by(self._open_networks(view)))
+        return any(rule.zone == ROOT for rule in given)
+
     def _point(self, view: View) -> None:
-        view.rules = self._rules_of(view)
+        before, view.rules = view.rules, self._rules_of(view)
         view.outside, view.served = view.rules.cache, view.rules.zones
+        if before is not view.rules:
+            # What is under way waits for somebody who may be gone.
+            for asker in self.forwarder.take(before):
+                self.forwarder.ask(view.rules, asker)
 
     def _point_all(self) -> None:
         for view in {view for index in self.zones.networks.values() for view in index.views}:
-            if view.via in self.zones.networks:
+            if not view.shared:
                 self._point(view)
 
     def _read_conf(self) -> None:
         """Read the upstreams anew if they may have changed."""
+        text, changed = "", 0.0
         try:
             status = self._conf.stat()
-            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            # A file that is put in its place may be an old one.
+            changed = max(status.st_mtime, status.st_ctime, self._conf.lstat().st_ctime)
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size, changed)
             if seen == self._seen:
                 return
-            found: tuple[Server, ...] = resolv_conf(self._conf.read_text(errors="replace"))
+            text = self._conf.read_text(errors="replace")
         except OSError:
-            seen, found = (0, 0, 0), ()
+            seen = (0, 0, 0, 0.0)
             if seen == self._seen:
                 return
+        said = resolv_conf(text), search_list(text) if self._special else ()
         self._seen = seen
-        self._rules = Rules.of(self._given, found, avoid=self._gateways())
+        if said == self._said:
+            return
+        self.since = changed if self._said is None else time.time()
+        self._said = said
+        self._take(*said)
+
+    def _take(self, servers: Sequence[Server], search: tuple[str, ...]) -> None:
+        also = [zone for zone in map(to_wire, search) if is_inside(zone)]
+        self._rules = Rules.of(self._given, servers, avoid=self._gateways(), also=also)
+        self._engine.search = search
         self._point_all()
-        log.info("dns.upstreams", servers=[str(server) for server in self._rules.servers(b"\0")])
+        for tell in self.watchers:
+            tell()
+        log.info("dns.upstreams", servers=[str(server) for server in self._rules.servers(b"\0")], search=search)
 
 
 def _given_by(nets: Iterable[Network]) -> tuple[Rule, ...]:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -18,7 +19,8 @@ from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, SANDBOX, Host, tcp, u
 
 from netplug import interceptions
 from netplug.called import of_other, resolving, services
-from netplug.dns import wire
+from netplug.dns import rules, wire
+from netplug.dns.question import Question
 from netplug.dns.rules import NOBODY, Rule
 from netplug.dns.server import Listener, open_sockets
 from netplug.drivers.steps import Resolver
@@ -43,11 +45,12 @@ def conf(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def server(host: Host, conf: Path) -> NameServer:
+@pytest_asyncio.fixture
+async def server(host: Host, conf: Path) -> AsyncIterator[NameServer]:
     made = NameServer(host.engine, conf=conf)
     made.start()
-    return made
+    yield made
+    made.close()
 
 
 def known(server: NameServer, name: str, kind: int = wire.A, *networks: str) -> list[str]:
@@ -261,6 +264,54 @@ async def test_upstreams_follow_resolv_conf_and_internal_networks_have_none(
     assert server._rules_of(open_).servers(asked) == ()
 
 
+def says(conf: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have resolv.conf say a server, in which there are no ports."""
+    monkeypatch.setattr(rules, "PORT", server.server.port)
+    conf.write_text(f"nameserver {server.server.address}\n")
+
+
+async def test_question_under_way_is_asked_anew_when_the_resolvers_are_others(
+    host: Host, server: NameServer, conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, news = Upstream(lambda _: None, 1), Upstream(address_of, 2)
+    says(conf, dead, monkeypatch)
+    server._read_conf()
+    await host.cli_network("10.1.0.0/24")
+    kept = server.view((NET,), "")
+    waiting = asyncio.ensure_future(server.ask((NET,), query("example.com")))
+    await until(lambda: bool(dead.seen))
+    says(conf, news, monkeypatch)
+    server._read_conf()
+    async with asyncio.timeout(DEADLINE_S):
+        said = await waiting
+    assert said is not None
+    assert kept is not None
+    assert read(said).data == ["192.0.2.7"]
+    assert server.forwarder.pending == 0
+    for one in (dead, news):
+        await one.close()
+
+
+@pytest.mark.parametrize("special", [True, False])
+async def test_names_below_the_hosts_search_list_are_asked_where_the_host_does(
+    host: Host, conf: Path, special: bool
+) -> None:
+    conf.write_text("nameserver 192.0.2.53\nsearch corp.local example.com localhost\n")  # noqa: ASYNC240
+    server = NameServer(host.engine, conf=conf, special=special)
+    server.start()
+    await host.cli_network("10.1.0.0/24")
+    await host.engine.networks.create(NetworkSpec(OTHER, "shut", internal=True))
+    built = await host.attach(name="web")
+    view = server.view((NET,), NET)
+    assert view is not None
+    for name, outside in (("srv.corp.local", special), ("other.local", False), ("x.localhost", False), ("a", False)):
+        assert isinstance(dns_packets.both(view, query(name)), Question) is outside
+    found = resolving(host.networks()[0], built, "netplug.internal", host.engine.search)
+    more = ("corp.local", "example.com", "localhost") if special else ()
+    assert found.search == ("blue.netplug.internal", *more)
+    assert resolving(host.networks()[1], built, "netplug.internal", ("x",)).search in {(), ("shut.netplug.internal",)}
+
+
 async def test_each_network_remembers_on_its_own(host: Host, server: NameServer) -> None:
     await host.cli_network("10.1.0.0/24")
     await host.cli_network("10.2.0.0/24", ident=OTHER, name="red")
@@ -383,6 +434,56 @@ async def test_names_of_others_are_asked_of_docker_each_time_anew(
         await asked(host, name)
     assert len(theirs.seen) == 5
     await theirs.close()
+
+
+async def test_sandbox_follows_the_hosts_resolvers_once_they_are_others(
+    host: Host, docker: Interceptions, server: NameServer, conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dockers, news = Upstream(lambda _: None, 1), Upstream(address_of, 2)
+    at = dockers.server
+    monkeypatch.setattr(interceptions, "Server", lambda _: at)
+    await joined(host, name="blue")
+    await until(lambda: host.kernel.intercepted)
+    await host.engine.endpoints.describe(NET, END, replace(WEB, resolves=time.time()))
+    # What waits for somebody who is gone is asked of whoever is there now.
+    waiting = asyncio.ensure_future(asked(host, "example.com"))
+    await until(lambda: bool(dockers.seen))
+    says(conf, news, monkeypatch)
+    server._read_conf()
+    assert (await waiting).data == ["192.0.2.7"]
+    before = len(dockers.seen)
+    assert (await asked(host, "www.example.com")).data == ["192.0.2.7"]
+    # Docker may know more of these than we, and the host's resolvers shall not hear of them.
+    dockers.script = address_of
+    for name in ("theirs", "www"):
+        await asked(host, name)
+    assert len(dockers.seen) == before + 1
+    assert (await asked(host, "gone.blue")).rcode == wire.NXDOMAIN
+    # Who has servers of its own keeps them.
+    await host.engine.endpoints.describe(NET, END, replace(WEB, resolves=0.0))
+    await asked(host, "other.example.com")
+    assert len(dockers.seen) == before + 2
+    assert {name.lower() for name in (wire.to_text(it[12:-4]) for it in news.seen)} == {
+        "example.com",
+        "www.example.com",
+    }
+    for one in (dockers, news):
+        await one.close()
+
+
+async def test_plain_upstream_of_a_network_counts_in_sandboxes_too(
+    host: Host, docker: Interceptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dockers, other = Upstream(address_of, 1), Upstream(address_of, 2)
+    at = dockers.server
+    monkeypatch.setattr(interceptions, "Server", lambda _: at)
+    await joined(host, dns_upstream=str(other.server))
+    await until(lambda: host.kernel.intercepted)
+    await host.engine.endpoints.describe(NET, END, replace(WEB, resolves=time.time() + 60))
+    assert (await asked(host, "example.com")).data == ["192.0.2.7"]
+    assert (len(dockers.seen), len(other.seen)) == (0, 1)
+    for one in (dockers, other):
+        await one.close()
 
 
 async def test_sandbox_that_is_not_there_yet_is_served_when_it_is(host: Host, docker: Interceptions) -> None:

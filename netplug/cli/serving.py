@@ -59,6 +59,13 @@ def serve(
             help="Whom to ask for names of others, of one domain or all; may be repeated. [those of resolv.conf]",
         ),
     ] = None,
+    dns_special: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Where names such as corp.local are asked: host (outside, below its search list) or inside. [host]",
+        ),
+    ] = None,
     log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")] = None,
     log_level: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [info]")

@@ -26,7 +26,12 @@ from netplug.store.api import Store
 
 
 class Engine:
-    """All networks and endpoints of this host."""
+    """All networks and endpoints of this host.
+
+    `search`: domains below which the host looks for names, where a name server answers for them.
+    """
+
+    search: tuple[str, ...] = ()
 
     def __init__(self, kernel: Kernel, store: Store, allocator: Allocator, drivers: Mapping[str, Driver]) -> None:
         self.kernel = kernel

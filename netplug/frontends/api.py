@@ -154,7 +154,7 @@ class _Api:
     async def attach(self, body: wire.AttachIn) -> wire.AttachOut:
         record, attachment = await self._engine.endpoints.attach(body.to_spec())
         network = self._engine.registry.network(record.endpoint.network)
-        names = called.resolving(network, record, self._domain)
+        names = called.resolving(network, record, self._domain, self._engine.search)
         return wire.AttachOut.of(record, network.network.name, attachment, names)
 
     async def detach(self, body: wire.DetachIn) -> None:

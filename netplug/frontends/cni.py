@@ -144,7 +144,7 @@ class CniService:
         """Return the result of an ADD; raises what `render` does."""
         made = outcome(request, network, built, wanted.dns, leased, self._engine.shared.host.link).after(previous)
         if made.dns == Dns():
-            own = called.resolving(network, built, self._domain)
+            own = called.resolving(network, built, self._domain, self._engine.search)
             made = replace(made, dns=Dns(own.servers, search=own.search))
         cni_result.render(made, request.version)
         return made

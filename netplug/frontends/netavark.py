@@ -206,7 +206,7 @@ class NetavarkService:
                 caller=caller,
             )
             built, _ = await self._engine.endpoints.attach(spec)
-        return _status(record, built, called.resolving(record, built, self._domain))
+        return _status(record, built, called.resolving(record, built, self._domain, self._engine.search))
 
     async def _teardown(self, wanted: ExecIn) -> None:
         for record in self._engine.registry.networks():
