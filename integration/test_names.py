@@ -265,3 +265,47 @@ def test_cni_results_carry_the_name_server(host: Host, netplug: Netplug) -> None
     own = {"dns": {"nameservers": ["192.0.2.1"]}}
     with cni_list(host, netplug, PYNET | ipam | own) as it, cni_attached(it) as (_, one):
         assert one.result["dns"] == {"nameservers": ["192.0.2.1"]}
+
+
+def test_names_below_the_hosts_search_list_work_as_on_the_host(
+    host: Host, client: Host, netplug: Netplug, wire: Wire, blue: str
+) -> None:
+    conf = host.dir / "resolv.conf"
+    before = conf.read_text()
+    with (
+        Upstream(client, wire.right, "192.0.2.7") as upstream,
+        attached(netplug, blue, "--name", "asker") as (asker, _),
+    ):
+        try:
+            conf.write_text(f"nameserver {wire.right}\nsearch corp.local\n")
+            known = Answer("NOERROR", ("192.0.2.7",))
+            wait_until(
+                lambda: resolve(asker, GATEWAY, "srv.corp.local") == known, 10, "the search list", ignoring=(OSError,)
+            )
+            assert set(upstream.asked) == {"srv.corp.local"}
+            assert resolve(asker, GATEWAY, "printer.local") == NO_NAME
+            with attached(netplug, blue, "--name", "later") as (_, said):
+                assert said["dns"]["search"] == [f"{blue}.netplug.internal", "corp.local"]
+        finally:
+            conf.write_text(before)
+    gone = (f"n{number}.corp.local" for number in range(10_000))
+    with attached(netplug, blue) as (asker, _):
+        wait_until(lambda: resolve(asker, GATEWAY, next(gone)) == NO_NAME, 10, "its end", ignoring=(OSError,))
+
+
+def test_answers_too_big_for_a_datagram_come_as_far_as_they_fit(netplug: Netplug, blue: str) -> None:
+    with ExitStack() as stack:
+        asker, _ = stack.enter_context(attached(netplug, blue, "--name", "asker"))
+        every = set()
+        for _ in range(40):
+            _, made = stack.enter_context(attached(netplug, blue, "--alias", "app"))
+            every.add(made["addresses"][0].partition("/")[0])
+        seen: set[str] = set()
+        for _ in range(6):
+            found = resolve(asker, GATEWAY, "app").data
+            assert 25 <= len(found) < 40
+            seen |= set(found)
+        assert seen == every
+        assert set(resolve(asker, GATEWAY, "app", tcp=True).data) == every
+        ahosts = asker.exec("dig", "+short", "+noedns", "+ignore", f"@{GATEWAY}", "app").split()
+        assert 25 <= len(ahosts) < 40

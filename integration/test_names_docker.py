@@ -201,3 +201,109 @@ def test_a_stop_leaves_docker_alone_and_a_start_serves_again(dockerd: Dockerd, n
         assert known(asker, "db") == (db.ip(),)
         dockerd.docker("network", "disconnect", net, "asker")
         wait_until(lambda: not served(asker), PATIENCE_S, "the end of the redirect")
+
+
+FOLLOWS_S = 3.0
+"""Within this the resolvers of the host count."""
+
+
+def asks(place: Container, upstream: Upstream, names: Iterator[str], patience_s: float = PATIENCE_S) -> None:
+    """Wait until names of others are asked of an upstream."""
+
+    def reached() -> bool:
+        return resolve(place, DOCKERS, next(names)).data == ("192.0.2.7",) and bool(upstream.asked)
+
+    wait_until(reached, patience_s, "the upstream", ignoring=(OSError,))
+
+
+@pytest.mark.usefixtures("netplug")
+def test_containers_follow_the_hosts_resolvers(dockerd: Dockerd, host: Host, client: Host, wire: Wire) -> None:
+    conf = host.dir / "resolv.conf"
+    before = conf.read_text()
+    names = (f"n{number}.example.com" for number in range(10_000))
+    with (
+        Upstream(client, wire.right, "192.0.2.7") as upstream,
+        docker_network(dockerd) as net,
+        container(dockerd, "--network", net, "--name", "asker") as asker,
+        container(dockerd, "--network", net, "--name", "own", "--dns", "192.0.2.99") as own,
+    ):
+        assert known(asker, "own") == (own.ip(net),)
+        wait_until(lambda: served(own), PATIENCE_S, "the redirect")
+        try:
+            conf.write_text(f"nameserver {wire.right}\n")
+            asks(asker, upstream, names, FOLLOWS_S)
+            assert resolve(asker, DOCKERS, f"gone.{net}") == NO_NAME
+            assert known(asker, "own") == (own.ip(net),)
+            # Who was told of other servers asks these.
+            upstream.asked.clear()
+            with pytest.raises(OSError, match="timed out"):
+                resolve(own, DOCKERS, "own.example.com")
+            assert upstream.asked == []
+        finally:
+            conf.write_text(before)
+
+
+@pytest.mark.usefixtures("netplug")
+def test_plain_upstream_of_a_network_counts(dockerd: Dockerd, client: Host, wire: Wire) -> None:
+    with (
+        Upstream(client, wire.right, "192.0.2.7") as upstream,
+        docker_network(dockerd, "-o", f"dns_upstream={wire.right}") as net,
+        container(dockerd, "--network", net, "--name", "asker") as asker,
+    ):
+        wait_until(lambda: served(asker), PATIENCE_S, "the redirect")
+        asks(asker, upstream, (f"n{number}.example.com" for number in range(10_000)))
+
+
+@pytest.mark.usefixtures("netplug")
+def test_own_network_comes_first(dockerd: Dockerd) -> None:
+    with (
+        docker_network(dockerd) as own,
+        docker_network(dockerd, driver="bridge") as plain,
+        docker_network(dockerd) as other,
+        container(dockerd, "--network", own, "--name", "asker") as asker,
+        container(dockerd, "--network", own, "--network-alias", "database", "--name", "mine") as mine,
+        container(dockerd, "--network", other, "--network-alias", "database", "--name", "theirs") as theirs,
+    ):
+        dockerd.docker("network", "connect", other, "asker")
+        first, second = sorted(((own, mine), (other, theirs)))
+        known(asker, "theirs")
+        known(asker, "mine")
+        for _ in range(6):
+            assert resolve(asker, DOCKERS, "database").data == (first[1].ip(first[0]),)
+            assert resolve(asker, DOCKERS, f"database.{second[0]}").data == (second[1].ip(second[0]),)
+        dockerd.docker("network", "disconnect", other, "asker")
+        del plain
+
+
+def test_names_of_ours_never_leave(dockerd: Dockerd, netplug: Netplug, client: Host, wire: Wire) -> None:
+    with (
+        Upstream(client, wire.right, "192.0.2.66") as upstream,
+        docker_network(dockerd, "--subnet", "10.77.0.0/24", "-o", f"dns_upstream={wire.right}") as net,
+        attached(netplug, net, "--name", "lab") as (lab, _),
+        container(dockerd, "--network", net, "--name", "asker", "--dns", wire.right) as asker,
+    ):
+        with container(dockerd, "--network", net, "--name", "web") as web:
+            assert known(asker, "web") == (web.ip(),)
+        for place, server in ((asker, DOCKERS), (lab, "10.77.0.1")):
+            for name in ("web", "nosuch"):
+                for form in (f"{name}.{net}", f"{name}.{net}.netplug.internal", f"_http._tcp.{name}.{net}"):
+                    for kind in ("A", "AAAA", "SRV"):
+                        assert resolve(place, server, form, kind) == NO_NAME
+            for kind in ("A", "AAAA"):
+                assert resolve(place, server, "web", kind) == NO_NAME
+            assert resolve(place, server, "_imap._tcp.asker", "SRV") == NO_NAME
+        assert upstream.asked == []
+
+
+@pytest.mark.usefixtures("netplug")
+def test_container_with_a_domain_is_known_by_it(dockerd: Dockerd) -> None:
+    with (
+        docker_network(dockerd, "--subnet", "10.77.0.0/24") as net,
+        container(dockerd, "--network", net, "--name", "asker") as asker,
+        container(
+            dockerd, "--network", net, "--name", "mail", "--hostname", "mx", "--domainname", "corp.example"
+        ) as mail,
+    ):
+        assert known(asker, "mx.corp.example") == (mail.ip(),)
+        reverse = ".".join(reversed(mail.ip().split("."))) + ".in-addr.arpa"
+        assert known(asker, reverse, "PTR") == (f"mail.{net}.netplug.internal.", "mx.corp.example.")
