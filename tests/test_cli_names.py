@@ -48,6 +48,20 @@ def test_query_sees_what_a_container_of_the_networks_does(cli: Cli) -> None:
     assert cli("dns", "query", "db", "--network", "blue", "--network", "red")
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["db"], "NXDOMAIN: a name of one label is not asked of others"),
+        (["nosuch.blue"], "NXDOMAIN: nobody in the asker's networks has this name"),
+        (["web", "TXT"], "NOERROR: the name has no records of this type"),
+        (["x.local"], "NXDOMAIN: a name of special use is not asked of others"),
+        (["web.blue", "AXFR"], "REFUSED: nobody is asked for this name from here"),
+    ],
+)
+def test_query_says_in_words_why_there_is_nothing(cli: Cli, args: list[str], words: str) -> None:
+    assert cli("dns", "query", *args, "--network", "blue", code=NO).strip() == words
+
+
 def test_stats_are_of_each_network(cli: Cli) -> None:
     none = {"answers": {}, "outward": 0, "strangers": 0, "dropped": 0, "faults": 0}
     assert cli.json("dns", "stats") == [{"network": name, **none} for name in ("blue", "red")]
@@ -77,4 +91,5 @@ def test_network_without_names_answers_nobody(cli: Cli) -> None:
     cli("network", "create", "mute", "--subnet", "10.3.0.0/24", "-o", "dns=off")
     cli("attach", "mute", "--netns", "c3", "--name", "web")
     assert cli.json("dns", "ls", "--network", "mute") == []
-    assert "REFUSED" in cli("dns", "query", "web", "--network", "mute", code=NO)
+    said = cli("dns", "query", "web", "--network", "mute", code=NO)
+    assert "REFUSED: no names of this network are served (dns=off)" in said

@@ -86,5 +86,9 @@ def query(
         emit_json(found)
     else:
         rows = [(one["name"], str(one["ttl"]), one["type"], one["data"]) for one in found["answers"]]
-        emit(table(("name", "ttl", "type", "data"), rows) if rows else found["code"])
+        emit(
+            table(("name", "ttl", "type", "data"), rows)
+            if rows
+            else ": ".join(filter(None, (found["code"], found["why"])))
+        )
     raise typer.Exit(OK if found["answers"] else NO)

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import Protocol
 
 import dnslib
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from netplug.dns.server import Counts
 from netplug.dns.zone import Entry
@@ -16,6 +16,18 @@ from netplug.errors import NetplugError
 
 PATIENCE_S = 6.0
 """Longer than the name server itself waits for an upstream."""
+
+
+EXTENDED_ERROR = 15
+WORDS = {
+    "NOERROR": "the name is there, but has no records of this type",
+    "NXDOMAIN": "there is no such name",
+    "SERVFAIL": "those who are asked for this name cannot say",
+    "REFUSED": "nobody is asked for this name from here",
+    "NOTIMP": "questions of this kind are not answered",
+    "FORMERR": "such a question makes no sense",
+}
+"""What codes mean for who asks, where nobody gave a reason."""
 
 
 class Names(Protocol):
@@ -102,10 +114,18 @@ class RecordOut(BaseModel):
 
 
 class AnswerOut(BaseModel):
-    """`code`: NOERROR, NXDOMAIN, …"""
+    """`code`: NOERROR, NXDOMAIN, … `why`: what that means; there where there are no answers."""
 
     code: str
     answers: list[RecordOut]
+    why: str = ""
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        data: dict[str, object] = handler(self)
+        if self.answers:
+            del data["why"]
+        return data
 
 
 class NamesApi:
@@ -140,7 +160,10 @@ class NamesApi:
             said = None
         if said is None:
             raise NetplugError("unavailable", f"nobody answers for {body.name[:80]!r}")
-        return _answer(dnslib.DNSRecord.parse(said))
+        found = _answer(dnslib.DNSRecord.parse(said))
+        if not any(self._engine.registry.network(ident).network.options.dns for ident in ids):
+            found.why = "no names of this network are served (dns=off)"
+        return found
 
     def _server(self) -> Names:
         if self._names is None:
@@ -155,7 +178,9 @@ def _message(body: QueryIn) -> bytes:
     if kind not in dnslib.QTYPE.reverse:
         raise NetplugError("invalid", f"{body.type!r} is no type of records", hint="A, AAAA, PTR, SRV, TXT, …")
     try:
-        return bytes(dnslib.DNSRecord.question(name, kind).pack())
+        question = dnslib.DNSRecord.question(name, kind)
+        question.add_ar(dnslib.EDNS0())
+        return bytes(question.pack())
     except (dnslib.DNSError, UnicodeError) as exc:
         raise NetplugError("invalid", f"{name[:80]!r} is not a domain name") from exc
 
@@ -170,4 +195,11 @@ def _answer(packet: dnslib.DNSRecord) -> AnswerOut:
         )
         for rr in packet.rr
     ]
-    return AnswerOut(code=str(dnslib.RCODE.get(packet.header.rcode)), answers=records)
+    code = str(dnslib.RCODE.get(packet.header.rcode))
+    return AnswerOut(code=code, answers=records, why=_reason(packet) or WORDS.get(code, ""))
+
+
+def _reason(packet: dnslib.DNSRecord) -> str:
+    """Return the words of an extended error (RFC 8914 §2); empty for none."""
+    options = [option for rr in packet.ar if rr.rtype == dnslib.QTYPE.OPT for option in rr.rdata]
+    return next((option.data[2:].decode(errors="replace") for option in options if option.code == EXTENDED_ERROR), "")
