@@ -43,15 +43,35 @@ def answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> b
 
 
 def unready(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> bytes | Question | None:
-    """Do as `answer`, where the answer to this very question is not ready."""
-    if data[2 : wire.HEADER] in READY_HEADS:
-        said = _plain(view, data)
+    """Do as `answer`, where the answer to this very question is not ready.
+
+    It may be ready but for the case of letters, or for what is behind EDNS's own fields: a client's cookie is another
+    one each time (RFC 7873), and we do not take it.
+    """
+    if (head := data[2:12]) in READY_HEADS:
+        asked = data[12:]
+        low = asked.lower()
+        name = low[:-4]
+        if name in view.first:
+            if (ready := view.ready.get(head + low)) is not None:
+                # Flags and counts, the question as it was asked, and what is behind it.
+                tail = ready if isinstance(ready, bytes) else next(ready)
+                return b"".join((data[:2], tail[:10], asked, tail[len(data) - 2 :]))
+        elif (
+            # Below a name of the zone that is there, one more label is all that has to be looked at.
+            name
+            and 0 < (size := name[0]) < 64
+            and name[size + 1 :] in view.above
+            and asked[-4:] in _USUAL
+            and len(name) < 256
+        ):
+            return b"".join((data[:2], _NOT_THERE, asked, view.denial))
     else:
-        # Ready but for the client's cookie, which is another one each time (RFC 7873), and which we do not take.
         options = -14 if data[-14:-8] == COOKIE else -2 if data.endswith(b"\0\0") else 0
         ready = view.ready_edns.get(data[2:options])
-        said = None if ready is None else data[:2] + (ready if isinstance(ready, bytes) else next(ready))
-    return said or _whole(view, data, clock)
+        if ready is not None:
+            return data[:2] + (ready if isinstance(ready, bytes) else next(ready))
+    return _whole(view, data, clock)
 
 
 def _whole(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Question | None:
@@ -73,8 +93,10 @@ def _whole(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Quest
         code, counts, records = AUTHORITATIVE << 8, len(rrset.records).to_bytes(2) + b"\0\0", next(rrset.turns)
     elif (found := _otherwise(view, data, name, kind, node, clock, dnssec=dnssec)) is not None:
         code, counts, records = found
-        if opt and code & AUTHORITATIVE << 8:
-            opt = _OPT_NONE[opt][code & 0xF]
+        if code & AUTHORITATIVE << 8:
+            if node is None and not view.others and (above := wire.parent(name)) in view.first:
+                view.above.add(above)
+            opt = _OPT_NONE[opt][code & 0xF] if opt else b""
     elif node is None and _outward(view, data, name, kind):
         return Question(data, name, kind, end, size, bool(opt), dnssec)
     else:
@@ -85,27 +107,6 @@ def _whole(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Quest
         _keep(view, data, end, head, rrset.rotations if rrset else [records], opt)
     said = b"".join((data[:2], head, data[wire.HEADER : end], records, opt))
     return said if len(said) <= size else None
-
-
-def _plain(view: View, data: bytes) -> bytes | None:
-    """Answer a question without EDNS that is ready but for the case of letters, or is for a name that is not there.
-
-    Below a name of the zone that is there, one more label is all that has to be looked at.
-    """
-    name, kind = data[wire.HEADER : -4].lower(), data[-4:]
-    if name in view.first:
-        ready = view.ready.get(data[2 : wire.HEADER] + name + kind)
-        if ready is None:
-            return None
-        # Flags and counts, the question as it was asked, and what is behind it.
-        tail = ready if isinstance(ready, bytes) else next(ready)
-        return b"".join((data[:2], tail[:10], data[wire.HEADER :], tail[len(data) - 2 :]))
-    if not name or view.others or kind not in _USUAL or not 0 < (size := name[0]) <= wire.LONGEST_LABEL:
-        return None
-    above = name[size + 1 :]
-    if above not in view.first or not above.endswith(view.domain) or len(name) > wire.LONGEST_NAME:
-        return None
-    return b"".join((data[:2], _NOT_THERE, data[wire.HEADER :], view.denial))
 
 
 def _edns(rest: bytes) -> tuple[int, bytes, bool] | None:

@@ -21,7 +21,7 @@ READY_OF_NAME = 32
 """Questions for one name that may be ready: by type, with and without AD, EDNS and DNSSEC, by the size that is said."""
 READY_FLAGS = (b"\x01\x00" + b"\0\1\0\0\0\0", b"\x01\x20" + b"\0\1\0\0\0\0")
 """Flags and counts but the last of the questions that may stand in `View.ready`: RD, with or without AD."""
-READY_HEADS = tuple(flags + b"\0\0" for flags in READY_FLAGS)
+READY_HEADS = frozenset(flags + b"\0\0" for flags in READY_FLAGS)
 """The same of those without EDNS."""
 COOKIE = b"\0\x0c\0\x0a\0\x08"
 """Length of an OPT's options where a client's cookie is the only one, and code and length of that."""
@@ -93,15 +93,15 @@ class View:
     `zones_here`: what names that end in their networks' names end in. `gone`: names that were there, by when they went.
     `ready`: the answer to a question, or those that take turns, without the id, by what the question has behind its id;
     `ready_edns`: the same of those with EDNS, by what they have up to their options.
-    `denial`: the authority section of "there is none" below the domain. `outside`: answers of upstreams by name, type,
-    class, and whether DNSSEC is wanted (a last octet of 0x80). `served`: names below which a rule sends questions to an
-    upstream, even if of special use. `rules`: by which upstreams are asked. `shared` True: who is asked there knows
-    names of these networks as well, and of others.
+    `denial`: the authority section of "there is none" below the domain; `above`: names there that were asked for names
+    below them. `outside`: answers of upstreams by name, type, class, and whether DNSSEC is wanted (a last octet of
+    0x80). `served`: names below which a rule sends questions to an upstream, even if of special use. `rules`: by which
+    upstreams are asked. `shared` True: who is asked there knows names of these networks as well, and of others.
     """
 
     __slots__ = (
-        *("__weakref__", "_keys", "_merged", "denial", "domain", "first", "gone", "indexes", "others", "outside"),
-        *("ready", "ready_edns", "rules", "served", "shared", "via", "zones", "zones_here"),
+        *("__weakref__", "_keys", "_merged", "above", "denial", "domain", "first", "gone", "indexes"),
+        *("others", "outside", "ready", "ready_edns", "rules", "served", "shared", "via", "zones", "zones_here"),
     )
 
     def __init__(self, zones: "Zones", indexes: "Sequence[Index]", via: str) -> None:
@@ -109,6 +109,7 @@ class View:
         self.via = via
         self.zones = zones
         self.domain = zones.domain
+        self.above: set[bytes] = set()
         self.denial = zones.negative(zones.domain)
         self.first = indexes[0].nodes
         self.others = tuple(index.nodes for index in indexes[1:])
@@ -180,6 +181,7 @@ class View:
     def forget(self, name: bytes, *, gone: bool = False) -> None:
         """Drop the ready answers to questions for a name, which is `gone`, or there again."""
         self._merged.pop(name, None)
+        self.above.discard(name)
         if not gone:
             self.gone.pop(name, None)
         elif not wire.below(name, self.domain) and not special.is_reserved(name):
