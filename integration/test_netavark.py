@@ -120,6 +120,28 @@ def test_create_chooses_subnets_and_changes_nothing_else(call: Netavark) -> None
     call.netplug.cli("network", "rm", "blue")
 
 
+def test_network_that_podman_removed_makes_room(call: Netavark) -> None:
+    """It tells nobody. What somebody is in stays, and the error says what to do."""
+    old = call("create", given=network(name="old", id="01" * 32, subnets=[{"subnet": "10.91.0.0/24"}]))
+    bridged = network(name="bridged", id="02" * 32, network_interface="podman9")
+    call("create", given=bridged)
+    call("create", given=network(subnets=[{"subnet": "10.91.0.0/16"}], network_interface="podman9"))
+    assert [net["name"] for net in call.netplug.json("network", "ls")] == ["blue"]
+    with namespace(call.host) as netns:
+        call("setup", path(netns), given=container(network(subnets=[{"subnet": "10.91.0.0/16"}])))
+        said = call.refused("create", given=old)
+        assert said == (
+            "subnet 10.91.0.0/24 overlaps 10.91.0.0/16 of network 'blue' "
+            "(choose another, or remove that network: netplug network rm blue)"
+        )
+        call("teardown", path(netns), given=container(network()))
+    assert call("setup", path(netns), given=container(old), code=1)["error"].startswith("there is no network namespace")
+    assert call.netplug.json("network", "ls") == []
+    call.netplug.cli("network", "create", "--subnet", "10.91.0.0/24", "mine")
+    assert "netplug network rm mine" in call.refused("create", given=old)
+    call.netplug.cli("network", "rm", "mine")
+
+
 def test_resolvers_are_the_networks(call: Netavark) -> None:
     own = call("create", given=network(subnets=[{"subnet": "10.91.0.0/24"}], network_dns_servers=[call.wire.right]))
     none = call(

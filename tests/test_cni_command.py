@@ -147,3 +147,15 @@ def test_turns_are_waited_for_but_not_for_ever(tmp_path: Path) -> None:
         pytest.fail("two at once")
     with turn(path, 0), pytest.raises(Held):
         lock_file(path)
+
+
+def test_configuration_goes_to_a_file_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "blue.conflist"
+    arguments = ("config", "--out", str(path), "--run-dir", str(tmp_path / "nowhere"))
+    assert main(["cni", *arguments, "blue!"]) == 2
+    assert list(tmp_path.iterdir()) == []
+    assert main(["cni", *arguments, "blue"]) == 0
+    assert json.loads(path.read_text())["name"] == "blue"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert main(["cni", "config", "blue", "--out", str(tmp_path / "none" / "x.conflist")]) != 0
+    assert list(tmp_path.iterdir()) == [path]

@@ -210,3 +210,24 @@ def test_what_a_runtime_says_is_what_a_container_is_called(
     env = ENV | {"CNI_ARGS": cni_args, "CNI_CONTAINERID": f"default-{HEX}"}
     found = translate(read(Call("pynet", env, text)))
     assert (*filter(None, (found.name,)), *found.aliases) == names
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"runtimeConfig": {"portMappings": [{"hostPort": "x", "containerPort": 1}]}}, "it is not a whole number"),
+        ({"runtimeConfig": {"portMappings": [{"hostPort": 70000, "containerPort": 1}]}}, "it is more than 65535"),
+        ({"runtimeConfig": {"portMappings": [{"hostPort": 1}]}}, "portMappings.0.containerPort is missing"),
+        ({"runtimeConfig": {"portMappings": {"a": 1}}}, "it is not a list"),
+        ({"runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 2, "protocol": "x"}]}}, "'tcp', 'udp'"),
+        ({"runtimeConfig": []}, "it is not an object"),
+        ({"internal": "perhaps"}, "it is not true or false"),
+        ({"master": 7}, "it is not a text"),
+    ],
+    ids=str,
+)
+def test_errors_are_in_words_of_the_user(config: dict[str, Any], text: str) -> None:
+    with pytest.raises(CniError) as caught:
+        wanted(**config)
+    assert text in str(caught.value)
+    assert "nput" not in str(caught.value)

@@ -1,5 +1,6 @@
 """`netplug cni`: the executable for runtimes, and configurations that name networks of ours."""
 
+import json
 import os
 import re
 import tempfile
@@ -46,13 +47,13 @@ def install(
     emit(str(path))
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that whoever starts it meanwhile gets the old one or the new one."""
+def _replace(path: Path, text: str, mode: int = 0o755) -> None:
+    """Write a file so that whoever starts or reads it meanwhile gets the old one or the new one."""
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(fd, "w") as file:
             file.write(text)
-            os.fchmod(fd, 0o755)
+            os.fchmod(fd, mode)
         Path(temporary).rename(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -66,6 +67,9 @@ def config(
         str, typer.Option(metavar="V", help=f"Version of the specification, of {', '.join(cni_shim.SPEC_VERSIONS)}.")
     ] = DEFAULT_VERSION,
     name: Annotated[str, typer.Option("--type", metavar="NAME", help="Name of the installed executable.")] = "pynet",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it here, at once as a whole, and print the path.")
+    ] = None,
     run_dir: Annotated[
         Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="The daemon's run directory.")
     ] = Path(cni_shim.RUN_DIR),
@@ -84,7 +88,15 @@ def config(
             raise
         if not _NAME.fullmatch(network):
             raise CliError(USAGE, f"{network!r} is not the name of a network") from None
-    emit_json(conflist(network, name, cni_version))
+    data = conflist(network, name, cni_version)
+    if out is None:
+        emit_json(data)
+        return
+    try:
+        _replace(out.absolute(), json.dumps(data, indent=2) + "\n", 0o644)
+    except OSError as exc:
+        raise CliError(NO, f"{out} cannot be written: {(exc.strerror or str(exc)).lower()}") from None
+    emit(str(out.absolute()))
 
 
 def conflist(network: str, kind: str, cni_version: str) -> dict[str, Any]:

@@ -59,8 +59,17 @@ def _ends(of: object) -> str:
 
 
 def _disagreement(net: Network, key: str, asked: object, found: object) -> CniError:
-    words = f"network {net.name!r} exists and has {key} {found}, the configuration says {asked}"
+    words = f"network {net.name!r} exists and has {key} {_shown(found)}, the configuration says {_shown(asked)}"
     return CniError(Code.CONFIG, words, "use another name, or remove what is in the network first")
+
+
+def _shown(value: object) -> str:
+    """Return a value as a user writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value) if value not in {None, ""} else "none"
 
 
 async def refuse_drift(engine: Engine, network: NetworkRecord, built: EndpointRecord, previous: Result) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from netplug.frontends.api_wire import Cidr, Ip, Mac, Port
 from netplug.frontends.cni_wire import CniError, Code
+from netplug.frontends.refusals import words
 
 
 def _listed(value: Any) -> Any:
@@ -203,8 +204,9 @@ def _explain(exc: ValidationError, where: str) -> CniError:
     unsupported = {"extra_forbidden", "literal_error", "less_than_equal", "greater_than_equal", "too_long"}
     if error["type"] in unsupported and path.rpartition(".")[2] not in {"hostPort", "containerPort", "protocol"}:
         return CniError(Code.UNSUPPORTED, f"unsupported field {path}={shown}")
-    text = str(error["msg"]).removeprefix("Value error, ")
-    return CniError(Code.CONFIG, f"invalid network configuration: {path}={shown}", text[:1].lower() + text[1:])
+    if error["type"] == "missing":
+        return CniError(Code.CONFIG, f"invalid network configuration: {path} is missing")
+    return CniError(Code.CONFIG, f"invalid network configuration: {path}={shown}", words(error))
 
 
 def _is_kind(part: str) -> bool:

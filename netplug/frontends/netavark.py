@@ -5,7 +5,8 @@ CNI, the first call that names a network makes it. netavark leaves addresses, po
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from ipaddress import ip_network
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from netplug.errors import NetplugError, Reportable
 from netplug.frontends.api_wire import Cidr, Ifname, Ip, Mac, Name, Netns
 from netplug.frontends.cni_wire import Call, CniError, Reply, caller_of
 from netplug.frontends.named import NamedNetworks
+from netplug.frontends.refusals import words
 from netplug.store.api import StoreError
 
 log = structlog.get_logger(__name__)
@@ -177,7 +179,7 @@ class NetavarkService:
     async def _create(self, data: dict[str, Any]) -> dict[str, Any]:
         """Make a network and return its definition with its subnets; what it says else must come back as it was."""
         wanted = NetworkIn.model_validate(data)
-        async with self._networks.joined(wanted.to_spec()) as record:
+        async with self._joined(wanted.to_spec()) as record:
             subnets = [
                 {"subnet": str(subnet.pool), **({"gateway": str(subnet.gateway.ip)} if subnet.gateway else {})}
                 for subnet in record.network.subnets
@@ -189,7 +191,7 @@ class NetavarkService:
         if own.options:
             key = min(own.options)
             raise NetplugError("invalid", f"option {key!r} of a container: none is known")
-        async with self._networks.joined(wanted.network.to_spec()) as record:
+        async with self._joined(wanted.network.to_spec()) as record:
             spec = AttachSpec(
                 record.network.id,
                 netns,
@@ -208,9 +210,44 @@ class NetavarkService:
             built, _ = await self._engine.endpoints.attach(spec)
         return _status(record, built, called.resolving(record, built, self._domain, self._engine.search))
 
+    @asynccontextmanager
+    async def _joined(self, spec: NetworkSpec) -> AsyncIterator[NetworkRecord]:
+        """Yield a network; see `NamedNetworks.joined`.
+
+        podman tells nobody that a network was removed, and it has no two that overlap. So a network of its that nobody
+        is in and that stands in the way of another is no more.
+        """
+        if self._networks.find(spec.name) is None:
+            for other in self._engine.registry.networks():
+                if why := _in_the_way(other, spec):
+                    await self._clear_away(other, why)
+        async with self._networks.joined(spec) as record:
+            yield record
+
+    async def _clear_away(self, other: NetworkRecord, why: str) -> None:
+        net = other.network
+        if other.front_end is not FrontEnd.NETAVARK or self._engine.registry.endpoints(net.id):
+            if not why.startswith("subnet"):
+                return  # a bridge may be of several
+            tool = "docker" if other.front_end is FrontEnd.DOCKER else "netplug"
+            hint = f"choose another, or remove that network: {tool} network rm {net.name}"
+            raise NetplugError("exists", f"{why} of network {net.name!r}", hint=hint)
+        log.info("network.superseded", name=net.name, reason=why)
+        await self._engine.networks.delete(net.id, by=FrontEnd.NETAVARK)
+
     async def _teardown(self, wanted: ExecIn) -> None:
         for record in self._engine.registry.networks():
             await self._engine.endpoints.delete(record.network.id, wanted.endpoint_id)
+
+
+def _in_the_way(other: NetworkRecord, wanted: NetworkSpec) -> str:
+    """Return why there cannot be a network beside another one; empty when there can."""
+    for pool in (subnet.pool for subnet in wanted.subnets if subnet.pool):
+        for theirs in (subnet.pool for subnet in other.network.subnets):
+            if theirs.version == pool.version and theirs.overlaps(pool):
+                return f"subnet {pool} overlaps {theirs}"
+    bridge = wanted.options.get(BRIDGE, "")
+    return f"link {bridge!r} is the bridge" if bridge and bridge == other.options.get(BRIDGE) else ""
 
 
 def _routes(record: NetworkRecord, wanted: Sequence[RouteIn]) -> tuple[StaticRoute, ...] | None:
@@ -240,7 +277,7 @@ def _words(exc: Exception) -> str:
     if isinstance(exc, ValidationError):
         error = exc.errors()[0]
         where = ".".join(map(str, error["loc"]))
-        return f"{where}: {str(error['msg']).removeprefix('Value error, ')}"
+        return f"{where}: {words(error)}"
     if isinstance(exc, ValueError):
         return f"what came on stdin is not as it should be: {exc}"
     if isinstance(exc, CniError | StoreError) or (isinstance(exc, Reportable) and exc.kind != "internal"):
