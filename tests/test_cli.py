@@ -16,6 +16,7 @@ import pytest
 from living import Living, living
 
 from netplug.cli import NO, OK, UNREACHABLE, USAGE, main
+from netplug.composing import drivers
 
 NETWORK_FIELDS = [
     "id", "name", "mode", "subnets", "internal", "front_end", "options", "mtu", "endpoint_count",
@@ -359,3 +360,25 @@ def test_client_commands_import_no_daemon() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "group", [[], ["network"], ["ipam"], ["dns"], ["cni"], ["host"], ["lab"]], ids=lambda it: " ".join(it) or "netplug"
+)
+def test_what_a_command_does_fits_its_line(
+    group: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*group, "--help"]) == OK
+    listed = capsys.readouterr().out.partition("Commands:\n")[2]
+    assert listed
+    assert [line for line in listed.splitlines() if line.endswith("...")] == []
+
+
+def test_help_of_network_create_names_each_mode(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["network", "create", "--help"]) == OK
+    said = capsys.readouterr().out
+    assert {mode for mode in drivers() if mode not in said} <= {"ipam"}  # of the executable netplug-ipam alone

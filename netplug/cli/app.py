@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-networks = typer.Typer(help="Create, list, show and remove networks, also those made through Docker.")
+networks = typer.Typer(help="Create, list, show and remove networks.")
 ipam = typer.Typer(help="Show pools and leases of addresses.")
 app.add_typer(networks, name="network")
 app.add_typer(ipam, name="ipam")
@@ -46,7 +46,13 @@ Ifname = Annotated[str, typer.Option(metavar="NAME", help="Name of the interface
 @networks.command("create")
 def network_create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the network: letters, digits, '_', '.', '-'.")],
-    mode: Annotated[str | None, typer.Option(metavar="MODE", help="How it is built: bridge (default) or none.")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="How it is built: bridge (default), host, macvlan, none, overlay, or what a driver adds.",
+        ),
+    ] = None,
     subnet: Annotated[
         list[str] | None, typer.Option(metavar="CIDR", help="Its subnet; once a family. Default: a free one is chosen.")
     ] = None,
@@ -156,7 +162,10 @@ def attach(
     as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - what it prints is JSON
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """Plug a network namespace into a network, without any runtime, and print the result as JSON."""
+    """Plug a network namespace into a network.
+
+    No runtime is needed. The result is printed as JSON.
+    """
     body = {
         "network": network,
         "netns": arguments.netns(netns),
@@ -173,7 +182,10 @@ def attach(
 
 @app.command()
 def detach(network: NetworkRef, netns: Netns, ifname: Ifname = "eth0", run_dir: RunDir = RUN_DIR) -> None:
-    """Unplug a network namespace that 'attach' plugged in; it may be gone already."""
+    """Unplug a network namespace.
+
+    Of those that 'attach' plugged in; it may be gone already.
+    """
     body = {"network": network, "netns": arguments.netns(netns), "ifname": arguments.ifname(ifname)}
     _client(run_dir).post("detach", body=body)
 
@@ -214,7 +226,10 @@ def ps(
 
 @ipam.command("ls")
 def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """List pools with their size and use, and the leases in them with their owners."""
+    """List pools and the leases in them.
+
+    Pools with their size and use, leases with their owners.
+    """
     pools = _client(run_dir).get("ipam")["pools"]
     if as_json:
         emit_json(pools)
@@ -259,7 +274,10 @@ def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 
 @ipam.command("audit")
 def ipam_audit(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """Show addresses that are not held as the records say, leaks among them; exit 0 when there are none, else 1."""
+    """Show addresses that are not held as the records say.
+
+    Leaks are among them. Exit 0 when there are none, else 1.
+    """
     found = _client(run_dir).get("ipam/audit")["findings"]
     if as_json:
         emit_json(found)
@@ -270,7 +288,10 @@ def ipam_audit(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 
 @app.command()
 def diff(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """Show what is not as the records say; exit 0 when there is nothing, else 1."""
+    """Show what is not as the records say.
+
+    Exit 0 when there is nothing, else 1.
+    """
     found = _client(run_dir).get("diff")["differences"]
     if as_json:
         emit_json(found)
@@ -281,7 +302,10 @@ def diff(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 
 @app.command()
 def repair(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """Mend what 'diff' shows, and print what was mended and what is left; exit 1 when something is left."""
+    """Mend what 'diff' shows.
+
+    Print what was mended and what is left. Exit 1 when something is left.
+    """
     client = _client(run_dir)
     mended = client.post("repair")["differences"]
     left = client.get("diff")["differences"]
@@ -297,7 +321,7 @@ def repair(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 
 @app.command()
 def version(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """Print the version of this command, and of the daemon if it answers."""
+    """Print the version of this command and of the daemon."""
     mine = _own_version()
     try:
         daemon = _client(run_dir).get("version")["version"]

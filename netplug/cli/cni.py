@@ -20,7 +20,7 @@ DEFAULT_VERSION = "1.0.0"
 """The newest that libcni of Debian 12 (podman 4.3) knows."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
-app = typer.Typer(help="The plugin for CNI runtimes: its executable, and configurations for it.")
+app = typer.Typer(help="Install the plugin for CNI runtimes, print conflists.")
 
 
 @app.command()
@@ -35,7 +35,10 @@ def install(
         Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="Where it finds the daemon.")
     ] = Path(cni_shim.RUN_DIR),
 ) -> None:
-    """Write the plugin's executable, in place of an older one, and print its path."""
+    """Write the plugin's executable, and print its path.
+
+    It takes the place of an older one.
+    """
     if not _NAME.fullmatch(name):
         raise CliError(USAGE, f"--name {name!r} is not a file name of letters, digits, '_', '.' and '-'")
     path = bin_dir.absolute() / name

@@ -14,7 +14,8 @@ from netplug.cli.options import AsJson
 from netplug.cli.output import emit, emit_json, table
 
 app = typer.Typer(
-    help="Build several hosts on this machine, in namespaces that leave no trace: docs/lab.md.", no_args_is_help=True
+    help="Build several hosts on this machine.\n\nIn namespaces that leave no trace, see docs/lab.md.",
+    no_args_is_help=True,
 )
 BASE = Path("/var/lib/netplug-lab")
 
@@ -30,7 +31,10 @@ def up(
     as_json: AsJson = False,
     base: Base = BASE,
 ) -> None:
-    """Build a lab, and wait until its containers reach each other, by name too. What fails leaves nothing."""
+    """Build a lab.
+
+    Wait until its containers reach each other, by name too. What fails leaves nothing.
+    """
     from netplug.lab import build  # noqa: PLC0415 - these commands alone need it
     from netplug.lab import file as files  # noqa: PLC0415
 
@@ -55,7 +59,10 @@ def ls(as_json: AsJson = False, base: Base = BASE) -> None:
 
 @app.command()
 def status(which: Which = "", as_json: AsJson = False, base: Base = BASE) -> None:
-    """Show daemons, containers, faults, who reaches whom and resolves whose name; exit 1 when somebody does not."""
+    """Show daemons, containers, faults, and who reaches whom.
+
+    Who resolves whose name, too. Exit 1 when somebody does not.
+    """
     with _errors():
         _need_root()
         answered = _show(_state(which, base), as_json=as_json)

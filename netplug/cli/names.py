@@ -49,7 +49,10 @@ def stats(
     as_json: AsJson = False,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """Count the questions from each network since the daemon's start, by what became of them."""
+    """Count the questions from each network.
+
+    Since the daemon's start, by what became of them.
+    """
     query = {"network": network} if network else {}
     found = Client(run_dir.absolute()).get("dns", "stats", **query)["networks"]
     if as_json:
@@ -79,7 +82,10 @@ def query(
     as_json: AsJson = False,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """Ask as a container of a network does; exit 0 when there is an answer, else 1."""
+    """Ask as a container of a network does.
+
+    Exit 0 when there is an answer, else 1.
+    """
     body = {"name": name, "type": kind, "networks": network}
     found = Client(run_dir.absolute()).post("dns", "query", body=body)
     if as_json:
