@@ -72,7 +72,10 @@ class StoredLeases:
         revision, cancelled = await _finish(self._put_new(key, lease))
         if cancelled is not None:
             if revision is not None:
-                await _finish(self._store.txn([Compare(key, revision)], [Delete(key)]))
+                try:
+                    await _finish(self._store.txn([Compare(key, revision)], [Delete(key)]))
+                except StoreError:
+                    self._doubtful[key] = self._stamped(lease)
             raise cancelled
         return revision is not None
 
@@ -96,22 +99,31 @@ class StoredLeases:
                     record = await self._store.get(key)
                     if record is not None and record.value == value:
                         await self._store.txn([Compare(key, record.revision)], [Delete(key)])
-                except (Unreachable, asyncio.CancelledError):
+                except BaseException:  # whatever it is, the claim is as doubtful as before
                     self._doubtful[key] = value
                     raise
 
     async def update(self, lease: Lease) -> bool:
-        """Store the new owner of a lease; False: there is no such record."""
+        """Store the new owner of a lease; False: there is no such record, or another host has it."""
         key = lease_key(lease.pool, lease.address)
         put = Put(key, self._stamped(lease))
-        while record := await self._store.get(key):
+        while (record := await self._store.get(key)) and self._is_ours(record):
             if await self._store.txn([Compare(key, record.revision)], [put]) is not None:
                 return True
         return False
 
     async def drop(self, pool_id: str, address: IPAddress) -> None:
-        """Delete a lease; absent is success."""
-        await self._store.txn([], [Delete(lease_key(pool_id, address))])
+        """Delete a lease; absent is success, and one that another host has stays."""
+        key = lease_key(pool_id, address)
+        if not self._host:
+            await self._store.txn([], [Delete(key)])
+            return
+        while (record := await self._store.get(key)) and self._is_ours(record):
+            if await self._store.txn([Compare(key, record.revision)], [Delete(key)]) is not None:
+                return
+
+    def _is_ours(self, record: Record) -> bool:
+        return record.value.get("host", "") == self._host
 
     async def save_pool(self, pool: Pool) -> bool:
         """Store a pool, new or changed; never refused on one host. A record that cannot be read stays as it is."""

@@ -14,6 +14,7 @@ from netplug.drivers.steps import HostPort, Proto, Route, Veth
 from netplug.engine.records import Description, EndpointSpec, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError
+from netplug.ipam.lease import Owner, OwnerKind
 
 REFUSED = (NetplugError, DriverError, IpamError)
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -380,3 +381,27 @@ async def test_parallel_lives_keep_order(host: Host) -> None:
     await asyncio.gather(*map(live, range(8)))
     assert await host.state() == before
     assert not [step for step in host.kernel._world.state.values() if isinstance(step, HostPort)]
+
+
+@pytest.mark.parametrize("pending", [True, False])
+async def test_a_failure_takes_no_address_from_who_has_it_by_now(host: Host, *, pending: bool) -> None:
+    """Docker gives an address back while an endpoint with it is being made, and the next one gets it."""
+    record = await host.cli_network("10.7.0.0/24", ident=OTHER)
+    addressing, allocator, (pool,) = host.engine.endpoints._addressing, host.engine.allocator, record.pools
+    address, other = ip_address("10.7.0.9"), Owner(OwnerKind.PENDING, name="other")
+    if pending:
+        await allocator.request_address(pool, address=address, owner=Owner(OwnerKind.PENDING))
+
+    async def fails() -> None:
+        spec = EndpointSpec(END, OTHER, (ip_interface("10.7.0.9/24"),))
+        async with addressing.addresses(record, spec):
+            await allocator.release_address(pool, address)
+            await allocator.request_address(pool, address=address, owner=other)
+            raise NetplugError("internal", "the link cannot be made")
+
+    with pytest.raises(NetplugError, match="cannot be made"):
+        await fails()
+    lease = allocator.lease(pool, address)
+    assert lease is not None
+    assert lease.owner == other
+    await allocator.release_address(pool, address)

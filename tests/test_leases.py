@@ -14,7 +14,7 @@ from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import Pool
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.leases import StoredLeases, lease_key, pool_key
-from netplug.store.api import Compare, Delete, Put, StoreError, Unreachable
+from netplug.store.api import Compare, Delete, Put, Record, StoreError, Unreachable
 from netplug.store.sqlite import SqliteStore
 
 POOL = Pool("local", ip_network("10.1.0.0/24"), holds=1)
@@ -33,6 +33,7 @@ class SlowStore:
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
+        self.get = store.get
         self.answer = asyncio.Event()
         self.done = asyncio.Event()
         self.durable: list[bool] = []
@@ -167,3 +168,59 @@ async def test_allocator_goes_on_after_a_restart_of_the_daemon(tmp_path: Path) -
     assert await second.let_go(pool.id, "n1")
     assert (await store.range("ipam/"))[0] == []
     await store.close()
+
+
+@pytest.mark.parametrize("error", [StoreError("its database is full"), RuntimeError("odd"), asyncio.CancelledError()])
+async def test_a_claim_stays_doubtful_whatever_keeps_it_from_being_taken_back(
+    store: SqliteStore, error: BaseException
+) -> None:
+    mute = MuteStore(store)
+    leases = StoredLeases(mute, "host-1")  # type: ignore[arg-type] # only get and txn are used
+    mute.mute = True
+    with pytest.raises(Unreachable):
+        await leases.claim(LEASE)
+    mute.mute = False
+
+    async def refuses(key: str) -> Record | None:
+        raise error
+
+    get, mute.get = mute.get, refuses  # type: ignore[method-assign]
+    with pytest.raises(type(error)):
+        await leases.claim(replace(LEASE, address=ip_address("10.1.0.8")))
+    mute.get = get  # type: ignore[method-assign]
+    assert await leases.claim(replace(LEASE, address=ip_address("10.1.0.9")))
+    assert {lease.address for lease in (await StoredLeases(store).load())[1]} == {ip_address("10.1.0.9")}
+
+
+async def test_a_cancelled_claim_that_cannot_be_taken_back_at_once_is_so_later(store: SqliteStore) -> None:
+    slow = SlowStore(store)
+    leases = StoredLeases(slow, "host-1")  # type: ignore[arg-type] # only get and txn are used
+    task = asyncio.ensure_future(leases.claim(LEASE))
+    await slow.done.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+
+    async def refuses(*_: object, **__: object) -> int | None:
+        raise Unreachable("nobody answers")
+
+    txn, slow.txn = slow.txn, refuses  # type: ignore[method-assign, assignment]
+    slow.answer.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    slow.txn = txn  # type: ignore[method-assign]
+    assert await leases.claim(replace(LEASE, address=ip_address("10.1.0.9")))
+    assert {lease.address for lease in (await StoredLeases(store).load())[1]} == {ip_address("10.1.0.9")}
+
+
+async def test_what_another_host_has_by_now_is_neither_changed_nor_released(store: SqliteStore) -> None:
+    one, other = StoredLeases(store, "host-1"), StoredLeases(store, "host-2")
+    assert await one.claim(LEASE)
+    await one.drop(LEASE.pool, LEASE.address)
+    theirs = replace(LEASE, owner=Owner(OwnerKind.ENDPOINT, "e2"))
+    assert await other.claim(theirs)
+    await one.drop(LEASE.pool, LEASE.address)
+    assert not await one.update(LEASE)
+    assert (await StoredLeases(store).load())[1] == [theirs]
+    assert await other.update(replace(theirs, mac="02:00:00:00:00:01"))
+    await other.drop(LEASE.pool, LEASE.address)
+    assert (await StoredLeases(store).load())[1] == []

@@ -127,12 +127,30 @@ class Addressing:
         """Lease an address to a network; Docker has asked for it already when we are its IPAM driver."""
         lease = self._allocator.lease(pool.id, address) if address is not None else None
         if lease is not None and lease.owner.kind is not OwnerKind.ENDPOINT and not lease.owner.id:
-            await self._allocator.assign(pool.id, lease.address, owner)
-            undo.push_async_callback(self._allocator.assign, pool.id, lease.address, lease.owner)
+            await self._reassign(lease, owner, undo)
             return lease.address
         lease = await self._allocator.request_address(pool.id, address=address, owner=owner)
-        undo.push_async_callback(self._allocator.release_address, pool.id, lease.address)
+        undo.push_async_callback(self._release, lease)
         return lease.address
+
+    async def _reassign(self, lease: Lease, owner: Owner, undo: AsyncExitStack) -> Lease:
+        """Give a lease to another owner, for as long as what it is for does not fail."""
+        given = await self._allocator.assign(lease.pool, lease.address, owner)
+        undo.push_async_callback(self._return, given, lease.owner)
+        return given
+
+    def _has(self, lease: Lease) -> bool:
+        """Whether an address is still leased to whom it was: he may have given it back, and another may have it."""
+        now = self._allocator.lease(lease.pool, lease.address)
+        return now is not None and now.owner == lease.owner
+
+    async def _return(self, lease: Lease, owner: Owner) -> None:
+        if self._has(lease):
+            await self._allocator.assign(lease.pool, lease.address, owner)
+
+    async def _release(self, lease: Lease) -> None:
+        if self._has(lease):
+            await self._allocator.release_address(lease.pool, lease.address)
 
     async def release_network(self, record: NetworkRecord) -> None:
         """Let go of a network's pools, and of what it leased or kept in those that Docker still holds."""
@@ -188,9 +206,7 @@ class Addressing:
         if lease is not None and lease.owner.kind is OwnerKind.PENDING:
             # What was kept for a name is found again by it: a MAC that another container left is not this one's.
             mac = lease.mac if owner.name == lease.owner.name else ""
-            assigned = await self._allocator.assign(pool, lease.address, owner)
-            undo.push_async_callback(self._allocator.assign, pool, lease.address, lease.owner)
-            return replace(assigned, mac=mac)
+            return replace(await self._reassign(lease, owner, undo), mac=mac)
         kept = self._allocator.kept_for(pool, owner, address)
         lease = await self._segments.request(pool, address, owner)
         undo.push_async_callback(self._give_back, lease, kept)
@@ -198,6 +214,8 @@ class Addressing:
 
     async def _give_back(self, lease: Lease, kept: Lease | None) -> None:
         """Undo a request; what was kept until then is kept again, for whom it was."""
+        if not self._has(lease):
+            return
         if kept is None or kept.address != lease.address:
             await self._allocator.release_address(lease.pool, lease.address, forget=True)
             return
