@@ -228,6 +228,8 @@ class Daemon:
         await reconciler.start()
         if cluster is not None:
             cluster.names = server
+            if names is not None:
+                cluster.networks.called = lambda ident: names.networks.get(ident, "")
             await cluster.start()
         server.start()
         self._supervisor = engine.supervisor

@@ -3,6 +3,8 @@
 import http.client
 import json
 import socket
+import time
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -10,7 +12,14 @@ from clustered import Hosts, attach, create, detach, has, networks
 from etcd_server import Member, needs_etcd
 from living import Living, until
 
+from netplug.cli import CliError
+from netplug.drivers.steps import Route
+
 pytestmark = needs_etcd
+
+
+SOON_S = 10.0
+"""Less than that for which a network is kept out of Docker's way."""
 
 
 class RefusedError(Exception):
@@ -137,6 +146,55 @@ def test_docker_does_not_take_a_network_from_under_others(hosts: Hosts) -> None:
     make(one, "a")
     # And afterwards they are in it together.
     attach(one)
+
+
+def test_a_second_name_of_one_docker_is_refused(hosts: Hosts) -> None:
+    """Docker would ask for a pool that overlaps nothing, for ever."""
+    one = hosts.start(1)
+    pool = make(one, "a")
+    words = f"network 'blue' of the cluster is here as Docker network '{'a' * 12}' (use that one, or remove it first)"
+    for refused in (lambda: ask(one), lambda: make(one, "b", subnet=pool)):
+        with pytest.raises(RefusedError) as caught:
+            refused()
+        assert str(caught.value) == words
+    one.do_and_get(lambda daemon: setattr(daemon.cluster.networks, "called", {"a" * 64: "mine"}.get))
+    with pytest.raises(RefusedError, match="is here as Docker network 'mine'"):
+        ask(one)
+    assert only(one)["id"] == "a" * 64
+
+
+def test_a_subnet_that_docker_would_not_take_is_refused(hosts: Hosts) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    create(one)
+    has(two)
+    two.kernel.foreign.routes.append(Route(ip_network("10.224.0.0/16"), "tun0"))
+    with pytest.raises(RefusedError, match=r"overlaps 10\.224\.0\.0/16, which this host reaches .* add --subnet"):
+        ask(two)
+    make(two, "b", subnet="10.224.0.0/24")
+
+
+@pytest.mark.parametrize("options", [{"vni": "77"}, {"icc": "false"}])
+def test_a_refused_network_stays_as_it_was(hosts: Hosts, options: dict[str, str]) -> None:
+    one = hosts.start(1)
+    create(one)
+    started = time.monotonic()
+    with pytest.raises(RefusedError, match="of the cluster has option"):
+        make(one, "a", **options)
+    has(one)
+    assert only(one)["front_end"] == "cli"
+    assert time.monotonic() - started < SOON_S
+
+
+def test_who_has_a_network_is_said_as_it_is(hosts: Hosts) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    create(one)
+    has(two)
+    make(two, "b")
+    with pytest.raises(CliError) as caught:
+        two.client.delete("networks", "blue")
+    assert str(caught.value) == "docker has network 'blue' here (docker network rm blue)"
+    with pytest.raises(CliError, match=rf"network 'blue' exists already in the cluster \({'b' * 12}\)"):
+        create(two)
 
 
 def test_a_network_that_docker_asked_for_and_did_not_make_is_built_again(hosts: Hosts) -> None:

@@ -234,6 +234,30 @@ def test_poisoned_records_are_ignored_and_keep_no_other_out(two: tuple[Living, L
         etcd.delete(name)
 
 
+@pytest.mark.parametrize("deleted", [True, False])
+def test_why_nobody_can_join_is_said_as_it_is(two: tuple[Living, Living], etcd: Member, *, deleted: bool) -> None:
+    one, _ = two
+
+    async def nothing() -> None:
+        return
+
+    for host in two:  # so that it stays so for a moment
+        host.do_and_get(lambda daemon: setattr(daemon.cluster.networks, "mirror", nothing))
+    ((key, value),) = etcd.records("cluster/networks/").items()
+    (deleter,) = (name for name, host in etcd.records("cluster/hosts/").items() if host["name"] == "host-2")
+    if deleted:
+        etcd.delete(key)
+    else:
+        etcd.write(key, {**value, "deleting": True, "deleter": deleter.rpartition("/")[2]})
+    words = "was deleted from the store that hosts share" if deleted else "is just being deleted on host host-2"
+    with pytest.raises(CliError, match=f"network 'blue' {words}"):
+        attach(one)
+    etcd.write(key, value)
+    for host in two:
+        host.do_and_get(lambda daemon: delattr(daemon.cluster.networks, "mirror"))
+    attach(one)
+
+
 def test_what_a_later_version_adds_to_a_record_is_passed_over(two: tuple[Living, Living], etcd: Member) -> None:
     """Hard case 22."""
     one, other = two

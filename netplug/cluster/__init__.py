@@ -23,7 +23,7 @@ from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease
-from netplug.store.api import Compare, Delete, Store, StoreError, Unreachable
+from netplug.store.api import Compare, Delete, Record, Store, StoreError, Unreachable
 
 from .audit import audit
 from .barrier import Barrier
@@ -189,15 +189,25 @@ class Cluster:
         key = NETWORKS + network
         put = as_put(endpoint_key(network, self.me, record.endpoint.id), self._told(record))
         # Not when the network is being deleted, or was: that is decided by what this compares.
-        known = self.view.open_revision(network)
+        known, stored = self.view.open_revision(network), None
         revision = await self._store.txn([Compare(key, known)], [put]) if known else None
         if revision is None:
             stored = await self._store.get(key)
-            if stored is not None and not stored.value.get("deleting"):
+            while revision is None and stored is not None and not stored.value.get("deleting"):
                 revision = await self._store.txn([Compare(key, stored.revision)], [put])
+                stored = stored if revision else await self._store.get(key)
         if revision is None:
-            raise NetplugError("unavailable", "the network is just being deleted on another host")
+            raise self._gone(network, record, stored)
         self._published[record.endpoint.id] = revision
+
+    def _gone(self, network: str, record: EndpointRecord, stored: Record | None) -> NetplugError:
+        """Return why nobody can join a network any more."""
+        name = self._engine.registry.network(record.endpoint.network).network.name
+        self.networks.look_at(network)
+        if stored is None:
+            return NetplugError("unavailable", f"network {name!r} was deleted from the store that hosts share")
+        where = name_of(self.view, str(stored.value.get("deleter") or self.me))
+        return NetplugError("unavailable", f"network {name!r} is just being deleted on host {where}")
 
     # Living
 

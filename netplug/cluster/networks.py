@@ -7,7 +7,7 @@ cannot be built here (an mtu too large, a VNI that a stranger holds) is told to 
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -45,11 +45,12 @@ _HALF_OF_ALL = 1  # default routes, also those of a VPN, are no obstacle
 class Definitions:
     """Defines networks, deletes them, and builds here what is defined.
 
-    `identity`: the cluster's id as this host knows it; empty until it does.
+    `identity`: the cluster's id as this host knows it; empty until it does. `called`: what Docker calls its networks.
     """
 
     def __init__(self, engine: Engine, store: Gate, view: View, leases: SharedLeases, me: str) -> None:
         self.identity = ""
+        self.called: Callable[[str], str] = short
         self.catalogue = Catalogue(store, engine.store, view, me)
         self._reach = leases.reach
         self._engine = engine
@@ -104,8 +105,12 @@ class Definitions:
             record = await self._build_defined(ident, await self._define(ident, spec), spec.id)
         else:
             ident, definition = found
-            refuse_other(definition, spec)
-            record = await self._take_over(ident, definition, spec.id)
+            try:
+                refuse_other(definition, spec)
+                record = await self._take_over(ident, definition, spec.id)
+            finally:  # refused, it is to be here as it was
+                self._making_way.pop(ident, None)
+                self.look_at(ident)
         await self._store.txn([], [Put(f"{MEMBERS}{ident}/{self._me}", {"network": spec.id})])
         return record
 
@@ -113,15 +118,10 @@ class Definitions:
         """Build a network under the id that Docker has for it, in place of the one that is here."""
         mirrored = self.shared().get(ident)
         if mirrored is not None:
-            if mirrored.front_end is FrontEnd.DOCKER:
-                raise NetplugError("exists", f"docker has network {definition.name!r} already")
+            self._refuse_second(mirrored)
             self._refuse_endpoints(mirrored)
             await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
-        try:
-            return await self._engine.networks.build(definition.to_spec(ident, docker))
-        finally:
-            self._making_way.pop(ident, None)
-            self.look_at(ident)
+        return await self._engine.networks.build(definition.to_spec(ident, docker))
 
     @whole
     async def delete(self, record: NetworkRecord, *, by: FrontEnd, orphaned: bool = False) -> None:
@@ -207,6 +207,7 @@ class Definitions:
             if wanted in {None, it.subnet} and it.subnet.version == version:
                 if wanted is None:
                     await self._make_way(ident)
+                    await self._refuse_routes(it.subnet, name)
                 return it.subnet, it.gateway
         network = wanted or free_subnet(version, others, await self._taken(), self.identity)
         return network, network[1]
@@ -228,10 +229,27 @@ class Definitions:
         """
         async with self._lock:
             mirrored = self.shared().get(ident)
-            if mirrored is not None and mirrored.front_end is not FrontEnd.DOCKER:
-                self._refuse_endpoints(mirrored)
-                self._making_way[ident] = asyncio.get_running_loop().time() + WAY_S
-                await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
+            if mirrored is None:
+                return
+            self._refuse_second(mirrored)
+            self._refuse_endpoints(mirrored)
+            loop = asyncio.get_running_loop()
+            self._making_way[ident] = loop.time() + WAY_S
+            loop.call_later(WAY_S, self.look_at, ident)
+            await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
+
+    async def _refuse_routes(self, subnet: IPNetwork, name: str) -> None:
+        """Refuse a subnet that Docker would not take, for the reason said at `_make_way`."""
+        for taken in await self._taken():
+            if taken.version == subnet.version and taken.overlaps(subnet):
+                words = f"subnet {subnet} of network {name!r} of the cluster overlaps {taken}, which this host reaches"
+                raise NetplugError("exists", words, hint=f"if that is as it should be, add --subnet {subnet}")
+
+    def _refuse_second(self, mirrored: NetworkRecord) -> None:
+        if mirrored.front_end is FrontEnd.DOCKER:
+            name, called = mirrored.network.name, self.called(mirrored.network.id) or short(mirrored.network.id)
+            words = f"network {name!r} of the cluster is here as Docker network {called!r}"
+            raise NetplugError("exists", words, hint="use that one, or remove it first")
 
     def _refuse_endpoints(self, mirrored: NetworkRecord) -> None:
         if self._engine.registry.endpoints(mirrored.network.id):
@@ -266,7 +284,8 @@ class Definitions:
             guard = await self._store.get(GUARD)
             others = await self.catalogue.all()
             if other := next((other for other, it in others.items() if it.name == name), None):
-                words = f"network {name!r} exists already in the cluster ({short(other)})"
+                here = self.shared().get(other)  # whose id may be another one, if Docker has it
+                words = f"network {name!r} exists already in the cluster ({short(here.network.id if here else other)})"
                 raise NetplugError("exists", words, hint="choose another name")
             vni = vni_for(ident, options.vni, options.vxlan_port, others)
             subnets = subnets_for(spec, others, taken, self.identity)

@@ -185,7 +185,10 @@ class Networks:
         # A conflist has no command for deleting; whoever may attach may clear away what it left.
         if FrontEnd.DOCKER in {record.front_end, by} and record.front_end is not by:
             maker = "docker" if record.front_end is FrontEnd.DOCKER else "netplug"
-            raise NetplugError("forbidden", f"network {name!r} was made by {maker}", hint=f"{maker} network rm {name}")
+            # Of a cluster it may have been made elsewhere, and by others.
+            theirs = record.cluster and record.front_end is FrontEnd.DOCKER
+            words = f"docker has network {name!r} here" if theirs else f"network {name!r} was made by {maker}"
+            raise NetplugError("forbidden", words, hint=f"{maker} network rm {name}")
         if by is not FrontEnd.DOCKER and (count := len(self._registry.endpoints(record.network.id))):
             endpoints = f"{count} endpoints" if count > 1 else "an endpoint"
             raise NetplugError("forbidden", f"network {name!r} has {endpoints}", hint="detach first")

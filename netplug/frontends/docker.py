@@ -23,6 +23,7 @@ from netplug.errors import NetplugError
 from netplug.frontends import docker_wire as wire
 from netplug.frontends.docker_ipam import IpamDriver, Who, nobody_known
 from netplug.frontends.http import Failure, guard
+from netplug.frontends.repeats import Repeats
 from netplug.ipam.lease import OwnerKind
 
 _STATUS = {"empty": 400, "unknown": 404, "too_large": 413}
@@ -50,7 +51,7 @@ def docker_app(
     """
     app = FastAPI(title="netplug Docker plugin", strict_content_type=False, redirect_slashes=False)
     guard(app, _render)
-    network, ipam = NetworkDriver(engine, on_ready), IpamDriver(engine, who)
+    network, ipam, repeats = NetworkDriver(engine, on_ready), IpamDriver(engine, who), Repeats()
 
     async def activate() -> wire.Activated:
         """Docker asks once in a dockerd's life: it was restarted, and repeats its IPAM requests now."""
@@ -62,7 +63,7 @@ def docker_app(
     _route(app, "/Plugin.Activate", activate)
     for service, methods in (("NetworkDriver", network.methods()), ("IpamDriver", ipam.methods())):
         for name, method in methods.items():
-            _route(app, f"/{service}.{name}", method)
+            _route(app, f"/{service}.{name}", repeats.noting(name, method))
     return app
 
 
