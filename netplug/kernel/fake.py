@@ -294,6 +294,7 @@ class FakeKernel:
     async def close(self) -> None:
         """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""
         self.changed = asyncio.Event()
+        self.committed = asyncio.Event()
         self.moved = asyncio.Event()
         for step in list(self._world.state.values()):
             if isinstance(step, HostPort | Relay | Resolver):
