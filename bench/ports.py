@@ -21,7 +21,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "integration"))
 
-from harness import Dockerd, Host, Netplug
+from harness import Dockerd, Host, Netplug, netplugd
 from harness.wait import wait_until
 
 FIRST = 10_000
@@ -100,6 +100,7 @@ def docker(ports: int) -> dict[str, float]:
 
 
 def main() -> None:
+    netplugd.READY_TIMEOUT_S = 300  # to see how long it takes, where it takes long
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ports", type=int, default=5000)
     parser.add_argument("--docker", type=int, default=0, metavar="N", help="run Docker too, with N ports")

@@ -8,9 +8,9 @@ version does not know is an error, one that is missing takes its default.
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache, partial
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -81,13 +81,13 @@ def decode(cls: type[_T], data: Json) -> _T:
     """
     if not isinstance(data, dict):
         raise ValueError(f"{cls.__name__} is stored as an object, not as {type(data).__name__}")
-    hints = _hints(cast("Any", cls))
-    if unknown := data.keys() - hints.keys():
+    readers = _readers(cast("Any", cls))
+    if unknown := data.keys() - readers.keys():
         raise ValueError(f"{cls.__name__} has no field {min(unknown)!r}")
     if missing := _needed(cast("Any", cls)) - data.keys():
         raise ValueError(f"{cls.__name__} lacks field {min(missing)!r}")
     try:
-        return cls(**{name: _value(hints[name], item) for name, item in data.items()})
+        return cls(**{name: readers[name](item) for name, item in data.items()})
     except (TypeError, KeyError, AttributeError) as exc:
         raise ValueError(f"{cls.__name__} has a value of the wrong kind: {exc}") from exc
 
@@ -120,32 +120,49 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def _value(kind: Any, data: Json) -> Any:
+@cache
+def _readers(cls: type[Any]) -> dict[str, Callable[[Any], Any]]:
+    return {name: _reader(kind) for name, kind in _hints(cast("Any", cls)).items()}
+
+
+@cache
+def _reader(kind: Any) -> Callable[[Any], Any]:
+    """Return what makes a value of this kind out of its stored form; found once, since records have many."""
     origin = get_origin(kind)
     if origin in {Union, types.UnionType}:
-        if data is None:
-            return None
-        return _value(next(arg for arg in get_args(kind) if arg is not types.NoneType), data)
+        inner = _reader(next(arg for arg in get_args(kind) if arg is not types.NoneType))
+        return lambda data: None if data is None else inner(data)
     if origin is tuple:
-        return _tuple(get_args(kind), data)
+        return _tuple_reader(get_args(kind))
     if origin is not None:  # Mapping[str, …]
-        return {key: _value(get_args(kind)[1], item) for key, item in cast("JsonObject", data).items()}
+        item = _reader(get_args(kind)[1])
+        return lambda data: {key: item(value) for key, value in cast("JsonObject", data).items()}
     if kind in _PARSERS:
-        return _PARSERS[kind](data)
+        parse: Callable[[Any], Any] = lru_cache(maxsize=1024)(_PARSERS[kind])
+        return parse
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(data)
+        return kind
     if hasattr(kind, "from_json"):
-        return kind.from_json(data)
+        return cast("Callable[[Any], Any]", kind.from_json)
     if dataclasses.is_dataclass(kind):
-        return decode(cast("type", kind), data)
+        return partial(decode, cast("type", kind))
+    return partial(_plain, kind)
+
+
+def _plain(kind: Any, data: Json) -> Any:
     if kind in {str, int, bool} and not isinstance(data, kind):
         raise ValueError(f"{data!r} is not of type {kind.__name__}")
     return data
 
 
-def _tuple(kinds: tuple[Any, ...], data: Json) -> tuple[Any, ...]:
-    if not isinstance(data, list):
-        raise ValueError(f"{data!r} is not a list")
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        return tuple(_value(kinds[0], item) for item in data)
-    return tuple(_value(kind, item) for kind, item in zip(kinds, data, strict=True))
+def _tuple_reader(kinds: tuple[Any, ...]) -> Callable[[Any], Any]:
+    readers = [_reader(kind) for kind in kinds if kind is not Ellipsis]
+
+    def read(data: Json) -> tuple[Any, ...]:
+        if not isinstance(data, list):
+            raise ValueError(f"{data!r} is not a list")
+        if Ellipsis in kinds:
+            return tuple(map(readers[0], data))
+        return tuple(reader(item) for reader, item in zip(readers, data, strict=True))
+
+    return read
