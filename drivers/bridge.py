@@ -92,10 +92,11 @@ class BridgeDriver:
         if net.internal or not ep.ports:
             return Plan()
         plan = Plan()
+        addresses = [interface.ip for interface in ep.addresses]
         for mapping in ep.ports:
-            for address in (interface.ip for interface in ep.addresses):
-                if mapping.host_address is None or mapping.host_address.version == address.version:
-                    plan += firewall.publish(mapping, address)
+            firewall.check_port(net, ep, mapping)
+            for host, address in firewall.ways(mapping, addresses):
+                plan += firewall.publish(mapping, host, address)
         return Plan((Hairpin(host_side(ep.id)),)) + plan if plan else plan
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:

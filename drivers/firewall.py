@@ -23,11 +23,11 @@ that also holds for bridged frames, which pass here under ``bridge-nf-call-iptab
 but its use loads br_netfilter and so changes every bridge of the host: it stands only where that is loaded.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 
 from . import routing
-from .api import HostFacts, Network, PortMapping
+from .api import Endpoint, HostFacts, Network, PortMapping
 from .errors import DriverError, Kind
 from .naming import BRIDGES
 from .plan import Plan
@@ -65,7 +65,8 @@ RESOLVER_PORT = 25353
 """Where the name server listens at each gateway address: below the kernel's own choice, and nobody's by IANA."""
 
 _ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-_ALL_ADDRESSES = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
+EVERYWHERE: Mapping[int, IPAddress] = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
+"""All addresses of a host, by IP version."""
 _LOOPBACK4, _LOOPBACK6 = "127.0.0.0/8", ip_address("::1")
 _ON_LINK = {4: ("224.0.0.0/4", "255.255.255.255/32"), 6: ("fe80::/10", "ff00::/8")}
 _SETS = {
@@ -293,20 +294,59 @@ def catch_all(chain: str, address: IPAddress) -> Chain:
     )
 
 
-def publish(mapping: PortMapping, address: IPAddress) -> Plan:
-    """Return the steps that lead host ports to the container's `address`, which is of the mapping's family."""
-    family, proto, port, count = address.version, mapping.proto, mapping.host_port, mapping.count
-    host = mapping.host_address or _ALL_ADDRESSES[family]
-    only = None if host == _ALL_ADDRESSES[family] else host
+def ways(
+    mapping: PortMapping, addresses: Iterable[IPAddress], *, relayed: bool = True
+) -> list[tuple[IPAddress, IPAddress]]:
+    """Return the host addresses that a mapping is published on, each with that of the container which it leads to.
+
+    Without a host address of its own those are all of IPv4 and all of IPv6, whichever the container has: for clients of
+    the other version this process relays, as it does for ::1, if it holds the ports (`relayed`). It does not for SCTP.
+    """
+    inside: dict[int, IPAddress] = {}
+    for address in addresses:
+        inside.setdefault(address.version, address)
+    relayed = relayed and mapping.proto is not Proto.SCTP
+    hosts = list(EVERYWHERE.values()) if mapping.host_address is None else [mapping.host_address]
+    found = [
+        (host, inside.get(host.version) or (next(iter(inside.values()), None) if relayed else None)) for host in hosts
+    ]
+    return [(host, address) for host, address in found if address and (relayed or host != _LOOPBACK6)]
+
+
+def check_port(net: Network, ep: Endpoint, mapping: PortMapping) -> None:
+    """Refuse a mapping with a host address from which nothing leads to the endpoint; see `ways`."""
+    host = mapping.host_address
+    if host is None:
+        return
+    words = f"port {mapping} cannot be published"
+    if host.is_multicast or (host.version == 6 and host.is_link_local):
+        raise DriverError(Kind.INVALID, f"{words}: {host} is no address of a host alone")
+    if not ways(mapping, (address.ip for address in ep.addresses)):
+        words += f": network {net.name!r} has no IPv{host.version}, and SCTP is not relayed"
+        raise DriverError(Kind.INVALID, words, hint=f"publish it on an IPv{10 - host.version} address, or on all")
+
+
+def check_shared(mapping: PortMapping) -> None:
+    """Refuse a mapping that leads nowhere where a runtime keeps the ports itself."""
+    if mapping.host_address == _LOOPBACK6:
+        words = f"port {mapping} cannot be published: what is for ::1 is not led to a container of this runtime"
+        raise DriverError(Kind.INVALID, words, hint="use 127.0.0.1")
+
+
+def publish(mapping: PortMapping, host: IPAddress, address: IPAddress) -> Plan:
+    """Return the steps that lead ports of a host address to those of the container's."""
+    proto, port, count = mapping.proto, mapping.host_port, mapping.count
     held = HostPort(proto, host, port, count=count)
-    forward = Forward(proto, only, port, address, mapping.port, count)
-    relay: tuple[Step, ...] = ()
-    if family == 6 and proto is not Proto.SCTP and host in {_ALL_ADDRESSES[6], _LOOPBACK6}:
-        relay = (Relay(proto, host, port, address, mapping.port, count),)
-    if host == _LOOPBACK6:
-        return Plan((held, *relay))
-    flows = (Flows(proto, port, address, mapping.host_address, count),) if proto is Proto.UDP else ()
-    return Plan((held, forward, *flows, *relay))
+    relay = Relay(proto, host, port, address, mapping.port, count)
+    if relay.whole or host == _LOOPBACK6:
+        return Plan((held, relay))
+    everywhere = host == EVERYWHERE[host.version]
+    steps: list[Step] = [held, Forward(proto, None if everywhere else host, port, address, mapping.port, count)]
+    if proto is Proto.UDP:
+        steps.append(Flows(proto, port, address, mapping.host_address, count))
+    if host == EVERYWHERE[6] and proto is not Proto.SCTP:
+        steps.append(relay)
+    return Plan(tuple(steps))
 
 
 def resolver(net: Network, gateways: Sequence[IPInterface], link: str) -> Plan:

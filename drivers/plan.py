@@ -64,7 +64,9 @@ class Plan:
 
     def sharing(self) -> "Plan":
         """Return the plan with ports of the host that a runtime may bind too; we cannot serve those ourselves."""
-        own = (step for step in self if not isinstance(step, Relay))
+        relays = [step for step in self if isinstance(step, Relay)]
+        alone = {HostPort(it.proto, it.host, it.port, count=it.count).key for it in relays if it.whole}
+        own = (step for step in self if not isinstance(step, Relay) and step.key not in alone)
         return Plan(tuple(replace(step, shared=True) if isinstance(step, HostPort) else step for step in own))
 
     def moved(self, netns: str | None) -> "Plan":

@@ -307,8 +307,9 @@ class HostPort:
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """Connections to [::1] at port `port`, reserved on `host`, are relayed to `address` port `target` by the daemon.
+    """Connections to port `port`, reserved on `host`, are relayed to `address` port `target` by the daemon.
 
+    Of one IP version only those to [::1]; of two all, since the kernel translates no address of one to the other.
     `count`: as of a `Forward`.
     """
 
@@ -318,6 +319,11 @@ class Relay:
     address: IPAddress
     target: int
     count: int = field(default=1, metadata=QUIET)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that comes to `host` is relayed."""
+        return self.host.version != self.address.version
 
     @property
     def key(self) -> str:

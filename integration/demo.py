@@ -175,7 +175,7 @@ def show(stage: Stage, stack: ExitStack) -> None:
     demo.type(f"docker network inspect -f '{{{{json .Containers}}}}' {blue}")
     demo.type("netplug ps")
     ports = [text for endpoint in netplug.json("ps", "--network", blue) for text in endpoint["ports"]]
-    demo.check(ports == [f"0.0.0.0:{port}->80/tcp"], "both endpoints, and the published port, which Docker cannot show")
+    demo.check(f"0.0.0.0:{port}->80/tcp" in ports, "both endpoints, and the published port, which Docker cannot show")
     demo.check("10.42.0.0/24" in demo.type("netplug ipam ls"), "the pool and its leases")
     demo.type("netplug diff")
     demo.check(not netplug.drift(), "kernel and plan agree")

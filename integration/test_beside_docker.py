@@ -250,7 +250,7 @@ def test_hairpin_works_when_bridges_pass_frames_to_iptables_and_docker_has_no_pr
 def port_of(netplug: Netplug, one: Container, inside: int) -> int:
     """Return the host port that leads to a container's port, as `netplug ps` shows it: contiguous ones as a range."""
     (shown,) = (it for it in netplug.json("ps") if one.ip() in it["addresses"][0])
-    ranges = [re.search(r":(\d+)(?:-\d+)?->(\d+)(?:-(\d+))?/", text) for text in shown["ports"]]
+    ranges = [re.search(r":(\d+)(?:-\d+)?->(\d+)(?:-(\d+))?/", text) for text in shown["ports"] if "[" not in text]
     found = [(int(it[1]), int(it[2]), int(it[3] or it[2])) for it in ranges if it]
     (port,) = (outer + inside - first for outer, first, last in found if first <= inside <= last)
     return port

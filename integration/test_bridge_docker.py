@@ -115,7 +115,7 @@ def test_lists_show_network_endpoint_and_leases(dockerd: Dockerd, netplug: Netpl
         with container(dockerd, "--network", net, "--name", "web", "-p", "8080:80") as one:
             shown = endpoint_of(netplug, one)
             assert shown["mac"] == one.mac()
-            assert shown["ports"] == ["0.0.0.0:8080->80/tcp"]
+            assert shown["ports"] == ["0.0.0.0:8080->80/tcp", "[::]:8080->80/tcp"]
             wait_until(lambda: endpoint_of(netplug, one)["network"] == net, what="the network's name, from Docker")
             wait_until(lambda: endpoint_of(netplug, one)["name"] == "web", what="the container's name, from Docker")
             assert one.ip() in str(netplug.json("ipam", "ls"))
@@ -256,7 +256,7 @@ def test_ephemeral_port_is_shown_by_ps_and_works(dockerd: Dockerd, netplug: Netp
         container(dockerd, "--network", net, "-p", "80") as web,
         SeenServer(web, "tcp", 80),
     ):
-        (shown,) = endpoint_of(netplug, web)["ports"]
+        shown, _ = endpoint_of(netplug, web)["ports"]
         found = re.fullmatch(r"0\.0\.0\.0:(\d+)->80/tcp", shown)
         assert found, shown
         port = int(found[1])

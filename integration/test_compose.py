@@ -179,7 +179,7 @@ def test_service_is_scaled_up_and_back(project: Project, netplug: Netplug, clien
     assert resolved(proxy, "web") == {address(before, "front")}
     assert resolved(db, "app") == set(), "an alias of the other network"
     assert len(leased(netplug)) == 4
-    (port,) = (port for it in netplug.json("ps") for port in it["ports"] if ":809" in port)
+    (port,) = (port for it in netplug.json("ps") for port in it["ports"] if port.startswith("0.0.0.0:809"))
     assert page(client, wire.left, int(port.partition("->")[0].rpartition(":")[2])) == PAGE
 
 

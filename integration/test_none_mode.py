@@ -110,7 +110,9 @@ def test_container_keeps_the_way_out_of_its_other_network(dockerd: Dockerd, netp
         dockerd.docker("network", "connect", none, one.id)
         assert links(one) == ["lo", "eth0"]
         assert "default" in one.exec("ip", "route")
-        assert [row["ports"] for row in netplug.json("ps", "--network", blue)] == [["0.0.0.0:8082->80/tcp"]]
+        assert [row["ports"] for row in netplug.json("ps", "--network", blue)] == [
+            ["0.0.0.0:8082->80/tcp", "[::]:8082->80/tcp"]
+        ]
         dockerd.docker("network", "disconnect", none, one.id)
         assert links(one) == ["lo", "eth0"]
 

@@ -111,6 +111,7 @@ class Reconciler:
         drifts = [drift for drift in seen.drifts if drift.step in now and drift.step.key not in changing]
         unknown = engine.peers.unknown(self._unknown(seen.owned.steps(), owners | now, changing))
         engine.shared.see(seen.facts)
+        engine.exposure.see(seen.facts)
         return _Look(
             [Difference(owners[drift.step], drift.step.key, drift.what) for drift in drifts]
             + [Difference("host", step.key, "no record knows it") for step in unknown],

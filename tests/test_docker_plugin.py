@@ -103,12 +103,12 @@ async def test_ports_are_published_only_when_docker_says_now(plugin: Plugin) -> 
     assert (forward.port, forward.target, str(forward.address)) == (9090, 80, "10.1.0.2")
 
 
-async def test_a_host_address_of_a_family_that_the_endpoint_has_not_is_no_error(plugin: Plugin) -> None:
+async def test_a_host_address_of_a_family_that_the_endpoint_has_not_is_relayed(plugin: Plugin) -> None:
     await plugin.ok("/NetworkDriver.CreateNetwork", network())
     await plugin.ok("/NetworkDriver.CreateEndpoint", endpoint(**{PORTMAP: [port(8080, host_ip="::1")]}))
     await plugin.ok("/NetworkDriver.Join", {**REF, "SandboxKey": "/s"})
     await plugin.ok("/NetworkDriver.ProgramExternalConnectivity", REF)
-    assert not plugin.kernel.forwards()
+    assert [step.key for step in plugin.kernel.forwards()] == ["relay/tcp/::1/8080"]
 
 
 async def test_a_taken_port_is_named_and_nothing_is_published(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import pytest_asyncio
 from docker_client import FIXTURES, Answer, Plugin
 from docker_oracle import GENERIC, End, Ipam, Net, Oracle
 
+from netplug.drivers import ranges
 from netplug.drivers.naming import bridge_name, host_side, sandbox_side
 from netplug.drivers.options import BRIDGE, OPTIONS
 from netplug.drivers.plan import Plan
@@ -159,7 +160,8 @@ class Replay:
         end = self.oracle.ends[body["EndpointID"]]
         assert answer["Value"]["addresses"] == end.addresses
         assert answer["Value"]["mac"] == end.mac
-        assert len(answer["Value"]["ports"]) == len(end.published)
+        built = self.plugin.engine.registry.endpoint(end.network, body["EndpointID"])
+        assert answer["Value"]["ports"] == list(map(str, built.published))
 
     # State
 
@@ -189,7 +191,7 @@ class Replay:
         assert built.endpoint.mac == end.mac
         assert built.linked == end.linked
         assert built.name == end.name
-        left = list(built.published)
+        left = [single for mapping in built.published for single in ranges.singles(mapping)]
         for proto, port, host, first, last in sorted(end.published, reverse=True):
             fits = [
                 mapping
@@ -232,16 +234,16 @@ class Replay:
         owned = (await kernel.owned()).links
         assert {link for link in owned if not link.startswith("nps")} == links
         for version in (4, 6):
-            forwards = [step for step in kernel.forwards() if step.address.version == version]
+            forwards = [step for step in kernel.forwards() if (step.host or step.address).version == version]
             assert len(forwards) == sum(1 for end in self.oracle.ends.values() for _ in _dnats(end, version)), forwards
 
 
 def _dnats(end: End, version: int) -> Iterator[tuple[Any, ...]]:
     for port in end.published:
-        host = port[2]
-        for address in map(ip_interface, end.addresses):
-            if address.version == version and (not host or ip_address(host).version == version):
-                yield port
+        versions = [address.version for address in map(ip_interface, end.addresses)]
+        # To one of the other version it is relayed.
+        for _ in filter(version.__eq__, [ip_address(port[2]).version] if port[2] else versions):
+            yield port
 
 
 @pytest_asyncio.fixture

@@ -2,12 +2,18 @@
 
 import time
 from collections.abc import AsyncIterator
+from ipaddress import ip_address, ip_interface
+from typing import Any
 
 import pytest
 import pytest_asyncio
-from engine_host import END, NET, NEXT, Host, tcp
+from engine_host import END, NET, NEXT, OTHER, Host, external, tcp
 
+from netplug.drivers.api import PortMapping
+from netplug.drivers.errors import DriverError
+from netplug.drivers.steps import IPAddress, Proto
 from netplug.engine import publishing
+from netplug.engine.records import FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
 
 LATER = "e3" * 32
@@ -96,3 +102,108 @@ async def test_ports_of_a_range_have_holders_too(host: Host) -> None:
     await host.publish(NEXT)
     assert ids(host) == {NEXT}
     assert host.endpoint(NEXT, NET).published
+
+
+async def test_all_addresses_are_those_of_both_ip_versions(host: Host) -> None:
+    await published(host, END, 2, 8080)
+    shown = host.engine.exposure.shown(host.endpoint())
+    assert shown == ["0.0.0.0:8080->80/tcp", "[::]:8080->80/tcp"]
+    await host.cli_network("fd00:3::/64", ident=OTHER, name="red")
+    six = await host.attach("ns1", network="red", ports=(tcp(8081),))
+    assert host.engine.exposure.shown(six) == ["0.0.0.0:8081->80/tcp", "[::]:8081->80/tcp"]
+    assert {step.key for step in six.exposed} >= {"relay/tcp/0.0.0.0/8081", "forward/6/tcp//8081"}
+
+
+async def test_a_kernel_without_ipv6_publishes_what_it_can(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve = host.kernel.reserve
+
+    async def reserves_ipv4(proto: Proto, address: IPAddress, *more: Any) -> int:
+        if address.version == 6:
+            raise NetplugError("unavailable", f"port {address} cannot be reserved: the kernel has no IPv6")
+        return await reserve(proto, address, *more)
+
+    monkeypatch.setattr(host.kernel, "reserve", reserves_ipv4)
+    await published(host, END, 2, 8080)
+    assert host.engine.exposure.shown(host.endpoint()) == ["0.0.0.0:8080->80/tcp"]
+
+
+@pytest.mark.parametrize("text", ["::ffff:127.0.0.1", "0:0:0:0:0:FFFF:7F00:1"])
+async def test_an_ipv4_address_in_the_form_of_ipv6_is_of_ipv4(host: Host, text: str) -> None:
+    await host.docker_endpoint(ports=(tcp(8080, 80, text),))
+    await host.join()
+    assert list(map(str, (await host.publish()).published)) == ["127.0.0.1:8080->80/tcp"]
+
+
+async def test_what_cannot_be_reached_is_refused_by_name(host: Host) -> None:
+    await host.docker_endpoint(ports=(PortMapping(Proto.SCTP, 80, ip_address("fd00::5"), 8080),))
+    with pytest.raises(DriverError, match=r"port \[fd00::5\]:8080->80/sctp cannot be published: .* has no IPv6"):
+        await host.publish()
+    await host.docker_endpoint(NEXT, "10.1.0.3/24", ports=(tcp(8080, 80, "fe80::1"),))
+    with pytest.raises(DriverError, match=r"fe80::1 is no address of a host alone"):
+        await host.publish(NEXT)
+    await host.check()
+
+
+async def test_a_runtime_whose_ports_are_its_own_is_told_what_cannot_be(host: Host) -> None:
+    with pytest.raises(DriverError, match=r"port \[::1\]:8080->80/tcp cannot be published"):
+        await host.attach("ns1", ports=(tcp(8080, 80, "::1"),), front_end=FrontEnd.CNI, container="c1")
+    # A next network of the container may have an address of that version.
+    ports = (tcp(8080, 80, "fd00::5"), tcp(8081))
+    one = await host.attach("ns1", ports=ports, front_end=FrontEnd.CNI, container="c1")
+    assert host.engine.exposure.shown(one)[1] == "[fd00::5]:8080->80/tcp (not published: no address of that kind)"
+    (found,) = await host.reconciler.diff()
+    assert found.what == "is not published: the container has no IPv6"
+    host.kernel.foreign.addresses.add(("eth0", ip_interface("fd00::5/64")))
+    await host.cli_network("fd00:3::/64", ident=OTHER, name="red")
+    await host.attach("ns1", network="red", ports=ports, ifname="eth1", front_end=FrontEnd.CNI, container="c1")
+    assert await host.reconciler.diff() == []
+
+
+async def test_a_host_address_may_come_later_and_that_is_said(host: Host) -> None:
+    await host.docker_endpoint(ports=(tcp(8080, 80, "192.0.2.7"), tcp(8081, 80, "127.0.0.1")))
+    await host.join()
+    await host.publish()
+    (found,) = await host.reconciler.diff()
+    assert found.object == "port 192.0.2.7:8080->80/tcp"
+    assert found.what == "this host has no address 192.0.2.7; the port works as soon as it has"
+    assert host.engine.exposure.shown(host.endpoint())[1] == "192.0.2.7:8080->80/tcp (address absent)"
+    host.kernel.foreign.addresses.add(("eth0", ip_interface("192.0.2.7/24")))
+    assert await host.reconciler.diff() == []
+    assert host.engine.exposure.shown(host.endpoint())[1] == "192.0.2.7:8080->80/tcp"
+
+
+async def test_ports_on_an_internal_network_are_said_not_to_be_published(host: Host) -> None:
+    subnets = (external("10.7.0.0/24"),)
+    await host.engine.networks.create(NetworkSpec(OTHER, "red", {}, subnets, internal=True))
+    await host.docker_endpoint(END, "10.7.0.2/24", network=OTHER, ports=(tcp(8080),))
+    record = await host.engine.publishing.publish(OTHER, END)
+    assert host.engine.exposure.shown(record) == ["0.0.0.0:8080->80/tcp (not published: internal network)"]
+    with pytest.raises(NetplugError, match="network 'red' is internal"):
+        await host.attach("ns1", network="red", ports=(tcp(8080),))
+
+
+async def test_too_many_ports_for_the_open_files_are_refused_before_anything_is_done(host: Host) -> None:
+    host.kernel.foreign.descriptors = 100
+    await host.docker_endpoint(ports=tuple(tcp(9000 + number) for number in range(60)))
+    await host.join()
+    before = await host.state()
+    with pytest.raises(NetplugError, match="publishing 60 ports would take 120 open files"):
+        await host.publish()
+    assert await host.state() == before
+    host.kernel.foreign.descriptors = 1
+    with pytest.raises(NetplugError, match="one more endpoint"):
+        await host.docker_endpoint(NEXT, "10.1.0.3/24")
+    assert ids(host) == {END}
+
+
+async def test_ports_that_follow_one_another_are_one_thing(host: Host) -> None:
+    ports = [tcp(9000 + number, 7000 + number) for number in range(100)]
+    await host.docker_endpoint(ports=tuple(ports[::-1]))
+    await host.join()
+    record = await host.publish(END, *ports)
+    assert list(map(str, record.published)) == ["0.0.0.0:9000-9099->7000-7099/tcp"]
+    assert len(record.exposed) == 5
+    before = await host.state()
+    await host.publish(END, *ports[50:], *ports[:50])
+    assert await host.state() == before
+    await host.check()

@@ -18,6 +18,7 @@ from netplug.drivers.steps import (
     Forward,
     Hairpin,
     HostPort,
+    IPAddress,
     IpSet,
     Member,
     Proto,
@@ -43,11 +44,18 @@ NETWORK = Plan(
 )
 
 
+EVERYWHERE = ip_address("0.0.0.0")
+
+
+def inside(number: int) -> IPAddress:
+    return ip_address(f"10.9.0.{number + 2}")
+
+
 def endpoint(number: int, netns: str | None) -> Plan:
     veth = Veth(f"nph{number}", f"nps{number}", "02:00:00:00:01:01", "02:00:00:00:02:01", 1500, "np-1")
     plan = Plan((veth, Hairpin(veth.name)))
     for proto in (Proto.TCP, Proto.UDP):
-        plan += firewall.publish(PortMapping(proto, 80, host_port=8080 + number), ip_address(f"10.9.0.{number + 2}"))
+        plan += firewall.publish(PortMapping(proto, 80, host_port=8080 + number), EVERYWHERE, inside(number))
     if netns:
         plan = plan.into(netns, "eth0") + Plan(
             (

@@ -10,6 +10,7 @@ from netplug.drivers.api import Driver
 from netplug.engine.addressing import Addressing
 from netplug.engine.conditions import Conditions
 from netplug.engine.endpoints import Endpoints
+from netplug.engine.exposure import Exposure
 from netplug.engine.journal import Journal
 from netplug.engine.networks import Networks
 from netplug.engine.peers import Peers
@@ -47,6 +48,7 @@ class Engine:
         self.shared = Shared(kernel, self.executor, store, drivers, self.quarantine)
         self.segments = Segments(allocator, self.registry, kernel, drivers)
         addressing = Addressing(allocator, self.segments)
+        self.exposure = Exposure(self.registry, self.conditions)
         self.publishing = Publishing(self.registry, self.journal, kernel, drivers)
         self.endpoints = Endpoints(
             self.registry, self.shared, self.journal, addressing, kernel, drivers, self.publishing

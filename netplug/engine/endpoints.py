@@ -382,6 +382,9 @@ def _refuse_unlinked(net: Network, spec: AttachSpec) -> None:
     if not net.addressed and (flags := [flag for flag, value in given.items() if value]):
         words = f"network {net.name!r} is of mode {net.options.mode!r}: its sandboxes have no interface but loopback"
         raise NetplugError("invalid", words, hint=f"leave out {' and '.join(flags)}")
+    if net.internal and spec.ports and spec.front_end is FrontEnd.CLI:
+        words = f"network {net.name!r} is internal: nothing can be published there"
+        raise NetplugError("invalid", words, hint="leave out --publish, or attach to a network that is not")
 
 
 def _attachment_id(sandbox: str, ifname: str) -> str:

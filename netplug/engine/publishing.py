@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import structlog
 
+from netplug.drivers import firewall
 from netplug.drivers.api import Driver, Network, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
@@ -99,9 +100,12 @@ class Publishing:
             yield built
             return
         shares = built.front_end.shares
+        for mapping in built.endpoint.ports if shares else ():
+            firewall.check_shared(mapping)
         theirs = self._kernel.reservations(caller.pid, built.container) if shares else None
         with self._sharing.claimed(built, _on_hosts(net, built.endpoint.ports)) as ports:
-            number = sum(mapping.count * len(addresses(built.endpoint, mapping)) for mapping in ports)
+            relayed = not shares
+            number = sum(mapping.count * len(addresses(built.endpoint, mapping, relayed=relayed)) for mapping in ports)
             self._kernel.admit(number, f"publishing {sum(mapping.count for mapping in ports)} ports")
             async with reserved(self._kernel, built.endpoint, ports, theirs) as published:
                 yield self._with(net, built, published)

@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import IPv6Address
 
-from netplug.drivers import ranges
+from netplug.drivers import firewall, ranges
 from netplug.drivers.api import Endpoint, PortMapping
 from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.engine.records import EndpointRecord
@@ -13,7 +13,6 @@ from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel, Reservations
 
-_ALL = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
 _TRIES = 16
 """How often a port that is free for one family and taken for the other is given up for a next one."""
 
@@ -69,7 +68,7 @@ class Sharing:
 def _parts(ep: Endpoint, mapping: PortMapping) -> Iterator[tuple[tuple[Proto, int, int, int], PortMapping]]:
     """Yield what a mapping publishes, one host address and port after the other, with what makes two the same."""
     for single in ranges.singles(mapping):
-        for host in addresses(ep, single):
+        for host in addresses(ep, single, relayed=False):
             key = single.proto, single.host_port, single.port, host.version
             yield key, replace(single, host_address=host)
 
@@ -86,8 +85,16 @@ class Inherited:
 
 
 def in_order(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-    """Return ports in one order, joined where they follow one another; Docker lists them in another order each time."""
-    return tuple(sorted(ranges.joined(ports), key=str))
+    """Return ports in one order, joined where they follow one another; Docker lists them in another order each time.
+
+    An IPv4 address that is written as one of IPv6 (``::ffff:127.0.0.1``) is of IPv4, as for Docker and podman.
+    """
+    mapped = (replace(it, host_address=_unmapped(it.host_address)) for it in ports)
+    return tuple(sorted(ranges.joined(tuple(mapped)), key=str))
+
+
+def _unmapped(address: IPAddress | None) -> IPAddress | None:
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 @asynccontextmanager
@@ -105,19 +112,21 @@ async def reserved(
     held: list[HostPort] = []
     try:
         one_by_one = [single for mapping in ports for single in ranges.singles(mapping)]
-        yield in_order([await _reserve(kernel, ep, mapping, held, theirs) for mapping in one_by_one])
+        done = [(single, addresses(ep, single, relayed=theirs is None)) for single in one_by_one]
+        yield in_order([await _reserve(kernel, single, hosts, held, theirs) for single, hosts in done if hosts])
     except BaseException:
         await kernel.remove(held)
         raise
 
 
 async def _reserve(
-    kernel: Kernel, ep: Endpoint, mapping: PortMapping, held: list[HostPort], theirs: Reservations | None
+    kernel: Kernel,
+    mapping: PortMapping,
+    hosts: Sequence[IPAddress],
+    held: list[HostPort],
+    theirs: Reservations | None,
 ) -> PortMapping:
     last = max(mapping.host_port, mapping.host_port_end)
-    hosts = addresses(ep, mapping)
-    if not hosts:
-        return replace(mapping, host_port=mapping.host_port or mapping.port, host_port_end=0)
     first = mapping.host_port
     for _ in range(_TRIES):
         port = await kernel.reserve(mapping.proto, hosts[0], first, last, theirs)
@@ -126,20 +135,24 @@ async def _reserve(
             for host in hosts[1:]:
                 await kernel.reserve(mapping.proto, host, port, port, theirs)
                 mine.append(HostPort(mapping.proto, host, port))
-        except NetplugError:
-            await kernel.remove(mine)
-            if port == last:
-                raise
-            first = port + 1 if last else 0
-            continue
+        except NetplugError as exc:
+            if mapping.host_address is not None or not _lacks(exc):
+                await kernel.remove(mine)
+                if port == last:
+                    raise
+                first = port + 1 if last else 0
+                continue
+            mapping = replace(mapping, host_address=hosts[0])  # there is no other
         held += mine
         return replace(mapping, host_port=port, host_port_end=port)
     raise NetplugError("unavailable", f"no port is free for both IPv4 and IPv6 for {mapping}")
 
 
-def addresses(ep: Endpoint, mapping: PortMapping) -> list[IPAddress]:
-    """Return the host addresses to reserve on: one a family that the endpoint has and the mapping wants."""
-    families = sorted({address.version for address in ep.addresses})
-    if mapping.host_address is not None:
-        return [mapping.host_address] if mapping.host_address.version in families else []
-    return [_ALL[family] for family in families]
+def _lacks(error: NetplugError) -> bool:
+    """Whether the kernel has no IPv6."""
+    return error.kind == "unavailable" and "the kernel has no IPv" in error.message
+
+
+def addresses(ep: Endpoint, mapping: PortMapping, *, relayed: bool) -> list[IPAddress]:
+    """Return the host addresses to reserve on; see `firewall.ways`."""
+    return [host for host, _ in firewall.ways(mapping, (address.ip for address in ep.addresses), relayed=relayed)]

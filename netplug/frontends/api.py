@@ -143,10 +143,10 @@ class _Api:
         return wire.Endpoints(endpoints=self._endpoints(chosen))
 
     def _endpoints(self, network_id: str | None) -> list[wire.EndpointOut]:
-        registry = self._engine.registry
+        registry, exposure = self._engine.registry, self._engine.exposure
         names = {record.network.id: record.network.name for record in registry.networks()}
         found = [
-            wire.EndpointOut.of(record, names.get(record.endpoint.network, ""), self._host)
+            wire.EndpointOut.of(record, names.get(record.endpoint.network, ""), self._host, exposure.shown(record))
             for record in registry.endpoints(network_id)
         ]
         return sorted(found, key=lambda endpoint: (endpoint.network, endpoint.name, endpoint.id))

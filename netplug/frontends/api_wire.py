@@ -5,9 +5,8 @@ user sends is checked as far as it can be without knowing the host; unknown fiel
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
+from dataclasses import asdict
+from ipaddress import ip_address
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -18,13 +17,13 @@ from netplug.drivers.api import Attachment, PortMapping
 from netplug.drivers.options import NONE, OVERLAY
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
 from netplug.engine.conditions import Difference
+from netplug.engine.exposure import published
 from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.ipam.errors import IpamError
 from netplug.ipam.pool import parse_network
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
-_ALL: Mapping[int, IPAddress] = {4: IPv4Address("0.0.0.0"), 6: IPv6Address("::")}
 _MOST = 1024
 """Elements of a list: ports are expanded from ranges, so there may be many, but not without end."""
 
@@ -219,7 +218,7 @@ class EndpointOut(BaseModel):
     ports: list[str]
 
     @classmethod
-    def of(cls, record: EndpointRecord, network: str, host: str) -> Self:
+    def of(cls, record: EndpointRecord, network: str, host: str, ports: list[str]) -> Self:
         ep = record.endpoint
         return cls(
             id=ep.id,
@@ -234,7 +233,7 @@ class EndpointOut(BaseModel):
             front_end=record.front_end,
             sandbox=record.sandbox,
             interface=record.ifname,
-            ports=published(record.published, ep.addresses),
+            ports=ports,
         )
 
 
@@ -283,7 +282,7 @@ class AttachOut(BaseModel):
                 RouteOut(destination=str(route.destination), gateway=str(route.gateway) if route.gateway else None)
                 for route in attachment.routes
             ],
-            ports=published(record.published, ep.addresses),
+            ports=[text for _, text in published(record)],
             dns=DnsOut(nameservers=list(names.servers), search=list(names.search)),
         )
 
@@ -338,15 +337,3 @@ class Version(BaseModel):
     version: str
     host: str
     pid: int
-
-
-def published(ports: Sequence[PortMapping], addresses: Sequence[IPv4Interface | IPv6Interface]) -> list[str]:
-    """Return published ports as ``docker ps`` writes them: one for each family that they are published in."""
-    families = sorted({address.version for address in addresses})
-    found = []
-    for port in ports:
-        if port.host_address is not None:
-            found.append(str(port))
-        else:
-            found += [str(replace(port, host_address=_ALL[family])) for family in families]
-    return found

@@ -194,7 +194,7 @@ class Kernel(Protocol):
         of the container's runtime; a port that these keep for it is taken note of.
 
         Raises:
-            NetplugError: "unavailable", with the taken port in the message; "invalid", the host lacks the address.
+            NetplugError: "unavailable", with the taken port in the message.
         """
 
     def reservations(self, pid: int, container: str) -> "Reservations":

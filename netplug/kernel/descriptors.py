@@ -34,8 +34,13 @@ def spare(sock: socket.socket) -> None:
     Raises:
         OSError: EMFILE.
     """
-    if sock.fileno() >= _usable():
+    if scarce(sock):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def scarce(sock: socket.socket) -> bool:
+    """Whether a new socket takes one of those that are kept."""
+    return sock.fileno() >= _usable()
 
 
 def require(number: int, what: str) -> None:

@@ -125,11 +125,11 @@ class FakeKernel:
         return None if found is None else tuple(found)
 
     def forwards(self) -> list[Forward | Relay]:
-        """Return the ports that lead to containers; relayed ones only where they are of the loopback address alone."""
+        """Return the ports that lead to containers; relayed ones only where they are of one address alone."""
         found = [step for step in self._world.state.values() if isinstance(step, Forward | Relay)]
         # Port 53 of a gateway leads to the host itself: see `Resolver`.
         abroad = [step for step in found if isinstance(step, Relay) or step.host != step.address]
-        return [step for step in abroad if isinstance(step, Forward) or step.host.is_loopback]
+        return [step for step in abroad if isinstance(step, Forward) or not step.host.is_unspecified]
 
     def dump(self) -> str:
         """Return all that is ours and the content of all chains, as text: what to compare in a test."""

@@ -4,7 +4,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 
 from netplug.drivers.api import HostFacts, LinkFacts
 from netplug.drivers.steps import (
@@ -43,7 +42,6 @@ from . import ports
 from .api import MISSING, Outcome, StepError
 from .rules import Model
 
-_LOCAL = frozenset(map(ip_address, ("0.0.0.0", "127.0.0.1", "::", "::1")))
 _BUILT_IN = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
@@ -230,12 +228,8 @@ class World:
 
     def port_problem(self, step: HostPort, make: Callable[[str, str, str], ports.Problem]) -> ports.Problem | None:
         """Return why a port cannot be reserved, None when it can."""
-        local = {address.ip for _, address in self.foreign.addresses} | _LOCAL
-        local |= {other.address.ip for other in self.state.values() if isinstance(other, Address) and not other.netns}
         if step.proto in self.foreign.lacks:
             return ports.problem(OSError(93, ""), step.proto, step.address, step.port, make)  # EPROTONOSUPPORT
-        if step.address not in local:
-            return ports.problem(OSError(99, ""), step.proto, step.address, step.port, make)  # EADDRNOTAVAIL
         theirs = self.foreign.ports.union(*self.foreign.reserved.values())
         if self.holds(step) or any(ports.overlap(step, HostPort(*other)) for other in theirs):
             return make(*ports.taken(step.proto, step.address, step.port))

@@ -22,6 +22,8 @@ from .api import MISSING, Outcome, StepError
 from .doing import merged
 
 _SO_ATTACH_FILTER = 26
+_IP_FREEBIND, _IPV6_FREEBIND = 15, 78
+"""Bind before the address is there (ip(7), linux/in6.h)."""
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -44,6 +46,7 @@ _TO_LOOPBACK = b"".join(
     for word in range(4)
 ) + _instruction(_RETURN, 0xFFFFFFFF)
 """Accept what is addressed to ::1; each comparison that fails skips to the end."""
+_ALL = _instruction(_RETURN, 0xFFFFFFFF)
 _SERVED_BACKLOG = 128
 _TRIES = 16
 """How often the kernel may choose a port that we know to be taken."""
@@ -94,15 +97,15 @@ class Ports:
         if sock := self._held.pop(step.key, None):
             sock.close()
 
-    def serve(self, step: HostPort) -> socket.socket | None:
-        """Return the socket that reserves a port, to be served at ::1 and not to be closed; None if it is not ours.
+    def serve(self, step: HostPort, *, whole: bool = False) -> socket.socket | None:
+        """Return the socket that reserves a port, to be served and not to be closed; None if it is not ours.
 
-        `reserve_only` ends that.
+        At ::1, or the `whole` of it. `reserve_only` ends that.
         """
         sock = self._held.get(step.key)
         if sock is None:
             return None
-        _attach_filter(sock, _TO_LOOPBACK + _NOTHING)
+        _attach_filter(sock, _ALL if whole else _TO_LOOPBACK + _NOTHING)
         if step.proto is not Proto.UDP:
             sock.listen(_SERVED_BACKLOG)
         sock.setblocking(False)
@@ -221,8 +224,6 @@ def problem(
     where = name(proto, address, port)
     if error.errno == errno.EADDRINUSE:
         return make(*taken(proto, address, port))
-    if error.errno == errno.EADDRNOTAVAIL:
-        return make("invalid", f"address {address}, wanted for port {where}, is not one of this host", "")
     if error.errno in {errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EAFNOSUPPORT}:
         missing = "SCTP (CONFIG_IP_SCTP)" if proto is Proto.SCTP else f"IPv{address.version}"
         return make("unavailable", f"port {where} cannot be reserved: the kernel has no {missing}", "")
@@ -244,8 +245,12 @@ def _open(step: HostPort) -> socket.socket:
         if step.port == RESOLVER_PORT:
             # Beside our name server, which has this port at the addresses of gateways; see `resolvers`.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # An address may come later: of a VIP, or of a link that asks for one.
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         if not datagrams:
             # Connections in TIME_WAIT do not count. Two UDP sockets, though, could then share the port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,20 +1,25 @@
-"""Connections to [::1] are relayed to containers by this process (steps `Relay`).
+"""Connections to [::1], and between IPv4 and IPv6, are relayed to containers by this process (steps `Relay`).
 
 The kernel translates 127.0.0.1 to a container's address (route_localnet) but has nothing of the kind for ::1: what
 comes back for it by another link than the loopback is not routed. So the socket that reserves the port serves after
 all, for what is addressed to ::1 and for nothing else: a socket filter sees to that, and all other traffic is
 translated before it could come here. As long as this process is away, [::1] does not answer.
+
+So it is for clients of the IP version that a container lacks, as Docker's userland proxy does for IPv6: the container
+sees the host.
 """
 
 import asyncio
+import errno
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from netplug.drivers import ranges
-from netplug.drivers.steps import HostPort, Proto, Relay
+from netplug.drivers.steps import HostPort, IPAddress, Proto, Relay
 
+from . import descriptors
 from .api import MISSING, Outcome, StepError
 from .doing import merged
 from .ports import Ports
@@ -25,6 +30,18 @@ UDP_IDLE_S = 60.0
 MOST = 1024
 """Connections, or flows of datagrams, of one port; a further one is refused."""
 _BUFFER = 1 << 16
+_SAID = 64
+"""Bytes for what the kernel says of a datagram."""
+_PAUSE_S = 1.0
+_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_IP_PKTINFO = 8
+_ASK_WHERE = {
+    socket.AF_INET: (socket.IPPROTO_IP, _IP_PKTINFO),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
+}
+
+_Said: TypeAlias = tuple[int, int, bytes]
+"""Ancillary data of a datagram: level, type, content."""
 
 
 class _Server(Protocol):
@@ -56,7 +73,7 @@ class Relays:
         before = self._servers.get(step.key)
         if before and before[0] == step:
             return Outcome.EQUAL
-        sock = self._ports.serve(HostPort(step.proto, step.host, step.port))
+        sock = self._ports.serve(HostPort(step.proto, step.host, step.port), whole=step.whole)
         if sock is None:
             raise StepError("not_found", step, f"port {step.port}/{step.proto} of [{step.host}] is not reserved")
         if before:
@@ -99,30 +116,39 @@ class _Streams:
     """A TCP port."""
 
     def __init__(self, step: Relay, sock: socket.socket) -> None:
+        self._family = _family(step.address)
         self._target = (str(step.address), step.target)
         self._tasks = _Tasks()
-        self._socket = sock
-        asyncio.get_running_loop().add_reader(sock.fileno(), self._accept)
+        self._port = _Port(sock, self._accept)
 
     def _accept(self) -> None:
         try:
-            client, _ = self._socket.accept()
-        except OSError:  # gone again, or too many files: the next one will be told of
+            client, _ = self._port.socket.accept()
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                self._port.pause()
             return
         client.setblocking(False)
-        if not self._tasks.start(self._relay(client)):
+        if descriptors.scarce(client) or not self._tasks.start(self._relay(client)):
             client.close()
 
     async def _relay(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        server = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        with client, server, suppress(OSError):
+        with client, suppress(OSError), socket.socket(self._family, _STREAM) as server:
+            if descriptors.scarce(server):
+                return
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await loop.sock_connect(server, self._target)
-            await asyncio.gather(_pump(client, server), _pump(server, client))
+            # Neither socket is closed before both have let go of it: its number may be another's at once.
+            try:
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(_pump(client, server))
+                    both.create_task(_pump(server, client))
+            except* OSError:
+                pass
 
     def close(self) -> None:
-        _stop_reading(self._socket)
+        self._port.close()
         self._tasks.cancel()
 
 
@@ -135,60 +161,101 @@ async def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 class _Datagrams:
-    """A UDP port: a socket towards the container for each client."""
+    """A UDP port: a socket towards the container for each client and each address that it speaks to."""
 
     def __init__(self, step: Relay, sock: socket.socket) -> None:
+        self._family = _family(step.address)
         self._target = (str(step.address), step.target)
         self._tasks = _Tasks()
         self._flows: dict[Any, socket.socket] = {}
-        self._socket = sock
-        asyncio.get_running_loop().add_reader(sock.fileno(), self._receive)
+        level, kind = _ASK_WHERE[sock.family]
+        sock.setsockopt(level, kind, 1)
+        self._port = _Port(sock, self._receive)
 
     def _receive(self) -> None:
         try:
-            data, client = self._socket.recvfrom(_BUFFER)
+            data, said, _, client = self._port.socket.recvmsg(_BUFFER, _SAID)
         except OSError:
             return
-        flow = self._flows.get(client) or self._open(client)
+        here = next((_answer_from(*item) for item in said), None)
+        flow = self._flows.get((client, here)) or self._open(client, here)
         if flow is not None:
             with suppress(OSError):  # refused, or no room: so are datagrams
                 flow.send(data)
 
-    def _open(self, client: Any) -> socket.socket | None:
-        flow = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    def _open(self, client: Any, here: _Said | None) -> socket.socket | None:
+        try:
+            flow = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError:
+            return None
         try:
             flow.connect(self._target)
         except OSError:
             flow.close()
             return None
-        if not self._tasks.start(self._answer(client, flow)):
+        if descriptors.scarce(flow) or not self._tasks.start(self._answer(client, here, flow)):
             flow.close()
             return None
-        self._flows[client] = flow
+        self._flows[client, here] = flow
         return flow
 
-    async def _answer(self, client: Any, flow: socket.socket) -> None:
+    async def _answer(self, client: Any, here: _Said | None, flow: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with flow:
             try:
                 while True:
                     async with asyncio.timeout(UDP_IDLE_S):
                         data = await loop.sock_recv(flow, _BUFFER)
-                    self._socket.sendto(data, client)
+                    self._port.socket.sendmsg([data], [here] if here else [], 0, client)
             except OSError:  # nobody listens there any more, or the time is over
                 return
             finally:
-                self._flows.pop(client, None)
+                self._flows.pop((client, here), None)
 
     def close(self) -> None:
-        _stop_reading(self._socket)
+        self._port.close()
         self._tasks.cancel()
 
 
-def _stop_reading(sock: socket.socket) -> None:
-    """Let a port be, whose socket may be closed already."""
-    if sock.fileno() >= 0:
-        asyncio.get_running_loop().remove_reader(sock.fileno())
+def _answer_from(level: int, kind: int, where: bytes) -> _Said:
+    """Return what has an answer come from the address that was asked (ip(7), ipv6(7): PKTINFO).
+
+    By way of the link only where the address is of that alone.
+    """
+    if level == socket.IPPROTO_IP:
+        return level, kind, bytes(4) + where[8:12] + bytes(4)
+    link = where[16:20] if where[0] == 0xFE and where[1] & 0xC0 == 0x80 else bytes(4)
+    return level, kind, where[:16] + link
+
+
+def _family(address: IPAddress) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+class _Port:
+    """A reserved port that is read from."""
+
+    def __init__(self, sock: socket.socket, read: Callable[[], None]) -> None:
+        self.socket = sock
+        self._read = read
+        self._pausing: asyncio.TimerHandle | None = None
+        self._resume()
+
+    def _resume(self) -> None:
+        self._pausing = None
+        asyncio.get_running_loop().add_reader(self.socket.fileno(), self._read)
+
+    def pause(self) -> None:
+        """Read no more for a moment: what waits would be told of over and over."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self.socket.fileno())
+        self._pausing = loop.call_later(_PAUSE_S, self._resume)
+
+    def close(self) -> None:
+        """Read no more; the socket is the reservation's."""
+        if self._pausing:
+            self._pausing.cancel()
+        asyncio.get_running_loop().remove_reader(self.socket.fileno())
 
 
 class _Tasks:

@@ -60,7 +60,7 @@ class PortsSuite:
     async def test_a_range_with_a_taken_port_leaves_nothing(self, kernel: Kernel, around: Surroundings) -> None:
         around.take_port(Proto.TCP, EVERYWHERE, 9003)
         before = around.snapshot()
-        plan = firewall.publish(PortMapping(Proto.TCP, 80, host_port=9000, count=5), INSIDE)
+        plan = firewall.publish(PortMapping(Proto.TCP, 80, host_port=9000, count=5), EVERYWHERE, INSIDE)
         with pytest.raises(Exception, match=r"0\.0\.0\.0:9003/tcp"):
             await Executor(kernel).apply(Plan(BOTH) + plan)
         assert around.snapshot() == before

@@ -1,0 +1,95 @@
+"""Published ports as users see them; and those that were asked for and that nobody reaches, which is said.
+
+That an internal network publishes nothing is as with Docker's bridge, and no fault; `netplug ps` says it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from netplug.drivers import firewall
+from netplug.drivers.api import HostFacts, PortMapping
+from netplug.drivers.naming import short
+from netplug.drivers.steps import HostPort, IPAddress
+from netplug.engine.conditions import Conditions, Difference
+from netplug.engine.records import EndpointRecord
+from netplug.engine.registry import Registry
+
+_SOURCE = "ports"
+
+
+def published(record: EndpointRecord) -> list[tuple[PortMapping, str]]:
+    """Return published ports, each with what ``docker ps`` writes of it: once for each IP version."""
+    everywhere = {
+        (step.proto, step.port, step.address.version)
+        for step in record.exposed
+        if isinstance(step, HostPort) and step.address.is_unspecified
+    }
+    found = []
+    for port in record.published:
+        hosts: list[IPAddress] = [
+            host
+            for family, host in firewall.EVERYWHERE.items()
+            if port.host_address is None and (port.proto, port.host_port, family) in everywhere
+        ]
+        ports = [replace(port, host_address=host) for host in hosts] or [port]
+        found += [(it, str(it)) for it in ports]
+    return found
+
+
+class Exposure:
+    """Which published ports nobody reaches, as of the last look at the host's addresses."""
+
+    def __init__(self, registry: Registry, conditions: Conditions) -> None:
+        self._registry = registry
+        self._conditions = conditions
+        self._addresses: frozenset[IPAddress] | None = None
+
+    def see(self, host: HostFacts) -> None:
+        """Learn which addresses the host has, and report what is published on others."""
+        self._addresses = frozenset(interface.ip for interface, _ in host.addresses)
+        self._conditions.report(_SOURCE, self._unreached())
+
+    def shown(self, record: EndpointRecord) -> list[str]:
+        """Return the published ports of an endpoint, and what is wrong with them."""
+        found = [f"{text} ({why})" if (why := self._absence(port)) else text for port, text in published(record)]
+        found += [f"{port} (not published: internal network)" for port in self._of_internal(record)]
+        return found + [f"{port} (not published: no address of that kind)" for port in self._left_out(record)]
+
+    def _absence(self, port: PortMapping) -> str:
+        host = port.host_address
+        if self._addresses is None or host is None or host.is_unspecified or host.is_loopback:
+            return ""
+        return "" if host in self._addresses else "address absent"
+
+    def _of_internal(self, record: EndpointRecord) -> tuple[PortMapping, ...]:
+        """Return the ports that are not published since the network is internal, nor by another one of its sandbox."""
+        found = self._registry.find_network(record.endpoint.network)
+        if found is None or not found.network.internal or not record.linked or record.published:
+            return ()
+        others = self._registry.in_sandbox(record.sandbox, record.sandbox_id) if record.sandbox else []
+        return () if any(other.published for other in others) else record.endpoint.ports
+
+    def _left_out(self, record: EndpointRecord) -> list[PortMapping]:
+        """Return the ports on host addresses of an IP version that no network of a container has.
+
+        Only of a runtime that keeps the ports itself, so that they cannot be relayed.
+        """
+        found = self._registry.find_network(record.endpoint.network)
+        chosen = [port for port in record.endpoint.ports if port.host_address] if record.front_end.shares else []
+        if not chosen or found is None or found.network.internal:
+            return []
+        others = self._registry.endpoints() if record.container else []
+        same = [it for it in others if (it.front_end, it.container) == (record.front_end, record.container)]
+        done = {port.host_address for one in same for port in one.published}
+        return [port for port in chosen if port.host_address not in done]
+
+    def _unreached(self) -> Iterator[Difference]:
+        for record in self._registry.endpoints():
+            owner = f"endpoint {short(record.endpoint.id)}" + (f" ({record.name})" if record.name else "")
+            for port in record.published:
+                if self._absence(port):
+                    words = f"this host has no address {port.host_address}; the port works as soon as it has"
+                    yield Difference(owner, f"port {port}", words)
+            for port in self._left_out(record):
+                version = port.host_address.version if port.host_address else 0
+                yield Difference(owner, f"port {port}", f"is not published: the container has no IPv{version}")

@@ -1,0 +1,187 @@
+"""What the kernel does not translate is relayed, and nothing is left of a connection however it ends."""
+
+import asyncio
+import errno
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from kernel_suite import gone
+from linux_host import LinuxHost, descriptors, run
+
+from netplug.drivers.steps import HostPort, Proto, Relay
+from netplug.kernel import relays
+from netplug.kernel.linux import LinuxKernel
+
+DEADLINE_S = 20
+NOTHING_SENT = struct.pack("ii", 1, 0)
+"""SO_LINGER of a socket whose close resets the connection."""
+EVERYWHERE = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
+FAMILIES = [("::", "127.0.0.1"), ("0.0.0.0", "::1")]
+
+
+def steps(proto: Proto, host: str, inside: str) -> tuple[HostPort, Relay]:
+    return HostPort(proto, ip_address(host), 9000), Relay(proto, ip_address(host), 9000, ip_address(inside), 7000)
+
+
+def readers() -> dict[Any, Any]:
+    return dict(asyncio.get_running_loop()._selector.get_map())  # type: ignore[attr-defined]  # what may be left of them
+
+
+async def until_as_before(before: tuple[set[str], int]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while (descriptors(), len(readers())) != before:  # noqa: ASYNC110 - polled until the deadline
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def echoing(inside: str, *, silent: bool = False) -> AsyncIterator[list[asyncio.StreamWriter]]:
+    """Echo what comes; keep the connection open for as long as the client does, or `silent`ly."""
+    open_: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_.append(writer)
+        while not silent and (data := await reader.read(4096)):
+            writer.write(data)
+        if not silent:
+            writer.close()
+
+    server = await asyncio.start_server(serve, inside, 7000)
+    try:
+        yield open_
+    finally:
+        for writer in open_:
+            writer.close()
+        server.close()
+
+
+class TestRelays(LinuxHost):
+    @pytest.mark.parametrize(("host", "inside"), FAMILIES)
+    async def test_clients_of_the_other_ip_version_are_served(
+        self, kernel: LinuxKernel, host: str, inside: str
+    ) -> None:
+        run("ip", "address", "add", "fd00:5::1/128", "dev", "lo", "nodad")
+        run("ip", "address", "add", "10.5.0.1/32", "dev", "lo")
+        made = steps(Proto.TCP, host, inside)
+        await kernel.ensure(made)
+        async with echoing(inside):
+            for address in ("fd00:5::1", "::1") if host == "::" else ("10.5.0.1", "127.0.0.1"):
+                reader, writer = await asyncio.open_connection(address, 9000)
+                writer.write(b"hello")
+                writer.write_eof()
+                assert await reader.read() == b"hello"
+                writer.close()
+        await gone(kernel, *made[::-1])
+
+    @pytest.mark.parametrize(("host", "inside"), FAMILIES)
+    async def test_datagrams_are_answered_from_the_address_that_was_asked(
+        self, kernel: LinuxKernel, host: str, inside: str
+    ) -> None:
+        addresses = ["fd00:5::1", "fd00:5::2"] if host == "::" else ["10.5.0.1", "10.5.0.2"]
+        for address in addresses:
+            run("ip", "address", "add", f"{address}/{128 if host == '::' else 32}", "dev", "lo")
+        made = steps(Proto.UDP, host, inside)
+        await kernel.ensure(made)
+        family = socket.AF_INET6 if host == "::" else socket.AF_INET
+        loop = asyncio.get_running_loop()
+        with (
+            socket.socket(socket.AF_INET if host == "::" else socket.AF_INET6, socket.SOCK_DGRAM) as server,
+            socket.socket(family, socket.SOCK_DGRAM) as client,
+        ):
+            server.bind((inside, 7000))
+            server.setblocking(False)
+            client.setblocking(False)
+            async with asyncio.timeout(DEADLINE_S):
+                for address in (*addresses, addresses[0]):
+                    await loop.sock_sendto(client, b"hello", (address, 9000))
+                    data, peer = await loop.sock_recvfrom(server, 4096)
+                    await loop.sock_sendto(server, data, peer)
+                    data, asked = await loop.sock_recvfrom(client, 4096)
+                    assert (data, asked[0]) == (b"hello", address)
+        await gone(kernel, *made[::-1])
+
+    @pytest.mark.parametrize("reset", ["client", "server"])
+    async def test_a_reset_connection_leaves_nothing(self, kernel: LinuxKernel, reset: str) -> None:
+        made = steps(Proto.TCP, "::", "127.0.0.1")
+        await kernel.ensure(made)
+        async with echoing("127.0.0.1", silent=True) as served:
+            before = descriptors(), len(readers())
+            for _ in range(3):
+                loop = asyncio.get_running_loop()
+                client = socket.socket(socket.AF_INET6)
+                client.setblocking(False)
+                await loop.sock_connect(client, ("::1", 9000))
+                await loop.sock_sendall(client, b"hello")
+                async with asyncio.timeout(DEADLINE_S):
+                    while not served:  # noqa: ASYNC110 - polled until the deadline
+                        await asyncio.sleep(0.01)
+                writer = served.pop()
+                first = client if reset == "client" else writer.get_extra_info("socket")
+                first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NOTHING_SENT)
+                if reset == "client":
+                    client.close()
+                writer.transport.abort()
+                client.close()
+                await until_as_before(before)
+        await gone(kernel, *made[::-1])
+
+    async def test_one_end_that_is_reset_ends_both(self, kernel: LinuxKernel) -> None:
+        """The container goes on for as long as it likes; it is told."""
+        made = steps(Proto.TCP, "::", "127.0.0.1")
+        await kernel.ensure(made)
+        async with echoing("127.0.0.1", silent=True) as served:
+            before = descriptors(), len(readers())
+            loop = asyncio.get_running_loop()
+            client = socket.socket(socket.AF_INET6)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("::1", 9000))
+            async with asyncio.timeout(DEADLINE_S):
+                while not served:  # noqa: ASYNC110 - polled until the deadline
+                    await asyncio.sleep(0.01)
+            during = descriptors()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NOTHING_SENT)
+            client.close()
+            # The relay's two sockets go with the client's; the server's own stays until it is closed.
+            async with asyncio.timeout(DEADLINE_S):
+                while len(descriptors()) > len(during) - 3:  # noqa: ASYNC110 - polled until the deadline
+                    await asyncio.sleep(0.01)
+            served.pop().close()
+            await until_as_before(before)
+        await gone(kernel, *made[::-1])
+
+    async def test_a_lack_of_descriptors_is_waited_out(
+        self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(relays, "_PAUSE_S", 0.1)
+        made = steps(Proto.TCP, "::", "127.0.0.1")
+        await kernel.ensure(made)
+        served = kernel._relays._servers[made[1].key][1]
+        assert isinstance(served, relays._Streams)
+        real, refused = served._port.socket, 0
+
+        class Scarce:
+            """A socket that may not accept at first."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+            def accept(self) -> Any:
+                nonlocal refused
+                refused += 1
+                if refused <= 2:
+                    raise OSError(errno.EMFILE, "Too many open files")
+                return real.accept()
+
+        served._port.socket = Scarce()  # type: ignore[assignment]
+        async with echoing("127.0.0.1"), asyncio.timeout(DEADLINE_S):
+            reader, writer = await asyncio.open_connection("::1", 9000)
+            writer.write(b"hello")
+            writer.write_eof()
+            assert await reader.read() == b"hello"
+            writer.close()
+        assert refused == 3, "once a moment, not over and over"
+        await gone(kernel, *made[::-1])
