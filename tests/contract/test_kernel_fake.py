@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-pytest.register_assert_rewrite("kernel_suite", "tables_suite", "tunnel_suite")
+pytest.register_assert_rewrite("kernel_suite", "ports_suite", "tables_suite", "tunnel_suite")
 
 from kernel_suite import FirewallSuite, KernelSuite  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402

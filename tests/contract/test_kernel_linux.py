@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("kernel_suite", "tables_suite", "linux_host")
+pytest.register_assert_rewrite("kernel_suite", "ports_suite", "tables_suite", "linux_host")
 
 from kernel_suite import BRIDGE, IFB, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
 from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, run  # noqa: E402

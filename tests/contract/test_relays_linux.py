@@ -10,12 +10,15 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from kernel_suite import gone
-from linux_host import LinuxHost, descriptors, run
 
-from netplug.drivers.steps import HostPort, Proto, Relay
-from netplug.kernel import relays
-from netplug.kernel.linux import LinuxKernel
+pytest.register_assert_rewrite("kernel_suite", "linux_host")
+
+from kernel_suite import gone  # noqa: E402
+from linux_host import LinuxHost, descriptors, run  # noqa: E402
+
+from netplug.drivers.steps import HostPort, Proto, Relay  # noqa: E402
+from netplug.kernel import relays  # noqa: E402
+from netplug.kernel.linux import LinuxKernel  # noqa: E402
 
 DEADLINE_S = 20
 NOTHING_SENT = struct.pack("ii", 1, 0)
