@@ -31,6 +31,24 @@ def steps(proto: Proto, host: str, inside: str) -> tuple[HostPort, Relay]:
     return HostPort(proto, ip_address(host), 9000), Relay(proto, ip_address(host), 9000, ip_address(inside), 7000)
 
 
+async def add(address: str) -> None:
+    """Give the host an address, and wait until it is reached: the kernel makes its route a moment later."""
+    prefix, *nodad = ("128", "nodad") if ":" in address else ("32",)
+    run("ip", "address", "add", f"{address}/{prefix}", "dev", "lo", *nodad)
+    async with asyncio.timeout(DEADLINE_S):
+        while not reached(address):  # noqa: ASYNC110 - polled until the deadline
+            await asyncio.sleep(0.01)
+
+
+def reached(address: str) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((address, 9))
+        except OSError:
+            return False
+        return str(sock.getsockname()[0]) == address
+
+
 def readers() -> dict[Any, Any]:
     return dict(asyncio.get_running_loop()._selector.get_map())  # type: ignore[attr-defined]  # what may be left of them
 
@@ -67,8 +85,8 @@ class TestRelays(LinuxHost):
     async def test_clients_of_the_other_ip_version_are_served(
         self, kernel: LinuxKernel, host: str, inside: str
     ) -> None:
-        run("ip", "address", "add", "fd00:5::1/128", "dev", "lo", "nodad")
-        run("ip", "address", "add", "10.5.0.1/32", "dev", "lo")
+        for address in ("fd00:5::1", "10.5.0.1"):
+            await add(address)
         made = steps(Proto.TCP, host, inside)
         await kernel.ensure(made)
         async with echoing(inside):
@@ -86,7 +104,7 @@ class TestRelays(LinuxHost):
     ) -> None:
         addresses = ["fd00:5::1", "fd00:5::2"] if host == "::" else ["10.5.0.1", "10.5.0.2"]
         for address in addresses:
-            run("ip", "address", "add", f"{address}/{128 if host == '::' else 32}", "dev", "lo")
+            await add(address)
         made = steps(Proto.UDP, host, inside)
         await kernel.ensure(made)
         family = socket.AF_INET6 if host == "::" else socket.AF_INET
