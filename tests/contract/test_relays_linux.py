@@ -5,7 +5,7 @@ import errno
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from typing import Any
 
@@ -31,22 +31,33 @@ def steps(proto: Proto, host: str, inside: str) -> tuple[HostPort, Relay]:
     return HostPort(proto, ip_address(host), 9000), Relay(proto, ip_address(host), 9000, ip_address(inside), 7000)
 
 
-async def add(address: str) -> None:
-    """Give the host an address, and wait until it is reached: the kernel makes its route a moment later."""
+def add(address: str) -> None:
     prefix, *nodad = ("128", "nodad") if ":" in address else ("32",)
     run("ip", "address", "add", f"{address}/{prefix}", "dev", "lo", *nodad)
+
+
+async def connected(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect, also to an address of IPv6 whose route the kernel makes a moment later."""
     async with asyncio.timeout(DEADLINE_S):
-        while not reached(address):  # noqa: ASYNC110 - polled until the deadline
-            await asyncio.sleep(0.01)
+        while True:
+            try:
+                return await asyncio.open_connection(address, 9000)
+            except OSError:
+                await asyncio.sleep(0.01)
 
 
-def reached(address: str) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect((address, 9))
-        except OSError:
-            return False
-        return str(sock.getsockname()[0]) == address
+async def asked(client: socket.socket, address: str) -> tuple[bytes, str]:
+    """Ask until there is an answer, and return it with the address that it came from."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            with suppress(OSError):
+                await loop.sock_sendto(client, address.encode(), (address, 9000))
+                async with asyncio.timeout(0.5):
+                    while True:
+                        data, peer = await loop.sock_recvfrom(client, 4096)
+                        if data == address.encode():  # else a late answer to what was asked before
+                            return data, peer[0]
 
 
 def readers() -> dict[Any, Any]:
@@ -86,12 +97,12 @@ class TestRelays(LinuxHost):
         self, kernel: LinuxKernel, host: str, inside: str
     ) -> None:
         for address in ("fd00:5::1", "10.5.0.1"):
-            await add(address)
+            add(address)
         made = steps(Proto.TCP, host, inside)
         await kernel.ensure(made)
         async with echoing(inside):
             for address in ("fd00:5::1", "::1") if host == "::" else ("10.5.0.1", "127.0.0.1"):
-                reader, writer = await asyncio.open_connection(address, 9000)
+                reader, writer = await connected(address)
                 writer.write(b"hello")
                 writer.write_eof()
                 assert await reader.read() == b"hello"
@@ -104,7 +115,7 @@ class TestRelays(LinuxHost):
     ) -> None:
         addresses = ["fd00:5::1", "fd00:5::2"] if host == "::" else ["10.5.0.1", "10.5.0.2"]
         for address in addresses:
-            await add(address)
+            add(address)
         made = steps(Proto.UDP, host, inside)
         await kernel.ensure(made)
         family = socket.AF_INET6 if host == "::" else socket.AF_INET
@@ -116,13 +127,14 @@ class TestRelays(LinuxHost):
             server.bind((inside, 7000))
             server.setblocking(False)
             client.setblocking(False)
-            async with asyncio.timeout(DEADLINE_S):
-                for address in (*addresses, addresses[0]):
-                    await loop.sock_sendto(client, b"hello", (address, 9000))
-                    data, peer = await loop.sock_recvfrom(server, 4096)
-                    await loop.sock_sendto(server, data, peer)
-                    data, asked = await loop.sock_recvfrom(client, 4096)
-                    assert (data, asked[0]) == (b"hello", address)
+
+            def echo() -> None:
+                server.sendto(*server.recvfrom(4096))
+
+            loop.add_reader(server, echo)
+            for address in (*addresses, addresses[0]):
+                assert await asked(client, address) == (address.encode(), address)
+            loop.remove_reader(server)
         await gone(kernel, *made[::-1])
 
     @pytest.mark.parametrize("reset", ["client", "server"])
