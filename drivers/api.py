@@ -160,7 +160,8 @@ class HostFacts:
     not ours, by IP version. `vtep`: the address of this host to which others tunnel; None outside of a cluster.
     `bridge_netfilter`: frames that a bridge forwards may come to iptables too (the module br_netfilter is loaded).
     `forwarding`: IP versions that the host forwards without us. `advertised`: links, not ours, whose router
-    advertisements the host takes, with their ``accept_ra`` without us.
+    advertisements the host takes, with their ``accept_ra`` without us. `store`: address and TCP port of the store that
+    hosts share, which is none of the containers' business.
     """
 
     mtu: int = 1500
@@ -173,6 +174,7 @@ class HostFacts:
     bridge_netfilter: bool = False
     forwarding: tuple[int, ...] = (4, 6)
     advertised: tuple[tuple[str, int], ...] = ()
+    store: tuple[tuple[IPAddress, int], ...] = ()
 
     def link(self, name: str) -> LinkFacts | None:
         """Return the link of this name, None when there is none."""

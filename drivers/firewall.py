@@ -64,6 +64,8 @@ DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
 RESOLVER_PORT = 25353
 """Where the name server listens at each gateway address: below the kernel's own choice, and nobody's by IANA."""
 
+_MOST_PORTS = 15
+"""Of a rule (iptables-extensions(8), multiport)."""
 _ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 EVERYWHERE: Mapping[int, IPAddress] = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
 """All addresses of a host, by IP version."""
@@ -93,14 +95,16 @@ def routed(families: Sequence[int], host: HostFacts) -> Plan:
 
 def _base(family: int, host: HostFacts) -> tuple[Step, ...]:
     isolation = (family, DOCKER_ISOLATION) in host.chains
+    store = [Member(f"netplug-store{family}", ip_network(it), None) for it in _addresses_of_store(family, host)]
     return (
         *(IpSet(f"netplug-{name}{family}", kind, family) for name, kind in _SETS.items()),
+        *((IpSet(f"netplug-store{family}", "hash:net", family), *store) if store else ()),
         Chain(family, "filter", LINK, _link(family, bridged=host.bridge_netfilter)),
         Chain(family, "filter", AMONG, _among(family)),
-        Chain(family, "filter", FROM, _from_ours(family, docker_isolation=isolation)),
+        Chain(family, "filter", FROM, _from_ours(family, host, docker_isolation=isolation)),
         Chain(family, "filter", INTO, _into_ours(family)),
         Chain(family, "filter", FORWARD, _forward(family)),
-        Chain(family, "filter", INPUT, _input(family)),
+        Chain(family, "filter", INPUT, _input(family, host)),
         Chain(family, "nat", SNAT, _snat(family)),
         Forwards(family),
         *((Chain(4, "raw", RAW, _raw()),) if family == 4 else ()),
@@ -144,7 +148,7 @@ def _forward(family: int) -> tuple[str, ...]:
     )
 
 
-def _from_ours(family: int, *, docker_isolation: bool) -> tuple[str, ...]:
+def _from_ours(family: int, host: HostFacts, *, docker_isolation: bool) -> tuple[str, ...]:
     """Decide on what comes from a network of ours; what is left goes out, or to others on a bridge of the user's.
 
     A source that is not of the network, as one of an internal network, goes nowhere, whatever connection it claims to
@@ -154,9 +158,28 @@ def _from_ours(family: int, *, docker_isolation: bool) -> tuple[str, ...]:
         *(f"{into} -j {AMONG}" for into in _into(family)),
         f"-m set ! --match-set netplug-out{family} src,src -j DROP",
         "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        *(f"-p tcp -m set --match-set netplug-store{family} dst {ports}" for ports in _ports_of_store(family, host)),
         *((f"-m conntrack ! --ctstate DNAT -j {DOCKER_ISOLATION}",) if docker_isolation else ()),
         "-j ACCEPT",
     )
+
+
+def _addresses_of_store(family: int, host: HostFacts) -> list[IPAddress]:
+    return sorted({ip for ip, _ in host.store if ip.version == family and not ip.is_loopback})
+
+
+def _ports_of_store(family: int, host: HostFacts, *, here: bool = False) -> tuple[str, ...]:
+    """Return the end of a rule that refuses the ports of the store; none where it has no address of this family.
+
+    `here`: those of a store on this host. It may well listen at all its addresses, however we reach it.
+    """
+    own = {address.ip for address, _ in host.addresses}
+    if here:
+        found = {port for ip, port in host.store if ip.is_loopback or (ip.version == family and ip in own)}
+    else:
+        found = {port for ip, port in host.store if ip.version == family and not ip.is_loopback}
+    ports = ",".join(map(str, sorted(found)[:_MOST_PORTS]))
+    return (f"-m multiport --dports {ports} -j REJECT --reject-with tcp-reset",) if ports else ()
 
 
 def _among(family: int) -> tuple[str, ...]:
@@ -206,7 +229,7 @@ def _link(family: int, *, bridged: bool) -> tuple[str, ...]:
     )
 
 
-def _input(family: int) -> tuple[str, ...]:
+def _input(family: int, host: HostFacts) -> tuple[str, ...]:
     """Let internal networks speak to the host at their own gateway alone, and ask none of its resolvers for names.
 
     A resolver of the host would carry their questions out, whatever address of the host's it is asked at: group and
@@ -219,6 +242,7 @@ def _input(family: int) -> tuple[str, ...]:
     return (
         # On a bridge of the user's, others have theirs.
         f"! -i {BRIDGES}+ -m set ! --match-set netplug-net{family} src,src -j RETURN",
+        *(f"-p tcp {ports}" for ports in _ports_of_store(family, host, here=True)),
         *(f"-p {proto} {internal} -m multiport --dports 53,853 -j DROP" for proto in protocols),
         *(f"-d {address} -j RETURN" for address in _ON_LINK[family]),
         f"{internal} {own} -j DROP",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from harness import Host, SeenServer, Wire, udp_ask, wait_until
+from harness import Host, SeenServer, Wire, tcp_ask, udp_ask, wait_until
 from harness.netns import in_netns
 from harness.overlay import Mesh, Node, Station, overlay
 from scapy.layers.inet import ICMP, IP, UDP
@@ -174,6 +174,38 @@ def test_internal_network_reaches_no_resolver_of_the_host_by_any_address_of_the_
         it.send(IP(src=it.ip4, dst="255.255.255.255") / UDP(sport=4000, dport=7000) / Raw(b"?"), "ff:ff:ff:ff:ff:ff")
         wait_until(lambda: [len(found) for found in seen(7000)] == [2, 2], ARRIVAL_TIMEOUT_S, "what is for the host")
         assert seen(53) + seen(853) == [[]] * 4
+
+
+# The store that hosts share
+
+
+@pytest.mark.parametrize("mode", ["bridge", "overlay", "host"])
+@pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
+def test_store_of_the_hosts_is_none_of_the_containers_business(
+    node: Node, host: Host, client: Host, wire: Wire, family: int, mode: str
+) -> None:
+    outside, own = (wire.right, wire.left) if family == 4 else (wire.right6, wire.left6)
+    node.do("keep_away", store=[[wire.right, 2379], [wire.right6, 2379], ["127.0.0.1", 2479]])
+    try:
+        with (
+            network(node, "blue", BLUE, mode) as blue,
+            blue.station(node, "10.94.1.2", "fd00:94:1::2") as station,
+            ExitStack() as stack,
+        ):
+            seen = {
+                (place, port): stack.enter_context(SeenServer(place, "tcp", port, EVERYWHERE))
+                for place in (client, host)
+                for port in (2379, 2479, 7000)
+            }
+            for address, port in ((outside, 2379), (own, 2479)):
+                with pytest.raises(ConnectionRefusedError):
+                    tcp_ask(station, address, port)
+            assert tcp_ask(host, outside, 2379)
+            for address, port in ((outside, 2479), (own, 2379), (outside, 7000)):
+                assert tcp_ask(station, address, port)
+            assert (len(seen[client, 2379].seen), seen[host, 2479].seen) == (1, [])
+    finally:
+        node.do("keep_away", store=[])
 
 
 # Neighbours of a network without icc

@@ -94,6 +94,8 @@ class Settings(BaseSettings):
     etcd_key: Path | None = None
     etcd_user: str = ""
     etcd_password: SecretStr = SecretStr("")
+    etcd_for_containers: bool = False
+    """Containers may connect to the store's endpoints; else they are refused."""
     docker_host: str = "unix:///var/run/docker.sock"
     host_name: str = ""
     vtep: str = ""

@@ -40,6 +40,7 @@ from netplug.lock import claim_socket, lock_file, release_socket, turn
 from netplug.namespace import LOCKS, NAMESPACE, claim_namespace
 from netplug.reconcile import Reconciler
 from netplug.store.api import Put, Store, StoreError, Unreachable
+from netplug.store.endpoints import resolved
 from netplug.store.guarded import Guarded
 from netplug.store.sqlite import SqliteStore
 
@@ -133,6 +134,7 @@ class Daemon:
             start=HashedStart(identity.id),
         )
         engine = Engine(kernel, store, allocator, drivers())
+        await self._guard_store(engine)
         if leases and gate:
             under = await self._underlay(engine, store, kernel)
             self.cluster = Cluster(engine, store, gate, leases, identity=identity, name=settings.host_name, under=under)
@@ -167,6 +169,18 @@ class Daemon:
         if vtep != known:
             await store.txn((), [Put(VTEP, {"vtep": str(vtep)})])
         return Underlay(engine, store, finder, vtep)
+
+    async def _guard_store(self, engine: Engine) -> None:
+        """Keep containers away from the store that hosts share, unless told otherwise; say when nothing else does."""
+        access = self._settings.etcd
+        if access is None or self._settings.etcd_for_containers:
+            await engine.shared.keep_away(())
+        else:
+            known = await engine.shared.stored()
+            await engine.shared.keep_away(await resolved(access.endpoints, known))
+        if access is not None and not access.guarded:
+            words = "whoever reaches etcd may read and change all networks"
+            log.warning("store.open_to_all", store=str(access), reason=words, hint="see docs/security.md")
 
     async def _open_shared(self, own: Store) -> "EtcdStore | None":
         """Open the shared store. While it cannot be reached this host's own networks go on.

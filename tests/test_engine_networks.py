@@ -342,3 +342,23 @@ async def test_refusal_is_the_kernels_and_leaves_nothing(host: Host) -> None:
         await host.cli_network()
     assert [line for line in host.dump() if not line.startswith("sysctl")] == empty
     assert await host.reconciler.diff() == []
+
+
+async def test_containers_are_kept_away_from_the_store_that_hosts_share(host: Host) -> None:
+    shared, reset = host.engine.shared, "-j REJECT --reject-with tcp-reset"
+    await shared.keep_away([(ip_address("203.0.113.5"), 2379), (ip_address("127.0.0.1"), 2479)])
+    await host.cli_network()
+    refused = f"-p tcp -m set --match-set netplug-store4 dst -m multiport --dports 2379 {reset}"
+    assert refused in (host.kernel.chain(4, "filter", "NETPLUG-FROM") or ())
+    here = f"-p tcp -m multiport --dports 2479 {reset}"
+    assert here in (host.kernel.chain(4, "filter", "NETPLUG-INPUT") or ())
+    # Whoever works without a daemon was told nothing of it.
+    await host.reboot()
+    assert host.engine.shared.store == ((ip_address("203.0.113.5"), 2379), (ip_address("127.0.0.1"), 2479))
+    await host.cli_network(ident=OTHER, name="red")
+    assert refused in (host.kernel.chain(4, "filter", "NETPLUG-FROM") or ())
+    await host.engine.shared.keep_away([])
+    await host.reboot()
+    assert await host.reconciler.diff() == []
+    assert refused not in (host.kernel.chain(4, "filter", "NETPLUG-FROM") or ())
+    assert "netplug-store4" not in str(host.dump())

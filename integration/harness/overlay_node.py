@@ -39,6 +39,11 @@ class Node:
         raw = {"mode": "overlay", **options}
         await self._engine.networks.create(NetworkSpec(name=name, options=raw, subnets=asked, internal=internal))
 
+    async def keep_away(self, store: list[list[Any]]) -> None:
+        """Keep stations away from a store at these addresses and ports."""
+        await self._engine.shared.keep_away([(ip_address(address), port) for address, port in store])
+        await self._engine.shared.read_host()
+
     async def remove(self, name: str) -> None:
         await self._engine.networks.delete(name, by=FrontEnd.CLI)
 

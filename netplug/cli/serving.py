@@ -30,6 +30,10 @@ def serve(
     ] = None,
     etcd_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Our certificate for etcd (PEM).")] = None,
     etcd_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
+    etcd_for_containers: Annotated[
+        bool | None,
+        typer.Option("--etcd-for-containers", help="Let containers connect to etcd's endpoints too. [refused]"),
+    ] = None,
     docker_host: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Docker's API, for names; 'none': without. [unix:///var/run/docker.sock]"),

@@ -2,15 +2,16 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import ip_address
 
 import structlog
 
 from netplug.drivers import routing
 from netplug.drivers.api import Driver, HostFacts, Network
-from netplug.drivers.codec import Json
+from netplug.drivers.codec import Json, JsonObject
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import IPAddress, Sysctl
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
@@ -22,6 +23,7 @@ from netplug.store.api import Delete, Put, Store, StoreError
 log = structlog.get_logger(__name__)
 
 BASE = "meta/base"
+STORE = "meta/store_endpoints"
 
 
 def driver_of(mode: str, drivers: Mapping[str, Driver]) -> Driver:
@@ -41,7 +43,8 @@ class Shared:
     """Keeps the shared plan in step with the networks that there are.
 
     `plan`: as last applied. `host`: as last read. `vtep`: the address of this host to which others tunnel, if it is in
-    a cluster. Its lock is never held together with a network's.
+    a cluster. `store`: where the store that hosts share is reached, from which containers are kept away. Its lock is
+    never held together with a network's.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Shared:
         self.plan = Plan()
         self.host = HostFacts()
         self.vtep: IPAddress | None = None
+        self.store: tuple[tuple[IPAddress, int], ...] = ()
         self._kernel = kernel
         self._executor = executor
         self._store = store
@@ -68,8 +72,22 @@ class Shared:
         """Return the keys of the steps that are being applied or taken down right now."""
         return self._changing
 
+    async def keep_away(self, store: Sequence[tuple[IPAddress, int]]) -> None:
+        """Note from where containers are to be kept away, also for whoever works on the records without a daemon."""
+        value: JsonObject = {"endpoints": [[str(address), port] for address, port in store]}
+        await self._store.txn((), [Put(STORE, value) if store else Delete(STORE)])
+        self.store = tuple(store)
+
+    async def stored(self) -> tuple[tuple[IPAddress, int], ...]:
+        """Return what was noted last."""
+        record = await self._store.get(STORE)
+        found = record.value.get("endpoints") if record else ()
+        pairs = found if isinstance(found, list) else []
+        return tuple((ip_address(str(it[0])), int(str(it[1]))) for it in pairs if isinstance(it, list))
+
     async def load(self) -> None:
         """Read the host, and what was shared before."""
+        self.store = await self.stored()
         await self.read_host()
         unread: dict[str, Unusable] = {}
         if record := await self._store.get(BASE):
@@ -86,7 +104,7 @@ class Shared:
 
     def see(self, host: HostFacts) -> HostFacts:
         """Take what was read of the host, and return it with what only we know."""
-        self.host = replace(routing.without(self.plan, host), vtep=self.vtep)
+        self.host = replace(routing.without(self.plan, host), vtep=self.vtep, store=self.store)
         return self.host
 
     def wanted(self, nets: Iterable[Network]) -> Plan:

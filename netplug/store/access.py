@@ -52,6 +52,11 @@ class EtcdAccess:
             raise ValueError("names an endpoint twice")
         return cls(endpoints, user=unquote(user), password=unquote(password))
 
+    @property
+    def guarded(self) -> bool:
+        """Whether etcd can tell us from whoever else reaches it, and nobody on the way reads along."""
+        return self.ca is not None and bool(self.user or self.cert)
+
     def with_user(self, user: str, password: str) -> "EtcdAccess":
         """Return the same with another user."""
         return replace(self, user=user, password=password)
