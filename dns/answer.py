@@ -26,6 +26,8 @@ _USUAL = frozenset(wire.key(kind) for kind in range(1, wire.TKEY)) - _UNUSUAL
 _SRV = wire.key(wire.SRV)
 _DNSSEC = {False: b"\0", True: b"\x80"}
 _RD = 0x01
+_UNDERSCORE = 0x5F
+"""With which the name of a service begins, perhaps of a name that we have (RFC 2782)."""
 ANSWER, AUTHORITATIVE, RA, CD = 0x80, 0x04, 0x80, 0x10
 """Header bits of the first and the second octet of flags."""
 _NOT_THERE = bytes((ANSWER | AUTHORITATIVE | _RD, RA | wire.NXDOMAIN)) + b"\0\1\0\0\0\1\0\0"
@@ -57,21 +59,39 @@ def unready(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> 
                 # Flags and counts, the question as it was asked, and what is behind it.
                 tail = ready if isinstance(ready, bytes) else next(ready)
                 return b"".join((data[:2], tail[:10], asked, tail[len(data) - 2 :]))
-        elif (
+        elif name and 0 < (size := name[0]) < 64 and (kind := asked[-4:]) in _USUAL and len(name) < 256:
             # Below a name of the zone that is there, one more label is all that has to be looked at.
-            name
-            and 0 < (size := name[0]) < 64
-            and name[size + 1 :] in view.above
-            and asked[-4:] in _USUAL
-            and len(name) < 256
-        ):
-            return b"".join((data[:2], _NOT_THERE, asked, view.denial))
+            if name[size + 1 :] in view.above:
+                return b"".join((data[:2], _NOT_THERE, asked, view.denial))
+            elsewhere = not (view.served or view.others or name.endswith(view.ours))
+            if elsewhere and (said := _elsewhere(view, data, name, kind, clock)) is not None:
+                return said
     else:
         options = -14 if data[-14:-8] == COOKIE else -2 if data.endswith(b"\0\0") else 0
         ready = view.ready_edns.get(data[2:options])
         if ready is not None:
             return data[:2] + (ready if isinstance(ready, bytes) else next(ready))
     return _whole(view, data, clock)
+
+
+def _elsewhere(
+    view: View, data: bytes, name: bytes, kind: bytes, clock: Callable[[], float]
+) -> bytes | Question | None:
+    """Answer from what an upstream said before, or return the question for one; None: it takes more care.
+
+    Such a name is not of special use, and ends in nothing that is ours.
+    """
+    known = view.outside.get(name + kind + b"\0")
+    if known is not None and (found := known.at(clock())) is not None:
+        flags = (ANSWER << 8 | RA | found[0] | _RD << 8).to_bytes(2)
+        said = b"".join((data[:2], flags, b"\0\1", found[1], b"\0\0", data[12:], found[2]))
+        return said if len(said) <= wire.PLAIN_SIZE else None
+    at, end = name[0] + 1, len(name) - 1
+    if at >= end or name[end] or name[1] == _UNDERSCORE or name in view.gone:
+        return None
+    while at < end and name[at] < 64:
+        at += name[at] + 1
+    return Question(data, name, kind, len(data)) if at == end else None
 
 
 def _whole(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Question | None:
@@ -146,7 +166,7 @@ def _outward(view: View, data: bytes, name: bytes, kind: bytes) -> bool:
         and not view.served
         and not special.may_be(name)
         and not name.endswith(view.zones_here)
-        and name[1] != 0x5F  # a service, perhaps of a name that we have
+        and name[1] != _UNDERSCORE
         and name not in view.gone
         and _below(name, wire.ROOT)
     )

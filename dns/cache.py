@@ -20,6 +20,9 @@ MOST_ALIASES = 16
 MOST_ENTRIES = 10_000
 MOST_OCTETS = 4096
 _AD = 0x20
+_ONE = b"\0\1\0\0"
+"""Counts of answers and authorities."""
+_ADDRESSES = frozenset({wire.A, wire.AAAA})
 _RECORD = struct.Struct("!HHIH")
 """Type, class, TTL, and the length of RDATA."""
 
@@ -82,11 +85,10 @@ class Cache(dict[bytes, Answer]):
         """Remember an answer, if it may be."""
         if answer.ttl_s <= 0 or len(answer.body) > MOST_OCTETS:
             return
-        if len(self) >= self.most and key not in self:
+        self.pop(key, None)  # the order is that of coming
+        if len(self) >= self.most:
             for old in list(self)[: max(self.most // 10, 1)]:
                 del self[old]
-        if key in self:  # the order is that of coming
-            del self[key]
         self[key] = answer
 
 
@@ -114,6 +116,18 @@ def matches(message: bytes, name: bytes, kind: bytes) -> bool:
     )
 
 
+def _of_one(message: bytes, start: int, now: float) -> Answer | None:
+    """Return what a message says that has one address for the name itself: most have no more. None: it is another."""
+    if not message.startswith(wire.TO_QUESTION, start) or len(message) < start + 12 or message[3] & (_AD | 0xF):
+        return None
+    kind, _, ttl, length = _RECORD.unpack_from(message, start + 2)
+    end = start + 12 + length
+    if kind not in _ADDRESSES or len(message) < end:
+        return None
+    ttl_s = ttl if ttl < LONGEST_S else LONGEST_S if ttl < 1 << 31 else 0
+    return Answer(wire.NOERROR, _ONE, message[start:end], (6,), ttl_s, now)
+
+
 def read(message: bytes, name: bytes, now: float, *, dnssec: bool = False) -> Answer:
     """Return what a message says that `matches` a question.
 
@@ -121,6 +135,8 @@ def read(message: bytes, name: bytes, now: float, *, dnssec: bool = False) -> An
         ValueError: it is out of order, a chain of aliases without end, or no answer but a hint where to ask.
     """
     start = at = wire.HEADER + len(name) + 4
+    if message.startswith(_ONE, 6) and (found := _of_one(message, start, now)) is not None:
+        return found
     answers, authorities = struct.unpack_from("!2H", message, 6)
     ttls: list[int] = []
     ttl_s, negative_s, hint, aliases = LONGEST_S, 0, False, 0

@@ -19,11 +19,12 @@ SPELLINGS = 1024
 _OPT = {False: wire.opt(), True: wire.opt(dnssec=True)}
 
 
-def message(question: Question, name: bytes, ident: int) -> bytes:
-    """Return a query: our own header, the name as given, EDNS where the asker speaks it."""
-    opt = _OPT[question.dnssec] if question.edns else b""
-    head = _HEADS[question.data[3] & 0x10 | question.edns]
-    return b"".join((ident.to_bytes(2), head, name, question.kind, opt))
+def message(question: Question, asked: bytes, ident: int) -> bytes:
+    """Return a query: our own header, the name as it is spelled with type and class, EDNS where the asker speaks it."""
+    if question.edns:
+        head, opt = _HEADS[question.data[3] & 0x10 | 1], _OPT[question.dnssec]
+        return b"".join((ident.to_bytes(2), head, asked, opt))
+    return ident.to_bytes(2) + _HEADS[question.data[3] & 0x10] + asked
 
 
 def cut(question: Question) -> bytes:

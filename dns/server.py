@@ -133,7 +133,16 @@ class Listener:
     def _from_batch(self, view: View | None, asked: bytes | Question, source: bytes, number: int) -> bytes | None:
         assert self._batch is not None  # noqa: S101 - this is its doing
         name = self._batch.name(number)
-        return self._careful(view, asked, source, int.from_bytes(name[2:4]), name, self._post)
+        port = (name[2] << 8) + name[3]
+        if view is None or isinstance(asked, bytes) or not port:
+            return self._careful(view, asked, source, port, name, self._post)
+        counts, post = self.counts, self._post
+        counts.careful += 1
+        counts.outward += 1
+        owner = self._owners.get(source, self.network)
+        twin = name + asked.data[:2]
+        self._outward(view, Asker(asked, owner, self._counted, lambda message: post(message, name), twin))
+        return None
 
     def _drain(self) -> None:
         for _ in range(_DRAIN):

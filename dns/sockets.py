@@ -42,9 +42,12 @@ def peer(server: Server) -> tuple[int, Peer]:
 
 
 class Slot:
-    """A socket with the questions under way by it, by id. `outbox`: what is still to be sent."""
+    """A socket with the questions under way by it, by id. `outbox`: what is still to be sent.
 
-    __slots__ = ("_retired", "outbox", "pending", "server", "sock", "uses")
+    `retired`: it is closed once nothing is under way any more.
+    """
+
+    __slots__ = ("outbox", "pending", "retired", "server", "sock", "uses")
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self.server = server
@@ -52,17 +55,17 @@ class Slot:
         self.pending: dict[int, object] = {}
         self.outbox: list[tuple[bytes, bytes]] = []
         self.uses = 0
-        self._retired = False
+        self.retired = False
 
     def forget(self, ident: int) -> None:
         """Wait for an answer no longer."""
         self.pending.pop(ident, None)
-        if self._retired and not self.pending:
+        if self.retired and not self.pending:
             self.close()
 
     def retire(self) -> None:
         """Close it once nothing is under way any more."""
-        self._retired = True
+        self.retired = True
         if not self.pending:
             self.close()
 

@@ -17,7 +17,8 @@ _LOCALHOST = to_wire("localhost")
 _LOOPBACK_ADDRESSES = (ip_address("127.0.0.1"), ip_address("::1"))
 _LOOPBACK = tuple(map(wire.address, _LOOPBACK_ADDRESSES))
 _NOWHERE = tuple(map(to_wire, ("invalid", "test", "local", "onion", "alt", "home.arpa")))
-_SUFFIXES = (_LOCALHOST, *_NOWHERE, *wire.REVERSE.values())
+SUFFIXES = (_LOCALHOST, *_NOWHERE, *wire.REVERSE.values())
+"""What a name ends in that may be of special use, or has one label."""
 _PRIVATE = tuple(
     ip_network(text)
     for text in (
@@ -42,7 +43,7 @@ class Local:
 
 def may_be(name: bytes) -> bool:
     """Tell whether a lower-cased name may be of special use; of nearly all it is seen at once that they are not."""
-    return name.endswith(_SUFFIXES) or name[0] + 2 >= len(name)
+    return name.endswith(SUFFIXES) or name[0] + 2 >= len(name)
 
 
 def answer(name: bytes, kind: int, pools: Collection[IPNetwork] = ()) -> Local | None:

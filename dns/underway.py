@@ -37,36 +37,34 @@ class Counts:
 
 
 class Query:
-    """A question under way, by `key`, its name as `spelled`.
+    """A question under way, `asked` with its name as it is spelled, type and class.
 
-    `due`: when to look after it; `waiting`, `failed`: servers that were asked.
+    `place`: by which rules and for what, of which there is one at a time; `key`: of what is remembered. `due`: when to
+    look after it; `waiting`, `failed`: servers that were asked.
     """
 
-    __slots__ = (
-        *("askers", "attempts", "done", "due", "failed", "key", "question"),
-        *("rules", "servers", "spelled", "tick", "turn", "waiting"),
-    )
+    attempts: tuple[tuple[Slot, int], ...] = ()
+    waiting: tuple[Server, ...] = ()
+    failed: tuple[Server, ...] = ()
+    turn = 0
+    tick = 0
+    done = False
 
     def __init__(
         self,
         question: Question,
-        spelled: bytes,
-        key: bytes,
+        asked: bytes,
+        place: tuple[int, bytes],
         rules: Rules,
         servers: tuple[Server, ...],
         asker: Asker,
         due: float,
     ) -> None:
         self.question = question
-        self.spelled = spelled
-        self.key = key
+        self.asked = asked
+        self.place = place
+        self.key = place[1]
         self.rules = rules
         self.servers = servers
-        self.askers: list[Asker] = [asker]
+        self.askers = [asker]
         self.due = due
-        self.attempts: tuple[tuple[Slot, int], ...] = ()
-        self.waiting: tuple[Server, ...] = ()
-        self.failed: tuple[Server, ...] = ()
-        self.turn = 0
-        self.tick = 0
-        self.done = False

@@ -91,12 +91,10 @@ class Forwarder:
             code, why = (wire.SERVFAIL, reasons.NO_UPSTREAM) if rules.forward else (wire.REFUSED, reasons.INTERNAL)
             asker.tell(reply(question, code, why=why))
             return
-        query = self._queries.get((id(rules), key))
-        if query is not None and asker.twin is not None:
-            for number, other in enumerate(query.askers):
-                if other.twin == asker.twin:
-                    query.askers[number] = asker
-                    return
+        place = id(rules), key
+        query = self._queries.get(place)
+        if query is not None and asker.twin is not None and _replaces(query, asker):
+            return
         load, source, network = self._load, asker.source, asker.network
         of_source, of_network = load.get(source, 0), load.get(network, 0)
         if of_source >= MOST_OF_SOURCE or of_network >= MOST_OF_NETWORK:
@@ -111,11 +109,14 @@ class Forwarder:
         self.counts.asked += 1
         if self._preferred and len(servers) > 1:
             servers = self._order(servers)
-        spelled = self._spelled(question.name, servers, now) if self._spellings else question.name
-        query = self._queries[id(rules), key] = Query(question, spelled, key, rules, servers, asker, now + SECOND_S)
+        asked = self._spelled(question.name, servers, now) + question.kind
+        query = self._queries[place] = Query(question, asked, place, rules, servers, asker, now + SECOND_S)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SECOND_S + _TOGETHER_S, self._look)
-        self._next(query)
+        query.turn = 1
+        if not self._send(query, servers[0]):
+            query.failed = servers[:1]
+            self._next(query)
 
     def take(self, rules: Rules) -> list[Asker]:
         """Ask no more what is under way by certain rules, and return who waits for an answer."""
@@ -128,7 +129,7 @@ class Forwarder:
     # Asking
 
     def _spelled(self, name: bytes, servers: tuple[Server, ...], now: float) -> bytes:
-        if self._caseless and any(self._caseless.get(server, 0) > now for server in servers):
+        if not self._spellings or (self._caseless and any(self._caseless.get(it, 0) > now for it in servers)):
             return name
         return name.translate(self._spellings[next(self._numbers) % outgoing.SPELLINGS])
 
@@ -163,7 +164,7 @@ class Forwarder:
         ident = next(numbers)
         while ident in slot.pending:
             ident = next(numbers)
-        pool.send(slot, outgoing.message(query.question, query.spelled, ident))
+        pool.send(slot, outgoing.message(query.question, query.asked, ident))
         slot.pending[ident] = query
         query.attempts += ((slot, ident),)
         query.waiting += (server,)
@@ -196,8 +197,7 @@ class Forwarder:
             if (pool := self._pools.get(server)) is not None:
                 pool.renew(now)
         query.due = now + SECOND_S
-        key = id(query.rules), query.key
-        self._queries[key] = self._queries.pop(key)
+        self._queries[query.place] = self._queries.pop(query.place)
         if query.tick in _SENDING_TICKS:
             self._next(query, again=True)
 
@@ -211,17 +211,19 @@ class Forwarder:
 
     def _take(self, slot: Slot, message: bytes) -> None:
         """Take what came by a socket."""
-        query = slot.pending.get(int.from_bytes(message[:2])) if len(message) >= wire.HEADER else None
-        if not isinstance(query, Query) or not cache.matches(message, query.question.name, query.question.kind):
+        query = slot.pending.get((message[0] << 8) + message[1]) if len(message) >= wire.HEADER else None
+        if not isinstance(query, Query):
             self.counts.strange += 1
-        elif message[2] & 0x02 or not message.startswith(query.spelled, wire.HEADER):
+        elif message.startswith(query.asked, wire.HEADER) and message[2] & 0xFA == 0x80 and message[4:6] == b"\0\1":
+            self._answered(query, slot.server, message)
+        elif not cache.matches(message, query.question.name, query.question.kind):
+            self.counts.strange += 1
+        else:  # cut, or spelled in another way
             self.counts.truncated += 1
             ident = int.from_bytes(message[:2])
             slot.forget(ident)
             query.attempts = tuple(attempt for attempt in query.attempts if attempt != (slot, ident))
             self._start(self._by_tcp(query, slot.server, message))
-        else:
-            self._answered(query, slot.server, message)
 
     def _answered(self, query: Query, server: Server, message: bytes) -> None:
         if message[3] & 0xF in _SAID:
@@ -264,14 +266,14 @@ class Forwarder:
 
         If that fails, it is cut for the asker too, or taken as it is: there is no safer way to this server.
         """
-        asked = outgoing.message(query.question, query.spelled, next(self._numbers))
+        asked = outgoing.message(query.question, query.asked, next(self._numbers))
         try:
             async with asyncio.timeout(TCP_TIMEOUT_S):
                 message = await exchange(self._opener, server, asked)
         except (OSError, TimeoutError, EOFError):
             message = datagram
         else:
-            if not message.startswith(query.spelled, wire.HEADER):
+            if not message.startswith(query.asked, wire.HEADER):
                 self._caseless[server] = self._clock() + CASELESS_S
         if query.done:
             return
@@ -312,20 +314,26 @@ class Forwarder:
     def _release(self, askers: list[Asker]) -> None:
         load = self._load
         for asker in askers:
-            for counted in (asker.source, asker.network):
-                left = load[counted] - 1
-                if left:
-                    load[counted] = left
-                else:
-                    del load[counted]
+            source, network = asker.source, asker.network
+            if load[source] > 1:
+                load[source] -= 1
+            else:
+                del load[source]
+            if load[network] > 1:
+                load[network] -= 1
+            else:
+                del load[network]
 
     def _finish(self, query: Query) -> None:
         query.done = True
-        self._release(query.askers)
+        self._queries.pop(query.place, None)
+        if query.askers:
+            self._release(query.askers)
         for slot, ident in query.attempts:
-            slot.forget(ident)
+            slot.pending.pop(ident, None)
+            if slot.retired and not slot.pending:
+                slot.close()
         query.attempts = ()
-        self._queries.pop((id(query.rules), query.key), None)
 
     # Life
 
@@ -351,3 +359,12 @@ class Forwarder:
         for task in self._tasks:
             task.cancel()
         self._close_pools()
+
+
+def _replaces(query: Query, asker: Asker) -> bool:
+    """Tell whether an asker asks again, and then take it in the place of what it was before."""
+    for number, other in enumerate(query.askers):
+        if other.twin == asker.twin:
+            query.askers[number] = asker
+            return True
+    return False

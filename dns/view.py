@@ -90,7 +90,8 @@ class View:
     """What somebody sees who is in certain networks.
 
     `first`, `others`: the nodes of the networks, in the order of which the first that has a name answers for it.
-    `zones_here`: what names that end in their networks' names end in. `gone`: names that were there, by when they went.
+    `zones_here`: what names that end in their networks' names end in; `ours`: what all names end in that may be
+    answered here. `gone`: names that were there, by when they went.
     `ready`: the answer to a question, or those that take turns, without the id, by what the question has behind its id;
     `ready_edns`: the same of those with EDNS, by what they have up to their options.
     `denial`: the authority section of "there is none" below the domain; `above`: names there that were asked for names
@@ -100,8 +101,8 @@ class View:
     """
 
     __slots__ = (
-        *("__weakref__", "_keys", "_merged", "above", "denial", "domain", "first", "gone", "indexes"),
-        *("others", "outside", "ready", "ready_edns", "rules", "served", "shared", "via", "zones", "zones_here"),
+        *("__weakref__", "_keys", "_merged", "above", "denial", "domain", "first", "gone", "indexes", "others", "ours"),
+        *("outside", "ready", "ready_edns", "rules", "served", "shared", "via", "zones", "zones_here"),
     )
 
     def __init__(self, zones: "Zones", indexes: "Sequence[Index]", via: str) -> None:
@@ -114,6 +115,7 @@ class View:
         self.first = indexes[0].nodes
         self.others = tuple(index.nodes for index in indexes[1:])
         self.zones_here = tuple(index.zone for index in indexes if index.zone)
+        self.ours = (self.domain, *self.zones_here, *special.SUFFIXES)
         self.gone: dict[bytes, float] = {}
         self.ready: dict[bytes, bytes | cycle[bytes]] = {}
         self.ready_edns: dict[bytes, bytes | cycle[bytes]] = {}
