@@ -37,11 +37,13 @@ _NUMBERS_A_HEADER = 8
 
 
 def encode(line: str, number: int, option: str = "") -> bytes:
-    """Return a question in wire form, with EDNS if there is an option (as of dnsperf's ``-E``, CODE:HEX)."""
+    """Return a question in wire form, with EDNS if there is an option (as of dnsperf's ``-E``, CODE:HEX; "bare": none)."""
     name, kind = line.split()
     labels = b"".join(bytes((len(label),)) + label.encode() for label in name.rstrip(".").split("."))
     extra = b""
-    if option:
+    if option == "bare":
+        extra = struct.pack("!BHHIH", 0, 41, 1232, 0, 0)
+    elif option:
         code, _, data = option.partition(":")
         value = bytes.fromhex(data)
         extra = struct.pack("!BHHIHHH", 0, 41, 4096, 0, 4 + len(value), int(code), len(value)) + value
@@ -127,7 +129,7 @@ def main() -> None:
     parser.add_argument("--server", required=True)
     parser.add_argument("--port", type=int, default=53)
     parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--option", default="", help="of EDNS: CODE:HEX")
+    parser.add_argument("--option", default="", help="of EDNS: CODE:HEX, or bare for EDNS without any")
     options = parser.parse_args()
     lines = options.file.read_text().splitlines()
     questions = [encode(line, number, options.option) for number, line in enumerate(lines)]
