@@ -37,7 +37,7 @@ _NUMBERS_A_HEADER = 8
 
 
 def encode(line: str, number: int, option: str = "") -> bytes:
-    """Return a question in wire form, with EDNS if there is an option (as of dnsperf's ``-E``, CODE:HEX; "bare": none)."""
+    """Return a question in wire form. `option` of EDNS: as of dnsperf's ``-E``, CODE:HEX; "bare": EDNS without any."""
     name, kind = line.split()
     labels = b"".join(bytes((len(label),)) + label.encode() for label in name.rstrip(".").split("."))
     extra = b""
