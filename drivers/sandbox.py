@@ -3,6 +3,7 @@
 The plan is for sandboxes that have no runtime to do it.
 """
 
+from dataclasses import replace
 from ipaddress import ip_network
 
 from .api import Attachment, Endpoint, Network
@@ -35,13 +36,17 @@ def attachment(net: Network, ep: Endpoint) -> Attachment:
 def place(plan: Plan, ep: Endpoint, attachment: Attachment, netns: str, ifname: str, *, tunable: bool = False) -> Plan:
     """Return an endpoint's plan with its sandbox side made in `netns` as `ifname`, with addresses and routes.
 
-    `tunable`: others may change the link there (`Veth`).
+    `tunable`: others may change the link and move the routes there (`Veth`, `Route`).
     """
     if attachment.link is None:
         return plan + Plan((Loopback(netns),))
     steps: list[Step] = [Address(ifname, address, netns) for address in ep.addresses]
     steps += [Route(route.destination, ifname, route.gateway, netns) for route in attachment.routes]
-    return plan.into(netns, ifname, tunable=tunable) + Plan(tuple(steps)) + ways_out(attachment, netns, ifname)
+    ways = ways_out(attachment, netns, ifname)
+    if tunable:
+        steps = [replace(step, tunable=True) if isinstance(step, Route) else step for step in steps]
+        ways = Plan(tuple(replace(step, tunable=True) if isinstance(step, Route) else step for step in ways))
+    return plan.into(netns, ifname, tunable=tunable) + Plan(tuple(steps)) + ways
 
 
 def ways_out(attachment: Attachment, netns: str, ifname: str) -> Plan:

@@ -114,13 +114,17 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route through `link` in the main table; without a gateway the destination is on the link."""
+    """A route through `link` in the main table; without a gateway the destination is on the link.
+
+    `tunable`: others may have moved it to another table, as the CNI plugins sbr and vrf do.
+    """
 
     destination: IPNetwork
     link: str
     gateway: IPAddress | None = None
     netns: str | None = None
     netns_id: str = ""
+    tunable: bool = field(default=False, metadata=QUIET)
 
     @property
     def key(self) -> str:

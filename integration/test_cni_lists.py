@@ -96,6 +96,43 @@ def test_portmap_and_firewall_after_ours(
         assert "10.91.0.2" not in host.output("iptables-save")
 
 
+@pytest.mark.parametrize("called", ["0", "1"], ids=["routed", "bridged"])
+def test_container_reaches_its_own_port_by_portmap(own: tuple[Host, Netplug], called: str) -> None:
+    """With bridge-nf-call-iptables what is led back to it never leaves the bridge."""
+    host, netplug = own
+    host.run(["sysctl", "-qw", f"net.bridge.bridge-nf-call-iptables={called}"])
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    plugin = PYNET | {"hairpinMode": True, "capabilities": {}, "ipam": {"type": "netplug-ipam"} | RANGES}
+    it = Runtime(host, plugin, portmap)
+    with namespace(host) as netns, SeenServer(netns, "tcp", 80):
+        one = it.add(netns, runtime={"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]})
+        assert tcp_ask(netns, "10.91.0.1", 8080)
+        assert not netplug.drift()
+        it.delete(one)
+
+
+def test_routes_that_sbr_moved_are_let_be(own: tuple[Host, Netplug]) -> None:
+    """It moves them to a table of its own, by which the container answers."""
+    host, netplug = own
+    it = Runtime(host, PYNET, {"type": "sbr"})
+    with namespace(host) as netns:
+        one = it.add(netns)
+        moved = netns.exec("ip", "route", "show", "table", "all")
+        assert "default via 10.91.0.1 dev eth0 table 100" in moved
+        assert netns.exec("ip", "route", "show", "default") == ""
+        it.check(one)
+        assert not netplug.drift()
+        netns.exec("ip", "address", "add", "10.99.0.1/24", "dev", "eth0")
+        netns.exec("ip", "address", "del", one.result["ips"][0]["address"], "dev", "eth0")
+        netplug.cli("repair")  # of the address; the routes stay where they are
+        assert netns.exec("ip", "route", "show", "default") == ""
+        netns.exec("ip", "route", "flush", "table", "100")
+        with pytest.raises(PluginError) as caught:
+            it.check(one)
+        assert caught.value.code == 104
+        it.delete(one)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_loopback_before_ours_stays_in_the_result(own: tuple[Host, Netplug], version: str) -> None:
     host, _ = own

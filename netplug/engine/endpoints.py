@@ -13,7 +13,7 @@ from netplug.drivers.naming import short
 from netplug.drivers.options import parse_endpoint
 from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import place, ways_out
-from netplug.drivers.steps import IPAddress, Route
+from netplug.drivers.steps import Hairpin, IPAddress, Route, Veth
 from netplug.engine.addressing import Addressing
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.locks import Locks
@@ -126,6 +126,8 @@ class Endpoints:
         attachment = driver.join(net, endpoint)
         endpoint = replace(endpoint, mac=attachment.mac or spec.mac)
         plan = driver.create_endpoint(net, endpoint, self._shared.host)
+        if spec.hairpin:
+            plan += Plan(tuple(Hairpin(step.name) for step in plan if isinstance(step, Veth)))
         if spec.routes is not None:
             attachment = replace(attachment, gateways=(), routes=spec.routes)
         if not spec.netns:

@@ -117,7 +117,7 @@ class Publishing:
             return built
         if built.front_end.shares:
             exposed = exposed.sharing()
-        exposed = built.exposed + exposed.without(step.key for step in built.exposed)
+        exposed = built.exposed + exposed.without(step.key for step in built.present)
         return replace(built, exposed=exposed, published=in_order((*built.published, *published)))
 
     @whole

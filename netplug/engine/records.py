@@ -81,7 +81,7 @@ class EndpointSpec:
     (`Kernel.sandbox`). `options`: as the user wrote them. `groups`: sets of subnets of each of which one address is
     wanted, in place of one a family. `routes`: those of the sandbox, in place of a way out by the gateways. `pinned`:
     it keeps its MAC, whoever may tune its link. `elsewhere`: path and identity of a sandbox in which somebody else
-    makes the link.
+    makes the link. `hairpin`: what its port sends may come back by it, where others lead it so.
     """
 
     id: str
@@ -102,6 +102,7 @@ class EndpointSpec:
     netns_id: str = ""
     caller: Caller = Caller()
     elsewhere: tuple[str, str] = ("", "")
+    hairpin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class AttachSpec:
     """A bare namespace to plug in: `netns` is a path or the name of one below /run/netns.
 
     `id`: of the endpoint; empty: made from the namespace and `ifname`. `leased`: addresses that somebody else's IPAM
-    chose. `groups`, `routes`, `pinned`: as in `EndpointSpec`.
+    chose. `groups`, `routes`, `pinned`, `hairpin`: as in `EndpointSpec`.
     """
 
     network: str
@@ -129,6 +130,7 @@ class AttachSpec:
     routes: tuple[StaticRoute, ...] | None = None
     pinned: bool = False
     caller: Caller = Caller()
+    hairpin: bool = False
 
     def endpoint(self, ident: str, network: str, netns: str, netns_id: str) -> EndpointSpec:
         """Return the endpoint asked for; `network` is an id, `netns` a path."""
@@ -150,6 +152,7 @@ class AttachSpec:
             pinned=self.pinned,
             netns_id=netns_id,
             caller=self.caller,
+            hairpin=self.hairpin,
         )
 
 

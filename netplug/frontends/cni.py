@@ -246,6 +246,7 @@ def _spec(request: Request, wanted: Wanted, record: NetworkRecord, leased: Resul
         options=wanted.limits,
         pinned=wanted.pinned,
         caller=request.caller,
+        hairpin=wanted.hairpin,
     )
 
 

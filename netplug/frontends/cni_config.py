@@ -38,7 +38,7 @@ class Wanted:
 
     `groups`, `addresses`: see `AttachSpec`. `routes` None: the network's own way out; else those, where one without a
     gateway goes by that of the network. `default_route`: there shall be one beside `routes`. `limits`: options of the
-    endpoint. `pinned`: it keeps its MAC, whatever later plugins do.
+    endpoint. `pinned`: it keeps its MAC, whatever later plugins do. `hairpin`: see `EndpointSpec`.
     """
 
     network: NetworkSpec
@@ -53,6 +53,7 @@ class Wanted:
     dns: Dns = field(default_factory=Dns)
     limits: Mapping[str, str] = field(default_factory=dict)
     pinned: bool = False
+    hairpin: bool = False
 
     def routes_in(self, net: Network, gateways: dict[int, IPAddress]) -> tuple[StaticRoute, ...] | None:
         """Return the sandbox's routes in a network with these gateways; None for the network's own."""
@@ -104,6 +105,7 @@ def translate(request: Request) -> Wanted:
         _dns(config, ipam),
         _limits(config),
         pinned=config.macspoofchk,
+        hairpin=config.hairpinMode,
     )
 
 

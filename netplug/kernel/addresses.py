@@ -79,6 +79,12 @@ def is_ours(found: LinkAddress, link: Link) -> bool:
 def ensure_route(nl: Netlink, step: Route) -> Outcome:
     """Bring a route about."""
     link = _link(nl, step)
+    if step.tunable and not route_drift(step, link, rtnl.routes(nl, table=0)):
+        return Outcome.EQUAL
+    return _make_route(nl, step, link)
+
+
+def _make_route(nl: Netlink, step: Route, link: Link) -> Outcome:
     message = _route(step, link.index)
     try:
         nl.request(RTM_NEWROUTE, message, NEW)

@@ -149,13 +149,14 @@ class LinkAddress:
 
 @dataclass(frozen=True, slots=True)
 class LinkRoute:
-    """A unicast route of the main table; of several next hops the first."""
+    """A unicast route; of several next hops the first."""
 
     destination: IPNetwork
     index: int
     gateway: IPAddress | None
     protocol: int
     metric: int
+    table: int = RT_TABLE_MAIN
 
 
 def link(nl: Netlink, name: str) -> Link | None:
@@ -179,18 +180,18 @@ def addresses(nl: Netlink, index: int = 0) -> list[LinkAddress]:
     return [_address(data) for data in nl.dump(RTM_GETADDR, IFADDR.pack(0, 0, 0, 0, index))]
 
 
-def routes(nl: Netlink) -> list[LinkRoute]:
-    """Return the unicast routes of the main table, IPv4 first."""
+def routes(nl: Netlink, table: int = RT_TABLE_MAIN) -> list[LinkRoute]:
+    """Return the unicast routes of a table, IPv4 first; with table 0 those of all."""
     found: list[LinkRoute] = []
     for family in (2, AF_INET6):
-        query = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0) + u32(RTA_TABLE, RT_TABLE_MAIN)
+        query = RTMSG.pack(family, 0, 0, 0, table, 0, 0, 0, 0) + (u32(RTA_TABLE, table) if table else b"")
         try:
             dump = nl.dump(RTM_GETROUTE, query)
         except NetlinkError as error:
             if error.errno == 2:  # ENOENT: no such table yet, a namespace that never had a route
                 continue
             raise
-        found.extend(_routes(dump))
+        found.extend(route for route in _routes(dump) if table in {0, route.table})
     return found
 
 
@@ -284,8 +285,7 @@ def _routes(dump: Iterable[bytes]) -> Iterable[LinkRoute]:
         if kind != _RTN_UNICAST:
             continue
         found = attrs(data, 12)
-        if number(found.get(RTA_TABLE), RT_TABLE_MAIN) != RT_TABLE_MAIN:
-            continue
+        table = number(found.get(RTA_TABLE), RT_TABLE_MAIN)
         metric = number(found.get(RTA_PRIORITY))
         if RTA_MULTIPATH in found:
             hops = found[RTA_MULTIPATH]
@@ -295,6 +295,5 @@ def _routes(dump: Iterable[bytes]) -> Iterable[LinkRoute]:
             index = number(found.get(RTA_OIF))
         destination = attrs(data, 12).get(RTA_DST) or bytes(4 if family == 2 else 16)
         gateway = found.get(RTA_GATEWAY)
-        yield LinkRoute(
-            ip_network((destination, length)), index, ip_address(gateway) if gateway else None, protocol, metric
-        )
+        via = ip_address(gateway) if gateway else None
+        yield LinkRoute(ip_network((destination, length)), index, via, protocol, metric, table)

@@ -36,11 +36,12 @@ from .rules import Model
 
 @dataclass(slots=True)
 class View:
-    """A namespace."""
+    """A namespace. `moved`: routes of other tables than the main one; those of the host are not looked at."""
 
     links: dict[str, Link]
     addresses: dict[int, list[LinkAddress]]
     routes: list[LinkRoute]
+    moved: list[LinkRoute]
 
 
 Netns: TypeAlias = tuple[str, str]
@@ -64,7 +65,7 @@ class Survey:
         with Sandboxes() as sandboxes:
             for netns in {netns for step in steps for netns in _sandboxes(step)}:
                 try:
-                    views[netns] = _view(sandboxes.get(*netns)[1])
+                    views[netns] = _view(sandboxes.get(*netns)[1], table=0)
                 except FileNotFoundError:
                     views[netns] = None
         host = views[_HOST] = _view(nl)
@@ -121,7 +122,8 @@ class Survey:
             return loopback.drift(view.links if view else None)
         link = view.links.get(step.link) if view else None
         if isinstance(step, Route):
-            return addresses.route_drift(step, link, view.routes if view else [])
+            found = view.routes + (view.moved if step.tunable else []) if view else []
+            return addresses.route_drift(step, link, found)
         return addresses.address_drift(step, link, view.addresses.get(link.index, []) if view and link else [])
 
     def _inside(self, step: Veth | Macvlan | Address | Route | Loopback) -> View | None:
@@ -183,11 +185,14 @@ def _sandboxes(step: Step) -> tuple[Netns, ...]:
     return ()
 
 
-def _view(nl: Netlink) -> View:
+def _view(nl: Netlink, table: int = rtnl.RT_TABLE_MAIN) -> View:
     by_link: dict[int, list[LinkAddress]] = {}
     for item in rtnl.addresses(nl):
         by_link.setdefault(item.index, []).append(item)
-    return View({link.name: link for link in rtnl.links(nl)}, by_link, rtnl.routes(nl))
+    routes = rtnl.routes(nl, table)
+    main = [route for route in routes if route.table == rtnl.RT_TABLE_MAIN]
+    moved = [route for route in routes if route.table != rtnl.RT_TABLE_MAIN]
+    return View({link.name: link for link in rtnl.links(nl)}, by_link, main, moved)
 
 
 def _words(differences: list[links.Difference]) -> str:
