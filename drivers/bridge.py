@@ -44,6 +44,9 @@ class BridgeDriver:
                 f"option bridge={bridge}: the host has a {kind} link of this name",
                 hint="choose another",
             )
+        if net.options.slaac and net.options.spoofchk:
+            words = "option slaac=true: spoofchk lets containers send from no address but those that they are given"
+            raise DriverError(Kind.INVALID, words, hint="give -o spoofchk=false as well")
         for other in others:
             if other.options.mode in _BRIDGED and link_of(other) == bridge:
                 raise DriverError(Kind.EXISTS, f"bridge {bridge!r} belongs to network {other.name!r}")
@@ -81,6 +84,7 @@ class BridgeDriver:
             master=link_of(net),
             isolated=not net.options.icc,
             pinned=net.options.spoofchk,
+            slaac=net.options.slaac,
         )
         guard = _guard(net, veth.name, veth.peer_mac, ep.addresses)
         return guard + shaping.around(net, ep, veth.name, Plan((veth,)))

@@ -58,7 +58,9 @@ class MacvlanDriver:
 
     def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
         options, mac = net.options, ep.chosen_mac()
-        steps: list[Step] = [Macvlan(sandbox_side(ep.id), options.parent, options.macvlan_mode, mac, options.mtu)]
+        steps: list[Step] = [
+            Macvlan(sandbox_side(ep.id), options.parent, options.macvlan_mode, mac, options.mtu, slaac=options.slaac)
+        ]
         families = {subnet.host.version for subnet in net.subnets if subnet.host}
         steps += [
             Route(_alone(address).network, host_macvlan(net.id))

@@ -36,6 +36,7 @@ class NetworkOptions:
     masquerade: bool = True
     icc: bool = True
     spoofchk: bool = True
+    slaac: bool = False
     host_binding_ipv4: IPv4Address | None = None
     ifname: str = "eth"
     parent: str = ""
@@ -120,6 +121,15 @@ OPTIONS: tuple[Option, ...] = (
         values.boolean,
         "true",
         "containers send with no address or MAC but their own; `false` for those that route for others",
+    ),
+    Option(
+        "slaac",
+        (),
+        (BRIDGE, MACVLAN),
+        values.boolean,
+        "false",
+        "containers take routes from router advertisements, and addresses of their prefixes; on a bridge with "
+        "`spoofchk=false` only. Not of Docker's, which decides by `--sysctl net.ipv6.conf.default.accept_ra=…`",
     ),
     Option(
         "host_binding_ipv4",

@@ -63,7 +63,8 @@ class Veth:
     The peer is made in the host's namespace and left down (a runtime moves it), or directly in `netns` and up.
     `isolated`: the port exchanges no frames with other isolated ports (bridge(8), ``isolated on``). `tunable`: others
     may change MAC, MTU and state of the sandbox side once it is made. `pinned`: the bridge learns nobody by the port;
-    it is told that `peer_mac` is there, and no other port takes that over.
+    it is told that `peer_mac` is there, and no other port takes that over. `slaac`: the sandbox side believes routers
+    (RFC 4862); one that is not made in its sandbox is the runtime's affair.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Veth:
     tunable: bool = False
     netns_id: str = ""
     pinned: bool = False
+    slaac: bool = field(default=False, metadata=QUIET)
 
     @property
     def key(self) -> str:
@@ -379,7 +381,7 @@ class Macvlan:
 
     `name` is what it is known by, and its name in the host's namespace, where it is made and left down unless `up`.
     With a `netns` it is made there, as `ifname`, and up. `moved`: the sandbox into which a runtime has moved it since;
-    it is there, or still on the host. `tunable`: as of a `Veth`.
+    it is there, or still on the host. `tunable`, `slaac`: as of a `Veth`.
     """
 
     name: str
@@ -393,6 +395,7 @@ class Macvlan:
     moved: str | None = None
     tunable: bool = False
     netns_id: str = ""
+    slaac: bool = field(default=False, metadata=QUIET)
 
     @property
     def key(self) -> str:

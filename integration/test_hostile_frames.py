@@ -157,6 +157,49 @@ def test_host_takes_no_router_for_one_that_is_a_container(place: Place, mode: st
         assert [line for line in routes_by(place.host) if "dev uplink" not in line and "dev far" not in line] == []
 
 
+@contextmanager
+def lent_bridge(host: Host) -> Iterator[None]:
+    """A bridge of the user's own with a cable, at whose end there may be anybody."""
+    for line in (
+        "link add lent type bridge",
+        "link set lent up",
+        "link add lentport master lent up type veth peer name lentfar",
+        "link set lentfar up",
+    ):
+        host.run(["ip", *line.split()])
+    yield
+    host.run(["ip", "link", "del", "lent"])
+    host.run(["ip", "link", "del", "lentport"])
+
+
+@pytest.mark.parametrize("slaac", [False, True])
+@pytest.mark.parametrize("mode", ["macvlan", "bridge"])
+def test_sandbox_believes_routers_of_its_segment_only_if_it_shall(place: Place, mode: str, *, slaac: bool) -> None:
+    far, options = ("far", {"mode": "macvlan", "parent": "uplink"})
+    if mode == "bridge":
+        far, options = "lentfar", {"mode": "bridge", "bridge": "lent"} | ({"spoofchk": "false"} if slaac else {})
+    with (
+        lent_bridge(place.host),
+        overlay("lair", (place.node,), V4, slaac=str(slaac).lower(), **options) as mesh,
+        mesh.station(place.node, "10.95.1.2") as station,
+        in_netns(place.host.netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as router,
+    ):
+        router.bind((far, 0))
+        (own,) = json.loads(station.place.exec("ip", "-j", "link", "show", "eth0"))
+        sent = advertisement("fe80::1", "02:00:00:00:00:99", own["address"])
+
+        def taken() -> str:
+            router.send(bytes(sent))
+            return station.place.exec("ip", "-6", "route", "show", "default")
+
+        # Its link-local address is there after duplicate address detection; by then it would take what it takes.
+        wait_until(lambda: "tentative" not in station.place.exec("ip", "-6", "addr", "show", "dev", "eth0"), 10)
+        if slaac:
+            wait_until(taken, ARRIVAL_TIMEOUT_S, "the router's route")
+        assert bool(taken()) == slaac
+        assert ("2001:db8:bad:" in station.place.exec("ip", "-6", "addr")) == slaac
+
+
 def hears(place: Place, mode: str, it: Thief, port: int) -> set[bytes]:
     """Send packets to the host from all kinds of sources by all ways, and return what those say that came."""
     with (

@@ -37,6 +37,12 @@ EP = Endpoint("9f8e" * 16, NET.id, (ip_interface("10.208.0.2/24"),))
             "bridge 'br0' belongs to network 'red'",
         ),
         (
+            replace(NET, options=NetworkOptions(slaac=True)),
+            (),
+            HostFacts(),
+            "option slaac=true: spoofchk lets containers send from no address but those that they are given",
+        ),
+        (
             NET,
             (),
             HostFacts(routes=((ip_network("10.208.0.128/25"), "eth0"),)),

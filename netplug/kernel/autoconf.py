@@ -19,7 +19,28 @@ AS_PORT = {
 }
 """For ports of bridges, which speak neither ARP nor IPv6: the bridge does. Cheap where a link has no address yet."""
 
+IN_SANDBOX = {"ipv6": {"accept_ra": "0", "autoconf": "0"}}
+"""For links in sandboxes, which have the addresses and routes that they are given and no others."""
+
 Settings = Mapping[str, Mapping[str, str]]
+
+
+def open_settings() -> int | None:
+    """Return a descriptor of the IPv6 settings of this thread's namespace, by which other threads reach them too."""
+    try:
+        return os.open("/proc/sys/net/ipv6/conf", os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+
+
+def write_inside(link: str, sandbox: int | None) -> None:
+    """Have a link in a sandbox believe no routers. `sandbox`: what `open_settings` returned there."""
+    for name, value in IN_SANDBOX["ipv6"].items() if sandbox is not None else ():
+        fd = os.open(f"{link}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=sandbox)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
 
 
 def write(link: str, settings: Settings) -> None:

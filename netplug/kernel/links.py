@@ -115,6 +115,8 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
     try:
         inside.request(*altname(step.peer), NEW)
         if step.netns:
+            if not step.slaac:
+                autoconf.write_inside(step.peer, inside.settings)
             # Only now: the kernel answers ENOTCONN to a pair whose far end is to be up before the near end exists.
             inside.request(RTM_NEWLINK, by_name(step.peer, IFF_UP))
     except NetlinkError as error:

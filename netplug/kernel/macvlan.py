@@ -42,6 +42,8 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
         inside.request(*altname(step.name, name), NEW)
         if step.up:
             autoconf.write(name, autoconf.NO_ROUTERS)
+        if step.netns and not step.slaac:
+            autoconf.write_inside(name, inside.settings)
         if step.netns or step.up:
             inside.request(RTM_NEWLINK, by_name(name, IFF_UP))
     except NetlinkError as error:

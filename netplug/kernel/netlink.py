@@ -140,10 +140,13 @@ class Netlink:
 
     Args:
         sock: of family AF_NETLINK; taken over.
+
+    `settings`: of its namespace, see `autoconf`; closed with it.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.settings: int | None = None
         self._seq = 0
         self._lock = threading.Lock()
         sock.setblocking(True)
@@ -237,6 +240,9 @@ class Netlink:
     def close(self) -> None:
         """Close the socket."""
         self.sock.close()
+        if self.settings is not None:
+            os.close(self.settings)
+            self.settings = None
 
     def _send(self, kind: int, flags: int, payload: bytes) -> int:
         self._seq += 1

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from . import autoconf
 from .netlink import NETLINK_ROUTE, Netlink
 
 NAMED = Path("/run/netns")
@@ -106,8 +107,13 @@ def run_in(fd: int, work: Callable[[], _T]) -> _T:
 
 def netlink_in(fd: int, protocol: int = NETLINK_ROUTE) -> Netlink:
     """Return a netlink socket that acts in the namespace."""
-    sock = run_in(fd, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol))
-    return Netlink(sock)
+
+    def opened() -> Netlink:
+        netlink = Netlink.open(protocol)
+        netlink.settings = autoconf.open_settings()
+        return netlink
+
+    return run_in(fd, opened)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 
 pytest.register_assert_rewrite("kernel_suite", "ports_suite", "tables_suite", "linux_host")
 
-from kernel_suite import BRIDGE, IFB, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
+from kernel_suite import BRIDGE, IFB, MACVLAN, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
 from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, run  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
@@ -109,6 +109,18 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         await kernel.ensure((second,))
         await kernel.settle()
         assert await whats(kernel, second) == []
+
+    @pytest.mark.parametrize("slaac", [False, True])
+    async def test_link_in_a_sandbox_believes_routers_only_if_it_shall(
+        self, kernel: LinuxKernel, around: LinuxSurroundings, *, slaac: bool
+    ) -> None:
+        netns = around.sandbox()
+        veth = replace(VETH, peer="eth0", netns=netns, slaac=slaac)
+        macvlan = replace(MACVLAN, ifname="eth1", netns=netns, slaac=slaac)
+        await kernel.ensure((BRIDGE, veth, macvlan))
+        names = [f"net.ipv6.conf.{link}.{name}" for link in ("eth0", "eth1") for name in ("accept_ra", "autoconf")]
+        found = run("ip", "netns", "exec", Path(netns).name, "sysctl", "-n", *names).split()
+        assert found == ["1" if slaac else "0"] * 4
 
     async def test_link_that_is_removed_once_more_while_it_goes_is_gone(
         self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
