@@ -16,6 +16,7 @@ import pytest
 from living import Living, living
 
 from netplug.cli import NO, OK, UNREACHABLE, USAGE, main
+from netplug.cli.output import table
 from netplug.composing import drivers
 
 NETWORK_FIELDS = [
@@ -382,3 +383,14 @@ def test_help_of_network_create_names_each_mode(
     assert main(["network", "create", "--help"]) == OK
     said = capsys.readouterr().out
     assert {mode for mode in drivers() if mode not in said} <= {"ipam"}  # of the executable netplug-ipam alone
+
+
+def test_a_narrow_terminal_cuts_no_port_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    ports = ["0.0.0.0:8000-8999->8000-8999/tcp", "[::]:8000-8999->8000-8999/tcp"]
+    row = ("0a1b2c3d4e5f", "shop_default", "shop-web-1", "0a1b2c3d4e5f", ["10.208.0.2"], "02:00:0a:d0:00:02", "host-a")
+    columns = ("id", "network", "name", "container", "addresses", "mac", "host", "front end", "ports")
+    text = table(columns, [(*row, "docker", ports)])
+    for port in (*ports, "10.208.0.2"):
+        assert port in text

@@ -362,3 +362,21 @@ async def test_containers_are_kept_away_from_the_store_that_hosts_share(host: Ho
     assert await host.reconciler.diff() == []
     assert refused not in (host.kernel.chain(4, "filter", "NETPLUG-FROM") or ())
     assert "netplug-store4" not in str(host.dump())
+
+
+async def test_network_that_docker_removes_stays_for_those_who_are_not_dockers(host: Host) -> None:
+    await host.docker_network()
+    await host.docker_endpoint()
+    await host.attach("ns1")
+    await host.engine.networks.delete(NET, by=FrontEnd.DOCKER)
+    (record,) = host.networks()
+    (left,) = host.endpoints()
+    assert (record.front_end, left.sandbox) == (FrontEnd.CLI, "/run/netns/ns1")
+    await host.reboot()
+    await host.check()
+    with pytest.raises(NetplugError, match="has an endpoint"):
+        await host.engine.networks.delete(NET, by=FrontEnd.CLI)
+    await host.engine.endpoints.detach(NET, "ns1", "eth0")
+    await host.engine.networks.delete(NET, by=FrontEnd.CLI)
+    assert host.networks() == []
+    await host.check()

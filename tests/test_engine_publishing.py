@@ -207,3 +207,30 @@ async def test_ports_that_follow_one_another_are_one_thing(host: Host) -> None:
     await host.publish(END, *ports[50:], *ports[:50])
     assert await host.state() == before
     await host.check()
+
+
+async def test_a_chosen_port_stays_when_the_way_out_changes(host: Host) -> None:
+    await host.docker_network(OTHER, "10.7.0.0/24")
+    await published(host, LATER, 4, 0)
+    await published(host, END, 2, 0)
+    ((mine,), (other,)) = (host.endpoint(ident).published for ident in (END, LATER))
+    await host.engine.endpoints.delete(NET, LATER)  # its port, a lower one, is free
+    assert other.host_port < mine.host_port
+    await host.docker_endpoint(NEXT, "10.7.0.2/24", network=OTHER, ports=(tcp(0),))
+    await host.engine.endpoints.join(OTHER, NEXT, "/run/docker/netns/2")
+    for leave in (host.engine.publishing.unpublish, host.engine.endpoints.leave):
+        await leave(NET, END)
+        moved = await host.engine.publishing.publish(OTHER, NEXT)
+        assert [it.host_port for it in moved.published] == [mine.host_port]
+        await host.engine.publishing.unpublish(OTHER, NEXT)
+        await host.join(END, "/run/docker/netns/2")
+        assert [it.host_port for it in (await host.publish(END)).published] == [mine.host_port]
+
+
+async def test_a_chosen_port_that_another_took_meanwhile_is_another(host: Host) -> None:
+    await published(host, END, 2, 0)
+    (mine,) = host.endpoint().published
+    await host.engine.publishing.unpublish(NET, END)
+    host.kernel.foreign.ports.add((Proto.TCP, ip_address("0.0.0.0"), mine.host_port))
+    (now,) = (await host.publish()).published
+    assert now.host_port != mine.host_port

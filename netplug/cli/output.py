@@ -11,6 +11,8 @@ import typer
 from netplug.cli import PIPE_CLOSED
 from netplug.idents import SHORT, short_id
 
+_FOLDED = 6
+"""Columns that a single value takes at least when it is folded, with what is between."""
 ENDLESS = 100_000
 """Columns of a line that nobody looks at on a screen."""
 
@@ -34,7 +36,7 @@ def emit_json(data: Any) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | Iterable[str]]]) -> str:
     """Return a table; a cell of several values gets a line for each on a terminal, and commas otherwise.
 
-    No value is ever cut: on a narrow terminal it is folded.
+    No value is ever cut: on a narrow terminal it is folded, those of several (addresses, ports) last.
     """
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - 50 ms, for those who see a table only
     from rich.console import Console  # noqa: PLC0415
@@ -44,11 +46,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str | Iterable[str]]])
     terminal = sys.stdout.isatty()
     separator = "\n" if terminal else ","
     grid = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column.upper(), overflow="fold", no_wrap=not terminal)
-    for row in rows:
-        grid.add_row(*(Text(cell if isinstance(cell, str) else separator.join(cell)) for cell in row))
+    cells = [[cell if isinstance(cell, str) else list(cell) for cell in row] for row in rows]
     console = Console(width=None if terminal else ENDLESS, no_color=None if terminal else True)
+    widest = [
+        max((len(it) for row in cells if isinstance(row[at], list) for it in row[at]), default=0)
+        for at in range(len(columns))
+    ]
+    fits = sum(width or _FOLDED for width in widest) <= console.width
+    for column, width in zip(columns, widest, strict=True):
+        grid.add_column(column.upper(), overflow="fold", no_wrap=not terminal or (fits and width > 0))
+    for row in cells:
+        grid.add_row(*(Text(cell if isinstance(cell, str) else separator.join(cell)) for cell in row))
     with console.capture() as capture:
         console.print(grid)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -157,7 +157,8 @@ class Networks:
     async def take_down(self, ref: str, *, by: FrontEnd, orphaned: bool = False) -> None:
         """Take a network of this host down.
 
-        Docker asks only when it knows of no endpoint, so those that are still here are dead and go with it.
+        Docker asks only when it knows of no endpoint, so those of its own that are still here are dead and go with it.
+        Where others are attached the network stays, as one of ours: Docker forgets it whatever we answer.
         `orphaned`: Docker made it and knows it no more, so anybody may delete it.
 
         Raises:
@@ -169,8 +170,14 @@ class Networks:
             record = self._registry.network(ident)
             if not orphaned:
                 self._refuse_delete(record, by)
-            for endpoint in self._registry.endpoints(ident):
+            endpoints = self._registry.endpoints(ident)
+            others = [it for it in endpoints if it.front_end is not FrontEnd.DOCKER] if by is FrontEnd.DOCKER else []
+            for endpoint in (it for it in endpoints if it not in others):
                 await self._endpoints.drop(endpoint)
+            if others:
+                await self._registry.save(replace(record, front_end=FrontEnd.CLI, claimed=False))
+                log.warning("network.kept", network=short(ident), name=record.network.name, endpoints=len(others))
+                return
             await self._peers.forget(ident)
             intent = Intent(f"network {record.network.name}", record.plan.without(record.used), (record.key,))
             await self._journal.take_down(intent, durable=True)

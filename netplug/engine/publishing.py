@@ -15,7 +15,7 @@ from netplug.drivers.plan import Plan
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.records import Caller, EndpointRecord, FrontEnd
 from netplug.engine.registry import Record, Registry, put
-from netplug.engine.reserving import Inherited, Sharing, addresses, in_order, reserved
+from netplug.engine.reserving import Chosen, Inherited, Sharing, addresses, in_order, reserved
 from netplug.engine.sandboxes import is_there
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError
@@ -41,6 +41,7 @@ class Publishing:
         self._started = time.monotonic()
         self._known: set[str] = set()
         self._sharing = Sharing(registry)
+        self._chosen = Chosen()
         registry.watchers.append(self._changed)
 
     def begin_session(self) -> None:
@@ -48,8 +49,12 @@ class Publishing:
         self._known.clear()
 
     def _changed(self, before: Record | None, after: Record | None) -> None:
-        if after is None and isinstance(before, EndpointRecord):
+        if not isinstance(before, EndpointRecord):
+            return
+        if after is None:
             self._known.discard(before.key)
+        if before.published and not (isinstance(after, EndpointRecord) and after.published):
+            self._chosen.remember(before)
 
     @whole
     async def publish(
@@ -107,7 +112,8 @@ class Publishing:
             relayed = not shares
             number = sum(mapping.count * len(addresses(built.endpoint, mapping, relayed=relayed)) for mapping in ports)
             self._kernel.admit(number, f"publishing {sum(mapping.count for mapping in ports)} ports")
-            async with reserved(self._kernel, built.endpoint, ports, theirs) as published:
+            had = self._chosen.before(built.sandbox, ports)
+            async with reserved(self._kernel, built.endpoint, ports, theirs, had) as published:
                 yield self._with(net, built, published)
 
     def _with(self, net: Network, built: EndpointRecord, published: tuple[PortMapping, ...]) -> EndpointRecord:

@@ -1,9 +1,11 @@
 """Host ports of published ports, chosen and reserved; and which of a container's several endpoints publishes which."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from ipaddress import IPv6Address
+from types import MappingProxyType
+from typing import TypeAlias
 
 from netplug.drivers import firewall, ranges
 from netplug.drivers.api import Endpoint, PortMapping
@@ -97,14 +99,52 @@ def _unmapped(address: IPAddress | None) -> IPAddress | None:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
+class Chosen:
+    """The host ports that were chosen for containers, by sandbox: one keeps them when its way out changes.
+
+    Docker takes a container's ports back, and asks for them anew by another of its networks.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[_Wanted, int]] = {}
+
+    def remember(self, gone: EndpointRecord) -> None:
+        """Remember what was chosen for an endpoint that publishes no more."""
+        open_ = {_wanted(it) for it in gone.endpoint.ports if not ranges.definite(it)}
+        singles = (single for mapping in gone.published for single in ranges.singles(mapping))
+        found = {_wanted(it): it.host_port for it in singles if _wanted(it) in open_}
+        if gone.sandbox and found:
+            self._of[gone.sandbox] = self._of.pop(gone.sandbox, {}) | found
+            for stale in list(self._of)[:-_SANDBOXES]:
+                del self._of[stale]
+
+    def before(self, sandbox: str, ports: Sequence[PortMapping]) -> dict[PortMapping, int]:
+        """Return the host ports that a sandbox had for these mappings."""
+        known = self._of.get(sandbox, {}) if sandbox else {}
+        return {it: known[_wanted(it)] for it in ports if not ranges.definite(it) and _wanted(it) in known}
+
+
+_Wanted: TypeAlias = tuple[Proto, int, IPAddress | None]
+_SANDBOXES = 1024
+"""Of so many sandboxes is remembered what they had; their paths are never used again."""
+
+
+def _wanted(mapping: PortMapping) -> _Wanted:
+    return mapping.proto, mapping.port, mapping.host_address
+
+
 @asynccontextmanager
 async def reserved(
-    kernel: Kernel, ep: Endpoint, ports: Sequence[PortMapping], theirs: Reservations | None = None
+    kernel: Kernel,
+    ep: Endpoint,
+    ports: Sequence[PortMapping],
+    theirs: Reservations | None = None,
+    before: Mapping[PortMapping, int] = MappingProxyType({}),
 ) -> AsyncIterator[tuple[PortMapping, ...]]:
     """Reserve a host port for each mapping and yield the mappings with definite ports.
 
-    `theirs`: see `Kernel.reserve`. The reservations are ended when the block fails; else they are the caller's, who
-    ends them by removing the `HostPort` steps.
+    `theirs`: see `Kernel.reserve`. `before`: which of the possible ports to try first. The reservations are ended when
+    the block fails; else they are the caller's, who ends them by removing the `HostPort` steps.
 
     Raises:
         NetplugError: "unavailable", naming the port that is taken.
@@ -113,10 +153,31 @@ async def reserved(
     try:
         one_by_one = [single for mapping in ports for single in ranges.singles(mapping)]
         done = [(single, addresses(ep, single, relayed=theirs is None)) for single in one_by_one]
-        yield in_order([await _reserve(kernel, single, hosts, held, theirs) for single, hosts in done if hosts])
+        definite = []
+        for single, hosts in done:
+            tries = [replace(single, host_port=it, host_port_end=it) for it in (before.get(single),) if it]
+            if hosts:
+                definite.append(await _first(kernel, [*tries, single], hosts, held, theirs))
+        yield in_order(definite)
     except BaseException:
         await kernel.remove(held)
         raise
+
+
+async def _first(
+    kernel: Kernel,
+    tries: Sequence[PortMapping],
+    hosts: Sequence[IPAddress],
+    held: list[HostPort],
+    theirs: Reservations | None,
+) -> PortMapping:
+    """Reserve the first of several mappings that can be."""
+    for mapping in tries[:-1]:
+        try:
+            return await _reserve(kernel, mapping, hosts, held, theirs)
+        except NetplugError:
+            continue
+    return await _reserve(kernel, tries[-1], hosts, held, theirs)
 
 
 async def _reserve(
