@@ -161,7 +161,7 @@ class HostFacts:
     `bridge_netfilter`: frames that a bridge forwards may come to iptables too (the module br_netfilter is loaded).
     `forwarding`: IP versions that the host forwards without us. `advertised`: links, not ours, whose router
     advertisements the host takes, with their ``accept_ra`` without us. `store`: address and TCP port of the store that
-    hosts share, which is none of the containers' business.
+    hosts share, which is none of the containers' business. `firewalld`: it drops what comes by links of ours.
     """
 
     mtu: int = 1500
@@ -175,6 +175,7 @@ class HostFacts:
     forwarding: tuple[int, ...] = (4, 6)
     advertised: tuple[tuple[str, int], ...] = ()
     store: tuple[tuple[IPAddress, int], ...] = ()
+    firewalld: bool = False
 
     def link(self, name: str) -> LinkFacts | None:
         """Return the link of this name, None when there is none."""

@@ -19,6 +19,7 @@ from netplug.engine import Engine
 from netplug.engine.audit import orphans
 from netplug.engine.commits import SETTLE_S, Commits
 from netplug.engine.conditions import Difference
+from netplug.engine.firewalld import blocked
 from netplug.engine.quarantine import Unusable
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import identity, is_inhabited, is_there
@@ -111,6 +112,7 @@ class Reconciler:
         drifts = [drift for drift in seen.drifts if drift.step in now and drift.step.key not in changing]
         unknown = engine.peers.unknown(self._unknown(seen.owned.steps(), owners | now, changing))
         engine.shared.see(seen.facts)
+        engine.conditions.report("firewalld", blocked(seen.facts) if engine.shared.plan else ())
         engine.exposure.see(seen.facts)
         return _Look(
             [Difference(owners[drift.step], drift.step.key, drift.what) for drift in drifts]

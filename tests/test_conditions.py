@@ -4,6 +4,7 @@ import pytest
 from engine_host import Host
 from structlog.testing import capture_logs
 
+from netplug.drivers.api import HostFacts
 from netplug.engine.conditions import Conditions, Difference
 
 TWIN = Difference("host b", "vtep", "has the address of this host, 192.0.2.1")
@@ -37,5 +38,18 @@ async def test_diff_shows_what_is_reported_and_repair_claims_nothing() -> None:
     assert await host.reconciler.diff() == [TWIN]
     assert await host.reconciler.repair() == []
     host.engine.conditions.report("vteps", [])
+    assert await host.reconciler.diff() == []
+    await host.close()
+
+
+async def test_firewalld_in_the_way_is_shown_with_the_command_that_helps() -> None:
+    host = await Host.boot()
+    host.kernel.foreign.facts = HostFacts(firewalld=True)
+    assert await host.reconciler.diff() == []  # there is no network that it could harm
+    await host.cli_network()
+    (found,) = await host.reconciler.diff()
+    assert (found.owner, found.object) == ("host", "firewalld")
+    assert "firewall-cmd --permanent --zone=trusted --add-interface=np-+" in found.what
+    host.kernel.foreign.facts = HostFacts()
     assert await host.reconciler.diff() == []
     await host.close()

@@ -39,6 +39,7 @@ from . import (
     addresses,
     entries,
     facts,
+    firewalld,
     forwards,
     links,
     loopback,
@@ -192,7 +193,10 @@ class LinuxKernel:
         return Comparison(
             tuple(drifts),
             replace(owned(survey, sets, models, look), shortcuts=ways.owned()),
-            facts.of(host.links.values(), host.addresses, host.routes, models),
+            replace(
+                facts.of(host.links.values(), host.addresses, host.routes, models),
+                firewalld=firewalld.blocks(self._tables),
+            ),
         )
 
     async def drift(self, steps: Sequence[Step]) -> list[Drift]:

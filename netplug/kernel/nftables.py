@@ -220,6 +220,11 @@ class Tables:
         found = self._dump(10 << 8 | GETTABLE, query)
         return [attrs(data, 4)[TABLE_NAME].rstrip(b"\0").decode() for data in found]
 
+    def mentions(self, family: int, table: str, words: bytes) -> bool:
+        """Return whether any rule of somebody's table has these bytes in it."""
+        _, _, query = message(GETRULE, family, text(1, table))
+        return any(words in data for data in self._dump(10 << 8 | GETRULE, query))
+
     def rules(self, table: Table) -> dict[str, list[str]]:
         """Return the comments of all rules of a table, by chain; none where there is no table."""
         found: dict[str, list[str]] = {}

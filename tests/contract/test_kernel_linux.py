@@ -362,6 +362,15 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         assert "elements = { 10.5.0.1 . tcp . 8080 : 10.9.0.2 . 80 }" in listing
         assert "fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @one" in listing
 
+    async def test_firewalld_that_knows_nothing_of_our_links_is_seen(self, kernel: LinuxKernel) -> None:
+        assert not (await kernel.facts()).firewalld
+        run("nft", "add", "table", "inet", "firewalld")
+        run("nft", "add", "chain", "inet", "firewalld", "filter_FORWARD")
+        run("nft", "add", "rule", "inet", "firewalld", "filter_FORWARD", "iifname", "docker0", "accept")
+        assert (await kernel.facts()).firewalld
+        run("nft", "add", "rule", "inet", "firewalld", "filter_FORWARD", "iifname", "np-*", "accept")
+        assert not (await kernel.facts()).firewalld
+
     async def test_own_work_is_no_news_and_that_of_others_is(self, kernel: LinuxKernel) -> None:
         guard = Guard("nphtest", "02:00:00:00:02:01", (ip_address("10.9.0.2"),))
         await kernel.ensure((Guards(), guard))
