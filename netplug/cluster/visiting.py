@@ -61,6 +61,6 @@ async def _open(own: Store, settings: Settings, stack: AsyncExitStack) -> Shared
     shared = await EtcdStore.open(settings.etcd, deadline_s=DEADLINE_S)
     stack.push_async_callback(shared.close)
     known, now = await own.get(IDENTITY), await shared.get(IDENTITY)
-    if known is None or now is None or known.value != now.value:
+    if known is None or now is None or known.value["id"] != now.value["id"]:
         raise StoreError(f"{settings.etcd} holds other data than this host has seen there")
     return shared
