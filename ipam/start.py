@@ -12,8 +12,17 @@ Start: TypeAlias = Callable[[Pool], float]
 
 
 def default_start(pool: Pool) -> float:
-    """Return 0, but ½ for external pools: there Docker picks from the beginning, and we must not meet."""
-    return 0.5 if pool.space == EXTERNAL else 0.0
+    """Return 0, but ½ for external pools: there Docker picks from the beginning, and we must not meet.
+
+    In the middle of 172.18.0.0/16 is 172.18.128.0, which reads as a subnet: one further on then.
+    """
+    if pool.space != EXTERNAL:
+        return 0.0
+    first, last = pool.window
+    middle = (last - first + 1) // 2
+    if pool.network.version == 4 and (first + middle) % 256 == 0 and last - first >= 256:
+        return (middle + 1.5) / (last - first + 1)
+    return 0.5
 
 
 class HashedStart:

@@ -32,6 +32,7 @@ from netplug.dns.wire import ROOT, to_wire
 from netplug.errors import NetplugError
 from netplug.lock import SOCKET_PATH_BYTES
 from netplug.store.access import SCHEME, EtcdAccess, without_password
+from netplug.wording import shown, wrong
 
 DEFAULT_FILE = Path("/etc/netplug/netplug.toml")
 API_SOCKET = "netplug.sock"
@@ -313,14 +314,14 @@ def _explain(error: ErrorDetails, flags: Mapping[str, object], path: Path) -> Ne
             f"unknown setting {name!r} {'as a flag' if name in flags else f'in {path}'}",
             hint=f"did you mean {near[0]}" if near else "",
         )
-    reason = error.get("ctx", {}).get("error") or error["msg"]
     value = str(error["input"]) if isinstance(error["input"], Path) else error["input"]
     if name == "etcd_password":
         value = "***"
     elif name == "store":
         value = without_password(str(value))
-    source = _source(name, flags, path)
-    return NetplugError("invalid", f"setting {name} ({source}) is {value!r}: {_line(str(reason))}")
+    reason = wrong({**error, "input": value}).removesuffix(f", not {shown(value)}")
+    said = "not given" if value is None else repr(value) if isinstance(value, str) else shown(value)
+    return NetplugError("invalid", f"setting {name} ({_source(name, flags, path)}) is {said}: {_line(reason)}")
 
 
 def _source(name: str, flags: Mapping[str, object], path: Path) -> str:

@@ -330,7 +330,7 @@ def run(settings: Settings) -> None:
     except Exception as exc:
         log.exception("daemon.failed")
         causes = exc.exceptions if isinstance(exc, ExceptionGroup) else (exc,)
-        raise NetplugError("internal", f"the daemon failed: {causes[0]!r}", hint="see its log") from exc
+        raise NetplugError("internal", f"the daemon failed: {causes[0]!r}", hint=f"see {logging.LOG}") from exc
 
 
 async def _run(settings: Settings) -> None:

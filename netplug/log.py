@@ -12,6 +12,9 @@ from typing import Literal, TextIO
 import structlog
 from structlog.typing import Processor
 
+LOG = "the log of netplug: journalctl -u netplug, or what netplug serve prints"
+"""Where it is, for messages."""
+
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 

@@ -394,3 +394,12 @@ def test_a_narrow_terminal_cuts_no_port_in_the_middle(monkeypatch: pytest.Monkey
     text = table(columns, [(*row, "docker", ports)])
     for port in (*ports, "10.208.0.2"):
         assert port in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives it away")
+def test_serve_says_that_it_needs_root() -> None:
+    code = "import os, sys; from netplug.cli import CliError, serving; os.setuid(65534)\n"
+    code += "try: serving._refuse_without_rights()\nexcept CliError as exc: print(exc); sys.exit(exc.code)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == NO
+    assert re.fullmatch(r"netplug serve needs root: .* \(sudo netplug serve\)\n", done.stdout)

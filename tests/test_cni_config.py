@@ -215,14 +215,14 @@ def test_what_a_runtime_says_is_what_a_container_is_called(
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"runtimeConfig": {"portMappings": [{"hostPort": "x", "containerPort": 1}]}}, "it is not a whole number"),
-        ({"runtimeConfig": {"portMappings": [{"hostPort": 70000, "containerPort": 1}]}}, "it is more than 65535"),
+        ({"runtimeConfig": {"portMappings": [{"hostPort": "x", "containerPort": 1}]}}, "must be a whole number"),
+        ({"runtimeConfig": {"portMappings": [{"hostPort": 70000, "containerPort": 1}]}}, "must be at most 65535"),
         ({"runtimeConfig": {"portMappings": [{"hostPort": 1}]}}, "portMappings.0.containerPort is missing"),
-        ({"runtimeConfig": {"portMappings": {"a": 1}}}, "it is not a list"),
+        ({"runtimeConfig": {"portMappings": {"a": 1}}}, "must be a list"),
         ({"runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 2, "protocol": "x"}]}}, "'tcp', 'udp'"),
-        ({"runtimeConfig": []}, "it is not an object"),
-        ({"internal": "perhaps"}, "it is not true or false"),
-        ({"master": 7}, "it is not a text"),
+        ({"runtimeConfig": []}, "must be an object"),
+        ({"internal": "perhaps"}, "must be true or false"),
+        ({"master": 7}, "must be text"),
     ],
     ids=str,
 )

@@ -94,7 +94,7 @@ def test_a_bad_value_names_its_source(settings_file: WriteFile, monkeypatch: pyt
     path = settings_file('log_format = "xml"')
     assert refusal().startswith(f"setting log_format ({path}) is 'xml': ")
     monkeypatch.setenv("NETPLUG_LOG_FORMAT", "yaml")
-    assert refusal() == "setting log_format (NETPLUG_LOG_FORMAT) is 'yaml': input should be 'console' or 'json'"
+    assert refusal() == "setting log_format (NETPLUG_LOG_FORMAT) is 'yaml': must be 'console' or 'json'"
     assert refusal(log_format="csv").startswith("setting log_format (--log-format) is 'csv': ")
 
 
@@ -150,7 +150,7 @@ def test_etcds_files_go_together(files: dict[str, str], tmp_path: Path) -> None:
     assert "is of no use with store sqlite" in refusal(etcd_ca=ca)
     assert "(--etcd-cert)" in (text := refusal(store=etcd, etcd_cert=cert, etcd_key=key))
     assert "is of no use without etcd_ca" in text
-    assert f"setting etcd_key (default) is None: the key of etcd_cert '{cert}' is missing" == refusal(
+    assert f"setting etcd_key (default) is not given: the key of etcd_cert '{cert}' is missing" == refusal(
         store=etcd, etcd_ca=ca, etcd_cert=cert
     )
     assert "is of no use without etcd_cert" in refusal(store=etcd, etcd_ca=ca, etcd_key=key)

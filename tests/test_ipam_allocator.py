@@ -249,6 +249,8 @@ async def test_choosing_among_thousands_of_pools_and_routes_looks_at_few(ipam: A
 async def test_external_pools_are_picked_from_the_middle_and_others_where_told(store: DictStore) -> None:
     ipam = Allocator(store, SPACES)
     assert await _take(ipam, await _pool(ipam, "10.1.0.0/24", space="external")) == ip_address("10.1.0.128")
+    # 172.18.128.0 would read as a subnet.
+    assert await _take(ipam, await _pool(ipam, "172.18.0.0/16", space="external")) == ip_address("172.18.128.1")
     hashed = Allocator(DictStore(), SPACES, start=lambda _: 0.25)
     assert await _take(hashed, await _pool(hashed, "fd00::/64")) == ip_address("fd00::4000:0:0:0")
 

@@ -67,7 +67,8 @@ def test_overlays_connect_hosts_unless_they_separate_containers(tmp_path: Path) 
     [
         ("hosts: [", "is not YAML"),
         ("- a", "is not a mapping"),
-        ({"hosts": {}}, "hosts: .*at least 1"),
+        ({"hots": {"a": {}}, "hosts": None}, "hots: no such key, did you mean 'hosts'"),
+        ({"hosts": {}}, "hosts: is empty"),
         ({"hosts": {"A": {}}}, "hosts.A: 'A' is not a name of 1 to 32 of a-z"),
         ({"hosts": {"etcd": {}}}, "'etcd' is the name of the store's own host"),
         ({"hosts": {"a": {"mtu": 100}}}, "hosts.a.mtu: .*576"),

@@ -1,11 +1,15 @@
 """`netplug serve`: the daemon, with a flag for each of its settings."""
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from netplug.cli import NO, UNREACHABLE, USAGE, CliError
+
+_NEEDED = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 
 
 def serve(
@@ -96,6 +100,7 @@ def _serve(flags: dict[str, object]) -> None:
         settings = load(**flags)
     except NetplugError as exc:
         raise CliError(USAGE, exc.message, hint=exc.hint) from None
+    _refuse_without_rights()
     from netplug.daemon import run  # noqa: PLC0415
 
     try:
@@ -103,6 +108,16 @@ def _serve(flags: dict[str, object]) -> None:
     except NetplugError as exc:
         code = {"invalid": USAGE, "internal": NO}.get(exc.kind, UNREACHABLE)
         raise CliError(code, exc.message, hint=exc.hint) from None
+
+
+def _refuse_without_rights() -> None:
+    """Refuse who may not change networks nor enter namespaces (capabilities(7)): they would fail later."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    granted = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+    missing = [name for name, number in _NEEDED.items() if not granted & 1 << number]
+    if missing:
+        words = "netplug serve needs root" if os.geteuid() else f"netplug serve lacks {' and '.join(missing)}"
+        raise CliError(NO, f"{words}: it makes links, rules and sockets in namespaces", hint="sudo netplug serve")
 
 
 def _structlog_alone() -> None:

@@ -5,7 +5,7 @@ daemon is there, but cannot do anything.
 """
 
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -13,6 +13,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from netplug import called
 from netplug.cluster import Cluster
@@ -27,6 +28,7 @@ from netplug.frontends.api_names import Names, NamesApi
 from netplug.frontends.http import Failure, guard
 from netplug.ipam.pool import GLOBAL, Pool
 from netplug.store.api import StoreError, Unreachable
+from netplug.wording import wrong
 
 log = structlog.get_logger(__name__)
 
@@ -237,7 +239,7 @@ class _Route(APIRoute):
             try:
                 return await handle(request)
             except RequestValidationError as exc:
-                return _refusal("invalid", _explain(exc))
+                return _refusal("invalid", _explain(exc, request.url.path))
             except StoreError as exc:
                 log.warning("request.failed", error=str(exc))
                 return _refusal("unreachable", f"store: {exc}")
@@ -262,13 +264,29 @@ def _refusal(kind: str, message: str, hint: str = "") -> JSONResponse:
     return JSONResponse({"error": {"kind": str(kind), "message": message, "hint": hint}}, STATUS.get(kind, 500))
 
 
-def _explain(exc: RequestValidationError) -> str:
+def _explain(exc: RequestValidationError, where: str) -> str:
     """Return the first thing that is wrong with a request, with the field's path."""
     error = exc.errors()[0]
     if error["type"] == "json_invalid":
         return f"the body is not JSON: {error['ctx']['error']}"
     # Where a value may be of several kinds, pydantic adds the kind's name to the path.
     path = ".".join(str(part) for part in error["loc"][1:] if "[" not in str(part))
-    text = str(error["msg"]).removeprefix("Value error, ")
-    text = text[:1].lower() + text[1:]
-    return f"{path[:80]}: {text}" if path else text
+    text = " ".join(wrong(error, _fields(where, path)).split())
+    if error["type"] == "value_error":
+        return f"{path[:80]}: {text}" if path else text
+    return f"field {path[:80]!r} {text}" if path else f"the body {text}"
+
+
+_BODIES: Mapping[str, type[BaseModel]] = {
+    "networks": wire.NetworkIn,
+    "attach": wire.AttachIn,
+    "detach": wire.DetachIn,
+    "subnets": wire.SubnetIn,
+    "ports": wire.PortIn,
+}
+
+
+def _fields(where: str, path: str) -> list[str]:
+    """Return the names of the fields at a place of a body."""
+    part = path.partition(".")[0] if "." in path else where.rpartition("/")[2]
+    return list(_BODIES[part].model_fields) if part in _BODIES else []

@@ -32,6 +32,7 @@ from netplug.frontends.cni_wire import Call, CniError, Code, Command, Reply, Req
 from netplug.frontends.named import NamedNetworks
 from netplug.frontends.netavark import NetavarkService
 from netplug.ipam.pool import EXTERNAL
+from netplug.log import LOG
 from netplug.store.api import StoreError
 
 log = structlog.get_logger(__name__)
@@ -279,7 +280,7 @@ def refusal(exc: Exception, version: str) -> Reply:
         error = CniError(CODES[exc.kind], exc.message, exc.hint)
     else:
         log.error("request.failed", error=str(exc), exc_info=exc)
-        error = CniError(Code.INTERNAL, f"internal error: {exc}", "see the log of netplug")
+        error = CniError(Code.INTERNAL, f"internal error: {exc}", f"see {LOG}")
     log.info("request.refused", code=int(error.code), error=str(error))
     data: dict[str, Any] = {"cniVersion": version} if version else {}
     data |= {"code": int(error.code), "msg": error.msg}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from netplug.frontends.api_wire import Cidr, Ip, Mac, Port
 from netplug.frontends.cni_wire import CniError, Code
-from netplug.frontends.refusals import words
+from netplug.wording import wrong
 
 
 def _listed(value: Any) -> Any:
@@ -206,7 +206,7 @@ def _explain(exc: ValidationError, where: str) -> CniError:
         return CniError(Code.UNSUPPORTED, f"unsupported field {path}={shown}")
     if error["type"] == "missing":
         return CniError(Code.CONFIG, f"invalid network configuration: {path} is missing")
-    return CniError(Code.CONFIG, f"invalid network configuration: {path}={shown}", words(error))
+    return CniError(Code.CONFIG, f"invalid network configuration: {path}={shown}", wrong(dict(error)))
 
 
 def _is_kind(part: str) -> bool:

@@ -17,6 +17,7 @@ from netplug.engine.addressing import EXTERNAL
 from netplug.engine.records import EndpointRecord, EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.ipam.pool import parse_network
+from netplug.wording import shown
 
 SPACES = {"netplug-local": "local", "netplug-global": "global"}
 """Our address spaces by the names that Docker knows them by."""
@@ -155,7 +156,8 @@ class EndpointOptions(SandboxOptions):
 
     def raw(self) -> dict[str, str]:
         """Return the driver options."""
-        return {key: str(value) for key, value in (self.model_extra or {}).items() if not key.startswith(OWN_KEYS)}
+        given = (self.model_extra or {}).items()
+        return {key: _text(value) for key, value in given if not key.startswith(OWN_KEYS)}
 
 
 class Asked(Wire):
@@ -338,3 +340,7 @@ def address(text: str, what: str) -> IPAddress:
 
 def _invalid(message: str, *, hint: str = "") -> NetplugError:
     return NetplugError("invalid", message, hint=hint)
+
+
+def _text(value: object) -> str:
+    return shown(value) if isinstance(value, bool) else str(value)

@@ -17,7 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from netplug.engine.whole import to_its_end
 from netplug.errors import Reportable
+from netplug.log import LOG
 from netplug.store.api import StoreError
+from netplug.wording import wrong
 
 log = structlog.get_logger(__name__)
 
@@ -105,7 +107,7 @@ def failure_of(exc: Exception, request_id: str) -> Failure:
         return Failure("unavailable", text)
     log.error("request.failed", error=str(exc), exc_info=exc)
     what = _line(str(exc)) if isinstance(exc, Reportable) else "internal error"
-    return Failure("internal", f"{what} (id {request_id})")
+    return Failure("internal", f"{what} (id {request_id}: see {LOG})")
 
 
 _TOO_LARGE = Failure("too_large", f"the request is larger than {MAX_BODY} bytes")
@@ -144,26 +146,6 @@ def _refused(request: Request, status: int) -> Failure:
     return Failure("invalid", "the body is not JSON")
 
 
-_WORDS = {
-    "missing": "is missing",
-    "string_type": "must be text",
-    "string_unicode": "must be valid text",
-    "string_too_short": "is empty",
-    "string_too_long": "is too long",
-    "string_pattern_mismatch": "must be 1 to 128 letters, digits, '_', '.' or '-'",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_parsing_size": "must be a smaller number",
-    "int_from_float": "must be a whole number",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "list_type": "must be a list",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
-    "model_attributes_type": "must be an object",
-}
-
-
 def _ill_formed(error: Mapping[str, Any]) -> Failure:
     """Say in plain words what pydantic found."""
     path = [str(part) for part in error["loc"][1:]]
@@ -171,21 +153,8 @@ def _ill_formed(error: Mapping[str, Any]) -> Failure:
         return Failure("invalid", f"the body is not JSON (at character {path[0] if path else 0})")
     if not path and error["type"] == "missing":
         return Failure("empty", "the body is empty")
-    what = _WORDS.get(error["type"], "is ill-formed")
     where = f"field {'.'.join(path)[:80]!r}" if path else "the body"
-    value = "" if error["type"] == "missing" else f", not {_shown(error.get('input'))}"
-    return Failure("invalid", _line(f"{where} {what}{value}"))
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
-    names = {None: "null", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return names[value]
-    return repr(value[:80] if isinstance(value, str) else value)[:90]
+    return Failure("invalid", _line(f"{where} {wrong(error)}"))
 
 
 def _line(text: str) -> str:

@@ -24,8 +24,9 @@ from netplug.errors import NetplugError, Reportable
 from netplug.frontends.api_wire import Cidr, Ifname, Ip, Mac, Name, Netns
 from netplug.frontends.cni_wire import Call, CniError, Reply, caller_of
 from netplug.frontends.named import NamedNetworks
-from netplug.frontends.refusals import words
+from netplug.log import LOG
 from netplug.store.api import StoreError
+from netplug.wording import wrong
 
 log = structlog.get_logger(__name__)
 
@@ -277,11 +278,11 @@ def _words(exc: Exception) -> str:
     if isinstance(exc, ValidationError):
         error = exc.errors()[0]
         where = ".".join(map(str, error["loc"]))
-        return f"{where}: {words(error)}"
+        return f"{where} {wrong(dict(error))}"
     if isinstance(exc, ValueError):
         return f"what came on stdin is not as it should be: {exc}"
     if isinstance(exc, CniError | StoreError) or (isinstance(exc, Reportable) and exc.kind != "internal"):
         log.info("request.refused", error=str(exc))
         return str(exc)
     log.error("request.failed", error=str(exc), exc_info=exc)
-    return f"internal error: {exc} (see the log of netplug)"
+    return f"internal error: {exc} (see {LOG})"

@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from netplug.errors import NetplugError
+from netplug.wording import wrong
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _RATE = re.compile(r"[0-9]+(\.[0-9]+)?[kmgt]?bit")
@@ -243,10 +244,11 @@ def load(path: Path) -> Lab:
     try:
         return Lab.model_validate({"name": path.stem} | data)
     except ValidationError as exc:
-        error = exc.errors(include_url=False)[0]
+        errors = exc.errors(include_url=False)
+        # A key that is mistyped is missing under its name too.
+        error = next((it for it in errors if it["type"] == "extra_forbidden"), errors[0])
         where = ".".join(str(part) for part in error["loc"] if part != "[key]")
-        reason = str(error.get("ctx", {}).get("error") or error["msg"])
-        reason = reason[:1].lower() + reason[1:]
+        reason = wrong(dict(error))
         if error["type"] == "extra_forbidden":
             reason = _unknown_key(error["loc"])
         raise NetplugError("invalid", f"{path}: {where + ': ' if where else ''}{reason}") from None
