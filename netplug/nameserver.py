@@ -176,6 +176,8 @@ class NameServer:
                 self._dismiss(*key)
             self.zones.remove_network(ident)
             self.counts.pop(ident, None)
+            if not self._listeners.get(ident):
+                self._listeners.pop(ident, None)
 
     def _endpoint(self, before: EndpointRecord | None, after: EndpointRecord | None) -> None:
         if after is not None:

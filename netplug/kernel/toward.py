@@ -9,8 +9,9 @@ import ctypes
 import socket
 import struct
 from collections.abc import Collection
+from contextlib import suppress
 
-from .netlink import RTM_GETROUTE, Netlink, attr, attrs, number, u8
+from .netlink import RTM_GETROUTE, Netlink, NetlinkError, attr, attrs, number, u8
 from .rtnl import RTA_DST, RTA_MULTIPATH, RTA_OIF, RTMSG
 
 _RTA_IP_PROTO, _RTA_DPORT = 27, 29
@@ -59,9 +60,11 @@ def links_toward(family: int, kind: int, peer: Peer) -> set[int]:
         if RTMSG.unpack_from(taken)[7] == _RTN_LOCAL:
             return {_LOOPBACK}
         found = {number(attrs(taken, RTMSG.size).get(RTA_OIF))}
-        made = nl.get(RTM_GETROUTE, RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH) + about)
-    said = attrs(made, RTMSG.size)
-    return (found | {number(said.get(RTA_OIF))} | _hops(said.get(RTA_MULTIPATH, b""))) - {0}
+        with suppress(NetlinkError):  # a kernel that does not tell has one way
+            made = nl.get(RTM_GETROUTE, RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH) + about)
+            said = attrs(made, RTMSG.size)
+            found |= {number(said.get(RTA_OIF))} | _hops(said.get(RTA_MULTIPATH, b""))
+    return found - {0}
 
 
 def _hops(data: bytes) -> set[int]:
