@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from netplug.dns.question import Question
 from netplug.dns.rules import NOBODY, Rule
 from netplug.dns.server import Listener, open_sockets
 from netplug.drivers.steps import Resolver
-from netplug.engine.records import Description, FrontEnd, NetworkSpec
+from netplug.engine.records import Description, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.interceptions import Interceptions
 from netplug.nameserver import NameServer
 
@@ -94,6 +94,23 @@ async def test_names_follow_what_a_runtime_says(host: Host, server: NameServer) 
     assert known(server, "shop") == ["10.1.0.2"]
     await host.engine.endpoints.delete(NET, END)
     assert known(server, "shop") == []
+
+
+async def test_of_several_networks_the_internal_ones_come_last(host: Host, server: NameServer) -> None:
+    third = "c3" * 32
+    subnet = SubnetSpec(ip_network("10.1.0.0/24"))
+    await host.engine.networks.create(NetworkSpec(NET, "aaa", subnets=(subnet,), internal=True))
+    await host.cli_network("10.2.0.0/24", ident=OTHER, name="bbb")
+    await host.cli_network("10.3.0.0/24", "fd00:3::/64", ident=third, name="ccc")
+    addresses = {}
+    for number, network in enumerate((NET, OTHER, third)):
+        built = await host.attach(f"db{number}", network=network, name="db")
+        addresses[network] = str(built.endpoint.addresses[0].ip)
+    nets = {NET, OTHER, third}
+    # Which leads out in both IP versions comes first, as with Docker.
+    for best in (third, OTHER, NET):
+        assert known(server, "db", wire.A, *nets) == [addresses[best]]
+        nets.remove(best)
 
 
 async def test_name_with_its_domain_is_one_as_the_container_sees_it(host: Host, server: NameServer) -> None:
