@@ -16,6 +16,7 @@ from .answer import answer, unready
 from .careful import respond
 from .question import Question
 from .streams import Connections, Reply, Streams
+from .turn import turn
 from .underway import Asker
 from .view import View
 from .wire import IPAddress
@@ -74,6 +75,7 @@ class Listener:
         self._owners: dict[bytes, Hashable] = {}
         self._udp = udp
         self._outbox: list[tuple[bytes, bytes]] = []
+        self._turn = turn()
         udp.setblocking(False)
         self._batch = batch.batch(udp.family) if batched and batch.available() else None
         self._streams = Streams(tcp, self._by_tcp, self._owner_at, connections)
@@ -105,30 +107,35 @@ class Listener:
 
     def _batches(self) -> None:
         assert self._batch is not None  # noqa: S101 - else this is no reader
+        with self._turn:
+            for _ in range(_BATCHES):
+                messages = self._batch.receive(self._udp)
+                self._batch.send(self._udp, self._answers(messages))
+                if len(messages) < batch.BATCH:
+                    return
+
+    def _answers(self, messages: list[tuple[bytes, bytes]]) -> list[bytes | None]:
+        """Return the answers to what has come, None where there is none, or none yet."""
         packed, everyone, codes = self._packed, self.everyone, self.counts.codes
-        for _ in range(_BATCHES):
-            messages = self._batch.receive(self._udp)
-            said: list[bytes | None] = []
-            for data, source in messages:
-                view = packed.get(source, everyone)
-                found: bytes | Question | None = None
-                try:
-                    if view is not None:
-                        if (tail := view.ready.get(data[2:])) is None:
-                            found = unready(view, data)
-                        else:
-                            found = data[:2] + (tail if isinstance(tail, bytes) else next(tail))
-                    if not isinstance(found, bytes):
-                        found = self._from_batch(view, found or data, source, len(said))
-                except Exception as exc:  # noqa: BLE001 - one message must not take the others of its batch with it
-                    self._fault(exc)
-                    found = None
-                said.append(found)
-                if found is not None:
-                    codes[found[3] & 0xF] += 1
-            self._batch.send(self._udp, said)
-            if len(messages) < batch.BATCH:
-                return
+        said: list[bytes | None] = []
+        for data, source in messages:
+            view = packed.get(source, everyone)
+            found: bytes | Question | None = None
+            try:
+                if view is not None:
+                    if (tail := view.ready.get(data[2:])) is None:
+                        found = unready(view, data)
+                    else:
+                        found = data[:2] + (tail if isinstance(tail, bytes) else next(tail))
+                if not isinstance(found, bytes):
+                    found = self._from_batch(view, found or data, source, len(said))
+            except Exception as exc:  # noqa: BLE001 - one message must not take the others of its batch with it
+                self._fault(exc)
+                found = None
+            said.append(found)
+            if found is not None:
+                codes[found[3] & 0xF] += 1
+        return said
 
     def _from_batch(self, view: View | None, asked: bytes | Question, source: bytes, number: int) -> bytes | None:
         assert self._batch is not None  # noqa: S101 - this is its doing
@@ -183,9 +190,9 @@ class Listener:
         return found
 
     def _post(self, message: bytes, name: bytes) -> None:
-        """Send once the loop has seen to what is at hand: many go together."""
+        """Send at the end of the turn: many go together."""
         if not self._outbox:
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._turn.at_end(self._flush)
         self._outbox.append((message, name))
         self.counts.codes[message[3] & 0xF] += 1
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from . import batch
 from .rules import Server
+from .turn import turn
 
 SLOTS = 64
 USES = 500
@@ -99,6 +100,7 @@ class Pool:
         self._slots: dict[int, Slot] = {}
         self._shared: Slot | None = None
         self._left = 0
+        self._turn = turn()
         self._renewed = -RENEWAL_S
 
     def slot(self, numbers: Iterator[int]) -> Slot:
@@ -124,9 +126,9 @@ class Pool:
         return slot
 
     def send(self, slot: Slot, message: bytes) -> None:
-        """Send a message once the loop has seen to what is at hand: many go together."""
+        """Send a message at the end of the turn: many go together."""
         if not slot.outbox:
-            asyncio.get_running_loop().call_soon(self._flush, slot)
+            self._turn.at_end(self._flush, slot)
         slot.outbox.append((message, b""))
 
     def _flush(self, slot: Slot) -> None:
@@ -157,8 +159,9 @@ class Pool:
         except OSError:
             self._unreachable(slot)
             return
-        for message in messages:
-            self._take(slot, message)
+        with self._turn:
+            for message in messages:
+                self._take(slot, message)
 
     def renew(self, now: float) -> None:
         """Have others in place of all sockets: the way to the server may have become another one.
