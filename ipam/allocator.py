@@ -11,15 +11,17 @@ it is what Docker and its built-in drivers know. A *holder* is a network of ours
 ends never release.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from time import time
 
+from .beside import apart, refuse_foreign
 from .cutter import Cutter
 from .errors import IpamError, Kind
 from .keeping import Keeping
-from .lease import IPAddress, Lease, Owner
+from .lease import IPAddress, Lease, Owner, OwnerKind
 from .ledger import Ledger, unknown_pool
 from .pool import IPNetwork, Pool, Space, Usage, check_request, pool_id, taking
 from .start import Start, default_start
@@ -105,8 +107,12 @@ class Allocator(Keeping):
         return ledger.pool if ledger else None
 
     def pool_of(self, network: IPNetwork) -> Pool | None:
-        """Return the pool whose subnet is `network`."""
-        return next((pool for pool in self.pools() if pool.network == network), None)
+        """Return the pool whose subnet is `network`; of several, one that no network is bound to yet."""
+        return min((it for it in self.pools() if it.network == network), key=lambda it: len(it.holders), default=None)
+
+    def _fits(self, pool: Pool) -> bool:
+        """Whether a pool gives out other addresses than all those that overlap it; see `beside`."""
+        return all(apart(pool, it) for it in self.pools() if it.network.overlaps(pool.network))
 
     def lease(self, pool_id: str, address: IPAddress) -> Lease | None:
         ledger = self._ledgers.get(pool_id)
@@ -206,16 +212,16 @@ class Allocator(Keeping):
     ) -> Pool:
         ledger = self._ledgers.get(pool_id(space, network, part))
         if ledger is None:
-            if other := self._subnets[network.version].overlap(network):
-                owner = self.pool_of(other)
-                raise IpamError(
-                    Kind.EXISTS,
-                    f"subnet {network} overlaps pool {owner.id if owner else other}",
-                    hint="choose another --subnet",
+            pool = Pool(space, network, part, ends=ends)
+            if (other := self._subnets[network.version].overlap(network)) and not self._fits(pool):
+                same = "give each network of a LAN an --ip-range of its own, or " if other == network else ""
+                words = (
+                    f"subnet {network} is taken" if other == network else f"subnet {network} overlaps subnet {other}"
                 )
-            ledger = self._add(Pool(space, network, part, ends=ends))
+                raise IpamError(Kind.EXISTS, words, hint=f"{same}choose another --subnet")
+            ledger = self._add(pool)
         elif ledger.closing:
-            raise IpamError(Kind.UNAVAILABLE, f"pool {ledger.pool.id} is just being deleted", hint="try again")
+            raise IpamError(Kind.UNAVAILABLE, f"subnet {network} is just being let go", hint="try again")
         if holder and holder in ledger.pool.holders:
             return ledger.pool
         if ledger.unreplayed and not holder:
@@ -301,6 +307,8 @@ class Allocator(Keeping):
         if known := ledger.confirm(address):
             return known
         ledger.check_free(address)
+        if owner.kind is not OwnerKind.GATEWAY:  # the router of the LAN is everybody's
+            refuse_foreign(ledger.pool, address, self.pools())
         kept = ledger.kept_for(owner, self._clock())
         mac = mac or (kept.mac if kept is not None and kept.address == address else "")
         lease = Lease(pool_id, ledger.pool.address(int(address)), owner, mac)
@@ -383,6 +391,7 @@ class Allocator(Keeping):
     def _clear(self) -> None:
         self._ledgers: dict[str, Ledger] = {}
         self._subnets = {4: Subnets(4), 6: Subnets(6)}
+        self._parts: Counter[IPNetwork] = Counter()
         self._cutters = {name: Cutter(space.bases) for name, space in self._spaces.items()}
 
     def _live(self, pool_id: str) -> Ledger:
@@ -393,6 +402,9 @@ class Allocator(Keeping):
 
     def _add(self, pool: Pool) -> Ledger:
         ledger = self._ledgers[pool.id] = Ledger(pool, self._start(pool))
+        self._parts[pool.network] += 1
+        if self._parts[pool.network] > 1:
+            return ledger
         self._subnets[pool.network.version].add(pool.network)
         if pool.space in self._cutters:
             self._cutters[pool.space].take(pool.network)
@@ -401,6 +413,10 @@ class Allocator(Keeping):
     def _remove(self, ledger: Ledger) -> None:
         pool = ledger.pool
         del self._ledgers[pool.id]
+        self._parts[pool.network] -= 1
+        if self._parts[pool.network]:
+            return  # another part of the subnet is in use
+        del self._parts[pool.network]
         self._subnets[pool.network.version].remove(pool.network)
         if pool.space in self._cutters:
             self._cutters[pool.space].release(pool.network)

@@ -10,7 +10,7 @@ from engine_host import NET, OTHER, Host, external
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.errors import DriverError
-from netplug.drivers.steps import Address, Bridge, Member
+from netplug.drivers.steps import Address, Bridge, IPNetwork, Member
 from netplug.engine.records import AttachSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError
@@ -380,3 +380,33 @@ async def test_network_that_docker_removes_stays_for_those_who_are_not_dockers(h
     await host.engine.networks.delete(NET, by=FrontEnd.CLI)
     assert host.networks() == []
     await host.check()
+
+
+async def test_networks_of_one_lan_have_ranges_of_their_own(host: Host) -> None:
+    lan = ip_network("192.168.1.0/24")
+    lower, upper = lan.subnets()
+    host.kernel.foreign.links |= {"eth1": "", "eth2": ""}
+
+    def spec(name: str, parent: str, part: IPNetwork | None) -> NetworkSpec:
+        subnet = SubnetSpec(lan, ip_address("192.168.1.1"), part)
+        return NetworkSpec(name=name, options={"mode": "macvlan", "parent": parent}, subnets=(subnet,))
+
+    create = host.engine.networks.create
+    await create(spec("one", "eth1", lower))
+    await create(spec("two", "eth2", upper))
+    for part in (None, lower, ip_network("192.168.1.192/26")):
+        with pytest.raises((IpamError, NetplugError), match=r"give each network of a LAN an --ip-range of its own"):
+            await create(spec("three", "eth2", part))
+    with pytest.raises(NetplugError, match=r"overlaps 192\.168\.1\.0/24 of network 'one'"):
+        await create(NetworkSpec(name="four", subnets=(SubnetSpec(lan, range=ip_network("192.168.1.64/26")),)))
+    first = await host.attach("ns1", network="one")
+    second = await host.attach("ns2", network="two")
+    assert first.endpoint.addresses[0].ip in lower
+    assert second.endpoint.addresses[0].ip in upper
+    with pytest.raises(IpamError, match="is in the range of another network of subnet"):
+        await host.attach("ns3", network="one", addresses=(upper[9],))
+    for name, netns in (("one", "ns1"), ("two", "ns2")):
+        await host.engine.endpoints.detach(name, netns, "eth0")
+        await host.engine.networks.delete(name, by=FrontEnd.CLI)
+    assert host.leases() == []
+    await create(NetworkSpec(name="four", subnets=(SubnetSpec(lan),)))

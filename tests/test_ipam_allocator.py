@@ -88,12 +88,12 @@ def _address(text: str | None, pool: str = "local/10.1.0.0/29") -> Case:
         (
             _request(network="10.1.0.0/16"),
             Kind.EXISTS,
-            "subnet 10.1.0.0/16 overlaps pool local/10.1.0.0/29 (choose another --subnet)",
+            "subnet 10.1.0.0/16 overlaps subnet 10.1.0.0/29 (choose another --subnet)",
         ),
         (
             _request("external", network="10.1.0.4/30"),
             Kind.EXISTS,
-            "subnet 10.1.0.4/30 overlaps pool local/10.1.0.0/29 (choose another --subnet)",
+            "subnet 10.1.0.4/30 overlaps subnet 10.1.0.0/29 (choose another --subnet)",
         ),
         (
             _request("external"),

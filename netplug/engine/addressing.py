@@ -7,6 +7,7 @@ from ipaddress import ip_interface
 
 from netplug.drivers.api import Network, Subnet
 from netplug.drivers.naming import mac_of_address, short
+from netplug.drivers.options import MACVLAN
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 from netplug.engine.records import (
     EndpointRecord,
@@ -65,7 +66,9 @@ class Addressing:
             pools: list[str] = []
             for wanted in spec.subnets:
                 if wanted.pool is not None:
-                    _refuse_overlap(wanted.pool, [*others, Network(net.id, net.name, tuple(subnets))])
+                    # Of networks of one LAN the allocator tells whether their ranges are apart.
+                    rivals = [it for it in others if not (_on_a_lan(net, it) and wanted.pool in _pools_of(it))]
+                    _refuse_overlap(wanted.pool, [*rivals, Network(net.id, net.name, tuple(subnets))])
                 pool = await self._pool(net, wanted, avoid, undo)
                 subnets.append(await self._reserve(net, pool, wanted, undo, gateway=gateway))
                 pools.append(pool.id)
@@ -84,6 +87,10 @@ class Addressing:
                 holder=net.id,
                 ends=wanted.ends,
             )
+        elif held.holders and held.holders != (net.id,):
+            words = f"subnet {held.network} is another network's"
+            hint = "give each network of a LAN an --ip-range of its own, or choose another --subnet"
+            raise NetplugError("exists", words, hint=hint)
         else:
             await self._allocator.keep(held.id, net.id)
         undo.push_async_callback(self._allocator.let_go, held.id, net.id)
@@ -287,6 +294,15 @@ def _own_mac(record: EndpointRecord) -> str:
 
 def _with_length(net: Network, address: IPAddress) -> IPInterface:
     return ip_interface(f"{address}/{net.subnets[_index_of(net, address)].pool.prefixlen}")
+
+
+def _on_a_lan(one: Network, other: Network) -> bool:
+    """Whether networks may be of one segment, on which nobody routes to a subnet."""
+    return one.options.mode == other.options.mode == MACVLAN
+
+
+def _pools_of(net: Network) -> set[IPNetwork]:
+    return {subnet.pool for subnet in net.subnets}
 
 
 def _refuse_overlap(pool: IPNetwork, others: Collection[Network]) -> None:

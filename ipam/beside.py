@@ -1,0 +1,42 @@
+"""Pools of one subnet: networks of one LAN, on several links or for several purposes, each with a range of its own."""
+
+from collections.abc import Iterable
+
+from .errors import IpamError, Kind
+from .lease import IPAddress
+from .pool import Pool
+
+
+def apart(one: Pool, other: Pool) -> bool:
+    """Whether two pools are of one subnet and give out different addresses.
+
+    >>> from ipaddress import ip_network
+    >>> lan = ip_network("192.168.1.0/24")
+    >>> halves = [Pool("local", lan, half) for half in lan.subnets()]
+    >>> apart(*halves), apart(halves[0], halves[0]), apart(halves[0], Pool("local", lan))
+    (True, False, False)
+    """
+    if (one.space, one.network) != (other.space, other.network):
+        return False
+    (first, last), (others_first, others_last) = _bounds(one), _bounds(other)
+    return last < others_first or others_last < first
+
+
+def refuse_foreign(pool: Pool, address: IPAddress, others: Iterable[Pool]) -> None:
+    """Refuse a static address that is in the range of another network of the LAN, which may give it out.
+
+    Raises:
+        IpamError: unavailable.
+    """
+    for other in others:
+        first, last = _bounds(other)
+        if apart(pool, other) and first <= int(address) <= last:
+            words = f"address {address} is in the range of another network of subnet {pool.network}"
+            raise IpamError(Kind.UNAVAILABLE, words, hint="choose another address, or none")
+
+
+def _bounds(pool: Pool) -> tuple[int, int]:
+    if pool.ends:
+        return int(pool.ends[0]), int(pool.ends[1])
+    part = pool.range or pool.network
+    return int(part.network_address), int(part.broadcast_address)
