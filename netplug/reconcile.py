@@ -188,9 +188,11 @@ class Reconciler:
         engine = self._engine
         plan = record.present
         links = [step for step in plan if isinstance(step, Veth | Macvlan | Loopback)]
+        ours = record.front_end is not FrontEnd.DOCKER
+        there = ours and look.concerns(plan) and await is_there(engine.kernel, record)
         if any(look.drifted.get(link) == MISSING for link in links):
             inhabited = await is_inhabited(engine.kernel, record)
-            if record.front_end is not FrontEnd.DOCKER and await is_there(engine.kernel, record):
+            if there:
                 log.info("endpoint.rebuilt", endpoint=short(record.endpoint.id))
             elif not inhabited:
                 log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
@@ -198,6 +200,8 @@ class Reconciler:
                 return
             else:
                 plan = plan.without(step.key for step in links)
+        elif ours and not there:  # it lives on, held by a process or under another path, where we do not reach it
+            plan = Plan(tuple(step for step in plan if step not in links and not getattr(step, "netns", None)))
         if not any(isinstance(step, Forward) and step in look.drifted for step in plan):
             # Nothing flowed past: to look through all tracked connections takes longer than all the rest.
             plan = plan.without(step.key for step in plan if isinstance(step, Flows))

@@ -238,6 +238,20 @@ async def test_namespace_of_an_older_record_is_learned(host: Host) -> None:
     assert host.endpoint().sandbox_id == ""
 
 
+async def test_namespace_that_lives_on_without_its_path_is_left_alone(host: Host) -> None:
+    """A process holds it, or it has another path: its link is there, and we do not reach inside."""
+    host.kernel._world.gone.add("/run/netns/ns1")
+    (built,) = [record for record in host.endpoints() if record.front_end.value == "cli"]
+    (port,) = [step for step in built.exposed if isinstance(step, Forward)]
+    host.kernel.lose(port.key)
+    before = host.kernel.dump().count("/run/netns/ns1")
+    await host.reconciler.repair()
+    assert host.kernel.dump().count("/run/netns/ns1") == before
+    assert port.key in host.kernel._world.state
+    assert built in host.endpoints()
+    host.kernel._world.gone.clear()
+
+
 async def test_reboot_of_the_host_leaves_networks_and_no_dead(host: Host) -> None:
     for key in list(host.kernel._world.state):
         host.kernel.lose(key)
