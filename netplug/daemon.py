@@ -241,7 +241,7 @@ class Daemon:
         reconciler = Reconciler(engine, names.view if names else None)
         await reconciler.start()
         if cluster is not None:
-            cluster.names = server
+            cluster.peering.names = server
             if names is not None:
                 cluster.networks.called = lambda ident: names.networks.get(ident, "")
             await cluster.start()

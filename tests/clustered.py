@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from etcd_server import Member
 from living import Living, living, until
@@ -110,6 +111,15 @@ def reached_by(kernel: FakeKernel) -> set[str]:
 
 def reaches(host: Living, *wanted: str) -> None:
     until(lambda: reached(host) == set(wanted), f"{host.settings.host_name} reaches {wanted}")
+
+
+def claim(etcd: Member, where: str, address: str) -> None:
+    """Have an address claimed for an endpoint of a host, by its key, as a host does that tells of it."""
+    _, host, endpoint = where.removeprefix("cluster/endpoints/").split("/")
+    gateways = [key for key, value in etcd.records("ipam/leases/").items() if value["owner"]["kind"] == "gateway"]
+    (prefix,) = {key.rpartition("/")[0] for key in gateways}
+    lease = {"pool": unquote(prefix.rpartition("/")[2]), "address": address, "host": host}
+    etcd.write(f"{prefix}/{address}", {**lease, "owner": {"kind": "endpoint", "id": endpoint, "name": ""}})
 
 
 def address_of(result: dict[str, Any]) -> str:

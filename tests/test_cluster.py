@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, kernel_of, networks, reaches
+from clustered import Hosts, address_of, attach, claim, create, detach, has, kernel_of, networks, reaches
 from etcd_server import Member, needs_etcd
 from living import Living, settings_in, until
 
@@ -180,8 +180,11 @@ def test_who_says_what_he_may_not_has_no_name(hosts: Hosts, etcd: Member) -> Non
     answers(two, "web", address_of(here))
     (key,) = etcd.records("cluster/endpoints/")
     forged = {"mac": "02:6e:0a:00:00:09", "addresses": ["192.0.2.99"]}
+    for number in range(2, 6):
+        claim(etcd, f"{key}{number}", f"10.224.0.{7 + number}")
     etcd.write(f"{key}1", {**forged, "names": ["web"]})
-    etcd.write(f"{key}2", {**forged, "names": ["a" * 300, "", ".", "b..c"], "addresses": ["10.224.0.9"]})
+    odd = {**forged, "names": ["a" * 300, "", ".", "b..c"], "mac": "02:6e:0a:00:00:08"}
+    etcd.write(f"{key}2", {**odd, "addresses": ["10.224.0.9"]})
     etcd.write(f"{key}3", {**forged, "names": ["last"], "addresses": ["10.224.0.10"]})
     ill = {**forged, "addresses": ["10.224.0.11"], "mac": "02:6e:0a:00:00:0b", "healthy": False}
     etcd.write(f"{key}4", {**ill, "names": ["last"]})

@@ -37,14 +37,24 @@ def told(number: int) -> dict[str, object]:
     return {"mac": f"02:6e:00:00:{number >> 8:02x}:{number & 255:02x}", "addresses": [address], "names": [f"c{number}"]}
 
 
+def claimed(number: int) -> dict[str, object]:
+    owner = {"kind": "endpoint", "id": f"{number:064x}", "name": ""}
+    return {"pool": "global/10.90.0.0/16", "address": told(number)["addresses"][0], "owner": owner, "host": "many"}  # type: ignore[index]
+
+
 def write(etcd: Member, prefix: str, numbers: range, *, there: bool) -> None:
-    """Tell of endpoints, or that they are gone, in transactions as large as may be."""
-    for start in range(0, len(numbers), OPS_PER_TXN):
+    """Tell of endpoints, or that they are gone, in transactions as large as may be; their addresses are claimed."""
+    leases = "ipam/leases/global%2F10.90.0.0%2F16/"
+    for start in range(0, len(numbers), OPS_PER_TXN // 2):
         ops: list[dict[str, Any]] = []
-        for number in numbers[start : start + OPS_PER_TXN]:
-            key = b64encode(f"{ROOT}{prefix}{number:064x}".encode()).decode()
-            value = b64encode(json.dumps({"txn": "", "value": told(number)}).encode()).decode()
-            ops.append({"requestPut": {"key": key, "value": value}} if there else {"requestDeleteRange": {"key": key}})
+        for number in numbers[start : start + OPS_PER_TXN // 2]:
+            lease = claimed(number)
+            for name, value in ((f"{leases}{lease['address']}", lease), (f"{prefix}{number:064x}", told(number))):
+                key = b64encode(f"{ROOT}{name}".encode()).decode()
+                data = b64encode(json.dumps({"txn": "", "value": value}).encode()).decode()
+                ops.append(
+                    {"requestPut": {"key": key, "value": data}} if there else {"requestDeleteRange": {"key": key}}
+                )
         etcd.post("kv/txn", success=ops)
 
 

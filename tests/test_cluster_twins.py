@@ -28,7 +28,7 @@ def whats(host: Living) -> list[str]:
 
 def shared(etcd: Member) -> dict[str, object]:
     """What the store has, less what only says who lives."""
-    passing = ("cluster/alive/", "cluster/twins/", "cluster/stopped/", "confirmed/", "fences/")
+    passing = ("cluster/alive/", "cluster/twins/", "cluster/stopped/", "cluster/marks/", "confirmed/", "fences/")
     return {key: value for key, value in etcd.records("").items() if not key.startswith(passing)}
 
 

@@ -6,15 +6,13 @@ look; on a timer everything is looked at. While the store cannot be reached noth
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from netplug import called
 from netplug.claims import SharedLeases
-from netplug.dns.zone import Entry
-from netplug.drivers.api import Meshed, Peer
+from netplug.drivers.api import Meshed
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
@@ -27,10 +25,12 @@ from netplug.store.api import Compare, Delete, Record, Store, StoreError, Unreac
 
 from .audit import audit
 from .barrier import Barrier
+from .claimed import Claimed
 from .forgetting import Host, Hosts
 from .identity import Gate, Identity
 from .membership import Membership
 from .networks import Definitions, ident_of
+from .peering import Peering
 from .records import NETWORKS, Told, as_put, endpoint_key, twin_words
 from .recovery import Recovery
 from .underlay import Underlay
@@ -40,17 +40,8 @@ log = structlog.get_logger(__name__)
 
 INTERVAL_S = 30.0
 """After which everything is looked at, if nothing happens."""
-RETRY_S = 1.0
-"""After which what failed is tried again."""
 START_S = 1.0
 """For which a start waits until the store has told of the others; dockerd waits 15 s for a plugin."""
-
-
-class Names(Protocol):
-    """Who is called what."""
-
-    def learn(self, network: str, ident: str, entry: Entry | None) -> None:
-        """Take what is now said of an endpoint on another host; None: nothing. `network`: its id here."""
 
 
 class Cluster:
@@ -89,9 +80,17 @@ class Cluster:
         self._store = store
         self._reconnect = store.reconnect
         self._lost: frozenset[str] = frozenset()
-        self.names: Names | None = None
         self._published: dict[str, int] = {}
-        self._reached: dict[str, Sequence[Peer]] = {}
+        self._claimed = Claimed(guard)
+        self.peering = Peering(
+            engine,
+            self.view,
+            self._claimed,
+            self.networks,
+            self.barrier,
+            me,
+            whole=self._recovery.whole,
+        )
         self._defining = asyncio.Event()
         self._peering = asyncio.Event()
 
@@ -232,12 +231,13 @@ class Cluster:
             async with asyncio.TaskGroup() as group:
                 group.create_task(keep("cluster.underlay", self._underlay.run))
                 group.create_task(keep("cluster.view", self.view.follow))
+                group.create_task(keep("cluster.claims", self._claimed.follow))
                 group.create_task(keep("cluster.membership", self.membership.run))
                 group.create_task(keep("cluster.barrier", self.barrier.run))
                 group.create_task(keep("cluster.recovery", self._recovery.run))
                 group.create_task(keep("cluster.timer", self._dispatch))
                 group.create_task(self._looking("cluster.networks", self._defining, self._define_all))
-                group.create_task(self._looking("cluster.peers", self._peering, self._peer_all))
+                group.create_task(self._looking("cluster.peers", self._peering, self.peering.bring_about))
         finally:
             try:
                 async with asyncio.timeout(START_S):
@@ -259,11 +259,12 @@ class Cluster:
             self.membership.look()
 
     def _compare_hosts(self) -> None:
-        """Say which hosts have one VTEP."""
+        """Say which hosts have one VTEP, and which records cannot be read."""
         found = [
             Difference(f"host {name_of(self.view, ident)}", "vtep", self._shared_vtep(ident, first))
             for ident, first in sorted(self.view.yielding().items())
         ]
+        found += [Difference("store", key, why) for key, why in sorted(self.view.poisoned.items())]
         self._engine.conditions.report("hosts", found)
 
     def _shared_vtep(self, ident: str, first: str) -> str:
@@ -341,54 +342,3 @@ class Cluster:
                 if told.get(ident) != self._told(record):
                     log.info("endpoint.told_again", endpoint=short(ident))
                     await self._publish(network, record)
-
-    # What the others tell
-
-    async def _peer_all(self) -> None:
-        built, failed = self.networks.shared(), False
-        published, self.view.published = self.view.published, {}
-        for network in tuple(self.view.touched):
-            self.view.touched.discard(network)
-            if network not in built:
-                continue
-            here = built[network].network.id
-            try:
-                self._reached[network] = peers = self._peers(network, here)
-                refused = await self._engine.peers.apply(here, peers)
-                self._name(network, here, {peer.endpoint for peer in refused})
-            except Exception as exc:  # noqa: BLE001 - one network keeps no other from its peers
-                log.warning("peers.failed", network=short(network), error=str(exc) or repr(exc))
-                asyncio.get_running_loop().call_later(RETRY_S, self._again, network)
-                failed = True
-        if not failed:
-            self.barrier.applied(published)
-
-    def _peers(self, network: str, here: str) -> Sequence[Peer]:
-        """Return the peers of a network. While a store that lost its data fills again, those that were there stay,
-        unless somebody else has their addresses now.
-        """
-        told = self.view.peers(network, self.me)
-        if self._recovery.whole():
-            return told
-        there = {(peer.endpoint, peer.vtep) for peer in told}
-        taken = {address for peer in told for address in peer.addresses}
-        taken |= {it.ip for record in self._engine.registry.endpoints(here) for it in record.endpoint.addresses}
-        reached = self._reached.get(network, ())
-        return [
-            peer for peer in reached if (peer.endpoint, peer.vtep) not in there and taken.isdisjoint(peer.addresses)
-        ] + told
-
-    def _name(self, network: str, here: str, refused: Collection[str]) -> None:
-        """Have the endpoints of other hosts called as they say; who is reached keeps its name. `here`: as above."""
-        for host, ident in self.view.renamed.pop(network, ()):
-            told = self.view.endpoint(network, host, ident)
-            if self.names is None or host == self.me or (told is None and not self._recovery.whole()):
-                continue
-            key, entry = f"{ident}@{host}", None
-            if told is not None and told.names and ident not in refused:
-                entry = called.of_other(key, told.names, told.addresses, told.ports, healthy=told.healthy)
-            self.names.learn(here, key, entry)
-
-    def _again(self, network: str) -> None:
-        self.view.touched.add(network)
-        self.view.changed.set()

@@ -42,12 +42,13 @@ class View:
     """The cluster's records.
 
     `touched`: networks whose endpoints changed, `renamed`: which ones, by host and id; `redefined`: whether networks
-    did, or who is in the cluster. `published`: the last revision at which a host told of an endpoint, for whoever reads
-    it to take away.
+    did, or who is in the cluster. `published`: the first and the last revision at which a host told of an endpoint, by
+    network and host, for whoever reads it to take away.
 
     Attributes:
         changed: set when one of the two became so.
         synced: set from the first snapshot on.
+        poisoned: why records cannot be read, by key.
         identity: the cluster's id; empty when the store has lost it, and with it all else.
         recovered: of which cluster's id each host has said that it told all that it has.
     """
@@ -55,7 +56,8 @@ class View:
     def __init__(self, store: Guarded) -> None:
         self.touched: set[str] = set()
         self.renamed: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
-        self.published: dict[str, int] = {}
+        self.published: defaultdict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+        self.poisoned: dict[str, str] = {}
         self.redefined = False
         self.identity = ""
         self.recovered: dict[str, str] = {}
@@ -116,14 +118,14 @@ class View:
         """Return an endpoint, as its host tells of it; None when it does not, or nobody knows the host."""
         return self._endpoints.get(network, {}).get((host, ident)) if host in self._hosts else None
 
-    def peers(self, network: str, me: str) -> list[Peer]:
-        """Return a network's endpoints on hosts other than `me`, in the order in which they were published.
+    def peers(self, network: str, me: str) -> dict[tuple[str, str], Peer]:
+        """Return a network's endpoints on hosts other than `me`, by host and id, in the order of their publication.
 
         Those of a host that nobody knows are left out: VTEPs come from the hosts' own records alone. So are those of a
         host that has its VTEP in common with this one, or with another that has more right to it.
         """
         # In the order of their revisions, since each that is written goes to the end.
-        found = []
+        found = {}
         peers, mine = self._peers[network], self._hosts.get(me)
         for key, told in self._endpoints.get(network, {}).items():
             host, ident = key
@@ -133,7 +135,7 @@ class View:
                 peer = peers.get(key)  # the same object, so that what is as before is seen at a glance
                 if peer is None or peer.vtep != known.vtep:
                     peer = peers[key] = Peer(ident, told.mac, told.addresses, known.vtep)
-                found.append(peer)
+                found[key] = peer
         return found
 
     def all_networks(self) -> set[str]:
@@ -146,6 +148,11 @@ class View:
         for network in self.all_networks():
             self.touch(network)
         self.changed.set()
+
+    def put_back(self, network: str, told: Mapping[str, tuple[int, int]]) -> None:
+        """Have what was `published`, and could not be brought about, looked at with what has come since."""
+        for host, (first, last) in told.items():
+            self.published[network][host] = first, max(last, self.published[network].get(host, (0, 0))[1])
 
     def touch(self, network: str) -> None:
         """Have all endpoints of a network looked at anew."""
@@ -199,8 +206,12 @@ class View:
             self._store.see(key, record.revision)
         try:
             self._enter(key, record)
+            if self.poisoned.pop(key, None):
+                self.changed.set()
         except StoreError as exc:
             log.warning("record.poisoned", key=key, error=str(exc))
+            self.poisoned[key] = str(exc)
+            self.changed.set()
             self._enter(key, None)
 
     def _enter(self, key: str, record: Record | None) -> None:
@@ -246,7 +257,8 @@ class View:
         self._peers[network].pop((host, endpoint), None)
         if record is not None:
             there[host, endpoint] = parse(Told, record)
-            self.published[host] = record.revision
+            first, _ = self.published[network].get(host, (record.revision, 0))
+            self.published[network][host] = first, record.revision
         if not there:
             del self._endpoints[network], self._peers[network]
         self.touched.add(network)
