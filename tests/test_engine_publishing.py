@@ -13,7 +13,7 @@ from netplug.drivers.api import PortMapping
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import IPAddress, Proto
 from netplug.engine import publishing
-from netplug.engine.records import FrontEnd, NetworkSpec
+from netplug.engine.records import Description, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
 
 LATER = "e3" * 32
@@ -234,3 +234,13 @@ async def test_a_chosen_port_that_another_took_meanwhile_is_another(host: Host) 
     host.kernel.foreign.ports.add((Proto.TCP, ip_address("0.0.0.0"), mine.host_port))
     (now,) = (await host.publish()).published
     assert now.host_port != mine.host_port
+
+
+async def test_a_taken_port_names_the_container_that_has_it(host: Host) -> None:
+    await published(host, END, 2, 8080)
+    await host.engine.endpoints.describe(NET, END, Description("c1", "web"))
+    await host.docker_endpoint(NEXT, "10.1.0.3/24", ports=(tcp(8079), tcp(8080)))
+    with pytest.raises(
+        NetplugError, match=r"8080/tcp is already in use on this host by container 'web' of network 'a1"
+    ):
+        await host.publish(NEXT)

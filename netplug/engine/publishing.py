@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import structlog
 
-from netplug.drivers import firewall
+from netplug.drivers import firewall, ranges
 from netplug.drivers.api import Driver, Network, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
@@ -19,7 +19,7 @@ from netplug.engine.reserving import Chosen, Inherited, Sharing, addresses, in_o
 from netplug.engine.sandboxes import is_there
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel
+from netplug.kernel.api import IN_USE, Kernel
 
 log = structlog.get_logger(__name__)
 
@@ -113,8 +113,27 @@ class Publishing:
             number = sum(mapping.count * len(addresses(built.endpoint, mapping, relayed=relayed)) for mapping in ports)
             self._kernel.admit(number, f"publishing {sum(mapping.count for mapping in ports)} ports")
             had = self._chosen.before(built.sandbox, ports)
-            async with reserved(self._kernel, built.endpoint, ports, theirs, had) as published:
+            async with AsyncExitStack() as held:
+                try:
+                    work = reserved(self._kernel, built.endpoint, ports, theirs, had)
+                    published = await held.enter_async_context(work)
+                except NetplugError as exc:
+                    raise self._with_holder(exc, built, ports) from exc
                 yield self._with(net, built, published)
+
+    def _with_holder(self, error: NetplugError, built: EndpointRecord, ports: Sequence[PortMapping]) -> NetplugError:
+        """Return an error of a taken port that names the endpoint which has it, if it is one of ours."""
+        what, here, _ = error.message.partition(IN_USE)
+        for single in (single for mapping in ports for single in ranges.singles(mapping) if here):
+            if f":{single.host_port}/{single.proto}" not in what:
+                continue
+            for other in self._registry.endpoints():
+                if other.key != built.key and _holds(other, [single]):
+                    net = self._registry.find_network(other.endpoint.network)
+                    who = f"container {other.name!r}" if other.name else f"endpoint {short(other.endpoint.id)}"
+                    words = f"{what}{here} by {who} of network {(net.network.name if net else '?')!r}"
+                    return NetplugError(error.kind, words, hint=error.hint)
+        return error
 
     def _with(self, net: Network, built: EndpointRecord, published: tuple[PortMapping, ...]) -> EndpointRecord:
         """Return an endpoint with ports published beside those that are already."""

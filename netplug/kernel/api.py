@@ -57,6 +57,8 @@ class StepError(NetplugError):
 
 
 MISSING = "missing"
+IN_USE = "is already in use on this host"
+"""In messages about a port that is taken; after that stands by whom, where that can be told."""
 
 
 @dataclass(frozen=True, slots=True)

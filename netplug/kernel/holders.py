@@ -1,5 +1,6 @@
 """Who has a port of the host: the kernel's list of sockets (sock_diag(7)), and the processes that have them."""
 
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from .netlink import Netlink, attrs
 PROC = Path("/proc")
 PROTOCOLS = {Proto.TCP: socket.IPPROTO_TCP, Proto.UDP: socket.IPPROTO_UDP, Proto.SCTP: socket.IPPROTO_SCTP}
 _MOST_NAMED = 3
+_CONTAINER = re.compile(r"(docker|libpod|nerdctl|cri-containerd|crio)[-/]([0-9a-f]{12})[0-9a-f]{52}\b")
+_CONTAINER_IP = "-container-ip"
+"""Before the address to which Docker's userland proxy leads (docker-proxy)."""
 
 # linux/sock_diag.h, linux/inet_diag.h
 _NETLINK_SOCK_DIAG = 4
@@ -70,8 +74,39 @@ def holders(step: HostPort) -> str:
     for pid in sorted(processes()) if inodes else ():
         with suppress(OSError):
             if any(inode in inodes for _, inode in sockets_of(pid)):
-                names.append(f"process {pid} ({(PROC / str(pid) / 'comm').read_text().strip()})")
+                names.append(_name(pid))
     return ", ".join(names[:_MOST_NAMED])
+
+
+def _name(pid: int) -> str:
+    """Return how messages name a process, and the container that it is of, or publishes a port for.
+
+    Raises:
+        OSError: it is gone.
+    """
+    place = PROC / str(pid)
+    named = f"process {pid} ({(place / 'comm').read_text().strip()})"
+    if container := container_of((place / "cgroup").read_text()):
+        return f"{named} of {container}"
+    words = (place / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    if _CONTAINER_IP in words[:-1]:
+        return f"{named} for the container at {words[words.index(_CONTAINER_IP) + 1]}"
+    return named
+
+
+def container_of(cgroups: str) -> str:
+    """Return the container that a process is of, with its runtime, as its control groups tell; empty for none.
+
+    >>> container_of("0::/system.slice/docker-" + "0a1b2c3d4e5f" * 5 + "6789.scope")
+    'docker container 0a1b2c3d4e5f'
+    >>> container_of("0::/system.slice/cron.service")
+    ''
+    """
+    found = _CONTAINER.search(cgroups)
+    if found is None:
+        return ""
+    runtime = {"libpod": "podman", "cri-containerd": "containerd", "crio": "CRI-O"}.get(found[1], found[1])
+    return f"{runtime} container {found[2]}"
 
 
 def processes() -> Iterator[int]:

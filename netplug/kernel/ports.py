@@ -18,7 +18,7 @@ from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.errors import NetplugError
 
 from . import descriptors
-from .api import MISSING, Outcome, StepError
+from .api import IN_USE, MISSING, Outcome, StepError
 from .doing import merged
 
 _SO_ATTACH_FILTER = 26
@@ -213,7 +213,7 @@ def full(proto: Proto, address: IPAddress, first: int, last: int) -> str:
 
 def taken(proto: Proto, address: IPAddress, port: int) -> tuple[str, str, str]:
     """Return kind, message and hint for a port that is taken."""
-    what = f"port {name(proto, address, port)} is already in use on this host"
+    what = f"port {name(proto, address, port)} {IN_USE}"
     return "unavailable", what, "publish another host port, or stop what listens there"
 
 
