@@ -10,6 +10,7 @@ Rules are written exactly as ``iptables-save`` prints them, so that comparing is
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import TypeAlias, get_args
 
@@ -29,6 +30,11 @@ def span(first: int, count: int) -> str:
     ('80', '8000-8009')
     """
     return str(first) if count == 1 else f"{first}-{first + count - 1}"
+
+
+@lru_cache(maxsize=1024)
+def _text(address: IPAddress) -> str:
+    return str(address)
 
 
 class Proto(StrEnum):
@@ -308,7 +314,7 @@ class HostPort:
 
     @property
     def key(self) -> str:
-        return f"hostport/{self.proto}/{self.address}/{span(self.port, self.count)}"
+        return f"hostport/{self.proto}/{_text(self.address)}/{span(self.port, self.count)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +339,7 @@ class Relay:
 
     @property
     def key(self) -> str:
-        return f"relay/{self.proto}/{self.host}/{span(self.port, self.count)}"
+        return f"relay/{self.proto}/{_text(self.host)}/{span(self.port, self.count)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ from .watch import ForeignChanges
 
 _T = TypeVar("_T")
 
+_BREATH = 64
+"""After so many steps others have their turn."""
 BUSY_TRIES = 3
 """How often to wait for the deletion of a link whose name is wanted again."""
 
@@ -138,9 +140,17 @@ class LinuxKernel:
                     with named(together[0]):
                         await whole(self._ensure_together(together), done.extend)
                     continue
-                for step in run:
+                for number, step in enumerate(run):
                     with named(step):
-                        await whole(self._ensure(step, sandboxes), done.append)
+                        if isinstance(step, HostPort | Relay):
+                            # There may be thousands; a task each would take longer than the work.
+                            done.append(
+                                self._ports.ensure(step) if isinstance(step, HostPort) else self._relays.ensure(step)
+                            )
+                        else:
+                            await whole(self._ensure(step, sandboxes), done.append)
+                    if number % _BREATH == 0:
+                        await asyncio.sleep(0)
         return done
 
     async def remove(self, steps: Sequence[Step]) -> None:
@@ -304,10 +314,6 @@ class LinuxKernel:
                 return await self._sets.ensure(step)
             case Sysctl():
                 return sysctl.ensure(step)
-            case HostPort():
-                return self._ports.ensure(step)
-            case Relay():
-                return await self._relays.ensure(step)
             case Resolver():
                 return self._resolvers.ensure(step)
             case _ if isinstance(step, TABLE_STEPS):

@@ -22,7 +22,7 @@ from .api import IN_USE, MISSING, Outcome, StepError
 from .doing import merged
 
 _SO_ATTACH_FILTER = 26
-_IP_FREEBIND, _IPV6_FREEBIND = 15, 78
+_FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
 """Bind before the address is there (ip(7), linux/in6.h)."""
 
 
@@ -245,12 +245,11 @@ def _open(step: HostPort) -> socket.socket:
         if step.port == RESOLVER_PORT:
             # Beside our name server, which has this port at the addresses of gateways; see `resolvers`.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # An address may come later: of a VIP, or of a link that asks for one.
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        if not step.address.is_unspecified:
+            # It may come later: of a VIP, or of a link that asks for one.
+            sock.setsockopt(*_FREEBIND[family], 1)
         if not datagrams:
             # Connections in TIME_WAIT do not count. Two UDP sockets, though, could then share the port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

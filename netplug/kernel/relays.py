@@ -57,7 +57,7 @@ class Relays:
         self._ports = ports
         self._servers: dict[str, tuple[Relay, _Server]] = {}
 
-    async def ensure(self, step: Relay) -> Outcome:
+    def ensure(self, step: Relay) -> Outcome:
         """Serve ports that are reserved; one that leads elsewhere is led anew."""
         done: dict[Relay, Outcome] = {}
         try:
