@@ -38,10 +38,11 @@ from harness.host import Host
 from netplug.claims import SharedLeases
 from netplug.cluster.records import HOSTS, HostRecord, Told, as_put, endpoint_key
 from netplug.ipam.allocator import Allocator
-from netplug.ipam.lease import Owner, OwnerKind
+from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.ipam.start import HashedStart
 from netplug.kernel.netns import run_in
+from netplug.leases import lease_key, stamped
 from netplug.store.access import EtcdAccess
 from netplug.store.api import Compare, Delete, Put
 from netplug.store.etcd import EtcdStore
@@ -55,6 +56,7 @@ WHAT = (
     "transactions a claim",
 )
 ME = "bench"
+POOL = "global/10.77.0.0/16"
 RTMGRP_NEIGH = 4
 NOTICES = 3
 """Of each endpoint: the VXLAN link's entry, the bridge's, and the neighbour."""
@@ -110,6 +112,12 @@ class Writer:
                 await store.close()
 
         return inside(self._router, lambda: asyncio.run(connected()))
+
+    def claim(self, number: int) -> Put:
+        """Without it nobody believes what is told of the endpoint."""
+        (address,) = told(number).addresses
+        lease = Lease(POOL, address, Owner(OwnerKind.ENDPOINT, f"{number:064x}"))
+        return Put(lease_key(POOL, address), stamped(lease, ME))
 
     def put(self, number: int) -> Put:
         return as_put(endpoint_key(self._network, ME, f"{number:064x}"), told(number))
@@ -250,6 +258,7 @@ def measure(rounds: int, count: int, events: int, total: int) -> list[dict[str, 
         writer = Writer(cluster.router, network)
         vtep = ip_address(member.wire.right)
         writer.do([as_put(HOSTS + ME, HostRecord(ME, vtep, 1))])
+        writer.do([writer.claim(number) for number in range(max(rounds, count))])
         times = propagation(member, writer, rounds)
         started = cold_start(cluster, writer, count)
         swept = burst(cluster, writer, count, events)
