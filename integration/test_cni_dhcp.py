@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from harness import BIN_DIR, FOREIGN_DIR, Host, Netplug, PluginError, Runtime, connect, namespace, wait_until
+from harness import BIN_DIR, FOREIGN_DIR, Host, Netplug, PluginError, Process, Runtime, connect, namespace, wait_until
 
 SOCKET = "/run/dhcp-plugin.sock"
 SERVER = """\
@@ -20,15 +20,43 @@ pidfile /run/udhcpd.pid
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     host: Host
+    other: Host
     netplug: Netplug
     router: str
     parent: str
+    server: Process
+    plugin: Process
+
+    def serve(self) -> None:
+        self.server = _server(self.other)
+
+    def forget(self) -> None:
+        """Start the daemon of the dhcp plugin anew."""
+        self.plugin.kill()
+        self.host.path(SOCKET).unlink()
+        self.plugin = _plugin(self.host)
+
+    def look(self) -> None:
+        """Have netplug look at once, as it does when it starts."""
+        self.netplug.kill()
+        self.netplug.start()
 
     def network(self, **config: Any) -> Runtime:
         return Runtime(self.host, {"type": "pynet", "ipam": {"type": "dhcp", "daemonSocketPath": SOCKET}} | config)
+
+
+def _server(host: Host) -> Process:
+    return host.popen(["busybox", "udhcpd", "-f", "/run/udhcpd.conf"], log="udhcpd.log")
+
+
+def _plugin(host: Host) -> Process:
+    limits = ["-timeout", "1s", "-resendmax", "2s"]
+    process = host.popen([f"{FOREIGN_DIR}/dhcp", "daemon", "-socketpath", SOCKET, *limits], log="dhcp.log")
+    wait_until(host.path(SOCKET).exists, 10, "the daemon of the dhcp plugin")
+    return process
 
 
 @pytest.fixture
@@ -38,12 +66,10 @@ def site(new_host: Callable[..., Host]) -> Iterator[Site]:
     wire = connect(host, other)
     other.path("/run/udhcpd.conf").write_text(SERVER.format(link=wire.right_link))
     other.path("/run/udhcpd.leases").touch()
-    other.popen(["busybox", "udhcpd", "-f", "/run/udhcpd.conf"], log="udhcpd.log")
-    host.popen([f"{FOREIGN_DIR}/dhcp", "daemon", "-socketpath", SOCKET], log="dhcp.log")
-    wait_until(host.path(SOCKET).exists, 10, "the daemon of the dhcp plugin")
+    server, plugin = _server(other), _plugin(host)
     netplug = Netplug(host, "--docker-host", "none")
     netplug.cli("cni", "install", "--bin-dir", BIN_DIR, "--name", "pynet")
-    yield Site(host, netplug, wire.right, wire.left_link)
+    yield Site(host, other, netplug, wire.right, wire.left_link, server, plugin)
     assert netplug.json("ps") == []
     assert not netplug.drift()
     netplug.stop()
@@ -72,6 +98,28 @@ def test_server_gives_address_and_way_out(site: Site, mode: str) -> None:
         late = it.add(three)
         assert late.ip == first.ip, "the lease was given back by way of the link"
         it.delete(second)
+        it.delete(late)
+
+
+def test_lease_that_was_forgotten_is_asked_for_again(site: Site) -> None:
+    it = site.network(master=site.parent)
+    with namespace(site.host) as one, namespace(site.host) as two:
+        first = it.add(one)
+        site.server.stop()
+        site.forget()
+        site.look()
+        wait_until(lambda: "no DHCP server answers by eth0" in site.netplug.drift(), 30, "the lack to be told")
+        assert f"the lease of {first.ip} is not kept" in site.netplug.drift()
+        with pytest.raises(PluginError, match="no DHCP server answers by eth0 on network") as caught:
+            it.add(two, container="late")
+        assert caught.value.code == 11
+        site.serve()
+        site.look()
+        wait_until(lambda: not site.netplug.drift(), 30, "the lease to be there again")
+        it.check(first)
+        it.delete(first)
+        late = it.add(two)
+        assert late.ip == first.ip, "the lease was known again, and given back"
         it.delete(late)
 
 

@@ -216,6 +216,7 @@ class Daemon:
         from netplug.caller import Caller  # noqa: PLC0415
         from netplug.frontends.api import api_app, nobody_asked  # noqa: PLC0415
         from netplug.frontends.cni import CniService  # noqa: PLC0415
+        from netplug.frontends.cni_leases import Leases  # noqa: PLC0415
         from netplug.frontends.docker import docker_app  # noqa: PLC0415
         from netplug.frontends.docker_ipam import nobody_known  # noqa: PLC0415
         from netplug.interceptions import Interceptions  # noqa: PLC0415
@@ -251,6 +252,7 @@ class Daemon:
             "reconciler": reconciler.run,
             "dns": server.run,
             "dns.sandboxes": interceptions.run,
+            "dhcp": Leases(engine).run,
             **({"docker": names.run} if names else {}),
             **({"cluster": cluster.run} if cluster else {}),
         }

@@ -109,6 +109,7 @@ class Endpoints:
                 plan=plan,
                 sandbox_id=spec.netns_id or spec.elsewhere[1],
                 runtime=spec.caller.runtime,
+                ipam=spec.ipam,
             )
             built = await self._build(net, built, spec.caller)
         log.info(

@@ -81,7 +81,8 @@ class EndpointSpec:
     (`Kernel.sandbox`). `options`: as the user wrote them. `groups`: sets of subnets of each of which one address is
     wanted, in place of one a family. `routes`: those of the sandbox, in place of a way out by the gateways. `pinned`:
     it keeps its MAC, whoever may tune its link. `elsewhere`: path and identity of a sandbox in which somebody else
-    makes the link. `hairpin`: what its port sends may come back by it, where others lead it so.
+    makes the link. `hairpin`: what its port sends may come back by it, where others lead it so. `ipam`: see
+    `EndpointRecord`.
     """
 
     id: str
@@ -103,6 +104,7 @@ class EndpointSpec:
     caller: Caller = Caller()
     elsewhere: tuple[str, str] = ("", "")
     hairpin: bool = False
+    ipam: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ class AttachSpec:
     pinned: bool = False
     caller: Caller = Caller()
     hairpin: bool = False
+    ipam: str = ""
 
     def endpoint(self, ident: str, network: str, netns: str, netns_id: str) -> EndpointSpec:
         """Return the endpoint asked for; `network` is an id, `netns` a path."""
@@ -153,6 +156,7 @@ class AttachSpec:
             netns_id=netns_id,
             caller=self.caller,
             hairpin=self.hairpin,
+            ipam=self.ipam,
         )
 
 
@@ -207,7 +211,7 @@ class EndpointRecord:
     is said to listen ("80/tcp"), published or not. `healthy` False: its runtime says that it is not well. `domainname`:
     what stands behind its hostname, where it sees itself as such. `resolves`: when it started (Unix time) with the
     host's resolvers of that moment for names of others; 0, it has others, or nobody said so. `runtime`: who asked
-    for it, see `Caller`.
+    for it, see `Caller`. `ipam`: how a plugin that leases its addresses is asked again, as its front end wrote it.
     """
 
     endpoint: Endpoint
@@ -229,6 +233,7 @@ class EndpointRecord:
     domainname: str = ""
     resolves: float = 0.0
     runtime: str = ""
+    ipam: str = ""
 
     @property
     def present(self) -> Plan:

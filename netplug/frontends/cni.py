@@ -21,10 +21,11 @@ from netplug.engine.records import AttachSpec, EndpointRecord, FrontEnd, Network
 from netplug.errors import NetplugError, Reportable
 from netplug.frontends import cni_result
 from netplug.frontends.cni_checks import refuse_drift, refuse_unready
-from netplug.frontends.cni_config import Wanted, translate, without_ipam
+from netplug.frontends.cni_config import DHCP, Wanted, translate, without_ipam
 from netplug.frontends.cni_delegate import Delegate
 from netplug.frontends.cni_garbage import CODES, Garbage
 from netplug.frontends.cni_ipam import Leasing
+from netplug.frontends.cni_leases import kept
 from netplug.frontends.cni_outcome import outcome
 from netplug.frontends.cni_result import Dns, Result
 from netplug.frontends.cni_types import RouteIn
@@ -248,6 +249,7 @@ def _spec(request: Request, wanted: Wanted, record: NetworkRecord, leased: Resul
         pinned=wanted.pinned,
         caller=request.caller,
         hairpin=wanted.hairpin,
+        ipam=kept(request) if request.foreign_ipam == DHCP else "",
     )
 
 

@@ -13,6 +13,9 @@ from netplug.frontends.cni_result import Result
 from netplug.frontends.cni_wire import CniError, Code, Request
 from netplug.kernel import plugins
 
+_NOBODY = ("no more tries", "timed out", "timeout", "unable to receive")
+"""What the reference dhcp plugin's versions say when no server answered them."""
+
 
 class Delegate:
     """The IPAM plugin that a configuration names.
@@ -84,6 +87,9 @@ class Delegate:
         answer = _object(done.stdout)
         if done.code == 0 and (answer is not None or command != "ADD"):
             return answer or {}
+        if self.asks_by_link and command == "ADD" and any(words in str(answer) for words in _NOBODY):
+            words = f"no DHCP server answers by {request.ifname} on network {request.network!r}"
+            raise CniError(Code.TRY_AGAIN, words, str((answer or {}).get("msg", "")))
         raise _failure(request.foreign_ipam, done.code, done.stdout, answer)
 
 

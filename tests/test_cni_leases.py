@@ -1,0 +1,99 @@
+"""Leases of a DHCP server, by a plugin that answers as the reference one does."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_host import Host
+
+from netplug.frontends.cni import CniService
+from netplug.frontends.cni_leases import Leases
+from netplug.frontends.cni_wire import Call
+
+PLUGIN = """#!/bin/sh
+cd {folder}
+echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS" >>calls
+cat >config
+cat answer
+exit $(cat code)
+"""
+NETNS = "/run/netns/box"
+
+
+class Site:
+    def __init__(self, host: Host, folder: Path) -> None:
+        self.host = host
+        self.folder = folder
+        (folder / "dhcp").write_text(PLUGIN.format(folder=folder))
+        (folder / "dhcp").chmod(0o755)
+        self.says(ips=[{"address": "10.1.0.7/24", "gateway": "10.1.0.1"}])
+
+    def says(self, ends: int = 0, **answer: Any) -> None:
+        (self.folder / "answer").write_text(json.dumps({"cniVersion": "1.0.0", **answer}))
+        (self.folder / "code").write_text(str(ends))
+
+    def calls(self) -> list[str]:
+        return (self.folder / "calls").read_text().splitlines()
+
+    async def call(self, command: str) -> dict[str, Any]:
+        env = {"CNI_COMMAND": command, "CNI_CONTAINERID": "c", "CNI_NETNS": NETNS, "CNI_IFNAME": "eth0"}
+        config = {"cniVersion": "1.0.0", "name": "blue", "type": "pynet", "ipam": {"type": "dhcp"}}
+        call = Call("pynet", env | {"CNI_PATH": str(self.folder)}, json.dumps(config).encode())
+        reply = await CniService(self.host.engine).answer(call)
+        answer: dict[str, Any] = json.loads(reply.stdout) if reply.stdout else {}
+        return answer
+
+    async def wrong(self) -> list[str]:
+        await Leases(self.host.engine).look()
+        return [one.what for one in self.host.engine.conditions.all()]
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    host = await Host.boot()
+    yield Site(host, tmp_path)
+    await host.check()
+    await host.close()
+
+
+async def test_lease_is_asked_for_again_also_after_a_restart(site: Site) -> None:
+    assert (await site.call("ADD"))["ips"][0]["address"] == "10.1.0.7/24"
+    assert await site.wrong() == []
+    await site.host.reboot()
+    assert await site.wrong() == []
+    assert site.calls() == [f"ADD c eth0 {NETNS}"] * 3
+    assert json.loads((site.folder / "config").read_text())["ipam"] == {"type": "dhcp"}
+    await site.call("DEL")
+    assert await site.wrong() == []
+    assert len(site.calls()) == 4
+
+
+async def test_lease_that_cannot_be_kept_is_told_until_it_is(site: Site) -> None:
+    await site.call("ADD")
+    site.says(1, code=999, msg="error calling DHCP.Allocate: no more tries")
+    (said,) = await site.wrong()
+    assert said.startswith("the lease of 10.1.0.7 is not kept: no DHCP server answers by eth0 on network 'blue'")
+    site.says(ips=[{"address": "10.1.0.9/24"}])
+    assert await site.wrong() == [
+        "the DHCP server gives 10.1.0.9 now; the container has 10.1.0.7 until it is started anew"
+    ]
+    site.says(ips=[{"address": "10.1.0.7/24"}])
+    assert await site.wrong() == []
+    await site.call("DEL")
+
+
+async def test_server_that_does_not_answer_is_named(site: Site) -> None:
+    site.says(1, code=999, msg="error calling DHCP.Allocate: no more tries")
+    refused = await site.call("ADD")
+    assert (refused["code"], refused["msg"]) == (11, "no DHCP server answers by eth0 on network 'blue'")
+    assert site.host.endpoints() == []
+
+
+async def test_dead_sandbox_asks_for_nothing(site: Site) -> None:
+    await site.call("ADD")
+    site.host.kernel.vanish(NETNS)
+    assert await site.wrong() == []
+    assert len(site.calls()) == 1
+    await site.call("DEL")
