@@ -50,15 +50,17 @@ def two(hosts: Hosts, etcd: Member) -> Iterator[tuple[Living, Living]]:
         reaches(host, *(where for where in everything(hosts) if where.rpartition(" ")[2] not in mine))
 
 
+def own(host: Living) -> list[Any]:
+    return [it for it in host.client.get("endpoints")["endpoints"] if it["host"] == host.settings.host_name]
+
+
 def endpoints(hosts: Hosts) -> set[str]:
-    return {one["mac"] for host in hosts.living for one in host.client.get("endpoints")["endpoints"]}
+    return {one["mac"] for host in hosts.living for one in own(host)}
 
 
 def everything(hosts: Hosts) -> set[str]:
     return {
-        f"{one['addresses'][0].partition('/')[0]} at {host.settings.vtep}"
-        for host in hosts.living
-        for one in host.client.get("endpoints")["endpoints"]
+        f"{one['addresses'][0].partition('/')[0]} at {host.settings.vtep}" for host in hosts.living for one in own(host)
     }
 
 

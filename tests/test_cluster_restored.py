@@ -60,7 +60,12 @@ def told(etcd: Member) -> set[str]:
 
 
 def addresses(*members: Living) -> list[str]:
-    return [address_of(one) for host in members for one in host.client.get("endpoints")["endpoints"]]
+    return [
+        address_of(one)
+        for host in members
+        for one in host.client.get("endpoints")["endpoints"]
+        if one["host"] == host.settings.host_name
+    ]
 
 
 def marked(*members: Living) -> None:

@@ -159,7 +159,8 @@ class Cluster:
             for member in self.members:
                 with suppress(CommandError, AssertionError):
                     for it in member.netplug.json("ps", "--network", name):
-                        member.cli("detach", name, "--netns", it["sandbox"])
+                        if it["sandbox"]:  # it is not another host's
+                            member.cli("detach", name, "--netns", it["sandbox"])
             with suppress(CommandError):
                 self.members[0].cli("network", "rm", name)
             raise

@@ -12,7 +12,7 @@ from netplug.cli.hosts import app as hosts
 from netplug.cli.lab import app as lab
 from netplug.cli.names import app as names
 from netplug.cli.options import RUN_DIR, AsJson, RunDir
-from netplug.cli.output import emit, emit_json, short, table
+from netplug.cli.output import emit, emit_json, note, short, table
 from netplug.cli.serving import serve
 
 app = typer.Typer(
@@ -90,8 +90,13 @@ def network_create(
 
 @networks.command("ls")
 def network_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """List networks."""
-    rows = _client(run_dir).get("networks")["networks"]
+    """List networks.
+
+    Endpoints are counted on all hosts.
+    """
+    answer = _client(run_dir).get("networks")
+    note(answer)
+    rows = answer["networks"]
     if as_json:
         emit_json(rows)
         return
@@ -122,7 +127,9 @@ def network_inspect(
     run_dir: RunDir = RUN_DIR,
 ) -> None:
     """Print all about a network and its endpoints, as JSON."""
-    emit_json(_client(run_dir).get("networks", network))
+    answer = _client(run_dir).get("networks", network)
+    note(answer)
+    emit_json(answer)
 
 
 @networks.command("rm")
@@ -196,9 +203,14 @@ def ps(
     as_json: AsJson = False,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """List endpoints, with their addresses and published ports."""
+    """List endpoints, with their addresses and published ports.
+
+    Those of all hosts, in networks of a cluster; published ports are shown of this host's own alone.
+    """
     query = {"network": network} if network else {}
-    rows = _client(run_dir).get("endpoints", **query)["endpoints"]
+    answer = _client(run_dir).get("endpoints", **query)
+    note(answer)
+    rows = answer["endpoints"]
     if as_json:
         emit_json(rows)
         return

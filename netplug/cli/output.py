@@ -28,6 +28,12 @@ def emit(text: str) -> None:
         raise typer.Exit(PIPE_CLOSED) from None
 
 
+def note(answer: dict[str, Any]) -> None:
+    """Take the note out of an answer, and print it where it is no part of what the command prints."""
+    if text := answer.pop("note", ""):
+        typer.echo(f"netplug: {text}", err=True)
+
+
 def emit_json(data: Any) -> None:
     """Print data as JSON."""
     emit(json.dumps(data, indent=2))

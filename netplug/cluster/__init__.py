@@ -18,13 +18,14 @@ from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.engine.audit import Finding
 from netplug.engine.conditions import Difference
-from netplug.engine.records import EndpointRecord
+from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease
-from netplug.store.api import Compare, Delete, Record, Store, StoreError, Unreachable
+from netplug.store.api import Compare, Delete, Store, StoreError, Unreachable
 
 from .audit import audit
 from .barrier import Barrier
+from .catalogue import gone
 from .claimed import Claimed
 from .forgetting import Host, Hosts
 from .identity import Gate, Identity
@@ -103,8 +104,22 @@ class Cluster:
             StoreError: the store does not answer.
         """
         with self._reach.asking():
-            claims = await self.leases.claims(pool)
-        return [(claim.lease, name_of(self.view, claim.host) if claim.host else "") for claim in claims]
+            found = await self.leases.claims(pool)
+        return [(claim.lease, name_of(self.view, claim.host) if claim.host else "") for claim in found]
+
+    def elsewhere(self, network: NetworkRecord) -> list[tuple[str, str, Told]]:
+        """Return the endpoints that a network has on other hosts: name of the host, id, and what it tells of it.
+
+        Raises:
+            Unreachable: the store does not answer, so nobody knows.
+        """
+        ident = ident_of(network)
+        if ident not in self.networks.shared():
+            return []
+        self._reach.check()
+        if not self.view.synced.is_set():
+            raise Unreachable("the store that hosts share has not told yet what they have")
+        return self.view.elsewhere(ident, self.me)
 
     async def hosts(self) -> list[Host]:
         """Return the hosts of the cluster; see `Hosts.all`."""
@@ -182,7 +197,8 @@ class Cluster:
         assert isinstance(driver, Meshed)  # noqa: S101 - the network is one of several hosts
         peer = driver.publish(net, record.endpoint, self._engine.shared.host)
         names = called.told(record) if record.linked else ()
-        return Told(peer.mac, peer.addresses, names, tuple(sorted(called.ports_of(record))), record.healthy)
+        ports = tuple(sorted(called.ports_of(record)))
+        return Told(peer.mac, peer.addresses, names, ports, record.healthy, record.front_end, record.container)
 
     async def _publish(self, network: str, record: EndpointRecord) -> None:
         key = NETWORKS + network
@@ -196,17 +212,9 @@ class Cluster:
                 revision = await self._store.txn([Compare(key, stored.revision)], [put])
                 stored = stored if revision else await self._store.get(key)
         if revision is None:
-            raise self._gone(network, record, stored)
+            self.networks.look_at(network)
+            raise gone(self._engine.registry.network(record.endpoint.network).network.name, stored, self.view)
         self._published[record.endpoint.id] = revision
-
-    def _gone(self, network: str, record: EndpointRecord, stored: Record | None) -> NetplugError:
-        """Return why nobody can join a network any more."""
-        name = self._engine.registry.network(record.endpoint.network).network.name
-        self.networks.look_at(network)
-        if stored is None:
-            return NetplugError("unavailable", f"network {name!r} was deleted from the store that hosts share")
-        where = name_of(self.view, str(stored.value.get("deleter") or self.me))
-        return NetplugError("unavailable", f"network {name!r} is just being deleted on host {where}")
 
     # Living
 
@@ -227,15 +235,13 @@ class Cluster:
     async def run(self) -> None:
         """Live until cancelled."""
         keep = self._engine.supervisor.keep
+        lasting = {"underlay": self._underlay.run, "view": self.view.follow, "membership": self.membership.run}
+        lasting |= {"barrier": self.barrier.run, "recovery": self._recovery.run, "timer": self._dispatch}
+        lasting["claims"] = self._claimed.follow
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(keep("cluster.underlay", self._underlay.run))
-                group.create_task(keep("cluster.view", self.view.follow))
-                group.create_task(keep("cluster.claims", self._claimed.follow))
-                group.create_task(keep("cluster.membership", self.membership.run))
-                group.create_task(keep("cluster.barrier", self.barrier.run))
-                group.create_task(keep("cluster.recovery", self._recovery.run))
-                group.create_task(keep("cluster.timer", self._dispatch))
+                for name, work in lasting.items():
+                    group.create_task(keep(f"cluster.{name}", work))
                 group.create_task(self._looking("cluster.networks", self._defining, self._define_all))
                 group.create_task(self._looking("cluster.peers", self._peering, self.peering.bring_about))
         finally:
@@ -260,9 +266,9 @@ class Cluster:
 
     def _compare_hosts(self) -> None:
         """Say which hosts have one VTEP, and which records cannot be read."""
+        pairs = sorted(self.view.yielding().items())
         found = [
-            Difference(f"host {name_of(self.view, ident)}", "vtep", self._shared_vtep(ident, first))
-            for ident, first in sorted(self.view.yielding().items())
+            Difference(f"host {name_of(self.view, it)}", "vtep", self._shared_vtep(it, first)) for it, first in pairs
         ]
         found += [Difference("store", key, why) for key, why in sorted(self.view.poisoned.items())]
         self._engine.conditions.report("hosts", found)

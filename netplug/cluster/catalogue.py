@@ -11,7 +11,7 @@ from netplug.engine.records import FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.pool import GLOBAL, pool_id
 from netplug.leases import OPS_PER_TXN
-from netplug.store.api import Compare, Delete, Put, Store, StoreError
+from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError
 
 from .choosing import gateways_of
 from .records import ENDPOINTS, MEMBERS, NETWORKS, Definition, as_put
@@ -114,3 +114,11 @@ class Catalogue:
 
     async def _keep(self, ids: list[str]) -> None:
         await self._own.txn([], [Put(GRAVES, {"ids": [*ids]})])
+
+
+def gone(name: str, stored: Record | None, view: View) -> NetplugError:
+    """Return why nobody can join a network any more, whose definition is `stored` now."""
+    if stored is None:
+        return NetplugError("unavailable", f"network {name!r} was deleted from the store that hosts share")
+    where = name_of(view, str(stored.value.get("deleter", "")))
+    return NetplugError("unavailable", f"network {name!r} is just being deleted on host {where}")

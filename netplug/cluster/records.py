@@ -118,7 +118,7 @@ class Definition:
 class Told:
     """An endpoint, as its host tells of it. `names`: the first is what it is called; `ports`: protocol and number.
 
-    `healthy` False: others are called so rather than it.
+    `healthy` False: others are called so rather than it. `front_end`, `container`: for lists.
     """
 
     mac: str
@@ -126,6 +126,8 @@ class Told:
     names: tuple[str, ...] = ()
     ports: tuple[tuple[str, int], ...] = ()
     healthy: bool = True
+    front_end: str = ""
+    container: str = ""
 
     @property
     def name(self) -> str:

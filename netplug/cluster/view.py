@@ -110,6 +110,11 @@ class View:
             for (host, ident), told in found.items():
                 yield network, host, ident, told
 
+    def elsewhere(self, network: str, me: str) -> list[tuple[str, str, Told]]:
+        """Return the endpoints of a network on hosts other than `me`: name of the host, id, and content."""
+        found = self._endpoints.get(network, {})
+        return [(name_of(self, host), ident, told) for (host, ident), told in found.items() if host != me]
+
     def endpoints(self, network: str, host: str) -> dict[str, Told]:
         """Return the endpoints of a network on one host, by id."""
         return {ident: told for (where, ident), told in self._endpoints.get(network, {}).items() if where == host}

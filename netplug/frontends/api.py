@@ -5,6 +5,7 @@ daemon is there, but cannot do anything.
 """
 
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
@@ -105,9 +106,12 @@ class _Api:
         return wire.Version(version=self._version, host=self._host, pid=os.getpid())
 
     async def networks(self) -> wire.Networks:
-        registry = self._engine.registry
-        counted = [(record, len(registry.endpoints(record.network.id))) for record in registry.networks()]
-        return wire.Networks(networks=[wire.NetworkOut.of(*one) for one in counted])
+        found, note = self._endpoints(None)
+        counts = Counter(endpoint.network_id for endpoint in found)
+        records = self._engine.registry.networks()
+        return wire.Networks(
+            networks=[wire.NetworkOut.of(record, counts[record.network.id]) for record in records], note=note
+        )
 
     async def create_network(self, body: wire.NetworkIn) -> wire.NetworkOut:
         create = self._of_cluster().networks.create if body.cluster else self._engine.networks.create
@@ -130,9 +134,11 @@ class _Api:
 
     async def network(self, ref: str) -> wire.NetworkDetail:
         record = self._engine.registry.network(ref)
-        endpoints = self._endpoints(record.network.id)
+        endpoints, note = self._endpoints(record.network.id)
         brief = wire.NetworkOut.of(record, len(endpoints))
-        return wire.NetworkDetail(**brief.model_dump(exclude={"subnets"}), subnets=brief.subnets, endpoints=endpoints)
+        return wire.NetworkDetail(
+            **brief.model_dump(exclude={"subnets"}), subnets=brief.subnets, endpoints=endpoints, note=note
+        )
 
     async def delete_network(self, ref: str) -> None:
         record = self._engine.registry.network(ref)
@@ -142,16 +148,26 @@ class _Api:
 
     async def endpoints(self, network: str = "") -> wire.Endpoints:
         chosen = self._engine.registry.network(network).network.id if network else None
-        return wire.Endpoints(endpoints=self._endpoints(chosen))
+        found, note = self._endpoints(chosen)
+        return wire.Endpoints(endpoints=found, note=note)
 
-    def _endpoints(self, network_id: str | None) -> list[wire.EndpointOut]:
-        registry, exposure = self._engine.registry, self._engine.exposure
+    def _endpoints(self, network_id: str | None) -> tuple[list[wire.EndpointOut], str]:
+        """Return the endpoints of all hosts, or of this one and why no others."""
+        registry, exposure, note = self._engine.registry, self._engine.exposure, ""
         names = {record.network.id: record.network.name for record in registry.networks()}
         found = [
             wire.EndpointOut.of(record, names.get(record.endpoint.network, ""), self._host, exposure.shown(record))
             for record in registry.endpoints(network_id)
         ]
-        return sorted(found, key=lambda endpoint: (endpoint.network, endpoint.name, endpoint.id))
+        for record in registry.networks() if self._cluster is not None else ():
+            if network_id in {None, record.network.id}:
+                try:
+                    others = self._of_cluster().elsewhere(record)
+                except Unreachable as exc:
+                    note = f"only endpoints of host {self._host} are listed: {exc}"
+                    break
+                found += [wire.EndpointOut.of_other(record.network, *one) for one in others]
+        return sorted(found, key=lambda endpoint: (endpoint.network, endpoint.name, endpoint.host, endpoint.id)), note
 
     async def attach(self, body: wire.AttachIn) -> wire.AttachOut:
         record, attachment = await self._engine.endpoints.attach(body.to_spec())

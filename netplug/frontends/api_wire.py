@@ -13,7 +13,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from netplug.called import Resolving
 from netplug.cluster.forgetting import Host
-from netplug.drivers.api import Attachment, PortMapping
+from netplug.cluster.records import Told
+from netplug.drivers.api import Attachment, Network, PortMapping
 from netplug.drivers.options import NONE, OVERLAY
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
 from netplug.engine.conditions import Difference
@@ -201,7 +202,10 @@ class NetworkOut(BaseModel):
 
 
 class EndpointOut(BaseModel):
-    """`interface`: its name in the sandbox, where we gave it. `ports`: as in ``0.0.0.0:8080->80/tcp``."""
+    """`interface`: its name in the sandbox, where we gave it. `ports`: as in ``0.0.0.0:8080->80/tcp``.
+
+    Of one on another host `sandbox`, `interface` and `ports` are empty.
+    """
 
     id: str
     network: str
@@ -236,9 +240,34 @@ class EndpointOut(BaseModel):
             ports=ports,
         )
 
+    @classmethod
+    def of_other(cls, network: Network, host: str, ident: str, told: Told) -> Self:
+        lengths = {subnet.pool: subnet.pool.prefixlen for subnet in network.subnets}
+        return cls(
+            id=ident,
+            network=network.name,
+            network_id=network.id,
+            name=told.name,
+            aliases=list(told.names[1:]),
+            container=told.container,
+            addresses=[
+                f"{it}/{next((n for pool, n in lengths.items() if it in pool), it.max_prefixlen)}"
+                for it in told.addresses
+            ],
+            mac=told.mac,
+            host=host,
+            front_end=told.front_end,
+            sandbox="",
+            interface="",
+            ports=[],
+        )
+
 
 class NetworkDetail(NetworkOut):
+    """`note`: why endpoints are missing, if so; nothing of it is part of the network."""
+
     endpoints: list[EndpointOut] = []
+    note: str = ""
 
 
 class RouteOut(BaseModel):
@@ -323,10 +352,12 @@ class Hosts(BaseModel):
 
 class Networks(BaseModel):
     networks: list[NetworkOut]
+    note: str = ""
 
 
 class Endpoints(BaseModel):
     endpoints: list[EndpointOut]
+    note: str = ""
 
 
 class Differences(BaseModel):
