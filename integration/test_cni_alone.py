@@ -149,7 +149,7 @@ def test_many_at_once_without_and_with_a_daemon_that_comes_meanwhile(own: tuple[
         list(pool.map(it.delete, made))
 
 
-def test_check_and_status_alone_mend_nothing(own: tuple[Host, Netplug]) -> None:
+def test_check_alone_mends_nothing_and_status_what_it_can(own: tuple[Host, Netplug]) -> None:
     host, _ = own
     it = runtime(own)
     with namespace(host) as netns:
@@ -159,10 +159,11 @@ def test_check_and_status_alone_mend_nothing(own: tuple[Host, Netplug]) -> None:
             with pytest.raises(PluginError) as caught:
                 it.check(one)
             assert caught.value.code == 104
-        host.run(["ip", "link", "del", one.result["interfaces"][0]["name"]])
-        with pytest.raises(PluginError) as caught:
-            it.status()
-        assert caught.value.code == 51
+        # What can be mended of a network is no reason to send a runtime away.
+        bridge = one.result["interfaces"][0]["name"]
+        host.run(["ip", "link", "del", bridge])
+        it.status()
+        assert "UP" in host.output("ip", "link", "show", bridge)
         it.delete(one)
         it.status()
 
