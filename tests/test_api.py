@@ -80,7 +80,7 @@ def test_a_network_is_made_found_and_removed(ask: Http) -> None:
     assert made["subnets"] == [{"subnet": "10.1.0.0/24", "gateway": "10.1.0.1"}]
     for ref in ("blue", made["id"], made["id"][:7]):
         assert ask("GET", f"/v1/networks/{ref}") == (200, {**made, "endpoints": [], "note": ""})
-    assert ask("GET", "/v1/networks") == (200, {"networks": [made]})
+    assert ask("GET", "/v1/networks") == (200, {"networks": [made], "note": ""})
     assert ask("DELETE", "/v1/networks/blue") == (204, None)
     assert "blue" in ask.refused(404, "GET", "/v1/networks/blue")
 

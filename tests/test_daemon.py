@@ -98,7 +98,7 @@ def test_a_second_daemon_is_refused_and_the_first_undisturbed(tmp_path: Path, sh
         assert isinstance(second.error, Held)
         assert f"process {os.getpid()}" in second.error.message
         assert sockets_of(first) == [True, True]
-        assert first.client.get("networks") == {"networks": []}
+        assert first.client.get("networks") == {"networks": [], "note": ""}
         assert activate(first.settings.plugin_socket)
         own = [p for p in (settings.api_socket, settings.plugin_socket) if p.parent.parent == tmp_path / "2"]
         assert not any(path.exists() for path in own)
@@ -182,7 +182,7 @@ def test_a_successors_socket_is_not_unlinked(tmp_path: Path) -> None:
 
 def test_docker_may_be_absent(tmp_path: Path) -> None:
     with living(tmp_path, docker_host=f"unix://{tmp_path}/no-docker.sock") as daemon:
-        assert daemon.client.get("endpoints") == {"endpoints": []}
+        assert daemon.client.get("endpoints") == {"endpoints": [], "note": ""}
 
 
 # Parts
