@@ -11,7 +11,7 @@ from .naming import bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox
 from .options import BRIDGE, OVERLAY, NetworkOptions
 from .plan import Plan
 from .sandbox import attachment
-from .steps import Address, Bridge, Guard, Guards, Hairpin, IPInterface, Step, Sysctl, Veth
+from .steps import Address, Announce, Bridge, Guard, Guards, Hairpin, IPInterface, Step, Sysctl, Veth
 
 
 def link_of(net: Network) -> str:
@@ -19,6 +19,7 @@ def link_of(net: Network) -> str:
     return net.options.bridge or bridge_name(net.id)
 
 
+_PORTS = 1023
 _BRIDGED = frozenset((BRIDGE, OVERLAY))
 
 
@@ -27,6 +28,8 @@ class BridgeDriver:
 
     scope = Scope.LOCAL
     gateway = True
+    own_ports = 0
+    """Ports of the bridge that are no endpoints."""
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
         return replace(options, mtu=options.mtu or host.mtu)
@@ -55,7 +58,11 @@ class BridgeDriver:
             firewall.check_pool(subnet.pool, bridge, host)
 
     def admit(self, net: Network, present: int) -> None:
-        return
+        """Refuse one endpoint more than a Linux bridge has ports (BR_MAX_PORTS); on a user's own the kernel does."""
+        room = _PORTS - self.own_ports
+        if present >= room and not net.options.bridge:
+            words = f"network {net.name!r} has {present} containers on this host, and a Linux bridge takes {room}"
+            raise DriverError(Kind.UNAVAILABLE, words, hint="use a second network")
 
     def mac(self, net: Network) -> str:
         """Return the MAC of the network's bridge, which is that of its gateways."""
@@ -87,7 +94,9 @@ class BridgeDriver:
             slaac=net.options.slaac,
         )
         guard = _guard(net, veth.name, veth.peer_mac, ep.addresses)
-        return guard + shaping.around(net, ep, veth.name, Plan((veth,)))
+        # The address may have had another MAC, which neighbours and the host remember.
+        told = Plan(tuple(Announce(veth.master, veth.peer_mac, address.ip) for address in ep.addresses))
+        return guard + shaping.around(net, ep, veth.name, Plan((veth,))) + told
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
         return attachment(net, ep)

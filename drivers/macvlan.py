@@ -96,8 +96,6 @@ def _parent(options: NetworkOptions, host: HostFacts) -> LinkFacts:
         raise _invalid("parent", link.name, f"is a macvlan itself, of {link.parent!r}", f"choose {link.parent!r}")
     if link.master:
         raise _invalid("parent", link.name, f"is a port of {link.master!r}", f"choose {link.master!r}")
-    if not link.up:
-        raise _invalid("parent", link.name, "the link is down", f"ip link set {link.name} up")
     return link
 
 

@@ -30,6 +30,7 @@ class OverlayDriver(BridgeDriver):
     """Networks over several hosts."""
 
     scope = Scope.CLUSTER
+    own_ports = 1
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
         room = _room(host)

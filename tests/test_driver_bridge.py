@@ -8,9 +8,10 @@ from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import bridge_name, host_side, mac_of_address, mark, sandbox_side
 from netplug.drivers.options import NetworkOptions
+from netplug.drivers.overlay import OverlayDriver
 from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import place
-from netplug.drivers.steps import Address, Guard, Route, Veth
+from netplug.drivers.steps import Address, Announce, Guard, Route, Veth
 
 NET = Network(
     "3a5d" * 16,
@@ -107,5 +108,15 @@ def test_bare_sandbox_gets_link_addresses_and_routes() -> None:
     assert isinstance(veth, Veth)
     assert (veth.netns, veth.peer) == ("/run/netns/a", "eth0")
     assert guard == Guard(veth.name, veth.peer_mac, tuple(address.ip for address in EP.addresses))
-    assert [type(step) for step in plan.steps[2:]] == [Address, Route]
+    assert [type(step) for step in plan.steps[2:]] == [Announce, Address, Route]
     assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(("driver", "room"), [(BridgeDriver(), 1023), (OverlayDriver(), 1022)])
+def test_endpoint_beyond_the_ports_of_a_bridge_is_refused(driver: BridgeDriver, room: int) -> None:
+    driver.admit(NET, room - 1)
+    with pytest.raises(
+        DriverError, match=f"'blue' has {room} containers on this host, and a Linux bridge takes {room}"
+    ):
+        driver.admit(NET, room)
+    driver.admit(replace(NET, options=NetworkOptions(bridge="br0")), room)

@@ -62,19 +62,28 @@ class Segments:
     async def refuse_taken(self, nets: Collection[Network], address: IPAddress) -> None:
         """Refuse an address that a stranger on the segment of one of these networks has, or the host itself.
 
+        Where the segment cannot be asked, since its link is down, nobody answers.
+
         Raises:
-            NetplugError: "exists", with the stranger's MAC; "unavailable" when the segment cannot be asked.
+            NetplugError: "exists", with the stranger's MAC.
         """
         for link in {self._drivers[net.options.mode].segment(net) for net in nets} - {""}:
             if any(address == mine.ip for mine, _ in (await self._kernel.facts()).addresses):
                 raise NetplugError("exists", f"address {address} is the host's own", hint="choose another address")
-            taken = await self._kernel.strangers(link, (address,))
+            taken = await self._ask(link, address)
             if address in taken:
                 raise NetplugError(
                     "exists",
                     f"address {address} is in use on the segment of {link!r} by {taken[address]}",
                     hint="choose another address, or none",
                 )
+
+    async def _ask(self, link: str, address: IPAddress) -> Mapping[IPAddress, str]:
+        try:
+            return await self._kernel.strangers(link, (address,))
+        except NetplugError as exc:
+            log.warning("address.unasked", address=str(address), error=str(exc))
+            return {}
 
     def _on(self, pool: str) -> list[Network]:
         held = self._allocator.pool(pool)

@@ -101,6 +101,9 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
     try:
         nl.request(RTM_NEWLINK, _veth(step, index, fd), NEW)
     except NetlinkError as error:
+        if error.errno == errno.EXFULL:
+            words = f"bridge {step.master!r} has 1023 ports, and a Linux bridge takes no more"
+            raise StepError("unavailable", step, words, hint="use a second network") from error
         if error.errno != errno.EEXIST:
             raise
         return _existing_veth(nl, step, index, inside)

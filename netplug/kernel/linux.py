@@ -1,6 +1,7 @@
 """The kernel of this host: hands each step to the module that knows its kind."""
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -51,6 +52,7 @@ from . import (
     sysctl,
     vxlan,
 )
+from .announcing import Announcements
 from .api import Comparison, Drift, Outcome, Owned, Reservations, Serve, StepError
 from .conntrack import Conntrack
 from .descriptors import raise_limit, require
@@ -78,6 +80,8 @@ _T = TypeVar("_T")
 
 _BREATH = 64
 """After so many steps others have their turn."""
+STALL_S, STALLED_S = 0.05, 2.0
+"""A request takes less than a millisecond; who deletes hundreds of links goes on for seconds."""
 BUSY_TRIES = 3
 """How often to wait for the deletion of a link whose name is wanted again."""
 
@@ -100,7 +104,11 @@ class LinuxKernel:
         self._tables = Tables()
         self._ways = Ways(self._tables, self._nl)
         self._stations = Stations()
-        self._changes = ForeignChanges(self._is_ours, self._is_own_work, self._stations.spoiled)
+        self._wait_elsewhere_until = 0.0
+        self._announcements = Announcements(self._nl)
+        self._changes = ForeignChanges(
+            self._is_ours, self._is_own_work, self._stations.spoiled, self._announcements.carrier
+        )
 
     @classmethod
     async def open(cls, backend: str = "") -> Self:
@@ -300,6 +308,7 @@ class LinuxKernel:
             self._relays.close()
             self._resolvers.close()
             self._ports.close()
+            self._announcements.close()
             self._flows.close()
             self._tables.close()
             self._sets.close()
@@ -319,7 +328,7 @@ class LinuxKernel:
             case _ if isinstance(step, TABLE_STEPS):
                 return entries.ensure(self._tables, step)
             case Announce():
-                segment.announce(step)
+                self._announcements.ensure(step)
                 return Outcome.EQUAL
             case _:
                 return await self._do(lambda: self._ensure_now(step, sandboxes))
@@ -430,6 +439,8 @@ class LinuxKernel:
             case Fdb() | Neighbour():
                 self._stations.forget(step)
                 neighbours.remove(self._nl, step)
+            case Announce():
+                self._announcements.forget(step)
             case Shortcuts() | Shortcut():
                 self._ways.remove(step)
             case Address() | Route():
@@ -443,10 +454,19 @@ class LinuxKernel:
                     addresses.remove_route(nl, step)
 
     async def _do(self, work: Callable[[], _T]) -> _T:
-        """Do netlink work: at once, unless a deletion holds the rtnl mutex and would hold up the loop as well."""
-        if not self._reaper.busy:
+        """Do netlink work: at once, unless the rtnl mutex is held and would hold up the loop as well.
+
+        We know when a deletion of ours holds it. That others do shows in how long a request takes: after one that
+        stalled the loop those that follow do not.
+        """
+        started = time.monotonic()
+        if self._reaper.busy or started < self._wait_elsewhere_until:
+            return await asyncio.to_thread(work)
+        try:
             return work()
-        return await asyncio.to_thread(work)
+        finally:
+            if (ended := time.monotonic()) - started > STALL_S:
+                self._wait_elsewhere_until = ended + STALLED_S
 
 
 def _inside(host: Netlink, step: Address | Route | Loopback, sandboxes: Sandboxes) -> Netlink:

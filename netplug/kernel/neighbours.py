@@ -25,7 +25,7 @@ from .rtnl import AF_BRIDGE, PROTOCOL, Link, packed_mac
 _NEW, _DELETE, _GET = 28, 29, 30
 _NDMSG = struct.Struct("=BxxxiHBB")
 _DST, _LLADDR, _IFINDEX, _MASTER, _PROTOCOL = 1, 2, 8, 9, 12
-_REACHABLE, _NOARP, _PERMANENT = 0x02, 0x40, 0x80
+_REACHABLE, _STALE, _NOARP, _PERMANENT = 0x02, 0x04, 0x40, 0x80
 _BY_SELF, _BY_MASTER, _EXTERN_LEARN, _STICKY = 0x02, 0x04, 0x10, 0x40
 _STATIC = _NOARP | _REACHABLE
 _FAMILIES = {4: 2, 6: 10}
@@ -115,6 +115,16 @@ class Found:
             Neighbour(names[index], address, mac) for (index, address), mac in self.neighbours.items() if index in names
         }
         return frozenset(found)
+
+
+def renew(nl: Netlink, link: int, address: IPAddress, mac: str) -> None:
+    """Put right what the host believes of an address on a link, by its index, if it believes anything."""
+    head = _FAMILIES[address.version], link
+    found = _get(nl, _NDMSG.pack(*head, 0, 0, 0) + attr(_DST, address.packed))
+    if found is None or found.permanent or found.mac == mac:
+        return
+    entry = _NDMSG.pack(*head, _STALE, 0, 0) + attr(_DST, address.packed) + attr(_LLADDR, packed_mac(mac))
+    nl.request(_NEW, entry, NLM_F_CREATE | NLM_F_REPLACE)
 
 
 def seat(nl: Netlink, port: int, mac: str) -> None:

@@ -54,6 +54,9 @@ _I32 = struct.Struct("=i")
 _U32 = struct.Struct("=I")
 _U32_ATTR = struct.Struct("=HHI")
 _BUFFER = 1 << 17
+_SO_SNDBUFFORCE = 32
+_ROOM = 1 << 16
+"""Bytes that fit into any socket (socket(7), wmem_default is 212 992, less what the kernel reckons for itself)."""
 
 
 class NetlinkError(OSError):
@@ -147,6 +150,7 @@ class Netlink:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.settings: int | None = None
+        self._room = _ROOM
         self._seq = 0
         self._lock = threading.Lock()
         sock.setblocking(True)
@@ -215,7 +219,7 @@ class Netlink:
                 packed.append(bytes(-len(payload) & 3))
                 if flags & NLM_F_ACK:
                     awaited.add(self._seq)
-            self.sock.sendall(b"".join(packed))
+            self._send_whole(b"".join(packed))
             refused: BatchError | None = None
             while awaited:
                 for seq, code, words in self._acknowledged():
@@ -225,6 +229,13 @@ class Netlink:
                 if refused:
                     # The answers to the others are here already, or there are none; a later call passes over them.
                     raise refused
+
+    def _send_whole(self, data: bytes) -> None:
+        """Send a batch, which is one datagram however long; the limit of a socket of ours is ours to raise."""
+        if len(data) > self._room:
+            self.sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, len(data) + _ROOM)
+            self._room = len(data)
+        self.sock.sendall(data)
 
     def _acknowledged(self) -> Iterator[tuple[int, int, str]]:
         """Yield number, error code and words of the acknowledgements of one datagram."""

@@ -1,4 +1,4 @@
-"""Asking a segment whether an address is in use there, and telling it that one has moved.
+"""Asking a segment whether an address is in use there, and the words that tell it that one has moved.
 
 Frames on a packet socket of the parent link (packet(7)), since an address is asked for before any link of ours has it.
 """
@@ -13,7 +13,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from netplug.drivers.steps import Announce, IPAddress
 
-from .api import StepError
 from .rtnl import packed_mac
 
 WAIT_S = 0.2
@@ -50,18 +49,15 @@ async def strangers(link: str, addresses: Collection[IPAddress]) -> dict[IPAddre
             sock.close()
 
 
-def announce(step: Announce) -> None:
-    """Tell the segment who has an address now: RFC 5227 3 (an ARP request for itself), RFC 4861 7.2.6."""
+def announcement(step: Announce) -> tuple[bytes, int]:
+    """Return the frame that tells who has an address now, and its EtherType.
+
+    RFC 5227 3 (an ARP request for itself), RFC 4861 7.2.6.
+    """
     mac = packed_mac(step.mac)
-    frame, kind = (_arp(mac, step.address, step.address), _ETH_ARP)
     if isinstance(step.address, IPv6Address):
-        frame, kind = _unsolicited(mac, step.address), _ETH_IPV6
-    try:
-        with _open(step.link, kind) as sock:
-            sock.send(frame)
-    except OSError as error:
-        words = f"link {step.link!r} cannot announce {step.address}: {error.strerror}"
-        raise StepError("unavailable", step, words, hint=f"ip link set {step.link} up") from error
+        return _unsolicited(mac, step.address), _ETH_IPV6
+    return _arp(mac, step.address, step.address), _ETH_ARP
 
 
 def _open(link: str, kind: int) -> socket.socket:

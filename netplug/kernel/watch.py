@@ -10,6 +10,7 @@ The links of others are listened to as well, for what tunnels lie on: their addr
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable, Mapping
 
 from .netlink import attrs, pick
@@ -25,6 +26,8 @@ _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _IFLA_IFNAME, _IFLA_MTU = 3, 4
 _OF_LINKS = frozenset({_IFLA_IFNAME, _IFLA_MTU})
 _AF_UNSPEC = 0
+_CARRIES = 0x40 | 1 << 16
+"""IFF_RUNNING and IFF_LOWER_UP: the one is so too until the kernel has looked, the other before anything is sent."""
 _SCOPE_LINK = 253
 """And from there on addresses that nobody else reaches (linux/rtnetlink.h, rt_scope_t)."""
 _BUFFER = 1 << 16
@@ -39,6 +42,7 @@ class ForeignChanges:
         is_ours: tells of a link's name whether it is one that we made and did not remove.
         is_own_work: tells of a generation of the rule set whether it was us who brought it about.
         is_spoiled: tells of word about an FDB or neighbour table, type and body, whether an entry of ours is harmed.
+        on_carrier: is told the name of each link that has a carrier whenever something about it changes.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class ForeignChanges:
         is_ours: Callable[[str], bool],
         is_own_work: Callable[[int], bool],
         is_spoiled: Callable[[int, bytes], bool],
+        on_carrier: Callable[[str], None],
     ) -> None:
         self.event = asyncio.Event()
         self.commits = asyncio.Event()
@@ -54,6 +59,7 @@ class ForeignChanges:
         self._is_ours = is_ours
         self._is_own_work = is_own_work
         self._is_spoiled = is_spoiled
+        self._on_carrier = on_carrier
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
 
@@ -100,10 +106,13 @@ class ForeignChanges:
     def _on_link(self, kind: int, body: bytes) -> None:
         """A port that leaves a bridge is told of as a link that goes too, in another family."""
         found = pick(body, 16, _OF_LINKS)
-        ours = self._is_ours(found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode())
+        name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode()
+        ours = self._is_ours(name)
+        if kind == _RTM_NEWLINK and int.from_bytes(body[8:12], sys.byteorder) & _CARRIES == _CARRIES:
+            self._on_carrier(name)
         if kind == _RTM_DELLINK and ours:
             self.event.set()
-        index, mtu = int.from_bytes(body[4:8], "little"), int.from_bytes(found.get(_IFLA_MTU, b""), "little")
+        index, mtu = int.from_bytes(body[4:8], sys.byteorder), int.from_bytes(found.get(_IFLA_MTU, b""), sys.byteorder)
         if body[0] != _AF_UNSPEC or not mtu:
             return
         if kind == _RTM_DELLINK:
@@ -114,7 +123,7 @@ class ForeignChanges:
                 self.underlay.set()
 
     def _on_address(self, kind: int, body: bytes) -> None:
-        scope, index = body[3], int.from_bytes(body[4:8], "little")
+        scope, index = body[3], int.from_bytes(body[4:8], sys.byteorder)
         try:
             ours = self._is_ours(socket.if_indextoname(index))
         except OSError:  # the link went too; one of ours is told of by itself
@@ -143,9 +152,9 @@ def _messages(data: bytes) -> list[tuple[int, bytes]]:
     """Split a datagram into (type, body) of each message (netlink(7))."""
     found = []
     while len(data) >= 16:
-        length = int.from_bytes(data[:4], "little")
+        length = int.from_bytes(data[:4], sys.byteorder)
         if length < 16:
             break
-        found.append((int.from_bytes(data[4:6], "little"), data[16:length]))
+        found.append((int.from_bytes(data[4:6], sys.byteorder), data[16:length]))
         data = data[(length + 3) & ~3 :]
     return found

@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -18,9 +19,10 @@ from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, run  # n
 from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
 
-from netplug.drivers.naming import mark  # noqa: E402
+from netplug.drivers.naming import eui64, mark  # noqa: E402
 from netplug.drivers.plan import Plan  # noqa: E402
 from netplug.drivers.steps import (  # noqa: E402
+    Announce,
     Flows,
     Forward,
     Forwards,
@@ -121,6 +123,35 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         names = [f"net.ipv6.conf.{link}.{name}" for link in ("eth0", "eth1") for name in ("accept_ra", "autoconf")]
         found = run("ip", "netns", "exec", Path(netns).name, "sysctl", "-n", *names).split()
         assert found == ["1" if slaac else "0"] * 4
+
+    async def test_host_forgets_where_an_address_was_before(self, kernel: LinuxKernel) -> None:
+        await kernel.ensure((BRIDGE,))
+        for address in ("10.9.0.2", "fd00:9::2"):
+            run(
+                "ip", "neigh", "replace", address, "lladdr", "02:00:00:00:09:09", "dev", BRIDGE.name, "nud", "reachable"
+            )
+            assert await kernel.ensure((Announce(BRIDGE.name, VETH.peer_mac, ip_address(address)),)) == [Outcome.EQUAL]
+            assert VETH.peer_mac in run("ip", "neigh", "show", address)
+        assert await kernel.ensure((Announce(BRIDGE.name, VETH.peer_mac, ip_address("10.9.0.3")),)) == [Outcome.EQUAL]
+        assert run("ip", "neigh", "show", "10.9.0.3") == ""
+
+    @pytest.mark.parametrize("up", [False, True])
+    async def test_dark_segment_is_told_once_it_carries(self, kernel: LinuxKernel, *, up: bool) -> None:
+        run("ip", "link", "add", "dark0", *(["up"] if up else []), "type", "veth", "peer", "name", "other0")
+        told, taken = (Announce("dark0", VETH.peer_mac, ip_address(f"10.9.0.{n}")) for n in (2, 3))
+        assert await kernel.ensure((told, taken)) == [Outcome.EQUAL] * 2
+        await kernel.remove((taken,))
+        run("ip", "link", "set", "other0", "up")
+        # The loop has not heard of it yet.
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)) as ear:
+            ear.bind(("other0", 0x0806))
+            ear.setblocking(False)
+            run("ip", "link", "set", "dark0", "up")
+            async with asyncio.timeout(VANISH_DEADLINE_S):
+                frame = await asyncio.get_running_loop().sock_recv(ear, 2048)
+            assert frame[28:32] == told.address.packed
+            with pytest.raises(BlockingIOError):
+                ear.recv(2048)
 
     async def test_link_that_is_removed_once_more_while_it_goes_is_gone(
         self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
@@ -339,6 +370,19 @@ class TestLinuxFirewallLegacy(LinuxHost, FirewallSuite):
         return "legacy"
 
 
+def _elements_of(guards: Sequence[Guard]) -> dict[str, list[str]]:
+    """Return the elements of guards as nft(8) has them."""
+    local = {it: eui64(it.mac) for it in guards}
+    return {
+        "ports": [f'"{it.link}"' for it in guards],
+        "pinned": [f'"{it.link}"' for it in guards],
+        "macs": [f'"{it.link}" . {it.mac}' for it in guards],
+        "v4": [f'"{it.link}" . {it.addresses[0]}' for it in guards],
+        "v6": [f'"{it.link}" . {local[it]}' for it in guards],
+        "mine": [str(local[it]) for it in guards],
+    }
+
+
 class TestLinuxTables(LinuxHost, TablesSuite):
     async def test_lost_rule_is_put_back_and_the_entries_stay(self, kernel: LinuxKernel) -> None:
         guard = Guard("nphtest", "02:00:00:00:02:01", (ip_address("10.9.0.2"),))
@@ -370,6 +414,21 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         assert (await kernel.facts()).firewalld
         run("nft", "add", "rule", "inet", "firewalld", "filter_FORWARD", "iifname", "np-*", "accept")
         assert not (await kernel.facts()).firewalld
+
+    async def test_table_over_many_ports_is_rebuilt_in_one_batch(self, kernel: LinuxKernel) -> None:
+        many = [
+            Guard(f"nph{n:012x}", f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}", (ip_address(f"10.9.{n >> 8}.{n & 255}"),))
+            for n in range(1500)
+        ]
+        await kernel.ensure((Guards(),))
+        elements = {name: ", ".join(of) for name, of in _elements_of(many).items()}
+        run("nft", "-f", "-", text="\n".join(f"add element bridge netplug {k} {{ {v} }}" for k, v in elements.items()))
+        assert (await kernel.owned()).entries == set(many)
+        listing = run("nft", "-a", "list", "chain", "bridge", "netplug", "input")
+        handle = next(line for line in listing.splitlines() if "redirect" in line).rpartition(" ")[2]
+        run("nft", "delete", "rule", "bridge", "netplug", "input", "handle", handle)
+        assert await kernel.ensure((Guards(),)) == [Outcome.ADJUSTED]
+        assert (await kernel.owned()).entries == set(many)
 
     async def test_own_work_is_no_news_and_that_of_others_is(self, kernel: LinuxKernel) -> None:
         guard = Guard("nphtest", "02:00:00:00:02:01", (ip_address("10.9.0.2"),))
