@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
 
 import pytest
 from harness import Host, Namespace, Netplug, attached, cli_network, namespace, tcp_ask, wait_until
@@ -44,29 +43,29 @@ def test_neighbours_and_the_host_follow_an_address_to_another_mac(host: Host, ne
 
 
 @contextmanager
-def dark_parent(host: Host, *lines: str) -> Iterator[None]:
-    for line in ("link add dark0 type veth peer name other0", *lines):
+def dark_parent(host: Host) -> Iterator[None]:
+    """A link that is down; one that is up and has no carrier is asked for in tests/contract."""
+    for line in ("link add dark0 type veth peer name other0", "link set other0 up"):
         host.run(["ip", *line.split()])
-    yield
-    host.run(["ip", "link", "del", "dark0"])
+    try:
+        yield
+    finally:
+        host.run(["ip", "link", "del", "dark0"])
 
 
-@pytest.mark.parametrize("lines", [(), ("link set dark0 up",)], ids=["down", "without carrier"])
-def test_macvlan_on_a_dark_parent_waits_for_light(host: Host, netplug: Netplug, lines: tuple[str, ...]) -> None:
+def test_macvlan_on_a_dark_parent_waits_for_light(host: Host, netplug: Netplug) -> None:
     with (
-        dark_parent(host, *lines),
+        dark_parent(host),
         cli_network(netplug, "-o", "mode=macvlan", "-o", "parent=dark0", *DUAL) as net,
         namespace(host) as place,
     ):
         place.attach(netplug, net, *GIVEN)
-        host.run(["ip", "link", "set", "other0", "up"])
         with captured(host, "other0") as frames:
-            host.run(["ip", "link", "set", "dark0", "down"])
             host.run(["ip", "link", "set", "dark0", "up"])
             wait_until(lambda: "LOWER_UP" in host.output("ip", "link", "show", "dark0"), HEARD_TIMEOUT_S)
             # What is attached after that is told of after that.
             with attached(netplug, net, "--ip", "10.76.0.51", "--ip", "fd00:76::51"):
                 pass
         told = [str(frame[ARP].psrc) for frame in frames if ARP in frame and frame[ARP].psrc == frame[ARP].pdst]
-        assert ip_address(told[0]) == ip_address(ADDRESSES[0])
+        assert told[0] == ADDRESSES[0]
         place.detach(netplug, net)
