@@ -133,7 +133,7 @@ def snapshot(host: Runner, netplug: Netplug | None = None) -> Snapshot:
     }
     if netplug is not None and netplug.running:
         for listing in _LISTINGS:
-            (found,) = netplug.client.get(listing).values()
+            found = next(iter(netplug.client.get(listing).values()))
             taken[f"netplug {listing}"] = tuple(_flat(found))
     return taken
 
