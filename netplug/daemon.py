@@ -216,7 +216,6 @@ class Daemon:
         from netplug.caller import Caller  # noqa: PLC0415
         from netplug.frontends.api import api_app, nobody_asked  # noqa: PLC0415
         from netplug.frontends.cni import CniService  # noqa: PLC0415
-        from netplug.frontends.cni_leases import Leases  # noqa: PLC0415
         from netplug.frontends.docker import docker_app  # noqa: PLC0415
         from netplug.frontends.docker_ipam import nobody_known  # noqa: PLC0415
         from netplug.interceptions import Interceptions  # noqa: PLC0415
@@ -248,15 +247,16 @@ class Daemon:
             await cluster.start()
         server.start()
         self._supervisor = engine.supervisor
+        cni_service = CniService(engine, settings.dns_domain)
         self._background = {
             "reconciler": reconciler.run,
             "dns": server.run,
             "dns.sandboxes": interceptions.run,
-            "dhcp": Leases(engine).run,
+            "dhcp": cni_service.leases.run,
             **({"docker": names.run} if names else {}),
             **({"cluster": cluster.run} if cluster else {}),
         }
-        self._cni = CniService(engine, settings.dns_domain), cni
+        self._cni = cni_service, cni
         self._apps = [
             (
                 api_app(

@@ -25,7 +25,7 @@ from netplug.frontends.cni_config import DHCP, Wanted, translate, without_ipam
 from netplug.frontends.cni_delegate import Delegate
 from netplug.frontends.cni_garbage import CODES, Garbage
 from netplug.frontends.cni_ipam import Leasing
-from netplug.frontends.cni_leases import kept
+from netplug.frontends.cni_leases import Leases, kept
 from netplug.frontends.cni_outcome import outcome
 from netplug.frontends.cni_result import Dns, Result
 from netplug.frontends.cni_types import RouteIn
@@ -47,6 +47,7 @@ class CniService:
         self._domain = domain
         self._networks = NamedNetworks(engine)
         self._leasing = Leasing(engine)
+        self.leases = Leases(engine)
         self._netavark = NetavarkService(engine, self._networks, domain)
         self._commands: Mapping[Command, Callable[[Request, Delegate | None], Awaitable[Result | None]]] = {
             Command.ADD: self._add,
@@ -76,6 +77,9 @@ class CniService:
         if request.type != request.me == request.ipam:
             async with self._networks.one_at_a_time(request.network):
                 return await self._leasing.do(request)
+        if foreign is not None and foreign.asks_by_link:
+            async with self.leases.turn(request):
+                return await self._commands[request.command](request, foreign)
         return await self._commands[request.command](request, foreign)
 
     # ADD
@@ -122,6 +126,7 @@ class CniService:
             foreign.leased() as leased,
         ):
             built = await self._engine.endpoints.readdress(_spec(request, wanted, network, leased))
+            self.leases.know(built)
             return self._outcome(request, wanted, previous, leased, network, built)
 
     @asynccontextmanager

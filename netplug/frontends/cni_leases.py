@@ -1,12 +1,15 @@
 """Leases of DHCP servers: asked for again, as anything else of ours is looked at again.
 
 The reference dhcp plugin's daemon keeps them in memory; one that starts anew has forgotten them, and the server may
-give the address to somebody else. Its ADD is what renews a lease that it has and asks for one that it has not.
+give the address to somebody else. So whenever that daemon is another one, the plugin's ADD asks it for the lease. Not
+more often, since before release 1.2 each ADD makes one more lease there.
 """
 
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -18,10 +21,12 @@ from netplug.engine.records import EndpointRecord
 from netplug.engine.sandboxes import is_there
 from netplug.frontends.cni_delegate import Delegate
 from netplug.frontends.cni_wire import Call, CniError, Request, read
+from netplug.frontends.named import NamedNetworks
 
 log = structlog.get_logger(__name__)
 
 INTERVAL_S = 30.0
+_SOCKET = "/run/cni/dhcp.sock"
 _SOURCE = "dhcp"
 _KEPT = ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH")
 
@@ -38,6 +43,16 @@ class Leases:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._turns = NamedNetworks(engine)
+        self._asked: dict[str, tuple[int, int]] = {}
+
+    def turn(self, request: Request) -> AbstractAsyncContextManager[None]:
+        """Let one call at a time be about an interface: of two at once the plugin's daemon would lose a lease."""
+        return self._turns.one_at_a_time(f"{request.container} {request.ifname}")
+
+    def know(self, built: EndpointRecord) -> None:
+        """Note that an endpoint has its lease from the daemon that there is now."""
+        self._asked[built.key] = _daemon(built)
 
     async def run(self) -> None:
         """Ask now and then, until cancelled."""
@@ -47,8 +62,9 @@ class Leases:
 
     async def look(self) -> None:
         """Ask for all once, and report what is wrong."""
-        asked = [built for built in self._engine.registry.endpoints() if built.ipam]
-        found = [(built, await self._ask(built)) for built in asked]
+        leased = [built for built in self._engine.registry.endpoints() if built.ipam]
+        self._asked = {built.key: self._asked[built.key] for built in leased if built.key in self._asked}
+        found = [(built, await self._ask(built)) for built in leased if self._asked.get(built.key) != _daemon(built)]
         self._engine.conditions.report(
             _SOURCE, [Difference(f"endpoint {short(built.endpoint.id)}", "lease", why) for built, why in found if why]
         )
@@ -60,19 +76,29 @@ class Leases:
         ours = {interface.ip for interface in built.endpoint.addresses}
         listed = ", ".join(map(str, sorted(ours, key=str)))
         try:
-            delegate = _delegate(json.loads(built.ipam))
-            theirs = {ip.address.ip for ip in (await delegate.add()).ips}
-            if self._engine.registry.find(built.endpoint.network, built.endpoint.id) is None:
-                await delegate.run("DEL")  # it has gone meanwhile
-                return ""
+            request = _request(json.loads(built.ipam))
+            async with self.turn(request):
+                if self._engine.registry.find(built.endpoint.network, built.endpoint.id) is None:
+                    return ""  # it has gone meanwhile
+                theirs = {ip.address.ip for ip in (await Delegate(request).add()).ips}
         except CniError as exc:
             return f"the lease of {listed} is not kept: {exc}"
         if ours <= theirs:
+            self.know(built)
             return ""
         given = ", ".join(map(str, sorted(theirs, key=str)))
         return f"the DHCP server gives {given} now; the container has {listed} until it is started anew"
 
 
-def _delegate(said: Mapping[str, Any]) -> Delegate:
+def _daemon(built: EndpointRecord) -> tuple[int, int]:
+    """Return which daemon of the plugin there is, by its socket; its beginning makes a new one."""
+    ipam = json.loads(built.ipam)["config"].get("ipam", {})
+    with suppress(OSError):
+        status = Path(str(ipam.get("daemonSocketPath") or _SOCKET)).stat()
+        return status.st_ino, status.st_ctime_ns
+    return 0, 0
+
+
+def _request(said: Mapping[str, Any]) -> Request:
     env = {"CNI_COMMAND": "ADD", **said["env"]}
-    return Delegate(read(Call(said["name"], env, json.dumps(said["config"]).encode())))
+    return read(Call(said["name"], env, json.dumps(said["config"]).encode()))
