@@ -1,13 +1,12 @@
 """Settings shared by the unit tests."""
 
 from collections.abc import Iterator
-from logging import CRITICAL
 from pathlib import Path
 
 import pytest
-import structlog
 from clustered import Hosts, hosts_on
 from etcd_server import Member, running
+from quiet import quiet_log
 
 pytest.register_assert_rewrite("engine_host")
 
@@ -34,7 +33,5 @@ def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
 @pytest.fixture
 def quiet() -> Iterator[None]:
     """Log nothing: what a test does a thousand times."""
-    before = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(CRITICAL))
-    yield
-    structlog.configure(**before)
+    with quiet_log():
+        yield

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from logging import CRITICAL
 from pathlib import Path
 from typing import Any, TypeVar
 
-import structlog
+from quiet import quiet_log
 
 from netplug.cli import CliError
 from netplug.cli.client import Client
@@ -157,15 +156,13 @@ class Living:
 def living(
     folder: Path, kernel: FakeKernel | None = None, marks: Mapping[str, str] | None = None, **flags: Any
 ) -> Iterator[Living]:
-    logging = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(CRITICAL))
-    daemon = Living(settings_in(folder, **flags), kernel=kernel, marks=marks).start()
-    try:
-        yield daemon
-    finally:
-        daemon.stop()
-        structlog.configure(**logging)
-        assert daemon.error is None, daemon.error
+    with quiet_log():
+        daemon = Living(settings_in(folder, **flags), kernel=kernel, marks=marks).start()
+        try:
+            yield daemon
+        finally:
+            daemon.stop()
+            assert daemon.error is None, daemon.error
 
 
 def until(condition: Callable[[], object], what: str) -> None:

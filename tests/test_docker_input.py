@@ -134,7 +134,7 @@ REFUSED = [
     (POOL, {"AddressSpace": "netplug-local", "SubPool": "10.5.0.0/24"}, "10.5.0.0/24"),
     (POOL, {"AddressSpace": "netplug-local", "Pool": "10.5.0.0/24", "SubPool": "10.6.0.0/24"}, "10.6.0.0/24"),
     (POOL, {"AddressSpace": "netplug-local", "Pool": "10.5.0.0/24", "V6": True}, "10.5.0.0/24"),
-    (POOL, {"AddressSpace": "netplug-local", "Pool": "10.1.0.0/20"}, "subnet 10.1.0.0/20 overlaps pool"),
+    (POOL, {"AddressSpace": "netplug-local", "Pool": "10.1.0.0/20"}, "subnet 10.1.0.0/20 overlaps subnet 10.1.0.0/24"),
     (ADDRESS, {"PoolID": "nowhere", "Address": "", "Options": {}}, "pool 'nowhere' does not exist"),
     (ADDRESS, {"PoolID": "p" * 10_000, "Address": "", "Options": {}}, "does not exist"),
     (ADDRESS, {"PoolID": "external/10.1.0.0/24", "Address": "x"}, "address 'x' is not an IP address"),
