@@ -21,6 +21,8 @@ from harness import (
     wait_until,
 )
 
+from netplug.lab.image import IMAGE
+
 MAC = "02:42:0a:5b:00:77"
 
 pytestmark = pytest.mark.usefixtures("netplug")
@@ -219,6 +221,33 @@ def test_storage_driver_that_shows_no_mounts_leaves_the_plain_case(new_host: Cal
             dockerd.docker("start", web.id)
             assert here(web)[0] not in {before[0][0], before[1][0]}
             wait_until(lambda: sees(netplug, "web"))
+
+
+def test_address_that_a_container_was_created_with_is_given_out_last(dockerd: Dockerd, netplug: Netplug) -> None:
+    """In a network that is not sticky: whether it never ran or was stopped, and after our restart."""
+    both = {"web": {"10.91.4.2"}, "db": {"10.91.4.3"}}
+    with docker_network(dockerd, "--ipam-driver", "pynet", "--subnet", "10.91.4.0/29") as net, ExitStack() as stack:
+        for name, (address,) in both.items():
+            dockerd.docker("create", "--name", name, "--network", net, "--ip", address, IMAGE, "sleep", "3600")
+        wait_until(lambda: kept(netplug, net) == both, what="what was created")
+        assert here(stack.enter_context(named(dockerd, netplug, net, "one")))[0] == "10.91.4.4"
+        dockerd.docker("start", "web")
+        dockerd.docker("stop", "-t", "0", "web")
+        netplug.restart()
+        wait_until(lambda: kept(netplug, net) == both, what="what Docker has")
+        others = [stack.enter_context(named(dockerd, netplug, net, name)) for name in ("two", "three")]
+        assert {here(it)[0] for it in others} == {"10.91.4.5", "10.91.4.6"}
+        dockerd.docker("start", "web")
+        dockerd.docker("rm", "-f", "web")
+        wait_until(lambda: kept(netplug, net).keys() == {"db"}, what="the end of web")
+        assert here(stack.enter_context(named(dockerd, netplug, net, "four")))[0] == "10.91.4.2"
+        with named(dockerd, netplug, net, "last") as last:
+            assert here(last)[0] == "10.91.4.3"
+            refusal = r"address 10\.91\.4\.3 .*is leased to container 'last' \(stop or detach it"
+            with pytest.raises(CommandError, match=refusal):
+                dockerd.docker("start", "db")
+        dockerd.docker("start", "db")
+        dockerd.docker("rm", "-f", "db")
 
 
 # Without a runtime

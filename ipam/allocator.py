@@ -35,7 +35,10 @@ HALF_OF_ALL = 1  # a VPN writes its default route as 0.0.0.0/1 and 128.0.0.0/1, 
 
 
 class Allocator(Keeping):
-    """All pools of a host. Call `load` before anything else. `clock`: seconds since the epoch."""
+    """All pools of a host. Call `load` before anything else. `clock`: seconds since the epoch.
+
+    `called`: the words for an owner in errors.
+    """
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Allocator(Keeping):
     ) -> None:
         self._store = store
         self._clock = clock
+        self.called: Callable[[Owner], str] = str
         self._spaces = {space.name: space for space in spaces}
         self._start = start
         self._clear()
@@ -306,7 +310,7 @@ class Allocator(Keeping):
         ledger.pool.check(address)
         if known := ledger.confirm(address):
             return known
-        ledger.check_free(address)
+        ledger.check_free(address, self.called)
         if owner.kind is not OwnerKind.GATEWAY:  # the router of the LAN is everybody's
             refuse_foreign(ledger.pool, address, self.pools())
         kept = ledger.kept_for(owner, self._clock())

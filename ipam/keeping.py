@@ -4,9 +4,12 @@ The one thing to know: what is kept is no lease. It counts as taken, but whoever
 and so does, when nothing else is free, whoever asks for any: what was kept longest goes first. It is stored under the
 lease's key with the time at which it ends; that time is compared with the clock where it matters, so that sweeping
 (`expire`) only tidies up.
+
+What was promised to somebody is kept in the same way, in every pool, as long as the promise is repeated (`promise`). Of
+that memory alone knows until the address is released for the first time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 from .lease import IPAddress, Lease, Owner
@@ -34,6 +37,14 @@ class Keeping:
             await self._change(ledger, lambda pool: pool.sticky(seconds), lambda pool: pool.sticky(before))
         for kept in ledger.kept() if not seconds else ():
             await self._forget(ledger, kept)
+
+    def promise(self, pool_id: str, names: Mapping[IPAddress, str]) -> None:
+        """Keep addresses for those who will ask for just them again: these ones, by name, and no others any more.
+
+        An address that somebody has now is kept when it is released. An unknown pool keeps nothing.
+        """
+        if ledger := self._ledgers.get(pool_id):
+            ledger.promise({int(address): name for address, name in names.items()}, self._clock())
 
     def kept(self, pool_id: str) -> Iterator[Lease]:
         """Return what a pool keeps now, kept longest first; nothing for an unknown pool."""

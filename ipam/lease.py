@@ -25,6 +25,8 @@ class OwnerKind(StrEnum):
 
 RETURNING = frozenset({OwnerKind.PENDING, OwnerKind.ENDPOINT})
 """Owners that may come again under their name, and for which an address is kept."""
+LASTING = 253_402_300_799.0
+"""Kept so long (to the end of the year 9999) is what was promised to somebody: to the end of the promise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Lease:
     """An address of the pool with id `pool`, and its owner.
 
     `mac`: the endpoint's, where it is known; of a kept address: the one to be had again with it. `until`: of a kept
-    address alone, the time (seconds since the epoch) to which it is kept.
+    address alone, the time (seconds since the epoch) to which it is kept, or `LASTING`.
     """
 
     pool: str

@@ -6,10 +6,12 @@ can get it.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 
 from .errors import IpamError, Kind
-from .lease import RETURNING, IPAddress, Lease, Owner, OwnerKind
+from .lease import LASTING, RETURNING, IPAddress, Lease, Owner, OwnerKind
 from .picker import Picker
 from .pool import Pool, Usage
 
@@ -21,12 +23,14 @@ class Ledger:
         pool: as it is now, or will be when the store has saved it.
         closing: the store is deleting it.
         unreplayed: holds from before dockerd's restart that it has not taken again.
+        promised: names of those who will come for an address again, by its number. It is kept for them when it is free.
     """
 
     def __init__(self, pool: Pool, start: float) -> None:
         self.pool = pool
         self.closing = False
         self.unreplayed = 0
+        self.promised: dict[int, str] = {}
         self.picker = Picker(*pool.window, start)
         self._leases: dict[int, Lease] = {}
         self._claiming: dict[int, Lease] = {}
@@ -66,8 +70,8 @@ class Ledger:
         missed, self._replay = self._replay, set()
         return [lease for number in missed if (lease := self._leases[number]).owner.kind is OwnerKind.PENDING]
 
-    def check_free(self, address: IPAddress) -> None:
-        """Check that nobody here has the address.
+    def check_free(self, address: IPAddress, called: Callable[[Owner], str] = str) -> None:
+        """Check that nobody here has the address; `called`: the words for who has it.
 
         Raises:
             IpamError: unavailable: somebody has.
@@ -75,10 +79,11 @@ class Ledger:
         number = int(address)
         holder = self._leases.get(number) or self._claiming.get(number)
         if holder is not None:
+            end = "stop or detach it, or " if holder.owner.kind is OwnerKind.ENDPOINT else ""
             raise IpamError(
                 Kind.UNAVAILABLE,
-                f"address {address} of pool {self.pool.network} is leased to {holder.owner}",
-                hint="choose another address, or none",
+                f"address {address} of pool {self.pool.network} is leased to {called(holder.owner)}",
+                hint=f"{end}choose another address, or none",
             )
 
     def elsewhere(self, limit: int) -> tuple[int, ...]:
@@ -120,10 +125,11 @@ class Ledger:
         if kept := self._overtaken.pop(number, None):
             self._kept[number] = kept
             self._kept.move_to_end(number, last=False)
-            self._kept_for.setdefault(kept.owner.name, number)
+            if kept.until != LASTING:
+                self._kept_for.setdefault(kept.owner.name, number)
             return
         if number not in self._elsewhere:
-            self.picker.release(number)
+            self._free(number)
 
     def refuse(self, lease: Lease) -> None:
         """Remember that somebody elsewhere holds the address of a claim."""
@@ -158,7 +164,7 @@ class Ledger:
     def release(self, address: IPAddress) -> None:
         """Delete a lease that the store has deleted."""
         self._end(int(address))
-        self.picker.release(int(address))
+        self._free(int(address))
 
     def _end(self, number: int) -> None:
         self._releasing.discard(number)
@@ -178,7 +184,9 @@ class Ledger:
         return self._kept.get(int(address)) if address.version == self.pool.network.version else None
 
     def longest_kept(self) -> Lease | None:
-        return next(iter(self._kept.values()), None)
+        """Return what is to be given away first when nothing is free; what is promised goes last."""
+        passing = (kept for kept in self._kept.values() if kept.until != LASTING)
+        return next(passing, None) or next(iter(self._kept.values()), None)
 
     def kept_for(self, owner: Owner, now: float) -> Lease | None:
         """Return the address that is kept for the name of `owner`, while it is."""
@@ -189,7 +197,12 @@ class Ledger:
     def keepsake(self, address: IPAddress, mac: str, now: float) -> Lease | None:
         """Return a lease as it is to be kept when it ends; None when it is not."""
         lease = self.get(address)
-        if lease is None or not self.pool.sticky_s or not lease.owner.name or lease.owner.kind not in RETURNING:
+        if lease is None or lease.owner.kind not in RETURNING:
+            return None
+        if promised := self._promise(int(address)):
+            his = self.pool.sticky_s and lease.owner.name == promised.owner.name
+            return replace(promised, mac=mac or lease.mac) if his else promised
+        if not self.pool.sticky_s or not lease.owner.name:
             return None
         owner = Owner(OwnerKind.KEPT, name=lease.owner.name)
         return Lease(self.pool.id, lease.address, owner, mac or lease.mac, now + self.pool.sticky_s)
@@ -200,7 +213,7 @@ class Ledger:
         A name has one address of a pool: the last that it had.
         """
         self._end(int(kept.address))
-        number = self._kept_for.get(kept.owner.name)
+        number = self._kept_for.get(kept.owner.name) if kept.until != LASTING else None
         older = self._kept[number] if number is not None else None
         if older is not None:
             self.begin_claim(older)
@@ -210,15 +223,44 @@ class Ledger:
     def _keep_for_name(self, kept: Lease) -> None:
         number = int(kept.address)
         self._kept[number] = kept
-        self._kept_for[kept.owner.name] = number
+        # Whoever was promised an address asks for it; any other will not do instead.
+        if kept.until != LASTING:
+            self._kept_for[kept.owner.name] = number
         self.picker.take(number)
+
+    def promise(self, promised: dict[int, str], now: float) -> None:
+        """Keep these addresses, and those of earlier promises no longer than any other of their names'."""
+        self.promised = promised
+        for kept in self.kept():
+            if kept.until == LASTING and int(kept.address) not in promised:
+                self._keep_for_name(replace(kept, until=now + self.pool.sticky_s))
+        for number in promised:
+            if number not in self._leases and number not in self._claiming:
+                self._free(number)
+
+    def _promise(self, number: int) -> Lease | None:
+        """Return an address as it is to be kept for who was promised it; None when nobody was."""
+        name = self.promised.get(number)
+        if name is None:
+            return None
+        return Lease(self.pool.id, self.pool.address(number), Owner(OwnerKind.KEPT, name=name), until=LASTING)
+
+    def _free(self, number: int) -> None:
+        """Have an address free that is nobody's lease, or kept for who was promised it."""
+        kept, old = self._promise(number), self._kept.get(number)
+        if kept is None:
+            self.picker.release(number)
+        elif old is None or (old.owner, old.until) != (kept.owner, kept.until):
+            if old is not None and self._kept_for.get(old.owner.name) == number:
+                del self._kept_for[old.owner.name]
+            self._keep_for_name(replace(kept, mac=old.mac) if old and old.owner == kept.owner else kept)
 
     def forget(self, kept: Lease) -> None:
         """Free a kept address that the store has dropped, marked by `begin_claim` before."""
         number = int(kept.address)
         del self._claiming[number]
         self._overtaken.pop(number, None)
-        self.picker.release(number)
+        self._free(number)
 
     def exhausted(self) -> IpamError:
         """Return the error of a request that found no address."""

@@ -21,6 +21,7 @@ import structlog
 from netplug.engine import Engine
 from netplug.engine.records import Description, DockerView
 from netplug.errors import NetplugError
+from netplug.fixed import FixedAddresses
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +35,7 @@ _FRACTION = re.compile(r"(\.\d{6})\d+")
 _LOST = (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError)
 _EVENTS = {
     "type": ["network", "container"],
-    "event": ["create", "connect", "rename", "start", "health_status"],
+    "event": ["create", "connect", "disconnect", "rename", "start", "destroy", "health_status"],
 }
 
 
@@ -60,6 +61,7 @@ class DockerNames:
     ) -> None:
         self._engine = engine
         self._listener = listener
+        self._fixed = FixedAddresses(engine)
         self._url = docker_host
         self._driver = driver
         self.root: Path | None = None
@@ -102,6 +104,9 @@ class DockerNames:
         endpoints = await _endpoints(docker)
         for network_id, endpoint_id, container, name in endpoints:
             await self._describe(network_id, endpoint_id, Description(container, name))
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            everyone: Any = await docker.containers.list(all=1)
+        self._fixed.read(everyone, self.networks)
         for container in dict.fromkeys(container for _, _, container, _ in endpoints):
             await self._inspect(docker, container)
 
@@ -114,7 +119,11 @@ class DockerNames:
                 await self._engine.networks.name(actor["ID"], attributes.get("name", ""))
             case "network", "connect":
                 await self._inspect(docker, attributes.get("container", ""))
-            case "container", "rename" | "start":
+            case "network", "disconnect" if self._fixed.of(attributes.get("container", "")):
+                await self._inspect(docker, attributes["container"])
+            case "container", "destroy":
+                self._fixed.forget(actor["ID"])
+            case "container", "create" | "rename" | "start":
                 if self._listener and event["Action"] == "start":
                     self._listener.look()
                 await self._inspect(docker, actor["ID"])
@@ -128,11 +137,13 @@ class DockerNames:
         except aiodocker.DockerError as exc:
             if exc.status != 404:
                 raise
+            self._fixed.forget(container_id)
             return
+        self._fixed.learn(data, self.networks)
         networks = _settings(data)
         find = self._engine.registry.find_network
         alone = all(find(network["NetworkID"]) is not None for network in networks)
-        for network in networks:
+        for network in (it for it in networks if it.get("EndpointID")):
             said = _description(data, network, alone=alone)
             await self._describe(network["NetworkID"], network["EndpointID"], said)
 

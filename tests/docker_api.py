@@ -54,6 +54,16 @@ class DockerApi:
         networks = {key: {"NetworkID": net, "EndpointID": end} for key, (net, end) in endpoints.items()}
         self.containers[ident] = {"Id": ident, "Name": f"/{name}", "NetworkSettings": {"Networks": networks}}
 
+    def create_container(self, ident: str, name: str, network: str, ip: str, network_id: str = "") -> None:
+        """Have a container that does not run, made with ``--ip``; before its first start Docker tells no network id."""
+        settings = {"NetworkID": network_id, "EndpointID": "", "IPAMConfig": {"IPv4Address": ip}}
+        self.containers[ident] = {
+            "Id": ident,
+            "Name": f"/{name}",
+            "State": {"Status": "created"},
+            "NetworkSettings": {"Networks": {network: settings}},
+        }
+
     def tell(self, kind: str, action: str, ident: str, **attributes: str) -> None:
         event = {"Type": kind, "Action": action, "Actor": {"ID": ident, "Attributes": attributes}, "time": 1}
         for stream in self._streams:
@@ -72,11 +82,14 @@ class DockerApi:
             [{"Id": ident, "Name": name, "IPAM": self.ipam.get(ident)} for ident, name in self.networks.items()]
         )
 
-    async def _list(self, _: web.Request) -> web.Response:
+    async def _list(self, request: web.Request) -> web.Response:
         if self.fails:
             return web.json_response({"message": "out of order"}, status=500)
         self.listed.set()
-        return web.json_response([{**c, "Names": [c["Name"]]} for c in self.containers.values()])
+        found = self.containers.values()
+        if "all" not in request.query:
+            found = [c for c in found if (c.get("State") or {}).get("Status", "running") == "running"]
+        return web.json_response([{**c, "Names": [c["Name"]]} for c in found])
 
     async def _inspect(self, request: web.Request) -> web.Response:
         ident = request.match_info["ident"]

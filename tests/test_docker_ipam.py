@@ -1,14 +1,14 @@
 """What the plugin does as Docker's IPAM driver."""
 
 from collections.abc import AsyncIterator
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest_asyncio
 from docker_client import END, NET, Plugin, endpoint, network
 
 from netplug.drivers.steps import Route
-from netplug.engine.records import EndpointSpec, FrontEnd
+from netplug.engine.records import Description, EndpointSpec, FrontEnd
 from netplug.ipam.lease import OwnerKind
 
 
@@ -139,3 +139,35 @@ async def test_docker_cannot_give_back_the_address_of_an_attached_sandbox(plugin
     address = str(built.endpoint.addresses[0].ip)
     assert await plugin.ok("/IpamDriver.ReleaseAddress", {"PoolID": pool, "Address": address}) == {}
     assert await plugin.state() == before
+
+
+async def test_refusal_names_the_container_that_has_the_address(plugin: Plugin) -> None:
+    """Docker before 29 tells no name with a request: it comes later, by an event."""
+    pool, _ = await own(plugin)
+    given = (await plugin.ok("/IpamDriver.RequestAddress", {"PoolID": pool, "Address": ""}))["Address"]
+    await plugin.ok("/NetworkDriver.CreateEndpoint", endpoint(END, given))
+    address = given.partition("/")[0]
+    wanted = {"PoolID": pool, "Address": address}
+    assert f"is leased to endpoint {END[:12]}" in (await plugin.call("/IpamDriver.RequestAddress", wanted)).error
+    for name, words in (("", "container 'c0ffeec0ffee'"), ("db", "container 'db'")):
+        await plugin.engine.endpoints.describe(NET, END, Description("c0ffee" * 10, name))
+        refused = (await plugin.call("/IpamDriver.RequestAddress", wanted)).error
+        assert refused.startswith(f"address {address} of pool 10.")
+        assert refused.endswith(f"is leased to {words} (stop or detach it, or choose another address, or none)")
+
+
+async def test_address_of_a_stopped_container_goes_last_and_with_the_network(plugin: Plugin) -> None:
+    pool, _ = await own(plugin)
+    given = (await plugin.ok("/IpamDriver.RequestAddress", {"PoolID": pool, "Address": ""}))["Address"]
+    address = ip_interface(given).ip
+    plugin.engine.networks.promise(NET, {address: "web"})
+    await plugin.ok("/IpamDriver.ReleaseAddress", {"PoolID": pool, "Address": str(address)})
+    await plugin.restart()
+    assert [(lease.owner.name, lease.address) for lease in plugin.engine.allocator.kept(pool)] == [("web", address)]
+    assert (await plugin.ok("/IpamDriver.RequestAddress", {"PoolID": pool, "Address": str(address)}))[
+        "Address"
+    ] == given
+    plugin.engine.networks.promise(NET, {address + 5: "db"})
+    await plugin.ok("/NetworkDriver.DeleteNetwork", {"NetworkID": NET})
+    assert not list(plugin.engine.allocator.kept(pool))
+    plugin.engine.networks.promise(NET, {address: "web"})

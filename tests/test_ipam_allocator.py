@@ -128,12 +128,18 @@ def _address(text: str | None, pool: str = "local/10.1.0.0/29") -> Case:
         (
             _address("10.1.0.2"),
             Kind.UNAVAILABLE,
-            "address 10.1.0.2 of pool 10.1.0.0/29 is leased to endpoint web (choose another address, or none)",
+            (
+                "address 10.1.0.2 of pool 10.1.0.0/29 is leased to endpoint web"
+                " (stop or detach it, or choose another address, or none)"
+            ),
         ),
         (
             _address("10.1.0.3"),
             Kind.UNAVAILABLE,
-            "address 10.1.0.3 of pool 10.1.0.0/29 is leased to endpoint 0123456789ab (choose another address, or none)",
+            (
+                "address 10.1.0.3 of pool 10.1.0.0/29 is leased to endpoint 0123456789ab"
+                " (stop or detach it, or choose another address, or none)"
+            ),
         ),
         (
             _address(None),

@@ -8,7 +8,7 @@ from test_ipam_store import DictStore, StoreBrokenError
 
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.errors import IpamError
-from netplug.ipam.lease import Lease, Owner, OwnerKind
+from netplug.ipam.lease import LASTING, Lease, Owner, OwnerKind
 from netplug.ipam.pool import Pool, Usage
 from netplug.ipam.spaces import default_spaces, ula
 
@@ -201,3 +201,71 @@ async def test_kept_address_that_the_store_has_lost_is_claimed_anew(it: Sticky) 
     it.store.leases.clear()
     assert await it.take("web") == web
     assert len(it.store.leases) == 1
+
+
+# Promises: to containers that were made with an address
+
+
+async def test_what_is_promised_is_kept_while_the_promise_is_repeated_and_given_out_last(it: Sticky) -> None:
+    await it.ipam.stick(it.pool.id, 0)
+    taken = await it.take("", "10.1.0.2")
+    it.ipam.promise(it.pool.id, {ip_address(text): name for text, name in (("10.1.0.1", "web"), (taken, "db"))})
+    assert it.kept() == {"web": "10.1.0.1"}
+    assert [lease.until for lease in it.ipam.kept(it.pool.id)] == [LASTING]
+    await it.release(taken)
+    assert it.kept() == {"web": "10.1.0.1", "db": taken}
+    it.now += 400 * DAY
+    await it.ipam.expire()
+    assert [await it.take(name) for name in ("web", "x", "y", "z")] == [f"10.1.0.{n}" for n in (3, 4, 5, 6)]
+    assert await it.take("last") == "10.1.0.1"
+    await it.release("10.1.0.1")
+    assert it.kept() == {"web": "10.1.0.1", "db": taken}
+    assert await it.take("", "10.1.0.1") == "10.1.0.1"
+    it.ipam.promise(it.pool.id, {})
+    await it.ipam.expire()
+    assert (it.kept(), it.ipam.usage(it.pool.id).free) == ({}, 1)
+    assert ip_address(taken) not in {address for _, address in it.store.leases}
+
+
+async def test_promise_outlives_the_daemon_from_the_first_release_on(it: Sticky) -> None:
+    await it.ipam.stick(it.pool.id, 0)
+    it.ipam.promise(it.pool.id, {ip_address("10.1.0.1"): "web"})
+    await it.release(await it.take("", "10.1.0.1"))
+    it.boot()
+    await it.ipam.load()
+    assert await it.take("x") == "10.1.0.2"
+    it.ipam.promise(it.pool.id, {ip_address("10.1.0.1"): "web", ip_address("10.1.0.3"): "db"})
+    assert it.kept() == {"web": "10.1.0.1", "db": "10.1.0.3"}
+    assert await it.take("y") == "10.1.0.4"
+
+
+async def test_promise_goes_over_to_another_name_and_ends_as_sticky_as_the_pool_is(it: Sticky) -> None:
+    await it.release(await it.take("web", "10.1.0.3"), mac=USER_MAC)
+    it.ipam.promise(it.pool.id, {ip_address("10.1.0.3"): "web"})
+    assert [lease.mac for lease in it.ipam.kept(it.pool.id)] == [USER_MAC]
+    assert await it.take("web") == "10.1.0.1"  # he was not told to have another: one that is made anew
+    it.ipam.promise(it.pool.id, {ip_address("10.1.0.3"): "db"})
+    assert it.kept() == {"db": "10.1.0.3"}
+    it.ipam.promise(it.pool.id, {})
+    assert [lease.until for lease in it.ipam.kept(it.pool.id)] == [it.now + DAY]
+    assert await it.take("db") == "10.1.0.3"
+
+
+async def test_promised_address_goes_after_all_that_is_kept_for_a_time(it: Sticky) -> None:
+    it.ipam.promise(it.pool.id, {ip_address("10.1.0.1"): "web"})
+    for name in "abcde":
+        await it.take(name)
+    it.now += 1
+    await it.release("10.1.0.4")
+    assert [await it.take("x"), await it.take("y")] == ["10.1.0.4", "10.1.0.1"]
+
+
+async def test_forgotten_lease_and_failed_claim_leave_the_promise(it: Sticky) -> None:
+    it.ipam.promise(it.pool.id, {ip_address("10.1.0.1"): "web"})
+    await it.release(await it.take("", "10.1.0.1"), forget=True)
+    assert it.kept() == {"web": "10.1.0.1"}
+    it.store.broken = {"claim", "update"}
+    with pytest.raises(StoreBrokenError):
+        await it.take("", "10.1.0.1")
+    assert it.kept() == {"web": "10.1.0.1"}
+    it.ipam.promise("nowhere", {ip_address("10.1.0.1"): "web"})

@@ -12,7 +12,7 @@ from docker_api import DockerApi
 from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, Host, until
 
 from netplug import naming
-from netplug.engine.records import DockerView
+from netplug.engine.records import DockerView, EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.naming import DockerNames
 
 
@@ -92,7 +92,7 @@ async def test_names_are_learned_from_events(host: Host, docker: DockerApi, name
     await until(lambda: host.endpoint().name == "store")
     assert docker.filters == {
         "type": ["network", "container"],
-        "event": ["create", "connect", "rename", "start", "health_status"],
+        "event": ["create", "connect", "disconnect", "rename", "start", "destroy", "health_status"],
     }
 
 
@@ -186,3 +186,75 @@ async def test_view_is_what_docker_has(host: Host, docker: DockerApi) -> None:
         frozenset(map(ip_address, ("10.1.0.1", "10.1.0.2", "10.1.0.9"))),
     )
     assert (await names.knows(NET), await names.knows("c3" * 32)) == (True, False)
+
+
+# Addresses that containers were created with
+
+
+class FixedHost:
+    """A network whose addresses we choose, of the containers that `docker` has."""
+
+    def __init__(self, host: Host, docker: DockerApi) -> None:
+        self.host, self.docker = host, docker
+
+    async def boot(self) -> None:
+        spec = NetworkSpec(NET, subnets=(SubnetSpec(ip_network("10.1.0.0/29")),), front_end=FrontEnd.DOCKER)
+        await self.host.engine.networks.create(spec)
+        self.docker.networks = {NET: "blue"}
+
+    def kept(self) -> dict[str, str]:
+        allocator = self.host.engine.allocator
+        (pool,) = self.host.networks()[0].pools
+        return {lease.owner.name: str(lease.address) for lease in allocator.kept(pool)}
+
+    async def keeps(self, **wanted: str) -> None:
+        await until(lambda: self.kept() == wanted, f"{wanted} is kept, not {self.kept()}")
+
+
+@pytest_asyncio.fixture
+async def fixed(docker: DockerApi) -> AsyncIterator[FixedHost]:
+    host = await Host.boot()
+    fixed = FixedHost(host, docker)
+    await fixed.boot()
+    names = DockerNames(host.engine, docker.url)
+    task = asyncio.ensure_future(names.run())
+    yield fixed
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await host.close()
+
+
+async def test_address_that_a_stopped_container_was_created_with_is_kept_while_it_exists(
+    fixed: FixedHost, docker: DockerApi
+) -> None:
+    docker.create_container("c1", "web", "blue", "10.1.0.2", NET)
+    docker.create_container("c9", "far", "green", "10.2.0.2", OTHER)
+    await docker.start()
+    await fixed.keeps(web="10.1.0.2")
+    docker.create_container("c2", "db", "blue", "10.1.0.3")
+    docker.tell("container", "create", "c2")
+    await fixed.keeps(web="10.1.0.2", db="10.1.0.3")
+    built = await fixed.host.engine.endpoints.create(EndpointSpec(END, NET))
+    assert [str(it) for it in built.endpoint.addresses] == ["10.1.0.4/29"]
+    docker.containers["c1"]["Name"] = "/www"
+    docker.tell("container", "rename", "c1")
+    await fixed.keeps(www="10.1.0.2", db="10.1.0.3")
+    del docker.containers["c1"]
+    docker.tell("container", "destroy", "c1")
+    await fixed.keeps(db="10.1.0.3")
+    docker.containers["c2"]["NetworkSettings"]["Networks"] = {}
+    docker.tell("network", "disconnect", NET, container="c2")
+    await fixed.keeps()
+
+
+async def test_what_changed_while_docker_was_away_is_learned_from_its_list(fixed: FixedHost, docker: DockerApi) -> None:
+    docker.create_container("c1", "web", "blue", "10.1.0.2", NET)
+    docker.create_container("c2", "green", "blue", "10.1.0.2", NET)
+    await docker.start()
+    await fixed.keeps(green="10.1.0.2")
+    await docker.stop()
+    del docker.containers["c2"]
+    docker.create_container("c3", "db", "blue", "10.1.0.5", NET)
+    await docker.start()
+    await fixed.keeps(web="10.1.0.2", db="10.1.0.5")

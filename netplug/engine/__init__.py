@@ -47,6 +47,7 @@ class Engine:
         self.supervisor = Supervisor(self.conditions)
         self.shared = Shared(kernel, self.executor, store, drivers, self.quarantine)
         self.segments = Segments(allocator, self.registry, kernel, drivers)
+        allocator.called = self.registry.called
         addressing = Addressing(allocator, self.segments)
         self.exposure = Exposure(self.registry, self.conditions)
         self.publishing = Publishing(self.registry, self.journal, kernel, drivers)

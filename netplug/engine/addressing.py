@@ -1,6 +1,6 @@
 """Subnets of networks and addresses of endpoints, as leases that are undone when what they were for fails."""
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
@@ -162,7 +162,8 @@ class Addressing:
     async def release_network(self, record: NetworkRecord) -> None:
         """Let go of a network's pools, and of what it leased or kept in those that Docker still holds."""
         for pool in dict.fromkeys(record.pools):
-            if record.network.options.sticky and self._allocator.pool(pool) is not None:
+            if self._allocator.pool(pool) is not None:
+                self._allocator.promise(pool, {})
                 await self._allocator.stick(pool, 0)
             for lease in self._allocator.leases(pool):
                 if lease.owner.id == record.network.id:
@@ -170,6 +171,13 @@ class Addressing:
             await self._allocator.let_go(pool, record.network.id)
 
     # Endpoints
+
+    def promise(self, record: NetworkRecord, names: Mapping[IPAddress, str]) -> None:
+        """Keep addresses for the containers that were made with them, by name, and for no others any more."""
+        for ident, subnet in zip(record.pools, record.network.subnets, strict=True) if record.network.addressed else ():
+            pool = self._allocator.pool(ident)
+            if pool is not None and pool.space != EXTERNAL:
+                self._allocator.promise(ident, {it: name for it, name in names.items() if it in subnet.pool})
 
     def holder(self, record: NetworkRecord, address: IPAddress) -> str:
         """Return the id of the endpoint that has an address of the network, or nothing."""

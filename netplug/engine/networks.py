@@ -230,6 +230,11 @@ class Networks:
                 await self._executor.apply(plan)
                 await self._executor.revert(gone)
 
+    def promise(self, ident: str, names: Mapping[IPAddress, str]) -> None:
+        """Keep a network's addresses for the containers that were made with them, by name, and for no others."""
+        if record := self._registry.find_network(ident):
+            self._addressing.promise(record, names)
+
     @whole
     async def name(self, ident: str, name: str) -> None:
         """Learn from Docker that a network is its own and what it calls it.

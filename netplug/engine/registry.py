@@ -15,6 +15,7 @@ from netplug.engine.locks import Locks
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.engine.records import ENDPOINTS, NETWORKS, EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
+from netplug.ipam.lease import Owner, OwnerKind
 from netplug.store.api import Put, Store
 from netplug.store.api import Record as Stored
 
@@ -92,6 +93,14 @@ class Registry:
         found = self._sandboxes.get(path, {}).values()
         here = found if not netns_id else [record for record in found if record.sandbox_id in {"", netns_id}]
         return sorted(here, key=lambda record: record.ifname)
+
+    def called(self, owner: Owner) -> str:
+        """Return the words for who has an address, by the name that is known by now."""
+        if owner.kind is OwnerKind.ENDPOINT:
+            for record in (found[owner.id] for found in self._endpoints.values() if owner.id in found):
+                if record.container:
+                    return f"container {record.name or short(record.container)!r}"
+        return str(owner)
 
     def network(self, ref: str) -> NetworkRecord:
         """Return the network with this id, name, or beginning of an id.

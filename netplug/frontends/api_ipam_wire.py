@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import BaseModel
 
 from netplug.engine.audit import Finding
-from netplug.ipam.lease import Lease, OwnerKind
+from netplug.ipam.lease import LASTING, Lease, OwnerKind
 from netplug.ipam.pool import Pool, Usage
 
 
@@ -24,8 +24,9 @@ class Held:
 class LeaseOut(BaseModel):
     """`owner_kind`: pending, gateway, aux, endpoint or kept; `owner_id` is the endpoint's, or the network's.
 
-    `until`: of a kept address, the time to which it is kept for the container `owner_name` (ISO 8601, UTC). `host`: on
-    which the owner is; empty for what is on all hosts of a cluster.
+    `until`: of a kept address, the time to which it is kept for the container `owner_name` (ISO 8601, UTC); none when
+    that one was created with it, and has it as long as it exists. `host`: on which the owner is; empty for what is on
+    all hosts of a cluster.
     """
 
     address: str
@@ -43,7 +44,8 @@ class LeaseOut(BaseModel):
         # Another host's endpoint may have an id of one here.
         known = held.here and owner.kind is not OwnerKind.AUX
         name = (known and names.get(owner.id, "")) or owner.name
-        until = datetime.fromtimestamp(lease.until, UTC).isoformat(timespec="seconds") if lease.until else None
+        passing = 0 < lease.until < LASTING
+        until = datetime.fromtimestamp(lease.until, UTC).isoformat(timespec="seconds") if passing else None
         return cls(
             address=str(lease.address),
             owner_kind=owner.kind,
