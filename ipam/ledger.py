@@ -217,7 +217,10 @@ class Ledger:
         older = self._kept[number] if number is not None else None
         if older is not None:
             self.begin_claim(older)
-        self._keep_for_name(kept)
+        # What is promised may have changed while the store was asked.
+        lasts = kept.until != LASTING or int(kept.address) in self.promised
+        self._keep_for_name(kept if lasts else replace(kept, until=0.0))
+        self._keep_promise(int(kept.address))
         return older
 
     def _keep_for_name(self, kept: Lease) -> None:
@@ -236,7 +239,7 @@ class Ledger:
                 self._keep_for_name(replace(kept, until=now + self.pool.sticky_s))
         for number in promised:
             if number not in self._leases and number not in self._claiming:
-                self._free(number)
+                self._keep_promise(number)
 
     def _promise(self, number: int) -> Lease | None:
         """Return an address as it is to be kept for who was promised it; None when nobody was."""
@@ -247,13 +250,17 @@ class Ledger:
 
     def _free(self, number: int) -> None:
         """Have an address free that is nobody's lease, or kept for who was promised it."""
+        self.picker.release(number)
+        self._keep_promise(number)
+
+    def _keep_promise(self, number: int) -> None:
+        """Keep an address that is nobody's lease for who was promised it, if anybody was."""
         kept, old = self._promise(number), self._kept.get(number)
-        if kept is None:
-            self.picker.release(number)
-        elif old is None or (old.owner, old.until) != (kept.owner, kept.until):
-            if old is not None and self._kept_for.get(old.owner.name) == number:
-                del self._kept_for[old.owner.name]
-            self._keep_for_name(replace(kept, mac=old.mac) if old and old.owner == kept.owner else kept)
+        if kept is None or (old is not None and (old.owner, old.until) == (kept.owner, kept.until)):
+            return
+        if old is not None and self._kept_for.get(old.owner.name) == number:
+            del self._kept_for[old.owner.name]
+        self._keep_for_name(replace(kept, mac=old.mac) if old and old.owner == kept.owner else kept)
 
     def forget(self, kept: Lease) -> None:
         """Free a kept address that the store has dropped, marked by `begin_claim` before."""

@@ -260,6 +260,22 @@ async def test_promised_address_goes_after_all_that_is_kept_for_a_time(it: Stick
     assert [await it.take("x"), await it.take("y")] == ["10.1.0.4", "10.1.0.1"]
 
 
+@pytest.mark.parametrize("sticky", [0, DAY])
+async def test_promise_that_changes_during_a_release_counts(it: Sticky, sticky: int) -> None:
+    await it.ipam.stick(it.pool.id, sticky)
+    ended, begun = await it.take("x"), await it.take("y")
+    it.ipam.promise(it.pool.id, {ip_address(ended): "web"})
+    it.store.gate.clear()
+    both = asyncio.gather(it.release(ended), it.release(begun))
+    await asyncio.sleep(0)
+    it.ipam.promise(it.pool.id, {ip_address(begun): "db"})
+    it.store.gate.set()
+    await both
+    assert it.kept() == {"db": begun}
+    await it.ipam.expire()
+    assert it.ipam.usage(it.pool.id).free == 5
+
+
 async def test_forgotten_lease_and_failed_claim_leave_the_promise(it: Sticky) -> None:
     it.ipam.promise(it.pool.id, {ip_address("10.1.0.1"): "web"})
     await it.release(await it.take("", "10.1.0.1"), forget=True)
