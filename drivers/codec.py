@@ -130,7 +130,10 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     """Return what makes a value of this kind out of its stored form; found once, since records have many."""
     origin = get_origin(kind)
     if origin in {Union, types.UnionType}:
-        inner = _reader(next(arg for arg in get_args(kind) if arg is not types.NoneType))
+        kinds = get_args(kind)
+        inner = _reader(next(arg for arg in kinds if arg is not types.NoneType))
+        if types.NoneType not in kinds:  # an address, of either IP version
+            return inner
         return lambda data: None if data is None else inner(data)
     if origin is tuple:
         return _tuple_reader(get_args(kind))

@@ -4,7 +4,7 @@ import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from netplug.dns.zone import Entry, Network, Service
 from netplug.drivers.steps import IPAddress, Resolver
@@ -74,12 +74,12 @@ def services(ports: Iterable[tuple[str, int]]) -> Iterable[Service]:
             yield Service(name, proto, port)
 
 
-@cache
+@lru_cache(maxsize=4096)  # other hosts say what they like
 def _service(proto: str, port: int) -> str:
     """Return a port's name; libc reads the whole list for each. Empty: it has none, or the protocol has no list."""
     try:
         return socket.getservbyport(port, proto)
-    except OSError:
+    except (OSError, OverflowError, ValueError):
         return ""
 
 

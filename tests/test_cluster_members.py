@@ -146,3 +146,20 @@ def test_a_record_that_cannot_be_read_is_shown(hosts: Hosts, etcd: Member) -> No
     until(lambda: [it["object"] for it in one.client.get("diff")["differences"]] == [f"{key}e1"], "it is shown")
     etcd.delete(f"{key}e1")
     until(lambda: whats(one) == [], "it is over")
+
+
+def test_records_of_nonsense_keep_nobody_from_the_others(hosts: Hosts, etcd: Member) -> None:
+    one, other, key = pair(hosts, etcd)
+    etcd.write("cluster/hosts/nowhere", {"name": "nowhere", "vtep": None, "epoch": 1})
+    etcd.write(f"{key}n1", {**told("02:00:00:00:00:01"), "addresses": [None]})
+    claim(etcd, f"{key}n2", "10.224.0.99")
+    etcd.write(f"{key}n2", {**told("02:00:00:00:00:02", "10.224.0.99"), "ports": [["tcp", 99999], ["u\0dp", 53]]})
+    there = attach(other, name="web")
+    until(lambda: f"{address_of(there)} at 192.0.2.2" in reached(one), "the honest one is reached")
+    body = {"name": "web", "type": "A", "networks": ["blue"]}
+
+    def found() -> bool:
+        return [it["data"] for it in one.client.post("dns", "query", body=body)["answers"]] == [address_of(there)]
+
+    until(found, "and called by its name")
+    assert any("n1" in it["object"] or "n1" in it["what"] for it in one.client.get("diff")["differences"])

@@ -9,6 +9,8 @@ import pytest
 import pytest_asyncio
 from engine_host import END, NET, NEXT, OTHER, Host, tcp
 
+from netplug.cluster.records import Told
+from netplug.drivers.codec import decode
 from netplug.drivers.steps import HostPort
 from netplug.engine.journal import Intent
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
@@ -176,3 +178,9 @@ async def test_pool_and_lease_of_another_version_stay_taken(host: Host, broken: 
         await host.engine.networks.create(spec)
     await host.reboot()
     assert [await stored(host, pool_key(pool_id("local", subnet))), await stored(host, lease)] == kept
+
+
+def test_an_address_is_of_one_version_or_the_other_and_never_nothing() -> None:
+    told = {"mac": "02:00:00:00:00:01", "addresses": [None], "names": []}
+    with pytest.raises(ValueError, match="None"):
+        decode(Told, told)

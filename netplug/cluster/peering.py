@@ -79,6 +79,8 @@ class Peering:
                     asyncio.get_running_loop().call_later(RETRY_S, self._again, network)
                     self._view.put_back(network, told)
                     continue
+            else:
+                self._view.renamed.pop(network, None)
             for host, (_, last) in told.items():
                 self._done[host] = max(last, self._done.get(host, 0))
         for network in self._refused.keys() - built.keys():
@@ -108,10 +110,10 @@ class Peering:
             renamed |= before.keys() ^ verdict.refused.keys()
             self._reached[network] = peers = self._with_missing(network, here, verdict.peers)
             await self._engine.peers.apply(here, peers)
+            self._name(here, network, renamed, told.keys() - verdict.refused.keys())
         except BaseException:
             self._view.renamed[network] |= renamed
             raise
-        self._name(here, network, renamed, told.keys() - verdict.refused.keys())
 
     def _with_missing(self, network: str, here: str, told: Sequence[Peer]) -> Sequence[Peer]:
         """While a store that lost its data fills again, add those that were there, unless somebody else has their
