@@ -105,6 +105,17 @@ def test_the_network_of_the_command_outlives_docker(hosts: Hosts) -> None:
     until(lambda: networks(one) == ["blue"] and only(one)["front_end"] == "cli", "it is there still")
 
 
+def test_what_docker_left_to_others_goes_by_the_command(hosts: Hosts) -> None:
+    one = hosts.start(1)
+    pool = make(one, "a")
+    attach(one)
+    end(one, "a", pool)
+    until(lambda: networks(one) == ["blue"] and only(one)["front_end"] == "cli", "it stays for the namespace")
+    detach(one)
+    one.client.delete("networks", "blue")
+    until(lambda: networks(one) == [] and nothing_left(one), "it is gone")
+
+
 def test_two_dockers_ask_at_once_and_have_the_same_or_are_told(hosts: Hosts) -> None:
     """Between the pool and the network another host may have defined it."""
     one, two = hosts.start(1), hosts.start(2)

@@ -139,12 +139,12 @@ class Definitions:
                 return
             stored = await self._store.get(NETWORKS + ident)
             if stored is None:
-                await self._engine.networks.take_down(ident, by=FrontEnd.CLI)
+                await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
                 return
             await self.catalogue.refuse_used(ident, record.network.name)  # before anybody is kept out for a moment
             async with self._closed(ident, stored) as definition:
                 await self.catalogue.refuse_used(ident, definition.name)
-                await self._engine.networks.take_down(ident, by=FrontEnd.CLI)
+                await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
             await self.catalogue.remove(ident, definition)
 
     async def _leave(self, ident: str) -> None:
