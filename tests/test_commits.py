@@ -95,3 +95,19 @@ async def test_harm_that_no_quick_look_shows_is_found_when_commits_go_on(
                     host.kernel.committed.set()
                     await asyncio.sleep(0.002)
     assert host.dump() == before
+
+
+async def test_what_cannot_be_mended_costs_no_look_a_commit(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "SETTLE_S", 0.05)
+    monkeypatch.setattr(commits, "LONGEST_S", 0.4)
+    count, clock = looks(host), asyncio.get_running_loop().time
+    broken = next(step for step in host.engine.shared.plan if isinstance(step, Jump))
+    started = clock()
+    async with running(host):
+        host.kernel.lose(broken.key)
+        host.kernel.fail_at(broken.key)
+        while clock() < started + 1.0:
+            host.kernel.committed.set()
+            await asyncio.sleep(0.002)
+        # Each look that mends compares twice.
+        assert count() <= 4 + 2 * (clock() - started) / 0.05

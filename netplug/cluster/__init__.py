@@ -7,6 +7,7 @@ look; on a timer everything is looked at. While the store cannot be reached noth
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
@@ -247,7 +248,8 @@ class Cluster:
         finally:
             try:
                 async with asyncio.timeout(START_S):
-                    await self._guard.mark()
+                    with suppress(StoreError):
+                        await self._guard.mark()
                     await self.membership.leave()
             except (TimeoutError, StoreError) as exc:
                 log.debug("host.lease_left", reason=str(exc))

@@ -36,19 +36,20 @@ class Commits:
         pause_s, looked, due = SETTLE_S, clock() - LONGEST_S, None
         while True:
             await self._wait(due)
-            now, whole = clock(), True
+            now, lost = clock(), False
             if self._word.is_set():
                 self._word.clear()
                 if due is None:
                     due = max(now + SETTLE_S, looked + pause_s)
-                whole = await self._shared.hold()
-            if not whole or (due is not None and due <= now):
-                found = await self._look() or not whole
+                lost = await self._shared.hold()
+            if lost or (due is not None and due <= now):
+                found = await self._look() or lost
                 quiet = clock() - looked > 2 * LONGEST_S
                 pause_s = SETTLE_S if found or quiet else min(2 * pause_s, LONGEST_S)
                 looked, due = clock(), None
-            elif whole:
-                await asyncio.sleep((clock() - now) * (_SHARE - 1))
+            else:
+                # It may have waited for others that change the same.
+                await asyncio.sleep(min((clock() - now) * (_SHARE - 1), SETTLE_S))
 
     async def _wait(self, due: float | None) -> None:
         try:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -135,16 +135,21 @@ class Shared:
         await self._bring_about(nets, self._executor.mend)
 
     async def hold(self) -> bool:
-        """See to it that all of it is as it was last brought about, and return whether it was. Takes milliseconds."""
+        """See to it that all of it is as it was last brought about, and return whether some was lost and is back.
+
+        Takes milliseconds. What cannot be mended is left to whoever looks at everything.
+        """
         async with self._lock:
             try:
                 outcomes = await self._executor.apply(self.plan)
             except NetplugError:
-                return False  # whoever looks at everything mends what can be
+                with suppress(NetplugError, ExceptionGroup):
+                    await self._executor.mend(self.plan)
+                return False
         mended = [key for key, outcome in outcomes.items() if outcome in {Outcome.CREATED, Outcome.ADJUSTED}]
         for key in mended:
             log.warning("drift.mended", owner="host", object=key, what="at once")
-        return not mended
+        return bool(mended)
 
     async def _bring_about(self, nets: Iterable[Network], how: Callable[[Plan], Awaitable[object]]) -> None:
         async with self._lock:
