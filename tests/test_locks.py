@@ -7,14 +7,19 @@ from engine_host import END, NET, OTHER, Host, turn
 
 from netplug.drivers.steps import Route
 from netplug.engine.locks import Locks
+from netplug.frontends.named import NamedNetworks
 
 
-async def test_who_waits_and_who_comes_later_have_one_lock() -> None:
-    locks, holders, most = Locks(), 0, 0
+@pytest.mark.parametrize("where", ["engine", "networks"])
+async def test_who_waits_and_who_comes_later_have_one_lock(where: str) -> None:
+    host = await Host.boot()
+    networks, holders, most = NamedNetworks(host.engine), 0, 0
+    locks = networks._making if where == "networks" else Locks()
+    hold = networks.one_at_a_time if where == "networks" else locks.hold
 
     async def work(turns: int) -> None:
         nonlocal holders, most
-        async with locks.hold("a"):
+        async with hold("a"):
             holders += 1
             most = max(most, holders)
             for _ in range(turns):
@@ -26,6 +31,19 @@ async def test_who_waits_and_who_comes_later_have_one_lock() -> None:
     await asyncio.gather(second, work(2), work(0))
     assert most == 1
     assert not len(locks)
+    await host.close()
+
+
+@pytest.mark.parametrize("where", ["engine", "networks"])
+async def test_block_that_fails_leaves_nothing(where: str) -> None:
+    host = await Host.boot()
+    networks = NamedNetworks(host.engine)
+    locks = networks._making if where == "networks" else Locks()
+    with pytest.raises(ValueError, match="no"):
+        async with networks.one_at_a_time("a") if where == "networks" else locks.hold("a"):
+            raise ValueError("no")
+    assert not len(locks)
+    await host.close()
 
 
 async def test_a_waiter_that_goes_away_leaves_nothing() -> None:

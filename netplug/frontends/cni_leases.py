@@ -17,11 +17,11 @@ import structlog
 from netplug.drivers.naming import short
 from netplug.engine import Engine
 from netplug.engine.conditions import Difference
+from netplug.engine.locks import Locks
 from netplug.engine.records import EndpointRecord
 from netplug.engine.sandboxes import is_there
 from netplug.frontends.cni_delegate import Delegate
 from netplug.frontends.cni_wire import Call, CniError, Request, read
-from netplug.frontends.named import NamedNetworks
 
 log = structlog.get_logger(__name__)
 
@@ -43,12 +43,12 @@ class Leases:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._turns = NamedNetworks(engine)
+        self._turns = Locks()
         self._asked: dict[str, tuple[int, int]] = {}
 
     def turn(self, request: Request) -> AbstractAsyncContextManager[None]:
         """Let one call at a time be about an interface: of two at once the plugin's daemon would lose a lease."""
-        return self._turns.one_at_a_time(f"{request.container} {request.ifname}")
+        return self._turns.hold(f"{request.container} {request.ifname}")
 
     def know(self, built: EndpointRecord) -> None:
         """Note that an endpoint has its lease from the daemon that there is now."""

@@ -1,10 +1,10 @@
 """Networks that runtimes name in each call: made by the first call that does, unless they are there already."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from netplug.engine import Engine
+from netplug.engine.locks import Locks
 from netplug.engine.records import NetworkRecord, NetworkSpec
 from netplug.errors import NetplugError
 from netplug.frontends.cni_checks import refuse_disagreement
@@ -16,7 +16,7 @@ class NamedNetworks:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._making: dict[str, asyncio.Lock] = {}
+        self._making = Locks()
 
     def find(self, name: str) -> NetworkRecord | None:
         """Return the network of this very name."""
@@ -56,11 +56,6 @@ class NamedNetworks:
             return None
         return record
 
-    @asynccontextmanager
-    async def one_at_a_time(self, name: str) -> AsyncIterator[None]:
+    def one_at_a_time(self, name: str) -> AbstractAsyncContextManager[None]:
         """Let the first of several make a network, and the others find it."""
-        lock = self._making.setdefault(name, asyncio.Lock())
-        async with lock:
-            yield
-        if not lock.locked() and self._making.get(name) is lock:
-            del self._making[name]
+        return self._making.hold(name)
