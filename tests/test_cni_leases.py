@@ -45,11 +45,11 @@ class Site:
     def calls(self) -> list[str]:
         return (self.folder / "calls").read_text().splitlines()
 
-    async def call(self, command: str) -> dict[str, Any]:
+    async def call(self, command: str, service: CniService | None = None) -> dict[str, Any]:
         env = {"CNI_COMMAND": command, "CNI_CONTAINERID": "c", "CNI_NETNS": NETNS, "CNI_IFNAME": "eth0"}
         config = {"cniVersion": "1.0.0", "name": "blue", "type": "pynet", "ipam": self.ipam}
         call = Call("pynet", env | {"CNI_PATH": str(self.folder)}, json.dumps(config).encode())
-        reply = await CniService(self.host.engine).answer(call)
+        reply = await (service or CniService(self.host.engine)).answer(call)
         answer: dict[str, Any] = json.loads(reply.stdout) if reply.stdout else {}
         return answer
 
@@ -89,13 +89,41 @@ async def test_lease_that_cannot_be_kept_is_told_until_it_is(site: Site) -> None
     site.says(1, code=999, msg="error calling DHCP.Allocate: no more tries")
     (said,) = await site.wrong()
     assert said.startswith("the lease of 10.1.0.7 is not kept: no DHCP server answers by eth0 on network 'blue'")
-    site.says(ips=[{"address": "10.1.0.9/24"}])
-    assert await site.wrong() == [
-        "the DHCP server gives 10.1.0.9 now; the container has 10.1.0.7 until it is started anew"
-    ]
     site.says(ips=[{"address": "10.1.0.7/24"}])
     assert await site.wrong() == []
     await site.call("DEL")
+
+
+async def test_changed_address_is_told_and_not_asked_for_again(site: Site) -> None:
+    await site.call("ADD")
+    site.says(ips=[{"address": "10.1.0.9/24"}])
+    told = ["the DHCP server gives 10.1.0.9 now; the container has 10.1.0.7 until it is started anew"]
+    assert await site.wrong() == told
+    assert await site.wrong() == told
+    assert len(site.calls()) == 2
+    site.begin()
+    assert await site.wrong() == told
+    assert len(site.calls()) == 3
+    site.begin()
+    site.says(ips=[{"address": "10.1.0.7/24"}])
+    assert await site.wrong() == []
+    assert await site.wrong() == []
+    assert len(site.calls()) == 4
+    await site.call("DEL")
+    assert await site.wrong() == []
+
+
+async def test_container_that_is_started_anew_has_the_changed_address(site: Site) -> None:
+    await site.call("ADD")
+    site.says(ips=[{"address": "10.1.0.9/24"}])
+    service = CniService(site.host.engine)
+    site.leases = service.leases
+    assert len(await site.wrong()) == 1
+    await site.call("DEL", service)
+    await site.call("ADD", service)
+    assert await site.wrong() == []
+    assert len(site.calls()) == 4  # ADD, asked for again, DEL, ADD
+    await site.call("DEL", service)
 
 
 async def test_server_that_does_not_answer_is_named(site: Site) -> None:

@@ -2,7 +2,8 @@
 
 The reference dhcp plugin's daemon keeps them in memory; one that starts anew has forgotten them, and the server may
 give the address to somebody else. So whenever that daemon is another one, the plugin's ADD asks it for the lease. Not
-more often, since before release 1.2 each ADD makes one more lease there.
+more often, since before release 1.2 each ADD makes one more lease there: also when the server gave another address,
+which the container cannot take up while it runs.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 INTERVAL_S = 30.0
 _SOCKET = "/run/cni/dhcp.sock"
 _SOURCE = "dhcp"
+_Daemon = tuple[int, int]
 _KEPT = ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH")
 
 
@@ -44,7 +46,8 @@ class Leases:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._turns = Locks()
-        self._asked: dict[str, tuple[int, int]] = {}
+        self._asked: dict[str, tuple[_Daemon, str]] = {}
+        """By endpoint: the daemon that gave a lease, and what is wrong with that."""
 
     def turn(self, request: Request) -> AbstractAsyncContextManager[None]:
         """Let one call at a time be about an interface: of two at once the plugin's daemon would lose a lease."""
@@ -52,7 +55,7 @@ class Leases:
 
     def know(self, built: EndpointRecord) -> None:
         """Note that an endpoint has its lease from the daemon that there is now."""
-        self._asked[built.key] = _daemon(built)
+        self._asked[built.key] = _daemon(built), ""
 
     async def run(self) -> None:
         """Ask now and then, until cancelled."""
@@ -64,15 +67,21 @@ class Leases:
         """Ask for all once, and report what is wrong."""
         leased = [built for built in self._engine.registry.endpoints() if built.ipam]
         self._asked = {built.key: self._asked[built.key] for built in leased if built.key in self._asked}
-        found = [(built, await self._ask(built)) for built in leased if self._asked.get(built.key) != _daemon(built)]
+        found = [(built, await self._wrong(built)) for built in leased]
         self._engine.conditions.report(
             _SOURCE, [Difference(f"endpoint {short(built.endpoint.id)}", "lease", why) for built, why in found if why]
         )
 
-    async def _ask(self, built: EndpointRecord) -> str:
-        """Ask for one, and return what is wrong with it."""
+    async def _wrong(self, built: EndpointRecord) -> str:
+        """Return what is wrong with a lease; it is asked for unless this daemon has given it."""
         if not await is_there(self._engine.kernel, built):
             return ""
+        daemon = _daemon(built)
+        asked = self._asked.get(built.key)
+        return asked[1] if asked and asked[0] == daemon else await self._ask(built, daemon)
+
+    async def _ask(self, built: EndpointRecord, daemon: _Daemon) -> str:
+        """Ask for one, and return what is wrong with it."""
         ours = {interface.ip for interface in built.endpoint.addresses}
         listed = ", ".join(map(str, sorted(ours, key=str)))
         try:
@@ -83,14 +92,13 @@ class Leases:
                 theirs = {ip.address.ip for ip in (await Delegate(request).add()).ips}
         except CniError as exc:
             return f"the lease of {listed} is not kept: {exc}"
-        if ours <= theirs:
-            self.know(built)
-            return ""
         given = ", ".join(map(str, sorted(theirs, key=str)))
-        return f"the DHCP server gives {given} now; the container has {listed} until it is started anew"
+        other = f"the DHCP server gives {given} now; the container has {listed} until it is started anew"
+        self._asked[built.key] = daemon, "" if ours <= theirs else other
+        return self._asked[built.key][1]
 
 
-def _daemon(built: EndpointRecord) -> tuple[int, int]:
+def _daemon(built: EndpointRecord) -> _Daemon:
     """Return which daemon of the plugin there is, by its socket; its beginning makes a new one."""
     ipam = json.loads(built.ipam)["config"].get("ipam", {})
     with suppress(OSError):
