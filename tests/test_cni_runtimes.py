@@ -47,6 +47,19 @@ class Plugin:
         mappings = [{"hostPort": outer, "containerPort": inner} for outer, inner in ports]
         return await self.call("ADD", network, runtimeConfig={"portMappings": mappings}, **more)
 
+    async def setup(self, **port: Any) -> dict[str, Any]:
+        """Ask as netavark does, for one port."""
+        wanted = {
+            "container_id": ID,
+            "port_mappings": [{"container_port": 80, "host_port": 8080, "host_ip": "", "protocol": "tcp"} | port],
+            "network": {"name": "blue", "id": "b" * 64, "driver": "pynet", "subnets": [{"subnet": SUBNETS["blue"]}]},
+            "network_options": {"interface_name": "eth0"},
+        }
+        env = {"NETAVARK_COMMAND": "setup", "NETAVARK_NETNS": NETNS}
+        reply = await CniService(self.host.engine).answer(Call("pynet", env, json.dumps(wanted).encode()))
+        answer: dict[str, Any] = json.loads(reply.stdout)
+        return answer
+
     def published(self) -> dict[str, list[str]]:
         """Return what is published, by network."""
         names = {one.network.id: one.network.name for one in self.host.networks()}
@@ -111,6 +124,31 @@ async def test_port_that_is_kept_for_the_container_is_published(plugin: Plugin) 
     """As by podman's conmon, when a network is connected later."""
     plugin.host.kernel.foreign.reserved[ID] = {(Proto.TCP, ip_address("0.0.0.0"), 8080)}
     assert (await plugin.add("blue", (8080, 80), pid=RUNTIME))["ips"]
+
+
+# Ranges of ports, by netavark
+
+
+@pytest.mark.parametrize(("count", "host_port"), [(0, 65535), (1, 65535), (2, 65534)])
+async def test_range_of_ports_is_published(plugin: Plugin, count: int, host_port: int) -> None:
+    assert "interfaces" in await plugin.setup(range=count, host_port=host_port)
+    assert plugin.published() == {"blue": [f"0.0.0.0 {port}" for port in range(host_port, 65536)]}
+
+
+@pytest.mark.parametrize(
+    ("port", "words"),
+    [
+        ({"range": 65536}, "port_mappings.0.range must be at most 65535, not 65536"),
+        ({"range": 10**12}, "port_mappings.0.range must be at most 65535, not 1000000000000"),
+        ({"range": -1}, "port_mappings.0.range must be at least 0, not -1"),
+        ({"range": 3, "host_port": 65534}, "port 65534:80 and 2 more: not all are from 1 to 65535"),
+        ({"range": 2, "container_port": 65535}, "port 8080:65535 and 1 more: not all are from 1 to 65535"),
+        ({"host_port": 0}, "port 0:80: not all are from 1 to 65535"),
+    ],
+)
+async def test_range_of_ports_that_there_are_not_is_refused(plugin: Plugin, port: dict[str, int], words: str) -> None:
+    assert await plugin.setup(**port) == {"error": words}
+    assert plugin.host.networks() == []
 
 
 # One list of ports for each network

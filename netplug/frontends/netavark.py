@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from ipaddress import ip_network
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from netplug import called
 from netplug.drivers.api import PortMapping, StaticRoute
@@ -105,18 +105,23 @@ class NetworkIn(_In):
 
 
 class PortIn(_In):
-    """`range`: so many ports from `host_port` and `container_port` on. `protocol` may list several with commas."""
+    """`range`: so many ports from `host_port` and `container_port` on; to netavark none is one, too.
+
+    `protocol` may list several with commas.
+    """
 
     container_port: int
     host_port: int
     host_ip: Ip | Literal[""] | None = None
     protocol: str = "tcp"
-    range: int = 1
+    range: Annotated[int, Field(ge=0, le=65535)] = 1
 
     def to_specs(self) -> list[PortMapping]:
-        ports = [(self.host_port + n, self.container_port + n) for n in range(max(self.range, 1))]
-        if not all(0 < port <= 65535 for pair in ports for port in pair):
-            raise NetplugError("invalid", f"port {self.host_port}:{self.container_port} is not from 1 to 65535")
+        count = max(self.range, 1)
+        if not all(0 < first <= 65536 - count for first in (self.host_port, self.container_port)):
+            words = f"port {self.host_port}:{self.container_port}" + (f" and {count - 1} more" if count > 1 else "")
+            raise NetplugError("invalid", f"{words}: not all are from 1 to 65535")
+        ports = [(self.host_port + n, self.container_port + n) for n in range(count)]
         protocols = [Proto(word.strip().lower()) for word in self.protocol.split(",")]
         return [
             PortMapping(proto, inner, self.host_ip or None, outer, outer)
