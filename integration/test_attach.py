@@ -209,14 +209,17 @@ def test_without_icc_namespaces_reach_the_world_but_not_each_other(netplug: Netp
 def test_internal_network_has_no_way_out_nor_in(netplug: Netplug, client: Host, wire: Wire) -> None:
     with (
         cli_network(netplug, "--internal") as net,
-        attached(netplug, net, "--publish", "8081:80") as (one, first),
+        attached(netplug, net) as (one, first),
         attached(netplug, net) as (two, _),
+        namespace(netplug.host) as third,
         SeenServer(one, "tcp", 80),
     ):
         assert two.pings(ip_of(first))
         assert not one.exec("ip", "route", "show", "default")
         assert first["gateways"] == first["ports"] == []
         assert not one.pings(wire.right)
+        with pytest.raises(CommandError, match="is internal: nothing can be published there"):
+            third.attach(netplug, net, "--publish", "8081:80")
         with pytest.raises(OSError, match=UNREACHED):
             tcp_ask(client, wire.left, 8081)
 

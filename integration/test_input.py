@@ -171,7 +171,7 @@ def test_malformed_request_is_refused(plugin: Plugin, method: str) -> None:
 
 @pytest.mark.parametrize("method", ["NetworkDriver.CreateNetwork", "IpamDriver.RequestPool"])
 def test_oversized_request_is_refused(plugin: Plugin, method: str) -> None:
-    body = json.dumps({**network(), "Padding": "x" * 2_000_000}).encode()
+    body = json.dumps({**network(), "Padding": "x" * 9_000_000}).encode()
     assert "larger" in plugin.refused(method, body)
 
 
@@ -377,7 +377,7 @@ REFUSED = (
     "attach {net} --netns {ns} --ip 10.99.0.255",
     "attach {net} --netns {ns} --name {big}",
     "attach {net} --netns {ns} --ifname lo",
-    "attach {net} --netns {ns} --publish 192.0.2.1:8080:80",
+    "attach {net} --netns {ns} --publish 224.0.0.1:8080:80",
     "detach {net} --netns {ns}",
     "detach nowhere --netns {ns}",
     "ps --network nowhere",
