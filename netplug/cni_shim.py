@@ -98,7 +98,8 @@ def alone(engine: str, run_dir: str, name: str, given: bytes) -> int:
         posix.execve(engine, [engine, "-I", "-m", "netplug.alone", name, *sys.argv[1:]], env)
     except OSError as error:
         words = f"no netplug daemon answers, and {engine} cannot be started: {error.strerror}"
-        write(1, f'{{"code":11,"msg":"{words}"}}\n'.encode())
+        code = '"code":11,"msg"' if posix.environ.get(b"CNI_COMMAND") else '"error"'
+        write(1, f'{{{code}:"{words}"}}\n'.encode())
     return 1
 
 

@@ -27,6 +27,7 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, Resolver
 from netplug.engine import Engine
 from netplug.errors import NetplugError
+from netplug.frontends import netavark
 from netplug.frontends.cni import CniService, refusal
 from netplug.frontends.cni_server import serving_cni
 from netplug.frontends.cni_wire import Call, Reply
@@ -43,28 +44,36 @@ SERVING_S = 3.0
 """How long those who wait behind are served, after which the next of them does; a daemon may want to start."""
 _LOOK_S = 0.02
 _LOOKING = frozenset({"CHECK", "STATUS"})
-"""Commands that tell what is wrong, and so must not mend it before."""
+"""Commands that tell what is wrong, so nothing is mended before them. CHECK mends nothing; STATUS mends what it can,
+and tells of the rest.
+"""
 
 
 def answer(request: bytes, line: Line) -> Reply:
     """Do what a call asks for, here or, when a daemon has come, there. `line`: who waits is answered, too."""
+    logging.configure(level="error")  # stdout is for the answer, also when the settings are wrong
+    call = Call.parse(request, os.getpid())
     try:
-        settings = load()
-        logging.configure(settings.log_format, "error")
-        pauses, deadline = Pauses(), time.monotonic() + PATIENCE_S
-        while True:
-            with turn(settings.state_dir / TURN, deadline - time.monotonic()):
-                try:
-                    with lock_file(settings.state_dir / "lock"):
-                        return asyncio.run(_answer(Call.parse(request, os.getpid()), settings, line))
-                except Held:
-                    if time.monotonic() >= deadline:
-                        raise
-            if found := Reply.parse(cni_shim.ask(str(settings.cni_socket), request)):
-                return found
-            pauses.pause()  # a daemon starts or ends, or answers elsewhere
-    except NetplugError as exc:
-        return refusal(exc, "")
+        return _in_turn(call, request, line)
+    except Exception as exc:  # noqa: BLE001 - the runtime has to be answered whatever it is
+        return netavark.refusal(exc) if call.netavark else refusal(exc, "")
+
+
+def _in_turn(call: Call, request: bytes, line: Line) -> Reply:
+    settings = load()
+    logging.configure(settings.log_format, "error")
+    pauses, deadline = Pauses(), time.monotonic() + PATIENCE_S
+    while True:
+        with turn(settings.state_dir / TURN, deadline - time.monotonic()):
+            try:
+                with lock_file(settings.state_dir / "lock"):
+                    return asyncio.run(_answer(call, settings, line))
+            except Held:
+                if time.monotonic() >= deadline:
+                    raise
+        if found := Reply.parse(cni_shim.ask(str(settings.cni_socket), request)):
+            return found
+        pauses.pause()  # a daemon starts or ends, or answers elsewhere
 
 
 async def _answer(call: Call, settings: Settings, line: Line) -> Reply:

@@ -1,21 +1,29 @@
 """CNI calls without a daemon: they stand in line, and wait without haste."""
 
+import json
+import os
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
 from netplug import working_alone
 from netplug.alone import Line
 from netplug.cni_shim import SOCKET
 from netplug.frontends.cni_wire import Reply
 from netplug.lock import lock_file
+from netplug.namespace import claim_namespace
 
 CALL = b"pynet\0CNI_COMMAND=STATUS\0\0{}"
+NETAVARK = b"pynet\0NETAVARK_COMMAND=create\0\0{}"
 DEADLINE_S = 20
 
 
@@ -99,12 +107,68 @@ def test_line_that_cannot_be_made_is_empty(run_dir: Path) -> None:
     assert not line.goes_on()
 
 
-def test_state_that_is_held_while_nobody_answers_is_waited_for(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def state(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NETPLUG_STATE_DIR", str(run_dir / "state"))
     monkeypatch.setenv("NETPLUG_RUN_DIR", str(run_dir))
+    own = partial(claim_namespace, f"\0netplug-test-{os.getpid()}", run_dir / "namespaces")
+    monkeypatch.setattr(working_alone, "claim_namespace", own)  # this machine may have a daemon
+    (run_dir / "state").mkdir()
+    return run_dir / "state"
+
+
+def test_state_that_is_held_while_nobody_answers_is_waited_for(
+    run_dir: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(working_alone, "PATIENCE_S", 1.0)
-    with lock_file(run_dir / "state" / "lock"), server(run_dir, b"") as asked:
+    with lock_file(state / "lock"), server(run_dir, b"") as asked:
         said = working_alone.answer(CALL, Line(str(run_dir)))
     assert said.code == 1
     assert "is in use by" in said.stdout
     assert 2 <= len(asked) <= 20
+
+
+def failed(request: bytes, capfd: pytest.CaptureFixture[str], run_dir: Path) -> dict[str, Any]:
+    """Return the answer to a call that fails, with nothing else on stdout."""
+    structlog.reset_defaults()  # as the process begins
+    try:
+        said = working_alone.answer(request, Line(str(run_dir)))
+    finally:
+        structlog.reset_defaults()
+    assert (said.code, capfd.readouterr().out) == (1, "")
+    answer: dict[str, Any] = json.loads(said.stdout)
+    return answer
+
+
+def test_wrong_settings_are_told_in_the_answer_alone(
+    run_dir: Path, state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NETPLUG_LOG_FORMAT", "loud")
+    for request, key in ((CALL, "msg"), (NETAVARK, "error")):
+        answer = failed(request, capfd, run_dir)
+        assert "setting log_format (NETPLUG_LOG_FORMAT) is 'loud'" in answer[key]
+        assert ("code" in answer) == (key == "msg")
+
+
+def test_state_that_cannot_be_read_is_told(run_dir: Path, state: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with sqlite3.connect(state / "netplug.db") as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    answer = failed(CALL, capfd, run_dir)
+    assert (answer["code"], "written by a newer netplug" in answer["msg"]) == (11, True)
+    assert "written by a newer netplug" in failed(NETAVARK, capfd, run_dir)["error"]
+    (state / "netplug.db").unlink()
+    (state / "netplug.db").mkdir()
+    assert str(state / "netplug.db") in failed(CALL, capfd, run_dir)["msg"]
+
+
+def test_whatever_fails_is_told(
+    run_dir: Path, state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(working_alone, "claim_namespace", full)
+    answer = failed(CALL, capfd, run_dir)
+    assert (answer["code"], "Too many open files" in answer["msg"]) == (100, True)
+    assert failed(NETAVARK, capfd, run_dir)["error"].startswith("internal error: [Errno 24] Too many open files")

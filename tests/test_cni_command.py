@@ -96,6 +96,20 @@ def test_configuration_is_not_lost_with_the_daemon(plugin: Path, tmp_path: Path)
     assert done.stdout == 'bluenet DEL {"name": "x"}\n'
 
 
+def test_netplug_that_is_gone_is_told_in_the_words_of_the_caller(plugin: Path, tmp_path: Path) -> None:
+    text, none = plugin.read_text(), str(tmp_path / "none")
+    texts = [text.replace(sys.executable, none)]
+    if text.startswith(f"#!{cni_executable.PERL}"):
+        texts.append(text.replace(str(cni_executable.PYTHON), none))
+    for one in texts:
+        plugin.write_text(one)
+        for env, key in (({"CNI_COMMAND": "ADD"}, "msg"), ({}, "error")):
+            done = subprocess.run([plugin, "create"], input="{}", env=env, capture_output=True, text=True, check=False)
+            said = json.loads(done.stdout)
+            assert (done.returncode, said.get("code")) == (1, 11 if env else None)
+            assert "cannot be started: No such file or directory" in said[key]
+
+
 def test_shim_imports_only_what_the_interpreter_has_built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for itself: anything else would cost more than the daemon's whole answer."""
     monkeypatch.setattr(cni_executable, "PERL", tmp_path / "none")

@@ -47,7 +47,8 @@ if ($command ne '' && $command ne 'VERSION' && socket($daemon, 1, 1, 0)
     open($again, '+>', undef) && print($again $given) && seek($again, 0, 0) && open(STDIN, '<&', $again);
 }}
 exec {{{python}}} {python}, '-IS', '-c', {code}, $name, @ARGV;
-print qq({{"code":11,"msg":"no netplug daemon answers, and {python_plain} cannot be started: $!"}}\\n);
+my $words = "no netplug daemon answers, and {python_plain} cannot be started: $!";
+print $command eq '' ? qq({{"error":"$words"}}\\n) : qq({{"code":11,"msg":"$words"}}\\n);
 exit 1;
 """
 

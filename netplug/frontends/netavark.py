@@ -179,7 +179,7 @@ class NetavarkService:
                 case other:
                     raise NetplugError("invalid", f"unknown command {other[:80]!r}")  # noqa: TRY301
         except Exception as exc:  # noqa: BLE001 - here is where the front end answers
-            return Reply(1, json.dumps({"error": _words(exc)}) + "\n")
+            return refusal(exc)
         return Reply(0, json.dumps(said) + "\n")
 
     async def _create(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -277,6 +277,11 @@ def _status(record: NetworkRecord, built: EndpointRecord, names: called.Resolvin
         "dns_search_domains": list(names.search),
         "interfaces": {built.ifname: interface},
     }
+
+
+def refusal(exc: Exception) -> Reply:
+    """Return the answer to a call that failed."""
+    return Reply(1, json.dumps({"error": _words(exc)}) + "\n")
 
 
 def _words(exc: Exception) -> str:
