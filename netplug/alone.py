@@ -13,16 +13,20 @@ import time
 from netplug import cni_shim
 
 PATIENCE_S = 110.0
-"""Runtimes give a plugin two minutes and more."""
+"""How long a call waits in all, in line and for the state: runtimes give a plugin two minutes and more."""
 FIRST_WAIT_S = 0.005
 LONGEST_WAIT_S = 0.25
 _MODE = 0o600
 
 
 class Line:
-    """The line of a run directory; one that cannot be made is empty, and whoever comes is first."""
+    """The line of a run directory; one that cannot be made is empty, and whoever comes is first.
 
-    def __init__(self, run_dir: str) -> None:
+    `patience_s`: how long the call that stands in it may wait, from now on.
+    """
+
+    def __init__(self, run_dir: str, patience_s: float = PATIENCE_S) -> None:
+        self._deadline = time.monotonic() + patience_s
         self._socket = f"{run_dir}/{cni_shim.SOCKET}"
         self._first = self._waiting = -1
         try:
@@ -33,13 +37,17 @@ class Line:
         except OSError:
             return
 
-    def wait(self, request: bytes, patience_s: float = PATIENCE_S) -> bytes:
+    def left_s(self) -> float:
+        """Return how long the call may wait yet; negative when it has waited longer."""
+        return self._deadline - time.monotonic()
+
+    def wait(self, request: bytes) -> bytes:
         """Return the answer of whoever is at work; nothing: it is this process's turn, until it ends."""
         if self._first < 0:
             return b""
         fcntl.flock(self._waiting, fcntl.LOCK_SH)
-        pauses, deadline = Pauses(), time.monotonic() + patience_s
-        while time.monotonic() < deadline:
+        pauses = Pauses()
+        while self.left_s() > 0:
             try:
                 fcntl.flock(self._first, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

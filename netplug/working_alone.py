@@ -6,14 +6,13 @@ find the daemon.
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from netplug import cni_shim
 from netplug import log as logging
-from netplug.alone import PATIENCE_S, Line, Pauses
+from netplug.alone import Line, Pauses
 from netplug.claims import SharedLeases
 from netplug.cluster import Cluster
 from netplug.cluster.identity import Gate, Identity, Machine
@@ -62,14 +61,14 @@ def answer(request: bytes, line: Line) -> Reply:
 def _in_turn(call: Call, request: bytes, line: Line) -> Reply:
     settings = load()
     logging.configure(settings.log_format, "error")
-    pauses, deadline = Pauses(), time.monotonic() + PATIENCE_S
+    pauses = Pauses()
     while True:
-        with turn(settings.state_dir / TURN, deadline - time.monotonic()):
+        with turn(settings.state_dir / TURN, line.left_s()):
             try:
                 with lock_file(settings.state_dir / "lock"):
                     return asyncio.run(_answer(call, settings, line))
             except Held:
-                if time.monotonic() >= deadline:
+                if line.left_s() <= 0:
                     raise
         if found := Reply.parse(cni_shim.ask(str(settings.cni_socket), request)):
             return found

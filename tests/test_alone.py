@@ -93,10 +93,10 @@ def test_next_in_line_works_when_who_was_first_ends(run_dir: Path) -> None:
 
 def test_waiting_asks_now_and_then(run_dir: Path) -> None:
     """Whoever is at work may not answer: it starts, it ends, or it is a daemon of another run directory."""
-    first, second = Line(str(run_dir)), Line(str(run_dir))
+    first, second = Line(str(run_dir)), Line(str(run_dir), patience_s=1.0)
     first.wait(CALL)
     with server(run_dir, b"") as asked:
-        assert second.wait(CALL, patience_s=1.0) == b""
+        assert second.wait(CALL) == b""
     assert 2 <= len(asked) <= 20
 
 
@@ -117,15 +117,21 @@ def state(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return run_dir / "state"
 
 
-def test_state_that_is_held_while_nobody_answers_is_waited_for(
-    run_dir: Path, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(working_alone, "PATIENCE_S", 1.0)
+def test_state_that_is_held_while_nobody_answers_is_waited_for(run_dir: Path, state: Path) -> None:
     with lock_file(state / "lock"), server(run_dir, b"") as asked:
-        said = working_alone.answer(CALL, Line(str(run_dir)))
+        said = working_alone.answer(CALL, Line(str(run_dir), patience_s=1.0))
     assert said.code == 1
     assert "is in use by" in said.stdout
     assert 2 <= len(asked) <= 20
+
+
+def test_who_waited_in_line_has_only_the_rest_of_his_time_for_the_state(run_dir: Path, state: Path) -> None:
+    first, second = Line(str(run_dir)), Line(str(run_dir), patience_s=0.2)
+    first.wait(CALL)
+    assert second.wait(CALL) == b""
+    with lock_file(state / "lock"), server(run_dir, b"") as asked:
+        said = working_alone.answer(CALL, second)
+    assert (said.code, asked) == (1, [])
 
 
 def failed(request: bytes, capfd: pytest.CaptureFixture[str], run_dir: Path) -> dict[str, Any]:
