@@ -113,12 +113,21 @@ def _bound(pid: int, namespace: bytes) -> Iterator[Bound]:
         pidfd = os.pidfd_open(pid)
         try:
             for fd, _ in sockets_of(pid):
-                with suppress(OSError), socket.socket(fileno=_duplicate(pidfd, fd)) as sock:
+                with suppress(OSError), _opened(_duplicate(pidfd, fd)) as sock:
                     proto = _PROTOCOLS.get(sock.proto) if sock.family in _FAMILIES else None
                     if proto and _namespace(sock) == namespace and not _connected(sock):
                         yield _place(sock, proto)
         finally:
             os.close(pidfd)
+
+
+def _opened(fd: int) -> socket.socket:
+    """Return the socket of a descriptor, which is taken over, also where it is none of a socket that Python knows."""
+    try:
+        return socket.socket(fileno=fd)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _duplicate(pidfd: int, fd: int) -> int:
