@@ -127,6 +127,7 @@ def routes_by(host: Host, link: str = "") -> list[str]:
 @contextmanager
 def listening(host: Host) -> Iterator[None]:
     """A host that does not forward IPv6, and so listens to routers."""
+    before = host.output("sysctl", "-n", "net.ipv6.conf.all.forwarding").strip()
     host.run(["sysctl", "-qw", "net.ipv6.conf.all.forwarding=0"])
     yield
     for what in (
@@ -135,7 +136,7 @@ def listening(host: Host) -> Iterator[None]:
         "route flush root 2001:db8::/32",
     ):
         host.run(["ip", "-6", *what.split()])
-    host.run(["sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"])
+    host.run(["sysctl", "-qw", f"net.ipv6.conf.all.forwarding={before}"])
 
 
 @each_mode
