@@ -7,6 +7,7 @@ host itself believes is put right too, since it does not hear what it sends.
 import fcntl
 import socket
 import struct
+import threading
 from contextlib import suppress
 from errno import ENETDOWN
 
@@ -14,7 +15,7 @@ from netplug.drivers.naming import BRIDGES
 from netplug.drivers.steps import Announce
 
 from . import neighbours
-from .api import StepError
+from .api import Outcome, StepError
 from .netlink import RTM_GETLINK, Netlink, text
 from .rtnl import IFINFO, IFLA_IFNAME
 from .segment import announcement
@@ -24,25 +25,29 @@ _IFREQ = struct.Struct("16sH22x")
 
 
 class Announcements:
-    """What was announced, and what has to wait for a carrier."""
+    """What was announced, and what has to wait for a carrier; told by threads and by the loop."""
 
     def __init__(self, nl: Netlink) -> None:
         self._nl = nl
         self._socket: socket.socket | None = None
+        self._opening = threading.Lock()
         self._late: dict[str, Announce] = {}
 
-    def ensure(self, step: Announce) -> None:
-        """Announce an address, now or later."""
+    def ensure(self, step: Announce) -> Outcome:
+        """Announce an address, now or later. May wait for the rtnl mutex."""
+        # First: the loop may hear of the carrier while this thread looks at it.
+        self._late[step.key] = step
         try:
             neighbours.renew(self._nl, socket.if_nametoindex(step.link), step.address, step.mac)
             if self._carries(step.link):
                 self._send(step)
-                return
+                self.forget(step)
         except OSError as error:
             if error.errno != ENETDOWN:
-                words = f"link {step.link!r} cannot announce {step.address}: {error.strerror}"
+                self.forget(step)
+                words = f"link {step.link!r} cannot announce {step.address}: {error.strerror or error}"
                 raise StepError("unavailable", step, words, hint=f"ip link show {step.link}") from error
-        self._late[step.key] = step
+        return Outcome.EQUAL
 
     def forget(self, step: Announce) -> None:
         """Take back what was not announced yet."""
@@ -50,10 +55,10 @@ class Announcements:
 
     def carrier(self, link: str) -> None:
         """Announce what has waited for this link, which carries now."""
-        for step in [it for it in self._late.values() if it.link == link]:
+        for step in [it for it in self._late.copy().values() if it.link == link]:
             with suppress(OSError):  # it went again; and comes again
                 self._send(step)
-                del self._late[step.key]
+                self.forget(step)
 
     def close(self) -> None:
         """Close the socket."""
@@ -75,6 +80,7 @@ class Announcements:
         return bool(IFINFO.unpack_from(told)[3] & _IFF_LOWER_UP)
 
     def _open(self) -> socket.socket:
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        return self._socket
+        with self._opening:
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+            return self._socket

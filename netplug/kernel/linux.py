@@ -328,8 +328,7 @@ class LinuxKernel:
             case _ if isinstance(step, TABLE_STEPS):
                 return entries.ensure(self._tables, step)
             case Announce():
-                self._announcements.ensure(step)
-                return Outcome.EQUAL
+                return await self._do(lambda: self._announcements.ensure(step))
             case _:
                 return await self._do(lambda: self._ensure_now(step, sandboxes))
 
