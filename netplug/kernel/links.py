@@ -19,7 +19,8 @@ from netplug.drivers.tunnel import Vxlan
 
 from . import autoconf, neighbours, rtnl
 from .api import Outcome, StepError
-from .netlink import NEW, RTM_DELLINK, RTM_NEWLINK, RTM_NEWLINKPROP, Netlink, NetlinkError, attr, nest, text, u8, u32
+from .making import whole_link
+from .netlink import NEW, RTM_NEWLINK, RTM_NEWLINKPROP, Netlink, NetlinkError, attr, nest, text, u8, u32
 from .rtnl import IFF_UP, IFINFO, Link
 
 _VETH_INFO_PEER = 1
@@ -33,7 +34,8 @@ Sandbox = Callable[[str, str], tuple[int, Netlink]]
 class Difference:
     """What is wrong with a link, in words, and the attributes that mend it; `port`: they are flags of a bridge port.
 
-    `settings`: what mends it instead, of `autoconf`. `seat`: a MAC that the bridge is to be told of.
+    `settings`: what mends it instead, of `autoconf`. `seat`: a MAC that the bridge is to be told of. `unseat`: one that
+    it was told of and is to find by itself.
     """
 
     what: str
@@ -42,11 +44,12 @@ class Difference:
     port: bool = False
     settings: autoconf.Settings | None = None
     seat: str = ""
+    unseat: str = ""
 
     @property
     def mendable(self) -> bool:
         """Whether anything mends it."""
-        return bool(self.mend or self.flags or self.settings or self.seat)
+        return bool(self.mend or self.flags or self.settings or self.seat or self.unseat)
 
 
 class LinkBusyError(Exception):
@@ -70,8 +73,10 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
     else:
         # A bridge takes the smallest mtu of its ports until its own is *changed* (BROPT_MTU_SET_BY_USER); so we do.
         mtu = by_name(step.name) + u32(rtnl.IFLA_MTU, step.mtu)
-        finish(nl, step, (altname(step.name), (RTM_NEWLINK, mtu)))
-        autoconf.write(step.name, autoconf.NO_ROUTERS)
+        with whole_link(nl, step):
+            nl.request(*altname(step.name), NEW)
+            nl.request(RTM_NEWLINK, mtu)
+            autoconf.write(step.name, autoconf.NO_ROUTERS)
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
     if found is None:
@@ -107,10 +112,16 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
         if error.errno != errno.EEXIST:
             raise
         return _existing_veth(nl, step, index, inside)
-    settings = [altname(step.name)]
+    with whole_link(nl, step):
+        _set_up(nl, step, inside)
+    return Outcome.CREATED
+
+
+def _set_up(nl: Netlink, step: Veth, inside: Netlink) -> None:
+    """Do what cannot be said in the message that makes a pair."""
+    nl.request(*altname(step.name), NEW)
     if flags := _port_flags(step):
-        settings.append((RTM_NEWLINK, by_name(step.name) + port_info(flags)))
-    finish(nl, step, settings)
+        nl.request(RTM_NEWLINK, by_name(step.name) + port_info(flags))
     # Early enough: a veth has no carrier, and so no address, before its peer is up.
     autoconf.write(step.name, autoconf.AS_PORT if step.master else autoconf.NO_ROUTERS)
     if step.pinned:
@@ -123,9 +134,7 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
             # Only now: the kernel answers ENOTCONN to a pair whose far end is to be up before the near end exists.
             inside.request(RTM_NEWLINK, by_name(step.peer, IFF_UP))
     except NetlinkError as error:
-        undo(nl, step.name)
         raise StepError("internal", step, f"kernel refused link {step.peer!r}: {error.strerror}") from error
-    return Outcome.CREATED
 
 
 def ensure_hairpin(nl: Netlink, step: Hairpin) -> Outcome:
@@ -212,10 +221,13 @@ def veth_differences(step: Veth, found: Link, master: int, peer: Link | None, *,
     if found.isolated != step.isolated:
         flag = u8(rtnl.IFLA_BRPORT_ISOLATED, int(step.isolated))
         differences.append(Difference(f"port is {'not ' * step.isolated}isolated", flag, port=True))
-    if step.pinned and found.learning and master:
-        differences.append(Difference("port learns MACs", u8(rtnl.IFLA_BRPORT_LEARNING, 0), port=True))
+    if step.pinned == found.learning and master:
+        flag = u8(rtnl.IFLA_BRPORT_LEARNING, int(not step.pinned))
+        differences.append(Difference(f"port {'learns' if step.pinned else 'does not learn'} MACs", flag, port=True))
     if step.pinned and not seated:
         differences.append(Difference(f"the bridge does not know that {step.peer_mac} is there", seat=step.peer_mac))
+    if seated and not step.pinned:
+        differences.append(Difference(f"the bridge was told that {step.peer_mac} is there", unseat=step.peer_mac))
     differences += unset(found, autoconf.AS_PORT if step.master else autoconf.NO_ROUTERS)
     if peer is None and step.netns:
         differences.append(Difference(f"sandbox side {step.peer!r} is not in {step.netns}"))
@@ -253,7 +265,7 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink) -> Out
     if found.doomed:
         raise LinkBusyError
     peer = peer_of(step, found, inside)
-    seated = not step.pinned or neighbours.seated(nl, found.index, step.peer_mac)
+    seated = bool(found.master) and neighbours.seated(nl, found.index, step.peer_mac)
     differences = veth_differences(step, found, master, peer, seated=seated)
     outcome = adjust(nl, found, differences, step)
     more = peer_differences(step, peer)
@@ -291,6 +303,8 @@ def _settle(nl: Netlink, found: Link, item: Difference) -> None:
         autoconf.write(found.name, item.settings)
     if item.seat:
         neighbours.seat(nl, found.index, item.seat)
+    if item.unseat:
+        neighbours.unseat(nl, found.index, item.unseat)
 
 
 def basics(found: Link, mac: str, mtu: int, *, up: bool) -> list[Difference]:
@@ -355,23 +369,6 @@ def altname(marked: str, name: str = "") -> tuple[int, bytes]:
     return RTM_NEWLINKPROP, by_name(name or marked) + nest(
         rtnl.IFLA_PROP_LIST, text(rtnl.IFLA_ALT_IFNAME, mark(marked))
     )
-
-
-def finish(
-    nl: Netlink, step: Bridge | Veth | Vxlan, messages: list[tuple[int, bytes]] | tuple[tuple[int, bytes], ...]
-) -> None:
-    """Send what cannot be said in the creating message; if the kernel refuses, take the link away again."""
-    try:
-        for kind, message in messages:
-            nl.request(kind, message, NEW if kind == RTM_NEWLINKPROP else 0)
-    except NetlinkError as error:
-        undo(nl, step.name)
-        raise StepError("internal", step, f"kernel refused link {step.name!r}: {error.strerror}") from error
-
-
-def undo(nl: Netlink, name: str) -> None:
-    """Take away a link that was just made."""
-    nl.request(RTM_DELLINK, by_name(name))
 
 
 def _kind(found: Link) -> str:

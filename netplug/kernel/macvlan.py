@@ -13,6 +13,7 @@ from netplug.drivers.steps import Macvlan
 from . import autoconf, rtnl
 from .api import Outcome, StepError
 from .links import Difference, LinkBusyError, Sandbox, adjust, altname, basics, by_name, unset
+from .making import whole_link
 from .netlink import NEW, RTM_DELLINK, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u32
 from .rtnl import IFF_UP, IFINFO, Link
 
@@ -38,7 +39,7 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
     except NetlinkError as error:
         raise _refusal(step, error) from error
     name = step.ifname or step.name
-    try:
+    with whole_link(inside, step, name):
         inside.request(*altname(step.name, name), NEW)
         if step.up:
             autoconf.write(name, autoconf.NO_ROUTERS)
@@ -46,9 +47,6 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
             autoconf.write_inside(name, inside.settings)
         if step.netns or step.up:
             inside.request(RTM_NEWLINK, by_name(name, IFF_UP))
-    except NetlinkError as error:
-        inside.request(RTM_DELLINK, by_name(name))
-        raise StepError("internal", step, f"kernel refused link {name!r}: {error.strerror}") from error
     return Outcome.CREATED
 
 

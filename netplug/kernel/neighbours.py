@@ -133,6 +133,11 @@ def seat(nl: Netlink, port: int, mac: str) -> None:
     nl.request(_NEW, message, NLM_F_CREATE | NLM_F_REPLACE)
 
 
+def unseat(nl: Netlink, port: int, mac: str) -> None:
+    """Have the bridge of a port find out by itself where a MAC is; it does not know is success."""
+    _delete(nl, _NDMSG.pack(AF_BRIDGE, port, 0, _BY_MASTER, 0) + attr(_LLADDR, packed_mac(mac)))
+
+
 def seated(nl: Netlink, port: int, mac: str) -> bool:
     """Return whether the bridge of a port was told so."""
     found = _get(nl, _NDMSG.pack(AF_BRIDGE, port, 0, _BY_MASTER, 0) + attr(_LLADDR, packed_mac(mac)))

@@ -16,11 +16,11 @@ from netplug.drivers.steps import Ifb, Shape
 from . import autoconf, rtnl
 from .api import MISSING, Outcome, StepError
 from .links import Difference, LinkBusyError, adjust, altname, basics, by_name, unset
+from .making import whole_link
 from .netlink import (
     NEW,
     NLM_F_CREATE,
     NLM_F_REPLACE,
-    RTM_DELLINK,
     RTM_NEWLINK,
     Netlink,
     NetlinkError,
@@ -136,13 +136,10 @@ def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
         if error.errno != errno.EEXIST:
             raise
     else:
-        try:
+        with whole_link(nl, step):
             nl.request(*altname(step.name), NEW)
             autoconf.write(step.name, autoconf.AS_PORT)
             nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP))
-        except NetlinkError:
-            nl.request(RTM_DELLINK, by_name(step.name))
-            raise
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
     if found is None or not found.is_ours(step.name):

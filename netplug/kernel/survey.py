@@ -71,7 +71,7 @@ class Survey:
         host = views[_HOST] = _view(nl)
         shapes = [step for step in steps if isinstance(step, Shape)]
         shaped, stations = shaping.Found.of(nl, shapes, host.links), neighbours.Found.of(nl, host.links.values())
-        bridges = {step.master for step in steps if isinstance(step, Veth) and step.pinned} & host.links.keys()
+        bridges = {step.master for step in steps if isinstance(step, Veth)} & host.links.keys()
         seats = set().union(*(neighbours.seats(nl, host.links[name].index) for name in bridges))
         return cls(views, shaped, stations, seats)
 
@@ -171,7 +171,7 @@ class Survey:
             found,
             master.index if master else 0,
             peer,
-            seated=not step.pinned or (found.index, step.peer_mac.lower()) in self.seats,
+            seated=(found.index, step.peer_mac.lower()) in self.seats,
         )
         return _words(differences + links.peer_differences(step, peer))
 

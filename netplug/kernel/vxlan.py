@@ -19,11 +19,10 @@ from .links import (
     basics,
     by_name,
     condemn,
-    finish,
     port_info,
-    undo,
     unset,
 )
+from .making import whole_link
 from .netlink import NEW, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u8, u32
 from .rtnl import IFF_UP, IFINFO, Link
 
@@ -53,15 +52,14 @@ def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
             raise _refusal(step, error) from error
         return _existing(nl, step, master.index, group)
     flags = b"".join(u8(kind, value) for kind, value in _flags(step).items())
-    # Before it is up, and has an address.
-    autoconf.write(step.name, autoconf.AS_PORT)
-    settings = by_name(step.name, IFF_UP) + port_info(flags)
-    finish(nl, step, [altname(step.name)])
-    try:
-        nl.request(RTM_NEWLINK, settings)
-    except NetlinkError as error:
-        undo(nl, step.name)
-        raise _refusal(step, error) from error
+    with whole_link(nl, step):
+        nl.request(*altname(step.name), NEW)
+        # Before it is up, and has an address.
+        autoconf.write(step.name, autoconf.AS_PORT)
+        try:
+            nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP) + port_info(flags))
+        except NetlinkError as error:
+            raise _refusal(step, error) from error
     return Outcome.CREATED
 
 

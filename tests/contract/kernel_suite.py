@@ -220,6 +220,15 @@ class KernelSuite:
         assert await whats(kernel, wanted) == []
         assert await kernel.ensure((wanted,)) == [EQUAL]
 
+    @pytest.mark.parametrize("pinned", [False, True])
+    async def test_port_of_ours_is_pinned_or_not_as_its_step_says(self, kernel: Kernel, *, pinned: bool) -> None:
+        wanted = replace(VETH, pinned=pinned)
+        await kernel.ensure((BRIDGE, replace(VETH, pinned=not pinned)))
+        assert len(await whats(kernel, wanted)) == 1
+        assert await kernel.ensure((wanted,)) == [ADJUSTED]
+        assert await whats(kernel, wanted) == []
+        assert await kernel.ensure((wanted,)) == [EQUAL]
+
     @pytest.mark.parametrize("step", [BRIDGE, VETH], ids=["bridge", "veth"])
     async def test_link_of_someone_else_is_refused_and_left_alone(
         self, kernel: Kernel, around: Surroundings, step: Bridge | Veth

@@ -2,22 +2,25 @@
 
 import asyncio
 import errno
+import math
 import os
 import socket
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("kernel_suite", "ports_suite", "tables_suite", "linux_host")
+pytest.register_assert_rewrite("kernel_suite", "ports_suite", "tables_suite", "tunnel_suite", "linux_host")
 
-from kernel_suite import BRIDGE, IFB, MACVLAN, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
-from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, run  # noqa: E402
+from kernel_suite import BRIDGE, HOST_MACVLAN, IFB, MACVLAN, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
+from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, descriptors, run  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
+from tunnel_suite import VXLAN  # noqa: E402
 
 from netplug.drivers.naming import eui64, mark  # noqa: E402
 from netplug.drivers.plan import Plan  # noqa: E402
@@ -30,19 +33,32 @@ from netplug.drivers.steps import (  # noqa: E402
     Guards,
     HostPort,
     IpSet,
+    Macvlan,
     Member,
     Proto,
     Step,
     Veth,
 )
 from netplug.errors import NetplugError  # noqa: E402
-from netplug.kernel import reaper  # noqa: E402
+from netplug.kernel import netns, reaper  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.executor import Executor  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
 from netplug.kernel.rtnl import DELETE_GROUPS  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
+
+
+AF_XDP = 44
+CLONE_NEWNS = 0x00020000
+
+
+def lose_settings() -> None:
+    """Have /proc/sys be read-only to this thread, and to those that it starts, as in a container."""
+    netns._call("unshare", CLONE_NEWNS)
+    run("mount", "--make-rprivate", "/")
+    run("mount", "--bind", "/proc/sys", "/proc/sys")
+    run("mount", "-o", "remount,bind,ro", "/proc/sys")
 
 
 class TestLinuxKernel(LinuxHost, KernelSuite):
@@ -99,6 +115,65 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         assert await whats(kernel, pinned) == []
         shown = run("bridge", "fdb", "show", "dev", pinned.name)
         assert f"{pinned.peer_mac} sticky master {BRIDGE.name} static" in shown
+
+    async def test_bridge_finds_by_itself_who_is_at_a_port_that_is_not_pinned_any_more(
+        self, kernel: LinuxKernel
+    ) -> None:
+        await kernel.ensure((BRIDGE, replace(VETH, pinned=True)))
+        assert await whats(kernel, VETH) == [
+            f"port does not learn MACs, the bridge was told that {VETH.peer_mac} is there"
+        ]
+        assert await kernel.ensure((VETH,)) == [Outcome.ADJUSTED]
+        assert " learning on " in run("bridge", "-d", "link", "show", "dev", VETH.name)
+        assert VETH.peer_mac not in run("bridge", "fdb", "show", "dev", VETH.name)
+
+    @pytest.mark.parametrize(
+        "step",
+        [BRIDGE, VETH, replace(VETH, master=""), MACVLAN, HOST_MACVLAN, IFB, VXLAN],
+        ids=["bridge", "veth", "veth alone", "macvlan in a sandbox", "macvlan", "ifb", "vxlan"],
+    )
+    async def test_link_whose_settings_cannot_be_made_goes_again(
+        self, kernel: LinuxKernel, around: LinuxSurroundings, step: Step
+    ) -> None:
+        if step is MACVLAN:
+            step = replace(MACVLAN, ifname="eth0", netns=around.sandbox())
+        if step is not BRIDGE:
+            await kernel.ensure((BRIDGE,))
+        before = around.snapshot()
+        with ThreadPoolExecutor(1, initializer=lose_settings) as threads:
+            asyncio.get_running_loop().set_default_executor(threads)
+            kernel._wait_elsewhere_until = math.inf
+            with pytest.raises(StepError, match=r"/\w+: Read-only file system \(mount ") as caught:
+                await kernel.ensure((step,))
+        assert (caught.value.kind, caught.value.step) == ("internal", step)
+        assert around.snapshot() == before
+        if isinstance(step, Macvlan) and step.netns:
+            assert "eth0" not in run("ip", "-n", Path(step.netns).name, "link")
+
+    async def test_loop_goes_on_while_an_announcement_waits_for_the_kernel(
+        self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = replace(BRIDGE, name="np-other", mac="02:00:00:00:00:02")
+        await kernel.ensure((BRIDGE, other))
+        held, go_on = threading.Event(), threading.Event()
+        delete = kernel._reaper._delete
+
+        def slowly(groups: frozenset[int]) -> dict[int, OSError]:
+            with kernel._nl._lock:
+                held.set()
+                go_on.wait(1)  # the loop, if it waits for us, comes no sooner
+            return delete(groups)
+
+        monkeypatch.setattr(kernel._reaper, "_delete", slowly)
+        await kernel.remove((other,))
+        assert await asyncio.to_thread(held.wait, VANISH_DEADLINE_S)
+        announced = asyncio.create_task(kernel.ensure((Announce(BRIDGE.name, VETH.peer_mac, ip_address("10.9.0.2")),)))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not announced.done()
+        go_on.set()
+        assert await announced == [Outcome.EQUAL]
+        await kernel.settle()
 
     async def test_mac_that_comes_back_at_another_port_is_there(self, kernel: LinuxKernel) -> None:
         """While the link of its former life is still being deleted."""
@@ -313,6 +388,17 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         around.keep_port(proto, ip_address("127.0.0.1"), 8080)  # which does not listen
         with pytest.raises(NetplugError, match=r"8080/\w+ is already in use on this host by process \d+ \(python"):
             await kernel.reserve(proto, ip_address("0.0.0.0"), 8080, 8080)
+
+    async def test_socket_that_has_no_name_stays_with_its_process(self, kernel: LinuxKernel) -> None:
+        step = HostPort(Proto.TCP, ip_address("0.0.0.0"), 8080)
+        try:
+            nameless = socket.socket(AF_XDP, socket.SOCK_RAW)
+        except OSError:
+            pytest.skip("a kernel without AF_XDP")
+        with nameless:
+            before = descriptors()
+            assert not await kernel.reservations(os.getpid(), "").cover(step)
+            assert descriptors() == before
 
     @pytest.mark.parametrize(
         ("family", "bound", "wanted", "covered"),
