@@ -38,7 +38,11 @@ class Turn:
         self._open = False
         due, self._due = self._due, []
         for work, args in due:
-            work(*args)
+            try:
+                work(*args)
+            except Exception as exc:  # noqa: BLE001 - one must not keep the others from being done
+                context = {"message": "what was put off could not be done", "exception": exc}
+                asyncio.get_running_loop().call_exception_handler(context)
 
 
 @cache
