@@ -264,7 +264,8 @@ class Forwarder:
     async def _by_tcp(self, query: Query, server: Server, datagram: bytes) -> None:
         """Ask again where an answer was too long for a datagram, or spelled otherwise than the question.
 
-        If that fails, it is cut for the asker too, or taken as it is: there is no safer way to this server.
+        If that fails, it is cut for the asker too, or taken as it is: there is no safer way to this server, and it
+        is not looked for again for a while.
         """
         asked = outgoing.message(query.question, query.asked, next(self._numbers))
         try:
@@ -272,14 +273,15 @@ class Forwarder:
                 message = await exchange(self._opener, server, asked)
         except (OSError, TimeoutError, EOFError):
             message = datagram
-        else:
-            if not message.startswith(query.asked, wire.HEADER):
-                self._caseless[server] = self._clock() + CASELESS_S
+        answers = cache.matches(message, query.question.name, query.question.kind)
+        cut = answers and message[2] & 0x02
+        if answers and not cut and not message.startswith(query.asked, wire.HEADER):
+            self._caseless[server] = self._clock() + CASELESS_S
         if query.done:
             return
-        if not cache.matches(message, query.question.name, query.question.kind):
+        if not answers:
             self._lost(query, server)
-        elif message[2] & 0x02:
+        elif cut:
             askers = query.askers
             self._finish(query)
             for asker in askers:

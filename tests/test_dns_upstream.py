@@ -300,6 +300,19 @@ async def test_upstream_that_keeps_no_spelling_is_asked_without_for_a_while(benc
 async def test_upstream_without_tcp_that_keeps_no_spelling_is_believed(bench: Bench) -> None:
     it = bench.upstream(lowered)
     assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
+    # It is known then, and nobody waits again for TCP to fail.
+    assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
+    assert bench.forwarder.counts.truncated == 1
+    assert b"\7example\3com\0" in it.seen[-1]
+    bench.now += upstream.CASELESS_S
+    assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
+    assert bench.forwarder.counts.truncated == 2
+
+
+async def test_cut_answer_without_tcp_says_nothing_of_the_spelling(bench: Bench) -> None:
+    it = bench.upstream(lambda data: reply_to(data[:12] + data[12:].lower(), tc=True))
+    assert dnslib.DNSRecord.parse(await bench.reply(bench.rules(it))).header.tc
+    assert not bench.forwarder._caseless
 
 
 async def test_sockets_are_others_once_a_server_is_silent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
