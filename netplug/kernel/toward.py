@@ -3,6 +3,9 @@
 An answer is believed for its address, ports and id. A container that gets frames with a foreign source address past
 all filters could guess at these; it cannot make them arrive by the link that leads to the upstream. SO_BINDTODEVICE
 would do that too, but holds fast to one link, where routes have several or change.
+
+An address of the host's own may be translated to a container's (DNAT), whose answers come by its link. A socket hears
+those by any link: who sends from the host's addresses is stopped before, see `ingress`.
 """
 
 import ctypes
@@ -19,7 +22,6 @@ _RTA_IP_PROTO, _RTA_DPORT = 27, 29
 _RTM_F_FIB_MATCH = 0x2000
 """The route as it was made, with all its next hops, in place of the one that a packet would take."""
 _RTN_LOCAL = 2
-_LOOPBACK = 1
 _NEXTHOP = struct.Struct("=HBBi")
 _SO_ATTACH_FILTER = 26
 _LOAD_LINK = (0x20, 0, 0, 0xFFFFF000 + 8)
@@ -30,7 +32,7 @@ Peer = tuple[str, int] | tuple[str, int, int, int]
 
 
 def open_toward(family: int, kind: int, peer: Peer) -> socket.socket:
-    """Return a socket that does not block, and hears by the links that lead to an address.
+    """Return a socket that does not block, and hears by the links that lead to an address; by all to the host's own.
 
     Raises:
         OSError: no link leads there.
@@ -39,15 +41,18 @@ def open_toward(family: int, kind: int, peer: Peer) -> socket.socket:
     found = {scope} if scope else links_toward(family, kind, peer)
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        hear_by(sock, found)
+        if found is not None:
+            hear_by(sock, found)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def links_toward(family: int, kind: int, peer: Peer) -> set[int]:
-    """Return the indexes of the links by which packets go to an address; the kernel answers without its rtnl mutex.
+def links_toward(family: int, kind: int, peer: Peer) -> set[int] | None:
+    """Return the indexes of the links by which packets go to an address; None for the host's own.
+
+    The kernel answers without its rtnl mutex.
 
     Raises:
         OSError: none.
@@ -58,7 +63,7 @@ def links_toward(family: int, kind: int, peer: Peer) -> set[int]:
     with Netlink.open() as nl:
         taken = nl.get(RTM_GETROUTE, RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0) + about)
         if RTMSG.unpack_from(taken)[7] == _RTN_LOCAL:
-            return {_LOOPBACK}
+            return None
         found = {number(attrs(taken, RTMSG.size).get(RTA_OIF))}
         with suppress(NetlinkError):  # a kernel that does not tell has one way
             made = nl.get(RTM_GETROUTE, RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH) + about)

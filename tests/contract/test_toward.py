@@ -16,6 +16,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes net
 
 UPSTREAM, FORGER, HOST = "192.0.2.53", "10.9.0.2", "192.0.2.1"
 TIMEOUT_S = 20
+TO_CONTAINER = f"""
+table ip published {{
+    chain output {{
+        type nat hook output priority -100; policy accept;
+        ip daddr {HOST} udp dport 53 dnat to {FORGER}
+    }}
+}}
+"""
 
 
 def ip(*argv: str) -> None:
@@ -44,15 +52,15 @@ class Places:
         for link in ("all", "wan", "lan"):
             Path(f"/proc/sys/net/ipv4/conf/{link}/rp_filter").write_text("0")
 
-    def sock(self, place: str, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
-        """Return a socket with the upstream's address, there or at the forger's."""
+    def sock(self, place: str, kind: socket.SocketKind = socket.SOCK_DGRAM, address: str = UPSTREAM) -> socket.socket:
+        """Return a socket with the upstream's address, or another, there or at the forger's."""
         fd = open_netns(self.names[place])
         try:
             sock = run_in(fd, lambda: socket.socket(socket.AF_INET, kind))
         finally:
             os.close(fd)
         sock.settimeout(TIMEOUT_S)
-        sock.bind((UPSTREAM, 53))
+        sock.bind((address, 53))
         return sock
 
     def close(self) -> None:
@@ -103,14 +111,30 @@ def test_tcp_works_by_the_right_link(places: Places) -> None:
             assert sock.recv(100) == b"answer"
 
 
+def test_an_address_of_the_host_that_leads_to_a_container_is_heard(places: Places) -> None:
+    """As of a name server whose port 53 is published; its answers come by its own link."""
+    subprocess.run(["nft", "-f", "-"], input=TO_CONTAINER, text=True, check=True, capture_output=True)
+    with (
+        places.sock("lan", address=FORGER) as server,
+        open_toward(socket.AF_INET, socket.SOCK_DGRAM, (HOST, 53)) as sock,
+    ):
+        sock.connect((HOST, 53))
+        sock.settimeout(TIMEOUT_S)
+        sock.send(b"question")
+        data, peer = server.recvfrom(100)
+        assert data == b"question"
+        server.sendto(b"answer", peer)
+        assert sock.recv(100) == b"answer"
+
+
 def test_links_are_all_that_a_route_has(places: Places) -> None:
-    def toward(address: str) -> set[str]:
+    def toward(address: str) -> set[str] | None:
         found = links_toward(socket.AF_INET, socket.SOCK_DGRAM, (address, 53))
-        return {socket.if_indextoname(index) for index in found}
+        return found and {socket.if_indextoname(index) for index in found}
 
     assert toward(UPSTREAM) == {"wan"}
     # The host's own address, and a stub resolver's.
-    assert toward(HOST) == toward("127.0.0.53") == {"lo"}
+    assert toward(HOST) is toward("127.0.0.53") is None
     hops = ("nexthop", "via", UPSTREAM, "dev", "wan", "nexthop", "via", FORGER, "dev", "lan")
     ip("route", "add", "198.51.100.0/24", *hops)
     assert toward("198.51.100.1") == {"wan", "lan"}
