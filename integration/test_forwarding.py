@@ -92,3 +92,24 @@ def test_without_iptables_it_is_said_and_only_what_needs_it_is_refused(new_host:
         netplug.restart()
     assert netplug.json("network", "ls") == []
     netplug.stop()
+
+
+def test_ip_version_whose_iptables_fails_is_refused_alone(new_host: Callable[..., Host]) -> None:
+    host = new_host()
+    connect(host, new_host("other"))
+    folder = host.dir / "bin"
+    folder.mkdir()
+    program = folder / "ip6tables-save"
+    program.write_text("#!/bin/sh\necho Protocol not supported >&2\nexit 1\n")
+    program.chmod(0o755)
+    host.env["PATH"] = f"{folder}:{host.env['PATH']}"
+    netplug = Netplug(host, "--docker-host", "none")
+    with cli_network(netplug, *SUBNETS[:2]):
+        for _ in range(2):
+            with pytest.raises(CommandError, match="ip6tables does not work on this host: Protocol not supported"):
+                netplug.cli("network", "create", "red", "--subnet", "10.96.0.0/24", "--subnet", "fd00:96::/64")
+            assert not netplug.drift()
+            netplug.restart()
+    assert not netplug.drift()
+    assert "NETPLUG" not in host.output("iptables-save")
+    netplug.stop()

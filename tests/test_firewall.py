@@ -78,15 +78,19 @@ async def test_whatever_goes_wrong_nobody_waits_for_ever(programs: Programs, ans
 
 
 @pytest.mark.parametrize(
-    ("broken", "words"),
+    ("broken", "kind", "words"),
     [
-        ("missing", "iptables does not work on this host: iptables-save is missing"),
-        ("forbidden", "iptables does not work on this host: iptables-save cannot be started: Permission denied"),
-        ("refuses", "iptables does not work on this host: table filter is incompatible"),
+        ("missing", "unavailable", "iptables does not work on this host: iptables-save is missing"),
+        (
+            "forbidden",
+            "unavailable",
+            "iptables does not work on this host: iptables-save cannot be started: Permission denied",
+        ),
+        ("refuses", "internal", "iptables does not work on this host: table filter is incompatible"),
     ],
 )
 async def test_program_that_cannot_be_used_is_named_and_harms_nothing_else(
-    programs: Programs, monkeypatch: pytest.MonkeyPatch, broken: str, words: str
+    programs: Programs, monkeypatch: pytest.MonkeyPatch, broken: str, kind: str, words: str
 ) -> None:
     match broken:
         case "missing":
@@ -101,10 +105,11 @@ async def test_program_that_cannot_be_used_is_named_and_harms_nothing_else(
     assert firewall.lack == words.partition(": ")[2]
     with pytest.raises(StepError) as caught:
         await firewall.ensure((CHAIN,), [])
-    assert (caught.value.kind, str(caught.value).partition(" (")[0]) == ("unavailable", words)
-    assert "install iptables" in caught.value.hint
-    # What cannot be there is gone.
-    assert await firewall.remove((JUMP, CHAIN)) == []
+    assert (caught.value.kind, str(caught.value).partition(" (")[0]) == (kind, words)
+    assert ("install iptables" in caught.value.hint) == (kind == "unavailable")
+    # Without a program nothing can be there. One that fails says nothing of what is there.
+    left = await firewall.remove((JUMP, CHAIN))
+    assert [error.kind for error in left] == ([] if kind == "unavailable" else [kind, kind])
     programs.put("iptables-save", f"cat {programs.said}")
     await firewall.ensure((CHAIN,), [])
     assert firewall.lack == ""

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 
 import structlog
@@ -13,7 +14,7 @@ from netplug.drivers import routing
 from netplug.drivers.api import Driver, HostFacts, Network
 from netplug.drivers.codec import Json, JsonObject
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import IPAddress, Sysctl
+from netplug.drivers.steps import IPAddress, Step, Sysctl
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel, Outcome, StepError
@@ -128,7 +129,8 @@ class Shared:
 
     async def ensure(self, nets: Iterable[Network]) -> None:
         """Bring about all that these networks share, or nothing; nothing is taken away."""
-        await self._bring_about(nets, self._executor.apply)
+        left: list[Step] = []
+        await self._bring_about(nets, partial(self._executor.apply, left=left), left)
 
     async def mend(self, nets: Iterable[Network]) -> None:
         """Bring about as much as can be of what these networks share."""
@@ -151,14 +153,37 @@ class Shared:
             log.warning("drift.mended", owner="host", object=key, what="at once")
         return bool(mended)
 
-    async def _bring_about(self, nets: Iterable[Network], how: Callable[[Plan], Awaitable[object]]) -> None:
+    async def _bring_about(
+        self, nets: Iterable[Network], how: Callable[[Plan], Awaitable[object]], left: Sequence[Step] | None = None
+    ) -> None:
+        """Bring about what these networks share.
+
+        Args:
+            nets: The networks.
+            how: Does it.
+            left: Where `how` does all or nothing: filled by it with what it could not take back.
+        """
         async with self._lock:
             wanted = self.wanted(nets)
-            with self._moving(wanted.without(step.key for step in self.plan)):
+            new = wanted.without(step.key for step in self.plan)
+            with self._moving(new):
                 if wanted != self.plan:
                     # Remembered first, so that a crash or failure in between leaves nothing unknown.
                     await self._remember(wanted)
-                await how(wanted)
+                try:
+                    await how(wanted)
+                except StepError:
+                    if left is not None:
+                        await self._forget(new.without(step.key for step in left))
+                    raise
+
+    async def _forget(self, steps: Plan) -> None:
+        """Forget steps that were not made: nobody is to miss them, nor to take them down."""
+        try:
+            if steps:
+                await self._remember(self.plan.without(step.key for step in steps))
+        except StoreError as error:
+            log.warning("trim.failed", errors=[str(error)])
 
     async def trim(self, nets: Iterable[Network]) -> None:
         """Take down what none of these networks wants; nothing while it is not known what some of them want.

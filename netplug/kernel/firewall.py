@@ -49,6 +49,10 @@ class _UnavailableError(Exception):
     """There is no iptables of this family that can be used; says why."""
 
 
+class _FailedError(_UnavailableError):
+    """There is one, and it fails to read the tables: what is in them is not known."""
+
+
 class Firewall:
     """The tables of one IP version in this namespace.
 
@@ -90,6 +94,7 @@ class Firewall:
         """Remove steps, in one transaction if possible, and return what failed.
 
         Without iptables there is nothing: what is left of a time when there was goes with a sweep, once it is back.
+        Where it is there and fails, what is to be removed may be there too.
         """
         try:
             await self._submit(steps, [], remove=True)
@@ -185,7 +190,7 @@ class Firewall:
     async def _commit(self, batch: list[_Request], *, fresh: bool) -> None:
         async with self._lock:
             # Built-in chains belong to all; content that is replaced or emptied must be known exactly.
-            if fresh or any(isinstance(step, Jump | Chain) for request in batch for step in request.steps):
+            if fresh or self.lack or any(isinstance(step, Jump | Chain) for request in batch for step in request.steps):
                 try:
                     await self._read()
                 except _UnavailableError as error:
@@ -244,7 +249,7 @@ class Firewall:
     async def _read(self) -> None:
         code, saved, errors = await self._run(f"{self._program}-save")
         if code:
-            raise _UnavailableError(" ".join(errors.split()) or f"{self._program}-save ends with {code}")
+            raise _FailedError(" ".join(errors.split()) or f"{self._program}-save ends with {code}")
         self._model = Model.parse(saved, self._model.opened)
         self.lack = ""
 
@@ -267,4 +272,6 @@ class Firewall:
     def _unavailable(self, step: FirewallStep, reason: _UnavailableError) -> StepError:
         self.lack = str(reason)
         words = f"{self._program} does not work on this host: {reason}"
+        if isinstance(reason, _FailedError):
+            return StepError("internal", step, words, hint=f"see what {self._program}-save says")
         return StepError("unavailable", step, words, hint="install iptables, which networks with a gateway need")
