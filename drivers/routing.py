@@ -54,5 +54,17 @@ def staying(plan: Plan) -> Plan:
     return Plan(tuple(replace(step, restore="") if isinstance(step, Sysctl) else step for step in plan))
 
 
+def present(plan: Plan, host: HostFacts) -> Plan:
+    """Return a plan less what it says of links that are gone: a setting goes with its link."""
+    links = {link.name for link in host.links}
+    return Plan(tuple(step for step in plan if not (link := _advertised(step)) or link in links))
+
+
 def _accept_ra(link: str) -> str:
     return f"net/ipv6/conf/{link}/accept_ra"
+
+
+def _advertised(step: Step) -> str:
+    """Return the link that a step has take router advertisements; empty when it is another kind of step."""
+    parts = step.name.split("/") if isinstance(step, Sysctl) else []
+    return parts[3] if parts[:3] == ["net", "ipv6", "conf"] and parts[4:] == ["accept_ra"] else ""

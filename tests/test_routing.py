@@ -78,3 +78,27 @@ async def test_forwarding_stays_for_an_engine_that_came_later(host: Host) -> Non
     await host.engine.networks.delete("blue", by=FrontEnd.CLI)
     assert settings(host) == ("1", "1", "2")
     assert GUEST not in (host.kernel.chain(4, "filter", "FORWARD") or ())
+
+
+async def test_link_that_is_gone_takes_what_was_set_of_it_along(host: Host) -> None:
+    host.kernel.foreign.links["eth1"] = ""
+    host.kernel.foreign.facts = HostFacts(forwarding=(), advertised=(("eth0", 1), ("eth1", 1)))
+    other = ACCEPT_RA.replace("eth0", "eth1")
+    host.kernel._world.sysctls[other] = "1"
+    await make(host)
+    del host.kernel.foreign.links["eth1"]
+    await host.reconciler.repair()
+    assert await host.reconciler.diff() == []
+    await host.engine.shared.hold()
+    assert all(step.key != f"sysctl/{other}" for step in host.engine.shared.plan)
+    host.kernel.foreign.links["eth1"] = ""
+    host.kernel._world.sysctls[other] = "1"
+    await host.reconciler.repair()
+    assert host.kernel._world.sysctls[other] == "2"
+    del host.kernel.foreign.links["eth1"]
+    await make(host, OTHER, "red", 4)  # before anybody looked
+    assert await host.reconciler.diff() == []
+    for name in ("blue", "red"):
+        await host.engine.networks.delete(name, by=FrontEnd.CLI)
+    assert settings(host) == ("0", "0", "1")
+    assert not host.engine.shared.plan

@@ -111,12 +111,12 @@ class Shared:
     def wanted(self, nets: Iterable[Network]) -> Plan:
         """Return the plan that these networks share, on the host as last read.
 
-        What only networks wanted that are gone by now stays in it until `trim`.
+        What only networks wanted that are gone by now stays in it until `trim`; not so what is of links that are gone.
         """
-        plan = self._base(nets)
-        if set(self.plan) >= set(plan):
-            return self.plan
-        return self.plan.without(step.key for step in plan) + plan
+        plan, before = self._base(nets), routing.present(self.plan, self.host)
+        if set(before) >= set(plan):
+            return before
+        return before.without(step.key for step in plan) + plan
 
     def _base(self, nets: Iterable[Network]) -> Plan:
         families: defaultdict[str, set[int]] = defaultdict(set)
@@ -143,7 +143,7 @@ class Shared:
         """
         async with self._lock:
             try:
-                outcomes = await self._executor.apply(self.plan)
+                outcomes = await self._executor.apply(routing.present(self.plan, self.host))
             except NetplugError:
                 with suppress(NetplugError, ExceptionGroup):
                     await self._executor.mend(self.plan)

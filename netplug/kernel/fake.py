@@ -226,6 +226,7 @@ class FakeKernel:
             advertised=tuple(
                 (link, int(self._world.sysctls.get(f"net/ipv6/conf/{link}/accept_ra", value)))
                 for link, value in self.foreign.facts.advertised
+                if link in self._world.names()
             ),
             chains=tuple(
                 (family, name)
@@ -390,7 +391,7 @@ class FakeKernel:
                     "internal", step, f"set {step.name!r} is used by firewall rules", hint="see iptables-save"
                 )
             case Sysctl():
-                if step.restore and self._world.sysctls.get(step.name) == step.value:
+                if step.restore and not self._world.sysctl_drift(step):
                     self._world.sysctls[step.name] = step.restore
             case (
                 Bridge()
@@ -415,8 +416,7 @@ class FakeKernel:
             case Chain() | Rule() | Jump():
                 return rules.drift(self._world.firewall[step.family], step)
             case Sysctl():
-                value = self._world.sysctls.get(step.name)
-                return "" if value == step.value else f"is {value}, not {step.value}"
+                return self._world.sysctl_drift(step)
             case Flows() | Announce() | Loopback():
                 return self._world.drift(step)
             case Bridge() if step.adopt and self.foreign.links.get(step.name) == "bridge":

@@ -198,6 +198,13 @@ class World:
                 return link in self.names() | {"all", "default"}
         return step.name not in self.foreign.missing_sysctls
 
+    def sysctl_drift(self, step: Sysctl) -> str:
+        """Say what is wrong with a setting; empty when nothing."""
+        if not self.has_sysctl(step):
+            return MISSING
+        value = self.sysctls.get(step.name)
+        return "" if value == step.value else f"is {value}, not {step.value}"
+
     def reachable(self, step: Route) -> bool:
         """Return whether a route's gateway is on its link."""
         mine = [
