@@ -2,8 +2,9 @@
 
 Where the host forwarded before, nothing changes. Where it did not, it becomes a router between all its links as soon as
 forwarding is on. So what is neither of our networks nor let pass by a rule of somebody else's is dropped, behind all
-other rules; and with the last network forwarding is off again. And a host that forwards IPv6 takes no router
-advertisements and forgets the default routes that it had from them, unless ``accept_ra`` is 2 (ip-sysctl.rst).
+other rules; and with the last network forwarding is off again, unless another engine needs it by then: then both stay.
+And a host that forwards IPv6 takes no router advertisements and forgets the default routes that it had from them,
+unless ``accept_ra`` is 2 (ip-sysctl.rst).
 """
 
 from dataclasses import replace
@@ -16,6 +17,8 @@ GUEST = "NETPLUG-GUEST"
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _ENGINES = ("CNI-", "DOCKER", "KUBE-", "LIBVIRT", "NETAVARK")
 """Beginnings of chains of those who need forwarding, and do not turn it on where it is on."""
+_RELYING = ("CNI-", "KUBE-")
+"""And of those who have no rule for all that is theirs: they rely on FORWARD's policy being ACCEPT."""
 
 
 def forwarding(family: int, host: HostFacts) -> Plan:
@@ -24,7 +27,7 @@ def forwarding(family: int, host: HostFacts) -> Plan:
     if family in host.forwarding:
         return Plan((Sysctl(name, "1"),))
     steps: list[Step] = []
-    if not relied_on(host):
+    if not _has_chain(family, _RELYING, host):
         # Frames that a bridge of somebody else's forwards are not routed, and none of our business.
         routed = "-m physdev ! --physdev-is-bridged -j DROP" if host.bridge_netfilter else "-j DROP"
         steps.append(Chain(family, "filter", GUEST, (routed,)))
@@ -34,9 +37,8 @@ def forwarding(family: int, host: HostFacts) -> Plan:
     return Plan((*steps, Sysctl(name, "1", "0")))
 
 
-def relied_on(host: HostFacts) -> bool:
-    """Return whether somebody else on the host needs forwarding too."""
-    return any(name.startswith(_ENGINES) for _, name in host.chains)
+def _has_chain(family: int, beginnings: tuple[str, ...], host: HostFacts) -> bool:
+    return any(version == family and name.startswith(beginnings) for version, name in host.chains)
 
 
 def without(plan: Plan, host: HostFacts) -> HostFacts:
@@ -49,9 +51,19 @@ def without(plan: Plan, host: HostFacts) -> HostFacts:
     )
 
 
-def staying(plan: Plan) -> Plan:
-    """Return a plan that is about to be reverted, less what turns forwarding off, and what goes with it."""
-    return Plan(tuple(replace(step, restore="") if isinstance(step, Sysctl) else step for step in plan))
+def staying(plan: Plan, host: HostFacts) -> Plan:
+    """Return what of a plan stays without a network of ours: forwarding that somebody else needs, and its guard.
+
+    Docker and others accept what is theirs by rules, and turn forwarding on with a policy of DROP only where it is off.
+    So without the guard the host would be a router between all its links from then on.
+    """
+    keys: set[str] = set()
+    for family in (family for family in _FORWARDING if _has_chain(family, _ENGINES, host)):
+        found = forwarding(family, replace(host, forwarding=(), advertised=()))
+        keys |= {step.key for step in found}
+        if family == 6:
+            keys |= {step.key for step in plan if _advertised(step)}
+    return Plan(tuple(step for step in plan if step.key in keys))
 
 
 def present(plan: Plan, host: HostFacts) -> Plan:

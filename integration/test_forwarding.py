@@ -4,14 +4,28 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from harness import CommandError, Host, Netplug, SeenServer, attached, cli_network, connect, tcp_ask, wait_until
+from harness import (
+    CommandError,
+    Container,
+    Dockerd,
+    Host,
+    Netplug,
+    SeenServer,
+    attached,
+    cli_network,
+    connect,
+    container,
+    docker_network,
+    tcp_ask,
+    wait_until,
+)
 from harness.netns import in_netns
 from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
 from scapy.layers.l2 import Ether
 
 SUBNETS = ("--subnet", "10.95.0.0/24", "--subnet", "fd00:95::/64")
 FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
-ROUTE_TIMEOUT_S = 10
+ROUTE_TIMEOUT_S = WORKS_TIMEOUT_S = 10
 
 
 def advertise(router: Host, link: str, router_mac: str) -> None:
@@ -69,6 +83,53 @@ def test_network_makes_no_router_of_the_host(new_host: Callable[..., Host]) -> N
     assert told()
     assert "NETPLUG" not in host.output("iptables-save") + host.output("ip6tables-save")
     netplug.stop()
+
+
+def test_docker_that_comes_later_works_and_makes_no_router_of_the_host(new_host: Callable[..., Host]) -> None:
+    """It turns forwarding on with a policy of DROP only where forwarding is off."""
+    host, left, right = new_host(), new_host("left"), new_host("right")
+    first = connect(host, left)
+    second = connect(host, right, "198.51.100.0/24", "fd00:beef::/64", routes=False)
+    right.run(["ip", "route", "add", "default", "via", second.left])
+    host.run(["sysctl", "-qw", *(f"{key}=0" for key in FORWARDING)])
+    host.run(["iptables", "-P", "FORWARD", "ACCEPT"])
+    netplug = Netplug(host)
+
+    def check(dockerd: Dockerd) -> None:
+        with (
+            docker_network(dockerd, driver="bridge") as own,
+            container(dockerd, "--network", own, "-p", "8090:80") as web,
+            container(dockerd, "--network", own) as neighbour,
+            container(dockerd) as default,
+            SeenServer(web, "tcp", 80),
+            SeenServer(left, "tcp", 7000),
+        ):
+            for it in (web, default):
+                wait_until(lambda it=it: answers(it, first.right, 7000), WORKS_TIMEOUT_S, "the way out")  # type: ignore[misc]
+            wait_until(lambda: answers(right, second.left, 8090), WORKS_TIMEOUT_S, "the published port")
+            assert neighbour.pings(web.ip())
+            wait_until(lambda: last_rule(host) == "-A FORWARD -j NETPLUG-GUEST", WORKS_TIMEOUT_S, "the guard")
+            assert "-P FORWARD ACCEPT" in host.output("iptables", "-S", "FORWARD")
+            assert not answers(right, first.right, 7000), "the host forwards what is of others"
+            wait_until(lambda: not netplug.drift(), WORKS_TIMEOUT_S, "peace")
+
+    with cli_network(netplug, *SUBNETS):
+        dockerd = Dockerd(host)
+        check(dockerd)
+    check(dockerd)
+    assert host.output("sysctl", "-n", *FORWARDING).split()[0] == "1"
+
+
+def answers(place: Host | Container, address: str, port: int) -> bool:
+    try:
+        tcp_ask(place, address, port)
+    except OSError:
+        return False
+    return True
+
+
+def last_rule(host: Host) -> str:
+    return host.output("iptables", "-S", "FORWARD").splitlines()[-1]
 
 
 def test_without_iptables_it_is_said_and_only_what_needs_it_is_refused(new_host: Callable[..., Host]) -> None:

@@ -158,8 +158,9 @@ class Reconciler:
         engine = self._engine
         await engine.journal.recover()
         nets = engine.registry.all_networks()
-        stale = bool(nets) and engine.shared.wanted(nets) != engine.shared.plan
-        if nets and (stale or look.concerns(engine.shared.plan)):
+        needed = bool(nets or engine.shared.stays())
+        stale = needed and engine.shared.wanted(nets) != engine.shared.plan
+        if needed and (stale or look.concerns(engine.shared.plan)):
             await _tolerate("host", engine.shared.mend(nets))
         for network in engine.registry.networks():
             await self._heal_network(network, look)

@@ -72,12 +72,58 @@ async def test_host_that_forwards_goes_on_and_nothing_of_its_own_is_dropped(host
     assert settings(host) == ("1", "1", "2")
 
 
-async def test_forwarding_stays_for_an_engine_that_came_later(host: Host) -> None:
+def guarded(host: Host, family: int) -> bool:
+    return GUEST in (host.kernel.chain(family, "filter", "FORWARD") or ())
+
+
+async def test_forwarding_stays_for_an_engine_that_came_later_and_so_does_its_guard(host: Host) -> None:
     await make(host)
     host.kernel.set_chain(4, "filter", "DOCKER-USER", [])
     await host.engine.networks.delete("blue", by=FrontEnd.CLI)
+    assert settings(host) == ("1", "0", "1")
+    assert guarded(host, 4)
+    assert not guarded(host, 6)
+    # Nobody else keeps it: what is lost is mended, at once and at a look.
+    host.kernel.set_chain(4, "filter", "FORWARD", [])
+    assert await host.engine.shared.hold()
+    assert guarded(host, 4)
+    host.kernel.set_chain(4, "filter", "FORWARD", [])
+    await host.reconciler.repair()
+    assert guarded(host, 4)
+    assert await host.reconciler.diff() == []
+    # And it is known what was before, through networks and lives, until the engine is gone.
+    await host.reboot()
+    await make(host)
+    await host.engine.networks.delete("blue", by=FrontEnd.CLI)
+    assert (settings(host)[0], guarded(host, 4)) == ("1", True)
+    host.kernel._world.firewall[4].put("filter", "DOCKER-USER", None)
+    await host.reboot()
+    assert settings(host) == ("0", "0", "1")
+    assert not host.engine.shared.plan
+
+
+@pytest.mark.parametrize("chain", ["DOCKER-USER", "LIBVIRT_FWO", "NETAVARK_FORWARD"])
+async def test_engine_that_accepts_what_is_its_own_does_not_make_a_router_of_the_host(host: Host, chain: str) -> None:
+    host.kernel.set_chain(4, "filter", chain, [])
+    await make(host)
+    assert guarded(host, 4)
+    assert guarded(host, 6)
+
+
+@pytest.mark.parametrize("chain", ["CNI-FORWARD", "KUBE-FORWARD"])
+async def test_engine_that_relies_on_the_policy_gets_through_and_for_its_own_family_alone(
+    host: Host, chain: str
+) -> None:
+    await make(host)
+    host.kernel.set_chain(4, "filter", chain, [])
+    await make(host, OTHER, "red", 4)
+    assert not guarded(host, 4)
+    assert guarded(host, 6)
     assert settings(host) == ("1", "1", "2")
-    assert GUEST not in (host.kernel.chain(4, "filter", "FORWARD") or ())
+    for name in ("blue", "red"):
+        await host.engine.networks.delete(name, by=FrontEnd.CLI)
+    assert settings(host) == ("1", "0", "1")
+    assert not guarded(host, 6)
 
 
 async def test_link_that_is_gone_takes_what_was_set_of_it_along(host: Host) -> None:

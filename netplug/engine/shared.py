@@ -118,6 +118,10 @@ class Shared:
             return before
         return before.without(step.key for step in plan) + plan
 
+    def stays(self) -> Plan:
+        """Return what others on the host, as last read, have come to rely on, with or without a network of ours."""
+        return routing.staying(self.plan, self.host)
+
     def _base(self, nets: Iterable[Network]) -> Plan:
         families: defaultdict[str, set[int]] = defaultdict(set)
         for net in nets:
@@ -142,11 +146,12 @@ class Shared:
         Takes milliseconds. What cannot be mended is left to whoever looks at everything.
         """
         async with self._lock:
+            plan = routing.present(self.plan, self.host)
             try:
-                outcomes = await self._executor.apply(routing.present(self.plan, self.host))
+                outcomes = await self._executor.apply(plan)
             except NetplugError:
                 with suppress(NetplugError, ExceptionGroup):
-                    await self._executor.mend(self.plan)
+                    await self._executor.mend(plan)
                 return False
         mended = [key for key, outcome in outcomes.items() if outcome in {Outcome.CREATED, Outcome.ADJUSTED}]
         for key in mended:
@@ -199,8 +204,7 @@ class Shared:
                 return
             if any(isinstance(step, Sysctl) and step.restore for step in surplus):
                 await self.read_host()
-                if routing.relied_on(self.host):
-                    surplus = routing.staying(surplus)
+                surplus = surplus.without(step.key for step in self.stays())
             with self._moving(surplus):
                 left: set[str] = set()
                 try:
