@@ -80,6 +80,30 @@ def test_a_container_of_ipv4_alone_serves_clients_of_ipv6(
             assert ask(client, wire.left, 8080) == wire.right
 
 
+@pytest.mark.parametrize(("proto", "ask"), [("tcp", tcp_ask), ("udp", udp_ask)])
+def test_an_internal_network_reaches_no_port_by_relay(dockerd: Dockerd, proto: str, ask: Ask) -> None:
+    def dual(number: int) -> tuple[str, ...]:
+        subnets = ("--subnet", f"10.77.{number}.0/24", "--subnet", f"fd00:77:{number}::/64")
+        return ("--ipv6", *subnets, "--gateway", f"fd00:77:{number}::1")
+
+    with (
+        docker_network(dockerd) as net,
+        container(dockerd, "--network", net, "-p", f"8080:80/{proto}") as web,
+        SeenServer(web, proto, 80),
+        docker_network(dockerd, "--internal", *dual(1)) as internal,
+        docker_network(dockerd, *dual(2)) as other,
+        container(dockerd, "--network", internal) as confined,
+        container(dockerd, "--network", other) as free,
+    ):
+        gateway = dockerd.inspect(net)["IPAM"]["Config"][0]["Gateway"].split("/")[0]
+        assert ask(free, "fd00:77:2::1", 8080) == gateway
+        try:
+            said = ask(confined, "fd00:77:1::1", 8080)
+        except OSError:
+            said = ""
+        assert not said
+
+
 def test_a_host_address_that_comes_later_works_when_it_is_there(
     dockerd: Dockerd, netplug: Netplug, client: Host, wire: Wire
 ) -> None:

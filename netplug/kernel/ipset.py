@@ -32,8 +32,8 @@ from .netlink import (
 )
 
 _SUBSYSTEM = 6 << 8
-_PROTOCOL, _CREATE, _DESTROY, _LIST, _ADD, _DEL, _HEADER, _TYPE = (
-    _SUBSYSTEM | it for it in (1, 2, 3, 7, 9, 10, 12, 13)
+_PROTOCOL, _CREATE, _DESTROY, _LIST, _ADD, _DEL, _TEST, _HEADER, _TYPE = (
+    _SUBSYSTEM | it for it in (1, 2, 3, 7, 9, 10, 11, 12, 13)
 )
 _VERSION = 6
 """Of the protocol; all kernels since 2.6.39 speak it."""
@@ -135,6 +135,16 @@ class IpSets:
         except NetlinkError as error:
             if error.errno not in {_EXIST, errno.ENOENT}:
                 raise _internal(step, step.set, error) from error
+
+    def has(self, step: Member) -> bool:
+        """Tell whether a set matches: of a single address, whether a member contains it."""
+        try:
+            self._open(step).request(_TEST, _message(_named(step.set), _entry(step)))
+        except NetlinkError as error:
+            if error.errno in {_EXIST, errno.ENOENT}:
+                return False
+            raise _internal(step, step.set, error) from error
+        return True
 
     async def list(self) -> dict[str, Found]:
         """Return our sets with their members, by name. Empty where the kernel has no sets at all."""

@@ -6,7 +6,7 @@ all, for what is addressed to ::1 and for nothing else: a socket filter sees to 
 translated before it could come here. As long as this process is away, [::1] does not answer.
 
 So it is for clients of the IP version that a container lacks, as Docker's userland proxy does for IPv6: the container
-sees the host.
+sees the host. Who has no way out is refused, see `confined`.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from netplug.drivers.steps import HostPort, IPAddress, Proto, Relay
 
 from . import descriptors
 from .api import MISSING, Outcome, StepError
+from .confined import Confined, link_of
 from .doing import merged
 from .ports import Ports
 
@@ -55,6 +56,7 @@ class Relays:
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
+        self._confined = Confined()
         self._servers: dict[str, tuple[Relay, _Server]] = {}
 
     def ensure(self, step: Relay) -> Outcome:
@@ -78,7 +80,8 @@ class Relays:
             raise StepError("not_found", step, f"port {step.port}/{step.proto} of [{step.host}] is not reserved")
         if before:
             before[1].close()
-        self._servers[step.key] = step, _Streams(step, sock) if step.proto is Proto.TCP else _Datagrams(step, sock)
+        kind = _Streams if step.proto is Proto.TCP else _Datagrams
+        self._servers[step.key] = step, kind(step, sock, self._confined)
         return Outcome.ADJUSTED if before else Outcome.CREATED
 
     def remove(self, step: Relay) -> None:
@@ -106,6 +109,7 @@ class Relays:
         for _, server in self._servers.values():
             server.close()
         self._servers.clear()
+        self._confined.close()
 
 
 def _parts(step: Relay) -> Iterator[Relay]:
@@ -115,7 +119,8 @@ def _parts(step: Relay) -> Iterator[Relay]:
 class _Streams:
     """A TCP port."""
 
-    def __init__(self, step: Relay, sock: socket.socket) -> None:
+    def __init__(self, step: Relay, sock: socket.socket, confined: Confined) -> None:
+        self._confined = confined
         self._family = _family(step.address)
         self._target = (str(step.address), step.target)
         self._tasks = _Tasks()
@@ -123,13 +128,14 @@ class _Streams:
 
     def _accept(self) -> None:
         try:
-            client, _ = self._port.socket.accept()
+            client, (source, *_) = self._port.socket.accept()
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE}:
                 self._port.pause()
             return
         client.setblocking(False)
-        if descriptors.scarce(client) or not self._tasks.start(self._relay(client)):
+        refused = descriptors.scarce(client) or self._confined.connects(client, source)
+        if refused or not self._tasks.start(self._relay(client)):
             client.close()
 
     async def _relay(self, client: socket.socket) -> None:
@@ -163,7 +169,8 @@ async def _pump(source: socket.socket, sink: socket.socket) -> None:
 class _Datagrams:
     """A UDP port: a socket towards the container for each client and each address that it speaks to."""
 
-    def __init__(self, step: Relay, sock: socket.socket) -> None:
+    def __init__(self, step: Relay, sock: socket.socket, confined: Confined) -> None:
+        self._confined = confined
         self._family = _family(step.address)
         self._target = (str(step.address), step.target)
         self._tasks = _Tasks()
@@ -178,7 +185,9 @@ class _Datagrams:
         except OSError:
             return
         here = next((_answer_from(*item) for item in said), None)
-        flow = self._flows.get((client, here)) or self._open(client, here)
+        flow = self._flows.get((client, here))
+        if flow is None and not self._confined.sends(client[0], next((link_of(it) for *_, it in said), 0)):
+            flow = self._open(client, here)
         if flow is not None:
             with suppress(OSError):  # refused, or no room: so are datagrams
                 flow.send(data)

@@ -2,11 +2,13 @@
 
 import asyncio
 import errno
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +16,12 @@ import pytest
 pytest.register_assert_rewrite("kernel_suite", "linux_host")
 
 from kernel_suite import gone  # noqa: E402
-from linux_host import LinuxHost, descriptors, run  # noqa: E402
+from linux_host import LinuxHost, LinuxSurroundings, descriptors, run  # noqa: E402
 
-from netplug.drivers.steps import HostPort, Proto, Relay  # noqa: E402
+from netplug.drivers.steps import HostPort, IpSet, Member, Proto, Relay, Step  # noqa: E402
 from netplug.kernel import relays  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
+from netplug.kernel.netns import open_netns, run_in  # noqa: E402
 
 DEADLINE_S = 20
 NOTHING_SENT = struct.pack("ii", 1, 0)
@@ -91,7 +94,74 @@ async def echoing(inside: str, *, silent: bool = False) -> AsyncIterator[list[as
         server.close()
 
 
+class Client:
+    """A container in a network of ours, behind `link`; `asks` is where its gateway is asked."""
+
+    def __init__(self, around: LinuxSurroundings, version: int, number: int, link: str, *, internal: bool) -> None:
+        pool, prefix = (f"10.{number}.0.", 24) if version == 4 else (f"fd00:{number}::", 64)
+        self.asks = f"{pool}1"
+        self._family = socket.AF_INET if version == 4 else socket.AF_INET6
+        self._netns = around.sandbox()
+        name, nodad = Path(self._netns).name, ["nodad"] * (version == 6)
+        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+        run("ip", "address", "add", f"{self.asks}/{prefix}", "dev", link, *nodad)
+        run("ip", "link", "set", link, "up")
+        run("ip", "-n", name, "address", "add", f"{pool}2/{prefix}", "dev", "eth0", *nodad)
+        run("ip", "-n", name, "link", "set", "eth0", "up")
+        net = ip_network(f"{pool}0/{prefix}" if version == 4 else f"{pool}/{prefix}")
+        sets = ["net", *["out"] * (not internal)]
+        self.steps: list[Step] = [IpSet(f"netplug-{it}{version}", "hash:net,iface", version) for it in ("net", "out")]
+        self.steps += [Member(f"netplug-{it}{version}", net, link) for it in sets]
+        self.steps += [IpSet(f"netplug-if{version}", "hash:net,iface", version)]
+        if not link.startswith("np-"):
+            everything = ip_network("0.0.0.0/0" if version == 4 else "::/0")
+            self.steps.append(Member(f"netplug-if{version}", everything, link))
+
+    def socket(self, kind: socket.SocketKind) -> socket.socket:
+        fd = open_netns(self._netns)
+        try:
+            sock = run_in(fd, lambda: socket.socket(self._family, kind))
+        finally:
+            os.close(fd)
+        sock.setblocking(False)
+        return sock
+
+
 class TestRelays(LinuxHost):
+    @pytest.mark.parametrize("link", ["np-inside", "lent"])
+    @pytest.mark.parametrize(("host", "inside"), FAMILIES)
+    async def test_a_container_of_an_internal_network_is_refused(
+        self, kernel: LinuxKernel, around: LinuxSurroundings, host: str, inside: str, link: str
+    ) -> None:
+        version = ip_address(host).version
+        internal = Client(around, version, 7, link, internal=True)
+        other = Client(around, version, 8, "np-other", internal=False)
+        made = [*steps(Proto.TCP, host, inside), *steps(Proto.UDP, host, inside)]
+        await kernel.ensure((*internal.steps, *other.steps, *made))
+        loop = asyncio.get_running_loop()
+        async with echoing(inside) as served, asyncio.timeout(DEADLINE_S):
+            with internal.socket(socket.SOCK_STREAM) as sock:
+                await loop.sock_connect(sock, (internal.asks, 9000))
+                assert await loop.sock_recv(sock, 100) == b""
+            with other.socket(socket.SOCK_STREAM) as sock:
+                await loop.sock_connect(sock, (other.asks, 9000))
+                await loop.sock_sendall(sock, b"hello")
+                assert await loop.sock_recv(sock, 100) == b"hello"
+            assert len(served) == 1
+        confined, index = kernel._relays._confined, socket.if_nametoindex(link)
+        local = "fe80::2" if version == 6 else "169.254.0.2"
+        assert confined.sends(local, index), "of a link-local address nobody knows whose it is"
+        assert not confined.sends(internal.asks, socket.if_nametoindex("lo")), "the host itself"
+        with socket.socket(socket.AF_INET6 if ":" in inside else socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.bind((inside, 7000))
+            server.setblocking(False)
+            async with asyncio.timeout(DEADLINE_S):
+                for client in (internal, other):
+                    with client.socket(socket.SOCK_DGRAM) as sock:
+                        await loop.sock_sendto(sock, client.asks.encode(), (client.asks, 9000))
+                assert await loop.sock_recv(server, 100) == other.asks.encode(), "not what came first"
+        await gone(kernel, *made[::-1])
+
     @pytest.mark.parametrize(("host", "inside"), FAMILIES)
     async def test_clients_of_the_other_ip_version_are_served(
         self, kernel: LinuxKernel, host: str, inside: str
