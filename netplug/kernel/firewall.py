@@ -205,6 +205,8 @@ class Firewall:
     @staticmethod
     def _plan(transaction: Transaction, request: _Request) -> list[Outcome]:
         outcomes: list[Outcome] = []
+        if request.remove:
+            transaction.empty(request.steps)
         for step in request.steps:
             if request.remove:
                 transaction.remove(step)
@@ -223,6 +225,7 @@ class Firewall:
                 try:
                     await self._read()
                     transaction = Transaction(self._model.copy())
+                    transaction.empty(created)
                     for step in created:
                         transaction.remove(step)
                     await self._restore(transaction)

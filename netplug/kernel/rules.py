@@ -1,6 +1,6 @@
 """What iptables-save printed, and the lines that turn it into what is wanted. Pure; `firewall` runs the processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -90,6 +90,14 @@ class Transaction:
                 return self._ensure_rule(step)
             case Jump():
                 return self._ensure_jump(step)
+
+    def empty(self, steps: Sequence[FirewallStep]) -> None:
+        """Add what empties chains that are about to be removed: one that another leads to cannot go."""
+        for step in steps:
+            if isinstance(step, Chain) and self.model.chain(step.table, step.name):
+                check(step)
+                self._line(step, f"-F {step.name}")
+                self.model.put(step.table, step.name, [])
 
     def remove(self, step: FirewallStep) -> None:
         """Add what removes a step."""

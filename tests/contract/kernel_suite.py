@@ -715,6 +715,14 @@ class FirewallSuite:
         assert around.chain(4, "filter", "INPUT") == others
         assert around.chain(4, "filter", CLOSED.name) is None
 
+    async def test_chains_that_lead_to_each_other_go_in_any_order(self, kernel: Kernel, around: Surroundings) -> None:
+        last = Chain(4, "filter", "NETPLUG-LAST", ("-j RETURN",))
+        first = Chain(4, "filter", "NETPLUG-FIRST", (f"-i np-a -j {last.name}", f"-i np-b -j {last.name}"))
+        for order in ((last, first), (first, last)):
+            await kernel.ensure((last, first))
+            await kernel.remove(order)
+            assert [around.chain(4, "filter", chain.name) for chain in order] == [None, None]
+
     async def test_chain_that_was_lost_comes_back_with_a_rule(self, kernel: Kernel, around: Surroundings) -> None:
         await kernel.ensure((OPEN,))
         around.lose(OPEN)
