@@ -42,11 +42,17 @@ def _has_chain(family: int, beginnings: tuple[str, ...], host: HostFacts) -> boo
 
 
 def without(plan: Plan, host: HostFacts) -> HostFacts:
-    """Return what the host would be like had a plan of ours not been applied."""
-    before = {step.name: step.restore for step in plan if isinstance(step, Sysctl) and step.restore}
+    """Return what the host would be like had a plan of ours not been applied.
+
+    A host that forwarded before does so for others too, also when somebody has turned it off since.
+    """
+    settings = {step.name: step.restore for step in plan if isinstance(step, Sysctl)}
+    before = {name: restore for name, restore in settings.items() if restore}
+    found_on = {family for family, name in _FORWARDING.items() if settings.get(name) == ""}
+    ours = {family for family, name in _FORWARDING.items() if name in before}
     return replace(
         host,
-        forwarding=tuple(family for family in host.forwarding if before.get(_FORWARDING[family]) is None),
+        forwarding=tuple(sorted((set(host.forwarding) | found_on) - ours)),
         advertised=tuple((link, int(before.get(_accept_ra(link), value))) for link, value in host.advertised),
     )
 

@@ -148,3 +148,15 @@ async def test_link_that_is_gone_takes_what_was_set_of_it_along(host: Host) -> N
         await host.engine.networks.delete(name, by=FrontEnd.CLI)
     assert settings(host) == ("0", "0", "1")
     assert not host.engine.shared.plan
+
+
+async def test_host_that_forwarded_before_does_so_for_others_whoever_turns_it_off(host: Host) -> None:
+    host.kernel.foreign.facts = HostFacts(forwarding=(4, 6))
+    host.kernel._world.sysctls |= {V4: "1", V6: "1"}
+    await make(host)
+    before = host.dump()
+    host.kernel._world.sysctls[V4] = "0"
+    host.kernel.foreign.facts = HostFacts(forwarding=(6,))
+    await host.reconciler.repair()
+    assert host.dump() == before
+    assert GUEST not in (host.kernel.chain(4, "filter", "FORWARD") or ())
