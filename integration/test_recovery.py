@@ -4,6 +4,7 @@ That everything is gone afterwards is asserted by the leak check of every test, 
 """
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -209,7 +210,7 @@ FLUSHED = {
     "a foreign rule in our chain": "iptables -I NETPLUG-FROM -j DROP",
     "a member of a set": "ipset flush netplug-icc4",
     "a set": (
-        "iptables -F NETPLUG-FORWARD; iptables -F NETPLUG-FROM; iptables -F NETPLUG-INPUT;"
+        "for chain in FORWARD FROM AMONG INTO LINK INPUT; do iptables -F NETPLUG-$chain; done;"
         "iptables -t nat -F NETPLUG-SNAT; iptables -t raw -F NETPLUG-RAW; ipset destroy netplug-out4"
     ),
     "forwarding": "sysctl -qw net.ipv4.ip_forward=0",
@@ -224,8 +225,12 @@ def test_damage_is_mended_or_shown_and_repaired(dockerd: Dockerd, netplug: Netpl
         container(dockerd, "--network", net) as neighbour,
         SeenServer(web, "tcp", 80),
     ):
+        assert netplug.process
         for what, command in FLUSHED.items():
+            # Rules are back within milliseconds, and a set that rules use cannot go.
+            netplug.process.freeze()
             dockerd.host.run(["sh", "-ec", command.format(bridge=bridge_of(dockerd, net))])
+            netplug.process.signal(signal.SIGCONT)
             shown = netplug.drift()
             netplug.cli("repair")
             assert netplug.drift() == "", f"{what}; shown before repair: {shown or 'nothing'}"
