@@ -14,6 +14,7 @@ from typing import Protocol
 
 import pytest
 from harness import Host, SeenServer, Wire, tcp_ask, udp_ask, wait_until
+from harness.frames import Eye
 from harness.netns import in_netns
 from harness.overlay import Mesh, Node, Station, overlay
 from scapy.layers.inet import ICMP, IP, UDP
@@ -81,26 +82,6 @@ class Attacker:
 
     def send(self, packet: Packet, to: str = "") -> None:
         self._socket.send(bytes(Ether(src=self.mac, dst=to or self.gateway) / packet))
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-class Eye:
-    """Sees every frame that comes to `eth0` of a station."""
-
-    def __init__(self, place: Placed) -> None:
-        self._socket = in_netns(place.netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
-        self._socket.bind(("eth0", 3))
-        self._socket.setblocking(False)
-        self._seen = b""
-
-    def saw(self, mark: bytes) -> bool:
-        while True:
-            try:
-                self._seen += self._socket.recv(4096) + b"|"
-            except BlockingIOError:
-                return mark in self._seen
 
     def close(self) -> None:
         self._socket.close()
@@ -289,7 +270,7 @@ def test_connection_of_another_network_is_not_touched(
         inner = 8080 if of_victim == "host" else 80
         stack.enter_context(SeenServer(client, "udp", 7000, EVERYWHERE))
         stack.enter_context(SeenServer(victim, "udp", inner, EVERYWHERE))
-        eye = Eye(victim)
+        eye = Eye(victim, "eth0")
         stack.callback(eye.close)
 
         asking, asked = 5000 + 2 * next(_marks), 5001 + 2 * next(_marks)

@@ -26,6 +26,7 @@ from harness import (
     docker_network,
     wait_until,
 )
+from harness.frames import Eye
 from harness.netns import in_netns
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import (
@@ -235,26 +236,6 @@ SPOOFED: dict[str, Frame] = {
     "MLDv2 query": lambda it: router(it, ICMPv6MLQuery2()),
     "MLD query behind an option": lambda it: router(it, IPv6ExtHdrHopByHop(options=[RouterAlert()]) / ICMPv6MLQuery()),
 }
-
-
-class Eye:
-    """Sees every frame that comes to a link."""
-
-    def __init__(self, place: Placed, link: str) -> None:
-        self._socket = in_netns(place.netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
-        self._socket.bind((link, 3))
-        self._socket.setblocking(False)
-        self._seen = b""
-
-    def saw(self, mark: bytes) -> bool:
-        while True:
-            try:
-                self._seen += self._socket.recv(4096) + b"|"
-            except BlockingIOError:
-                return mark in self._seen
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 class Stage:
