@@ -1,7 +1,11 @@
 """Leases of a DHCP server, by a plugin that answers as the reference one does."""
 
 import json
-from collections.abc import AsyncIterator
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,15 @@ cat answer
 exit $(cat code)
 """
 NETNS = "/run/netns/box"
+DAEMON = """
+import contextlib, socket, sys
+listening = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    with listening.accept()[0] as connection, contextlib.suppress(BrokenPipeError):
+        assert connection.recv(1024).startswith(b"CONNECT /_goRPC_ HTTP/1.0\\r\\n")
+        connection.sendall(b"HTTP/1.0 200 Connected to Go RPC\\n\\n")
+        connection.recv(1)
+"""
 
 
 class Site:
@@ -37,6 +50,15 @@ class Site:
         """Have the plugin's daemon begin anew."""
         (self.folder / "sock").unlink(missing_ok=True)
         (self.folder / "sock").touch()
+
+    @contextmanager
+    def activated(self) -> Iterator[socket.socket]:
+        """Listen in place of the plugin's daemon, as systemd does."""
+        (self.folder / "sock").unlink()
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(self.folder / "sock"))
+            listening.listen()
+            yield listening
 
     def says(self, ends: int = 0, **answer: Any) -> None:
         (self.folder / "answer").write_text(json.dumps({"cniVersion": "1.0.0", **answer}))
@@ -139,3 +161,40 @@ async def test_dead_sandbox_asks_for_nothing(site: Site) -> None:
     assert await site.wrong() == []
     assert len(site.calls()) == 1
     await site.call("DEL")
+
+
+@contextmanager
+def daemon(listening: socket.socket) -> Iterator[None]:
+    number = listening.fileno()
+    with subprocess.Popen([sys.executable, "-c", DAEMON, str(number)], pass_fds=(number,)) as process:
+        yield
+        process.kill()
+
+
+async def test_new_daemon_behind_the_socket_of_systemd_is_asked(site: Site) -> None:
+    with site.activated() as listening:
+        with daemon(listening):
+            service = CniService(site.host.engine)
+            site.leases = service.leases
+            await site.call("ADD", service)
+            assert await site.wrong() == []
+            assert await site.wrong() == []
+            assert len(site.calls()) == 1
+        with daemon(listening):
+            assert await site.wrong() == []
+            assert await site.wrong() == []
+            assert len(site.calls()) == 2
+            await site.call("DEL", service)
+
+
+async def test_daemon_that_hangs_is_told_and_not_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    await site.call("ADD")
+    with site.activated() as listening:
+        with monkeypatch.context() as patch:
+            patch.setattr("netplug.kernel.answering.DEADLINE_S", 0.1)
+            (said,) = await site.wrong()
+        assert said.startswith("the lease of 10.1.0.7 may not be kept: the daemon of the dhcp plugin hangs (")
+        assert len(site.calls()) == 1
+        with daemon(listening):
+            assert await site.wrong() == []
+        await site.call("DEL")

@@ -25,7 +25,7 @@ from netplug.frontends.cni_config import DHCP, Wanted, translate, without_ipam
 from netplug.frontends.cni_delegate import Delegate
 from netplug.frontends.cni_garbage import CODES, Garbage
 from netplug.frontends.cni_ipam import Leasing
-from netplug.frontends.cni_leases import Leases, kept
+from netplug.frontends.cni_leases import Leases, daemon_at, kept, socket_of
 from netplug.frontends.cni_outcome import outcome
 from netplug.frontends.cni_result import Dns, Result
 from netplug.frontends.cni_types import RouteIn
@@ -120,13 +120,14 @@ class CniService:
 
     async def _attach_first(self, request: Request, wanted: Wanted, previous: Result, foreign: Delegate) -> Result:
         """Attach a link without addresses, have them found by way of it, and give them to it."""
+        daemon = await daemon_at(socket_of(request.raw))
         async with (
             self._networks.joined(wanted.network) as network,
             self._attached(replace(_spec(request, wanted, network, None), routes=())),
             foreign.leased() as leased,
         ):
             built = await self._engine.endpoints.readdress(_spec(request, wanted, network, leased))
-            self.leases.know(built)
+            self.leases.know(built, daemon)
             return self._outcome(request, wanted, previous, leased, network, built)
 
     @asynccontextmanager

@@ -23,8 +23,17 @@ def calling(pid: int) -> str:
                 break
             if not any(word.startswith(b"CNI_COMMAND=") for word in _read(pid, "environ").split(b"\0")):
                 program = str((_PROC / str(pid) / "exe").readlink()).removesuffix(" (deleted)")
-                return f"{program} {pid} {_stat(pid)[19].decode()}"
+                return f"{program} {process(pid)}"
     return ""
+
+
+def process(pid: int) -> str:
+    """Return what tells a process from all others of this boot: its id and its start.
+
+    Raises:
+        OSError: there is none.
+    """
+    return f"{pid} {_stat(pid)[19].decode()}"
 
 
 def same(one: str, other: str) -> bool:
