@@ -1,6 +1,8 @@
 """What could not be reverted is tried again, until it is done, and touches nothing that came since."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -37,6 +39,31 @@ class Stubborn:
 
     def end(self) -> None:
         self._kernel.remove = self._remove  # type: ignore[method-assign]
+
+
+class Slow:
+    """Holds the first removal of steps until `go`; `begun` is set when it waits."""
+
+    def __init__(self, host: Host) -> None:
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+        self._remove = host.kernel.remove
+        host.kernel.remove = self._wait  # type: ignore[method-assign]
+
+    async def _wait(self, steps: Sequence[Step]) -> None:
+        if not self.begun.is_set():
+            self.begun.set()
+            await self.go.wait()
+        await self._remove(steps)
+
+
+async def leave(host: Host, plan: Plan) -> None:
+    """Have a plan's revert fail once."""
+    journal = host.engine.journal
+    key, _ = await journal.build(Intent("old", plan))
+    await journal.commit(key)
+    stubborn = Stubborn(host)
+    await journal.take_down(Intent("old", plan))
+    stubborn.end()
 
 
 async def left(host: Host) -> list[list[str]]:
@@ -90,3 +117,54 @@ async def test_records_go_at_the_start_also_where_the_rest_cannot(host: Host) ->
     await host.cli_network()
     await host.reconciler.repair()
     assert (len(host.networks()), await left(host)) == (1, [])
+
+
+async def test_what_is_built_while_the_journal_is_read_stays(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    await host.reboot()
+    journal, read = host.engine.journal, host.store.range
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def slowly(*args: Any) -> Any:
+        found = await read(*args)
+        begun.set()
+        await go.wait()
+        return found
+
+    key, _ = await journal.build(Intent("one", Plan((ONE,))))
+    monkeypatch.setattr(host.store, "range", slowly)
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(journal.recover())
+        reads = group.create_task(begun.wait())
+        await asyncio.wait([work, reads], return_when=asyncio.FIRST_COMPLETED)
+        reads.cancel()
+        await journal.commit(key)
+        go.set()
+    assert there(host) == {"np-one"}
+
+
+async def test_what_is_built_while_the_old_is_reverted_stays(host: Host) -> None:
+    await leave(host, BOTH)
+    slow = Slow(host)
+    journal = host.engine.journal
+    async with asyncio.TaskGroup() as group:
+        group.create_task(journal.recover())
+        await slow.begun.wait()
+        new = group.create_task(journal.build(Intent("two again", Plan((TWO,)))))
+        other = Bridge("np-three", "02:00:00:00:00:03", 1500)
+        key, _ = await journal.build(Intent("three", Plan((other,))))  # has nothing to do with it, and does not wait
+        await journal.commit(key)
+        assert not new.done()
+        slow.go.set()
+    await journal.commit(new.result()[0])
+    assert (there(host), await left(host)) == ({"np-two", "np-three"}, [])
+
+
+async def test_records_go_also_where_what_is_left_is_taken_over(host: Host) -> None:
+    intent = Put("journal/aa", {"what": "x", "plan": BOTH.to_json(), "drop": ["gone/1", "gone/2"]})
+    await host.store.txn((), [intent, Put("gone/1", {}), Put("gone/2", {})])
+    journal = host.engine.journal
+    journal = type(journal)(host.store, host.engine.executor, host.engine.quarantine)  # of a new life, not yet read
+    key = await journal.begin(Intent("two again", Plan((TWO,))), [Put("gone/2", {"new": 1})])
+    await journal.commit(key)
+    assert [it.key for it in (await host.store.range("gone/"))[0]] == ["gone/2"]
+    assert await left(host) == []

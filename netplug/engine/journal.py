@@ -6,7 +6,7 @@ half built goes) and for taking down (what was half taken down goes on going), s
 
 import asyncio
 import secrets
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -43,6 +43,10 @@ class Journal:
         self._executor = executor
         self._open: dict[str, Intent] = {}
         self._left: dict[str, Intent] = {}
+        self._read = False
+        # Of what is left one intent at a time is reverted, by whoever does it: a revert that is under way when another
+        # begins to build the same objects would take these down.
+        self._mending = asyncio.Lock()
 
     async def begin(self, intent: Intent, ops: Sequence[Put | Delete] = ()) -> str:
         """Write an intent, together with `ops`, and return its key.
@@ -50,10 +54,22 @@ class Journal:
         What an earlier failure left of the same objects is tried again first, and from now on this intent's business.
         """
         key = PREFIX + secrets.token_hex(8)
-        keys = set(ranges.keys(intent.plan))
-        touched = {old: left for old, left in self._left.items() if not keys.isdisjoint(ranges.keys(left.plan))}
         self._open[key] = intent
         try:
+            await self._begin(key, intent, ops)
+        except BaseException:
+            del self._open[key]
+            raise
+        return key
+
+    async def _begin(self, key: str, intent: Intent, ops: Sequence[Put | Delete]) -> None:
+        keys = frozenset(ranges.keys(intent.plan))
+        if self._read and not self._touched(keys):
+            await self._store.txn((), (_put(key, intent), *ops))
+            return
+        async with self._mending:
+            await self._read_once()
+            touched = self._touched(keys)
             # Of what cannot be reverted now either, that goes on being left which is not of this intent.
             kept = {
                 old: replace(left, plan=_without(left.plan, keys), drop=())
@@ -61,15 +77,21 @@ class Journal:
                 if not await self._revert(left)
             }
             kept = {old: left for old, left in kept.items() if left.plan}
-            settled = [Delete(old) for old in touched if old not in kept]
-            await self._store.txn((), (_put(key, intent), *ops, *settled, *(_put(*item) for item in kept.items())))
-        except BaseException:
-            del self._open[key]
-            raise
-        for old in touched:
-            self._left.pop(old, None)
-        self._left |= kept
-        return key
+            written = {op.key for op in ops}
+            settled = {old for old in touched if old not in kept}
+            settled |= {name for left in touched.values() for name in left.drop if name not in written}
+            await self._store.txn(
+                (), (_put(key, intent), *ops, *map(Delete, sorted(settled)), *(_put(*item) for item in kept.items()))
+            )
+            for old in touched:
+                self._left.pop(old, None)
+            self._left |= kept
+
+    def _touched(self, keys: Collection[str]) -> dict[str, Intent]:
+        """Return what is left of any of these objects."""
+        if not self._left:
+            return {}
+        return {old: left for old, left in self._left.items() if any(it in keys for it in ranges.keys(left.plan))}
 
     async def build(self, intent: Intent) -> tuple[str, tuple[str, ...]]:
         """Apply an intent's plan; return the intent's key and the keys of steps that were there and are not ours.
@@ -92,7 +114,9 @@ class Journal:
             await self._store.txn((), (*ops, Delete(key)), durable=durable)
         except Exception:
             intent = self._left[key] = self._open.pop(key)
-            await self._revert(intent)
+            async with self._mending:
+                if self._left.get(key) is intent:
+                    await self._revert(intent)
             raise
         del self._open[key]
 
@@ -123,33 +147,39 @@ class Journal:
 
     async def recover(self) -> int:
         """Carry out the intents that an earlier life or a failed revert left, and return how many there were."""
-        found = await self._read()
-        self._left |= found
-        for key, intent in found.items():
-            if key not in self._left:
-                continue  # what began meanwhile took it over
-            log.info("journal.recovering", what=intent.what)
-            drop = tuple(map(Delete, intent.drop))
-            if await self._revert(intent):
-                await self._store.txn((), [*drop, Delete(key)])
-                self._left.pop(key, None)
-            elif drop:  # as `take_down` does: what is left concerns nobody but us
-                self._left[key] = replace(intent, drop=())
-                await self._store.txn((), [*drop, _put(key, self._left[key])])
+        async with self._mending:
+            await self._read_once()
+        found = tuple(self._left)
+        for key in found:
+            async with self._mending:
+                if intent := self._left.get(key):  # else what began meanwhile took it over
+                    await self._settle(key, intent)
         return len(found)
 
-    async def _read(self) -> dict[str, Intent]:
+    async def _settle(self, key: str, intent: Intent) -> None:
+        log.info("journal.recovering", what=intent.what)
+        drop = tuple(map(Delete, intent.drop))
+        if await self._revert(intent):
+            await self._store.txn((), [*drop, Delete(key)])
+            self._left.pop(key, None)
+        elif drop:  # as `take_down` does: what is left concerns nobody but us
+            self._left[key] = replace(intent, drop=())
+            await self._store.txn((), [*drop, _put(key, self._left[key])])
+
+    async def _read_once(self) -> None:
+        """Learn what an earlier life left; what this one leaves is known."""
+        if self._read:
+            return
         found: dict[str, Intent] = {}
         unread: dict[str, Unusable] = {}
         for record in (await self._store.range(PREFIX))[0]:
-            if record.key in self._open:
-                continue
             try:
                 found[record.key] = decode(Intent, record.value)
             except ValueError as exc:
                 unread |= unusable(record.key, record.value, exc)
         self._quarantine.replace(PREFIX, unread)
-        return found
+        self._left = found
+        self._read = True
 
     async def _revert(self, intent: Intent) -> bool:
         """Revert an intent's plan; False, and a word in the log, when not all of it could be."""
