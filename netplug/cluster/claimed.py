@@ -30,6 +30,8 @@ class Claimed:
         self.changed: Callable[[Collection[str]], None] = lambda _: None
         self._store = store
         self._holders: dict[str, tuple[str, int]] = {}
+        self._heard = 0
+        """All that happened before this revision was heard of."""
         self._news = asyncio.Event()
 
     def holder(self, key: str) -> str | None:
@@ -50,11 +52,11 @@ class Claimed:
             await self._hear(keys)
             for prefix in {key.rpartition("/")[0] for key in keys if key not in self._holders}:
                 for found in (await self._store.range(f"{prefix}/"))[0]:
-                    self._take(found)
+                    self._take_answer(found)
             return
         for key in keys:
             if (record := await self._store.get(key)) is not None:
-                self._take(record)
+                self._take_answer(record)
 
     async def _hear(self, keys: Collection[str]) -> None:
         """Wait a moment for claims: word of many that were written at once is under way."""
@@ -63,6 +65,11 @@ class Claimed:
                 while any(key not in self._holders for key in keys):
                     self._news.clear()
                     await self._news.wait()
+
+    def _take_answer(self, record: Record) -> None:
+        """Take what was asked for, unless word of its end came sooner."""
+        if record.key in self._holders or record.revision >= self._heard:
+            self._take(record)
 
     def _take(self, record: Record) -> None:
         holder = record.value.get("host")
@@ -84,6 +91,7 @@ class Claimed:
                 before, self._holders = self._holders, {}
                 for record in records:
                     self._take(record)
+                self._heard = revision
                 self.synced.set()
                 failures = 0
                 self.changed({key for key, _ in before.items() ^ self._holders.items()})
@@ -92,6 +100,7 @@ class Claimed:
                         self._take(event.record)
                     elif event.revision > self._holders.get(event.key, ("", 0))[1]:
                         self._holders.pop(event.key, None)
+                    self._heard = event.revision
                     self.changed((event.key,))
                 break  # the store is closed
             except Compacted as exc:
