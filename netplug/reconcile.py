@@ -164,6 +164,7 @@ class Reconciler:
             await _tolerate("host", engine.shared.mend(nets))
         for network in engine.registry.networks():
             await self._heal_network(network, look)
+        await engine.publishing.regain()
         await self._learn(look)
         await self._sweep(look)
         return stale or bool(look.differences)

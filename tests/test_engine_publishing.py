@@ -13,8 +13,9 @@ from netplug.drivers.api import PortMapping
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import IPAddress, Proto
 from netplug.engine import publishing
-from netplug.engine.records import Description, FrontEnd, NetworkSpec
+from netplug.engine.records import Description, EndpointRecord, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
+from netplug.kernel.api import IN_USE
 
 LATER = "e3" * 32
 TAKEN = r"port 0\.0\.0\.0:8080/tcp is already in use"
@@ -31,6 +32,11 @@ async def host() -> AsyncIterator[Host]:
 
 def ids(host: Host) -> set[str]:
     return {record.endpoint.id for record in host.endpoints()}
+
+
+def published_of(host: Host, record: EndpointRecord) -> list[str]:
+    now = host.endpoint(record.endpoint.id, record.endpoint.network)
+    return sorted(map(str, now.published))
 
 
 async def published(host: Host, ident: str, number: int, *ports: int) -> None:
@@ -157,6 +163,55 @@ async def test_a_runtime_whose_ports_are_its_own_is_told_what_cannot_be(host: Ho
     await host.cli_network("fd00:3::/64", ident=OTHER, name="red")
     await host.attach("ns1", network="red", ports=ports, ifname="eth1", front_end=FrontEnd.CNI, container="c1")
     assert await host.reconciler.diff() == []
+
+
+async def test_a_port_lost_on_a_move_is_told_with_who_has_it_and_comes_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.kernel.foreign.addresses.add(("eth0", ip_interface("192.0.2.7/24")))
+    await host.cli_network("10.3.0.0/24", ident=OTHER, name="red")
+    ports, both = (tcp(8080), tcp(8081), tcp(8082, 80, "192.0.2.7")), {"front_end": FrontEnd.CNI, "container": "c1"}
+    one = await host.attach("ns1", ports=ports, **both)
+    heir = await host.attach("ns1", network="red", ports=ports, ifname="eth1", **both)
+    assert (len(one.published), heir.published) == (3, ())
+    inherit = host.engine.publishing.inherit
+
+    async def late(gone: EndpointRecord) -> None:
+        await host.attach("ns2", ports=(tcp(8080), tcp(8082)), name="thief")
+        await inherit(gone)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.engine.publishing, "inherit", late)
+        await host.engine.endpoints.delete(NET, one.endpoint.id)
+    assert published_of(host, heir) == ["0.0.0.0:8081->80/tcp"]
+    for _ in range(2):
+        assert {(it.object, it.what) for it in await host.reconciler.diff()} == {
+            (
+                f"port {address}:{number}->80/tcp",
+                f"is not published: port {address}:{number}/tcp {IN_USE} by container 'thief' of network {NET[:12]!r}",
+            )
+            for address, number in (("0.0.0.0", 8080), ("192.0.2.7", 8082))
+        }
+        await host.reconciler.repair()
+    shown = host.engine.exposure.shown(host.endpoint(heir.endpoint.id, OTHER))
+    assert "0.0.0.0:8080->80/tcp (not published: taken)" in shown
+    assert "192.0.2.7:8082->80/tcp (not published: taken)" in shown
+    (thief,) = (it for it in host.endpoints() if it.name == "thief")
+    await host.engine.endpoints.delete(NET, thief.endpoint.id)
+    await host.reconciler.repair()
+    assert len(published_of(host, heir)) == 3
+    assert await host.reconciler.diff() == []
+    await host.check()
+
+
+async def test_what_an_internal_network_cannot_inherit_is_not_kept_from_others(host: Host) -> None:
+    await host.engine.networks.create(NetworkSpec(OTHER, "red", {}, (external("10.7.0.0/24"),), internal=True))
+    both = {"front_end": FrontEnd.CNI, "container": "c1", "ports": (tcp(8080),)}
+    one = await host.attach("ns1", **both)
+    spec = {"network": "red", "ifname": "eth1", "addresses": (ip_interface("10.7.0.2/24"),)}
+    await host.attach("ns1", **both, **spec)
+    await host.engine.endpoints.delete(NET, one.endpoint.id)
+    await host.attach("ns2", ports=(tcp(8080),))
 
 
 async def test_a_host_address_may_come_later_and_that_is_said(host: Host) -> None:

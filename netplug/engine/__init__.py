@@ -49,8 +49,8 @@ class Engine:
         self.segments = Segments(allocator, self.registry, kernel, drivers)
         allocator.called = self.registry.called
         addressing = Addressing(allocator, self.segments)
-        self.exposure = Exposure(self.registry, self.conditions)
         self.publishing = Publishing(self.registry, self.journal, kernel, drivers)
+        self.exposure = Exposure(self.registry, self.conditions, self.publishing)
         self.endpoints = Endpoints(
             self.registry, self.shared, self.journal, addressing, kernel, drivers, self.publishing
         )

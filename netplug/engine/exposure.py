@@ -11,6 +11,7 @@ from netplug.drivers.api import HostFacts, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.steps import HostPort, IPAddress
 from netplug.engine.conditions import Conditions, Difference
+from netplug.engine.publishing import Publishing
 from netplug.engine.records import EndpointRecord
 from netplug.engine.registry import Registry
 
@@ -39,8 +40,9 @@ def published(record: EndpointRecord) -> list[tuple[PortMapping, str]]:
 class Exposure:
     """Which published ports nobody reaches, as of the last look at the host's addresses."""
 
-    def __init__(self, registry: Registry, conditions: Conditions) -> None:
+    def __init__(self, registry: Registry, conditions: Conditions, publishing: Publishing) -> None:
         self._registry = registry
+        self._publishing = publishing
         self._conditions = conditions
         self._addresses: frozenset[IPAddress] | None = None
 
@@ -53,6 +55,7 @@ class Exposure:
         """Return the published ports of an endpoint, and what is wrong with them."""
         found = [f"{text} ({why})" if (why := self._absence(port)) else text for port, text in published(record)]
         found += [f"{port} (not published: internal network)" for port in self._of_internal(record)]
+        found += [f"{port} (not published: taken)" for port in self._publishing.lost.get(record.key, ())]
         return found + [f"{port} (not published: no address of that kind)" for port in self._left_out(record)]
 
     def _absence(self, port: PortMapping) -> str:
@@ -80,8 +83,8 @@ class Exposure:
             return []
         others = self._registry.endpoints() if record.container else []
         same = [it for it in others if (it.front_end, it.container) == (record.front_end, record.container)]
-        done = {port.host_address for one in same for port in one.published}
-        return [port for port in chosen if port.host_address not in done]
+        versions = {interface.version for one in same for interface in one.endpoint.addresses}
+        return [port for port in chosen if port.host_address and port.host_address.version not in versions]
 
     def _unreached(self) -> Iterator[Difference]:
         for record in self._registry.endpoints():
@@ -90,6 +93,8 @@ class Exposure:
                 if self._absence(port):
                     words = f"this host has no address {port.host_address}; the port works as soon as it has"
                     yield Difference(owner, f"port {port}", words)
+            for port, why in self._publishing.lost.get(record.key, {}).items():
+                yield Difference(owner, f"port {port}", f"is not published: {why}")
             for port in self._left_out(record):
                 version = port.host_address.version if port.host_address else 0
                 yield Difference(owner, f"port {port}", f"is not published: the container has no IPv{version}")

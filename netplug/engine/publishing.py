@@ -19,7 +19,7 @@ from netplug.engine.reserving import Chosen, Inherited, Sharing, addresses, in_o
 from netplug.engine.sandboxes import is_there
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError
-from netplug.kernel.api import IN_USE, Kernel
+from netplug.kernel.api import IN_USE, Kernel, Reservations
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +40,8 @@ class Publishing:
         self.drop: Callable[[EndpointRecord], Awaitable[None]]
         self._started = time.monotonic()
         self._known: set[str] = set()
+        self.lost: dict[str, Mapping[PortMapping, str]] = {}
+        """Ports that were published and are not since they moved to another endpoint of their container: why."""
         self._sharing = Sharing(registry)
         self._chosen = Chosen()
         registry.watchers.append(self._changed)
@@ -53,6 +55,7 @@ class Publishing:
             return
         if after is None:
             self._known.discard(before.key)
+            self.lost.pop(before.key, None)
         if before.published and not (isinstance(after, EndpointRecord) and after.published):
             self._chosen.remember(before)
 
@@ -150,20 +153,42 @@ class Publishing:
         """Publish at what is left of a container what was published at an endpoint that it had; no lock is held."""
         for heir in self._sharing.siblings(gone) if gone.published else ():
             if await is_there(self._kernel, heir):  # else it is on its way out, too
-                await self._inherit(heir, gone)
+                await self._inherit(heir, Inherited(gone))
 
-    async def _inherit(self, heir: EndpointRecord, gone: EndpointRecord) -> None:
+    @whole
+    async def regain(self) -> None:
+        """Publish what was lost when it was to be inherited, as far as it is free by now; no lock is held."""
+        lacking = self._sharing.lacking(self._wanted)
+        self.lost = {record.key: self.lost[record.key] for record in lacking if record.key in self.lost}
+        for record in lacking:
+            if await is_there(self._kernel, record):
+                await self._inherit(record, self._kernel.reservations(0, record.container))
+
+    def _wanted(self, record: EndpointRecord) -> Sequence[PortMapping]:
+        """Return what is to be published at an endpoint, if its network publishes anything."""
+        found = self._registry.find_network(record.endpoint.network)
+        if found is None or not self._drivers[found.network.options.mode].expose(found.network, record.endpoint):
+            return ()
+        return _on_hosts(found.network, record.endpoint.ports)
+
+    async def _inherit(self, heir: EndpointRecord, theirs: Reservations) -> None:
         ident = heir.endpoint.network
         async with self._registry.lock(ident):
-            if (found := self._registry.find(ident, heir.endpoint.id)) is None or not found.linked:
+            found = self._registry.find(ident, heir.endpoint.id)
+            if found is None or not found.linked or not (wanted := self._wanted(found)):
                 return
-            net = self._registry.network(ident).network
-            with self._sharing.claimed(found, _on_hosts(net, found.endpoint.ports)) as ports:
+            net, lost = self._registry.network(ident).network, dict[PortMapping, NetplugError]()
+            with self._sharing.claimed(found, wanted) as ports:
                 try:
-                    async with reserved(self._kernel, found.endpoint, ports, Inherited(gone)) as published:
+                    async with reserved(self._kernel, found.endpoint, ports, theirs, lost=lost) as published:
                         await self._add(net, found, published)
                 except NetplugError as exc:
-                    log.warning("ports.lost", endpoint=short(found.endpoint.id), error=str(exc))
+                    lost = dict.fromkeys(ports, exc)
+            before = self.lost.pop(found.key, {})
+            if lost:
+                self.lost[found.key] = {it: self._with_holder(exc, found, [it]).message for it, exc in lost.items()}
+            if self.lost.get(found.key, {}) != before:
+                log.warning("ports.lost", endpoint=short(found.endpoint.id), ports=[*map(str, lost)])
 
     async def _add(self, net: Network, built: EndpointRecord, published: tuple[PortMapping, ...]) -> None:
         more = self._with(net, built, published)

@@ -1,6 +1,7 @@
 """Host ports of published ports, chosen and reserved; and which of a container's several endpoints publishes which."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from ipaddress import IPv6Address
@@ -52,6 +53,24 @@ class Sharing:
             yield left
         finally:
             del self._claims[built.key]
+
+    def lacking(self, wanted: Callable[[EndpointRecord], Sequence[PortMapping]]) -> list[EndpointRecord]:
+        """Return the endpoints that could publish more of what is wanted of them, and none of their container does."""
+        members: defaultdict[tuple[str, str], list[EndpointRecord]] = defaultdict(list)
+        for record in self._registry.endpoints():
+            if record.front_end.shares and record.container and record.endpoint.ports:
+                members[record.front_end, record.container].append(record)
+        return [
+            record
+            for group in members.values()
+            for record in group
+            if record.linked and self._lacks(record, group, in_order(wanted(record)))
+        ]
+
+    def _lacks(self, record: EndpointRecord, group: Sequence[EndpointRecord], wanted: tuple[PortMapping, ...]) -> bool:
+        if any(one.published == wanted for one in group):
+            return False  # which costs nothing for ten thousand ports
+        return any(addresses(record.endpoint, it, relayed=False) for it in self._left(record, wanted))
 
     def _left(self, built: EndpointRecord, wanted: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
         done = [(one, one.published) for one in (built, *self.siblings(built))]
@@ -140,11 +159,13 @@ async def reserved(
     ports: Sequence[PortMapping],
     theirs: Reservations | None = None,
     before: Mapping[PortMapping, int] = MappingProxyType({}),
+    lost: dict[PortMapping, NetplugError] | None = None,
 ) -> AsyncIterator[tuple[PortMapping, ...]]:
     """Reserve a host port for each mapping and yield the mappings with definite ports.
 
-    `theirs`: see `Kernel.reserve`. `before`: which of the possible ports to try first. The reservations are ended when
-    the block fails; else they are the caller's, who ends them by removing the `HostPort` steps.
+    `theirs`: see `Kernel.reserve`. `before`: which of the possible ports to try first. `lost`: is given those that
+    cannot be reserved, with the reason, and the rest is. The reservations are ended when the block fails; else they are
+    the caller's, who ends them by removing the `HostPort` steps.
 
     Raises:
         NetplugError: "unavailable", naming the port that is taken.
@@ -156,8 +177,14 @@ async def reserved(
         definite = []
         for single, hosts in done:
             tries = [replace(single, host_port=it, host_port_end=it) for it in (before.get(single),) if it]
-            if hosts:
+            if not hosts:
+                continue
+            try:
                 definite.append(await _first(kernel, [*tries, single], hosts, held, theirs))
+            except NetplugError as exc:
+                if lost is None:
+                    raise
+                lost[single] = exc
         yield in_order(definite)
     except BaseException:
         await kernel.remove(held)
