@@ -21,8 +21,9 @@ from netplug.store.api import Compare, Delete, Put, Record, Restored, Store, Sto
 
 log = structlog.get_logger(__name__)
 
-PATIENCE_S = 5.0
-"""For which a claim waits until a store with older data is mended; dockerd waits 15 s for a plugin."""
+PATIENCE_S = 10.0
+"""For which a claim waits until a store with older data is mended: hosts find that out within 5 s (a beat of their
+membership) and tell it all in another; dockerd waits 15 s for a plugin."""
 _OF_NETWORKS = frozenset({OwnerKind.GATEWAY, OwnerKind.AUX})
 
 
@@ -59,14 +60,14 @@ class Reach:
         self.closed.clear()
         self._opened.set()
 
-    async def opened(self) -> None:
-        """Wait a moment until something new may be had.
+    async def opened(self, until: float | None = None) -> None:
+        """Wait a moment until something new may be had. `until`: a time of the loop, else `PATIENCE_S` from now.
 
         Raises:
             Restored: not in that time.
         """
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout_at(until or asyncio.get_running_loop().time() + PATIENCE_S):
                 await self._opened.wait()
         except TimeoutError:
             words = "the store that hosts share has older data than before, and some hosts have not told what they have"
@@ -146,8 +147,9 @@ class SharedLeases:
             self._claiming.discard(key)
 
     async def _claim_shared(self, lease: Lease) -> bool:
+        until = asyncio.get_running_loop().time() + PATIENCE_S
         for last in (False, True):
-            await self.reach.opened()
+            await self.reach.opened(until)
             try:
                 with self.reach.asking():
                     return await self._shared.claim(lease)

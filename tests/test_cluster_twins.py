@@ -1,5 +1,7 @@
 """A host whose disk was copied: the copy is not let in, says so, changes nothing, and has a way out."""
 
+import asyncio
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,14 @@ from test_cli import Cli
 
 from netplug.cli import NO, UNREACHABLE
 from netplug.cluster.identity import Identity, Machine
+from netplug.daemon import Daemon
 from netplug.store.api import Put
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = needs_etcd
 
+LOST = 4711
+"""A lease that the store does not know."""
 HERE, THERE = {"machine-id": "aa", "product": "p"}, {"machine-id": "bb", "product": "p"}
 
 
@@ -165,3 +170,23 @@ async def test_an_id_of_an_older_version_is_bound_where_it_is(tmp_path: Path) ->
 
 def test_a_machine_is_the_same_at_each_look() -> None:
     assert Machine.read() == Machine.read()
+
+
+def test_host_that_begins_anew_in_two_places_is_not_its_own_copy(hosts: Hosts, etcd: Member) -> None:
+    """As after the store lost its data: who mends that and the beat find the lease gone at the same moment."""
+    one = hosts.start(1)
+    epoch = one.do_and_get(lambda daemon: daemon.cluster.membership.epoch)
+    ended: list[Future[None]] = []
+
+    def begin(daemon: Daemon) -> None:
+        membership = daemon.cluster.membership
+        membership._lease = LOST  # the store forgot it
+        for work in (membership.register, membership.beat, membership.register):
+            ended.append(asyncio.run_coroutine_threadsafe(work(), asyncio.get_running_loop()))
+
+    one.do_and_get(begin)
+    for it in ended:
+        it.result(10)
+    assert one.do_and_get(lambda daemon: daemon.cluster.membership.admitted)
+    assert one.do_and_get(lambda daemon: daemon.cluster.membership.epoch) == epoch + 2
+    assert whats(one) == []

@@ -73,6 +73,8 @@ class Membership:
         self._lease: int | None = None
         self._twin_lease: int | None = None
         self._refusing: list[str] = []
+        self._living = asyncio.Lock()
+        """One at a time: two that find the lease gone would each take the other for a second daemon."""
 
     @property
     def lease(self) -> int | None:
@@ -93,6 +95,10 @@ class Membership:
             NotAdmitted: there is another one of this id, or this is none of its machine.
             StoreError: the store does not answer, or refuses.
         """
+        async with self._living:
+            await self._register()
+
+    async def _register(self) -> None:
         await self._keep_lease()
         self.epoch = await self._write(begin=True)
         if not self.admitted:
@@ -238,15 +244,16 @@ class Membership:
             StoreError: the store does not answer, or refuses.
         """
         self._reach.lost.clear()
-        try:
-            if not self.epoch or not self.admitted:
-                await self.register()
-            elif self._written and (self._written.vtep, self._written.notes) != (self.vtep, self.notes):
-                await self._write(begin=False)
-            await self._keep_lease()
-            await self._let_in()
-        except NotAdmitted as exc:
-            await self._refused(str(exc))
+        async with self._living:
+            try:
+                if not self.epoch or not self.admitted:
+                    await self._register()
+                elif self._written and (self._written.vtep, self._written.notes) != (self.vtep, self.notes):
+                    await self._write(begin=False)
+                await self._keep_lease()
+                await self._let_in()
+            except NotAdmitted as exc:
+                await self._refused(str(exc))
 
     async def ensure(self) -> None:
         """Register if nobody knows of this host, as at first, or when somebody or something has deleted its record.
