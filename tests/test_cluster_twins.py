@@ -181,8 +181,8 @@ def test_host_that_begins_anew_in_two_places_is_not_its_own_copy(hosts: Hosts, e
     def begin(daemon: Daemon) -> None:
         membership = daemon.cluster.membership
         membership._lease = LOST  # the store forgot it
-        for work in (membership.register, membership.beat, membership.register):
-            ended.append(asyncio.run_coroutine_threadsafe(work(), asyncio.get_running_loop()))
+        works = (membership.register(), membership.beat(), membership.register())
+        ended.extend(asyncio.run_coroutine_threadsafe(work, asyncio.get_running_loop()) for work in works)
 
     one.do_and_get(begin)
     for it in ended:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from etcd_server import until
 
+from netplug.cluster.records import IDENTITY
+from netplug.cluster.view import View
 from netplug.store import guarded
 from netplug.store.api import Compacted, Compare, Delete, Put, Record, Restored, StoreError
 from netplug.store.guarded import MARKS, Guarded
@@ -21,10 +23,10 @@ class Backed:
 
     def __init__(self, store: SqliteStore) -> None:
         self.store = store
-        self._saved: list[Record] = []
+        self.saved: list[Record] = []
 
     async def save(self) -> None:
-        self._saved = (await self.store.range(""))[0]
+        self.saved = (await self.store.range(""))[0]
 
     async def restore(self) -> None:
         """Records have their old revisions, and the store goes on counting where it was: that tells nothing."""
@@ -32,7 +34,7 @@ class Backed:
         def work() -> None:
             database = self.store._database._db
             database.execute("DELETE FROM record")
-            for it in self._saved:
+            for it in self.saved:
                 row = (it.key.encode(), json.dumps(it.value), it.revision)
                 database.execute("INSERT INTO record VALUES (?, ?, ?, NULL)", row)
 
@@ -174,3 +176,18 @@ async def test_a_mark_that_was_not_written_is_written_later(backed: Backed, monk
     monkeypatch.setattr(backed.store, "txn", txn)
     await store.mark()
     assert await store.get(A) is not None
+
+
+async def test_view_takes_other_data_that_have_the_same_revisions(backed: Backed) -> None:
+    store = guarding(backed, "a")
+    await marked(store, lambda: store.txn([], [Put(IDENTITY, {"id": "one"})]))
+    view = View(store)
+    following = asyncio.create_task(view.follow())
+    await until(lambda: view.identity == "one")
+    await backed.save()
+    backed.saved = [Record(it.key, {"id": "two"}, it.revision) for it in backed.saved if it.key == IDENTITY]
+    await backed.restore()
+    store.begin_anew()
+    await store.txn([], [Put(A, {})])
+    await until(lambda: view.identity == "two")
+    following.cancel()

@@ -71,6 +71,8 @@ class View:
         self._twins: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self._yielding: dict[str, str] = {}
         self._revisions: dict[str, int] = {}
+        self._generation = 0
+        """Of the store's data, when it was last read as a whole."""
         self._peers: defaultdict[str, dict[tuple[str, str], Peer]] = defaultdict(dict)
 
     # Reading
@@ -172,13 +174,13 @@ class View:
         failures = 0
         while True:
             try:
-                seen = self._store.seen
+                seen, generation = self._store.seen, self._store.generation
                 records, revision = await self._store.range(ROOT)
                 failures = 0
                 if self._store.is_older(records, seen):  # all stays as it is, until who mends that has done so
                     await asyncio.sleep(_RETRY_S[0])
                     continue
-                self._replace(records)
+                self._replace(records, generation)
                 log.info("cluster.synced", hosts=len(self._hosts), networks=len(self._networks), revision=revision)
                 async for event in self._store.watch(ROOT, revision):
                     self._take(event)
@@ -191,13 +193,17 @@ class View:
                 await asyncio.sleep(_RETRY_S[min(failures, len(_RETRY_S) - 1)])
                 failures += 1
 
-    def _replace(self, records: list[Record]) -> None:
-        """Take a snapshot; what is as before is left alone."""
+    def _replace(self, records: list[Record], generation: int) -> None:
+        """Take a snapshot; what is as before is left alone.
+
+        A store with other data may have written others at the same revisions.
+        """
+        anew, self._generation = generation != self._generation, generation
         there = {record.key for record in records}
         for key in self._revisions.keys() - there:
             self._take(Event(key, None, 0))
         for record in sorted(records, key=lambda record: record.revision):
-            if self._revisions.get(record.key) != record.revision:
+            if anew or self._revisions.get(record.key) != record.revision:
                 self._take(Event(record.key, record, record.revision))
         self.synced.set()
         self.touch_all()

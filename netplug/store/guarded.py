@@ -46,6 +46,7 @@ class Guarded:
         noticed: set when the store turns out to have older data, or none; until `begin_anew` nothing is changed but by
             who mends that (`mending`).
         seen: the newest mark that was seen.
+        generation: how often it was taken anew; revisions of one say nothing of another.
         plain: the store itself, for what may be written into older data as well.
     """
 
@@ -54,7 +55,7 @@ class Guarded:
         self.seen: Seen | None = None
         self.plain = self._store = store
         self._key = MARKS + me
-        self._generation = 0
+        self.generation = 0
         self._changed = asyncio.Event()
         self._saw = asyncio.Event()
         self._count = 0
@@ -67,7 +68,7 @@ class Guarded:
     def see(self, key: str, revision: int) -> None:
         """Learn that somebody's mark was written then."""
         if key.startswith(MARKS) and (self.seen is None or revision > self.seen[1]):
-            self.seen = Seen(key, revision, self._generation)
+            self.seen = Seen(key, revision, self.generation)
             self._saw.set()
 
     def is_older(self, records: Sequence[Record], seen: Seen | None) -> bool:
@@ -75,7 +76,7 @@ class Guarded:
 
         `seen`: as it was before they were read.
         """
-        if seen is None or seen.generation != self._generation:
+        if seen is None or seen.generation != self.generation:
             return False
         older = max((it.revision for it in records if it.key == seen.key), default=0) < seen.revision
         if older:
@@ -112,7 +113,7 @@ class Guarded:
     def begin_anew(self) -> None:
         """Take the store as it is now; watches end as if their revision were forgotten."""
         self.seen = None
-        self._generation += 1
+        self.generation += 1
         self.noticed.clear()
         self._changed.set()  # a mark soon, of what was mended
 
@@ -150,11 +151,11 @@ class Guarded:
         anchor: Callable[[], Compare | None] | None = None,  # noqa: ARG002 - it has one itself
     ) -> AsyncIterator[Event]:
         """Watch as `Store.watch` does; older data end it as forgotten changes do."""
-        return self._watch(prefix, revision, self._generation)
+        return self._watch(prefix, revision, self.generation)
 
     async def _watch(self, prefix: str, revision: int, generation: int) -> AsyncIterator[Event]:
         def anchor() -> Compare | None:
-            if generation != self._generation:
+            if generation != self.generation:
                 raise Compacted("the store was given other data")
             return self.seen.floor if self.seen else None
 
