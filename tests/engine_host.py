@@ -31,7 +31,7 @@ from netplug.engine.records import (
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
-from netplug.kernel.api import Outcome
+from netplug.kernel.api import Before, Outcome
 from netplug.kernel.fake import FakeKernel
 from netplug.leases import StoredLeases
 from netplug.orphans import View
@@ -74,11 +74,13 @@ class MortalKernel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._kernel, name)
 
-    async def ensure(self, steps: Sequence[Step], outcomes: list[Outcome] | None = None) -> list[Outcome]:
+    async def ensure(
+        self, steps: Sequence[Step], outcomes: list[Outcome] | None = None, before: Before | None = None
+    ) -> list[Outcome]:
         done: list[Outcome] = [] if outcomes is None else outcomes
         for step in steps:
             self._fuse.burn()
-            await self._kernel.ensure((step,), done)
+            await self._kernel.ensure((step,), done, before)
         return done
 
     async def remove(self, steps: Sequence[Step]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.ingress import Ingress
@@ -41,6 +41,17 @@ class Outcome(StrEnum):
     ADJUSTED = "adjusted"
     EQUAL = "equal"
     USED = "used"
+
+
+Before: TypeAlias = dict[str, tuple[Step, ...]]
+"""By the key of a step that was adjusted: what there was in its place, as steps that bring it back."""
+
+
+class Done(NamedTuple):
+    """What was found of a step. `before`: as in `Before`; empty where nothing can be put back."""
+
+    outcome: Outcome
+    before: tuple[Step, ...] = ()
 
 
 class StepError(NetplugError):
@@ -149,7 +160,9 @@ class Reservations(Protocol):
 class Kernel(Protocol):
     """What the executor and the engine need of a kernel."""
 
-    async def ensure(self, steps: Sequence[Step], outcomes: list[Outcome] | None = None) -> list[Outcome]:
+    async def ensure(
+        self, steps: Sequence[Step], outcomes: list[Outcome] | None = None, before: Before | None = None
+    ) -> list[Outcome]:
         """Bring the steps about, in order, and return what was found of each.
 
         Neighbouring firewall steps are one transaction. When a step fails, those before it stay as they are.
@@ -158,6 +171,8 @@ class Kernel(Protocol):
             steps: what is wanted.
             outcomes: is appended to as steps are done and is what is returned; so a caller knows after an exception or
                 a cancellation how far it came. A step is done or not, never half.
+            before: is given what there was of ports in succession, entries of tables and sets that were adjusted. What
+                else is adjusted (links, chains) stays so.
 
         Raises:
             StepError: with the step that failed.

@@ -1,16 +1,18 @@
 """Doing one step: what the kernel says of it is named, and what must be whole is not cut in half."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import TypeVar
 
 from netplug.drivers.steps import Step
 
-from .api import Outcome, StepError
+from .api import Before, Done, Outcome, StepError
 from .netlink import NetlinkError
 
 _T = TypeVar("_T")
+_S = TypeVar("_S", bound=Step)
 
 
 @contextmanager
@@ -30,10 +32,34 @@ def named(step: Step) -> Iterator[None]:
         raise StepError("internal", step, f"{step.key!r} failed: {error.strerror or error}") from error
 
 
-def merged(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return what was found of a step of several parts."""
-    kinds = set(outcomes)
-    return kinds.pop() if len(kinds) == 1 else Outcome.ADJUSTED
+class Notes:
+    """What was found of steps, for who wants to know; see `Kernel.ensure`."""
+
+    def __init__(self, outcomes: list[Outcome], before: Before | None) -> None:
+        self._outcomes = outcomes
+        self._before = before
+
+    def note(self, step: Step, found: Outcome | Done) -> None:
+        """Note what was found of a step."""
+        done = found if isinstance(found, Done) else Done(found)
+        self._outcomes.append(done.outcome)
+        if done.before and self._before is not None:
+            self._before.setdefault(step.key, done.before)
+
+    def take(self, steps: Sequence[Step], found: Sequence[Outcome | Done]) -> None:
+        """Note what was found of several steps."""
+        for step, done in zip(steps, found, strict=True):
+            self.note(step, done)
+
+
+def merged(done: Mapping[_S, Outcome], before: Mapping[str, Step] = MappingProxyType({})) -> Done:
+    """Return what was found of a step of several parts. `before`: what there was of them, by key; else as it is."""
+    kinds = set(done.values())
+    outcome = kinds.pop() if len(kinds) == 1 else Outcome.ADJUSTED
+    if outcome is not Outcome.ADJUSTED:
+        return Done(outcome)
+    there = (part for part, found in done.items() if found is not Outcome.CREATED)
+    return Done(outcome, tuple(before.get(part.key, part) for part in there))
 
 
 async def whole(work: Awaitable[_T], done: Callable[[_T], None]) -> None:

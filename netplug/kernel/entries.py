@@ -10,7 +10,7 @@ from netplug.drivers.steps import Forward, Forwards, Guard, Guards
 from netplug.drivers.tunnel import Tunnel, Tunnels, Vtep
 
 from . import forwards, guards, ingress, tunnels
-from .api import MISSING, Outcome, StepError
+from .api import MISSING, Done, Outcome, StepError
 from .netlink import NetlinkError
 from .nft_wire import Table
 from .nftables import Tables
@@ -75,7 +75,7 @@ class Look:
         return frozenset((*self.guarded.guards(), *led, *tunnelled))
 
 
-def ensure(tables: Tables, step: TableStep) -> Outcome:
+def ensure(tables: Tables, step: TableStep) -> Outcome | Done:
     """Bring a table, or an entry of one, about."""
     match step:
         case Guard():

@@ -5,16 +5,17 @@ what was done and how to take it back.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
 
+from netplug.drivers import ranges
 from netplug.drivers.plan import Plan
 from netplug.drivers.ranges import PUBLISHED
 from netplug.drivers.steps import Flows, Forward, HostPort, Relay, Step
 
-from .api import Drift, Kernel, Outcome, StepError
+from .api import Before, Drift, Kernel, Outcome, StepError
 
 log = structlog.get_logger(__name__)
 
@@ -28,21 +29,22 @@ class Executor:
     async def apply(self, plan: Plan, left: list[Step] | None = None) -> Mapping[str, Outcome]:
         """Bring a plan about and return what was found of each step, by key; of equal keys the first.
 
-        On any exception, cancellation too, what this very call created is removed again, in reverse and to the end,
-        before the exception goes on. A failure of that is attached to it as a note, and is in the log; `left` is given
-        the steps of which some may still be there then.
+        On any exception, cancellation too, what this very call created is removed again, in reverse and to the end, and
+        what it adjusted is put back where it can be (`Kernel.ensure`), before the exception goes on. A failure of that
+        is attached to it as a note, and is in the log; `left` is given the steps of which some may still be there then.
 
         Raises:
             StepError: with the step that failed.
         """
         steps = arrange(plan.steps)
         outcomes: list[Outcome] = []
+        before: Before = {}
         try:
-            await self._kernel.ensure(steps, outcomes)
+            await self._kernel.ensure(steps, outcomes, before)
         except BaseException as error:
-            created = [step for step, outcome in zip(steps, outcomes, strict=False) if outcome is Outcome.CREATED]
+            created = list(_created(steps, outcomes, before))
             try:
-                await _to_the_end(self._kernel.remove(arrange(created, reverting=True)))
+                await _to_the_end(self._undo(created, before))
             except Exception as failure:  # noqa: BLE001 - whatever it is, the cause of all goes on
                 log.error("plan.undo_failed", cause=str(error), error=_flat(failure))  # noqa: TRY400
                 error.add_note(f"and it could not all be undone: {_flat(failure)}")
@@ -53,6 +55,14 @@ class Executor:
         for step, outcome in zip(steps, outcomes, strict=True):
             found.setdefault(step.key, outcome)
         return found
+
+    async def _undo(self, created: Sequence[Step], before: Before) -> None:
+        made = set(ranges.keys(created))
+        try:
+            await self._kernel.remove(arrange(created, reverting=True))
+        finally:
+            if spared := [step for steps in before.values() for step in steps if step.key not in made]:
+                await self._kernel.ensure(arrange(spared))
 
     async def mend(self, plan: Plan) -> None:
         """Bring about what can be of a plan that was applied before; what one step lacks keeps no other from it.
@@ -118,6 +128,18 @@ def _stretch(steps: list[Step], *, reverting: bool) -> list[Step]:
     every = {step.key: step for step in steps if isinstance(step, Flows)}
     flows = sorted(every.values(), key=lambda step: (step.proto, step.address.version))
     return [*relays, *forwards, *flows, *ports] if reverting else [*ports, *forwards, *flows, *relays]
+
+
+def _created(steps: Sequence[Step], outcomes: Sequence[Outcome], before: Before) -> Iterator[Step]:
+    """Yield what was created: steps, and those parts of an adjusted one that were not there."""
+    made: set[str] = set()
+    for step, outcome in zip(steps, outcomes, strict=False):
+        if outcome is Outcome.CREATED:
+            made.update(ranges.keys((step,)))
+            yield step
+        elif outcome is Outcome.ADJUSTED and step.key in before:
+            there = {part.key for part in before[step.key]} - made
+            yield from (part for part in ranges.each(step) if part.key not in there)
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

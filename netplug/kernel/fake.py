@@ -46,13 +46,15 @@ from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, 
 from netplug.errors import NetplugError
 
 from . import fake_links, fake_ports, fake_tunnels, rules
-from .api import MISSING, Comparison, Drift, Outcome, Owned, Reservations, Serve, StepError
-from .doing import merged
+from .api import MISSING, Before, Comparison, Done, Drift, Outcome, Owned, Reservations, Serve, StepError
+from .doing import Notes, merged
 from .fake_interception import FakeInterception
 from .fake_world import Foreign, World, comparable
 from .rules import FIREWALL_STEPS, FirewallStep, Transaction
 
 _T = TypeVar("_T")
+_PUT_BACK = (HostPort, Forward, Relay, Guard, Fdb, Neighbour, IpSet)
+"""Steps of which is told what there was before they were adjusted."""
 
 
 class FakeKernel:
@@ -146,7 +148,9 @@ class FakeKernel:
 
     # What the protocol wants
 
-    async def ensure(self, steps: Sequence[Step], outcomes: list[Outcome] | None = None) -> list[Outcome]:
+    async def ensure(
+        self, steps: Sequence[Step], outcomes: list[Outcome] | None = None, before: Before | None = None
+    ) -> list[Outcome]:
         """Bring the steps about; see `Kernel`."""
         self.calls.append(("ensure", len(steps)))
         done: list[Outcome] = [] if outcomes is None else outcomes
@@ -158,7 +162,7 @@ class FakeKernel:
             for step in run:
                 await asyncio.sleep(0)
                 self._fail(step)
-                done.append(self._ensure_whole(step))
+                Notes(done, before).note(step, self._ensure_whole(step))
         return done
 
     async def remove(self, steps: Sequence[Step]) -> None:
@@ -303,19 +307,24 @@ class FakeKernel:
 
     # Each kind of step
 
-    def _ensure_whole(self, step: Step) -> Outcome:
+    def _ensure_whole(self, step: Step) -> Done:
         """Bring a step about, or nothing of it."""
-        done: dict[str, Outcome] = {}
+        state, done = self._world.state, dict[Step, Outcome]()
+        before = {part.key: state[part.key] for part in ranges.each(step) if part.key in state}
         try:
             for part in ranges.each(step):
-                done[part.key] = outcome = self._ensure(part)
+                done[part] = outcome = self._ensure(part)
                 if outcome is not Outcome.USED and not isinstance(part, Sysctl | Announce | Loopback):
-                    self._world.state[part.key] = part
-        except StepError:
-            for key in (key for key, outcome in done.items() if outcome is Outcome.CREATED):
-                self._world.state.pop(key, None)
-            raise
-        return merged(done.values())
+                    state[part.key] = part
+        except StepError as error:
+            for part, outcome in done.items():
+                if outcome is Outcome.CREATED:
+                    state.pop(part.key, None)
+                elif part.key in before:
+                    state[part.key] = before[part.key]
+            raise StepError(error.kind, step, error.message, hint=error.hint) from error
+        found = merged(done, before)
+        return found if isinstance(step, _PUT_BACK) else Done(found.outcome)
 
     def _ensure(self, step: Step) -> Outcome:
         if isinstance(step, fake_links.LINK_STEPS):

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from netplug.drivers.steps import Forward, Proto
 
 from . import nft_wire as nft
-from .api import MISSING, Outcome, StepError
+from .api import MISSING, Done, Outcome, StepError
 from .netlink import NetlinkError
 from .nft_wire import ADDRESS_TYPE, L4PROTO, BaseChain, Set, Table, equal, lead, padded, payload, verdict
 from .nftables import Tables
@@ -64,7 +64,7 @@ def entries(step: Forward) -> dict[str, dict[bytes, bytes]]:
     return {"one" if step.host else "any": found}
 
 
-def ensure(tables: Tables, steps: Sequence[Forward]) -> list[Outcome]:
+def ensure(tables: Tables, steps: Sequence[Forward]) -> list[Done]:
     """Lead ports, of one IP version; return what was found of each step."""
     wanted: dict[str, dict[bytes, bytes]] = {}
     of = [next(iter(entries(step).items())) for step in steps]
@@ -77,14 +77,16 @@ def ensure(tables: Tables, steps: Sequence[Forward]) -> list[Outcome]:
             words = f"the table of IPv{steps[0].family} ports is missing"
             raise StepError("not_found", steps[0], words) from error
         raise
-    return [_outcome(elements, before.get(name, {})) for name, elements in of]
+    return [_done(steps[0].family, name, elements, before.get(name, {})) for name, elements in of]
 
 
-def _outcome(wanted: Mapping[bytes, bytes], before: Mapping[bytes, bytes]) -> Outcome:
+def _done(family: int, name: str, wanted: Mapping[bytes, bytes], before: Mapping[bytes, bytes]) -> Done:
     found = {key: before[key] for key in wanted if key in before}
     if not found:
-        return Outcome.CREATED
-    return Outcome.EQUAL if found == wanted else Outcome.ADJUSTED
+        return Done(Outcome.CREATED)
+    if found == wanted:
+        return Done(Outcome.EQUAL)
+    return Done(Outcome.ADJUSTED, tuple(forwards(family, {name: found})))
 
 
 def remove(tables: Tables, steps: Sequence[Forward]) -> None:

@@ -26,7 +26,7 @@ from netplug.drivers.naming import PORTS, eui64
 from netplug.drivers.steps import Guard, IPAddress
 
 from . import nft_wire as nft
-from .api import MISSING, Outcome, StepError
+from .api import MISSING, Done, Outcome, StepError
 from .netlink import NetlinkError
 from .nft_wire import BaseChain, Set, Table, equal, member, padded, payload, verdict
 from .nftables import Tables
@@ -227,15 +227,20 @@ def entries(step: Guard) -> dict[str, dict[bytes, bytes]]:
     return {name: dict.fromkeys(keys, b"") for name, keys in found.items() if keys}
 
 
-def ensure(tables: Tables, step: Guard) -> Outcome:
+def ensure(tables: Tables, step: Guard) -> Done:
     """Bring a guard about."""
     wanted, port = entries(step), nft.ifname(step.link)
     try:
-        return tables.ensure(TABLE, wanted, lambda name, key: key[:16] == port or key in wanted.get(name, ()))
+        found = tables.ensure(TABLE, wanted, lambda name, key: key[:16] == port or key in wanted.get(name, ()))
     except NetlinkError as error:
         if error.errno == ENOENT:
             raise StepError("not_found", step, "the table of guards is missing") from error
         raise
+    outcome, present = found
+    if outcome is not Outcome.ADJUSTED:
+        return Done(outcome)
+    before = Found.of({**{item.name: {} for item in TABLE.sets}, **present})
+    return Done(outcome, tuple(it for it in before.guards() if it.link == step.link))
 
 
 def _local(step: Guard) -> IPv6Address | None:

@@ -15,7 +15,7 @@ from netplug.drivers.naming import MARK
 from netplug.drivers.steps import IpSet, Member
 from netplug.errors import NetplugError
 
-from .api import Outcome, StepError
+from .api import Done, Outcome, StepError
 from .netlink import (
     NETLINK_NETFILTER,
     NEW,
@@ -67,7 +67,7 @@ class IpSets:
     def __init__(self) -> None:
         self._socket: Netlink | None = None
 
-    async def ensure(self, step: IpSet | Member) -> Outcome:
+    async def ensure(self, step: IpSet | Member) -> Outcome | Done:
         """Bring a set or a member about."""
         return await (self.ensure_set(step) if isinstance(step, IpSet) else self.ensure_member(step))
 
@@ -75,7 +75,7 @@ class IpSets:
         """Remove a set or a member."""
         await (self.remove_set(step) if isinstance(step, IpSet) else self.remove_member(step))
 
-    async def ensure_set(self, step: IpSet) -> Outcome:
+    async def ensure_set(self, step: IpSet) -> Outcome | Done:
         """Bring a set about; one of another type is replaced if it is empty."""
         found = self._header(step.name)
         if found == (step.type, step.family):
@@ -103,7 +103,7 @@ class IpSets:
                     "unavailable", step, f"the kernel has no sets of type {step.type} ({feature})"
                 ) from error
             raise _internal(step, step.name, error) from error
-        return Outcome.ADJUSTED if found else Outcome.CREATED
+        return Done(Outcome.ADJUSTED, (IpSet(step.name, *found),)) if found else Outcome.CREATED
 
     async def remove_set(self, step: IpSet) -> None:
         """Destroy a set."""

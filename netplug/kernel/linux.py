@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address
 from itertools import groupby
 from types import TracebackType
@@ -53,10 +54,10 @@ from . import (
     vxlan,
 )
 from .announcing import Announcements
-from .api import Comparison, Drift, Outcome, Owned, Reservations, Serve, StepError
+from .api import Before, Comparison, Done, Drift, Outcome, Owned, Reservations, Serve, StepError
 from .conntrack import Conntrack
 from .descriptors import raise_limit, require
-from .doing import named, whole
+from .doing import Notes, named, whole
 from .entries import TABLE_STEPS
 from .firewall import Firewall
 from .interception import Interception
@@ -135,9 +136,12 @@ class LinuxKernel:
     ) -> None:
         await self.close()
 
-    async def ensure(self, steps: Sequence[Step], outcomes: list[Outcome] | None = None) -> list[Outcome]:
+    async def ensure(
+        self, steps: Sequence[Step], outcomes: list[Outcome] | None = None, before: Before | None = None
+    ) -> list[Outcome]:
         """Bring the steps about; see `Kernel`."""
         done: list[Outcome] = [] if outcomes is None else outcomes
+        notes = Notes(done, before)
         with Sandboxes() as sandboxes:
             for kind, run in groupby(steps, _kind):
                 if isinstance(kind, int):
@@ -146,17 +150,15 @@ class LinuxKernel:
                 if kind:
                     together = list(run)
                     with named(together[0]):
-                        await whole(self._ensure_together(together), done.extend)
+                        await whole(self._ensure_together(together), partial(notes.take, together))
                     continue
                 for number, step in enumerate(run):
                     with named(step):
                         if isinstance(step, HostPort | Relay):
                             # There may be thousands; a task each would take longer than the work.
-                            done.append(
-                                self._ports.ensure(step) if isinstance(step, HostPort) else self._relays.ensure(step)
-                            )
+                            notes.note(step, self._reserve_or_relay(step))
                         else:
-                            await whole(self._ensure(step, sandboxes), done.append)
+                            await whole(self._ensure(step, sandboxes), partial(notes.note, step))
                     if number % _BREATH == 0:
                         await asyncio.sleep(0)
         return done
@@ -315,7 +317,10 @@ class LinuxKernel:
             self._survey.close()
             self._nl.close()
 
-    async def _ensure(self, step: Step, sandboxes: Sandboxes) -> Outcome:
+    def _reserve_or_relay(self, step: HostPort | Relay) -> Done:
+        return self._ports.ensure(step) if isinstance(step, HostPort) else self._relays.ensure(step)
+
+    async def _ensure(self, step: Step, sandboxes: Sandboxes) -> Outcome | Done:
         match step:
             case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
                 return await self._ensure_link(step, sandboxes)
@@ -332,7 +337,7 @@ class LinuxKernel:
             case _:
                 return await self._do(lambda: self._ensure_now(step, sandboxes))
 
-    def _ensure_now(self, step: Step, sandboxes: Sandboxes) -> Outcome:
+    def _ensure_now(self, step: Step, sandboxes: Sandboxes) -> Outcome | Done:
         match step:
             case Hairpin():
                 return links.ensure_hairpin(self._nl, step)
@@ -351,7 +356,7 @@ class LinuxKernel:
                 return self._ways.ensure(step)
         raise TypeError(f"no way to bring about a {type(step).__name__}")
 
-    async def _ensure_together(self, steps: Sequence[Step]) -> list[Outcome]:
+    async def _ensure_together(self, steps: Sequence[Step]) -> Sequence[Outcome | Done]:
         if remote := [step for step in steps if isinstance(step, Remote)]:
             return self._ways.ensure_remote(remote)
         if forwarded := [step for step in steps if isinstance(step, Forward)]:

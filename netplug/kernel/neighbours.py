@@ -10,7 +10,7 @@ fail on it.
 import errno
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Self
 
@@ -18,7 +18,7 @@ from netplug.drivers.steps import IPAddress
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour
 
 from . import rtnl
-from .api import MISSING, Outcome, StepError
+from .api import MISSING, Done, Outcome, StepError
 from .netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, Netlink, NetlinkError, attr, attrs, u8, u32
 from .rtnl import AF_BRIDGE, PROTOCOL, Link, packed_mac
 
@@ -150,7 +150,7 @@ def seats(nl: Netlink, bridge: int) -> set[tuple[int, str]]:
     return {(it.index, it.mac) for it in found if it.sticky}
 
 
-def ensure(nl: Netlink, step: Fdb | Neighbour) -> Outcome:
+def ensure(nl: Netlink, step: Fdb | Neighbour) -> Done:
     """Bring a remote MAC, or a neighbour, about."""
     return _ensure_fdb(nl, step) if isinstance(step, Fdb) else _ensure_neighbour(nl, step)
 
@@ -163,7 +163,7 @@ def remove(nl: Netlink, step: Fdb | Neighbour) -> None:
         _remove_neighbour(nl, step)
 
 
-def _ensure_fdb(nl: Netlink, step: Fdb) -> Outcome:
+def _ensure_fdb(nl: Netlink, step: Fdb) -> Done:
     """Bring a remote MAC about."""
     link = _wanted(nl, step, step.link)
     if link.vxlan is None or not link.master:
@@ -173,15 +173,15 @@ def _ensure_fdb(nl: Netlink, step: Fdb) -> Outcome:
     remote += attr(_DST, step.vtep.packed)
     if step.mac == NO_MAC:
         if any(it.mac == NO_MAC and it.dst == step.vtep for it in _fdb(nl, link.index)):
-            return Outcome.EQUAL
+            return Done(Outcome.EQUAL)
         _write(nl, step, remote, NLM_F_CREATE | NLM_F_APPEND)
-        return Outcome.CREATED
+        return Done(Outcome.CREATED)
     mine = _get(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_SELF, 0) + head)
     bridges = _get(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_MASTER, 0) + head)
     known = mine is not None and bool(mine.flags & _EXTERN_LEARN) and mine.dst == step.vtep
     bridged = bridges is not None and bridges.sticky and bridges.index == link.index
     if known and bridged:
-        return Outcome.EQUAL
+        return Done(Outcome.EQUAL)
     if mine and not mine.flags & _EXTERN_LEARN:
         # The kernel replaces what an entry leads to, never its mark (drivers/net/vxlan, vxlan_fdb_update_existing).
         _delete(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_SELF, 0) + head)
@@ -190,7 +190,10 @@ def _ensure_fdb(nl: Netlink, step: Fdb) -> Outcome:
     if not bridged:
         static = _NDMSG.pack(AF_BRIDGE, link.index, _STATIC, _BY_MASTER | _STICKY, 0) + head
         _write(nl, step, static, NLM_F_CREATE | NLM_F_REPLACE)
-    return Outcome.CREATED if mine is None else Outcome.ADJUSTED
+    if mine is None:
+        return Done(Outcome.CREATED)
+    ours = mine.dst if mine.flags & _EXTERN_LEARN else None
+    return Done(Outcome.ADJUSTED, (replace(step, vtep=ours),) if ours else ())
 
 
 def _remove_fdb(nl: Netlink, step: Fdb) -> None:
@@ -207,18 +210,18 @@ def _remove_fdb(nl: Netlink, step: Fdb) -> None:
     _delete(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_SELF, 0) + head + attr(_DST, step.vtep.packed))
 
 
-def _ensure_neighbour(nl: Netlink, step: Neighbour) -> Outcome:
+def _ensure_neighbour(nl: Netlink, step: Neighbour) -> Done:
     """Bring a neighbour about; what the kernel found out by itself is written over."""
     link = _wanted(nl, step, step.link)
     found = _get(nl, _asked(step, link.index))
     fixed = found is not None and found.permanent
     if found and fixed and found.protocol != PROTOCOL:
         if found.mac == step.mac:
-            return Outcome.USED
+            return Done(Outcome.USED)
         words = f"link {step.link!r} has a permanent neighbour {step.address} at {found.mac} that is not ours"
         raise StepError("exists", step, words, hint=f"ip neigh del {step.address} dev {step.link}")
     if found and fixed and found.mac == step.mac:
-        return Outcome.EQUAL
+        return Done(Outcome.EQUAL)
     message = (
         _NDMSG.pack(_FAMILIES[step.address.version], link.index, _PERMANENT, 0, 0)
         + attr(_DST, step.address.packed)
@@ -226,7 +229,7 @@ def _ensure_neighbour(nl: Netlink, step: Neighbour) -> Outcome:
         + u8(_PROTOCOL, PROTOCOL)
     )
     _write(nl, step, message, NLM_F_CREATE | NLM_F_REPLACE)
-    return Outcome.ADJUSTED if fixed else Outcome.CREATED
+    return Done(Outcome.ADJUSTED, (replace(step, mac=found.mac),)) if found and fixed else Done(Outcome.CREATED)
 
 
 def _remove_neighbour(nl: Netlink, step: Neighbour) -> None:

@@ -83,8 +83,10 @@ class Tables:
             return MISSING
         return "" if found == _comments_of(table) else "its rules differ"
 
-    def ensure(self, table: Table, wanted: Entries, belongs: Callable[[str, bytes], bool]) -> Outcome:
-        """Bring the elements of an object about. `belongs`: tells which elements, by set and key, are of that object.
+    def ensure(self, table: Table, wanted: Entries, belongs: Callable[[str, bytes], bool]) -> tuple[Outcome, Entries]:
+        """Bring the elements of an object about; return what was found, and the elements that it had.
+
+        `belongs`: tells which elements, by set and key, are of that object.
 
         Raises:
             NetlinkError: ENOENT, there is no table.
@@ -95,16 +97,16 @@ class Tables:
             if error.errno != errno.EEXIST:
                 raise
         else:
-            return Outcome.CREATED
+            return Outcome.CREATED, {}
         found = {
             name: {key: value for key, value in elements.items() if belongs(name, key)}
             for name, elements in self.content(table).items()
         }
         present = {name: elements for name, elements in found.items() if elements}
         if present == wanted:
-            return Outcome.EQUAL
+            return Outcome.EQUAL, present
         self.commit([*_removed(table, present), *_added(table, wanted, NLM_F_CREATE)])
-        return Outcome.ADJUSTED
+        return Outcome.ADJUSTED, present
 
     def add(self, table: Table, name: str, keys: Sequence[bytes]) -> frozenset[bytes]:
         """Add elements to a plain set; return those of them that were there.
@@ -123,20 +125,27 @@ class Tables:
             NetlinkError: ENOENT, there is no table.
         """
         before: dict[str, dict[bytes, bytes]] = {}
-        new: list[Entries] = []
+        done: list[tuple[Entries, Entries]] = []
         try:
             for part in _batches(wanted):
                 found = self._put(table, part)
                 for name, elements in found.items():
                     before.setdefault(name, {}).update(elements)
-                new.append(
-                    {name: {k: v for k, v in it.items() if k not in found.get(name, {})} for name, it in part.items()}
-                )
+                done.append((part, found))
         except NetlinkError:
-            for part in new:
-                self.remove(table, part)
+            for put, there in reversed(done):
+                self._take_back(table, put, there)
             raise
         return before
+
+    def _take_back(self, table: Table, put: Entries, before: Entries) -> None:
+        """Bring back what there was before elements were put."""
+        new = {name: {k: v for k, v in it.items() if k not in before.get(name, {})} for name, it in put.items()}
+        stale = {name: {k: v for k, v in it.items() if put[name][k] != v} for name, it in before.items()}
+        if any(new.values()):
+            self.remove(table, new)
+        if any(stale.values()):
+            self._change(table, stale, stale, NLM_F_CREATE)
 
     def _put(self, table: Table, wanted: Entries) -> dict[str, dict[bytes, bytes]]:
         try:

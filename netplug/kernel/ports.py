@@ -18,7 +18,7 @@ from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.errors import NetplugError
 
 from . import descriptors
-from .api import IN_USE, MISSING, Outcome, StepError
+from .api import IN_USE, MISSING, Done, Outcome, StepError
 from .doing import merged
 
 _SO_ATTACH_FILTER = 26
@@ -62,7 +62,7 @@ class Ports:
         # Held, and no socket that could be bound beside our name server's would find them taken.
         self._beside: dict[str, HostPort] = {}
 
-    def ensure(self, step: HostPort) -> Outcome:
+    def ensure(self, step: HostPort) -> Done:
         """Reserve ports unless we hold them: all or none."""
         done: dict[HostPort, Outcome] = {}
         for part in _parts(step):
@@ -74,7 +74,7 @@ class Ports:
                 raise problem(
                     error, step.proto, step.address, part.port, lambda k, m, h: StepError(k, step, m, hint=h)
                 ) from error
-        return merged(done.values())
+        return merged(done)
 
     def _ensure(self, step: HostPort) -> Outcome:
         if step.shared:

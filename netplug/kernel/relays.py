@@ -20,7 +20,7 @@ from netplug.drivers import ranges
 from netplug.drivers.steps import HostPort, IPAddress, Proto, Relay
 
 from . import descriptors
-from .api import MISSING, Outcome, StepError
+from .api import MISSING, Done, Outcome, StepError
 from .confined import Confined, link_of
 from .doing import merged
 from .ports import Ports
@@ -59,17 +59,21 @@ class Relays:
         self._confined = Confined()
         self._servers: dict[str, tuple[Relay, _Server]] = {}
 
-    def ensure(self, step: Relay) -> Outcome:
+    def ensure(self, step: Relay) -> Done:
         """Serve ports that are reserved; one that leads elsewhere is led anew."""
+        before = {part.key: self._servers[part.key][0] for part in _parts(step) if part.key in self._servers}
         done: dict[Relay, Outcome] = {}
         try:
             for part in _parts(step):
                 done[part] = self._ensure(part)
-        except StepError:
-            for part in (it for it, outcome in done.items() if outcome is Outcome.CREATED):
-                self._remove(part)
-            raise
-        return merged(done.values())
+        except StepError as error:
+            for part, outcome in done.items():
+                if outcome is Outcome.CREATED:
+                    self._remove(part)
+                else:
+                    self._ensure(before[part.key])
+            raise StepError(error.kind, step, error.message, hint=error.hint) from error
+        return merged(done, before)
 
     def _ensure(self, step: Relay) -> Outcome:
         before = self._servers.get(step.key)

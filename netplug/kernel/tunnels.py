@@ -107,7 +107,7 @@ def ensure(tables: Tables, step: Tunnel | Vtep) -> Outcome:
     """Bring an element about."""
     wanted = entries(step)
     try:
-        return tables.ensure(TABLES[step.family], wanted, lambda name, key: key in wanted.get(name, ()))
+        return tables.ensure(TABLES[step.family], wanted, lambda name, key: key in wanted.get(name, ()))[0]
     except NetlinkError as error:
         if error.errno == ENOENT:
             raise StepError("not_found", step, f"the table of IPv{step.family} tunnels is missing") from error

@@ -12,7 +12,7 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.ranges import each
 from netplug.drivers.steps import Flows, Forward, Forwards, HostPort, Proto, Relay, Resolver, Step
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel
+from netplug.kernel.api import Kernel, StepError
 from netplug.kernel.executor import Executor
 
 INSIDE = ip_address("10.9.0.2")
@@ -66,6 +66,34 @@ class PortsSuite:
         assert around.snapshot() == before
         assert await kernel.reserve(Proto.TCP, EVERYWHERE, 9000, 9000) == 9000
 
+    @pytest.mark.parametrize("step", [step for step in RANGES if not isinstance(step, Flows)], ids=lambda it: it.key)
+    async def test_a_range_of_which_a_part_was_there_is_undone_to_that(
+        self, kernel: Kernel, around: Surroundings, step: Step
+    ) -> None:
+        reserved = [RANGES[1]] if isinstance(step, Relay) else []
+        first, second, third = each(step)
+        if isinstance(second, Forward | Relay):
+            second = replace(second, target=4242)
+        await kernel.ensure((*BOTH, *reserved, first, second))
+        around.take_port(Proto.SCTP, EVERYWHERE, 9003)
+        before, owned = around.snapshot(), await kernel.owned()
+        with pytest.raises(StepError, match=r"0\.0\.0\.0:9003/sctp"):
+            await Executor(kernel).apply(Plan((step, HostPort(Proto.SCTP, EVERYWHERE, 9003))))
+        assert await whats(kernel, first, second, third) == ["missing"]
+        assert (around.snapshot(), await kernel.owned()) == (before, owned)
+        await gone(kernel, first, second, *reserved, *BOTH)
+
+    async def test_relays_of_which_one_fails_are_as_they_were(self, kernel: Kernel) -> None:
+        ports = list(each(RANGES[1]))[:2]
+        step = RANGES[-1]
+        first, second, third = each(step)
+        assert isinstance(second, Relay)
+        second = replace(second, target=4242)
+        await kernel.ensure((*ports, second))
+        assert (await refusal(kernel, step)).kind == "not_found"
+        assert await whats(kernel, first, second, third) == ["missing", "missing"]
+        await gone(kernel, second, *ports)
+
     async def test_steps_of_single_ports_of_an_older_version_are_those_of_a_range(self, kernel: Kernel) -> None:
         one_by_one = [part for step in RANGES for part in each(step)]
         await kernel.ensure((*BOTH, *one_by_one))
@@ -85,6 +113,16 @@ class PortsSuite:
         await gone(kernel, many, replace(other, port=13_000, count=10))
         assert (await kernel.owned()).entries == set()
         await gone(kernel, Forwards(4))
+
+    async def test_many_ports_that_cannot_all_be_led_lead_where_they_did(self, kernel: Kernel) -> None:
+        many = Forward(Proto.TCP, None, 10_000, INSIDE, 10_000, 3000)
+        other = replace(many, port=10_100, address=ip_address("10.9.0.3"), count=20)
+        await kernel.ensure((Forwards(4), other))
+        before = await kernel.owned()
+        with pytest.raises(StepError, match="IPv6 ports is missing"):
+            await Executor(kernel).apply(Plan((many, replace(many, address=INSIDE6))))
+        assert await kernel.owned() == before
+        await gone(kernel, other, Forwards(4))
 
     async def test_the_port_of_our_own_name_server_can_be_published(self, kernel: Kernel, around: Surroundings) -> None:
         around.add_link("np-test", "bridge")

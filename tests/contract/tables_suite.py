@@ -20,7 +20,7 @@ from netplug.drivers.steps import (
     Resolver,
     Step,
 )
-from netplug.kernel.api import Kernel
+from netplug.kernel.api import Kernel, StepError
 from netplug.kernel.executor import Executor
 
 GUARD = Guard("nphtest", "02:00:00:00:02:01", (ip_address("10.9.0.2"), ip_address("fd00:9::2")))
@@ -93,6 +93,36 @@ class TablesSuite:
         assert await whats(kernel, table, step) == []
         assert (await kernel.owned()).entries == {step}
         await gone(kernel, step, table)
+
+    @pytest.mark.parametrize(
+        ("table", "step", "other"),
+        [
+            (Guards(), GUARD, replace(GUARD, addresses=(ip_address("10.9.0.3"),))),
+            (Guards(), GUARD, replace(GUARD, mac="02:00:00:00:02:02")),
+            (Guards(), GUARD, replace(GUARD, mac="")),
+            (Forwards(4), FORWARD, replace(FORWARD, address=ip_address("10.9.0.3"))),
+        ],
+        ids=["addresses", "mac", "no mac", "address"],
+    )
+    async def test_entry_that_was_adjusted_is_put_back_when_the_rest_fails(
+        self, kernel: Kernel, around: Surroundings, table: Step, step: Guard | Forward, other: Guard | Forward
+    ) -> None:
+        await kernel.ensure((table, other))
+        around.take_port(Proto.TCP, ip_address("0.0.0.0"), 8081)
+        before = around.snapshot()
+        taken = HostPort(Proto.TCP, ip_address("0.0.0.0"), 8081)
+        with pytest.raises(StepError, match="8081"):
+            await Executor(kernel).apply(Plan((step, taken)))
+        assert await whats(kernel, other) == []
+        assert (await kernel.owned()).entries == {other}
+        # What is made and then adjusted by one plan is new, and goes.
+        await gone(kernel, other)
+        with pytest.raises(StepError, match="8081"):
+            await Executor(kernel).apply(Plan((other, step, taken)))
+        assert (await kernel.owned()).entries == set()
+        await kernel.ensure((other,))
+        assert around.snapshot() == before
+        await gone(kernel, other, table)
 
     async def test_entry_of_which_a_part_is_gone_is_removed(self, kernel: Kernel) -> None:
         await kernel.ensure((Guards(), replace(GUARD, addresses=GUARD.addresses[:1])))

@@ -40,10 +40,11 @@ from netplug.drivers.steps import (  # noqa: E402
     Veth,
 )
 from netplug.errors import NetplugError  # noqa: E402
-from netplug.kernel import netns, reaper  # noqa: E402
+from netplug.kernel import forwards, netns, reaper  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.executor import Executor  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
+from netplug.kernel.netlink import NetlinkError  # noqa: E402
 from netplug.kernel.rtnl import DELETE_GROUPS  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
@@ -530,7 +531,16 @@ class TestLinuxTables(LinuxHost, TablesSuite):
 
 
 class TestLinuxPorts(LinuxHost, PortsSuite):
-    pass
+    async def test_of_several_transactions_the_first_are_taken_back(self, kernel: LinuxKernel) -> None:
+        """The kernel refuses the last of them: a key of two bytes."""
+        many = Forward(Proto.TCP, None, 10_000, ip_address("10.9.0.2"), 10_000, 3000)
+        other = replace(many, port=10_100, address=ip_address("10.9.0.3"), count=20)
+        await kernel.ensure((Forwards(4), other))
+        before = await kernel.owned()
+        elements = forwards.entries(many)["any"]
+        with pytest.raises(NetlinkError):
+            kernel._tables.put(forwards.TABLES[4], {"any": {**elements, b"no": b"no"}})
+        assert await kernel.owned() == before
 
 
 class TestCancellation(LinuxHost):

@@ -6,9 +6,11 @@ from ipaddress import ip_address
 import pytest
 from kernel_suite import ADJUSTED, BRIDGE, CREATED, EQUAL, Surroundings, gone, refusal, whats
 
+from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Step, Veth
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
-from netplug.kernel.api import Kernel
+from netplug.kernel.api import Kernel, StepError
+from netplug.kernel.executor import Executor
 
 VXLAN = Vxlan("npvtest", "fe:00:00:00:05:01", 1450, BRIDGE.name, 4097, ip_address("10.5.0.1"), 4789)
 VXLAN6 = replace(VXLAN, local=ip_address("fd00:5::1"), mtu=1430)
@@ -140,6 +142,10 @@ class TunnelSuite:
         await kernel.ensure((*LINKS, step))
         assert len(await whats(kernel, other)) == 1
         assert await kernel.ensure((other,)) == [ADJUSTED]
+        assert await whats(kernel, other) == []
+        assert len((await kernel.owned()).stations) == 1
+        with pytest.raises(StepError, match="nobody"):
+            await Executor(kernel).apply(Plan((step, replace(NEIGHBOUR, link="nobody"))))
         assert await whats(kernel, other) == []
         assert len((await kernel.owned()).stations) == 1
         await gone(kernel, other)
