@@ -47,10 +47,18 @@ class Plugin:
         mappings = [{"hostPort": outer, "containerPort": inner} for outer, inner in ports]
         return await self.call("ADD", network, runtimeConfig={"portMappings": mappings}, **more)
 
+    async def create(self, **network: Any) -> dict[str, Any]:
+        """Ask as netavark does when podman makes a network."""
+        wanted = {"name": "blue", "id": "b" * 64, "driver": "pynet"} | network
+        call = Call("pynet", {"NETAVARK_COMMAND": "create"}, json.dumps(wanted).encode())
+        answer: dict[str, Any] = json.loads((await CniService(self.host.engine).answer(call)).stdout)
+        return answer
+
     async def setup(self, **port: Any) -> dict[str, Any]:
         """Ask as netavark does, for one port."""
         wanted = {
             "container_id": ID,
+            "container_name": "web",
             "port_mappings": [{"container_port": 80, "host_port": 8080, "host_ip": "", "protocol": "tcp"} | port],
             "network": {"name": "blue", "id": "b" * 64, "driver": "pynet", "subnets": [{"subnet": SUBNETS["blue"]}]},
             "network_options": {"interface_name": "eth0"},
@@ -255,3 +263,22 @@ async def test_gc_that_does_not_say_what_is_attached_is_told_so(plugin: Plugin) 
     assert (await plugin.call("GC", **{"cni.dev/valid-attachments": {"a": 1}}))["code"] == 7
     assert plugin.containers() == [ID]
     await plugin.call("DEL")
+
+
+async def test_network_that_differs_says_in_what_and_who_is_in_it(plugin: Plugin) -> None:
+    await plugin.setup()
+    ranges_ = {"lease_range": {"start_ip": "10.1.0.10", "end_ip": "10.1.0.20"}}
+    said = await plugin.create(subnets=[{"subnet": "10.5.0.0/24"}], options={"mtu": "1400"})
+    assert said["error"] == (
+        "network 'blue' exists and differs: mtu is 1500, not 1400; subnet is 10.1.0.0/24, not 10.5.0.0/24"
+        "; in it: container web (choose another name, or remove first what is in the network)"
+    )
+    said = await plugin.create(subnets=[{"subnet": "10.1.0.0/24", "gateway": "10.1.0.9"} | ranges_])
+    assert "gateway of 10.1.0.0/24 is 10.1.0.1, not 10.1.0.9; range of 10.1.0.0/24 is all, not 10.1" in said["error"]
+    mine = await plugin.host.cli_network("10.6.0.0/24", name="mine")
+    said = await plugin.create(name="mine", subnets=[{"subnet": "10.7.0.0/24"}])
+    assert said["error"] == (
+        "network 'mine' exists and differs: subnet is 10.6.0.0/24, not 10.7.0.0/24; it was made by cli "
+        "(choose another name, say what it is like, or remove it: netplug network rm mine)"
+    )
+    assert (await plugin.create(name="mine", subnets=[{"subnet": "10.6.0.0/24"}]))["name"] == mine.network.name

@@ -1,35 +1,62 @@
 """What CHECK and STATUS look at, and whether a configuration fits a network that is there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from netplug.drivers.api import Network
+from netplug.drivers.naming import short
 from netplug.drivers.options import parse
 from netplug.engine import Engine
-from netplug.engine.records import EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError
 from netplug.frontends.cni_result import Result
 from netplug.frontends.cni_wire import CniError, Code
 from netplug.ipam.allocator import Allocator
 
+_NAMED = 3
+"""Of those who are in a network so many are named."""
 
-def refuse_disagreement(record: NetworkRecord, wanted: NetworkSpec, allocator: Allocator) -> None:
+
+def refuse_disagreement(engine: Engine, record: NetworkRecord, wanted: NetworkSpec) -> None:
     """Refuse a configuration that wants the network otherwise than it is; what it does not say may be as it is.
 
     Raises:
-        CniError: code 7, with the first difference.
+        CniError: code 7, with all differences, who is in the network, and what to do.
     """
+    if differences := list(_differences(engine, record, wanted)):
+        said = "; ".join(f"{key} is {_shown(found)}, not {_shown(asked)}" for key, asked, found in differences)
+        who, hint = _in_it(engine, record, wanted)
+        raise CniError(Code.CONFIG, f"network {record.network.name!r} exists and differs: {said}{who}", hint)
+
+
+def _differences(engine: Engine, record: NetworkRecord, wanted: NetworkSpec) -> Iterator[tuple[str, object, object]]:
+    """Yield what differs, as it is wanted and as it is."""
     net, options = record.network, parse(wanted.options)
     for key in parse_keys(wanted):
         asked, found = getattr(options, key), getattr(net.options, key)
         if asked != found:
-            raise _disagreement(net, key, asked, found)
+            yield key, asked, found
     if wanted.internal and not net.internal:
-        raise _disagreement(net, "internal", True, net.internal)
+        yield "internal", True, net.internal
     for subnet in wanted.subnets:
         if subnet.pool is not None:
-            _refuse_subnet(record, subnet, allocator)
+            yield from _subnet_differences(record, subnet, engine.allocator)
+
+
+def _in_it(engine: Engine, record: NetworkRecord, wanted: NetworkSpec) -> tuple[str, str]:
+    """Return what keeps a network from being made anew as it is wanted, and what to do; both in words."""
+    name, of = record.network.name, record.front_end
+    if of is not wanted.front_end:
+        tool = "docker" if of is FrontEnd.DOCKER else "netplug"
+        hint = f"choose another name, say what it is like, or remove it: {tool} network rm {name}"
+        return f"; it was made by {of}", hint
+    there = engine.registry.endpoints(record.network.id)
+    inside = sorted(f"container {it.name or short(it.container or it.endpoint.id)}" for it in there)
+    if len(inside) > _NAMED:
+        inside[_NAMED:] = [f"{len(inside) - _NAMED} more"]
+    who = f"; in it: {', '.join(inside)}" if inside else ""
+    return who, "choose another name, or remove first what is in the network"
 
 
 def parse_keys(wanted: NetworkSpec) -> Sequence[str]:
@@ -37,30 +64,26 @@ def parse_keys(wanted: NetworkSpec) -> Sequence[str]:
     return [key for key in wanted.options if not key.startswith("com.")]
 
 
-def _refuse_subnet(record: NetworkRecord, wanted: SubnetSpec, allocator: Allocator) -> None:
+def _subnet_differences(
+    record: NetworkRecord, wanted: SubnetSpec, allocator: Allocator
+) -> Iterator[tuple[str, object, object]]:
     net = record.network
     for subnet, pool_id in zip(net.subnets, record.pools, strict=True):
         if subnet.pool != wanted.pool:
             continue
         gateway = subnet.gateway.ip if subnet.gateway else None
         if wanted.gateway is not None and gateway is not None and gateway != wanted.gateway:
-            raise _disagreement(net, f"gateway of {subnet.pool}", wanted.gateway, gateway)
+            yield f"gateway of {subnet.pool}", wanted.gateway, gateway
         pool = allocator.pool(pool_id)
         if record.front_end.shares and pool is not None and pool.ends != wanted.ends:
-            raise _disagreement(net, f"range of {subnet.pool}", _ends(wanted), _ends(pool))
+            yield f"range of {subnet.pool}", _ends(wanted), _ends(pool)
         return
-    pools = ", ".join(str(subnet.pool) for subnet in net.subnets) or "none"
-    raise _disagreement(net, "subnet", wanted.pool, pools)
+    yield "subnet", wanted.pool, tuple(subnet.pool for subnet in net.subnets)
 
 
 def _ends(of: object) -> str:
     ends = getattr(of, "ends", None)
     return f"{ends[0]}-{ends[1]}" if ends else "all"
-
-
-def _disagreement(net: Network, key: str, asked: object, found: object) -> CniError:
-    words = f"network {net.name!r} exists and has {key} {_shown(found)}, the configuration says {_shown(asked)}"
-    return CniError(Code.CONFIG, words, "use another name, or remove what is in the network first")
 
 
 def _shown(value: object) -> str:
@@ -98,7 +121,7 @@ async def refuse_unready(engine: Engine, record: NetworkRecord | None, wanted: N
     if record is None:
         await _refuse_unmakeable(engine, wanted)
         return
-    refuse_disagreement(record, wanted, engine.allocator)
+    refuse_disagreement(engine, record, wanted)
     seen = await engine.kernel.compare((*engine.shared.plan, *record.plan))
     if seen.drifts:
         await _mend(engine, record)

@@ -42,7 +42,7 @@ class Leasing:
             if record.network.options.mode != IPAM:
                 words = f"network {request.network!r} is of mode {record.network.options.mode}, not {IPAM}"
                 raise CniError(Code.CONFIG, words, "give the configuration another name, or use netplug's own type")
-            refuse_disagreement(record, wanted.network, self._engine.allocator)
+            refuse_disagreement(self._engine, record, wanted.network)
             return await self._lease(request, wanted, record)
         record = await self._engine.networks.create(wanted.network)
         try:

@@ -48,7 +48,7 @@ class NamedNetworks:
     async def _agreeing(self, record: NetworkRecord, spec: NetworkSpec) -> NetworkRecord | None:
         """Return the network if it is as asked for; one that was made like this, and nobody is in, is made anew."""
         try:
-            refuse_disagreement(record, spec, self._engine.allocator)
+            refuse_disagreement(self._engine, record, spec)
         except CniError:
             if record.front_end is not spec.front_end or self._engine.registry.endpoints(record.network.id):
                 raise

@@ -293,6 +293,6 @@ def _words(exc: Exception) -> str:
         return f"what came on stdin is not as it should be: {exc}"
     if isinstance(exc, CniError | StoreError) or (isinstance(exc, Reportable) and exc.kind != "internal"):
         log.info("request.refused", error=str(exc))
-        return str(exc)
+        return f"{exc.msg} ({exc.details})" if isinstance(exc, CniError) and exc.details else str(exc)
     log.error("request.failed", error=str(exc), exc_info=exc)
     return f"internal error: {exc} (see {LOG})"
