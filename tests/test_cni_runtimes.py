@@ -33,10 +33,18 @@ class Plugin:
         self.host = host
 
     async def call(
-        self, command: str, network: str = "blue", container: str = ID, netns: str = NETNS, pid: int = 0, **config: Any
+        self,
+        command: str,
+        network: str = "blue",
+        container: str = ID,
+        netns: str = NETNS,
+        pid: int = 0,
+        args: str = "",
+        **config: Any,
     ) -> dict[str, Any]:
         config = {"type": "pynet", "ipam": {"type": "netplug-ipam", "subnet": SUBNETS[network]}} | config
         env = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": f"e{network}"}
+        env |= {"CNI_ARGS": args}
         name = "netplug-ipam" if config["type"] == "bridge" else "pynet"
         text = {"cniVersion": "1.1.0", "name": network} | config
         reply = await CniService(self.host.engine).answer(Call(name, env, json.dumps(text).encode(), pid))
@@ -111,6 +119,17 @@ def started(tmp_path: Path) -> Iterator[Started]:
         yield start
 
 
+@pytest.fixture
+def hook() -> Iterator[Callable[[Path], int]]:
+    """Start a process in a folder."""
+    with ExitStack() as stack:
+
+        def start(folder: Path) -> int:
+            return stack.enter_context(subprocess.Popen(["cat"], cwd=folder, stdin=subprocess.PIPE)).pid
+
+        yield start
+
+
 # Ports that the runtime keeps
 
 
@@ -132,6 +151,37 @@ async def test_port_that_is_kept_for_the_container_is_published(plugin: Plugin) 
     """As by podman's conmon, when a network is connected later."""
     plugin.host.kernel.foreign.reserved[ID] = {(Proto.TCP, ip_address("0.0.0.0"), 8080)}
     assert (await plugin.add("blue", (8080, 80), pid=RUNTIME))["ips"]
+
+
+# Names
+
+BUNDLE = {"annotations": {"nerdctl/name": "web", "nerdctl/hostname": ID[:12], "n": 1}}
+
+
+@pytest.mark.parametrize(
+    ("folder", "bundle", "names"),
+    [
+        (ID, json.dumps(BUNDLE), ["web", "inner"]),
+        ("c1" * 32, json.dumps(BUNDLE), ["inner"]),
+        (ID, "{", ["inner"]),
+        (ID, "[]", ["inner"]),
+        (ID, json.dumps({"annotations": None}), ["inner"]),
+        (ID, None, ["inner"]),
+    ],
+    ids=["bundle", "of another", "half", "list", "none", "no file"],
+)
+async def test_nerdctls_containers_have_their_names(
+    plugin: Plugin, tmp_path: Path, hook: Callable[[Path], int], folder: str, bundle: str | None, names: list[str]
+) -> None:
+    """nerdctl sends the hostname alone; it calls from a hook, which runs in the container's bundle."""
+    place = tmp_path / folder
+    place.mkdir()
+    if bundle is not None:
+        (place / "config.json").write_text(bundle)
+    args = "IgnoreUnknown=1;NERDCTL_CNI_DHCP_HOSTNAME=inner"
+    await plugin.add("blue", container=f"default-{ID}", pid=hook(place), args=args)
+    (built,) = plugin.host.endpoints()
+    assert [built.name, *built.aliases] == names
 
 
 # Ranges of ports, by netavark

@@ -226,7 +226,7 @@ def _called(request: Request, config: ConfigIn) -> list[str]:
 
     nerdctl takes the beginning of the id for a hostname where none is given: that is known anyway.
     """
-    labels = {label.key: label.value for label in config.args.cni.labels}
+    labels = {**request.labels, **{label.key: label.value for label in config.args.cni.labels}}
     said = (request.args.pod, labels.get("nerdctl/name", ""), request.args.hostname, labels.get("nerdctl/hostname", ""))
     short = short_id(request.container)
     return [name for name in dict.fromkeys(said) if _OWN_NAME.fullmatch(name) and name != short]

@@ -138,7 +138,7 @@ class Request:
     """A call whose environment is in order.
 
     `me`: the executable's name. `type`: the plugin that the configuration is for: me, unless I am its IPAM. `raw`: the
-    configuration as it came. `caller`: who asks.
+    configuration as it came. `caller`: who asks. `labels`: what nerdctl noted of the container, and sends to nobody.
     """
 
     command: Command
@@ -153,6 +153,7 @@ class Request:
     args: Args = field(default_factory=Args)
     env: Mapping[str, str] = field(default_factory=dict)
     caller: Caller = field(default_factory=Caller)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ipam(self) -> str:
@@ -216,6 +217,7 @@ def read(call: Call) -> Request:
         args,
         env,
         caller_of(call),
+        runtimes.annotations(call.pid, container) if args.hostname and command is not Command.DEL else {},
     )
 
 

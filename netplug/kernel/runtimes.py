@@ -1,14 +1,18 @@
-"""Which runtime started a plugin, as far as its processes tell: by the program, and by the process that it was.
+"""Which runtime started a plugin, and for which container, as far as its processes tell.
 
 Two runtimes on one network know nothing of each other's containers, so what belongs to whom has to be told apart.
 """
 
+import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 _PROC = Path("/proc")
 _MOST_PLUGINS = 8
 """How deep plugins may call each other."""
+_LEAST_ID = 32
+"""Signs of an id that a folder may be known by."""
 
 
 def calling(pid: int) -> str:
@@ -34,6 +38,21 @@ def process(pid: int) -> str:
         OSError: there is none.
     """
     return f"{pid} {_stat(pid)[19].decode()}"
+
+
+def annotations(pid: int, container: str) -> Mapping[str, str]:
+    """Return the annotations of a container in whose bundle a plugin runs; nothing where it does not.
+
+    OCI runtimes start hooks in the bundle, and nerdctl calls plugins from a hook. The folder has the container's id for
+    a name, before which nerdctl puts containerd's namespace when it calls.
+    """
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        bundle = _PROC / str(pid) / "cwd"
+        ident = bundle.readlink().name
+        if len(ident) >= _LEAST_ID and (container == ident or container.endswith(f"-{ident}")):
+            said = json.loads((bundle / "config.json").read_bytes())["annotations"]
+            return {key: value for key, value in said.items() if isinstance(value, str)}
+    return {}
 
 
 def same(one: str, other: str) -> bool:
