@@ -157,6 +157,13 @@ async def test_marks_are_made_and_remembered_in_the_background(backed: Backed) -
     await until(lambda: bool(remembered))
     store.see(B, 10_000)
     await until(lambda: remembered[-1] == (B, 10_000))
+    # The store lacks that: who mends it says so, and marking goes on.
+    store._changed.set()
+    await until(store.noticed.is_set)
+    store.begin_anew()
+    count = len(remembered)
+    await until(lambda: len(remembered) > count)
+    assert not task.done()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

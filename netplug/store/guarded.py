@@ -10,7 +10,7 @@ also of hosts that are forgotten: one that is missing tells of older data.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -201,7 +201,8 @@ class Guarded:
                     wait.cancel()
             await asyncio.sleep(SOON_S)
             if not self.noticed.is_set():
-                await self.mark()
+                with suppress(Restored):  # `noticed` now, and said by who mends that
+                    await self.mark()
             if self._saw.is_set() and self.seen:
                 self._saw.clear()
                 await remember(self.seen.key, self.seen.revision)
