@@ -149,7 +149,8 @@ class Reconciler:
             return []
         after = await self.diff()
         mended = [difference for difference in look.differences if difference not in after]
-        for difference in mended:
+        dropped = {step.key for step in look.drifted.keys() - self._owners().keys()}  # with their endpoints, told there
+        for difference in (one for one in mended if one.object not in dropped):
             log.warning("drift.mended", owner=difference.owner, object=difference.object, what=difference.what)
         return mended
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from engine_host import Host
+from structlog.testing import capture_logs
 
 from netplug.drivers import ranges
-from netplug.drivers.steps import HostPort, Proto
+from netplug.drivers.steps import HostPort, Proto, Veth
 from netplug.frontends.cni import CniService
 from netplug.frontends.cni_wire import Call
 from netplug.kernel import runtimes
@@ -182,6 +183,23 @@ async def test_nerdctls_containers_have_their_names(
     await plugin.add("blue", container=f"default-{ID}", pid=hook(place), args=args)
     (built,) = plugin.host.endpoints()
     assert [built.name, *built.aliases] == names
+
+
+# Containers that end before their runtime says so
+
+
+async def test_what_goes_with_a_dead_container_is_not_called_mended(plugin: Plugin) -> None:
+    await plugin.add()
+    (built,) = plugin.host.endpoints()
+    plugin.host.kernel.vanish(NETNS)
+    plugin.host.kernel.lose(next(step.key for step in built.plan if isinstance(step, Veth)))
+    with capture_logs() as logs:
+        await plugin.host.reconciler.repair()
+    assert [it["event"] for it in logs if it["log_level"] in {"info", "warning"}] == [
+        "endpoint.dead",
+        "endpoint.deleted",
+    ]
+    assert await plugin.call("DEL") == {}
 
 
 # Ranges of ports, by netavark
