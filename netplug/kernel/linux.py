@@ -1,57 +1,41 @@
 """The kernel of this host: hands each step to the module that knows its kind."""
 
 import asyncio
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
 from itertools import groupby
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.steps import (
-    Address,
-    Announce,
     Bridge,
     Flows,
     Forward,
-    Hairpin,
     HostPort,
     Ifb,
     IPAddress,
     IpSet,
-    Loopback,
     Macvlan,
     Member,
     Proto,
     Relay,
     Resolver,
-    Route,
-    Shape,
     Step,
-    Sysctl,
     Veth,
 )
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Vxlan
 from netplug.errors import NetplugError
 
 from . import (
-    addresses,
     entries,
     facts,
     firewalld,
     forwards,
-    links,
-    loopback,
-    macvlan,
-    neighbours,
     rtnl,
     segment,
-    shaping,
-    sysctl,
-    vxlan,
 )
 from .announcing import Announcements
 from .api import Before, Comparison, Done, Drift, Outcome, Owned, Reservations, Serve, StepError
@@ -63,11 +47,11 @@ from .firewall import Firewall
 from .interception import Interception
 from .ipset import IpSets
 from .netlink import Netlink
-from .netns import Sandboxes
 from .nftables import Tables
 from .ports import Ports
 from .reaper import Reaper
 from .relays import Relays
+from .requests import REQUESTS, Request, Requests
 from .reservations import SocketsOf, reserve
 from .resolvers import Resolvers
 from .rules import FIREWALL_STEPS, FirewallStep
@@ -77,14 +61,9 @@ from .stations import Stations
 from .survey import Survey, owned
 from .watch import ForeignChanges
 
-_T = TypeVar("_T")
-
 _BREATH = 64
 """After so many steps others have their turn."""
-STALL_S, STALLED_S = 0.05, 2.0
-"""A request takes less than a millisecond; who deletes hundreds of links goes on for seconds."""
-BUSY_TRIES = 3
-"""How often to wait for the deletion of a link whose name is wanted again."""
+_REQUESTS = "requests"
 
 
 class LinuxKernel:
@@ -95,7 +74,6 @@ class LinuxKernel:
         self._nl = Netlink.open()
         self._survey = Netlink.open()
         self._reaper = Reaper()
-        self._links: set[str] = set()
         self._firewall = {family: Firewall(family, backend) for family in (4, 6)}
         self._sets = IpSets()
         self._ports = Ports()
@@ -105,8 +83,8 @@ class LinuxKernel:
         self._tables = Tables()
         self._ways = Ways(self._tables, self._nl)
         self._stations = Stations()
-        self._wait_elsewhere_until = 0.0
         self._announcements = Announcements(self._nl)
+        self._requests = Requests(self._nl, self._reaper, self._announcements, self._stations)
         self._changes = ForeignChanges(
             self._is_ours, self._is_own_work, self._stations.spoiled, self._announcements.carrier
         )
@@ -122,7 +100,8 @@ class LinuxKernel:
         kernel = cls(backend)
         try:
             await asyncio.gather(*(firewall.open() for firewall in kernel._firewall.values()), kernel._reaper.sweep())
-            kernel._changes.open({link.index: link.mtu for link in rtnl.links(kernel._nl)})
+            found = await asyncio.to_thread(rtnl.links, kernel._nl)
+            kernel._changes.open({link.index: link.mtu for link in found})
         except BaseException:
             await kernel.close()
             raise
@@ -142,42 +121,47 @@ class LinuxKernel:
         """Bring the steps about; see `Kernel`."""
         done: list[Outcome] = [] if outcomes is None else outcomes
         notes = Notes(done, before)
-        with Sandboxes() as sandboxes:
-            for kind, run in groupby(steps, _kind):
-                if isinstance(kind, int):
-                    await self._firewall[kind].ensure(_firewall_steps(run), done)
-                    continue
-                if kind:
-                    together = list(run)
-                    with named(together[0]):
-                        await whole(self._ensure_together(together), partial(notes.take, together))
-                    continue
-                for number, step in enumerate(run):
-                    with named(step):
-                        if isinstance(step, HostPort | Relay):
-                            # There may be thousands; a task each would take longer than the work.
-                            notes.note(step, self._reserve_or_relay(step))
-                        else:
-                            await whole(self._ensure(step, sandboxes), partial(notes.note, step))
-                    if number % _BREATH == 0:
-                        await asyncio.sleep(0)
+        for kind, run in groupby(steps, _kind):
+            if isinstance(kind, int):
+                await self._firewall[kind].ensure(_firewall_steps(run), done)
+            elif kind == _REQUESTS:
+                await self._requests.ensure(_requests(run), notes)
+            elif kind:
+                together = list(run)
+                with named(together[0]):
+                    await whole(self._ensure_together(together), partial(notes.take, together))
+            else:
+                await self._ensure_each(run, notes)
         return done
+
+    async def _ensure_each(self, steps: Iterable[Step], notes: Notes) -> None:
+        for number, step in enumerate(steps):
+            with named(step):
+                if isinstance(step, IpSet | Member):
+                    await whole(self._sets.ensure(step), partial(notes.note, step))
+                else:
+                    # There may be thousands; a task each would take longer than the work.
+                    notes.note(step, self._ensure(step))
+            if number % _BREATH == 0:
+                await asyncio.sleep(0)
 
     async def remove(self, steps: Sequence[Step]) -> None:
         """Remove what the steps name; see `Kernel`."""
         errors: list[Exception] = []
-        with Sandboxes() as sandboxes:
-            for kind, run in groupby(steps, _kind):
-                if isinstance(kind, int):
-                    errors += await self._firewall[kind].remove(_firewall_steps(run))
-                    continue
-                together = list(run)
-                for part in [together] if kind else [[step] for step in together]:
-                    try:
-                        with named(part[0]):
-                            await self._remove(part, sandboxes)
-                    except StepError as error:
-                        errors.append(error)
+        for kind, run in groupby(steps, _kind):
+            if isinstance(kind, int):
+                errors += await self._firewall[kind].remove(_firewall_steps(run))
+                continue
+            if kind == _REQUESTS:
+                errors += await self._requests.remove(_requests(run))
+                continue
+            together = list(run)
+            for part in [together] if kind else [[step] for step in together]:
+                try:
+                    with named(part[0]):
+                        await self._remove(part)
+                except StepError as error:
+                    errors.append(error)
         if errors:
             raise ExceptionGroup("some objects could not be removed", errors)
 
@@ -289,12 +273,12 @@ class LinuxKernel:
         for step in steps:
             match step:
                 case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
-                    self._links.add(step.name)
+                    self._requests.links.add(step.name)
                 case Fdb() | Neighbour():
                     self._stations.want(step)
 
     def _is_ours(self, name: str) -> bool:
-        return name in self._links and not self._reaper.has(name)
+        return name in self._requests.links and not self._reaper.has(name)
 
     def _is_own_work(self, generation: int) -> bool:
         return generation in self._tables.generations or any(item.busy for item in self._firewall.values())
@@ -304,6 +288,7 @@ class LinuxKernel:
         try:
             for firewall in self._firewall.values():
                 await firewall.close()
+            await self._requests.close()
             await self._reaper.close()
         finally:
             self._changes.close()
@@ -317,43 +302,18 @@ class LinuxKernel:
             self._survey.close()
             self._nl.close()
 
-    def _reserve_or_relay(self, step: HostPort | Relay) -> Done:
-        return self._ports.ensure(step) if isinstance(step, HostPort) else self._relays.ensure(step)
-
-    async def _ensure(self, step: Step, sandboxes: Sandboxes) -> Outcome | Done:
+    def _ensure(self, step: Step) -> Outcome | Done:
         match step:
-            case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
-                return await self._ensure_link(step, sandboxes)
-            case IpSet() | Member():
-                return await self._sets.ensure(step)
-            case Sysctl():
-                return sysctl.ensure(step)
+            case HostPort():
+                return self._ports.ensure(step)
+            case Relay():
+                return self._relays.ensure(step)
             case Resolver():
                 return self._resolvers.ensure(step)
-            case _ if isinstance(step, TABLE_STEPS):
-                return entries.ensure(self._tables, step)
-            case Announce():
-                return await self._do(lambda: self._announcements.ensure(step))
-            case _:
-                return await self._do(lambda: self._ensure_now(step, sandboxes))
-
-    def _ensure_now(self, step: Step, sandboxes: Sandboxes) -> Outcome | Done:
-        match step:
-            case Hairpin():
-                return links.ensure_hairpin(self._nl, step)
-            case Shape():
-                return shaping.ensure(self._nl, step)
-            case Address():
-                return addresses.ensure_address(_inside(self._nl, step, sandboxes), step)
-            case Route():
-                return addresses.ensure_route(_inside(self._nl, step, sandboxes), step)
-            case Loopback():
-                return loopback.ensure(_inside(self._nl, step, sandboxes))
-            case Fdb() | Neighbour():
-                self._stations.want(step)
-                return neighbours.ensure(self._nl, step)
             case Shortcuts() | Shortcut():
                 return self._ways.ensure(step)
+            case _ if isinstance(step, TABLE_STEPS):
+                return entries.ensure(self._tables, step)
         raise TypeError(f"no way to bring about a {type(step).__name__}")
 
     async def _ensure_together(self, steps: Sequence[Step]) -> Sequence[Outcome | Done]:
@@ -362,35 +322,8 @@ class LinuxKernel:
         if forwarded := [step for step in steps if isinstance(step, Forward)]:
             return forwards.ensure(self._tables, forwarded)
         flows = [step for step in steps if isinstance(step, Flows)]
-        new = await asyncio.to_thread(self._flows.ensure, flows, self._nl)
+        new = await asyncio.to_thread(self._flows.ensure, flows, self._survey)
         return [Outcome.CREATED if item else Outcome.EQUAL for item in new]
-
-    async def _ensure_link(self, step: Bridge | Veth | Macvlan | Ifb | Vxlan, sandboxes: Sandboxes) -> Outcome:
-        def work() -> Outcome:
-            match step:
-                case Bridge():
-                    return links.ensure_bridge(self._nl, step)
-                case Ifb():
-                    return shaping.ensure_ifb(self._nl, step)
-                case Macvlan():
-                    return macvlan.ensure_macvlan(self._nl, step, sandboxes.get)
-                case Vxlan():
-                    return vxlan.ensure(self._nl, step, self._reaper.group)
-            return links.ensure_veth(self._nl, step, sandboxes.get)
-
-        for _ in range(BUSY_TRIES):
-            if self._reaper.has(step.name):
-                await self._reaper.settle(step.name)
-            try:
-                outcome = await self._do(work)
-            except links.LinkBusyError:
-                await self._reaper.settle()
-                await self._reaper.sweep()
-                await self._reaper.settle()
-            else:
-                self._links.add(step.name)
-                return outcome
-        raise StepError("exists", step, f"link {step.name!r} is being deleted")
 
     async def _remove_together(self, steps: Sequence[Step]) -> None:
         if forwarded := [step for step in steps if isinstance(step, Forward)]:
@@ -400,31 +333,17 @@ class LinuxKernel:
         else:
             await asyncio.to_thread(self._flows.remove, [step for step in steps if isinstance(step, Flows)])
 
-    async def _remove(self, steps: Sequence[Step], sandboxes: Sandboxes) -> None:
+    async def _remove(self, steps: Sequence[Step]) -> None:
         step = steps[0]
         match step:
             case Forward() | Flows() | Remote():
                 await self._remove_together(steps)
-            case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
-                self._links.discard(step.name)
-                group = self._reaper.group
-                if await self._do(lambda: links.condemn(self._nl, step, group)):
-                    self._reaper.add(step.name, group)
-                elif isinstance(step, Macvlan):
-                    await asyncio.to_thread(macvlan.remove_moved, step, sandboxes.get)
             case IpSet() | Member():
                 await self._sets.remove(step)
+            case Shortcuts() | Shortcut():
+                self._ways.remove(step)
             case _ if isinstance(step, TABLE_STEPS):
                 entries.remove(self._tables, step)
-            case HostPort() | Relay() | Resolver():
-                self._close(step)
-            case Sysctl():
-                sysctl.remove(step)
-            case _:
-                await self._do(lambda: self._remove_now(step, sandboxes))
-
-    def _close(self, step: HostPort | Relay | Resolver) -> None:
-        match step:
             case HostPort():
                 # Whoever serves a socket ends before it does: its number may be another's at once.
                 self._relays.remove(Relay(step.proto, step.address, step.port, step.address, step.port, step.count))
@@ -434,53 +353,11 @@ class LinuxKernel:
             case Resolver():
                 self._resolvers.remove(step)
 
-    def _remove_now(self, step: Step, sandboxes: Sandboxes) -> None:
-        match step:
-            case Hairpin():
-                links.remove_hairpin(self._nl, step)
-            case Shape():
-                shaping.remove(self._nl, step)
-            case Fdb() | Neighbour():
-                self._stations.forget(step)
-                neighbours.remove(self._nl, step)
-            case Announce():
-                self._announcements.forget(step)
-            case Shortcuts() | Shortcut():
-                self._ways.remove(step)
-            case Address() | Route():
-                try:
-                    nl = _inside(self._nl, step, sandboxes)
-                except FileNotFoundError:
-                    return  # and the object with it
-                if isinstance(step, Address):
-                    addresses.remove_address(nl, step)
-                else:
-                    addresses.remove_route(nl, step)
-
-    async def _do(self, work: Callable[[], _T]) -> _T:
-        """Do netlink work: at once, unless the rtnl mutex is held and would hold up the loop as well.
-
-        We know when a deletion of ours holds it. That others do shows in how long a request takes: after one that
-        stalled the loop those that follow do not.
-        """
-        started = time.monotonic()
-        if self._reaper.busy or started < self._wait_elsewhere_until:
-            return await asyncio.to_thread(work)
-        try:
-            return work()
-        finally:
-            if (ended := time.monotonic()) - started > STALL_S:
-                self._wait_elsewhere_until = ended + STALLED_S
-
-
-def _inside(host: Netlink, step: Address | Route | Loopback, sandboxes: Sandboxes) -> Netlink:
-    return sandboxes.get(step.netns, step.netns_id)[1] if step.netns else host
-
 
 def _kind(step: Step) -> int | str:
     """Return what neighbouring steps must share to be done at once, empty for those that are done one by one.
 
-    The family of a firewall or of ports, a kind of flows, the VXLAN link of remote MACs.
+    The family of a firewall or of ports, a kind of flows, the VXLAN link of remote MACs, that they are `Requests`.
     """
     match step:
         case Flows():
@@ -489,6 +366,8 @@ def _kind(step: Step) -> int | str:
             return f"forward{step.family}"
         case Remote():
             return f"remote {step.vxlan}"
+        case _ if isinstance(step, REQUESTS):
+            return _REQUESTS
         case _ if isinstance(step, FIREWALL_STEPS):
             return step.family
     return ""
@@ -496,3 +375,7 @@ def _kind(step: Step) -> int | str:
 
 def _firewall_steps(run: Iterator[Step]) -> list[FirewallStep]:
     return [step for step in run if isinstance(step, FIREWALL_STEPS)]
+
+
+def _requests(run: Iterator[Step]) -> list[Request]:
+    return [step for step in run if isinstance(step, REQUESTS)]

@@ -3,7 +3,8 @@
 A netlink request is a system call in disguise: the kernel does the work while we are inside ``sendmsg`` and the answer
 lies ready when it returns. Waiting for it in an event loop buys nothing, and building a message through a general
 schema costs more than the work itself (measured: the message that makes a veth 1.06 ms by pyroute2, 0.51 ms packed by
-hand; one that adds an address 0.26 against 0.03 ms). What does take long, deleting links, a thread does: see `reaper`.
+hand; one that adds an address 0.26 against 0.03 ms). What may wait for others there is done by threads: rtnetlink's
+requests by that of `worker`, deleting links by that of `reaper`.
 """
 
 import os
@@ -44,7 +45,7 @@ _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 
 RECEIVE_DEADLINE_S = 10
-"""The kernel answers at once; it may wait for the rtnl mutex while someone else deletes hundreds of links."""
+"""The kernel answers at once, once it has taken a request: for how long it may wait before that, see `worker`."""
 DUMP_TRIES = 10
 """A dump during which the objects changed is repeated, but not for ever."""
 

@@ -159,6 +159,10 @@ class Sandboxes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of them."""
         for fd, nl in self._open.values():
             nl.close()
             os.close(fd)

@@ -73,13 +73,10 @@ class Reaper:
         used = {link.group for link in found}
         while self.group in used:
             self._next_group()
-        for link in found:
-            if (
-                link.doomed
-                and link.name not in self._pending
-                and condemn(self._nl, Bridge(link.name, "", 0), self.group)
-            ):
-                self.add(link.name, self.group)
+        left = [link.name for link in found if link.doomed and link.name not in self._pending]
+        group = self.group
+        for name in await asyncio.to_thread(lambda: [it for it in left if condemn(self._nl, Bridge(it, "", 0), group)]):
+            self.add(name, group)
 
     def _next_group(self) -> None:
         self.group = DELETE_GROUPS | (self.group + 1) & ~DELETE_MASK

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fcntl import ioctl
 from ipaddress import ip_address, ip_interface, ip_network
 
 from netplug.drivers.naming import MARK, mark
@@ -82,6 +83,10 @@ _CONF = (
 """Family, attribute with the array of its settings, and their places there (IPV4_DEVCONF_…, less one; DEVCONF_…)."""
 _I32 = struct.Struct("=i")
 _NEXTHOP = struct.Struct("=HBBi")
+IFNAMSIZ = 16
+"""Bytes of a name, its end included (linux/if.h)."""
+_SIOCGIFINDEX = 0x8933
+_IFREQ = struct.Struct("16si20x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +166,26 @@ class LinkRoute:
 
 def link(nl: Netlink, name: str) -> Link | None:
     """Return the link of this name or altname, None when there is none."""
-    key = IFLA_IFNAME if len(name) < 16 else IFLA_ALT_IFNAME
+    key = IFLA_IFNAME if len(name) < IFNAMSIZ else IFLA_ALT_IFNAME
     try:
         return _link(nl.get(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0) + text(key, name) + _SKIP_STATS))
     except NetlinkError as error:
         if error.errno == 19:  # ENODEV
             return None
         raise
+
+
+def index(nl: Netlink, name: str) -> int | None:
+    """Return the index of the link of this name or altname, None when there is none. Waits for nobody's mutex."""
+    if len(name) >= IFNAMSIZ:
+        return None
+    try:
+        found = ioctl(nl.sock, _SIOCGIFINDEX, _IFREQ.pack(name.encode(), 0))
+    except OSError as error:
+        if error.errno == 19:  # ENODEV
+            return None
+        raise
+    return int(_IFREQ.unpack(found)[1])
 
 
 def links(nl: Netlink) -> list[Link]:

@@ -4,11 +4,14 @@ Frames on a packet socket of the parent link (packet(7)), since an address is as
 """
 
 import asyncio
+import ctypes
+import os
 import selectors
 import socket
 import struct
 import time
 from collections.abc import Collection
+from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from netplug.drivers.steps import Announce, IPAddress
@@ -40,13 +43,15 @@ async def strangers(link: str, addresses: Collection[IPAddress]) -> dict[IPAddre
     Raises:
         OSError: the link is gone or down.
     """
-    families = sorted({address.version for address in addresses})
-    sockets = [_open(link, _ETH_ARP if family == 4 else _ETH_IPV6) for family in families]
-    try:
-        return await asyncio.to_thread(_ask, sockets, frozenset(addresses))
-    finally:
-        for sock in sockets:
-            sock.close()
+    return await asyncio.to_thread(_strangers, link, frozenset(addresses))
+
+
+def _strangers(link: str, addresses: frozenset[IPAddress]) -> dict[IPAddress, str]:
+    # Opened and closed here: both wait for the kernel's rtnl mutex.
+    with ExitStack() as sockets:
+        families = sorted({address.version for address in addresses})
+        opened = [sockets.enter_context(_open(link, _ETH_ARP if it == 4 else _ETH_IPV6)) for it in families]
+        return _ask(opened, addresses)
 
 
 def announcement(step: Announce) -> tuple[bytes, int]:
@@ -64,12 +69,19 @@ def _open(link: str, kind: int) -> socket.socket:
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.htons(kind))
     try:
         sock.bind((link, kind))
-        index = socket.if_nametoindex(link)
-        sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, struct.pack("iHH8s", index, _PACKET_MR_ALLMULTI, 0, b""))
+        _hear_all_groups(sock, socket.if_nametoindex(link))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _hear_all_groups(sock: socket.socket, index: int) -> None:
+    """Join all groups of a link. Not by Python's setsockopt(), which holds all threads up while the kernel waits."""
+    wanted = struct.pack("iHH8s", index, _PACKET_MR_ALLMULTI, 0, b"")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setsockopt(sock.fileno(), _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, wanted, len(wanted)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _ask(sockets: list[socket.socket], wanted: frozenset[IPAddress]) -> dict[IPAddress, str]:

@@ -169,10 +169,10 @@ class Ways:
         if isinstance(step, Shortcuts):
             self._tables.remove_table(_whole(step))
             return
-        link = rtnl.link(self._nl, step.link)
+        link = rtnl.index(self._nl, step.link)
         mac = packed_mac(step.mac) if step.mac else None
         table, near = _table(step.vxlan, BaseChain(step.link, "", 0, 0, ())), _near(self._tables, step.vxlan)
-        gone = {key: b"" for key, index in near.items() if key == mac or (link and index == link.index)}
+        gone = {key: b"" for key, index in near.items() if key == mac or index == link}
         messages = [table.elements(nft.DELSETELEM, _NEAR.name, gone, 0)] if gone else []
         if step.link in self._tables.rules(table):
             messages += table.without_chains()
@@ -180,10 +180,10 @@ class Ways:
             self._tables.commit(messages)
 
     def _wanted(self, step: Shortcuts | Shortcut, name: str) -> int:
-        link = rtnl.link(self._nl, name)
-        if link is None:
+        index = rtnl.index(self._nl, name)
+        if index is None:
             raise StepError("not_found", step, f"link {name!r} is missing")
-        return link.index
+        return index
 
 
 def _near(tables: Tables, vxlan: str) -> dict[bytes, int]:

@@ -2,12 +2,10 @@
 
 import asyncio
 import errno
-import math
 import os
 import socket
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -55,7 +53,7 @@ CLONE_NEWNS = 0x00020000
 
 
 def lose_settings() -> None:
-    """Have /proc/sys be read-only to this thread, and to those that it starts, as in a container."""
+    """Have /proc/sys be read-only to this thread, as in a container."""
     netns._call("unshare", CLONE_NEWNS)
     run("mount", "--make-rprivate", "/")
     run("mount", "--bind", "/proc/sys", "/proc/sys")
@@ -141,11 +139,9 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         if step is not BRIDGE:
             await kernel.ensure((BRIDGE,))
         before = around.snapshot()
-        with ThreadPoolExecutor(1, initializer=lose_settings) as threads:
-            asyncio.get_running_loop().set_default_executor(threads)
-            kernel._wait_elsewhere_until = math.inf
-            with pytest.raises(StepError, match=r"/\w+: Read-only file system \(mount ") as caught:
-                await kernel.ensure((step,))
+        await kernel._requests._worker.do(lose_settings)
+        with pytest.raises(StepError, match=r"/\w+: Read-only file system \(mount ") as caught:
+            await kernel.ensure((step,))
         assert (caught.value.kind, caught.value.step) == ("internal", step)
         assert around.snapshot() == before
         if isinstance(step, Macvlan) and step.netns:
