@@ -8,7 +8,7 @@ been read, so that a stranger's link of the same name cannot be hit.
 import errno
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -206,11 +206,13 @@ def unset(found: Link, settings: autoconf.Settings) -> list[Difference]:
     return [Difference(", ".join(wrong), settings=settings)] if wrong else []
 
 
-def veth_differences(step: Veth, found: Link, master: int, peer: Link | None, *, seated: bool) -> list[Difference]:
+def veth_differences(
+    step: Veth, found: Link, master: int, peer: Link | None, seated: Collection[str]
+) -> list[Difference]:
     """Compare a veth of ours.
 
     `master`: index of its bridge, 0 when there is none. `peer`: its other end if it is where the step wants it.
-    `seated`: the bridge was told that the peer's MAC is there.
+    `seated`: the MACs of which the bridge was told that they are there.
     """
     if found.kind != "veth":
         return [Difference(f"is {_kind(found)}, not a veth")]
@@ -224,10 +226,12 @@ def veth_differences(step: Veth, found: Link, master: int, peer: Link | None, *,
     if step.pinned == found.learning and master:
         flag = u8(rtnl.IFLA_BRPORT_LEARNING, int(not step.pinned))
         differences.append(Difference(f"port {'learns' if step.pinned else 'does not learn'} MACs", flag, port=True))
-    if step.pinned and not seated:
-        differences.append(Difference(f"the bridge does not know that {step.peer_mac} is there", seat=step.peer_mac))
-    if seated and not step.pinned:
-        differences.append(Difference(f"the bridge was told that {step.peer_mac} is there", unseat=step.peer_mac))
+    mac = step.peer_mac.lower()
+    if step.pinned and mac not in seated:
+        differences.append(Difference(f"the bridge does not know that {mac} is there", seat=mac))
+    # At a pinned port nobody else is; at another one users may have told the bridge of somebody.
+    stale = [it for it in sorted(seated) if (it != mac if step.pinned else it == mac)]
+    differences += [Difference(f"the bridge was told that {it} is there", unseat=it) for it in stale]
     differences += unset(found, autoconf.AS_PORT if step.master else autoconf.NO_ROUTERS)
     if peer is None and step.netns:
         differences.append(Difference(f"sandbox side {step.peer!r} is not in {step.netns}"))
@@ -265,8 +269,8 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink) -> Out
     if found.doomed:
         raise LinkBusyError
     peer = peer_of(step, found, inside)
-    seated = bool(found.master) and neighbours.seated(nl, found.index, step.peer_mac)
-    differences = veth_differences(step, found, master, peer, seated=seated)
+    seated = neighbours.seated(nl, found.index) if found.master else ()
+    differences = veth_differences(step, found, master, peer, seated)
     outcome = adjust(nl, found, differences, step)
     more = peer_differences(step, peer)
     if peer and more:

@@ -138,10 +138,9 @@ def unseat(nl: Netlink, port: int, mac: str) -> None:
     _delete(nl, _NDMSG.pack(AF_BRIDGE, port, 0, _BY_MASTER, 0) + attr(_LLADDR, packed_mac(mac)))
 
 
-def seated(nl: Netlink, port: int, mac: str) -> bool:
-    """Return whether the bridge of a port was told so."""
-    found = _get(nl, _NDMSG.pack(AF_BRIDGE, port, 0, _BY_MASTER, 0) + attr(_LLADDR, packed_mac(mac)))
-    return found is not None and found.sticky and found.index == port
+def seated(nl: Netlink, port: int) -> set[str]:
+    """Return of which MACs the bridge of a port, by its index, was told that they are there."""
+    return {it.mac for it in _fdb(nl, port) if it.sticky and it.index == port}
 
 
 def seats(nl: Netlink, bridge: int) -> set[tuple[int, str]]:

@@ -56,7 +56,7 @@ class Survey:
     views: dict[Netns, View | None]
     shapes: shaping.Found
     stations: neighbours.Found
-    seats: set[tuple[int, str]]
+    seats: Mapping[int, set[str]]
 
     @classmethod
     def of(cls, steps: Sequence[Step], nl: Netlink) -> Self:
@@ -72,7 +72,9 @@ class Survey:
         shapes = [step for step in steps if isinstance(step, Shape)]
         shaped, stations = shaping.Found.of(nl, shapes, host.links), neighbours.Found.of(nl, host.links.values())
         bridges = {step.master for step in steps if isinstance(step, Veth)} & host.links.keys()
-        seats = set().union(*(neighbours.seats(nl, host.links[name].index) for name in bridges))
+        seats: dict[int, set[str]] = {}
+        for port, mac in (seat for name in bridges for seat in neighbours.seats(nl, host.links[name].index)):
+            seats.setdefault(port, set()).add(mac)
         return cls(views, shaped, stations, seats)
 
     @property
@@ -171,7 +173,7 @@ class Survey:
             found,
             master.index if master else 0,
             peer,
-            seated=(found.index, step.peer_mac.lower()) in self.seats,
+            self.seats.get(found.index, ()),
         )
         return _words(differences + links.peer_differences(step, peer))
 

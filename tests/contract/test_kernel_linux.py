@@ -115,6 +115,19 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         shown = run("bridge", "fdb", "show", "dev", pinned.name)
         assert f"{pinned.peer_mac} sticky master {BRIDGE.name} static" in shown
 
+    async def test_bridge_forgets_who_was_at_a_pinned_port(self, kernel: LinuxKernel) -> None:
+        old, new = replace(VETH, pinned=True), replace(VETH, pinned=True, peer_mac="02:00:00:00:02:99")
+        other = replace(VETH, name="npoth", peer="npsoth", peer_mac="02:00:00:00:02:55", pinned=True)
+        await kernel.ensure((BRIDGE, old, other))
+        assert await kernel.ensure((new,)) == [Outcome.ADJUSTED]
+        assert await whats(kernel, new, other) == []
+        shown = run("bridge", "fdb", "show", "dev", VETH.name)
+        assert (old.peer_mac in shown, f"{new.peer_mac} sticky master" in shown) == (False, True)
+        run("bridge", "fdb", "add", old.peer_mac, "dev", VETH.name, "master", "static", "sticky")
+        assert await whats(kernel, new) == [f"the bridge was told that {old.peer_mac} is there"]
+        assert await kernel.ensure((new,)) == [Outcome.ADJUSTED]
+        assert await whats(kernel, new, other) == []
+
     async def test_bridge_finds_by_itself_who_is_at_a_port_that_is_not_pinned_any_more(
         self, kernel: LinuxKernel
     ) -> None:
