@@ -20,7 +20,7 @@ from .naming import mac_of_host_side, point_to_point, sandbox_side
 from .options import NetworkOptions
 from .plan import Plan
 from .sandbox import attachment, gateways
-from .steps import Address, IPInterface, Jump, Route, Step, Sysctl, Veth
+from .steps import Address, Flows, IPInterface, Jump, Proto, Route, Step, Sysctl, Veth
 
 CHAIN = "NETPLUG-HOST"
 
@@ -98,6 +98,7 @@ def _catch_all(ep: Endpoint) -> Plan:
         steps += [
             firewall.catch_all(CHAIN, address.ip),
             Jump(family, "nat", "PREROUTING", f"-m addrtype --dst-type LOCAL -j {CHAIN}", last=True),
+            Flows(Proto.UDP, 0, address.ip),
         ]
     return Plan(tuple(steps))
 

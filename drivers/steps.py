@@ -364,7 +364,8 @@ class Flows:
     """Tracked connections to host port `port` lead to `address` and nowhere else; at revert, to nowhere.
 
     `host`: the host address that the port is published on, None for all; flows to another are not touched. `count`: so
-    many ports in succession.
+    many ports in succession. Port 0 means all that nobody else has: flows to the host that nobody answered lead nowhere
+    else, so that they may come to lead there, and at revert what leads to `address` or comes from it does not any more.
 
     Without it a UDP flow that began before the port was published bypasses the DNAT for as long as it lives. An
     executor sees to it after the rules have changed, in both directions.

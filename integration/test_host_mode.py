@@ -78,6 +78,19 @@ def test_service_of_the_host_wins_also_one_that_starts_later(
         assert answers(client, ask, here, 8080, inside)
 
 
+def test_udp_flow_follows_to_the_next_container(dockerd: Dockerd, client: Host, wire: Wire) -> None:
+    """A client that keeps its source port would stay bound to nobody, or to the dead container, by conntrack."""
+    with docker_network(dockerd, *HOST, "--subnet", "10.91.0.0/24") as net:
+        with pytest.raises(OSError, match=r"timed out|refused"):
+            udp_ask(client, wire.left, 5353, source_port=40000)
+        for address in ("10.91.0.7", "10.91.0.8"):
+            with (
+                container(dockerd, "--network", net, "--ip", address) as it,
+                SeenServer(it, "udp", 5353),
+            ):
+                assert udp_ask(client, wire.left, 5353, source_port=40000) == wire.right
+
+
 @pytest.mark.parametrize("driver", ["pynet", "bridge"])
 def test_published_port_of_another_network_wins(dockerd: Dockerd, client: Host, wire: Wire, driver: str) -> None:
     with (

@@ -14,7 +14,7 @@ import structlog
 from netplug.drivers import ranges
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Chain, Flows, Forward, Loopback, Macvlan, Rule, Step, Veth
+from netplug.drivers.steps import Chain, Flows, Forward, Jump, Loopback, Macvlan, Rule, Step, Veth
 from netplug.engine import Engine
 from netplug.engine.audit import orphans
 from netplug.engine.commits import SETTLE_S, Commits
@@ -205,7 +205,7 @@ class Reconciler:
                 plan = plan.without(step.key for step in links)
         elif ours and not there:  # it lives on, held by a process or under another path, where we do not reach it
             plan = Plan(tuple(step for step in plan if step not in links and not getattr(step, "netns", None)))
-        if not any(isinstance(step, Forward) and step in look.drifted for step in plan):
+        if not any(isinstance(step, Forward | Chain | Jump) and step in look.drifted for step in plan):
             # Nothing flowed past: to look through all tracked connections takes longer than all the rest.
             plan = plan.without(step.key for step in plan if isinstance(step, Flows))
         await engine.executor.mend(plan)

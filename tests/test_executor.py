@@ -201,6 +201,12 @@ def test_published_ports_become_one_transaction() -> None:
     assert {step.key for step in arrange(plan.steps)} == {step.key for step in plan}
 
 
+@pytest.mark.parametrize("reverting", [False, True])
+def test_flows_of_all_ports_are_dropped_when_the_rules_have_changed(reverting: bool) -> None:
+    flows = Flows(Proto.UDP, 0, inside(0))
+    assert arrange((*BASE, flows, *NETWORK), reverting=reverting)[-1] == flows
+
+
 def _sysctls_only(before: str, after: str) -> bool:
     """Whether two states are equal but for sysctls, which are not taken back."""
 

@@ -32,7 +32,7 @@ _PROTO_NUM, _PROTO_DST_PORT = 1, 3
 _FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS = 1, 2
 _BY_PROTO, _BY_PORT = 1 << 3, 1 << 5
 """Bits of CTA_FILTER_ORIG_FLAGS: what of the original tuple to compare."""
-_IPS_DST_NAT = 1 << 5
+_IPS_SEEN_REPLY, _IPS_DST_NAT = 1 << 1, 1 << 5
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 _NUMBERS = {Proto.TCP: 6, Proto.UDP: 17, Proto.SCTP: 132}
 
@@ -41,9 +41,11 @@ _NUMBERS = {Proto.TCP: 6, Proto.UDP: 17, Proto.SCTP: 132}
 class _Flow:
     tuple: bytes
     port: int
+    source: IPAddress
     destination: IPAddress
     answers_from: IPAddress
     translated: bool
+    answered: bool
 
 
 class Conntrack:
@@ -63,9 +65,13 @@ class Conntrack:
         found = self._find(steps[0], ports.keys())
         ours = {item.address.ip for item in rtnl.addresses(nl)} if found else set()
         for flow in found:
-            wanted = {step.address for step in ports[flow.port] if step.host in {None, flow.destination}}
-            to_us = flow.translated or flow.destination in ours or flow.destination.is_loopback
-            if wanted and to_us and flow.answers_from not in wanted:
+            to_us = flow.destination in ours or flow.destination.is_loopback
+            of_port = ports.get(flow.port, ())
+            wanted = {step.address for step in of_port if step.host in {None, flow.destination}}
+            elsewhere = wanted and (to_us or flow.translated) and flow.answers_from not in wanted
+            # What the host has answered is a service of its own.
+            unwanted = 0 in ports and to_us and not flow.translated and not flow.answered
+            if elsewhere or unwanted:
                 self._forget(steps[0], flow)
         new = [not self._led.issuperset(ranges.keys((step,))) for step in steps]
         self._led.update(ranges.keys(steps))
@@ -75,8 +81,10 @@ class Conntrack:
         """Forget flows to the ports that lead to the addresses. The steps are of one protocol and IP version."""
         self._led.difference_update(ranges.keys(steps))
         ports = _by_port(steps)
+        gone = {step.address for step in ports.get(0, ())}
         for flow in self._find(steps[0], ports.keys()):
-            if any(step.address == flow.answers_from for step in ports[flow.port]):
+            led = {step.address for step in ports.get(flow.port, ())}
+            if flow.answers_from in led | gone or flow.source in gone:
                 self._forget(steps[0], flow)
 
     def close(self) -> None:
@@ -85,7 +93,7 @@ class Conntrack:
             self._socket.close()
 
     def _find(self, step: Flows, ports: Collection[int]) -> list[_Flow]:
-        """Return the flows to ports, of the step's protocol and IP version.
+        """Return the flows to ports, of the step's protocol and IP version; those to all of them if 0 is among them.
 
         Each dump walks the whole hash table of all namespaces (9 ms at 262144 buckets): one for all ports, and none
         while our namespace tracks nothing.
@@ -96,7 +104,7 @@ class Conntrack:
             self._socket = Netlink.open(NETLINK_NETFILTER)
         number = _NUMBERS[step.proto]
         proto, flags = u8(_PROTO_NUM, number), _BY_PROTO
-        if len(ports) == 1:
+        if len(ports) == 1 and 0 not in ports:
             proto, flags = proto + attr(_PROTO_DST_PORT, _BE16.pack(next(iter(ports)))), _BY_PROTO | _BY_PORT
         query = (
             self._head(step)
@@ -143,14 +151,16 @@ def _flow(data: bytes, number: int, ports: Collection[int]) -> _Flow | None:
     if proto[_PROTO_NUM][0] != number or _PROTO_DST_PORT not in proto:
         return None
     port = _BE16.unpack(proto[_PROTO_DST_PORT])[0]
-    if port not in ports:
+    if port not in ports and 0 not in ports:
         return None
     there, back = attrs(original[_TUPLE_IP]), attrs(attrs(found[_TUPLE_REPLY])[_TUPLE_IP])
-    status = found.get(_STATUS)
+    status = _BE32.unpack(found[_STATUS])[0] if _STATUS in found else 0
     return _Flow(
         found[_TUPLE_ORIG],
         port,
+        ip_address(there[_V4_SRC] if _V4_SRC in there else there[_V6_SRC]),
         ip_address(there[_V4_DST] if _V4_DST in there else there[_V6_DST]),
         ip_address(back[_V4_SRC] if _V4_SRC in back else back[_V6_SRC]),
-        bool(status and _BE32.unpack(status)[0] & _IPS_DST_NAT),
+        bool(status & _IPS_DST_NAT),
+        bool(status & _IPS_SEEN_REPLY),
     )

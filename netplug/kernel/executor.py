@@ -107,18 +107,22 @@ def arrange(steps: Sequence[Step], *, reverting: bool = False) -> tuple[Step, ..
     Several published ports follow one another as (port, forward, flows) each. Of such a stretch first all ports are
     reserved, then all led, then the old flows dropped, with those that slipped in meanwhile. When reverting, first
     nothing leads there any more, and the flows go after that. So of two equal `Flows` steps one does nothing that the
-    other does not, and it is left out: looking through the connection table takes longer than all the rest.
+    other does not, and it is left out: looking through the connection table takes longer than all the rest. Flows of
+    all ports are led by rules, and are dropped when these are there, or gone.
     """
     result: list[Step] = []
     stretch: list[Step] = []
+    led = [step for step in steps if isinstance(step, Flows) and not step.port]
     for step in reversed(steps) if reverting else steps:
+        if step in led:
+            continue
         if isinstance(step, PUBLISHED):
             stretch.append(step)
         else:
             result += _stretch(stretch, reverting=reverting)
             stretch = []
             result.append(step)
-    return (*result, *_stretch(stretch, reverting=reverting))
+    return (*result, *_stretch(stretch, reverting=reverting), *dict.fromkeys(led))
 
 
 def _stretch(steps: list[Step], *, reverting: bool) -> list[Step]:

@@ -383,6 +383,31 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         await kernel.remove((step,))
         assert tracked() == {1, 3, 5}
 
+    async def test_flows_of_all_ports_go_with_who_has_them(
+        self, kernel: LinuxKernel, around: LinuxSurroundings
+    ) -> None:
+        def track(source: str, port: int, destination: str, *more: str, state: str = "") -> None:
+            flow = ["-p", "udp", "-s", source, "-d", destination, "--sport", str(port), "--dport", str(port + 8000)]
+            run("conntrack", "-I", *flow, "-t", "100", *(["-u", state] if state else []), *more)
+
+        def tracked() -> set[int]:
+            lines = run("conntrack", "-L").splitlines()
+            return {int(line.split("sport=")[1].split()[0]) for line in lines}
+
+        around.add_link("br0", "bridge")
+        around.add_address("br0", ip_interface("10.5.0.1/24"))
+        track("10.5.0.9", 1, "10.5.0.1")  # to us, before there was a container
+        track("10.5.0.9", 2, "10.5.0.1", state="SEEN_REPLY")  # to a service of ours
+        track("10.5.0.9", 3, "10.5.0.1", "--dst-nat", "10.9.0.2")  # to the container
+        track("10.5.0.9", 4, "10.5.0.1", "--dst-nat", "10.9.0.3:80")  # to a published port
+        track("10.5.0.9", 5, "198.51.100.1")  # through us
+        track("10.9.0.2", 6, "198.51.100.1", "--src-nat", "10.5.0.1")  # from the container
+        step = Flows(Proto.UDP, 0, ip_address("10.9.0.2"))
+        await kernel.ensure((step, Flows(Proto.UDP, 9999, ip_address("10.9.0.3"))))
+        assert tracked() == {2, 3, 4, 5, 6}
+        await kernel.remove((step,))
+        assert tracked() == {2, 4, 5}
+
     async def test_reserved_port_drops_what_no_rule_takes(self, kernel: LinuxKernel) -> None:
         await kernel.reserve(Proto.TCP, ip_address("127.0.0.1"), 8080, 8080)
         with socket.socket() as client:
