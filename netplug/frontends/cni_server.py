@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from netplug.engine.whole import to_its_end
+from netplug.frontends.accepting import accept
 from netplug.frontends.cni import CniService
 from netplug.frontends.cni_wire import Call
 
@@ -19,7 +20,6 @@ log = structlog.get_logger(__name__)
 
 _CREDENTIALS = struct.Struct("3i")
 MOST_BYTES = 4 << 20
-RETRY_S = 0.1
 REQUEST_S = 30.0
 """A request is written at once; who does not must not stay for ever."""
 
@@ -28,7 +28,7 @@ REQUEST_S = 30.0
 async def serving_cni(service: CniService, sock: socket.socket) -> AsyncIterator[None]:
     """Answer calls on a listening socket for the time of the block; then finish what was begun and close it."""
     server = _Server(service, sock)
-    accepting = asyncio.ensure_future(server.accept())
+    accepting = asyncio.ensure_future(accept(sock, server.take))
     try:
         yield
     finally:
@@ -46,19 +46,11 @@ class _Server:
         self._reading: set[asyncio.Task[None]] = set()
         self._working: set[asyncio.Task[None]] = set()
 
-    async def accept(self) -> None:
-        """Take connections until cancelled."""
-        while True:
-            try:
-                connection, _ = await self._loop.sock_accept(self._sock)
-            except OSError as exc:  # no file descriptor is left, for now
-                log.warning("cni.accept_failed", error=str(exc))
-                await asyncio.sleep(RETRY_S)
-                continue
-            connection.setblocking(False)
-            task = self._loop.create_task(self._serve(connection), name="netplug-cni")
-            self._reading.add(task)
-            task.add_done_callback(self._forget)
+    async def take(self, connection: socket.socket) -> None:
+        """Begin to answer one."""
+        task = self._loop.create_task(self._serve(connection), name="netplug-cni")
+        self._reading.add(task)
+        task.add_done_callback(self._forget)
 
     async def finish(self, accepting: asyncio.Future[None]) -> None:
         """Turn away who has not said yet what it wants; what a runtime asked for is done, answered or not."""

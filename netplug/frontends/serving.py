@@ -4,11 +4,13 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from netplug.engine.whole import to_its_end
+from netplug.frontends.accepting import accept
 
 KEEP_ALIVE_S = 7 * 86_400
 """dockerd keeps connections for ever, and Go repeats a POST only if it could write nothing of it."""
@@ -27,16 +29,32 @@ def serving(app: ASGIApp, sock: socket.socket) -> AbstractAsyncContextManager[No
 async def serving_all(*apps: tuple[ASGIApp, socket.socket]) -> AsyncIterator[None]:
     """Serve each app on its listening socket for the time of the block; then answer what was begun and close them.
 
-    The files of the sockets are the caller's. This is uvicorn without its signal handlers and without its ten ticks a
-    second, which serve the Date header and the counting of requests only.
+    The files of the sockets are the caller's. This is uvicorn without its signal handlers, without its ten ticks a
+    second, which serve the Date header and the counting of requests only, and without its way to accept.
     """
     servers = [(_server(app), sock) for app, sock in apps]
+    accepting = []
     try:
         for server, sock in servers:
-            await server.startup(sockets=[sock])
+            await server.startup(sockets=[])
+            sock.listen(server.config.backlog)
+            sock.setblocking(False)
+            accepting.append(asyncio.ensure_future(accept(sock, partial(_take, server))))
         yield
     finally:
-        await to_its_end(_stop([(server, sock) for server, sock in servers if server.started]))
+        for task in accepting:
+            task.cancel()
+        await to_its_end(_stop([(server, sock) for server, sock in servers if server.started], accepting))
+
+
+async def _take(server: uvicorn.Server, connection: socket.socket) -> None:
+    config, loop = server.config, asyncio.get_running_loop()
+
+    def protocol() -> asyncio.Protocol:
+        state = {"server_state": server.server_state, "app_state": server.lifespan.state}
+        return config.http_protocol_class(config=config, **state)  # type: ignore[call-arg]
+
+    await loop.connect_accepted_socket(protocol, connection)
 
 
 def _server(app: ASGIApp) -> uvicorn.Server:
@@ -58,7 +76,10 @@ def _server(app: ASGIApp) -> uvicorn.Server:
     return server
 
 
-async def _stop(servers: Sequence[tuple[uvicorn.Server, socket.socket]]) -> None:
+async def _stop(
+    servers: Sequence[tuple[uvicorn.Server, socket.socket]], accepting: Sequence[asyncio.Future[None]]
+) -> None:
+    await asyncio.gather(*accepting, return_exceptions=True)
     await asyncio.gather(*(server.shutdown(sockets=[sock]) for server, sock in servers))
     if tasks := [task for server, _ in servers for task in server.server_state.tasks]:
         await asyncio.wait(tasks, timeout=CANCEL_S)
