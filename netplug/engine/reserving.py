@@ -1,5 +1,6 @@
 """Host ports of published ports, chosen and reserved; and which of a container's several endpoints publishes which."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -16,6 +17,7 @@ from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel, Reservations
 
+_AT_ONCE = 64
 _TRIES = 16
 """How often a port that is free for one family and taken for the other is given up for a next one."""
 
@@ -175,7 +177,9 @@ async def reserved(
         one_by_one = [single for mapping in ports for single in ranges.singles(mapping)]
         done = [(single, addresses(ep, single, relayed=theirs is None)) for single in one_by_one]
         definite = []
-        for single, hosts in done:
+        for number, (single, hosts) in enumerate(done):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)  # thousands take a second, in which others want to be answered
             tries = [replace(single, host_port=it, host_port_end=it) for it in (before.get(single),) if it]
             if not hosts:
                 continue
