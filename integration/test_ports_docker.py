@@ -3,22 +3,35 @@
 That everything is gone afterwards is asserted by the leak check of every test, see `conftest.py`.
 """
 
-from collections.abc import Callable
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 from harness import (
     CommandError,
+    Container,
     Dockerd,
     Host,
+    Namespace,
     Netplug,
     SeenServer,
     Wire,
+    assert_same,
+    cli_network,
     container,
     docker_network,
     http_get,
+    namespace,
+    snapshot,
     tcp_ask,
     udp_ask,
+    wait_until,
 )
 
 from netplug.lab.image import IMAGE, PAGE
@@ -126,6 +139,51 @@ def test_a_host_address_that_comes_later_works_when_it_is_there(
             dockerd.host.run(["ip", "addr", "del", f"{late}/24", "dev", wire.left_link])
 
 
+def chosen(netplug: Netplug, one: Container) -> dict[str, int]:
+    """Return the host ports of a container by its own, as `netplug ps` shows those of IPv4."""
+    mine = {it["IPAddress"] for it in one.inspect()["NetworkSettings"]["Networks"].values()}
+    rows = (it for it in netplug.json("ps") if it["addresses"][0].partition("/")[0] in mine)
+    found = [
+        re.fullmatch(r"0\.0\.0\.0:(\d+)->(\d+/\w+)", text) for it in rows for text in it["ports"] if "[" not in text
+    ]
+    assert all(found)
+    return {it[2]: int(it[1]) for it in found if it}
+
+
+@pytest.mark.parametrize("driver", ["pynet", "bridge"])
+def test_chosen_ports_stay_while_the_container_runs(
+    dockerd: Dockerd, netplug: Netplug, client: Host, wire: Wire, driver: str
+) -> None:
+    """Docker chooses one of a container's networks for its way out, and asks for all ports anew by that one."""
+    with (
+        docker_network(dockerd) as one,
+        docker_network(dockerd, driver=driver) as two,
+        container(dockerd, "--network", one, "-p", "80", "-p", "9100-9199:81", "-p", "53/udp") as web,
+        container(dockerd, "--network", one, "-p", "80") as other,
+        SeenServer(web, "tcp", 80),
+        SeenServer(web, "tcp", 81),
+        SeenServer(web, "udp", 53),
+    ):
+        before, others = chosen(netplug, web), chosen(netplug, other)
+        assert len(before) == 3
+        theirs = dockerd.inspect(two)["IPAM"]["Config"][0]["Gateway"].split("/")[0] if driver == "bridge" else "none"
+        ways = set()
+
+        def holds() -> None:
+            ways.add(way := web.exec("ip", "-4", "route", "show", "default").split()[2])
+            assert chosen(netplug, web) == ({} if way == theirs else before)
+            for ask, port in ((tcp_ask, "80/tcp"), (tcp_ask, "81/tcp"), (udp_ask, "53/udp")) if way != theirs else ():
+                assert ask(client, wire.left, before[port]) == wire.right
+
+        holds()
+        for verb, net in (("connect", two), ("disconnect", one), ("connect", one), ("disconnect", two)):
+            dockerd.docker("network", verb, net, web.id)
+            holds()
+        assert len(ways) == 2
+        assert chosen(netplug, other) == others
+        assert not netplug.drift()
+
+
 def test_a_range_is_one_entry_and_the_port_of_the_name_server_can_be_published(
     dockerd: Dockerd, netplug: Netplug, client: Host, wire: Wire
 ) -> None:
@@ -143,3 +201,89 @@ def test_a_range_is_one_entry_and_the_port_of_the_name_server_can_be_published(
         netplug.restart()
         assert tcp_ask(client, wire.left, 9500) == wire.right
         assert tcp_ask(client, wire.left, 25353) == wire.right
+
+
+# Many ports
+
+
+def test_ten_thousand_ports_of_a_container(dockerd: Dockerd, netplug: Netplug, client: Host, wire: Wire) -> None:
+    """Docker tells of them in three requests of more than a MiB each."""
+    with (
+        docker_network(dockerd) as net,
+        container(dockerd, "--network", net, "-p", "0.0.0.0:10000-19999:10000-19999") as web,
+        SeenServer(web, "tcp", 19_999),
+    ):
+        assert tcp_ask(client, wire.left, 19_999) == wire.right
+        (row,) = netplug.json("ps")
+        assert row["ports"] == ["0.0.0.0:10000-19999->10000-19999/tcp"]
+        assert not netplug.drift()
+
+
+class Scarce(Netplug):
+    """A daemon that may open few files."""
+
+    files = 256
+
+    def command(self) -> list[str]:
+        return ["prlimit", f"--nofile={self.files}:{self.files}", *super().command()]
+
+    def cpu_s(self) -> float:
+        """Return the processor time that it took up to now."""
+        assert self.process
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+    @contextmanager
+    def idle(self, name: str) -> Iterator[None]:
+        """Assert that after the block it has nothing to do, and does not fill its log, for two seconds."""
+        yield
+        began, spent, said = time.monotonic(), self.cpu_s(), self.log.stat().st_size
+        wait_until(lambda: time.monotonic() > began + 2, 3)
+        assert (self.cpu_s() - spent < 0.5, self.log.stat().st_size - said < 10_000) == (True, True), name
+
+
+def test_ports_that_would_take_the_last_open_files_are_refused(new_host: Callable[..., Host]) -> None:
+    """And whoever asks is answered all the same, without end and without being busy."""
+    host = new_host("scarce")
+    netplug = Scarce(host, "--docker-host", "none")
+    refused = r"publishing 200 ports would take 400 open files, and of 256 there are (\d+) left \(raise LimitNOFILE"
+    with cli_network(netplug) as net, ExitStack() as stack:
+        one, two, late = (stack.enter_context(namespace(host)) for _ in range(3))
+
+        def left(place: Namespace) -> int:
+            before = snapshot(host, netplug)
+            with pytest.raises(CommandError, match=refused) as caught:
+                place.attach(netplug, net, "--publish", "8000-8199:8000-8199")
+            assert_same(before, lambda: snapshot(host, netplug))
+            return int(re.findall(refused, str(caught.value))[0])
+
+        many = (left(one) - 22) // 2
+        ports = f"8000-{7999 + many}:8000-{7999 + many}"
+        one.attach(netplug, net, "--name", "one", "--publish", ports)
+        assert left(two) < 26
+        two.attach(netplug, net)
+        with netplug.idle("full"), pytest.raises(CommandError, match="LimitNOFILE"):
+            late.attach(netplug, net, "--publish", "9000-9019:80-99")
+        assert len(netplug.json("ps")) == 2
+        with ExitStack() as idle:
+            # Who takes what was kept is waited for.
+            for _ in range(100):
+                sock = idle.enter_context(socket.socket(socket.AF_UNIX))
+                sock.connect(str(host.path("/run/netplug/netplug.sock")))
+            with netplug.idle("overrun"):
+                pass
+        assert len(netplug.json("ps")) == 2
+        netplug.files = 128
+        with netplug.idle("less than there is"):
+            netplug.restart()
+            assert f"hostport/tcp/::/8000-{7999 + many}" in netplug.drift()
+        assert "LimitNOFILE" in netplug.log.read_text()
+        assert len(netplug.json("ps")) == 2
+        netplug.files = 256
+        netplug.restart()
+        assert not netplug.drift()
+        one.detach(netplug, net)
+        late.attach(netplug, net, "--publish", "9000-9019:80-99")
+        two.detach(netplug, net)
+        late.detach(netplug, net)
+        assert not netplug.drift()
