@@ -1,15 +1,17 @@
 """What tunnels lie on changes under hosts that run: VTEPs move, go, come back, are had twice; an mtu drops."""
 
 import time
-from ipaddress import ip_interface
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface
 from typing import Any
 
 import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, reaches
+from clustered import Hosts, address_of, attach, create, detach, has, kernel_of, reaches
 from etcd_server import Member, needs_etcd
 from living import Living, until
 
 from netplug.cli import CliError
+from netplug.cluster import vtep
 from netplug.drivers.tunnel import Vxlan
 
 pytestmark = needs_etcd
@@ -74,6 +76,41 @@ def test_a_host_that_gets_another_address_is_reached_there(hosts: Hosts) -> None
     create(one, "red")
     has(other, "red")
     assert sends_from(other) == {"192.0.2.22"}
+
+
+def test_routes_alone_move_a_vtep_that_nobody_chose(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address from which the store is reached: the kernel's routes say which one that is."""
+    way = ["192.0.2.2"]
+    monkeypatch.setattr(vtep, "_source", lambda _: ip_address(way[0]))
+    kernel = hosts.kernels.setdefault(2, kernel_of(2))
+    kernel.foreign.addresses.add(("eth1", ip_interface("198.51.100.2/24")))
+    one, other = hosts.start(1, vtep="192.0.2.1"), hosts.start(2, vtep="")
+    create(one)
+    has(other)
+    there = attach(other)
+    reaches(one, f"{address_of(there)} at 192.0.2.2")
+    started = time.monotonic()
+    way[0] = "198.51.100.2"
+    other.do(lambda _: kernel.rerouted.set())
+    reaches(one, f"{address_of(there)} at 198.51.100.2")
+    assert time.monotonic() - started < SOON_S
+    settled(one, other)
+
+
+def test_routes_say_what_the_way_of_a_vtep_on_the_loopback_link_carries(hosts: Hosts) -> None:
+    kernel = hosts.kernels.setdefault(2, kernel_of(2))
+    kernel.foreign.addresses.add(("lo", ip_interface("203.0.113.2/32")))
+    kernel.foreign.facts = replace(kernel.foreign.facts, mtu=1500)
+    one, other = hosts.start(1, vtep="192.0.2.1"), hosts.start(2, vtep="203.0.113.2")
+    create(one)
+    has(other)
+    attach(other)
+    assert differences(other) == []
+    kernel.foreign.facts = replace(kernel.foreign.facts, mtu=1400)
+    other.do(lambda _: kernel.rerouted.set())
+    until(lambda: [it["what"] for it in differences(other)] != [], "it is said")
+    (found,) = differences(other)
+    assert found["what"] == "mtu 1450 does not fit: the way of VTEP 203.0.113.2 leaves 1350 bytes"
 
 
 @pytest.mark.parametrize("alive", [True, False], ids=["running", "down"])

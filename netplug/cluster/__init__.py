@@ -238,7 +238,7 @@ class Cluster:
         keep = self._engine.supervisor.keep
         lasting = {"underlay": self._underlay.run, "view": self.view.follow, "membership": self.membership.run}
         lasting |= {"barrier": self.barrier.run, "recovery": self._recovery.run, "timer": self._dispatch}
-        lasting["claims"] = self._claimed.follow
+        lasting |= {"claims": self._claimed.follow, "routes": self._underlay.watch_routes}
         try:
             async with asyncio.TaskGroup() as group:
                 for name, work in lasting.items():

@@ -1,7 +1,8 @@
 """What the tunnels of this host lie on: the VTEP, which may change while it lives, and how much its way carries.
 
-Looked at when the kernel tells of an address or an mtu, and on a timer. Of a VTEP that goes there may be no other for a
-moment, or for long: it stays what it was until there is one, and the lack of it is said.
+Looked at when the kernel tells of an address or an mtu, and on a timer; when it tells of routes, if these decide. Of a
+VTEP that goes there may be no other for a moment, or for long: it stays what it was until there is one, and the lack of
+it is said.
 """
 
 import asyncio
@@ -43,6 +44,7 @@ class Underlay:
         self._local = local
         self._finder = finder
         self._missing = True
+        self._by_routes = asyncio.Event()
 
     async def run(self) -> None:
         """Look whenever there is reason to, until cancelled."""
@@ -54,6 +56,21 @@ class Underlay:
                     await event.wait()
                     await asyncio.sleep(SETTLE_S)
             event.clear()
+
+    async def watch_routes(self) -> None:
+        """Have it looked when routes have changed what the VTEP is, or may have what its way carries."""
+        await self._by_routes.wait()
+        event = self._engine.kernel.routes()
+        while True:
+            await event.wait()
+            await asyncio.sleep(SETTLE_S)
+            event.clear()
+            if self._is_on_loopback() or await asyncio.to_thread(self._finder.has_moved, self.vtep):
+                self._engine.kernel.underlay().set()
+
+    def _is_on_loopback(self) -> bool:
+        """Whether the VTEP is on the loopback link, and its packets leave by the default route's."""
+        return any(it.ip == self.vtep and link == "lo" for it, link in self._engine.shared.host.addresses)
 
     async def look(self) -> None:
         """Look once, and follow."""
@@ -69,6 +86,8 @@ class Underlay:
             await self._follow(found)
             host = self._engine.shared.host
         self._missing = bool(why)
+        if not self._finder.wanted or self._is_on_loopback():
+            self._by_routes.set()
         self._report(host, why)
 
     async def _follow(self, vtep: IPAddress) -> None:

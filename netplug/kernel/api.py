@@ -271,5 +271,11 @@ class Kernel(Protocol):
     def underlay(self) -> asyncio.Event:
         """Return the event that is set when addresses or the mtu of links of others have changed; as `changes`."""
 
+    def routes(self) -> asyncio.Event:
+        """Return the event that is set when routes may have changed; as `changes`.
+
+        They are listened to from the first call on. While they change all the time it is set now and then only.
+        """
+
     async def close(self) -> None:
         """Let go of sockets and threads; the data plane stays."""

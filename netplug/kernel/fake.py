@@ -62,7 +62,7 @@ class FakeKernel:
 
     `calls`: how many ensures and removes it got, and of how many steps. `inhabitants`: paths of sandboxes that a
     process lives in. `intercepted`: by path of the sandbox. `changed`: set it to say that others changed something;
-    `moved`: that addresses or the mtu of their links did.
+    `moved`: that addresses or the mtu of their links did; `rerouted`: that routes did.
     """
 
     def __init__(self, foreign: Foreign | None = None) -> None:
@@ -73,6 +73,7 @@ class FakeKernel:
         self.changed = asyncio.Event()
         self.committed = asyncio.Event()
         self.moved = asyncio.Event()
+        self.rerouted = asyncio.Event()
         self._world = World(self.foreign)
         self._failures: set[str] = set()
 
@@ -296,11 +297,16 @@ class FakeKernel:
         """Return the event that tests set to say that links of others changed."""
         return self.moved
 
+    def routes(self) -> asyncio.Event:
+        """Return the event that tests set to say that routes changed."""
+        return self.rerouted
+
     async def close(self) -> None:
         """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""
         self.changed = asyncio.Event()
         self.committed = asyncio.Event()
         self.moved = asyncio.Event()
+        self.rerouted = asyncio.Event()
         for step in list(self._world.state.values()):
             if isinstance(step, HostPort | Relay | Resolver):
                 del self._world.state[step.key]

@@ -54,6 +54,7 @@ from .relays import Relays
 from .requests import REQUESTS, Request, Requests
 from .reservations import SocketsOf, reserve
 from .resolvers import Resolvers
+from .route_watch import RouteChanges
 from .rules import FIREWALL_STEPS, FirewallStep
 from .sandboxes import find, inhabited
 from .shortcuts import Ways
@@ -84,6 +85,7 @@ class LinuxKernel:
         self._ways = Ways(self._tables, self._nl)
         self._stations = Stations()
         self._announcements = Announcements(self._nl)
+        self._routes: RouteChanges | None = None
         self._requests = Requests(self._nl, self._reaper, self._announcements, self._stations)
         self._changes = ForeignChanges(
             self._is_ours, self._is_own_work, self._stations.spoiled, self._announcements.carrier
@@ -269,6 +271,12 @@ class LinuxKernel:
         """Return the event that is set when addresses or the mtu of links of others have changed."""
         return self._changes.underlay
 
+    def routes(self) -> asyncio.Event:
+        """Return the event that is set when routes may have changed; see `Kernel`."""
+        if self._routes is None:
+            self._routes = RouteChanges()
+        return self._routes.event
+
     def _heed(self, steps: Sequence[Step]) -> None:
         for step in steps:
             match step:
@@ -292,6 +300,8 @@ class LinuxKernel:
             await self._reaper.close()
         finally:
             self._changes.close()
+            if self._routes:
+                self._routes.close()
             self._relays.close()
             self._resolvers.close()
             self._ports.close()

@@ -11,7 +11,7 @@ import pytest
 
 from netplug.drivers.steps import Address, Bridge, Chain, Jump, Veth
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
-from netplug.kernel import netns
+from netplug.kernel import netns, route_watch
 from netplug.kernel.linux import LinuxKernel
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
@@ -175,6 +175,33 @@ def uplink(_namespace: None) -> None:
     run("ip", "link", "add", UPLINK, "type", "veth", "peer", "name", "uplink8")
     run("ip", "link", "set", UPLINK, "up")
     run("ip", "address", "add", "192.0.2.1/24", "dev", UPLINK)
+
+
+async def word_of_routes(kernel: LinuxKernel) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        await kernel.routes().wait()
+    kernel.routes().clear()
+
+
+async def test_routes_are_told_of_and_not_each_of_many(
+    uplink: None, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route_watch, "FIRST_S", 0.2)
+    assert not kernel.routes().is_set()
+    run("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.9")
+    await word_of_routes(kernel)
+    await word_of_routes(kernel)  # what came while nobody listened
+    await asyncio.sleep(QUIET_S)  # the subject: of what did not happen nothing is told
+    assert not kernel.routes().is_set()
+    run("ip", "-6", "route", "add", "2001:db8:7::/64", "dev", UPLINK)
+    await word_of_routes(kernel)
+    told, loop = 0, asyncio.get_running_loop()
+    ends = loop.time() + 10 * QUIET_S
+    while loop.time() < ends:
+        await asyncio.to_thread(run, "ip", "route", "replace", "198.51.100.0/24", "via", f"192.0.2.{9 + told % 2}")
+        told += kernel.routes().is_set()
+        kernel.routes().clear()
+    assert 1 <= told <= 8, "twice in each time of silence, and these double: 0.2, 0.4, 0.8, 1.6 s"
 
 
 @pytest.mark.parametrize(
