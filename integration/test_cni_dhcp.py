@@ -1,5 +1,6 @@
 """Addresses from a DHCP server (busybox's) on the container's segment, by the reference dhcp plugin and its daemon."""
 
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 from harness import BIN_DIR, FOREIGN_DIR, Host, Netplug, PluginError, Process, Runtime, connect, namespace, wait_until
 
 SOCKET = "/run/dhcp-plugin.sock"
+LOOK_S = 30
+"""So often the daemon looks at leases."""
 SERVER = """\
 start 203.0.113.100
 end 203.0.113.101
@@ -117,6 +120,29 @@ def test_lease_that_was_forgotten_is_asked_for_again(site: Site) -> None:
         site.look()
         log = site.other.dir / "udhcpd.log"
         wait_until(lambda: log.read_text().count("sending ACK") == 2, 30, "the lease to be there again")
+        assert not site.netplug.drift()
+        it.check(first)
+        it.delete(first)
+
+
+def test_daemon_behind_a_socket_of_systemd_is_noticed_when_it_starts_anew(site: Site) -> None:
+    """The socket stays: neither its inode nor who listens at it tells."""
+    site.plugin.kill()
+    path = site.host.path(SOCKET)
+    path.unlink()
+    start = f"exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec {FOREIGN_DIR}/dhcp daemon -timeout 1s -resendmax 2s"
+    it = site.network(master=site.parent)
+    log = site.other.dir / "udhcpd.log"
+    with socket.socket(socket.AF_UNIX) as listening, namespace(site.host) as one:
+        listening.bind(str(path))
+        listening.listen()
+        given: Any = listening
+        site.plugin = site.host.popen(["sh", "-c", start], log="dhcp.log", stdin=given)
+        first = it.add(one)
+        assert log.read_text().count("sending ACK") == 1
+        site.plugin.kill()
+        site.plugin = site.host.popen(["sh", "-c", start], log="dhcp.log", stdin=given)
+        wait_until(lambda: log.read_text().count("sending ACK") == 2, 2 * LOOK_S, "the lease to be asked for again")
         assert not site.netplug.drift()
         it.check(first)
         it.delete(first)
