@@ -59,7 +59,7 @@ class StoreSuite:
     async def test_a_value_is_copied_before_the_transaction_waits(self, store: Store) -> None:
         value = {"v": [1]}
         task = asyncio.ensure_future(store.txn([], [Put("a", value)]))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it has begun, and waits
         value["v"].append(2)
         await task
         record = await store.get("a")
@@ -201,7 +201,7 @@ class StoreSuite:
     async def test_a_cancelled_transaction_is_whole_and_the_next_one_works(self, store: Store) -> None:
         for n in range(20):
             task = asyncio.ensure_future(store.txn([], [Put(f"a/{n}", {}), Put(f"b/{n}", {})]))
-            for _ in range(n % 4):
+            for _ in range(n % 4):  # at which turn it is cancelled is the subject
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -279,7 +279,7 @@ class StoreSuite:
         _, start = await store.range("")
         watch = store.watch("mine/", start)
         taking = asyncio.ensure_future(take(watch, 1))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it has begun; so below
         await put(store, "mine/1")
         assert [event.key for event in await taking] == ["mine/1"]
         taking = asyncio.ensure_future(take(watch, 1))
@@ -366,7 +366,7 @@ class StoreSuite:
             return [event.key async for event in store.watch("", start)]
 
         tasks = [asyncio.ensure_future(collect()) for _ in range(3)]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # they have begun
         await store.close()
         async with asyncio.timeout(DEADLINE_S):
             assert await asyncio.gather(*tasks) == [[], [], []]
@@ -387,7 +387,7 @@ class StoreSuite:
 
     async def test_closing_finishes_what_was_begun(self, store: Store, reopen: Reopen) -> None:
         writing = [asyncio.ensure_future(put(store, f"a/{n}")) for n in range(10)]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # they have begun
         await store.close()
         await asyncio.gather(*writing)
         store = await reopen()

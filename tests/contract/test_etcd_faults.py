@@ -268,7 +268,7 @@ async def test_closing_does_not_wait_for_a_watch_that_waits_for_etcd(etcd: Membe
     watch = store.watch("", await put(store, "a"))
     etcd.stop()
     reading = asyncio.ensure_future(anext(watch))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it has begun, and waits
     began = time.monotonic()
     await store.close()
     with pytest.raises(StopAsyncIteration):

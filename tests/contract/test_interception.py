@@ -139,7 +139,7 @@ from ipaddress import IPv4Address
 from netplug.kernel.interception import Interception
 it = Interception(sys.argv[1], IPv4Address(sys.argv[2]))
 print("there", flush=True)
-time.sleep(60)
+time.sleep(60)  # until it is killed
 """
 
 
@@ -154,7 +154,8 @@ def test_who_is_killed_leaves_the_server_alone_at_once(
             Interception(path, SERVER)
         process.kill()
     deadline = time.monotonic() + TIMEOUT_S
-    while tables(path) and time.monotonic() < deadline:
+    while tables(path):  # the kernel takes them away after the process
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     for kind in KINDS:
         reaches(inside(kind), other[kind])

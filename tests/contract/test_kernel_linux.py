@@ -178,7 +178,7 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         await kernel.remove((other,))
         assert await asyncio.to_thread(held.wait, VANISH_DEADLINE_S)
         announced = asyncio.create_task(kernel.ensure((Announce(BRIDGE.name, VETH.peer_mac, ip_address("10.9.0.2")),)))
-        for _ in range(100):
+        for _ in range(100):  # the loop turns, and it waits
             await asyncio.sleep(0)
         assert not announced.done()
         go_on.set()
@@ -473,9 +473,10 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         await kernel.remove((VETH,))
         turns = 0
         settled = asyncio.ensure_future(kernel.settle())
-        while not settled.done():
-            turns += 1
-            await asyncio.sleep(0)
+        async with asyncio.timeout(VANISH_DEADLINE_S):
+            while not settled.done():  # turns of the loop are the subject
+                turns += 1
+                await asyncio.sleep(0)
         assert turns > 10
 
 
@@ -583,7 +584,7 @@ class TestCancellation(LinuxHost):
         steps: list[Step] = [BRIDGE, SET4, OPEN, rule(80), VETH]
         outcomes: list[Outcome] = []
         task = asyncio.ensure_future(kernel.ensure(steps, outcomes))
-        for _ in range(turns):
+        for _ in range(turns):  # at which turn it is cancelled is the subject; so below
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

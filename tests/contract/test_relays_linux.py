@@ -5,7 +5,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -67,10 +67,14 @@ def readers() -> dict[Any, Any]:
     return dict(asyncio.get_running_loop()._selector.get_map())  # type: ignore[attr-defined]  # what may be left of them
 
 
-async def until_as_before(before: tuple[set[str], int]) -> None:
+async def until(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while (descriptors(), len(readers())) != before:  # noqa: ASYNC110 - polled until the deadline
+        while not holds():  # noqa: ASYNC110 - polled until the deadline
             await asyncio.sleep(0.01)
+
+
+async def until_as_before(before: tuple[set[str], int]) -> None:
+    await until(lambda: (descriptors(), len(readers())) == before)
 
 
 @asynccontextmanager
@@ -219,9 +223,7 @@ class TestRelays(LinuxHost):
                 client.setblocking(False)
                 await loop.sock_connect(client, ("::1", 9000))
                 await loop.sock_sendall(client, b"hello")
-                async with asyncio.timeout(DEADLINE_S):
-                    while not served:  # noqa: ASYNC110 - polled until the deadline
-                        await asyncio.sleep(0.01)
+                await until(lambda: served)
                 writer = served.pop()
                 first = client if reset == "client" else writer.get_extra_info("socket")
                 first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NOTHING_SENT)
@@ -242,16 +244,12 @@ class TestRelays(LinuxHost):
             client = socket.socket(socket.AF_INET6)
             client.setblocking(False)
             await loop.sock_connect(client, ("::1", 9000))
-            async with asyncio.timeout(DEADLINE_S):
-                while not served:  # noqa: ASYNC110 - polled until the deadline
-                    await asyncio.sleep(0.01)
+            await until(lambda: served)
             during = descriptors()
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NOTHING_SENT)
             client.close()
             # The relay's two sockets go with the client's; the server's own stays until it is closed.
-            async with asyncio.timeout(DEADLINE_S):
-                while len(descriptors()) > len(during) - 3:  # noqa: ASYNC110 - polled until the deadline
-                    await asyncio.sleep(0.01)
+            await until(lambda: len(descriptors()) <= len(during) - 3)
             served.pop().close()
             await until_as_before(before)
         await gone(kernel, *made[::-1])

@@ -220,7 +220,7 @@ async def test_a_watch_survives_the_time_out_of_one_reading(holder: Holder) -> N
     watch = store.watch("a/", start)
     for n in range(40):
         reading = asyncio.ensure_future(anext(watch))
-        for _ in range(n):
+        for _ in range(n):  # at which turn it is cancelled is the subject
             await asyncio.sleep(0)
         reading.cancel()
         done = await asyncio.gather(reading, return_exceptions=True)

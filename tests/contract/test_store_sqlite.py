@@ -230,7 +230,7 @@ async def test_a_watch_survives_the_time_out_of_one_reading(holder: Holder) -> N
     watch = holder.store.watch("a/", start)
     for n in range(20):
         reading = asyncio.ensure_future(anext(watch))
-        for _ in range(n % 4):
+        for _ in range(n % 4):  # at which turn it is cancelled is the subject
             await asyncio.sleep(0)
         reading.cancel()
         done = await asyncio.gather(reading, return_exceptions=True)
@@ -277,7 +277,7 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_open(tmp_path: Path) 
     path = tmp_path / "netplug.db"
     for turns in range(4):
         opening = asyncio.ensure_future(SqliteStore.open(path))
-        for _ in range(turns):
+        for _ in range(turns):  # at which turn it is cancelled is the subject
             await asyncio.sleep(0)
         opening.cancel()
         done = await asyncio.gather(opening, return_exceptions=True)

@@ -227,5 +227,5 @@ async def test_what_happens_to_the_underlay_is_told(
         async with asyncio.timeout(DEADLINE_S):
             await kernel.underlay().wait()
     else:
-        await asyncio.sleep(QUIET_S)
+        await asyncio.sleep(QUIET_S)  # the subject: nothing is told
         assert not kernel.underlay().is_set()
