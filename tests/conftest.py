@@ -16,18 +16,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
+def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
     """An etcd that the tests of a module share."""
     with running(tmp_path_factory.mktemp("etcd")) as (member,):
         yield member
 
 
 @pytest.fixture
+def etcd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Member]:
+    """An etcd: the module's, and nothing is left in it; with mark `own_etcd` the test's own."""
+    if request.node.get_closest_marker("own_etcd"):
+        with running(tmp_path) as (member,):
+            yield member
+        return
+    shared: Member = request.getfixturevalue("shared_etcd")
+    yield shared
+    shared.empty()
+
+
+@pytest.fixture
 def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
-    """Hosts whose store is `etcd`; nothing of them is left in it."""
+    """Hosts whose store is `etcd`."""
     with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
         yield it
-    etcd.empty()
 
 
 @pytest.fixture

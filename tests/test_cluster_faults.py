@@ -6,32 +6,19 @@ Each test ends with hosts whose kernels agree with their records, and a store th
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, hosts_on, networks, reached, reaches
-from etcd_server import Member, needs_etcd, running
+from clustered import Hosts, address_of, attach, create, detach, has, networks, reached, reaches
+from etcd_server import Member, needs_etcd
 from living import Living, until
 
 from netplug.cli import UNREACHABLE, CliError
 
-pytestmark = needs_etcd
+pytestmark = [needs_etcd, pytest.mark.own_etcd]
 
 FAST_S = 3.0
 """A refusal must come before whoever asks gives up: dockerd waits 15 s for a plugin."""
-
-
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Member]:
-    with running(tmp_path) as (member,):
-        yield member
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
-    with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
-        yield it
 
 
 @pytest.fixture

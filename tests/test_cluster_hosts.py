@@ -1,29 +1,16 @@
 """`netplug host`: who is in the cluster, and what is left of a dead host that is forgotten."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, hosts_on, reached, reaches
-from etcd_server import Member, needs_etcd, running
+from clustered import Hosts, address_of, attach, create, detach, has, reached, reaches
+from etcd_server import Member, needs_etcd
 from living import Living, living, until
 from test_cli import Cli
 
 from netplug.cli import NO, UNREACHABLE
 
-pytestmark = needs_etcd
-
-
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Member]:
-    with running(tmp_path) as (member,):
-        yield member
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
-    with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
-        yield it
+pytestmark = [needs_etcd, pytest.mark.own_etcd]
 
 
 @pytest.fixture

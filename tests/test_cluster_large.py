@@ -13,7 +13,7 @@ from living import Living, until
 
 from netplug.drivers.tunnel import Fdb, Neighbour
 
-pytestmark = [needs_etcd, pytest.mark.timeout(120)]
+pytestmark = [needs_etcd, pytest.mark.own_etcd, pytest.mark.timeout(120)]
 
 COUNT = 1000
 OPS_PER_TXN = 100
@@ -24,12 +24,6 @@ ROOT = "/netplug/v1/default/"
 def etcds(tmp_path: Path) -> Iterator[list[Member]]:
     with running(tmp_path, members=3) as members:
         yield members
-
-
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Member]:
-    with running(tmp_path) as (member,):
-        yield member
 
 
 def told(number: int) -> dict[str, object]:

@@ -1,31 +1,17 @@
 """Lists show what all hosts have, and say so when they cannot."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, hosts_on, reaches
-from etcd_server import Member, needs_etcd, running
+from clustered import Hosts, address_of, attach, create, detach, has, reaches
+from etcd_server import Member, needs_etcd
 from living import Living, until
 from typer.testing import CliRunner
 
 from netplug.cli.app import app
 
-pytestmark = needs_etcd
-
-
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Member]:
-    with running(tmp_path) as (member,):
-        yield member
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
-    with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
-        yield it
+pytestmark = [needs_etcd, pytest.mark.own_etcd]
 
 
 def said(host: Living, *args: str) -> tuple[str, str]:

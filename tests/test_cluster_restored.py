@@ -8,30 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, hosts_on, networks, reached
-from etcd_server import Member, needs_etcd, running
+from clustered import Hosts, address_of, attach, create, detach, has, networks, reached
+from etcd_server import Member, needs_etcd
 from living import Living, until
 
 from netplug import cluster
 from netplug.cli import CliError
 from netplug.cluster import recovery
 
-pytestmark = needs_etcd
+pytestmark = [needs_etcd, pytest.mark.own_etcd]
 
 PASSED = 300
 """Writes of others that bring the revision past all that hosts have seen."""
-
-
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Member]:
-    with running(tmp_path) as (member,):
-        yield member
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
-    with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
-        yield it
 
 
 class Log:

@@ -1,23 +1,16 @@
 """A daemon with a shared store: it starts without it, and refuses to start with a wrong user."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from clustered import kernel_of
-from etcd_server import Member, free_ports, needs_etcd, running
+from etcd_server import Member, free_ports, needs_etcd
 from living import Living, settings_in, until
 from structlog.testing import capture_logs
 
 from netplug.errors import NetplugError
 
-pytestmark = needs_etcd
-
-
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Member]:
-    with running(tmp_path) as (member,):
-        yield member
+pytestmark = [needs_etcd, pytest.mark.own_etcd]
 
 
 def test_a_daemon_opens_its_shared_store(tmp_path: Path, etcd: Member) -> None:

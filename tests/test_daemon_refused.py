@@ -6,23 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, hosts_on, networks, reaches
-from etcd_server import Member, needs_etcd, running
+from clustered import Hosts, address_of, attach, create, detach, has, networks, reaches
+from etcd_server import Member, needs_etcd
 from living import Living, living, until
 
 from netplug.cli import UNREACHABLE, CliError
 
-
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Member]:
-    with running(tmp_path) as (member,):
-        yield member
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, etcd: Member) -> Iterator[Hosts]:
-    with hosts_on(tmp_path, f"etcd://{etcd.host}") as it:
-        yield it
+pytestmark = pytest.mark.own_etcd
 
 
 def told(etcd: Member) -> set[str]:
