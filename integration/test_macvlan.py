@@ -5,8 +5,10 @@ asserted by the leak check of every test, see `conftest.py`.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -121,6 +123,43 @@ def switch(host: Host) -> Iterator[tuple[str, str]]:
         it.exec("ip", "link", "set", "port0", "up", "master", "sw0")
         yield "up0", it.name
         host.output("ip", "link", "del", "up0")
+
+
+@pytest.mark.parametrize("ipam", [(), PYNET_IPAM], ids=["docker's ipam", "pynet's ipam"])
+def test_one_lan_on_two_parents_and_in_two_ranges(
+    dockerd: Dockerd, netplug: Netplug, host: Host, wire: Wire, ipam: tuple[str, ...]
+) -> None:
+    """Docker's own IPAM judges ranges itself; it counts the router among its addresses."""
+
+    def create(parent: str, part: str, router: str = "") -> tuple[str, ...]:
+        given = {"--ip-range": part, "--gateway": router}
+        options = [word for option, value in given.items() if value for word in (option, value)]
+        return (*MACVLAN, "-o", f"parent={parent}", "--subnet", "203.0.113.0/24", *ipam, *options)
+
+    upper, middle, low, within = (f"203.0.113.{part}" for part in ("192/26", "128/26", "64/26", "144/28"))
+    again = wire.right if ipam else ""
+    ours = r"203\.0\.113\.0/24 is .*--ip-range"
+    refused = [("", "", ours if ipam else "Pool overlaps"), (middle, "", ours if ipam else "Pool overlaps")]
+    refused += [(within, "", ours) if ipam else ("203.0.113.32/27", wire.right, "Address already in use")]
+    with (
+        switch(host) as (parent, _),
+        docker_network(dockerd, *create(wire.left_link, upper, wire.right)) as one,
+        docker_network(dockerd, *create(parent, middle, again)) as two,
+        docker_network(dockerd, *create(wire.left_link, low, again)) as three,
+        container(dockerd, "--network", one) as first,
+        container(dockerd, "--network", two) as second,
+        container(dockerd, "--network", three) as third,
+    ):
+        for it, part in ((first, upper), (second, middle), (third, low)):
+            assert ip_address(it.ip()) in ip_network(part)
+        assert first.pings(third.ip())
+        assert not first.pings(second.ip())
+        assert first.pings(wire.right)
+        for part, router, words in refused:
+            said = fails_with(dockerd, "network", "create", "-d", "pynet", *create(parent, part, router), "four")
+            assert re.search(words, said)
+            assert not re.search(r"\b(local|external)/", said), "the id of a pool"
+        assert not netplug.drift()
 
 
 def test_vepa_goes_by_way_of_a_switch_that_sends_back(dockerd: Dockerd, host: Host) -> None:

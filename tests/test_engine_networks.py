@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 import pytest_asyncio
-from engine_host import NET, OTHER, Host, external
+from engine_host import END, NET, NEXT, OTHER, Host, external
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.errors import DriverError
@@ -15,6 +15,7 @@ from netplug.engine.records import AttachSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError
 from netplug.ipam.lease import Owner, OwnerKind
+from netplug.ipam.pool import EXTERNAL
 from netplug.kernel.api import StepError
 
 REFUSED = (NetplugError, DriverError, IpamError)
@@ -410,3 +411,31 @@ async def test_networks_of_one_lan_have_ranges_of_their_own(host: Host) -> None:
         await host.engine.networks.delete(name, by=FrontEnd.CLI)
     assert host.leases() == []
     await create(NetworkSpec(name="four", subnets=(SubnetSpec(lan),)))
+
+
+async def test_networks_of_one_lan_share_what_dockers_ipam_gives_out(host: Host) -> None:
+    """Docker tells a driver no --ip-range, and gives no address of a subnet twice."""
+    lan, router = ip_network("192.168.1.0/24"), ip_address("192.168.1.1")
+    host.kernel.foreign.links |= {"eth1": "", "eth2": ""}
+
+    def spec(name: str, **options: str) -> NetworkSpec:
+        subnet = SubnetSpec(lan, router, space=EXTERNAL)
+        return NetworkSpec(id=name * 64, options=options | {"name": name}, subnets=(subnet,), front_end=FrontEnd.DOCKER)
+
+    create = host.engine.networks.create
+    await create(spec("a", mode="macvlan", parent="eth1"))
+    await create(spec("b", mode="macvlan", parent="eth2"))
+    with pytest.raises(NetplugError, match=r"overlaps 192\.168\.1\.0/24 of network 'a'"):
+        await create(spec("c", mode="bridge"))
+    await host.docker_endpoint(END, "192.168.1.9/24", network="a" * 64)
+    with pytest.raises(IpamError, match=r"192\.168\.1\.1 .*is leased"):
+        await host.docker_endpoint(NEXT, "192.168.1.1/24", network="b" * 64)
+    await host.engine.networks.delete("a", by=FrontEnd.DOCKER)
+    # The router is still the other's, after our restart too.
+    await host.reboot()
+    with pytest.raises(IpamError, match=r"192\.168\.1\.1 .*is leased"):
+        await host.docker_endpoint(NEXT, "192.168.1.1/24", network="b" * 64)
+    await host.check()
+    await host.engine.networks.delete("b", by=FrontEnd.DOCKER)
+    assert host.leases() == []
+    await host.check()

@@ -66,7 +66,7 @@ class Addressing:
             pools: list[str] = []
             for wanted in spec.subnets:
                 if wanted.pool is not None:
-                    # Of networks of one LAN the allocator tells whether their ranges are apart.
+                    # Of networks of one LAN the allocator tells whether their ranges are apart, or whose IPAM it is.
                     rivals = [it for it in others if not (_on_a_lan(net, it) and wanted.pool in _pools_of(it))]
                     _refuse_overlap(wanted.pool, [*rivals, Network(net.id, net.name, tuple(subnets))])
                 pool = await self._pool(net, wanted, avoid, undo)
@@ -87,7 +87,7 @@ class Addressing:
                 holder=net.id,
                 ends=wanted.ends,
             )
-        elif held.holders and held.holders != (net.id,):
+        elif held.holders and held.holders != (net.id,) and held.space != EXTERNAL:
             words = f"subnet {held.network} is another network's"
             hint = "give each network of a LAN an --ip-range of its own, or choose another --subnet"
             raise NetplugError("exists", words, hint=hint)
@@ -110,8 +110,17 @@ class Addressing:
         host = await self._beside(net, pool, wanted, undo) if net.options.host_access else None
         if wanted.gateway is None and not gateway:
             return Subnet(pool.network, host=host)
+        if wanted.gateway is not None and self._routes_for_others(net, pool, wanted.gateway):
+            return Subnet(pool.network, _within(wanted.gateway, pool), host)
         ours = await self._hold(pool, wanted.gateway, Owner(OwnerKind.GATEWAY, net.id, net.name), undo)
         return Subnet(pool.network, _within(ours, pool), host)
+
+    def _routes_for_others(self, net: Network, pool: Pool, gateway: IPAddress) -> bool:
+        """Whether an address is leased as the gateway of another network of the LAN, which shares the pool."""
+        lease = self._allocator.lease(pool.id, gateway)
+        if lease is None or lease.owner.kind is not OwnerKind.GATEWAY:
+            return False
+        return lease.owner.id in pool.holders and lease.owner.id != net.id
 
     async def _beside(self, net: Network, pool: Pool, wanted: SubnetSpec, undo: AsyncExitStack) -> IPInterface:
         """Lease the host's own address beside the containers: the auxiliary one called "host", or any."""
@@ -159,14 +168,18 @@ class Addressing:
         if self._has(lease):
             await self._allocator.release_address(lease.pool, lease.address)
 
-    async def release_network(self, record: NetworkRecord) -> None:
-        """Let go of a network's pools, and of what it leased or kept in those that Docker still holds."""
+    async def release_network(self, record: NetworkRecord, others: Collection[NetworkRecord]) -> None:
+        """Let go of a network's pools, and of what it leased or kept in those that Docker, or another, still holds."""
         for pool in dict.fromkeys(record.pools):
             if self._allocator.pool(pool) is not None:
                 self._allocator.promise(pool, {})
                 await self._allocator.stick(pool, 0)
             for lease in self._allocator.leases(pool):
-                if lease.owner.id == record.network.id:
+                if lease.owner.id != record.network.id:
+                    continue
+                if lease.owner.kind is OwnerKind.GATEWAY and (heir := _routed_by(lease.address, pool, others)):
+                    await self._allocator.assign(pool, lease.address, replace(lease.owner, id=heir.id, name=heir.name))
+                else:
                     await self._allocator.release_address(pool, lease.address)
             await self._allocator.let_go(pool, record.network.id)
 
@@ -223,7 +236,7 @@ class Addressing:
             mac = lease.mac if owner.name == lease.owner.name else ""
             return replace(await self._reassign(lease, owner, undo), mac=mac)
         kept = self._allocator.kept_for(pool, owner, address)
-        lease = await self._segments.request(pool, address, owner)
+        lease = await self._segments.request(pool, address, owner, net=record.network)
         undo.push_async_callback(self._give_back, lease, kept)
         return lease
 
@@ -311,6 +324,12 @@ def _on_a_lan(one: Network, other: Network) -> bool:
 
 def _pools_of(net: Network) -> set[IPNetwork]:
     return {subnet.pool for subnet in net.subnets}
+
+
+def _routed_by(gateway: IPAddress, pool: str, records: Collection[NetworkRecord]) -> Network | None:
+    """Return a network with this pool and gateway, if there is one."""
+    nets = (record.network for record in records if pool in record.pools)
+    return next((it for it in nets if any(sub.gateway and sub.gateway.ip == gateway for sub in it.subnets)), None)
 
 
 def _refuse_overlap(pool: IPNetwork, others: Collection[Network]) -> None:

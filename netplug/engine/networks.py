@@ -183,7 +183,7 @@ class Networks:
             await self._journal.take_down(intent, durable=True)
             # At once, lest somebody miss what has just gone.
             self._registry.forget(record)
-            await self._addressing.release_network(record)
+            await self._addressing.release_network(record, self._registry.networks())
         log.info("network.deleted", network=short(ident), name=record.network.name)
         await self._shared.trim(self._registry.all_networks())
 

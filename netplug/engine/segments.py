@@ -27,10 +27,12 @@ class Segments:
         self._kernel = kernel
         self._drivers = drivers
 
-    async def request(self, pool: str, address: IPAddress | None, owner: Owner, mac: str = "") -> Lease:
+    async def request(
+        self, pool: str, address: IPAddress | None, owner: Owner, mac: str = "", *, net: Network | None = None
+    ) -> Lease:
         """Lease an address for an endpoint: this one, or one that nobody on the segment has.
 
-        Those that somebody has are passed over and go to the end of the queue.
+        Those that somebody has are passed over and go to the end of the queue. `net`: where known, the endpoint's.
 
         Raises:
             IpamError: as `Allocator.request_address`.
@@ -44,7 +46,7 @@ class Segments:
                     return lease  # Docker confirms after its restart what an endpoint has
                 passed_over.append(lease)
                 try:
-                    await self.refuse_taken(self._on(pool), lease.address)
+                    await self.refuse_taken([net] if net else self._on(pool), lease.address)
                 except NetplugError as exc:
                     if address is not None or exc.kind != "exists":
                         raise
