@@ -473,6 +473,50 @@ def test_network_is_not_removed_while_something_is_attached(netplug: Netplug) ->
         assert one.pings(result["gateways"][0])
 
 
+@pytest.mark.parametrize("ipam", [(), ("--ipam-driver", "pynet")], ids=["docker's ipam", "pynet's ipam"])
+def test_network_that_docker_removes_stays_for_who_is_attached(
+    dockerd: Dockerd, netplug: Netplug, ipam: tuple[str, ...]
+) -> None:
+    create = ("network", "create", "-d", "pynet", *ipam, "--subnet", "10.90.6.0/24")
+    dockerd.docker(*create, "left")
+    with namespace(netplug.host) as lab, namespace(netplug.host) as late:
+        wait_until(lambda: "left" in {row["name"] for row in netplug.json("network", "ls")}, what="its name")
+        lab.attach(netplug, "left")
+        (before,) = endpoints(netplug, "left")
+        with container(dockerd, "--network", "left") as one:
+            assert lab.pings(one.ip())
+        dockerd.docker("network", "rm", "left")
+        assert "left" not in dockerd.docker("network", "ls")
+        for restart in (False, True):
+            if restart and ipam:  # of ours Docker tells us then what it still has
+                dockerd.restart()
+            if restart:
+                netplug.restart()
+            (row,) = (row for row in netplug.json("network", "ls") if row["name"] == "left")
+            assert (row["front_end"], row["endpoint_count"]) == ("cli", 1)
+            assert endpoints(netplug, "left") == [before]
+            assert lab.pings("10.90.6.1")
+            assert not netplug.drift()
+        late.attach(netplug, "left")
+        assert lab.pings(late.addresses[0])
+        # Its subnet and its name are its own.
+        with pytest.raises(
+            CommandError, match=r"of network 'left' \(choose another --subnet, or netplug network rm left"
+        ):
+            dockerd.docker(*create, "left")
+        dockerd.docker("network", "create", "-d", "pynet", *ipam, "left")
+        assert lab.pings(late.addresses[0])
+        assert {it["sandbox"] for it in endpoints(netplug, "left")} == {f"/run/netns/{it.name}" for it in (lab, late)}
+        dockerd.docker("network", "rm", "left")
+        late.detach(netplug, "left")
+        code, said = refusal(netplug, "network", "rm", "left")
+        assert (code, said) == (1, "netplug: network 'left' has an endpoint (detach first)")
+        lab.detach(netplug, "left")
+        netplug.cli("network", "rm", "left")
+    dockerd.docker(*create, "left")
+    dockerd.docker("network", "rm", "left")
+
+
 def test_network_is_removed_only_by_who_made_it(dockerd: Dockerd, netplug: Netplug) -> None:
     with docker_network(dockerd) as dockers, cli_network(netplug) as ours:
         ident = dockerd.inspect(dockers)["Id"]

@@ -1,6 +1,6 @@
 """Subnets of networks and addresses of endpoints, as leases that are undone when what they were for fails."""
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
@@ -59,8 +59,12 @@ class Addressing:
         others: Collection[Network],
         avoid: Collection[IPNetwork],
         gateway: bool,
+        removal: Callable[[str], str],
     ) -> AsyncIterator[Subnets]:
-        """Take the subnets of a network for the time of the block, and for good when it ends well."""
+        """Take the subnets of a network for the time of the block, and for good when it ends well.
+
+        `removal`: returns the command that removes a network, by id.
+        """
         async with AsyncExitStack() as undo:
             subnets: list[Subnet] = []
             pools: list[str] = []
@@ -68,7 +72,7 @@ class Addressing:
                 if wanted.pool is not None:
                     # Of networks of one LAN the allocator tells whether their ranges are apart, or whose IPAM it is.
                     rivals = [it for it in others if not (_on_a_lan(net, it) and wanted.pool in _pools_of(it))]
-                    _refuse_overlap(wanted.pool, [*rivals, Network(net.id, net.name, tuple(subnets))])
+                    _refuse_overlap(wanted.pool, [*rivals, Network(net.id, net.name, tuple(subnets))], removal)
                 pool = await self._pool(net, wanted, avoid, undo)
                 subnets.append(await self._reserve(net, pool, wanted, undo, gateway=gateway))
                 pools.append(pool.id)
@@ -332,14 +336,15 @@ def _routed_by(gateway: IPAddress, pool: str, records: Collection[NetworkRecord]
     return next((it for it in nets if any(sub.gateway and sub.gateway.ip == gateway for sub in it.subnets)), None)
 
 
-def _refuse_overlap(pool: IPNetwork, others: Collection[Network]) -> None:
+def _refuse_overlap(pool: IPNetwork, others: Collection[Network], removal: Callable[[str], str]) -> None:
     for other in others:
         for subnet in other.subnets:
             if subnet.pool.version == pool.version and subnet.pool.overlaps(pool):
+                command = removal(other.id)
                 raise NetplugError(
                     "exists",
                     f"subnet {pool} overlaps {subnet.pool} of network {other.name!r}",
-                    hint="choose another --subnet",
+                    hint=f"choose another --subnet, or {command}" if command else "choose another --subnet",
                 )
 
 

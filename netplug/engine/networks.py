@@ -139,7 +139,9 @@ class Networks:
         others = [other for other in self._registry.all_networks() if other.id != net.id]
         others += self._registry.quarantine.known()
         avoid = [route for route, _ in host.routes]
-        async with self._addressing.subnets(net, spec, others=others, avoid=avoid, gateway=driver.gateway) as taken:
+        async with self._addressing.subnets(
+            net, spec, others=others, avoid=avoid, gateway=driver.gateway, removal=self._removal
+        ) as taken:
             net = self._registry.starting[net.id] = replace(net, subnets=taken.subnets)
             driver.check(net, others, host)
             await self._shared.ensure(self._registry.all_networks())
@@ -186,6 +188,13 @@ class Networks:
             await self._addressing.release_network(record, self._registry.networks())
         log.info("network.deleted", network=short(ident), name=record.network.name)
         await self._shared.trim(self._registry.all_networks())
+
+    def _removal(self, ident: str) -> str:
+        """Return the command that removes a network, by its id; nothing for one that is just being made."""
+        record = self._registry.find_network(ident)
+        if record is None:
+            return ""
+        return f"{'docker' if record.front_end is FrontEnd.DOCKER else 'netplug'} network rm {record.network.name}"
 
     def _refuse_delete(self, record: NetworkRecord, by: FrontEnd) -> None:
         name = record.network.name
