@@ -220,11 +220,17 @@ class Reconciler:
 
     async def _sweep(self, look: "_Look") -> None:
         """Remove what bears our mark and no record knows."""
-        unknown = self._engine.peers.unknown(self._unknown(look.unknown, self._owners(), self._changing()))
-        if not unknown:
+        if not look.unknown:
             return
-        log.info("sweep", objects=[step.key for step in unknown])
-        await _tolerate("host", self._engine.executor.revert(Plan(tuple(unknown))))
+
+        def unknown() -> Plan:
+            found = self._engine.peers.unknown(self._unknown(look.unknown, self._owners(), self._changing()))
+            if found:
+                log.info("sweep", objects=[step.key for step in found])
+            return Plan(tuple(found))
+
+        async with self._engine.shared.still():
+            await _tolerate("host", self._engine.journal.sweep(unknown))
 
     # In the background
 

@@ -1,17 +1,30 @@
 """Kernel and records are brought in line again: at the start, when others interfered, when dockerd restarted."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from engine_host import END, NET, NEXT, SANDBOX, Host, running, tcp, udp, until
+from engine_host import END, NET, NEXT, OTHER, SANDBOX, Host, running, tcp, udp, until
 
 from netplug import reconcile
-from netplug.drivers.steps import Bridge, Chain, Flows, Forward, Guard, HostPort, IpSet, Jump, Member, Proto, Resolver
+from netplug.drivers.steps import (
+    Bridge,
+    Chain,
+    Flows,
+    Forward,
+    Guard,
+    HostPort,
+    IpSet,
+    Jump,
+    Member,
+    Proto,
+    Resolver,
+    Step,
+)
 from netplug.engine.records import Description, FrontEnd
 from netplug.store.sqlite import SqliteStore
 
@@ -337,3 +350,33 @@ async def test_one_step_that_cannot_be_mended_keeps_no_other_from_it(host: Host)
     host.kernel.heal()
     await host.reconciler.repair()
     assert await host.reconciler.diff() == []
+
+
+async def test_what_is_built_while_the_same_is_swept_stays() -> None:
+    host = await Host.boot()
+    made = await host.docker_network(OTHER, "10.7.0.0/24")
+    await host.docker_endpoint(NEXT, "10.7.0.2/24", network=OTHER)
+    steps = (*host.engine.shared.plan, *made.plan, *host.endpoint(NEXT, OTHER).plan)
+    await host.engine.networks.delete(OTHER, by=FrontEnd.DOCKER)
+    await host.kernel.ensure(steps)  # nobody knows them
+    remove, begun, go = host.kernel.remove, asyncio.Event(), asyncio.Event()
+
+    async def slowly(unknown: Sequence[Step]) -> None:
+        if not begun.is_set():
+            begun.set()
+            await go.wait()
+        await remove(unknown)
+
+    async def make() -> None:
+        await host.docker_network(OTHER, "10.7.0.0/24")
+        await host.docker_endpoint(NEXT, "10.7.0.2/24", network=OTHER)
+
+    host.kernel.remove = slowly  # type: ignore[method-assign]
+    async with asyncio.TaskGroup() as group:
+        group.create_task(host.reconciler.repair())
+        await begun.wait()
+        made_anew = group.create_task(make())
+        await asyncio.wait({made_anew}, timeout=0.2)  # as far as it comes
+        go.set()
+    await host.check()
+    await host.close()

@@ -6,7 +6,7 @@ half built goes) and for taking down (what was half taken down goes on going), s
 
 import asyncio
 import secrets
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -155,6 +155,22 @@ class Journal:
                 if intent := self._left.get(key):  # else what began meanwhile took it over
                     await self._settle(key, intent)
         return len(found)
+
+    async def sweep(self, unknown: Callable[[], Plan]) -> None:
+        """Revert what no record knows, as `unknown` says when nothing else that is left is being reverted.
+
+        Who begins to build the same objects waits. Nothing is written: after a crash it is as unknown as before.
+
+        Raises:
+            ExceptionGroup: of `StepError`.
+        """
+        async with self._mending:
+            key = PREFIX + secrets.token_hex(8)
+            self._left[key] = Intent("unknown objects", unknown())
+            try:
+                await self._executor.revert(self._left[key].plan)
+            finally:
+                del self._left[key]
 
     async def _settle(self, key: str, intent: Intent) -> None:
         log.info("journal.recovering", what=intent.what)

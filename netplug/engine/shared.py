@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -139,6 +139,12 @@ class Shared:
     async def mend(self, nets: Iterable[Network]) -> None:
         """Bring about as much as can be of what these networks share."""
         await self._bring_about(nets, self._executor.mend)
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Let nothing of what is shared be brought about or taken down during the block."""
+        async with self._lock:
+            yield
 
     async def hold(self) -> bool:
         """See to it that all of it is as it was last brought about, and return whether some was lost and is back.
