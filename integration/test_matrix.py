@@ -111,8 +111,7 @@ def of_netavark(place: Place, name: str) -> Iterator[End]:
         "name": NETWORK,
         "id": "1d" * 32,
         "driver": "pynet",
-        "options": {},
-        "ipam_options": {"driver": "host-local"},
+        "ipam_options": {"driver": "pynet"},
     }
     asked = json.dumps(
         {

@@ -183,14 +183,21 @@ class NetavarkService:
         return Reply(0, json.dumps(said) + "\n")
 
     async def _create(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Make a network and return its definition with its subnets; what it says else must come back as it was."""
+        """Make a network and return its definition with the subnets that it lacked.
+
+        Else it must come back as it was, but for who gives out addresses. Where nobody is named podman does, from a
+        list of its own: it would choose those of other runtimes' containers and of other hosts'.
+        """
         wanted = NetworkIn.model_validate(data)
         async with self._joined(wanted.to_spec()) as record:
+            known = {subnet.subnet.version for subnet in wanted.subnets or ()}
             subnets = [
                 {"subnet": str(subnet.pool), **({"gateway": str(subnet.gateway.ip)} if subnet.gateway else {})}
                 for subnet in record.network.subnets
+                if subnet.pool.version not in known
             ]
-            return data | {"subnets": data.get("subnets") or subnets}
+            ipam = {"driver": wanted.driver} | (data.get("ipam_options") or {})
+            return data | {"subnets": [*(data.get("subnets") or ()), *subnets], "ipam_options": ipam}
 
     async def _setup(self, wanted: ExecIn, netns: str, caller: Caller) -> dict[str, Any]:
         own = wanted.network_options
