@@ -79,17 +79,7 @@ def decode(cls: type[_T], data: Json) -> _T:
     Raises:
         ValueError: `data` is not the form of `cls`.
     """
-    if not isinstance(data, dict):
-        raise ValueError(f"{cls.__name__} is stored as an object, not as {type(data).__name__}")
-    readers = _readers(cast("Any", cls))
-    if unknown := data.keys() - readers.keys():
-        raise ValueError(f"{cls.__name__} has no field {min(unknown)!r}")
-    if missing := _needed(cast("Any", cls)) - data.keys():
-        raise ValueError(f"{cls.__name__} lacks field {min(missing)!r}")
-    try:
-        return cls(**{name: readers[name](item) for name, item in data.items()})
-    except (TypeError, KeyError, AttributeError) as exc:
-        raise ValueError(f"{cls.__name__} has a value of the wrong kind: {exc}") from exc
+    return cast("_T", _decoder(cast("Any", cls))(data))
 
 
 def known(cls: type[_T], data: Json) -> _T | None:
@@ -101,6 +91,26 @@ def known(cls: type[_T], data: Json) -> _T | None:
         return decode(cls, {name: item for name, item in data.items() if name in hints})
     except ValueError:
         return None
+
+
+@cache
+def _decoder(cls: type[Any]) -> Callable[[Any], Any]:
+    """Return what `decode` does for a class; its parts are looked up once, since a plan may have thousands of steps."""
+    readers, needed = _readers(cast("Any", cls)), _needed(cast("Any", cls))
+
+    def read(data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise ValueError(f"{cls.__name__} is stored as an object, not as {type(data).__name__}")
+        if unknown := data.keys() - readers.keys():
+            raise ValueError(f"{cls.__name__} has no field {min(unknown)!r}")
+        if not needed <= data.keys():
+            raise ValueError(f"{cls.__name__} lacks field {min(needed - data.keys())!r}")
+        try:
+            return cls(**{name: readers[name](item) for name, item in data.items()})
+        except (TypeError, KeyError, AttributeError) as exc:
+            raise ValueError(f"{cls.__name__} has a value of the wrong kind: {exc}") from exc
+
+    return read
 
 
 @cache
@@ -144,11 +154,11 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
         parse: Callable[[Any], Any] = lru_cache(maxsize=1024)(_PARSERS[kind])
         return parse
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind
+        return lru_cache(maxsize=64)(kind)
     if hasattr(kind, "from_json"):
         return cast("Callable[[Any], Any]", kind.from_json)
     if dataclasses.is_dataclass(kind):
-        return partial(decode, cast("type", kind))
+        return _decoder(cast("Any", kind))
     return partial(_plain, kind)
 
 

@@ -136,5 +136,7 @@ def _parts(data: Json) -> tuple[str, JsonObject]:
     if not isinstance(data, dict):
         return "", {}
     kind = str(data.get("step") or "")
-    ignored = {"step"} | _RETIRED.get(kind, frozenset())
-    return kind, {name: value for name, value in data.items() if name not in ignored}
+    fields = {**data}
+    for name in ("step", *_RETIRED.get(kind, ())):
+        fields.pop(name, None)
+    return kind, fields

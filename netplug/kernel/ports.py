@@ -7,9 +7,9 @@ fail with clear words.
 
 import errno
 import socket
-import struct
 from collections.abc import Callable, Iterator
-from ctypes import addressof, create_string_buffer
+from functools import lru_cache
+from itertools import chain
 from typing import TypeVar
 
 from netplug.drivers import ranges
@@ -20,33 +20,32 @@ from netplug.errors import NetplugError
 from . import descriptors
 from .api import IN_USE, MISSING, Done, Outcome, StepError
 from .doing import merged
+from .filters import EQUAL, LOAD, RETURN, WHOLE, Filter
 
-_SO_ATTACH_FILTER = 26
 _FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
 """Bind before the address is there (ip(7), linux/in6.h)."""
 
 
-def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """Return an instruction of classic BPF (linux/filter.h: struct sock_filter)."""
-    return struct.pack("=HBBI", code, if_true, if_false, value)
-
-
-_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
 _DESTINATION = 0x100000000 - 0x100000 + 24
 """Of an IPv6 header, wherever the packet data begin (SKF_NET_OFF)."""
-_NOTHING = _instruction(_RETURN, 0)
-"""Classic BPF ``ret #0``: accept no byte of any packet.
+_NOTHING = Filter([(RETURN, 0, 0, 0)])
+"""Accept no byte of any packet.
 
 While the DNAT rule is missing (being added, flushed by someone, our restart), a SYN must not be answered by a listener
 that nobody serves, nor by a RST: dropped, it is sent again a second later and finds the rule. The same for datagrams,
 which would else fill a buffer that nobody reads.
 """
-_TO_LOOPBACK = b"".join(
-    _instruction(_LOAD, _DESTINATION + 4 * word) + _instruction(_EQUAL, int(word == 3), 0, 7 - 2 * word)
-    for word in range(4)
-) + _instruction(_RETURN, 0xFFFFFFFF)
+_TO_LOOPBACK = Filter(
+    [
+        *chain.from_iterable(
+            ((LOAD, 0, 0, _DESTINATION + 4 * word), (EQUAL, 0, 7 - 2 * word, int(word == 3))) for word in range(4)
+        ),
+        (RETURN, 0, 0, WHOLE),
+        (RETURN, 0, 0, 0),
+    ]
+)
 """Accept what is addressed to ::1; each comparison that fails skips to the end."""
-_ALL = _instruction(_RETURN, 0xFFFFFFFF)
+_ALL = Filter([(RETURN, 0, 0, WHOLE)])
 _SERVED_BACKLOG = 128
 _TRIES = 16
 """How often the kernel may choose a port that we know to be taken."""
@@ -64,6 +63,11 @@ class Ports:
 
     def ensure(self, step: HostPort) -> Done:
         """Reserve ports unless we hold them: all or none."""
+        if step.count == 1:  # there may be thousands
+            try:
+                return Done(self._ensure(step))
+            except OSError as error:
+                raise _refusal(error, step, step.port) from error
         done: dict[HostPort, Outcome] = {}
         for part in _parts(step):
             try:
@@ -71,17 +75,15 @@ class Ports:
             except OSError as error:
                 for other in (it for it, outcome in done.items() if outcome is Outcome.CREATED):
                     self._remove(other)
-                raise problem(
-                    error, step.proto, step.address, part.port, lambda k, m, h: StepError(k, step, m, hint=h)
-                ) from error
+                raise _refusal(error, step, part.port) from error
         return merged(done)
 
     def _ensure(self, step: HostPort) -> Outcome:
         if step.shared:
             return self._know(step)
-        if step.key in self._held:
+        if (key := step.key) in self._held:
             return Outcome.EQUAL
-        self._bind(step)
+        self._bind(step, key)
         return Outcome.CREATED
 
     def remove(self, step: HostPort) -> None:
@@ -105,7 +107,7 @@ class Ports:
         sock = self._held.get(step.key)
         if sock is None:
             return None
-        _attach_filter(sock, _ALL if whole else _TO_LOOPBACK + _NOTHING)
+        (_ALL if whole else _TO_LOOPBACK).attach(sock)
         if step.proto is not Proto.UDP:
             sock.listen(_SERVED_BACKLOG)
         sock.setblocking(False)
@@ -114,7 +116,7 @@ class Ports:
     def reserve_only(self, step: HostPort) -> None:
         """Serve a port no longer."""
         if sock := self._held.get(step.key):
-            _attach_filter(sock, _NOTHING)
+            _NOTHING.attach(sock)
 
     def drift(self, step: HostPort) -> str:
         """Say what is wrong with a reservation; empty when nothing."""
@@ -153,6 +155,8 @@ class Ports:
         self._held.clear()
         self._beside.clear()
         self._known.clear()
+        for shared in (_NOTHING, _TO_LOOPBACK, _ALL):
+            shared.close()
 
     def _know(self, step: HostPort) -> Outcome:
         """Remember a port, and let go of it if it was reserved for that; after a restart its runtime may hold it."""
@@ -162,15 +166,17 @@ class Ports:
         return Outcome.EQUAL if ours else Outcome.CREATED
 
     def _is_known(self, step: HostPort) -> bool:
+        if not (self._known or self._beside):
+            return False
         known = (*self._known.get(_slot(step), {}).values(), *self._beside.values())
         return any(overlap(step, other) for other in known)
 
-    def _bind(self, step: HostPort) -> int:
+    def _bind(self, step: HostPort, key: str = "") -> int:
         for _ in range(_TRIES):
             sock = _open(step)
-            found = HostPort(step.proto, step.address, int(sock.getsockname()[1]))
+            found = step if step.port else HostPort(step.proto, step.address, int(sock.getsockname()[1]))
             if not self._is_known(found):
-                self._held[found.key] = sock
+                self._held[key or found.key] = sock
                 if found.port == RESOLVER_PORT:
                     self._beside[found.key] = found
                 return found.port
@@ -234,26 +240,39 @@ def problem(
     return make("internal", f"port {where} cannot be reserved: {error.strerror}", "")
 
 
+@lru_cache(maxsize=1024)
+def _place(address: IPAddress) -> tuple[socket.AddressFamily, str, bool]:
+    """Return family and text of an address, and whether it is that of all."""
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    return family, str(address), address.is_unspecified
+
+
+def _refusal(error: OSError, step: HostPort, port: int) -> StepError:
+    return problem(
+        error, step.proto, step.address, port, lambda kind, words, hint: StepError(kind, step, words, hint=hint)
+    )
+
+
 def _open(step: HostPort) -> socket.socket:
-    family = socket.AF_INET6 if step.address.version == 6 else socket.AF_INET
+    family, address, everywhere = _place(step.address)
     datagrams = step.proto is Proto.UDP
     protocol = socket.IPPROTO_SCTP if step.proto is Proto.SCTP else 0
     sock = socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM, protocol)
     try:
         descriptors.spare(sock)
-        _attach_filter(sock, _NOTHING)
+        _NOTHING.attach(sock)
         if step.port == RESOLVER_PORT:
             # Beside our name server, which has this port at the addresses of gateways; see `resolvers`.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if not step.address.is_unspecified:
+        if not everywhere:
             # It may come later: of a VIP, or of a link that asks for one.
             sock.setsockopt(*_FREEBIND[family], 1)
         if not datagrams:
             # Connections in TIME_WAIT do not count. Two UDP sockets, though, could then share the port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((str(step.address), step.port))
+        sock.bind((address, step.port))
         if not datagrams:
             # Only a listening socket excludes others that set SO_REUSEADDR.
             sock.listen(0)
@@ -261,10 +280,3 @@ def _open(step: HostPort) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _attach_filter(sock: socket.socket, instructions: bytes) -> None:
-    program = create_string_buffer(instructions)
-    # struct sock_fprog: number of instructions, pointer to them.
-    described = struct.pack("@HP", len(instructions) // len(_NOTHING), addressof(program))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)

@@ -14,6 +14,7 @@ import errno
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
 from netplug.drivers import ranges
@@ -61,6 +62,10 @@ class Relays:
 
     def ensure(self, step: Relay) -> Done:
         """Serve ports that are reserved; one that leads elsewhere is led anew."""
+        if step.count == 1:  # there may be thousands
+            there = self._servers.get(step.key)
+            outcome = self._ensure(step)
+            return Done(outcome, (there[0],) if there and outcome is Outcome.ADJUSTED else ())
         before = {part.key: self._servers[part.key][0] for part in _parts(step) if part.key in self._servers}
         done: dict[Relay, Outcome] = {}
         try:
@@ -126,7 +131,7 @@ class _Streams:
     def __init__(self, step: Relay, sock: socket.socket, confined: Confined) -> None:
         self._confined = confined
         self._family = _family(step.address)
-        self._target = (str(step.address), step.target)
+        self._target = (_text(step.address), step.target)
         self._tasks = _Tasks()
         self._port = _Port(sock, self._accept)
 
@@ -176,7 +181,7 @@ class _Datagrams:
     def __init__(self, step: Relay, sock: socket.socket, confined: Confined) -> None:
         self._confined = confined
         self._family = _family(step.address)
-        self._target = (str(step.address), step.target)
+        self._target = (_text(step.address), step.target)
         self._tasks = _Tasks()
         self._flows: dict[Any, socket.socket] = {}
         level, kind = _ASK_WHERE[sock.family]
@@ -239,6 +244,11 @@ def _answer_from(level: int, kind: int, where: bytes) -> _Said:
         return level, kind, bytes(4) + where[8:12] + bytes(4)
     link = where[16:20] if where[0] == 0xFE and where[1] & 0xC0 == 0x80 else bytes(4)
     return level, kind, where[:16] + link
+
+
+@lru_cache(maxsize=1024)
+def _text(address: IPAddress) -> str:
+    return str(address)
 
 
 def _family(address: IPAddress) -> int:

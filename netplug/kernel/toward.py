@@ -8,12 +8,12 @@ An address of the host's own may be translated to a container's (DNAT), whose an
 those by any link: who sends from the host's addresses is stopped before, see `ingress`.
 """
 
-import ctypes
 import socket
 import struct
 from collections.abc import Collection
 from contextlib import suppress
 
+from . import filters
 from .netlink import RTM_GETROUTE, Netlink, NetlinkError, attr, attrs, number, u8
 from .rtnl import RTA_DST, RTA_MULTIPATH, RTA_OIF, RTMSG
 
@@ -23,10 +23,8 @@ _RTM_F_FIB_MATCH = 0x2000
 """The route as it was made, with all its next hops, in place of the one that a packet would take."""
 _RTN_LOCAL = 2
 _NEXTHOP = struct.Struct("=HBBi")
-_SO_ATTACH_FILTER = 26
-_LOAD_LINK = (0x20, 0, 0, 0xFFFFF000 + 8)
+_LOAD_LINK = (filters.LOAD, 0, 0, 0xFFFFF000 + 8)
 """BPF_LD | BPF_W | BPF_ABS of SKF_AD_OFF + SKF_AD_IFINDEX (linux/filter.h)."""
-_EQUAL, _RETURN, _WHOLE = 0x15, 0x06, 0x40000
 
 Peer = tuple[str, int] | tuple[str, int, int, int]
 
@@ -84,8 +82,6 @@ def _hops(data: bytes) -> set[int]:
 def hear_by(sock: socket.socket, links: Collection[int]) -> None:
     """Have a socket hear what arrives by these links, by index, and nothing else."""
     code = [_LOAD_LINK]
-    code += [(_EQUAL, len(links) - place, 0, index) for place, index in enumerate(sorted(links))]
-    code += [(_RETURN, 0, 0, 0), (_RETURN, 0, 0, _WHOLE)]
-    packed = b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
-    buffer = ctypes.create_string_buffer(packed, len(packed))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(code), ctypes.addressof(buffer)))
+    code += [(filters.EQUAL, len(links) - place, 0, index) for place, index in enumerate(sorted(links))]
+    code += [(filters.RETURN, 0, 0, 0), (filters.RETURN, 0, 0, filters.WHOLE)]
+    filters.attach(sock, code)
