@@ -204,6 +204,23 @@ async def test_a_port_lost_on_a_move_is_told_with_who_has_it_and_comes_back(
     await host.check()
 
 
+async def test_many_ports_lost_on_a_move_are_not_all_looked_at(host: Host) -> None:
+    await host.cli_network("10.3.0.0/24", ident=OTHER, name="red", host_binding_ipv4="127.0.0.1")
+    both = {"front_end": FrontEnd.CNI, "container": "c1"}
+    ports = tuple(tcp(8000 + number, 8000 + number) for number in range(100))
+    one = await host.attach("ns1", ports=ports, **both)
+    await host.attach("ns1", network="red", ports=ports, ifname="eth1", **both)
+    stranger = ip_address("127.0.0.1")
+    host.kernel.foreign.ports |= {(Proto.TCP, stranger, 8000 + number) for number in range(80)}
+    await host.engine.endpoints.delete(NET, one.endpoint.id)
+    said = [it.what for it in await host.reconciler.diff()]
+    assert sum(IN_USE in what for what in said) == 64
+    assert said[64:] == ["is not published: it was not tried: 64 other ports of the container are taken"]
+    host.kernel.foreign.ports.clear()
+    await host.reconciler.repair()
+    assert await host.reconciler.diff() == []
+
+
 async def test_what_an_internal_network_cannot_inherit_is_not_kept_from_others(host: Host) -> None:
     await host.engine.networks.create(NetworkSpec(OTHER, "red", {}, (external("10.7.0.0/24"),), internal=True))
     both = {"front_end": FrontEnd.CNI, "container": "c1", "ports": (tcp(8080),)}

@@ -6,7 +6,7 @@ That an internal network publishes nothing is as with Docker's bridge, and no fa
 from collections.abc import Iterator
 from dataclasses import replace
 
-from netplug.drivers import firewall
+from netplug.drivers import firewall, ranges
 from netplug.drivers.api import HostFacts, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.steps import HostPort, IPAddress
@@ -55,7 +55,8 @@ class Exposure:
         """Return the published ports of an endpoint, and what is wrong with them."""
         found = [f"{text} ({why})" if (why := self._absence(port)) else text for port, text in published(record)]
         found += [f"{port} (not published: internal network)" for port in self._of_internal(record)]
-        found += [f"{port} (not published: taken)" for port in self._publishing.lost.get(record.key, ())]
+        lost = ranges.joined(tuple(self._publishing.lost.get(record.key, ())))
+        found += [f"{port} (not published: taken)" for port in lost]
         return found + [f"{port} (not published: no address of that kind)" for port in self._left_out(record)]
 
     def _absence(self, port: PortMapping) -> str:
@@ -93,8 +94,10 @@ class Exposure:
                 if self._absence(port):
                     words = f"this host has no address {port.host_address}; the port works as soon as it has"
                     yield Difference(owner, f"port {port}", words)
-            for port, why in self._publishing.lost.get(record.key, {}).items():
-                yield Difference(owner, f"port {port}", f"is not published: {why}")
+            lost = self._publishing.lost.get(record.key, {})
+            for why in dict.fromkeys(lost.values()):
+                for port in ranges.joined([it for it, reason in lost.items() if reason == why]):
+                    yield Difference(owner, f"port {port}", f"is not published: {why}")
             for port in self._left_out(record):
                 version = port.host_address.version if port.host_address else 0
                 yield Difference(owner, f"port {port}", f"is not published: the container has no IPv{version}")

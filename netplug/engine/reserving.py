@@ -20,6 +20,8 @@ from netplug.kernel.api import Kernel, Reservations
 _AT_ONCE = 64
 _TRIES = 16
 """How often a port that is free for one family and taken for the other is given up for a next one."""
+_MOST_LOST = 64
+"""To find out who has a port takes a look at all processes."""
 
 
 class Sharing:
@@ -182,6 +184,10 @@ async def reserved(
                 await asyncio.sleep(0)  # thousands take a second, in which others want to be answered
             tries = [replace(single, host_port=it, host_port_end=it) for it in (before.get(single),) if it]
             if not hosts:
+                continue
+            if lost is not None and len(lost) >= _MOST_LOST:
+                words = f"it was not tried: {_MOST_LOST} other ports of the container are taken"
+                lost[single] = NetplugError("unavailable", words)
                 continue
             try:
                 definite.append(await _first(kernel, [*tries, single], hosts, held, theirs))
