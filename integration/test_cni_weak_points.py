@@ -4,6 +4,7 @@ That nothing is left, no rule, link, address or socket, is asserted by the leak 
 """
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -95,6 +96,33 @@ def test_del_of_one_network_leaves_the_ports_of_another(host: Host, netplug: Net
         assert tcp_ask(client, wire.left, 8081) == wire.right
         one.delete(first)
         assert "10.105.0.2 . 80" in host.output("nft", "list", "table", "ip", "netplug")
+        other.check(second)
+        other.delete(second)
+
+
+def test_port_that_a_stranger_takes_while_it_moves_is_told_and_comes_back(host: Host, netplug: Netplug) -> None:
+    """From a network that publishes everywhere to one that does so on 127.0.0.1, where somebody listens."""
+    both = {"portMappings": [{"hostPort": it, "containerPort": 80, "protocol": "tcp"} for it in (8083, 8085)]}
+    with (
+        cni_list(host, netplug, plugin(110)) as one,
+        cni_list(host, netplug, plugin(111, host_binding_ipv4="127.0.0.1")) as other,
+        namespace(host) as netns,
+        SeenServer(netns, "tcp", 80),
+    ):
+        first = one.add(netns, container="both", runtime=both)
+        second = other.add(netns, container="both", ifname="eth1", runtime=both)
+        stranger = host.popen([sys.executable, "-m", "http.server", "8083", "--bind", "127.0.0.1"], log="stranger.log")
+        wait_until(lambda: ":8083" in host.output("ss", "-Hltn"), 10, "the stranger")
+        one.delete(first)
+        assert tcp_ask(host, "127.0.0.1", 8085)
+        said = "is not published: port 127.0.0.1:8083/tcp is already in use on this host by process "
+        assert said in (shown := netplug.drift()), shown
+        assert str(stranger.argv[0]).rpartition("/")[2][:6] in shown
+        assert "127.0.0.1:8083->80/tcp (not published: taken)" in str(netplug.json("ps"))
+        stranger.kill()
+        netplug.cli("repair")
+        assert netplug.drift() == ""
+        assert tcp_ask(host, "127.0.0.1", 8083)
         other.check(second)
         other.delete(second)
 
