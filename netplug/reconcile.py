@@ -252,7 +252,7 @@ class Reconciler:
         changes = self._engine.kernel.changes()
         while True:
             try:
-                async with asyncio.timeout(INTERVAL_S):
+                async with asyncio.timeout(max(INTERVAL_S, self._engine.shared.rest_s())):
                     await changes.wait()
                 await asyncio.sleep(SETTLE_S)
             except TimeoutError:

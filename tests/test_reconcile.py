@@ -25,7 +25,9 @@ from netplug.drivers.steps import (
     Resolver,
     Step,
 )
+from netplug.engine import shared
 from netplug.engine.records import Description, FrontEnd
+from netplug.kernel.api import Comparison
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -380,3 +382,25 @@ async def test_what_is_built_while_the_same_is_swept_stays() -> None:
         go.set()
     await host.check()
     await host.close()
+
+
+async def test_looks_are_rarer_with_as_many_routes_as_a_router_has(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "INTERVAL_S", 0.001)
+    looks, compare = 0, host.kernel.compare
+
+    async def counted(steps: Sequence[Step]) -> Comparison:
+        nonlocal looks
+        looks += 1
+        return await compare(steps)
+
+    host.kernel.compare = counted  # type: ignore[method-assign]
+    async with running(host):
+        await until(lambda: looks > 5, "looks by the timer")
+        monkeypatch.setattr(shared, "ROUTE_S", 3600.0)  # as if there were a million times as many
+        await until(lambda: host.engine.shared.rest_s() > 3600)
+        before = looks
+        await asyncio.sleep(0.2)  # the subject: but for those that had begun there is none
+        assert looks <= before + 2
+        before = looks
+        host.kernel.changed.set()
+        await until(lambda: looks > before, "a change is looked at all the same")

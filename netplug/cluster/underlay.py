@@ -52,7 +52,8 @@ class Underlay:
         while True:
             failed_s = await self._engine.supervisor.attempt("underlay", self.look())
             with suppress(TimeoutError):
-                async with asyncio.timeout(failed_s or (RETRY_S if self._missing else INTERVAL_S)):
+                rest_s = self._engine.shared.rest_s()
+                async with asyncio.timeout(max(rest_s, failed_s or (RETRY_S if self._missing else INTERVAL_S))):
                     await event.wait()
                     await asyncio.sleep(SETTLE_S)
             event.clear()
@@ -65,7 +66,10 @@ class Underlay:
             await event.wait()
             await asyncio.sleep(SETTLE_S)
             event.clear()
-            if self._is_on_loopback() or await asyncio.to_thread(self._finder.has_moved, self.vtep):
+            if self._is_on_loopback():
+                await asyncio.sleep(self._engine.shared.rest_s())
+                self._engine.kernel.underlay().set()
+            elif await asyncio.to_thread(self._finder.has_moved, self.vtep):
                 self._engine.kernel.underlay().set()
 
     def _is_on_loopback(self) -> bool:

@@ -40,7 +40,7 @@ class Commits:
             if self._word.is_set():
                 self._word.clear()
                 if due is None:
-                    due = max(now + SETTLE_S, looked + pause_s)
+                    due = max(now + SETTLE_S, looked + max(pause_s, self._shared.rest_s()))
                 lost = await self._shared.hold()
             if lost or (due is not None and due <= now):
                 found = await self._look() or lost
