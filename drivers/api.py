@@ -152,6 +152,19 @@ class LinkFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Firewalld:
+    """What firewalld's rules are about; it drops what comes by other links.
+
+    `links`: names, or how they begin. `ports`: numbers. `trusted`: links by which it takes all; an empty name for
+    addresses from which it does.
+    """
+
+    links: frozenset[str] = frozenset()
+    ports: frozenset[int] = frozenset()
+    trusted: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """What drivers may know of the host, read by the kernel layer.
 
@@ -161,7 +174,7 @@ class HostFacts:
     `bridge_netfilter`: frames that a bridge forwards may come to iptables too (the module br_netfilter is loaded).
     `forwarding`: IP versions that the host forwards without us. `advertised`: links, not ours, whose router
     advertisements the host takes, with their ``accept_ra`` without us. `store`: address and TCP port of the store that
-    hosts share, which is none of the containers' business. `firewalld`: it drops what comes by links of ours.
+    hosts share, which is none of the containers' business. `firewalld`: None where there is none that drops anything.
     """
 
     mtu: int = 1500
@@ -175,7 +188,7 @@ class HostFacts:
     forwarding: tuple[int, ...] = (4, 6)
     advertised: tuple[tuple[str, int], ...] = ()
     store: tuple[tuple[IPAddress, int], ...] = ()
-    firewalld: bool = False
+    firewalld: Firewalld | None = None
 
     def link(self, name: str) -> LinkFacts | None:
         """Return the link of this name, None when there is none."""

@@ -112,7 +112,8 @@ class Reconciler:
         drifts = [drift for drift in seen.drifts if drift.step in now and drift.step.key not in changing]
         unknown = engine.peers.unknown(self._unknown(seen.owned.steps(), owners | now, changing))
         engine.shared.see(seen.facts)
-        engine.conditions.report("firewalld", blocked(seen.facts) if engine.shared.plan else ())
+        nets = [record.network for record in engine.registry.networks()]
+        engine.conditions.report("firewalld", blocked(seen.facts, nets) if engine.shared.plan else ())
         engine.exposure.see(seen.facts)
         return _Look(
             [Difference(owners[drift.step], drift.step.key, drift.what) for drift in drifts]

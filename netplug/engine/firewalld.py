@@ -1,12 +1,29 @@
 """What to say where firewalld is in the way."""
 
-from netplug.drivers.api import HostFacts
+from collections.abc import Collection
+
+from netplug.drivers.api import HostFacts, Network
+from netplug.drivers.naming import BRIDGES
+from netplug.drivers.options import OVERLAY
 from netplug.engine.conditions import Difference
 
-COMMAND = "firewall-cmd --permanent --zone=trusted --add-interface=np-+ && firewall-cmd --reload"
 
+def blocked(host: HostFacts, networks: Collection[Network]) -> tuple[Difference, ...]:
+    """Return that firewalld drops what is of our networks, with the command that helps, if it does.
 
-def blocked(host: HostFacts) -> tuple[Difference, ...]:
-    """Return that firewalld drops what our networks send, with the command that helps, if it does."""
-    words = f"knows nothing of the networks' links, and drops what they send: {COMMAND}"
-    return (Difference("host", "firewalld", words),) if host.firewalld else ()
+    Whoever trusts other links or addresses may have the underlay among them.
+    """
+    if host.firewalld is None:
+        return ()
+    ours = {BRIDGES} | {net.options.bridge for net in networks if net.options.bridge}
+    ports = {net.options.vxlan_port for net in networks if net.options.mode == OVERLAY}
+    links = sorted(ours - host.firewalld.links)
+    closed = sorted(ports - host.firewalld.ports) if host.firewalld.trusted <= ours else []
+    if not links and not closed:
+        return ()
+    changes = [f"--zone=trusted --add-interface={name}{'+' if name == BRIDGES else ''}" for name in links]
+    changes += [f"--add-port={port}/udp" for port in closed]
+    command = " && ".join([*(f"firewall-cmd --permanent {it}" for it in changes), "firewall-cmd --reload"])
+    faults = ["knows nothing of the networks' links, and drops what they send"] if links else []
+    faults += ["drops what other hosts of overlays send"] if closed else []
+    return (Difference("host", "firewalld", f"{'; '.join(faults)}: {command}"),)

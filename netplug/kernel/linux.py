@@ -201,7 +201,7 @@ class LinuxKernel:
             replace(owned(survey, sets, models, look), shortcuts=ways.owned()),
             replace(
                 facts.of(host.links.values(), host.addresses, host.routes, models),
-                firewalld=firewalld.blocks(self._tables),
+                firewalld=firewalld.read(self._tables),
             ),
         )
 

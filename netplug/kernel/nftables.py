@@ -229,10 +229,11 @@ class Tables:
         found = self._dump(10 << 8 | GETTABLE, query)
         return [attrs(data, 4)[TABLE_NAME].rstrip(b"\0").decode() for data in found]
 
-    def mentions(self, family: int, table: str, words: bytes) -> bool:
-        """Return whether any rule of somebody's table has these bytes in it."""
+    def raw(self, family: int, table: str) -> list[tuple[str, bytes]]:
+        """Return all rules of somebody's table as the kernel writes them, each with its chain."""
         _, _, query = message(GETRULE, family, text(1, table))
-        return any(words in data for data in self._dump(10 << 8 | GETRULE, query))
+        found = self._dump(10 << 8 | GETRULE, query)
+        return [(attrs(data, 4)[RULE_CHAIN].rstrip(b"\0").decode(), data) for data in found]
 
     def rules(self, table: Table) -> dict[str, list[str]]:
         """Return the comments of all rules of a table, by chain; none where there is no table."""
