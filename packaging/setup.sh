@@ -28,7 +28,7 @@ system() {
     for pair in dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables ip6tables:iptables \
         ipset:ipset nft:nftables ip:iproute2 ss:iproute2 tc:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps \
         conntrack:conntrack curl:curl nsenter:util-linux unshare:util-linux podman:podman crun:crun runc:runc etcd:etcd-server etcdctl:etcd-client \
-        openssl:openssl dig:bind9-dnsutils; do
+        openssl:openssl dig:bind9-dnsutils dbus-daemon:dbus-daemon; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     # The reference CNI plugins, as neighbours and for comparison.
@@ -41,8 +41,27 @@ system() {
     if grep -qs Y /sys/module/apparmor/parameters/enabled && ! command -v apparmor_parser >/dev/null; then
         missing+=(apparmor)
     fi
+    # What firewalld is written with.
+    /usr/bin/python3 -c 'import dbus, gi' 2>/dev/null || missing+=(python3-dbus python3-gi gir1.2-glib-2.0)
     mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u | sed '/^$/d')
     install "${missing[@]}"
+    unpack_firewalld
+}
+
+# firewalld is run in namespaces alone: installed, it would be started here and guard this machine. So it is unpacked.
+unpack_firewalld() {
+    local to=.venv/firewalld deb part
+    if [ -d "$to" ] || command -v firewalld >/dev/null || ! command -v apt-get >/dev/null; then return; fi
+    echo "== unpacking firewalld into $to"
+    part=$(mktemp -d)
+    mkdir -p "$to.new"
+    if (cd "$part" && apt-get -qq -o APT::Sandbox::User=root download firewalld python3-firewall python3-nftables); then
+        for deb in "$part"/*.deb; do dpkg-deb -x "$deb" "$to.new"; done
+        mv "$to.new" "$to"
+    else
+        echo "setup: firewalld cannot be fetched: the test beside it is left out" >&2
+    fi
+    rm -rf "$part" "$to.new"
 }
 
 # What only the benches need: name servers to compare with, and who asks them. None of them is started as a service.
