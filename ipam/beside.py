@@ -1,10 +1,11 @@
 """Pools of one subnet: networks of one LAN, on several links or for several purposes, each with a range of its own."""
 
 from collections.abc import Iterable
+from ipaddress import ip_network
 
 from .errors import IpamError, Kind
 from .lease import IPAddress
-from .pool import Pool
+from .pool import IPNetwork, Pool
 
 
 def apart(one: Pool, other: Pool) -> bool:
@@ -20,6 +21,17 @@ def apart(one: Pool, other: Pool) -> bool:
         return False
     (first, last), (others_first, others_last) = _bounds(one), _bounds(other)
     return last < others_first or others_last < first
+
+
+def around(first: IPAddress, last: IPAddress) -> IPNetwork:
+    """Return the smallest subnet that has both addresses; those of ranges that are apart differ.
+
+    >>> from ipaddress import ip_address
+    >>> around(ip_address("192.168.1.65"), ip_address("192.168.1.127"))
+    IPv4Network('192.168.1.64/26')
+    """
+    length = first.max_prefixlen - (int(first) ^ int(last)).bit_length()
+    return ip_network(f"{first}/{length}", strict=False)
 
 
 def refuse_foreign(pool: Pool, address: IPAddress, others: Iterable[Pool]) -> None:

@@ -279,6 +279,29 @@ async def test_ports_do_not_move_to_a_sandbox_that_is_gone(plugin: Plugin) -> No
     await plugin.call("DEL", "red", netns="")
 
 
+# Networks that podman tells of when they are made, and not when they are removed
+
+
+def on_lan(parent: str, first: str, last: str) -> dict[str, Any]:
+    part = {"start_ip": first, "end_ip": last}
+    return {
+        "options": {"mode": "macvlan", "parent": parent},
+        "subnets": [{"subnet": "192.168.1.0/24", "gateway": "192.168.1.1", "lease_range": part}],
+    }
+
+
+async def test_network_of_podmans_is_not_in_the_way_of_one_on_the_same_lan(plugin: Plugin) -> None:
+    plugin.host.kernel.foreign.links |= {"eth1": "", "eth2": ""}
+    lower, upper = on_lan("eth1", "192.168.1.2", "192.168.1.99"), on_lan("eth2", "192.168.1.100", "192.168.1.199")
+    names = []
+    for name, wanted in (("one", lower), ("two", upper), ("again", upper)):
+        assert (await plugin.create(name=name, **wanted))["subnets"] == wanted["subnets"]
+        names.append(sorted(one.network.name for one in plugin.host.networks()))
+    assert names == [["one"], ["one", "two"], ["again", "one"]]
+    assert "subnets" in await plugin.create(name="bridge", subnets=[{"subnet": "192.168.1.0/25"}])
+    assert [one.network.name for one in plugin.host.networks()] == ["bridge"]
+
+
 # GC
 
 

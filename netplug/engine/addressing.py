@@ -20,6 +20,7 @@ from netplug.engine.records import (
 from netplug.engine.segments import Segments
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
+from netplug.ipam.beside import around
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import EXTERNAL, Pool
 
@@ -81,6 +82,11 @@ class Addressing:
 
     async def _pool(self, net: Network, wanted: SubnetSpec, avoid: Collection[IPNetwork], undo: AsyncExitStack) -> Pool:
         held = self._allocator.pool_of(wanted.pool) if wanted.pool is not None else None
+        if wanted.pool is not None and wanted.ends and net.options.mode == MACVLAN:
+            # The pools of a LAN are told apart by the parts that they are of.
+            part = around(*wanted.ends)
+            held = self._allocator.pool(Pool(wanted.space, wanted.pool, part if part != wanted.pool else None).id)
+            wanted = replace(wanted, range=held.range if held else part)
         if held is None or held.space != wanted.space or wanted.range not in {None, held.range}:
             held = await self._allocator.request_pool(
                 wanted.space,

@@ -24,6 +24,8 @@ from netplug.errors import NetplugError, Reportable
 from netplug.frontends.api_wire import Cidr, Ifname, Ip, Mac, Name, Netns
 from netplug.frontends.cni_wire import Call, CniError, Reply, caller_of
 from netplug.frontends.named import NamedNetworks
+from netplug.ipam.beside import apart
+from netplug.ipam.pool import Pool
 from netplug.log import LOG
 from netplug.store.api import StoreError
 from netplug.wording import wrong
@@ -232,7 +234,7 @@ class NetavarkService:
         """
         if self._networks.find(spec.name) is None:
             for other in self._engine.registry.networks():
-                if why := _in_the_way(other, spec):
+                if why := self._in_the_way(other, spec):
                     await self._clear_away(other, why)
         async with self._networks.joined(spec) as record:
             yield record
@@ -248,19 +250,22 @@ class NetavarkService:
         log.info("network.superseded", name=net.name, reason=why)
         await self._engine.networks.delete(net.id, by=FrontEnd.NETAVARK)
 
+    def _in_the_way(self, other: NetworkRecord, wanted: NetworkSpec) -> str:
+        """Return why there cannot be a network beside another one; empty when there can."""
+        lan = wanted.options.get("mode") == other.network.options.mode == MACVLAN
+        for one in wanted.subnets:
+            for pool, subnet in zip(other.pools, other.network.subnets, strict=True):
+                if one.pool is None or one.pool.version != subnet.pool.version or not one.pool.overlaps(subnet.pool):
+                    continue
+                theirs = self._engine.allocator.pool(pool) if lan else None
+                if theirs is None or not apart(Pool(theirs.space, one.pool, ends=one.ends), theirs):
+                    return f"subnet {one.pool} overlaps {subnet.pool}"
+        bridge = wanted.options.get(BRIDGE, "")
+        return f"link {bridge!r} is the bridge" if bridge and bridge == other.options.get(BRIDGE) else ""
+
     async def _teardown(self, wanted: ExecIn) -> None:
         for record in self._engine.registry.networks():
             await self._engine.endpoints.delete(record.network.id, wanted.endpoint_id)
-
-
-def _in_the_way(other: NetworkRecord, wanted: NetworkSpec) -> str:
-    """Return why there cannot be a network beside another one; empty when there can."""
-    for pool in (subnet.pool for subnet in wanted.subnets if subnet.pool):
-        for theirs in (subnet.pool for subnet in other.network.subnets):
-            if theirs.version == pool.version and theirs.overlaps(pool):
-                return f"subnet {pool} overlaps {theirs}"
-    bridge = wanted.options.get(BRIDGE, "")
-    return f"link {bridge!r} is the bridge" if bridge and bridge == other.options.get(BRIDGE) else ""
 
 
 def _routes(record: NetworkRecord, wanted: Sequence[RouteIn]) -> tuple[StaticRoute, ...] | None:
