@@ -13,12 +13,15 @@ the middle of a write to disk, for the same reason; SQLite and etcd see to that.
 Each test ends with no difference on any host, and hosts that look as they did before.
 """
 
+import json
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
-from harness import assert_same, namespace, snapshot, wait_until
+from harness import Stream, assert_same, namespace, snapshot, wait_until
 from harness.cluster import Cluster, Member, cluster, needs_etcd, refused
+from harness.firewalld import Firewalld, needs_firewalld
 
 pytestmark = needs_etcd
 
@@ -161,6 +164,103 @@ def test_docker_like_firewalls_leave_a_cluster_alone(hosts: Cluster) -> None:
             assert there.pings(here.addresses[0])
         finally:
             one.host.run(["sh", "-ec", good])
+
+
+@needs_firewalld
+def test_beside_firewalld_the_command_that_is_said_lets_tunnels_in() -> None:
+    with cluster(2) as it, it.network("blue") as net, it.station(it.members[0], net) as here:
+        one, two = it.members
+        with it.station(two, net) as there:
+            Firewalld(one.host)
+            assert not there.pings(here.addresses[0])
+            (command,) = re.findall(r"firewall-cmd --permanent .*--add-port=4789/udp.*", one.netplug.drift())
+            one.host.run(["sh", "-ec", command])
+            assert there.pings(here.addresses[0])
+            assert here.pings(there.addresses[0])
+            assert one.netplug.drift() == ""
+
+
+def test_a_backup_that_is_restored_costs_no_packet_and_doubles_no_address(hosts: Cluster) -> None:
+    """What was done since the backup was made stays as it runs, on each host, and is in the store again."""
+    backup = hosts.router.dir / "backup"
+    one, two, three = hosts.members
+    before = [restorals(member) for member in hosts.members]
+    with hosts.network("blue", "--subnet", "10.90.1.0/24") as blue, hosts.station(one, blue) as early:
+        hosts.etcd.save(backup)
+        with (
+            hosts.network("red", "--subnet", "10.90.2.0/24") as red,
+            hosts.station(two, blue) as there,
+            hosts.station(three, blue) as third,
+            hosts.station(one, red) as here,
+            hosts.station(three, red) as far,
+            ExitStack() as late,
+        ):
+            wait_until(lambda: marked(hosts), what="what was done is marked")
+            pairs = ((early, there), (third, early), (here, far))
+            with ExitStack() as running:
+                streams = [running.enter_context(Stream(a, b, b.addresses[0])) for a, b in pairs]
+                hosts.etcd.restore(backup)
+                wait_until(lambda: all(map(restorals, hosts.members)), 20, "all notice")
+                new = [late.enter_context(hosts.station(member, blue)) for member in hosts.members]
+                assert all(early.pings(it.addresses[0]) for it in new)
+                for member in hosts.members:
+                    wait_until(lambda member=member: not member.netplug.drift(), 30, "no difference")  # type: ignore[misc]
+            assert [(len(stream.lost), stream.sent > 100) for stream in streams] == [(0, True)] * 3
+            held = [address for it in (early, there, third, *new) for address in it.addresses]
+            assert len(held) == len(set(held)) == 6
+    assert [restorals(member) for member in hosts.members] == [number + 1 for number in before]
+
+
+def restorals(member: Member) -> int:
+    """Return how often a host said that the store was given older data."""
+    return member.netplug.log.read_text().count("cluster.data_restored")
+
+
+def marked(hosts: Cluster) -> bool:
+    """Whether what a backup of an earlier moment lacks would be noticed."""
+    newest = hosts.etcd.newest("cluster/marks/")
+    return newest > max(map(hosts.etcd.newest, ("cluster/endpoints/", "cluster/networks/", "ipam/")))
+
+
+def test_a_member_that_tells_lies_takes_no_packet(hosts: Cluster) -> None:
+    one, two, three = hosts.members
+    with (
+        hosts.network("blue", "--subnet", "10.90.1.0/24") as net,
+        hosts.station(one, net) as here,
+        hosts.station(two, net) as there,
+    ):
+        key = f"cluster/endpoints/{json.loads(one.cli('network', 'inspect', net))['id']}/bad/"
+        lies = {
+            "e1": {"mac": here.mac, "addresses": here.addresses},
+            "e2": {"mac": "02:00:00:00:00:02", "addresses": here.addresses},
+            "e3": {"mac": there.mac, "addresses": []},
+            "e4": {"mac": "02:00:00:00:00:04", "addresses": ["10.90.1.99"]},
+        }
+        with Stream(here, there, there.addresses[0]) as stream, Stream(there, here, here.addresses[0]) as back:
+            hosts.etcd.write("cluster/hosts/bad", {"name": "bad", "vtep": "198.51.100.66", "epoch": 1})
+            for ident, lie in lies.items():
+                hosts.etcd.write(key + ident, {**lie, "names": ["web"]})
+            for member in hosts.members:
+                wait_until(lambda member=member: len(refused_of(member, "bad")) == 4, what="all are refused")  # type: ignore[misc]
+            for member, mac, at in (
+                (two, here.mac, one),
+                (three, here.mac, one),
+                (one, there.mac, two),
+                (three, there.mac, two),
+            ):
+                assert member.knows(mac) == at.vtep
+            assert one.knows("02:00:00:00:00:02") == two.knows("02:00:00:00:00:04") == ""
+            hosts.etcd.delete(key)
+            hosts.etcd.delete("cluster/hosts/bad")
+            for member in hosts.members:
+                wait_until(lambda member=member: not member.netplug.drift(), what="it is over")  # type: ignore[misc]
+        assert (stream.lost, back.lost) == ([], [])
+        assert stream.sent > 50
+
+
+def refused_of(member: Member, host: str) -> list[str]:
+    """Return what is shown of the endpoints of a host that do not count."""
+    return [line for line in member.netplug.drift().splitlines() if f"on host {host}" in line]
 
 
 def test_what_cannot_be_is_refused_and_nothing_is_left(hosts: Cluster) -> None:

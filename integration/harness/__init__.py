@@ -30,7 +30,7 @@ from .overlay import Mesh, Node, NodeError, Station, Underlay, overlay, pair
 from .podman import Podman
 from .scoped import Namespace, attached, cli_network, container, docker_network, namespace
 from .snapshot import Snapshot, assert_same, snapshot
-from .traffic import SeenServer, bytes_a_second, http_get, limited, tcp_ask, udp_ask
+from .traffic import SeenServer, Stream, bytes_a_second, http_get, limited, tcp_ask, udp_ask
 from .wait import wait_until
 from .wire import Wire, connect
 
@@ -60,6 +60,7 @@ __all__ = [
     "SeenServer",
     "Snapshot",
     "Station",
+    "Stream",
     "Underlay",
     "Upstream",
     "Wire",

@@ -4,9 +4,12 @@ The router is a host too; etcd runs on it. Each host has a subnet of its own tow
 another hop, and links can be cut one by one.
 """
 
+import json
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from shutil import which
 
 import pytest
@@ -19,7 +22,9 @@ from .wire import Wire, connect
 
 needs_etcd = pytest.mark.skipif(not which("etcd"), reason="needs etcd (make setup)")
 CLIENT_PORT, PEER_PORT = 2379, 2380
+PEER_URL = f"http://127.0.0.1:{PEER_PORT}"
 START_S = 10
+_ROOT = "/netplug/v1/default/"
 
 
 class Etcd:
@@ -29,17 +34,20 @@ class Etcd:
         self.host = host
         self.url = f"etcd://{address}:{CLIENT_PORT}"
         self._lives = 0
+        self._member = ("--name", "m", "--initial-advertise-peer-urls", PEER_URL, "--initial-cluster", f"m={PEER_URL}")
         self.start()
+
+    @property
+    def _data(self) -> Path:
+        return self.host.dir / f"etcd-{self._lives}"
 
     def start(self, *, emptied: bool = False) -> None:
         """Start it with the data that it had, or without any."""
         self._lives += emptied or not self._lives
-        peer = f"http://127.0.0.1:{PEER_PORT}"
         command = [
-            *("etcd", "--name", "m", "--data-dir", str(self.host.dir / f"etcd-{self._lives}"), "--unsafe-no-fsync"),
+            *("etcd", "--data-dir", str(self._data), "--unsafe-no-fsync", *self._member),
             *("--listen-client-urls", f"http://0.0.0.0:{CLIENT_PORT}"),
-            *("--advertise-client-urls", f"http://127.0.0.1:{CLIENT_PORT}"),
-            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"m={peer}"),
+            *("--advertise-client-urls", f"http://127.0.0.1:{CLIENT_PORT}", "--listen-peer-urls", PEER_URL),
         ]
         self.process: Process = self.host.popen(command, log="etcd.log")
         wait_until(self._healthy, START_S, "etcd")
@@ -50,13 +58,38 @@ class Etcd:
 
     def ctl(self, *args: str, check: bool = True) -> int:
         """Run etcdctl and return its exit code."""
-        done = self.host.run(
-            ["etcdctl", f"--endpoints=127.0.0.1:{CLIENT_PORT}", *args], check=check, env={"ETCDCTL_API": "3"}
-        )
-        return done.returncode
+        return self._ctl(*args, check=check).returncode
+
+    def _ctl(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = ["etcdctl", f"--endpoints=127.0.0.1:{CLIENT_PORT}", *args]
+        return self.host.run(command, check=check, env={"ETCDCTL_API": "3"})
 
     def kill(self) -> None:
         self.process.kill()
+
+    def save(self, path: Path) -> None:
+        """Make a backup."""
+        self.ctl("snapshot", "save", str(path))
+
+    def restore(self, path: Path) -> None:
+        """Give it a backup in place of its data, as its administrator does."""
+        self.kill()
+        self._lives += 1
+        self.ctl("snapshot", "restore", str(path), "--data-dir", str(self._data), *self._member)
+        self.start()
+
+    def newest(self, prefix: str) -> int:
+        """Return the revision at which one of netplug's records, whose keys begin so, was written last; or 0."""
+        found = json.loads(self._ctl("get", "--prefix", _ROOT + prefix, "--keys-only", "--write-out", "json").stdout)
+        return max((kv["mod_revision"] for kv in found.get("kvs", ())), default=0)
+
+    def write(self, key: str, value: object) -> None:
+        """Put a record, as a netplug that went mad would."""
+        self.ctl("put", _ROOT + key, json.dumps({"txn": "", "value": value}))
+
+    def delete(self, prefix: str) -> None:
+        """Delete all records whose keys begin so."""
+        self.ctl("del", "--prefix", _ROOT + prefix)
 
     def hang(self) -> None:
         """Stop it as one that hangs: the kernel still takes connections."""

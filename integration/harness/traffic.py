@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -21,6 +21,7 @@ REPLY_TIMEOUT_S = 3
 _SENT = 1_500_000
 """Bytes."""
 _SPEED_PORT = 7100
+_STREAM_PORT = 7200
 
 
 class Placed(Protocol):
@@ -100,6 +101,68 @@ class SeenServer(Serving):
         with connection:
             self.seen.append(peer[0])
             connection.sendall(peer[0].encode())
+
+
+class _Echo(Serving):
+    """Sends each datagram back."""
+
+    def _answer(self) -> None:
+        data, peer = self._socket.recvfrom(2048)
+        self._socket.sendto(data, peer)
+
+
+class Stream:
+    """A datagram every `every_s` from a place to another and back, while used in a `with`.
+
+    Attributes:
+        sent: how many went out.
+        lost: the numbers of those that did not come back; known after the block.
+    """
+
+    def __init__(self, sender: Placed, receiver: Placed, address: str, *, every_s: float = 0.01) -> None:
+        self.sent = 0
+        self.lost: list[int] = []
+        self._every_s = every_s
+        self._echo = _Echo(bound(receiver, "udp", _STREAM_PORT, address), "echo")
+        self._socket = _client(sender, socket.SOCK_DGRAM, address, 0)
+        self._socket.connect((address, _STREAM_PORT))
+        self._back: set[int] = set()
+        self._over = Event()
+        self._threads = [Thread(target=work, name=f"stream-{work.__name__}") for work in (self._send, self._receive)]
+
+    def _send(self) -> None:
+        begun = time.monotonic()
+        while not self._over.wait(max(0.0, begun + self.sent * self._every_s - time.monotonic())):
+            with contextlib.suppress(OSError):  # it is lost, then
+                self._socket.send(str(self.sent).encode())
+            self.sent += 1
+
+    def _receive(self) -> None:
+        while not (self._over.is_set() and len(self._back) == self.sent):
+            try:
+                self._back.add(int(self._socket.recv(64)))
+            except TimeoutError:
+                if self._over.is_set():
+                    return
+            except OSError:
+                continue
+
+    def __enter__(self) -> Self:
+        self._echo.__enter__()
+        self._socket.settimeout(1)
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        self._echo.__exit__(kind, exc, trace)
+        self._socket.close()
+        self.lost = sorted(set(range(self.sent)) - self._back)
 
 
 def _client(place: Placed, kind: socket.SocketKind, address: str, source_port: int) -> socket.socket:
