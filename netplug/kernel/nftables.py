@@ -299,10 +299,16 @@ def _removed(table: Table, entries: Entries) -> list[Message]:
 
 
 def _batches(entries: Entries) -> Iterable[Entries]:
-    """Cut elements into what one transaction takes."""
+    """Put elements together into what one transaction takes."""
+    batch: dict[str, Mapping[bytes, bytes]] = {}
     for name, elements in entries.items():
         for part in _parts(elements, _BATCH):
-            yield {name: part}
+            if sum(map(len, batch.values())) + len(part) > _BATCH:
+                yield batch
+                batch = {}
+            batch[name] = part
+    if batch:
+        yield batch
 
 
 def _parts(elements: Mapping[bytes, bytes], size: int = _CHUNK) -> Iterable[dict[bytes, bytes]]:
