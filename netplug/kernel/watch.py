@@ -5,18 +5,22 @@ commits of nf_tables (``NFT_MSG_NEWGEN``). What we do ourselves is told of as we
 removal was asked for, entries that are as we want them (see `stations`), and commits while a process of iptables works
 for us. iptables-legacy and ipset tell nobody: for them there is the slow timer.
 
-The links of others are listened to as well, for what tunnels lie on: their addresses, and their mtu.
+The links of others are listened to as well, for what tunnels lie on: their addresses, and their mtu. Of the dozens of
+messages about a pair of ours that comes about, a kilobyte each, most are not even received.
 """
 
 import asyncio
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+from netplug.drivers.naming import PORTS, SANDBOX_SIDES
+
+from .filters import EQUAL, RETURN, WHOLE, Instruction, attach
 from .netlink import attrs, pick
 from .stations import DELNEIGH, NEWNEIGH
 
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
+NEWLINK, DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x4, 0x10, 0x100
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
@@ -25,12 +29,14 @@ _NFTA_GEN_ID = 1
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _IFLA_IFNAME, _IFLA_MTU = 3, 4
 _OF_LINKS = frozenset({_IFLA_IFNAME, _IFLA_MTU})
-_AF_UNSPEC = 0
+_AF_UNSPEC, _AF_BRIDGE = 0, 7
 _CARRIES = 0x40 | 1 << 16
 """IFF_RUNNING and IFF_LOWER_UP: the one is so too until the kernel has looked, the other before anything is sent."""
 _SCOPE_LINK = 253
 """And from there on addresses that nobody else reaches (linux/rtnetlink.h, rt_scope_t)."""
 _BUFFER = 1 << 16
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _AND = 0x20, 0x28, 0x30, 0x54
+"""Of classic BPF, which reads in network order."""
 
 
 class ForeignChanges:
@@ -67,7 +73,7 @@ class ForeignChanges:
         """Begin to listen, in this thread's network namespace. `mtus`: of its links, by index."""
         self._mtus = dict(mtus)
         groups = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
-        self._listen(0, groups, self._on_route)
+        attach(self._listen(0, groups, self._on_route), _without_chatter())
         try:
             nft = self._listen(_NETLINK_NETFILTER, 0, self._on_nft)
             nft.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
@@ -96,7 +102,7 @@ class ForeignChanges:
 
     def _on_route(self, data: bytes) -> None:
         for kind, body in _messages(data):
-            if kind in {_RTM_NEWLINK, _RTM_DELLINK}:
+            if kind in {NEWLINK, DELLINK}:
                 self._on_link(kind, body)
             elif kind in {_RTM_NEWADDR, _RTM_DELADDR}:
                 self._on_address(kind, body)
@@ -108,14 +114,14 @@ class ForeignChanges:
         found = pick(body, 16, _OF_LINKS)
         name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode()
         ours = self._is_ours(name)
-        if kind == _RTM_NEWLINK and int.from_bytes(body[8:12], sys.byteorder) & _CARRIES == _CARRIES:
+        if kind == NEWLINK and int.from_bytes(body[8:12], sys.byteorder) & _CARRIES == _CARRIES:
             self._on_carrier(name)
-        if kind == _RTM_DELLINK and ours:
+        if kind == DELLINK and ours:
             self.event.set()
         index, mtu = int.from_bytes(body[4:8], sys.byteorder), int.from_bytes(found.get(_IFLA_MTU, b""), sys.byteorder)
         if body[0] != _AF_UNSPEC or not mtu:
             return
-        if kind == _RTM_DELLINK:
+        if kind == DELLINK:
             self._mtus.pop(index, None)
         elif self._mtus.setdefault(index, mtu) != mtu:
             self._mtus[index] = mtu
@@ -146,6 +152,30 @@ class ForeignChanges:
             self._loop.remove_reader(sock.fileno())
             sock.close()
         self._sockets.clear()
+
+
+def _without_chatter() -> Iterator[Instruction]:
+    """Return a filter of messages that leaves out what becomes of ends of our pairs, and of ports as such.
+
+    Both are told of when they go. A link has its name first (net/core/rtnetlink.c, rtnl_fill_ifinfo).
+    """
+    ours = [int.from_bytes(name.encode().ljust(4, b"\0"), "big") for name in (PORTS, SANDBOX_SIDES)]
+    yield _LOAD_HALF, 0, 0, 4
+    yield EQUAL, 0, 8, _as_read(NEWLINK)
+    yield _LOAD_BYTE, 0, 0, 16
+    yield EQUAL, 7, 0, _AF_BRIDGE
+    yield _LOAD_HALF, 0, 0, 34
+    yield EQUAL, 0, 4, _as_read(_IFLA_IFNAME)
+    yield _LOAD_WORD, 0, 0, 36
+    yield _AND, 0, 0, 0xFFFFFF00
+    yield from ((EQUAL, 2 - place, 0, value) for place, value in enumerate(ours))
+    yield RETURN, 0, 0, WHOLE
+    yield RETURN, 0, 0, 0
+
+
+def _as_read(number: int) -> int:
+    """Return a number of two bytes, which is in the machine's order, as the filter reads it."""
+    return int.from_bytes(number.to_bytes(2, sys.byteorder), "big")
 
 
 def _messages(data: bytes) -> list[tuple[int, bytes]]:

@@ -11,7 +11,7 @@ import pytest
 
 from netplug.drivers.steps import Address, Bridge, Chain, Jump, Veth
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
-from netplug.kernel import netns, route_watch
+from netplug.kernel import netns, route_watch, watch
 from netplug.kernel.linux import LinuxKernel
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
@@ -229,3 +229,30 @@ async def test_what_happens_to_the_underlay_is_told(
     else:
         await asyncio.sleep(QUIET_S)  # the subject: nothing is told
         assert not kernel.underlay().is_set()
+
+
+async def test_what_becomes_of_own_pairs_is_not_even_heard(
+    kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dozens of messages, of a kilobyte each, about every container that starts."""
+    heard: set[tuple[int, str]] = set()
+    word = asyncio.Event()
+
+    def hear(kind: int, body: bytes) -> None:
+        heard.add((kind, body[20:36].partition(b"\0")[0].decode()))
+        word.set()
+
+    async def told(*wanted: tuple[int, str]) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not heard.issuperset(wanted):
+                word.clear()
+                await word.wait()
+
+    monkeypatch.setattr(kernel._changes, "_on_link", hear)
+    pair = replace(VETH, name="nphother", peer="npsother", mac="02:00:00:00:01:07")
+    await kernel.ensure((pair,))
+    run("ip", "link", "add", "other0", "type", "veth", "peer", "name", "other1")
+    await told((watch.NEWLINK, "other0"))
+    assert {name for _, name in heard} <= {"other0", "other1", BRIDGE.name}
+    run("ip", "link", "del", pair.name)
+    await told((watch.DELLINK, pair.name), (watch.DELLINK, pair.peer))
