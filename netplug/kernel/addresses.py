@@ -36,12 +36,11 @@ _UNICAST = 1
 
 def ensure_address(nl: Netlink, step: Address) -> Outcome:
     """Bring an address about."""
-    link = _link(nl, step)
     try:
-        nl.request(RTM_NEWADDR, _address(step, link.index), NEW)
+        nl.request(RTM_NEWADDR, _address(step, _index(nl, step)), NEW)
     except NetlinkError as error:
         if error.errno == errno.EEXIST:
-            return _existing_address(nl, step, link)
+            return _existing_address(nl, step)
         if error.errno in {errno.EACCES, errno.EPERM} and step.address.version == 6:
             raise StepError(
                 "invalid",
@@ -55,18 +54,20 @@ def ensure_address(nl: Netlink, step: Address) -> Outcome:
 
 def remove_address(nl: Netlink, step: Address) -> None:
     """Remove an address of ours."""
-    link = rtnl.link(nl, step.link)
-    if link is None:
+    index = rtnl.index(nl, step.link)
+    if index is None:
         return
-    found = find_address(step, link, rtnl.addresses(nl, link.index))
-    if found and is_ours(found, link):
-        _tolerant(nl, RTM_DELADDR, _address(step, link.index))
+    found = find_address(step, index, rtnl.addresses(nl, index))
+    if found is None:
+        return
+    if found.protocol == PROTOCOL or ((link := rtnl.link(nl, step.link)) and is_ours(found, link)):
+        _tolerant(nl, RTM_DELADDR, _address(step, index))
 
 
-def find_address(step: Address, link: Link, addresses: list[LinkAddress]) -> LinkAddress | None:
-    """Return the address as the kernel has it."""
+def find_address(step: Address, index: int, addresses: list[LinkAddress]) -> LinkAddress | None:
+    """Return the address, on the link of this index, as the kernel has it."""
     for found in addresses:
-        if found.index == link.index and found.address == step.address:
+        if found.index == index and found.address == step.address:
             return found
     return None
 
@@ -76,16 +77,16 @@ def is_ours(found: LinkAddress, link: Link) -> bool:
     return found.protocol == PROTOCOL or (link.marked and not found.protocol)
 
 
-def ensure_route(nl: Netlink, step: Route) -> Outcome:
-    """Bring a route about."""
-    link = _link(nl, step)
-    if step.tunable and not route_drift(step, link, rtnl.routes(nl, table=0)):
+def ensure_route(nl: Netlink, step: Route, *, fresh: bool = False) -> Outcome:
+    """Bring a route about. `fresh`: its link was made just now, so nobody has moved it to another table yet."""
+    index = _index(nl, step)
+    if step.tunable and not fresh and not _route_drift(step, index, rtnl.routes(nl, table=0)):
         return Outcome.EQUAL
-    return _make_route(nl, step, link)
+    return _make_route(nl, step, index)
 
 
-def _make_route(nl: Netlink, step: Route, link: Link) -> Outcome:
-    message = _route(step, link.index)
+def _make_route(nl: Netlink, step: Route, index: int) -> Outcome:
+    message = _route(step, index)
     try:
         nl.request(RTM_NEWROUTE, message, NEW)
     except NetlinkError as error:
@@ -103,7 +104,7 @@ def _make_route(nl: Netlink, step: Route, link: Link) -> Outcome:
     if found is None:
         # Seen by the kernel, not by us: another type, or it went just now. Ask again and let the kernel speak.
         raise StepError("exists", step, f"route {step.destination} exists and is not ours")
-    if found.index == link.index and found.gateway == step.gateway:
+    if found.index == index and found.gateway == step.gateway:
         return Outcome.EQUAL if found.protocol == PROTOCOL else Outcome.USED
     if found.protocol != PROTOCOL:
         raise StepError("exists", step, f"route {step.destination} exists and leads elsewhere")
@@ -117,10 +118,10 @@ def _make_route(nl: Netlink, step: Route, link: Link) -> Outcome:
 
 def remove_route(nl: Netlink, step: Route) -> None:
     """Remove a route of ours."""
-    link = rtnl.link(nl, step.link)
-    if link:
+    index = rtnl.index(nl, step.link)
+    if index:
         # The protocol is part of the question: a stranger's route does not answer to it.
-        _tolerant(nl, RTM_DELROUTE, _route(step, link.index))
+        _tolerant(nl, RTM_DELROUTE, _route(step, index))
 
 
 def find_route(step: Route, routes: list[LinkRoute], index: int | None = None) -> LinkRoute | None:
@@ -135,20 +136,27 @@ def find_route(step: Route, routes: list[LinkRoute], index: int | None = None) -
 
 def address_drift(step: Address, link: Link | None, addresses: list[LinkAddress]) -> str:
     """Say what is wrong with an address; empty when nothing."""
-    return "" if link and find_address(step, link, addresses) else MISSING
+    return "" if link and find_address(step, link.index, addresses) else MISSING
 
 
 def route_drift(step: Route, link: Link | None, routes: list[LinkRoute]) -> str:
     """Say what is wrong with a route; empty when nothing."""
-    found = find_route(step, routes, link.index) if link else None
+    return _route_drift(step, link.index, routes) if link else MISSING
+
+
+def _route_drift(step: Route, index: int, routes: list[LinkRoute]) -> str:
+    found = find_route(step, routes, index)
     if found is None:
         return MISSING
     return "" if found.gateway == step.gateway else f"gateway is {found.gateway}, not {step.gateway}"
 
 
-def _existing_address(nl: Netlink, step: Address, link: Link) -> Outcome:
+def _existing_address(nl: Netlink, step: Address) -> Outcome:
+    link = rtnl.link(nl, step.link)
+    if link is None:
+        raise _missing(step)
     addresses = rtnl.addresses(nl, link.index)
-    found = find_address(step, link, addresses)
+    found = find_address(step, link.index, addresses)
     if found:
         return Outcome.EQUAL if is_ours(found, link) else Outcome.USED
     other = next((item for item in addresses if item.address.ip == step.address.ip), None)
@@ -159,12 +167,16 @@ def _existing_address(nl: Netlink, step: Address, link: Link) -> Outcome:
     return Outcome.ADJUSTED
 
 
-def _link(nl: Netlink, step: Address | Route) -> Link:
-    link = rtnl.link(nl, step.link)
-    if link is None:
-        where = f" in sandbox {step.netns}" if step.netns else ""
-        raise StepError("not_found", step, f"link {step.link!r} is missing{where}")
-    return link
+def _index(nl: Netlink, step: Address | Route) -> int:
+    index = rtnl.index(nl, step.link)
+    if index is None:
+        raise _missing(step)
+    return index
+
+
+def _missing(step: Address | Route) -> StepError:
+    where = f" in sandbox {step.netns}" if step.netns else ""
+    return StepError("not_found", step, f"link {step.link!r} is missing{where}")
 
 
 def _address(step: Address, index: int) -> bytes:

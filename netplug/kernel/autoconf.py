@@ -1,11 +1,15 @@
 """What a link of the host takes from those who call themselves routers (ip-sysctl.rst, ``conf/*``).
 
 A container must not become the host's router: neither by an advertisement (CVE-2020-13401) nor by a redirect. Settings
-are of the namespace of the calling thread.
+of IPv4 go into a message to the link; those of IPv6 the kernel takes by files alone, in the namespace of the calling
+thread.
 """
 
 import os
 from collections.abc import Mapping
+
+from . import rtnl
+from .netlink import nest, u32
 
 NO_ROUTERS = {
     "ipv6": {"accept_ra": "0", "accept_redirects": "0"},
@@ -43,16 +47,22 @@ def write_inside(link: str, sandbox: int | None) -> None:
             os.close(fd)
 
 
+def told(settings: Settings) -> bytes:
+    """Return the attribute of a message to a link that makes the IPv4 part of settings."""
+    values = (u32(rtnl.IPV4_CONF[name] + 1, int(value)) for name, value in settings.get("ipv4", {}).items())
+    conf = nest(rtnl.IFLA_INET_CONF, *values)
+    return nest(rtnl.IFLA_AF_SPEC, nest(rtnl.AF_INET, conf))
+
+
 def write(link: str, settings: Settings) -> None:
-    """Write settings of a link; those that the kernel does not have are needless."""
-    for family, values in settings.items():
-        for name, value in values.items():
-            # Not by a `Path`: it is on the way of every attachment.
-            try:
-                fd = os.open(f"/proc/sys/net/{family}/conf/{link}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                os.write(fd, value.encode())
-            finally:
-                os.close(fd)
+    """Write the IPv6 part of settings of a link; what the kernel does not have is needless."""
+    for name, value in settings.get("ipv6", {}).items():
+        # Not by a `Path`: it is on the way of every attachment.
+        try:
+            fd = os.open(f"/proc/sys/net/ipv6/conf/{link}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)

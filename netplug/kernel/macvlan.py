@@ -46,7 +46,8 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
         if step.netns and not step.slaac:
             autoconf.write_inside(name, inside.settings)
         if step.netns or step.up:
-            inside.request(RTM_NEWLINK, by_name(name, IFF_UP))
+            told = autoconf.told(autoconf.NO_ROUTERS) if step.up else b""
+            inside.request(RTM_NEWLINK, by_name(name, IFF_UP) + told)
     return Outcome.CREATED
 
 

@@ -28,7 +28,7 @@ from .announcing import Announcements
 from .api import Done, Outcome, StepError
 from .doing import Notes, named
 from .netlink import Netlink
-from .netns import Sandboxes
+from .netns import Sandboxes, visit
 from .reaper import Reaper
 from .stations import Stations
 from .worker import Worker
@@ -59,7 +59,7 @@ BUSY_TRIES = 3
 class Requests:
     """Does them, in the network namespace of the thread that first asks it to. Belongs to one event loop.
 
-    `links`: the names of those that were made and not removed.
+    `links`: the names of those that are made, or were, and not removed.
     """
 
     def __init__(self, nl: Netlink, reaper: Reaper, announcements: Announcements, stations: Stations) -> None:
@@ -78,8 +78,11 @@ class Requests:
             StepError: with the step that failed. Of one that the kernel did not answer for, what may come of it later
                 is taken back then.
         """
-        sandboxes, tries, at = Sandboxes(), 0, 0
+        sandboxes, tries, at = Sandboxes(visit), 0, 0
         found: list[Outcome | Done] = []
+        # At once: word of them comes while they are made.
+        new = {step.name for step in steps if isinstance(step, LINKS)} - self.links
+        self.links |= new
         try:
             while at < len(steps):
                 try:
@@ -98,15 +101,15 @@ class Requests:
                         raise
                 finally:
                     notes.take(steps[at : len(found)], found[at:])
-                    self.links.update(step.name for step in steps[at : len(found)] if isinstance(step, LINKS))
                     at = len(found)
         finally:
+            self.links -= new.intersection(step.name for step in steps[at:] if isinstance(step, LINKS))
             self._worker.afterwards(sandboxes.close)
 
     async def remove(self, steps: Sequence[Request]) -> list[Exception]:
         """Remove what steps name, in order, and return what failed of it; see `Kernel`."""
         self.links.difference_update(step.name for step in steps if isinstance(step, LINKS))
-        sandboxes = Sandboxes()
+        sandboxes = Sandboxes(visit)
         found: list[StepError | Macvlan | None] = []
         errors: list[Exception] = []
         try:
@@ -151,7 +154,8 @@ class Requests:
             case Address():
                 return addresses.ensure_address(self._inside(step, sandboxes), step)
             case Route():
-                return addresses.ensure_route(self._inside(step, sandboxes), step)
+                fresh = (step.netns or "", step.link) in sandboxes.fresh
+                return addresses.ensure_route(self._inside(step, sandboxes), step, fresh=fresh)
             case Loopback():
                 return loopback.ensure(self._inside(step, sandboxes))
             case Hairpin():
@@ -171,7 +175,10 @@ class Requests:
             case Bridge():
                 return links.ensure_bridge(self._nl, step)
             case Veth():
-                return links.ensure_veth(self._nl, step, sandboxes.get)
+                outcome = links.ensure_veth(self._nl, step, sandboxes.get)
+                if step.netns and outcome is Outcome.CREATED:
+                    sandboxes.fresh.add((step.netns, step.peer))
+                return outcome
             case Macvlan():
                 return macvlan.ensure_macvlan(self._nl, step, sandboxes.get)
             case Ifb():

@@ -24,12 +24,14 @@ from .netlink import (
     walk,
 )
 
+AF_INET = 2
 AF_INET6 = 10
 AF_BRIDGE = 7
 IFF_UP = 1
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 26, 27, 28, 29
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 37, 52, 53
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 1, 4, 33
@@ -76,11 +78,14 @@ IFADDR = struct.Struct("=BBBBI")
 RTMSG = struct.Struct("=BBBBBBBBI")
 NO_LL_LEARN = 1
 """BR_BOOLOPT_NO_LL_LEARN."""
+IPV4_CONF = {"accept_redirects": 3, "arp_ignore": 18}
+"""Places of settings in IFLA_INET_CONF: IPV4_DEVCONF_… of linux/ip.h, less one."""
+IFLA_INET_CONF = 1
 _CONF = (
-    (2, "ipv4", 1, {"accept_redirects": 3, "arp_ignore": 18}),
+    (AF_INET, "ipv4", IFLA_INET_CONF, IPV4_CONF),
     (AF_INET6, "ipv6", 2, {"accept_ra": 3, "accept_redirects": 4, "disable_ipv6": 26}),
 )
-"""Family, attribute with the array of its settings, and their places there (IPV4_DEVCONF_…, less one; DEVCONF_…)."""
+"""Family, attribute with the array of its settings, and their places there (DEVCONF_… of linux/ipv6.h)."""
 _I32 = struct.Struct("=i")
 _NEXTHOP = struct.Struct("=HBBi")
 IFNAMSIZ = 16

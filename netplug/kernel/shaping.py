@@ -139,7 +139,7 @@ def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
         with whole_link(nl, step):
             nl.request(*altname(step.name), NEW)
             autoconf.write(step.name, autoconf.AS_PORT)
-            nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP))
+            nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP) + autoconf.told(autoconf.AS_PORT))
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
     if found is None or not found.is_ours(step.name):

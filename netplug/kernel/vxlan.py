@@ -42,22 +42,23 @@ def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
     Raises:
         LinkBusyError: wait for the deletion of a link of this name or with this VNI, then try again.
     """
-    master = rtnl.link(nl, step.master)
+    master = rtnl.index(nl, step.master)
     if master is None:
         raise StepError("not_found", step, f"bridge {step.master!r} of link {step.name!r} is missing")
     try:
-        nl.request(RTM_NEWLINK, _message(step, master.index), NEW)
+        nl.request(RTM_NEWLINK, _message(step, master), NEW)
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise _refusal(step, error) from error
-        return _existing(nl, step, master.index, group)
+        return _existing(nl, step, master, group)
     flags = b"".join(u8(kind, value) for kind, value in _flags(step).items())
     with whole_link(nl, step):
         nl.request(*altname(step.name), NEW)
         # Before it is up, and has an address.
         autoconf.write(step.name, autoconf.AS_PORT)
         try:
-            nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP) + port_info(flags))
+            told = autoconf.told(autoconf.AS_PORT)
+            nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP) + told + port_info(flags))
         except NetlinkError as error:
             raise _refusal(step, error) from error
     return Outcome.CREATED

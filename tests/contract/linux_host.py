@@ -187,10 +187,10 @@ class LinuxSurroundings:
         saved = [run(self._program(family, "save")) for family in (4, 6)]
         # Tables and built-in chains come into being by being looked at.
         rules = [line for text in saved for line in text.splitlines() if line.startswith("-A ") or " - [" in line]
-        # Indices go up, and what the kernel does by itself (router solicitations, ff02::) comes when it comes.
+        # Indices go up, and what the kernel does by itself (solicitations, ff02::, carriers) comes when it comes.
         links = [line.split()[1] for line in run("ip", "-o", "link").splitlines()]
         addresses = [line.split()[1:4] for line in run("ip", "-o", "address").splitlines() if "fe80" not in line]
-        routes = run("ip", "route")
+        routes = run("ip", "route").replace(" linkdown", "")
         # iptables of the nft kind has tables there too.
         tables = [line for line in run("nft", "list", "tables").splitlines() if "netplug" in line]
         return repr((rules, links, addresses, routes, run("ipset", "list", "-name"), tables))
