@@ -47,6 +47,7 @@ bench: setup ## measurements beside Docker's own bridge, the reference CNI plugi
 	@.venv/bin/python bench/memory.py
 	@.venv/bin/python bench/cni.py
 	@.venv/bin/python bench/ports.py
+	@.venv/bin/python bench/heal.py
 	@.venv/bin/python bench/overlay.py
 	@.venv/bin/python bench/cluster.py
 	@.venv/bin/python bench/dns.py --rounds 1 --seconds 2
