@@ -91,21 +91,24 @@ class Tables:
         Raises:
             NetlinkError: ENOENT, there is no table.
         """
-        try:
-            self.commit(_added(table, wanted, NLM_F_CREATE | NLM_F_EXCL))
-        except BatchError as error:
-            if error.errno != errno.EEXIST:
-                raise
-        else:
-            return Outcome.CREATED, {}
+        content = self._known(table, wanted)
+        if content is None:
+            try:
+                self._change(table, {}, wanted, NLM_F_CREATE | NLM_F_EXCL)
+            except BatchError as error:
+                if error.errno != errno.EEXIST:
+                    raise
+            else:
+                return Outcome.CREATED, {}
+            content = self._content(table)
         found = {
             name: {key: value for key, value in elements.items() if belongs(name, key)}
-            for name, elements in self.content(table).items()
+            for name, elements in content.items()
         }
         present = {name: elements for name, elements in found.items() if elements}
         if present == wanted:
             return Outcome.EQUAL, present
-        self.commit([*_removed(table, present), *_added(table, wanted, NLM_F_CREATE)])
+        self._change(table, present, wanted, NLM_F_CREATE)
         return Outcome.ADJUSTED, present
 
     def add(self, table: Table, name: str, keys: Sequence[bytes]) -> frozenset[bytes]:
@@ -148,6 +151,8 @@ class Tables:
             self._change(table, stale, stale, NLM_F_CREATE)
 
     def _put(self, table: Table, wanted: Entries) -> dict[str, dict[bytes, bytes]]:
+        if self._known(table, wanted) is not None:
+            return {name: dict(elements) for name, elements in wanted.items()}
         try:
             self._change(table, {}, wanted, NLM_F_CREATE | NLM_F_EXCL)
         except BatchError as error:
@@ -184,6 +189,13 @@ class Tables:
                 for name, elements in more.items():
                     content[name].update(elements)
                 self._seen[table] = self._generation, content
+
+    def _known(self, table: Table, wanted: Entries) -> dict[str, dict[bytes, bytes]] | None:
+        """Return all elements if these are known to be there: to try takes a grace period, also where it is refused."""
+        seen = self._seen.get(table)
+        if seen is None or any(not seen[1][name].items() >= elements.items() for name, elements in wanted.items()):
+            return None
+        return seen[1] if seen[0] == self._ask_generation() else None
 
     def _content(self, table: Table) -> dict[str, dict[bytes, bytes]]:
         """Return the elements of all sets; of a rule set that nobody has changed since they are not read again."""

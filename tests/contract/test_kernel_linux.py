@@ -568,6 +568,31 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         assert await kernel.ensure((Guards(),)) == [Outcome.ADJUSTED]
         assert (await kernel.owned()).entries == set(many)
 
+    async def test_elements_that_are_there_cost_no_grace_period(
+        self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As after a restart: some 10 ms each, of which nobody else would be served."""
+        wanted: list[Step] = [Guards(), Forwards(4)]
+        for n in range(2, 9):
+            address = ip_address(f"10.9.0.{n}")
+            wanted += [
+                Guard(f"nph{n}", f"02:00:00:00:02:0{n}", (address,)),
+                Forward(Proto.TCP, None, 8000 + n, address, 80),
+            ]
+        await kernel.ensure(wanted)
+        async with await LinuxKernel.open() as other:
+            assert await other.ensure(wanted) == [Outcome.EQUAL] * len(wanted)
+            with monkeypatch.context() as patch:
+                patch.setattr(other._tables, "commit", lambda messages: pytest.fail(f"tried {messages}"))
+                assert await other.ensure(wanted) == [Outcome.EQUAL] * len(wanted)
+            run("nft", "delete", "element", "ip", "netplug", "any", "{ tcp . 8003 }")
+            await kernel.remove((wanted[2],))
+            found = await other.ensure(wanted)
+            assert [step for step, it in zip(wanted, found, strict=True) if it is not Outcome.EQUAL] == [
+                wanted[2],
+                wanted[5],
+            ]
+
     async def test_own_work_is_no_news_and_that_of_others_is(self, kernel: LinuxKernel) -> None:
         guard = Guard("nphtest", "02:00:00:00:02:01", (ip_address("10.9.0.2"),))
         await kernel.ensure((Guards(), guard))
