@@ -1,5 +1,6 @@
 """Whose ports are taken from whom, and who keeps his."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from ipaddress import ip_address, ip_interface
@@ -7,11 +8,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from engine_host import END, NET, NEXT, OTHER, Host, external, tcp
+from engine_host import END, NET, NEXT, OTHER, Host, external, tcp, until
 
 from netplug.drivers.api import PortMapping
 from netplug.drivers.errors import DriverError
-from netplug.drivers.steps import IPAddress, Proto
+from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.engine import publishing
 from netplug.engine.records import Description, EndpointRecord, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
@@ -202,6 +203,28 @@ async def test_a_port_lost_on_a_move_is_told_with_who_has_it_and_comes_back(
     assert len(published_of(host, heir)) == 3
     assert await host.reconciler.diff() == []
     await host.check()
+
+
+async def test_a_port_of_one_ip_version_lost_on_a_move_is_missed(host: Host) -> None:
+    """Of the other one another endpoint publishes all that there is."""
+    both = {"front_end": FrontEnd.CNI, "container": "c1", "ports": (tcp(8080, end=8080),)}
+    for number in (3, 4):
+        pools = f"10.{number}.0.0/24", f"fd00:{number}::/64"
+        await host.cli_network(*pools, ident=f"{number}" * 64, name=f"dual{number}")
+    await host.attach("ns1", **both)
+    six, heir = [await host.attach("ns1", network=f"dual{number}", ifname=f"eth{number}", **both) for number in (3, 4)]
+    assert [published_of(host, it) for it in (six, heir)] == [["[::]:8080->80/tcp"], []]
+    inherited = asyncio.ensure_future(host.engine.endpoints.delete(six.endpoint.network, six.endpoint.id))
+    await until(lambda: not any(it.key == six.key for it in host.endpoints()))
+    host.kernel._world.state["thief"] = HostPort(Proto.TCP, ip_address("::"), 8080)
+    await inherited
+    for _ in range(2):
+        (found,) = await host.reconciler.diff()
+        assert (found.object, IN_USE in found.what) == ("port [::]:8080->80/tcp", True)
+        await host.reconciler.repair()
+    del host.kernel._world.state["thief"]
+    await host.reconciler.repair()
+    assert (await host.reconciler.diff(), published_of(host, heir)) == ([], ["[::]:8080->80/tcp"])
 
 
 async def test_many_ports_lost_on_a_move_are_not_all_looked_at(host: Host) -> None:

@@ -72,9 +72,11 @@ class Sharing:
         ]
 
     def _lacks(self, record: EndpointRecord, group: Sequence[EndpointRecord], wanted: tuple[PortMapping, ...]) -> bool:
-        if any(one.published == wanted for one in group):
+        ends, versions = _ends(wanted), _versions(record)
+        if any(_ends(one.published) == ends and versions <= _versions(one) for one in group):
             return False  # which costs nothing for ten thousand ports
-        return any(addresses(record.endpoint, it, relayed=False) for it in self._left(record, wanted))
+        left = (it for it in self._left(record, wanted) if ranges.definite(it))
+        return any(addresses(record.endpoint, it, relayed=False) for it in left)
 
     def _left(self, built: EndpointRecord, wanted: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
         done = [(one, one.published) for one in (built, *self.siblings(built))]
@@ -88,6 +90,15 @@ class Sharing:
             missing = [part for key, part in parts if key not in taken]
             left += [single] if len(missing) == len(parts) else missing
         return tuple(left)
+
+
+def _ends(ports: Sequence[PortMapping]) -> list[PortMapping]:
+    """Return mappings as they are compared: one of a definite port is the same if it was chosen from a range."""
+    return [replace(it, host_port_end=0) if ranges.definite(it) else it for it in ports]
+
+
+def _versions(record: EndpointRecord) -> set[int]:
+    return {address.version for address in record.endpoint.addresses}
 
 
 def _parts(ep: Endpoint, mapping: PortMapping) -> Iterator[tuple[tuple[Proto, int, int, int], PortMapping]]:
