@@ -8,6 +8,7 @@ from typing import Any
 
 from netplug.errors import NetplugError
 
+from . import podman
 from .file import ContainerPart, Lab, NetworkPart, Runtime
 from .image import IMAGE
 from .place import Place
@@ -126,6 +127,8 @@ class Container:
         networks = [f"--network={name}:interface_name=eth{it}" for it, name in enumerate(self.part.networks)]
         # Docker's containers may ping, so these may.
         ident = self._run_by_engine(f"--cgroup-parent=/{self.place.group}", "--cap-add=NET_RAW", *networks)
+        if podman.by_netavark(self.place):
+            return {network: Attached(*found) for network, found in podman.told(self.place, self.name).items()}
         found = {}
         for number, network in enumerate(self.part.networks):
             # What each network's plugin said, as libcni keeps it.

@@ -1,13 +1,15 @@
 """podman on a host: its settings and its image, so that a plain `podman` there runs containers on our networks.
 
-By CNI, which podman 4 speaks; a driver of netavark needs podman 4.5 (docs/cni.md). Its settings take the place of
-/etc/containers in the host's mount namespace. /var/lib/cni and /var/lib/containers are fixed: libcni keeps results in
-one, and podman what it knows of layers in the other, whatever the settings say.
+podman 4 speaks CNI, and from 5 on there is netavark alone (docs/cni.md). Its settings take the place of /etc/containers
+in the host's mount namespace. /var/lib/cni and /var/lib/containers are fixed: libcni keeps results in one, and podman
+what it knows of layers in the other, whatever the settings say.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from .file import Lab
 from .image import IMAGE, busybox_rootfs_tar
@@ -21,6 +23,10 @@ driver = "vfs"
 graphroot = "{root}"
 runroot = "/run/podman"
 """
+_BY_NETAVARK = 5
+"""The version of podman that speaks CNI no more."""
+_VERSION = re.compile(r"\d+")
+_NAMESERVER = re.compile(r"^nameserver (\S+)", re.MULTILINE)
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = (_ETC, "/var/lib/cni", "/var/lib/containers")
 
@@ -29,21 +35,72 @@ def prepare(lab: Lab, place: Place) -> None:
     """Have podman ready on a host, with the networks of its containers there."""
     place.script(*(f"mkdir -p {path}; mount -t tmpfs -o mode=755 podman {path}" for path in _OWN))
     place.run("netplug", "cni", "install", f"--bin-dir={CNI_BIN}")
-    networks = lab.of_podman(place.name)
+    networks, netavark = lab.of_podman(place.name), by_netavark(place)
     files = {
-        f"{_ETC}/containers.conf": _settings(networks[0]),
+        f"{_ETC}/containers.conf": _settings(networks[0], netavark=netavark),
         f"{_ETC}/storage.conf": _STORAGE.format(root=place.folder / "podman"),
         f"{_ETC}/policy.json": json.dumps({"default": [{"type": "insecureAcceptAnything"}]}),
     }
-    files |= {f"{_CONFIG_DIR}/{name}.conflist": place.run("netplug", "cni", "config", name) for name in networks}
+    for name in () if netavark else networks:
+        files[f"{_CONFIG_DIR}/{name}.conflist"] = place.run("netplug", "cni", "config", name)
     for path, text in files.items():
         target = place.path(path)
         target.parent.mkdir(exist_ok=True)
         target.write_text(text)
+    if netavark:
+        _create(lab, place, networks)
     archive = place.folder / "image.tar"
     archive.write_bytes(busybox_rootfs_tar())
     place.run("podman", "import", "--quiet", str(archive), IMAGE)
     archive.unlink()
+
+
+def by_netavark(place: Place) -> bool:
+    """Tell whether the podman of a host takes a driver of netavark, and no CNI plugin."""
+    return speaks_netavark(place.run("podman", "--version"))
+
+
+def speaks_netavark(version: str) -> bool:
+    """Tell so of what ``podman --version`` says.
+
+    >>> speaks_netavark("podman version 4.3.1"), speaks_netavark("podman version 6.0.0-dev")
+    (False, True)
+    """
+    found = _VERSION.search(version)
+    return found is not None and int(found[0]) >= _BY_NETAVARK
+
+
+def told(place: Place, name: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return what a container of netavark's has in each network: addresses, and the name servers that it asks there."""
+    shown: dict[str, Any] = json.loads(place.run("podman", "inspect", name))[0]
+    return has(shown, place.path(shown["ResolvConfPath"]).read_text())
+
+
+def has(shown: dict[str, Any], resolv_conf: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return so of what ``podman inspect`` shows. Its name servers are those of all networks, each a gateway of one."""
+    servers = _NAMESERVER.findall(resolv_conf)
+    found = {}
+    for network, net in shown["NetworkSettings"]["Networks"].items():
+        own = {net["Gateway"], net["IPv6Gateway"]}
+        addresses = (net["IPAddress"], net["GlobalIPv6Address"])
+        found[network] = tuple(it for it in addresses if it), tuple(it for it in servers if it in own)
+    return found
+
+
+def _create(lab: Lab, place: Place, networks: list[str]) -> None:
+    """Tell podman of networks that are there already; it takes the name of its default one for taken."""
+    settings = place.path(f"{_ETC}/containers.conf")
+    text = settings.read_text()
+    settings.write_text(text.replace(_default(networks[0]), ""))
+    for name in networks:
+        net = lab.networks[name]
+        internal = ["--internal"] if net.internal else []
+        place.run("podman", "network", "create", "-d", "pynet", "-o", f"mode={net.mode}", *internal, name)
+    settings.write_text(text)
+
+
+def _default(network: str) -> str:
+    return f'default_network = "{network}"'
 
 
 def oci_runtime(cgroups: Path = _CGROUPS) -> str:
@@ -56,12 +113,13 @@ def oci_runtime(cgroups: Path = _CGROUPS) -> str:
     return "runc" if hybrid and shutil.which("runc", path=environment()["PATH"]) else ""
 
 
-def _settings(network: str) -> str:
+def _settings(network: str, *, netavark: bool) -> str:
     """Return containers.conf(5). The limits are low since not every machine grants those that podman asks for.
 
     Locks are files, since shared memory is the machine's. `network`: the one of containers that name none.
     """
     runtime = oci_runtime()
+    backend, plugins = ("netavark", "netavark_plugin_dirs") if netavark else ("cni", "cni_plugin_dirs")
     return f"""[containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 [engine]
@@ -70,8 +128,8 @@ cgroup_manager = "cgroupfs"
 events_logger = "file"
 lock_type = "file"
 [network]
-network_backend = "cni"
-cni_plugin_dirs = ["{CNI_BIN}"]
+network_backend = "{backend}"
+{plugins} = ["{CNI_BIN}"]
 network_config_dir = "{_CONFIG_DIR}"
-default_network = "{network}"
+{_default(network)}
 """
