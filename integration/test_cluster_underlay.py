@@ -124,6 +124,24 @@ def test_two_hosts_swap_their_addresses() -> None:
             follow(it, one, other)
 
 
+def test_routes_alone_move_a_vtep_that_nobody_chose() -> None:
+    """The store is reached from another address of the host; all addresses stay."""
+    with ExitStack() as stack:
+        it = Cluster(stack)
+        it.add()
+        host, wire = it.prepare()
+        host.run(["sh", "-ec", "ip link add vt0 type bridge; ip link set vt0 up; ip addr add 203.0.113.2/32 dev vt0"])
+        it.router.run(["ip", "route", "replace", "203.0.113.2", "via", wire.left])
+        it.join(host, wire, "--vtep", "")
+        here, there = it.members
+        with it.network("blue") as net, it.station(here, net) as one, it.station(there, net) as other:
+            assert reach_each_other(one, other)
+            for source in ("203.0.113.2", wire.left):
+                host.run(["ip", "route", "replace", "default", "via", wire.right, "src", source])
+                there.vtep = source
+                follow(it, one, other)
+
+
 def swap(it: Cluster) -> None:
     here, there = it.members
     for member, other in ((here, there), (there, here)):
