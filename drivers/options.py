@@ -239,6 +239,15 @@ def parse(raw: Mapping[str, str]) -> NetworkOptions:
     return options
 
 
+def fields(raw: Mapping[str, str]) -> list[str]:
+    """Return the fields of `NetworkOptions` that options are, in whichever spelling.
+
+    >>> fields({"com.docker.network.driver.mtu": "1400", "icc": "false"})
+    ['mtu', 'icc']
+    """
+    return [_find(key, OPTIONS).key for key in raw]
+
+
 def parse_endpoint(raw: Mapping[str, str], mode: str) -> EndpointOptions:
     """Return the typed form of an endpoint's options in a network of this mode.
 

@@ -302,6 +302,20 @@ async def test_network_of_podmans_is_not_in_the_way_of_one_on_the_same_lan(plugi
     assert [one.network.name for one in plugin.host.networks()] == ["bridge"]
 
 
+async def test_network_that_podman_makes_anew_is_as_it_says_now(plugin: Plugin) -> None:
+    subnets = [{"subnet": "10.1.0.0/24"}]
+    await plugin.create(internal=True, options={"icc": "false"}, subnets=subnets)
+    assert "unknown option 'x'" in (await plugin.create(options={"x": "y"}))["error"]
+    (before,) = plugin.host.networks()
+    assert before.network.internal
+    await plugin.create(options={"com.docker.network.driver.mtu": "1400"}, subnets=subnets)
+    (made,) = plugin.host.networks()
+    assert (made.network.internal, made.network.options.icc, made.network.options.mtu) == (False, True, 1400)
+    await plugin.setup()
+    assert "mtu is 1400, not 1300" in (await plugin.create(options={"com.docker.network.driver.mtu": "1300"}))["error"]
+    assert plugin.host.networks() == [made]
+
+
 # GC
 
 

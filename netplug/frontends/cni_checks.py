@@ -1,11 +1,11 @@
 """What CHECK and STATUS look at, and whether a configuration fits a network that is there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 
 from netplug.drivers.api import Network
 from netplug.drivers.naming import short
-from netplug.drivers.options import parse
+from netplug.drivers.options import fields, parse
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.engine.shared import driver_of
@@ -33,7 +33,7 @@ def refuse_disagreement(engine: Engine, record: NetworkRecord, wanted: NetworkSp
 def _differences(engine: Engine, record: NetworkRecord, wanted: NetworkSpec) -> Iterator[tuple[str, object, object]]:
     """Yield what differs, as it is wanted and as it is."""
     net, options = record.network, parse(wanted.options)
-    for key in parse_keys(wanted):
+    for key in fields(wanted.options):
         asked, found = getattr(options, key), getattr(net.options, key)
         if asked != found:
             yield key, asked, found
@@ -57,11 +57,6 @@ def _in_it(engine: Engine, record: NetworkRecord, wanted: NetworkSpec) -> tuple[
         inside[_NAMED:] = [f"{len(inside) - _NAMED} more"]
     who = f"; in it: {', '.join(inside)}" if inside else ""
     return who, "choose another name, or remove first what is in the network"
-
-
-def parse_keys(wanted: NetworkSpec) -> Sequence[str]:
-    """Return the options that are given, as fields of `NetworkOptions`."""
-    return [key for key in wanted.options if not key.startswith("com.")]
 
 
 def _subnet_differences(

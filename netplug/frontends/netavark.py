@@ -6,7 +6,7 @@ CNI, the first call that names a network makes it. netavark leaves addresses, po
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from ipaddress import ip_network
 from typing import Annotated, Any, Literal
@@ -15,11 +15,12 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from netplug import called
-from netplug.drivers.api import PortMapping, StaticRoute
-from netplug.drivers.options import BRIDGE, MACVLAN
+from netplug.drivers.api import PortMapping, Scope, StaticRoute
+from netplug.drivers.options import BRIDGE, MACVLAN, parse
 from netplug.drivers.steps import Proto
 from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, Caller, EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError, Reportable
 from netplug.frontends.api_wire import Cidr, Ifname, Ip, Mac, Name, Netns
 from netplug.frontends.cni_wire import Call, CniError, Reply, caller_of
@@ -191,7 +192,9 @@ class NetavarkService:
         list of its own: it would choose those of other runtimes' containers and of other hosts'.
         """
         wanted = NetworkIn.model_validate(data)
-        async with self._joined(wanted.to_spec()) as record:
+        spec = wanted.to_spec()
+        await self._forget(spec)
+        async with self._joined(spec) as record:
             known = {subnet.subnet.version for subnet in wanted.subnets or ()}
             subnets = [
                 {"subnet": str(subnet.pool), **({"gateway": str(subnet.gateway.ip)} if subnet.gateway else {})}
@@ -200,6 +203,23 @@ class NetavarkService:
             ]
             ipam = {"driver": wanted.driver} | (data.get("ipam_options") or {})
             return data | {"subnets": [*(data.get("subnets") or ()), *subnets], "ipam_options": ipam}
+
+    async def _forget(self, spec: NetworkSpec) -> None:
+        """Delete the network of this name if nobody is in it: podman makes none that it has, so it has removed that.
+
+        Else what was said of it would hold for the new one.
+        """
+        driver_of(parse(spec.options).mode, self._engine.drivers)  # what is nonsense changes nothing
+        record = self._networks.find(spec.name)
+        if record is None or record.front_end is not FrontEnd.NETAVARK or self._of_cluster(record):
+            return
+        if not self._engine.registry.endpoints(record.network.id):
+            log.info("network.superseded", name=spec.name, reason="podman makes it anew")
+            with suppress(NetplugError):  # somebody has come
+                await self._engine.networks.delete(record.network.id, by=FrontEnd.NETAVARK)
+
+    def _of_cluster(self, record: NetworkRecord) -> bool:
+        return driver_of(record.network.options.mode, self._engine.drivers).scope is Scope.CLUSTER
 
     async def _setup(self, wanted: ExecIn, netns: str, caller: Caller) -> dict[str, Any]:
         own = wanted.network_options
