@@ -276,7 +276,7 @@ class Table:
 
     def message(self, kind: int, *attrs: bytes, flags: int = NLM_F_CREATE) -> Message:
         """Return a message about something in this table."""
-        return message(kind, self.family, *attrs, flags=flags | NLM_F_ACK)
+        return message(kind, self.family, *attrs, flags=flags)
 
 
 def message(kind: int, family: int, *attrs: bytes, flags: int = 0) -> Message:
@@ -285,9 +285,10 @@ def message(kind: int, family: int, *attrs: bytes, flags: int = 0) -> Message:
 
 
 def batch(messages: list[Message]) -> list[Message]:
-    """Return the messages as one transaction."""
+    """Return the messages as one transaction. The last is acknowledged, and before it any that is refused."""
     around = struct.pack(">BBH", 0, 0, _SUBSYSTEM)
-    return [(BATCH_BEGIN, 0, around), *messages, (BATCH_END, 0, around)]
+    *others, (kind, flags, payload) = messages
+    return [(BATCH_BEGIN, 0, around), *others, (kind, flags | NLM_F_ACK, payload), (BATCH_END, 0, around)]
 
 
 def _chain_attrs(chain: BaseChain) -> list[bytes]:

@@ -281,6 +281,8 @@ class Tables:
 
     def commit(self, messages: list[Message]) -> None:
         """Do all of it or nothing."""
+        if not messages:
+            return
         self._open().batch(batch(messages))
         self._generation = self._ask_generation()
         # Whoever listens has not heard of more than a few that we brought about.
