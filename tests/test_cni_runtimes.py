@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
@@ -63,16 +63,19 @@ class Plugin:
         answer: dict[str, Any] = json.loads((await CniService(self.host.engine).answer(call)).stdout)
         return answer
 
-    async def setup(self, **port: Any) -> dict[str, Any]:
-        """Ask as netavark does, for one port."""
+    async def setup(
+        self, container: str = ID, netns: str = NETNS, dns: Sequence[str] = (), **port: Any
+    ) -> dict[str, Any]:
+        """Ask as netavark does, for one port. `dns`: whom the network's name server shall ask."""
+        network = {"name": "blue", "id": "b" * 64, "driver": "pynet", "subnets": [{"subnet": SUBNETS["blue"]}]}
         wanted = {
-            "container_id": ID,
+            "container_id": container,
             "container_name": "web",
             "port_mappings": [{"container_port": 80, "host_port": 8080, "host_ip": "", "protocol": "tcp"} | port],
-            "network": {"name": "blue", "id": "b" * 64, "driver": "pynet", "subnets": [{"subnet": SUBNETS["blue"]}]},
+            "network": network | ({"network_dns_servers": dns} if dns else {}),
             "network_options": {"interface_name": "eth0"},
         }
-        env = {"NETAVARK_COMMAND": "setup", "NETAVARK_NETNS": NETNS}
+        env = {"NETAVARK_COMMAND": "setup", "NETAVARK_NETNS": netns}
         reply = await CniService(self.host.engine).answer(Call("pynet", env, json.dumps(wanted).encode()))
         answer: dict[str, Any] = json.loads(reply.stdout)
         return answer
@@ -314,6 +317,17 @@ async def test_network_that_podman_makes_anew_is_as_it_says_now(plugin: Plugin) 
     await plugin.setup()
     assert "mtu is 1400, not 1300" in (await plugin.create(options={"com.docker.network.driver.mtu": "1300"}))["error"]
     assert plugin.host.networks() == [made]
+
+
+async def test_network_that_podman_updates_asks_whom_it_says_now(plugin: Plugin) -> None:
+    for number, dns in enumerate((["192.0.2.7"], ["192.0.2.7", "192.0.2.8"], [])):
+        said = await plugin.setup(f"c{number}" * 32, f"/run/netns/{number}", dns, host_port=8080 + number)
+        assert "interfaces" in said
+        (record,) = plugin.host.networks()
+        assert record.network.options.dns_upstream == tuple(dns)
+    assert len(plugin.containers()) == 3
+    await plugin.host.reboot()
+    assert plugin.host.networks() == [record]
 
 
 # GC

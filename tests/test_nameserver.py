@@ -23,6 +23,7 @@ from netplug.dns import rules, wire
 from netplug.dns.question import Question
 from netplug.dns.rules import NOBODY, Rule
 from netplug.dns.server import Listener, open_sockets
+from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import Resolver
 from netplug.engine.records import Description, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.interceptions import Interceptions
@@ -350,6 +351,21 @@ async def test_what_nobody_sees_any_more_is_forgotten(host: Host, server: NameSe
     gc.collect()
     assert [len(it.views) for it in server.zones.networks.values()] == [1, 0]
     assert list(server._of_networks.values()) == [kept.rules if kept else None]
+
+
+async def test_whom_a_network_asks_may_change(host: Host, server: NameServer) -> None:
+    await host.cli_network("10.1.0.0/24", dns_upstream="192.0.2.8", ttl="9")
+    await host.attach(name="web")
+    view = server.view((NET,), NET)
+    assert view is not None
+    for upstream, asked in (("192.0.2.7,corp.example=192.0.2.9", "192.0.2.7"), ("", "192.0.2.53")):
+        await host.engine.networks.forward(NET, upstream)
+        assert [str(one) for one in view.rules.servers(wire.to_wire("example.com"))] == [asked]
+        assert len(known(server, "web.blue.netplug.internal")) == 1
+    with pytest.raises(DriverError, match="nobody"):
+        await host.engine.networks.forward(NET, "nobody")
+    (record,) = host.networks()
+    assert (record.options, record.network.options.ttl) == ({"ttl": "9"}, 9)
 
 
 async def test_rules_of_the_settings_come_before_resolv_conf(host: Host, conf: Path) -> None:

@@ -245,6 +245,22 @@ class Networks:
             self._addressing.promise(record, names)
 
     @whole
+    async def forward(self, ident: str, upstream: str) -> None:
+        """Have the containers of a network ask whom option `dns_upstream` says; when that is empty, whom the host asks.
+
+        Raises:
+            DriverError: it is none.
+        """
+        async with self._registry.lock(ident):
+            record = self._registry.network(ident)
+            kept = {key: value for key, value in record.options.items() if key != "dns_upstream"}
+            said = {"dns_upstream": upstream} if upstream else {}
+            options = replace(record.network.options, dns_upstream=parse(said).dns_upstream)
+            network = replace(record.network, options=options)
+            await self._registry.save(replace(record, network=network, options=kept | said))
+        log.info("network.forwards", network=short(ident), name=record.network.name, upstream=upstream)
+
+    @whole
     async def name(self, ident: str, name: str) -> None:
         """Learn from Docker that a network is its own and what it calls it.
 

@@ -256,8 +256,17 @@ class NetavarkService:
             for other in self._engine.registry.networks():
                 if why := self._in_the_way(other, spec):
                     await self._clear_away(other, why)
+        await self._follow(spec)
         async with self._networks.joined(spec) as record:
             yield record
+
+    async def _follow(self, spec: NetworkSpec) -> None:
+        """Ask whom the definition of a network of podman's names now: ``podman network update`` tells nobody."""
+        record, upstream = self._networks.find(spec.name), spec.options.get("dns_upstream", "")
+        if record is None or record.front_end is not FrontEnd.NETAVARK or self._of_cluster(record):
+            return
+        if upstream != record.options.get("dns_upstream", ""):
+            await self._engine.networks.forward(record.network.id, upstream)
 
     async def _clear_away(self, other: NetworkRecord, why: str) -> None:
         net = other.network
