@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ pytest.register_assert_rewrite("kernel_suite", "linux_host", "rtnl_held", "tunne
 
 from kernel_suite import BRIDGE, GATEWAY, HOST_MACVLAN, IFB, MACVLAN, VETH, gone, whats  # noqa: E402
 from linux_host import LinuxHost, LinuxSurroundings, run  # noqa: E402
-from rtnl_held import Held, rtnl_held  # noqa: E402
+from rtnl_held import AT_MOST_S, Held, rtnl_held  # noqa: E402
 from tunnel_suite import VXLAN  # noqa: E402
 
 from netplug.drivers.plan import Plan  # noqa: E402
@@ -125,6 +126,14 @@ class TestLoop(LinuxHost):
         await through_it(opened())
 
 
+def waits(kernel: LinuxKernel) -> bool:
+    """Whether the thread for such requests waits inside the kernel (proc(5), state D)."""
+    thread = kernel._requests._worker._thread
+    if thread is None or thread.native_id is None:
+        return False
+    return Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()[0] == "D"
+
+
 class TestDeadline(LinuxHost):
     async def test_step_that_the_kernel_does_not_end_is_an_error_and_is_taken_back(
         self, kernel: LinuxKernel, around: LinuxSurroundings
@@ -169,7 +178,9 @@ class TestDeadline(LinuxHost):
         found: list[Outcome] = []
         with rtnl_held() as held:
             task = asyncio.ensure_future(kernel.ensure((BRIDGE, GATEWAY), found))
-            await asyncio.sleep(TICK_S)
+            async with asyncio.timeout(AT_MOST_S):
+                while not waits(kernel):  # noqa: ASYNC110 - the kernel tells nobody
+                    await asyncio.sleep(TICK_S)
             task.cancel()
             await asyncio.sleep(TICK_S)
             assert not task.done()
