@@ -158,7 +158,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     if hasattr(kind, "from_json"):
         return cast("Callable[[Any], Any]", kind.from_json)
     if dataclasses.is_dataclass(kind):
-        return _decoder(cast("Any", kind))
+        return partial(decode, cast("type", kind))  # which reads the kinds of its fields when it is needed
     return partial(_plain, kind)
 
 
