@@ -64,7 +64,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
         IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
         + text(rtnl.IFLA_IFNAME, step.name)
         + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
-        + u32(rtnl.IFLA_MTU, step.mtu - 1)
+        + u32(rtnl.IFLA_MTU, step.mtu ^ 1)
         + _bridge_info()
     )
     try:

@@ -110,6 +110,8 @@ class KernelSuite:
         ("needs", "step"),
         [
             ((), BRIDGE),
+            ((), replace(BRIDGE, mtu=68)),
+            ((), replace(BRIDGE, mtu=65535)),
             ((BRIDGE,), VETH),
             ((BRIDGE,), replace(VETH, isolated=True)),
             ((BRIDGE,), replace(VETH, pinned=True)),
