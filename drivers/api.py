@@ -175,6 +175,7 @@ class HostFacts:
     `forwarding`: IP versions that the host forwards without us. `advertised`: links, not ours, whose router
     advertisements the host takes, with their ``accept_ra`` without us. `store`: address and TCP port of the store that
     hosts share, which is none of the containers' business. `firewalld`: None where there is none that drops anything.
+    `tables`: names of the tables of nf_tables that others made with nft, by IP version; one for both is there twice.
     """
 
     mtu: int = 1500
@@ -189,6 +190,7 @@ class HostFacts:
     advertised: tuple[tuple[str, int], ...] = ()
     store: tuple[tuple[IPAddress, int], ...] = ()
     firewalld: Firewalld | None = None
+    tables: tuple[tuple[int, str], ...] = ()
 
     def link(self, name: str) -> LinkFacts | None:
         """Return the link of this name, None when there is none."""

@@ -19,6 +19,8 @@ _ENGINES = ("CNI-", "DOCKER", "KUBE-", "LIBVIRT", "NETAVARK")
 """Beginnings of chains of those who need forwarding, and do not turn it on where it is on."""
 _RELYING = ("CNI-", "KUBE-")
 """And of those who have no rule for all that is theirs: they rely on FORWARD's policy being ACCEPT."""
+_BY_NFT = frozenset({"docker-bridges", "netavark"})
+"""Tables of those who let pass what is theirs by rules of nft alone: what is dropped in FORWARD stays dropped."""
 
 
 def forwarding(family: int, host: HostFacts) -> Plan:
@@ -27,7 +29,7 @@ def forwarding(family: int, host: HostFacts) -> Plan:
     if family in host.forwarding:
         return Plan((Sysctl(name, "1"),))
     steps: list[Step] = []
-    if not _has_chain(family, _RELYING, host):
+    if not _has_chain(family, _RELYING, host) and not _by_nft(family, host):
         # Frames that a bridge of somebody else's forwards are not routed, and none of our business.
         routed = "-m physdev ! --physdev-is-bridged -j DROP" if host.bridge_netfilter else "-j DROP"
         steps.append(Chain(family, "filter", GUEST, (routed,)))
@@ -39,6 +41,15 @@ def forwarding(family: int, host: HostFacts) -> Plan:
 
 def _has_chain(family: int, beginnings: tuple[str, ...], host: HostFacts) -> bool:
     return any(version == family and name.startswith(beginnings) for version, name in host.chains)
+
+
+def in_the_way(plan: Plan, host: HostFacts) -> bool:
+    """Whether a guard of a plan drops what is another engine's, which has come since."""
+    return any(isinstance(step, Chain) and step.name == GUEST and _by_nft(step.family, host) for step in plan)
+
+
+def _by_nft(family: int, host: HostFacts) -> bool:
+    return any(version == family and name in _BY_NFT for version, name in host.tables)
 
 
 def without(plan: Plan, host: HostFacts) -> HostFacts:
@@ -64,7 +75,7 @@ def staying(plan: Plan, host: HostFacts) -> Plan:
     So without the guard the host would be a router between all its links from then on.
     """
     keys: set[str] = set()
-    for family in (family for family in _FORWARDING if _has_chain(family, _ENGINES, host)):
+    for family in (it for it in _FORWARDING if _has_chain(it, _ENGINES, host) or _by_nft(it, host)):
         found = forwarding(family, replace(host, forwarding=(), advertised=()))
         keys |= {step.key for step in found}
         if family == 6:

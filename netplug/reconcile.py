@@ -164,6 +164,9 @@ class Reconciler:
         stale = needed and engine.shared.wanted(nets) != engine.shared.plan
         if needed and (stale or look.concerns(engine.shared.plan)):
             await _tolerate("host", engine.shared.mend(nets))
+        if engine.shared.in_the_way():
+            log.warning("forwarding.unguarded", reason="an engine with rules in nftables alone has come")
+            await engine.shared.trim(nets)
         for network in engine.registry.networks():
             await self._heal_network(network, look)
         await engine.publishing.regain()

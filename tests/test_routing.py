@@ -1,6 +1,7 @@
 """Forwarding as a guest: on for ours alone, and as it was before once our last network is gone."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -124,6 +125,22 @@ async def test_engine_that_relies_on_the_policy_gets_through_and_for_its_own_fam
         await host.engine.networks.delete(name, by=FrontEnd.CLI)
     assert settings(host) == ("1", "0", "1")
     assert not guarded(host, 6)
+
+
+@pytest.mark.parametrize("table", ["netavark", "docker-bridges"])
+async def test_engine_with_rules_in_nftables_alone_gets_through(host: Host, table: str) -> None:
+    """What it lets pass there is dropped all the same where others drop it."""
+    await make(host)
+    assert guarded(host, 4)
+    host.kernel.foreign.facts = replace(host.kernel.foreign.facts, tables=((4, "filter"), (4, table)))
+    await host.reconciler.repair()
+    assert (guarded(host, 4), guarded(host, 6)) == (False, True)
+    assert await host.reconciler.diff() == []
+    await host.engine.networks.delete("blue", by=FrontEnd.CLI)
+    assert settings(host) == ("1", "0", "1")
+    host.kernel.foreign.facts = replace(host.kernel.foreign.facts, tables=())
+    await host.reboot()
+    assert settings(host) == ("0", "0", "1")
 
 
 async def test_link_that_is_gone_takes_what_was_set_of_it_along(host: Host) -> None:

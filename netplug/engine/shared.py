@@ -127,6 +127,10 @@ class Shared:
             return before
         return before.without(step.key for step in plan) + plan
 
+    def in_the_way(self) -> bool:
+        """Whether what is there drops what is another engine's, which has come since: then it is to be trimmed."""
+        return routing.in_the_way(self.plan, self.host)
+
     def stays(self) -> Plan:
         """Return what others on the host, as last read, have come to rely on, with or without a network of ours."""
         return routing.staying(self.plan, self.host)

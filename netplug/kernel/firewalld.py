@@ -10,10 +10,9 @@ from collections.abc import Iterator
 
 from netplug.drivers.api import Firewalld
 
+from .nft_wire import INET
 from .nftables import Tables
 
-_INET = 1
-"""NFPROTO_INET (linux/netfilter.h)."""
 _TABLE = "firewalld"
 _COMPARED = re.compile(b".." + struct.pack("=H", 3) + b"(..)" + struct.pack("=H", 1), re.DOTALL)
 """NFTA_CMP_DATA, and NFTA_DATA_VALUE in it (linux/netfilter/nf_tables.h); then follows the value."""
@@ -23,12 +22,12 @@ _PORT_BYTES = 2
 
 def read(tables: Tables) -> Firewalld | None:
     """Return what firewalld's rules are about; None where there is none, or all is trusted that is of no zone."""
-    if _TABLE not in tables.named(_INET):
+    if _TABLE not in tables.named(INET):
         return None
     links: set[str] = set()
     ports: set[int] = set()
     trusted: set[str] = set()
-    for chain, rule in tables.raw(_INET, _TABLE):
+    for chain, rule in tables.raw(INET, _TABLE):
         values = list(_values(rule))
         names = {text.decode() for value in values if (text := value.rstrip(b"\0")) and _NAME.fullmatch(text)}
         links |= names

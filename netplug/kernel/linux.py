@@ -202,6 +202,7 @@ class LinuxKernel:
             replace(
                 facts.of(host.links.values(), host.addresses, host.routes, models),
                 firewalld=firewalld.read(self._tables),
+                tables=self._tables.foreign(),
             ),
         )
 

@@ -15,8 +15,8 @@ from typing import TypeAlias
 
 from .netlink import NLM_F_ACK, NLM_F_CREATE, attr, nest, text
 
-NETDEV, BRIDGE, IPV4, IPV6 = 5, 7, 2, 10
-"""Address families of tables: NFPROTO_NETDEV, NFPROTO_BRIDGE, NFPROTO_IPV4, NFPROTO_IPV6."""
+NETDEV, BRIDGE, IPV4, IPV6, INET = 5, 7, 2, 10, 1
+"""Address families of tables: NFPROTO_NETDEV, NFPROTO_BRIDGE, NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_INET."""
 
 _SUBSYSTEM = 10
 NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2

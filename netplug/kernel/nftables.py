@@ -22,6 +22,9 @@ from .nft_wire import (
     GETRULE,
     GETSETELEM,
     GETTABLE,
+    INET,
+    IPV4,
+    IPV6,
     NEWSETELEM,
     RULE_CHAIN,
     RULE_USERDATA,
@@ -35,6 +38,8 @@ from .nft_wire import (
 Entries: TypeAlias = Mapping[str, Mapping[bytes, bytes]]
 """Elements by set: value by key, empty values in plain sets."""
 
+_OURS = "netplug"
+"""Beginning of our tables' names."""
 _CHUNK = 256
 """Elements in a message: an attribute holds 64 kB at most."""
 _BATCH = 1024
@@ -240,6 +245,12 @@ class Tables:
         _, _, query = message(GETTABLE, family)
         found = self._dump(10 << 8 | GETTABLE, query)
         return [attrs(data, 4)[TABLE_NAME].rstrip(b"\0").decode() for data in found]
+
+    def foreign(self) -> tuple[tuple[int, str], ...]:
+        """Return the names of others' tables by IP version, those of iptables too."""
+        both = self.named(INET)
+        found = ((version, {*both, *self.named(family)}) for version, family in ((4, IPV4), (6, IPV6)))
+        return tuple((version, it) for version, names in found for it in sorted(names) if not it.startswith(_OURS))
 
     def raw(self, family: int, table: str) -> list[tuple[str, bytes]]:
         """Return all rules of somebody's table as the kernel writes them, each with its chain."""

@@ -553,6 +553,15 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         add("filter_FORWARD_ZONES", "goto", "filter_FWD_trusted")
         assert (await kernel.facts()).firewalld is None
 
+    async def test_tables_of_others_are_seen(self, kernel: LinuxKernel) -> None:
+        await kernel.ensure((OPEN,))
+        run("nft", "add", "table", "inet", "netavark")
+        run("nft", "add", "table", "ip6", "docker-bridges")
+        found = {
+            (version, name) for version, name in (await kernel.facts()).tables if name not in {"filter", "nat", "raw"}
+        }
+        assert found == {(4, "netavark"), (6, "netavark"), (6, "docker-bridges")}
+
     async def test_table_over_many_ports_is_rebuilt_in_one_batch(self, kernel: LinuxKernel) -> None:
         many = [
             Guard(f"nph{n:012x}", f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}", (ip_address(f"10.9.{n >> 8}.{n & 255}"),))
