@@ -29,7 +29,7 @@ def forwarding(family: int, host: HostFacts) -> Plan:
     if family in host.forwarding:
         return Plan((Sysctl(name, "1"),))
     steps: list[Step] = []
-    if not _has_chain(family, _RELYING, host) and not _by_nft(family, host):
+    if not _gives_way(family, host):
         # Frames that a bridge of somebody else's forwards are not routed, and none of our business.
         routed = "-m physdev ! --physdev-is-bridged -j DROP" if host.bridge_netfilter else "-j DROP"
         steps.append(Chain(family, "filter", GUEST, (routed,)))
@@ -45,7 +45,12 @@ def _has_chain(family: int, beginnings: tuple[str, ...], host: HostFacts) -> boo
 
 def in_the_way(plan: Plan, host: HostFacts) -> bool:
     """Whether a guard of a plan drops what is another engine's, which has come since."""
-    return any(isinstance(step, Chain) and step.name == GUEST and _by_nft(step.family, host) for step in plan)
+    return any(isinstance(step, Chain) and step.name == GUEST and _gives_way(step.family, host) for step in plan)
+
+
+def _gives_way(family: int, host: HostFacts) -> bool:
+    """Whether a guard would drop what another engine lets pass."""
+    return _has_chain(family, _RELYING, host) or _by_nft(family, host)
 
 
 def _by_nft(family: int, host: HostFacts) -> bool:

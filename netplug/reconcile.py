@@ -165,7 +165,7 @@ class Reconciler:
         if needed and (stale or look.concerns(engine.shared.plan)):
             await _tolerate("host", engine.shared.mend(nets))
         if engine.shared.in_the_way():
-            log.warning("forwarding.unguarded", reason="an engine with rules in nftables alone has come")
+            log.warning("forwarding.unguarded", reason="an engine has come that it would be in the way of")
             await engine.shared.trim(nets)
         for network in engine.registry.networks():
             await self._heal_network(network, look)

@@ -117,6 +117,8 @@ async def test_engine_that_relies_on_the_policy_gets_through_and_for_its_own_fam
 ) -> None:
     await make(host)
     host.kernel.set_chain(4, "filter", chain, [])
+    await host.reconciler.repair()
+    assert not guarded(host, 4)
     await make(host, OTHER, "red", 4)
     assert not guarded(host, 4)
     assert guarded(host, 6)
