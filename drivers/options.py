@@ -86,7 +86,7 @@ OPTIONS: tuple[Option, ...] = (
         _ALL,
         values.word,
         BRIDGE,
-        "how the network is built: `bridge`, `host`, `macvlan`, `none`, or what a driver adds",
+        "how the network is built: `bridge`, `host`, `macvlan`, `none`, `overlay` (several hosts), or a driver's own",
     ),
     Option("name", (), _ALL, values.word, "learned from Docker", "the network's name outside Docker"),
     Option("mtu", (_DOCKER + "driver.mtu",), _ALL, values.mtu, "the uplink's", "bytes"),

@@ -148,9 +148,9 @@ def test_ipam_ls_names_the_owners(cli: Cli) -> None:
     assert re.search(r"10\.1\.0\.\d+ +endpoint +web", text)
 
 
-def test_ipam_audit_says_nothing_when_all_is_well(cli: Cli) -> None:
+def test_ipam_audit_says_so_when_all_is_well(cli: Cli) -> None:
     assert cli.json("ipam", "audit") == []
-    assert cli("ipam", "audit") == ""
+    assert cli("ipam", "audit") == "no findings\n"
 
 
 def test_ipam_ls_tells_for_whom_and_until_when_an_address_is_kept(cli: Cli) -> None:
@@ -273,6 +273,17 @@ def test_a_dead_socket_is_no_daemon(alone: Cli) -> None:
 def test_version_needs_no_daemon(alone: Cli) -> None:
     assert re.fullmatch(r"netplug \S+\n", alone("version"))
     assert alone.json("version")["daemon"] is None
+
+
+def test_what_newcomers_type_first_is_answered(alone: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == OK
+    assert capsys.readouterr().out == alone("version")
+    for args in ([], ["network"], ["network", "create"], ["serve"]):
+        assert main([*args, "-h"]) == OK
+        short = capsys.readouterr().out
+        assert main([*args, "--help"]) == OK
+        assert short == capsys.readouterr().out
+        assert short.startswith("Usage: netplug")
 
 
 def test_diff_ends_with_one_until_repair(cli: Cli, daemon: Living) -> None:

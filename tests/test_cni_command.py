@@ -171,5 +171,11 @@ def test_configuration_goes_to_a_file_as_a_whole_or_not_at_all(tmp_path: Path) -
     assert main(["cni", *arguments, "blue"]) == 0
     assert json.loads(path.read_text())["name"] == "blue"
     assert path.stat().st_mode & 0o777 == 0o644
-    assert main(["cni", "config", "blue", "--out", str(tmp_path / "none" / "x.conflist")]) != 0
+    assert main(["cni", "config", "blue", "--out", str(path / "x.conflist")]) != 0
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_folder_of_a_configuration_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "etc" / "net.d" / "blue.conflist"
+    assert main(["cni", "config", "blue", "--out", str(path), "--run-dir", str(tmp_path / "nowhere")]) == 0
+    assert json.loads(path.read_text())["name"] == "blue"

@@ -20,6 +20,7 @@ app = typer.Typer(
     "Exit codes: 0 done; 1 the answer is no (refused, or there are differences); 2 wrong usage; "
     "3 the daemon or its store cannot be reached. Errors are one line on stderr.",
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -43,6 +44,21 @@ Netns = Annotated[
 Ifname = Annotated[str, typer.Option(metavar="NAME", help="Name of the interface in the namespace.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        emit(f"netplug {_own_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_commands(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show this command's version.")
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
+
+
 @networks.command("create")
 def network_create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the network: letters, digits, '_', '.', '-'.")],
@@ -54,7 +70,7 @@ def network_create(
         ),
     ] = None,
     subnet: Annotated[
-        list[str] | None, typer.Option(metavar="CIDR", help="Its subnet; once a family. Default: a free one is chosen.")
+        list[str] | None, typer.Option(metavar="CIDR", help="Its subnet; twice for IPv4 and IPv6. Default: a free one.")
     ] = None,
     gateway: Annotated[
         list[str] | None, typer.Option(metavar="IP", help="The host's address in a --subnet. Default: its first one.")
@@ -64,7 +80,7 @@ def network_create(
     ] = None,
     internal: Annotated[bool, typer.Option("--internal", help="No way out of it: no default route, no ports.")] = False,
     ipv6: Annotated[
-        bool, typer.Option("--ipv6", help="Both families: choose a subnet of the one without --subnet.")
+        bool, typer.Option("--ipv6", help="IPv4 and IPv6: a free subnet of the one without --subnet.")
     ] = False,
     cluster: Annotated[
         bool,
@@ -72,7 +88,13 @@ def network_create(
     ] = False,
     option: Annotated[
         list[str] | None,
-        typer.Option("-o", "--option", metavar="KEY=VALUE", help="Network option, as of 'docker network create -o'."),
+        typer.Option(
+            "-o",
+            "--option",
+            metavar="KEY=VALUE",
+            help="Option of the network, such as icc=false, as with 'docker network create -o'; may be repeated. An "
+            "unknown one is refused with a list of those that there are.",
+        ),
     ] = None,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
@@ -148,12 +170,14 @@ def attach(
     network: NetworkRef,
     netns: Netns,
     ifname: Ifname = "eth0",
-    name: Annotated[str, typer.Option(metavar="NAME", help="How the endpoint is called.")] = "",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of what is plugged in, by which others find it.")
+    ] = "",
     alias: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Further name; may be repeated.")] = None,
     ip: Annotated[
-        list[str] | None, typer.Option(metavar="IP", help="Address; once a family. Default: a free one.")
+        list[str] | None, typer.Option(metavar="IP", help="Address; twice for IPv4 and IPv6. Default: a free one.")
     ] = None,
-    mac: Annotated[str, typer.Option(metavar="MAC", help="Default: made from the address.")] = "",
+    mac: Annotated[str, typer.Option(metavar="MAC", help="MAC of the interface. Default: made from the address.")] = "",
     publish: Annotated[
         list[str] | None,
         typer.Option(
@@ -164,7 +188,9 @@ def attach(
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("-o", "--option", metavar="KEY=VALUE", help="As rate=10mbit; may be repeated."),
+        typer.Option(
+            "-o", "--option", metavar="KEY=VALUE", help="Option of this one, such as rate=10mbit; may be repeated."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - what it prints is JSON
     run_dir: RunDir = RUN_DIR,
@@ -205,6 +231,7 @@ def ps(
 ) -> None:
     """List endpoints, with their addresses and published ports.
 
+    An endpoint is what plugs one container, or one namespace, into one network.
     Those of all hosts, in networks of a cluster; published ports are shown of this host's own alone.
     """
     query = {"network": network} if network else {}
@@ -293,8 +320,9 @@ def ipam_audit(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     found = _client(run_dir).get("ipam/audit")["findings"]
     if as_json:
         emit_json(found)
-    elif found:
-        emit(table(("subnet", "address", "what"), [(one["subnet"], one["address"], one["what"]) for one in found]))
+    else:
+        rows = [(one["subnet"], one["address"], one["what"]) for one in found]
+        emit(table(("subnet", "address", "what"), rows) if rows else "no findings")
     raise typer.Exit(NO if found else OK)
 
 
@@ -302,7 +330,8 @@ def ipam_audit(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 def diff(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     """Show what is not as the records say.
 
-    Exit 0 when there is nothing, else 1.
+    The records are what netplug was asked for. Links, addresses, firewall rules and what other hosts tell are compared
+    with them. Exit 0 when there is nothing, else 1.
     """
     found = _client(run_dir).get("diff")["differences"]
     if as_json:

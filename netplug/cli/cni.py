@@ -71,7 +71,10 @@ def config(
     ] = DEFAULT_VERSION,
     name: Annotated[str, typer.Option("--type", metavar="NAME", help="Name of the installed executable.")] = "pynet",
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it here, at once as a whole, and print the path.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write it here, at once as a whole, and print the path; a missing folder is made."
+        ),
     ] = None,
     run_dir: Annotated[
         Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="The daemon's run directory.")
@@ -96,6 +99,7 @@ def config(
         emit_json(data)
         return
     try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
         _replace(out.absolute(), json.dumps(data, indent=2) + "\n", 0o644)
     except OSError as exc:
         raise CliError(NO, f"{out} cannot be written: {(exc.strerror or str(exc)).lower()}") from None
