@@ -180,7 +180,8 @@ class Daemon:
             await engine.shared.keep_away(await resolved(access.endpoints, known))
         if access is not None and not access.guarded:
             words = "whoever reaches etcd may read and change all networks"
-            log.warning("store.open_to_all", store=str(access), reason=words, hint="see docs/security.md")
+            hint = "give etcd a user or client certificates, see docs/store.md"
+            log.warning("store.open_to_all", store=str(access), reason=words, hint=hint)
 
     async def _open_shared(self, own: Store) -> "EtcdStore | None":
         """Open the shared store. While it cannot be reached this host's own networks go on.

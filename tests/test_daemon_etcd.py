@@ -17,8 +17,17 @@ def test_a_daemon_opens_its_shared_store(tmp_path: Path, etcd: Member) -> None:
     with capture_logs() as logs:
         settings = settings_in(tmp_path, store=f"etcd://{etcd.host}", vtep="192.0.2.1")
         Living(settings, kernel=kernel_of(1)).start().stop()
-    # Without TLS and a user, which is said.
+    # Without a user, which is said.
     assert [entry["event"] for entry in logs if entry["log_level"] in {"warning", "error"}] == ["store.open_to_all"]
+
+
+def test_a_store_that_asks_for_a_user_is_not_called_open(tmp_path: Path, etcd: Member) -> None:
+    etcd.enable_authentication("admin")
+    with capture_logs() as logs:
+        settings = settings_in(tmp_path, store=f"etcd://root:admin@{etcd.host}", vtep="192.0.2.1")
+        Living(settings, kernel=kernel_of(1)).start().stop()
+    warnings = [entry["event"] for entry in logs if entry["log_level"] in {"warning", "error"}]
+    assert warnings == ["store.password_in_clear"]
 
 
 def test_without_its_shared_store_a_daemon_serves_its_own_networks(tmp_path: Path) -> None:
