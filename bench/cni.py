@@ -169,6 +169,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
             full = list(GOALS)[3]
             for runtime in (runtime for pair in pairs.values() for runtime in pair):
                 runtime.delete(runtime.add("/run/netns/box"))
+                settle(host)
             netplug.stop()
             asyncio.run(fill(netplug.state_dir, "10.113.0.0/16"))
             netplug.start()
