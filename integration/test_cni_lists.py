@@ -158,6 +158,27 @@ def test_second_plugin_for_the_same_interface_is_refused(own: tuple[Host, Netplu
         assert netplug.json("network", "ls") == []
 
 
+def test_way_out_by_a_network_of_another_plugin_stays(own: tuple[Host, Netplug]) -> None:
+    """As the reference does it, which knows no more of ours than we of its; nerdctl has both at once."""
+    host, netplug = own
+    theirs = {"ranges": [[{"subnet": "10.92.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}
+    bridge = {"type": "bridge", "bridge": "br0", "isGateway": True}
+    first = Runtime(host, bridge | {"ipam": {"type": "host-local", "dataDir": "/run/hl"} | theirs})
+    second = Runtime(host, PYNET, version="1.0.0")
+    with namespace(host) as netns:
+        for runtimes in ((first, second), (second, first)):
+            ends = [it.add(netns, ifname=f"eth{number}") for number, it in enumerate(runtimes)]
+            ways = netns.exec("ip", "route", "show", "default").splitlines()
+            gateways = {line.split()[2] for line in ways}
+            assert gateways == {"10.92.0.1"} if runtimes[0] is first else "10.91.0.1" in gateways
+            assert netns.pings("10.91.0.1")
+            assert not netplug.drift()
+            second.check(ends[runtimes.index(second)])
+            for it, one in zip(runtimes, ends, strict=True):
+                it.delete(one)
+    host.run(["ip", "link", "del", "br0"])
+
+
 # Their IPAM
 
 

@@ -35,7 +35,7 @@ from netplug.engine.sandboxes import is_there
 from netplug.engine.shared import Shared
 from netplug.engine.whole import whole
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel
+from netplug.kernel.api import Kernel, StepError
 
 log = structlog.get_logger(__name__)
 
@@ -142,9 +142,8 @@ class Endpoints:
 
     async def _build(self, net: Network, hidden: EndpointRecord, caller: Caller) -> EndpointRecord:
         # A runtime says when its ports are to be published; a bare namespace is plugged in all at once.
-        async with self._publishing.exposed(net, hidden, caller) if hidden.ifname else nullcontext(hidden) as built:
-            intent = Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,))
-            key, _ = await self._journal.build(intent)
+        async with self._publishing.exposed(net, hidden, caller) if hidden.ifname else nullcontext(hidden) as shown:
+            key, built = await self._begin(shown)
             await self._journal.commit(key, [put(built)])
             self._registry.remember(built)
         try:
@@ -153,6 +152,23 @@ class Endpoints:
             await self.drop(built)
             raise
         return built
+
+    async def _begin(self, built: EndpointRecord) -> tuple[str, EndpointRecord]:
+        """Build an endpoint and return the intent's key and the endpoint as it was built.
+
+        A container may have a way out by a network of another plugin, of which nobody tells: the first one stays.
+        """
+        intent = Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,))
+        try:
+            key, _ = await self._journal.build(intent)
+        except StepError as error:
+            step = error.step
+            default = isinstance(step, Route) and step.netns and step.destination.prefixlen == 0
+            if error.kind != "exists" or not default or not built.front_end.shares:
+                raise
+            log.info("endpoint.has_way_out", endpoint=short(built.endpoint.id), route=step.key)
+            return await self._begin(replace(built, plan=built.plan.without([step.key])))
+        return key, built
 
     def _beside_others(self, attachment: Attachment, netns: str, netns_id: str) -> Attachment:
         """Leave out the default routes that a namespace has already: the first network is the way out."""
