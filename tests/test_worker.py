@@ -100,6 +100,7 @@ async def test_late_work_that_cannot_be_taken_back_stops_nothing(
         patch.setattr(worker, "DEADLINE_S", 0.05)
         with pytest.raises(TimeoutError):
             await thread.each(("a",), gate.pass_through, [], refuse)
+        thread.afterwards(lambda: refuse("let", "go"))
     gate.opened.set()
     assert await thread.do(lambda: 7) == 7
 

@@ -169,7 +169,10 @@ class Worker:
 
     def _run(self) -> None:
         while work := self._work.get():
-            work()
+            try:
+                work()
+            except Exception:
+                log.exception("kernel.not_let_go")
 
     def _do(self, job: _Job[Any, Any]) -> None:
         self._current = job
