@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
+from netplug.cli.app import app
 from netplug.drivers.options import OPTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -38,3 +41,36 @@ def test_links_between_documents_lead_somewhere() -> None:
     for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def console_commands() -> list[tuple[str, list[str]]]:
+    """Return what the documents' console blocks and code spans run of `netplug`, each with where it stands."""
+    found = []
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = document.read_text().replace("\\\n", " ")
+        blocks = [line for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+        prompted = [line.partition("# ")[2] for line in blocks if re.match(r"[a-z]?[#$] ", line)]
+        spans = re.findall(r"`(netplug [a-z][^`]*)`", text.replace("\n", " "))
+        for line in (*(re.sub(r"\s+#.*", "", line) for line in prompted), *spans):
+            for part in re.split(r"&&|\||&", line):
+                words = part.split()
+                if words[:1] == ["netplug"]:
+                    found.append((f"{document.name}: {part.strip()}", words[1:]))
+    return found
+
+
+def test_commands_of_the_documents_exist_with_their_flags() -> None:
+    commands = console_commands()
+    assert len(commands) > 50
+    for where, words in commands:
+        command = typer.main.get_command(app)
+        rest = list(words)
+        while isinstance(command, TyperGroup):
+            assert rest, where
+            name = rest.pop(0)
+            assert name in command.commands, where
+            command = command.commands[name]
+        known = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+        own = rest[: rest.index("--")] if "--" in rest else rest
+        flags = {word.partition("=")[0] for word in own if word.startswith("-")}
+        assert flags <= known, where
