@@ -73,14 +73,18 @@ def network_create(
         list[str] | None, typer.Option(metavar="CIDR", help="Its subnet; twice for IPv4 and IPv6. Default: a free one.")
     ] = None,
     gateway: Annotated[
-        list[str] | None, typer.Option(metavar="IP", help="The host's address in a --subnet. Default: its first one.")
+        list[str] | None,
+        typer.Option(
+            metavar="IP",
+            help="The host's address in a --subnet; with mode macvlan the router's. Default: the first, macvlan: none.",
+        ),
     ] = None,
     ip_range: Annotated[
         list[str] | None, typer.Option(metavar="CIDR", help="Part of a --subnet out of which addresses are chosen.")
     ] = None,
     internal: Annotated[bool, typer.Option("--internal", help="No way out of it: no default route, no ports.")] = False,
     ipv6: Annotated[
-        bool, typer.Option("--ipv6", help="IPv4 and IPv6: a free subnet of the one without --subnet.")
+        bool, typer.Option("--ipv6", help="Both IPv4 and IPv6: whichever has no --subnet gets a free one.")
     ] = False,
     cluster: Annotated[
         bool,
@@ -217,7 +221,7 @@ def attach(
 def detach(network: NetworkRef, netns: Netns, ifname: Ifname = "eth0", run_dir: RunDir = RUN_DIR) -> None:
     """Unplug a network namespace.
 
-    Of those that 'attach' plugged in; it may be gone already.
+    It must be one that 'attach' plugged in; the namespace may be gone already.
     """
     body = {"network": network, "netns": arguments.netns(netns), "ifname": arguments.ifname(ifname)}
     _client(run_dir).post("detach", body=body)
@@ -231,8 +235,8 @@ def ps(
 ) -> None:
     """List endpoints, with their addresses and published ports.
 
-    An endpoint is what plugs one container, or one namespace, into one network.
-    Those of all hosts, in networks of a cluster; published ports are shown of this host's own alone.
+    An endpoint is what plugs one container, or one namespace, into one network. In networks of a cluster those of all
+    hosts are listed, with published ports of this host's alone.
     """
     query = {"network": network} if network else {}
     answer = _client(run_dir).get("endpoints", **query)

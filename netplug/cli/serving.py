@@ -14,10 +14,16 @@ _NEEDED = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 
 def serve(
     state_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Records, outliving reboots. [/var/lib/netplug]")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Where networks, endpoints and leases are kept, over reboots too. [/var/lib/netplug]"
+        ),
     ] = None,
     run_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Socket of this command's API. [/run/netplug]")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Where other netplug commands and CNI executables find the daemon. [/run/netplug]"
+        ),
     ] = None,
     plugin_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where Docker looks for plugins. [/run/docker/plugins]")
@@ -42,7 +48,9 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="Docker's API, for names; 'none': without. [unix:///var/run/docker.sock]"),
     ] = None,
-    host_name: Annotated[str | None, typer.Option(metavar="NAME", help="This host in lists. [the system's]")] = None,
+    host_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What lists call this host. [the system's name]")
+    ] = None,
     vtep: Annotated[
         str | None,
         typer.Option(
@@ -64,14 +72,16 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="[DOMAIN=]ADDRESS[#PORT]",
-            help="Whom to ask for names of others, of one domain or all; may be repeated. [those of resolv.conf]",
+            help="Name server to ask for names that are not netplug's, of one domain or all; may be repeated. "
+            "[those of resolv.conf]",
         ),
     ] = None,
     dns_special: Annotated[
         str | None,
         typer.Option(
             metavar="WHERE",
-            help="Where names such as corp.local are asked: host (outside, below its search list) or inside. [host]",
+            help="Names of special use such as srv.corp.local: 'host' asks the host's name servers for those below its "
+            "search list, 'inside' asks nobody. [host]",
         ),
     ] = None,
     log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")] = None,
