@@ -39,6 +39,19 @@ def frozen(process: Path) -> bool:
     return states == {"T"}
 
 
+def state(process: Path) -> str:
+    """Return the state of a process (proc(5)); nothing when it is gone.
+
+    Its first thread may have ended before the others, which hold its files and sockets until they have too.
+
+    `process`: its folder in /proc.
+    """
+    fields = _stat(process)
+    if fields and fields[0] in {"Z", "X"} and sum(1 for _ in process.glob("task/*")) < 2:
+        return ""
+    return fields[0] if fields else ""
+
+
 def _stat(process: Path) -> list[str]:
     """Return what a process or thread has behind its name, the state first (proc(5)); nothing when it is gone."""
     try:
@@ -154,8 +167,7 @@ class Place:
 
     def state(self, pid: int) -> str:
         """Return the state of a process inside (proc(5)): "" when it is gone, "T" when it is frozen."""
-        fields = _stat(self.path(f"/proc/{pid}"))
-        return fields[0].strip("ZX") if fields and self.alive else ""
+        return state(self.path(f"/proc/{pid}")) if self.alive else ""
 
     def frozen(self, pid: int) -> bool:
         """Whether all threads of a process inside are stopped; see `frozen`."""
