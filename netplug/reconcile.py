@@ -14,7 +14,19 @@ import structlog
 from netplug.drivers import ranges
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Chain, Flows, Forward, Jump, Loopback, Macvlan, Rule, Step, Veth
+from netplug.drivers.steps import (
+    Chain,
+    Flows,
+    Forward,
+    HostPort,
+    Jump,
+    Loopback,
+    Macvlan,
+    Relay,
+    Rule,
+    Step,
+    Veth,
+)
 from netplug.engine import Engine
 from netplug.engine.audit import orphans
 from netplug.engine.commits import SETTLE_S, Commits
@@ -194,6 +206,11 @@ class Reconciler:
         """The links of a runtime's sandbox cannot be made anew by us, those of a bare namespace can."""
         engine = self._engine
         plan = record.present
+        differing = [step for step in plan if step in look.drifted]
+        if all(isinstance(step, HostPort | Relay) for step in differing):
+            # As after each start: sockets of this process, on which nothing else stands.
+            await engine.executor.mend(Plan(tuple(differing)))
+            return
         links = [step for step in plan if isinstance(step, Veth | Macvlan | Loopback)]
         ours = record.front_end is not FrontEnd.DOCKER
         there = ours and look.concerns(plan) and await is_there(engine.kernel, record)

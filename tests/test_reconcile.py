@@ -22,12 +22,13 @@ from netplug.drivers.steps import (
     Jump,
     Member,
     Proto,
+    Relay,
     Resolver,
     Step,
 )
 from netplug.engine import shared
 from netplug.engine.records import Description, FrontEnd
-from netplug.kernel.api import Comparison
+from netplug.kernel.api import Comparison, Outcome
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -281,6 +282,27 @@ async def test_ports_are_held_again_after_a_start(host: Host) -> None:
     await host.reboot()
     held = {step.port for step in host.kernel._world.state.values() if isinstance(step, HostPort)}
     assert held == {8080, 53, 9090}
+    await host.check()
+
+
+async def test_of_an_endpoint_only_its_sockets_are_made_anew_after_a_start(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With thousands of ports all the rest would take as long again."""
+    await host.kernel.close()
+    done: list[Step] = []
+    ensure = host.kernel.ensure
+
+    async def noted(steps: Sequence[Step], *args: Any) -> list[Outcome]:
+        done.extend(steps)
+        return await ensure(steps, *args)
+
+    monkeypatch.setattr(host.kernel, "ensure", noted)
+    host.live()
+    await host.reconciler.start()
+    of_endpoints = {step for record in host.engine.registry.endpoints() for step in record.present}
+    assert {type(step) for step in done if step in of_endpoints} == {HostPort, Relay}
+    assert {step.port for step in done if isinstance(step, HostPort)} == {8080, 53, 9090}
     await host.check()
 
 
