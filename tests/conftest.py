@@ -1,9 +1,11 @@
 """Settings shared by the unit tests."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from clustered import Hosts, hosts_on
 from etcd_server import Member, running
 from quiet import quiet_log
@@ -46,3 +48,17 @@ def quiet() -> Iterator[None]:
     """Log nothing: what a test does a thousand times."""
     with quiet_log():
         yield
+
+
+@pytest.fixture
+def own_log() -> Iterator[None]:
+    """Have the log as a process begins with, and after the test as it was."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.configure(**before)
+    structlog.contextvars.clear_contextvars()

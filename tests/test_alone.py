@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from netplug import working_alone
 from netplug.alone import Line
@@ -25,6 +24,8 @@ from netplug.namespace import claim_namespace
 CALL = b"pynet\0CNI_COMMAND=STATUS\0\0{}"
 NETAVARK = b"pynet\0NETAVARK_COMMAND=create\0\0{}"
 DEADLINE_S = 20
+
+pytestmark = pytest.mark.usefixtures("own_log")
 
 
 @contextmanager
@@ -136,11 +137,7 @@ def test_who_waited_in_line_has_only_the_rest_of_his_time_for_the_state(run_dir:
 
 def failed(request: bytes, capfd: pytest.CaptureFixture[str], run_dir: Path) -> dict[str, Any]:
     """Return the answer to a call that fails, with nothing else on stdout."""
-    structlog.reset_defaults()  # as the process begins
-    try:
-        said = working_alone.answer(request, Line(str(run_dir)))
-    finally:
-        structlog.reset_defaults()
+    said = working_alone.answer(request, Line(str(run_dir)))
     assert (said.code, capfd.readouterr().out) == (1, "")
     answer: dict[str, Any] = json.loads(said.stdout)
     return answer
