@@ -374,6 +374,16 @@ def test_client_commands_import_no_daemon() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_daemon_imports_no_command_line_of_its_server() -> None:
+    code = (
+        "import sys; import netplug.daemon, netplug.frontends.serving as it; assert it.uvicorn.Server;"
+        "print([name for name in ('click', 'multiprocessing.connection', 'uvicorn.main') if name in sys.modules]);"
+        "import uvicorn.main; print(uvicorn.main.main.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\nmain\n"
+
+
 @pytest.mark.parametrize(
     "group", [[], ["network"], ["ipam"], ["dns"], ["cni"], ["host"], ["lab"]], ids=lambda it: " ".join(it) or "netplug"
 )

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from netplug.engine.whole import to_its_end
 from netplug.frontends.accepting import accept
+from netplug.frontends.lean_uvicorn import uvicorn
 
 KEEP_ALIVE_S = 7 * 86_400
 """dockerd keeps connections for ever, and Go repeats a POST only if it could write nothing of it."""
