@@ -266,7 +266,7 @@ def test_beside_firewalld_the_command_that_is_said_helps(new_host: NewHost, far:
         SeenServer(one, "tcp", 80),
     ):
 
-        def works() -> None:
+        def works() -> bool:
             for it in (one, three):
                 assert tcp_ask(it, wire.right, 7000) == wire.left
             assert tcp_ask(far, wire.left, 8080) == wire.right
@@ -275,6 +275,11 @@ def test_beside_firewalld_the_command_that_is_said_helps(new_host: NewHost, far:
             assert not three.pings(one.addresses[0])
             assert resolve(two, result["gateways"][0], "one").data == tuple(one.addresses)
             assert netplug.drift() == ""
+            return True
+
+        def works_soon() -> None:
+            """firewalld takes all rules of iptables away when it begins anew; they are back in a moment."""
+            wait_until(works, SETTLE_S, "all to work", ignoring=(AssertionError, OSError))
 
         works()
         firewalld = Firewalld(host)
@@ -286,11 +291,11 @@ def test_beside_firewalld_the_command_that_is_said_helps(new_host: NewHost, far:
         # It is told of changes of the firewall.
         wait_until(lambda: command.strip() in netplug.log.read_text(), SETTLE_S, "the log")
         host.run(["sh", "-ec", command])
-        works()
+        works_soon()
         host.run(["firewall-cmd", "--reload"])
-        works()
+        works_soon()
         firewalld.restart()
-        works()
+        works_soon()
         netplug.restart()
         works()
 
