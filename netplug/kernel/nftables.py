@@ -98,12 +98,7 @@ class Tables:
         """
         content = self._known(table, wanted)
         if content is None:
-            try:
-                self._change(table, {}, wanted, NLM_F_CREATE | NLM_F_EXCL)
-            except BatchError as error:
-                if error.errno != errno.EEXIST:
-                    raise
-            else:
+            if self._make(table, wanted):
                 return Outcome.CREATED, {}
             content = self._content(table)
         found = {
@@ -158,12 +153,7 @@ class Tables:
     def _put(self, table: Table, wanted: Entries) -> dict[str, dict[bytes, bytes]]:
         if self._known(table, wanted) is not None:
             return {name: dict(elements) for name, elements in wanted.items()}
-        try:
-            self._change(table, {}, wanted, NLM_F_CREATE | NLM_F_EXCL)
-        except BatchError as error:
-            if error.errno != errno.EEXIST:
-                raise
-        else:
+        if self._make(table, wanted):
             return {}
         content = self._content(table)
         before = {
@@ -181,6 +171,16 @@ class Tables:
         if any(missing.values()):
             self._change(table, stale, missing, NLM_F_CREATE)
         return before
+
+    def _make(self, table: Table, wanted: Entries) -> bool:
+        """Add elements of which none is there; else do nothing and return False."""
+        try:
+            self._change(table, {}, wanted, NLM_F_CREATE | NLM_F_EXCL)
+        except BatchError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            return False
+        return True
 
     def _change(self, table: Table, less: Entries, more: Entries, flags: int) -> None:
         """Change elements in one transaction, and what is remembered of them."""
