@@ -33,7 +33,8 @@ def span(first: int, count: int) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _text(address: IPAddress) -> str:
+def text_of(address: IPAddress) -> str:
+    """Return an address as text; kept, since thousands of ports may have one."""
     return str(address)
 
 
@@ -314,7 +315,7 @@ class HostPort:
 
     @property
     def key(self) -> str:
-        return f"hostport/{self.proto}/{_text(self.address)}/{span(self.port, self.count)}"
+        return f"hostport/{self.proto}/{text_of(self.address)}/{span(self.port, self.count)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +340,7 @@ class Relay:
 
     @property
     def key(self) -> str:
-        return f"relay/{self.proto}/{_text(self.host)}/{span(self.port, self.count)}"
+        return f"relay/{self.proto}/{text_of(self.host)}/{span(self.port, self.count)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from netplug.drivers import ranges
 from netplug.drivers.firewall import RESOLVER_PORT
-from netplug.drivers.steps import HostPort, IPAddress, Proto
+from netplug.drivers.steps import HostPort, IPAddress, Proto, text_of
 from netplug.errors import NetplugError
 
 from . import descriptors
@@ -244,7 +244,7 @@ def problem(
 def _place(address: IPAddress) -> tuple[socket.AddressFamily, str, bool]:
     """Return family and text of an address, and whether it is that of all."""
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    return family, str(address), address.is_unspecified
+    return family, text_of(address), address.is_unspecified
 
 
 def _refusal(error: OSError, step: HostPort, port: int) -> StepError:

@@ -14,11 +14,10 @@ import errno
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
 from netplug.drivers import ranges
-from netplug.drivers.steps import HostPort, IPAddress, Proto, Relay
+from netplug.drivers.steps import HostPort, IPAddress, Proto, Relay, text_of
 
 from . import descriptors
 from .api import MISSING, Done, Outcome, StepError
@@ -131,7 +130,7 @@ class _Streams:
     def __init__(self, step: Relay, sock: socket.socket, confined: Confined) -> None:
         self._confined = confined
         self._family = _family(step.address)
-        self._target = (_text(step.address), step.target)
+        self._target = (text_of(step.address), step.target)
         self._tasks = _Tasks()
         self._port = _Port(sock, self._accept)
 
@@ -181,7 +180,7 @@ class _Datagrams:
     def __init__(self, step: Relay, sock: socket.socket, confined: Confined) -> None:
         self._confined = confined
         self._family = _family(step.address)
-        self._target = (_text(step.address), step.target)
+        self._target = (text_of(step.address), step.target)
         self._tasks = _Tasks()
         self._flows: dict[Any, socket.socket] = {}
         level, kind = _ASK_WHERE[sock.family]
@@ -244,11 +243,6 @@ def _answer_from(level: int, kind: int, where: bytes) -> _Said:
         return level, kind, bytes(4) + where[8:12] + bytes(4)
     link = where[16:20] if where[0] == 0xFE and where[1] & 0xC0 == 0x80 else bytes(4)
     return level, kind, where[:16] + link
-
-
-@lru_cache(maxsize=1024)
-def _text(address: IPAddress) -> str:
-    return str(address)
 
 
 def _family(address: IPAddress) -> int:
