@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from ctypes import addressof, create_string_buffer
 from functools import cached_property
 
+from . import libc
+
 _SO_ATTACH_FILTER, _SO_ATTACH_BPF = 26, 50
 _SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 _BPF_PROG_LOAD, _SOCKET_FILTER = 5, 1
@@ -25,7 +27,8 @@ WHOLE = 0xFFFFFFFF
 
 Instruction = tuple[int, int, int, int]
 """Of classic BPF (linux/filter.h, struct sock_filter): code, instructions to skip if true, if false, value."""
-LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
+LOAD, LOAD_HALF, LOAD_BYTE, AND, EQUAL, RETURN = 0x20, 0x28, 0x30, 0x54, 0x15, 0x06
+"""Loads are of four bytes, two or one, in network order."""
 
 
 def attach(sock: socket.socket, code: Iterable[Instruction]) -> None:
@@ -118,9 +121,4 @@ def _load(program: bytes) -> int:
         _SOCKET_FILTER, len(program) // 8, addressof(code), addressof(licence), 0, 0, 0, 0, 0, b"netplug"
     )
     attributes = create_string_buffer(packed, len(packed))
-    libc = ctypes.CDLL(None, use_errno=True)
-    found: int = libc.syscall(number, _BPF_PROG_LOAD, attributes, len(packed))
-    if found < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno))
-    return found
+    return libc.call("syscall", number, _BPF_PROG_LOAD, attributes, len(packed))

@@ -5,7 +5,6 @@ the kernel anyway, and comes back. Never a child process: forking a daemon of th
 threads.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -23,7 +22,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 import structlog
 
-from . import autoconf
+from . import autoconf, libc
 from .netlink import NETLINK_ROUTE, Netlink
 
 log = structlog.get_logger(__name__)
@@ -176,14 +175,10 @@ def _setns(fd: int) -> None:
 
 
 def _call(function: str, *args: int) -> None:
-    if getattr(_libc(), function)(*args) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{function}: {os.strerror(code)}")
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+    try:
+        libc.call(function, *args)
+    except OSError as error:
+        raise OSError(error.errno, f"{function}: {error.strerror}") from None
 
 
 class Sandboxes:

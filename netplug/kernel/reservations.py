@@ -7,7 +7,6 @@ this very container, as podman's conmon is: it has the container's id among its 
 """
 
 import asyncio
-import ctypes
 import os
 import socket
 from collections import defaultdict
@@ -17,6 +16,7 @@ from contextlib import suppress
 from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.errors import NetplugError
 
+from . import libc
 from .api import Reservations
 from .holders import PROC, PROTOCOLS, Bound, holders, processes, sockets_of
 from .ports import Ports
@@ -131,11 +131,7 @@ def _opened(fd: int) -> socket.socket:
 
 
 def _duplicate(pidfd: int, fd: int) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    found: int = libc.syscall(_PIDFD_GETFD, pidfd, fd, 0)
-    if found < 0:
-        raise OSError(ctypes.get_errno(), "pidfd_getfd")
-    return found
+    return libc.call("syscall", _PIDFD_GETFD, pidfd, fd, 0)
 
 
 def _place(sock: socket.socket, proto: Proto) -> Bound:

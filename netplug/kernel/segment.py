@@ -4,8 +4,6 @@ Frames on a packet socket of the parent link (packet(7)), since an address is as
 """
 
 import asyncio
-import ctypes
-import os
 import selectors
 import socket
 import struct
@@ -16,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from netplug.drivers.steps import Announce, IPAddress
 
+from . import libc
 from .rtnl import packed_mac
 
 WAIT_S = 0.2
@@ -79,9 +78,7 @@ def _open(link: str, kind: int) -> socket.socket:
 def _hear_all_groups(sock: socket.socket, index: int) -> None:
     """Join all groups of a link. Not by Python's setsockopt(), which holds all threads up while the kernel waits."""
     wanted = struct.pack("iHH8s", index, _PACKET_MR_ALLMULTI, 0, b"")
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setsockopt(sock.fileno(), _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, wanted, len(wanted)):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    libc.call("setsockopt", sock.fileno(), _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, wanted, len(wanted))
 
 
 def _ask(sockets: list[socket.socket], wanted: frozenset[IPAddress]) -> dict[IPAddress, str]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from netplug.drivers.naming import PORTS, SANDBOX_SIDES
 
-from .filters import EQUAL, RETURN, WHOLE, Instruction, attach
+from .filters import AND, EQUAL, LOAD, LOAD_BYTE, LOAD_HALF, RETURN, WHOLE, Instruction, attach
 from .netlink import attrs, pick
 from .stations import DELNEIGH, NEWNEIGH
 
@@ -35,8 +35,6 @@ _CARRIES = 0x40 | 1 << 16
 _SCOPE_LINK = 253
 """And from there on addresses that nobody else reaches (linux/rtnetlink.h, rt_scope_t)."""
 _BUFFER = 1 << 16
-_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _AND = 0x20, 0x28, 0x30, 0x54
-"""Of classic BPF, which reads in network order."""
 
 
 class ForeignChanges:
@@ -160,14 +158,14 @@ def _without_chatter() -> Iterator[Instruction]:
     Both are told of when they go. A link has its name first (net/core/rtnetlink.c, rtnl_fill_ifinfo).
     """
     ours = [int.from_bytes(name.encode().ljust(4, b"\0"), "big") for name in (PORTS, SANDBOX_SIDES)]
-    yield _LOAD_HALF, 0, 0, 4
+    yield LOAD_HALF, 0, 0, 4
     yield EQUAL, 0, 8, _as_read(NEWLINK)
-    yield _LOAD_BYTE, 0, 0, 16
+    yield LOAD_BYTE, 0, 0, 16
     yield EQUAL, 7, 0, _AF_BRIDGE
-    yield _LOAD_HALF, 0, 0, 34
+    yield LOAD_HALF, 0, 0, 34
     yield EQUAL, 0, 4, _as_read(_IFLA_IFNAME)
-    yield _LOAD_WORD, 0, 0, 36
-    yield _AND, 0, 0, 0xFFFFFF00
+    yield LOAD, 0, 0, 36
+    yield AND, 0, 0, 0xFFFFFF00
     yield from ((EQUAL, 2 - place, 0, value) for place, value in enumerate(ours))
     yield RETURN, 0, 0, WHOLE
     yield RETURN, 0, 0, 0
