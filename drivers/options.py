@@ -1,7 +1,7 @@
 """Network options: ``-o key=value`` and Docker's own ``com.docker.network.*`` keys into a typed object.
 
-One table says of each key its aliases, the modes that know it, how its text is read and what it means; the parser,
-the error messages and the README's table all come from it. An unknown or ill-formed key is an error that names it.
+One table lists for each key its aliases, its modes, its parser and its meaning. The parser, the error messages and the
+README's table all come from it. An unknown key or a malformed value is an error that names the key.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +22,11 @@ OVERLAY = "overlay"
 class NetworkOptions:
     """The options of one network.
 
-    `mtu` 0: the uplink's. `bridge` empty: a name made from the network's id. `parent` empty: the uplink. `sticky`:
-    seconds for which addresses are kept for the container that had them. `rate`: bits a second that
-    a container receives and sends, 0 for no limit; `burst`: bytes, 0 for what the rate needs. `vni` 0: none yet.
-    `dns`: we answer for the network's names; `ttl`: seconds that they hold. `dns_upstream`: whom to ask for names of
-    others, each ``[DOMAIN=]ADDRESS[#PORT]``; empty for those of the host.
+    `mtu` 0: the uplink's. `bridge` empty: a name derived from the network's id. `parent` empty: the uplink. `sticky`:
+    seconds for which the addresses of a removed container are kept for its name. `rate`: bits per second that a
+    container receives and sends, 0 for no limit; `burst`: bytes, 0 for what the rate needs. `vni` 0: not allocated yet.
+    `dns`: netplug answers for the network's names; `ttl`: TTL of the records in seconds. `dns_upstream`: resolvers for
+    external names, each ``[DOMAIN=]ADDRESS[#PORT]``; empty for those of the host.
     """
 
     mode: str = BRIDGE
@@ -55,7 +55,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """The options of one endpoint, before those of its network."""
+    """The options of one endpoint; they override those of its network."""
 
     rate: tuple[int, int] | None = None
     burst: tuple[int, int] | None = None
@@ -63,9 +63,9 @@ class EndpointOptions:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A row of the options table. No `modes`: all of them, those of other people's drivers too.
+    """A row of the options table. No `modes`: all modes, including those of third-party drivers.
 
-    `endpoint`: it can be given for one endpoint as well.
+    `endpoint`: the option can be given for one endpoint as well.
     """
 
     key: str
@@ -86,17 +86,18 @@ OPTIONS: tuple[Option, ...] = (
         _ALL,
         values.word,
         BRIDGE,
-        "how the network is built: `bridge`, `host`, `macvlan`, `none`, `overlay` (several hosts), or a driver's own",
+        "how the network is built: `bridge`, `host`, `macvlan`, `none`, `overlay` (several hosts), or the mode "
+        "of another driver",
     ),
-    Option("name", (), _ALL, values.word, "learned from Docker", "the network's name outside Docker"),
-    Option("mtu", (_DOCKER + "driver.mtu",), _ALL, values.mtu, "the uplink's", "bytes"),
+    Option("name", (), _ALL, values.word, "learned from Docker", "name of the network outside Docker"),
+    Option("mtu", (_DOCKER + "driver.mtu",), _ALL, values.mtu, "the uplink's", "MTU of the network's links, in bytes"),
     Option(
         "bridge",
         (_DOCKER + "bridge.name",),
         (BRIDGE, OVERLAY),
         values.link,
-        "made from the id",
-        "interface name; an existing bridge is used and never deleted",
+        "derived from the network's id",
+        "interface name of the bridge; an existing bridge is used and never deleted",
     ),
     Option(
         "masquerade",
@@ -104,7 +105,7 @@ OPTIONS: tuple[Option, ...] = (
         (BRIDGE, HOST, OVERLAY),
         values.boolean,
         "true",
-        "containers leave the host under the host's address",
+        "source NAT: traffic of containers leaves the host with the host's address",
     ),
     Option(
         "icc",
@@ -112,7 +113,7 @@ OPTIONS: tuple[Option, ...] = (
         (BRIDGE, OVERLAY),
         values.boolean,
         "true",
-        "containers of the network may talk to each other",
+        "containers of the network may communicate with each other",
     ),
     Option(
         "spoofchk",
@@ -120,7 +121,8 @@ OPTIONS: tuple[Option, ...] = (
         (BRIDGE, OVERLAY),
         values.boolean,
         "true",
-        "containers send with no address or MAC but their own; `false` for those that route for others",
+        "anti-spoofing: a container sends only with its own MAC and addresses; set `false` for containers that route "
+        "for others",
     ),
     Option(
         "slaac",
@@ -128,8 +130,9 @@ OPTIONS: tuple[Option, ...] = (
         (BRIDGE, MACVLAN),
         values.boolean,
         "false",
-        "containers take routes from router advertisements, and addresses of their prefixes; on a bridge with "
-        "`spoofchk=false` only. Not of Docker's, which decides by `--sysctl net.ipv6.conf.default.accept_ra=…`",
+        "containers take routes and addresses from router advertisements (SLAAC, RFC 4862); on a bridge this needs "
+        "`spoofchk=false`. It does not apply to Docker's containers: set `--sysctl net.ipv6.conf.default.accept_ra=…` "
+        "there",
     ),
     Option(
         "host_binding_ipv4",
@@ -137,7 +140,7 @@ OPTIONS: tuple[Option, ...] = (
         (BRIDGE, OVERLAY),
         values.ipv4,
         "all addresses",
-        "default host address of published ports",
+        "host address for published ports that name none",
     ),
     Option(
         "ifname",
@@ -145,16 +148,17 @@ OPTIONS: tuple[Option, ...] = (
         _ALL,
         values.prefix,
         "eth",
-        "prefix of the interface's name in the sandbox",
+        "prefix of interface names in the sandbox",
     ),
-    Option("parent", (), (MACVLAN,), values.link, "the uplink", "link of the host on whose segment the containers are"),
+    Option("parent", (), (MACVLAN,), values.link, "the uplink", "parent link on the host: containers join its segment"),
     Option(
         "macvlan_mode",
         (),
         (MACVLAN,),
         values.macvlan_mode,
         "bridge",
-        "`bridge`, `vepa` (by way of the switch), `private` (not among each other), `passthru` (one container alone)",
+        "`bridge`, `vepa` (containers reach each other through the switch), `private` (containers do not reach each "
+        "other), `passthru` (one container has the parent to itself)",
     ),
     Option(
         "host_access",
@@ -162,7 +166,7 @@ OPTIONS: tuple[Option, ...] = (
         (MACVLAN,),
         values.boolean,
         "false",
-        "the host has an address beside the containers, and they reach each other",
+        "the host gets an address in the network, so that host and containers reach each other",
     ),
     Option(
         "rate",
@@ -170,8 +174,8 @@ OPTIONS: tuple[Option, ...] = (
         (BRIDGE, HOST, OVERLAY),
         values.rates,
         "no limit",
-        "bits a second each way, `100mbit` style, or received and sent, `100mbit/20mbit`; also of one container, by "
-        "`--driver-opt`",
+        "bandwidth limit: `100mbit` for each direction, or `100mbit/20mbit` for received and sent traffic; also for "
+        "one container, by `--driver-opt`",
         endpoint=True,
     ),
     Option(
@@ -179,8 +183,8 @@ OPTIONS: tuple[Option, ...] = (
         (),
         (BRIDGE, HOST, OVERLAY),
         values.bursts,
-        "10 ms at that rate, at least 80kb",
-        "bytes that may pass at once, `128kb` style; also of one container",
+        "10 ms at the rate, at least 80kb",
+        "bytes that may exceed the rate at once, such as `128kb`; also for one container",
         endpoint=True,
     ),
     Option("vni", (), (OVERLAY,), values.vni, "allocated", "VXLAN network identifier, the same on all hosts"),
@@ -191,7 +195,7 @@ OPTIONS: tuple[Option, ...] = (
         (OVERLAY,),
         values.boolean,
         "false",
-        "broadcast, unknown unicast and multicast are copied to every host of the network",
+        "broadcast, unknown unicast and multicast frames are copied to every host of the network",
     ),
     Option(
         "sticky",
@@ -199,8 +203,8 @@ OPTIONS: tuple[Option, ...] = (
         _ALL,
         values.duration,
         "false",
-        "a container of the same name gets its former addresses and MAC back within this time: `30m`, `7d`; "
-        "`true` is `24h`; see [docs/docker.md](docs/docker.md#sticky-addresses)",
+        "a new container with the same name gets the former addresses and MAC back within this time: `30m`, `7d`; "
+        "`true` means `24h`; see [docs/docker.md](docs/docker.md#sticky-addresses)",
     ),
     Option(
         "dns",
@@ -208,7 +212,8 @@ OPTIONS: tuple[Option, ...] = (
         _ALL,
         values.switch,
         "on",
-        "`off`: the containers' names are not served, nor is port 53 of the gateway; see [docs/dns.md](docs/dns.md)",
+        "`off`: netplug does not serve the containers' names and does not answer at port 53 of the gateway; see "
+        "[docs/dns.md](docs/dns.md)",
     ),
     Option(
         "dns_upstream",
@@ -216,9 +221,10 @@ OPTIONS: tuple[Option, ...] = (
         _ALL,
         values.upstreams,
         "the daemon's",
-        "who is asked for names of others, `10.0.0.1` or for one domain `corp.example=10.0.0.53`; several with commas",
+        "resolvers for external names: `10.0.0.1`, or `corp.example=10.0.0.53` for one domain; separate several with "
+        "commas",
     ),
-    Option("ttl", (), _ALL, values.ttl, "5", "seconds for which others may remember the names"),
+    Option("ttl", (), _ALL, values.ttl, "5", "TTL of the network's DNS records, in seconds"),
 )
 ENDPOINT_OPTIONS = tuple(option for option in OPTIONS if option.endpoint)
 _BY_KEY = {key: option for option in OPTIONS for key in (option.key, *option.aliases)}
@@ -232,7 +238,7 @@ def parse(raw: Mapping[str, str]) -> NetworkOptions:
     (1400, False, True)
 
     Raises:
-        DriverError: a key is unknown, ill-formed, given twice with two values, or of another mode.
+        DriverError: a key is unknown, malformed, given twice with different values, or belongs to another mode.
     """
     options = NetworkOptions(**_values(raw, OPTIONS))  # type: ignore[arg-type]  # each read by its row of the table
     _check_modes(raw, options.mode)
@@ -278,14 +284,16 @@ def _check_modes(raw: Mapping[str, str], mode: str) -> None:
         if option.modes and mode not in option.modes:
             *others, last = option.modes
             modes = f"{', '.join(others)} and {last}" if others else last
-            raise DriverError(Kind.INVALID, f"option {key!r} is of mode {modes}, the network's is {mode!r}")
+            raise DriverError(
+                Kind.INVALID, f"option {key!r} exists only in mode {modes}, the network has mode {mode!r}"
+            )
 
 
 def _find(key: str, known: Sequence[Option]) -> Option:
     option = _BY_KEY.get(key)
     if option in known and option:
         return option
-    words = f"option {key!r} is of networks, not of endpoints" if option else f"unknown option {key[:80]!r}"
+    words = f"option {key!r} applies to networks, not to endpoints" if option else f"unknown option {key[:80]!r}"
     raise DriverError(Kind.INVALID, words, hint=f"known options: {', '.join(option.key for option in known)}")
 
 

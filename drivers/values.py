@@ -1,6 +1,6 @@
-"""How the values of options are read: each function takes the text of one, and says what is wrong with it.
+"""Parsers of option values: each function takes the text of one value and returns it typed.
 
-Raises of all: ValueError, with words that go on from the option's name.
+All raise ValueError; the message continues a sentence that begins with the option's name.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from re import ASCII, fullmatch
 
 MACVLAN_MODES = ("bridge", "vepa", "private", "passthru")
 LARGEST_VNI = 2**24 - 1
-"""RFC 7348 5: 24 bits; 0 is left out, since many take it for none."""
+"""RFC 7348 5: 24 bits; 0 is excluded, since many implementations treat it as unset."""
 
 
 def boolean(text: str) -> bool:
@@ -26,20 +26,20 @@ def mtu(text: str) -> int:
 
 
 def word(text: str) -> str:
-    if not 1 <= len(text) <= 128 or not all(sign.isascii() and (sign.isalnum() or sign in "_.-") for sign in text):
+    if not 1 <= len(text) <= 128 or not all(char.isascii() and (char.isalnum() or char in "_.-") for char in text):
         raise ValueError("must be 1 to 128 letters, digits, '_', '.' or '-'")
     return text
 
 
 def link(text: str) -> str:
     if len(text) > 15:
-        raise ValueError("must be an interface name of at most 15 signs")
+        raise ValueError("must be an interface name of at most 15 characters")
     return word(text)
 
 
 def prefix(text: str) -> str:
     if len(text) > 12:
-        raise ValueError("must be an interface prefix of at most 12 signs")
+        raise ValueError("must be an interface prefix of at most 12 characters")
     return word(text)
 
 
@@ -75,7 +75,7 @@ STICKY_S = _UNITS["d"]
 
 
 def duration(text: str) -> int:
-    """Return seconds; true is a day, which outlives a night's maintenance and not a machine that is gone."""
+    """Return seconds; true means a day: longer than a night's maintenance, short enough for machines that are gone."""
     switch = {"true": STICKY_S, "1": STICKY_S, "false": 0, "0": 0}.get(text.lower())
     if switch is not None:
         return switch
@@ -86,7 +86,7 @@ def duration(text: str) -> int:
 
 
 def _quantity(text: str, units: Mapping[str, float]) -> int:
-    """Return a number with a unit; as tc(8) has it, a bare number is of the smallest."""
+    """Return a number with a unit; as in tc(8), a bare number has the smallest unit."""
     found = fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([a-z]*)", text.lower(), ASCII)
     if found is None or found[2] not in units:
         raise ValueError(f"must be a number with a unit, of {', '.join(unit for unit in units if unit)}")
@@ -101,12 +101,12 @@ SMALLEST_BURST, LARGEST_BURST = 2_000, 2**30
 
 
 def _both(text: str, read: Callable[[str], int]) -> tuple[int, int]:
-    """Read ``RECEIVED/SENT``, of which one may be 0 for no limit, or one quantity for both."""
+    """Read ``RECEIVED/SENT``, one of which may be 0 for no limit, or one quantity for both."""
     received, slash, sent = text.partition("/")
     if not slash:
         return (read(received),) * 2
     if received == sent == "0":
-        raise ValueError("is no limit either way")
+        raise ValueError("limits neither direction")
     return (0 if received == "0" else read(received)), (0 if sent == "0" else read(sent))
 
 
@@ -149,7 +149,7 @@ def ttl(text: str) -> int:
 
 
 def upstreams(text: str) -> tuple[str, ...]:
-    """Read whom to ask for names of others: ``10.0.0.1,corp.example=10.0.0.53#5353``.
+    """Read the resolvers for external names: ``10.0.0.1,corp.example=10.0.0.53#5353``.
 
     >>> upstreams("10.0.0.1, corp.example=10.0.0.53#5353")
     ('10.0.0.1', 'corp.example=10.0.0.53#5353')
@@ -161,7 +161,9 @@ def upstreams(text: str) -> tuple[str, ...]:
         try:
             ip_address(address)
         except ValueError:
-            raise ValueError("must be addresses such as 10.0.0.1 or corp.example=10.0.0.53#5353, with commas") from None
+            raise ValueError(
+                "must be addresses such as 10.0.0.1 or corp.example=10.0.0.53#5353, separated by commas"
+            ) from None
         if port:
             _number(port, 65535)
         labels = domain.removesuffix(".").split(".") if domain else []

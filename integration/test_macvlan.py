@@ -350,7 +350,7 @@ def test_second_container_in_passthru_is_refused(dockerd: Dockerd, wire: Wire) -
         (("host_access=maybe",), "option host_access='maybe': must be true or false"),
         (("host_access=true", "macvlan_mode=private"), "host_access=true: not in macvlan_mode=private"),
         (("mtu=9000",), "option mtu=9000: link 'eth0' carries 1500"),
-        (("icc=false",), "option 'icc' is of mode bridge and overlay, the network's is 'macvlan'"),
+        (("icc=false",), "option 'icc' exists only in mode bridge and overlay, the network has mode 'macvlan'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )

@@ -124,7 +124,7 @@ def test_bad_limits_are_refused_and_change_nothing(dockerd: Dockerd, netplug: Ne
             "rate=fast": "option rate='fast': must be a number with a unit",
             "rate=1bit": "must be from 8kbit to 1tbit",
             "burst=32kb": "option burst is without option rate",
-            "mtu=1400": "option 'mtu' is of networks, not of endpoints",
+            "mtu=1400": "option 'mtu' applies to networks, not to endpoints",
         }.items():
             with pytest.raises(CommandError, match=words):
                 dockerd.docker("network", "connect", "--driver-opt", option, net, it.id)
