@@ -177,6 +177,8 @@ class View:
                 seen, generation = self._store.seen, self._store.generation
                 records, revision = await self._store.range(ROOT)
                 failures = 0
+                if generation != self._store.generation:  # taken anew meanwhile: these may be the old data
+                    continue
                 if self._store.is_older(records, seen):  # all stays as it is, until who mends that has done so
                     await asyncio.sleep(_RETRY_S[0])
                     continue
