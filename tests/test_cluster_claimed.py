@@ -6,19 +6,21 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from etcd_server import until
+from etcd_server import Member, needs_etcd, until
 
 from netplug.cluster.claimed import Claimed
 from netplug.leases import LEASES
+from netplug.store.access import EtcdAccess
 from netplug.store.api import Delete, Put, Record
+from netplug.store.etcd import EtcdStore
 from netplug.store.guarded import Guarded
-from netplug.store.sqlite import SqliteStore
 
+pytestmark = needs_etcd
 POOL = f"{LEASES}pool/"
 KEY, OTHER, LATE = (f"{POOL}10.1.0.{last}" for last in (2, 3, 99))
 
 
-class Slow(SqliteStore):
+class Slow(EtcdStore):
     """Reads at once, and holds the answers until `go`; `read` is set when there is one."""
 
     go: asyncio.Event | None = None
@@ -40,8 +42,8 @@ class Slow(SqliteStore):
 
 
 @pytest.fixture
-async def store() -> AsyncIterator[Slow]:
-    store = await Slow.open(":memory:")
+async def store(etcd: Member) -> AsyncIterator[Slow]:
+    store = await Slow.open(EtcdAccess((etcd.host,)))
     assert isinstance(store, Slow)
     yield store
     await store.close()
@@ -49,7 +51,7 @@ async def store() -> AsyncIterator[Slow]:
 
 @pytest.fixture
 async def claimed(store: Slow) -> AsyncIterator[Claimed]:
-    claimed = Claimed(Guarded(store, "me"))  # type: ignore[arg-type]  # one that nobody reconnects
+    claimed = Claimed(Guarded(store, "me"))
     work = asyncio.create_task(claimed.follow())
     await claimed.synced.wait()
     yield claimed

@@ -1,56 +1,52 @@
 """A store that was given older data refuses what would rest on them, before it is done."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from etcd_server import until
+from etcd_server import Member, needs_etcd, until
 
 from netplug.cluster.records import IDENTITY
 from netplug.cluster.view import View
 from netplug.store import guarded
-from netplug.store.api import Compacted, Compare, Delete, Put, Record, Restored, StoreError
+from netplug.store.access import EtcdAccess
+from netplug.store.api import Compacted, Compare, Delete, Put, Restored, StoreError
+from netplug.store.etcd import EtcdStore
 from netplug.store.guarded import MARKS, Guarded
-from netplug.store.sqlite import SqliteStore
 
+pytestmark = needs_etcd
 A, B = MARKS + "a", MARKS + "b"
 
 
 class Backed:
     """A store of which a backup can be made and restored."""
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, etcd: Member, store: EtcdStore, folder: Path) -> None:
+        self.etcd = etcd
         self.store = store
-        self.saved: list[Record] = []
+        self._folder = folder
 
-    async def save(self) -> None:
-        self.saved = (await self.store.range(""))[0]
+    async def save(self, name: str = "backup") -> None:
+        await asyncio.to_thread(self.etcd.save, self._folder / name)
 
-    async def restore(self) -> None:
-        """Records have their old revisions, and the store goes on counting where it was: that tells nothing."""
-
-        def work() -> None:
-            database = self.store._database._db
-            database.execute("DELETE FROM record")
-            for it in self.saved:
-                row = (it.key.encode(), json.dumps(it.value), it.revision)
-                database.execute("INSERT INTO record VALUES (?, ?, ?, NULL)", row)
-
-        await self.store._call(work)
+    async def restore(self, name: str = "backup") -> None:
+        """Records have their old revisions, and others brought the store past what was seen: that tells nothing."""
+        _, revision = await self.store.range("")
+        await asyncio.to_thread(self.etcd.restore, self._folder / name, writes=revision + 1)
 
 
 @pytest.fixture
-async def backed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Backed]:
+async def backed(etcd: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Backed]:
     monkeypatch.setattr(guarded, "SOON_S", 0.001)
-    store = await SqliteStore.open(":memory:")
-    yield Backed(store)
+    store = await EtcdStore.open(EtcdAccess((etcd.host,)))
+    yield Backed(etcd, store, tmp_path)
     await store.close()
 
 
 def guarding(backed: Backed, me: str) -> Guarded:
-    return Guarded(backed.store, me)  # type: ignore[arg-type]  # one that nobody reconnects
+    return Guarded(backed.store, me)
 
 
 async def marked(store: Guarded, work: Callable[[], Awaitable[object]]) -> None:
@@ -186,15 +182,39 @@ async def test_a_mark_that_was_not_written_is_written_later(backed: Backed, monk
 
 
 async def test_view_takes_other_data_that_have_the_same_revisions(backed: Backed) -> None:
+    await backed.save("before")
+    other = await backed.store.txn([], [Put(IDENTITY, {"id": "two"})])
+    await backed.save("other")
+    await asyncio.to_thread(backed.etcd.restore, backed._folder / "before")
     store = guarding(backed, "a")
     await marked(store, lambda: store.txn([], [Put(IDENTITY, {"id": "one"})]))
+    record = await store.get(IDENTITY)
+    assert record is not None
+    assert record.revision == other
     view = View(store)
     following = asyncio.create_task(view.follow())
     await until(lambda: view.identity == "one")
-    await backed.save()
-    backed.saved = [Record(it.key, {"id": "two"}, it.revision) for it in backed.saved if it.key == IDENTITY]
-    await backed.restore()
+    await backed.restore("other")
     store.begin_anew()
     await store.txn([], [Put(A, {})])
     await until(lambda: view.identity == "two")
+    following.cancel()
+
+
+async def test_view_reads_again_what_it_was_reading_when_the_store_was_taken_anew(backed: Backed) -> None:
+    store = guarding(backed, "a")
+    await store.txn([], [Put(IDENTITY, {"id": "one"})])
+    view, read, generations = View(store), store.range, []
+
+    async def taken_anew_meanwhile(prefix: str) -> Any:
+        records = await read(prefix)
+        generations.append(store.generation)
+        if len(generations) == 1:
+            store.begin_anew()
+        return records
+
+    store.range = taken_anew_meanwhile  # type: ignore[method-assign]
+    following = asyncio.create_task(view.follow())
+    await until(lambda: view.identity == "one")
+    assert generations == [0, 1]
     following.cancel()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import structlog
 
 from netplug.drivers.naming import short
-from netplug.store.api import Compacted, Put, Record, Store, StoreError
+from netplug.store.api import Compacted, Put, Record, SharedStore, StoreError
 
 from .membership import Membership
 from .records import CONFIRMED
@@ -29,7 +29,7 @@ _OPS_PER_TXN = 100
 class Barrier:
     """Waits for what the others confirm (`passed`), and confirms what has been brought about here (`applied`)."""
 
-    def __init__(self, store: Store, view: View, membership: Membership) -> None:
+    def __init__(self, store: SharedStore, view: View, membership: Membership) -> None:
         self._store = store
         self._view = view
         self._membership = membership

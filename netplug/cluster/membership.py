@@ -19,7 +19,7 @@ from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine.conditions import Conditions, Difference
 from netplug.errors import NetplugError
-from netplug.store.api import Compare, Put, Store, StoreError, Unreachable
+from netplug.store.api import Compare, Put, StoreError, Unreachable
 
 from .identity import Gate, Identity
 from .records import ALIVE, HOSTS, STOPPED, TWINS, HostRecord, as_put, parse
@@ -61,7 +61,7 @@ class Membership:
         self.notes: tuple[str, ...] = ()
         self._gate = gate
         # Also in a store with older data: without its record a host mends nothing there.
-        self._store: Store = gate.store.plain
+        self._store = gate.store.plain
         self._view = view
         self._reach = reach
         self._identity = identity

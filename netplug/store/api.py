@@ -1,8 +1,8 @@
-"""The store protocol: key → JSON record with a revision, transactions, leases, watch.
+"""The store protocols: key → JSON record with a revision, transactions; in a shared store also leases and watches.
 
-The shape is etcd's (etcd v3 API: KV, Lease, Watch), so that the embedded store and a cluster's can stand for each
-other; one conformance suite holds both to it. A revision counts transactions that changed something, over the whole
-store.
+`Store` is what every store does; `SharedStore` adds what only hosts that share a store need. The shape is that of the
+etcd v3 API (KV, Lease, Watch). One conformance suite tests `Store` on SQLite and on etcd, and `SharedStore` on etcd.
+A revision counts the transactions that changed something, over the whole store.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -39,7 +39,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Write a record; with a `lease` it goes when the lease ends."""
+    """Write a record. `lease`: the record is deleted when this lease ends; only in a `SharedStore`."""
 
     key: str
     value: JsonObject
@@ -82,7 +82,7 @@ class Unreachable(StoreError):  # noqa: N818 - a kind of StoreError, as the name
 
 
 class Store(Protocol):
-    """Everything persistent goes through here."""
+    """What every store does. This host's own records are in one (SQLite)."""
 
     async def get(self, key: str) -> Record | None:
         """Return the record of a key."""
@@ -98,6 +98,13 @@ class Store(Protocol):
         `durable`: outlives a loss of power when this returns. Without it the transaction outlives a crash of this
         process only, which is enough for what a loss of power ends anyway (endpoints and their links).
         """
+
+    async def close(self) -> None:
+        """Finish what was begun and let go of files and connections."""
+
+
+class SharedStore(Store, Protocol):
+    """A store that several hosts share, over the network (etcd): leases, watches, and puts under a lease."""
 
     async def lease(self, ttl_s: float) -> int:
         """Grant a lease that ends `ttl_s` seconds after it was last kept alive, and return its id."""
@@ -118,13 +125,6 @@ class Store(Protocol):
         Raises:
             Compacted: changes after `revision` have been forgotten, or the anchor does not hold.
         """
-
-    async def close(self) -> None:
-        """Finish what was begun and let go of files and connections."""
-
-
-class SharedStore(Store, Protocol):
-    """What the hosts share: a store behind a network."""
 
     async def reconnect(self) -> None:
         """Give up all connections, and go on by new ones: this host's address has changed."""

@@ -34,7 +34,7 @@ _PAGED_TRIES = 5  # of a range between whose pages etcd was compacted; that happ
 
 
 class EtcdStore:
-    """`Store` on an etcd, for any number of processes. Made by `open`.
+    """`SharedStore` on an etcd, for any number of processes. Made by `open`.
 
     Each call ends within a deadline, with `Unreachable` when no endpoint answers. A watch waits for etcd to return.
 

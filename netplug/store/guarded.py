@@ -40,7 +40,7 @@ class Seen(NamedTuple):
 
 
 class Guarded:
-    """`Store` on another one. `me`: the id of this host.
+    """`SharedStore` on another one. `me`: the id of this host.
 
     Attributes:
         noticed: set when the store turns out to have older data, or none; until `begin_anew` nothing is changed but by

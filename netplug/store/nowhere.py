@@ -6,12 +6,12 @@ from .api import Compare, Delete, Event, Put, Record, Unreachable
 
 
 class NoStore:
-    """`Store` that refuses all. `reason`: what its errors say."""
+    """`SharedStore` that refuses all. `reason`: what its errors say."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
-    async def get(self, key: str) -> Record | None:  # noqa: ARG002 - as of `Store`
+    async def get(self, key: str) -> Record | None:  # noqa: ARG002 - as of `SharedStore`
         raise self._error()
 
     async def range(self, prefix: str) -> tuple[list[Record], int]:  # noqa: ARG002

@@ -1,19 +1,20 @@
-"""What every store promises; subclassed once a store.
+"""What every store promises, and what one that hosts share promises beside that; subclassed once a store.
 
 A subclass's module provides fixtures: `store` (empty, open); `reopen`, an async callable that closes the store and
-opens it on the same data; `advance`, an async callable that lets so many seconds pass for leases; `forget`, an async
-callable that makes the store forget all events up to now.
+opens it on the same data. For `SharedStoreSuite` also `advance`, an async callable that lets so many seconds pass for
+leases; and `forget`, an async callable that makes the store forget all events up to now.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from netplug.store.api import Compacted, Compare, Delete, Event, Put, Store, StoreError
+from netplug.store.api import Compacted, Compare, Delete, Event, Put, SharedStore, Store, StoreError
 
-Reopen = Callable[[], Awaitable[Store]]
+Reopen = Callable[[], Awaitable[Any]]
 Advance = Callable[[float], Awaitable[None]]
 Forget = Callable[[], Awaitable[None]]
 DEADLINE_S = 20
@@ -36,8 +37,6 @@ async def keys(store: Store, prefix: str) -> list[str]:
 
 
 class StoreSuite:
-    ttl_s = 10.0
-
     async def test_an_absent_key_has_no_record(self, store: Store) -> None:
         assert await store.get("a") is None
 
@@ -208,7 +207,28 @@ class StoreSuite:
         await put(store, "c")
         assert [key[2:] for key in await keys(store, "a/")] == [key[2:] for key in await keys(store, "b/")]
 
-    async def test_a_watch_from_the_past_yields_what_was_in_order(self, store: Store) -> None:
+    async def test_a_closed_store_refuses_everything(self, store: Store) -> None:
+        await store.close()
+        for call in (lambda: store.get("a"), lambda: store.range(""), lambda: store.txn([], [])):
+            with pytest.raises(StoreError, match="closed"):
+                await call()
+
+    async def test_closing_finishes_what_was_begun(self, store: Store, reopen: Reopen) -> None:
+        writing = [asyncio.ensure_future(put(store, f"a/{n}")) for n in range(10)]
+        await asyncio.sleep(0)  # they have begun
+        await store.close()
+        await asyncio.gather(*writing)
+        store = await reopen()
+        assert len(await keys(store, "a/")) == 10
+
+
+class SharedStoreSuite(StoreSuite):
+    """What a store that hosts share promises beside that."""
+
+    ttl_s = 2.0
+    """Of leases; an etcd counts whole seconds."""
+
+    async def test_a_watch_from_the_past_yields_what_was_in_order(self, store: SharedStore) -> None:
         start = await put(store, "a/0")
         second = await store.txn([], [Put("a/2", {"v": 2}), Put("a/1", {"v": 1}), Put("b", {})])
         third = await store.txn([], [Delete("a/2"), Delete("absent")])
@@ -218,7 +238,7 @@ class StoreSuite:
         assert events[2] == Event("a/2", None, third or 0)
         assert await take(store.watch("a/", second or 0), 1) == events[2:]
 
-    async def test_a_watch_goes_on_live_without_gap(self, store: Store) -> None:
+    async def test_a_watch_goes_on_live_without_gap(self, store: SharedStore) -> None:
         _, start = await store.range("")
         await asyncio.gather(*(put(store, f"a/{n}", n) for n in range(10)))
         watch = store.watch("a/", start)
@@ -229,7 +249,7 @@ class StoreSuite:
         assert {event.key for event in events} == set(await keys(store, "a/"))
         assert all(event.record and event.record.key == event.key for event in events)
 
-    async def test_several_watches_see_the_same(self, store: Store) -> None:
+    async def test_several_watches_see_the_same(self, store: SharedStore) -> None:
         _, start = await store.range("")
         watches = [store.watch("", start) for _ in range(5)]
         taking = [asyncio.ensure_future(take(watch, 20)) for watch in watches]
@@ -238,14 +258,14 @@ class StoreSuite:
         first, *others = await asyncio.gather(*taking)
         assert all(other == first for other in others)
 
-    async def test_a_watch_sees_only_its_prefix(self, store: Store) -> None:
+    async def test_a_watch_sees_only_its_prefix(self, store: SharedStore) -> None:
         start = await put(store, "a")
         watch = store.watch("a/", start)
         for key in ("a", "a0", "A/", "a/x"):
             await put(store, key)
         assert [event.key for event in await take(watch, 1)] == ["a/x"]
 
-    async def test_an_event_cannot_be_changed_for_another_watch(self, store: Store) -> None:
+    async def test_an_event_cannot_be_changed_for_another_watch(self, store: SharedStore) -> None:
         _, start = await store.range("")
         await put(store, "a", 1)
         (event,) = await take(store.watch("a", start), 1)
@@ -255,14 +275,14 @@ class StoreSuite:
         assert other.record is not None
         assert other.record.value == {"v": 1}
 
-    async def test_a_watch_resumes_after_a_restart(self, store: Store, reopen: Reopen) -> None:
+    async def test_a_watch_resumes_after_a_restart(self, store: SharedStore, reopen: Reopen) -> None:
         start = await put(store, "a/0")
         await put(store, "a/1")
         store = await reopen()
         await put(store, "a/2")
         assert [event.key for event in await take(store.watch("a/", start), 2)] == ["a/1", "a/2"]
 
-    async def test_a_watch_from_what_is_forgotten_is_compacted(self, store: Store, forget: Forget) -> None:
+    async def test_a_watch_from_what_is_forgotten_is_compacted(self, store: SharedStore, forget: Forget) -> None:
         start = await put(store, "a", 1)
         await put(store, "a", 2)
         await forget()
@@ -275,7 +295,7 @@ class StoreSuite:
         assert event.record is not None
         assert event.record.value == {"v": 3}
 
-    async def test_an_idle_watch_is_not_compacted_by_others_changes(self, store: Store, forget: Forget) -> None:
+    async def test_an_idle_watch_is_not_compacted_by_others_changes(self, store: SharedStore, forget: Forget) -> None:
         _, start = await store.range("")
         watch = store.watch("mine/", start)
         taking = asyncio.ensure_future(take(watch, 1))
@@ -288,7 +308,7 @@ class StoreSuite:
         await put(store, "mine/2")
         assert [event.key for event in await taking] == ["mine/2"]
 
-    async def test_a_lease_that_ends_deletes_its_records(self, store: Store, advance: Advance) -> None:
+    async def test_a_lease_that_ends_deletes_its_records(self, store: SharedStore, advance: Advance) -> None:
         lease = await store.lease(self.ttl_s)
         await put(store, "a/1", lease=lease)
         await put(store, "a/2", lease=lease)
@@ -300,7 +320,7 @@ class StoreSuite:
         assert {(event.key, event.record) for event in events} == {("a/1", None), ("a/2", None)}
         assert await keys(store, "a/") == ["a/3"]
 
-    async def test_a_lease_that_is_kept_alive_stays(self, store: Store, advance: Advance) -> None:
+    async def test_a_lease_that_is_kept_alive_stays(self, store: SharedStore, advance: Advance) -> None:
         lease = await store.lease(self.ttl_s)
         await put(store, "a", lease=lease)
         for _ in range(3):
@@ -308,7 +328,7 @@ class StoreSuite:
             assert await store.keep_alive(lease) is True
         assert await keys(store, "") == ["a"]
 
-    async def test_an_ended_lease_cannot_be_kept_alive_or_used(self, store: Store, advance: Advance) -> None:
+    async def test_an_ended_lease_cannot_be_kept_alive_or_used(self, store: SharedStore, advance: Advance) -> None:
         lease = await store.lease(self.ttl_s)
         await advance(self.ttl_s * 2)
         assert await store.keep_alive(lease) is False
@@ -317,7 +337,7 @@ class StoreSuite:
         assert await keys(store, "") == []
         assert await store.keep_alive(lease + 1) is False
 
-    async def test_a_revoked_lease_deletes_its_records(self, store: Store) -> None:
+    async def test_a_revoked_lease_deletes_its_records(self, store: SharedStore) -> None:
         lease = await store.lease(self.ttl_s)
         start = await put(store, "a", lease=lease)
         await store.revoke(lease)
@@ -326,14 +346,14 @@ class StoreSuite:
         assert await store.keep_alive(lease) is False
         assert await keys(store, "") == []
 
-    async def test_a_put_without_lease_frees_the_record(self, store: Store) -> None:
+    async def test_a_put_without_lease_frees_the_record(self, store: SharedStore) -> None:
         lease = await store.lease(self.ttl_s)
         await put(store, "a", 1, lease)
         await put(store, "a", 2)
         await store.revoke(lease)
         assert await keys(store, "") == ["a"]
 
-    async def test_a_record_moves_to_another_lease(self, store: Store) -> None:
+    async def test_a_record_moves_to_another_lease(self, store: SharedStore) -> None:
         old, new = await store.lease(self.ttl_s), await store.lease(self.ttl_s)
         assert old != new
         await put(store, "a", 1, old)
@@ -344,7 +364,7 @@ class StoreSuite:
         assert await keys(store, "") == []
 
     async def test_a_lease_outlives_a_restart_and_then_ends(
-        self, store: Store, reopen: Reopen, advance: Advance
+        self, store: SharedStore, reopen: Reopen, advance: Advance
     ) -> None:
         lease = await store.lease(self.ttl_s)
         await put(store, "a", lease=lease)
@@ -354,12 +374,12 @@ class StoreSuite:
         await advance(self.ttl_s * 2)
         assert await keys(store, "") == []
 
-    async def test_a_lease_without_time_is_refused(self, store: Store) -> None:
+    async def test_a_lease_without_time_is_refused(self, store: SharedStore) -> None:
         for ttl_s in (0, -1, float("nan")):
             with pytest.raises(StoreError):
                 await store.lease(ttl_s)
 
-    async def test_closing_ends_the_watches(self, store: Store) -> None:
+    async def test_closing_ends_the_watches(self, store: SharedStore) -> None:
         start = await put(store, "a")
 
         async def collect() -> list[str]:
@@ -371,12 +391,9 @@ class StoreSuite:
         async with asyncio.timeout(DEADLINE_S):
             assert await asyncio.gather(*tasks) == [[], [], []]
 
-    async def test_a_closed_store_refuses_everything(self, store: Store) -> None:
+    async def test_a_closed_store_refuses_leases_and_watches(self, store: SharedStore) -> None:
         await store.close()
         for call in (
-            lambda: store.get("a"),
-            lambda: store.range(""),
-            lambda: store.txn([], []),
             lambda: store.lease(1),
             lambda: store.keep_alive(1),
             lambda: store.revoke(1),
@@ -384,11 +401,3 @@ class StoreSuite:
         ):
             with pytest.raises(StoreError, match="closed"):
                 await call()
-
-    async def test_closing_finishes_what_was_begun(self, store: Store, reopen: Reopen) -> None:
-        writing = [asyncio.ensure_future(put(store, f"a/{n}")) for n in range(10)]
-        await asyncio.sleep(0)  # they have begun
-        await store.close()
-        await asyncio.gather(*writing)
-        store = await reopen()
-        assert len(await keys(store, "a/")) == 10

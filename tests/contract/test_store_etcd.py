@@ -14,10 +14,10 @@ from etcd_server import Member, needs_etcd, running, until
 
 pytest.register_assert_rewrite("store_suite")
 
-from store_suite import DEADLINE_S, Advance, Forget, Reopen, StoreSuite, keys, put, take  # noqa: E402
+from store_suite import DEADLINE_S, Advance, Forget, Reopen, SharedStoreSuite, keys, put, take  # noqa: E402
 
 from netplug.store.access import EtcdAccess  # noqa: E402
-from netplug.store.api import Compare, Delete, Put, Store, StoreError  # noqa: E402
+from netplug.store.api import Compare, Delete, Put, SharedStore, StoreError  # noqa: E402
 from netplug.store.etcd import MAX_OPS, EtcdStore  # noqa: E402
 from netplug.store.etcd_records import Message, b64  # noqa: E402
 
@@ -44,7 +44,7 @@ class Holder:
         self.stores.append(await EtcdStore.open(self.access, root=self.root, page=PAGE))
         return self.stores[-1]
 
-    async def reopen(self) -> Store:
+    async def reopen(self) -> SharedStore:
         await self.stores[-1].close()
         return await self.open()
 
@@ -74,7 +74,7 @@ async def holder(etcd: Member) -> AsyncIterator[Holder]:
 
 
 @pytest.fixture
-def store(holder: Holder) -> Store:
+def store(holder: Holder) -> SharedStore:
     return holder.stores[0]
 
 
@@ -93,8 +93,8 @@ def forget(holder: Holder) -> Forget:
     return holder.forget
 
 
-class TestEtcd(StoreSuite):
-    ttl_s = 2.0
+class TestEtcd(SharedStoreSuite):
+    pass
 
 
 async def test_four_stores_claim_fifty_keys_and_each_key_is_won_once(holder: Holder) -> None:

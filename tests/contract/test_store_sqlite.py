@@ -6,27 +6,18 @@ import sqlite3
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 pytest.register_assert_rewrite("store_suite")
 
-from store_suite import Advance, Forget, Reopen, StoreSuite, keys, put, take  # noqa: E402
+from store_suite import Reopen, StoreSuite, keys, put  # noqa: E402
 
-from netplug.store.api import Compacted, Delete, Put, Store, StoreError  # noqa: E402
+from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError  # noqa: E402
 from netplug.store.database import Database, Write  # noqa: E402
 from netplug.store.sqlite import SqliteStore  # noqa: E402
-
-HISTORY = 200
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Holder:
@@ -34,23 +25,15 @@ class Holder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.clock = Clock()
         self.store: SqliteStore
 
     async def open(self) -> Store:
-        self.store = await SqliteStore.open(self.path, clock=self.clock, history=HISTORY)
+        self.store = await SqliteStore.open(self.path)
         return self.store
 
     async def reopen(self) -> Store:
         await self.store.close()
         return await self.open()
-
-    async def advance(self, seconds: float) -> None:
-        self.clock.now += seconds
-        await self.store.get("any")  # ends what has to end, as the timer of a true clock would
-
-    async def forget(self) -> None:
-        await asyncio.gather(*(put(self.store, "~forget", n) for n in range(HISTORY)))
 
 
 @pytest_asyncio.fixture
@@ -69,16 +52,6 @@ def store(holder: Holder) -> Store:
 @pytest.fixture
 def reopen(holder: Holder) -> Reopen:
     return holder.reopen
-
-
-@pytest.fixture
-def advance(holder: Holder) -> Advance:
-    return holder.advance
-
-
-@pytest.fixture
-def forget(holder: Holder) -> Forget:
-    return holder.forget
 
 
 class TestSqlite(StoreSuite):
@@ -188,7 +161,6 @@ async def test_a_full_disk_fails_the_transaction_as_a_whole_and_heals(holder: Ho
         return await store._call(lambda: store._database._db.execute(f"PRAGMA {text}").fetchone()[0])
 
     revision = await put(store, "a")
-    lease = await store.lease(10)
     await pragma(f"max_page_count = {await pragma('page_count')}")
     for durable in (False, True):
         with pytest.raises(StoreError, match=r"cannot grow: the disk is full") as caught:
@@ -196,7 +168,6 @@ async def test_a_full_disk_fails_the_transaction_as_a_whole_and_heals(holder: Ho
         assert str(holder.path) in str(caught.value)
     records, after = await store.range("")
     assert ([record.key for record in records], after) == (["a"], revision)
-    assert await store.keep_alive(lease)
     await pragma("max_page_count = 1000000")
     assert await put(store, "b", "x" * 100_000) == revision + 1
 
@@ -210,67 +181,6 @@ async def test_a_file_locked_by_another_process_is_said_so(holder: Holder, monke
     other.execute("ROLLBACK")
     other.close()
     await put(holder.store, "a")
-
-
-async def test_a_slow_watch_is_compacted_instead_of_growing(holder: Holder) -> None:
-    start = await put(holder.store, "a", "x" * 300_000)
-    await put(holder.store, "a", "y" * 300_000)
-    watch = holder.store.watch("a", start - 1)
-    assert len(await take(watch, 1)) == 1
-    for n in range(HISTORY + 10):
-        await put(holder.store, "a", n)
-    with pytest.raises(Compacted):
-        await take(watch, HISTORY)
-    with pytest.raises(Compacted):
-        await take(watch, 1)
-
-
-async def test_a_watch_survives_the_time_out_of_one_reading(holder: Holder) -> None:
-    _, start = await holder.store.range("")
-    watch = holder.store.watch("a/", start)
-    for n in range(20):
-        reading = asyncio.ensure_future(anext(watch))
-        for _ in range(n % 4):  # at which turn it is cancelled is the subject
-            await asyncio.sleep(0)
-        reading.cancel()
-        done = await asyncio.gather(reading, return_exceptions=True)
-        assert isinstance(done[0], asyncio.CancelledError)
-    for n in range(3):
-        await put(holder.store, f"a/{n}")
-    assert [event.key for event in await take(watch, 3)] == ["a/0", "a/1", "a/2"]
-
-
-async def test_a_long_history_is_read_in_batches_without_gap(holder: Holder) -> None:
-    _, start = await holder.store.range("")
-    for n in range(20):
-        await holder.store.txn([], [Put(f"a/{n}", {"v": "x" * 50_000}), Put(f"b/{n}", {"v": "x" * 50_000})])
-    events = await take(holder.store.watch("", start), 40)
-    assert [event.key for event in events] == [f"{side}/{n}" for n in range(20) for side in "ab"]
-
-
-async def test_a_watch_that_is_dropped_is_forgotten(holder: Holder) -> None:
-    watch = holder.store.watch("", 0)
-    assert len(holder.store._watches) == 1
-    del watch
-    assert len(holder.store._watches) == 0
-
-
-async def test_leases_end_by_the_timer_without_any_call(tmp_path: Path) -> None:
-    store = await SqliteStore.open(tmp_path / "netplug.db")
-    lease = await store.lease(0.05)
-    start = await put(store, "a", lease=lease)
-    (event,) = await take(store.watch("a", start), 1)
-    assert event.record is None
-    await store.close()
-
-
-async def test_leases_that_end_together_end_in_their_order(holder: Holder) -> None:
-    for key, ttl_s in (("late", 30), ("early", 10), ("middle", 20), ("other", 100)):
-        await put(holder.store, key, lease=await holder.store.lease(ttl_s))
-    _, start = await holder.store.range("")
-    await holder.advance(50)
-    assert [event.key for event in await take(holder.store.watch("", start), 3)] == ["early", "middle", "late"]
-    assert await keys(holder.store, "") == ["other"]
 
 
 async def test_an_opening_that_is_cancelled_leaves_nothing_open(tmp_path: Path) -> None:
@@ -287,24 +197,103 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_open(tmp_path: Path) 
     await store.close()
 
 
-def open_database(path: Path, **limits: int) -> Database:
-    database = Database(path, Clock(), **limits)
+async def test_a_put_under_a_lease_is_refused(holder: Holder) -> None:
+    with pytest.raises(StoreError, match="record 'a' cannot be put under lease 7: the embedded store has no leases"):
+        await holder.store.txn([], [Put("b", {}), Put("a", {}, 7)])
+    assert await keys(holder.store, "") == []
+
+
+OLD_SCHEMA = """
+CREATE TABLE state (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    revision INTEGER NOT NULL,
+    forgotten INTEGER NOT NULL, -- the events up to this revision have been dropped
+    history_bytes INTEGER NOT NULL
+) STRICT;
+INSERT INTO state VALUES (1, 0, 0, 0);
+CREATE TABLE record (
+    key BLOB NOT NULL PRIMARY KEY, value TEXT NOT NULL, revision INTEGER NOT NULL, lease INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX record_lease ON record (lease) WHERE lease IS NOT NULL;
+CREATE TABLE lease (id INTEGER PRIMARY KEY AUTOINCREMENT, ttl_s REAL NOT NULL) STRICT;
+CREATE TABLE event (
+    revision INTEGER NOT NULL, seq INTEGER NOT NULL, key BLOB NOT NULL, value TEXT,
+    PRIMARY KEY (revision, seq)
+) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+"""Of versions whose embedded store had leases and a history."""
+
+
+def old_file(path: Path) -> None:
+    """Make the file as such a version left it: two records, one of them under a lease, and all their changes."""
+    database = sqlite3.connect(path)
+    database.executescript("PRAGMA journal_mode = WAL;" + OLD_SCHEMA)
+    database.execute("INSERT INTO lease VALUES (1, 10.0)")
+    database.executemany(
+        "INSERT INTO record VALUES (?, ?, ?, ?)",
+        [(b"networks/a", '{"v":1}', 3, None), (b"alive", '{"v":2}', 4, 1)],
+    )
+    events = [(2, 0, b"networks/b", '{"v":0}'), (3, 0, b"networks/a", '{"v":1}'), (3, 1, b"networks/b", None)]
+    database.executemany("INSERT INTO event VALUES (?, ?, ?, ?)", [*events, (4, 0, b"alive", '{"v":2}')])
+    database.execute("UPDATE state SET revision = 4, forgotten = 1, history_bytes = 21")
+    database.commit()
+    database.close()
+
+
+def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    database = sqlite3.connect(path)
+    found = {table: database.execute(f"SELECT * FROM {table}").fetchall() for table in ("state", "lease", "event")}  # noqa: S608
+    database.close()
+    return found
+
+
+async def test_a_file_with_history_and_leases_is_opened_without_them(tmp_path: Path) -> None:
+    path = tmp_path / "netplug.db"
+    old_file(path)
+    store = await SqliteStore.open(path)
+    assert await store.range("") == ([Record("networks/a", {"v": 1}, 3)], 4)
+    assert await store.txn([Compare("networks/a", 3)], [Put("networks/a", {"v": 2}), Put("c", {})]) == 5
+    await store.close()
+    assert contents(path) == {"state": [(1, 5, 5, 0)], "lease": [], "event": []}
+    store = await SqliteStore.open(path)
+    assert await store.range("") == ([Record("c", {}, 5), Record("networks/a", {"v": 2}, 5)], 5)
+    await store.close()
+
+
+@pytest.mark.parametrize("old", [False, True])
+async def test_an_older_version_opens_the_file_again(tmp_path: Path, *, old: bool) -> None:
+    path = tmp_path / "netplug.db"
+    if old:
+        old_file(path)
+    store = await SqliteStore.open(path)
+    revision = await put(store, "a", 1)
+    await store.close()
+    database = sqlite3.connect(path)
+    assert database.execute("PRAGMA user_version").fetchone() == (1,)
+    # What it does at start, and for `Put("a", …, lease)`.
+    assert database.execute("SELECT id, ttl_s FROM lease").fetchall() == []
+    assert database.execute("SELECT revision, forgotten, history_bytes FROM state").fetchone() == (
+        revision,
+        revision,
+        0,
+    )
+    lease = database.execute("INSERT INTO lease (ttl_s) VALUES (?)", (10.0,)).lastrowid
+    database.execute(
+        "INSERT INTO record VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE"
+        " SET value = excluded.value, revision = excluded.revision, lease = excluded.lease",
+        (b"a", '{"v":2}', revision + 1, lease),
+    )
+    database.execute("INSERT INTO event VALUES (?, ?, ?, ?)", (revision + 1, 0, b"a", '{"v":2}'))
+    database.execute("UPDATE state SET revision = ?, forgotten = ?, history_bytes = ?", (revision + 1, revision, 7))
+    assert database.execute("SELECT key FROM record WHERE lease = ? ORDER BY key", (lease,)).fetchall() == [(b"a",)]
+    database.close()
+
+
+def open_database(path: Path) -> Database:
+    database = Database(path)
     database.open()
     return database
-
-
-def test_history_is_bounded_by_bytes_but_keeps_the_newest(tmp_path: Path) -> None:
-    database = open_database(tmp_path / "netplug.db", history_bytes=1000)
-    for _ in range(3):
-        database.txn([], [Write(b"a", f'"{"x" * 398}"')], durable=False)
-    assert len(database.events(b"", 1)[0]) == 2
-    with pytest.raises(Compacted):
-        database.events(b"", 0)
-    database.txn([], [Write(b"a", f'"{"x" * 5000}"')], durable=False)
-    assert len(database.events(b"", 3)[0]) == 1
-    database.txn([], [Write(b"a")], durable=False)
-    assert database._state() == (5, 4, 0)
-    database.close()
 
 
 def test_only_durable_transactions_are_synced(tmp_path: Path) -> None:
