@@ -43,6 +43,21 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_to_headings_lead_to_one() -> None:
+    found = 0
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text()):
+            assert anchor in anchors((document.parent / target) if target else document), f"{document.name}: #{anchor}"
+            found += 1
+    assert found > 10
+
+
 def console_commands() -> list[tuple[str, list[str]]]:
     """Return what the documents' console blocks and code spans run of `netplug`, each with where it stands."""
     found = []
