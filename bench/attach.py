@@ -1,14 +1,14 @@
-"""How long a container's attachment takes, beside the same kernel work by `ip` and beside Docker's own bridge.
+"""Attachment time of a container, compared with the same kernel work by `ip` and with Docker's own bridge.
 
 Three measurements in one run, each interleaved with its peer:
 
-1. CreateEndpoint + Join over the plugin socket against the same kernel work by two ``ip -batch`` calls, on three hosts
-   at once with 1, 100 and 1 000 endpoints already there, so that their growth is measured in the same minutes;
-2. Leave + DeleteEndpoint on the same hosts, against ``ip link del``;
-3. ``docker run --rm … true`` on a pynet network against one on Docker's own user-defined bridge, in pairs.
+1. CreateEndpoint + Join over the plugin socket, compared with the same kernel work by two ``ip -batch`` calls; on three
+   hosts at once with 1, 100 and 1 000 existing endpoints, so that the growth is measured under the same load;
+2. Leave + DeleteEndpoint on the same hosts, compared with ``ip link del``;
+3. ``docker run --rm … true`` on a pynet network, compared with Docker's own user-defined bridge, in pairs.
 
 Run it as root: ``make bench`` or ``.venv/bin/python bench/attach.py [--rounds N] [--runs N] [--json]``. Everything
-happens in namespaces that it makes and removes.
+happens in namespaces that it creates and removes.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from harness import Dockerd, Host, Netplug
 SOCKET = "/run/docker/plugins/pynet.sock"
 SIZES = (1, 100, 1000)
 RATIO_GOAL, GROWTH_GOAL, DOCKER_GOAL = 2.0, 0.2, 1.0
-"""Create and join to the same work by `ip -batch`; its growth over `SIZES`; `docker run` to Docker's own bridge."""
+"""Ratio of create and join to `ip -batch`; growth over `SIZES`; ratio of `docker run` to Docker's own bridge."""
 PAUSE_S = 0.06
-"""The kernel goes on deleting links after an answer, and whoever comes next would be measured with it."""
+"""The kernel continues to delete links after an answer, which would slow the next measurement down."""
 
 
 class Plugin:
-    """The plugin's socket, spoken to as dockerd does: one connection, kept alive."""
+    """The plugin's socket, used like dockerd does: one connection, kept alive."""
 
     def __init__(self, path: Path) -> None:
         self._connection = http.client.HTTPConnection("plugin", timeout=60)
@@ -129,7 +129,7 @@ class ByHand:
 
 
 def by_hand() -> None:
-    """Do as the lines on stdin say, and answer with the milliseconds that it took."""
+    """Run the commands on stdin, and answer with the milliseconds that each took."""
     _ip("link add bench0 type bridge", "addr add 10.99.0.1/16 dev bench0", "link set bench0 up", "netns add bench")
     for number, line in enumerate(sys.stdin, 2):
         match line.split():
@@ -251,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100, help="attachments at each size")
     parser.add_argument("--runs", type=int, default=20, help="pairs of docker run")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--by-hand", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.by_hand:

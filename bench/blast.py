@@ -1,13 +1,13 @@
-"""Ask a name server as fast as it answers: a closed loop by sendmmsg(2) and recvmmsg(2).
+"""Load generator for name servers: a closed loop by sendmmsg(2) and recvmmsg(2).
 
-dnsperf is at its own limit at some 100 000 questions a second on one processor, and sends one by one; this one goes on
-to twice that, so that it is the server that is measured. Every question is laid out in memory before the start, and of
-an answer nothing but its RCODE is looked at.
+dnsperf reaches its own limit at about 100 000 queries per second on one processor, since it sends them one by one. This
+program reaches twice as many, so that the server is measured. It prepares every query in memory before it starts, and
+reads only the RCODE of an answer.
 
     .venv/bin/python bench/blast.py FILE --server 10.77.0.1 [--port 53] [--seconds 3] [--option 10:0123456789abcdef]
 
-FILE has a name and a type in each line, as dnsperf's. Prints JSON: seconds, and numbers of the answered by RCODE and of
-the lost.
+FILE has a name and a type in each line, like dnsperf's. The output is JSON: seconds, numbers of answers by RCODE, and
+the number of lost queries.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from pathlib import Path
 
 SOCKETS = 8
 WINDOW = 8
-"""Questions under way by each socket."""
+"""Pending queries of each socket."""
 ROOM = 2048
 """Octets for an answer."""
 PATIENCE_MS = 200
-"""After so long without any answer, those that are awaited are lost."""
+"""After this time without any answer, the pending queries count as lost."""
 _TYPES = {"A": 1, "PTR": 12, "AAAA": 28, "SRV": 33}
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _NUMBERS_A_HEADER = 8
@@ -79,7 +79,7 @@ def _buffer(octets: bytes) -> ctypes.Array[ctypes.c_char]:
 
 
 def blast(address: str, port: int, questions: list[bytes], seconds: float) -> dict[str, object]:
-    """Ask for some seconds, and count what comes."""
+    """Send queries for some seconds, and count the answers."""
     libc = ctypes.CDLL(None, use_errno=True)
     out, into = Messages(questions), Messages([b""] * WINDOW, ROOM)
     codes_at = memoryview(into.octets).cast("B")[3::ROOM]
@@ -125,11 +125,11 @@ def blast(address: str, port: int, questions: list[bytes], seconds: float) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("file", type=Path, help="names and types, as dnsperf's")
+    parser.add_argument("file", type=Path, help="names and types, like dnsperf's")
     parser.add_argument("--server", required=True)
     parser.add_argument("--port", type=int, default=53)
     parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--option", default="", help="of EDNS: CODE:HEX, or bare for EDNS without any")
+    parser.add_argument("--option", default="", help="EDNS option CODE:HEX, or bare for EDNS without options")
     options = parser.parse_args()
     lines = options.file.read_text().splitlines()
     questions = [encode(line, number, options.option) for number, line in enumerate(lines)]

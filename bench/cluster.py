@@ -1,15 +1,16 @@
-"""How fast hosts of a cluster learn of each other, and how often they meet when they claim addresses.
+"""How fast hosts of a cluster learn of each other, and how often their claims of addresses conflict.
 
-On real kernels and a real etcd, in namespaces that it makes and removes; as root: :
+It uses real kernels and a real etcd, in namespaces that it creates and removes. Run it as root:
 
     .venv/bin/python bench/cluster.py
 
-1. An endpoint is published by another host, until its last entry is in this host's kernel (which tells so itself).
-2. A host whose daemon starts, until 1 000 endpoints of others are in its kernel.
-3. Endpoints that come and go in a burst of 10 000 events, until the kernel has just those that there are in the end.
-4. Four hosts that claim 2 000 addresses of one subnet at once: transactions a claim.
+1. From the publication of an endpoint by another host to its last entry in this host's kernel (by netlink
+   notification).
+2. From the start of a host's daemon until 1 000 endpoints of other hosts are in its kernel.
+3. A burst of 10 000 endpoint creations and deletions, until the kernel has exactly the final state.
+4. Four hosts that claim 2 000 addresses of one subnet at once: transactions per claim.
 
-The other host is this program: it writes to the store what a daemon writes there.
+This program plays the other host: it writes to the store what a daemon writes there.
 """
 
 import argparse
@@ -49,11 +50,11 @@ from netplug.store.etcd import EtcdStore
 from netplug.store.sqlite import SqliteStore
 
 WHAT = (
-    "published → programmed, p50",
-    "published → programmed, p99",
+    "published → in the kernel, p50",
+    "published → in the kernel, p99",
     "cold start with 1 000 endpoints",
     "burst of 10 000 events",
-    "transactions a claim",
+    "transactions per claim",
 )
 ME = "bench"
 POOL = "global/10.77.0.0/16"
@@ -114,7 +115,7 @@ class Writer:
         return inside(self._router, lambda: asyncio.run(connected()))
 
     def claim(self, number: int) -> Put:
-        """Without it nobody believes what is told of the endpoint."""
+        """Without it, other hosts ignore the endpoint's record."""
         (address,) = told(number).addresses
         lease = Lease(POOL, address, Owner(OwnerKind.ENDPOINT, f"{number:064x}"))
         return Put(lease_key(POOL, address), stamped(lease, ME))
@@ -218,7 +219,7 @@ class Counting:
 
 
 def claims(cluster: Cluster, total: int) -> tuple[float, float]:
-    """Let four hosts claim at once; return transactions a claim, and claims a second."""
+    """Let four hosts claim at once; return transactions per claim, and claims per second."""
     names = ("alpha", "beta", "gamma", "delta")
 
     async def host(name: str) -> tuple[list[Any], int]:
@@ -272,7 +273,7 @@ def measure(rounds: int, count: int, events: int, total: int) -> list[dict[str, 
         (f"{p99:.1f} ms", at_most(p99, 15, " ms")),
         (f"{started:.2f} s", at_most(started, 2, " s")),
         (f"{swept:.1f} s, no loss", "no loss: holds"),  # else `burst` would not have ended
-        (f"{per_claim:.3f} ({rate:.0f} claims a second)", at_most(per_claim, 1.1)),
+        (f"{per_claim:.3f} ({rate:.0f} claims per second)", at_most(per_claim, 1.1)),
     )
     return [{"what": what, "found": it, "goal": goal} for what, (it, goal) in zip(WHAT, values, strict=True)]
 
@@ -280,16 +281,16 @@ def measure(rounds: int, count: int, events: int, total: int) -> list[dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=500, help="endpoints published one after another")
-    parser.add_argument("--endpoints", type=int, default=1000, help="of the cold start and the burst")
-    parser.add_argument("--events", type=int, default=10_000, help="of the burst")
-    parser.add_argument("--claims", type=int, default=2000, help="by four hosts")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("--endpoints", type=int, default=1000, help="endpoints of the cold start and the burst")
+    parser.add_argument("--events", type=int, default=10_000, help="events of the burst")
+    parser.add_argument("--claims", type=int, default=2000, help="claims of four hosts together")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     rows = measure(args.rounds, args.endpoints, args.events, args.claims)
     if args.json:
         json.dump(rows, sys.stdout, indent=1)
         return
-    grid = Table("what", "found", "goal")
+    grid = Table("measurement", "result", "goal")
     for row in rows:
         grid.add_row(row["what"], row["found"], row["goal"])
     Console(width=100).print(grid)

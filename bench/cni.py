@@ -1,11 +1,11 @@
-"""How long the CNI plugin takes for ADD and DEL, beside the reference plugins, in one run and in turn.
+"""Time of the CNI plugin for ADD and DEL, compared with the reference plugins, alternately in one run.
 
 The peers are those of Debian's containernetworking-plugins with its default iptables. Times are wall time from the
-start of a plugin's process to its end, a list's plugins one after the other as a runtime runs them. Links that a DEL
-left to be deleted in the background are waited for before the next measurement.
+start of a plugin's process to its end; the plugins of a list run one after the other, as in a runtime. Before the next
+measurement, it waits for links that a DEL deletes in the background.
 
 Run it as root: ``make bench`` or ``.venv/bin/python bench/cni.py [--rounds N] [--json]``. Everything happens in
-namespaces that it makes and removes.
+namespaces that it creates and removes.
 """
 
 import argparse
@@ -210,7 +210,7 @@ def settle(host: Host) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    grid = Table("work", "", "ours ms", "reference ms", "ratio", "goal")
+    grid = Table("work", "", "netplug ms", "reference ms", "ratio", "goal")
     for found in rows:
         for command in ("ADD", "DEL"):
             one = found[command]
@@ -221,8 +221,8 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40, help="ADD and DEL of each, in turn")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("--rounds", type=int, default=40, help="ADD and DEL of each, alternately")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

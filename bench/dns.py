@@ -1,16 +1,17 @@
-"""How many questions the name server answers, and what each costs, beside dnsmasq, knot and Docker's own resolver.
+"""Query rate of the name server and cost per query, compared with dnsmasq, knot and Docker's own resolver.
 
-The real daemon with a network of 1 000 or 10 000 names is asked through a veth on its bridge, as a container does, at
-port 53 of the gateway: the way to its own port is in the figures, and left out where it is asked at that port. The
-peers have the same names, and are asked by the same container at other ports of the same address, so that all have the
-same way and the same firewall; Docker's is asked in a container. Servers are pinned to one processor and who asks to
-another: `blast`, which sends many at once, and dnsperf, which is at its own limit at some 100 000 questions a second.
-Processor time a question is the steadier figure.
+The real daemon serves a network with 1 000 or 10 000 names. The client queries it through a veth on its bridge, as a
+container does, at port 53 of the gateway. So the figures include the redirection to netplug's own port, except where
+the client queries that port directly. The peers serve the same names. The same client queries them at other ports of
+the same address, so that all use the same path and the same firewall; it queries Docker's resolver in a container. The
+servers are pinned to one processor and the client to another. There are two clients: `blast`, which sends many queries
+per call, and dnsperf, which reaches its own limit at about 100 000 queries per second here. Processor time per query is
+the steadier figure.
 
 Run it as root: ``.venv/bin/python bench/dns.py [--rounds N] [--seconds N] [--work TEXT] [--server NAME] [--load NAME]
-[--json]``. Where there is a goal, the line says whether it holds, by the median of the rounds' own ratios. Peers
-that are not installed (dnsmasq-base, knot, aardvark-dns) are left out; dnsperf must be there. All happens in namespaces
-that it makes and removes.
+[--json]``. If a line has a goal, it says whether the median of the rounds' own ratios meets it. Peers that are not
+installed (dnsmasq-base, knot, aardvark-dns) are skipped; dnsperf is required. Everything happens in namespaces that it
+creates and removes.
 """
 
 import argparse
@@ -46,23 +47,23 @@ DNSMASQ_PORT, CACHELESS_PORT, KNOT_PORT, AARDVARK_PORT = 5300, 5301, 5302, 5303
 AARDVARK = Path("/usr/lib/podman/aardvark-dns")
 PLAIN = "1 000 names"
 SEARCHED = "1 000 names with podman's search domain"
-"""Which podman's containers ask for first; of ours the row of full names is the like."""
+"""podman's containers query these first; netplug's comparable row is that of full names."""
 CHANGES_A_S = 100
-IN_DOCKER, AT_ITS_PORT = "netplug in Docker", "netplug at its port"
+IN_DOCKER, AT_ITS_PORT = "netplug in Docker", "netplug at port 25353"
 COOKIE = "10:0123456789abcdef"
 BARE = "bare"
 """EDNS without options, which is what most resolvers send."""
 ASIDE = 0.85
-"""Part of the rate of plain questions that others for names of ours should reach."""
+"""Fraction of the rate of plain queries that other queries for netplug's names should reach."""
 BLAST = Path(__file__).with_name("blast.py")
 CODES = {"NOERROR": 0, "NXDOMAIN": 3}
 PLENTY = 600_000
-"""Names that are asked once each: more than anybody answers in the time."""
+"""Names that are queried once each: more than any server answers in the time."""
 
 
 @dataclass(slots=True)
 class Server:
-    """Somebody to ask: where, from which namespace, and whose processor time it is."""
+    """A server to query: its address, the client's namespace, and the process whose time counts."""
 
     name: str
     pid: int
@@ -72,7 +73,7 @@ class Server:
     figures: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)
 
     def median(self, work: str, load: str) -> tuple[float, float] | None:
-        """Return questions a second and processor time of each, None where nothing was measured."""
+        """Return queries per second and processor time of each, None where nothing was measured."""
         found = self.figures.get((work, load))
         return (statistics.median(it[0] for it in found), statistics.median(it[1] for it in found)) if found else None
 
@@ -105,11 +106,11 @@ class Work:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; the median counts (3)")
     parser.add_argument("--seconds", type=int, default=3, help="length of a measurement (3)")
-    parser.add_argument("--work", default="", help="only what has this in its name")
-    parser.add_argument("--server", default="", help="only this one")
-    parser.add_argument("--load", choices=LOADS, help="only this one of the two that ask")
+    parser.add_argument("--work", default="", help="only work with this text in its name")
+    parser.add_argument("--server", default="", help="only this server")
+    parser.add_argument("--load", choices=LOADS, help="only this one of the two clients")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if not which("dnsperf"):
@@ -133,7 +134,7 @@ def main() -> None:
     show(servers, works, as_json=options.json)
 
 
-# What is asked, and who is
+# Work and servers
 
 
 def set_up(stack: ExitStack, host: Host) -> tuple[list[Server], list[Work], Changer]:
@@ -191,21 +192,21 @@ def works(folder: Path, names: list[str], *, forwards: bool) -> list[Work]:
         Work("EDNS with a cookie", plain, option=COOKIE, only=zones, like=PLAIN, goal=ASIDE),
         Work("EDNS without options", plain, option=BARE, only=zones, like=PLAIN, goal=ASIDE),
         Work("AAAA of names with A only", file("aaaa", full, "AAAA"), only=zones, like=PLAIN, goal=ASIDE),
-        Work("no such name", nothing, "NXDOMAIN", only=zones, like=PLAIN, goal=ASIDE),
-        Work(f"{CHANGES_A_S} records a second change", plain, only=("netplug",), like=PLAIN, changing=True),
+        Work("a name that does not exist", nothing, "NXDOMAIN", only=zones, like=PLAIN, goal=ASIDE),
+        Work(f"{CHANGES_A_S} records per second change", plain, only=("netplug",), like=PLAIN, changing=True),
     ]
     if forwards:
         once = [f"u{number}.example" for number in range(PLENTY)]
         again = [f"k{seed.randrange(1000)}.example" for _ in range(50_000)]
         found += [
             Work(
-                "forwards, each once",
+                "external names, each once",
                 file("once", once),
                 only=("netplug", "dnsmasq", "dnsmasq, no cache"),
                 goal=1.0,
                 than="dnsmasq, no cache",
             ),
-            Work("forwards, remembered", file("again", again), only=("netplug", "dnsmasq")),
+            Work("external names, cached", file("again", again), only=("netplug", "dnsmasq")),
         ]
     return found
 
@@ -307,20 +308,20 @@ def dockers(stack: ExitStack, dockerd: Dockerd, daemon: Netplug, names: list[str
 
 
 def measure(host: Host, server: Server, work: Work, load: str, seconds: int) -> tuple[float, float]:
-    """Return questions a second, and microseconds of the server's processor time for each."""
+    """Return queries per second, and microseconds of the server's processor time for each."""
     inside = ["nsenter", f"--net={server.netns}", "--", "taskset", "-c", CLIENT_CPU]
     before = cpu_s(server.pid)
     rate, answered, good, lost = LOADS[load](host, inside, server, work, seconds)
     spent = cpu_s(server.pid) - before
     if work.changing and lost:
-        raise SystemExit(f"{server.name}, {work.name}: {lost} questions were lost")
+        raise SystemExit(f"{server.name}, {work.name}: {lost} queries were lost")
     if good < 0.999 * answered:
         raise SystemExit(f"{server.name}, {work.name}: only {good} of {answered} answers were {work.code}")
     return rate, spent / answered * 1e6
 
 
 Said = tuple[float, int, int, int]
-"""Questions a second; the answered, those of them with the code that is due, and the lost."""
+"""Queries per second; numbers of answers, of answers with the expected code, and of lost queries."""
 
 
 def by_blast(host: Host, inside: list[str], server: Server, work: Work, seconds: int) -> Said:
@@ -377,7 +378,7 @@ def show(servers: list[Server], works: list[Work], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("work", "load", "server", "questions/s", "CPU µs", "of dnsmasq's", "of plain: rate", "cost", "goal")
+    table = Table("work", "load", "server", "queries/s", "CPU µs", "ratio to dnsmasq", "to plain: rate", "cost", "goal")
     for row in rows:
         ratios = (f"{row[key]:.2f}" if row[key] else "" for key in ("ratio", "of_plain_qps", "of_plain_us"))
         cells = (row["work"], row["load"], row["server"], f"{row['qps']:,.0f}", f"{row['us']:.1f}", *ratios)

@@ -1,4 +1,4 @@
-"""Names that come and go while others are asked for, and whether each change is seen once its call has returned."""
+"""Names that come and go during a measurement, with a check that each change is visible once its call has returned."""
 
 import os
 import threading

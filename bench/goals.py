@@ -1,4 +1,4 @@
-"""What is to be reached, and whether it is: one way of saying so for all benches."""
+"""Goals of the benches, and whether a result meets them: one wording for all benches."""
 
 
 def at_most(found: float, goal: float | None, unit: str = "") -> str:

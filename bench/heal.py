@@ -1,10 +1,10 @@
-"""How long what others delete of the firewall is away: from the command that deletes it until all is as it was.
+"""Repair time of deleted firewall rules: from the command that deletes them until the ruleset is as before.
 
-A real daemon with ten namespaces on a bridge network, each with a published port. Each fault is done so often, and the
-whole ruleset of the host is read after it until it is as before: of 100 times the 99th percentile is what counts.
+It runs a real daemon with ten namespaces on a bridge network, each with a published port. It repeats each fault, and
+reads the whole ruleset of the host until it is as before. The goal applies to the 99th percentile of 100 repetitions.
 
-Run it as root: ``make bench`` or ``.venv/bin/python bench/heal.py [--times N] [--json]``. All happens in namespaces
-that it makes and removes.
+Run it as root: ``make bench`` or ``.venv/bin/python bench/heal.py [--times N] [--json]``. Everything happens in
+namespaces that it creates and removes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ GOAL_S = 1.0
 FAULTS = {
     "all rules": ["nft", "flush", "ruleset"],
     "the rules of iptables": ["iptables", "-F"],
-    "the rules of NAT": ["iptables", "-t", "nat", "-F"],
+    "the rules of NAT (iptables)": ["iptables", "-t", "nat", "-F"],
     "the table of published ports": ["nft", "delete", "table", "ip", "netplug"],
 }
 LIMIT_S = 60
@@ -70,7 +70,7 @@ def main() -> None:
     """Measure, and print or dump."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=100)
-    parser.add_argument("--json", action="store_true", help="the numbers as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     found = {
         fault: {name: round(took[int(part * (len(took) - 1))], 3) for name, part in (("p50", 0.5), ("p99", 0.99))}
@@ -79,7 +79,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(found))
         return
-    title = f"seconds until all is as it was, {options.times} times each"
+    title = f"seconds until the ruleset is as before, {options.times} times each"
     table = Table("deleted", "median", "p99", "goal", title=title)
     for fault, took in found.items():
         table.add_row(fault, f"{took['p50']:.3f}", f"{took['p99']:.3f}", at_most(took["p99"], GOAL_S, " s"))

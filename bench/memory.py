@@ -1,8 +1,8 @@
-"""How much memory the daemon takes: at rest, with 100 endpoints, and after they are gone.
+"""Memory of the daemon: at rest, with 100 endpoints, and after their removal.
 
-A real daemon in a namespace of its own, and 100 bare namespaces on a bridge network, each with a published port, a name
-and an alias, as `netplug attach` makes them. Resident memory is what the kernel says (proc(5), smaps_rollup): `private`
-is what would be free again if the daemon ended, the rest are pages of libraries and of the executable.
+It runs a real daemon in a namespace of its own, and 100 bare namespaces on a bridge network, each with a published
+port, a name and an alias, as `netplug attach` creates them. The kernel reports resident memory (proc(5), smaps_rollup):
+`private` is what would be free again if the daemon ended; the rest are pages of libraries and of the executable.
 
 Run it as root: ``make bench`` or ``.venv/bin/python bench/memory.py [--endpoints N] [--json]``.
 """
@@ -75,7 +75,7 @@ def measure(endpoints: int) -> dict[str, dict[str, float]]:
         deadline = time.monotonic() + 60
         while netplug.json("ps") and time.monotonic() < deadline:
             time.sleep(0.5)
-        found["all gone again"] = memory(pid)
+        found["after their removal"] = memory(pid)
         netplug.cli("network", "rm", "blue")
         netplug.stop()
         return found
@@ -85,7 +85,7 @@ def main() -> None:
     """Measure, and print or dump."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--endpoints", type=int, default=GOAL_ENDPOINTS)
-    parser.add_argument("--json", action="store_true", help="the numbers as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     found = measure(options.endpoints)
     if options.json:

@@ -1,17 +1,17 @@
-"""How fast containers on two hosts reach each other, beside a tunnel made by `ip` and beside Docker's swarm overlay.
+"""Speed between containers on two hosts, compared with a tunnel created by `ip` and with Docker's swarm overlay.
 
-Three pairs of hosts, each on a cable of its own, are there at once and measured in turn, so that they share what the
-machine does meanwhile; figures are medians over the rounds:
+Three pairs of hosts, each on a cable of its own, exist at the same time and are measured alternately, so that they
+share the load of the machine. The figures are medians over the rounds:
 
 1. TCP throughput of one stream, container to container;
-2. latency of a request and an answer of one byte, client and server each bound to a CPU of their own (where the
-   scheduler puts them would decide the result otherwise).
+2. latency of a one-byte request with its reply, client and server each bound to a CPU of their own (otherwise the
+   scheduler's placement would decide the result).
 
 ``ours``: an overlay network of two engines. ``by hand``: veth, bridge, and a vxlan link with static entries, MTU 1450,
 no firewall. ``swarm``: two dockerds in one swarm, with an attachable overlay network.
 
 Run it as root: ``make bench`` or ``.venv/bin/python bench/overlay.py [--rounds N] [--seconds S] [--exchanges N]
-[--no-swarm] [--json]``. Everything happens in namespaces that it makes and removes.
+[--no-swarm] [--json]``. Everything happens in namespaces that it creates and removes.
 """
 
 import argparse
@@ -237,7 +237,7 @@ def _ratio(mine: list[float], others: list[float]) -> float:
 
 
 def table(report: dict[str, Any]) -> None:
-    grid = Table("way", "Gbit/s", "request/response µs", "ours : it, throughput", "goal", "ours : it, latency", "goal")
+    grid = Table("overlay", "Gbit/s", "request/reply µs", "ratio of ours: throughput", "goal", "latency", "goal")
     for name, row in report["ways"].items():
         fast, late = row["throughput_of_ours"], row["latency_of_ours"]
         least, most = GOALS.get(name, (None, None))
@@ -248,11 +248,11 @@ def table(report: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each way")
-    parser.add_argument("--seconds", type=float, default=2, help="of each throughput measurement")
-    parser.add_argument("--exchanges", type=int, default=6000, help="of each latency measurement")
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each overlay")
+    parser.add_argument("--seconds", type=float, default=2, help="length of a throughput measurement")
+    parser.add_argument("--exchanges", type=int, default=6000, help="exchanges of a latency measurement")
     parser.add_argument("--no-swarm", action="store_true", help="without Docker's swarm overlay")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     names = [name for name in WAYS if name != "swarm" or not args.no_swarm]
     report = measure(names, args.rounds, args.seconds, args.exchanges)

@@ -1,11 +1,11 @@
-"""How long many published ports take: to publish, to take back, to bring back after a restart and after a flush.
+"""Time for many published ports: publication, removal, and restoration after a restart and after a flush.
 
-Three layouts of one number of ports: a sandbox with a single range; a sandbox whose ports do not follow one another;
-sandboxes with a hundred of those each. Beside it, Docker's own bridge: `docker run` and `docker rm` with that
-range, one process a port as it is set up by default.
+There are three layouts of the same number of ports: one sandbox with a single range; one sandbox with ports that are
+not consecutive; and sandboxes with a hundred such ports each. For comparison, `docker run` and `docker rm` use the
+range on Docker's own bridge, with its default of one proxy process per port.
 
 Run it as root: ``make bench`` or ``.venv/bin/python bench/ports.py [--ports N] [--docker] [--json]``. Everything
-happens in namespaces that it makes and removes.
+happens in namespaces that it creates and removes.
 """
 
 import argparse
@@ -112,20 +112,20 @@ def main() -> None:
     netplugd.READY_TIMEOUT_S = 300  # to see how long it takes, where it takes long
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ports", type=int, default=5000)
-    parser.add_argument("--docker", type=int, default=0, metavar="N", help="run Docker too, with N ports")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument("--docker", type=int, default=0, metavar="N", help="measure Docker too, with N ports")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args()
     report: dict[str, Any] = {name: measure(sandboxes) for name, sandboxes in layouts(args.ports).items()}
     if args.json:
         json.dump({"ports": args.ports, **report}, sys.stdout, indent=1)
         return
-    table = Table(f"{args.ports} ports", "publish", "restart", "heal after a flush", "take back")
+    table = Table(f"{args.ports} ports", "publish", "restart", "repair after a flush", "remove")
     for name, took in report.items():
         table.add_row(name, *(f"{value:.2f} s" for value in took.values()))
     Console(width=120).print(table)
     goal = GOAL_S * max(1, args.ports / 5000)
     held = max(took["restart_s"] for took in report.values()) <= goal
-    print(f"goal: restart within {goal:g} s more than an idle one: {'holds' if held else 'missed'}")
+    print(f"goal: restart within {goal:g} s of an idle one: {'holds' if held else 'missed'}")
     if args.docker:
         print(f"docker, {args.docker} ports: {docker(args.docker)}")
 

@@ -1,1 +1,1 @@
-"""netplug: container networking that every runtime can plug into."""
+"""netplug: container networking for every runtime."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The fast part of the checks: run all of them, name those that fail, end with pytest's summary.
+# The fast checks: run all of them, print pytest's summary last, and name the checks that failed.
 set -uo pipefail
 failed=()
 
@@ -14,9 +14,9 @@ step format .venv/bin/python -m ruff format --check --quiet .
 step lint .venv/bin/python -m ruff check --quiet .
 step types .venv/bin/python -m mypy -p netplug
 step imports .venv/bin/lint-imports --no-logo
-# Doctests of the links, not of the folders they lead to: there is one name for each module.
+# Doctests run through the symbolic links in netplug/, so that each module has only one name.
 step examples .venv/bin/python -m pytest --quiet --doctest-modules netplug
-# Files at once: those with daemons and stores mostly wait.
+# Test files run in parallel: those with daemons and stores mostly wait.
 step tests .venv/bin/python -m pytest --numprocesses 2 --dist loadfile tests
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Install what netplug's tests and demo need, and only what is missing.
-#   setup.sh system   Debian packages: the engine and the network tools (needs root when one is missing)
-#   setup.sh bench    Debian packages that only the benches need
+# Install the missing requirements of netplug's tests and demo.
+#   setup.sh system   Debian packages: container engines and network tools (needs root if one is missing)
+#   setup.sh bench    additional Debian packages for the benches
 #   setup.sh venv     .venv with netplug (editable) and the development tools; PYTHON chooses the interpreter
-# Works in whatever folder the project lies; run from its top by make.
+# make runs it in the project's top folder, wherever that is.
 set -euo pipefail
 
 die() {
@@ -11,18 +11,18 @@ die() {
     exit 1
 }
 
-# install PACKAGE...: by apt, or say what is missing.
+# install PACKAGE...: with apt, or fail with the list of missing packages.
 install() {
     [ $# -gt 0 ] || return 0
-    command -v apt-get >/dev/null || die "missing here: $* (Debian's names; install them with this system's package manager)"
-    [ "$(id -u)" = 0 ] || die "missing: $*; run as root: apt-get install --no-install-recommends $*"
+    command -v apt-get >/dev/null || die "missing packages: $* (Debian's names); install them with this system's package manager"
+    [ "$(id -u)" = 0 ] || die "missing packages: $*; run as root: apt-get install --no-install-recommends $*"
     echo "== installing $*"
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq update
     apt-get -qq install -y --no-install-recommends "$@" >/dev/null
 }
 
-# Every command that we or our tests call, with the package that brings it.
+# Every command that netplug or its tests call, with its package.
 system() {
     local missing=() pair
     for pair in dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables ip6tables:iptables \
@@ -31,17 +31,17 @@ system() {
         openssl:openssl dig:bind9-dnsutils; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
-    # The reference CNI plugins, as neighbours and for comparison.
+    # The reference CNI plugins, for mixed plugin lists and for comparison.
     [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
-    # The image is made of busybox alone: it has to be the static one.
+    # The test image contains only busybox, so it must be statically linked.
     if command -v busybox >/dev/null && ldd "$(command -v busybox)" 2>/dev/null | grep -q "=>"; then
         missing+=(busybox-static)
     fi
-    # Where the kernel has AppArmor, dockerd loads a profile with it.
+    # If the kernel has AppArmor, dockerd loads a profile with this command.
     if grep -qs Y /sys/module/apparmor/parameters/enabled && ! command -v apparmor_parser >/dev/null; then
         missing+=(apparmor)
     fi
-    # What firewalld needs, which is run by two tests.
+    # Requirements of firewalld, which two tests run.
     if command -v apt-get >/dev/null; then
         command -v dbus-daemon >/dev/null || missing+=(dbus-daemon)
         /usr/bin/python3 -c 'import dbus, gi' 2>/dev/null || missing+=(python3-dbus python3-gi gir1.2-glib-2.0)
@@ -51,7 +51,7 @@ system() {
     unpack_firewalld
 }
 
-# firewalld is run in namespaces alone: installed, it would be started here and guard this machine. So it is unpacked.
+# Tests run firewalld in namespaces only. An installed firewalld would start and filter on this machine, so unpack it.
 unpack_firewalld() {
     local to=.venv/firewalld deb part
     if [ -d "$to" ] || command -v firewalld >/dev/null || ! command -v apt-get >/dev/null; then return; fi
@@ -62,12 +62,12 @@ unpack_firewalld() {
         for deb in "$part"/*.deb; do dpkg-deb -x "$deb" "$to.new"; done
         mv "$to.new" "$to"
     else
-        echo "setup: firewalld cannot be fetched: the tests beside it are left out" >&2
+        echo "setup: firewalld cannot be downloaded: its tests will be skipped" >&2
     fi
     rm -rf "$part" "$to.new"
 }
 
-# What only the benches need: name servers to compare with, and who asks them. None of them is started as a service.
+# Name servers to compare with, and a load generator, for the benches. None of them is started as a service.
 bench() {
     local missing=() pair
     for pair in dnsperf:dnsperf dnsmasq:dnsmasq-base knotd:knot; do
@@ -83,7 +83,7 @@ bench() {
     install "${missing[@]}"
 }
 
-# Print the first interpreter that is new enough.
+# Print the first Python interpreter that is new enough.
 interpreter() {
     local candidate
     for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do
@@ -92,7 +92,7 @@ interpreter() {
             return
         fi
     done
-    die "netplug needs Python 3.11 or later; python3 is $(python3 --version 2>&1); name another with PYTHON=…"
+    die "netplug needs Python 3.11 or later; python3 is $(python3 --version 2>&1); set another one with PYTHON=…"
 }
 
 venv() {
@@ -101,7 +101,7 @@ venv() {
     "$python" -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
     echo "== .venv with $("$python" --version)"
     [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || "$python" -m venv --clear .venv
-    # Dependency groups need pip 25.1. The second q silences setuptools, which warns of editable installs.
+    # Dependency groups need pip 25.1. The second q silences setuptools' warning about editable installs.
     .venv/bin/python -m pip install --quiet --upgrade pip
     .venv/bin/python -m pip install -qq --editable . --group dev
 }

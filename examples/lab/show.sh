@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# A lab as a demonstration: build it, show it, break it, mend it, take it down. FILE is another lab than the default.
+# Demonstrate a lab: build it, show it, inject faults, undo them, take it down. usage: show.sh [FILE]
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 netplug=${NETPLUG:-$here/../../.venv/bin/netplug}
 lab=(--lab "lab-demo-$$")
 file=$(mktemp -d)/${lab[1]}.yaml
-# A name of its own, so that it does not meet a lab that is up.
+# Use a name of its own, so that it does not conflict with a running lab.
 sed '/^name:/d' "${1:-$here/three-hosts.yaml}" >"$file"
 trap '"$netplug" lab down "${lab[@]}" 2>/dev/null || true; rm -r "$(dirname "$file")"' EXIT
 
 say() { printf '\n== %s\n' "$*"; }
 
-say "build it: $(basename "${1:-three-hosts.yaml}")"
+say "build: $(basename "${1:-three-hosts.yaml}")"
 "$netplug" lab up "$file"
-say "draw it (Mermaid)"
+say "draw (Mermaid)"
 "$netplug" lab graph "${lab[@]}"
 first=$("$netplug" lab status "${lab[@]}" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["hosts"][0]["name"])')
-say "kill the daemon of host $first: traffic goes on, names are not answered there"
+say "kill the daemon of host $first: traffic continues, names fail there"
 "$netplug" lab fault kill "$first" "${lab[@]}"
 "$netplug" lab status "${lab[@]}" || true
-say "cut host $first off the switch"
+say "disconnect host $first from the switch"
 "$netplug" lab fault cut "$first" "${lab[@]}"
 "$netplug" lab status "${lab[@]}" || true
-say "mend"
+say "undo the faults"
 "$netplug" lab fault mend "${lab[@]}"
-# Names are back when the daemon has told its containers'; each status takes a while of its own.
+# Names work again once the daemon has published its containers; each status takes a while.
 timeout 30 bash -c 'until "$@" >/dev/null; do :; done' until "$netplug" lab status "${lab[@]}"
 "$netplug" lab status "${lab[@]}"
-say "take it down"
+say "take the lab down"
 "$netplug" lab down "${lab[@]}"
 trap - EXIT
 rm -r "$(dirname "$file")"
-say "nothing is left of it"
+say "nothing is left"
