@@ -180,7 +180,7 @@ class Daemon:
         else:
             known = await engine.shared.stored()
             await engine.shared.keep_away(await resolved(access.endpoints, known))
-        if access is not None and not access.guarded:
+        if access is not None and not access.authenticated:
             words = "whoever reaches etcd may read and change all networks"
             hint = "give etcd a user or client certificates, see docs/store.md"
             log.warning("store.open_to_all", store=str(access), reason=words, hint=hint)

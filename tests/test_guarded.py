@@ -39,7 +39,7 @@ class Backed:
 
 @pytest.fixture
 async def backed(etcd: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Backed]:
-    monkeypatch.setattr(guarded, "SOON_S", 0.001)
+    monkeypatch.setattr(guarded, "DELAY_S", 0.001)
     store = await EtcdStore.open(EtcdAccess((etcd.host,)))
     yield Backed(etcd, store, tmp_path)
     await store.close()
@@ -83,7 +83,7 @@ async def test_nothing_is_done_in_older_data(backed: Backed, op: Put | Delete) -
     await backed.save()
     await marked(store, lambda: store.txn([], [Put("y", {})]))
     await backed.restore()
-    with pytest.raises(Restored, match="has older data"):
+    with pytest.raises(Restored, match="was restored from a backup"):
         await store.txn([], [op])
     record = await store.get("x")
     assert record is not None

@@ -1,1 +1,1 @@
-"""What is remembered: keys, JSON records and revisions; SQLite by default, etcd for what hosts share."""
+"""Persistent state: keys, JSON records, revisions. SQLite has this host's own records, etcd those that hosts share."""

@@ -1,4 +1,4 @@
-"""How an etcd is reached: endpoints, TLS files, user. Only data; nothing here opens a connection."""
+"""How to reach etcd: endpoints, TLS files, user. Data only; nothing here opens a connection."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -14,10 +14,13 @@ _FORM = "not of the form etcd://host:port[,host:port]…"
 
 @dataclass(frozen=True, slots=True)
 class EtcdAccess:
-    """`endpoints`: "host:port" each, an IPv6 host in brackets; members of one cluster.
+    """Endpoints and credentials of one etcd cluster.
 
-    `ca`: the authority that signed the servers' certificates; with it the connection is TLS. `cert`, `key`: this
-    host's own certificate (PEM), for servers that ask for one. `user`: empty without authentication.
+    Attributes:
+        endpoints: "host:port" of each member; an IPv6 address in brackets.
+        ca: the CA certificate (PEM) that signed the servers' certificates. If set, connections use TLS.
+        cert, key: this host's client certificate and its key (PEM), for servers with `--client-cert-auth`.
+        user: for etcd's authentication; empty without.
     """
 
     endpoints: tuple[str, ...]
@@ -29,7 +32,7 @@ class EtcdAccess:
 
     @classmethod
     def parse(cls, url: str) -> "EtcdAccess":
-        """Read `etcd://[user:password@]host:port[,host:port]…`; user and password percent-encoded.
+        """Parse `etcd://[user:password@]host:port[,host:port]…`. User and password are percent-encoded.
 
         >>> EtcdAccess.parse("etcd://10.0.0.1:2379,[fd00::2]:2379").endpoints
         ('10.0.0.1:2379', '[fd00::2]:2379')
@@ -37,7 +40,7 @@ class EtcdAccess:
         'np'
 
         Raises:
-            ValueError: the text is something else; the message names what is wrong, and no password.
+            ValueError: the URL is ill-formed; the message says why, and never shows the password.
         """
         if not url.startswith(SCHEME):
             raise ValueError(f"is {_FORM}")
@@ -53,17 +56,17 @@ class EtcdAccess:
         return cls(endpoints, user=unquote(user), password=unquote(password))
 
     @property
-    def guarded(self) -> bool:
-        """Whether etcd can tell us from whoever else reaches it."""
+    def authenticated(self) -> bool:
+        """Whether this host identifies itself to etcd, by a user or a client certificate."""
         return bool(self.user or self.cert)
 
     def with_user(self, user: str, password: str) -> "EtcdAccess":
-        """Return the same with another user."""
+        """Return a copy with this user."""
         return replace(self, user=user, password=password)
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The endpoints as HTTP has them."""
+        """The endpoints as HTTP URLs."""
         return tuple(f"{'https' if self.ca else 'http'}://{endpoint}" for endpoint in self.endpoints)
 
     def __str__(self) -> str:
@@ -72,7 +75,7 @@ class EtcdAccess:
 
 
 def without_password(text: str) -> str:
-    """Return a store URL, also an ill-formed one, as it may be shown.
+    """Mask user and password in a store URL, also in an ill-formed one.
 
     >>> without_password("etcd://np:secret@db:2379")
     'etcd://***@db:2379'

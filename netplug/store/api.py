@@ -14,7 +14,7 @@ from netplug.drivers.codec import JsonObject
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A stored value. `revision`: of the transaction that last wrote it."""
+    """A stored value. `revision`: of the transaction that wrote it last (etcd: mod_revision)."""
 
     key: str
     value: JsonObject
@@ -23,9 +23,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """Holds when `key` was last written by transaction `revision`; 0: when there is no such key.
+    """Holds if the record of `key` has this revision; with revision 0, if the key does not exist.
 
-    `at_least`: or by a later one.
+    `at_least`: a later revision also holds.
     """
 
     key: str
@@ -33,7 +33,7 @@ class Compare:
     at_least: bool = False
 
     def holds(self, revision: int) -> bool:
-        """Whether it does, `revision` being that of the key's record; 0: there is none."""
+        """Return whether it holds. `revision`: of the key's record, 0 if there is none."""
         return revision >= self.revision if self.at_least else revision == self.revision
 
 
@@ -48,83 +48,84 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete a record; absent is success."""
+    """Delete a record. Deleting a missing key succeeds."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change. `record` is None when the key was deleted. `revision`: of the transaction that made it."""
+    """A change. `record` is None if the key was deleted. `revision`: of the transaction that made the change."""
 
     key: str
     record: Record | None
     revision: int
 
 
-class Compacted(Exception):  # noqa: N818 - a fact, which the reader answers by reading all anew
-    """The revision to watch from is no longer remembered: read all anew, then watch from that revision."""
+class Compacted(Exception):  # noqa: N818 - etcd's word; not a failure, the caller just reads a new snapshot
+    """The history from the watched revision on is gone: read the range again, and watch from its revision."""
 
 
 class StoreError(Exception):
-    """The store cannot be reached or refuses; the text says which and why."""
+    """The store is unreachable or refuses the request; the text says which, and why."""
 
 
-class Restored(StoreError):  # noqa: N818 - as the next one
-    """The store has older data than it had: a backup was restored. Nothing was done."""
+class Restored(StoreError):  # noqa: N818 - like `Unreachable`
+    """The store's data are older than before: someone restored a backup. Nothing was changed."""
 
 
-class Unreachable(StoreError):  # noqa: N818 - a kind of StoreError, as the name says where it is caught
-    """No answer. Nothing was read; a transaction may have been done all the same, and then as a whole.
+class Unreachable(StoreError):  # noqa: N818 - reads well where it is caught
+    """No answer. Nothing was read. A transaction may have been committed nevertheless, as a whole.
 
-    It may even be done later, but not once another call has been answered: what is read then is the outcome.
+    It may even be committed later, but only until another call gets an answer: a read then shows the final outcome.
     """
 
 
 class Store(Protocol):
-    """What every store does. This host's own records are in one (SQLite)."""
+    """What every store does. SQLite keeps this host's own records."""
 
     async def get(self, key: str) -> Record | None:
         """Return the record of a key."""
 
     async def range(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose keys begin so, in the order of keys, and the revision they are as of."""
+        """Return the records whose keys start with `prefix`, sorted by key, and the store's revision at that moment."""
 
     async def txn(
         self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
     ) -> int | None:
-        """Do all operations when all comparisons hold, and return the transaction's revision; else None.
+        """Apply all operations if all comparisons hold, and return the transaction's revision; else return None.
 
-        `durable`: outlives a loss of power when this returns. Without it the transaction outlives a crash of this
-        process only, which is enough for what a loss of power ends anyway (endpoints and their links).
+        `durable`: the transaction is flushed to disk before this returns. Without it the transaction survives a crash
+        of this process, but perhaps not a power failure; that is enough for endpoints, which a power failure ends too.
         """
 
     async def close(self) -> None:
-        """Finish what was begun and let go of files and connections."""
+        """Finish pending calls, and close files and connections."""
 
 
 class SharedStore(Store, Protocol):
-    """A store that several hosts share, over the network (etcd): leases, watches, and puts under a lease."""
+    """A store that several hosts share over the network (etcd). It also has leases and watches."""
 
     async def lease(self, ttl_s: float) -> int:
-        """Grant a lease that ends `ttl_s` seconds after it was last kept alive, and return its id."""
+        """Grant a lease, and return its id. It expires `ttl_s` seconds after the last `keep_alive`."""
 
     async def keep_alive(self, lease: int) -> bool:
-        """Start the lease's time anew; False when it has ended."""
+        """Renew a lease; return False if it has expired."""
 
     async def revoke(self, lease: int) -> None:
-        """End a lease and delete its records; absent is success."""
+        """Revoke a lease and delete its records. Revoking a missing lease succeeds."""
 
     def watch(
         self, prefix: str, revision: int, *, anchor: Callable[[], Compare | None] | None = None
     ) -> AsyncIterator[Event]:
-        """Yield the changes after `revision` to keys that begin so, in order, and wait for more.
+        """Yield the changes after `revision` to keys that start with `prefix`, in order; then wait for more.
 
-        `anchor`: returns what must hold whenever the store was out of reach meanwhile, and now and then.
+        `anchor`: returns a comparison that is checked after each reconnect, and from time to time. It detects a store
+        that was restored from a backup.
 
         Raises:
-            Compacted: changes after `revision` have been forgotten, or the anchor does not hold.
+            Compacted: the history after `revision` is gone, or the anchor does not hold.
         """
 
     async def reconnect(self) -> None:
-        """Give up all connections, and go on by new ones: this host's address has changed."""
+        """Replace all connections, as this host's address has changed. Pending calls and watches go on."""

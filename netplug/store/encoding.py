@@ -1,6 +1,6 @@
-"""Keys and values on their way into a store: what is refused is refused alike by every store.
+"""Encoding of keys and values, the same for every store.
 
-Keys are ordered by their UTF-8 bytes, as in etcd, so that a prefix is one range whatever signs it holds.
+Keys sort by their UTF-8 bytes, as in etcd, so all keys with one prefix are one range whatever characters they have.
 """
 
 import json
@@ -12,7 +12,7 @@ from .api import Delete, Put, StoreError
 
 
 def prefix_bytes(prefix: str) -> bytes:
-    """Encode a prefix; the empty one is that of all keys."""
+    """Encode a prefix. The empty prefix matches all keys."""
     try:
         return prefix.encode()
     except UnicodeEncodeError as exc:
@@ -27,7 +27,7 @@ def key_bytes(key: str) -> bytes:
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    r"""Return the first key after those of a prefix. UTF-8 has no byte 0xff, hence no carry.
+    r"""Return the first key after those with a prefix (etcd: range_end). UTF-8 has no byte 0xff, so there is no carry.
 
     >>> prefix_end(b"a/"), prefix_end(b"")
     (b'a0', b'\xff')
@@ -36,14 +36,14 @@ def prefix_end(prefix: bytes) -> bytes:
 
 
 def json_text(key: str, value: JsonObject) -> str:
-    """Return a value as JSON text without spaces."""
+    """Encode a value as compact JSON."""
     try:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as exc:
-        raise StoreError(f"record {key!r} is not json: {exc}") from exc
+        raise StoreError(f"record {key!r} cannot be encoded as json: {exc}") from exc
 
 
 def check_keys(ops: Sequence[Put | Delete]) -> None:
-    """Refuse a transaction that has two operations on one key: which of them would win?"""
+    """Refuse a transaction with two operations on one key, as etcd does: their order is undefined."""
     if len({op.key for op in ops}) < len(ops):
         raise StoreError("a transaction has two operations on one key")

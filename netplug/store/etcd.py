@@ -1,11 +1,11 @@
-"""The store that hosts share: etcd 3.4 or later.
+"""The shared store: etcd 3.4 or later.
 
-All keys lie below one root, so that several programs, and several clusters of ours, share an etcd. A record is
-`{"txn": ID, "value": …}` there: when an answer is lost and another endpoint is asked, the id of the transaction that
-wrote a record tells whether the first attempt has been done. Without it, a claim whose answer is lost would look like
-one that somebody else has won. And what was lost is not done later (`etcd_fences`).
+All keys start with one root, so other programs, and other netplug clusters, can use the same etcd. A value in etcd is
+`{"txn": ID, "value": …}`. If the answer to a transaction is lost, the retry reads the id to find out whether the first
+attempt was committed. Without it, an own claim whose answer was lost would look like another host's claim. A fence
+keeps a lost transaction from being committed later (see `etcd_fences`).
 
-Revisions are etcd's, and count the changes of all its users.
+Revisions are etcd's own, so they also count the changes of its other users.
 """
 
 import asyncio
@@ -19,29 +19,30 @@ from .access import EtcdAccess
 from .api import Compare, Delete, Event, Put, Record, StoreError
 from .encoding import check_keys
 from .etcd_errors import NOT_FOUND, OUT_OF_RANGE, Refused
-from .etcd_fences import LATEST_S, Fences
+from .etcd_fences import LEASE_S, Fences
 from .etcd_records import Message, Records, b64, number, revision_of
 from .etcd_watch import PROGRESS_S, EtcdWatch
 from .gateway import ATTEMPT_S, DEADLINE_S, Gateway
 
 ROOT = "/netplug/v1/default/"
-MAX_OPS = 128  # etcd's --max-txn-ops, unless told otherwise
-MAX_COMPARES = MAX_OPS - 1  # and one is the fence's
-PAGE = 500  # records of one answer: 250 KB of records as ours are
+MAX_OPS = 128  # the default of etcd's --max-txn-ops
+MAX_COMPARES = MAX_OPS - 1  # one more is the fence
+PAGE = 500  # records per answer: about 250 KB
 _RANGE = "/v3/kv/range"
 _TXN = "/v3/kv/txn"
-_PAGED_TRIES = 5  # of a range between whose pages etcd was compacted; that happens once in minutes
+_RANGE_TRIES = 5  # a compaction between two pages makes a range start again; compactions are minutes apart
 
 
 class EtcdStore:
-    """`SharedStore` on an etcd, for any number of processes. Made by `open`.
+    """`SharedStore` on etcd, for any number of processes. Created by `open`.
 
-    Each call ends within a deadline, with `Unreachable` when no endpoint answers. A watch waits for etcd to return.
+    Each call ends within a deadline; it raises `Unreachable` if no endpoint answers. A watch waits until etcd is back.
 
-    Leases: etcd counts whole seconds, and ends a lease up to a second late. After an election or a restart every
-    lease starts its time anew.
+    Leases: etcd counts whole seconds, and expires a lease up to one second late. After a leader election or a restart
+    etcd renews all leases.
 
-    Cancellation: a transaction whose caller is cancelled may still be done, as a whole, until another call is answered.
+    Cancellation: a transaction whose caller is cancelled may still be committed, as a whole, until another call gets an
+    answer.
     """
 
     def __init__(self, gateway: Gateway, root: str, page: int, progress_s: float) -> None:
@@ -64,15 +65,15 @@ class EtcdStore:
         attempt_s: float = ATTEMPT_S,
         progress_s: float = PROGRESS_S,
     ) -> "EtcdStore":
-        """Prepare the store; nothing is sent before the first call.
+        """Prepare the store. It sends nothing before the first call.
 
         Args:
-            access: how etcd is reached.
-            root: what all keys begin with in etcd, "/" at its end.
-            page: the number of records that one answer to `range` has at the most.
-            deadline_s: of a call, at all endpoints together.
-            attempt_s: of a request to one endpoint.
-            progress_s: of silence, after which a watch asks whether its endpoint still lives.
+            access: endpoints and credentials.
+            root: the prefix of all keys in etcd; ends in "/".
+            page: the most records in one answer to `range`.
+            deadline_s: for a call, all attempts at all endpoints together.
+            attempt_s: for one request to one endpoint.
+            progress_s: how long a watch may be silent before it checks that its endpoint is alive.
 
         Raises:
             StoreError: a TLS file cannot be read.
@@ -80,14 +81,14 @@ class EtcdStore:
         return cls(await Gateway.open(access, deadline_s=deadline_s, attempt_s=attempt_s), root, page, progress_s)
 
     async def check(self, deadline_s: float | None = None) -> None:
-        """Read one key, to learn that address, certificates, user and permission are right.
+        """Read one key, to verify addresses, certificates, user and permissions.
 
         Args:
-            deadline_s: None: as of each call.
+            deadline_s: None: the same as for other calls.
 
         Raises:
             Unreachable: no endpoint answers.
-            StoreError: it refuses.
+            StoreError: etcd refuses the request.
         """
         start, end = self._records.span("")
         body = {"key": b64(start), "range_end": b64(end), "limit": "1", "keys_only": True}
@@ -97,17 +98,17 @@ class EtcdStore:
         """Return the record of a key.
 
         Raises:
-            StoreError: what is there was not written by netplug; or as every call.
+            StoreError: another program wrote this key; or, as for every call, etcd refuses.
         """
         kvs = (await self._read({"key": self._records.key(key)})).get("kvs")
         return self._records.record(kvs[0]) if kvs else None
 
     async def range(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose keys begin so, in the order of keys, and the revision they are as of.
+        """Return the records whose keys start with `prefix`, sorted by key, and the revision of that snapshot.
 
-        What was not written by netplug is left out, and logged.
+        Keys that another program wrote are logged and left out.
         """
-        for left in reversed(range(_PAGED_TRIES)):
+        for left in reversed(range(_RANGE_TRIES)):
             try:
                 return await self._pages(prefix)
             except Refused as exc:
@@ -122,11 +123,11 @@ class EtcdStore:
         *,
         durable: bool = False,  # noqa: ARG002 - etcd always is
     ) -> int | None:
-        """Do all operations when all comparisons hold, and return the transaction's revision; else None.
+        """Apply all operations if all comparisons hold, and return the transaction's revision; else return None.
 
         Raises:
-            Unreachable: no answer; it may have been done, or be done until the next call is answered.
-            StoreError: two operations on one key, too many, a lease that has ended: nothing is done.
+            Unreachable: no answer. The transaction may be committed, now or until the next call gets an answer.
+            StoreError: two operations have the same key, there are too many, or a lease has expired. Nothing changes.
         """
         check_keys(ops)
         if len(ops) > MAX_OPS or len(compares) > MAX_COMPARES:
@@ -140,40 +141,40 @@ class EtcdStore:
             "compare": [self._compare(compare) for compare in (*compares, self._fences.condition(txn))],
             "success": [self._records.operation(op, txn) for op in ops],
         }
-        # A put tells who has done it; without one, that the key is gone is all that was wanted.
-        sign = next((op for op in ops if isinstance(op, Put)), ops[0] if ops else None)
-        again = {**body, "failure": [{"requestRange": {"key": self._records.key(sign.key)}}]} if sign else body
+        # The retry reads one of the keys. A put stores the transaction's id; a delete is done if the key is gone.
+        witness = next((op for op in ops if isinstance(op, Put)), ops[0] if ops else None)
+        retry = {**body, "failure": [{"requestRange": {"key": self._records.key(witness.key)}}]} if witness else body
 
         def lost() -> Message:
             self._fences.lost(txn)
-            return again
+            return retry
 
         try:
             answer = await self._gateway.call(_TXN, body, lost)
         except Refused as exc:
             if exc.code != NOT_FOUND:
                 raise
-            raise StoreError(f"{_leased(ops)}, which has ended") from exc
+            raise StoreError(f"{_leased(ops)}, which has expired") from exc
         except asyncio.CancelledError:
             self._fences.lost(txn)
             raise
-        with contextlib.suppress(StoreError):  # then before the next call
+        with contextlib.suppress(StoreError):  # the next call tries again
             await self._fences.raised()
-        return revision_of(answer) if answer.get("succeeded") else self._done_before(answer, txn, sign)
+        return revision_of(answer) if answer.get("succeeded") else self._committed_before(answer, txn, witness)
 
     async def lease(self, ttl_s: float) -> int:
-        """Grant a lease that ends `ttl_s` seconds, rounded up, after it was last kept alive, and return its id."""
+        """Grant a lease, and return its id. It expires `ttl_s` seconds, rounded up, after the last `keep_alive`."""
         if not (ttl_s > 0 and math.isfinite(ttl_s)):
-            raise StoreError(f"a lease of {ttl_s} s cannot be granted: not a positive time")
+            raise StoreError(f"a lease of {ttl_s} s cannot be granted: its time must be positive")
         return number(await self._call("/v3/lease/grant", {"TTL": str(math.ceil(ttl_s))}), "ID")
 
     async def keep_alive(self, lease: int) -> bool:
-        """Start the lease's time anew; False when it has ended."""
+        """Renew a lease; return False if it has expired."""
         answer = await self._call("/v3/lease/keepalive", {"ID": str(lease)})
-        return number(answer.get("result", {}), "TTL") > 0  # of an ended one the answer is a success without TTL
+        return number(answer.get("result", {}), "TTL") > 0  # for an expired lease etcd answers success without TTL
 
     async def revoke(self, lease: int) -> None:
-        """End a lease and delete its records; absent is success."""
+        """Revoke a lease and delete its records. Revoking a missing lease succeeds."""
         try:
             await self._call("/v3/lease/revoke", {"ID": str(lease)})
         except Refused as exc:
@@ -183,24 +184,24 @@ class EtcdStore:
     def watch(
         self, prefix: str, revision: int, *, anchor: Callable[[], Compare | None] | None = None
     ) -> AsyncIterator[Event]:
-        """Yield the changes after `revision` to keys that begin so, wait for more, and end at `close`.
+        """Yield the changes after `revision` to keys that start with `prefix`; then wait for more, until `close`.
 
-        The iterator may be asked again after a time-out or cancellation; no event is lost by it. While etcd cannot
-        be reached it waits.
+        After a timeout or a cancellation the iterator can be used again; it loses no event. While etcd is unreachable,
+        it waits.
 
         Raises:
-            Compacted: changes after `revision` have been forgotten, or etcd has lost its data, or has older ones.
-            StoreError: etcd refuses.
+            Compacted: the history after `revision` is gone, or etcd has lost its data or was restored from a backup.
+            StoreError: etcd refuses the request.
         """
         self._gateway.check_open()
         return EtcdWatch(self._gateway, self._records, prefix, revision, self._progress_s, anchor)
 
     async def reconnect(self) -> None:
-        """Give up all connections, and go on by new ones: this host's address has changed."""
+        """Replace all connections, as this host's address has changed. Pending calls and watches go on."""
         await self._gateway.reconnect()
 
     async def close(self) -> None:
-        """Finish what was begun and close the connections; a second time does nothing."""
+        """Finish pending calls and close the connections. A second call does nothing."""
         await self._gateway.close()
 
     async def _call(self, path: str, body: Message) -> Message:
@@ -211,11 +212,11 @@ class EtcdStore:
         return await self._call(_RANGE, body)
 
     async def _put_fences(self, keys: Sequence[str]) -> None:
-        lease = await self.lease(LATEST_S)
+        lease = await self.lease(LEASE_S)
         await self._call(_TXN, {"success": [self._records.operation(Put(key, {}, lease), key) for key in keys]})
 
     async def _pages(self, prefix: str) -> tuple[list[Record], int]:
-        """Read a range page by page, all as of the first one's revision."""
+        """Read a range page by page, all at the revision of the first page."""
         start, end = self._records.span(prefix)
         request: Message = {"key": b64(start), "range_end": b64(end), "limit": str(self._page)}
         records: list[Record] = []
@@ -236,11 +237,11 @@ class EtcdStore:
             "mod_revision": str(compare.revision - compare.at_least),
         }
 
-    def _done_before(self, answer: Message, txn: str, sign: Put | Delete | None) -> int | None:
-        """Return the revision of a transaction that a lost attempt has done, else None: a comparison has failed."""
-        for response in answer.get("responses", ()):  # none at the first attempt
+    def _committed_before(self, answer: Message, txn: str, witness: Put | Delete | None) -> int | None:
+        """Return the revision if a lost attempt was committed, else None: a comparison failed."""
+        for response in answer.get("responses", ()):  # the first attempt asks for none
             kvs = response["response_range"].get("kvs", ())
-            if isinstance(sign, Delete) and not kvs:
+            if isinstance(witness, Delete) and not kvs:
                 return revision_of(answer)
             if kvs and self._records.written_by(kvs[0], txn):
                 return number(kvs[0], "mod_revision")

@@ -1,11 +1,11 @@
-"""Requests whose answers were lost, kept from being done later.
+"""Fences: a transaction whose answer was lost cannot be committed later.
 
-Who has waited in vain for an answer does not know whether its transaction has been done, and what is worse, it may be
-done later: a member that hung goes on with what its kernel has taken for it, and a cable that was pulled lets through
-what the kernel sends again. So each transaction holds only while its fence is down, and before anything else is read
-or written, the fence of one whose answer was lost is raised. From then on what the store holds is the outcome.
+After a timeout the client does not know whether etcd committed its transaction. Worse, etcd may commit it later: a hung
+member goes on and reads its socket buffer; TCP retransmits once the cable is plugged in again. So each transaction
+has a fence: a key that must not exist when the transaction is committed. If the answer is lost, the client creates that
+key before it reads or writes anything else. From then on, what the client reads is the final outcome.
 
-A fence is a record, absent while it is down. Raised ones go with a lease: no request is that late.
+Fences are put under a lease, which is longer than any request can be late.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from .api import Compare
 
 FENCES = "fences/"
-LATEST_S = 3600
-"""For so long a hung member, once it goes on, may still do what it was asked."""
-_MOST_PUTS = 100  # of one transaction
+LEASE_S = 3600
+"""How long a fence stays: no hung member executes a request later than this."""
+_MAX_PUTS = 100  # per transaction; etcd allows 128 operations
 
 
 class Fences:
-    """Of the transactions of one store. `put`: writes records at these keys, on a lease of `LATEST_S`."""
+    """The fences of one store's transactions. `put`: writes records with these keys under a lease of `LEASE_S`."""
 
     def __init__(self, put: Callable[[Sequence[str]], Awaitable[None]]) -> None:
         self._put = put
@@ -28,31 +28,31 @@ class Fences:
         self._raising: asyncio.Task[None] | None = None
 
     def condition(self, txn: str) -> Compare:
-        """Return what holds while the fence of a transaction is down."""
+        """Return the comparison that holds while the fence of transaction `txn` does not exist."""
         return Compare(FENCES + txn, 0)
 
     def lost(self, txn: str) -> None:
-        """Note that an answer did not come, or is not waited for."""
+        """Record that the answer to transaction `txn` was lost, or that its caller was cancelled."""
         self._lost.add(txn)
 
     async def raised(self) -> None:
-        """Return when nothing that was lost can be done any more.
+        """Return when no lost transaction can be committed any more.
 
         Raises:
-            StoreError: the store does not answer, or refuses.
+            StoreError: etcd does not answer, or refuses.
         """
         while self._lost:
             if self._raising is None:
                 self._raising = asyncio.create_task(self._raise())
                 self._raising.add_done_callback(self._end)
-            await asyncio.shield(self._raising)  # all who wait get the one answer, within the one deadline
+            await asyncio.shield(self._raising)  # all callers share one request and its deadline
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._raising = None
         if not task.cancelled():
-            task.exception()  # also if nobody waits any more
+            task.exception()  # retrieved, although there may be no caller any more
 
     async def _raise(self) -> None:
-        while txns := sorted(self._lost)[:_MOST_PUTS]:
+        while txns := sorted(self._lost)[:_MAX_PUTS]:
             await self._put([FENCES + txn for txn in txns])
             self._lost.difference_update(txns)

@@ -1,4 +1,4 @@
-"""Records as etcd holds them: keys below a root, values in an envelope with the transaction that wrote them."""
+"""Records as etcd stores them: keys below a root, values in an envelope with the id of the transaction."""
 
 import base64
 import json
@@ -18,32 +18,32 @@ Message = dict[str, Any]
 
 
 def b64(raw: bytes) -> str:
-    """Encode bytes as protobuf's JSON form does."""
+    """Encode bytes as in protobuf's JSON mapping."""
     return base64.b64encode(raw).decode()
 
 
 def number(message: Message, name: str) -> int:
-    """Return a 64-bit number of a message; absent is zero."""
+    """Return a 64-bit number of a message; the JSON mapping leaves out zero."""
     return int(message.get(name, 0))
 
 
 def revision_of(message: Message) -> int:
-    """Return the store's revision when the answer was made."""
+    """Return the store's revision from the header of an answer."""
     return number(message.get("header", {}), "revision")
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Translates keys and values. `root`: what all keys begin with, "/" at its end."""
+    """Translates keys and values. `root`: the prefix of all keys in etcd; ends in "/"."""
 
     root: str
 
     def key(self, key: str) -> str:
-        """Return a key as etcd has it."""
+        """Return a key as in etcd's messages."""
         return b64(self.root.encode() + key_bytes(key))
 
     def span(self, prefix: str) -> tuple[bytes, bytes]:
-        """Return the first key of a prefix and the first one after it."""
+        """Return the range of keys with a prefix: its first key, and the first key after it (range_end)."""
         start = self.root.encode() + prefix_bytes(prefix)
         return start, prefix_end(start)
 
@@ -56,11 +56,11 @@ class Records:
         return base64.b64decode(kv["key"]).decode().removeprefix(self.root)
 
     def after(self, kv: Message) -> str:
-        """Return the first key behind that of a KeyValue message, as etcd has it."""
+        """Return the first possible key after that of a KeyValue message, for the next page."""
         return b64(base64.b64decode(kv["key"]) + b"\0")
 
     def operation(self, op: Put | Delete, txn: str) -> Message:
-        """Return the RequestOp message of an operation of transaction `txn`."""
+        """Return the RequestOp message for an operation. `txn`: the transaction's id."""
         if isinstance(op, Delete):
             return {"requestDeleteRange": {"key": self.key(op.key)}}
         text = f'{{"txn":"{txn}","value":{json_text(op.key, op.value)}}}'
@@ -71,20 +71,20 @@ class Records:
         """Return the record of a KeyValue message.
 
         Raises:
-            StoreError: it was not written by netplug; the text names the key.
+            StoreError: another program wrote it; the text names the key.
         """
         try:
             key = self.name(kv)
             value = _envelope(kv)["value"]
             if not isinstance(value, dict):
-                raise ValueError("its value is no object")  # noqa: TRY301 - one message for all that is wrong
+                raise ValueError("its value is not an object")  # noqa: TRY301 - one message for all causes
         except (ValueError, KeyError, TypeError) as exc:
             raw = base64.b64decode(kv["key"]).decode(errors="backslashreplace")
-            raise StoreError(f"key {raw!r} of etcd is not a record of netplug's; delete it with etcdctl") from exc
+            raise StoreError(f"key {raw!r} in etcd is not a record of netplug; delete it with etcdctl") from exc
         return Record(key, value, number(kv, "mod_revision"))
 
     def readable(self, kv: Message) -> Record | None:
-        """Return the record, or None for what others wrote: one such key must not keep us from all others."""
+        """Return the record, or None (logged) if another program wrote it: one such key must not hide all others."""
         try:
             return self.record(kv)
         except StoreError as exc:
@@ -92,7 +92,7 @@ class Records:
             return None
 
     def written_by(self, kv: Message, txn: str) -> bool:
-        """Tell whether a transaction wrote a KeyValue message."""
+        """Return whether transaction `txn` wrote this key."""
         try:
             return bool(_envelope(kv)["txn"] == txn)
         except (ValueError, KeyError, TypeError):
@@ -102,5 +102,5 @@ class Records:
 def _envelope(kv: Message) -> JsonObject:
     envelope = json.loads(base64.b64decode(kv.get("value", "")))
     if not isinstance(envelope, dict):
-        raise ValueError("no object")
+        raise ValueError("not an object")
     return envelope

@@ -1,8 +1,9 @@
-"""A watch of etcd that outlives servers: it goes on at another endpoint from the revision that it has reached.
+"""A watch that survives the failure of an endpoint: it resumes at another one, from the last revision it has seen.
 
-It reads when it is asked and holds no task, so that a slow reader is held back by TCP and costs no memory here.
-Silence is ambiguous (nothing changes, or a hung server), so after some of it the watched endpoint has to answer a
-linearizable read. An answer of an older revision than ours means that etcd has lost its data.
+It has no task of its own and reads only when the caller asks, so TCP slows the server down for a slow caller, and
+events do not pile up in memory. A silent stream is ambiguous: either nothing changes, or the server hangs. So after
+some silence the watch sends a linearizable read to the same endpoint. If its revision is older than the watch's, etcd
+has lost its data.
 """
 
 import asyncio
@@ -14,20 +15,20 @@ import aiohttp
 import structlog
 
 from .api import Compacted, Compare, Event
-from .etcd_errors import DENIED, Trouble, error_of, fault, is_stale
+from .etcd_errors import DENIED, AttemptError, error_for, error_of, is_stale
 from .etcd_records import Message, Records, b64, number, revision_of
 from .gateway import Gateway
 
 log = structlog.get_logger(__name__)
 
-PROGRESS_S = 3.0  # of silence, then the endpoint is asked: one small read per host in that time
+PROGRESS_S = 3.0  # of silence before the endpoint is checked: at most one small read per host in that time
 _BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 _PATH = "/v3/watch"
 _RANGE = "/v3/kv/range"
 
 
 class EtcdWatch:
-    """Iterator over the events of a prefix after a revision; see `Store.watch`. It may be cancelled and asked again."""
+    """Iterator of `EtcdStore.watch`. After a cancellation it can be used again."""
 
     def __init__(
         self,
@@ -48,8 +49,8 @@ class EtcdWatch:
         self._url = ""
         self._rest = b""
         self._failures = 0
-        self._logged_in_anew = False
-        self._doubtful = False
+        self._logged_in_again = False
+        self._unverified = False
         self._anchor = anchor
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -73,20 +74,20 @@ class EtcdWatch:
         self._drop()
 
     async def _step(self) -> None:
-        """Read what there is, or connect anew."""
+        """Read the next messages; connect first if necessary."""
         try:
             if self._response is None:
                 await self._connect()
             for message in await self._messages():
-                self._take(message)  # without a pause: a cancellation must not lose what has been read
-            if self._doubtful:
+                self._take(message)  # without an await: a cancellation must not lose messages
+            if self._unverified:
                 await self._check_progress()
-                self._doubtful = False
-        except Trouble as trouble:
+                self._unverified = False
+        except AttemptError as error:
             self._drop()
             self._gateway.failed(self._url)
             if self._failures == 0:
-                log.warning("store.watch_lost", endpoint=self._url, reason=str(trouble), revision=self._after)
+                log.warning("store.watch_lost", endpoint=self._url, reason=str(error), revision=self._after)
             self._failures += 1
             await asyncio.sleep(_BACKOFF_S[min(self._failures, len(_BACKOFF_S)) - 1])
         except BaseException as exc:
@@ -106,7 +107,7 @@ class EtcdWatch:
         self._response = await self._gateway.stream(self._url, _PATH, {"create_request": request})
 
     async def _messages(self) -> list[Message]:
-        """Return the next messages: whole lines of JSON."""
+        """Return the next complete messages: one line of JSON each."""
         assert self._response is not None  # noqa: S101 - connected
         while True:
             try:
@@ -118,14 +119,14 @@ class EtcdWatch:
                     raise
                 await self._check_progress()
             except (aiohttp.ClientError, OSError) as exc:
-                raise Trouble("closed the watch") from exc
+                raise AttemptError("closed the watch") from exc
         if not chunk:
-            raise Trouble("ended the watch")
+            raise AttemptError("ended the watch")
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         try:
             return [json.loads(line) for line in lines if line]
         except ValueError as exc:
-            raise Trouble("sends something else than json") from exc
+            raise AttemptError("sends something that is not json") from exc
 
     def _take(self, message: Message) -> None:
         code, text = error_of(message)
@@ -140,13 +141,13 @@ class EtcdWatch:
             if self._failures:
                 log.info("store.watch_resumed", endpoint=self._url, revision=self._after)
             self._failures = 0
-            self._logged_in_anew = False
-            # A member that lags behind, or one without its data; and one that came back may have older ones.
-            self._doubtful = revision_of(result) < self._after or self._anchor is not None
+            self._logged_in_again = False
+            # This member may lag behind, may have lost its data, or may have been restored from a backup.
+            self._unverified = revision_of(result) < self._after or self._anchor is not None
             return
         events = [self._event(event) for event in result.get("events", ())]
         self._events.extend(event for event in events if event is not None)
-        # A message has all events of its revisions. One without events tells how far nothing has happened.
+        # A message has all events of its revisions. One without events (progress notify) has the current revision.
         last = max((number(event["kv"], "mod_revision") for event in result.get("events", ())), default=0)
         self._after = max(self._after, last or revision_of(result))
 
@@ -162,41 +163,41 @@ class EtcdWatch:
 
     def _cancelled(self, result: Message) -> None:
         if compacted := number(result, "compact_revision"):
-            raise Compacted(f"the changes after revision {self._after} are forgotten up to {compacted}")
-        reason = str(result.get("cancel_reason") or "the server has ended the watch")
-        # For a watch an outdated token is a lack of permission too.
+            raise Compacted(f"the changes after revision {self._after} are compacted up to {compacted}")
+        reason = str(result.get("cancel_reason") or "the server cancelled the watch")
+        # An expired token makes etcd cancel a watch with "permission denied".
         self._failed(DENIED if "permission denied" in reason else 0, reason)
 
     def _failed(self, code: int, text: str) -> None:
-        """Log in anew, once, where that may help, else raise.
+        """Log in again, once, if that may help; else raise.
 
         Raises:
-            Trouble: another endpoint may serve.
-            Refused: none will.
+            AttemptError: another endpoint may succeed.
+            Refused: no endpoint will.
         """
-        again = (code == DENIED or is_stale(code, text)) and self._gateway.access.user and not self._logged_in_anew
-        if not again:
-            raise fault(code, text, self._gateway.access) if code else Trouble(text)
-        self._logged_in_anew = True
+        log_in = (code == DENIED or is_stale(code, text)) and self._gateway.access.user and not self._logged_in_again
+        if not log_in:
+            raise error_for(code, text, self._gateway.access) if code else AttemptError(text)
+        self._logged_in_again = True
         self._gateway.forget_token()
         self._drop()
 
     async def _check_progress(self) -> None:
-        """Let the watched endpoint answer a read that needs a quorum.
+        """Check the watched endpoint with a linearizable read.
 
         Raises:
-            Trouble: it does not.
-            Compacted: etcd has lost its data, or has older ones.
+            AttemptError: it does not answer.
+            Compacted: etcd has lost its data, or was restored from a backup.
         """
         anchor = self._anchor() if self._anchor else None
         key = self._records.key(anchor.key) if anchor else b64(self._start)
         request = {"key": key, "limit": "1", "keys_only": True}
         answer = await self._gateway.once(self._url, _RANGE, json.dumps(request).encode())
         if (now := revision_of(answer)) < self._after:
-            raise Compacted(f"the store is at revision {now}, {self._after} was seen: it has lost its data")
+            raise Compacted(f"etcd has lost its data: it is at revision {now}, and was at {self._after}")
         kvs = answer.get("kvs", ())
         if anchor and not anchor.holds(number(kvs[0], "mod_revision") if kvs else 0):
-            raise Compacted(f"the store lacks what was written at revision {anchor.revision}: its data are older")
+            raise Compacted(f"etcd was restored from a backup: it lacks what was written at revision {anchor.revision}")
 
     def _drop(self) -> None:
         if self._response is not None:

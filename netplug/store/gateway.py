@@ -1,11 +1,11 @@
-"""etcd v3 over its JSON gateway: endpoints, TLS, tokens, deadlines; no knowledge of records.
+"""etcd's v3 API over its JSON gateway: endpoints, TLS, tokens, deadlines. This module knows nothing of records.
 
-Why not gRPC: the gateway needs no compiled dependency but aiohttp, which is here anyway, and costs 0.1 ms a call.
-Bodies are those of etcd's `rpc.proto` in JSON: bytes in base64, 64-bit numbers as strings, zero values absent.
+Why not gRPC: the gateway needs no compiled dependency but aiohttp, which netplug uses anyway. It costs 0.1 ms per call.
+Bodies are the messages of etcd's `rpc.proto` in JSON: bytes in base64, 64-bit numbers as strings, zeros left out.
 
-Each request asks the server to refuse when it has no leader (`hasleader`, etcd's WithRequireLeader): a member that
-is cut off from the others would else serve a silent watch. A hung server answers nothing and closes nothing (its
-kernel does), hence a time limit on each attempt.
+Each request has `hasleader` set (etcd's WithRequireLeader), so a member without a leader refuses it. Otherwise a member
+that is partitioned from the others would serve a watch without events. A hung server neither answers nor closes
+connections, while its kernel still accepts new ones; hence the time limit for each attempt.
 """
 
 import asyncio
@@ -24,29 +24,39 @@ import structlog
 
 from .access import EtcdAccess
 from .api import StoreError, Unreachable
-from .etcd_errors import CLOSED, Answer, Trouble, error_of, fault, is_stale, read_answer, reason_of, trouble_of
+from .etcd_errors import (
+    CLOSED,
+    Answer,
+    AttemptError,
+    attempt_error,
+    error_for,
+    error_of,
+    is_stale,
+    read_answer,
+    reason_of,
+)
 
 log = structlog.get_logger(__name__)
 
-DEADLINE_S = 6.0  # of a call with all its attempts: longer than an election (1 s by default) after a hung server
-ATTEMPT_S = 2.0  # an answer takes 1 ms, under load 100 ms; an election up to 2 s
-_BACKOFF_S = (0.05, 0.1, 0.2, 0.4)  # between rounds over all endpoints
+DEADLINE_S = 6.0  # for a call with all attempts: longer than one attempt at a hung server and an election
+ATTEMPT_S = 2.0  # an answer takes 1 ms, under load 100 ms; a leader election up to 2 s
+_BACKOFF_S = (0.05, 0.1, 0.2, 0.4)  # after each round over all endpoints
 _LARGE_BYTES = 256 * 1024
 _HEADERS = {"Grpc-Metadata-hasleader": "true", "Content-Type": "application/json"}
 _SOCKET_OPTIONS = (
-    # A peer that has gone without a word (power, cable) is noticed within 11 s, also by a silent watch.
+    # Detects within 11 s that the server lost power or its cable, also for a silent watch.
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    # Who has given up, or was killed, does not leave a request behind that the kernel sends once the cable is back.
+    # Closes with a reset: the kernel must not retransmit a request after its caller gave up or was killed.
     (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),
 )
 
 
 class Gateway:
-    """Connections to the endpoints of one etcd. Made by `open`."""
+    """Connections to the endpoints of one etcd. Created by `open`."""
 
     def __init__(self, access: EtcdAccess, tls: ssl.SSLContext | bool, deadline_s: float, attempt_s: float) -> None:
         self.access = access
@@ -69,10 +79,10 @@ class Gateway:
     async def open(
         cls, access: EtcdAccess, *, deadline_s: float = DEADLINE_S, attempt_s: float = ATTEMPT_S
     ) -> "Gateway":
-        """Prepare connections; none is made yet.
+        """Prepare the connections; the first call opens one.
 
         Raises:
-            StoreError: a TLS file cannot be read, or does not fit.
+            StoreError: a TLS file cannot be read, or certificate and key do not match.
         """
         context = await asyncio.to_thread(_tls, access) if access.ca else False
         return cls(access, context, deadline_s, attempt_s)
@@ -84,7 +94,7 @@ class Gateway:
         )
 
     async def reconnect(self) -> None:
-        """Give up all connections, as after a change of this host's address: what waits on one goes on by a new one."""
+        """Replace all connections, as after a change of this host's address. Pending calls retry on a new one."""
         self.check_open()
         before, self._session = self._session, self._new_session()
         for stream in self._streams:
@@ -94,50 +104,50 @@ class Gateway:
     async def call(
         self, path: str, body: Answer, lost: Callable[[], Answer] | None = None, *, deadline_s: float | None = None
     ) -> Answer:
-        """Post a request until an endpoint answers, and return the answer.
+        """Send a request to one endpoint after another until one answers, and return the answer.
 
         Args:
             path: such as "/v3/kv/range".
-            body: the request, which may be done twice.
-            lost: called after each attempt that may have been done or yet be done, and returns the request for the
-                next one; None: it makes no difference.
-            deadline_s: of all attempts; None: as at `open`.
+            body: the request. It may be executed twice.
+            lost: called after each attempt that may be executed, now or later; returns the body for the next attempt.
+                None: the request is idempotent.
+            deadline_s: for all attempts; None: as given to `open`.
 
         Raises:
             Refused: the answer is an error.
-            Unreachable: no endpoint has answered in time; the text names each with its reason.
-            StoreError: closed.
+            Unreachable: no endpoint answered in time; the text names each endpoint with its reason.
+            StoreError: the store is closed.
         """
         self.check_open()
         with self._counted():
             loop = asyncio.get_running_loop()
             deadline = loop.time() + (self._deadline_s if deadline_s is None else deadline_s)
-            troubles: dict[str, Trouble] = {}
+            errors: dict[str, AttemptError] = {}
             data = json.dumps(body).encode()
             for attempt in itertools.count(1):
                 url = self.url
                 try:
                     return await self.once(url, path, data, deadline - loop.time())
-                except Trouble as trouble:
-                    if url not in troubles or loop.time() < deadline:  # the last attempt may have had no time
-                        troubles[url] = trouble
-                    if trouble.sent and lost is not None:
+                except AttemptError as error:
+                    if url not in errors or loop.time() < deadline:  # the last attempt may have had too little time
+                        errors[url] = error
+                    if error.sent and lost is not None:
                         data = json.dumps(lost()).encode()
                     self.failed(url)
                 rounds, rest = divmod(attempt, len(self._urls))
                 pause_s = 0.0 if rest else _BACKOFF_S[min(rounds, len(_BACKOFF_S)) - 1]
-                mendable = not all(url in troubles and troubles[url].lasting for url in self._urls)
-                if not mendable or loop.time() + pause_s >= deadline:
+                permanent = all(url in errors and errors[url].permanent for url in self._urls)
+                if permanent or loop.time() + pause_s >= deadline:
                     break
                 await asyncio.sleep(pause_s)
-            doubt = lost is not None and any(trouble.sent for trouble in troubles.values())
-            raise Unreachable(self._unreachable(troubles, doubt=doubt))
+            unknown = lost is not None and any(error.sent for error in errors.values())
+            raise Unreachable(self._unreachable(errors, outcome_unknown=unknown))
 
     async def once(self, url: str, path: str, data: bytes, limit_s: float | None = None) -> Answer:
-        """Post a request to one endpoint.
+        """Send a request to one endpoint.
 
         Raises:
-            Trouble: it has not served the request.
+            AttemptError: the attempt failed; another endpoint may succeed.
             Refused: the answer is an error.
         """
         limit_s = self.attempt_s if limit_s is None else min(limit_s, self.attempt_s)
@@ -153,13 +163,15 @@ class Gateway:
                 if not (may_log_in and self.access.user and is_stale(code, text)):
                     break
                 self.forget_token(token)
-        raise fault(code, text, self.access)
+        raise error_for(code, text, self.access)
 
     async def stream(self, url: str, path: str, body: Answer) -> aiohttp.ClientResponse:
-        """Post a request whose answer goes on, and return it with its headers read; the caller closes it.
+        """Send a request with a streamed answer, and return the response once its headers are read.
+
+        The caller closes the response.
 
         Raises:
-            Trouble: as `once`.
+            AttemptError, Refused: as for `once`.
         """
         async with self._attempt(self.attempt_s):
             token = await self._authenticated(url)
@@ -171,31 +183,31 @@ class Gateway:
                 code, text = error_of(read_answer(response.status, await response.read()))
             finally:
                 response.close()
-            raise fault(code, text, self.access)
+            raise error_for(code, text, self.access)
 
     @property
     def url(self) -> str:
-        """The endpoint that is asked now."""
+        """The current endpoint."""
         return self._urls[self._at]
 
     def failed(self, url: str) -> None:
-        """Ask the next endpoint from now on; several calls that have failed at one count once."""
+        """Switch from endpoint `url` to the next one. Concurrent calls that failed at the same one switch once."""
         if url == self.url:
             self._at = (self._at + 1) % len(self._urls)
 
     def forget_token(self, token: str | None = None) -> None:
-        """Log in anew at the next request; with a `token`, only if that is the one in use."""
+        """Make the next request log in again; with `token`, only if that is still the current one."""
         if token in {None, self._token}:
             self._token = None
 
     def check_open(self) -> None:
-        """Raise a StoreError when closed."""
+        """Raise a StoreError if the store is closed."""
         if self.closed:
             raise StoreError("the store is closed")
 
     @contextlib.asynccontextmanager
     async def until_closed(self) -> AsyncIterator[None]:
-        """Interrupt what is inside by a TimeoutError at `close`, which waits for it."""
+        """Interrupt the block with a TimeoutError when `close` is called; `close` waits for its end."""
         async with asyncio.timeout(None) as scope:
             self._waiting.add(scope)
             try:
@@ -205,7 +217,7 @@ class Gateway:
                 self._waiting.discard(scope)
 
     async def close(self) -> None:
-        """End the streams, let the calls that are under way end, and close the connections."""
+        """End the watches, wait for pending calls, and close the connections."""
         if self.closed:
             return
         self.closed = True
@@ -222,12 +234,12 @@ class Gateway:
             async with asyncio.timeout(limit_s):
                 yield
         except TimeoutError as exc:
-            raise Trouble(f"no answer in {limit_s:.3g} s") from exc
+            raise AttemptError(f"no answer in {limit_s:.3g} s") from exc
         except (aiohttp.ClientError, OSError) as exc:
-            raise trouble_of(exc) from exc
+            raise attempt_error(exc) from exc
 
     async def _authenticated(self, url: str) -> str:
-        """Return the token, empty when none is needed; it is valid at each endpoint."""
+        """Return the token, which all endpoints accept; empty without authentication."""
         if not self.access.user:
             return ""
         async with self._authenticating:
@@ -241,10 +253,10 @@ class Gateway:
             answer = read_answer(response.status, await response.read())
         code, text = error_of(answer)
         if "authentication is not enabled" in text:
-            log.warning("store.without_authentication", store=str(self.access))
+            log.warning("store.authentication_disabled", store=str(self.access))
             return ""
         if text:
-            raise fault(code, text, self.access)
+            raise error_for(code, text, self.access)
         return str(answer["token"])
 
     @contextlib.contextmanager
@@ -258,14 +270,14 @@ class Gateway:
             if not self._running:
                 self._idle.set()
 
-    def _unreachable(self, troubles: dict[str, Trouble], *, doubt: bool) -> str:
-        reasons = "; ".join(f"{url}: {trouble}" for url, trouble in troubles.items())
-        mend = "check that etcd runs there and has a quorum, and the addresses in --store"
-        if any(str(trouble) == CLOSED for trouble in troubles.values()):  # all that a wrong protocol gets from etcd
-            mend += "; without TLS there leave out --etcd-ca" if self.access.ca else "; with TLS there give --etcd-ca"
-        mend = "" if any(trouble.lasting for trouble in troubles.values()) else f" ({mend})"
-        unknown = "; whether the change was made is not known" if doubt else ""
-        return f"etcd store {self.access} cannot be reached: {reasons}{mend}{unknown}"
+    def _unreachable(self, errors: dict[str, AttemptError], *, outcome_unknown: bool) -> str:
+        reasons = "; ".join(f"{url}: {error}" for url, error in errors.items())
+        hint = "check that etcd runs there and has a quorum, and the addresses in --store"
+        if any(str(error) == CLOSED for error in errors.values()):  # TLS sent to plain HTTP, or the reverse
+            hint += "; if it has no TLS, remove --etcd-ca" if self.access.ca else "; if it has TLS, set --etcd-ca"
+        hint = "" if any(error.permanent for error in errors.values()) else f" ({hint})"
+        unknown = "; whether the change was made is not known" if outcome_unknown else ""
+        return f"etcd store {self.access} cannot be reached: {reasons}{hint}{unknown}"
 
 
 def _bearer(token: str) -> dict[str, str]:
@@ -273,7 +285,7 @@ def _bearer(token: str) -> dict[str, str]:
 
 
 def _body(data: bytes) -> bytes | io.BytesIO:
-    """A large body is sent in parts, between which the loop does other things."""
+    """Return a large body as a stream, which is sent in parts, so it does not block the loop."""
     return data if len(data) < _LARGE_BYTES else io.BytesIO(data)
 
 
@@ -286,14 +298,14 @@ def _socket(info: aiohttp.AddrInfoType) -> socket.socket:
 
 
 def _tls(access: EtcdAccess) -> ssl.SSLContext:
-    """Read the TLS files."""
+    """Load the TLS files."""
     try:
         context = ssl.create_default_context(cafile=access.ca)
     except OSError as exc:
         raise StoreError(f"etcd ca file {access.ca} cannot be read: {_file_reason(exc)}") from exc
     if access.cert:
         try:
-            # With a password given, OpenSSL does not ask for one on the terminal.
+            # An empty password keeps OpenSSL from asking for one on the terminal.
             context.load_cert_chain(access.cert, access.key, password="")
         except OSError as exc:
             raise StoreError(
@@ -305,5 +317,5 @@ def _tls(access: EtcdAccess) -> ssl.SSLContext:
 def _file_reason(exc: OSError) -> str:
     if isinstance(exc, ssl.SSLError):
         name = (exc.reason or "").lower().replace("_", " ")
-        return f"not a PEM file that fits ({name or 'no certificate or key in it'})"
+        return f"not a PEM file that can be used ({name or 'it has no certificate or key'})"
     return reason_of(exc)

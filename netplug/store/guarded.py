@@ -1,11 +1,11 @@
-"""A shared store that notices when it was given older data: a backup that was restored.
+"""A shared store that detects when someone has restored it from a backup.
 
-Its revision does not tell: others' writes soon make up for what is missing, and `--bump-revision` does at once. Its ids
-need not tell, since a member that is restored under its old name and address has its old ones. So each host has a
-*mark*, which it alone writes, and writes anew a moment after it changed anything. The newest mark that was seen is what
-the store must still have: each change holds only then, and a watch that lost its connection asks before it goes on. So
-data that lack more than the last `SOON_S` are noticed by the first who does anything, before he does it. Marks stay,
-also of hosts that are forgotten: one that is missing tells of older data.
+The store's revision does not show it: new writes soon raise it again, and `snapshot restore --bump-revision` does so
+at once. The ids of cluster and member need not show it either: a member restored under its old name and address has its
+old ids. So each host has a *mark*: a record that only this host writes, `DELAY_S` after each of its changes. The store
+must still have the newest mark that this host has seen. Every transaction compares it, and so does every watch that
+reconnects. So data that lack more than the last `DELAY_S` are detected by the first transaction, before it changes
+anything. Marks of removed hosts stay: a missing mark means older data.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from .api import Compacted, Compare, Delete, Event, Put, Record, Restored, Share
 log = structlog.get_logger(__name__)
 
 MARKS = "cluster/marks/"
-SOON_S = 0.5
-"""From a change to the mark that covers it, and all others meanwhile."""
-_mending: ContextVar[bool] = ContextVar("mending", default=False)
+DELAY_S = 0.5
+"""From a change to its mark. One mark covers all changes before it."""
+_recovering: ContextVar[bool] = ContextVar("recovering", default=False)
 
 
 class Seen(NamedTuple):
-    """The newest mark that was seen, when the store had been taken anew so many times."""
+    """The newest mark that this host has seen, and the `generation` of the store in which it was seen."""
 
     key: str
     revision: int
@@ -35,19 +35,19 @@ class Seen(NamedTuple):
 
     @property
     def floor(self) -> Compare:
-        """What must hold."""
+        """The comparison that holds as long as the store has this mark."""
         return Compare(self.key, self.revision, at_least=True)
 
 
 class Guarded:
-    """`SharedStore` on another one. `me`: the id of this host.
+    """`SharedStore` around another one. `me`: the id of this host.
 
     Attributes:
-        noticed: set when the store turns out to have older data, or none; until `begin_anew` nothing is changed but by
-            who mends that (`mending`).
-        seen: the newest mark that was seen.
-        generation: how often it was taken anew; revisions of one say nothing of another.
-        plain: the store itself, for what may be written into older data as well.
+        noticed: set once the store is found to have older data, or none. From then until `begin_anew`, only the
+            recovery (`mending`) may change the store.
+        seen: the newest mark that this host has seen.
+        generation: the number of calls of `begin_anew`; revisions of different generations cannot be compared.
+        plain: the store without this check, for writes that are right in older data as well.
     """
 
     def __init__(self, store: SharedStore, me: str) -> None:
@@ -63,18 +63,18 @@ class Guarded:
         self.lease, self.keep_alive, self.revoke = store.lease, store.keep_alive, store.revoke
         self.close = store.close
 
-    # What is known of it
+    # Detection
 
     def see(self, key: str, revision: int) -> None:
-        """Learn that somebody's mark was written then."""
+        """Note the mark of a host, if `key` is one, and its revision."""
         if key.startswith(MARKS) and (self.seen is None or revision > self.seen[1]):
             self.seen = Seen(key, revision, self.generation)
             self._saw.set()
 
     def is_older(self, records: Sequence[Record], seen: Seen | None) -> bool:
-        """Whether these records, all marks among them, are older than what was seen; that is then noticed.
+        """Return whether `records`, a snapshot with all marks, are older than `seen`; if so, set `noticed`.
 
-        `seen`: as it was before they were read.
+        `seen`: the newest mark before the snapshot was read.
         """
         if seen is None or seen.generation != self.generation:
             return False
@@ -84,11 +84,11 @@ class Guarded:
         return older
 
     async def verify(self) -> None:
-        """Ask whether the store has what was seen.
+        """Check that the store still has the newest mark.
 
         Raises:
-            Restored: it has not.
-            StoreError: it does not answer.
+            Restored: it does not have it.
+            StoreError: the store does not answer.
         """
         seen = self.seen
         records = (await self._store.range(seen.key))[0] if seen else []
@@ -96,42 +96,42 @@ class Guarded:
             raise self._restored()
 
     def notice(self) -> None:
-        """Take the store as one that has not what it had."""
+        """Record that the store has lost data."""
         if not self.noticed.is_set():
-            log.warning("store.older", mark=self.seen)
+            log.warning("store.restored_from_backup", mark=self.seen)
         self.noticed.set()
 
     @contextmanager
     def mending(self) -> Iterator[None]:
-        """Let this task change the store during the block whatever it has."""
-        token = _mending.set(True)
+        """Let this task change the store within the block, even though its data are older."""
+        token = _recovering.set(True)
         try:
             yield
         finally:
-            _mending.reset(token)
+            _recovering.reset(token)
 
     def begin_anew(self) -> None:
-        """Take the store as it is now; watches end as if their revision were forgotten."""
+        """Accept the store's data as they are now. Running watches end with `Compacted`."""
         self.seen = None
         self.generation += 1
         self.noticed.clear()
-        self._changed.set()  # a mark soon, of what was mended
+        self._changed.set()  # so that a new mark is written
 
     @staticmethod
     def _restored() -> Restored:
-        return Restored("the store that hosts share has older data than before; hosts are telling it what they have")
+        return Restored("the shared store was restored from a backup; hosts are writing back what it lacks")
 
     # The store
 
     async def txn(
         self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
     ) -> int | None:
-        """Do what `Store.txn` does, unless the store has older data.
+        """Do as `Store.txn`, unless the store was restored from a backup.
 
         Raises:
-            Restored: it has, and nothing was done.
+            Restored: it was; nothing was changed.
         """
-        if not ops or _mending.get():
+        if not ops or _recovering.get():
             return await self._store.txn(compares, ops, durable=durable)
         if self.noticed.is_set():
             raise self._restored()
@@ -148,15 +148,15 @@ class Guarded:
         prefix: str,
         revision: int,
         *,
-        anchor: Callable[[], Compare | None] | None = None,  # noqa: ARG002 - it has one itself
+        anchor: Callable[[], Compare | None] | None = None,  # noqa: ARG002 - replaced by the newest mark
     ) -> AsyncIterator[Event]:
-        """Watch as `Store.watch` does; older data end it as forgotten changes do."""
+        """Watch as `SharedStore.watch` does. Data that are older end it with `Compacted`."""
         return self._watch(prefix, revision, self.generation)
 
     async def _watch(self, prefix: str, revision: int, generation: int) -> AsyncIterator[Event]:
         def anchor() -> Compare | None:
             if generation != self.generation:
-                raise Compacted("the store was given other data")
+                raise Compacted("the store was restored from a backup, and recovered")
             return self.seen.floor if self.seen else None
 
         async for event in self._store.watch(prefix, revision, anchor=anchor):
@@ -169,10 +169,10 @@ class Guarded:
     # The mark
 
     async def mark(self) -> None:
-        """Write this host's mark, if it changed anything since it did.
+        """Write this host's mark if this host has changed anything since the last one.
 
         Raises:
-            StoreError: it is not written; the next call tries again.
+            StoreError: the mark was not written; the next call tries again.
         """
         if not self._changed.is_set():
             return
@@ -180,7 +180,7 @@ class Guarded:
         self._count += 1
         floor = [self.seen.floor] if self.seen else []
         try:
-            # Past `txn`: the mark itself is no change.
+            # Not by `self.txn`: a mark is not a change that needs a mark.
             revision = await self._store.txn(floor, [Put(self._key, {"count": self._count})])
             if revision is None:
                 await self.verify()
@@ -191,7 +191,7 @@ class Guarded:
             raise
 
     async def keep_marking(self, remember: Callable[[str, int], Awaitable[None]]) -> None:
-        """Write the mark a moment after each change, and have the newest that was seen remembered, until cancelled."""
+        """Write the mark `DELAY_S` after each change, and pass each new `seen` to `remember`; until cancelled."""
         while True:
             waits = [asyncio.ensure_future(event.wait()) for event in (self._changed, self._saw)]
             try:
@@ -199,9 +199,9 @@ class Guarded:
             finally:
                 for wait in waits:
                     wait.cancel()
-            await asyncio.sleep(SOON_S)
+            await asyncio.sleep(DELAY_S)
             if not self.noticed.is_set():
-                with suppress(Restored):  # `noticed` now, and said by who mends that
+                with suppress(Restored):  # `noticed` is set now; the recovery reports it
                     await self.mark()
             if self._saw.is_set() and self.seen:
                 self._saw.clear()

@@ -1,4 +1,4 @@
-"""The shared store for who cannot reach it, and why: each call is refused at once."""
+"""A stand-in for a shared store that cannot be opened: every call fails at once with the reason."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -6,12 +6,12 @@ from .api import Compare, Delete, Event, Put, Record, Unreachable
 
 
 class NoStore:
-    """`SharedStore` that refuses all. `reason`: what its errors say."""
+    """`SharedStore` whose calls all raise `Unreachable`. `reason`: the text of the error."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
-    async def get(self, key: str) -> Record | None:  # noqa: ARG002 - as of `SharedStore`
+    async def get(self, key: str) -> Record | None:  # noqa: ARG002 - the signature of `SharedStore`
         raise self._error()
 
     async def range(self, prefix: str) -> tuple[list[Record], int]:  # noqa: ARG002

@@ -166,15 +166,15 @@ async def test_a_server_whose_certificate_is_for_servers_alone_is_explained(
     cert, key = ours.issue("narrow", "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
     flags = ("--cert-file", str(cert), "--key-file", str(key), "--client-cert-auth", "--trusted-ca-file", str(ours.ca))
     with running(tmp_path, *flags, tls=True) as (member,):
-        assert "the server's own certificate needs clientAuth" in await refusal(
+        assert "the server's own certificate needs the extended key usage clientAuth" in await refusal(
             EtcdAccess((member.host,), ours.ca, *client), deadline_s=0.5
         )
 
 
 @needs_etcd
 async def test_tls_on_one_side_only_is_said_so(tls: Member, plain: Member, ours: Authority) -> None:
-    assert "with TLS there give --etcd-ca" in await refusal(EtcdAccess((tls.host,)), deadline_s=0.5)
-    assert "without TLS there leave out --etcd-ca" in await refusal(EtcdAccess((plain.host,), ours.ca), deadline_s=0.5)
+    assert "if it has TLS, set --etcd-ca" in await refusal(EtcdAccess((tls.host,)), deadline_s=0.5)
+    assert "if it has no TLS, remove --etcd-ca" in await refusal(EtcdAccess((plain.host,), ours.ca), deadline_s=0.5)
 
 
 async def test_files_that_are_not_what_they_should_be_are_named(
@@ -190,7 +190,7 @@ async def test_files_that_are_not_what_they_should_be_are_named(
     assert f"etcd ca file {text} cannot be read: not a PEM file" in await refusal(replace(access, ca=text))
     assert f"etcd certificate {absent} with key {key}" in await refusal(replace(access, cert=absent))
     other = await refusal(replace(access, key=ours.issue("other")[1]))
-    assert "not a PEM file that fits (key values mismatch)" in other
+    assert "not a PEM file that can be used (key values mismatch)" in other
 
 
 @pytest.fixture
@@ -260,16 +260,16 @@ async def test_wrong_and_missing_credentials_are_told_apart(guarded: Member) -> 
         assert text == (
             f"etcd store {wrong} refuses: user {wrong.user!r} or the password is wrong; check NETPLUG_ETCD_PASSWORD"
         )
-    assert "it asks for a user; give NETPLUG_ETCD_USER" in await refusal(EtcdAccess((guarded.host,)))
+    assert "it requires authentication; set NETPLUG_ETCD_USER" in await refusal(EtcdAccess((guarded.host,)))
     reader = await EtcdStore.open(access)
     assert await keys(reader, "") == []
-    with pytest.raises(StoreError, match="'np' may not do this; grant its role readwrite on netplug's prefix"):
+    with pytest.raises(StoreError, match="'np' lacks permission; grant its role readwrite on netplug's prefix"):
         await put(reader, "a")
     await reader.close()
     elsewhere = await EtcdStore.open(access, root="/other/")
     watch = elsewhere.watch("", 0)
     for call in (elsewhere.get("a"), anext(watch), anext(watch)):
-        with pytest.raises(StoreError, match="may not do this"):
+        with pytest.raises(StoreError, match="lacks permission"):
             await call
     await elsewhere.close()
 
@@ -281,7 +281,7 @@ async def test_authentication_switched_on_later_is_met_by_a_log_in(guarded: Memb
         store = await EtcdStore.open(access)
         await put(store, "a")
         await put(store, "b")
-    assert [entry["event"] for entry in logs] == ["store.without_authentication"]
+    assert [entry["event"] for entry in logs] == ["store.authentication_disabled"]
     await guard(guarded)
     await put(store, "c")
     assert await keys(store, "") == ["a", "b", "c"]

@@ -15,7 +15,7 @@ from store_suite import keys, put, take  # noqa: E402
 from netplug.store.access import EtcdAccess  # noqa: E402
 from netplug.store.api import Compacted, Compare, Delete, Put, Unreachable  # noqa: E402
 from netplug.store.etcd import EtcdStore  # noqa: E402
-from netplug.store.etcd_fences import FENCES, LATEST_S  # noqa: E402
+from netplug.store.etcd_fences import FENCES, LEASE_S  # noqa: E402
 
 pytestmark = needs_etcd
 FAST = ("--heartbeat-interval", "50", "--election-timeout", "500")
@@ -154,7 +154,7 @@ async def test_what_is_no_etcd_is_said_so_at_once(stores: Stores) -> None:
     host, port = server.sockets[0].getsockname()
     store = await stores.open(f"{host}:{port}")
     began = time.monotonic()
-    with pytest.raises(Unreachable, match=r"HTTP 404 'Not Found': no etcd of version 3\.4 or later"):
+    with pytest.raises(Unreachable, match=r"HTTP 404 'Not Found': this is not etcd 3\.4 or later"):
         await store.check()
     assert time.monotonic() - began < 2
     server.close()
@@ -222,7 +222,7 @@ async def test_a_compaction_while_the_watch_is_away_is_told(etcd: Member, stores
         revision = await put(other, f"a/{n}")
     await other._call("/v3/kv/compaction", {"revision": str(revision), "physical": True})
     for _ in range(2):  # also who asks again
-        with pytest.raises(Compacted, match=f"after revision {start + 1} are forgotten up to {revision}"):
+        with pytest.raises(Compacted, match=f"after revision {start + 1} are compacted up to {revision}"):
             await take(watch, 1)
     assert [event.key for event in await take(other.watch("a/", revision - 1), 1)] == ["a/4"]
 
@@ -441,4 +441,4 @@ async def test_fences_go_by_themselves(etcd: Member, stores: Stores, proxy: tupl
     (fence,) = (await store.range(FENCES))[0]
     (kv,) = (await store._call("/v3/kv/range", {"key": store._records.key(fence.key)}))["kvs"]
     granted = await store._call("/v3/lease/timetolive", {"ID": kv["lease"]})
-    assert int(granted["grantedTTL"]) == LATEST_S
+    assert int(granted["grantedTTL"]) == LEASE_S

@@ -167,7 +167,7 @@ async def test_what_others_wrote_is_left_out_and_does_not_stop_the_rest(holder: 
     watch = store.watch("", start)
     for value in (b"", b"text", b"[1]", b'{"value": 7, "txn": "x"}', b'{"txn": "x"}', b"\xff"):
         await holder.raw_put(b"alien", value)
-        with pytest.raises(StoreError, match=r"alien' of etcd is not a record of netplug's; delete it with etcdctl"):
+        with pytest.raises(StoreError, match=r"alien' in etcd is not a record of netplug; delete it with etcdctl"):
             await store.get("alien")
     await holder.raw_put(b"\xff\xfe", b"{}")
     await put(store, "mine")
