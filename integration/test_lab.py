@@ -216,7 +216,7 @@ def test_names_that_do_not_resolve_are_told(lab: Lab, tmp_path: Path) -> None:
     said = lab("status")
     assert said.returncode == 1
     assert said.stdout.splitlines()[-4:] == [
-        "4 of 4 ways between containers answer",
+        "4 of 4 paths between containers work",
         "0 of 2 names resolve",
         "  one does not resolve two.n in n: nobody answers at 10.94.1.1",
         "  two does not resolve one.n in n: nobody answers at 10.94.1.1",

@@ -294,7 +294,7 @@ def test_diff_ends_with_one_until_repair(cli: Cli, daemon: Living) -> None:
     assert re.search(r"network blue +link/br-blue +missing", found)
     assert "link/br-blue" in cli("repair")
     cli("diff")
-    assert cli("repair") == "nothing to mend\n"
+    assert cli("repair") == "nothing to repair\n"
 
 
 def test_repair_tells_what_it_mended_and_what_is_left(
@@ -309,11 +309,13 @@ def test_repair_tells_what_it_mended_and_what_is_left(
     assert main(command) == NO
     said = capsys.readouterr()
     assert re.match(
-        r"mended:\n.*\nnetwork mendable +link/br-mendable +missing\n.*left:\n.*\nnetwork broken +", said.out, re.DOTALL
+        r"repaired:\n.*\nnetwork mendable +link/br-mendable +missing\n.*remaining:\n.*\nnetwork broken +",
+        said.out,
+        re.DOTALL,
     )
-    assert "left that repair cannot mend" in said.err
+    assert "remain after the repair" in said.err
     assert main(command) == NO
-    assert capsys.readouterr().out.startswith("left:\n")
+    assert capsys.readouterr().out.startswith("remaining:\n")
     daemon.kernel.heal()
     assert "link/br-broken" in cli("repair")
     assert cli("diff") == "no differences\n"

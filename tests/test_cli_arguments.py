@@ -20,7 +20,7 @@ def test_gateway_and_range_go_to_their_subnet() -> None:
         {"subnet": "10.1.0.0/24", "gateway": "10.1.0.9", "range": "10.1.0.128/25"},
         {"subnet": "fd00::/64", "gateway": "fd00::1", "range": None},
     ]
-    with pytest.raises(CliError, match="two of gateway"):
+    with pytest.raises(CliError, match="two values of gateway"):
         subnets(["10.1.0.0/24"], ["10.1.0.1", "10.1.0.2"], [])
 
 

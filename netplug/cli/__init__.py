@@ -11,19 +11,19 @@ from collections.abc import Sequence
 
 OK = 0
 NO = 1
-"""The answer is no: the daemon refused, or there are differences."""
+"""The daemon refused the request, or the command found differences."""
 USAGE = 2
 UNREACHABLE = 3
 """The daemon or its store cannot be reached."""
 INTERRUPTED = 130
-"""What a shell reports of a process that SIGINT ended; likewise 141 for SIGPIPE."""
+"""The exit code that a shell reports for a process ended by SIGINT; likewise 141 for SIGPIPE."""
 PIPE_CLOSED = 141
 DEBUG = "NETPLUG_DEBUG"
-"""Environment variable: any value shows the traceback of an error that is ours."""
+"""Environment variable: with any value, an internal error shows its traceback."""
 
 
 class CliError(Exception):
-    """An error for the user, with the exit code that it means."""
+    """An error for the user, with its exit code."""
 
     def __init__(self, code: int, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class CliError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; an error becomes one line on stderr."""
+    """Run a command and return its exit code; print an error as one line on stderr."""
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except CliError as exc:
@@ -46,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as exc:
         if os.environ.get(DEBUG):
             raise
-        return _fail(NO, f"internal error: {type(exc).__name__}: {exc} (set {DEBUG}=1 to see more)")
+        return _fail(NO, f"internal error: {type(exc).__name__}: {exc} (set {DEBUG}=1 to see the traceback)")
 
 
 def _run(argv: Sequence[str]) -> int:
-    import typer  # noqa: PLC0415 - inside, so that Ctrl-C during the import is answered too
+    import typer  # noqa: PLC0415 - inside, so that Ctrl-C during the import is handled too
 
     from netplug.cli.app import app  # noqa: PLC0415 - as above
 
@@ -66,6 +66,6 @@ def _run(argv: Sequence[str]) -> int:
 
 def _fail(code: int, message: str) -> int:
     line = " ".join(message.split()).rstrip(".")
-    with contextlib.suppress(OSError):  # nobody listens; the exit code still tells
+    with contextlib.suppress(OSError):  # stderr is closed; the exit code still says it
         print(f"netplug: {line}", file=sys.stderr, flush=True)  # noqa: T201 - this is the command's voice
     return code

@@ -16,16 +16,16 @@ from netplug.cli.output import emit, emit_json, note, short, table
 from netplug.cli.serving import serve
 
 app = typer.Typer(
-    help="Connect containers: networks, addresses and published ports for every runtime.\n\n"
-    "Exit codes: 0 done; 1 the answer is no (refused, or there are differences); 2 wrong usage; "
-    "3 the daemon or its store cannot be reached. Errors are one line on stderr.",
+    help="Networks, addresses and published ports for containers of every runtime.\n\n"
+    "Exit codes: 0 success; 1 the request was refused, or differences were found; 2 wrong usage; "
+    "3 the daemon or its store is unreachable. Errors are one line on stderr.",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 networks = typer.Typer(help="Create, list, show and remove networks.")
-ipam = typer.Typer(help="Show pools and leases of addresses.")
+ipam = typer.Typer(help="Show address pools and leases.")
 app.add_typer(networks, name="network")
 app.add_typer(ipam, name="ipam")
 app.add_typer(names, name="dns")
@@ -33,12 +33,12 @@ app.add_typer(cni, name="cni")
 app.add_typer(hosts, name="host")
 app.add_typer(lab, name="lab")
 
-NetworkRef = Annotated[str, typer.Argument(metavar="NETWORK", help="Name, id, or beginning of an id.")]
+NetworkRef = Annotated[str, typer.Argument(metavar="NETWORK", help="Name, id, or unique prefix of an id.")]
 Netns = Annotated[
     str,
     typer.Option(
         metavar="PATH_OR_NAME",
-        help="Network namespace: a path such as /proc/4711/ns/net, or a name that 'ip netns' knows.",
+        help="Network namespace: a path such as /proc/4711/ns/net, or a name of 'ip netns'.",
     ),
 ]
 Ifname = Annotated[str, typer.Option(metavar="NAME", help="Name of the interface in the namespace.")]
@@ -56,7 +56,7 @@ def before_commands(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show this command's version.")
     ] = False,
 ) -> None:
-    """Take what stands before a command."""
+    """Handle the options before a command."""
 
 
 @networks.command("create")
@@ -66,29 +66,35 @@ def network_create(
         str | None,
         typer.Option(
             metavar="MODE",
-            help="How it is built: bridge (default), host, macvlan, none, overlay, or what a driver adds.",
+            help="Mode: bridge (default), host, macvlan, none, overlay, or the mode of another driver.",
         ),
     ] = None,
     subnet: Annotated[
-        list[str] | None, typer.Option(metavar="CIDR", help="Its subnet; twice for IPv4 and IPv6. Default: a free one.")
+        list[str] | None,
+        typer.Option(metavar="CIDR", help="Subnet; give it twice for IPv4 and IPv6. Default: a free one."),
     ] = None,
     gateway: Annotated[
         list[str] | None,
         typer.Option(
             metavar="IP",
-            help="The host's address in a --subnet; with mode macvlan the router's. Default: the first, macvlan: none.",
+            help="Gateway: the host's address in a --subnet, or with mode macvlan the router's. Default: the first "
+            "address; none with macvlan.",
         ),
     ] = None,
     ip_range: Annotated[
-        list[str] | None, typer.Option(metavar="CIDR", help="Part of a --subnet out of which addresses are chosen.")
+        list[str] | None, typer.Option(metavar="CIDR", help="Part of a --subnet to allocate addresses from.")
     ] = None,
-    internal: Annotated[bool, typer.Option("--internal", help="No way out of it: no default route, no ports.")] = False,
+    internal: Annotated[
+        bool, typer.Option("--internal", help="Isolate the network: no default route, no ports.")
+    ] = False,
     ipv6: Annotated[
-        bool, typer.Option("--ipv6", help="Both IPv4 and IPv6: whichever has no --subnet gets a free one.")
+        bool, typer.Option("--ipv6", help="Use IPv4 and IPv6: each without a --subnet gets a free one.")
     ] = False,
     cluster: Annotated[
         bool,
-        typer.Option("--cluster", help="On all hosts that share the store, with mode overlay; needs --store etcd."),
+        typer.Option(
+            "--cluster", help="Create it on all hosts that share the store, with mode overlay; needs --store etcd."
+        ),
     ] = False,
     option: Annotated[
         list[str] | None,
@@ -96,8 +102,8 @@ def network_create(
             "-o",
             "--option",
             metavar="KEY=VALUE",
-            help="Option of the network, such as icc=false, as with 'docker network create -o'; may be repeated. An "
-            "unknown one is refused with a list of those that there are.",
+            help="Network option such as icc=false, as with 'docker network create -o'; may be repeated. The error for "
+            "an unknown option lists all options.",
         ),
     ] = None,
     run_dir: RunDir = RUN_DIR,
@@ -118,7 +124,7 @@ def network_create(
 def network_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     """List networks.
 
-    Endpoints are counted on all hosts.
+    The number of endpoints includes those of all hosts.
     """
     answer = _client(run_dir).get("networks")
     note(answer)
@@ -149,10 +155,10 @@ def network_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 @networks.command("inspect")
 def network_inspect(
     network: NetworkRef,
-    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - what it prints is JSON
+    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - the output is always JSON
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """Print all about a network and its endpoints, as JSON."""
+    """Print a network and its endpoints as JSON."""
     answer = _client(run_dir).get("networks", network)
     note(answer)
     emit_json(answer)
@@ -162,7 +168,10 @@ def network_inspect(
 def network_rm(
     network: Annotated[list[str], typer.Argument(metavar="NETWORK...", help="Names or ids.")], run_dir: RunDir = RUN_DIR
 ) -> None:
-    """Remove networks. Refused while they have endpoints, and for networks of Docker's (use 'docker network rm')."""
+    """Remove networks.
+
+    The command is refused for networks with endpoints, and for Docker's networks (use 'docker network rm').
+    """
     client = _client(run_dir)
     for ref in network:
         client.delete("networks", ref)
@@ -174,34 +183,37 @@ def attach(
     network: NetworkRef,
     netns: Netns,
     ifname: Ifname = "eth0",
-    name: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of what is plugged in, by which others find it.")
-    ] = "",
-    alias: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Further name; may be repeated.")] = None,
-    ip: Annotated[
-        list[str] | None, typer.Option(metavar="IP", help="Address; twice for IPv4 and IPv6. Default: a free one.")
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the endpoint, also in DNS.")] = "",
+    alias: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Additional DNS name; may be repeated.")
     ] = None,
-    mac: Annotated[str, typer.Option(metavar="MAC", help="MAC of the interface. Default: made from the address.")] = "",
+    ip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IP", help="Address; give it twice for IPv4 and IPv6. Default: a free one."),
+    ] = None,
+    mac: Annotated[
+        str, typer.Option(metavar="MAC", help="MAC of the interface. Default: derived from the address.")
+    ] = "",
     publish: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PORT",
-            help="Publish a port: [ip:][host:]container[/proto], as Docker's -p. '8000-8009:80' takes the first free "
-            "one, '8000-8002:80-82' pairs, '80' any free one; an IPv6 address stands in brackets.",
+            help="Publish a port: [ip:][host:]container[/proto], as with Docker's -p. '8000-8009:80' uses the first "
+            "free port, '8000-8002:80-82' pairs of ports, '80' any free port; write IPv6 addresses in brackets.",
         ),
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
-            "-o", "--option", metavar="KEY=VALUE", help="Option of this one, such as rate=10mbit; may be repeated."
+            "-o", "--option", metavar="KEY=VALUE", help="Endpoint option such as rate=10mbit; may be repeated."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - what it prints is JSON
+    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - the output is always JSON
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """Plug a network namespace into a network.
+    """Attach a network namespace to a network.
 
-    No runtime is needed. The result is printed as JSON.
+    This needs no container runtime. The command prints the result as JSON.
     """
     body = {
         "network": network,
@@ -219,9 +231,9 @@ def attach(
 
 @app.command()
 def detach(network: NetworkRef, netns: Netns, ifname: Ifname = "eth0", run_dir: RunDir = RUN_DIR) -> None:
-    """Unplug a network namespace.
+    """Detach a network namespace from a network.
 
-    It must be one that 'attach' plugged in; the namespace may be gone already.
+    The namespace must have been attached by 'attach'. It may already be deleted.
     """
     body = {"network": network, "netns": arguments.netns(netns), "ifname": arguments.ifname(ifname)}
     _client(run_dir).post("detach", body=body)
@@ -233,10 +245,10 @@ def ps(
     as_json: AsJson = False,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """List endpoints, with their addresses and published ports.
+    """List endpoints with their addresses and published ports.
 
-    An endpoint is what plugs one container, or one namespace, into one network. In networks of a cluster those of all
-    hosts are listed, with published ports of this host's alone.
+    An endpoint is the attachment of one container, or one namespace, to one network. In a network of a cluster, the
+    list includes the endpoints of all hosts; it shows published ports only for this host.
     """
     query = {"network": network} if network else {}
     answer = _client(run_dir).get("endpoints", **query)
@@ -269,9 +281,9 @@ def ps(
 
 @ipam.command("ls")
 def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """List pools and the leases in them.
+    """List address pools and their leases.
 
-    Pools with their size and use, leases with their owners.
+    Pools are shown with size and use, leases with their owners.
     """
     pools = _client(run_dir).get("ipam")["pools"]
     if as_json:
@@ -317,9 +329,9 @@ def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 
 @ipam.command("audit")
 def ipam_audit(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """Show addresses that are not held as the records say.
+    """Show differences between leases and endpoints.
 
-    Leaks are among them. Exit 0 when there are none, else 1.
+    This includes leaked leases. Exit code 0: there are none; 1: there are some.
     """
     found = _client(run_dir).get("ipam/audit")["findings"]
     if as_json:
@@ -332,10 +344,10 @@ def ipam_audit(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 
 @app.command()
 def diff(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """Show what is not as the records say.
+    """Show differences between records and kernel.
 
-    The records are what netplug was asked for. Links, addresses, firewall rules and what other hosts tell are compared
-    with them. Exit 0 when there is nothing, else 1.
+    The records say what was requested. They are compared with links, addresses, firewall rules and the records of
+    other hosts. Exit code 0: there are no differences; 1: there are some.
     """
     found = _client(run_dir).get("diff")["differences"]
     if as_json:
@@ -347,21 +359,23 @@ def diff(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 
 @app.command()
 def repair(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """Mend what 'diff' shows.
+    """Repair the differences that 'diff' shows.
 
-    Print what was mended and what is left. Exit 1 when something is left.
+    The command prints what it repaired and what remains. Exit code 0: nothing remains; 1: something remains.
     """
     client = _client(run_dir)
-    mended = client.post("repair")["differences"]
+    repaired = client.post("repair")["differences"]
     left = client.get("diff")["differences"]
     if as_json:
-        emit_json(mended)
+        emit_json(repaired)
     else:
-        parts = [f"{word}:\n{_differences(rows)}" for word, rows in (("mended", mended), ("left", left)) if rows]
-        emit("\n".join(parts) or "nothing to mend")
+        parts = [
+            f"{word}:\n{_differences(rows)}" for word, rows in (("repaired", repaired), ("remaining", left)) if rows
+        ]
+        emit("\n".join(parts) or "nothing to repair")
     if left:
-        count = "1 difference is" if len(left) == 1 else f"{len(left)} differences are"
-        raise CliError(NO, f"{count} left that repair cannot mend", hint="the log of netplug serve says why")
+        count = "1 difference remains" if len(left) == 1 else f"{len(left)} differences remain"
+        raise CliError(NO, f"{count} after the repair", hint="see the log of netplug serve")
 
 
 @app.command()
@@ -392,9 +406,9 @@ def _differences(found: list[dict[str, str]]) -> str:
 
 
 def _own_version() -> str:
-    from importlib import metadata  # noqa: PLC0415 - 20 ms, for this command alone
+    from importlib import metadata  # noqa: PLC0415 - takes 20 ms, and only this command needs it
 
     try:
         return metadata.version("netplug")
-    except metadata.PackageNotFoundError:  # run from a tree
+    except metadata.PackageNotFoundError:  # run from a source tree
         return "unknown"

@@ -1,4 +1,4 @@
-"""From the texts of a command line to the bodies of the REST API; what is wrong is named and ends with exit code 2."""
+"""From command-line texts to bodies of the REST API; an error names the text and has exit code 2."""
 
 import os
 import re
@@ -16,7 +16,7 @@ _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
 def subnets(cidrs: Sequence[str], gateways: Sequence[str], ranges: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the subnets asked for, each with the gateway and the range that lie in it."""
+    """Return the requested subnets, each with its gateway and range."""
     wanted = [(network(text, "--subnet"), text) for text in cidrs]
     rows: list[dict[str, Any]] = [{"subnet": str(net), "gateway": None, "range": None} for net, _ in wanted]
     for text in gateways:
@@ -31,7 +31,7 @@ def subnets(cidrs: Sequence[str], gateways: Sequence[str], ranges: Sequence[str]
 
 
 def _home(nets: Sequence[_Network], what: _Network | IPv4Address | IPv6Address, words: str) -> int:
-    """Return the number of the subnet in which an address or a range lies."""
+    """Return the index of the subnet that contains an address or a range."""
     if not nets:
         raise CliError(USAGE, f"{words} needs a --subnet")
     first = what if isinstance(what, IPv4Address | IPv6Address) else what.network_address
@@ -44,12 +44,12 @@ def _home(nets: Sequence[_Network], what: _Network | IPv4Address | IPv6Address, 
 
 def _set(row: dict[str, Any], key: str, value: str) -> None:
     if row[key] is not None:
-        raise CliError(USAGE, f"subnet {row['subnet']} has two of {key}: {row[key]} and {value}")
+        raise CliError(USAGE, f"subnet {row['subnet']} has two values of {key}: {row[key]} and {value}")
     row[key] = value
 
 
 def network(text: str, flag: str) -> _Network:
-    """Read an address range."""
+    """Parse an address range."""
     try:
         net = ip_network(text, strict=False)
     except ValueError:
@@ -63,7 +63,7 @@ def network(text: str, flag: str) -> _Network:
 
 
 def address(text: str, flag: str) -> str:
-    """Read an address."""
+    """Parse an address."""
     try:
         return str(ip_address(text))
     except ValueError:
@@ -71,7 +71,7 @@ def address(text: str, flag: str) -> str:
 
 
 def options(texts: Sequence[str], mode: str | None) -> dict[str, str]:
-    """Read ``-o key=value``, and ``--mode``, which is one of them."""
+    """Parse ``-o key=value``, and ``--mode``, which is short for ``-o mode=``."""
     pairs = [("mode", mode)] if mode is not None else []
     for text in texts:
         key, equals, value = text.partition("=")
@@ -86,14 +86,14 @@ def options(texts: Sequence[str], mode: str | None) -> dict[str, str]:
 
 
 def netns(text: str) -> str:
-    """Make a path absolute, since the daemon is elsewhere; a name stays a name."""
+    """Make a path absolute, since the daemon has another working directory; leave a name unchanged."""
     if not text:
         raise CliError(USAGE, "--netns is empty")
     if "/" not in text:
         return text
     path = os.path.normpath(Path(text).absolute())
     if path.startswith(("/proc/self/", "/proc/thread-self/")):
-        raise CliError(USAGE, f"--netns {text} means another process in the daemon", hint="use /proc/PID/ns/net")
+        raise CliError(USAGE, f"--netns {text} would be the daemon's own namespace", hint="use /proc/PID/ns/net")
     return path
 
 
@@ -101,13 +101,13 @@ def ifname(text: str) -> str:
     """Check the name of an interface (15 bytes at most, IFNAMSIZ)."""
     if not 1 <= len(text.encode()) <= 15 or text in {".", ".."} or any(c in "/:%" or c.isspace() for c in text):
         raise CliError(
-            USAGE, f"--ifname {text[:80]!r} is not an interface name", hint="1 to 15 signs, no space, / or :"
+            USAGE, f"--ifname {text[:80]!r} is not an interface name", hint="1 to 15 characters, no space, / or :"
         )
     return text
 
 
 def mac(text: str) -> str:
-    """Check the MAC of an endpoint; empty: none was given."""
+    """Check the MAC of an endpoint; empty if none was given."""
     if not text:
         return ""
     if not _MAC.fullmatch(text) or int(text[:2], 16) & 1:
@@ -116,7 +116,7 @@ def mac(text: str) -> str:
 
 
 def ports(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Read what is to be published."""
+    """Parse published ports."""
     try:
         return [asdict(port) for text in texts for port in parse(text)]
     except ValueError as exc:

@@ -12,7 +12,7 @@ from netplug.cli import NO, UNREACHABLE, USAGE, CliError
 
 SOCKET = "netplug.sock"
 DEADLINE_S = 60.0
-"""Longer than any use case takes on a busy host, repairing a thousand endpoints included."""
+"""Longer than any request takes on a busy host, including the repair of a thousand endpoints."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -41,11 +41,11 @@ class Client:
         return self.run_dir / SOCKET
 
     def get(self, *path: str, **query: str) -> Any:
-        """Return what the daemon says of an object; the parts of its path are quoted."""
+        """Return an object of the API; the parts of its path are quoted."""
         return self._call("GET", path, query=query)
 
     def post(self, *path: str, body: dict[str, Any] | None = None) -> Any:
-        """Ask the daemon to do something and return what it answers."""
+        """Send a request and return the daemon's answer."""
         return self._call("POST", path, body={} if body is None else body)
 
     def delete(self, *path: str) -> None:
@@ -65,7 +65,7 @@ class Client:
         try:
             answer = json.loads(data) if data else None
         except ValueError:
-            raise CliError(UNREACHABLE, f"what answers at {self.path} is not the netplug daemon") from None
+            raise CliError(UNREACHABLE, f"the process that answers at {self.path} is not the netplug daemon") from None
         if status >= 400:
             raise _refusal(status, answer)
         return answer
@@ -83,18 +83,20 @@ class Client:
             ) from None
         except PermissionError:
             raise CliError(
-                UNREACHABLE, f"no permission to speak with the daemon at {self.path}", hint="be root"
+                UNREACHABLE, f"no permission to connect to the daemon at {self.path}", hint="run as root"
             ) from None
         except TimeoutError:
             raise CliError(UNREACHABLE, f"the daemon at {self.path} did not answer in {DEADLINE_S:.0f} s") from None
         except http.client.HTTPException as exc:
-            raise CliError(UNREACHABLE, f"the daemon at {self.path} broke off", hint=type(exc).__name__) from None
+            raise CliError(
+                UNREACHABLE, f"the daemon at {self.path} closed the connection", hint=type(exc).__name__
+            ) from None
         except OSError as exc:
-            if "too long" in str(exc):  # of struct sockaddr_un
+            if "too long" in str(exc):  # struct sockaddr_un
                 raise CliError(
                     USAGE, f"path {self.path} is too long for a socket", hint="use a shorter --run-dir"
                 ) from None
-            raise CliError(UNREACHABLE, f"the daemon at {self.path} broke off", hint=str(exc)) from None
+            raise CliError(UNREACHABLE, f"the connection to the daemon at {self.path} failed", hint=str(exc)) from None
         finally:
             connection.close()
 

@@ -1,4 +1,4 @@
-"""`netplug cni`: the executable for runtimes, and configurations that name networks of ours."""
+"""`netplug cni`: the executable for runtimes, and configurations that join netplug's networks."""
 
 import json
 import os
@@ -17,27 +17,27 @@ from netplug.cli.output import emit, emit_json
 
 CAPABILITIES = ("aliases", "bandwidth", "dns", "ipRanges", "ips", "mac", "portMappings")
 DEFAULT_VERSION = "1.0.0"
-"""The newest that libcni of Debian 12 (podman 4.3) knows."""
+"""The newest version that libcni of Debian 12 (podman 4.3) supports."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
-app = typer.Typer(help="Install the plugin for CNI runtimes, print conflists.")
+app = typer.Typer(help="Install the CNI plugin, and print configurations.")
 
 
 @app.command()
 def install(
     bin_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where the runtime looks for plugins (CNI_PATH), such as /opt/cni/bin.")
+        Path, typer.Option(metavar="DIR", help="Folder of the runtime's plugins (CNI_PATH), such as /opt/cni/bin.")
     ],
     name: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the executable, which is the 'type' in configurations.")
+        str, typer.Option(metavar="NAME", help="Name of the executable: the 'type' in configurations.")
     ] = "pynet",
     run_dir: Annotated[
-        Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="Where it finds the daemon.")
+        Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="Run directory of the daemon.")
     ] = Path(cni_shim.RUN_DIR),
 ) -> None:
-    """Write the plugin's executable, and print its path.
+    """Write the plugin's executable and print its path.
 
-    It takes the place of an older one.
+    An existing executable of this name is replaced.
     """
     if not _NAME.fullmatch(name):
         raise CliError(USAGE, f"--name {name!r} is not a file name of letters, digits, '_', '.' and '-'")
@@ -51,7 +51,7 @@ def install(
 
 
 def _replace(path: Path, text: str, mode: int = 0o755) -> None:
-    """Write a file so that whoever starts or reads it meanwhile gets the old one or the new one."""
+    """Replace a file atomically: a concurrent reader gets the old content or the new."""
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(fd, "w") as file:
@@ -65,24 +65,25 @@ def _replace(path: Path, text: str, mode: int = 0o755) -> None:
 
 @app.command()
 def config(
-    network: Annotated[str, typer.Argument(metavar="NETWORK", help="Name, id, or beginning of an id.")],
+    network: Annotated[str, typer.Argument(metavar="NETWORK", help="Name, id, or unique prefix of an id.")],
     cni_version: Annotated[
-        str, typer.Option(metavar="V", help=f"Version of the specification, of {', '.join(cni_shim.SPEC_VERSIONS)}.")
+        str,
+        typer.Option(metavar="V", help=f"Version of the specification: one of {', '.join(cni_shim.SPEC_VERSIONS)}."),
     ] = DEFAULT_VERSION,
     name: Annotated[str, typer.Option("--type", metavar="NAME", help="Name of the installed executable.")] = "pynet",
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write it here, at once as a whole, and print the path; a missing folder is made."
+            metavar="FILE", help="Write to this file atomically, and print its path; a missing folder is created."
         ),
     ] = None,
     run_dir: Annotated[
-        Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="The daemon's run directory.")
+        Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="Run directory of the daemon.")
     ] = Path(cni_shim.RUN_DIR),
 ) -> None:
-    """Print a conflist by which CNI runtimes join a network.
+    """Print a conflist that lets CNI runtimes join a network.
 
-    Without a daemon to ask, NETWORK is taken for its name; what has not been made by then is made by the first ADD.
+    Without a running daemon, NETWORK must be a name. The first ADD creates the network if it does not exist.
     """
     if cni_version not in cni_shim.SPEC_VERSIONS:
         spoken = ", ".join(cni_shim.SPEC_VERSIONS)
@@ -107,6 +108,6 @@ def config(
 
 
 def conflist(network: str, kind: str, cni_version: str) -> dict[str, Any]:
-    """Return the configuration that joins a network."""
+    """Return a conflist that joins a network."""
     plugin = {"type": kind, "capabilities": dict.fromkeys(CAPABILITIES, True)}
     return {"cniVersion": cni_version, "name": network, "plugins": [plugin]}

@@ -1,4 +1,4 @@
-"""`netplug host`: the hosts that share networks."""
+"""`netplug host`: the hosts of the cluster."""
 
 from typing import Annotated
 
@@ -8,14 +8,14 @@ from netplug.cli.client import Client
 from netplug.cli.options import RUN_DIR, AsJson, RunDir
 from netplug.cli.output import emit, emit_json, short, table
 
-app = typer.Typer(help="List, forget and move the hosts that share networks.")
+app = typer.Typer(help="List, forget and move the hosts of the cluster.")
 
 
 @app.command("ls")
 def ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """List the hosts that share networks.
+    """List the hosts of the cluster.
 
-    Whether each lives, where the others tunnel to, what it has, and what is wrong with it.
+    The list shows for each host whether it is alive, its VTEP, its numbers of endpoints and addresses, and its faults.
     """
     found = Client(run_dir.absolute()).get("hosts")["hosts"]
     if as_json:
@@ -42,26 +42,26 @@ def ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 
 @app.command("forget")
 def forget(
-    host: Annotated[str, typer.Argument(metavar="HOST", help="Name, id, or beginning of an id.")],
+    host: Annotated[str, typer.Argument(metavar="HOST", help="Name, id, or unique prefix of an id.")],
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """Give up a dead host.
+    """Remove a dead host from the cluster.
 
-    Its endpoints and addresses go, and what its Docker had is not waited for any more.
+    Its endpoints, addresses and Docker memberships are removed.
 
-    Refused while its daemon lives, or did less than 15 s ago. If the host comes back all the same, it tells of
-    what it has again; an address that somebody else has by then is logged there as lost.
+    The command is refused while the host's daemon is alive, and for 15 s afterwards. If the host comes back
+    nevertheless, it publishes its endpoints again. It logs addresses that others have got meanwhile as lost.
     """
     Client(run_dir.absolute()).delete("hosts", host)
 
 
 @app.command("rebind")
 def rebind(run_dir: RunDir = RUN_DIR) -> None:
-    """Take over the host whose state was moved here.
+    """Adopt the identity of a host whose state was moved here.
 
-    From now on this machine is the host that the state here says.
+    From then on, this machine is the host in the state directory.
 
-    Until then a daemon whose state was made on another machine, or that is a copy of one that lives, is not let into
-    the cluster. Refused while the other one lives, or did less than 15 s ago.
+    Without this command, a daemon is not admitted to the cluster if its state comes from another machine, or is a copy
+    of a live host's. The command is refused while the other daemon is alive, and for 15 s afterwards.
     """
     Client(run_dir.absolute()).post("hosts", "rebind", body={})

@@ -1,4 +1,4 @@
-"""`netplug lab`: several hosts on this machine, in namespaces."""
+"""`netplug lab`: several hosts on one machine, in namespaces."""
 
 import os
 import sys
@@ -14,28 +14,28 @@ from netplug.cli.options import AsJson
 from netplug.cli.output import emit, emit_json, table
 
 app = typer.Typer(
-    help="Build several hosts on this machine.\n\nIn namespaces that leave no trace, see docs/lab.md.",
+    help="Build labs: several hosts on one machine.\n\nThe hosts are namespaces, and leave no trace. See docs/lab.md.",
     no_args_is_help=True,
 )
 BASE = Path("/var/lib/netplug-lab")
 
 Base = Annotated[
-    Path, typer.Option("--lab-dir", envvar="NETPLUG_LAB_DIR", metavar="DIR", help="Where labs keep their files.")
+    Path, typer.Option("--lab-dir", envvar="NETPLUG_LAB_DIR", metavar="DIR", help="Folder of the labs' files.")
 ]
-Which = Annotated[str, typer.Option("--lab", metavar="NAME", help="Which lab. Default: the only one that is up.")]
+Which = Annotated[str, typer.Option("--lab", metavar="NAME", help="Name of the lab. Default: the only one that is up.")]
 
 
 @app.command()
 def up(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file that says what there is: docs/lab.md.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file that describes the lab: see docs/lab.md.")],
     as_json: AsJson = False,
     base: Base = BASE,
 ) -> None:
-    """Build a lab.
+    """Build a lab and wait until its containers reach each other.
 
-    Wait until its containers reach each other, by name too. What fails leaves nothing.
+    They must reach each other by name too. If a step fails, the lab is removed again.
     """
-    from netplug.lab import build  # noqa: PLC0415 - these commands alone need it
+    from netplug.lab import build  # noqa: PLC0415 - only these commands need it
     from netplug.lab import file as files  # noqa: PLC0415
 
     with _errors():
@@ -47,7 +47,7 @@ def up(
 
 @app.command("ls")
 def ls(as_json: AsJson = False, base: Base = BASE) -> None:
-    """List labs that are up."""
+    """List the labs that are up."""
     from netplug.lab.state import names  # noqa: PLC0415
 
     found = names(base.absolute())
@@ -59,9 +59,9 @@ def ls(as_json: AsJson = False, base: Base = BASE) -> None:
 
 @app.command()
 def status(which: Which = "", as_json: AsJson = False, base: Base = BASE) -> None:
-    """Show daemons, containers, faults, and who reaches whom.
+    """Show hosts, containers and faults, and test traffic and names.
 
-    Who resolves whose name, too. Exit 1 when somebody does not.
+    Exit code 0: all containers of a network reach each other and resolve each other's names; 1: some do not.
     """
     with _errors():
         _need_root()
@@ -71,12 +71,15 @@ def status(which: Which = "", as_json: AsJson = False, base: Base = BASE) -> Non
 
 @app.command("exec", context_settings={"ignore_unknown_options": True})
 def exec_(
-    where: Annotated[str, typer.Argument(metavar="HOST|CONTAINER", help="Where: a host, a container, or etcd.")],
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="What.")],
+    where: Annotated[str, typer.Argument(metavar="HOST|CONTAINER", help="A host, a container, or etcd.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="Command to run.")],
     which: Which = "",
     base: Base = BASE,
 ) -> None:
-    """Run a command on a host or in a container, and end as it does."""
+    """Run a command on a host or in a container.
+
+    The exit code is that of the command.
+    """
     from netplug.lab.containers import Container  # noqa: PLC0415
 
     with _errors():
@@ -95,14 +98,14 @@ def exec_(
 @app.command()
 def fault(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="cut, drop, stop, kill, hang, wipe, or mend.")],
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARG]...", help="HOST, or bytes for drop.")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARG]...", help="HOST, or BYTES for drop.")] = None,
     which: Which = "",
     base: Base = BASE,
 ) -> None:
-    """Break something, or mend all.
+    """Inject a fault, or undo all faults.
 
-    cut HOST [OTHER]: no frame from or to a host, or between two. drop BYTES: larger packets are lost. stop, kill, hang
-    HOST: its daemon, or etcd. wipe etcd: it loses all. mend: undo all.
+    cut HOST [OTHER]: drop all frames of a host, or between two hosts. drop BYTES: drop larger packets. stop, kill or
+    hang HOST: stop, kill or freeze the host's daemon, or etcd. wipe etcd: delete etcd's data. mend: undo all faults.
     """
     from netplug.lab import faults  # noqa: PLC0415
 
@@ -114,7 +117,8 @@ def fault(
 @app.command()
 def graph(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A lab's file. Default: the lab that is up, with addresses.")
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="File of a lab. Default: the lab that is up, with addresses."),
     ] = None,
     which: Which = "",
     base: Base = BASE,
@@ -133,7 +137,7 @@ def graph(
 
 @app.command()
 def down(which: Which = "", base: Base = BASE) -> None:
-    """End a lab; nothing is left of it."""
+    """Remove a lab completely."""
     from netplug.lab import build  # noqa: PLC0415
 
     with _errors():
@@ -149,7 +153,7 @@ def _state(which: str, base: Path) -> Any:
 
 def _need_root() -> None:
     if os.geteuid():
-        raise CliError(NO, "a lab needs root, for its namespaces")
+        raise CliError(NO, "a lab needs root, to create namespaces")
 
 
 @contextmanager
@@ -163,7 +167,7 @@ def _errors() -> Iterator[None]:
 
 
 def _show(state: Any, *, as_json: bool) -> bool:
-    """Print how a lab is, and return whether all reach each other, by name too."""
+    """Print the state of a lab; return whether all containers reach each other, by name too."""
     from netplug.lab.status import status as told  # noqa: PLC0415
 
     found = told(state)
@@ -183,7 +187,7 @@ def _show(state: Any, *, as_json: bool) -> bool:
     emit("")
     if found["faults"]:
         emit(f"faults: {', '.join(found['faults'])}")
-    emit(f"{len(found['reach']) - len(lost)} of {len(found['reach'])} ways between containers answer")
+    emit(f"{len(found['reach']) - len(lost)} of {len(found['reach'])} paths between containers work")
     for it in lost:
         emit(f"  {it['source']} does not reach {it['target']} at {it['address']} in {it['network']}")
     emit(f"{len(found['names']) - len(unknown)} of {len(found['names'])} names resolve")

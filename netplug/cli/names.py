@@ -1,4 +1,4 @@
-"""`netplug dns`: names as the containers of a network see them."""
+"""`netplug dns`: DNS names as the containers of a network see them."""
 
 from typing import Annotated
 
@@ -9,16 +9,19 @@ from netplug.cli.client import Client
 from netplug.cli.options import RUN_DIR, AsJson, RunDir
 from netplug.cli.output import emit, emit_json, short, table
 
-app = typer.Typer(help="Show names, and ask for one as a container of a network does.")
+app = typer.Typer(help="List DNS names, and query them as a container does.")
 
 
 @app.command("ls")
 def ls(
-    network: Annotated[str, typer.Option(metavar="NETWORK", help="Only those of this network.")] = "",
+    network: Annotated[str, typer.Option(metavar="NETWORK", help="Only names of this network.")] = "",
     as_json: AsJson = False,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """List the names of the endpoints; all but the first are aliases."""
+    """List the names and aliases of endpoints.
+
+    In JSON, the first of an endpoint's names is its own; the others are aliases.
+    """
     query = {"network": network} if network else {}
     found = Client(run_dir.absolute()).get("dns", **query)["names"]
     if as_json:
@@ -45,13 +48,13 @@ def ls(
 
 @app.command("stats")
 def stats(
-    network: Annotated[str, typer.Option(metavar="NETWORK", help="Only those from this network.")] = "",
+    network: Annotated[str, typer.Option(metavar="NETWORK", help="Only queries from this network.")] = "",
     as_json: AsJson = False,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """Count the questions from each network.
+    """Count the DNS queries from each network.
 
-    Since the daemon's start, by what became of them.
+    The numbers begin at the daemon's start, and are listed by outcome.
     """
     query = {"network": network} if network else {}
     found = Client(run_dir.absolute()).get("dns", "stats", **query)["networks"]
@@ -73,18 +76,18 @@ def stats(
 
 @app.command("query")
 def query(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to ask for; an address for its names.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name to query, or an address for its names.")],
     network: Annotated[
         list[str],
-        typer.Option(metavar="NETWORK", help="Ask as a container of this network; repeat it for one in several."),
+        typer.Option(metavar="NETWORK", help="Network of the client; repeat it for a client in several networks."),
     ],
     kind: Annotated[str, typer.Argument(metavar="TYPE", help="A, AAAA, PTR, SRV, …")] = "A",
     as_json: AsJson = False,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
-    """Ask as a container of a network does.
+    """Query a name as a container of a network does.
 
-    Exit 0 when there is an answer, else 1.
+    Exit code 0: there is an answer; 1: there is none.
     """
     body = {"name": name, "type": kind, "networks": network}
     found = Client(run_dir.absolute()).post("dns", "query", body=body)

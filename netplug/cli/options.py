@@ -1,4 +1,4 @@
-"""Options that commands of all groups take."""
+"""Options that the commands of all groups share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,6 @@ import typer
 RUN_DIR = Path("/run/netplug")
 RunDir = Annotated[
     Path,
-    typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="The daemon's run directory, by which it is found."),
+    typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="Run directory of the daemon."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with field names that stay.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; its field names are stable.")]

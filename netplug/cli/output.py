@@ -1,4 +1,4 @@
-"""What commands print: JSON, or tables that are plain and whole when they are not for a terminal."""
+"""Output of commands: JSON, or tables; without a terminal, tables are plain and unfolded."""
 
 import json
 import os
@@ -12,24 +12,24 @@ from netplug.cli import PIPE_CLOSED
 from netplug.idents import SHORT, short_id
 
 _FOLDED = 6
-"""Columns that a single value takes at least when it is folded, with what is between."""
+"""Least width of a folded column with its padding, in characters."""
 ENDLESS = 100_000
-"""Columns of a line that nobody looks at on a screen."""
+"""Line width without a terminal: nothing is folded."""
 
 
 def emit(text: str) -> None:
-    """Print a line; a reader that has gone (``| head``) ends the command quietly."""
+    """Print a line; end the command quietly if the reader has closed the pipe (``| head``)."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more when it ends, and would complain.
+        # Python flushes stdout again at its end, and would report an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(PIPE_CLOSED) from None
 
 
 def note(answer: dict[str, Any]) -> None:
-    """Take the note out of an answer, and print it where it is no part of what the command prints."""
+    """Remove the note from an answer, and print it on stderr."""
     if text := answer.pop("note", ""):
         typer.echo(f"netplug: {text}", err=True)
 
@@ -40,11 +40,11 @@ def emit_json(data: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | Iterable[str]]]) -> str:
-    """Return a table; a cell of several values gets a line for each on a terminal, and commas otherwise.
+    """Return a table; a cell with several values has a line for each on a terminal, and commas otherwise.
 
-    No value is ever cut: on a narrow terminal it is folded, those of several (addresses, ports) last.
+    No value is cut. On a narrow terminal values are folded, in columns with several values (addresses, ports) last.
     """
-    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - 50 ms, for those who see a table only
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - takes 50 ms, and only tables need it
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -69,5 +69,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str | Iterable[str]]])
 
 
 def short(ident: str) -> str:
-    """Return what is shown of an id."""
+    """Return the displayed form of an id."""
     return short_id(ident) or ident[:SHORT]

@@ -1,4 +1,4 @@
-"""The text of ``--publish``, written as Docker's: ``[ip:][host[-host]:]container[-container][/proto]``."""
+"""The text of ``--publish``, in Docker's notation: ``[ip:][host[-host]:]container[-container][/proto]``."""
 
 import re
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ class Publish:
 
 
 def parse(text: str) -> tuple[Publish, ...]:
-    """Return what a ``--publish`` asks for; two ranges of one length are paired.
+    """Return the ports of one ``--publish``; two ranges of the same length are paired.
 
     >>> [str(port) for port in parse("8000-8001:80-81")]
     ['8000:80/tcp', '8001:81/tcp']
@@ -47,7 +47,7 @@ def parse(text: str) -> tuple[Publish, ...]:
     '[::1]:8080:80/udp'
 
     Raises:
-        ValueError: naming the text and what is wrong with it.
+        ValueError: the text is invalid; the message names it and the reason.
     """
     try:
         return tuple(_ports(text))
@@ -69,7 +69,7 @@ def _ports(text: str) -> Iterator[Publish]:
         return
     host, host_end = _range(match["host"], lowest=0)
     if host_end > host and host == 0:
-        raise ValueError("a range of host ports begins at 1")
+        raise ValueError("a range of host ports cannot begin at 0")
     if first == last:
         yield Publish(first, proto, address, host, host_end if host_end > host else 0)
     elif last - first == host_end - host:
@@ -85,7 +85,7 @@ def _address(v4: str | None, v6: str | None) -> str | None:
         return None
     address = ip_address(v6 if v6 is not None else v4 or "")
     if (address.version == 6) is not (v6 is not None):
-        raise ValueError("only an IPv6 address stands in brackets")
+        raise ValueError("brackets are for IPv6 addresses, and these need them")
     return str(address)
 
 

@@ -16,72 +16,77 @@ def serve(
     state_dir: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="Where networks, endpoints and leases are kept, over reboots too. [/var/lib/netplug]"
+            metavar="DIR",
+            help="Folder of the database with networks, endpoints and leases; survives reboots. [/var/lib/netplug]",
         ),
     ] = None,
     run_dir: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="Where other netplug commands and CNI executables find the daemon. [/run/netplug]"
+            metavar="DIR", help="Folder of the sockets for netplug commands and CNI executables. [/run/netplug]"
         ),
     ] = None,
     plugin_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where Docker looks for plugins. [/run/docker/plugins]")
+        str | None, typer.Option(metavar="DIR", help="Folder in which Docker looks for plugins. [/run/docker/plugins]")
     ] = None,
     driver_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The driver's name for 'docker network create -d'. [pynet]")
+        str | None, typer.Option(metavar="NAME", help="Name of the driver for 'docker network create -d'. [pynet]")
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option(metavar="STORE", help="sqlite, or etcd://host:port[,host:port]... for what hosts share. [sqlite]"),
+        typer.Option(
+            metavar="STORE", help="sqlite, or etcd://host:port[,host:port]... for a store that hosts share. [sqlite]"
+        ),
     ] = None,
     etcd_ca: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Authority of etcd's certificates (PEM); makes it TLS.")
+        str | None, typer.Option(metavar="FILE", help="CA of etcd's certificates (PEM); enables TLS.")
     ] = None,
-    etcd_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Our certificate for etcd (PEM).")] = None,
-    etcd_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
+    etcd_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Client certificate for etcd (PEM).")] = None,
+    etcd_key: Annotated[str | None, typer.Option(metavar="FILE", help="Key of the client certificate (PEM).")] = None,
     etcd_for_containers: Annotated[
         bool | None,
-        typer.Option("--etcd-for-containers", help="Let containers connect to etcd's endpoints too. [refused]"),
+        typer.Option("--etcd-for-containers", help="Allow containers to connect to etcd's endpoints. [refused]"),
     ] = None,
     docker_host: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Docker's API, for names; 'none': without. [unix:///var/run/docker.sock]"),
+        typer.Option(
+            metavar="URL",
+            help="Docker's Engine API, for container names; 'none' turns it off. [unix:///var/run/docker.sock]",
+        ),
     ] = None,
     host_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What lists call this host. [the system's name]")
+        str | None, typer.Option(metavar="NAME", help="Name of this host in lists. [the system's name]")
     ] = None,
     vtep: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Address of this host, or link with one, to which the others tunnel. [the one towards etcd]",
+            help="Address or link of this host to which other hosts send their tunnels. [the address towards etcd]",
         ),
     ] = None,
     address_pool: Annotated[
         list[str] | None,
         typer.Option(
             metavar="base=CIDR,size=BITS",
-            help="Range that subnets are cut from; may be repeated. [base=10.208.0.0/12,size=24]",
+            help="Range that subnets are allocated from; may be repeated. [base=10.208.0.0/12,size=24]",
         ),
     ] = None,
     dns_domain: Annotated[
-        str | None, typer.Option(metavar="DOMAIN", help="What full names end in. [netplug.internal]")
+        str | None, typer.Option(metavar="DOMAIN", help="Domain of full names. [netplug.internal]")
     ] = None,
     dns_upstream: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[DOMAIN=]ADDRESS[#PORT]",
-            help="Name server to ask for names that are not netplug's, of one domain or all; may be repeated. "
-            "[those of resolv.conf]",
+            help="Resolver for external names, of one domain or all; may be repeated. [those of resolv.conf]",
         ),
     ] = None,
     dns_special: Annotated[
         str | None,
         typer.Option(
             metavar="WHERE",
-            help="Names of special use such as srv.corp.local: 'host' asks the host's name servers for those below its "
-            "search list, 'inside' asks nobody. [host]",
+            help="Special-use names such as srv.corp.local: 'host' forwards those below the host's search list to the "
+            "host's resolvers, 'inside' forwards none. [host]",
         ),
     ] = None,
     log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")] = None,
@@ -91,17 +96,17 @@ def serve(
 ) -> None:
     """Run the daemon in the foreground.
 
-    Each option may be given as NETPLUG_STATE_DIR and so on in the environment, or as state_dir in
-    /etc/netplug/netplug.toml (another file: NETPLUG_CONFIG). etcd's user and password have no flag, which all could
-    read: NETPLUG_ETCD_USER, NETPLUG_ETCD_PASSWORD. systemd is told when it is ready. SIGTERM stops it and
-    leaves the containers' network as it is.
+    Each option can also be set in the environment, as NETPLUG_STATE_DIR and so on, or in /etc/netplug/netplug.toml, as
+    state_dir and so on (NETPLUG_CONFIG names another file). etcd's user and password have no flag, since every user of
+    the host could read it: set NETPLUG_ETCD_USER and NETPLUG_ETCD_PASSWORD. The daemon tells systemd when it is ready.
+    SIGTERM stops it; containers stay connected.
     """
-    _serve(dict(locals()))  # each parameter is a setting of its name
+    _serve(dict(locals()))  # each parameter has the name of its setting
 
 
 def _serve(flags: dict[str, object]) -> None:
     _structlog_alone()
-    from netplug.config import load  # noqa: PLC0415 - client commands need not wait for the daemon's imports
+    from netplug.config import load  # noqa: PLC0415 - client commands do not wait for the daemon's imports
     from netplug.errors import NetplugError  # noqa: PLC0415
     from netplug.secrets import hide_arguments  # noqa: PLC0415
 
@@ -121,20 +126,20 @@ def _serve(flags: dict[str, object]) -> None:
 
 
 def _refuse_without_rights() -> None:
-    """Refuse who may not change networks nor enter namespaces (capabilities(7)): they would fail later."""
+    """Refuse a user without the capabilities for networks and namespaces (capabilities(7)): it would fail later."""
     status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     granted = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
     missing = [name for name, number in _NEEDED.items() if not granted & 1 << number]
     if missing:
         words = "netplug serve needs root" if os.geteuid() else f"netplug serve lacks {' and '.join(missing)}"
-        raise CliError(NO, f"{words}: it makes links, rules and sockets in namespaces", hint="sudo netplug serve")
+        raise CliError(NO, f"{words}: it creates links, rules and sockets in namespaces", hint="sudo netplug serve")
 
 
 def _structlog_alone() -> None:
-    """Load structlog without rich, which it would take 4 MB for: tracebacks in the log are plain (`netplug.log`)."""
+    """Load structlog without rich, which costs 4 MB: tracebacks in the log are plain (`netplug.log`)."""
     if "rich" in sys.modules or "structlog" in sys.modules:
         return
-    sys.modules["rich"] = None  # type: ignore[assignment]  # how an import is made to fail (importlib)
+    sys.modules["rich"] = None  # type: ignore[assignment]  # makes the import fail (importlib)
     try:
         import structlog  # noqa: F401, PLC0415
     finally:
