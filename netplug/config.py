@@ -1,8 +1,8 @@
-"""Settings of the daemon: flag, else environment, else file, else default.
+"""Settings of the daemon: a flag overrides the environment, the environment the file, the file the default.
 
-One name everywhere: flag `--state-dir`, environment `NETPLUG_STATE_DIR`, key `state_dir` in
-`/etc/netplug/netplug.toml` (another file by `NETPLUG_CONFIG`). A wrong value is refused at the start in one line
-that says where it came from.
+A setting has the same name everywhere: flag `--state-dir`, environment `NETPLUG_STATE_DIR`, key `state_dir` in
+`/etc/netplug/netplug.toml` (`NETPLUG_CONFIG` names another file). The daemon refuses to start with an invalid value, in
+one line that names the value's source.
 """
 
 import difflib
@@ -45,20 +45,20 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
 
 @dataclass(frozen=True, slots=True)
 class AddressPool:
-    """A range out of which networks get subnets of prefix length `size`; dockerd's --default-address-pool."""
+    """A range from which networks get subnets of prefix length `size`, like dockerd's --default-address-pool."""
 
     base: IPv4Network | IPv6Network
     size: int
 
     @classmethod
     def parse(cls, text: str) -> "AddressPool":
-        """Read dockerd's spelling.
+        """Parse dockerd's notation.
 
         >>> AddressPool.parse("base=10.208.0.0/12,size=24")
         AddressPool(base=IPv4Network('10.208.0.0/12'), size=24)
 
         Raises:
-            ValueError: the text is something else; it is named.
+            ValueError: the text is invalid; the message names it.
         """
         parts = [part.strip().partition("=") for part in text.split(",")]
         fields = {key: value for key, _, value in parts}
@@ -67,10 +67,12 @@ class AddressPool:
         try:
             base = ip_network(fields["base"])
         except ValueError as exc:
-            raise ValueError(f"address pool {text!r} has a bad base: {exc}") from exc
+            raise ValueError(f"address pool {text!r} has an invalid base: {exc}") from exc
         limit = base.max_prefixlen - 2  # gateway, broadcast and a container
         if not re.fullmatch(r"[0-9]{1,3}", fields["size"]) or not base.prefixlen <= int(fields["size"]) <= limit:
-            raise ValueError(f"address pool {text!r} has a bad size: not a number from {base.prefixlen} to {limit}")
+            raise ValueError(
+                f"address pool {text!r} has an invalid size: it must be a number from {base.prefixlen} to {limit}"
+            )
         return cls(base, int(fields["size"]))
 
     def __str__(self) -> str:
@@ -78,7 +80,7 @@ class AddressPool:
 
 
 class Settings(BaseSettings):
-    """What `netplug serve` is told. Directories are made absolute."""
+    """The settings of `netplug serve`. Directories are made absolute."""
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
@@ -89,49 +91,49 @@ class Settings(BaseSettings):
     driver_name: str = "pynet"
     plugin_dir: Path = Path("/run/docker/plugins")
     store: str = "sqlite"
-    """`sqlite`, or `etcd://…` for what hosts share beside it."""
+    """`sqlite`, or `etcd://…` for the state that hosts share; each host keeps its own in SQLite in any case."""
     etcd_ca: Path | None = None
     etcd_cert: Path | None = None
     etcd_key: Path | None = None
     etcd_user: str = ""
     etcd_password: SecretStr = SecretStr("")
     etcd_for_containers: bool = False
-    """Containers may connect to the store's endpoints; else they are refused."""
+    """Whether containers may connect to the store's endpoints."""
     docker_host: str = "unix:///var/run/docker.sock"
     host_name: str = ""
     vtep: str = ""
-    """Address to which other hosts tunnel, or a link that has it; empty: with which the store is reached."""
+    """Address to which other hosts send their tunnels, or a link that has it; empty: the address towards the store."""
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     address_pool: Annotated[tuple[AddressPool, ...], NoDecode] = ()
     dns_domain: str = "netplug.internal"
     dns_upstream: Annotated[tuple[str, ...], NoDecode] = ()
     dns_special: Literal["host", "inside"] = "host"
-    """Whether names of special use are asked outside where the host would: below the domains of its search list."""
+    """Whether special-use names below the host's search list are forwarded to the host's resolvers."""
 
     @property
     def dns_rules(self) -> tuple[Rule, ...]:
-        """Whom to ask for names of others."""
+        """Resolvers for external names."""
         return tuple(map(Rule.parse, self.dns_upstream))
 
     @property
     def api_socket(self) -> Path:
-        """Where client commands find the daemon."""
+        """Socket of the API, for client commands."""
         return self.run_dir / API_SOCKET
 
     @property
     def cni_socket(self) -> Path:
-        """Where CNI executables find the daemon."""
+        """Socket for CNI executables."""
         return self.run_dir / CNI_SOCKET
 
     @property
     def plugin_socket(self) -> Path:
-        """Where Docker finds the driver; the file's name is the driver's."""
+        """Socket for dockerd; its file name is the driver's name."""
         return self.plugin_dir / f"{self.driver_name}.sock"
 
     @property
     def etcd(self) -> EtcdAccess | None:
-        """How the shared store is reached; None: there is none."""
+        """Access to the shared store; None without one."""
         if self.store == "sqlite":
             return None
         access = EtcdAccess.parse(self.store)
@@ -153,9 +155,9 @@ class Settings(BaseSettings):
     @classmethod
     def _plugin_name(cls, value: str) -> str:
         if value in _DOCKERS_DRIVERS:
-            raise ValueError("is the name of a driver of docker itself")
+            raise ValueError("is the name of a built-in driver of docker")
         if not _PLUGIN_NAME.fullmatch(value):
-            raise ValueError("is not a plugin name: a-z, 0-9, and _ . - after the first sign")
+            raise ValueError("is not a plugin name: a-z and 0-9, and after the first character also _ . -")
         return value
 
     @field_validator("store")
@@ -178,9 +180,9 @@ class Settings(BaseSettings):
             return None
         _check_shared(given)
         if info.field_name != "etcd_ca" and not given.get("etcd_ca"):
-            raise ValueError("is of no use without etcd_ca, with which the connection is TLS")
+            raise ValueError("has no effect without etcd_ca, which enables TLS")
         if info.field_name == "etcd_key" and not given.get("etcd_cert"):
-            raise ValueError("is of no use without etcd_cert")
+            raise ValueError("has no effect without etcd_cert")
         if not value.is_file():
             raise ValueError("is not a file")
         return value.absolute()
@@ -191,14 +193,14 @@ class Settings(BaseSettings):
         if value:
             access = _check_shared(info.data)
             if access and access.user:
-                raise ValueError("is given in the store's URL too")
+                raise ValueError("is also given in the store's URL")
         return value
 
     @field_validator("etcd_password")
     @classmethod
     def _password(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         if "etcd_user" in info.data and bool(value) != bool(info.data["etcd_user"]):
-            raise ValueError("etcd_user and etcd_password go together")
+            raise ValueError("etcd_user and etcd_password must be set together")
         return value
 
     @field_validator("docker_host")
@@ -236,13 +238,13 @@ class Settings(BaseSettings):
     @classmethod
     def _domain(cls, value: str) -> str:
         if to_wire(value) == ROOT:
-            raise ValueError("is the root: all names would be ours")
+            raise ValueError("is the root zone: netplug would serve all names")
         return value.lower().removesuffix(".")
 
     @field_validator("dns_upstream", mode="before")
     @classmethod
     def _upstreams(cls, value: object) -> tuple[str, ...]:
-        """Read a list of texts, or one text of several upstreams with spaces between (environment)."""
+        """Parse a list of texts, or one text with upstreams separated by spaces (environment)."""
         texts = value.split() if isinstance(value, str) else value
         if not isinstance(texts, list | tuple):
             raise ValueError("is not a list of ADDRESS[#PORT] or DOMAIN=ADDRESS[#PORT]")
@@ -253,7 +255,7 @@ class Settings(BaseSettings):
     @field_validator("address_pool", mode="before")
     @classmethod
     def _pools(cls, value: object) -> tuple[AddressPool, ...]:
-        """Read a list of texts, or one text of several pools with spaces between (environment)."""
+        """Parse a list of texts, or one text with pools separated by spaces (environment)."""
         texts = value.split() if isinstance(value, str) else value
         if not isinstance(texts, list | tuple):
             raise ValueError("is not a list of base=CIDR,size=BITS")
@@ -272,7 +274,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flag, environment, file."""
+        """Order the sources: flag, environment, file."""
         return (
             init_settings,
             env_settings,
@@ -281,20 +283,20 @@ class Settings(BaseSettings):
 
 
 def settings_file() -> Path:
-    """Return the file that `NETPLUG_CONFIG` names, else the usual one."""
+    """Return the file that `NETPLUG_CONFIG` names, or the default."""
     return Path(os.environ.get(f"{_PREFIX}CONFIG") or DEFAULT_FILE)
 
 
 def load(**flags: object) -> Settings:
-    """Return the settings; a flag that is None, or an empty list, was not given.
+    """Return the settings; a flag that is None or an empty list counts as not given.
 
     Raises:
-        NetplugError: "invalid"; one line that names setting, source and value.
+        NetplugError: "invalid"; the message names setting, source and value in one line.
     """
     given = {name: value for name, value in flags.items() if value is not None and value not in ([], ())}
     path = settings_file()
     if path != DEFAULT_FILE and not path.is_file():
-        raise NetplugError("invalid", f"settings file {path} of {_PREFIX}CONFIG is not there")
+        raise NetplugError("invalid", f"settings file {path} of {_PREFIX}CONFIG does not exist")
     try:
         return Settings(**cast("dict[str, Any]", given))
     except ValidationError as exc:
@@ -343,11 +345,11 @@ def _line(text: str) -> str:
 
 
 def _check_shared(given: Mapping[str, Any]) -> EtcdAccess | None:
-    """Refuse settings of etcd without one. None: the store itself was refused, which is said first."""
+    """Refuse etcd settings without an etcd store; None if the store itself was refused, whose error comes first."""
     if "store" not in given:
         return None
     if given["store"] == "sqlite":
-        raise ValueError("is of no use with store sqlite")
+        raise ValueError("has no effect with store sqlite")
     return EtcdAccess.parse(given["store"])
 
 

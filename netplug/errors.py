@@ -1,7 +1,7 @@
-"""Errors of the composition, and the one shape that front ends know of all errors.
+"""netplug's error class, and the protocol by which front ends read every error.
 
-Drivers and the allocator have error classes of their own (they import nothing of netplug); they share `kind`,
-`message` and `hint`, which is all that a front end looks at: `Reportable`.
+Drivers and the allocator have error classes of their own, since they do not import netplug. All have `kind`, `message`
+and `hint`. Front ends read only these: `Reportable`.
 """
 
 from typing import Protocol, runtime_checkable
@@ -17,11 +17,11 @@ class Reportable(Protocol):
 
 
 class NetplugError(Exception):
-    """Something asked for cannot be done.
+    """A request cannot be fulfilled.
 
     Args:
-        kind: "invalid", "exists", "forbidden", "not_found" are the user's; "unavailable" is the world's (a port is
-            taken, a pool is empty, the store does not answer); "internal" is ours.
+        kind: "invalid", "exists", "forbidden" and "not_found" are the user's mistakes; "unavailable" depends on the
+            environment (a port is in use, a pool is empty, the store does not answer); "internal" is netplug's fault.
         message: object, value and limit, in lower case and without a full stop.
         hint: what the user can do about it.
     """

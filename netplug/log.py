@@ -1,7 +1,7 @@
-"""Logging: structlog for us, and the standard library's loggers of others in the same shape.
+"""Logging: structlog for netplug, and the standard library's loggers of libraries in the same format.
 
-Everything goes to stderr, one event a line. Tracebacks are plain text without local variables: these may hold
-environment and labels, which are not logged.
+Everything goes to stderr, one event per line. Tracebacks are plain text without local variables: these may contain
+environment variables and labels, which must not be logged.
 """
 
 import logging
@@ -13,7 +13,7 @@ import structlog
 from structlog.typing import Processor
 
 LOG = "the log of netplug: journalctl -u netplug, or what netplug serve prints"
-"""Where it is, for messages."""
+"""Where to find the log, for messages."""
 
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -22,9 +22,9 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 
 def configure(log_format: LogFormat = "console", level: LogLevel = "info") -> None:
-    """Send our events from `level` on, and those of libraries from "warning" on, to stderr; again replaces.
+    """Send netplug's events from `level` on, and those of libraries from "warning" on, to stderr.
 
-    uvicorn must be given `log_config=None`, else it puts handlers of its own.
+    A second call replaces the first. uvicorn needs `log_config=None`; otherwise it installs handlers of its own.
     """
     shared: tuple[Processor, ...] = (
         structlog.contextvars.merge_contextvars,
@@ -38,7 +38,7 @@ def configure(log_format: LogFormat = "console", level: LogLevel = "info") -> No
         processors=[*shared, *ending],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=_Factory(sys.stderr),
-        cache_logger_on_first_use=False,  # loggers are made at import, before this
+        cache_logger_on_first_use=False,  # loggers are created at import, before this call
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -60,7 +60,7 @@ def _ending(log_format: LogFormat, stream: TextIO) -> Sequence[Processor]:
 
 
 class _Logger(structlog.WriteLogger):
-    """A writer that has the name of its module, for `add_logger_name`."""
+    """A writer with the name of its module, for `add_logger_name`."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         super().__init__(stream)

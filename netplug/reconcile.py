@@ -1,8 +1,8 @@
-"""Making the kernel agree with the records again: at start, when dockerd restarted, when others interfered.
+"""Reconciliation of kernel and records: at the start, after a restart of dockerd, after changes by other programs.
 
-One comparison serves all: every record's plan against the kernel (`diff`), the same plans applied (`repair`). An
-endpoint is dead when its links are missing and no process lives in its sandbox; then its record goes, and with it its
-addresses and ports. Objects with our mark that no record knows are removed.
+One comparison serves all cases. `diff` compares every record's plan with the kernel; `repair` applies the same plans.
+An endpoint is dead if its links are missing and no process runs in its sandbox. Its record is then deleted, and its
+addresses and ports are released. Objects with netplug's mark that belong to no record are removed.
 """
 
 import asyncio
@@ -44,12 +44,12 @@ from netplug.store.api import StoreError
 log = structlog.get_logger(__name__)
 
 INTERVAL_S = 30.0
-"""The slow timer; changes that the kernel tells of are looked at within `SETTLE_S`, and rules at once."""
+"""Interval of comparisons. A change notified by the kernel is compared within `SETTLE_S`, firewall rules at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What a comparison found. `drifted`: what is wrong, by step. `unknown`: marked objects that no record knows."""
+    """The result of a comparison. `drifted`: differences by step. `unknown`: marked objects without a record."""
 
     differences: list[Difference]
     drifted: Mapping[Step, str]
@@ -61,7 +61,7 @@ class _Look:
 
 
 class Reconciler:
-    """Compares and mends. `docker`: asks Docker what it has; see `orphans`."""
+    """Compares and repairs. `docker`: returns the endpoints that Docker has; see `orphans`."""
 
     def __init__(self, engine: Engine, docker: View | None = None) -> None:
         self._engine = engine
@@ -71,9 +71,9 @@ class Reconciler:
     # Start
 
     async def start(self) -> None:
-        """Load all records, finish what a crash left half done, and bring the kernel in line."""
+        """Load all records, finish interrupted operations, and repair the kernel."""
         await self.load()
-        # What cannot be mended now is looked at again; meanwhile the rest is served.
+        # A failed repair is retried later; meanwhile requests are served.
         await self._engine.supervisor.attempt("reconcile", self._begin())
 
     async def _begin(self) -> None:
@@ -84,7 +84,7 @@ class Reconciler:
         await self._engine.shared.trim(self._engine.registry.all_networks())
 
     async def load(self) -> None:
-        """Load all records, and finish what a crash left half done, as far as that can be done now."""
+        """Load all records, and finish interrupted operations as far as possible."""
         engine = self._engine
         await engine.supervisor.attempt("journal", engine.journal.recover())
         await engine.registry.load()
@@ -95,7 +95,7 @@ class Reconciler:
         await engine.supervisor.attempt("leases", self._audit_leases())
 
     async def _audit_leases(self) -> None:
-        """Release what belongs to networks and endpoints that there are not: a crash came before their record."""
+        """Release leases of networks and endpoints without a record: a crash came before the record was written."""
         allocator = self._engine.allocator
         for found in orphans(self._engine):
             log.info(
@@ -106,12 +106,12 @@ class Reconciler:
             else:
                 await allocator.let_go(found.pool.id, found.holder)
 
-    # Comparing and mending
+    # Comparison and repair
 
     async def diff(self) -> list[Difference]:
-        """Return what is not as it should be. Changes nothing, and passes over what is changing right now.
+        """Return all differences. Changes nothing, and skips objects that are being changed at the moment.
 
-        First what is in the kernel not as the records say, then what no look at the kernel shows (`Conditions`).
+        First come differences between kernel and records, then faults that are not in the kernel (`Conditions`).
         """
         return (await self._look()).differences + self._engine.conditions.all()
 
@@ -119,7 +119,7 @@ class Reconciler:
         engine = self._engine
         owners, changing = self._owners(), self._changing()
         seen = await engine.kernel.compare(list(owners))
-        # And once more after the look: what was made or deleted meanwhile is neither drift nor unknown.
+        # Read both again afterwards: an object that was created or deleted meanwhile is neither drift nor unknown.
         now, changing = self._owners(), changing | self._changing()
         drifts = [drift for drift in seen.drifts if drift.step in now and drift.step.key not in changing]
         unknown = engine.peers.unknown(self._unknown(seen.owned.steps(), owners | now, changing))
@@ -129,7 +129,7 @@ class Reconciler:
         engine.exposure.see(seen.facts)
         return _Look(
             [Difference(owners[drift.step], drift.step.key, drift.what) for drift in drifts]
-            + [Difference("host", step.key, "no record knows it") for step in unknown],
+            + [Difference("host", step.key, "belongs to no record") for step in unknown],
             {drift.step: drift.what for drift in drifts},
             unknown,
         )
@@ -144,7 +144,7 @@ class Reconciler:
         return owners
 
     def _unknown(self, owned: Sequence[Step], owners: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
-        """Return what is owned and nobody's; what a record of no use may have made is left alone."""
+        """Return marked objects without a record; exclude those that a quarantined record may have created."""
         found, quarantine = _unknown(owned, owners, changing), self._engine.quarantine
         if not found or not quarantine:
             return found
@@ -156,19 +156,19 @@ class Reconciler:
         return engine.journal.changing() | engine.peers.changing() | engine.shared.changing()
 
     async def repair(self) -> list[Difference]:
-        """Mend what can be mended and return that."""
+        """Repair what is possible, and return the repaired differences."""
         look = await self._look()
         if not await self._heal(look):
             return []
         after = await self.diff()
-        mended = [difference for difference in look.differences if difference not in after]
-        dropped = {step.key for step in look.drifted.keys() - self._owners().keys()}  # with their endpoints, told there
-        for difference in (one for one in mended if one.object not in dropped):
-            log.warning("drift.mended", owner=difference.owner, object=difference.object, what=difference.what)
-        return mended
+        repaired = [difference for difference in look.differences if difference not in after]
+        dropped = {step.key for step in look.drifted.keys() - self._owners().keys()}  # logged with their dead endpoints
+        for difference in (one for one in repaired if one.object not in dropped):
+            log.warning("drift.repaired", owner=difference.owner, object=difference.object, what=difference.what)
+        return repaired
 
     async def _heal(self, look: "_Look") -> bool:
-        """Mend what a look found, and tell whether there was anything."""
+        """Repair what a comparison found; return whether it found anything."""
         engine = self._engine
         await engine.journal.recover()
         nets = engine.registry.all_networks()
@@ -177,7 +177,7 @@ class Reconciler:
         if needed and (stale or look.concerns(engine.shared.plan)):
             await _tolerate("host", engine.shared.mend(nets))
         if engine.shared.in_the_way():
-            log.warning("forwarding.unguarded", reason="an engine has come that it would be in the way of")
+            log.warning("forwarding.unguarded", reason="another engine is present whose traffic the guard would drop")
             await engine.shared.trim(nets)
         for network in engine.registry.networks():
             await self._heal_network(network, look)
@@ -203,12 +203,12 @@ class Reconciler:
                     await _tolerate(_describe(endpoint), self._heal_endpoint(endpoint, look))
 
     async def _heal_endpoint(self, record: EndpointRecord, look: "_Look") -> None:
-        """The links of a runtime's sandbox cannot be made anew by us, those of a bare namespace can."""
+        """Repair an endpoint. Links in a runtime's sandbox cannot be created again; those of a bare namespace can."""
         engine = self._engine
         plan = record.present
         differing = [step for step in plan if step in look.drifted]
         if all(isinstance(step, HostPort | Relay) for step in differing):
-            # As after each start: sockets of this process, on which nothing else stands.
+            # As after each start: sockets of this process, on which nothing else depends.
             await engine.executor.mend(Plan(tuple(differing)))
             return
         links = [step for step in plan if isinstance(step, Veth | Macvlan | Loopback)]
@@ -224,15 +224,15 @@ class Reconciler:
                 return
             else:
                 plan = plan.without(step.key for step in links)
-        elif ours and not there:  # it lives on, held by a process or under another path, where we do not reach it
+        elif ours and not there:  # the namespace still exists, held by a process or at another path, out of reach
             plan = Plan(tuple(step for step in plan if step not in links and not getattr(step, "netns", None)))
         if not any(isinstance(step, Forward | Chain | Jump) and step in look.drifted for step in plan):
-            # Nothing flowed past: to look through all tracked connections takes longer than all the rest.
+            # No packet passed unfiltered. To search all tracked connections would take longer than all else.
             plan = plan.without(step.key for step in plan if isinstance(step, Flows))
         await engine.executor.mend(plan)
 
     async def _learn(self, look: "_Look") -> None:
-        """Note of whole endpoints in which namespace they are: Docker makes it after it told us of it."""
+        """Record the namespace of complete endpoints: Docker creates it after it has named it."""
         for record in self._engine.registry.endpoints():
             if record.sandbox_id or not record.linked or look.concerns(record.plan):
                 continue
@@ -240,14 +240,14 @@ class Reconciler:
                 await self._engine.endpoints.identify(record, ident)
 
     async def _sweep(self, look: "_Look") -> None:
-        """Remove what bears our mark and no record knows."""
+        """Remove objects with netplug's mark that belong to no record."""
         if not look.unknown:
             return
 
         def unknown() -> Plan:
             found = self._engine.peers.unknown(self._unknown(look.unknown, self._owners(), self._changing()))
             if found:
-                log.info("sweep", objects=[step.key for step in found])
+                log.info("orphans.removed", objects=[step.key for step in found])
             return Plan(tuple(found))
 
         async with self._engine.shared.still():
@@ -256,15 +256,15 @@ class Reconciler:
     # In the background
 
     def on_activate(self) -> None:
-        """Note that dockerd restarted: what it had before may have died without a word."""
+        """Note a restart of dockerd: endpoints may have died without a notification."""
         self._activated.put_nowait(self._orphans.suspects())
 
     async def run(self) -> None:
-        """Compare now and then, and whenever there is reason to, until cancelled."""
+        """Compare and repair at intervals, and after each notification, until cancelled."""
         suspects, keep = self._orphans.suspects(), self._engine.supervisor.keep
         async with asyncio.TaskGroup() as group:
             group.create_task(keep("look", self._on_time))
-            commits = Commits(self._engine.kernel.commits(), self._engine.shared, self._found_and_mended)
+            commits = Commits(self._engine.kernel.commits(), self._engine.shared, self._repaired_something)
             group.create_task(keep("commits", commits.run))
             group.create_task(keep("docker.restarts", self._on_restart_of_docker))
             group.create_task(keep("orphans", lambda: self._orphans.after_start(suspects)))
@@ -285,8 +285,8 @@ class Reconciler:
     async def _try_repair(self) -> None:
         await self._engine.supervisor.attempt("reconcile", self.repair())
 
-    async def _found_and_mended(self) -> bool:
-        """Compare and mend, and tell whether there was something."""
+    async def _repaired_something(self) -> bool:
+        """Compare and repair; return whether a difference was found."""
         found: list[Difference] = []
 
         async def note() -> None:
@@ -306,7 +306,7 @@ class Reconciler:
 
 def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
     keys = {*ranges.keys(known), *changing}
-    # The content of other chains is compared as a whole, and goes with them.
+    # The rules of other chains are compared with their chain as a whole, and removed with it.
     shared = {(step.family, step.table, step.name) for step in known if isinstance(step, Chain) and step.open}
     return [
         step
@@ -316,7 +316,7 @@ def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozens
 
 
 def _names(step: Step) -> set[str]:
-    """Return by which names of links, sets and chains others may know what a step is about."""
+    """Return the names of links, sets and chains that identify a step's object."""
     return {value for value in (getattr(step, "name", ""), getattr(step, "link", "")) if isinstance(value, str)}
 
 
@@ -329,9 +329,9 @@ def _peers_of(record: NetworkRecord) -> str:
 
 
 async def _tolerate(owner: str, work: Awaitable[object]) -> None:
-    """One object that cannot be mended must not keep the others from it."""
+    """Log a failed repair, so that one object does not stop the repair of others."""
     try:
         await work
     except (NetplugError, StoreError, ExceptionGroup) as exc:
         for error in exc.exceptions if isinstance(exc, ExceptionGroup) else (exc,):
-            log.warning("mending.failed", owner=owner, error=str(error))
+            log.warning("repair.failed", owner=owner, error=str(error))

@@ -1,4 +1,4 @@
-"""What is wrong with what a user wrote, in plain words: pydantic's are for programmers, and name Python's kinds."""
+"""Plain words for pydantic's errors, whose own words are for programmers and name Python types."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -34,14 +34,14 @@ _LIMITS = {
 
 
 def wrong(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
-    """Return what is wrong with a value, after the words for its place; `error`: one of pydantic's.
+    """Return the reason why a value is invalid, to follow the name of its place; `error`: one of pydantic's.
 
-    `known`: the names that there are, for one that is not among them.
+    `known`: the valid names, for suggestions.
 
     >>> wrong({"type": "bool_parsing", "input": 7})
     'must be true or false, not 7'
     >>> wrong({"type": "extra_forbidden", "loc": ("subnetz",), "input": True}, ["subnets", "name"])
-    "is not known, did you mean 'subnets'?"
+    "is unknown, did you mean 'subnets'?"
     """
     kind, context = str(error["type"]), error.get("ctx") or {}
     match kind:
@@ -51,7 +51,7 @@ def wrong(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
             return "is missing"
         case "extra_forbidden":
             near = get_close_matches(str(error["loc"][-1]), list(known), n=1)
-            return f"is not known, did you mean {near[0]!r}?" if near else "is not known"
+            return f"is unknown, did you mean {near[0]!r}?" if near else "is unknown"
         case "string_too_short" | "too_short":
             return "is empty" if not error.get("input") else f"must have at least {context['min_length']}"
         case "string_too_long":
@@ -62,11 +62,11 @@ def wrong(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
     if kind in _LIMITS:
         words, limit = _LIMITS[kind]
         must = f"{words} {context[limit]}"
-    return f"{must or 'is ill-formed'}, not {shown(error.get('input'))}"
+    return f"{must or 'is malformed'}, not {shown(error.get('input'))}"
 
 
 def shown(value: object) -> str:
-    """Return a value as JSON has it, in short."""
+    """Return the short JSON form of a value."""
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list | tuple):

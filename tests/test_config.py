@@ -116,7 +116,7 @@ def test_a_file_that_is_not_toml_is_named(settings_file: WriteFile) -> None:
 
 def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NETPLUG_CONFIG", str(tmp_path / "none.toml"))
-    assert refusal() == f"settings file {tmp_path}/none.toml of NETPLUG_CONFIG is not there"
+    assert refusal() == f"settings file {tmp_path}/none.toml of NETPLUG_CONFIG does not exist"
 
 
 def test_a_store_is_sqlite_or_etcd() -> None:
@@ -147,13 +147,13 @@ def test_etcds_files_go_together(files: dict[str, str], tmp_path: Path) -> None:
     assert access.urls == ("https://a:1",)
     ca, cert, key = files.values()
     assert load(store=etcd, etcd_ca=ca).etcd == EtcdAccess(("a:1",), Path(ca))
-    assert "is of no use with store sqlite" in refusal(etcd_ca=ca)
+    assert "has no effect with store sqlite" in refusal(etcd_ca=ca)
     assert "(--etcd-cert)" in (text := refusal(store=etcd, etcd_cert=cert, etcd_key=key))
-    assert "is of no use without etcd_ca" in text
+    assert "has no effect without etcd_ca" in text
     assert f"setting etcd_key (default) is not given: the key of etcd_cert '{cert}' is missing" == refusal(
         store=etcd, etcd_ca=ca, etcd_cert=cert
     )
-    assert "is of no use without etcd_cert" in refusal(store=etcd, etcd_ca=ca, etcd_key=key)
+    assert "has no effect without etcd_cert" in refusal(store=etcd, etcd_ca=ca, etcd_key=key)
     absent = str(tmp_path / "absent.pem")
     assert refusal(store=etcd, etcd_ca=absent) == f"setting etcd_ca (--etcd-ca) is '{absent}': is not a file"
 
@@ -163,13 +163,13 @@ def test_etcds_user_comes_from_the_url_or_the_environment(monkeypatch: pytest.Mo
     assert access
     assert (access.user, access.password) == ("np", "a@b")
     monkeypatch.setenv("NETPLUG_ETCD_USER", "np")
-    assert "etcd_user and etcd_password go together" in refusal(store="etcd://h:1")
+    assert "etcd_user and etcd_password must be set together" in refusal(store="etcd://h:1")
     monkeypatch.setenv("NETPLUG_ETCD_PASSWORD", "secret")
     access = load(store="etcd://h:1").etcd
     assert access
     assert (access.user, access.password) == ("np", "secret")
-    assert "is of no use with store sqlite" in refusal()
-    assert "is given in the store's URL too" in refusal(store="etcd://np:x@h:1")
+    assert "has no effect with store sqlite" in refusal()
+    assert "is also given in the store's URL" in refusal(store="etcd://np:x@h:1")
 
 
 def test_no_password_is_ever_shown(settings_file: WriteFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,10 @@ def test_no_password_is_ever_shown(settings_file: WriteFile, monkeypatch: pytest
     assert "secret" not in refusal(store="etcd://np:secret@h:1,h:1")
     monkeypatch.setenv("NETPLUG_ETCD_PASSWORD", "secret")
     text = refusal(store="etcd://h:1")
-    assert text == "setting etcd_password (NETPLUG_ETCD_PASSWORD) is '***': etcd_user and etcd_password go together"
+    assert (
+        text
+        == "setting etcd_password (NETPLUG_ETCD_PASSWORD) is '***': etcd_user and etcd_password must be set together"
+    )
     monkeypatch.delenv("NETPLUG_ETCD_PASSWORD")
     settings_file("etcd_password = 5551234")
     assert "5551234" not in refusal()
@@ -195,7 +198,7 @@ def test_what_is_no_plugin_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bridge", "host", "none", "null", "macvlan", "ipvlan", "overlay"])
 def test_the_names_of_dockers_drivers_are_refused(name: str) -> None:
-    assert "is the name of a driver of docker itself" in refusal(driver_name=name)
+    assert "is the name of a built-in driver of docker" in refusal(driver_name=name)
 
 
 @pytest.mark.parametrize("host", ["none", "unix:///run/user/1000/docker.sock"])
@@ -250,13 +253,13 @@ def test_address_pools_come_from_flag_file_and_environment(
         ("base=10.0.0.0/12,size=24,size=25", "is not of the form"),
         ("base=10.208.0.0/12,bits=24", "is not of the form"),
         ("base=10.208.0.1/12,size=24", "has host bits set"),
-        ("base=10.300.0.0/12,size=24", "has a bad base"),
-        ("base=,size=24", "has a bad base"),
-        ("base=10.208.0.0/12,size=11", "bad size: not a number from 12 to 30"),
-        ("base=10.208.0.0/12,size=31", "bad size: not a number from 12 to 30"),
-        ("base=10.208.0.0/12,size=-24", "bad size"),
-        ("base=10.208.0.0/12,size=x", "bad size"),
-        ("base=fd00::/48,size=127", "bad size: not a number from 48 to 126"),
+        ("base=10.300.0.0/12,size=24", "has an invalid base"),
+        ("base=,size=24", "has an invalid base"),
+        ("base=10.208.0.0/12,size=11", "invalid size: it must be a number from 12 to 30"),
+        ("base=10.208.0.0/12,size=31", "invalid size: it must be a number from 12 to 30"),
+        ("base=10.208.0.0/12,size=-24", "invalid size"),
+        ("base=10.208.0.0/12,size=x", "invalid size"),
+        ("base=fd00::/48,size=127", "invalid size: it must be a number from 48 to 126"),
     ],
 )
 def test_a_bad_address_pool_is_named(text: str, reason: str) -> None:

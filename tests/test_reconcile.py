@@ -151,7 +151,7 @@ async def test_unknown_marked_objects_go_and_foreign_ones_stay(host: Host) -> No
         Bridge("np-old", "02:00:00:00:00:01", 1500),
     )
     await host.kernel.ensure(stray)
-    told = {d.object for d in await host.reconciler.diff() if d.what == "no record knows it"}
+    told = {d.object for d in await host.reconciler.diff() if d.what == "belongs to no record"}
     assert told == {step.key for step in stray}
     await host.reconciler.repair()
     await host.check()

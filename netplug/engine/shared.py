@@ -174,7 +174,7 @@ class Shared:
                 return False
         mended = [key for key, outcome in outcomes.items() if outcome in {Outcome.CREATED, Outcome.ADJUSTED}]
         for key in mended:
-            log.warning("drift.mended", owner="host", object=key, what="at once")
+            log.warning("drift.repaired", owner="host", object=key, what="at once")
         return bool(mended)
 
     async def _bring_about(
