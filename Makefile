@@ -3,6 +3,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 
 VENV := .venv/installed
+SHIM := netplug/cni-shim
 PYTEST := .venv/bin/python -m pytest
 TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
@@ -17,6 +18,11 @@ help: ## print this list
 
 setup: $(VENV) ## install missing Debian packages (as root), and .venv with netplug and the tools
 	@bash packaging/setup.sh system
+	@$(MAKE) --no-print-directory $(SHIM)
+
+# Without a compiler there is none, and `netplug cni install` writes Python.
+$(SHIM): packaging/cni/shim.c packaging/cni/build.py
+	@.venv/bin/python packaging/cni/build.py $@
 
 $(VENV): pyproject.toml packaging/setup.sh
 	@bash packaging/setup.sh venv
@@ -53,5 +59,5 @@ bench: setup ## compare with Docker's own bridge, the reference CNI plugins, and
 	@.venv/bin/python bench/dns.py --rounds 1 --seconds 2
 
 clean: ## remove .venv, caches and build results
-	@rm -rf .venv build dist *.egg-info .*_cache .hypothesis integration/.pytest_cache
+	@rm -rf .venv build dist $(SHIM) *.egg-info .*_cache .hypothesis integration/.pytest_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

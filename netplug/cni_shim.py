@@ -1,14 +1,10 @@
-"""What the CNI executable does: hands what it was given to the daemon, and prints the answer.
+"""The CNI executable in Python: hands a call to the daemon, and prints the answer.
 
-A runtime starts it for each command, so it is made to start fast: `netplug cni install` writes a file of a few lines
-for an interpreter without `site`, and here is imported nothing but what that has built in (the `socket` module alone
-would double the time). The lines are few because they are compiled each time, while this module is cached. Without a
-daemon it becomes a netplug that does the work in process (`netplug.alone`).
-
-netavark starts the same file, with arguments in place of variables.
-
-A request is NUL-terminated words (the executable's name, ``KEY=VALUE`` of each variable), an empty one, and what came
-on stdin; a reply is a line of exit code and length, so much for stdout, and the rest for stderr.
+`packaging/cni/shim.c` does the same, starts in a tenth of the time, and describes the protocol. This module is for
+systems where that was not built. `netplug cni install` writes a script of a few lines that calls it, in an interpreter
+without `site`. The lines are few because they are compiled at each start, while this module is cached. It imports only
+what the interpreter has built in: the `socket` module alone would double the time. Without a daemon the process becomes
+a netplug that does the work itself (`netplug.alone`).
 """
 
 import _socket
@@ -22,6 +18,9 @@ LINE = "NETPLUG_CNI_LINE"
 """Variable that tells `netplug.alone` where the executable looked for the daemon."""
 NETAVARK_API = "1.0.0"
 SPEC_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+IO_FAILURE = 5
+TRY_AGAIN = 11
+"""Codes of the CNI specification."""
 
 
 def run(run_dir: str, engine: str) -> None:
@@ -41,15 +40,16 @@ def main(run_dir: str = RUN_DIR, engine: str = "") -> int:
     if not command:
         if sys.argv[1:] in ([], ["info"]):
             return about(name)
-        words = [f"NETAVARK_COMMAND={sys.argv[1]}".encode(), b"NETAVARK_NETNS=" + sys.argv[-1].encode()]
-    given = read(0)
+        words = [b"NETAVARK_COMMAND=" + encoded(sys.argv[1]), b"NETAVARK_NETNS=" + encoded(sys.argv[-1])]
+    try:
+        given = read(0)
+    except OSError as error:
+        return refuse(b"", IO_FAILURE, f"stdin cannot be read: {error.strerror}")
     if command == b"VERSION":
-        asked = string_at(given, b'"cniVersion"') or SPEC_VERSIONS[-1]
-        spoken = ",".join(f'"{version}"' for version in SPEC_VERSIONS)
-        write(1, f'{{"cniVersion":"{asked}","supportedVersions":[{spoken}]}}\n'.encode())
-        return 0
-    run_dir = env.get(b"NETPLUG_RUN_DIR", b"").decode() or run_dir
-    reply = ask(f"{run_dir}/{SOCKET}", b"\0".join((name.encode(), *words, b"", given)))
+        spoken = ", ".join(f'"{version}"' for version in SPEC_VERSIONS)
+        return put(1, f'{{"cniVersion": "{version_asked(given)}", "supportedVersions": [{spoken}]}}\n'.encode())
+    run_dir = env.get(b"NETPLUG_RUN_DIR", b"").decode("utf-8", "surrogateescape") or run_dir
+    reply = ask(f"{run_dir}/{SOCKET}", b"\0".join((encoded(name), *words, b"", given)))
     if not reply:
         return alone(engine or sys.executable, run_dir, name, given)
     return say(reply)
@@ -59,17 +59,17 @@ def say(reply: bytes) -> int:
     """Print a reply, and return the exit code."""
     head, _, rest = reply.partition(b"\n")
     code, length = map(int, head.split())
-    write(1, rest[:length])
-    write(2, rest[length:])
+    if put(1, rest[:length]):
+        return 1
+    put(2, rest[length:])
     return code
 
 
 def about(name: str) -> int:
     """Tell of the plugin: CNI runtimes on stderr, netavark on stdout."""
     spoken = ", ".join(SPEC_VERSIONS)
-    write(2, f"CNI {name} plugin v{VERSION}\nCNI protocol versions supported: {spoken}\n".encode())
-    write(1, f'{{"version":"{VERSION}","api_version":"{NETAVARK_API}"}}\n'.encode())
-    return 0
+    put(2, encoded(f"CNI {name} plugin v{VERSION}\nCNI protocol versions supported: {spoken}\n"))
+    return put(1, f'{{"version": "{VERSION}", "api_version": "{NETAVARK_API}"}}\n'.encode())
 
 
 def ask(path: str, request: bytes) -> bytes:
@@ -77,29 +77,56 @@ def ask(path: str, request: bytes) -> bytes:
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         sock.connect(path)
+    except OSError:
+        sock.close()
+        return b""
+    reply = b""
+    try:
         sock.sendall(request)
         sock.shutdown(_socket.SHUT_WR)
-        reply = read(sock.fileno())
     except OSError:
-        return b""
-    finally:
-        sock.close()
-    return reply if b"\n" in reply else b""
+        pass  # a daemon that stops listening may answer all the same
+    try:
+        while part := sock.recv(65536):
+            reply += part
+    except OSError:
+        pass  # it is judged by what came
+    sock.close()
+    return reply if whole(reply) else b""
+
+
+def whole(reply: bytes) -> bool:
+    """Tell whether a reply has all that it says to have."""
+    head, _, rest = reply.partition(b"\n")
+    words = head.split()
+    return len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) <= len(rest)
 
 
 def alone(engine: str, run_dir: str, name: str, given: bytes) -> int:
     """Become a netplug that does the work itself, or waits for one that does."""
-    fd = posix.memfd_create("stdin", 0)
-    write(fd, given)
-    posix.lseek(fd, 0, 0)
-    posix.dup2(fd, 0)
-    env = {**posix.environ, LINE.encode(): run_dir.encode()}
+    try:
+        fd = posix.memfd_create("stdin", 0)
+        write(fd, given)
+        posix.lseek(fd, 0, 0)
+        posix.dup2(fd, 0)
+        if fd:
+            posix.close(fd)
+    except OSError as error:
+        return refuse(given, IO_FAILURE, f"stdin cannot be handed on: {error.strerror}")
+    env = {**posix.environ, LINE.encode(): encoded(run_dir)}
     try:
         posix.execve(engine, [engine, "-I", "-m", "netplug.alone", name, *sys.argv[1:]], env)
     except OSError as error:
-        words = f"no netplug daemon answers, and {engine} cannot be started: {error.strerror}"
-        code = '"code":11,"msg"' if posix.environ.get(b"CNI_COMMAND") else '"error"'
-        write(1, f'{{{code}:"{words}"}}\n'.encode())
+        why = f"no netplug daemon answers, and {engine} cannot be started: {error.strerror}"
+        return refuse(given, TRY_AGAIN, why)
+
+
+def refuse(given: bytes, code: int, why: str) -> int:
+    """Print why a call fails, in the form that the caller knows, and return the exit code."""
+    if posix.environ.get(b"CNI_COMMAND"):
+        put(1, encoded(f'{{"cniVersion": "{version_asked(given)}", "code": {code}, "msg": "{why}"}}\n'))
+    else:
+        put(1, encoded(f'{{"error": "{why}"}}\n'))
     return 1
 
 
@@ -117,8 +144,22 @@ def write(fd: int, data: bytes) -> None:
         data = data[posix.write(fd, data) :]
 
 
-def string_at(text: bytes, key: bytes) -> str:
-    """Return the string that follows a key in a JSON text, if it is made of the signs of a version."""
-    parts = text.partition(key)[2].split(b'"', 2)
+def put(fd: int, data: bytes) -> int:
+    """Print, and return the exit code: 1 when nobody is there to read."""
+    try:
+        write(fd, data)
+    except OSError:
+        return 1
+    return 0
+
+
+def encoded(text: str) -> bytes:
+    """Return the bytes of an argument or a path."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def version_asked(given: bytes) -> str:
+    """Return the version that a configuration names, if it is one; else the newest."""
+    parts = given.partition(b'"cniVersion"')[2].split(b'"', 2)
     value = parts[1].decode("ascii", "replace") if len(parts) == 3 and parts[0].strip() == b":" else ""
-    return value if value.replace(".", "").isalnum() else ""
+    return value if value.replace(".", "").isalnum() else SPEC_VERSIONS[-1]

@@ -28,11 +28,13 @@ system() {
     for pair in dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables ip6tables:iptables \
         ipset:ipset nft:nftables ip:iproute2 ss:iproute2 tc:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps \
         conntrack:conntrack curl:curl nsenter:util-linux unshare:util-linux podman:podman crun:crun runc:runc etcd:etcd-server etcdctl:etcd-client \
-        openssl:openssl dig:bind9-dnsutils; do
+        openssl:openssl dig:bind9-dnsutils cc:gcc; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     # The reference CNI plugins, for mixed plugin lists and for comparison.
     [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
+    # The headers and the library for cc. Users need no compiler: without one they get the Python CNI executable.
+    [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
     # The test image contains only busybox, so it must be statically linked.
     if command -v busybox >/dev/null && ldd "$(command -v busybox)" 2>/dev/null | grep -q "=>"; then
         missing+=(busybox-static)

@@ -6,11 +6,12 @@ import zipfile
 from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
-from shutil import copytree, ignore_patterns
+from shutil import copytree, ignore_patterns, which
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PROGRAM = "netplug/cni-shim"
 LINKED = ("drivers", "ipam", "dns")
 
 pytestmark = pytest.mark.timeout(180)  # an isolated build downloads setuptools
@@ -25,7 +26,7 @@ def _build(what: str, source: Path, out: Path) -> Path:
     command = [sys.executable, "-m", "build", f"--{what}", *isolation, "--outdir", str(out), str(source)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    (made,) = out.iterdir()
+    (made,) = out.glob("netplug-*")
     return made
 
 
@@ -41,7 +42,7 @@ def _python(code: str, folder: Path, *path: Path) -> subprocess.CompletedProcess
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree: builds write into their source folder, and the checkout is not theirs."""
     copy = tmp_path_factory.mktemp("source") / "with space"
-    ignored = ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+    ignored = ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "cni-shim")
     copytree(ROOT, copy, symlinks=True, ignore=ignored)
     return copy
 
@@ -117,3 +118,26 @@ def test_linked_package_refuses_its_top_level_name(tmp_path: Path, package: str)
     done = _python(f"import {package}", tmp_path, ROOT)
     assert done.returncode == 1
     assert f"ImportError: import netplug.{package}, not {package}" in done.stderr
+
+
+def test_wheel_has_the_cni_executable_where_there_is_a_compiler(wheel: Path, tmp_path: Path) -> None:
+    built = which("cc") is not None
+    with zipfile.ZipFile(wheel) as archive:
+        assert (PROGRAM in archive.namelist()) == built
+        if not built:
+            return
+        path = Path(archive.extract(PROGRAM, tmp_path))
+        assert archive.getinfo(PROGRAM).external_attr >> 16 & 0o111 == 0o111
+    assert not wheel.name.endswith("-any.whl")
+    path.chmod(0o755)
+    assert subprocess.run([path, "info"], check=False, capture_output=True).returncode == 0
+
+
+def test_wheel_needs_no_compiler(sdist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-compiler")
+    subprocess.run(["tar", "-xf", str(sdist), "-C", str(tmp_path)], check=True)
+    (source,) = tmp_path.iterdir()
+    wheel = _build("wheel", source, tmp_path / "out")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert PROGRAM not in archive.namelist()

@@ -44,18 +44,18 @@ def install(
     path = bin_dir.absolute() / name
     try:
         bin_dir.mkdir(parents=True, exist_ok=True)
-        _replace(path, executable(run_dir.absolute()))
+        _replace(path, executable(run_dir.absolute()), 0o755)
     except OSError as exc:
         raise CliError(NO, f"{path} cannot be written: {(exc.strerror or str(exc)).lower()}") from None
     emit(str(path))
 
 
-def _replace(path: Path, text: str, mode: int = 0o755) -> None:
+def _replace(path: Path, content: bytes, mode: int) -> None:
     """Replace a file atomically: a concurrent reader gets the old content or the new."""
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
             os.fchmod(fd, mode)
         Path(temporary).rename(path)
     except BaseException:
@@ -101,7 +101,7 @@ def config(
         return
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        _replace(out.absolute(), json.dumps(data, indent=2) + "\n", 0o644)
+        _replace(out.absolute(), json.dumps(data, indent=2).encode() + b"\n", 0o644)
     except OSError as exc:
         raise CliError(NO, f"{out} cannot be written: {(exc.strerror or str(exc)).lower()}") from None
     emit(str(out.absolute()))
