@@ -11,7 +11,7 @@ from engine_host import Host, until
 
 from netplug import cni_shim
 from netplug.frontends.cni import CniService
-from netplug.frontends.cni_server import serving_cni
+from netplug.frontends.cni_server import MOST_BYTES, serving_cni
 from netplug.frontends.cni_wire import Call, Reply
 
 STATUS = Call("pynet", {"CNI_COMMAND": "STATUS"}, b'{"cniVersion": "1.1.0", "name": "blue", "type": "pynet"}')
@@ -44,6 +44,20 @@ async def test_calls_are_answered_as_the_executable_asks(path: Path) -> None:
         assert said is not None
         assert said.code == 1
         assert '"code": 4' in said.stdout
+
+
+async def test_request_that_is_too_long_is_refused(path: Path) -> None:
+    """No answer would mean that the daemon has died, and the executable would wait for its state."""
+    more = b" " * (MOST_BYTES + 1_000_000)
+    async with served(path):
+        for head, answer in (
+            (b"CNI_COMMAND=ADD", '"code": 6, "msg": "the'),
+            (b"NETAVARK_COMMAND=create", '"error": "the'),
+        ):
+            said = Reply.parse(await asyncio.to_thread(cni_shim.ask, str(path), b"pynet\0" + head + b"\0\0" + more))
+            assert said is not None
+            assert said.code == 1
+            assert answer + " configuration is longer than 4194304 bytes" in said.stdout
 
 
 async def test_nobody_there_is_no_answer(path: Path) -> None:

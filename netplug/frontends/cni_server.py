@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 import structlog
 
 from netplug.engine.whole import to_its_end
+from netplug.frontends import netavark
 from netplug.frontends.accepting import accept
-from netplug.frontends.cni import CniService
-from netplug.frontends.cni_wire import Call
+from netplug.frontends.cni import CniService, refusal
+from netplug.frontends.cni_wire import Call, CniError, Code, Reply
 
 log = structlog.get_logger(__name__)
 
@@ -74,13 +75,19 @@ class _Server:
                 self._reading.discard(task)
                 self._working.add(task)
                 if data:
-                    reply = await self._service.answer(Call.parse(data, _peer(connection)))
-                    await self._loop.sock_sendall(connection, reply.render())
+                    await self._loop.sock_sendall(connection, (await self._reply(data, connection)).render())
             except (TimeoutError, OSError) as exc:
                 log.debug("cni.gone", error=str(exc))
 
+    async def _reply(self, data: bytes, connection: socket.socket) -> Reply:
+        call = Call.parse(data, _peer(connection))
+        if len(data) <= MOST_BYTES:
+            return await self._service.answer(call)
+        error = CniError(Code.DECODE, f"the configuration is longer than {MOST_BYTES} bytes")
+        return netavark.refusal(error) if call.netavark else refusal(error, "")
+
     async def _read(self, connection: socket.socket) -> bytes:
-        """Return a request; nothing when it is too long.
+        """Return a request. One that is too long is not read to its end.
 
         Raises:
             TimeoutError: it does not come to its end.
@@ -90,9 +97,9 @@ class _Server:
         async with asyncio.timeout(REQUEST_S):
             while part := await self._loop.sock_recv(connection, 65536):
                 size += len(part)
-                if size > MOST_BYTES:
-                    return b""
                 parts.append(part)
+                if size > MOST_BYTES:
+                    break
         return b"".join(parts)
 
 
