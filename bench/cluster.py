@@ -42,7 +42,7 @@ from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.ipam.start import HashedStart
-from netplug.kernel.netns import run_in
+from netplug.kernel.sandbox.netns import run_in
 from netplug.leases import lease_key, stamped
 from netplug.store.access import EtcdAccess
 from netplug.store.api import Compare, Delete, Put

@@ -222,7 +222,7 @@ class Daemon:
         from netplug.frontends.docker import docker_app  # noqa: PLC0415
         from netplug.frontends.docker_ipam import nobody_known  # noqa: PLC0415
         from netplug.interceptions import Interceptions  # noqa: PLC0415
-        from netplug.kernel.toward import open_toward  # noqa: PLC0415
+        from netplug.kernel.host.upstream_sockets import open_toward  # noqa: PLC0415
         from netplug.nameserver import NameServer  # noqa: PLC0415
 
         settings, cluster = self._settings, self.cluster

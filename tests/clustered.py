@@ -13,7 +13,7 @@ from living import Living, living, until
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.tunnel import Fdb, Neighbour, Vtep
-from netplug.kernel.fake import FakeKernel
+from netplug.kernel.fake.kernel import FakeKernel
 
 
 class Hosts:

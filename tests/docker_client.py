@@ -16,7 +16,7 @@ from netplug.frontends.docker import docker_app
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
-from netplug.kernel.fake import FakeKernel
+from netplug.kernel.fake.kernel import FakeKernel
 from netplug.leases import StoredLeases
 from netplug.store.sqlite import SqliteStore
 

@@ -32,7 +32,7 @@ from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.kernel.api import Before, Outcome
-from netplug.kernel.fake import FakeKernel
+from netplug.kernel.fake.kernel import FakeKernel
 from netplug.leases import StoredLeases
 from netplug.orphans import View
 from netplug.reconcile import Reconciler

@@ -18,7 +18,7 @@ from netplug.cluster.identity import Machine
 from netplug.config import Settings, load
 from netplug.daemon import Daemon
 from netplug.kernel.api import Kernel
-from netplug.kernel.fake import FakeKernel
+from netplug.kernel.fake.kernel import FakeKernel
 
 DEADLINE_S = 20
 _T = TypeVar("_T")

@@ -29,7 +29,7 @@ from netplug.ipam.allocator import Allocator
 from netplug.ipam.pool import GLOBAL
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.ipam.start import HashedStart
-from netplug.kernel.fake import FakeKernel
+from netplug.kernel.fake.kernel import FakeKernel
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
 from netplug.store.etcd import EtcdStore

@@ -191,7 +191,7 @@ async def test_daemon_that_hangs_is_told_and_not_asked(site: Site, monkeypatch: 
     await site.call("ADD")
     with site.activated() as listening:
         with monkeypatch.context() as patch:
-            patch.setattr("netplug.kernel.answering.DEADLINE_S", 0.1)
+            patch.setattr("netplug.kernel.host.socket_owner.DEADLINE_S", 0.1)
             (said,) = await site.wrong()
         assert said.startswith("the lease of 10.1.0.7 may not be kept: the daemon of the dhcp plugin hangs (")
         assert len(site.calls()) == 1

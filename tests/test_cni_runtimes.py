@@ -18,7 +18,7 @@ from netplug.drivers import ranges
 from netplug.drivers.steps import HostPort, Proto, Veth
 from netplug.frontends.cni import CniService
 from netplug.frontends.cni_wire import Call
-from netplug.kernel import runtimes
+from netplug.kernel.host import runtimes
 
 NETNS = "/run/netns/box"
 ID = "c0" * 32

@@ -25,7 +25,7 @@ from netplug.composing import drivers, site_prefix, spaces
 from netplug.config import AddressPool
 from netplug.daemon import notify
 from netplug.drivers.api import HostFacts
-from netplug.kernel.fake import FakeKernel
+from netplug.kernel.fake.kernel import FakeKernel
 from netplug.lock import Held
 from netplug.store.sqlite import SqliteStore
 

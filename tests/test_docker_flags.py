@@ -15,7 +15,7 @@ import pytest_asyncio
 from docker_client import FIXTURES, GENERIC, Plugin, endpoint
 
 from netplug.drivers.steps import Macvlan, Veth
-from netplug.kernel.fake import FakeKernel
+from netplug.kernel.fake.kernel import FakeKernel
 
 FLAGS = run_path(str(Path(__file__).parents[1] / "integration" / "flags_table.py"))
 MODES, WORKS, IGNORED, REFUSED = (FLAGS[name] for name in ("MODES", "WORKS", "IGNORED", "REFUSED"))

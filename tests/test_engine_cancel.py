@@ -4,7 +4,7 @@ import pytest
 from engine_host import DEADLINE_S, Host, cancelled_at, set_up
 from test_engine_crash import CASES, Case
 
-from netplug.kernel.fake import FakeKernel
+from netplug.kernel.fake.kernel import FakeKernel
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.timeout(DEADLINE_S)]
 

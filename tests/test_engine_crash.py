@@ -9,7 +9,7 @@ from engine_host import END, NET, NEXT, OTHER, SANDBOX, Act, Died, Fuse, Host, s
 
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.ipam.lease import Owner, OwnerKind
-from netplug.kernel.fake import FakeKernel
+from netplug.kernel.fake.kernel import FakeKernel
 
 pytestmark = pytest.mark.usefixtures("quiet")
 PORTS = (tcp(8080), udp(53))

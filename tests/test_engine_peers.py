@@ -15,7 +15,7 @@ from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Tunnels, Vtep
 from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError
 from netplug.kernel.api import StepError
-from netplug.kernel.fake import FakeKernel
+from netplug.kernel.fake.kernel import FakeKernel
 
 VTEP = ip_address("192.0.2.1")
 

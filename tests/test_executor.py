@@ -29,7 +29,7 @@ from netplug.drivers.steps import (
 )
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.executor import Executor, arrange
-from netplug.kernel.fake import FakeKernel
+from netplug.kernel.fake.kernel import FakeKernel
 
 BASE = firewall.base((4, 6), HostFacts(chains=((4, firewall.DOCKER_ISOLATION),)))
 NETWORK = Plan(

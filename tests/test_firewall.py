@@ -7,7 +7,7 @@ import pytest
 
 from netplug.drivers.steps import Chain, Jump
 from netplug.kernel.api import Outcome, StepError
-from netplug.kernel.firewall import Firewall
+from netplug.kernel.firewall.iptables import Firewall
 
 CHAIN = Chain(4, "filter", "NETPLUG-TEST", ("-j ACCEPT",))
 JUMP = Jump(4, "filter", "FORWARD", "-j NETPLUG-TEST")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from netplug.kernel import worker
-from netplug.kernel.worker import Worker
+from netplug.kernel.netlink import worker
+from netplug.kernel.netlink.worker import Worker
 
 TURN_S = 5
 

@@ -13,6 +13,19 @@ import structlog
 
 from netplug import called
 from netplug.claims import SharedLeases
+from netplug.cluster.audit import audit
+from netplug.cluster.barrier import Barrier
+from netplug.cluster.catalogue import gone
+from netplug.cluster.claimed import Claimed
+from netplug.cluster.forgetting import Host, Hosts
+from netplug.cluster.identity import Gate, Identity
+from netplug.cluster.membership import Membership
+from netplug.cluster.networks import Definitions, ident_of
+from netplug.cluster.peering import Peering
+from netplug.cluster.records import NETWORKS, Told, as_put, endpoint_key, twin_words
+from netplug.cluster.recovery import Recovery
+from netplug.cluster.underlay import Underlay
+from netplug.cluster.view import View, name_of
 from netplug.drivers.api import Meshed
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
@@ -23,20 +36,6 @@ from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease
 from netplug.store.api import Compare, Delete, Store, StoreError, Unreachable
-
-from .audit import audit
-from .barrier import Barrier
-from .catalogue import gone
-from .claimed import Claimed
-from .forgetting import Host, Hosts
-from .identity import Gate, Identity
-from .membership import Membership
-from .networks import Definitions, ident_of
-from .peering import Peering
-from .records import NETWORKS, Told, as_put, endpoint_key, twin_words
-from .recovery import Recovery
-from .underlay import Underlay
-from .view import View, name_of
 
 log = structlog.get_logger(__name__)
 

@@ -8,14 +8,13 @@ import asyncio
 from collections.abc import Mapping
 
 from netplug.claims import Claim, SharedLeases
+from netplug.cluster.view import View, name_of
 from netplug.drivers.naming import short
 from netplug.engine import Engine
 from netplug.engine.audit import Finding
 from netplug.engine.records import NetworkRecord
 from netplug.ipam.lease import OwnerKind
 from netplug.ipam.pool import Pool
-
-from .view import View, name_of
 
 PATIENCE_S = 0.5
 """Ten times what it takes to attach."""

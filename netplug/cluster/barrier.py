@@ -11,12 +11,11 @@ from collections.abc import Mapping
 
 import structlog
 
+from netplug.cluster.membership import Membership
+from netplug.cluster.records import CONFIRMED
+from netplug.cluster.view import View, name_of
 from netplug.drivers.naming import short
 from netplug.store.api import Compacted, Put, Record, SharedStore, StoreError
-
-from .membership import Membership
-from .records import CONFIRMED
-from .view import View, name_of
 
 log = structlog.get_logger(__name__)
 

@@ -5,6 +5,7 @@ from dataclasses import fields
 from hashlib import sha256
 
 from netplug.claims import gateways
+from netplug.cluster.records import Definition, Range
 from netplug.drivers.options import parse
 from netplug.drivers.steps import IPNetwork
 from netplug.drivers.values import LARGEST_VNI
@@ -15,8 +16,6 @@ from netplug.ipam.pool import GLOBAL, check_request, pool_id
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.ipam.subnets import Subnets
 from netplug.store.api import Put
-
-from .records import Definition, Range
 
 FIRST_VNI = 10_000
 """Below are those that others choose by themselves: flannel 1, swarm and Calico from 4096 on."""

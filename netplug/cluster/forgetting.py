@@ -10,14 +10,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from netplug.drivers.naming import short
-from netplug.drivers.steps import IPAddress
-from netplug.errors import NetplugError
-from netplug.leases import LEASES, OPS_PER_TXN
-from netplug.store.api import Compare, Delete, Record, Store, StoreError
-
-from .networks import Definitions
-from .records import (
+from netplug.cluster.networks import Definitions
+from netplug.cluster.records import (
     ALIVE,
     CONFIRMED,
     ENDPOINTS,
@@ -33,6 +27,11 @@ from .records import (
     twin_words,
     yielding,
 )
+from netplug.drivers.naming import short
+from netplug.drivers.steps import IPAddress
+from netplug.errors import NetplugError
+from netplug.leases import LEASES, OPS_PER_TXN
+from netplug.store.api import Compare, Delete, Record, Store, StoreError
 
 log = structlog.get_logger(__name__)
 

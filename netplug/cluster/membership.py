@@ -15,15 +15,14 @@ from contextlib import suppress
 import structlog
 
 from netplug.claims import NotAdmitted, Reach
+from netplug.cluster.identity import Gate, Identity
+from netplug.cluster.records import ALIVE, HOSTS, STOPPED, TWINS, HostRecord, as_put, parse
+from netplug.cluster.view import View
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine.conditions import Conditions, Difference
 from netplug.errors import NetplugError
 from netplug.store.api import Compare, Put, StoreError, Unreachable
-
-from .identity import Gate, Identity
-from .records import ALIVE, HOSTS, STOPPED, TWINS, HostRecord, as_put, parse
-from .view import View
 
 log = structlog.get_logger(__name__)
 

@@ -14,6 +14,12 @@ from dataclasses import replace
 import structlog
 
 from netplug.claims import SharedLeases
+from netplug.cluster.catalogue import Catalogue
+from netplug.cluster.choosing import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
+from netplug.cluster.identity import Gate
+from netplug.cluster.records import GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put
+from netplug.cluster.records import parse as parse_record
+from netplug.cluster.view import View
 from netplug.drivers.api import Scope
 from netplug.drivers.naming import short
 from netplug.drivers.options import OVERLAY, parse
@@ -25,13 +31,6 @@ from netplug.engine.whole import whole
 from netplug.errors import NetplugError, Reportable
 from netplug.ipam.pool import GLOBAL
 from netplug.store.api import Compare, Delete, Put, Record, StoreError
-
-from .catalogue import Catalogue
-from .choosing import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
-from .identity import Gate
-from .records import GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put
-from .records import parse as parse_record
-from .view import View
 
 log = structlog.get_logger(__name__)
 

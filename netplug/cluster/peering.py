@@ -10,18 +10,17 @@ from typing import Protocol
 import structlog
 
 from netplug import called
+from netplug.cluster.barrier import Barrier
+from netplug.cluster.claimed import Claimed
+from netplug.cluster.judging import Judge, Where, addresses_of
+from netplug.cluster.networks import Definitions
+from netplug.cluster.view import View, name_of
 from netplug.dns.zone import Entry
 from netplug.drivers.api import Peer
 from netplug.drivers.naming import short
 from netplug.engine import Engine
 from netplug.engine.conditions import Difference
 from netplug.engine.records import NetworkRecord
-
-from .barrier import Barrier
-from .claimed import Claimed
-from .judging import Judge, Where, addresses_of
-from .networks import Definitions
-from .view import View, name_of
 
 log = structlog.get_logger(__name__)
 

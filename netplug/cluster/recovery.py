@@ -12,17 +12,26 @@ from collections.abc import Callable, Iterator, Mapping
 import structlog
 
 from netplug.claims import SharedLeases
+from netplug.cluster.membership import Membership
+from netplug.cluster.networks import Definitions
+from netplug.cluster.records import (
+    ENDPOINTS,
+    HOSTS,
+    IDENTITY,
+    MEMBERS,
+    RECOVERED,
+    Definition,
+    Told,
+    as_put,
+    endpoint_key,
+)
+from netplug.cluster.view import View
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.leases import OPS_PER_TXN
 from netplug.store.api import Compare, Delete, Put, Record, Store
 from netplug.store.guarded import Guarded
-
-from .membership import Membership
-from .networks import Definitions
-from .records import ENDPOINTS, HOSTS, IDENTITY, MEMBERS, RECOVERED, Definition, Told, as_put, endpoint_key
-from .view import View
 
 log = structlog.get_logger(__name__)
 

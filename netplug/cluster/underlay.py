@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import structlog
 
+from netplug.cluster.vtep import Finder
 from netplug.drivers.api import HostFacts, Meshed
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import IPAddress
@@ -18,8 +19,6 @@ from netplug.engine import Engine
 from netplug.engine.conditions import Difference
 from netplug.errors import NetplugError
 from netplug.store.api import Put, Store
-
-from .vtep import Finder
 
 log = structlog.get_logger(__name__)
 

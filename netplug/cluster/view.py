@@ -10,11 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import structlog
 
-from netplug.drivers.api import Peer
-from netplug.store.api import Compacted, Event, Record, StoreError, Unreachable
-from netplug.store.guarded import Guarded
-
-from .records import (
+from netplug.cluster.records import (
     ALIVE,
     ENDPOINTS,
     HOSTS,
@@ -32,6 +28,9 @@ from .records import (
     twin_of,
     yielding,
 )
+from netplug.drivers.api import Peer
+from netplug.store.api import Compacted, Event, Record, StoreError, Unreachable
+from netplug.store.guarded import Guarded
 
 log = structlog.get_logger(__name__)
 

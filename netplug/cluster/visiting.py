@@ -8,6 +8,9 @@ what hosts share is not changed.
 from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_address
 
+from netplug.cluster.records import IDENTITY
+from netplug.cluster.recovery import remembered
+from netplug.cluster.underlay import VTEP
 from netplug.config import Settings
 from netplug.drivers.options import OVERLAY
 from netplug.drivers.steps import IPAddress
@@ -15,10 +18,6 @@ from netplug.engine.records import NETWORKS
 from netplug.store.api import SharedStore, Store, StoreError
 from netplug.store.guarded import Guarded
 from netplug.store.nowhere import NoStore
-
-from .records import IDENTITY
-from .recovery import remembered
-from .underlay import VTEP
 
 DEADLINE_S = 3.0
 """Of a question to the store: the runtime waits."""

@@ -11,7 +11,7 @@ from netplug.frontends import cni_result
 from netplug.frontends.cni_config import DHCP
 from netplug.frontends.cni_result import Result
 from netplug.frontends.cni_wire import CniError, Code, Request
-from netplug.kernel import plugins
+from netplug.kernel.host import cni_plugins
 
 _NOBODY = ("no more tries", "timed out", "timeout", "unable to receive")
 """What the reference dhcp plugin's versions say when no server answered them."""
@@ -36,7 +36,7 @@ class Delegate:
             CniError: code 7, there is none in CNI_PATH.
         """
         try:
-            return plugins.find(self._request.foreign_ipam, self._request.env.get("CNI_PATH", ""))
+            return cni_plugins.find(self._request.foreign_ipam, self._request.env.get("CNI_PATH", ""))
         except NetplugError as exc:
             raise CniError(Code.CONFIG, str(exc)) from None
 
@@ -80,7 +80,7 @@ class Delegate:
         request = self._request
         program, stdin = self.find(), json.dumps({**request.raw, **more}).encode()
         try:
-            done = await plugins.run(program, {**request.env, "CNI_COMMAND": command}, stdin)
+            done = await cni_plugins.run(program, {**request.env, "CNI_COMMAND": command}, stdin)
         except NetplugError as exc:
             raise CniError(Code.TRY_AGAIN, str(exc)) from None
         self.stderr += done.stderr.decode(errors="replace")

@@ -16,7 +16,7 @@ from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
 from netplug.frontends.cni_wire import CniError, Code, Request
-from netplug.kernel import runtimes
+from netplug.kernel.host import runtimes
 
 log = structlog.get_logger(__name__)
 

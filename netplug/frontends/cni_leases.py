@@ -24,7 +24,7 @@ from netplug.engine.records import EndpointRecord
 from netplug.engine.sandboxes import is_there
 from netplug.frontends.cni_delegate import Delegate
 from netplug.frontends.cni_wire import Call, CniError, Request, read
-from netplug.kernel.answering import answering
+from netplug.kernel.host.socket_owner import answering
 
 log = structlog.get_logger(__name__)
 

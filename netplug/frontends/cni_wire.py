@@ -14,7 +14,7 @@ from typing import Any
 from netplug.cni_shim import SPEC_VERSIONS
 from netplug.drivers.codec import JsonObject
 from netplug.engine.records import Caller
-from netplug.kernel import runtimes
+from netplug.kernel.host import runtimes
 
 OWN_IPAM = "netplug-ipam"
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")

@@ -237,7 +237,7 @@ class Kernel(Protocol):
         """Find a network namespace by its path, or by its name below /run/netns.
 
         Returns its absolute path and its identity, which no other namespace has, had or will have
-        (`netplug.kernel.netns.identity`).
+        (`netplug.kernel.sandbox.netns.identity`).
 
         Raises:
             NetplugError: "not_found"; "invalid" when it is no network namespace, or the host's own.

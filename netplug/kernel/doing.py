@@ -7,9 +7,8 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from netplug.drivers.steps import Step
-
-from .api import Before, Done, Outcome, StepError
-from .netlink import NetlinkError
+from netplug.kernel.api import Before, Done, Outcome, StepError
+from netplug.kernel.netlink.connection import NetlinkError
 
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound=Step)

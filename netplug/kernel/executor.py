@@ -14,8 +14,7 @@ from netplug.drivers import ranges
 from netplug.drivers.plan import Plan
 from netplug.drivers.ranges import PUBLISHED
 from netplug.drivers.steps import Flows, Forward, HostPort, Relay, Step
-
-from .api import Before, Drift, Kernel, Outcome, StepError
+from netplug.kernel.api import Before, Drift, Kernel, Outcome, StepError
 
 log = structlog.get_logger(__name__)
 

@@ -28,39 +28,34 @@ from netplug.drivers.steps import (
 )
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Vxlan
 from netplug.errors import NetplugError
-
-from . import (
-    entries,
-    facts,
-    firewalld,
-    forwards,
-    rtnl,
-    segment,
-)
-from .announcing import Announcements
-from .api import Before, Comparison, Done, Drift, Outcome, Owned, Reservations, Serve, StepError
-from .conntrack import Conntrack
-from .descriptors import raise_limit, require
-from .doing import Notes, named, whole
-from .entries import TABLE_STEPS
-from .firewall import Firewall
-from .interception import Interception
-from .ipset import IpSets
-from .netlink import Netlink
-from .nftables import Tables
-from .ports import Ports
-from .reaper import Reaper
-from .relays import Relays
-from .requests import REQUESTS, Request, Requests
-from .reservations import SocketsOf, reserve
-from .resolvers import Resolvers
-from .route_watch import RouteChanges
-from .rules import FIREWALL_STEPS, FirewallStep
-from .sandboxes import find, inhabited
-from .shortcuts import Ways
-from .stations import Stations
-from .survey import Survey, owned
-from .watch import ForeignChanges
+from netplug.kernel.api import Before, Comparison, Done, Drift, Outcome, Owned, Reservations, Serve, StepError
+from netplug.kernel.doing import Notes, named, whole
+from netplug.kernel.firewall import entries, firewalld, forwards
+from netplug.kernel.firewall.conntrack import Conntrack
+from netplug.kernel.firewall.entries import TABLE_STEPS
+from netplug.kernel.firewall.ipset import IpSets
+from netplug.kernel.firewall.iptables import Firewall
+from netplug.kernel.firewall.iptables_rules import FIREWALL_STEPS, FirewallStep
+from netplug.kernel.firewall.nftables import Tables
+from netplug.kernel.firewall.shortcuts import Ways
+from netplug.kernel.host import facts
+from netplug.kernel.host.descriptors import raise_limit, require
+from netplug.kernel.host.ports import Ports
+from netplug.kernel.host.relays import Relays
+from netplug.kernel.host.runtime_reservations import SocketsOf, reserve
+from netplug.kernel.links import conflict_probe
+from netplug.kernel.links.announcements import Announcements
+from netplug.kernel.links.forwarding_entries import Stations
+from netplug.kernel.links.reaper import Reaper
+from netplug.kernel.netlink import rtnl
+from netplug.kernel.netlink.connection import Netlink
+from netplug.kernel.netlink.route_watch import RouteChanges
+from netplug.kernel.netlink.watch import ForeignChanges
+from netplug.kernel.rtnetlink_steps import REQUESTS, Request, Requests
+from netplug.kernel.sandbox.identity import find, inhabited
+from netplug.kernel.sandbox.interception import Interception
+from netplug.kernel.sandbox.resolvers import Resolvers
+from netplug.kernel.survey import Survey, owned
 
 _BREATH = 64
 """After so many steps others have their turn."""
@@ -239,7 +234,7 @@ class LinuxKernel:
     async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
         """Ask the segment of a link for addresses; see `Kernel`."""
         try:
-            return await segment.strangers(link, addresses)
+            return await conflict_probe.strangers(link, addresses)
         except OSError as error:
             words = f"the segment of link {link!r} cannot be asked for an address: {error.strerror}"
             raise NetplugError("unavailable", words, hint=f"ip link set {link} up") from error

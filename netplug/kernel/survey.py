@@ -23,15 +23,19 @@ from netplug.drivers.steps import (
     Veth,
 )
 from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
-
-from . import addresses, links, loopback, macvlan, neighbours, rtnl, rules, shaping, sysctl, vxlan
-from .api import MISSING, Owned
-from .entries import Look
-from .ipset import Found
-from .netlink import Netlink
-from .netns import Sandboxes
-from .rtnl import Link, LinkAddress, LinkRoute
-from .rules import Model
+from netplug.kernel.api import MISSING, Owned
+from netplug.kernel.firewall import iptables_rules as rules
+from netplug.kernel.firewall.entries import Look
+from netplug.kernel.firewall.ipset import Found
+from netplug.kernel.firewall.iptables_rules import Model
+from netplug.kernel.host import sysctl
+from netplug.kernel.links import addresses, macvlan, neighbours, shaping, vxlan
+from netplug.kernel.links import bridges as links
+from netplug.kernel.netlink import rtnl
+from netplug.kernel.netlink.connection import Netlink
+from netplug.kernel.netlink.rtnl import Link, LinkAddress, LinkRoute
+from netplug.kernel.sandbox import loopback
+from netplug.kernel.sandbox.netns import Sandboxes
 
 
 @dataclass(slots=True)

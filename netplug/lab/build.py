@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from netplug.errors import NetplugError
-
-from . import podman, underlay
-from .containers import Attached, Container, create_docker_network, create_network
-from .file import ETCD, Lab
-from .image import IMAGE, busybox_rootfs_tar
-from .place import Place, end_all, environment, until
-from .state import DIR, Member, State, names
-from .status import Reach, Resolved, missing
+from netplug.lab import podman, underlay
+from netplug.lab.containers import Attached, Container, create_docker_network, create_network
+from netplug.lab.file import ETCD, Lab
+from netplug.lab.image import IMAGE, busybox_rootfs_tar
+from netplug.lab.place import Place, end_all, environment, until
+from netplug.lab.state import DIR, Member, State, names
+from netplug.lab.status import Reach, Resolved, missing
 
 READY_TIMEOUT_S = 40.0
 """A daemon is ready within one second as a rule, a dockerd within three, less on a busy machine."""

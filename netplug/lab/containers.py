@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from netplug.errors import NetplugError
-
-from . import podman
-from .file import ContainerPart, Lab, NetworkPart, Runtime
-from .image import IMAGE
-from .place import Place
-from .podman import CNI_BIN
-from .state import State
+from netplug.lab import podman
+from netplug.lab.file import ContainerPart, Lab, NetworkPart, Runtime
+from netplug.lab.image import IMAGE
+from netplug.lab.place import Place
+from netplug.lab.podman import CNI_BIN
+from netplug.lab.state import State
 
 DOCKERS_RESOLVER = "127.0.0.11"
 _ENGINES = frozenset({Runtime.DOCKER, Runtime.PODMAN})

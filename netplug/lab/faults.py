@@ -6,12 +6,11 @@ What the network does wrong, the switch does: frames are dropped there without a
 from dataclasses import dataclass
 
 from netplug.errors import NetplugError
-
-from .build import start_daemon, start_etcd
-from .file import ETCD
-from .place import until
-from .state import SWITCH, State
-from .underlay import port
+from netplug.lab.build import start_daemon, start_etcd
+from netplug.lab.file import ETCD
+from netplug.lab.place import until
+from netplug.lab.state import SWITCH, State
+from netplug.lab.underlay import port
 
 _END_TIMEOUT_S = 20.0
 _TABLE = "lab-faults"

@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .file import Lab
-from .image import IMAGE, busybox_rootfs_tar
-from .place import Place, environment
+from netplug.lab.file import Lab
+from netplug.lab.image import IMAGE, busybox_rootfs_tar
+from netplug.lab.place import Place, environment
 
 CNI_BIN = "/run/cni-bin"
 _ETC = "/etc/containers"

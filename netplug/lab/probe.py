@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dnslib
 
-from netplug.kernel.netns import run_in
+from netplug.kernel.sandbox.netns import run_in
 
 _ECHO = {4: (8, 0), 6: (128, 129)}
 """Types of request and reply."""

@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from netplug.errors import NetplugError
-
-from .file import ETCD, Lab
-from .place import Place
+from netplug.lab.file import ETCD, Lab
+from netplug.lab.place import Place
 
 DIR = Path("/var/lib/netplug-lab")
 SWITCH = "switch"

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from netplug.errors import NetplugError
-
-from .containers import Container
-from .file import ETCD, Lab
-from .probe import answers, ask
-from .state import State
+from netplug.lab.containers import Container
+from netplug.lab.file import ETCD, Lab
+from netplug.lab.probe import answers, ask
+from netplug.lab.state import State
 
 _AT_ONCE = 16
 

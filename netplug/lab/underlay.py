@@ -6,9 +6,9 @@ namespace: each pair is made in the switch's namespace, with its peer in the hos
 
 import subprocess
 
-from .file import ETCD, Lab
-from .place import Place, environment
-from .state import SWITCH, Member, State
+from netplug.lab.file import ETCD, Lab
+from netplug.lab.place import Place, environment
+from netplug.lab.state import SWITCH, Member, State
 
 UPLINK = "eth0"
 _BURST_S = 0.01

@@ -7,8 +7,7 @@ import json
 from collections.abc import Sequence
 
 from netplug.drivers.codec import JsonObject
-
-from .api import Delete, Put, StoreError
+from netplug.store.api import Delete, Put, StoreError
 
 
 def prefix_bytes(prefix: str) -> bytes:

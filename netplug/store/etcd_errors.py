@@ -8,8 +8,8 @@ from typing import Any
 
 import aiohttp
 
-from .access import EtcdAccess
-from .api import StoreError
+from netplug.store.access import EtcdAccess
+from netplug.store.api import StoreError
 
 # google.rpc.Code
 NOT_FOUND = 5

@@ -11,7 +11,7 @@ Fences are put under a lease, which is longer than any request can be late.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from .api import Compare
+from netplug.store.api import Compare
 
 FENCES = "fences/"
 LEASE_S = 3600

@@ -8,9 +8,8 @@ from typing import Any
 import structlog
 
 from netplug.drivers.codec import JsonObject
-
-from .api import Delete, Put, Record, StoreError
-from .encoding import json_text, key_bytes, prefix_bytes, prefix_end
+from netplug.store.api import Delete, Put, Record, StoreError
+from netplug.store.encoding import json_text, key_bytes, prefix_bytes, prefix_end
 
 log = structlog.get_logger(__name__)
 

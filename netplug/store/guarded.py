@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import structlog
 
-from .api import Compacted, Compare, Delete, Event, Put, Record, Restored, SharedStore
+from netplug.store.api import Compacted, Compare, Delete, Event, Put, Record, Restored, SharedStore
 
 log = structlog.get_logger(__name__)
 

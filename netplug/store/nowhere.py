@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from .api import Compare, Delete, Event, Put, Record, Unreachable
+from netplug.store.api import Compare, Delete, Event, Put, Record, Unreachable
 
 
 class NoStore:

@@ -29,8 +29,8 @@ from netplug.drivers.steps import (
     Veth,
 )
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnels, Vxlan
-from netplug.kernel import netns
 from netplug.kernel.linux import LinuxKernel
+from netplug.kernel.sandbox import netns
 
 VANISH_DEADLINE_S = 20
 RUNTIME = """

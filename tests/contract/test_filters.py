@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from netplug.kernel import filters
-from netplug.kernel.filters import EQUAL, LOAD, RETURN, WHOLE, Filter
+from netplug.kernel.host import socket_filters
+from netplug.kernel.host.socket_filters import EQUAL, LOAD, RETURN, WHOLE, Filter
 
 _PAYLOAD = 0x100000000 - 0x100000 + 28
 """Of an IPv4 datagram without options, from its network header on."""
@@ -57,7 +57,7 @@ def test_filter_lets_through_what_it_says(heard: tuple[socket.socket, socket.soc
     assert not passes(heard, b"abcdefgh")
     everything.attach(heard[0])
     assert passes(heard, b"X")
-    filters.attach(heard[0], BOTH)
+    socket_filters.attach(heard[0], BOTH)
     assert not passes(heard, b"X")
     both.attach(heard[0])
     for it in (both, nothing, everything):
@@ -68,7 +68,7 @@ def test_filter_lets_through_what_it_says(heard: tuple[socket.socket, socket.soc
 
 def _may_load() -> bool:
     try:
-        filters._load(filters._translated([(RETURN, 0, 0, 0)]))
+        socket_filters._load(socket_filters._translated([(RETURN, 0, 0, 0)]))
     except PermissionError:
         return False
     return True

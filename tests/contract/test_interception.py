@@ -14,10 +14,10 @@ from uuid import uuid4
 import pytest
 
 from netplug.errors import NetplugError
-from netplug.kernel.interception import TABLE, Interception, lead_to
-from netplug.kernel.netlink import NETLINK_NETFILTER
-from netplug.kernel.netns import netlink_in, open_netns, run_in
-from netplug.kernel.nftables import Tables
+from netplug.kernel.firewall.nftables import Tables
+from netplug.kernel.netlink.connection import NETLINK_NETFILTER
+from netplug.kernel.sandbox.interception import TABLE, Interception, lead_to
+from netplug.kernel.sandbox.netns import netlink_in, open_netns, run_in
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -136,7 +136,7 @@ def test_what_a_former_life_left_is_taken_over(
 HOLD = """
 import sys, time
 from ipaddress import IPv4Address
-from netplug.kernel.interception import Interception
+from netplug.kernel.sandbox.interception import Interception
 it = Interception(sys.argv[1], IPv4Address(sys.argv[2]))
 print("there", flush=True)
 time.sleep(60)  # until it is killed

@@ -12,7 +12,7 @@ from tunnel_suite import TunnelSuite  # noqa: E402
 
 from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Proto, Route, Step, Veth  # noqa: E402
 from netplug.drivers.tunnel import Vxlan  # noqa: E402
-from netplug.kernel.fake import FakeKernel  # noqa: E402
+from netplug.kernel.fake.kernel import FakeKernel  # noqa: E402
 
 RUNTIME = 4711
 

@@ -39,12 +39,14 @@ from netplug.drivers.steps import (  # noqa: E402
     Veth,
 )
 from netplug.errors import NetplugError  # noqa: E402
-from netplug.kernel import forwards, netns, reaper  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.executor import Executor  # noqa: E402
+from netplug.kernel.firewall import forwards  # noqa: E402
+from netplug.kernel.links import reaper  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
-from netplug.kernel.netlink import NetlinkError  # noqa: E402
-from netplug.kernel.rtnl import DELETE_GROUPS  # noqa: E402
+from netplug.kernel.netlink.connection import NetlinkError  # noqa: E402
+from netplug.kernel.netlink.rtnl import DELETE_GROUPS  # noqa: E402
+from netplug.kernel.sandbox import netns  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 

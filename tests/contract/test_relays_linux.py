@@ -19,9 +19,9 @@ from kernel_suite import gone  # noqa: E402
 from linux_host import LinuxHost, LinuxSurroundings, descriptors, run  # noqa: E402
 
 from netplug.drivers.steps import HostPort, IpSet, Member, Proto, Relay, Step  # noqa: E402
-from netplug.kernel import relays  # noqa: E402
+from netplug.kernel.host import relays  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
-from netplug.kernel.netns import open_netns, run_in  # noqa: E402
+from netplug.kernel.sandbox.netns import open_netns, run_in  # noqa: E402
 
 DEADLINE_S = 20
 NOTHING_SENT = struct.pack("ii", 1, 0)

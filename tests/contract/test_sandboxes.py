@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 
 from netplug.errors import NetplugError
-from netplug.kernel import netns
-from netplug.kernel.sandboxes import find, inhabited
+from netplug.kernel.sandbox import netns
+from netplug.kernel.sandbox.identity import find, inhabited
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 

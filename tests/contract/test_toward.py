@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from netplug.kernel.netns import fresh, open_netns, run_in
-from netplug.kernel.toward import links_toward, open_toward
+from netplug.kernel.host.upstream_sockets import links_toward, open_toward
+from netplug.kernel.sandbox.netns import fresh, open_netns, run_in
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 

@@ -33,10 +33,10 @@ from netplug.drivers.steps import (  # noqa: E402
     Sysctl,
 )
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts  # noqa: E402
-from netplug.kernel import worker  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.executor import Executor  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
+from netplug.kernel.netlink import worker  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 

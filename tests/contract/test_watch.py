@@ -11,8 +11,9 @@ import pytest
 
 from netplug.drivers.steps import Address, Bridge, Chain, Jump, Veth
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
-from netplug.kernel import netns, route_watch, watch
 from netplug.kernel.linux import LinuxKernel
+from netplug.kernel.netlink import route_watch, watch
+from netplug.kernel.sandbox import netns
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 

@@ -1,0 +1,454 @@
+"""A kernel in memory, as strict as the real one: for tests, and for trying a plan without doing it.
+
+What it refuses, the real one refuses with the same kind of error; `tests/contract` holds both to it. Each namespace has
+links, addresses and routes; a sandbox is there until `vanish`. What others own is set through `Foreign`.
+"""
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address
+from itertools import groupby
+from typing import TypeVar
+
+from netplug.drivers import ranges
+from netplug.drivers.api import HostFacts
+from netplug.drivers.ingress import Ingress
+from netplug.drivers.steps import (
+    Address,
+    Announce,
+    Bridge,
+    Chain,
+    Flows,
+    Forward,
+    Forwards,
+    Guard,
+    Guards,
+    HostPort,
+    Ifb,
+    IPAddress,
+    IPNetwork,
+    IpSet,
+    Jump,
+    Loopback,
+    Macvlan,
+    Member,
+    Proto,
+    Relay,
+    Resolver,
+    Route,
+    Rule,
+    Step,
+    Sysctl,
+    Veth,
+)
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.errors import NetplugError
+from netplug.kernel.api import MISSING, Before, Comparison, Done, Drift, Outcome, Owned, Reservations, Serve, StepError
+from netplug.kernel.doing import Notes, merged
+from netplug.kernel.fake import links, ports, tunnels
+from netplug.kernel.fake.interception import FakeInterception
+from netplug.kernel.fake.world import Foreign, World, comparable
+from netplug.kernel.firewall import iptables_rules
+from netplug.kernel.firewall.iptables_rules import FIREWALL_STEPS, FirewallStep, Transaction
+
+_T = TypeVar("_T")
+_PUT_BACK = (HostPort, Forward, Relay, Guard, Fdb, Neighbour, IpSet)
+"""Steps of which is told what there was before they were adjusted."""
+
+
+class FakeKernel:
+    """A kernel in memory.
+
+    `calls`: how many ensures and removes it got, and of how many steps. `inhabitants`: paths of sandboxes that a
+    process lives in. `intercepted`: by path of the sandbox. `changed`: set it to say that others changed something;
+    `moved`: that addresses or the mtu of their links did; `rerouted`: that routes did.
+    """
+
+    def __init__(self, foreign: Foreign | None = None) -> None:
+        self.foreign = foreign or Foreign()
+        self.calls: list[tuple[str, int]] = []
+        self.inhabitants: set[str] = set()
+        self.intercepted: dict[str, FakeInterception] = {}
+        self.changed = asyncio.Event()
+        self.committed = asyncio.Event()
+        self.moved = asyncio.Event()
+        self.rerouted = asyncio.Event()
+        self._world = World(self.foreign)
+        self._failures: set[str] = set()
+
+    # What tests do to it
+
+    def fail_at(self, key: str) -> None:
+        """Make each `ensure` of this step fail from now on."""
+        self._failures.add(key)
+
+    def heal(self) -> None:
+        """Forget all failures."""
+        self._failures.clear()
+
+    def lose(self, key: str) -> None:
+        """Let someone else delete an object, with all that hangs on it."""
+        step = self._world.state.pop(key, None)
+        if step:
+            self._world.cascade(step)
+            if isinstance(step, FIREWALL_STEPS):
+                transaction = Transaction(self._world.firewall[step.family])
+                opened = set(self._world.firewall[step.family].opened)
+                transaction.remove(step)
+                self._world.firewall[step.family].opened = opened
+
+    def vanish(self, netns: str) -> None:
+        """Destroy a sandbox."""
+        self._world.gone.add(netns)
+        self._world.looped.discard(netns)
+        for step in list(self._world.state.values()):
+            moved = isinstance(step, Macvlan) and step.moved == netns
+            if moved or (isinstance(step, Veth | Address | Route | Macvlan) and step.netns == netns):
+                self.lose(step.key)
+
+    def appear(self, netns: str) -> None:
+        """Make a new namespace at the path of one that vanished."""
+        self._world.gone.discard(netns)
+        self._world.lives[netns] += 1
+
+    def tamper(self, step: Step) -> None:
+        """Let someone else change an object of ours to be as this step says."""
+        self._world.state[step.key] = step
+        if isinstance(step, Chain):
+            self._world.firewall[step.family].put(step.table, step.name, list(step.rules))
+
+    def set_chain(self, family: int, table: str, chain: str, content: list[str]) -> None:
+        """Let others fill a chain, built in or theirs."""
+        self._world.firewall[family].put(table, chain, content)
+
+    def chain(self, family: int, table: str, chain: str) -> tuple[str, ...] | None:
+        """Return the rules of a chain as they stand, None when there is none."""
+        found = self._world.firewall[family].chain(table, chain)
+        return None if found is None else tuple(found)
+
+    def forwards(self) -> list[Forward | Relay]:
+        """Return the ports that lead to containers; relayed ones only where they are of one address alone."""
+        found = [step for step in self._world.state.values() if isinstance(step, Forward | Relay)]
+        # Port 53 of a gateway leads to the host itself: see `Resolver`.
+        abroad = [step for step in found if isinstance(step, Relay) or step.host != step.address]
+        return [step for step in abroad if isinstance(step, Forward) or not step.host.is_unspecified]
+
+    def dump(self) -> str:
+        """Return all that is ours and the content of all chains, as text: what to compare in a test."""
+        lines = [*map(str, sorted(self._world.state))]
+        lines += [f"sysctl {name}={value}" for name, value in sorted(self._world.sysctls.items())]
+        for family, model in self._world.firewall.items():
+            for table, chains in sorted(model.tables.items()):
+                for name, content in sorted(chains.items()):
+                    lines += [f"IPv{family} {table} {name}: {rule}" for rule in content]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<FakeKernel\n{self.dump()}\n>"
+
+    # What the protocol wants
+
+    async def ensure(
+        self, steps: Sequence[Step], outcomes: list[Outcome] | None = None, before: Before | None = None
+    ) -> list[Outcome]:
+        """Bring the steps about; see `Kernel`."""
+        self.calls.append(("ensure", len(steps)))
+        done: list[Outcome] = [] if outcomes is None else outcomes
+        for family, run in groupby(steps, lambda step: step.family if isinstance(step, FIREWALL_STEPS) else 0):
+            if family:
+                await asyncio.sleep(0)
+                done += self._ensure_firewall([step for step in run if isinstance(step, FIREWALL_STEPS)])
+                continue
+            for step in run:
+                await asyncio.sleep(0)
+                self._fail(step)
+                Notes(done, before).note(step, self._ensure_whole(step))
+        return done
+
+    async def remove(self, steps: Sequence[Step]) -> None:
+        """Remove what the steps name; see `Kernel`."""
+        self.calls.append(("remove", len(steps)))
+        errors: list[Exception] = []
+        for step in steps:
+            await asyncio.sleep(0)
+            try:
+                for part in ranges.each(step):
+                    self._remove(part)
+            except StepError as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("some objects could not be removed", errors)
+
+    async def drift(self, steps: Sequence[Step]) -> list[Drift]:
+        """Return the steps that are missing or differ; see `Kernel`."""
+        found = ((step, next(filter(None, map(self._drift, ranges.each(step))), "")) for step in steps)
+        return [Drift(step, what) for step, what in found if what]
+
+    async def compare(self, steps: Sequence[Step]) -> Comparison:
+        """Return drift, owned and facts; see `Kernel`."""
+        return Comparison(tuple(await self.drift(steps)), await self.owned(), await self.facts())
+
+    async def owned(self) -> Owned:
+        """Return what bears our mark; see `Kernel`."""
+        chains = [(family, *chain) for family, model in self._world.firewall.items() for chain in model.ours()]
+        return Owned(
+            links=frozenset(step.name for step in self._world.links()),
+            sets=frozenset(step.name for step in self._world.state.values() if isinstance(step, IpSet)),
+            chains=frozenset((family, table, name) for family, table, name, _ in chains),
+            rules=frozenset((family, table, name, rule) for family, table, name, content in chains for rule in content),
+            members=self._all(Member),
+            tables=self._all(Guards, Forwards, Tunnels, Ingress),
+            entries=self._all(Guard, Forward, Tunnel, Vtep),
+            stations=self._all(Fdb, Neighbour),
+            shortcuts=self._all(Shortcuts, Shortcut, Remote),
+        )
+
+    def _all(self, *kinds: type[_T]) -> frozenset[_T]:
+        return frozenset(step for step in self._world.state.values() if isinstance(step, kinds))
+
+    async def facts(self) -> HostFacts:
+        """Return what drivers may know of the host; see `Kernel`."""
+        here = [step for step in self._world.state.values() if isinstance(step, Address | Route) and not step.netns]
+        routes: list[tuple[IPNetwork, str]] = [
+            (step.address.network if isinstance(step, Address) else step.destination, step.link) for step in here
+        ]
+        routes += [(address.network, link) for link, address in self.foreign.addresses]
+        routes += [(route.destination, route.link) for route in self.foreign.routes]
+        return replace(
+            self.foreign.facts,
+            links=self._world.link_facts(),
+            addresses=tuple(
+                (address, link)
+                for link, address in (
+                    *((step.link, step.address) for step in here if isinstance(step, Address)),
+                    *self.foreign.addresses,
+                )
+                if not address.is_loopback
+            ),
+            routes=tuple(route for route in dict.fromkeys(routes) if route[0].prefixlen),
+            forwarding=self._world.forwarding(),
+            advertised=tuple(
+                (link, int(self._world.sysctls.get(f"net/ipv6/conf/{link}/accept_ra", value)))
+                for link, value in self.foreign.facts.advertised
+                if link in self._world.names()
+            ),
+            chains=tuple(
+                (family, name)
+                for family, model in self._world.firewall.items()
+                for name in sorted(model.tables["filter"])
+                if not name.startswith(iptables_rules.PREFIX)
+            ),
+        )
+
+    async def settle(self) -> None:
+        """Do nothing: links are gone at once."""
+
+    async def reserve(
+        self, proto: Proto, address: IPAddress, first: int, last: int, theirs: Reservations | None = None
+    ) -> int:
+        """Reserve a free port; see `Kernel`."""
+        return await ports.reserve(self._world, proto, address, first, last, theirs)
+
+    def reservations(self, pid: int, container: str) -> Reservations:
+        """Return the sockets of a runtime; see `Kernel`."""
+        return ports.FakeReservations(self.foreign, pid, container)
+
+    def admit(self, descriptors: int, what: str) -> None:
+        """Refuse what takes more descriptors than there are; see `Kernel`."""
+        if descriptors > (left := self.foreign.descriptors):
+            raise NetplugError("unavailable", f"{what} would take {descriptors} open files, and there are {left} left")
+
+    async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
+        """Return those that tests have put there as `stations`; see `Kernel`."""
+        if link not in self._world.names():
+            words = f"the segment of link {link!r} cannot be asked for an address: no such device"
+            raise NetplugError("unavailable", words)
+        return {address: self.foreign.stations[address] for address in addresses if address in self.foreign.stations}
+
+    async def sandbox(self, ref: str) -> tuple[str, str]:
+        """Find a namespace; all are there that did not `vanish`."""
+        path = ref if "/" in ref else f"/run/netns/{ref}"
+        if path in self._world.gone:
+            raise NetplugError("not_found", f"there is no network namespace {ref!r}")
+        return path, self._world.identity(path)
+
+    async def inhabited(self, path: str, netns_id: str = "") -> bool:
+        """Tell whether `path` was said to be inhabited, while the same namespace is there."""
+        return path in self.inhabitants and netns_id in {"", self._world.identity(path)}
+
+    def attend(self, serve: Serve) -> None:
+        """Take note; nobody asks."""
+
+    async def intercept(self, path: str, server: IPv4Address) -> FakeInterception:
+        """Listen on this host's own loopback link instead, which has 127.0.0.0/8 too."""
+        await self.sandbox(path)
+        return FakeInterception(self.intercepted, path, server)
+
+    def changes(self) -> asyncio.Event:
+        """Return the event that tests set to say that others changed something."""
+        return self.changed
+
+    def commits(self) -> asyncio.Event:
+        """Return the event that tests set to say that others changed the firewall."""
+        return self.committed
+
+    def underlay(self) -> asyncio.Event:
+        """Return the event that tests set to say that links of others changed."""
+        return self.moved
+
+    def routes(self) -> asyncio.Event:
+        """Return the event that tests set to say that routes changed."""
+        return self.rerouted
+
+    async def close(self) -> None:
+        """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""
+        self.changed = asyncio.Event()
+        self.committed = asyncio.Event()
+        self.moved = asyncio.Event()
+        self.rerouted = asyncio.Event()
+        for step in list(self._world.state.values()):
+            if isinstance(step, HostPort | Relay | Resolver):
+                del self._world.state[step.key]
+
+    # Each kind of step
+
+    def _ensure_whole(self, step: Step) -> Done:
+        """Bring a step about, or nothing of it."""
+        state, done = self._world.state, dict[Step, Outcome]()
+        before = {part.key: state[part.key] for part in ranges.each(step) if part.key in state}
+        try:
+            for part in ranges.each(step):
+                done[part] = outcome = self._ensure(part)
+                if outcome is not Outcome.USED and not isinstance(part, Sysctl | Announce | Loopback):
+                    state[part.key] = part
+        except StepError as error:
+            for part, outcome in done.items():
+                if outcome is Outcome.CREATED:
+                    state.pop(part.key, None)
+                elif part.key in before:
+                    state[part.key] = before[part.key]
+            raise StepError(error.kind, step, error.message, hint=error.hint) from error
+        found = merged(done, before)
+        return found if isinstance(step, _PUT_BACK) else Done(found.outcome)
+
+    def _ensure(self, step: Step) -> Outcome:
+        if isinstance(step, links.LINK_STEPS):
+            return links.ensure(self._world, step)
+        if isinstance(step, tunnels.TUNNEL_STEPS):
+            return tunnels.ensure(self._world, step)
+        match step:
+            case Sysctl():
+                return self._ensure_sysctl(step)
+            case IpSet():
+                return self._ensure_set(step)
+            case HostPort():
+                return self._ensure_port(step)
+            case Loopback():
+                return self._world.raise_loopback(step)
+            case Member() | Relay() | Guard() | Forward():
+                self._world.wants_home(step)
+        return self._world.plain(step)
+
+    def _ensure_sysctl(self, step: Sysctl) -> Outcome:
+        if not self._world.has_sysctl(step):
+            raise StepError("not_found", step, f"kernel setting {step.name} is missing")
+        same = self._world.sysctls.get(step.name) == step.value
+        self._world.sysctls[step.name] = step.value
+        if same:
+            return Outcome.USED if step.restore else Outcome.EQUAL
+        return Outcome.CREATED if step.restore else Outcome.ADJUSTED
+
+    def _ensure_port(self, step: HostPort) -> Outcome:
+        if step.key in self._world.state:
+            self._world.state[step.key] = step
+            return Outcome.EQUAL
+        problem = self._world.port_problem(step, lambda k, m, h: StepError(k, step, m, hint=h))
+        if problem and not step.shared:
+            raise problem
+        return Outcome.CREATED
+
+    def _ensure_firewall(self, steps: list[FirewallStep]) -> list[Outcome]:
+        family = steps[0].family
+        transaction = Transaction(self._world.firewall[family].copy())
+        for step in steps:
+            self._fail(step)
+        done = [transaction.ensure(step) for step in steps]
+        self._world.firewall[family] = transaction.model
+        for step in steps:
+            self._world.state[step.key] = step
+            if isinstance(step, Rule):
+                # The rule of a chain that was lost has brought it back.
+                chain = Chain(step.family, step.table, step.chain, open=True)
+                self._world.state.setdefault(chain.key, chain)
+        return done
+
+    def _ensure_set(self, step: IpSet) -> Outcome:
+        if "ipset" in self.foreign.lacks:
+            raise StepError("unavailable", step, "the kernel has no sets (CONFIG_IP_SET)")
+        before = self._world.state.get(step.key)
+        if isinstance(before, IpSet) and before != step and self._world.members(step.name):
+            raise StepError(
+                "exists",
+                step,
+                f"set {step.name!r} is a {before.type} of IPv{before.family}, not {step.type}, and not empty",
+            )
+        return self._world.plain(step)
+
+    def _remove(self, step: Step) -> None:
+        match step:
+            case Chain() | Rule() | Jump():
+                Transaction(self._world.firewall[step.family]).remove(step)
+                if isinstance(step, Chain):
+                    self._world.cascade(step)
+            case IpSet() if self._world.referenced(step.name):
+                raise StepError(
+                    "internal", step, f"set {step.name!r} is used by firewall rules", hint="see iptables-save"
+                )
+            case Sysctl():
+                if step.restore and not self._world.sysctl_drift(step):
+                    self._world.sysctls[step.name] = step.restore
+            case (
+                Bridge()
+                | Veth()
+                | Macvlan()
+                | Ifb()
+                | Vxlan()
+                | IpSet()
+                | Guards()
+                | Forwards()
+                | Tunnels()
+                | Shortcuts()
+            ):
+                if step.key in self._world.state:
+                    self._world.cascade(self._world.state[step.key])
+            case Address() | Route() if step.netns and self._world.is_gone(step.netns, step.netns_id):
+                return
+        self._world.state.pop(step.key, None)
+
+    def _drift(self, step: Step) -> str:
+        match step:
+            case Chain() | Rule() | Jump():
+                return iptables_rules.drift(self._world.firewall[step.family], step)
+            case Sysctl():
+                return self._world.sysctl_drift(step)
+            case Flows() | Announce() | Loopback():
+                return self._world.drift(step)
+            case Bridge() if step.adopt and self.foreign.links.get(step.name) == "bridge":
+                return ""
+            case Bridge() | Veth() | Ifb() | Vxlan() if step.name in self.foreign.links:
+                return "is not ours"
+            case Address() if not step.netns and (step.link, step.address) in self.foreign.addresses:
+                return ""
+            case Route() if not step.netns and step in self.foreign.routes:
+                return ""
+        found = self._world.find(step)
+        if found is None:
+            return MISSING
+        if isinstance(step, Veth | Vxlan) and step.master and step.master not in self._world.names():
+            return f"is not a port of {step.master!r}"
+        return "" if comparable(found) == comparable(step) else f"is {comparable(found)}, not {comparable(step)}"
+
+    def _fail(self, step: Step) -> None:
+        if step.key in self._failures:
+            raise StepError("internal", step, f"{step.key!r} fails because a test wants it to")

@@ -1,0 +1,109 @@
+"""Links, and what needs one, in the memory of a fake kernel, refused as the real one refuses them."""
+
+from ipaddress import ip_address
+from typing import TypeAlias, get_args
+
+from netplug.drivers.steps import Address, Announce, Bridge, Hairpin, Ifb, Macvlan, Proto, Resolver, Route, Shape, Veth
+from netplug.kernel.api import Outcome, StepError
+from netplug.kernel.fake.world import World
+from netplug.kernel.sandbox import resolvers
+
+LinkStep: TypeAlias = Bridge | Veth | Macvlan | Ifb | Shape | Announce | Hairpin | Address | Route | Resolver
+LINK_STEPS = get_args(LinkStep)
+
+
+def ensure(world: World, step: LinkStep) -> Outcome:
+    """Say what is found of a step, or refuse it; the caller remembers it."""
+    match step:
+        case Bridge() | Veth() | Ifb():
+            return _ensure_link(world, step)
+        case Shape():
+            world.wants_link(step, step.link, None)
+            if step.ifb:
+                world.wants_link(step, step.ifb, None)
+            return world.plain(step)
+        case Macvlan():
+            return _ensure_macvlan(world, step)
+        case Hairpin():
+            return _ensure_hairpin(world, step)
+        case Address():
+            return _ensure_address(world, step)
+        case Route():
+            return _ensure_route(world, step)
+        case Resolver():
+            return _ensure_resolver(world, step)
+        case Announce():
+            world.wants_link(step, step.link, None)
+            return Outcome.EQUAL
+
+
+def _ensure_link(world: World, step: Bridge | Veth | Ifb) -> Outcome:
+    kind = world.foreign.links.get(step.name)
+    if isinstance(step, Veth):
+        if step.master and step.master not in world.names():
+            raise StepError("not_found", step, f"bridge {step.master!r} of link {step.name!r} is missing")
+        world.wants_sandbox(step, step.netns)
+    elif isinstance(step, Bridge) and step.adopt and kind is not None:
+        if kind == "bridge":
+            return Outcome.USED
+        raise StepError("invalid", step, f"link {step.name!r} is not a bridge but a {kind} link")
+    if kind is not None:
+        raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
+    if isinstance(step, Veth) and step.key not in world.state and not step.netns and step.peer in world.names():
+        raise StepError("exists", step, f"link {step.peer!r}, wanted for the sandbox side of {step.name!r}, exists")
+    return world.plain(step)
+
+
+def _ensure_macvlan(world: World, step: Macvlan) -> Outcome:
+    world.wants_sandbox(step, step.netns)
+    if step.key not in world.state:
+        if step.parent not in world.names():
+            raise StepError("not_found", step, f"parent {step.parent!r} of link {step.name!r} is missing")
+        name = step.ifname or step.name
+        if name in world.names(step.netns):
+            raise StepError("exists", step, f"link {name!r} exists and is not ours", hint="remove or rename it")
+        others = [link for link in world.links() if isinstance(link, Macvlan) and link.parent == step.parent]
+        if others and "passthru" in {step.mode, *(other.mode for other in others)}:
+            words = f"parent {step.parent!r} is taken: macvlan_mode=passthru lets one container alone on a link"
+            raise StepError("unavailable", step, words)
+    return world.plain(step)
+
+
+def _ensure_hairpin(world: World, step: Hairpin) -> Outcome:
+    world.wants_link(step, step.link, None)
+    if not any(isinstance(link, Veth) and link.name == step.link for link in world.links()):
+        raise StepError("invalid", step, f"link {step.link!r} is not a port of a bridge")
+    return world.plain(step)
+
+
+def _ensure_address(world: World, step: Address) -> Outcome:
+    world.wants_link(step, step.link, step.netns)
+    if not step.netns and (step.link, step.address) in world.foreign.addresses:
+        return Outcome.USED
+    return world.plain(step)
+
+
+def _ensure_route(world: World, step: Route) -> Outcome:
+    world.wants_link(step, step.link, step.netns)
+    if step.gateway and not step.gateway.is_link_local and not world.reachable(step):
+        raise StepError("invalid", step, f"gateway {step.gateway} is not reachable on link {step.link!r}")
+    for route in world.foreign.routes if not step.netns else ():
+        if route.destination == step.destination:
+            if (route.link, route.gateway) == (step.link, step.gateway):
+                return Outcome.USED
+            raise StepError("exists", step, f"route {step.destination} exists and leads elsewhere")
+    for other in list(world.state.values()):
+        same = isinstance(other, Route) and (other.destination, other.netns) == (step.destination, step.netns)
+        if same and other.key != step.key:
+            del world.state[other.key]
+            return Outcome.ADJUSTED
+    return world.plain(step)
+
+
+def _ensure_resolver(world: World, step: Resolver) -> Outcome:
+    world.wants_link(step, step.link, None)
+    anywhere = ip_address("0.0.0.0" if step.address.version == 4 else "::")
+    for proto in (Proto.UDP, Proto.TCP):
+        if not world.foreign.ports.isdisjoint((proto, where, step.port) for where in (anywhere, step.address)):
+            raise resolvers.taken(step)
+    return world.plain(step)

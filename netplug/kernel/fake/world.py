@@ -1,0 +1,319 @@
+"""What is there in the memory of a fake kernel, and what follows from it."""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from netplug.drivers.api import HostFacts, LinkFacts
+from netplug.drivers.steps import (
+    Address,
+    Announce,
+    Bridge,
+    Chain,
+    Flows,
+    Forward,
+    Forwards,
+    Guard,
+    Guards,
+    Hairpin,
+    HostPort,
+    Ifb,
+    IPAddress,
+    IPInterface,
+    IpSet,
+    Jump,
+    Loopback,
+    Macvlan,
+    Member,
+    Proto,
+    Relay,
+    Resolver,
+    Route,
+    Rule,
+    Shape,
+    Step,
+    Sysctl,
+    Veth,
+)
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.kernel.api import MISSING, Outcome, StepError
+from netplug.kernel.firewall.iptables_rules import Model
+from netplug.kernel.host import ports
+
+_BUILT_IN = {
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "raw": ("PREROUTING", "OUTPUT"),
+}
+
+
+@dataclass(slots=True)
+class Foreign:
+    """What others have on this host; tests change it freely.
+
+    `links`: kind by name; `mtus`: where it is not 1500. `stations`: MACs by address, on every segment. `ports`: taken
+    by other processes. `reserved`: what runtimes keep, by process or container. `lacks`: features that the kernel has
+    not, of "sctp", "ipset". `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links. `facts`: `mtu` and
+    `uplink` are taken from it. `descriptors`: that this process has left.
+    """
+
+    stations: dict[IPAddress, str] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=lambda: {"lo": ""})
+    mtus: dict[str, int] = field(default_factory=dict)
+    addresses: set[tuple[str, IPInterface]] = field(default_factory=set)
+    routes: list[Route] = field(default_factory=list)
+    ports: set[tuple[Proto, IPAddress, int]] = field(default_factory=set)
+    reserved: dict[int | str, set[tuple[Proto, IPAddress, int]]] = field(default_factory=dict)
+    missing_sysctls: set[str] = field(default_factory=set)
+    lacks: set[str] = field(default_factory=set)
+    tunnels: dict[str, tuple[int, int]] = field(default_factory=dict)
+    facts: HostFacts = field(default_factory=HostFacts)
+    descriptors: int = 1 << 20
+
+
+class World:
+    """Objects of ours by key, chains of everybody, and what others have."""
+
+    def __init__(self, foreign: Foreign) -> None:
+        self.foreign = foreign
+        self.state: dict[str, Step] = {}
+        self.sysctls: dict[str, str] = {}
+        self.gone: set[str] = set()
+        self.lives: Counter[str] = Counter()
+        self.looped: set[str] = set()
+        self.firewall = {
+            family: Model({table: {name: [] for name in chains} for table, chains in _BUILT_IN.items()})
+            for family in (4, 6)
+        }
+
+    def links(self) -> list[Bridge | Veth | Macvlan | Ifb | Vxlan]:
+        """Return our links."""
+        return [step for step in self.state.values() if isinstance(step, Bridge | Veth | Macvlan | Ifb | Vxlan)]
+
+    def names(self, netns: str | None = None) -> set[str]:
+        """Return the names of all links of a namespace."""
+        ends = {link.peer for link in self.links() if isinstance(link, Veth) and link.netns == netns}
+        ends |= {link.ifname or link.name for link in self.links() if isinstance(link, Macvlan) and link.netns == netns}
+        here = {link.name for link in self.links() if not isinstance(link, Macvlan)}
+        return ends | {"lo"} if netns else ends | here | set(self.foreign.links) | set(self.foreign.tunnels)
+
+    def link_facts(self) -> tuple[LinkFacts, ...]:
+        """Return what drivers may know of the links of the host."""
+        found = [LinkFacts(name, kind, self.foreign.mtus.get(name, 1500)) for name, kind in self.foreign.links.items()]
+        found += [LinkFacts(name, "vxlan", vni=vni, port=port) for name, (vni, port) in self.foreign.tunnels.items()]
+        for link in self.links():
+            match link:
+                case Bridge():
+                    found.append(LinkFacts(link.name, "bridge", link.mtu))
+                case Ifb():
+                    found.append(LinkFacts(link.name, "ifb"))
+                case Vxlan():
+                    facts = LinkFacts(link.name, "vxlan", link.mtu, master=link.master, vni=link.vni, port=link.port)
+                    found.append(facts)
+                case Veth():
+                    found.append(LinkFacts(link.name, "veth", link.mtu, master=link.master))
+                    if not link.netns:
+                        found.append(LinkFacts(link.peer, "veth", link.mtu, up=False))
+                case Macvlan(netns=None):
+                    found.append(
+                        LinkFacts(link.name, "macvlan", link.mtu, link.up, parent=link.parent, macvlan_mode=link.mode)
+                    )
+        return tuple(sorted({link.name: link for link in reversed(found)}.values(), key=lambda link: link.name))
+
+    def wants_sandbox(self, step: Step, netns: str | None) -> None:
+        """Refuse a sandbox that is gone."""
+        if netns and self.is_gone(netns, getattr(step, "netns_id", "")):
+            raise StepError("not_found", step, f"sandbox {netns} is gone")
+
+    def is_gone(self, netns: str, netns_id: str) -> bool:
+        """Tell whether a sandbox is gone; another may be in its place."""
+        return netns in self.gone or netns_id not in {"", self.identity(netns)}
+
+    def find(self, step: Step) -> Step | None:
+        """Return what there is of the object that a step names."""
+        inside = isinstance(step, Address | Route) and step.netns and self.is_gone(step.netns, step.netns_id)
+        return None if inside else self.state.get(step.key)
+
+    def identity(self, netns: str) -> str:
+        """Return the identity of the namespace that is now at a path."""
+        return f"0:{zlib.crc32(netns.encode())}:fake:{self.lives[netns]}"
+
+    def wants_link(self, step: Step, name: str, netns: str | None) -> None:
+        """Refuse a link that is not there."""
+        self.wants_sandbox(step, netns)
+        if name not in self.names(netns):
+            where = f" in sandbox {netns}" if netns else ""
+            raise StepError("not_found", step, f"link {name!r} is missing{where}")
+
+    def wants_home(self, step: Member | Relay | Guard | Forward) -> None:
+        """Refuse what has nothing to lie in."""
+        match step:
+            case Member():
+                key, words = f"set/{step.set}", f"set {step.set!r} is missing"
+            case Relay():
+                key = HostPort(step.proto, step.host, step.port).key
+                words = f"port {step.port}/{step.proto} of [{step.host}] is not reserved"
+            case Guard():
+                key, words = "guards", "the table of guards is missing"
+            case Forward():
+                key, words = f"forwards/{step.family}", f"the table of IPv{step.family} ports is missing"
+        if key not in self.state:
+            raise StepError("not_found", step, words)
+
+    def raise_loopback(self, step: Loopback) -> Outcome:
+        """Set a sandbox's loopback link up."""
+        self.wants_sandbox(step, step.netns)
+        if step.netns in self.looped:
+            return Outcome.EQUAL
+        self.looped.add(step.netns)
+        return Outcome.ADJUSTED
+
+    def plain(self, step: Step) -> Outcome:
+        """Return what is found of a step that needs nothing else."""
+        before = self.state.get(step.key)
+        if before is None:
+            return Outcome.CREATED
+        return Outcome.EQUAL if comparable(before) == comparable(step) else Outcome.ADJUSTED
+
+    def drift(self, step: Loopback | Flows | Announce) -> str:
+        """Say what is wrong with what is no object of ours."""
+        if not isinstance(step, Loopback):
+            return ""
+        if self.is_gone(step.netns, step.netns_id):
+            return MISSING
+        return "" if step.netns in self.looped else "is down"
+
+    def forwarding(self) -> tuple[int, ...]:
+        """Return the IP versions that the host forwards."""
+        names = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+        foreign = self.foreign.facts.forwarding
+        return tuple(it for it, name in names.items() if self.sysctls.get(name, "1" if it in foreign else "0") == "1")
+
+    def has_sysctl(self, step: Sysctl) -> bool:
+        """Return whether the kernel has a setting."""
+        match step.name.split("/"):
+            case ["net", "ipv4" | "ipv6", "conf" | "neigh", link, _]:
+                return link in self.names() | {"all", "default"}
+        return step.name not in self.foreign.missing_sysctls
+
+    def sysctl_drift(self, step: Sysctl) -> str:
+        """Say what is wrong with a setting; empty when nothing."""
+        if not self.has_sysctl(step):
+            return MISSING
+        value = self.sysctls.get(step.name)
+        return "" if value == step.value else f"is {value}, not {step.value}"
+
+    def reachable(self, step: Route) -> bool:
+        """Return whether a route's gateway is on its link."""
+        mine = [
+            a for a in self.state.values() if isinstance(a, Address) and (a.link, a.netns) == (step.link, step.netns)
+        ]
+        nets = [address.address.network for address in mine]
+        nets += [address.network for link, address in self.foreign.addresses if link == step.link and not step.netns]
+        nets += [
+            route.destination
+            for route in self.state.values()
+            if isinstance(route, Route) and not route.gateway and (route.link, route.netns) == (step.link, step.netns)
+        ]
+        return any(step.gateway in net for net in nets if step.gateway)
+
+    def members(self, name: str) -> list[str]:
+        """Return the keys of a set's members."""
+        return [key for key, step in self.state.items() if isinstance(step, Member) and step.set == name]
+
+    def referenced(self, name: str) -> bool:
+        """Return whether any rule uses a set."""
+        return any(
+            f" {name} " in f"{rule} "
+            for model in self.firewall.values()
+            for chains in model.tables.values()
+            for content in chains.values()
+            for rule in content
+        )
+
+    def port_problem(self, step: HostPort, make: Callable[[str, str, str], ports.Problem]) -> ports.Problem | None:
+        """Return why a port cannot be reserved, None when it can."""
+        if step.proto in self.foreign.lacks:
+            return ports.problem(OSError(93, ""), step.proto, step.address, step.port, make)  # EPROTONOSUPPORT
+        theirs = self.foreign.ports.union(*self.foreign.reserved.values())
+        if self.holds(step) or any(ports.overlap(step, HostPort(*other)) for other in theirs):
+            return make(*ports.taken(step.proto, step.address, step.port))
+        return None
+
+    def holds(self, step: HostPort) -> bool:
+        """Return whether we have a port already."""
+        return any(isinstance(other, HostPort) and ports.overlap(step, other) for other in self.state.values())
+
+    def cascade(self, step: Step) -> None:
+        """Drop what does not outlive an object."""
+        for key in [key for key, other in self.state.items() if _goes_with(step, other)]:
+            del self.state[key]
+
+
+def _goes_with(step: Step, other: Step) -> bool:
+    return _hangs_on(step, other) or _leads_through(step, other) or _lies_in(step, other)
+
+
+def _lies_in(step: Step, other: Step) -> bool:
+    """Return whether the second is an entry of the first, a set, chain or table, or leads there."""
+    match step, other:
+        case IpSet(), Member():
+            return other.set == step.name
+        case Chain(), Rule():
+            return (other.family, other.table, other.chain) == (step.family, step.table, step.name)
+        case Chain(), Jump():
+            return (other.family, other.table, other.target) == (step.family, step.table, step.name)
+        case Guards(), Guard():
+            return True
+        case Forwards(), Forward():
+            return other.family == step.family
+        case Shortcuts(), (Shortcut() | Remote()):
+            return other.vxlan == step.vxlan
+        case Tunnels(), (Tunnel() | Vtep()):
+            return other.family == step.family
+    return False
+
+
+def _hangs_on(step: Step, other: Step) -> bool:
+    """Return whether the second goes with the first, a link."""
+    match step, other:
+        case ((Bridge() | Veth() | Macvlan()), (Address() | Route())) if other.netns is None:
+            return other.link == step.name
+        case Veth(), (Address() | Route()):
+            return (other.netns, other.link) == (step.netns, step.peer)
+        case Macvlan(), (Address() | Route()):
+            return (other.netns, other.link) == (step.netns, step.ifname)
+        case ((Bridge() | Veth()), Macvlan()):
+            return other.parent == step.name
+        case Veth(), (Hairpin() | Shape()):
+            return other.link == step.name
+        case Ifb(), Shape():
+            return other.ifb == step.name
+        case ((Bridge() | Veth()), Resolver()):
+            return other.link == step.name
+    return False
+
+
+def _leads_through(step: Step, other: Step) -> bool:
+    """Return whether the second leads frames through the first, a link."""
+    match step, other:
+        case Bridge(), Neighbour():
+            return other.link == step.name
+        case Vxlan(), Fdb():
+            return other.link == step.name
+        case ((Veth() | Vxlan()), Shortcut()):
+            return step.name in {other.link, other.vxlan}
+    return False
+
+
+def comparable(step: Step) -> Step:
+    """Return the step less what the kernel does not keep."""
+    match step:
+        case Bridge():
+            return replace(step, adopt=False)
+        case Macvlan():
+            return replace(step, moved=None, mode="", parent="", netns_id="")
+        case Veth() | Address() | Route():
+            return replace(step, netns_id="")
+    return step

@@ -1,0 +1,1 @@
+"""Ports, processes, sockets, sysctls and facts of this host."""

@@ -1,0 +1,147 @@
+"""Who has a port of the host: the kernel's list of sockets (sock_diag(7)), and the processes that have them."""
+
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+
+from netplug.drivers.steps import HostPort, IPAddress, Proto
+from netplug.kernel.netlink.connection import Netlink, attrs
+
+PROC = Path("/proc")
+PROTOCOLS = {Proto.TCP: socket.IPPROTO_TCP, Proto.UDP: socket.IPPROTO_UDP, Proto.SCTP: socket.IPPROTO_SCTP}
+_MOST_NAMED = 3
+_CONTAINER = re.compile(r"(docker|libpod|nerdctl|cri-containerd|crio)[-/]([0-9a-f]{12})[0-9a-f]{52}\b")
+_CONTAINER_IP = "-container-ip"
+"""Before the address to which Docker's userland proxy leads (docker-proxy)."""
+
+# linux/sock_diag.h, linux/inet_diag.h
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_INET_DIAG_SKV6ONLY = 11
+_LISTENING, _BOUND, _UNCONNECTED = 1 << 10, 1 << 13, 1 << 7
+"""States in which a socket has a port for itself. The second, told by Linux 6.8 and later: bound and not listening; the
+last: of datagrams."""
+_REQUEST = struct.Struct("=BBxxI")
+_SOCKET = struct.Struct("!HH16s16s")
+_INODE_AT, _ATTRIBUTES_AT = 68, 72
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A socket that is bound to a port. `both`: one of IPv6 that has the port of IPv4 as well."""
+
+    proto: Proto
+    address: str
+    port: int
+    both: bool = False
+
+    def covers(self, step: HostPort) -> bool:
+        """Tell whether nobody else can have any of what the step wants while this socket is there."""
+        address = self._address()
+        if (self.proto, self.port) != (step.proto, step.port) or step.address.version not in self._versions(address):
+            return False
+        return address.is_unspecified or address == step.address
+
+    def excludes(self, step: HostPort) -> bool:
+        """Tell whether the step cannot have what it wants while this socket is there."""
+        if not step.address.is_unspecified:
+            return self.covers(step)
+        return (self.proto, self.port) == (step.proto, step.port) and step.address.version in self._versions(
+            self._address()
+        )
+
+    def _address(self) -> IPAddress:
+        address = ip_address(self.address.partition("%")[0])
+        return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
+
+    def _versions(self, address: IPAddress) -> frozenset[int]:
+        return frozenset({address.version, 4} if self.both and address.is_unspecified else {address.version})
+
+
+def holders(step: HostPort) -> str:
+    """Return the processes that keep others from a port, as messages show them; empty when none can be found.
+
+    Looks through all processes: some milliseconds for each hundred.
+    """
+    inodes = {inode for inode, bound in _sockets(step) if bound.excludes(step)}
+    names = []
+    for pid in sorted(processes()) if inodes else ():
+        with suppress(OSError):
+            if any(inode in inodes for _, inode in sockets_of(pid)):
+                names.append(_name(pid))
+    return ", ".join(names[:_MOST_NAMED])
+
+
+def _name(pid: int) -> str:
+    """Return how messages name a process, and the container that it is of, or publishes a port for.
+
+    Raises:
+        OSError: it is gone.
+    """
+    place = PROC / str(pid)
+    named = f"process {pid} ({(place / 'comm').read_text().strip()})"
+    if container := container_of((place / "cgroup").read_text()):
+        return f"{named} of {container}"
+    words = (place / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    if _CONTAINER_IP in words[:-1]:
+        return f"{named} for the container at {words[words.index(_CONTAINER_IP) + 1]}"
+    return named
+
+
+def container_of(cgroups: str) -> str:
+    """Return the container that a process is of, with its runtime, as its control groups tell; empty for none.
+
+    >>> container_of("0::/system.slice/docker-" + "0a1b2c3d4e5f" * 5 + "6789.scope")
+    'docker container 0a1b2c3d4e5f'
+    >>> container_of("0::/system.slice/cron.service")
+    ''
+    """
+    found = _CONTAINER.search(cgroups)
+    if found is None:
+        return ""
+    runtime = {"libpod": "podman", "cri-containerd": "containerd", "crio": "CRI-O"}.get(found[1], found[1])
+    return f"{runtime} container {found[2]}"
+
+
+def processes() -> Iterator[int]:
+    """Yield the ids of all processes."""
+    return (int(path.name) for path in PROC.iterdir() if path.name.isdigit())
+
+
+def sockets_of(pid: int) -> Iterator[tuple[int, int]]:
+    """Yield the sockets of a process: descriptor and inode.
+
+    Raises:
+        OSError: it is gone, or not ours to see.
+    """
+    for path in (PROC / str(pid) / "fd").iterdir():
+        with suppress(OSError):
+            target = str(path.readlink())
+            if target.startswith("socket:["):
+                yield int(path.name), int(target[8:-1])
+
+
+def _sockets(step: HostPort) -> Iterator[tuple[int, Bound]]:
+    """Yield inode and place of the sockets at a port, in this network namespace; none where it cannot be asked."""
+    states = _UNCONNECTED if step.proto is Proto.UDP else _LISTENING | _BOUND
+    for family in (socket.AF_INET, socket.AF_INET6):
+        body = _REQUEST.pack(family, PROTOCOLS[step.proto], states)
+        body += _SOCKET.pack(step.port, 0, b"", b"") + bytes(12)
+        with suppress(OSError), Netlink.open(_NETLINK_SOCK_DIAG) as netlink:
+            for message in netlink.dump(_SOCK_DIAG_BY_FAMILY, body):
+                yield _parse(message, step.proto)
+
+
+def _parse(message: bytes, proto: Proto) -> tuple[int, Bound]:
+    """Read a struct inet_diag_msg and its attributes."""
+    port, _, source, _ = _SOCKET.unpack_from(message, 4)
+    (inode,) = struct.unpack_from("=I", message, _INODE_AT)
+    if message[0] == socket.AF_INET:
+        return inode, Bound(proto, socket.inet_ntop(socket.AF_INET, source[:4]), port)
+    only = attrs(message, _ATTRIBUTES_AT).get(_INET_DIAG_SKV6ONLY, b"\0")[0]
+    return inode, Bound(proto, socket.inet_ntop(socket.AF_INET6, source), port, not only)

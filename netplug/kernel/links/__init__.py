@@ -1,0 +1,1 @@
+"""Links, their addresses, routes, neighbours, FDB entries and rate limits."""

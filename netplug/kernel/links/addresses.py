@@ -1,0 +1,211 @@
+"""Addresses and routes, in the host's namespace or in a sandbox.
+
+Ours bear a protocol number. An address without one that stands on a link of ours counts as ours too, since it goes with
+the link (kernels before 5.18 know no protocol of addresses).
+"""
+
+import errno
+from ipaddress import IPv6Interface
+
+from netplug.drivers.steps import Address, Route
+from netplug.kernel.api import MISSING, Outcome, StepError
+from netplug.kernel.netlink import rtnl
+from netplug.kernel.netlink.connection import (
+    NEW,
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    RTM_DELADDR,
+    RTM_DELROUTE,
+    RTM_NEWADDR,
+    RTM_NEWROUTE,
+    Netlink,
+    NetlinkError,
+    attr,
+    u8,
+    u32,
+)
+from netplug.kernel.netlink.rtnl import IFADDR, PROTOCOL, RTMSG, Link, LinkAddress, LinkRoute
+
+_IFA_F_NODAD = 0x02
+"""Duplicate address detection takes a second, in which the address does not answer; we know that ours are unique."""
+_GONE = frozenset({errno.EADDRNOTAVAIL, errno.ENODEV, errno.ESRCH, errno.ENOENT})
+_SCOPE_LINK = 253
+_UNICAST = 1
+
+
+def ensure_address(nl: Netlink, step: Address) -> Outcome:
+    """Bring an address about."""
+    try:
+        nl.request(RTM_NEWADDR, _address(step, _index(nl, step)), NEW)
+    except NetlinkError as error:
+        if error.errno == errno.EEXIST:
+            return _existing_address(nl, step)
+        if error.errno in {errno.EACCES, errno.EPERM} and step.address.version == 6:
+            raise StepError(
+                "invalid",
+                step,
+                f"IPv6 is switched off on link {step.link!r}",
+                hint=f"sysctl net.ipv6.conf.{step.link}.disable_ipv6=0",
+            ) from error
+        raise
+    return Outcome.CREATED
+
+
+def remove_address(nl: Netlink, step: Address) -> None:
+    """Remove an address of ours."""
+    index = rtnl.index(nl, step.link)
+    if index is None:
+        return
+    found = find_address(step, index, rtnl.addresses(nl, index))
+    if found is None:
+        return
+    if found.protocol == PROTOCOL or ((link := rtnl.link(nl, step.link)) and is_ours(found, link)):
+        _tolerant(nl, RTM_DELADDR, _address(step, index))
+
+
+def find_address(step: Address, index: int, addresses: list[LinkAddress]) -> LinkAddress | None:
+    """Return the address, on the link of this index, as the kernel has it."""
+    for found in addresses:
+        if found.index == index and found.address == step.address:
+            return found
+    return None
+
+
+def is_ours(found: LinkAddress, link: Link) -> bool:
+    """Return whether the address is ours."""
+    return found.protocol == PROTOCOL or (link.marked and not found.protocol)
+
+
+def ensure_route(nl: Netlink, step: Route, *, fresh: bool = False) -> Outcome:
+    """Bring a route about. `fresh`: its link was made just now, so nobody has moved it to another table yet."""
+    index = _index(nl, step)
+    if step.tunable and not fresh and not _route_drift(step, index, rtnl.routes(nl, table=0)):
+        return Outcome.EQUAL
+    return _make_route(nl, step, index)
+
+
+def _make_route(nl: Netlink, step: Route, index: int) -> Outcome:
+    message = _route(step, index)
+    try:
+        nl.request(RTM_NEWROUTE, message, NEW)
+    except NetlinkError as error:
+        if error.errno == errno.ENETUNREACH or (error.errno == errno.EINVAL and step.gateway):
+            raise StepError(
+                "invalid", step, f"gateway {step.gateway} is not reachable on link {step.link!r}"
+            ) from error
+        if error.errno == errno.ENETDOWN:
+            raise StepError("invalid", step, f"link {step.link!r} is down") from error
+        if error.errno != errno.EEXIST:
+            raise
+    else:
+        return Outcome.CREATED
+    found = find_route(step, rtnl.routes(nl))
+    if found is None:
+        # Seen by the kernel, not by us: another type, or it went just now. Ask again and let the kernel speak.
+        raise StepError("exists", step, f"route {step.destination} exists and is not ours")
+    if found.index == index and found.gateway == step.gateway:
+        return Outcome.EQUAL if found.protocol == PROTOCOL else Outcome.USED
+    if found.protocol != PROTOCOL:
+        raise StepError("exists", step, f"route {step.destination} exists and leads elsewhere")
+    if found.destination.version == 4:
+        nl.request(RTM_NEWROUTE, message, NLM_F_CREATE | NLM_F_REPLACE)
+    else:
+        _tolerant(nl, RTM_DELROUTE, _route(Route(step.destination, step.link, found.gateway), found.index))
+        nl.request(RTM_NEWROUTE, message, NEW)
+    return Outcome.ADJUSTED
+
+
+def remove_route(nl: Netlink, step: Route) -> None:
+    """Remove a route of ours."""
+    index = rtnl.index(nl, step.link)
+    if index:
+        # The protocol is part of the question: a stranger's route does not answer to it.
+        _tolerant(nl, RTM_DELROUTE, _route(step, index))
+
+
+def find_route(step: Route, routes: list[LinkRoute], index: int | None = None) -> LinkRoute | None:
+    """Return the route that a step would collide with, or, given a link, the one on it; ours or unmetered first."""
+    metric = 1024 if step.destination.version == 6 else 0
+    for found in routes:
+        fits = found.metric in {0, metric} or found.protocol == PROTOCOL
+        if fits and found.destination == step.destination and index in {None, found.index}:
+            return found
+    return None
+
+
+def address_drift(step: Address, link: Link | None, addresses: list[LinkAddress]) -> str:
+    """Say what is wrong with an address; empty when nothing."""
+    return "" if link and find_address(step, link.index, addresses) else MISSING
+
+
+def route_drift(step: Route, link: Link | None, routes: list[LinkRoute]) -> str:
+    """Say what is wrong with a route; empty when nothing."""
+    return _route_drift(step, link.index, routes) if link else MISSING
+
+
+def _route_drift(step: Route, index: int, routes: list[LinkRoute]) -> str:
+    found = find_route(step, routes, index)
+    if found is None:
+        return MISSING
+    return "" if found.gateway == step.gateway else f"gateway is {found.gateway}, not {step.gateway}"
+
+
+def _existing_address(nl: Netlink, step: Address) -> Outcome:
+    link = rtnl.link(nl, step.link)
+    if link is None:
+        raise _missing(step)
+    addresses = rtnl.addresses(nl, link.index)
+    found = find_address(step, link.index, addresses)
+    if found:
+        return Outcome.EQUAL if is_ours(found, link) else Outcome.USED
+    other = next((item for item in addresses if item.address.ip == step.address.ip), None)
+    if other is None or not is_ours(other, link):
+        raise StepError("exists", step, f"link {step.link!r} has address {step.address.ip} with another prefix length")
+    _tolerant(nl, RTM_DELADDR, _address(Address(step.link, other.address), link.index))
+    nl.request(RTM_NEWADDR, _address(step, link.index), NEW)
+    return Outcome.ADJUSTED
+
+
+def _index(nl: Netlink, step: Address | Route) -> int:
+    index = rtnl.index(nl, step.link)
+    if index is None:
+        raise _missing(step)
+    return index
+
+
+def _missing(step: Address | Route) -> StepError:
+    where = f" in sandbox {step.netns}" if step.netns else ""
+    return StepError("not_found", step, f"link {step.link!r} is missing{where}")
+
+
+def _address(step: Address, index: int) -> bytes:
+    packed = step.address.ip.packed
+    nodad = isinstance(step.address, IPv6Interface)
+    return (
+        IFADDR.pack(10 if nodad else 2, step.address.network.prefixlen, 0, 0, index)
+        + attr(rtnl.IFA_LOCAL, packed)
+        + attr(rtnl.IFA_ADDRESS, packed)
+        + (u32(rtnl.IFA_FLAGS, _IFA_F_NODAD) if nodad else b"")
+        + u8(rtnl.IFA_PROTO, PROTOCOL)
+    )
+
+
+def _route(step: Route, index: int) -> bytes:
+    version = step.destination.version
+    scope = _SCOPE_LINK if version == 4 and step.gateway is None else 0
+    length = step.destination.prefixlen
+    family = 2 if version == 4 else rtnl.AF_INET6
+    return (
+        RTMSG.pack(family, length, 0, 0, rtnl.RT_TABLE_MAIN, PROTOCOL, scope, _UNICAST, 0)
+        + (attr(rtnl.RTA_DST, step.destination.network_address.packed) if length else b"")
+        + (attr(rtnl.RTA_GATEWAY, step.gateway.packed) if step.gateway else b"")
+        + u32(rtnl.RTA_OIF, index)
+    )
+
+
+def _tolerant(nl: Netlink, kind: int, message: bytes) -> None:
+    try:
+        nl.request(kind, message)
+    except NetlinkError as error:
+        if error.errno not in _GONE:
+            raise

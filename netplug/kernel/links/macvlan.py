@@ -1,0 +1,134 @@
+"""Macvlan links: made on the host or in a sandbox, and found again where a runtime has moved them.
+
+A macvlan has no end that stays behind: Docker moves the link itself into its sandbox and renames it. Only the altname
+stays, so that is what it is looked for by, first on the host and then in the sandbox.
+"""
+
+import errno
+from collections.abc import Iterable
+
+from netplug.drivers.naming import mark
+from netplug.drivers.steps import Macvlan
+from netplug.kernel.api import Outcome, StepError
+from netplug.kernel.links import router_advertisements
+from netplug.kernel.links.bridges import Difference, LinkBusyError, Sandbox, adjust, altname, basics, by_name, unset
+from netplug.kernel.links.rollback import whole_link
+from netplug.kernel.netlink import rtnl
+from netplug.kernel.netlink.connection import (
+    NEW,
+    RTM_DELLINK,
+    RTM_NEWLINK,
+    Netlink,
+    NetlinkError,
+    attr,
+    nest,
+    text,
+    u32,
+)
+from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
+
+
+def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
+    """Bring a macvlan about.
+
+    Raises:
+        LinkBusyError: wait for the deletion, then try again.
+    """
+    fd, inside = sandbox(step.netns, step.netns_id) if step.netns else (None, nl)
+    if found := rtnl.link(inside, mark(step.name)):
+        if found.doomed:
+            raise LinkBusyError
+        return adjust(inside, found, differences(step, found))
+    if step.moved and _inside(step.moved, step, sandbox):
+        return Outcome.EQUAL
+    parent = rtnl.link(nl, step.parent)
+    if parent is None:
+        raise StepError("not_found", step, f"parent {step.parent!r} of link {step.name!r} is missing")
+    try:
+        nl.request(RTM_NEWLINK, _message(step, parent.index, fd), NEW)
+    except NetlinkError as error:
+        raise _refusal(step, error) from error
+    name = step.ifname or step.name
+    with whole_link(inside, step, name):
+        inside.request(*altname(step.name, name), NEW)
+        if step.up:
+            router_advertisements.write(name, router_advertisements.NO_ROUTERS)
+        if step.netns and not step.slaac:
+            router_advertisements.write_inside(name, inside.settings)
+        if step.netns or step.up:
+            told = router_advertisements.told(router_advertisements.NO_ROUTERS) if step.up else b""
+            inside.request(RTM_NEWLINK, by_name(name, IFF_UP) + told)
+    return Outcome.CREATED
+
+
+def remove_moved(step: Macvlan, sandbox: Sandbox) -> None:
+    """Delete a macvlan in the sandbox that it was made in or moved to; absent is success. Blocks for 15 to 20 ms."""
+    netns = step.netns or step.moved
+    found = _inside(netns, step, sandbox) if netns else None
+    if netns and found:
+        try:
+            sandbox(netns, step.netns_id)[1].request(RTM_DELLINK, IFINFO.pack(0, 0, found.index, 0, 0))
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+
+def differences(step: Macvlan, found: Link) -> list[Difference]:
+    """Compare a macvlan that nobody has moved; in passthru mode it has its parent's MAC until it is up."""
+    if found.kind != "macvlan":
+        return [Difference(f"is a {found.kind} link, not a macvlan")]
+    if step.tunable:
+        return []
+    mac = found.mac if step.mode == "passthru" else step.mac
+    wrong = basics(found, mac, step.mtu, up=step.up or bool(step.netns))
+    return wrong + unset(found, router_advertisements.NO_ROUTERS) if step.up else wrong
+
+
+def find(step: Macvlan, links: Iterable[Link]) -> Link | None:
+    """Return the link of a step among those of a namespace."""
+    return next((link for link in links if link.is_ours(step.name) and not link.doomed), None)
+
+
+def _inside(netns: str, step: Macvlan, sandbox: Sandbox) -> Link | None:
+    """Return the link as it is in a sandbox; one that was made there and not yet marked is told by name and MAC."""
+    try:
+        inside = sandbox(netns, step.netns_id)[1]
+    except FileNotFoundError:
+        return None
+    found = rtnl.link(inside, mark(step.name))
+    if found is None and step.ifname:
+        born = rtnl.link(inside, step.ifname)
+        found = born if born and born.kind == "macvlan" and not born.altnames and born.mac == step.mac else None
+    return found
+
+
+def _message(step: Macvlan, parent: int, fd: int | None) -> bytes:
+    return (
+        IFINFO.pack(0, 0, 0, 0, 0)
+        + text(rtnl.IFLA_IFNAME, step.ifname or step.name)
+        + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
+        + u32(rtnl.IFLA_MTU, step.mtu)
+        + u32(rtnl.IFLA_LINK, parent)
+        + (u32(rtnl.IFLA_NET_NS_FD, fd) if fd is not None else b"")
+        + nest(
+            rtnl.IFLA_LINKINFO,
+            text(rtnl.IFLA_INFO_KIND, "macvlan"),
+            nest(rtnl.IFLA_INFO_DATA, u32(rtnl.IFLA_MACVLAN_MODE, rtnl.MACVLAN_MODES[step.mode])),
+        )
+    )
+
+
+def _refusal(step: Macvlan, error: NetlinkError) -> StepError:
+    name = step.ifname or step.name
+    match error.errno:
+        case errno.EEXIST:
+            return StepError("exists", step, f"link {name!r} exists and is not ours", hint="remove or rename it")
+        case errno.EBUSY:
+            return StepError("unavailable", step, f"parent {step.parent!r} is in use as a port of a bridge or bond")
+        case errno.EINVAL:
+            words = f"parent {step.parent!r} is taken: macvlan_mode=passthru lets one container alone on a link"
+            return StepError("unavailable", step, words, hint="remove the other one, or choose another parent")
+        case errno.EADDRINUSE:
+            words = f"MAC {step.mac} is in use on parent {step.parent!r} already"
+            return StepError("unavailable", step, words, hint="choose another --mac-address")
+    return StepError("internal", step, f"kernel refused link {name!r}: {error.strerror}")

@@ -1,0 +1,1 @@
+"""Netlink sockets, messages of rtnetlink and nf_tables, and change notifications."""

@@ -1,0 +1,321 @@
+"""Links, addresses and routes as the kernel reports them."""
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fcntl import ioctl
+from ipaddress import ip_address, ip_interface, ip_network
+
+from netplug.drivers.naming import MARK, mark
+from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
+from netplug.kernel.netlink.connection import (
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    Netlink,
+    NetlinkError,
+    attrs,
+    number,
+    pick,
+    string,
+    text,
+    u32,
+    walk,
+)
+
+AF_INET = 2
+AF_INET6 = 10
+AF_BRIDGE = 7
+IFF_UP = 1
+
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 26, 27, 28, 29
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
+IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 37, 52, 53
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 1, 4, 33
+IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_MCAST_FLOOD = 8, 9, 27
+IFLA_BR_MULTI_BOOLOPT = 46
+IFLA_BRPORT_BCAST_FLOOD, IFLA_BRPORT_NEIGH_SUPPRESS = 30, 32
+_LINK_ATTRS = frozenset(
+    (
+        IFLA_ADDRESS,
+        IFLA_IFNAME,
+        IFLA_MTU,
+        IFLA_LINK,
+        IFLA_MASTER,
+        IFLA_LINKINFO,
+        IFLA_AF_SPEC,
+        IFLA_GROUP,
+        IFLA_LINK_NETNSID,
+        IFLA_PROP_LIST,
+    )
+)
+"""Of the sixty or so that a link has."""
+_SKIP_STATS = u32(IFLA_EXT_MASK, 1 << 3)
+
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 9, 15
+RT_TABLE_MAIN = 254
+_RTN_UNICAST = 1
+
+IFLA_MACVLAN_MODE = 1
+MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+"""MACVLAN_MODE_… of linux/if_link.h."""
+
+IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 1, 4, 7, 15, 17
+
+PROTOCOL = 110
+"""Marks addresses (IFA_PROTO, kernel 5.18), routes (rtm_protocol) and neighbours (NDA_PROTOCOL) as ours.
+Numbers of others: iproute2 rt_protos."""
+
+DELETE_GROUPS, DELETE_MASK = 0x6E700000, 0xFFFF0000
+"""Links of ours in these groups are about to be deleted: a group for each deletion, see `reaper`."""
+
+IFINFO = struct.Struct("=BxHiII")
+IFADDR = struct.Struct("=BBBBI")
+RTMSG = struct.Struct("=BBBBBBBBI")
+NO_LL_LEARN = 1
+"""BR_BOOLOPT_NO_LL_LEARN."""
+IPV4_CONF = {"accept_redirects": 3, "arp_ignore": 18}
+"""Places of settings in IFLA_INET_CONF: IPV4_DEVCONF_… of linux/ip.h, less one."""
+IFLA_INET_CONF = 1
+_CONF = (
+    (AF_INET, "ipv4", IFLA_INET_CONF, IPV4_CONF),
+    (AF_INET6, "ipv6", 2, {"accept_ra": 3, "accept_redirects": 4, "disable_ipv6": 26}),
+)
+"""Family, attribute with the array of its settings, and their places there (DEVCONF_… of linux/ipv6.h)."""
+_I32 = struct.Struct("=i")
+_NEXTHOP = struct.Struct("=HBBi")
+IFNAMSIZ = 16
+"""Bytes of a name, its end included (linux/if.h)."""
+_SIOCGIFINDEX = 0x8933
+_IFREQ = struct.Struct("16si20x")
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanInfo:
+    """What is peculiar to a VXLAN link; `flags` of its bridge port: number to 0 or 1."""
+
+    vni: int
+    port: int
+    local: IPAddress | None
+    learning: bool
+    flags: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link.
+
+    `peer`: index of a veth's other end, or of a macvlan's parent; in the same namespace only when `peer_here`.
+    `settings`: those that `router_advertisements` writes, as "ipv6/accept_ra". `learning`: of a bridge port.
+    `learns_from_reserved`: of a bridge, MACs from frames that it does not forward.
+    """
+
+    index: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    master: int
+    group: int
+    altnames: tuple[str, ...]
+    peer: int
+    peer_here: bool
+    isolated: bool
+    hairpin: bool
+    macvlan_mode: str = ""
+    vxlan: VxlanInfo | None = None
+    learning: bool = True
+    settings: Mapping[str, str] = field(default_factory=dict)
+    learns_from_reserved: bool = False
+
+    @property
+    def doomed(self) -> bool:
+        """Whether we are about to delete it."""
+        return self.marked and self.group & DELETE_MASK == DELETE_GROUPS
+
+    @property
+    def marked(self) -> bool:
+        """Whether any altname begins with our mark."""
+        return any(name.startswith(MARK) for name in self.altnames)
+
+    def is_ours(self, name: str) -> bool:
+        """Whether it is the link that we made under this name."""
+        return mark(name) in self.altnames
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """An address on a link; `ours` by its protocol number, None when it has none."""
+
+    index: int
+    address: IPInterface
+    protocol: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRoute:
+    """A unicast route; of several next hops the first."""
+
+    destination: IPNetwork
+    index: int
+    gateway: IPAddress | None
+    protocol: int
+    metric: int
+    table: int = RT_TABLE_MAIN
+
+
+def link(nl: Netlink, name: str) -> Link | None:
+    """Return the link of this name or altname, None when there is none."""
+    key = IFLA_IFNAME if len(name) < IFNAMSIZ else IFLA_ALT_IFNAME
+    try:
+        return _link(nl.get(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0) + text(key, name) + _SKIP_STATS))
+    except NetlinkError as error:
+        if error.errno == 19:  # ENODEV
+            return None
+        raise
+
+
+def index(nl: Netlink, name: str) -> int | None:
+    """Return the index of the link of this name or altname, None when there is none. Waits for nobody's mutex."""
+    if len(name) >= IFNAMSIZ:
+        return None
+    try:
+        found = ioctl(nl.sock, _SIOCGIFINDEX, _IFREQ.pack(name.encode(), 0))
+    except OSError as error:
+        if error.errno == 19:  # ENODEV
+            return None
+        raise
+    return int(_IFREQ.unpack(found)[1])
+
+
+def links(nl: Netlink) -> list[Link]:
+    """Return all links."""
+    return [_link(data) for data in nl.dump(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0) + _SKIP_STATS)]
+
+
+def addresses(nl: Netlink, index: int = 0) -> list[LinkAddress]:
+    """Return the addresses of a link, or all."""
+    return [_address(data) for data in nl.dump(RTM_GETADDR, IFADDR.pack(0, 0, 0, 0, index))]
+
+
+def routes(nl: Netlink, table: int = RT_TABLE_MAIN) -> list[LinkRoute]:
+    """Return the unicast routes of a table, IPv4 first; with table 0 those of all."""
+    found: list[LinkRoute] = []
+    for family in (2, AF_INET6):
+        query = RTMSG.pack(family, 0, 0, 0, table, 0, 0, 0, 0) + (u32(RTA_TABLE, table) if table else b"")
+        try:
+            dump = nl.dump(RTM_GETROUTE, query)
+        except NetlinkError as error:
+            if error.errno == 2:  # ENOENT: no such table yet, a namespace that never had a route
+                continue
+            raise
+        found.extend(route for route in _routes(dump) if table in {0, route.table})
+    return found
+
+
+def mac(data: bytes | None) -> str:
+    """Return a MAC as text."""
+    return data.hex(":") if data else ""
+
+
+def packed_mac(text_: str) -> bytes:
+    """Return a MAC as bytes."""
+    return bytes.fromhex(text_.replace(":", ""))
+
+
+def _link(data: bytes) -> Link:
+    _family, _type, index, flags, _change = IFINFO.unpack_from(data)
+    found = pick(data, 16, _LINK_ATTRS)
+    info = attrs(found.get(IFLA_LINKINFO, b""))
+    port = attrs(info.get(IFLA_INFO_SLAVE_DATA, b"")) if info.get(IFLA_INFO_SLAVE_KIND) == b"bridge\0" else {}
+    return Link(
+        index=index,
+        name=string(found.get(IFLA_IFNAME)),
+        kind=string(info.get(IFLA_INFO_KIND)),
+        mac=mac(found.get(IFLA_ADDRESS)),
+        mtu=number(found.get(IFLA_MTU)),
+        up=bool(flags & IFF_UP),
+        master=number(found.get(IFLA_MASTER)),
+        group=number(found.get(IFLA_GROUP)),
+        altnames=tuple(
+            string(value) for kind, value in walk(found.get(IFLA_PROP_LIST, b"")) if kind == IFLA_ALT_IFNAME
+        ),
+        peer=number(found.get(IFLA_LINK)),
+        peer_here=IFLA_LINK in found and IFLA_LINK_NETNSID not in found,
+        isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\x01",
+        hairpin=port.get(IFLA_BRPORT_MODE) == b"\x01",
+        macvlan_mode=_macvlan_mode(info) if info.get(IFLA_INFO_KIND) == b"macvlan\0" else "",
+        vxlan=_vxlan(info, port) if info.get(IFLA_INFO_KIND) == b"vxlan\0" else None,
+        learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
+        settings=_settings(found.get(IFLA_AF_SPEC, b"")),
+        learns_from_reserved=info.get(IFLA_INFO_KIND) == b"bridge\0" and _learns_from_reserved(info),
+    )
+
+
+def _settings(data: bytes) -> dict[str, str]:
+    """Return the settings of a link that we may have written (linux/ip.h, linux/ipv6.h)."""
+    found = {}
+    of_family = attrs(data)
+    for family, number_of, kind, names in _CONF:
+        values = attrs(of_family.get(family, b"")).get(kind, b"")
+        for name, place in names.items():
+            if len(values) >= 4 * (place + 1):
+                found[f"{number_of}/{name}"] = str(_I32.unpack_from(values, 4 * place)[0])
+    return found
+
+
+def _learns_from_reserved(info: dict[int, bytes]) -> bool:
+    """Whether BR_BOOLOPT_NO_LL_LEARN is off; kernels before 5.0 do not have it."""
+    options = attrs(info.get(IFLA_INFO_DATA, b"")).get(IFLA_BR_MULTI_BOOLOPT, b"")
+    return len(options) >= 8 and not number(options) & NO_LL_LEARN
+
+
+def _vxlan(info: dict[int, bytes], port: dict[int, bytes]) -> VxlanInfo:
+    found = attrs(info.get(IFLA_INFO_DATA, b""))
+    local = found.get(IFLA_VXLAN_LOCAL) or found.get(IFLA_VXLAN_LOCAL6)
+    return VxlanInfo(
+        vni=number(found.get(IFLA_VXLAN_ID)),
+        port=int.from_bytes(found.get(IFLA_VXLAN_PORT, b""), "big"),
+        local=ip_address(local) if local else None,
+        learning=found.get(IFLA_VXLAN_LEARNING) == b"\x01",
+        flags={kind: value[0] for kind, value in port.items() if len(value) == 1},
+    )
+
+
+def _macvlan_mode(info: dict[int, bytes]) -> str:
+    mode = number(attrs(info.get(IFLA_INFO_DATA, b"")).get(IFLA_MACVLAN_MODE))
+    return next((name for name, value in MACVLAN_MODES.items() if value == mode), "other")
+
+
+def _address(data: bytes) -> LinkAddress:
+    _family, prefix, _flags, _scope, index = IFADDR.unpack_from(data)
+    found = attrs(data, 8)
+    packed = found.get(IFA_LOCAL) or found[IFA_ADDRESS]
+    protocol = found.get(IFA_PROTO)
+    return LinkAddress(
+        index, ip_interface(f"{ip_address(packed)}/{prefix}"), protocol[0] if protocol is not None else None
+    )
+
+
+def _routes(dump: Iterable[bytes]) -> Iterable[LinkRoute]:
+    for data in dump:
+        family, length, _src, _tos, _table, protocol, _scope, kind, _flags = RTMSG.unpack_from(data)
+        if kind != _RTN_UNICAST:
+            continue
+        found = attrs(data, 12)
+        table = number(found.get(RTA_TABLE), RT_TABLE_MAIN)
+        metric = number(found.get(RTA_PRIORITY))
+        if RTA_MULTIPATH in found:
+            hops = found[RTA_MULTIPATH]
+            size, _hop_flags, _weight, index = _NEXTHOP.unpack_from(hops)
+            found = attrs(hops[:size], _NEXTHOP.size)
+        else:
+            index = number(found.get(RTA_OIF))
+        destination = attrs(data, 12).get(RTA_DST) or bytes(4 if family == 2 else 16)
+        gateway = found.get(RTA_GATEWAY)
+        via = ip_address(gateway) if gateway else None
+        yield LinkRoute(ip_network((destination, length)), index, via, protocol, metric, table)

@@ -1,0 +1,197 @@
+"""Word from the kernel that somebody else changed what may be ours.
+
+Listened to are links and addresses that go, entries of FDBs and neighbour tables that go or change (rtnetlink(7)), and
+commits of nf_tables (``NFT_MSG_NEWGEN``). What we do ourselves is told of as well. So passed over are links whose
+removal was asked for, entries that are as we want them (see `stations`), and commits while a process of iptables works
+for us. iptables-legacy and ipset tell nobody: for them there is the slow timer.
+
+The links of others are listened to as well, for what tunnels lie on: their addresses, and their mtu. Of the dozens of
+messages about a pair of ours that comes about, a kilobyte each, most are not even received.
+"""
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+from netplug.drivers.naming import PORTS, SANDBOX_SIDES
+from netplug.kernel.host.socket_filters import (
+    AND,
+    EQUAL,
+    LOAD,
+    LOAD_BYTE,
+    LOAD_HALF,
+    RETURN,
+    WHOLE,
+    Instruction,
+    attach,
+)
+from netplug.kernel.links.forwarding_entries import DELNEIGH, NEWNEIGH
+from netplug.kernel.netlink.connection import attrs, pick
+
+NEWLINK, DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
+_RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x4, 0x10, 0x100
+_NETLINK_NETFILTER = 12
+_NFNLGRP_NFTABLES = 7
+_NFT_MSG_NEWGEN = (10 << 8) | 15
+_NFTA_GEN_ID = 1
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
+_IFLA_IFNAME, _IFLA_MTU = 3, 4
+_OF_LINKS = frozenset({_IFLA_IFNAME, _IFLA_MTU})
+_AF_UNSPEC, _AF_BRIDGE = 0, 7
+_CARRIES = 0x40 | 1 << 16
+"""IFF_RUNNING and IFF_LOWER_UP: the one is so too until the kernel has looked, the other before anything is sent."""
+_SCOPE_LINK = 253
+"""And from there on addresses that nobody else reaches (linux/rtnetlink.h, rt_scope_t)."""
+_BUFFER = 1 << 16
+
+
+class ForeignChanges:
+    """Sets `event` when something of ours may have been changed by others, `commits` when the firewall was.
+
+    And `underlay` when links of others have: an address of theirs came or went, or their mtu changed.
+
+    Args:
+        is_ours: tells of a link's name whether it is one that we made and did not remove.
+        is_own_work: tells of a generation of the rule set whether it was us who brought it about.
+        is_spoiled: tells of word about an FDB or neighbour table, type and body, whether an entry of ours is harmed.
+        on_carrier: is told the name of each link that has a carrier whenever something about it changes.
+    """
+
+    def __init__(
+        self,
+        is_ours: Callable[[str], bool],
+        is_own_work: Callable[[int], bool],
+        is_spoiled: Callable[[int, bytes], bool],
+        on_carrier: Callable[[str], None],
+    ) -> None:
+        self.event = asyncio.Event()
+        self.commits = asyncio.Event()
+        self.underlay = asyncio.Event()
+        self._mtus: dict[int, int] = {}
+        self._is_ours = is_ours
+        self._is_own_work = is_own_work
+        self._is_spoiled = is_spoiled
+        self._on_carrier = on_carrier
+        self._loop = asyncio.get_running_loop()
+        self._sockets: list[socket.socket] = []
+
+    def open(self, mtus: Mapping[int, int]) -> None:
+        """Begin to listen, in this thread's network namespace. `mtus`: of its links, by index."""
+        self._mtus = dict(mtus)
+        groups = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+        attach(self._listen(0, groups, self._on_route), _without_chatter())
+        try:
+            nft = self._listen(_NETLINK_NETFILTER, 0, self._on_nft)
+            nft.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        except OSError:
+            return  # a kernel without nf_tables: the slow timer has to do
+
+    def _listen(self, protocol: int, groups: int, react: Callable[[bytes], None]) -> socket.socket:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._sockets.append(sock)
+        sock.setblocking(False)
+        sock.bind((0, groups))
+        self._loop.add_reader(sock.fileno(), self._drain, sock, react)
+        return sock
+
+    def _drain(self, sock: socket.socket, react: Callable[[bytes], None]) -> None:
+        while True:
+            try:
+                react(sock.recv(_BUFFER))
+            except BlockingIOError:
+                return
+            except OSError:  # ENOBUFS: there was more than fits, so surely there is something to look at
+                self.event.set()
+                self.commits.set()
+                self.underlay.set()
+                return
+
+    def _on_route(self, data: bytes) -> None:
+        for kind, body in _messages(data):
+            if kind in {NEWLINK, DELLINK}:
+                self._on_link(kind, body)
+            elif kind in {_RTM_NEWADDR, _RTM_DELADDR}:
+                self._on_address(kind, body)
+            elif kind in {NEWNEIGH, DELNEIGH} and self._is_spoiled(kind, body):
+                self.event.set()
+
+    def _on_link(self, kind: int, body: bytes) -> None:
+        """A port that leaves a bridge is told of as a link that goes too, in another family."""
+        found = pick(body, 16, _OF_LINKS)
+        name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode()
+        ours = self._is_ours(name)
+        if kind == NEWLINK and int.from_bytes(body[8:12], sys.byteorder) & _CARRIES == _CARRIES:
+            self._on_carrier(name)
+        if kind == DELLINK and ours:
+            self.event.set()
+        index, mtu = int.from_bytes(body[4:8], sys.byteorder), int.from_bytes(found.get(_IFLA_MTU, b""), sys.byteorder)
+        if body[0] != _AF_UNSPEC or not mtu:
+            return
+        if kind == DELLINK:
+            self._mtus.pop(index, None)
+        elif self._mtus.setdefault(index, mtu) != mtu:
+            self._mtus[index] = mtu
+            if not ours:
+                self.underlay.set()
+
+    def _on_address(self, kind: int, body: bytes) -> None:
+        scope, index = body[3], int.from_bytes(body[4:8], sys.byteorder)
+        try:
+            ours = self._is_ours(socket.if_indextoname(index))
+        except OSError:  # the link went too; one of ours is told of by itself
+            ours = False
+        if ours and kind == _RTM_DELADDR:
+            self.event.set()
+        elif not ours and scope < _SCOPE_LINK:
+            self.underlay.set()
+
+    def _on_nft(self, data: bytes) -> None:
+        for kind, body in _messages(data):
+            if kind == _NFT_MSG_NEWGEN:
+                generation = attrs(body, 4).get(_NFTA_GEN_ID, b"")
+                if not self._is_own_work(int.from_bytes(generation, "big")):
+                    self.commits.set()
+
+    def close(self) -> None:
+        """Stop listening."""
+        for sock in self._sockets:
+            self._loop.remove_reader(sock.fileno())
+            sock.close()
+        self._sockets.clear()
+
+
+def _without_chatter() -> Iterator[Instruction]:
+    """Return a filter of messages that leaves out what becomes of ends of our pairs, and of ports as such.
+
+    Both are told of when they go. A link has its name first (net/core/rtnetlink.c, rtnl_fill_ifinfo).
+    """
+    ours = [int.from_bytes(name.encode().ljust(4, b"\0"), "big") for name in (PORTS, SANDBOX_SIDES)]
+    yield LOAD_HALF, 0, 0, 4
+    yield EQUAL, 0, 8, _as_read(NEWLINK)
+    yield LOAD_BYTE, 0, 0, 16
+    yield EQUAL, 7, 0, _AF_BRIDGE
+    yield LOAD_HALF, 0, 0, 34
+    yield EQUAL, 0, 4, _as_read(_IFLA_IFNAME)
+    yield LOAD, 0, 0, 36
+    yield AND, 0, 0, 0xFFFFFF00
+    yield from ((EQUAL, 2 - place, 0, value) for place, value in enumerate(ours))
+    yield RETURN, 0, 0, WHOLE
+    yield RETURN, 0, 0, 0
+
+
+def _as_read(number: int) -> int:
+    """Return a number of two bytes, which is in the machine's order, as the filter reads it."""
+    return int.from_bytes(number.to_bytes(2, sys.byteorder), "big")
+
+
+def _messages(data: bytes) -> list[tuple[int, bytes]]:
+    """Split a datagram into (type, body) of each message (netlink(7))."""
+    found = []
+    while len(data) >= 16:
+        length = int.from_bytes(data[:4], sys.byteorder)
+        if length < 16:
+            break
+        found.append((int.from_bytes(data[4:6], sys.byteorder), data[16:length]))
+        data = data[(length + 3) & ~3 :]
+    return found

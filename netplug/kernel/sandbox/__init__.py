@@ -1,0 +1,1 @@
+"""Network namespaces of containers, and DNS sockets for them."""
