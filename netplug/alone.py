@@ -1,8 +1,8 @@
 """A CNI call that no daemon answers stands in line: who is first does the work, and answers those behind it.
 
-`netplug.cni_shim` becomes this. To start a netplug (`netplug.working_alone`) takes half a second of a processor, so of
-many calls at once one does it; here is imported nothing dear. The line is two files beside the daemon's socket, locked
-by the kernel: whoever is at work holds the one, whoever waits has a share of the other.
+`netplug.frontends.cni.shim` becomes this. To start a netplug (`netplug.working_alone`) takes half a second of a
+processor, so of many calls at once one does it; here is imported nothing dear. The line is two files beside the
+daemon's socket, locked by the kernel: whoever is at work holds the one, whoever waits has a share of the other.
 """
 
 import fcntl
@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from netplug import cni_shim
+from netplug.frontends.cni import shim
 
 PATIENCE_S = 110.0
 """How long a call waits in all, in line and for the state: runtimes give a plugin two minutes and more."""
@@ -27,7 +27,7 @@ class Line:
 
     def __init__(self, run_dir: str, patience_s: float = PATIENCE_S) -> None:
         self._deadline = time.monotonic() + patience_s
-        self._socket = f"{run_dir}/{cni_shim.SOCKET}"
+        self._socket = f"{run_dir}/{shim.SOCKET}"
         self._first = self._waiting = -1
         try:
             os.makedirs(run_dir, mode=0o755, exist_ok=True)  # noqa: PTH103 - pathlib takes as long as all else here
@@ -52,7 +52,7 @@ class Line:
                 fcntl.flock(self._first, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if answer := cni_shim.ask(self._socket, request):
+                if answer := shim.ask(self._socket, request):
                     return answer
             pauses.pause()
         fcntl.flock(self._waiting, fcntl.LOCK_UN)
@@ -96,12 +96,12 @@ def main() -> int:
     words = [name, *(f"{key}={value}" for key, value in env.items())]
     given = sys.stdin.buffer.read()
     request = "\0".join(words).encode(errors="surrogateescape") + b"\0\0" + given
-    line = Line(os.environ.get(cni_shim.LINE, "") or os.environ.get("NETPLUG_RUN_DIR", "") or cni_shim.RUN_DIR)
+    line = Line(os.environ.get(shim.LINE, "") or os.environ.get("NETPLUG_RUN_DIR", "") or shim.RUN_DIR)
     if said := line.wait(request):
-        return cni_shim.say(said)
+        return shim.say(said)
     from netplug import working_alone  # noqa: PLC0415 - see above
 
-    return cni_shim.say(working_alone.answer(request, line).render())
+    return shim.say(working_alone.answer(request, line).render())
 
 
 if __name__ == "__main__":

@@ -217,10 +217,10 @@ class Daemon:
     async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket, cni: socket.socket) -> None:
         # Imported here, since they take half of the start: whoever comes second is refused before.
         from netplug.caller import Caller  # noqa: PLC0415
-        from netplug.frontends.api import api_app, nobody_asked  # noqa: PLC0415
-        from netplug.frontends.cni import CniService  # noqa: PLC0415
-        from netplug.frontends.docker import docker_app  # noqa: PLC0415
-        from netplug.frontends.docker_ipam import nobody_known  # noqa: PLC0415
+        from netplug.frontends.cni.service import CniService  # noqa: PLC0415
+        from netplug.frontends.docker.ipam import nobody_known  # noqa: PLC0415
+        from netplug.frontends.docker.network import docker_app  # noqa: PLC0415
+        from netplug.frontends.rest.app import api_app, nobody_asked  # noqa: PLC0415
         from netplug.interceptions import Interceptions  # noqa: PLC0415
         from netplug.kernel.host.upstream_sockets import open_toward  # noqa: PLC0415
         from netplug.nameserver import NameServer  # noqa: PLC0415
@@ -294,7 +294,7 @@ class Daemon:
         """Serve until `stop`, then let running requests end."""
         if self._stop.is_set():
             return
-        from netplug.frontends.cni_server import serving_cni  # noqa: PLC0415 - as in `_compose`
+        from netplug.frontends.cni.server import serving_cni  # noqa: PLC0415 - as in `_compose`
         from netplug.frontends.serving import serving_all  # noqa: PLC0415
 
         async with asyncio.TaskGroup() as group:

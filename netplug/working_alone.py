@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
-from netplug import cni_shim
 from netplug import log as logging
 from netplug.alone import Line, Pauses
 from netplug.claims import SharedLeases
@@ -27,9 +26,10 @@ from netplug.drivers.steps import HostPort, Resolver
 from netplug.engine import Engine
 from netplug.errors import NetplugError
 from netplug.frontends import netavark
-from netplug.frontends.cni import CniService, refusal
-from netplug.frontends.cni_server import serving_cni
-from netplug.frontends.cni_wire import Call, Reply
+from netplug.frontends.cni import shim
+from netplug.frontends.cni.server import serving_cni
+from netplug.frontends.cni.service import CniService, refusal
+from netplug.frontends.cni.wire import Call, Reply
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.start import HashedStart
 from netplug.leases import StoredLeases
@@ -70,7 +70,7 @@ def _in_turn(call: Call, request: bytes, line: Line) -> Reply:
             except Held:
                 if line.left_s() <= 0:
                     raise
-        if found := Reply.parse(cni_shim.ask(str(settings.cni_socket), request)):
+        if found := Reply.parse(shim.ask(str(settings.cni_socket), request)):
             return found
         pauses.pause()  # a daemon starts or ends, or answers elsewhere
 

@@ -12,7 +12,7 @@ from netplug.drivers.host import HostDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.engine import Engine
-from netplug.frontends.docker import docker_app
+from netplug.frontends.docker.network import docker_app
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import OwnerKind
 from netplug.ipam.spaces import default_spaces, ula

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from netplug.frontends import accepting
-from netplug.frontends.accepting import accept
+from netplug.frontends import accept as accepting
+from netplug.frontends.accept import accept
 
 
 class Full(socket.socket):

@@ -16,8 +16,8 @@ import pytest
 
 from netplug import working_alone
 from netplug.alone import Line
-from netplug.cni_shim import SOCKET
-from netplug.frontends.cni_wire import Reply
+from netplug.frontends.cni.shim import SOCKET
+from netplug.frontends.cni.wire import Reply
 from netplug.lock import lock_file
 from netplug.namespace import claim_namespace
 

@@ -12,7 +12,7 @@ from docker_client import END, NET, Plugin, endpoint, network
 
 from netplug.caller import Caller
 from netplug.engine.records import AttachSpec, Description
-from netplug.frontends.docker import docker_app
+from netplug.frontends.docker.network import docker_app
 from netplug.ipam.lease import Owner, OwnerKind
 
 WEB, DB, JOB = "c1" * 32, "c2" * 32, "c3" * 32

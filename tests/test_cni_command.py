@@ -32,7 +32,7 @@ def test_wrong_names_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "file" in run(capsys, "install", "--bin-dir", str(tmp_path / "file"), code=NO)
 
 
-@pytest.mark.parametrize("version", cni_shim.SPEC_VERSIONS)
+@pytest.mark.parametrize("version", shim.SPEC_VERSIONS)
 def test_conflist_without_a_daemon_takes_the_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str
 ) -> None:

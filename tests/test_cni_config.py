@@ -9,8 +9,8 @@ import pytest
 from netplug.drivers.api import Network, StaticRoute, Subnet
 from netplug.drivers.options import EndpointOptions, parse_endpoint
 from netplug.drivers.steps import Proto
-from netplug.frontends.cni_config import Wanted, translate
-from netplug.frontends.cni_wire import Call, CniError, Reply, read
+from netplug.frontends.cni.config import Wanted, translate
+from netplug.frontends.cni.wire import Call, CniError, Reply, read
 
 ENV = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_NETNS": "/run/netns/x", "CNI_IFNAME": "eth0"}
 

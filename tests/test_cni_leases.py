@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from engine_host import Host
 
-from netplug.frontends.cni import CniService
-from netplug.frontends.cni_leases import Leases
-from netplug.frontends.cni_wire import Call
+from netplug.frontends.cni.dhcp_leases import Leases
+from netplug.frontends.cni.service import CniService
+from netplug.frontends.cni.wire import Call
 
 PLUGIN = """#!/bin/sh
 cd {folder}

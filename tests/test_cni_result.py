@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from netplug.cni_shim import SPEC_VERSIONS
-from netplug.frontends.cni_result import Dns, Interface, Ip, Result, RouteOf, parse, read_resolv_conf, render
-from netplug.frontends.cni_wire import CniError
+from netplug.frontends.cni.result import Dns, Interface, Ip, Result, RouteOf, parse, read_resolv_conf, render
+from netplug.frontends.cni.shim import SPEC_VERSIONS
+from netplug.frontends.cni.wire import CniError
 
 FULL = Result(
     (Interface("br", "02:00:00:00:00:01", mtu=1500), Interface("eth0", "02:00:00:00:00:02", "/run/netns/x", 1500)),

@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 
 from netplug.drivers import ranges
 from netplug.drivers.steps import HostPort, Proto, Veth
-from netplug.frontends.cni import CniService
-from netplug.frontends.cni_wire import Call
+from netplug.frontends.cni.service import CniService
+from netplug.frontends.cni.wire import Call
 from netplug.kernel.host import runtimes
 
 NETNS = "/run/netns/box"

@@ -37,10 +37,10 @@ def path(tmp_path: Path) -> Path:
 
 async def test_calls_are_answered_as_the_executable_asks(path: Path) -> None:
     async with served(path):
-        asked = [asyncio.to_thread(cni_shim.ask, str(path), STATUS.render()) for _ in range(5)]
+        asked = [asyncio.to_thread(shim.ask, str(path), STATUS.render()) for _ in range(5)]
         assert [Reply.parse(said) for said in await asyncio.gather(*asked)] == [Reply(0)] * 5
-        assert await asyncio.to_thread(cni_shim.ask, str(path), b"") == b""
-        said = Reply.parse(await asyncio.to_thread(cni_shim.ask, str(path), b"garbage"))
+        assert await asyncio.to_thread(shim.ask, str(path), b"") == b""
+        said = Reply.parse(await asyncio.to_thread(shim.ask, str(path), b"garbage"))
         assert said is not None
         assert said.code == 1
         assert '"code": 4' in said.stdout
@@ -61,7 +61,7 @@ async def test_request_that_is_too_long_is_refused(path: Path) -> None:
 
 
 async def test_nobody_there_is_no_answer(path: Path) -> None:
-    assert await asyncio.to_thread(cni_shim.ask, str(path), b"x") == b""
+    assert await asyncio.to_thread(shim.ask, str(path), b"x") == b""
 
 
 async def test_who_says_nothing_does_not_hold_up_the_end(path: Path) -> None:

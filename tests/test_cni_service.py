@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from engine_host import Host
 
-from netplug.frontends.cni import CniService
-from netplug.frontends.cni_wire import Call
+from netplug.frontends.cni.service import CniService
+from netplug.frontends.cni.wire import Call
 
 NETNS = "/run/netns/box"
 SUBNET = {"ipam": {"type": "netplug-ipam", "subnet": "10.1.0.0/29"}}

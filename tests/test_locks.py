@@ -7,7 +7,7 @@ from engine_host import END, NET, OTHER, Host, turn
 
 from netplug.drivers.steps import Route
 from netplug.engine.locks import Locks
-from netplug.frontends.named import NamedNetworks
+from netplug.frontends.implicit_networks import NamedNetworks
 
 
 @pytest.mark.parametrize("where", ["engine", "networks"])

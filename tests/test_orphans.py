@@ -7,7 +7,7 @@ from docker_client import NET, Plugin
 
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
-from netplug.frontends.api import _Api
+from netplug.frontends.rest.app import _Api
 from netplug.reconcile import Reconciler
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from netplug.frontends.repeats import MANY, SPAN_S, Repeats
+from netplug.frontends.docker.repeated_requests import MANY, SPAN_S, Repeats
 
 
 class Clock:

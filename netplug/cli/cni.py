@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from netplug import cni_shim
 from netplug.cli import NO, UNREACHABLE, USAGE, CliError
 from netplug.cli.client import Client
 from netplug.cli.cni_executable import executable
 from netplug.cli.output import emit, emit_json
+from netplug.frontends.cni import shim
 
 CAPABILITIES = ("aliases", "bandwidth", "dns", "ipRanges", "ips", "mac", "portMappings")
 DEFAULT_VERSION = "1.0.0"
@@ -85,8 +85,8 @@ def config(
 
     Without a running daemon, NETWORK must be a name. The first ADD creates the network if it does not exist.
     """
-    if cni_version not in cni_shim.SPEC_VERSIONS:
-        spoken = ", ".join(cni_shim.SPEC_VERSIONS)
+    if cni_version not in shim.SPEC_VERSIONS:
+        spoken = ", ".join(shim.SPEC_VERSIONS)
         raise CliError(USAGE, f"--cni-version {cni_version!r} is not one of {spoken}")
     try:
         network = Client(run_dir.absolute()).get("networks", network)["name"]

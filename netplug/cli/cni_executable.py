@@ -10,7 +10,7 @@ import struct
 import sys
 from pathlib import Path
 
-from netplug import cni_shim
+from netplug.frontends.cni import shim
 
 PROGRAM = Path(cni_shim.__file__).with_name("cni-shim")
 """The built program (packaging/cni/build.py); a package that was built without a compiler has none."""

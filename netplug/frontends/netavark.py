@@ -22,9 +22,9 @@ from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, Caller, EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError, Reportable
-from netplug.frontends.api_wire import Cidr, Ifname, Ip, Mac, Name, Netns
-from netplug.frontends.cni_wire import Call, CniError, Reply, caller_of
-from netplug.frontends.named import NamedNetworks
+from netplug.frontends.cni.wire import Call, CniError, Reply, caller_of
+from netplug.frontends.implicit_networks import NamedNetworks
+from netplug.frontends.rest.wire import Cidr, Ifname, Ip, Mac, Name, Netns
 from netplug.ipam.beside import apart
 from netplug.ipam.pool import Pool
 from netplug.log import LOG

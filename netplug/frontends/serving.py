@@ -9,7 +9,7 @@ from functools import partial
 from starlette.types import ASGIApp
 
 from netplug.engine.whole import to_its_end
-from netplug.frontends.accepting import accept
+from netplug.frontends.accept import accept
 from netplug.frontends.lean_uvicorn import uvicorn
 
 KEEP_ALIVE_S = 7 * 86_400

@@ -17,9 +17,9 @@ from netplug.drivers.options import BRIDGE, MACVLAN, OPTIONS, parse, parse_endpo
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
 from netplug.drivers.values import MACVLAN_MODES
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
-from netplug.frontends.cni_result import Dns, read_resolv_conf
-from netplug.frontends.cni_types import ConfigIn, IpamIn, PortIn, RangeIn, RouteIn, address_texts, section
-from netplug.frontends.cni_wire import CniError, Code, Request
+from netplug.frontends.cni.result import Dns, read_resolv_conf
+from netplug.frontends.cni.types import ConfigIn, IpamIn, PortIn, RangeIn, RouteIn, address_texts, section
+from netplug.frontends.cni.wire import CniError, Code, Request
 from netplug.idents import short_id
 
 _OPTIONS = {key.lower(): option.key for option in OPTIONS for key in (option.key, *option.aliases)}

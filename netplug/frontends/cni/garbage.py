@@ -15,7 +15,7 @@ from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
-from netplug.frontends.cni_wire import CniError, Code, Request
+from netplug.frontends.cni.wire import CniError, Code, Request
 from netplug.kernel.host import runtimes
 
 log = structlog.get_logger(__name__)

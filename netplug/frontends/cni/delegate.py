@@ -7,10 +7,10 @@ from types import MappingProxyType
 from typing import Any
 
 from netplug.errors import NetplugError
-from netplug.frontends import cni_result
-from netplug.frontends.cni_config import DHCP
-from netplug.frontends.cni_result import Result
-from netplug.frontends.cni_wire import CniError, Code, Request
+from netplug.frontends.cni import result as cni_result
+from netplug.frontends.cni.config import DHCP
+from netplug.frontends.cni.result import Result
+from netplug.frontends.cni.wire import CniError, Code, Request
 from netplug.kernel.host import cni_plugins
 
 _NOBODY = ("no more tries", "timed out", "timeout", "unable to receive")

@@ -18,7 +18,7 @@ from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError
-from netplug.frontends.docker_wire import OWN_KEYS, SPACES, Empty, Wire, address, interface
+from netplug.frontends.docker.wire import OWN_KEYS, SPACES, Empty, Wire, address, interface
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import GLOBAL, Pool, parse_network
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from netplug.drivers.api import LinkFacts
 from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Macvlan, Route, Veth
 from netplug.engine.records import EndpointRecord, NetworkRecord
-from netplug.frontends.cni_result import Dns, Interface, Ip, Result, RouteOf
-from netplug.frontends.cni_wire import Request
+from netplug.frontends.cni.result import Dns, Interface, Ip, Result, RouteOf
+from netplug.frontends.cni.wire import Request
 
 
 def outcome(

@@ -10,12 +10,12 @@ from hashlib import sha256
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import identity
-from netplug.frontends.cni_checks import refuse_disagreement, refuse_unready
-from netplug.frontends.cni_config import IPAM, Wanted, translate_ipam
-from netplug.frontends.cni_garbage import Garbage
-from netplug.frontends.cni_outcome import addresses_of
-from netplug.frontends.cni_result import Result, RouteOf, parse, render
-from netplug.frontends.cni_wire import CniError, Code, Command, Request
+from netplug.frontends.cni.checks import refuse_disagreement, refuse_unready
+from netplug.frontends.cni.config import IPAM, Wanted, translate_ipam
+from netplug.frontends.cni.garbage import Garbage
+from netplug.frontends.cni.outcome import addresses_of
+from netplug.frontends.cni.result import Result, RouteOf, parse, render
+from netplug.frontends.cni.wire import CniError, Code, Command, Request
 
 
 class Leasing:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from netplug.frontends.api_wire import Cidr, Ip, Mac, Port
-from netplug.frontends.cni_wire import CniError, Code
+from netplug.frontends.cni.wire import CniError, Code
+from netplug.frontends.rest.wire import Cidr, Ip, Mac, Port
 from netplug.wording import wrong
 
 

@@ -19,18 +19,18 @@ from netplug.drivers.steps import IPAddress, IPInterface
 from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, EndpointRecord, FrontEnd, NetworkRecord, SubnetSpec
 from netplug.errors import NetplugError, Reportable
-from netplug.frontends import cni_result
-from netplug.frontends.cni_checks import refuse_drift, refuse_unready
-from netplug.frontends.cni_config import DHCP, Wanted, translate, without_ipam
-from netplug.frontends.cni_delegate import Delegate
-from netplug.frontends.cni_garbage import CODES, Garbage
-from netplug.frontends.cni_ipam import Leasing
-from netplug.frontends.cni_leases import Leases, daemon_at, kept, socket_of
-from netplug.frontends.cni_outcome import outcome
-from netplug.frontends.cni_result import Dns, Result
-from netplug.frontends.cni_types import RouteIn
-from netplug.frontends.cni_wire import Call, CniError, Code, Command, Reply, Request, read
-from netplug.frontends.named import NamedNetworks
+from netplug.frontends.cni import result
+from netplug.frontends.cni.checks import refuse_drift, refuse_unready
+from netplug.frontends.cni.config import DHCP, Wanted, translate, without_ipam
+from netplug.frontends.cni.delegate import Delegate
+from netplug.frontends.cni.dhcp_leases import Leases, daemon_at, kept, socket_of
+from netplug.frontends.cni.garbage import CODES, Garbage
+from netplug.frontends.cni.ipam import Leasing
+from netplug.frontends.cni.outcome import outcome
+from netplug.frontends.cni.result import Dns, Result
+from netplug.frontends.cni.types import RouteIn
+from netplug.frontends.cni.wire import Call, CniError, Code, Command, Reply, Request, read
+from netplug.frontends.implicit_networks import NamedNetworks
 from netplug.frontends.netavark import NetavarkService
 from netplug.ipam.pool import EXTERNAL
 from netplug.log import LOG
@@ -70,7 +70,7 @@ class CniService:
         except Exception as exc:  # noqa: BLE001 - here is where the front end answers
             reply = refusal(exc, version)
         else:
-            reply = Reply(0, json.dumps(cni_result.render(done, version)) + "\n" if done else "")
+            reply = Reply(0, json.dumps(result.render(done, version)) + "\n" if done else "")
         return replace(reply, stderr=foreign.stderr) if foreign else reply
 
     async def _do(self, request: Request, foreign: Delegate | None) -> Result | None:
@@ -90,7 +90,7 @@ class CniService:
             foreign.find()
         await self._refuse_sandbox(request)
         before = request.get("prevResult")
-        previous = cni_result.parse(before, request.version) if isinstance(before, dict) else Result()
+        previous = result.parse(before, request.version) if isinstance(before, dict) else Result()
         if previous.interface(request.ifname, request.netns) is not None:
             words = f"interface {request.ifname!r} is in the previous plugin's result already"
             raise CniError(Code.EXISTS, words, "put this plugin first, or leave out the other")
@@ -154,7 +154,7 @@ class CniService:
         if made.dns == Dns():
             own = called.resolving(network, built, self._domain, self._engine.search)
             made = replace(made, dns=Dns(own.servers, search=own.search))
-        cni_result.render(made, request.version)
+        result.render(made, request.version)
         return made
 
     # DEL, CHECK
@@ -181,7 +181,7 @@ class CniService:
         if record is None or built is None:
             words = f"{request.ifname} of container {request.container} is not attached to network {request.network!r}"
             raise CniError(Code.NOT_FOUND, words)
-        await refuse_drift(self._engine, record, built, cni_result.parse(before, request.version))
+        await refuse_drift(self._engine, record, built, result.parse(before, request.version))
         if foreign is not None:
             await foreign.run("CHECK")
 
@@ -213,7 +213,7 @@ def _of_former_life(request: Request, built: EndpointRecord) -> bool:
     """
     before = request.get("prevResult")
     try:
-        said = cni_result.parse(before, request.version).ips if isinstance(before, dict) else ()
+        said = result.parse(before, request.version).ips if isinstance(before, dict) else ()
     except CniError:
         return False
     ours = {address.ip for address in built.endpoint.addresses}

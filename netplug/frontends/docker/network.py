@@ -20,10 +20,10 @@ from netplug.engine.addressing import lease_of
 from netplug.engine.records import EndpointSpec, FrontEnd, NetworkRecord
 from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError
-from netplug.frontends import docker_wire as wire
-from netplug.frontends.docker_ipam import IpamDriver, Who, nobody_known
+from netplug.frontends.docker import wire
+from netplug.frontends.docker.ipam import IpamDriver, Who, nobody_known
+from netplug.frontends.docker.repeated_requests import Repeats
 from netplug.frontends.http import Failure, guard
-from netplug.frontends.repeats import Repeats
 from netplug.ipam.lease import OwnerKind
 
 _STATUS = {"empty": 400, "unknown": 404, "too_large": 413}

@@ -22,8 +22,8 @@ from netplug.engine.conditions import Difference
 from netplug.engine.locks import Locks
 from netplug.engine.records import EndpointRecord
 from netplug.engine.sandboxes import is_there
-from netplug.frontends.cni_delegate import Delegate
-from netplug.frontends.cni_wire import Call, CniError, Request, read
+from netplug.frontends.cni.delegate import Delegate
+from netplug.frontends.cni.wire import Call, CniError, Request, read
 from netplug.kernel.host.socket_owner import answering
 
 log = structlog.get_logger(__name__)

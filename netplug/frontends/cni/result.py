@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
-from netplug.frontends.cni_wire import CniError, Code
+from netplug.frontends.cni.wire import CniError, Code
 
 _FIRST_LISTS = "0.3.0"
 _FIRST_PLAIN = "1.0.0"

@@ -10,8 +10,8 @@ from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError
-from netplug.frontends.cni_result import Result
-from netplug.frontends.cni_wire import CniError, Code
+from netplug.frontends.cni.result import Result
+from netplug.frontends.cni.wire import CniError, Code
 from netplug.ipam.allocator import Allocator
 
 _NAMED = 3

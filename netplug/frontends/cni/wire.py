@@ -1,6 +1,6 @@
 """What a runtime says to a CNI plugin: environment, the frame of the configuration, and the errors that it understands.
 
-What it says is read here as far as every command needs it, `cni_types` has the rest: DEL must succeed with whatever is
+What it says is read here as far as every command needs it, `types` has the rest: DEL must succeed with whatever is
 left of a configuration.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any
 
-from netplug.cni_shim import SPEC_VERSIONS
 from netplug.drivers.codec import JsonObject
 from netplug.engine.records import Caller
+from netplug.frontends.cni.shim import SPEC_VERSIONS
 from netplug.kernel.host import runtimes
 
 OWN_IPAM = "netplug-ipam"
@@ -69,7 +69,7 @@ class Call:
     """One start of the executable. `name`: its file's name, `env`: its CNI variables, `stdin`: a configuration.
 
     `pid`: of the process that it became; 0 where nobody knows. By netavark it is told what to do in arguments; these
-    are in `env` too, see `netplug.cni_shim`.
+    are in `env` too, see `netplug.frontends.cni.shim`.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Call:
 
     @classmethod
     def parse(cls, data: bytes, pid: int = 0) -> "Call":
-        """Read what `netplug.cni_shim` writes."""
+        """Read what `netplug.frontends.cni.shim` writes."""
         head, _, stdin = data.partition(b"\0\0")
         name, *words = head.decode(errors="replace").split("\0")
         return cls(name, dict(word.split("=", 1) for word in words if "=" in word), stdin, pid)
@@ -104,7 +104,7 @@ class Reply:
     stderr: str = ""
 
     def render(self) -> bytes:
-        """Return it as `netplug.cni_shim` reads it."""
+        """Return it as `netplug.frontends.cni.shim` reads it."""
         out = self.stdout.encode()
         return b"%d %d\n%s%s" % (self.code, len(out), out, self.stderr.encode())
 

@@ -23,10 +23,9 @@ from netplug.engine.audit import audit
 from netplug.engine.conditions import Difference
 from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError, Reportable
-from netplug.frontends import api_ipam_wire as ipam_wire
-from netplug.frontends import api_wire as wire
-from netplug.frontends.api_names import Names, NamesApi
 from netplug.frontends.http import Failure, guard
+from netplug.frontends.rest import ipam_wire, wire
+from netplug.frontends.rest.names import Names, NamesApi
 from netplug.ipam.pool import GLOBAL, Pool
 from netplug.store.api import StoreError, Unreachable
 from netplug.wording import wrong

@@ -7,8 +7,8 @@ from netplug.engine import Engine
 from netplug.engine.locks import Locks
 from netplug.engine.records import NetworkRecord, NetworkSpec
 from netplug.errors import NetplugError
-from netplug.frontends.cni_checks import refuse_disagreement
-from netplug.frontends.cni_wire import CniError
+from netplug.frontends.cni.checks import refuse_disagreement
+from netplug.frontends.cni.wire import CniError
 
 
 class NamedNetworks:

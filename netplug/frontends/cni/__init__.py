@@ -1,0 +1,1 @@
+"""CNI: what a runtime asks by the CNI executable."""

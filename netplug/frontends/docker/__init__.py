@@ -1,0 +1,1 @@
+"""Docker: libnetwork's remote network and IPAM drivers."""
