@@ -30,12 +30,12 @@ from pydantic_settings import (
 from netplug.dns.rules import Rule
 from netplug.dns.wire import ROOT, to_wire
 from netplug.errors import NetplugError
-from netplug.lock import SOCKET_PATH_BYTES
 from netplug.store.access import SCHEME, EtcdAccess, without_password
 from netplug.wording import shown, wrong
 
 DEFAULT_FILE = Path("/etc/netplug/netplug.toml")
 API_SOCKET = "netplug.sock"
+SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 with the final NUL
 CNI_SOCKET = "cni.sock"
 _PREFIX = "NETPLUG_"
 _PLUGIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")

@@ -16,7 +16,7 @@ from netplug.cli import CliError
 from netplug.cli.client import Client
 from netplug.cluster.identity import Machine
 from netplug.config import Settings, load
-from netplug.daemon import Daemon
+from netplug.daemon.life import Daemon
 from netplug.kernel.api import Kernel
 from netplug.kernel.fake.kernel import FakeKernel
 

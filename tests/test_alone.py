@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from netplug import working_alone
-from netplug.alone import Line
+from netplug.daemon import daemonless
+from netplug.daemon.daemonless_queue import Line
+from netplug.daemon.lock import lock_file
+from netplug.daemon.namespace_lock import claim_namespace
 from netplug.frontends.cni.shim import SOCKET
 from netplug.frontends.cni.wire import Reply
-from netplug.lock import lock_file
-from netplug.namespace import claim_namespace
 
 CALL = b"pynet\0CNI_COMMAND=STATUS\0\0{}"
 NETAVARK = b"pynet\0NETAVARK_COMMAND=create\0\0{}"
@@ -113,14 +113,14 @@ def state(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NETPLUG_STATE_DIR", str(run_dir / "state"))
     monkeypatch.setenv("NETPLUG_RUN_DIR", str(run_dir))
     own = partial(claim_namespace, f"\0netplug-test-{os.getpid()}", run_dir / "namespaces")
-    monkeypatch.setattr(working_alone, "claim_namespace", own)  # this machine may have a daemon
+    monkeypatch.setattr(daemonless, "claim_namespace", own)  # this machine may have a daemon
     (run_dir / "state").mkdir()
     return run_dir / "state"
 
 
 def test_state_that_is_held_while_nobody_answers_is_waited_for(run_dir: Path, state: Path) -> None:
     with lock_file(state / "lock"), server(run_dir, b"") as asked:
-        said = working_alone.answer(CALL, Line(str(run_dir), patience_s=1.0))
+        said = daemonless.answer(CALL, Line(str(run_dir), patience_s=1.0))
     assert said.code == 1
     assert "is in use by" in said.stdout
     assert 2 <= len(asked) <= 20
@@ -131,13 +131,13 @@ def test_who_waited_in_line_has_only_the_rest_of_his_time_for_the_state(run_dir:
     first.wait(CALL)
     assert second.wait(CALL) == b""
     with lock_file(state / "lock"), server(run_dir, b"") as asked:
-        said = working_alone.answer(CALL, second)
+        said = daemonless.answer(CALL, second)
     assert (said.code, asked) == (1, [])
 
 
 def failed(request: bytes, capfd: pytest.CaptureFixture[str], run_dir: Path) -> dict[str, Any]:
     """Return the answer to a call that fails, with nothing else on stdout."""
-    said = working_alone.answer(request, Line(str(run_dir)))
+    said = daemonless.answer(request, Line(str(run_dir)))
     assert (said.code, capfd.readouterr().out) == (1, "")
     answer: dict[str, Any] = json.loads(said.stdout)
     return answer
@@ -171,7 +171,7 @@ def test_whatever_fails_is_told(
     def full() -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(working_alone, "claim_namespace", full)
+    monkeypatch.setattr(daemonless, "claim_namespace", full)
     answer = failed(CALL, capfd, run_dir)
     assert (answer["code"], "Too many open files" in answer["msg"]) == (100, True)
     assert failed(NETAVARK, capfd, run_dir)["error"].startswith("internal error: [Errno 24] Too many open files")

@@ -17,7 +17,7 @@ from living import Living, living
 
 from netplug.cli import NO, OK, UNREACHABLE, USAGE, main
 from netplug.cli.output import table
-from netplug.composing import drivers
+from netplug.daemon.composition import drivers
 
 NETWORK_FIELDS = [
     "id", "name", "mode", "subnets", "internal", "front_end", "options", "mtu", "endpoint_count",
@@ -378,7 +378,7 @@ def test_client_commands_import_no_daemon() -> None:
 
 def test_daemon_imports_no_command_line_of_its_server() -> None:
     code = (
-        "import sys; import netplug.daemon, netplug.frontends.serving as it; assert it.uvicorn.Server;"
+        "import sys; import netplug.daemon.life, netplug.frontends.serving as it; assert it.uvicorn.Server;"
         "print([name for name in ('click', 'multiprocessing.connection', 'uvicorn.main') if name in sys.modules]);"
         "import uvicorn.main; print(uvicorn.main.main.name)"
     )

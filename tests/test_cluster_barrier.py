@@ -8,7 +8,7 @@ from etcd_server import Member, needs_etcd
 from living import Living, until
 
 from netplug.cluster.barrier import PATIENCE_S
-from netplug.daemon import Daemon
+from netplug.daemon.life import Daemon
 
 pytestmark = needs_etcd
 

@@ -6,7 +6,7 @@ from clustered import Hosts, address_of, attach, claim, create, detach, has, rea
 from etcd_server import Member, needs_etcd
 from living import Living, until
 
-from netplug.daemon import Daemon
+from netplug.daemon.life import Daemon
 from netplug.drivers.naming import short
 from netplug.drivers.tunnel import Neighbour
 

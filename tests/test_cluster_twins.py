@@ -12,7 +12,7 @@ from test_cli import Cli
 
 from netplug.cli import NO, UNREACHABLE
 from netplug.cluster.identity import Identity, Machine
-from netplug.daemon import Daemon
+from netplug.daemon.life import Daemon
 from netplug.store.api import Put
 from netplug.store.sqlite import SqliteStore
 

@@ -21,12 +21,12 @@ from living import DEADLINE_S, Living, a_namespace, living, settings_in, until
 
 from netplug.cli import OK, UNREACHABLE, USAGE, CliError
 from netplug.cli.client import Client
-from netplug.composing import drivers, site_prefix, spaces
 from netplug.config import AddressPool
-from netplug.daemon import notify
+from netplug.daemon.composition import drivers, site_prefix, spaces
+from netplug.daemon.life import notify
+from netplug.daemon.lock import Held
 from netplug.drivers.api import HostFacts
 from netplug.kernel.fake.kernel import FakeKernel
-from netplug.lock import Held
 from netplug.store.sqlite import SqliteStore
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a network namespace of its own")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from netplug.daemon.lock import ClaimedSocket, Held, claim_socket, lock_file, release_socket
 from netplug.errors import NetplugError
-from netplug.lock import ClaimedSocket, Held, claim_socket, lock_file, release_socket
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def test_the_text_of_a_dead_holder_does_not_lock(tmp_path: Path) -> None:
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib, netplug.lock\n"
-        "lock = netplug.lock.lock_file(pathlib.Path(sys.argv[1]))\n"
+        "import sys, pathlib, netplug.daemon.lock\n"
+        "lock = netplug.daemon.lock.lock_file(pathlib.Path(sys.argv[1]))\n"
         "print(1, flush=True)\n"
         "input()"
     )

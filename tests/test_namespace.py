@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from living import Living, a_namespace, settings_in
 
-from netplug.lock import Held
-from netplug.namespace import claim_namespace
+from netplug.daemon.lock import Held
+from netplug.daemon.namespace_lock import claim_namespace
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: becomes another user")
 NOBODY = 65534

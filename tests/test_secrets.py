@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from netplug.cli.app import app
-from netplug.lock import Held, lock_file
+from netplug.daemon.lock import Held, lock_file
 from netplug.secrets import without_passwords
 
 URL = "etcd://np:s3cr3t@db:2379,db2:2379"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from netplug.composing import drivers
+from netplug.daemon.composition import drivers
 from netplug.drivers.api import Meshed, Peer, PortMapping, Proto
 from netplug.drivers.codec import decode, encode
 from netplug.engine import Engine

@@ -116,7 +116,7 @@ def _serve(flags: dict[str, object]) -> None:
     except NetplugError as exc:
         raise CliError(USAGE, exc.message, hint=exc.hint) from None
     _refuse_without_rights()
-    from netplug.daemon import run  # noqa: PLC0415
+    from netplug.daemon.life import run  # noqa: PLC0415
 
     try:
         run(settings)

@@ -15,7 +15,7 @@ RUN_DIR = "/run/netplug"
 VERSION = "0.1.0"
 SOCKET = "cni.sock"
 LINE = "NETPLUG_CNI_LINE"
-"""Variable that tells `netplug.alone` where the executable looked for the daemon."""
+"""Variable that tells `netplug.daemon.daemonless_queue` where the executable looked for the daemon."""
 NETAVARK_API = "1.0.0"
 SPEC_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 IO_FAILURE = 5
@@ -115,7 +115,7 @@ def alone(engine: str, run_dir: str, name: str, given: bytes) -> int:
         return refuse(given, IO_FAILURE, f"stdin cannot be handed on: {error.strerror}")
     env = {**posix.environ, LINE.encode(): encoded(run_dir)}
     try:
-        posix.execve(engine, [engine, "-I", "-m", "netplug.alone", name, *sys.argv[1:]], env)
+        posix.execve(engine, [engine, "-I", "-m", "netplug.daemon.daemonless_queue", name, *sys.argv[1:]], env)
     except OSError as error:
         why = f"no netplug daemon answers, and {engine} cannot be started: {error.strerror}"
         return refuse(given, TRY_AGAIN, why)

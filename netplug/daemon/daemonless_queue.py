@@ -1,6 +1,6 @@
 """A CNI call that no daemon answers stands in line: who is first does the work, and answers those behind it.
 
-`netplug.frontends.cni.shim` becomes this. To start a netplug (`netplug.working_alone`) takes half a second of a
+`netplug.frontends.cni.shim` becomes this. To start a netplug (`netplug.daemon.daemonless`) takes half a second of a
 processor, so of many calls at once one does it; here is imported nothing dear. The line is two files beside the
 daemon's socket, locked by the kernel: whoever is at work holds the one, whoever waits has a share of the other.
 """
@@ -99,9 +99,9 @@ def main() -> int:
     line = Line(os.environ.get(shim.LINE, "") or os.environ.get("NETPLUG_RUN_DIR", "") or shim.RUN_DIR)
     if said := line.wait(request):
         return shim.say(said)
-    from netplug import working_alone  # noqa: PLC0415 - see above
+    from netplug.daemon import daemonless  # noqa: PLC0415 - see above
 
-    return shim.say(working_alone.answer(request, line).render())
+    return shim.say(daemonless.answer(request, line).render())
 
 
 if __name__ == "__main__":

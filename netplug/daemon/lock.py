@@ -19,10 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from netplug.config import SOCKET_PATH_BYTES
 from netplug.errors import NetplugError
 from netplug.secrets import without_passwords
 
-SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 with the final NUL
 _BACKLOG = 128
 _POLL_S = 0.005
 _LONGEST_POLL_S = 0.1

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import structlog
 
+from netplug.daemon.lock import Held, command_of, lock_file
 from netplug.errors import NetplugError
-from netplug.lock import Held, command_of, lock_file
 
 log = structlog.get_logger(__name__)
 

@@ -1,7 +1,7 @@
 """A CNI command without a daemon: the same engine in this process, on the same state, under the same lock.
 
-It answers those that wait behind it, see `netplug.alone`. A daemon that starts meanwhile waits for it, and those behind
-find the daemon.
+It answers those that wait behind it, see `daemonless_queue`. A daemon that starts meanwhile waits for it, and those
+behind find the daemon.
 """
 
 import asyncio
@@ -11,16 +11,18 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from netplug import log as logging
-from netplug.alone import Line, Pauses
 from netplug.claims import SharedLeases
 from netplug.cluster import Cluster
 from netplug.cluster.identity import Gate, Identity, Machine
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.visiting import visited
 from netplug.cluster.vtep import Finder
-from netplug.composing import drivers, linux_kernel, site_prefix, spaces
 from netplug.config import Settings, load
-from netplug.daemon import SOCKET_MODE, TURN
+from netplug.daemon.composition import drivers, linux_kernel, site_prefix, spaces
+from netplug.daemon.daemonless_queue import Line, Pauses
+from netplug.daemon.life import SOCKET_MODE, TURN
+from netplug.daemon.lock import Held, claim_socket, lock_file, release_socket, turn
+from netplug.daemon.namespace_lock import claim_namespace
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, Resolver
 from netplug.engine import Engine
@@ -33,8 +35,6 @@ from netplug.frontends.cni.wire import Call, Reply
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.start import HashedStart
 from netplug.leases import StoredLeases
-from netplug.lock import Held, claim_socket, lock_file, release_socket, turn
-from netplug.namespace import claim_namespace
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
 from netplug.store.sqlite import SqliteStore

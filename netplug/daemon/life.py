@@ -28,8 +28,10 @@ from netplug.cluster.identity import Gate, Identity, Machine
 from netplug.cluster.records import IDENTITY
 from netplug.cluster.underlay import VTEP, Underlay
 from netplug.cluster.vtep import Finder
-from netplug.composing import drivers, linux_kernel, site_prefix, spaces
 from netplug.config import Settings
+from netplug.daemon.composition import drivers, linux_kernel, site_prefix, spaces
+from netplug.daemon.lock import claim_socket, lock_file, release_socket, turn
+from netplug.daemon.namespace_lock import LOCKS, NAMESPACE, claim_namespace
 from netplug.engine import Engine
 from netplug.engine.supervision import Supervisor
 from netplug.errors import NetplugError
@@ -37,8 +39,6 @@ from netplug.ipam.allocator import Allocator
 from netplug.ipam.start import HashedStart
 from netplug.kernel.api import Kernel
 from netplug.leases import StoredLeases
-from netplug.lock import claim_socket, lock_file, release_socket, turn
-from netplug.namespace import LOCKS, NAMESPACE, claim_namespace
 from netplug.reconcile import Reconciler
 from netplug.store.api import Put, Store, StoreError, Unreachable
 from netplug.store.endpoints import resolved
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 TURN = "turn"
-"""File that is held by whoever works on the state for a moment without a daemon (`netplug.alone`)."""
+"""File that is held by whoever works on the state for a moment without a daemon (`netplug.daemon.daemonless_queue`)."""
 PATIENCE_S = 20.0
 """For those, who take a second or two each."""
 SOCKET_MODE = 0o600

@@ -1,0 +1,1 @@
+"""The daemon: its composition, its life, its locks; and CNI without a daemon."""
