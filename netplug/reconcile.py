@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from netplug.docker.garbage import Orphans, Suspects, View
 from netplug.drivers import ranges
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
@@ -38,7 +39,6 @@ from netplug.engine.sandboxes import identity, is_inhabited, is_there
 from netplug.errors import NetplugError
 from netplug.kernel.api import MISSING
 from netplug.leases import IPAM
-from netplug.orphans import Orphans, Suspects, View
 from netplug.store.api import StoreError
 
 log = structlog.get_logger(__name__)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
+from netplug.docker.garbage import View
 from netplug.drivers import ranges
 from netplug.drivers.api import PortMapping
 from netplug.drivers.bridge import BridgeDriver
@@ -34,7 +35,6 @@ from netplug.ipam.spaces import default_spaces, ula
 from netplug.kernel.api import Before, Outcome
 from netplug.kernel.fake.kernel import FakeKernel
 from netplug.leases import StoredLeases
-from netplug.orphans import View
 from netplug.reconcile import Reconciler
 from netplug.store.api import Compare, Delete, Put
 from netplug.store.sqlite import SqliteStore

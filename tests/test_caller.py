@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from docker_client import END, NET, Plugin, endpoint, network
 
-from netplug.caller import Caller
+from netplug.docker.container_inference import Caller
 from netplug.engine.records import AttachSpec, Description
 from netplug.frontends.docker.network import docker_app
 from netplug.ipam.lease import Owner, OwnerKind

@@ -7,11 +7,11 @@ import pytest
 import pytest_asyncio
 from engine_host import END, NET, NEXT, Host, running, until
 
-from netplug import orphans
+from netplug.docker import garbage
+from netplug.docker.garbage import Orphans
 from netplug.drivers.steps import IPAddress
 from netplug.engine.records import DockerView
 from netplug.ipam.lease import Owner, OwnerKind
-from netplug.orphans import Orphans
 
 pytestmark = pytest.mark.usefixtures("quiet")
 LATER = "e3" * 32
@@ -19,8 +19,8 @@ LATER = "e3" * 32
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orphans, "RETRY_S", 0.0)
-    monkeypatch.setattr(orphans, "GRACE_S", 0.0)
+    monkeypatch.setattr(garbage, "RETRY_S", 0.0)
+    monkeypatch.setattr(garbage, "GRACE_S", 0.0)
 
 
 @pytest_asyncio.fixture
@@ -38,7 +38,7 @@ def ids(host: Host) -> set[str]:
     return {record.endpoint.id for record in host.endpoints()}
 
 
-def docker(*views: DockerView | None) -> orphans.View:
+def docker(*views: DockerView | None) -> garbage.View:
     """Answer so, one after the other, and go on with the last."""
     left = list(views)
 
@@ -89,7 +89,7 @@ async def test_without_docker_the_dead_are_told_by_their_sandboxes(host: Host, r
 
 
 async def test_docker_that_stays_silent_is_given_up(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orphans, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(garbage, "PATIENCE_S", 0.0)
     them = Orphans(host.engine, docker(None))
     await host.join(NEXT, "/run/docker/netns/2")
     host.kernel.inhabitants.add("/run/docker/netns/2")

@@ -8,10 +8,10 @@ import pytest
 import pytest_asyncio
 from docker_client import END, NET, REF, Plugin, endpoint, network
 
-from netplug import orphans
+from netplug.docker import garbage
+from netplug.docker.garbage import Orphans
 from netplug.engine.records import DockerView
 from netplug.ipam.lease import OwnerKind
-from netplug.orphans import Orphans
 
 MAC = "02:42:0a:01:00:77"
 OTHER = "e2" * 32
@@ -104,7 +104,7 @@ async def test_container_removed_while_we_were_down_leaves_its_address_to_its_na
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Docker gave the address back, but nobody heard it."""
-    monkeypatch.setattr(orphans, "GRACE_S", 0.0)
+    monkeypatch.setattr(garbage, "GRACE_S", 0.0)
     pool = await sticky(plugin)
     first = await start(plugin, pool, "web")
     await plugin.restart()

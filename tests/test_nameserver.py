@@ -17,17 +17,17 @@ from dns_packets import query, read
 from dns_upstreams import Upstream, address_of
 from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, SANDBOX, Host, tcp, until
 
-from netplug import interceptions
-from netplug.called import of_other, resolving, services
 from netplug.dns import rules, wire
 from netplug.dns.question import Question
 from netplug.dns.rules import NOBODY, Rule
 from netplug.dns.server import Listener, open_sockets
+from netplug.docker import resolver
+from netplug.docker.resolver import Interceptions
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import Resolver
 from netplug.engine.records import Description, FrontEnd, NetworkSpec, SubnetSpec
-from netplug.interceptions import Interceptions
-from netplug.nameserver import NameServer
+from netplug.names.dns_records import of_other, resolving, services
+from netplug.names.server import NameServer
 
 WEB = Description("c0ffee" * 10, "web", ("www",), "inner", ("80/tcp",), details=True)
 
@@ -418,7 +418,7 @@ async def test_a_network_may_say_whom_to_ask(host: Host, conf: Path) -> None:
 
 @pytest_asyncio.fixture
 async def docker(host: Host, server: NameServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Interceptions]:
-    monkeypatch.setattr(interceptions, "LAST_S", 0.01)
+    monkeypatch.setattr(resolver, "LAST_S", 0.01)
     made = Interceptions(host.engine, server)
     task = asyncio.ensure_future(made.run())
     yield made
@@ -460,7 +460,7 @@ async def test_names_of_others_are_asked_of_docker_each_time_anew(
 ) -> None:
     theirs = Upstream(address_of, 1)
     at = theirs.server
-    monkeypatch.setattr(interceptions, "Server", lambda _: at)
+    monkeypatch.setattr(resolver, "Server", lambda _: at)
     await joined(host)
     await until(lambda: host.kernel.intercepted)
     for name in ("example.com", "theirs", "host.local", "1.0.17.172.in-addr.arpa", "example.com"):
@@ -474,7 +474,7 @@ async def test_sandbox_follows_the_hosts_resolvers_once_they_are_others(
 ) -> None:
     dockers, news = Upstream(lambda _: None, 1), Upstream(address_of, 2)
     at = dockers.server
-    monkeypatch.setattr(interceptions, "Server", lambda _: at)
+    monkeypatch.setattr(resolver, "Server", lambda _: at)
     await joined(host, name="blue")
     await until(lambda: host.kernel.intercepted)
     await host.engine.endpoints.describe(NET, END, replace(WEB, resolves=time.time()))
@@ -509,7 +509,7 @@ async def test_plain_upstream_of_a_network_counts_in_sandboxes_too(
 ) -> None:
     dockers, other = Upstream(address_of, 1), Upstream(address_of, 2)
     at = dockers.server
-    monkeypatch.setattr(interceptions, "Server", lambda _: at)
+    monkeypatch.setattr(resolver, "Server", lambda _: at)
     await joined(host, dns_upstream=str(other.server))
     await until(lambda: host.kernel.intercepted)
     await host.engine.endpoints.describe(NET, END, replace(WEB, resolves=time.time() + 60))

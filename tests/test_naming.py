@@ -11,9 +11,9 @@ import pytest_asyncio
 from docker_api import DockerApi
 from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, Host, until
 
-from netplug import naming
+from netplug.docker import events
+from netplug.docker.events import DockerNames
 from netplug.engine.records import DockerView, EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
-from netplug.naming import DockerNames
 
 
 @pytest_asyncio.fixture
@@ -27,8 +27,8 @@ async def host() -> AsyncIterator[Host]:
 
 @pytest_asyncio.fixture
 async def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DockerApi]:
-    monkeypatch.setattr(naming, "RETRY_FIRST_S", 0.01)
-    monkeypatch.setattr(naming, "RETRY_LAST_S", 0.02)
+    monkeypatch.setattr(events, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(events, "RETRY_LAST_S", 0.02)
     api = DockerApi(tmp_path / "docker.sock")
     yield api
     await api.stop()

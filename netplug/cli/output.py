@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from netplug.cli import PIPE_CLOSED
-from netplug.idents import SHORT, short_id
+from netplug.names.short_ids import SHORT, short_id
 
 _FOLDED = 6
 """Least width of a folded column with its padding, in characters."""

@@ -11,7 +11,6 @@ from contextlib import suppress
 
 import structlog
 
-from netplug import called
 from netplug.claims import SharedLeases
 from netplug.cluster.audit import audit
 from netplug.cluster.barrier import Barrier
@@ -35,6 +34,7 @@ from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease
+from netplug.names import dns_records
 from netplug.store.api import Compare, Delete, Store, StoreError, Unreachable
 
 log = structlog.get_logger(__name__)
@@ -196,8 +196,8 @@ class Cluster:
         driver = self._engine.drivers[net.options.mode]
         assert isinstance(driver, Meshed)  # noqa: S101 - the network is one of several hosts
         peer = driver.publish(net, record.endpoint, self._engine.shared.host)
-        names = called.told(record) if record.linked else ()
-        ports = tuple(sorted(called.ports_of(record)))
+        names = dns_records.told(record) if record.linked else ()
+        ports = tuple(sorted(dns_records.ports_of(record)))
         return Told(peer.mac, peer.addresses, names, ports, record.healthy, record.front_end, record.container)
 
     async def _publish(self, network: str, record: EndpointRecord) -> None:

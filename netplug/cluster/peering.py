@@ -9,7 +9,6 @@ from typing import Protocol
 
 import structlog
 
-from netplug import called
 from netplug.cluster.barrier import Barrier
 from netplug.cluster.claimed import Claimed
 from netplug.cluster.judging import Judge, Where, addresses_of
@@ -21,6 +20,7 @@ from netplug.drivers.naming import short
 from netplug.engine import Engine
 from netplug.engine.conditions import Difference
 from netplug.engine.records import NetworkRecord
+from netplug.names import dns_records
 
 log = structlog.get_logger(__name__)
 
@@ -140,7 +140,7 @@ class Peering:
                 continue
             key, entry = f"{ident}@{host}", None
             if told is not None and told.names and (host, ident) in counted:
-                entry = called.of_other(key, told.names, told.addresses, told.ports, healthy=told.healthy)
+                entry = dns_records.of_other(key, told.names, told.addresses, told.ports, healthy=told.healthy)
             self.names.learn(here, key, entry)
 
     def _say_refused(self, built: Mapping[str, NetworkRecord]) -> None:

@@ -216,14 +216,14 @@ class Daemon:
 
     async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket, cni: socket.socket) -> None:
         # Imported here, since they take half of the start: whoever comes second is refused before.
-        from netplug.caller import Caller  # noqa: PLC0415
+        from netplug.docker.container_inference import Caller  # noqa: PLC0415
+        from netplug.docker.resolver import Interceptions  # noqa: PLC0415
         from netplug.frontends.cni.service import CniService  # noqa: PLC0415
         from netplug.frontends.docker.ipam import nobody_known  # noqa: PLC0415
         from netplug.frontends.docker.network import docker_app  # noqa: PLC0415
         from netplug.frontends.rest.app import api_app, nobody_asked  # noqa: PLC0415
-        from netplug.interceptions import Interceptions  # noqa: PLC0415
         from netplug.kernel.host.upstream_sockets import open_toward  # noqa: PLC0415
-        from netplug.nameserver import NameServer  # noqa: PLC0415
+        from netplug.names.server import NameServer  # noqa: PLC0415
 
         settings, cluster = self._settings, self.cluster
         server = NameServer(
@@ -238,7 +238,7 @@ class Daemon:
         self._resources.push_async_callback(interceptions.close)
         names = None
         if settings.docker_host != "none":
-            from netplug.naming import DockerNames  # noqa: PLC0415 - brings a client of Docker's API, which takes 8 MB
+            from netplug.docker.events import DockerNames  # noqa: PLC0415 - brings a client of Docker's API, which takes 8 MB
 
             names = DockerNames(engine, settings.docker_host, settings.driver_name, interceptions)
         reconciler = Reconciler(engine, names.view if names else None)

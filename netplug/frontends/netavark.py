@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from netplug import called
 from netplug.drivers.api import PortMapping, Scope, StaticRoute
 from netplug.drivers.options import BRIDGE, MACVLAN, parse
 from netplug.drivers.steps import Proto
@@ -28,6 +27,7 @@ from netplug.frontends.rest.wire import Cidr, Ifname, Ip, Mac, Name, Netns
 from netplug.ipam.beside import apart
 from netplug.ipam.pool import Pool
 from netplug.log import LOG
+from netplug.names import dns_records
 from netplug.store.api import StoreError
 from netplug.wording import wrong
 
@@ -243,7 +243,7 @@ class NetavarkService:
                 caller=caller,
             )
             built, _ = await self._engine.endpoints.attach(spec)
-        return _status(record, built, called.resolving(record, built, self._domain, self._engine.search))
+        return _status(record, built, dns_records.resolving(record, built, self._domain, self._engine.search))
 
     @asynccontextmanager
     async def _joined(self, spec: NetworkSpec) -> AsyncIterator[NetworkRecord]:
@@ -306,7 +306,7 @@ def _routes(record: NetworkRecord, wanted: Sequence[RouteIn]) -> tuple[StaticRou
     return (*own, *(StaticRoute(route.destination, route.gateway) for route in wanted))
 
 
-def _status(record: NetworkRecord, built: EndpointRecord, names: called.Resolving) -> dict[str, Any]:
+def _status(record: NetworkRecord, built: EndpointRecord, names: dns_records.Resolving) -> dict[str, Any]:
     gateways = {subnet.pool: str(subnet.gateway.ip) for subnet in record.network.subnets if subnet.gateway}
     subnets = []
     for address in built.endpoint.addresses:

@@ -20,7 +20,7 @@ from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.frontends.cni.result import Dns, read_resolv_conf
 from netplug.frontends.cni.types import ConfigIn, IpamIn, PortIn, RangeIn, RouteIn, address_texts, section
 from netplug.frontends.cni.wire import CniError, Code, Request
-from netplug.idents import short_id
+from netplug.names.short_ids import short_id
 
 _OPTIONS = {key.lower(): option.key for option in OPTIONS for key in (option.key, *option.aliases)}
 _OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")

@@ -14,7 +14,6 @@ from typing import Any
 
 import structlog
 
-from netplug import called
 from netplug.drivers.steps import IPAddress, IPInterface
 from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, EndpointRecord, FrontEnd, NetworkRecord, SubnetSpec
@@ -34,6 +33,7 @@ from netplug.frontends.implicit_networks import NamedNetworks
 from netplug.frontends.netavark import NetavarkService
 from netplug.ipam.pool import EXTERNAL
 from netplug.log import LOG
+from netplug.names import dns_records
 from netplug.store.api import StoreError
 
 log = structlog.get_logger(__name__)
@@ -152,7 +152,7 @@ class CniService:
         """Return the result of an ADD; raises what `render` does."""
         made = outcome(request, network, built, wanted.dns, leased, self._engine.shared.host.link).after(previous)
         if made.dns == Dns():
-            own = called.resolving(network, built, self._domain, self._engine.search)
+            own = dns_records.resolving(network, built, self._domain, self._engine.search)
             made = replace(made, dns=Dns(own.servers, search=own.search))
         result.render(made, request.version)
         return made

@@ -16,7 +16,6 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from netplug import called
 from netplug.cluster import Cluster
 from netplug.engine import Engine
 from netplug.engine.audit import audit
@@ -27,6 +26,7 @@ from netplug.frontends.http import Failure, guard
 from netplug.frontends.rest import ipam_wire, wire
 from netplug.frontends.rest.names import Names, NamesApi
 from netplug.ipam.pool import GLOBAL, Pool
+from netplug.names import dns_records
 from netplug.store.api import StoreError, Unreachable
 from netplug.wording import wrong
 
@@ -171,7 +171,7 @@ class _Api:
     async def attach(self, body: wire.AttachIn) -> wire.AttachOut:
         record, attachment = await self._engine.endpoints.attach(body.to_spec())
         network = self._engine.registry.network(record.endpoint.network)
-        names = called.resolving(network, record, self._domain, self._engine.search)
+        names = dns_records.resolving(network, record, self._domain, self._engine.search)
         return wire.AttachOut.of(record, network.network.name, attachment, names)
 
     async def detach(self, body: wire.DetachIn) -> None:

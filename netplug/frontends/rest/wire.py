@@ -11,7 +11,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from netplug.called import Resolving
 from netplug.cluster.forgetting import Host
 from netplug.cluster.records import Told
 from netplug.drivers.api import Attachment, Network, PortMapping
@@ -22,6 +21,7 @@ from netplug.engine.exposure import published
 from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.ipam.errors import IpamError
 from netplug.ipam.pool import parse_network
+from netplug.names.dns_records import Resolving
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")

@@ -26,7 +26,7 @@ from netplug.engine.registry import Record
 from netplug.engine.sandboxes import identity
 from netplug.errors import NetplugError
 from netplug.kernel.api import Interception
-from netplug.nameserver import NameServer
+from netplug.names.server import NameServer
 
 log = structlog.get_logger(__name__)
 

@@ -18,10 +18,10 @@ import aiodocker
 import aiohttp
 import structlog
 
+from netplug.docker.fixed_addresses import FixedAddresses
 from netplug.engine import Engine
 from netplug.engine.records import Description, DockerView
 from netplug.errors import NetplugError
-from netplug.fixed import FixedAddresses
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from netplug.dns.zone import Entry, Network, Service
 from netplug.drivers.steps import IPAddress, Resolver
 from netplug.engine.records import EndpointRecord, NetworkRecord
-from netplug.idents import short_id
+from netplug.names.short_ids import short_id
 
 _SHORT = re.compile(r"[0-9a-f]{12}", re.ASCII)
 

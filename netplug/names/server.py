@@ -17,7 +17,6 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from netplug import called
 from netplug.dns.cache import Cache
 from netplug.dns.careful import respond
 from netplug.dns.question import Question
@@ -37,6 +36,7 @@ from netplug.engine import Engine
 from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.engine.registry import Record
+from netplug.names import dns_records
 
 log = structlog.get_logger(__name__)
 
@@ -167,7 +167,7 @@ class NameServer:
             net = after.network
             if not net.options.dns:
                 return
-            self.zones.set_network(called.network(after, gateway=self._engine.drivers[net.options.mode].gateway))
+            self.zones.set_network(dns_records.network(after, gateway=self._engine.drivers[net.options.mode].gateway))
             self._point_all()
             self._admit_all(net.id)
         elif isinstance(before, NetworkRecord):
@@ -197,7 +197,7 @@ class NameServer:
         index = self.zones.networks.get(record.endpoint.network)
         if index is None:
             return
-        ident, entry = record.endpoint.id, called.entry(record)
+        ident, entry = record.endpoint.id, dns_records.entry(record)
         if entry is None:
             index.remove(ident)
         else:
