@@ -36,17 +36,17 @@ from goals import at_most
 from harness.cluster import CLIENT_PORT, Cluster, Member
 from harness.host import Host
 
-from netplug.claims import SharedLeases
+from netplug.cluster.claims import SharedLeases
 from netplug.cluster.records import HOSTS, HostRecord, Told, as_put, endpoint_key
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.ipam.start import HashedStart
 from netplug.kernel.sandbox.netns import run_in
-from netplug.leases import lease_key, stamped
 from netplug.store.access import EtcdAccess
 from netplug.store.api import Compare, Delete, Put
 from netplug.store.etcd import EtcdStore
+from netplug.store.leases import lease_key, stamped
 from netplug.store.sqlite import SqliteStore
 
 WHAT = (

@@ -32,7 +32,7 @@ from harness import BIN_DIR, FOREIGN_DIR, Host, Netplug, Runtime
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Owner, OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
-from netplug.leases import StoredLeases
+from netplug.store.leases import StoredLeases
 from netplug.store.sqlite import SqliteStore
 
 MANY = 16_000

@@ -30,8 +30,8 @@ from pydantic_settings import (
 from netplug.dns.rules import Rule
 from netplug.dns.wire import ROOT, to_wire
 from netplug.errors import NetplugError
+from netplug.errors.validation import shown, wrong
 from netplug.store.access import SCHEME, EtcdAccess, without_password
-from netplug.wording import shown, wrong
 
 DEFAULT_FILE = Path("/etc/netplug/netplug.toml")
 API_SOCKET = "netplug.sock"

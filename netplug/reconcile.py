@@ -38,8 +38,8 @@ from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import identity, is_inhabited, is_there
 from netplug.errors import NetplugError
 from netplug.kernel.api import MISSING
-from netplug.leases import IPAM
 from netplug.store.api import StoreError
+from netplug.store.leases import IPAM
 
 log = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.kernel.fake.kernel import FakeKernel
-from netplug.leases import StoredLeases
+from netplug.store.leases import StoredLeases
 from netplug.store.sqlite import SqliteStore
 
 NET = "a1" * 32

@@ -34,9 +34,9 @@ from netplug.ipam.lease import Lease, OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.kernel.api import Before, Outcome
 from netplug.kernel.fake.kernel import FakeKernel
-from netplug.leases import StoredLeases
 from netplug.reconcile import Reconciler
 from netplug.store.api import Compare, Delete, Put
+from netplug.store.leases import StoredLeases
 from netplug.store.sqlite import SqliteStore
 
 NET, OTHER = "a1" * 32, "b2" * 32

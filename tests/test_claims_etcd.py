@@ -14,10 +14,10 @@ from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import Pool
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.ipam.start import HashedStart
-from netplug.leases import StoredLeases
 from netplug.store.access import EtcdAccess
 from netplug.store.api import Compare, Delete, Put
 from netplug.store.etcd import EtcdStore
+from netplug.store.leases import StoredLeases
 
 pytestmark = needs_etcd
 SPACES = default_spaces(ula(b"test"))

@@ -16,8 +16,9 @@ from clustered import kernel_of, reached_by
 from engine_host import Died, Fuse, MortalKernel, MortalStore
 from etcd_server import Member, needs_etcd
 
-from netplug.claims import SharedLeases
-from netplug.cluster import Cluster, forgetting
+from netplug.cluster import hosts as forgetting
+from netplug.cluster.claims import SharedLeases
+from netplug.cluster.cluster import Cluster
 from netplug.cluster.identity import Gate, Identity, Machine
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.vtep import Finder
@@ -33,7 +34,7 @@ from netplug.kernel.fake.kernel import FakeKernel
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
 from netplug.store.etcd import EtcdStore
-from netplug.store.guarded import Guarded
+from netplug.store.restore_guard import Guarded
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = [needs_etcd, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(120)]

@@ -12,9 +12,9 @@ from clustered import Hosts, address_of, attach, create, detach, has, networks, 
 from etcd_server import Member, needs_etcd
 from living import Living, until
 
-from netplug import cluster
 from netplug.cli import CliError
-from netplug.cluster import recovery
+from netplug.cluster import cluster
+from netplug.cluster.cluster import recovery
 
 pytestmark = [needs_etcd, pytest.mark.own_etcd]
 

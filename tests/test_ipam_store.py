@@ -10,7 +10,7 @@ import pytest
 from netplug.ipam.lease import IPAddress, Lease, Owner, OwnerKind
 from netplug.ipam.pool import Pool
 from netplug.ipam.store import LeaseStore
-from netplug.leases import StoredLeases
+from netplug.store.leases import StoredLeases
 from netplug.store.sqlite import SqliteStore
 
 POOL = Pool("local", ip_network("10.1.0.0/24"), ip_network("10.1.0.128/25"), 1, ("n1",))

@@ -13,8 +13,8 @@ from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import Pool
 from netplug.ipam.spaces import default_spaces, ula
-from netplug.leases import StoredLeases, lease_key, pool_key
 from netplug.store.api import Compare, Delete, Put, Record, StoreError, Unreachable
+from netplug.store.leases import StoredLeases, lease_key, pool_key
 from netplug.store.sqlite import SqliteStore
 
 POOL = Pool("local", ip_network("10.1.0.0/24"), holds=1)

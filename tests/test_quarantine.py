@@ -17,8 +17,8 @@ from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError
 from netplug.ipam.pool import IPNetwork, pool_id
-from netplug.leases import lease_key, pool_key
 from netplug.store.api import Put
+from netplug.store.leases import lease_key, pool_key
 
 pytestmark = pytest.mark.usefixtures("quiet")
 STEP = {"step": "Wormhole", "name": "np-worm", "depth": 7}

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from netplug.cli.app import app
 from netplug.daemon.lock import Held, lock_file
-from netplug.secrets import without_passwords
+from netplug.errors.redaction import without_passwords
 
 URL = "etcd://np:s3cr3t@db:2379,db2:2379"
 
@@ -42,7 +42,7 @@ def test_holder_of_a_lock_is_named_without_its_password(tmp_path: Path, monkeypa
 
 def test_list_of_processes_has_it_no_more() -> None:
     code = (
-        "import sys; from netplug.secrets import hide_arguments; hide_arguments();"
+        "import sys; from netplug.errors.redaction import hide_arguments; hide_arguments();"
         "print(open('/proc/self/cmdline').read().replace(chr(0), ' '), flush=True); print(sys.argv[1])"
     )
     done = subprocess.run(

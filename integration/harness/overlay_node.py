@@ -18,8 +18,8 @@ from netplug.engine.records import AttachSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.kernel.linux import LinuxKernel
-from netplug.leases import StoredLeases
 from netplug.reconcile import Reconciler
+from netplug.store.leases import StoredLeases
 from netplug.store.sqlite import SqliteStore
 
 

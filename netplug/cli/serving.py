@@ -108,7 +108,7 @@ def _serve(flags: dict[str, object]) -> None:
     _structlog_alone()
     from netplug.config import load  # noqa: PLC0415 - client commands do not wait for the daemon's imports
     from netplug.errors import NetplugError  # noqa: PLC0415
-    from netplug.secrets import hide_arguments  # noqa: PLC0415
+    from netplug.errors.redaction import hide_arguments  # noqa: PLC0415
 
     hide_arguments()
     try:

@@ -7,7 +7,7 @@ once more after a while, and is wrong when it still is the same.
 import asyncio
 from collections.abc import Mapping
 
-from netplug.claims import Claim, SharedLeases
+from netplug.cluster.claims import Claim, SharedLeases
 from netplug.cluster.view import View, name_of
 from netplug.drivers.naming import short
 from netplug.engine import Engine

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import structlog
 
-from netplug.claims import drop_all
-from netplug.cluster.choosing import gateways_of
+from netplug.cluster.allocation import gateways_of
+from netplug.cluster.claims import drop_all
 from netplug.cluster.records import ENDPOINTS, MEMBERS, NETWORKS, Definition, as_put
 from netplug.cluster.records import parse as parse_record
 from netplug.cluster.view import View, name_of
@@ -14,8 +14,8 @@ from netplug.drivers.naming import short
 from netplug.engine.records import FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.pool import GLOBAL, pool_id
-from netplug.leases import OPS_PER_TXN
 from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError
+from netplug.store.leases import OPS_PER_TXN
 
 log = structlog.get_logger(__name__)
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from netplug.claims import NotAdmitted
+from netplug.cluster.claims import NotAdmitted
 from netplug.drivers.codec import JsonObject
 from netplug.store.api import Compare, Delete, Event, Put, Record, Store
-from netplug.store.guarded import Guarded
+from netplug.store.restore_guard import Guarded
 
 OWN = "meta/host"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")

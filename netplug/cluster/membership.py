@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from netplug.claims import NotAdmitted, Reach
+from netplug.cluster.claims import NotAdmitted, Reach
 from netplug.cluster.identity import Gate, Identity
 from netplug.cluster.records import ALIVE, HOSTS, STOPPED, TWINS, HostRecord, as_put, parse
 from netplug.cluster.view import View

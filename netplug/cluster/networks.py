@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import structlog
 
-from netplug.claims import SharedLeases
+from netplug.cluster.allocation import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
 from netplug.cluster.catalogue import Catalogue
-from netplug.cluster.choosing import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
+from netplug.cluster.claims import SharedLeases
 from netplug.cluster.identity import Gate
 from netplug.cluster.records import GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put
 from netplug.cluster.records import parse as parse_record

@@ -1,6 +1,6 @@
 """What the other hosts tell, brought about here: their endpoints in this host's kernel, and by name.
 
-What does not count (`judging`) is left out, logged, and shown by `netplug diff` as long as it is told.
+What does not count (`verdicts`) is left out, logged, and shown by `netplug diff` as long as it is told.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ from typing import Protocol
 import structlog
 
 from netplug.cluster.barrier import Barrier
-from netplug.cluster.claimed import Claimed
-from netplug.cluster.judging import Judge, Where, addresses_of
+from netplug.cluster.claim_holders import Claimed
 from netplug.cluster.networks import Definitions
+from netplug.cluster.verdicts import Judge, Where, addresses_of
 from netplug.cluster.view import View, name_of
 from netplug.dns.zone import Entry
 from netplug.drivers.api import Peer

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import structlog
 
-from netplug.claims import SharedLeases
+from netplug.cluster.claims import SharedLeases
 from netplug.cluster.membership import Membership
 from netplug.cluster.networks import Definitions
 from netplug.cluster.records import (
@@ -29,9 +29,9 @@ from netplug.cluster.view import View
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.ipam.lease import Lease, Owner, OwnerKind
-from netplug.leases import OPS_PER_TXN
 from netplug.store.api import Compare, Delete, Put, Record, Store
-from netplug.store.guarded import Guarded
+from netplug.store.leases import OPS_PER_TXN
+from netplug.store.restore_guard import Guarded
 
 log = structlog.get_logger(__name__)
 

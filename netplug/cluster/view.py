@@ -30,7 +30,7 @@ from netplug.cluster.records import (
 )
 from netplug.drivers.api import Peer
 from netplug.store.api import Compacted, Event, Record, StoreError, Unreachable
-from netplug.store.guarded import Guarded
+from netplug.store.restore_guard import Guarded
 
 log = structlog.get_logger(__name__)
 

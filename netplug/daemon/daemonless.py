@@ -11,11 +11,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from netplug import log as logging
-from netplug.claims import SharedLeases
-from netplug.cluster import Cluster
+from netplug.cluster.claims import SharedLeases
+from netplug.cluster.cluster import Cluster
 from netplug.cluster.identity import Gate, Identity, Machine
 from netplug.cluster.underlay import Underlay
-from netplug.cluster.visiting import visited
+from netplug.cluster.visits import visited
 from netplug.cluster.vtep import Finder
 from netplug.config import Settings, load
 from netplug.daemon.composition import drivers, linux_kernel, site_prefix, spaces
@@ -34,9 +34,9 @@ from netplug.frontends.cni.service import CniService, refusal
 from netplug.frontends.cni.wire import Call, Reply
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.start import HashedStart
-from netplug.leases import StoredLeases
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
+from netplug.store.leases import StoredLeases
 from netplug.store.sqlite import SqliteStore
 
 SERVING_S = 3.0

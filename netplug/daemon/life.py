@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from netplug import log as logging
-from netplug.claims import SharedLeases
-from netplug.cluster import Cluster
+from netplug.cluster.claims import SharedLeases
+from netplug.cluster.cluster import Cluster
 from netplug.cluster.identity import Gate, Identity, Machine
 from netplug.cluster.records import IDENTITY
 from netplug.cluster.underlay import VTEP, Underlay
@@ -38,11 +38,11 @@ from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.start import HashedStart
 from netplug.kernel.api import Kernel
-from netplug.leases import StoredLeases
 from netplug.reconcile import Reconciler
 from netplug.store.api import Put, Store, StoreError, Unreachable
 from netplug.store.endpoints import resolved
-from netplug.store.guarded import Guarded
+from netplug.store.leases import StoredLeases
+from netplug.store.restore_guard import Guarded
 from netplug.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import Self
 
 from netplug.config import SOCKET_PATH_BYTES
 from netplug.errors import NetplugError
-from netplug.secrets import without_passwords
+from netplug.errors.redaction import without_passwords
 
 _BACKLOG = 128
 _POLL_S = 0.005

@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from netplug.engine.whole import to_its_end
 from netplug.errors import Reportable
+from netplug.errors.validation import wrong
 from netplug.log import LOG
 from netplug.store.api import StoreError
-from netplug.wording import wrong
 
 log = structlog.get_logger(__name__)
 

@@ -21,6 +21,7 @@ from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, Caller, EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError, Reportable
+from netplug.errors.validation import wrong
 from netplug.frontends.cni.wire import Call, CniError, Reply, caller_of
 from netplug.frontends.implicit_networks import NamedNetworks
 from netplug.frontends.rest.wire import Cidr, Ifname, Ip, Mac, Name, Netns
@@ -29,7 +30,6 @@ from netplug.ipam.pool import Pool
 from netplug.log import LOG
 from netplug.names import dns_records
 from netplug.store.api import StoreError
-from netplug.wording import wrong
 
 log = structlog.get_logger(__name__)
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from netplug.errors import NetplugError
-from netplug.wording import wrong
+from netplug.errors.validation import wrong
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _RATE = re.compile(r"[0-9]+(\.[0-9]+)?[kmgt]?bit")

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from netplug.errors.validation import wrong
 from netplug.frontends.cni.wire import CniError, Code
 from netplug.frontends.rest.wire import Cidr, Ip, Mac, Port
-from netplug.wording import wrong
 
 
 def _listed(value: Any) -> Any:

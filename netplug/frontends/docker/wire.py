@@ -16,8 +16,8 @@ from netplug.drivers.steps import IPAddress, IPInterface, Proto
 from netplug.engine.addressing import EXTERNAL
 from netplug.engine.records import EndpointRecord, EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
+from netplug.errors.validation import shown
 from netplug.ipam.pool import parse_network
-from netplug.wording import shown
 
 SPACES = {"netplug-local": "local", "netplug-global": "global"}
 """Our address spaces by the names that Docker knows them by."""

@@ -16,19 +16,19 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from netplug.cluster import Cluster
+from netplug.cluster.cluster import Cluster
 from netplug.engine import Engine
 from netplug.engine.audit import audit
 from netplug.engine.conditions import Difference
 from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError, Reportable
+from netplug.errors.validation import wrong
 from netplug.frontends.http import Failure, guard
 from netplug.frontends.rest import ipam_wire, wire
 from netplug.frontends.rest.names import Names, NamesApi
 from netplug.ipam.pool import GLOBAL, Pool
 from netplug.names import dns_records
 from netplug.store.api import StoreError, Unreachable
-from netplug.wording import wrong
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from netplug.cluster.forgetting import Host
+from netplug.cluster.hosts import Host
 from netplug.cluster.records import Told
 from netplug.drivers.api import Attachment, Network, PortMapping
 from netplug.drivers.options import NONE, OVERLAY

@@ -16,8 +16,8 @@ from netplug.drivers.options import OVERLAY
 from netplug.drivers.steps import IPAddress
 from netplug.engine.records import NETWORKS
 from netplug.store.api import SharedStore, Store, StoreError
-from netplug.store.guarded import Guarded
-from netplug.store.nowhere import NoStore
+from netplug.store.restore_guard import Guarded
+from netplug.store.unreachable import NoStore
 
 DEADLINE_S = 3.0
 """Of a question to the store: the runtime waits."""

@@ -16,8 +16,8 @@ import structlog
 
 from netplug.ipam.lease import IPAddress, Lease, OwnerKind
 from netplug.ipam.pool import GLOBAL, Pool
-from netplug.leases import OPS_PER_TXN, StoredLeases, lease_key, lease_of, leases_prefix, stamped
 from netplug.store.api import Compare, Delete, Put, Record, Restored, Store, StoreError, Unreachable
+from netplug.store.leases import OPS_PER_TXN, StoredLeases, lease_key, lease_of, leases_prefix, stamped
 
 log = structlog.get_logger(__name__)
 

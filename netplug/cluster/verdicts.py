@@ -7,13 +7,13 @@ then who was there before. What was taken in and has lost its claim to nobody st
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from netplug.cluster.claimed import Claimed
+from netplug.cluster.claim_holders import Claimed
 from netplug.drivers.api import Meshed, Network, Peer
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, NetworkRecord
-from netplug.leases import lease_key
+from netplug.store.leases import lease_key
 
 Where = tuple[str, str]
 """Host and endpoint."""

@@ -10,9 +10,9 @@ from contextlib import suppress
 
 import structlog
 
-from netplug.leases import LEASES
 from netplug.store.api import Compacted, Record, StoreError, Unreachable
-from netplug.store.guarded import MARKS, Guarded
+from netplug.store.leases import LEASES
+from netplug.store.restore_guard import MARKS, Guarded
 
 log = structlog.get_logger(__name__)
 

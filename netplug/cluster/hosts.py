@@ -30,8 +30,8 @@ from netplug.cluster.records import (
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.errors import NetplugError
-from netplug.leases import LEASES, OPS_PER_TXN
 from netplug.store.api import Compare, Delete, Record, Store, StoreError
+from netplug.store.leases import LEASES, OPS_PER_TXN
 
 log = structlog.get_logger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from hashlib import sha256
 
-from netplug.claims import gateways
+from netplug.cluster.claims import gateways
 from netplug.cluster.records import Definition, Range
 from netplug.drivers.options import parse
 from netplug.drivers.steps import IPNetwork

@@ -1,0 +1,351 @@
+"""Hosts that share networks: what they tell each other by the store, and how each brings itself in line with it.
+
+Level-triggered throughout. Every loop compares what ought to be with what is: definitions with this host's networks,
+this host's endpoints with those that it told of, the others' endpoints with the kernel. An event only says when to
+look; on a timer everything is looked at. While the store cannot be reached nothing changes, and all goes on.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import structlog
+
+from netplug.cluster.audit import audit
+from netplug.cluster.barrier import Barrier
+from netplug.cluster.catalogue import gone
+from netplug.cluster.claim_holders import Claimed
+from netplug.cluster.claims import SharedLeases
+from netplug.cluster.hosts import Host, Hosts
+from netplug.cluster.identity import Gate, Identity
+from netplug.cluster.membership import Membership
+from netplug.cluster.networks import Definitions, ident_of
+from netplug.cluster.peering import Peering
+from netplug.cluster.records import NETWORKS, Told, as_put, endpoint_key, twin_words
+from netplug.cluster.recovery import Recovery
+from netplug.cluster.underlay import Underlay
+from netplug.cluster.view import View, name_of
+from netplug.drivers.api import Meshed
+from netplug.drivers.naming import short
+from netplug.drivers.steps import IPAddress
+from netplug.engine import Engine
+from netplug.engine.audit import Finding
+from netplug.engine.conditions import Difference
+from netplug.engine.records import EndpointRecord, NetworkRecord
+from netplug.errors import NetplugError
+from netplug.ipam.lease import Lease
+from netplug.names import dns_records
+from netplug.store.api import Compare, Delete, Store, StoreError, Unreachable
+
+log = structlog.get_logger(__name__)
+
+INTERVAL_S = 30.0
+"""After which everything is looked at, if nothing happens."""
+START_S = 1.0
+"""For which a start waits until the store has told of the others; dockerd waits 15 s for a plugin."""
+
+
+class Cluster:
+    """A host among others. `me`: its id. The engine tells it of endpoints that come and go (`joined`, `left`)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        local: Store,
+        store: Gate,
+        leases: SharedLeases,
+        *,
+        identity: Identity,
+        name: str,
+        under: Underlay,
+    ) -> None:
+        self.me = me = identity.id
+        self._guard = guard = store.store
+        self.view = View(guard)
+        self.membership = Membership(
+            store, self.view, leases.reach, identity, engine.conditions, name=name, vtep=under.vtep
+        )
+        self.barrier = Barrier(store, self.view, self.membership)
+        self.networks = Definitions(engine, store, self.view, leases, me)
+        self._recovery = Recovery(engine, local, guard, self.view, self.membership, self.networks, leases, self._told)
+        self._hosts = Hosts(store, self.networks, me)
+        self.leases = leases
+        self._underlay = under
+        under.moved, under.noted = self._moved, self._noted
+        engine.shared.vtep = under.vtep
+        engine.endpoints.others = self
+        engine.networks.cluster = self.networks
+        self._reach = leases.reach
+        self._engine = engine
+        self._local = local
+        self._store = store
+        self._reconnect = store.reconnect
+        self._lost: frozenset[str] = frozenset()
+        self._published: dict[str, int] = {}
+        self._claimed = Claimed(guard)
+        self.peering = Peering(
+            engine,
+            self.view,
+            self._claimed,
+            self.networks,
+            self.barrier,
+            me,
+            whole=self._recovery.whole,
+        )
+        self._defining = asyncio.Event()
+        self._peering = asyncio.Event()
+
+    # What is asked of it
+
+    async def leases_of(self, pool: str) -> list[tuple[Lease, str]]:
+        """Return the leases of a pool on all hosts, with the names of these; empty for what is on all.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        with self._reach.asking():
+            found = await self.leases.claims(pool)
+        return [(claim.lease, name_of(self.view, claim.host) if claim.host else "") for claim in found]
+
+    def elsewhere(self, network: NetworkRecord) -> list[tuple[str, str, Told]]:
+        """Return the endpoints that a network has on other hosts: name of the host, id, and what it tells of it.
+
+        Raises:
+            Unreachable: the store does not answer, so nobody knows.
+        """
+        ident = ident_of(network)
+        if ident not in self.networks.shared():
+            return []
+        self._reach.check()
+        if not self.view.synced.is_set():
+            raise Unreachable("the store that hosts share has not told yet what they have")
+        return self.view.elsewhere(ident, self.me)
+
+    async def hosts(self) -> list[Host]:
+        """Return the hosts of the cluster; see `Hosts.all`."""
+        with self._reach.asking():
+            return await self._hosts.all()
+
+    async def forget(self, ref: str) -> Host:
+        """Delete all that a dead host has in the store; see `Hosts.forget`."""
+        with self._reach.asking():
+            return await self._hosts.forget(ref)
+
+    async def rebind(self) -> None:
+        """Have this host be here, to where its state was moved; see `Membership.rebind`."""
+        with self._reach.asking():
+            await self.membership.rebind()
+
+    async def audit(self) -> list[Finding]:
+        """Return what is wrong with addresses of other hosts; see `audit`.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        with self._reach.asking():
+            return await audit(self._engine, self.view, self.leases, self.networks.shared(), self.me)
+
+    # What the engine tells
+
+    async def joined(self, record: EndpointRecord) -> None:
+        """Tell the others of an endpoint. While the store does not answer, or refuses, that waits for `_publish_all`.
+
+        Raises:
+            NetplugError: "unavailable": the network is being deleted.
+        """
+        if not (network := self._shared(record)):
+            return
+        if first := self.view.yielding().get(self.me):
+            words = f"this host's VTEP is that of host {name_of(self.view, first)} too, which had it before"
+            raise NetplugError("unavailable", words, hint="give one of them another address, or another --vtep")
+        try:
+            with self._reach.asking():
+                await self._publish(network, record)
+        except StoreError as exc:
+            self._untold(network, record, exc)
+
+    async def settled(self, record: EndpointRecord) -> None:
+        """Wait until the others reach an endpoint that they were told of, by address and by name; see `Barrier`."""
+        if revision := self._published.get(record.endpoint.id):
+            await self.barrier.passed(revision)
+
+    async def left(self, record: EndpointRecord) -> None:
+        """Tell the others that an endpoint is gone. While the store does not answer that waits for `_publish_all`."""
+        self._published.pop(record.endpoint.id, None)
+        if not (network := self._shared(record)):
+            return
+        try:
+            with self._reach.asking():
+                await self._store.txn([], [Delete(endpoint_key(network, self.me, record.endpoint.id))])
+        except StoreError as exc:
+            self._untold(network, record, exc)
+
+    def _untold(self, network: str, record: EndpointRecord, exc: StoreError) -> None:
+        log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
+        if not isinstance(exc, Unreachable):  # nobody tells when it is mended, as of one that is back
+            self.networks.look_at(network)
+
+    def _shared(self, record: EndpointRecord) -> str:
+        """Return what the cluster calls the network of an endpoint; nothing for one of this host alone."""
+        network = self._engine.registry.network(record.endpoint.network)
+        driver = self._engine.drivers[network.network.options.mode]
+        return ident_of(network) if isinstance(driver, Meshed) else ""
+
+    def _told(self, record: EndpointRecord) -> Told:
+        net = self._engine.registry.network(record.endpoint.network).network
+        driver = self._engine.drivers[net.options.mode]
+        assert isinstance(driver, Meshed)  # noqa: S101 - the network is one of several hosts
+        peer = driver.publish(net, record.endpoint, self._engine.shared.host)
+        names = dns_records.told(record) if record.linked else ()
+        ports = tuple(sorted(dns_records.ports_of(record)))
+        return Told(peer.mac, peer.addresses, names, ports, record.healthy, record.front_end, record.container)
+
+    async def _publish(self, network: str, record: EndpointRecord) -> None:
+        key = NETWORKS + network
+        put = as_put(endpoint_key(network, self.me, record.endpoint.id), self._told(record))
+        # Not when the network is being deleted, or was: that is decided by what this compares.
+        known, stored = self.view.open_revision(network), None
+        revision = await self._store.txn([Compare(key, known)], [put]) if known else None
+        if revision is None:
+            stored = await self._store.get(key)
+            while revision is None and stored is not None and not stored.value.get("deleting"):
+                revision = await self._store.txn([Compare(key, stored.revision)], [put])
+                stored = stored if revision else await self._store.get(key)
+        if revision is None:
+            self.networks.look_at(network)
+            raise gone(self._engine.registry.network(record.endpoint.network).network.name, stored, self.view)
+        self._published[record.endpoint.id] = revision
+
+    # Living
+
+    async def start(self) -> None:
+        """Register, and wait a moment for what the others tell; without the store this host goes on alone."""
+        await self._recovery.load()
+        try:
+            async with asyncio.timeout(START_S):
+                await self.membership.beat()
+                if self.membership.admitted:
+                    await self._recovery.identify()
+        except (TimeoutError, Unreachable) as exc:
+            self._reach.answers = False
+            log.warning("cluster.unreachable", reason=str(exc) or f"no answer in {START_S:g} s")
+        except StoreError as exc:
+            log.warning("cluster.refused", reason=str(exc))
+
+    async def run(self) -> None:
+        """Live until cancelled."""
+        keep = self._engine.supervisor.keep
+        lasting = {"underlay": self._underlay.run, "view": self.view.follow, "membership": self.membership.run}
+        lasting |= {"barrier": self.barrier.run, "recovery": self._recovery.run, "timer": self._dispatch}
+        lasting |= {"claims": self._claimed.follow, "routes": self._underlay.watch_routes}
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, work in lasting.items():
+                    group.create_task(keep(f"cluster.{name}", work))
+                group.create_task(self._looking("cluster.networks", self._defining, self._define_all))
+                group.create_task(self._looking("cluster.peers", self._peering, self.peering.bring_about))
+        finally:
+            try:
+                async with asyncio.timeout(START_S):
+                    with suppress(StoreError):
+                        await self._guard.mark()
+                    await self.membership.leave()
+            except (TimeoutError, StoreError) as exc:
+                log.debug("host.lease_left", reason=str(exc))
+
+    async def _moved(self, vtep: IPAddress) -> None:
+        """Tell the others of a new VTEP. Connections from the old one may be dead, and nobody says so for long."""
+        self.membership.vtep = vtep
+        await self._reconnect()
+        self.membership.look()
+        self.view.touch_all()
+
+    def _noted(self, notes: tuple[str, ...]) -> None:
+        if notes != self.membership.notes:
+            self.membership.notes = notes
+            self.membership.look()
+
+    def _compare_hosts(self) -> None:
+        """Say which hosts have one VTEP, and which records cannot be read."""
+        pairs = sorted(self.view.yielding().items())
+        found = [
+            Difference(f"host {name_of(self.view, it)}", "vtep", self._shared_vtep(it, first)) for it, first in pairs
+        ]
+        found += [Difference("store", key, why) for key, why in sorted(self.view.poisoned.items())]
+        self._engine.conditions.report("hosts", found)
+
+    def _shared_vtep(self, ident: str, first: str) -> str:
+        return twin_words(self.view.hosts()[ident].vtep, name_of(self.view, first))
+
+    async def _dispatch(self) -> None:
+        """Wake who has to look at what changed, and all after a while."""
+        await self.view.synced.wait()
+        known: dict[str, str] = {}
+        while True:
+            try:
+                async with asyncio.timeout(INTERVAL_S):
+                    await self.view.changed.wait()
+            except TimeoutError:
+                self.view.touch_all()
+            self.view.changed.clear()
+            self._compare_hosts()
+            if (twins := dict(self.view.twins(self.me))) != known:
+                known = twins
+                self.membership.look()
+            if self.view.redefined:
+                self.view.redefined = False
+                self._defining.set()
+            if self.view.touched:
+                self._peering.set()
+
+    async def _looking(self, name: str, wanted: asyncio.Event, look: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            if delay_s := await self._engine.supervisor.attempt(name, look()):
+                asyncio.get_running_loop().call_later(delay_s, wanted.set)
+
+    # Networks, claims, and what this host tells
+
+    async def _define_all(self) -> None:
+        if not self.membership.admitted:
+            return  # that is looked at again when it is
+        await self._recovery.identify()
+        await self.membership.ensure()
+        await self.networks.mirror()
+        await self._settle()
+        failed: list[Exception] = []
+        for network, record in self.networks.shared().items():
+            try:
+                await self._publish_all(network, record.network.id)
+            except Unreachable:
+                raise
+            except Exception as exc:  # noqa: BLE001 - one network keeps no other from being told of
+                failed.append(exc)
+        if failed:
+            raise ExceptionGroup("networks of which not all is told", failed)
+
+    async def _settle(self) -> None:
+        """Make the claims in the store those of this host; what another host has of them is its."""
+        pools = {pool for record in self.networks.shared().values() for pool in record.pools}
+        lost = await self.leases.settle(pools)
+        for lease, host in lost:
+            if lease.owner.id not in self._lost:
+                log.error("address.lost", address=str(lease.address), owner=str(lease.owner), host=short(host))
+        self._lost = frozenset(lease.owner.id for lease, _ in lost)
+
+    async def _publish_all(self, network: str, here: str) -> None:
+        """Tell of this host's endpoints in a network, of those and no others. `here`: its id on this host."""
+        async with self._engine.registry.lock(here):
+            mine = {
+                record.endpoint.id: record
+                for record in self._engine.registry.endpoints(here)
+                if record.endpoint.id not in self._lost
+            }
+            told = self.view.endpoints(network, self.me)
+            for ident in told.keys() - mine.keys() - self._engine.quarantine.endpoints():
+                await self._store.txn([], [Delete(endpoint_key(network, self.me, ident))])
+            for ident, record in mine.items():
+                if told.get(ident) != self._told(record):
+                    log.info("endpoint.told_again", endpoint=short(ident))
+                    await self._publish(network, record)
