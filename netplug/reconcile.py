@@ -30,8 +30,8 @@ from netplug.drivers.steps import (
 )
 from netplug.engine import Engine
 from netplug.engine.audit import orphans
-from netplug.engine.commits import SETTLE_S, Commits
 from netplug.engine.conditions import Difference
+from netplug.engine.firewall_commits import SETTLE_S, Commits
 from netplug.engine.firewalld import blocked
 from netplug.engine.quarantine import Unusable
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord

@@ -10,7 +10,7 @@ from engine_host import Host, running, until
 
 from netplug.drivers.firewall import FORWARD
 from netplug.drivers.steps import Chain, Jump
-from netplug.engine import commits
+from netplug.engine import firewall_commits
 
 pytestmark = pytest.mark.usefixtures("quiet")
 FOREIGN = "-j CNI-FORWARD"
@@ -41,7 +41,7 @@ def looks(host: Host) -> Callable[[], int]:
 
 
 async def test_jump_that_was_displaced_is_back_without_waiting(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commits, "SETTLE_S", NEVER_S)
+    monkeypatch.setattr(firewall_commits, "SETTLE_S", NEVER_S)
     ours = f"-j {FORWARD}"
 
     def first() -> bool:
@@ -56,7 +56,7 @@ async def test_jump_that_was_displaced_is_back_without_waiting(host: Host, monke
 
 
 async def test_all_that_was_flushed_is_back_without_waiting(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commits, "SETTLE_S", NEVER_S)
+    monkeypatch.setattr(firewall_commits, "SETTLE_S", NEVER_S)
     before = host.dump()
     async with running(host):
         for step in [*host.engine.shared.plan]:
@@ -68,8 +68,8 @@ async def test_all_that_was_flushed_is_back_without_waiting(host: Host, monkeypa
 
 
 async def test_commits_that_do_no_harm_cost_fewer_and_fewer_looks(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commits, "SETTLE_S", 0.01)
-    monkeypatch.setattr(commits, "LONGEST_S", 0.32)
+    monkeypatch.setattr(firewall_commits, "SETTLE_S", 0.01)
+    monkeypatch.setattr(firewall_commits, "LONGEST_S", 0.32)
     count, clock = looks(host), asyncio.get_running_loop().time
     started = clock()
     async with running(host):
@@ -83,8 +83,8 @@ async def test_commits_that_do_no_harm_cost_fewer_and_fewer_looks(host: Host, mo
 async def test_harm_that_no_quick_look_shows_is_found_when_commits_go_on(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commits, "SETTLE_S", 0.01)
-    monkeypatch.setattr(commits, "LONGEST_S", 0.1)
+    monkeypatch.setattr(firewall_commits, "SETTLE_S", 0.01)
+    monkeypatch.setattr(firewall_commits, "LONGEST_S", 0.1)
     before = host.dump()
     lost = next(key for key in host.kernel._world.state if key.startswith("guard/"))
     host.kernel.lose(lost)
@@ -98,8 +98,8 @@ async def test_harm_that_no_quick_look_shows_is_found_when_commits_go_on(
 
 
 async def test_what_cannot_be_mended_costs_no_look_a_commit(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commits, "SETTLE_S", 0.05)
-    monkeypatch.setattr(commits, "LONGEST_S", 0.4)
+    monkeypatch.setattr(firewall_commits, "SETTLE_S", 0.05)
+    monkeypatch.setattr(firewall_commits, "LONGEST_S", 0.4)
     count, clock = looks(host), asyncio.get_running_loop().time
     broken = next(step for step in host.engine.shared.plan if isinstance(step, Jump))
     started = clock()

@@ -13,9 +13,9 @@ import pytest_asyncio
 from docker_client import END, GENERIC, NET, PORTMAP, REF, Plugin, endpoint, network, port
 
 from netplug.engine.records import NetworkSpec
-from netplug.engine.whole import to_its_end
 from netplug.frontends.serving import serving
 from netplug.ipam.lease import OwnerKind
+from netplug.tasks.uncancellable import to_its_end
 
 
 @pytest_asyncio.fixture

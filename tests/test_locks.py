@@ -6,8 +6,8 @@ import pytest
 from engine_host import END, NET, OTHER, Host, turn
 
 from netplug.drivers.steps import Route
-from netplug.engine.locks import Locks
 from netplug.frontends.implicit_networks import NamedNetworks
+from netplug.tasks.locks import Locks
 
 
 @pytest.mark.parametrize("where", ["engine", "networks"])

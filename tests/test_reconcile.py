@@ -26,7 +26,7 @@ from netplug.drivers.steps import (
     Resolver,
     Step,
 )
-from netplug.engine import shared
+from netplug.engine import base_plan
 from netplug.engine.records import Description, FrontEnd
 from netplug.kernel.api import Comparison, Outcome
 from netplug.store.sqlite import SqliteStore
@@ -418,7 +418,7 @@ async def test_looks_are_rarer_with_as_many_routes_as_a_router_has(host: Host, m
     host.kernel.compare = counted  # type: ignore[method-assign]
     async with running(host):
         await until(lambda: looks > 5, "looks by the timer")
-        monkeypatch.setattr(shared, "ROUTE_S", 3600.0)  # as if there were a million times as many
+        monkeypatch.setattr(base_plan, "ROUTE_S", 3600.0)  # as if there were a million times as many
         await until(lambda: host.engine.shared.rest_s() > 3600)
         before = looks
         await asyncio.sleep(0.2)  # the subject: but for those that had begun there is none

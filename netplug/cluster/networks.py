@@ -25,12 +25,12 @@ from netplug.drivers.naming import short
 from netplug.drivers.options import OVERLAY, parse
 from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine import Engine
+from netplug.engine.base_plan import driver_of
 from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec
-from netplug.engine.shared import driver_of
-from netplug.engine.whole import whole
 from netplug.errors import NetplugError, Reportable
 from netplug.ipam.pool import GLOBAL
 from netplug.store.api import Compare, Delete, Put, Record, StoreError
+from netplug.tasks.uncancellable import whole
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 from netplug.drivers.api import Driver
 from netplug.engine.addressing import Addressing
+from netplug.engine.base_plan import Shared
 from netplug.engine.conditions import Conditions
+from netplug.engine.conflict_detection import Segments
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.exposure import Exposure
 from netplug.engine.journal import Journal
@@ -17,8 +19,6 @@ from netplug.engine.peers import Peers
 from netplug.engine.publishing import Publishing
 from netplug.engine.quarantine import Quarantine
 from netplug.engine.registry import Registry
-from netplug.engine.segments import Segments
-from netplug.engine.shared import Shared
 from netplug.engine.supervision import Supervisor
 from netplug.ipam.allocator import Allocator
 from netplug.kernel.api import Kernel

@@ -9,6 +9,7 @@ from netplug.drivers.api import Network, Subnet
 from netplug.drivers.naming import mac_of_address, short
 from netplug.drivers.options import MACVLAN
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
+from netplug.engine.conflict_detection import Segments
 from netplug.engine.records import (
     EndpointRecord,
     EndpointSpec,
@@ -17,7 +18,6 @@ from netplug.engine.records import (
     NetworkSpec,
     SubnetSpec,
 )
-from netplug.engine.segments import Segments
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.beside import around

@@ -15,9 +15,10 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import place, ways_out
 from netplug.drivers.steps import Hairpin, IPAddress, Route, Veth
 from netplug.engine.addressing import Addressing
+from netplug.engine.base_plan import Shared
 from netplug.engine.journal import Intent, Journal
-from netplug.engine.locks import Locks
-from netplug.engine.others import Nobody, Others
+from netplug.engine.listener import Nobody, Others
+from netplug.engine.port_reservation import in_order
 from netplug.engine.publishing import Publishing
 from netplug.engine.records import (
     ENDPOINTS,
@@ -30,12 +31,11 @@ from netplug.engine.records import (
     NetworkRecord,
 )
 from netplug.engine.registry import Registry, put
-from netplug.engine.reserving import in_order
 from netplug.engine.sandboxes import is_there
-from netplug.engine.shared import Shared
-from netplug.engine.whole import whole
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel, StepError
+from netplug.tasks.locks import Locks
+from netplug.tasks.uncancellable import whole
 
 log = structlog.get_logger(__name__)
 

@@ -14,16 +14,16 @@ from netplug.drivers.options import parse
 from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.drivers.tunnel import Vxlan
 from netplug.engine.addressing import Addressing
+from netplug.engine.base_plan import Shared, driver_of
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.peers import Peers
 from netplug.engine.records import NETWORKS, FrontEnd, NetworkRecord, NetworkSpec
 from netplug.engine.registry import Registry, put
-from netplug.engine.shared import Shared, driver_of
-from netplug.engine.whole import whole
 from netplug.errors import NetplugError
 from netplug.ipam.pool import EXTERNAL
 from netplug.kernel.executor import Executor
+from netplug.tasks.uncancellable import whole
 
 log = structlog.get_logger(__name__)
 

@@ -17,12 +17,12 @@ from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Step
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Vtep
+from netplug.engine.base_plan import Shared
 from netplug.engine.registry import Registry
-from netplug.engine.shared import Shared
-from netplug.engine.whole import whole
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel
 from netplug.kernel.executor import Executor
+from netplug.tasks.uncancellable import whole
 
 log = structlog.get_logger(__name__)
 

@@ -13,13 +13,13 @@ from netplug.drivers.api import Driver, Network, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.engine.journal import Intent, Journal
+from netplug.engine.port_reservation import Chosen, Inherited, Sharing, addresses, in_order, reserved
 from netplug.engine.records import Caller, EndpointRecord, FrontEnd
 from netplug.engine.registry import Record, Registry, put
-from netplug.engine.reserving import Chosen, Inherited, Sharing, addresses, in_order, reserved
 from netplug.engine.sandboxes import is_there
-from netplug.engine.whole import whole
 from netplug.errors import NetplugError
 from netplug.kernel.api import IN_USE, Kernel, Reservations
+from netplug.tasks.uncancellable import whole
 
 log = structlog.get_logger(__name__)
 

@@ -11,13 +11,13 @@ from typing import TypeAlias
 from netplug.drivers.api import Network
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.naming import short
-from netplug.engine.locks import Locks
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.engine.records import ENDPOINTS, NETWORKS, EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Owner, OwnerKind
 from netplug.store.api import Put, Store
 from netplug.store.api import Record as Stored
+from netplug.tasks.locks import Locks
 
 Record: TypeAlias = NetworkRecord | EndpointRecord
 Watcher = Callable[[Record | None, Record | None], None]

@@ -15,11 +15,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from netplug.engine.whole import to_its_end
 from netplug.errors import Reportable
 from netplug.errors.validation import wrong
 from netplug.log import LOG
 from netplug.store.api import StoreError
+from netplug.tasks.uncancellable import to_its_end
 
 log = structlog.get_logger(__name__)
 

@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from netplug.engine import Engine
-from netplug.engine.locks import Locks
 from netplug.engine.records import NetworkRecord, NetworkSpec
 from netplug.errors import NetplugError
 from netplug.frontends.cni.checks import refuse_disagreement
 from netplug.frontends.cni.wire import CniError
+from netplug.tasks.locks import Locks
 
 
 class NamedNetworks:

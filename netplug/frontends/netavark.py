@@ -18,8 +18,8 @@ from netplug.drivers.api import PortMapping, Scope, StaticRoute
 from netplug.drivers.options import BRIDGE, MACVLAN, parse
 from netplug.drivers.steps import Proto
 from netplug.engine import Engine
+from netplug.engine.base_plan import driver_of
 from netplug.engine.records import AttachSpec, Caller, EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
-from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError, Reportable
 from netplug.errors.validation import wrong
 from netplug.frontends.cni.wire import Call, CniError, Reply, caller_of

@@ -8,9 +8,9 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
-from netplug.engine.whole import to_its_end
 from netplug.frontends.accept import accept
 from netplug.frontends.lean_uvicorn import uvicorn
+from netplug.tasks.uncancellable import to_its_end
 
 KEEP_ALIVE_S = 7 * 86_400
 """dockerd keeps connections for ever, and Go repeats a POST only if it could write nothing of it."""

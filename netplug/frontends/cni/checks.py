@@ -7,8 +7,8 @@ from netplug.drivers.api import Network
 from netplug.drivers.naming import short
 from netplug.drivers.options import fields, parse
 from netplug.engine import Engine
+from netplug.engine.base_plan import driver_of
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
-from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError
 from netplug.frontends.cni.result import Result
 from netplug.frontends.cni.wire import CniError, Code

@@ -19,12 +19,12 @@ import structlog
 from netplug.drivers.naming import short
 from netplug.engine import Engine
 from netplug.engine.conditions import Difference
-from netplug.engine.locks import Locks
 from netplug.engine.records import EndpointRecord
 from netplug.engine.sandboxes import is_there
 from netplug.frontends.cni.delegate import Delegate
 from netplug.frontends.cni.wire import Call, CniError, Request, read
 from netplug.kernel.host.socket_owner import answering
+from netplug.tasks.locks import Locks
 
 log = structlog.get_logger(__name__)
 

@@ -17,8 +17,8 @@ from netplug.drivers.options import parse
 from netplug.drivers.steps import Macvlan, Veth
 from netplug.engine import Engine
 from netplug.engine.addressing import lease_of
+from netplug.engine.base_plan import driver_of
 from netplug.engine.records import EndpointSpec, FrontEnd, NetworkRecord
-from netplug.engine.shared import driver_of
 from netplug.errors import NetplugError
 from netplug.frontends.docker import wire
 from netplug.frontends.docker.ipam import IpamDriver, Who, nobody_known

@@ -9,7 +9,7 @@ doubles each time that nothing was found, and starts anew when something was, or
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from netplug.engine.shared import Shared
+from netplug.engine.base_plan import Shared
 
 SETTLE_S = 0.5
 """Time to let a burst of foreign changes (a firewall reload) end before looking."""
