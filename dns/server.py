@@ -12,12 +12,12 @@ from ipaddress import ip_address
 from typing import Any
 
 from . import batch
-from .answer import answer, unready
-from .careful import respond
+from .deferred import turn
+from .fast_path import answer, unready
+from .pending import Asker
 from .question import Question
-from .streams import Connections, Reply, Streams
-from .turn import turn
-from .underway import Asker
+from .slow_path import respond
+from .tcp import Connections, Reply, Streams
 from .view import View
 from .wire import IPAddress
 

@@ -5,8 +5,8 @@ import socket
 from collections.abc import Callable, Iterator
 
 from . import batch
-from .rules import Server
-from .turn import turn
+from .deferred import turn
+from .forward_rules import Server
 
 SLOTS = 64
 USES = 500

@@ -12,14 +12,14 @@ from collections.abc import Callable, Coroutine, Hashable
 from itertools import takewhile
 from time import monotonic
 
-from . import cache, outgoing, reasons, wire
+from . import cache, extended_errors, queries, wire
 from .cache import Answer
-from .careful import relay, reply
+from .extended_errors import Why
+from .forward_rules import Rules, Server
+from .pending import Asker, Counts, Query
 from .question import Question
-from .reasons import Why
-from .rules import Rules, Server
+from .slow_path import relay, reply
 from .sockets import Opener, Pool, Slot, exchange, open_here
-from .underway import Asker, Counts, Query
 
 SECOND_S = 0.3
 """A resolver that knows the answer takes far less, one that has to ask around seldom more."""
@@ -69,8 +69,8 @@ class Forwarder:
         self._load: dict[Hashable, int] = {}
         self._preferred: dict[Server, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._numbers = outgoing.numbers()
-        self._spellings = outgoing.spellings() if spelling else ()
+        self._numbers = queries.numbers()
+        self._spellings = queries.spellings() if spelling else ()
         self._caseless: dict[Server, float] = {}
 
     @property
@@ -88,7 +88,11 @@ class Forwarder:
             return
         servers = rules.servers(question.name)
         if not servers:
-            code, why = (wire.SERVFAIL, reasons.NO_UPSTREAM) if rules.forward else (wire.REFUSED, reasons.INTERNAL)
+            code, why = (
+                (wire.SERVFAIL, extended_errors.NO_UPSTREAM)
+                if rules.forward
+                else (wire.REFUSED, extended_errors.INTERNAL)
+            )
             asker.tell(reply(question, code, why=why))
             return
         place = id(rules), key
@@ -99,7 +103,7 @@ class Forwarder:
         of_source, of_network = load.get(source, 0), load.get(network, 0)
         if of_source >= MOST_OF_SOURCE or of_network >= MOST_OF_NETWORK:
             self.counts.refused += 1
-            asker.tell(reply(question, wire.SERVFAIL, why=reasons.TOO_MANY))
+            asker.tell(reply(question, wire.SERVFAIL, why=extended_errors.TOO_MANY))
             return
         load[source], load[network] = of_source + 1, of_network + 1
         if query is not None:
@@ -131,7 +135,7 @@ class Forwarder:
     def _spelled(self, name: bytes, servers: tuple[Server, ...], now: float) -> bytes:
         if not self._spellings or (self._caseless and any(self._caseless.get(it, 0) > now for it in servers)):
             return name
-        return name.translate(self._spellings[next(self._numbers) % outgoing.SPELLINGS])
+        return name.translate(self._spellings[next(self._numbers) % queries.SPELLINGS])
 
     def _order(self, servers: tuple[Server, ...]) -> tuple[Server, ...]:
         """Return the servers, those first that answered lately where others did not."""
@@ -164,7 +168,7 @@ class Forwarder:
         ident = next(numbers)
         while ident in slot.pending:
             ident = next(numbers)
-        pool.send(slot, outgoing.message(query.question, query.asked, ident))
+        pool.send(slot, queries.message(query.question, query.asked, ident))
         slot.pending[ident] = query
         query.attempts += ((slot, ident),)
         query.waiting += (server,)
@@ -192,7 +196,7 @@ class Forwarder:
         known = query.rules.cache.get(query.key)
         if query.tick == _STALE_TICK and known is not None and (old := known.revive(now)):
             self.counts.stale += 1
-            self._tell(query, old, why=reasons.OLD_ANSWER)
+            self._tell(query, old, why=extended_errors.OLD_ANSWER)
         for server in query.waiting:
             if (pool := self._pools.get(server)) is not None:
                 pool.renew(now)
@@ -267,7 +271,7 @@ class Forwarder:
         If that fails, it is cut for the asker too, or taken as it is: there is no safer way to this server, and it
         is not looked for again for a while.
         """
-        asked = outgoing.message(query.question, query.asked, next(self._numbers))
+        asked = queries.message(query.question, query.asked, next(self._numbers))
         try:
             async with asyncio.timeout(TCP_TIMEOUT_S):
                 message = await exchange(self._opener, server, asked)
@@ -285,7 +289,7 @@ class Forwarder:
             askers = query.askers
             self._finish(query)
             for asker in askers:
-                asker.tell(outgoing.cut(asker.question))
+                asker.tell(queries.cut(asker.question))
         else:
             self._answered(query, server, message)
 
@@ -296,10 +300,14 @@ class Forwarder:
         known = query.rules.cache.get(query.key)
         if known is not None and (old := known.revive(now)):
             self.counts.stale += 1
-            self._tell(query, old, why=reasons.OLD_ANSWER)
+            self._tell(query, old, why=extended_errors.OLD_ANSWER)
         else:
             self.counts.failed += 1
-            self._tell(query, cache.failure(now), why=reasons.UNANSWERED if query.waiting else reasons.UNREACHED)
+            self._tell(
+                query,
+                cache.failure(now),
+                why=extended_errors.UNANSWERED if query.waiting else extended_errors.UNREACHED,
+            )
             query.rules.cache.put(query.key, cache.failure(now))
         self._finish(query)
 

@@ -9,8 +9,8 @@ from itertools import cycle
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from . import special, wire
-from .rules import NOBODY
+from . import special_use, wire
+from .forward_rules import NOBODY
 
 if TYPE_CHECKING:
     from .zone import Index, Zones
@@ -115,7 +115,7 @@ class View:
         self.first = indexes[0].nodes
         self.others = tuple(index.nodes for index in indexes[1:])
         self.zones_here = tuple(index.zone for index in indexes if index.zone)
-        self.ours = (self.domain, *self.zones_here, *special.SUFFIXES)
+        self.ours = (self.domain, *self.zones_here, *special_use.SUFFIXES)
         self.gone: dict[bytes, float] = {}
         self.ready: dict[bytes, bytes | cycle[bytes]] = {}
         self.ready_edns: dict[bytes, bytes | cycle[bytes]] = {}
@@ -186,7 +186,7 @@ class View:
         self.above.discard(name)
         if not gone:
             self.gone.pop(name, None)
-        elif not wire.below(name, self.domain) and not special.is_reserved(name):
+        elif not wire.below(name, self.domain) and not special_use.is_reserved(name):
             while len(self.gone) >= MOST_GONE:
                 del self.gone[next(iter(self.gone))]
             self.gone[name] = monotonic()

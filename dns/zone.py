@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from weakref import WeakSet, WeakValueDictionary
 
-from . import special, wire
+from . import special_use, wire
 from .view import MOST_TURNS, Node, RRset, View, rotations
 from .wire import IPAddress, IPNetwork, Record
 
@@ -179,7 +179,7 @@ class Index:
         full = self._suffixes[2] if len(self._suffixes) > 2 else b""
         if wire.below(name, self._domain):
             return bool(full) and wire.below(name, full) and name != full
-        return not special.is_reserved(name)
+        return not special_use.is_reserved(name)
 
     @staticmethod
     def _lead_back(said: dict[bytes, _Share], entry: Entry, main: bytes) -> None:

@@ -27,7 +27,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from netplug.dns.rules import Rule
+from netplug.dns.forward_rules import Rule
 from netplug.dns.wire import ROOT, to_wire
 from netplug.errors import NetplugError
 from netplug.errors.validation import shown, wrong

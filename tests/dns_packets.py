@@ -7,9 +7,9 @@ from ipaddress import ip_address
 import dnslib
 
 from netplug.dns import wire
-from netplug.dns.answer import answer
-from netplug.dns.careful import respond
+from netplug.dns.fast_path import answer
 from netplug.dns.question import Question
+from netplug.dns.slow_path import respond
 from netplug.dns.zone import Entry, Network, Service, View, Zones
 
 COOKIE = b"\0\x0a\0\x08" + b"12345678"

@@ -8,10 +8,10 @@ from ipaddress import ip_address
 import dnslib
 from dns_packets import query, read, view, zones
 
-from netplug.dns.careful import respond
+from netplug.dns.forward_rules import Rules, Server
+from netplug.dns.pending import Asker
 from netplug.dns.question import Question
-from netplug.dns.rules import Rules, Server
-from netplug.dns.underway import Asker
+from netplug.dns.slow_path import respond
 from netplug.dns.upstream import Forwarder
 
 DEADLINE_S = 20

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netplug.dns import wire
-from netplug.dns.answer import answer
-from netplug.dns.careful import respond
+from netplug.dns.fast_path import answer
 from netplug.dns.question import Question
+from netplug.dns.slow_path import respond
 from netplug.dns.view import READY_OF_NAME
 from netplug.dns.zone import Entry, View
 

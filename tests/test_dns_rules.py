@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netplug.dns import cache, wire
-from netplug.dns.rules import Rule, Rules, Server, resolv_conf
+from netplug.dns.forward_rules import Rule, Rules, Server, resolv_conf
 
 
 @pytest.mark.parametrize("module", ["rules", "cache", "sockets", "special", "upstream"])

@@ -16,10 +16,11 @@ import pytest_asyncio
 from dns_packets import opt, query, read, view, zones
 from engine_host import until
 
-from netplug.dns import batch, streams, wire
-from netplug.dns.careful import reply
+from netplug.dns import batch, wire
+from netplug.dns import tcp as streams
+from netplug.dns.pending import Asker
 from netplug.dns.server import Listener, open_sockets
-from netplug.dns.underway import Asker
+from netplug.dns.slow_path import reply
 from netplug.dns.zone import Entry, View
 
 DEADLINE_S = 20

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from netplug.dns.turn import Turn
+from netplug.dns.deferred import Turn
 
 
 async def test_work_that_fails_is_told_and_keeps_nothing_else_from_being_done() -> None:

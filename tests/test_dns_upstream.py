@@ -15,11 +15,11 @@ from dns_upstreams import DEADLINE_S, Bench, Script, address_of, reply_to
 from engine_host import until
 
 from netplug.dns import cache, upstream, wire
-from netplug.dns.answer import answer
-from netplug.dns.careful import respond
+from netplug.dns.fast_path import answer
+from netplug.dns.forward_rules import NOBODY, Rule, Rules, Server
+from netplug.dns.pending import Asker
 from netplug.dns.question import Question
-from netplug.dns.rules import NOBODY, Rule, Rules, Server
-from netplug.dns.underway import Asker
+from netplug.dns.slow_path import respond
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netplug.dns import wire
-from netplug.dns.answer import answer
-from netplug.dns.careful import respond
+from netplug.dns.fast_path import answer
+from netplug.dns.forward_rules import Rule, Rules
 from netplug.dns.question import Question
-from netplug.dns.rules import Rule, Rules
+from netplug.dns.slow_path import respond
 from netplug.dns.view import GONE_S
 from netplug.dns.zone import MOST_TURNS, Entry, Network, Zones
 

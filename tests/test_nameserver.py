@@ -17,9 +17,10 @@ from dns_packets import query, read
 from dns_upstreams import Upstream, address_of
 from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, SANDBOX, Host, tcp, until
 
-from netplug.dns import rules, wire
+from netplug.dns import forward_rules as rules
+from netplug.dns import wire
+from netplug.dns.forward_rules import NOBODY, Rule
 from netplug.dns.question import Question
-from netplug.dns.rules import NOBODY, Rule
 from netplug.dns.server import Listener, open_sockets
 from netplug.docker import resolver
 from netplug.docker.resolver import Interceptions

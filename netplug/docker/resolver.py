@@ -14,9 +14,9 @@ from ipaddress import IPv4Address
 
 import structlog
 
-from netplug.dns.rules import Rules, Server, everything
+from netplug.dns.forward_rules import Rules, Server, everything
+from netplug.dns.pending import Asker
 from netplug.dns.server import Counts, Listener
-from netplug.dns.underway import Asker
 from netplug.dns.upstream import Forwarder
 from netplug.dns.wire import ROOT
 from netplug.dns.zone import View

@@ -18,14 +18,14 @@ from weakref import WeakValueDictionary
 import structlog
 
 from netplug.dns.cache import Cache
-from netplug.dns.careful import respond
+from netplug.dns.forward_rules import NOBODY, Rule, Rules, Server, resolv_conf, search_list
+from netplug.dns.pending import Asker
 from netplug.dns.question import Question
-from netplug.dns.rules import NOBODY, Rule, Rules, Server, resolv_conf, search_list
 from netplug.dns.server import Counts, Listener
+from netplug.dns.slow_path import respond
 from netplug.dns.sockets import Opener, open_here
-from netplug.dns.special import is_inside
-from netplug.dns.streams import Connections
-from netplug.dns.underway import Asker
+from netplug.dns.special_use import is_inside
+from netplug.dns.tcp import Connections
 from netplug.dns.upstream import Forwarder
 from netplug.dns.wire import ROOT, IPAddress, to_wire
 from netplug.dns.zone import Entry, View, Zones

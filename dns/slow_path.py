@@ -8,10 +8,10 @@ query into the answer.
 import struct
 from collections.abc import Sequence
 
-from . import special, wire
-from .answer import ANSWER, AUTHORITATIVE, RA
+from . import special_use, wire
+from .extended_errors import NO_NAME, NO_TYPE, ONE_LABEL, SPECIAL, STRANGER, Why
+from .fast_path import ANSWER, AUTHORITATIVE, RA
 from .question import Question
-from .reasons import NO_NAME, NO_TYPE, ONE_LABEL, SPECIAL, STRANGER, Why
 from .view import Node, View
 
 _RD, _CD, _TC, _OPCODE = 0x01, 0x10, 0x02, 0x78
@@ -68,14 +68,14 @@ def _of_names(view: View, question: Question) -> bytes | Question:
     if zone := view.zone_of(question.name):
         return _none(view, question, wire.NXDOMAIN, zone, NO_NAME)
     if not view.served or not any(wire.below(question.name, zone) for zone in view.served):
-        local = special.answer(question.name, int.from_bytes(question.kind[:2]), view.zones.pools)
+        local = special_use.answer(question.name, int.from_bytes(question.kind[:2]), view.zones.pools)
         if local is not None and local.records:
-            records = [wire.pack(wire.TO_QUESTION, record, special.TTL_S) for record in local.records]
+            records = [wire.pack(wire.TO_QUESTION, record, special_use.TTL_S) for record in local.records]
             return reply(question, answers=(len(records), b"".join(records)), authoritative=True)
         if local is not None:
             why = ONE_LABEL if local.zone == wire.ROOT else SPECIAL if local.code else NO_TYPE
             return _none(view, question, local.code, local.zone, why)
-    elif wire.ROOT in view.served and (zone := special.pooled(question.name, view.zones.pools)):
+    elif wire.ROOT in view.served and (zone := special_use.pooled(question.name, view.zones.pools)):
         return _none(view, question, wire.NXDOMAIN, zone, NO_NAME)
     if not question.recursive:
         return reply(question, wire.REFUSED)

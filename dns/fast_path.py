@@ -1,16 +1,16 @@
 """The fast path: answers to ordinary questions about names that we know, from wire to wire.
 
-It refuses everything unusual by returning None; `careful` then decides. What it does accept it answers, or finds to be
-an upstream's to answer, exactly as `careful` would, which a test asserts for any octets. A question costs it about a
-microsecond.
+It refuses everything unusual by returning None; `slow_path` then decides. What it does accept it answers, or finds to
+be an upstream's to answer, exactly as `slow_path` would, which a test asserts for any octets. A question costs it about
+a microsecond.
 """
 
 from collections.abc import Callable
 from time import monotonic
 
-from . import special, wire
+from . import special_use, wire
+from .extended_errors import NONE
 from .question import Question
-from .reasons import NONE
 from .view import COOKIE, READY_FLAGS, READY_HEADS, Node, RRset, View
 
 _ONE_QUESTION = b"\0\1\0\0\0\0"
@@ -164,7 +164,7 @@ def _outward(view: View, data: bytes, name: bytes, kind: bytes) -> bool:
         and kind[2:] == b"\0\1"
         and kind not in _UNUSUAL
         and not view.served
-        and not special.may_be(name)
+        and not special_use.may_be(name)
         and not name.endswith(view.zones_here)
         and name[1] != _UNDERSCORE
         and name not in view.gone

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+from .forward_rules import Rules, Server
 from .question import Question
-from .rules import Rules, Server
 from .sockets import Slot
 
 

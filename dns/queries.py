@@ -7,8 +7,8 @@ from itertools import product
 from string import ascii_lowercase
 
 from . import wire
-from .careful import reply
 from .question import Question
+from .slow_path import reply
 
 _HEADS = {
     unchecked | edns: struct.pack("!5H", 0x0100 | unchecked, 1, 0, 0, edns)
