@@ -40,8 +40,8 @@ from netplug.cluster.claims import SharedLeases
 from netplug.cluster.records import HOSTS, HostRecord, Told, as_put, endpoint_key
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, Owner, OwnerKind
+from netplug.ipam.scan_offset import HashedStart
 from netplug.ipam.spaces import default_spaces, ula
-from netplug.ipam.start import HashedStart
 from netplug.kernel.sandbox.netns import run_in
 from netplug.store.access import EtcdAccess
 from netplug.store.api import Compare, Delete, Put

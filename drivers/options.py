@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from . import values
+from . import option_values
 from .errors import DriverError, Kind
 
 BRIDGE = "bridge"
@@ -84,18 +84,25 @@ OPTIONS: tuple[Option, ...] = (
         "mode",
         (),
         _ALL,
-        values.word,
+        option_values.word,
         BRIDGE,
         "how the network is built: `bridge`, `host`, `macvlan`, `none`, `overlay` (several hosts), or the mode "
         "of another driver",
     ),
-    Option("name", (), _ALL, values.word, "learned from Docker", "name of the network outside Docker"),
-    Option("mtu", (_DOCKER + "driver.mtu",), _ALL, values.mtu, "the uplink's", "MTU of the network's links, in bytes"),
+    Option("name", (), _ALL, option_values.word, "learned from Docker", "name of the network outside Docker"),
+    Option(
+        "mtu",
+        (_DOCKER + "driver.mtu",),
+        _ALL,
+        option_values.mtu,
+        "the uplink's",
+        "MTU of the network's links, in bytes",
+    ),
     Option(
         "bridge",
         (_DOCKER + "bridge.name",),
         (BRIDGE, OVERLAY),
-        values.link,
+        option_values.link,
         "derived from the network's id",
         "interface name of the bridge; an existing bridge is used and never deleted",
     ),
@@ -103,7 +110,7 @@ OPTIONS: tuple[Option, ...] = (
         "masquerade",
         (_DOCKER + "bridge.enable_ip_masquerade",),
         (BRIDGE, HOST, OVERLAY),
-        values.boolean,
+        option_values.boolean,
         "true",
         "source NAT: traffic of containers leaves the host with the host's address",
     ),
@@ -111,7 +118,7 @@ OPTIONS: tuple[Option, ...] = (
         "icc",
         (_DOCKER + "bridge.enable_icc",),
         (BRIDGE, OVERLAY),
-        values.boolean,
+        option_values.boolean,
         "true",
         "containers of the network may communicate with each other",
     ),
@@ -119,7 +126,7 @@ OPTIONS: tuple[Option, ...] = (
         "spoofchk",
         (),
         (BRIDGE, OVERLAY),
-        values.boolean,
+        option_values.boolean,
         "true",
         "anti-spoofing: a container sends only with its own MAC and addresses; set `false` for containers that route "
         "for others",
@@ -128,7 +135,7 @@ OPTIONS: tuple[Option, ...] = (
         "slaac",
         (),
         (BRIDGE, MACVLAN),
-        values.boolean,
+        option_values.boolean,
         "false",
         "containers take routes and addresses from router advertisements (SLAAC, RFC 4862); on a bridge this needs "
         "`spoofchk=false`. It does not apply to Docker's containers: set `--sysctl net.ipv6.conf.default.accept_ra=…` "
@@ -138,7 +145,7 @@ OPTIONS: tuple[Option, ...] = (
         "host_binding_ipv4",
         (_DOCKER + "bridge.host_binding_ipv4",),
         (BRIDGE, OVERLAY),
-        values.ipv4,
+        option_values.ipv4,
         "all addresses",
         "host address for published ports that name none",
     ),
@@ -146,16 +153,23 @@ OPTIONS: tuple[Option, ...] = (
         "ifname",
         (_DOCKER + "container_iface_prefix",),
         _ALL,
-        values.prefix,
+        option_values.prefix,
         "eth",
         "prefix of interface names in the sandbox",
     ),
-    Option("parent", (), (MACVLAN,), values.link, "the uplink", "parent link on the host: containers join its segment"),
+    Option(
+        "parent",
+        (),
+        (MACVLAN,),
+        option_values.link,
+        "the uplink",
+        "parent link on the host: containers join its segment",
+    ),
     Option(
         "macvlan_mode",
         (),
         (MACVLAN,),
-        values.macvlan_mode,
+        option_values.macvlan_mode,
         "bridge",
         "`bridge`, `vepa` (containers reach each other through the switch), `private` (containers do not reach each "
         "other), `passthru` (one container has the parent to itself)",
@@ -164,7 +178,7 @@ OPTIONS: tuple[Option, ...] = (
         "host_access",
         (),
         (MACVLAN,),
-        values.boolean,
+        option_values.boolean,
         "false",
         "the host gets an address in the network, so that host and containers reach each other",
     ),
@@ -172,7 +186,7 @@ OPTIONS: tuple[Option, ...] = (
         "rate",
         (),
         (BRIDGE, HOST, OVERLAY),
-        values.rates,
+        option_values.rates,
         "no limit",
         "bandwidth limit: `100mbit` for each direction, or `100mbit/20mbit` for received and sent traffic; also for "
         "one container, by `--driver-opt`",
@@ -182,18 +196,18 @@ OPTIONS: tuple[Option, ...] = (
         "burst",
         (),
         (BRIDGE, HOST, OVERLAY),
-        values.bursts,
+        option_values.bursts,
         "10 ms at the rate, at least 80kb",
         "bytes that may exceed the rate at once, such as `128kb`; also for one container",
         endpoint=True,
     ),
-    Option("vni", (), (OVERLAY,), values.vni, "allocated", "VXLAN network identifier, the same on all hosts"),
-    Option("vxlan_port", (), (OVERLAY,), values.port, "4789", "UDP port of the tunnels, the same on all hosts"),
+    Option("vni", (), (OVERLAY,), option_values.vni, "allocated", "VXLAN network identifier, the same on all hosts"),
+    Option("vxlan_port", (), (OVERLAY,), option_values.port, "4789", "UDP port of the tunnels, the same on all hosts"),
     Option(
         "bum",
         (),
         (OVERLAY,),
-        values.boolean,
+        option_values.boolean,
         "false",
         "broadcast, unknown unicast and multicast frames are copied to every host of the network",
     ),
@@ -201,7 +215,7 @@ OPTIONS: tuple[Option, ...] = (
         "sticky",
         (),
         _ALL,
-        values.duration,
+        option_values.duration,
         "false",
         "a new container with the same name gets the former addresses and MAC back within this time: `30m`, `7d`; "
         "`true` means `24h`; see [docs/docker.md](docs/docker.md#sticky-addresses)",
@@ -210,7 +224,7 @@ OPTIONS: tuple[Option, ...] = (
         "dns",
         (),
         _ALL,
-        values.switch,
+        option_values.switch,
         "on",
         "`off`: netplug does not serve the containers' names and does not answer at port 53 of the gateway; see "
         "[docs/dns.md](docs/dns.md)",
@@ -219,12 +233,12 @@ OPTIONS: tuple[Option, ...] = (
         "dns_upstream",
         (),
         _ALL,
-        values.upstreams,
+        option_values.upstreams,
         "the daemon's",
         "resolvers for external names: `10.0.0.1`, or `corp.example=10.0.0.53` for one domain; separate several with "
         "commas",
     ),
-    Option("ttl", (), _ALL, values.ttl, "5", "TTL of the network's DNS records, in seconds"),
+    Option("ttl", (), _ALL, option_values.ttl, "5", "TTL of the network's DNS records, in seconds"),
 )
 ENDPOINT_OPTIONS = tuple(option for option in OPTIONS if option.endpoint)
 _BY_KEY = {key: option for option in OPTIONS for key in (option.key, *option.aliases)}

@@ -279,7 +279,7 @@ class Forwards:
 class Forward:
     """Connections to port `port` of host address `host`, None for all of them, lead to `address` port `target`.
 
-    `count`: so many ports in succession, each to the one that is as far from `target`; see `ranges`.
+    `count`: so many ports in succession, each to the one that is as far from `target`; see `port_ranges`.
     """
 
     proto: Proto

@@ -17,15 +17,15 @@ from contextlib import suppress
 from dataclasses import replace
 from time import time
 
-from .beside import apart, refuse_foreign
-from .cutter import Cutter
 from .errors import IpamError, Kind
-from .keeping import Keeping
 from .lease import IPAddress, Lease, Owner, OwnerKind
 from .ledger import Ledger, unknown_pool
 from .pool import IPNetwork, Pool, Space, Usage, check_request, pool_id, taking
-from .start import Start, default_start
+from .retention import Keeping
+from .scan_offset import Start, default_start
+from .shared_subnet import apart, refuse_foreign
 from .store import LeaseStore
+from .subnet_allocator import Cutter
 from .subnets import Subnets
 
 POOL_TRIES = 64  # subnets that others in the cluster have, passed over in one request
@@ -115,7 +115,7 @@ class Allocator(Keeping):
         return min((it for it in self.pools() if it.network == network), key=lambda it: len(it.holders), default=None)
 
     def _fits(self, pool: Pool) -> bool:
-        """Whether a pool gives out other addresses than all those that overlap it; see `beside`."""
+        """Whether a pool gives out other addresses than all those that overlap it; see `shared_subnet`."""
         return all(apart(pool, it) for it in self.pools() if it.network.overlaps(pool.network))
 
     def lease(self, pool_id: str, address: IPAddress) -> Lease | None:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 
+from .address_allocator import Picker
 from .errors import IpamError, Kind
 from .lease import LASTING, RETURNING, IPAddress, Lease, Owner, OwnerKind
-from .picker import Picker
 from .pool import Pool, Usage
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from netplug.docker.garbage import Orphans, Suspects, View
-from netplug.drivers import ranges
+from netplug.drivers import port_ranges
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import (

@@ -9,11 +9,11 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from netplug.docker.garbage import View
-from netplug.drivers import ranges
+from netplug.drivers import port_ranges
 from netplug.drivers.api import PortMapping
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.host import HostDriver
-from netplug.drivers.leasing import LeasingDriver
+from netplug.drivers.ipam_only import LeasingDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.drivers.overlay import OverlayDriver
@@ -218,7 +218,7 @@ class Host:
         plans = [self.engine.shared.plan, *(record.plan for record in self.networks())]
         plans += [self.engine.peers.plan(record.network.id) for record in self.networks()]
         plans += [(record.plan if record.linked else Plan()) + record.exposed for record in self.endpoints()]
-        known = set(ranges.keys(step for plan in plans for step in plan))
+        known = set(port_ranges.keys(step for plan in plans for step in plan))
         # Flows are not objects: the fake remembers that they were asked for.
         assert {key for key in self.kernel._world.state if not key.startswith("flows/")} <= known
         assert bool(self.engine.shared.plan) <= bool(self.networks())

@@ -12,8 +12,8 @@ from netplug.ipam.allocator import SECOND_TRIES, Allocator
 from netplug.ipam.errors import IpamError
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import Pool
+from netplug.ipam.scan_offset import HashedStart
 from netplug.ipam.spaces import default_spaces, ula
-from netplug.ipam.start import HashedStart
 from netplug.store.access import EtcdAccess
 from netplug.store.api import Compare, Delete, Put
 from netplug.store.etcd import EtcdStore

@@ -28,8 +28,8 @@ from netplug.engine.records import AttachSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.pool import GLOBAL
+from netplug.ipam.scan_offset import HashedStart
 from netplug.ipam.spaces import default_spaces, ula
-from netplug.ipam.start import HashedStart
 from netplug.kernel.fake.kernel import FakeKernel
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess

@@ -14,7 +14,7 @@ import pytest
 from engine_host import Host
 from structlog.testing import capture_logs
 
-from netplug.drivers import ranges
+from netplug.drivers import port_ranges
 from netplug.drivers.steps import HostPort, Proto, Veth
 from netplug.frontends.cni.service import CniService
 from netplug.frontends.cni.wire import Call
@@ -87,7 +87,7 @@ class Plugin:
             names[one.endpoint.network]: [
                 f"{port.address} {port.port}"
                 for step in one.exposed
-                for port in ranges.each(step)
+                for port in port_ranges.each(step)
                 if isinstance(port, HostPort)
             ]
             for one in self.host.endpoints()

@@ -13,7 +13,7 @@ from netplug.dns import cache, wire
 from netplug.dns.forward_rules import Rule, Rules, Server, resolv_conf
 
 
-@pytest.mark.parametrize("module", ["rules", "cache", "sockets", "special", "upstream"])
+@pytest.mark.parametrize("module", ["forward_rules", "cache", "sockets", "special_use", "upstream"])
 def test_examples_in_docstrings_hold(module: str) -> None:
     assert doctest.testmod(importlib.import_module(f"netplug.dns.{module}")).failed == 0
 

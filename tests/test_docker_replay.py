@@ -18,7 +18,7 @@ import pytest_asyncio
 from docker_client import FIXTURES, Answer, Plugin
 from docker_oracle import GENERIC, End, Ipam, Net, Oracle
 
-from netplug.drivers import ranges
+from netplug.drivers import port_ranges
 from netplug.drivers.naming import bridge_name, host_side, sandbox_side
 from netplug.drivers.options import BRIDGE, OPTIONS
 from netplug.drivers.plan import Plan
@@ -191,7 +191,7 @@ class Replay:
         assert built.endpoint.mac == end.mac
         assert built.linked == end.linked
         assert built.name == end.name
-        left = [single for mapping in built.published for single in ranges.singles(mapping)]
+        left = [single for mapping in built.published for single in port_ranges.singles(mapping)]
         for proto, port, host, first, last in sorted(end.published, reverse=True):
             fits = [
                 mapping

@@ -10,19 +10,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import netplug.ipam.cutter
-import netplug.ipam.picker
+import netplug.ipam.address_allocator
+import netplug.ipam.subnet_allocator
 from netplug.drivers.codec import decode, encode
-from netplug.ipam.cutter import Cutter
+from netplug.ipam.address_allocator import Picker
 from netplug.ipam.errors import IpamError, Kind
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.ledger import Ledger
-from netplug.ipam.picker import Picker
 from netplug.ipam.pool import Base, IPNetwork, Pool, parse_network
 from netplug.ipam.spaces import default_spaces, ula
+from netplug.ipam.subnet_allocator import Cutter
 from netplug.ipam.subnets import Subnets
 
-MODULES = ("allocator", "cutter", "errors", "lease", "ledger", "picker", "pool", "spaces", "store", "subnets")
+MODULES = (
+    "allocator",
+    "subnet_allocator",
+    "errors",
+    "lease",
+    "ledger",
+    "address_allocator",
+    "pool",
+    "spaces",
+    "store",
+    "subnets",
+)
 V4 = st.builds(
     lambda number, length: IPv4Network((number >> (32 - length) << (32 - length), length)),
     st.integers(0x0A000000, 0x0A0000FF),
@@ -151,7 +162,7 @@ def test_large_pool_takes_no_more_memory_than_a_small_one_with_the_same_leases(n
 
 
 def test_released_addresses_are_remembered_in_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netplug.ipam.picker, "REMEMBERED", 16)
+    monkeypatch.setattr(netplug.ipam.address_allocator, "REMEMBERED", 16)
     picker = Picker(0, 2**64 - 1)
     for _ in range(1000):
         number = picker.pick()
@@ -163,7 +174,7 @@ def test_released_addresses_are_remembered_in_bounded_number(monkeypatch: pytest
 @given(st.lists(st.booleans(), max_size=200), st.integers(0, 3), st.sampled_from([0.0, 0.5, 0.99]))
 def test_forgotten_addresses_are_found_again(moves: list[bool], remembered: int, start: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(netplug.ipam.picker, "REMEMBERED", remembered)
+        patch.setattr(netplug.ipam.address_allocator, "REMEMBERED", remembered)
         picker = Picker(10, 21, start)
         taken: list[int] = []
         for take in moves:
@@ -288,7 +299,7 @@ def test_subnet_that_was_blocked_when_passed_is_found_later() -> None:
 
 
 def test_released_subnets_are_remembered_in_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netplug.ipam.cutter, "REMEMBERED", 2)
+    monkeypatch.setattr(netplug.ipam.subnet_allocator, "REMEMBERED", 2)
     cutter = Cutter([Base(ip_network("fd00::/16"), 64)])
     for _ in range(10):
         network = cutter.cut(6, lambda _: None)

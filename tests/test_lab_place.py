@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netplug.lab.place import state
+from netplug.lab.node import state
 
 SYS_EXIT = {"x86_64": 60, "aarch64": 93, "riscv64": 93}.get(platform.machine())
 FIRST_THREAD_ENDS = """

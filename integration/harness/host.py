@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, Self
 
 import netplug.lab
-from netplug.lab.place import frozen
+from netplug.lab.node import frozen
 
 from .wait import wait_until
 

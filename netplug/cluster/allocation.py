@@ -6,9 +6,9 @@ from hashlib import sha256
 
 from netplug.cluster.claims import gateways
 from netplug.cluster.records import Definition, Range
+from netplug.drivers.option_values import LARGEST_VNI
 from netplug.drivers.options import parse
 from netplug.drivers.steps import IPNetwork
-from netplug.drivers.values import LARGEST_VNI
 from netplug.engine.records import NetworkSpec
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease, Owner, OwnerKind

@@ -12,7 +12,7 @@ from netplug.config import AddressPool
 from netplug.drivers.api import Driver
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.host import HostDriver
-from netplug.drivers.leasing import LeasingDriver
+from netplug.drivers.ipam_only import LeasingDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.drivers.overlay import OverlayDriver

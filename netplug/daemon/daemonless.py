@@ -33,7 +33,7 @@ from netplug.frontends.cni.server import serving_cni
 from netplug.frontends.cni.service import CniService, refusal
 from netplug.frontends.cni.wire import Call, Reply
 from netplug.ipam.allocator import Allocator
-from netplug.ipam.start import HashedStart
+from netplug.ipam.scan_offset import HashedStart
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
 from netplug.store.leases import StoredLeases

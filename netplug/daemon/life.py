@@ -36,7 +36,7 @@ from netplug.engine import Engine
 from netplug.engine.supervision import Supervisor
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
-from netplug.ipam.start import HashedStart
+from netplug.ipam.scan_offset import HashedStart
 from netplug.kernel.api import Kernel
 from netplug.reconcile import Reconciler
 from netplug.store.api import Put, Store, StoreError, Unreachable

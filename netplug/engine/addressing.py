@@ -20,9 +20,9 @@ from netplug.engine.records import (
 )
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
-from netplug.ipam.beside import around
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import EXTERNAL, Pool
+from netplug.ipam.shared_subnet import around
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ That an internal network publishes nothing is as with Docker's bridge, and no fa
 from collections.abc import Iterator
 from dataclasses import replace
 
-from netplug.drivers import firewall, ranges
+from netplug.drivers import firewall, port_ranges
 from netplug.drivers.api import HostFacts, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.steps import HostPort, IPAddress
@@ -55,7 +55,7 @@ class Exposure:
         """Return the published ports of an endpoint, and what is wrong with them."""
         found = [f"{text} ({why})" if (why := self._absence(port)) else text for port, text in published(record)]
         found += [f"{port} (not published: internal network)" for port in self._of_internal(record)]
-        lost = ranges.joined(tuple(self._publishing.lost.get(record.key, ())))
+        lost = port_ranges.joined(tuple(self._publishing.lost.get(record.key, ())))
         found += [f"{port} (not published: taken)" for port in lost]
         return found + [f"{port} (not published: no address of that kind)" for port in self._left_out(record)]
 
@@ -96,7 +96,7 @@ class Exposure:
                     yield Difference(owner, f"port {port}", words)
             lost = self._publishing.lost.get(record.key, {})
             for why in dict.fromkeys(lost.values()):
-                for port in ranges.joined([it for it, reason in lost.items() if reason == why]):
+                for port in port_ranges.joined([it for it, reason in lost.items() if reason == why]):
                     yield Difference(owner, f"port {port}", f"is not published: {why}")
             for port in self._left_out(record):
                 version = port.host_address.version if port.host_address else 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from netplug.drivers import ranges
+from netplug.drivers import port_ranges
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Step
@@ -63,7 +63,7 @@ class Journal:
         return key
 
     async def _begin(self, key: str, intent: Intent, ops: Sequence[Put | Delete]) -> None:
-        keys = frozenset(ranges.keys(intent.plan))
+        keys = frozenset(port_ranges.keys(intent.plan))
         if self._read and not self._touched(keys):
             await self._store.txn((), (_put(key, intent), *ops))
             return
@@ -91,7 +91,7 @@ class Journal:
         """Return what is left of any of these objects."""
         if not self._left:
             return {}
-        return {old: left for old, left in self._left.items() if any(it in keys for it in ranges.keys(left.plan))}
+        return {old: left for old, left in self._left.items() if any(it in keys for it in port_ranges.keys(left.plan))}
 
     async def build(self, intent: Intent) -> tuple[str, tuple[str, ...]]:
         """Apply an intent's plan; return the intent's key and the keys of steps that were there and are not ours.
@@ -143,7 +143,7 @@ class Journal:
     def changing(self) -> frozenset[str]:
         """Return the keys of the steps that are being applied or reverted right now."""
         steps = [step for intent in self._open.values() for step in intent.plan]
-        return frozenset(step.key for step in steps).union(ranges.keys(steps))
+        return frozenset(step.key for step in steps).union(port_ranges.keys(steps))
 
     async def recover(self) -> int:
         """Carry out the intents that an earlier life or a failed revert left, and return how many there were."""
@@ -209,7 +209,7 @@ class Journal:
 
 
 def _without(plan: Plan, keys: Container[str]) -> Plan:
-    return Plan(tuple(part for step in plan for part in ranges.each(step) if part.key not in keys))
+    return Plan(tuple(part for step in plan for part in port_ranges.each(step) if part.key not in keys))
 
 
 def _put(key: str, intent: Intent) -> Put:

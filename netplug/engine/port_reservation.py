@@ -9,7 +9,7 @@ from ipaddress import IPv6Address
 from types import MappingProxyType
 from typing import TypeAlias
 
-from netplug.drivers import firewall, ranges
+from netplug.drivers import firewall, port_ranges
 from netplug.drivers.api import Endpoint, PortMapping
 from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.engine.records import EndpointRecord
@@ -75,7 +75,7 @@ class Sharing:
         ends, versions = _ends(wanted), _versions(record)
         if any(_ends(one.published) == ends and versions <= _versions(one) for one in group):
             return False  # which costs nothing for ten thousand ports
-        left = (it for it in self._left(record, wanted) if ranges.definite(it))
+        left = (it for it in self._left(record, wanted) if port_ranges.definite(it))
         return any(addresses(record.endpoint, it, relayed=False) for it in left)
 
     def _left(self, built: EndpointRecord, wanted: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
@@ -85,7 +85,7 @@ class Sharing:
         if not taken:
             return tuple(wanted)
         left = []
-        for single in (single for mapping in wanted for single in ranges.singles(mapping)):
+        for single in (single for mapping in wanted for single in port_ranges.singles(mapping)):
             parts = list(_parts(built.endpoint, single))
             missing = [part for key, part in parts if key not in taken]
             left += [single] if len(missing) == len(parts) else missing
@@ -94,7 +94,7 @@ class Sharing:
 
 def _ends(ports: Sequence[PortMapping]) -> list[PortMapping]:
     """Return mappings as they are compared: one of a definite port is the same if it was chosen from a range."""
-    return [replace(it, host_port_end=0) if ranges.definite(it) else it for it in ports]
+    return [replace(it, host_port_end=0) if port_ranges.definite(it) else it for it in ports]
 
 
 def _versions(record: EndpointRecord) -> set[int]:
@@ -103,7 +103,7 @@ def _versions(record: EndpointRecord) -> set[int]:
 
 def _parts(ep: Endpoint, mapping: PortMapping) -> Iterator[tuple[tuple[Proto, int, int, int], PortMapping]]:
     """Yield what a mapping publishes, one host address and port after the other, with what makes two the same."""
-    for single in ranges.singles(mapping):
+    for single in port_ranges.singles(mapping):
         for host in addresses(ep, single, relayed=False):
             key = single.proto, single.host_port, single.port, host.version
             yield key, replace(single, host_address=host)
@@ -113,7 +113,7 @@ class Inherited:
     """The ports of an endpoint that is gone, which its container's runtime may still keep by sockets."""
 
     def __init__(self, gone: EndpointRecord) -> None:
-        self._ports = set(ranges.keys(step for step in gone.exposed if isinstance(step, HostPort)))
+        self._ports = set(port_ranges.keys(step for step in gone.exposed if isinstance(step, HostPort)))
 
     async def cover(self, step: HostPort) -> bool:
         """Tell whether the endpoint had all of a port; see `Reservations`."""
@@ -126,7 +126,7 @@ def in_order(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
     An IPv4 address that is written as one of IPv6 (``::ffff:127.0.0.1``) is of IPv4, as for Docker and podman.
     """
     mapped = (replace(it, host_address=_unmapped(it.host_address)) for it in ports)
-    return tuple(sorted(ranges.joined(tuple(mapped)), key=str))
+    return tuple(sorted(port_ranges.joined(tuple(mapped)), key=str))
 
 
 def _unmapped(address: IPAddress | None) -> IPAddress | None:
@@ -144,8 +144,8 @@ class Chosen:
 
     def remember(self, gone: EndpointRecord) -> None:
         """Remember what was chosen for an endpoint that publishes no more."""
-        open_ = {_wanted(it) for it in gone.endpoint.ports if not ranges.definite(it)}
-        singles = (single for mapping in gone.published for single in ranges.singles(mapping))
+        open_ = {_wanted(it) for it in gone.endpoint.ports if not port_ranges.definite(it)}
+        singles = (single for mapping in gone.published for single in port_ranges.singles(mapping))
         found = {_wanted(it): it.host_port for it in singles if _wanted(it) in open_}
         if gone.sandbox and found:
             self._of[gone.sandbox] = self._of.pop(gone.sandbox, {}) | found
@@ -155,7 +155,7 @@ class Chosen:
     def before(self, sandbox: str, ports: Sequence[PortMapping]) -> dict[PortMapping, int]:
         """Return the host ports that a sandbox had for these mappings."""
         known = self._of.get(sandbox, {}) if sandbox else {}
-        return {it: known[_wanted(it)] for it in ports if not ranges.definite(it) and _wanted(it) in known}
+        return {it: known[_wanted(it)] for it in ports if not port_ranges.definite(it) and _wanted(it) in known}
 
 
 _Wanted: TypeAlias = tuple[Proto, int, IPAddress | None]
@@ -187,7 +187,7 @@ async def reserved(
     """
     held: list[HostPort] = []
     try:
-        one_by_one = [single for mapping in ports for single in ranges.singles(mapping)]
+        one_by_one = [single for mapping in ports for single in port_ranges.singles(mapping)]
         done = [(single, addresses(ep, single, relayed=theirs is None)) for single in one_by_one]
         definite = []
         for number, (single, hosts) in enumerate(done):

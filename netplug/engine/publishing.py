@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import structlog
 
-from netplug.drivers import firewall, ranges
+from netplug.drivers import firewall, port_ranges
 from netplug.drivers.api import Driver, Network, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
@@ -127,7 +127,7 @@ class Publishing:
     def _with_holder(self, error: NetplugError, built: EndpointRecord, ports: Sequence[PortMapping]) -> NetplugError:
         """Return an error of a taken port that names the endpoint which has it, if it is one of ours."""
         what, here, _ = error.message.partition(IN_USE)
-        for single in (single for mapping in ports for single in ranges.singles(mapping) if here):
+        for single in (single for mapping in ports for single in port_ranges.singles(mapping) if here):
             if f":{single.host_port}/{single.proto}" not in what:
                 continue
             for other in self._registry.endpoints():

@@ -7,7 +7,7 @@ its addresses, its host ports; and what it made in the kernel is not swept as un
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from netplug.drivers import ranges
+from netplug.drivers import port_ranges
 from netplug.drivers.api import Network
 from netplug.drivers.codec import Json, JsonObject, known
 from netplug.drivers.naming import short
@@ -112,7 +112,7 @@ class Quarantine:
 
     def keys(self) -> frozenset[str]:
         """Return the keys of their steps, as far as this version knows them."""
-        return frozenset(ranges.keys(self._plan()))
+        return frozenset(port_ranges.keys(self._plan()))
 
     def words(self) -> frozenset[str]:
         """Return all texts in them, among which are the names of links, sets and chains of steps not known here."""

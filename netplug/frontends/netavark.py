@@ -25,8 +25,8 @@ from netplug.errors.validation import wrong
 from netplug.frontends.cni.wire import Call, CniError, Reply, caller_of
 from netplug.frontends.implicit_networks import NamedNetworks
 from netplug.frontends.rest.wire import Cidr, Ifname, Ip, Mac, Name, Netns
-from netplug.ipam.beside import apart
 from netplug.ipam.pool import Pool
+from netplug.ipam.shared_subnet import apart
 from netplug.log import LOG
 from netplug.names import dns_records
 from netplug.store.api import StoreError

@@ -10,9 +10,9 @@ from typing import Any
 
 import structlog
 
-from netplug.drivers import ranges
+from netplug.drivers import port_ranges
 from netplug.drivers.plan import Plan
-from netplug.drivers.ranges import PUBLISHED
+from netplug.drivers.port_ranges import PUBLISHED
 from netplug.drivers.steps import Flows, Forward, HostPort, Relay, Step
 from netplug.kernel.api import Before, Drift, Kernel, Outcome, StepError
 
@@ -56,7 +56,7 @@ class Executor:
         return found
 
     async def _undo(self, created: Sequence[Step], before: Before) -> None:
-        made = set(ranges.keys(created))
+        made = set(port_ranges.keys(created))
         try:
             await self._kernel.remove(arrange(created, reverting=True))
         finally:
@@ -138,11 +138,11 @@ def _created(steps: Sequence[Step], outcomes: Sequence[Outcome], before: Before)
     made: set[str] = set()
     for step, outcome in zip(steps, outcomes, strict=False):
         if outcome is Outcome.CREATED:
-            made.update(ranges.keys((step,)))
+            made.update(port_ranges.keys((step,)))
             yield step
         elif outcome is Outcome.ADJUSTED and step.key in before:
             there = {part.key for part in before[step.key]} - made
-            yield from (part for part in ranges.each(step) if part.key not in there)
+            yield from (part for part in port_ranges.each(step) if part.key not in there)
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

@@ -12,7 +12,7 @@ from netplug.lab import podman, underlay
 from netplug.lab.containers import Attached, Container, create_docker_network, create_network
 from netplug.lab.file import ETCD, Lab
 from netplug.lab.image import IMAGE, busybox_rootfs_tar
-from netplug.lab.place import Place, end_all, environment, until
+from netplug.lab.node import Place, end_all, environment, until
 from netplug.lab.state import DIR, Member, State, names
 from netplug.lab.status import Reach, Resolved, missing
 

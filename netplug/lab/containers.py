@@ -10,7 +10,7 @@ from netplug.errors import NetplugError
 from netplug.lab import podman
 from netplug.lab.file import ContainerPart, Lab, NetworkPart, Runtime
 from netplug.lab.image import IMAGE
-from netplug.lab.place import Place
+from netplug.lab.node import Place
 from netplug.lab.podman import CNI_BIN
 from netplug.lab.state import State
 

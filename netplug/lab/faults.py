@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from netplug.errors import NetplugError
 from netplug.lab.build import start_daemon, start_etcd
 from netplug.lab.file import ETCD
-from netplug.lab.place import until
+from netplug.lab.node import until
 from netplug.lab.state import SWITCH, State
 from netplug.lab.underlay import port
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from netplug.lab.file import Lab
 from netplug.lab.image import IMAGE, busybox_rootfs_tar
-from netplug.lab.place import Place, environment
+from netplug.lab.node import Place, environment
 
 CNI_BIN = "/run/cni-bin"
 _ETC = "/etc/containers"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from netplug.errors import NetplugError
 from netplug.lab.file import ETCD, Lab
-from netplug.lab.place import Place
+from netplug.lab.node import Place
 
 DIR = Path("/var/lib/netplug-lab")
 SWITCH = "switch"

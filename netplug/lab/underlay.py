@@ -7,7 +7,7 @@ namespace: each pair is made in the switch's namespace, with its peer in the hos
 import subprocess
 
 from netplug.lab.file import ETCD, Lab
-from netplug.lab.place import Place, environment
+from netplug.lab.node import Place, environment
 from netplug.lab.state import SWITCH, Member, State
 
 UPLINK = "eth0"

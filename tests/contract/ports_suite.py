@@ -9,7 +9,7 @@ from kernel_suite import ADJUSTED, CREATED, EQUAL, Surroundings, gone, refusal, 
 from netplug.drivers import firewall
 from netplug.drivers.api import PortMapping
 from netplug.drivers.plan import Plan
-from netplug.drivers.ranges import each
+from netplug.drivers.port_ranges import each
 from netplug.drivers.steps import Flows, Forward, Forwards, HostPort, Proto, Relay, Resolver, Step
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel, StepError

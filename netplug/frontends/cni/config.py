@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from netplug.drivers.api import Network, PortMapping, StaticRoute
+from netplug.drivers.option_values import MACVLAN_MODES
 from netplug.drivers.options import BRIDGE, MACVLAN, OPTIONS, parse, parse_endpoint
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
-from netplug.drivers.values import MACVLAN_MODES
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.frontends.cni.result import Dns, read_resolv_conf
 from netplug.frontends.cni.types import ConfigIn, IpamIn, PortIn, RangeIn, RouteIn, address_texts, section

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from itertools import groupby
 from typing import TypeVar
 
-from netplug.drivers import ranges
+from netplug.drivers import port_ranges
 from netplug.drivers.api import HostFacts
 from netplug.drivers.ingress import Ingress
 from netplug.drivers.steps import (
@@ -173,7 +173,7 @@ class FakeKernel:
         for step in steps:
             await asyncio.sleep(0)
             try:
-                for part in ranges.each(step):
+                for part in port_ranges.each(step):
                     self._remove(part)
             except StepError as error:
                 errors.append(error)
@@ -182,7 +182,7 @@ class FakeKernel:
 
     async def drift(self, steps: Sequence[Step]) -> list[Drift]:
         """Return the steps that are missing or differ; see `Kernel`."""
-        found = ((step, next(filter(None, map(self._drift, ranges.each(step))), "")) for step in steps)
+        found = ((step, next(filter(None, map(self._drift, port_ranges.each(step))), "")) for step in steps)
         return [Drift(step, what) for step, what in found if what]
 
     async def compare(self, steps: Sequence[Step]) -> Comparison:
@@ -316,9 +316,9 @@ class FakeKernel:
     def _ensure_whole(self, step: Step) -> Done:
         """Bring a step about, or nothing of it."""
         state, done = self._world.state, dict[Step, Outcome]()
-        before = {part.key: state[part.key] for part in ranges.each(step) if part.key in state}
+        before = {part.key: state[part.key] for part in port_ranges.each(step) if part.key in state}
         try:
-            for part in ranges.each(step):
+            for part in port_ranges.each(step):
                 done[part] = outcome = self._ensure(part)
                 if outcome is not Outcome.USED and not isinstance(part, Sysctl | Announce | Loopback):
                     state[part.key] = part

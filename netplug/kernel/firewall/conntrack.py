@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from netplug.drivers import ranges
+from netplug.drivers import port_ranges
 from netplug.drivers.steps import Flows, IPAddress, Proto
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink, NetlinkError, attr, attrs, nest, u8, u32
@@ -72,13 +72,13 @@ class Conntrack:
             unwanted = 0 in ports and to_us and not flow.translated and not flow.answered
             if elsewhere or unwanted:
                 self._forget(steps[0], flow)
-        new = [not self._led.issuperset(ranges.keys((step,))) for step in steps]
-        self._led.update(ranges.keys(steps))
+        new = [not self._led.issuperset(port_ranges.keys((step,))) for step in steps]
+        self._led.update(port_ranges.keys(steps))
         return new
 
     def remove(self, steps: Sequence[Flows]) -> None:
         """Forget flows to the ports that lead to the addresses. The steps are of one protocol and IP version."""
-        self._led.difference_update(ranges.keys(steps))
+        self._led.difference_update(port_ranges.keys(steps))
         ports = _by_port(steps)
         gone = {step.address for step in ports.get(0, ())}
         for flow in self._find(steps[0], ports.keys()):

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import TypeVar
 
-from netplug.drivers import ranges
+from netplug.drivers import port_ranges
 from netplug.drivers.firewall import RESOLVER_PORT
 from netplug.drivers.steps import HostPort, IPAddress, Proto, text_of
 from netplug.errors import NetplugError
@@ -186,7 +186,7 @@ class Ports:
 
 
 def _parts(step: HostPort) -> Iterator[HostPort]:
-    return (part for part in ranges.each(step) if isinstance(part, HostPort))
+    return (part for part in port_ranges.each(step) if isinstance(part, HostPort))
 
 
 def _slot(step: HostPort) -> tuple[Proto, int, int]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
 
-from netplug.drivers import ranges
+from netplug.drivers import port_ranges
 from netplug.drivers.steps import HostPort, IPAddress, Proto, Relay, text_of
 from netplug.kernel.api import MISSING, Done, Outcome, StepError
 from netplug.kernel.doing import merged
@@ -120,7 +120,7 @@ class Relays:
 
 
 def _parts(step: Relay) -> Iterator[Relay]:
-    return (part for part in ranges.each(step) if isinstance(part, Relay))
+    return (part for part in port_ranges.each(step) if isinstance(part, Relay))
 
 
 class _Streams:
