@@ -13,8 +13,7 @@ from etcd_server import Member, needs_etcd
 from living import Living, until
 
 from netplug.cli import CliError
-from netplug.cluster import cluster
-from netplug.cluster.cluster import recovery
+from netplug.cluster import cluster, recovery
 
 pytestmark = [needs_etcd, pytest.mark.own_etcd]
 

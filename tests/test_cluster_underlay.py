@@ -11,7 +11,7 @@ from etcd_server import Member, needs_etcd
 from living import Living, until
 
 from netplug.cli import CliError
-from netplug.cluster.cluster import vtep
+from netplug.cluster import vtep
 from netplug.drivers.tunnel import Vxlan
 
 pytestmark = needs_etcd
