@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 
 VENV := .venv/installed
-SHIM := netplug/cni-shim
+SHIM := netplug/frontends/cni/cni-shim
 PYTEST := .venv/bin/python -m pytest
 TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.

@@ -37,7 +37,7 @@ from harness.cluster import CLIENT_PORT, Cluster, Member
 from harness.host import Host
 
 from netplug.cluster.claims import SharedLeases
-from netplug.cluster.records import HOSTS, HostRecord, Told, as_put, endpoint_key
+from netplug.cluster.records import HOSTS, EndpointAdvert, HostRecord, as_put, endpoint_key
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.scan_offset import HashedStart
@@ -93,8 +93,8 @@ def mac_of(number: int) -> str:
     return f"02:6e:00:00:{number >> 8:02x}:{number & 255:02x}"
 
 
-def told(number: int) -> Told:
-    return Told(mac_of(number), (ip_address("10.77.0.0") + 16 + number,))
+def told(number: int) -> EndpointAdvert:
+    return EndpointAdvert(mac_of(number), (ip_address("10.77.0.0") + 16 + number,))
 
 
 class Writer:

@@ -11,12 +11,12 @@ from collections import OrderedDict
 REMEMBERED = 65_536  # released addresses: some 8 MB at the most, and the whole of a /16
 
 
-class Picker:
+class AddressAllocator:
     """The numbers from `first` to `last`, beginning at the fraction `start` (0 ≤ start < 1) of them.
 
     `steps` counts the numbers looked at, for tests.
 
-    >>> picker = Picker(1, 3)
+    >>> picker = AddressAllocator(1, 3)
     >>> picker.pick(), picker.pick()
     (1, 2)
     >>> picker.release(1)

@@ -21,11 +21,11 @@ from .errors import IpamError, Kind
 from .lease import IPAddress, Lease, Owner, OwnerKind
 from .ledger import Ledger, unknown_pool
 from .pool import IPNetwork, Pool, Space, Usage, check_request, pool_id, taking
-from .retention import Keeping
+from .retention import Retention
 from .scan_offset import Start, default_start
 from .shared_subnet import apart, refuse_foreign
 from .store import LeaseStore
-from .subnet_allocator import Cutter
+from .subnet_allocator import SubnetAllocator
 from .subnets import Subnets
 
 POOL_TRIES = 64  # subnets that others in the cluster have, passed over in one request
@@ -34,7 +34,7 @@ SECOND_TRIES = 16  # addresses once refused that are asked for again when nothin
 HALF_OF_ALL = 1  # a VPN writes its default route as 0.0.0.0/1 and 128.0.0.0/1, to win without deleting yours
 
 
-class Allocator(Keeping):
+class Allocator(Retention):
     """All pools of a host. Call `load` before anything else. `clock`: seconds since the epoch.
 
     `called`: the words for an owner in errors.
@@ -396,7 +396,7 @@ class Allocator(Keeping):
         self._ledgers: dict[str, Ledger] = {}
         self._subnets = {4: Subnets(4), 6: Subnets(6)}
         self._parts: Counter[IPNetwork] = Counter()
-        self._cutters = {name: Cutter(space.bases) for name, space in self._spaces.items()}
+        self._cutters = {name: SubnetAllocator(space.bases) for name, space in self._spaces.items()}
 
     def _live(self, pool_id: str) -> Ledger:
         ledger = self._ledgers.get(pool_id)

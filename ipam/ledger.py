@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 
-from .address_allocator import Picker
+from .address_allocator import AddressAllocator
 from .errors import IpamError, Kind
 from .lease import LASTING, RETURNING, IPAddress, Lease, Owner, OwnerKind
 from .pool import Pool, Usage
@@ -31,7 +31,7 @@ class Ledger:
         self.closing = False
         self.unreplayed = 0
         self.promised: dict[int, str] = {}
-        self.picker = Picker(*pool.window, start)
+        self.picker = AddressAllocator(*pool.window, start)
         self._leases: dict[int, Lease] = {}
         self._claiming: dict[int, Lease] = {}
         self._releasing: set[int] = set()

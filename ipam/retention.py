@@ -18,7 +18,7 @@ from .pool import Pool
 from .store import LeaseStore
 
 
-class Keeping:
+class Retention:
     """The allocator's part that keeps; see there."""
 
     _store: LeaseStore

@@ -18,7 +18,7 @@ Blocker: TypeAlias = Callable[[IPNetwork], IPNetwork | None]
 """Returns a network that overlaps the given one and is in use, if there is any."""
 
 
-class Cutter:
+class SubnetAllocator:
     """The order of one space's subnets. `steps` counts candidates looked at, for tests."""
 
     def __init__(self, bases: Sequence[Base]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from netplug.docker.garbage import Orphans, Suspects, View
+from netplug.docker.garbage import GarbageCollector, Suspects, View
 from netplug.drivers import port_ranges
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
@@ -35,7 +35,7 @@ from netplug.engine.firewall_commits import SETTLE_S, Commits
 from netplug.engine.firewalld import blocked
 from netplug.engine.quarantine import Unusable
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
-from netplug.engine.sandboxes import identity, is_inhabited, is_there
+from netplug.engine.sandboxes import has_processes, identity, is_there
 from netplug.errors import NetplugError
 from netplug.kernel.api import MISSING
 from netplug.store.api import StoreError
@@ -65,7 +65,7 @@ class Reconciler:
 
     def __init__(self, engine: Engine, docker: View | None = None) -> None:
         self._engine = engine
-        self._orphans = Orphans(engine, docker)
+        self._orphans = GarbageCollector(engine, docker)
         self._activated: asyncio.Queue[Suspects] = asyncio.Queue()
 
     # Start
@@ -81,7 +81,7 @@ class Reconciler:
             await _tolerate("host", self._engine.executor.apply(Plan((step,))))
         await self._engine.networks.follow(build=False)
         await self._heal(await self._look())
-        await self._engine.shared.trim(self._engine.registry.all_networks())
+        await self._engine.base_plan.trim(self._engine.registry.all_networks())
 
     async def load(self) -> None:
         """Load all records, and finish interrupted operations as far as possible."""
@@ -91,7 +91,7 @@ class Reconciler:
         await engine.allocator.load()
         unread = engine.allocator.unreadable.items()
         engine.quarantine.replace(IPAM, {key: Unusable(key, {}, why) for key, why in unread})
-        await engine.shared.load()
+        await engine.base_plan.load()
         await engine.supervisor.attempt("leases", self._audit_leases())
 
     async def _audit_leases(self) -> None:
@@ -123,9 +123,9 @@ class Reconciler:
         now, changing = self._owners(), changing | self._changing()
         drifts = [drift for drift in seen.drifts if drift.step in now and drift.step.key not in changing]
         unknown = engine.peers.unknown(self._unknown(seen.owned.steps(), owners | now, changing))
-        engine.shared.see(seen.facts)
+        engine.base_plan.see(seen.facts)
         nets = [record.network for record in engine.registry.networks()]
-        engine.conditions.report("firewalld", blocked(seen.facts, nets) if engine.shared.plan else ())
+        engine.conditions.report("firewalld", blocked(seen.facts, nets) if engine.base_plan.plan else ())
         engine.exposure.see(seen.facts)
         return _Look(
             [Difference(owners[drift.step], drift.step.key, drift.what) for drift in drifts]
@@ -135,7 +135,7 @@ class Reconciler:
         )
 
     def _owners(self) -> dict[Step, str]:
-        owners = dict.fromkeys(self._engine.shared.plan, "host")
+        owners = dict.fromkeys(self._engine.base_plan.plan, "host")
         for network in self._engine.registry.networks():
             owners |= dict.fromkeys(network.plan, f"network {network.network.name}")
             owners |= dict.fromkeys(self._engine.peers.plan(network.network.id), _peers_of(network))
@@ -153,7 +153,7 @@ class Reconciler:
 
     def _changing(self) -> frozenset[str]:
         engine = self._engine
-        return engine.journal.changing() | engine.peers.changing() | engine.shared.changing()
+        return engine.journal.changing() | engine.peers.changing() | engine.base_plan.changing()
 
     async def repair(self) -> list[Difference]:
         """Repair what is possible, and return the repaired differences."""
@@ -172,13 +172,13 @@ class Reconciler:
         engine = self._engine
         await engine.journal.recover()
         nets = engine.registry.all_networks()
-        needed = bool(nets or engine.shared.stays())
-        stale = needed and engine.shared.wanted(nets) != engine.shared.plan
-        if needed and (stale or look.concerns(engine.shared.plan)):
-            await _tolerate("host", engine.shared.mend(nets))
-        if engine.shared.in_the_way():
+        needed = bool(nets or engine.base_plan.stays())
+        stale = needed and engine.base_plan.wanted(nets) != engine.base_plan.plan
+        if needed and (stale or look.concerns(engine.base_plan.plan)):
+            await _tolerate("host", engine.base_plan.mend(nets))
+        if engine.base_plan.in_the_way():
             log.warning("forwarding.unguarded", reason="another engine is present whose traffic the guard would drop")
-            await engine.shared.trim(nets)
+            await engine.base_plan.trim(nets)
         for network in engine.registry.networks():
             await self._heal_network(network, look)
         await engine.publishing.regain()
@@ -215,10 +215,10 @@ class Reconciler:
         ours = record.front_end is not FrontEnd.DOCKER
         there = ours and look.concerns(plan) and await is_there(engine.kernel, record)
         if any(look.drifted.get(link) == MISSING for link in links):
-            inhabited = await is_inhabited(engine.kernel, record)
+            lives = await has_processes(engine.kernel, record)
             if there:
                 log.info("endpoint.rebuilt", endpoint=short(record.endpoint.id))
-            elif not inhabited:
+            elif not lives:
                 log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
                 await engine.endpoints.drop(record)
                 return
@@ -250,7 +250,7 @@ class Reconciler:
                 log.info("orphans.removed", objects=[step.key for step in found])
             return Plan(tuple(found))
 
-        async with self._engine.shared.still():
+        async with self._engine.base_plan.still():
             await _tolerate("host", self._engine.journal.sweep(unknown))
 
     # In the background
@@ -264,7 +264,7 @@ class Reconciler:
         suspects, keep = self._orphans.suspects(), self._engine.supervisor.keep
         async with asyncio.TaskGroup() as group:
             group.create_task(keep("look", self._on_time))
-            commits = Commits(self._engine.kernel.commits(), self._engine.shared, self._repaired_something)
+            commits = Commits(self._engine.kernel.commits(), self._engine.base_plan, self._repaired_something)
             group.create_task(keep("commits", commits.run))
             group.create_task(keep("docker.restarts", self._on_restart_of_docker))
             group.create_task(keep("orphans", lambda: self._orphans.after_start(suspects)))
@@ -273,7 +273,7 @@ class Reconciler:
         changes = self._engine.kernel.changes()
         while True:
             try:
-                async with asyncio.timeout(max(INTERVAL_S, self._engine.shared.rest_s())):
+                async with asyncio.timeout(max(INTERVAL_S, self._engine.base_plan.rest_s())):
                     await changes.wait()
                 await asyncio.sleep(SETTLE_S)
             except TimeoutError:
@@ -305,7 +305,7 @@ class Reconciler:
 
 
 def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
-    keys = {*ranges.keys(known), *changing}
+    keys = {*port_ranges.keys(known), *changing}
     # The rules of other chains are compared with their chain as a whole, and removed with it.
     shared = {(step.family, step.table, step.name) for step in known if isinstance(step, Chain) and step.open}
     return [

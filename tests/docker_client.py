@@ -72,7 +72,7 @@ class Plugin:
         drivers = {"bridge": BridgeDriver(), "host": HostDriver(), "macvlan": MacvlanDriver(), "none": NoneDriver()}
         self.engine = Engine(self.kernel, self.store, allocator, drivers)
         await self.engine.registry.load()
-        await self.engine.shared.load()
+        await self.engine.base_plan.load()
         self.app = docker_app(self.engine, on_activate=self._activated)
 
     def _activated(self) -> None:

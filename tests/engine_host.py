@@ -161,7 +161,7 @@ class Host:
                 "overlay": OverlayDriver(),
             },
         )
-        self.engine.shared.vtep = self.vtep
+        self.engine.base_plan.vtep = self.vtep
         self.reconciler = Reconciler(self.engine, docker)
 
     async def reboot(self, fuse: Fuse | None = None, docker: View | None = None) -> None:
@@ -215,13 +215,13 @@ class Host:
         assert (await self.store.range("journal/"))[0] == []
         assert self.engine.journal.changing() == frozenset()
         assert await self.reconciler.diff() == []
-        plans = [self.engine.shared.plan, *(record.plan for record in self.networks())]
+        plans = [self.engine.base_plan.plan, *(record.plan for record in self.networks())]
         plans += [self.engine.peers.plan(record.network.id) for record in self.networks()]
         plans += [(record.plan if record.linked else Plan()) + record.exposed for record in self.endpoints()]
         known = set(port_ranges.keys(step for plan in plans for step in plan))
         # Flows are not objects: the fake remembers that they were asked for.
         assert {key for key in self.kernel._world.state if not key.startswith("flows/")} <= known
-        assert bool(self.engine.shared.plan) <= bool(self.networks())
+        assert bool(self.engine.base_plan.plan) <= bool(self.networks())
         self._check_leases()
         stored = {
             record.key for prefix in ("networks/", "endpoints/") for record in (await self.store.range(prefix))[0]

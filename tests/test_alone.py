@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from netplug.daemon import daemonless
-from netplug.daemon.daemonless_queue import Line
+from netplug.daemon.daemonless_queue import CallQueue
 from netplug.daemon.lock import lock_file
 from netplug.daemon.namespace_lock import claim_namespace
 from netplug.frontends.cni.shim import SOCKET
@@ -66,7 +66,7 @@ def until(condition: object, wanted: object) -> None:
 
 
 def test_who_waits_is_answered_by_who_is_first(run_dir: Path) -> None:
-    first, second = Line(str(run_dir)), Line(str(run_dir))
+    first, second = CallQueue(str(run_dir)), CallQueue(str(run_dir))
     assert first.wait(CALL) == b""
     assert not first.goes_on()
     said: list[bytes] = []
@@ -80,7 +80,7 @@ def test_who_waits_is_answered_by_who_is_first(run_dir: Path) -> None:
 
 
 def test_next_in_line_works_when_who_was_first_ends(run_dir: Path) -> None:
-    first, second = Line(str(run_dir)), Line(str(run_dir))
+    first, second = CallQueue(str(run_dir)), CallQueue(str(run_dir))
     assert first.wait(CALL) == b""
     said: list[bytes] = []
     waiting = threading.Thread(target=lambda: said.append(second.wait(CALL)))
@@ -94,7 +94,7 @@ def test_next_in_line_works_when_who_was_first_ends(run_dir: Path) -> None:
 
 def test_waiting_asks_now_and_then(run_dir: Path) -> None:
     """Whoever is at work may not answer: it starts, it ends, or it is a daemon of another run directory."""
-    first, second = Line(str(run_dir)), Line(str(run_dir), patience_s=1.0)
+    first, second = CallQueue(str(run_dir)), CallQueue(str(run_dir), patience_s=1.0)
     first.wait(CALL)
     with server(run_dir, b"") as asked:
         assert second.wait(CALL) == b""
@@ -103,7 +103,7 @@ def test_waiting_asks_now_and_then(run_dir: Path) -> None:
 
 def test_line_that_cannot_be_made_is_empty(run_dir: Path) -> None:
     (run_dir / "file").touch()
-    line = Line(str(run_dir / "file"))
+    line = CallQueue(str(run_dir / "file"))
     assert line.wait(CALL) == b""
     assert not line.goes_on()
 
@@ -120,14 +120,14 @@ def state(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_state_that_is_held_while_nobody_answers_is_waited_for(run_dir: Path, state: Path) -> None:
     with lock_file(state / "lock"), server(run_dir, b"") as asked:
-        said = daemonless.answer(CALL, Line(str(run_dir), patience_s=1.0))
+        said = daemonless.answer(CALL, CallQueue(str(run_dir), patience_s=1.0))
     assert said.code == 1
     assert "is in use by" in said.stdout
     assert 2 <= len(asked) <= 20
 
 
 def test_who_waited_in_line_has_only_the_rest_of_his_time_for_the_state(run_dir: Path, state: Path) -> None:
-    first, second = Line(str(run_dir)), Line(str(run_dir), patience_s=0.2)
+    first, second = CallQueue(str(run_dir)), CallQueue(str(run_dir), patience_s=0.2)
     first.wait(CALL)
     assert second.wait(CALL) == b""
     with lock_file(state / "lock"), server(run_dir, b"") as asked:
@@ -137,7 +137,7 @@ def test_who_waited_in_line_has_only_the_rest_of_his_time_for_the_state(run_dir:
 
 def failed(request: bytes, capfd: pytest.CaptureFixture[str], run_dir: Path) -> dict[str, Any]:
     """Return the answer to a call that fails, with nothing else on stdout."""
-    said = daemonless.answer(request, Line(str(run_dir)))
+    said = daemonless.answer(request, CallQueue(str(run_dir)))
     assert (said.code, capfd.readouterr().out) == (1, "")
     answer: dict[str, Any] = json.loads(said.stdout)
     return answer

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from etcd_server import Member, needs_etcd, until
 
-from netplug.cluster.claimed import Claimed
-from netplug.leases import LEASES
+from netplug.cluster.claim_holders import Claimed
 from netplug.store.access import EtcdAccess
 from netplug.store.api import Delete, Put, Record
 from netplug.store.etcd import EtcdStore
-from netplug.store.guarded import Guarded
+from netplug.store.leases import LEASES
+from netplug.store.restore_guard import Guarded
 
 pytestmark = needs_etcd
 POOL = f"{LEASES}pool/"

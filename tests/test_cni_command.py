@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from netplug import cni_shim
 from netplug.cli import NO, OK, USAGE, main
-from netplug.lock import Held, lock_file, turn
+from netplug.daemon.lock import Held, exclusive, lock_file
+from netplug.frontends.cni import shim
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = OK) -> str:
@@ -46,9 +46,9 @@ def test_conflist_without_a_daemon_takes_the_name(
 
 def test_turns_are_waited_for_but_not_for_ever(tmp_path: Path) -> None:
     path = tmp_path / "turn"
-    with lock_file(path), pytest.raises(Held), turn(path, 0.02):
+    with lock_file(path), pytest.raises(Held), exclusive(path, 0.02):
         pytest.fail("two at once")
-    with turn(path, 0), pytest.raises(Held):
+    with exclusive(path, 0), pytest.raises(Held):
         lock_file(path)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from engine_host import Host, until
 
-from netplug import cni_shim
-from netplug.frontends.cni import CniService
-from netplug.frontends.cni_server import MOST_BYTES, serving_cni
-from netplug.frontends.cni_wire import Call, Reply
+from netplug.frontends.cni import shim
+from netplug.frontends.cni.server import MOST_BYTES, serving_cni
+from netplug.frontends.cni.service import CniService
+from netplug.frontends.cni.wire import Call, Reply
 
 STATUS = Call("pynet", {"CNI_COMMAND": "STATUS"}, b'{"cniVersion": "1.1.0", "name": "blue", "type": "pynet"}')
 
@@ -54,7 +54,7 @@ async def test_request_that_is_too_long_is_refused(path: Path) -> None:
             (b"CNI_COMMAND=ADD", '"code": 6, "msg": "the'),
             (b"NETAVARK_COMMAND=create", '"error": "the'),
         ):
-            said = Reply.parse(await asyncio.to_thread(cni_shim.ask, str(path), b"pynet\0" + head + b"\0\0" + more))
+            said = Reply.parse(await asyncio.to_thread(shim.ask, str(path), b"pynet\0" + head + b"\0\0" + more))
             assert said is not None
             assert said.code == 1
             assert answer + " configuration is longer than 4194304 bytes" in said.stdout

@@ -19,8 +19,8 @@ from shutil import copy, which
 
 import pytest
 
-from netplug import cni_shim
 from netplug.cli import OK, cni_executable, main
+from netplug.frontends.cni import shim
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "packaging" / "cni" / "shim.c"
@@ -65,7 +65,7 @@ def plugin(
     built = request.getfixturevalue("program") if request.param == "C" else tmp_path / "none"
     monkeypatch.setattr(cni_executable, "PROGRAM", built)
     engine = tmp_path / "engine"
-    engine.write_text(f'#!/bin/sh\nshift 3\necho "$@;$CNI_COMMAND;${cni_shim.LINE};$(cat)"\n')
+    engine.write_text(f'#!/bin/sh\nshift 3\necho "$@;$CNI_COMMAND;${shim.LINE};$(cat)"\n')
     engine.chmod(0o755)
     monkeypatch.setattr(cni_executable, "PYTHON", Path(sys.executable).resolve())
     monkeypatch.setattr(sys, "executable", str(engine))
@@ -82,11 +82,11 @@ def plugin(
 def daemon(run_dir: Path, serve: Callable[[socket.socket], bytes]) -> Iterator["Future[bytes]"]:
     """Listen as the daemon does, and serve one connection; yield what that returns."""
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
-        listener.bind(str(run_dir / cni_shim.SOCKET))
+        listener.bind(str(run_dir / shim.SOCKET))
         listener.listen()
         listener.settimeout(DEADLINE_S)
         yield pool.submit(_serve, listener, serve)
-    (run_dir / cni_shim.SOCKET).unlink()
+    (run_dir / shim.SOCKET).unlink()
 
 
 def _serve(listener: socket.socket, serve: Callable[[socket.socket], bytes]) -> bytes:
@@ -115,7 +115,7 @@ def _reply(code: int, stdout: str, stderr: str = "") -> bytes:
 def test_executable_answers_version_without_anybody(plugin: Plugin) -> None:
     assert stat.S_IMODE(plugin.path.stat().st_mode) == 0o755
     done = plugin('{ "cniVersion" : "0.3.1" }', CNI_COMMAND="VERSION")
-    assert json.loads(done.stdout) == {"cniVersion": "0.3.1", "supportedVersions": list(cni_shim.SPEC_VERSIONS)}
+    assert json.loads(done.stdout) == {"cniVersion": "0.3.1", "supportedVersions": list(shim.SPEC_VERSIONS)}
     assert (done.stderr, done.returncode) == ("", 0)
 
 
@@ -124,16 +124,16 @@ def test_executable_answers_version_without_anybody(plugin: Plugin) -> None:
 )
 def test_version_of_a_strange_configuration_is_the_newest(plugin: Plugin, text: str) -> None:
     done = plugin(text, CNI_COMMAND="VERSION")
-    assert json.loads(done.stdout)["cniVersion"] == cni_shim.SPEC_VERSIONS[-1]
+    assert json.loads(done.stdout)["cniVersion"] == shim.SPEC_VERSIONS[-1]
 
 
 @pytest.mark.parametrize("args", [(), ("info",)])
 def test_plugin_tells_of_itself(plugin: Plugin, args: tuple[str, ...]) -> None:
     done = plugin("", *args)
-    assert json.loads(done.stdout) == {"version": cni_shim.VERSION, "api_version": cni_shim.NETAVARK_API}
+    assert json.loads(done.stdout) == {"version": shim.VERSION, "api_version": shim.NETAVARK_API}
     assert done.stderr.splitlines() == [
-        f"CNI bluenet plugin v{cni_shim.VERSION}",
-        "CNI protocol versions supported: " + ", ".join(cni_shim.SPEC_VERSIONS),
+        f"CNI bluenet plugin v{shim.VERSION}",
+        "CNI protocol versions supported: " + ", ".join(shim.SPEC_VERSIONS),
     ]
 
 
@@ -194,7 +194,7 @@ def test_call_that_no_daemon_answers_is_done_all_the_same(plugin: Plugin) -> Non
     assert plugin(stdin, CNI_COMMAND="DEL").stdout == f"bluenet;DEL;{plugin.run_dir};{stdin}\n"
     assert plugin(CONFIG, "create", "x").stdout == f"bluenet create x;;{plugin.run_dir};{CONFIG}\n"
     with socket.socket(socket.AF_UNIX) as closed:
-        closed.bind(str(plugin.run_dir / cni_shim.SOCKET))
+        closed.bind(str(plugin.run_dir / shim.SOCKET))
     assert plugin(CNI_COMMAND="DEL").stdout == f"bluenet;DEL;{plugin.run_dir};{CONFIG}\n"
 
 
@@ -242,7 +242,7 @@ def test_stdin_that_cannot_be_read_is_told(plugin: Plugin) -> None:
             [plugin.path], env={"CNI_COMMAND": "ADD"}, stdin=unreadable, capture_output=True, text=True, check=False
         )
     words = "stdin cannot be read: Bad file descriptor"
-    assert json.loads(done.stdout) == {"cniVersion": "1.1.0", "code": cni_shim.IO_FAILURE, "msg": words}
+    assert json.loads(done.stdout) == {"cniVersion": "1.1.0", "code": shim.IO_FAILURE, "msg": words}
     assert done.returncode == 1
 
 
@@ -348,8 +348,8 @@ def test_script_imports_only_what_the_interpreter_has_built_in(tmp_path: Path) -
     (tmp_path / "plugin").write_text(cni_executable.script(tmp_path))
     interpreter = (tmp_path / "plugin").read_text().split()[0].removeprefix("#!")
     more = _imports(interpreter, str(tmp_path / "plugin")) - _imports(interpreter, "-c", "0")
-    assert "cni_shim" in more
-    assert more <= {"cni_shim", "_socket", "__future__"}, more
+    assert "shim" in more
+    assert more <= {"shim", "_socket", "__future__"}, more
 
 
 def _imports(interpreter: str, *args: str) -> set[str]:

@@ -59,7 +59,7 @@ async def test_all_that_was_flushed_is_back_without_waiting(host: Host, monkeypa
     monkeypatch.setattr(firewall_commits, "SETTLE_S", NEVER_S)
     before = host.dump()
     async with running(host):
-        for step in [*host.engine.shared.plan]:
+        for step in [*host.engine.base_plan.plan]:
             if isinstance(step, Chain | Jump) or step.key.startswith(("forwards", "guards")):
                 host.kernel.lose(step.key)
         assert host.dump() != before
@@ -101,7 +101,7 @@ async def test_what_cannot_be_mended_costs_no_look_a_commit(host: Host, monkeypa
     monkeypatch.setattr(firewall_commits, "SETTLE_S", 0.05)
     monkeypatch.setattr(firewall_commits, "LONGEST_S", 0.4)
     count, clock = looks(host), asyncio.get_running_loop().time
-    broken = next(step for step in host.engine.shared.plan if isinstance(step, Jump))
+    broken = next(step for step in host.engine.base_plan.plan if isinstance(step, Jump))
     started = clock()
     async with running(host):
         host.kernel.lose(broken.key)

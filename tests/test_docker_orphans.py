@@ -8,7 +8,7 @@ import pytest_asyncio
 from engine_host import END, NET, NEXT, Host, running, until
 
 from netplug.docker import garbage
-from netplug.docker.garbage import Orphans
+from netplug.docker.garbage import GarbageCollector
 from netplug.drivers.steps import IPAddress
 from netplug.engine.records import DockerView
 from netplug.ipam.lease import Owner, OwnerKind
@@ -53,7 +53,7 @@ def has(*endpoints: str, networks: tuple[str, ...] = (NET,)) -> DockerView:
 
 
 async def test_endpoints_that_docker_forgot_go_and_new_ones_stay(host: Host) -> None:
-    them = Orphans(host.engine, docker(None, None, has(NEXT)))
+    them = GarbageCollector(host.engine, docker(None, None, has(NEXT)))
     suspects = them.suspects()
     await host.docker_endpoint(LATER, "10.1.0.33/24")  # made after the restart, and not yet in Docker's list
     await them.after_restart_of_docker(suspects)
@@ -74,7 +74,7 @@ async def test_session_ends_with_dockers_answer(host: Host) -> None:
     forgotten = await allocator.request_pool("local")
     await allocator.request_address(forgotten.id, owner=Owner(OwnerKind.PENDING))
     allocator.begin_session()
-    them = Orphans(host.engine, docker(has(END, NEXT)))
+    them = GarbageCollector(host.engine, docker(has(END, NEXT)))
     await them.after_restart_of_docker(them.suspects())
     assert allocator.pool(forgotten.id) is None
 
@@ -83,14 +83,14 @@ async def test_session_ends_with_dockers_answer(host: Host) -> None:
 async def test_without_docker_the_dead_are_told_by_their_sandboxes(host: Host, restarted: str) -> None:
     await host.join(NEXT, "/run/docker/netns/2")
     host.kernel.inhabitants.add("/run/docker/netns/2")
-    them = Orphans(host.engine, None)
+    them = GarbageCollector(host.engine, None)
     await (them.after_restart_of_docker if restarted == "docker" else them.after_start)(them.suspects())
     assert ids(host) == {NEXT}
 
 
 async def test_docker_that_stays_silent_is_given_up(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(garbage, "PATIENCE_S", 0.0)
-    them = Orphans(host.engine, docker(None))
+    them = GarbageCollector(host.engine, docker(None))
     await host.join(NEXT, "/run/docker/netns/2")
     host.kernel.inhabitants.add("/run/docker/netns/2")
     await them.after_restart_of_docker(them.suspects())
@@ -98,13 +98,13 @@ async def test_docker_that_stays_silent_is_given_up(host: Host, monkeypatch: pyt
 
 
 async def test_container_removed_while_we_were_down_is_found_at_the_start(host: Host) -> None:
-    them = Orphans(host.engine, docker(has(NEXT)))
+    them = GarbageCollector(host.engine, docker(has(NEXT)))
     await them.after_start(them.suspects())
     assert ids(host) == {NEXT}
 
 
 async def test_container_that_docker_was_just_starting_is_spared(host: Host) -> None:
-    them = Orphans(host.engine, docker(has(NEXT), has(NEXT, END)))
+    them = GarbageCollector(host.engine, docker(has(NEXT), has(NEXT, END)))
     await them.after_start(them.suspects())
     assert ids(host) == {END, NEXT}
 
@@ -113,7 +113,7 @@ async def test_container_that_docker_was_just_starting_is_spared(host: Host) -> 
 async def test_network_that_docker_has_no_more_goes_if_it_was_its_own(host: Host, *, claimed: bool) -> None:
     if claimed:
         await host.engine.networks.name(NET, "blue")
-    them = Orphans(host.engine, docker(has(networks=())))
+    them = GarbageCollector(host.engine, docker(has(networks=())))
     await them.after_start(them.suspects())
     assert bool(host.networks()) is not claimed
     await host.check()
@@ -121,7 +121,7 @@ async def test_network_that_docker_has_no_more_goes_if_it_was_its_own(host: Host
 
 async def test_network_with_living_endpoints_stays_whatever_docker_says(host: Host) -> None:
     await host.engine.networks.name(NET, "blue")
-    them = Orphans(host.engine, docker(has(END, networks=())))
+    them = GarbageCollector(host.engine, docker(has(END, networks=())))
     await them.after_start(them.suspects())
     assert ids(host) == {END}
     assert host.networks()
@@ -137,7 +137,7 @@ async def test_pools_and_addresses_that_docker_has_no_more_are_released(host: Ho
     await allocator.request_address(pool.id, address=ip_address("10.9.0.8"), owner=Owner(OwnerKind.PENDING))
     subnets = {pool.network, lost.network} if known else {pool.network}
     view = DockerView(frozenset({END, NEXT}), frozenset({NET}), frozenset(subnets), frozenset(wanted))
-    them = Orphans(host.engine, docker(view))
+    them = GarbageCollector(host.engine, docker(view))
     suspects = them.suspects()
     await allocator.request_address(pool.id, address=ip_address("10.9.0.9"), owner=Owner(OwnerKind.PENDING))
     await them.after_start(suspects)

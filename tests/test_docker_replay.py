@@ -223,7 +223,7 @@ class Replay:
 
     async def _verify_kernel(self) -> None:
         engine, kernel = self.plugin.engine, self.plugin.kernel
-        plan = engine.shared.plan
+        plan = engine.base_plan.plan
         for record in engine.registry.networks():
             plan += record.plan
         for built in engine.registry.endpoints():

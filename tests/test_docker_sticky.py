@@ -9,7 +9,7 @@ import pytest_asyncio
 from docker_client import END, NET, REF, Plugin, endpoint, network
 
 from netplug.docker import garbage
-from netplug.docker.garbage import Orphans
+from netplug.docker.garbage import GarbageCollector
 from netplug.engine.records import DockerView
 from netplug.ipam.lease import OwnerKind
 
@@ -112,7 +112,7 @@ async def test_container_removed_while_we_were_down_leaves_its_address_to_its_na
     async def view() -> DockerView:
         return DockerView(networks=frozenset({NET}), subnets=frozenset({ip_network("10.1.0.0/24")}))
 
-    them = Orphans(plugin.engine, view)
+    them = GarbageCollector(plugin.engine, view)
     await them.after_start(them.suspects())
     assert kept(plugin, pool) == {"web": first[0]}
     assert not plugin.leases(OwnerKind.PENDING)

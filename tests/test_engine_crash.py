@@ -188,11 +188,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("inhabited", [False, True], ids=["dead", "alive"])
+@pytest.mark.parametrize("has_processes", [False, True], ids=["dead", "alive"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-async def test_death_in_the_middle_leaves_nothing_half(case: Case, *, inhabited: bool) -> None:
+async def test_death_in_the_middle_leaves_nothing_half(case: Case, *, has_processes: bool) -> None:
     kernel = FakeKernel()
-    if inhabited:
+    if has_processes:
         kernel.inhabitants.add(SANDBOX)
     empty = await Host.boot()
     given = await set_up(kernel, case.given)
@@ -242,4 +242,4 @@ async def _load(host: Host) -> None:
     """Begin as a daemon does that has nothing to mend."""
     await host.engine.registry.load()
     await host.engine.allocator.load()
-    await host.engine.shared.load()
+    await host.engine.base_plan.load()

@@ -195,7 +195,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), tamper=st.booleans())
     def interfere(self, data: st.DataObject, *, tamper: bool) -> None:
-        plans = [self.host.engine.shared.plan, *(record.plan for record in self.host.networks())]
+        plans = [self.host.engine.base_plan.plan, *(record.plan for record in self.host.networks())]
         steps = [step for plan in plans for step in plan if not isinstance(step, Bridge)]
         steps = [step for step in steps if step.key in self.host.kernel._world.state]
         if not steps:
@@ -216,7 +216,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert {r.network.name: r.front_end for r in self.host.networks()} == self.model.networks
         found = {r.endpoint.id: bool(r.published) for r in self.host.endpoints()}
         assert found == {self.endpoint_id(key): published for key, published in self.model.endpoints.items()}
-        assert bool(self.host.engine.shared.plan) is bool(self.model.networks)
+        assert bool(self.host.engine.base_plan.plan) is bool(self.model.networks)
 
 
 TestEngineMachine = pytest.mark.usefixtures("quiet")(EngineMachine.TestCase)

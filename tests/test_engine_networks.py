@@ -190,13 +190,13 @@ async def test_failure_of_any_step_changes_nothing(host: Host, *, beside: bool) 
     spec = NetworkSpec(NET, "blue", {"bridge": "br7"}, subnets)
     before = await host.state()
     await host.engine.networks.create(spec)
-    keys = [step.key for step in (*host.engine.shared.plan, *host.endpoints(), *host.networks()[0].plan)]
+    keys = [step.key for step in (*host.engine.base_plan.plan, *host.endpoints(), *host.networks()[0].plan)]
     await host.engine.networks.delete(NET, by=FrontEnd.CLI)
     await host.delete_all()
     if beside:
         await host.cli_network(ident=OTHER, name="red")
     before = await host.state()
-    there = {step.key for step in (*host.engine.shared.plan, *(s for n in host.networks() for s in n.plan))}
+    there = {step.key for step in (*host.engine.base_plan.plan, *(s for n in host.networks() for s in n.plan))}
     for key in keys:
         if key in there:
             continue
@@ -244,19 +244,19 @@ async def test_network_of_docker_takes_its_endpoints_with_it(host: Host) -> None
 async def test_shared_plan_comes_with_the_first_and_goes_with_the_last(host: Host) -> None:
     empty = host.dump()
     await host.docker_network()
-    base = host.engine.shared.plan
+    base = host.engine.base_plan.plan
     assert base
     await host.cli_network("fd00:4::/64", ident=OTHER, name="red")
-    both = host.engine.shared.plan
+    both = host.engine.base_plan.plan
     assert set(both) > set(base)
     await host.engine.networks.delete(OTHER, by=FrontEnd.CLI)
     await host.check()
-    assert host.engine.shared.plan == base
+    assert host.engine.base_plan.plan == base
     await host.cli_network(ident=OTHER, name="red")
     await host.engine.networks.delete(NET, by=FrontEnd.DOCKER)
-    assert host.engine.shared.plan
+    assert host.engine.base_plan.plan
     await host.engine.networks.delete(OTHER, by=FrontEnd.CLI)
-    assert not host.engine.shared.plan
+    assert not host.engine.base_plan.plan
     assert host.dump() == empty
 
 
@@ -324,7 +324,7 @@ async def test_what_cannot_be_cleared_away_changes_no_outcome(host: Host) -> Non
     host.kernel.set_chain(4, "filter", "DOCKER-USER", [rule])
     await host.cli_network()
     await host.engine.networks.delete("blue", by=FrontEnd.CLI)
-    assert [step.key for step in host.engine.shared.plan] == ["set/netplug-net4"]
+    assert [step.key for step in host.engine.base_plan.plan] == ["set/netplug-net4"]
     assert await host.reconciler.diff() == []
     host.kernel.foreign.addresses.add(("eth0", ip_interface("10.9.0.7/24")))
     with pytest.raises(DriverError, match="contains the host's own address"):
@@ -332,7 +332,7 @@ async def test_what_cannot_be_cleared_away_changes_no_outcome(host: Host) -> Non
     await host.cli_network()
     host.kernel.set_chain(4, "filter", "DOCKER-USER", [])
     await host.engine.networks.delete("blue", by=FrontEnd.CLI)
-    assert not host.engine.shared.plan
+    assert not host.engine.base_plan.plan
 
 
 async def test_refusal_is_the_kernels_and_leaves_nothing(host: Host) -> None:
@@ -346,7 +346,7 @@ async def test_refusal_is_the_kernels_and_leaves_nothing(host: Host) -> None:
 
 
 async def test_containers_are_kept_away_from_the_store_that_hosts_share(host: Host) -> None:
-    shared, reset = host.engine.shared, "-j REJECT --reject-with tcp-reset"
+    shared, reset = host.engine.base_plan, "-j REJECT --reject-with tcp-reset"
     await shared.keep_away([(ip_address("203.0.113.5"), 2379), (ip_address("127.0.0.1"), 2479)])
     await host.cli_network()
     refused = f"-p tcp -m set --match-set netplug-store4 dst -m multiport --dports 2379 {reset}"
@@ -355,10 +355,10 @@ async def test_containers_are_kept_away_from_the_store_that_hosts_share(host: Ho
     assert here in (host.kernel.chain(4, "filter", "NETPLUG-INPUT") or ())
     # Whoever works without a daemon was told nothing of it.
     await host.reboot()
-    assert host.engine.shared.store == ((ip_address("203.0.113.5"), 2379), (ip_address("127.0.0.1"), 2479))
+    assert host.engine.base_plan.store == ((ip_address("203.0.113.5"), 2379), (ip_address("127.0.0.1"), 2479))
     await host.cli_network(ident=OTHER, name="red")
     assert refused in (host.kernel.chain(4, "filter", "NETPLUG-FROM") or ())
-    await host.engine.shared.keep_away([])
+    await host.engine.base_plan.keep_away([])
     await host.reboot()
     assert await host.reconciler.diff() == []
     assert refused not in (host.kernel.chain(4, "filter", "NETPLUG-FROM") or ())

@@ -84,7 +84,7 @@ async def test_after_a_start_of_ours_a_holder_has_time_to_come_to_life(host: Hos
         asked += 1
         return asked > 2
 
-    host.kernel.inhabited = comes_to_life  # type: ignore[method-assign]  # a container that is just being started
+    host.kernel.has_processes = comes_to_life  # type: ignore[method-assign]  # a container that is just being started
     with pytest.raises(NetplugError, match=TAKEN):
         await host.publish(NEXT)
     assert ids(host) == {END, NEXT}

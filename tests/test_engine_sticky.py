@@ -77,7 +77,7 @@ async def test_death_in_the_middle_of_a_detach_loses_no_address(host: Host) -> N
         after.live(Fuse(changes))
         await after.engine.registry.load()
         await after.engine.allocator.load()
-        await after.engine.shared.load()
+        await after.engine.base_plan.load()
         with suppress(Died):
             await detach(after, "blue")
         await after.reboot()

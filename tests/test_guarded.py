@@ -10,11 +10,11 @@ from etcd_server import Member, needs_etcd, until
 
 from netplug.cluster.records import IDENTITY
 from netplug.cluster.view import View
-from netplug.store import guarded
+from netplug.store import restore_guard
 from netplug.store.access import EtcdAccess
 from netplug.store.api import Compacted, Compare, Delete, Put, Restored, StoreError
 from netplug.store.etcd import EtcdStore
-from netplug.store.guarded import MARKS, Guarded
+from netplug.store.restore_guard import MARKS, Guarded
 
 pytestmark = needs_etcd
 A, B = MARKS + "a", MARKS + "b"
@@ -39,7 +39,7 @@ class Backed:
 
 @pytest.fixture
 async def backed(etcd: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Backed]:
-    monkeypatch.setattr(guarded, "DELAY_S", 0.001)
+    monkeypatch.setattr(restore_guard, "DELAY_S", 0.001)
     store = await EtcdStore.open(EtcdAccess((etcd.host,)))
     yield Backed(etcd, store, tmp_path)
     await store.close()

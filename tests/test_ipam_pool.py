@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 import netplug.ipam.address_allocator
 import netplug.ipam.subnet_allocator
 from netplug.drivers.codec import decode, encode
-from netplug.ipam.address_allocator import Picker
+from netplug.ipam.address_allocator import AddressAllocator
 from netplug.ipam.errors import IpamError, Kind
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.ledger import Ledger
 from netplug.ipam.pool import Base, IPNetwork, Pool, parse_network
 from netplug.ipam.spaces import default_spaces, ula
-from netplug.ipam.subnet_allocator import Cutter
+from netplug.ipam.subnet_allocator import SubnetAllocator
 from netplug.ipam.subnets import Subnets
 
 MODULES = (
@@ -163,7 +163,7 @@ def test_large_pool_takes_no_more_memory_than_a_small_one_with_the_same_leases(n
 
 def test_released_addresses_are_remembered_in_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netplug.ipam.address_allocator, "REMEMBERED", 16)
-    picker = Picker(0, 2**64 - 1)
+    picker = AddressAllocator(0, 2**64 - 1)
     for _ in range(1000):
         number = picker.pick()
         assert number is not None
@@ -175,7 +175,7 @@ def test_released_addresses_are_remembered_in_bounded_number(monkeypatch: pytest
 def test_forgotten_addresses_are_found_again(moves: list[bool], remembered: int, start: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(netplug.ipam.address_allocator, "REMEMBERED", remembered)
-        picker = Picker(10, 21, start)
+        picker = AddressAllocator(10, 21, start)
         taken: list[int] = []
         for take in moves:
             if take:
@@ -194,7 +194,7 @@ def test_forgotten_addresses_are_found_again(moves: list[bool], remembered: int,
 def test_pick_and_release_take_the_same_steps_however_many_leases_there_are(
     release: Callable[[list[int]], int],
 ) -> None:
-    picker = Picker(1, 40_000)
+    picker = AddressAllocator(1, 40_000)
     taken = []
     for _ in range(39_990):
         number = picker.pick()
@@ -209,7 +209,7 @@ def test_pick_and_release_take_the_same_steps_however_many_leases_there_are(
 
 
 def test_static_addresses_are_passed_over_once() -> None:
-    picker = Picker(1, 2**20)
+    picker = AddressAllocator(1, 2**20)
     for number in range(1, 5001):
         picker.take(number)
     assert [picker.pick() for _ in range(3)] == [5001, 5002, 5003]
@@ -217,7 +217,7 @@ def test_static_addresses_are_passed_over_once() -> None:
 
 
 def test_longest_released_address_is_picked_first() -> None:
-    picker = Picker(1, 4)
+    picker = AddressAllocator(1, 4)
     for _ in range(4):
         picker.pick()
     for number in (3, 1, 4):
@@ -227,7 +227,7 @@ def test_longest_released_address_is_picked_first() -> None:
 
 def test_subnet_released_ahead_of_the_cursor_is_cut_last_and_again_last_when_it_was_used_again() -> None:
     one, two, three = (ip_network(f"10.0.0.{number}/32") for number in (1, 2, 3))
-    cutter = Cutter([Base(ip_network("10.0.0.0/30"), 32)])
+    cutter = SubnetAllocator([Base(ip_network("10.0.0.0/30"), 32)])
     taken = set()
 
     def cut() -> IPNetwork:
@@ -247,7 +247,7 @@ def test_subnet_released_ahead_of_the_cursor_is_cut_last_and_again_last_when_it_
 
 
 def test_released_address_that_was_taken_again_is_not_picked() -> None:
-    picker = Picker(1, 3)
+    picker = AddressAllocator(1, 3)
     for _ in range(3):
         picker.pick()
     for number in (1, 2):
@@ -257,12 +257,12 @@ def test_released_address_that_was_taken_again_is_not_picked() -> None:
 
 
 def test_picking_starts_where_told_and_goes_round() -> None:
-    picker = Picker(1, 4, 0.5)
+    picker = AddressAllocator(1, 4, 0.5)
     assert [picker.pick() for _ in range(5)] == [3, 4, 1, 2, None]
 
 
 def test_number_outside_the_window_makes_no_difference() -> None:
-    picker = Picker(5, 6)
+    picker = AddressAllocator(5, 6)
     picker.take(4)
     picker.take(7)
     picker.release(4)
@@ -275,7 +275,7 @@ def _blocker(*blocked: str) -> Callable[[IPNetwork], IPNetwork | None]:
 
 
 def test_wide_obstacle_is_stepped_over_at_once() -> None:
-    cutter = Cutter([Base(ip_network("10.0.0.0/8"), 30)])
+    cutter = SubnetAllocator([Base(ip_network("10.0.0.0/8"), 30)])
     assert cutter.cut(4, _blocker("10.0.0.0/9", "10.128.0.0/10")) == ip_network("10.192.0.0/30")
     assert cutter.steps == 3
 
@@ -286,21 +286,21 @@ def test_bases_are_used_in_their_order_and_by_family() -> None:
         Base(ip_network("fd00::/64"), 64),
         Base(ip_network("10.9.0.0/32"), 32),
     ]
-    cutter = Cutter(bases)
+    cutter = SubnetAllocator(bases)
     free = _blocker()
     assert [str(cutter.cut(4, free)) for _ in range(3)] == ["10.0.0.0/32", "10.0.0.1/32", "10.9.0.0/32"]
     assert cutter.cut(6, free) == ip_network("fd00::/64")
 
 
 def test_subnet_that_was_blocked_when_passed_is_found_later() -> None:
-    cutter = Cutter([Base(ip_network("10.0.0.0/30"), 31)])
+    cutter = SubnetAllocator([Base(ip_network("10.0.0.0/30"), 31)])
     assert cutter.cut(4, _blocker("10.0.0.0/30")) is None
     assert cutter.cut(4, _blocker("10.0.0.0/31")) == ip_network("10.0.0.2/31")
 
 
 def test_released_subnets_are_remembered_in_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netplug.ipam.subnet_allocator, "REMEMBERED", 2)
-    cutter = Cutter([Base(ip_network("fd00::/16"), 64)])
+    cutter = SubnetAllocator([Base(ip_network("fd00::/16"), 64)])
     for _ in range(10):
         network = cutter.cut(6, lambda _: None)
         assert network is not None

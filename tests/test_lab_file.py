@@ -41,7 +41,7 @@ def test_name_is_the_files_unless_it_says_another(tmp_path: Path, lab: Lab) -> N
 
 def test_networks_of_one_host_connect_its_containers_alone(lab: Lab) -> None:
     assert lab.pairs() == [("green", "web", "one"), ("green", "two", "six")]
-    assert lab.places("green") == ("a", "b")
+    assert lab.nodes("green") == ("a", "b")
     assert lab.by_docker("green", "a")
     assert not lab.by_docker("green", "b")
 

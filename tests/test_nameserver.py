@@ -23,7 +23,7 @@ from netplug.dns.forward_rules import NOBODY, Rule
 from netplug.dns.question import Question
 from netplug.dns.server import Listener, open_sockets
 from netplug.docker import resolver
-from netplug.docker.resolver import Interceptions
+from netplug.docker.resolver import SandboxResolvers
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import Resolver
 from netplug.engine.records import Description, FrontEnd, NetworkSpec, SubnetSpec
@@ -418,9 +418,9 @@ async def test_a_network_may_say_whom_to_ask(host: Host, conf: Path) -> None:
 
 
 @pytest_asyncio.fixture
-async def docker(host: Host, server: NameServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Interceptions]:
+async def docker(host: Host, server: NameServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SandboxResolvers]:
     monkeypatch.setattr(resolver, "LAST_S", 0.01)
-    made = Interceptions(host.engine, server)
+    made = SandboxResolvers(host.engine, server)
     task = asyncio.ensure_future(made.run())
     yield made
     task.cancel()
@@ -444,7 +444,7 @@ async def joined(host: Host, **options: str) -> None:
     await host.join()
 
 
-async def test_sandbox_is_served_from_join_to_leave(host: Host, docker: Interceptions) -> None:
+async def test_sandbox_is_served_from_join_to_leave(host: Host, docker: SandboxResolvers) -> None:
     await joined(host, name="blue")
     await until(lambda: host.kernel.intercepted)
     await host.engine.endpoints.describe(NET, END, WEB)
@@ -457,7 +457,7 @@ async def test_sandbox_is_served_from_join_to_leave(host: Host, docker: Intercep
 
 
 async def test_names_of_others_are_asked_of_docker_each_time_anew(
-    host: Host, docker: Interceptions, monkeypatch: pytest.MonkeyPatch
+    host: Host, docker: SandboxResolvers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = Upstream(address_of, 1)
     at = theirs.server
@@ -471,7 +471,7 @@ async def test_names_of_others_are_asked_of_docker_each_time_anew(
 
 
 async def test_sandbox_follows_the_hosts_resolvers_once_they_are_others(
-    host: Host, docker: Interceptions, server: NameServer, conf: Path, monkeypatch: pytest.MonkeyPatch
+    host: Host, docker: SandboxResolvers, server: NameServer, conf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dockers, news = Upstream(lambda _: None, 1), Upstream(address_of, 2)
     at = dockers.server
@@ -506,7 +506,7 @@ async def test_sandbox_follows_the_hosts_resolvers_once_they_are_others(
 
 
 async def test_plain_upstream_of_a_network_counts_in_sandboxes_too(
-    host: Host, docker: Interceptions, monkeypatch: pytest.MonkeyPatch
+    host: Host, docker: SandboxResolvers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dockers, other = Upstream(address_of, 1), Upstream(address_of, 2)
     at = dockers.server
@@ -520,7 +520,7 @@ async def test_plain_upstream_of_a_network_counts_in_sandboxes_too(
         await one.close()
 
 
-async def test_sandbox_that_is_not_there_yet_is_served_when_it_is(host: Host, docker: Interceptions) -> None:
+async def test_sandbox_that_is_not_there_yet_is_served_when_it_is(host: Host, docker: SandboxResolvers) -> None:
     host.kernel.vanish(SANDBOX)
     await host.docker_network()
     await host.docker_endpoint()
@@ -533,7 +533,7 @@ async def test_sandbox_that_is_not_there_yet_is_served_when_it_is(host: Host, do
     assert not docker._missing
 
 
-async def test_next_sandbox_at_the_same_path_is_served_too(host: Host, docker: Interceptions) -> None:
+async def test_next_sandbox_at_the_same_path_is_served_too(host: Host, docker: SandboxResolvers) -> None:
     await joined(host)
     await until(lambda: host.kernel.intercepted)
     first = host.kernel.intercepted[SANDBOX]
@@ -547,7 +547,7 @@ async def test_next_sandbox_at_the_same_path_is_served_too(host: Host, docker: I
     assert (await asked(host, "web")).data == ["10.1.0.2"]
 
 
-async def test_dns_off_and_other_runtimes_leave_sandboxes_alone(host: Host, docker: Interceptions) -> None:
+async def test_dns_off_and_other_runtimes_leave_sandboxes_alone(host: Host, docker: SandboxResolvers) -> None:
     await joined(host, dns="off")
     await host.cli_network("10.2.0.0/24", ident=OTHER, name="red")
     await host.attach("c1", network=OTHER, name="web")
@@ -555,7 +555,7 @@ async def test_dns_off_and_other_runtimes_leave_sandboxes_alone(host: Host, dock
     assert not host.kernel.intercepted
 
 
-async def test_networks_that_come_and_go_change_what_is_seen_at_once(host: Host, docker: Interceptions) -> None:
+async def test_networks_that_come_and_go_change_what_is_seen_at_once(host: Host, docker: SandboxResolvers) -> None:
     await joined(host)
     await host.cli_network("10.2.0.0/24", ident=OTHER, name="red")
     await host.attach("c1", network=OTHER, name="db")
@@ -569,7 +569,7 @@ async def test_networks_that_come_and_go_change_what_is_seen_at_once(host: Host,
     assert (await asked(host, full)).rcode == wire.NXDOMAIN
 
 
-async def test_clean_stop_leaves_docker_alone(host: Host, docker: Interceptions) -> None:
+async def test_clean_stop_leaves_docker_alone(host: Host, docker: SandboxResolvers) -> None:
     await joined(host)
     await until(lambda: host.kernel.intercepted)
     await docker.close()

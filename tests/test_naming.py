@@ -12,7 +12,7 @@ from docker_api import DockerApi
 from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, Host, until
 
 from netplug.docker import events
-from netplug.docker.events import DockerNames
+from netplug.docker.events import DockerEvents
 from netplug.engine.records import DockerView, EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
 
 
@@ -35,8 +35,8 @@ async def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 @pytest_asyncio.fixture
-async def names(host: Host, docker: DockerApi) -> AsyncIterator[DockerNames]:
-    names = DockerNames(host.engine, docker.url)
+async def names(host: Host, docker: DockerApi) -> AsyncIterator[DockerEvents]:
+    names = DockerEvents(host.engine, docker.url)
     task = asyncio.ensure_future(names.run())
     yield names
     assert not task.done()
@@ -56,7 +56,7 @@ async def heard(docker: DockerApi) -> None:
             await docker.listed.wait()
 
 
-async def test_names_are_learned_at_the_start(host: Host, docker: DockerApi, names: DockerNames) -> None:
+async def test_names_are_learned_at_the_start(host: Host, docker: DockerApi, names: DockerEvents) -> None:
     docker.networks = {NET: "blue", OTHER: "nobody's"}
     docker.run_container("c1", "web", blue=(NET, END), other=(OTHER, NEXT), none=(OTHER, ""))
     await docker.start()
@@ -64,7 +64,7 @@ async def test_names_are_learned_at_the_start(host: Host, docker: DockerApi, nam
 
 
 async def test_docker_says_where_it_keeps_its_data_and_what_its_networks_are_called(
-    host: Host, docker: DockerApi, names: DockerNames
+    host: Host, docker: DockerApi, names: DockerEvents
 ) -> None:
     docker.networks = {NET: "blue"}
     docker.root = "/srv/docker"
@@ -77,7 +77,7 @@ async def test_docker_says_where_it_keeps_its_data_and_what_its_networks_are_cal
     await until(lambda: names.networks == {NET: "blue", OTHER: "red"})
 
 
-async def test_names_are_learned_from_events(host: Host, docker: DockerApi, names: DockerNames) -> None:
+async def test_names_are_learned_from_events(host: Host, docker: DockerApi, names: DockerEvents) -> None:
     await docker.start()
     await heard(docker)
     docker.tell("network", "create", NET, name="blue")
@@ -97,7 +97,7 @@ async def test_names_are_learned_from_events(host: Host, docker: DockerApi, name
 
 
 async def test_domain_and_whose_resolvers_are_asked_are_learned(
-    host: Host, docker: DockerApi, names: DockerNames
+    host: Host, docker: DockerApi, names: DockerEvents
 ) -> None:
     started = "2026-11-27T19:25:10.289478735Z"
 
@@ -124,7 +124,7 @@ async def test_domain_and_whose_resolvers_are_asked_are_learned(
     assert await said([]) == 0
 
 
-async def test_dockerd_that_restarts_is_found_again(host: Host, docker: DockerApi, names: DockerNames) -> None:
+async def test_dockerd_that_restarts_is_found_again(host: Host, docker: DockerApi, names: DockerEvents) -> None:
     for name in ("blue", "red"):
         docker.run_container("c1", name, blue=(NET, END))
         await docker.start()
@@ -132,7 +132,7 @@ async def test_dockerd_that_restarts_is_found_again(host: Host, docker: DockerAp
         await docker.stop()
 
 
-async def test_dockerd_that_is_out_of_order_is_asked_again(host: Host, docker: DockerApi, names: DockerNames) -> None:
+async def test_dockerd_that_is_out_of_order_is_asked_again(host: Host, docker: DockerApi, names: DockerEvents) -> None:
     docker.fails = True
     docker.run_container("c1", "web", blue=(NET, END))
     await docker.start()
@@ -143,7 +143,7 @@ async def test_dockerd_that_is_out_of_order_is_asked_again(host: Host, docker: D
     await until(lambda: host.endpoint().name == "web")
 
 
-async def test_vanished_container_is_passed_over(host: Host, docker: DockerApi, names: DockerNames) -> None:
+async def test_vanished_container_is_passed_over(host: Host, docker: DockerApi, names: DockerEvents) -> None:
     await docker.start()
     await heard(docker)
     docker.run_container("c0", "short", blue=(NET, END))
@@ -155,7 +155,7 @@ async def test_vanished_container_is_passed_over(host: Host, docker: DockerApi, 
     assert docker.inspected == ["gone", "c0", "c1"]  # once each, and by the first connection
 
 
-async def test_network_that_goes_meanwhile_is_no_error(host: Host, docker: DockerApi, names: DockerNames) -> None:
+async def test_network_that_goes_meanwhile_is_no_error(host: Host, docker: DockerApi, names: DockerEvents) -> None:
     await docker.start()
     await heard(docker)
     docker.run_container("c1", "web", blue=(OTHER, NEXT), red=(NET, END))
@@ -165,7 +165,7 @@ async def test_network_that_goes_meanwhile_is_no_error(host: Host, docker: Docke
 
 
 async def test_view_is_what_docker_has(host: Host, docker: DockerApi) -> None:
-    names = DockerNames(host.engine, docker.url)
+    names = DockerEvents(host.engine, docker.url)
     assert await names.view() is None
     await docker.start()
     assert await names.view() == DockerView()
@@ -216,7 +216,7 @@ async def fixed(docker: DockerApi) -> AsyncIterator[FixedHost]:
     host = await Host.boot()
     fixed = FixedHost(host, docker)
     await fixed.boot()
-    names = DockerNames(host.engine, docker.url)
+    names = DockerEvents(host.engine, docker.url)
     task = asyncio.ensure_future(names.run())
     yield fixed
     assert not task.done()

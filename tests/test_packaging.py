@@ -11,7 +11,7 @@ from shutil import copytree, ignore_patterns, which
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = "netplug/cni-shim"
+PROGRAM = "netplug/frontends/cni/cni-shim"
 LINKED = ("drivers", "ipam", "dns")
 
 pytestmark = pytest.mark.timeout(180)  # an isolated build downloads setuptools

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from engine_host import END, NET, NEXT, OTHER, Host, tcp
 
-from netplug.cluster.records import Told
+from netplug.cluster.records import EndpointAdvert
 from netplug.drivers.codec import decode
 from netplug.drivers.steps import HostPort
 from netplug.engine.journal import Intent
@@ -183,4 +183,4 @@ async def test_pool_and_lease_of_another_version_stay_taken(host: Host, broken: 
 def test_an_address_is_of_one_version_or_the_other_and_never_nothing() -> None:
     told = {"mac": "02:00:00:00:00:01", "addresses": [None], "names": []}
     with pytest.raises(ValueError, match="None"):
-        decode(Told, told)
+        decode(EndpointAdvert, told)

@@ -76,7 +76,7 @@ async def test_what_comes_and_goes_is_no_drift() -> None:
 
 async def test_each_lost_object_is_told_of_and_comes_back(host: Host) -> None:
     before = host.dump()
-    plans = [host.engine.shared.plan, host.networks()[0].plan]
+    plans = [host.engine.base_plan.plan, host.networks()[0].plan]
     plans += [record.exposed for record in host.endpoints()]
     plans += [record.plan for record in host.endpoints() if record.front_end.value == "cli"]
     healed = 0
@@ -112,7 +112,7 @@ async def test_owner_of_a_difference_is_named(host: Host) -> None:
 
 async def test_tampered_chain_is_put_right(host: Host) -> None:
     before = host.dump()
-    chain = next(step for step in host.engine.shared.plan if isinstance(step, Chain) and step.rules)
+    chain = next(step for step in host.engine.base_plan.plan if isinstance(step, Chain) and step.rules)
     host.kernel.set_chain(chain.family, chain.table, chain.name, ["-j ACCEPT", *chain.rules])
     assert [d.what for d in await host.reconciler.diff()] == ["its rules differ"]
     await host.reconciler.repair()
@@ -160,7 +160,7 @@ async def test_unknown_marked_objects_go_and_foreign_ones_stay(host: Host) -> No
 
 
 async def test_rules_of_closed_chains_are_not_unknown(host: Host) -> None:
-    chain = next(step for step in host.engine.shared.plan if isinstance(step, Chain) and step.rules)
+    chain = next(step for step in host.engine.base_plan.plan if isinstance(step, Chain) and step.rules)
     host.kernel.set_chain(chain.family, chain.table, chain.name, [*chain.rules, "-j DROP"])
     assert [d.object for d in await host.reconciler.diff()] == [chain.key]
 
@@ -361,7 +361,7 @@ async def test_one_step_that_cannot_be_mended_keeps_no_other_from_it(host: Host)
     """A bridge that is gone while somebody has the port of its name server; a rule that is refused beside others."""
     (network,) = host.networks()
     resolver = next(step for step in network.plan if isinstance(step, Resolver))
-    chains = [step for step in host.engine.shared.plan if isinstance(step, Chain)]
+    chains = [step for step in host.engine.base_plan.plan if isinstance(step, Chain)]
     member = next(step for step in network.plan if isinstance(step, Member))
     host.kernel.fail_at(resolver.key)
     host.kernel.fail_at(chains[0].key)
@@ -380,7 +380,7 @@ async def test_what_is_built_while_the_same_is_swept_stays() -> None:
     host = await Host.boot()
     made = await host.docker_network(OTHER, "10.7.0.0/24")
     await host.docker_endpoint(NEXT, "10.7.0.2/24", network=OTHER)
-    steps = (*host.engine.shared.plan, *made.plan, *host.endpoint(NEXT, OTHER).plan)
+    steps = (*host.engine.base_plan.plan, *made.plan, *host.endpoint(NEXT, OTHER).plan)
     await host.engine.networks.delete(OTHER, by=FrontEnd.DOCKER)
     await host.kernel.ensure(steps)  # nobody knows them
     remove, begun, go = host.kernel.remove, asyncio.Event(), asyncio.Event()
@@ -419,7 +419,7 @@ async def test_looks_are_rarer_with_as_many_routes_as_a_router_has(host: Host, m
     async with running(host):
         await until(lambda: looks > 5, "looks by the timer")
         monkeypatch.setattr(base_plan, "ROUTE_S", 3600.0)  # as if there were a million times as many
-        await until(lambda: host.engine.shared.rest_s() > 3600)
+        await until(lambda: host.engine.base_plan.rest_s() > 3600)
         before = looks
         await asyncio.sleep(0.2)  # the subject: but for those that had begun there is none
         assert looks <= before + 2

@@ -48,7 +48,7 @@ async def test_forwarding_and_advertisements_are_as_before_when_the_last_network
     assert await host.reconciler.diff() == []
     await host.engine.networks.delete("red", by=FrontEnd.CLI)
     assert settings(host) == ("0", "0", "1")
-    assert not host.engine.shared.plan
+    assert not host.engine.base_plan.plan
 
 
 async def test_what_was_before_is_known_to_the_next_life(host: Host) -> None:
@@ -86,7 +86,7 @@ async def test_forwarding_stays_for_an_engine_that_came_later_and_so_does_its_gu
     assert not guarded(host, 6)
     # Nobody else keeps it: what is lost is mended, at once and at a look.
     host.kernel.set_chain(4, "filter", "FORWARD", [])
-    assert await host.engine.shared.hold()
+    assert await host.engine.base_plan.hold()
     assert guarded(host, 4)
     host.kernel.set_chain(4, "filter", "FORWARD", [])
     await host.reconciler.repair()
@@ -100,7 +100,7 @@ async def test_forwarding_stays_for_an_engine_that_came_later_and_so_does_its_gu
     host.kernel._world.firewall[4].put("filter", "DOCKER-USER", None)
     await host.reboot()
     assert settings(host) == ("0", "0", "1")
-    assert not host.engine.shared.plan
+    assert not host.engine.base_plan.plan
 
 
 @pytest.mark.parametrize("chain", ["DOCKER-USER", "LIBVIRT_FWO", "NETAVARK_FORWARD"])
@@ -154,8 +154,8 @@ async def test_link_that_is_gone_takes_what_was_set_of_it_along(host: Host) -> N
     del host.kernel.foreign.links["eth1"]
     await host.reconciler.repair()
     assert await host.reconciler.diff() == []
-    await host.engine.shared.hold()
-    assert all(step.key != f"sysctl/{other}" for step in host.engine.shared.plan)
+    await host.engine.base_plan.hold()
+    assert all(step.key != f"sysctl/{other}" for step in host.engine.base_plan.plan)
     host.kernel.foreign.links["eth1"] = ""
     host.kernel._world.sysctls[other] = "1"
     await host.reconciler.repair()
@@ -166,7 +166,7 @@ async def test_link_that_is_gone_takes_what_was_set_of_it_along(host: Host) -> N
     for name in ("blue", "red"):
         await host.engine.networks.delete(name, by=FrontEnd.CLI)
     assert settings(host) == ("0", "0", "1")
-    assert not host.engine.shared.plan
+    assert not host.engine.base_plan.plan
 
 
 async def test_host_that_forwarded_before_does_so_for_others_whoever_turns_it_off(host: Host) -> None:

@@ -41,8 +41,8 @@ class Node:
 
     async def keep_away(self, store: list[list[Any]]) -> None:
         """Keep stations away from a store at these addresses and ports."""
-        await self._engine.shared.keep_away([(ip_address(address), port) for address, port in store])
-        await self._engine.shared.read_host()
+        await self._engine.base_plan.keep_away([(ip_address(address), port) for address, port in store])
+        await self._engine.base_plan.read_host()
 
     async def remove(self, name: str) -> None:
         await self._engine.networks.delete(name, by=FrontEnd.CLI)
@@ -62,7 +62,9 @@ class Node:
         driver = self._engine.drivers[net.options.mode]
         # A network of this host alone has nothing to tell the others.
         return (
-            encode(driver.publish(net, built.endpoint, self._engine.shared.host)) if isinstance(driver, Meshed) else {}
+            encode(driver.publish(net, built.endpoint, self._engine.base_plan.host))
+            if isinstance(driver, Meshed)
+            else {}
         )
 
     async def detach(self, network: str, netns: str) -> None:
@@ -93,7 +95,7 @@ async def serve(vtep: str, state: str) -> None:
     async with await LinuxKernel.open() as kernel:
         allocator = Allocator(StoredLeases(store), default_spaces(ula(b"tests")))
         engine = Engine(kernel, store, allocator, drivers())
-        engine.shared.vtep = ip_address(vtep)
+        engine.base_plan.vtep = ip_address(vtep)
         node = Node(engine)
         await node.start()
         print(json.dumps({"result": "ready"}), flush=True)

@@ -33,7 +33,7 @@ def install(
     ] = "pynet",
     run_dir: Annotated[
         Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="Run directory of the daemon.")
-    ] = Path(cni_shim.RUN_DIR),
+    ] = Path(shim.RUN_DIR),
 ) -> None:
     """Write the plugin's executable and print its path.
 
@@ -68,7 +68,7 @@ def config(
     network: Annotated[str, typer.Argument(metavar="NETWORK", help="Name, id, or unique prefix of an id.")],
     cni_version: Annotated[
         str,
-        typer.Option(metavar="V", help=f"Version of the specification: one of {', '.join(cni_shim.SPEC_VERSIONS)}."),
+        typer.Option(metavar="V", help=f"Version of the specification: one of {', '.join(shim.SPEC_VERSIONS)}."),
     ] = DEFAULT_VERSION,
     name: Annotated[str, typer.Option("--type", metavar="NAME", help="Name of the installed executable.")] = "pynet",
     out: Annotated[
@@ -79,7 +79,7 @@ def config(
     ] = None,
     run_dir: Annotated[
         Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="Run directory of the daemon.")
-    ] = Path(cni_shim.RUN_DIR),
+    ] = Path(shim.RUN_DIR),
 ) -> None:
     """Print a conflist that lets CNI runtimes join a network.
 

@@ -2,7 +2,7 @@
 
 A runtime waits for it at each command, so the time that it takes to start counts: 0.5 ms in C, 6 ms in Python. If the
 program of packaging/cni/shim.c was built and runs on this host, it is used; otherwise a script that calls
-`netplug.cni_shim`, which does the same.
+`netplug.frontends.cni.shim`, which does the same.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from netplug.frontends.cni import shim
 
-PROGRAM = Path(cni_shim.__file__).with_name("cni-shim")
+PROGRAM = Path(shim.__file__).with_name("cni-shim")
 """The built program (packaging/cni/build.py); a package that was built without a compiler has none."""
 PYTHON = Path("/usr/bin/python3")
 """The system's starts faster than one in a virtual environment."""
@@ -34,7 +34,7 @@ def program(run_dir: Path) -> bytes:
     if not _runs(PROGRAM):
         return b""
     data = bytearray(PROGRAM.read_bytes())
-    texts = [text.encode(errors="surrogateescape") for text in (cni_shim.VERSION, str(run_dir), sys.executable)]
+    texts = [text.encode(errors="surrogateescape") for text in (shim.VERSION, str(run_dir), sys.executable)]
     _SETTINGS.pack_into(data, data.index(_MARK), _MARK, *texts)
     return bytes(data)
 
@@ -46,11 +46,11 @@ def script(run_dir: Path) -> str:
     if len(first) > _LONGEST_FIRST_LINE or " " in interpreter:
         # A shell reads a command here, Python a string.
         first = f"#!/bin/sh\n'''exec' \"{interpreter}\" -IS \"$0\" \"$@\"\n' '''\n"
-    folder = str(Path(cni_shim.__file__).parent)
+    folder = str(Path(shim.__file__).parent)
     return (
         f"{first}# Written by 'netplug cni install'.\n"
-        f"import sys; sys.path.insert(0, {folder!r}); import cni_shim\n"
-        f"cni_shim.run({str(run_dir)!r}, {sys.executable!r})\n"
+        f"import sys; sys.path.insert(0, {folder!r}); import shim\n"
+        f"shim.run({str(run_dir)!r}, {sys.executable!r})\n"
     )
 
 

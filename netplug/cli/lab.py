@@ -91,8 +91,8 @@ def exec_(
             container = Container.of(state, where)
             argv = container.command(tuple(argv), tty=sys.stdin.isatty())
             where = container.part.host
-        place = state.place(where)
-    raise typer.Exit(place.call(argv))
+        node = state.node(where)
+    raise typer.Exit(node.call(argv))
 
 
 @app.command()

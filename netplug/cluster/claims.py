@@ -40,7 +40,7 @@ class NotAdmitted(Unreachable):
     """The store answers, and this host may not write to it; nothing was done."""
 
 
-class Reach:
+class CircuitBreaker:
     """Whether the shared store answers, as known by whoever asked last."""
 
     def __init__(self) -> None:
@@ -102,14 +102,14 @@ class SharedLeases:
     `reach`: says whether it is worth asking the shared store; where not, its deadline need not be waited for.
     """
 
-    def __init__(self, local: Store, shared: Store, host: str, reach: "Reach | None" = None) -> None:
+    def __init__(self, local: Store, shared: Store, host: str, breaker: "CircuitBreaker | None" = None) -> None:
         self._own = StoredLeases(local)
         self._shared = StoredLeases(shared, host)
         self._store = shared
         self._host = host
         self._mine: dict[str, Lease] = {}
         self._claiming: set[str] = set()
-        self.reach = reach or Reach()
+        self.breaker = breaker or CircuitBreaker()
 
     @property
     def unreadable(self) -> Mapping[str, str]:
@@ -149,12 +149,12 @@ class SharedLeases:
     async def _claim_shared(self, lease: Lease) -> bool:
         until = asyncio.get_running_loop().time() + PATIENCE_S
         for last in (False, True):
-            await self.reach.opened(until)
+            await self.breaker.opened(until)
             try:
-                with self.reach.asking():
+                with self.breaker.asking():
                     return await self._shared.claim(lease)
             except Restored:
-                self.reach.close()
+                self.breaker.close()
                 if last:
                     raise
         raise AssertionError("the last try returns or raises")
@@ -163,7 +163,7 @@ class SharedLeases:
         """Store the new owner of a lease; False: there is no such lease."""
         if not _is_claim(lease):
             return await self._own.update(lease)
-        with self.reach.asking():
+        with self.breaker.asking():
             if not await self._shared.update(lease):
                 return False
         self._mine[lease_key(lease.pool, lease.address)] = lease
@@ -177,7 +177,7 @@ class SharedLeases:
 
     async def _forget(self, pool_id: str, address: IPAddress) -> None:
         try:
-            with self.reach.asking():
+            with self.breaker.asking():
                 await self._shared.drop(pool_id, address)
         except StoreError as exc:
             log.warning("claim.kept", address=str(address), reason=str(exc))

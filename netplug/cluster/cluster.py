@@ -21,7 +21,7 @@ from netplug.cluster.identity import Gate, Identity
 from netplug.cluster.membership import Membership
 from netplug.cluster.networks import Definitions, ident_of
 from netplug.cluster.peering import Peering
-from netplug.cluster.records import NETWORKS, Told, as_put, endpoint_key, twin_words
+from netplug.cluster.records import NETWORKS, EndpointAdvert, as_put, endpoint_key, twin_words
 from netplug.cluster.recovery import Recovery
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.view import View, name_of
@@ -63,7 +63,7 @@ class Cluster:
         self._guard = guard = store.store
         self.view = View(guard)
         self.membership = Membership(
-            store, self.view, leases.reach, identity, engine.conditions, name=name, vtep=under.vtep
+            store, self.view, leases.breaker, identity, engine.conditions, name=name, vtep=under.vtep
         )
         self.barrier = Barrier(store, self.view, self.membership)
         self.networks = Definitions(engine, store, self.view, leases, me)
@@ -72,10 +72,10 @@ class Cluster:
         self.leases = leases
         self._underlay = under
         under.moved, under.noted = self._moved, self._noted
-        engine.shared.vtep = under.vtep
-        engine.endpoints.others = self
+        engine.base_plan.vtep = under.vtep
+        engine.endpoints.listener = self
         engine.networks.cluster = self.networks
-        self._reach = leases.reach
+        self._breaker = leases.breaker
         self._engine = engine
         self._local = local
         self._store = store
@@ -103,11 +103,11 @@ class Cluster:
         Raises:
             StoreError: the store does not answer.
         """
-        with self._reach.asking():
+        with self._breaker.asking():
             found = await self.leases.claims(pool)
         return [(claim.lease, name_of(self.view, claim.host) if claim.host else "") for claim in found]
 
-    def elsewhere(self, network: NetworkRecord) -> list[tuple[str, str, Told]]:
+    def elsewhere(self, network: NetworkRecord) -> list[tuple[str, str, EndpointAdvert]]:
         """Return the endpoints that a network has on other hosts: name of the host, id, and what it tells of it.
 
         Raises:
@@ -116,24 +116,24 @@ class Cluster:
         ident = ident_of(network)
         if ident not in self.networks.shared():
             return []
-        self._reach.check()
+        self._breaker.check()
         if not self.view.synced.is_set():
             raise Unreachable("the store that hosts share has not told yet what they have")
         return self.view.elsewhere(ident, self.me)
 
     async def hosts(self) -> list[Host]:
         """Return the hosts of the cluster; see `Hosts.all`."""
-        with self._reach.asking():
+        with self._breaker.asking():
             return await self._hosts.all()
 
     async def forget(self, ref: str) -> Host:
         """Delete all that a dead host has in the store; see `Hosts.forget`."""
-        with self._reach.asking():
+        with self._breaker.asking():
             return await self._hosts.forget(ref)
 
     async def rebind(self) -> None:
         """Have this host be here, to where its state was moved; see `Membership.rebind`."""
-        with self._reach.asking():
+        with self._breaker.asking():
             await self.membership.rebind()
 
     async def audit(self) -> list[Finding]:
@@ -142,7 +142,7 @@ class Cluster:
         Raises:
             StoreError: the store does not answer.
         """
-        with self._reach.asking():
+        with self._breaker.asking():
             return await audit(self._engine, self.view, self.leases, self.networks.shared(), self.me)
 
     # What the engine tells
@@ -159,7 +159,7 @@ class Cluster:
             words = f"this host's VTEP is that of host {name_of(self.view, first)} too, which had it before"
             raise NetplugError("unavailable", words, hint="give one of them another address, or another --vtep")
         try:
-            with self._reach.asking():
+            with self._breaker.asking():
                 await self._publish(network, record)
         except StoreError as exc:
             self._untold(network, record, exc)
@@ -175,7 +175,7 @@ class Cluster:
         if not (network := self._shared(record)):
             return
         try:
-            with self._reach.asking():
+            with self._breaker.asking():
                 await self._store.txn([], [Delete(endpoint_key(network, self.me, record.endpoint.id))])
         except StoreError as exc:
             self._untold(network, record, exc)
@@ -191,14 +191,16 @@ class Cluster:
         driver = self._engine.drivers[network.network.options.mode]
         return ident_of(network) if isinstance(driver, Meshed) else ""
 
-    def _told(self, record: EndpointRecord) -> Told:
+    def _told(self, record: EndpointRecord) -> EndpointAdvert:
         net = self._engine.registry.network(record.endpoint.network).network
         driver = self._engine.drivers[net.options.mode]
         assert isinstance(driver, Meshed)  # noqa: S101 - the network is one of several hosts
-        peer = driver.publish(net, record.endpoint, self._engine.shared.host)
+        peer = driver.publish(net, record.endpoint, self._engine.base_plan.host)
         names = dns_records.told(record) if record.linked else ()
         ports = tuple(sorted(dns_records.ports_of(record)))
-        return Told(peer.mac, peer.addresses, names, ports, record.healthy, record.front_end, record.container)
+        return EndpointAdvert(
+            peer.mac, peer.addresses, names, ports, record.healthy, record.front_end, record.container
+        )
 
     async def _publish(self, network: str, record: EndpointRecord) -> None:
         key = NETWORKS + network
@@ -227,7 +229,7 @@ class Cluster:
                 if self.membership.admitted:
                     await self._recovery.identify()
         except (TimeoutError, Unreachable) as exc:
-            self._reach.answers = False
+            self._breaker.answers = False
             log.warning("cluster.unreachable", reason=str(exc) or f"no answer in {START_S:g} s")
         except StoreError as exc:
             log.warning("cluster.refused", reason=str(exc))

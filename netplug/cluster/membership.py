@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from netplug.cluster.claims import NotAdmitted, Reach
+from netplug.cluster.claims import CircuitBreaker, NotAdmitted
 from netplug.cluster.identity import Gate, Identity
 from netplug.cluster.records import ALIVE, HOSTS, STOPPED, TWINS, HostRecord, as_put, parse
 from netplug.cluster.view import View
@@ -47,7 +47,7 @@ class Membership:
         self,
         gate: Gate,
         view: View,
-        reach: Reach,
+        breaker: CircuitBreaker,
         identity: Identity,
         conditions: Conditions,
         *,
@@ -62,7 +62,7 @@ class Membership:
         # Also in a store with older data: without its record a host mends nothing there.
         self._store = gate.store.plain
         self._view = view
-        self._reach = reach
+        self._breaker = breaker
         self._identity = identity
         self._conditions = conditions
         self._name = name
@@ -213,28 +213,28 @@ class Membership:
 
     def look(self) -> None:
         """Have all this looked at at once."""
-        self._reach.lost.set()
+        self._breaker.lost.set()
 
     # Living
 
     async def run(self) -> None:
         """Keep the lease, and the record, until cancelled; look at everything anew after a time without the store."""
-        absent = not self._reach.answers
+        absent = not self._breaker.answers
         while True:
             try:
                 await self.beat()
-                if absent or not self._reach.answers:
+                if absent or not self._breaker.answers:
                     log.info("cluster.reached")
                     self._view.touch_all()
-                absent, self._reach.answers = False, True
+                absent, self._breaker.answers = False, True
             except Unreachable as exc:
                 if not absent:
                     log.warning("cluster.unreachable", reason=str(exc))
-                absent, self._reach.answers = True, False
+                absent, self._breaker.answers = True, False
             soon = absent or not (self.admitted or self._identity.why)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_S if soon else BEAT_S):
-                    await (asyncio.Event() if absent else self._reach.lost).wait()
+                    await (asyncio.Event() if absent else self._breaker.lost).wait()
 
     async def beat(self) -> None:
         """Bring all this about once.
@@ -242,7 +242,7 @@ class Membership:
         Raises:
             StoreError: the store does not answer, or refuses.
         """
-        self._reach.lost.clear()
+        self._breaker.lost.clear()
         async with self._living:
             try:
                 if not self.epoch or not self.admitted:

@@ -30,7 +30,7 @@ from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec
 from netplug.errors import NetplugError, Reportable
 from netplug.ipam.pool import GLOBAL
 from netplug.store.api import Compare, Delete, Put, Record, StoreError
-from netplug.tasks.uncancellable import whole
+from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class Definitions:
         self.identity = ""
         self.called: Callable[[str], str] = short
         self.catalogue = Catalogue(store, engine.store, view, me)
-        self._reach = leases.reach
+        self._breaker = leases.breaker
         self._engine = engine
         self._store = store
         self._view = view
@@ -61,7 +61,7 @@ class Definitions:
 
     # Use cases
 
-    @whole
+    @uncancellable
     async def create(self, spec: NetworkSpec) -> NetworkRecord:
         """Define a network, and build it here. To Docker it may be there already, if it is as asked for.
 
@@ -122,7 +122,7 @@ class Definitions:
             await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
         return await self._engine.networks.build(definition.to_spec(ident, docker))
 
-    @whole
+    @uncancellable
     async def delete(self, record: NetworkRecord, *, by: FrontEnd, orphaned: bool = False) -> None:
         """Delete a network on all hosts; one of Docker's on this one alone, as long as it is wanted elsewhere.
 
@@ -260,7 +260,7 @@ class Definitions:
             raise NetplugError("unavailable", self._store.shut)
         if not self.identity:
             raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
-        await self._reach.opened()
+        await self._breaker.opened()
 
     def look_at(self, ident: str) -> None:
         """Have the network built again if it ought to be here, and its peers told of."""
@@ -276,7 +276,7 @@ class Definitions:
             words = f"a network of mode {options.mode!r} is of one host alone"
             raise NetplugError("invalid", words, hint=f"leave out --cluster, or use mode {OVERLAY}")
         name = options.name or spec.name or short(ident)
-        host = await self._engine.shared.read_host()
+        host = await self._engine.base_plan.read_host()
         options = driver.complete(options, host)
         taken = await self._taken()
         for _ in range(_TRIES):
@@ -300,7 +300,7 @@ class Definitions:
 
     async def _taken(self) -> list[IPNetwork]:
         """Return the subnets that this host has, and those that it has routes to."""
-        host = await self._engine.shared.read_host()
+        host = await self._engine.base_plan.read_host()
         routes = [route for route, _ in host.routes if route.prefixlen > _HALF_OF_ALL]
         return routes + [subnet.pool for net in self._engine.registry.all_networks() for subnet in net.subnets]
 
@@ -329,7 +329,7 @@ class Definitions:
                 if definition.deleting and (definition.deleter == self._me or not self._view.alive(definition.deleter)):
                     await self._end_deletion(ident)
                 waits = self._making_way.get(ident, 0.0) > asyncio.get_running_loop().time()
-                waits |= self._reach.closed.is_set()  # it may be one that a backup brought back
+                waits |= self._breaker.closed.is_set()  # it may be one that a backup brought back
                 if ident not in built and not definition.deleting and not waits:
                     await self._build(ident, definition)
             for ident in built.keys() - defined.keys():

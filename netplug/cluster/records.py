@@ -115,7 +115,7 @@ class Definition:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class EndpointAdvert:
     """An endpoint, as its host tells of it. `names`: the first is what it is called; `ports`: protocol and number.
 
     `healthy` False: others are called so rather than it. `front_end`, `container`: for lists.
@@ -173,7 +173,7 @@ def twin_words(vtep: IPAddress, first: str) -> str:
     return f"VTEP {vtep} is that of host {first} too, which comes before: its endpoints are not reached"
 
 
-def as_put(key: str, value: HostRecord | Definition | Told) -> Put:
+def as_put(key: str, value: HostRecord | Definition | EndpointAdvert) -> Put:
     """Return the operation that writes a record."""
     data = encode(value)
     assert isinstance(data, dict)  # noqa: S101 - a dataclass encodes to an object

@@ -21,7 +21,7 @@ from netplug.cluster.records import (
     MEMBERS,
     RECOVERED,
     Definition,
-    Told,
+    EndpointAdvert,
     as_put,
     endpoint_key,
 )
@@ -54,7 +54,7 @@ class Recovery:
         membership: Membership,
         networks: Definitions,
         leases: SharedLeases,
-        told: Callable[[EndpointRecord], Told],
+        told: Callable[[EndpointRecord], EndpointAdvert],
     ) -> None:
         self._engine = engine
         self._own = own
@@ -64,7 +64,7 @@ class Recovery:
         self._networks = networks
         self._catalogue = networks.catalogue
         self._leases = leases
-        self._reach = leases.reach
+        self._breaker = leases.breaker
         self._me = membership.me
         self._told = told
         self._awaited: set[str] | None = None
@@ -111,7 +111,7 @@ class Recovery:
 
     async def _recover(self, before: str, now: str, *, restored: bool) -> None:
         if before:
-            self._reach.close()
+            self._breaker.close()
             self._store.notice()
             if before not in self._said:
                 self._said.add(before)
@@ -216,11 +216,11 @@ class Recovery:
         """Let all go on when every host that lives has told what it has, or after a while."""
         loop = asyncio.get_running_loop()
         while True:
-            await self._reach.closed.wait()
+            await self._breaker.closed.wait()
             # Polled, since that hosts die wakes nobody.
             while self._store.noticed.is_set() or (not self._all_told() and loop.time() < self._until):  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)
-            self._reach.open()
+            self._breaker.open()
             self._view.touch_all()
 
     def _all_told(self) -> bool:

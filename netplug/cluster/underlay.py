@@ -51,7 +51,7 @@ class Underlay:
         while True:
             failed_s = await self._engine.supervisor.attempt("underlay", self.look())
             with suppress(TimeoutError):
-                rest_s = self._engine.shared.rest_s()
+                rest_s = self._engine.base_plan.rest_s()
                 async with asyncio.timeout(max(rest_s, failed_s or (RETRY_S if self._missing else INTERVAL_S))):
                     await event.wait()
                     await asyncio.sleep(SETTLE_S)
@@ -66,18 +66,18 @@ class Underlay:
             await asyncio.sleep(SETTLE_S)
             event.clear()
             if self._is_on_loopback():
-                await asyncio.sleep(self._engine.shared.rest_s())
+                await asyncio.sleep(self._engine.base_plan.rest_s())
                 self._engine.kernel.underlay().set()
             elif await asyncio.to_thread(self._finder.has_moved, self.vtep):
                 self._engine.kernel.underlay().set()
 
     def _is_on_loopback(self) -> bool:
         """Whether the VTEP is on the loopback link, and its packets leave by the default route's."""
-        return any(it.ip == self.vtep and link == "lo" for it, link in self._engine.shared.host.addresses)
+        return any(it.ip == self.vtep and link == "lo" for it, link in self._engine.base_plan.host.addresses)
 
     async def look(self) -> None:
         """Look once, and follow."""
-        host, why = await self._engine.shared.read_host(), ""
+        host, why = await self._engine.base_plan.read_host(), ""
         try:
             found = await asyncio.to_thread(self._finder.find, host, self.vtep)
             if found.version != self.vtep.version:  # whom the others could not answer
@@ -87,7 +87,7 @@ class Underlay:
             why, found = f"VTEP {self.vtep}: {exc.message}", self.vtep
         if found != self.vtep:
             await self._follow(found)
-            host = self._engine.shared.host
+            host = self._engine.base_plan.host
         self._missing = bool(why)
         if not self._finder.wanted or self._is_on_loopback():
             self._by_routes.set()
@@ -96,8 +96,8 @@ class Underlay:
     async def _follow(self, vtep: IPAddress) -> None:
         log.warning("vtep.moved", before=str(self.vtep), now=str(vtep))
         await self._local.txn((), [Put(VTEP, {"vtep": str(vtep)})])
-        self._engine.shared.vtep = vtep
-        await self._engine.shared.read_host()
+        self._engine.base_plan.vtep = vtep
+        await self._engine.base_plan.read_host()
         await self._engine.networks.follow()
         self.vtep = vtep
         if self.moved:

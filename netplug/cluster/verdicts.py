@@ -199,7 +199,7 @@ class Judge:
     def _around(self, record: NetworkRecord) -> _Around:
         mine = [it for it in self._engine.registry.endpoints(record.network.id) if self._is_mine(record, it)]
         macs = frozenset(it.endpoint.chosen_mac().lower() for it in mine)
-        return _Around(record.network, self._engine.shared.host.vtep, macs, frozenset(addresses_of(mine)))
+        return _Around(record.network, self._engine.base_plan.host.vtep, macs, frozenset(addresses_of(mine)))
 
     def _is_mine(self, record: NetworkRecord, endpoint: EndpointRecord) -> bool:
         """Whether no other host has an address of an endpoint of this one, as when this one was forgotten meanwhile."""
@@ -216,7 +216,7 @@ class Judge:
         driver, fault = self._engine.drivers[record.network.options.mode], ""
         assert isinstance(driver, Meshed)  # noqa: S101 - the network is one of several hosts
         try:
-            driver.check_peer(record.network, peer, self._engine.shared.host)
+            driver.check_peer(record.network, peer, self._engine.base_plan.host)
         except DriverError as exc:
             fault = exc.message
         return _Checked(peer, fault, self._keys(record, peer.addresses))

@@ -20,8 +20,8 @@ from netplug.cluster.records import (
     ROOT,
     TWINS,
     Definition,
+    EndpointAdvert,
     HostRecord,
-    Told,
     describe,
     parse,
     parts_of,
@@ -65,7 +65,7 @@ class View:
         self._store = store
         self._hosts: dict[str, HostRecord] = {}
         self._networks: dict[str, Definition] = {}
-        self._endpoints: defaultdict[str, dict[tuple[str, str], Told]] = defaultdict(dict)
+        self._endpoints: defaultdict[str, dict[tuple[str, str], EndpointAdvert]] = defaultdict(dict)
         self._alive: set[str] = set()
         self._twins: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self._yielding: dict[str, str] = {}
@@ -105,22 +105,22 @@ class View:
         """Return the hosts that live."""
         return set(self._alive)
 
-    def all_endpoints(self) -> Iterator[tuple[str, str, str, Told]]:
+    def all_endpoints(self) -> Iterator[tuple[str, str, str, EndpointAdvert]]:
         """Yield network, host, id and content of all endpoints."""
         for network, found in self._endpoints.items():
             for (host, ident), told in found.items():
                 yield network, host, ident, told
 
-    def elsewhere(self, network: str, me: str) -> list[tuple[str, str, Told]]:
+    def elsewhere(self, network: str, me: str) -> list[tuple[str, str, EndpointAdvert]]:
         """Return the endpoints of a network on hosts other than `me`: name of the host, id, and content."""
         found = self._endpoints.get(network, {})
         return [(name_of(self, host), ident, told) for (host, ident), told in found.items() if host != me]
 
-    def endpoints(self, network: str, host: str) -> dict[str, Told]:
+    def endpoints(self, network: str, host: str) -> dict[str, EndpointAdvert]:
         """Return the endpoints of a network on one host, by id."""
         return {ident: told for (where, ident), told in self._endpoints.get(network, {}).items() if where == host}
 
-    def endpoint(self, network: str, host: str, ident: str) -> Told | None:
+    def endpoint(self, network: str, host: str, ident: str) -> EndpointAdvert | None:
         """Return an endpoint, as its host tells of it; None when it does not, or nobody knows the host."""
         return self._endpoints.get(network, {}).get((host, ident)) if host in self._hosts else None
 
@@ -268,7 +268,7 @@ class View:
         there.pop((host, endpoint), None)
         self._peers[network].pop((host, endpoint), None)
         if record is not None:
-            there[host, endpoint] = parse(Told, record)
+            there[host, endpoint] = parse(EndpointAdvert, record)
             first, _ = self.published[network].get(host, (record.revision, 0))
             self.published[network][host] = first, record.revision
         if not there:

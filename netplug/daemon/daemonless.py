@@ -19,9 +19,9 @@ from netplug.cluster.visits import visited
 from netplug.cluster.vtep import Finder
 from netplug.config import Settings, load
 from netplug.daemon.composition import drivers, linux_kernel, site_prefix, spaces
-from netplug.daemon.daemonless_queue import Line, Pauses
+from netplug.daemon.daemonless_queue import Backoff, CallQueue
 from netplug.daemon.life import SOCKET_MODE, TURN
-from netplug.daemon.lock import Held, claim_socket, lock_file, release_socket, turn
+from netplug.daemon.lock import Held, claim_socket, exclusive, lock_file, release_socket
 from netplug.daemon.namespace_lock import claim_namespace
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, Resolver
@@ -48,7 +48,7 @@ and tells of the rest.
 """
 
 
-def answer(request: bytes, line: Line) -> Reply:
+def answer(request: bytes, line: CallQueue) -> Reply:
     """Do what a call asks for, here or, when a daemon has come, there. `line`: who waits is answered, too."""
     logging.configure(level="error")  # stdout is for the answer, also when the settings are wrong
     call = Call.parse(request, os.getpid())
@@ -58,12 +58,12 @@ def answer(request: bytes, line: Line) -> Reply:
         return netavark.refusal(exc) if call.netavark else refusal(exc, "")
 
 
-def _in_turn(call: Call, request: bytes, line: Line) -> Reply:
+def _in_turn(call: Call, request: bytes, line: CallQueue) -> Reply:
     settings = load()
     logging.configure(settings.log_format, "error")
-    pauses = Pauses()
+    pauses = Backoff()
     while True:
-        with turn(settings.state_dir / TURN, line.left_s()):
+        with exclusive(settings.state_dir / TURN, line.left_s()):
             try:
                 with lock_file(settings.state_dir / "lock"):
                     return asyncio.run(_answer(call, settings, line))
@@ -75,7 +75,7 @@ def _in_turn(call: Call, request: bytes, line: Line) -> Reply:
         pauses.pause()  # a daemon starts or ends, or answers elsewhere
 
 
-async def _answer(call: Call, settings: Settings, line: Line) -> Reply:
+async def _answer(call: Call, settings: Settings, line: CallQueue) -> Reply:
     async with AsyncExitStack() as stack:
         stack.enter_context(claim_namespace())
         store = await SqliteStore.open(settings.state_dir / "netplug.db")

@@ -19,7 +19,7 @@ LONGEST_WAIT_S = 0.25
 _MODE = 0o600
 
 
-class Line:
+class CallQueue:
     """The line of a run directory; one that cannot be made is empty, and whoever comes is first.
 
     `patience_s`: how long the call that stands in it may wait, from now on.
@@ -46,7 +46,7 @@ class Line:
         if self._first < 0:
             return b""
         fcntl.flock(self._waiting, fcntl.LOCK_SH)
-        pauses = Pauses()
+        pauses = Backoff()
         while self.left_s() > 0:
             try:
                 fcntl.flock(self._first, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,7 +75,7 @@ class Line:
         return False
 
 
-class Pauses:
+class Backoff:
     """Waits for what somebody else will end: longer each time, up to a quarter of a second."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ def main() -> int:
     words = [name, *(f"{key}={value}" for key, value in env.items())]
     given = sys.stdin.buffer.read()
     request = "\0".join(words).encode(errors="surrogateescape") + b"\0\0" + given
-    line = Line(os.environ.get(shim.LINE, "") or os.environ.get("NETPLUG_RUN_DIR", "") or shim.RUN_DIR)
+    line = CallQueue(os.environ.get(shim.LINE, "") or os.environ.get("NETPLUG_RUN_DIR", "") or shim.RUN_DIR)
     if said := line.wait(request):
         return shim.say(said)
     from netplug.daemon import daemonless  # noqa: PLC0415 - see above

@@ -30,7 +30,7 @@ from netplug.cluster.underlay import VTEP, Underlay
 from netplug.cluster.vtep import Finder
 from netplug.config import Settings
 from netplug.daemon.composition import drivers, linux_kernel, site_prefix, spaces
-from netplug.daemon.lock import claim_socket, lock_file, release_socket, turn
+from netplug.daemon.lock import claim_socket, exclusive, lock_file, release_socket
 from netplug.daemon.namespace_lock import LOCKS, NAMESPACE, claim_namespace
 from netplug.engine import Engine
 from netplug.engine.supervision import Supervisor
@@ -117,7 +117,7 @@ class Daemon:
         """Take what there is one of, bring the kernel in line with the records, make the apps."""
         started = time.monotonic()
         settings = self._settings
-        with turn(settings.state_dir / TURN, PATIENCE_S):
+        with exclusive(settings.state_dir / TURN, PATIENCE_S):
             self._resources.enter_context(lock_file(settings.state_dir / "lock"))
         self._resources.enter_context(claim_namespace(*self._namespace))
         paths = (settings.api_socket, settings.plugin_socket, settings.cni_socket)
@@ -176,10 +176,10 @@ class Daemon:
         """Keep containers away from the store that hosts share, unless told otherwise; say when nothing else does."""
         access = self._settings.etcd
         if access is None or self._settings.etcd_for_containers:
-            await engine.shared.keep_away(())
+            await engine.base_plan.keep_away(())
         else:
-            known = await engine.shared.stored()
-            await engine.shared.keep_away(await resolved(access.endpoints, known))
+            known = await engine.base_plan.stored()
+            await engine.base_plan.keep_away(await resolved(access.endpoints, known))
         if access is not None and not access.authenticated:
             words = "whoever reaches etcd may read and change all networks"
             hint = "give etcd a user or client certificates, see docs/store.md"
@@ -217,7 +217,7 @@ class Daemon:
     async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket, cni: socket.socket) -> None:
         # Imported here, since they take half of the start: whoever comes second is refused before.
         from netplug.docker.container_inference import Caller  # noqa: PLC0415
-        from netplug.docker.resolver import Interceptions  # noqa: PLC0415
+        from netplug.docker.resolver import SandboxResolvers  # noqa: PLC0415
         from netplug.frontends.cni.service import CniService  # noqa: PLC0415
         from netplug.frontends.docker.ipam import nobody_known  # noqa: PLC0415
         from netplug.frontends.docker.network import docker_app  # noqa: PLC0415
@@ -234,13 +234,13 @@ class Daemon:
             special=settings.dns_special == "host",
         )
         self._resources.callback(server.close)
-        interceptions = Interceptions(engine, server)
+        interceptions = SandboxResolvers(engine, server)
         self._resources.push_async_callback(interceptions.close)
         names = None
         if settings.docker_host != "none":
-            from netplug.docker.events import DockerNames  # noqa: PLC0415 - brings a client of Docker's API, which takes 8 MB
+            from netplug.docker.events import DockerEvents  # noqa: PLC0415 - brings a client of Docker's API, which takes 8 MB
 
-            names = DockerNames(engine, settings.docker_host, settings.driver_name, interceptions)
+            names = DockerEvents(engine, settings.docker_host, settings.driver_name, interceptions)
         reconciler = Reconciler(engine, names.view if names else None)
         await reconciler.start()
         if cluster is not None:

@@ -95,7 +95,7 @@ def lock_file(path: Path, what: str = "", *, hint: str = "stop it, or choose ano
 
 
 @contextlib.contextmanager
-def turn(path: Path, patience_s: float) -> Iterator[None]:
+def exclusive(path: Path, patience_s: float) -> Iterator[None]:
     """Hold the file `path` for the time of the block, waiting for it: one after the other, each for a short time.
 
     Raises:

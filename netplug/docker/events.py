@@ -46,7 +46,7 @@ class Listener(Protocol):
         """Learn that a container started."""
 
 
-class DockerNames:
+class DockerEvents:
     """Keeps names in the engine as Docker has them.
 
     `docker_host`: ``unix:///path`` of the Engine API. `driver`: name of our IPAM driver in it.

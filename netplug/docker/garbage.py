@@ -15,7 +15,7 @@ from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.engine.records import DockerView, EndpointRecord, FrontEnd
-from netplug.engine.sandboxes import is_inhabited
+from netplug.engine.sandboxes import has_processes
 from netplug.errors import NetplugError
 from netplug.ipam.lease import OwnerKind
 
@@ -40,7 +40,7 @@ class Suspects:
     addresses: frozenset[tuple[str, IPAddress]]
 
 
-class Orphans:
+class GarbageCollector:
     """Finds and removes them. `view`: what Docker has, None while it does not answer; no `view`: it is not asked."""
 
     def __init__(self, engine: Engine, view: View | None) -> None:
@@ -101,7 +101,7 @@ class Orphans:
         """Return the endpoints in whose sandbox a process lives: all that can be told without asking Docker."""
         kernel = self._engine.kernel
         records = [r for r in self._engine.registry.endpoints() if r.endpoint.id in suspects.endpoints]
-        return frozenset([r.endpoint.id for r in records if await is_inhabited(kernel, r)])
+        return frozenset([r.endpoint.id for r in records if await has_processes(kernel, r)])
 
     async def _bury(self, suspects: Suspects, alive: frozenset[str]) -> frozenset[tuple[str, IPAddress]]:
         """Delete the dead; return the addresses that they leave: Docker may have given them back to deaf ears."""

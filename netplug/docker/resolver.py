@@ -63,7 +63,7 @@ class _Serving:
         self.forwarder.close()
 
 
-class Interceptions:
+class SandboxResolvers:
     """The sandboxes of Docker that we serve, by path."""
 
     def __init__(self, engine: Engine, server: NameServer) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from netplug.drivers.api import Driver
 from netplug.engine.addressing import Addressing
-from netplug.engine.base_plan import Shared
+from netplug.engine.base_plan import BasePlan
 from netplug.engine.conditions import Conditions
-from netplug.engine.conflict_detection import Segments
+from netplug.engine.conflict_detection import ConflictDetection
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.exposure import Exposure
 from netplug.engine.journal import Journal
@@ -45,16 +45,16 @@ class Engine:
         self.journal = Journal(store, self.executor, self.quarantine)
         self.registry = Registry(store, self.quarantine, drivers)
         self.supervisor = Supervisor(self.conditions)
-        self.shared = Shared(kernel, self.executor, store, drivers, self.quarantine)
-        self.segments = Segments(allocator, self.registry, kernel, drivers)
+        self.base_plan = BasePlan(kernel, self.executor, store, drivers, self.quarantine)
+        self.conflict_detection = ConflictDetection(allocator, self.registry, kernel, drivers)
         allocator.called = self.registry.called
-        addressing = Addressing(allocator, self.segments)
+        addressing = Addressing(allocator, self.conflict_detection)
         self.publishing = Publishing(self.registry, self.journal, kernel, drivers)
         self.exposure = Exposure(self.registry, self.conditions, self.publishing)
         self.endpoints = Endpoints(
-            self.registry, self.shared, self.journal, addressing, kernel, drivers, self.publishing
+            self.registry, self.base_plan, self.journal, addressing, kernel, drivers, self.publishing
         )
-        self.peers = Peers(self.registry, self.shared, kernel, self.executor, drivers)
+        self.peers = Peers(self.registry, self.base_plan, kernel, self.executor, drivers)
         self.networks = Networks(
-            self.registry, self.shared, self.journal, addressing, self.endpoints, self.peers, self.executor, drivers
+            self.registry, self.base_plan, self.journal, addressing, self.endpoints, self.peers, self.executor, drivers
         )

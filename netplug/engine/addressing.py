@@ -9,7 +9,7 @@ from netplug.drivers.api import Network, Subnet
 from netplug.drivers.naming import mac_of_address, short
 from netplug.drivers.options import MACVLAN
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
-from netplug.engine.conflict_detection import Segments
+from netplug.engine.conflict_detection import ConflictDetection
 from netplug.engine.records import (
     EndpointRecord,
     EndpointSpec,
@@ -45,9 +45,9 @@ class Leased:
 class Addressing:
     """What networks and endpoints want of IPAM."""
 
-    def __init__(self, allocator: Allocator, segments: Segments) -> None:
+    def __init__(self, allocator: Allocator, segments: ConflictDetection) -> None:
         self._allocator = allocator
-        self._segments = segments
+        self._conflict_detection = segments
 
     # Networks
 
@@ -246,7 +246,7 @@ class Addressing:
             mac = lease.mac if owner.name == lease.owner.name else ""
             return replace(await self._reassign(lease, owner, undo), mac=mac)
         kept = self._allocator.kept_for(pool, owner, address)
-        lease = await self._segments.request(pool, address, owner, net=record.network)
+        lease = await self._conflict_detection.request(pool, address, owner, net=record.network)
         undo.push_async_callback(self._give_back, lease, kept)
         return lease
 

@@ -42,7 +42,7 @@ def driver_of(mode: str, drivers: Mapping[str, Driver]) -> Driver:
         raise NetplugError("invalid", words) from None
 
 
-class Shared:
+class BasePlan:
     """Keeps the shared plan in step with the networks that there are.
 
     `plan`: as last applied. `host`: as last read. `vtep`: the address of this host to which others tunnel, if it is in

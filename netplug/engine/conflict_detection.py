@@ -18,7 +18,7 @@ _TRIES = 16
 """How many addresses that strangers have are passed over before the pool counts as theirs: three seconds of asking."""
 
 
-class Segments:
+class ConflictDetection:
     """Leases addresses that nobody on the segment has."""
 
     def __init__(self, allocator: Allocator, registry: Registry, kernel: Kernel, drivers: Mapping[str, Driver]) -> None:

@@ -15,9 +15,9 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import place, ways_out
 from netplug.drivers.steps import Hairpin, IPAddress, Route, Veth
 from netplug.engine.addressing import Addressing
-from netplug.engine.base_plan import Shared
+from netplug.engine.base_plan import BasePlan
 from netplug.engine.journal import Intent, Journal
-from netplug.engine.listener import Nobody, Others
+from netplug.engine.listener import EndpointListener, NullListener
 from netplug.engine.port_reservation import in_order
 from netplug.engine.publishing import Publishing
 from netplug.engine.records import (
@@ -35,7 +35,7 @@ from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel, StepError
 from netplug.tasks.locks import Locks
-from netplug.tasks.uncancellable import whole
+from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ class Endpoints:
     def __init__(
         self,
         registry: Registry,
-        shared: Shared,
+        base_plan: BasePlan,
         journal: Journal,
         addressing: Addressing,
         kernel: Kernel,
@@ -57,7 +57,7 @@ class Endpoints:
         publishing: Publishing,
     ) -> None:
         self._registry = registry
-        self._shared = shared
+        self._base_plan = base_plan
         self._journal = journal
         self._addressing = addressing
         self._kernel = kernel
@@ -66,9 +66,9 @@ class Endpoints:
         publishing.drop = self.drop
         self._attaching: set[str] = set()
         self._sandboxes = Locks()
-        self.others: Others = Nobody()
+        self.listener: EndpointListener = NullListener()
 
-    @whole
+    @uncancellable
     async def create(self, spec: EndpointSpec, wanted: Sequence[IPAddress] = ()) -> EndpointRecord:
         """Build an endpoint's links. `wanted`: addresses that it asks for, beside those that a runtime chose.
 
@@ -126,7 +126,7 @@ class Endpoints:
         driver = self._drivers[net.options.mode]
         attachment = driver.join(net, endpoint)
         endpoint = replace(endpoint, mac=attachment.mac or spec.mac)
-        plan = driver.create_endpoint(net, endpoint, self._shared.host)
+        plan = driver.create_endpoint(net, endpoint, self._base_plan.host)
         if spec.hairpin:
             plan += Plan(tuple(Hairpin(step.name) for step in plan if isinstance(step, Veth)))
         if spec.routes is not None:
@@ -147,7 +147,7 @@ class Endpoints:
             await self._journal.commit(key, [put(built)])
             self._registry.remember(built)
         try:
-            await self.others.joined(built)
+            await self.listener.joined(built)
         except Exception:
             await self.drop(built)
             raise
@@ -214,7 +214,7 @@ class Endpoints:
                 log.warning("endpoint.superseded", endpoint=short(other.endpoint.id), by=short(spec.id))
                 await self.drop(other)
 
-    @whole
+    @uncancellable
     async def join(self, network_id: str, endpoint_id: str, sandbox: str) -> tuple[EndpointRecord, Attachment]:
         """Tell a sandbox what it needs to know of its endpoint; after a Leave the links are built anew.
 
@@ -233,13 +233,13 @@ class Endpoints:
                 key, _ = await self._journal.build(Intent(f"endpoint {short(endpoint_id)}", built.plan))
                 await self._journal.commit(key, [put(joined)])
                 self._registry.remember(joined)
-                await self.others.joined(joined)
+                await self.listener.joined(joined)
             net = self._registry.network(network_id).network
             attachment = self._drivers[net.options.mode].join(net, joined.endpoint)
-        await self.others.settled(joined)
+        await self.listener.settled(joined)
         return joined, attachment
 
-    @whole
+    @uncancellable
     async def leave(self, network_id: str, endpoint_id: str) -> None:
         """Take an endpoint out of its sandbox, its published ports too; absent is success. It keeps its addresses."""
         async with self._registry.lock(network_id):
@@ -252,7 +252,7 @@ class Endpoints:
             await self._journal.take_down(intent, [put(left)])
             self._registry.remember(left)
 
-    @whole
+    @uncancellable
     async def delete(self, network_id: str, endpoint_id: str) -> bool:
         """Delete an endpoint, whatever state it is in; False when there was none."""
         async with self._registry.lock(network_id):
@@ -264,17 +264,17 @@ class Endpoints:
         await self._publishing.inherit(built)
         return True
 
-    @whole
+    @uncancellable
     async def drop(self, built: EndpointRecord) -> None:
         """Delete an endpoint. The caller holds the lock of its network."""
-        await self.others.left(built)
+        await self.listener.left(built)
         await self._journal.take_down(Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,)))
         # At once, lest somebody miss what has just gone.
         self._registry.forget(built)
         await self._addressing.release_endpoint(built)
         log.info("endpoint.deleted", endpoint=short(built.endpoint.id), name=built.name)
 
-    @whole
+    @uncancellable
     async def describe(self, network_id: str, endpoint_id: str, said: Description) -> None:
         """Learn which container an endpoint belongs to and how it is called."""
         async with self._registry.lock(network_id):
@@ -290,9 +290,9 @@ class Endpoints:
                 told = replace(told, healthy=said.healthy, domainname=said.domainname, resolves=said.resolves)
             if told != built:
                 await self._registry.save(told)
-                await self.others.joined(told)
+                await self.listener.joined(told)
 
-    @whole
+    @uncancellable
     async def identify(self, record: EndpointRecord, sandbox_id: str) -> None:
         """Learn which namespace an endpoint's sandbox is, unless the record is another by now."""
         async with self._registry.lock(record.endpoint.network):
@@ -302,7 +302,7 @@ class Endpoints:
 
     # Sandboxes without a runtime
 
-    @whole
+    @uncancellable
     async def attach(self, spec: AttachSpec) -> tuple[EndpointRecord, Attachment]:
         """Plug a network namespace in: link, addresses, routes, published ports.
 
@@ -325,12 +325,12 @@ class Endpoints:
                 await self._refuse_second(record, wanted, spec.netns)
                 built = await self._create(record, wanted, spec.addresses)
                 attachment = self._drivers[record.network.options.mode].join(record.network, built.endpoint)
-            await self.others.settled(built)
+            await self.listener.settled(built)
             return built, attachment
         finally:
             self._attaching.discard(endpoint_id)
 
-    @whole
+    @uncancellable
     async def readdress(self, spec: AttachSpec) -> EndpointRecord:
         """Give an attached endpoint, by its id, the addresses and routes of `spec`; its link stays.
 
@@ -348,7 +348,7 @@ class Endpoints:
             wanted = spec.endpoint(spec.id, network_id, built.sandbox, built.sandbox_id)
             endpoint, plan = self._computed(net, endpoint, wanted)
             built = await self._build(net, replace(built, endpoint=endpoint, plan=plan), spec.caller)
-        await self.others.settled(built)
+        await self.listener.settled(built)
         return built
 
     async def _refuse_second(self, record: NetworkRecord, wanted: EndpointSpec, said: str) -> None:
@@ -369,7 +369,7 @@ class Endpoints:
                 hint="detach it first or choose another --ifname",
             )
 
-    @whole
+    @uncancellable
     async def detach(self, network: str, netns: str, ifname: str) -> None:
         """Unplug a namespace that `attach` plugged in; it may be gone.
 

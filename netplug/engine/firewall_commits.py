@@ -9,7 +9,7 @@ doubles each time that nothing was found, and starts anew when something was, or
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from netplug.engine.base_plan import Shared
+from netplug.engine.base_plan import BasePlan
 
 SETTLE_S = 0.5
 """Time to let a burst of foreign changes (a firewall reload) end before looking."""
@@ -25,9 +25,9 @@ class Commits:
     `word`: set when there was one. `look`: looks at everything, mends it, and tells whether there was something.
     """
 
-    def __init__(self, word: asyncio.Event, shared: Shared, look: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, word: asyncio.Event, base_plan: BasePlan, look: Callable[[], Awaitable[bool]]) -> None:
         self._word = word
-        self._shared = shared
+        self._base_plan = base_plan
         self._look = look
 
     async def run(self) -> None:
@@ -40,8 +40,8 @@ class Commits:
             if self._word.is_set():
                 self._word.clear()
                 if due is None:
-                    due = max(now + SETTLE_S, looked + max(pause_s, self._shared.rest_s()))
-                lost = await self._shared.hold()
+                    due = max(now + SETTLE_S, looked + max(pause_s, self._base_plan.rest_s()))
+                lost = await self._base_plan.hold()
             if lost or (due is not None and due <= now):
                 found = await self._look() or lost
                 quiet = clock() - looked > 2 * LONGEST_S

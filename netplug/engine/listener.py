@@ -5,7 +5,7 @@ from typing import Protocol
 from netplug.engine.records import EndpointRecord
 
 
-class Others(Protocol):
+class EndpointListener(Protocol):
     """Told of what happens here, under the lock of the endpoint's network."""
 
     async def joined(self, record: EndpointRecord) -> None:
@@ -22,14 +22,14 @@ class Others(Protocol):
         """Wait a moment until an endpoint that was told of is reached from everywhere. Under no lock."""
 
 
-class Nobody:
+class NullListener:
     """There are no other hosts."""
 
-    async def joined(self, record: EndpointRecord) -> None:  # noqa: ARG002 - as of `Others`
+    async def joined(self, record: EndpointRecord) -> None:  # noqa: ARG002 - as of `EndpointListener`
         return
 
-    async def left(self, record: EndpointRecord) -> None:  # noqa: ARG002 - as of `Others`
+    async def left(self, record: EndpointRecord) -> None:  # noqa: ARG002 - as of `EndpointListener`
         return
 
-    async def settled(self, record: EndpointRecord) -> None:  # noqa: ARG002 - as of `Others`
+    async def settled(self, record: EndpointRecord) -> None:  # noqa: ARG002 - as of `EndpointListener`
         return

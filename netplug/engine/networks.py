@@ -14,7 +14,7 @@ from netplug.drivers.options import parse
 from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.drivers.tunnel import Vxlan
 from netplug.engine.addressing import Addressing
-from netplug.engine.base_plan import Shared, driver_of
+from netplug.engine.base_plan import BasePlan, driver_of
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.peers import Peers
@@ -23,7 +23,7 @@ from netplug.engine.registry import Registry, put
 from netplug.errors import NetplugError
 from netplug.ipam.pool import EXTERNAL
 from netplug.kernel.executor import Executor
-from netplug.tasks.uncancellable import whole
+from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +50,7 @@ class Networks:
     def __init__(
         self,
         registry: Registry,
-        shared: Shared,
+        base_plan: BasePlan,
         journal: Journal,
         addressing: Addressing,
         endpoints: Endpoints,
@@ -60,7 +60,7 @@ class Networks:
     ) -> None:
         self._executor = executor
         self._registry = registry
-        self._shared = shared
+        self._base_plan = base_plan
         self._journal = journal
         self._addressing = addressing
         self._endpoints = endpoints
@@ -94,7 +94,7 @@ class Networks:
     def _stretches(self, mode: str) -> bool:
         return driver_of(mode, self._drivers).scope is Scope.CLUSTER
 
-    @whole
+    @uncancellable
     async def build(self, spec: NetworkSpec) -> NetworkRecord:
         """Build a network on this host.
 
@@ -111,13 +111,13 @@ class Networks:
         _refuse_subnets(net, spec)
         self._registry.starting[ident] = net
         try:
-            host = await self._shared.read_host()
+            host = await self._base_plan.read_host()
             net = replace(net, options=driver.complete(options, host))
             async with self._registry.lock(ident):
                 record = await self._create(net, spec)
         finally:
             del self._registry.starting[ident]
-            await self._shared.trim(self._registry.all_networks())
+            await self._base_plan.trim(self._registry.all_networks())
         log.info("network.created", network=short(net.id), name=net.name, mode=net.options.mode)
         return record
 
@@ -135,7 +135,7 @@ class Networks:
                 )
 
     async def _create(self, net: Network, spec: NetworkSpec) -> NetworkRecord:
-        driver, host = driver_of(net.options.mode, self._drivers), self._shared.host
+        driver, host = driver_of(net.options.mode, self._drivers), self._base_plan.host
         others = [other for other in self._registry.all_networks() if other.id != net.id]
         others += self._registry.quarantine.known()
         avoid = [route for route, _ in host.routes]
@@ -144,7 +144,7 @@ class Networks:
         ) as taken:
             net = self._registry.starting[net.id] = replace(net, subnets=taken.subnets)
             driver.check(net, others, host)
-            await self._shared.ensure(self._registry.all_networks())
+            await self._base_plan.ensure(self._registry.all_networks())
             intent = Intent(f"network {net.name}", driver.create_network(net, host), (NETWORKS + net.id,))
             key, used = await self._journal.build(intent)
             record = NetworkRecord(
@@ -155,7 +155,7 @@ class Networks:
             self._registry.remember(record)
         return record
 
-    @whole
+    @uncancellable
     async def take_down(self, ref: str, *, by: FrontEnd, orphaned: bool = False) -> None:
         """Take a network of this host down.
 
@@ -187,7 +187,7 @@ class Networks:
             self._registry.forget(record)
             await self._addressing.release_network(record, self._registry.networks())
         log.info("network.deleted", network=short(ident), name=record.network.name)
-        await self._shared.trim(self._registry.all_networks())
+        await self._base_plan.trim(self._registry.all_networks())
 
     def _removal(self, ident: str) -> str:
         """Return the command that removes a network, by its id; nothing for one that is just being made."""
@@ -215,7 +215,7 @@ class Networks:
         What the kernel refuses is a difference to the record then, and mended as such. `build`: bring the plans about
         at once; else that is left to whoever compares them with the kernel.
         """
-        host = self._shared.host
+        host = self._base_plan.host
         for record in self._registry.networks():
             if host.vtep and any(isinstance(step, Vxlan) and step.local != host.vtep for step in record.plan):
                 try:
@@ -223,7 +223,7 @@ class Networks:
                 except (DriverError, NetplugError, ExceptionGroup) as exc:
                     log.warning("network.behind", network=short(record.network.id), error=str(exc))
 
-    @whole
+    @uncancellable
     async def _follow(self, ident: str, *, build: bool) -> None:
         """The record first: what a crash leaves undone is a difference to it."""
         async with self._registry.lock(ident):
@@ -231,10 +231,10 @@ class Networks:
             if record is None:
                 return
             net = record.network
-            plan = driver_of(net.options.mode, self._drivers).create_network(net, self._shared.host)
+            plan = driver_of(net.options.mode, self._drivers).create_network(net, self._base_plan.host)
             gone = record.plan.without((*record.used, *(step.key for step in plan)))
             await self._registry.save(replace(record, plan=plan))
-            log.info("network.followed", network=short(ident), name=net.name, vtep=str(self._shared.host.vtep))
+            log.info("network.followed", network=short(ident), name=net.name, vtep=str(self._base_plan.host.vtep))
             if build:
                 await self._executor.apply(plan)
                 await self._executor.revert(gone)
@@ -244,7 +244,7 @@ class Networks:
         if record := self._registry.find_network(ident):
             self._addressing.promise(record, names)
 
-    @whole
+    @uncancellable
     async def forward(self, ident: str, upstream: str) -> None:
         """Have the containers of a network ask whom option `dns_upstream` says; when that is empty, whom the host asks.
 
@@ -260,7 +260,7 @@ class Networks:
             await self._registry.save(replace(record, network=network, options=kept | said))
         log.info("network.forwards", network=short(ident), name=record.network.name, upstream=upstream)
 
-    @whole
+    @uncancellable
     async def name(self, ident: str, name: str) -> None:
         """Learn from Docker that a network is its own and what it calls it.
 

@@ -17,12 +17,12 @@ from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Step
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Vtep
-from netplug.engine.base_plan import Shared
+from netplug.engine.base_plan import BasePlan
 from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel
 from netplug.kernel.executor import Executor
-from netplug.tasks.uncancellable import whole
+from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
@@ -52,20 +52,20 @@ class Peers:
     def __init__(
         self,
         registry: Registry,
-        shared: Shared,
+        base_plan: BasePlan,
         kernel: Kernel,
         executor: Executor,
         drivers: Mapping[str, Driver],
     ) -> None:
         self._registry = registry
-        self._shared = shared
+        self._base_plan = base_plan
         self._kernel = kernel
         self._executor = executor
         self._drivers = drivers
         self._known: dict[str, _Known] = {}
         self._changing: dict[str, frozenset[str]] = {}
 
-    @whole
+    @uncancellable
     async def apply(self, ref: str, peers: Sequence[Peer]) -> tuple[Peer, ...]:
         """Reach just these endpoints on other hosts; return those that were refused, which keep no other out.
 
@@ -83,7 +83,7 @@ class Peers:
             driver = self._meshed(net)
             known = self._known.get(ident)
             if known is None:
-                known = _Known(net, self._shared.host)
+                known = _Known(net, self._base_plan.host)
                 # What an earlier life left is known as such only now.
                 self._kernel.changes().set()
             await self._bring_about(driver, net, known, tuple(peers))
@@ -91,7 +91,7 @@ class Peers:
         return tuple(peer for peer in peers if peer in known.refused)
 
     async def _bring_about(self, driver: Meshed, net: Network, known: _Known, peers: Sequence[Peer]) -> None:
-        host = self._shared.host
+        host = self._base_plan.host
         before, now = set(map(id, known.peers)), set(map(id, peers))
         fresh = [peer for peer in peers if id(peer) not in before]
         gone = [peer for peer in known.peers if id(peer) not in now]
@@ -179,7 +179,7 @@ class Peers:
         refused = {}
         for peer in peers:
             try:
-                driver.check_peer(net, peer, self._shared.host)
+                driver.check_peer(net, peer, self._base_plan.host)
             except DriverError as error:
                 refused[peer] = error
         for peer in refused.keys() - before:

@@ -19,7 +19,7 @@ from netplug.engine.registry import Record, Registry, put
 from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
 from netplug.kernel.api import IN_USE, Kernel, Reservations
-from netplug.tasks.uncancellable import whole
+from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ class Publishing:
         if before.published and not (isinstance(after, EndpointRecord) and after.published):
             self._chosen.remember(before)
 
-    @whole
+    @uncancellable
     async def publish(
         self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None = None
     ) -> EndpointRecord:
@@ -148,14 +148,14 @@ class Publishing:
         exposed = built.exposed + exposed.without(step.key for step in built.present)
         return replace(built, exposed=exposed, published=in_order((*built.published, *published)))
 
-    @whole
+    @uncancellable
     async def inherit(self, gone: EndpointRecord) -> None:
         """Publish at what is left of a container what was published at an endpoint that it had; no lock is held."""
         for heir in self._sharing.siblings(gone) if gone.published else ():
             if await is_there(self._kernel, heir):  # else it is on its way out, too
                 await self._inherit(heir, Inherited(gone))
 
-    @whole
+    @uncancellable
     async def regain(self) -> None:
         """Publish what was lost when it was to be inherited, as far as it is free by now; no lock is held."""
         lacking = self._sharing.lacking(self._wanted)
@@ -231,13 +231,13 @@ class Publishing:
         """
         if holder.front_end is not FrontEnd.DOCKER or holder.key in self._known:
             return False
-        while not await self._kernel.inhabited(holder.sandbox, holder.sandbox_id):
+        while not await self._kernel.has_processes(holder.sandbox, holder.sandbox_id):
             if time.monotonic() - self._started >= GRACE_S:
                 return True
             await asyncio.sleep(_POLL_S)
         return False
 
-    @whole
+    @uncancellable
     async def unpublish(self, network_id: str, endpoint_id: str) -> None:
         """Take back an endpoint's published ports; absent is success."""
         async with self._registry.lock(network_id):

@@ -15,9 +15,9 @@ async def is_there(kernel: Kernel, record: EndpointRecord) -> bool:
     return ident is not None and record.sandbox_id in {"", ident}
 
 
-async def is_inhabited(kernel: Kernel, record: EndpointRecord) -> bool:
+async def has_processes(kernel: Kernel, record: EndpointRecord) -> bool:
     """Tell whether a process lives in the endpoint's sandbox."""
-    return bool(record.sandbox) and await kernel.inhabited(record.sandbox, record.sandbox_id)
+    return bool(record.sandbox) and await kernel.has_processes(record.sandbox, record.sandbox_id)
 
 
 async def identity(kernel: Kernel, path: str) -> str | None:

@@ -85,8 +85,8 @@ class Owned:
     """What bears our mark in the host's namespace: names of links, sets, and (family, table, chain) of chains.
 
     Of a veth whose both ends are here only the host side is named; links that are being deleted are left out. `rules`:
-    (family, table, chain, rule) in chains of ours. `tables`, `entries`: of nf_tables. `stations`: where remote
-    MACs and addresses are.
+    (family, table, chain, rule) in chains of ours. `tables`, `entries`: of nf_tables. `forwarding_entries`: where
+    remote MACs and addresses are.
     """
 
     links: frozenset[str] = frozenset()
@@ -96,7 +96,7 @@ class Owned:
     members: frozenset[Member] = frozenset()
     tables: frozenset[Guards | Forwards | Tunnels | Ingress] = frozenset()
     entries: frozenset[Guard | Forward | Tunnel | Vtep] = frozenset()
-    stations: frozenset[Fdb | Neighbour] = frozenset()
+    forwarding_entries: frozenset[Fdb | Neighbour] = frozenset()
     shortcuts: frozenset[Shortcuts | Shortcut | Remote] = frozenset()
 
     def steps(self) -> list[Step]:
@@ -109,7 +109,7 @@ class Owned:
             *sorted(self.tables, key=lambda table: table.key),
             *sorted(self.entries, key=lambda entry: entry.key),
             *(Bridge(name, "", 0) for name in sorted(self.links)),
-            *sorted(self.stations, key=lambda station: station.key),
+            *sorted(self.forwarding_entries, key=lambda station: station.key),
             *sorted(self.shortcuts, key=lambda way: (not isinstance(way, Shortcuts), way.key)),
         ]
 
@@ -243,13 +243,13 @@ class Kernel(Protocol):
             NetplugError: "not_found"; "invalid" when it is no network namespace, or the host's own.
         """
 
-    async def inhabited(self, path: str, netns_id: str = "") -> bool:
+    async def has_processes(self, path: str, netns_id: str = "") -> bool:
         """Tell whether a process lives in the network namespace of this path; False when there is none.
 
         With an identity, that one is meant, whatever is at the path by now.
         """
 
-    def attend(self, serve: Serve) -> None:
+    def serve_resolvers(self, serve: Serve) -> None:
         """Have the sockets of `Resolver` steps served from now on, also of those ensured before.
 
         Who serves them closes them when told to close. Without anybody, what is asked waits in their queues.

@@ -37,7 +37,7 @@ from netplug.kernel.firewall.ipset import IpSets
 from netplug.kernel.firewall.iptables import Firewall
 from netplug.kernel.firewall.iptables_rules import FIREWALL_STEPS, FirewallStep
 from netplug.kernel.firewall.nftables import Tables
-from netplug.kernel.firewall.shortcuts import Ways
+from netplug.kernel.firewall.shortcuts import FastPath
 from netplug.kernel.host import facts
 from netplug.kernel.host.descriptors import raise_limit, require
 from netplug.kernel.host.ports import Ports
@@ -45,14 +45,14 @@ from netplug.kernel.host.relays import Relays
 from netplug.kernel.host.runtime_reservations import SocketsOf, reserve
 from netplug.kernel.links import conflict_probe
 from netplug.kernel.links.announcements import Announcements
-from netplug.kernel.links.forwarding_entries import Stations
+from netplug.kernel.links.forwarding_entries import ForwardingEntries
 from netplug.kernel.links.reaper import Reaper
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import Netlink
 from netplug.kernel.netlink.route_watch import RouteChanges
 from netplug.kernel.netlink.watch import ForeignChanges
 from netplug.kernel.rtnetlink_steps import REQUESTS, Request, Requests
-from netplug.kernel.sandbox.identity import find, inhabited
+from netplug.kernel.sandbox.identity import find, has_processes
 from netplug.kernel.sandbox.interception import Interception
 from netplug.kernel.sandbox.resolvers import Resolvers
 from netplug.kernel.survey import Survey, owned
@@ -77,8 +77,8 @@ class LinuxKernel:
         self._resolvers = Resolvers()
         self._flows = Conntrack()
         self._tables = Tables()
-        self._ways = Ways(self._tables, self._nl)
-        self._stations = Stations()
+        self._ways = FastPath(self._tables, self._nl)
+        self._stations = ForwardingEntries()
         self._announcements = Announcements(self._nl)
         self._routes: RouteChanges | None = None
         self._requests = Requests(self._nl, self._reaper, self._announcements, self._stations)
@@ -171,7 +171,7 @@ class LinuxKernel:
         sets = await self._sets.list()
         found = await asyncio.gather(*(firewall.read() for firewall in self._firewall.values()))
         models = dict(zip(self._firewall, found, strict=True))
-        look, ways = entries.Look.at(self._tables), self._ways.look()
+        look, ways = entries.Snapshot.at(self._tables), self._ways.look()
         survey = await asyncio.to_thread(Survey.of, steps, self._survey)
         drifts = []
         for step in steps:
@@ -243,13 +243,13 @@ class LinuxKernel:
         """Find a network namespace; see `Kernel`."""
         return find(ref)
 
-    async def inhabited(self, path: str, netns_id: str = "") -> bool:
+    async def has_processes(self, path: str, netns_id: str = "") -> bool:
         """Tell whether a process lives in a network namespace; see `Kernel`."""
-        return await asyncio.to_thread(inhabited, path, netns_id)
+        return await asyncio.to_thread(has_processes, path, netns_id)
 
-    def attend(self, serve: Serve) -> None:
+    def serve_resolvers(self, serve: Serve) -> None:
         """Have the sockets of `Resolver` steps served; see `Kernel`."""
-        self._resolvers.attend(serve)
+        self._resolvers.serve_resolvers(serve)
 
     async def intercept(self, path: str, server: IPv4Address) -> Interception:
         """Listen in a sandbox in front of a name server; see `Kernel`."""

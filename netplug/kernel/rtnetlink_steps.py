@@ -27,7 +27,7 @@ from netplug.kernel.doing import Notes, named
 from netplug.kernel.host import sysctl
 from netplug.kernel.links import addresses, bridges, macvlan, neighbours, shaping, vxlan
 from netplug.kernel.links.announcements import Announcements
-from netplug.kernel.links.forwarding_entries import Stations
+from netplug.kernel.links.forwarding_entries import ForwardingEntries
 from netplug.kernel.links.reaper import Reaper
 from netplug.kernel.netlink.connection import Netlink
 from netplug.kernel.netlink.worker import Worker
@@ -63,12 +63,14 @@ class Requests:
     `links`: the names of those that are made, or were, and not removed.
     """
 
-    def __init__(self, nl: Netlink, reaper: Reaper, announcements: Announcements, stations: Stations) -> None:
+    def __init__(
+        self, nl: Netlink, reaper: Reaper, announcements: Announcements, forwarding_entries: ForwardingEntries
+    ) -> None:
         self.links: set[str] = set()
         self._nl = nl
         self._reaper = reaper
         self._announcements = announcements
-        self._stations = stations
+        self._stations = forwarding_entries
         self._worker = Worker()
         self._loop = asyncio.get_running_loop()
 
@@ -201,7 +203,7 @@ class Requests:
         match step:
             case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
                 group = self._reaper.group
-                if not bridges.condemn(self._nl, step, group):
+                if not bridges.schedule_delete(self._nl, step, group):
                     return False
                 self._loop.call_soon_threadsafe(self._reaper.add, step.name, group)
             case Hairpin():

@@ -25,7 +25,7 @@ from netplug.drivers.steps import (
 from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.kernel.api import MISSING, Owned
 from netplug.kernel.firewall import iptables_rules as rules
-from netplug.kernel.firewall.entries import Look
+from netplug.kernel.firewall.entries import Snapshot
 from netplug.kernel.firewall.ipset import Found
 from netplug.kernel.firewall.iptables_rules import Model
 from netplug.kernel.host import sysctl
@@ -59,7 +59,7 @@ class Survey:
 
     views: dict[Netns, View | None]
     shapes: shaping.Found
-    stations: neighbours.Found
+    forwarding_entries: neighbours.Found
     seats: Mapping[int, set[str]]
 
     @classmethod
@@ -74,12 +74,15 @@ class Survey:
                     views[netns] = None
         host = views[_HOST] = _view(nl)
         shapes = [step for step in steps if isinstance(step, Shape)]
-        shaped, stations = shaping.Found.of(nl, shapes, host.links), neighbours.Found.of(nl, host.links.values())
+        shaped, forwarding_entries = (
+            shaping.Found.of(nl, shapes, host.links),
+            neighbours.Found.of(nl, host.links.values()),
+        )
         bridges = {step.master for step in steps if isinstance(step, Veth)} & host.links.keys()
         seats: dict[int, set[str]] = {}
         for port, mac in (seat for name in bridges for seat in neighbours.seats(nl, host.links[name].index)):
             seats.setdefault(port, set()).add(mac)
-        return cls(views, shaped, stations, seats)
+        return cls(views, shaped, forwarding_entries, seats)
 
     @property
     def host(self) -> View:
@@ -100,7 +103,7 @@ class Survey:
             case Bridge() | Veth() | Macvlan() | Vxlan():
                 return self._link_drift(step)
             case Fdb() | Neighbour():
-                return self.stations.drift(step, self._link(step.link))
+                return self.forwarding_entries.drift(step, self._link(step.link))
             case Ifb():
                 return shaping.ifb_drift(step, self._link(step.name))
             case Shape():
@@ -215,7 +218,7 @@ def _set_drift(step: Member | IpSet, sets: Mapping[str, Found]) -> str:
     return "" if same else f"is a {found.type} of IPv{found.family}, not {step.type}"
 
 
-def owned(survey: Survey, sets: Mapping[str, Found], models: Mapping[int, Model], look: Look) -> Owned:
+def owned(survey: Survey, sets: Mapping[str, Found], models: Mapping[int, Model], look: Snapshot) -> Owned:
     """Return what bears our mark."""
     found = list(survey.host.links.values())
     ours = [(family, *chain) for family, model in models.items() for chain in model.ours()]
@@ -227,5 +230,5 @@ def owned(survey: Survey, sets: Mapping[str, Found], models: Mapping[int, Model]
         members=frozenset(member for found in sets.values() for member in found.members),
         tables=look.tables(),
         entries=look.owned(),
-        stations=survey.stations.owned(found),
+        forwarding_entries=survey.forwarding_entries.owned(found),
     )

@@ -12,9 +12,9 @@ from netplug.lab import podman, underlay
 from netplug.lab.containers import Attached, Container, create_docker_network, create_network
 from netplug.lab.file import ETCD, Lab
 from netplug.lab.image import IMAGE, busybox_rootfs_tar
-from netplug.lab.node import Place, end_all, environment, until
+from netplug.lab.node import Node, end_all, environment, until
 from netplug.lab.state import DIR, Member, State, names
-from netplug.lab.status import Reach, Resolved, missing
+from netplug.lab.status import Reachability, Resolved, missing
 
 READY_TIMEOUT_S = 40.0
 """A daemon is ready within one second as a rule, a dockerd within three, less on a busy machine."""
@@ -69,10 +69,10 @@ def _build(state: State, say: Say) -> None:
 
     underlay.make(state)
     state.save()
-    for name, place in zip(underlay.order(lab), each(underlay.order(lab), lambda it: _place(state, it)), strict=True):
-        state.members[name] = Member(place.pid, place.since, underlay.addresses(lab, name))
+    for name, node in zip(underlay.order(lab), each(underlay.order(lab), lambda it: _place(state, it)), strict=True):
+        state.members[name] = Member(node.pid, node.since, underlay.addresses(lab, name))
         state.save()
-        underlay.connect(state, place)
+        underlay.connect(state, node)
     done(f"{_count(len(lab.hosts), 'host')} on a switch, {lab.underlay.ipv4} and {lab.underlay.ipv6}")
     if lab.store == ETCD:
         start_etcd(state)
@@ -101,17 +101,17 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _place(state: State, name: str) -> Place:
-    return Place.start(name, name, state.folder / name)
+def _place(state: State, name: str) -> Node:
+    return Node.start(name, name, state.folder / name)
 
 
 def start_etcd(state: State) -> None:
     """Start the store, and wait until it answers."""
-    place, own = state.place(ETCD), state.members[ETCD].addresses[0]
-    argv = ["etcd", "--data-dir", str(place.folder / "data"), "--log-level", "warn"]
+    node, own = state.node(ETCD), state.members[ETCD].addresses[0]
+    argv = ["etcd", "--data-dir", str(node.folder / "data"), "--log-level", "warn"]
     argv += ["--listen-client-urls", "http://0.0.0.0:2379", "--advertise-client-urls", f"http://{own}:2379"]
     argv += ["--listen-peer-urls", "http://127.0.0.1:2380"]
-    state.members[ETCD].processes[ETCD] = place.spawn(argv, "etcd.log")
+    state.members[ETCD].processes[ETCD] = node.spawn(argv, "etcd.log")
     state.save()
     _ready(state, ETCD, ETCD, ["etcdctl", "endpoint", "health"])
 
@@ -125,29 +125,29 @@ def start_host(state: State, name: str) -> None:
 
 def start_daemon(state: State, name: str) -> None:
     """Start a host's daemon unless it runs, and wait until it answers."""
-    part, place, member = state.lab.hosts[name], state.place(name), state.members[name]
-    if place.lives(member.processes.get("netplug", 0)):
+    part, node, member = state.lab.hosts[name], state.node(name), state.members[name]
+    if node.lives(member.processes.get("netplug", 0)):
         return
-    argv = ["netplug", "serve", "--state-dir", str(place.folder / "netplug"), "--host-name", name]
+    argv = ["netplug", "serve", "--state-dir", str(node.folder / "netplug"), "--host-name", name]
     argv += ["--docker-host", "unix:///run/docker.sock" if part.docker else "none"]
     if state.lab.store == ETCD:
         argv += ["--store", state.etcd(), "--vtep", member.addresses[0 if state.lab.underlay.family == 4 else 1]]
-    member.processes["netplug"] = place.spawn([*argv, *part.serve], "netplug.log")
+    member.processes["netplug"] = node.spawn([*argv, *part.serve], "netplug.log")
     _ready(state, name, "netplug", ["netplug", "network", "ls"])
 
 
 def _start_dockerd(state: State, name: str) -> None:
-    place, member = state.place(name), state.members[name]
-    if place.lives(member.processes.get("dockerd", 0)):
+    node, member = state.node(name), state.members[name]
+    if node.lives(member.processes.get("dockerd", 0)):
         return
-    config = place.folder / "daemon.json"
+    config = node.folder / "daemon.json"
     config.write_text("{}\n")
-    argv = ["dockerd", "--data-root", str(place.folder / "docker"), "--config-file", str(config)]
-    argv += ["--log-level", "warn", "--cgroup-parent", f"/{place.group}", "--exec-opt", "native.cgroupdriver=cgroupfs"]
-    member.processes["dockerd"] = place.spawn(argv, "dockerd.log")
+    argv = ["dockerd", "--data-root", str(node.folder / "docker"), "--config-file", str(config)]
+    argv += ["--log-level", "warn", "--cgroup-parent", f"/{node.group}", "--exec-opt", "native.cgroupdriver=cgroupfs"]
+    member.processes["dockerd"] = node.spawn(argv, "dockerd.log")
     _ready(state, name, "dockerd", ["docker", "version"])
-    if not place.run("docker", "image", "ls", "-q", IMAGE):
-        place.run("docker", "import", "-", IMAGE, stdin=busybox_rootfs_tar())
+    if not node.run("docker", "image", "ls", "-q", IMAGE):
+        node.run("docker", "import", "-", IMAGE, stdin=busybox_rootfs_tar())
 
 
 def _ready(state: State, name: str, process: str, question: list[str]) -> None:
@@ -156,38 +156,38 @@ def _ready(state: State, name: str, process: str, question: list[str]) -> None:
     Raises:
         NetplugError: "unavailable"; with the log's last line.
     """
-    place, pid = state.place(name), state.members[name].processes[process]
+    node, pid = state.node(name), state.members[name].processes[process]
 
     def answers() -> bool:
-        return not place.lives(pid) or not place.try_run(*question, env={"ETCDCTL_API": "3"}).returncode
+        return not node.lives(pid) or not node.try_run(*question, env={"ETCDCTL_API": "3"}).returncode
 
-    if not until(answers, READY_TIMEOUT_S) or not place.lives(pid):
-        verb = "does not answer" if place.lives(pid) else "ended"
-        words = f"{process} of {name} {verb}: {place.last_words(f'{process}.log')}"
+    if not until(answers, READY_TIMEOUT_S) or not node.lives(pid):
+        verb = "does not answer" if node.lives(pid) else "ended"
+        words = f"{process} of {name} {verb}: {node.last_words(f'{process}.log')}"
         raise NetplugError("unavailable", words)
 
 
 def _network(state: State, name: str) -> None:
     lab = state.lab
-    hosts = lab.places(name)
+    hosts = lab.nodes(name)
     if lab.networks[name].spans:
-        create_network(lab, name, state.place(hosts[0]), shared=True)
+        create_network(lab, name, state.node(hosts[0]), shared=True)
     for host in hosts:
         if lab.by_docker(name, host):
-            create_docker_network(lab, name, state.place(host))
+            create_docker_network(lab, name, state.node(host))
         elif not lab.networks[name].spans:
-            create_network(lab, name, state.place(host), shared=False)
+            create_network(lab, name, state.node(host), shared=False)
 
 
 def _containers(state: State, host: str) -> dict[str, dict[str, Attached]]:
     """Start a host's containers, one after another, and return what they have."""
     if state.lab.of_podman(host):
-        podman.prepare(state.lab, state.place(host))
+        podman.prepare(state.lab, state.node(host))
     return {name: Container.of(state, name).start() for name, part in state.lab.containers.items() if part.host == host}
 
 
 def _wait(state: State) -> None:
-    lost: list[Reach] | list[Resolved] = []
+    lost: list[Reachability] | list[Resolved] = []
 
     def reached() -> bool:
         nonlocal lost
@@ -202,11 +202,11 @@ def _wait(state: State) -> None:
 
 def down(state: State) -> None:
     """End a lab; nothing is left of it. Tolerates what is gone already."""
-    places = [state.place(name) for name in state.members]
-    each(places, lambda place: place.stop())
+    nodes = [state.node(name) for name in state.members]
+    each(nodes, lambda node: node.stop())
     end_all(state.folder)
-    for place in places:
-        place.remove()
+    for node in nodes:
+        node.remove()
     shutil.rmtree(state.folder)
     # The last one takes the folder of all with it.
     if state.folder.parent == DIR and not any(DIR.iterdir()):

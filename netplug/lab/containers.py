@@ -10,7 +10,7 @@ from netplug.errors import NetplugError
 from netplug.lab import podman
 from netplug.lab.file import ContainerPart, Lab, NetworkPart, Runtime
 from netplug.lab.image import IMAGE
-from netplug.lab.node import Place
+from netplug.lab.node import Node
 from netplug.lab.podman import CNI_BIN
 from netplug.lab.state import State
 
@@ -21,7 +21,7 @@ _ENDLESS = ("sleep", "2147483647")
 _PUBLISHED = re.compile(r"(?:(\d+):)?(\d+)(?:/(tcp|udp|sctp))?")
 
 
-def create_network(lab: Lab, name: str, host: Place, *, shared: bool) -> None:
+def create_network(lab: Lab, name: str, host: Node, *, shared: bool) -> None:
     """Create a network on a host. `shared`: on all hosts by this one."""
     net = lab.networks[name]
     options = [f"mode={net.mode}", *(f"{key}={value}" for key, value in net.options.items())]
@@ -32,7 +32,7 @@ def create_network(lab: Lab, name: str, host: Place, *, shared: bool) -> None:
     host.run("netplug", "network", "create", name, *common, *(word for it in options for word in ("-o", it)))
 
 
-def create_docker_network(lab: Lab, name: str, host: Place) -> None:
+def create_docker_network(lab: Lab, name: str, host: Node) -> None:
     """Create a network by Docker; one that spans hosts is there already, and adopted."""
     net = lab.networks[name]
     argv = ["docker", "network", "create", "-d", "pynet", "-o", f"mode={net.mode}", "-o", f"name={name}"]
@@ -61,12 +61,12 @@ class Container:
 
     name: str
     part: ContainerPart
-    place: Place
+    node: Node
 
     @classmethod
     def of(cls, state: State, name: str) -> "Container":
         part = state.lab.containers[name]
-        return cls(name, part, state.place(part.host))
+        return cls(name, part, state.node(part.host))
 
     @property
     def netns(self) -> Path:
@@ -76,11 +76,11 @@ class Container:
             NetplugError: it does not run.
         """
         if self.part.runtime in _ENGINES:
-            pid = self.place.run(self.part.runtime, "inspect", "-f", "{{.State.Pid}}", self.name)
+            pid = self.node.run(self.part.runtime, "inspect", "-f", "{{.State.Pid}}", self.name)
             if pid == "0":
                 raise NetplugError("unavailable", f"container {self.name!r} does not run")
-            return self.place.path(f"/proc/{pid}/ns/net")
-        return self.place.path(f"/run/netns/{self.name}")
+            return self.node.path(f"/proc/{pid}/ns/net")
+        return self.node.path(f"/run/netns/{self.name}")
 
     def command(self, argv: tuple[str, ...], *, tty: bool = False) -> list[str]:
         """Return the command line that runs another one in it, for its place."""
@@ -94,21 +94,19 @@ class Container:
             return self._start_by_docker()
         if self.part.runtime == Runtime.PODMAN:
             return self._start_by_podman()
-        self.place.script(f"ip netns add {self.name}", f"ip -n {self.name} link set lo up")
+        self.node.script(f"ip netns add {self.name}", f"ip -n {self.name} link set lo up")
         attach = self._add_by_cni if self.part.runtime == Runtime.CNI else self._attach
         found = {network: attach(network, f"eth{number}") for number, network in enumerate(self.part.networks)}
         if self.part.command:
-            self.place.spawn(self.command(self.part.command), f"{self.name}.log")
+            self.node.spawn(self.command(self.part.command), f"{self.name}.log")
         return found
 
     def _start_by_docker(self) -> dict[str, Attached]:
         first, *more = self.part.networks
         self._run_by_engine("--init", f"--network={first}")
         for network in more:
-            self.place.run("docker", "network", "connect", network, self.name)
-        networks = json.loads(
-            self.place.run("docker", "inspect", "-f", "{{json .NetworkSettings.Networks}}", self.name)
-        )
+            self.node.run("docker", "network", "connect", network, self.name)
+        networks = json.loads(self.node.run("docker", "inspect", "-f", "{{json .NetworkSettings.Networks}}", self.name))
         return {
             name: Attached(tuple(it for it in (net["IPAddress"], net["GlobalIPv6Address"]) if it), (DOCKERS_RESOLVER,))
             for name, net in networks.items()
@@ -119,19 +117,19 @@ class Container:
         more = [f"--{'ip6' if ':' in ip else 'ip'}={ip}" for ip in self.part.ip]
         more += [f"--publish={port}" for port in self.part.publish]
         argv = [self.part.runtime, "run", "-d", f"--name={self.name}", f"--hostname={self.name}", *options, *more]
-        return self.place.run(*argv, IMAGE, *(self.part.command or _ENDLESS))
+        return self.node.run(*argv, IMAGE, *(self.part.command or _ENDLESS))
 
     def _start_by_podman(self) -> dict[str, Attached]:
         # Without names podman numbers them in any order.
         networks = [f"--network={name}:interface_name=eth{it}" for it, name in enumerate(self.part.networks)]
         # Docker's containers may ping, so these may.
-        ident = self._run_by_engine(f"--cgroup-parent=/{self.place.group}", "--cap-add=NET_RAW", *networks)
-        if podman.by_netavark(self.place):
-            return {network: Attached(*found) for network, found in podman.told(self.place, self.name).items()}
+        ident = self._run_by_engine(f"--cgroup-parent=/{self.node.group}", "--cap-add=NET_RAW", *networks)
+        if podman.by_netavark(self.node):
+            return {network: Attached(*found) for network, found in podman.told(self.node, self.name).items()}
         found = {}
         for number, network in enumerate(self.part.networks):
             # What each network's plugin said, as libcni keeps it.
-            kept = self.place.path(f"/var/lib/cni/results/{network}-{ident}-eth{number}")
+            kept = self.node.path(f"/var/lib/cni/results/{network}-{ident}-eth{number}")
             found[network] = _told(json.loads(kept.read_text())["result"])
         return found
 
@@ -140,13 +138,13 @@ class Container:
         # Ports are published in one network alone, as Docker does.
         options += [f"--publish={port}" for port in self.part.publish] if network == self.part.networks[0] else []
         argv = ["netplug", "attach", network, f"--netns={self.name}", f"--ifname={ifname}", f"--name={self.name}"]
-        told = json.loads(self.place.run(*argv, *options))
+        told = json.loads(self.node.run(*argv, *options))
         addresses = tuple(address.partition("/")[0] for address in told["addresses"])
         return Attached(addresses, tuple(told["dns"]["nameservers"]))
 
     def _add_by_cni(self, network: str, ifname: str) -> Attached:
-        self.place.run("netplug", "cni", "install", f"--bin-dir={CNI_BIN}")
-        listed = json.loads(self.place.run("netplug", "cni", "config", network))
+        self.node.run("netplug", "cni", "install", f"--bin-dir={CNI_BIN}")
+        listed = json.loads(self.node.run("netplug", "cni", "config", network))
         runtime = {"portMappings": [self._mapping(port) for port in self.part.publish], "ips": list(self.part.ip)}
         config = listed["plugins"][0] | {"cniVersion": listed["cniVersion"], "name": listed["name"]}
         config["runtimeConfig"] = {key: value for key, value in runtime.items() if value}
@@ -158,7 +156,7 @@ class Container:
             "CNI_ARGS": f"K8S_POD_NAME={self.name}",
             "CNI_PATH": CNI_BIN,
         }
-        told = self.place.try_run(f"{CNI_BIN}/pynet", stdin=json.dumps(config).encode(), env=env)
+        told = self.node.try_run(f"{CNI_BIN}/pynet", stdin=json.dumps(config).encode(), env=env)
         answer = json.loads(told.stdout or b"{}")
         if told.returncode:
             raise NetplugError("unavailable", f"container {self.name!r}: {answer.get('msg', 'the CNI plugin failed')}")

@@ -43,9 +43,9 @@ class Process:
 
     def signal(self, name: str) -> None:
         """Send a signal that ends it, or freezes it, and wait until it has."""
-        place, pid = self.state.place(self.host), self.pid
-        place.signal(pid, name)
-        if not until(lambda: not place.lives(pid) or (name == "STOP" and place.frozen(pid)), _END_TIMEOUT_S):
+        node, pid = self.state.node(self.host), self.pid
+        node.signal(pid, name)
+        if not until(lambda: not node.lives(pid) or (name == "STOP" and node.frozen(pid)), _END_TIMEOUT_S):
             words = f"{self.name} of {self.host} still runs {_END_TIMEOUT_S:g} s after SIG{name}"
             raise NetplugError("unavailable", words)
 
@@ -68,7 +68,7 @@ def fault(state: State, kind: str, arguments: list[str]) -> None:
         return
     else:
         for name in arguments:
-            state.place(name)
+            state.node(name)
         _break(state, kind, arguments)
     state.faults.append(" ".join((kind, *arguments)))
     state.save()
@@ -81,9 +81,9 @@ def _break(state: State, kind: str, hosts: list[str]) -> None:
     if kind == "wipe":
         if hosts != [ETCD]:
             raise NetplugError("invalid", f"fault wipe takes {KINDS['wipe']}")
-        place = state.place(ETCD)
+        node = state.node(ETCD)
         Process(state, ETCD).signal("KILL")
-        place.run("rm", "-rf", str(place.folder / "data"))
+        node.run("rm", "-rf", str(node.folder / "data"))
         start_etcd(state)
         return
     name = {"stop": "TERM", "kill": "KILL", "hang": "STOP"}[kind]
@@ -104,26 +104,26 @@ def _drop(state: State, size: str) -> None:
         raise NetplugError("invalid", f"fault drop takes {KINDS['drop']}, from 68 to 65535, not {size!r}")
     for name in state.lab.hosts:
         # What a link would cut into packets later, is cut before: the switch sees what a cable would carry.
-        state.place(name).script("ip link set eth0 gso_max_segs 1")
+        state.node(name).script("ip link set eth0 gso_max_segs 1")
     _rules(state, [f"meta length > {size} drop"])
 
 
 def _rules(state: State, rules: list[str]) -> None:
     table = f"add table bridge {_TABLE}; add chain bridge {_TABLE} forward {{ type filter hook forward priority 0; }};"
     rules = [f"add rule bridge {_TABLE} forward {rule};" for rule in rules]
-    state.place(SWITCH).run("nft", "-f", "-", stdin="\n".join((table, *rules)).encode())
+    state.node(SWITCH).run("nft", "-f", "-", stdin="\n".join((table, *rules)).encode())
 
 
 def mend(state: State) -> None:
     """Undo all faults; daemons that do not run are started."""
     for name, member in state.members.items():
         for pid in member.processes.values():
-            state.place(name).signal(pid, "CONT")
-    switch = state.place(SWITCH)
+            state.node(name).signal(pid, "CONT")
+    switch = state.node(SWITCH)
     switch.run("nft", "-f", "-", stdin=f"add table bridge {_TABLE}; delete table bridge {_TABLE};".encode())
     for name in state.lab.hosts:
-        state.place(name).script("ip link set eth0 gso_max_segs 65535")
-    if ETCD in state.members and not state.place(ETCD).lives(state.members[ETCD].processes[ETCD]):
+        state.node(name).script("ip link set eth0 gso_max_segs 65535")
+    if ETCD in state.members and not state.node(ETCD).lives(state.members[ETCD].processes[ETCD]):
         start_etcd(state)
     for name in state.lab.hosts:
         start_daemon(state, name)

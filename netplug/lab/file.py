@@ -161,13 +161,13 @@ class Lab(_Part):
                 raise ValueError(f"containers.{name}: host {container.host!r} has no dockerd ('docker: true')")
             for network in container.networks:
                 _known("network", network, self.networks, f"containers.{name}.networks")
-                if container.host not in self.places(network):
+                if container.host not in self.nodes(network):
                     raise ValueError(f"containers.{name}: network {network!r} is not on host {container.host!r}")
             if len(container.networks) > 1 and (container.ip or container.runtime == Runtime.CNI):
                 raise ValueError(f"containers.{name}: 'ip' and runtime cni are for one network")
         return self
 
-    def places(self, network: str) -> tuple[str, ...]:
+    def nodes(self, network: str) -> tuple[str, ...]:
         """Return the hosts of a network."""
         chosen = self.networks[network].hosts
         return tuple(self.hosts) if chosen is None else chosen

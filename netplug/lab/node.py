@@ -71,7 +71,7 @@ def until(predicate: Callable[[], bool], timeout_s: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Node:
     """`folder`: its files, at the same path inside and outside. `pid`, `since`: of its first process; see `started`."""
 
     name: str
@@ -80,7 +80,7 @@ class Place:
     since: int
 
     @classmethod
-    def start(cls, name: str, hostname: str, folder: Path) -> "Place":
+    def start(cls, name: str, hostname: str, folder: Path) -> "Node":
         """Start it, with nothing inside but a loopback link.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Any
 
 from netplug.lab.file import Lab
 from netplug.lab.image import IMAGE, busybox_rootfs_tar
-from netplug.lab.node import Place, environment
+from netplug.lab.node import Node, environment
 
 CNI_BIN = "/run/cni-bin"
 _ETC = "/etc/containers"
@@ -31,33 +31,33 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = (_ETC, "/var/lib/cni", "/var/lib/containers")
 
 
-def prepare(lab: Lab, place: Place) -> None:
+def prepare(lab: Lab, node: Node) -> None:
     """Have podman ready on a host, with the networks of its containers there."""
-    place.script(*(f"mkdir -p {path}; mount -t tmpfs -o mode=755 podman {path}" for path in _OWN))
-    place.run("netplug", "cni", "install", f"--bin-dir={CNI_BIN}")
-    networks, netavark = lab.of_podman(place.name), by_netavark(place)
+    node.script(*(f"mkdir -p {path}; mount -t tmpfs -o mode=755 podman {path}" for path in _OWN))
+    node.run("netplug", "cni", "install", f"--bin-dir={CNI_BIN}")
+    networks, netavark = lab.of_podman(node.name), by_netavark(node)
     files = {
         f"{_ETC}/containers.conf": _settings(networks[0], netavark=netavark),
-        f"{_ETC}/storage.conf": _STORAGE.format(root=place.folder / "podman"),
+        f"{_ETC}/storage.conf": _STORAGE.format(root=node.folder / "podman"),
         f"{_ETC}/policy.json": json.dumps({"default": [{"type": "insecureAcceptAnything"}]}),
     }
     for name in () if netavark else networks:
-        files[f"{_CONFIG_DIR}/{name}.conflist"] = place.run("netplug", "cni", "config", name)
+        files[f"{_CONFIG_DIR}/{name}.conflist"] = node.run("netplug", "cni", "config", name)
     for path, text in files.items():
-        target = place.path(path)
+        target = node.path(path)
         target.parent.mkdir(exist_ok=True)
         target.write_text(text)
     if netavark:
-        _create(lab, place, networks)
-    archive = place.folder / "image.tar"
+        _create(lab, node, networks)
+    archive = node.folder / "image.tar"
     archive.write_bytes(busybox_rootfs_tar())
-    place.run("podman", "import", "--quiet", str(archive), IMAGE)
+    node.run("podman", "import", "--quiet", str(archive), IMAGE)
     archive.unlink()
 
 
-def by_netavark(place: Place) -> bool:
+def by_netavark(node: Node) -> bool:
     """Tell whether the podman of a host takes a driver of netavark, and no CNI plugin."""
-    return speaks_netavark(place.run("podman", "--version"))
+    return speaks_netavark(node.run("podman", "--version"))
 
 
 def speaks_netavark(version: str) -> bool:
@@ -70,10 +70,10 @@ def speaks_netavark(version: str) -> bool:
     return found is not None and int(found[0]) >= _BY_NETAVARK
 
 
-def told(place: Place, name: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+def told(node: Node, name: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """Return what a container of netavark's has in each network: addresses, and the name servers that it asks there."""
-    shown: dict[str, Any] = json.loads(place.run("podman", "inspect", name))[0]
-    return has(shown, place.path(shown["ResolvConfPath"]).read_text())
+    shown: dict[str, Any] = json.loads(node.run("podman", "inspect", name))[0]
+    return has(shown, node.path(shown["ResolvConfPath"]).read_text())
 
 
 def has(shown: dict[str, Any], resolv_conf: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -87,15 +87,15 @@ def has(shown: dict[str, Any], resolv_conf: str) -> dict[str, tuple[tuple[str, .
     return found
 
 
-def _create(lab: Lab, place: Place, networks: list[str]) -> None:
+def _create(lab: Lab, node: Node, networks: list[str]) -> None:
     """Tell podman of networks that are there already; it takes the name of its default one for taken."""
-    settings = place.path(f"{_ETC}/containers.conf")
+    settings = node.path(f"{_ETC}/containers.conf")
     text = settings.read_text()
     settings.write_text(text.replace(_default(networks[0]), ""))
     for name in networks:
         net = lab.networks[name]
         internal = ["--internal"] if net.internal else []
-        place.run("podman", "network", "create", "-d", "pynet", "-o", f"mode={net.mode}", *internal, name)
+        node.run("podman", "network", "create", "-d", "pynet", "-o", f"mode={net.mode}", *internal, name)
     settings.write_text(text)
 
 

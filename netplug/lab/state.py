@@ -6,7 +6,7 @@ from pathlib import Path
 
 from netplug.errors import NetplugError
 from netplug.lab.file import ETCD, Lab
-from netplug.lab.node import Place
+from netplug.lab.node import Node
 
 DIR = Path("/var/lib/netplug-lab")
 SWITCH = "switch"
@@ -38,7 +38,7 @@ class State:
     servers: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
-    def place(self, name: str) -> Place:
+    def node(self, name: str) -> Node:
         """Return a host, the switch or etcd's place.
 
         Raises:
@@ -49,7 +49,7 @@ class State:
                 "not_found", f"lab {self.lab.name!r} has no host {name!r}", hint=f"it has {self._hosts()}"
             )
         member = self.members[name]
-        return Place(name, self.folder / name, member.pid, member.since)
+        return Node(name, self.folder / name, member.pid, member.since)
 
     def refuse_unknown(self, name: str) -> None:
         """Refuse what is neither a host nor a container.
@@ -66,9 +66,9 @@ class State:
     def _hosts(self) -> str:
         return ", ".join(it for it in self.members if it != SWITCH)
 
-    def hosts(self) -> list[Place]:
+    def hosts(self) -> list[Node]:
         """Return the hosts."""
-        return [self.place(name) for name in self.lab.hosts]
+        return [self.node(name) for name in self.lab.hosts]
 
     def etcd(self) -> str:
         """Return the URL of the store, for `--store`."""

@@ -17,7 +17,7 @@ _AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class Reachability:
     """Whether a container reaches another at one of its addresses."""
 
     network: str
@@ -45,7 +45,7 @@ class Resolved:
         return f"{self.source} does not resolve {self.name!r} in network {self.network!r}: {self.reason}"
 
 
-def reach(state: State) -> list[Reach]:
+def reach(state: State) -> list[Reachability]:
     """Try all pairs that a network should connect, each way and at each address."""
     sources = _namespaces(state, state.lab.pairs())
     asked = [
@@ -56,7 +56,7 @@ def reach(state: State) -> list[Reach]:
     ]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = pool.map(lambda it: it[1] in sources and answers(sources[it[1]], it[3]), asked)
-        return [Reach(*it, result) for it, result in zip(asked, found, strict=True)]
+        return [Reachability(*it, result) for it, result in zip(asked, found, strict=True)]
 
 
 def names(state: State) -> list[Resolved]:
@@ -105,7 +105,7 @@ def _namespaces(state: State, pairs: list[tuple[str, str, str]]) -> dict[str, Pa
     return found
 
 
-def missing(state: State) -> list[Reach] | list[Resolved]:
+def missing(state: State) -> list[Reachability] | list[Resolved]:
     """Return who should be reached and is not, or else whose name should resolve and does not."""
     return [it for it in reach(state) if not it.answers] or [it for it in names(state) if not it.resolves]
 
@@ -118,7 +118,7 @@ def status(state: State) -> dict[str, Any]:
         "store": lab.store,
         "hosts": [_host(state, name) for name in (*lab.hosts, *([ETCD] if lab.store == ETCD else []))],
         "networks": [
-            {"name": name, "mode": net.mode, "hosts": list(lab.places(name))} for name, net in lab.networks.items()
+            {"name": name, "mode": net.mode, "hosts": list(lab.nodes(name))} for name, net in lab.networks.items()
         ],
         "containers": [
             {
@@ -136,22 +136,22 @@ def status(state: State) -> dict[str, Any]:
 
 
 def _host(state: State, name: str) -> dict[str, Any]:
-    place, member = state.place(name), state.members[name]
+    node, member = state.node(name), state.members[name]
     return {
         "name": name,
         "addresses": list(member.addresses),
-        "up": place.alive,
-        "processes": {process: place.lives(pid) for process, pid in member.processes.items()},
+        "up": node.alive,
+        "processes": {process: node.lives(pid) for process, pid in member.processes.items()},
         "differences": _differences(state, name),
     }
 
 
 def _differences(state: State, name: str) -> int | None:
     """Return how many things `netplug diff` finds; None: nobody can say."""
-    place, pid = state.place(name), state.members[name].processes.get("netplug", 0)
-    if place.state(pid) in {"", "T"}:
+    node, pid = state.node(name), state.members[name].processes.get("netplug", 0)
+    if node.state(pid) in {"", "T"}:
         return None
-    done = place.try_run("netplug", "diff", "--json")
+    done = node.try_run("netplug", "diff", "--json")
     return len(json.loads(done.stdout)) if done.returncode in {0, 1} and done.stdout else None
 
 
@@ -180,7 +180,7 @@ def graph(lab: Lab, state: State | None = None) -> str:
 
 
 def _here(lab: Lab, net: str, host: str) -> bool:
-    return not lab.networks[net].spans and host in lab.places(net)
+    return not lab.networks[net].spans and host in lab.nodes(net)
 
 
 def _label(*lines: str) -> str:

@@ -7,7 +7,7 @@ namespace: each pair is made in the switch's namespace, with its peer in the hos
 import subprocess
 
 from netplug.lab.file import ETCD, Lab
-from netplug.lab.node import Place, environment
+from netplug.lab.node import Node, environment
 from netplug.lab.state import SWITCH, Member, State
 
 UPLINK = "eth0"
@@ -36,16 +36,16 @@ def addresses(lab: Lab, name: str) -> tuple[str, str]:
 def make(state: State) -> None:
     """Make the switch of a lab."""
     folder = state.folder / SWITCH
-    switch = Place.start(SWITCH, f"{state.lab.name}-{SWITCH}", folder)
+    switch = Node.start(SWITCH, f"{state.lab.name}-{SWITCH}", folder)
     state.members[SWITCH] = Member(switch.pid, switch.since)
     widest = max([state.lab.underlay.mtu, *map(state.lab.mtu, state.lab.hosts)])
     # Hosts know each other from the first packet: the bridge need not wait for loops.
     switch.script(f"ip link add br0 mtu {widest} type bridge forward_delay 0", "ip link set br0 up")
 
 
-def connect(state: State, host: Place) -> None:
+def connect(state: State, host: Node) -> None:
     """Lay the cable of a host."""
-    lab, switch, own = state.lab, state.place(SWITCH), port(state.lab, host.name)
+    lab, switch, own = state.lab, state.node(SWITCH), port(state.lab, host.name)
     mtu = lab.mtu(host.name) if host.name in lab.hosts else lab.underlay.mtu
     # Enters only the network namespace: the host's process is known by its number out here.
     veth = f"ip link add {own} mtu {mtu} type veth peer name {UPLINK} mtu {mtu} netns {host.pid}"

@@ -104,7 +104,7 @@ class NameServer:
         # Hardly anything is in cycles, and looking for them every 700 objects is a seventh of what a question costs.
         gc.set_threshold(20_000, 20, 50)
         self._read_conf()
-        self._engine.kernel.attend(self._serve)
+        self._engine.kernel.serve_resolvers(self._serve)
 
     async def run(self) -> None:
         """Follow the host's resolv.conf until cancelled."""

@@ -1,6 +1,6 @@
 """The SQLite file behind `SqliteStore`. Its calls block, and all come from one thread.
 
-One process at a time has the file (`netplug.lock` ensures it), so a read needs no transaction.
+One process at a time has the file (`netplug.daemon.lock` ensures it), so a read needs no transaction.
 Keys are BLOBs: they sort by their UTF-8 bytes, as in etcd, and all keys with one prefix are one range of the index.
 
 Format 1 of the file also holds leases and a history of changes, which versions before this one wrote and read. This

@@ -23,7 +23,7 @@ async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
     return task.result()
 
 
-def whole(use_case: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+def uncancellable(use_case: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
     """Let a cancellation take effect only after a use case: half of one is worse than a late end.
 
     So memory, store and kernel agree at each end of a use case, and only a crash leaves something to the journal.

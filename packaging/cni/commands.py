@@ -11,7 +11,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-PROGRAM = "netplug/cni-shim"
+PROGRAM = "netplug/frontends/cni/cni-shim"
 
 
 class BuildPackage(build_py):

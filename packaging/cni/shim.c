@@ -1,7 +1,7 @@
 /*
  * The CNI plugin that runtimes start: hands a call to netplug's daemon, and prints the answer.
  *
- * A runtime waits for this program at each command, so it starts fast and does little. netplug/cni_shim.py does the
+ * A runtime waits for this program at each command, so it starts fast and does little. netplug/frontends/cni/shim.py does the
  * same in Python, for systems without a compiler; tests/test_cni_shim.py tests both.
  *
  * Request: NUL-terminated words (the executable's name, KEY=VALUE of each CNI_ variable), an empty word, then what
@@ -9,7 +9,7 @@
  * become NETAVARK_COMMAND and NETAVARK_NETNS.
  * Reply: a line "CODE LENGTH", LENGTH bytes for stdout, the rest for stderr. CODE is the exit code. A reply that ends
  * too early means that the daemon died over the call.
- * Without a reply this process becomes `ENGINE -I -m netplug.alone NAME ARGUMENT...` with the same stdin, and
+ * Without a reply this process becomes `ENGINE -I -m netplug.daemon.daemonless_queue NAME ARGUMENT...` with the same stdin, and
  * NETPLUG_CNI_LINE says where the daemon was looked for.
  * VERSION and netavark's "info" need no daemon. Errors have the form of the CNI specification (section "Error"), or
  * netavark's. There is no time limit here: runtimes have their own, and kill this process.
@@ -154,7 +154,7 @@ static int work_alone(const char *run_dir, char *name, int argc, char **argv)
         return refuse(IO_FAILURE, "", "stdin", "cannot be handed on");
     if (fd)
         close(fd);
-    memcpy(args, (char *[]){settings.engine, "-I", "-m", "netplug.alone", name}, 5 * sizeof *args);
+    memcpy(args, (char *[]){settings.engine, "-I", "-m", "netplug.daemon.daemonless_queue", name}, 5 * sizeof *args);
     memcpy(args + 5, argv + 1, (argc - 1) * sizeof *args);
     execv(settings.engine, args);
     return refuse(TRY_AGAIN, "no netplug daemon answers, and ", settings.engine, "cannot be started");

@@ -416,7 +416,7 @@ class KernelSuite:
             assert (await refusal(kernel, step)).kind == "not_found"
         await gone(kernel, *plan.of_namespace(former).steps[:0:-1])
         assert await whats(kernel, *plan.of_namespace(later)) == []
-        assert not await kernel.inhabited(netns, former)
+        assert not await kernel.has_processes(netns, former)
 
     async def test_link_removed_can_be_made_again_at_once(self, kernel: Kernel) -> None:
         await kernel.ensure((BRIDGE, VETH))

@@ -11,7 +11,7 @@ import pytest
 
 from netplug.errors import NetplugError
 from netplug.kernel.sandbox import netns
-from netplug.kernel.sandbox.identity import find, inhabited
+from netplug.kernel.sandbox.identity import find, has_processes
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -97,23 +97,23 @@ def test_the_hosts_own_is_refused(path: str) -> None:
 
 
 def test_own_namespace_is_inhabited_and_a_missing_one_is_not(tmp_path: Path) -> None:
-    assert inhabited("/proc/self/ns/net")
-    assert not inhabited(str(tmp_path / "nobody"))
+    assert has_processes("/proc/self/ns/net")
+    assert not has_processes(str(tmp_path / "nobody"))
 
 
 @root
 def test_namespace_is_inhabited_while_a_process_lives_in_it(name: str) -> None:
     path = f"/run/netns/{name}"
-    assert not inhabited(path)
+    assert not has_processes(path)
     command = ["ip", "netns", "exec", name, "sh", "-c", "echo here; exec sleep 60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "here\n"
-        assert inhabited(path)
-        assert inhabited("/nowhere", find(path)[1])
-        assert not inhabited(path, find(path)[1] + "0")
+        assert has_processes(path)
+        assert has_processes("/nowhere", find(path)[1])
+        assert not has_processes(path, find(path)[1] + "0")
         process.send_signal(signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not buried: a zombie
         assert Path(f"/proc/{process.pid}").exists()
-        assert not inhabited(path)
-    assert not inhabited(path)
+        assert not has_processes(path)
+    assert not has_processes(path)

@@ -143,11 +143,11 @@ class TunnelSuite:
         assert len(await whats(kernel, other)) == 1
         assert await kernel.ensure((other,)) == [ADJUSTED]
         assert await whats(kernel, other) == []
-        assert len((await kernel.owned()).stations) == 1
+        assert len((await kernel.owned()).forwarding_entries) == 1
         with pytest.raises(StepError, match="nobody"):
             await Executor(kernel).apply(Plan((step, replace(NEIGHBOUR, link="nobody"))))
         assert await whats(kernel, other) == []
-        assert len((await kernel.owned()).stations) == 1
+        assert len((await kernel.owned()).forwarding_entries) == 1
         await gone(kernel, other)
 
     @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ class TunnelSuite:
         await gone(kernel, VXLAN)
         assert await whats(kernel, FDB, EVERYBODY) == ["missing", "missing"]
         await gone(kernel, NEIGHBOUR, BRIDGE)
-        assert (await kernel.owned()).stations == frozenset()
+        assert (await kernel.owned()).forwarding_entries == frozenset()
 
     async def test_many_entries_do_not_disturb_each_other(self, kernel: Kernel) -> None:
         macs = [f"02:00:00:00:07:{number:02x}" for number in range(40)]
@@ -234,7 +234,7 @@ class TunnelSuite:
         near = [Neighbour(BRIDGE.name, ip_address(f"10.9.0.{2 + i}"), mac) for i, mac in enumerate(macs)]
         assert set(await kernel.ensure((*LINKS, *remote, *near))) == {CREATED}
         await gone(kernel, *remote[::2], *near[::2])
-        assert (await kernel.owned()).stations == {*remote[1::2], *near[1::2]}
+        assert (await kernel.owned()).forwarding_entries == {*remote[1::2], *near[1::2]}
         assert await whats(kernel, *remote[1::2], *near[1::2]) == []
 
     @pytest.mark.parametrize(

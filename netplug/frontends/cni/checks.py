@@ -117,10 +117,10 @@ async def refuse_unready(engine: Engine, record: NetworkRecord | None, wanted: N
         await _refuse_unmakeable(engine, wanted)
         return
     refuse_disagreement(engine, record, wanted)
-    seen = await engine.kernel.compare((*engine.shared.plan, *record.plan))
+    seen = await engine.kernel.compare((*engine.base_plan.plan, *record.plan))
     if seen.drifts:
         await _mend(engine, record)
-        seen = await engine.kernel.compare((*engine.shared.plan, *record.plan))
+        seen = await engine.kernel.compare((*engine.base_plan.plan, *record.plan))
     if seen.drifts:
         wrong = "; ".join(f"{drift.step.key}: {drift.what}" for drift in seen.drifts)
         raise CniError(Code.LIMITED, f"network {record.network.name!r} is damaged", wrong)
@@ -137,7 +137,7 @@ async def refuse_unready(engine: Engine, record: NetworkRecord | None, wanted: N
 async def _mend(engine: Engine, record: NetworkRecord) -> None:
     """Mend what can be of a network and of what it shares with others; what cannot is seen by whoever looks again."""
     with suppress(NetplugError, ExceptionGroup):
-        await engine.shared.mend(engine.registry.all_networks())
+        await engine.base_plan.mend(engine.registry.all_networks())
     async with engine.registry.lock(record.network.id):
         if record in engine.registry.networks():
             with suppress(NetplugError, ExceptionGroup):
@@ -148,7 +148,7 @@ async def _refuse_unmakeable(engine: Engine, wanted: NetworkSpec) -> None:
     """Refuse a network that its first ADD could not make."""
     options = parse(wanted.options)
     driver = driver_of(options.mode, engine.drivers)
-    host = await engine.shared.read_host()
+    host = await engine.base_plan.read_host()
     net = Network("status", wanted.name, options=driver.complete(options, host), internal=wanted.internal)
     try:
         driver.check(net, engine.registry.all_networks(), host)

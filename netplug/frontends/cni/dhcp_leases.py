@@ -54,7 +54,7 @@ class Leases:
         self._asked: dict[str, tuple[_Daemon, str]] = {}
         """By endpoint: the daemon that gave a lease, and what is wrong with that."""
 
-    def turn(self, request: Request) -> AbstractAsyncContextManager[None]:
+    def exclusive(self, request: Request) -> AbstractAsyncContextManager[None]:
         """Let one call at a time be about an interface: of two at once the plugin's daemon would lose a lease."""
         return self._turns.hold(f"{request.container} {request.ifname}")
 
@@ -100,7 +100,7 @@ class Leases:
         listed = _listed(built)
         try:
             request = _request(json.loads(built.ipam))
-            async with self.turn(request):
+            async with self.exclusive(request):
                 if self._engine.registry.find(built.endpoint.network, built.endpoint.id) is None:
                     return ""  # it has gone meanwhile
                 theirs = {ip.address.ip for ip in (await Delegate(request).add()).ips}

@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from netplug.engine.whole import to_its_end
 from netplug.frontends import netavark
-from netplug.frontends.accepting import accept
-from netplug.frontends.cni import CniService, refusal
-from netplug.frontends.cni_wire import Call, CniError, Code, Reply
+from netplug.frontends.accept import accept
+from netplug.frontends.cni.service import CniService, refusal
+from netplug.frontends.cni.wire import Call, CniError, Code, Reply
+from netplug.tasks.uncancellable import to_its_end
 
 log = structlog.get_logger(__name__)
 

@@ -78,7 +78,7 @@ class CniService:
             async with self._networks.one_at_a_time(request.network):
                 return await self._leasing.do(request)
         if foreign is not None and foreign.asks_by_link:
-            async with self.leases.turn(request):
+            async with self.leases.exclusive(request):
                 return await self._commands[request.command](request, foreign)
         return await self._commands[request.command](request, foreign)
 
@@ -150,7 +150,7 @@ class CniService:
         built: EndpointRecord,
     ) -> Result:
         """Return the result of an ADD; raises what `render` does."""
-        made = outcome(request, network, built, wanted.dns, leased, self._engine.shared.host.link).after(previous)
+        made = outcome(request, network, built, wanted.dns, leased, self._engine.base_plan.host.link).after(previous)
         if made.dns == Dns():
             own = dns_records.resolving(network, built, self._domain, self._engine.search)
             made = replace(made, dns=Dns(own.servers, search=own.search))

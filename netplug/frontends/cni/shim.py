@@ -4,7 +4,7 @@
 systems where that was not built. `netplug cni install` writes a script of a few lines that calls it, in an interpreter
 without `site`. The lines are few because they are compiled at each start, while this module is cached. It imports only
 what the interpreter has built in: the `socket` module alone would double the time. Without a daemon the process becomes
-a netplug that does the work itself (`netplug.alone`).
+a netplug that does the work itself (`netplug.daemon.daemonless_queue`).
 """
 
 import _socket

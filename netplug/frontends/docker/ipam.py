@@ -151,7 +151,7 @@ class IpamDriver:
         if name and cluster is not None:
             network, _ = await cluster.subnet(name, network, v6=request.V6)
             space = GLOBAL
-        routes = (await self._engine.shared.read_host()).routes if network is None else ()
+        routes = (await self._engine.base_plan.read_host()).routes if network is None else ()
         pool = await self._allocator.request_pool(
             space, network=network, range=part, v6=request.V6, avoid=[route for route, _ in routes]
         )
@@ -183,7 +183,7 @@ class IpamDriver:
         if owner.kind is OwnerKind.GATEWAY and held is not None and held.space == GLOBAL:
             return await self._gateway(held, wanted, owner)
         if owner.kind is OwnerKind.PENDING:
-            return await self._engine.segments.request(pool, wanted, owner, request.mac())
+            return await self._engine.conflict_detection.request(pool, wanted, owner, request.mac())
         return await self._allocator.request_address(pool, address=wanted, owner=owner, mac=request.mac())
 
     async def _gateway(self, pool: Pool, wanted: IPAddress | None, owner: Owner) -> Lease:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from netplug.cluster.hosts import Host
-from netplug.cluster.records import Told
+from netplug.cluster.records import EndpointAdvert
 from netplug.drivers.api import Attachment, Network, PortMapping
 from netplug.drivers.options import NONE, OVERLAY
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
@@ -241,7 +241,7 @@ class EndpointOut(BaseModel):
         )
 
     @classmethod
-    def of_other(cls, network: Network, host: str, ident: str, told: Told) -> Self:
+    def of_other(cls, network: Network, host: str, ident: str, told: EndpointAdvert) -> Self:
         lengths = {subnet.pool: subnet.pool.prefixlen for subnet in network.subnets}
         return cls(
             id=ident,

@@ -200,7 +200,7 @@ class FakeKernel:
             members=self._all(Member),
             tables=self._all(Guards, Forwards, Tunnels, Ingress),
             entries=self._all(Guard, Forward, Tunnel, Vtep),
-            stations=self._all(Fdb, Neighbour),
+            forwarding_entries=self._all(Fdb, Neighbour),
             shortcuts=self._all(Shortcuts, Shortcut, Remote),
         )
 
@@ -260,11 +260,15 @@ class FakeKernel:
             raise NetplugError("unavailable", f"{what} would take {descriptors} open files, and there are {left} left")
 
     async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
-        """Return those that tests have put there as `stations`; see `Kernel`."""
+        """Return those that tests have put there as `forwarding_entries`; see `Kernel`."""
         if link not in self._world.names():
             words = f"the segment of link {link!r} cannot be asked for an address: no such device"
             raise NetplugError("unavailable", words)
-        return {address: self.foreign.stations[address] for address in addresses if address in self.foreign.stations}
+        return {
+            address: self.foreign.forwarding_entries[address]
+            for address in addresses
+            if address in self.foreign.forwarding_entries
+        }
 
     async def sandbox(self, ref: str) -> tuple[str, str]:
         """Find a namespace; all are there that did not `vanish`."""
@@ -273,11 +277,11 @@ class FakeKernel:
             raise NetplugError("not_found", f"there is no network namespace {ref!r}")
         return path, self._world.identity(path)
 
-    async def inhabited(self, path: str, netns_id: str = "") -> bool:
+    async def has_processes(self, path: str, netns_id: str = "") -> bool:
         """Tell whether `path` was said to be inhabited, while the same namespace is there."""
         return path in self.inhabitants and netns_id in {"", self._world.identity(path)}
 
-    def attend(self, serve: Serve) -> None:
+    def serve_resolvers(self, serve: Serve) -> None:
         """Take note; nobody asks."""
 
     async def intercept(self, path: str, server: IPv4Address) -> FakeInterception:

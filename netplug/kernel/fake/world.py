@@ -52,13 +52,13 @@ _BUILT_IN = {
 class Foreign:
     """What others have on this host; tests change it freely.
 
-    `links`: kind by name; `mtus`: where it is not 1500. `stations`: MACs by address, on every segment. `ports`: taken
-    by other processes. `reserved`: what runtimes keep, by process or container. `lacks`: features that the kernel has
-    not, of "sctp", "ipset". `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links. `facts`: `mtu` and
-    `uplink` are taken from it. `descriptors`: that this process has left.
+    `links`: kind by name; `mtus`: where it is not 1500. `forwarding_entries`: MACs by address, on every segment.
+    `ports`: taken by other processes. `reserved`: what runtimes keep, by process or container. `lacks`: features that
+    the kernel has not, of "sctp", "ipset". `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links.
+    `facts`: `mtu` and `uplink` are taken from it. `descriptors`: that this process has left.
     """
 
-    stations: dict[IPAddress, str] = field(default_factory=dict)
+    forwarding_entries: dict[IPAddress, str] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=lambda: {"lo": ""})
     mtus: dict[str, int] = field(default_factory=dict)
     addresses: set[tuple[str, IPInterface]] = field(default_factory=set)

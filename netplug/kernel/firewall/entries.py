@@ -34,7 +34,7 @@ _ALL: tuple[Whole, ...] = (Guards(), Forwards(4), Forwards(6), Tunnels(4), Tunne
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Snapshot:
     """What the tables hold; `wrong`: what is the matter with each of them, by the key of its step."""
 
     wrong: Mapping[str, str]

@@ -110,7 +110,7 @@ class Found:
         return frozenset((*map(Shortcuts, self.chains), *ways, *remote))
 
 
-class Ways:
+class FastPath:
     """The shortcuts of this namespace."""
 
     def __init__(self, tables: Tables, nl: Netlink) -> None:

@@ -17,7 +17,7 @@ from netplug.drivers.steps import Bridge, Hairpin, Ifb, Macvlan, Veth
 from netplug.drivers.tunnel import Vxlan
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.links import neighbours, router_advertisements
-from netplug.kernel.links.rollback import whole_link
+from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
     NEW,
@@ -86,7 +86,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
     else:
         # A bridge takes the smallest mtu of its ports until its own is *changed* (BROPT_MTU_SET_BY_USER); so we do.
         mtu = by_name(step.name) + u32(rtnl.IFLA_MTU, step.mtu)
-        with whole_link(nl, step):
+        with deleted_on_failure(nl, step):
             nl.request(*altname(step.name), NEW)
             nl.request(RTM_NEWLINK, mtu + router_advertisements.told(router_advertisements.NO_ROUTERS))
             router_advertisements.write(step.name, router_advertisements.NO_ROUTERS)
@@ -124,7 +124,7 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
         if error.errno != errno.EEXIST:
             raise
         return _existing_veth(nl, step, index, inside)
-    with whole_link(nl, step):
+    with deleted_on_failure(nl, step):
         _set_up(nl, step, inside)
     return Outcome.CREATED
 
@@ -171,7 +171,7 @@ def remove_hairpin(nl: Netlink, step: Hairpin) -> None:
         nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, 0) + port_info(u8(rtnl.IFLA_BRPORT_MODE, 0)))
 
 
-def condemn(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan, group: int) -> bool:
+def schedule_delete(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan, group: int) -> bool:
     """Make a link of ours unusable and move it to a group to be deleted; return False when there is none."""
     if _condemn(nl, text(rtnl.IFLA_ALT_IFNAME, mark(step.name)), group):
         return True

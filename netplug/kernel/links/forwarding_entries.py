@@ -15,7 +15,7 @@ NEWNEIGH, DELNEIGH = 28, 29
 _NOWHERE = ip_address("0.0.0.0")
 
 
-class Stations:
+class ForwardingEntries:
     """Entries of ours, by key."""
 
     def __init__(self) -> None:

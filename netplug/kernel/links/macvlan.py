@@ -12,7 +12,7 @@ from netplug.drivers.steps import Macvlan
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.links import router_advertisements
 from netplug.kernel.links.bridges import Difference, LinkBusyError, Sandbox, adjust, altname, basics, by_name, unset
-from netplug.kernel.links.rollback import whole_link
+from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
     NEW,
@@ -49,7 +49,7 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
     except NetlinkError as error:
         raise _refusal(step, error) from error
     name = step.ifname or step.name
-    with whole_link(inside, step, name):
+    with deleted_on_failure(inside, step, name):
         inside.request(*altname(step.name, name), NEW)
         if step.up:
             router_advertisements.write(name, router_advertisements.NO_ROUTERS)

@@ -16,7 +16,7 @@ from contextlib import suppress
 import structlog
 
 from netplug.drivers.steps import Bridge
-from netplug.kernel.links.bridges import condemn
+from netplug.kernel.links.bridges import schedule_delete
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import RTM_DELLINK, Netlink, NetlinkError, u32
 from netplug.kernel.netlink.rtnl import DELETE_GROUPS, DELETE_MASK, IFINFO
@@ -74,7 +74,9 @@ class Reaper:
             self._next_group()
         left = [link.name for link in found if link.doomed and link.name not in self._pending]
         group = self.group
-        for name in await asyncio.to_thread(lambda: [it for it in left if condemn(self._nl, Bridge(it, "", 0), group)]):
+        for name in await asyncio.to_thread(
+            lambda: [it for it in left if schedule_delete(self._nl, Bridge(it, "", 0), group)]
+        ):
             self.add(name, group)
 
     def _next_group(self) -> None:

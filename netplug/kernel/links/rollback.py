@@ -12,7 +12,7 @@ from netplug.kernel.netlink.connection import RTM_DELLINK, Netlink, NetlinkError
 
 
 @contextmanager
-def whole_link(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan, name: str = "") -> Iterator[None]:
+def deleted_on_failure(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan, name: str = "") -> Iterator[None]:
     """Take a link that was just made away again if what is done to it fails.
 
     Args:

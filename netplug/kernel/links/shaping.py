@@ -15,7 +15,7 @@ from netplug.drivers.steps import Ifb, Shape
 from netplug.kernel.api import MISSING, Outcome, StepError
 from netplug.kernel.links import router_advertisements
 from netplug.kernel.links.bridges import Difference, LinkBusyError, adjust, altname, basics, by_name, unset
-from netplug.kernel.links.rollback import whole_link
+from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
     NEW,
@@ -136,7 +136,7 @@ def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
         if error.errno != errno.EEXIST:
             raise
     else:
-        with whole_link(nl, step):
+        with deleted_on_failure(nl, step):
             nl.request(*altname(step.name), NEW)
             router_advertisements.write(step.name, router_advertisements.AS_PORT)
             nl.request(

@@ -17,11 +17,11 @@ from netplug.kernel.links.bridges import (
     altname,
     basics,
     by_name,
-    condemn,
     port_info,
+    schedule_delete,
     unset,
 )
-from netplug.kernel.links.rollback import whole_link
+from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import NEW, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u8, u32
 from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
@@ -52,7 +52,7 @@ def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
             raise _refusal(step, error) from error
         return _existing(nl, step, master, group)
     flags = b"".join(u8(kind, value) for kind, value in _flags(step).items())
-    with whole_link(nl, step):
+    with deleted_on_failure(nl, step):
         nl.request(*altname(step.name), NEW)
         # Before it is up, and has an address.
         router_advertisements.write(step.name, router_advertisements.AS_PORT)
@@ -104,7 +104,7 @@ def _existing(nl: Netlink, step: Vxlan, master: int, group: int) -> Outcome:
     info = found.vxlan
     if info and info.local and info.local.version != step.local.version:
         # The kernel changes the source address within its family alone (vxlan_nl2conf).
-        condemn(nl, step, group)
+        schedule_delete(nl, step, group)
         raise LinkBusyError
     return adjust(nl, found, differences(step, found, master), step)
 

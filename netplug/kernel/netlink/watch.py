@@ -2,8 +2,8 @@
 
 Listened to are links and addresses that go, entries of FDBs and neighbour tables that go or change (rtnetlink(7)), and
 commits of nf_tables (``NFT_MSG_NEWGEN``). What we do ourselves is told of as well. So passed over are links whose
-removal was asked for, entries that are as we want them (see `stations`), and commits while a process of iptables works
-for us. iptables-legacy and ipset tell nobody: for them there is the slow timer.
+removal was asked for, entries that are as we want them (see `forwarding_entries`), and commits while a process of
+iptables works for us. iptables-legacy and ipset tell nobody: for them there is the slow timer.
 
 The links of others are listened to as well, for what tunnels lie on: their addresses, and their mtu. Of the dozens of
 messages about a pair of ours that comes about, a kilobyte each, most are not even received.

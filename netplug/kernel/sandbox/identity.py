@@ -29,7 +29,7 @@ def find(ref: str) -> tuple[str, str]:
     return path, ident
 
 
-def inhabited(path: str, netns_id: str = "") -> bool:
+def has_processes(path: str, netns_id: str = "") -> bool:
     """Tell whether a process lives in the namespace of this path, or rather in that of this identity.
 
     Blocks for some microseconds a process.

@@ -35,7 +35,7 @@ class Resolvers:
         self._open: dict[str, tuple[Resolver, int, Served]] = {}
         self._serve: Serve | None = None
 
-    def attend(self, serve: Serve) -> None:
+    def serve_resolvers(self, serve: Serve) -> None:
         """Have all sockets served from now on, those too that wait."""
         self._serve = serve
         for key, (step, index, served) in self._open.items():
