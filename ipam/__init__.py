@@ -1,8 +1,8 @@
 """Subnets out of address spaces, addresses out of subnets.
 
-Import it as ``netplug.ipam``. The folder lies at the top of the tree and is linked into the package; imported
-under its bare name there would be two copies of every class, so that is refused.
+Import it as ``netplug.ipam``. The folder is at the top of the tree, and a symbolic link puts it into the package. Under
+its top-level name Python would load a second copy of every class, so that import is refused.
 """
 
 if __name__ == "ipam":
-    raise ImportError("import netplug.ipam, not ipam: two names would make two copies of every class")
+    raise ImportError("import netplug.ipam, not ipam: a second name would load a second copy of every class")

@@ -1,20 +1,20 @@
-"""Picks addresses of one pool: in memory, by number, in constant time on average.
+"""Picks free addresses of one pool: in memory, as numbers, in constant time on average.
 
-Never-used addresses come first, ascending from the start; then the released ones, longest released first, so
-that neighbours' ARP caches and conntrack entries of the old owner have gone. There is no bitmap: memory
-follows the number of leases, and a /64 costs what a /24 costs. For the same end only so many released
-addresses are remembered; when the others are needed, the cursor goes round once more.
+Addresses that were never used come first, in ascending order from the start; then released ones, the longest released
+first, so that ARP caches and conntrack entries of the last owner have time to expire. There is no bitmap: memory grows
+with the number of leases, and a /64 costs no more than a /24. The number of released addresses that are remembered is
+limited for the same reason; when the others are needed, the cursor starts a second round.
 """
 
 from collections import OrderedDict
 
-REMEMBERED = 65_536  # released addresses: some 8 MB at the most, and the whole of a /16
+REMEMBERED = 65_536  # released addresses: at most about 8 MB, and a whole /16
 
 
 class AddressAllocator:
-    """The numbers from `first` to `last`, beginning at the fraction `start` (0 ≤ start < 1) of them.
+    """The numbers from `first` to `last`; picking starts at the fraction `start` of them (0 ≤ start < 1).
 
-    `steps` counts the numbers looked at, for tests.
+    `steps` counts the numbers examined, for tests.
 
     >>> picker = AddressAllocator(1, 3)
     >>> picker.pick(), picker.pick()
@@ -33,24 +33,24 @@ class AddressAllocator:
         self.begin_at(start)
 
     def begin_at(self, start: float) -> None:
-        """Look for never-used numbers from another fraction of all on."""
-        # A float has no 64 bits; the first 32 of the fraction place it well enough.
+        """Continue at another fraction of the range."""
+        # A float has 53 significant bits and an IPv6 size may have 64; 32 bits of the fraction are precise enough.
         self._offset = (self.size * int(start * 2**32)) >> 32
         self._cursor = 0
 
     @property
     def taken(self) -> int:
-        """How many of the numbers are taken."""
+        """The number of taken numbers."""
         return len(self._taken)
 
     def pick(self) -> int | None:
-        """Take the next free number and return it; None when all are taken."""
+        """Take the next free number and return it; None if all are taken."""
         if len(self._taken) == self.size:
             return None
         number = self._ahead()
         if number is None and self._released:
             number, _ = self._released.popitem(last=False)
-        if number is None:  # forgotten ones are left
+        if number is None:  # only released ones that were forgotten
             self._cursor = 0
             number = self._ahead()
         if number is not None:
@@ -58,13 +58,13 @@ class AddressAllocator:
         return number
 
     def take(self, number: int) -> None:
-        """Take this number; one outside the window, or taken already, makes no difference."""
+        """Take this number. A number outside the range, or already taken, is ignored."""
         if 0 <= number - self._first < self.size:
             self._taken.add(number)
             self._released.pop(number, None)
 
     def release(self, number: int) -> None:
-        """Give a number back; it will be picked last. One that is not taken makes no difference."""
+        """Release a number; it will be picked last. A number that is not taken is ignored."""
         if number in self._taken:
             self._taken.remove(number)
             self._released[number] = None

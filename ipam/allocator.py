@@ -1,14 +1,13 @@
-"""Subnets for networks and addresses for endpoints.
+"""The allocator: subnets for networks, and addresses for endpoints.
 
-The one thing to know: memory is claimed before the store is asked and given back if the store refuses, so two
-tasks never get the same address although neither waits for a lock. Releases go the other way round: an
-address is free when the store has dropped it. All state is in the store; `load` reads it, and what a session
-of dockerd still has to repeat (see `begin_session`) is the only thing that memory knows alone.
+The one thing to know: a request marks the address in memory before it asks the store, and unmarks it if the store
+refuses. So two tasks never get the same address, and no task waits for a lock. A release goes the other way round: an
+address is free once the store has deleted its lease. All state is in the store, and `load` reads it. The one exception
+is what a restarted dockerd still has to replay (see `begin_session`).
 
-A pool exists while it has holds or holders. A *hold* is one `request_pool`, counted, ended by `release_pool`;
-it is what Docker and its built-in drivers know. A *holder* is a network of ours, by id, from `keep` to
-`let_go`. Both are needed: Docker releases the pool before it deletes the network, and networks of other front
-ends never release.
+A pool exists while it has holds or holders. A *hold* is one `request_pool` without a `release_pool`, as Docker and its
+built-in drivers count them. A *holder* is the id of a network that is bound to the pool by `keep`, until `let_go`. Both
+are needed: Docker releases the pool before it deletes the network, and networks of other front ends never release it.
 """
 
 from collections import Counter
@@ -28,16 +27,16 @@ from .store import LeaseStore
 from .subnet_allocator import SubnetAllocator
 from .subnets import Subnets
 
-POOL_TRIES = 64  # subnets that others in the cluster have, passed over in one request
-ADDRESS_TRIES = 1024  # addresses likewise; each costs a question to the store
-SECOND_TRIES = 16  # addresses once refused that are asked for again when nothing else is left
-HALF_OF_ALL = 1  # a VPN writes its default route as 0.0.0.0/1 and 128.0.0.0/1, to win without deleting yours
+POOL_TRIES = 64  # subnets of other hosts that one request skips
+ADDRESS_TRIES = 1024  # addresses of other hosts that one request skips; each costs one transaction
+SECOND_TRIES = 16  # addresses of other hosts that are tried again when the pool has no other
+HALF_OF_ALL = 1  # prefix length: a VPN overrides the default route by 0.0.0.0/1 and 128.0.0.0/1
 
 
 class Allocator(Retention):
-    """All pools of a host. Call `load` before anything else. `clock`: seconds since the epoch.
+    """All pools of a host. Call `load` first. `clock`: returns seconds since the epoch.
 
-    `called`: the words for an owner in errors.
+    `called`: returns how an error names an owner.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Allocator(Retention):
         self._clear()
 
     async def load(self) -> None:
-        """Read pools and leases from the store; leases without a pool, left by a crash, are dropped there."""
+        """Read pools and leases from the store. Leases without a pool, left by a crash, are deleted there."""
         pools, leases = await self._store.load()
         self._clear()
         for pool in pools:
@@ -72,23 +71,22 @@ class Allocator(Retention):
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """Keys of the records that the store has and cannot read, and why."""
+        """The keys of records that cannot be read, with the reason."""
         return self._store.unreadable
 
     def begin_session(self) -> None:
-        """Expect dockerd, which was restarted, to repeat its requests (RequiresRequestReplay).
+        """Expect a restarted dockerd to replay its requests (RequiresRequestReplay).
 
-        From now on each hold that a pool has is taken again by a `request_pool`, before new ones are added;
-        and each lease in a pool with holds can be requested once more by its address, which confirms it and
-        keeps its owner.
+        From now on a `request_pool` claims one of the pool's existing holds, before it adds a new one. Each lease in a
+        pool with holds can be requested once more by its address; that confirms the lease and keeps its owner.
         """
         for ledger in self._ledgers.values():
             ledger.begin_session()
 
     async def end_session(self) -> None:
-        """Take dockerd's replay as complete: what it did not ask for again, it has forgotten.
+        """End the replay: what dockerd has not requested again, it no longer knows.
 
-        Holds that were not taken again end, and so do leases that were requested and never came to an endpoint.
+        This ends the holds that were not claimed, and the leases that no endpoint ever used (owner PENDING).
         """
         for ledger in list(self._ledgers.values()):
             for lease in ledger.forgotten():
@@ -97,9 +95,9 @@ class Allocator(Retention):
                 await self.release_pool(ledger.pool.id)
 
     def unreplayed(self) -> tuple[Pool, ...]:
-        """Return the pools with no holder and holds not taken again: a crashed dockerd forgot them.
+        """Return the pools without a holder whose holds dockerd has not replayed: it lost them in a crash.
 
-        Meaningful some time after `begin_session`, when dockerd has answered a first question.
+        Meaningful once dockerd has answered a request after `begin_session`.
         """
         return tuple(ledger.pool for ledger in self._ledgers.values() if ledger.unreplayed and not ledger.pool.holders)
 
@@ -111,11 +109,11 @@ class Allocator(Retention):
         return ledger.pool if ledger else None
 
     def pool_of(self, network: IPNetwork) -> Pool | None:
-        """Return the pool whose subnet is `network`; of several, one that no network is bound to yet."""
+        """Return the pool whose subnet is `network`. Of several, prefer one that no network is bound to."""
         return min((it for it in self.pools() if it.network == network), key=lambda it: len(it.holders), default=None)
 
     def _fits(self, pool: Pool) -> bool:
-        """Whether a pool gives out other addresses than all those that overlap it; see `shared_subnet`."""
+        """Return whether the pool's range is disjoint from the ranges of all pools that overlap it; see `shared_subnet`."""
         return all(apart(pool, it) for it in self.pools() if it.network.overlaps(pool.network))
 
     def lease(self, pool_id: str, address: IPAddress) -> Lease | None:
@@ -123,12 +121,12 @@ class Allocator(Retention):
         return ledger.get(address) if ledger else None
 
     def leases(self, pool_id: str) -> Iterator[Lease]:
-        """Return the leases of a pool as they are now, oldest first; none for an unknown pool."""
+        """Return a snapshot of a pool's leases, oldest first; an unknown pool has none."""
         ledger = self._ledgers.get(pool_id)
         return iter(ledger.leases() if ledger else ())
 
     def usage(self, pool_id: str) -> Usage:
-        """Return the numbers of a pool, also of one that is just going.
+        """Return how many addresses of a pool are used, also while the pool is being deleted.
 
         Raises:
             IpamError: not_found.
@@ -149,19 +147,21 @@ class Allocator(Retention):
         holder: str = "",
         ends: tuple[IPAddress, IPAddress] | None = None,
     ) -> Pool:
-        """Hold the pool of `network`, or of the space's next free subnet when that is None.
+        """Return the pool of subnet `network`, or of the space's next free subnet if that is None.
+
+        This adds a hold to the pool, or binds it to a network if `holder` is given.
 
         Args:
             space: name of the address space.
-            network: the subnet. The same request gives the same pool.
-            range: the part of `network` that addresses are picked from.
-            v6: family of the subnet to choose; with an IPv4 `network` it is an error.
-            avoid: subnets that are not to be chosen, such as the host's routes. Default routes do not count.
-            holder: the id of the network that `keep`s it from the first moment, in place of a hold.
-            ends: first and last address to pick, both in `network`; for a pool that there is not yet.
+            network: the subnet. The same request gets the same pool.
+            range: the part of `network` from which addresses are allocated.
+            v6: choose an IPv6 subnet; an error together with an IPv4 `network`.
+            avoid: subnets not to choose, such as the host's routes. Default routes are ignored.
+            holder: the id of the network to bind the pool to, as `keep` does, instead of adding a hold.
+            ends: first and last address to allocate, both in `network`; only for a new pool.
 
         Raises:
-            IpamError: invalid: the space is unknown, or `network`, `range` and `v6` do not fit together;
+            IpamError: invalid: the space is unknown, or `network`, `range` and `v6` contradict each other;
                 exists: `network` overlaps another pool; unavailable: the space has no free subnet.
         """
         known = self._spaces.get(space)
@@ -177,9 +177,9 @@ class Allocator(Retention):
         return await self._cut(known, 6 if v6 else 4, avoid, holder)
 
     async def release_pool(self, pool_id: str) -> bool:
-        """End one hold; the last one takes the pool and its leases with it, unless a network keeps it.
+        """End one hold. Without holds and holders, the pool and its leases are deleted.
 
-        False: there is no such hold.
+        Returns False if the pool has no hold.
         """
         ledger = self._ledgers.get(pool_id)
         if ledger is None or ledger.closing or not ledger.pool.holds:
@@ -189,7 +189,7 @@ class Allocator(Retention):
         return True
 
     async def keep(self, pool_id: str, holder: str) -> None:
-        """Bind a pool to the network with id `holder`; again makes no difference.
+        """Bind a pool to the network with id `holder`. Repeating it has no effect.
 
         Raises:
             IpamError: not_found.
@@ -199,7 +199,10 @@ class Allocator(Retention):
             await self._change(ledger, *taking(holder))
 
     async def let_go(self, pool_id: str, holder: str) -> bool:
-        """Undo `keep`; the pool goes when nobody else has it. False: it was not kept by `holder`."""
+        """Unbind a pool from network `holder`. Without holds and holders, the pool is deleted.
+
+        Returns False if the pool is not bound to `holder`.
+        """
         ledger = self._ledgers.get(pool_id)
         if ledger is None or ledger.closing or holder not in ledger.pool.holders:
             return False
@@ -225,7 +228,7 @@ class Allocator(Retention):
                 raise IpamError(Kind.EXISTS, words, hint=f"{same}choose another --subnet")
             ledger = self._add(pool)
         elif ledger.closing:
-            raise IpamError(Kind.UNAVAILABLE, f"subnet {network} is just being let go", hint="try again")
+            raise IpamError(Kind.UNAVAILABLE, f"subnet {network} is being released", hint="try again")
         if holder and holder in ledger.pool.holders:
             return ledger.pool
         if ledger.unreplayed and not holder:
@@ -257,9 +260,9 @@ class Allocator(Retention):
         raise space.exhausted(version)
 
     async def _change(self, ledger: Ledger, change: Callable[[Pool], Pool], undo: Callable[[Pool], Pool]) -> bool:
-        """Change a pool here and in the store, or delete it when nobody has it any more; False: refused.
+        """Change a pool in memory and in the store; delete it if it is no longer wanted. False: the store refuses.
 
-        Others may change the pool while the store is asked: hence `undo`, and not the old value.
+        Other tasks may change the pool meanwhile, so a failure is reverted by `undo` and not by the old value.
         """
         ledger.pool = change(ledger.pool)
         try:
@@ -281,7 +284,7 @@ class Allocator(Retention):
         return saved
 
     async def _repair(self, ledger: Ledger) -> None:
-        """Make the store agree with memory again; if it cannot, the next `load` sees one hold too many."""
+        """Write the pool as in memory to the store again. If that fails, the next `load` finds one hold too many."""
         if ledger.pool.wanted:
             with suppress(Exception):
                 await self._store.save_pool(ledger.pool)
@@ -296,13 +299,13 @@ class Allocator(Retention):
     async def request_address(
         self, pool_id: str, *, address: IPAddress | None = None, owner: Owner, mac: str = ""
     ) -> Lease:
-        """Lease `address`, or the next free one of the pool's range when that is None.
+        """Lease `address`, or the next free address of the pool's range if that is None.
 
-        A static address may lie outside the range. What is kept for the owner's name comes before all that is free.
+        A static address may be outside the range. An address retained for the owner's name is preferred to a free one.
 
         Raises:
-            IpamError: not_found: there is no such pool; invalid: the address cannot be had in this subnet;
-                unavailable: it is leased, or all are.
+            IpamError: not_found: the pool does not exist; invalid: no endpoint can have this address in the subnet;
+                unavailable: the address is leased, or all are.
         """
         ledger = self._live(pool_id)
         if address is None:
@@ -311,7 +314,7 @@ class Allocator(Retention):
         if known := ledger.confirm(address):
             return known
         ledger.check_free(address, self.called)
-        if owner.kind is not OwnerKind.GATEWAY:  # the router of the LAN is everybody's
+        if owner.kind is not OwnerKind.GATEWAY:  # networks of one LAN share its router
             refuse_foreign(ledger.pool, address, self.pools())
         kept = ledger.kept_for(owner, self._clock())
         mac = mac or (kept.mac if kept is not None and kept.address == address else "")
@@ -325,10 +328,10 @@ class Allocator(Retention):
         )
 
     async def assign(self, pool_id: str, address: IPAddress, owner: Owner, mac: str = "") -> Lease:
-        """Change the owner of a lease, and its MAC unless that is empty.
+        """Change the owner of a lease; also its MAC address, unless `mac` is empty.
 
         Raises:
-            IpamError: not_found: there is no such pool or lease.
+            IpamError: not_found: the pool or the lease does not exist.
         """
         ledger = self._live(pool_id)
         old = ledger.get(address)
@@ -349,7 +352,10 @@ class Allocator(Retention):
         return new
 
     async def release_address(self, pool_id: str, address: IPAddress, *, mac: str = "", forget: bool = False) -> bool:
-        """End a lease; False: there is none. In a sticky pool it is kept, with `mac`, unless it is to be forgotten."""
+        """End a lease; return False if there is none.
+
+        A sticky pool retains address and `mac` for the name of the owner, unless `forget`.
+        """
         ledger = self._ledgers.get(pool_id)
         if ledger is None or not ledger.begin_release(address):
             return False
@@ -380,7 +386,7 @@ class Allocator(Retention):
             lease = Lease(pool.id, pool.address(number), owner, mac)
             if await self._claim(ledger, lease):
                 return lease
-            # Another host's addresses lie in runs, as ours do: one refusal, and away from here.
+            # Each host allocates consecutive addresses, so the next ones are probably the other host's too.
             ledger.picker.begin_at(self._start(pool))
         for number in ledger.elsewhere(SECOND_TRIES):
             lease = Lease(pool.id, pool.address(number), owner, mac)
@@ -419,7 +425,7 @@ class Allocator(Retention):
         del self._ledgers[pool.id]
         self._parts[pool.network] -= 1
         if self._parts[pool.network]:
-            return  # another part of the subnet is in use
+            return  # another range of the subnet is in use
         del self._parts[pool.network]
         self._subnets[pool.network.version].remove(pool.network)
         if pool.space in self._cutters:

@@ -1,10 +1,10 @@
-"""Errors of address management."""
+"""Errors of IP address management."""
 
 from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What sort of error it is; front ends choose status and exit codes by it, never by text."""
+    """The kind of an error. Front ends derive HTTP status and exit code from it, never from the text."""
 
     INVALID = "invalid"
     EXISTS = "exists"
@@ -14,12 +14,12 @@ class Kind(StrEnum):
 
 
 class IpamError(Exception):
-    """The pool or address cannot be had as asked.
+    """A request for a pool or an address failed.
 
     Args:
         kind: see `Kind`.
-        message: object, value and limit, in lower case and without a full stop.
-        hint: what the user can do about it.
+        message: names object, value and limit; lower case, no full stop.
+        hint: what the user can do.
     """
 
     def __init__(self, kind: Kind, message: str, *, hint: str = "") -> None:

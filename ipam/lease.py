@@ -1,4 +1,4 @@
-"""One address of a pool with its owner."""
+"""A lease: one address of a pool, with its owner."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,11 +9,12 @@ IPAddress: TypeAlias = IPv4Address | IPv6Address
 
 
 class OwnerKind(StrEnum):
-    """What an address is for.
+    """What an address is used for.
 
-    PENDING: asked for, the endpoint is not yet known (Docker asks for the address before it makes the
+    PENDING: requested for an endpoint that is not known yet (Docker requests the address before it creates the
     endpoint).
-    KEPT: nobody's at present, and kept for the name that had it (`Pool.sticky_s`).
+    AUX: an auxiliary address of Docker's (`--aux-address`).
+    KEPT: not leased; retained for the name of its last owner (`Pool.sticky_s`).
     """
 
     PENDING = "pending"
@@ -24,14 +25,14 @@ class OwnerKind(StrEnum):
 
 
 RETURNING = frozenset({OwnerKind.PENDING, OwnerKind.ENDPOINT})
-"""Owners that may come again under their name, and for which an address is kept."""
+"""Owners that may return under the same name; their addresses are retained."""
 LASTING = 253_402_300_799.0
-"""Kept so long (to the end of the year 9999) is what was promised to somebody: to the end of the promise."""
+"""The expiry time of a reserved address: the end of the year 9999. The reservation itself ends sooner."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who has an address. `id`: of the endpoint or network, whole; `name`: as the user knows it, if we do.
+    """Who has an address. `id`: the full id of the endpoint or network; `name`: its name for users, if known.
 
     >>> str(Owner(OwnerKind.ENDPOINT, "0123456789abcdef"))
     'endpoint 0123456789ab'
@@ -53,8 +54,8 @@ class Owner:
 class Lease:
     """An address of the pool with id `pool`, and its owner.
 
-    `mac`: the endpoint's, where it is known; of a kept address: the one to be had again with it. `until`: of a kept
-    address alone, the time (seconds since the epoch) to which it is kept, or `LASTING`.
+    `mac`: the endpoint's MAC address, if known; a retained address is given out with it again. `until`: only of a
+    retained address: its expiry time in seconds since the epoch, or `LASTING`.
     """
 
     pool: str

@@ -1,7 +1,7 @@
-"""Pools, and the address spaces that they are cut from.
+"""Pools, and the address spaces that subnets are allocated from.
 
-A pool's id is made of what was asked for, since Docker asks again after each restart and expects the same
-answer. It is readable, since it stands in `docker network inspect`, in logs and in the store's keys.
+A pool's id is built from the request, because Docker repeats the request after each restart and expects the same id.
+It is readable, because it appears in `docker network inspect`, in logs and in keys of the store.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ class Pool:
 
     Attributes:
         space: name of its address space.
-        network: the subnet; static addresses may be anywhere in it.
-        range: the part that addresses are picked from (``--ip-range``); None: all of it.
-        holds: how often it was requested and not yet released.
-        holders: ids of the networks that are bound to it. It exists while it has holds or holders.
-        sticky_s: seconds for which a released address is kept for the name of its last owner; 0: not at all.
-        ends: first and last address that may be picked, where the part is not a subnet itself (CNI's rangeStart).
+        network: the subnet. Static addresses may be anywhere in it.
+        range: the part from which addresses are allocated (``--ip-range``); None: all of the subnet.
+        holds: the number of requests for this pool that were not released yet.
+        holders: ids of the networks that are bound to it. A pool exists while it has holds or holders.
+        sticky_s: for how many seconds a released address is retained for the name of its last owner; 0: not at all.
+        ends: first and last address to allocate, where the range is not a subnet (CNI: rangeStart, rangeEnd).
 
     >>> Pool("local", ip_network("10.0.0.0/16"), ip_network("10.0.1.0/24")).id
     'local/10.0.0.0/16/10.0.1.0/24'
@@ -50,35 +50,36 @@ class Pool:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody has it."""
+        """Whether the pool has a hold or a holder."""
         return bool(self.holds or self.holders)
 
     def more(self) -> "Pool":
-        """Return it with one hold more."""
+        """Return the pool with one more hold."""
         return replace(self, holds=self.holds + 1)
 
     def less(self) -> "Pool":
-        """Return it with one hold less."""
+        """Return the pool with one hold less."""
         return replace(self, holds=self.holds - 1)
 
     def kept(self, holder: str) -> "Pool":
-        """Return it bound to one more network."""
+        """Return the pool bound to one more network."""
         return replace(self, holders=(*self.holders, holder))
 
     def let_go(self, holder: str) -> "Pool":
-        """Return it no longer bound to this network."""
+        """Return the pool no longer bound to this network."""
         return replace(self, holders=tuple(other for other in self.holders if other != holder))
 
     def sticky(self, seconds: int) -> "Pool":
-        """Return it with another time for which released addresses are kept."""
+        """Return the pool with another `sticky_s`."""
         return replace(self, sticky_s=seconds)
 
     @property
     def window(self) -> tuple[int, int]:
-        """The first and the last address that may be picked, as numbers; the last is smaller if none may.
+        """The first and last address to allocate, as numbers; if there is none, the last is the smaller one.
 
-        The ends of an IPv4 subnet up to /30 are its own name and its broadcast address. Address zero of an
-        IPv6 subnet up to /126 means "any router here" (RFC 4291 §2.6.1; /127: RFC 6164).
+        Up to /30, the first address of an IPv4 subnet is its network address, and the last its broadcast address.
+        Up to /126, the first address of an IPv6 subnet is the subnet-router anycast address (RFC 4291 §2.6.1; for /127
+        see RFC 6164).
 
         >>> Pool("local", ip_network("10.1.0.0/29")).window == (0x0A010001, 0x0A010006)
         True
@@ -94,10 +95,10 @@ class Pool:
         return first, last
 
     def check(self, address: IPAddress) -> None:
-        """Check that `address` may be leased on request.
+        """Check that an endpoint may have `address`.
 
         Raises:
-            IpamError: invalid: it lies outside the subnet, or is its network or broadcast address.
+            IpamError: invalid: it is outside the subnet, or its network or broadcast address.
         """
         if address not in self.network:
             raise IpamError(
@@ -114,19 +115,19 @@ class Pool:
                 raise IpamError(Kind.INVALID, f"address {address} is the {what} of subnet {self.network}")
 
     def address(self, number: int) -> IPAddress:
-        """Return the address with this number in the pool's family."""
+        """Convert a number to an address of the pool's family."""
         return IPv4Address(number) if self.network.version == 4 else IPv6Address(number)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Numbers for a table. Those of an IPv6 pool may have 20 digits.
+    """How many addresses of a pool are used. The numbers of an IPv6 pool may have 20 digits.
 
     Attributes:
-        size: addresses that can be picked (of the range, where there is one).
-        free: those of them that are neither leased nor kept.
-        leased: leases, static ones outside the range included.
-        kept: addresses kept for names; given to others when nothing is free.
+        size: addresses that can be allocated (of the range, if there is one).
+        free: those of them that are neither leased nor retained.
+        leased: leases, including static ones outside the range.
+        kept: retained addresses. When none is free, they are given away.
     """
 
     size: int
@@ -137,10 +138,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A range that pools of prefix length `size` are cut from.
+    """A range from which subnets of prefix length `size` are allocated.
 
     Raises:
-        IpamError: invalid: it cannot be cut so.
+        IpamError: invalid: the range has no subnets of this size.
     """
 
     network: IPNetwork
@@ -150,17 +151,17 @@ class Base:
         if not self.network.prefixlen <= self.size <= self.network.max_prefixlen:
             raise IpamError(
                 Kind.INVALID,
-                f"base {self.network} cannot be cut into /{self.size}",
+                f"base {self.network} cannot be divided into /{self.size} subnets",
                 hint=f"choose a size from {self.network.prefixlen} to {self.network.max_prefixlen}",
             )
 
     @property
     def count(self) -> int:
-        """How many subnets there are in it."""
+        """The number of its subnets."""
         return 1 << (self.size - self.network.prefixlen)
 
     def subnet(self, index: int) -> IPNetwork:
-        """Return the subnet of this number, from 0.
+        """Return the subnet with this index, from 0.
 
         >>> Base(ip_network("10.208.0.0/12"), 24).subnet(257)
         IPv4Network('10.209.1.0/24')
@@ -171,23 +172,23 @@ class Base:
         return IPv6Network((first, self.size))
 
     def index(self, number: int) -> int:
-        """Return the number of the subnet that holds the address with this number."""
+        """Return the index of the subnet that contains an address, given as a number."""
         return (number - int(self.network.network_address)) >> (self.network.max_prefixlen - self.size)
 
     def has(self, network: IPNetwork) -> bool:
-        """Tell whether `network` is one that may be cut from this base."""
+        """Return whether `network` is a subnet of this base."""
         return network.prefixlen == self.size and contains(self.network, network)
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """An address space. Without bases each pool's subnet must be named."""
+    """An address space. Without bases, each request for a pool must name its subnet."""
 
     name: str
     bases: tuple[Base, ...] = ()
 
     def exhausted(self, version: int) -> IpamError:
-        """Return the error of a request that found no subnet of this IP version."""
+        """Return the error for a request that finds no free subnet of this IP version."""
         bases = ", ".join(str(base.network) for base in self.bases if base.network.version == version)
         message = (
             f"address space {self.name!r} has no free IPv{version} subnet in {bases}"
@@ -198,14 +199,14 @@ class Space:
 
 
 def taking(holder: str) -> tuple[Callable[[Pool], Pool], Callable[[Pool], Pool]]:
-    """Return how a pool is taken, by a hold or for the network `holder`, and how that is undone."""
+    """Return two functions: one adds a hold to a pool, or binds it to network `holder`; the other undoes that."""
     if not holder:
         return Pool.more, Pool.less
     return (lambda pool: pool.kept(holder)), (lambda pool: pool.let_go(holder))
 
 
 def pool_id(space: str, network: IPNetwork, part: IPNetwork | None = None) -> str:
-    """Return the id that the pool of this request has.
+    """Return the id of the pool for this request.
 
     >>> pool_id("local", ip_network("10.208.0.0/24"))
     'local/10.208.0.0/24'
@@ -214,7 +215,7 @@ def pool_id(space: str, network: IPNetwork, part: IPNetwork | None = None) -> st
 
 
 def contains(outer: IPNetwork, inner: IPNetwork) -> bool:
-    """Tell whether `inner` is `outer` or a part of it; False between families."""
+    """Return whether `inner` is `outer` or a part of it; False if their families differ."""
     return (
         outer.version == inner.version
         and outer.prefixlen <= inner.prefixlen
@@ -223,19 +224,19 @@ def contains(outer: IPNetwork, inner: IPNetwork) -> bool:
 
 
 def check_request(network: IPNetwork | None, part: IPNetwork | None, *, v6: bool) -> None:
-    """Check that subnet, range and family of a request fit together.
+    """Check that subnet, range and family of a request agree.
 
     Raises:
-        IpamError: invalid: they do not.
+        IpamError: invalid.
     """
     if network is None:
         if part is not None:
-            raise IpamError(Kind.INVALID, f"range {part} needs the subnet that it is a part of", hint="give --subnet")
+            raise IpamError(Kind.INVALID, f"range {part} needs the subnet that contains it", hint="give --subnet")
         return
     if v6 and network.version == 4:
         raise IpamError(
             Kind.INVALID,
-            f"subnet {network} is IPv4, but an IPv6 pool was asked for",
+            f"subnet {network} is IPv4, but the request is for an IPv6 pool",
             hint="give an IPv6 --subnet",
         )
     if part is None:
@@ -244,21 +245,21 @@ def check_request(network: IPNetwork | None, part: IPNetwork | None, *, v6: bool
         raise IpamError(
             Kind.INVALID,
             f"range {part} is IPv{part.version}, but subnet {network} is IPv{network.version}",
-            hint="give both in one family",
+            hint="use the same family for both",
         )
     if not contains(network, part):
         raise IpamError(
             Kind.INVALID,
             f"range {part} is not in subnet {network}",
-            hint="choose an --ip-range of the subnet",
+            hint="choose an --ip-range inside the subnet",
         )
 
 
 def parse_network(text: str, *, what: str = "subnet") -> IPNetwork:
-    """Return the network that a user wrote; `what` names it in errors.
+    """Parse a network that a user wrote. `what`: how errors name it.
 
     Raises:
-        IpamError: invalid: it is not a network, or has host bits.
+        IpamError: invalid: it is not a network, or has host bits set.
 
     >>> parse_network("10.1.0.0/16")
     IPv4Network('10.1.0.0/16')

@@ -1,12 +1,11 @@
-"""Sticky pools: a released address is kept for the name that had it, and nobody else gets it meanwhile.
+"""Sticky pools: they retain a released address for the name of its last owner.
 
-The one thing to know: what is kept is no lease. It counts as taken, but whoever asks for exactly this address gets it,
-and so does, when nothing else is free, whoever asks for any: what was kept longest goes first. It is stored under the
-lease's key with the time at which it ends; that time is compared with the clock where it matters, so that sweeping
-(`expire`) only tidies up.
+The one thing to know: a retained address is not a lease. The allocator does not choose it while other addresses are
+free; when none is, it gives away the one retained longest. A request for exactly this address gets it. It is stored
+under the lease's key with its expiry time. Requests compare that time with the clock, so `expire` only cleans up.
 
-What was promised to somebody is kept in the same way, in every pool, as long as the promise is repeated (`promise`). Of
-that memory alone knows until the address is released for the first time.
+A reserved address (`promise`) is retained in the same way, in every pool, as long as the reservation is repeated.
+Reservations are in memory only, until the address is released for the first time.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,14 +18,14 @@ from .store import LeaseStore
 
 
 class Retention:
-    """The allocator's part that keeps; see there."""
+    """The part of the allocator that retains addresses."""
 
     _store: LeaseStore
     _ledgers: dict[str, Ledger]
     _clock: Callable[[], float]
 
     async def stick(self, pool_id: str, seconds: int) -> None:
-        """Keep addresses of a pool that are released from now on for so long; with 0 forget those that are kept.
+        """Retain addresses of a pool for so long after their release; 0 also frees those that are retained now.
 
         Raises:
             IpamError: not_found.
@@ -39,27 +38,27 @@ class Retention:
             await self._forget(ledger, kept)
 
     def promise(self, pool_id: str, names: Mapping[IPAddress, str]) -> None:
-        """Keep addresses for those who will ask for just them again: these ones, by name, and no others any more.
+        """Reserve addresses for the names that will request exactly these; this replaces all earlier reservations.
 
-        An address that somebody has now is kept when it is released. An unknown pool keeps nothing.
+        An address that is leased now is retained once it is released. An unknown pool is ignored.
         """
         if ledger := self._ledgers.get(pool_id):
             ledger.promise({int(address): name for address, name in names.items()}, self._clock())
 
     def kept(self, pool_id: str) -> Iterator[Lease]:
-        """Return what a pool keeps now, kept longest first; nothing for an unknown pool."""
+        """Return the retained addresses of a pool, longest retained first; an unknown pool has none."""
         ledger, now = self._ledgers.get(pool_id), self._clock()
         return iter([kept for kept in ledger.kept() if kept.until > now] if ledger else ())
 
     def kept_for(self, pool_id: str, owner: Owner, address: IPAddress | None) -> Lease | None:
-        """Return what the next request with these arguments takes of what is kept, while other addresses are free."""
+        """Return the retained address that a request with these arguments would get, if any."""
         ledger = self._ledgers.get(pool_id)
         if ledger is None:
             return None
         return ledger.kept_for(owner, self._clock()) if address is None else ledger.kept_at(address)
 
     async def expire(self) -> None:
-        """Forget what was kept long enough."""
+        """Free the retained addresses whose time is over."""
         now = self._clock()
         for ledger in list(self._ledgers.values()):
             for kept in ledger.kept():
@@ -67,7 +66,7 @@ class Retention:
                     await self._forget(ledger, kept)
 
     async def _forget(self, ledger: Ledger, kept: Lease) -> None:
-        """Free a kept address, unless it has gone to somebody in the meantime."""
+        """Free a retained address, unless somebody has leased it meanwhile."""
         if not ledger.keeps(kept):
             return
         ledger.begin_claim(kept)
@@ -82,7 +81,7 @@ class Retention:
         ledger.forget(kept)
 
     async def _claim(self, ledger: Ledger, lease: Lease) -> bool:
-        """Lease an address in the store too, also one that is kept; False: another host has it."""
+        """Write a lease to the store, also of a retained address. False: another host has the address."""
         kept = ledger.begin_claim(lease)
         try:
             won = (kept is not None and await self._store.update(lease)) or await self._store.claim(lease)
@@ -98,7 +97,7 @@ class Retention:
             ledger.refuse(lease)
             return False
         if ledger.closing or self._ledgers.get(lease.pool) is not ledger:
-            # The pool was deleted meanwhile, and its leases may have been counted before this one was there.
+            # The pool was deleted meanwhile; its leases may have been listed before this one was written.
             ledger.abandon(lease)
             await self._store.drop(lease.pool, lease.address)
             raise unknown_pool(lease.pool)

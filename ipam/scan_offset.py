@@ -1,4 +1,4 @@
-"""Where in a pool the picking of addresses begins."""
+"""Where in a pool the allocation of addresses starts."""
 
 from collections.abc import Callable
 from hashlib import blake2b
@@ -8,13 +8,13 @@ from typing import TypeAlias
 from .pool import EXTERNAL, GLOBAL, Pool
 
 Start: TypeAlias = Callable[[Pool], float]
-"""Where in a pool picking begins: a fraction of it, 0 ≤ start < 1. Asked anew when another host was there."""
+"""Returns where in a pool allocation starts: a fraction of it, 0 ≤ start < 1. Called again after a conflict."""
 
 
 def default_start(pool: Pool) -> float:
-    """Return 0, but ½ for external pools: there Docker picks from the beginning, and we must not meet.
+    """Return 0; for an external pool about ½, because Docker itself allocates addresses from its start.
 
-    In the middle of 172.18.0.0/16 is 172.18.128.0, which reads as a subnet: one further on then.
+    The middle of 172.18.0.0/16 would be 172.18.128.0, which looks like a subnet; so the next address is used.
     """
     if pool.space != EXTERNAL:
         return 0.0
@@ -26,7 +26,7 @@ def default_start(pool: Pool) -> float:
 
 
 class HashedStart:
-    """Starts for one of several hosts that share pools "global": places of its own, another one at each call.
+    """Starts for hosts that share the pools of space "global": a different one for each host and at each call.
 
     >>> from ipaddress import ip_network
     >>> start, other, pool = HashedStart("a"), HashedStart("b"), Pool("global", ip_network("10.1.0.0/16"))

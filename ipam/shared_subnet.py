@@ -1,4 +1,4 @@
-"""Pools of one subnet: networks of one LAN, on several links or for several purposes, each with a range of its own."""
+"""Several pools with one subnet: networks of the same LAN, each with a range of its own."""
 
 from collections.abc import Iterable
 from ipaddress import ip_network
@@ -9,7 +9,7 @@ from .pool import IPNetwork, Pool
 
 
 def apart(one: Pool, other: Pool) -> bool:
-    """Whether two pools are of one subnet and give out different addresses.
+    """Return whether two pools have the same subnet and disjoint ranges.
 
     >>> from ipaddress import ip_network
     >>> lan = ip_network("192.168.1.0/24")
@@ -24,7 +24,7 @@ def apart(one: Pool, other: Pool) -> bool:
 
 
 def around(first: IPAddress, last: IPAddress) -> IPNetwork:
-    """Return the smallest subnet that has both addresses; those of ranges that are apart differ.
+    """Return the smallest subnet that contains both addresses. Disjoint ranges get different ones.
 
     >>> from ipaddress import ip_address
     >>> around(ip_address("192.168.1.65"), ip_address("192.168.1.127"))
@@ -35,7 +35,7 @@ def around(first: IPAddress, last: IPAddress) -> IPNetwork:
 
 
 def refuse_foreign(pool: Pool, address: IPAddress, others: Iterable[Pool]) -> None:
-    """Refuse a static address that is in the range of another network of the LAN, which may give it out.
+    """Refuse a static address in the range of another network of the LAN, which may allocate it.
 
     Raises:
         IpamError: unavailable.

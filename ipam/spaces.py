@@ -1,8 +1,8 @@
-"""The address spaces that netplug starts with.
+"""The default address spaces.
 
-The IPv4 bases lie in the upper part of 10/8: Docker's own pools (172.16/12, 192.168/16) and the usual home
-and cloud networks keep to other parts. The IPv6 base is a prefix of the host's (or cluster's) own (RFC 4193),
-so that two sites can be joined later without renumbering.
+The IPv4 bases are in the upper part of 10.0.0.0/8, which Docker's own pools (172.16.0.0/12, 192.168.0.0/16) and the
+usual home and cloud networks do not use. The IPv6 base is a unique local prefix of this host or cluster (RFC 4193), so
+two sites can be connected later without renumbering.
 """
 
 from hashlib import sha256
@@ -15,10 +15,9 @@ GLOBAL_V4 = Base(IPv4Network("10.224.0.0/12"), 24)
 
 
 def ula(seed: bytes) -> IPv6Network:
-    """Return the /48 of unique local addresses whose 40-bit global id is derived from `seed` (RFC 4193 §3.2).
+    """Return the unique local /48 whose 40-bit global id is derived from `seed` (RFC 4193 §3.2).
 
-    The RFC wants the id to be random; any seed that no other site has will do (a machine id, a cluster
-    secret).
+    The RFC requires a random id. Any seed that no other site has will do, such as a machine id or a cluster secret.
 
     >>> ula(b"a machine id")
     IPv6Network('fda7:de76:c210::/48')
@@ -32,7 +31,7 @@ def default_spaces(
     local_v4: tuple[Base, ...] = (LOCAL_V4,),
     global_v4: tuple[Base, ...] = (GLOBAL_V4,),
 ) -> tuple[Space, ...]:
-    """Return the spaces `local`, `global` and `external`; the first two share the prefix, half and half.
+    """Return the spaces `local`, `global` and `external`. The first two get one half of the prefix each.
 
     >>> [str(base.network) for space in default_spaces(IPv6Network("fd00::/48")) for base in space.bases]
     ['10.208.0.0/12', 'fd00::/49', '10.224.0.0/12', 'fd00:0:0:8000::/49']

@@ -1,7 +1,6 @@
-"""What the allocator needs of a store. The store decides; memory is only faster.
+"""The store that the allocator needs. The store decides who has an address; the allocator's memory is a cache.
 
-A store for a cluster can refuse a claim, because another host has the address; one for a single host never
-does.
+The store of a cluster can refuse a claim because another host has the address. The store of a single host never does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,31 +11,31 @@ from .pool import Pool
 
 
 class LeaseStore(Protocol):
-    """Keeps pools and leases. Calls take effect in the order in which they were begun.
+    """Stores pools and leases. Calls take effect in the order in which they start.
 
-    `unreadable`: keys of the records that `load` found and could not read, and why. They stay as they are.
+    `unreadable`: keys of the records that `load` could not read, with the reason. They are left unchanged.
     """
 
     @property
     def unreadable(self) -> Mapping[str, str]: ...
 
     async def load(self) -> tuple[Sequence[Pool], Sequence[Lease]]:
-        """Return everything."""
+        """Return all pools and leases."""
 
     async def claim(self, lease: Lease) -> bool:
-        """Store a new lease; False: somebody else holds the address.
+        """Store a new lease; return False if another host has the address.
 
-        When it raises, cancellation included, nothing is claimed.
+        If it raises, also by a cancellation, nothing is claimed.
         """
 
     async def update(self, lease: Lease) -> bool:
-        """Store the new owner of a lease; False: there is no such lease."""
+        """Store a changed lease; return False if there is no such lease."""
 
     async def drop(self, pool_id: str, address: IPAddress) -> None:
-        """Delete a lease; absent is success."""
+        """Delete a lease. Deleting a missing one succeeds."""
 
     async def save_pool(self, pool: Pool) -> bool:
-        """Store a pool, new or changed; False: somebody else has a pool that overlaps it."""
+        """Store a new or changed pool; return False if it overlaps a pool of another host."""
 
     async def drop_pool(self, pool_id: str) -> None:
-        """Delete a pool with all its leases; absent is success."""
+        """Delete a pool with all its leases. Deleting a missing one succeeds."""

@@ -1,9 +1,8 @@
-"""Cuts the next free subnet out of the bases of one address space.
+"""Allocates the next free subnet from the base ranges of one address space.
 
-Subnets that were never used come first, in ascending order; then the released ones, longest released first:
-whoever still has a stale route or neighbour entry for an old subnet gets time to lose it. A wide obstacle is
-stepped over at once, so the work grows with the number of obstacles and not with the number of possible
-subnets.
+Subnets that were never used come first, in ascending order; then released ones, the longest released first, so that
+stale routes and neighbour entries for an old subnet have time to expire. One step skips a whole obstacle, such as a
+wide route, so the cost depends on the number of obstacles and not on the number of subnets.
 """
 
 from collections import OrderedDict
@@ -12,14 +11,14 @@ from typing import TypeAlias
 
 from .pool import Base, IPNetwork
 
-REMEMBERED = 65_536  # released subnets; more than the default bases have
+REMEMBERED = 65_536  # released subnets; the default bases have fewer
 
 Blocker: TypeAlias = Callable[[IPNetwork], IPNetwork | None]
-"""Returns a network that overlaps the given one and is in use, if there is any."""
+"""Returns a network in use that overlaps the given one, or None."""
 
 
 class SubnetAllocator:
-    """The order of one space's subnets. `steps` counts candidates looked at, for tests."""
+    """The allocation order of one space's subnets. `steps` counts the candidates examined, for tests."""
 
     def __init__(self, bases: Sequence[Base]) -> None:
         self._bases = tuple(bases)
@@ -28,7 +27,7 @@ class SubnetAllocator:
         self.steps = 0
 
     def cut(self, version: int, blocker: Blocker) -> IPNetwork | None:
-        """Return the next subnet of IP version `version` that nothing blocks."""
+        """Return the next subnet of IP version `version` that `blocker` allows; None if there is none."""
         for which, base in enumerate(self._bases):
             if base.network.version != version:
                 continue
@@ -40,11 +39,11 @@ class SubnetAllocator:
         return self._again(version, blocker)
 
     def take(self, network: IPNetwork) -> None:
-        """Note that a subnet is used, by whomever."""
+        """Record that a subnet is in use, no matter by whom."""
         self._released.pop(network, None)
 
     def release(self, network: IPNetwork) -> None:
-        """Note that a subnet is used no longer."""
+        """Record that a subnet is no longer in use."""
         if any(base.has(network) for base in self._bases):
             self._released[network] = None
             if len(self._released) > REMEMBERED:
@@ -55,7 +54,7 @@ class SubnetAllocator:
             self.steps += 1
             if network.version == version and blocker(network) is None:
                 return network
-        # What was blocked when the cursor passed (a route that has gone since) or is forgotten.
+        # Subnets that were blocked when the cursor passed, by a route that no longer exists; and forgotten ones.
         for base in self._bases:
             if base.network.version == version:
                 for _, network in self._free(base, 0, blocker):

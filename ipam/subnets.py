@@ -1,7 +1,7 @@
-"""A set of networks of one family that finds overlaps without going through all.
+"""A set of networks of one family that finds overlaps without a full scan.
 
-Two networks overlap only when one holds the other. So it is enough to look for one that begins inside (a
-sorted list), and for one that holds it (a look-up for each prefix length in the set, at most 33 or 129).
+Two networks overlap only if one contains the other. So two searches suffice: for a network that starts inside (in a
+sorted list), and for one that contains it (one look-up for each prefix length in the set, at most 33 or 129).
 """
 
 from bisect import bisect_left, insort
@@ -13,7 +13,7 @@ from .pool import IPNetwork
 
 
 class Subnets:
-    """Networks of IP version `version`; those of the other are left out."""
+    """Networks of IP version `version`; those of the other version are ignored."""
 
     def __init__(self, version: int, networks: Iterable[IPNetwork] = ()) -> None:
         self._bits = 32 if version == 4 else 128
@@ -31,7 +31,7 @@ class Subnets:
             self._lengths[network.prefixlen] += 1
 
     def remove(self, network: IPNetwork) -> None:
-        """Remove a network; absent is success."""
+        """Remove a network. Removing a missing one succeeds."""
         entry = (int(network.network_address), network.prefixlen)
         if entry not in self._set:
             return
@@ -42,7 +42,7 @@ class Subnets:
             del self._lengths[network.prefixlen]
 
     def overlap(self, network: IPNetwork) -> IPNetwork | None:
-        """Return one of the networks that overlap `network`, the widest if one holds it.
+        """Return one of the networks that overlap `network`; if some contain it, the widest of them.
 
         >>> from ipaddress import ip_network
         >>> subnets = Subnets(4, [ip_network("10.0.0.0/8"), ip_network("192.168.7.0/24")])

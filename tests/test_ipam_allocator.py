@@ -63,27 +63,27 @@ def _address(text: str | None, pool: str = "local/10.1.0.0/29") -> Case:
         (
             _request(part="10.1.0.0/24"),
             Kind.INVALID,
-            "range 10.1.0.0/24 needs the subnet that it is a part of (give --subnet)",
+            "range 10.1.0.0/24 needs the subnet that contains it (give --subnet)",
         ),
         (
             _request(network="10.2.0.0/24", part="10.3.0.0/25"),
             Kind.INVALID,
-            "range 10.3.0.0/25 is not in subnet 10.2.0.0/24 (choose an --ip-range of the subnet)",
+            "range 10.3.0.0/25 is not in subnet 10.2.0.0/24 (choose an --ip-range inside the subnet)",
         ),
         (
             _request(network="10.2.0.0/24", part="10.2.0.0/16"),
             Kind.INVALID,
-            "range 10.2.0.0/16 is not in subnet 10.2.0.0/24 (choose an --ip-range of the subnet)",
+            "range 10.2.0.0/16 is not in subnet 10.2.0.0/24 (choose an --ip-range inside the subnet)",
         ),
         (
             _request(network="10.2.0.0/24", part="fd00::/64"),
             Kind.INVALID,
-            "range fd00::/64 is IPv6, but subnet 10.2.0.0/24 is IPv4 (give both in one family)",
+            "range fd00::/64 is IPv6, but subnet 10.2.0.0/24 is IPv4 (use the same family for both)",
         ),
         (
             _request(network="10.2.0.0/24", v6=True),
             Kind.INVALID,
-            "subnet 10.2.0.0/24 is IPv4, but an IPv6 pool was asked for (give an IPv6 --subnet)",
+            "subnet 10.2.0.0/24 is IPv4, but the request is for an IPv6 pool (give an IPv6 --subnet)",
         ),
         (
             _request(network="10.1.0.0/16"),
@@ -146,7 +146,7 @@ def _address(text: str | None, pool: str = "local/10.1.0.0/29") -> Case:
             Kind.UNAVAILABLE,
             (
                 "pool 10.1.0.0/29 has no free address: 6 of 6 are leased"
-                " (remove an endpoint, or make the network with a larger subnet)"
+                " (remove an endpoint, or create the network with a larger subnet)"
             ),
         ),
         (
@@ -154,7 +154,7 @@ def _address(text: str | None, pool: str = "local/10.1.0.0/29") -> Case:
             Kind.UNAVAILABLE,
             (
                 "range 10.9.0.8/31 of pool 10.9.0.0/24 has no free address: 2 of 2 are leased"
-                " (remove an endpoint, or make the network with a larger subnet)"
+                " (remove an endpoint, or create the network with a larger subnet)"
             ),
         ),
         (

@@ -91,7 +91,7 @@ def test_networks_that_cannot_be_read_are_named(text: str, message: str) -> None
 
 
 def test_base_that_cannot_be_cut_so_is_refused() -> None:
-    with pytest.raises(IpamError, match=r"base 10.0.0.0/16 cannot be cut into /8") as caught:
+    with pytest.raises(IpamError, match=r"base 10.0.0.0/16 cannot be divided into /8") as caught:
         Base(ip_network("10.0.0.0/16"), 8)
     assert caught.value.hint == "choose a size from 16 to 32"
 

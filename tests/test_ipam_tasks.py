@@ -174,7 +174,7 @@ async def test_address_claimed_while_its_pool_goes_is_given_back(ipam: Allocator
     assert await release
     with pytest.raises(IpamError, match="does not exist"):
         await claim
-    with pytest.raises(IpamError, match=r"subnet 10.1.0.0/24 is just being let go"):
+    with pytest.raises(IpamError, match=r"subnet 10.1.0.0/24 is being released"):
         await late
     assert (store.pools, store.leases) == ({}, {})
 
