@@ -1,7 +1,7 @@
-"""Pools and leases of addresses in the store: the allocator's `LeaseStore`.
+"""Pools and address leases in a store: the allocator's `LeaseStore`.
 
-A claim is a transaction that holds only while the address has no record, so that the store decides between
-two hosts that want one address. All state is in the store, but for claims that nobody answered.
+A claim is a transaction that succeeds only if the address has no record, so the store decides between two hosts that
+want the same address. All state is in the store, except claims whose answer was lost.
 """
 
 import asyncio
@@ -26,19 +26,20 @@ _R = TypeVar("_R", Pool, Lease)
 
 
 class StoredLeases:
-    """`LeaseStore` on a `Store`, which stays the caller's. `host`: this one's id, where several share the store."""
+    """`LeaseStore` on a `Store`, which the caller closes. `host`: this host's id if several hosts share the store."""
 
     def __init__(self, store: Store, host: str = "") -> None:
         self._store = store
         self._host = host
-        self._doubtful: dict[str, JsonObject] = {}
-        self._taking_back = asyncio.Lock()
+        self._unconfirmed: dict[str, JsonObject] = {}
+        self._withdrawing = asyncio.Lock()
         self.unreadable: dict[str, str] = {}
 
     async def load(self) -> tuple[list[Pool], list[Lease]]:
-        """Return everything; of a pool that cannot be read, what can, so that its subnet is not given again.
+        """Return all pools and leases.
 
-        A lease that cannot be read keeps its address: the store refuses a claim where there is a record.
+        A pool whose record cannot be read completely is returned with what can be read, so that its subnet stays in
+        use. An address whose lease cannot be read stays in use too: the store refuses a claim if there is a record.
         """
         self.unreadable = {}
         pools = [self._pool(record) for record in (await self._store.range(POOLS))[0]]
@@ -60,14 +61,13 @@ class StoredLeases:
             return None
 
     async def claim(self, lease: Lease) -> bool:
-        """Store a new lease; False: the address has a record.
+        """Store a new lease; return False if the address has a record.
 
-        When the store does not answer, the lease may be there nevertheless; one with an owner's id or ours is taken
-        back before the next claim.
-        Cancelled, it waits until the store has answered and takes the lease back: an address of which nobody
-        knows would be lost.
+        If the store does not answer, it may have stored the lease nevertheless. Such a lease is deleted before the next
+        claim, provided that its owner's id or the host's id identifies it.
+        A cancelled claim waits for the answer and deletes the lease; otherwise the address would leak.
         """
-        await self._take_back()
+        await self._withdraw()
         key = lease_key(lease.pool, lease.address)
         revision, cancelled = await _finish(self._put_new(key, lease))
         if cancelled is not None:
@@ -75,36 +75,36 @@ class StoredLeases:
                 try:
                     await _finish(self._store.txn([Compare(key, revision)], [Delete(key)]))
                 except StoreError:
-                    self._doubtful[key] = self._stamped(lease)
+                    self._unconfirmed[key] = self._stamped(lease)
             raise cancelled
         return revision is not None
 
     async def _put_new(self, key: str, lease: Lease) -> int | None:
         value = self._stamped(lease)
-        # Gateways outlive a loss of power, as their networks do; endpoints do not.
+        # Gateways survive a power failure, as their networks do; endpoints do not.
         durable = lease.owner.kind in {OwnerKind.GATEWAY, OwnerKind.AUX}
         try:
             return await self._store.txn([Compare(key, 0)], [Put(key, value)], durable=durable)
         except Unreachable:
-            if lease.owner.id or self._host:  # by which it can be told from another host's
-                self._doubtful[key] = value
+            if lease.owner.id or self._host:  # which tells it from another host's lease
+                self._unconfirmed[key] = value
             raise
 
-    async def _take_back(self) -> None:
-        """Delete the leases whose claims nobody answered; a record of somebody else stays."""
-        async with self._taking_back:  # one at a time: who waited must not delete what was claimed since
-            while self._doubtful:
-                key, value = self._doubtful.popitem()
+    async def _withdraw(self) -> None:
+        """Delete the leases of claims whose answer was lost, unless the record is another owner's by now."""
+        async with self._withdrawing:  # one at a time: a second task must not delete what was claimed since
+            while self._unconfirmed:
+                key, value = self._unconfirmed.popitem()
                 try:
                     record = await self._store.get(key)
                     if record is not None and record.value == value:
                         await self._store.txn([Compare(key, record.revision)], [Delete(key)])
-                except BaseException:  # whatever it is, the claim is as doubtful as before
-                    self._doubtful[key] = value
+                except BaseException:  # the outcome of the claim is as unknown as before
+                    self._unconfirmed[key] = value
                     raise
 
     async def update(self, lease: Lease) -> bool:
-        """Store the new owner of a lease; False: there is no such record, or another host has it."""
+        """Store a changed lease; return False if there is no such record, or another host has it."""
         key = lease_key(lease.pool, lease.address)
         put = Put(key, self._stamped(lease))
         while (record := await self._store.get(key)) and self._is_ours(record):
@@ -113,7 +113,7 @@ class StoredLeases:
         return False
 
     async def drop(self, pool_id: str, address: IPAddress) -> None:
-        """Delete a lease; absent is success, and one that another host has stays."""
+        """Delete a lease. Deleting a missing one succeeds; another host's lease is left alone."""
         key = lease_key(pool_id, address)
         if not self._host:
             await self._store.txn([], [Delete(key)])
@@ -126,7 +126,7 @@ class StoredLeases:
         return record.value.get("host", "") == self._host
 
     async def save_pool(self, pool: Pool) -> bool:
-        """Store a pool, new or changed; never refused on one host. A record that cannot be read stays as it is."""
+        """Store a new or changed pool; this is never refused. A record that cannot be read is left unchanged."""
         if pool_key(pool.id) in self.unreadable:
             return True
         await self._store.txn([], [Put(pool_key(pool.id), _encode(pool))], durable=True)
@@ -136,7 +136,7 @@ class StoredLeases:
         return stamped(lease, self._host)
 
     async def drop_pool(self, pool_id: str) -> None:
-        """Delete a pool with all its leases, the pool last: after a crash it is still known."""
+        """Delete a pool with all its leases; the pool last, so that it is still known after a crash."""
         records, _ = await self._store.range(leases_prefix(pool_id))
         keys = [*(record.key for record in records), pool_key(pool_id)]
         ops = [Delete(key) for key in keys if key not in self.unreadable]
@@ -154,7 +154,7 @@ def pool_key(pool_id: str) -> str:
 
 
 def _pool_of(key: str) -> Pool | None:
-    """Return the pool that a key says: its id is made of what it is.
+    """Return the pool that a key describes: it contains the pool's id, which consists of space, subnet and range.
 
     >>> _pool_of("ipam/pools/local%2F10.0.0.0%2F16%2F10.0.1.0%2F24").id
     'local/10.0.0.0/16/10.0.1.0/24'
@@ -168,7 +168,7 @@ def _pool_of(key: str) -> Pool | None:
 
 
 def leases_prefix(pool_id: str) -> str:
-    """Return what the keys of a pool's leases, and only those, begin with."""
+    """Return the prefix of the keys of a pool's leases; no other key has it."""
     return f"{LEASES}{quote(pool_id, safe=':')}/"
 
 
@@ -178,13 +178,13 @@ def lease_key(pool_id: str, address: IPAddress) -> str:
 
 
 def stamped(lease: Lease, host: str) -> JsonObject:
-    """Return a lease's record, with the id of the host that it is of."""
+    """Return a lease's record, with the id of its host."""
     data = _encode(lease)
     return {**data, "host": host} if host else data
 
 
 def lease_of(record: Record) -> tuple[Lease, str]:
-    """Return the lease of a record and the id of the host that it is of, empty where nobody else shares the store.
+    """Return the lease in a record and the id of its host, which is empty if the store is not shared.
 
     Raises:
         StoreError: the record cannot be read; the text names its key.
@@ -194,7 +194,7 @@ def lease_of(record: Record) -> tuple[Lease, str]:
 
 
 async def _finish(work: Coroutine[object, object, _T]) -> tuple[_T, asyncio.CancelledError | None]:
-    """Wait to the end even when cancelled, and return the cancellation beside the result."""
+    """Await `work` to its end even if cancelled; return its result, and the cancellation."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
