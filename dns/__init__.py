@@ -1,8 +1,8 @@
-"""The embedded name server: names of networks, answers on the wire, forwarding, sockets on the running loop.
+"""The embedded DNS server: names of containers, answers in wire format, forwarding, sockets on the running event loop.
 
-Import it as ``netplug.dns``. The folder lies at the top of the tree and is linked into the package; imported
-under its bare name there would be two copies of every class, so that is refused.
+Import it as ``netplug.dns``. The folder is at the top of the tree, and a symbolic link puts it into the package. Under
+its top-level name Python would load a second copy of every class, so that import is refused.
 """
 
 if __name__ == "dns":
-    raise ImportError("import netplug.dns, not dns: two names would make two copies of every class")
+    raise ImportError("import netplug.dns, not dns: a second name would load a second copy of every class")

@@ -1,7 +1,7 @@
-"""Many datagrams a system call: recvmmsg(2) and sendmmsg(2), through ctypes, in memory that is laid out once.
+"""Several datagrams per system call: recvmmsg(2) and sendmmsg(2) by ctypes, in buffers that are allocated once.
 
-An answer goes to the sockaddr that its question came with, which stands there already. Only on Linux with pointers of
-64 bits; elsewhere `available` is False, and plain calls do.
+An answer is sent to the sockaddr of its query, which is already in the buffer. This works on 64-bit Linux only;
+elsewhere `available` returns False, and the plain calls are used.
 """
 
 import ctypes
@@ -14,11 +14,11 @@ from functools import cache
 
 BATCH = 32
 OCTETS = 2048
-"""Room for a datagram; our answers have 1232 octets at most."""
+"""Buffer size for one datagram; our answers have at most 1232 octets."""
 _QUESTION = 1024
-"""Room for a question: one with a name of 255 octets and some options has half of that."""
+"""Buffer size for one query; a name of 255 octets with some EDNS options takes half of it."""
 _NAME = 32
-"""Room for a sockaddr_in6, aligned."""
+"""Buffer size for one sockaddr_in6, aligned."""
 _HEADER = 64
 """struct mmsghdr: name, namelen (int), iov, iovlen, control, controllen, flags (int), and the message's length."""
 _IOV = 16
@@ -29,7 +29,7 @@ _DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
 def available() -> bool:
-    """Tell whether this system has the calls, and structures laid out as here."""
+    """Return whether this system has these calls, with the structure layout of this module."""
     return sys.platform == "linux" and struct.calcsize("P") == 8 and hasattr(_libc(), "recvmmsg")
 
 
@@ -38,9 +38,9 @@ def _libc() -> ctypes.CDLL:
 
 
 class _Messages:
-    """Memory of `BATCH` messages: headers, and of each a sockaddr, a vector of one element, and `room` octets.
+    """Buffers for `BATCH` messages: for each an mmsghdr, a sockaddr, an iovec of one element, and `room` octets.
 
-    `names`: the messages whose sockaddrs are used in place of own ones.
+    `names`: the messages whose sockaddrs are shared; None: these have their own.
     """
 
     def __init__(self, room: int, names: "_Messages | None" = None) -> None:
@@ -66,16 +66,16 @@ class _Messages:
             self.lengths[number * 2 + 1] = room
 
     def set_name_size(self, size: int) -> None:
-        """Say of all messages how many octets their sockaddr has."""
+        """Set the length of the sockaddr of all messages."""
         for number in range(BATCH):
             self.ints[number * 16 + 2] = size
 
     def receive(self, file: int) -> int:
-        """Return how many messages have come, -1 for an error."""
+        """Return the number of messages received; -1 on an error."""
         return int(self._receive(file, self.start, BATCH, _DONTWAIT, None))
 
     def send(self, file: int, first: int, end: int) -> int:
-        """Return how many of these messages have gone, -1 for an error."""
+        """Return the number of messages sent; -1 on an error."""
         return int(self._send(file, self.start + first * _HEADER, end - first, _DONTWAIT))
 
     def sizes(self, count: int) -> list[int]:
@@ -85,16 +85,16 @@ class _Messages:
 
 
 class Exchange:
-    """Sends what has been gathered, and receives. One for all of a thread: its memory is used during a call only."""
+    """Sends and receives batches on connected sockets. One per thread: its buffers are in use during a call only."""
 
     def __init__(self) -> None:
         self._received, self._sent = _Messages(OCTETS), _Messages(OCTETS)
 
     def receive(self, sock: socket.socket) -> list[bytes]:
-        """Return what has come to a connected socket, `BATCH` messages at most, each cut to `OCTETS`.
+        """Return the messages received on a connected socket: at most `BATCH`, each truncated to `OCTETS`.
 
         Raises:
-            OSError: what came back for something sent.
+            OSError: an ICMP error for an earlier message.
         """
         messages = self._received
         count = messages.receive(sock.fileno())
@@ -105,16 +105,16 @@ class Exchange:
         data, starts = messages.data, range(0, OCTETS * count, OCTETS)
         return [bytes(data[at : at + size]) for at, size in zip(starts, messages.sizes(count), strict=True)]
 
-    def send(self, sock: socket.socket, going: Sequence[tuple[bytes, bytes]]) -> int:
-        """Send messages of at most `OCTETS`, and return how many have gone; fewer than there are where one cannot.
+    def send(self, sock: socket.socket, outgoing: Sequence[tuple[bytes, bytes]]) -> int:
+        """Send messages of at most `OCTETS`, until one cannot be sent; return the number sent.
 
-        With each is the sockaddr that it goes to, empty by a connected socket.
+        Each message comes with its destination as a sockaddr, which is empty on a connected socket.
         """
         messages = self._sent
         data, names, lengths, ints = messages.data, messages.names, messages.lengths, messages.ints
         done = 0
-        while done < len(going):
-            part = going[done : done + BATCH]
+        while done < len(outgoing):
+            part = outgoing[done : done + BATCH]
             for number, (message, name) in enumerate(part):
                 at, size = number * OCTETS, len(message)
                 data[at : at + size] = message
@@ -130,10 +130,10 @@ class Exchange:
 
 
 class Plain:
-    """Sends and receives one by one, where there is no other way."""
+    """Sends and receives one message per system call, on other systems."""
 
     def send(self, sock: socket.socket, messages: Sequence[tuple[bytes, bytes]]) -> int:
-        """Do as `Exchange.send`, by a connected socket."""
+        """Do as `Exchange.send`, on a connected socket."""
         for number, (message, _) in enumerate(messages):
             try:
                 sock.send(message)
@@ -151,14 +151,14 @@ class Plain:
 
 @cache
 def exchange() -> Exchange | Plain:
-    """Return what sends and receives here, for the one thread that asks and answers."""
+    """Return the thread's only `Exchange`, or `Plain`; the DNS server runs in one thread."""
     return Exchange() if available() else Plain()
 
 
 class Batch:
-    """Receives questions by sockets of a family, and sends the answers to who asked.
+    """Receives queries on sockets of one address family, and sends the answers to their clients.
 
-    One for all of a thread: what was received last is what is answered.
+    One per thread: `send` answers the messages of the last `receive`.
     """
 
     def __init__(self, family: int) -> None:
@@ -169,28 +169,28 @@ class Batch:
         for messages in (self._questions, self._answers):
             messages.set_name_size(self._name_size)
         first, last = (8, 24) if v6 else (4, 8)
-        # Where each message and its sender's address begin, and where the address ends.
-        self._places = [(at * _QUESTION, at * _NAME + first, at * _NAME + last) for at in range(BATCH)]
+        # The offsets of each message, and of the start and end of its client's address.
+        self._offsets = [(at * _QUESTION, at * _NAME + first, at * _NAME + last) for at in range(BATCH)]
 
     def receive(self, sock: socket.socket) -> list[tuple[bytes, bytes]]:
-        """Return what has come, `BATCH` messages at most, each with its sender's address in octets."""
+        """Return at most `BATCH` messages, each with its client's address as octets."""
         messages = self._questions
         count = messages.receive(sock.fileno())
         if count <= 0:
             return []
-        # Slices of octets are far cheaper than those of memory.
+        # Slicing bytes is much faster than slicing a memoryview.
         data, names = bytes(messages.data[: count * _QUESTION]), bytes(messages.names[: count * _NAME])
         return [
             (data[at : at + size], names[first:last])
-            for size, (at, first, last) in zip(messages.sizes(count), self._places, strict=False)
+            for size, (at, first, last) in zip(messages.sizes(count), self._offsets, strict=False)
         ]
 
-    def send(self, sock: socket.socket, said: Sequence[bytes | None]) -> None:
-        """Answer the messages received last, one by one; None: nothing."""
+    def send(self, sock: socket.socket, answers: Sequence[bytes | None]) -> None:
+        """Answer the messages of the last `receive`, in their order; None: no answer."""
         messages, file = self._answers, sock.fileno()
         data, lengths = messages.data, messages.lengths
         first = number = at = 0
-        for number, answer in enumerate(said):
+        for number, answer in enumerate(answers):
             if answer is None:
                 self._send_all(file, first, number)
                 first = number + 1
@@ -199,22 +199,22 @@ class Batch:
                 data[at : at + size] = answer
                 lengths[number * 2 + 1] = size
             at += OCTETS
-        self._send_all(file, first, len(said))
+        self._send_all(file, first, len(answers))
 
     def _send_all(self, file: int, first: int, end: int) -> None:
         while first < end:
             sent = self._answers.send(file, first, end)
             if sent < 0 and ctypes.get_errno() in {errno.EAGAIN, errno.ENOBUFS}:
-                return  # no room: they ask again
+                return  # the send buffer is full: the clients will retry
             first += max(sent, 1)
 
     def name(self, number: int) -> bytes:
-        """Return the sockaddr of a message's sender, until others are received."""
+        """Return the sockaddr of a message's client; valid until the next `receive`."""
         at = number * _NAME
         return bytes(self._questions.names[at : at + self._name_size])
 
 
 @cache
 def batch(family: int) -> Batch:
-    """Return what answers by sockets of a family, for the one thread that does."""
+    """Return the thread's only `Batch` for an address family."""
     return Batch(family)

@@ -1,7 +1,8 @@
-"""Answers of upstreams: read, checked, and remembered for as long as they say.
+"""Answers of upstreams: parsed, validated, and cached for their TTL.
 
-Kept are the answer and authority sections behind the question, so that compression pointers stay true; TTLs are
-counted down once a second at most. What has run out is kept a day longer, for when no upstream answers (RFC 8767).
+The cache has the answer and authority sections as received, right after the question, so compression pointers stay
+valid. TTLs are counted down at most once a second. An expired answer is kept for another day, in case no upstream
+answers (serve-stale, RFC 8767).
 """
 
 import struct
@@ -10,28 +11,31 @@ from . import wire
 
 LONGEST_S = 86_400
 LONGEST_NEGATIVE_S = 10_800
-"""RFC 2308 §5 suggests one to three hours at most."""
+"""RFC 2308 §5 suggests a limit of one to three hours."""
 FAILURE_S = 5
-"""For how long nobody is asked again after all failed (RFC 9520 §3.2: at least one second)."""
+"""How long a resolution failure is cached (RFC 9520 §3.2: at least one second)."""
 STALE_S = 86_400
 STALE_TTL_S = 30
-"""RFC 8767 §5.11 and §4: for how long an old answer may serve, and with which TTL."""
+"""How long a stale answer may be used, and with which TTL (RFC 8767 §5.11 and §4)."""
 MOST_ALIASES = 16
 MOST_ENTRIES = 10_000
 MOST_OCTETS = 4096
 _AD = 0x20
 _ONE = b"\0\1\0\0"
-"""Counts of answers and authorities."""
+"""ANCOUNT 1, NSCOUNT 0."""
 _ADDRESSES = frozenset({wire.A, wire.AAAA})
 _RECORD = struct.Struct("!HHIH")
-"""Type, class, TTL, and the length of RDATA."""
+"""TYPE, CLASS, TTL, RDLENGTH."""
 
 
 class Answer:
-    """What an upstream said.
+    """An upstream's answer.
 
-    `code`: RCODE, and AD where it checked signatures for somebody who wanted that. `counts`: of answers and
-    authorities, as in a header; `body`: these records. `ttl_s` 0: not to be remembered.
+    Attributes:
+        code: RCODE; also AD if the client set DO and the upstream validated the signatures.
+        counts: ANCOUNT and NSCOUNT as in the header.
+        body: the records of both sections.
+        ttl_s: how long to cache it; 0: not at all.
     """
 
     __slots__ = ("_age", "_now", "_ttls", "body", "code", "counts", "stored", "ttl_s", "until")
@@ -48,7 +52,7 @@ class Answer:
         self._now = code, counts, body
 
     def at(self, now: float) -> tuple[int, bytes, bytes] | None:
-        """Return code, counts and records as of now; None: it has run out. See `zone.Outside`."""
+        """Return code, counts and records with their remaining TTLs; None if expired. See `view.CachedAnswer`."""
         if now >= self.until:
             return None
         age = int(now - self.stored)
@@ -64,7 +68,7 @@ class Answer:
         return bytes(body)
 
     def revive(self, now: float) -> "Answer | None":
-        """Let it serve for another while although it has run out; None when it is too old, or no answer."""
+        """Extend an expired answer as stale; return None if it is too old, or a resolution failure."""
         if self.code & 0xF == wire.SERVFAIL or now >= self.stored + self.ttl_s + STALE_S:
             return None
         self.until = max(self.until, now + STALE_TTL_S)
@@ -72,9 +76,9 @@ class Answer:
 
 
 class Cache(dict[bytes, Answer]):
-    """Answers by question: lower-cased name, type and class, and what was wanted (DO 0x80, CD 0x10).
+    """Answers by question: lower-case name, type, class, and one octet with the client's DO (0x80) and CD (0x10).
 
-    Where there are more than `most`, those that came first make room.
+    Above `most` entries, the oldest ones are removed.
     """
 
     def __init__(self, most: int = MOST_ENTRIES) -> None:
@@ -82,10 +86,10 @@ class Cache(dict[bytes, Answer]):
         self.most = most
 
     def put(self, key: bytes, answer: Answer) -> None:
-        """Remember an answer, if it may be."""
+        """Cache an answer, unless its TTL is 0 or it is too large."""
         if answer.ttl_s <= 0 or len(answer.body) > MOST_OCTETS:
             return
-        self.pop(key, None)  # the order is that of coming
+        self.pop(key, None)  # so that it becomes the newest entry
         if len(self) >= self.most:
             for old in list(self)[: max(self.most // 10, 1)]:
                 del self[old]
@@ -93,19 +97,19 @@ class Cache(dict[bytes, Answer]):
 
 
 class NoCache(Cache):
-    """Remembers nothing: for an upstream whose answers change from one moment to the next."""
+    """Caches nothing: for an upstream whose answers may change at any time."""
 
     def put(self, key: bytes, answer: Answer) -> None:
-        """Let it go."""
+        """Ignore it."""
 
 
 def failure(now: float) -> Answer:
-    """Return what is remembered when no upstream answered."""
+    """Return the SERVFAIL that is cached when no upstream has answered."""
     return Answer(wire.SERVFAIL, b"\0\0\0\0", b"", (), FAILURE_S, now)
 
 
 def matches(message: bytes, name: bytes, kind: bytes) -> bool:
-    """Tell whether a message is an answer to a question; nothing else of it is looked at."""
+    """Return whether a message is a response to this question; its records are not checked."""
     end = wire.HEADER + len(name)
     return (
         len(message) >= end + 4
@@ -129,39 +133,39 @@ def _of_one(message: bytes, start: int, now: float) -> Answer | None:
 
 
 def read(message: bytes, name: bytes, now: float, *, dnssec: bool = False) -> Answer:
-    """Return what a message says that `matches` a question.
+    """Parse a message that `matches` a question.
 
     Raises:
-        ValueError: it is out of order, a chain of aliases without end, or no answer but a hint where to ask.
+        ValueError: the message is malformed, has a too long chain of CNAMEs, or is a referral.
     """
     start = at = wire.HEADER + len(name) + 4
     if message.startswith(_ONE, 6) and (found := _of_one(message, start, now)) is not None:
         return found
     answers, authorities = struct.unpack_from("!2H", message, 6)
     ttls: list[int] = []
-    ttl_s, negative_s, hint, aliases = LONGEST_S, 0, False, 0
+    ttl_s, negative_s, has_ns, aliases = LONGEST_S, 0, False, 0
     for number in range(answers + authorities):
         at = at + 2 if message.startswith(wire.TO_QUESTION, at) else wire.skip_name(message, at)
         if at + 10 > len(message):
-            raise ValueError("a record without its head")
+            raise ValueError("a record is incomplete")
         kind, _, ttl, length = _RECORD.unpack_from(message, at)
         ttls.append(at + 4 - start)
         ttl = ttl if ttl < 1 << 31 else 0  # RFC 2181 §8
         at += 10 + length
         if at > len(message):
-            raise ValueError("RDATA past the end")
+            raise ValueError("RDATA extends past the end of the message")
         if number < answers:
             ttl_s = min(ttl_s, ttl)
             aliases += kind == wire.CNAME
         elif kind == wire.SOA and length >= 20:
             negative_s = min(ttl, int.from_bytes(message[at - 4 : at]), LONGEST_NEGATIVE_S)
             ttl_s = min(ttl_s, negative_s)
-        hint |= kind == wire.NS
+        has_ns |= kind == wire.NS
     code = message[3] & 0xF
     if aliases > MOST_ALIASES:
-        raise ValueError(f"{aliases} aliases one after the other")
-    if code == wire.NOERROR and not answers and hint and not negative_s:
-        raise ValueError("a hint where to ask")
+        raise ValueError(f"a chain of {aliases} CNAME records")
+    if code == wire.NOERROR and not answers and has_ns and not negative_s:
+        raise ValueError("a referral")
     if not negative_s and (not answers or code == wire.NXDOMAIN):
         ttl_s = 0
     return Answer(code | (message[3] & _AD if dnssec else 0), message[6:10], message[start:at], tuple(ttls), ttl_s, now)

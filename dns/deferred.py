@@ -1,6 +1,7 @@
-"""Work that waits until all that is at hand has been looked at, so that many messages go by one system call.
+"""Work deferred until all received messages are processed, so that one system call sends many messages.
 
-The loop would do that too (`call_soon`), but only after it has looked for what is new, which costs more than to send.
+The event loop's `call_soon` could do this too, but only after it has polled for new events, which costs more than
+sending.
 """
 
 import asyncio
@@ -11,9 +12,9 @@ from typing import Any
 
 
 class Turn:
-    """A stretch of work on what has come; at its end is done what was put off until then.
+    """A context in which received messages are processed; deferred work is done at its end.
 
-    One for all of a thread, and never one within another.
+    One per thread; it cannot be nested.
     """
 
     __slots__ = ("_due", "_open")
@@ -23,7 +24,7 @@ class Turn:
         self._due: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     def at_end(self, work: Callable[..., None], *args: Any) -> None:
-        """Do something at the end of the turn, or soon where there is none."""
+        """Call `work` at the end of the turn; outside of a turn, soon."""
         if self._open:
             self._due.append((work, args))
         else:
@@ -40,12 +41,12 @@ class Turn:
         for work, args in due:
             try:
                 work(*args)
-            except Exception as exc:  # noqa: BLE001 - one must not keep the others from being done
-                context = {"message": "what was put off could not be done", "exception": exc}
+            except Exception as exc:  # noqa: BLE001 - one failure must not stop the others
+                context = {"message": "deferred work failed", "exception": exc}
                 asyncio.get_running_loop().call_exception_handler(context)
 
 
 @cache
 def turn() -> Turn:
-    """Return that of the one thread that asks and answers."""
+    """Return the thread's only turn; the DNS server runs in one thread."""
     return Turn()

@@ -1,8 +1,7 @@
-"""The fast path: answers to ordinary questions about names that we know, from wire to wire.
+"""The fast path: answers ordinary queries about local names, working on the wire format only.
 
-It refuses everything unusual by returning None; `slow_path` then decides. What it does accept it answers, or finds to
-be an upstream's to answer, exactly as `slow_path` would, which a test asserts for any octets. A question costs it about
-a microsecond.
+It returns None for anything unusual, and `slow_path` decides. Otherwise its result, an answer or a question for an
+upstream, is exactly that of `slow_path`; a test asserts this for arbitrary octets. A query takes about a microsecond.
 """
 
 from collections.abc import Callable
@@ -19,24 +18,24 @@ _OPT_NONE = {
     _OPT[dnssec]: {code: wire.opt(dnssec=dnssec, options=wire.extended_error(*why)) for code, why in NONE.items()}
     for dnssec in _OPT
 }
-"""Our OPT where there is nothing, by that of an answer and by RCODE: it says why."""
+"""The OPT record of a negative answer, with an extended error: by the OPT of a positive one, and by RCODE."""
 _UNUSUAL = frozenset(wire.key(kind) for kind in (0, wire.OPT, *range(wire.TKEY, wire.ANY + 1)))
-"""Types that are no data: they ask for something else."""
+"""Types without data: OPT, and the QTYPEs and meta-types such as AXFR and ANY."""
 _USUAL = frozenset(wire.key(kind) for kind in range(1, wire.TKEY)) - _UNUSUAL
 _SRV = wire.key(wire.SRV)
 _DNSSEC = {False: b"\0", True: b"\x80"}
 _RD = 0x01
 _UNDERSCORE = 0x5F
-"""With which the name of a service begins, perhaps of a name that we have (RFC 2782)."""
+"""The first character of a service label (RFC 2782); the name below may be a local one."""
 ANSWER, AUTHORITATIVE, RA, CD = 0x80, 0x04, 0x80, 0x10
-"""Header bits of the first and the second octet of flags."""
-_NOT_THERE = bytes((ANSWER | AUTHORITATIVE | _RD, RA | wire.NXDOMAIN)) + b"\0\1\0\0\0\1\0\0"
+"""Header bits: QR and AA of the first octet of flags, RA and CD of the second."""
+_NXDOMAIN = bytes((ANSWER | AUTHORITATIVE | _RD, RA | wire.NXDOMAIN)) + b"\0\1\0\0\0\1\0\0"
 
 
 def answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> bytes | Question | None:
-    """Return the answer to a question that came by UDP, or the question when an upstream has to be asked.
+    """Return the answer to a query over UDP, or its question if an upstream has to answer.
 
-    None: it takes more care.
+    None: the slow path decides.
     """
     ready = view.ready.get(data[2:])
     if ready is not None:
@@ -45,10 +44,10 @@ def answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> b
 
 
 def unready(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> bytes | Question | None:
-    """Do as `answer`, where the answer to this very question is not ready.
+    """Do as `answer`, for a query that is not in `view.ready` octet by octet.
 
-    It may be ready but for the case of letters, or for what is behind EDNS's own fields: a client's cookie is another
-    one each time (RFC 7873), and we do not take it.
+    The query may differ from a ready one only in upper and lower case, or in a client cookie (RFC 7873), which is
+    different each time and which this server ignores.
     """
     if (head := data[2:12]) in READY_HEADS:
         asked = data[12:]
@@ -56,36 +55,34 @@ def unready(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> 
         name = low[:-4]
         if name in view.first:
             if (ready := view.ready.get(head + low)) is not None:
-                # Flags and counts, the question as it was asked, and what is behind it.
+                # Flags and counts, the question in the client's spelling, and the records after it.
                 tail = ready if isinstance(ready, bytes) else next(ready)
                 return b"".join((data[:2], tail[:10], asked, tail[len(data) - 2 :]))
         elif name and 0 < (size := name[0]) < 64 and (kind := asked[-4:]) in _USUAL and len(name) < 256:
-            # Below a name of the zone that is there, one more label is all that has to be looked at.
+            # The parent name exists, and has no such child: only the first label has to be checked.
             if name[size + 1 :] in view.above:
-                return b"".join((data[:2], _NOT_THERE, asked, view.denial))
-            elsewhere = not (view.served or view.others or name.endswith(view.ours))
-            if elsewhere and (said := _elsewhere(view, data, name, kind, clock)) is not None:
-                return said
+                return b"".join((data[:2], _NXDOMAIN, asked, view.denial))
+            external = not (view.served or view.others or name.endswith(view.ours))
+            if external and (found := _external(view, data, name, kind, clock)) is not None:
+                return found
     else:
         options = -14 if data[-14:-8] == COOKIE else -2 if data.endswith(b"\0\0") else 0
         ready = view.ready_edns.get(data[2:options])
         if ready is not None:
             return data[:2] + (ready if isinstance(ready, bytes) else next(ready))
-    return _whole(view, data, clock)
+    return _parsed(view, data, clock)
 
 
-def _elsewhere(
-    view: View, data: bytes, name: bytes, kind: bytes, clock: Callable[[], float]
-) -> bytes | Question | None:
-    """Answer from what an upstream said before, or return the question for one; None: it takes more care.
+def _external(view: View, data: bytes, name: bytes, kind: bytes, clock: Callable[[], float]) -> bytes | Question | None:
+    """Answer from the cache, or return the question for an upstream; None: the slow path decides.
 
-    Such a name is not of special use, and ends in nothing that is ours.
+    `name` is not a special-use domain name, and not in a local zone.
     """
     known = view.outside.get(name + kind + b"\0")
     if known is not None and (found := known.at(clock())) is not None:
         flags = (ANSWER << 8 | RA | found[0] | _RD << 8).to_bytes(2)
-        said = b"".join((data[:2], flags, b"\0\1", found[1], b"\0\0", data[12:], found[2]))
-        return said if len(said) <= wire.PLAIN_SIZE else None
+        reply = b"".join((data[:2], flags, b"\0\1", found[1], b"\0\0", data[12:], found[2]))
+        return reply if len(reply) <= wire.PLAIN_SIZE else None
     at, end = name[0] + 1, len(name) - 1
     if at >= end or name[end] or name[1] == _UNDERSCORE or name in view.gone:
         return None
@@ -94,10 +91,10 @@ def _elsewhere(
     return Question(data, name, kind, len(data)) if at == end else None
 
 
-def _whole(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Question | None:
-    """Read a question and answer it."""
+def _parsed(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Question | None:
+    """Parse a query and answer it."""
     end = data.find(b"\0", wire.HEADER) + 5
-    # Flags: no answer, opcode 0, nothing else set but RD, AD, CD.
+    # Flags: a query with opcode 0; only RD, AD and CD may be set.
     if end < 17 or end > len(data) or data[4:10] != _ONE_QUESTION or data[2] & 0xFE or data[3] & 0xCF:
         return None
     size, opt, dnssec = wire.PLAIN_SIZE, b"", False
@@ -111,28 +108,29 @@ def _whole(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Quest
     if node is not None and kind in node and kind != _SRV:
         rrset = node[kind]
         code, counts, records = AUTHORITATIVE << 8, len(rrset.records).to_bytes(2) + b"\0\0", next(rrset.turns)
-    elif (found := _otherwise(view, data, name, kind, node, clock, dnssec=dnssec)) is not None:
+    elif (found := _without_rrset(view, data, name, kind, node, clock, dnssec=dnssec)) is not None:
         code, counts, records = found
         if code & AUTHORITATIVE << 8:
             if node is None and not view.others and (above := wire.parent(name)) in view.first:
                 view.above.add(above)
             opt = _OPT_NONE[opt][code & 0xF] if opt else b""
-    elif node is None and _outward(view, data, name, kind):
+    elif node is None and _is_external(view, data, name, kind):
         return Question(data, name, kind, end, size, bool(opt), dnssec)
     else:
         return None
     flags = (ANSWER << 8 | RA | code | (data[2] << 8) | (data[3] & CD)).to_bytes(2)
     head = b"".join((flags, b"\0\1", counts, b"\0\1" if opt else b"\0\0"))
     if node is not None and code & AUTHORITATIVE << 8:
-        _keep(view, data, end, head, rrset.rotations if rrset else [records], opt)
-    said = b"".join((data[:2], head, data[wire.HEADER : end], records, opt))
-    return said if len(said) <= size else None
+        _make_ready(view, data, end, head, rrset.rotations if rrset else [records], opt)
+    reply = b"".join((data[:2], head, data[wire.HEADER : end], records, opt))
+    return reply if len(reply) <= size else None
 
 
 def _edns(rest: bytes) -> tuple[int, bytes, bool] | None:
-    """Return the asker's size, our OPT, and whether DNSSEC is wanted. `rest`: ARCOUNT, and what is behind the question.
+    """Return the client's UDP payload size, our OPT record, and the DO bit; None: the slow path decides.
 
-    Accepted is one OPT of version 0, without options or with a cookie of the client's (RFC 7873), which we do not take.
+    `rest`: ARCOUNT, and all octets after the question. Accepted is one OPT of version 0 without options, or with a
+    client cookie only (RFC 7873), which is ignored.
     """
     if rest[:5] != b"\0\1\0\0\x29" or rest[7:9] != b"\0\0":
         return None
@@ -142,12 +140,12 @@ def _edns(rest: bytes) -> tuple[int, bytes, bool] | None:
     return min(max((rest[5] << 8) + rest[6], wire.PLAIN_SIZE), wire.UDP_SIZE), _OPT[dnssec], dnssec
 
 
-def _otherwise(
+def _without_rrset(
     view: View, data: bytes, name: bytes, kind: bytes, node: Node | None, clock: Callable[[], float], *, dnssec: bool
 ) -> tuple[int, bytes, bytes] | None:
-    """Return AA and RCODE, the counts of answers and authorities, and these, where we have no record of this type."""
+    """Return flags with RCODE, ANCOUNT with NSCOUNT, and the records, for a name without an RRset of this type."""
     if node is None and (outside := view.outside.get(name + kind + _DNSSEC[dnssec])) is not None:
-        # Those who check signatures themselves get their answer from the upstream.
+        # A client that validates signatures itself (CD) gets its answer from the upstream.
         return outside.at(clock()) if data[2] & _RD and not data[3] & CD else None
     below = _below(name, view.domain)
     if kind[2:] != b"\0\1" or kind in _UNUSUAL or (node is None and not below) or (node and kind in node):
@@ -157,8 +155,8 @@ def _otherwise(
     return AUTHORITATIVE << 8 | code, b"\0\0\0\1", view.negative(name, zone)
 
 
-def _outward(view: View, data: bytes, name: bytes, kind: bytes) -> bool:
-    """Tell whether a question for a name that we have not is surely an upstream's; those in our zone are answered."""
+def _is_external(view: View, data: bytes, name: bytes, kind: bytes) -> bool:
+    """Return whether a question about a name without a node is surely for an upstream."""
     return bool(
         data[2] & _RD
         and kind[2:] == b"\0\1"
@@ -172,20 +170,20 @@ def _outward(view: View, data: bytes, name: bytes, kind: bytes) -> bool:
     )
 
 
-def _keep(view: View, data: bytes, end: int, head: bytes, records: list[bytes], opt: bytes) -> None:
-    """Remember the answers to a question, each as it comes after the id."""
+def _make_ready(view: View, data: bytes, end: int, head: bytes, records: list[bytes], opt: bytes) -> None:
+    """Store the answers to a query in `view`, each without the message id."""
     if data[2:10] not in READY_FLAGS:
         return
     name = data[wire.HEADER : end - 4].lower()
     asked = name + data[end - 4 : end]
     tails = [b"".join((head, asked, turn, opt)) for turn in records]
     if len(tails[0]) + 2 <= wire.PLAIN_SIZE:
-        # Behind the question: ARCOUNT says whether there is an OPT, of which all but its options counts.
+        # The key ends after the question, or after the TTL field of the OPT record: options are ignored.
         view.keep(name, data[2 : wire.HEADER] + asked + data[end : end + 9], tails, edns=bool(opt))
 
 
 def _below(name: bytes, zone: bytes) -> bool:
-    """Tell whether a name is below a zone, and in order; what is not in order is below nothing."""
+    """Return whether a name is below a zone; False for a malformed name."""
     if not name.endswith(zone) or len(name) > wire.LONGEST_NAME:
         return False
     at, apex = 0, len(name) - len(zone)

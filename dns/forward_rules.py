@@ -1,4 +1,4 @@
-"""Which upstreams are asked for which names, and what they said before.
+"""Forwarding rules: which upstreams are asked about which names; with the cache of their answers.
 
 Rules come from settings, from a network's options, and from the host's resolv.conf(5).
 """
@@ -15,7 +15,7 @@ PORT = 53
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """An upstream. `scope`: link of a link-local address."""
+    """An upstream. `scope`: the link of a link-local address (RFC 4007)."""
 
     address: wire.IPAddress
     port: int = PORT
@@ -23,7 +23,7 @@ class Server:
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
-        # Looked up many times a question, and an address works its hash out each time.
+        # Each query looks it up several times, and an IP address computes its hash each time.
         object.__setattr__(self, "_hash", hash((self.address, self.port, self.scope)))
 
     def __hash__(self) -> int:
@@ -31,13 +31,13 @@ class Server:
 
     @classmethod
     def parse(cls, text: str) -> "Server":
-        """Read ``10.0.0.1``, ``10.0.0.1#5353``, ``fe80::1%eth0``.
+        """Parse ``10.0.0.1``, ``10.0.0.1#5353`` or ``fe80::1%eth0``.
 
         >>> Server.parse("10.0.0.1#5353")
         Server(address=IPv4Address('10.0.0.1'), port=5353, scope='')
 
         Raises:
-            ValueError: it is no address, or no port.
+            ValueError: the address or the port is invalid.
         """
         host, _, port = text.partition("#")
         host, _, scope = host.partition("%")
@@ -56,20 +56,20 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Names at and below `zone` are asked of `servers`; of none at all without any."""
+    """Queries for names in `zone` go to `servers`; without servers they are not answered."""
 
     zone: bytes
     servers: tuple[Server, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Rule":
-        r"""Read ``10.0.0.1`` for all names, or ``corp.example=10.0.0.1`` for some.
+        r"""Parse ``10.0.0.1`` (for all names) or ``corp.example=10.0.0.1`` (for names in this zone).
 
         >>> Rule.parse("corp.example=10.0.0.1").zone
         b'\x04corp\x07example\x00'
 
         Raises:
-            ValueError: neither.
+            ValueError: it is neither.
         """
         zone, equals, server = text.rpartition("=")
         return cls(wire.to_wire(zone if equals else "."), (Server.parse(server),))
@@ -77,9 +77,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Rules:
-    """Rules in force somewhere, with a cache of their own: others may be told other things.
+    """A set of rules with its own cache, as other rules may lead to other answers.
 
-    `forward` False: nobody is asked anything.
+    `forward`: False forwards nothing.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -96,10 +96,14 @@ class Rules:
         cache: Cache | None = None,
         also: Iterable[bytes] = (),
     ) -> "Rules":
-        """Return rules, those of one zone together, the longest zone first.
+        """Merge the rules of each zone, and sort them by zone, the longest first.
 
-        `default`: asked for all names where no rule says otherwise; also for those of special use below `also`.
-        `avoid`: our own addresses.
+        Args:
+            rules: the rules; those of one zone are asked in this order.
+            default: the servers for names without a rule.
+            avoid: our own addresses, which are removed from the servers to avoid a loop.
+            cache: None: a new one.
+            also: zones of special-use domain names that go to `default` too.
         """
         zones: dict[bytes, dict[Server, None]] = {}
         for rule in rules:
@@ -117,18 +121,18 @@ class Rules:
     def below(
         self, nearer: Sequence[Rule], *, avoid: Collection[wire.IPAddress] = (), cache: Cache | None = None
     ) -> "Rules":
-        """Return rules of which `nearer` ones count more, where both speak of one zone, with a memory of their own."""
+        """Return these rules with those in `nearer` added or, for the same zone, replaced; with a cache of its own."""
         zones = {rule.zone for rule in nearer}
         rest = (rule for rule in self.rules if rule.zone not in zones)
         return Rules.of((*nearer, *rest), (), avoid=avoid, cache=cache)
 
     @property
     def zones(self) -> tuple[bytes, ...]:
-        """The zones that have a rule of their own."""
+        """The zones with a rule, except the root."""
         return tuple(rule.zone for rule in self.rules if rule.zone != wire.ROOT) if self.forward else ()
 
     def servers(self, name: bytes) -> tuple[Server, ...]:
-        """Return whom to ask for a lower-cased name, in order."""
+        """Return the servers to ask about a lower-case name, in order."""
         if not self.forward:
             return ()
         for rule in self.rules:
@@ -138,15 +142,15 @@ class Rules:
 
 
 def everything(server: Server) -> Rules:
-    """Return rules by which one server is asked for all names, those of special use too, and each time anew."""
+    """Return rules that send all queries to one server, without a cache; also those for special-use domain names."""
     return Rules((Rule(wire.ROOT, (server,)),), cache=NoCache())
 
 
-NOBODY = Rules(forward=False)
+NO_FORWARDING = Rules(forward=False)
 
 
 def resolv_conf(text: str) -> tuple[Server, ...]:
-    r"""Return the name servers of resolv.conf(5); lines that are not in order are passed over, as libc does.
+    r"""Return the name servers in resolv.conf(5). Malformed lines are ignored, as in libc.
 
     >>> [str(server) for server in resolv_conf("nameserver 10.0.0.1\nnameserver fe80::1%eth0\nnameserver ?")]
     ['10.0.0.1', 'fe80::1%eth0']
@@ -165,7 +169,7 @@ def resolv_conf(text: str) -> tuple[Server, ...]:
 
 
 def search_list(text: str) -> tuple[str, ...]:
-    r"""Return the domains below which resolv.conf(5) has names looked for; the last of several such lines counts.
+    r"""Return the search list in resolv.conf(5). Of several `search` and `domain` lines, the last one counts.
 
     >>> search_list("domain a.example\nsearch corp.local Lab.Example.\n")
     ('corp.local', 'lab.example')

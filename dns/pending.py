@@ -1,4 +1,4 @@
-"""Who asks an upstream, and a question that is under way."""
+"""A pending query to an upstream, and the clients that wait for its answer."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -10,9 +10,13 @@ from .sockets import Slot
 
 @dataclass(slots=True)
 class Asker:
-    """Who asks: `source` and `network` are counted against the limits. `tell`: is called once, with the answer.
+    """A client's question for an upstream.
 
-    `twin`: the same for a question that is sent again; empty for none.
+    Attributes:
+        question: the question.
+        source, network: the client and its network, to which the limits apply.
+        tell: called once with the answer.
+        twin: equal for retransmissions of the same query; None if there are none.
     """
 
     question: Question
@@ -24,7 +28,18 @@ class Asker:
 
 @dataclass(slots=True)
 class Counts:
-    """What became of the questions, and of the messages that came."""
+    """Counters of a forwarder.
+
+    Attributes:
+        asked: queries sent to upstreams, without retransmissions.
+        joined: questions that waited for the answer to the same pending query.
+        answered: queries that an upstream answered.
+        failed: queries that no upstream answered.
+        stale: queries that got an expired answer from the cache.
+        refused: questions above a client's or a network's limit.
+        strange: messages that match no pending query.
+        truncated: answers that were requested again over TCP.
+    """
 
     asked: int = 0
     joined: int = 0
@@ -37,10 +52,21 @@ class Counts:
 
 
 class Query:
-    """A question under way, `asked` with its name as it is spelled, type and class.
+    """A pending query.
 
-    `place`: by which rules and for what, of which there is one at a time; `key`: of what is remembered. `due`: when to
-    look after it; `waiting`, `failed`: servers that were asked.
+    Attributes:
+        question: that of the first client.
+        asked: name in mixed case, type and class.
+        place: identifies rules and question; there is one pending query for each.
+        key: of the answer in the cache.
+        servers: the upstreams, in order.
+        askers: the clients that wait.
+        due: when to check it next.
+        attempts: sockets and message ids by which an answer may come.
+        waiting, failed: servers that were asked and may still answer, and those that failed.
+        turn: how often a server was chosen.
+        tick: how often the query was checked.
+        done: it is no longer pending.
     """
 
     attempts: tuple[tuple[Slot, int], ...] = ()

@@ -1,4 +1,4 @@
-"""What goes out: questions in our own words, with numbers and a spelling that nobody can guess."""
+"""Queries to upstreams, with an unpredictable message id and mixed case (RFC 5452)."""
 
 import os
 import struct
@@ -14,35 +14,38 @@ _HEADS = {
     unchecked | edns: struct.pack("!5H", 0x0100 | unchecked, 1, 0, 0, edns)
     for unchecked, edns in product((0, 0x10), (0, 1))
 }
-"""By CD as it stands in a header, and whether there is EDNS."""
-SPELLINGS = 1024
+"""Headers without id: by CD as in the header, plus 1 with EDNS."""
+CASE_TABLES = 1024
 _OPT = {False: wire.opt(), True: wire.opt(dnssec=True)}
 
 
 def message(question: Question, asked: bytes, ident: int) -> bytes:
-    """Return a query: our own header, the name as it is spelled with type and class, EDNS where the asker speaks it."""
+    """Return a query with our own header; it has EDNS if the client's query has.
+
+    `asked`: the name in mixed case, type and class. `ident`: the message id.
+    """
     if question.edns:
         head, opt = _HEADS[question.data[3] & 0x10 | 1], _OPT[question.dnssec]
         return b"".join((ident.to_bytes(2), head, asked, opt))
     return ident.to_bytes(2) + _HEADS[question.data[3] & 0x10] + asked
 
 
-def cut(question: Question) -> bytes:
-    """Return an answer that says that the whole one is too long for a datagram."""
-    whole = bytearray(reply(question))
-    whole[2] |= 0x02
-    return bytes(whole)
+def truncated(question: Question) -> bytes:
+    """Return an empty answer with TC set, as the full one is too long for a datagram."""
+    message = bytearray(reply(question))
+    message[2] |= 0x02
+    return bytes(message)
 
 
-def spellings() -> tuple[bytes, ...]:
-    """Return tables by which `bytes.translate` spells a lower-cased name: each letter in a case that nobody can guess.
+def case_tables() -> tuple[bytes, ...]:
+    """Return tables for `bytes.translate` that give each letter of a lower-case name a random case.
 
-    An answer has to repeat the question as it was asked, so a forger has to guess that too
-    (draft-vixie-dnsext-dns0x20): with one of 1 024 tables up to ten bits.
+    An answer must repeat the question in the same case, so an attacker has to guess it too
+    (draft-vixie-dnsext-dns0x20). 1024 tables add up to ten bits.
     """
     letters = ascii_lowercase.encode()
     lower, bits = int.from_bytes(letters), int.from_bytes(b"\x20" * len(letters))
-    drawn = os.urandom(SPELLINGS * len(letters))
+    drawn = os.urandom(CASE_TABLES * len(letters))
     return tuple(
         bytes.maketrans(letters, (lower ^ int.from_bytes(drawn[at : at + len(letters)]) & bits).to_bytes(len(letters)))
         for at in range(0, len(drawn), len(letters))
@@ -50,6 +53,6 @@ def spellings() -> tuple[bytes, ...]:
 
 
 def numbers() -> Iterator[int]:
-    """Yield numbers of 16 bits that nobody can guess."""
+    """Yield unpredictable 16-bit numbers."""
     while True:
         yield from struct.unpack("2048H", os.urandom(4096))

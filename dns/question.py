@@ -1,4 +1,4 @@
-"""A question that is in order, as the fast and the careful path hand it to an upstream."""
+"""A well-formed question, as the fast and the slow path pass it to an upstream."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,16 @@ from . import wire
 
 @dataclass(slots=True)
 class Question:
-    """A question that is in order. `name`: lower-cased; `kind`: type and class; `end`: offset behind them in `data`.
+    """A well-formed question.
 
-    `size`: octets that the answer may have.
+    Attributes:
+        data: the client's message.
+        name: in wire format, lower case.
+        kind: type and class.
+        end: the offset in `data` after the question.
+        size: the most octets of an answer.
+        edns: the query has an OPT record.
+        dnssec: its DO bit is set.
     """
 
     data: bytes
@@ -22,10 +29,10 @@ class Question:
 
     @property
     def recursive(self) -> bool:
-        """Whether an upstream may be asked."""
+        """Whether the client wants recursion (RD), so that an upstream may be asked."""
         return bool(self.data[2] & 0x01)
 
     @property
     def unchecked(self) -> bool:
-        """Whether answers that fail DNSSEC are wanted too."""
+        """Whether the client also accepts answers that fail DNSSEC validation (CD)."""
         return bool(self.data[3] & 0x10)

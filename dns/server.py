@@ -1,7 +1,7 @@
-"""What answers on a pair of sockets, UDP and TCP.
+"""The listener: answers queries on a pair of sockets, UDP and TCP.
 
-Datagrams are read until there are none, on the loop that runs already: asyncio's own transport reads one a turn into a
-buffer of 256 KiB, which costs more than the answer.
+It reads several datagrams per event of the loop. asyncio's own transport reads one, into a buffer of 256 KiB, which
+costs more than the answer itself.
 """
 
 import asyncio
@@ -23,22 +23,27 @@ from .wire import IPAddress
 
 _DRAIN = 64
 _BATCHES = 4
-"""Datagrams, or batches of them, before others on the loop have their turn."""
+"""How many datagrams, or batches of them, are read before other work on the loop continues."""
 _LARGEST = 4096
-Outward = Callable[[View, Asker], None]
-"""Where questions go that are not ours to answer; the asker is told later, or at once."""
+Forward = Callable[[View, Asker], None]
+"""Takes a question for an upstream. It calls the asker's `tell`, now or later."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """What became of questions; `faults` are our own.
+    """Counters of a listener.
 
-    `codes`: number of answers by RCODE. `careful`: that took the careful path, and of these `outward`: that went on to
-    an upstream unless the answer was remembered.
+    Attributes:
+        codes: answers, by RCODE.
+        slow_path: queries that took the slow path.
+        outward: those of them that were for an upstream, or its cached answer.
+        strangers: queries of clients in no network.
+        dropped: queries without an answer, and answers that could not be sent.
+        faults: errors of the server itself.
     """
 
     codes: list[int] = field(default_factory=lambda: [0] * 16)
-    careful: int = 0
+    slow_path: int = 0
     outward: int = 0
     strangers: int = 0
     dropped: int = 0
@@ -46,11 +51,16 @@ class Counts:
 
 
 class Listener:
-    """Serves a UDP and a TCP socket, which become its own, until `close`.
+    """Serves a UDP and a TCP socket until `close`, which closes them.
 
-    Who may ask is known by address (`admit`); with `everyone` all who can reach the sockets are the same asker.
-    `network`: counted against limits. `counts`: what is counted is added there. `connections`: those by TCP are counted
-    with these. `batched` False: one datagram a system call, as where there is no other way.
+    Args:
+        udp, tcp: the sockets.
+        network: what the limits of all its clients together are counted for.
+        forward: takes questions for an upstream.
+        everyone: the view of all clients, whatever their address; None: only addresses added by `admit` are clients.
+        counts: counters to add to; None: new ones.
+        connections: TCP connections that share the limits with these.
+        batched: False: one datagram per system call.
     """
 
     def __init__(
@@ -58,7 +68,7 @@ class Listener:
         udp: socket.socket,
         tcp: socket.socket,
         network: str,
-        outward: Outward,
+        forward: Forward,
         *,
         everyone: View | None = None,
         counts: Counts | None = None,
@@ -69,7 +79,7 @@ class Listener:
         self._counted = "network", network
         self.everyone = everyone
         self.counts = counts or Counts()
-        self._outward = outward
+        self._forward = forward
         self._views: dict[str, View] = {}
         self._packed: dict[bytes, View] = {}
         self._owners: dict[bytes, Hashable] = {}
@@ -82,22 +92,25 @@ class Listener:
         asyncio.get_running_loop().add_reader(udp.fileno(), self._batches if self._batch else self._drain)
 
     def admit(self, address: IPAddress, view: View, owner: Hashable = None) -> None:
-        """Let an address ask, and see that. `owner`: whose it is, who may have others; None: it stands for itself."""
+        """Answer queries from an address, according to `view`.
+
+        `owner`: the client, which may have several addresses and has one limit; None: the address itself.
+        """
         self._views[str(address)] = self._packed[address.packed] = view
         self._owners[address.packed] = (self.network, address.packed) if owner is None else owner
 
     def dismiss(self, address: IPAddress) -> None:
-        """Refuse an address from now on; absent is success."""
+        """Refuse queries from an address from now on. An unknown address is ignored."""
         self._views.pop(str(address), None)
         self._packed.pop(address.packed, None)
         self._owners.pop(address.packed, None)
 
     def view(self, address: str) -> View | None:
-        """Return what an address may see; None for strangers."""
+        """Return the view of an address; None for an unknown client."""
         return self._views.get(address, self.everyone)
 
     def _owner(self, source: bytes) -> Hashable:
-        """Return who asks from an address, for the limits; all who are not known by theirs are one."""
+        """Return the client with an address, for the limits. All unknown addresses count as one client."""
         return self._owners.get(source, self.network)
 
     def _owner_at(self, address: str) -> Hashable:
@@ -115,9 +128,9 @@ class Listener:
                     return
 
     def _answers(self, messages: list[tuple[bytes, bytes]]) -> list[bytes | None]:
-        """Return the answers to what has come, None where there is none, or none yet."""
+        """Return the answers to a batch of queries; None where there is none, or none yet."""
         packed, everyone, codes = self._packed, self.everyone, self.counts.codes
-        said: list[bytes | None] = []
+        answers: list[bytes | None] = []
         for data, source in messages:
             view = packed.get(source, everyone)
             found: bytes | Question | None = None
@@ -128,47 +141,47 @@ class Listener:
                     else:
                         found = data[:2] + (tail if isinstance(tail, bytes) else next(tail))
                 if not isinstance(found, bytes):
-                    found = self._from_batch(view, found or data, source, len(said))
-            except Exception as exc:  # noqa: BLE001 - one message must not take the others of its batch with it
+                    found = self._from_batch(view, found or data, source, len(answers))
+            except Exception as exc:  # noqa: BLE001 - one query must not stop the others of its batch
                 self._fault(exc)
                 found = None
-            said.append(found)
+            answers.append(found)
             if found is not None:
                 codes[found[3] & 0xF] += 1
-        return said
+        return answers
 
     def _from_batch(self, view: View | None, asked: bytes | Question, source: bytes, number: int) -> bytes | None:
         assert self._batch is not None  # noqa: S101 - this is its doing
         name = self._batch.name(number)
         port = (name[2] << 8) + name[3]
         if view is None or isinstance(asked, bytes) or not port:
-            return self._careful(view, asked, source, port, name, self._post)
+            return self._slow(view, asked, source, port, name, self._post)
         counts, post = self.counts, self._post
-        counts.careful += 1
+        counts.slow_path += 1
         counts.outward += 1
         owner = self._owners.get(source, self.network)
         twin = name + asked.data[:2]
-        self._outward(view, Asker(asked, owner, self._counted, lambda message: post(message, name), twin))
+        self._forward(view, Asker(asked, owner, self._counted, lambda message: post(message, name), twin))
         return None
 
     def _drain(self) -> None:
         for _ in range(_DRAIN):
             try:
                 data, peer = self._udp.recvfrom(_LARGEST)
-            except OSError:  # no more, or what came back for an answer
+            except OSError:  # no more datagrams, or an ICMP error for an answer
                 return
             view = self._views.get(peer[0], self.everyone)
             try:
                 found = answer(view, data) if view is not None else None
                 if not isinstance(found, bytes):
-                    found = self._careful(view, found or data, _packed(peer[0]), peer[1], peer, self._send)
+                    found = self._slow(view, found or data, _packed(peer[0]), peer[1], peer, self._send)
             except Exception as exc:  # noqa: BLE001 - as above
                 self._fault(exc)
                 found = None
             if found is not None:
                 self._send(found, peer)
 
-    def _careful(
+    def _slow(
         self,
         view: View | None,
         asked: bytes | Question,
@@ -177,10 +190,10 @@ class Listener:
         peer: Hashable,
         send: Callable[[bytes, Any], None],
     ) -> bytes | None:
-        if not port:  # nobody has port 0
+        if not port:  # no client has port 0
             self.counts.dropped += 1
             return None
-        self.counts.careful += 1
+        self.counts.slow_path += 1
         found = respond(view, asked) if isinstance(asked, bytes) else asked
         if isinstance(found, Question):
             self._ask(view, found, source, lambda message: send(message, peer), (peer, found.data[:2]))
@@ -190,18 +203,18 @@ class Listener:
         return found
 
     def _post(self, message: bytes, name: bytes) -> None:
-        """Send at the end of the turn: many go together."""
+        """Send at the end of the turn, together with other answers."""
         if not self._outbox:
             self._turn.at_end(self._flush)
         self._outbox.append((message, name))
         self.counts.codes[message[3] & 0xF] += 1
 
     def _flush(self) -> None:
-        going, self._outbox = self._outbox, []
-        while going and self._udp.fileno() >= 0:
-            sent = batch.exchange().send(self._udp, going)
-            self.counts.dropped += sent < len(going)
-            del going[: sent + 1]
+        outgoing, self._outbox = self._outbox, []
+        while outgoing and self._udp.fileno() >= 0:
+            sent = batch.exchange().send(self._udp, outgoing)
+            self.counts.dropped += sent < len(outgoing)
+            del outgoing[: sent + 1]
 
     def _send(self, message: bytes, peer: Any) -> None:
         if self._udp.fileno() < 0:
@@ -209,30 +222,30 @@ class Listener:
         self.counts.codes[message[3] & 0xF] += 1
         try:
             self._udp.sendto(message, peer)
-        except OSError:  # no room, or the asker is gone: such is UDP
+        except OSError:  # the send buffer is full, or the client is gone
             self.counts.dropped += 1
 
     # Both
 
     def _ask(self, view: View | None, question: Question, source: bytes, tell: Reply, twin: object) -> None:
-        assert view is not None  # noqa: S101 - strangers have no questions
+        assert view is not None  # noqa: S101 - unknown clients are refused before
         self.counts.outward += 1
-        self._outward(view, Asker(question, self._owner(source), self._counted, tell, twin))
+        self._forward(view, Asker(question, self._owner(source), self._counted, tell, twin))
 
     def _by_tcp(self, source: str, data: bytes, tell: Reply) -> None:
-        def said(message: bytes) -> None:
+        def send(message: bytes) -> None:
             self.counts.codes[message[3] & 0xF] += 1
             tell(message)
 
         view = self.view(source)
-        self.counts.careful += 1
+        self.counts.slow_path += 1
         try:
             found = respond(view, data, tcp=True)
             if isinstance(found, Question):
-                self._ask(view, found, _packed(source), said, None)
+                self._ask(view, found, _packed(source), send, None)
             elif found is not None:
                 self.counts.strangers += view is None
-                said(found)
+                send(found)
             else:
                 self.counts.dropped += 1
         except Exception as exc:  # noqa: BLE001 - as above
@@ -240,27 +253,29 @@ class Listener:
 
     def _fault(self, exc: Exception) -> None:
         self.counts.faults += 1
-        context = {"message": "a question could not be answered", "exception": exc}
+        context = {"message": "a query could not be answered", "exception": exc}
         asyncio.get_running_loop().call_exception_handler(context)
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop answering, and close the sockets."""
         asyncio.get_running_loop().remove_reader(self._udp.fileno())
         self._udp.close()
         self._streams.close()
 
 
 def _packed(address: str) -> bytes:
-    """Return an address in octets, without its link."""
+    """Return an address as octets, without its scope."""
     host = address.partition("%")[0]
     return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
 
 
 def open_sockets(address: str, port: int = 53) -> tuple[socket.socket, socket.socket]:
-    """Return a UDP and a TCP socket bound to an address, the latter listening; with port 0, both have the same.
+    """Return a UDP socket and a listening TCP socket, both bound to this address and port.
+
+    With port 0 the kernel chooses one port for both.
 
     Raises:
-        OSError: it is taken, or not ours.
+        OSError: the port is in use, or the address is not local.
     """
     family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
     udp = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Sockets to an upstream: several for UDP, with ports of the kernel's choosing, changed now and then; TCP."""
+"""Sockets to an upstream: for UDP several, with random ports that change from time to time; and TCP."""
 
 import asyncio
 import socket
@@ -10,31 +10,31 @@ from .forward_rules import Server
 
 SLOTS = 64
 USES = 500
-"""After so many questions a socket gets a successor, with another port."""
+"""After so many queries a socket is replaced by one with another port."""
 BURST = 32
-"""Questions that may share a socket until something is heard; under load this saves a turn of the loop for each."""
+"""Queries that use the same socket until an answer arrives; under load this saves one event of the loop for each."""
 RENEWAL_S = 1.0
 _BUFFER = 1 << 20
 
 
 Peer = tuple[str, int] | tuple[str, int, int, int]
 Opener = Callable[[int, int, Peer], socket.socket]
-"""Returns a socket that does not block, of a family and a kind, by which a peer will be asked.
+"""Returns a non-blocking socket of a family and a type, to connect to a peer.
 
-It need not be one of this network namespace.
+It may be in another network namespace.
 """
 
 
 def open_here(family: int, kind: int, _: Peer) -> socket.socket:
-    """Return a socket of this network namespace."""
+    """Return a socket in this network namespace."""
     return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
 def peer(server: Server) -> tuple[int, Peer]:
-    """Return family and address to connect to.
+    """Return the address family and the address to connect to.
 
     Raises:
-        OSError: there is no such link.
+        OSError: the link of a link-local address does not exist.
     """
     if server.address.version == 4:
         return socket.AF_INET, (str(server.address), server.port)
@@ -43,9 +43,9 @@ def peer(server: Server) -> tuple[int, Peer]:
 
 
 class Slot:
-    """A socket with the questions under way by it, by id. `outbox`: what is still to be sent.
+    """A socket with its pending queries by message id. `outbox`: messages still to be sent.
 
-    `retired`: it is closed once nothing is under way any more.
+    `retired`: the socket takes no new queries, and is closed when none is pending.
     """
 
     __slots__ = ("outbox", "pending", "retired", "server", "sock", "uses")
@@ -59,13 +59,13 @@ class Slot:
         self.retired = False
 
     def forget(self, ident: int) -> None:
-        """Wait for an answer no longer."""
+        """Stop waiting for the answer to this message id."""
         self.pending.pop(ident, None)
         if self.retired and not self.pending:
             self.close()
 
     def retire(self) -> None:
-        """Close it once nothing is under way any more."""
+        """Close the socket when no query is pending."""
         self.retired = True
         if not self.pending:
             self.close()
@@ -77,9 +77,10 @@ class Slot:
 
 
 class Pool:
-    """The sockets towards one server.
+    """The UDP sockets to one server.
 
-    `take`: is given each message; `unreachable`: is told of a socket's error; `unsent`: of a message that cannot go.
+    `take`: called with each message received. `unreachable`: called on a socket's error. `unsent`: called with the id
+    of a message that cannot be sent.
     """
 
     def __init__(
@@ -104,10 +105,10 @@ class Pool:
         self._renewed = -RENEWAL_S
 
     def slot(self, numbers: Iterator[int]) -> Slot:
-        """Return the socket that a number draws; the last one again while nothing was heard.
+        """Return a randomly chosen socket; during a burst, the same one again.
 
         Raises:
-            OSError: there is no way to the server.
+            OSError: there is no route to the server.
         """
         if self._left and self._shared is not None and self._shared.uses < USES:
             self._left -= 1
@@ -126,18 +127,18 @@ class Pool:
         return slot
 
     def send(self, slot: Slot, message: bytes) -> None:
-        """Send a message at the end of the turn: many go together."""
+        """Send a message at the end of the turn, together with others."""
         if not slot.outbox:
             self._turn.at_end(self._flush, slot)
         slot.outbox.append((message, b""))
 
     def _flush(self, slot: Slot) -> None:
-        going, slot.outbox = slot.outbox, []
-        while going and slot.sock.fileno() >= 0:
-            sent = batch.exchange().send(slot.sock, going)
-            if sent < len(going) and (ident := int.from_bytes(going[sent][0][:2])) in slot.pending:
+        outgoing, slot.outbox = slot.outbox, []
+        while outgoing and slot.sock.fileno() >= 0:
+            sent = batch.exchange().send(slot.sock, outgoing)
+            if sent < len(outgoing) and (ident := int.from_bytes(outgoing[sent][0][:2])) in slot.pending:
                 self._unsent(slot, ident)
-            del going[: sent + 1]
+            del outgoing[: sent + 1]
 
     def _open(self) -> Slot:
         family, address = peer(self._server)
@@ -164,9 +165,9 @@ class Pool:
                 self._take(slot, message)
 
     def renew(self, now: float) -> None:
-        """Have others in place of all sockets: the way to the server may have become another one.
+        """Replace all sockets, as the route to the server may have changed.
 
-        Not more often than once in `RENEWAL_S`; what is under way by the old ones may still be answered.
+        This happens at most once in `RENEWAL_S`. The old sockets still receive the answers to their pending queries.
         """
         if now < self._renewed + RENEWAL_S:
             return
@@ -184,10 +185,10 @@ class Pool:
 
 
 async def exchange(opener: Opener, server: Server, message: bytes) -> bytes:
-    """Ask by TCP (RFC 7766).
+    """Send a query over TCP, and return the answer (RFC 7766).
 
     Raises:
-        OSError, EOFError: nobody answers.
+        OSError, EOFError: the server does not answer.
     """
     family, address = peer(server)
     sock = opener(family, socket.SOCK_STREAM, address)
@@ -201,7 +202,7 @@ async def exchange(opener: Opener, server: Server, message: bytes) -> bytes:
         writer.write(len(message).to_bytes(2) + message)
         answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
         if answer[:2] != message[:2]:
-            raise EOFError("an answer to another question")
+            raise EOFError("an answer with another message id")
         return answer
     finally:
         writer.close()

@@ -1,8 +1,7 @@
-"""Names of special use: what is answered here and never asked of an upstream, unless a rule says otherwise.
+"""Special-use domain names: answered locally and never forwarded, unless a rule says so.
 
 RFC 6761 (localhost, invalid, test, private addresses), 6762 (local), 7686 (onion), 8375 (home.arpa), 9476 (alt), 6303
-(reverse zones of addresses that mean something in one place only); and names of one label, which are nobody's on the
-internet.
+(locally served reverse zones); also names of one label, which have no addresses in the public DNS.
 """
 
 from collections.abc import Collection
@@ -18,7 +17,7 @@ _LOOPBACK_ADDRESSES = (ip_address("127.0.0.1"), ip_address("::1"))
 _LOOPBACK = tuple(map(wire.address, _LOOPBACK_ADDRESSES))
 _NOWHERE = tuple(map(to_wire, ("invalid", "test", "local", "onion", "alt", "home.arpa")))
 SUFFIXES = (_LOCALHOST, *_NOWHERE, *wire.REVERSE.values())
-"""What a name ends in that may be of special use, or has one label."""
+"""The suffixes of special-use domain names."""
 _PRIVATE = tuple(
     ip_network(text)
     for text in (
@@ -31,9 +30,9 @@ _PRIVATE = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """What we say ourselves. Without records: the name's absence, or that of the type.
+    """A local answer; without records it is a negative one.
 
-    `zone`: the one that is served here, whose SOA goes with that (RFC 6303 §3).
+    `zone`: the locally served zone, whose SOA record a negative answer has (RFC 6303 §3).
     """
 
     code: int
@@ -42,14 +41,14 @@ class Local:
 
 
 def may_be(name: bytes) -> bool:
-    """Tell whether a lower-cased name may be of special use; of nearly all it is seen at once that they are not."""
+    """Return whether a lower-case name may be special-use; a quick check that is False for nearly all names."""
     return name.endswith(SUFFIXES) or name[0] + 2 >= len(name)
 
 
 def answer(name: bytes, kind: int, pools: Collection[IPNetwork] = ()) -> Local | None:
-    """Return the answer to a question for a lower-cased name; None where it is an upstream's to give.
+    """Return the local answer for a lower-case name; None if an upstream has to answer.
 
-    `pools`: subnets of ours, which may be of public addresses.
+    `pools`: the subnets of our networks, whose reverse zones are local even if the addresses are public.
     """
     if not may_be(name):
         return None
@@ -67,21 +66,21 @@ def answer(name: bytes, kind: int, pools: Collection[IPNetwork] = ()) -> Local |
 
 
 def is_inside(zone: bytes) -> bool:
-    """Tell whether names below a zone are of special use, but for those that nobody at all answers for."""
+    """Return whether a zone is special-use, but may exist in a private network (such as `home.arpa`)."""
     return not is_reserved(zone) and any(below(zone, it) for it in _NOWHERE)
 
 
 def is_reserved(name: bytes) -> bool:
-    """Tell whether a name is one that nobody can be called: the host's own, or the reverse one of an address."""
+    """Return whether no container can have this name: it is in `localhost` or a reverse zone."""
     return any(below(name, zone) for zone in (_LOCALHOST, *wire.REVERSE.values()))
 
 
 _OF_ZONES = frozenset({wire.NS, wire.SOA, 43, 48})
-"""Asked of a top-level domain by those who check signatures: NS, SOA, DS, DNSKEY."""
+"""Types that validating resolvers request for top-level domains: NS, SOA, DS, DNSKEY."""
 
 
 def pooled(name: bytes, pools: Collection[IPNetwork]) -> bytes:
-    """Return the zone of a name that is the reverse one of an address of ours; nothing for others."""
+    """Return the reverse zone of a name, if it is for an address in `pools`; else an empty name."""
     for version, zone in wire.REVERSE.items():
         if below(name, zone):
             labels = wire.labels_of(name)[:-2][::-1]
@@ -96,7 +95,7 @@ def _size(net: IPNetwork) -> int:
 
 
 def _zone(name: bytes, net: IPNetwork) -> bytes:
-    """Return the reverse zone that a name in it is of: of whole octets or nibbles, as one is delegated."""
+    """Return the reverse zone of `net` that contains a name; it ends at an octet or nibble boundary."""
     unit = 8 if net.version == 4 else 4
     for _ in range(len(wire.labels_of(name)) - 2 - -(-net.prefixlen // unit)):
         name = wire.parent(name)
@@ -108,9 +107,9 @@ def _of(records: tuple[Record, ...], kind: int, zone: bytes) -> Local:
 
 
 def _reverse(name: bytes, kind: int, version: int, pools: Collection[IPNetwork]) -> Local | None:
-    """Answer for the reverse zones of private addresses and of our own.
+    """Answer for the reverse zones of private addresses and of our own subnets.
 
-    Part of an address may have addresses below it: that there are none cannot be said of it (RFC 8020).
+    The name of a partial address gets NOERROR: names below it may exist (RFC 8020).
     """
     labels = wire.labels_of(name)[:-2][::-1]
     whole = 4 if version == 4 else 32
@@ -128,7 +127,7 @@ def _reverse(name: bytes, kind: int, version: int, pools: Collection[IPNetwork])
 
 
 def _address(labels: list[bytes], version: int) -> tuple[IPAddress, int] | None:
-    """Return the address that the labels of a reverse name begin, and how many bits they say; None for no address."""
+    """Return the address that the labels of a reverse name stand for, and how many bits they give; None if invalid."""
     digits, base, most = (b"0123456789", 10, 3) if version == 4 else (b"0123456789abcdef", 16, 1)
     if not all(1 <= len(label) <= most and set(label) <= set(digits) for label in labels):
         return None

@@ -1,8 +1,8 @@
-"""Questions by TCP (RFC 7766), without a task for each connection.
+"""Queries over TCP (RFC 7766), without a task per connection.
 
-Who connects and says nothing, or speaks slowly, or does not read, is sent away and disturbs nobody: CVE-2024-8418 and
-CVE-2026-35406 are of a server that let itself be held up. Connections are counted by who asks, whichever of its
-addresses it uses, and in total: descriptors are the whole daemon's.
+A client that connects and sends nothing, sends slowly, or does not read, is disconnected and does not delay others:
+CVE-2024-8418 and CVE-2026-35406 describe a server that such clients block. Connections are limited per client,
+whichever of its addresses it uses, and in total, as file descriptors are shared by the whole daemon.
 """
 
 import asyncio
@@ -12,24 +12,24 @@ from collections.abc import Callable, Hashable
 
 IDLE_S = 10.0
 MESSAGE_S = 3.0
-"""For a whole message, from its first octet."""
+"""How long a message may take, from its first octet."""
 PAUSE_S = 0.5
-"""For how long nobody is let in after there was no descriptor left; who waits is in the backlog."""
-MOST_OF_SOURCE = 64
-MOST = 512
-"""Of all listeners together: less than half of the 1 024 descriptors that a process has where nobody says more."""
+"""How long no connection is accepted after file descriptors ran out; new ones wait in the backlog."""
+MAX_PER_CLIENT = 64
+MAX_CONNECTIONS = 512
+"""Of all listeners together: half of 1024, the default limit of file descriptors."""
 _BACKLOG_DRAIN = 64
 _CHUNK = 65_536
-_MOST_UNREAD = 262_144
+_MAX_UNREAD = 262_144
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Reply = Callable[[bytes], None]
 Take = Callable[[str, bytes, Reply], None]
-"""Is given the asker's address, a message, and what to call with the answer, once or never."""
+"""Called with the client's address, a message, and a function for the answer, to be called at most once."""
 
 
 class Connections:
-    """The connections of one or more listeners, by who asks, in the order of their coming."""
+    """The connections of one or more listeners, by client, oldest first."""
 
     def __init__(self) -> None:
         self._of: dict[Hashable, dict[_Connection, None]] = {}
@@ -39,13 +39,14 @@ class Connections:
         return self._total
 
     def admits(self, owner: Hashable) -> bool:
-        """Tell whether an asker may have one more. Where there are too many in total, its oldest one makes room.
+        """Return whether a client may open one more connection.
 
-        Whose oldest: of whoever has most, so that a few cannot keep the others out.
+        If there are too many in total, the client with most connections loses its oldest one, so that a few clients
+        cannot lock out the others.
         """
-        if len(self._of.get(owner, ())) >= MOST_OF_SOURCE:
+        if len(self._of.get(owner, ())) >= MAX_PER_CLIENT:
             return False
-        if self._total >= MOST:
+        if self._total >= MAX_CONNECTIONS:
             most = max(self._of.values(), key=len)
             next(iter(most)).close()
         return True
@@ -63,9 +64,9 @@ class Connections:
 
 
 class Streams:
-    """What listens on a TCP socket, which becomes its own.
+    """Listens on a TCP socket, and closes it at `close`.
 
-    `owner`: who asks from an address. `connections`: those that count against the limits with these.
+    `owner`: returns the client with an address. `connections`: those that share the limits.
     """
 
     def __init__(
@@ -96,11 +97,11 @@ class Streams:
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    # The socket stays readable: asked at once again, the loop would do nothing else.
+                    # The socket stays readable, so the loop would call this method again and again.
                     loop = asyncio.get_running_loop()
                     loop.remove_reader(self._sock.fileno())
                     self._pause = loop.call_later(PAUSE_S, self._listen)
-                return  # else gone already: then the next time
+                return  # otherwise the client is gone already
             source = str(peer[0])
             owner = self._owner(source)
             if not self._all.admits(owner):
@@ -174,7 +175,7 @@ class _Connection:
             self._wait(MESSAGE_S if self._in else IDLE_S)
 
     def _half_closed(self) -> None:
-        """Answer what is under way, then close."""
+        """Answer the pending queries, then close."""
         self._loop.remove_reader(self._sock.fileno())
         if not self._pending and not self._out:
             self.close()
@@ -190,7 +191,7 @@ class _Connection:
         self._pending -= 1
         if self._sock.fileno() < 0:
             return
-        if len(self._out) > _MOST_UNREAD:
+        if len(self._out) > _MAX_UNREAD:
             self.close()
             return
         self._out += len(message).to_bytes(2) + message

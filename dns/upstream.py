@@ -1,10 +1,11 @@
-"""Questions for upstreams: without a task for each, many at once, and never one of them twice.
+"""The forwarder: many concurrent queries to upstreams, without a task for each; equal ones are sent once.
 
-An upstream that is slow gets company after `SECOND_S`; whoever answers first counts, and is asked first for a while.
-Sockets have ports of the kernel's choosing, are drawn by lot for each question, and changed now and then; with the id
-and the spelling of the name there are some 32 bits to guess (RFC 5452). An answer must come from the address and port
-asked, and repeat the question as it was spelled. If it is spelled otherwise it is asked for again by TCP, which nobody
-can forge who does not see it; an upstream that keeps no spelling is then known.
+If an upstream does not answer within `SECOND_S`, the next one is asked too. The first answer counts, and its server is
+preferred for a while. Source ports are random, chosen anew for each query, and change from time to time. Together with
+the message id and the mixed case of the name, an attacker has to guess about 32 bits (RFC 5452). An answer must come
+from the address and port that were asked, and repeat the question in the same case. If the case differs, the query is
+repeated over TCP, which an off-path attacker cannot forge. If the case differs there too, the upstream does not
+preserve it, which is remembered.
 """
 
 import asyncio
@@ -22,32 +23,35 @@ from .slow_path import relay, reply
 from .sockets import Opener, Pool, Slot, exchange, open_here
 
 SECOND_S = 0.3
-"""A resolver that knows the answer takes far less, one that has to ask around seldom more."""
-_TOGETHER_S = 0.03
-"""How much longer some may have to wait, to be looked after together with others."""
+"""A resolver with a cached answer takes far less; one that has to resolve the name rarely takes more."""
+_SLACK_S = 0.03
+"""How much later than due a query may be checked, so that several are checked together."""
 _SENDING_TICKS = frozenset({1, 2, 4, 8})
-"""Multiples of `SECOND_S` at which somebody is asked again: 0.3, 0.6, 1.2, 2.4 s."""
+"""Multiples of `SECOND_S` at which the query is sent again: 0.3, 0.6, 1.2, 2.4 s."""
 _STALE_TICK = 6
-"""After 1.8 s an old answer is better than none (RFC 8767 §5.5)."""
+"""After 1.8 s a stale answer is used (RFC 8767 §5.5)."""
 _LAST_TICK = 14
-"""4.2 to 4.7 s: libc waits for 5."""
+"""The query fails after 4.2 to 4.7 s, before libc's timeout of 5 s."""
 PREFERENCE_S = 30.0
 CASELESS_S = 600.0
-"""For how long an upstream is known to keep no spelling; a new version of it may."""
+"""How long it is remembered that an upstream does not preserve the case of names."""
 TCP_TIMEOUT_S = 3.0
-MOST_OF_SOURCE = 512
-MOST_OF_NETWORK = 2048
+MAX_PER_CLIENT = 512
+MAX_PER_NETWORK = 2048
 IDLE_S = 10.0
-_WANTED = {0: b"\0", 1: b"\x80", 0x10: b"\x10", 0x11: b"\x90"}
-"""What else a question is known by: DO and CD; by CD as it stands in a header, and whether DO is set."""
-_SAID = frozenset({wire.NOERROR, wire.NXDOMAIN})
+_FLAGS = {0: b"\0", 1: b"\x80", 0x10: b"\x10", 0x11: b"\x90"}
+"""The last octet of a cache key, for DO and CD: by CD as in the header, plus 1 if DO is set."""
+_ANSWERS = frozenset({wire.NOERROR, wire.NXDOMAIN})
 
 
 class Forwarder:
     """Asks upstreams. Belongs to one event loop.
 
-    `opener`: makes the sockets, `slots` of them to each upstream; 0 for as many as make guessing hard. `spelling`:
-    whether the spelling of names has to be guessed too.
+    Args:
+        opener: opens the sockets.
+        slots: the number of sockets to each upstream; 0: the default, enough against port guessing.
+        mixed_case: whether names are sent in mixed case.
+        clock: returns seconds, monotonic.
     """
 
     def __init__(
@@ -55,13 +59,13 @@ class Forwarder:
         *,
         opener: Opener = open_here,
         slots: int = 0,
-        spelling: bool = True,
+        mixed_case: bool = True,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.counts = Counts()
         self._opener, self._slots = opener, slots
         self._clock = clock
-        # In the order of their time to be looked after, as all wait equally long.
+        # Sorted by `due`, as all wait equally long.
         self._queries: dict[tuple[int, bytes], Query] = {}
         self._pools: dict[Server, Pool] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -70,21 +74,21 @@ class Forwarder:
         self._preferred: dict[Server, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = queries.numbers()
-        self._spellings = queries.spellings() if spelling else ()
+        self._case_tables = queries.case_tables() if mixed_case else ()
         self._caseless: dict[Server, float] = {}
 
     @property
     def pending(self) -> int:
-        """Questions under way."""
+        """The number of pending queries."""
         return len(self._queries)
 
     def ask(self, rules: Rules, asker: Asker) -> None:
-        """Answer from what is remembered, or ask an upstream."""
+        """Answer from the cache, or ask an upstream."""
         question, now = asker.question, self._clock()
-        key = question.name + question.kind + _WANTED[question.data[3] & 0x10 | question.dnssec]
+        key = question.name + question.kind + _FLAGS[question.data[3] & 0x10 | question.dnssec]
         known = rules.cache.get(key)
         if known is not None and known.at(now) is not None:
-            asker.tell(self._told(question, known))
+            asker.tell(self._answer_to(question, known))
             return
         servers = rules.servers(question.name)
         if not servers:
@@ -101,7 +105,7 @@ class Forwarder:
             return
         load, source, network = self._load, asker.source, asker.network
         of_source, of_network = load.get(source, 0), load.get(network, 0)
-        if of_source >= MOST_OF_SOURCE or of_network >= MOST_OF_NETWORK:
+        if of_source >= MAX_PER_CLIENT or of_network >= MAX_PER_NETWORK:
             self.counts.refused += 1
             asker.tell(reply(question, wire.SERVFAIL, why=extended_errors.TOO_MANY))
             return
@@ -113,37 +117,40 @@ class Forwarder:
         self.counts.asked += 1
         if self._preferred and len(servers) > 1:
             servers = self._order(servers)
-        asked = self._spelled(question.name, servers, now) + question.kind
+        asked = self._mixed_case(question.name, servers, now) + question.kind
         query = self._queries[place] = Query(question, asked, place, rules, servers, asker, now + SECOND_S)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SECOND_S + _TOGETHER_S, self._look)
+            self._timer = asyncio.get_running_loop().call_later(SECOND_S + _SLACK_S, self._check)
         query.turn = 1
         if not self._send(query, servers[0]):
             query.failed = servers[:1]
             self._next(query)
 
     def take(self, rules: Rules) -> list[Asker]:
-        """Ask no more what is under way by certain rules, and return who waits for an answer."""
+        """Cancel the pending queries under these rules, and return the clients that wait for them."""
         found: list[Asker] = []
         for query in [query for query in self._queries.values() if query.rules is rules]:
             found += query.askers
             self._finish(query)
         return found
 
-    # Asking
+    # Sending
 
-    def _spelled(self, name: bytes, servers: tuple[Server, ...], now: float) -> bytes:
-        if not self._spellings or (self._caseless and any(self._caseless.get(it, 0) > now for it in servers)):
+    def _mixed_case(self, name: bytes, servers: tuple[Server, ...], now: float) -> bytes:
+        if not self._case_tables or (self._caseless and any(self._caseless.get(it, 0) > now for it in servers)):
             return name
-        return name.translate(self._spellings[next(self._numbers) % queries.SPELLINGS])
+        return name.translate(self._case_tables[next(self._numbers) % queries.CASE_TABLES])
 
     def _order(self, servers: tuple[Server, ...]) -> tuple[Server, ...]:
-        """Return the servers, those first that answered lately where others did not."""
+        """Return the servers, preferred ones first."""
         now = self._clock()
         return tuple(sorted(servers, key=lambda server: self._preferred.get(server, 0) < now))
 
     def _next(self, query: Query, *, again: bool = False) -> None:
-        """Ask the next server that has not failed, with `again` also one that is waited for; end if that is in vain."""
+        """Ask the next server that has not failed; fail if there is none.
+
+        `again`: also a server that was asked and has not answered.
+        """
         for _ in query.servers:
             server = query.servers[query.turn % len(query.servers)]
             query.turn += 1
@@ -174,8 +181,8 @@ class Forwarder:
         query.waiting += (server,)
         return True
 
-    def _look(self) -> None:
-        """Look after those whose time has come, and again when the next ones' has."""
+    def _check(self) -> None:
+        """Check the queries that are due, and schedule the next check."""
         now = self._clock()
         overdue = list(takewhile(lambda query: query.due <= now, self._queries.values()))
         for query in overdue:
@@ -184,9 +191,9 @@ class Forwarder:
         self._timer = None
         first = next(iter(self._queries.values()), None)
         if first is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(first.due - now, 0) + _TOGETHER_S, self._look)
+            self._timer = asyncio.get_running_loop().call_later(max(first.due - now, 0) + _SLACK_S, self._check)
         elif self._idle is None:
-            self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._rest)
+            self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._close_idle)
 
     def _overdue(self, query: Query, now: float) -> None:
         query.tick += 1
@@ -196,7 +203,7 @@ class Forwarder:
         known = query.rules.cache.get(query.key)
         if query.tick == _STALE_TICK and known is not None and (old := known.revive(now)):
             self.counts.stale += 1
-            self._tell(query, old, why=extended_errors.OLD_ANSWER)
+            self._tell(query, old, why=extended_errors.STALE_ANSWER)
         for server in query.waiting:
             if (pool := self._pools.get(server)) is not None:
                 pool.renew(now)
@@ -205,16 +212,16 @@ class Forwarder:
         if query.tick in _SENDING_TICKS:
             self._next(query, again=True)
 
-    def _rest(self) -> None:
-        """Close all sockets when nothing is under way."""
+    def _close_idle(self) -> None:
+        """Close all sockets if no query is pending."""
         self._idle = None
         if not self._queries:
             self._close_pools()
 
-    # Hearing
+    # Receiving
 
     def _take(self, slot: Slot, message: bytes) -> None:
-        """Take what came by a socket."""
+        """Process a message received on a socket."""
         query = slot.pending.get((message[0] << 8) + message[1]) if len(message) >= wire.HEADER else None
         if not isinstance(query, Query):
             self.counts.strange += 1
@@ -222,7 +229,7 @@ class Forwarder:
             self._answered(query, slot.server, message)
         elif not cache.matches(message, query.question.name, query.question.kind):
             self.counts.strange += 1
-        else:  # cut, or spelled in another way
+        else:  # truncated, or in another case
             self.counts.truncated += 1
             ident = int.from_bytes(message[:2])
             slot.forget(ident)
@@ -230,7 +237,7 @@ class Forwarder:
             self._start(self._by_tcp(query, slot.server, message))
 
     def _answered(self, query: Query, server: Server, message: bytes) -> None:
-        if message[3] & 0xF in _SAID:
+        if message[3] & 0xF in _ANSWERS:
             now = self._clock()
             try:
                 found = cache.read(message, query.question.name, now, dnssec=query.question.dnssec)
@@ -250,7 +257,7 @@ class Forwarder:
         self._lost(query, server)
 
     def _unreachable(self, slot: Slot) -> None:
-        """Nobody listens there: ask the next at once."""
+        """Handle an ICMP error: ask the next server at once."""
         for query in list(slot.pending.values()):
             if isinstance(query, Query) and not query.done:
                 self._lost(query, slot.server)
@@ -266,10 +273,10 @@ class Forwarder:
         self._next(query)
 
     async def _by_tcp(self, query: Query, server: Server, datagram: bytes) -> None:
-        """Ask again where an answer was too long for a datagram, or spelled otherwise than the question.
+        """Repeat over TCP a query whose answer was truncated, or had the name in another case.
 
-        If that fails, it is cut for the asker too, or taken as it is: there is no safer way to this server, and it
-        is not looked for again for a while.
+        If TCP fails, the datagram counts: a truncated answer is passed on as truncated. One in another case is
+        accepted, as this server can be asked in no safer way; the check is off for a while.
         """
         asked = queries.message(query.question, query.asked, next(self._numbers))
         try:
@@ -278,35 +285,35 @@ class Forwarder:
         except (OSError, TimeoutError, EOFError):
             message = datagram
         answers = cache.matches(message, query.question.name, query.question.kind)
-        cut = answers and message[2] & 0x02
-        if answers and not cut and not message.startswith(query.asked, wire.HEADER):
+        truncated = answers and message[2] & 0x02
+        if answers and not truncated and not message.startswith(query.asked, wire.HEADER):
             self._caseless[server] = self._clock() + CASELESS_S
         if query.done:
             return
         if not answers:
             self._lost(query, server)
-        elif cut:
+        elif truncated:
             askers = query.askers
             self._finish(query)
             for asker in askers:
-                asker.tell(queries.cut(asker.question))
+                asker.tell(queries.truncated(asker.question))
         else:
             self._answered(query, server, message)
 
-    # Telling
+    # Answering
 
     def _give_up(self, query: Query) -> None:
         now = self._clock()
         known = query.rules.cache.get(query.key)
         if known is not None and (old := known.revive(now)):
             self.counts.stale += 1
-            self._tell(query, old, why=extended_errors.OLD_ANSWER)
+            self._tell(query, old, why=extended_errors.STALE_ANSWER)
         else:
             self.counts.failed += 1
             self._tell(
                 query,
                 cache.failure(now),
-                why=extended_errors.UNANSWERED if query.waiting else extended_errors.UNREACHED,
+                why=extended_errors.TIMED_OUT if query.waiting else extended_errors.UNREACHABLE,
             )
             query.rules.cache.put(query.key, cache.failure(now))
         self._finish(query)
@@ -315,9 +322,9 @@ class Forwarder:
         askers, query.askers = query.askers, []
         self._release(askers)
         for asker in askers:
-            asker.tell(self._told(asker.question, found, why))
+            asker.tell(self._answer_to(asker.question, found, why))
 
-    def _told(self, question: Question, found: Answer, why: Why | None = None) -> bytes:
+    def _answer_to(self, question: Question, found: Answer, why: Why | None = None) -> bytes:
         code, counts, records = found.at(self._clock()) or (found.code, found.counts, found.body)
         return relay(question, code, counts, records, why)
 
@@ -348,7 +355,7 @@ class Forwarder:
     # Life
 
     def _start(self, work: Coroutine[object, object, None]) -> None:
-        # Outside a TaskGroup: it ends by itself in `TCP_TIMEOUT_S`, or with `close`.
+        # Not in a TaskGroup: it ends within `TCP_TIMEOUT_S`, or at `close`.
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -359,7 +366,7 @@ class Forwarder:
         self._pools.clear()
 
     def close(self) -> None:
-        """End all that is under way; nobody is told anything."""
+        """Cancel all pending queries, without answers to their clients."""
         for handle in (self._timer, self._idle):
             if handle is not None:
                 handle.cancel()
@@ -372,7 +379,7 @@ class Forwarder:
 
 
 def _replaces(query: Query, asker: Asker) -> bool:
-    """Tell whether an asker asks again, and then take it in the place of what it was before."""
+    """Return whether this is a retransmission by a client that already waits; if so, replace the earlier one."""
     for number, other in enumerate(query.askers):
         if other.twin == asker.twin:
             query.askers[number] = asker

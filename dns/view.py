@@ -1,7 +1,7 @@
-"""What an asker sees of the networks that it is in, and how records are given out.
+"""Views: what the clients in certain networks can resolve, and in which order records are returned.
 
-An index changes name by name, while it is being asked. There is no cache of answers to go stale, but for the plain
-questions of `View.ready`, from which a changed name is taken out before the change returns.
+An index changes one name at a time, while it is in use. The only cached local answers are those in `View.ready`; a
+change of a name removes its answers there before it returns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,31 +10,31 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from . import special_use, wire
-from .forward_rules import NOBODY
+from .forward_rules import NO_FORWARDING
 
 if TYPE_CHECKING:
     from .zone import Index, Zones
 
-MOST_TURNS = 8
-READY_MOST = 16_384
-READY_OF_NAME = 32
-"""Questions for one name that may be ready: by type, with and without AD, EDNS and DNSSEC, by the size that is said."""
+MAX_ROTATIONS = 8
+MAX_READY = 16_384
+MAX_READY_PER_NAME = 32
+"""Ready queries per name: they differ by type, AD, EDNS, DO, and UDP payload size."""
 READY_FLAGS = (b"\x01\x00" + b"\0\1\0\0\0\0", b"\x01\x20" + b"\0\1\0\0\0\0")
-"""Flags and counts but the last of the questions that may stand in `View.ready`: RD, with or without AD."""
+"""The header of a ready query, from the flags (RD, with or without AD) to NSCOUNT."""
 READY_HEADS = frozenset(flags + b"\0\0" for flags in READY_FLAGS)
-"""The same of those without EDNS."""
+"""The same with ARCOUNT 0: queries without EDNS."""
 COOKIE = b"\0\x0c\0\x0a\0\x08"
-"""Length of an OPT's options where a client's cookie is the only one, and code and length of that."""
+"""RDLENGTH, OPTION-CODE and OPTION-LENGTH of an OPT record whose only option is a client cookie."""
 GONE_S = 60.0
-"""For how long a name that was ours is not asked elsewhere: its container starts anew, or others still ask for it."""
-MOST_GONE = 4096
+"""How long a removed name is not forwarded: its container may restart, and clients may still ask for it."""
+MAX_GONE = 4096
 
 
 class RRset:
-    """Records of one name and type, in wire form with a pointer to the question for their owner.
+    """The records of one name and type, in wire format, with a compression pointer to the question as owner name.
 
-    `rotations`: the records one after the other, each beginning with another; with `turning` False as they are.
-    `turns`: these without end.
+    `rotations`: the records in each rotated order, concatenated (round robin); with `turning` False in one order only.
+    `turns`: repeats `rotations` for ever.
     """
 
     __slots__ = ("_next", "records", "rotations", "turns")
@@ -46,7 +46,7 @@ class RRset:
         self._next = 0
 
     def fitting(self, room: int) -> tuple[int, bytes]:
-        """Return how many records fit, and these; the next time those behind them (RFC 2181 §9)."""
+        """Return the number of records that fit, and the records; the next call starts after them (RFC 2181 §9)."""
         at, number, found = self._next, 0, b""
         for record in (*self.records[at:], *self.records[:at]):
             if len(found) + len(record) > room:
@@ -63,41 +63,45 @@ class RRset:
 
 
 def rotations(records: Sequence[bytes]) -> list[bytes]:
-    """Return the records joined, beginning with each of them in turn; of many, with some of them.
+    """Return the concatenated records, rotated to start with each of them; if there are many, with some of them.
 
     >>> rotations((b"a", b"b", b"c"))
     [b'abc', b'bca', b'cab']
     """
-    step = -(-len(records) // MOST_TURNS) or 1
+    step = -(-len(records) // MAX_ROTATIONS) or 1
     return [b"".join((*records[turn:], *records[:turn])) for turn in range(0, len(records), step)]
 
 
 Node: TypeAlias = dict[bytes, RRset]
-"""RRsets of a name by type and class as in a question; empty for a name that has others below it only."""
+"""The RRsets of a name, by type and class as in a question. Empty for an empty non-terminal (RFC 8020)."""
 
 
-class Outside(Protocol):
-    """An upstream's answer that is remembered."""
+class CachedAnswer(Protocol):
+    """A cached answer of an upstream."""
 
     def at(self, now: float) -> tuple[int, bytes, bytes] | None:
-        """Return RCODE, the counts of answers and authorities, and these records, their TTLs as of now (monotonic).
+        """Return RCODE, ANCOUNT with NSCOUNT, and the records with their remaining TTLs; None if expired.
 
-        None: it is no longer good.
+        `now`: monotonic.
         """
 
 
 class View:
-    """What somebody sees who is in certain networks.
+    """What the clients in certain networks can resolve.
 
-    `first`, `others`: the nodes of the networks, in the order of which the first that has a name answers for it.
-    `zones_here`: what names that end in their networks' names end in; `ours`: what all names end in that may be
-    answered here. `gone`: names that were there, by when they went.
-    `ready`: the answer to a question, or those that take turns, without the id, by what the question has behind its id;
-    `ready_edns`: the same of those with EDNS, by what they have up to their options.
-    `denial`: the authority section of "there is none" below the domain; `above`: names there that were asked for names
-    below them. `outside`: answers of upstreams by name, type, class, and whether DNSSEC is wanted (a last octet of
-    0x80). `served`: names below which a rule sends questions to an upstream, even if of special use. `rules`: by which
-    upstreams are asked. `shared` True: who is asked there knows names of these networks as well, and of others.
+    Attributes:
+        first, others: the nodes of the networks, in order; the first network with a name answers for it.
+        zones_here: the zones of the networks, without the domain.
+        ours: suffixes of all names that may have a local answer.
+        gone: removed names, with the time of removal.
+        ready: precomputed answers without their id, by the query without its id; one, or several in rotation.
+        ready_edns: the same for queries with EDNS, whose key ends before the EDNS options.
+        denial: the authority section of a negative answer in the domain.
+        above: names in the domain below which clients asked for names that do not exist.
+        outside: the cached answers of upstreams, by name, type, class, and DO (a last octet of 0x80).
+        served: zones with a forwarding rule, even if special-use.
+        rules: the forwarding rules.
+        shared: the upstream also knows names of these networks, and may know more (Docker's resolver).
     """
 
     __slots__ = (
@@ -121,16 +125,16 @@ class View:
         self.ready_edns: dict[bytes, bytes | cycle[bytes]] = {}
         self._keys: dict[bytes, list[bytes]] = {}
         self._merged: dict[bytes, Node] = {}
-        self.outside: Mapping[bytes, Outside] = {}
+        self.outside: Mapping[bytes, CachedAnswer] = {}
         self.served: tuple[bytes, ...] = ()
-        self.rules = NOBODY
+        self.rules = NO_FORWARDING
         self.shared = False
 
     def find(self, name: bytes) -> Node | None:
-        """Return the node of a lower-cased name in the first network that has records of it; None when there is none.
+        """Return the node of a lower-case name in the first network that has records for it; None if there is none.
 
-        So does Docker's resolver: a name of the own project is not that of another one in a network of both. What the
-        host has is in all of them.
+        Docker's resolver does the same: with a shared network, a name of the own project comes first. The host's name
+        has its addresses in all networks.
         """
         if not self.others:
             return self.first.get(name)
@@ -145,7 +149,7 @@ class View:
         return found
 
     def _of_host(self) -> Node:
-        """Return the host's addresses in all networks; an RRset has one TTL (RFC 2181 §5.2)."""
+        """Return the host's addresses in all networks. All get the same TTL, as in one RRset (RFC 2181 §5.2)."""
         if not self._merged:
             ttl_s = min(index.network.ttl_s for index in self.indexes)
             found: dict[bytes, dict[bytes, None]] = {}
@@ -156,10 +160,10 @@ class View:
         return self._merged[self.zones.host]
 
     def zone_of(self, name: bytes) -> bytes:
-        """Return the zone of ours that a lower-cased name is in which has no node; empty for names of others.
+        """Return the local zone of a lower-case name without a node; empty for an external name.
 
-        A name that ends in that of a network is one of its containers', unless a rule says whom to ask for such. So is
-        that of a service of a name that we have, and a name that has just gone.
+        Local are: names in the domain; names that end in a network's name, unless there is a forwarding rule for them;
+        service names (RFC 2782) of a local name; and names that were removed a moment ago.
         """
         if wire.below(name, self.domain):
             return self.domain
@@ -181,13 +185,13 @@ class View:
         return b""
 
     def forget(self, name: bytes, *, gone: bool = False) -> None:
-        """Drop the ready answers to questions for a name, which is `gone`, or there again."""
+        """Remove the precomputed answers for a name that has changed. `gone`: it was removed."""
         self._merged.pop(name, None)
         self.above.discard(name)
         if not gone:
             self.gone.pop(name, None)
         elif not wire.below(name, self.domain) and not special_use.is_reserved(name):
-            while len(self.gone) >= MOST_GONE:
+            while len(self.gone) >= MAX_GONE:
                 del self.gone[next(iter(self.gone))]
             self.gone[name] = monotonic()
         for key in self._keys.pop(name, ()):
@@ -195,11 +199,11 @@ class View:
             self.ready_edns.pop(key, None)
 
     def keep(self, name: bytes, question: bytes, tails: Sequence[bytes], *, edns: bool) -> None:
-        """Keep the ready answers to a question for a name; `question`: as in `ready`, or in `ready_edns`."""
+        """Store the precomputed answers to a query for a name. `question`: the key in `ready` or `ready_edns`."""
         keys = self._keys.setdefault(name, [])
-        if len(keys) >= READY_OF_NAME:
+        if len(keys) >= MAX_READY_PER_NAME:
             return
-        if len(self.ready) + len(self.ready_edns) >= READY_MOST:
+        if len(self.ready) + len(self.ready_edns) >= MAX_READY:
             self.ready.clear()
             self.ready_edns.clear()
             self._keys = {name: (keys := [])}
@@ -208,5 +212,5 @@ class View:
         keys.append(question)
 
     def negative(self, name: bytes, zone: bytes) -> bytes:
-        """Return the authority section of "there is none", for a zone that a name is in."""
+        """Return the authority section of a negative answer for a name in a zone."""
         return self.zones.negative(wire.TO_QUESTION if zone == name else zone)

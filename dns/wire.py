@@ -1,8 +1,8 @@
-"""Names and records in wire form (RFC 1035 §3.1, §4.1).
+"""Names and records in wire format (RFC 1035 §3.1, §4.1).
 
-A name in wire form is a sequence of length octets and labels that ends in a zero octet, without compression. That is
-what the index is keyed by, lower-cased: length octets are below 64 and no letter, so `bytes.lower` leaves them alone.
-Records are packed here rather than by dnslib, which compresses names inside RDATA against a buffer of its own.
+A name in wire format is a sequence of length octets and labels, ends in a zero octet, and is not compressed. The index
+uses it as key, in lower case: length octets are below 64 and thus no letters, so `bytes.lower` does not change them.
+This module packs records itself, as dnslib compresses names inside RDATA relative to a buffer of its own.
 """
 
 import struct
@@ -19,13 +19,13 @@ IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
 
 HEADER = 12
-"""Octets before the first question."""
+"""Octets of the header."""
 LONGEST_NAME = 255
 LONGEST_LABEL = 63
 UDP_SIZE = 1232
-"""What we advertise and send at most: no fragments even in the smallest IPv6 MTU (RFC 9715)."""
+"""The UDP payload size that we advertise and send at most: it avoids fragments at the IPv6 minimum MTU (RFC 9715)."""
 PLAIN_SIZE = 512
-"""What fits into UDP without EDNS (RFC 1035 §4.2.1), and the least that an EDNS size means (RFC 6891 §6.2.3)."""
+"""The limit of UDP without EDNS (RFC 1035 §4.2.1), and the minimum with EDNS (RFC 6891 §6.2.3)."""
 TO_QUESTION = b"\xc0\x0c"
 """Compression pointer to the question's name."""
 ROOT = b"\0"
@@ -35,14 +35,14 @@ REVERSE = {4: b"\x07in-addr\x04arpa\0", 6: b"\x03ip6\x04arpa\0"}
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record without its owner and TTL. `rdata`: without compression."""
+    """A record without owner name and TTL. `rdata`: not compressed."""
 
     type: int
     rdata: bytes
 
 
 def to_wire(text: str) -> bytes:
-    r"""Return a name in wire form, lower-cased. Every dot separates labels.
+    r"""Return a name in wire format, in lower case. Every dot separates labels; there is no escaping.
 
     >>> to_wire("Web.blue")
     b'\x03web\x04blue\x00'
@@ -50,7 +50,7 @@ def to_wire(text: str) -> bytes:
     b'\x00'
 
     Raises:
-        ValueError: an empty or too long label, or too long a name.
+        ValueError: a label is empty or too long, or the name is too long.
     """
     text = text.removesuffix(".")
     labels = [label.encode() for label in text.split(".")] if text else []
@@ -63,22 +63,22 @@ def to_wire(text: str) -> bytes:
 
 
 def to_text(wire: bytes) -> str:
-    r"""Return a name as text, with octets that are not printable, and dots in labels, escaped (RFC 1035 §5.1).
+    r"""Return a name as text. Octets that are not printable, and dots in labels, are escaped (RFC 1035 §5.1).
 
     >>> to_text(b"\x03web\x04blue\x00")
     'web.blue'
     """
-    return ".".join("".join(_sign(octet) for octet in label) for label in labels_of(wire)) or "."
+    return ".".join("".join(_escaped(octet) for octet in label) for label in labels_of(wire)) or "."
 
 
-def _sign(octet: int) -> str:
+def _escaped(octet: int) -> str:
     if chr(octet) in '.\\"':
         return "\\" + chr(octet)
     return chr(octet) if 33 <= octet <= 126 else f"\\{octet:03}"
 
 
 def parent(wire: bytes) -> bytes:
-    r"""Return the name above another; of the root, nothing.
+    r"""Return the parent of a name; for the root, nothing.
 
     >>> parent(b"\x03web\x04blue\x00")
     b'\x04blue\x00'
@@ -87,7 +87,7 @@ def parent(wire: bytes) -> bytes:
 
 
 def labels_of(wire: bytes) -> list[bytes]:
-    r"""Return the labels of a name that is in order.
+    r"""Return the labels of a well-formed name.
 
     >>> labels_of(b"\x03web\x04blue\x00")
     [b'web', b'blue']
@@ -100,7 +100,7 @@ def labels_of(wire: bytes) -> list[bytes]:
 
 
 def below(wire: bytes, zone: bytes) -> bool:
-    """Tell whether a name is the apex of a zone or below it.
+    """Return whether a name is the apex of a zone or below it.
 
     >>> below(to_wire("web.blue"), to_wire("blue")), below(to_wire("webblue"), to_wire("blue"))
     (True, False)
@@ -128,30 +128,30 @@ def address(value: IPAddress) -> Record:
 
 
 def srv(port: int, target: bytes) -> Record:
-    """Return an SRV record; all of the same priority and weight (RFC 2782)."""
+    """Return an SRV record (RFC 2782). All have the same priority and weight."""
     return Record(SRV, struct.pack("!HHH", 0, 0, port) + target)
 
 
 def soa(mname: bytes, rname: bytes, negative_s: int) -> Record:
-    """Return a start of authority; the serial stands still, since what changes elsewhere is nobody's business."""
+    """Return an SOA record. The serial is constant, as there are no zone transfers."""
     return Record(SOA, mname + rname + struct.pack("!5I", 1, 3600, 600, 86400, negative_s))
 
 
 def pack(owner: bytes, record: Record, ttl_s: int) -> bytes:
-    """Return a record in wire form."""
+    """Return a record in wire format."""
     return owner + struct.pack("!HHIH", record.type, IN, ttl_s, len(record.rdata)) + record.rdata
 
 
 def key(kind: int, klass: int = IN) -> bytes:
-    """Return type and class as they stand in a question."""
+    """Return type and class as in a question."""
     return struct.pack("!HH", kind, klass)
 
 
 def skip_name(data: bytes, at: int) -> int:
-    """Return the offset behind a name, compressed or not, without following pointers.
+    """Return the offset after a name, compressed or not, without following pointers.
 
     Raises:
-        ValueError: it runs past the end, or has labels of another type (RFC 6891 §5).
+        ValueError: the name extends past the end, or has an unknown label type (RFC 6891 §5).
     """
     start = at
     while at < len(data):
@@ -167,15 +167,15 @@ def skip_name(data: bytes, at: int) -> int:
         if size > LONGEST_LABEL:
             break
         at += size + 1
-    raise ValueError("a name that is none")
+    raise ValueError("a malformed name")
 
 
 def opt(*, dnssec: bool = False, code: int = NOERROR, options: bytes = b"") -> bytes:
-    """Return our OPT record (RFC 6891 §6.1.2). `code`: the whole RCODE, of which the upper octet is here."""
+    """Return our OPT record (RFC 6891 §6.1.2). `code`: the full RCODE, whose upper eight bits are in this record."""
     return ROOT + struct.pack("!HHBBHH", OPT, UDP_SIZE, code >> 4, 0, 0x8000 if dnssec else 0, len(options)) + options
 
 
 def extended_error(info: int, text: str = "") -> bytes:
-    """Return an EDNS option that says why (RFC 8914 §2)."""
+    """Return an extended DNS error as an EDNS option (RFC 8914 §2)."""
     data = struct.pack("!H", info) + text.encode()
     return struct.pack("!HH", 15, len(data)) + data

@@ -1,9 +1,9 @@
-"""The names of this host's networks, and what each asker may see of them.
+"""The names in this host's networks, and who can resolve them.
 
-Every network has an index: names in wire form to records packed ready to send. A `View` is what somebody sees who is
-in certain networks, and looks nowhere else; so a name of another network cannot be told from one that does not exist.
-Names: ``web``, ``web.blue`` and ``web.blue.netplug.internal`` for container web in network blue; the same below
-``_http._tcp.`` for services; reverse names of addresses; ``host.netplug.internal`` for the host's addresses there.
+Every network has an index: it maps names in wire format to packed records. A `View` uses the indexes of a client's
+networks only. So names in other networks get the same answer as names that do not exist.
+Names: ``web``, ``web.blue`` and ``web.blue.netplug.internal`` for container web in network blue; the same with
+``_http._tcp.`` in front for services; reverse names of addresses; ``host.netplug.internal`` for the host's addresses.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,20 +11,20 @@ from dataclasses import dataclass, replace
 from weakref import WeakSet, WeakValueDictionary
 
 from . import special_use, wire
-from .view import MOST_TURNS, Node, RRset, View, rotations
+from .view import MAX_ROTATIONS, Node, RRset, View, rotations
 from .wire import IPAddress, IPNetwork, Record
 
-__all__ = ["MOST_TURNS", "Entry", "Index", "Network", "RRset", "Service", "View", "Zones", "rotations"]
+__all__ = ["MAX_ROTATIONS", "Entry", "Index", "Network", "RRset", "Service", "View", "Zones", "rotations"]
 
 _PTR = wire.key(wire.PTR)
-MOST_OWNERS = 256
+MAX_OWNERS = 256
 NEGATIVE_S = 5
-"""How long somebody may remember that there is no such name; containers come within seconds."""
+"""The TTL of negative answers. It is short, as a container may get the name within seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A port on which an endpoint is reachable by name: `name` "http", `proto` "tcp"."""
+    """A service of an endpoint, for an SRV record: for example `name` "http", `proto` "tcp"."""
 
     name: str
     proto: str
@@ -33,10 +33,16 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An endpoint as others call it. The first of `names` is the one that addresses lead back to, then `reverse`.
+    """The names of an endpoint.
 
-    `healthy` False: its addresses are left out where a healthy endpoint has the same name. `short`: a name too where
-    nobody else has it, such as part of an id. `reverse`: whole names that are also among `names`.
+    Attributes:
+        id: of the endpoint.
+        names: its names. PTR records have the first one, then those in `reverse`.
+        addresses: its addresses.
+        services: its services.
+        healthy: False: its addresses are left out if a healthy endpoint has the same name.
+        short: one more name, if no other endpoint has it; such as the start of the id.
+        reverse: fully qualified names, also contained in `names`.
     """
 
     id: str
@@ -50,9 +56,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network as its containers see it. `ttl_s`: of its records. `hosts`: the addresses of the host in it.
+    """A network.
 
-    `rank`: whose names come first for those who are in several, the lower; of the same rank the first by name.
+    Attributes:
+        id, name: of the network.
+        ttl_s: the TTL of its records.
+        hosts: the host's addresses in it.
+        pools: its subnets.
+        rank: for clients in several networks, names in the network with the lowest rank come first; if the ranks are
+            equal, those in the first network by name.
     """
 
     id: str
@@ -65,7 +77,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """What one source says of a name. `weak`: it counts where no other does."""
+    """The records that one endpoint contributes to a name. `weak`: used only if no other endpoint has the name."""
 
     records: tuple[Record, ...]
     healthy: bool = True
@@ -73,10 +85,16 @@ class _Share:
 
 
 class Index:
-    """The names of one network. `views`: of those who are in it. `zone`: what names that end in the network's end in.
+    """The names of one network.
 
-    `unnamed`: endpoints of which nobody has said yet how they are called. `refused`: names that an endpoint cannot
-    have, as they are the zone's own or no domain names.
+    Attributes:
+        network: the network.
+        nodes: the records, by name.
+        views: the views that use this index.
+        entries: the endpoints with names, by id.
+        unnamed: ids of endpoints whose names are not known yet.
+        refused: by endpoint, names that it cannot have: they are reserved, or not valid domain names.
+        zone: the network's zone without the domain, such as ``blue``.
     """
 
     def __init__(self, network: Network, domain: bytes, apex: Iterable[Record]) -> None:
@@ -94,33 +112,33 @@ class Index:
         self._put("", self._own(tuple(apex)))
 
     def add(self, entry: Entry) -> None:
-        """Add an endpoint, or take what is now said of it in place of what was."""
+        """Add or replace the names of an endpoint."""
         if self.entries.get(entry.id) != entry:
             self.entries[entry.id] = entry
             self._put(entry.id, self._names_of(entry))
 
     def remove(self, entry_id: str) -> None:
-        """Remove an endpoint; absent is success."""
+        """Remove an endpoint. Removing a missing one succeeds."""
         self.refused.pop(entry_id, None)
         if self.entries.pop(entry_id, None) is not None:
             self._put(entry_id, {})
 
-    def _put(self, source: str, said: Mapping[bytes, _Share]) -> None:
+    def _put(self, source: str, new: Mapping[bytes, _Share]) -> None:
         before = self._names.pop(source, frozenset())
-        for name in before - said.keys():
+        for name in before - new.keys():
             shares = self._shares[name]
             del shares[source]
             if not shares:
                 del self._shares[name]
-        for name, share in said.items():
+        for name, share in new.items():
             self._shares.setdefault(name, {})[source] = share
-        if said:
-            self._names[source] = frozenset(said)
-        for name in before | said.keys():
+        if new:
+            self._names[source] = frozenset(new)
+        for name in before | new.keys():
             self._rebuild(name)
 
     def _rebuild(self, name: bytes) -> None:
-        shares = _counting(self._shares.get(name, {}))
+        shares = _used(self._shares.get(name, {}))
         if not shares:
             gone = self.nodes.pop(name, None) is not None
         else:
@@ -130,23 +148,23 @@ class Index:
                 for record in share.records:
                     packed = wire.pack(wire.TO_QUESTION, record, self.network.ttl_s)
                     by_kind.setdefault(wire.key(record.type), {})[packed] = None
-            # Of several names of an address the first is what it is called.
+            # PTR records are not rotated: the first name of an address is its main one.
             self.nodes[name] = {kind: RRset(tuple(records), turning=kind != _PTR) for kind, records in by_kind.items()}
         for view in self.views:
             view.forget(name, gone=gone)
 
     def _own(self, apex: tuple[Record, ...]) -> dict[bytes, _Share]:
-        """Return what the network itself has: the zone, the host, and the name that the others are below."""
+        """Return the network's own names: the domain, the host, and its zone."""
         host = b"\x04host" + self._domain
-        said = {self._domain: _Share(apex), host: _Share(tuple(map(wire.address, self.network.hosts)))}
-        said |= {wire.reverse(address): _Share((Record(wire.PTR, host),)) for address in self.network.hosts}
+        shares = {self._domain: _Share(apex), host: _Share(tuple(map(wire.address, self.network.hosts)))}
+        shares |= {wire.reverse(address): _Share((Record(wire.PTR, host),)) for address in self.network.hosts}
         for suffix in self._suffixes[1:]:
-            _above(said, suffix, _limit(suffix, self._domain))
-            said.setdefault(suffix, _Share(()))
-        return said
+            _add_parents(shares, suffix, _limit(suffix, self._domain))
+            shares.setdefault(suffix, _Share(()))
+        return shares
 
     def _names_of(self, entry: Entry) -> dict[bytes, _Share]:
-        said: dict[bytes, _Share] = {}
+        shares: dict[bytes, _Share] = {}
         refused: list[str] = []
         records = tuple(map(wire.address, entry.addresses))
         main = b""
@@ -159,62 +177,62 @@ class Index:
                 except ValueError:
                     refused += [text] if not suffix.rstrip(b"\0") else []
                     continue
-                if not self._may_be(longer):
+                if not self._allowed(longer):
                     refused.append(text)
                     continue
                 name = longer
-                said[name] = addresses
-                _above(said, name, suffix)
+                shares[name] = addresses
+                _add_parents(shares, name, suffix)
                 for service in entry.services:
-                    self._serve(said, service, name, addresses)
+                    self._add_service(shares, service, name, addresses)
             main = main or name
-        self._lead_back(said, entry, main)
+        self._add_reverse(shares, entry, main)
         self.refused.pop(entry.id, None)
         if refused:
             self.refused[entry.id] = tuple(dict.fromkeys(refused))
-        return said
+        return shares
 
-    def _may_be(self, name: bytes) -> bool:
-        """Tell whether an endpoint can have a name: below the domain those alone that its network's are below."""
+    def _allowed(self, name: bytes) -> bool:
+        """Return whether an endpoint can have a name; in the domain, only names in its network's zone are allowed."""
         full = self._suffixes[2] if len(self._suffixes) > 2 else b""
         if wire.below(name, self._domain):
             return bool(full) and wire.below(name, full) and name != full
         return not special_use.is_reserved(name)
 
     @staticmethod
-    def _lead_back(said: dict[bytes, _Share], entry: Entry, main: bytes) -> None:
-        """Say what the addresses are called: by one whole name, and by those that the container has of its own."""
+    def _add_reverse(shares: dict[bytes, _Share], entry: Entry, main: bytes) -> None:
+        """Add PTR records for the addresses: to one fully qualified name, and to those in `entry.reverse`."""
         targets = [main] if main else []
         for text in entry.reverse:
             try:
                 targets.append(wire.to_wire(text))
             except ValueError:
                 continue
-        records = tuple(Record(wire.PTR, target) for target in targets if target == main or target in said)
+        records = tuple(Record(wire.PTR, target) for target in targets if target == main or target in shares)
         for address in entry.addresses if records else ():
-            said[wire.reverse(address)] = _Share(records)
+            shares[wire.reverse(address)] = _Share(records)
 
     @staticmethod
-    def _serve(said: dict[bytes, _Share], service: Service, target: bytes, like: _Share) -> None:
+    def _add_service(shares: dict[bytes, _Share], service: Service, target: bytes, like: _Share) -> None:
         try:
             name = _joined(wire.to_wire(f"_{service.name}._{service.proto}"), target)
         except ValueError:
             return
-        before = said[name].records if name in said else ()
-        said[name] = replace(like, records=(*before, wire.srv(service.port, target)))
-        _above(said, name, target)
+        before = shares[name].records if name in shares else ()
+        shares[name] = replace(like, records=(*before, wire.srv(service.port, target)))
+        _add_parents(shares, name, target)
 
 
 class Zones:
-    """All networks by id, and the views of them. `domain`: what all full names end in.
+    """All networks by id, and the views of them. `domain`: the suffix of all fully qualified names.
 
-    `host`: the name of the host. `pools`: the subnets of all networks, whose reverse names are ours.
+    `host`: the host's name. `pools`: the subnets of all networks, whose reverse zones are local.
     """
 
     def __init__(self, domain: str = "netplug.internal") -> None:
         self.domain = wire.to_wire(domain)
         if self.domain == wire.ROOT:
-            raise ValueError("the domain of all names cannot be the root")
+            raise ValueError("the domain cannot be the root")
         self.host = b"\x04host" + self.domain
         self._start = wire.soa(self.host, b"\x0ahostmaster" + self.domain, NEGATIVE_S)
         self._apex = (self._start, Record(wire.NS, self.host))
@@ -224,16 +242,16 @@ class Zones:
         self._views: WeakValueDictionary[tuple[frozenset[str], str], View] = WeakValueDictionary()
 
     def negative(self, owner: bytes) -> bytes:
-        """Return the authority section of "there is none" in a zone (RFC 2308 §3)."""
+        """Return the authority section of a negative answer in zone `owner` (RFC 2308 §3)."""
         found = self._negative.get(owner)
         if found is None:
-            if len(self._negative) >= MOST_OWNERS:
+            if len(self._negative) >= MAX_OWNERS:
                 self._negative.clear()
             found = self._negative[owner] = wire.pack(owner, self._start, NEGATIVE_S)
         return found
 
     def set_network(self, network: Network) -> None:
-        """Add a network, or describe it anew; its endpoints stay."""
+        """Add a network, or change its attributes; its endpoints stay."""
         before = self.networks.get(network.id)
         if before is not None and before.network == network:
             return
@@ -245,7 +263,7 @@ class Zones:
         self._drop_views(network.id)
 
     def remove_network(self, network_id: str) -> None:
-        """Remove a network with its names; absent is success."""
+        """Remove a network with its names. Removing a missing one succeeds."""
         if self.networks.pop(network_id, None) is not None:
             self._drop_views(network_id)
 
@@ -258,9 +276,9 @@ class Zones:
                     index.views.discard(view)
 
     def view(self, networks: Iterable[str], via: str = "") -> View | None:
-        """Return what those see who are in these networks and ask by way of `via`; None for no network that is known.
+        """Return the view of clients in these networks that ask by way of `via`; None if no network is known.
 
-        It is kept while somebody has it, and holds until one of the networks is set anew or removed.
+        Equal calls share a view. It is valid until one of the networks is changed or removed.
         """
         known = frozenset(networks).intersection(self.networks)
         if not known:
@@ -277,44 +295,44 @@ class Zones:
 def _joined(name: bytes, suffix: bytes) -> bytes:
     joined = name[:-1] + suffix
     if len(joined) > wire.LONGEST_NAME:
-        raise ValueError("longer than a name may be")
+        raise ValueError("the name is too long")
     return joined
 
 
-def _above(said: dict[bytes, _Share], name: bytes, limit: bytes) -> None:
-    """Add the names above a name, up to `limit`, so that they are there without records (RFC 8020).
+def _add_parents(shares: dict[bytes, _Share], name: bytes, limit: bytes) -> None:
+    """Add the parents of a name up to `limit`, as empty non-terminals (RFC 8020).
 
-    None without a limit: what is above a name that is nobody's zone is not ours.
+    If `limit` is the root, no parent is added: the name is in no zone of ours.
     """
     if limit == wire.ROOT:
         return
     at = name[0] + 1
     while at < len(name) - len(limit):
-        said.setdefault(name[at:], _Share(()))
+        shares.setdefault(name[at:], _Share(()))
         at += name[at] + 1
 
 
 def _limit(suffix: bytes, domain: bytes) -> bytes:
-    """Return the zone up to which the names above a network's are ours."""
+    """Return the highest local parent of a network's zone."""
     return domain if suffix.endswith(domain) else suffix
 
 
 def _suffixes(network: str, domain: bytes) -> list[bytes]:
-    """Return what may stand behind a name: nothing, the network, the network and the domain."""
+    """Return the suffixes of an endpoint's name: none, the network, and the network with the domain."""
     try:
         zone = wire.to_wire(network)
         return [wire.ROOT, zone, _joined(zone, domain)] if zone != wire.ROOT else [wire.ROOT]
-    except ValueError:  # too long for a name: its containers have their short names
+    except ValueError:  # the network's name is too long for a domain name: endpoints have short names only
         return [wire.ROOT]
 
 
-def _counting(shares: Mapping[str, _Share]) -> list[_Share]:
-    """Return of what is said of a name that which counts; what is weak counts alone, and not where two say it."""
+def _used(shares: Mapping[str, _Share]) -> list[_Share]:
+    """Return the shares of a name that are used. A weak share is used only if it is the only one."""
     strong = [share for share in shares.values() if not share.weak]
     if not strong:
         return list(shares.values()) if len(shares) == 1 else []
-    well = [share for share in strong if share.healthy]
-    return well if any(share.records for share in well) else strong
+    healthy = [share for share in strong if share.healthy]
+    return healthy if any(share.records for share in healthy) else strong
 
 
 def _order(index: Index) -> tuple[tuple[int, ...], str, str]:

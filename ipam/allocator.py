@@ -113,7 +113,7 @@ class Allocator(Retention):
         return min((it for it in self.pools() if it.network == network), key=lambda it: len(it.holders), default=None)
 
     def _fits(self, pool: Pool) -> bool:
-        """Return whether the pool's range is disjoint from the ranges of all pools that overlap it; see `shared_subnet`."""
+        """Return whether the pool's range is disjoint from those of all pools that overlap it (`shared_subnet`)."""
         return all(apart(pool, it) for it in self.pools() if it.network.overlaps(pool.network))
 
     def lease(self, pool_id: str, address: IPAddress) -> Lease | None:

@@ -51,10 +51,10 @@ def test_query_sees_what_a_container_of_the_networks_does(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["db"], "NXDOMAIN: a name of one label is not asked of others"),
-        (["nosuch.blue"], "NXDOMAIN: nobody in the asker's networks has this name"),
+        (["db"], "NXDOMAIN: names of one label are not forwarded"),
+        (["nosuch.blue"], "NXDOMAIN: no container in the client's networks has this name"),
         (["web", "TXT"], "NOERROR: the name has no records of this type"),
-        (["x.local"], "NXDOMAIN: a name of special use is not asked of others"),
+        (["x.local"], "NXDOMAIN: special-use domain names are not forwarded"),
         (["web.blue", "AXFR"], "REFUSED: nobody is asked for this name from here"),
     ],
 )

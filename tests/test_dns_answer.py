@@ -13,7 +13,7 @@ from netplug.dns import wire
 from netplug.dns.fast_path import answer
 from netplug.dns.question import Question
 from netplug.dns.slow_path import respond
-from netplug.dns.view import READY_OF_NAME
+from netplug.dns.view import MAX_READY_PER_NAME
 from netplug.dns.zone import Entry, View
 
 WEB = b"\x03web\x04blue\x07netplug\x08internal\0"
@@ -280,8 +280,8 @@ def why(data: bytes) -> tuple[int, str] | None:
         ("web", 16, "type"),
         ("app1.blue.netplug.internal", wire.AAAA, "type"),
         ("nosuch", wire.A, "one label"),
-        ("x.local", wire.A, "special use"),
-        ("9.9.0.10.in-addr.arpa", wire.PTR, "special use"),
+        ("x.local", wire.A, "special-use"),
+        ("9.9.0.10.in-addr.arpa", wire.PTR, "special-use"),
         ("localhost", 15, "type"),
     ],
 )
@@ -301,7 +301,7 @@ def test_who_speaks_edns_is_told_why_there_is_nothing(blue: View, name: str, kin
 def test_strangers_are_told_why() -> None:
     reply = respond(None, query("web", edns=opt()))
     assert isinstance(reply, bytes)
-    assert why(reply) == (18, "the asker has no address of this network")
+    assert why(reply) == (18, "the client has no address in this network")
 
 
 def test_answers_with_records_need_no_reason(blue: View) -> None:
@@ -337,7 +337,7 @@ def test_answer_that_is_ready_is_as_the_first_was(name: str, flags: int, edns: b
 def test_one_name_has_few_ready_answers(blue: View) -> None:
     for size in range(512, 2000):
         assert both(blue, query(WEB, edns=opt(size))) is not None
-    assert len(blue.ready_edns) <= READY_OF_NAME
+    assert len(blue.ready_edns) <= MAX_READY_PER_NAME
     blue.forget(wire.to_wire("web.blue.netplug.internal"))
     assert not blue.ready_edns
 

@@ -166,7 +166,7 @@ async def test_own_faults_cost_one_answer(served: Served, monkeypatch: pytest.Mo
     def break_down(view: View, asker: Asker) -> None:
         raise RuntimeError(view)
 
-    served.listener._outward = break_down
+    served.listener._forward = break_down
     sock = served.client()
     for data in (query("web"), query("example.com"), query("app1")):
         sock.sendto(data, served.at)
@@ -275,7 +275,7 @@ async def test_tcp_asker_that_goes_hears_no_more(served: Served) -> None:
 
 
 async def test_tcp_asker_that_does_not_read_is_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_MOST_UNREAD", 10_000)
+    monkeypatch.setattr(streams, "_MAX_UNREAD", 10_000)
     sock, loop = await served.tcp(), asyncio.get_running_loop()
     flood = framed(*[query("nosuch.blue.netplug.internal")] * 500)
 
@@ -289,7 +289,7 @@ async def test_tcp_asker_that_does_not_read_is_closed(served: Served, monkeypatc
 
 
 async def test_tcp_connections_of_one_asker_are_limited(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MOST_OF_SOURCE", 3)
+    monkeypatch.setattr(streams, "MAX_PER_CLIENT", 3)
     kept = [await served.tcp() for _ in range(3)]
     await until(lambda: len(served.listener._streams._connections) == 3)
     assert await closed(await served.tcp())
@@ -306,7 +306,7 @@ async def test_tcp_connections_of_one_asker_are_limited(served: Served, monkeypa
 async def test_tcp_connections_are_counted_by_who_asks_whichever_address_is_used(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MOST_OF_SOURCE", 3)
+    monkeypatch.setattr(streams, "MAX_PER_CLIENT", 3)
     # In a sandbox of Docker all of 127.0.0.0/8 is the container's own.
     served.listener.everyone = view(served.zones, "blue")
     for address in (ME, OTHER):
@@ -325,7 +325,7 @@ async def test_tcp_connections_are_counted_by_who_asks_whichever_address_is_used
 async def test_tcp_connections_are_limited_in_total_and_who_has_most_makes_room(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MOST", 4)
+    monkeypatch.setattr(streams, "MAX_CONNECTIONS", 4)
     connections = streams.Connections()
     others = Served(address="127.0.9.7")
     for one in (served, others):

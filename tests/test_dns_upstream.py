@@ -16,7 +16,7 @@ from engine_host import until
 
 from netplug.dns import cache, upstream, wire
 from netplug.dns.fast_path import answer
-from netplug.dns.forward_rules import NOBODY, Rule, Rules, Server
+from netplug.dns.forward_rules import NO_FORWARDING, Rule, Rules, Server
 from netplug.dns.pending import Asker
 from netplug.dns.question import Question
 from netplug.dns.slow_path import respond
@@ -154,7 +154,7 @@ async def test_rules_of_others_have_a_memory_of_their_own(bench: Bench) -> None:
 
 
 async def test_nobody_is_asked_where_nothing_is_forwarded(bench: Bench) -> None:
-    reply = await bench.reply(NOBODY, edns=opt())
+    reply = await bench.reply(NO_FORWARDING, edns=opt())
     assert (read(reply).rcode, error_of(reply)) == (wire.REFUSED, 18)
     reply = await bench.reply(Rules(), edns=opt())
     assert (read(reply).rcode, error_of(reply)) == (wire.SERVFAIL, 23)
@@ -376,8 +376,8 @@ async def test_without_tcp_the_answer_is_cut_for_the_asker_too(bench: Bench) -> 
 
 
 async def test_one_asker_cannot_use_up_what_others_need(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "MOST_OF_SOURCE", 5)
-    monkeypatch.setattr(upstream, "MOST_OF_NETWORK", 8)
+    monkeypatch.setattr(upstream, "MAX_PER_CLIENT", 5)
+    monkeypatch.setattr(upstream, "MAX_PER_NETWORK", 8)
     it = bench.upstream(lambda _: None)
     rules = bench.rules(it)
     first = [bench.ask(rules, f"n{n}.example", edns=opt()) for n in range(6)]

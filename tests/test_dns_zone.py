@@ -15,7 +15,7 @@ from netplug.dns.forward_rules import Rule, Rules
 from netplug.dns.question import Question
 from netplug.dns.slow_path import respond
 from netplug.dns.view import GONE_S
-from netplug.dns.zone import MOST_TURNS, Entry, Network, Zones
+from netplug.dns.zone import MAX_ROTATIONS, Entry, Network, Zones
 
 BLUE, RED = "b" * 64, "r" * 64
 FORMS = ("", ".blue", ".blue.netplug.internal", ".BLUE.NetPlug.internal.")
@@ -346,7 +346,7 @@ def test_many_under_one_name_are_told_as_far_as_they_fit_and_whole_over_tcp() ->
     whole = respond(it, query("many"), tcp=True)
     assert isinstance(whole, bytes)
     assert whole[6:8] == (400).to_bytes(2)
-    assert MOST_TURNS < 400
+    assert MAX_ROTATIONS < 400
 
 
 @pytest.mark.parametrize("edns", [None, opt()])

@@ -19,7 +19,7 @@ from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, SANDBOX, Host, tcp, u
 
 from netplug.dns import forward_rules as rules
 from netplug.dns import wire
-from netplug.dns.forward_rules import NOBODY, Rule
+from netplug.dns.forward_rules import NO_FORWARDING, Rule
 from netplug.dns.question import Question
 from netplug.dns.server import Listener, open_sockets
 from netplug.docker import resolver
@@ -271,7 +271,7 @@ async def test_upstreams_follow_resolv_conf_and_internal_networks_have_none(
     assert shut is not None
     asked = wire.to_wire("example.com")
     assert [str(one) for one in server._rules_of(open_).servers(asked)] == ["192.0.2.53"]
-    assert server._rules_of(shut) is NOBODY
+    assert server._rules_of(shut) is NO_FORWARDING
     before = open_.outside
     conf.write_text("nameserver 192.0.2.54\nnameserver 10.1.0.1\n")  # noqa: ASYNC240 - nobody else waits
     server._read_conf()

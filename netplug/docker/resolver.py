@@ -192,7 +192,7 @@ class SandboxResolvers:
         log.warning("dns.unserved", sandbox=sandbox, error=exc.message)
 
     def _serve(self, sandbox: str, sandbox_id: str, interception: Interception, view: View) -> _Serving:
-        forwarder = Forwarder(opener=interception.open, slots=_SOCKETS, spelling=False)
+        forwarder = Forwarder(opener=interception.open, slots=_SOCKETS, mixed_case=False)
         dockers = everything(Server(DOCKERS))
         outward = self._outward(forwarder, dockers)
         listener = Listener(

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from netplug.dns.cache import Cache
-from netplug.dns.forward_rules import NOBODY, Rule, Rules, Server, resolv_conf, search_list
+from netplug.dns.forward_rules import NO_FORWARDING, Rule, Rules, Server, resolv_conf, search_list
 from netplug.dns.pending import Asker
 from netplug.dns.question import Question
 from netplug.dns.server import Counts, Listener
@@ -269,12 +269,12 @@ class NameServer:
     def _rules_of(self, view: View) -> Rules:
         """Internal networks ask nobody: their questions would be a way out."""
         nets = self._open_networks(view)
-        return self._with(self._rules, _given_by(nets), nets) if nets else NOBODY
+        return self._with(self._rules, _given_by(nets), nets) if nets else NO_FORWARDING
 
     def rules_of_domains(self, view: View) -> Rules:
         """Return what the networks of a view say of whom to ask for names of certain domains; of others, nobody."""
         nets = self._open_networks(view)
-        return self._with(NOBODY, tuple(rule for rule in _given_by(nets) if rule.zone != ROOT), nets)
+        return self._with(NO_FORWARDING, tuple(rule for rule in _given_by(nets) if rule.zone != ROOT), nets)
 
     def _with(self, rules: Rules, given: tuple[Rule, ...], nets: Iterable[Network]) -> Rules:
         """Return the rules of those who are in certain networks, as long as somebody has them.
@@ -285,7 +285,11 @@ class NameServer:
         found = self._of_networks.get(key)
         if found is None:
             most = max(LEAST_REMEMBERED, MOST_REMEMBERED // max(len(self.zones.networks), 1))
-            found = rules.below(given, avoid=self._gateways(), cache=Cache(most)) if given or rules.forward else NOBODY
+            found = (
+                rules.below(given, avoid=self._gateways(), cache=Cache(most))
+                if given or rules.forward
+                else NO_FORWARDING
+            )
             self._of_networks[key] = found
         return found
 
