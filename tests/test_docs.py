@@ -1,5 +1,7 @@
 """The documents say what the code does: tables in them are made from the code's own."""
 
+import inspect
+import pkgutil
 import re
 from pathlib import Path
 
@@ -89,3 +91,28 @@ def test_commands_of_the_documents_exist_with_their_flags() -> None:
         own = rest[: rest.index("--")] if "--" in rest else rest
         flags = {word.partition("=")[0] for word in own if word.startswith("-")}
         assert flags <= known, where
+
+
+def walk() -> list[str]:
+    """Return the functions that docs/architecture.md names in its walk of one `docker run`, by dotted path."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    part = text[text.index("## The walk of one") : text.index("## A plan, and what follows")]
+    return re.findall(r"`((?:[a-z_]+\.)+[A-Z]?\w+(?:\.\w+)?)`", part)
+
+
+def test_functions_that_the_walk_of_a_docker_run_meets_exist() -> None:
+    named = walk()
+    assert len(named) > 20
+    for path in named:
+        found = pkgutil.resolve_name(f"netplug.{path}")
+        assert callable(found) or inspect.ismodule(found), path
+
+
+def test_places_of_the_architecture_exist_and_every_package_has_one() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    part = text[text.index("## The house") : text.index("## The walk of one")]
+    places = set(re.findall(r"^\| (.*?) \|", part, re.MULTILINE)) - {"place", "---"}
+    named = {path for row in places for path in re.findall(r"`([^`]+)`", row)}
+    assert all((ROOT / path).exists() for path in named), named
+    packages = {f"netplug/{it.name}/" for it in (ROOT / "netplug").iterdir() if (it / "__init__.py").exists()}
+    assert packages - {"netplug/drivers/", "netplug/ipam/", "netplug/dns/"} <= named
