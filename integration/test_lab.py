@@ -154,7 +154,7 @@ def test_faults_do_what_they_say_and_are_mended(lab: Lab, tmp_path: Path) -> Non
         (("cut", "z"), "has no host 'z' (it has a, b, c)"),
         (("drop", "lots"), "not 'lots'"),
         (("wipe", "a"), "fault wipe takes etcd"),
-        (("melt",), "no fault 'melt'"),
+        (("melt",), "unknown fault 'melt'"),
     ):
         done = lab("fault", *wrong)
         assert done.returncode in {1, 2}
@@ -218,8 +218,8 @@ def test_names_that_do_not_resolve_are_told(lab: Lab, tmp_path: Path) -> None:
     assert said.stdout.splitlines()[-4:] == [
         "4 of 4 paths between containers work",
         "0 of 2 names resolve",
-        "  one does not resolve two.n in n: nobody answers at 10.94.1.1",
-        "  two does not resolve one.n in n: nobody answers at 10.94.1.1",
+        "  one does not resolve two.n in n: no answer from 10.94.1.1",
+        "  two does not resolve one.n in n: no answer from 10.94.1.1",
     ]
     assert lab("fault", "mend").returncode == 0
     assert lab("status").returncode == 0
@@ -231,7 +231,7 @@ def test_names_that_do_not_resolve_are_told(lab: Lab, tmp_path: Path) -> None:
     own = next(it["addresses"]["n"][0] for it in found["containers"] if it["name"] == "two")
     wrong = [it for it in told(lab, "status", code=1)["names"] if not it["resolves"]]
     assert [(it["source"], it["name"], it["reason"]) for it in wrong] == [
-        ("one", "two.n", f"10.94.1.1 says {own}, 10.94.1.77, not {own}")
+        ("one", "two.n", f"10.94.1.1 answers {own}, 10.94.1.77, not {own}")
     ]
     assert lab("down").returncode == 0
 
@@ -261,7 +261,7 @@ def test_lab_whose_names_do_not_resolve_is_not_up(base: Path, tmp_path: Path) ->
         env=os.environ | {"NETPLUG_LAB_DIR": str(base)},
         timeout=TIMEOUT_S,
     )
-    words = "within 3 s one does not resolve 'two.n' in network 'n': nobody answers at 10.94.1.1"
+    words = "within 3 s one does not resolve 'two.n' in network 'n': no answer from 10.94.1.1"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"netplug: {words}")
     assert list(base.iterdir()) == []
     assert traces(name) == []

@@ -67,26 +67,32 @@ def test_overlays_connect_hosts_unless_they_separate_containers(tmp_path: Path) 
     [
         ("hosts: [", "is not YAML"),
         ("- a", "is not a mapping"),
-        ({"hots": {"a": {}}, "hosts": None}, "hots: no such key, did you mean 'hosts'"),
+        ({"hots": {"a": {}}, "hosts": None}, "hots: unknown key, did you mean 'hosts'"),
         ({"hosts": {}}, "hosts: is empty"),
-        ({"hosts": {"A": {}}}, "hosts.A: 'A' is not a name of 1 to 32 of a-z"),
-        ({"hosts": {"etcd": {}}}, "'etcd' is the name of the store's own host"),
+        ({"hosts": {"A": {}}}, "hosts.A: 'A' is not a name: 1 to 32 characters a-z"),
+        ({"hosts": {"etcd": {}}}, "'etcd' is reserved for the host of the store"),
         ({"hosts": {"a": {"mtu": 100}}}, "hosts.a.mtu: .*576"),
         ({"hosts": {"a": {"rate": "fast"}}}, "hosts.a.rate: 'fast' is not a rate such as 100mbit"),
-        ({"hosts": {"a": {"colour": 1}}}, "hosts.a.colour: no such key; there are mtu, rate, docker, serve"),
-        ({"hosts": {"a": {"dokcer": True}}}, "hosts.a.dokcer: no such key, did you mean 'docker'?"),
-        ({"host": {}}, "host: no such key, did you mean 'hosts'?"),
-        ({"underlay": {"mtus": 1}}, "underlay.mtus: no such key, did you mean 'mtu'?"),
+        ({"hosts": {"a": {"colour": 1}}}, "hosts.a.colour: unknown key; valid keys are mtu, rate, docker, serve"),
+        ({"hosts": {"a": {"dokcer": True}}}, "hosts.a.dokcer: unknown key, did you mean 'docker'?"),
+        ({"host": {}}, "host: unknown key, did you mean 'hosts'?"),
+        ({"underlay": {"mtus": 1}}, "underlay.mtus: unknown key, did you mean 'mtu'?"),
         (
             {"networks": {"blue": {"subnet": "10.1.0.0/24"}}},
-            "networks.blue.subnet: no such key, did you mean 'subnets'?",
+            "networks.blue.subnet: unknown key, did you mean 'subnets'?",
         ),
-        ({"networks": {"blue": {"hosts": ["z"]}}}, "networks.blue.hosts: host 'z' is none of a, b"),
+        ({"networks": {"blue": {"hosts": ["z"]}}}, "networks.blue.hosts: host 'z' does not exist; there are a, b"),
         ({"networks": {"blue": {"subnets": ["10.0.0.1/8"]}}}, "networks.blue.subnets.0: .*host bits"),
         ({"networks": {"blue": {"mode": "overlay"}}}, "networks.blue: mode overlay needs 'store: etcd'"),
-        ({"containers": {"c": {"host": "z", "networks": ["green"]}}}, "containers.c.host: host 'z' is none of a, b"),
+        (
+            {"containers": {"c": {"host": "z", "networks": ["green"]}}},
+            "containers.c.host: host 'z' does not exist; there are a",
+        ),
         ({"containers": {"c": {"host": "a", "networks": []}}}, "containers.c.networks: "),
-        ({"containers": {"c": {"host": "a", "networks": ["red"]}}}, "network 'red' is none of blue, green"),
+        (
+            {"containers": {"c": {"host": "a", "networks": ["red"]}}},
+            "network 'red' does not exist; there are blue,",
+        ),
         ({"containers": {"c": {"host": "b", "networks": ["blue"]}}}, "network 'blue' is not on host 'b'"),
         (
             {"containers": {"c": {"host": "b", "networks": ["green"], "runtime": "docker"}}},
@@ -94,9 +100,9 @@ def test_overlays_connect_hosts_unless_they_separate_containers(tmp_path: Path) 
         ),
         (
             {"containers": {"c": {"host": "a", "networks": ["blue", "green"], "ip": ["10.1.0.9"]}}},
-            "containers.c: 'ip' and runtime cni are for one network",
+            "containers.c: with 'ip' or runtime cni there can be only one network",
         ),
-        ({"underlay": {"ipv4": "198.18.0.0/28"}}, "underlay: an underlay is a /24 or wider"),
+        ({"underlay": {"ipv4": "198.18.0.0/28"}}, "underlay: an underlay must be a /24 or larger"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, change: Any, words: str) -> None:
@@ -148,6 +154,6 @@ def test_commands_say_what_is_wrong(
     assert main(["lab", "graph"]) == NO
     assert capsys.readouterr().err == "netplug: no lab is up (netplug lab up FILE)\n"
     assert main(["lab", "graph", "--lab", "x"]) == NO
-    assert capsys.readouterr().err == "netplug: no lab 'x' is up (there is none)\n"
+    assert capsys.readouterr().err == "netplug: no lab 'x' is up (labs that are up: none)\n"
     assert main(["lab", "ls"]) == 0
     assert capsys.readouterr().out == ""

@@ -47,7 +47,7 @@ def gone(folder: Path) -> State:
 
 def test_who_has_no_name_server_and_who_has_no_address_is_left_out(tmp_path: Path) -> None:
     (found,) = names(gone(tmp_path))
-    words = "nobody answers at 10.1.0.1 or fd00:1::1"
+    words = "no answer from 10.1.0.1 or fd00:1::1"
     assert str(found) == f"one does not resolve 'two.blue' in network 'blue': {words}"
 
 

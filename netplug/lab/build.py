@@ -1,4 +1,4 @@
-"""Bringing a lab up, in order, and down, without a trace."""
+"""Builds a lab step by step, and removes it completely."""
 
 import shutil
 import time
@@ -17,7 +17,7 @@ from netplug.lab.state import DIR, Member, State, names
 from netplug.lab.status import Reachability, Resolved, missing
 
 READY_TIMEOUT_S = 40.0
-"""A daemon is ready within one second as a rule, a dockerd within three, less on a busy machine."""
+"""A daemon is usually ready within one second, a dockerd within three; a busy machine takes longer."""
 REACH_TIMEOUT_S = 30.0
 TOOLS = ("unshare", "nsenter", "ip", "tc", "nft", "setsid")
 
@@ -27,19 +27,19 @@ R = TypeVar("R")
 
 
 def up(lab: Lab, base: Path, say: Say) -> State:
-    """Build a lab and wait until its containers reach each other, by name too. `say` is told what is done.
+    """Build a lab and wait until its containers reach each other, by name too. `say` reports progress.
 
     Raises:
-        NetplugError: "exists"; or something failed, and nothing is left.
+        NetplugError: "exists"; or a step failed, and the lab was removed again.
     """
     _check(lab, base)
     state = State(lab, base / lab.name)
     try:
         state.folder.mkdir(parents=True)
-        # From here on 'lab down' finds it, whatever happens.
+        # From here on 'lab down' finds the lab, even after a crash.
         state.save()
     except OSError as exc:
-        raise NetplugError("unavailable", f"{state.folder} cannot be made: {(exc.strerror or '').lower()}") from None
+        raise NetplugError("unavailable", f"{state.folder} cannot be created: {(exc.strerror or '').lower()}") from None
     try:
         _build(state, say)
     except BaseException:
@@ -56,7 +56,7 @@ def _check(lab: Lab, base: Path) -> None:
     wanted += ["podman", "busybox"] if any(lab.of_podman(host) for host in lab.hosts) else []
     absent = [tool for tool in wanted if not shutil.which(tool, path=environment()["PATH"])]
     if absent:
-        raise NetplugError("unavailable", f"missing on this machine: {', '.join(absent)}", hint="make setup")
+        raise NetplugError("unavailable", f"missing commands: {', '.join(absent)}", hint="make setup")
 
 
 def _build(state: State, say: Say) -> None:
@@ -78,7 +78,10 @@ def _build(state: State, say: Say) -> None:
         start_etcd(state)
         done(f"etcd at {state.etcd()}")
     each(lab.hosts, lambda it: start_host(state, it))
-    done("a daemon on each host" + (", dockerd where asked for" if any(it.docker for it in lab.hosts.values()) else ""))
+    done(
+        "a daemon on each host"
+        + (", and a dockerd where the file says so" if any(it.docker for it in lab.hosts.values()) else "")
+    )
     for name in lab.networks:
         _network(state, name)
     done(_count(len(lab.networks), "network"))
@@ -92,7 +95,7 @@ def _build(state: State, say: Say) -> None:
 
 
 def each(names: Iterable[T], work: Callable[[T], R]) -> list[R]:
-    """Do the same for several at once, and return the results in order."""
+    """Do the same work for several names in parallel, and return the results in order."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(work, names))
 
@@ -106,7 +109,7 @@ def _place(state: State, name: str) -> Node:
 
 
 def start_etcd(state: State) -> None:
-    """Start the store, and wait until it answers."""
+    """Start etcd, and wait until it answers."""
     node, own = state.node(ETCD), state.members[ETCD].addresses[0]
     argv = ["etcd", "--data-dir", str(node.folder / "data"), "--log-level", "warn"]
     argv += ["--listen-client-urls", "http://0.0.0.0:2379", "--advertise-client-urls", f"http://{own}:2379"]
@@ -117,7 +120,7 @@ def start_etcd(state: State) -> None:
 
 
 def start_host(state: State, name: str) -> None:
-    """Start a host's daemon and its dockerd, whichever does not run, and wait until they answer."""
+    """Start a host's daemon and its dockerd unless they run, and wait until they answer."""
     start_daemon(state, name)
     if state.lab.hosts[name].docker:
         _start_dockerd(state, name)
@@ -154,7 +157,7 @@ def _ready(state: State, name: str, process: str, question: list[str]) -> None:
     """Wait until a command succeeds.
 
     Raises:
-        NetplugError: "unavailable"; with the log's last line.
+        NetplugError: "unavailable"; the message has the log's last line.
     """
     node, pid = state.node(name), state.members[name].processes[process]
 
@@ -180,7 +183,7 @@ def _network(state: State, name: str) -> None:
 
 
 def _containers(state: State, host: str) -> dict[str, dict[str, Attached]]:
-    """Start a host's containers, one after another, and return what they have."""
+    """Start a host's containers one after another; return their addresses and name servers, by network."""
     if state.lab.of_podman(host):
         podman.prepare(state.lab, state.node(host))
     return {name: Container.of(state, name).start() for name, part in state.lab.containers.items() if part.host == host}
@@ -196,18 +199,18 @@ def _wait(state: State) -> None:
 
     if not until(reached, REACH_TIMEOUT_S):
         first, *more = lost
-        words = f"within {REACH_TIMEOUT_S:g} s {first}" + (f"; nor do {len(more)} others" if more else "")
+        words = f"within {REACH_TIMEOUT_S:g} s {first}" + (f" (and {len(more)} more failures)" if more else "")
         raise NetplugError("unavailable", words)
 
 
 def down(state: State) -> None:
-    """End a lab; nothing is left of it. Tolerates what is gone already."""
+    """Remove a lab completely; parts that no longer exist are no error."""
     nodes = [state.node(name) for name in state.members]
     each(nodes, lambda node: node.stop())
     end_all(state.folder)
     for node in nodes:
         node.remove()
     shutil.rmtree(state.folder)
-    # The last one takes the folder of all with it.
+    # The last lab also removes the common folder.
     if state.folder.parent == DIR and not any(DIR.iterdir()):
         DIR.rmdir()

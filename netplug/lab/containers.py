@@ -1,4 +1,4 @@
-"""Containers of a lab: Docker's, podman's, what a CNI runtime would start, and bare namespaces."""
+"""Containers of a lab: of Docker, of podman, as a CNI runtime starts them, and bare namespaces."""
 
 import json
 import re
@@ -16,13 +16,13 @@ from netplug.lab.state import State
 
 DOCKERS_RESOLVER = "127.0.0.11"
 _ENGINES = frozenset({Runtime.DOCKER, Runtime.PODMAN})
-"""Whose containers have a process of their own; both are called as their command is."""
+"""Runtimes whose containers have a process of their own; the values are the names of their commands."""
 _ENDLESS = ("sleep", "2147483647")
 _PUBLISHED = re.compile(r"(?:(\d+):)?(\d+)(?:/(tcp|udp|sctp))?")
 
 
 def create_network(lab: Lab, name: str, host: Node, *, shared: bool) -> None:
-    """Create a network on a host. `shared`: on all hosts by this one."""
+    """Create a network on a host. `shared`: on all hosts of the cluster."""
     net = lab.networks[name]
     options = [f"mode={net.mode}", *(f"{key}={value}" for key, value in net.options.items())]
     common = [f"--subnet={subnet}" for subnet in net.subnets]
@@ -33,7 +33,7 @@ def create_network(lab: Lab, name: str, host: Node, *, shared: bool) -> None:
 
 
 def create_docker_network(lab: Lab, name: str, host: Node) -> None:
-    """Create a network by Docker; one that spans hosts is there already, and adopted."""
+    """Create a network by Docker; Docker joins an existing network if it spans hosts."""
     net = lab.networks[name]
     argv = ["docker", "network", "create", "-d", "pynet", "-o", f"mode={net.mode}", "-o", f"name={name}"]
     if net.spans:
@@ -49,7 +49,7 @@ def _both(net: NetworkPart) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """What a container has in a network. `servers`: the name servers that it was told of, best first."""
+    """A container's addresses and name servers in a network, the preferred server first."""
 
     addresses: tuple[str, ...]
     servers: tuple[str, ...]
@@ -70,26 +70,26 @@ class Container:
 
     @property
     def netns(self) -> Path:
-        """Its network namespace, as a path seen from outside.
+        """The container's network namespace, as a path outside of its host.
 
         Raises:
-            NetplugError: it does not run.
+            NetplugError: the container is not running.
         """
         if self.part.runtime in _ENGINES:
             pid = self.node.run(self.part.runtime, "inspect", "-f", "{{.State.Pid}}", self.name)
             if pid == "0":
-                raise NetplugError("unavailable", f"container {self.name!r} does not run")
+                raise NetplugError("unavailable", f"container {self.name!r} is not running")
             return self.node.path(f"/proc/{pid}/ns/net")
         return self.node.path(f"/run/netns/{self.name}")
 
     def command(self, argv: tuple[str, ...], *, tty: bool = False) -> list[str]:
-        """Return the command line that runs another one in it, for its place."""
+        """Return the command line by which its host runs a command in the container."""
         if self.part.runtime in _ENGINES:
             return [self.part.runtime, "exec", *(["-it"] if tty else ["-i"]), self.name, *argv]
         return ["nsenter", f"--net=/run/netns/{self.name}", "--", *argv]
 
     def start(self) -> dict[str, Attached]:
-        """Start it and return what it has, by network."""
+        """Start the container; return its addresses and name servers, by network."""
         if self.part.runtime == Runtime.DOCKER:
             return self._start_by_docker()
         if self.part.runtime == Runtime.PODMAN:
@@ -113,29 +113,29 @@ class Container:
         }
 
     def _run_by_engine(self, *options: str) -> str:
-        """Start it and return its id; engines take the same options."""
+        """Start the container and return its id; both engines have the same options."""
         more = [f"--{'ip6' if ':' in ip else 'ip'}={ip}" for ip in self.part.ip]
         more += [f"--publish={port}" for port in self.part.publish]
         argv = [self.part.runtime, "run", "-d", f"--name={self.name}", f"--hostname={self.name}", *options, *more]
         return self.node.run(*argv, IMAGE, *(self.part.command or _ENDLESS))
 
     def _start_by_podman(self) -> dict[str, Attached]:
-        # Without names podman numbers them in any order.
+        # Without interface names, podman numbers the networks in any order.
         networks = [f"--network={name}:interface_name=eth{it}" for it, name in enumerate(self.part.networks)]
-        # Docker's containers may ping, so these may.
+        # Docker's containers may ping by default; podman's need this capability.
         ident = self._run_by_engine(f"--cgroup-parent=/{self.node.group}", "--cap-add=NET_RAW", *networks)
         if podman.by_netavark(self.node):
             return {network: Attached(*found) for network, found in podman.told(self.node, self.name).items()}
         found = {}
         for number, network in enumerate(self.part.networks):
-            # What each network's plugin said, as libcni keeps it.
+            # The result of each network's plugin, as cached by libcni.
             kept = self.node.path(f"/var/lib/cni/results/{network}-{ident}-eth{number}")
             found[network] = _told(json.loads(kept.read_text())["result"])
         return found
 
     def _attach(self, network: str, ifname: str) -> Attached:
         options = [f"--ip={ip}" for ip in self.part.ip]
-        # Ports are published in one network alone, as Docker does.
+        # Only the first network publishes ports, as with Docker.
         options += [f"--publish={port}" for port in self.part.publish] if network == self.part.networks[0] else []
         argv = ["netplug", "attach", network, f"--netns={self.name}", f"--ifname={ifname}", f"--name={self.name}"]
         told = json.loads(self.node.run(*argv, *options))
@@ -165,12 +165,14 @@ class Container:
     def _mapping(self, published: str) -> dict[str, object]:
         found = _PUBLISHED.fullmatch(published)
         if not found or not found[1]:
-            words = f"container {self.name!r}: runtime cni publishes as HOST:CONTAINER[/PROTO], not {published!r}"
+            words = (
+                f"container {self.name!r}: with runtime cni, ports must be HOST:CONTAINER[/PROTO], not {published!r}"
+            )
             raise NetplugError("invalid", words)
         return {"hostPort": int(found[1]), "containerPort": int(found[2]), "protocol": found[3] or "tcp"}
 
 
 def _told(result: dict[str, Any]) -> Attached:
-    """Return what the result of a CNI plugin says."""
+    """Return the addresses and name servers in the result of a CNI plugin."""
     addresses = tuple(ip["address"].partition("/")[0] for ip in result["ips"])
     return Attached(addresses, tuple(result.get("dns", {}).get("nameservers", ())))

@@ -1,6 +1,6 @@
-"""Breaking a lab on purpose, and mending it again.
+"""Fault injection in a lab, and its reversal.
 
-What the network does wrong, the switch does: frames are dropped there without a word, and hosts see their links up.
+The switch injects faults of the network: it drops frames silently, and the links of the hosts stay up.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from netplug.lab.underlay import port
 _END_TIMEOUT_S = 20.0
 _TABLE = "lab-faults"
 KINDS = {
-    "cut": "HOST [OTHER]: no frame from or to a host, or between two",
-    "drop": "BYTES: drop packets that are larger, without telling the sender",
-    "stop": "HOST: stop its daemon in good order",
+    "cut": "HOST [OTHER]: drop all frames of a host, or between two hosts",
+    "drop": "BYTES: drop larger packets, without an error to the sender",
+    "stop": "HOST: stop its daemon (SIGTERM)",
     "kill": "HOST: kill its daemon (SIGKILL)",
     "hang": "HOST: freeze its daemon (SIGSTOP)",
-    "wipe": "etcd: lose all that etcd has, and start it again",
+    "wipe": "etcd: delete all data of etcd, and start it again",
     "mend": "undo all faults",
 }
-"""HOST may be `etcd` in a lab that has one."""
+"""HOST may be `etcd` in a lab with etcd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +42,22 @@ class Process:
         return self.state.members[self.host].processes[self.name]
 
     def signal(self, name: str) -> None:
-        """Send a signal that ends it, or freezes it, and wait until it has."""
+        """Send a signal that ends or freezes it, and wait for the effect."""
         node, pid = self.state.node(self.host), self.pid
         node.signal(pid, name)
         if not until(lambda: not node.lives(pid) or (name == "STOP" and node.frozen(pid)), _END_TIMEOUT_S):
-            words = f"{self.name} of {self.host} still runs {_END_TIMEOUT_S:g} s after SIG{name}"
+            words = f"{self.name} of {self.host} is still running {_END_TIMEOUT_S:g} s after SIG{name}"
             raise NetplugError("unavailable", words)
 
 
 def fault(state: State, kind: str, arguments: list[str]) -> None:
-    """Break something.
+    """Inject a fault.
 
     Raises:
-        NetplugError: "invalid"; the kind or its arguments; "not_found", the host.
+        NetplugError: "invalid": unknown kind or wrong arguments; "not_found": unknown host.
     """
     if kind not in KINDS:
-        raise NetplugError("invalid", f"no fault {kind!r}", hint=f"one of {', '.join(KINDS)}")
+        raise NetplugError("invalid", f"unknown fault {kind!r}", hint=f"one of {', '.join(KINDS)}")
     least, most = {"cut": (1, 2), "mend": (0, 0)}.get(kind, (1, 1))
     if not least <= len(arguments) <= most:
         raise NetplugError("invalid", f"fault {kind} takes {KINDS[kind]}")
@@ -103,7 +103,7 @@ def _drop(state: State, size: str) -> None:
     if not size.isdecimal() or not 68 <= int(size) <= 65535:
         raise NetplugError("invalid", f"fault drop takes {KINDS['drop']}, from 68 to 65535, not {size!r}")
     for name in state.lab.hosts:
-        # What a link would cut into packets later, is cut before: the switch sees what a cable would carry.
+        # Without segmentation offload, the switch sees packets as they would be on a cable.
         state.node(name).script("ip link set eth0 gso_max_segs 1")
     _rules(state, [f"meta length > {size} drop"])
 
@@ -115,7 +115,7 @@ def _rules(state: State, rules: list[str]) -> None:
 
 
 def mend(state: State) -> None:
-    """Undo all faults; daemons that do not run are started."""
+    """Undo all faults, and start daemons that are not running."""
     for name, member in state.members.items():
         for pid in member.processes.values():
             state.node(name).signal(pid, "CONT")

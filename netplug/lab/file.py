@@ -1,6 +1,6 @@
-"""What a lab consists of, as its YAML file says; the only importer of yaml.
+"""The description of a lab in its YAML file; the only importer of yaml.
 
-The file's words are a contract, see docs/lab.md. What does not fit is refused in one line that names the place.
+The file format is stable, see docs/lab.md. An invalid file is refused with one line that names the place in it.
 """
 
 import re
@@ -19,20 +19,20 @@ from netplug.errors.validation import wrong
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _RATE = re.compile(r"[0-9]+(\.[0-9]+)?[kmgt]?bit")
 ETCD = "etcd"
-"""Name of the place where etcd is, as of a host."""
+"""Name of etcd's node, reserved among the hosts."""
 _LAST = 250
-"""Hosts that an underlay of /24 has room for, etcd left out."""
+"""The most hosts in an underlay of /24, besides etcd."""
 
 
 def _name(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise ValueError(f"{text!r} is not a name of 1 to 32 of a-z, 0-9 and '-'")
+        raise ValueError(f"{text!r} is not a name: 1 to 32 characters a-z, 0-9 and '-'")
     return text
 
 
 def _host(text: str) -> str:
     if text == ETCD:
-        raise ValueError(f"{text!r} is the name of the store's own host")
+        raise ValueError(f"{text!r} is reserved for the host of the store")
     return _name(text)
 
 
@@ -43,7 +43,7 @@ def _rate(text: str) -> str:
 
 
 def _text(value: object) -> str:
-    """Take what YAML reads as a number or truth value for the text that was written."""
+    """Return the text of a value that YAML reads as a number or a boolean."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int | float):
@@ -64,7 +64,7 @@ Subnet = Annotated[IPv4Network | IPv6Network, BeforeValidator(_subnet)]
 
 
 class Runtime(StrEnum):
-    """What runs a container. `NETNS`: nothing; a namespace that `netplug attach` plugged in."""
+    """What starts a container. `NETNS`: no runtime; a bare namespace, attached by `netplug attach`."""
 
     DOCKER = "docker"
     PODMAN = "podman"
@@ -77,10 +77,10 @@ class _Part(BaseModel):
 
 
 class Underlay(_Part):
-    """The switch and its subnets. `family`: in which IP version overlays tunnel; `mtu`: of each link, in bytes."""
+    """The switch and its subnets. `family`: IP version of the tunnels; `mtu`: of each link, in bytes."""
 
     ipv4: IPv4Network = IPv4Network("198.18.0.0/24")
-    """RFC 2544: for tests of devices."""
+    """Reserved for benchmarks of devices (RFC 2544)."""
     ipv6: IPv6Network = IPv6Network("fd00:1ab::/64")
     family: Literal[4, 6] = 4
     mtu: Mtu = 1500
@@ -88,12 +88,12 @@ class Underlay(_Part):
     @model_validator(mode="after")
     def _wide(self) -> Self:
         if self.ipv4.prefixlen > 24 or self.ipv6.prefixlen > 120:
-            raise ValueError("an underlay is a /24 or wider in IPv4, a /120 or wider in IPv6")
+            raise ValueError("an underlay must be a /24 or larger in IPv4, a /120 or larger in IPv6")
         return self
 
 
 class HostPart(_Part):
-    """A host. `mtu`, `rate`: of its link, default the underlay's mtu and no limit; `serve`: options of its daemon."""
+    """A host. `mtu`, `rate`: of its link (default: the underlay's MTU, no limit); `serve`: flags of its daemon."""
 
     mtu: Mtu | None = None
     rate: Rate | None = None
@@ -102,7 +102,7 @@ class HostPart(_Part):
 
 
 class NetworkPart(_Part):
-    """A network. `hosts`: where it is made, default all. `options`: those of `-o`, `mode` among them."""
+    """A network. `hosts`: hosts that have it (default: all). `options`: as with `-o`."""
 
     hosts: tuple[Name, ...] | None = None
     mode: Name = "bridge"
@@ -113,22 +113,22 @@ class NetworkPart(_Part):
 
     @property
     def spans(self) -> bool:
-        """Whether its containers reach each other from host to host."""
+        """Whether its containers reach each other across hosts."""
         return self.mode == "overlay"
 
     @property
     def talks(self) -> bool:
-        """Whether its containers may speak with each other."""
+        """Whether its containers may communicate with each other."""
         return self.options.get("icc", "true") == "true"
 
     @property
     def named(self) -> bool:
-        """Whether its containers' names are served; YAML takes a bare `off` for false."""
+        """Whether its containers' names are served; YAML reads a bare `off` as false."""
         return self.options.get("dns", "on").lower() not in {"off", "false"}
 
 
 class ContainerPart(_Part):
-    """A container. `command` runs in it; without one nothing does, or where there is an engine a sleep."""
+    """A container. `command` runs in it; without one, engines run a sleep, other containers nothing."""
 
     host: Name
     runtime: Runtime = Runtime.NETNS
@@ -139,7 +139,7 @@ class ContainerPart(_Part):
 
 
 class Lab(_Part):
-    """A whole lab."""
+    """The whole file."""
 
     name: Name
     underlay: Underlay = Underlay()
@@ -164,7 +164,7 @@ class Lab(_Part):
                 if container.host not in self.nodes(network):
                     raise ValueError(f"containers.{name}: network {network!r} is not on host {container.host!r}")
             if len(container.networks) > 1 and (container.ip or container.runtime == Runtime.CNI):
-                raise ValueError(f"containers.{name}: 'ip' and runtime cni are for one network")
+                raise ValueError(f"containers.{name}: with 'ip' or runtime cni there can be only one network")
         return self
 
     def nodes(self, network: str) -> tuple[str, ...]:
@@ -173,27 +173,27 @@ class Lab(_Part):
         return tuple(self.hosts) if chosen is None else chosen
 
     def by_docker(self, network: str, host: str) -> bool:
-        """Whether Docker makes a network on a host, since a container there is Docker's."""
+        """Whether Docker creates a network on a host, because it runs a container of it there."""
         return any(
             it.host == host and network in it.networks and it.runtime == Runtime.DOCKER
             for it in self.containers.values()
         )
 
     def of_podman(self, host: str) -> list[str]:
-        """Return the networks of podman's containers on a host, that of the first one first."""
+        """Return the networks of podman's containers on a host, the first container's first."""
         parts = [it for it in self.containers.values() if it.host == host and it.runtime == Runtime.PODMAN]
         return list(dict.fromkeys(network for part in parts for network in part.networks))
 
     def mtu(self, host: str) -> int:
-        """Return the mtu of a host's link."""
+        """Return the MTU of a host's link."""
         return self.hosts[host].mtu or self.underlay.mtu
 
     def pairs(self) -> list[tuple[str, str, str]]:
-        """Return who shall reach whom in which network, each pair once."""
+        """Return the pairs of containers that must reach each other, by network; each pair once."""
         return [it for it in self._together() if self.networks[it[0]].talks]
 
     def named_pairs(self) -> list[tuple[str, str, str]]:
-        """Return whose names are served to each other in which network, each pair once."""
+        """Return the pairs of containers that must resolve each other's names, by network; each pair once."""
         return [it for it in self._together() if self.networks[it[0]].named]
 
     def _together(self) -> list[tuple[str, str, str]]:
@@ -211,11 +211,11 @@ class Lab(_Part):
 
 def _known(kind: str, name: str, among: dict[str, Any], where: str) -> None:
     if name not in among:
-        raise ValueError(f"{where}: {kind} {name!r} is none of {', '.join(among) or 'none'}")
+        raise ValueError(f"{where}: {kind} {name!r} does not exist; there are {', '.join(among) or 'none'}")
 
 
 def _unknown_key(loc: tuple[int | str, ...]) -> str:
-    """Say that a file's key is not known, and which ones are; `loc` as pydantic gives it."""
+    """Return the error for an unknown key, with the valid keys; `loc` is pydantic's."""
     parts: dict[str, type[_Part]] = {
         "underlay": Underlay,
         "hosts": HostPart,
@@ -224,14 +224,14 @@ def _unknown_key(loc: tuple[int | str, ...]) -> str:
     }
     known = list((Lab if len(loc) == 1 else parts[str(loc[0])]).model_fields)
     near = get_close_matches(str(loc[-1]), known, n=1)
-    return f"no such key, did you mean {near[0]!r}?" if near else f"no such key; there are {', '.join(known)}"
+    return f"unknown key, did you mean {near[0]!r}?" if near else f"unknown key; valid keys are {', '.join(known)}"
 
 
 def load(path: Path) -> Lab:
-    """Read a lab's file.
+    """Load a lab's file.
 
     Raises:
-        NetplugError: "invalid"; names the file and the place.
+        NetplugError: "invalid"; the message names the file and the place in it.
     """
     try:
         data = yaml.safe_load(path.read_text())
@@ -245,7 +245,7 @@ def load(path: Path) -> Lab:
         return Lab.model_validate({"name": path.stem} | data)
     except ValidationError as exc:
         errors = exc.errors(include_url=False)
-        # A key that is mistyped is missing under its name too.
+        # A mistyped key also causes an error for the missing key.
         error = next((it for it in errors if it["type"] == "extra_forbidden"), errors[0])
         where = ".".join(str(part) for part in error["loc"] if part != "[key]")
         reason = wrong(dict(error))

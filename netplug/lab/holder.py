@@ -1,11 +1,11 @@
 """The first process of a simulated host: prepares its mounts, then reaps orphans until its stdin closes.
 
-It is process 1 of the host's PID namespace. When it ends, for whatever reason (the test run was killed: the
-pipe closes), the kernel ends every process of the host, and with the last of them go the network and mount
-namespaces. That is the whole teardown, and it needs nobody's cooperation.
+It is process 1 of the host's PID namespace. When it ends for any reason, the kernel ends every process of the host;
+with the last one it removes the network and mount namespaces. So a host is removed even if its test run was killed (the
+pipe closes then).
 
-Run as `python -I -S holder.py HOSTNAME STATE_DIR` under `unshare`; with `--stay` at the end it stays until
-it is killed.
+Run it as `python -I -S holder.py HOSTNAME STATE_DIR` under `unshare`; with `--stay` at the end it runs until it is
+killed.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def main(name: str, state: Path, *, stay: bool = False) -> None:
 def prepare_mounts(state: Path) -> None:
     """Give the host a /proc of its PID namespace, a /sys of its network namespace, and an empty /run.
 
-    The control groups are carried over to the new /sys: engines need them (`ip netns exec` forgets that).
+    The control groups are mounted in the new /sys too, since engines need them (`ip netns exec` omits that).
     """
     cgroups = state / "cgroup"
     cgroups.mkdir()

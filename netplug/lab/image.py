@@ -1,4 +1,4 @@
-"""A small image without any registry: busybox and its applets as links, for `docker import`."""
+"""A small image that needs no registry: busybox with its applets as links, for `docker import`."""
 
 import io
 import subprocess
@@ -15,17 +15,17 @@ PAGE = "hello from netplug\n"
 
 @cache
 def busybox_rootfs_tar() -> bytes:
-    """Return a root file system as a tar archive; `/www/index.html` holds `PAGE`.
+    """Return a root file system as a tar archive; `/www/index.html` contains `PAGE`.
 
     Raises:
-        NetplugError: "unavailable", there is no statically linked busybox.
+        NetplugError: "unavailable": the machine has no statically linked busybox.
     """
     busybox = which("busybox")
     if not busybox:
         raise NetplugError("unavailable", "busybox is missing", hint="apt-get install busybox-static")
     libraries = subprocess.run(["ldd", busybox], check=False, capture_output=True, text=True).stdout
     if "=>" in libraries:
-        raise NetplugError("unavailable", f"{busybox} is not static", hint="apt-get install busybox-static")
+        raise NetplugError("unavailable", f"{busybox} is not statically linked", hint="apt-get install busybox-static")
     applets = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:

@@ -1,7 +1,7 @@
-"""A simulated host, or the switch: namespaces that live as long as their first process, and commands inside.
+"""A node of a lab, a host or the switch: namespaces that exist as long as their first process, and commands inside.
 
-All that is kept of it is the number of that process and when it started, so that a later command finds it again and
-never takes another process for it.
+A node is identified by the PID and the start time of that process, so that a later command finds it again and does not
+confuse it with another process.
 """
 
 import os
@@ -25,13 +25,13 @@ _OWN = ("DOCKER_", "NETPLUG_", "CONTAINER", "CNI_")
 
 
 def started(pid: int) -> int:
-    """Return when a process started, in clock ticks since boot (proc(5)); 0: there is none, or it is a zombie."""
+    """Return a process's start time in clock ticks since boot (proc(5)); 0 if it does not exist or is a zombie."""
     fields = _stat(Path(f"/proc/{pid}"))
     return 0 if not fields or fields[0] in "ZX" else int(fields[19])
 
 
 def frozen(process: Path) -> bool:
-    """Whether all threads of a process are stopped; SIGSTOP takes a moment to reach those that run.
+    """Whether all threads of a process are stopped; SIGSTOP reaches running threads after a moment.
 
     `process`: its folder in /proc.
     """
@@ -40,9 +40,9 @@ def frozen(process: Path) -> bool:
 
 
 def state(process: Path) -> str:
-    """Return the state of a process (proc(5)); nothing when it is gone.
+    """Return the state of a process (proc(5)); empty if it does not exist.
 
-    Its first thread may have ended before the others, which hold its files and sockets until they have too.
+    Its first thread may end before the others. These keep the process's files and sockets open.
 
     `process`: its folder in /proc.
     """
@@ -53,7 +53,7 @@ def state(process: Path) -> str:
 
 
 def _stat(process: Path) -> list[str]:
-    """Return what a process or thread has behind its name, the state first (proc(5)); nothing when it is gone."""
+    """Return the fields after the name in a process's or thread's stat, the state first (proc(5)); empty if gone."""
     try:
         return (process / "stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -61,7 +61,7 @@ def _stat(process: Path) -> list[str]:
 
 
 def until(predicate: Callable[[], bool], timeout_s: float) -> bool:
-    """Poll until something is true; return whether it became so in time."""
+    """Poll until a condition is true; return whether it became true in time."""
     deadline = time.monotonic() + timeout_s
     while not predicate():
         if time.monotonic() >= deadline:
@@ -72,7 +72,7 @@ def until(predicate: Callable[[], bool], timeout_s: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`folder`: its files, at the same path inside and outside. `pid`, `since`: of its first process; see `started`."""
+    """`folder`: its files, at the same path inside and outside. `pid`, `since`: of the first process; see `started`."""
 
     name: str
     folder: Path
@@ -81,10 +81,10 @@ class Node:
 
     @classmethod
     def start(cls, name: str, hostname: str, folder: Path) -> "Node":
-        """Start it, with nothing inside but a loopback link.
+        """Start a node with only a loopback link.
 
         Raises:
-            NetplugError: the kernel refused the namespaces.
+            NetplugError: the namespaces could not be created.
         """
         folder.mkdir(parents=True)
         script = Path(__file__).with_name("holder.py")
@@ -94,13 +94,13 @@ class Node:
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
-        assert process.stdout  # noqa: S101 - asked for above
+        assert process.stdout  # noqa: S101 - PIPE above
         with process.stdout:
             ready = process.stdout.readline() == b"ready\n"
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         if not ready:
             process.wait()
-            raise NetplugError("unavailable", f"place {name!r} did not start", hint=_last_line(folder / "holder.log"))
+            raise NetplugError("unavailable", f"node {name!r} did not start", hint=_last_line(folder / "holder.log"))
         pid = int(children.read_text())
         return cls(name, folder, pid, started(pid))
 
@@ -113,14 +113,14 @@ class Node:
         return Path(f"/proc/{self.pid}/ns/net")
 
     def path(self, inside: str | Path) -> Path:
-        """Return where a file of the place is found from outside."""
+        """Return the path outside of a file inside."""
         return Path(f"/proc/{self.pid}/root") / str(inside).lstrip("/")
 
     def inside(self, argv: Sequence[str]) -> list[str]:
-        """Return the command line that runs another one inside.
+        """Return the command line that runs a command inside.
 
         Raises:
-            NetplugError: "unavailable": the place has ended, and its number may be another process's by now.
+            NetplugError: "unavailable": the node has ended, and its PID may belong to another process by now.
         """
         if not self.alive:
             raise NetplugError("unavailable", f"host {self.name!r} has ended", hint="netplug lab down")
@@ -129,7 +129,7 @@ class Node:
     def try_run(
         self, *argv: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a command inside and return how it ended."""
+        """Run a command inside and return its result."""
         return subprocess.run(
             self.inside(argv),
             check=False,
@@ -140,20 +140,20 @@ class Node:
         )
 
     def run(self, *argv: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> str:
-        """Run a command inside and return what it printed.
+        """Run a command inside and return its output.
 
         Raises:
-            NetplugError: it failed; with its last words.
+            NetplugError: it failed; the message has its last line of output.
         """
         done = self.try_run(*argv, stdin=stdin, env=env)
         if done.returncode:
             said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-            words = f"{self.name}: '{shlex.join(argv)[:200]}' failed with {done.returncode}"
-            raise NetplugError("unavailable", f"{words}: {said[-1] if said else 'without a word'}")
+            words = f"{self.name}: '{shlex.join(argv)[:200]}' failed with exit code {done.returncode}"
+            raise NetplugError("unavailable", f"{words}: {said[-1] if said else 'no output'}")
         return done.stdout.decode(errors="replace").strip()
 
     def script(self, *lines: str) -> None:
-        """Run shell commands inside, up to the first that fails."""
+        """Run shell commands inside, until the first failure."""
         self.run("sh", "-ec", "\n".join(lines))
 
     def call(self, argv: Sequence[str]) -> int:
@@ -161,12 +161,12 @@ class Node:
         return subprocess.call(self.inside(argv), env=environment())
 
     def spawn(self, argv: Sequence[str], log: str) -> int:
-        """Start a process that stays and return its number inside. Its output goes to file `log` of the folder."""
+        """Start a background process and return its PID inside. Its output goes to file `log` in the folder."""
         line = f"{shlex.join(argv)} </dev/null >>{shlex.quote(str(self.folder / log))} 2>&1 & echo $!"
         return int(self.run("setsid", "sh", "-c", line))
 
     def state(self, pid: int) -> str:
-        """Return the state of a process inside (proc(5)): "" when it is gone, "T" when it is frozen."""
+        """Return the state of a process inside (proc(5)): "" if it does not exist, "T" if it is frozen."""
         return state(self.path(f"/proc/{pid}")) if self.alive else ""
 
     def frozen(self, pid: int) -> bool:
@@ -174,11 +174,11 @@ class Node:
         return frozen(self.path(f"/proc/{pid}"))
 
     def lives(self, pid: int) -> bool:
-        """Whether a process inside still lives."""
+        """Whether a process inside is running."""
         return bool(self.state(pid))
 
     def signal(self, pid: int, name: str) -> None:
-        """Send a signal to a process inside; nothing happens when it is gone."""
+        """Send a signal to a process inside; a process that does not exist is no error."""
         self.try_run("kill", f"-{name}", str(pid))
 
     def last_words(self, log: str) -> str:
@@ -191,7 +191,7 @@ class Node:
             _end(self.pid)
 
     def remove(self) -> None:
-        """Remove its folder and control groups; to be called once it has stopped."""
+        """Remove its folder and control groups; call this after `stop`."""
         for pattern in (f"*/{self.group}", self.group):
             for folder in Path("/sys/fs/cgroup").glob(pattern):
                 _remove_cgroup(folder)
@@ -205,7 +205,7 @@ class Node:
 
 
 def end_all(folder: Path) -> None:
-    """End all places whose files are in a folder, also those that nobody remembers."""
+    """End all nodes with files in a folder, including those without a record."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             words = path.read_bytes().split(b"\0")
@@ -221,7 +221,7 @@ def _end(pid: int) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment less what leads to daemons of the machine."""
+    """Return the environment without variables that lead to the machine's own daemons."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(_OWN)}
     path = ":".join((str(Path(sys.executable).parent), own.get("PATH", ""), "/usr/sbin:/sbin:/usr/bin:/bin"))
     return own | {"PATH": path, "LC_ALL": "C.UTF-8"}
@@ -229,7 +229,7 @@ def environment() -> dict[str, str]:
 
 def _remove_cgroup(folder: Path) -> None:
     for parent, _, _ in os.walk(folder, topdown=False):
-        # Emptied of its last processes some moments after they ended.
+        # The kernel removes ended processes from a group with some delay.
         until(lambda parent=parent: _removed(Path(parent)), START_TIMEOUT_S)  # type: ignore[misc]
 
 

@@ -1,8 +1,8 @@
-"""podman on a host: its settings and its image, so that a plain `podman` there runs containers on our networks.
+"""podman on a host: settings and image, so that a plain `podman` there runs containers in netplug's networks.
 
-podman 4 speaks CNI, and from 5 on there is netavark alone (docs/cni.md). Its settings take the place of /etc/containers
-in the host's mount namespace. /var/lib/cni and /var/lib/containers are fixed: libcni keeps results in one, and podman
-what it knows of layers in the other, whatever the settings say.
+podman 4 uses CNI; from 5 on there is only netavark (docs/cni.md). Its settings replace /etc/containers in the host's
+mount namespace. The paths /var/lib/cni and /var/lib/containers are fixed, whatever the settings say: libcni stores
+results in the one, podman stores data of image layers in the other.
 """
 
 import json
@@ -24,7 +24,7 @@ graphroot = "{root}"
 runroot = "/run/podman"
 """
 _BY_NETAVARK = 5
-"""The version of podman that speaks CNI no more."""
+"""The first version of podman without CNI."""
 _VERSION = re.compile(r"\d+")
 _NAMESERVER = re.compile(r"^nameserver (\S+)", re.MULTILINE)
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -32,7 +32,7 @@ _OWN = (_ETC, "/var/lib/cni", "/var/lib/containers")
 
 
 def prepare(lab: Lab, node: Node) -> None:
-    """Have podman ready on a host, with the networks of its containers there."""
+    """Set podman up on a host, with the networks of its containers."""
     node.script(*(f"mkdir -p {path}; mount -t tmpfs -o mode=755 podman {path}" for path in _OWN))
     node.run("netplug", "cni", "install", f"--bin-dir={CNI_BIN}")
     networks, netavark = lab.of_podman(node.name), by_netavark(node)
@@ -56,12 +56,12 @@ def prepare(lab: Lab, node: Node) -> None:
 
 
 def by_netavark(node: Node) -> bool:
-    """Tell whether the podman of a host takes a driver of netavark, and no CNI plugin."""
+    """Tell whether the podman of a host uses netavark instead of CNI."""
     return speaks_netavark(node.run("podman", "--version"))
 
 
 def speaks_netavark(version: str) -> bool:
-    """Tell so of what ``podman --version`` says.
+    """Tell whether podman uses netavark, by the output of ``podman --version``.
 
     >>> speaks_netavark("podman version 4.3.1"), speaks_netavark("podman version 6.0.0-dev")
     (False, True)
@@ -71,13 +71,13 @@ def speaks_netavark(version: str) -> bool:
 
 
 def told(node: Node, name: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Return what a container of netavark's has in each network: addresses, and the name servers that it asks there."""
+    """Return a container's addresses and name servers by network, with netavark."""
     shown: dict[str, Any] = json.loads(node.run("podman", "inspect", name))[0]
     return has(shown, node.path(shown["ResolvConfPath"]).read_text())
 
 
 def has(shown: dict[str, Any], resolv_conf: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Return so of what ``podman inspect`` shows. Its name servers are those of all networks, each a gateway of one."""
+    """Do so from ``podman inspect`` and resolv.conf. The name servers are gateways, each of one network."""
     servers = _NAMESERVER.findall(resolv_conf)
     found = {}
     for network, net in shown["NetworkSettings"]["Networks"].items():
@@ -88,7 +88,10 @@ def has(shown: dict[str, Any], resolv_conf: str) -> dict[str, tuple[tuple[str, .
 
 
 def _create(lab: Lab, node: Node, networks: list[str]) -> None:
-    """Tell podman of networks that are there already; it takes the name of its default one for taken."""
+    """Define existing networks in podman.
+
+    podman refuses the name of its default network, so that setting is absent meanwhile.
+    """
     settings = node.path(f"{_ETC}/containers.conf")
     text = settings.read_text()
     settings.write_text(text.replace(_default(networks[0]), ""))
@@ -104,9 +107,9 @@ def _default(network: str) -> str:
 
 
 def oci_runtime(cgroups: Path = _CGROUPS) -> str:
-    """Return the OCI runtime that podman has to be told of, empty where its own choice will do.
+    """Return the OCI runtime to configure for podman; empty if its default works.
 
-    podman prefers crun, which refuses controllers of cgroup v1 beside some of v2 (systemd's hybrid hierarchy).
+    podman prefers crun, which refuses cgroup v1 controllers beside v2 controllers (systemd's hybrid hierarchy).
     """
     unified = cgroups / "unified" / "cgroup.controllers"
     hybrid = unified.exists() and unified.read_text().strip()
@@ -114,9 +117,9 @@ def oci_runtime(cgroups: Path = _CGROUPS) -> str:
 
 
 def _settings(network: str, *, netavark: bool) -> str:
-    """Return containers.conf(5). The limits are low since not every machine grants those that podman asks for.
+    """Return containers.conf(5). The limits are low, since some machines refuse podman's default limits.
 
-    Locks are files, since shared memory is the machine's. `network`: the one of containers that name none.
+    Locks are files, since shared memory is the machine's. `network`: the default network.
     """
     runtime = oci_runtime()
     backend, plugins = ("netavark", "netavark_plugin_dirs") if netavark else ("cni", "cni_plugin_dirs")

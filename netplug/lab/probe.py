@@ -1,7 +1,7 @@
-"""What a container would find, asked by a socket inside its network namespace.
+"""Probes from a container's view, by sockets inside its network namespace.
 
-Whether an address answers: one ICMP echo (RFC 792, RFC 4443 4), by a raw socket. Which addresses a name has: a plain
-DNS question by UDP (RFC 1035 4.2.1).
+Reachability is probed by one ICMP echo request on a raw socket (RFC 792, RFC 4443 4), names by a DNS query over UDP
+(RFC 1035 4.2.1).
 """
 
 import os
@@ -17,14 +17,14 @@ import dnslib
 from netplug.kernel.sandbox.netns import run_in
 
 _ECHO = {4: (8, 0), 6: (128, 129)}
-"""Types of request and reply."""
+"""ICMP types of request and reply."""
 _IDENT = 0x6E70
 _AGAIN_S = 0.5
-"""When a question without an answer is sent again; datagrams may be lost."""
+"""Retry interval of a query; datagrams may be lost."""
 
 
 def answers(netns: Path, address: str, timeout_s: float = 0.5) -> bool:
-    """Whether an address answers one echo request in time; not from a namespace that is gone."""
+    """Whether an address answers one echo request in time; false if the namespace does not exist."""
     family = ip_address(address).version
     request, reply = _ECHO[family]
     kind = socket.AF_INET6 if family == 6 else socket.AF_INET
@@ -42,7 +42,7 @@ def answers(netns: Path, address: str, timeout_s: float = 0.5) -> bool:
             while (left := deadline - time.monotonic()) > 0:
                 sock.settimeout(left)
                 data = sock.recv(2048)
-                # IPv4's raw sockets give the header too.
+                # Raw sockets of IPv4 include the IP header.
                 body = data[(data[0] & 15) * 4 :] if family == 4 else data
                 if body[:1] == bytes((reply,)) and body[8:] == token:
                     return True
@@ -53,14 +53,14 @@ def answers(netns: Path, address: str, timeout_s: float = 0.5) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a name server said. `code`: NOERROR, NXDOMAIN, …"""
+    """The answer of a name server. `code`: NOERROR, NXDOMAIN, …"""
 
     code: str
     addresses: frozenset[str]
 
 
 def ask(netns: Path, server: str, name: str, version: int, timeout_s: float = 1.5, port: int = 53) -> Said | None:
-    """Ask a name server for a name's addresses of an IP version; None: no answer in time, or one that is none."""
+    """Query a name server for a name's addresses of an IP version; None without a valid answer in time."""
     question = dnslib.DNSRecord.question(name, "AAAA" if version == 6 else "A")
     try:
         sock = _socket(netns, socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM)
@@ -89,7 +89,7 @@ def _socket(netns: Path, family: int, kind: int, protocol: int = 0) -> socket.so
     """Open a socket in a network namespace.
 
     Raises:
-        OSError: the namespace is gone.
+        OSError: the namespace does not exist.
     """
     fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -99,7 +99,7 @@ def _socket(netns: Path, family: int, kind: int, protocol: int = 0) -> socket.so
 
 
 def _message(kind: int, token: bytes) -> bytes:
-    """An echo request; the kernel computes ICMPv6's checksum itself (RFC 3542 3.1)."""
+    """Return an echo request; the kernel computes the checksum of ICMPv6 itself (RFC 3542 3.1)."""
     bare = struct.pack("!BBHHH", kind, 0, 0, _IDENT, 1) + token
     total = sum(struct.unpack(f"!{len(bare) // 2}H", bare))
     while total >> 16:

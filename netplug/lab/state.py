@@ -1,4 +1,4 @@
-"""What a lab that is up remembers, in one file: what it was made of, and where it is now."""
+"""The record of a lab that is up, in one file: its description, its processes and its addresses."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -15,7 +15,7 @@ _FILE = "lab.json"
 
 @dataclass(slots=True)
 class Member:
-    """A host, the switch, or etcd's place. `processes`: numbers inside, by name; `addresses`: on the underlay."""
+    """A host, the switch, or etcd's node. `processes`: PIDs inside, by name; `addresses`: on the underlay."""
 
     pid: int
     since: int
@@ -27,8 +27,8 @@ class Member:
 class State:
     """A lab that is up.
 
-    `containers`: addresses by network, by name. `servers`: the name servers that each was told of, likewise; none
-    where nobody serves names. `faults`: what `fault` did, in words.
+    `containers`: addresses by container and network. `servers`: name servers by container and network; empty if the
+    network serves no names. `faults`: the faults that were injected, in words.
     """
 
     lab: Lab
@@ -39,10 +39,10 @@ class State:
     faults: list[str] = field(default_factory=list)
 
     def node(self, name: str) -> Node:
-        """Return a host, the switch or etcd's place.
+        """Return the node of a host, the switch or etcd.
 
         Raises:
-            NetplugError: "not_found", with the names that there are.
+            NetplugError: "not_found"; the hint has the existing names.
         """
         if name not in self.members:
             raise NetplugError(
@@ -52,10 +52,10 @@ class State:
         return Node(name, self.folder / name, member.pid, member.since)
 
     def refuse_unknown(self, name: str) -> None:
-        """Refuse what is neither a host nor a container.
+        """Refuse a name that is neither a host nor a container.
 
         Raises:
-            NetplugError: "not_found", with the names that there are.
+            NetplugError: "not_found"; the hint has the existing names.
         """
         if name in self.members or name in self.lab.containers:
             return
@@ -75,7 +75,7 @@ class State:
         return f"etcd://{self.members[ETCD].addresses[0]}:2379"
 
     def save(self) -> None:
-        """Write it, so that a reader sees the old or the new one."""
+        """Replace the file atomically."""
         data = {
             "lab": self.lab.model_dump(mode="json"),
             "members": {name: asdict(member) for name, member in self.members.items()},
@@ -92,7 +92,7 @@ def find(name: str, base: Path) -> State:
     """Return a lab that is up. `name` empty: the only one.
 
     Raises:
-        NetplugError: "not_found"; with the labs that there are.
+        NetplugError: "not_found"; the message has the labs that are up.
     """
     there = names(base)
     if not name:
@@ -101,13 +101,15 @@ def find(name: str, base: Path) -> State:
             raise NetplugError("not_found", words, hint="name one with --lab" if there else "netplug lab up FILE")
         (name,) = there
     if name not in there:
-        raise NetplugError("not_found", f"no lab {name!r} is up", hint=f"there is {', '.join(there) or 'none'}")
+        raise NetplugError(
+            "not_found", f"no lab {name!r} is up", hint=f"labs that are up: {', '.join(there) or 'none'}"
+        )
     folder = base / name
     data = json.loads((folder / _FILE).read_text())
     members = {key: Member(**value) for key, value in data["members"].items()}
     for member in members.values():
         member.addresses = tuple(member.addresses)
-    # A lab that was built before names were looked at has no servers, and must still come down.
+    # A lab of an older version has no servers in its file, and `lab down` must still remove it.
     containers, servers = _by_network(data["containers"]), _by_network(data.get("servers", {}))
     return State(Lab.model_validate(data["lab"]), folder, members, containers, servers, data["faults"])
 

@@ -1,4 +1,4 @@
-"""How a lab is: its daemons, its containers, who reaches whom, and who resolves whose name."""
+"""The state of a lab: daemons, containers, reachability, and name resolution."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Reachability:
-    """Whether a container reaches another at one of its addresses."""
+    """Whether a container reaches another container at one of its addresses."""
 
     network: str
     source: str
@@ -32,7 +32,7 @@ class Reachability:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Whether a container resolves the name of another to all its addresses. `reason`: why not; else empty."""
+    """Whether a container resolves another's name to all its addresses. `reason`: why not; empty if it does."""
 
     network: str
     source: str
@@ -46,7 +46,7 @@ class Resolved:
 
 
 def reach(state: State) -> list[Reachability]:
-    """Try all pairs that a network should connect, each way and at each address."""
+    """Probe all pairs that a network should connect, in both directions and at each address."""
     sources = _namespaces(state, state.lab.pairs())
     asked = [
         (network, source, target, address)
@@ -60,7 +60,7 @@ def reach(state: State) -> list[Reachability]:
 
 
 def names(state: State) -> list[Resolved]:
-    """Ask what each container would ask for the names of those beside it in a network; not who has no name server."""
+    """Query the name servers of each container for its neighbours' names; skip containers without a name server."""
     sources = _namespaces(state, state.lab.named_pairs())
     asked = [
         (network, source, target)
@@ -72,7 +72,7 @@ def names(state: State) -> list[Resolved]:
     def resolved(network: str, source: str, target: str) -> Resolved:
         name, netns = f"{target}.{network}", sources.get(source)
         servers, addresses = state.servers[source][network], state.containers[target][network]
-        reason = _unresolved(netns, servers, name, addresses) if netns else f"{source} does not run"
+        reason = _unresolved(netns, servers, name, addresses) if netns else f"{source} is not running"
         return Resolved(network, source, target, name, not reason, reason)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -80,22 +80,22 @@ def names(state: State) -> list[Resolved]:
 
 
 def _unresolved(netns: Path, servers: tuple[str, ...], name: str, addresses: tuple[str, ...]) -> str:
-    """Return why a name does not resolve to these addresses, asked of the first server that answers; empty: it does."""
+    """Return why the first server that answers does not resolve a name to these addresses; empty if it does."""
     for version in sorted({ip_address(it).version for it in addresses}):
         expected = {it for it in addresses if ip_address(it).version == version}
         for server in servers:
             if said := ask(netns, server, name, version):
                 break
         else:
-            return f"nobody answers at {' or '.join(servers)}"
+            return f"no answer from {' or '.join(servers)}"
         if said.addresses != expected:
             told = ", ".join(sorted(said.addresses)) or f"{said.code} without an address of IPv{version}"
-            return f"{server} says {told}, not {', '.join(sorted(expected))}"
+            return f"{server} answers {told}, not {', '.join(sorted(expected))}"
     return ""
 
 
 def _namespaces(state: State, pairs: list[tuple[str, str, str]]) -> dict[str, Path]:
-    """Return the network namespaces of those in pairs that run."""
+    """Return the network namespaces of the running containers in pairs."""
     found = {}
     for name in {name for _, one, two in pairs for name in (one, two)}:
         try:
@@ -106,12 +106,12 @@ def _namespaces(state: State, pairs: list[tuple[str, str, str]]) -> dict[str, Pa
 
 
 def missing(state: State) -> list[Reachability] | list[Resolved]:
-    """Return who should be reached and is not, or else whose name should resolve and does not."""
+    """Return the paths that do not work; if all work, the names that do not resolve."""
     return [it for it in reach(state) if not it.answers] or [it for it in names(state) if not it.resolves]
 
 
 def status(state: State) -> dict[str, Any]:
-    """Return how a lab is; the shape of `netplug lab status --json`."""
+    """Return the state of a lab, in the format of `netplug lab status --json`."""
     lab = state.lab
     return {
         "lab": lab.name,
@@ -147,7 +147,7 @@ def _host(state: State, name: str) -> dict[str, Any]:
 
 
 def _differences(state: State, name: str) -> int | None:
-    """Return how many things `netplug diff` finds; None: nobody can say."""
+    """Return the number of differences that `netplug diff` finds; None if the daemon does not answer."""
     node, pid = state.node(name), state.members[name].processes.get("netplug", 0)
     if node.state(pid) in {"", "T"}:
         return None
@@ -156,7 +156,7 @@ def _differences(state: State, name: str) -> int | None:
 
 
 def graph(lab: Lab, state: State | None = None) -> str:
-    """Return a lab as a Mermaid flowchart; with addresses when it is up."""
+    """Return a lab as a Mermaid flowchart, with addresses if it is up."""
     lines = ["flowchart TB", f'  switch{{{{"switch<br/>{lab.underlay.ipv4}<br/>{lab.underlay.ipv6}"}}}}']
     containers = state.containers if state else {}
     for name, host in lab.hosts.items():

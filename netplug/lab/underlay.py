@@ -1,7 +1,7 @@
 """The switch between hosts: a bridge in a namespace of its own, and a cable to each host.
 
-Its ports are called as the hosts are numbered, `p1` and so on; the host's end is `eth0`. Nothing is in the root
-namespace: each pair is made in the switch's namespace, with its peer in the host's.
+Its ports are numbered like the hosts, from `p1` on; the host's end is `eth0`. There is nothing in the root namespace:
+each veth pair is created in the switch's namespace, with its peer in the host's.
 """
 
 import subprocess
@@ -12,13 +12,13 @@ from netplug.lab.state import SWITCH, Member, State
 
 UPLINK = "eth0"
 _BURST_S = 0.01
-"""A rate's bucket holds what it lets through in so long (tc-tbf(8))."""
+"""Size of the token bucket, as time at the rate (tc-tbf(8))."""
 _LEAST_BURST = 32 * 1024
 _LATENCY = "50ms"
 
 
 def order(lab: Lab) -> list[str]:
-    """Return who is on the switch, in the order of ports and addresses."""
+    """Return the nodes on the switch, in the order of ports and addresses."""
     return [*lab.hosts, *([ETCD] if lab.store == ETCD else [])]
 
 
@@ -34,20 +34,20 @@ def addresses(lab: Lab, name: str) -> tuple[str, str]:
 
 
 def make(state: State) -> None:
-    """Make the switch of a lab."""
+    """Create the switch of a lab."""
     folder = state.folder / SWITCH
     switch = Node.start(SWITCH, f"{state.lab.name}-{SWITCH}", folder)
     state.members[SWITCH] = Member(switch.pid, switch.since)
     widest = max([state.lab.underlay.mtu, *map(state.lab.mtu, state.lab.hosts)])
-    # Hosts know each other from the first packet: the bridge need not wait for loops.
+    # There are no loops, so the bridge forwards from the first packet on.
     switch.script(f"ip link add br0 mtu {widest} type bridge forward_delay 0", "ip link set br0 up")
 
 
 def connect(state: State, host: Node) -> None:
-    """Lay the cable of a host."""
+    """Connect a host to the switch."""
     lab, switch, own = state.lab, state.node(SWITCH), port(state.lab, host.name)
     mtu = lab.mtu(host.name) if host.name in lab.hosts else lab.underlay.mtu
-    # Enters only the network namespace: the host's process is known by its number out here.
+    # Enter only the network namespace, since the PID of the host's process is valid outside.
     veth = f"ip link add {own} mtu {mtu} type veth peer name {UPLINK} mtu {mtu} netns {host.pid}"
     subprocess.run(["nsenter", f"--net={switch.netns}", "--", *veth.split()], check=True, env=environment())
     ipv4, ipv6 = addresses(lab, host.name)
@@ -61,7 +61,7 @@ def connect(state: State, host: Node) -> None:
 
 
 def _limit(link: str, lab: Lab, name: str) -> list[str]:
-    """Return the command that keeps what a link sends below the rate of a host."""
+    """Return the command that limits a link's sent traffic to a host's rate."""
     rate = lab.hosts[name].rate if name in lab.hosts else None
     if not rate:
         return []
