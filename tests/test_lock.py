@@ -149,7 +149,7 @@ def test_what_is_not_a_socket_is_left(path: Path, kind: str) -> None:
     else:
         dead_socket(path.with_name("other"))
         path.symlink_to("other")
-    with pytest.raises(NetplugError, match="is there already and is not a socket"):
+    with pytest.raises(NetplugError, match="exists and is not a socket"):
         claim_socket(path, 0o600)
     assert os.path.lexists(path)
 
@@ -177,5 +177,5 @@ def test_a_path_beyond_the_limit_is_refused_with_it(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_made_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(NetplugError, match=r"socket .* cannot be made: .*/file is not a directory"):
+    with pytest.raises(NetplugError, match=r"socket .* cannot be created: .*/file is not a directory"):
         claim_socket(tmp_path / "file" / "n.sock", 0o600)

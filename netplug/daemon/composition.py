@@ -1,4 +1,4 @@
-"""What a process is made of that works on this host's networks: the daemon, and a CNI command without one."""
+"""The parts of a process that manages this host's networks: the daemon, or a CNI command without a daemon."""
 
 import secrets
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ ULA = "meta/ula"
 
 async def linux_kernel() -> Kernel:
     """Open the kernel of this network namespace."""
-    from netplug.kernel.linux import LinuxKernel  # noqa: PLC0415 - tests of the daemon on a fake need none
+    from netplug.kernel.linux import LinuxKernel  # noqa: PLC0415 - tests with a fake kernel do not need it
 
     return await LinuxKernel.open()
 
 
 async def site_prefix(store: Store) -> IPv6Network:
-    """Return this site's prefix of unique local addresses; made up at the first start, and kept (RFC 4193 §3.2.2)."""
+    """Return this site's prefix of unique local addresses; chosen at the first start and stored (RFC 4193 §3.2.2)."""
     if record := await store.get(ULA):
         return IPv6Network(str(record.value["prefix"]))
     prefix = ula(secrets.token_bytes(16))
@@ -43,7 +43,7 @@ async def site_prefix(store: Store) -> IPv6Network:
 
 
 def spaces(prefix: IPv6Network, pools: Sequence[AddressPool]) -> tuple[Space, ...]:
-    """Return the address spaces; `pools` take the place of the local one's bases, by family."""
+    """Return the address spaces; `pools` replace the bases of the local space, per IP version."""
     given = [Base(pool.base, pool.size) for pool in pools]
     v4 = tuple(base for base in given if base.network.version == 4)
     v6 = tuple(base for base in given if base.network.version == 6)
@@ -54,7 +54,7 @@ def spaces(prefix: IPv6Network, pools: Sequence[AddressPool]) -> tuple[Space, ..
 
 
 def drivers() -> dict[str, Driver]:
-    """Return the drivers by mode: those of the entry points, and ours even when netplug is not installed."""
+    """Return the drivers by mode: the built-in ones, and those of entry points."""
     found: dict[str, Driver] = {
         "bridge": BridgeDriver(),
         "host": HostDriver(),
@@ -67,6 +67,6 @@ def drivers() -> dict[str, Driver]:
         try:
             found[point.name] = point.load()()
         except Exception:
-            # Somebody else's package; the networks of other modes must not suffer.
+            # A third-party package; networks of other modes must work nevertheless.
             log.exception("driver.failed", mode=point.name, source=point.value)
     return found

@@ -1,7 +1,7 @@
 """A CNI command without a daemon: the same engine in this process, on the same state, under the same lock.
 
-It answers those that wait behind it, see `daemonless_queue`. A daemon that starts meanwhile waits for it, and those
-behind find the daemon.
+It also answers the calls that wait in the queue, see `daemonless_queue`. A daemon that starts meanwhile waits for it;
+later calls then reach the daemon.
 """
 
 import asyncio
@@ -40,21 +40,21 @@ from netplug.store.leases import StoredLeases
 from netplug.store.sqlite import SqliteStore
 
 SERVING_S = 3.0
-"""How long those who wait behind are served, after which the next of them does; a daemon may want to start."""
+"""How long this process serves the queue; then the next call takes over, so that a daemon can start in between."""
 _LOOK_S = 0.02
 _LOOKING = frozenset({"CHECK", "STATUS"})
-"""Commands that tell what is wrong, so nothing is mended before them. CHECK mends nothing; STATUS mends what it can,
-and tells of the rest.
+"""Commands that report differences, so nothing is repaired before them. CHECK repairs nothing; STATUS repairs what it
+can, and reports the rest.
 """
 
 
 def answer(request: bytes, line: CallQueue) -> Reply:
-    """Do what a call asks for, here or, when a daemon has come, there. `line`: who waits is answered, too."""
-    logging.configure(level="error")  # stdout is for the answer, also when the settings are wrong
+    """Execute a call here, or in a daemon that has started. `line`: the queue, whose calls are answered too."""
+    logging.configure(level="error")  # stdout is for the answer, even if the settings are invalid
     call = Call.parse(request, os.getpid())
     try:
         return _in_turn(call, request, line)
-    except Exception as exc:  # noqa: BLE001 - the runtime has to be answered whatever it is
+    except Exception as exc:  # noqa: BLE001 - the runtime must get an answer in any case
         return netavark.refusal(exc) if call.netavark else refusal(exc, "")
 
 
@@ -72,7 +72,7 @@ def _in_turn(call: Call, request: bytes, line: CallQueue) -> Reply:
                     raise
         if found := Reply.parse(shim.ask(str(settings.cni_socket), request)):
             return found
-        pauses.pause()  # a daemon starts or ends, or answers elsewhere
+        pauses.pause()  # a daemon is starting or stopping, or has another socket
 
 
 async def _answer(call: Call, settings: Settings, line: CallQueue) -> Reply:
@@ -89,7 +89,7 @@ async def _answer(call: Call, settings: Settings, line: CallQueue) -> Reply:
         bases = spaces(await site_prefix(store), settings.address_pool)
         engine = Engine(kernel, store, Allocator(leases, bases, start=HashedStart(identity.id)), drivers())
         if shared and gate and isinstance(leases, SharedLeases):
-            # Nothing is followed, so the VTEP is not looked for.
+            # Changes are not followed, so the VTEP is not determined.
             under = Underlay(engine, store, Finder(settings.vtep, settings.etcd or EtcdAccess(())), shared[1])
             cluster = Cluster(engine, store, gate, leases, identity=identity, name=settings.host_name, under=under)
             await cluster.membership.visit()
@@ -104,14 +104,14 @@ async def _answer(call: Call, settings: Settings, line: CallQueue) -> Reply:
             reply = await service.answer(call)
             with suppress(TimeoutError):
                 async with asyncio.timeout(SERVING_S):
-                    while line.goes_on():  # noqa: ASYNC110 - a lock of the kernel has no event
+                    while line.goes_on():  # noqa: ASYNC110 - a file lock has no event
                         await asyncio.sleep(_LOOK_S)
         return reply
 
 
 @asynccontextmanager
 async def _serving(service: CniService, path: Path) -> AsyncIterator[None]:
-    """Answer others for the time of the block, where nobody else does."""
+    """Serve other calls within the block, unless another process serves the socket."""
     try:
         sock = claim_socket(path, SOCKET_MODE)
     except NetplugError:
@@ -126,9 +126,9 @@ async def _serving(service: CniService, path: Path) -> AsyncIterator[None]:
 
 
 async def _open_sockets(engine: Engine) -> None:
-    """Open what is of the process at work, and hence always missing at its start: host ports, the name server's.
+    """Open the sockets of this process, which are always missing at its start: host ports and the name server.
 
-    What the latter need may be missing too, and is then found to be.
+    A resolver fails if its network's link is missing; the comparison then reports that link.
     """
     registry = engine.registry
     ports = [step for one in registry.endpoints() for step in one.exposed if isinstance(step, HostPort)]

@@ -1,8 +1,9 @@
-"""A CNI call that no daemon answers stands in line: who is first does the work, and answers those behind it.
+"""The queue of CNI calls without a daemon: the first process does the work, and answers the calls behind it.
 
-`netplug.frontends.cni.shim` becomes this. To start a netplug (`netplug.daemon.daemonless`) takes half a second of a
-processor, so of many calls at once one does it; here is imported nothing dear. The line is two files beside the
-daemon's socket, locked by the kernel: whoever is at work holds the one, whoever waits has a share of the other.
+`netplug.frontends.cni.shim` starts this module. Starting the engine (`netplug.daemon.daemonless`) takes half a second
+of processor time, so only one of many simultaneous calls does it; this module imports nothing expensive. The queue is
+two files beside the daemon's socket with file locks: the working process holds an exclusive lock on the one, waiting
+processes hold shared locks on the other.
 """
 
 import fcntl
@@ -13,16 +14,16 @@ import time
 from netplug.frontends.cni import shim
 
 PATIENCE_S = 110.0
-"""How long a call waits in all, in line and for the state: runtimes give a plugin two minutes and more."""
+"""Longest wait of a call, for the queue and the state together: runtimes allow a plugin two minutes or more."""
 FIRST_WAIT_S = 0.005
 LONGEST_WAIT_S = 0.25
 _MODE = 0o600
 
 
 class CallQueue:
-    """The line of a run directory; one that cannot be made is empty, and whoever comes is first.
+    """The queue of a run directory. If its files cannot be created, it counts as empty, and each call is the first.
 
-    `patience_s`: how long the call that stands in it may wait, from now on.
+    `patience_s`: how long this call may wait, from now on.
     """
 
     def __init__(self, run_dir: str, patience_s: float = PATIENCE_S) -> None:
@@ -30,7 +31,7 @@ class CallQueue:
         self._socket = f"{run_dir}/{shim.SOCKET}"
         self._first = self._waiting = -1
         try:
-            os.makedirs(run_dir, mode=0o755, exist_ok=True)  # noqa: PTH103 - pathlib takes as long as all else here
+            os.makedirs(run_dir, mode=0o755, exist_ok=True)  # noqa: PTH103 - pathlib takes as long to import as all else here
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._waiting = os.open(f"{run_dir}/cni.waiting", flags, _MODE)
             self._first = os.open(f"{run_dir}/cni.turn", flags, _MODE)
@@ -38,11 +39,11 @@ class CallQueue:
             return
 
     def left_s(self) -> float:
-        """Return how long the call may wait yet; negative when it has waited longer."""
+        """Return the remaining time for which the call may wait; negative if it is over."""
         return self._deadline - time.monotonic()
 
     def wait(self, request: bytes) -> bytes:
-        """Return the answer of whoever is at work; nothing: it is this process's turn, until it ends."""
+        """Return the answer of the working process; empty: from now on this process does the work, until it ends."""
         if self._first < 0:
             return b""
         fcntl.flock(self._waiting, fcntl.LOCK_SH)
@@ -59,12 +60,12 @@ class CallQueue:
         return b""
 
     def close(self) -> None:
-        """Leave the line; the end of the process does it, too."""
+        """Leave the queue; the end of the process has the same effect."""
         for fd in {self._first, self._waiting} - {-1}:
             os.close(fd)
 
     def goes_on(self) -> bool:
-        """Tell whether somebody waits behind this process."""
+        """Tell whether another call is waiting."""
         if self._first < 0:
             return False
         try:
@@ -76,19 +77,19 @@ class CallQueue:
 
 
 class Backoff:
-    """Waits for what somebody else will end: longer each time, up to a quarter of a second."""
+    """Waits between attempts: longer each time, up to a quarter of a second."""
 
     def __init__(self) -> None:
         self._next_s = FIRST_WAIT_S
 
     def pause(self) -> None:
-        """Wait once more."""
+        """Wait until the next attempt."""
         time.sleep(self._next_s)
         self._next_s = min(self._next_s * 1.5, LONGEST_WAIT_S)
 
 
 def main() -> int:
-    """Answer the call of this environment."""
+    """Answer the call in this process's environment."""
     name, *arguments = sys.argv[1:]
     env = {key: value for key, value in os.environ.items() if key.startswith("CNI_")}
     if not env.get("CNI_COMMAND") and arguments:

@@ -1,8 +1,9 @@
 """The daemon's life: startup, main_loop, shutdown (uvicorn's `Server` is the model).
 
-Sockets listen from the first moment, so that a second daemon sees that they are taken, but are answered only after the
-kernel agrees with the records: what dockerd asks meanwhile waits in the queue. A socket file without a listener makes
-dockerd hang for 15 s, so the files go first at a stop. The data plane stays.
+Sockets listen from the beginning, so that a second daemon finds them in use. Requests are answered only after the
+kernel has been reconciled with the records; until then dockerd's requests wait in the queue of the socket. A socket
+file without a listener makes dockerd hang for 15 s, so a stop removes the files first. Traffic continues without the
+daemon.
 """
 
 import asyncio
@@ -51,17 +52,17 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 TURN = "turn"
-"""File that is held by whoever works on the state for a moment without a daemon (`netplug.daemon.daemonless_queue`)."""
+"""Lock file of a process that works on the state without a daemon (`netplug.daemon.daemonless_queue`)."""
 PATIENCE_S = 20.0
-"""For those, who take a second or two each."""
+"""Longest wait for such processes, which take a second or two each."""
 SOCKET_MODE = 0o600
-_SHARED_TIMEOUT_S = 1.0  # at the start, which goes on without; dockerd waits 15 s for a plugin
+_SHARED_TIMEOUT_S = 1.0  # at the start, which continues without it; dockerd waits 15 s for a plugin
 
 
 class Daemon:
-    """One life. `kernel`: opens the kernel; `namespace`, `locks`: see `claim_namespace`; `machine`: where it runs.
+    """The daemon from start to stop. `kernel`: opens the kernel; `namespace`, `locks`: see `claim_namespace`.
 
-    `cluster`: None with a store of its own.
+    `machine`: the machine that it runs on. `cluster`: None without a shared store.
     """
 
     def __init__(
@@ -88,18 +89,18 @@ class Daemon:
         self._supervisor: Supervisor
 
     def stop(self) -> None:
-        """Let `run` end in good order; a start that is under way is given up."""
+        """Make `run` end in good order; cancel a start that has not finished."""
         if self._stop.is_set():
             return
         self._stop.set()
-        with contextlib.suppress(RuntimeError):  # the start is over, or has not begun
+        with contextlib.suppress(RuntimeError):  # the start has finished, or has not begun
             self._starting.reschedule(asyncio.get_running_loop().time())
 
     async def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Live until `stop`; call `started` in between.
+        """Run until `stop`; call `started` after the start.
 
         Raises:
-            NetplugError: it cannot start: something is held, or cannot be reached.
+            NetplugError: it cannot start: a lock or socket is in use, or a resource is unavailable.
         """
         try:
             try:
@@ -114,7 +115,7 @@ class Daemon:
             await self.shutdown()
 
     async def startup(self) -> None:
-        """Take what there is one of, bring the kernel in line with the records, make the apps."""
+        """Take locks and sockets, reconcile the kernel with the records, create the apps."""
         started = time.monotonic()
         settings = self._settings
         with exclusive(settings.state_dir / TURN, PATIENCE_S):
@@ -152,10 +153,10 @@ class Daemon:
         )
 
     async def _underlay(self, engine: Engine, store: Store, kernel: Kernel) -> Underlay:
-        """Find this host's VTEP; the last one while the network is not yet up.
+        """Return this host's VTEP; the last known one while the network is not up yet.
 
         Raises:
-            NetplugError: "invalid": there is none.
+            NetplugError: "invalid": the host has no VTEP.
         """
         assert self._settings.etcd  # noqa: S101 - the caller has opened it
         record = await store.get(VTEP)
@@ -173,7 +174,10 @@ class Daemon:
         return Underlay(engine, store, finder, vtep)
 
     async def _guard_store(self, engine: Engine) -> None:
-        """Keep containers away from the store that hosts share, unless told otherwise; say when nothing else does."""
+        """Block containers from the shared store, unless configured otherwise.
+
+        Warn of an etcd without authentication.
+        """
         access = self._settings.etcd
         if access is None or self._settings.etcd_for_containers:
             await engine.base_plan.keep_away(())
@@ -181,23 +185,24 @@ class Daemon:
             known = await engine.base_plan.stored()
             await engine.base_plan.keep_away(await resolved(access.endpoints, known))
         if access is not None and not access.authenticated:
-            words = "whoever reaches etcd may read and change all networks"
+            words = "every client that can connect to etcd can read and change all networks"
             hint = "give etcd a user or client certificates, see docs/store.md"
             log.warning("store.open_to_all", store=str(access), reason=words, hint=hint)
 
     async def _open_shared(self, own: Store) -> "EtcdStore | None":
-        """Open the shared store. While it cannot be reached this host's own networks go on.
+        """Open the shared store. While it is unreachable, this host's own networks work.
 
-        So they do when it refuses, unless this host never was in a cluster: then the settings are wrong.
+        They also work if the store refuses access, unless this host was never in a cluster: then the settings are
+        wrong.
 
         Raises:
-            NetplugError: "invalid": it refuses who was never let in, or its TLS files do not fit.
+            NetplugError: "invalid": the store refuses a host that was never in the cluster, or a TLS file is unusable.
         """
         if (access := self._settings.etcd) is None:
             return None
         if access.user and not access.ca:
-            log.warning("store.password_in_clear", store=str(access), hint="give --etcd-ca and etcd a certificate")
-        from netplug.store.etcd import EtcdStore  # noqa: PLC0415 - aiohttp is half of the start, and often not needed
+            log.warning("store.password_in_clear", store=str(access), hint="give etcd a certificate, and set --etcd-ca")
+        from netplug.store.etcd import EtcdStore  # noqa: PLC0415 - aiohttp takes half of the start time, and is often not needed
         from netplug.store.etcd_errors import Refused  # noqa: PLC0415
 
         try:
@@ -215,7 +220,7 @@ class Daemon:
         return store
 
     async def _compose(self, engine: Engine, api: socket.socket, plugin: socket.socket, cni: socket.socket) -> None:
-        # Imported here, since they take half of the start: whoever comes second is refused before.
+        # Imported here, since they take half of the start time: a second daemon is refused before.
         from netplug.docker.container_inference import Caller  # noqa: PLC0415
         from netplug.docker.resolver import SandboxResolvers  # noqa: PLC0415
         from netplug.frontends.cni.service import CniService  # noqa: PLC0415
@@ -238,7 +243,7 @@ class Daemon:
         self._resources.push_async_callback(interceptions.close)
         names = None
         if settings.docker_host != "none":
-            from netplug.docker.events import DockerEvents  # noqa: PLC0415 - brings a client of Docker's API, which takes 8 MB
+            from netplug.docker.events import DockerEvents  # noqa: PLC0415 - imports an HTTP client, which takes 8 MB
 
             names = DockerEvents(engine, settings.docker_host, settings.driver_name, interceptions)
         reconciler = Reconciler(engine, names.view if names else None)
@@ -291,7 +296,7 @@ class Daemon:
         return claimed
 
     async def main_loop(self) -> None:
-        """Serve until `stop`, then let running requests end."""
+        """Serve until `stop`, then finish running requests."""
         if self._stop.is_set():
             return
         from netplug.frontends.cni.server import serving_cni  # noqa: PLC0415 - as in `_compose`
@@ -299,7 +304,7 @@ class Daemon:
 
         async with asyncio.TaskGroup() as group:
             background = [group.create_task(self._supervisor.keep(*work)) for work in self._background.items()]
-            # Duplicates, since the files must go before the servers stop, and with the files go their sockets.
+            # Duplicates: a stop removes the files before the servers stop, and that closes the original sockets.
             cni, sock = self._cni
             async with serving_all(*((app, sock.dup()) for app, sock in self._apps)), serving_cni(cni, sock.dup()):
                 notify("READY=1")
@@ -311,7 +316,7 @@ class Daemon:
                 task.cancel()
 
     async def shutdown(self) -> None:
-        """Let go of everything, also half way through a start."""
+        """Release everything, also after an incomplete start."""
         try:
             self._files.close()
         finally:
@@ -323,7 +328,7 @@ def run(settings: Settings) -> None:
     """Run the daemon until SIGTERM or SIGINT.
 
     Raises:
-        NetplugError: it cannot start, or failed.
+        NetplugError: the daemon cannot start, or failed.
     """
     logging.configure(settings.log_format, settings.log_level)
     try:
@@ -343,7 +348,7 @@ async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
-    # Nearly all that is made at the start stays. To look through it for garbage takes a tenth of the time, each time.
+    # Nearly all objects of the start stay. Garbage collection during the start takes a tenth of its time.
     gc.disable()
     await daemon.run(_collect_from_now_on)
 
@@ -357,12 +362,12 @@ def own_version() -> str:
     """Return the version of the installed package."""
     try:
         return version("netplug")
-    except PackageNotFoundError:  # run from a tree
+    except PackageNotFoundError:  # run from a source tree
         return "unknown"
 
 
 def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)), if it wants to know."""
+    """Notify systemd (sd_notify(3)), if the service expects it."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

@@ -1,7 +1,7 @@
-"""One daemon a state directory, one listener a socket path; by locks of the kernel, which die with their holder.
+"""One daemon per state directory, one listener per socket path: by file locks, which end with their process.
 
-A pid file says who it was, not whether it lives; so the text in the lock file is for messages only. All of this
-blocks and is meant for start-up.
+A PID file names a process, but does not say whether it is running; so the text in the lock file is for messages only.
+All functions here block, and are meant for the start.
 """
 
 import contextlib
@@ -26,25 +26,25 @@ from netplug.errors.redaction import without_passwords
 _BACKLOG = 128
 _POLL_S = 0.005
 _LONGEST_POLL_S = 0.1
-_CONNECT_TIMEOUT_S = 1.0  # a unix socket answers at once, or its queue is full: then someone holds it
+_CONNECT_TIMEOUT_S = 1.0  # a unix socket answers at once, unless its queue is full: then it is in use
 
 
-class Held(NetplugError):  # noqa: N818 - a fact about someone else
-    """Another process has it."""
+class Held(NetplugError):  # noqa: N818 - a state, not an error
+    """Another process holds the lock or the socket."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__("unavailable", message, hint=hint)
 
 
 class FileLock:
-    """A lock, held until `release` or the end of the process. The file stays: unlinking it would be a race."""
+    """A lock, held until `release` or the end of the process. The file remains: unlinking it would be a race."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self._fd = fd
 
     def release(self) -> None:
-        """Let go; a second time does nothing."""
+        """Release the lock; a second call has no effect."""
         if self._fd >= 0:
             os.ftruncate(self._fd, 0)
             os.close(self._fd)
@@ -60,17 +60,17 @@ class FileLock:
 
 
 class ClaimedSocket(socket.socket):
-    """A listening unix socket that knows which file it made."""
+    """A listening unix socket that knows its file."""
 
     path: Path
     identity: tuple[int, int, int]  # of the file
 
 
 def lock_file(path: Path, what: str = "", *, hint: str = "stop it, or choose another --state-dir") -> FileLock:
-    """Lock the file `path`, by which `what` is meant, or its directory; create both when absent, for their owner only.
+    """Lock the file `path`; it stands for `what`, or for its directory. Create both for the owner only if absent.
 
     Raises:
-        Held: another process has it; the message names it.
+        Held: another process holds it; the message names the process.
         NetplugError: the file cannot be opened.
     """
     try:
@@ -96,7 +96,7 @@ def lock_file(path: Path, what: str = "", *, hint: str = "stop it, or choose ano
 
 @contextlib.contextmanager
 def exclusive(path: Path, patience_s: float) -> Iterator[None]:
-    """Hold the file `path` for the time of the block, waiting for it: one after the other, each for a short time.
+    """Wait for the lock on file `path`, and hold it within the block, which should be short.
 
     Raises:
         Held: it was not free within `patience_s`.
@@ -117,13 +117,13 @@ def exclusive(path: Path, patience_s: float) -> Iterator[None]:
 
 
 def claim_socket(path: Path, mode: int) -> ClaimedSocket:
-    """Listen on a unix stream socket at `path`, in place of a dead one; its file is never wider than `mode`.
+    """Listen on a unix stream socket at `path`, and replace a dead one; its file never has more rights than `mode`.
 
-    It listens at once, so that another claim finds it alive; clients wait in its queue until it is served.
+    It listens at once, so that another claim finds it in use; clients wait in its queue until it is served.
 
     Raises:
-        Held: a live process listens there.
-        NetplugError: the path is too long or not a socket, or the directory refuses.
+        Held: a running process listens there.
+        NetplugError: the path is too long or not a socket, or the directory is not writable.
     """
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
         raise NetplugError(
@@ -137,11 +137,11 @@ def claim_socket(path: Path, mode: int) -> ClaimedSocket:
             _remove_dead(path)
             return _listen(path, mode)
     except OSError as exc:
-        raise _refused(f"socket {path} cannot be made", exc) from exc
+        raise _refused(f"socket {path} cannot be created", exc) from exc
 
 
 def release_socket(claimed: ClaimedSocket) -> None:
-    """Close the socket, and unlink its file if that is still ours: a successor may have put its own there."""
+    """Close the socket, and unlink its file unless another process has replaced it."""
     try:
         with contextlib.suppress(FileNotFoundError), _locked_directory(claimed.path.parent):
             if _identity(claimed.path) == claimed.identity:
@@ -154,7 +154,7 @@ def release_socket(claimed: ClaimedSocket) -> None:
 
 @contextlib.contextmanager
 def _locked_directory(path: Path) -> Iterator[None]:
-    """Make those who look, unlink and bind in this directory wait for each other."""
+    """Serialize the processes that probe, unlink and bind sockets in a directory."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -169,7 +169,7 @@ def _remove_dead(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
-        raise NetplugError("invalid", f"{path} is there already and is not a socket", hint="move it away")
+        raise NetplugError("invalid", f"{path} exists and is not a socket", hint="move it away")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_CONNECT_TIMEOUT_S)
         try:
@@ -191,7 +191,7 @@ def _remove_dead(path: Path) -> None:
 def _listen(path: Path, mode: int) -> ClaimedSocket:
     claimed = ClaimedSocket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        mask = os.umask(0o777 & ~mode)  # of the process: at start-up no other thread makes files
+        mask = os.umask(0o777 & ~mode)  # the umask is the process's: at the start no other thread creates files
         try:
             claimed.bind(os.fspath(path))
         finally:
@@ -207,15 +207,15 @@ def _listen(path: Path, mode: int) -> ClaimedSocket:
 
 def _identity(path: Path) -> tuple[int, int, int]:
     status = path.lstat()
-    return status.st_dev, status.st_ino, status.st_mtime_ns  # ext4 gives the inode of a deleted file anew
+    return status.st_dev, status.st_ino, status.st_mtime_ns  # ext4 reuses the inode of a deleted file
 
 
 def command_of(pid: int) -> str:
-    """Return the command line of a process for a message; passwords are left out."""
+    """Return the command line of a process for messages, without passwords."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     except OSError:
-        return "which cannot be seen"
+        return "unknown command"
     return _command([word.decode(errors="replace") for word in words])
 
 

@@ -1,8 +1,8 @@
-"""One daemon a network namespace: two would fight over it, whatever their folders are.
+"""One daemon per network namespace: two would undo each other's work, whatever their folders are.
 
-Held by a lock on a file that only root can open, in one folder for all daemons, named by the namespace. And, as daemons
-of different mount namespaces do not see each other's files, by an abstract socket, which is of the network namespace.
-That any local user may bind too, so it counts only while one holds it who could run a daemon.
+The lock is a file that only root can open, in one folder for all daemons, named after the namespace. Daemons of
+different mount namespaces do not see each other's files. So an abstract socket, which belongs to the network namespace,
+is a second lock. Any local user can bind it; it counts only if its owner could run a daemon.
 """
 
 import os
@@ -21,11 +21,11 @@ log = structlog.get_logger(__name__)
 NAMESPACE = "\0netplug"
 """The abstract socket (unix(7))."""
 LOCKS = Path("/run/netplug/namespaces")
-"""Folder of the lock files, whatever the settings say: those of a second daemon are others."""
-_HINT = "one daemon a network namespace; stop it first"
+"""Folder of the lock files, independent of the settings, since a second daemon may have others."""
+_HINT = "there can be one daemon per network namespace; stop it first"
 _TIMEOUT_S = 0.5
 _BACKLOG = 4096
-"""Nobody is ever let in; each who looks stays in the queue."""
+"""Connections are never accepted; each probe remains in the queue."""
 _NET_ADMIN = 1 << 12
 _OWN = Path("/proc/self/ns/net")
 
@@ -34,7 +34,7 @@ def claim_namespace(name: str = NAMESPACE, locks: Path = LOCKS) -> ExitStack:
     """Hold this network namespace until the result is closed.
 
     Raises:
-        Held: another daemon has it; the message names its process.
+        Held: another daemon holds it; the message names its process.
     """
     with ExitStack() as held:
         status = _OWN.stat()
@@ -44,14 +44,14 @@ def claim_namespace(name: str = NAMESPACE, locks: Path = LOCKS) -> ExitStack:
             held.enter_context(lock_file(path, what, hint=_HINT))
         except Held:
             raise
-        except NetplugError as exc:  # such as a file system that is read-only; the socket is left
+        except NetplugError as exc:  # for example a read-only file system; the socket still protects
             log.warning("namespace.unlocked", reason=exc.message)
         if (sock := _bound(name)) is not None:
             held.enter_context(sock)
         elif holder := _daemon(name):
             raise Held(f"{what} is in use by {holder}", hint=_HINT)
         else:
-            log.warning("namespace.socket_taken", socket=f"@{name[1:]}", reason="by somebody who can run no daemon")
+            log.warning("namespace.socket_taken", socket=f"@{name[1:]}", reason="its owner cannot run a daemon")
         return held.pop_all()
     raise AssertionError("an ExitStack that suppresses nothing")
 
@@ -68,13 +68,13 @@ def _bound(name: str) -> socket.socket | None:
 
 
 def _daemon(name: str) -> str:
-    """Return who holds the socket; empty when it is nobody who could run a daemon."""
+    """Return the owner of the socket; empty if that process could not run a daemon."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_TIMEOUT_S)
         try:
             probe.connect(name)
             raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        except OSError:  # it does not listen, as a daemon does
+        except OSError:  # a daemon's socket would listen
             return ""
     pid, uid, _ = struct.unpack("3i", raw)
     if uid not in {0, os.geteuid()} or not _may_administer(pid):
@@ -83,7 +83,7 @@ def _daemon(name: str) -> str:
 
 
 def _may_administer(pid: int) -> bool:
-    """Tell whether a process may change networks, as far as it can be seen: root in a container often may not."""
+    """Tell whether a process may change networks, as far as known; root in a container often may not."""
     if os.geteuid() != 0 or not pid:
         return True
     try:
