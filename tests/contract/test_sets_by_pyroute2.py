@@ -1,6 +1,6 @@
 """Sets as pyroute2 reads them: a second opinion on the messages that we pack and take apart ourselves.
 
-The daemon does without pyroute2, which takes 8 MB of its memory for a dozen messages (bench/memory.py).
+The daemon packs these by hand, see `netplug.kernel.firewall.ipset`.
 """
 
 import asyncio

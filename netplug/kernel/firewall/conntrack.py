@@ -3,6 +3,9 @@
 The kernel filters by protocol and destination port (CTA_FILTER, 5.8), so that a host with a hundred thousand
 connections hands us just those of one port. What it reported is what we send back to delete: the tuple is never decoded
 in full.
+
+Read by hand: pyroute2 decodes a flow in 0.13 ms, this code in 0.007. An attach that publishes a port with a thousand
+flows takes 48 ms; with pyroute2 it would take 170 ms (``bench/netlink.py``).
 """
 
 import errno

@@ -1,6 +1,6 @@
 """Sets and their members (ipset(8)), by netlink: include/uapi/linux/netfilter/ipset/ip_set.h.
 
-By hand, as all netlink here: a library that knows this and everything else takes 10 MB and a tenth of a second.
+By hand: members come and go with each attach, that of CNI without a daemon too, see `connection`.
 """
 
 import asyncio

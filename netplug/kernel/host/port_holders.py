@@ -1,4 +1,7 @@
-"""Who has a port of the host: the kernel's list of sockets (sock_diag(7)), and the processes that have them."""
+"""Who has a port of the host: the kernel's list of sockets (sock_diag(7)), and the processes that have them.
+
+Read by hand: pyroute2 has this schema beside its sockets only, 3.5 MB and 25 ms for one error message.
+"""
 
 import re
 import socket

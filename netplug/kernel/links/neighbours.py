@@ -5,6 +5,9 @@ way. The first is marked by ``extern_learn``; the second is static and sticky, s
 sends with the MAC take over any other (net/bridge/br_fdb.c, br_fdb_update). A neighbour is marked by our protocol
 number. All are written over what is there already: a MAC that moved may have been learned meanwhile, and ``add`` would
 fail on it.
+
+By hand: each attach writes an entry, and each start reads those of all bridges. pyroute2 would add 4 % to the start
+and 9 % to ``netplug diff`` of 300 endpoints, and 1.8 MB and 20 ms for its schemas (``bench/netlink.py``).
 """
 
 import errno

@@ -1,4 +1,8 @@
-"""Links, addresses and routes as the kernel reports them."""
+"""Links, addresses and routes as the kernel reports them.
+
+Read by hand: pyroute2 decodes a link in 0.5 ms and this in 0.04, which would add 18 % to a daemon's start with 300
+endpoints and 35 % to ``netplug diff`` (``bench/netlink.py``).
+"""
 
 import struct
 from collections.abc import Iterable, Mapping

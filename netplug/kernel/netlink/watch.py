@@ -7,6 +7,9 @@ iptables works for us. iptables-legacy and ipset tell nobody: for them there is 
 
 The links of others are listened to as well, for what tunnels lie on: their addresses, and their mtu. Of the dozens of
 messages about a pair of ours that comes about, a kilobyte each, most are not even received.
+
+Read by hand: each attach is heard as well, also that of CNI without a daemon. All of them would load pyroute2's schemas
+(20 ms, 1.8 MB), and the event loop would decode a message in 0.04 ms, where it takes 0.002 (``bench/netlink.py``).
 """
 
 import asyncio
@@ -30,7 +33,8 @@ from netplug.kernel.links.forwarding_entries import DELNEIGH, NEWNEIGH
 from netplug.kernel.netlink.connection import attrs, pick
 
 NEWLINK, DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
-_RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x4, 0x10, 0x100
+GROUPS = 0x1 | 0x4 | 0x10 | 0x100
+"""RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV6_IFADDR."""
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
 _NFT_MSG_NEWGEN = (10 << 8) | 15
@@ -79,8 +83,7 @@ class ForeignChanges:
     def open(self, mtus: Mapping[int, int]) -> None:
         """Begin to listen, in this thread's network namespace. `mtus`: of its links, by index."""
         self._mtus = dict(mtus)
-        groups = _RTMGRP_LINK | _RTMGRP_NEIGH | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
-        attach(self._listen(0, groups, self._on_route), _without_chatter())
+        attach(self._listen(0, GROUPS, self._on_route), without_chatter())
         try:
             nft = self._listen(_NETLINK_NETFILTER, 0, self._on_nft)
             nft.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
@@ -161,7 +164,7 @@ class ForeignChanges:
         self._sockets.clear()
 
 
-def _without_chatter() -> Iterator[Instruction]:
+def without_chatter() -> Iterator[Instruction]:
     """Return a filter of messages that leaves out what becomes of ends of our pairs, and of ports as such.
 
     Both are told of when they go. A link has its name first (net/core/rtnetlink.c, rtnl_fill_ifinfo).

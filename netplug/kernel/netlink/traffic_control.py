@@ -1,0 +1,126 @@
+"""Messages of traffic control: token buckets, and filters that redirect (tc-tbf(8), tc-mirred(8)).
+
+By pyroute2, which is loaded when the first of them is packed. Of a bucket we have a schema of our own: that of pyroute2
+0.9 lacks the rate in 64 bits and the burst in bytes, and computes a table of times that the kernel no longer reads.
+"""
+
+import struct
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from typing import Any
+
+from netplug.kernel.netlink.pyroute2_messages import decoded, encode, load
+
+ROOT, INGRESS = 0xFFFFFFFF, 0xFFFFFFF1
+"""Parents of a qdisc: for what goes out of a link, and for what comes in."""
+_BUCKET_HANDLE, _INGRESS_HANDLE = 0x00010000, 0xFFFF0000
+_LINK, _HANDLE = struct.Struct("=4xi"), struct.Struct("=8xI")
+"""Where struct tcmsg has them: a host has many messages that are not wanted, and to decode one takes 50 µs."""
+_NODE = 0xFFF
+"""In the handle of a filter, of one that is not just a table of them (TC_U32_NODE)."""
+_ALL_PROTOCOLS = struct.unpack("=H", struct.pack(">H", 3))[0] | 1 << 16
+"""ETH_P_ALL in network order, at priority 1."""
+_ETHERNET = 1
+"""TC_LINKLAYER_ETHERNET: the kernel reckons by itself, without a table from us."""
+_STOLEN, _EGRESS_REDIRECT = 4, 1
+_MOST = 0xFFFFFFFF
+
+
+def qdiscs() -> bytes:
+    """Return the question for all qdiscs."""
+    return encode(_qdisc())
+
+
+def no_qdisc(link: int, parent: int) -> bytes:
+    """Return what removes a qdisc from a link, by its index."""
+    return encode(_qdisc(), index=link, parent=parent)
+
+
+def bucket(link: int, rate: int, limit: int, burst: int) -> bytes:
+    """Return a token bucket for a link, by its index: bytes a second, bytes that may wait, burst."""
+    parms = {"rate": min(rate, _MOST), "rate___reserved": _ETHERNET, "limit": min(limit, _MOST)}
+    options = [("TCA_TBF_PARMS", parms), ("TCA_TBF_BURST", burst)]
+    if rate > _MOST:
+        options.append(("TCA_TBF_RATE64", rate))
+    attrs = [("TCA_KIND", "tbf"), ("TCA_OPTIONS", {"attrs": options})]
+    return encode(_qdisc(), index=link, handle=_BUCKET_HANDLE, parent=ROOT, attrs=attrs)
+
+
+def buckets(dump: Iterable[bytes], links: Collection[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield link, rate and limit of the token buckets of some links, out of all `qdiscs`."""
+    for data in dump:
+        if _LINK.unpack_from(data)[0] not in links:
+            continue
+        with decoded(_qdisc(), data) as found:
+            if found["parent"] == ROOT and found.get_attr("TCA_KIND") == "tbf":
+                options = found.get_attr("TCA_OPTIONS")
+                parms = options.get_attr("TCA_TBF_PARMS")
+                yield found["index"], options.get_attr("TCA_TBF_RATE64") or parms["rate"], parms["limit"]
+
+
+def ingress(link: int) -> bytes:
+    """Return the qdisc that lets a link, by its index, have filters for what comes in."""
+    return encode(_qdisc(), index=link, handle=_INGRESS_HANDLE, parent=INGRESS, attrs=[("TCA_KIND", "ingress")])
+
+
+def redirect(link: int, target: int) -> bytes:
+    """Return the filter that sends all that comes in by a link out by another."""
+    mirred = {"action": _STOLEN, "eaction": _EGRESS_REDIRECT, "ifindex": target}
+    act = [("TCA_ACT_KIND", "mirred"), ("TCA_ACT_OPTIONS", {"attrs": [("TCA_MIRRED_PARMS", mirred)]})]
+    # One key that compares nothing.
+    selector = ("TCA_U32_SEL", {"keys": ["0/0+0"]})
+    actions = ("TCA_U32_ACT", {"attrs": [("TCA_ACT_PRIO_1", {"attrs": act})]})
+    attrs = [("TCA_KIND", "u32"), ("TCA_OPTIONS", {"attrs": [selector, actions]})]
+    return encode(_filter(), index=link, parent=_INGRESS_HANDLE, info=_ALL_PROTOCOLS, attrs=attrs)
+
+
+def filters(link: int) -> bytes:
+    """Return the question for the filters of what comes in by a link."""
+    return encode(_filter(), index=link, parent=_INGRESS_HANDLE)
+
+
+def redirected(dump: Iterable[bytes]) -> int:
+    """Return the index of the link to which the first of some `filters` redirects, 0 when none does."""
+    for data in dump:
+        if not _HANDLE.unpack_from(data)[0] & _NODE:
+            continue
+        with decoded(_filter(), data) as found:
+            actions = found.get_nested("TCA_OPTIONS", "TCA_U32_ACT")
+            for _, action in actions["attrs"] if actions else ():
+                parms = action.get_nested("TCA_ACT_OPTIONS", "TCA_MIRRED_PARMS")
+                if parms:
+                    return int(parms["ifindex"])
+    return 0
+
+
+@cache
+def _filter() -> Any:
+    return load("pyroute2.netlink.rtnl.tcmsg").tcmsg
+
+
+@cache
+def _qdisc() -> Any:
+    netlink = load("pyroute2.netlink")
+    theirs = load("pyroute2.netlink.rtnl.tcmsg.sched_tbf").options.tbf_parms
+
+    class Parms(netlink.nla):  # type: ignore[misc, name-defined]
+        fields = theirs.fields
+
+    class Options(netlink.nla):  # type: ignore[misc, name-defined]
+        parms = Parms
+        nla_map = (
+            ("TCA_TBF_UNSPEC", "none"),
+            ("TCA_TBF_PARMS", "parms"),
+            ("TCA_TBF_RTAB", "none"),
+            ("TCA_TBF_PTAB", "none"),
+            ("TCA_TBF_RATE64", "uint64"),
+            ("TCA_TBF_PRATE64", "uint64"),
+            ("TCA_TBF_BURST", "uint32"),
+        )
+
+    class Qdisc(netlink.nlmsg):  # type: ignore[misc, name-defined]
+        fields = _filter().fields
+        options = Options
+        nla_map = (("TCA_UNSPEC", "none"), ("TCA_KIND", "asciiz"), ("TCA_OPTIONS", "options"))
+
+    return Qdisc
