@@ -60,9 +60,9 @@ def unready(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> 
                 return b"".join((data[:2], tail[:10], asked, tail[len(data) - 2 :]))
         elif name and 0 < (size := name[0]) < 64 and (kind := asked[-4:]) in _USUAL and len(name) < 256:
             # The parent name exists, and has no such child: only the first label has to be checked.
-            if name[size + 1 :] in view.above:
-                return b"".join((data[:2], _NXDOMAIN, asked, view.denial))
-            external = not (view.served or view.others or name.endswith(view.ours))
+            if name[size + 1 :] in view.known_parents:
+                return b"".join((data[:2], _NXDOMAIN, asked, view.authority))
+            external = not (view.forwarded or view.rest or name.endswith(view.local_suffixes))
             if external and (found := _external(view, data, name, kind, clock)) is not None:
                 return found
     else:
@@ -78,13 +78,13 @@ def _external(view: View, data: bytes, name: bytes, kind: bytes, clock: Callable
 
     `name` is not a special-use domain name, and not in a local zone.
     """
-    known = view.outside.get(name + kind + b"\0")
+    known = view.upstream_cache.get(name + kind + b"\0")
     if known is not None and (found := known.at(clock())) is not None:
         flags = (ANSWER << 8 | RA | found[0] | _RD << 8).to_bytes(2)
         reply = b"".join((data[:2], flags, b"\0\1", found[1], b"\0\0", data[12:], found[2]))
         return reply if len(reply) <= wire.PLAIN_SIZE else None
     at, end = name[0] + 1, len(name) - 1
-    if at >= end or name[end] or name[1] == _UNDERSCORE or name in view.gone:
+    if at >= end or name[end] or name[1] == _UNDERSCORE or name in view.removed:
         return None
     while at < end and name[at] < 64:
         at += name[at] + 1
@@ -103,7 +103,7 @@ def _parsed(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Ques
             return None
         size, opt, dnssec = edns
     name, kind = data[wire.HEADER : end - 4].lower(), data[end - 4 : end]
-    node = view.find(name) if view.others else view.first.get(name)
+    node = view.find(name) if view.rest else view.first.get(name)
     rrset: RRset | None = None
     if node is not None and kind in node and kind != _SRV:
         rrset = node[kind]
@@ -111,8 +111,8 @@ def _parsed(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Ques
     elif (found := _without_rrset(view, data, name, kind, node, clock, dnssec=dnssec)) is not None:
         code, counts, records = found
         if code & AUTHORITATIVE << 8:
-            if node is None and not view.others and (above := wire.parent(name)) in view.first:
-                view.above.add(above)
+            if node is None and not view.rest and (parent := wire.parent(name)) in view.first:
+                view.known_parents.add(parent)
             opt = _OPT_NONE[opt][code & 0xF] if opt else b""
     elif node is None and _is_external(view, data, name, kind):
         return Question(data, name, kind, end, size, bool(opt), dnssec)
@@ -144,9 +144,9 @@ def _without_rrset(
     view: View, data: bytes, name: bytes, kind: bytes, node: Node | None, clock: Callable[[], float], *, dnssec: bool
 ) -> tuple[int, bytes, bytes] | None:
     """Return flags with RCODE, ANCOUNT with NSCOUNT, and the records, for a name without an RRset of this type."""
-    if node is None and (outside := view.outside.get(name + kind + _DNSSEC[dnssec])) is not None:
+    if node is None and (cached := view.upstream_cache.get(name + kind + _DNSSEC[dnssec])) is not None:
         # A client that validates signatures itself (CD) gets its answer from the upstream.
-        return outside.at(clock()) if data[2] & _RD and not data[3] & CD else None
+        return cached.at(clock()) if data[2] & _RD and not data[3] & CD else None
     below = _below(name, view.domain)
     if kind[2:] != b"\0\1" or kind in _UNUSUAL or (node is None and not below) or (node and kind in node):
         return None
@@ -161,11 +161,11 @@ def _is_external(view: View, data: bytes, name: bytes, kind: bytes) -> bool:
         data[2] & _RD
         and kind[2:] == b"\0\1"
         and kind not in _UNUSUAL
-        and not view.served
+        and not view.forwarded
         and not special_use.may_be(name)
-        and not name.endswith(view.zones_here)
+        and not name.endswith(view.network_zones)
         and name[1] != _UNDERSCORE
-        and name not in view.gone
+        and name not in view.removed
         and _below(name, wire.ROOT)
     )
 

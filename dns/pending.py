@@ -9,21 +9,21 @@ from .sockets import Slot
 
 
 @dataclass(slots=True)
-class Asker:
+class Client:
     """A client's question for an upstream.
 
     Attributes:
         question: the question.
         source, network: the client and its network, to which the limits apply.
-        tell: called once with the answer.
-        twin: equal for retransmissions of the same query; None if there are none.
+        answer: called once with the answer.
+        retry_key: equal for retransmissions of the same query; None if there are none.
     """
 
     question: Question
     source: Hashable
     network: Hashable
-    tell: Callable[[bytes], None]
-    twin: Hashable = None
+    answer: Callable[[bytes], None]
+    retry_key: Hashable = None
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class Query:
         place: identifies rules and question; there is one pending query for each.
         key: of the answer in the cache.
         servers: the upstreams, in order.
-        askers: the clients that wait.
+        clients: the clients that wait.
         due: when to check it next.
         attempts: sockets and message ids by which an answer may come.
         waiting, failed: servers that were asked and may still answer, and those that failed.
@@ -83,7 +83,7 @@ class Query:
         place: tuple[int, bytes],
         rules: Rules,
         servers: tuple[Server, ...],
-        asker: Asker,
+        client: Client,
         due: float,
     ) -> None:
         self.question = question
@@ -92,5 +92,5 @@ class Query:
         self.key = place[1]
         self.rules = rules
         self.servers = servers
-        self.askers = [asker]
+        self.clients = [client]
         self.due = due

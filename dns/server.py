@@ -14,7 +14,7 @@ from typing import Any
 from . import batch
 from .deferred import turn
 from .fast_path import answer, unready
-from .pending import Asker
+from .pending import Client
 from .question import Question
 from .slow_path import respond
 from .tcp import Connections, Reply, Streams
@@ -25,8 +25,8 @@ _DRAIN = 64
 _BATCHES = 4
 """How many datagrams, or batches of them, are read before other work on the loop continues."""
 _LARGEST = 4096
-Forward = Callable[[View, Asker], None]
-"""Takes a question for an upstream. It calls the asker's `tell`, now or later."""
+Forward = Callable[[View, Client], None]
+"""Takes a question for an upstream. It calls the client's `answer`, now or later."""
 
 
 @dataclass(slots=True)
@@ -160,8 +160,8 @@ class Listener:
         counts.slow_path += 1
         counts.outward += 1
         owner = self._owners.get(source, self.network)
-        twin = name + asked.data[:2]
-        self._forward(view, Asker(asked, owner, self._counted, lambda message: post(message, name), twin))
+        retry_key = name + asked.data[:2]
+        self._forward(view, Client(asked, owner, self._counted, lambda message: post(message, name), retry_key))
         return None
 
     def _drain(self) -> None:
@@ -227,15 +227,15 @@ class Listener:
 
     # Both
 
-    def _ask(self, view: View | None, question: Question, source: bytes, tell: Reply, twin: object) -> None:
+    def _ask(self, view: View | None, question: Question, source: bytes, reply: Reply, retry_key: object) -> None:
         assert view is not None  # noqa: S101 - unknown clients are refused before
         self.counts.outward += 1
-        self._forward(view, Asker(question, self._owner(source), self._counted, tell, twin))
+        self._forward(view, Client(question, self._owner(source), self._counted, reply, retry_key))
 
-    def _by_tcp(self, source: str, data: bytes, tell: Reply) -> None:
+    def _by_tcp(self, source: str, data: bytes, reply: Reply) -> None:
         def send(message: bytes) -> None:
             self.counts.codes[message[3] & 0xF] += 1
-            tell(message)
+            reply(message)
 
         view = self.view(source)
         self.counts.slow_path += 1

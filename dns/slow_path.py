@@ -66,7 +66,7 @@ def _resolve(view: View, question: Question) -> bytes | Question:
         return _from_node(view, question, node)
     if zone := view.zone_of(question.name):
         return _negative(view, question, wire.NXDOMAIN, zone, NO_NAME)
-    if not view.served or not any(wire.below(question.name, zone) for zone in view.served):
+    if not view.forwarded or not any(wire.below(question.name, zone) for zone in view.forwarded):
         local = special_use.answer(question.name, int.from_bytes(question.kind[:2]), view.zones.pools)
         if local is not None and local.records:
             records = [wire.pack(wire.TO_QUESTION, record, special_use.TTL_S) for record in local.records]
@@ -74,7 +74,7 @@ def _resolve(view: View, question: Question) -> bytes | Question:
         if local is not None:
             why = ONE_LABEL if local.zone == wire.ROOT else SPECIAL if local.code else NO_TYPE
             return _negative(view, question, local.code, local.zone, why)
-    elif wire.ROOT in view.served and (zone := special_use.pooled(question.name, view.zones.pools)):
+    elif wire.ROOT in view.forwarded and (zone := special_use.pool_zone(question.name, view.zones.pools)):
         return _negative(view, question, wire.NXDOMAIN, zone, NO_NAME)
     if not question.recursive:
         return reply(question, wire.REFUSED)
@@ -150,7 +150,7 @@ def reply(
     asked = data[wire.HEADER : question.end]
     left = room(question) - len(answers[1]) - len(authorities[1])
     if left < 0:
-        wanted, answers, authorities, additional = answers[0], _cut(answers, room(question)), EMPTY, ()
+        wanted, answers, authorities, additional = answers[0], _truncated(answers, room(question)), EMPTY, ()
         # A missing authority section needs no TC (RFC 2181 §9), unless it is a negative answer.
         truncated |= answers[0] < wanted or not wanted
         left = room(question) - len(answers[1])
@@ -166,7 +166,7 @@ def reply(
     return b"".join((head, asked, answers[1], authorities[1], *additional, opt))
 
 
-def _cut(answers: tuple[int, bytes], most: int) -> tuple[int, bytes]:
+def _truncated(answers: tuple[int, bytes], most: int) -> tuple[int, bytes]:
     """Return the first records that fit into `most` octets. Their compression pointers point to the question only."""
     number = at = 0
     records = answers[1]

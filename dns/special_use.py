@@ -65,7 +65,7 @@ def answer(name: bytes, kind: int, pools: Collection[IPNetwork] = ()) -> Local |
     return None
 
 
-def is_inside(zone: bytes) -> bool:
+def is_private(zone: bytes) -> bool:
     """Return whether a zone is special-use, but may exist in a private network (such as `home.arpa`)."""
     return not is_reserved(zone) and any(below(zone, it) for it in _NOWHERE)
 
@@ -79,7 +79,7 @@ _OF_ZONES = frozenset({wire.NS, wire.SOA, 43, 48})
 """Types that validating resolvers request for top-level domains: NS, SOA, DS, DNSKEY."""
 
 
-def pooled(name: bytes, pools: Collection[IPNetwork]) -> bytes:
+def pool_zone(name: bytes, pools: Collection[IPNetwork]) -> bytes:
     """Return the reverse zone of a name, if it is for an address in `pools`; else an empty name."""
     for version, zone in wire.REVERSE.items():
         if below(name, zone):

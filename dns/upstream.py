@@ -17,7 +17,7 @@ from . import cache, extended_errors, queries, wire
 from .cache import Answer
 from .extended_errors import Why
 from .forward_rules import Rules, Server
-from .pending import Asker, Counts, Query
+from .pending import Client, Counts, Query
 from .question import Question
 from .slow_path import relay, reply
 from .sockets import Opener, Pool, Slot, exchange, open_here
@@ -82,13 +82,13 @@ class Forwarder:
         """The number of pending queries."""
         return len(self._queries)
 
-    def ask(self, rules: Rules, asker: Asker) -> None:
+    def ask(self, rules: Rules, client: Client) -> None:
         """Answer from the cache, or ask an upstream."""
-        question, now = asker.question, self._clock()
+        question, now = client.question, self._clock()
         key = question.name + question.kind + _FLAGS[question.data[3] & 0x10 | question.dnssec]
         known = rules.cache.get(key)
         if known is not None and known.at(now) is not None:
-            asker.tell(self._answer_to(question, known))
+            client.answer(self._answer_to(question, known))
             return
         servers = rules.servers(question.name)
         if not servers:
@@ -97,28 +97,28 @@ class Forwarder:
                 if rules.forward
                 else (wire.REFUSED, extended_errors.INTERNAL)
             )
-            asker.tell(reply(question, code, why=why))
+            client.answer(reply(question, code, why=why))
             return
         place = id(rules), key
         query = self._queries.get(place)
-        if query is not None and asker.twin is not None and _replaces(query, asker):
+        if query is not None and client.retry_key is not None and _replaces(query, client):
             return
-        load, source, network = self._load, asker.source, asker.network
+        load, source, network = self._load, client.source, client.network
         of_source, of_network = load.get(source, 0), load.get(network, 0)
         if of_source >= MAX_PER_CLIENT or of_network >= MAX_PER_NETWORK:
             self.counts.refused += 1
-            asker.tell(reply(question, wire.SERVFAIL, why=extended_errors.TOO_MANY))
+            client.answer(reply(question, wire.SERVFAIL, why=extended_errors.TOO_MANY))
             return
         load[source], load[network] = of_source + 1, of_network + 1
         if query is not None:
             self.counts.joined += 1
-            query.askers.append(asker)
+            query.clients.append(client)
             return
         self.counts.asked += 1
         if self._preferred and len(servers) > 1:
             servers = self._order(servers)
         asked = self._mixed_case(question.name, servers, now) + question.kind
-        query = self._queries[place] = Query(question, asked, place, rules, servers, asker, now + SECOND_S)
+        query = self._queries[place] = Query(question, asked, place, rules, servers, client, now + SECOND_S)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SECOND_S + _SLACK_S, self._check)
         query.turn = 1
@@ -126,11 +126,11 @@ class Forwarder:
             query.failed = servers[:1]
             self._next(query)
 
-    def take(self, rules: Rules) -> list[Asker]:
+    def take(self, rules: Rules) -> list[Client]:
         """Cancel the pending queries under these rules, and return the clients that wait for them."""
-        found: list[Asker] = []
+        found: list[Client] = []
         for query in [query for query in self._queries.values() if query.rules is rules]:
-            found += query.askers
+            found += query.clients
             self._finish(query)
         return found
 
@@ -203,7 +203,7 @@ class Forwarder:
         known = query.rules.cache.get(query.key)
         if query.tick == _STALE_TICK and known is not None and (old := known.revive(now)):
             self.counts.stale += 1
-            self._tell(query, old, why=extended_errors.STALE_ANSWER)
+            self._answer_clients(query, old, why=extended_errors.STALE_ANSWER)
         for server in query.waiting:
             if (pool := self._pools.get(server)) is not None:
                 pool.renew(now)
@@ -249,10 +249,10 @@ class Forwarder:
                     self._preferred.pop(query.servers[0], None)
                 self.counts.answered += 1
                 query.rules.cache.put(query.key, found)
-                askers = query.askers
+                clients = query.clients
                 self._finish(query)
-                for asker in askers:
-                    asker.tell(relay(asker.question, found.code, found.counts, found.body))
+                for client in clients:
+                    client.answer(relay(client.question, found.code, found.counts, found.body))
                 return
         self._lost(query, server)
 
@@ -293,10 +293,10 @@ class Forwarder:
         if not answers:
             self._lost(query, server)
         elif truncated:
-            askers = query.askers
+            clients = query.clients
             self._finish(query)
-            for asker in askers:
-                asker.tell(queries.truncated(asker.question))
+            for client in clients:
+                client.answer(queries.truncated(client.question))
         else:
             self._answered(query, server, message)
 
@@ -307,10 +307,10 @@ class Forwarder:
         known = query.rules.cache.get(query.key)
         if known is not None and (old := known.revive(now)):
             self.counts.stale += 1
-            self._tell(query, old, why=extended_errors.STALE_ANSWER)
+            self._answer_clients(query, old, why=extended_errors.STALE_ANSWER)
         else:
             self.counts.failed += 1
-            self._tell(
+            self._answer_clients(
                 query,
                 cache.failure(now),
                 why=extended_errors.TIMED_OUT if query.waiting else extended_errors.UNREACHABLE,
@@ -318,20 +318,20 @@ class Forwarder:
             query.rules.cache.put(query.key, cache.failure(now))
         self._finish(query)
 
-    def _tell(self, query: Query, found: Answer, why: Why | None = None) -> None:
-        askers, query.askers = query.askers, []
-        self._release(askers)
-        for asker in askers:
-            asker.tell(self._answer_to(asker.question, found, why))
+    def _answer_clients(self, query: Query, found: Answer, why: Why | None = None) -> None:
+        clients, query.clients = query.clients, []
+        self._release(clients)
+        for client in clients:
+            client.answer(self._answer_to(client.question, found, why))
 
     def _answer_to(self, question: Question, found: Answer, why: Why | None = None) -> bytes:
         code, counts, records = found.at(self._clock()) or (found.code, found.counts, found.body)
         return relay(question, code, counts, records, why)
 
-    def _release(self, askers: list[Asker]) -> None:
+    def _release(self, clients: list[Client]) -> None:
         load = self._load
-        for asker in askers:
-            source, network = asker.source, asker.network
+        for client in clients:
+            source, network = client.source, client.network
             if load[source] > 1:
                 load[source] -= 1
             else:
@@ -344,8 +344,8 @@ class Forwarder:
     def _finish(self, query: Query) -> None:
         query.done = True
         self._queries.pop(query.place, None)
-        if query.askers:
-            self._release(query.askers)
+        if query.clients:
+            self._release(query.clients)
         for slot, ident in query.attempts:
             slot.pending.pop(ident, None)
             if slot.retired and not slot.pending:
@@ -378,10 +378,10 @@ class Forwarder:
         self._close_pools()
 
 
-def _replaces(query: Query, asker: Asker) -> bool:
+def _replaces(query: Query, client: Client) -> bool:
     """Return whether this is a retransmission by a client that already waits; if so, replace the earlier one."""
-    for number, other in enumerate(query.askers):
-        if other.twin == asker.twin:
-            query.askers[number] = asker
+    for number, other in enumerate(query.clients):
+        if other.retry_key == client.retry_key:
+            query.clients[number] = client
             return True
     return False

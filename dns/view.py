@@ -25,9 +25,9 @@ READY_HEADS = frozenset(flags + b"\0\0" for flags in READY_FLAGS)
 """The same with ARCOUNT 0: queries without EDNS."""
 COOKIE = b"\0\x0c\0\x0a\0\x08"
 """RDLENGTH, OPTION-CODE and OPTION-LENGTH of an OPT record whose only option is a client cookie."""
-GONE_S = 60.0
+REMOVED_S = 60.0
 """How long a removed name is not forwarded: its container may restart, and clients may still ask for it."""
-MAX_GONE = 4096
+MAX_REMOVED = 4096
 
 
 class RRset:
@@ -90,23 +90,24 @@ class View:
     """What the clients in certain networks can resolve.
 
     Attributes:
-        first, others: the nodes of the networks, in order; the first network with a name answers for it.
-        zones_here: the zones of the networks, without the domain.
-        ours: suffixes of all names that may have a local answer.
-        gone: removed names, with the time of removal.
+        first, rest: the nodes of the networks, in order; the first network with a name answers for it.
+        network_zones: the zones of the networks, without the domain.
+        local_suffixes: suffixes of all names that may have a local answer.
+        removed: removed names, with the time of removal.
         ready: precomputed answers without their id, by the query without its id; one, or several in rotation.
         ready_edns: the same for queries with EDNS, whose key ends before the EDNS options.
-        denial: the authority section of a negative answer in the domain.
-        above: names in the domain below which clients asked for names that do not exist.
-        outside: the cached answers of upstreams, by name, type, class, and DO (a last octet of 0x80).
-        served: zones with a forwarding rule, even if special-use.
+        authority: the authority section of a negative answer in the domain.
+        known_parents: names in the domain below which clients asked for names that do not exist.
+        upstream_cache: the cached answers of upstreams, by name, type, class, and DO (a last octet of 0x80).
+        forwarded: zones with a forwarding rule, even if special-use.
         rules: the forwarding rules.
         shared: the upstream also knows names of these networks, and may know more (Docker's resolver).
     """
 
     __slots__ = (
-        *("__weakref__", "_keys", "_merged", "above", "denial", "domain", "first", "gone", "indexes", "others", "ours"),
-        *("outside", "ready", "ready_edns", "rules", "served", "shared", "via", "zones", "zones_here"),
+        *("__weakref__", "_keys", "_merged", "authority", "domain", "first", "forwarded", "indexes", "known_parents"),
+        *("local_suffixes", "network_zones", "ready", "ready_edns", "removed", "rest", "rules", "shared"),
+        *("upstream_cache", "via", "zones"),
     )
 
     def __init__(self, zones: "Zones", indexes: "Sequence[Index]", via: str) -> None:
@@ -114,19 +115,19 @@ class View:
         self.via = via
         self.zones = zones
         self.domain = zones.domain
-        self.above: set[bytes] = set()
-        self.denial = zones.negative(zones.domain)
+        self.known_parents: set[bytes] = set()
+        self.authority = zones.negative(zones.domain)
         self.first = indexes[0].nodes
-        self.others = tuple(index.nodes for index in indexes[1:])
-        self.zones_here = tuple(index.zone for index in indexes if index.zone)
-        self.ours = (self.domain, *self.zones_here, *special_use.SUFFIXES)
-        self.gone: dict[bytes, float] = {}
+        self.rest = tuple(index.nodes for index in indexes[1:])
+        self.network_zones = tuple(index.zone for index in indexes if index.zone)
+        self.local_suffixes = (self.domain, *self.network_zones, *special_use.SUFFIXES)
+        self.removed: dict[bytes, float] = {}
         self.ready: dict[bytes, bytes | cycle[bytes]] = {}
         self.ready_edns: dict[bytes, bytes | cycle[bytes]] = {}
         self._keys: dict[bytes, list[bytes]] = {}
         self._merged: dict[bytes, Node] = {}
-        self.outside: Mapping[bytes, CachedAnswer] = {}
-        self.served: tuple[bytes, ...] = ()
+        self.upstream_cache: Mapping[bytes, CachedAnswer] = {}
+        self.forwarded: tuple[bytes, ...] = ()
         self.rules = NO_FORWARDING
         self.shared = False
 
@@ -136,12 +137,12 @@ class View:
         Docker's resolver does the same: with a shared network, a name of the own project comes first. The host's name
         has its addresses in all networks.
         """
-        if not self.others:
+        if not self.rest:
             return self.first.get(name)
         if name == self.zones.host:
             return self._of_host()
         found: Node | None = None
-        for nodes in (self.first, *self.others):
+        for nodes in (self.first, *self.rest):
             node = nodes.get(name)
             if node:
                 return node
@@ -153,7 +154,7 @@ class View:
         if not self._merged:
             ttl_s = min(index.network.ttl_s for index in self.indexes)
             found: dict[bytes, dict[bytes, None]] = {}
-            for nodes in (self.first, *self.others):
+            for nodes in (self.first, *self.rest):
                 for kind, rrset in nodes[self.zones.host].items():
                     found.setdefault(kind, {}).update(dict.fromkeys(rrset.lasting(ttl_s)))
             self._merged[self.zones.host] = {kind: RRset(tuple(records)) for kind, records in found.items()}
@@ -170,7 +171,7 @@ class View:
         for index in self.indexes:
             zone = index.zone
             if zone and wire.below(name, zone):
-                if any(wire.below(name, served) for served in self.rules.zones) or (self.shared and index.unnamed):
+                if any(wire.below(name, zone) for zone in self.rules.zones) or (self.shared and index.unnamed):
                     break
                 return zone
         target = name
@@ -178,22 +179,22 @@ class View:
             target = wire.parent(target)
         if target != name and self.find(target):
             return target
-        if name in self.gone:
-            if monotonic() < self.gone[name] + GONE_S:
+        if name in self.removed:
+            if monotonic() < self.removed[name] + REMOVED_S:
                 return name
-            del self.gone[name]
+            del self.removed[name]
         return b""
 
-    def forget(self, name: bytes, *, gone: bool = False) -> None:
-        """Remove the precomputed answers for a name that has changed. `gone`: it was removed."""
+    def forget(self, name: bytes, *, removed: bool = False) -> None:
+        """Remove the precomputed answers for a name that has changed. `removed`: it was removed."""
         self._merged.pop(name, None)
-        self.above.discard(name)
-        if not gone:
-            self.gone.pop(name, None)
+        self.known_parents.discard(name)
+        if not removed:
+            self.removed.pop(name, None)
         elif not wire.below(name, self.domain) and not special_use.is_reserved(name):
-            while len(self.gone) >= MAX_GONE:
-                del self.gone[next(iter(self.gone))]
-            self.gone[name] = monotonic()
+            while len(self.removed) >= MAX_REMOVED:
+                del self.removed[next(iter(self.removed))]
+            self.removed[name] = monotonic()
         for key in self._keys.pop(name, ()):
             self.ready.pop(key, None)
             self.ready_edns.pop(key, None)

@@ -140,9 +140,9 @@ class Index:
     def _rebuild(self, name: bytes) -> None:
         shares = _used(self._shares.get(name, {}))
         if not shares:
-            gone = self.nodes.pop(name, None) is not None
+            removed = self.nodes.pop(name, None) is not None
         else:
-            gone = False
+            removed = False
             by_kind: dict[bytes, dict[bytes, None]] = {}
             for share in shares:
                 for record in share.records:
@@ -151,7 +151,7 @@ class Index:
             # PTR records are not rotated: the first name of an address is its main one.
             self.nodes[name] = {kind: RRset(tuple(records), turning=kind != _PTR) for kind, records in by_kind.items()}
         for view in self.views:
-            view.forget(name, gone=gone)
+            view.forget(name, removed=removed)
 
     def _own(self, apex: tuple[Record, ...]) -> dict[bytes, _Share]:
         """Return the network's own names: the domain, the host, and its zone."""

@@ -9,7 +9,7 @@ import dnslib
 from dns_packets import query, read, view, zones
 
 from netplug.dns.forward_rules import Rules, Server
-from netplug.dns.pending import Asker
+from netplug.dns.pending import Client
 from netplug.dns.question import Question
 from netplug.dns.slow_path import respond
 from netplug.dns.upstream import Forwarder
@@ -90,12 +90,18 @@ class Bench:
         return Rules.of((), [it.server for it in upstreams])
 
     def ask(
-        self, rules: Rules, name: str = "example.com", *, source: str = "10.1.0.2", twin: object = None, **more: object
+        self,
+        rules: Rules,
+        name: str = "example.com",
+        *,
+        source: str = "10.1.0.2",
+        retry_key: object = None,
+        **more: object,
     ) -> "asyncio.Future[bytes]":
         told: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         found = respond(view(zones(), "blue"), query(name, **more))  # type: ignore[arg-type]
         assert isinstance(found, Question)
-        self.forwarder.ask(rules, Asker(found, source, "blue", told.set_result, twin))
+        self.forwarder.ask(rules, Client(found, source, "blue", told.set_result, retry_key))
         return told
 
     async def reply(self, rules: Rules, name: str = "example.com", **more: object) -> bytes:

@@ -251,7 +251,7 @@ def test_localhost(blue: View) -> None:
 
 
 def test_rule_for_a_name_of_special_use_prevails(blue: View) -> None:
-    blue.served = (wire.to_wire("10.in-addr.arpa"), wire.to_wire("local"))
+    blue.forwarded = (wire.to_wire("10.in-addr.arpa"), wire.to_wire("local"))
     for name in ("printer.local", "9.9.0.10.in-addr.arpa"):
         assert isinstance(both(blue, query(name, wire.PTR)), Question)
     assert ask(blue, "2.0.1.10.in-addr.arpa", wire.PTR).data == ["web.blue.netplug.internal."]

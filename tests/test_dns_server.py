@@ -18,7 +18,7 @@ from engine_host import until
 
 from netplug.dns import batch, wire
 from netplug.dns import tcp as streams
-from netplug.dns.pending import Asker
+from netplug.dns.pending import Client
 from netplug.dns.server import Listener, open_sockets
 from netplug.dns.slow_path import reply
 from netplug.dns.zone import Entry, View
@@ -32,7 +32,7 @@ class Served:
 
     def __init__(self, *, batched: bool = True, address: str = "127.0.9.1") -> None:
         self.zones = zones()
-        self.outward: list[Asker] = []
+        self.outward: list[Client] = []
         udp, tcp = open_sockets(address, 0)
         self.at = udp.getsockname()[:2]
         self.listener = Listener(udp, tcp, "blue", self._outward, batched=batched)
@@ -40,8 +40,8 @@ class Served:
         for client in (ME, OTHER, "::1"):
             self.listener.admit(ip_address(client), view(self.zones, "blue"))
 
-    def _outward(self, _: View, asker: Asker) -> None:
-        self.outward.append(asker)
+    def _outward(self, _: View, client: Client) -> None:
+        self.outward.append(client)
 
     def client(self, address: str = ME, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
@@ -149,9 +149,9 @@ async def test_questions_for_others_go_outward_and_come_back(served: Served) -> 
     for ident in (7, 7, 8):
         sock.sendto(query("example.com", ident=ident), served.at)
     await until(lambda: len(served.outward) == 3)
-    assert [asker.twin == served.outward[0].twin for asker in served.outward] == [True, True, False]
+    assert [client.retry_key == served.outward[0].retry_key for client in served.outward] == [True, True, False]
     assert served.outward[0].source == ("blue", ip_address(ME).packed)
-    served.outward[2].tell(reply(served.outward[2].question, wire.SERVFAIL))
+    served.outward[2].answer(reply(served.outward[2].question, wire.SERVFAIL))
     async with asyncio.timeout(DEADLINE_S):
         message = await asyncio.get_running_loop().sock_recv(sock, 4096)
     assert message[:2] == b"\0\x08"
@@ -163,7 +163,7 @@ async def test_own_faults_cost_one_answer(served: Served, monkeypatch: pytest.Mo
     loop, faults = asyncio.get_running_loop(), []
     loop.set_exception_handler(lambda _, context: faults.append(context["exception"]))
 
-    def break_down(view: View, asker: Asker) -> None:
+    def break_down(view: View, client: Client) -> None:
         raise RuntimeError(view)
 
     served.listener._forward = break_down
@@ -260,9 +260,9 @@ async def test_tcp_asker_that_goes_hears_no_more(served: Served) -> None:
     await loop.sock_sendall(sock, framed(query("example.com"), query("example.com")))
     await until(lambda: len(served.outward) == 2)
     sock.shutdown(socket.SHUT_WR)
-    served.outward[0].tell(reply(served.outward[0].question, wire.SERVFAIL))
+    served.outward[0].answer(reply(served.outward[0].question, wire.SERVFAIL))
     assert len(await hear(sock)) == 1
-    served.outward[1].tell(reply(served.outward[1].question, wire.SERVFAIL))
+    served.outward[1].answer(reply(served.outward[1].question, wire.SERVFAIL))
     assert len(await hear(sock)) == 1
     assert await closed(sock)
     other = await served.tcp()
@@ -271,7 +271,7 @@ async def test_tcp_asker_that_goes_hears_no_more(served: Served) -> None:
     other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     other.close()
     await until(lambda: not served.listener._streams._connections)
-    served.outward[2].tell(reply(served.outward[2].question, wire.SERVFAIL))
+    served.outward[2].answer(reply(served.outward[2].question, wire.SERVFAIL))
 
 
 async def test_tcp_asker_that_does_not_read_is_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

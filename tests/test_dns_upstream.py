@@ -17,7 +17,7 @@ from engine_host import until
 from netplug.dns import cache, upstream, wire
 from netplug.dns.fast_path import answer
 from netplug.dns.forward_rules import NO_FORWARDING, Rule, Rules, Server
-from netplug.dns.pending import Asker
+from netplug.dns.pending import Client
 from netplug.dns.question import Question
 from netplug.dns.slow_path import respond
 
@@ -81,7 +81,7 @@ async def test_fast_path_answers_what_is_remembered(bench: Bench) -> None:
     it = bench.upstream(address_of)
     rules = bench.rules(it)
     blue = view(zones(), "blue")
-    blue.outside = rules.cache
+    blue.upstream_cache = rules.cache
     asked = query("eXample.com", ident=9)
     assert isinstance(answer(blue, asked), Question)
     slow = await bench.reply(rules, "eXample.com", ident=9)
@@ -124,7 +124,7 @@ async def test_one_question_of_many_is_asked_once(bench: Bench, monkeypatch: pyt
     rules = bench.rules(it)
     asked = [bench.ask(rules, source=f"10.1.0.{number}", ident=number) for number in range(2, 12)]
     # One of them asks again and again.
-    again = [bench.ask(rules, source="10.1.0.2", ident=2, twin=("10.1.0.2", 5353, 2)) for _ in range(3)]
+    again = [bench.ask(rules, source="10.1.0.2", ident=2, retry_key=("10.1.0.2", 5353, 2)) for _ in range(3)]
     it.script = address_of
     async with asyncio.timeout(DEADLINE_S):
         replies = await asyncio.gather(*asked, again[-1])
@@ -361,7 +361,7 @@ async def test_too_long_an_answer_is_asked_for_by_tcp(bench: Bench) -> None:
     whole = respond(view(zones(), "blue"), query("example.com"), tcp=True)
     assert isinstance(whole, Question)
     told: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-    bench.forwarder.ask(rules, Asker(whole, "x", "blue", told.set_result))
+    bench.forwarder.ask(rules, Client(whole, "x", "blue", told.set_result))
     assert len(read(await told).answers) == 200
     assert len(it.by_tcp) == 1
 

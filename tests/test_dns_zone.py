@@ -14,7 +14,7 @@ from netplug.dns.fast_path import answer
 from netplug.dns.forward_rules import Rule, Rules
 from netplug.dns.question import Question
 from netplug.dns.slow_path import respond
-from netplug.dns.view import GONE_S
+from netplug.dns.view import REMOVED_S
 from netplug.dns.zone import MAX_ROTATIONS, Entry, Network, Zones
 
 BLUE, RED = "b" * 64, "r" * 64
@@ -118,7 +118,7 @@ def test_name_of_ours_that_is_not_there_is_asked_of_nobody(name: str) -> None:
     assert f"{name}.".endswith(owner)
     assert owner != "."
     # Where Docker's resolver is behind us as well.
-    it.served = (wire.ROOT,)
+    it.forwarded = (wire.ROOT,)
     assert ask(it, name).rcode == wire.NXDOMAIN
 
 
@@ -129,11 +129,11 @@ def test_name_that_has_gone_is_asked_of_nobody_for_a_while(monkeypatch: pytest.M
     monkeypatch.setattr("netplug.dns.view.monotonic", lambda: now)
     made.networks[BLUE].add(Entry("x", ("x1", "api.example.com"), (ip_address("10.1.0.9"),)))
     made.networks[BLUE].remove("x")
-    it.served = (wire.ROOT,)
+    it.forwarded = (wire.ROOT,)
     for name in ("x1", "api.example.com"):
         for _ in range(2):
             assert ask(it, name).rcode == wire.NXDOMAIN
-    now += GONE_S + 1
+    now += REMOVED_S + 1
     for name in ("x1", "api.example.com"):
         assert isinstance(both(it, query(name)), Question)
     made.networks[BLUE].add(Entry("x", ("x1",), (ip_address("10.1.0.9"),)))
@@ -143,7 +143,7 @@ def test_name_that_has_gone_is_asked_of_nobody_for_a_while(monkeypatch: pytest.M
 def test_what_others_have_to_say_is_waited_for_where_they_know_more() -> None:
     made = zones()
     it = view(made, "blue")
-    it.served, it.shared = (wire.ROOT,), True
+    it.forwarded, it.shared = (wire.ROOT,), True
     made.networks[BLUE].unnamed.add("somebody")
     assert isinstance(both(it, query("nosuch.blue")), Question)
     made.networks[BLUE].unnamed.clear()
@@ -153,7 +153,7 @@ def test_what_others_have_to_say_is_waited_for_where_they_know_more() -> None:
 def test_rule_for_a_networks_name_prevails() -> None:
     it = view(zones(), "blue")
     it.rules = Rules.of([Rule.parse("blue=192.0.2.1")], ())
-    it.served = it.rules.zones
+    it.forwarded = it.rules.zones
     assert isinstance(both(it, query("nosuch.blue")), Question)
     assert ask(it, "web.blue").data == ["10.1.0.2"]
 

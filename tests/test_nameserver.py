@@ -272,12 +272,12 @@ async def test_upstreams_follow_resolv_conf_and_internal_networks_have_none(
     asked = wire.to_wire("example.com")
     assert [str(one) for one in server._rules_of(open_).servers(asked)] == ["192.0.2.53"]
     assert server._rules_of(shut) is NO_FORWARDING
-    before = open_.outside
+    before = open_.upstream_cache
     conf.write_text("nameserver 192.0.2.54\nnameserver 10.1.0.1\n")  # noqa: ASYNC240 - nobody else waits
     server._read_conf()
     # The gateway is ourselves.
     assert [str(one) for one in server._rules_of(open_).servers(asked)] == ["192.0.2.54"]
-    assert open_.outside is not before
+    assert open_.upstream_cache is not before
     conf.unlink()  # noqa: ASYNC240
     server._read_conf()
     assert server._rules_of(open_).servers(asked) == ()

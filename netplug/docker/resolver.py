@@ -2,7 +2,7 @@
 
 Containers of a user-defined network ask Docker's own at 127.0.0.11, inside their sandbox. It knows this Docker's
 containers alone, so we listen there in its place, and ask it ourselves what we do not know: all that Docker can do
-stays. The asker is known by construction. A sandbox may be named by Docker before it is there; it is looked for until
+stays. The client is known by construction. A sandbox may be named by Docker before it is there; it is looked for until
 then, and at once when Docker says that its container started.
 """
 
@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 import structlog
 
 from netplug.dns.forward_rules import Rules, Server, everything
-from netplug.dns.pending import Asker
+from netplug.dns.pending import Client
 from netplug.dns.server import Counts, Listener
 from netplug.dns.upstream import Forwarder
 from netplug.dns.wire import ROOT
@@ -49,14 +49,14 @@ class _Serving:
     listener: Listener
     forwarder: Forwarder
     dockers: Rules
-    outward: Callable[[View, Asker], None]
+    outward: Callable[[View, Client], None]
 
     def look_at(self, view: View | None) -> None:
         """Have the sandbox see that. What is under way at Docker's resolver is asked anew if others are asked now."""
         before, self.listener.everyone = self.listener.everyone, view
         if view is not None and view is not before and view.via == FOLLOWING:
-            for asker in self.forwarder.take(self.dockers):
-                self.outward(view, asker)
+            for client in self.forwarder.take(self.dockers):
+                self.outward(view, client)
 
     def close(self) -> None:
         self.listener.close()
@@ -178,7 +178,7 @@ class SandboxResolvers:
             assert view is not None  # noqa: S101 - the same networks
         else:
             view.rules = self._server.rules_of_domains(view)
-        view.served, view.shared = (ROOT,), True
+        view.forwarded, view.shared = (ROOT,), True
         return view
 
     def _counts(self, view: View) -> Counts:
@@ -206,17 +206,17 @@ class SandboxResolvers:
         )
         return _Serving(sandbox_id, interception, listener, forwarder, dockers, outward)
 
-    def _outward(self, forwarder: Forwarder, dockers: Rules) -> Callable[[View, Asker], None]:
+    def _outward(self, forwarder: Forwarder, dockers: Rules) -> Callable[[View, Client], None]:
         """Return what asks Docker's resolver, but for names of which we know whom to ask.
 
         It may know a name of one label, and one in a network of which we have not been told all.
         """
 
-        def ask(view: View, asker: Asker) -> None:
-            name = asker.question.name
-            if len(name) > name[0] + 2 and not name.endswith(view.zones_here) and view.rules.servers(name):
-                self._server.forwarder.ask(view.rules, asker)
+        def ask(view: View, client: Client) -> None:
+            name = client.question.name
+            if len(name) > name[0] + 2 and not name.endswith(view.network_zones) and view.rules.servers(name):
+                self._server.forwarder.ask(view.rules, client)
             else:
-                forwarder.ask(dockers, asker)
+                forwarder.ask(dockers, client)
 
         return ask

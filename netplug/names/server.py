@@ -1,7 +1,7 @@
 """The name server of this host: the registry's records as zones, and who may ask for what.
 
 It is told of every change by the registry itself, within the call that made it: who was answered that a container is
-attached finds its name. What an asker may see follows from its sandbox: all networks that the sandbox is in, whichever
+attached finds its name. What a client may see follows from its sandbox: all networks that the sandbox is in, whichever
 of their gateways it asks.
 """
 
@@ -19,12 +19,12 @@ import structlog
 
 from netplug.dns.cache import Cache
 from netplug.dns.forward_rules import NO_FORWARDING, Rule, Rules, Server, resolv_conf, search_list
-from netplug.dns.pending import Asker
+from netplug.dns.pending import Client
 from netplug.dns.question import Question
 from netplug.dns.server import Counts, Listener
 from netplug.dns.slow_path import respond
 from netplug.dns.sockets import Opener, open_here
-from netplug.dns.special_use import is_inside
+from netplug.dns.special_use import is_private
 from netplug.dns.tcp import Connections
 from netplug.dns.upstream import Forwarder
 from netplug.dns.wire import ROOT, IPAddress, to_wire
@@ -140,7 +140,7 @@ class NameServer:
             if not said.done():
                 said.set_result(reply)
 
-        self._outward(view, Asker(found, "api", "network api", tell))
+        self._outward(view, Client(found, "api", "network api", tell))
         return await said
 
     def learn(self, network: str, ident: str, entry: Entry | None) -> None:
@@ -263,8 +263,8 @@ class NameServer:
 
     # Whom we ask
 
-    def _outward(self, view: View, asker: Asker) -> None:
-        self.forwarder.ask(view.rules, asker)
+    def _outward(self, view: View, client: Client) -> None:
+        self.forwarder.ask(view.rules, client)
 
     def _rules_of(self, view: View) -> Rules:
         """Internal networks ask nobody: their questions would be a way out."""
@@ -308,11 +308,11 @@ class NameServer:
 
     def _point(self, view: View) -> None:
         before, view.rules = view.rules, self._rules_of(view)
-        view.outside, view.served = view.rules.cache, view.rules.zones
+        view.upstream_cache, view.forwarded = view.rules.cache, view.rules.zones
         if before is not view.rules:
             # What is under way waits for somebody who may be gone.
-            for asker in self.forwarder.take(before):
-                self.forwarder.ask(view.rules, asker)
+            for client in self.forwarder.take(before):
+                self.forwarder.ask(view.rules, client)
 
     def _point_all(self) -> None:
         for view in {view for index in self.zones.networks.values() for view in index.views}:
@@ -343,7 +343,7 @@ class NameServer:
         self._take(*said)
 
     def _take(self, servers: Sequence[Server], search: tuple[str, ...]) -> None:
-        also = [zone for zone in map(to_wire, search) if is_inside(zone)]
+        also = [zone for zone in map(to_wire, search) if is_private(zone)]
         self._rules = Rules.of(self._given, servers, avoid=self._gateways(), also=also)
         self._engine.search = search
         self._point_all()
