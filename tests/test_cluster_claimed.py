@@ -13,7 +13,7 @@ from netplug.store.access import EtcdAccess
 from netplug.store.api import Delete, Put, Record
 from netplug.store.etcd import EtcdStore
 from netplug.store.leases import LEASES
-from netplug.store.restore_guard import Guarded
+from netplug.store.restore_guard import RestoreGuard
 
 pytestmark = needs_etcd
 POOL = f"{LEASES}pool/"
@@ -51,7 +51,7 @@ async def store(etcd: Member) -> AsyncIterator[Slow]:
 
 @pytest.fixture
 async def claimed(store: Slow) -> AsyncIterator[Claimed]:
-    claimed = Claimed(Guarded(store, "me"))
+    claimed = Claimed(RestoreGuard(store, "me"))
     work = asyncio.create_task(claimed.follow())
     await claimed.synced.wait()
     yield claimed

@@ -34,7 +34,7 @@ from netplug.kernel.fake.kernel import FakeKernel
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
 from netplug.store.etcd import EtcdStore
-from netplug.store.restore_guard import Guarded
+from netplug.store.restore_guard import RestoreGuard
 from netplug.store.sqlite import SqliteStore
 
 pytestmark = [needs_etcd, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(120)]
@@ -102,7 +102,7 @@ class Host:
         fuse = Slow(changes)
         access = EtcdAccess((self._etcd.host,))
         etcd = await EtcdStore.open(access)
-        gate = Gate(Guarded(MortalLeases(etcd, fuse), str(self.number) * 32))  # type: ignore[arg-type]  # a store, too
+        gate = Gate(RestoreGuard(MortalLeases(etcd, fuse), str(self.number) * 32))  # type: ignore[arg-type]  # a store, too
         local: Any = MortalStore(self._local, fuse)
         kernel: Any = MortalKernel(self.kernel, fuse)
         me = str(self.number) * 32

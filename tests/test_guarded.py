@@ -14,7 +14,7 @@ from netplug.store import restore_guard
 from netplug.store.access import EtcdAccess
 from netplug.store.api import Compacted, Compare, Delete, Put, Restored, StoreError
 from netplug.store.etcd import EtcdStore
-from netplug.store.restore_guard import MARKS, Guarded
+from netplug.store.restore_guard import MARKS, RestoreGuard
 
 pytestmark = needs_etcd
 A, B = MARKS + "a", MARKS + "b"
@@ -45,11 +45,11 @@ async def backed(etcd: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     await store.close()
 
 
-def guarding(backed: Backed, me: str) -> Guarded:
-    return Guarded(backed.store, me)
+def guarding(backed: Backed, me: str) -> RestoreGuard:
+    return RestoreGuard(backed.store, me)
 
 
-async def marked(store: Guarded, work: Callable[[], Awaitable[object]]) -> None:
+async def marked(store: RestoreGuard, work: Callable[[], Awaitable[object]]) -> None:
     await work()
     await store.mark()
 
@@ -83,12 +83,12 @@ async def test_nothing_is_done_in_older_data(backed: Backed, op: Put | Delete) -
     await backed.save()
     await marked(store, lambda: store.txn([], [Put("y", {})]))
     await backed.restore()
-    with pytest.raises(Restored, match="was restored from a backup"):
+    with pytest.raises(Restored, match="has lost data"):
         await store.txn([], [op])
     record = await store.get("x")
     assert record is not None
     assert record.value == {"n": 1}
-    assert store.noticed.is_set()
+    assert store.data_lost.is_set()
     with pytest.raises(Restored):
         await store.verify()
 
@@ -110,7 +110,7 @@ async def test_a_failed_comparison_is_no_loss(backed: Backed) -> None:
     store = guarding(backed, "a")
     await marked(store, lambda: store.txn([], [Put("x", {})]))
     assert await store.txn([Compare("x", 0)], [Put("x", {})]) is None
-    assert not store.noticed.is_set()
+    assert not store.data_lost.is_set()
 
 
 async def test_who_mends_may_write_and_all_may_after_that(backed: Backed) -> None:
@@ -120,11 +120,11 @@ async def test_who_mends_may_write_and_all_may_after_that(backed: Backed) -> Non
     await backed.restore()
     with pytest.raises(Restored):
         await store.txn([], [Put("y", {})])
-    with store.mending():
+    with store.recovering():
         await store.txn([], [Put("x", {"again": True})])
     with pytest.raises(Restored):
         await store.txn([], [Put("y", {})])
-    store.begin_anew()
+    store.accept()
     assert await store.txn([], [Put("y", {})]) is not None
     await store.mark()
     assert store.seen is not None
@@ -136,7 +136,7 @@ async def test_a_watch_ends_when_the_store_is_taken_anew(backed: Backed) -> None
     watch = store.watch("x", await store.txn([], [Put("w", {})]) or 0)
     await store.txn([], [Put("x1", {})])
     assert (await anext(watch)).key == "x1"
-    store.begin_anew()
+    store.accept()
     await store.txn([], [Put("x2", {})])
     with pytest.raises(Compacted):
         await anext(watch)
@@ -148,15 +148,15 @@ async def test_marks_are_made_and_remembered_in_the_background(backed: Backed) -
     async def remember(mark: str, revision: int) -> None:
         remembered.append((mark, revision))
 
-    task = asyncio.ensure_future(store.keep_marking(remember))
+    task = asyncio.ensure_future(store.write_marks(remember))
     await store.txn([], [Put("x", {})])
     await until(lambda: bool(remembered))
     store.see(B, 10_000)
     await until(lambda: remembered[-1] == (B, 10_000))
     # The store lacks that: who mends it says so, and marking goes on.
     store._changed.set()
-    await until(store.noticed.is_set)
-    store.begin_anew()
+    await until(store.data_lost.is_set)
+    store.accept()
     count = len(remembered)
     await until(lambda: len(remembered) > count)
     assert not task.done()
@@ -195,7 +195,7 @@ async def test_view_takes_other_data_that_have_the_same_revisions(backed: Backed
     following = asyncio.create_task(view.follow())
     await until(lambda: view.identity == "one")
     await backed.restore("other")
-    store.begin_anew()
+    store.accept()
     await store.txn([], [Put(A, {})])
     await until(lambda: view.identity == "two")
     following.cancel()
@@ -210,7 +210,7 @@ async def test_view_reads_again_what_it_was_reading_when_the_store_was_taken_ane
         records = await read(prefix)
         generations.append(store.generation)
         if len(generations) == 1:
-            store.begin_anew()
+            store.accept()
         return records
 
     store.range = taken_anew_meanwhile  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ import structlog
 
 from netplug.store.api import Compacted, Record, StoreError, Unreachable
 from netplug.store.leases import LEASES
-from netplug.store.restore_guard import MARKS, Guarded
+from netplug.store.restore_guard import MARKS, RestoreGuard
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +25,7 @@ _UNDER_WAY_S = 0.1
 class Claimed:
     """`synced`: from the first snapshot on. `changed`: is told of the keys of claims that came, changed or went."""
 
-    def __init__(self, store: Guarded) -> None:
+    def __init__(self, store: RestoreGuard) -> None:
         self.synced = asyncio.Event()
         self.changed: Callable[[Collection[str]], None] = lambda _: None
         self._store = store

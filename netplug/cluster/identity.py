@@ -19,7 +19,7 @@ from typing import Self
 from netplug.cluster.claims import NotAdmitted
 from netplug.drivers.codec import JsonObject
 from netplug.store.api import Compare, Delete, Event, Put, Record, Store
-from netplug.store.restore_guard import Guarded
+from netplug.store.restore_guard import RestoreGuard
 
 OWN = "meta/host"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -105,7 +105,7 @@ class Gate:
     `shut`: why this host may not write; empty: it may.
     """
 
-    def __init__(self, store: Guarded) -> None:
+    def __init__(self, store: RestoreGuard) -> None:
         self.store = store
         self.shut = "this host has not reached the cluster's store yet"
 

@@ -60,7 +60,7 @@ class Membership:
         self.notes: tuple[str, ...] = ()
         self._gate = gate
         # Also in a store with older data: without its record a host mends nothing there.
-        self._store = gate.store.plain
+        self._store = gate.store.unguarded
         self._view = view
         self._breaker = breaker
         self._identity = identity

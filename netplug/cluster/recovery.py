@@ -31,7 +31,7 @@ from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.store.api import Compare, Delete, Put, Record, Store
 from netplug.store.leases import OPS_PER_TXN
-from netplug.store.restore_guard import Guarded
+from netplug.store.restore_guard import RestoreGuard
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ class Recovery:
         self,
         engine: Engine,
         own: Store,
-        store: Guarded,
+        store: RestoreGuard,
         view: View,
         membership: Membership,
         networks: Definitions,
@@ -98,9 +98,9 @@ class Recovery:
         async with self._identifying:
             known = await self._own.get(IDENTITY)
             before = str(known.value["id"]) if known else ""
-            with self._store.mending():
+            with self._store.recovering():
                 stored = await self._store.get(IDENTITY)
-                while stored is None or (before and self._store.noticed.is_set() and stored.value["id"] == before):
+                while stored is None or (before and self._store.data_lost.is_set() and stored.value["id"] == before):
                     put = Put(IDENTITY, {"id": secrets.token_hex(16), "restored": stored is not None})
                     await self._store.txn([Compare(IDENTITY, stored.revision if stored else 0)], [put])
                     stored = await self._store.get(IDENTITY)
@@ -112,7 +112,7 @@ class Recovery:
     async def _recover(self, before: str, now: str, *, restored: bool) -> None:
         if before:
             self._breaker.close()
-            self._store.notice()
+            self._store.report_loss()
             if before not in self._said:
                 self._said.add(before)
                 log.error("cluster.data_restored" if restored else "cluster.data_lost", cluster=before, now=now)
@@ -122,11 +122,11 @@ class Recovery:
             await self._membership.register()
         await self._tell(now, self._networks.shared())
         await self._own.txn([], [Put(IDENTITY, {"id": now})], durable=True)
-        self._store.begin_anew()
+        self._store.accept()
 
     async def _mending(self) -> None:
         while True:
-            await self._store.noticed.wait()
+            await self._store.data_lost.wait()
             if self._membership.admitted:
                 await self.identify()
             else:
@@ -210,7 +210,7 @@ class Recovery:
             put = Put(SEEN, {"mark": mark, "revision": revision, "cluster": self._networks.identity})
             await self._own.txn([], [put])
 
-        await self._store.keep_marking(remember)
+        await self._store.write_marks(remember)
 
     async def _opening(self) -> None:
         """Let all go on when every host that lives has told what it has, or after a while."""
@@ -218,7 +218,7 @@ class Recovery:
         while True:
             await self._breaker.closed.wait()
             # Polled, since that hosts die wakes nobody.
-            while self._store.noticed.is_set() or (not self._all_told() and loop.time() < self._until):  # noqa: ASYNC110
+            while self._store.data_lost.is_set() or (not self._all_told() and loop.time() < self._until):  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)
             self._breaker.open()
             self._view.touch_all()
@@ -229,7 +229,7 @@ class Recovery:
         return bool(view.identity) and all(view.recovered.get(host) == view.identity for host in known | {self._me})
 
 
-async def remembered(own: Store, store: Guarded) -> None:
+async def remembered(own: Store, store: RestoreGuard) -> None:
     """Know again what an earlier life saw in the shared store, as that of this cluster."""
     record, known = await own.get(SEEN), await own.get(IDENTITY)
     if record is not None and known is not None and record.value["cluster"] == known.value["id"]:

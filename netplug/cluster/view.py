@@ -30,7 +30,7 @@ from netplug.cluster.records import (
 )
 from netplug.drivers.api import Peer
 from netplug.store.api import Compacted, Event, Record, StoreError, Unreachable
-from netplug.store.restore_guard import Guarded
+from netplug.store.restore_guard import RestoreGuard
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class View:
         recovered: of which cluster's id each host has said that it told all that it has.
     """
 
-    def __init__(self, store: Guarded) -> None:
+    def __init__(self, store: RestoreGuard) -> None:
         self.touched: set[str] = set()
         self.renamed: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
         self.published: defaultdict[str, dict[str, tuple[int, int]]] = defaultdict(dict)

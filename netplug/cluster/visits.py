@@ -16,14 +16,16 @@ from netplug.drivers.options import OVERLAY
 from netplug.drivers.steps import IPAddress
 from netplug.engine.records import NETWORKS
 from netplug.store.api import SharedStore, Store, StoreError
-from netplug.store.restore_guard import Guarded
-from netplug.store.unreachable import NoStore
+from netplug.store.restore_guard import RestoreGuard
+from netplug.store.unreachable import UnreachableStore
 
 DEADLINE_S = 3.0
 """Of a question to the store: the runtime waits."""
 
 
-async def visited(own: Store, settings: Settings, stack: AsyncExitStack, me: str) -> tuple[Guarded, IPAddress] | None:
+async def visited(
+    own: Store, settings: Settings, stack: AsyncExitStack, me: str
+) -> tuple[RestoreGuard, IPAddress] | None:
     """Return the store that this host shares, and its VTEP there; None for a host without networks of a cluster.
 
     Args:
@@ -37,17 +39,17 @@ async def visited(own: Store, settings: Settings, stack: AsyncExitStack, me: str
     if vtep is None or not any(OVERLAY in str(record.value.get("network")) for record in networks):
         return None
     try:
-        shared = Guarded(await _open(own, settings, stack), me)
+        shared = RestoreGuard(await _open(own, settings, stack), me)
         await remembered(own, shared)
         await shared.verify()
         stack.push_async_callback(_leave, shared)
     except StoreError as exc:
         words = f"the netplug daemon does not answer, and without it what hosts share stays as it is: {exc}"
-        shared = Guarded(NoStore(words), me)
+        shared = RestoreGuard(UnreachableStore(words), me)
     return shared, ip_address(str(vtep.value["vtep"]))
 
 
-async def _leave(shared: Guarded) -> None:
+async def _leave(shared: RestoreGuard) -> None:
     with suppress(StoreError):  # the daemon writes one when it is back
         await shared.mark()
 

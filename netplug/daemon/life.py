@@ -43,7 +43,7 @@ from netplug.reconcile import Reconciler
 from netplug.store.api import Put, Store, StoreError, Unreachable
 from netplug.store.endpoints import resolved
 from netplug.store.leases import StoredLeases
-from netplug.store.restore_guard import Guarded
+from netplug.store.restore_guard import RestoreGuard
 from netplug.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Daemon:
         kernel = await self._open_kernel()
         self._resources.push_async_callback(kernel.close)
         identity = await Identity.load(store, self._machine or Machine.read())
-        gate = Gate(Guarded(shared, identity.id)) if shared else None
+        gate = Gate(RestoreGuard(shared, identity.id)) if shared else None
         leases = SharedLeases(store, gate, identity.id) if gate else None
         allocator = Allocator(
             leases or StoredLeases(store),

@@ -197,7 +197,9 @@ class EtcdWatch:
             raise Compacted(f"etcd has lost its data: it is at revision {now}, and was at {self._after}")
         kvs = answer.get("kvs", ())
         if anchor and not anchor.holds(number(kvs[0], "mod_revision") if kvs else 0):
-            raise Compacted(f"etcd was restored from a backup: it lacks what was written at revision {anchor.revision}")
+            raise Compacted(
+                f"etcd has lost data (a backup was restored?): it lacks the write of revision {anchor.revision}"
+            )
 
     def _drop(self) -> None:
         if self._response is not None:

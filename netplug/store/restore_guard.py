@@ -39,21 +39,21 @@ class Seen(NamedTuple):
         return Compare(self.key, self.revision, at_least=True)
 
 
-class Guarded:
+class RestoreGuard:
     """`SharedStore` around another one. `me`: the id of this host.
 
     Attributes:
-        noticed: set once the store is found to have older data, or none. From then until `begin_anew`, only the
-            recovery (`mending`) may change the store.
+        data_lost: set once the store is found to have older data, or none. From then until `accept`, only the
+            recovery may change the store (`recovering`).
         seen: the newest mark that this host has seen.
-        generation: the number of calls of `begin_anew`; revisions of different generations cannot be compared.
-        plain: the store without this check, for writes that are right in older data as well.
+        generation: the number of calls of `accept`; revisions of different generations cannot be compared.
+        unguarded: the store without this check, for writes that are right in older data as well.
     """
 
     def __init__(self, store: SharedStore, me: str) -> None:
-        self.noticed = asyncio.Event()
+        self.data_lost = asyncio.Event()
         self.seen: Seen | None = None
-        self.plain = self._store = store
+        self.unguarded = self._store = store
         self._key = MARKS + me
         self.generation = 0
         self._changed = asyncio.Event()
@@ -72,7 +72,7 @@ class Guarded:
             self._saw.set()
 
     def is_older(self, records: Sequence[Record], seen: Seen | None) -> bool:
-        """Return whether `records`, a snapshot with all marks, are older than `seen`; if so, set `noticed`.
+        """Return whether `records`, a snapshot with all marks, are older than `seen`; if so, set `data_lost`.
 
         `seen`: the newest mark before the snapshot was read.
         """
@@ -80,7 +80,7 @@ class Guarded:
             return False
         older = max((it.revision for it in records if it.key == seen.key), default=0) < seen.revision
         if older:
-            self.notice()
+            self.report_loss()
         return older
 
     async def verify(self) -> None:
@@ -92,17 +92,17 @@ class Guarded:
         """
         seen = self.seen
         records = (await self._store.range(seen.key))[0] if seen else []
-        if self.noticed.is_set() or self.is_older(records, seen):
+        if self.data_lost.is_set() or self.is_older(records, seen):
             raise self._restored()
 
-    def notice(self) -> None:
+    def report_loss(self) -> None:
         """Record that the store has lost data."""
-        if not self.noticed.is_set():
-            log.warning("store.restored_from_backup", mark=self.seen)
-        self.noticed.set()
+        if not self.data_lost.is_set():
+            log.warning("store.data_lost", mark=self.seen)
+        self.data_lost.set()
 
     @contextmanager
-    def mending(self) -> Iterator[None]:
+    def recovering(self) -> Iterator[None]:
         """Let this task change the store within the block, even though its data are older."""
         token = _recovering.set(True)
         try:
@@ -110,30 +110,30 @@ class Guarded:
         finally:
             _recovering.reset(token)
 
-    def begin_anew(self) -> None:
+    def accept(self) -> None:
         """Accept the store's data as they are now. Running watches end with `Compacted`."""
         self.seen = None
         self.generation += 1
-        self.noticed.clear()
+        self.data_lost.clear()
         self._changed.set()  # so that a new mark is written
 
     @staticmethod
     def _restored() -> Restored:
-        return Restored("the shared store was restored from a backup; hosts are writing back what it lacks")
+        return Restored("the shared store has lost data (a backup was restored?); hosts are writing back what it lacks")
 
     # The store
 
     async def txn(
         self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
     ) -> int | None:
-        """Do as `Store.txn`, unless the store was restored from a backup.
+        """Do as `Store.txn`, unless the store has lost data.
 
         Raises:
-            Restored: it was; nothing was changed.
+            Restored: it has; nothing was changed.
         """
         if not ops or _recovering.get():
             return await self._store.txn(compares, ops, durable=durable)
-        if self.noticed.is_set():
+        if self.data_lost.is_set():
             raise self._restored()
         floor = [self.seen.floor] if self.seen else []
         revision = await self._store.txn([*compares, *floor], ops, durable=durable)
@@ -156,7 +156,7 @@ class Guarded:
     async def _watch(self, prefix: str, revision: int, generation: int) -> AsyncIterator[Event]:
         def anchor() -> Compare | None:
             if generation != self.generation:
-                raise Compacted("the store was restored from a backup, and recovered")
+                raise Compacted("the store had lost data, and was recovered")
             return self.seen.floor if self.seen else None
 
         async for event in self._store.watch(prefix, revision, anchor=anchor):
@@ -190,7 +190,7 @@ class Guarded:
             self._changed.set()
             raise
 
-    async def keep_marking(self, remember: Callable[[str, int], Awaitable[None]]) -> None:
+    async def write_marks(self, remember: Callable[[str, int], Awaitable[None]]) -> None:
         """Write the mark `DELAY_S` after each change, and pass each new `seen` to `remember`; until cancelled."""
         while True:
             waits = [asyncio.ensure_future(event.wait()) for event in (self._changed, self._saw)]
@@ -200,8 +200,8 @@ class Guarded:
                 for wait in waits:
                     wait.cancel()
             await asyncio.sleep(DELAY_S)
-            if not self.noticed.is_set():
-                with suppress(Restored):  # `noticed` is set now; the recovery reports it
+            if not self.data_lost.is_set():
+                with suppress(Restored):  # `data_lost` is set now; the recovery reports it
                     await self.mark()
             if self._saw.is_set() and self.seen:
                 self._saw.clear()

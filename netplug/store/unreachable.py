@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from netplug.store.api import Compare, Delete, Event, Put, Record, Unreachable
 
 
-class NoStore:
+class UnreachableStore:
     """`SharedStore` whose calls all raise `Unreachable`. `reason`: the text of the error."""
 
     def __init__(self, reason: str) -> None:
