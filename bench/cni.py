@@ -96,7 +96,7 @@ def _spawn(program: str, env: Mapping[str, str], given: bytes) -> tuple[float, i
 
 
 def scenarios(data_dir: str) -> dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """Return the lists of plugins of each comparison: ours, theirs."""
+    """Return the plugin lists of each comparison: netplug's, the reference's."""
 
     def theirs(number: int, *, masq: bool) -> dict[str, Any]:
         ipam = {

@@ -87,10 +87,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is asked. `code`: of the answers; `option`: of EDNS; `only`: by whom, all unless said.
+    """A set of queries. `code`: of the answers; `option`: of EDNS; `only`: the servers, by default all.
 
-    `like`: another work whose cost this one's is compared with. `changing`: while names come and go. `goal`: least part
-    of the rate of that, or of that server's, for ours (`than`).
+    `like`: another work to compare the cost with. `changing`: while names come and go. `goal`: least ratio of netplug's
+    rate to that of `like`, or to that of the server `than`.
     """
 
     name: str
@@ -246,7 +246,7 @@ def dnsmasqs(host: Host, asker: Namespace, wire: Wire, names: list[str]) -> Iter
 
 
 def aardvark(host: Host, asker: Namespace, names: list[str]) -> Iterator[Server]:
-    """Podman's. For a name with its search domain it looks at all names."""
+    """podman's name server. For a name with its search domain it searches all names."""
     if not AARDVARK.exists():
         return
     folder = host.dir / "aardvark"
@@ -270,7 +270,7 @@ def knot(host: Host, asker: Namespace, names: list[str]) -> Server:
 
 
 def upstream(outside: Host, wire: Wire) -> None:
-    """A server that knows every name below ``example``, on the processor of those who ask."""
+    """A server that knows every name below ``example``, on the client's processor."""
     pid = knotd(outside, f"{wire.right}@53", "example", "* A 192.0.2.7\n")
     for task in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(task.name), {int(CLIENT_CPU)})
@@ -290,7 +290,7 @@ def knotd(host: Host, listen: str, zone: str, records: str) -> int:
 
 
 def dockers(stack: ExitStack, dockerd: Dockerd, daemon: Netplug, names: list[str]) -> Iterator[Server]:
-    """Docker's own resolver in a container of Docker's network, and what we put in front of it in one of ours."""
+    """Docker's own resolver in a container of Docker's network, and netplug in front of it in a pynet network."""
     aliases = [option for name in names for option in ("--network-alias", name)]
     dockerd.docker("network", "create", "plain")
     dockerd.docker("network", "create", "-d", "pynet", "--subnet", "10.78.0.0/16", "ours")

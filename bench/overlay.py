@@ -201,7 +201,7 @@ def swarm() -> Iterator[Way]:
 
 
 GOALS = {"by hand": (0.97, 1.05), "swarm": (1.1, 0.95)}
-"""Of ours to each: throughput at least, latency at most."""
+"""Ratios of netplug's overlay to each: least throughput, greatest latency."""
 WAYS: dict[str, Callable[[], Any]] = {"by hand": by_hand, "ours": ours, "swarm": swarm}
 
 
@@ -237,7 +237,7 @@ def _ratio(mine: list[float], others: list[float]) -> float:
 
 
 def table(report: dict[str, Any]) -> None:
-    grid = Table("overlay", "Gbit/s", "request/reply µs", "ratio of ours: throughput", "goal", "latency", "goal")
+    grid = Table("overlay", "Gbit/s", "request/reply µs", "netplug's ratio: throughput", "goal", "latency", "goal")
     for name, row in report["ways"].items():
         fast, late = row["throughput_of_ours"], row["latency_of_ours"]
         least, most = GOALS.get(name, (None, None))

@@ -1,8 +1,8 @@
 """The CNI executable that `netplug cni install` writes.
 
 A runtime waits for it at each command, so the time that it takes to start counts: 0.5 ms in C, 6 ms in Python. If the
-program of packaging/cni/shim.c was built and runs on this host, it is used; otherwise a script that calls
-`netplug.frontends.cni.shim`, which does the same.
+program of packaging/cni/shim.c was built and runs on this host, the command writes that. Otherwise it writes a script
+that calls `netplug.frontends.cni.shim`, with the same behaviour.
 """
 
 import os
@@ -15,13 +15,13 @@ from netplug.frontends.cni import shim
 PROGRAM = Path(shim.__file__).with_name("cni-shim")
 """The built program (packaging/cni/build.py); a package that was built without a compiler has none."""
 PYTHON = Path("/usr/bin/python3")
-"""The system's starts faster than one in a virtual environment."""
+"""The system's Python starts faster than one in a virtual environment."""
 _LEAST = (3, 8)
 _SETTINGS = struct.Struct("32s32s4096s4096s")
-"""`settings` of shim.c: a mark to find them by, the version, the run directory, the Python that has netplug."""
+"""`settings` of shim.c: a mark to find them, the version, the run directory, and the Python that has netplug."""
 _MARK = b"netplug-cni-settings".ljust(32, b"\0")
 _LONGEST_FIRST_LINE = 127
-"""More of a script a kernel may not read to find the interpreter; and its path ends at a space (execve(2))."""
+"""Some kernels read no more of a script's first line; the interpreter's path ends at a space (execve(2))."""
 
 
 def executable(run_dir: Path) -> bytes:
@@ -30,7 +30,7 @@ def executable(run_dir: Path) -> bytes:
 
 
 def program(run_dir: Path) -> bytes:
-    """Return the built program with this installation's settings; nothing where there is none that runs here."""
+    """Return the built program with this installation's settings; empty if none runs on this host."""
     if not _runs(PROGRAM):
         return b""
     data = bytearray(PROGRAM.read_bytes())
@@ -40,11 +40,11 @@ def program(run_dir: Path) -> bytes:
 
 
 def script(run_dir: Path) -> str:
-    """Return the same in Python: few lines, since they are compiled at each start."""
+    """Return the script in Python; it is short, since it is compiled at each start."""
     interpreter = _python()
     first = f"#!{interpreter} -IS\n"
     if len(first) > _LONGEST_FIRST_LINE or " " in interpreter:
-        # A shell reads a command here, Python a string.
+        # To the shell this is a command, to Python a string.
         first = f"#!/bin/sh\n'''exec' \"{interpreter}\" -IS \"$0\" \"$@\"\n' '''\n"
     folder = str(Path(shim.__file__).parent)
     return (
@@ -55,7 +55,7 @@ def script(run_dir: Path) -> str:
 
 
 def _runs(program: Path) -> bool:
-    """Tell whether a program starts here: it may be of another machine, or need a newer C library."""
+    """Tell whether a program runs on this host; it may be for another machine, or need a newer C library."""
     silent = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
     try:
         pid = os.posix_spawn(program, (program, "info"), {}, file_actions=silent)
@@ -65,7 +65,7 @@ def _runs(program: Path) -> bool:
 
 
 def _python() -> str:
-    """Return the system's Python if it will do, else our own."""
+    """Return the system's Python if it is new enough, otherwise this process's."""
     try:
         # Debian's /usr/bin/python3 is a link to python3.11.
         version = tuple(int(part) for part in PYTHON.resolve(strict=True).name.removeprefix("python").split("."))
