@@ -15,7 +15,6 @@ from docker_client import END, GENERIC, NET, PORTMAP, REF, Plugin, endpoint, net
 from netplug.engine.records import NetworkSpec
 from netplug.frontends.serving import serving
 from netplug.ipam.lease import OwnerKind
-from netplug.tasks.uncancellable import to_its_end
 
 
 @pytest_asyncio.fixture
@@ -174,26 +173,6 @@ async def test_parallel_joins_and_deletes_of_one_endpoint_agree(plugin: Plugin) 
 
 
 # Requests and connections
-
-
-async def test_what_was_begun_ends_although_it_is_cancelled() -> None:
-    ended = asyncio.Event()
-    begun = asyncio.Event()
-
-    async def work() -> None:
-        begun.set()
-        for _ in range(10):
-            await asyncio.sleep(0)
-        ended.set()
-
-    task = asyncio.ensure_future(to_its_end(work()))
-    await begun.wait()
-    task.cancel()
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert ended.is_set()
 
 
 async def test_a_request_whose_caller_is_cancelled_leaves_nothing_half_done(plugin: Plugin) -> None:

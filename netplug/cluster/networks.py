@@ -82,7 +82,7 @@ class Definitions:
         try:
             record = await self._engine.networks.build(definition.to_spec(ident, docker))
         except BaseException:
-            await asyncio.shield(self.catalogue.remove(ident, definition))
+            await uncancellable(self.catalogue.remove(ident, definition))
             raise
         log.info("network.defined", network=short(ident), name=definition.name, vni=definition.options["vni"])
         return record
@@ -189,7 +189,7 @@ class Definitions:
             yield definition
         except BaseException:
             opened = {**stored.value, "deleting": False, "deleter": ""}
-            await asyncio.shield(self._store.txn([Compare(key, revision)], [Put(key, opened)]))
+            await uncancellable(self._store.txn([Compare(key, revision)], [Put(key, opened)]))
             raise
 
     async def subnet(self, name: str, wanted: IPNetwork | None, *, v6: bool) -> tuple[IPNetwork, IPAddress]:

@@ -19,6 +19,7 @@ from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.kernel.api import Outcome
 from netplug.kernel.executor import Executor
 from netplug.store.api import Delete, Put, Store
+from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
@@ -104,7 +105,7 @@ class Journal:
         try:
             outcomes = await self._executor.apply(intent.plan, left)
         except BaseException:
-            await asyncio.shield(self._leave(key, Intent(intent.what, Plan(tuple(left)))) if left else self.commit(key))
+            await uncancellable(self._leave(key, Intent(intent.what, Plan(tuple(left)))) if left else self.commit(key))
             raise
         return key, tuple(step for step, outcome in outcomes.items() if outcome is Outcome.USED)
 

@@ -19,7 +19,7 @@ from netplug.errors import Reportable
 from netplug.errors.validation import wrong
 from netplug.log import LOG
 from netplug.store.api import StoreError
-from netplug.tasks.uncancellable import to_its_end
+from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ class _Guard:
             return
         request_id = secrets.token_hex(4)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await to_its_end(self._answer(request_id, scope, receive, send))
+            await uncancellable(self._answer(request_id, scope, receive, send))
 
     async def _answer(self, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         if _length(scope) > MAX_BODY:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from netplug.frontends.accept import accept
 from netplug.frontends.lean_uvicorn import uvicorn
-from netplug.tasks.uncancellable import to_its_end
+from netplug.tasks.uncancellable import uncancellable
 
 KEEP_ALIVE_S = 7 * 86_400
 """dockerd keeps connections for ever, and Go repeats a POST only if it could write nothing of it."""
@@ -44,7 +44,7 @@ async def serving_all(*apps: tuple[ASGIApp, socket.socket]) -> AsyncIterator[Non
     finally:
         for task in accepting:
             task.cancel()
-        await to_its_end(_stop([(server, sock) for server, sock in servers if server.started], accepting))
+        await uncancellable(_stop([(server, sock) for server, sock in servers if server.started], accepting))
 
 
 async def _take(server: uvicorn.Server, connection: socket.socket) -> None:

@@ -1,8 +1,7 @@
-"""Doing one step: what the kernel says of it is named, and what must be whole is not cut in half."""
+"""Executing one step: errors of the kernel get the name of the step, and outcomes are noted."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -10,7 +9,6 @@ from netplug.drivers.steps import Step
 from netplug.kernel.api import Before, Done, Outcome, StepError
 from netplug.kernel.netlink.connection import NetlinkError
 
-_T = TypeVar("_T")
 _S = TypeVar("_S", bound=Step)
 
 
@@ -59,18 +57,3 @@ def merged(done: Mapping[_S, Outcome], before: Mapping[str, Step] = MappingProxy
         return Done(outcome)
     there = (part for part, found in done.items() if found is not Outcome.CREATED)
     return Done(outcome, tuple(before.get(part.key, part) for part in there))
-
-
-async def whole(work: Awaitable[_T], done: Callable[[_T], None]) -> None:
-    """Await what must not be cut in half: a cancellation is let through when it has ended, and its result noted."""
-    task = asyncio.ensure_future(work)
-    try:
-        result = await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with suppress(asyncio.CancelledError):  # once more; it is raised below
-                await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is None:
-            done(task.result())
-        raise
-    done(result)

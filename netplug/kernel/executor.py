@@ -4,9 +4,7 @@ The executor knows nothing of the kinds of objects but the order in which publis
 what was done and how to take it back.
 """
 
-import asyncio
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import structlog
 
@@ -15,6 +13,7 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.port_ranges import PUBLISHED
 from netplug.drivers.steps import Flows, Forward, HostPort, Relay, Step
 from netplug.kernel.api import Before, Drift, Kernel, Outcome, StepError
+from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
@@ -42,18 +41,23 @@ class Executor:
             await self._kernel.ensure(steps, outcomes, before)
         except BaseException as error:
             created = list(_created(steps, outcomes, before))
-            try:
-                await _to_the_end(self._undo(created, before))
-            except Exception as failure:  # noqa: BLE001 - whatever it is, the cause of all goes on
-                log.error("plan.undo_failed", cause=str(error), error=_flat(failure))  # noqa: TRY400
-                error.add_note(f"and it could not all be undone: {_flat(failure)}")
-                if left is not None:
-                    left += created
+            await uncancellable(self._undo_after(error, created, before, left))
             raise
         found: dict[str, Outcome] = {}
         for step, outcome in zip(steps, outcomes, strict=True):
             found.setdefault(step.key, outcome)
         return found
+
+    async def _undo_after(
+        self, error: BaseException, created: Sequence[Step], before: Before, left: list[Step] | None
+    ) -> None:
+        try:
+            await self._undo(created, before)
+        except Exception as failure:  # noqa: BLE001 - the first error is what the caller gets
+            log.error("plan.undo_failed", cause=str(error), error=_flat(failure))  # noqa: TRY400
+            error.add_note(f"and it could not all be undone: {_flat(failure)}")
+            if left is not None:
+                left += created
 
     async def _undo(self, created: Sequence[Step], before: Before) -> None:
         made = set(port_ranges.keys(created))
@@ -143,20 +147,6 @@ def _created(steps: Sequence[Step], outcomes: Sequence[Outcome], before: Before)
         elif outcome is Outcome.ADJUSTED and step.key in before:
             there = {part.key for part in before[step.key]} - made
             yield from (part for part in port_ranges.each(step) if part.key not in there)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await something that goes on whatever happens to us: half an undo is worse than a late one."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled:
-        raise cancelled
 
 
 def _flat(error: BaseException) -> str:

@@ -29,7 +29,7 @@ from netplug.drivers.steps import (
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Vxlan
 from netplug.errors import NetplugError
 from netplug.kernel.api import Before, Comparison, Done, Drift, Outcome, Owned, Reservations, Serve, StepError
-from netplug.kernel.doing import Notes, named, whole
+from netplug.kernel.doing import Notes, named
 from netplug.kernel.firewall import entries, firewalld, forwards
 from netplug.kernel.firewall.conntrack import Conntrack
 from netplug.kernel.firewall.entries import TABLE_STEPS
@@ -56,6 +56,7 @@ from netplug.kernel.sandbox.identity import find, has_processes
 from netplug.kernel.sandbox.interception import Interception
 from netplug.kernel.sandbox.resolvers import Resolvers
 from netplug.kernel.survey import Survey, owned
+from netplug.tasks.uncancellable import uncancellable
 
 _BREATH = 64
 """After so many steps others have their turn."""
@@ -126,7 +127,7 @@ class LinuxKernel:
             elif kind:
                 together = list(run)
                 with named(together[0]):
-                    await whole(self._ensure_together(together), partial(notes.take, together))
+                    await uncancellable(self._ensure_together(together), partial(notes.take, together))
             else:
                 await self._ensure_each(run, notes)
         return done
@@ -135,7 +136,7 @@ class LinuxKernel:
         for number, step in enumerate(steps):
             with named(step):
                 if isinstance(step, IpSet | Member):
-                    await whole(self._sets.ensure(step), partial(notes.note, step))
+                    await uncancellable(self._sets.ensure(step), partial(notes.note, step))
                 else:
                     # There may be thousands; a task each would take longer than the work.
                     notes.note(step, self._ensure(step))

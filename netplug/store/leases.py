@@ -5,7 +5,6 @@ want the same address. All state is in the store, except claims whose answer was
 """
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import TypeVar
@@ -15,13 +14,13 @@ from netplug.drivers.codec import JsonObject, decode, encode, known
 from netplug.ipam.lease import IPAddress, Lease, OwnerKind
 from netplug.ipam.pool import Pool
 from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError, Unreachable
+from netplug.tasks.uncancellable import uncancellable
 
 IPAM = "ipam/"
 POOLS = IPAM + "pools/"
 LEASES = IPAM + "leases/"
 OPS_PER_TXN = 100  # etcd allows 128 in one transaction (--max-txn-ops)
 
-_T = TypeVar("_T")
 _R = TypeVar("_R", Pool, Lease)
 
 
@@ -69,15 +68,20 @@ class StoredLeases:
         """
         await self._withdraw()
         key = lease_key(lease.pool, lease.address)
-        revision, cancelled = await _finish(self._put_new(key, lease))
-        if cancelled is not None:
-            if revision is not None:
-                try:
-                    await _finish(self._store.txn([Compare(key, revision)], [Delete(key)]))
-                except StoreError:
-                    self._unconfirmed[key] = self._stamped(lease)
-            raise cancelled
-        return revision is not None
+        stored: list[int | None] = []
+        try:
+            return await uncancellable(self._put_new(key, lease), stored.append) is not None
+        except asyncio.CancelledError:
+            for revision in stored:
+                if revision is not None:
+                    await uncancellable(self._delete_cancelled(key, revision, lease))
+            raise
+
+    async def _delete_cancelled(self, key: str, revision: int, lease: Lease) -> None:
+        try:
+            await self._store.txn([Compare(key, revision)], [Delete(key)])
+        except StoreError:
+            self._unconfirmed[key] = self._stamped(lease)
 
     async def _put_new(self, key: str, lease: Lease) -> int | None:
         value = self._stamped(lease)
@@ -191,24 +195,6 @@ def lease_of(record: Record) -> tuple[Lease, str]:
     """
     value = {key: item for key, item in record.value.items() if key != "host"}
     return _decode(Lease, replace(record, value=value)), str(record.value.get("host", ""))
-
-
-async def _finish(work: Coroutine[object, object, _T]) -> tuple[_T, asyncio.CancelledError | None]:
-    """Await `work` to its end even if cancelled; return its result, and the cancellation."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as exc:
-            if task.cancelled():
-                raise
-            cancelled = exc
-        except Exception:  # noqa: BLE001 - result() raises it below
-            break
-    if cancelled is not None and task.exception() is not None:
-        raise cancelled
-    return task.result(), cancelled
 
 
 def _encode(value: Pool | Lease) -> JsonObject:

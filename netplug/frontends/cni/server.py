@@ -15,7 +15,7 @@ from netplug.frontends import netavark
 from netplug.frontends.accept import accept
 from netplug.frontends.cni.service import CniService, refusal
 from netplug.frontends.cni.wire import Call, CniError, Code, Reply
-from netplug.tasks.uncancellable import to_its_end
+from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +34,7 @@ async def serving_cni(service: CniService, sock: socket.socket) -> AsyncIterator
         yield
     finally:
         accepting.cancel()
-        await to_its_end(server.finish(accepting))
+        await uncancellable(server.finish(accepting))
 
 
 class _Server:

@@ -22,6 +22,7 @@ from netplug.drivers.steps import Chain, Jump
 from netplug.kernel.api import Drift, Outcome, StepError
 from netplug.kernel.firewall import iptables_rules
 from netplug.kernel.firewall.iptables_rules import FirewallStep, Model, Transaction
+from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
@@ -132,19 +133,17 @@ class Firewall:
             # Outside a TaskGroup: it serves several callers, and ends with the queue.
             self._worker = asyncio.get_running_loop().create_task(self._work(), name="netplug-firewall")
         try:
-            outcomes += await asyncio.shield(request.done)
+            await asyncio.wait([request.done])
         except asyncio.CancelledError:
             if request in self._queue:
                 self._queue.remove(request)
                 request.done.cancel()
             else:
-                # A process that runs cannot be called back; its deadline bounds the wait.
-                while not request.done.done():
-                    with suppress(asyncio.CancelledError):  # once more; it is raised below
-                        await asyncio.wait([request.done])
-                if request.done.exception() is None:
-                    outcomes += request.done.result()
+                # A running process cannot be stopped; its deadline bounds the wait.
+                with suppress(StepError):
+                    await uncancellable(request.done, outcomes.extend)
             raise
+        outcomes += request.done.result()
 
     async def _work(self) -> None:
         while self._queue:
