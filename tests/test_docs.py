@@ -60,6 +60,22 @@ def test_links_to_headings_lead_to_one() -> None:
     assert found > 10
 
 
+def test_events_that_documents_name_are_logged() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "netplug").rglob("*.py"))
+    events = set(re.findall(r"log\.\w+\(\s*\"([a-z_]+\.[a-z_.]+)\"", code))
+    subjects = {event.partition(".")[0] for event in events}
+    named = {
+        name
+        for folder in ("docs", "changes")
+        for document in (ROOT / folder).glob("*.md")
+        for name in re.findall(r"`([a-z_]+\.[a-z_]+)`", document.read_text())
+        if name.partition(".")[0] in subjects and not name.endswith((".py", ".sock"))
+    }
+    modules = {name for name in named if (ROOT / "netplug" / f"{name.replace('.', '/')}.py").exists()}
+    assert len(named - modules) > 10
+    assert {name for name in named - modules if f'"{name}"' not in code} == set()
+
+
 def console_commands() -> list[tuple[str, list[str]]]:
     """Return what the documents' console blocks and code spans run of `netplug`, each with where it stands."""
     found = []
