@@ -6,7 +6,7 @@ address is free once the store has deleted its lease. All state is in the store,
 is what a restarted dockerd still has to replay (see `begin_session`).
 
 A pool exists while it has holds or holders. A *hold* is one `request_pool` without a `release_pool`, as Docker and its
-built-in drivers count them. A *holder* is the id of a network that is bound to the pool by `keep`, until `let_go`. Both
+built-in drivers count them. A *holder* is the id of a network that is bound to the pool by `bind`, until `unbind`. Both
 are needed: Docker releases the pool before it deletes the network, and networks of other front ends never release it.
 """
 
@@ -22,7 +22,7 @@ from .ledger import Ledger, unknown_pool
 from .pool import IPNetwork, Pool, Space, Usage, check_request, pool_id, taking
 from .retention import Retention
 from .scan_offset import Start, default_start
-from .shared_subnet import apart, refuse_foreign
+from .shared_subnet import disjoint, refuse_foreign
 from .store import LeaseStore
 from .subnet_allocator import SubnetAllocator
 from .subnets import Subnets
@@ -114,7 +114,7 @@ class Allocator(Retention):
 
     def _fits(self, pool: Pool) -> bool:
         """Return whether the pool's range is disjoint from those of all pools that overlap it (`shared_subnet`)."""
-        return all(apart(pool, it) for it in self.pools() if it.network.overlaps(pool.network))
+        return all(disjoint(pool, it) for it in self.pools() if it.network.overlaps(pool.network))
 
     def lease(self, pool_id: str, address: IPAddress) -> Lease | None:
         ledger = self._ledgers.get(pool_id)
@@ -157,7 +157,7 @@ class Allocator(Retention):
             range: the part of `network` from which addresses are allocated.
             v6: choose an IPv6 subnet; an error together with an IPv4 `network`.
             avoid: subnets not to choose, such as the host's routes. Default routes are ignored.
-            holder: the id of the network to bind the pool to, as `keep` does, instead of adding a hold.
+            holder: the id of the network to bind the pool to, as `bind` does, instead of adding a hold.
             ends: first and last address to allocate, both in `network`; only for a new pool.
 
         Raises:
@@ -188,7 +188,7 @@ class Allocator(Retention):
         ledger.unreplayed = min(ledger.unreplayed, ledger.pool.holds)
         return True
 
-    async def keep(self, pool_id: str, holder: str) -> None:
+    async def bind(self, pool_id: str, holder: str) -> None:
         """Bind a pool to the network with id `holder`. Repeating it has no effect.
 
         Raises:
@@ -198,7 +198,7 @@ class Allocator(Retention):
         if holder not in ledger.pool.holders:
             await self._change(ledger, *taking(holder))
 
-    async def let_go(self, pool_id: str, holder: str) -> bool:
+    async def unbind(self, pool_id: str, holder: str) -> bool:
         """Unbind a pool from network `holder`. Without holds and holders, the pool is deleted.
 
         Returns False if the pool is not bound to `holder`.
@@ -206,7 +206,7 @@ class Allocator(Retention):
         ledger = self._ledgers.get(pool_id)
         if ledger is None or ledger.closing or holder not in ledger.pool.holders:
             return False
-        await self._change(ledger, lambda pool: pool.let_go(holder), lambda pool: pool.kept(holder))
+        await self._change(ledger, lambda pool: pool.unbound_from(holder), lambda pool: pool.bound_to(holder))
         return True
 
     async def _request_network(
@@ -316,8 +316,8 @@ class Allocator(Retention):
         ledger.check_free(address, self.called)
         if owner.kind is not OwnerKind.GATEWAY:  # networks of one LAN share its router
             refuse_foreign(ledger.pool, address, self.pools())
-        kept = ledger.kept_for(owner, self._clock())
-        mac = mac or (kept.mac if kept is not None and kept.address == address else "")
+        retained = ledger.retained_for(owner, self._clock())
+        mac = mac or (retained.mac if retained is not None and retained.address == address else "")
         lease = Lease(pool_id, ledger.pool.address(int(address)), owner, mac)
         if await self._claim(ledger, lease):
             return lease
@@ -359,23 +359,23 @@ class Allocator(Retention):
         ledger = self._ledgers.get(pool_id)
         if ledger is None or not ledger.begin_release(address):
             return False
-        kept = None if forget else ledger.keepsake(address, mac, self._clock())
+        retained = None if forget else ledger.retention_of(address, mac, self._clock())
         try:
-            if kept is None or not await self._store.update(kept):
-                kept = None
+            if retained is None or not await self._store.update(retained):
+                retained = None
                 await self._store.drop(pool_id, address)
         except BaseException:
-            ledger.keep(address)
+            ledger.cancel_release(address)
             raise
-        if kept is None:
+        if retained is None:
             ledger.release(address)
-        elif older := ledger.release_to(kept):
-            await self._drop_kept(ledger, older)
+        elif older := ledger.release_to(retained):
+            await self._drop_retained(ledger, older)
         return True
 
     async def _request_any(self, ledger: Ledger, owner: Owner, mac: str) -> Lease:
         pool = ledger.pool
-        if mine := ledger.kept_for(owner, self._clock()):
+        if mine := ledger.retained_for(owner, self._clock()):
             lease = Lease(pool.id, mine.address, owner, mac or mine.mac)
             if await self._claim(ledger, lease):
                 return lease
@@ -392,8 +392,8 @@ class Allocator(Retention):
             lease = Lease(pool.id, pool.address(number), owner, mac)
             if ledger.is_elsewhere(number) and await self._claim(ledger, lease):
                 return lease
-        while kept := ledger.longest_kept():
-            lease = Lease(pool.id, kept.address, owner, mac)
+        while retained := ledger.longest_retained():
+            lease = Lease(pool.id, retained.address, owner, mac)
             if await self._claim(ledger, lease):
                 return lease
         raise ledger.exhausted()

@@ -22,22 +22,22 @@ class Ledger:
         pool: its current state, which the store may not have saved yet.
         closing: the store is deleting the pool.
         unreplayed: holds from before dockerd's restart that dockerd has not replayed.
-        promised: reservations, by address as a number: the name that will request it. It is retained while not leased.
+        reserved: reservations, by address as a number: the name that will request it. It is retained while not leased.
     """
 
     def __init__(self, pool: Pool, start: float) -> None:
         self.pool = pool
         self.closing = False
         self.unreplayed = 0
-        self.promised: dict[int, str] = {}
+        self.reserved: dict[int, str] = {}
         self.picker = AddressAllocator(*pool.window, start)
         self._leases: dict[int, Lease] = {}
         self._claiming: dict[int, Lease] = {}
         self._releasing: set[int] = set()
         self._replay: set[int] = set()
         self._held_elsewhere: OrderedDict[int, None] = OrderedDict()
-        self._kept: OrderedDict[int, Lease] = OrderedDict()  # longest retained first
-        self._kept_for: dict[str, int] = {}
+        self._retained: OrderedDict[int, Lease] = OrderedDict()  # longest retained first
+        self._retained_for: dict[str, int] = {}
         self._leaving: dict[int, Lease] = {}  # retained addresses that are being leased, or freed
 
     def begin_session(self) -> None:
@@ -54,7 +54,7 @@ class Ledger:
         return tuple(self._leases.values())
 
     def usage(self) -> Usage:
-        return Usage(self.picker.size, self.picker.size - self.picker.taken, len(self._leases), len(self._kept))
+        return Usage(self.picker.size, self.picker.size - self.picker.taken, len(self._leases), len(self._retained))
 
     def confirm(self, address: IPAddress) -> Lease | None:
         """Return the lease that this request replays after dockerd's restart; each lease once."""
@@ -100,18 +100,18 @@ class Ledger:
         number = int(lease.address)
         self._claiming[number] = lease
         self.picker.take(number)
-        kept = self._kept.pop(number, None)
-        if kept is not None:
-            if self._kept_for.get(kept.owner.name) == number:
-                del self._kept_for[kept.owner.name]
-            self._leaving[number] = kept
-        return kept
+        retained = self._retained.pop(number, None)
+        if retained is not None:
+            if self._retained_for.get(retained.owner.name) == number:
+                del self._retained_for[retained.owner.name]
+            self._leaving[number] = retained
+        return retained
 
     def settle(self, lease: Lease) -> None:
         """Add a lease, or a retained address, that the store has."""
         number = int(lease.address)
         if lease.owner.kind is OwnerKind.KEPT:
-            self._keep_for_name(lease)
+            self._retain(lease)
             return
         self._claiming.pop(number, None)
         self._leaving.pop(number, None)
@@ -123,11 +123,11 @@ class Ledger:
         """Undo a claim that failed."""
         number = int(lease.address)
         del self._claiming[number]
-        if kept := self._leaving.pop(number, None):
-            self._kept[number] = kept
-            self._kept.move_to_end(number, last=False)
-            if kept.until != LASTING:
-                self._kept_for.setdefault(kept.owner.name, number)
+        if retained := self._leaving.pop(number, None):
+            self._retained[number] = retained
+            self._retained.move_to_end(number, last=False)
+            if retained.until != LASTING:
+                self._retained_for.setdefault(retained.owner.name, number)
             return
         if number not in self._held_elsewhere:
             self._free(number)
@@ -158,7 +158,7 @@ class Ledger:
         self._releasing.add(int(address))
         return True
 
-    def keep(self, address: IPAddress) -> None:
+    def cancel_release(self, address: IPAddress) -> None:
         """Undo `begin_release`."""
         self._releasing.discard(int(address))
 
@@ -174,77 +174,77 @@ class Ledger:
 
     # Retained addresses: taken, but not leased.
 
-    def kept(self) -> tuple[Lease, ...]:
+    def retained(self) -> tuple[Lease, ...]:
         """Return the retained addresses, longest retained first."""
-        return tuple(self._kept.values())
+        return tuple(self._retained.values())
 
-    def keeps(self, kept: Lease) -> bool:
-        return self._kept.get(int(kept.address)) is kept
+    def retains(self, retained: Lease) -> bool:
+        return self._retained.get(int(retained.address)) is retained
 
-    def kept_at(self, address: IPAddress) -> Lease | None:
-        return self._kept.get(int(address)) if address.version == self.pool.network.version else None
+    def retained_at(self, address: IPAddress) -> Lease | None:
+        return self._retained.get(int(address)) if address.version == self.pool.network.version else None
 
-    def longest_kept(self) -> Lease | None:
+    def longest_retained(self) -> Lease | None:
         """Return the retained address to give away first when none is free; reserved ones come last."""
-        unreserved = (kept for kept in self._kept.values() if kept.until != LASTING)
-        return next(unreserved, None) or next(iter(self._kept.values()), None)
+        unreserved = (retained for retained in self._retained.values() if retained.until != LASTING)
+        return next(unreserved, None) or next(iter(self._retained.values()), None)
 
-    def kept_for(self, owner: Owner, now: float) -> Lease | None:
+    def retained_for(self, owner: Owner, now: float) -> Lease | None:
         """Return the address retained for the name of `owner`, unless it has expired."""
-        number = self._kept_for.get(owner.name) if owner.kind in RETURNING else None
-        kept = self._kept[number] if number is not None else None
-        return kept if kept is not None and kept.until > now else None
+        number = self._retained_for.get(owner.name) if owner.kind in RETURNING else None
+        retained = self._retained[number] if number is not None else None
+        return retained if retained is not None and retained.until > now else None
 
-    def keepsake(self, address: IPAddress, mac: str, now: float) -> Lease | None:
+    def retention_of(self, address: IPAddress, mac: str, now: float) -> Lease | None:
         """Return the record that retains the address of a lease after its end; None if it is not retained."""
         lease = self.get(address)
         if lease is None or lease.owner.kind not in RETURNING:
             return None
-        if promised := self._promise(int(address)):
-            same = self.pool.sticky_s and lease.owner.name == promised.owner.name
-            return replace(promised, mac=mac or lease.mac) if same else promised
+        if reserved := self._reservation(int(address)):
+            same = self.pool.sticky_s and lease.owner.name == reserved.owner.name
+            return replace(reserved, mac=mac or lease.mac) if same else reserved
         if not self.pool.sticky_s or not lease.owner.name:
             return None
         owner = Owner(OwnerKind.KEPT, name=lease.owner.name)
         return Lease(self.pool.id, lease.address, owner, mac or lease.mac, now + self.pool.sticky_s)
 
-    def release_to(self, kept: Lease) -> Lease | None:
+    def release_to(self, retained: Lease) -> Lease | None:
         """Replace a lease by the retained address that the store has.
 
         A name has one retained address in a pool, the last one. Return the earlier one, which the caller frees.
         """
-        self._end(int(kept.address))
-        number = self._kept_for.get(kept.owner.name) if kept.until != LASTING else None
-        older = self._kept[number] if number is not None else None
+        self._end(int(retained.address))
+        number = self._retained_for.get(retained.owner.name) if retained.until != LASTING else None
+        older = self._retained[number] if number is not None else None
         if older is not None:
             self.begin_claim(older)
         # The reservations may have changed during the store's transaction.
-        lasts = kept.until != LASTING or int(kept.address) in self.promised
-        self._keep_for_name(kept if lasts else replace(kept, until=0.0))
-        self._keep_promise(int(kept.address))
+        lasts = retained.until != LASTING or int(retained.address) in self.reserved
+        self._retain(retained if lasts else replace(retained, until=0.0))
+        self._retain_reserved(int(retained.address))
         return older
 
-    def _keep_for_name(self, kept: Lease) -> None:
-        number = int(kept.address)
-        self._kept[number] = kept
+    def _retain(self, retained: Lease) -> None:
+        number = int(retained.address)
+        self._retained[number] = retained
         # A reserved address is requested explicitly, so it must not answer a request for any address.
-        if kept.until != LASTING:
-            self._kept_for[kept.owner.name] = number
+        if retained.until != LASTING:
+            self._retained_for[retained.owner.name] = number
         self.picker.take(number)
 
-    def promise(self, promised: dict[int, str], now: float) -> None:
+    def reserve(self, reserved: dict[int, str], now: float) -> None:
         """Replace the reservations. Addresses reserved before are retained only as long as those of a sticky pool."""
-        self.promised = promised
-        for kept in self.kept():
-            if kept.until == LASTING and int(kept.address) not in promised:
-                self._keep_for_name(replace(kept, until=now + self.pool.sticky_s))
-        for number in promised:
+        self.reserved = reserved
+        for retained in self.retained():
+            if retained.until == LASTING and int(retained.address) not in reserved:
+                self._retain(replace(retained, until=now + self.pool.sticky_s))
+        for number in reserved:
             if number not in self._leases and number not in self._claiming:
-                self._keep_promise(number)
+                self._retain_reserved(number)
 
-    def _promise(self, number: int) -> Lease | None:
+    def _reservation(self, number: int) -> Lease | None:
         """Return the record that retains a reserved address; None if it is not reserved."""
-        name = self.promised.get(number)
+        name = self.reserved.get(number)
         if name is None:
             return None
         return Lease(self.pool.id, self.pool.address(number), Owner(OwnerKind.KEPT, name=name), until=LASTING)
@@ -252,20 +252,20 @@ class Ledger:
     def _free(self, number: int) -> None:
         """Free an address without a lease, or retain it if it is reserved."""
         self.picker.release(number)
-        self._keep_promise(number)
+        self._retain_reserved(number)
 
-    def _keep_promise(self, number: int) -> None:
+    def _retain_reserved(self, number: int) -> None:
         """Retain an address without a lease if it is reserved."""
-        kept, old = self._promise(number), self._kept.get(number)
-        if kept is None or (old is not None and (old.owner, old.until) == (kept.owner, kept.until)):
+        retained, old = self._reservation(number), self._retained.get(number)
+        if retained is None or (old is not None and (old.owner, old.until) == (retained.owner, retained.until)):
             return
-        if old is not None and self._kept_for.get(old.owner.name) == number:
-            del self._kept_for[old.owner.name]
-        self._keep_for_name(replace(kept, mac=old.mac) if old and old.owner == kept.owner else kept)
+        if old is not None and self._retained_for.get(old.owner.name) == number:
+            del self._retained_for[old.owner.name]
+        self._retain(replace(retained, mac=old.mac) if old and old.owner == retained.owner else retained)
 
-    def forget(self, kept: Lease) -> None:
+    def forget(self, retained: Lease) -> None:
         """Free a retained address that the store has deleted; `begin_claim` has marked it before."""
-        number = int(kept.address)
+        number = int(retained.address)
         del self._claiming[number]
         self._leaving.pop(number, None)
         self._free(number)

@@ -61,11 +61,11 @@ class Pool:
         """Return the pool with one hold less."""
         return replace(self, holds=self.holds - 1)
 
-    def kept(self, holder: str) -> "Pool":
+    def bound_to(self, holder: str) -> "Pool":
         """Return the pool bound to one more network."""
         return replace(self, holders=(*self.holders, holder))
 
-    def let_go(self, holder: str) -> "Pool":
+    def unbound_from(self, holder: str) -> "Pool":
         """Return the pool no longer bound to this network."""
         return replace(self, holders=tuple(other for other in self.holders if other != holder))
 
@@ -202,7 +202,7 @@ def taking(holder: str) -> tuple[Callable[[Pool], Pool], Callable[[Pool], Pool]]
     """Return two functions: one adds a hold to a pool, or binds it to network `holder`; the other undoes that."""
     if not holder:
         return Pool.more, Pool.less
-    return (lambda pool: pool.kept(holder)), (lambda pool: pool.let_go(holder))
+    return (lambda pool: pool.bound_to(holder)), (lambda pool: pool.unbound_from(holder))
 
 
 def pool_id(space: str, network: IPNetwork, part: IPNetwork | None = None) -> str:

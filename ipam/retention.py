@@ -4,7 +4,7 @@ The one thing to know: a retained address is not a lease. The allocator does not
 free; when none is, it gives away the one retained longest. A request for exactly this address gets it. It is stored
 under the lease's key with its expiry time. Requests compare that time with the clock, so `expire` only cleans up.
 
-A reserved address (`promise`) is retained in the same way, in every pool, as long as the reservation is repeated.
+A reserved address (`reserve`) is retained in the same way, in every pool, as long as the reservation is repeated.
 Reservations are in memory only, until the address is released for the first time.
 """
 
@@ -24,7 +24,7 @@ class Retention:
     _ledgers: dict[str, Ledger]
     _clock: Callable[[], float]
 
-    async def stick(self, pool_id: str, seconds: int) -> None:
+    async def set_sticky(self, pool_id: str, seconds: int) -> None:
         """Retain addresses of a pool for so long after their release; 0 also frees those that are retained now.
 
         Raises:
@@ -34,64 +34,65 @@ class Retention:
         before = ledger.pool.sticky_s
         if before != seconds:
             await self._change(ledger, lambda pool: pool.sticky(seconds), lambda pool: pool.sticky(before))
-        for kept in ledger.kept() if not seconds else ():
-            await self._forget(ledger, kept)
+        for retained in ledger.retained() if not seconds else ():
+            await self._forget(ledger, retained)
 
-    def promise(self, pool_id: str, names: Mapping[IPAddress, str]) -> None:
+    def reserve(self, pool_id: str, names: Mapping[IPAddress, str]) -> None:
         """Reserve addresses for the names that will request exactly these; this replaces all earlier reservations.
 
         An address that is leased now is retained once it is released. An unknown pool is ignored.
         """
         if ledger := self._ledgers.get(pool_id):
-            ledger.promise({int(address): name for address, name in names.items()}, self._clock())
+            ledger.reserve({int(address): name for address, name in names.items()}, self._clock())
 
-    def kept(self, pool_id: str) -> Iterator[Lease]:
+    def retained(self, pool_id: str) -> Iterator[Lease]:
         """Return the retained addresses of a pool, longest retained first; an unknown pool has none."""
         ledger, now = self._ledgers.get(pool_id), self._clock()
-        return iter([kept for kept in ledger.kept() if kept.until > now] if ledger else ())
+        return iter([retained for retained in ledger.retained() if retained.until > now] if ledger else ())
 
-    def kept_for(self, pool_id: str, owner: Owner, address: IPAddress | None) -> Lease | None:
+    def retained_for(self, pool_id: str, owner: Owner, address: IPAddress | None) -> Lease | None:
         """Return the retained address that a request with these arguments would get, if any."""
         ledger = self._ledgers.get(pool_id)
         if ledger is None:
             return None
-        return ledger.kept_for(owner, self._clock()) if address is None else ledger.kept_at(address)
+        return ledger.retained_for(owner, self._clock()) if address is None else ledger.retained_at(address)
 
     async def expire(self) -> None:
         """Free the retained addresses whose time is over."""
         now = self._clock()
         for ledger in list(self._ledgers.values()):
-            for kept in ledger.kept():
-                if kept.until <= now:
-                    await self._forget(ledger, kept)
+            for retained in ledger.retained():
+                if retained.until <= now:
+                    await self._forget(ledger, retained)
 
-    async def _forget(self, ledger: Ledger, kept: Lease) -> None:
+    async def _forget(self, ledger: Ledger, retained: Lease) -> None:
         """Free a retained address, unless somebody has leased it meanwhile."""
-        if not ledger.keeps(kept):
+        if not ledger.retains(retained):
             return
-        ledger.begin_claim(kept)
-        await self._drop_kept(ledger, kept)
+        ledger.begin_claim(retained)
+        await self._drop_retained(ledger, retained)
 
-    async def _drop_kept(self, ledger: Ledger, kept: Lease) -> None:
+    async def _drop_retained(self, ledger: Ledger, retained: Lease) -> None:
         try:
-            await self._store.drop(kept.pool, kept.address)
+            await self._store.drop(retained.pool, retained.address)
         except BaseException:
-            ledger.abandon(kept)
+            ledger.abandon(retained)
             raise
-        ledger.forget(kept)
+        ledger.forget(retained)
 
     async def _claim(self, ledger: Ledger, lease: Lease) -> bool:
         """Write a lease to the store, also of a retained address. False: another host has the address."""
-        kept = ledger.begin_claim(lease)
+        retained = ledger.begin_claim(lease)
         try:
-            won = (kept is not None and await self._store.update(lease)) or await self._store.claim(lease)
+            won = (retained is not None and await self._store.update(lease)) or await self._store.claim(lease)
         except BaseException:
             ledger.abandon(lease)
-            if kept is not None:
+            if retained is not None:
                 with suppress(Exception):
-                    await (
-                        self._store.update(kept) if ledger.keeps(kept) else self._store.drop(kept.pool, kept.address)
-                    )
+                    if ledger.retains(retained):
+                        await self._store.update(retained)
+                    else:
+                        await self._store.drop(retained.pool, retained.address)
             raise
         if not won:
             ledger.refuse(lease)

@@ -8,13 +8,13 @@ from .lease import IPAddress
 from .pool import IPNetwork, Pool
 
 
-def apart(one: Pool, other: Pool) -> bool:
+def disjoint(one: Pool, other: Pool) -> bool:
     """Return whether two pools have the same subnet and disjoint ranges.
 
     >>> from ipaddress import ip_network
     >>> lan = ip_network("192.168.1.0/24")
     >>> halves = [Pool("local", lan, half) for half in lan.subnets()]
-    >>> apart(*halves), apart(halves[0], halves[0]), apart(halves[0], Pool("local", lan))
+    >>> disjoint(*halves), disjoint(halves[0], halves[0]), disjoint(halves[0], Pool("local", lan))
     (True, False, False)
     """
     if (one.space, one.network) != (other.space, other.network):
@@ -23,11 +23,11 @@ def apart(one: Pool, other: Pool) -> bool:
     return last < others_first or others_last < first
 
 
-def around(first: IPAddress, last: IPAddress) -> IPNetwork:
+def common_subnet(first: IPAddress, last: IPAddress) -> IPNetwork:
     """Return the smallest subnet that contains both addresses. Disjoint ranges get different ones.
 
     >>> from ipaddress import ip_address
-    >>> around(ip_address("192.168.1.65"), ip_address("192.168.1.127"))
+    >>> common_subnet(ip_address("192.168.1.65"), ip_address("192.168.1.127"))
     IPv4Network('192.168.1.64/26')
     """
     length = first.max_prefixlen - (int(first) ^ int(last)).bit_length()
@@ -42,7 +42,7 @@ def refuse_foreign(pool: Pool, address: IPAddress, others: Iterable[Pool]) -> No
     """
     for other in others:
         first, last = _bounds(other)
-        if apart(pool, other) and first <= int(address) <= last:
+        if disjoint(pool, other) and first <= int(address) <= last:
             words = f"address {address} is in the range of another network of subnet {pool.network}"
             raise IpamError(Kind.UNAVAILABLE, words, hint="choose another address, or none")
 

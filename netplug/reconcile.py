@@ -104,7 +104,7 @@ class Reconciler:
             if found.lease:
                 await allocator.release_address(found.pool.id, found.lease.address)
             else:
-                await allocator.let_go(found.pool.id, found.holder)
+                await allocator.unbind(found.pool.id, found.holder)
 
     # Comparison and repair
 

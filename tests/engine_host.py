@@ -242,7 +242,7 @@ class Host:
                 assert pool.holds, f"nobody asked for {lease}"
         assert owned <= {(lease.pool, lease.address, lease.owner.id) for lease in self.leases()}
         for pool in self.engine.allocator.pools():
-            assert pool.sticky_s or not list(self.engine.allocator.kept(pool.id))
+            assert pool.sticky_s or not list(self.engine.allocator.retained(pool.id))
             assert set(pool.holders) <= networks
             assert pool.holders or pool.holds
 

@@ -169,7 +169,7 @@ async def test_without_certainty_nothing_is_said(docker: Docker, what: str) -> N
     elif what == "garbled":
         (docker.root / "containers" / WEB / "config.v2.json").write_text('{"Name": null}')
     else:
-        await docker.plugin.engine.allocator.stick(docker.pool, 0)
+        await docker.plugin.engine.allocator.set_sticky(docker.pool, 0)
     assert await docker.who() == ""
     assert await docker.ask()
 

@@ -160,14 +160,14 @@ async def test_address_of_a_stopped_container_goes_last_and_with_the_network(plu
     pool, _ = await own(plugin)
     given = (await plugin.ok("/IpamDriver.RequestAddress", {"PoolID": pool, "Address": ""}))["Address"]
     address = ip_interface(given).ip
-    plugin.engine.networks.promise(NET, {address: "web"})
+    plugin.engine.networks.reserve(NET, {address: "web"})
     await plugin.ok("/IpamDriver.ReleaseAddress", {"PoolID": pool, "Address": str(address)})
     await plugin.restart()
-    assert [(lease.owner.name, lease.address) for lease in plugin.engine.allocator.kept(pool)] == [("web", address)]
+    assert [(lease.owner.name, lease.address) for lease in plugin.engine.allocator.retained(pool)] == [("web", address)]
     assert (await plugin.ok("/IpamDriver.RequestAddress", {"PoolID": pool, "Address": str(address)}))[
         "Address"
     ] == given
-    plugin.engine.networks.promise(NET, {address + 5: "db"})
+    plugin.engine.networks.reserve(NET, {address + 5: "db"})
     await plugin.ok("/NetworkDriver.DeleteNetwork", {"NetworkID": NET})
-    assert not list(plugin.engine.allocator.kept(pool))
-    plugin.engine.networks.promise(NET, {address: "web"})
+    assert not list(plugin.engine.allocator.retained(pool))
+    plugin.engine.networks.reserve(NET, {address: "web"})

@@ -56,7 +56,7 @@ async def stop(plugin: Plugin, pool: str, address: str, ident: str = END) -> Non
 
 
 def kept(plugin: Plugin, pool: str) -> dict[str, str]:
-    return {lease.owner.name: str(lease.address) for lease in plugin.engine.allocator.kept(pool)}
+    return {lease.owner.name: str(lease.address) for lease in plugin.engine.allocator.retained(pool)}
 
 
 async def test_container_of_the_same_name_gets_address_and_mac_again(plugin: Plugin) -> None:

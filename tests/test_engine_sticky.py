@@ -30,7 +30,7 @@ def addresses(record: EndpointRecord) -> list[str]:
 
 def kept(host: Host) -> set[tuple[str, str]]:
     allocator = host.engine.allocator
-    return {(it.owner.name, str(it.address)) for pool in allocator.pools() for it in allocator.kept(pool.id)}
+    return {(it.owner.name, str(it.address)) for pool in allocator.pools() for it in allocator.retained(pool.id)}
 
 
 async def detach(host: Host, netns: str) -> None:

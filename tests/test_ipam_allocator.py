@@ -168,7 +168,7 @@ def _address(text: str | None, pool: str = "local/10.1.0.0/29") -> Case:
             "address 10.9.0.77 of pool 10.9.0.0/24 is not leased",
         ),
         (
-            lambda ipam: ipam.keep("local/10.7.0.0/24", "n1"),
+            lambda ipam: ipam.bind("local/10.7.0.0/24", "n1"),
             Kind.NOT_FOUND,
             "pool 'local/10.7.0.0/24' does not exist (request it first)",
         ),
@@ -190,7 +190,7 @@ async def test_unknown_pools_and_addresses_are_released_without_error(ipam: Allo
     pool = await _pool(ipam, "10.1.0.0/24")
     await _take(ipam, pool, "10.1.0.5")
     assert not await ipam.release_pool("local/10.7.0.0/24")
-    assert not await ipam.let_go(pool.id, "n1")
+    assert not await ipam.unbind(pool.id, "n1")
     assert not await ipam.release_address("local/10.7.0.0/24", ip_address("10.7.0.1"))
     assert not await ipam.release_address(pool.id, ip_address("10.1.0.6"))
     assert not await ipam.release_address(pool.id, ip_address("::a01:5"))
@@ -263,13 +263,13 @@ async def test_external_pools_are_picked_from_the_middle_and_others_where_told(s
 
 async def test_pool_kept_by_a_network_outlives_its_release(ipam: Allocator, store: DictStore) -> None:
     pool = await ipam.request_pool("local")
-    await ipam.keep(pool.id, "n1")
-    await ipam.keep(pool.id, "n1")
+    await ipam.bind(pool.id, "n1")
+    await ipam.bind(pool.id, "n1")
     await _take(ipam, pool)
     assert await ipam.release_pool(pool.id)
     assert not await ipam.release_pool(pool.id)
     assert ipam.pool(pool.id) == Pool("local", pool.network, None, 0, ("n1",))
-    assert await ipam.let_go(pool.id, "n1")
+    assert await ipam.unbind(pool.id, "n1")
     assert (ipam.pools(), store.pools, store.leases) == ((), {}, {})
 
 
@@ -291,7 +291,7 @@ async def test_replay_takes_holds_and_leases_again_once(ipam: Allocator, store: 
 
 async def test_released_hold_is_not_taken_again(ipam: Allocator) -> None:
     pool = await _pool(ipam, "10.1.0.0/24")
-    await ipam.keep(pool.id, "n1")
+    await ipam.bind(pool.id, "n1")
     ipam.begin_session()
     await ipam.release_pool(pool.id)
     assert (await _pool(ipam, "10.1.0.0/24")).holds == 1
@@ -299,7 +299,7 @@ async def test_released_hold_is_not_taken_again(ipam: Allocator) -> None:
 
 async def test_replay_does_not_confirm_leases_of_pools_that_docker_never_requested(ipam: Allocator) -> None:
     pool = await _pool(ipam, "10.1.0.0/24")
-    await ipam.keep(pool.id, "n1")
+    await ipam.bind(pool.id, "n1")
     await ipam.release_pool(pool.id)
     address = await _take(ipam, pool, owner=WEB)
     ipam.begin_session()

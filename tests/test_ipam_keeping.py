@@ -43,14 +43,14 @@ class Sticky:
         return await self.ipam.release_address(self.pool.id, ip_address(address), **how)  # type: ignore[arg-type]
 
     def kept(self) -> dict[str, str]:
-        return {lease.owner.name: str(lease.address) for lease in self.ipam.kept(self.pool.id)}
+        return {lease.owner.name: str(lease.address) for lease in self.ipam.retained(self.pool.id)}
 
 
 @pytest.fixture
 async def it() -> Sticky:
     it = Sticky()
     await it.ipam.request_pool("local", network=it.pool.network)
-    await it.ipam.stick(it.pool.id, DAY)
+    await it.ipam.set_sticky(it.pool.id, DAY)
     return it
 
 
@@ -125,7 +125,7 @@ async def test_what_is_kept_outlives_the_daemon(it: Sticky) -> None:
 
 async def test_pool_that_is_sticky_no_more_forgets_all(it: Sticky) -> None:
     await it.release(await it.take("web"))
-    await it.ipam.stick(it.pool.id, 0)
+    await it.ipam.set_sticky(it.pool.id, 0)
     assert (it.kept(), it.store.leases, it.ipam.usage(it.pool.id).free) == ({}, {}, 6)
     assert it.store.pools[it.pool.id].sticky_s == 0
 
@@ -157,7 +157,7 @@ async def test_failing_store_leaves_memory_as_it_was(it: Sticky, call: str) -> N
                 await work
     else:
         with pytest.raises(StoreBrokenError):
-            await it.ipam.stick(it.pool.id, 0)
+            await it.ipam.set_sticky(it.pool.id, 0)
     it.store.broken = set()
     assert it.store.leases == before
     assert it.kept() == {"web": web}
@@ -207,11 +207,11 @@ async def test_kept_address_that_the_store_has_lost_is_claimed_anew(it: Sticky) 
 
 
 async def test_what_is_promised_is_kept_while_the_promise_is_repeated_and_given_out_last(it: Sticky) -> None:
-    await it.ipam.stick(it.pool.id, 0)
+    await it.ipam.set_sticky(it.pool.id, 0)
     taken = await it.take("", "10.1.0.2")
-    it.ipam.promise(it.pool.id, {ip_address(text): name for text, name in (("10.1.0.1", "web"), (taken, "db"))})
+    it.ipam.reserve(it.pool.id, {ip_address(text): name for text, name in (("10.1.0.1", "web"), (taken, "db"))})
     assert it.kept() == {"web": "10.1.0.1"}
-    assert [lease.until for lease in it.ipam.kept(it.pool.id)] == [LASTING]
+    assert [lease.until for lease in it.ipam.retained(it.pool.id)] == [LASTING]
     await it.release(taken)
     assert it.kept() == {"web": "10.1.0.1", "db": taken}
     it.now += 400 * DAY
@@ -221,38 +221,38 @@ async def test_what_is_promised_is_kept_while_the_promise_is_repeated_and_given_
     await it.release("10.1.0.1")
     assert it.kept() == {"web": "10.1.0.1", "db": taken}
     assert await it.take("", "10.1.0.1") == "10.1.0.1"
-    it.ipam.promise(it.pool.id, {})
+    it.ipam.reserve(it.pool.id, {})
     await it.ipam.expire()
     assert (it.kept(), it.ipam.usage(it.pool.id).free) == ({}, 1)
     assert ip_address(taken) not in {address for _, address in it.store.leases}
 
 
 async def test_promise_outlives_the_daemon_from_the_first_release_on(it: Sticky) -> None:
-    await it.ipam.stick(it.pool.id, 0)
-    it.ipam.promise(it.pool.id, {ip_address("10.1.0.1"): "web"})
+    await it.ipam.set_sticky(it.pool.id, 0)
+    it.ipam.reserve(it.pool.id, {ip_address("10.1.0.1"): "web"})
     await it.release(await it.take("", "10.1.0.1"))
     it.boot()
     await it.ipam.load()
     assert await it.take("x") == "10.1.0.2"
-    it.ipam.promise(it.pool.id, {ip_address("10.1.0.1"): "web", ip_address("10.1.0.3"): "db"})
+    it.ipam.reserve(it.pool.id, {ip_address("10.1.0.1"): "web", ip_address("10.1.0.3"): "db"})
     assert it.kept() == {"web": "10.1.0.1", "db": "10.1.0.3"}
     assert await it.take("y") == "10.1.0.4"
 
 
 async def test_promise_goes_over_to_another_name_and_ends_as_sticky_as_the_pool_is(it: Sticky) -> None:
     await it.release(await it.take("web", "10.1.0.3"), mac=USER_MAC)
-    it.ipam.promise(it.pool.id, {ip_address("10.1.0.3"): "web"})
-    assert [lease.mac for lease in it.ipam.kept(it.pool.id)] == [USER_MAC]
+    it.ipam.reserve(it.pool.id, {ip_address("10.1.0.3"): "web"})
+    assert [lease.mac for lease in it.ipam.retained(it.pool.id)] == [USER_MAC]
     assert await it.take("web") == "10.1.0.1"  # he was not told to have another: one that is made anew
-    it.ipam.promise(it.pool.id, {ip_address("10.1.0.3"): "db"})
+    it.ipam.reserve(it.pool.id, {ip_address("10.1.0.3"): "db"})
     assert it.kept() == {"db": "10.1.0.3"}
-    it.ipam.promise(it.pool.id, {})
-    assert [lease.until for lease in it.ipam.kept(it.pool.id)] == [it.now + DAY]
+    it.ipam.reserve(it.pool.id, {})
+    assert [lease.until for lease in it.ipam.retained(it.pool.id)] == [it.now + DAY]
     assert await it.take("db") == "10.1.0.3"
 
 
 async def test_promised_address_goes_after_all_that_is_kept_for_a_time(it: Sticky) -> None:
-    it.ipam.promise(it.pool.id, {ip_address("10.1.0.1"): "web"})
+    it.ipam.reserve(it.pool.id, {ip_address("10.1.0.1"): "web"})
     for name in "abcde":
         await it.take(name)
     it.now += 1
@@ -262,13 +262,13 @@ async def test_promised_address_goes_after_all_that_is_kept_for_a_time(it: Stick
 
 @pytest.mark.parametrize("sticky", [0, DAY])
 async def test_promise_that_changes_during_a_release_counts(it: Sticky, sticky: int) -> None:
-    await it.ipam.stick(it.pool.id, sticky)
+    await it.ipam.set_sticky(it.pool.id, sticky)
     ended, begun = await it.take("x"), await it.take("y")
-    it.ipam.promise(it.pool.id, {ip_address(ended): "web"})
+    it.ipam.reserve(it.pool.id, {ip_address(ended): "web"})
     it.store.gate.clear()
     both = asyncio.gather(it.release(ended), it.release(begun))
     await asyncio.sleep(0)
-    it.ipam.promise(it.pool.id, {ip_address(begun): "db"})
+    it.ipam.reserve(it.pool.id, {ip_address(begun): "db"})
     it.store.gate.set()
     await both
     assert it.kept() == {"db": begun}
@@ -277,11 +277,11 @@ async def test_promise_that_changes_during_a_release_counts(it: Sticky, sticky: 
 
 
 async def test_forgotten_lease_and_failed_claim_leave_the_promise(it: Sticky) -> None:
-    it.ipam.promise(it.pool.id, {ip_address("10.1.0.1"): "web"})
+    it.ipam.reserve(it.pool.id, {ip_address("10.1.0.1"): "web"})
     await it.release(await it.take("", "10.1.0.1"), forget=True)
     assert it.kept() == {"web": "10.1.0.1"}
     it.store.broken = {"claim", "update"}
     with pytest.raises(StoreBrokenError):
         await it.take("", "10.1.0.1")
     assert it.kept() == {"web": "10.1.0.1"}
-    it.ipam.promise("nowhere", {ip_address("10.1.0.1"): "web"})
+    it.ipam.reserve("nowhere", {ip_address("10.1.0.1"): "web"})

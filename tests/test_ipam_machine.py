@@ -182,7 +182,7 @@ class IpamMachine(RuleBasedStateMachine):
     @rule(data=st.data(), holder=st.sampled_from(["n1", "n2"]))
     def keep(self, data: st.DataObject, holder: str) -> None:
         model = self.any_pool(data)
-        self.run(self.allocator.keep(model.pool.id, holder))
+        self.run(self.allocator.bind(model.pool.id, holder))
         if holder not in model.holders:
             model.holders = (*model.holders, holder)
 
@@ -190,7 +190,7 @@ class IpamMachine(RuleBasedStateMachine):
     @rule(data=st.data(), holder=st.sampled_from(["n1", "n2"]))
     def let_go(self, data: st.DataObject, holder: str) -> None:
         model = self.any_pool(data)
-        assert self.run(self.allocator.let_go(model.pool.id, holder)) == (holder in model.holders)
+        assert self.run(self.allocator.unbind(model.pool.id, holder)) == (holder in model.holders)
         model.holders = tuple(other for other in model.holders if other != holder)
         self.tidy(model)
 
@@ -271,7 +271,7 @@ class IpamMachine(RuleBasedStateMachine):
     @rule(data=st.data(), sticky=st.sampled_from([0, STICKY_S, STICKY_S, STICKY_S]))
     def stick(self, data: st.DataObject, sticky: int) -> None:
         model = self.any_pool(data)
-        self.run(self.allocator.stick(model.pool.id, sticky))
+        self.run(self.allocator.set_sticky(model.pool.id, sticky))
         model.sticky = sticky
         for kept in list(model.kept) if not sticky else ():
             model.forget(kept)
@@ -310,7 +310,7 @@ class IpamMachine(RuleBasedStateMachine):
             assert {lease.address: lease for lease in self.allocator.leases(key)} == model.leases
             usage = self.allocator.usage(key)
             assert (usage.free, usage.leased, usage.kept) == (len(model.free), len(model.leases), len(model.kept))
-            assert list(self.allocator.kept(key)) == [kept for kept in model.kept if kept.until > self.now]
+            assert list(self.allocator.retained(key)) == [kept for kept in model.kept if kept.until > self.now]
 
 
 TestIpamMachine = IpamMachine.TestCase

@@ -150,7 +150,7 @@ async def test_failing_store_leaves_memory_as_it_was(ipam: Allocator, store: Dic
         ipam.release_address(pool.id, lease.address),
         ipam.assign(pool.id, lease.address, WEB),
         ipam.release_pool(pool.id),
-        ipam.keep(pool.id, "n1"),
+        ipam.bind(pool.id, "n1"),
         ipam.request_pool("local"),
         ipam.request_pool("local", network=pool.network),
     ):

@@ -154,7 +154,7 @@ async def test_allocator_goes_on_after_a_restart_of_the_daemon(tmp_path: Path) -
     first = Allocator(StoredLeases(store), spaces)
     await first.load()
     pool = await first.request_pool("local", v6=True)
-    await first.keep(pool.id, "n1")
+    await first.bind(pool.id, "n1")
     lease = await first.request_address(pool.id, owner=Owner(OwnerKind.PENDING))
     assigned = await first.assign(pool.id, lease.address, Owner(OwnerKind.ENDPOINT, "e1"), "02:00:00:00:00:01")
     await store.close()
@@ -165,7 +165,7 @@ async def test_allocator_goes_on_after_a_restart_of_the_daemon(tmp_path: Path) -
     assert second.pools() == (replace(pool, holders=("n1",)),)
     assert list(second.leases(pool.id)) == [assigned]
     assert await second.release_pool(pool.id)
-    assert await second.let_go(pool.id, "n1")
+    assert await second.unbind(pool.id, "n1")
     assert (await store.range("ipam/"))[0] == []
     await store.close()
 

@@ -205,7 +205,7 @@ class FixedHost:
     def kept(self) -> dict[str, str]:
         allocator = self.host.engine.allocator
         (pool,) = self.host.networks()[0].pools
-        return {lease.owner.name: str(lease.address) for lease in allocator.kept(pool)}
+        return {lease.owner.name: str(lease.address) for lease in allocator.retained(pool)}
 
     async def keeps(self, **wanted: str) -> None:
         await until(lambda: self.kept() == wanted, f"{wanted} is kept, not {self.kept()}")

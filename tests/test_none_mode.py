@@ -34,7 +34,7 @@ async def host() -> AsyncIterator[Host]:
 
 def leases(plugin: Plugin) -> list[Any]:
     allocator = plugin.engine.allocator
-    return [lease for pool in allocator.pools() for lease in (*allocator.leases(pool.id), *allocator.kept(pool.id))]
+    return [lease for pool in allocator.pools() for lease in (*allocator.leases(pool.id), *allocator.retained(pool.id))]
 
 
 @pytest.mark.parametrize("gateway", [True, False], ids=["20.10", "29"])

@@ -63,7 +63,7 @@ class Caller:
         """
         record, root = self._network(pool_id), self._docker.root
         called = self._docker.networks.get(record.network.id, "") if record else ""
-        if record is None or root is None or not called or not any(self._engine.allocator.kept(pool_id)):
+        if record is None or root is None or not called or not any(self._engine.allocator.retained(pool_id)):
             return ""
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):

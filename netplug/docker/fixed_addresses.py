@@ -54,7 +54,7 @@ class FixedAddresses:
         for ident in networks:
             # Docker may have several that were created with the same address, as long as one of them runs at a time.
             names = {it: name for fixed in self._of.values() for (net, it), name in fixed.items() if net == ident}
-            self._engine.networks.promise(ident, names)
+            self._engine.networks.reserve(ident, names)
 
     def _places(self, container: Any, names: Mapping[str, str]) -> Iterator[Place]:
         for key, settings in (container["NetworkSettings"].get("Networks") or {}).items():

@@ -22,7 +22,7 @@ from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import EXTERNAL, Pool
-from netplug.ipam.shared_subnet import around
+from netplug.ipam.shared_subnet import common_subnet
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Addressing:
         held = self._allocator.pool_of(wanted.pool) if wanted.pool is not None else None
         if wanted.pool is not None and wanted.ends and net.options.mode == MACVLAN:
             # The pools of a LAN are told apart by the parts that they are of.
-            part = around(*wanted.ends)
+            part = common_subnet(*wanted.ends)
             held = self._allocator.pool(Pool(wanted.space, wanted.pool, part if part != wanted.pool else None).id)
             wanted = replace(wanted, range=held.range if held else part)
         if held is None or held.space != wanted.space or wanted.range not in {None, held.range}:
@@ -102,11 +102,11 @@ class Addressing:
             hint = "give each network of a LAN an --ip-range of its own, or choose another --subnet"
             raise NetplugError("exists", words, hint=hint)
         else:
-            await self._allocator.keep(held.id, net.id)
-        undo.push_async_callback(self._allocator.let_go, held.id, net.id)
+            await self._allocator.bind(held.id, net.id)
+        undo.push_async_callback(self._allocator.unbind, held.id, net.id)
         if net.options.sticky:
-            await self._allocator.stick(held.id, net.options.sticky)
-            undo.push_async_callback(self._allocator.stick, held.id, 0)
+            await self._allocator.set_sticky(held.id, net.options.sticky)
+            undo.push_async_callback(self._allocator.set_sticky, held.id, 0)
         return held
 
     async def _reserve(
@@ -182,8 +182,8 @@ class Addressing:
         """Let go of a network's pools, and of what it leased or kept in those that Docker, or another, still holds."""
         for pool in dict.fromkeys(record.pools):
             if self._allocator.pool(pool) is not None:
-                self._allocator.promise(pool, {})
-                await self._allocator.stick(pool, 0)
+                self._allocator.reserve(pool, {})
+                await self._allocator.set_sticky(pool, 0)
             for lease in self._allocator.leases(pool):
                 if lease.owner.id != record.network.id:
                     continue
@@ -191,16 +191,16 @@ class Addressing:
                     await self._allocator.assign(pool, lease.address, replace(lease.owner, id=heir.id, name=heir.name))
                 else:
                     await self._allocator.release_address(pool, lease.address)
-            await self._allocator.let_go(pool, record.network.id)
+            await self._allocator.unbind(pool, record.network.id)
 
     # Endpoints
 
-    def promise(self, record: NetworkRecord, names: Mapping[IPAddress, str]) -> None:
+    def reserve(self, record: NetworkRecord, names: Mapping[IPAddress, str]) -> None:
         """Keep addresses for the containers that were made with them, by name, and for no others any more."""
         for ident, subnet in zip(record.pools, record.network.subnets, strict=True) if record.network.addressed else ():
             pool = self._allocator.pool(ident)
             if pool is not None and pool.space != EXTERNAL:
-                self._allocator.promise(ident, {it: name for it, name in names.items() if it in subnet.pool})
+                self._allocator.reserve(ident, {it: name for it, name in names.items() if it in subnet.pool})
 
     def holder(self, record: NetworkRecord, address: IPAddress) -> str:
         """Return the id of the endpoint that has an address of the network, or nothing."""
@@ -245,7 +245,7 @@ class Addressing:
             # What was kept for a name is found again by it: a MAC that another container left is not this one's.
             mac = lease.mac if owner.name == lease.owner.name else ""
             return replace(await self._reassign(lease, owner, undo), mac=mac)
-        kept = self._allocator.kept_for(pool, owner, address)
+        kept = self._allocator.retained_for(pool, owner, address)
         lease = await self._conflict_detection.request(pool, address, owner, net=record.network)
         undo.push_async_callback(self._give_back, lease, kept)
         return lease
@@ -265,7 +265,7 @@ class Addressing:
     ) -> Lease:
         candidates = [i for i, subnet in enumerate(record.network.subnets) if subnet.pool in group]
         # Where something is kept for this name comes first.
-        candidates.sort(key=lambda i: self._allocator.kept_for(record.pools[i], owner, None) is None)
+        candidates.sort(key=lambda i: self._allocator.retained_for(record.pools[i], owner, None) is None)
         for index in candidates[:-1]:
             try:
                 return await self._lease(record, index, None, owner, undo)

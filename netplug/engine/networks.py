@@ -239,10 +239,10 @@ class Networks:
                 await self._executor.apply(plan)
                 await self._executor.revert(gone)
 
-    def promise(self, ident: str, names: Mapping[IPAddress, str]) -> None:
+    def reserve(self, ident: str, names: Mapping[IPAddress, str]) -> None:
         """Keep a network's addresses for the containers that were made with them, by name, and for no others."""
         if record := self._registry.find_network(ident):
-            self._addressing.promise(record, names)
+            self._addressing.reserve(record, names)
 
     @uncancellable
     async def forward(self, ident: str, upstream: str) -> None:

@@ -26,7 +26,7 @@ from netplug.frontends.cni.wire import Call, CniError, Reply, caller_of
 from netplug.frontends.implicit_networks import NamedNetworks
 from netplug.frontends.rest.wire import Cidr, Ifname, Ip, Mac, Name, Netns
 from netplug.ipam.pool import Pool
-from netplug.ipam.shared_subnet import apart
+from netplug.ipam.shared_subnet import disjoint
 from netplug.log import LOG
 from netplug.names import dns_records
 from netplug.store.api import StoreError
@@ -287,7 +287,7 @@ class NetavarkService:
                 if one.pool is None or one.pool.version != subnet.pool.version or not one.pool.overlaps(subnet.pool):
                     continue
                 theirs = self._engine.allocator.pool(pool) if lan else None
-                if theirs is None or not apart(Pool(theirs.space, one.pool, ends=one.ends), theirs):
+                if theirs is None or not disjoint(Pool(theirs.space, one.pool, ends=one.ends), theirs):
                     return f"subnet {one.pool} overlaps {subnet.pool}"
         bridge = wanted.options.get(BRIDGE, "")
         return f"link {bridge!r} is the bridge" if bridge and bridge == other.options.get(BRIDGE) else ""

@@ -197,7 +197,7 @@ class _Api:
             except Unreachable as exc:
                 log.warning("leases.own_alone", pool=pool.id, reason=str(exc))
         allocator = self._engine.allocator
-        mine = [*allocator.leases(pool.id), *allocator.kept(pool.id)]
+        mine = [*allocator.leases(pool.id), *allocator.retained(pool.id)]
         return [ipam_wire.Held(lease, self._host) for lease in mine]
 
     async def audit(self) -> ipam_wire.Findings:
