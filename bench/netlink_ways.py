@@ -26,6 +26,8 @@ from netplug.kernel.netlink.pyroute2_messages import decoded, encode, load
 
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH, RTM_GETQDISC, RTM_GETTFILTER = 28, 29, 30, 38, 46
 CT_GET = 1 << 8 | 1
+NEIGHBOURS = bytes((2, *bytes(11)))
+"""The query for those of IPv4."""
 HOST, SANDBOX = "npaaaaaaaaaaaa", "eth0"
 MACS = "02:00:00:00:00:01", "02:00:00:00:00:02"
 RATE, LIMIT, BURST = 12_500_000, 376_500, 64_000
@@ -38,7 +40,7 @@ class Way(Protocol):
     def links(self, nl: Netlink) -> None: ...
     def addresses(self, nl: Netlink) -> None: ...
     def routes(self, nl: Netlink) -> None: ...
-    def entries(self, nl: Netlink, bridge: int) -> None: ...
+    def entries(self, nl: Netlink, *queries: bytes) -> None: ...
     def flows(self, dump: Sequence[bytes]) -> None: ...
     def hear(self, heard: Heard) -> None: ...
     def attach(self) -> None: ...
@@ -58,8 +60,8 @@ class ByHand:
     def routes(self, nl: Netlink) -> None:
         rtnl.routes(nl)
 
-    def entries(self, nl: Netlink, bridge: int) -> None:
-        for data in dump_entries(nl, bridge):
+    def entries(self, nl: Netlink, *queries: bytes) -> None:
+        for data in dump_entries(nl, *queries):
             neighbours.entry(data)
 
     def flows(self, dump: Sequence[bytes]) -> None:
@@ -144,8 +146,8 @@ class ByPyroute2:
             query = rtnl.RTMSG.pack(family, 0, 0, 0, 254, 0, 0, 0, 0) + u32(rtnl.RTA_TABLE, 254)
             read(nl.dump(RTM_GETROUTE, query), self._route, route_of)
 
-    def entries(self, nl: Netlink, bridge: int) -> None:
-        read(dump_entries(nl, bridge), self._neighbour, entry_of)
+    def entries(self, nl: Netlink, *queries: bytes) -> None:
+        read(dump_entries(nl, *queries), self._neighbour, entry_of)
 
     def flows(self, dump: Sequence[bytes]) -> None:
         read(dump, self._flow, flow_of)
@@ -191,8 +193,18 @@ class ByPyroute2:
             tc.redirected(nl.dump(RTM_GETTFILTER, tc.filters(link)))
 
 
-def dump_entries(nl: Netlink, bridge: int) -> list[bytes]:
-    return nl.dump(RTM_GETNEIGH, struct.pack("=BxxxiHBB", 7, 0, 0, 0, 0) + u32(9, bridge))
+def dump_entries(nl: Netlink, *queries: bytes) -> list[bytes]:
+    return [data for query in queries for data in nl.dump(RTM_GETNEIGH, query)]
+
+
+def of_bridge(index: int) -> bytes:
+    """Return the query for the FDB of a bridge."""
+    return struct.pack("=BxxxiHBB", 7, 0, 0, 0, 0) + u32(9, index)
+
+
+def of_port(index: int) -> bytes:
+    """Return the query for what leads to a port, in its own FDB and in its bridge's."""
+    return struct.pack("=BxxxiHBB", 7, 0, 0, 0, 0) + u32(8, index)
 
 
 def dump_flows(nl: Netlink, port: int) -> list[bytes]:

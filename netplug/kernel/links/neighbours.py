@@ -6,8 +6,8 @@ sends with the MAC take over any other (net/bridge/br_fdb.c, br_fdb_update). A n
 number. All are written over what is there already: a MAC that moved may have been learned meanwhile, and ``add`` would
 fail on it.
 
-By hand: each attach writes an entry, and each start reads those of all bridges. pyroute2 would add 4 % to the start
-and 9 % to ``netplug diff`` of 300 endpoints, and 1.8 MB and 20 ms for its schemas (``bench/netlink.py``).
+By hand: pyroute2 would add 23 % to ``netplug diff`` on an overlay with 1 000 endpoints elsewhere, and 4 % to each start
+with 300 endpoints, which reads the FDB of all bridges (``bench/netlink.py``).
 """
 
 import errno
