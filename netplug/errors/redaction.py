@@ -1,4 +1,4 @@
-"""Passwords, kept out of what is shown: logs, errors, lock files, and the list of processes."""
+"""Redaction of passwords in logs, errors, lock files, and the list of processes."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ _NAMED = re.compile(r"(?i)(password['\"]?\s*[=: ]\s*)[^\s,]+")
 
 
 def without_passwords(text: str) -> str:
-    """Return a text as it may be shown: less users and passwords of URLs, and what is called a password.
+    """Return a text without users and passwords of URLs, and without values named password.
 
     >>> without_passwords("netplug serve --store 'etcd://np:a@b@db:2379,c:1' NETPLUG_ETCD_PASSWORD=x")
     "netplug serve --store 'etcd://***@db:2379,c:1' NETPLUG_ETCD_PASSWORD=***"
@@ -28,5 +28,5 @@ def hide_arguments() -> None:
             if after != before:
                 memory.seek(start)
                 memory.write(after)
-    except (OSError, ValueError, IndexError):  # where it is forbidden they stay to be seen, as docs/store.md says
+    except (OSError, ValueError, IndexError):  # if the kernel forbids it, the arguments remain visible
         return
