@@ -1,16 +1,16 @@
 /*
  * The CNI plugin that runtimes start: hands a call to netplug's daemon, and prints the answer.
  *
- * A runtime waits for this program at each command, so it starts fast and does little. netplug/frontends/cni/shim.py does the
- * same in Python, for systems without a compiler; tests/test_cni_shim.py tests both.
+ * A runtime waits for this program at each command, so it starts fast and does little. For systems without a compiler,
+ * netplug/frontends/cni/shim.py does the same in Python. tests/test_cni_shim.py tests both.
  *
  * Request: NUL-terminated words (the executable's name, KEY=VALUE of each CNI_ variable), an empty word, then what
  * came on stdin. The end of the stream ends the request. netavark calls with arguments instead of variables: they
  * become NETAVARK_COMMAND and NETAVARK_NETNS.
  * Reply: a line "CODE LENGTH", LENGTH bytes for stdout, the rest for stderr. CODE is the exit code. A reply that ends
  * too early means that the daemon died over the call.
- * Without a reply this process becomes `ENGINE -I -m netplug.daemon.daemonless_queue NAME ARGUMENT...` with the same stdin, and
- * NETPLUG_CNI_LINE says where the daemon was looked for.
+ * Without a reply this process becomes `ENGINE -I -m netplug.daemon.daemonless_queue NAME ARGUMENT...` with the same
+ * stdin, and with NETPLUG_CNI_LINE: the run directory in which the daemon was looked for.
  * VERSION and netavark's "info" need no daemon. Errors have the form of the CNI specification (section "Error"), or
  * netavark's. There is no time limit here: runtimes have their own, and kill this process.
  */
