@@ -1,5 +1,6 @@
 """The CNI executable, in C and in Python: one protocol, and nothing that a call was given is lost."""
 
+import asyncio
 import json
 import os
 import select
@@ -18,10 +19,12 @@ from pathlib import Path
 from shutil import copy, which
 
 import pytest
+from test_cni_server import served
 
 from netplug.cli import OK, cni_executable, main
 from netplug.frontends.cni import shim
 
+REAL = sys.executable
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "packaging" / "cni" / "shim.c"
 CONFIG = '{"cniVersion": "0.4.0", "name": "blue"}'
@@ -231,6 +234,31 @@ def test_netplug_that_is_gone_is_told_in_the_words_of_the_caller(plugin: Plugin)
     assert (done.returncode, json.loads(done.stdout)) == (1, {"cniVersion": "0.4.0", "code": 11, "msg": words})
     done = plugin(CONFIG, "create")
     assert (done.returncode, json.loads(done.stdout)) == (1, {"error": words})
+
+
+# The other end
+
+
+async def test_daemon_reads_what_the_plugin_writes_and_the_reverse(plugin: Plugin) -> None:
+    async with served(plugin.run_dir / shim.SOCKET):
+        config = '{"cniVersion": "1.1.0", "name": "blue", "type": "bluenet"}'
+        done = await asyncio.to_thread(plugin, config, CNI_COMMAND="STATUS")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        for text, code in (("", 6), ('{"cniVersion": "7", "name": "blue"}', 1), ('{"cniVersion": "1.1.0"}', 7)):
+            done = await asyncio.to_thread(plugin, text, CNI_COMMAND="STATUS")
+            assert (done.returncode, json.loads(done.stdout)["code"]) == (1, code)
+        done = await asyncio.to_thread(plugin, config, CNI_COMMAND="ADD", CNI_IFNAME="eth0")
+        assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 4)
+        done = await asyncio.to_thread(plugin, "{", "create")
+        assert (done.returncode, json.loads(done.stdout).keys()) == (1, {"error"})
+
+
+def test_netplug_without_a_daemon_reads_what_the_plugin_passes_on(plugin: Plugin) -> None:
+    plugin.engine.write_text(f'#!/bin/sh\nexec "{REAL}" "$@"\n')
+    done = plugin(CNI_COMMAND="STATUS", NETPLUG_STATE_DIR="/proc/nowhere")
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)
+    done = plugin("{}", "create", NETPLUG_STATE_DIR="/proc/nowhere")
+    assert (done.returncode, json.loads(done.stdout).keys()) == (1, {"error"})
 
 
 # Files and signals
