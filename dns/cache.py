@@ -121,7 +121,7 @@ def matches(message: bytes, name: bytes, kind: bytes) -> bool:
 
 
 def _of_one(message: bytes, start: int, now: float) -> Answer | None:
-    """Return what a message says that has one address for the name itself: most have no more. None: it is another."""
+    """Parse an answer with exactly one address record, as most are; return None for any other answer."""
     if not message.startswith(wire.TO_QUESTION, start) or len(message) < start + 12 or message[3] & (_AD | 0xF):
         return None
     kind, _, ttl, length = _RECORD.unpack_from(message, start + 2)

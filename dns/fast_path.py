@@ -19,17 +19,17 @@ _OPT_NONE = {
     for dnssec in _OPT
 }
 """The OPT record of a negative answer, with an extended error: by the OPT of a positive one, and by RCODE."""
-_UNUSUAL = frozenset(wire.key(kind) for kind in (0, wire.OPT, *range(wire.TKEY, wire.ANY + 1)))
+_TYPES_WITHOUT_DATA = frozenset(wire.key(kind) for kind in (0, wire.OPT, *range(wire.TKEY, wire.ANY + 1)))
 """Types without data: OPT, and the QTYPEs and meta-types such as AXFR and ANY."""
-_USUAL = frozenset(wire.key(kind) for kind in range(1, wire.TKEY)) - _UNUSUAL
+_DATA_TYPES = frozenset(wire.key(kind) for kind in range(1, wire.TKEY)) - _TYPES_WITHOUT_DATA
 _SRV = wire.key(wire.SRV)
 _DNSSEC = {False: b"\0", True: b"\x80"}
 _RD = 0x01
 _UNDERSCORE = 0x5F
 """The first character of a service label (RFC 2782); the name below may be a local one."""
-ANSWER, AUTHORITATIVE, RA, CD = 0x80, 0x04, 0x80, 0x10
+QR, AA, RA, CD = 0x80, 0x04, 0x80, 0x10
 """Header bits: QR and AA of the first octet of flags, RA and CD of the second."""
-_NXDOMAIN = bytes((ANSWER | AUTHORITATIVE | _RD, RA | wire.NXDOMAIN)) + b"\0\1\0\0\0\1\0\0"
+_NXDOMAIN = bytes((QR | AA | _RD, RA | wire.NXDOMAIN)) + b"\0\1\0\0\0\1\0\0"
 
 
 def answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> bytes | Question | None:
@@ -40,10 +40,10 @@ def answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> b
     ready = view.ready.get(data[2:])
     if ready is not None:
         return data[:2] + (ready if isinstance(ready, bytes) else next(ready))
-    return unready(view, data, clock)
+    return compute_answer(view, data, clock)
 
 
-def unready(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> bytes | Question | None:
+def compute_answer(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> bytes | Question | None:
     """Do as `answer`, for a query that is not in `view.ready` octet by octet.
 
     The query may differ from a ready one only in upper and lower case, or in a client cookie (RFC 7873), which is
@@ -58,7 +58,7 @@ def unready(view: View, data: bytes, clock: Callable[[], float] = monotonic) -> 
                 # Flags and counts, the question in the client's spelling, and the records after it.
                 tail = ready if isinstance(ready, bytes) else next(ready)
                 return b"".join((data[:2], tail[:10], asked, tail[len(data) - 2 :]))
-        elif name and 0 < (size := name[0]) < 64 and (kind := asked[-4:]) in _USUAL and len(name) < 256:
+        elif name and 0 < (size := name[0]) < 64 and (kind := asked[-4:]) in _DATA_TYPES and len(name) < 256:
             # The parent name exists, and has no such child: only the first label has to be checked.
             if name[size + 1 :] in view.known_parents:
                 return b"".join((data[:2], _NXDOMAIN, asked, view.authority))
@@ -80,7 +80,7 @@ def _external(view: View, data: bytes, name: bytes, kind: bytes, clock: Callable
     """
     known = view.upstream_cache.get(name + kind + b"\0")
     if known is not None and (found := known.at(clock())) is not None:
-        flags = (ANSWER << 8 | RA | found[0] | _RD << 8).to_bytes(2)
+        flags = (QR << 8 | RA | found[0] | _RD << 8).to_bytes(2)
         reply = b"".join((data[:2], flags, b"\0\1", found[1], b"\0\0", data[12:], found[2]))
         return reply if len(reply) <= wire.PLAIN_SIZE else None
     at, end = name[0] + 1, len(name) - 1
@@ -107,10 +107,10 @@ def _parsed(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Ques
     rrset: RRset | None = None
     if node is not None and kind in node and kind != _SRV:
         rrset = node[kind]
-        code, counts, records = AUTHORITATIVE << 8, len(rrset.records).to_bytes(2) + b"\0\0", next(rrset.turns)
+        code, counts, records = AA << 8, len(rrset.records).to_bytes(2) + b"\0\0", next(rrset.turns)
     elif (found := _without_rrset(view, data, name, kind, node, clock, dnssec=dnssec)) is not None:
         code, counts, records = found
-        if code & AUTHORITATIVE << 8:
+        if code & AA << 8:
             if node is None and not view.rest and (parent := wire.parent(name)) in view.first:
                 view.known_parents.add(parent)
             opt = _OPT_NONE[opt][code & 0xF] if opt else b""
@@ -118,9 +118,9 @@ def _parsed(view: View, data: bytes, clock: Callable[[], float]) -> bytes | Ques
         return Question(data, name, kind, end, size, bool(opt), dnssec)
     else:
         return None
-    flags = (ANSWER << 8 | RA | code | (data[2] << 8) | (data[3] & CD)).to_bytes(2)
+    flags = (QR << 8 | RA | code | (data[2] << 8) | (data[3] & CD)).to_bytes(2)
     head = b"".join((flags, b"\0\1", counts, b"\0\1" if opt else b"\0\0"))
-    if node is not None and code & AUTHORITATIVE << 8:
+    if node is not None and code & AA << 8:
         _make_ready(view, data, end, head, rrset.rotations if rrset else [records], opt)
     reply = b"".join((data[:2], head, data[wire.HEADER : end], records, opt))
     return reply if len(reply) <= size else None
@@ -148,11 +148,11 @@ def _without_rrset(
         # A client that validates signatures itself (CD) gets its answer from the upstream.
         return cached.at(clock()) if data[2] & _RD and not data[3] & CD else None
     below = _below(name, view.domain)
-    if kind[2:] != b"\0\1" or kind in _UNUSUAL or (node is None and not below) or (node and kind in node):
+    if kind[2:] != b"\0\1" or kind in _TYPES_WITHOUT_DATA or (node is None and not below) or (node and kind in node):
         return None
     code = wire.NXDOMAIN if node is None else wire.NOERROR
     zone = view.domain if below else view.zone_of(name) or name
-    return AUTHORITATIVE << 8 | code, b"\0\0\0\1", view.negative(name, zone)
+    return AA << 8 | code, b"\0\0\0\1", view.negative(name, zone)
 
 
 def _is_external(view: View, data: bytes, name: bytes, kind: bytes) -> bool:
@@ -160,7 +160,7 @@ def _is_external(view: View, data: bytes, name: bytes, kind: bytes) -> bool:
     return bool(
         data[2] & _RD
         and kind[2:] == b"\0\1"
-        and kind not in _UNUSUAL
+        and kind not in _TYPES_WITHOUT_DATA
         and not view.forwarded
         and not special_use.may_be(name)
         and not name.endswith(view.network_zones)

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import batch
 from .deferred import turn
-from .fast_path import answer, unready
+from .fast_path import answer, compute_answer
 from .pending import Client
 from .question import Question
 from .slow_path import respond
@@ -119,7 +119,7 @@ class Listener:
     # Datagrams
 
     def _batches(self) -> None:
-        assert self._batch is not None  # noqa: S101 - else this is no reader
+        assert self._batch is not None  # noqa: S101 - only then this is the reader
         with self._turn:
             for _ in range(_BATCHES):
                 messages = self._batch.receive(self._udp)
@@ -137,7 +137,7 @@ class Listener:
             try:
                 if view is not None:
                     if (tail := view.ready.get(data[2:])) is None:
-                        found = unready(view, data)
+                        found = compute_answer(view, data)
                     else:
                         found = data[:2] + (tail if isinstance(tail, bytes) else next(tail))
                 if not isinstance(found, bytes):
@@ -151,7 +151,7 @@ class Listener:
         return answers
 
     def _from_batch(self, view: View | None, asked: bytes | Question, source: bytes, number: int) -> bytes | None:
-        assert self._batch is not None  # noqa: S101 - this is its doing
+        assert self._batch is not None  # noqa: S101 - only batches come here
         name = self._batch.name(number)
         port = (name[2] << 8) + name[3]
         if view is None or isinstance(asked, bytes) or not port:
@@ -225,7 +225,7 @@ class Listener:
         except OSError:  # the send buffer is full, or the client is gone
             self.counts.dropped += 1
 
-    # Both
+    # Datagrams and TCP
 
     def _ask(self, view: View | None, question: Question, source: bytes, reply: Reply, retry_key: object) -> None:
         assert view is not None  # noqa: S101 - unknown clients are refused before

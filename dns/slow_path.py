@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from . import special_use, wire
 from .extended_errors import NO_NAME, NO_TYPE, ONE_LABEL, SPECIAL, UNKNOWN_CLIENT, Why
-from .fast_path import ANSWER, AUTHORITATIVE, RA
+from .fast_path import AA, QR, RA
 from .question import Question
 from .view import Node, View
 
@@ -31,7 +31,7 @@ def respond(view: View | None, data: bytes, *, tcp: bool = False) -> bytes | Que
 
     `view`: None if the client is in no network.
     """
-    if len(data) < wire.HEADER or data[2] & ANSWER:
+    if len(data) < wire.HEADER or data[2] & QR:
         return None
     counts = struct.unpack_from("!4H", data, 4)
     if data[2] & _OPCODE:
@@ -160,7 +160,7 @@ def reply(
     opt = wire.opt(dnssec=question.dnssec, code=code, options=options) if question.edns else b""
     if sum(map(len, additional)) > left - len(options):
         additional = ()
-    flags = ANSWER | (AUTHORITATIVE if authoritative else 0) | data[2] & _RD | (_TC if truncated else 0)
+    flags = QR | (AA if authoritative else 0) | data[2] & _RD | (_TC if truncated else 0)
     counts = (1, answers[0], authorities[0], len(additional) + bool(opt))
     head = struct.pack("!2sBB4H", data[:2], flags, RA | data[3] & _CD | bits | code & 0xF, *counts)
     return b"".join((head, asked, answers[1], authorities[1], *additional, opt))
@@ -194,7 +194,7 @@ def relay(question: Question, code: int, counts: bytes, records: bytes, why: Why
     if why is None:
         data = question.data
         opt, additional = (_OPT[question.dnssec], b"\0\1") if question.edns else (b"", b"\0\0")
-        flags = bytes((ANSWER | data[2] & _RD, RA | data[3] & _CD | code))
+        flags = bytes((QR | data[2] & _RD, RA | data[3] & _CD | code))
         asked = data[wire.HEADER : question.end]
         message = b"".join((data[:2], flags, b"\0\1", counts, additional, asked, records, opt))
         if len(message) <= question.size:
@@ -206,7 +206,7 @@ def relay(question: Question, code: int, counts: bytes, records: bytes, why: Why
 
 def _header_only(data: bytes, code: int) -> bytes:
     """Return a header without a question, for a message that cannot be parsed any further."""
-    return data[:2] + bytes((ANSWER | data[2] & 0x79, code)) + bytes(8)
+    return data[:2] + bytes((QR | data[2] & 0x79, code)) + bytes(8)
 
 
 def _question(data: bytes) -> Question:
