@@ -350,13 +350,6 @@ def check_port(net: Network, ep: Endpoint, mapping: PortMapping) -> None:
         raise DriverError(Kind.INVALID, words, hint=f"publish it on an IPv{10 - host.version} address, or on all")
 
 
-def check_shared(mapping: PortMapping) -> None:
-    """Refuse a mapping that leads nowhere where a runtime keeps the ports itself."""
-    if mapping.host_address == _LOOPBACK6:
-        words = f"port {mapping} cannot be published: what is for ::1 is not led to a container of this runtime"
-        raise DriverError(Kind.INVALID, words, hint="use 127.0.0.1")
-
-
 def publish(mapping: PortMapping, host: IPAddress, address: IPAddress) -> Plan:
     """Return the steps that lead ports of a host address to those of the container's."""
     proto, port, count = mapping.proto, mapping.host_port, mapping.count

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from .codec import Json, JsonObject, decode, encode, known
-from .steps import STEPS, Address, Guard, HostPort, Loopback, Macvlan, Relay, Route, Step, Veth
-from .tunnel import Shortcut
+from .steps import STEPS, Address, Loopback, Macvlan, Route, Step, Veth
 
 _RETIRED = {"Shortcut": frozenset(("gateway",))}
 """Fields that earlier versions stored, and that nothing needs any more, by kind of step."""
@@ -35,50 +34,6 @@ class Plan:
         """Return the plan less the steps of these keys."""
         gone = frozenset(keys)
         return Plan(tuple(step for step in self.steps if step.key not in gone)) if gone else self
-
-    def into(self, netns: str, ifname: str, *, tunable: bool = False) -> "Plan":
-        """Return the plan with the sandbox side of its link made in `netns`, under its final name."""
-
-        def inside(step: Step) -> Step:
-            match step:
-                case Veth():
-                    return replace(step, netns=netns, peer=ifname, tunable=tunable)
-                case Macvlan(up=False):
-                    return replace(step, netns=netns, ifname=ifname, tunable=tunable)
-            return step
-
-        return Plan(tuple(inside(step) for step in self))
-
-    def unpinned(self) -> "Plan":
-        """Return the plan with ports that any MAC may be at, and without shortcuts, which are of one."""
-
-        def free(step: Step) -> Step:
-            match step:
-                case Guard():
-                    return replace(step, mac="")
-                case Veth():
-                    return replace(step, pinned=False)
-            return step
-
-        return Plan(tuple(free(step) for step in self if not isinstance(step, Shortcut)))
-
-    def sharing(self) -> "Plan":
-        """Return the plan with ports of the host that a runtime may bind too; we cannot serve those ourselves."""
-        relays = [step for step in self if isinstance(step, Relay)]
-        alone = {HostPort(it.proto, it.host, it.port, count=it.count).key for it in relays if it.whole}
-        own = (step for step in self if not isinstance(step, Relay) and step.key not in alone)
-        return Plan(tuple(replace(step, shared=True) if isinstance(step, HostPort) else step for step in own))
-
-    def moved(self, netns: str | None) -> "Plan":
-        """Return the plan as it is once a runtime may have moved the sandbox side into `netns`."""
-        return Plan(
-            tuple(
-                replace(step, moved=netns, netns_id="")
-                if isinstance(step, Macvlan) and not (step.up or step.netns) and step.moved != netns
-                else step
-                for step in self
-            )
-        )
 
     def of_namespace(self, netns_id: str) -> "Plan":
         """Return the plan with this very namespace meant by all steps that are, or may be, in a sandbox."""

@@ -9,7 +9,8 @@ from ipaddress import ip_network
 from .api import Attachment, Endpoint, Network
 from .naming import sandbox_side
 from .plan import Plan
-from .steps import Address, IPInterface, Loopback, Route, Step
+from .steps import Address, Guard, IPInterface, Loopback, Macvlan, Route, Step, Veth
+from .tunnel import Shortcut
 
 _DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
@@ -33,10 +34,20 @@ def attachment(net: Network, ep: Endpoint) -> Attachment:
     )
 
 
-def place(plan: Plan, ep: Endpoint, attachment: Attachment, netns: str, ifname: str, *, tunable: bool = False) -> Plan:
+def place(
+    plan: Plan,
+    ep: Endpoint,
+    attachment: Attachment,
+    netns: str,
+    ifname: str,
+    *,
+    tunable: bool = False,
+    any_mac: bool = False,
+) -> Plan:
     """Return an endpoint's plan with its sandbox side made in `netns` as `ifname`, with addresses and routes.
 
-    `tunable`: others may change the link and move the routes there (`Veth`, `Route`).
+    `tunable`: others may change the link and move the routes there (`Veth`, `Route`). `any_mac`: they may give it
+    another MAC, so none is checked.
     """
     if attachment.link is None:
         return plan + Plan((Loopback(netns),))
@@ -46,7 +57,47 @@ def place(plan: Plan, ep: Endpoint, attachment: Attachment, netns: str, ifname: 
     if tunable:
         steps = [replace(step, tunable=True) if isinstance(step, Route) else step for step in steps]
         ways = Plan(tuple(replace(step, tunable=True) if isinstance(step, Route) else step for step in ways))
-    return plan.into(netns, ifname, tunable=tunable) + Plan(tuple(steps)) + ways
+    links = inside(_at_any_mac(plan) if any_mac else plan, netns, ifname, tunable=tunable)
+    return links + Plan(tuple(steps)) + ways
+
+
+def inside(plan: Plan, netns: str, ifname: str, *, tunable: bool = False) -> Plan:
+    """Return a plan with the sandbox side of its link made in `netns`, under its final name."""
+
+    def placed(step: Step) -> Step:
+        match step:
+            case Veth():
+                return replace(step, netns=netns, peer=ifname, tunable=tunable)
+            case Macvlan(up=False):
+                return replace(step, netns=netns, ifname=ifname, tunable=tunable)
+        return step
+
+    return Plan(tuple(map(placed, plan)))
+
+
+def moved(plan: Plan, netns: str | None) -> Plan:
+    """Return an endpoint's plan once a runtime may have moved the sandbox side into `netns`; None: back again."""
+
+    def taken(step: Step) -> Step:
+        if isinstance(step, Macvlan) and not (step.up or step.netns) and step.moved != netns:
+            return replace(step, moved=netns, netns_id="")
+        return step
+
+    return Plan(tuple(map(taken, plan)))
+
+
+def _at_any_mac(plan: Plan) -> Plan:
+    """Return a plan whose ports any MAC may be at, without shortcuts, which are of one."""
+
+    def free(step: Step) -> Step:
+        match step:
+            case Guard():
+                return replace(step, mac="")
+            case Veth():
+                return replace(step, pinned=False)
+        return step
+
+    return Plan(tuple(free(step) for step in plan if not isinstance(step, Shortcut)))
 
 
 def ways_out(attachment: Attachment, netns: str, ifname: str) -> Plan:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netplug.drivers import firewall
+from netplug.drivers import firewall, sandbox
 from netplug.drivers.api import HostFacts, PortMapping
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import (
@@ -57,7 +57,7 @@ def endpoint(number: int, netns: str | None) -> Plan:
     for proto in (Proto.TCP, Proto.UDP):
         plan += firewall.publish(PortMapping(proto, 80, host_port=8080 + number), EVERYWHERE, inside(number))
     if netns:
-        plan = plan.into(netns, "eth0") + Plan(
+        plan = sandbox.inside(plan, netns, "eth0") + Plan(
             (
                 Address("eth0", ip_interface(f"10.9.0.{number + 2}/24"), netns),
                 Route(ip_network("0.0.0.0/0"), "eth0", ip_address("10.9.0.1"), netns),

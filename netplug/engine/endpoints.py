@@ -12,7 +12,7 @@ from netplug.drivers.api import Attachment, Driver, Endpoint, Network
 from netplug.drivers.naming import short
 from netplug.drivers.options import parse_endpoint
 from netplug.drivers.plan import Plan
-from netplug.drivers.sandbox import place, ways_out
+from netplug.drivers.sandbox import moved, place, ways_out
 from netplug.drivers.steps import Hairpin, IPAddress, Route, Veth
 from netplug.engine.addressing import Addressing
 from netplug.engine.base_plan import BasePlan
@@ -136,8 +136,8 @@ class Endpoints:
         attachment = self._beside_others(attachment, spec.netns, spec.netns_id)
         # In a list of CNI plugins those that come after us may tune the link.
         tunable = spec.front_end.shares
-        plan = plan.unpinned() if tunable and not spec.pinned else plan
-        plan = place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable)
+        any_mac = tunable and not spec.pinned
+        plan = place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable, any_mac=any_mac)
         return endpoint, plan.of_namespace(spec.netns_id)
 
     async def _build(self, net: Network, hidden: EndpointRecord, caller: Caller) -> EndpointRecord:
@@ -226,7 +226,7 @@ class Endpoints:
             if built.sandbox and built.sandbox != sandbox:
                 raise NetplugError("exists", f"endpoint {endpoint_id[:12]!r} is already in sandbox {built.sandbox}")
             same = built.sandbox_id if built.sandbox else ""
-            joined = replace(built, sandbox=sandbox, sandbox_id=same, linked=True, plan=built.plan.moved(sandbox))
+            joined = replace(built, sandbox=sandbox, sandbox_id=same, linked=True, plan=moved(built.plan, sandbox))
             if built.linked:
                 await self._registry.save(joined)
             else:
@@ -247,7 +247,7 @@ class Endpoints:
             if built is None or not built.linked:
                 return
             left = replace(built, sandbox="", sandbox_id="", linked=False, exposed=Plan(), published=())
-            left = replace(left, plan=built.plan.moved(None))
+            left = replace(left, plan=moved(built.plan, None))
             intent = Intent(f"endpoint {short(endpoint_id)}", built.plan + built.exposed)
             await self._journal.take_down(intent, [put(left)])
             self._registry.remember(left)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import structlog
 
-from netplug.drivers import firewall, port_ranges
+from netplug.drivers import port_ranges, shared_ports
 from netplug.drivers.api import Driver, Network, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
@@ -109,7 +109,7 @@ class Publishing:
             return
         shares = built.front_end.shares
         for mapping in built.endpoint.ports if shares else ():
-            firewall.check_shared(mapping)
+            shared_ports.check(mapping)
         theirs = self._kernel.reservations(caller.pid, built.container) if shares else None
         with self._sharing.claimed(built, _on_hosts(net, built.endpoint.ports)) as ports:
             relayed = not shares
@@ -144,7 +144,7 @@ class Publishing:
         if not exposed:
             return built
         if built.front_end.shares:
-            exposed = exposed.sharing()
+            exposed = shared_ports.shared(exposed)
         exposed = built.exposed + exposed.without(step.key for step in built.present)
         return replace(built, exposed=exposed, published=in_order((*built.published, *published)))
 
