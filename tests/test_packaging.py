@@ -120,17 +120,10 @@ def test_linked_package_refuses_its_top_level_name(tmp_path: Path, package: str)
     assert f"ImportError: import netplug.{package}, not {package}" in done.stderr
 
 
-def test_wheel_has_the_cni_executable_where_there_is_a_compiler(wheel: Path, tmp_path: Path) -> None:
-    built = which("cc") is not None
-    with zipfile.ZipFile(wheel) as archive:
-        assert (PROGRAM in archive.namelist()) == built
-        if not built:
-            return
-        path = Path(archive.extract(PROGRAM, tmp_path))
-        assert archive.getinfo(PROGRAM).external_attr >> 16 & 0o111 == 0o111
-    assert not wheel.name.endswith("-any.whl")
-    path.chmod(0o755)
-    assert subprocess.run([path, "info"], check=False, capture_output=True).returncode == 0
+@pytest.mark.skipif(which("cc") is None, reason="there is no C compiler here")
+def test_wheel_has_the_cni_executable_where_there_is_a_compiler(wheel: Path, installed: Path) -> None:
+    assert "-py3-none-linux_" in wheel.name
+    assert subprocess.run([installed / PROGRAM, "info"], check=False, capture_output=True).returncode == 0
 
 
 def test_wheel_needs_no_compiler(sdist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
