@@ -22,9 +22,10 @@ from living import DEADLINE_S, Living, a_namespace, living, settings_in, until
 from netplug.cli import OK, UNREACHABLE, USAGE, CliError
 from netplug.cli.client import Client
 from netplug.config import AddressPool
-from netplug.daemon.composition import drivers, site_prefix, spaces
-from netplug.daemon.life import notify
+from netplug.daemon.address_spaces import site_prefix, spaces
+from netplug.daemon.composition import drivers
 from netplug.daemon.lock import Held
+from netplug.daemon.systemd import notify
 from netplug.drivers.api import HostFacts
 from netplug.kernel.fake.kernel import FakeKernel
 from netplug.store.sqlite import SqliteStore

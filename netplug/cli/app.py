@@ -14,6 +14,7 @@ from netplug.cli.names import app as names
 from netplug.cli.options import RUN_DIR, AsJson, RunDir
 from netplug.cli.output import emit, emit_json, note, short, table
 from netplug.cli.serving import serve
+from netplug.daemon.version import own_version
 
 app = typer.Typer(
     help="Networks, addresses and published ports for containers of every runtime.\n\n"
@@ -46,7 +47,7 @@ Ifname = Annotated[str, typer.Option(metavar="NAME", help="Name of the interface
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        emit(f"netplug {_own_version()}")
+        emit(f"netplug {own_version()}")
         raise typer.Exit
 
 
@@ -381,7 +382,7 @@ def repair(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 @app.command()
 def version(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     """Print the version of this command and of the daemon."""
-    mine = _own_version()
+    mine = own_version()
     try:
         daemon = _client(run_dir).get("version")["version"]
     except CliError as exc:
@@ -403,12 +404,3 @@ def _client(run_dir: Path) -> Client:
 
 def _differences(found: list[dict[str, str]]) -> str:
     return table(("owner", "object", "what"), [(row["owner"], row["object"], row["what"]) for row in found])
-
-
-def _own_version() -> str:
-    from importlib import metadata  # noqa: PLC0415 - takes 20 ms, and only this command needs it
-
-    try:
-        return metadata.version("netplug")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"

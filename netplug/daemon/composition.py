@@ -1,14 +1,28 @@
-"""The parts of a process that manages this host's networks: the daemon, or a CNI command without a daemon."""
+"""The parts of a process that manages this host's networks, each made in one place, once.
 
-import secrets
-from collections.abc import Sequence
-from dataclasses import replace
+The daemon (`life`) and a CNI command without a daemon (`daemonless`) are composed of the same parts. `open_host` opens
+what a process holds of its host, `compose` builds the engine on it. The other parts are made when they are first asked
+for, and their modules are imported then: a command needs few of them, and starts in half a second.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import entry_points
-from ipaddress import IPv6Network
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from netplug.config import AddressPool
+from netplug.cluster.claims import SharedLeases
+from netplug.cluster.cluster import Cluster
+from netplug.cluster.identity import Gate, Identity, Machine
+from netplug.cluster.shared_store import Shared
+from netplug.cluster.underlay import Underlay
+from netplug.cluster.vtep import Finder
+from netplug.config import Settings
+from netplug.daemon.address_spaces import site_prefix, spaces
+from netplug.daemon.version import own_version
 from netplug.drivers.api import Driver
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.host import HostDriver
@@ -16,14 +30,28 @@ from netplug.drivers.ipam_only import LeasingDriver
 from netplug.drivers.macvlan import MacvlanDriver
 from netplug.drivers.none import NoneDriver
 from netplug.drivers.overlay import OverlayDriver
-from netplug.ipam.pool import Base, Space
-from netplug.ipam.spaces import LOCAL_V4, default_spaces, ula
+from netplug.engine import Engine
+from netplug.ipam.allocator import Allocator
+from netplug.ipam.scan_offset import HashedStart
 from netplug.kernel.api import Kernel
-from netplug.store.api import Put, Store
+from netplug.reconcile import Reconciler
+from netplug.store.access import EtcdAccess
+from netplug.store.api import Store
+from netplug.store.leases import StoredLeases
+from netplug.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from netplug.docker.events import DockerEvents
+    from netplug.docker.resolver import SandboxResolvers
+    from netplug.frontends.cni.service import CniService
+    from netplug.names.server import NameServer
 
 log = structlog.get_logger(__name__)
 
-ULA = "meta/ula"
+OpenKernel = Callable[[], Awaitable[Kernel]]
+Background = dict[str, Callable[[], Coroutine[Any, Any, None]]]
 
 
 async def linux_kernel() -> Kernel:
@@ -33,24 +61,147 @@ async def linux_kernel() -> Kernel:
     return await LinuxKernel.open()
 
 
-async def site_prefix(store: Store) -> IPv6Network:
-    """Return this site's prefix of unique local addresses; chosen at the first start and stored (RFC 4193 §3.2.2)."""
-    if record := await store.get(ULA):
-        return IPv6Network(str(record.value["prefix"]))
-    prefix = ula(secrets.token_bytes(16))
-    await store.txn((), [Put(ULA, {"prefix": str(prefix)})], durable=True)
-    return prefix
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a process holds of its host. `resources`: closes it, and the parts that are built on it."""
+
+    settings: Settings
+    store: Store
+    kernel: Kernel
+    identity: Identity
+    resources: AsyncExitStack
 
 
-def spaces(prefix: IPv6Network, pools: Sequence[AddressPool]) -> tuple[Space, ...]:
-    """Return the address spaces; `pools` replace the bases of the local space, per IP version."""
-    given = [Base(pool.base, pool.size) for pool in pools]
-    v4 = tuple(base for base in given if base.network.version == 4)
-    v6 = tuple(base for base in given if base.network.version == 6)
-    local, *others = default_spaces(prefix, local_v4=v4 or (LOCAL_V4,))
-    if v6:
-        local = replace(local, bases=(*(v4 or (LOCAL_V4,)), *v6))
-    return (local, *others)
+async def open_host(
+    settings: Settings, resources: AsyncExitStack, *, kernel: OpenKernel | None = None, machine: Machine | None = None
+) -> Host:
+    """Open this host's records and its kernel. The caller holds the locks."""
+    store = await SqliteStore.open(settings.state_dir / "netplug.db")
+    resources.push_async_callback(store.close)
+    opened = await (kernel or linux_kernel)()
+    resources.push_async_callback(opened.close)
+    identity = await Identity.load(store, machine or Machine.read())
+    return Host(settings, store, opened, identity, resources)
+
+
+async def compose(host: Host, shared: Shared | None, *, docker: bool) -> "Composition":
+    """Build the engine, and the cluster on it if hosts share a store.
+
+    `docker`: whether this process follows Docker's events.
+    """
+    store, settings, identity = host.store, host.settings, host.identity
+    gate = Gate(shared.store) if shared else None
+    shared_leases = SharedLeases(store, gate, identity.id) if gate else None
+    bases = spaces(await site_prefix(store), settings.address_pool)
+    allocator = Allocator(shared_leases or StoredLeases(store), bases, start=HashedStart(identity.id))
+    engine = Engine(host.kernel, store, allocator, drivers())
+    cluster = None
+    if shared and gate and shared_leases:
+        finder = Finder(settings.vtep, settings.etcd or EtcdAccess(()))
+        under = Underlay(engine, store, finder, shared.vtep)
+        cluster = Cluster(engine, store, gate, shared_leases, identity=identity, name=settings.host_name, under=under)
+    return Composition(host, engine, cluster, docker=docker)
+
+
+class Composition:
+    """The parts on top of the engine. Each is made at its first use, with the parts that it needs."""
+
+    def __init__(self, host: Host, engine: Engine, cluster: Cluster | None, *, docker: bool) -> None:
+        self.host = host
+        self.engine = engine
+        self.cluster = cluster
+        self._follows_docker = docker
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        """Compares kernel and records."""
+        return Reconciler(self.engine, self.docker.view if self.docker else None)
+
+    @cached_property
+    def cni(self) -> "CniService":
+        """Answers CNI and netavark calls."""
+        from netplug.frontends.cni.service import CniService  # noqa: PLC0415
+
+        return CniService(self.engine, self.host.settings.dns_domain)
+
+    @cached_property
+    def name_server(self) -> "NameServer":
+        """Answers DNS questions of containers."""
+        from netplug.kernel.host.upstream_sockets import open_toward  # noqa: PLC0415
+        from netplug.names.server import NameServer  # noqa: PLC0415
+
+        settings = self.host.settings
+        special = settings.dns_special == "host"
+        server = NameServer(self.engine, settings.dns_domain, settings.dns_rules, opener=open_toward, special=special)
+        self.host.resources.callback(server.close)
+        if self.cluster:
+            self.cluster.peering.names = server
+        return server
+
+    @cached_property
+    def sandbox_resolvers(self) -> "SandboxResolvers":
+        """Puts the name server into Docker's sandboxes."""
+        from netplug.docker.resolver import SandboxResolvers  # noqa: PLC0415
+
+        resolvers = SandboxResolvers(self.engine, self.name_server)
+        self.host.resources.push_async_callback(resolvers.close)
+        return resolvers
+
+    @cached_property
+    def docker(self) -> "DockerEvents | None":
+        """Learns names from Docker; None if this process does not follow Docker."""
+        if not self._follows_docker:
+            return None
+        from netplug.docker.events import DockerEvents  # noqa: PLC0415 - imports an HTTP client, which takes 8 MB
+
+        settings = self.host.settings
+        events = DockerEvents(self.engine, settings.docker_host, settings.driver_name, self.sandbox_resolvers)
+        if self.cluster:
+            self.cluster.networks.called = lambda ident: events.networks.get(ident, "")
+        return events
+
+    @cached_property
+    def api(self) -> "ASGIApp":
+        """Answers `netplug` commands."""
+        from netplug.frontends.rest.app import api_app, nobody_asked  # noqa: PLC0415
+
+        settings = self.host.settings
+        return api_app(
+            self.engine,
+            self.reconciler,
+            host=settings.host_name,
+            version=own_version(),
+            docker_knows=self.docker.knows if self.docker else nobody_asked,
+            cluster=self.cluster,
+            domain=settings.dns_domain,
+            names=self.name_server,
+        )
+
+    @cached_property
+    def plugin(self) -> "ASGIApp":
+        """Answers dockerd."""
+        from netplug.docker.container_inference import Caller  # noqa: PLC0415
+        from netplug.frontends.docker.ipam import nobody_known  # noqa: PLC0415
+        from netplug.frontends.docker.network import docker_app  # noqa: PLC0415
+
+        return docker_app(
+            self.engine,
+            on_activate=self.reconciler.on_activate,
+            on_ready=self.sandbox_resolvers.serve,
+            who=Caller(self.engine, self.docker).name if self.docker else nobody_known,
+        )
+
+    @cached_property
+    def background(self) -> Background:
+        """What runs as long as the daemon: name of the work → function to run and to restart."""
+        return {
+            "reconciler": self.reconciler.run,
+            "dns": self.name_server.run,
+            "dns.sandboxes": self.sandbox_resolvers.run,
+            "dhcp": self.cni.leases.run,
+            **({"docker": self.docker.run} if self.docker else {}),
+            **({"cluster": self.cluster.run} if self.cluster else {}),
+        }
 
 
 def drivers() -> dict[str, Driver]:

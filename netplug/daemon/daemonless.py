@@ -11,17 +11,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from netplug import log as logging
-from netplug.cluster.claims import SharedLeases
-from netplug.cluster.cluster import Cluster
-from netplug.cluster.identity import Gate, Identity, Machine
-from netplug.cluster.underlay import Underlay
-from netplug.cluster.visits import visited
-from netplug.cluster.vtep import Finder
+from netplug.cluster.shared_store import open_for_command
 from netplug.config import Settings, load
-from netplug.daemon.composition import drivers, linux_kernel, site_prefix, spaces
+from netplug.daemon.composition import compose, open_host
 from netplug.daemon.daemonless_queue import Backoff, CallQueue
-from netplug.daemon.life import SOCKET_MODE, TURN
-from netplug.daemon.lock import Held, claim_socket, exclusive, lock_file, release_socket
+from netplug.daemon.lock import DAEMONLESS_LOCK, SOCKET_MODE, Held, claim_socket, exclusive, lock_file, release_socket
 from netplug.daemon.namespace_lock import claim_namespace
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, Resolver
@@ -32,12 +26,6 @@ from netplug.frontends.cni import shim
 from netplug.frontends.cni.server import serving_cni
 from netplug.frontends.cni.service import CniService, refusal
 from netplug.frontends.cni.wire import Call, Reply
-from netplug.ipam.allocator import Allocator
-from netplug.ipam.scan_offset import HashedStart
-from netplug.reconcile import Reconciler
-from netplug.store.access import EtcdAccess
-from netplug.store.leases import StoredLeases
-from netplug.store.sqlite import SqliteStore
 
 SERVING_S = 3.0
 """How long this process serves the queue; then the next call takes over, so that a daemon can start in between."""
@@ -63,7 +51,7 @@ def _in_turn(call: Call, request: bytes, line: CallQueue) -> Reply:
     logging.configure(settings.log_format, "error")
     pauses = Backoff()
     while True:
-        with exclusive(settings.state_dir / TURN, line.left_s()):
+        with exclusive(settings.state_dir / DAEMONLESS_LOCK, line.left_s()):
             try:
                 with lock_file(settings.state_dir / "lock"):
                     return asyncio.run(_answer(call, settings, line))
@@ -78,23 +66,12 @@ def _in_turn(call: Call, request: bytes, line: CallQueue) -> Reply:
 async def _answer(call: Call, settings: Settings, line: CallQueue) -> Reply:
     async with AsyncExitStack() as stack:
         stack.enter_context(claim_namespace())
-        store = await SqliteStore.open(settings.state_dir / "netplug.db")
-        stack.push_async_callback(store.close)
-        kernel = await linux_kernel()
-        stack.push_async_callback(kernel.close)
-        identity = await Identity.load(store, Machine.read())
-        shared = await visited(store, settings, stack, identity.id)
-        gate = Gate(shared[0]) if shared else None
-        leases = SharedLeases(store, gate, identity.id) if gate else StoredLeases(store)
-        bases = spaces(await site_prefix(store), settings.address_pool)
-        engine = Engine(kernel, store, Allocator(leases, bases, start=HashedStart(identity.id)), drivers())
-        if shared and gate and isinstance(leases, SharedLeases):
-            # Changes are not followed, so the VTEP is not determined.
-            under = Underlay(engine, store, Finder(settings.vtep, settings.etcd or EtcdAccess(())), shared[1])
-            cluster = Cluster(engine, store, gate, leases, identity=identity, name=settings.host_name, under=under)
-            await cluster.membership.visit()
-        reconciler = Reconciler(engine)
-        service = CniService(engine, settings.dns_domain)
+        host = await open_host(settings, stack)
+        shared = await open_for_command(settings, host.store, host.identity.id, stack)
+        parts = await compose(host, shared, docker=False)
+        if parts.cluster:
+            await parts.cluster.membership.visit()
+        engine, reconciler, service = parts.engine, parts.reconciler, parts.cni
         if call.env.get("CNI_COMMAND") in _LOOKING:
             await reconciler.load()
             await _open_sockets(engine)

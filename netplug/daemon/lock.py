@@ -23,6 +23,9 @@ from netplug.config import SOCKET_PATH_BYTES
 from netplug.errors import NetplugError
 from netplug.errors.redaction import without_passwords
 
+DAEMONLESS_LOCK = "turn"
+"""Lock file of a command that works on the state without a daemon (`netplug.daemon.daemonless_queue`)."""
+SOCKET_MODE = 0o600
 _BACKLOG = 128
 _POLL_S = 0.005
 _LONGEST_POLL_S = 0.1
