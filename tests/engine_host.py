@@ -270,8 +270,7 @@ class Host:
         return await self.engine.publishing.publish(NET, ident, ports or None)
 
     async def attach(self, netns: str = "blue", **options: Any) -> EndpointRecord:
-        built, _ = await self.engine.endpoints.attach(AttachSpec(options.pop("network", NET), netns, **options))
-        return built
+        return await self.engine.endpoints.attach(AttachSpec(options.pop("network", NET), netns, **options))
 
     async def delete_all(self) -> None:
         for record in self.endpoints():

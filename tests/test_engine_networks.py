@@ -302,7 +302,7 @@ async def test_parallel_creates_and_deletes_keep_order(host: Host) -> None:
         spec = NetworkSpec(ident, f"net{number}", subnets=(SubnetSpec(v6=bool(number % 2)),))
         for _ in range(3):
             await host.engine.networks.create(spec)
-            record, _ = await host.engine.endpoints.attach(AttachSpec(ident, f"ns{number}"))
+            record = await host.engine.endpoints.attach(AttachSpec(ident, f"ns{number}"))
             assert record.endpoint.addresses
             await host.engine.endpoints.detach(ident, f"ns{number}", "eth0")
             await host.engine.networks.delete(ident, by=FrontEnd.CLI)

@@ -57,7 +57,7 @@ class Node:
             mappings.append(PortMapping(Proto(proto), int(port), host_port=outside))
         asked = tuple(map(ip_address, addresses))
         spec = AttachSpec(network, netns, addresses=asked, mac=mac, ports=tuple(mappings))
-        built, _ = await self._engine.endpoints.attach(spec)
+        built = await self._engine.endpoints.attach(spec)
         net = self._engine.registry.network(network).network
         driver = self._engine.drivers[net.options.mode]
         # A network of this host alone has nothing to tell the others.

@@ -8,11 +8,11 @@ from hashlib import sha256
 
 import structlog
 
-from netplug.drivers.api import Attachment, Driver, Endpoint, Network
+from netplug.drivers.api import Driver, Endpoint, Network
 from netplug.drivers.naming import short
 from netplug.drivers.options import parse_endpoint
 from netplug.drivers.plan import Plan
-from netplug.drivers.sandbox import moved, place, ways_out
+from netplug.drivers.sandbox import moved, place
 from netplug.drivers.steps import Hairpin, IPAddress, Route, Veth
 from netplug.engine.addressing import Addressing
 from netplug.engine.base_plan import BasePlan
@@ -32,6 +32,7 @@ from netplug.engine.records import (
 )
 from netplug.engine.registry import Registry, put
 from netplug.engine.sandboxes import is_there
+from netplug.engine.way_out import WayOut
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel, StepError
 from netplug.tasks.locks import Locks
@@ -63,6 +64,7 @@ class Endpoints:
         self._kernel = kernel
         self._drivers = drivers
         self._publishing = publishing
+        self._way_out = WayOut(registry, journal, drivers)
         publishing.drop = self.drop
         self._attaching: set[str] = set()
         self._sandboxes = Locks()
@@ -96,7 +98,6 @@ class Endpoints:
             endpoint = Endpoint(
                 spec.id, net.id, leased.addresses, spec.mac or leased.mac, in_order(spec.ports), options
             )
-            endpoint, plan = self._computed(net, endpoint, spec)
             built = EndpointRecord(
                 endpoint,
                 spec.front_end,
@@ -106,39 +107,39 @@ class Endpoints:
                 spec.container,
                 sandbox=spec.netns or spec.elsewhere[0],
                 ifname=spec.ifname,
-                plan=plan,
                 sandbox_id=spec.netns_id or spec.elsewhere[1],
                 runtime=spec.caller.runtime,
                 ipam=spec.ipam,
             )
-            built = await self._build(net, built, spec.caller)
+            built = await self._build(net, self._computed(net, built, spec), spec.caller)
         log.info(
             "endpoint.created",
             network=net.name,
             endpoint=short(spec.id),
-            addresses=[str(address.ip) for address in endpoint.addresses],
+            addresses=[str(address.ip) for address in built.endpoint.addresses],
             ms=round((time.monotonic() - started) * 1000, 1),
         )
         return built
 
-    def _computed(self, net: Network, endpoint: Endpoint, spec: EndpointSpec) -> tuple[Endpoint, Plan]:
-        """Return an endpoint with the MAC that it gets, and its plan."""
+    def _computed(self, net: Network, built: EndpointRecord, spec: EndpointSpec) -> EndpointRecord:
+        """Return an endpoint with the MAC that it gets, how its sandbox sees it, and its plan."""
         driver = self._drivers[net.options.mode]
-        attachment = driver.join(net, endpoint)
-        endpoint = replace(endpoint, mac=attachment.mac or spec.mac)
+        attachment = driver.join(net, built.endpoint)
+        endpoint = replace(built.endpoint, mac=attachment.mac or spec.mac)
         plan = driver.create_endpoint(net, endpoint, self._base_plan.host)
         if spec.hairpin:
             plan += Plan(tuple(Hairpin(step.name) for step in plan if isinstance(step, Veth)))
         if spec.routes is not None:
             attachment = replace(attachment, gateways=(), routes=spec.routes)
-        if not spec.netns:
-            return endpoint, plan
-        attachment = self._beside_others(attachment, spec.netns, spec.netns_id)
-        # In a list of CNI plugins those that come after us may tune the link.
-        tunable = spec.front_end.shares
-        any_mac = tunable and not spec.pinned
-        plan = place(plan, endpoint, attachment, spec.netns, spec.ifname, tunable=tunable, any_mac=any_mac)
-        return endpoint, plan.of_namespace(spec.netns_id)
+        built = replace(built, endpoint=endpoint, attachment=attachment)
+        if spec.netns:
+            seen = self._way_out.beside_others(attachment, spec.netns, spec.netns_id)
+            # In a list of CNI plugins those that come after us may tune the link.
+            tunable = spec.front_end.shares
+            any_mac = tunable and not spec.pinned
+            plan = place(plan, endpoint, seen, spec.netns, spec.ifname, tunable=tunable, any_mac=any_mac)
+            plan = plan.of_namespace(spec.netns_id)
+        return replace(built, plan=plan).summarized()
 
     async def _build(self, net: Network, hidden: EndpointRecord, caller: Caller) -> EndpointRecord:
         # A runtime says when its ports are to be published; a bare namespace is plugged in all at once.
@@ -167,43 +168,8 @@ class Endpoints:
             if error.kind != "exists" or not default or not built.front_end.shares:
                 raise
             log.info("endpoint.has_way_out", endpoint=short(built.endpoint.id), route=step.key)
-            return await self._begin(replace(built, plan=built.plan.without([step.key])))
+            return await self._begin(replace(built, plan=built.plan.without([step.key])).summarized())
         return key, built
-
-    def _beside_others(self, attachment: Attachment, netns: str, netns_id: str) -> Attachment:
-        """Leave out the default routes that a namespace has already: the first network is the way out."""
-        others = (other.plan for other in self._registry.in_sandbox(netns, netns_id))
-        routes = (step.destination for plan in others for step in plan if isinstance(step, Route))
-        taken = {destination.version for destination in routes if destination.prefixlen == 0}
-        return replace(attachment, gateways=tuple(item for item in attachment.gateways if item.version not in taken))
-
-    async def _succeed(self, gone: EndpointRecord) -> None:
-        """Give a sandbox that may have lost its way out that of the networks which it is still in.
-
-        Not with CNI: there the configuration says which network is the way out.
-        """
-        for heir in self._registry.in_sandbox(gone.sandbox, gone.sandbox_id):
-            if heir.front_end not in {FrontEnd.CLI, FrontEnd.NETAVARK}:
-                continue
-            try:
-                await self._give_way_out(heir)
-            except NetplugError as exc:  # who is gone is gone, and so may be the sandbox
-                log.warning("way_out.missing", sandbox=gone.sandbox, error=str(exc))
-
-    async def _give_way_out(self, heir: EndpointRecord) -> None:
-        ident, netns = heir.endpoint.network, heir.sandbox
-        async with self._registry.lock(ident):
-            if self._registry.find(ident, heir.endpoint.id) is not heir:
-                return
-            net = self._registry.network(ident).network
-            attachment = self._drivers[net.options.mode].join(net, heir.endpoint)
-            routes = ways_out(self._beside_others(attachment, netns, heir.sandbox_id), netns, heir.ifname)
-            routes = routes.of_namespace(heir.sandbox_id)
-            if routes:
-                key, _ = await self._journal.build(Intent(f"way out of {netns}", routes))
-                heir = replace(heir, plan=heir.plan + routes)
-                await self._journal.commit(key, [put(heir)])
-                self._registry.remember(heir)
 
     async def _drop_superseded(self, spec: EndpointSpec, record: NetworkRecord) -> None:
         if spec.front_end is not FrontEnd.DOCKER:
@@ -215,8 +181,8 @@ class Endpoints:
                 await self.drop(other)
 
     @uncancellable
-    async def join(self, network_id: str, endpoint_id: str, sandbox: str) -> tuple[EndpointRecord, Attachment]:
-        """Tell a sandbox what it needs to know of its endpoint; after a Leave the links are built anew.
+    async def join(self, network_id: str, endpoint_id: str, sandbox: str) -> EndpointRecord:
+        """Take an endpoint into a sandbox, and return how that is to see it; after a Leave the links are built anew.
 
         Raises:
             NetplugError: "not_found"; "exists" when the endpoint is in another sandbox.
@@ -234,10 +200,8 @@ class Endpoints:
                 await self._journal.commit(key, [put(joined)])
                 self._registry.remember(joined)
                 await self.listener.joined(joined)
-            net = self._registry.network(network_id).network
-            attachment = self._drivers[net.options.mode].join(net, joined.endpoint)
         await self.listener.settled(joined)
-        return joined, attachment
+        return joined
 
     @uncancellable
     async def leave(self, network_id: str, endpoint_id: str) -> None:
@@ -260,7 +224,7 @@ class Endpoints:
             if built is None:
                 return False
             await self.drop(built)
-        await self._succeed(built)
+        await self._way_out.succeed(built)
         await self._publishing.inherit(built)
         return True
 
@@ -303,7 +267,7 @@ class Endpoints:
     # Sandboxes without a runtime
 
     @uncancellable
-    async def attach(self, spec: AttachSpec) -> tuple[EndpointRecord, Attachment]:
+    async def attach(self, spec: AttachSpec) -> EndpointRecord:
         """Plug a network namespace in: link, addresses, routes, published ports.
 
         Raises:
@@ -324,9 +288,8 @@ class Endpoints:
                 _refuse_unlinked(record.network, spec)
                 await self._refuse_second(record, wanted, spec.netns)
                 built = await self._create(record, wanted, spec.addresses)
-                attachment = self._drivers[record.network.options.mode].join(record.network, built.endpoint)
             await self.listener.settled(built)
-            return built, attachment
+            return built
         finally:
             self._attaching.discard(endpoint_id)
 
@@ -344,10 +307,9 @@ class Endpoints:
         async with self._sandboxes.hold(where), self._registry.lock(network_id):
             net = self._registry.network(network_id).network
             built = self._registry.endpoint(network_id, spec.id)
-            endpoint = replace(built.endpoint, addresses=spec.leased)
+            readdressed = replace(built, endpoint=replace(built.endpoint, addresses=spec.leased))
             wanted = spec.endpoint(spec.id, network_id, built.sandbox, built.sandbox_id)
-            endpoint, plan = self._computed(net, endpoint, wanted)
-            built = await self._build(net, replace(built, endpoint=endpoint, plan=plan), spec.caller)
+            built = await self._build(net, self._computed(net, readdressed, wanted), spec.caller)
         await self.listener.settled(built)
         return built
 

@@ -149,7 +149,7 @@ class Networks:
             key, used = await self._journal.build(intent)
             record = NetworkRecord(
                 net, spec.front_end, taken.pools, intent.plan, used, dict(spec.options), cluster=spec.cluster
-            )
+            ).summarized()
             # Docker sends CreateNetwork once in a network's life: it must outlive even a loss of power.
             await self._journal.commit(key, [put(record)], durable=True)
             self._registry.remember(record)
@@ -233,7 +233,7 @@ class Networks:
             net = record.network
             plan = driver_of(net.options.mode, self._drivers).create_network(net, self._base_plan.host)
             gone = record.plan.without((*record.used, *(step.key for step in plan)))
-            await self._registry.save(replace(record, plan=plan))
+            await self._registry.save(replace(record, plan=plan).summarized())
             log.info("network.followed", network=short(ident), name=net.name, vtep=str(self._base_plan.host.vtep))
             if build:
                 await self._executor.apply(plan)

@@ -5,10 +5,12 @@ kernel's state after a crash, and to take it down again: the plan itself, not ju
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from netplug.drivers.api import Endpoint, Network, PortMapping, StaticRoute
+from netplug.drivers import summary
+from netplug.drivers.api import Attachment, Endpoint, Network, PortMapping, StaticRoute
+from netplug.drivers.codec import QUIET
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 
@@ -183,7 +185,8 @@ class NetworkRecord:
     """A network as built.
 
     `pools`: IPAM pool of each subnet. `used`: keys of steps that are not ours to remove. `claimed`: the Docker that we
-    listen to has named it as its own; several may share a plugin folder. `cluster`: as in `NetworkSpec`.
+    listen to has named it as its own; several may share a plugin folder. `cluster`: as in `NetworkSpec`. `bridge`: the
+    link that endpoints are ports of, where there is one. `resolvers`: where the name server answers for all of them.
     """
 
     network: Network
@@ -194,6 +197,13 @@ class NetworkRecord:
     options: Mapping[str, str] = field(default_factory=dict)
     claimed: bool = False
     cluster: str = ""
+    bridge: summary.Link | None = field(default=None, metadata=QUIET)
+    resolvers: tuple[IPAddress, ...] = field(default=(), metadata=QUIET)
+
+    def summarized(self) -> "NetworkRecord":
+        """Return the record with what its plan makes."""
+        found = summary.bridge(self.plan, self.used)
+        return replace(self, bridge=found, resolvers=summary.resolvers(self.plan))
 
     @property
     def key(self) -> str:
@@ -212,6 +222,9 @@ class EndpointRecord:
     what stands behind its hostname, where it sees itself as such. `resolves`: when it started (Unix time) with the
     host's resolvers of that moment for names of others; 0, it has others, or nobody said so. `runtime`: who asked
     for it, see `Caller`. `ipam`: how a plugin that leases its addresses is asked again, as its front end wrote it.
+    `attachment`: how its sandbox sees it. `host_link`: the host side of its link, if it has one. `routes`: those in its
+    sandbox that we made; with a runtime that makes them there are none. `resolvers`: where the name server answers for
+    it alone.
     """
 
     endpoint: Endpoint
@@ -234,6 +247,15 @@ class EndpointRecord:
     resolves: float = 0.0
     runtime: str = ""
     ipam: str = ""
+    attachment: Attachment = field(default=Attachment(), metadata=QUIET)
+    host_link: summary.Link | None = field(default=None, metadata=QUIET)
+    routes: tuple[StaticRoute, ...] = field(default=(), metadata=QUIET)
+    resolvers: tuple[IPAddress, ...] = field(default=(), metadata=QUIET)
+
+    def summarized(self) -> "EndpointRecord":
+        """Return the record with what its plan makes."""
+        link, routes = summary.host_link(self.plan), summary.routes(self.plan)
+        return replace(self, host_link=link, routes=routes, resolvers=summary.resolvers(self.plan))
 
     @property
     def present(self) -> Plan:

@@ -4,11 +4,12 @@ Only this process writes its own host's records, so memory is as true as the sto
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TypeAlias
+from dataclasses import replace
+from typing import TypeAlias, TypeVar
 
-from netplug.drivers.api import Network
+from netplug.drivers.api import Driver, Network
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.naming import short
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
@@ -20,6 +21,7 @@ from netplug.store.api import Record as Stored
 from netplug.tasks.locks import Locks
 
 Record: TypeAlias = NetworkRecord | EndpointRecord
+_R = TypeVar("_R", NetworkRecord, EndpointRecord)
 Watcher = Callable[[Record | None, Record | None], None]
 """Is told what was remembered and what is now, at once; None for nothing. It must not fail, nor wait."""
 
@@ -31,13 +33,13 @@ class Registry:
     `watchers`: told of every change; when a network goes, of that alone.
     """
 
-    def __init__(self, store: Store, quarantine: Quarantine, modes: Container[str]) -> None:
+    def __init__(self, store: Store, quarantine: Quarantine, drivers: Mapping[str, Driver]) -> None:
         self.starting: dict[str, Network] = {}
         self.absent: dict[str, str] = {}
         self.watchers: list[Watcher] = []
         self._store = store
         self.quarantine = quarantine
-        self._modes = modes
+        self._drivers = drivers
         self._networks: dict[str, NetworkRecord] = {}
         self._endpoints: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
         self._sandboxes: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
@@ -56,15 +58,28 @@ class Registry:
 
     def _read_network(self, stored: Stored) -> NetworkRecord:
         record = decode(NetworkRecord, stored.value)
-        if (mode := record.network.options.mode) not in self._modes:
+        if (mode := record.network.options.mode) not in self._drivers:
             raise ValueError(f"there is no driver for mode {mode!r}")
-        return record
+        return self._completed(record, stored)
 
     def _read_endpoint(self, stored: Stored) -> EndpointRecord:
         record = decode(EndpointRecord, stored.value)
         if record.endpoint.network in self.quarantine.networks():
             raise ValueError("its network cannot be used")
-        return record
+        return self._completed(record, stored)
+
+    def _completed(self, record: _R, stored: Stored) -> _R:
+        """Return a record with what older versions did not write.
+
+        They told it from the plan whenever they needed it, and so can we, once: nobody but this reads a plan for it.
+        """
+        if isinstance(record, NetworkRecord):
+            return record if "resolvers" in stored.value else record.summarized()
+        network = self._networks.get(record.endpoint.network)
+        if "attachment" in stored.value or network is None:
+            return record
+        attachment = self._drivers[network.network.options.mode].join(network.network, record.endpoint)
+        return replace(record.summarized(), attachment=attachment)
 
     def lock(self, network_id: str) -> AbstractAsyncContextManager[None]:
         """Hold the lock of a network, which need not exist (yet, or any more)."""

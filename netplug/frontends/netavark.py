@@ -242,7 +242,7 @@ class NetavarkService:
                 routes=_routes(record, wanted.network.routes or ()),
                 caller=caller,
             )
-            built, _ = await self._engine.endpoints.attach(spec)
+            built = await self._engine.endpoints.attach(spec)
         return _status(record, built, dns_records.resolving(record, built, self._domain, self._engine.search))
 
     @asynccontextmanager

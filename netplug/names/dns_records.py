@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from netplug.dns.zone import Entry, Network, Service
-from netplug.drivers.steps import IPAddress, Resolver
+from netplug.drivers.steps import IPAddress
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.names.short_ids import short_id
 
@@ -111,8 +111,7 @@ def resolving(record: NetworkRecord, built: EndpointRecord, domain: str, search:
     `domain`: what all names end in; empty where no name server runs. `search`: domains below which the host itself
     looks for names, of which internal networks are told nothing.
     """
-    steps = (*record.plan, *built.plan)
-    servers = tuple(str(step.address) for step in steps if isinstance(step, Resolver))
+    servers = tuple(map(str, (*record.resolvers, *built.resolvers)))
     if not (servers and domain):
         return Resolving()
     own = f"{record.network.name}.{domain}".lower()

@@ -294,8 +294,7 @@ class NameServer:
         return found
 
     def _gateways(self) -> set[IPAddress]:
-        records = self._engine.registry.networks()
-        return {step.address for record in records for step in record.plan if isinstance(step, Resolver)}
+        return {address for record in self._engine.registry.networks() for address in record.resolvers}
 
     def _open_networks(self, view: View) -> list[Network]:
         records = (self._engine.registry.find_network(index.network.id) for index in view.indexes)

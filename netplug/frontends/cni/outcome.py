@@ -1,9 +1,9 @@
-"""An endpoint as the result of its ADD: read from the plan that built it, so that all modes are told alike."""
+"""An endpoint as the result of its ADD, made from its record: the same for all modes."""
 
 from collections.abc import Callable
 
 from netplug.drivers.api import LinkFacts
-from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Macvlan, Route, Veth
+from netplug.drivers.steps import IPAddress, IPInterface
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.frontends.cni.result import Dns, Interface, Ip, Result, RouteOf
 from netplug.frontends.cni.wire import Request
@@ -23,9 +23,7 @@ def outcome(
     """
     interfaces = _interfaces(request, network, built, link_of)
     ips = addresses_of(network, built, len(interfaces) - 1 if interfaces else None, leased)
-    routes = tuple(
-        RouteOf(step.destination, step.gateway) for step in built.plan if isinstance(step, Route) and step.netns
-    )
+    routes = tuple(RouteOf(route.destination, route.gateway) for route in built.routes)
     if dns == Dns() and leased is not None:
         dns = leased.dns
     return Result(interfaces, ips, routes, dns)
@@ -48,25 +46,24 @@ def _interfaces(
     built: EndpointRecord,
     link_of: Callable[[str], LinkFacts | None],
 ) -> tuple[Interface, ...]:
-    for step in built.plan:
-        match step:
-            case Veth():
-                inner = Interface(request.ifname, step.peer_mac, request.netns, step.mtu)
-                outer = Interface(step.name, step.mac, mtu=step.mtu)
-                return (*_bridge(step.master, network, link_of), outer, inner)
-            case Macvlan():
-                return (Interface(request.ifname, step.mac, request.netns, step.mtu),)
-    return ()
-
-
-def _bridge(name: str, network: NetworkRecord, link_of: Callable[[str], LinkFacts | None]) -> tuple[Interface, ...]:
-    step = next((step for step in network.plan if isinstance(step, Bridge) and step.name == name), None)
-    if step is None:
+    inside, outside = built.attachment, built.host_link
+    if inside.link is None:
         return ()
-    if step.key not in network.used:
-        return (Interface(name, step.mac, mtu=step.mtu),)
-    link = link_of(name)
-    return (Interface(name, link.mac, mtu=link.mtu) if link else Interface(name),)
+    inner = Interface(request.ifname, inside.mac, request.netns, inside.mtu)
+    if outside is None:
+        return (inner,)
+    outer = Interface(outside.name, outside.mac, mtu=outside.mtu)
+    return (*_bridge(network, link_of), outer, inner)
+
+
+def _bridge(network: NetworkRecord, link_of: Callable[[str], LinkFacts | None]) -> tuple[Interface, ...]:
+    bridge = network.bridge
+    if bridge is None:
+        return ()
+    if bridge.mac:
+        return (Interface(bridge.name, bridge.mac, mtu=bridge.mtu),)
+    link = link_of(bridge.name)
+    return (Interface(bridge.name, link.mac, mtu=link.mtu) if link else Interface(bridge.name),)
 
 
 def _gateway(network: NetworkRecord, address: IPInterface) -> IPAddress | None:

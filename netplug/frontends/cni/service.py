@@ -133,7 +133,7 @@ class CniService:
     @asynccontextmanager
     async def _attached(self, spec: AttachSpec) -> AsyncIterator[EndpointRecord]:
         """Yield an attached endpoint, which goes again when the block fails."""
-        built, _ = await self._engine.endpoints.attach(spec)
+        built = await self._engine.endpoints.attach(spec)
         try:
             yield built
         except BaseException:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from fastapi import FastAPI, Response
 
 from netplug.drivers.options import parse
-from netplug.drivers.steps import Macvlan, Veth
 from netplug.engine import Engine
 from netplug.engine.addressing import lease_of
 from netplug.engine.base_plan import driver_of
@@ -148,8 +147,8 @@ class NetworkDriver:
 
     async def join(self, request: wire.Join) -> wire.Joined:
         self._network(request.NetworkID)
-        _, attachment = await self._engine.endpoints.join(request.NetworkID, request.EndpointID, request.SandboxKey)
-        return wire.Joined.of(attachment)
+        joined = await self._engine.endpoints.join(request.NetworkID, request.EndpointID, request.SandboxKey)
+        return wire.Joined.of(joined.attachment)
 
     async def leave(self, request: wire.EndpointRef) -> wire.Empty:
         await self._engine.endpoints.leave(request.NetworkID, request.EndpointID)
@@ -174,7 +173,7 @@ class NetworkDriver:
                 "mac": built.endpoint.mac,
                 "addresses": [str(address) for address in built.endpoint.addresses],
                 "ports": [str(mapping) for mapping in built.published],
-                "link": next((step.name for step in built.plan if isinstance(step, Veth | Macvlan)), ""),
+                "link": built.host_link.name if built.host_link else built.attachment.link or "",
             }
         )
 

@@ -169,10 +169,10 @@ class _Api:
         return sorted(found, key=lambda endpoint: (endpoint.network, endpoint.name, endpoint.host, endpoint.id)), note
 
     async def attach(self, body: wire.AttachIn) -> wire.AttachOut:
-        record, attachment = await self._engine.endpoints.attach(body.to_spec())
+        record = await self._engine.endpoints.attach(body.to_spec())
         network = self._engine.registry.network(record.endpoint.network)
         names = dns_records.resolving(network, record, self._domain, self._engine.search)
-        return wire.AttachOut.of(record, network.network.name, attachment, names)
+        return wire.AttachOut.of(record, network.network.name, names)
 
     async def detach(self, body: wire.DetachIn) -> None:
         await self._engine.endpoints.detach(body.network, body.netns, body.ifname)

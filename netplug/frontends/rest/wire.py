@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from netplug.cluster.hosts import Host
 from netplug.cluster.records import EndpointAdvert
-from netplug.drivers.api import Attachment, Network, PortMapping
+from netplug.drivers.api import Network, PortMapping
 from netplug.drivers.options import NONE, OVERLAY
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
 from netplug.engine.conditions import Difference
@@ -296,8 +296,9 @@ class AttachOut(BaseModel):
     dns: DnsOut
 
     @classmethod
-    def of(cls, record: EndpointRecord, network: str, attachment: Attachment, names: Resolving) -> Self:
-        ep, linked = record.endpoint, attachment.link is not None
+    def of(cls, record: EndpointRecord, network: str, names: Resolving) -> Self:
+        ep, attachment = record.endpoint, record.attachment
+        linked = attachment.link is not None
         return cls(
             endpoint=ep.id,
             network=network,
