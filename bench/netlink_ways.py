@@ -17,7 +17,7 @@ from netplug.kernel.netlink.connection import (
     attr,
     attrs,
     nest,
-    pick,
+    select_attrs,
     text,
     u8,
     u32,
@@ -75,7 +75,7 @@ class ByHand:
     def hear(self, heard: Heard) -> None:
         for kind, body in heard:
             if kind in {watch.NEWLINK, watch.DELLINK}:
-                pick(body, 16, frozenset((rtnl.IFLA_IFNAME, rtnl.IFLA_MTU)))
+                select_attrs(body, 16, frozenset((rtnl.IFLA_IFNAME, rtnl.IFLA_MTU)))
             elif kind in {RTM_NEWNEIGH, RTM_DELNEIGH}:
                 neighbours.entry(body)
 

@@ -362,14 +362,14 @@ async def test_gc_of_addresses_leaves_what_another_runtime_leased(plugin: Plugin
 
 
 def test_runtime_that_starts_anew_is_the_same_and_a_second_one_is_not(started: Started) -> None:
-    first, second = runtimes.calling(started("crio")), runtimes.calling(started("crio"))
+    first, second = runtimes.calling_runtime(started("crio")), runtimes.calling_runtime(started("crio"))
     assert first.partition(" ")[0].endswith("/crio")
-    assert runtimes.same(first, first)
-    assert not runtimes.same(first, second)
+    assert runtimes.same_runtime(first, first)
+    assert not runtimes.same_runtime(first, second)
     program, pid, _ = first.rsplit(" ", 2)
-    assert runtimes.same(f"{program} {pid} 1", second)  # that process has ended, whoever has its number now
-    assert not runtimes.same(f"/usr/bin/other {pid} 1", second)
-    assert runtimes.calling(1 << 22) == ""
+    assert runtimes.same_runtime(f"{program} {pid} 1", second)  # that process has ended, whoever has its number now
+    assert not runtimes.same_runtime(f"/usr/bin/other {pid} 1", second)
+    assert runtimes.calling_runtime(1 << 22) == ""
 
 
 async def test_gc_that_does_not_say_what_is_attached_is_told_so(plugin: Plugin) -> None:

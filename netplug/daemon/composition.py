@@ -127,12 +127,12 @@ class Composition:
     @cached_property
     def name_server(self) -> "NameServer":
         """Answers DNS questions of containers."""
-        from netplug.kernel.host.upstream_sockets import open_toward  # noqa: PLC0415
+        from netplug.kernel.host.upstream_sockets import open_filtered  # noqa: PLC0415
         from netplug.names.server import NameServer  # noqa: PLC0415
 
         settings = self.host.settings
         special = settings.dns_special == "host"
-        server = NameServer(self.engine, settings.dns_domain, settings.dns_rules, opener=open_toward, special=special)
+        server = NameServer(self.engine, settings.dns_domain, settings.dns_rules, opener=open_filtered, special=special)
         self.host.resources.callback(server.close)
         if self.cluster:
             self.cluster.peering.names = server

@@ -42,7 +42,7 @@ from netplug.kernel.host import facts
 from netplug.kernel.host.descriptors import raise_limit, require
 from netplug.kernel.host.ports import Ports
 from netplug.kernel.host.relays import Relays
-from netplug.kernel.host.runtime_reservations import SocketsOf, reserve
+from netplug.kernel.host.runtime_reservations import RuntimeSockets, reserve
 from netplug.kernel.links import conflict_probe
 from netplug.kernel.links.announcements import Announcements
 from netplug.kernel.links.forwarding_entries import ForwardingEntries
@@ -79,12 +79,12 @@ class LinuxKernel:
         self._flows = Conntrack()
         self._tables = Tables()
         self._ways = FastPath(self._tables, self._nl)
-        self._stations = ForwardingEntries()
+        self._forwarding_entries = ForwardingEntries()
         self._announcements = Announcements(self._nl)
         self._routes: RouteChanges | None = None
-        self._requests = Requests(self._nl, self._reaper, self._announcements, self._stations)
+        self._requests = Requests(self._nl, self._reaper, self._announcements, self._forwarding_entries)
         self._changes = ForeignChanges(
-            self._is_ours, self._is_own_work, self._stations.spoiled, self._announcements.carrier
+            self._is_ours, self._is_own_work, self._forwarding_entries.is_foreign_change, self._announcements.on_carrier
         )
 
     @classmethod
@@ -226,7 +226,7 @@ class LinuxKernel:
 
     def reservations(self, pid: int, container: str) -> Reservations:
         """Return the sockets of a runtime; see `Kernel`."""
-        return SocketsOf(pid, container)
+        return RuntimeSockets(pid, container)
 
     def admit(self, descriptors: int, what: str) -> None:
         """Refuse what takes more descriptors than there are; see `Kernel`."""
@@ -235,7 +235,7 @@ class LinuxKernel:
     async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
         """Ask the segment of a link for addresses; see `Kernel`."""
         try:
-            return await conflict_probe.strangers(link, addresses)
+            return await conflict_probe.addresses_in_use(link, addresses)
         except OSError as error:
             words = f"the segment of link {link!r} cannot be asked for an address: {error.strerror}"
             raise NetplugError("unavailable", words, hint=f"ip link set {link} up") from error
@@ -280,7 +280,7 @@ class LinuxKernel:
                 case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
                     self._requests.links.add(step.name)
                 case Fdb() | Neighbour():
-                    self._stations.want(step)
+                    self._forwarding_entries.add(step)
 
     def _is_ours(self, name: str) -> bool:
         return name in self._requests.links and not self._reaper.has(name)

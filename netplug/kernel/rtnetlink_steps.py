@@ -32,7 +32,7 @@ from netplug.kernel.links.reaper import Reaper
 from netplug.kernel.netlink.connection import Netlink
 from netplug.kernel.netlink.worker import Worker
 from netplug.kernel.sandbox import loopback
-from netplug.kernel.sandbox.netns import Sandboxes, visit
+from netplug.kernel.sandbox.netns import Sandboxes, run_here
 
 LINKS = (Bridge, Veth, Macvlan, Ifb, Vxlan)
 REQUESTS = (*LINKS, Hairpin, Shape, Address, Route, Loopback, Fdb, Neighbour, Announce, Sysctl)
@@ -70,7 +70,7 @@ class Requests:
         self._nl = nl
         self._reaper = reaper
         self._announcements = announcements
-        self._stations = forwarding_entries
+        self._forwarding_entries = forwarding_entries
         self._worker = Worker()
         self._loop = asyncio.get_running_loop()
 
@@ -81,7 +81,7 @@ class Requests:
             StepError: with the step that failed. Of one that the kernel did not answer for, what may come of it later
                 is taken back then.
         """
-        sandboxes, tries, at = Sandboxes(visit), 0, 0
+        sandboxes, tries, at = Sandboxes(run_here), 0, 0
         found: list[Outcome | Done] = []
         # At once: word of them comes while they are made.
         new = {step.name for step in steps if isinstance(step, LINKS)} - self.links
@@ -112,7 +112,7 @@ class Requests:
     async def remove(self, steps: Sequence[Request]) -> list[Exception]:
         """Remove what steps name, in order, and return what failed of it; see `Kernel`."""
         self.links.difference_update(step.name for step in steps if isinstance(step, LINKS))
-        sandboxes = Sandboxes(visit)
+        sandboxes = Sandboxes(run_here)
         found: list[StepError | Macvlan | None] = []
         errors: list[Exception] = []
         try:
@@ -157,8 +157,8 @@ class Requests:
             case Address():
                 return addresses.ensure_address(self._inside(step, sandboxes), step)
             case Route():
-                fresh = (step.netns or "", step.link) in sandboxes.fresh
-                return addresses.ensure_route(self._inside(step, sandboxes), step, fresh=fresh)
+                new_link = (step.netns or "", step.link) in sandboxes.new_links
+                return addresses.ensure_route(self._inside(step, sandboxes), step, new_link=new_link)
             case Loopback():
                 return loopback.ensure(self._inside(step, sandboxes))
             case Hairpin():
@@ -166,7 +166,7 @@ class Requests:
             case Shape():
                 return shaping.ensure(self._nl, step)
             case Fdb() | Neighbour():
-                self._stations.want(step)
+                self._forwarding_entries.add(step)
                 return neighbours.ensure(self._nl, step)
             case Announce():
                 return self._announcements.ensure(step)
@@ -180,7 +180,7 @@ class Requests:
             case Veth():
                 outcome = bridges.ensure_veth(self._nl, step, sandboxes.get)
                 if step.netns and outcome is Outcome.CREATED:
-                    sandboxes.fresh.add((step.netns, step.peer))
+                    sandboxes.new_links.add((step.netns, step.peer))
                 return outcome
             case Macvlan():
                 return macvlan.ensure_macvlan(self._nl, step, sandboxes.get)
@@ -211,10 +211,10 @@ class Requests:
             case Shape():
                 shaping.remove(self._nl, step)
             case Fdb() | Neighbour():
-                self._stations.forget(step)
+                self._forwarding_entries.forget(step)
                 neighbours.remove(self._nl, step)
             case Announce():
-                self._announcements.forget(step)
+                self._announcements.cancel(step)
             case Sysctl():
                 sysctl.remove(step)
             case Address() | Route():

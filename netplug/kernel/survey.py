@@ -60,7 +60,7 @@ class Survey:
     views: dict[Netns, View | None]
     shapes: shaping.Found
     forwarding_entries: neighbours.Found
-    seats: Mapping[int, set[str]]
+    static_macs: Mapping[int, set[str]]
 
     @classmethod
     def of(cls, steps: Sequence[Step], nl: Netlink) -> Self:
@@ -79,10 +79,10 @@ class Survey:
             neighbours.Found.of(nl, host.links.values()),
         )
         bridges = {step.master for step in steps if isinstance(step, Veth)} & host.links.keys()
-        seats: dict[int, set[str]] = {}
-        for port, mac in (seat for name in bridges for seat in neighbours.seats(nl, host.links[name].index)):
-            seats.setdefault(port, set()).add(mac)
-        return cls(views, shaped, forwarding_entries, seats)
+        static_macs: dict[int, set[str]] = {}
+        for port, mac in (entry for name in bridges for entry in neighbours.static_entries(nl, host.links[name].index)):
+            static_macs.setdefault(port, set()).add(mac)
+        return cls(views, shaped, forwarding_entries, static_macs)
 
     @property
     def host(self) -> View:
@@ -140,7 +140,7 @@ class Survey:
 
     def _link(self, name: str) -> Link | None:
         found = self.host.links.get(name)
-        return found if found and not found.doomed else None
+        return found if found and not found.being_deleted else None
 
     def _bridge(self, step: Bridge) -> str:
         found = self._link(step.name)
@@ -180,7 +180,7 @@ class Survey:
             found,
             master.index if master else 0,
             peer,
-            self.seats.get(found.index, ()),
+            self.static_macs.get(found.index, ()),
         )
         return _words(differences + links.peer_differences(step, peer))
 

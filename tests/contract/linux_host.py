@@ -211,7 +211,7 @@ class LinuxHost:
 
     @pytest.fixture
     def around(self, backend: str) -> Iterator[LinuxSurroundings]:
-        with netns.fresh():
+        with netns.temporary_netns():
             run("ip", "link", "set", "lo", "up")
             surroundings = LinuxSurroundings(backend)
             yield surroundings

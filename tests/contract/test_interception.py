@@ -16,7 +16,7 @@ import pytest
 from netplug.errors import NetplugError
 from netplug.kernel.firewall.nftables import Tables
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER
-from netplug.kernel.sandbox.interception import TABLE, Interception, lead_to
+from netplug.kernel.sandbox.interception import TABLE, Interception, redirect_dns
 from netplug.kernel.sandbox.netns import netlink_in, open_netns, run_in
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
@@ -121,7 +121,7 @@ def test_what_a_former_life_left_is_taken_over(
     with netlink_in(fd, NETLINK_NETFILTER) as netlink:
         os.close(fd)
         unknown = replace(TABLE, flags=0x40)
-        assert lead_to(Tables(netlink), SERVER, 9, (unknown, TABLE)) is TABLE
+        assert redirect_dns(Tables(netlink), SERVER, 9, (unknown, TABLE)) is TABLE
     assert TABLE.name in tables(path)
     it = Interception(path, SERVER)
     with it.udp, it.tcp:

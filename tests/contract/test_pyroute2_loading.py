@@ -38,7 +38,7 @@ async def main():
         await kernel.remove((*PLAIN, *LIMITED)[::-1])
         await kernel.settle()
 
-with netns.fresh():
+with netns.temporary_netns():
     asyncio.run(main())
 """
 

@@ -152,10 +152,10 @@ class TestRelays(LinuxHost):
                 await loop.sock_sendall(sock, b"hello")
                 assert await loop.sock_recv(sock, 100) == b"hello"
             assert len(served) == 1
-        confined, index = kernel._relays._confined, socket.if_nametoindex(link)
+        access, index = kernel._relays._access, socket.if_nametoindex(link)
         local = "fe80::2" if version == 6 else "169.254.0.2"
-        assert confined.sends(local, index), "of a link-local address nobody knows whose it is"
-        assert not confined.sends(internal.asks, socket.if_nametoindex("lo")), "the host itself"
+        assert access.refuses(local, index), "of a link-local address nobody knows whose it is"
+        assert not access.refuses(internal.asks, socket.if_nametoindex("lo")), "the host itself"
         with socket.socket(socket.AF_INET6 if ":" in inside else socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.bind((inside, 7000))
             server.setblocking(False)

@@ -33,7 +33,7 @@ QUIET_S = 0.2
 
 @pytest.fixture
 def _namespace() -> Iterator[None]:
-    with netns.fresh():
+    with netns.temporary_netns():
         yield
 
 

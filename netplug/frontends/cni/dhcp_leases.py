@@ -23,7 +23,7 @@ from netplug.engine.records import EndpointRecord
 from netplug.engine.sandboxes import is_there
 from netplug.frontends.cni.delegate import Delegate
 from netplug.frontends.cni.wire import Call, CniError, Request, read
-from netplug.kernel.host.socket_owner import answering
+from netplug.kernel.host.socket_owner import answering_process
 from netplug.tasks.locks import Locks
 
 log = structlog.get_logger(__name__)
@@ -127,7 +127,7 @@ def _daemon_at(path: str) -> _Daemon | None:
     try:
         status = Path(path).stat()
         inode, changed = status.st_ino, status.st_ctime_ns
-        process = answering(path, _GREETING)
+        process = answering_process(path, _GREETING)
     except TimeoutError:
         return None
     except OSError:

@@ -58,7 +58,7 @@ class Garbage:
         attached = (built.container, built.ifname)
         if attached in self._valid:
             return False
-        if runtimes.same(built.runtime, self._runtime) or not await is_there(engine.kernel, built):
+        if runtimes.same_runtime(built.runtime, self._runtime) or not await is_there(engine.kernel, built):
             return True
         self._others.add(attached)
         log.info("gc.kept", endpoint=short(built.endpoint.id), container=built.container, runtime=built.runtime)

@@ -223,7 +223,7 @@ def read(call: Call) -> Request:
 
 def caller_of(call: Call) -> Caller:
     """Return who asks."""
-    return Caller(call.pid, runtimes.calling(call.pid)) if call.pid else Caller()
+    return Caller(call.pid, runtimes.calling_runtime(call.pid)) if call.pid else Caller()
 
 
 def _container(env: Mapping[str, str]) -> str:

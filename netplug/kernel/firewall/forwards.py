@@ -21,8 +21,8 @@ from netplug.kernel.netlink.nf_tables import (
     BaseChain,
     Set,
     Table,
+    dnat,
     equal,
-    lead,
     padded,
     payload,
     verdict,
@@ -38,8 +38,8 @@ _PROTOCOLS = {Proto.TCP: 6, Proto.UDP: 17, Proto.SCTP: 132}
 def _table(family: int, kind: str, offset: int, length: int, loopback: bytes) -> Table:
     destination = payload(1, offset, length)
     rules = (
-        ("published on one address", _LOCAL + lead("one", family, length, destination, L4PROTO, _PORT)),
-        ("published on all", _LOCAL + lead("any", family, length, L4PROTO, _PORT)),
+        ("published on one address", _LOCAL + dnat("one", family, length, destination, L4PROTO, _PORT)),
+        ("published on all", _LOCAL + dnat("any", family, length, L4PROTO, _PORT)),
     )
     outside = ("loopback address on the wire", loopback + verdict(nft.RETURN))
     # Nothing that leaves the loopback link comes back to ::1: see `relays`.

@@ -16,7 +16,7 @@ from pathlib import Path
 from netplug.drivers.ingress import Ingress
 from netplug.drivers.naming import BRIDGES, PORTS, TUNNEL_ENDS
 from netplug.kernel.netlink import nf_tables as nft
-from netplug.kernel.netlink.nf_tables import BY_ITS_WAY, IIFNAME, BaseChain, Table, equal, payload, verdict
+from netplug.kernel.netlink.nf_tables import IIFNAME, REVERSE_PATH, BaseChain, Table, equal, payload, verdict
 
 _PRIORITY = -450
 """NF_IP_PRI_RAW_BEFORE_DEFRAG."""
@@ -31,7 +31,7 @@ def _table(family: int, source: nft.Field, link_local: tuple[bytes, bytes]) -> T
         ("by a port itself", equal(IIFNAME, PORTS.encode()) + drop),
         ("by the end of a tunnel itself", equal(IIFNAME, TUNNEL_ENDS.encode()) + drop),
         ("by another link of the host", equal(IIFNAME, BRIDGES.encode(), inverted=True) + go_on),
-        ("from where its source is", equal(BY_ITS_WAY, _NO_WAY, inverted=True) + go_on),
+        ("from where its source is", equal(REVERSE_PATH, _NO_WAY, inverted=True) + go_on),
         ("has no address yet", equal(source, bytes(source.length)) + go_on),
         ("link-local", equal(source, *link_local) + go_on),
         ("from where its source is not", drop),

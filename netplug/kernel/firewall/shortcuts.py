@@ -27,7 +27,17 @@ from netplug.kernel.firewall.nftables import Tables
 from netplug.kernel.netlink import nf_tables as nft
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import NLM_F_CREATE, Netlink, NetlinkError
-from netplug.kernel.netlink.nf_tables import BaseChain, Set, Table, equal, found_in, hand_on, member, payload, verdict
+from netplug.kernel.netlink.nf_tables import (
+    BaseChain,
+    Set,
+    Table,
+    equal,
+    forward_to,
+    map_lookup,
+    member,
+    payload,
+    verdict,
+)
 from netplug.kernel.netlink.rtnl import Link, packed_mac
 
 _NEAR = Set("near", ("ether_addr",), ("iface_index",))
@@ -53,7 +63,7 @@ def _table(vxlan: str, *chains: BaseChain) -> Table:
 
 
 def _whole(step: Shortcuts) -> Table:
-    rules = (("for a near one", found_in("near", _TO) + hand_on()),)
+    rules = (("for a near one", map_lookup("near", _TO) + forward_to()),)
     return _table(step.vxlan, BaseChain(_TUNNEL, "filter", nft.INGRESS, 0, rules, step.vxlan))
 
 
@@ -64,7 +74,7 @@ def _port(step: Shortcut, vxlan: int) -> Table:
         *_OF_SERVERS,
         ("of another MAC", equal(_FROM, packed_mac(step.mac), inverted=True) + _ACCEPT),
         *(
-            (f"IPv{address.version} of its own", kind + equal(source, address.packed) + hand_on(vxlan))
+            (f"IPv{address.version} of its own", kind + equal(source, address.packed) + forward_to(vxlan))
             for (kind, source), address in own
         ),
     )

@@ -27,10 +27,10 @@ from netplug.kernel.firewall.nftables import Tables
 from netplug.kernel.netlink import nf_tables as nft
 from netplug.kernel.netlink.connection import NetlinkError
 from netplug.kernel.netlink.nf_tables import (
-    BY_ITS_WAY,
     FIRST_FRAGMENT,
     IIFKIND,
     L4PROTO,
+    REVERSE_PATH,
     BaseChain,
     Set,
     Table,
@@ -57,7 +57,7 @@ def _table(family: int, kind: str, offset: int, length: int) -> Table:
     truncated = equal(FIRST_FRAGMENT, bytes(2), b"\xff\xf8") + verdict(nft.DROP)
     peer = equal(L4PROTO, _UDP) + member("vteps", source, _PORT, _VNI)
     ours = equal(L4PROTO, _UDP) + member("vnis", _PORT, _VNI)
-    way, strays = equal(BY_ITS_WAY, bytes(4), inverted=True), []
+    way, strays = equal(REVERSE_PATH, bytes(4), inverted=True), []
     if family == nft.IPV6:
         strays = [
             *(
@@ -75,7 +75,7 @@ def _table(family: int, kind: str, offset: int, length: int) -> Table:
         *((("fragment without VXLAN header", truncated),) if family == nft.IPV6 else ()),
         ("of a stranger, or by another way", member("vnis", _PORT, _VNI) + verdict(nft.DROP)),
     )
-    tracking = (("of a VNI of ours", ours + nft.untracked()),)
+    tracking = (("of a VNI of ours", ours + nft.notrack()),)
     vni = ("inet_service", "ipv4_addr")
     return Table(
         family,

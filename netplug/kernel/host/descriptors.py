@@ -26,7 +26,7 @@ def raise_limit() -> int:
     return hard
 
 
-def spare(sock: socket.socket) -> None:
+def require_unreserved(sock: socket.socket) -> None:
     """Refuse a new socket that takes one of those that are kept.
 
     The kernel gives the lowest free number, so one that is above has all below it in use.
@@ -34,11 +34,11 @@ def spare(sock: socket.socket) -> None:
     Raises:
         OSError: EMFILE.
     """
-    if scarce(sock):
+    if is_reserved(sock):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-def scarce(sock: socket.socket) -> bool:
+def is_reserved(sock: socket.socket) -> bool:
     """Whether a new socket takes one of those that are kept."""
     return sock.fileno() >= _usable()
 

@@ -24,7 +24,7 @@ def of(
 ) -> HostFacts:
     """Put links, addresses by link, routes and foreign chains together. Links about to be deleted do not count."""
     found = list(found)
-    by_index = {link.index: link for link in links if not link.doomed}
+    by_index = {link.index: link for link in links if not link.being_deleted}
     routes: list[tuple[IPNetwork, str]] = []
     # By IP version, then metric: the uplink is that of IPv4 where there is one.
     defaults: list[tuple[int, int, int]] = []

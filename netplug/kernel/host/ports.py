@@ -258,7 +258,7 @@ def _open(step: HostPort) -> socket.socket:
     protocol = socket.IPPROTO_SCTP if step.proto is Proto.SCTP else 0
     sock = socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM, protocol)
     try:
-        descriptors.spare(sock)
+        descriptors.require_unreserved(sock)
         _NOTHING.attach(sock)
         if step.port == RESOLVER_PORT:
             # Beside our name server, which has this port at the addresses of gateways; see `resolvers`.

@@ -20,14 +20,14 @@ _HEADER = 16
 """Octets of a struct cmsghdr before its content."""
 
 
-class Confined:
+class RelayAccess:
     """Tells it from the sets of this namespace. Belongs to one event loop."""
 
     def __init__(self) -> None:
         # A socket of its own: a list of all sets, which takes long, is not waited for.
         self._sets = IpSets()
 
-    def sends(self, source: str, link: int) -> bool:
+    def refuses(self, source: str, link: int) -> bool:
         """Tell whether a client, by address and index of the link that it came by, has no way out.
 
         So has one of whom that cannot be told.
@@ -44,10 +44,10 @@ class Confined:
         except (OSError, NetplugError):
             return True
 
-    def connects(self, client: socket.socket, source: str) -> bool:
+    def refuses_connection(self, client: socket.socket, source: str) -> bool:
         """Tell it of who has connected."""
         try:
-            return self.sends(source, _came_by(client))
+            return self.refuses(source, _came_by(client))
         except OSError:
             return True
 

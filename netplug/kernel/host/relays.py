@@ -22,7 +22,7 @@ from netplug.kernel.api import MISSING, Done, Outcome, StepError
 from netplug.kernel.doing import merged
 from netplug.kernel.host import descriptors
 from netplug.kernel.host.ports import Ports
-from netplug.kernel.host.relay_access import Confined, link_of
+from netplug.kernel.host.relay_access import RelayAccess, link_of
 
 CONNECT_TIMEOUT_S = 10
 UDP_IDLE_S = 60.0
@@ -55,7 +55,7 @@ class Relays:
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
-        self._confined = Confined()
+        self._access = RelayAccess()
         self._servers: dict[str, tuple[Relay, _Server]] = {}
 
     def ensure(self, step: Relay) -> Done:
@@ -88,7 +88,7 @@ class Relays:
         if before:
             before[1].close()
         kind = _Streams if step.proto is Proto.TCP else _Datagrams
-        self._servers[step.key] = step, kind(step, sock, self._confined)
+        self._servers[step.key] = step, kind(step, sock, self._access)
         return Outcome.ADJUSTED if before else Outcome.CREATED
 
     def remove(self, step: Relay) -> None:
@@ -116,7 +116,7 @@ class Relays:
         for _, server in self._servers.values():
             server.close()
         self._servers.clear()
-        self._confined.close()
+        self._access.close()
 
 
 def _parts(step: Relay) -> Iterator[Relay]:
@@ -126,8 +126,8 @@ def _parts(step: Relay) -> Iterator[Relay]:
 class _Streams:
     """A TCP port."""
 
-    def __init__(self, step: Relay, sock: socket.socket, confined: Confined) -> None:
-        self._confined = confined
+    def __init__(self, step: Relay, sock: socket.socket, access: RelayAccess) -> None:
+        self._access = access
         self._family = _family(step.address)
         self._target = (text_of(step.address), step.target)
         self._tasks = _Tasks()
@@ -141,14 +141,14 @@ class _Streams:
                 self._port.pause()
             return
         client.setblocking(False)
-        refused = descriptors.scarce(client) or self._confined.connects(client, source)
+        refused = descriptors.is_reserved(client) or self._access.refuses_connection(client, source)
         if refused or not self._tasks.start(self._relay(client)):
             client.close()
 
     async def _relay(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with client, suppress(OSError), socket.socket(self._family, _STREAM) as server:
-            if descriptors.scarce(server):
+            if descriptors.is_reserved(server):
                 return
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await loop.sock_connect(server, self._target)
@@ -176,8 +176,8 @@ async def _pump(source: socket.socket, sink: socket.socket) -> None:
 class _Datagrams:
     """A UDP port: a socket towards the container for each client and each address that it speaks to."""
 
-    def __init__(self, step: Relay, sock: socket.socket, confined: Confined) -> None:
-        self._confined = confined
+    def __init__(self, step: Relay, sock: socket.socket, access: RelayAccess) -> None:
+        self._access = access
         self._family = _family(step.address)
         self._target = (text_of(step.address), step.target)
         self._tasks = _Tasks()
@@ -193,7 +193,7 @@ class _Datagrams:
             return
         here = next((_answer_from(*item) for item in said), None)
         flow = self._flows.get((client, here))
-        if flow is None and not self._confined.sends(client[0], next((link_of(it) for *_, it in said), 0)):
+        if flow is None and not self._access.refuses(client[0], next((link_of(it) for *_, it in said), 0)):
             flow = self._open(client, here)
         if flow is not None:
             with suppress(OSError):  # refused, or no room: so are datagrams
@@ -209,7 +209,7 @@ class _Datagrams:
         except OSError:
             flow.close()
             return None
-        if descriptors.scarce(flow) or not self._tasks.start(self._answer(client, here, flow)):
+        if descriptors.is_reserved(flow) or not self._tasks.start(self._answer(client, here, flow)):
             flow.close()
             return None
         self._flows[client, here] = flow

@@ -52,7 +52,7 @@ async def reserve(
         raise
 
 
-class SocketsOf:
+class RuntimeSockets:
     """The sockets of a runtime, looked at when they are first asked for. `pid`: of its process that calls."""
 
     def __init__(self, pid: int, container: str) -> None:

@@ -17,7 +17,7 @@ _LEAST_ID = 32
 """Signs of an id that a folder may be known by."""
 
 
-def calling(pid: int) -> str:
+def calling_runtime(pid: int) -> str:
     """Return which runtime a process was started by: program, process and its start; empty when that cannot be told.
 
     Plugins that call each other are passed over: they have a command in their environment.
@@ -29,11 +29,11 @@ def calling(pid: int) -> str:
                 break
             if not any(word.startswith(b"CNI_COMMAND=") for word in _read(pid, "environ").split(b"\0")):
                 program = os.readlink(f"{_PROC}/{pid}/exe").removesuffix(" (deleted)")  # noqa: PTH115
-                return f"{program} {process(pid)}"
+                return f"{program} {process_identity(pid)}"
     return ""
 
 
-def process(pid: int) -> str:
+def process_identity(pid: int) -> str:
     """Return what tells a process from all others of this boot: its id and its start.
 
     Raises:
@@ -57,7 +57,7 @@ def annotations(pid: int, container: str) -> Mapping[str, str]:
     return {}
 
 
-def same(one: str, other: str) -> bool:
+def same_runtime(one: str, other: str) -> bool:
     """Tell whether two calls are of one runtime; it may have been started anew between them.
 
     Of two processes of one program that both live, each is a runtime of its own.

@@ -15,7 +15,7 @@ DEADLINE_S = 5.0
 _CREDENTIALS = struct.Struct("=iII")
 
 
-def answering(path: str, greeting: bytes) -> str:
+def answering_process(path: str, greeting: bytes) -> str:
     """Return which process answers a greeting: its id and its start; empty where that cannot be seen.
 
     It cannot be of a process outside of our PID namespace. Blocks.
@@ -33,5 +33,5 @@ def answering(path: str, greeting: bytes) -> str:
     for level, kind, data in messages:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and len(data) == _CREDENTIALS.size:
             with suppress(OSError, IndexError):
-                return runtimes.process(_CREDENTIALS.unpack(data)[0])
+                return runtimes.process_identity(_CREDENTIALS.unpack(data)[0])
     return ""

@@ -29,25 +29,25 @@ _LOAD_LINK = (socket_filters.LOAD, 0, 0, 0xFFFFF000 + 8)
 Peer = tuple[str, int] | tuple[str, int, int, int]
 
 
-def open_toward(family: int, kind: int, peer: Peer) -> socket.socket:
+def open_filtered(family: int, kind: int, peer: Peer) -> socket.socket:
     """Return a socket that does not block, and hears by the links that lead to an address; by all to the host's own.
 
     Raises:
         OSError: no link leads there.
     """
     scope = peer[3] if len(peer) == 4 else 0
-    found = {scope} if scope else links_toward(family, kind, peer)
+    found = {scope} if scope else links_to(family, kind, peer)
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if found is not None:
-            hear_by(sock, found)
+            accept_only_from(sock, found)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def links_toward(family: int, kind: int, peer: Peer) -> set[int] | None:
+def links_to(family: int, kind: int, peer: Peer) -> set[int] | None:
     """Return the indexes of the links by which packets go to an address; None for the host's own.
 
     The kernel answers without its rtnl mutex.
@@ -79,7 +79,7 @@ def _hops(data: bytes) -> set[int]:
     return found
 
 
-def hear_by(sock: socket.socket, links: Collection[int]) -> None:
+def accept_only_from(sock: socket.socket, links: Collection[int]) -> None:
     """Have a socket hear what arrives by these links, by index, and nothing else."""
     code = [_LOAD_LINK]
     code += [(socket_filters.EQUAL, len(links) - place, 0, index) for place, index in enumerate(sorted(links))]

@@ -76,10 +76,10 @@ def is_ours(found: LinkAddress, link: Link) -> bool:
     return found.protocol == PROTOCOL or (link.marked and not found.protocol)
 
 
-def ensure_route(nl: Netlink, step: Route, *, fresh: bool = False) -> Outcome:
-    """Bring a route about. `fresh`: its link was made just now, so nobody has moved it to another table yet."""
+def ensure_route(nl: Netlink, step: Route, *, new_link: bool = False) -> Outcome:
+    """Bring a route about. `new_link`: its link was made just now, so nobody has moved it to another table yet."""
     index = _index(nl, step)
-    if step.tunable and not fresh and not _route_drift(step, index, rtnl.routes(nl, table=0)):
+    if step.tunable and not new_link and not _route_drift(step, index, rtnl.routes(nl, table=0)):
         return Outcome.EQUAL
     return _make_route(nl, step, index)
 

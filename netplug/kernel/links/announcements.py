@@ -30,34 +30,34 @@ class Announcements:
         self._nl = nl
         self._socket: socket.socket | None = None
         self._opening = threading.Lock()
-        self._late: dict[str, Announce] = {}
+        self._pending: dict[str, Announce] = {}
 
     def ensure(self, step: Announce) -> Outcome:
         """Announce an address, now or later. May wait for the rtnl mutex."""
         # First: the loop may hear of the carrier while this thread looks at it.
-        self._late[step.key] = step
+        self._pending[step.key] = step
         try:
-            neighbours.renew(self._nl, socket.if_nametoindex(step.link), step.address, step.mac)
-            if self._carries(step.link):
+            neighbours.update(self._nl, socket.if_nametoindex(step.link), step.address, step.mac)
+            if self._has_carrier(step.link):
                 self._send(step)
-                self.forget(step)
+                self.cancel(step)
         except OSError as error:
             if error.errno != ENETDOWN:
-                self.forget(step)
+                self.cancel(step)
                 words = f"link {step.link!r} cannot announce {step.address}: {error.strerror or error}"
                 raise StepError("unavailable", step, words, hint=f"ip link show {step.link}") from error
         return Outcome.EQUAL
 
-    def forget(self, step: Announce) -> None:
+    def cancel(self, step: Announce) -> None:
         """Take back what was not announced yet."""
-        self._late.pop(step.key, None)
+        self._pending.pop(step.key, None)
 
-    def carrier(self, link: str) -> None:
+    def on_carrier(self, link: str) -> None:
         """Announce what has waited for this link, which carries now."""
-        for step in [it for it in self._late.copy().values() if it.link == link]:
+        for step in [it for it in self._pending.copy().values() if it.link == link]:
             with suppress(OSError):  # it went again; and comes again
                 self._send(step)
-                self.forget(step)
+                self.cancel(step)
 
     def close(self) -> None:
         """Close the socket."""
@@ -69,7 +69,7 @@ class Announcements:
         frame, kind = announcement(step)
         self._open().sendto(frame, (step.link, kind))
 
-    def _carries(self, link: str) -> bool:
+    def _has_carrier(self, link: str) -> bool:
         """Whether a link is up and has a carrier."""
         found = fcntl.ioctl(self._open(), _SIOCGIFFLAGS, _IFREQ.pack(link.encode(), 0))
         if link.startswith(BRIDGES) or not _IFREQ.unpack(found)[1] & _IFF_RUNNING:

@@ -47,8 +47,8 @@ Sandbox = Callable[[str, str], tuple[int, Netlink]]
 class Difference:
     """What is wrong with a link, in words, and the attributes that mend it; `port`: they are flags of a bridge port.
 
-    `settings`: what mends it instead, of `router_advertisements`. `seat`: a MAC that the bridge is to be told of.
-    `unseat`: one that it was told of and is to find by itself.
+    `settings`: what mends it instead, of `router_advertisements`. `add_static`: a MAC that the bridge is to be told of.
+    `remove_static`: one that it was told of and is to find by itself.
     """
 
     what: str
@@ -56,13 +56,13 @@ class Difference:
     flags: int = 0
     port: bool = False
     settings: router_advertisements.Settings | None = None
-    seat: str = ""
-    unseat: str = ""
+    add_static: str = ""
+    remove_static: str = ""
 
     @property
     def mendable(self) -> bool:
         """Whether anything mends it."""
-        return bool(self.mend or self.flags or self.settings or self.seat or self.unseat)
+        return bool(self.mend or self.flags or self.settings or self.add_static or self.remove_static)
 
 
 class LinkBusyError(Exception):
@@ -88,14 +88,14 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
         mtu = by_name(step.name) + u32(rtnl.IFLA_MTU, step.mtu)
         with deleted_on_failure(nl, step):
             nl.request(*altname(step.name), NEW)
-            nl.request(RTM_NEWLINK, mtu + router_advertisements.told(router_advertisements.NO_ROUTERS))
-            router_advertisements.write(step.name, router_advertisements.NO_ROUTERS)
+            nl.request(RTM_NEWLINK, mtu + router_advertisements.ipv4_attributes(router_advertisements.NO_ROUTERS))
+            router_advertisements.write_ipv6(step.name, router_advertisements.NO_ROUTERS)
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
     if found is None:
         raise StepError("exists", step, f"the altname {mark(step.name)!r} is taken on this host")
     if found.is_ours(step.name):
-        if found.doomed:
+        if found.being_deleted:
             raise LinkBusyError
         return adjust(nl, found, bridge_differences(step, found), step)
     if step.adopt and found.kind == "bridge":
@@ -135,16 +135,17 @@ def _set_up(nl: Netlink, step: Veth, inside: Netlink) -> None:
     nl.request(*altname(step.name), NEW)
     # Early enough: a veth has no carrier, and so no address, before its peer is up.
     nl.request(
-        RTM_NEWLINK, by_name(step.name) + router_advertisements.told(settings) + (port_info(flags) if flags else b"")
+        RTM_NEWLINK,
+        by_name(step.name) + router_advertisements.ipv4_attributes(settings) + (port_info(flags) if flags else b""),
     )
-    router_advertisements.write(step.name, settings)
+    router_advertisements.write_ipv6(step.name, settings)
     if step.pinned:
-        neighbours.seat(nl, rtnl.index(nl, step.name) or 0, step.peer_mac)
+        neighbours.add_static(nl, rtnl.index(nl, step.name) or 0, step.peer_mac)
     try:
         inside.request(*altname(step.peer), NEW)
         if step.netns:
             if not step.slaac:
-                router_advertisements.write_inside(step.peer, inside.settings)
+                router_advertisements.write_in_sandbox(step.peer, inside.ipv6_conf)
             # Only now: the kernel answers ENOTCONN to a pair whose far end is to be up before the near end exists.
             inside.request(RTM_NEWLINK, by_name(step.peer, IFF_UP))
     except NetlinkError as error:
@@ -173,15 +174,15 @@ def remove_hairpin(nl: Netlink, step: Hairpin) -> None:
 
 def schedule_delete(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan, group: int) -> bool:
     """Make a link of ours unusable and move it to a group to be deleted; return False when there is none."""
-    if _condemn(nl, text(rtnl.IFLA_ALT_IFNAME, mark(step.name)), group):
+    if _move_to_group(nl, text(rtnl.IFLA_ALT_IFNAME, mark(step.name)), group):
         return True
     # A link cannot be created with its mark. If we died in between, its name and MAC, both made from one id, tell it.
     found = rtnl.link(nl, step.name) if step.mac else None
     born = found is not None and found.name == step.name and not found.altnames and found.mac == step.mac
-    return born and _condemn(nl, text(rtnl.IFLA_IFNAME, step.name), group)
+    return born and _move_to_group(nl, text(rtnl.IFLA_IFNAME, step.name), group)
 
 
-def _condemn(nl: Netlink, who: bytes, group: int) -> bool:
+def _move_to_group(nl: Netlink, who: bytes, group: int) -> bool:
     head = IFINFO.pack(0, 0, 0, 0, 0) + who + u32(rtnl.IFLA_GROUP, group)
     try:
         # A port that forwards nothing. Setting it down would wait for an RCU grace period, like the deletion itself.
@@ -203,13 +204,15 @@ def bridge_differences(step: Bridge, found: Link) -> list[Difference]:
     """Compare a bridge of ours."""
     if found.kind != "bridge":
         return [Difference(f"is {_kind(found)}, not a bridge")]
-    differences = basics(found, step.mac, step.mtu, up=True) + unset(found, router_advertisements.NO_ROUTERS)
+    differences = common_differences(found, step.mac, step.mtu, up=True) + settings_differences(
+        found, router_advertisements.NO_ROUTERS
+    )
     if found.learns_from_reserved:
         differences.append(Difference("learns MACs from frames that it does not forward", _bridge_info()))
     return differences
 
 
-def unset(found: Link, settings: router_advertisements.Settings) -> list[Difference]:
+def settings_differences(found: Link, settings: router_advertisements.Settings) -> list[Difference]:
     """Compare settings of a link; those that the kernel does not have are as they should be."""
     wrong = [
         f"{name} is {there}, not {value}"
@@ -217,20 +220,24 @@ def unset(found: Link, settings: router_advertisements.Settings) -> list[Differe
         for name, value in values.items()
         if (there := found.settings.get(f"{family}/{name}", value)) != value
     ]
-    return [Difference(", ".join(wrong), router_advertisements.told(settings), settings=settings)] if wrong else []
+    return (
+        [Difference(", ".join(wrong), router_advertisements.ipv4_attributes(settings), settings=settings)]
+        if wrong
+        else []
+    )
 
 
 def veth_differences(
-    step: Veth, found: Link, master: int, peer: Link | None, seated: Collection[str]
+    step: Veth, found: Link, master: int, peer: Link | None, static_macs: Collection[str]
 ) -> list[Difference]:
     """Compare a veth of ours.
 
     `master`: index of its bridge, 0 when there is none. `peer`: its other end if it is where the step wants it.
-    `seated`: the MACs of which the bridge was told that they are there.
+    `static_macs`: the MACs of which the bridge was told that they are there.
     """
     if found.kind != "veth":
         return [Difference(f"is {_kind(found)}, not a veth")]
-    differences = basics(found, step.mac, step.mtu, up=True)
+    differences = common_differences(found, step.mac, step.mtu, up=True)
     if found.master != master or bool(step.master) != bool(master):
         mend = u32(rtnl.IFLA_MASTER, master) if master else b""
         differences.append(Difference(f"is not a port of {step.master!r}", mend))
@@ -241,12 +248,12 @@ def veth_differences(
         flag = u8(rtnl.IFLA_BRPORT_LEARNING, int(not step.pinned))
         differences.append(Difference(f"port {'learns' if step.pinned else 'does not learn'} MACs", flag, port=True))
     mac = step.peer_mac.lower()
-    if step.pinned and mac not in seated:
-        differences.append(Difference(f"the bridge does not know that {mac} is there", seat=mac))
+    if step.pinned and mac not in static_macs:
+        differences.append(Difference(f"the bridge does not know that {mac} is there", add_static=mac))
     # At a pinned port nobody else is; at another one users may have told the bridge of somebody.
-    stale = [it for it in sorted(seated) if (it != mac if step.pinned else it == mac)]
-    differences += [Difference(f"the bridge was told that {it} is there", unseat=it) for it in stale]
-    differences += unset(found, _settings(step))
+    stale = [it for it in sorted(static_macs) if (it != mac if step.pinned else it == mac)]
+    differences += [Difference(f"the bridge was told that {it} is there", remove_static=it) for it in stale]
+    differences += settings_differences(found, _settings(step))
     if peer is None and step.netns:
         differences.append(Difference(f"sandbox side {step.peer!r} is not in {step.netns}"))
     return differences
@@ -258,7 +265,7 @@ def peer_differences(step: Veth, peer: Link | None) -> list[Difference]:
         return []
     return [
         Difference(f"sandbox side: {item.what}", item.mend, item.flags)
-        for item in basics(peer, step.peer_mac, step.mtu, up=bool(step.netns))
+        for item in common_differences(peer, step.peer_mac, step.mtu, up=bool(step.netns))
     ]
 
 
@@ -280,11 +287,11 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink) -> Out
         raise StepError("exists", step, f"link {step.peer!r}, wanted for the sandbox side of {step.name!r}, exists")
     if not found.is_ours(step.name):
         raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
-    if found.doomed:
+    if found.being_deleted:
         raise LinkBusyError
     peer = peer_of(step, found, inside)
-    seated = neighbours.seated(nl, found.index) if found.master else ()
-    differences = veth_differences(step, found, master, peer, seated)
+    static_macs = neighbours.static_macs(nl, found.index) if found.master else ()
+    differences = veth_differences(step, found, master, peer, static_macs)
     outcome = adjust(nl, found, differences, step)
     more = peer_differences(step, peer)
     if peer and more:
@@ -311,21 +318,21 @@ def adjust(
     if port := b"".join(item.mend for item in differences if item.port):
         nl.request(RTM_NEWLINK, head + port_info(port))
     for item in differences:
-        _settle(nl, found, item)
+        _write_settings(nl, found, item)
     return Outcome.ADJUSTED
 
 
-def _settle(nl: Netlink, found: Link, item: Difference) -> None:
+def _write_settings(nl: Netlink, found: Link, item: Difference) -> None:
     """Mend what no message about links mends."""
     if item.settings:
-        router_advertisements.write(found.name, item.settings)
-    if item.seat:
-        neighbours.seat(nl, found.index, item.seat)
-    if item.unseat:
-        neighbours.unseat(nl, found.index, item.unseat)
+        router_advertisements.write_ipv6(found.name, item.settings)
+    if item.add_static:
+        neighbours.add_static(nl, found.index, item.add_static)
+    if item.remove_static:
+        neighbours.remove_static(nl, found.index, item.remove_static)
 
 
-def basics(found: Link, mac: str, mtu: int, *, up: bool) -> list[Difference]:
+def common_differences(found: Link, mac: str, mtu: int, *, up: bool) -> list[Difference]:
     """Compare what all links have."""
     differences = []
     if found.mac != mac.lower():
@@ -401,9 +408,9 @@ def _kind(found: Link) -> str:
 
 def owned(found: list[Link]) -> set[str]:
     """Return the names of our links; of a pair whose both ends are here, the host side alone."""
-    doomed = {link.index for link in found if link.doomed}
-    doomed |= {link.peer for link in found if link.doomed and link.kind == "veth"}
-    ours = {link.index: link for link in found if link.marked and link.index not in doomed}
+    being_deleted = {link.index for link in found if link.being_deleted}
+    being_deleted |= {link.peer for link in found if link.being_deleted and link.kind == "veth"}
+    ours = {link.index: link for link in found if link.marked and link.index not in being_deleted}
     names: set[str] = set()
     for link in ours.values():
         other = ours.get(link.peer) if link.kind == "veth" and link.peer_here else None

@@ -33,7 +33,7 @@ _ALL_NODES = IPv6Address("ff02::1").packed
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_ALLMULTI = 263, 1, 2
 
 
-async def strangers(link: str, addresses: Collection[IPAddress]) -> dict[IPAddress, str]:
+async def addresses_in_use(link: str, addresses: Collection[IPAddress]) -> dict[IPAddress, str]:
     """Return those of the addresses that a station on the link's segment has or is just taking, with its MAC.
 
     RFC 5227 2.1.1 for IPv4, RFC 4862 5.4 for IPv6. Takes `WAIT_S` and `AGAIN_S` when nobody answers for all of them.
@@ -41,10 +41,10 @@ async def strangers(link: str, addresses: Collection[IPAddress]) -> dict[IPAddre
     Raises:
         OSError: the link is gone or down.
     """
-    return await asyncio.to_thread(_strangers, link, frozenset(addresses))
+    return await asyncio.to_thread(_addresses_in_use, link, frozenset(addresses))
 
 
-def _strangers(link: str, addresses: frozenset[IPAddress]) -> dict[IPAddress, str]:
+def _addresses_in_use(link: str, addresses: frozenset[IPAddress]) -> dict[IPAddress, str]:
     # Opened and closed here: both wait for the kernel's rtnl mutex.
     with ExitStack() as sockets:
         families = sorted({address.version for address in addresses})

@@ -21,7 +21,7 @@ class ForwardingEntries:
     def __init__(self) -> None:
         self._wanted: dict[str, Fdb | Neighbour] = {}
 
-    def want(self, step: Fdb | Neighbour) -> None:
+    def add(self, step: Fdb | Neighbour) -> None:
         """Note an entry that is about to be written."""
         self._wanted[step.key] = step
 
@@ -29,7 +29,7 @@ class ForwardingEntries:
         """Note that an entry is about to be removed."""
         self._wanted.pop(step.key, None)
 
-    def spoiled(self, kind: int, body: bytes) -> bool:
+    def is_foreign_change(self, kind: int, body: bytes) -> bool:
         """Tell whether somebody else harmed an entry. `kind`, `body`: of the message, struct ndmsg first."""
         told = neighbours.entry(body)
         try:

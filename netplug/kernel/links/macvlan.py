@@ -11,7 +11,16 @@ from netplug.drivers.naming import mark
 from netplug.drivers.steps import Macvlan
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.links import router_advertisements
-from netplug.kernel.links.bridges import Difference, LinkBusyError, Sandbox, adjust, altname, basics, by_name, unset
+from netplug.kernel.links.bridges import (
+    Difference,
+    LinkBusyError,
+    Sandbox,
+    adjust,
+    altname,
+    by_name,
+    common_differences,
+    settings_differences,
+)
 from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
@@ -36,7 +45,7 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
     """
     fd, inside = sandbox(step.netns, step.netns_id) if step.netns else (None, nl)
     if found := rtnl.link(inside, mark(step.name)):
-        if found.doomed:
+        if found.being_deleted:
             raise LinkBusyError
         return adjust(inside, found, differences(step, found))
     if step.moved and _inside(step.moved, step, sandbox):
@@ -52,11 +61,11 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
     with deleted_on_failure(inside, step, name):
         inside.request(*altname(step.name, name), NEW)
         if step.up:
-            router_advertisements.write(name, router_advertisements.NO_ROUTERS)
+            router_advertisements.write_ipv6(name, router_advertisements.NO_ROUTERS)
         if step.netns and not step.slaac:
-            router_advertisements.write_inside(name, inside.settings)
+            router_advertisements.write_in_sandbox(name, inside.ipv6_conf)
         if step.netns or step.up:
-            told = router_advertisements.told(router_advertisements.NO_ROUTERS) if step.up else b""
+            told = router_advertisements.ipv4_attributes(router_advertisements.NO_ROUTERS) if step.up else b""
             inside.request(RTM_NEWLINK, by_name(name, IFF_UP) + told)
     return Outcome.CREATED
 
@@ -80,13 +89,13 @@ def differences(step: Macvlan, found: Link) -> list[Difference]:
     if step.tunable:
         return []
     mac = found.mac if step.mode == "passthru" else step.mac
-    wrong = basics(found, mac, step.mtu, up=step.up or bool(step.netns))
-    return wrong + unset(found, router_advertisements.NO_ROUTERS) if step.up else wrong
+    wrong = common_differences(found, mac, step.mtu, up=step.up or bool(step.netns))
+    return wrong + settings_differences(found, router_advertisements.NO_ROUTERS) if step.up else wrong
 
 
 def find(step: Macvlan, links: Iterable[Link]) -> Link | None:
     """Return the link of a step among those of a namespace."""
-    return next((link for link in links if link.is_ours(step.name) and not link.doomed), None)
+    return next((link for link in links if link.is_ours(step.name) and not link.being_deleted), None)
 
 
 def _inside(netns: str, step: Macvlan, sandbox: Sandbox) -> Link | None:

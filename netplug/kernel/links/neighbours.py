@@ -78,7 +78,7 @@ class Found:
     @classmethod
     def of(cls, nl: Netlink, links: Iterable[Link]) -> Self:
         """Look at the vxlan links that are ours, and at all neighbours if there are any such links."""
-        tunnels = [link for link in links if link.vxlan and link.marked and not link.doomed]
+        tunnels = [link for link in links if link.vxlan and link.marked and not link.being_deleted]
         remotes: dict[tuple[int, str], set[IPAddress]] = {}
         bridged = set()
         for it in (it for link in tunnels for it in _fdb(nl, link.index)):
@@ -129,7 +129,7 @@ class Found:
         return frozenset(found)
 
 
-def renew(nl: Netlink, link: int, address: IPAddress, mac: str) -> None:
+def update(nl: Netlink, link: int, address: IPAddress, mac: str) -> None:
     """Put right what the host believes of an address on a link, by its index, if it believes anything."""
     head = _FAMILIES[address.version], link
     found = _get(nl, _NDMSG.pack(*head, 0, 0, 0) + attr(_DST, address.packed))
@@ -139,23 +139,23 @@ def renew(nl: Netlink, link: int, address: IPAddress, mac: str) -> None:
     nl.request(_NEW, entry, NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def seat(nl: Netlink, port: int, mac: str) -> None:
+def add_static(nl: Netlink, port: int, mac: str) -> None:
     """Tell the bridge of a port, by its index, that a MAC is there; no other port takes it over."""
     message = _NDMSG.pack(AF_BRIDGE, port, _STATIC, _BY_MASTER | _STICKY, 0) + attr(_LLADDR, packed_mac(mac))
     nl.request(_NEW, message, NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def unseat(nl: Netlink, port: int, mac: str) -> None:
+def remove_static(nl: Netlink, port: int, mac: str) -> None:
     """Have the bridge of a port find out by itself where a MAC is; it does not know is success."""
     _delete(nl, _NDMSG.pack(AF_BRIDGE, port, 0, _BY_MASTER, 0) + attr(_LLADDR, packed_mac(mac)))
 
 
-def seated(nl: Netlink, port: int) -> set[str]:
+def static_macs(nl: Netlink, port: int) -> set[str]:
     """Return of which MACs the bridge of a port, by its index, was told that they are there."""
     return {it.mac for it in _fdb(nl, port) if it.sticky and it.index == port}
 
 
-def seats(nl: Netlink, bridge: int) -> set[tuple[int, str]]:
+def static_entries(nl: Netlink, bridge: int) -> set[tuple[int, str]]:
     """Return the ports of a bridge, by index, with the MACs that it was told of."""
     found = map(entry, nl.dump(_GET, _NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0) + u32(_MASTER, bridge)))
     return {(it.index, it.mac) for it in found if it.sticky}

@@ -72,7 +72,7 @@ class Reaper:
         used = {link.group for link in found}
         while self.group in used:
             self._next_group()
-        left = [link.name for link in found if link.doomed and link.name not in self._pending]
+        left = [link.name for link in found if link.being_deleted and link.name not in self._pending]
         group = self.group
         for name in await asyncio.to_thread(
             lambda: [it for it in left if schedule_delete(self._nl, Bridge(it, "", 0), group)]

@@ -29,7 +29,7 @@ IN_SANDBOX = {"ipv6": {"accept_ra": "0", "autoconf": "0"}}
 Settings = Mapping[str, Mapping[str, str]]
 
 
-def open_settings() -> int | None:
+def open_ipv6_conf() -> int | None:
     """Return a descriptor of the IPv6 settings of this thread's namespace, by which other threads reach them too."""
     try:
         return os.open("/proc/sys/net/ipv6/conf", os.O_PATH | os.O_CLOEXEC)
@@ -37,7 +37,7 @@ def open_settings() -> int | None:
         return None
 
 
-def write_inside(link: str, sandbox: int | None) -> None:
+def write_in_sandbox(link: str, sandbox: int | None) -> None:
     """Have a link in a sandbox believe no routers. `sandbox`: what `open_settings` returned there."""
     for name, value in IN_SANDBOX["ipv6"].items() if sandbox is not None else ():
         fd = os.open(f"{link}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=sandbox)
@@ -47,14 +47,14 @@ def write_inside(link: str, sandbox: int | None) -> None:
             os.close(fd)
 
 
-def told(settings: Settings) -> bytes:
+def ipv4_attributes(settings: Settings) -> bytes:
     """Return the attribute of a message to a link that makes the IPv4 part of settings."""
     values = (u32(rtnl.IPV4_CONF[name] + 1, int(value)) for name, value in settings.get("ipv4", {}).items())
     conf = nest(rtnl.IFLA_INET_CONF, *values)
     return nest(rtnl.IFLA_AF_SPEC, nest(rtnl.AF_INET, conf))
 
 
-def write(link: str, settings: Settings) -> None:
+def write_ipv6(link: str, settings: Settings) -> None:
     """Write the IPv6 part of settings of a link; what the kernel does not have is needless."""
     for name, value in settings.get("ipv6", {}).items():
         # Not by a `Path`: it is on the way of every attachment.

@@ -16,7 +16,15 @@ from typing import Self
 from netplug.drivers.steps import Ifb, Shape
 from netplug.kernel.api import MISSING, Outcome, StepError
 from netplug.kernel.links import router_advertisements
-from netplug.kernel.links.bridges import Difference, LinkBusyError, adjust, altname, basics, by_name, unset
+from netplug.kernel.links.bridges import (
+    Difference,
+    LinkBusyError,
+    adjust,
+    altname,
+    by_name,
+    common_differences,
+    settings_differences,
+)
 from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink import traffic_control as tc
@@ -116,15 +124,16 @@ def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
     else:
         with deleted_on_failure(nl, step):
             nl.request(*altname(step.name), NEW)
-            router_advertisements.write(step.name, router_advertisements.AS_PORT)
+            router_advertisements.write_ipv6(step.name, router_advertisements.AS_PORT)
             nl.request(
-                RTM_NEWLINK, by_name(step.name, IFF_UP) + router_advertisements.told(router_advertisements.AS_PORT)
+                RTM_NEWLINK,
+                by_name(step.name, IFF_UP) + router_advertisements.ipv4_attributes(router_advertisements.AS_PORT),
             )
         return Outcome.CREATED
     found = rtnl.link(nl, step.name)
     if found is None or not found.is_ours(step.name):
         raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
-    if found.doomed:
+    if found.being_deleted:
         raise LinkBusyError
     return adjust(nl, found, _ifb_differences(step, found))
 
@@ -139,7 +148,9 @@ def ifb_drift(step: Ifb, found: Link | None) -> str:
 
 
 def _ifb_differences(step: Ifb, found: Link) -> list[Difference]:
-    return basics(found, step.mac, found.mtu, up=True) + unset(found, router_advertisements.AS_PORT)
+    return common_differences(found, step.mac, found.mtu, up=True) + settings_differences(
+        found, router_advertisements.AS_PORT
+    )
 
 
 def ensure(nl: Netlink, step: Shape) -> Outcome:

@@ -15,11 +15,11 @@ from netplug.kernel.links.bridges import (
     LinkBusyError,
     adjust,
     altname,
-    basics,
     by_name,
+    common_differences,
     port_info,
     schedule_delete,
-    unset,
+    settings_differences,
 )
 from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
@@ -55,9 +55,9 @@ def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
     with deleted_on_failure(nl, step):
         nl.request(*altname(step.name), NEW)
         # Before it is up, and has an address.
-        router_advertisements.write(step.name, router_advertisements.AS_PORT)
+        router_advertisements.write_ipv6(step.name, router_advertisements.AS_PORT)
         try:
-            told = router_advertisements.told(router_advertisements.AS_PORT)
+            told = router_advertisements.ipv4_attributes(router_advertisements.AS_PORT)
             nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP) + told + port_info(flags))
         except NetlinkError as error:
             raise _refusal(step, error) from error
@@ -69,7 +69,9 @@ def differences(step: Vxlan, found: Link, master: int) -> list[Difference]:
     info = found.vxlan
     if info is None:
         return [Difference(f"is a {found.kind} link, not a vxlan")]
-    found_differences = basics(found, step.mac, step.mtu, up=True) + unset(found, router_advertisements.AS_PORT)
+    found_differences = common_differences(found, step.mac, step.mtu, up=True) + settings_differences(
+        found, router_advertisements.AS_PORT
+    )
     for what, there, wanted in (("VNI", info.vni, step.vni), ("UDP port", info.port, step.port)):
         if there != wanted:
             found_differences.append(Difference(f"{what} is {there}, not {wanted}"))
@@ -96,10 +98,10 @@ def differences(step: Vxlan, found: Link, master: int) -> list[Difference]:
 def _existing(nl: Netlink, step: Vxlan, master: int, group: int) -> Outcome:
     found = rtnl.link(nl, step.name)
     if found is None:
-        return _refuse_twin(nl, step)
+        return _refuse_vni(nl, step)
     if not found.is_ours(step.name):
         raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
-    if found.doomed:
+    if found.being_deleted:
         raise LinkBusyError
     info = found.vxlan
     if info and info.local and info.local.version != step.local.version:
@@ -109,13 +111,13 @@ def _existing(nl: Netlink, step: Vxlan, master: int, group: int) -> Outcome:
     return adjust(nl, found, differences(step, found, master), step)
 
 
-def _refuse_twin(nl: Netlink, step: Vxlan) -> Outcome:
+def _refuse_vni(nl: Netlink, step: Vxlan) -> Outcome:
     """Say who holds the VNI; the kernel knows it by VNI, UDP port and IP version, and does not tell."""
     hint = "choose another vni or vxlan_port, or remove that link"
     for link in rtnl.links(nl):
         info = link.vxlan
         if info and (info.vni, info.port) == (step.vni, step.port):
-            if link.doomed:
+            if link.being_deleted:
                 raise LinkBusyError
             words = f"VNI {step.vni} on UDP port {step.port} is held by link {link.name!r}"
             raise StepError("exists", step, words if link.marked else f"{words}, which is not ours", hint=hint)

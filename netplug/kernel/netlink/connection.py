@@ -115,7 +115,7 @@ def attrs(data: bytes, start: int = 0) -> dict[int, bytes]:
     return dict(walk(data, start))
 
 
-def pick(data: bytes, start: int, wanted: frozenset[int]) -> dict[int, bytes]:
+def select_attrs(data: bytes, start: int, wanted: frozenset[int]) -> dict[int, bytes]:
     """Return some of the attributes by kind: `attrs` for objects with many that nobody asks for."""
     found = {}
     end = len(data) - 3
@@ -146,12 +146,12 @@ class Netlink:
     Args:
         sock: of family AF_NETLINK; taken over.
 
-    `settings`: of its namespace, see `router_advertisements`; closed with it.
+    `ipv6_conf`: of its namespace, see `router_advertisements`; closed with it.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.settings: int | None = None
+        self.ipv6_conf: int | None = None
         self._room = _ROOM
         self._seq = 0
         self._lock = threading.Lock()
@@ -253,9 +253,9 @@ class Netlink:
     def close(self) -> None:
         """Close the socket."""
         self.sock.close()
-        if self.settings is not None:
-            os.close(self.settings)
-            self.settings = None
+        if self.ipv6_conf is not None:
+            os.close(self.ipv6_conf)
+            self.ipv6_conf = None
 
     def _send(self, kind: int, flags: int, payload: bytes) -> int:
         self._seq += 1

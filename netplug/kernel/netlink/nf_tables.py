@@ -118,7 +118,7 @@ FIRST_FRAGMENT = Field(2, "exthdr", (attr(2, b"\x2c"), be32(3, 2), be32(4, 2)))
 ADDRESS_TYPE = Field(4, "fib", (be32(2, 3), be32(3, 2)))
 """What the routing table says of the destination address: RTN_UNICAST 1, RTN_LOCAL 2, …"""
 
-BY_ITS_WAY = Field(4, "fib", (be32(2, 1), be32(3, 0x9)))
+REVERSE_PATH = Field(4, "fib", (be32(2, 1), be32(3, 0x9)))
 """The link that the packet came by, if that leads to its source; else 0, also for addresses of the host itself."""
 
 
@@ -154,7 +154,7 @@ def member(name: str, *fields: Field, inverted: bool = False) -> bytes:
     return load(*fields) + _expression("lookup", text(1, name), be32(2, _REGISTERS), be32(5, int(inverted)))
 
 
-def lead(name: str, family: int, address_length: int, *fields: Field) -> bytes:
+def dnat(name: str, family: int, address_length: int, *fields: Field) -> bytes:
     """Lead the connection to the address and port that a map has for these fields; go on if it has none (DNAT)."""
     found = _expression("lookup", text(1, name), be32(2, _REGISTERS), be32(3, _REGISTERS))
     port = _REGISTERS + address_length // 4
@@ -162,13 +162,13 @@ def lead(name: str, family: int, address_length: int, *fields: Field) -> bytes:
     return load(*fields) + found + nat
 
 
-def found_in(name: str, field: Field) -> bytes:
+def map_lookup(name: str, field: Field) -> bytes:
     """Go on only if a map has this field, with what it has for it in the first register."""
     found = _expression("lookup", text(1, name), be32(2, _REGISTERS), be32(3, _REGISTERS))
     return load(field) + found
 
 
-def hand_on(index: int = 0) -> bytes:
+def forward_to(index: int = 0) -> bytes:
     """Send the frame out by the link of this index, or of the index in the first register; in family netdev."""
     value = index.to_bytes(4, sys.byteorder)
     chosen = _expression("immediate", be32(1, _REGISTERS), _data(2, value)) if index else b""
@@ -185,7 +185,7 @@ def jump(chain: str) -> bytes:
     return _expression("immediate", be32(1, 0), nest(2, nest(2, be32(1, JUMP), text(2, chain))))
 
 
-def untracked() -> bytes:
+def notrack() -> bytes:
     """Leave the packet out of connection tracking; only before that looks at it."""
     return _expression("notrack")
 

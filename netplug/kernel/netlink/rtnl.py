@@ -20,7 +20,7 @@ from netplug.kernel.netlink.connection import (
     NetlinkError,
     attrs,
     number,
-    pick,
+    select_attrs,
     string,
     text,
     u32,
@@ -137,7 +137,7 @@ class Link:
     learns_from_reserved: bool = False
 
     @property
-    def doomed(self) -> bool:
+    def being_deleted(self) -> bool:
         """Whether we are about to delete it."""
         return self.marked and self.group & DELETE_MASK == DELETE_GROUPS
 
@@ -233,7 +233,7 @@ def packed_mac(text_: str) -> bytes:
 
 def _link(data: bytes) -> Link:
     _family, _type, index, flags, _change = IFINFO.unpack_from(data)
-    found = pick(data, 16, _LINK_ATTRS)
+    found = select_attrs(data, 16, _LINK_ATTRS)
     info = attrs(found.get(IFLA_LINKINFO, b""))
     port = attrs(info.get(IFLA_INFO_SLAVE_DATA, b"")) if info.get(IFLA_INFO_SLAVE_KIND) == b"bridge\0" else {}
     return Link(

@@ -30,7 +30,7 @@ from netplug.kernel.host.socket_filters import (
     attach,
 )
 from netplug.kernel.links.forwarding_entries import DELNEIGH, NEWNEIGH
-from netplug.kernel.netlink.connection import attrs, pick
+from netplug.kernel.netlink.connection import attrs, select_attrs
 
 NEWLINK, DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
 GROUPS = 0x1 | 0x4 | 0x10 | 0x100
@@ -121,7 +121,7 @@ class ForeignChanges:
 
     def _on_link(self, kind: int, body: bytes) -> None:
         """A port that leaves a bridge is told of as a link that goes too, in another family."""
-        found = pick(body, 16, _OF_LINKS)
+        found = select_attrs(body, 16, _OF_LINKS)
         name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode()
         ours = self._is_ours(name)
         if kind == NEWLINK and int.from_bytes(body[8:12], sys.byteorder) & _CARRIES == _CARRIES:

@@ -19,7 +19,7 @@ from netplug.errors import NetplugError
 from netplug.kernel.firewall.nftables import Tables
 from netplug.kernel.netlink import nf_tables as nft
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, NetlinkError
-from netplug.kernel.netlink.nf_tables import L4PROTO, BaseChain, Set, Table, equal, lead, meta, padded, payload, verdict
+from netplug.kernel.netlink.nf_tables import L4PROTO, BaseChain, Set, Table, dnat, equal, meta, padded, payload, verdict
 from netplug.kernel.sandbox.netns import netlink_in, open_netns, run_in
 
 MARK = 0x6E70_0035
@@ -40,7 +40,7 @@ TABLE = Table(
             _PRIORITY,
             (
                 ("asked by netplug", equal(_MARK, MARK.to_bytes(4, sys.byteorder)) + verdict(nft.RETURN)),
-                ("names", lead("servers", nft.IPV4, 4, _DESTINATION, L4PROTO, payload(2, 2, 2))),
+                ("names", dnat("servers", nft.IPV4, 4, _DESTINATION, L4PROTO, payload(2, 2, 2))),
             ),
         ),
     ),
@@ -62,13 +62,13 @@ class Interception:
             NetplugError: "not_found", the sandbox is gone; "unavailable", it cannot be done there.
         """
         self._path = path
-        with _words(path), _opened(path) as fd:
+        with _translated_errors(path), _opened(path) as fd:
             self.udp, self.tcp = run_in(fd, lambda: _listen(server))
             port = self.udp.getsockname()[1]
             try:
                 tables = Tables(netlink_in(fd, NETLINK_NETFILTER))
                 try:
-                    lead_to(tables, server, port)
+                    redirect_dns(tables, server, port)
                 except BaseException:
                     tables.close()
                     raise
@@ -121,7 +121,7 @@ def _listen(server: IPv4Address) -> tuple[socket.socket, socket.socket]:
     return udp, tcp
 
 
-def lead_to(tables: Tables, server: IPv4Address, port: int, forms: Sequence[Table] = TABLES) -> Table:
+def redirect_dns(tables: Tables, server: IPv4Address, port: int, forms: Sequence[Table] = TABLES) -> Table:
     """Lead port 53 of a server to a port, by the first form of the table that the kernel knows, and return that.
 
     Raises:
@@ -151,7 +151,7 @@ def _opened(path: str) -> Iterator[int]:
 
 
 @contextmanager
-def _words(path: str) -> Iterator[None]:
+def _translated_errors(path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:

@@ -40,7 +40,7 @@ _SELF = "/proc/thread-self/ns/net"
 RETRY_S = 0.1
 _T = TypeVar("_T")
 Enter: TypeAlias = Callable[[int, Callable[[], Any]], Any]
-"""`run_in` or `visit`."""
+"""`run_in` or `run_here`."""
 
 
 def path_of(netns: str) -> str:
@@ -114,7 +114,7 @@ def run_in(fd: int, work: Callable[[], _T]) -> _T:
     return results[0]
 
 
-def visit(fd: int, work: Callable[[], _T]) -> _T:
+def run_here(fd: int, work: Callable[[], _T]) -> _T:
     """Run something short in the namespace, in this thread, which comes back: never that of the event loop.
 
     A fifth of what `run_in` takes.
@@ -147,7 +147,7 @@ def netlink_in(fd: int, protocol: int = NETLINK_ROUTE, enter: Enter = run_in) ->
 
     def opened() -> Netlink:
         netlink = Netlink.open(protocol)
-        netlink.settings = router_advertisements.open_settings()
+        netlink.ipv6_conf = router_advertisements.open_ipv6_conf()
         return netlink
 
     netlink: Netlink = enter(fd, opened)
@@ -155,7 +155,7 @@ def netlink_in(fd: int, protocol: int = NETLINK_ROUTE, enter: Enter = run_in) ->
 
 
 @contextmanager
-def fresh() -> Iterator[None]:
+def temporary_netns() -> Iterator[None]:
     """Put this thread into a new network namespace for the duration; threads and processes it starts are in it too.
 
     For tests and trials. Needs CAP_SYS_ADMIN.
@@ -185,14 +185,14 @@ def _call(function: str, *args: int) -> None:
 class Sandboxes:
     """Sockets in the sandboxes that one call deals with; kept no longer, since they keep a namespace alive.
 
-    `fresh`: links that were made in them meanwhile, by path of the sandbox and name.
+    `new_links`: links that were made in them meanwhile, by path of the sandbox and name.
 
     Args:
-        enter: `visit` for threads that may leave their namespace.
+        enter: `run_here` for threads that may leave their namespace.
     """
 
     def __init__(self, enter: Enter = run_in) -> None:
-        self.fresh: set[tuple[str, str]] = set()
+        self.new_links: set[tuple[str, str]] = set()
         self._enter = enter
         self._open: dict[str, tuple[int, Netlink]] = {}
 

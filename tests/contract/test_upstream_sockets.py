@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from netplug.kernel.host.upstream_sockets import links_toward, open_toward
-from netplug.kernel.sandbox.netns import fresh, open_netns, run_in
+from netplug.kernel.host.upstream_sockets import links_to, open_filtered
+from netplug.kernel.sandbox.netns import open_netns, run_in, temporary_netns
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -70,7 +70,7 @@ class Places:
 
 @pytest.fixture
 def places() -> Iterator[Places]:
-    with fresh():
+    with temporary_netns():
         made = Places()
         yield made
         made.close()
@@ -80,7 +80,7 @@ def places() -> Iterator[Places]:
 def test_answer_by_another_link_is_not_heard(places: Places, careful: bool) -> None:
     with places.sock("wan") as upstream, places.sock("lan") as forger:
         if careful:
-            sock = open_toward(socket.AF_INET, socket.SOCK_DGRAM, (UPSTREAM, 53))
+            sock = open_filtered(socket.AF_INET, socket.SOCK_DGRAM, (UPSTREAM, 53))
         else:
             sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         with sock:
@@ -100,7 +100,7 @@ def test_answer_by_another_link_is_not_heard(places: Places, careful: bool) -> N
 def test_tcp_works_by_the_right_link(places: Places) -> None:
     with (
         places.sock("wan", socket.SOCK_STREAM) as upstream,
-        open_toward(socket.AF_INET, socket.SOCK_STREAM, (UPSTREAM, 53)) as sock,
+        open_filtered(socket.AF_INET, socket.SOCK_STREAM, (UPSTREAM, 53)) as sock,
     ):
         upstream.listen()
         sock.settimeout(TIMEOUT_S)
@@ -116,7 +116,7 @@ def test_an_address_of_the_host_that_leads_to_a_container_is_heard(places: Place
     subprocess.run(["nft", "-f", "-"], input=TO_CONTAINER, text=True, check=True, capture_output=True)
     with (
         places.sock("lan", address=FORGER) as server,
-        open_toward(socket.AF_INET, socket.SOCK_DGRAM, (HOST, 53)) as sock,
+        open_filtered(socket.AF_INET, socket.SOCK_DGRAM, (HOST, 53)) as sock,
     ):
         sock.connect((HOST, 53))
         sock.settimeout(TIMEOUT_S)
@@ -129,7 +129,7 @@ def test_an_address_of_the_host_that_leads_to_a_container_is_heard(places: Place
 
 def test_links_are_all_that_a_route_has(places: Places) -> None:
     def toward(address: str) -> set[str] | None:
-        found = links_toward(socket.AF_INET, socket.SOCK_DGRAM, (address, 53))
+        found = links_to(socket.AF_INET, socket.SOCK_DGRAM, (address, 53))
         return found and {socket.if_indextoname(index) for index in found}
 
     assert toward(UPSTREAM) == {"wan"}
@@ -144,8 +144,8 @@ def test_links_are_all_that_a_route_has(places: Places) -> None:
 
 def test_ipv6_and_link_local(places: Places) -> None:
     ip("address", "add", "2001:db8::1/64", "dev", "wan", "nodad")
-    with open_toward(socket.AF_INET6, socket.SOCK_DGRAM, ("2001:db8::53", 53)) as sock:
+    with open_filtered(socket.AF_INET6, socket.SOCK_DGRAM, ("2001:db8::53", 53)) as sock:
         sock.connect(("2001:db8::53", 53))
-    assert links_toward(socket.AF_INET6, socket.SOCK_DGRAM, ("2001:db8::53", 53)) == {socket.if_nametoindex("wan")}
+    assert links_to(socket.AF_INET6, socket.SOCK_DGRAM, ("2001:db8::53", 53)) == {socket.if_nametoindex("wan")}
     index = socket.if_nametoindex("wan")
-    open_toward(socket.AF_INET6, socket.SOCK_DGRAM, ("fe80::1", 53, 0, index)).close()
+    open_filtered(socket.AF_INET6, socket.SOCK_DGRAM, ("fe80::1", 53, 0, index)).close()
