@@ -9,9 +9,11 @@ from netplug.cli import NO, OK, UNREACHABLE, CliError, arguments
 from netplug.cli.client import Client
 from netplug.cli.cni import app as cni
 from netplug.cli.hosts import app as hosts
+from netplug.cli.ipam import app as ipam
 from netplug.cli.lab import app as lab
 from netplug.cli.names import app as names
-from netplug.cli.options import RUN_DIR, AsJson, RunDir
+from netplug.cli.networks import app as networks
+from netplug.cli.options import RUN_DIR, AsJson, NetworkRef, RunDir
 from netplug.cli.output import emit, emit_json, note, short, table
 from netplug.cli.serving import serve
 from netplug.daemon.version import own_version
@@ -25,8 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-networks = typer.Typer(help="Create, list, show and remove networks.")
-ipam = typer.Typer(help="Show address pools and leases.")
 app.add_typer(networks, name="network")
 app.add_typer(ipam, name="ipam")
 app.add_typer(names, name="dns")
@@ -34,7 +34,6 @@ app.add_typer(cni, name="cni")
 app.add_typer(hosts, name="host")
 app.add_typer(lab, name="lab")
 
-NetworkRef = Annotated[str, typer.Argument(metavar="NETWORK", help="Name, id, or unique prefix of an id.")]
 Netns = Annotated[
     str,
     typer.Option(
@@ -60,123 +59,26 @@ def before_commands(
     """Handle the options before a command."""
 
 
-@networks.command("create")
-def network_create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the network: letters, digits, '_', '.', '-'.")],
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODE",
-            help="Mode: bridge (default), host, macvlan, none, overlay, or the mode of another driver.",
-        ),
-    ] = None,
-    subnet: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CIDR", help="Subnet; give it twice for IPv4 and IPv6. Default: a free one."),
-    ] = None,
-    gateway: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="IP",
-            help="Gateway: the host's address in a --subnet, or with mode macvlan the router's. Default: the first "
-            "address; none with macvlan.",
-        ),
-    ] = None,
-    ip_range: Annotated[
-        list[str] | None, typer.Option(metavar="CIDR", help="Part of a --subnet to allocate addresses from.")
-    ] = None,
-    internal: Annotated[
-        bool, typer.Option("--internal", help="Isolate the network: no default route, no ports.")
-    ] = False,
-    ipv6: Annotated[
-        bool, typer.Option("--ipv6", help="Use IPv4 and IPv6: each without a --subnet gets a free one.")
-    ] = False,
-    cluster: Annotated[
-        bool,
-        typer.Option(
-            "--cluster", help="Create it on all hosts that share the store, with mode overlay; needs --store etcd."
-        ),
-    ] = False,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-o",
-            "--option",
-            metavar="KEY=VALUE",
-            help="Network option such as icc=false, as with 'docker network create -o'; may be repeated. The error for "
-            "an unknown option lists all options.",
-        ),
-    ] = None,
-    run_dir: RunDir = RUN_DIR,
-) -> None:
-    """Create a network and print its id."""
-    body = {
-        "name": name,
-        "subnets": arguments.subnets(subnet or [], gateway or [], ip_range or []),
-        "internal": internal,
-        "ipv6": ipv6,
-        "cluster": cluster,
-        "options": arguments.options(option or [], mode),
-    }
-    emit(_client(run_dir).post("networks", body=body)["id"])
-
-
-@networks.command("ls")
-def network_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """List networks.
-
-    The number of endpoints includes those of all hosts.
-    """
-    answer = _client(run_dir).get("networks")
-    note(answer)
-    rows = answer["networks"]
-    if as_json:
-        emit_json(rows)
-        return
-    columns = ("id", "name", "mode", "subnets", "internal", "front end", "endpoints")
-    emit(
-        table(
-            columns,
-            [
-                (
-                    short(row["id"]),
-                    row["name"],
-                    row["mode"],
-                    [subnet["subnet"] for subnet in row["subnets"]],
-                    "yes" if row["internal"] else "no",
-                    row["front_end"],
-                    str(row["endpoint_count"]),
-                )
-                for row in rows
-            ],
-        )
-    )
-
-
-@networks.command("inspect")
-def network_inspect(
-    network: NetworkRef,
-    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - the output is always JSON
-    run_dir: RunDir = RUN_DIR,
-) -> None:
-    """Print a network and its endpoints as JSON."""
-    answer = _client(run_dir).get("networks", network)
-    note(answer)
-    emit_json(answer)
-
-
-@networks.command("rm")
-def network_rm(
-    network: Annotated[list[str], typer.Argument(metavar="NETWORK...", help="Names or ids.")], run_dir: RunDir = RUN_DIR
-) -> None:
-    """Remove networks.
-
-    The command is refused for networks with endpoints, and for Docker's networks (use 'docker network rm').
-    """
-    client = _client(run_dir)
-    for ref in network:
-        client.delete("networks", ref)
-        emit(ref)
+_Name = Annotated[str, typer.Option(metavar="NAME", help="Name of the endpoint, also in DNS.")]
+_Alias = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Additional DNS name; may be repeated.")]
+_Ip = Annotated[
+    list[str] | None,
+    typer.Option(metavar="IP", help="Address; give it twice for IPv4 and IPv6. Default: a free one."),
+]
+_Mac = Annotated[str, typer.Option(metavar="MAC", help="MAC of the interface. Default: derived from the address.")]
+_Publish = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PORT",
+        help="Publish a port: [ip:][host:]container[/proto], as with Docker's -p. '8000-8009:80' uses the first "
+        "free port, '8000-8002:80-82' pairs of ports, '80' any free port; write IPv6 addresses in brackets.",
+    ),
+]
+_Option = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--option", metavar="KEY=VALUE", help="Endpoint option such as rate=10mbit; may be repeated."),
+]
+_AsJson = Annotated[bool, typer.Option("--json", hidden=True)]
 
 
 @app.command()
@@ -184,32 +86,13 @@ def attach(
     network: NetworkRef,
     netns: Netns,
     ifname: Ifname = "eth0",
-    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the endpoint, also in DNS.")] = "",
-    alias: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Additional DNS name; may be repeated.")
-    ] = None,
-    ip: Annotated[
-        list[str] | None,
-        typer.Option(metavar="IP", help="Address; give it twice for IPv4 and IPv6. Default: a free one."),
-    ] = None,
-    mac: Annotated[
-        str, typer.Option(metavar="MAC", help="MAC of the interface. Default: derived from the address.")
-    ] = "",
-    publish: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PORT",
-            help="Publish a port: [ip:][host:]container[/proto], as with Docker's -p. '8000-8009:80' uses the first "
-            "free port, '8000-8002:80-82' pairs of ports, '80' any free port; write IPv6 addresses in brackets.",
-        ),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-o", "--option", metavar="KEY=VALUE", help="Endpoint option such as rate=10mbit; may be repeated."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - the output is always JSON
+    name: _Name = "",
+    alias: _Alias = None,
+    ip: _Ip = None,
+    mac: _Mac = "",
+    publish: _Publish = None,
+    option: _Option = None,
+    as_json: _AsJson = False,  # noqa: ARG001 - the output is always JSON
     run_dir: RunDir = RUN_DIR,
 ) -> None:
     """Attach a network namespace to a network.
@@ -278,69 +161,6 @@ def ps(
             ],
         )
     )
-
-
-@ipam.command("ls")
-def ipam_ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """List address pools and their leases.
-
-    Pools are shown with size and use, leases with their owners.
-    """
-    pools = _client(run_dir).get("ipam")["pools"]
-    if as_json:
-        emit_json(pools)
-        return
-    emit(
-        table(
-            ("space", "subnet", "range", "size", "used", "kept", "networks"),
-            [
-                (
-                    pool["space"],
-                    pool["subnet"],
-                    pool["range"] or "",
-                    str(pool["size"]),
-                    str(pool["used"]),
-                    str(pool["kept"]),
-                    pool["networks"] or [""],
-                )
-                for pool in pools
-            ],
-        )
-    )
-    leases = [(pool["subnet"], lease) for pool in pools for lease in pool["leases"]]
-    emit("")
-    emit(
-        table(
-            ("subnet", "address", "owner", "name", "owner id", "host", "until"),
-            [
-                (
-                    net,
-                    one["address"],
-                    one["owner_kind"],
-                    one["owner_name"],
-                    short(one["owner_id"]),
-                    one["host"],
-                    one["until"] or "",
-                )
-                for net, one in leases
-            ],
-        )
-    )
-
-
-@ipam.command("audit")
-def ipam_audit(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """Show differences between leases and endpoints.
-
-    This includes leaked leases. Exit code 0: there are none; 1: there are some.
-    """
-    found = _client(run_dir).get("ipam/audit")["findings"]
-    if as_json:
-        emit_json(found)
-    else:
-        rows = [(one["subnet"], one["address"], one["what"]) for one in found]
-        emit(table(("subnet", "address", "what"), rows) if rows else "no findings")
-    raise typer.Exit(NO if found else OK)
 
 
 @app.command()

@@ -12,6 +12,7 @@ import typer
 from netplug.cli import NO, UNREACHABLE, USAGE, CliError
 from netplug.cli.client import Client
 from netplug.cli.cni_executable import executable
+from netplug.cli.options import RUN_DIR, NetworkRef, RunDir
 from netplug.cli.output import emit, emit_json
 from netplug.frontends.cni import shim
 
@@ -31,9 +32,7 @@ def install(
     name: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the executable: the 'type' in configurations.")
     ] = "pynet",
-    run_dir: Annotated[
-        Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="Run directory of the daemon.")
-    ] = Path(shim.RUN_DIR),
+    run_dir: RunDir = RUN_DIR,
 ) -> None:
     """Write the plugin's executable and print its path.
 
@@ -65,7 +64,7 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
 
 @app.command()
 def config(
-    network: Annotated[str, typer.Argument(metavar="NETWORK", help="Name, id, or unique prefix of an id.")],
+    network: NetworkRef,
     cni_version: Annotated[
         str,
         typer.Option(metavar="V", help=f"Version of the specification: one of {', '.join(shim.SPEC_VERSIONS)}."),
@@ -77,9 +76,7 @@ def config(
             metavar="FILE", help="Write to this file atomically, and print its path; a missing folder is created."
         ),
     ] = None,
-    run_dir: Annotated[
-        Path, typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="Run directory of the daemon.")
-    ] = Path(shim.RUN_DIR),
+    run_dir: RunDir = RUN_DIR,
 ) -> None:
     """Print a conflist that lets CNI runtimes join a network.
 

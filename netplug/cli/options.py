@@ -11,3 +11,4 @@ RunDir = Annotated[
     typer.Option(envvar="NETPLUG_RUN_DIR", metavar="DIR", help="Run directory of the daemon."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; its field names are stable.")]
+NetworkRef = Annotated[str, typer.Argument(metavar="NETWORK", help="Name, id, or unique prefix of an id.")]

@@ -12,87 +12,97 @@ from netplug.cli import NO, UNREACHABLE, USAGE, CliError
 _NEEDED = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 
 
+_StateDir = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the database with networks, endpoints and leases; survives reboots. [/var/lib/netplug]",
+    ),
+]
+_RunDir = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder of the sockets for netplug commands and CNI executables. [/run/netplug]"),
+]
+_PluginDir = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Folder in which Docker looks for plugins. [/run/docker/plugins]")
+]
+_DriverName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of the driver for 'docker network create -d'. [pynet]")
+]
+_Store = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STORE", help="sqlite, or etcd://host:port[,host:port]... for a store that hosts share. [sqlite]"
+    ),
+]
+_EtcdCa = Annotated[str | None, typer.Option(metavar="FILE", help="CA of etcd's certificates (PEM); enables TLS.")]
+_EtcdCert = Annotated[str | None, typer.Option(metavar="FILE", help="Client certificate for etcd (PEM).")]
+_EtcdKey = Annotated[str | None, typer.Option(metavar="FILE", help="Key of the client certificate (PEM).")]
+_EtcdForContainers = Annotated[
+    bool | None,
+    typer.Option("--etcd-for-containers", help="Allow containers to connect to etcd's endpoints. [refused]"),
+]
+_DockerHost = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Docker's Engine API, for container names; 'none' turns it off. [unix:///var/run/docker.sock]",
+    ),
+]
+_HostName = Annotated[str | None, typer.Option(metavar="NAME", help="Name of this host in lists. [the system's name]")]
+_Vtep = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Address or link of this host to which other hosts send their tunnels. [the address towards etcd]",
+    ),
+]
+_AddressPool = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="base=CIDR,size=BITS",
+        help="Range that subnets are allocated from; may be repeated. [base=10.208.0.0/12,size=24]",
+    ),
+]
+_DnsDomain = Annotated[str | None, typer.Option(metavar="DOMAIN", help="Domain of full names. [netplug.internal]")]
+_DnsUpstream = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[DOMAIN=]ADDRESS[#PORT]",
+        help="Resolver for external names, of one domain or all; may be repeated. [those of resolv.conf]",
+    ),
+]
+_DnsSpecial = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="Special-use names such as srv.corp.local: 'host' forwards those below the host's search list to the "
+        "host's resolvers, 'inside' forwards none. [host]",
+    ),
+]
+_LogFormat = Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")]
+_LogLevel = Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [info]")]
+
+
 def serve(
-    state_dir: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the database with networks, endpoints and leases; survives reboots. [/var/lib/netplug]",
-        ),
-    ] = None,
-    run_dir: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="Folder of the sockets for netplug commands and CNI executables. [/run/netplug]"
-        ),
-    ] = None,
-    plugin_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder in which Docker looks for plugins. [/run/docker/plugins]")
-    ] = None,
-    driver_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the driver for 'docker network create -d'. [pynet]")
-    ] = None,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STORE", help="sqlite, or etcd://host:port[,host:port]... for a store that hosts share. [sqlite]"
-        ),
-    ] = None,
-    etcd_ca: Annotated[
-        str | None, typer.Option(metavar="FILE", help="CA of etcd's certificates (PEM); enables TLS.")
-    ] = None,
-    etcd_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Client certificate for etcd (PEM).")] = None,
-    etcd_key: Annotated[str | None, typer.Option(metavar="FILE", help="Key of the client certificate (PEM).")] = None,
-    etcd_for_containers: Annotated[
-        bool | None,
-        typer.Option("--etcd-for-containers", help="Allow containers to connect to etcd's endpoints. [refused]"),
-    ] = None,
-    docker_host: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Docker's Engine API, for container names; 'none' turns it off. [unix:///var/run/docker.sock]",
-        ),
-    ] = None,
-    host_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of this host in lists. [the system's name]")
-    ] = None,
-    vtep: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Address or link of this host to which other hosts send their tunnels. [the address towards etcd]",
-        ),
-    ] = None,
-    address_pool: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="base=CIDR,size=BITS",
-            help="Range that subnets are allocated from; may be repeated. [base=10.208.0.0/12,size=24]",
-        ),
-    ] = None,
-    dns_domain: Annotated[
-        str | None, typer.Option(metavar="DOMAIN", help="Domain of full names. [netplug.internal]")
-    ] = None,
-    dns_upstream: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[DOMAIN=]ADDRESS[#PORT]",
-            help="Resolver for external names, of one domain or all; may be repeated. [those of resolv.conf]",
-        ),
-    ] = None,
-    dns_special: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHERE",
-            help="Special-use names such as srv.corp.local: 'host' forwards those below the host's search list to the "
-            "host's resolvers, 'inside' forwards none. [host]",
-        ),
-    ] = None,
-    log_format: Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")] = None,
-    log_level: Annotated[
-        str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [info]")
-    ] = None,
+    state_dir: _StateDir = None,
+    run_dir: _RunDir = None,
+    plugin_dir: _PluginDir = None,
+    driver_name: _DriverName = None,
+    store: _Store = None,
+    etcd_ca: _EtcdCa = None,
+    etcd_cert: _EtcdCert = None,
+    etcd_key: _EtcdKey = None,
+    etcd_for_containers: _EtcdForContainers = None,
+    docker_host: _DockerHost = None,
+    host_name: _HostName = None,
+    vtep: _Vtep = None,
+    address_pool: _AddressPool = None,
+    dns_domain: _DnsDomain = None,
+    dns_upstream: _DnsUpstream = None,
+    dns_special: _DnsSpecial = None,
+    log_format: _LogFormat = None,
+    log_level: _LogLevel = None,
 ) -> None:
     """Run the daemon in the foreground.
 
