@@ -6,14 +6,13 @@ import pytest
 from engine_host import END, NET, OTHER, Host, turn
 
 from netplug.drivers.steps import Route
-from netplug.frontends.implicit_networks import NamedNetworks
 from netplug.tasks.locks import Locks
 
 
 @pytest.mark.parametrize("where", ["engine", "networks"])
 async def test_who_waits_and_who_comes_later_have_one_lock(where: str) -> None:
     host = await Host.boot()
-    networks, holders, most = NamedNetworks(host.engine), 0, 0
+    networks, holders, most = host.engine.implicit_networks, 0, 0
     locks = networks._making if where == "networks" else Locks()
     hold = networks.one_at_a_time if where == "networks" else locks.hold
 
@@ -37,7 +36,7 @@ async def test_who_waits_and_who_comes_later_have_one_lock(where: str) -> None:
 @pytest.mark.parametrize("where", ["engine", "networks"])
 async def test_block_that_fails_leaves_nothing(where: str) -> None:
     host = await Host.boot()
-    networks = NamedNetworks(host.engine)
+    networks = host.engine.implicit_networks
     locks = networks._making if where == "networks" else Locks()
     with pytest.raises(ValueError, match="no"):
         async with networks.one_at_a_time("a") if where == "networks" else locks.hold("a"):

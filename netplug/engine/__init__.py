@@ -13,11 +13,14 @@ from netplug.engine.conditions import Conditions
 from netplug.engine.conflict_detection import ConflictDetection
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.exposure import Exposure
+from netplug.engine.garbage_collection import GarbageCollection
+from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.journal import Journal
 from netplug.engine.networks import Networks
 from netplug.engine.peers import Peers
 from netplug.engine.publishing import Publishing
 from netplug.engine.quarantine import Quarantine
+from netplug.engine.readiness import Readiness
 from netplug.engine.registry import Registry
 from netplug.engine.supervision import Supervisor
 from netplug.ipam.allocator import Allocator
@@ -58,3 +61,8 @@ class Engine:
         self.networks = Networks(
             self.registry, self.base_plan, self.journal, addressing, self.endpoints, self.peers, self.executor, drivers
         )
+        self.implicit_networks = ImplicitNetworks(self.registry, self.networks, allocator)
+        self.readiness = Readiness(
+            self.registry, self.base_plan, self.implicit_networks, kernel, self.executor, allocator, drivers
+        )
+        self.garbage_collection = GarbageCollection(self.registry, self.networks, self.endpoints, kernel)

@@ -23,7 +23,6 @@ from netplug.engine.records import AttachSpec, Caller, EndpointRecord, FrontEnd,
 from netplug.errors import NetplugError, Reportable
 from netplug.errors.validation import wrong
 from netplug.frontends.cni.wire import Call, CniError, Reply, caller_of
-from netplug.frontends.implicit_networks import NamedNetworks
 from netplug.frontends.rest.wire import Cidr, Ifname, Ip, Mac, Name, Netns
 from netplug.ipam.pool import Pool
 from netplug.ipam.shared_subnet import disjoint
@@ -161,10 +160,10 @@ class _Place(_In):
 class NetavarkService:
     """Answers netavark's calls. `domain`: see `CniService`."""
 
-    def __init__(self, engine: Engine, networks: NamedNetworks, domain: str = "") -> None:
+    def __init__(self, engine: Engine, domain: str = "") -> None:
         self._engine = engine
         self._domain = domain
-        self._networks = networks
+        self._networks = engine.implicit_networks
 
     async def answer(self, call: Call) -> Reply:
         """Do what a call asks for."""
@@ -247,7 +246,7 @@ class NetavarkService:
 
     @asynccontextmanager
     async def _joined(self, spec: NetworkSpec) -> AsyncIterator[NetworkRecord]:
-        """Yield a network; see `NamedNetworks.joined`.
+        """Yield a network; see `ImplicitNetworks.joined`.
 
         podman tells nobody that a network was removed, and it has no two that overlap. So a network of its that nobody
         is in and that stands in the way of another is no more.

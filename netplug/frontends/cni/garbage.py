@@ -1,24 +1,12 @@
-"""GC: what a runtime left behind on a network is freed.
-
-A runtime lists what is attached as far as it knows, and several may use one network, by one configuration or by several
-of one name (containernetworking/cni issue 1086). So what another runtime attached is garbage only when its sandbox is
-gone.
-"""
+"""GC as the specification has it: what stays is read here, `engine.garbage_collection` decides, failures are joined."""
 
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
-import structlog
-
-from netplug.drivers.naming import short
 from netplug.engine import Engine
-from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
-from netplug.engine.sandboxes import is_there
+from netplug.engine.records import NetworkRecord
 from netplug.errors import NetplugError
 from netplug.frontends.cni.wire import CniError, Code, Request
-from netplug.kernel.host import runtimes
-
-log = structlog.get_logger(__name__)
 
 CODES = {
     "invalid": Code.CONFIG,
@@ -42,40 +30,28 @@ class Garbage:
     def __init__(self, request: Request) -> None:
         self._runtime = request.caller.runtime
         self._valid = valid_attachments(request)
-        self._others: set[tuple[str, str]] = set()
+        self._kept: frozenset[tuple[str, str]] = frozenset()
         self._errors: list[CniError] = []
 
     async def collect(self, engine: Engine, record: NetworkRecord) -> None:
-        """Free what is garbage; the network too, if a configuration made it and nothing is in it any more."""
-        ident = record.network.id
-        for built in engine.registry.endpoints(ident):
-            if built.front_end is FrontEnd.CNI and await self._is_garbage(engine, built):
-                await self.gathering(engine.endpoints.delete(ident, built.endpoint.id))
-        if record.front_end is FrontEnd.CNI and not engine.registry.endpoints(ident):
-            await self.gathering(engine.networks.delete(ident, by=FrontEnd.CNI))
-
-    async def _is_garbage(self, engine: Engine, built: EndpointRecord) -> bool:
-        attached = (built.container, built.ifname)
-        if attached in self._valid:
-            return False
-        if runtimes.same_runtime(built.runtime, self._runtime) or not await is_there(engine.kernel, built):
-            return True
-        self._others.add(attached)
-        log.info("gc.kept", endpoint=short(built.endpoint.id), container=built.container, runtime=built.runtime)
-        return False
+        """Free what is garbage in a network, and the network if nothing is left in it."""
+        found = await engine.garbage_collection.collect(record, self._valid, self._runtime)
+        self._kept = found.kept
+        self._errors += map(as_cni, found.failures)
 
     def left(self) -> Mapping[str, Any]:
         """Return what is still attached as a plugin for which we do GC has to be told: others' endpoints too."""
-        listed = [{"containerID": container, "ifname": ifname} for container, ifname in self._valid | self._others]
+        listed = [{"containerID": container, "ifname": ifname} for container, ifname in self._valid | self._kept]
         return {_ATTACHMENTS[0]: listed}
 
     async def gathering(self, work: Awaitable[object]) -> None:
         """Do something, and note its failure."""
         try:
             await work
-        except (CniError, NetplugError) as exc:
-            error = exc if isinstance(exc, CniError) else CniError(CODES.get(exc.kind, Code.INTERNAL), str(exc))
-            self._errors.append(error)
+        except CniError as exc:
+            self._errors.append(exc)
+        except NetplugError as exc:
+            self._errors.append(as_cni(exc))
 
     def refuse(self) -> None:
         """Tell of the failures.
@@ -85,6 +61,11 @@ class Garbage:
         """
         if self._errors:
             raise CniError(self._errors[0].code, "; ".join(map(str, self._errors)))
+
+
+def as_cni(error: NetplugError) -> CniError:
+    """Return an error of the engine's as the specification has it."""
+    return CniError(CODES.get(error.kind, Code.INTERNAL), str(error))
 
 
 def valid_attachments(request: Request) -> frozenset[tuple[str, str]]:

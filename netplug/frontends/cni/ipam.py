@@ -10,7 +10,7 @@ from hashlib import sha256
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import identity
-from netplug.frontends.cni.checks import refuse_disagreement, refuse_unready
+from netplug.frontends.cni.checks import refuse_missing, refuse_unready
 from netplug.frontends.cni.config import IPAM, Wanted, translate_ipam
 from netplug.frontends.cni.garbage import Garbage
 from netplug.frontends.cni.outcome import addresses_of
@@ -42,7 +42,7 @@ class Leasing:
             if record.network.options.mode != IPAM:
                 words = f"network {request.network!r} is of mode {record.network.options.mode}, not {IPAM}"
                 raise CniError(Code.CONFIG, words, "give the configuration another name, or use netplug's own type")
-            refuse_disagreement(self._engine, record, wanted.network)
+            self._engine.implicit_networks.refuse_disagreement(record, wanted.network)
             return await self._lease(request, wanted, record)
         record = await self._engine.networks.create(wanted.network)
         try:
@@ -85,9 +85,7 @@ class Leasing:
         if built is None:
             words = f"no address of network {request.network!r} is leased to {request.container} {request.ifname}"
             raise CniError(Code.NOT_FOUND, words)
-        listed = {ip.address for ip in parse(before, request.version).ips}
-        if missing := [str(address) for address in built.endpoint.addresses if address not in listed]:
-            raise CniError(Code.WRONG, f"prevResult lacks {', '.join(missing)}")
+        refuse_missing(built, parse(before, request.version))
 
     async def _collect(self, request: Request) -> None:
         garbage = Garbage(request)

@@ -29,7 +29,6 @@ from netplug.frontends.cni.outcome import outcome
 from netplug.frontends.cni.result import Dns, Result
 from netplug.frontends.cni.types import RouteIn
 from netplug.frontends.cni.wire import Call, CniError, Code, Command, Reply, Request, read
-from netplug.frontends.implicit_networks import NamedNetworks
 from netplug.frontends.netavark import NetavarkService
 from netplug.ipam.pool import EXTERNAL
 from netplug.log import LOG
@@ -45,10 +44,10 @@ class CniService:
     def __init__(self, engine: Engine, domain: str = "") -> None:
         self._engine = engine
         self._domain = domain
-        self._networks = NamedNetworks(engine)
+        self._networks = engine.implicit_networks
         self._leasing = Leasing(engine)
         self.leases = Leases(engine)
-        self._netavark = NetavarkService(engine, self._networks, domain)
+        self._netavark = NetavarkService(engine, domain)
         self._commands: Mapping[Command, Callable[[Request, Delegate | None], Awaitable[Result | None]]] = {
             Command.ADD: self._add,
             Command.DEL: self._delete,
