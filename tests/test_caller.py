@@ -47,7 +47,7 @@ class Docker:
         await allocator.release_address(self.pool, lease.address)
         self.kept = str(lease.address)
         self.caller = Caller(self.plugin.engine, self.facts)
-        self.plugin.app = docker_app(self.plugin.engine, on_activate=lambda: None, who=self.caller.name)
+        self.plugin.app = docker_app(self.plugin.engine, on_activate=lambda: None, container_of=self.caller.name)
 
     def write(self, ident: str, name: str, *networks: str, ids: str = "", driver: str = "vfs") -> None:
         folder = self.root / "containers" / ident

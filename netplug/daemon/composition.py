@@ -181,14 +181,14 @@ class Composition:
     def plugin(self) -> "ASGIApp":
         """Answers dockerd."""
         from netplug.docker.container_inference import Caller  # noqa: PLC0415
-        from netplug.frontends.docker.ipam import nobody_known  # noqa: PLC0415
+        from netplug.engine.pools import container_unknown  # noqa: PLC0415
         from netplug.frontends.docker.network import docker_app  # noqa: PLC0415
 
         return docker_app(
             self.engine,
             on_activate=self.reconciler.on_activate,
             on_ready=self.sandbox_resolvers.serve,
-            who=Caller(self.engine, self.docker).name if self.docker else nobody_known,
+            container_of=Caller(self.engine, self.docker).name if self.docker else container_unknown,
         )
 
     @cached_property

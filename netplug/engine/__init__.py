@@ -18,6 +18,7 @@ from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.journal import Journal
 from netplug.engine.networks import Networks
 from netplug.engine.peers import Peers
+from netplug.engine.pools import Pools
 from netplug.engine.publishing import Publishing
 from netplug.engine.quarantine import Quarantine
 from netplug.engine.readiness import Readiness
@@ -66,3 +67,6 @@ class Engine:
             self.registry, self.base_plan, self.implicit_networks, kernel, self.executor, allocator, drivers
         )
         self.garbage_collection = GarbageCollection(self.registry, self.networks, self.endpoints, kernel)
+        self.pools = Pools(
+            self.registry, allocator, self.base_plan, self.conflict_detection, self.networks, self.endpoints
+        )

@@ -8,22 +8,21 @@ holds locks while it waits for us.
 
 import json
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 
 from fastapi import FastAPI, Response
 
 from netplug.drivers.options import parse
 from netplug.engine import Engine
-from netplug.engine.addressing import lease_of
 from netplug.engine.base_plan import driver_of
-from netplug.engine.records import EndpointSpec, FrontEnd, NetworkRecord
+from netplug.engine.pools import ContainerOf, container_unknown
+from netplug.engine.records import FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.frontends.docker import wire
-from netplug.frontends.docker.ipam import IpamDriver, Who, nobody_known
+from netplug.frontends.docker.ipam import IpamDriver
 from netplug.frontends.docker.repeated_requests import Repeats
 from netplug.frontends.http import Failure, guard
-from netplug.ipam.lease import OwnerKind
 
 _STATUS = {"empty": 400, "unknown": 404, "too_large": 413}
 
@@ -40,17 +39,17 @@ def docker_app(
     *,
     on_activate: Callable[[], None],
     on_ready: OnReady = nothing_to_do,
-    who: Who = nobody_known,
+    container_of: ContainerOf = container_unknown,
 ) -> FastAPI:
     """Return the plugin's app.
 
     `on_activate` is called when dockerd has started; it may only schedule work, as dockerd waits for the answer.
     `on_ready` is told of the sandbox when Docker asks how an endpoint fares, which engine 28 and later do before the
-    container starts. `who`: infers the name of the container that asks for an address of a pool.
+    container starts. `container_of`: infers which container asks for an address of a pool.
     """
     app = FastAPI(title="netplug Docker plugin", strict_content_type=False, redirect_slashes=False)
     guard(app, _render)
-    network, ipam, repeats = NetworkDriver(engine, on_ready), IpamDriver(engine, who), Repeats()
+    network, ipam, repeats = NetworkDriver(engine, on_ready), IpamDriver(engine, container_of), Repeats()
 
     async def activate() -> wire.Activated:
         """Docker asks once in a dockerd's life: it was restarted, and repeats its IPAM requests now."""
@@ -138,7 +137,9 @@ class NetworkDriver:
 
     async def create_endpoint(self, request: wire.CreateEndpoint) -> wire.EndpointCreated:
         network, spec = self._network(request.NetworkID), request.to_spec()
-        built = await self._engine.endpoints.create(replace(spec, name=self._name(network, spec)))
+        built = await self._engine.endpoints.create(
+            replace(spec, name=self._engine.pools.container_of(network, spec.addresses))
+        )
         return wire.EndpointCreated.of(request, built)
 
     async def delete_endpoint(self, request: wire.EndpointRef) -> wire.Empty:
@@ -179,19 +180,9 @@ class NetworkDriver:
 
     def _network(self, ident: str) -> NetworkRecord:
         """Return the network with exactly this id: for users a name or the beginning of an id will do, here not."""
-        with suppress(NetplugError):
-            record = self._engine.registry.network(ident)
-            if record.network.id == ident:
-                return record
+        if record := self._engine.registry.find_network(ident):
+            return record
         raise NetplugError("not_found", f"there is no network {ident!r}")
-
-    def _name(self, record: NetworkRecord, spec: EndpointSpec) -> str:
-        """Return the container's name if Docker told it to IPAM, a moment ago and with the same address (29.0+)."""
-        for address in spec.addresses:
-            lease = lease_of(self._engine.allocator, record, address.ip)
-            if lease is not None and lease.owner.kind is OwnerKind.PENDING and lease.owner.name:
-                return lease.owner.name
-        return ""
 
 
 @contextmanager
