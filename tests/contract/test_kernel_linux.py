@@ -95,7 +95,7 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
             run("sysctl", "-qw", "net." + setting.format(name))
         run("ip", "link", "set", BRIDGE.name, "type", "bridge", "no_linklocal_learn", "0")
         assert await whats(kernel, BRIDGE, VETH, alone, IFB) == [
-            "accept_ra is 1, not 0, accept_redirects is 1, not 0, learns MACs from frames that it does not forward",
+            "accept_ra is 1, not 0, accept_redirects is 1, not 0, learns MACs from link-local frames",
             "disable_ipv6 is 0, not 1, arp_ignore is 0, not 8",
             "accept_ra is 2, not 0",
             "disable_ipv6 is 0, not 1",
@@ -109,7 +109,7 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         run("bridge", "fdb", "del", pinned.peer_mac, "dev", pinned.name, "master")
         run("bridge", "link", "set", "dev", pinned.name, "learning", "on")
         assert await whats(kernel, pinned) == [
-            f"port learns MACs, the bridge does not know that {pinned.peer_mac} is there"
+            f"port learns MACs, the bridge has no static FDB entry for {pinned.peer_mac}"
         ]
         assert await kernel.ensure((pinned,)) == [Outcome.ADJUSTED]
         run("ip", "link", "del", BRIDGE.name)
@@ -127,7 +127,7 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         shown = run("bridge", "fdb", "show", "dev", VETH.name)
         assert (old.peer_mac in shown, f"{new.peer_mac} sticky master" in shown) == (False, True)
         run("bridge", "fdb", "add", old.peer_mac, "dev", VETH.name, "master", "static", "sticky")
-        assert await whats(kernel, new) == [f"the bridge was told that {old.peer_mac} is there"]
+        assert await whats(kernel, new) == [f"the bridge has a static FDB entry for {old.peer_mac}"]
         assert await kernel.ensure((new,)) == [Outcome.ADJUSTED]
         assert await whats(kernel, new, other) == []
 
@@ -136,7 +136,7 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
     ) -> None:
         await kernel.ensure((BRIDGE, replace(VETH, pinned=True)))
         assert await whats(kernel, VETH) == [
-            f"port does not learn MACs, the bridge was told that {VETH.peer_mac} is there"
+            f"port does not learn MACs, the bridge has a static FDB entry for {VETH.peer_mac}"
         ]
         assert await kernel.ensure((VETH,)) == [Outcome.ADJUSTED]
         assert " learning on " in run("bridge", "-d", "link", "show", "dev", VETH.name)

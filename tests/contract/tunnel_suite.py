@@ -203,7 +203,7 @@ class TunnelSuite:
         before = around.snapshot()
         error = await refusal(kernel, VXLAN)
         assert error.kind == "exists"
-        assert "VNI 4097 on UDP port 4789 is held by link 'flannel.1', which is not ours" in error.message
+        assert "VNI 4097 on UDP port 4789 is in use by link 'flannel.1', which is not ours" in error.message
         await gone(kernel, VXLAN)
         assert around.snapshot() == before
         assert await kernel.ensure((replace(VXLAN, port=8472),)) == [CREATED]
@@ -213,7 +213,7 @@ class TunnelSuite:
     async def test_own_holder_of_the_vni_is_named(self, kernel: Kernel) -> None:
         await kernel.ensure(LINKS)
         error = await refusal(kernel, replace(VXLAN, name="npvother"))
-        assert (error.kind, error.message) == ("exists", "VNI 4097 on UDP port 4789 is held by link 'npvtest'")
+        assert (error.kind, error.message) == ("exists", "VNI 4097 on UDP port 4789 is in use by link 'npvtest'")
 
     async def test_vni_is_free_again_when_its_link_was_removed(self, kernel: Kernel) -> None:
         await kernel.ensure(LINKS)
@@ -259,7 +259,7 @@ class TunnelSuite:
         await kernel.ensure(LINKS)
         error = await refusal(kernel, FDB6)
         assert error.kind == "invalid"
-        assert "fd00:5::2 is of IPv6" in error.message
+        assert "fd00:5::2 is an IPv6 address" in error.message
 
     async def test_entry_of_a_link_that_is_no_vxlan_is_invalid(self, kernel: Kernel) -> None:
         await kernel.ensure((BRIDGE,))

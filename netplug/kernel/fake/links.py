@@ -62,9 +62,9 @@ def _ensure_macvlan(world: World, step: Macvlan) -> Outcome:
         name = step.ifname or step.name
         if name in world.names(step.netns):
             raise StepError("exists", step, f"link {name!r} exists and is not ours", hint="remove or rename it")
-        others = [link for link in world.links() if isinstance(link, Macvlan) and link.parent == step.parent]
-        if others and "passthru" in {step.mode, *(other.mode for other in others)}:
-            words = f"parent {step.parent!r} is taken: macvlan_mode=passthru lets one container alone on a link"
+        siblings = [link for link in world.links() if isinstance(link, Macvlan) and link.parent == step.parent]
+        if siblings and "passthru" in {step.mode, *(sibling.mode for sibling in siblings)}:
+            words = f"parent {step.parent!r} is in use: with macvlan_mode=passthru a parent has one macvlan only"
             raise StepError("unavailable", step, words)
     return world.plain(step)
 
@@ -91,7 +91,7 @@ def _ensure_route(world: World, step: Route) -> Outcome:
         if route.destination == step.destination:
             if (route.link, route.gateway) == (step.link, step.gateway):
                 return Outcome.USED
-            raise StepError("exists", step, f"route {step.destination} exists and leads elsewhere")
+            raise StepError("exists", step, f"route {step.destination} exists with another next hop")
     for other in list(world.state.values()):
         same = isinstance(other, Route) and (other.destination, other.netns) == (step.destination, step.netns)
         if same and other.key != step.key:

@@ -42,7 +42,7 @@ def _ensure_vxlan(world: World, step: Vxlan) -> Outcome:
         raise StepError("not_found", step, f"bridge {step.master!r} of link {step.name!r} is missing")
     if step.name in world.foreign.links:
         raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
-    words = f"VNI {step.vni} on UDP port {step.port} is held by link"
+    words = f"VNI {step.vni} on UDP port {step.port} is in use by link"
     for name, held in world.foreign.tunnels.items():
         if held == (step.vni, step.port):
             raise StepError("exists", step, f"{words} {name!r}, which is not ours")
@@ -63,6 +63,8 @@ def _ensure_fdb(world: World, step: Fdb) -> Outcome:
     if not isinstance(link, Vxlan):
         raise StepError("invalid", step, f"link {step.link!r} is not a vxlan link in a bridge")
     if link.local.version != step.vtep.version:
-        words = f"VTEP {step.vtep} is of IPv{step.vtep.version}, link {step.link!r} sends by the other IP version"
+        words = (
+            f"VTEP {step.vtep} is an IPv{step.vtep.version} address, link {step.link!r} has the other IP version"
+        )
         raise StepError("invalid", step, words)
     return world.plain(step)

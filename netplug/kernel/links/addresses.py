@@ -1,7 +1,7 @@
 """Addresses and routes, in the host's namespace or in a sandbox.
 
-Ours bear a protocol number. An address without one that stands on a link of ours counts as ours too, since it goes with
-the link (kernels before 5.18 know no protocol of addresses).
+We mark ours with a protocol number. An address without one also counts as ours if its link is ours: it is deleted with
+the link, and kernels before 5.18 do not store a protocol with addresses.
 """
 
 import errno
@@ -27,14 +27,14 @@ from netplug.kernel.netlink.connection import (
 from netplug.kernel.netlink.rtnl import IFADDR, PROTOCOL, RTMSG, Link, LinkAddress, LinkRoute
 
 _IFA_F_NODAD = 0x02
-"""Duplicate address detection takes a second, in which the address does not answer; we know that ours are unique."""
+"""Skip duplicate address detection: it makes the address unusable for a second, and our addresses are unique."""
 _GONE = frozenset({errno.EADDRNOTAVAIL, errno.ENODEV, errno.ESRCH, errno.ENOENT})
 _SCOPE_LINK = 253
 _UNICAST = 1
 
 
 def ensure_address(nl: Netlink, step: Address) -> Outcome:
-    """Bring an address about."""
+    """Add an address unless it is there."""
     try:
         nl.request(RTM_NEWADDR, _address(step, _index(nl, step)), NEW)
     except NetlinkError as error:
@@ -44,7 +44,7 @@ def ensure_address(nl: Netlink, step: Address) -> Outcome:
             raise StepError(
                 "invalid",
                 step,
-                f"IPv6 is switched off on link {step.link!r}",
+                f"IPv6 is disabled on link {step.link!r}",
                 hint=f"sysctl net.ipv6.conf.{step.link}.disable_ipv6=0",
             ) from error
         raise
@@ -52,7 +52,7 @@ def ensure_address(nl: Netlink, step: Address) -> Outcome:
 
 
 def remove_address(nl: Netlink, step: Address) -> None:
-    """Remove an address of ours."""
+    """Remove an address if it is ours."""
     index = rtnl.index(nl, step.link)
     if index is None:
         return
@@ -64,7 +64,7 @@ def remove_address(nl: Netlink, step: Address) -> None:
 
 
 def find_address(step: Address, index: int, addresses: list[LinkAddress]) -> LinkAddress | None:
-    """Return the address, on the link of this index, as the kernel has it."""
+    """Return the kernel's entry for the address of a step on the link with this index."""
     for found in addresses:
         if found.index == index and found.address == step.address:
             return found
@@ -72,12 +72,15 @@ def find_address(step: Address, index: int, addresses: list[LinkAddress]) -> Lin
 
 
 def is_ours(found: LinkAddress, link: Link) -> bool:
-    """Return whether the address is ours."""
+    """Return whether we added this address."""
     return found.protocol == PROTOCOL or (link.marked and not found.protocol)
 
 
 def ensure_route(nl: Netlink, step: Route, *, new_link: bool = False) -> Outcome:
-    """Bring a route about. `new_link`: its link was made just now, so nobody has moved it to another table yet."""
+    """Add a route, or change ours.
+
+    `new_link`: this call created the link. No user can have moved the route to another table yet, so none is searched.
+    """
     index = _index(nl, step)
     if step.tunable and not new_link and not _route_drift(step, index, rtnl.routes(nl, table=0)):
         return Outcome.EQUAL
@@ -101,12 +104,12 @@ def _make_route(nl: Netlink, step: Route, index: int) -> Outcome:
         return Outcome.CREATED
     found = find_route(step, rtnl.routes(nl))
     if found is None:
-        # Seen by the kernel, not by us: another type, or it went just now. Ask again and let the kernel speak.
+        # We list unicast routes only, so it is of another type; or it was deleted in between.
         raise StepError("exists", step, f"route {step.destination} exists and is not ours")
     if found.index == index and found.gateway == step.gateway:
         return Outcome.EQUAL if found.protocol == PROTOCOL else Outcome.USED
     if found.protocol != PROTOCOL:
-        raise StepError("exists", step, f"route {step.destination} exists and leads elsewhere")
+        raise StepError("exists", step, f"route {step.destination} exists with another next hop")
     if found.destination.version == 4:
         nl.request(RTM_NEWROUTE, message, NLM_F_CREATE | NLM_F_REPLACE)
     else:
@@ -116,15 +119,18 @@ def _make_route(nl: Netlink, step: Route, index: int) -> Outcome:
 
 
 def remove_route(nl: Netlink, step: Route) -> None:
-    """Remove a route of ours."""
+    """Remove a route if it is ours."""
     index = rtnl.index(nl, step.link)
     if index:
-        # The protocol is part of the question: a stranger's route does not answer to it.
+        # The request names our protocol number, so the kernel does not match anyone else's route.
         _tolerant(nl, RTM_DELROUTE, _route(step, index))
 
 
 def find_route(step: Route, routes: list[LinkRoute], index: int | None = None) -> LinkRoute | None:
-    """Return the route that a step would collide with, or, given a link, the one on it; ours or unmetered first."""
+    """Return the route with the destination and metric of a step, or with our protocol number.
+
+    `index`: consider only routes of this link.
+    """
     metric = 1024 if step.destination.version == 6 else 0
     for found in routes:
         fits = found.metric in {0, metric} or found.protocol == PROTOCOL
@@ -134,12 +140,12 @@ def find_route(step: Route, routes: list[LinkRoute], index: int | None = None) -
 
 
 def address_drift(step: Address, link: Link | None, addresses: list[LinkAddress]) -> str:
-    """Say what is wrong with an address; empty when nothing."""
+    """Return how an address differs from the step; empty if it does not."""
     return "" if link and find_address(step, link.index, addresses) else MISSING
 
 
 def route_drift(step: Route, link: Link | None, routes: list[LinkRoute]) -> str:
-    """Say what is wrong with a route; empty when nothing."""
+    """Return how a route differs from the step; empty if it does not."""
     return _route_drift(step, link.index, routes) if link else MISSING
 
 

@@ -1,7 +1,7 @@
-"""Telling a segment who has an address now (step `Announce`): at once, or as soon as its link carries anything.
+"""Announce the MAC of an address on its segment (step `Announce`): at once, or when the link gets a carrier.
 
-By one packet socket that hears nothing and stays open: closing one that does waits for an RCU grace period. What the
-host itself believes is put right too, since it does not hear what it sends.
+All announcements use one packet socket, which receives nothing and stays open: closing a receiving one waits for an RCU
+grace period. The host does not receive its own frames, so its neighbour entry for the address is updated as well.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ _IFREQ = struct.Struct("16sH22x")
 
 
 class Announcements:
-    """What was announced, and what has to wait for a carrier; told by threads and by the loop."""
+    """Sends announcements, and keeps those whose link has no carrier yet. Safe for threads and the event loop."""
 
     def __init__(self, nl: Netlink) -> None:
         self._nl = nl
@@ -33,8 +33,8 @@ class Announcements:
         self._pending: dict[str, Announce] = {}
 
     def ensure(self, step: Announce) -> Outcome:
-        """Announce an address, now or later. May wait for the rtnl mutex."""
-        # First: the loop may hear of the carrier while this thread looks at it.
+        """Announce an address now, or once the link has a carrier. May block on the rtnl mutex."""
+        # Store it first: the event loop may be notified of the carrier while this thread checks for one.
         self._pending[step.key] = step
         try:
             neighbours.update(self._nl, socket.if_nametoindex(step.link), step.address, step.mac)
@@ -49,13 +49,13 @@ class Announcements:
         return Outcome.EQUAL
 
     def cancel(self, step: Announce) -> None:
-        """Take back what was not announced yet."""
+        """Drop an announcement that was not sent yet."""
         self._pending.pop(step.key, None)
 
     def on_carrier(self, link: str) -> None:
-        """Announce what has waited for this link, which carries now."""
+        """Send the pending announcements of a link that now has a carrier."""
         for step in [it for it in self._pending.copy().values() if it.link == link]:
-            with suppress(OSError):  # it went again; and comes again
+            with suppress(OSError):  # the carrier was lost again; the next notification retries
                 self._send(step)
                 self.cancel(step)
 
@@ -70,13 +70,13 @@ class Announcements:
         self._open().sendto(frame, (step.link, kind))
 
     def _has_carrier(self, link: str) -> bool:
-        """Whether a link is up and has a carrier."""
+        """Return whether a link is up and has a carrier."""
         found = fcntl.ioctl(self._open(), _SIOCGIFFLAGS, _IFREQ.pack(link.encode(), 0))
         if link.startswith(BRIDGES) or not _IFREQ.unpack(found)[1] & _IFF_RUNNING:
             return bool(_IFREQ.unpack(found)[1] & _IFF_RUNNING)
-        # A link is taken to run until the kernel has looked at its carrier, some time after it was made.
-        told = self._nl.get(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0) + text(IFLA_IFNAME, link))
-        return bool(IFINFO.unpack_from(told)[3] & _IFF_LOWER_UP)
+        # IFF_RUNNING is set on a new link until the kernel has checked its carrier, so IFF_LOWER_UP decides.
+        reply = self._nl.get(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0) + text(IFLA_IFNAME, link))
+        return bool(IFINFO.unpack_from(reply)[3] & _IFF_LOWER_UP)
 
     def _open(self) -> socket.socket:
         with self._opening:

@@ -1,8 +1,8 @@
 """Bridges, veths, and the flags of bridge ports.
 
-Creating is tried first and looked at only when the name is taken: a new endpoint costs three messages (the pair; the
-port's flags; an altname each) and no question. A link is addressed by its mark wherever it is deleted without having
-been read, so that a stranger's link of the same name cannot be hit.
+A link is created without looking first, and compared only if its name exists. So a new endpoint needs three kinds of
+messages (the pair, the flags of the port, an altname for each end) and no query. A link that is deleted without being
+read is addressed by its altname, the mark: a link of the same name that is not ours cannot be hit.
 """
 
 import errno
@@ -36,19 +36,19 @@ from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
 _VETH_INFO_PEER = 1
 _STATE_DISABLED = 0
 _ONE_QUEUE = u32(rtnl.IFLA_NUM_TX_QUEUES, 1) + u32(rtnl.IFLA_NUM_RX_QUEUES, 1)
-"""One each way is all that a veth uses by itself. Unasked, newer kernels keep another for each processor, in case
-somebody wants more of them (ethtool -L), which takes a third of the time of making a pair."""
+"""A veth uses one queue in each direction. By default, newer kernels allocate one for each CPU, for later use by
+``ethtool -L``, which takes a third of the time to create a pair."""
 
 Sandbox = Callable[[str, str], tuple[int, Netlink]]
-"""Gives file descriptor and socket of a sandbox by path and identity; both belong to the giver."""
+"""Returns the file descriptor and netlink socket of a sandbox, by path and identity. The function owns both."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is wrong with a link, in words, and the attributes that mend it; `port`: they are flags of a bridge port.
+    """A difference between a link and its step, and what repairs it.
 
-    `settings`: what mends it instead, of `router_advertisements`. `add_static`: a MAC that the bridge is to be told of.
-    `remove_static`: one that it was told of and is to find by itself.
+    `what`: for messages. `mend`: link attributes, or flags of the bridge port if `port`. `settings`: sysctls, see
+    `router_advertisements`. `add_static`, `remove_static`: a MAC, for the bridge's static FDB entries.
     """
 
     what: str
@@ -61,16 +61,16 @@ class Difference:
 
     @property
     def mendable(self) -> bool:
-        """Whether anything mends it."""
+        """Whether it can be repaired without creating the link anew."""
         return bool(self.mend or self.flags or self.settings or self.add_static or self.remove_static)
 
 
 class LinkBusyError(Exception):
-    """The name belongs to a link of ours that is being deleted."""
+    """A link of ours with this name is still being deleted."""
 
 
 def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
-    """Bring a bridge about."""
+    """Create a bridge, or repair ours."""
     message = (
         IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
         + text(rtnl.IFLA_IFNAME, step.name)
@@ -84,7 +84,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
         if error.errno != errno.EEXIST:
             raise
     else:
-        # A bridge takes the smallest mtu of its ports until its own is *changed* (BROPT_MTU_SET_BY_USER); so we do.
+        # Until its MTU is *changed* (BROPT_MTU_SET_BY_USER), a bridge follows the smallest MTU of its ports.
         mtu = by_name(step.name) + u32(rtnl.IFLA_MTU, step.mtu)
         with deleted_on_failure(nl, step):
             nl.request(*altname(step.name), NEW)
@@ -106,10 +106,10 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
 
 
 def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
-    """Bring a veth pair about, its host side up and a port of its master.
+    """Create a veth pair, or repair ours. Its host side is up and a port of its master.
 
     Raises:
-        LinkBusyError: wait for the deletion, then try again.
+        LinkBusyError: a link of this name is being deleted; wait, then try again.
     """
     index = rtnl.index(nl, step.master) if step.master else 0
     if index is None:
@@ -119,7 +119,7 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
         nl.request(RTM_NEWLINK, _veth(step, index, fd), NEW)
     except NetlinkError as error:
         if error.errno == errno.EXFULL:
-            words = f"bridge {step.master!r} has 1023 ports, and a Linux bridge takes no more"
+            words = f"bridge {step.master!r} has 1023 ports, the most of a Linux bridge"
             raise StepError("unavailable", step, words, hint="use a second network") from error
         if error.errno != errno.EEXIST:
             raise
@@ -130,10 +130,10 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
 
 
 def _set_up(nl: Netlink, step: Veth, inside: Netlink) -> None:
-    """Do what cannot be said in the message that makes a pair."""
+    """Set what the message that creates a pair cannot hold."""
     settings, flags = _settings(step), _port_flags(step)
     nl.request(*altname(step.name), NEW)
-    # Early enough: a veth has no carrier, and so no address, before its peer is up.
+    # Early enough: a veth has no carrier before its peer is up, so the kernel has not added an address yet.
     nl.request(
         RTM_NEWLINK,
         by_name(step.name) + router_advertisements.ipv4_attributes(settings) + (port_info(flags) if flags else b""),
@@ -146,14 +146,14 @@ def _set_up(nl: Netlink, step: Veth, inside: Netlink) -> None:
         if step.netns:
             if not step.slaac:
                 router_advertisements.write_in_sandbox(step.peer, inside.ipv6_conf)
-            # Only now: the kernel answers ENOTCONN to a pair whose far end is to be up before the near end exists.
+            # Not in the first message: the kernel refuses with ENOTCONN to create a pair whose peer is up.
             inside.request(RTM_NEWLINK, by_name(step.peer, IFF_UP))
     except NetlinkError as error:
         raise StepError("internal", step, f"kernel refused link {step.peer!r}: {error.strerror}") from error
 
 
 def ensure_hairpin(nl: Netlink, step: Hairpin) -> Outcome:
-    """Switch a port's hairpin on."""
+    """Enable hairpin mode on a bridge port."""
     found = rtnl.link(nl, step.link)
     if found is None:
         raise StepError("not_found", step, f"link {step.link!r} is missing")
@@ -166,31 +166,32 @@ def ensure_hairpin(nl: Netlink, step: Hairpin) -> Outcome:
 
 
 def remove_hairpin(nl: Netlink, step: Hairpin) -> None:
-    """Switch a port's hairpin off."""
+    """Disable hairpin mode on a bridge port."""
     found = rtnl.link(nl, step.link)
     if found and found.hairpin:
         nl.request(RTM_NEWLINK, IFINFO.pack(0, 0, found.index, 0, 0) + port_info(u8(rtnl.IFLA_BRPORT_MODE, 0)))
 
 
 def schedule_delete(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan, group: int) -> bool:
-    """Make a link of ours unusable and move it to a group to be deleted; return False when there is none."""
+    """Disable a link of ours and move it to a group that will be deleted. Return False if there is no such link."""
     if _move_to_group(nl, text(rtnl.IFLA_ALT_IFNAME, mark(step.name)), group):
         return True
-    # A link cannot be created with its mark. If we died in between, its name and MAC, both made from one id, tell it.
+    # A link cannot be created with its altname. After a crash in between, its name and MAC identify it: both are
+    # derived from one id.
     found = rtnl.link(nl, step.name) if step.mac else None
-    born = found is not None and found.name == step.name and not found.altnames and found.mac == step.mac
-    return born and _move_to_group(nl, text(rtnl.IFLA_IFNAME, step.name), group)
+    unmarked = found is not None and found.name == step.name and not found.altnames and found.mac == step.mac
+    return unmarked and _move_to_group(nl, text(rtnl.IFLA_IFNAME, step.name), group)
 
 
-def _move_to_group(nl: Netlink, who: bytes, group: int) -> bool:
-    head = IFINFO.pack(0, 0, 0, 0, 0) + who + u32(rtnl.IFLA_GROUP, group)
+def _move_to_group(nl: Netlink, name: bytes, group: int) -> bool:
+    head = IFINFO.pack(0, 0, 0, 0, 0) + name + u32(rtnl.IFLA_GROUP, group)
     try:
-        # A port that forwards nothing. Setting it down would wait for an RCU grace period, like the deletion itself.
+        # Disable the bridge port. Setting the link down would wait for an RCU grace period, like the deletion itself.
         nl.request(RTM_NEWLINK, head + port_info(u8(rtnl.IFLA_BRPORT_STATE, _STATE_DISABLED)))
     except NetlinkError as error:
         if error.errno == errno.ENODEV:
             return False
-        # A bridge, a link without a master (EOPNOTSUPP), or a port that is down already (ENETDOWN).
+        # It is a bridge or has no master (EOPNOTSUPP), or the port is down already (ENETDOWN).
         try:
             nl.request(RTM_NEWLINK, head)
         except NetlinkError as second:
@@ -201,24 +202,24 @@ def _move_to_group(nl: Netlink, who: bytes, group: int) -> bool:
 
 
 def bridge_differences(step: Bridge, found: Link) -> list[Difference]:
-    """Compare a bridge of ours."""
+    """Compare a bridge of ours with its step."""
     if found.kind != "bridge":
         return [Difference(f"is {_kind(found)}, not a bridge")]
     differences = common_differences(found, step.mac, step.mtu, up=True) + settings_differences(
         found, router_advertisements.NO_ROUTERS
     )
     if found.learns_from_reserved:
-        differences.append(Difference("learns MACs from frames that it does not forward", _bridge_info()))
+        differences.append(Difference("learns MACs from link-local frames", _bridge_info()))
     return differences
 
 
 def settings_differences(found: Link, settings: router_advertisements.Settings) -> list[Difference]:
-    """Compare settings of a link; those that the kernel does not have are as they should be."""
+    """Compare the settings of a link. A setting that the kernel does not have is no difference."""
     wrong = [
-        f"{name} is {there}, not {value}"
+        f"{name} is {current}, not {value}"
         for family, values in settings.items()
         for name, value in values.items()
-        if (there := found.settings.get(f"{family}/{name}", value)) != value
+        if (current := found.settings.get(f"{family}/{name}", value)) != value
     ]
     return (
         [Difference(", ".join(wrong), router_advertisements.ipv4_attributes(settings), settings=settings)]
@@ -230,10 +231,10 @@ def settings_differences(found: Link, settings: router_advertisements.Settings) 
 def veth_differences(
     step: Veth, found: Link, master: int, peer: Link | None, static_macs: Collection[str]
 ) -> list[Difference]:
-    """Compare a veth of ours.
+    """Compare a veth of ours with its step.
 
-    `master`: index of its bridge, 0 when there is none. `peer`: its other end if it is where the step wants it.
-    `static_macs`: the MACs of which the bridge was told that they are there.
+    `master`: index of its bridge, 0 if there is none. `peer`: its sandbox side, if that is in the step's namespace.
+    `static_macs`: the bridge's static FDB entries for this port.
     """
     if found.kind != "veth":
         return [Difference(f"is {_kind(found)}, not a veth")]
@@ -249,10 +250,10 @@ def veth_differences(
         differences.append(Difference(f"port {'learns' if step.pinned else 'does not learn'} MACs", flag, port=True))
     mac = step.peer_mac.lower()
     if step.pinned and mac not in static_macs:
-        differences.append(Difference(f"the bridge does not know that {mac} is there", add_static=mac))
-    # At a pinned port nobody else is; at another one users may have told the bridge of somebody.
+        differences.append(Difference(f"the bridge has no static FDB entry for {mac}", add_static=mac))
+    # A pinned port has one MAC. At any other port, users may have static entries of their own.
     stale = [it for it in sorted(static_macs) if (it != mac if step.pinned else it == mac)]
-    differences += [Difference(f"the bridge was told that {it} is there", remove_static=it) for it in stale]
+    differences += [Difference(f"the bridge has a static FDB entry for {it}", remove_static=it) for it in stale]
     differences += settings_differences(found, _settings(step))
     if peer is None and step.netns:
         differences.append(Difference(f"sandbox side {step.peer!r} is not in {step.netns}"))
@@ -260,7 +261,7 @@ def veth_differences(
 
 
 def peer_differences(step: Veth, peer: Link | None) -> list[Difference]:
-    """Compare the sandbox side; one that a runtime has moved away is its own affair."""
+    """Compare the sandbox side. Nothing is compared once a runtime has moved it."""
     if peer is None or step.tunable:
         return []
     return [
@@ -270,11 +271,11 @@ def peer_differences(step: Veth, peer: Link | None) -> list[Difference]:
 
 
 def peer_of(step: Veth, found: Link, inside: Netlink | Mapping[str, Link]) -> Link | None:
-    """Return the sandbox side, if it is where the step wants it."""
+    """Return the sandbox side, if it is in the step's namespace."""
     peer = inside.get(step.peer) if isinstance(inside, Mapping) else rtnl.link(inside, step.peer)
     if peer is None or not peer.is_ours(step.peer):
         return None
-    # In a sandbox, indices are of two namespaces; the altname must do.
+    # The indices of a sandbox are of another namespace, so there the altname alone decides.
     return peer if step.netns or (found.peer == peer.index and found.peer_here) else None
 
 
@@ -293,9 +294,9 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink) -> Out
     static_macs = neighbours.static_macs(nl, found.index) if found.master else ()
     differences = veth_differences(step, found, master, peer, static_macs)
     outcome = adjust(nl, found, differences, step)
-    more = peer_differences(step, peer)
-    if peer and more:
-        adjust(inside, peer, more)
+    inner = peer_differences(step, peer)
+    if peer and inner:
+        adjust(inside, peer, inner)
         return Outcome.ADJUSTED
     return outcome
 
@@ -303,7 +304,7 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink) -> Out
 def adjust(
     nl: Netlink, found: Link, differences: list[Difference], step: Veth | Bridge | Vxlan | None = None
 ) -> Outcome:
-    """Mend what differs; with a `step`, raise its error over what cannot be mended."""
+    """Repair the differences of a link. Given a `step`, raise `StepError` if one cannot be repaired."""
     if not differences:
         return Outcome.EQUAL
     for item in differences:
@@ -323,7 +324,7 @@ def adjust(
 
 
 def _write_settings(nl: Netlink, found: Link, item: Difference) -> None:
-    """Mend what no message about links mends."""
+    """Repair what needs a sysctl or an FDB entry instead of a link message."""
     if item.settings:
         router_advertisements.write_ipv6(found.name, item.settings)
     if item.add_static:
@@ -333,7 +334,7 @@ def _write_settings(nl: Netlink, found: Link, item: Difference) -> None:
 
 
 def common_differences(found: Link, mac: str, mtu: int, *, up: bool) -> list[Difference]:
-    """Compare what all links have."""
+    """Compare MAC, MTU and state."""
     differences = []
     if found.mac != mac.lower():
         differences.append(Difference(f"MAC is {found.mac}, not {mac}", attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(mac))))
@@ -370,7 +371,7 @@ def _veth(step: Veth, master: int, fd: int | None) -> bytes:
 
 
 def _bridge_info() -> bytes:
-    """Return the attribute of a bridge: whoever sends what it does not forward, it does not learn where he is."""
+    """Return the attributes of a bridge that learns no MACs from link-local frames (BR_BOOLOPT_NO_LL_LEARN)."""
     options = attr(rtnl.IFLA_BR_MULTI_BOOLOPT, struct.pack("=II", rtnl.NO_LL_LEARN, rtnl.NO_LL_LEARN))
     return nest(rtnl.IFLA_LINKINFO, text(rtnl.IFLA_INFO_KIND, "bridge"), nest(rtnl.IFLA_INFO_DATA, options))
 
@@ -385,18 +386,18 @@ def _port_flags(step: Veth) -> bytes:
 
 
 def port_info(flags: bytes) -> bytes:
-    """Return the attribute that holds flags of a bridge port."""
+    """Return the attribute that sets flags of a bridge port."""
     kind = text(rtnl.IFLA_INFO_SLAVE_KIND, "bridge")
     return nest(rtnl.IFLA_LINKINFO, kind, nest(rtnl.IFLA_INFO_SLAVE_DATA, flags))
 
 
 def by_name(name: str, flags: int = 0) -> bytes:
-    """Return the head of a message to the link of this name."""
+    """Return the start of a message about the link of this name."""
     return IFINFO.pack(0, 0, 0, flags, flags) + text(rtnl.IFLA_IFNAME, name)
 
 
 def altname(marked: str, name: str = "") -> tuple[int, bytes]:
-    """Return the message that marks a link, whose present name may be another."""
+    """Return the message that marks a link as ours. `name`: its current name, if that is not `marked`."""
     return RTM_NEWLINKPROP, by_name(name or marked) + nest(
         rtnl.IFLA_PROP_LIST, text(rtnl.IFLA_ALT_IFNAME, mark(marked))
     )
@@ -407,7 +408,7 @@ def _kind(found: Link) -> str:
 
 
 def owned(found: list[Link]) -> set[str]:
-    """Return the names of our links; of a pair whose both ends are here, the host side alone."""
+    """Return the names of our links. Of a pair with both ends in this namespace, only the host side is listed."""
     being_deleted = {link.index for link in found if link.being_deleted}
     being_deleted |= {link.peer for link in found if link.being_deleted and link.kind == "veth"}
     ours = {link.index: link for link in found if link.marked and link.index not in being_deleted}

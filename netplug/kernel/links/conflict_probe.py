@@ -1,6 +1,7 @@
-"""Asking a segment whether an address is in use there, and the words that tell it that one has moved.
+"""Address conflict detection: probes for an address on a segment, and the frames that announce one.
 
-Frames on a packet socket of the parent link (packet(7)), since an address is asked for before any link of ours has it.
+Frames are sent on a packet socket of the parent link (packet(7)), since the probe precedes the link that gets the
+address.
 """
 
 import asyncio
@@ -17,10 +18,10 @@ from netplug.kernel import libc
 from netplug.kernel.netlink.rtnl import packed_mac
 
 WAIT_S = 0.2
-"""How long to wait for an answer, after the last of two questions `AGAIN_S` apart.
+"""How long to wait for an answer after the second of two probes, which are `AGAIN_S` apart.
 
-RFC 5227 waits for up to seven seconds, which suits a host that configures itself; a station on the same segment answers
-within a millisecond, one that sleeps on Wi-Fi within some hundred.
+RFC 5227 waits for up to seven seconds, which suits a host that configures itself. A station on the same segment answers
+within a millisecond, a sleeping Wi-Fi station within some hundred milliseconds.
 """
 AGAIN_S = 0.1
 
@@ -34,18 +35,18 @@ _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_ALLMULTI = 263, 1, 2
 
 
 async def addresses_in_use(link: str, addresses: Collection[IPAddress]) -> dict[IPAddress, str]:
-    """Return those of the addresses that a station on the link's segment has or is just taking, with its MAC.
+    """Return the addresses that a station on the link's segment uses or is probing for itself, with its MAC.
 
-    RFC 5227 2.1.1 for IPv4, RFC 4862 5.4 for IPv6. Takes `WAIT_S` and `AGAIN_S` when nobody answers for all of them.
+    RFC 5227 2.1.1 for IPv4, RFC 4862 5.4 for IPv6. Takes `AGAIN_S` plus `WAIT_S` unless all addresses are answered for.
 
     Raises:
-        OSError: the link is gone or down.
+        OSError: the link is missing or down.
     """
     return await asyncio.to_thread(_addresses_in_use, link, frozenset(addresses))
 
 
 def _addresses_in_use(link: str, addresses: frozenset[IPAddress]) -> dict[IPAddress, str]:
-    # Opened and closed here: both wait for the kernel's rtnl mutex.
+    # Opened and closed in this thread, since both block on the kernel's rtnl mutex.
     with ExitStack() as sockets:
         families = sorted({address.version for address in addresses})
         opened = [sockets.enter_context(_open(link, _ETH_ARP if it == 4 else _ETH_IPV6)) for it in families]
@@ -53,9 +54,9 @@ def _addresses_in_use(link: str, addresses: frozenset[IPAddress]) -> dict[IPAddr
 
 
 def announcement(step: Announce) -> tuple[bytes, int]:
-    """Return the frame that tells who has an address now, and its EtherType.
+    """Return the frame that announces an address, and its EtherType.
 
-    RFC 5227 3 (an ARP request for itself), RFC 4861 7.2.6.
+    An ARP announcement (RFC 5227 3), or an unsolicited neighbour advertisement (RFC 4861 7.2.6).
     """
     mac = packed_mac(step.mac)
     if isinstance(step.address, IPv6Address):
@@ -67,15 +68,15 @@ def _open(link: str, kind: int) -> socket.socket:
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.htons(kind))
     try:
         sock.bind((link, kind))
-        _hear_all_groups(sock, socket.if_nametoindex(link))
+        _receive_all_multicast(sock, socket.if_nametoindex(link))
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _hear_all_groups(sock: socket.socket, index: int) -> None:
-    """Join all groups of a link. Not by Python's setsockopt(), which holds all threads up while the kernel waits."""
+def _receive_all_multicast(sock: socket.socket, index: int) -> None:
+    """Receive all multicast of a link. Python's setsockopt() would hold the GIL while the kernel waits."""
     wanted = struct.pack("iHH8s", index, _PACKET_MR_ALLMULTI, 0, b"")
     libc.call("setsockopt", sock.fileno(), _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, wanted, len(wanted))
 
@@ -105,7 +106,7 @@ def _question(sock: socket.socket, address: IPAddress) -> None:
 
 
 def _note(frame: bytes, wanted: frozenset[IPAddress], found: dict[IPAddress, str]) -> None:
-    """Note what a frame says of the addresses: who answers, and who asks whether it may take one itself."""
+    """Note the MAC of a frame whose sender uses one of the addresses, or probes for it."""
     address = _claimed(frame)
     if address in wanted:
         found[address] = frame[6:12].hex(":")
@@ -117,7 +118,7 @@ def _claimed(frame: bytes) -> IPAddress | None:
         return target if int(sender) == 0 else sender
     if len(frame) < 78 or frame[20] != socket.IPPROTO_ICMPV6:
         return None
-    # A solicitation from nowhere is somebody's own question whether it may have the address.
+    # A solicitation from the unspecified address is another station's duplicate address detection.
     claims = frame[54] == _NA or (frame[54] == _NS and frame[22:38] == _NO_ADDRESS)
     return ip_address(frame[62:78]) if claims else None
 

@@ -1,7 +1,8 @@
-"""What we wrote into FDBs and neighbour tables and did not remove, to know from the kernel's word whether others did.
+"""The FDB and neighbour entries that we want, to tell foreign changes from our own in the kernel's notifications.
 
-The kernel tells of our own writes as well (``RTNLGRP_NEIGH``), and of the FDB's not who wrote. So what is told is
-compared with what we want by then: it is ours if it says the same, or if we have no such entry any more.
+The kernel notifies about our own writes as well (``RTNLGRP_NEIGH``), and an FDB notification does not name the writer.
+So each notification is compared with the entries that we want at that time. It is our own change if both agree, or if
+we want no such entry.
 """
 
 import socket
@@ -12,36 +13,39 @@ from netplug.kernel.links import neighbours
 from netplug.kernel.netlink.rtnl import AF_BRIDGE
 
 NEWNEIGH, DELNEIGH = 28, 29
-_NOWHERE = ip_address("0.0.0.0")
+_NO_VTEP = ip_address("0.0.0.0")
 
 
 class ForwardingEntries:
-    """Entries of ours, by key."""
+    """The entries that we want, by key of their step."""
 
     def __init__(self) -> None:
         self._wanted: dict[str, Fdb | Neighbour] = {}
 
     def add(self, step: Fdb | Neighbour) -> None:
-        """Note an entry that is about to be written."""
+        """Note an entry that will be written next."""
         self._wanted[step.key] = step
 
     def forget(self, step: Fdb | Neighbour) -> None:
-        """Note that an entry is about to be removed."""
+        """Note that an entry will be removed next."""
         self._wanted.pop(step.key, None)
 
     def is_foreign_change(self, kind: int, body: bytes) -> bool:
-        """Tell whether somebody else harmed an entry. `kind`, `body`: of the message, struct ndmsg first."""
-        told = neighbours.entry(body)
+        """Return whether a notification shows that another process changed an entry of ours.
+
+        `kind`: message type. `body`: the message from its struct ndmsg on.
+        """
+        entry = neighbours.entry(body)
         try:
-            link = socket.if_indextoname(told.index)
+            link = socket.if_indextoname(entry.index)
         except OSError:
-            return False  # the link went too, and is told of by itself
+            return False  # the link was deleted too, which has a notification of its own
         if body[0] != AF_BRIDGE:
-            neighbour = self._wanted.get(Neighbour(link, told.dst, told.mac).key) if told.dst else None
-            return neighbour is not None and (kind == DELNEIGH or not told.permanent or told.mac != neighbour.mac)
-        wanted = self._wanted.get(Fdb(link, told.mac, told.dst or _NOWHERE).key)
+            neighbour = self._wanted.get(Neighbour(link, entry.dst, entry.mac).key) if entry.dst else None
+            return neighbour is not None and (kind == DELNEIGH or not entry.permanent or entry.mac != neighbour.mac)
+        wanted = self._wanted.get(Fdb(link, entry.mac, entry.dst or _NO_VTEP).key)
         if not isinstance(wanted, Fdb) or kind == DELNEIGH:
             return wanted is not None
-        if told.master:
-            return not told.sticky
-        return told.mac != NO_MAC and told.dst != wanted.vtep
+        if entry.master:
+            return not entry.sticky
+        return entry.mac != NO_MAC and entry.dst != wanted.vtep

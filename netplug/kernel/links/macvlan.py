@@ -1,7 +1,7 @@
-"""Macvlan links: made on the host or in a sandbox, and found again where a runtime has moved them.
+"""Macvlan links: created on the host or in a sandbox, and found again after a runtime moved them.
 
-A macvlan has no end that stays behind: Docker moves the link itself into its sandbox and renames it. Only the altname
-stays, so that is what it is looked for by, first on the host and then in the sandbox.
+A macvlan has no peer on the host: Docker moves the link itself into its sandbox and renames it. Only the altname stays,
+so the link is looked up by altname, first on the host and then in the sandbox.
 """
 
 import errno
@@ -38,10 +38,10 @@ from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
 
 
 def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
-    """Bring a macvlan about.
+    """Create a macvlan, or repair ours.
 
     Raises:
-        LinkBusyError: wait for the deletion, then try again.
+        LinkBusyError: a link of this name is being deleted; wait, then try again.
     """
     fd, inside = sandbox(step.netns, step.netns_id) if step.netns else (None, nl)
     if found := rtnl.link(inside, mark(step.name)):
@@ -65,13 +65,13 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
         if step.netns and not step.slaac:
             router_advertisements.write_in_sandbox(name, inside.ipv6_conf)
         if step.netns or step.up:
-            told = router_advertisements.ipv4_attributes(router_advertisements.NO_ROUTERS) if step.up else b""
-            inside.request(RTM_NEWLINK, by_name(name, IFF_UP) + told)
+            ipv4 = router_advertisements.ipv4_attributes(router_advertisements.NO_ROUTERS) if step.up else b""
+            inside.request(RTM_NEWLINK, by_name(name, IFF_UP) + ipv4)
     return Outcome.CREATED
 
 
 def remove_moved(step: Macvlan, sandbox: Sandbox) -> None:
-    """Delete a macvlan in the sandbox that it was made in or moved to; absent is success. Blocks for 15 to 20 ms."""
+    """Delete a macvlan in its sandbox; absent is success. Blocks for 15 to 20 ms."""
     netns = step.netns or step.moved
     found = _inside(netns, step, sandbox) if netns else None
     if netns and found:
@@ -83,7 +83,7 @@ def remove_moved(step: Macvlan, sandbox: Sandbox) -> None:
 
 
 def differences(step: Macvlan, found: Link) -> list[Difference]:
-    """Compare a macvlan that nobody has moved; in passthru mode it has its parent's MAC until it is up."""
+    """Compare a macvlan that no runtime has moved. In passthru mode it has its parent's MAC until it is up."""
     if found.kind != "macvlan":
         return [Difference(f"is a {found.kind} link, not a macvlan")]
     if step.tunable:
@@ -94,20 +94,20 @@ def differences(step: Macvlan, found: Link) -> list[Difference]:
 
 
 def find(step: Macvlan, links: Iterable[Link]) -> Link | None:
-    """Return the link of a step among those of a namespace."""
+    """Return the link of a step among the links of a namespace."""
     return next((link for link in links if link.is_ours(step.name) and not link.being_deleted), None)
 
 
 def _inside(netns: str, step: Macvlan, sandbox: Sandbox) -> Link | None:
-    """Return the link as it is in a sandbox; one that was made there and not yet marked is told by name and MAC."""
+    """Return the link as it is in a sandbox. After a crash it may lack its altname; name and MAC identify it then."""
     try:
         inside = sandbox(netns, step.netns_id)[1]
     except FileNotFoundError:
         return None
     found = rtnl.link(inside, mark(step.name))
     if found is None and step.ifname:
-        born = rtnl.link(inside, step.ifname)
-        found = born if born and born.kind == "macvlan" and not born.altnames and born.mac == step.mac else None
+        new = rtnl.link(inside, step.ifname)
+        found = new if new and new.kind == "macvlan" and not new.altnames and new.mac == step.mac else None
     return found
 
 
@@ -135,9 +135,9 @@ def _refusal(step: Macvlan, error: NetlinkError) -> StepError:
         case errno.EBUSY:
             return StepError("unavailable", step, f"parent {step.parent!r} is in use as a port of a bridge or bond")
         case errno.EINVAL:
-            words = f"parent {step.parent!r} is taken: macvlan_mode=passthru lets one container alone on a link"
-            return StepError("unavailable", step, words, hint="remove the other one, or choose another parent")
+            words = f"parent {step.parent!r} is in use: with macvlan_mode=passthru a parent has one macvlan only"
+            return StepError("unavailable", step, words, hint="remove the other macvlan, or choose another parent")
         case errno.EADDRINUSE:
-            words = f"MAC {step.mac} is in use on parent {step.parent!r} already"
+            words = f"MAC {step.mac} is already in use on parent {step.parent!r}"
             return StepError("unavailable", step, words, hint="choose another --mac-address")
     return StepError("internal", step, f"kernel refused link {name!r}: {error.strerror}")

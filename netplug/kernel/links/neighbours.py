@@ -1,13 +1,12 @@
-"""Where remote MACs and addresses are (steps `Fdb` and `Neighbour`): the tables of vxlan links and bridges.
+"""FDB entries and neighbours: where remote MACs and addresses are (steps `Fdb` and `Neighbour`).
 
-A remote MAC has two entries: the vxlan link's, with the VTEP, and the bridge's, which says that the vxlan link is the
-way. The first is marked by ``extern_learn``; the second is static and sticky, since the bridge lets a local port that
-sends with the MAC take over any other (net/bridge/br_fdb.c, br_fdb_update). A neighbour is marked by our protocol
-number. All are written over what is there already: a MAC that moved may have been learned meanwhile, and ``add`` would
-fail on it.
+A remote MAC has two FDB entries. That of the vxlan link has the VTEP and is marked by ``extern_learn``. That of the
+bridge points to the vxlan link. It is static and sticky: the bridge would move any other entry to a local port that
+sends with this MAC (net/bridge/br_fdb.c, br_fdb_update). A neighbour is marked by our protocol number. Entries replace
+existing ones, since a MAC that moved may have been learned meanwhile and ``add`` would fail.
 
-By hand: pyroute2 would add 23 % to ``netplug diff`` on an overlay with 1 000 endpoints elsewhere, and 4 % to each start
-with 300 endpoints, which reads the FDB of all bridges (``bench/netlink.py``).
+Messages are packed by hand: pyroute2 would add 23 % to ``netplug diff`` on an overlay with 1 000 endpoints on other
+hosts, and 4 % to each start with 300 endpoints, which reads the FDB of all bridges (``bench/netlink.py``).
 """
 
 import errno
@@ -46,7 +45,7 @@ _GONE = frozenset((errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.EADDRNOTAVAIL
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry of a table. `mac` empty: none known."""
+    """An FDB entry or a neighbour. `mac` is empty if it is unknown."""
 
     index: int
     mac: str
@@ -58,18 +57,22 @@ class Entry:
 
     @property
     def permanent(self) -> bool:
-        """Whether it stays until somebody removes it."""
+        """Whether it is in state NUD_PERMANENT."""
         return bool(self.state & _PERMANENT)
 
     @property
     def sticky(self) -> bool:
-        """Whether no other port takes it over; of a bridge's FDB."""
+        """Whether it is a static FDB entry that does not move to another port (NTF_STICKY)."""
         return bool(self.state & _NOARP and self.flags & _STICKY)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the tables hold that is ours: VTEPs by link and MAC, MACs that a bridge has, MACs by link and address."""
+    """Our entries in the kernel.
+
+    `remotes`: VTEPs by index of the vxlan link and MAC. `bridged`: index and MAC of the bridges' static entries.
+    `neighbours`: MACs by index of the link and address.
+    """
 
     remotes: Mapping[tuple[int, str], frozenset[IPAddress]]
     bridged: frozenset[tuple[int, str]]
@@ -77,7 +80,7 @@ class Found:
 
     @classmethod
     def of(cls, nl: Netlink, links: Iterable[Link]) -> Self:
-        """Look at the vxlan links that are ours, and at all neighbours if there are any such links."""
+        """Read the FDB of our vxlan links, and, if there are any, all neighbours."""
         tunnels = [link for link in links if link.vxlan and link.marked and not link.being_deleted]
         remotes: dict[tuple[int, str], set[IPAddress]] = {}
         bridged = set()
@@ -94,7 +97,7 @@ class Found:
         return cls({key: frozenset(vteps) for key, vteps in remotes.items()}, frozenset(bridged), neighbours)
 
     def drift(self, step: Fdb | Neighbour, link: Link | None) -> str:
-        """Say what is wrong with a step; empty when nothing."""
+        """Return how the kernel differs from a step; empty if it does not."""
         if isinstance(step, Fdb):
             return self._fdb_drift(step, link)
         mac = self.neighbours.get((link.index, step.address)) if link else None
@@ -112,17 +115,17 @@ class Found:
         if not vteps and not bridged:
             return MISSING
         if vteps != {step.vtep}:
-            return f"leads to {', '.join(map(str, sorted(vteps, key=str))) or 'nowhere'}, not {step.vtep}"
-        return "" if bridged else "the bridge does not know it"
+            return f"VTEP is {', '.join(map(str, sorted(vteps, key=str))) or 'missing'}, not {step.vtep}"
+        return "" if bridged else "the bridge has no static FDB entry"
 
     def owned(self, links: Iterable[Link]) -> frozenset[Fdb | Neighbour]:
-        """Return all that is ours, as steps; an entry of a bridge alone as one that leads nowhere."""
+        """Return our entries as steps. A bridge's entry without that of the vxlan link has the VTEP 0.0.0.0."""
         names = {link.index: link.name for link in links}
         found: set[Fdb | Neighbour] = {
             Fdb(names[index], mac, vtep) for (index, mac), vteps in self.remotes.items() for vtep in vteps
         }
-        nowhere = ip_address("0.0.0.0")
-        found |= {Fdb(names[index], mac, nowhere) for index, mac in self.bridged if (index, mac) not in self.remotes}
+        no_vtep = ip_address("0.0.0.0")
+        found |= {Fdb(names[index], mac, no_vtep) for index, mac in self.bridged if (index, mac) not in self.remotes}
         found |= {
             Neighbour(names[index], address, mac) for (index, address), mac in self.neighbours.items() if index in names
         }
@@ -130,7 +133,7 @@ class Found:
 
 
 def update(nl: Netlink, link: int, address: IPAddress, mac: str) -> None:
-    """Put right what the host believes of an address on a link, by its index, if it believes anything."""
+    """Change the MAC of a dynamic neighbour entry, if the host has one for the address. `link`: index."""
     head = _FAMILIES[address.version], link
     found = _get(nl, _NDMSG.pack(*head, 0, 0, 0) + attr(_DST, address.packed))
     if found is None or found.permanent or found.mac == mac:
@@ -140,34 +143,34 @@ def update(nl: Netlink, link: int, address: IPAddress, mac: str) -> None:
 
 
 def add_static(nl: Netlink, port: int, mac: str) -> None:
-    """Tell the bridge of a port, by its index, that a MAC is there; no other port takes it over."""
+    """Add a static, sticky FDB entry to the bridge of a port. `port`: index."""
     message = _NDMSG.pack(AF_BRIDGE, port, _STATIC, _BY_MASTER | _STICKY, 0) + attr(_LLADDR, packed_mac(mac))
     nl.request(_NEW, message, NLM_F_CREATE | NLM_F_REPLACE)
 
 
 def remove_static(nl: Netlink, port: int, mac: str) -> None:
-    """Have the bridge of a port find out by itself where a MAC is; it does not know is success."""
+    """Remove an FDB entry from the bridge of a port; absent is success. `port`: index."""
     _delete(nl, _NDMSG.pack(AF_BRIDGE, port, 0, _BY_MASTER, 0) + attr(_LLADDR, packed_mac(mac)))
 
 
 def static_macs(nl: Netlink, port: int) -> set[str]:
-    """Return of which MACs the bridge of a port, by its index, was told that they are there."""
+    """Return the MACs of the bridge's static FDB entries for a port. `port`: index."""
     return {it.mac for it in _fdb(nl, port) if it.sticky and it.index == port}
 
 
 def static_entries(nl: Netlink, bridge: int) -> set[tuple[int, str]]:
-    """Return the ports of a bridge, by index, with the MACs that it was told of."""
+    """Return the static FDB entries of a bridge: index of the port, and MAC. `bridge`: index."""
     found = map(entry, nl.dump(_GET, _NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0) + u32(_MASTER, bridge)))
     return {(it.index, it.mac) for it in found if it.sticky}
 
 
 def ensure(nl: Netlink, step: Fdb | Neighbour) -> Done:
-    """Bring a remote MAC, or a neighbour, about."""
+    """Write the entries of a remote MAC, or a neighbour."""
     return _ensure_fdb(nl, step) if isinstance(step, Fdb) else _ensure_neighbour(nl, step)
 
 
 def remove(nl: Netlink, step: Fdb | Neighbour) -> None:
-    """Remove a remote MAC, or a neighbour of ours; absent is success."""
+    """Remove the entries of a remote MAC, or a neighbour of ours; absent is success."""
     if isinstance(step, Fdb):
         _remove_fdb(nl, step)
     else:
@@ -175,8 +178,8 @@ def remove(nl: Netlink, step: Fdb | Neighbour) -> None:
 
 
 def _ensure_fdb(nl: Netlink, step: Fdb) -> Done:
-    """Bring a remote MAC about."""
-    link = _wanted(nl, step, step.link)
+    """Write both FDB entries of a remote MAC."""
+    link = _require_link(nl, step, step.link)
     if link.vxlan is None or not link.master:
         raise StepError("invalid", step, f"link {step.link!r} is not a vxlan link in a bridge")
     head = attr(_LLADDR, packed_mac(step.mac))
@@ -187,33 +190,34 @@ def _ensure_fdb(nl: Netlink, step: Fdb) -> Done:
             return Done(Outcome.EQUAL)
         _write(nl, step, remote, NLM_F_CREATE | NLM_F_APPEND)
         return Done(Outcome.CREATED)
-    mine = _get(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_SELF, 0) + head)
-    bridges = _get(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_MASTER, 0) + head)
-    known = mine is not None and bool(mine.flags & _EXTERN_LEARN) and mine.dst == step.vtep
-    bridged = bridges is not None and bridges.sticky and bridges.index == link.index
-    if known and bridged:
+    vxlan_entry = _get(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_SELF, 0) + head)
+    bridge_entry = _get(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_MASTER, 0) + head)
+    marked = vxlan_entry is not None and bool(vxlan_entry.flags & _EXTERN_LEARN)
+    equal = vxlan_entry is not None and marked and vxlan_entry.dst == step.vtep
+    bridged = bridge_entry is not None and bridge_entry.sticky and bridge_entry.index == link.index
+    if equal and bridged:
         return Done(Outcome.EQUAL)
-    if mine and not mine.flags & _EXTERN_LEARN:
-        # The kernel replaces what an entry leads to, never its mark (drivers/net/vxlan, vxlan_fdb_update_existing).
+    if vxlan_entry and not marked:
+        # The kernel replaces the VTEP of an entry but never its flags (drivers/net/vxlan, vxlan_fdb_update_existing).
         _delete(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_SELF, 0) + head)
-    if not known:
+    if not equal:
         _write(nl, step, remote, NLM_F_CREATE | NLM_F_REPLACE)
     if not bridged:
         static = _NDMSG.pack(AF_BRIDGE, link.index, _STATIC, _BY_MASTER | _STICKY, 0) + head
         _write(nl, step, static, NLM_F_CREATE | NLM_F_REPLACE)
-    if mine is None:
+    if vxlan_entry is None:
         return Done(Outcome.CREATED)
-    ours = mine.dst if mine.flags & _EXTERN_LEARN else None
-    return Done(Outcome.ADJUSTED, (replace(step, vtep=ours),) if ours else ())
+    before = vxlan_entry.dst if marked else None
+    return Done(Outcome.ADJUSTED, (replace(step, vtep=before),) if before else ())
 
 
 def _remove_fdb(nl: Netlink, step: Fdb) -> None:
-    """Remove a remote MAC."""
+    """Remove the FDB entries of a remote MAC."""
     link = rtnl.link(nl, step.link)
     if link is None:
         return
     head = attr(_LLADDR, packed_mac(step.mac))
-    # The bridge's first: then nothing comes to the vxlan link for it.
+    # The bridge's first, so that it sends no more frames for the MAC to the vxlan link.
     if step.mac != NO_MAC:
         _delete(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_MASTER, 0) + head)
         _delete(nl, _NDMSG.pack(AF_BRIDGE, link.index, 0, _BY_SELF, 0) + head)
@@ -222,16 +226,16 @@ def _remove_fdb(nl: Netlink, step: Fdb) -> None:
 
 
 def _ensure_neighbour(nl: Netlink, step: Neighbour) -> Done:
-    """Bring a neighbour about; what the kernel found out by itself is written over."""
-    link = _wanted(nl, step, step.link)
-    found = _get(nl, _asked(step, link.index))
-    fixed = found is not None and found.permanent
-    if found and fixed and found.protocol != PROTOCOL:
+    """Write a permanent neighbour. It replaces a dynamic entry of the kernel."""
+    link = _require_link(nl, step, step.link)
+    found = _get(nl, _neighbour_key(step, link.index))
+    permanent = found is not None and found.permanent
+    if found and permanent and found.protocol != PROTOCOL:
         if found.mac == step.mac:
             return Done(Outcome.USED)
         words = f"link {step.link!r} has a permanent neighbour {step.address} at {found.mac} that is not ours"
         raise StepError("exists", step, words, hint=f"ip neigh del {step.address} dev {step.link}")
-    if found and fixed and found.mac == step.mac:
+    if found and permanent and found.mac == step.mac:
         return Done(Outcome.EQUAL)
     message = (
         _NDMSG.pack(_FAMILIES[step.address.version], link.index, _PERMANENT, 0, 0)
@@ -240,22 +244,22 @@ def _ensure_neighbour(nl: Netlink, step: Neighbour) -> Done:
         + u8(_PROTOCOL, PROTOCOL)
     )
     _write(nl, step, message, NLM_F_CREATE | NLM_F_REPLACE)
-    return Done(Outcome.ADJUSTED, (replace(step, mac=found.mac),)) if found and fixed else Done(Outcome.CREATED)
+    return Done(Outcome.ADJUSTED, (replace(step, mac=found.mac),)) if found and permanent else Done(Outcome.CREATED)
 
 
 def _remove_neighbour(nl: Netlink, step: Neighbour) -> None:
     """Remove a neighbour, if it is ours."""
     link = rtnl.link(nl, step.link)
-    found = _get(nl, _asked(step, link.index)) if link else None
+    found = _get(nl, _neighbour_key(step, link.index)) if link else None
     if link and found and found.protocol == PROTOCOL:
-        _delete(nl, _asked(step, link.index))
+        _delete(nl, _neighbour_key(step, link.index))
 
 
-def _asked(step: Neighbour, index: int) -> bytes:
+def _neighbour_key(step: Neighbour, index: int) -> bytes:
     return _NDMSG.pack(_FAMILIES[step.address.version], index, 0, 0, 0) + attr(_DST, step.address.packed)
 
 
-def _wanted(nl: Netlink, step: Fdb | Neighbour, name: str) -> Link:
+def _require_link(nl: Netlink, step: Fdb | Neighbour, name: str) -> Link:
     link = rtnl.link(nl, name)
     if link is None:
         raise StepError("not_found", step, f"link {name!r} is missing")
@@ -267,7 +271,9 @@ def _write(nl: Netlink, step: Fdb | Neighbour, message: bytes, flags: int) -> No
         nl.request(_NEW, message, flags)
     except NetlinkError as error:
         if error.errno == errno.EAFNOSUPPORT and isinstance(step, Fdb):
-            words = f"VTEP {step.vtep} is of IPv{step.vtep.version}, link {step.link!r} sends by the other IP version"
+            words = (
+                f"VTEP {step.vtep} is an IPv{step.vtep.version} address, link {step.link!r} has the other IP version"
+            )
             raise StepError("invalid", step, words) from error
         raise
 
@@ -290,12 +296,12 @@ def _get(nl: Netlink, query: bytes) -> Entry | None:
 
 
 def _fdb(nl: Netlink, index: int) -> list[Entry]:
-    """Return the entries of a vxlan link and those of its bridge that lead to it."""
+    """Return the FDB entries of a vxlan link, and those of its bridge that point to it."""
     return [entry(data) for data in nl.dump(_GET, _NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0) + u32(_IFINDEX, index))]
 
 
 def entry(data: bytes) -> Entry:
-    """Return what a message tells of; struct ndmsg comes first."""
+    """Parse a message from its struct ndmsg on."""
     _family, index, state, flags, _kind = _NDMSG.unpack_from(data)
     found = attrs(data, _NDMSG.size)
     dst, protocol = found.get(_DST), found.get(_PROTOCOL)

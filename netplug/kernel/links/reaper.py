@@ -1,11 +1,11 @@
-"""Deletes links in groups, behind everybody's back.
+"""Deletes links in the background, in groups (ip-link(8), ``group``).
 
-Deleting a link waits for an RCU grace period (15 to 20 ms), and 16 links deleted by one message over their group wait
-for one (26 ms, against 277). So a removal only moves the link to a group, and a task deletes what has gathered there
-while the deletion before was running. The waiting is done in a thread: it is the kernel that waits, inside ``sendmsg``.
+Deleting a link waits for an RCU grace period (15 to 20 ms). Deleting a group of 16 links by one message waits once (26
+ms instead of 277). So a removal only moves the link to a group. A task deletes the links that were collected in it
+while the previous deletion was running. A thread makes the requests, since the kernel waits inside ``sendmsg``.
 
-Each deletion has a group number of its own, one that no link had at the start and that is never used again: so nobody
-else's link can be in it, without looking through all links of the host each time.
+Each deletion has a group number of its own. No link had the number at the start, and it is never used again. So the
+group holds no foreign link, and the host's links need not be searched each time.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ log = structlog.get_logger(__name__)
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 10.0
 SETTLE_DEADLINE_S = 30
-"""A group of thousands of links takes seconds, and others may hold the rtnl mutex meanwhile."""
+"""A group of thousands of links takes seconds, and another process may hold the rtnl mutex meanwhile."""
 
 
 class Reaper:
-    """Deletes links in groups. Lives in one event loop.
+    """Deletes links in groups. Belongs to one event loop.
 
-    `group`: where a link that is to be deleted goes now.
+    `group`: the group to which links are moved for the next deletion.
     """
 
     def __init__(self) -> None:
@@ -44,22 +44,22 @@ class Reaper:
 
     @property
     def busy(self) -> bool:
-        """Whether a deletion is running: whoever asks the kernel about links now may have to wait for it."""
+        """Whether a deletion is running. It may hold the rtnl mutex, for which other requests about links wait."""
         return self._task is not None and not self._task.done()
 
     def add(self, name: str, group: int) -> None:
-        """Take over a link that is in a group to be deleted."""
+        """Register a link that was moved to a group, for deletion."""
         self._pending[name] = group
         if not self.busy:
-            # The one task outside a TaskGroup: it must outlive the request that began it, and ends by itself.
+            # Outside a TaskGroup, since it must outlive the request that started it. It ends by itself.
             self._task = asyncio.get_running_loop().create_task(self._run(), name="netplug-reaper")
 
     def has(self, name: str) -> bool:
-        """Return whether the link is still to be deleted."""
+        """Return whether the deletion of a link is pending."""
         return name in self._pending
 
     async def settle(self, name: str | None = None) -> None:
-        """Wait until the link, or all that were added so far, are gone."""
+        """Wait until a link, or all links added so far, are deleted."""
         wanted = {name} if name else set(self._pending)
         async with asyncio.timeout(SETTLE_DEADLINE_S):
             while wanted & self._pending.keys():
@@ -67,7 +67,7 @@ class Reaper:
                 await self._changed.wait()
 
     async def sweep(self) -> None:
-        """Delete what an earlier process left to be deleted, and choose a group that no link is in."""
+        """Delete the links that an earlier process left in such groups, and choose an empty group."""
         found = await asyncio.to_thread(rtnl.links, self._nl)
         used = {link.group for link in found}
         while self.group in used:
@@ -83,7 +83,7 @@ class Reaper:
         self.group = DELETE_GROUPS | (self.group + 1) & ~DELETE_MASK
 
     async def close(self) -> None:
-        """Finish the deletions and close the socket; those that fail are left to the next process (`sweep`)."""
+        """Finish the deletions and close the socket. `sweep` of the next process retries those that fail."""
         self._closing.set()
         try:
             if self._task:
@@ -99,15 +99,15 @@ class Reaper:
             self._next_group()
             failed = await asyncio.to_thread(self._delete, frozenset(batch.values()))
             for name, group in batch.items():
-                # Moved to another group meanwhile, it is still there.
+                # A link that was moved to another group meanwhile was not deleted.
                 if group not in failed and self._pending.get(name) == group:
                     del self._pending[name]
             self._changed.set()
             if not failed:
                 delay = FIRST_RETRY_S
                 continue
-            left = sorted(name for name, group in batch.items() if group in failed)
-            log.error("links.delete_failed", links=left, error=str(next(iter(failed.values()))))
+            kept = sorted(name for name, group in batch.items() if group in failed)
+            log.error("links.delete_failed", links=kept, error=str(next(iter(failed.values()))))
             if self._closing.is_set():
                 return
             with suppress(TimeoutError):
@@ -116,7 +116,7 @@ class Reaper:
             delay = min(delay * 2, LAST_RETRY_S)
 
     def _delete(self, groups: frozenset[int]) -> dict[int, OSError]:
-        """Delete the links in these groups, and return the groups in which some could not be."""
+        """Delete the links in these groups. Return the error of each group that failed."""
         failed = {}
         for group in groups:
             try:

@@ -1,4 +1,4 @@
-"""What is done to a link once it was made: either all of it, or the link goes again."""
+"""Deletes a new link again if its configuration fails."""
 
 import errno
 from collections.abc import Iterator
@@ -13,35 +13,35 @@ from netplug.kernel.netlink.connection import RTM_DELLINK, Netlink, NetlinkError
 
 @contextmanager
 def deleted_on_failure(nl: Netlink, step: Bridge | Veth | Macvlan | Ifb | Vxlan, name: str = "") -> Iterator[None]:
-    """Take a link that was just made away again if what is done to it fails.
+    """Delete a link that was just created if the block raises.
 
     Args:
-        nl: of the namespace that the link is in.
-        step: that the link was made for.
-        name: of the link there; empty, the step's.
+        nl: socket in the link's namespace.
+        step: the step that created the link; named in errors.
+        name: current name of the link; empty: that of the step.
 
     Raises:
-        StepError: it failed; with the reason.
+        StepError: a kernel request of the block failed.
     """
     name = name or step.name
     try:
         yield
     except BaseException as error:
-        rest = _undo(nl, name)
+        suffix = _delete(nl, name)
         if isinstance(error, TimeoutError):
-            raise StepError("unavailable", step, f"the kernel does not answer for link {name!r}{rest}") from error
+            raise StepError("unavailable", step, f"the kernel does not answer for link {name!r}{suffix}") from error
         if isinstance(error, NetlinkError):
-            raise StepError("internal", step, f"kernel refused link {name!r}: {error.strerror}{rest}") from error
+            raise StepError("internal", step, f"kernel refused link {name!r}: {error.strerror}{suffix}") from error
         if isinstance(error, OSError):
             where = f"{error.filename}: " if error.filename else ""
-            words = f"link {name!r} cannot be set up: {where}{error.strerror or error}{rest}"
-            hint = "mount /proc/sys/net such that netplug can write there" if error.errno == errno.EROFS else ""
+            words = f"link {name!r} cannot be set up: {where}{error.strerror or error}{suffix}"
+            hint = "mount /proc/sys/net writable for netplug" if error.errno == errno.EROFS else ""
             raise StepError("internal", step, words, hint=hint) from error
         raise
 
 
-def _undo(nl: Netlink, name: str) -> str:
-    """Take a link away; say so if that failed too."""
+def _delete(nl: Netlink, name: str) -> str:
+    """Delete a link. Return the end of the error message if that fails, else nothing."""
     try:
         nl.request(RTM_DELLINK, rtnl.IFINFO.pack(0, 0, 0, 0, 0) + text(rtnl.IFLA_IFNAME, name))
     except OSError as error:

@@ -1,8 +1,8 @@
-"""What a link of the host takes from those who call themselves routers (ip-sysctl.rst, ``conf/*``).
+"""Which router advertisements and redirects a link accepts (ip-sysctl.rst, ``conf/*``).
 
-A container must not become the host's router: neither by an advertisement (CVE-2020-13401) nor by a redirect. Settings
-of IPv4 go into a message to the link; those of IPv6 the kernel takes by files alone, in the namespace of the calling
-thread.
+A container must not become the host's router, neither by an advertisement (CVE-2020-13401) nor by a redirect. IPv4
+settings are attributes of a link message. IPv6 settings can only be written to files, which belong to the network
+namespace of the calling thread.
 """
 
 import os
@@ -15,22 +15,22 @@ NO_ROUTERS = {
     "ipv6": {"accept_ra": "0", "accept_redirects": "0"},
     "ipv4": {"accept_redirects": "0"},
 }
-"""For links by which packets come to the host."""
+"""For links by which containers send packets to the host."""
 AS_PORT = {
     "ipv6": {"disable_ipv6": "1"},
-    # Not by IFF_NOARP: then the bridge would not answer either for those behind a tunnel.
+    # Not by IFF_NOARP: it would also disable the bridge's ARP suppression for peers behind a tunnel.
     "ipv4": {"arp_ignore": "8"},
 }
-"""For ports of bridges, which speak neither ARP nor IPv6: the bridge does. Cheap where a link has no address yet."""
+"""For bridge ports: the bridge itself does ARP and IPv6. Cheap while the link has no address."""
 
 IN_SANDBOX = {"ipv6": {"accept_ra": "0", "autoconf": "0"}}
-"""For links in sandboxes, which have the addresses and routes that they are given and no others."""
+"""For links in sandboxes, which get their addresses and routes from us only."""
 
 Settings = Mapping[str, Mapping[str, str]]
 
 
 def open_ipv6_conf() -> int | None:
-    """Return a descriptor of the IPv6 settings of this thread's namespace, by which other threads reach them too."""
+    """Open the IPv6 settings of this thread's namespace, and return a descriptor that any thread can use."""
     try:
         return os.open("/proc/sys/net/ipv6/conf", os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -38,7 +38,7 @@ def open_ipv6_conf() -> int | None:
 
 
 def write_in_sandbox(link: str, sandbox: int | None) -> None:
-    """Have a link in a sandbox believe no routers. `sandbox`: what `open_settings` returned there."""
+    """Disable router advertisements on a link in a sandbox. `sandbox`: descriptor from `open_ipv6_conf`."""
     for name, value in IN_SANDBOX["ipv6"].items() if sandbox is not None else ():
         fd = os.open(f"{link}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=sandbox)
         try:
@@ -48,16 +48,16 @@ def write_in_sandbox(link: str, sandbox: int | None) -> None:
 
 
 def ipv4_attributes(settings: Settings) -> bytes:
-    """Return the attribute of a message to a link that makes the IPv4 part of settings."""
+    """Return the link attribute that sets the IPv4 part of settings (IFLA_AF_SPEC)."""
     values = (u32(rtnl.IPV4_CONF[name] + 1, int(value)) for name, value in settings.get("ipv4", {}).items())
     conf = nest(rtnl.IFLA_INET_CONF, *values)
     return nest(rtnl.IFLA_AF_SPEC, nest(rtnl.AF_INET, conf))
 
 
 def write_ipv6(link: str, settings: Settings) -> None:
-    """Write the IPv6 part of settings of a link; what the kernel does not have is needless."""
+    """Write the IPv6 part of settings of a link. Settings that the kernel does not have are skipped."""
     for name, value in settings.get("ipv6", {}).items():
-        # Not by a `Path`: it is on the way of every attachment.
+        # os.open() instead of `Path`: every attach comes here.
         try:
             fd = os.open(f"/proc/sys/net/ipv6/conf/{link}/{name}", os.O_WRONLY | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""VXLAN links (step `Vxlan`): made whole, told apart from those of others that hold the same VNI.
+"""VXLAN links (step `Vxlan`).
 
-Without a lower link of its own (no ``dev``), so the mtu is what the step says and the outer packets take the host's
-routes; with a source address (``local``), since peers drop what comes from another than the one they were told.
+A link has no underlying device (``dev``), so its MTU is the step's and outer packets follow the host's routes. It has a
+source address (``local``), since peers drop packets from any other. An error names the link that uses the same VNI.
 """
 
 import errno
@@ -26,21 +26,22 @@ from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import NEW, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u8, u32
 from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
 
-_WORDS = {
-    rtnl.IFLA_BRPORT_LEARNING: "learns MACs",
-    rtnl.IFLA_BRPORT_UNICAST_FLOOD: "floods unknown unicast",
-    rtnl.IFLA_BRPORT_MCAST_FLOOD: "floods multicast",
-    rtnl.IFLA_BRPORT_BCAST_FLOOD: "floods broadcast",
-    rtnl.IFLA_BRPORT_NEIGH_SUPPRESS: "answers for neighbours",
-    rtnl.IFLA_BRPORT_ISOLATED: "is isolated",
+_FLAG_NAMES = {
+    rtnl.IFLA_BRPORT_LEARNING: "learning",
+    rtnl.IFLA_BRPORT_UNICAST_FLOOD: "flood",
+    rtnl.IFLA_BRPORT_MCAST_FLOOD: "mcast_flood",
+    rtnl.IFLA_BRPORT_BCAST_FLOOD: "bcast_flood",
+    rtnl.IFLA_BRPORT_NEIGH_SUPPRESS: "neigh_suppress",
+    rtnl.IFLA_BRPORT_ISOLATED: "isolated",
 }
+"""As bridge(8) names them."""
 
 
 def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
-    """Bring a VXLAN link about. `group`: where a link goes that has to be made anew; see `reaper`.
+    """Create a VXLAN link, or repair ours. `group`: to delete a link that must be created anew; see `reaper`.
 
     Raises:
-        LinkBusyError: wait for the deletion of a link of this name or with this VNI, then try again.
+        LinkBusyError: a link of this name or with this VNI is being deleted; wait, then try again.
     """
     master = rtnl.index(nl, step.master)
     if master is None:
@@ -54,27 +55,27 @@ def ensure(nl: Netlink, step: Vxlan, group: int) -> Outcome:
     flags = b"".join(u8(kind, value) for kind, value in _flags(step).items())
     with deleted_on_failure(nl, step):
         nl.request(*altname(step.name), NEW)
-        # Before it is up, and has an address.
+        # Before it is up, so that the kernel adds no address.
         router_advertisements.write_ipv6(step.name, router_advertisements.AS_PORT)
         try:
-            told = router_advertisements.ipv4_attributes(router_advertisements.AS_PORT)
-            nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP) + told + port_info(flags))
+            ipv4 = router_advertisements.ipv4_attributes(router_advertisements.AS_PORT)
+            nl.request(RTM_NEWLINK, by_name(step.name, IFF_UP) + ipv4 + port_info(flags))
         except NetlinkError as error:
             raise _refusal(step, error) from error
     return Outcome.CREATED
 
 
 def differences(step: Vxlan, found: Link, master: int) -> list[Difference]:
-    """Compare a VXLAN link of ours; `master`: index of its bridge, 0 when there is none."""
+    """Compare a VXLAN link of ours with its step. `master`: index of its bridge, 0 if there is none."""
     info = found.vxlan
     if info is None:
         return [Difference(f"is a {found.kind} link, not a vxlan")]
     found_differences = common_differences(found, step.mac, step.mtu, up=True) + settings_differences(
         found, router_advertisements.AS_PORT
     )
-    for what, there, wanted in (("VNI", info.vni, step.vni), ("UDP port", info.port, step.port)):
-        if there != wanted:
-            found_differences.append(Difference(f"{what} is {there}, not {wanted}"))
+    for what, current, wanted in (("VNI", info.vni, step.vni), ("UDP port", info.port, step.port)):
+        if current != wanted:
+            found_differences.append(Difference(f"{what} is {current}, not {wanted}"))
     if info.local != step.local:
         mend = _info(u32(rtnl.IFLA_VXLAN_ID, step.vni), _local(step))
         found_differences.append(Difference(f"sends from {info.local}, not {step.local}", mend))
@@ -83,14 +84,14 @@ def differences(step: Vxlan, found: Link, master: int) -> list[Difference]:
         found_differences.append(Difference("learns VTEPs", mend))
     if found.master != master or not master:
         mend = u32(rtnl.IFLA_MASTER, master) if master else b""
-        # A port begins with flags of its own.
+        # A link that becomes a bridge port gets default flags.
         mended = b"".join(u8(kind, value) for kind, value in _flags(step).items())
         found_differences.append(Difference(f"is not a port of {step.master!r}", mend))
         found_differences.append(Difference("flags of the port", mended, port=True))
         return found_differences
     for kind, wanted in _flags(step).items():
         if info.flags.get(kind) != wanted:
-            words = f"port {_WORDS[kind]}" if info.flags.get(kind) else f"port not: {_WORDS[kind]}"
+            words = f"port flag {_FLAG_NAMES[kind]} is {'on' if info.flags.get(kind) else 'off'}"
             found_differences.append(Difference(words, u8(kind, wanted), port=True))
     return found_differences
 
@@ -105,23 +106,23 @@ def _existing(nl: Netlink, step: Vxlan, master: int, group: int) -> Outcome:
         raise LinkBusyError
     info = found.vxlan
     if info and info.local and info.local.version != step.local.version:
-        # The kernel changes the source address within its family alone (vxlan_nl2conf).
+        # The kernel can change the source address only within its IP version (vxlan_nl2conf).
         schedule_delete(nl, step, group)
         raise LinkBusyError
     return adjust(nl, found, differences(step, found, master), step)
 
 
 def _refuse_vni(nl: Netlink, step: Vxlan) -> Outcome:
-    """Say who holds the VNI; the kernel knows it by VNI, UDP port and IP version, and does not tell."""
+    """Raise an error that names the link with this VNI. The kernel does not name it."""
     hint = "choose another vni or vxlan_port, or remove that link"
     for link in rtnl.links(nl):
         info = link.vxlan
         if info and (info.vni, info.port) == (step.vni, step.port):
             if link.being_deleted:
                 raise LinkBusyError
-            words = f"VNI {step.vni} on UDP port {step.port} is held by link {link.name!r}"
+            words = f"VNI {step.vni} on UDP port {step.port} is in use by link {link.name!r}"
             raise StepError("exists", step, words if link.marked else f"{words}, which is not ours", hint=hint)
-    words = f"VNI {step.vni} on UDP port {step.port} is held by a vxlan link that was moved to another namespace"
+    words = f"VNI {step.vni} on UDP port {step.port} is in use by a vxlan link that was moved to another namespace"
     raise StepError("exists", step, words, hint=hint)
 
 
@@ -151,7 +152,7 @@ def _local(step: Vxlan) -> bytes:
 
 
 def _flags(step: Vxlan) -> dict[int, int]:
-    """Return the flags of the bridge port (bridge(8)); ARP and neighbour discovery are answered in any case."""
+    """Return the flags of the bridge port (bridge(8)). ARP and neighbour discovery are always suppressed."""
     flood = int(step.flood)
     return {
         rtnl.IFLA_BRPORT_LEARNING: 0,
@@ -168,6 +169,6 @@ def _refusal(step: Vxlan, error: NetlinkError) -> StepError:
         case errno.EOPNOTSUPP:
             return StepError("unavailable", step, "the kernel has no VXLAN, which mode overlay needs (CONFIG_VXLAN)")
         case errno.EADDRINUSE:
-            words = f"UDP port {step.port}, wanted for VXLAN, is taken by another socket"
+            words = f"UDP port {step.port}, wanted for VXLAN, is in use by another socket"
             return StepError("unavailable", step, words, hint="see ss -lnup, or choose another vxlan_port")
     return StepError("internal", step, f"kernel refused link {step.name!r}: {error.strerror}")
