@@ -150,7 +150,7 @@ def test_who_is_killed_leaves_the_server_alone_at_once(
         assert process.stdout
         assert process.stdout.readline() == b"there\n"
         assert TABLE.name in tables(path)
-        with pytest.raises(NetplugError, match="cannot be served"):
+        with pytest.raises(NetplugError, match="cannot be answered"):
             Interception(path, SERVER)
         process.kill()
     deadline = time.monotonic() + TIMEOUT_S
@@ -187,6 +187,6 @@ def test_sandbox_that_is_gone_is_named(path: str) -> None:
 
 
 def test_file_that_is_no_namespace_is_refused() -> None:
-    with pytest.raises(NetplugError, match="cannot be served") as caught:
+    with pytest.raises(NetplugError, match="cannot be answered") as caught:
         Interception("/etc/hostname", SERVER)
     assert caught.value.kind == "unavailable"

@@ -63,8 +63,6 @@ def _ensure_fdb(world: World, step: Fdb) -> Outcome:
     if not isinstance(link, Vxlan):
         raise StepError("invalid", step, f"link {step.link!r} is not a vxlan link in a bridge")
     if link.local.version != step.vtep.version:
-        words = (
-            f"VTEP {step.vtep} is an IPv{step.vtep.version} address, link {step.link!r} has the other IP version"
-        )
+        words = f"VTEP {step.vtep} is an IPv{step.vtep.version} address, link {step.link!r} has the other IP version"
         raise StepError("invalid", step, words)
     return world.plain(step)

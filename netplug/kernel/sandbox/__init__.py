@@ -1,1 +1,1 @@
-"""Network namespaces of containers, and DNS sockets for them."""
+"""Network namespaces of containers, and the DNS sockets that serve them."""

@@ -1,4 +1,4 @@
-"""Sandboxes as files: which namespace a path means, and whether anybody lives in it."""
+"""Network namespaces as files: which namespace a path refers to, and whether it has processes."""
 
 import fcntl
 import os
@@ -14,13 +14,13 @@ def find(ref: str) -> tuple[str, str]:
     """Return the absolute path of a network namespace and its identity.
 
     Raises:
-        NetplugError: "not_found"; "invalid" when it is no network namespace, or the daemon's own.
+        NetplugError: "not_found"; "invalid" if it is not a network namespace, or is the daemon's own.
     """
-    path = os.path.abspath(path_of(ref))  # noqa: PTH100 - resolve() would follow /proc/…/ns/net to nowhere
+    path = os.path.abspath(path_of(ref))  # noqa: PTH100 - resolve() would follow the magic link /proc/…/ns/net
     try:
         number = _number(path)
     except OSError as exc:
-        hint = "ip netns ls shows those that have a name"
+        hint = "ip netns list shows the named ones"
         raise NetplugError("not_found", f"there is no network namespace {ref!r}: {exc.strerror}", hint=hint) from None
     if number == _number(_OWN):
         raise NetplugError("invalid", f"{ref!r} is the host's own network namespace")
@@ -30,9 +30,9 @@ def find(ref: str) -> tuple[str, str]:
 
 
 def has_processes(path: str, netns_id: str = "") -> bool:
-    """Tell whether a process lives in the namespace of this path, or rather in that of this identity.
+    """Return whether any process is in the namespace of this identity or, without one, of this path.
 
-    Blocks for some microseconds a process.
+    Blocks for some microseconds for each process of the host.
     """
     try:
         wanted = netns_id.rsplit(":", 2)[0] if netns_id else _number(path)
@@ -40,9 +40,9 @@ def has_processes(path: str, netns_id: str = "") -> bool:
         return False
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if _number(there := f"{process}/ns/net") != wanted or _is_zombie(process):
+            if _number(netns := f"{process}/ns/net") != wanted or _is_zombie(process):
                 continue
-            if not netns_id or _identity(there) == netns_id:
+            if not netns_id or _identity(netns) == netns_id:
                 return True
         except OSError:
             continue
@@ -50,15 +50,15 @@ def has_processes(path: str, netns_id: str = "") -> bool:
 
 
 def _number(path: str) -> str:
-    """Return device and inode: another namespace may have had them before."""
-    status = os.stat(path)  # noqa: PTH116 - a Path for each process of the host is dear
+    """Return device and inode. The kernel reuses them for later namespaces."""
+    status = os.stat(path)  # noqa: PTH116 - a Path for each process of the host is slow
     return f"{status.st_dev}:{status.st_ino}"
 
 
 def _identity(path: str) -> str | None:
-    """Return the identity of a network namespace; None: it is something else.
+    """Return the identity of a network namespace; None if the file is something else.
 
-    A file of the kernel's nsfs, as setns(2) wants, says its kind itself (ioctl_ns(2), NS_GET_NSTYPE).
+    A namespace file of the kernel's nsfs tells its type by NS_GET_NSTYPE (ioctl_ns(2)).
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

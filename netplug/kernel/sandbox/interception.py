@@ -1,9 +1,9 @@
-"""Listening in a sandbox in front of another name server: what is sent there comes to us, but for our own questions.
+"""DNS interception: queries that a sandbox sends to another name server are redirected to our sockets.
 
-A table of ours in the sandbox leads port 53 of the server's address to our sockets, before the chains of iptables and
-the tables of Docker do (verified on 20.10, whose chains are of iptables). Questions that bear `MARK` pass, so that
-the other server can be asked by us. The table goes with our netlink socket: should we be killed, the other server is
-asked again from that moment on.
+A table in the sandbox translates port 53 of the server's address to our sockets (DNAT). Its priority is before
+iptables, and before the rules of Docker (verified on 20.10, which uses iptables). Queries that we send to the server
+ourselves have the mark `MARK` and are not redirected. The table is owned by our netlink socket. If this process is
+killed, the kernel removes the table, and queries reach the server again.
 """
 
 import errno
@@ -25,7 +25,7 @@ from netplug.kernel.sandbox.netns import netlink_in, open_netns, run_in
 MARK = 0x6E70_0035
 _MARK = meta(3, 4)
 _PRIORITY = -110
-"""Before our own `forwards`, and before iptables (NF_IP_PRI_NAT_DST, -100)."""
+"""Before our own `forwards` (-101) and iptables (NF_IP_PRI_NAT_DST, -100)."""
 _DESTINATION = payload(1, 16, 4)
 _SERVICE, _TARGET = ("inet_proto", "inet_service"), ("ipv4_addr", "inet_service")
 TABLE = Table(
@@ -39,27 +39,27 @@ TABLE = Table(
             nft.OUTPUT,
             _PRIORITY,
             (
-                ("asked by netplug", equal(_MARK, MARK.to_bytes(4, sys.byteorder)) + verdict(nft.RETURN)),
-                ("names", dnat("servers", nft.IPV4, 4, _DESTINATION, L4PROTO, payload(2, 2, 2))),
+                ("sent by netplug", equal(_MARK, MARK.to_bytes(4, sys.byteorder)) + verdict(nft.RETURN)),
+                ("redirect queries", dnat("servers", nft.IPV4, 4, _DESTINATION, L4PROTO, payload(2, 2, 2))),
             ),
         ),
     ),
 )
 TABLES = (replace(TABLE, flags=nft.OWNED), TABLE)
-"""The second for kernels that know no owners: there it stays behind when we are killed, until we are back."""
+"""The second is for kernels without NFT_TABLE_F_OWNER. There the table stays if we are killed, until the next start."""
 _PROTOCOLS = (socket.IPPROTO_UDP, socket.IPPROTO_TCP)
 _UNKNOWN_FLAG = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _BACKLOG = 128
 
 
 class Interception:
-    """Sockets in a sandbox, to which port 53 of `server` leads until `end`. The sockets are the caller's to close."""
+    """Redirects port 53 of `server` in a sandbox to sockets, until `end`. The caller closes the sockets."""
 
     def __init__(self, path: str, server: IPv4Address) -> None:
-        """Set it up; what a former life left is taken over. Blocks for a millisecond.
+        """Open the sockets and install the table. A table left by an earlier process is replaced. Blocks for 1 ms.
 
         Raises:
-            NetplugError: "not_found", the sandbox is gone; "unavailable", it cannot be done there.
+            NetplugError: "not_found": the sandbox is gone; "unavailable": it is not possible there.
         """
         self._path = path
         with _translated_errors(path), _opened(path) as fd:
@@ -79,7 +79,7 @@ class Interception:
                 raise
 
     def open(self, family: int, kind: int, _: object = None) -> socket.socket:
-        """Return a socket of the sandbox by which the other server itself is asked; blocks for 0.3 ms.
+        """Return a socket in the sandbox whose queries reach the other server. Blocks for 0.3 ms.
 
         Raises:
             OSError: the sandbox is gone.
@@ -94,7 +94,7 @@ class Interception:
             return run_in(fd, opened)
 
     def end(self) -> None:
-        """Leave the other server alone again; that the sandbox is gone is fine."""
+        """Remove the redirection. It is no error if the sandbox is gone."""
         tables, self._tables = self._tables, None
         if tables is None:
             return
@@ -105,7 +105,7 @@ class Interception:
 
 
 def _listen(server: IPv4Address) -> tuple[socket.socket, socket.socket]:
-    """Return a UDP and a TCP socket with the same port, at the address that they stand in for."""
+    """Return a UDP and a TCP socket with the same port, at the server's address."""
     udp, tcp = (
         socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)
@@ -121,24 +121,24 @@ def _listen(server: IPv4Address) -> tuple[socket.socket, socket.socket]:
     return udp, tcp
 
 
-def redirect_dns(tables: Tables, server: IPv4Address, port: int, forms: Sequence[Table] = TABLES) -> Table:
-    """Lead port 53 of a server to a port, by the first form of the table that the kernel knows, and return that.
+def redirect_dns(tables: Tables, server: IPv4Address, port: int, variants: Sequence[Table] = TABLES) -> Table:
+    """Redirect port 53 of a server to a port. Return the first variant of the table that the kernel supports.
 
     Raises:
-        NetlinkError: it knows none, or the table is another process's.
+        NetlinkError: the kernel supports none, or another process owns the table.
     """
     target = padded(server.packed, port.to_bytes(2, "big"))
     keys = [padded(server.packed, bytes((protocol,)), (53).to_bytes(2, "big")) for protocol in _PROTOCOLS]
-    for form in forms:
+    for variant in variants:
         try:
-            tables.ensure_table(form)
+            tables.ensure_table(variant)
         except NetlinkError as error:
-            if form is forms[-1] or error.errno not in _UNKNOWN_FLAG:
+            if variant is variants[-1] or error.errno not in _UNKNOWN_FLAG:
                 raise
         else:
-            tables.ensure(form, {"servers": dict.fromkeys(keys, target)}, lambda _, key: key in keys)
-            return form
-    raise ValueError("no form to choose from")
+            tables.ensure(variant, {"servers": dict.fromkeys(keys, target)}, lambda _, key: key in keys)
+            return variant
+    raise ValueError("no variants given")
 
 
 @contextmanager
@@ -157,5 +157,5 @@ def _translated_errors(path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NetplugError("not_found", f"sandbox {path} is gone") from error
     except OSError as error:
-        words = f"names of sandbox {path} cannot be served: {error.strerror or error}"
+        words = f"DNS queries of sandbox {path} cannot be answered: {error.strerror or error}"
         raise NetplugError("unavailable", words) from error

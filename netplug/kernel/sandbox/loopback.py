@@ -1,4 +1,4 @@
-"""The loopback link of a sandbox: there from its beginning, but down."""
+"""The loopback link of a sandbox. The kernel creates it with the namespace, but down."""
 
 from netplug.kernel.api import MISSING, Outcome
 from netplug.kernel.netlink import rtnl
@@ -9,7 +9,7 @@ NAME = "lo"
 
 
 def ensure(nl: Netlink) -> Outcome:
-    """Set it up; `nl` acts in the sandbox."""
+    """Set it up. `nl`: socket in the sandbox."""
     found = rtnl.link(nl, NAME)
     if found is None or found.up:
         return Outcome.EQUAL
@@ -18,7 +18,7 @@ def ensure(nl: Netlink) -> Outcome:
 
 
 def drift(links: dict[str, Link] | None) -> str:
-    """Say what is wrong; empty when nothing. `links`: those of the sandbox, None when it is gone."""
+    """Return what is wrong; empty if nothing. `links`: those of the sandbox; None if it is gone."""
     if links is None:
         return MISSING
     return "" if NAME in links and links[NAME].up else "is down"

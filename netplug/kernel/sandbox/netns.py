@@ -1,8 +1,8 @@
-"""Network namespaces: opening them, and getting a socket out of one.
+"""Network namespaces: opening them, and opening sockets in them.
 
-Entering a namespace changes the thread, so a thread of its own goes in, opens a socket, and ends; or one that waits for
-the kernel anyway, and comes back. Never a child process: forking a daemon of this size costs 6 ms, and is unsafe beside
-threads.
+setns(2) moves the calling thread. So a short-lived thread enters the namespace, opens a socket and ends (`run_in`). A
+thread that may block can also enter and return (`run_here`). No child process is used: forking a daemon of this size
+takes 6 ms and is unsafe with threads.
 """
 
 import errno
@@ -29,11 +29,11 @@ from netplug.kernel.netlink.connection import NETLINK_ROUTE, Netlink
 log = structlog.get_logger(__name__)
 
 NAMED = Path("/run/netns")
-"""Where ip(8) keeps namespaces that have a name."""
+"""Where ip-netns(8) keeps named namespaces."""
 
 _CLONE_NEWNET = 0x40000000
 _NS_GET_ID = 0x8008B70D
-"""_IOR(NSIO, 13, __u64), kernel 6.18 and later; of a network namespace it is the cookie."""
+"""_IOR(NSIO, 13, __u64), since Linux 6.18; returns the cookie of a network namespace."""
 _SO_NETNS_COOKIE = 71
 _UNKNOWN = frozenset({errno.ENOTTY, errno.EINVAL, errno.ENOPROTOOPT})
 _SELF = "/proc/thread-self/ns/net"
@@ -44,7 +44,7 @@ Enter: TypeAlias = Callable[[int, Callable[[], Any]], Any]
 
 
 def path_of(netns: str) -> str:
-    """Return the path of a namespace given by path or by name."""
+    """Return the path of a namespace that is given by path or name."""
     return netns if "/" in netns else str(NAMED / netns)
 
 
@@ -58,10 +58,10 @@ def open_netns(netns: str) -> int:
 
 
 def identity(fd: int, inside: socket.socket | None = None) -> str:
-    """Return what tells an open namespace from all others, those that were before it and will be after it too.
+    """Return a string that identifies an open namespace among all namespaces of the past and future.
 
-    ``DEVICE:INODE:BOOT:COOKIE``: inodes are used again, cookies never during one boot (socket(7), SO_NETNS_COOKIE).
-    Kernels before 5.14 have none. `inside`: a socket of the namespace, which before 6.18 saves a thread.
+    ``DEVICE:INODE:BOOT:COOKIE``. The kernel reuses inodes, but no cookie during one boot (socket(7), SO_NETNS_COOKIE).
+    Kernels before 5.14 have no cookie. `inside`: a socket in the namespace; before Linux 6.18 it saves a thread.
     """
     status = os.fstat(fd)
     return f"{status.st_dev}:{status.st_ino}:{_boot()}:{_cookie(fd, inside)}"
@@ -76,12 +76,12 @@ def _cookie(fd: int, inside: socket.socket | None) -> str:
         if error.errno not in _UNKNOWN:
             raise
 
-    def asked() -> bytes:
+    def read_cookie() -> bytes:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
 
     try:
-        raw = inside.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8) if inside else run_in(fd, asked)
+        raw = inside.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8) if inside else run_in(fd, read_cookie)
     except OSError as error:
         if error.errno not in _UNKNOWN:
             raise
@@ -95,7 +95,7 @@ def _boot() -> str:
 
 
 def run_in(fd: int, work: Callable[[], _T]) -> _T:
-    """Run something short in the namespace, in a thread of its own, and return its result."""
+    """Run a short function in the namespace, in a new thread, and return its result."""
     results: list[_T] = []
     errors: list[BaseException] = []
 
@@ -115,9 +115,9 @@ def run_in(fd: int, work: Callable[[], _T]) -> _T:
 
 
 def run_here(fd: int, work: Callable[[], _T]) -> _T:
-    """Run something short in the namespace, in this thread, which comes back: never that of the event loop.
+    """Run a short function in the namespace, in this thread, which then returns to its own. Not for the event loop.
 
-    A fifth of what `run_in` takes.
+    Takes a fifth of the time of `run_in`.
     """
     own = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -131,19 +131,19 @@ def run_here(fd: int, work: Callable[[], _T]) -> _T:
 
 
 def _return(own: int) -> None:
-    """Go back, whatever it takes: what this thread does next would be done to somebody else."""
+    """Return to the thread's own namespace. Retry for ever: later work of this thread must not affect the sandbox."""
     while True:
         try:
             _setns(own)
         except OSError as error:
-            log.error("netns.no_way_back", error=error.strerror)  # noqa: TRY400 - nobody can mend it
+            log.error("netns.return_failed", error=error.strerror)  # noqa: TRY400 - a traceback adds nothing
             time.sleep(RETRY_S)
         else:
             return
 
 
 def netlink_in(fd: int, protocol: int = NETLINK_ROUTE, enter: Enter = run_in) -> Netlink:
-    """Return a netlink socket that acts in the namespace."""
+    """Return a netlink socket in the namespace."""
 
     def opened() -> Netlink:
         netlink = Netlink.open(protocol)
@@ -156,9 +156,9 @@ def netlink_in(fd: int, protocol: int = NETLINK_ROUTE, enter: Enter = run_in) ->
 
 @contextmanager
 def temporary_netns() -> Iterator[None]:
-    """Put this thread into a new network namespace for the duration; threads and processes it starts are in it too.
+    """Move this thread into a new network namespace during the block. Threads and processes it starts inherit it.
 
-    For tests and trials. Needs CAP_SYS_ADMIN.
+    For tests. Needs CAP_SYS_ADMIN.
     """
     before = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -183,12 +183,12 @@ def _call(function: str, *args: int) -> None:
 
 
 class Sandboxes:
-    """Sockets in the sandboxes that one call deals with; kept no longer, since they keep a namespace alive.
+    """The sandboxes' sockets during one call. They are not kept longer, since a socket keeps its namespace alive.
 
-    `new_links`: links that were made in them meanwhile, by path of the sandbox and name.
+    `new_links`: path of the sandbox and name of the links that the call created.
 
     Args:
-        enter: `run_here` for threads that may leave their namespace.
+        enter: `run_in`, or `run_here` in a thread that may change its namespace.
     """
 
     def __init__(self, enter: Enter = run_in) -> None:
@@ -205,17 +205,17 @@ class Sandboxes:
         self.close()
 
     def close(self) -> None:
-        """Let go of them."""
+        """Close all sockets and descriptors."""
         for fd, nl in self._open.values():
             nl.close()
             os.close(fd)
         self._open.clear()
 
     def get(self, netns: str, netns_id: str = "") -> tuple[int, Netlink]:
-        """Return file descriptor and socket of a sandbox, by path or name, and by `identity` where that is known.
+        """Return file descriptor and socket of a sandbox, by path or name. `netns_id`: its `identity`, if known.
 
         Raises:
-            FileNotFoundError: it is gone; another may be in its place.
+            FileNotFoundError: it is gone, or another namespace is at this path.
         """
         fd, nl = self._opened(netns)
         if netns_id and identity(fd, nl.sock) != netns_id:
@@ -230,7 +230,7 @@ class Sandboxes:
             except OSError as error:
                 os.close(fd)
                 if error.errno == errno.EINVAL:
-                    # The mount is gone and the empty file left: what `ip netns del` leaves for a moment.
+                    # `ip netns del` unmounts the namespace first and then removes the empty file.
                     raise FileNotFoundError(errno.ENOENT, "no namespace", path_of(netns)) from error
                 raise
         return self._open[netns]

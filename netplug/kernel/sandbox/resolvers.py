@@ -1,7 +1,7 @@
-"""Sockets at which the name server listens (steps `Resolver`), each for what comes by one link and no other.
+"""Listening sockets of the name server (steps `Resolver`). Each accepts queries from one link only.
 
-Without SO_BINDTODEVICE a container could ask at the gateway of a network that it is not in. What asks before somebody
-serves a socket waits in its queue.
+Without SO_BINDTODEVICE a container could query the gateway of a network that it is not in. Queries that arrive before a
+socket is served wait in its queue.
 """
 
 import errno
@@ -14,11 +14,11 @@ _BACKLOG = 128
 _BUFFER = 1 << 20
 _IP_FREEBIND = 15
 _IPV6_FREEBIND = 78
-"""Bind before the address is there, or while it is tentative (ip(7), linux/in6.h)."""
+"""Bind before the address exists, or while it is tentative (ip(7), linux/in6.h)."""
 
 
-class _Waiting:
-    """A pair of sockets that nobody serves yet."""
+class _NotServed:
+    """A pair of sockets that is not served yet."""
 
     def __init__(self, udp: socket.socket, tcp: socket.socket) -> None:
         self.sockets = udp, tcp
@@ -29,21 +29,21 @@ class _Waiting:
 
 
 class Resolvers:
-    """The open sockets, by step, with the index of the link that they are bound to."""
+    """The open sockets, by key of their step, with the index of the link that they are bound to."""
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[Resolver, int, Served]] = {}
         self._serve: Serve | None = None
 
     def serve_resolvers(self, serve: Serve) -> None:
-        """Have all sockets served from now on, those too that wait."""
+        """Serve all sockets from now on, including those that are open already."""
         self._serve = serve
         for key, (step, index, served) in self._open.items():
-            if isinstance(served, _Waiting):
+            if isinstance(served, _NotServed):
                 self._open[key] = step, index, serve(step, *served.sockets)
 
     def ensure(self, step: Resolver) -> Outcome:
-        """Open the sockets of a step unless they are; those of a link that is gone are opened anew."""
+        """Open the sockets of a step unless they are open. After its link was created anew, they are opened anew."""
         what = self.drift(step)
         if not what:
             return Outcome.EQUAL
@@ -58,7 +58,7 @@ class Resolvers:
                 raise taken(step) from error
             words = f"the name server cannot listen at {step.address} port {step.port}: {error.strerror}"
             raise StepError("internal", step, words) from error
-        self._open[step.key] = step, index, self._serve(step, *sockets) if self._serve else _Waiting(*sockets)
+        self._open[step.key] = step, index, self._serve(step, *sockets) if self._serve else _NotServed(*sockets)
         return Outcome.CREATED if what == MISSING else Outcome.ADJUSTED
 
     def remove(self, step: Resolver) -> None:
@@ -68,14 +68,14 @@ class Resolvers:
             found[2].close()
 
     def drift(self, step: Resolver) -> str:
-        """Say what is wrong with a step; empty when nothing."""
+        """Return how the sockets differ from a step; empty if they do not."""
         found = self._open.get(step.key)
         if found is None:
             return MISSING
         if found[0] != step:
             return f"listens at port {found[0].port} for network {found[0].network[:12]}"
         index = _index(step.link)
-        return MISSING if not index else "" if found[1] == index else "listens for a link that is gone"
+        return MISSING if not index else "" if found[1] == index else "listens on a deleted link"
 
     def close(self) -> None:
         """Close all sockets."""
@@ -85,7 +85,7 @@ class Resolvers:
 
 
 def taken(step: Resolver) -> StepError:
-    """Return the refusal where somebody else has the port."""
+    """Return the error for a port that is in use."""
     words = f"the name server cannot listen at {step.address} port {step.port}: it is in use on this host"
     return StepError("unavailable", step, words, hint="stop what listens there (ss -lntup), or -o dns=off")
 
@@ -105,7 +105,7 @@ def _open(step: Resolver) -> tuple[socket.socket, socket.socket]:
             sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, kind | socket.SOCK_NONBLOCK)
             made.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # This port of all addresses can be published all the same; see `ports`.
+            # So that a container can publish this port on all addresses; see `ports`.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, step.link.encode())
             if v6:
