@@ -16,6 +16,7 @@ from netplug.engine.exposure import Exposure
 from netplug.engine.garbage_collection import GarbageCollection
 from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.journal import Journal
+from netplug.engine.leasing import Leasing
 from netplug.engine.networks import Networks
 from netplug.engine.peers import Peers
 from netplug.engine.pools import Pools
@@ -23,6 +24,7 @@ from netplug.engine.publishing import Publishing
 from netplug.engine.quarantine import Quarantine
 from netplug.engine.readiness import Readiness
 from netplug.engine.registry import Registry
+from netplug.engine.superseded_networks import SupersededNetworks
 from netplug.engine.supervision import Supervisor
 from netplug.ipam.allocator import Allocator
 from netplug.kernel.api import Kernel
@@ -69,4 +71,8 @@ class Engine:
         self.garbage_collection = GarbageCollection(self.registry, self.networks, self.endpoints, kernel)
         self.pools = Pools(
             self.registry, allocator, self.base_plan, self.conflict_detection, self.networks, self.endpoints
+        )
+        self.leasing = Leasing(self.registry, self.networks, self.implicit_networks, self.endpoints, kernel)
+        self.superseded_networks = SupersededNetworks(
+            self.registry, self.networks, self.implicit_networks, allocator, drivers
         )

@@ -6,7 +6,7 @@ CNI, the first call that names a network makes it. netavark leaves addresses, po
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from ipaddress import ip_network
 from typing import Annotated, Any, Literal
@@ -14,18 +14,15 @@ from typing import Annotated, Any, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from netplug.drivers.api import PortMapping, Scope, StaticRoute
-from netplug.drivers.options import BRIDGE, MACVLAN, parse
+from netplug.drivers.api import PortMapping, StaticRoute
+from netplug.drivers.options import BRIDGE, MACVLAN
 from netplug.drivers.steps import Proto
 from netplug.engine import Engine
-from netplug.engine.base_plan import driver_of
 from netplug.engine.records import AttachSpec, Caller, EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError, Reportable
 from netplug.errors.validation import wrong
 from netplug.frontends.cni.wire import Call, CniError, Reply, caller_of
 from netplug.frontends.rest.wire import Cidr, Ifname, Ip, Mac, Name, Netns
-from netplug.ipam.pool import Pool
-from netplug.ipam.shared_subnet import disjoint
 from netplug.log import LOG
 from netplug.names import dns_records
 from netplug.store.api import StoreError
@@ -163,7 +160,6 @@ class NetavarkService:
     def __init__(self, engine: Engine, domain: str = "") -> None:
         self._engine = engine
         self._domain = domain
-        self._networks = engine.implicit_networks
 
     async def answer(self, call: Call) -> Reply:
         """Do what a call asks for."""
@@ -192,7 +188,7 @@ class NetavarkService:
         """
         wanted = NetworkIn.model_validate(data)
         spec = wanted.to_spec()
-        await self._forget(spec)
+        await self._engine.superseded_networks.forget(spec)
         async with self._joined(spec) as record:
             known = {subnet.subnet.version for subnet in wanted.subnets or ()}
             subnets = [
@@ -202,23 +198,6 @@ class NetavarkService:
             ]
             ipam = {"driver": wanted.driver} | (data.get("ipam_options") or {})
             return data | {"subnets": [*(data.get("subnets") or ()), *subnets], "ipam_options": ipam}
-
-    async def _forget(self, spec: NetworkSpec) -> None:
-        """Delete the network of this name if nobody is in it: podman makes none that it has, so it has removed that.
-
-        Else what was said of it would hold for the new one.
-        """
-        driver_of(parse(spec.options).mode, self._engine.drivers)  # what is nonsense changes nothing
-        record = self._networks.find(spec.name)
-        if record is None or record.front_end is not FrontEnd.NETAVARK or self._of_cluster(record):
-            return
-        if not self._engine.registry.endpoints(record.network.id):
-            log.info("network.superseded", name=spec.name, reason="podman makes it anew")
-            with suppress(NetplugError):  # somebody has come
-                await self._engine.networks.delete(record.network.id, by=FrontEnd.NETAVARK)
-
-    def _of_cluster(self, record: NetworkRecord) -> bool:
-        return driver_of(record.network.options.mode, self._engine.drivers).scope is Scope.CLUSTER
 
     async def _setup(self, wanted: ExecIn, netns: str, caller: Caller) -> dict[str, Any]:
         own = wanted.network_options
@@ -246,50 +225,11 @@ class NetavarkService:
 
     @asynccontextmanager
     async def _joined(self, spec: NetworkSpec) -> AsyncIterator[NetworkRecord]:
-        """Yield a network; see `ImplicitNetworks.joined`.
-
-        podman tells nobody that a network was removed, and it has no two that overlap. So a network of its that nobody
-        is in and that stands in the way of another is no more.
-        """
-        if self._networks.find(spec.name) is None:
-            for other in self._engine.registry.networks():
-                if why := self._in_the_way(other, spec):
-                    await self._clear_away(other, why)
-        await self._follow(spec)
-        async with self._networks.joined(spec) as record:
+        """Yield a network as podman says that it is now; see `ImplicitNetworks.joined`."""
+        await self._engine.superseded_networks.make_room(spec)
+        await self._engine.superseded_networks.follow(spec)
+        async with self._engine.implicit_networks.joined(spec) as record:
             yield record
-
-    async def _follow(self, spec: NetworkSpec) -> None:
-        """Ask whom the definition of a network of podman's names now: ``podman network update`` tells nobody."""
-        record, upstream = self._networks.find(spec.name), spec.options.get("dns_upstream", "")
-        if record is None or record.front_end is not FrontEnd.NETAVARK or self._of_cluster(record):
-            return
-        if upstream != record.options.get("dns_upstream", ""):
-            await self._engine.networks.forward(record.network.id, upstream)
-
-    async def _clear_away(self, other: NetworkRecord, why: str) -> None:
-        net = other.network
-        if other.front_end is not FrontEnd.NETAVARK or self._engine.registry.endpoints(net.id):
-            if not why.startswith("subnet"):
-                return  # a bridge may be of several
-            tool = "docker" if other.front_end is FrontEnd.DOCKER else "netplug"
-            hint = f"choose another, or remove that network: {tool} network rm {net.name}"
-            raise NetplugError("exists", f"{why} of network {net.name!r}", hint=hint)
-        log.info("network.superseded", name=net.name, reason=why)
-        await self._engine.networks.delete(net.id, by=FrontEnd.NETAVARK)
-
-    def _in_the_way(self, other: NetworkRecord, wanted: NetworkSpec) -> str:
-        """Return why there cannot be a network beside another one; empty when there can."""
-        lan = wanted.options.get("mode") == other.network.options.mode == MACVLAN
-        for one in wanted.subnets:
-            for pool, subnet in zip(other.pools, other.network.subnets, strict=True):
-                if one.pool is None or one.pool.version != subnet.pool.version or not one.pool.overlaps(subnet.pool):
-                    continue
-                theirs = self._engine.allocator.pool(pool) if lan else None
-                if theirs is None or not disjoint(Pool(theirs.space, one.pool, ends=one.ends), theirs):
-                    return f"subnet {one.pool} overlaps {subnet.pool}"
-        bridge = wanted.options.get(BRIDGE, "")
-        return f"link {bridge!r} is the bridge" if bridge and bridge == other.options.get(BRIDGE) else ""
 
     async def _teardown(self, wanted: ExecIn) -> None:
         for record in self._engine.registry.networks():

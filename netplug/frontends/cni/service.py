@@ -24,7 +24,7 @@ from netplug.frontends.cni.config import DHCP, Wanted, translate, without_ipam
 from netplug.frontends.cni.delegate import Delegate
 from netplug.frontends.cni.dhcp_leases import Leases, daemon_at, kept, socket_of
 from netplug.frontends.cni.garbage import CODES, Garbage
-from netplug.frontends.cni.ipam import Leasing
+from netplug.frontends.cni.ipam import IpamPlugin
 from netplug.frontends.cni.outcome import outcome
 from netplug.frontends.cni.result import Dns, Result
 from netplug.frontends.cni.types import RouteIn
@@ -45,7 +45,7 @@ class CniService:
         self._engine = engine
         self._domain = domain
         self._networks = engine.implicit_networks
-        self._leasing = Leasing(engine)
+        self._ipam = IpamPlugin(engine)
         self.leases = Leases(engine)
         self._netavark = NetavarkService(engine, domain)
         self._commands: Mapping[Command, Callable[[Request, Delegate | None], Awaitable[Result | None]]] = {
@@ -75,7 +75,7 @@ class CniService:
     async def _do(self, request: Request, foreign: Delegate | None) -> Result | None:
         if request.type != request.me == request.ipam:
             async with self._networks.one_at_a_time(request.network):
-                return await self._leasing.do(request)
+                return await self._ipam.do(request)
         if foreign is not None and foreign.asks_by_link:
             async with self.leases.exclusive(request):
                 return await self._commands[request.command](request, foreign)

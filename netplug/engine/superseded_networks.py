@@ -1,0 +1,109 @@
+"""Networks of a runtime that removes and changes them without a word, as podman does.
+
+podman keeps the definitions of its networks itself, and tells a netavark plugin of one when a container joins. So a
+network of its that nobody is in and that contradicts what podman says now is no more.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+import structlog
+
+from netplug.drivers.api import Driver, Scope
+from netplug.drivers.options import BRIDGE, MACVLAN, parse
+from netplug.engine.base_plan import driver_of
+from netplug.engine.implicit_networks import ImplicitNetworks
+from netplug.engine.networks import Networks
+from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec
+from netplug.engine.registry import Registry
+from netplug.errors import NetplugError
+from netplug.ipam.allocator import Allocator
+from netplug.ipam.pool import Pool
+from netplug.ipam.shared_subnet import disjoint
+
+log = structlog.get_logger(__name__)
+
+
+class SupersededNetworks:
+    """Deletes and changes networks as a runtime has done without telling.
+
+    It touches only networks of the front end that asks. It deletes none that has endpoints, and none of the cluster.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        networks: Networks,
+        implicit_networks: ImplicitNetworks,
+        allocator: Allocator,
+        drivers: Mapping[str, Driver],
+    ) -> None:
+        self._registry = registry
+        self._networks = networks
+        self._implicit_networks = implicit_networks
+        self._allocator = allocator
+        self._drivers = drivers
+
+    async def forget(self, spec: NetworkSpec) -> None:
+        """Delete the network of this name if nobody is in it: its runtime makes a new one, so it removed the old one.
+
+        Else the options of the old one would hold for the new one.
+
+        Raises:
+            DriverError, NetplugError: the options are wrong; then nothing is changed.
+        """
+        driver_of(parse(spec.options).mode, self._drivers)
+        record = self._own(spec)
+        if record is not None and not self._registry.endpoints(record.network.id):
+            log.info("network.superseded", name=spec.name, reason="podman makes it anew")
+            with suppress(NetplugError):  # somebody has come
+                await self._networks.delete(record.network.id, by=spec.front_end)
+
+    async def make_room(self, spec: NetworkSpec) -> None:
+        """Delete what stands in the way of a network that does not exist yet: no two networks of podman's overlap.
+
+        Raises:
+            NetplugError: "exists": a network that cannot be deleted has such a subnet.
+        """
+        if self._implicit_networks.find(spec.name) is None:
+            for other in self._registry.networks():
+                if why := self._obstacle(other, spec):
+                    await self._clear_away(other, spec.front_end, why)
+
+    async def follow(self, spec: NetworkSpec) -> None:
+        """Ask the upstreams that a network's definition names now: ``podman network update`` tells nobody."""
+        record, upstream = self._own(spec), spec.options.get("dns_upstream", "")
+        if record is not None and upstream != record.options.get("dns_upstream", ""):
+            await self._networks.forward(record.network.id, upstream)
+
+    def _own(self, spec: NetworkSpec) -> NetworkRecord | None:
+        """Return the network of this name if it is the front end's own, and on this host alone."""
+        record = self._implicit_networks.find(spec.name)
+        if record is None or record.front_end is not spec.front_end:
+            return None
+        cluster = driver_of(record.network.options.mode, self._drivers).scope is Scope.CLUSTER
+        return None if cluster else record
+
+    async def _clear_away(self, other: NetworkRecord, front_end: FrontEnd, why: str) -> None:
+        net = other.network
+        if other.front_end is not front_end or self._registry.endpoints(net.id):
+            if not why.startswith("subnet"):
+                return  # a bridge may be of several
+            tool = "docker" if other.front_end is FrontEnd.DOCKER else "netplug"
+            hint = f"choose another, or remove that network: {tool} network rm {net.name}"
+            raise NetplugError("exists", f"{why} of network {net.name!r}", hint=hint)
+        log.info("network.superseded", name=net.name, reason=why)
+        await self._networks.delete(net.id, by=front_end)
+
+    def _obstacle(self, other: NetworkRecord, wanted: NetworkSpec) -> str:
+        """Return why there cannot be a network beside another one; empty when there can."""
+        lan = wanted.options.get("mode") == other.network.options.mode == MACVLAN
+        for one in wanted.subnets:
+            for pool, subnet in zip(other.pools, other.network.subnets, strict=True):
+                if one.pool is None or one.pool.version != subnet.pool.version or not one.pool.overlaps(subnet.pool):
+                    continue
+                theirs = self._allocator.pool(pool) if lan else None
+                if theirs is None or not disjoint(Pool(theirs.space, one.pool, ends=one.ends), theirs):
+                    return f"subnet {one.pool} overlaps {subnet.pool}"
+        bridge = wanted.options.get(BRIDGE, "")
+        return f"link {bridge!r} is the bridge" if bridge and bridge == other.options.get(BRIDGE) else ""
