@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from .codec import Json, JsonObject, decode, encode, known
-from .steps import STEPS, Address, Loopback, Macvlan, Route, Step, Veth
+from .step_types import STEP_TYPES
+from .steps import Address, Loopback, Macvlan, Route, Step, Veth
 
 _RETIRED = {"Shortcut": frozenset(("gateway",))}
 """Fields that earlier versions stored, and that nothing needs any more, by kind of step."""
@@ -49,8 +50,12 @@ class Plan:
         return Plan(tuple(meant(step) for step in self))
 
     def to_json(self) -> list[Json]:
-        """Return the stored form: a list of objects whose `step` is the kind."""
-        return [{"step": type(step).__name__, **_fields(step)} for step in self.steps]
+        """Return the stored form: a list of objects whose `step` is the type.
+
+        Raises:
+            DriverError: "invalid", a type that no package registered.
+        """
+        return [{"step": STEP_TYPES.name(step), **_fields(step)} for step in self.steps]
 
     @classmethod
     def from_json(cls, data: Json) -> "Plan":
@@ -67,7 +72,7 @@ class Plan:
     def known(cls, data: Json) -> "Plan":
         """Return those steps of a stored plan that this version knows, as far as it does."""
         parts = map(_parts, data if isinstance(data, list) else ())
-        found = (known(STEPS[kind], fields) for kind, fields in parts if kind in STEPS)
+        found = (known(kind, fields) for kind, fields in ((STEP_TYPES.get(name), it) for name, it in parts) if kind)
         return cls(tuple(step for step in found if step is not None))
 
 
@@ -81,9 +86,10 @@ def _fields(step: Step) -> JsonObject:
 
 def _step(data: Json) -> Step:
     kind, fields = _parts(data)
-    if kind not in STEPS:
+    found = STEP_TYPES.get(kind)
+    if found is None:
         raise ValueError(f"a plan has a step {kind or data!r}, which is not known")
-    return decode(STEPS[kind], fields)
+    return decode(found, fields)
 
 
 def _parts(data: Json) -> tuple[str, JsonObject]:

@@ -12,15 +12,21 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import TypeAlias, get_args
+from typing import Protocol, TypeAlias
 
 from .codec import QUIET
-from .ingress import Ingress
-from .tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
+
+
+class Step(Protocol):
+    """What kernel object is wanted: a frozen dataclass, of this module or of another package (`step_types`)."""
+
+    @property
+    def key(self) -> str:
+        """Which object is meant; two steps with one key speak of the same."""
 
 
 def span(first: int, count: int) -> str:
@@ -465,42 +471,3 @@ class Loopback:
     @property
     def key(self) -> str:
         return f"loopback/{self.netns}"
-
-
-Step: TypeAlias = (
-    Bridge
-    | Veth
-    | Hairpin
-    | Address
-    | Route
-    | Sysctl
-    | IpSet
-    | Member
-    | Chain
-    | Rule
-    | Jump
-    | Guards
-    | Guard
-    | Forwards
-    | Forward
-    | HostPort
-    | Relay
-    | Resolver
-    | Flows
-    | Macvlan
-    | Announce
-    | Loopback
-    | Ifb
-    | Shape
-    | Vxlan
-    | Fdb
-    | Neighbour
-    | Shortcuts
-    | Shortcut
-    | Remote
-    | Tunnels
-    | Tunnel
-    | Vtep
-    | Ingress
-)
-STEPS: dict[str, type[Step]] = {cls.__name__: cls for cls in get_args(Step)}

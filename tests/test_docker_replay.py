@@ -22,6 +22,7 @@ from netplug.drivers import port_ranges
 from netplug.drivers.naming import bridge_name, host_side, sandbox_side
 from netplug.drivers.options import BRIDGE, OPTIONS
 from netplug.drivers.plan import Plan
+from netplug.drivers.steps import Bridge
 from netplug.ipam.lease import OwnerKind
 
 OUR_OPTIONS = {
@@ -231,7 +232,7 @@ class Replay:
         assert not await engine.executor.drift(plan)
         links = {bridge_name(ident) for ident in self.oracle.nets}
         links |= {host_side(ident) for ident, end in self.oracle.ends.items() if end.linked}
-        owned = (await kernel.owned()).links
+        owned = {link.name for link in (await kernel.owned()).of(Bridge)}
         assert {link for link in owned if not link.startswith("nps")} == links
         for version in (4, 6):
             forwards = [step for step in kernel.forwards() if (step.host or step.address).version == version]

@@ -178,7 +178,7 @@ async def test_revert_goes_on_and_tells_all_failures() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await executor.revert(Plan((Bridge("np-1", "02:00:00:00:00:01", 1500), *sets)))
     assert len(caught.value.exceptions) == 2
-    assert (await kernel.owned()).links == frozenset()
+    assert (await kernel.owned()).of(Bridge) == frozenset()
 
 
 async def test_what_is_used_is_not_undone() -> None:

@@ -10,28 +10,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from netplug.drivers.api import HostFacts
-from netplug.drivers.ingress import Ingress
-from netplug.drivers.steps import (
-    Bridge,
-    Chain,
-    Forward,
-    Forwards,
-    Guard,
-    Guards,
-    HostPort,
-    IPAddress,
-    IpSet,
-    Member,
-    Proto,
-    Resolver,
-    Rule,
-    Step,
-)
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep
+from netplug.drivers.steps import HostPort, IPAddress, Proto, Resolver, Step
 from netplug.errors import NetplugError
+
+_S = TypeVar("_S", bound=Step)
 
 
 class Outcome(StrEnum):
@@ -82,36 +67,21 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """What bears our mark in the host's namespace: names of links, sets, and (family, table, chain) of chains.
+    """What bears our mark in the host's namespace, as steps that are enough to remove it, in an order of making.
 
-    Of a veth whose both ends are here only the host side is named; links that are being deleted are left out. `rules`:
-    (family, table, chain, rule) in chains of ours. `tables`, `entries`: of nf_tables. `forwarding_entries`: where
-    remote MACs and addresses are.
+    Links are told of as `Bridge`s, whatever they are. Of a veth whose both ends are here only the host side is named;
+    links that are being deleted are left out. Chains are told of as open ones, with a `Rule` for each rule in them.
     """
 
-    links: frozenset[str] = frozenset()
-    sets: frozenset[str] = frozenset()
-    chains: frozenset[tuple[int, str, str]] = frozenset()
-    rules: frozenset[tuple[int, str, str, str]] = frozenset()
-    members: frozenset[Member] = frozenset()
-    tables: frozenset[Guards | Forwards | Tunnels | Ingress] = frozenset()
-    entries: frozenset[Guard | Forward | Tunnel | Vtep] = frozenset()
-    forwarding_entries: frozenset[Fdb | Neighbour] = frozenset()
-    shortcuts: frozenset[Shortcuts | Shortcut | Remote] = frozenset()
+    found: tuple[Step, ...] = ()
 
     def steps(self) -> list[Step]:
-        """Return steps with the keys of all these objects, enough to remove them, in an order of making."""
-        return [
-            *(IpSet(name, "", 0) for name in sorted(self.sets)),
-            *sorted(self.members, key=lambda member: member.key),
-            *(Chain(family, table, name, open=True) for family, table, name in sorted(self.chains)),
-            *(Rule(family, table, chain, rule) for family, table, chain, rule in sorted(self.rules)),
-            *sorted(self.tables, key=lambda table: table.key),
-            *sorted(self.entries, key=lambda entry: entry.key),
-            *(Bridge(name, "", 0) for name in sorted(self.links)),
-            *sorted(self.forwarding_entries, key=lambda station: station.key),
-            *sorted(self.shortcuts, key=lambda way: (not isinstance(way, Shortcuts), way.key)),
-        ]
+        """Return them all."""
+        return list(self.found)
+
+    def of(self, *types: type[_S]) -> frozenset[_S]:
+        """Return those of some types."""
+        return frozenset(step for step in self.found if isinstance(step, types))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,49 +1,65 @@
 """The kernel of this host: hands each step to the module that knows its kind."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from ipaddress import IPv4Address
-from itertools import groupby
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from netplug.drivers.api import HostFacts
+from netplug.drivers.ingress import Ingress
+from netplug.drivers.step_types import BUILT_IN
 from netplug.drivers.steps import (
+    Address,
+    Announce,
     Bridge,
+    Chain,
     Flows,
     Forward,
+    Forwards,
+    Guard,
+    Guards,
+    Hairpin,
     HostPort,
     Ifb,
     IPAddress,
     IpSet,
+    Jump,
+    Loopback,
     Macvlan,
     Member,
     Proto,
     Relay,
     Resolver,
+    Route,
+    Rule,
+    Shape,
     Step,
+    Sysctl,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 from netplug.errors import NetplugError
-from netplug.kernel.api import Before, Comparison, Done, Drift, Outcome, Owned, Reservations, Serve, StepError
-from netplug.kernel.doing import Notes, named
-from netplug.kernel.firewall import entries, firewalld, forwards
+from netplug.kernel.api import Before, Comparison, Drift, Outcome, Owned, Reservations, Serve
+from netplug.kernel.comparison import Compared
+from netplug.kernel.context import Context
+from netplug.kernel.firewall import entries, firewalld
+from netplug.kernel.firewall import handlers as firewall
 from netplug.kernel.firewall.conntrack import Conntrack
-from netplug.kernel.firewall.entries import TABLE_STEPS
 from netplug.kernel.firewall.ipset import IpSets
 from netplug.kernel.firewall.iptables import Firewall
-from netplug.kernel.firewall.iptables_rules import FIREWALL_STEPS, FirewallStep
 from netplug.kernel.firewall.nftables import Tables
 from netplug.kernel.firewall.shortcuts import FastPath
+from netplug.kernel.handlers import Factory, Handlers, LoopLane, made
 from netplug.kernel.host import facts
+from netplug.kernel.host import handlers as host
 from netplug.kernel.host.descriptors import raise_limit, require
 from netplug.kernel.host.ports import Ports
 from netplug.kernel.host.relays import Relays
 from netplug.kernel.host.runtime_reservations import RuntimeSockets, reserve
 from netplug.kernel.links import conflict_probe
+from netplug.kernel.links import handlers as links
 from netplug.kernel.links.announcements import Announcements
 from netplug.kernel.links.forwarding_entries import ForwardingEntries
 from netplug.kernel.links.reaper import Reaper
@@ -51,22 +67,57 @@ from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import Netlink
 from netplug.kernel.netlink.route_watch import RouteChanges
 from netplug.kernel.netlink.watch import ForeignChanges
-from netplug.kernel.rtnetlink_steps import REQUESTS, Request, Requests
+from netplug.kernel.progress import Progress
+from netplug.kernel.rtnetlink_lane import RequestLane
+from netplug.kernel.sandbox import handlers as sandbox
 from netplug.kernel.sandbox.identity import find, has_processes
 from netplug.kernel.sandbox.interception import Interception
 from netplug.kernel.sandbox.resolvers import Resolvers
-from netplug.kernel.survey import Survey, owned
-from netplug.tasks.uncancellable import uncancellable
+from netplug.kernel.survey import Survey
 
-_BREATH = 64
-"""After so many steps others have their turn."""
-_REQUESTS = "requests"
+HANDLERS: Mapping[type[Step], Factory] = {
+    IpSet: firewall.SetHandler,
+    Member: firewall.MemberHandler,
+    Chain: firewall.ChainHandler,
+    Rule: firewall.RuleHandler,
+    Jump: firewall.IptablesHandler[Jump],
+    Guards: firewall.TableHandler,
+    Forwards: firewall.TableHandler,
+    Tunnels: firewall.TableHandler,
+    Ingress: firewall.IngressHandler,
+    Guard: firewall.GuardHandler,
+    Forward: firewall.ForwardHandler,
+    Tunnel: firewall.TunnelHandler,
+    Vtep: firewall.TunnelHandler,
+    Sysctl: host.SysctlHandler,
+    Bridge: links.BridgeHandler,
+    Vxlan: links.VxlanHandler,
+    Veth: links.VethHandler,
+    Macvlan: links.MacvlanHandler,
+    Ifb: links.IfbHandler,
+    Hairpin: links.HairpinHandler,
+    Shape: links.ShapeHandler,
+    Address: links.AddressHandler,
+    Route: links.RouteHandler,
+    Announce: links.AnnounceHandler,
+    Fdb: links.ForwardingHandler,
+    Neighbour: links.ForwardingHandler,
+    Loopback: sandbox.LoopbackHandler,
+    Resolver: sandbox.ResolverHandler,
+    Shortcuts: firewall.ShortcutsHandler,
+    Shortcut: firewall.ShortcutHandler,
+    Remote: firewall.RemoteHandler,
+    HostPort: host.HostPortHandler,
+    Relay: host.RelayHandler,
+    Flows: firewall.FlowsHandler,
+}
+"""The handlers of our own types, in an order in which what they know can be made."""
 
 
 class LinuxKernel:
     """The network namespace of the thread that opened it. Belongs to one event loop."""
 
-    def __init__(self, backend: str = "") -> None:
+    def __init__(self, backend: str = "", packages: Mapping[type[Step], Factory] = MappingProxyType({})) -> None:
         """Use `open`."""
         self._nl = Netlink.open()
         self._survey = Netlink.open()
@@ -78,24 +129,53 @@ class LinuxKernel:
         self._resolvers = Resolvers()
         self._flows = Conntrack()
         self._tables = Tables()
-        self._ways = FastPath(self._tables, self._nl)
-        self._forwarding_entries = ForwardingEntries()
+        self._fast_path = FastPath(self._tables, self._nl)
+        self._forwarding = ForwardingEntries()
         self._announcements = Announcements(self._nl)
         self._routes: RouteChanges | None = None
-        self._requests = Requests(self._nl, self._reaper, self._announcements, self._forwarding_entries)
+        self._handlers = Handlers()
+        self._requests = RequestLane(self._handlers, self._reaper)
+        self._register(HANDLERS)
+        self._handlers.require(BUILT_IN)
+        self._register(packages)
         self._changes = ForeignChanges(
-            self._is_ours, self._is_own_work, self._forwarding_entries.is_foreign_change, self._announcements.on_carrier
+            self._is_ours, self._is_own_work, self._forwarding.is_foreign_change, self._announcements.on_carrier
         )
 
+    def _register(self, factories: Mapping[type[Step], Factory]) -> None:
+        context = Context(
+            nl=self._nl,
+            survey=self._survey,
+            loop=LoopLane(self._handlers),
+            requests=self._requests,
+            reaper=self._reaper,
+            announcements=self._announcements,
+            forwarding=self._forwarding,
+            firewall=self._firewall,
+            sets=self._sets,
+            tables=self._tables,
+            fast_path=self._fast_path,
+            flows=self._flows,
+            ports=self._ports,
+            relays=self._relays,
+            resolvers=self._resolvers,
+        )
+        for cls, handler in made(factories, context):
+            self._handlers.add(cls, handler)
+
     @classmethod
-    async def open(cls, backend: str = "") -> Self:
+    async def open(cls, backend: str = "", packages: Mapping[type[Step], Factory] = MappingProxyType({})) -> Self:
         """Open the namespace of this thread, and finish the deletions that an earlier process began.
 
         Args:
             backend: of iptables, "nft" or "legacy"; "" takes the host's default.
+            packages: handlers of types of steps that other packages bring.
+
+        Raises:
+            NetplugError: a type of step has no handler, or two.
         """
         raise_limit()
-        kernel = cls(backend)
+        kernel = cls(backend, packages)
         try:
             await asyncio.gather(*(firewall.open() for firewall in kernel._firewall.values()), kernel._reaper.sweep())
             found = await asyncio.to_thread(rtnl.links, kernel._nl)
@@ -118,48 +198,17 @@ class LinuxKernel:
     ) -> list[Outcome]:
         """Bring the steps about; see `Kernel`."""
         done: list[Outcome] = [] if outcomes is None else outcomes
-        notes = Notes(done, before)
-        for kind, run in groupby(steps, _kind):
-            if isinstance(kind, int):
-                await self._firewall[kind].ensure(_firewall_steps(run), done)
-            elif kind == _REQUESTS:
-                await self._requests.ensure(_requests(run), notes)
-            elif kind:
-                together = list(run)
-                with named(together[0]):
-                    await uncancellable(self._ensure_together(together), partial(notes.take, together))
-            else:
-                await self._ensure_each(run, notes)
+        progress = Progress(done, before)
+        for lane, together in list(self._handlers.lanes(steps)):
+            await lane.ensure(together, progress)
         return done
-
-    async def _ensure_each(self, steps: Iterable[Step], notes: Notes) -> None:
-        for number, step in enumerate(steps):
-            with named(step):
-                if isinstance(step, IpSet | Member):
-                    await uncancellable(self._sets.ensure(step), partial(notes.note, step))
-                else:
-                    # There may be thousands; a task each would take longer than the work.
-                    notes.note(step, self._ensure(step))
-            if number % _BREATH == 0:
-                await asyncio.sleep(0)
 
     async def remove(self, steps: Sequence[Step]) -> None:
         """Remove what the steps name; see `Kernel`."""
-        errors: list[Exception] = []
-        for kind, run in groupby(steps, _kind):
-            if isinstance(kind, int):
-                errors += await self._firewall[kind].remove(_firewall_steps(run))
-                continue
-            if kind == _REQUESTS:
-                errors += await self._requests.remove(_requests(run))
-                continue
-            together = list(run)
-            for part in [together] if kind else [[step] for step in together]:
-                try:
-                    with named(part[0]):
-                        await self._remove(part)
-                except StepError as error:
-                    errors.append(error)
+        known, unknown = self._handlers.split(steps)
+        errors: list[Exception] = [*unknown]
+        for lane, together in self._handlers.lanes(known):
+            errors += await lane.remove(together)
         if errors:
             raise ExceptionGroup("some objects could not be removed", errors)
 
@@ -168,33 +217,21 @@ class LinuxKernel:
 
         Of what is asked about, an earlier life may have made it: from now on word of its loss is heeded.
         """
-        self._heed(steps)
+        known, unknown = self._handlers.split(steps)
+        handled = [(step, self._handlers.of(step)) for step in known]
+        for step, handler in handled:
+            handler.heed(step)
         sets = await self._sets.list()
         found = await asyncio.gather(*(firewall.read() for firewall in self._firewall.values()))
         models = dict(zip(self._firewall, found, strict=True))
-        look, ways = entries.Snapshot.at(self._tables), self._ways.look()
-        survey = await asyncio.to_thread(Survey.of, steps, self._survey)
-        drifts = []
-        for step in steps:
-            match step:
-                case HostPort():
-                    what = self._ports.drift(step)
-                case Relay():
-                    what = self._relays.drift(step)
-                case Resolver():
-                    what = self._resolvers.drift(step)
-                case _ if isinstance(step, TABLE_STEPS):
-                    what = look.drift(step)
-                case Shortcuts() | Shortcut() | Remote():
-                    what = ways.drift(step, survey.host.links)
-                case _:
-                    what = survey.drift(step, sets, models)
-            if what:
-                drifts.append(Drift(step, what))
+        survey = Survey(known, sets, models, entries.Snapshot.at(self._tables), self._fast_path.look())
+        compared = Compared(survey, handled, self._handlers.all())
+        await asyncio.to_thread(compared.look, self._survey)
+        compared.compare(in_thread=False)
         host = survey.host
         return Comparison(
-            tuple(drifts),
-            replace(owned(survey, sets, models, look), shortcuts=ways.owned()),
+            (*compared.drifts(), *(Drift(error.step, error.message) for error in unknown)),
+            compared.owned(),
             replace(
                 facts.of(host.links.values(), host.addresses, host.routes, models),
                 firewalld=firewalld.read(self._tables),
@@ -274,14 +311,6 @@ class LinuxKernel:
             self._routes = RouteChanges()
         return self._routes.event
 
-    def _heed(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            match step:
-                case Bridge() | Veth() | Macvlan() | Ifb() | Vxlan():
-                    self._requests.links.add(step.name)
-                case Fdb() | Neighbour():
-                    self._forwarding_entries.add(step)
-
     def _is_ours(self, name: str) -> bool:
         return name in self._requests.links and not self._reaper.has(name)
 
@@ -308,81 +337,3 @@ class LinuxKernel:
             self._sets.close()
             self._survey.close()
             self._nl.close()
-
-    def _ensure(self, step: Step) -> Outcome | Done:
-        match step:
-            case HostPort():
-                return self._ports.ensure(step)
-            case Relay():
-                return self._relays.ensure(step)
-            case Resolver():
-                return self._resolvers.ensure(step)
-            case Shortcuts() | Shortcut():
-                return self._ways.ensure(step)
-            case _ if isinstance(step, TABLE_STEPS):
-                return entries.ensure(self._tables, step)
-        raise TypeError(f"no way to bring about a {type(step).__name__}")
-
-    async def _ensure_together(self, steps: Sequence[Step]) -> Sequence[Outcome | Done]:
-        if remote := [step for step in steps if isinstance(step, Remote)]:
-            return self._ways.ensure_remote(remote)
-        if forwarded := [step for step in steps if isinstance(step, Forward)]:
-            return forwards.ensure(self._tables, forwarded)
-        flows = [step for step in steps if isinstance(step, Flows)]
-        new = await asyncio.to_thread(self._flows.ensure, flows, self._survey)
-        return [Outcome.CREATED if item else Outcome.EQUAL for item in new]
-
-    async def _remove_together(self, steps: Sequence[Step]) -> None:
-        if forwarded := [step for step in steps if isinstance(step, Forward)]:
-            forwards.remove(self._tables, forwarded)
-        elif remote := [step for step in steps if isinstance(step, Remote)]:
-            self._ways.remove_remote(remote)
-        else:
-            await asyncio.to_thread(self._flows.remove, [step for step in steps if isinstance(step, Flows)])
-
-    async def _remove(self, steps: Sequence[Step]) -> None:
-        step = steps[0]
-        match step:
-            case Forward() | Flows() | Remote():
-                await self._remove_together(steps)
-            case IpSet() | Member():
-                await self._sets.remove(step)
-            case Shortcuts() | Shortcut():
-                self._ways.remove(step)
-            case _ if isinstance(step, TABLE_STEPS):
-                entries.remove(self._tables, step)
-            case HostPort():
-                # Whoever serves a socket ends before it does: its number may be another's at once.
-                self._relays.remove(Relay(step.proto, step.address, step.port, step.address, step.port, step.count))
-                self._ports.remove(step)
-            case Relay():
-                self._relays.remove(step)
-            case Resolver():
-                self._resolvers.remove(step)
-
-
-def _kind(step: Step) -> int | str:
-    """Return what neighbouring steps must share to be done at once, empty for those that are done one by one.
-
-    The family of a firewall or of ports, a kind of flows, the VXLAN link of remote MACs, that they are `Requests`.
-    """
-    match step:
-        case Flows():
-            return f"{step.proto}{step.address.version}"
-        case Forward():
-            return f"forward{step.family}"
-        case Remote():
-            return f"remote {step.vxlan}"
-        case _ if isinstance(step, REQUESTS):
-            return _REQUESTS
-        case _ if isinstance(step, FIREWALL_STEPS):
-            return step.family
-    return ""
-
-
-def _firewall_steps(run: Iterator[Step]) -> list[FirewallStep]:
-    return [step for step in run if isinstance(step, FIREWALL_STEPS)]
-
-
-def _requests(run: Iterator[Step]) -> list[Request]:
-    return [step for step in run if isinstance(step, REQUESTS)]

@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Protocol
 
 import pytest
+from owned import chains, links, rules, sets
 
 from netplug.drivers import firewall
 from netplug.drivers.api import HostFacts, PortMapping
@@ -306,13 +307,13 @@ class KernelSuite:
         assert await whats(kernel, step) == []
         await gone(kernel, step)
         assert around.snapshot() == before
-        assert (await kernel.owned()).links == frozenset()
+        assert links(await kernel.owned()) == frozenset()
 
     async def test_bridge_to_adopt_is_made_if_there_is_none(self, kernel: Kernel) -> None:
         step = Bridge("br0", "02:00:00:00:00:01", 1400, adopt=True)
         assert await kernel.ensure((step,)) == [CREATED]
         assert await kernel.ensure((step,)) == [EQUAL]
-        assert (await kernel.owned()).links == {"br0"}
+        assert links(await kernel.owned()) == {"br0"}
 
     async def test_link_to_adopt_that_is_no_bridge_is_invalid(self, kernel: Kernel, around: Surroundings) -> None:
         around.add_link("pair0", "veth")
@@ -365,7 +366,7 @@ class KernelSuite:
         assert await kernel.ensure(steps) == [CREATED] * 6
         assert await whats(kernel, *steps) == []
         assert await kernel.ensure(steps) == [EQUAL] * 6
-        assert (await kernel.owned()).links == {"np-test", "nphtest"}
+        assert links(await kernel.owned()) == {"np-test", "nphtest"}
         await gone(kernel, *steps[:1:-1])
         assert await whats(kernel, *steps) == ["missing"] * 4
         await gone(kernel, *steps[1::-1])
@@ -430,7 +431,7 @@ class KernelSuite:
         veths = [replace(VETH, name=f"nph{i}", peer=f"nps{i}") for i in range(10)]
         await kernel.ensure((BRIDGE, *veths))
         await asyncio.gather(*(kernel.remove((veth,)) for veth in veths))
-        assert (await kernel.owned()).links == {"np-test"}
+        assert links(await kernel.owned()) == {"np-test"}
         await kernel.remove((BRIDGE,))
         await kernel.settle()
         assert around.snapshot() == before
@@ -609,9 +610,9 @@ class KernelSuite:
         member = Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")
         await kernel.ensure((BRIDGE, VETH, SET4, member, OPEN, rule(80)))
         owned = await kernel.owned()
-        assert owned.links == {"np-test", "nphtest"}
-        assert owned.sets == {"netplug-net4"}
-        assert owned.members == {member}
+        assert links(owned) == {"np-test", "nphtest"}
+        assert sets(owned) == {"netplug-net4"}
+        assert owned.of(Member) == {member}
         assert {step.key for step in owned.steps()} >= {
             BRIDGE.key,
             VETH.key,
@@ -620,8 +621,8 @@ class KernelSuite:
             OPEN.key,
             rule(80).key,
         }
-        assert owned.chains == {(4, "nat", "NETPLUG-DNAT")}
-        assert owned.rules == {(4, "nat", "NETPLUG-DNAT", rule(80).rule)}
+        assert chains(owned) == {(4, "nat", "NETPLUG-DNAT")}
+        assert rules(owned) == {(4, "nat", "NETPLUG-DNAT", rule(80).rule)}
 
 
 class FirewallSuite:
@@ -798,4 +799,4 @@ class FirewallSuite:
             await executor.revert(plan)
         await kernel.settle()
         assert around.snapshot() == before
-        assert (await kernel.owned()).rules == frozenset()
+        assert rules(await kernel.owned()) == frozenset()

@@ -5,6 +5,7 @@ from ipaddress import ip_address
 
 import pytest
 from kernel_suite import ADJUSTED, CREATED, EQUAL, Surroundings, gone, refusal, whats
+from owned import ENTRIES
 
 from netplug.drivers import firewall
 from netplug.drivers.api import PortMapping
@@ -40,7 +41,7 @@ class PortsSuite:
         assert await whats(kernel, *RANGES) == []
         for step in RANGES:
             assert await whats(kernel, *each(step)) == []
-        assert (await kernel.owned()).entries == {part for step in RANGES[2:4] for part in each(step)}
+        assert (await kernel.owned()).of(*ENTRIES) == {part for step in RANGES[2:4] for part in each(step)}
         for proto, address in ((Proto.UDP, "127.0.0.1"), (Proto.TCP, "::1")):
             with pytest.raises(NetplugError, match="9002"):
                 await kernel.reserve(proto, ip_address(address), 9002, 9002)
@@ -108,10 +109,10 @@ class PortsSuite:
         await kernel.ensure((Forwards(4), other))
         assert await kernel.ensure((many,)) == [ADJUSTED]
         assert await whats(kernel, many) == []
-        assert len((await kernel.owned()).entries) == 3010
+        assert len((await kernel.owned()).of(*ENTRIES)) == 3010
         assert await kernel.ensure((many,)) == [EQUAL]
         await gone(kernel, many, replace(other, port=13_000, count=10))
-        assert (await kernel.owned()).entries == set()
+        assert (await kernel.owned()).of(*ENTRIES) == set()
         await gone(kernel, Forwards(4))
 
     async def test_many_ports_that_cannot_all_be_led_lead_where_they_did(self, kernel: Kernel) -> None:

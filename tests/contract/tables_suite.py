@@ -5,6 +5,7 @@ from ipaddress import ip_address
 
 import pytest
 from kernel_suite import ADJUSTED, CREATED, EQUAL, Surroundings, gone, refusal, whats
+from owned import ENTRIES, TABLES
 
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import (
@@ -53,7 +54,7 @@ class TablesSuite:
         assert await whats(kernel, table, step) == []
         assert await kernel.ensure((table, step)) == [EQUAL, EQUAL]
         owned = await kernel.owned()
-        assert (owned.tables, owned.entries) == ({table}, {step})
+        assert (owned.of(*TABLES), owned.of(*ENTRIES)) == ({table}, {step})
         await gone(kernel, step)
         assert await whats(kernel, table, step) == ["missing"]
         await gone(kernel, table)
@@ -91,7 +92,7 @@ class TablesSuite:
         assert len(await whats(kernel, table, step)) == 1
         assert await kernel.ensure((step,)) == [ADJUSTED]
         assert await whats(kernel, table, step) == []
-        assert (await kernel.owned()).entries == {step}
+        assert (await kernel.owned()).of(*ENTRIES) == {step}
         await gone(kernel, step, table)
 
     @pytest.mark.parametrize(
@@ -114,12 +115,12 @@ class TablesSuite:
         with pytest.raises(StepError, match="8081"):
             await Executor(kernel).apply(Plan((step, taken)))
         assert await whats(kernel, other) == []
-        assert (await kernel.owned()).entries == {other}
+        assert (await kernel.owned()).of(*ENTRIES) == {other}
         # What is made and then adjusted by one plan is new, and goes.
         await gone(kernel, other)
         with pytest.raises(StepError, match="8081"):
             await Executor(kernel).apply(Plan((other, step, taken)))
-        assert (await kernel.owned()).entries == set()
+        assert (await kernel.owned()).of(*ENTRIES) == set()
         await kernel.ensure((other,))
         assert around.snapshot() == before
         await gone(kernel, other, table)
@@ -127,7 +128,7 @@ class TablesSuite:
     async def test_entry_of_which_a_part_is_gone_is_removed(self, kernel: Kernel) -> None:
         await kernel.ensure((Guards(), replace(GUARD, addresses=GUARD.addresses[:1])))
         await gone(kernel, GUARD)
-        assert (await kernel.owned()).entries == set()
+        assert (await kernel.owned()).of(*ENTRIES) == set()
         await gone(kernel, Guards())
 
     async def test_entries_do_not_disturb_each_other(self, kernel: Kernel) -> None:
@@ -136,10 +137,10 @@ class TablesSuite:
         steps: list[Step] = [Guards(), Forwards(4), Forwards(6), *guards, *ports]
         assert set(await kernel.ensure(steps)) == {CREATED}
         await gone(kernel, *guards[::2], *ports[::2])
-        assert (await kernel.owned()).entries == {*guards[1::2], *ports[1::2]}
+        assert (await kernel.owned()).of(*ENTRIES) == {*guards[1::2], *ports[1::2]}
         assert await whats(kernel, *guards[1::2], *ports[1::2]) == []
         await gone(kernel, *reversed(steps))
-        assert (await kernel.owned()).entries == set()
+        assert (await kernel.owned()).of(*ENTRIES) == set()
 
     async def test_relay_serves_a_reserved_port(self, kernel: Kernel) -> None:
         everywhere = ip_address("::")

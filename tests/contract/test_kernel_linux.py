@@ -16,6 +16,7 @@ pytest.register_assert_rewrite("kernel_suite", "ports_suite", "tables_suite", "t
 
 from kernel_suite import BRIDGE, HOST_MACVLAN, IFB, MACVLAN, OPEN, SET4, VETH, FirewallSuite, KernelSuite, rule, whats  # noqa: E402
 from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, descriptors, run  # noqa: E402
+from owned import ENTRIES  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
 from tunnel_suite import VXLAN  # noqa: E402
@@ -572,12 +573,12 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         await kernel.ensure((Guards(),))
         elements = {name: ", ".join(of) for name, of in _elements_of(many).items()}
         run("nft", "-f", "-", text="\n".join(f"add element bridge netplug {k} {{ {v} }}" for k, v in elements.items()))
-        assert (await kernel.owned()).entries == set(many)
+        assert (await kernel.owned()).of(*ENTRIES) == set(many)
         listing = run("nft", "-a", "list", "chain", "bridge", "netplug", "input")
         handle = next(line for line in listing.splitlines() if "redirect" in line).rpartition(" ")[2]
         run("nft", "delete", "rule", "bridge", "netplug", "input", "handle", handle)
         assert await kernel.ensure((Guards(),)) == [Outcome.ADJUSTED]
-        assert (await kernel.owned()).entries == set(many)
+        assert (await kernel.owned()).of(*ENTRIES) == set(many)
 
     async def test_elements_that_are_there_cost_no_grace_period(
         self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ pytest.register_assert_rewrite("kernel_suite", "tunnel_suite", "linux_host")
 from kernel_suite import BRIDGE, VETH, whats  # noqa: E402
 from linux_host import LinuxHost, LinuxSurroundings, run  # noqa: E402
 from living import until  # noqa: E402
+from owned import ENTRIES, TABLES  # noqa: E402
 from tunnel_suite import FDB, TUNNEL, VTEP, VXLAN, VXLAN6, TunnelSuite  # noqa: E402
 
 from netplug.drivers.naming import mark  # noqa: E402
@@ -115,4 +116,4 @@ class TestLinuxTunnels(LinuxHost, TunnelSuite):
         assert "meta l4proto != udp return" in listing
         assert "exthdr frag" in listing or "frag frag-off 0 drop" in listing
         owned = await kernel.owned()
-        assert (owned.tables, owned.entries) == ({Tunnels(4), Tunnels(6)}, {TUNNEL, VTEP})
+        assert (owned.of(*TABLES), owned.of(*ENTRIES)) == ({Tunnels(4), Tunnels(6)}, {TUNNEL, VTEP})

@@ -5,6 +5,7 @@ from ipaddress import ip_address
 
 import pytest
 from kernel_suite import ADJUSTED, BRIDGE, CREATED, EQUAL, Surroundings, gone, refusal, whats
+from owned import FAST_PATH, FORWARDING
 
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Step, Veth
@@ -143,11 +144,11 @@ class TunnelSuite:
         assert len(await whats(kernel, other)) == 1
         assert await kernel.ensure((other,)) == [ADJUSTED]
         assert await whats(kernel, other) == []
-        assert len((await kernel.owned()).forwarding_entries) == 1
+        assert len((await kernel.owned()).of(*FORWARDING)) == 1
         with pytest.raises(StepError, match="nobody"):
             await Executor(kernel).apply(Plan((step, replace(NEIGHBOUR, link="nobody"))))
         assert await whats(kernel, other) == []
-        assert len((await kernel.owned()).forwarding_entries) == 1
+        assert len((await kernel.owned()).of(*FORWARDING)) == 1
         await gone(kernel, other)
 
     @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ class TunnelSuite:
         assert await whats(kernel, other) == []
         assert await kernel.ensure((other,)) == [EQUAL]
         await gone(kernel, other)
-        assert (await kernel.owned()).shortcuts == {WAYS}
+        assert (await kernel.owned()).of(*FAST_PATH) == {WAYS}
 
     @pytest.mark.parametrize("step", [WAY, REMOTE], ids=lambda step: step.key)
     async def test_shortcut_without_its_table_is_refused(self, kernel: Kernel, step: Step) -> None:
@@ -179,7 +180,7 @@ class TunnelSuite:
         assert set(await kernel.ensure((*LINKS, WAYS, *remote[::2]))) == {CREATED}
         assert await kernel.ensure(remote) == [EQUAL, CREATED] * 300
         await gone(kernel, *remote[1:])
-        assert (await kernel.owned()).shortcuts == {WAYS, remote[0]}
+        assert (await kernel.owned()).of(*FAST_PATH) == {WAYS, remote[0]}
         assert await whats(kernel, *remote[:2]) == ["missing"]
 
     async def test_remote_macs_outlive_the_rules_of_their_table(self, kernel: Kernel, around: Surroundings) -> None:
@@ -226,7 +227,7 @@ class TunnelSuite:
         await gone(kernel, VXLAN)
         assert await whats(kernel, FDB, EVERYBODY) == ["missing", "missing"]
         await gone(kernel, NEIGHBOUR, BRIDGE)
-        assert (await kernel.owned()).forwarding_entries == frozenset()
+        assert (await kernel.owned()).of(*FORWARDING) == frozenset()
 
     async def test_many_entries_do_not_disturb_each_other(self, kernel: Kernel) -> None:
         macs = [f"02:00:00:00:07:{number:02x}" for number in range(40)]
@@ -234,7 +235,7 @@ class TunnelSuite:
         near = [Neighbour(BRIDGE.name, ip_address(f"10.9.0.{2 + i}"), mac) for i, mac in enumerate(macs)]
         assert set(await kernel.ensure((*LINKS, *remote, *near))) == {CREATED}
         await gone(kernel, *remote[::2], *near[::2])
-        assert (await kernel.owned()).forwarding_entries == {*remote[1::2], *near[1::2]}
+        assert (await kernel.owned()).of(*FORWARDING) == {*remote[1::2], *near[1::2]}
         assert await whats(kernel, *remote[1::2], *near[1::2]) == []
 
     @pytest.mark.parametrize(

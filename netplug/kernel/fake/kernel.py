@@ -9,52 +9,34 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from itertools import groupby
-from typing import TypeVar
+from types import MappingProxyType
 
 from netplug.drivers import port_ranges
 from netplug.drivers.api import HostFacts
-from netplug.drivers.ingress import Ingress
 from netplug.drivers.steps import (
     Address,
-    Announce,
-    Bridge,
     Chain,
-    Flows,
     Forward,
-    Forwards,
-    Guard,
-    Guards,
     HostPort,
-    Ifb,
     IPAddress,
     IPNetwork,
-    IpSet,
-    Jump,
-    Loopback,
     Macvlan,
-    Member,
     Proto,
     Relay,
     Resolver,
     Route,
-    Rule,
     Step,
-    Sysctl,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 from netplug.errors import NetplugError
-from netplug.kernel.api import MISSING, Before, Comparison, Done, Drift, Outcome, Owned, Reservations, Serve, StepError
-from netplug.kernel.doing import Notes, merged
-from netplug.kernel.fake import links, ports, tunnels
+from netplug.kernel.api import Before, Comparison, Done, Drift, Outcome, Owned, Reservations, Serve, StepError
+from netplug.kernel.fake import ports
+from netplug.kernel.fake.handlers import HANDLERS, FakeHandler, ensure_rules
 from netplug.kernel.fake.interception import FakeInterception
-from netplug.kernel.fake.world import Foreign, World, comparable
+from netplug.kernel.fake.world import Foreign, World
 from netplug.kernel.firewall import iptables_rules
-from netplug.kernel.firewall.iptables_rules import FIREWALL_STEPS, FirewallStep, Transaction
-
-_T = TypeVar("_T")
-_PUT_BACK = (HostPort, Forward, Relay, Guard, Fdb, Neighbour, IpSet)
-"""Steps of which is told what there was before they were adjusted."""
+from netplug.kernel.firewall.iptables_rules import FIREWALL_STEPS, Transaction
+from netplug.kernel.progress import Progress, merged
 
 
 class FakeKernel:
@@ -65,7 +47,9 @@ class FakeKernel:
     `moved`: that addresses or the mtu of their links did; `rerouted`: that routes did.
     """
 
-    def __init__(self, foreign: Foreign | None = None) -> None:
+    def __init__(
+        self, foreign: Foreign | None = None, packages: Mapping[type[Step], FakeHandler] = MappingProxyType({})
+    ) -> None:
         self.foreign = foreign or Foreign()
         self.calls: list[tuple[str, int]] = []
         self.inhabitants: set[str] = set()
@@ -76,6 +60,7 @@ class FakeKernel:
         self.rerouted = asyncio.Event()
         self._world = World(self.foreign)
         self._failures: set[str] = set()
+        self._handlers = {**HANDLERS, **packages}
 
     # What tests do to it
 
@@ -158,12 +143,15 @@ class FakeKernel:
         for family, run in groupby(steps, lambda step: step.family if isinstance(step, FIREWALL_STEPS) else 0):
             if family:
                 await asyncio.sleep(0)
-                done += self._ensure_firewall([step for step in run if isinstance(step, FIREWALL_STEPS)])
+                together = [step for step in run if isinstance(step, FIREWALL_STEPS)]
+                for rule in together:
+                    self._fail(rule)
+                done += ensure_rules(self._world, together)
                 continue
             for step in run:
                 await asyncio.sleep(0)
                 self._fail(step)
-                Notes(done, before).note(step, self._ensure_whole(step))
+                Progress(done, before).record(step, self._ensure_whole(step))
         return done
 
     async def remove(self, steps: Sequence[Step]) -> None:
@@ -174,7 +162,7 @@ class FakeKernel:
             await asyncio.sleep(0)
             try:
                 for part in port_ranges.each(step):
-                    self._remove(part)
+                    self._handler(part).remove(self._world, part)
             except StepError as error:
                 errors.append(error)
         if errors:
@@ -191,21 +179,8 @@ class FakeKernel:
 
     async def owned(self) -> Owned:
         """Return what bears our mark; see `Kernel`."""
-        chains = [(family, *chain) for family, model in self._world.firewall.items() for chain in model.ours()]
-        return Owned(
-            links=frozenset(step.name for step in self._world.links()),
-            sets=frozenset(step.name for step in self._world.state.values() if isinstance(step, IpSet)),
-            chains=frozenset((family, table, name) for family, table, name, _ in chains),
-            rules=frozenset((family, table, name, rule) for family, table, name, content in chains for rule in content),
-            members=self._all(Member),
-            tables=self._all(Guards, Forwards, Tunnels, Ingress),
-            entries=self._all(Guard, Forward, Tunnel, Vtep),
-            forwarding_entries=self._all(Fdb, Neighbour),
-            shortcuts=self._all(Shortcuts, Shortcut, Remote),
-        )
-
-    def _all(self, *kinds: type[_T]) -> frozenset[_T]:
-        return frozenset(step for step in self._world.state.values() if isinstance(step, kinds))
+        handlers = dict.fromkeys(self._handlers.values())
+        return Owned(tuple(step for it in handlers for step in sorted(it.owned(self._world), key=_key)))
 
     async def facts(self) -> HostFacts:
         """Return what drivers may know of the host; see `Kernel`."""
@@ -320,11 +295,12 @@ class FakeKernel:
     def _ensure_whole(self, step: Step) -> Done:
         """Bring a step about, or nothing of it."""
         state, done = self._world.state, dict[Step, Outcome]()
+        handler = self._handler(step)
         before = {part.key: state[part.key] for part in port_ranges.each(step) if part.key in state}
         try:
             for part in port_ranges.each(step):
-                done[part] = outcome = self._ensure(part)
-                if outcome is not Outcome.USED and not isinstance(part, Sysctl | Announce | Loopback):
+                done[part] = outcome = handler.ensure(self._world, part)
+                if outcome is not Outcome.USED and handler.keeps:
                     state[part.key] = part
         except StepError as error:
             for part, outcome in done.items():
@@ -334,125 +310,24 @@ class FakeKernel:
                     state[part.key] = before[part.key]
             raise StepError(error.kind, step, error.message, hint=error.hint) from error
         found = merged(done, before)
-        return found if isinstance(step, _PUT_BACK) else Done(found.outcome)
-
-    def _ensure(self, step: Step) -> Outcome:
-        if isinstance(step, links.LINK_STEPS):
-            return links.ensure(self._world, step)
-        if isinstance(step, tunnels.TUNNEL_STEPS):
-            return tunnels.ensure(self._world, step)
-        match step:
-            case Sysctl():
-                return self._ensure_sysctl(step)
-            case IpSet():
-                return self._ensure_set(step)
-            case HostPort():
-                return self._ensure_port(step)
-            case Loopback():
-                return self._world.raise_loopback(step)
-            case Member() | Relay() | Guard() | Forward():
-                self._world.wants_home(step)
-        return self._world.plain(step)
-
-    def _ensure_sysctl(self, step: Sysctl) -> Outcome:
-        if not self._world.has_sysctl(step):
-            raise StepError("not_found", step, f"kernel setting {step.name} is missing")
-        same = self._world.sysctls.get(step.name) == step.value
-        self._world.sysctls[step.name] = step.value
-        if same:
-            return Outcome.USED if step.restore else Outcome.EQUAL
-        return Outcome.CREATED if step.restore else Outcome.ADJUSTED
-
-    def _ensure_port(self, step: HostPort) -> Outcome:
-        if step.key in self._world.state:
-            self._world.state[step.key] = step
-            return Outcome.EQUAL
-        problem = self._world.port_problem(step, lambda k, m, h: StepError(k, step, m, hint=h))
-        if problem and not step.shared:
-            raise problem
-        return Outcome.CREATED
-
-    def _ensure_firewall(self, steps: list[FirewallStep]) -> list[Outcome]:
-        family = steps[0].family
-        transaction = Transaction(self._world.firewall[family].copy())
-        for step in steps:
-            self._fail(step)
-        done = [transaction.ensure(step) for step in steps]
-        self._world.firewall[family] = transaction.model
-        for step in steps:
-            self._world.state[step.key] = step
-            if isinstance(step, Rule):
-                # The rule of a chain that was lost has brought it back.
-                chain = Chain(step.family, step.table, step.chain, open=True)
-                self._world.state.setdefault(chain.key, chain)
-        return done
-
-    def _ensure_set(self, step: IpSet) -> Outcome:
-        if "ipset" in self.foreign.lacks:
-            raise StepError("unavailable", step, "the kernel has no sets (CONFIG_IP_SET)")
-        before = self._world.state.get(step.key)
-        if isinstance(before, IpSet) and before != step and self._world.members(step.name):
-            raise StepError(
-                "exists",
-                step,
-                f"set {step.name!r} is a {before.type} of IPv{before.family}, not {step.type}, and not empty",
-            )
-        return self._world.plain(step)
-
-    def _remove(self, step: Step) -> None:
-        match step:
-            case Chain() | Rule() | Jump():
-                Transaction(self._world.firewall[step.family]).remove(step)
-                if isinstance(step, Chain):
-                    self._world.cascade(step)
-            case IpSet() if self._world.referenced(step.name):
-                raise StepError(
-                    "internal", step, f"set {step.name!r} is used by firewall rules", hint="see iptables-save"
-                )
-            case Sysctl():
-                if step.restore and not self._world.sysctl_drift(step):
-                    self._world.sysctls[step.name] = step.restore
-            case (
-                Bridge()
-                | Veth()
-                | Macvlan()
-                | Ifb()
-                | Vxlan()
-                | IpSet()
-                | Guards()
-                | Forwards()
-                | Tunnels()
-                | Shortcuts()
-            ):
-                if step.key in self._world.state:
-                    self._world.cascade(self._world.state[step.key])
-            case Address() | Route() if step.netns and self._world.is_gone(step.netns, step.netns_id):
-                return
-        self._world.state.pop(step.key, None)
+        return found if handler.puts_back else Done(found.outcome)
 
     def _drift(self, step: Step) -> str:
-        match step:
-            case Chain() | Rule() | Jump():
-                return iptables_rules.drift(self._world.firewall[step.family], step)
-            case Sysctl():
-                return self._world.sysctl_drift(step)
-            case Flows() | Announce() | Loopback():
-                return self._world.drift(step)
-            case Bridge() if step.adopt and self.foreign.links.get(step.name) == "bridge":
-                return ""
-            case Bridge() | Veth() | Ifb() | Vxlan() if step.name in self.foreign.links:
-                return "is not ours"
-            case Address() if not step.netns and (step.link, step.address) in self.foreign.addresses:
-                return ""
-            case Route() if not step.netns and step in self.foreign.routes:
-                return ""
-        found = self._world.find(step)
-        if found is None:
-            return MISSING
-        if isinstance(step, Veth | Vxlan) and step.master and step.master not in self._world.names():
-            return f"is not a port of {step.master!r}"
-        return "" if comparable(found) == comparable(step) else f"is {comparable(found)}, not {comparable(step)}"
+        try:
+            return self._handler(step).drift(self._world, step)
+        except StepError as error:
+            return error.message
+
+    def _handler(self, step: Step) -> FakeHandler:
+        if handler := self._handlers.get(type(step)):
+            return handler
+        words = f"step type {type(step).__name__!r} of {type(step).__module__} has no handler"
+        raise StepError("invalid", step, words, hint="its package must register it")
 
     def _fail(self, step: Step) -> None:
         if step.key in self._failures:
             raise StepError("internal", step, f"{step.key!r} fails because a test wants it to")
+
+
+def _key(step: Step) -> str:
+    return step.key

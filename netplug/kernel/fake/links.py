@@ -1,43 +1,29 @@
 """Links, and what needs one, in the memory of a fake kernel, refused as the real one refuses them."""
 
 from ipaddress import ip_address
-from typing import TypeAlias, get_args
 
 from netplug.drivers.steps import Address, Announce, Bridge, Hairpin, Ifb, Macvlan, Proto, Resolver, Route, Shape, Veth
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.fake.world import World
 from netplug.kernel.sandbox import resolvers
 
-LinkStep: TypeAlias = Bridge | Veth | Macvlan | Ifb | Shape | Announce | Hairpin | Address | Route | Resolver
-LINK_STEPS = get_args(LinkStep)
+
+def ensure_shape(world: World, step: Shape) -> Outcome:
+    """Limit links."""
+    world.wants_link(step, step.link, None)
+    if step.ifb:
+        world.wants_link(step, step.ifb, None)
+    return world.plain(step)
 
 
-def ensure(world: World, step: LinkStep) -> Outcome:
-    """Say what is found of a step, or refuse it; the caller remembers it."""
-    match step:
-        case Bridge() | Veth() | Ifb():
-            return _ensure_link(world, step)
-        case Shape():
-            world.wants_link(step, step.link, None)
-            if step.ifb:
-                world.wants_link(step, step.ifb, None)
-            return world.plain(step)
-        case Macvlan():
-            return _ensure_macvlan(world, step)
-        case Hairpin():
-            return _ensure_hairpin(world, step)
-        case Address():
-            return _ensure_address(world, step)
-        case Route():
-            return _ensure_route(world, step)
-        case Resolver():
-            return _ensure_resolver(world, step)
-        case Announce():
-            world.wants_link(step, step.link, None)
-            return Outcome.EQUAL
+def ensure_announcement(world: World, step: Announce) -> Outcome:
+    """Send nothing."""
+    world.wants_link(step, step.link, None)
+    return Outcome.EQUAL
 
 
-def _ensure_link(world: World, step: Bridge | Veth | Ifb) -> Outcome:
+def ensure_link(world: World, step: Bridge | Veth | Ifb) -> Outcome:
+    """Make a link of the host."""
     kind = world.foreign.links.get(step.name)
     if isinstance(step, Veth):
         if step.master and step.master not in world.names():
@@ -54,7 +40,8 @@ def _ensure_link(world: World, step: Bridge | Veth | Ifb) -> Outcome:
     return world.plain(step)
 
 
-def _ensure_macvlan(world: World, step: Macvlan) -> Outcome:
+def ensure_macvlan(world: World, step: Macvlan) -> Outcome:
+    """Make a macvlan."""
     world.wants_sandbox(step, step.netns)
     if step.key not in world.state:
         if step.parent not in world.names():
@@ -69,21 +56,24 @@ def _ensure_macvlan(world: World, step: Macvlan) -> Outcome:
     return world.plain(step)
 
 
-def _ensure_hairpin(world: World, step: Hairpin) -> Outcome:
+def ensure_hairpin(world: World, step: Hairpin) -> Outcome:
+    """Set hairpin mode."""
     world.wants_link(step, step.link, None)
     if not any(isinstance(link, Veth) and link.name == step.link for link in world.links()):
         raise StepError("invalid", step, f"link {step.link!r} is not a port of a bridge")
     return world.plain(step)
 
 
-def _ensure_address(world: World, step: Address) -> Outcome:
+def ensure_address(world: World, step: Address) -> Outcome:
+    """Add an address."""
     world.wants_link(step, step.link, step.netns)
     if not step.netns and (step.link, step.address) in world.foreign.addresses:
         return Outcome.USED
     return world.plain(step)
 
 
-def _ensure_route(world: World, step: Route) -> Outcome:
+def ensure_route(world: World, step: Route) -> Outcome:
+    """Add a route."""
     world.wants_link(step, step.link, step.netns)
     if step.gateway and not step.gateway.is_link_local and not world.reachable(step):
         raise StepError("invalid", step, f"gateway {step.gateway} is not reachable on link {step.link!r}")
@@ -100,7 +90,8 @@ def _ensure_route(world: World, step: Route) -> Outcome:
     return world.plain(step)
 
 
-def _ensure_resolver(world: World, step: Resolver) -> Outcome:
+def ensure_resolver(world: World, step: Resolver) -> Outcome:
+    """Open sockets of a name server."""
     world.wants_link(step, step.link, None)
     anywhere = ip_address("0.0.0.0" if step.address.version == 4 else "::")
     for proto in (Proto.UDP, Proto.TCP):

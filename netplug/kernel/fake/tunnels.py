@@ -1,34 +1,40 @@
 """VXLAN links and what they know, in the memory of a fake kernel, refused as the real one refuses them."""
 
-from typing import TypeAlias, get_args
-
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Vtep, Vxlan
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.fake.world import World
 
-TunnelStep: TypeAlias = Vxlan | Fdb | Neighbour | Shortcuts | Shortcut | Remote | Tunnels | Tunnel | Vtep
-TUNNEL_STEPS = get_args(TunnelStep)
+
+def ensure_neighbour(world: World, step: Neighbour) -> Outcome:
+    """Add a neighbour."""
+    world.wants_link(step, step.link, None)
+    return world.plain(step)
 
 
-def ensure(world: World, step: TunnelStep) -> Outcome:
-    """Say what is found of a step, or refuse it; the caller remembers it."""
-    match step:
-        case Vxlan():
-            return _ensure_vxlan(world, step)
-        case Fdb():
-            return _ensure_fdb(world, step)
-        case Neighbour():
-            world.wants_link(step, step.link, None)
-        case Shortcuts():
-            world.wants_link(step, step.vxlan, None)
-        case Shortcut():
-            world.wants_link(step, step.vxlan, None)
-            world.wants_link(step, step.link, None)
-            _wants_table(world, step)
-        case Remote():
-            _wants_table(world, step)
-        case Tunnel() | Vtep() if f"tunnels/{step.family}" not in world.state:
-            raise StepError("not_found", step, f"the table of IPv{step.family} tunnels is missing")
+def ensure_shortcuts(world: World, step: Shortcuts) -> Outcome:
+    """Add a table of the fast path."""
+    world.wants_link(step, step.vxlan, None)
+    return world.plain(step)
+
+
+def ensure_shortcut(world: World, step: Shortcut) -> Outcome:
+    """Add a port of the fast path."""
+    world.wants_link(step, step.vxlan, None)
+    world.wants_link(step, step.link, None)
+    _wants_table(world, step)
+    return world.plain(step)
+
+
+def ensure_remote(world: World, step: Remote) -> Outcome:
+    """Add a remote MAC of the fast path."""
+    _wants_table(world, step)
+    return world.plain(step)
+
+
+def ensure_source(world: World, step: Tunnel | Vtep) -> Outcome:
+    """Restrict, or allow, who may send VXLAN frames."""
+    if f"tunnels/{step.family}" not in world.state:
+        raise StepError("not_found", step, f"the table of IPv{step.family} tunnels is missing")
     return world.plain(step)
 
 
@@ -37,7 +43,8 @@ def _wants_table(world: World, step: Shortcut | Remote) -> None:
         raise StepError("not_found", step, f"the table of shortcuts of link {step.vxlan!r} is missing")
 
 
-def _ensure_vxlan(world: World, step: Vxlan) -> Outcome:
+def ensure_vxlan(world: World, step: Vxlan) -> Outcome:
+    """Make a VXLAN link."""
     if step.master not in world.names():
         raise StepError("not_found", step, f"bridge {step.master!r} of link {step.name!r} is missing")
     if step.name in world.foreign.links:
@@ -57,7 +64,8 @@ def _ensure_vxlan(world: World, step: Vxlan) -> Outcome:
     return world.plain(step)
 
 
-def _ensure_fdb(world: World, step: Fdb) -> Outcome:
+def ensure_fdb(world: World, step: Fdb) -> Outcome:
+    """Add an FDB entry."""
     world.wants_link(step, step.link, None)
     link = world.state.get(f"link/{step.link}")
     if not isinstance(link, Vxlan):

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 from netplug.drivers.api import HostFacts, LinkFacts
 from netplug.drivers.steps import (
     Address,
-    Announce,
     Bridge,
     Chain,
-    Flows,
     Forward,
     Forwards,
     Guard,
@@ -176,10 +174,8 @@ class World:
             return Outcome.CREATED
         return Outcome.EQUAL if comparable(before) == comparable(step) else Outcome.ADJUSTED
 
-    def drift(self, step: Loopback | Flows | Announce) -> str:
-        """Say what is wrong with what is no object of ours."""
-        if not isinstance(step, Loopback):
-            return ""
+    def loopback_drift(self, step: Loopback) -> str:
+        """Say what is wrong with a sandbox's loopback link."""
         if self.is_gone(step.netns, step.netns_id):
             return MISSING
         return "" if step.netns in self.looped else "is down"

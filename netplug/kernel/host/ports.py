@@ -17,9 +17,9 @@ from netplug.drivers.firewall import RESOLVER_PORT
 from netplug.drivers.steps import HostPort, IPAddress, Proto, text_of
 from netplug.errors import NetplugError
 from netplug.kernel.api import IN_USE, MISSING, Done, Outcome, StepError
-from netplug.kernel.doing import merged
 from netplug.kernel.host import descriptors
 from netplug.kernel.host.socket_filters import EQUAL, LOAD, RETURN, WHOLE, Filter
+from netplug.kernel.progress import merged
 
 _FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
 """Bind before the address is there (ip(7), linux/in6.h)."""

@@ -19,10 +19,10 @@ from typing import Any, Protocol, TypeAlias
 from netplug.drivers import port_ranges
 from netplug.drivers.steps import HostPort, IPAddress, Proto, Relay, text_of
 from netplug.kernel.api import MISSING, Done, Outcome, StepError
-from netplug.kernel.doing import merged
 from netplug.kernel.host import descriptors
 from netplug.kernel.host.ports import Ports
 from netplug.kernel.host.relay_access import RelayAccess, link_of
+from netplug.kernel.progress import merged
 
 CONNECT_TIMEOUT_S = 10
 UDP_IDLE_S = 60.0

@@ -1,4 +1,4 @@
-"""Executing one step: errors of the kernel get the name of the step, and outcomes are noted."""
+"""Executing steps: errors of the kernel get the name of the step, and outcomes are recorded."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ _S = TypeVar("_S", bound=Step)
 
 
 @contextmanager
-def named(step: Step) -> Iterator[None]:
+def naming(step: Step) -> Iterator[None]:
     """Turn what the kernel says into an error that names the step."""
     try:
         yield
@@ -29,24 +29,24 @@ def named(step: Step) -> Iterator[None]:
         raise StepError("internal", step, f"{step.key!r} failed: {error.strerror or error}") from error
 
 
-class Notes:
-    """What was found of steps, for who wants to know; see `Kernel.ensure`."""
+class Progress:
+    """How far an `ensure` has come; see `Kernel.ensure`."""
 
     def __init__(self, outcomes: list[Outcome], before: Before | None) -> None:
-        self._outcomes = outcomes
+        self.outcomes = outcomes
         self._before = before
 
-    def note(self, step: Step, found: Outcome | Done) -> None:
-        """Note what was found of a step."""
+    def record(self, step: Step, found: Outcome | Done) -> None:
+        """Record what was found of a step."""
         done = found if isinstance(found, Done) else Done(found)
-        self._outcomes.append(done.outcome)
+        self.outcomes.append(done.outcome)
         if done.before and self._before is not None:
             self._before.setdefault(step.key, done.before)
 
-    def take(self, steps: Sequence[Step], found: Sequence[Outcome | Done]) -> None:
-        """Note what was found of several steps."""
+    def record_all(self, steps: Sequence[Step], found: Sequence[Outcome | Done]) -> None:
+        """Record what was found of several steps."""
         for step, done in zip(steps, found, strict=True):
-            self.note(step, done)
+            self.record(step, done)
 
 
 def merged(done: Mapping[_S, Outcome], before: Mapping[str, Step] = MappingProxyType({})) -> Done:

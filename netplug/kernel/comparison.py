@@ -1,0 +1,49 @@
+"""Compares steps with a survey: in the thread that looks, or in the event loop, as their handlers want it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from netplug.drivers.steps import Step
+from netplug.kernel.api import Drift, Owned
+from netplug.kernel.handlers import Handler
+from netplug.kernel.netlink.connection import Netlink
+from netplug.kernel.survey import Survey
+
+log = structlog.get_logger(__name__)
+
+
+class Compared:
+    """What differs, and what bears our mark."""
+
+    def __init__(
+        self, survey: Survey, steps: Sequence[tuple[Step, Handler[Any]]], handlers: Sequence[Handler[Any]]
+    ) -> None:
+        self._survey = survey
+        self._steps = steps
+        self._handlers = handlers
+        self._drifts: dict[int, Drift] = {}
+        self._owned: dict[int, list[Step]] = {}
+
+    def look(self, nl: Netlink) -> None:
+        """Look at the namespaces, and compare what may be compared in a thread. Blocks."""
+        self._survey.look(nl, {netns for step, handler in self._steps for netns in handler.namespaces(step)})
+        self.compare(in_thread=True)
+
+    def compare(self, *, in_thread: bool) -> None:
+        """Compare what may be compared there."""
+        for number, (step, handler) in enumerate(self._steps):
+            if handler.in_thread is in_thread and (what := handler.drift(step, self._survey)):
+                self._drifts[number] = Drift(step, what)
+        for number, handler in enumerate(self._handlers):
+            if handler.in_thread is in_thread:
+                self._owned[number] = sorted(handler.owned(self._survey), key=lambda step: step.key)
+
+    def drifts(self) -> tuple[Drift, ...]:
+        """Return the steps that are missing or differ, in order."""
+        return tuple(self._drifts[number] for number in sorted(self._drifts))
+
+    def owned(self) -> Owned:
+        """Return what bears our mark, in an order of making."""
+        return Owned(tuple(step for number in sorted(self._owned) for step in self._owned[number]))

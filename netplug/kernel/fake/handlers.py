@@ -1,0 +1,251 @@
+"""Handlers of steps of a fake kernel: each knows one type, and this registry alone tells which.
+
+One line is enough for a type that is there or not, and needs nothing else: `FakeHandler()`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from netplug.drivers.ingress import Ingress
+from netplug.drivers.steps import (
+    Address,
+    Announce,
+    Bridge,
+    Chain,
+    Flows,
+    Forward,
+    Forwards,
+    Guard,
+    Guards,
+    Hairpin,
+    HostPort,
+    Ifb,
+    IpSet,
+    Jump,
+    Loopback,
+    Macvlan,
+    Member,
+    Relay,
+    Resolver,
+    Route,
+    Rule,
+    Shape,
+    Step,
+    Sysctl,
+    Veth,
+)
+from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.kernel.api import MISSING, Outcome, StepError
+from netplug.kernel.fake import links, tunnels
+from netplug.kernel.fake.world import World, comparable
+from netplug.kernel.firewall import iptables_rules
+from netplug.kernel.firewall.iptables_rules import FirewallStep, Transaction
+
+
+def _differs(world: World, step: Step) -> str:
+    found = world.find(step)
+    if found is None:
+        return MISSING
+    return "" if comparable(found) == comparable(step) else f"is {comparable(found)}, not {comparable(step)}"
+
+
+def _forget(world: World, step: Step) -> None:
+    world.state.pop(step.key, None)
+
+
+def _never(_world: World, _step: Step) -> str:
+    return ""
+
+
+def _nothing(_world: World) -> Iterable[Step]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class FakeHandler:
+    """What knows one type of step; by default an object that needs nothing else.
+
+    `keeps`: it is an object, found again by its key. `puts_back`: what there was before an adjustment is told.
+    """
+
+    ensure: Callable[[World, Any], Outcome] = World.plain
+    remove: Callable[[World, Any], None] = _forget
+    drift: Callable[[World, Any], str] = _differs
+    owned: Callable[[World], Iterable[Step]] = _nothing
+    keeps: bool = True
+    puts_back: bool = False
+
+
+def _all(*kinds: type[Step]) -> Callable[[World], Iterable[Step]]:
+    return lambda world: [step for step in world.state.values() if isinstance(step, kinds)]
+
+
+def _with_all(world: World, step: Step) -> None:
+    """Remove an object with all that depends on it."""
+    if step.key in world.state:
+        world.cascade(world.state[step.key])
+    _forget(world, step)
+
+
+def _in_place(world: World, step: Member | Relay | Guard | Forward) -> Outcome:
+    world.wants_home(step)
+    return world.plain(step)
+
+
+# Links
+
+
+def _link_drift(world: World, step: Bridge | Veth | Ifb | Vxlan) -> str:
+    if isinstance(step, Bridge) and step.adopt and world.foreign.links.get(step.name) == "bridge":
+        return ""
+    if step.name in world.foreign.links:
+        return "is not ours"
+    there = world.find(step) is not None
+    if there and isinstance(step, Veth | Vxlan) and step.master and step.master not in world.names():
+        return f"is not a port of {step.master!r}"
+    return _differs(world, step)
+
+
+def _links(world: World) -> Iterable[Step]:
+    return (Bridge(step.name, "", 0) for step in world.links())
+
+
+def _remove_inside(world: World, step: Address | Route) -> None:
+    if not (step.netns and world.is_gone(step.netns, step.netns_id)):
+        _forget(world, step)
+
+
+def _address_drift(world: World, step: Address) -> str:
+    foreign = not step.netns and (step.link, step.address) in world.foreign.addresses
+    return "" if foreign else _differs(world, step)
+
+
+def _route_drift(world: World, step: Route) -> str:
+    return "" if not step.netns and step in world.foreign.routes else _differs(world, step)
+
+
+# Firewall
+
+
+def ensure_rules(world: World, steps: Sequence[FirewallStep]) -> list[Outcome]:
+    """Bring chains and rules of one IP version about, all or none."""
+    family = steps[0].family
+    transaction = Transaction(world.firewall[family].copy())
+    done = [transaction.ensure(step) for step in steps]
+    world.firewall[family] = transaction.model
+    for step in steps:
+        world.state[step.key] = step
+        if isinstance(step, Rule):
+            # The rule of a chain that was lost has brought it back.
+            chain = Chain(step.family, step.table, step.chain, open=True)
+            world.state.setdefault(chain.key, chain)
+    return done
+
+
+def _ensure_rule(world: World, step: FirewallStep) -> Outcome:
+    return ensure_rules(world, (step,))[0]
+
+
+def _remove_rule(world: World, step: FirewallStep) -> None:
+    Transaction(world.firewall[step.family]).remove(step)
+    if isinstance(step, Chain):
+        world.cascade(step)
+    _forget(world, step)
+
+
+def _rule_drift(world: World, step: FirewallStep) -> str:
+    return iptables_rules.drift(world.firewall[step.family], step)
+
+
+def _chains(world: World) -> Iterable[Step]:
+    found = ((family, *chain) for family, model in world.firewall.items() for chain in model.ours())
+    return (Chain(family, table, name, open=True) for family, table, name, _ in found)
+
+
+def _rules(world: World) -> Iterable[Step]:
+    found = ((family, *chain) for family, model in world.firewall.items() for chain in model.ours())
+    return (Rule(family, table, name, rule) for family, table, name, rules in found for rule in rules)
+
+
+def _ensure_set(world: World, step: IpSet) -> Outcome:
+    if "ipset" in world.foreign.lacks:
+        raise StepError("unavailable", step, "the kernel has no sets (CONFIG_IP_SET)")
+    before = world.state.get(step.key)
+    if isinstance(before, IpSet) and before != step and world.members(step.name):
+        words = f"set {step.name!r} is a {before.type} of IPv{before.family}, not {step.type}, and not empty"
+        raise StepError("exists", step, words)
+    return world.plain(step)
+
+
+def _remove_set(world: World, step: IpSet) -> None:
+    if world.referenced(step.name):
+        raise StepError("internal", step, f"set {step.name!r} is used by firewall rules", hint="see iptables-save")
+    _with_all(world, step)
+
+
+# The host
+
+
+def _ensure_sysctl(world: World, step: Sysctl) -> Outcome:
+    if not world.has_sysctl(step):
+        raise StepError("not_found", step, f"kernel setting {step.name} is missing")
+    same = world.sysctls.get(step.name) == step.value
+    world.sysctls[step.name] = step.value
+    if same:
+        return Outcome.USED if step.restore else Outcome.EQUAL
+    return Outcome.CREATED if step.restore else Outcome.ADJUSTED
+
+
+def _remove_sysctl(world: World, step: Sysctl) -> None:
+    if step.restore and not world.sysctl_drift(step):
+        world.sysctls[step.name] = step.restore
+
+
+def _ensure_port(world: World, step: HostPort) -> Outcome:
+    if step.key in world.state:
+        world.state[step.key] = step
+        return Outcome.EQUAL
+    problem = world.port_problem(step, lambda kind, words, hint: StepError(kind, step, words, hint=hint))
+    if problem and not step.shared:
+        raise problem
+    return Outcome.CREATED
+
+
+HANDLERS: Mapping[type[Step], FakeHandler] = {
+    IpSet: FakeHandler(_ensure_set, _remove_set, owned=_all(IpSet), puts_back=True),
+    Member: FakeHandler(_in_place, owned=_all(Member)),
+    Chain: FakeHandler(_ensure_rule, _remove_rule, _rule_drift, _chains),
+    Rule: FakeHandler(_ensure_rule, _remove_rule, _rule_drift, _rules),
+    Jump: FakeHandler(_ensure_rule, _remove_rule, _rule_drift),
+    Guards: FakeHandler(remove=_with_all, owned=_all(Guards)),
+    Forwards: FakeHandler(remove=_with_all, owned=_all(Forwards)),
+    Tunnels: FakeHandler(remove=_with_all, owned=_all(Tunnels)),
+    Ingress: FakeHandler(owned=_all(Ingress)),
+    Guard: FakeHandler(_in_place, owned=_all(Guard), puts_back=True),
+    Forward: FakeHandler(_in_place, owned=_all(Forward), puts_back=True),
+    Tunnel: FakeHandler(tunnels.ensure_source, owned=_all(Tunnel)),
+    Vtep: FakeHandler(tunnels.ensure_source, owned=_all(Vtep)),
+    Sysctl: FakeHandler(_ensure_sysctl, _remove_sysctl, World.sysctl_drift, keeps=False),
+    Bridge: FakeHandler(links.ensure_link, _with_all, _link_drift, _links),
+    Vxlan: FakeHandler(tunnels.ensure_vxlan, _with_all, _link_drift),
+    Veth: FakeHandler(links.ensure_link, _with_all, _link_drift),
+    Macvlan: FakeHandler(links.ensure_macvlan, _with_all),
+    Ifb: FakeHandler(links.ensure_link, _with_all, _link_drift),
+    Hairpin: FakeHandler(links.ensure_hairpin),
+    Shape: FakeHandler(links.ensure_shape),
+    Address: FakeHandler(links.ensure_address, _remove_inside, _address_drift),
+    Route: FakeHandler(links.ensure_route, _remove_inside, _route_drift),
+    Announce: FakeHandler(links.ensure_announcement, drift=_never, keeps=False),
+    Fdb: FakeHandler(tunnels.ensure_fdb, owned=_all(Fdb), puts_back=True),
+    Neighbour: FakeHandler(tunnels.ensure_neighbour, owned=_all(Neighbour), puts_back=True),
+    Loopback: FakeHandler(World.raise_loopback, drift=World.loopback_drift, keeps=False),
+    Resolver: FakeHandler(links.ensure_resolver),
+    Shortcuts: FakeHandler(tunnels.ensure_shortcuts, _with_all, owned=_all(Shortcuts)),
+    Shortcut: FakeHandler(tunnels.ensure_shortcut, owned=_all(Shortcut)),
+    Remote: FakeHandler(tunnels.ensure_remote, owned=_all(Remote)),
+    HostPort: FakeHandler(_ensure_port, puts_back=True),
+    Relay: FakeHandler(_in_place, puts_back=True),
+    Flows: FakeHandler(drift=_never),
+}
+"""The handlers of our own types, in an order in which what they know can be made."""

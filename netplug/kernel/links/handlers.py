@@ -1,0 +1,306 @@
+"""Handlers of links, and of what is on them: addresses, routes, neighbours, FDB entries, limits."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import TypeVar
+
+from netplug.drivers.steps import Address, Announce, Bridge, Hairpin, Ifb, Macvlan, Route, Shape, Step, Veth
+from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
+from netplug.kernel.api import MISSING, Done, Outcome
+from netplug.kernel.context import Context
+from netplug.kernel.links import addresses, bridges, macvlan, neighbours, shaping, vxlan
+from netplug.kernel.netlink.connection import Netlink
+from netplug.kernel.rtnetlink_lane import RequestHandler, Rest
+from netplug.kernel.sandbox.netns import Sandboxes
+from netplug.kernel.survey import Netns, Survey
+
+_L = TypeVar("_L", Bridge, Veth, Macvlan, Ifb, Vxlan)
+
+
+class LinkHandler(RequestHandler[_L]):
+    """A link of the host: it is unusable at once when it is removed, and gone soon after."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._requests = context.requests
+        self._reaper = context.reaper
+
+    def link(self, step: _L) -> str:
+        """Return its name."""
+        return step.name
+
+    def heed(self, step: _L) -> None:
+        """Have its loss told."""
+        self._requests.links.add(step.name)
+
+    def remove(self, step: _L, sandboxes: Sandboxes) -> Rest | None:
+        """Have it deleted."""
+        group = self._reaper.group
+        if not bridges.schedule_delete(self.nl, step, group):
+            return self.remove_elsewhere(step, sandboxes)
+        self._requests.schedule_delete(step.name, group)
+        return None
+
+    def remove_elsewhere(self, step: _L, sandboxes: Sandboxes) -> Rest | None:  # noqa: ARG002
+        """Return how to remove it where the host has no such link."""
+        return None
+
+
+class BridgeHandler(LinkHandler[Bridge]):
+    """Bridges. All links of ours are told of as such: that is enough to delete them."""
+
+    def ensure(self, step: Bridge, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
+        """Bring it about."""
+        return bridges.ensure_bridge(self.nl, step)
+
+    def drift(self, step: Bridge, survey: Survey) -> str:
+        """Compare it."""
+        found = survey.link(step.name)
+        if found is None:
+            return MISSING
+        if found.is_ours(step.name):
+            return _words(bridges.bridge_differences(step, found))
+        return "" if step.adopt and found.kind == "bridge" else "is not ours"
+
+    def owned(self, survey: Survey) -> Iterable[Step]:
+        """Return all links of ours."""
+        return (Bridge(name, "", 0) for name in bridges.owned(list(survey.host.links.values())))
+
+
+class VethHandler(LinkHandler[Veth]):
+    """veth pairs."""
+
+    def ensure(self, step: Veth, sandboxes: Sandboxes) -> Outcome:
+        """Bring it about."""
+        outcome = bridges.ensure_veth(self.nl, step, sandboxes.get)
+        if step.netns and outcome is Outcome.CREATED:
+            sandboxes.new_links.add((step.netns, step.peer))
+        return outcome
+
+    def namespaces(self, step: Veth) -> tuple[Netns, ...]:
+        """Return where its other end is."""
+        return ((step.netns, step.netns_id),) if step.netns else ()
+
+    def drift(self, step: Veth, survey: Survey) -> str:
+        """Compare both ends."""
+        found = survey.link(step.name)
+        if found is None:
+            return MISSING
+        if not found.is_ours(step.name):
+            return "is not ours"
+        master = survey.link(step.master) if step.master else None
+        view = survey.view(step.netns, step.netns_id)
+        peer = bridges.peer_of(step, found, view.links if view else {})
+        static_macs = survey.dump(_static_macs).get(found.index, ())
+        differences = bridges.veth_differences(step, found, master.index if master else 0, peer, static_macs)
+        return _words(differences + bridges.peer_differences(step, peer))
+
+
+def _static_macs(survey: Survey, nl: Netlink) -> dict[int, set[str]]:
+    """Return the MACs that bridges were told to be at a port, by its index."""
+    links = survey.host.links
+    found: dict[int, set[str]] = {}
+    for name in {step.master for step in survey.of(Veth)} & links.keys():
+        for port, mac in neighbours.static_entries(nl, links[name].index):
+            found.setdefault(port, set()).add(mac)
+    return found
+
+
+class MacvlanHandler(LinkHandler[Macvlan]):
+    """macvlans, on the host or in a sandbox."""
+
+    def ensure(self, step: Macvlan, sandboxes: Sandboxes) -> Outcome:
+        """Bring it about."""
+        return macvlan.ensure_macvlan(self.nl, step, sandboxes.get)
+
+    def remove_elsewhere(self, step: Macvlan, sandboxes: Sandboxes) -> Rest | None:
+        """Look for it in its sandbox, where deleting it blocks for 15 to 20 ms."""
+        return partial(macvlan.remove_moved, step, sandboxes.get)
+
+    def namespaces(self, step: Macvlan) -> tuple[Netns, ...]:
+        """Return where it may be."""
+        return tuple((netns, step.netns_id) for netns in (step.netns, step.moved) if netns)
+
+    def drift(self, step: Macvlan, survey: Survey) -> str:
+        """Compare it."""
+        view = survey.view(step.netns, step.netns_id)
+        if found := macvlan.find(step, view.links.values()) if view else None:
+            return _words(macvlan.differences(step, found))
+        away = survey.view(step.moved, step.netns_id) if step.moved else None
+        return "" if away and macvlan.find(step, away.links.values()) else MISSING
+
+
+class VxlanHandler(LinkHandler[Vxlan]):
+    """VXLAN links."""
+
+    def ensure(self, step: Vxlan, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
+        """Bring it about."""
+        return vxlan.ensure(self.nl, step, self._reaper.group)
+
+    def drift(self, step: Vxlan, survey: Survey) -> str:
+        """Compare it."""
+        found = survey.link(step.name)
+        if found is None or not found.is_ours(step.name):
+            return "is not ours" if found else MISSING
+        master = survey.link(step.master)
+        return _words(vxlan.differences(step, found, master.index if master else 0))
+
+
+class IfbHandler(LinkHandler[Ifb]):
+    """Intermediate functional blocks."""
+
+    def ensure(self, step: Ifb, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
+        """Bring it about."""
+        return shaping.ensure_ifb(self.nl, step)
+
+    def drift(self, step: Ifb, survey: Survey) -> str:
+        """Compare it."""
+        return shaping.ifb_drift(step, survey.link(step.name))
+
+
+class ShapeHandler(RequestHandler[Shape]):
+    """Limits of links."""
+
+    def ensure(self, step: Shape, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
+        """Bring it about."""
+        return shaping.ensure(self.nl, step)
+
+    def remove(self, step: Shape, sandboxes: Sandboxes) -> None:  # noqa: ARG002
+        """Remove it."""
+        shaping.remove(self.nl, step)
+
+    def drift(self, step: Shape, survey: Survey) -> str:
+        """Compare it."""
+        return survey.dump(_shapes).drift(step, survey.host.links)
+
+
+def _shapes(survey: Survey, nl: Netlink) -> shaping.Found:
+    return shaping.Found.of(nl, survey.of(Shape), survey.host.links)
+
+
+class HairpinHandler(RequestHandler[Hairpin]):
+    """Hairpin mode of bridge ports."""
+
+    def ensure(self, step: Hairpin, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
+        """Bring it about."""
+        return bridges.ensure_hairpin(self.nl, step)
+
+    def remove(self, step: Hairpin, sandboxes: Sandboxes) -> None:  # noqa: ARG002
+        """Remove it."""
+        bridges.remove_hairpin(self.nl, step)
+
+    def drift(self, step: Hairpin, survey: Survey) -> str:
+        """Compare it."""
+        found = survey.link(step.link)
+        return "" if found and found.hairpin else MISSING
+
+
+class AddressHandler(RequestHandler[Address]):
+    """Addresses of links."""
+
+    def ensure(self, step: Address, sandboxes: Sandboxes) -> Outcome:
+        """Bring it about."""
+        return addresses.ensure_address(self.inside(step, sandboxes), step)
+
+    def remove(self, step: Address, sandboxes: Sandboxes) -> None:
+        """Remove it."""
+        try:
+            nl = self.inside(step, sandboxes)
+        except FileNotFoundError:
+            return  # and the address with it
+        addresses.remove_address(nl, step)
+
+    def namespaces(self, step: Address) -> tuple[Netns, ...]:
+        """Return where it is."""
+        return ((step.netns, step.netns_id),) if step.netns else ()
+
+    def drift(self, step: Address, survey: Survey) -> str:
+        """Compare it."""
+        view = survey.view(step.netns, step.netns_id)
+        link = view.links.get(step.link) if view else None
+        return addresses.address_drift(step, link, view.addresses.get(link.index, []) if view and link else [])
+
+
+class RouteHandler(RequestHandler[Route]):
+    """Routes."""
+
+    def ensure(self, step: Route, sandboxes: Sandboxes) -> Outcome:
+        """Bring it about."""
+        new_link = (step.netns or "", step.link) in sandboxes.new_links
+        return addresses.ensure_route(self.inside(step, sandboxes), step, new_link=new_link)
+
+    def remove(self, step: Route, sandboxes: Sandboxes) -> None:
+        """Remove it."""
+        try:
+            nl = self.inside(step, sandboxes)
+        except FileNotFoundError:
+            return  # and the route with it
+        addresses.remove_route(nl, step)
+
+    def namespaces(self, step: Route) -> tuple[Netns, ...]:
+        """Return where it is."""
+        return ((step.netns, step.netns_id),) if step.netns else ()
+
+    def drift(self, step: Route, survey: Survey) -> str:
+        """Compare it."""
+        view = survey.view(step.netns, step.netns_id)
+        found = view.routes + (view.moved if step.tunable else []) if view else []
+        return addresses.route_drift(step, view.links.get(step.link) if view else None, found)
+
+
+class ForwardingHandler(RequestHandler[Fdb | Neighbour]):
+    """FDB entries of VXLAN links, and permanent neighbours of bridges."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._entries = context.forwarding
+
+    def ensure(self, step: Fdb | Neighbour, sandboxes: Sandboxes) -> Done:  # noqa: ARG002
+        """Bring it about."""
+        self._entries.add(step)
+        return neighbours.ensure(self.nl, step)
+
+    def remove(self, step: Fdb | Neighbour, sandboxes: Sandboxes) -> None:  # noqa: ARG002
+        """Remove it."""
+        self._entries.forget(step)
+        neighbours.remove(self.nl, step)
+
+    def heed(self, step: Fdb | Neighbour) -> None:
+        """Have its loss told."""
+        self._entries.add(step)
+
+    def drift(self, step: Fdb | Neighbour, survey: Survey) -> str:
+        """Compare it."""
+        return survey.dump(_forwarding).drift(step, survey.link(step.link))
+
+    def owned(self, survey: Survey) -> Iterable[Step]:
+        """Return all entries of ours."""
+        return survey.dump(_forwarding).owned(survey.host.links.values())
+
+
+def _forwarding(survey: Survey, nl: Netlink) -> neighbours.Found:
+    return neighbours.Found.of(nl, survey.host.links.values())
+
+
+class AnnounceHandler(RequestHandler[Announce]):
+    """Announcements of addresses: they are never missing."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._announcements = context.announcements
+
+    def ensure(self, step: Announce, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
+        """Send it."""
+        return self._announcements.ensure(step)
+
+    def remove(self, step: Announce, sandboxes: Sandboxes) -> None:  # noqa: ARG002
+        """Send it no more."""
+        self._announcements.cancel(step)
+
+    def drift(self, step: Announce, survey: Survey) -> str:  # noqa: ARG002
+        """Return nothing."""
+        return ""
+
+
+def _words(differences: list[bridges.Difference]) -> str:
+    return ", ".join(item.what for item in differences)

@@ -1,0 +1,189 @@
+"""Steps that are requests to rtnetlink, or that wait for its mutex as well (`Sysctl`): done together by a thread.
+
+What the loop does of it is waiting: for the thread, and for links of the same name that are being deleted.
+"""
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from netplug.drivers.steps import Step
+from netplug.kernel.api import Done, Outcome, StepError
+from netplug.kernel.handlers import Handler, Handlers, Lane, S
+from netplug.kernel.links.bridges import LinkBusyError
+from netplug.kernel.links.reaper import Reaper
+from netplug.kernel.netlink.connection import Netlink
+from netplug.kernel.netlink.worker import Worker
+from netplug.kernel.progress import Progress, naming
+from netplug.kernel.sandbox.netns import Sandboxes, run_here
+
+if TYPE_CHECKING:
+    from netplug.kernel.context import Context
+
+BUSY_TRIES = 3
+"""How often to wait for the deletion of a link whose name is wanted again."""
+
+Rest: TypeAlias = Callable[[], None]
+"""What is left of a removal that blocks for long without the mutex; it is done in another thread."""
+
+
+class RequestHandler(Handler[S]):
+    """A handler whose work blocks on the kernel: it is done in one thread, step after step.
+
+    `nl`: a netlink socket of the host's namespace. Whatever takes longer than `worker.DEADLINE_S` is abandoned, and
+    what came about then is removed afterwards.
+    """
+
+    def __init__(self, context: "Context") -> None:
+        self._lane = context.requests
+        self.nl = context.nl
+
+    def lane(self, step: S) -> Lane:  # noqa: ARG002
+        """Return the thread."""
+        return self._lane
+
+    @abstractmethod
+    def ensure(self, step: S, sandboxes: Sandboxes) -> Outcome | Done:
+        """Bring a step about. Blocks. `sandboxes`: those that were entered for steps before it.
+
+        Raises:
+            LinkBusyError: a link of this name is being deleted; it is tried again afterwards.
+            StepError, OSError: it cannot be done.
+        """
+
+    @abstractmethod
+    def remove(self, step: S, sandboxes: Sandboxes) -> Rest | None:
+        """Remove what a step names, and return what is left to do; absent is success. Blocks."""
+
+    def link(self, step: S) -> str:  # noqa: ARG002
+        """Return the name of the host's link that the step makes, if any."""
+        return ""
+
+    def inside(self, step: Any, sandboxes: Sandboxes) -> Netlink:
+        """Return a netlink socket of the namespace of a step that has a `netns` and a `netns_id`.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        return sandboxes.get(step.netns, step.netns_id)[1] if step.netns else self.nl
+
+
+class RequestLane:
+    """The thread, in the network namespace of the thread that first asks for something. Belongs to one event loop.
+
+    `links`: the names of those that are made, or were, and not removed.
+    """
+
+    def __init__(self, handlers: Handlers, reaper: Reaper) -> None:
+        self.links: set[str] = set()
+        self._handlers = handlers
+        self._reaper = reaper
+        self._worker = Worker()
+        self._loop = asyncio.get_running_loop()
+
+    async def ensure(self, steps: Sequence[Step], progress: Progress) -> None:
+        """Bring steps about; see `Lane`.
+
+        Raises:
+            StepError: with the step that failed. Of one that the kernel did not answer for, what may come of it later
+                is taken back then.
+        """
+        sandboxes, tries, at = Sandboxes(run_here), 0, 0
+        found: list[Outcome | Done] = []
+        # At once: word of them comes while they are made.
+        new = self._links(steps) - self.links
+        self.links |= new
+        try:
+            while at < len(steps):
+                try:
+                    await self._vacant(steps[at:])
+                    await self._worker.each(
+                        steps[at:],
+                        lambda step: self._handler(step).ensure(step, sandboxes),
+                        found,
+                        lambda step, late: self._take_back(step, late, sandboxes),
+                    )
+                except LinkBusyError:
+                    tries = tries + 1 if len(found) == at else 1
+                    await self._settled(steps[len(found)], tries)
+                except Exception:
+                    with naming(steps[len(found)]):
+                        raise
+                finally:
+                    progress.record_all(steps[at : len(found)], found[at:])
+                    at = len(found)
+        finally:
+            self.links -= new & self._links(steps[at:])
+            self._worker.afterwards(sandboxes.close)
+
+    async def remove(self, steps: Sequence[Step]) -> list[Exception]:
+        """Remove what steps name, in order, and return what failed of it; see `Kernel`."""
+        self.links -= self._links(steps)
+        sandboxes = Sandboxes(run_here)
+        found: list[StepError | Rest | None] = []
+        errors: list[Exception] = []
+        try:
+            await self._worker.each(steps, lambda step: self._removed(step, sandboxes), found)
+            for step, rest in zip(steps, found, strict=True):
+                if callable(rest):
+                    try:
+                        with naming(step):
+                            await asyncio.to_thread(rest)
+                    except StepError as error:
+                        errors.append(error)
+        except TimeoutError:
+            words = "the kernel does not answer for {!r}"
+            errors += [StepError("unavailable", step, words.format(step.key)) for step in steps[len(found) :]]
+        finally:
+            self._worker.afterwards(sandboxes.close)
+        return [*(item for item in found if isinstance(item, StepError)), *errors]
+
+    def schedule_delete(self, name: str, group: int) -> None:
+        """Have a link deleted that is in a group of the reaper; in the thread."""
+        self._loop.call_soon_threadsafe(self._reaper.add, name, group)
+
+    async def close(self) -> None:
+        """End the thread."""
+        await self._worker.close()
+
+    def _handler(self, step: Step) -> RequestHandler[Any]:
+        handler = self._handlers.of(step)
+        assert isinstance(handler, RequestHandler)  # noqa: S101 - it named this lane
+        return handler
+
+    def _links(self, steps: Sequence[Step]) -> set[str]:
+        return {name for step in steps if (name := self._handler(step).link(step))}
+
+    async def _vacant(self, steps: Sequence[Step]) -> None:
+        """Wait until no link of these names is still to be deleted."""
+        for step in steps:
+            name = self._handler(step).link(step)
+            if name and self._reaper.has(name):
+                with naming(step):
+                    await self._reaper.settle(name)
+
+    async def _settled(self, step: Step, tries: int) -> None:
+        """Wait for deletions that others have left as well."""
+        if tries > BUSY_TRIES or not self._handler(step).link(step):
+            raise StepError("exists", step, f"link {step.key!r} is being deleted")
+        with naming(step):
+            await self._reaper.settle()
+            await self._reaper.sweep()
+            await self._reaper.settle()
+
+    def _removed(self, step: Step, sandboxes: Sandboxes) -> StepError | Rest | None:
+        """Remove something; return what failed, or what is left to do."""
+        try:
+            with naming(step):
+                return self._handler(step).remove(step, sandboxes)
+        except StepError as error:
+            return error
+
+    def _take_back(self, step: Step, late: Outcome | Done, sandboxes: Sandboxes) -> None:
+        """Undo what came about after we had said that it did not."""
+        done = late if isinstance(late, Done) else Done(late)
+        if done.outcome is Outcome.CREATED and (rest := self._handler(step).remove(step, sandboxes)):
+            rest()
+        for there in done.before:
+            self._handler(there).ensure(there, sandboxes)
