@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from engine_host import Host
 
-from netplug.frontends.cni.dhcp_leases import Leases
+from netplug.frontends.cni.dhcp import dhcp_leases
 from netplug.frontends.cni.service import CniService
 from netplug.frontends.cni.wire import Call
 
@@ -42,7 +42,7 @@ class Site:
         (folder / "dhcp").write_text(PLUGIN.format(folder=folder))
         (folder / "dhcp").chmod(0o755)
         self.ipam = {"type": "dhcp", "daemonSocketPath": str(folder / "sock")}
-        self.leases = Leases(host.engine)
+        self.leases = dhcp_leases(host.engine)
         self.begin()
         self.says(ips=[{"address": "10.1.0.7/24", "gateway": "10.1.0.1"}])
 
@@ -97,7 +97,7 @@ async def test_lease_is_asked_for_again_also_after_a_restart(site: Site) -> None
     assert await site.wrong() == []
     assert await site.wrong() == []
     await site.host.reboot()
-    site.leases = Leases(site.host.engine)
+    site.leases = dhcp_leases(site.host.engine)
     assert await site.wrong() == []
     assert site.calls() == [f"ADD c eth0 {NETNS}"] * 4
     assert json.loads((site.folder / "config").read_text())["ipam"] == site.ipam

@@ -11,9 +11,11 @@ from netplug.engine.addressing import Addressing
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.conditions import Conditions
 from netplug.engine.conflict_detection import ConflictDetection
+from netplug.engine.dhcp_leases import DhcpClient, DhcpLeases
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.exposure import Exposure
 from netplug.engine.garbage_collection import GarbageCollection
+from netplug.engine.host_services import HostServices
 from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.journal import Journal
 from netplug.engine.leasing import Leasing
@@ -45,6 +47,7 @@ class Engine:
         self.store = store
         self.allocator = allocator
         self.drivers = drivers
+        self.services = HostServices()
         self.executor = Executor(kernel)
         self.conditions = Conditions()
         self.quarantine = Quarantine(self.conditions)
@@ -68,7 +71,9 @@ class Engine:
         self.readiness = Readiness(
             self.registry, self.base_plan, self.implicit_networks, kernel, self.executor, allocator, drivers
         )
-        self.garbage_collection = GarbageCollection(self.registry, self.networks, self.endpoints, kernel)
+        self.garbage_collection = GarbageCollection(
+            self.registry, self.networks, self.endpoints, kernel, self.services.runtimes
+        )
         self.pools = Pools(
             self.registry, allocator, self.base_plan, self.conflict_detection, self.networks, self.endpoints
         )
@@ -76,3 +81,7 @@ class Engine:
         self.superseded_networks = SupersededNetworks(
             self.registry, self.networks, self.implicit_networks, allocator, drivers
         )
+
+    def dhcp_leases(self, client: DhcpClient) -> DhcpLeases:
+        """Return what keeps the leases of DHCP servers, which `client` asks for."""
+        return DhcpLeases(self.registry, self.kernel, self.conditions, self.services.socket_owners, client)

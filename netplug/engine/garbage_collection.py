@@ -12,13 +12,13 @@ import structlog
 
 from netplug.drivers.naming import short
 from netplug.engine.endpoints import Endpoints
+from netplug.engine.host_services import Runtimes
 from netplug.engine.networks import Networks
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.registry import Registry
 from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel
-from netplug.kernel.host import runtimes
 
 log = structlog.get_logger(__name__)
 
@@ -41,11 +41,14 @@ class GarbageCollection:
     not stop it.
     """
 
-    def __init__(self, registry: Registry, networks: Networks, endpoints: Endpoints, kernel: Kernel) -> None:
+    def __init__(
+        self, registry: Registry, networks: Networks, endpoints: Endpoints, kernel: Kernel, runtimes: Runtimes
+    ) -> None:
         self._registry = registry
         self._networks = networks
         self._endpoints = endpoints
         self._kernel = kernel
+        self._runtimes = runtimes
 
     async def collect(self, record: NetworkRecord, valid: Collection[tuple[str, str]], runtime: str) -> Collected:
         """Free what is garbage; the network too, if a configuration made it and nothing is in it any more.
@@ -67,7 +70,7 @@ class GarbageCollection:
         return Collected(frozenset(kept), tuple(failures))
 
     async def _is_garbage(self, built: EndpointRecord, runtime: str) -> bool:
-        if runtimes.same_runtime(built.runtime, runtime) or not await is_there(self._kernel, built):
+        if self._runtimes.same_runtime(built.runtime, runtime) or not await is_there(self._kernel, built):
             return True
         log.info("gc.kept", endpoint=short(built.endpoint.id), container=built.container, runtime=built.runtime)
         return False

@@ -170,7 +170,9 @@ class NetavarkService:
                     said = await self._create(data)
                 case "setup":
                     netns = _Place(netns=call.env["NETAVARK_NETNS"]).netns
-                    said = await self._setup(ExecIn.model_validate(data), netns, caller_of(call))
+                    said = await self._setup(
+                        ExecIn.model_validate(data), netns, caller_of(call, self._engine.services.runtimes)
+                    )
                 case "teardown":
                     await self._teardown(ExecIn.model_validate(data))
                     return Reply(0)

@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
 from typing import Any
 
+from netplug.engine.host_services import Plugins
 from netplug.errors import NetplugError
 from netplug.frontends.cni import result as cni_result
 from netplug.frontends.cni.config import DHCP
 from netplug.frontends.cni.result import Result
 from netplug.frontends.cni.wire import CniError, Code, Request
-from netplug.kernel.host import cni_plugins
 
 _NOBODY = ("no more tries", "timed out", "timeout", "unable to receive")
 """What the reference dhcp plugin's versions say when no server answered them."""
@@ -24,8 +24,9 @@ class Delegate:
     interface, which has to be there before it is run, and still when it is done with.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, plugins: Plugins) -> None:
         self._request = request
+        self._plugins = plugins
         self.stderr = ""
         self.asks_by_link = request.foreign_ipam == DHCP
 
@@ -36,7 +37,7 @@ class Delegate:
             CniError: code 7, there is none in CNI_PATH.
         """
         try:
-            return cni_plugins.find(self._request.foreign_ipam, self._request.env.get("CNI_PATH", ""))
+            return self._plugins.find(self._request.foreign_ipam, self._request.env.get("CNI_PATH", ""))
         except NetplugError as exc:
             raise CniError(Code.CONFIG, str(exc)) from None
 
@@ -80,7 +81,7 @@ class Delegate:
         request = self._request
         program, stdin = self.find(), json.dumps({**request.raw, **more}).encode()
         try:
-            done = await cni_plugins.run(program, {**request.env, "CNI_COMMAND": command}, stdin)
+            done = await self._plugins.run(program, {**request.env, "CNI_COMMAND": command}, stdin)
         except NetplugError as exc:
             raise CniError(Code.TRY_AGAIN, str(exc)) from None
         self.stderr += done.stderr.decode(errors="replace")

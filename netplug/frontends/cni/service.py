@@ -22,7 +22,7 @@ from netplug.frontends.cni import result
 from netplug.frontends.cni.checks import refuse_drift, refuse_unready
 from netplug.frontends.cni.config import DHCP, Wanted, translate, without_ipam
 from netplug.frontends.cni.delegate import Delegate
-from netplug.frontends.cni.dhcp_leases import Leases, daemon_at, kept, socket_of
+from netplug.frontends.cni.dhcp import dhcp_leases, kept, socket_of
 from netplug.frontends.cni.garbage import CODES, Garbage
 from netplug.frontends.cni.ipam import IpamPlugin
 from netplug.frontends.cni.outcome import outcome
@@ -46,7 +46,7 @@ class CniService:
         self._domain = domain
         self._networks = engine.implicit_networks
         self._ipam = IpamPlugin(engine)
-        self.leases = Leases(engine)
+        self.leases = dhcp_leases(engine)
         self._netavark = NetavarkService(engine, domain)
         self._commands: Mapping[Command, Callable[[Request, Delegate | None], Awaitable[Result | None]]] = {
             Command.ADD: self._add,
@@ -62,9 +62,9 @@ class CniService:
             return await self._netavark.answer(call)
         version, foreign = "", None
         try:
-            request = read(call)
+            request = read(call, self._engine.services.runtimes)
             version = request.version
-            foreign = Delegate(request) if request.foreign_ipam else None
+            foreign = Delegate(request, self._engine.services.plugins) if request.foreign_ipam else None
             done = await self._do(request, foreign)
         except Exception as exc:  # noqa: BLE001 - here is where the front end answers
             reply = refusal(exc, version)
@@ -77,7 +77,7 @@ class CniService:
             async with self._networks.one_at_a_time(request.network):
                 return await self._ipam.do(request)
         if foreign is not None and foreign.asks_by_link:
-            async with self.leases.exclusive(request):
+            async with self.leases.exclusive(request.container, request.ifname):
                 return await self._commands[request.command](request, foreign)
         return await self._commands[request.command](request, foreign)
 
@@ -119,7 +119,7 @@ class CniService:
 
     async def _attach_first(self, request: Request, wanted: Wanted, previous: Result, foreign: Delegate) -> Result:
         """Attach a link without addresses, have them found by way of it, and give them to it."""
-        daemon = await daemon_at(socket_of(request.raw))
+        daemon = await self.leases.daemon_at(socket_of(request.raw))
         async with (
             self._networks.joined(wanted.network) as network,
             self._attached(replace(_spec(request, wanted, network, None), routes=())),

@@ -12,11 +12,12 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 from netplug.drivers.codec import JsonObject
+from netplug.engine.host_services import NullRuntimes, Runtimes
 from netplug.engine.records import Caller
 from netplug.frontends.cni.shim import SPEC_VERSIONS
-from netplug.kernel.host import runtimes
 
 OWN_IPAM = "netplug-ipam"
+_NOBODY = NullRuntimes()
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 
 
@@ -180,8 +181,8 @@ def _any_case(data: Mapping[str, Any], key: str) -> Any:
     return next((value for name, value in data.items() if name.lower() == key.lower()), None)
 
 
-def read(call: Call) -> Request:
-    """Check a call's environment and the frame of its configuration.
+def read(call: Call, runtimes: Runtimes = _NOBODY) -> Request:
+    """Check a call's environment and the frame of its configuration. `runtimes`: tell who calls.
 
     Raises:
         CniError: codes 1, 4, 6, 7.
@@ -216,12 +217,12 @@ def read(call: Call) -> Request:
         env.get("CNI_NETNS", ""),
         args,
         env,
-        caller_of(call),
+        caller_of(call, runtimes),
         runtimes.annotations(call.pid, container) if args.hostname and command is not Command.DEL else {},
     )
 
 
-def caller_of(call: Call) -> Caller:
+def caller_of(call: Call, runtimes: Runtimes) -> Caller:
     """Return who asks."""
     return Caller(call.pid, runtimes.calling_runtime(call.pid)) if call.pid else Caller()
 
