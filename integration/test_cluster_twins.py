@@ -1,4 +1,4 @@
-"""A cloned host: its daemon is not let in, and the original and its containers do not notice."""
+"""A cloned host: its daemon is not admitted, and the original and its containers do not notice."""
 
 from contextlib import ExitStack
 
@@ -20,13 +20,13 @@ def test_a_cloned_disk_harms_nobody_and_has_a_way_out() -> None:
             host.run(["cp", "-a", str(one.netplug.state_dir), str(host.dir / "netplug")])
             clone = it.join(host, wire)
             it.members.remove(clone)
-            wait_until(lambda: "is not let in" in one.netplug.drift(), SOON_S, "it is said on the original")
+            wait_until(lambda: "is not admitted" in one.netplug.drift(), SOON_S, "it is said on the original")
             assert "netplug host rebind" in clone.netplug.drift()
             for member in (one, other, clone):
-                assert "is not let in" in member.cli("host", "ls")
+                assert "is not admitted" in member.cli("host", "ls")
             with namespace(host) as place:
                 code, text = refused(clone, "attach", net, "--netns", place.name)
-                assert (code, "this host is not let into the cluster" in text) == (3, True)
+                assert (code, "this host is not admittedto the cluster" in text) == (3, True)
             # Not while the original's daemon is being updated either, whose containers go on.
             one.netplug.stop()
             clone.netplug.restart()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from etcd_server import Member, needs_etcd, until
 
-from netplug.cluster.claim_holders import Claimed
+from netplug.cluster.claim_holders import ClaimHolders
 from netplug.store.access import EtcdAccess
 from netplug.store.api import Delete, Put, Record
 from netplug.store.etcd import EtcdStore
@@ -50,8 +50,8 @@ async def store(etcd: Member) -> AsyncIterator[Slow]:
 
 
 @pytest.fixture
-async def claimed(store: Slow) -> AsyncIterator[Claimed]:
-    claimed = Claimed(RestoreGuard(store, "me"))
+async def claimed(store: Slow) -> AsyncIterator[ClaimHolders]:
+    claimed = ClaimHolders(RestoreGuard(store, "me"))
     work = asyncio.create_task(claimed.follow())
     await claimed.synced.wait()
     yield claimed
@@ -61,11 +61,13 @@ async def claimed(store: Slow) -> AsyncIterator[Claimed]:
 
 
 @pytest.mark.parametrize("number", [1, 30])
-async def test_answer_under_way_does_not_bring_back_what_is_gone(claimed: Claimed, store: Slow, number: int) -> None:
+async def test_answer_under_way_does_not_bring_back_what_is_gone(
+    claimed: ClaimHolders, store: Slow, number: int
+) -> None:
     keys = [f"{POOL}10.1.0.{last}" for last in range(2, 2 + number)]
     await store.txn((), [Put(key, {"host": "other"}) for key in keys])
     store.hold()
-    asked = asyncio.create_task(claimed.look([KEY, *(f"{POOL}10.2.0.{last}" for last in range(number - 1))]))
+    asked = asyncio.create_task(claimed.refresh([KEY, *(f"{POOL}10.2.0.{last}" for last in range(number - 1))]))
     await store.read.wait()
     await store.txn((), [*map(Delete, keys), Put(LATE, {"host": "other"})])
     await until(lambda: claimed.holder(LATE) is not None)
@@ -75,7 +77,7 @@ async def test_answer_under_way_does_not_bring_back_what_is_gone(claimed: Claime
     assert claimed.holder(KEY) is None
 
 
-async def test_answer_counts_whose_word_is_on_the_way(claimed: Claimed, store: Slow) -> None:
+async def test_answer_counts_whose_word_is_on_the_way(claimed: ClaimHolders, store: Slow) -> None:
     heard: list[str | None] = []
 
     def look(keys: Collection[str]) -> None:
@@ -83,7 +85,7 @@ async def test_answer_counts_whose_word_is_on_the_way(claimed: Claimed, store: S
         if not heard:
             other = OTHER if KEY in keys else KEY
             (key,) = keys
-            claimed._take_answer(Record(other, {"host": "other"}, claimed._holders[key][1]))
+            claimed._apply_read(Record(other, {"host": "other"}, claimed._holders[key][1]))
             heard.append(claimed.holder(other))
 
     claimed.changed = look

@@ -19,7 +19,7 @@ from etcd_server import Member, needs_etcd
 from netplug.cluster import hosts as forgetting
 from netplug.cluster.claims import SharedLeases
 from netplug.cluster.cluster import Cluster
-from netplug.cluster.identity import Gate, Identity, Machine
+from netplug.cluster.identity import AdmissionGate, Identity, Machine
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.vtep import Finder
 from netplug.drivers.overlay import OverlayDriver
@@ -102,7 +102,7 @@ class Host:
         fuse = Slow(changes)
         access = EtcdAccess((self._etcd.host,))
         etcd = await EtcdStore.open(access)
-        gate = Gate(RestoreGuard(MortalLeases(etcd, fuse), str(self.number) * 32))  # type: ignore[arg-type]  # a store, too
+        gate = AdmissionGate(RestoreGuard(MortalLeases(etcd, fuse), str(self.number) * 32))  # type: ignore[arg-type]  # a store, too
         local: Any = MortalStore(self._local, fuse)
         kernel: Any = MortalKernel(self.kernel, fuse)
         me = str(self.number) * 32

@@ -100,7 +100,7 @@ def test_without_the_store_all_goes_on_and_detaching_is_told_later(
         until(lambda: "does not answer" in str(refusal_of(lambda: attach(one, "lab2"))), "it notices")
         error = refusal(lambda: attach(one, "lab2"))
         assert error.code == UNREACHABLE
-        assert "store: the store that hosts share does not answer" in str(error)
+        assert "store: the shared store does not answer" in str(error)
         assert reached(one) == {f"{address_of(there)} at 192.0.2.2"}
         # Its own networks are nobody else's business.
         one.client.post("networks", body={"name": "own"})

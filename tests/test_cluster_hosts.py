@@ -54,11 +54,9 @@ def test_what_a_dead_host_had_is_free_when_it_is_forgotten(
     lost = attach(other, name="db", addresses=["10.224.0.50"])
     reaches(one, f"{address_of(lost)} at 192.0.2.2")
     ident = cli.json("host", "ls")[1]["id"]
-    refused = (
-        "host 'host-2' lives, or did less than 15 s ago (stop its daemon; 15 s after it has ended it counts as dead)"
-    )
+    refused = "host 'host-2' is alive, or was less than 15 s ago (stop its daemon; the host counts as dead 15 s later)"
     assert refused in cli("host", "forget", "host-2", code=NO)
-    assert "host 'host-1' lives" in cli("host", "forget", "host-1", code=NO)
+    assert "host 'host-1' is alive" in cli("host", "forget", "host-1", code=NO)
     other.stop()
     # It may just be restarted.
     assert refused in cli("host", "forget", "host-2", code=NO)
@@ -95,7 +93,7 @@ def test_several_of_one_name_are_told_apart_by_id(
     cli = cli_of(one, capsys)
     ids = [it["id"] for it in cli.json("host", "ls") if it["name"] == "same"]
     text = cli("host", "forget", "same", code=NO)
-    assert "several hosts are called 'same'" in text
+    assert "several hosts match 'same'" in text
     assert all(ident[:12] in text for ident in ids)
     cli("host", "forget", ids[0][:12])
     cli("host", "forget", "same")

@@ -62,7 +62,7 @@ def test_without_the_store_the_own_are_listed_and_that_is_said(hosts: Hosts, etc
     until(lambda: said(one, "ps")[1] != "", "it is said")
     for args in (("ps", "--json"), ("network", "ls", "--json"), ("network", "inspect", "blue")):
         out, err = said(one, *args)
-        assert err.startswith("netplug: only endpoints of host host-1 are listed: the store that hosts share does not")
+        assert err.startswith("netplug: only endpoints of host host-1 are listed: the shared store does not answer")
         data = json.loads(out)
         rows = data["endpoints"] if isinstance(data, dict) else data
         assert [row.get("host", "host-1") for row in rows] == ["host-1"]

@@ -1,4 +1,4 @@
-"""A host whose disk was copied: the copy is not let in, says so, changes nothing, and has a way out."""
+"""A host whose disk was copied: the copy is not admitted, says so, changes nothing, and has a way out."""
 
 import asyncio
 from concurrent.futures import Future
@@ -55,14 +55,14 @@ def test_a_copy_is_refused_on_both_and_changes_nothing(
     hosts.copy(1, 3)
     before = shared(etcd)
     copy = hosts.start(3, marks=marks, host_name="host-1")
-    until(lambda: "a copy of this host is at host-1 (192.0.2.3), and is not let in" in whats(one), "it is said here")
+    until(lambda: "a copy of this host runs at host-1 (192.0.2.3), and is not admitted" in whats(one), "said here")
     until(lambda: any("netplug host rebind" in it for it in whats(copy)), "it is said there, with a way out")
     for host in (one, other, copy):
-        assert "a copy of it is at host-1 (192.0.2.3), and is not let in" in notes(host)["host-1"]
-    with pytest.raises(Exception, match="this host is not let into the cluster") as caught:
+        assert "a copy of this host runs at host-1 (192.0.2.3), and is not admitted" in notes(host)["host-1"]
+    with pytest.raises(Exception, match="this host is not admitted to the cluster") as caught:
         attach(copy, "lab7")
     assert getattr(caught.value, "code", None) == UNREACHABLE
-    with pytest.raises(Exception, match="this host is not let into the cluster"):
+    with pytest.raises(Exception, match="this host is not admitted to the cluster"):
         create(copy, "red")
     hosts.look_again(copy)
     copy.client.post("repair")
@@ -77,7 +77,7 @@ def test_a_copy_is_refused_on_both_and_changes_nothing(
     until(lambda: etcd.records("cluster/alive/").keys() == {f"cluster/alive/{ident(other)}"}, "one is away")
     copy.stop()
     copy = hosts.start(3, marks=marks, host_name="host-1")
-    until(lambda: whats(copy), "it is still not let in")
+    until(lambda: whats(copy), "it is still not admitted")
     assert shared(etcd) == before
     one = hosts.start(1, marks=HERE)
     late = attach(one, "lab2")
@@ -98,7 +98,7 @@ def test_a_copy_without_its_state_is_a_host_of_its_own(
     here = attach(one)
     hosts.copy(1, 3)
     copy = hosts.start(3)
-    until(lambda: whats(copy), "it is not let in")
+    until(lambda: whats(copy), "it is not admitted")
     copy.stop()
     for file in (tmp_path / "3" / "state").glob("netplug.db*"):
         file.unlink()
@@ -121,7 +121,7 @@ def test_a_host_that_was_moved_is_bound_anew(
     hosts.kernels[3] = hosts.kernels[1]
     one.stop()
     moved = hosts.start(3, marks=THERE, host_name="host-1", vtep="192.0.2.1")
-    until(lambda: any("made on another machine" in it for it in whats(moved)), "it is not let in")
+    until(lambda: any("made on another machine" in it for it in whats(moved)), "it is not admitted")
     Cli(moved.settings.run_dir, capsys)("host", "rebind")
     until(lambda: whats(moved) == [], "it is")
     assert ident(moved) == me
@@ -135,8 +135,8 @@ def test_a_host_that_was_moved_is_bound_anew(
     attach(moved, "lab3")
     # And the original, should it come back, is the copy now.
     back = hosts.start(1, marks=HERE)
-    until(lambda: whats(back), "it is not let in")
-    words = "this host lives on another machine, or did less than 15 s ago (stop the daemon there first)"
+    until(lambda: whats(back), "it is not admitted")
+    words = "this host is alive on another machine, or was less than 15 s ago (stop the daemon there first)"
     assert words in Cli(back.settings.run_dir, capsys)("host", "rebind", code=NO)
 
 
@@ -181,7 +181,7 @@ def test_host_that_begins_anew_in_two_places_is_not_its_own_copy(hosts: Hosts, e
     def begin(daemon: Daemon) -> None:
         membership = daemon.cluster.membership
         membership._lease = LOST  # the store forgot it
-        works = (membership.register(), membership.beat(), membership.register())
+        works = (membership.register(), membership.heartbeat(), membership.register())
         ended.extend(asyncio.run_coroutine_threadsafe(work, asyncio.get_running_loop()) for work in works)
 
     one.do_and_get(begin)

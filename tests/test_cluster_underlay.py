@@ -186,19 +186,19 @@ def test_of_two_hosts_with_one_vtep_the_older_goes_on(hosts: Hosts, etcd: Member
     third.foreign.addresses.add(("eth0", ip_interface("192.0.2.1/24")))
     late = hosts.start(3, vtep="192.0.2.1")
     has(late)
-    words = "VTEP 192.0.2.1 is that of host host-1 too, which comes before: its endpoints are not reached"
+    words = "VTEP 192.0.2.1 belongs to host host-1, which had it first: endpoints of this host are not reached"
     for host in (one, other, late):
         until(lambda host=host: notes(host)["host-3"] == [words], "it is said")  # type: ignore[misc]
         until(lambda host=host: differences(host), "it shows")  # type: ignore[misc]
         assert [(it["owner"], it["what"]) for it in differences(host)] == [("host host-3", words)]
-    with pytest.raises(CliError, match="this host's VTEP is that of host host-1 too"):
+    with pytest.raises(CliError, match="this host's VTEP belongs to host host-1"):
         attach(late)
     there = attach(one, "lab2")
     reaches(other, f"{address_of(here)} at 192.0.2.1", f"{address_of(there)} at 192.0.2.1")
     # The next life of the older one is still the older one.
     one.stop()
     one = hosts.start(1, vtep="192.0.2.1")
-    with pytest.raises(CliError, match="this host's VTEP is that of host host-1 too"):
+    with pytest.raises(CliError, match="this host's VTEP belongs to host host-1"):
         attach(late)
     detach(one, "lab2")
     reaches(other, f"{address_of(here)} at 192.0.2.1")

@@ -1,9 +1,9 @@
-"""When the others have an endpoint: each host confirms what it has brought about, and who joins waits for that.
+"""A join returns when the other hosts can reach the endpoint: each host confirms what it has applied.
 
-A host confirms to another one the revision up to which it has that one's endpoints, in its kernel and by name. Only who
-waits reads it: each host watches what it is confirmed, so that an endpoint costs one small record a host. These hang on
-the leases of those who confirm, and are not what anything depends on: the wait is short, and whoever did not confirm
-in time is not waited for again before he does.
+A host confirms to another one the revision up to which it has applied that host's endpoints, in its kernel and its DNS.
+Each host watches only the confirmations to itself, so an endpoint costs one small record per host. They are bound to
+the leases of the hosts that confirm. Nothing depends on them: the wait is short, and a host that did not confirm in
+time is not waited for again until it does.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from netplug.store.api import Compacted, Put, Record, SharedStore, StoreError
 log = structlog.get_logger(__name__)
 
 PATIENCE_S = 0.5
-"""A hundred times what it takes; and what a host that hangs may cost whoever starts a container, once."""
+"""A hundred times the usual duration. A host that hangs delays the start of one container by it, once."""
 _RETRY_S = 1.0
 _OPS_PER_TXN = 100
 
 
 class Barrier:
-    """Waits for what the others confirm (`passed`), and confirms what has been brought about here (`applied`)."""
+    """Waits for confirmations of other hosts (`passed`), and confirms what was applied here (`applied`)."""
 
     def __init__(self, store: SharedStore, view: View, membership: Membership) -> None:
         self._store = store
@@ -35,14 +35,14 @@ class Barrier:
         self._me = membership.me
         self._confirmed: dict[str, int] = {}
         self._late: dict[str, int] = {}
-        self._news = asyncio.Event()
+        self._updated = asyncio.Event()
         self._pending: dict[str, int] = {}
         self._wanted = asyncio.Event()
 
     async def passed(self, revision: int) -> None:
-        """Wait until all hosts that live have what this one wrote then, and this one what the others wrote before.
+        """Wait until all hosts have applied this host's records of a revision, and this host all records before it.
 
-        No longer than `PATIENCE_S`, and not at all without other hosts.
+        The wait takes `PATIENCE_S` at most; hosts that are not alive do not count.
         """
         awaited = {host for host in self._view.hosts() if host != self._me and self._may_confirm(host)}
         if not awaited:
@@ -50,8 +50,8 @@ class Barrier:
         awaited.add(self._me)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                while awaited := {host for host in awaited if self._is_awaited(host, revision)}:
-                    await self._news.wait()
+                while awaited := {host for host in awaited if self._is_missing(host, revision)}:
+                    await self._updated.wait()
         except TimeoutError:
             self._late |= {host: self._epoch(host) for host in awaited - {self._me}}
             log.warning("endpoint.unconfirmed", by=[name_of(self._view, host) for host in sorted(awaited)])
@@ -59,34 +59,34 @@ class Barrier:
     def _may_confirm(self, host: str) -> bool:
         return self._view.alive(host) and self._late.get(host) != self._epoch(host)
 
-    def _is_awaited(self, host: str, revision: int) -> bool:
+    def _is_missing(self, host: str, revision: int) -> bool:
         lives = host == self._me or self._view.alive(host)
         return lives and self._confirmed.get(host, 0) < revision
 
     def _epoch(self, host: str) -> int:
-        """Return which life of a host's daemon this is: a new one may be quicker."""
+        """Return the epoch of a host: after a restart, its daemon may be faster."""
         known = self._view.hosts().get(host)
         return known.epoch if known else 0
 
     def applied(self, revisions: Mapping[str, int]) -> None:
-        """Learn that the endpoints are here which hosts wrote up to some revision."""
+        """Confirm that endpoints were applied here: by host, the revision up to which."""
         for host, revision in revisions.items():
             if host == self._me:
-                self._learn(host, revision)
-            elif self._view.alive(host):  # nobody else waits
+                self._on_confirmed(host, revision)
+            elif self._view.alive(host):  # hosts that are not alive do not wait
                 self._pending[host] = revision
                 self._wanted.set()
 
-    def _learn(self, host: str, revision: int) -> None:
+    def _on_confirmed(self, host: str, revision: int) -> None:
         self._confirmed[host] = revision
         self._late.pop(host, None)
-        self._news.set()
-        self._news = asyncio.Event()
+        self._updated.set()
+        self._updated = asyncio.Event()
 
-    # Living
+    # Background work
 
     async def run(self) -> None:
-        """Confirm, and read what is confirmed, until cancelled."""
+        """Write and read confirmations until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow())
             group.create_task(self._confirm())
@@ -102,7 +102,7 @@ class Barrier:
             try:
                 for start in range(0, len(puts), _OPS_PER_TXN):
                     await self._store.txn([], puts[start : start + _OPS_PER_TXN])
-            except StoreError as exc:  # nobody waits long for it, and the next one will do as well
+            except StoreError as exc:  # the wait is short, and the next confirmation includes this one
                 log.debug("endpoints.unconfirmed", reason=str(exc))
 
     async def _follow(self) -> None:
@@ -126,6 +126,6 @@ class Barrier:
     def _take(self, prefix: str, record: Record) -> None:
         host, revision = record.key.removeprefix(prefix), record.value.get("revision")
         if isinstance(revision, int):
-            self._learn(host, revision)
+            self._on_confirmed(host, revision)
         else:
             log.warning("record.poisoned", key=record.key, host=short(host))

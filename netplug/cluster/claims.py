@@ -1,10 +1,10 @@
-"""Leases of pools that hosts share: a claim in the shared store, and a copy here.
+"""Leases of pools that hosts share: a claim in the shared store, and a copy in this host's own store.
 
-The copy is what this host knows of itself while the shared store cannot be reached, also after a restart. The shared
-store decides who has an address; what it has of this host and the copy has not is let go of again (`settle`), and what
-it has lost is claimed anew. So nothing need be remembered of a release that could not be told.
+The shared store decides which host has an address. The copy holds this host's leases while the shared store is
+unreachable, also after a restart. `reconcile` releases claims of this host that have no copy, and repeats claims that
+the shared store has lost. So a release that failed need not be remembered.
 
-Gateways belong to a network as a whole, not to a host: whoever defines the network writes them.
+Gateways belong to the network, not to a host; they are written with the network's definition.
 """
 
 import asyncio
@@ -22,14 +22,15 @@ from netplug.store.leases import OPS_PER_TXN, StoredLeases, lease_key, lease_of,
 log = structlog.get_logger(__name__)
 
 PATIENCE_S = 10.0
-"""For which a claim waits until a store with older data is mended: hosts find that out within 5 s (a beat of their
-membership) and tell it all in another; dockerd waits 15 s for a plugin."""
+"""Longest wait of a claim for the recovery of a store with older data. Hosts detect such data within 5 s (a heartbeat),
+and have written their records within another 5 s; dockerd waits 15 s for a plugin.
+"""
 _OF_NETWORKS = frozenset({OwnerKind.GATEWAY, OwnerKind.AUX})
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A lease in the shared store. `host`: the id of who has it; empty for a gateway. `revision`: of its record."""
+    """A lease in the shared store. `host`: the id of its host; empty for a gateway. `revision`: of its record."""
 
     lease: Lease
     host: str
@@ -37,11 +38,17 @@ class Claim:
 
 
 class NotAdmitted(Unreachable):
-    """The store answers, and this host may not write to it; nothing was done."""
+    """The shared store answers, but this host may not write to it; nothing was changed."""
 
 
 class CircuitBreaker:
-    """Whether the shared store answers, as known by whoever asked last."""
+    """Fails requests to the shared store at once while it does not answer, and delays claims during a recovery.
+
+    Attributes:
+        answers: whether the last request was answered.
+        lost: set when a request failed, to wake the heartbeat.
+        closed: set from `suspend` to `resume`.
+    """
 
     def __init__(self) -> None:
         self.answers = True
@@ -50,41 +57,41 @@ class CircuitBreaker:
         self._opened = asyncio.Event()
         self._opened.set()
 
-    def close(self) -> None:
-        """Let nobody have anything new until hosts have told a store with older data what they have."""
+    def suspend(self) -> None:
+        """Delay new claims until hosts have written their records to a store with older data."""
         self.closed.set()
         self._opened.clear()
 
-    def open(self) -> None:
-        """Go on."""
+    def resume(self) -> None:
+        """Allow new claims again."""
         self.closed.clear()
         self._opened.set()
 
-    async def opened(self, until: float | None = None) -> None:
-        """Wait a moment until something new may be had. `until`: a time of the loop, else `PATIENCE_S` from now.
+    async def resumed(self, until: float | None = None) -> None:
+        """Wait until new claims are allowed. `until`: a time of the loop; default: `PATIENCE_S` from now.
 
         Raises:
-            Restored: not in that time.
+            Restored: the recovery takes longer.
         """
         try:
             async with asyncio.timeout_at(until or asyncio.get_running_loop().time() + PATIENCE_S):
                 await self._opened.wait()
         except TimeoutError:
-            words = "the store that hosts share has older data than before, and some hosts have not told what they have"
-            raise Restored(f"{words}; try again in a moment") from None
+            words = "the shared store was restored from older data, and some hosts have not yet written their records"
+            raise Restored(f"{words}; try again in some seconds") from None
 
     def check(self) -> None:
-        """Refuse at once what would wait in vain.
+        """Fail at once if the last request was not answered, instead of waiting for the deadline.
 
         Raises:
-            Unreachable: the store did not answer somebody else.
+            Unreachable: the last request was not answered.
         """
         if not self.answers:
-            raise Unreachable("the store that hosts share does not answer; what they share cannot be changed")
+            raise Unreachable("the shared store does not answer, so networks of the cluster cannot be changed")
 
     @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Ask, if that is worth it, and tell all others when there was no answer."""
+    def request(self) -> Iterator[None]:
+        """Guard a request: `check` before it, and note if it gets no answer."""
         self.check()
         try:
             yield
@@ -97,10 +104,7 @@ class CircuitBreaker:
 
 
 class SharedLeases:
-    """`LeaseStore` over a host's own store and one that it shares; pools of space "global" are in both.
-
-    `reach`: says whether it is worth asking the shared store; where not, its deadline need not be waited for.
-    """
+    """`LeaseStore` over a host's own store and the shared one; leases of address space "global" are in both."""
 
     def __init__(self, local: Store, shared: Store, host: str, breaker: "CircuitBreaker | None" = None) -> None:
         self._own = StoredLeases(local)
@@ -117,7 +121,7 @@ class SharedLeases:
         return self._own.unreadable
 
     async def load(self) -> tuple[Sequence[Pool], Sequence[Lease]]:
-        """Return what this host has; nobody else is asked."""
+        """Return the pools and leases of this host, without the shared store."""
         pools, leases = await self._own.load()
         self._mine = {lease_key(lease.pool, lease.address): lease for lease in leases if _is_claim(lease)}
         return pools, leases
@@ -137,11 +141,11 @@ class SharedLeases:
                 return False
             self._mine[key] = lease
             try:
-                await self._own.drop(lease.pool, lease.address)  # of a life that another store knew
+                await self._own.drop(lease.pool, lease.address)  # a leftover of a cluster that the store has lost
                 return await self._own.claim(lease)
             except BaseException:
                 del self._mine[key]
-                await self._forget(lease.pool, lease.address)
+                await self._release_claim(lease.pool, lease.address)
                 raise
         finally:
             self._claiming.discard(key)
@@ -149,12 +153,12 @@ class SharedLeases:
     async def _claim_shared(self, lease: Lease) -> bool:
         until = asyncio.get_running_loop().time() + PATIENCE_S
         for last in (False, True):
-            await self.breaker.opened(until)
+            await self.breaker.resumed(until)
             try:
-                with self.breaker.asking():
+                with self.breaker.request():
                     return await self._shared.claim(lease)
             except Restored:
-                self.breaker.close()
+                self.breaker.suspend()
                 if last:
                     raise
         raise AssertionError("the last try returns or raises")
@@ -163,40 +167,40 @@ class SharedLeases:
         """Store the new owner of a lease; False: there is no such lease."""
         if not _is_claim(lease):
             return await self._own.update(lease)
-        with self.breaker.asking():
+        with self.breaker.request():
             if not await self._shared.update(lease):
                 return False
         self._mine[lease_key(lease.pool, lease.address)] = lease
         return await self._own.update(lease)
 
     async def drop(self, pool_id: str, address: IPAddress) -> None:
-        """Delete a lease; absent is success. While the shared store does not answer others see it a while longer."""
+        """Delete a lease; absent is success. If the shared store does not answer, `reconcile` does it."""
         if self._mine.pop(lease_key(pool_id, address), None) is not None:
-            await self._forget(pool_id, address)
+            await self._release_claim(pool_id, address)
         await self._own.drop(pool_id, address)
 
-    async def _forget(self, pool_id: str, address: IPAddress) -> None:
+    async def _release_claim(self, pool_id: str, address: IPAddress) -> None:
         try:
-            with self.breaker.asking():
+            with self.breaker.request():
                 await self._shared.drop(pool_id, address)
         except StoreError as exc:
             log.warning("claim.kept", address=str(address), reason=str(exc))
 
     async def save_pool(self, pool: Pool) -> bool:
-        """Store a pool, new or changed; what overlaps is found where a network is defined."""
+        """Store a new or changed pool. Overlaps are refused when a network is defined."""
         return await self._own.save_pool(pool)
 
     async def drop_pool(self, pool_id: str) -> None:
-        """Delete a pool with all leases that this host has of it."""
+        """Delete a pool and this host's leases in it."""
         for lease in [lease for lease in self._mine.values() if lease.pool == pool_id]:
             del self._mine[lease_key(lease.pool, lease.address)]
-            await self._forget(pool_id, lease.address)
+            await self._release_claim(pool_id, lease.address)
         await self._own.drop_pool(pool_id)
 
-    # What is in the shared store
+    # The shared store
 
     async def claims(self, pool_id: str) -> list[Claim]:
-        """Return the leases that all hosts have of a pool; what cannot be read is left out, and logged.
+        """Return the leases of all hosts in a pool. Records that cannot be read are skipped and logged.
 
         Raises:
             StoreError: the shared store does not answer.
@@ -211,12 +215,14 @@ class SharedLeases:
             found.append(Claim(lease, host, record.revision))
         return found
 
-    async def settle(
+    async def reconcile(
         self, pool_ids: Iterable[str], *, vouched: Collection[str] | None = None
     ) -> list[tuple[Lease, str]]:
-        """Make the shared store agree with what this host has, and return what another host has of that, with its id.
+        """Make the claims in the shared store agree with this host's leases.
 
-        `vouched`: the hosts whose claims count; of others what the store says is out of date. None: all.
+        Return those leases that another host holds, with the id of that host.
+
+        `vouched`: the hosts whose claims are up to date; claims of other hosts are overwritten. None: all hosts.
 
         Raises:
             StoreError: the shared store does not answer.
@@ -247,25 +253,25 @@ class SharedLeases:
                 await self._store.txn([Compare(key, claim.revision)], [put])
         return lost
 
-    async def protect(self, claims: Iterable[tuple[Lease, str]]) -> None:
-        """Claim for others, by id of the host, what nobody has claimed and this host did not get itself."""
+    async def claim_for_others(self, claims: Iterable[tuple[Lease, str]]) -> None:
+        """Claim addresses on behalf of other hosts, unless they are claimed or leased to this host."""
         wanted = [(lease_key(lease.pool, lease.address), lease, host) for lease, host in claims]
         wanted = [one for one in wanted if one[0] not in self._mine]
         for start in range(0, len(wanted), OPS_PER_TXN):
             some = wanted[start : start + OPS_PER_TXN]
             puts = [(Compare(key, 0), Put(key, stamped(lease, host))) for key, lease, host in some]
             if await self._store.txn([it for it, _ in puts], [it for _, it in puts]) is None:
-                for compare, put in puts:  # some are there
+                for compare, put in puts:  # some are claimed already
                     await self._store.txn([compare], [put])
 
 
 def gateways(leases: Iterable[Lease]) -> list[Put]:
-    """Return the operations that write the leases of a network as a whole."""
+    """Return the operations that write the leases of a network's gateways."""
     return [Put(lease_key(lease.pool, lease.address), stamped(lease, "")) for lease in leases]
 
 
 async def drop_all(store: Store, pool_id: str) -> None:
-    """Delete all leases of a pool that nobody has any more."""
+    """Delete all leases of a pool whose network is deleted."""
     records: list[Record] = (await store.range(leases_prefix(pool_id)))[0]
     for start in range(0, len(records), OPS_PER_TXN):
         await store.txn([], [Delete(record.key) for record in records[start : start + OPS_PER_TXN]])

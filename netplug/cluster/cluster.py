@@ -14,14 +14,14 @@ import structlog
 from netplug.cluster.audit import audit
 from netplug.cluster.barrier import Barrier
 from netplug.cluster.catalogue import gone
-from netplug.cluster.claim_holders import Claimed
+from netplug.cluster.claim_holders import ClaimHolders
 from netplug.cluster.claims import SharedLeases
 from netplug.cluster.hosts import Host, Hosts
-from netplug.cluster.identity import Gate, Identity
+from netplug.cluster.identity import AdmissionGate, Identity
 from netplug.cluster.membership import Membership
 from netplug.cluster.networks import Definitions, ident_of
 from netplug.cluster.peering import Peering
-from netplug.cluster.records import NETWORKS, EndpointAdvert, as_put, endpoint_key, twin_words
+from netplug.cluster.records import NETWORKS, EndpointAdvert, as_put, duplicate_vtep, endpoint_key
 from netplug.cluster.recovery import Recovery
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.view import View, name_of
@@ -52,7 +52,7 @@ class Cluster:
         self,
         engine: Engine,
         local: Store,
-        store: Gate,
+        store: AdmissionGate,
         leases: SharedLeases,
         *,
         identity: Identity,
@@ -82,7 +82,7 @@ class Cluster:
         self._reconnect = store.reconnect
         self._lost: frozenset[str] = frozenset()
         self._published: dict[str, int] = {}
-        self._claimed = Claimed(guard)
+        self._claimed = ClaimHolders(guard)
         self.peering = Peering(
             engine,
             self.view,
@@ -103,11 +103,11 @@ class Cluster:
         Raises:
             StoreError: the store does not answer.
         """
-        with self._breaker.asking():
+        with self._breaker.request():
             found = await self.leases.claims(pool)
         return [(claim.lease, name_of(self.view, claim.host) if claim.host else "") for claim in found]
 
-    def elsewhere(self, network: NetworkRecord) -> list[tuple[str, str, EndpointAdvert]]:
+    def remote_endpoints(self, network: NetworkRecord) -> list[tuple[str, str, EndpointAdvert]]:
         """Return the endpoints that a network has on other hosts: name of the host, id, and what it tells of it.
 
         Raises:
@@ -119,21 +119,21 @@ class Cluster:
         self._breaker.check()
         if not self.view.synced.is_set():
             raise Unreachable("the store that hosts share has not told yet what they have")
-        return self.view.elsewhere(ident, self.me)
+        return self.view.remote_endpoints(ident, self.me)
 
     async def hosts(self) -> list[Host]:
         """Return the hosts of the cluster; see `Hosts.all`."""
-        with self._breaker.asking():
+        with self._breaker.request():
             return await self._hosts.all()
 
     async def forget(self, ref: str) -> Host:
         """Delete all that a dead host has in the store; see `Hosts.forget`."""
-        with self._breaker.asking():
+        with self._breaker.request():
             return await self._hosts.forget(ref)
 
     async def rebind(self) -> None:
         """Have this host be here, to where its state was moved; see `Membership.rebind`."""
-        with self._breaker.asking():
+        with self._breaker.request():
             await self.membership.rebind()
 
     async def audit(self) -> list[Finding]:
@@ -142,7 +142,7 @@ class Cluster:
         Raises:
             StoreError: the store does not answer.
         """
-        with self._breaker.asking():
+        with self._breaker.request():
             return await audit(self._engine, self.view, self.leases, self.networks.shared(), self.me)
 
     # What the engine tells
@@ -155,11 +155,11 @@ class Cluster:
         """
         if not (network := self._shared(record)):
             return
-        if first := self.view.yielding().get(self.me):
-            words = f"this host's VTEP is that of host {name_of(self.view, first)} too, which had it before"
+        if first := self.view.duplicate_vteps().get(self.me):
+            words = f"this host's VTEP belongs to host {name_of(self.view, first)}, which had it first"
             raise NetplugError("unavailable", words, hint="give one of them another address, or another --vtep")
         try:
-            with self._breaker.asking():
+            with self._breaker.request():
                 await self._publish(network, record)
         except StoreError as exc:
             self._untold(network, record, exc)
@@ -175,7 +175,7 @@ class Cluster:
         if not (network := self._shared(record)):
             return
         try:
-            with self._breaker.asking():
+            with self._breaker.request():
                 await self._store.txn([], [Delete(endpoint_key(network, self.me, record.endpoint.id))])
         except StoreError as exc:
             self._untold(network, record, exc)
@@ -225,7 +225,7 @@ class Cluster:
         await self._recovery.load()
         try:
             async with asyncio.timeout(START_S):
-                await self.membership.beat()
+                await self.membership.heartbeat()
                 if self.membership.admitted:
                     await self._recovery.identify()
         except (TimeoutError, Unreachable) as exc:
@@ -259,25 +259,25 @@ class Cluster:
         """Tell the others of a new VTEP. Connections from the old one may be dead, and nobody says so for long."""
         self.membership.vtep = vtep
         await self._reconnect()
-        self.membership.look()
+        self.membership.wake()
         self.view.touch_all()
 
     def _noted(self, notes: tuple[str, ...]) -> None:
         if notes != self.membership.notes:
             self.membership.notes = notes
-            self.membership.look()
+            self.membership.wake()
 
     def _compare_hosts(self) -> None:
         """Say which hosts have one VTEP, and which records cannot be read."""
-        pairs = sorted(self.view.yielding().items())
+        pairs = sorted(self.view.duplicate_vteps().items())
         found = [
             Difference(f"host {name_of(self.view, it)}", "vtep", self._shared_vtep(it, first)) for it, first in pairs
         ]
-        found += [Difference("store", key, why) for key, why in sorted(self.view.poisoned.items())]
+        found += [Difference("store", key, why) for key, why in sorted(self.view.unreadable.items())]
         self._engine.conditions.report("hosts", found)
 
     def _shared_vtep(self, ident: str, first: str) -> str:
-        return twin_words(self.view.hosts()[ident].vtep, name_of(self.view, first))
+        return duplicate_vtep(self.view.hosts()[ident].vtep, name_of(self.view, first))
 
     async def _dispatch(self) -> None:
         """Wake who has to look at what changed, and all after a while."""
@@ -291,9 +291,9 @@ class Cluster:
                 self.view.touch_all()
             self.view.changed.clear()
             self._compare_hosts()
-            if (twins := dict(self.view.twins(self.me))) != known:
-                known = twins
-                self.membership.look()
+            if (copies := dict(self.view.copies(self.me))) != known:
+                known = copies
+                self.membership.wake()
             if self.view.redefined:
                 self.view.redefined = False
                 self._defining.set()
@@ -330,7 +330,7 @@ class Cluster:
     async def _settle(self) -> None:
         """Make the claims in the store those of this host; what another host has of them is its."""
         pools = {pool for record in self.networks.shared().values() for pool in record.pools}
-        lost = await self.leases.settle(pools)
+        lost = await self.leases.reconcile(pools)
         for lease, host in lost:
             if lease.owner.id not in self._lost:
                 log.error("address.lost", address=str(lease.address), owner=str(lease.owner), host=short(host))

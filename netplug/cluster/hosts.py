@@ -1,8 +1,8 @@
-"""The hosts of a cluster as a user sees them, and how one that does not come back is forgotten.
+"""The hosts of a cluster as a user sees them, and the removal of a dead host.
 
-What a dead host had stays its own, since it may come back. To forget it is a user's decision, and holds only as long as
-it is dead: each transaction compares that nobody has said since that he lives. If it comes back all the same it tells
-of what it has, and finds out which of its addresses others have by now.
+Endpoints and addresses of a dead host stay, since it may come back. Only a user can remove it (`netplug host forget`),
+and only while it is dead: each transaction compares that the host has not come back. A removed host that comes back
+writes its records again, and finds which of its addresses owner hosts have by now.
 """
 
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ from netplug.cluster.records import (
     TWINS,
     HostRecord,
     describe,
+    describe_copy,
+    duplicate_vtep,
+    duplicate_vteps,
     parse,
-    twin_of,
-    twin_words,
-    yielding,
 )
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
@@ -38,9 +38,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host. `vtep`: None when its record cannot be read. `endpoints`, `addresses`: how many it has.
+    """A host.
 
-    `notes`: what is wrong with it.
+    Attributes:
+        vtep: None if its record cannot be read.
+        endpoints, addresses: the numbers of its endpoints and leases.
+        notes: its faults.
     """
 
     id: str
@@ -54,7 +57,7 @@ class Host:
 
 
 class Hosts:
-    """Lists hosts as the store has them now, and forgets them."""
+    """Lists the hosts in the store, and removes dead ones."""
 
     def __init__(self, store: Store, networks: Definitions, me: str) -> None:
         self._store = store
@@ -62,55 +65,55 @@ class Hosts:
         self._me = me
 
     async def all(self) -> list[Host]:
-        """Return the hosts, by name; also those that are known by what they left only.
+        """Return the hosts, sorted by name, with those of which only endpoints or leases are left.
 
         Raises:
             StoreError: the store does not answer.
         """
         records = {record.key.removeprefix(HOSTS): record for record in await self._range(HOSTS)}
         alive = {record.key.removeprefix(ALIVE) for record in await self._range(ALIVE)}
-        told = [_owner(record) for record in await self._range(ENDPOINTS)]
+        advertised = [_owner(record) for record in await self._range(ENDPOINTS)]
         leased = [_holder(record) for record in await self._range(LEASES)]
         read = {ident: known for ident, record in records.items() if (known := _read(record))}
-        first = yielding(read, alive)
+        first = duplicate_vteps(read, alive)
         twins = await self._range(TWINS)
         found = []
-        for ident in {*records, *told, *leased} - {""}:
+        for ident in {*records, *advertised, *leased} - {""}:
             known = read.get(ident)
             name, vtep = (known.name, known.vtep) if known else ("", None)
             notes = known.notes if known else ("its record cannot be read",) if ident in records else ()
-            if known and (other := first.get(ident)):
-                notes = (twin_words(known.vtep, describe(other, read[other].name)), *notes)
-            copies = [twin_of(twin) for twin in twins if twin.key.startswith(f"{TWINS}{ident}/")]
-            notes = (*(f"a copy of it is at {copy}, and is not let in" for copy in copies), *notes)
-            counts = told.count(ident), leased.count(ident)
+            if known and (owner := first.get(ident)):
+                notes = (duplicate_vtep(known.vtep, describe(owner, read[owner].name)), *notes)
+            copies = [describe_copy(twin) for twin in twins if twin.key.startswith(f"{TWINS}{ident}/")]
+            notes = (*(f"a copy of this host runs at {copy}, and is not admitted" for copy in copies), *notes)
+            counts = advertised.count(ident), leased.count(ident)
             found.append(Host(ident, name, vtep, ident in alive, ident == self._me, *counts, notes))
         return sorted(found, key=lambda host: (host.name, host.id))
 
     async def forget(self, ref: str) -> Host:
-        """Delete all that a dead host has in the store: endpoints, addresses, what its Docker has, and its record.
+        """Delete all records of a dead host: endpoints, leases, the networks of its Docker, and the host record.
 
         Args:
-            ref: its name, its id, or the beginning of that.
+            ref: its name, its id, or a prefix of the id.
 
         Raises:
-            NetplugError: "not_found"; "invalid": several are called so; "forbidden": it lives.
-            StoreError: the store does not answer; a next attempt goes on where this one ended.
+            NetplugError: "not_found"; "invalid": several hosts match; "forbidden": the host is alive.
+            StoreError: the store does not answer; another attempt continues the deletion.
         """
         host = _find(await self.all(), ref)
         if host.alive or host.me or await self._store.get(STOPPED + host.id):
-            raise _lives(host)
+            raise _alive_error(host)
         members = await self._range(MEMBERS)
         mine = [record for record in members if record.key.endswith(f"/{host.id}")]
         mine += [record for record in await self._range(ENDPOINTS) if _owner(record) == host.id]
         mine += [record for record in await self._range(LEASES) if _holder(record) == host.id]
         mine += await self._range(f"{CONFIRMED}{host.id}/")
-        # The record last: whoever sees that sees nothing of the host any more.
+        # The host record last: without it, nothing of the host is left.
         keys = [*(record.key for record in mine), RECOVERED + host.id, HOSTS + host.id]
         for start in range(0, len(keys), OPS_PER_TXN):
             ops = [Delete(key) for key in keys[start : start + OPS_PER_TXN]]
             if await self._store.txn([Compare(ALIVE + host.id, 0), Compare(STOPPED + host.id, 0)], ops) is None:
-                raise _lives(host)
+                raise _alive_error(host)
         for record in members:
             await self._networks.end_unwanted(record.key.removeprefix(MEMBERS).partition("/")[0])
         log.info("host.ended", host=short(host.id), name=host.name, records=len(keys))
@@ -120,33 +123,33 @@ class Hosts:
         return (await self._store.range(prefix))[0]
 
 
-def _lives(host: Host) -> NetplugError:
-    words = f"host {host.name or short(host.id)!r} lives, or did less than 15 s ago"
-    return NetplugError("forbidden", words, hint="stop its daemon; 15 s after it has ended it counts as dead")
+def _alive_error(host: Host) -> NetplugError:
+    words = f"host {host.name or short(host.id)!r} is alive, or was less than 15 s ago"
+    return NetplugError("forbidden", words, hint="stop its daemon; the host counts as dead 15 s later")
 
 
 def _find(hosts: Iterable[Host], ref: str) -> Host:
-    """Return the host that is meant: by whole id or name before the beginning of an id."""
+    """Return the host of a reference; a complete id or name takes precedence over a prefix."""
     hosts = list(hosts)
-    whole = [host for host in hosts if ref in {host.id, host.name}]
-    found = whole or [host for host in hosts if ref and host.id.startswith(ref)]
+    exact = [host for host in hosts if ref in {host.id, host.name}]
+    found = exact or [host for host in hosts if ref and host.id.startswith(ref)]
     if not found:
         names = ", ".join(host.name or short(host.id) for host in hosts)
         raise NetplugError("not_found", f"there is no host {ref!r}", hint=f"there are {names}")
     if len(found) > 1:
         ids = ", ".join(short(host.id) for host in found)
-        raise NetplugError("invalid", f"several hosts are called {ref!r}", hint=f"give an id: {ids}")
+        raise NetplugError("invalid", f"several hosts match {ref!r}", hint=f"give an id: {ids}")
     return found[0]
 
 
 def _owner(record: Record) -> str:
-    """Return the host that told of an endpoint; nothing when the key is nonsense."""
+    """Return the host of an endpoint record; empty if the key is ill-formed."""
     parts = record.key.removeprefix(ENDPOINTS).split("/")
     return parts[1] if len(parts) == 3 else ""
 
 
 def _holder(record: Record) -> str:
-    """Return the host that has claimed an address; nothing for one that is a network's."""
+    """Return the host that holds a lease; empty for addresses of the network itself."""
     holder = record.value.get("host")
     return holder if isinstance(holder, str) else ""
 

@@ -1,10 +1,10 @@
-"""Who this host is to the others, bound to the machine on which that was made up, so that a copy of it is nobody.
+"""The id of this host in the cluster, bound to the machine on which it was created, so that a copy cannot use it.
 
-A copied disk brings the id along. Where marks of the machine differ from those kept beside the id, it is a copy, or was
-moved; only a user can tell (`rebind`). A copy that has the same marks is found out when the original lives: see
-`membership`. That is remembered, lest it come in when the original's daemon is away for a moment.
+A copied disk contains the id. If the machine's marks differ from those stored with the id, the state is a copy or was
+moved; only a user can tell which (`rebind`). A copy with equal marks is detected while the original is alive, see
+`membership`. This is stored, so that the copy is not admitted while the original's daemon is stopped.
 
-A host that is not let in reads the store, and writes nothing to it (`Gate`).
+A host that is not admitted reads the shared store, but cannot write to it (`AdmissionGate`).
 """
 
 import contextlib
@@ -30,10 +30,11 @@ _PRODUCT = Path("/sys/class/dmi/id/product_uuid")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where a daemon runs.
+    """The machine on which a daemon runs.
 
-    `place`: a network namespace of one boot, which has one daemon at the most. `marks`: what tells this machine from
-    others, hashed; those that cannot be read are left out.
+    Attributes:
+        place: the boot and the network namespace, which has one daemon at most.
+        marks: hashes of ids that distinguish this machine from others, without those that cannot be read.
     """
 
     place: str
@@ -41,7 +42,7 @@ class Machine:
 
     @classmethod
     def read(cls) -> Self:
-        """Read both of this machine."""
+        """Read the place and the marks of this machine."""
         marks = {}
         with contextlib.suppress(OSError):
             marks["machine-id"] = _hashed(_MACHINE.read_bytes().strip())
@@ -53,7 +54,7 @@ class Machine:
 
 
 class Identity:
-    """The id of this host. `load` it; `why` it is not let in, if the state here says so."""
+    """The id of this host, with the state that decides whether it may be used here."""
 
     def __init__(self, store: Store, machine: Machine, ident: str, marks: Mapping[str, str], refused: str) -> None:
         self.id = ident
@@ -64,7 +65,7 @@ class Identity:
 
     @classmethod
     async def load(cls, store: Store, machine: Machine) -> Self:
-        """Read the id; it is made up at the first start, and bound to this machine."""
+        """Read the id. The first start creates it and binds it to this machine."""
         record = await store.get(OWN)
         known = record.value if record else {}
         kept = known.get("marks")
@@ -77,19 +78,19 @@ class Identity:
 
     @property
     def why(self) -> str:
-        """Why this host is not let in; empty where nothing here speaks against it."""
+        """Why this host is not admitted; empty if its state gives no reason."""
         if any(self.machine.marks.get(key, value) != value for key, value in self._marks.items()):
             return "this host's state was made on another machine: it is a copy, or was moved"
         return self._refused
 
     async def refuse(self, why: str) -> None:
-        """Remember that this is a copy of a host that lives."""
+        """Store that this is a copy of a host that is alive."""
         if self._refused != why:
             self._refused = why
             await self._save()
 
     async def rebind(self) -> None:
-        """Bind the id to this machine, as a user wants it."""
+        """Bind the id to this machine, as the user requested."""
         self._marks, self._refused = dict(self.machine.marks), ""
         await self._save()
 
@@ -99,15 +100,15 @@ class Identity:
         await self._store.txn((), [Put(OWN, value)], durable=True)
 
 
-class Gate:
-    """The store that hosts share, as all but `membership` see it.
+class AdmissionGate:
+    """The shared store, which refuses writes until `Membership` has admitted this host.
 
-    `shut`: why this host may not write; empty: it may.
+    `refusal`: why this host may not write; empty if it may.
     """
 
     def __init__(self, store: RestoreGuard) -> None:
         self.store = store
-        self.shut = "this host has not reached the cluster's store yet"
+        self.refusal = "this host has not reached the cluster's store yet"
 
     async def get(self, key: str) -> Record | None:
         return await self.store.get(key)
@@ -118,13 +119,13 @@ class Gate:
     async def txn(
         self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
     ) -> int | None:
-        """As the store's.
+        """Execute a transaction, as the store does.
 
         Raises:
-            NotAdmitted: nothing was done.
+            NotAdmitted: this host may not write; nothing was changed.
         """
-        if self.shut:
-            raise NotAdmitted(self.shut)
+        if self.refusal:
+            raise NotAdmitted(self.refusal)
         return await self.store.txn(compares, ops, durable=durable)
 
     async def lease(self, ttl_s: float) -> int:
@@ -149,5 +150,5 @@ class Gate:
 
 
 def _hashed(mark: bytes) -> str:
-    """A machine's id is not to be told (machine-id(5))."""
+    """Hash a mark, since the machine id must be kept confidential (machine-id(5))."""
     return hashlib.sha256(b"netplug/" + mark).hexdigest()[:32]

@@ -1,11 +1,12 @@
-"""A host as a member: its record, with an epoch that counts its lives, and a lease that says that it lives.
+"""Membership of this host: its record, whose epoch counts the starts of its daemon, and its heartbeat.
 
-Nothing that a container needs hangs on the lease. When it ends, others only learn that nobody tells them of changes
-here any more.
+The heartbeat keeps an etcd lease alive. Nothing that a container needs depends on the lease: when it expires, other
+hosts only learn that they get no changes from this host any more.
 
-The record under the lease says where the daemon runs, and only one can have it. A second one of the same id, of a
-copied disk, is not let in: it leaves word under a lease of its own, the first one answers that it lives, and from then
-on the second one knows what it is. A record that nobody answers for is that of a life that has just ended.
+The record under the lease names the place where the daemon runs, and only one daemon can hold it. A second daemon with
+the same id (from a copied disk) is not admitted. It announces itself under a lease of its own, and the first daemon
+answers; from the answer the second one knows that it is a copy. Without an answer, the record is that of a daemon that
+has just ended, and expires.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from contextlib import suppress
 import structlog
 
 from netplug.cluster.claims import CircuitBreaker, NotAdmitted
-from netplug.cluster.identity import Gate, Identity
+from netplug.cluster.identity import AdmissionGate, Identity
 from netplug.cluster.records import ALIVE, HOSTS, STOPPED, TWINS, HostRecord, as_put, parse
 from netplug.cluster.view import View
 from netplug.drivers.naming import short
@@ -27,25 +28,26 @@ from netplug.store.api import Compare, Put, StoreError, Unreachable
 log = structlog.get_logger(__name__)
 
 TTL_S = 15.0
-BEAT_S = TTL_S / 3
-"""Two beats may be lost."""
+HEARTBEAT_S = TTL_S / 3
+"""So two heartbeats may be lost."""
 _RETRY_S = 0.5
-WAY_OUT = (
+DUPLICATE_HINT = (
     "if this is the copy, stop netplug, delete netplug.db in its state directory and start it again; "
     "if not, stop the other one and use netplug host rebind"
 )
 
 
 class Membership:
-    """Has this host let in, keeps its record as it ought to be, and its lease.
+    """Admits this host to the cluster, and maintains its record and its lease.
 
-    `epoch`: of this life, 0 until the store has answered. `vtep`, `notes`: see `HostRecord`; who changes them calls
-    `look`.
+    Attributes:
+        epoch: number of this start of the daemon; 0 until the store has answered.
+        vtep, notes: see `HostRecord`; call `wake` after a change.
     """
 
     def __init__(
         self,
-        gate: Gate,
+        gate: AdmissionGate,
         view: View,
         breaker: CircuitBreaker,
         identity: Identity,
@@ -59,7 +61,7 @@ class Membership:
         self.vtep = vtep
         self.notes: tuple[str, ...] = ()
         self._gate = gate
-        # Also in a store with older data: without its record a host mends nothing there.
+        # Also in a store with older data: only a registered host can recover it.
         self._store = gate.store.unguarded
         self._view = view
         self._breaker = breaker
@@ -67,41 +69,41 @@ class Membership:
         self._conditions = conditions
         self._name = name
         self._place = hashlib.sha256(identity.machine.place.encode()).hexdigest()[:16]
-        self._twin = f"{TWINS}{self.me}/{self._place}"
+        self._announcement_key = f"{TWINS}{self.me}/{self._place}"
         self._written: HostRecord | None = None
         self._lease: int | None = None
-        self._twin_lease: int | None = None
-        self._refusing: list[str] = []
-        self._living = asyncio.Lock()
-        """One at a time: two that find the lease gone would each take the other for a second daemon."""
+        self._announcement_lease: int | None = None
+        self._answered: list[str] = []
+        self._heartbeat_lock = asyncio.Lock()
+        """Serializes heartbeats: two that find the lease expired would each take the other for a second daemon."""
 
     @property
     def lease(self) -> int | None:
-        """The lease that says that this host lives; None while it has none."""
+        """The lease that shows that this host is alive; None while it has none."""
         return self._lease
 
     @property
     def admitted(self) -> bool:
         """Whether this host may write to the store."""
-        return not self._gate.shut
+        return not self._gate.refusal
 
-    # Being let in
+    # Admission
 
     async def register(self) -> None:
         """Begin a new epoch.
 
         Raises:
-            NotAdmitted: there is another one of this id, or this is none of its machine.
+            NotAdmitted: another daemon has this id, or the id belongs to another machine.
             StoreError: the store does not answer, or refuses.
         """
-        async with self._living:
+        async with self._heartbeat_lock:
             await self._register()
 
     async def _register(self) -> None:
         await self._keep_lease()
         self.epoch = await self._write(begin=True)
         if not self.admitted:
-            self._gate.shut = ""
+            self._gate.refusal = ""
             self._view.touch_all()
         log.info("host.registered", host=short(self.me), epoch=self.epoch, vtep=str(self.vtep))
 
@@ -117,82 +119,84 @@ class Membership:
         key = ALIVE + self.me
         stored = await self._store.get(key)
         if stored is not None and stored.value.get("place", self._place) != self._place:
-            await self._found_alive(stored.value.get("refuses"))
+            await self._refuse_duplicate(stored.value.get("refuses"))
         lease = await self._store.lease(TTL_S)
         put = Put(key, {"place": self._place, "refuses": []}, lease)
         if await self._store.txn([Compare(key, stored.revision if stored else 0)], [put]) is None:
             await self._store.revoke(lease)
-            raise NotAdmitted("another daemon has begun to live as this host just now")
-        self._lease, self._refusing = lease, []
+            raise NotAdmitted("another daemon has just started as this host")
+        self._lease, self._answered = lease, []
 
-    async def _found_alive(self, refuses: object) -> None:
-        """Refuse to live beside another one; if that one answered, for good.
+    async def _refuse_duplicate(self, refuses: object) -> None:
+        """Refuse to run beside another daemon of this id; permanently if that daemon has answered.
 
         Raises:
             NotAdmitted: always.
         """
         known = self._view.hosts().get(self.me)
-        who = f"{known.name} at {known.vtep}" if known else "another one"
+        who = f"{known.name} at {known.vtep}" if known else "another machine"
         if isinstance(refuses, list) and self._place in refuses:
-            await self._identity.refuse(f"this is a copy of a host that lives: {who}")
+            await self._identity.refuse(f"this is a copy of a host that is alive: {who}")
             raise NotAdmitted(self._identity.why)
-        raise NotAdmitted(f"a daemon lives as this host elsewhere, or did some seconds ago: {who}")
+        raise NotAdmitted(f"another daemon runs as this host, or did some seconds ago: {who}")
 
-    async def visit(self) -> None:
-        """Have a process let in that does not live here, if the daemon of this host would be."""
+    async def admit_command(self) -> None:
+        """Admit a command that works without a daemon, if the daemon of this host would be admitted."""
         why = self._identity.why
         if not why:
-            with suppress(Unreachable):  # which says itself why
+            with suppress(Unreachable):  # each request of the command fails with the reason
                 stored = await self._store.get(ALIVE + self.me)
                 if stored is not None and stored.value.get("place", self._place) != self._place:
-                    why = "a daemon lives as this host elsewhere"
-        self._gate.shut = why and _shut(why)
+                    why = "a daemon runs as this host on another machine"
+        self._gate.refusal = why and _not_admitted(why)
 
-    async def _refused(self, why: str) -> None:
-        """Stay out, and leave word of it."""
-        self._gate.shut = _shut(why)
-        self._conditions.report("identity", [Difference("host", "identity", f"{why}; {WAY_OUT}")])
-        if self._twin_lease is None or not await self._store.keep_alive(self._twin_lease):
-            self._twin_lease = await self._store.lease(TTL_S)
-            word = Put(self._twin, {"name": self._name, "vtep": str(self.vtep)}, self._twin_lease)
-            await self._store.txn([], [word])
+    async def _report_refusal(self, why: str) -> None:
+        """Report why this host is not admitted, and announce this daemon to the one that is."""
+        self._gate.refusal = _not_admitted(why)
+        self._conditions.report("identity", [Difference("host", "identity", f"{why}; {DUPLICATE_HINT}")])
+        if self._announcement_lease is None or not await self._store.keep_alive(self._announcement_lease):
+            self._announcement_lease = await self._store.lease(TTL_S)
+            announcement = Put(
+                self._announcement_key, {"name": self._name, "vtep": str(self.vtep)}, self._announcement_lease
+            )
+            await self._store.txn([], [announcement])
 
-    async def _let_in(self) -> None:
-        """Take back the word that was left."""
-        twins = self._view.twins(self.me)
+    async def _handle_copies(self) -> None:
+        """Report copies of this host and answer them; withdraw an own announcement."""
+        copies = self._view.copies(self.me)
         found = [
-            Difference("host", "identity", f"a copy of this host is at {twin}, and is not let in")
-            for place, twin in sorted(twins.items())
+            Difference("host", "identity", f"a copy of this host runs at {copy}, and is not admitted")
+            for place, copy in sorted(copies.items())
             if place != self._place
         ]
         self._conditions.report("identity", found)
-        if self._twin_lease is not None:
-            await self._store.revoke(self._twin_lease)
-            self._twin_lease = None
-        refusing = sorted(twins.keys() - {self._place})
-        if refusing != self._refusing and self._lease is not None:
-            answer = Put(ALIVE + self.me, {"place": self._place, "refuses": [*refusing]}, self._lease)
+        if self._announcement_lease is not None:
+            await self._store.revoke(self._announcement_lease)
+            self._announcement_lease = None
+        answering = sorted(copies.keys() - {self._place})
+        if answering != self._answered and self._lease is not None:
+            answer = Put(ALIVE + self.me, {"place": self._place, "refuses": [*answering]}, self._lease)
             await self._store.txn([], [answer])
-            self._refusing = refusing
+            self._answered = answering
 
     async def rebind(self) -> None:
-        """Be this host here, as a user wants it.
+        """Use this host's id on this machine, as the user requested.
 
         Raises:
-            NetplugError: "forbidden": it lives elsewhere.
+            NetplugError: "forbidden": a daemon runs as this host on another machine.
             StoreError: the store does not answer.
         """
         stored = await self._store.get(ALIVE + self.me)
         if stored is not None and stored.value.get("place", self._place) != self._place:
-            words = "this host lives on another machine, or did less than 15 s ago"
+            words = "this host is alive on another machine, or was less than 15 s ago"
             raise NetplugError("forbidden", words, hint="stop the daemon there first")
         await self._identity.rebind()
-        self.look()
+        self.wake()
 
     # The record
 
     async def _write(self, *, begin: bool) -> int:
-        """Write this host's record, and return its epoch, which is a new one where that is to `begin`."""
+        """Write this host's record and return its epoch. `begin`: start a new epoch."""
         key = HOSTS + self.me
         while True:
             records, revision = await self._store.range(key)
@@ -211,18 +215,18 @@ class Membership:
                 self._written = record
                 return epoch
 
-    def look(self) -> None:
-        """Have all this looked at at once."""
+    def wake(self) -> None:
+        """Run the next heartbeat now."""
         self._breaker.lost.set()
 
-    # Living
+    # Heartbeat
 
     async def run(self) -> None:
-        """Keep the lease, and the record, until cancelled; look at everything anew after a time without the store."""
+        """Keep lease and record until cancelled; reconcile everything after the store was unreachable."""
         absent = not self._breaker.answers
         while True:
             try:
-                await self.beat()
+                await self.heartbeat()
                 if absent or not self._breaker.answers:
                     log.info("cluster.reached")
                     self._view.touch_all()
@@ -233,29 +237,29 @@ class Membership:
                 absent, self._breaker.answers = True, False
             soon = absent or not (self.admitted or self._identity.why)
             with suppress(TimeoutError):
-                async with asyncio.timeout(_RETRY_S if soon else BEAT_S):
+                async with asyncio.timeout(_RETRY_S if soon else HEARTBEAT_S):
                     await (asyncio.Event() if absent else self._breaker.lost).wait()
 
-    async def beat(self) -> None:
-        """Bring all this about once.
+    async def heartbeat(self) -> None:
+        """Register if needed, update the record, renew the lease, and handle copies of this host.
 
         Raises:
             StoreError: the store does not answer, or refuses.
         """
         self._breaker.lost.clear()
-        async with self._living:
+        async with self._heartbeat_lock:
             try:
                 if not self.epoch or not self.admitted:
                     await self._register()
                 elif self._written and (self._written.vtep, self._written.notes) != (self.vtep, self.notes):
                     await self._write(begin=False)
                 await self._keep_lease()
-                await self._let_in()
+                await self._handle_copies()
             except NotAdmitted as exc:
-                await self._refused(str(exc))
+                await self._report_refusal(str(exc))
 
     async def ensure(self) -> None:
-        """Register if nobody knows of this host, as at first, or when somebody or something has deleted its record.
+        """Register if this host has no record: at the first start, or after the record was deleted.
 
         Raises:
             StoreError: the store does not answer, or refuses.
@@ -266,17 +270,17 @@ class Membership:
             await self.register()
 
     async def leave(self) -> None:
-        """Say that nobody is here any more; what the containers need stays.
+        """Revoke the leases, and write that the daemon was stopped; the data plane stays.
 
-        Whoever stops may be about to start again, so that is told for as long as a lease outlives who is killed.
+        The daemon may be about to restart. So the host counts as alive for `TTL_S` more, as after a crash.
         """
         if self._lease is not None:
             await self._store.txn([], [Put(STOPPED + self.me, {}, await self._store.lease(TTL_S))])
-        for lease in (self._lease, self._twin_lease):
+        for lease in (self._lease, self._announcement_lease):
             if lease is not None:
                 await self._store.revoke(lease)
-        self._lease = self._twin_lease = None
+        self._lease = self._announcement_lease = None
 
 
-def _shut(why: str) -> str:
-    return f"this host is not let into the cluster: {why} ({WAY_OUT})"
+def _not_admitted(why: str) -> str:
+    return f"this host is not admitted to the cluster: {why} ({DUPLICATE_HINT})"

@@ -16,7 +16,7 @@ import structlog
 from netplug.cluster.allocation import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
 from netplug.cluster.catalogue import Catalogue
 from netplug.cluster.claims import SharedLeases
-from netplug.cluster.identity import Gate
+from netplug.cluster.identity import AdmissionGate
 from netplug.cluster.records import GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put
 from netplug.cluster.records import parse as parse_record
 from netplug.cluster.view import View
@@ -47,7 +47,7 @@ class Definitions:
     `identity`: the cluster's id as this host knows it; empty until it does. `called`: what Docker calls its networks.
     """
 
-    def __init__(self, engine: Engine, store: Gate, view: View, leases: SharedLeases, me: str) -> None:
+    def __init__(self, engine: Engine, store: AdmissionGate, view: View, leases: SharedLeases, me: str) -> None:
         self.identity = ""
         self.called: Callable[[str], str] = short
         self.catalogue = Catalogue(store, engine.store, view, me)
@@ -256,11 +256,11 @@ class Definitions:
             raise NetplugError("exists", words, hint="detach them first, or make the network by docker before")
 
     async def _ready(self) -> None:
-        if self._store.shut:
-            raise NetplugError("unavailable", self._store.shut)
+        if self._store.refusal:
+            raise NetplugError("unavailable", self._store.refusal)
         if not self.identity:
             raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
-        await self._breaker.opened()
+        await self._breaker.resumed()
 
     def look_at(self, ident: str) -> None:
         """Have the network built again if it ought to be here, and its peers told of."""

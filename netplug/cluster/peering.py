@@ -10,7 +10,7 @@ from typing import Protocol
 import structlog
 
 from netplug.cluster.barrier import Barrier
-from netplug.cluster.claim_holders import Claimed
+from netplug.cluster.claim_holders import ClaimHolders
 from netplug.cluster.networks import Definitions
 from netplug.cluster.verdicts import Judge, Where, addresses_of
 from netplug.cluster.view import View, name_of
@@ -42,7 +42,7 @@ class Peering:
         self,
         engine: Engine,
         view: View,
-        claimed: Claimed,
+        claimed: ClaimHolders,
         networks: Definitions,
         barrier: Barrier,
         me: str,
@@ -76,7 +76,7 @@ class Peering:
                 except Exception as exc:  # noqa: BLE001 - one network keeps no other from its peers
                     log.warning("peers.failed", network=short(network), error=str(exc) or repr(exc))
                     asyncio.get_running_loop().call_later(RETRY_S, self._again, network)
-                    self._view.put_back(network, told)
+                    self._view.requeue(network, told)
                     continue
             else:
                 self._view.renamed.pop(network, None)

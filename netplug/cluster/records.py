@@ -1,7 +1,7 @@
-"""What hosts tell each other by the store, and under which keys.
+"""The records that hosts share, and their keys.
 
-Nothing is believed: a record of another host is read here, as far as its form goes, and what it says of peers is
-checked against the network by the driver. One that cannot be read is left out, and does not keep the others out.
+Records of other hosts are not trusted: their form is checked here, and the driver checks peers against the network. A
+record that cannot be read is skipped; it does not affect the others.
 """
 
 import re
@@ -24,22 +24,24 @@ log = structlog.get_logger(__name__)
 ROOT = "cluster/"
 IDENTITY = ROOT + "id"
 GUARD = ROOT + "guard"
-"""Written by whoever defines a network, so that two never look at the same state and both find a name free."""
+"""Changed by each transaction that defines a network, so that two hosts cannot both find the same name free."""
 HOSTS = ROOT + "hosts/"
 ALIVE = ROOT + "alive/"
 STOPPED = ROOT + "stopped/"
-"""Hosts whose daemons have just ended in good order."""
+"""Hosts whose daemons were stopped just now, under a lease."""
 TWINS = ROOT + "twins/"
-"""Daemons that have the identity of a host and are not let in: below its id, by where they are."""
+"""Daemons that have the id of another host and are not admitted: below that id, by their place."""
 NETWORKS = ROOT + "networks/"
 ENDPOINTS = ROOT + "endpoints/"
 CONFIRMED = "confirmed/"
-"""By whom up to which revision: below the host whose endpoints they are. Nobody else wants to know (not in `ROOT`)."""
+"""Revisions of endpoints that hosts have applied: below the host of the endpoints, which alone watches them. Not in
+`ROOT`, which all hosts watch.
+"""
 MEMBERS = ROOT + "members/"
-"""Hosts whose Docker has a network: when it is Docker's alone, it goes with the last of them."""
+"""Hosts whose Docker has a network. A network that Docker created is deleted with the last of them."""
 
 RECOVERED = ROOT + "recovered/"
-"""By host: the id of the cluster whose store has been told all that the host has."""
+"""By host: the id of the cluster to whose store the host has written all its records."""
 
 _ID = re.compile(r"[0-9a-zA-Z_.-]{1,128}")
 _T = TypeVar("_T")
@@ -47,10 +49,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class HostRecord:
-    """A host. `epoch` counts its daemon's starts; `vtep`: where the others tunnel to.
+    """A host.
 
-    `since`: the revision of the store at which it came to that VTEP; 0: nobody noted. `notes`: what is wrong with it,
-    as it says itself.
+    Attributes:
+        vtep: the address to which other hosts send their tunnels.
+        epoch: the number of starts of its daemon.
+        since: the store's revision since which it has this VTEP; 0 if unknown.
+        notes: faults that it reports of itself.
     """
 
     name: str
@@ -62,7 +67,7 @@ class HostRecord:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A subnet of a network. `range`: what addresses are chosen out of, all of it without."""
+    """A subnet of a network. `range`: the part from which addresses are allocated; None for the whole subnet."""
 
     subnet: IPNetwork
     gateway: IPAddress
@@ -73,8 +78,10 @@ class Range:
 class Definition:
     """A network, the same on all hosts.
 
-    `options`: raw, with VNI and mtu. `deleting`: nobody may join it any more, since host `deleter` is about to
-    delete it. `docker`: made by Docker and nobody else.
+    Attributes:
+        options: as given, completed with VNI and MTU.
+        deleting: no endpoint may join, since host `deleter` is deleting the network.
+        docker: created by Docker.
     """
 
     name: str
@@ -87,7 +94,7 @@ class Definition:
 
     @classmethod
     def of(cls, record: NetworkRecord) -> "Definition":
-        """Return what defines a network that was built."""
+        """Return the definition of a network that was built."""
         net = record.network
         ranges = [
             ident.removeprefix(f"{GLOBAL}/{s.pool}").strip("/")
@@ -106,7 +113,7 @@ class Definition:
         )
 
     def to_spec(self, ident: str, docker: str = "") -> NetworkSpec:
-        """Return the network as the engine is asked for it; `docker`: the id that this host's Docker has for it."""
+        """Return the engine's specification of the network. `docker`: its id in this host's Docker, if it has one."""
         subnets = tuple(
             SubnetSpec(it.subnet, it.gateway, it.range, space=GLOBAL, v6=it.subnet.version == 6) for it in self.subnets
         )
@@ -116,9 +123,13 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class EndpointAdvert:
-    """An endpoint, as its host tells of it. `names`: the first is what it is called; `ports`: protocol and number.
+    """An endpoint, as its host advertises it.
 
-    `healthy` False: others are called so rather than it. `front_end`, `container`: for lists.
+    Attributes:
+        names: DNS names; the first is the endpoint's name.
+        ports: published ports: protocol and number.
+        healthy: if false, DNS prefers other endpoints of the same name.
+        front_end, container: shown in lists.
     """
 
     mac: str
@@ -135,23 +146,23 @@ class EndpointAdvert:
 
 
 def parse(cls: type[_T], record: Record) -> _T:
-    """Return what a record says.
+    """Decode a record. Unknown fields are ignored.
 
     Raises:
-        StoreError: it cannot be read; the text names its key.
+        StoreError: the record cannot be read; the text names its key.
     """
     known = {one.name for one in fields(cls)}  # type: ignore[arg-type]  # a dataclass
     try:
-        # What a later version adds must not make its hosts unreachable for this one.
+        # Hosts of later versions, which write more fields, must stay reachable.
         return decode(cls, {key: value for key, value in record.value.items() if key in known})
     except (ValueError, TypeError) as exc:
         raise StoreError(f"record {record.key!r} is not a {cls.__name__}: {exc}") from exc
 
 
-def yielding(hosts: Mapping[str, HostRecord], alive: Collection[str]) -> dict[str, str]:
-    """Return the hosts whose VTEP another one has with more right, with that one: frames would come to either.
+def duplicate_vteps(hosts: Mapping[str, HostRecord], alive: Collection[str]) -> dict[str, str]:
+    """Return the hosts whose VTEP belongs to another host, with that host. Frames could arrive at either.
 
-    Who lives comes before who does not, then who came to it first.
+    A VTEP belongs to the host that is alive, and among several to the one that had it first.
     """
     by_vtep: defaultdict[IPAddress, list[str]] = defaultdict(list)
     for ident, host in hosts.items():
@@ -163,14 +174,14 @@ def yielding(hosts: Mapping[str, HostRecord], alive: Collection[str]) -> dict[st
     return found
 
 
-def twin_of(record: Record) -> str:
-    """Say where one is that is not let in, by the word that it left."""
+def describe_copy(record: Record) -> str:
+    """Return name and VTEP of a copy that announced itself."""
     return f"{record.value.get('name')} ({record.value.get('vtep')})"
 
 
-def twin_words(vtep: IPAddress, first: str) -> str:
-    """Say what is wrong with a host that yields to another."""
-    return f"VTEP {vtep} is that of host {first} too, which comes before: its endpoints are not reached"
+def duplicate_vtep(vtep: IPAddress, first: str) -> str:
+    """Return the fault of a host whose VTEP belongs to another host."""
+    return f"VTEP {vtep} belongs to host {first}, which had it first: endpoints of this host are not reached"
 
 
 def as_put(key: str, value: HostRecord | Definition | EndpointAdvert) -> Put:
@@ -181,12 +192,12 @@ def as_put(key: str, value: HostRecord | Definition | EndpointAdvert) -> Put:
 
 
 def endpoint_key(network: str, host: str, endpoint: str) -> str:
-    """Return the key of an endpoint. Ids are unique on a host alone: those of bare namespaces are made there."""
+    """Return the key of an endpoint. It contains the host, since endpoint ids are unique on one host only."""
     return f"{ENDPOINTS}{network}/{host}/{endpoint}"
 
 
 def parts_of(key: str) -> tuple[str, str, str] | None:
-    """Return network, host and endpoint of an endpoint's key; None for another key, or one with strange ids."""
+    """Return network, host and endpoint of an endpoint's key; None for other keys, and for ill-formed ids."""
     parts = key.removeprefix(ENDPOINTS).split("/")
     if not key.startswith(ENDPOINTS) or len(parts) != 3 or not all(map(_ID.fullmatch, parts)):
         return None
@@ -194,5 +205,5 @@ def parts_of(key: str) -> tuple[str, str, str] | None:
 
 
 def describe(ident: str, name: str) -> str:
-    """Return how a host is called in a message."""
+    """Return the name of a host in messages."""
     return name or short(ident)

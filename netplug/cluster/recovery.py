@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 SEEN = "cluster/seen"
 """In this host's own store: the newest mark that was seen in the shared one."""
 GRACE_S = 20.0
-"""For which the others may tell anew what a store has lost: they find that out within `membership.BEAT_S`."""
+"""For which the others may tell anew what a store has lost: they find that out within `membership.HEARTBEAT_S`."""
 _LOOK_S = 0.1
 
 
@@ -111,7 +111,7 @@ class Recovery:
 
     async def _recover(self, before: str, now: str, *, restored: bool) -> None:
         if before:
-            self._breaker.close()
+            self._breaker.suspend()
             self._store.report_loss()
             if before not in self._said:
                 self._said.add(before)
@@ -145,8 +145,10 @@ class Recovery:
         pools = {pool for record in built.values() for pool in record.pools}
         told = {record.key.removeprefix(RECOVERED): record.value for record in (await self._store.range(RECOVERED))[0]}
         # What those hold who have told of it already they have; of others the store does not know yet.
-        await self._leases.settle(pools, vouched={host for host, value in told.items() if value.get("id") == cluster})
-        await self._leases.protect(self._of_others(built))
+        await self._leases.reconcile(
+            pools, vouched={host for host, value in told.items() if value.get("id") == cluster}
+        )
+        await self._leases.claim_for_others(self._of_others(built))
         await self._endpoints(built)
         await self._store.txn([], [Put(RECOVERED + self._me, {"id": cluster})])
 
@@ -220,7 +222,7 @@ class Recovery:
             # Polled, since that hosts die wakes nobody.
             while self._store.data_lost.is_set() or (not self._all_told() and loop.time() < self._until):  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)
-            self._breaker.open()
+            self._breaker.resume()
             self._view.touch_all()
 
     def _all_told(self) -> bool:

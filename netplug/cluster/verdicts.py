@@ -7,7 +7,7 @@ then who was there before. What was taken in and has lost its claim to nobody st
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from netplug.cluster.claim_holders import Claimed
+from netplug.cluster.claim_holders import ClaimHolders
 from netplug.drivers.api import Meshed, Network, Peer
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import IPAddress
@@ -94,7 +94,7 @@ class Judge:
     def __init__(
         self,
         engine: Engine,
-        claimed: Claimed,
+        claimed: ClaimHolders,
         me: str,
         *,
         alive: Callable[[str], bool],
@@ -143,7 +143,7 @@ class Judge:
         }
         # Of what was not looked at before, claims may have been written that are not heard of yet.
         keys = [(where[0], key) for where, it in fresh.items() for _, key in it.keys]
-        await self._claimed.look([key for host, key in keys if self._claimed.holder(key) != host])
+        await self._claimed.refresh([key for host, key in keys if self._claimed.holder(key) != host])
         settled = memory.settled and whole and memory.around == around
         memory.around = around
         if settled and self._all_count(memory, told, fresh):

@@ -16,7 +16,7 @@ import structlog
 
 from netplug.cluster.claims import SharedLeases
 from netplug.cluster.cluster import Cluster
-from netplug.cluster.identity import Gate, Identity, Machine
+from netplug.cluster.identity import AdmissionGate, Identity, Machine
 from netplug.cluster.shared_store import Shared
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.vtep import Finder
@@ -90,7 +90,7 @@ async def compose(host: Host, shared: Shared | None, *, docker: bool) -> "Compos
     `docker`: whether this process follows Docker's events.
     """
     store, settings, identity = host.store, host.settings, host.identity
-    gate = Gate(shared.store) if shared else None
+    gate = AdmissionGate(shared.store) if shared else None
     shared_leases = SharedLeases(store, gate, identity.id) if gate else None
     bases = spaces(await site_prefix(store), settings.address_pool)
     allocator = Allocator(shared_leases or StoredLeases(store), bases, start=HashedStart(identity.id))

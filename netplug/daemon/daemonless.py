@@ -70,7 +70,7 @@ async def _answer(call: Call, settings: Settings, line: CallQueue) -> Reply:
         shared = await open_for_command(settings, host.store, host.identity.id, stack)
         parts = await compose(host, shared, docker=False)
         if parts.cluster:
-            await parts.cluster.membership.visit()
+            await parts.cluster.membership.admit_command()
         engine, reconciler, service = parts.engine, parts.reconciler, parts.cni
         if call.env.get("CNI_COMMAND") in _LOOKING:
             await reconciler.load()

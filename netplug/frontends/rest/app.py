@@ -161,7 +161,7 @@ class _Api:
         for record in registry.networks() if self._cluster is not None else ():
             if network_id in {None, record.network.id}:
                 try:
-                    others = self._of_cluster().elsewhere(record)
+                    others = self._of_cluster().remote_endpoints(record)
                 except Unreachable as exc:
                     note = f"only endpoints of host {self._host} are listed: {exc}"
                     break
