@@ -7,11 +7,11 @@ reverts it, so that a version which no longer knows how an old network was made 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from .codec import QUIET
 from .naming import mac_of_address, mac_of_id
-from .options import NONE, EndpointOptions, NetworkOptions
+from .options import AnyOption, EndpointOptions, NetworkOptions
 from .plan import Plan
 from .steps import IPAddress, IPInterface, IPNetwork, Proto, span
 
@@ -49,11 +49,6 @@ class Network:
     subnets: tuple[Subnet, ...] = ()
     options: NetworkOptions = field(default_factory=NetworkOptions)
     internal: bool = False
-
-    @property
-    def addressed(self) -> bool:
-        """Whether its endpoints have addresses; without a link there is nothing to bear them."""
-        return self.options.mode != NONE
 
     def families(self) -> tuple[int, ...]:
         """Return the IP versions that the network has subnets of."""
@@ -215,11 +210,17 @@ class Peer:
 class Driver(Protocol):
     """Computes what to build; never builds. Every method is pure and raises only `DriverError`.
 
-    `gateway`: networks of this driver have an address of ours in each subnet.
+    `options`: what its networks take besides `shared.COMMON`. `default`: networks of this scope that name no mode are
+    this driver's. `gateway`: networks of this driver have an address of ours in each subnet. `linked`: its endpoints
+    have a link; `addressed`: they have addresses.
     """
 
     scope: Scope
+    options: tuple[AnyOption, ...]
+    default: bool
     gateway: bool
+    linked: bool
+    addressed: bool
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
         """Return the options with what the user left open filled in for as long as the network lives.
@@ -265,6 +266,9 @@ class Meshed(Protocol):
     def check_peer(self, net: Network, peer: Peer, host: HostFacts) -> None:
         """Refuse what another host may not say: a record must not reach beyond its network."""
 
+    def port(self, net: Network) -> int:
+        """Return the UDP port of this host by which other hosts reach the network's endpoints."""
+
     def room(self, host: HostFacts) -> int:
         """Return the largest mtu, in bytes, that a network of this driver can have as the host is now."""
 
@@ -275,3 +279,8 @@ class Meshed(Protocol):
         same MAC or address, the later has it. A step follows from nothing but the peers that have its MAC, its address
         or its VTEP.
         """
+
+
+def meshed(driver: Driver) -> TypeGuard[Meshed]:
+    """Whether networks of this driver stretch over hosts."""
+    return driver.scope is Scope.CLUSTER

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from . import firewall, shaping
+from . import firewall, shaping, shared
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .ingress import Ingress
 from .naming import bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox_side
-from .options import BRIDGE, OVERLAY, NetworkOptions
+from .options import AnyOption, NetworkOptions
 from .plan import Plan
 from .sandbox import attachment
 from .steps import Address, Announce, Bridge, Guard, Guards, Hairpin, IPInterface, Step, Sysctl, Veth
@@ -20,14 +20,31 @@ def link_of(net: Network) -> str:
 
 
 _PORTS = 1023
-_BRIDGED = frozenset((BRIDGE, OVERLAY))
+
+
+OPTIONS = (
+    shared.MTU,
+    shared.BRIDGE,
+    shared.MASQUERADE,
+    shared.ICC,
+    shared.SPOOFCHK,
+    shared.HOST_BINDING_IPV4,
+    shared.IFNAME,
+    shared.RATE,
+    shared.BURST,
+)
+"""Of all networks on a Linux bridge."""
 
 
 class BridgeDriver:
     """Networks on a Linux bridge of this host."""
 
     scope = Scope.LOCAL
+    options: tuple[AnyOption, ...] = (*OPTIONS, shared.SLAAC)
+    default = True
     gateway = True
+    linked = True
+    addressed = True
     own_ports = 0
     """Ports of the bridge that are no endpoints."""
 
@@ -51,7 +68,7 @@ class BridgeDriver:
             words = "option slaac=true: spoofchk lets containers send from no address but those that they are given"
             raise DriverError(Kind.INVALID, words, hint="give -o spoofchk=false as well")
         for other in others:
-            if other.options.mode in _BRIDGED and link_of(other) == bridge:
+            if link_of(other) == bridge:
                 raise DriverError(Kind.EXISTS, f"bridge {bridge!r} belongs to network {other.name!r}")
         shaping.limit(net.options)
         for subnet in net.subnets:

@@ -12,12 +12,12 @@ well: isolation, masquerade, and no source but the container's own.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import firewall, shaping
+from . import firewall, shaping, shared
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .ingress import Ingress
 from .naming import mac_of_host_side, point_to_point, sandbox_side
-from .options import NetworkOptions
+from .options import AnyOption, NetworkOptions
 from .plan import Plan
 from .sandbox import attachment, gateways
 from .steps import Address, Flows, IPInterface, Jump, Proto, Route, Step, Sysctl, Veth
@@ -29,7 +29,11 @@ class HostDriver:
     """Networks of one container that has the host's ports."""
 
     scope = Scope.LOCAL
+    options: tuple[AnyOption, ...] = (shared.MTU, shared.MASQUERADE, shared.IFNAME, shared.RATE, shared.BURST)
+    default = False
     gateway = True
+    linked = True
+    addressed = True
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
         return replace(options, mtu=options.mtu or host.mtu)

@@ -7,3 +7,4 @@ class LeasingDriver(NoneDriver):
     """Networks whose endpoints are addresses and nothing in the kernel."""
 
     gateway = True
+    addressed = True

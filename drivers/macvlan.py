@@ -8,14 +8,17 @@ macvlan of its own and reaches the containers by routes to them alone, whatever 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from . import shared
 from .api import Attachment, Endpoint, HostFacts, LinkFacts, Network, Scope
 from .errors import DriverError, Kind
 from .naming import host_macvlan, mac_of_id, sandbox_side
-from .options import MACVLAN, NetworkOptions
+from .options import AnyOption, NetworkOptions
 from .plan import Plan
 from .sandbox import attachment
 from .steps import Address, Announce, IPInterface, Macvlan, Route, Step
 
+_KIND = "macvlan"
+"""Of its links, as the kernel calls them."""
 _PASSTHRU = "passthru"
 
 
@@ -23,7 +26,18 @@ class MacvlanDriver:
     """Networks on the segment of a link of the host."""
 
     scope = Scope.LOCAL
+    options: tuple[AnyOption, ...] = (
+        shared.MTU,
+        shared.SLAAC,
+        shared.IFNAME,
+        shared.PARENT,
+        shared.MACVLAN_MODE,
+        shared.HOST_ACCESS,
+    )
+    default = False
     gateway = False
+    linked = True
+    addressed = True
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
         if options.host_access and options.macvlan_mode != "bridge":
@@ -88,11 +102,11 @@ def _parent(options: NetworkOptions, host: HostFacts) -> LinkFacts:
         )
     link = host.link(options.parent)
     if link is None:
-        names = ", ".join(item.name for item in host.links if item.kind not in {"veth", MACVLAN} and item.name != "lo")
+        names = ", ".join(item.name for item in host.links if item.kind not in {"veth", _KIND} and item.name != "lo")
         raise _invalid("parent", options.parent, "the host has no such link", f"links of the host: {names or 'none'}")
     if link.name == "lo":
         raise _invalid("parent", link.name, "the loopback link has no segment", "choose another")
-    if link.kind == MACVLAN:
+    if link.kind == _KIND:
         raise _invalid("parent", link.name, f"is a macvlan itself, of {link.parent!r}", f"choose {link.parent!r}")
     if link.master:
         raise _invalid("parent", link.name, f"is a port of {link.master!r}", f"choose {link.master!r}")

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from . import shared
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
-from .options import NetworkOptions
+from .options import AnyOption, NetworkOptions
 from .plan import Plan
 
 
@@ -12,7 +13,11 @@ class NoneDriver:
     """Networks without any link."""
 
     scope = Scope.LOCAL
+    options: tuple[AnyOption, ...] = (shared.MTU, shared.IFNAME)
+    default = False
     gateway = False
+    linked = False
+    addressed = False
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
         return replace(options, mtu=options.mtu or host.mtu)

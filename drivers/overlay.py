@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from re import fullmatch
 
+from . import shared
 from .api import Endpoint, HostFacts, Network, Peer, Scope
-from .bridge import BridgeDriver, link_of
+from .bridge import OPTIONS, BridgeDriver, link_of
 from .errors import DriverError, Kind
 from .naming import eui64, host_side, mac_of_host_side, mac_of_id, vxlan_name
-from .options import NetworkOptions
+from .options import AnyOption, NetworkOptions
 from .plan import Plan
 from .steps import IPAddress, Step
 from .tunnel import NO_MAC, Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
@@ -30,6 +31,7 @@ class OverlayDriver(BridgeDriver):
     """Networks over several hosts."""
 
     scope = Scope.CLUSTER
+    options: tuple[AnyOption, ...] = (*OPTIONS, shared.VNI, shared.VXLAN_PORT, shared.BUM)
     own_ports = 1
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
@@ -91,6 +93,9 @@ class OverlayDriver(BridgeDriver):
 
     def publish(self, net: Network, ep: Endpoint, host: HostFacts) -> Peer:
         return Peer(ep.id, ep.chosen_mac().lower(), tuple(address.ip for address in ep.addresses), _vtep(host))
+
+    def port(self, net: Network) -> int:
+        return net.options.vxlan_port
 
     def room(self, host: HostFacts) -> int:
         return _room(host)

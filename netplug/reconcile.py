@@ -125,7 +125,9 @@ class Reconciler:
         unknown = engine.peers.unknown(self._unknown(seen.owned.steps(), owners | now, changing))
         engine.base_plan.see(seen.facts)
         nets = [record.network for record in engine.registry.networks()]
-        engine.conditions.report("firewalld", blocked(seen.facts, nets) if engine.base_plan.plan else ())
+        engine.conditions.report(
+            "firewalld", blocked(seen.facts, nets, engine.drivers) if engine.base_plan.plan else ()
+        )
         engine.exposure.see(seen.facts)
         return _Look(
             [Difference(owners[drift.step], drift.step.key, drift.what) for drift in drifts]

@@ -5,12 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from built_in_drivers import DRIVERS
 from fastapi import FastAPI
 
-from netplug.drivers.bridge import BridgeDriver
-from netplug.drivers.host import HostDriver
-from netplug.drivers.macvlan import MacvlanDriver
-from netplug.drivers.none import NoneDriver
 from netplug.engine import Engine
 from netplug.frontends.docker.network import docker_app
 from netplug.ipam.allocator import Allocator
@@ -69,8 +66,7 @@ class Plugin:
     async def restart(self) -> None:
         allocator = Allocator(StoredLeases(self.store), default_spaces(ula(b"tests")))
         await allocator.load()
-        drivers = {"bridge": BridgeDriver(), "host": HostDriver(), "macvlan": MacvlanDriver(), "none": NoneDriver()}
-        self.engine = Engine(self.kernel, self.store, allocator, drivers)
+        self.engine = Engine(self.kernel, self.store, allocator, DRIVERS)
         await self.engine.registry.load()
         await self.engine.base_plan.load()
         self.app = docker_app(self.engine, on_activate=self._activated)

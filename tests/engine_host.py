@@ -8,15 +8,11 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
+from built_in_drivers import DRIVERS
+
 from netplug.docker.garbage import View
 from netplug.drivers import port_ranges
 from netplug.drivers.api import PortMapping
-from netplug.drivers.bridge import BridgeDriver
-from netplug.drivers.host import HostDriver
-from netplug.drivers.ipam_only import LeasingDriver
-from netplug.drivers.macvlan import MacvlanDriver
-from netplug.drivers.none import NoneDriver
-from netplug.drivers.overlay import OverlayDriver
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import IPAddress, Proto, Step
 from netplug.engine import Engine
@@ -148,19 +144,7 @@ class Host:
         store: Any = MortalStore(self.store, fuse)
         kernel: Any = MortalKernel(self.kernel, fuse) if fuse.left is not None else self.kernel
         allocator = Allocator(StoredLeases(store), default_spaces(ula(b"tests")))
-        self.engine = Engine(
-            kernel,
-            store,
-            allocator,
-            {
-                "bridge": BridgeDriver(),
-                "host": HostDriver(),
-                "macvlan": MacvlanDriver(),
-                "ipam": LeasingDriver(),
-                "none": NoneDriver(),
-                "overlay": OverlayDriver(),
-            },
-        )
+        self.engine = Engine(kernel, store, allocator, DRIVERS)
         self.engine.base_plan.vtep = self.vtep
         self.reconciler = Reconciler(self.engine, docker)
 

@@ -17,7 +17,7 @@ from living import Living, living
 
 from netplug.cli import NO, OK, UNREACHABLE, USAGE, main
 from netplug.cli.output import table
-from netplug.daemon.composition import drivers
+from netplug.daemon.drivers import load_drivers
 
 NETWORK_FIELDS = [
     "id", "name", "mode", "subnets", "internal", "front_end", "options", "mtu", "endpoint_count",
@@ -405,7 +405,7 @@ def test_help_of_network_create_names_each_mode(
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["network", "create", "--help"]) == OK
     said = capsys.readouterr().out
-    assert {mode for mode in drivers() if mode not in said} <= {"ipam"}  # of the executable netplug-ipam alone
+    assert {mode for mode in load_drivers() if mode not in said} <= {"ipam"}  # of the executable netplug-ipam alone
 
 
 def test_a_narrow_terminal_cuts_no_port_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:

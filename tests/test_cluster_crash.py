@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from built_in_drivers import DRIVERS
 from clustered import kernel_of, reached_by
 from engine_host import Died, Fuse, MortalKernel, MortalStore
 from etcd_server import Member, needs_etcd
@@ -22,7 +23,6 @@ from netplug.cluster.cluster import Cluster
 from netplug.cluster.identity import AdmissionGate, Identity, Machine
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.vtep import Finder
-from netplug.drivers.overlay import OverlayDriver
 from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
@@ -108,7 +108,7 @@ class Host:
         me = str(self.number) * 32
         leases = SharedLeases(local, gate, me)
         allocator = Allocator(leases, default_spaces(ula(b"tests")), start=HashedStart(me))
-        self.engine = Engine(kernel, local, allocator, {"overlay": OverlayDriver()})
+        self.engine = Engine(kernel, local, allocator, DRIVERS)
         name = f"host-{self.number}"
         under = Underlay(self.engine, local, Finder(str(self.vtep), access), self.vtep)
         identity = Identity(local, Machine(name), me, {}, "")

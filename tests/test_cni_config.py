@@ -5,9 +5,10 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
+from built_in_drivers import DRIVERS, parse_endpoint
 
 from netplug.drivers.api import Network, StaticRoute, Subnet
-from netplug.drivers.options import EndpointOptions, parse_endpoint
+from netplug.drivers.options import EndpointOptions
 from netplug.drivers.steps import Proto
 from netplug.frontends.cni.config import Wanted, translate
 from netplug.frontends.cni.wire import Call, CniError, Reply, read
@@ -17,7 +18,7 @@ ENV = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_NETNS": "/run/netns/x"
 
 def wanted(cni_args: str = "", /, **config: Any) -> Wanted:
     text = json.dumps({"cniVersion": "1.0.0", "name": "blue", "type": "pynet"} | config).encode()
-    return translate(read(Call("pynet", ENV | {"CNI_ARGS": cni_args}, text)))
+    return translate(read(Call("pynet", ENV | {"CNI_ARGS": cni_args}, text)), DRIVERS)
 
 
 def refused(**config: Any) -> tuple[int, str]:
@@ -208,7 +209,7 @@ def test_what_a_runtime_says_is_what_a_container_is_called(
     args = {"cni": {"labels": [{"key": key, "value": value} for key, value in labels.items()]}}
     text = json.dumps({"cniVersion": "1.0.0", "name": "blue", "type": "pynet", "args": args}).encode()
     env = ENV | {"CNI_ARGS": cni_args, "CNI_CONTAINERID": f"default-{HEX}"}
-    found = translate(read(Call("pynet", env, text)))
+    found = translate(read(Call("pynet", env, text)), DRIVERS)
     assert (*filter(None, (found.name,)), *found.aliases) == names
 
 

@@ -1,6 +1,7 @@
 """What is wrong and no look at the kernel shows: there as long as it is reported, told once when it begins and ends."""
 
 import pytest
+from built_in_drivers import DRIVERS
 from engine_host import NET, OTHER, Host
 from structlog.testing import capture_logs
 
@@ -67,9 +68,9 @@ async def test_firewalld_in_the_way_is_shown_with_the_command_that_helps() -> No
 def test_firewalld_that_drops_what_tunnels_bring_is_shown() -> None:
     overlay = Network(NET, "blue", options=NetworkOptions(mode="overlay"))
     links = frozenset({"np-"})
-    (found,) = blocked(HostFacts(firewalld=Firewalld(links, trusted=links)), [overlay])
+    (found,) = blocked(HostFacts(firewalld=Firewalld(links, trusted=links)), [overlay], DRIVERS)
     command = "firewall-cmd --permanent --add-port=4789/udp && firewall-cmd --reload"
     assert found.what == f"drops what other hosts of overlays send: {command}"
-    assert not blocked(HostFacts(firewalld=Firewalld(links, frozenset({4789}), links)), [overlay])
+    assert not blocked(HostFacts(firewalld=Firewalld(links, frozenset({4789}), links)), [overlay], DRIVERS)
     for whole in ("eth1", ""):  # the underlay may be what is trusted
-        assert not blocked(HostFacts(firewalld=Firewalld(links, trusted=links | {whole})), [overlay])
+        assert not blocked(HostFacts(firewalld=Firewalld(links, trusted=links | {whole})), [overlay], DRIVERS)

@@ -23,7 +23,7 @@ from netplug.cli import OK, UNREACHABLE, USAGE, CliError
 from netplug.cli.client import Client
 from netplug.config import AddressPool
 from netplug.daemon.address_spaces import site_prefix, spaces
-from netplug.daemon.composition import drivers
+from netplug.daemon.drivers import load_drivers
 from netplug.daemon.lock import Held
 from netplug.daemon.systemd import notify
 from netplug.drivers.api import HostFacts
@@ -213,7 +213,7 @@ def test_address_pools_take_the_place_of_the_default_ones() -> None:
 
 
 def test_drivers_are_there_by_their_modes() -> None:
-    assert {"bridge", "none"} <= set(drivers())
+    assert {"bridge", "none"} <= set(load_drivers())
 
 
 @pytest.mark.parametrize("abstract", [False, True])

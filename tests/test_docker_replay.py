@@ -15,21 +15,20 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from built_in_drivers import DRIVERS
 from docker_client import FIXTURES, Answer, Plugin
 from docker_oracle import GENERIC, End, Ipam, Net, Oracle
 
 from netplug.drivers import port_ranges
 from netplug.drivers.naming import bridge_name, host_side, sandbox_side
-from netplug.drivers.options import BRIDGE, OPTIONS
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Bridge
 from netplug.ipam.lease import OwnerKind
 
 OUR_OPTIONS = {
     key
-    for option in OPTIONS
+    for option in DRIVERS.options(DRIVERS.default())  # the recorded networks name no mode
     for key in (option.key, *option.aliases)
-    if not option.modes or BRIDGE in option.modes  # the recorded networks name no mode
 }
 NAME = "com.docker.network.endpoint.name"
 RECORDINGS = sorted(FIXTURES.glob("*/*.jsonl"))

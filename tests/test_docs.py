@@ -7,19 +7,22 @@ from pathlib import Path
 
 import pytest
 import typer
+from built_in_drivers import DRIVERS
 from typer.core import TyperGroup
 
 from netplug.cli.app import app
-from netplug.drivers.options import OPTIONS
+from netplug.drivers import shared
 
 ROOT = Path(__file__).parent.parent
 
 
 def options_table() -> str:
     rows = ["| key | modes | meaning (default) |", "|---|---|---|"]
-    for option in OPTIONS:
+    for option in shared.SHARED:
         keys = " = ".join(f"`{key}`" for key in (option.key, *option.aliases))
-        rows.append(f"| {keys} | {', '.join(option.modes) or 'all'} | {option.meaning} ({option.default}) |")
+        modes = [mode for mode in DRIVERS if option in DRIVERS.options(mode)]
+        where = "all" if len(modes) == len(DRIVERS) else ", ".join(modes)
+        rows.append(f"| {keys} | {where} | {option.meaning} ({option.default}) |")
     return "\n".join(rows)
 
 

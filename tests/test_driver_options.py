@@ -2,12 +2,14 @@ import re
 from ipaddress import IPv4Address
 
 import pytest
+from built_in_drivers import parse, parse_endpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netplug.drivers.errors import DriverError, Kind
-from netplug.drivers.options import OPTIONS, NetworkOptions, parse, parse_endpoint
+from netplug.drivers.options import NetworkOptions
 from netplug.drivers.shaping import Sides, limit
+from netplug.drivers.shared import SHARED
 
 
 def test_no_option_means_the_defaults() -> None:
@@ -230,7 +232,7 @@ def test_limit_that_cannot_work_is_refused(of_network: dict[str, str], of_endpoi
         limit(parse(of_network), parse_endpoint(of_endpoint, "bridge"))
 
 
-@given(st.dictionaries(st.sampled_from([option.key for option in OPTIONS]) | st.text(), st.text()))
+@given(st.dictionaries(st.sampled_from([option.key for option in SHARED]) | st.text(), st.text()))
 def test_any_text_is_read_or_refused_in_one_line(raw: dict[str, str]) -> None:
     assert "\n" not in _answer(raw)
     assert not re.search(r"Error|Traceback|<class", _answer(raw))

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from engine_host import NET, Host
 
-from netplug.drivers.api import HostFacts, Meshed, Peer
+from netplug.drivers.api import HostFacts, Peer, meshed
 from netplug.drivers.naming import bridge_name, vxlan_name
 from netplug.drivers.plan import Plan
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Tunnels, Vtep
@@ -187,7 +187,7 @@ async def test_whatever_changes_the_outcome_is_that_of_the_last_word(host: Host)
     """Peers that share MACs, addresses and VTEPs with one another come, go, move and tell nonsense."""
     choice = Random(7)  # noqa: S311 - no secret
     driver = host.engine.drivers["overlay"]
-    assert isinstance(driver, Meshed)
+    assert meshed(driver)
     pool = [
         Peer(
             f"{n:064x}",

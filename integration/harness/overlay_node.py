@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from netplug.daemon.composition import drivers
+from netplug.daemon.drivers import load_drivers
 from netplug.drivers.api import Meshed, Peer, PortMapping, Proto
 from netplug.drivers.codec import decode, encode
 from netplug.engine import Engine
@@ -94,7 +94,7 @@ async def serve(vtep: str, state: str) -> None:
     store = await SqliteStore.open(state)
     async with await LinuxKernel.open() as kernel:
         allocator = Allocator(StoredLeases(store), default_spaces(ula(b"tests")))
-        engine = Engine(kernel, store, allocator, drivers())
+        engine = Engine(kernel, store, allocator, load_drivers())
         engine.base_plan.vtep = ip_address(vtep)
         node = Node(engine)
         await node.start()

@@ -1,13 +1,14 @@
 """VNIs and subnets that no network of the cluster has yet, and whether one that is there is as asked for."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from contextlib import suppress
 from hashlib import sha256
 
 from netplug.cluster.claims import gateways
 from netplug.cluster.records import Definition, Range
+from netplug.drivers.errors import DriverError
 from netplug.drivers.option_values import LARGEST_VNI
-from netplug.drivers.options import parse
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPNetwork
 from netplug.engine.records import NetworkSpec
 from netplug.errors import NetplugError
@@ -21,12 +22,13 @@ FIRST_VNI = 10_000
 """Below are those that others choose by themselves: flannel 1, swarm and Calico from 4096 on."""
 
 
-def vni_for(ident: str, wanted: int, port: int, others: Mapping[str, Definition]) -> int:
+def vni_for(ident: str, wanted: int, port: int, others: Mapping[str, Definition], drivers: Drivers) -> int:
     """Return the VNI that is wanted, or a free one from a place that the network's id gives."""
     held = {}
     for other in others.values():
-        options = parse(other.options)
-        held[options.vni, options.vxlan_port] = other.name
+        with suppress(DriverError):  # of a driver that is not on this host
+            options = drivers.parse(other.options)
+            held[options.vni, options.vxlan_port] = other.name
     if wanted:
         if name := held.get((wanted, port)):
             words = f"option vni={wanted}: network {name!r} of the cluster has it on UDP port {port}"
@@ -88,18 +90,19 @@ def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
     return one.version == other.version and one.overlaps(other)
 
 
-def refuse_other(definition: Definition, wanted: NetworkSpec) -> None:
+def refuse_other(definition: Definition, wanted: NetworkSpec, drivers: Drivers) -> None:
     """Refuse a network that is there and not as asked for; what is not asked for may be as it is.
 
     Raises:
         NetplugError: "exists", with the first difference.
     """
-    asked, found = parse(wanted.options), parse(definition.options)
+    asked, found = drivers.parse(wanted.options), drivers.parse(definition.options)
+    unasked = drivers.parse({"mode": asked.mode})
     here: list[tuple[str, object, object]] = [("internal", wanted.internal, definition.internal)]
     here += [
-        (f"option {field.name}", getattr(asked, field.name), getattr(found, field.name))
-        for field in fields(asked)
-        if field.name != "name" and getattr(asked, field.name) != field.default
+        (f"option {key}", asked.value(key), found.value(key))
+        for key in dict.fromkeys(drivers.keys_of(wanted.options, asked.mode))
+        if key != "name" and asked.value(key) != unasked.value(key)
     ]
     here.append(("subnets", {it.pool for it in wanted.subnets}, {it.subnet for it in definition.subnets}))
     gateways = {it.gateway for it in definition.subnets}

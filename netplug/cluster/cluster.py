@@ -25,7 +25,7 @@ from netplug.cluster.records import NETWORKS, EndpointAdvert, as_put, duplicate_
 from netplug.cluster.recovery import Recovery
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.view import View, name_of
-from netplug.drivers.api import Meshed
+from netplug.drivers.api import meshed
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
@@ -188,13 +188,13 @@ class Cluster:
     def _shared(self, record: EndpointRecord) -> str:
         """Return what the cluster calls the network of an endpoint; nothing for one of this host alone."""
         network = self._engine.registry.network(record.endpoint.network)
-        driver = self._engine.drivers[network.network.options.mode]
-        return ident_of(network) if isinstance(driver, Meshed) else ""
+        driver = self._engine.drivers.of(network.network)
+        return ident_of(network) if meshed(driver) else ""
 
     def _told(self, record: EndpointRecord) -> EndpointAdvert:
         net = self._engine.registry.network(record.endpoint.network).network
-        driver = self._engine.drivers[net.options.mode]
-        assert isinstance(driver, Meshed)  # noqa: S101 - the network is one of several hosts
+        driver = self._engine.drivers.of(net)
+        assert meshed(driver)  # noqa: S101 - the network is one of several hosts
         peer = driver.publish(net, record.endpoint, self._engine.base_plan.host)
         names = dns_records.told(record) if record.linked else ()
         ports = tuple(sorted(dns_records.ports_of(record)))

@@ -22,10 +22,8 @@ from netplug.cluster.records import parse as parse_record
 from netplug.cluster.view import View
 from netplug.drivers.api import Scope
 from netplug.drivers.naming import short
-from netplug.drivers.options import OVERLAY, parse
 from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine import Engine
-from netplug.engine.base_plan import driver_of
 from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec
 from netplug.errors import NetplugError, Reportable
 from netplug.ipam.pool import GLOBAL
@@ -89,7 +87,7 @@ class Definitions:
 
     async def _adopt(self, spec: NetworkSpec) -> NetworkRecord:
         """Make a network of this host's Docker one of the cluster, with the others that have its name."""
-        name = parse(spec.options).name
+        name = self._engine.drivers.parse(spec.options).name
         spaces = {pool.space for it in spec.subnets if it.pool and (pool := self._engine.allocator.pool_of(it.pool))}
         if not name or spaces != {GLOBAL}:
             raise NetplugError(
@@ -105,7 +103,7 @@ class Definitions:
         else:
             ident, definition = found
             try:
-                refuse_other(definition, spec)
+                refuse_other(definition, spec, self._engine.drivers)
                 record = await self._take_over(ident, definition, spec.id)
             finally:  # refused, it is to be here as it was
                 self._making_way.pop(ident, None)
@@ -270,11 +268,14 @@ class Definitions:
     # Defining
 
     async def _define(self, ident: str, spec: NetworkSpec) -> Definition:
-        options = parse(spec.options)
-        driver = driver_of(options.mode, self._engine.drivers)
+        drivers = self._engine.drivers
+        options = drivers.parse(spec.options)
+        driver = drivers.named(options.mode)
         if driver.scope is not Scope.CLUSTER:
             words = f"a network of mode {options.mode!r} is of one host alone"
-            raise NetplugError("invalid", words, hint=f"leave out --cluster, or use mode {OVERLAY}")
+            raise NetplugError(
+                "invalid", words, hint=f"leave out --cluster, or use mode {drivers.default(Scope.CLUSTER)}"
+            )
         name = options.name or spec.name or short(ident)
         host = await self._engine.base_plan.read_host()
         options = driver.complete(options, host)
@@ -286,7 +287,7 @@ class Definitions:
                 here = self.shared().get(other)  # whose id may be another one, if Docker has it
                 words = f"network {name!r} exists already in the cluster ({short(here.network.id if here else other)})"
                 raise NetplugError("exists", words, hint="choose another name")
-            vni = vni_for(ident, options.vni, options.vxlan_port, others)
+            vni = vni_for(ident, options.vni, options.vxlan_port, others, drivers)
             subnets = subnets_for(spec, others, taken, self.identity)
             raw = completed(spec.options, mtu=str(options.mtu), vni=str(vni))
             definition = Definition(name, raw, subnets, spec.internal, docker=spec.front_end is FrontEnd.DOCKER)
@@ -312,7 +313,7 @@ class Definitions:
         return {
             ident_of(record): record
             for record in self._engine.registry.networks()
-            if drivers[record.network.options.mode].scope is Scope.CLUSTER
+            if drivers.of(record.network).scope is Scope.CLUSTER
         }
 
     async def mirror(self) -> None:

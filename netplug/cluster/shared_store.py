@@ -16,13 +16,14 @@ from netplug.cluster.recovery import remembered
 from netplug.cluster.underlay import VTEP
 from netplug.cluster.vtep import Finder
 from netplug.config import Settings
-from netplug.drivers.options import OVERLAY
+from netplug.drivers.api import Scope
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress
 from netplug.engine.records import NETWORKS
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel
 from netplug.store.access import EtcdAccess
-from netplug.store.api import Put, SharedStore, Store, StoreError, Unreachable
+from netplug.store.api import Put, Record, SharedStore, Store, StoreError, Unreachable
 from netplug.store.restore_guard import RestoreGuard
 from netplug.store.unreachable import UnreachableStore
 
@@ -111,16 +112,19 @@ async def _known_vtep(own: Store) -> IPAddress | None:
     return ip_address(str(record.value["vtep"])) if record else None
 
 
-async def open_for_command(settings: Settings, own: Store, host_id: str, stack: AsyncExitStack) -> Shared | None:
+async def open_for_command(
+    settings: Settings, own: Store, host_id: str, stack: AsyncExitStack, drivers: Drivers
+) -> Shared | None:
     """Open the shared store that the daemon of this host used; None for a host without cluster networks.
 
     The settings of this process may lack it: flags of the daemon are known to the daemon only.
 
-    Args: as of `open_for_daemon`.
+    Args: as of `open_for_daemon`. `drivers` tell which modes are of a cluster.
     """
     vtep = await _known_vtep(own)
+    modes = {mode for mode, driver in drivers.items() if driver.scope is Scope.CLUSTER}
     networks, _ = await own.range(NETWORKS)
-    if vtep is None or not any(OVERLAY in str(record.value.get("network")) for record in networks):
+    if vtep is None or not any(_mode(record) in modes for record in networks):
         return None
     try:
         shared = RestoreGuard(await _open_known(settings, own, stack), host_id)
@@ -131,6 +135,13 @@ async def open_for_command(settings: Settings, own: Store, host_id: str, stack: 
         words = f"the netplug daemon does not answer, and without it what hosts share cannot be changed: {exc}"
         shared = RestoreGuard(UnreachableStore(words), host_id)
     return Shared(shared, vtep)
+
+
+def _mode(record: Record) -> str:
+    """Return the mode in the record of a network, which may be another version's."""
+    network = record.value.get("network")
+    options = network.get("options") if isinstance(network, dict) else None
+    return str(options.get("mode")) if isinstance(options, dict) else ""
 
 
 async def _open_known(settings: Settings, own: Store, stack: AsyncExitStack) -> SharedStore:

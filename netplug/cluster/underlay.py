@@ -12,7 +12,7 @@ from contextlib import suppress
 import structlog
 
 from netplug.cluster.vtep import Finder
-from netplug.drivers.api import HostFacts, Meshed
+from netplug.drivers.api import HostFacts, meshed
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
@@ -113,8 +113,8 @@ class Underlay:
         """Tell of the networks whose packets do not fit through the tunnels of this host any more."""
         for record in self._engine.registry.networks():
             net = record.network
-            driver = self._engine.drivers[net.options.mode]
-            if not isinstance(driver, Meshed):
+            driver = self._engine.drivers.of(net)
+            if not meshed(driver):
                 continue
             try:
                 room = driver.room(host)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from netplug.cluster.claim_holders import ClaimHolders
-from netplug.drivers.api import Meshed, Network, Peer
+from netplug.drivers.api import Network, Peer, meshed
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
@@ -213,8 +213,8 @@ class Judge:
         )
 
     def _check(self, record: NetworkRecord, peer: Peer) -> _Checked:
-        driver, fault = self._engine.drivers[record.network.options.mode], ""
-        assert isinstance(driver, Meshed)  # noqa: S101 - the network is one of several hosts
+        driver, fault = self._engine.drivers.of(record.network), ""
+        assert meshed(driver)  # noqa: S101 - the network is one of several hosts
         try:
             driver.check_peer(record.network, peer, self._engine.base_plan.host)
         except DriverError as exc:

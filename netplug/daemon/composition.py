@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -22,14 +21,9 @@ from netplug.cluster.underlay import Underlay
 from netplug.cluster.vtep import Finder
 from netplug.config import Settings
 from netplug.daemon.address_spaces import site_prefix, spaces
+from netplug.daemon.drivers import load_drivers
 from netplug.daemon.version import own_version
-from netplug.drivers.api import Driver
-from netplug.drivers.bridge import BridgeDriver
-from netplug.drivers.host import HostDriver
-from netplug.drivers.ipam_only import LeasingDriver
-from netplug.drivers.macvlan import MacvlanDriver
-from netplug.drivers.none import NoneDriver
-from netplug.drivers.overlay import OverlayDriver
+from netplug.drivers.registry import Drivers
 from netplug.engine import Engine
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.scan_offset import HashedStart
@@ -69,6 +63,7 @@ class Host:
     store: Store
     kernel: Kernel
     identity: Identity
+    drivers: Drivers
     resources: AsyncExitStack
 
 
@@ -81,7 +76,7 @@ async def open_host(
     opened = await (kernel or linux_kernel)()
     resources.push_async_callback(opened.close)
     identity = await Identity.load(store, machine or Machine.read())
-    return Host(settings, store, opened, identity, resources)
+    return Host(settings, store, opened, identity, load_drivers(), resources)
 
 
 async def compose(host: Host, shared: Shared | None, *, docker: bool) -> "Composition":
@@ -94,7 +89,7 @@ async def compose(host: Host, shared: Shared | None, *, docker: bool) -> "Compos
     shared_leases = SharedLeases(store, gate, identity.id) if gate else None
     bases = spaces(await site_prefix(store), settings.address_pool)
     allocator = Allocator(shared_leases or StoredLeases(store), bases, start=HashedStart(identity.id))
-    engine = Engine(host.kernel, store, allocator, drivers())
+    engine = Engine(host.kernel, store, allocator, host.drivers)
     cluster = None
     if shared and gate and shared_leases:
         finder = Finder(settings.vtep, settings.etcd or EtcdAccess(()))
@@ -202,22 +197,3 @@ class Composition:
             **({"docker": self.docker.run} if self.docker else {}),
             **({"cluster": self.cluster.run} if self.cluster else {}),
         }
-
-
-def drivers() -> dict[str, Driver]:
-    """Return the drivers by mode: the built-in ones, and those of entry points."""
-    found: dict[str, Driver] = {
-        "bridge": BridgeDriver(),
-        "host": HostDriver(),
-        "ipam": LeasingDriver(),
-        "macvlan": MacvlanDriver(),
-        "none": NoneDriver(),
-        "overlay": OverlayDriver(),
-    }
-    for point in entry_points(group="netplug.drivers"):
-        try:
-            found[point.name] = point.load()()
-        except Exception:
-            # A third-party package; networks of other modes must work nevertheless.
-            log.exception("driver.failed", mode=point.name, source=point.value)
-    return found

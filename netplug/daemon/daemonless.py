@@ -67,7 +67,7 @@ async def _answer(call: Call, settings: Settings, line: CallQueue) -> Reply:
     async with AsyncExitStack() as stack:
         stack.enter_context(claim_namespace())
         host = await open_host(settings, stack)
-        shared = await open_for_command(settings, host.store, host.identity.id, stack)
+        shared = await open_for_command(settings, host.store, host.identity.id, stack, host.drivers)
         parts = await compose(host, shared, docker=False)
         if parts.cluster:
             await parts.cluster.membership.admit_command()

@@ -4,9 +4,7 @@ The engine orders: it validates, asks a driver for a plan, lets the journal appl
 `Engine.networks`, `Engine.endpoints` and `Engine.publishing`; nothing else changes a network or an endpoint.
 """
 
-from collections.abc import Mapping
-
-from netplug.drivers.api import Driver
+from netplug.drivers.registry import Drivers
 from netplug.engine.addressing import Addressing
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.conditions import Conditions
@@ -42,7 +40,7 @@ class Engine:
 
     search: tuple[str, ...] = ()
 
-    def __init__(self, kernel: Kernel, store: Store, allocator: Allocator, drivers: Mapping[str, Driver]) -> None:
+    def __init__(self, kernel: Kernel, store: Store, allocator: Allocator, drivers: Drivers) -> None:
         self.kernel = kernel
         self.store = store
         self.allocator = allocator
@@ -57,7 +55,7 @@ class Engine:
         self.base_plan = BasePlan(kernel, self.executor, store, drivers, self.quarantine)
         self.conflict_detection = ConflictDetection(allocator, self.registry, kernel, drivers)
         allocator.called = self.registry.called
-        addressing = Addressing(allocator, self.conflict_detection)
+        addressing = Addressing(allocator, self.conflict_detection, drivers)
         self.publishing = Publishing(self.registry, self.journal, kernel, drivers)
         self.exposure = Exposure(self.registry, self.conditions, self.publishing)
         self.endpoints = Endpoints(
@@ -67,7 +65,7 @@ class Engine:
         self.networks = Networks(
             self.registry, self.base_plan, self.journal, addressing, self.endpoints, self.peers, self.executor, drivers
         )
-        self.implicit_networks = ImplicitNetworks(self.registry, self.networks, allocator)
+        self.implicit_networks = ImplicitNetworks(self.registry, self.networks, allocator, drivers)
         self.readiness = Readiness(
             self.registry, self.base_plan, self.implicit_networks, kernel, self.executor, allocator, drivers
         )
@@ -75,9 +73,9 @@ class Engine:
             self.registry, self.networks, self.endpoints, kernel, self.services.runtimes
         )
         self.pools = Pools(
-            self.registry, allocator, self.base_plan, self.conflict_detection, self.networks, self.endpoints
+            self.registry, allocator, self.base_plan, self.conflict_detection, self.networks, self.endpoints, drivers
         )
-        self.leasing = Leasing(self.registry, self.networks, self.implicit_networks, self.endpoints, kernel)
+        self.leasing = Leasing(self.registry, self.networks, self.implicit_networks, self.endpoints, kernel, drivers)
         self.superseded_networks = SupersededNetworks(
             self.registry, self.networks, self.implicit_networks, allocator, drivers
         )

@@ -7,7 +7,7 @@ from ipaddress import ip_interface
 
 from netplug.drivers.api import Network, Subnet
 from netplug.drivers.naming import mac_of_address, short
-from netplug.drivers.options import MACVLAN
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 from netplug.engine.conflict_detection import ConflictDetection
 from netplug.engine.records import (
@@ -45,7 +45,8 @@ class Leased:
 class Addressing:
     """What networks and endpoints want of IPAM."""
 
-    def __init__(self, allocator: Allocator, segments: ConflictDetection) -> None:
+    def __init__(self, allocator: Allocator, segments: ConflictDetection, drivers: Drivers) -> None:
+        self._drivers = drivers
         self._allocator = allocator
         self._conflict_detection = segments
 
@@ -72,7 +73,7 @@ class Addressing:
             for wanted in spec.subnets:
                 if wanted.pool is not None:
                     # Of networks of one LAN the allocator tells whether their ranges are apart, or whose IPAM it is.
-                    rivals = [it for it in others if not (_on_a_lan(net, it) and wanted.pool in _pools_of(it))]
+                    rivals = [it for it in others if not (self._on_a_lan(net, it) and wanted.pool in _pools_of(it))]
                     _refuse_overlap(wanted.pool, [*rivals, Network(net.id, net.name, tuple(subnets))], removal)
                 pool = await self._pool(net, wanted, avoid, undo)
                 subnets.append(await self._reserve(net, pool, wanted, undo, gateway=gateway))
@@ -80,9 +81,17 @@ class Addressing:
             yield Subnets(tuple(subnets), tuple(pools))
             undo.pop_all()
 
+    def _segment(self, net: Network) -> str:
+        driver = self._drivers.get(net.options.mode)
+        return driver.segment(net) if driver else ""
+
+    def _on_a_lan(self, one: Network, other: Network) -> bool:
+        """Whether networks may be of one segment, on which nobody routes to a subnet."""
+        return bool(self._segment(one) and self._segment(other))
+
     async def _pool(self, net: Network, wanted: SubnetSpec, avoid: Collection[IPNetwork], undo: AsyncExitStack) -> Pool:
         held = self._allocator.pool_of(wanted.pool) if wanted.pool is not None else None
-        if wanted.pool is not None and wanted.ends and net.options.mode == MACVLAN:
+        if wanted.pool is not None and wanted.ends and self._segment(net):
             # The pools of a LAN are told apart by the parts that they are of.
             part = common_subnet(*wanted.ends)
             held = self._allocator.pool(Pool(wanted.space, wanted.pool, part if part != wanted.pool else None).id)
@@ -112,7 +121,7 @@ class Addressing:
     async def _reserve(
         self, net: Network, pool: Pool, wanted: SubnetSpec, undo: AsyncExitStack, *, gateway: bool
     ) -> Subnet:
-        if not net.addressed:
+        if not self._drivers.of(net).addressed:
             await self._clear(pool)
             return Subnet(pool.network)
         for name, address in wanted.aux:
@@ -197,7 +206,9 @@ class Addressing:
 
     def reserve(self, record: NetworkRecord, names: Mapping[IPAddress, str]) -> None:
         """Keep addresses for the containers that were made with them, by name, and for no others any more."""
-        for ident, subnet in zip(record.pools, record.network.subnets, strict=True) if record.network.addressed else ():
+        if not self._drivers.of(record.network).addressed:
+            return
+        for ident, subnet in zip(record.pools, record.network.subnets, strict=True):
             pool = self._allocator.pool(ident)
             if pool is not None and pool.space != EXTERNAL:
                 self._allocator.reserve(ident, {it: name for it, name in names.items() if it in subnet.pool})
@@ -216,7 +227,7 @@ class Addressing:
         Those of `spec` are as a runtime chose them. Without any, one is chosen of each group of subnets (by default the
         network's families), unless `wanted` names it. A network without a link has none, whatever a runtime says.
         """
-        if not record.network.addressed:
+        if not self._drivers.of(record.network).addressed:
             yield Leased((), ())
             return
         owner = Owner(OwnerKind.ENDPOINT, spec.id, spec.name)
@@ -325,11 +336,6 @@ def _own_mac(record: EndpointRecord) -> str:
 
 def _with_length(net: Network, address: IPAddress) -> IPInterface:
     return ip_interface(f"{address}/{net.subnets[_index_of(net, address)].pool.prefixlen}")
-
-
-def _on_a_lan(one: Network, other: Network) -> bool:
-    """Whether networks may be of one segment, on which nobody routes to a subnet."""
-    return one.options.mode == other.options.mode == MACVLAN
 
 
 def _pools_of(net: Network) -> set[IPNetwork]:

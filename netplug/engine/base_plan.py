@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -11,9 +11,10 @@ from ipaddress import ip_address
 import structlog
 
 from netplug.drivers import routing
-from netplug.drivers.api import Driver, HostFacts, Network
+from netplug.drivers.api import HostFacts, Network
 from netplug.drivers.codec import Json, JsonObject
 from netplug.drivers.plan import Plan
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress, Step, Sysctl
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.errors import NetplugError
@@ -29,19 +30,6 @@ ROUTE_S = 12e-6
 """What reading a route costs."""
 
 
-def driver_of(mode: str, drivers: Mapping[str, Driver]) -> Driver:
-    """Return the driver of a mode.
-
-    Raises:
-        NetplugError: "invalid", with the modes that there are.
-    """
-    try:
-        return drivers[mode]
-    except KeyError:
-        words = f"option mode={mode!r}: must be one of {', '.join(sorted(drivers))}"
-        raise NetplugError("invalid", words) from None
-
-
 class BasePlan:
     """Keeps the shared plan in step with the networks that there are.
 
@@ -55,7 +43,7 @@ class BasePlan:
         kernel: Kernel,
         executor: Executor,
         store: Store,
-        drivers: Mapping[str, Driver],
+        drivers: Drivers,
         quarantine: Quarantine,
     ) -> None:
         self.plan = Plan()

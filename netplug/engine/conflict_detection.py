@@ -4,7 +4,8 @@ from collections.abc import Collection, Mapping
 
 import structlog
 
-from netplug.drivers.api import Driver, Network
+from netplug.drivers.api import Network
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress
 from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
@@ -21,7 +22,7 @@ _TRIES = 16
 class ConflictDetection:
     """Leases addresses that nobody on the segment has."""
 
-    def __init__(self, allocator: Allocator, registry: Registry, kernel: Kernel, drivers: Mapping[str, Driver]) -> None:
+    def __init__(self, allocator: Allocator, registry: Registry, kernel: Kernel, drivers: Drivers) -> None:
         self._allocator = allocator
         self._registry = registry
         self._kernel = kernel
@@ -69,7 +70,7 @@ class ConflictDetection:
         Raises:
             NetplugError: "exists", with the stranger's MAC.
         """
-        for link in {self._drivers[net.options.mode].segment(net) for net in nets} - {""}:
+        for link in {self._drivers.of(net).segment(net) for net in nets} - {""}:
             if any(address == mine.ip for mine, _ in (await self._kernel.facts()).addresses):
                 raise NetplugError("exists", f"address {address} is the host's own", hint="choose another address")
             taken = await self._ask(link, address)

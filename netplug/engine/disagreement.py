@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from netplug.drivers.naming import short
-from netplug.drivers.options import fields, parse
+from netplug.drivers.registry import Drivers
 from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
@@ -20,25 +20,27 @@ class NetworkDiffersError(NetplugError):
         super().__init__("invalid", message, hint=hint)
 
 
-def refuse_disagreement(record: NetworkRecord, wanted: NetworkSpec, registry: Registry, allocator: Allocator) -> None:
+def refuse_disagreement(
+    record: NetworkRecord, wanted: NetworkSpec, registry: Registry, allocator: Allocator, drivers: Drivers
+) -> None:
     """Refuse a specification that wants a network otherwise than it is.
 
     Raises:
         NetworkDiffersError: with all differences, who is in the network, and what to do.
     """
-    if differences := list(_differences(record, wanted, allocator)):
+    if differences := list(_differences(record, wanted, allocator, drivers)):
         said = "; ".join(f"{key} is {_shown(found)}, not {_shown(asked)}" for key, asked, found in differences)
         users, hint = _users(record, wanted, registry)
         raise NetworkDiffersError(f"network {record.network.name!r} exists and differs: {said}{users}", hint)
 
 
 def _differences(
-    record: NetworkRecord, wanted: NetworkSpec, allocator: Allocator
+    record: NetworkRecord, wanted: NetworkSpec, allocator: Allocator, drivers: Drivers
 ) -> Iterator[tuple[str, object, object]]:
     """Yield what differs, as it is wanted and as it is."""
-    net, options = record.network, parse(wanted.options)
-    for key in fields(wanted.options):
-        asked, found = getattr(options, key), getattr(net.options, key)
+    net, options = record.network, drivers.parse(wanted.options)
+    for key in drivers.keys_of(wanted.options, options.mode):
+        asked, found = options.value(key), net.options.value(key)
         if asked != found:
             yield key, asked, found
     if wanted.internal and not net.internal:

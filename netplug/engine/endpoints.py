@@ -1,7 +1,7 @@
 """Use cases of endpoints: create, join, leave, delete; attach and detach for sandboxes without a runtime."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
@@ -10,8 +10,8 @@ import structlog
 
 from netplug.drivers.api import Driver, Endpoint, Network
 from netplug.drivers.naming import short
-from netplug.drivers.options import parse_endpoint
 from netplug.drivers.plan import Plan
+from netplug.drivers.registry import Drivers
 from netplug.drivers.sandbox import moved, place
 from netplug.drivers.steps import Hairpin, IPAddress, Route, Veth
 from netplug.engine.addressing import Addressing
@@ -54,7 +54,7 @@ class Endpoints:
         journal: Journal,
         addressing: Addressing,
         kernel: Kernel,
-        drivers: Mapping[str, Driver],
+        drivers: Drivers,
         publishing: Publishing,
     ) -> None:
         self._registry = registry
@@ -90,8 +90,8 @@ class Endpoints:
     async def _create(self, record: NetworkRecord, spec: EndpointSpec, wanted: Sequence[IPAddress]) -> EndpointRecord:
         started = time.monotonic()
         self._registry.quarantine.refuse(f"{ENDPOINTS}{spec.network}/{spec.id}")
-        driver, net = self._drivers[record.network.options.mode], record.network
-        options = parse_endpoint(spec.options, net.options.mode)
+        driver, net = self._drivers.of(record.network), record.network
+        options = self._drivers.parse_endpoint(spec.options, net.options.mode)
         driver.admit(net, len(self._registry.endpoints(net.id)))
         self._kernel.admit(_DESCRIPTORS, "one more endpoint")
         async with self._addressing.addresses(record, spec, wanted) as leased:
@@ -123,7 +123,7 @@ class Endpoints:
 
     def _computed(self, net: Network, built: EndpointRecord, spec: EndpointSpec) -> EndpointRecord:
         """Return an endpoint with the MAC that it gets, how its sandbox sees it, and its plan."""
-        driver = self._drivers[net.options.mode]
+        driver = self._drivers.of(net)
         attachment = driver.join(net, built.endpoint)
         endpoint = replace(built.endpoint, mac=attachment.mac or spec.mac)
         plan = driver.create_endpoint(net, endpoint, self._base_plan.host)
@@ -285,7 +285,7 @@ class Endpoints:
             # First the namespace, of which another network may be about to become the way out; then the network.
             async with self._sandboxes.hold(ident), self._registry.lock(network_id):
                 record = self._registry.network(network_id)
-                _refuse_unlinked(record.network, spec)
+                _refuse_unlinked(self._drivers.of(record.network), record.network, spec)
                 await self._refuse_second(record, wanted, spec.netns)
                 built = await self._create(record, wanted, spec.addresses)
             await self.listener.settled(built)
@@ -357,10 +357,10 @@ def _where(record: EndpointRecord) -> str:
     return record.sandbox_id or record.sandbox
 
 
-def _refuse_unlinked(net: Network, spec: AttachSpec) -> None:
+def _refuse_unlinked(driver: Driver, net: Network, spec: AttachSpec) -> None:
     """Refuse what needs a link where there is none."""
     given = {"--ip": spec.addresses, "--mac": spec.mac, "--publish": spec.ports}
-    if not net.addressed and (flags := [flag for flag, value in given.items() if value]):
+    if not driver.linked and (flags := [flag for flag, value in given.items() if value]):
         words = f"network {net.name!r} is of mode {net.options.mode!r}: its sandboxes have no interface but loopback"
         raise NetplugError("invalid", words, hint=f"leave out {' and '.join(flags)}")
     if net.internal and spec.ports and spec.front_end is FrontEnd.CLI:

@@ -2,13 +2,13 @@
 
 from collections.abc import Collection
 
-from netplug.drivers.api import HostFacts, Network
+from netplug.drivers.api import HostFacts, Network, meshed
 from netplug.drivers.naming import BRIDGES
-from netplug.drivers.options import OVERLAY
+from netplug.drivers.registry import Drivers
 from netplug.engine.conditions import Difference
 
 
-def blocked(host: HostFacts, networks: Collection[Network]) -> tuple[Difference, ...]:
+def blocked(host: HostFacts, networks: Collection[Network], drivers: Drivers) -> tuple[Difference, ...]:
     """Return that firewalld drops what is of our networks, with the command that helps, if it does.
 
     Whoever trusts other links or addresses may have the underlay among them.
@@ -16,7 +16,7 @@ def blocked(host: HostFacts, networks: Collection[Network]) -> tuple[Difference,
     if host.firewalld is None:
         return ()
     ours = {BRIDGES} | {net.options.bridge for net in networks if net.options.bridge}
-    ports = {net.options.vxlan_port for net in networks if net.options.mode == OVERLAY}
+    ports = {driver.port(net) for net in networks if meshed(driver := drivers.of(net))}
     links = sorted(ours - host.firewalld.links)
     closed = sorted(ports - host.firewalld.ports) if host.firewalld.trusted <= ours else []
     if not links and not closed:

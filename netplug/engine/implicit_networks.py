@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
+from netplug.drivers.registry import Drivers
 from netplug.engine.disagreement import NetworkDiffersError, refuse_disagreement
 from netplug.engine.networks import Networks
 from netplug.engine.records import NetworkRecord, NetworkSpec
@@ -18,7 +19,8 @@ class ImplicitNetworks:
     Of several calls that name a network at once, one makes it. A call that fails leaves no network behind.
     """
 
-    def __init__(self, registry: Registry, networks: Networks, allocator: Allocator) -> None:
+    def __init__(self, registry: Registry, networks: Networks, allocator: Allocator, drivers: Drivers) -> None:
+        self._drivers = drivers
         self._registry = registry
         self._networks = networks
         self._allocator = allocator
@@ -57,7 +59,7 @@ class ImplicitNetworks:
         Raises:
             NetworkDiffersError: with all differences.
         """
-        refuse_disagreement(record, spec, self._registry, self._allocator)
+        refuse_disagreement(record, spec, self._registry, self._allocator, self._drivers)
 
     async def _agreeing(self, record: NetworkRecord, spec: NetworkSpec) -> NetworkRecord | None:
         """Return the network if it is as asked for; one that was made like this, and nobody is in, is made anew."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from netplug.drivers.options import parse
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.implicit_networks import ImplicitNetworks
@@ -33,12 +33,14 @@ class Leasing:
         implicit_networks: ImplicitNetworks,
         endpoints: Endpoints,
         kernel: Kernel,
+        drivers: Drivers,
     ) -> None:
         self._registry = registry
         self._networks = networks
         self._implicit_networks = implicit_networks
         self._endpoints = endpoints
         self._kernel = kernel
+        self._drivers = drivers
 
     @asynccontextmanager
     async def leased(
@@ -74,7 +76,7 @@ class Leasing:
 
     def _refuse_other(self, record: NetworkRecord, wanted: NetworkSpec) -> None:
         """Refuse a network that has links of its own, or differs otherwise."""
-        mode, found = parse(wanted.options).mode, record.network.options.mode
+        mode, found = self._drivers.parse(wanted.options).mode, record.network.options.mode
         if found != mode:
             words = f"network {record.network.name!r} is of mode {found}, not {mode}"
             hint = "give the configuration another name, or use netplug's own type"

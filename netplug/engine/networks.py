@@ -7,14 +7,14 @@ from typing import Protocol
 
 import structlog
 
-from netplug.drivers.api import Driver, Network, Scope
+from netplug.drivers.api import Network, Scope
 from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
-from netplug.drivers.options import parse
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.drivers.tunnel import Vxlan
 from netplug.engine.addressing import Addressing
-from netplug.engine.base_plan import BasePlan, driver_of
+from netplug.engine.base_plan import BasePlan
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.peers import Peers
@@ -56,7 +56,7 @@ class Networks:
         endpoints: Endpoints,
         peers: Peers,
         executor: Executor,
-        drivers: Mapping[str, Driver],
+        drivers: Drivers,
     ) -> None:
         self._executor = executor
         self._registry = registry
@@ -75,7 +75,7 @@ class Networks:
             NetplugError, DriverError, IpamError: and nothing was changed.
             StoreError: the store that the hosts share does not answer.
         """
-        if self.cluster is not None and self._stretches(parse(spec.options).mode):
+        if self.cluster is not None and self._stretches(self._drivers.parse(spec.options).mode):
             return await self.cluster.create(spec)
         return await self.build(spec)
 
@@ -92,7 +92,7 @@ class Networks:
             await self.take_down(ref, by=by, orphaned=orphaned)
 
     def _stretches(self, mode: str) -> bool:
-        return driver_of(mode, self._drivers).scope is Scope.CLUSTER
+        return self._drivers.named(mode).scope is Scope.CLUSTER
 
     @uncancellable
     async def build(self, spec: NetworkSpec) -> NetworkRecord:
@@ -101,14 +101,16 @@ class Networks:
         Raises:
             NetplugError, DriverError, IpamError: and nothing was changed.
         """
-        options = parse(spec.options)
-        driver = driver_of(options.mode, self._drivers)
+        options = self._drivers.parse(spec.options)
+        driver = self._drivers.named(options.mode)
         name = options.name or spec.name
         ident = spec.id or secrets.token_hex(32)
         net = Network(ident, name or short(ident), options=options, internal=spec.internal)
         self._refuse_twins(net)
-        _refuse_sticky(net, spec)
-        _refuse_subnets(net, spec)
+        if driver.addressed:
+            _refuse_sticky(net, spec)
+        else:
+            _refuse_subnets(net, spec)
         self._registry.starting[ident] = net
         try:
             host = await self._base_plan.read_host()
@@ -135,7 +137,7 @@ class Networks:
                 )
 
     async def _create(self, net: Network, spec: NetworkSpec) -> NetworkRecord:
-        driver, host = driver_of(net.options.mode, self._drivers), self._base_plan.host
+        driver, host = self._drivers.of(net), self._base_plan.host
         others = [other for other in self._registry.all_networks() if other.id != net.id]
         others += self._registry.quarantine.known()
         avoid = [route for route, _ in host.routes]
@@ -231,7 +233,7 @@ class Networks:
             if record is None:
                 return
             net = record.network
-            plan = driver_of(net.options.mode, self._drivers).create_network(net, self._base_plan.host)
+            plan = self._drivers.of(net).create_network(net, self._base_plan.host)
             gone = record.plan.without((*record.used, *(step.key for step in plan)))
             await self._registry.save(replace(record, plan=plan).summarized())
             log.info("network.followed", network=short(ident), name=net.name, vtep=str(self._base_plan.host.vtep))
@@ -255,7 +257,7 @@ class Networks:
             record = self._registry.network(ident)
             kept = {key: value for key, value in record.options.items() if key != "dns_upstream"}
             said = {"dns_upstream": upstream} if upstream else {}
-            options = replace(record.network.options, dns_upstream=parse(said).dns_upstream)
+            options = replace(record.network.options, dns_upstream=self._drivers.parse(said).dns_upstream)
             network = replace(record.network, options=options)
             await self._registry.save(replace(record, network=network, options=kept | said))
         log.info("network.forwards", network=short(ident), name=record.network.name, upstream=upstream)
@@ -282,7 +284,7 @@ class Networks:
 
 def _refuse_sticky(net: Network, spec: NetworkSpec) -> None:
     """Refuse to promise addresses that somebody else chooses."""
-    if net.options.sticky and net.addressed and any(subnet.space == EXTERNAL for subnet in spec.subnets):
+    if net.options.sticky and any(subnet.space == EXTERNAL for subnet in spec.subnets):
         value = spec.options["sticky"][:80]
         raise NetplugError(
             "invalid",
@@ -293,7 +295,7 @@ def _refuse_sticky(net: Network, spec: NetworkSpec) -> None:
 
 def _refuse_subnets(net: Network, spec: NetworkSpec) -> None:
     """Refuse subnets that nobody would have an address of; Docker gives each network some, asked or not."""
-    if not net.addressed and spec.subnets and spec.front_end is not FrontEnd.DOCKER:
+    if spec.subnets and spec.front_end is not FrontEnd.DOCKER:
         mode = net.options.mode
         raise NetplugError(
             "invalid", f"a network of mode {mode!r} has no addresses", hint="leave out --subnet and --ipv6"

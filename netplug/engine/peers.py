@@ -6,15 +6,16 @@ stored, for whoever tells has it; after a start the kernel's entries stay as the
 network.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
-from netplug.drivers.api import Driver, HostFacts, Meshed, Network, Peer
+from netplug.drivers.api import HostFacts, Meshed, Network, Peer, meshed
 from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Step
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Vtep
 from netplug.engine.base_plan import BasePlan
@@ -55,7 +56,7 @@ class Peers:
         base_plan: BasePlan,
         kernel: Kernel,
         executor: Executor,
-        drivers: Mapping[str, Driver],
+        drivers: Drivers,
     ) -> None:
         self._registry = registry
         self._base_plan = base_plan
@@ -137,10 +138,8 @@ class Peers:
 
     def unknown(self, steps: Iterable[Step]) -> list[Step]:
         """Return the steps less those that may be of a network whose peers nobody has told of yet."""
-        meshed = {
-            net.id for net in self._registry.all_networks() if isinstance(self._drivers[net.options.mode], Meshed)
-        }
-        if meshed <= self._known.keys() and not self._registry.quarantine.networks():
+        stretched = {net.id for net in self._registry.all_networks() if meshed(self._drivers.of(net))}
+        if stretched <= self._known.keys() and not self._registry.quarantine.networks():
             return list(steps)
         return [step for step in steps if not isinstance(step, Fdb | Neighbour | Remote | Vtep)]
 
@@ -168,8 +167,8 @@ class Peers:
         log.info("peers.changed", network=short(net.id), steps=len(known.steps), new=len(new), gone=len(old))
 
     def _meshed(self, net: Network) -> Meshed:
-        driver = self._drivers[net.options.mode]
-        if not isinstance(driver, Meshed):
+        driver = self._drivers.of(net)
+        if not meshed(driver):
             words = f"network {net.name!r} of mode {net.options.mode!r} has no endpoints on other hosts"
             raise NetplugError("invalid", words)
         return driver

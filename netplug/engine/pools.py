@@ -13,6 +13,7 @@ from ipaddress import ip_interface
 import structlog
 
 from netplug.drivers.naming import short
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 from netplug.engine.addressing import lease_of
 from netplug.engine.base_plan import BasePlan
@@ -52,7 +53,9 @@ class Pools:
         conflict_detection: ConflictDetection,
         networks: Networks,
         endpoints: Endpoints,
+        drivers: Drivers,
     ) -> None:
+        self._drivers = drivers
         self._registry = registry
         self._allocator = allocator
         self._base_plan = base_plan
@@ -153,7 +156,7 @@ class Pools:
         """Tell whether a pool is of a network whose endpoints have no addresses."""
         for holder in pool.holders:
             with suppress(NetplugError):  # it is just being made
-                return not self._registry.network(holder).network.addressed
+                return not self._drivers.of(self._registry.network(holder).network).addressed
         return False
 
     async def _lives(self, lease: Lease) -> bool:

@@ -9,9 +9,10 @@ from dataclasses import replace
 import structlog
 
 from netplug.drivers import port_ranges, shared_ports
-from netplug.drivers.api import Driver, Network, PortMapping
+from netplug.drivers.api import Network, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
+from netplug.drivers.registry import Drivers
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.port_reservation import Chosen, Inherited, Sharing, addresses, in_order, reserved
 from netplug.engine.records import Caller, EndpointRecord, FrontEnd
@@ -32,7 +33,7 @@ _POLL_S = 0.05
 class Publishing:
     """What happens to an endpoint's published ports, under the lock of its network."""
 
-    def __init__(self, registry: Registry, journal: Journal, kernel: Kernel, drivers: Mapping[str, Driver]) -> None:
+    def __init__(self, registry: Registry, journal: Journal, kernel: Kernel, drivers: Drivers) -> None:
         self._registry = registry
         self._journal = journal
         self._kernel = kernel
@@ -104,7 +105,7 @@ class Publishing:
         self, net: Network, built: EndpointRecord, caller: Caller = _NOBODY
     ) -> AsyncIterator[EndpointRecord]:
         """Yield the record with its ports published; they are reserved, and for good if the block ends well."""
-        if not self._drivers[net.options.mode].expose(net, built.endpoint):
+        if not self._drivers.of(net).expose(net, built.endpoint):
             yield built
             return
         shares = built.front_end.shares
@@ -140,7 +141,7 @@ class Publishing:
 
     def _with(self, net: Network, built: EndpointRecord, published: tuple[PortMapping, ...]) -> EndpointRecord:
         """Return an endpoint with ports published beside those that are already."""
-        exposed = self._drivers[net.options.mode].expose(net, replace(built.endpoint, ports=published))
+        exposed = self._drivers.of(net).expose(net, replace(built.endpoint, ports=published))
         if not exposed:
             return built
         if built.front_end.shares:
@@ -167,7 +168,7 @@ class Publishing:
     def _wanted(self, record: EndpointRecord) -> Sequence[PortMapping]:
         """Return what is to be published at an endpoint, if its network publishes anything."""
         found = self._registry.find_network(record.endpoint.network)
-        if found is None or not self._drivers[found.network.options.mode].expose(found.network, record.endpoint):
+        if found is None or not self._drivers.of(found.network).expose(found.network, record.endpoint):
             return ()
         return _on_hosts(found.network, record.endpoint.ports)
 

@@ -1,12 +1,12 @@
 """Whether endpoints are as they were made, and whether a network could take another one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
-from netplug.drivers.api import Driver, Network
-from netplug.drivers.options import parse
+from netplug.drivers.api import Network
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Step
-from netplug.engine.base_plan import BasePlan, driver_of
+from netplug.engine.base_plan import BasePlan
 from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.records import EndpointRecord, NetworkRecord, NetworkSpec
 from netplug.engine.registry import Registry
@@ -35,7 +35,7 @@ class Readiness:
         kernel: Kernel,
         executor: Executor,
         allocator: Allocator,
-        drivers: Mapping[str, Driver],
+        drivers: Drivers,
     ) -> None:
         self._registry = registry
         self._base_plan = base_plan
@@ -70,7 +70,7 @@ class Readiness:
             seen = await self._kernel.compare(self._plan(record))
         if seen.drifts:
             raise NotReadyError(f"network {name!r} is damaged", _words(seen.drifts), damaged=True)
-        link = driver_of(record.network.options.mode, self._drivers).segment(record.network)
+        link = self._drivers.of(record.network).segment(record.network)
         if link and not any(one.name == link and one.up for one in seen.facts.links):
             raise NotReadyError(f"link {link!r} of network {name!r} is gone or down", damaged=True)
         for family in record.network.families():
@@ -92,8 +92,8 @@ class Readiness:
 
     async def _refuse_unmakeable(self, wanted: NetworkSpec) -> None:
         """Refuse a network that its first endpoint could not make."""
-        options = parse(wanted.options)
-        driver = driver_of(options.mode, self._drivers)
+        options = self._drivers.parse(wanted.options)
+        driver = self._drivers.named(options.mode)
         host = await self._base_plan.read_host()
         net = Network("status", wanted.name, options=driver.complete(options, host), internal=wanted.internal)
         try:

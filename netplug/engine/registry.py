@@ -4,14 +4,15 @@ Only this process writes its own host's records, so memory is as true as the sto
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
-from netplug.drivers.api import Driver, Network
+from netplug.drivers.api import Network
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.naming import short
+from netplug.drivers.registry import Drivers
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.engine.records import ENDPOINTS, NETWORKS, EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
@@ -33,7 +34,7 @@ class Registry:
     `watchers`: told of every change; when a network goes, of that alone.
     """
 
-    def __init__(self, store: Store, quarantine: Quarantine, drivers: Mapping[str, Driver]) -> None:
+    def __init__(self, store: Store, quarantine: Quarantine, drivers: Drivers) -> None:
         self.starting: dict[str, Network] = {}
         self.absent: dict[str, str] = {}
         self.watchers: list[Watcher] = []
@@ -58,8 +59,8 @@ class Registry:
 
     def _read_network(self, stored: Stored) -> NetworkRecord:
         record = decode(NetworkRecord, stored.value)
-        if (mode := record.network.options.mode) not in self._drivers:
-            raise ValueError(f"there is no driver for mode {mode!r}")
+        if why := self._drivers.missing(record.network.options.mode):
+            raise ValueError(why)
         return self._completed(record, stored)
 
     def _read_endpoint(self, stored: Stored) -> EndpointRecord:
@@ -78,7 +79,7 @@ class Registry:
         network = self._networks.get(record.endpoint.network)
         if "attachment" in stored.value or network is None:
             return record
-        attachment = self._drivers[network.network.options.mode].join(network.network, record.endpoint)
+        attachment = self._drivers.of(network.network).join(network.network, record.endpoint)
         return replace(record.summarized(), attachment=attachment)
 
     def lock(self, network_id: str) -> AbstractAsyncContextManager[None]:

@@ -4,14 +4,13 @@ podman keeps the definitions of its networks itself, and tells a netavark plugin
 network of its that nobody is in and that contradicts what podman says now is no more.
 """
 
-from collections.abc import Mapping
 from contextlib import suppress
 
 import structlog
 
-from netplug.drivers.api import Driver, Scope
-from netplug.drivers.options import BRIDGE, MACVLAN, parse
-from netplug.engine.base_plan import driver_of
+from netplug.drivers import shared
+from netplug.drivers.api import Scope
+from netplug.drivers.registry import Drivers
 from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.networks import Networks
 from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec
@@ -36,7 +35,7 @@ class SupersededNetworks:
         networks: Networks,
         implicit_networks: ImplicitNetworks,
         allocator: Allocator,
-        drivers: Mapping[str, Driver],
+        drivers: Drivers,
     ) -> None:
         self._registry = registry
         self._networks = networks
@@ -52,7 +51,7 @@ class SupersededNetworks:
         Raises:
             DriverError, NetplugError: the options are wrong; then nothing is changed.
         """
-        driver_of(parse(spec.options).mode, self._drivers)
+        self._drivers.parse(spec.options)
         record = self._own(spec)
         if record is not None and not self._registry.endpoints(record.network.id):
             log.info("network.superseded", name=spec.name, reason="podman makes it anew")
@@ -81,7 +80,7 @@ class SupersededNetworks:
         record = self._implicit_networks.find(spec.name)
         if record is None or record.front_end is not spec.front_end:
             return None
-        cluster = driver_of(record.network.options.mode, self._drivers).scope is Scope.CLUSTER
+        cluster = self._drivers.of(record.network).scope is Scope.CLUSTER
         return None if cluster else record
 
     async def _clear_away(self, other: NetworkRecord, front_end: FrontEnd, why: str) -> None:
@@ -97,7 +96,8 @@ class SupersededNetworks:
 
     def _obstacle(self, other: NetworkRecord, wanted: NetworkSpec) -> str:
         """Return why there cannot be a network beside another one; empty when there can."""
-        lan = wanted.options.get("mode") == other.network.options.mode == MACVLAN
+        segment = self._drivers.of(other.network).segment(other.network)
+        lan = bool(segment) and wanted.options.get("mode") == other.network.options.mode
         for one in wanted.subnets:
             for pool, subnet in zip(other.pools, other.network.subnets, strict=True):
                 if one.pool is None or one.pool.version != subnet.pool.version or not one.pool.overlaps(subnet.pool):
@@ -105,5 +105,5 @@ class SupersededNetworks:
                 theirs = self._allocator.pool(pool) if lan else None
                 if theirs is None or not disjoint(Pool(theirs.space, one.pool, ends=one.ends), theirs):
                     return f"subnet {one.pool} overlaps {subnet.pool}"
-        bridge = wanted.options.get(BRIDGE, "")
-        return f"link {bridge!r} is the bridge" if bridge and bridge == other.options.get(BRIDGE) else ""
+        bridge = wanted.options.get(shared.BRIDGE.key, "")
+        return f"link {bridge!r} is the bridge" if bridge and bridge == other.options.get(shared.BRIDGE.key) else ""

@@ -1,11 +1,11 @@
 """Which network of a sandbox is its way out: the first that it is in, and the next one when that goes."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import structlog
 
-from netplug.drivers.api import Attachment, Driver
+from netplug.drivers.api import Attachment
+from netplug.drivers.registry import Drivers
 from netplug.drivers.sandbox import ways_out
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.records import EndpointRecord, FrontEnd
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 class WayOut:
     """Gives each sandbox one default route of each IP version, as long as one of its networks has a gateway."""
 
-    def __init__(self, registry: Registry, journal: Journal, drivers: Mapping[str, Driver]) -> None:
+    def __init__(self, registry: Registry, journal: Journal, drivers: Drivers) -> None:
         self._registry = registry
         self._journal = journal
         self._drivers = drivers
@@ -48,7 +48,7 @@ class WayOut:
             if self._registry.find(ident, heir.endpoint.id) is not heir:
                 return
             net = self._registry.network(ident).network
-            attachment = self._drivers[net.options.mode].join(net, heir.endpoint)
+            attachment = self._drivers.of(net).join(net, heir.endpoint)
             routes = ways_out(self.beside_others(attachment, netns, heir.sandbox_id), netns, heir.ifname)
             routes = routes.of_namespace(heir.sandbox_id)
             if routes:

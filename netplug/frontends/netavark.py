@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from netplug.drivers import shared
 from netplug.drivers.api import PortMapping, StaticRoute
-from netplug.drivers.options import BRIDGE, MACVLAN
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Proto
 from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, Caller, EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
@@ -78,11 +79,13 @@ class NetworkIn(_In):
     subnets: tuple[SubnetIn, ...] | None = None
     routes: tuple[RouteIn, ...] | None = None
 
-    def to_spec(self) -> NetworkSpec:
+    def to_spec(self, drivers: Drivers) -> NetworkSpec:
         options = dict(self.options or {})
-        mode = options.get("mode", BRIDGE)
+        mode = options.get("mode", drivers.default())
+        driver = drivers.named(mode)
         if self.network_interface:
-            options.setdefault("parent" if mode == MACVLAN else BRIDGE, self.network_interface)
+            link = shared.PARENT if shared.PARENT in driver.options else shared.BRIDGE
+            options.setdefault(link.key, self.network_interface)
         if not self.dns_enabled:
             options.setdefault("dns", "off")
         if self.network_dns_servers:
@@ -92,7 +95,7 @@ class NetworkIn(_In):
         if ipam == "dhcp":
             raise NetplugError("invalid", "ipam driver 'dhcp': a netplug network gives out addresses itself")
         families = {subnet.subnet.version for subnet in self.subnets or ()}
-        wanted = {4, 6} if self.ipv6_enabled else set() if given or mode != BRIDGE else {4}
+        wanted = {4, 6} if self.ipv6_enabled else set() if given or mode != drivers.default() else {4}
         missing = sorted(wanted - families) if ipam != "none" else []
         return NetworkSpec(
             name=self.name,
@@ -189,7 +192,7 @@ class NetavarkService:
         list of its own: it would choose those of other runtimes' containers and of other hosts'.
         """
         wanted = NetworkIn.model_validate(data)
-        spec = wanted.to_spec()
+        spec = wanted.to_spec(self._engine.drivers)
         await self._engine.superseded_networks.forget(spec)
         async with self._joined(spec) as record:
             known = {subnet.subnet.version for subnet in wanted.subnets or ()}
@@ -206,7 +209,7 @@ class NetavarkService:
         if own.options:
             key = min(own.options)
             raise NetplugError("invalid", f"option {key!r} of a container: none is known")
-        async with self._joined(wanted.network.to_spec()) as record:
+        async with self._joined(wanted.network.to_spec(self._engine.drivers)) as record:
             spec = AttachSpec(
                 record.network.id,
                 netns,

@@ -167,7 +167,7 @@ class NameServer:
             net = after.network
             if not net.options.dns:
                 return
-            self.zones.set_network(dns_records.network(after, gateway=self._engine.drivers[net.options.mode].gateway))
+            self.zones.set_network(dns_records.network(after, gateway=self._engine.drivers.of(net).gateway))
             self._point_all()
             self._admit_all(net.id)
         elif isinstance(before, NetworkRecord):

@@ -12,9 +12,10 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from netplug.drivers import shared
 from netplug.drivers.api import Network, PortMapping, StaticRoute
 from netplug.drivers.option_values import MACVLAN_MODES
-from netplug.drivers.options import BRIDGE, MACVLAN, OPTIONS, parse, parse_endpoint
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.frontends.cni.result import Dns, read_resolv_conf
@@ -22,11 +23,8 @@ from netplug.frontends.cni.types import ConfigIn, IpamIn, PortIn, RangeIn, Route
 from netplug.frontends.cni.wire import CniError, Code, Request
 from netplug.names.short_ids import short_id
 
-_OPTIONS = {key.lower(): option.key for option in OPTIONS for key in (option.key, *option.aliases)}
 _OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DEFAULTS = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-IPAM = "ipam"
-"""The mode of networks that are addresses only."""
 DHCP = "dhcp"
 """The reference IPAM plugin that asks DHCP servers, by way of the interface."""
 _RESOLV_BYTES = 65536
@@ -70,7 +68,7 @@ class Wanted:
         return tuple(route for route in found if not (net.internal and route.destination.prefixlen == 0))
 
 
-def translate(request: Request) -> Wanted:
+def translate(request: Request, drivers: Drivers) -> Wanted:
     """Return what a configuration asks for.
 
     Raises:
@@ -82,15 +80,15 @@ def translate(request: Request) -> Wanted:
         raise CniError(Code.CONFIG, "cannot set hairpin mode and promiscuous mode at the same time")
     if request.foreign_ipam == DHCP:
         _refuse_gateway(config)
-    options = _options(config)
-    parse(options)  # refuses what is ill-formed before anything else is looked at
+    options = _options(config, drivers)
+    mode = drivers.parse(options).mode  # refuses what is ill-formed before anything else is looked at
     sets = (*config.runtimeConfig.ipRanges, *ipam.sets())
     routes, default_route = _routes(config, ipam)
     return Wanted(
         NetworkSpec(
             name=request.network,
             options=options,
-            subnets=_subnets(config, sets, options),
+            subnets=_subnets(config, sets, silent=mode == drivers.default()),
             internal=config.internal,
             front_end=FrontEnd.CNI,
         ),
@@ -103,7 +101,7 @@ def translate(request: Request) -> Wanted:
         routes,
         default_route,
         _dns(config, ipam),
-        _limits(config),
+        _limits(config, drivers),
         pinned=config.macspoofchk,
         hairpin=config.hairpinMode,
     )
@@ -116,7 +114,7 @@ def _refuse_gateway(config: ConfigIn) -> None:
             raise CniError(Code.CONFIG, f"{key}=true: not with ipam.type=dhcp", "the DHCP server names the gateway")
 
 
-def _limits(config: ConfigIn) -> dict[str, str]:
+def _limits(config: ConfigIn, drivers: Drivers) -> dict[str, str]:
     """Return the endpoint's options; "ingress" is what it receives, and rates as well as bursts are in bits."""
     asked = config.runtimeConfig.bandwidth
     if asked is None or not (asked.ingressRate or asked.egressRate):
@@ -126,26 +124,27 @@ def _limits(config: ConfigIn) -> dict[str, str]:
     sent = asked.egressBurst // 8 if asked.egressRate else 0
     if received or sent:
         options["burst"] = f"{received}/{sent}"
-    parse_endpoint(options, BRIDGE)
+    drivers.parse_endpoint(options, drivers.taking(shared.RATE))
     return options
 
 
 # Options
 
 
-def _options(config: ConfigIn) -> dict[str, str]:
+def _options(config: ConfigIn, drivers: Drivers) -> dict[str, str]:
+    spellings = {key.lower(): name for key, name in drivers.spellings().items()}
     given: dict[str, str] = {}
     for key, value in (config.model_extra or {}).items():
         if key.startswith("cni.dev/"):
             continue
-        name = _OPTIONS.get(key.lower())
+        name = spellings.get(key.lower())
         if name is None:
             raise CniError(Code.UNSUPPORTED, f"unsupported field {key}={str(value)[:200]!r}")
         text = _text(key, value)
         if text and not (name == "mtu" and text == "0"):
             given[name] = text
-    if config.master or given.get("mode") in set(MACVLAN_MODES) - {BRIDGE}:
-        given = _as_macvlan(config, given)
+    if config.master or given.get("mode") in set(MACVLAN_MODES) - set(drivers):
+        given = _as_macvlan(config, given, drivers.taking(shared.MACVLAN_MODE))
     if config.ipMasq is not None:
         given.setdefault("masquerade", _text("ipMasq", config.ipMasq))
     if config.portIsolation is not None:
@@ -153,15 +152,15 @@ def _options(config: ConfigIn) -> dict[str, str]:
     return given
 
 
-def _as_macvlan(config: ConfigIn, given: dict[str, str]) -> dict[str, str]:
+def _as_macvlan(config: ConfigIn, given: dict[str, str], ours: str) -> dict[str, str]:
     """Read the reference's macvlan, whose ``mode`` is what we call ``macvlan_mode``."""
-    mode = given.get("mode", MACVLAN)
-    found = given | {"mode": MACVLAN}
+    mode = given.get("mode", ours)
+    found = given | {"mode": ours}
     if config.master:
         found.setdefault("parent", config.master)
     if mode in MACVLAN_MODES:
         found.setdefault("macvlan_mode", mode)
-    elif mode != MACVLAN:
+    elif mode != ours:
         raise CniError(Code.CONFIG, f"master={config.master!r} is of macvlan, and mode is {mode!r}")
     return found
 
@@ -177,10 +176,8 @@ def _text(key: str, value: Any) -> str:
 # Subnets and addresses
 
 
-def _subnets(
-    config: ConfigIn, sets: tuple[tuple[RangeIn, ...], ...], options: dict[str, str]
-) -> tuple[SubnetSpec, ...]:
-    """Return the subnets; without a word of addresses a bridge network gets one, with ``"ipam": {}`` none."""
+def _subnets(config: ConfigIn, sets: tuple[tuple[RangeIn, ...], ...], *, silent: bool) -> tuple[SubnetSpec, ...]:
+    """Return the subnets; `silent`: without a word of addresses there is one, with ``"ipam": {}`` none."""
     found: dict[IPNetwork, SubnetSpec] = {}
     for group in sets:
         if len({one.subnet.version for one in group}) > 1:
@@ -190,7 +187,7 @@ def _subnets(
                 raise CniError(Code.UNSUPPORTED, f"unsupported field ipam.ranges: two ranges of {one.subnet}")
             found[one.subnet] = _subnet(one)
     families = {subnet.version for subnet in found}
-    silent = not sets and (config.ipam is None or bool(config.ipam)) and options.get("mode", BRIDGE) == BRIDGE
+    silent &= not sets and (config.ipam is None or bool(config.ipam))
     wanted = {4, 6} if config.ipv6 else {4} if silent else set()
     return (*found.values(), *(SubnetSpec(v6=version == 6) for version in sorted(wanted - families)))
 
@@ -270,7 +267,7 @@ def _dns(config: ConfigIn, ipam: IpamIn) -> Dns:
         raise CniError(Code.CONFIG, f"ipam.resolvConf={ipam.resolvConf!r} cannot be read", str(exc.strerror)) from None
 
 
-def translate_ipam(request: Request) -> Wanted:
+def translate_ipam(request: Request, drivers: Drivers) -> Wanted:
     """Return what somebody else's configuration asks of us as its IPAM: subnets, addresses, routes, names.
 
     Raises:
@@ -292,8 +289,8 @@ def translate_ipam(request: Request) -> Wanted:
     return Wanted(
         NetworkSpec(
             name=request.network,
-            options={"mode": IPAM},
-            subnets=_subnets(config, sets, {}),
+            options={"mode": drivers.bare()},
+            subnets=_subnets(config, sets, silent=True),
             front_end=FrontEnd.CNI,
         ),
         tuple(tuple(dict.fromkeys(one.subnet for one in group)) for group in sets) if sets else None,

@@ -31,7 +31,7 @@ class IpamPlugin:
         return await self._commands[request.command](request)
 
     async def _add(self, request: Request) -> Result:
-        wanted = translate_ipam(request)
+        wanted = translate_ipam(request, self._engine.drivers)
         spec = EndpointSpec(
             _id(request),
             "",
@@ -70,7 +70,7 @@ class IpamPlugin:
 
     async def _status(self, request: Request) -> None:
         record = self._engine.implicit_networks.find(request.network)
-        await refuse_unready(self._engine, record, translate_ipam(request).network)
+        await refuse_unready(self._engine, record, translate_ipam(request, self._engine.drivers).network)
 
 
 def _id(request: Request) -> str:

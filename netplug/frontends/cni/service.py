@@ -84,7 +84,7 @@ class CniService:
     # ADD
 
     async def _add(self, request: Request, foreign: Delegate | None) -> Result:
-        wanted = translate(request)
+        wanted = translate(request, self._engine.drivers)
         if foreign is not None:
             foreign.find()
         await self._refuse_sandbox(request)
@@ -195,7 +195,9 @@ class CniService:
         garbage.refuse()
 
     async def _status(self, request: Request, foreign: Delegate | None) -> None:
-        await refuse_unready(self._engine, self._networks.find(request.network), translate(request).network)
+        await refuse_unready(
+            self._engine, self._networks.find(request.network), translate(request, self._engine.drivers).network
+        )
         if foreign is not None:
             await foreign.run_if_it_can("STATUS")
 

@@ -13,9 +13,7 @@ from dataclasses import replace
 
 from fastapi import FastAPI, Response
 
-from netplug.drivers.options import parse
 from netplug.engine import Engine
-from netplug.engine.base_plan import driver_of
 from netplug.engine.pools import ContainerOf, container_unknown
 from netplug.engine.records import FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
@@ -120,7 +118,8 @@ class NetworkDriver:
 
     async def skip_gateways(self, request: wire.GwAllocCheck) -> wire.GatewaysSkipped:
         """Refuse bad options already here, before Docker has asked IPAM for anything."""
-        skip = not driver_of(parse(request.raw()).mode, self._engine.drivers).gateway
+        drivers = self._engine.drivers
+        skip = not drivers.named(drivers.parse(request.raw()).mode).gateway
         return wire.GatewaysSkipped(SkipIPv4=skip, SkipIPv6=skip)
 
     async def create_network(self, request: wire.CreateNetwork) -> wire.Empty:

@@ -114,7 +114,7 @@ class _Api:
 
     async def create_network(self, body: wire.NetworkIn) -> wire.NetworkOut:
         create = self._of_cluster().networks.create if body.cluster else self._engine.networks.create
-        return wire.NetworkOut.of(await create(body.to_spec()), 0)
+        return wire.NetworkOut.of(await create(body.to_spec(self._engine.drivers)), 0)
 
     def _of_cluster(self) -> Cluster:
         if self._cluster is None:

@@ -13,8 +13,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from netplug.cluster.hosts import Host
 from netplug.cluster.records import EndpointAdvert
-from netplug.drivers.api import Network, PortMapping
-from netplug.drivers.options import NONE, OVERLAY
+from netplug.drivers.api import Network, PortMapping, Scope
+from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress, IPNetwork, Proto
 from netplug.engine.conditions import Difference
 from netplug.engine.exposure import published
@@ -114,12 +114,13 @@ class NetworkIn(_In):
     cluster: bool = False
     options: dict[str, str] = {}
 
-    def to_spec(self) -> NetworkSpec:
+    def to_spec(self, drivers: Drivers) -> NetworkSpec:
         given = tuple(subnet.to_spec() for subnet in self.subnets)
-        wanted = {4, 6} if self.ipv6 else set() if given or self.options.get("mode") == NONE else {4}
+        options = {"mode": drivers.default(Scope.CLUSTER), **self.options} if self.cluster else self.options
+        driver = drivers.get(options.get("mode") or drivers.default())
+        wanted = {4, 6} if self.ipv6 else set() if given or not (driver and driver.addressed) else {4}
         missing = sorted(wanted - {subnet.subnet.version for subnet in self.subnets})
         chosen = tuple(SubnetSpec(v6=family == 6) for family in missing)
-        options = {"mode": OVERLAY, **self.options} if self.cluster else self.options
         return NetworkSpec(name=self.name, options=options, subnets=given + chosen, internal=self.internal)
 
 

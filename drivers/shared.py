@@ -1,0 +1,188 @@
+"""Options that netplug knows: those that each network has, and those that a driver may offer.
+
+A driver lists what it takes in `Driver.options`. Their values are fields of `NetworkOptions`; the parser, the error
+messages and the README's table come from these declarations.
+"""
+
+from . import option_values
+from .options import Option
+
+_DOCKER = "com.docker.network."
+
+MODE = Option(
+    "mode",
+    option_values.word,
+    "bridge",
+    "how the network is built: `bridge`, `host`, `macvlan`, `none`, `overlay` (several hosts), or the mode "
+    "of another driver",
+)
+NAME = Option(
+    "name",
+    option_values.word,
+    "learned from Docker",
+    "name of the network outside Docker",
+)
+MTU = Option(
+    "mtu",
+    option_values.mtu,
+    "the uplink's",
+    "MTU of the network's links, in bytes",
+    aliases=(_DOCKER + "driver.mtu",),
+)
+BRIDGE = Option(
+    "bridge",
+    option_values.link,
+    "derived from the network's id",
+    "interface name of the bridge; an existing bridge is used and never deleted",
+    aliases=(_DOCKER + "bridge.name",),
+)
+MASQUERADE = Option(
+    "masquerade",
+    option_values.boolean,
+    "true",
+    "source NAT: traffic of containers leaves the host with the host's address",
+    aliases=(_DOCKER + "bridge.enable_ip_masquerade",),
+)
+ICC = Option(
+    "icc",
+    option_values.boolean,
+    "true",
+    "containers of the network may communicate with each other",
+    aliases=(_DOCKER + "bridge.enable_icc",),
+)
+SPOOFCHK = Option(
+    "spoofchk",
+    option_values.boolean,
+    "true",
+    "anti-spoofing: a container sends only with its own MAC and addresses; set `false` for containers that route "
+    "for others",
+)
+SLAAC = Option(
+    "slaac",
+    option_values.boolean,
+    "false",
+    "containers take routes and addresses from router advertisements (SLAAC, RFC 4862); on a bridge this needs "
+    "`spoofchk=false`. It does not apply to Docker's containers: set `--sysctl net.ipv6.conf.default.accept_ra=…` "
+    "there",
+)
+HOST_BINDING_IPV4 = Option(
+    "host_binding_ipv4",
+    option_values.ipv4,
+    "all addresses",
+    "host address for published ports that name none",
+    aliases=(_DOCKER + "bridge.host_binding_ipv4",),
+)
+IFNAME = Option(
+    "ifname",
+    option_values.prefix,
+    "eth",
+    "prefix of interface names in the sandbox",
+    aliases=(_DOCKER + "container_iface_prefix",),
+)
+PARENT = Option(
+    "parent",
+    option_values.link,
+    "the uplink",
+    "parent link on the host: containers join its segment",
+)
+MACVLAN_MODE = Option(
+    "macvlan_mode",
+    option_values.macvlan_mode,
+    "bridge",
+    "`bridge`, `vepa` (containers reach each other through the switch), `private` (containers do not reach each "
+    "other), `passthru` (one container has the parent to itself)",
+)
+HOST_ACCESS = Option(
+    "host_access",
+    option_values.boolean,
+    "false",
+    "the host gets an address in the network, so that host and containers reach each other",
+)
+RATE = Option(
+    "rate",
+    option_values.rates,
+    "no limit",
+    "bandwidth limit: `100mbit` for each direction, or `100mbit/20mbit` for received and sent traffic; also for "
+    "one container, by `--driver-opt`",
+    endpoint=True,
+)
+BURST = Option(
+    "burst",
+    option_values.bursts,
+    "10 ms at the rate, at least 80kb",
+    "bytes that may exceed the rate at once, such as `128kb`; also for one container",
+    endpoint=True,
+)
+VNI = Option(
+    "vni",
+    option_values.vni,
+    "allocated",
+    "VXLAN network identifier, the same on all hosts",
+)
+VXLAN_PORT = Option(
+    "vxlan_port",
+    option_values.port,
+    "4789",
+    "UDP port of the tunnels, the same on all hosts",
+)
+BUM = Option(
+    "bum",
+    option_values.boolean,
+    "false",
+    "broadcast, unknown unicast and multicast frames are copied to every host of the network",
+)
+STICKY = Option(
+    "sticky",
+    option_values.duration,
+    "false",
+    "a new container with the same name gets the former addresses and MAC back within this time: `30m`, `7d`; "
+    "`true` means `24h`; see [docs/docker.md](docs/docker.md#sticky-addresses)",
+)
+DNS = Option(
+    "dns",
+    option_values.switch,
+    "on",
+    "`off`: netplug does not serve the containers' names and does not answer at port 53 of the gateway; see "
+    "[docs/dns.md](docs/dns.md)",
+)
+DNS_UPSTREAM = Option(
+    "dns_upstream",
+    option_values.upstreams,
+    "the daemon's",
+    "resolvers for external names: `10.0.0.1`, or `corp.example=10.0.0.53` for one domain; separate several with "
+    "commas",
+)
+TTL = Option(
+    "ttl",
+    option_values.ttl,
+    "5",
+    "TTL of the network's DNS records, in seconds",
+)
+
+COMMON = (MODE, NAME, STICKY, DNS, DNS_UPSTREAM, TTL)
+"""What the engine does for every network, whatever its driver."""
+SHARED = (
+    MODE,
+    NAME,
+    MTU,
+    BRIDGE,
+    MASQUERADE,
+    ICC,
+    SPOOFCHK,
+    SLAAC,
+    HOST_BINDING_IPV4,
+    IFNAME,
+    PARENT,
+    MACVLAN_MODE,
+    HOST_ACCESS,
+    RATE,
+    BURST,
+    VNI,
+    VXLAN_PORT,
+    BUM,
+    STICKY,
+    DNS,
+    DNS_UPSTREAM,
+    TTL,
+)
+"""All of them, in the order in which users read them."""

@@ -1,0 +1,67 @@
+"""The drivers of this host: all of them, ours too, come from the entry points of installed packages.
+
+A package that is broken, or whose mode another package has as well, costs its own networks alone: they go to quarantine
+with the reason, and everything else goes on.
+"""
+
+from collections import defaultdict
+from importlib.metadata import EntryPoint, entry_points
+
+import structlog
+
+from netplug.drivers.api import Driver
+from netplug.drivers.registry import Drivers, fault_of
+
+log = structlog.get_logger(__name__)
+
+DRIVERS = "netplug.drivers"
+"""Entry points whose name is a mode, and whose object makes the driver when it is called."""
+_OURS = "netplug"
+_CHECKED_OUT = {
+    "host": "netplug.drivers.host:HostDriver",
+    "ipam": "netplug.drivers.ipam_only:LeasingDriver",
+    "macvlan": "netplug.drivers.macvlan:MacvlanDriver",
+    "overlay": "netplug.drivers.overlay:OverlayDriver",
+}
+"""Ours that a checkout may have without having been installed anew."""
+
+
+def load_drivers() -> Drivers:
+    """Return the drivers of all installed packages."""
+    found: defaultdict[str, dict[str, EntryPoint]] = defaultdict(dict)
+    for point in entry_points(group=DRIVERS):
+        found[point.name][_package(point)] = point
+    for mode, value in _CHECKED_OUT.items():
+        found[mode].setdefault(_OURS, EntryPoint(mode, value, DRIVERS))
+    drivers: dict[str, Driver] = {}
+    refused: dict[str, str] = {}
+    for mode, points in sorted(found.items()):
+        chosen = {_OURS: points[_OURS]} if _OURS in points else points
+        for package in points.keys() - chosen.keys():
+            log.error("driver.refused", mode=mode, package=package, reason="netplug has this mode")
+        if len(chosen) > 1:
+            reason = f"packages {' and '.join(sorted(chosen))} both bring it"
+            refused[mode] = f"{reason}, so neither is used: uninstall one"
+            log.error("driver.refused", mode=mode, reason=reason)
+            continue
+        ((package, point),) = chosen.items()
+        try:
+            drivers[mode] = _load(point, package)
+        except Exception as exc:
+            # Anything may come out of a stranger's package; networks of other modes must work nevertheless.
+            log.exception("driver.refused", mode=mode, package=package, source=point.value)
+            refused[mode] = f"the driver of package {package} cannot be used: {type(exc).__name__}: {exc}"
+    return Drivers(drivers, refused)
+
+
+def _load(point: EntryPoint, package: str) -> Driver:
+    driver: Driver = point.load()()
+    if why := fault_of(driver):
+        raise TypeError(f"it {why}")
+    if driver.default and package != _OURS:
+        raise TypeError("it claims to be the default, which is a mode of netplug's own")
+    return driver
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
