@@ -22,6 +22,7 @@ from netplug.cluster.vtep import Finder
 from netplug.config import Settings
 from netplug.daemon.address_spaces import site_prefix, spaces
 from netplug.daemon.drivers import load_drivers
+from netplug.daemon.installed import installed
 from netplug.daemon.version import own_version
 from netplug.drivers.registry import Drivers
 from netplug.engine import Engine
@@ -49,10 +50,11 @@ Background = dict[str, Callable[[], Coroutine[Any, Any, None]]]
 
 
 async def linux_kernel() -> Kernel:
-    """Open the kernel of this network namespace."""
+    """Open the kernel of this network namespace, with the types of steps that other packages bring."""
     from netplug.kernel.linux import LinuxKernel  # noqa: PLC0415 - tests with a fake kernel do not need it
+    from netplug.kernel.step_packages import GROUP, load_steps  # noqa: PLC0415
 
-    return await LinuxKernel.open()
+    return await LinuxKernel.open(packages=load_steps(installed(GROUP)))
 
 
 @dataclass(frozen=True, slots=True)

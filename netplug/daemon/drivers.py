@@ -5,10 +5,11 @@ with the reason, and everything else goes on.
 """
 
 from collections import defaultdict
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 import structlog
 
+from netplug.daemon.installed import installed
 from netplug.drivers.api import Driver
 from netplug.drivers.registry import Drivers, fault_of
 
@@ -29,7 +30,7 @@ _CHECKED_OUT = {
 def load_drivers() -> Drivers:
     """Return the drivers of all installed packages."""
     found: defaultdict[str, dict[str, EntryPoint]] = defaultdict(dict)
-    for point in entry_points(group=DRIVERS):
+    for point in installed(DRIVERS):
         found[point.name][_package(point)] = point
     for mode, value in _CHECKED_OUT.items():
         found[mode].setdefault(_OURS, EntryPoint(mode, value, DRIVERS))

@@ -1,13 +1,12 @@
 """Compares steps with a survey: in the thread that looks, or in the event loop, as their handlers want it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import structlog
 
 from netplug.drivers.steps import Step
 from netplug.kernel.api import Drift, Owned
-from netplug.kernel.handlers import Handler
+from netplug.kernel.handlers import Handler, Handlers
 from netplug.kernel.netlink.connection import Netlink
 from netplug.kernel.survey import Survey
 
@@ -17,11 +16,9 @@ log = structlog.get_logger(__name__)
 class Compared:
     """What differs, and what bears our mark."""
 
-    def __init__(
-        self, survey: Survey, steps: Sequence[tuple[Step, Handler[Any]]], handlers: Sequence[Handler[Any]]
-    ) -> None:
+    def __init__(self, survey: Survey, handlers: Handlers) -> None:
         self._survey = survey
-        self._steps = steps
+        self._steps = [(step, handlers.of(step)) for step in survey.steps]
         self._handlers = handlers
         self._drifts: dict[int, Drift] = {}
         self._owned: dict[int, list[Step]] = {}
@@ -34,11 +31,29 @@ class Compared:
     def compare(self, *, in_thread: bool) -> None:
         """Compare what may be compared there."""
         for number, (step, handler) in enumerate(self._steps):
-            if handler.in_thread is in_thread and (what := handler.drift(step, self._survey)):
+            if handler.in_thread is in_thread and (what := self._drift(step, handler)):
                 self._drifts[number] = Drift(step, what)
-        for number, handler in enumerate(self._handlers):
+        for number, handler in enumerate(self._handlers.all()):
             if handler.in_thread is in_thread:
-                self._owned[number] = sorted(handler.owned(self._survey), key=lambda step: step.key)
+                self._owned[number] = self._found(handler)
+
+    def _drift(self, step: Step, handler: Handler[Any]) -> str:
+        try:
+            return handler.drift(step, self._survey)
+        except Exception as error:
+            if handler not in self._handlers.of_packages:
+                raise
+            log.exception("step.not_compared", step=step.key)
+            return f"cannot be compared: {error}"
+
+    def _found(self, handler: Handler[Any]) -> list[Step]:
+        try:
+            return sorted(handler.owned(self._survey), key=lambda step: step.key)
+        except Exception:
+            if handler not in self._handlers.of_packages:
+                raise
+            log.exception("steps.not_listed", handler=type(handler).__name__)
+            return []
 
     def drifts(self) -> tuple[Drift, ...]:
         """Return the steps that are missing or differ, in order."""

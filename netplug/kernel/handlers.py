@@ -13,6 +13,7 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
+from netplug.drivers.step_types import BUILT_IN
 from netplug.drivers.steps import Step
 from netplug.errors import NetplugError
 from netplug.kernel.api import Done, Outcome, StepError
@@ -137,10 +138,14 @@ Factory: TypeAlias = "Callable[[Context], Handler[Any]]"
 
 
 class Handlers:
-    """The handlers of one kernel by type of step, in an order in which what they know can be made."""
+    """The handlers of one kernel by type of step, in an order in which what they know can be made.
+
+    `of_packages`: those that other packages bring; their faults stop nothing else.
+    """
 
     def __init__(self) -> None:
         self._handlers: dict[type[Step], Handler[Any]] = {}
+        self.of_packages: set[Handler[Any]] = set()
 
     def add(self, cls: type[Step], handler: Handler[Any]) -> None:
         """Add the handler of a type.
@@ -151,6 +156,16 @@ class Handlers:
         if cls in self._handlers:
             raise NetplugError("exists", f"step type {cls.__name__!r} has a handler, which cannot be replaced")
         self._handlers[cls] = handler
+        if cls not in BUILT_IN:
+            self.of_packages.add(handler)
+
+    def make(self, factories: Mapping[type[Step], Factory], context: "Context") -> None:
+        """Make the handlers of types, and add them; types of one factory share a handler."""
+        handlers: dict[Factory, Handler[Any]] = {}
+        for cls, factory in factories.items():
+            if factory not in handlers:
+                handlers[factory] = factory(context)
+            self.add(cls, handlers[factory])
 
     def require(self, types: Iterable[type[Step]]) -> None:
         """Refuse types that have no handler.
@@ -233,12 +248,3 @@ class LoopLane:
         handler = self._handlers.of(step)
         assert isinstance(handler, LoopHandler)  # noqa: S101 - it named this lane
         return handler
-
-
-def made(factories: Mapping[type[Step], Factory], context: "Context") -> Iterator[tuple[type[Step], Handler[Any]]]:
-    """Return the handlers of types; types of one factory share a handler."""
-    handlers: dict[Factory, Handler[Any]] = {}
-    for cls, factory in factories.items():
-        if factory not in handlers:
-            handlers[factory] = factory(context)
-        yield cls, handlers[factory]

@@ -7,9 +7,11 @@ from ipaddress import IPv4Address
 from types import MappingProxyType, TracebackType
 from typing import Self
 
+import structlog
+
 from netplug.drivers.api import HostFacts
 from netplug.drivers.ingress import Ingress
-from netplug.drivers.step_types import BUILT_IN
+from netplug.drivers.step_types import BUILT_IN, STEP_TYPES
 from netplug.drivers.steps import (
     Address,
     Announce,
@@ -51,7 +53,7 @@ from netplug.kernel.firewall.ipset import IpSets
 from netplug.kernel.firewall.iptables import Firewall
 from netplug.kernel.firewall.nftables import Tables
 from netplug.kernel.firewall.shortcuts import FastPath
-from netplug.kernel.handlers import Factory, Handlers, LoopLane, made
+from netplug.kernel.handlers import Factory, Handlers, LoopLane
 from netplug.kernel.host import facts
 from netplug.kernel.host import handlers as host
 from netplug.kernel.host.descriptors import raise_limit, require
@@ -74,6 +76,8 @@ from netplug.kernel.sandbox.identity import find, has_processes
 from netplug.kernel.sandbox.interception import Interception
 from netplug.kernel.sandbox.resolvers import Resolvers
 from netplug.kernel.survey import Survey
+
+log = structlog.get_logger(__name__)
 
 HANDLERS: Mapping[type[Step], Factory] = {
     IpSet: firewall.SetHandler,
@@ -117,7 +121,7 @@ HANDLERS: Mapping[type[Step], Factory] = {
 class LinuxKernel:
     """The network namespace of the thread that opened it. Belongs to one event loop."""
 
-    def __init__(self, backend: str = "", packages: Mapping[type[Step], Factory] = MappingProxyType({})) -> None:
+    def __init__(self, backend: str = "") -> None:
         """Use `open`."""
         self._nl = Netlink.open()
         self._survey = Netlink.open()
@@ -135,14 +139,11 @@ class LinuxKernel:
         self._routes: RouteChanges | None = None
         self._handlers = Handlers()
         self._requests = RequestLane(self._handlers, self._reaper)
-        self._register(HANDLERS)
-        self._handlers.require(BUILT_IN)
-        self._register(packages)
         self._changes = ForeignChanges(
             self._is_ours, self._is_own_work, self._forwarding.is_foreign_change, self._announcements.on_carrier
         )
 
-    def _register(self, factories: Mapping[type[Step], Factory]) -> None:
+    def _register(self, packages: Mapping[type[Step], Factory]) -> None:
         context = Context(
             nl=self._nl,
             survey=self._survey,
@@ -160,8 +161,17 @@ class LinuxKernel:
             relays=self._relays,
             resolvers=self._resolvers,
         )
-        for cls, handler in made(factories, context):
-            self._handlers.add(cls, handler)
+        self._handlers.make(HANDLERS, context)
+        self._handlers.require(BUILT_IN)
+        for cls, factory in packages.items():
+            try:
+                self._handlers.make({cls: factory}, context)
+            except NetplugError:
+                raise
+            except Exception:
+                # A stranger's package: without its type, its networks go to quarantine.
+                log.exception("steps.refused", type=cls.__name__, package=cls.__module__)
+                STEP_TYPES.discard(cls)
 
     @classmethod
     async def open(cls, backend: str = "", packages: Mapping[type[Step], Factory] = MappingProxyType({})) -> Self:
@@ -175,8 +185,9 @@ class LinuxKernel:
             NetplugError: a type of step has no handler, or two.
         """
         raise_limit()
-        kernel = cls(backend, packages)
+        kernel = cls(backend)
         try:
+            kernel._register(packages)
             await asyncio.gather(*(firewall.open() for firewall in kernel._firewall.values()), kernel._reaper.sweep())
             found = await asyncio.to_thread(rtnl.links, kernel._nl)
             kernel._changes.open({link.index: link.mtu for link in found})
@@ -218,14 +229,13 @@ class LinuxKernel:
         Of what is asked about, an earlier life may have made it: from now on word of its loss is heeded.
         """
         known, unknown = self._handlers.split(steps)
-        handled = [(step, self._handlers.of(step)) for step in known]
-        for step, handler in handled:
-            handler.heed(step)
+        for step in known:
+            self._handlers.of(step).heed(step)
         sets = await self._sets.list()
         found = await asyncio.gather(*(firewall.read() for firewall in self._firewall.values()))
         models = dict(zip(self._firewall, found, strict=True))
         survey = Survey(known, sets, models, entries.Snapshot.at(self._tables), self._fast_path.look())
-        compared = Compared(survey, handled, self._handlers.all())
+        compared = Compared(survey, self._handlers)
         await asyncio.to_thread(compared.look, self._survey)
         compared.compare(in_thread=False)
         host = survey.host

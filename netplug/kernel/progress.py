@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TypeVar
 
+from netplug.drivers.step_types import BUILT_IN
 from netplug.drivers.steps import Step
 from netplug.kernel.api import Before, Done, Outcome, StepError
 from netplug.kernel.netlink.connection import NetlinkError
@@ -27,6 +28,12 @@ def naming(step: Step) -> Iterator[None]:
         raise StepError("not_found", step, f"sandbox {error.filename} is gone") from error
     except OSError as error:
         raise StepError("internal", step, f"{step.key!r} failed: {error.strerror or error}") from error
+    except Exception as error:
+        if type(step) in BUILT_IN:
+            raise
+        # A fault of the package that brings the type: other steps are done nevertheless.
+        words = f"{step.key!r} failed in the package of step type {type(step).__name__!r}: {error}"
+        raise StepError("internal", step, words) from error
 
 
 class Progress:
