@@ -250,7 +250,7 @@ def test_ports_that_would_take_the_last_open_files_are_refused(new_host: Callabl
     """And whoever asks is answered all the same, without end and without being busy."""
     host = new_host("scarce")
     netplug = Scarce(host, "--docker-host", "none")
-    refused = r"publishing 200 ports would take 400 open files, and of 256 there are (\d+) left \(raise LimitNOFILE"
+    refused = r"publishing 200 ports needs 400 open files, but (\d+) of 256 are free \(raise LimitNOFILE"
     with cli_network(netplug) as net, ExitStack() as stack:
         one, two, late = (stack.enter_context(namespace(host)) for _ in range(3))
 

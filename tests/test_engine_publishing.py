@@ -282,7 +282,7 @@ async def test_too_many_ports_for_the_open_files_are_refused_before_anything_is_
     await host.docker_endpoint(ports=tuple(tcp(9000 + number) for number in range(60)))
     await host.join()
     before = await host.state()
-    with pytest.raises(NetplugError, match="publishing 60 ports would take 120 open files"):
+    with pytest.raises(NetplugError, match="publishing 60 ports needs 120 open files"):
         await host.publish()
     assert await host.state() == before
     host.kernel.foreign.descriptors = 1

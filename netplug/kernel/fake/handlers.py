@@ -189,7 +189,7 @@ def _remove_set(world: World, step: IpSet) -> None:
 
 def _ensure_sysctl(world: World, step: Sysctl) -> Outcome:
     if not world.has_sysctl(step):
-        raise StepError("not_found", step, f"kernel setting {step.name} is missing")
+        raise StepError("not_found", step, f"sysctl {step.name} is missing")
     same = world.sysctls.get(step.name) == step.value
     world.sysctls[step.name] = step.value
     if same:

@@ -232,7 +232,7 @@ class FakeKernel:
     def admit(self, descriptors: int, what: str) -> None:
         """Refuse what takes more descriptors than there are; see `Kernel`."""
         if descriptors > (left := self.foreign.descriptors):
-            raise NetplugError("unavailable", f"{what} would take {descriptors} open files, and there are {left} left")
+            raise NetplugError("unavailable", f"{what} needs {descriptors} open files, but {left} are free")
 
     async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
         """Return those that tests have put there as `forwarding_entries`; see `Kernel`."""

@@ -1,1 +1,1 @@
-"""Ports, processes, sockets, sysctls and facts of this host."""
+"""Ports, processes, sockets and sysctls of this host, and the facts that drivers get."""

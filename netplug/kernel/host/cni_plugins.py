@@ -1,4 +1,4 @@
-"""Executables of other people's CNI plugins: found in CNI_PATH and run as a runtime would."""
+"""Third-party CNI plugins: finds their executables in CNI_PATH and runs them as a runtime does."""
 
 import asyncio
 import os
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from netplug.errors import NetplugError
 
 DEADLINE_S = 60.0
-"""A DHCP server may take its time; no runtime waits longer than a few minutes for a whole ADD."""
+"""A DHCP server may be slow. Runtimes wait no longer than a few minutes for ADD."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a plugin ended."""
+    """Exit code and output of a plugin."""
 
     code: int
     stdout: bytes
@@ -22,14 +22,14 @@ class Finished:
 
 
 def find(name: str, path: str) -> str:
-    """Return the executable of a plugin in the folders of `path`, which colons separate.
+    """Return the executable of a plugin. `path`: directories, separated by colons.
 
     Raises:
-        NetplugError: "not_found", with the folders.
+        NetplugError: "not_found"; the message has the directories.
     """
     if "/" not in name and name not in {"", ".", ".."}:
         for folder in filter(None, path.split(":")):
-            candidate = os.path.join(folder, name)  # noqa: PTH118 - as the runtime put it together
+            candidate = os.path.join(folder, name)  # noqa: PTH118 - keeps the path as the runtime gave it
             if os.path.isfile(candidate) and os.access(candidate, os.X_OK):  # noqa: PTH113
                 return candidate
     hint = "install it there, or use ipam.type netplug-ipam"
@@ -37,10 +37,10 @@ def find(name: str, path: str) -> str:
 
 
 async def run(program: str, env: Mapping[str, str], stdin: bytes) -> Finished:
-    """Run a plugin to its end. Of the environment it gets PATH and `env`.
+    """Run a plugin and wait until it ends. Its environment is PATH and `env`.
 
     Raises:
-        NetplugError: "unavailable": it cannot be started, or does not end.
+        NetplugError: "unavailable": it cannot be started, or does not end within `DEADLINE_S`.
     """
 
     def work() -> Finished:

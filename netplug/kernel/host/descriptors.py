@@ -1,7 +1,7 @@
-"""Open files (descriptors) of this process: there are so many, and some are kept for those who ask us for something.
+"""File descriptors of this process. Their number is limited, and some are reserved for clients of our sockets.
 
-A published port takes a socket for each IP version, a sandbox whose names we answer three, a connection that is relayed
-two. What takes some for good is refused before the last are gone; else nobody could connect to us, to end it.
+A published port takes a socket for each IP version, a sandbox with DNS takes three, and a relayed connection two. New
+long-lived sockets are refused before all descriptors are in use. Otherwise no client could connect to free some.
 """
 
 import errno
@@ -12,24 +12,24 @@ from pathlib import Path
 
 from netplug.errors import NetplugError
 
-_KEPT, _KEPT_OF = 256, 8
-"""So many are kept for those who ask, or one of so many where the limit is low."""
+_RESERVED, _RESERVED_PART = 256, 8
+"""Descriptors reserved for clients. Where the limit is low, it is one in `_RESERVED_PART`."""
 _OPEN = Path("/proc/self/fd")
 EXHAUSTED = "this process has too many files open"
 HINT = "raise LimitNOFILE of netplug.service (ulimit -n)"
 
 
 def raise_limit() -> int:
-    """Take all that we may have, and return how many that is; systemd(1) gives 1 024 at first and more on demand."""
+    """Raise the soft limit to the hard limit, and return it. The default soft limit of systemd(1) is 1 024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def require_unreserved(sock: socket.socket) -> None:
-    """Refuse a new socket that takes one of those that are kept.
+    """Refuse a new socket if its descriptor is a reserved one.
 
-    The kernel gives the lowest free number, so one that is above has all below it in use.
+    The kernel assigns the lowest free number, so a reserved number means that all lower ones are in use.
 
     Raises:
         OSError: EMFILE.
@@ -39,23 +39,23 @@ def require_unreserved(sock: socket.socket) -> None:
 
 
 def is_reserved(sock: socket.socket) -> bool:
-    """Whether a new socket takes one of those that are kept."""
+    """Return whether a new socket has a reserved descriptor."""
     return sock.fileno() >= _usable()
 
 
 def require(number: int, what: str) -> None:
-    """Refuse what would take more descriptors than there are.
+    """Refuse `what` if it needs more descriptors than are free and not reserved.
 
     Raises:
-        NetplugError: "unavailable", with the number and the setting.
+        NetplugError: "unavailable"; the message has the numbers and the setting.
     """
     usable = _usable()
-    if (left := usable - len(os.listdir(_OPEN))) < number:  # noqa: PTH208 - a path each would take ten times as long
+    if (free := usable - len(os.listdir(_OPEN))) < number:  # noqa: PTH208 - Path.iterdir() would take ten times as long
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        words = f"{what} would take {number} open files, and of {limit} there are {max(left, 0)} left"
+        words = f"{what} needs {number} open files, but {max(free, 0)} of {limit} are free"
         raise NetplugError("unavailable", words, hint=HINT)
 
 
 def _usable() -> int:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return limit - min(_KEPT, limit // _KEPT_OF)
+    return limit - min(_RESERVED, limit // _RESERVED_PART)

@@ -1,4 +1,4 @@
-"""What drivers may know of the host."""
+"""Builds `HostFacts`: what drivers may know about the host."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ _BRIDGE_NETFILTER = Path("/proc/sys/net/bridge")
 _FORWARDING = {4: Path("/proc/sys/net/ipv4/ip_forward"), 6: Path("/proc/sys/net/ipv6/conf/all/forwarding")}
 _RTPROT_RA = 9
 _UPLINKS = frozenset({"", "bond", "team", "vlan"})
-"""Kinds of links that may be told of a router later; "" is a network card."""
+"""Kinds of links that may receive router advertisements later; "" is a physical one."""
 
 
 def of(
@@ -22,11 +22,11 @@ def of(
     found: Iterable[LinkRoute],
     tables: Mapping[int, Model],
 ) -> HostFacts:
-    """Put links, addresses by link, routes and foreign chains together. Links about to be deleted do not count."""
+    """Combine links, addresses by index of the link, routes, and foreign chains. Links being deleted are left out."""
     found = list(found)
     by_index = {link.index: link for link in links if not link.being_deleted}
     routes: list[tuple[IPNetwork, str]] = []
-    # By IP version, then metric: the uplink is that of IPv4 where there is one.
+    # Sorted by IP version, then metric: the uplink is that of IPv4 if there is one.
     defaults: list[tuple[int, int, int]] = []
     for route in found:
         link = by_index.get(route.index)
@@ -63,16 +63,16 @@ def of(
 def _is_on(path: Path) -> bool:
     try:
         return path.read_text().strip() == "1"
-    except OSError:  # no such IP version
+    except OSError:  # the kernel lacks this IP version
         return False
 
 
 def _advertised(by_index: Mapping[int, Link], routes: Iterable[LinkRoute]) -> Iterator[tuple[str, int]]:
-    told = {route.index for route in routes if route.protocol == _RTPROT_RA and not route.destination.prefixlen}
+    advertised = {route.index for route in routes if route.protocol == _RTPROT_RA and not route.destination.prefixlen}
     for link in sorted(by_index.values(), key=lambda link: link.name):
         value = link.settings.get("ipv6/accept_ra", "0")
-        may_be = link.kind in _UPLINKS and link.name != "lo" and not link.master
-        if value in {"1", "2"} and not link.marked and (may_be or link.index in told):
+        possible = link.kind in _UPLINKS and link.name != "lo" and not link.master
+        if value in {"1", "2"} and not link.marked and (possible or link.index in advertised):
             yield link.name, int(value)
 
 

@@ -1,6 +1,7 @@
-"""Who has a port of the host: the kernel's list of sockets (sock_diag(7)), and the processes that have them.
+"""Finds the processes that use a port of the host, by the kernel's list of sockets (sock_diag(7)).
 
-Read by hand: pyroute2 has this schema beside its sockets only, 3.5 MB and 25 ms for one error message.
+Messages are parsed by hand: pyroute2 has this schema only together with its sockets, which would take 3.5 MB and 25 ms
+for one error message.
 """
 
 import re
@@ -20,15 +21,14 @@ PROTOCOLS = {Proto.TCP: socket.IPPROTO_TCP, Proto.UDP: socket.IPPROTO_UDP, Proto
 _MOST_NAMED = 3
 _CONTAINER = re.compile(r"(docker|libpod|nerdctl|cri-containerd|crio)[-/]([0-9a-f]{12})[0-9a-f]{52}\b")
 _CONTAINER_IP = "-container-ip"
-"""Before the address to which Docker's userland proxy leads (docker-proxy)."""
+"""The option of docker-proxy, Docker's userland proxy, before its target address."""
 
 # linux/sock_diag.h, linux/inet_diag.h
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _INET_DIAG_SKV6ONLY = 11
 _LISTENING, _BOUND, _UNCONNECTED = 1 << 10, 1 << 13, 1 << 7
-"""States in which a socket has a port for itself. The second, told by Linux 6.8 and later: bound and not listening; the
-last: of datagrams."""
+"""States in which a socket occupies a port: TCP_LISTEN; bound but not listening (dumped since Linux 6.8); UDP."""
 _REQUEST = struct.Struct("=BBxxI")
 _SOCKET = struct.Struct("!HH16s16s")
 _INODE_AT, _ATTRIBUTES_AT = 68, 72
@@ -36,7 +36,7 @@ _INODE_AT, _ATTRIBUTES_AT = 68, 72
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A socket that is bound to a port. `both`: one of IPv6 that has the port of IPv4 as well."""
+    """A socket that is bound to a port. `both`: an IPv6 socket that accepts IPv4 too (not IPV6_V6ONLY)."""
 
     proto: Proto
     address: str
@@ -44,14 +44,14 @@ class Bound:
     both: bool = False
 
     def covers(self, step: HostPort) -> bool:
-        """Tell whether nobody else can have any of what the step wants while this socket is there."""
+        """Return whether this socket occupies all of the step's address and port."""
         address = self._address()
         if (self.proto, self.port) != (step.proto, step.port) or step.address.version not in self._versions(address):
             return False
         return address.is_unspecified or address == step.address
 
     def excludes(self, step: HostPort) -> bool:
-        """Tell whether the step cannot have what it wants while this socket is there."""
+        """Return whether the step's port cannot be bound while this socket exists."""
         if not step.address.is_unspecified:
             return self.covers(step)
         return (self.proto, self.port) == (step.proto, step.port) and step.address.version in self._versions(
@@ -67,9 +67,9 @@ class Bound:
 
 
 def holders(step: HostPort) -> str:
-    """Return the processes that keep others from a port, as messages show them; empty when none can be found.
+    """Return the processes that use a port, as text for messages; empty if none is found.
 
-    Looks through all processes: some milliseconds for each hundred.
+    Searches all processes, which takes some milliseconds for each hundred.
     """
     inodes = {inode for inode, bound in _sockets(step) if bound.excludes(step)}
     names = []
@@ -81,23 +81,23 @@ def holders(step: HostPort) -> str:
 
 
 def _name(pid: int) -> str:
-    """Return how messages name a process, and the container that it is of, or publishes a port for.
+    """Return the name of a process for messages, with the container it runs in or publishes a port for.
 
     Raises:
-        OSError: it is gone.
+        OSError: it has ended.
     """
-    place = PROC / str(pid)
-    named = f"process {pid} ({(place / 'comm').read_text().strip()})"
-    if container := container_of((place / "cgroup").read_text()):
-        return f"{named} of {container}"
-    words = (place / "cmdline").read_bytes().decode(errors="replace").split("\0")
-    if _CONTAINER_IP in words[:-1]:
-        return f"{named} for the container at {words[words.index(_CONTAINER_IP) + 1]}"
-    return named
+    directory = PROC / str(pid)
+    process = f"process {pid} ({(directory / 'comm').read_text().strip()})"
+    if container := container_of((directory / "cgroup").read_text()):
+        return f"{process} of {container}"
+    args = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    if _CONTAINER_IP in args[:-1]:
+        return f"{process} for the container at {args[args.index(_CONTAINER_IP) + 1]}"
+    return process
 
 
 def container_of(cgroups: str) -> str:
-    """Return the container that a process is of, with its runtime, as its control groups tell; empty for none.
+    """Return the runtime and the id of the container that control groups belong to; empty if it is none.
 
     >>> container_of("0::/system.slice/docker-" + "0a1b2c3d4e5f" * 5 + "6789.scope")
     'docker container 0a1b2c3d4e5f'
@@ -120,7 +120,7 @@ def sockets_of(pid: int) -> Iterator[tuple[int, int]]:
     """Yield the sockets of a process: descriptor and inode.
 
     Raises:
-        OSError: it is gone, or not ours to see.
+        OSError: it has ended, or access is denied.
     """
     for path in (PROC / str(pid) / "fd").iterdir():
         with suppress(OSError):
@@ -130,7 +130,7 @@ def sockets_of(pid: int) -> Iterator[tuple[int, int]]:
 
 
 def _sockets(step: HostPort) -> Iterator[tuple[int, Bound]]:
-    """Yield inode and place of the sockets at a port, in this network namespace; none where it cannot be asked."""
+    """Yield inode and binding of the sockets at a port in this namespace; none if the kernel lacks sock_diag."""
     states = _UNCONNECTED if step.proto is Proto.UDP else _LISTENING | _BOUND
     for family in (socket.AF_INET, socket.AF_INET6):
         body = _REQUEST.pack(family, PROTOCOLS[step.proto], states)
@@ -141,10 +141,10 @@ def _sockets(step: HostPort) -> Iterator[tuple[int, Bound]]:
 
 
 def _parse(message: bytes, proto: Proto) -> tuple[int, Bound]:
-    """Read a struct inet_diag_msg and its attributes."""
+    """Parse a struct inet_diag_msg and its attributes."""
     port, _, source, _ = _SOCKET.unpack_from(message, 4)
     (inode,) = struct.unpack_from("=I", message, _INODE_AT)
     if message[0] == socket.AF_INET:
         return inode, Bound(proto, socket.inet_ntop(socket.AF_INET, source[:4]), port)
-    only = attrs(message, _ATTRIBUTES_AT).get(_INET_DIAG_SKV6ONLY, b"\0")[0]
-    return inode, Bound(proto, socket.inet_ntop(socket.AF_INET6, source), port, not only)
+    v6only = attrs(message, _ATTRIBUTES_AT).get(_INET_DIAG_SKV6ONLY, b"\0")[0]
+    return inode, Bound(proto, socket.inet_ntop(socket.AF_INET6, source), port, not v6only)

@@ -1,8 +1,7 @@
-"""Ports of the host, reserved by bound sockets that this process keeps.
+"""Reserves ports of the host by binding sockets to them.
 
-What is published is delivered by DNAT before it could reach these sockets; only what is addressed to ::1 is served by
-them, see `relays`. They keep others (and the kernel's choice of ephemeral ports) away, and let a second publication
-fail with clear words.
+DNAT delivers published ports, so packets do not reach these sockets. The exception is ::1, see `relays`. The sockets
+keep other processes and the kernel's ephemeral ports away. A second publication of a port fails with a clear error.
 """
 
 import errno
@@ -22,17 +21,17 @@ from netplug.kernel.host.socket_filters import EQUAL, LOAD, RETURN, WHOLE, Filte
 from netplug.kernel.progress import merged
 
 _FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
-"""Bind before the address is there (ip(7), linux/in6.h)."""
+"""Bind before the address exists (ip(7), linux/in6.h)."""
 
 
 _DESTINATION = 0x100000000 - 0x100000 + 24
-"""Of an IPv6 header, wherever the packet data begin (SKF_NET_OFF)."""
-_NOTHING = Filter([(RETURN, 0, 0, 0)])
-"""Accept no byte of any packet.
+"""Offset of the destination address in the IPv6 header (SKF_NET_OFF)."""
+_DROP_ALL = Filter([(RETURN, 0, 0, 0)])
+"""Drop all packets.
 
-While the DNAT rule is missing (being added, flushed by someone, our restart), a SYN must not be answered by a listener
-that nobody serves, nor by a RST: dropped, it is sent again a second later and finds the rule. The same for datagrams,
-which would else fill a buffer that nobody reads.
+The DNAT rule may be missing for a moment: it is being added, was flushed, or we restart. A SYN must then get neither a
+SYN-ACK of a socket that is not served, nor a RST. The client repeats a dropped SYN after a second, when the rule is
+there. Dropped datagrams do not fill a buffer that is not read.
 """
 _TO_LOOPBACK = Filter(
     [
@@ -43,25 +42,25 @@ _TO_LOOPBACK = Filter(
         (RETURN, 0, 0, 0),
     ]
 )
-"""Accept what is addressed to ::1; each comparison that fails skips to the end."""
-_ALL = Filter([(RETURN, 0, 0, WHOLE)])
+"""Accept packets to ::1. A comparison that fails jumps to the last instruction."""
+_ACCEPT_ALL = Filter([(RETURN, 0, 0, WHOLE)])
 _SERVED_BACKLOG = 128
 _TRIES = 16
-"""How often the kernel may choose a port that we know to be taken."""
+"""How often the kernel may choose an ephemeral port that is known to be in use."""
 Problem = TypeVar("Problem")
 
 
 class Ports:
-    """The reserved ports: those that are held, and those that are only known to be taken (`HostPort.shared`)."""
+    """The reserved ports: bound by us, or bound by the container's runtime and only recorded (`HostPort.shared`)."""
 
     def __init__(self) -> None:
         self._held: dict[str, socket.socket] = {}
         self._known: dict[tuple[Proto, int, int], dict[str, HostPort]] = {}
-        # Held, and no socket that could be bound beside our name server's would find them taken.
+        # Bound with SO_REUSEPORT, as our name server's sockets. So the kernel does not refuse a second one.
         self._beside: dict[str, HostPort] = {}
 
     def ensure(self, step: HostPort) -> Done:
-        """Reserve ports unless we hold them: all or none."""
+        """Reserve ports unless they are reserved: all or none."""
         if step.count == 1:  # there may be thousands
             try:
                 return Done(self._ensure(step))
@@ -72,21 +71,21 @@ class Ports:
             try:
                 done[part] = self._ensure(part)
             except OSError as error:
-                for other in (it for it, outcome in done.items() if outcome is Outcome.CREATED):
-                    self._remove(other)
+                for created in (it for it, outcome in done.items() if outcome is Outcome.CREATED):
+                    self._remove(created)
                 raise _refusal(error, step, part.port) from error
         return merged(done)
 
     def _ensure(self, step: HostPort) -> Outcome:
         if step.shared:
-            return self._know(step)
+            return self._record(step)
         if (key := step.key) in self._held:
             return Outcome.EQUAL
         self._bind(step, key)
         return Outcome.CREATED
 
     def remove(self, step: HostPort) -> None:
-        """Let go of ports."""
+        """Release ports."""
         for part in _parts(step):
             self._remove(part)
 
@@ -99,28 +98,28 @@ class Ports:
             sock.close()
 
     def serve(self, step: HostPort, *, whole: bool = False) -> socket.socket | None:
-        """Return the socket that reserves a port, to be served and not to be closed; None if it is not ours.
+        """Return the socket that reserves a port, to be served until `reserve_only`. None if we do not have it.
 
-        At ::1, or the `whole` of it. `reserve_only` ends that.
+        The socket accepts packets to ::1 only, or with `whole` to all addresses. The caller does not close it.
         """
         sock = self._held.get(step.key)
         if sock is None:
             return None
-        (_ALL if whole else _TO_LOOPBACK).attach(sock)
+        (_ACCEPT_ALL if whole else _TO_LOOPBACK).attach(sock)
         if step.proto is not Proto.UDP:
             sock.listen(_SERVED_BACKLOG)
         sock.setblocking(False)
         return sock
 
     def reserve_only(self, step: HostPort) -> None:
-        """Serve a port no longer."""
+        """Stop serving a port; it stays reserved."""
         if sock := self._held.get(step.key):
-            _NOTHING.attach(sock)
+            _DROP_ALL.attach(sock)
 
     def drift(self, step: HostPort) -> str:
-        """Say what is wrong with a reservation; empty when nothing."""
-        there = all(it.key in (self._known.get(_slot(it), {}) if it.shared else self._held) for it in _parts(step))
-        return "" if there else MISSING
+        """Return `MISSING` if any port of a step is not reserved, else nothing."""
+        reserved = all(it.key in (self._known.get(_slot(it), {}) if it.shared else self._held) for it in _parts(step))
+        return "" if reserved else MISSING
 
     def reserve(self, proto: Proto, address: IPAddress, first: int, last: int) -> int:
         """Reserve the first free port of a range; see `Kernel.reserve`."""
@@ -135,30 +134,30 @@ class Ports:
                 raise problem(error, proto, address, port, lambda k, m, h: NetplugError(k, m, hint=h)) from error
         raise NetplugError("invalid", f"port range {first}-{last} is empty")
 
-    def know(self, proto: Proto, address: IPAddress, port: int) -> None:
-        """Remember a port that the runtime of a container keeps for it.
+    def record(self, proto: Proto, address: IPAddress, port: int) -> None:
+        """Record a port that a container's runtime has bound for the container.
 
         Raises:
-            NetplugError: "unavailable", we have it for another.
+            NetplugError: "unavailable": it is reserved for another container.
         """
         step = HostPort(proto, address, port, shared=True)
         if self._is_known(step):
             kind, message, hint = taken(proto, address, port)
             raise NetplugError(kind, message, hint=hint)
-        self._know(step)
+        self._record(step)
 
     def close(self) -> None:
-        """Let go of all ports."""
+        """Release all ports."""
         for sock in self._held.values():
             sock.close()
         self._held.clear()
         self._beside.clear()
         self._known.clear()
-        for shared in (_NOTHING, _TO_LOOPBACK, _ALL):
+        for shared in (_DROP_ALL, _TO_LOOPBACK, _ACCEPT_ALL):
             shared.close()
 
-    def _know(self, step: HostPort) -> Outcome:
-        """Remember a port, and let go of it if it was reserved for that; after a restart its runtime may hold it."""
+    def _record(self, step: HostPort) -> Outcome:
+        """Record a port. Release our own reservation of it: after a restart the runtime may bind the port itself."""
         ours = step.key in self._known.get(_slot(step), {}) or step.key in self._held
         self._remove(step)
         self._known.setdefault(_slot(step), {})[step.key] = step
@@ -182,7 +181,7 @@ class Ports:
             sock.close()
             if step.port:
                 break
-        raise OSError(errno.EADDRINUSE, "known to be taken")
+        raise OSError(errno.EADDRINUSE, "known to be in use")
 
 
 def _parts(step: HostPort) -> Iterator[HostPort]:
@@ -190,19 +189,19 @@ def _parts(step: HostPort) -> Iterator[HostPort]:
 
 
 def _slot(step: HostPort) -> tuple[Proto, int, int]:
-    """Return what two reservations must share to exclude each other."""
+    """Return the key that two conflicting reservations have in common."""
     return step.proto, step.address.version, step.port
 
 
 def overlap(one: HostPort, other: HostPort) -> bool:
-    """Tell whether two reservations exclude each other, as two sockets of one family would."""
+    """Return whether two reservations conflict, as two sockets of one address family do."""
     if _slot(one) != _slot(other):
         return False
     return one.address == other.address or one.address.is_unspecified or other.address.is_unspecified
 
 
 def name(proto: Proto, address: IPAddress, port: int | str) -> str:
-    """Return a port as messages show it.
+    """Return a port as text for messages.
 
     >>> from ipaddress import ip_address
     >>> name(Proto.TCP, ip_address("::"), 8080)
@@ -217,15 +216,15 @@ def full(proto: Proto, address: IPAddress, first: int, last: int) -> str:
 
 
 def taken(proto: Proto, address: IPAddress, port: int) -> tuple[str, str, str]:
-    """Return kind, message and hint for a port that is taken."""
+    """Return kind, message and hint of the error for a port that is in use."""
     what = f"port {name(proto, address, port)} {IN_USE}"
-    return "unavailable", what, "publish another host port, or stop what listens there"
+    return "unavailable", what, "publish another host port, or stop the process that uses it"
 
 
 def problem(
     error: OSError, proto: Proto, address: IPAddress, port: int, make: Callable[[str, str, str], Problem]
 ) -> Problem:
-    """Say in clear words why a port cannot be reserved."""
+    """Return the error for a port that cannot be reserved."""
     where = name(proto, address, port)
     if error.errno == errno.EADDRINUSE:
         return make(*taken(proto, address, port))
@@ -240,8 +239,8 @@ def problem(
 
 
 @lru_cache(maxsize=1024)
-def _place(address: IPAddress) -> tuple[socket.AddressFamily, str, bool]:
-    """Return family and text of an address, and whether it is that of all."""
+def _bind_address(address: IPAddress) -> tuple[socket.AddressFamily, str, bool]:
+    """Return family and text of an address, and whether it is the unspecified address."""
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
     return family, text_of(address), address.is_unspecified
 
@@ -253,27 +252,27 @@ def _refusal(error: OSError, step: HostPort, port: int) -> StepError:
 
 
 def _open(step: HostPort) -> socket.socket:
-    family, address, everywhere = _place(step.address)
+    family, address, unspecified = _bind_address(step.address)
     datagrams = step.proto is Proto.UDP
     protocol = socket.IPPROTO_SCTP if step.proto is Proto.SCTP else 0
     sock = socket.socket(family, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM, protocol)
     try:
         descriptors.require_unreserved(sock)
-        _NOTHING.attach(sock)
+        _DROP_ALL.attach(sock)
         if step.port == RESOLVER_PORT:
-            # Beside our name server, which has this port at the addresses of gateways; see `resolvers`.
+            # Our name server binds this port at the gateways' addresses; see `resolvers`.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if not everywhere:
-            # It may come later: of a VIP, or of a link that asks for one.
+        if not unspecified:
+            # The address may be added later, such as a VIP or one from DHCP.
             sock.setsockopt(*_FREEBIND[family], 1)
         if not datagrams:
-            # Connections in TIME_WAIT do not count. Two UDP sockets, though, could then share the port.
+            # Connections in TIME_WAIT do not prevent bind(2). Not for UDP, where two sockets could share the port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, step.port))
         if not datagrams:
-            # Only a listening socket excludes others that set SO_REUSEADDR.
+            # Only a listening socket excludes sockets with SO_REUSEADDR.
             sock.listen(0)
     except BaseException:
         sock.close()

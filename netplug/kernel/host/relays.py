@@ -1,12 +1,11 @@
-"""Connections to [::1], and between IPv4 and IPv6, are relayed to containers by this process (steps `Relay`).
+"""Userland proxy: connections to [::1], and between IPv4 and IPv6, are relayed to containers (steps `Relay`).
 
-The kernel translates 127.0.0.1 to a container's address (route_localnet) but has nothing of the kind for ::1: what
-comes back for it by another link than the loopback is not routed. So the socket that reserves the port serves after
-all, for what is addressed to ::1 and for nothing else: a socket filter sees to that, and all other traffic is
-translated before it could come here. As long as this process is away, [::1] does not answer.
+The kernel can translate 127.0.0.1 to a container's address (route_localnet), but not ::1: a reply to ::1 from another
+link than the loopback is not routed. So the socket that reserves the port serves packets to ::1. A socket filter drops
+all others; DNAT translates them before they reach the socket. While this process is not running, [::1] does not answer.
 
-So it is for clients of the IP version that a container lacks, as Docker's userland proxy does for IPv6: the container
-sees the host. Who has no way out is refused, see `relay_access`.
+Clients of an IP version that the container lacks are relayed in the same way, as by Docker's userland proxy. The
+container sees the host's address. Clients in internal networks are refused, see `relay_access`.
 """
 
 import asyncio
@@ -26,26 +25,26 @@ from netplug.kernel.progress import merged
 
 CONNECT_TIMEOUT_S = 10
 UDP_IDLE_S = 60.0
-"""After that a client's datagrams are a new flow; the kernel forgets its own after 30 to 120 s."""
+"""A flow of datagrams ends after this idle time. Connection tracking of the kernel uses 30 to 120 s."""
 MOST = 1024
-"""Connections, or flows of datagrams, of one port; a further one is refused."""
+"""Most connections, or flows of datagrams, of one port. Further ones are refused."""
 _BUFFER = 1 << 16
-_SAID = 64
-"""Bytes for what the kernel says of a datagram."""
+_CONTROL = 64
+"""Bytes for the ancillary data of a datagram."""
 _PAUSE_S = 1.0
 _STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _IP_PKTINFO = 8
-_ASK_WHERE = {
+_PKTINFO = {
     socket.AF_INET: (socket.IPPROTO_IP, _IP_PKTINFO),
     socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
 }
 
-_Said: TypeAlias = tuple[int, int, bytes]
-"""Ancillary data of a datagram: level, type, content."""
+_ControlMessage: TypeAlias = tuple[int, int, bytes]
+"""Ancillary data of a datagram: level, type, data."""
 
 
 class _Server(Protocol):
-    """What serves one port."""
+    """Serves one port."""
 
     def close(self) -> None: ...
 
@@ -59,11 +58,11 @@ class Relays:
         self._servers: dict[str, tuple[Relay, _Server]] = {}
 
     def ensure(self, step: Relay) -> Done:
-        """Serve ports that are reserved; one that leads elsewhere is led anew."""
+        """Relay ports that are reserved; change the target of those that are relayed."""
         if step.count == 1:  # there may be thousands
-            there = self._servers.get(step.key)
+            current = self._servers.get(step.key)
             outcome = self._ensure(step)
-            return Done(outcome, (there[0],) if there and outcome is Outcome.ADJUSTED else ())
+            return Done(outcome, (current[0],) if current and outcome is Outcome.ADJUSTED else ())
         before = {part.key: self._servers[part.key][0] for part in _parts(step) if part.key in self._servers}
         done: dict[Relay, Outcome] = {}
         try:
@@ -92,7 +91,7 @@ class Relays:
         return Outcome.ADJUSTED if before else Outcome.CREATED
 
     def remove(self, step: Relay) -> None:
-        """Serve ports no longer; their connections end."""
+        """Stop relaying ports; their connections end."""
         for part in _parts(step):
             self._remove(part)
 
@@ -102,13 +101,13 @@ class Relays:
         self._ports.reserve_only(HostPort(step.proto, step.host, step.port))
 
     def drift(self, step: Relay) -> str:
-        """Say what is wrong with relays; empty when nothing."""
+        """Return how the relays differ from a step; empty if they do not."""
         for part in _parts(step):
             found = self._servers.get(part.key)
             if found is None:
                 return MISSING
             if found[0] != part:
-                return "leads elsewhere"
+                return f"is relayed to {found[0].address} port {found[0].target}"
         return ""
 
     def close(self) -> None:
@@ -152,7 +151,7 @@ class _Streams:
                 return
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await loop.sock_connect(server, self._target)
-            # Neither socket is closed before both have let go of it: its number may be another's at once.
+            # Both tasks end before the sockets are closed: the kernel reuses descriptor numbers immediately.
             try:
                 async with asyncio.TaskGroup() as both:
                     both.create_task(_pump(client, server))
@@ -166,7 +165,7 @@ class _Streams:
 
 
 async def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Hand on what comes, and then that no more comes."""
+    """Copy data until the end of the stream, then signal the end."""
     loop = asyncio.get_running_loop()
     while data := await loop.sock_recv(source, _BUFFER):
         await loop.sock_sendall(sink, data)
@@ -174,7 +173,7 @@ async def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 class _Datagrams:
-    """A UDP port: a socket towards the container for each client and each address that it speaks to."""
+    """A UDP port. Each flow, of client and local address, has a socket to the container."""
 
     def __init__(self, step: Relay, sock: socket.socket, access: RelayAccess) -> None:
         self._access = access
@@ -182,24 +181,24 @@ class _Datagrams:
         self._target = (text_of(step.address), step.target)
         self._tasks = _Tasks()
         self._flows: dict[Any, socket.socket] = {}
-        level, kind = _ASK_WHERE[sock.family]
+        level, kind = _PKTINFO[sock.family]
         sock.setsockopt(level, kind, 1)
         self._port = _Port(sock, self._receive)
 
     def _receive(self) -> None:
         try:
-            data, said, _, client = self._port.socket.recvmsg(_BUFFER, _SAID)
+            data, control, _, client = self._port.socket.recvmsg(_BUFFER, _CONTROL)
         except OSError:
             return
-        here = next((_answer_from(*item) for item in said), None)
-        flow = self._flows.get((client, here))
-        if flow is None and not self._access.refuses(client[0], next((link_of(it) for *_, it in said), 0)):
-            flow = self._open(client, here)
+        source = next((_reply_source(*item) for item in control), None)
+        flow = self._flows.get((client, source))
+        if flow is None and not self._access.refuses(client[0], next((link_of(it) for *_, it in control), 0)):
+            flow = self._open(client, source)
         if flow is not None:
-            with suppress(OSError):  # refused, or no room: so are datagrams
+            with suppress(OSError):  # the container refuses it, or the buffer is full: datagrams may be lost
                 flow.send(data)
 
-    def _open(self, client: Any, here: _Said | None) -> socket.socket | None:
+    def _open(self, client: Any, source: _ControlMessage | None) -> socket.socket | None:
         try:
             flow = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         except OSError:
@@ -209,39 +208,39 @@ class _Datagrams:
         except OSError:
             flow.close()
             return None
-        if descriptors.is_reserved(flow) or not self._tasks.start(self._answer(client, here, flow)):
+        if descriptors.is_reserved(flow) or not self._tasks.start(self._reply(client, source, flow)):
             flow.close()
             return None
-        self._flows[client, here] = flow
+        self._flows[client, source] = flow
         return flow
 
-    async def _answer(self, client: Any, here: _Said | None, flow: socket.socket) -> None:
+    async def _reply(self, client: Any, source: _ControlMessage | None, flow: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with flow:
             try:
                 while True:
                     async with asyncio.timeout(UDP_IDLE_S):
                         data = await loop.sock_recv(flow, _BUFFER)
-                    self._port.socket.sendmsg([data], [here] if here else [], 0, client)
-            except OSError:  # nobody listens there any more, or the time is over
+                    self._port.socket.sendmsg([data], [source] if source else [], 0, client)
+            except OSError:  # the container's port was closed, or the flow was idle
                 return
             finally:
-                self._flows.pop((client, here), None)
+                self._flows.pop((client, source), None)
 
     def close(self) -> None:
         self._port.close()
         self._tasks.cancel()
 
 
-def _answer_from(level: int, kind: int, where: bytes) -> _Said:
-    """Return what has an answer come from the address that was asked (ip(7), ipv6(7): PKTINFO).
+def _reply_source(level: int, kind: int, info: bytes) -> _ControlMessage:
+    """Return the ancillary data that sends a reply from the address of the query (ip(7), ipv6(7): PKTINFO).
 
-    By way of the link only where the address is of that alone.
+    It selects the link only for a link-local address.
     """
     if level == socket.IPPROTO_IP:
-        return level, kind, bytes(4) + where[8:12] + bytes(4)
-    link = where[16:20] if where[0] == 0xFE and where[1] & 0xC0 == 0x80 else bytes(4)
-    return level, kind, where[:16] + link
+        return level, kind, bytes(4) + info[8:12] + bytes(4)
+    link = info[16:20] if info[0] == 0xFE and info[1] & 0xC0 == 0x80 else bytes(4)
+    return level, kind, info[:16] + link
 
 
 def _family(address: IPAddress) -> int:
@@ -249,43 +248,43 @@ def _family(address: IPAddress) -> int:
 
 
 class _Port:
-    """A reserved port that is read from."""
+    """Calls `read` when the socket of a reserved port is readable."""
 
     def __init__(self, sock: socket.socket, read: Callable[[], None]) -> None:
         self.socket = sock
         self._read = read
-        self._pausing: asyncio.TimerHandle | None = None
+        self._paused: asyncio.TimerHandle | None = None
         self._resume()
 
     def _resume(self) -> None:
-        self._pausing = None
+        self._paused = None
         asyncio.get_running_loop().add_reader(self.socket.fileno(), self._read)
 
     def pause(self) -> None:
-        """Read no more for a moment: what waits would be told of over and over."""
+        """Stop reading for `_PAUSE_S`. Otherwise the event loop would call `read` again at once."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self.socket.fileno())
-        self._pausing = loop.call_later(_PAUSE_S, self._resume)
+        self._paused = loop.call_later(_PAUSE_S, self._resume)
 
     def close(self) -> None:
-        """Read no more; the socket is the reservation's."""
-        if self._pausing:
-            self._pausing.cancel()
+        """Stop reading. The socket stays open: it belongs to the reservation."""
+        if self._paused:
+            self._paused.cancel()
         asyncio.get_running_loop().remove_reader(self.socket.fileno())
 
 
 class _Tasks:
-    """So many at once and no more."""
+    """Running tasks, at most `MOST`."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
 
     def start(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Begin a task, or drop it and return False."""
+        """Start a task, or return False if there are too many."""
         if len(self._running) >= MOST:
             work.close()
             return False
-        # Outside a TaskGroup: it serves whoever connects, for as long as he likes, until `cancel`.
+        # Outside a TaskGroup: a connection may last until `cancel`.
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)

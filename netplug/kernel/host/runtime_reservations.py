@@ -1,9 +1,9 @@
-"""Ports that a runtime reserved for its container before it told us of it, by sockets of its own.
+"""Finds ports that a runtime has bound for its container before it calls the plugin.
 
-podman does so since 5.8 (the sockets are bound, some not even listening), nerdctl since 2.3; neither hands them to a
-plugin. As a runtime's count the sockets of the process that calls and of its ancestors in the same job (process group),
-which ends at the shell or the service that the runtime was started from; and those of a process that was started for
-this very container, as podman's conmon is: it has the container's id among its arguments.
+podman does so since 5.8 (some sockets are bound but not listening), nerdctl since 2.3. Neither passes the sockets to a
+plugin. The runtime's sockets are those of the calling process and of its ancestors in the same process group, so the
+search ends at the shell or service that started the runtime. A process that was started for this container, such as
+podman's conmon, counts as well: it has the container's id among its arguments.
 """
 
 import asyncio
@@ -25,18 +25,18 @@ _SO_NETNS_COOKIE = 71
 _IPPROTO_MPTCP = 262
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _PROTOCOLS = {number: proto for proto, number in PROTOCOLS.items()} | {_IPPROTO_MPTCP: Proto.TCP}
-"""By number. What programs in Go listen on is Multipath TCP."""
-_ID_SIGNS = 32
-"""Signs that a container's id has at least; anything shorter may be anybody's argument."""
+"""By number. Programs in Go listen with Multipath TCP."""
+_MIN_ID_LENGTH = 32
+"""Characters of a container's id. A shorter string could be an argument of an unrelated process."""
 
 
 async def reserve(
     ports: Ports, proto: Proto, address: IPAddress, first: int, last: int, theirs: Reservations | None
 ) -> int:
-    """Reserve a free port, or take note of one that a container's runtime keeps for it; see `Kernel.reserve`.
+    """Reserve a free port, or record one that a container's runtime has bound for it; see `Kernel.reserve`.
 
     Raises:
-        NetplugError: as there; of one port it names who has it.
+        NetplugError: as `Kernel.reserve`. For a single port, the message names the processes that use it.
     """
     try:
         return ports.reserve(proto, address, first, last)
@@ -45,15 +45,15 @@ async def reserve(
             raise
         step = HostPort(proto, address, first)
         if theirs is not None and await theirs.cover(step):
-            ports.know(proto, address, first)
+            ports.record(proto, address, first)
             return first
-        if who := await asyncio.to_thread(holders, step):
-            raise NetplugError(error.kind, f"{error.message} by {who}", hint=error.hint) from None
+        if users := await asyncio.to_thread(holders, step):
+            raise NetplugError(error.kind, f"{error.message} by {users}", hint=error.hint) from None
         raise
 
 
 class RuntimeSockets:
-    """The sockets of a runtime, looked at when they are first asked for. `pid`: of its process that calls."""
+    """The sockets of a runtime, read at the first query. `pid`: the calling process."""
 
     def __init__(self, pid: int, container: str) -> None:
         self._pid = pid
@@ -61,15 +61,15 @@ class RuntimeSockets:
         self._found: Mapping[tuple[Proto, int], Sequence[Bound]] | None = None
 
     async def cover(self, step: HostPort) -> bool:
-        """Tell whether they keep all of a port for their container; see `Reservations`."""
+        """Return whether the runtime has bound all of a step's port; see `Reservations`."""
         if self._found is None:
             self._found = await asyncio.to_thread(self._look)
         return any(bound.covers(step) for bound in self._found.get((step.proto, step.port), ()))
 
     def _look(self) -> Mapping[tuple[Proto, int], Sequence[Bound]]:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
-            namespace = _namespace(ours)
-        pids = dict.fromkeys((*_job(self._pid), *_started_for(self._container)))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+            namespace = _namespace(own)
+        pids = dict.fromkeys((*_process_group(self._pid), *_started_for(self._container)))
         found = defaultdict(list)
         for pid in pids:
             for bound in _bound(pid, namespace):
@@ -77,8 +77,8 @@ class RuntimeSockets:
         return found
 
 
-def _job(pid: int) -> Iterator[int]:
-    """Yield a process and those of its ancestors that are of its process group."""
+def _process_group(pid: int) -> Iterator[int]:
+    """Yield a process and its ancestors in the same process group."""
     group = 0
     while pid > 0 and (found := _parent_and_group(pid)) and group in {0, found[1]}:
         yield pid
@@ -95,7 +95,7 @@ def _parent_and_group(pid: int) -> tuple[int, int] | None:
 
 def _started_for(container: str) -> Iterator[int]:
     """Yield the processes that have a container's id as an argument."""
-    if len(container) < _ID_SIGNS:
+    if len(container) < _MIN_ID_LENGTH:
         return
     for pid in processes():
         with suppress(OSError):
@@ -104,9 +104,9 @@ def _started_for(container: str) -> Iterator[int]:
 
 
 def _bound(pid: int, namespace: bytes) -> Iterator[Bound]:
-    """Yield a process's sockets that are bound in a network namespace.
+    """Yield the sockets of a process that are bound in a network namespace.
 
-    Duplicates are asked, since before Linux 6.8 no list has those that do not listen.
+    The sockets are duplicated (pidfd_getfd(2)): before Linux 6.8 sock_diag lists only listening ones.
     """
     with suppress(OSError):
         pidfd = os.pidfd_open(pid)
@@ -115,13 +115,13 @@ def _bound(pid: int, namespace: bytes) -> Iterator[Bound]:
                 with suppress(OSError), _opened(_duplicate(pidfd, fd)) as sock:
                     proto = _PROTOCOLS.get(sock.proto) if sock.family in _FAMILIES else None
                     if proto and _namespace(sock) == namespace and not _connected(sock):
-                        yield _place(sock, proto)
+                        yield _binding(sock, proto)
         finally:
             os.close(pidfd)
 
 
 def _opened(fd: int) -> socket.socket:
-    """Return the socket of a descriptor, which is taken over, also where it is none of a socket that Python knows."""
+    """Return a socket that owns the descriptor. The descriptor is closed if that fails."""
     try:
         return socket.socket(fileno=fd)
     except BaseException:
@@ -133,10 +133,10 @@ def _duplicate(pidfd: int, fd: int) -> int:
     return libc.call("syscall", _PIDFD_GETFD, pidfd, fd, 0)
 
 
-def _place(sock: socket.socket, proto: Proto) -> Bound:
+def _binding(sock: socket.socket, proto: Proto) -> Bound:
     address, port = sock.getsockname()[:2]
-    six = sock.family == socket.AF_INET6
-    return Bound(proto, address, port, six and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+    ipv6 = sock.family == socket.AF_INET6
+    return Bound(proto, address, port, ipv6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
 
 
 def _connected(sock: socket.socket) -> bool:
@@ -148,7 +148,7 @@ def _connected(sock: socket.socket) -> bool:
 
 
 def _namespace(sock: socket.socket) -> bytes:
-    """Return the mark of a socket's network namespace; before Linux 5.14 there is none."""
+    """Return the cookie of a socket's network namespace; empty before Linux 5.14."""
     try:
         return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     except OSError:

@@ -1,6 +1,6 @@
-"""Which runtime started a plugin, and for which container, as far as its processes tell.
+"""Finds the runtime that called a plugin, and the container, by the processes of the host.
 
-Two runtimes on one network know nothing of each other's containers, so what belongs to whom has to be told apart.
+Two runtimes on one network know nothing of each other's containers, so each endpoint's runtime must be known.
 """
 
 import json
@@ -12,15 +12,15 @@ from pathlib import Path
 _PROC = Path("/proc")
 _BUFFER = 1 << 16
 _MOST_PLUGINS = 8
-"""How deep plugins may call each other."""
-_LEAST_ID = 32
-"""Signs of an id that a folder may be known by."""
+"""How many plugins may call each other in a chain."""
+_MIN_ID_LENGTH = 32
+"""Characters of a container's id, as the name of its bundle's directory."""
 
 
 def calling_runtime(pid: int) -> str:
-    """Return which runtime a process was started by: program, process and its start; empty when that cannot be told.
+    """Return the runtime that started a process: program, process id and start time; empty if it is unknown.
 
-    Plugins that call each other are passed over: they have a command in their environment.
+    Plugins that call other plugins are skipped. They have CNI_COMMAND in their environment.
     """
     with suppress(OSError, ValueError, IndexError):
         for _ in range(_MOST_PLUGINS):
@@ -34,33 +34,33 @@ def calling_runtime(pid: int) -> str:
 
 
 def process_identity(pid: int) -> str:
-    """Return what tells a process from all others of this boot: its id and its start.
+    """Return a string that identifies a process during this boot: its id and start time.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no such process.
     """
     return f"{pid} {_stat(pid)[19].decode()}"
 
 
 def annotations(pid: int, container: str) -> Mapping[str, str]:
-    """Return the annotations of a container in whose bundle a plugin runs; nothing where it does not.
+    """Return the annotations of a container if the plugin runs in its bundle, else nothing.
 
-    OCI runtimes start hooks in the bundle, and nerdctl calls plugins from a hook. The folder has the container's id for
-    a name, before which nerdctl puts containerd's namespace when it calls.
+    OCI runtimes start hooks in the bundle, and nerdctl calls plugins from a hook. The directory's name is the
+    container's id. nerdctl prefixes the id that it passes to plugins with containerd's namespace.
     """
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         bundle = _PROC / str(pid) / "cwd"
         ident = bundle.readlink().name
-        if len(ident) >= _LEAST_ID and (container == ident or container.endswith(f"-{ident}")):
-            said = json.loads((bundle / "config.json").read_bytes())["annotations"]
-            return {key: value for key, value in said.items() if isinstance(value, str)}
+        if len(ident) >= _MIN_ID_LENGTH and (container == ident or container.endswith(f"-{ident}")):
+            found = json.loads((bundle / "config.json").read_bytes())["annotations"]
+            return {key: value for key, value in found.items() if isinstance(value, str)}
     return {}
 
 
 def same_runtime(one: str, other: str) -> bool:
-    """Tell whether two calls are of one runtime; it may have been started anew between them.
+    """Return whether two calls came from one runtime, which may have been restarted in between.
 
-    Of two processes of one program that both live, each is a runtime of its own.
+    Two running processes of one program are two runtimes.
     """
     if one == other:
         return True
@@ -75,12 +75,12 @@ def _runs(pid: str = "", started: str = "") -> bool:
 
 
 def _stat(pid: int) -> list[bytes]:
-    """Return the fields of proc(5)'s stat from the state on: 1 is the parent, 19 the start."""
+    """Return the fields of proc_pid_stat(5) from the state on: field 1 is the parent, 19 the start time."""
     return _read(pid, "stat").rpartition(b")")[2].split()
 
 
 def _read(pid: int, name: str) -> bytes:
-    """Return what a file of a process says; not by a `Path`, since each attachment does it several times."""
+    """Return the content of a file in /proc/PID. It uses os.open(), since each attach reads several."""
     fd = os.open(f"{_PROC}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return b"".join(iter(lambda: os.read(fd, _BUFFER), b""))

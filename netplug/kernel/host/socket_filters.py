@@ -1,8 +1,8 @@
-"""Socket filters: which packets a socket hears (Documentation/networking/filter.rst of the kernel).
+"""Socket filters: which packets a socket receives (Documentation/networking/filter.rst of the kernel).
 
-The kernel translates a classic filter anew for each socket, which takes longer than to open and bind it, and two pages
-of its memory. So a filter that thousands of sockets have is an eBPF program that they share. Where the kernel does not
-let us load one (bpf(2): in a user namespace), they have the classic one.
+The kernel translates a classic BPF filter for each socket. That takes longer than opening and binding the socket, and
+two pages of kernel memory. So a filter of thousands of sockets is one eBPF program that they share. Where loading it is
+not permitted (bpf(2): in a user namespace), each socket gets the classic filter.
 """
 
 import ctypes
@@ -21,25 +21,25 @@ _SO_ATTACH_FILTER, _SO_ATTACH_BPF = 26, 50
 _SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 _BPF_PROG_LOAD, _SOCKET_FILTER = 5, 1
 _ATTRIBUTES = struct.Struct("=IIQQIIQII16s")
-"""Of ``union bpf_attr``: what BPF_PROG_LOAD reads, up to the name."""
+"""``union bpf_attr`` for BPF_PROG_LOAD, up to the name."""
 WHOLE = 0xFFFFFFFF
-"""Bytes of a packet that is heard."""
+"""Return value that accepts all bytes of a packet."""
 
 Instruction = tuple[int, int, int, int]
-"""Of classic BPF (linux/filter.h, struct sock_filter): code, instructions to skip if true, if false, value."""
+"""A classic BPF instruction (linux/filter.h, struct sock_filter): code, jump if true, jump if false, value."""
 LOAD, LOAD_HALF, LOAD_BYTE, AND, EQUAL, RETURN = 0x20, 0x28, 0x30, 0x54, 0x15, 0x06
-"""Loads are of four bytes, two or one, in network order."""
+"""Loads read four, two or one bytes in network order."""
 
 
 def attach(sock: socket.socket, code: Iterable[Instruction]) -> None:
-    """Give a socket a classic filter of its own, in place of the one that it has."""
+    """Attach a classic filter to a socket, in place of its current one."""
     packed = _packed(code)
     buffer = create_string_buffer(packed, len(packed))
     _attach_classic(sock, buffer)
 
 
 class Filter:
-    """A filter that many sockets share; `code` may load words, compare for equality, and return."""
+    """A filter that many sockets share. `code` may contain LOAD, EQUAL and RETURN."""
 
     def __init__(self, code: Iterable[Instruction]) -> None:
         self._code = tuple(code)
@@ -47,20 +47,20 @@ class Filter:
         self._classic = create_string_buffer(packed, len(packed))
 
     def attach(self, sock: socket.socket) -> None:
-        """Give it to a socket, in place of the one that it has."""
+        """Attach it to a socket, in place of its current filter."""
         if self._shared:
             sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, self._shared)
         else:
             _attach_classic(sock, self._classic)
 
     def close(self) -> None:
-        """Let go of the program; sockets that have it keep it, and the next one has it loaded anew."""
+        """Close the program. Sockets keep it; the next `attach` loads it again."""
         if shared := self.__dict__.pop("_shared", b""):
             os.close(*struct.unpack("@i", shared))
 
     @cached_property
     def _shared(self) -> bytes:
-        """The descriptor of the program, packed; nothing where there is none."""
+        """The packed descriptor of the program; empty if it cannot be loaded."""
         try:
             return struct.pack("@i", _load(_translated(self._code)))
         except OSError:
@@ -68,7 +68,7 @@ class Filter:
 
 
 def _packed(code: Iterable[Instruction]) -> bytes:
-    # struct sock_filter has the value last.
+    # In struct sock_filter the value is the last field.
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
@@ -78,29 +78,29 @@ def _attach_classic(sock: socket.socket, code: "ctypes.Array[ctypes.c_char]") ->
 
 
 def _translated(code: Iterable[Instruction]) -> bytes:
-    """Return the instructions of eBPF (Documentation/bpf/standardization/instruction-set.rst), of 8 bytes too.
+    """Return the filter as eBPF instructions (Documentation/bpf/standardization/instruction-set.rst).
 
-    One for each, and one before: loads find the packet by register 6. A load past the end returns nothing.
+    The first instruction copies the context to register 6, which loads use. A load past the packet's end drops it.
     """
-    keep = _instruction(0xBF, 6 | 1 << 4)
+    save_context = _instruction(0xBF, 6 | 1 << 4)
     body = list(code)
-    at, places = 1, []
+    position, positions = 1, []
     for kind, *_ in body:
-        places.append(at)
-        at += 2 if kind in {RETURN, EQUAL} else 1
-    found = [keep]
+        positions.append(position)
+        position += 2 if kind in {RETURN, EQUAL} else 1
+    translated = [save_context]
     for number, (kind, if_true, if_false, value) in enumerate(body):
-        here = places[number]
+        here = positions[number]
         if kind == LOAD:
-            found.append(_instruction(LOAD, value=value))
+            translated.append(_instruction(LOAD, value=value))
         elif kind == EQUAL:  # JMP32: jump if equal, and if not
-            found.append(_instruction(0x16, 0, places[number + 1 + if_true] - here - 1, value))
-            found.append(_instruction(0x56, 0, places[number + 1 + if_false] - here - 2, value))
+            translated.append(_instruction(0x16, 0, positions[number + 1 + if_true] - here - 1, value))
+            translated.append(_instruction(0x56, 0, positions[number + 1 + if_false] - here - 2, value))
         elif kind == RETURN:
-            found += [_instruction(0xB4, value=value), _instruction(0x95)]
+            translated += [_instruction(0xB4, value=value), _instruction(0x95)]
         else:
-            raise ValueError(f"instruction {kind:#x} is not known")
-    return b"".join(found)
+            raise ValueError(f"instruction {kind:#x} is not supported")
+    return b"".join(translated)
 
 
 def _instruction(code: int, registers: int = 0, offset: int = 0, value: int = 0) -> bytes:
@@ -111,11 +111,11 @@ def _load(program: bytes) -> int:
     """Load a program and return its descriptor.
 
     Raises:
-        OSError: the kernel does not let us.
+        OSError: the kernel refuses it.
     """
     number = _SYS_BPF.get(platform.machine())
     if number is None or sys.byteorder != "little":
-        raise OSError("bpf(2) is not known on this machine")
+        raise OSError("the number of bpf(2) is unknown on this architecture")
     code, licence = create_string_buffer(program, len(program)), create_string_buffer(b"Apache-2.0")
     packed = _ATTRIBUTES.pack(
         _SOCKET_FILTER, len(program) // 8, addressof(code), addressof(licence), 0, 0, 0, 0, 0, b"netplug"

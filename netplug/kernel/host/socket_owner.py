@@ -1,7 +1,7 @@
-"""Which process answers at a Unix socket, also where systemd listens in its place.
+"""Finds the process that serves a Unix socket, also with systemd's socket activation.
 
-Who listens is what a connection tells of its peer (unix(7), SO_PEERCRED), and with socket activation that is systemd,
-whoever answers. So the sender of an answer is looked at (SCM_CREDENTIALS), which the kernel names with each message.
+SO_PEERCRED (unix(7)) names the process that listens. With socket activation that is systemd. So the sender of a reply
+is used (SCM_CREDENTIALS), which the kernel adds to each message.
 """
 
 import socket
@@ -11,18 +11,18 @@ from contextlib import suppress
 from netplug.kernel.host import runtimes
 
 DEADLINE_S = 5.0
-"""For a greeting; who does not answer it by then hangs."""
+"""For the reply to a greeting. A process that has not replied by then hangs."""
 _CREDENTIALS = struct.Struct("=iII")
 
 
 def answering_process(path: str, greeting: bytes) -> str:
-    """Return which process answers a greeting: its id and its start; empty where that cannot be seen.
+    """Return the identity of the process that replies to a greeting (`runtimes.process_identity`).
 
-    It cannot be of a process outside of our PID namespace. Blocks.
+    It is empty for a process outside our PID namespace. Blocks.
 
     Raises:
-        TimeoutError: nobody answers.
-        OSError: nobody listens.
+        TimeoutError: no process replies.
+        OSError: no process listens.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(DEADLINE_S)

@@ -1,4 +1,4 @@
-"""Settings below /proc/sys. They are memory, not disk: reading and writing them does not wait."""
+"""Sysctls (step `Sysctl`). Files in /proc/sys are kernel memory, so reading and writing them does not block."""
 
 from pathlib import Path
 
@@ -6,13 +6,14 @@ from netplug.drivers.steps import Sysctl
 from netplug.kernel.api import MISSING, Outcome, StepError
 
 ROOT = Path("/proc/sys")
-"""What lies below net/ is that of the namespace of the thread that opens the file."""
+"""Files below net/ belong to the network namespace of the thread that opens them."""
 
 
 def ensure(step: Sysctl) -> Outcome:
-    """Write a setting that differs.
+    """Write a sysctl if it differs.
 
-    `CREATED` only if it is to be taken back; `USED` when that would be wrong, since it was so before.
+    Returns:
+        `CREATED` if it was written and will be restored; `USED` if it already had the value, so it is not restored.
     """
     path = ROOT / step.name
     try:
@@ -20,28 +21,28 @@ def ensure(step: Sysctl) -> Outcome:
             return Outcome.USED if step.restore else Outcome.EQUAL
         path.write_text(step.value + "\n")
     except FileNotFoundError as error:
-        raise StepError("not_found", step, f"kernel setting {step.name} is missing") from error
+        raise StepError("not_found", step, f"sysctl {step.name} is missing") from error
     except OSError as error:
         raise StepError(
-            "internal", step, f"kernel setting {step.name} cannot be set to {step.value}: {error.strerror}"
+            "internal", step, f"sysctl {step.name} cannot be set to {step.value}: {error.strerror}"
         ) from error
     return Outcome.CREATED if step.restore else Outcome.ADJUSTED
 
 
 def remove(step: Sysctl) -> None:
-    """Take a setting back that is to be taken back, unless somebody changed it since, or its link is gone."""
+    """Restore a sysctl that has a value to restore, unless it was changed since or its link is gone."""
     if not step.restore or drift(step):
         return
     try:
         (ROOT / step.name).write_text(step.restore + "\n")
     except OSError as error:
         raise StepError(
-            "internal", step, f"kernel setting {step.name} cannot be set back to {step.restore}: {error.strerror}"
+            "internal", step, f"sysctl {step.name} cannot be restored to {step.restore}: {error.strerror}"
         ) from error
 
 
 def drift(step: Sysctl) -> str:
-    """Say what is wrong with a setting; empty when nothing."""
+    """Return how a sysctl differs from the step; empty if it does not."""
     try:
         value = _read(ROOT / step.name)
     except OSError:

@@ -1,11 +1,12 @@
-"""Sockets that hear by those links alone that lead to their peer.
+"""Sockets that accept packets only from links with a route to their peer.
 
-An answer is believed for its address, ports and id. A container that gets frames with a foreign source address past
-all filters could guess at these; it cannot make them arrive by the link that leads to the upstream. SO_BINDTODEVICE
-would do that too, but holds fast to one link, where routes have several or change.
+A DNS reply is accepted by its address, ports and id. A container that can spoof a source address could guess them, but
+its packets do not arrive on the link that routes to the upstream. SO_BINDTODEVICE binds to a single link, but a route
+may have several links, and may change.
 
-An address of the host's own may be translated to a container's (DNAT), whose answers come by its link. A socket hears
-those by any link: who sends from the host's addresses is stopped before, see `ingress`.
+If the peer is an address of the host, DNAT may translate it to a container, whose replies arrive on the container's
+link. Such a socket accepts packets from all links. Spoofed packets from the host's addresses are dropped before, see
+`ingress`.
 """
 
 import socket
@@ -18,9 +19,9 @@ from netplug.kernel.netlink.connection import RTM_GETROUTE, Netlink, NetlinkErro
 from netplug.kernel.netlink.rtnl import RTA_DST, RTA_MULTIPATH, RTA_OIF, RTMSG
 
 _RTA_IP_PROTO, _RTA_DPORT = 27, 29
-"""Rules of policy routing may speak of them (linux/rtnetlink.h)."""
+"""Rules of policy routing may match them (linux/rtnetlink.h)."""
 _RTM_F_FIB_MATCH = 0x2000
-"""The route as it was made, with all its next hops, in place of the one that a packet would take."""
+"""Return the route from the FIB, with all its next hops, instead of the one chosen for a packet."""
 _RTN_LOCAL = 2
 _NEXTHOP = struct.Struct("=HBBi")
 _LOAD_LINK = (socket_filters.LOAD, 0, 0, 0xFFFFF000 + 8)
@@ -30,10 +31,10 @@ Peer = tuple[str, int] | tuple[str, int, int, int]
 
 
 def open_filtered(family: int, kind: int, peer: Peer) -> socket.socket:
-    """Return a socket that does not block, and hears by the links that lead to an address; by all to the host's own.
+    """Return a non-blocking socket that accepts packets from `links_to` its peer; from all, if the peer is this host.
 
     Raises:
-        OSError: no link leads there.
+        OSError: there is no route.
     """
     scope = peer[3] if len(peer) == 4 else 0
     found = {scope} if scope else links_to(family, kind, peer)
@@ -48,25 +49,25 @@ def open_filtered(family: int, kind: int, peer: Peer) -> socket.socket:
 
 
 def links_to(family: int, kind: int, peer: Peer) -> set[int] | None:
-    """Return the indexes of the links by which packets go to an address; None for the host's own.
+    """Return the indexes of the links that route to an address; None for an address of this host.
 
-    The kernel answers without its rtnl mutex.
+    The kernel answers without taking the rtnl mutex.
 
     Raises:
-        OSError: none.
+        OSError: there is no route.
     """
     packed = socket.inet_pton(family, peer[0])
     protocol = socket.IPPROTO_UDP if kind == socket.SOCK_DGRAM else socket.IPPROTO_TCP
-    about = attr(RTA_DST, packed) + u8(_RTA_IP_PROTO, protocol) + attr(_RTA_DPORT, struct.pack("!H", peer[1]))
+    query = attr(RTA_DST, packed) + u8(_RTA_IP_PROTO, protocol) + attr(_RTA_DPORT, struct.pack("!H", peer[1]))
     with Netlink.open() as nl:
-        taken = nl.get(RTM_GETROUTE, RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0) + about)
-        if RTMSG.unpack_from(taken)[7] == _RTN_LOCAL:
+        chosen = nl.get(RTM_GETROUTE, RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0) + query)
+        if RTMSG.unpack_from(chosen)[7] == _RTN_LOCAL:
             return None
-        found = {number(attrs(taken, RTMSG.size).get(RTA_OIF))}
-        with suppress(NetlinkError):  # a kernel that does not tell has one way
-            made = nl.get(RTM_GETROUTE, RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH) + about)
-            said = attrs(made, RTMSG.size)
-            found |= {number(said.get(RTA_OIF))} | _hops(said.get(RTA_MULTIPATH, b""))
+        found = {number(attrs(chosen, RTMSG.size).get(RTA_OIF))}
+        with suppress(NetlinkError):  # kernels without RTM_F_FIB_MATCH: the chosen next hop only
+            head = RTMSG.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
+            route = attrs(nl.get(RTM_GETROUTE, head + query), RTMSG.size)
+            found |= {number(route.get(RTA_OIF))} | _hops(route.get(RTA_MULTIPATH, b""))
     return found - {0}
 
 
@@ -80,7 +81,7 @@ def _hops(data: bytes) -> set[int]:
 
 
 def accept_only_from(sock: socket.socket, links: Collection[int]) -> None:
-    """Have a socket hear what arrives by these links, by index, and nothing else."""
+    """Make a socket accept packets from these links only. `links`: indexes."""
     code = [_LOAD_LINK]
     code += [(socket_filters.EQUAL, len(links) - place, 0, index) for place, index in enumerate(sorted(links))]
     code += [(socket_filters.RETURN, 0, 0, 0), (socket_filters.RETURN, 0, 0, socket_filters.WHOLE)]
