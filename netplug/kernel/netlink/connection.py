@@ -1,11 +1,11 @@
-"""Netlink with a blocking socket: messages in, typed answers out.
+"""Netlink requests over a blocking socket, and the encoding of attributes.
 
-A netlink request is a system call in disguise: the kernel does the work while we are inside ``sendmsg`` and the answer
-lies ready when it returns. Waiting for it in an event loop buys nothing. What may wait for others there is done by
-threads: rtnetlink's requests by that of `worker`, deleting links by that of `reaper`.
+The kernel handles a request during ``sendmsg``, and the reply is ready when it returns. So waiting for it in an event
+loop has no benefit. Requests that may block on a kernel mutex run in threads: those of rtnetlink in `worker`, the
+deletion of links in `reaper`.
 
-An attach's messages are packed by hand: pyroute2 would make it 7 % slower, and CNI without a daemon by another 20 ms to
-load the schemas (``bench/netlink.py``). What is not on that path can use `pyroute2_messages`.
+The messages of an attach are packed by hand: pyroute2 would make it 7 % slower, and CNI without a daemon another 20 ms,
+to load the schemas (``bench/netlink.py``). Other code can use `pyroute2_messages`.
 """
 
 import os
@@ -46,9 +46,9 @@ _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 
 RECEIVE_DEADLINE_S = 10
-"""The kernel answers at once, once it has taken a request: for how long it may wait before that, see `worker`."""
+"""The reply is ready when the kernel has handled a request. `worker` has the deadline for the request itself."""
 DUMP_TRIES = 10
-"""A dump during which the objects changed is repeated, but not for ever."""
+"""How often a dump is repeated if objects changed during it (NLM_F_DUMP_INTR)."""
 
 _HEADER = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
@@ -58,15 +58,15 @@ _U32_ATTR = struct.Struct("=HHI")
 _BUFFER = 1 << 17
 _SO_SNDBUFFORCE = 32
 _ROOM = 1 << 16
-"""Bytes that fit into any socket (socket(7), wmem_default is 212 992, less what the kernel reckons for itself)."""
+"""Bytes that fit into the send buffer of any socket (socket(7): wmem_default is 212 992, including overhead)."""
 
 
 class NetlinkError(OSError):
-    """The kernel refused a request; `strerror` is its own explanation where it gives one (extended ack)."""
+    """The kernel refused a request. `strerror` is the kernel's explanation, if it gives one (extended ACK)."""
 
 
 class BatchError(NetlinkError):
-    """The kernel refused a batch for the sake of one message; `index` is that message's place in it."""
+    """The kernel refused one message of a batch. `index`: position of the message in the batch."""
 
     def __init__(self, code: int, words: str, index: int) -> None:
         super().__init__(code, words)
@@ -74,33 +74,33 @@ class BatchError(NetlinkError):
 
 
 def attr(kind: int, value: bytes) -> bytes:
-    """Return an attribute, padded."""
+    """Return a padded attribute."""
     length = 4 + len(value)
     return _ATTR.pack(length, kind) + value + b"\0" * (-length & 3)
 
 
 def u32(kind: int, value: int) -> bytes:
-    """Return an attribute that is a 32-bit number of the machine's byte order."""
+    """Return an attribute with a 32-bit number in host byte order."""
     return _U32_ATTR.pack(8, kind, value)
 
 
 def u8(kind: int, value: int) -> bytes:
-    """Return an attribute that is one byte."""
+    """Return an attribute with one byte."""
     return attr(kind, bytes((value,)))
 
 
 def text(kind: int, value: str) -> bytes:
-    """Return an attribute that is a NUL-terminated string."""
+    """Return an attribute with a NUL-terminated string."""
     return attr(kind, value.encode() + b"\0")
 
 
 def nest(kind: int, *attrs: bytes) -> bytes:
-    """Return an attribute that holds attributes."""
+    """Return a nested attribute."""
     return attr(kind | _NESTED, b"".join(attrs))
 
 
 def walk(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield kind and value of each attribute."""
+    """Yield type and value of each attribute."""
     end = len(data)
     while start + 4 <= end:
         length, kind = _ATTR.unpack_from(data, start)
@@ -111,12 +111,12 @@ def walk(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def attrs(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """Return the attributes by kind; of several of one kind the last."""
+    """Return the attributes by type; the last of several of one type."""
     return dict(walk(data, start))
 
 
 def select_attrs(data: bytes, start: int, wanted: frozenset[int]) -> dict[int, bytes]:
-    """Return some of the attributes by kind: `attrs` for objects with many that nobody asks for."""
+    """Return the wanted attributes by type. Faster than `attrs` if an object has many others."""
     found = {}
     end = len(data) - 3
     unpack = _ATTR.unpack_from
@@ -131,22 +131,22 @@ def select_attrs(data: bytes, start: int, wanted: frozenset[int]) -> dict[int, b
 
 
 def number(value: bytes | None, default: int = 0) -> int:
-    """Return a 32-bit number of the machine's byte order."""
+    """Return a 32-bit number in host byte order, or the default if there is none."""
     return default if value is None else int(_U32.unpack_from(value)[0])
 
 
 def string(value: bytes | None) -> str:
-    """Return a NUL-terminated string, empty when there is none."""
+    """Return a NUL-terminated string, empty if there is none."""
     return "" if value is None else value.split(b"\0", 1)[0].decode(errors="replace")
 
 
 class Netlink:
-    """A netlink socket, in the namespace of the thread that opened it. Safe to use from several threads.
+    """A netlink socket in the namespace of the thread that opened it. Thread-safe.
+
+    `ipv6_conf`: descriptor of the namespace's IPv6 settings, see `router_advertisements`; closed with the socket.
 
     Args:
-        sock: of family AF_NETLINK; taken over.
-
-    `ipv6_conf`: of its namespace, see `router_advertisements`; closed with it.
+        sock: a socket of family AF_NETLINK, owned by this object from now on.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -156,7 +156,7 @@ class Netlink:
         self._seq = 0
         self._lock = threading.Lock()
         sock.setblocking(True)
-        # A timeout by the kernel: settimeout() would put a poll(2) before each call.
+        # SO_RCVTIMEO instead of settimeout(), which would call poll(2) before each receive.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", RECEIVE_DEADLINE_S, 0))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
@@ -176,10 +176,10 @@ class Netlink:
         self.close()
 
     def request(self, kind: int, payload: bytes, flags: int = 0) -> None:
-        """Have something done.
+        """Send a request and wait for its acknowledgement.
 
         Raises:
-            NetlinkError: the kernel refused.
+            NetlinkError: the kernel refused it.
         """
         with self._lock:
             seq = self._send(kind, flags | NLM_F_ACK, payload)
@@ -187,10 +187,10 @@ class Netlink:
                 pass
 
     def get(self, kind: int, payload: bytes) -> bytes:
-        """Ask for one object and return it, less the header.
+        """Request one object and return it, without the header.
 
         Raises:
-            NetlinkError: there is none.
+            NetlinkError: there is no such object.
         """
         with self._lock:
             seq = self._send(kind, NLM_F_ACK, payload)
@@ -198,7 +198,7 @@ class Netlink:
         return answers[0] if answers else b""
 
     def dump(self, kind: int, payload: bytes) -> list[bytes]:
-        """Ask for all objects that fit and return them, less their headers."""
+        """Request all matching objects and return them, without their headers."""
         for _ in range(DUMP_TRIES):
             with self._lock:
                 seq = self._send(kind, NLM_F_DUMP, payload)
@@ -208,10 +208,10 @@ class Netlink:
         return [data for _, data in answers if data]
 
     def batch(self, messages: Sequence[tuple[int, int, bytes]]) -> None:
-        """Have several things done at once, each of (type, flags, payload); those with NLM_F_ACK are waited for.
+        """Send several messages of (type, flags, payload) at once. Wait for the acknowledgements (NLM_F_ACK).
 
         Raises:
-            BatchError: the kernel refused one of them; of a transaction, all.
+            BatchError: the kernel refused a message. In a transaction, it applied none.
         """
         with self._lock:
             first, packed, awaited = self._seq + 1, [], set()
@@ -229,18 +229,18 @@ class Netlink:
                         refused = BatchError(code, words, seq - first)
                     awaited.discard(seq)
                 if refused:
-                    # The answers to the others are here already, or there are none; a later call passes over them.
+                    # A later call skips the remaining acknowledgements, by their sequence numbers.
                     raise refused
 
     def _send_whole(self, data: bytes) -> None:
-        """Send a batch, which is one datagram however long; the limit of a socket of ours is ours to raise."""
+        """Send a batch as one datagram. Raise the send buffer of the socket if it is longer."""
         if len(data) > self._room:
             self.sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, len(data) + _ROOM)
             self._room = len(data)
         self.sock.sendall(data)
 
     def _acknowledged(self) -> Iterator[tuple[int, int, str]]:
-        """Yield number, error code and words of the acknowledgements of one datagram."""
+        """Yield sequence number, error code and message of the acknowledgements in one datagram."""
         data = self._receive()
         offset = 0
         while offset + 16 <= len(data):
@@ -270,7 +270,7 @@ class Netlink:
             raise TimeoutError("the kernel does not answer") from error
 
     def _answers(self, wanted: int, *, dump: bool) -> Iterator[tuple[int, bytes]]:
-        """Yield flags and content of each answer until the acknowledgement."""
+        """Yield flags and payload of each reply until the acknowledgement."""
         while True:
             data = self._receive()
             offset = 0
@@ -299,6 +299,6 @@ def _verdict(data: bytes, flags: int) -> tuple[int, str]:
     code = -_I32.unpack_from(data)[0]
     if not code:
         return 0, ""
-    # NETLINK_CAP_ACK: the error and the header of the refused message, nothing of its body.
-    explained = attrs(data, 20) if flags & _NLM_F_ACK_TLVS else {}
-    return code, string(explained.get(_NLMSGERR_ATTR_MSG)) or os.strerror(code)
+    # NETLINK_CAP_ACK: the error and the header of the refused message, without its payload.
+    extended = attrs(data, 20) if flags & _NLM_F_ACK_TLVS else {}
+    return code, string(extended.get(_NLMSGERR_ATTR_MSG)) or os.strerror(code)

@@ -1,9 +1,9 @@
-"""nf_tables messages: rules built of expressions, sets, and the transaction that carries them.
+"""nf_tables messages: rules as sequences of expressions, sets, and transactions.
 
-A rule is a sequence of expressions over 32-bit registers (linux/netfilter/nf_tables.h; nft(8) ``--debug=netlink`` shows
-the same). `load` puts fields side by side into registers, so that one lookup finds their concatenation. Each rule bears
-a comment that ends in the checksum of its expressions: whoever lists the table sees what it is for, and equal comments
-mean equal rules. Numbers are in network order, data in the order in which it is compared.
+Expressions work on 32-bit registers (linux/netfilter/nf_tables.h; nft(8) ``--debug=netlink`` shows them). `load` puts
+fields into consecutive registers, so that one lookup finds their concatenation. Each rule has a comment, which
+documents it in ``nft list ruleset``. The comment ends with the checksum of the expressions, so equal comments mean
+equal rules. Attributes are in network order, data as it is compared.
 """
 
 import struct
@@ -34,8 +34,8 @@ INGRESS, PREROUTING, INPUT, OUTPUT = 0, 0, 1, 3
 DROP, ACCEPT, JUMP, RETURN = 0, 1, -3, -5
 
 OWNED = 0x2
-"""Flag of a table that is its socket's alone: nobody else may change it, and it goes when the socket is closed, as all
-are that a process leaves however it ends (NFT_TABLE_F_OWNER, since Linux 5.12)."""
+"""NFT_TABLE_F_OWNER (since Linux 5.12): only the socket that created the table can change it. The kernel deletes the
+table when the socket is closed, also when its process is killed."""
 
 _REGISTERS = 8
 """NFT_REG32_00: the first of sixteen registers of four bytes."""
@@ -52,24 +52,24 @@ TYPES = {
     "iface_index": (20, 4),
     "ifname": (41, 16),
 }
-"""Number and length of nft(8)'s data types; a list of them is a concatenation."""
+"""Number and length of nft(8)'s data types. Several of them form a concatenation."""
 
 Message: TypeAlias = tuple[int, int, bytes]
 """Type, flags and payload, as `Netlink.batch` takes them."""
 
 
 def be32(kind: int, value: int) -> bytes:
-    """Return an attribute that is a 32-bit number of network order; negative ones too."""
+    """Return an attribute with a 32-bit number in network order; it may be negative."""
     return attr(kind, struct.pack(">I", value & 0xFFFFFFFF))
 
 
 def padded(*fields: bytes) -> bytes:
-    """Return a concatenation as sets hold it: each field fills whole registers."""
+    """Return a concatenation of fields, each padded to full registers."""
     return b"".join(field + bytes(-len(field) & 3) for field in fields)
 
 
 def ifname(name: str) -> bytes:
-    """Return an interface name as it is compared."""
+    """Return an interface name, padded for comparison."""
     return name.encode().ljust(16, b"\0")
 
 
@@ -86,14 +86,14 @@ def _data(kind: int, value: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Something of a packet that can be loaded into a register: its length, and the expression's other attributes."""
+    """A field of a packet, its metadata or route: length in bytes, name and attributes of the loading expression."""
 
     length: int
     name: str
     attrs: tuple[bytes, ...]
 
     def at(self, register: int) -> bytes:
-        """Return the expression that loads it."""
+        """Return the expression that loads it into a register."""
         return _expression(self.name, be32(1, register), *self.attrs)
 
 
@@ -108,22 +108,22 @@ def payload(base: int, offset: int, length: int) -> Field:
 
 
 PROTOCOL = meta(1, 2)
-"""The EtherType; of a tagged frame that of what is inside the outer tag."""
+"""The EtherType; of a VLAN-tagged frame, the one after the outer tag."""
 IIFNAME = meta(6, 16)
 L4PROTO = meta(16, 1)
 IIFKIND = meta(26, 16)
-"""What made the link, as "bridge"; a rule ends where nobody says, as with a physical one."""
+"""The kind of the input link, such as "bridge". A rule does not match a link without a kind, such as a physical one."""
 FIRST_FRAGMENT = Field(2, "exthdr", (attr(2, b"\x2c"), be32(3, 2), be32(4, 2)))
-"""Offset and flags of an IPv6 fragment header (RFC 8200 4.5); a rule ends where there is none."""
+"""Offset and flags of the IPv6 fragment header (RFC 8200 4.5). A rule does not match packets without one."""
 ADDRESS_TYPE = Field(4, "fib", (be32(2, 3), be32(3, 2)))
-"""What the routing table says of the destination address: RTN_UNICAST 1, RTN_LOCAL 2, …"""
+"""Type of the destination address in the routing table: RTN_UNICAST 1, RTN_LOCAL 2, …"""
 
 REVERSE_PATH = Field(4, "fib", (be32(2, 1), be32(3, 0x9)))
-"""The link that the packet came by, if that leads to its source; else 0, also for addresses of the host itself."""
+"""Index of the input link if it routes to the packet's source, else 0. For a source that is this host it is 0."""
 
 
 def load(*fields: Field) -> bytes:
-    """Load fields side by side, beginning at the first register."""
+    """Load fields into consecutive registers, from the first one on."""
     parts, register = [], _REGISTERS
     for field in fields:
         parts.append(field.at(register))
@@ -132,7 +132,7 @@ def load(*fields: Field) -> bytes:
 
 
 def equal(field: Field, value: bytes, mask: bytes = b"", *, inverted: bool = False) -> bytes:
-    """Go on only if a field has this value, or has not; with a `mask` only its bits count."""
+    """Match if a field equals a value, or with `inverted` if it does not. `mask`: the bits that are compared."""
     masked = (
         _expression(
             "bitwise",
@@ -150,12 +150,12 @@ def equal(field: Field, value: bytes, mask: bytes = b"", *, inverted: bool = Fal
 
 
 def member(name: str, *fields: Field, inverted: bool = False) -> bytes:
-    """Go on only if a set has the concatenation of these fields, or has not."""
+    """Match if a set contains the concatenation of these fields, or with `inverted` if it does not."""
     return load(*fields) + _expression("lookup", text(1, name), be32(2, _REGISTERS), be32(5, int(inverted)))
 
 
 def dnat(name: str, family: int, address_length: int, *fields: Field) -> bytes:
-    """Lead the connection to the address and port that a map has for these fields; go on if it has none (DNAT)."""
+    """Translate the destination (DNAT) to the address and port that a map has for these fields, if it has any."""
     found = _expression("lookup", text(1, name), be32(2, _REGISTERS), be32(3, _REGISTERS))
     port = _REGISTERS + address_length // 4
     nat = _expression("nat", be32(1, 1), be32(2, family), be32(3, _REGISTERS), be32(5, port))
@@ -163,30 +163,30 @@ def dnat(name: str, family: int, address_length: int, *fields: Field) -> bytes:
 
 
 def map_lookup(name: str, field: Field) -> bytes:
-    """Go on only if a map has this field, with what it has for it in the first register."""
+    """Match if a map has an element for this field. Its data is then in the first register."""
     found = _expression("lookup", text(1, name), be32(2, _REGISTERS), be32(3, _REGISTERS))
     return load(field) + found
 
 
 def forward_to(index: int = 0) -> bytes:
-    """Send the frame out by the link of this index, or of the index in the first register; in family netdev."""
+    """Forward the frame to the link of an index, by default the one in the first register. Family netdev only."""
     value = index.to_bytes(4, sys.byteorder)
     chosen = _expression("immediate", be32(1, _REGISTERS), _data(2, value)) if index else b""
     return chosen + _expression("fwd", be32(1, _REGISTERS))
 
 
 def verdict(code: int) -> bytes:
-    """Decide: DROP, ACCEPT, RETURN."""
+    """Return a verdict: DROP, ACCEPT or RETURN."""
     return _expression("immediate", be32(1, 0), nest(2, nest(2, be32(1, code))))
 
 
 def jump(chain: str) -> bytes:
-    """Go through another chain of the table, and on from here where that decides nothing."""
+    """Jump to another chain of the table. Evaluation continues here if that chain has no verdict."""
     return _expression("immediate", be32(1, 0), nest(2, nest(2, be32(1, JUMP), text(2, chain))))
 
 
 def notrack() -> bytes:
-    """Leave the packet out of connection tracking; only before that looks at it."""
+    """Exclude the packet from connection tracking. It must be before conntrack's priority (-200)."""
     return _expression("notrack")
 
 
@@ -195,7 +195,7 @@ def notrack() -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set, or a map if it has `data`; both name types out of `TYPES`."""
+    """A set, or a map if it has `data`. `key` and `data` are names of `TYPES`."""
 
     name: str
     key: tuple[str, ...]
@@ -204,9 +204,9 @@ class Set:
 
 @dataclass(frozen=True, slots=True)
 class BaseChain:
-    """A chain that packets come to by themselves. `type`: "filter" or "nat"; the lower the `priority`, the earlier.
+    """A base chain, or a regular chain if it has no `type`.
 
-    `device`: the link whose frames it is for; in family netdev. Without a `type` others jump there.
+    `type`: "filter" or "nat". `priority`: lower comes first. `device`: the link, in family netdev.
     """
 
     name: str
@@ -217,13 +217,13 @@ class BaseChain:
     device: str = ""
 
     def comments(self) -> list[str]:
-        """Return what each of its rules is told by."""
+        """Return the comments of its rules, with their checksums."""
         return [f"{words} [{zlib.crc32(expressions):08x}]" for words, expressions in self.rules]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of ours with all that is constant in it. `flags`: see `OWNED`."""
+    """A table of ours with its constant sets, chains and rules. `flags`: see `OWNED`."""
 
     family: int
     name: str
@@ -232,14 +232,14 @@ class Table:
     flags: int = 0
 
     def create(self) -> list[Message]:
-        """Return the messages that make it."""
+        """Return the messages that create it."""
         messages = [self.message(NEWTABLE, text(1, self.name), *([be32(2, self.flags)] if self.flags else []))]
         for number, item in enumerate(self.sets, 1):
             messages.append(self.message(NEWSET, text(1, self.name), *_set_attrs(item, number)))
         return messages + self.with_chains()
 
     def with_chains(self) -> list[Message]:
-        """Return the messages that make its chains."""
+        """Return the messages that create its chains and rules."""
         messages = [self.message(NEWCHAIN, text(1, self.name), *_chain_attrs(chain)) for chain in self.chains]
         for chain in self.chains:
             for comment, (_, expressions) in zip(chain.comments(), chain.rules, strict=True):
@@ -250,7 +250,7 @@ class Table:
         return messages
 
     def without_chains(self) -> list[Message]:
-        """Return the messages that remove its chains, whether they are there or not."""
+        """Return the messages that delete its chains; they succeed also if a chain is absent."""
         messages = []
         for chain in self.chains:
             of = text(1, self.name)
@@ -262,12 +262,12 @@ class Table:
         return messages
 
     def delete(self) -> list[Message]:
-        """Return the messages that remove it, whether it is there or not."""
+        """Return the messages that delete it; they succeed also if it is absent."""
         name = text(1, self.name)
         return [self.message(NEWTABLE, name), self.message(DELTABLE, name, flags=0)]
 
     def elements(self, kind: int, name: str, content: Mapping[bytes, bytes], flags: int) -> Message:
-        """Return the message about elements of one set: value by key, an empty one in plain sets."""
+        """Return a message about elements of a set. `content`: data by key, empty data for plain sets."""
         items = [
             nest(LIST_ELEM, _data(ELEM_KEY, key), *([_data(ELEM_DATA, value)] if value else []))
             for key, value in content.items()
@@ -275,20 +275,20 @@ class Table:
         return self.message(kind, text(1, self.name), text(2, name), nest(ELEMENTS, *items), flags=flags)
 
     def message(self, kind: int, *attrs: bytes, flags: int = NLM_F_CREATE) -> Message:
-        """Return a message about something in this table."""
+        """Return a message about an object of this table."""
         return message(kind, self.family, *attrs, flags=flags)
 
 
 def message(kind: int, family: int, *attrs: bytes, flags: int = 0) -> Message:
-    """Return a message of nf_tables (nfnetlink.h: struct nfgenmsg)."""
+    """Return an nf_tables message (linux/netfilter/nfnetlink.h, struct nfgenmsg)."""
     return _SUBSYSTEM << 8 | kind, flags, struct.pack(">BBH", family, 0, 0) + b"".join(attrs)
 
 
 def batch(messages: list[Message]) -> list[Message]:
-    """Return the messages as one transaction. The last is acknowledged, and before it any that is refused."""
-    around = struct.pack(">BBH", 0, 0, _SUBSYSTEM)
-    *others, (kind, flags, payload) = messages
-    return [(BATCH_BEGIN, 0, around), *others, (kind, flags | NLM_F_ACK, payload), (BATCH_END, 0, around)]
+    """Return the messages as one transaction. The kernel acknowledges the last message, and those that it refuses."""
+    header = struct.pack(">BBH", 0, 0, _SUBSYSTEM)
+    *first, (kind, flags, payload) = messages
+    return [(BATCH_BEGIN, 0, header), *first, (kind, flags | NLM_F_ACK, payload), (BATCH_END, 0, header)]
 
 
 def _chain_attrs(chain: BaseChain) -> list[bytes]:
@@ -310,7 +310,7 @@ def _set_attrs(item: Set, number: int) -> list[bytes]:
 
 
 def _type_of(names: tuple[str, ...]) -> tuple[int, int]:
-    """Return number and length of a concatenation: six bits a type, whole registers a field."""
+    """Return number and length of a concatenation: six bits for each type, full registers for each field."""
     kind = length = 0
     for name in names:
         number, size = TYPES[name]

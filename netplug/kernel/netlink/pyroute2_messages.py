@@ -1,9 +1,9 @@
-"""Messages by the schemas of pyroute2, sent and received by sockets of ours.
+"""Encodes and decodes netlink messages by the schemas of pyroute2; our sockets send and receive them.
 
-The rule: pyroute2, unless it takes more than 10 % of what users wait for; ``bench/netlink.py`` measures that, and each
-module that packs by hand says its reason. The library's own sockets wait in an event loop, ours in the thread that the
-kernel holds up anyway (see `worker`). Its package imports all that it can do, which takes 12 MB and a tenth of a
-second; the schemas alone take 1 to 2 MB and 15 to 30 ms, when first needed.
+Rule: use pyroute2, unless it takes more than 10 % of an operation that users wait for. ``bench/netlink.py`` measures
+it, and each module that packs by hand states its reason. The library's sockets need an event loop; ours block a thread,
+which the kernel blocks anyway (see `worker`). Importing all of the package takes 12 MB and 0.1 s. The schemas alone
+take 1 to 2 MB and 15 to 30 ms, at their first use.
 """
 
 import struct
@@ -16,49 +16,49 @@ from typing import Any
 
 _PACKAGE = "pyroute2"
 _HEADER = struct.Struct("=IHHII")
-"""struct nlmsghdr, which is the socket's affair."""
+"""struct nlmsghdr, which `connection` adds and removes."""
 
 
 def load(module: str) -> Any:
-    """Return a module of pyroute2, which is loaded without the rest of it."""
+    """Import a module of pyroute2 without the rest of the package."""
     if _PACKAGE not in sys.modules:
-        _put_off()
+        _import_lazily()
     return import_module(module)
 
 
 def encode(schema: Any, **fields: Any) -> bytes:
-    """Return a message without its header; `fields`: of its struct, and ``attrs``."""
+    """Return an encoded message without its header. `fields`: those of its struct, and ``attrs``."""
     message = schema()
     message.update(fields)
     message.encode()
-    _let_go(message)
+    _break_cycles(message)
     return bytes(message.data[_HEADER.size :])
 
 
 @contextmanager
 def decoded(schema: Any, data: bytes) -> Iterator[Any]:
-    """Give what a message without its header says, for the time of a block; attributes are decoded when asked for."""
+    """Decode a message without its header, for use in the block. Attributes are decoded at first access."""
     message = schema(_HEADER.pack(_HEADER.size + len(data), 0, 0, 0, 0) + data)
     message.decode()
     yield message
-    _let_go(message)
+    _break_cycles(message)
 
 
-def _let_go(message: Any) -> None:
-    """Have a message and its attributes freed: each refers to itself, and a daemon that starts collects no garbage."""
+def _break_cycles(message: Any) -> None:
+    """Break the reference cycles of a message, so that it is freed. A starting daemon collects no garbage."""
     message.chain = None
     for slot in message.get("attrs") or ():
-        _let_go(slot.cell[1])
+        _break_cycles(slot.cell[1])
 
 
-def _put_off() -> None:
-    """Have the package's own module run when somebody asks for one of its names; its parts can be imported before."""
+def _import_lazily() -> None:
+    """Register the package without running it. It runs when one of its names is used. Its modules can be imported."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.loader is None:
-        return  # who loads a part of it is told
+        return  # importing a module of it raises an error
     package, loader = module_from_spec(spec), spec.loader
 
-    def rest(name: str) -> Any:
+    def resolve(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         with suppress(ModuleNotFoundError):
@@ -67,5 +67,5 @@ def _put_off() -> None:
         loader.exec_module(package)
         return getattr(package, name)
 
-    package.__getattr__ = rest  # type: ignore[method-assign]
+    package.__getattr__ = resolve  # type: ignore[method-assign]
     sys.modules[_PACKAGE] = package

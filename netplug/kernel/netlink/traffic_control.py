@@ -1,7 +1,7 @@
 """Messages of traffic control: token buckets, and filters that redirect (tc-tbf(8), tc-mirred(8)).
 
-By pyroute2, which is loaded when the first of them is packed. Of a bucket we have a schema of our own: that of pyroute2
-0.9 lacks the rate in 64 bits and the burst in bytes, and computes a table of times that the kernel no longer reads.
+They are encoded by pyroute2, which is imported for the first of them. The schema of a token bucket is ours: that of
+pyroute2 0.9 lacks the 64-bit rate and the burst in bytes, and computes a rate table that the kernel no longer reads.
 """
 
 import struct
@@ -12,32 +12,32 @@ from typing import Any
 from netplug.kernel.netlink.pyroute2_messages import decoded, encode, load
 
 ROOT, INGRESS = 0xFFFFFFFF, 0xFFFFFFF1
-"""Parents of a qdisc: for what goes out of a link, and for what comes in."""
+"""Parents of a qdisc: for egress and for ingress of a link (TC_H_ROOT, TC_H_INGRESS)."""
 _BUCKET_HANDLE, _INGRESS_HANDLE = 0x00010000, 0xFFFF0000
 _LINK, _HANDLE = struct.Struct("=4xi"), struct.Struct("=8xI")
-"""Where struct tcmsg has them: a host has many messages that are not wanted, and to decode one takes 50 µs."""
+"""Fields of struct tcmsg, to skip unwanted messages of a dump. Decoding one takes 50 µs."""
 _NODE = 0xFFF
-"""In the handle of a filter, of one that is not just a table of them (TC_U32_NODE)."""
+"""TC_U32_NODE: part of a u32 handle that is zero for a hash table."""
 _ALL_PROTOCOLS = struct.unpack("=H", struct.pack(">H", 3))[0] | 1 << 16
-"""ETH_P_ALL in network order, at priority 1."""
+"""ETH_P_ALL in network order, with priority 1."""
 _ETHERNET = 1
-"""TC_LINKLAYER_ETHERNET: the kernel reckons by itself, without a table from us."""
+"""TC_LINKLAYER_ETHERNET: the kernel needs no rate table."""
 _STOLEN, _EGRESS_REDIRECT = 4, 1
 _MOST = 0xFFFFFFFF
 
 
 def qdiscs() -> bytes:
-    """Return the question for all qdiscs."""
+    """Return the dump request for all qdiscs."""
     return encode(_qdisc())
 
 
 def no_qdisc(link: int, parent: int) -> bytes:
-    """Return what removes a qdisc from a link, by its index."""
+    """Return the message that removes a qdisc. `link`: index."""
     return encode(_qdisc(), index=link, parent=parent)
 
 
 def bucket(link: int, rate: int, limit: int, burst: int) -> bytes:
-    """Return a token bucket for a link, by its index: bytes a second, bytes that may wait, burst."""
+    """Return a token bucket filter. `link`: index; `rate`: bytes per second; `limit`, `burst`: bytes."""
     parms = {"rate": min(rate, _MOST), "rate___reserved": _ETHERNET, "limit": min(limit, _MOST)}
     options = [("TCA_TBF_PARMS", parms), ("TCA_TBF_BURST", burst)]
     if rate > _MOST:
@@ -47,7 +47,7 @@ def bucket(link: int, rate: int, limit: int, burst: int) -> bytes:
 
 
 def buckets(dump: Iterable[bytes], links: Collection[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield link, rate and limit of the token buckets of some links, out of all `qdiscs`."""
+    """Yield link, rate and limit of the token buckets in a dump of `qdiscs`. `links`: the indexes wanted."""
     for data in dump:
         if _LINK.unpack_from(data)[0] not in links:
             continue
@@ -59,15 +59,15 @@ def buckets(dump: Iterable[bytes], links: Collection[int]) -> Iterator[tuple[int
 
 
 def ingress(link: int) -> bytes:
-    """Return the qdisc that lets a link, by its index, have filters for what comes in."""
+    """Return the ingress qdisc, which filters of incoming packets need. `link`: index."""
     return encode(_qdisc(), index=link, handle=_INGRESS_HANDLE, parent=INGRESS, attrs=[("TCA_KIND", "ingress")])
 
 
 def redirect(link: int, target: int) -> bytes:
-    """Return the filter that sends all that comes in by a link out by another."""
+    """Return the filter that redirects all packets arriving on a link to the egress of another."""
     mirred = {"action": _STOLEN, "eaction": _EGRESS_REDIRECT, "ifindex": target}
     act = [("TCA_ACT_KIND", "mirred"), ("TCA_ACT_OPTIONS", {"attrs": [("TCA_MIRRED_PARMS", mirred)]})]
-    # One key that compares nothing.
+    # A key that matches all packets.
     selector = ("TCA_U32_SEL", {"keys": ["0/0+0"]})
     actions = ("TCA_U32_ACT", {"attrs": [("TCA_ACT_PRIO_1", {"attrs": act})]})
     attrs = [("TCA_KIND", "u32"), ("TCA_OPTIONS", {"attrs": [selector, actions]})]
@@ -75,12 +75,12 @@ def redirect(link: int, target: int) -> bytes:
 
 
 def filters(link: int) -> bytes:
-    """Return the question for the filters of what comes in by a link."""
+    """Return the dump request for the ingress filters of a link."""
     return encode(_filter(), index=link, parent=_INGRESS_HANDLE)
 
 
 def redirected(dump: Iterable[bytes]) -> int:
-    """Return the index of the link to which the first of some `filters` redirects, 0 when none does."""
+    """Return the index of the link to which the first redirecting filter in a dump sends; 0 if there is none."""
     for data in dump:
         if not _HANDLE.unpack_from(data)[0] & _NODE:
             continue
@@ -101,10 +101,10 @@ def _filter() -> Any:
 @cache
 def _qdisc() -> Any:
     netlink = load("pyroute2.netlink")
-    theirs = load("pyroute2.netlink.rtnl.tcmsg.sched_tbf").options.tbf_parms
+    tbf_parms = load("pyroute2.netlink.rtnl.tcmsg.sched_tbf").options.tbf_parms
 
     class Parms(netlink.nla):  # type: ignore[misc, name-defined]
-        fields = theirs.fields
+        fields = tbf_parms.fields
 
     class Options(netlink.nla):  # type: ignore[misc, name-defined]
         parms = Parms

@@ -1,9 +1,10 @@
-"""One thread for requests that wait inside the kernel, and a deadline for who waits for it.
+"""A thread for requests that block inside the kernel, with a deadline for its callers.
 
-rtnetlink does its work inside ``sendmsg``, under a mutex (rtnl) that others may hold for seconds. No timeout of a
-socket and no signal ends that wait, so the event loop never makes such a request itself. It hands over all that follows
-one another in a plan, since handing over costs as much as some requests do. There is one thread, as the kernel does
-these requests one by one anyway; and what ends after nobody waits for it any more can be taken back before the next.
+rtnetlink handles a request inside ``sendmsg``, under a mutex (rtnl) that other processes may hold for seconds. Neither
+a socket timeout nor a signal ends that wait. So the event loop never makes such a request itself. It passes the
+consecutive steps of a plan together, since passing work to the thread takes as long as some requests. One thread is
+enough: the kernel handles these requests one by one. A request that ends after its deadline can be undone before the
+next one starts.
 """
 
 import asyncio
@@ -19,16 +20,16 @@ import structlog
 log = structlog.get_logger(__name__)
 
 DEADLINE_S = 10.0
-"""How long the kernel may take for one thing: who deletes a thousand links holds the mutex for seconds."""
+"""How long one request may take. Deleting a thousand links holds the mutex for seconds."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 class _Job(Generic[_T, _R]):
-    """What is done in one go.
+    """A sequence of items to work on.
 
-    `stop`: nothing more of it is begun. `abandoned`: nobody waits for it, and results go to `late`.
+    `stop`: no further item is started. `abandoned`: the caller gave up, and results go to `late`.
     """
 
     def __init__(
@@ -48,19 +49,19 @@ class _Job(Generic[_T, _R]):
         self._finished = False
 
     def give(self, result: _R) -> bool:
-        """Hand over a result; False: nobody waits for it. In the thread."""
+        """Store a result; return False if the caller has given up. Called in the thread."""
         with self._lock:
             if not self.abandoned:
                 self._done.append(result)
             return not self.abandoned
 
     def end(self) -> None:
-        """Wake who waits; in the thread."""
+        """Wake the caller. Called in the thread."""
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._finish)
 
     def abandon(self) -> None:
-        """Wait no longer; in the loop."""
+        """Stop waiting. Called in the event loop."""
         with self._lock:
             self.stop = self.abandoned = True
         self._finish()
@@ -71,7 +72,7 @@ class _Job(Generic[_T, _R]):
             self._future.set_result(None)
 
     async def wait(self) -> None:
-        """Wait until it has ended or is abandoned; a cancellation stops it, and is let through then."""
+        """Wait until the job has ended or is abandoned. A cancellation stops it and is raised when it has ended."""
         cancelled: asyncio.CancelledError | None = None
         while not self._finished:
             try:
@@ -85,14 +86,14 @@ class _Job(Generic[_T, _R]):
 
 
 class Worker:
-    """The thread. It is in the network namespace of the thread that first uses it. Belongs to one event loop."""
+    """The thread, in the network namespace of the thread that first uses it. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._waiting: dict[_Job[Any, Any], None] = {}
         self._current: _Job[Any, Any] | None = None
-        self._moved = 0.0
+        self._last_result = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     async def each(
@@ -102,17 +103,17 @@ class Worker:
         done: list[_R],
         late: Callable[[_T, _R], None] | None = None,
     ) -> None:
-        """Do the work for each item, in order, until one fails. What was begun is ended, also when cancelled.
+        """Call `work` for each item, in order, until one fails. After a cancellation, the current call still ends.
 
         Args:
-            items: what for.
+            items: arguments of `work`.
             work: runs in the thread.
-            done: is given the result of each item as it comes.
-            late: is given, in the thread, the item, and its result, that ended after the deadline.
+            done: receives the result of each item.
+            late: called in the thread with the item and result of a call that ended after the deadline.
 
         Raises:
-            TimeoutError: the kernel has ended nothing for `DEADLINE_S`. Items after the one that waits are not begun.
-            BaseException: what the work raised.
+            TimeoutError: no call ended within `DEADLINE_S`. Items after the current one are not started.
+            BaseException: raised by `work`.
         """
         job = _Job(items, work, done, late)
         self._begin(job)
@@ -129,20 +130,20 @@ class Worker:
             raise job.error
 
     async def do(self, work: Callable[[], _R]) -> _R:
-        """Do one thing and return its result; see `each`."""
+        """Call `work` in the thread and return its result; see `each`."""
         done: list[_R] = []
         await self.each((None,), lambda _: work(), done)
         return done[0]
 
     def afterwards(self, work: Callable[[], None]) -> None:
-        """Let go of what jobs used: now, unless the thread is still at one that was abandoned."""
+        """Call `work`, which frees resources of a job: now, or after the abandoned job that is still running."""
         if self._current and self._current.abandoned:
             self._work.put(work)
         else:
             work()
 
     async def close(self) -> None:
-        """End the thread; one that the kernel does not let go ends by itself."""
+        """End the thread. If it is blocked in the kernel, it ends after that."""
         if self._thread:
             self._work.put(None)
             await asyncio.to_thread(self._thread.join, DEADLINE_S)
@@ -154,25 +155,25 @@ class Worker:
         self._waiting[job] = None
         self._work.put(lambda: self._do(job))
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(DEADLINE_S, self._look)
+            self._timer = asyncio.get_running_loop().call_later(DEADLINE_S, self._check_deadlines)
 
-    def _look(self) -> None:
-        """Abandon what has waited for too long."""
+    def _check_deadlines(self) -> None:
+        """Abandon the jobs that have waited for too long."""
         self._timer = None
         for job in list(self._waiting):
-            if max(job.since, self._moved) + DEADLINE_S <= time.monotonic():
+            if max(job.since, self._last_result) + DEADLINE_S <= time.monotonic():
                 job.abandon()
-        since = [max(job.since, self._moved) for job in self._waiting if not job.abandoned]
+        since = [max(job.since, self._last_result) for job in self._waiting if not job.abandoned]
         if since:
-            left = min(since) + DEADLINE_S - time.monotonic()
-            self._timer = asyncio.get_running_loop().call_later(max(left, 0), self._look)
+            delay = min(since) + DEADLINE_S - time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(max(delay, 0), self._check_deadlines)
 
     def _run(self) -> None:
         while work := self._work.get():
             try:
                 work()
             except Exception:
-                log.exception("kernel.not_let_go")
+                log.exception("kernel.release_failed")
 
     def _do(self, job: _Job[Any, Any]) -> None:
         self._current = job
@@ -181,20 +182,20 @@ class Worker:
                 if job.stop:
                     break
                 result = job.work(item)
-                self._moved = time.monotonic()
+                self._last_result = time.monotonic()
                 if not job.give(result):
-                    self._take_back(job, item, result)
-        except BaseException as error:  # noqa: BLE001 - carried over to who waits
+                    self._undo(job, item, result)
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller
             job.error = error
-            self._moved = time.monotonic()
+            self._last_result = time.monotonic()
         self._current = None
         job.end()
 
     @staticmethod
-    def _take_back(job: _Job[Any, Any], item: object, result: object) -> None:
+    def _undo(job: _Job[Any, Any], item: object, result: object) -> None:
         log.warning("kernel.late", what=str(getattr(item, "key", "")), s=round(time.monotonic() - job.since, 1))
         try:
             if job.late:
                 job.late(item, result)
         except Exception:
-            log.exception("kernel.not_taken_back", what=str(getattr(item, "key", "")))
+            log.exception("kernel.undo_failed", what=str(getattr(item, "key", "")))
