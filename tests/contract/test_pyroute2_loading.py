@@ -16,7 +16,8 @@ WORK = """
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from kernel_suite import BRIDGE, GATEWAY, IFB, VETH
-from netplug.drivers.steps import Flows, Forwards, Guards, HostPort, Ingress, IpSet, Proto, Route, Shape
+from netplug.drivers.ingress import Ingress
+from netplug.drivers.steps import Flows, Forwards, Guards, HostPort, IpSet, Proto, Route, Shape
 from netplug.kernel.linux import LinuxKernel
 from netplug.kernel.sandbox import netns
 
