@@ -369,7 +369,7 @@ def test_a_closed_pipe_ends_a_command_quietly(daemon: Living) -> None:
 def test_client_commands_import_no_daemon() -> None:
     code = (
         "import sys; from netplug.cli import main; main(['ps', '--run-dir', '/nonexistent']);"
-        "heavy = ['pydantic_settings', 'fastapi', 'pyroute2', 'structlog', 'rich'];"
+        "heavy = ['pydantic', 'pydantic_settings', 'fastapi', 'pyroute2', 'structlog', 'rich'];"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

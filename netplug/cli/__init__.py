@@ -53,7 +53,9 @@ def _run(argv: Sequence[str]) -> int:
     import typer  # noqa: PLC0415 - inside, so that Ctrl-C during the import is handled too
 
     from netplug.cli.app import app  # noqa: PLC0415 - as above
+    from netplug.cli.parameters import use_plain_values  # noqa: PLC0415 - as above
 
+    use_plain_values()
     try:
         code = app(args=list(argv), prog_name="netplug", standalone_mode=False)
     except typer.TyperException as exc:
