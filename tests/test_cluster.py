@@ -101,7 +101,7 @@ def test_without_a_cluster_a_network_over_hosts_is_refused(hosts: Hosts) -> None
 
 
 def test_a_network_of_one_host_alone_is_refused_for_the_cluster(hosts: Hosts) -> None:
-    with pytest.raises(CliError, match="a network of mode 'bridge' is of one host alone"):
+    with pytest.raises(CliError, match="a network of mode 'bridge' cannot span several hosts"):
         create(hosts.start(1), options={"mode": "bridge"})
 
 

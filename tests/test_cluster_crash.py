@@ -110,9 +110,9 @@ class Host:
         allocator = Allocator(leases, default_spaces(ula(b"tests")), start=HashedStart(me))
         self.engine = Engine(kernel, local, allocator, DRIVERS)
         name = f"host-{self.number}"
-        under = Underlay(self.engine, local, Finder(str(self.vtep), access), self.vtep)
+        underlay = Underlay(self.engine, local, Finder(str(self.vtep), access), self.vtep)
         identity = Identity(local, Machine(name), me, {}, "")
-        self.cluster = Cluster(self.engine, local, gate, leases, identity=identity, name=name, under=under)
+        self.cluster = Cluster(self.engine, local, gate, leases, identity=identity, name=name, underlay=underlay)
         self.reconciler = Reconciler(self.engine, None)
         await self.reconciler.start()
         await self.cluster.start()

@@ -151,7 +151,7 @@ def test_docker_does_not_take_a_network_from_under_others(hosts: Hosts) -> None:
     one = hosts.start(1)
     create(one)
     attach(one)
-    with pytest.raises(RefusedError, match="network 'blue' is on this host without docker, and has endpoints"):
+    with pytest.raises(RefusedError, match="network 'blue' has endpoints on this host that are not docker's"):
         make(one, "a")
     detach(one)
     make(one, "a")
@@ -163,13 +163,14 @@ def test_a_second_name_of_one_docker_is_refused(hosts: Hosts) -> None:
     """Docker would ask for a pool that overlaps nothing, for ever."""
     one = hosts.start(1)
     pool = make(one, "a")
-    words = f"network 'blue' of the cluster is here as Docker network '{'a' * 12}' (use that one, or remove it first)"
+    words = f"network 'blue' of the cluster exists on this host as Docker network '{'a' * 12}'"
+    words += " (use that one, or remove it first)"
     for refused in (lambda: ask(one), lambda: make(one, "b", subnet=pool)):
         with pytest.raises(RefusedError) as caught:
             refused()
         assert str(caught.value) == words
-    one.do_and_get(lambda daemon: setattr(daemon.cluster.networks, "called", {"a" * 64: "mine"}.get))
-    with pytest.raises(RefusedError, match="is here as Docker network 'mine'"):
+    one.do_and_get(lambda daemon: setattr(daemon.cluster.networks, "docker_name", {"a" * 64: "mine"}.get))
+    with pytest.raises(RefusedError, match="exists on this host as Docker network 'mine'"):
         ask(one)
     assert only(one)["id"] == "a" * 64
 
@@ -179,7 +180,7 @@ def test_a_subnet_that_docker_would_not_take_is_refused(hosts: Hosts) -> None:
     create(one)
     has(two)
     two.kernel.foreign.routes.append(Route(ip_network("10.224.0.0/16"), "tun0"))
-    with pytest.raises(RefusedError, match=r"overlaps 10\.224\.0\.0/16, which this host reaches .* add --subnet"):
+    with pytest.raises(RefusedError, match=r"overlaps 10\.224\.0\.0/16, which this host uses .* add --subnet"):
         ask(two)
     make(two, "b", subnet="10.224.0.0/24")
 

@@ -238,7 +238,7 @@ def test_why_nobody_can_join_is_said_as_it_is(two: tuple[Living, Living], etcd: 
         etcd.delete(key)
     else:
         etcd.write(key, {**value, "deleting": True, "deleter": deleter.rpartition("/")[2]})
-    words = "was deleted from the store that hosts share" if deleted else "is just being deleted on host host-2"
+    words = "was deleted from the shared store" if deleted else "is being deleted by host host-2"
     with pytest.raises(CliError, match=f"network 'blue' {words}"):
         attach(one)
     etcd.write(key, value)

@@ -93,7 +93,7 @@ def test_an_audit_finds_what_other_hosts_leaked(hosts: Hosts, etcd: Member) -> N
     twin = {"mac": "02:6e:0a:e0:00:4f", "addresses": ["10.224.0.79"], "names": ["twin"]}
     etcd.write(f"{told.rpartition('/')[0]}/{'d' * 64}", twin)
     assert sorted(findings(one)) == [
-        "10.224.0.77 leased to endpoint lost on host host-2, which tells of no such endpoint",
+        "10.224.0.77 leased to endpoint lost on host host-2, which advertises no such endpoint",
         "10.224.0.78 leased to endpoint lost on host eeeeeeeeeeee, which is not in the cluster",
         "10.224.0.79 used by endpoint twin on host host-2, but not leased",
     ]

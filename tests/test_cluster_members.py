@@ -25,7 +25,7 @@ def pair(hosts: Hosts, etcd: Member) -> tuple[Living, Living, str]:
 
 
 def whats(host: Living) -> list[str]:
-    return sorted(it["what"].partition(": what its host")[0] for it in host.client.get("diff")["differences"])
+    return sorted(it["what"].partition(": the endpoint is ignored")[0] for it in host.client.get("diff")["differences"])
 
 
 def told(mac: str, *addresses: str, names: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -48,11 +48,11 @@ def test_neither_address_nor_mac_of_anybody_is_taken_over(hosts: Hosts, etcd: Me
         [
             f"address {address_of(here)} is leased to host host-1",
             f"address {address_of(there)} is leased to host host-2",
-            "address 10.224.0.98 is leased to nobody",
-            f"MAC {here['mac']} is that of an endpoint of this host",
+            "address 10.224.0.98 has no lease",
+            f"MAC {here['mac']} belongs to an endpoint of this host",
         ]
     )
-    until(lambda: f"MAC {here['mac']} is that of an endpoint of host host-1" in whats(other), "and there")
+    until(lambda: f"MAC {here['mac']} belongs to an endpoint of host host-1" in whats(other), "and there")
     assert reached(other) == {f"{address_of(here)} at 192.0.2.1"}
     body = {"name": "web", "type": "A", "networks": ["blue"]}
     answers = other.client.post("dns", "query", body=body)["answers"]
@@ -73,7 +73,7 @@ def test_neither_address_nor_mac_of_anybody_is_taken_over(hosts: Hosts, etcd: Me
 def test_a_record_counts_when_its_claim_comes_late(hosts: Hosts, etcd: Member) -> None:
     one, _, key = pair(hosts, etcd)
     etcd.write(f"{key}e1", told("02:00:00:00:00:01", "10.224.0.99"))
-    until(lambda: whats(one) == ["address 10.224.0.99 is leased to nobody"], "it does not count")
+    until(lambda: whats(one) == ["address 10.224.0.99 has no lease"], "it does not count")
     claim(etcd, f"{key}e1", "10.224.0.99")
     reaches(one, f"10.224.0.99 at {BAD}")
     # A claim that is missing for a moment ends no traffic, one of another host does.
@@ -81,7 +81,7 @@ def test_a_record_counts_when_its_claim_comes_late(hosts: Hosts, etcd: Member) -
     value = etcd.records("ipam/leases/")[lease]
     etcd.delete(lease)
     etcd.write(f"{key}e2", told("02:00:00:00:00:02", "10.224.0.98"))
-    until(lambda: whats(one) == ["address 10.224.0.98 is leased to nobody"], "it has looked")
+    until(lambda: whats(one) == ["address 10.224.0.98 has no lease"], "it has looked")
     reaches(one, f"10.224.0.99 at {BAD}")
     etcd.write(lease, {**value, "host": "somebody"})
     reaches(one)

@@ -110,7 +110,7 @@ def test_routes_say_what_the_way_of_a_vtep_on_the_loopback_link_carries(hosts: H
     other.do(lambda _: kernel.rerouted.set())
     until(lambda: [it["what"] for it in differences(other)] != [], "it is said")
     (found,) = differences(other)
-    assert found["what"] == "mtu 1450 does not fit: the way of VTEP 203.0.113.2 leaves 1350 bytes"
+    assert found["what"] == "mtu 1450 is too large: the path of VTEP 203.0.113.2 allows 1350 bytes"
 
 
 @pytest.mark.parametrize("alive", [True, False], ids=["running", "down"])
@@ -217,7 +217,7 @@ def test_an_mtu_that_drops_later_is_said_with_host_and_number(hosts: Hosts) -> N
     other.do(lambda _: other.kernel.moved.set())
     until(lambda: differences(other), "it is said there")
     (found,) = differences(other)
-    words = "mtu 1450 does not fit: the way of VTEP 192.0.2.2 leaves 1350 bytes"
+    words = "mtu 1450 is too large: the path of VTEP 192.0.2.2 allows 1350 bytes"
     assert (found["owner"], found["object"], found["what"]) == ("network blue", "mtu", words)
     until(lambda: notes(one)["host-2"] == [f"network blue: {words}"], "it is said here")
     other.kernel.foreign.mtus["eth0"] = 1500

@@ -1,4 +1,4 @@
-"""VNIs and subnets that no network of the cluster has yet, and whether one that is there is as asked for."""
+"""Allocation of VNIs and subnets for a network of the cluster, and comparison of a request with an existing network."""
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -19,11 +19,11 @@ from netplug.ipam.subnets import Subnets
 from netplug.store.api import Put
 
 FIRST_VNI = 10_000
-"""Below are those that others choose by themselves: flannel 1, swarm and Calico from 4096 on."""
+"""Smaller ones are defaults of other programs: flannel uses 1, swarm and Calico 4096 and more."""
 
 
 def vni_for(ident: str, wanted: int, port: int, others: Mapping[str, Definition], drivers: Drivers) -> int:
-    """Return the VNI that is wanted, or a free one from a place that the network's id gives."""
+    """Return the requested VNI, or a free one; the search begins at a hash of the network's id."""
     held = {}
     for other in others.values():
         with suppress(DriverError):  # of a driver that is not on this host
@@ -61,7 +61,7 @@ def subnets_for(
 def free_subnet(
     version: int, others: Mapping[str, Definition], taken: Collection[IPNetwork], identity: str
 ) -> IPNetwork:
-    """Return a subnet that no network of the cluster has, and nothing on this host."""
+    """Return a subnet that no network of the cluster uses, and that overlaps nothing on this host."""
     obstacles = Subnets(version, (net for net in taken if net.version == version))
     for other in others.values():
         for held in other.subnets:
@@ -77,7 +77,7 @@ def free_subnet(
 
 
 def completed(raw: Mapping[str, str], **values: str) -> dict[str, str]:
-    """Return options with values that were chosen, in the spelling of ours: mtu has another name with Docker."""
+    """Return options with allocated values. Docker's name of the option mtu is removed, since ours is set."""
     return {key: value for key, value in raw.items() if key != "com.docker.network.driver.mtu"} | values
 
 
@@ -91,10 +91,10 @@ def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
 
 
 def refuse_other(definition: Definition, wanted: NetworkSpec, drivers: Drivers) -> None:
-    """Refuse a network that is there and not as asked for; what is not asked for may be as it is.
+    """Refuse a request that differs from an existing network. Options that were not requested may differ.
 
     Raises:
-        NetplugError: "exists", with the first difference.
+        NetplugError: "exists"; the message names the first difference.
     """
     asked, found = drivers.parse(wanted.options), drivers.parse(definition.options)
     unasked = drivers.parse({"mode": asked.mode})
@@ -110,7 +110,7 @@ def refuse_other(definition: Definition, wanted: NetworkSpec, drivers: Drivers) 
     for what, want, there in here:
         if want != there:
             words = f"network {definition.name!r} of the cluster has {what} {_words(there)}, not {_words(want)}"
-            raise NetplugError("exists", words, hint="make it as it is on the other hosts, or give it another name")
+            raise NetplugError("exists", words, hint="create it as on the other hosts, or choose another name")
 
 
 def _words(value: object) -> str:

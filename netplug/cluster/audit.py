@@ -1,7 +1,7 @@
-"""What is wrong with who has which address, seen over all hosts: claims against what the hosts tell of.
+"""Audit of the addresses of other hosts: claims compared with advertised endpoints.
 
-A host claims an address before it tells of the endpoint, and ends in the other order. So what looks wrong is looked at
-once more after a while, and is wrong when it still is the same.
+A host claims an address before it advertises the endpoint, and releases it afterwards. So a difference may be
+temporary: it counts only if a second comparison finds it again.
 """
 
 import asyncio
@@ -16,26 +16,26 @@ from netplug.engine.records import NetworkRecord
 from netplug.ipam.lease import OwnerKind
 from netplug.ipam.pool import Pool
 
-PATIENCE_S = 0.5
-"""Ten times what it takes to attach."""
+RECHECK_S = 0.5
+"""Pause before the second comparison: ten times the duration of an attach."""
 
 
 async def audit(
     engine: Engine, view: View, leases: SharedLeases, networks: Mapping[str, NetworkRecord], me: str
 ) -> list[Finding]:
-    """Return what is wrong with addresses of other hosts in these networks; of this one the engine's audit tells.
+    """Return faults of the addresses of other hosts in these networks. The engine audits those of this host.
 
     Raises:
         StoreError: the store does not answer.
     """
-    suspects = await _look(engine, view, leases, networks, me)
+    suspects = await _compare(engine, view, leases, networks, me)
     if not suspects:
         return []
-    await asyncio.sleep(PATIENCE_S)
-    return [found for found in await _look(engine, view, leases, networks, me) if found in suspects]
+    await asyncio.sleep(RECHECK_S)
+    return [found for found in await _compare(engine, view, leases, networks, me) if found in suspects]
 
 
-async def _look(
+async def _compare(
     engine: Engine, view: View, leases: SharedLeases, networks: Mapping[str, NetworkRecord], me: str
 ) -> list[Finding]:
     found = []
@@ -47,7 +47,7 @@ async def _look(
 
 
 def _unused(view: View, pool: Pool, network: str, claims: list[Claim], me: str) -> list[Finding]:
-    """Return addresses that are claimed for nobody."""
+    """Return addresses whose claims have no endpoint."""
     found = []
     for claim in claims:
         owner, host = claim.lease.owner, claim.host
@@ -57,23 +57,23 @@ def _unused(view: View, pool: Pool, network: str, claims: list[Claim], me: str) 
             words = f"leased to {owner} on host {short(host)}, which is not in the cluster"
             found.append(Finding(pool, words, claim.lease.address))
         elif owner.kind is OwnerKind.ENDPOINT and owner.id not in view.endpoints(network, host):
-            words = f"leased to {owner} on host {name_of(view, host)}, which tells of no such endpoint"
+            words = f"leased to {owner} on host {name_of(view, host)}, which advertises no such endpoint"
             found.append(Finding(pool, words, claim.lease.address))
     return found
 
 
 def _unclaimed(view: View, pool: Pool, network: str, claims: list[Claim], me: str) -> list[Finding]:
-    """Return addresses that are used without a claim, or with that of another host."""
+    """Return addresses that are used without a claim, or that another host has claimed."""
     holders = {claim.lease.address: claim for claim in claims}
     found = []
     for host in sorted(view.hosts().keys() - {me}):
-        for ident, told in view.endpoints(network, host).items():
-            for address in told.addresses:
+        for ident, advert in view.endpoints(network, host).items():
+            for address in advert.addresses:
                 if address not in pool.network:
                     continue
                 claim = holders.get(address)
                 if claim is None or (claim.host, claim.lease.owner.id) != (host, ident):
                     other = f"leased to {claim.lease.owner} on {name_of(view, claim.host)}" if claim else "not leased"
-                    words = f"used by endpoint {told.name or short(ident)} on host {name_of(view, host)}, but {other}"
+                    words = f"used by endpoint {advert.name or short(ident)} on host {name_of(view, host)}, but {other}"
                     found.append(Finding(pool, words, address))
     return found

@@ -1,4 +1,4 @@
-"""What the store says of networks: their definitions, and who uses them."""
+"""The definitions of networks in the shared store, and their users."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -19,13 +19,13 @@ from netplug.store.leases import OPS_PER_TXN
 
 log = structlog.get_logger(__name__)
 
-GRAVES = "cluster/graves"
-"""In this host's own store: networks of whose end it knows, lest a backup bring them back."""
-_MOST_GRAVES = 500
+TOMBSTONES = "cluster/tombstones"
+"""In this host's own store: ids of deleted networks, so that a restored backup does not bring them back."""
+_MAX_TOMBSTONES = 500
 
 
 class Catalogue:
-    """Reads and writes definitions. `own`: this host's own store; `me`: its id."""
+    """Reads and writes definitions. `own`: this host's own store; `me`: this host's id."""
 
     def __init__(self, store: Store, own: Store, view: View, me: str) -> None:
         self._store = store
@@ -34,7 +34,7 @@ class Catalogue:
         self._me = me
 
     async def all(self) -> dict[str, Definition]:
-        """Return the networks, by id; what cannot be read is left out, and logged."""
+        """Return the networks, by id. Records that cannot be read are skipped and logged."""
         found = {}
         for record in (await self._store.range(NETWORKS))[0]:
             try:
@@ -44,10 +44,10 @@ class Catalogue:
         return found
 
     async def refuse_used(self, ident: str, name: str) -> None:
-        """Refuse a network that has endpoints, or that a Docker has.
+        """Refuse a network that has endpoints, or that the Docker of a host has.
 
         Raises:
-            NetplugError: "forbidden", with the hosts.
+            NetplugError: "forbidden"; the message names the hosts.
         """
         endpoints = Counter(await self._hosts_in(f"{ENDPOINTS}{ident}/"))
         if endpoints:
@@ -59,18 +59,18 @@ class Catalogue:
             raise NetplugError("forbidden", f"docker has network {name!r} on {where}", hint=hint)
 
     async def _hosts_in(self, prefix: str) -> list[str]:
-        """Return the hosts that the records of a prefix are of."""
+        """Return the hosts in the keys below a prefix."""
         return [record.key.removeprefix(prefix).partition("/")[0] for record in (await self._store.range(prefix))[0]]
 
     async def remove(self, ident: str, definition: Definition) -> None:
-        """Delete what the store has of a network; the definition last, so that a crash leaves no leases alone."""
+        """Delete a network's leases and its definition; this last, so that a crash leaves no orphaned leases."""
         for it in definition.subnets:
             await drop_all(self._store, pool_id(GLOBAL, it.subnet, it.range))
         await self._store.txn([], [Delete(NETWORKS + ident)])
-        await self.bury(ident)
+        await self.add_tombstone(ident)
 
-    async def put_back(self, ident: str, definition: Definition, record: NetworkRecord | None) -> None:
-        """Define a network as it was known; `record`: of the one that is built here."""
+    async def restore(self, ident: str, definition: Definition, record: NetworkRecord | None) -> None:
+        """Write a definition that the store has lost. `record`: the network on this host, if it is built here."""
         put, key = as_put(NETWORKS + ident, definition), NETWORKS + ident
         if record is not None and record.front_end is FrontEnd.DOCKER:
             await self._store.txn([], [Put(f"{MEMBERS}{ident}/{self._me}", {"network": record.network.id})])
@@ -81,8 +81,8 @@ class Catalogue:
                 log.warning("network.restored", network=short(ident), name=definition.name)
 
     async def sweep(self, built: Iterable[str]) -> None:
-        """Delete what a backup brought back of networks that ended, less those that are `built` here."""
-        dead = await self.graves() - set(built)
+        """Delete networks that a backup brought back although they have a tombstone, except those `built` here."""
+        dead = await self.tombstones() - set(built)
         for ident, definition in (await self.all()).items():
             if ident in dead:
                 log.warning("network.ended_again", network=short(ident), name=definition.name)
@@ -92,32 +92,32 @@ class Catalogue:
                     await self._store.txn([], [Delete(it.key) for it in records[start : start + OPS_PER_TXN]])
                 await self.remove(ident, definition)
 
-    async def graves(self) -> set[str]:
-        """Return the networks of whose end this host knows."""
-        record = await self._own.get(GRAVES)
+    async def tombstones(self) -> set[str]:
+        """Return the ids of networks that this host knows to be deleted."""
+        record = await self._own.get(TOMBSTONES)
         return set(map(str, record.value["ids"])) if record else set()  # type: ignore[arg-type]  # a list of texts
 
-    async def bury(self, ident: str) -> None:
-        """Remember that a network has ended."""
-        record = await self._own.get(GRAVES)
+    async def add_tombstone(self, ident: str) -> None:
+        """Store that a network was deleted."""
+        record = await self._own.get(TOMBSTONES)
         ids: list[str] = list(record.value["ids"]) if record else []  # type: ignore[arg-type]
         if ident not in ids:
-            await self._keep([*ids, ident][-_MOST_GRAVES:])
+            await self._keep([*ids, ident][-_MAX_TOMBSTONES:])
 
-    async def exhume(self, ident: str) -> None:
-        """Forget that: somebody else has it still."""
-        record = await self._own.get(GRAVES)
+    async def remove_tombstone(self, ident: str) -> None:
+        """Remove a network's tombstone: another host still has the network."""
+        record = await self._own.get(TOMBSTONES)
         ids: list[str] = list(record.value["ids"]) if record else []  # type: ignore[arg-type]
         if ident in ids:
             await self._keep([it for it in ids if it != ident])
 
     async def _keep(self, ids: list[str]) -> None:
-        await self._own.txn([], [Put(GRAVES, {"ids": [*ids]})])
+        await self._own.txn([], [Put(TOMBSTONES, {"ids": [*ids]})])
 
 
-def gone(name: str, stored: Record | None, view: View) -> NetplugError:
-    """Return why nobody can join a network any more, whose definition is `stored` now."""
+def joining_refused(name: str, stored: Record | None, view: View) -> NetplugError:
+    """Return why no endpoint can join a network whose definition is `stored` now."""
     if stored is None:
-        return NetplugError("unavailable", f"network {name!r} was deleted from the store that hosts share")
+        return NetplugError("unavailable", f"network {name!r} was deleted from the shared store")
     where = name_of(view, str(stored.value.get("deleter", "")))
-    return NetplugError("unavailable", f"network {name!r} is just being deleted on host {where}")
+    return NetplugError("unavailable", f"network {name!r} is being deleted by host {where}")

@@ -2,7 +2,7 @@
 
 The shared store decides which host has an address. The copy holds this host's leases while the shared store is
 unreachable, also after a restart. `reconcile` releases claims of this host that have no copy, and repeats claims that
-the shared store has lost. So a release that failed need not be remembered.
+the shared store has lost. So a release that failed need not be load_mark.
 
 Gateways belong to the network, not to a host; they are written with the network's definition.
 """

@@ -1,8 +1,8 @@
-"""Hosts that share networks: what they tell each other by the store, and how each brings itself in line with it.
+"""Connects this host with the hosts that share networks with it through a store.
 
-Level-triggered throughout. Every loop compares what ought to be with what is: definitions with this host's networks,
-this host's endpoints with those that it told of, the others' endpoints with the kernel. An event only says when to
-look; on a timer everything is looked at. While the store cannot be reached nothing changes, and all goes on.
+Everything is level-triggered. Each loop compares desired and actual state: definitions with this host's networks, this
+host's endpoints with those advertised, endpoints of other hosts with the kernel. Events only trigger a comparison; a
+timer triggers all. While the store is unreachable, nothing changes, and traffic continues.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import structlog
 
 from netplug.cluster.audit import audit
 from netplug.cluster.barrier import Barrier
-from netplug.cluster.catalogue import gone
+from netplug.cluster.catalogue import joining_refused
 from netplug.cluster.claim_holders import ClaimHolders
 from netplug.cluster.claims import SharedLeases
 from netplug.cluster.hosts import Host, Hosts
@@ -40,13 +40,13 @@ from netplug.store.api import Compare, Delete, Store, StoreError, Unreachable
 log = structlog.get_logger(__name__)
 
 INTERVAL_S = 30.0
-"""After which everything is looked at, if nothing happens."""
+"""Interval of comparisons without an event."""
 START_S = 1.0
-"""For which a start waits until the store has told of the others; dockerd waits 15 s for a plugin."""
+"""Longest wait of a start for the store; dockerd waits 15 s for a plugin."""
 
 
 class Cluster:
-    """A host among others. `me`: its id. The engine tells it of endpoints that come and go (`joined`, `left`)."""
+    """The cluster as the engine and the front ends see it (`EndpointListener`). `me`: this host's id."""
 
     def __init__(
         self,
@@ -57,22 +57,22 @@ class Cluster:
         *,
         identity: Identity,
         name: str,
-        under: Underlay,
+        underlay: Underlay,
     ) -> None:
         self.me = me = identity.id
         self._guard = guard = store.store
         self.view = View(guard)
         self.membership = Membership(
-            store, self.view, leases.breaker, identity, engine.conditions, name=name, vtep=under.vtep
+            store, self.view, leases.breaker, identity, engine.conditions, name=name, vtep=underlay.vtep
         )
         self.barrier = Barrier(store, self.view, self.membership)
         self.networks = Definitions(engine, store, self.view, leases, me)
-        self._recovery = Recovery(engine, local, guard, self.view, self.membership, self.networks, leases, self._told)
+        self._recovery = Recovery(engine, local, guard, self.view, self.membership, self.networks, leases, self._advert)
         self._hosts = Hosts(store, self.networks, me)
         self.leases = leases
-        self._underlay = under
-        under.moved, under.noted = self._moved, self._noted
-        engine.base_plan.vtep = under.vtep
+        self._underlay = underlay
+        underlay.on_move, underlay.on_notes = self._on_vtep_moved, self._on_notes
+        engine.base_plan.vtep = underlay.vtep
         engine.endpoints.listener = self
         engine.networks.cluster = self.networks
         self._breaker = leases.breaker
@@ -83,22 +83,15 @@ class Cluster:
         self._lost: frozenset[str] = frozenset()
         self._published: dict[str, int] = {}
         self._claimed = ClaimHolders(guard)
-        self.peering = Peering(
-            engine,
-            self.view,
-            self._claimed,
-            self.networks,
-            self.barrier,
-            me,
-            whole=self._recovery.whole,
-        )
-        self._defining = asyncio.Event()
-        self._peering = asyncio.Event()
+        complete = self._recovery.complete
+        self.peering = Peering(engine, self.view, self._claimed, self.networks, self.barrier, me, complete=complete)
+        self._networks_due = asyncio.Event()
+        self._peers_due = asyncio.Event()
 
-    # What is asked of it
+    # Requests of front ends
 
     async def leases_of(self, pool: str) -> list[tuple[Lease, str]]:
-        """Return the leases of a pool on all hosts, with the names of these; empty for what is on all.
+        """Return the leases of a pool with the names of their hosts; the name is empty for gateways.
 
         Raises:
             StoreError: the store does not answer.
@@ -108,17 +101,17 @@ class Cluster:
         return [(claim.lease, name_of(self.view, claim.host) if claim.host else "") for claim in found]
 
     def remote_endpoints(self, network: NetworkRecord) -> list[tuple[str, str, EndpointAdvert]]:
-        """Return the endpoints that a network has on other hosts: name of the host, id, and what it tells of it.
+        """Return a network's endpoints on other hosts: name of the host, id, and advert.
 
         Raises:
-            Unreachable: the store does not answer, so nobody knows.
+            Unreachable: the store does not answer.
         """
         ident = ident_of(network)
         if ident not in self.networks.shared():
             return []
         self._breaker.check()
         if not self.view.synced.is_set():
-            raise Unreachable("the store that hosts share has not told yet what they have")
+            raise Unreachable("the endpoints of other hosts have not been read from the shared store yet")
         return self.view.remote_endpoints(ident, self.me)
 
     async def hosts(self) -> list[Host]:
@@ -127,17 +120,17 @@ class Cluster:
             return await self._hosts.all()
 
     async def forget(self, ref: str) -> Host:
-        """Delete all that a dead host has in the store; see `Hosts.forget`."""
+        """Delete all records of a dead host; see `Hosts.forget`."""
         with self._breaker.request():
             return await self._hosts.forget(ref)
 
     async def rebind(self) -> None:
-        """Have this host be here, to where its state was moved; see `Membership.rebind`."""
+        """Use this host's id on this machine, to which its state was moved; see `Membership.rebind`."""
         with self._breaker.request():
             await self.membership.rebind()
 
     async def audit(self) -> list[Finding]:
-        """Return what is wrong with addresses of other hosts; see `audit`.
+        """Return faults of the addresses of other hosts; see `audit`.
 
         Raises:
             StoreError: the store does not answer.
@@ -145,15 +138,15 @@ class Cluster:
         with self._breaker.request():
             return await audit(self._engine, self.view, self.leases, self.networks.shared(), self.me)
 
-    # What the engine tells
+    # EndpointListener
 
     async def joined(self, record: EndpointRecord) -> None:
-        """Tell the others of an endpoint. While the store does not answer, or refuses, that waits for `_publish_all`.
+        """Advertise an endpoint. If the store does not answer, or refuses, `_publish_all` does it later.
 
         Raises:
             NetplugError: "unavailable": the network is being deleted.
         """
-        if not (network := self._shared(record)):
+        if not (network := self._cluster_id(record)):
             return
         if first := self.view.duplicate_vteps().get(self.me):
             words = f"this host's VTEP belongs to host {name_of(self.view, first)}, which had it first"
@@ -162,41 +155,41 @@ class Cluster:
             with self._breaker.request():
                 await self._publish(network, record)
         except StoreError as exc:
-            self._untold(network, record, exc)
+            self._log_unpublished(network, record, exc)
 
     async def settled(self, record: EndpointRecord) -> None:
-        """Wait until the others reach an endpoint that they were told of, by address and by name; see `Barrier`."""
+        """Wait until the other hosts reach an advertised endpoint by address and by name; see `Barrier`."""
         if revision := self._published.get(record.endpoint.id):
             await self.barrier.passed(revision)
 
     async def left(self, record: EndpointRecord) -> None:
-        """Tell the others that an endpoint is gone. While the store does not answer that waits for `_publish_all`."""
+        """Withdraw an endpoint. If the store does not answer, `_publish_all` does it later."""
         self._published.pop(record.endpoint.id, None)
-        if not (network := self._shared(record)):
+        if not (network := self._cluster_id(record)):
             return
         try:
             with self._breaker.request():
                 await self._store.txn([], [Delete(endpoint_key(network, self.me, record.endpoint.id))])
         except StoreError as exc:
-            self._untold(network, record, exc)
+            self._log_unpublished(network, record, exc)
 
-    def _untold(self, network: str, record: EndpointRecord, exc: StoreError) -> None:
+    def _log_unpublished(self, network: str, record: EndpointRecord, exc: StoreError) -> None:
         log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
-        if not isinstance(exc, Unreachable):  # nobody tells when it is mended, as of one that is back
-            self.networks.look_at(network)
+        if not isinstance(exc, Unreachable):  # unlike a store that answers again, this has no event
+            self.networks.reconcile_soon(network)
 
-    def _shared(self, record: EndpointRecord) -> str:
-        """Return what the cluster calls the network of an endpoint; nothing for one of this host alone."""
+    def _cluster_id(self, record: EndpointRecord) -> str:
+        """Return the cluster's id of an endpoint's network; empty for a network of this host only."""
         network = self._engine.registry.network(record.endpoint.network)
         driver = self._engine.drivers.of(network.network)
         return ident_of(network) if meshed(driver) else ""
 
-    def _told(self, record: EndpointRecord) -> EndpointAdvert:
+    def _advert(self, record: EndpointRecord) -> EndpointAdvert:
         net = self._engine.registry.network(record.endpoint.network).network
         driver = self._engine.drivers.of(net)
         assert meshed(driver)  # noqa: S101 - the network is one of several hosts
         peer = driver.publish(net, record.endpoint, self._engine.base_plan.host)
-        names = dns_records.told(record) if record.linked else ()
+        names = dns_records.advertised_names(record) if record.linked else ()
         ports = tuple(sorted(dns_records.ports_of(record)))
         return EndpointAdvert(
             peer.mac, peer.addresses, names, ports, record.healthy, record.front_end, record.container
@@ -204,8 +197,8 @@ class Cluster:
 
     async def _publish(self, network: str, record: EndpointRecord) -> None:
         key = NETWORKS + network
-        put = as_put(endpoint_key(network, self.me, record.endpoint.id), self._told(record))
-        # Not when the network is being deleted, or was: that is decided by what this compares.
+        put = as_put(endpoint_key(network, self.me, record.endpoint.id), self._advert(record))
+        # The comparison fails if the network is being deleted, or was.
         known, stored = self.view.open_revision(network), None
         revision = await self._store.txn([Compare(key, known)], [put]) if known else None
         if revision is None:
@@ -214,14 +207,16 @@ class Cluster:
                 revision = await self._store.txn([Compare(key, stored.revision)], [put])
                 stored = stored if revision else await self._store.get(key)
         if revision is None:
-            self.networks.look_at(network)
-            raise gone(self._engine.registry.network(record.endpoint.network).network.name, stored, self.view)
+            self.networks.reconcile_soon(network)
+            raise joining_refused(
+                self._engine.registry.network(record.endpoint.network).network.name, stored, self.view
+            )
         self._published[record.endpoint.id] = revision
 
-    # Living
+    # Background work
 
     async def start(self) -> None:
-        """Register, and wait a moment for what the others tell; without the store this host goes on alone."""
+        """Register, and identify the cluster. Without the store, this host's own networks work."""
         await self._recovery.load()
         try:
             async with asyncio.timeout(START_S):
@@ -235,17 +230,19 @@ class Cluster:
             log.warning("cluster.refused", reason=str(exc))
 
     async def run(self) -> None:
-        """Live until cancelled."""
+        """Take part in the cluster until cancelled."""
         keep = self._engine.supervisor.keep
-        lasting = {"underlay": self._underlay.run, "view": self.view.follow, "membership": self.membership.run}
-        lasting |= {"barrier": self.barrier.run, "recovery": self._recovery.run, "timer": self._dispatch}
-        lasting |= {"claims": self._claimed.follow, "routes": self._underlay.watch_routes}
+        tasks = {"underlay": self._underlay.run, "view": self.view.follow, "membership": self.membership.run}
+        tasks |= {"barrier": self.barrier.run, "recovery": self._recovery.run, "timer": self._dispatch}
+        tasks |= {"claims": self._claimed.follow, "routes": self._underlay.watch_routes}
         try:
             async with asyncio.TaskGroup() as group:
-                for name, work in lasting.items():
+                for name, work in tasks.items():
                     group.create_task(keep(f"cluster.{name}", work))
-                group.create_task(self._looking("cluster.networks", self._defining, self._define_all))
-                group.create_task(self._looking("cluster.peers", self._peering, self.peering.bring_about))
+                group.create_task(
+                    self._keep_reconciling("cluster.networks", self._networks_due, self._reconcile_networks)
+                )
+                group.create_task(self._keep_reconciling("cluster.peers", self._peers_due, self.peering.reconcile))
         finally:
             try:
                 async with asyncio.timeout(START_S):
@@ -255,20 +252,20 @@ class Cluster:
             except (TimeoutError, StoreError) as exc:
                 log.debug("host.lease_left", reason=str(exc))
 
-    async def _moved(self, vtep: IPAddress) -> None:
-        """Tell the others of a new VTEP. Connections from the old one may be dead, and nobody says so for long."""
+    async def _on_vtep_moved(self, vtep: IPAddress) -> None:
+        """Announce a new VTEP. Reconnect to the store, since connections from the old address may be dead unnoticed."""
         self.membership.vtep = vtep
         await self._reconnect()
         self.membership.wake()
         self.view.touch_all()
 
-    def _noted(self, notes: tuple[str, ...]) -> None:
+    def _on_notes(self, notes: tuple[str, ...]) -> None:
         if notes != self.membership.notes:
             self.membership.notes = notes
             self.membership.wake()
 
     def _compare_hosts(self) -> None:
-        """Say which hosts have one VTEP, and which records cannot be read."""
+        """Report hosts with the same VTEP, and records that cannot be read."""
         pairs = sorted(self.view.duplicate_vteps().items())
         found = [
             Difference(f"host {name_of(self.view, it)}", "vtep", self._shared_vtep(it, first)) for it, first in pairs
@@ -280,7 +277,7 @@ class Cluster:
         return duplicate_vtep(self.view.hosts()[ident].vtep, name_of(self.view, first))
 
     async def _dispatch(self) -> None:
-        """Wake who has to look at what changed, and all after a while."""
+        """Trigger the comparisons that a change needs, and all of them on a timer."""
         await self.view.synced.wait()
         known: dict[str, str] = {}
         while True:
@@ -296,39 +293,39 @@ class Cluster:
                 self.membership.wake()
             if self.view.redefined:
                 self.view.redefined = False
-                self._defining.set()
+                self._networks_due.set()
             if self.view.touched:
-                self._peering.set()
+                self._peers_due.set()
 
-    async def _looking(self, name: str, wanted: asyncio.Event, look: Callable[[], Awaitable[None]]) -> None:
+    async def _keep_reconciling(self, name: str, wanted: asyncio.Event, look: Callable[[], Awaitable[None]]) -> None:
         while True:
             await wanted.wait()
             wanted.clear()
             if delay_s := await self._engine.supervisor.attempt(name, look()):
                 asyncio.get_running_loop().call_later(delay_s, wanted.set)
 
-    # Networks, claims, and what this host tells
+    # Networks, claims and adverts
 
-    async def _define_all(self) -> None:
+    async def _reconcile_networks(self) -> None:
         if not self.membership.admitted:
-            return  # that is looked at again when it is
+            return  # admission triggers it again
         await self._recovery.identify()
         await self.membership.ensure()
         await self.networks.mirror()
-        await self._settle()
+        await self._reconcile_claims()
         failed: list[Exception] = []
         for network, record in self.networks.shared().items():
             try:
                 await self._publish_all(network, record.network.id)
             except Unreachable:
                 raise
-            except Exception as exc:  # noqa: BLE001 - one network keeps no other from being told of
+            except Exception as exc:  # noqa: BLE001 - one network keeps no other from being advertised of
                 failed.append(exc)
         if failed:
-            raise ExceptionGroup("networks of which not all is told", failed)
+            raise ExceptionGroup("networks whose endpoints could not all be advertised", failed)
 
-    async def _settle(self) -> None:
-        """Make the claims in the store those of this host; what another host has of them is its."""
+    async def _reconcile_claims(self) -> None:
+        """Reconcile this host's claims. Addresses that another host has claimed are lost."""
         pools = {pool for record in self.networks.shared().values() for pool in record.pools}
         lost = await self.leases.reconcile(pools)
         for lease, host in lost:
@@ -337,17 +334,17 @@ class Cluster:
         self._lost = frozenset(lease.owner.id for lease, _ in lost)
 
     async def _publish_all(self, network: str, here: str) -> None:
-        """Tell of this host's endpoints in a network, of those and no others. `here`: its id on this host."""
+        """Make the adverts of this host in a network its endpoints. `here`: the network's id on this host."""
         async with self._engine.registry.lock(here):
             mine = {
                 record.endpoint.id: record
                 for record in self._engine.registry.endpoints(here)
                 if record.endpoint.id not in self._lost
             }
-            told = self.view.endpoints(network, self.me)
-            for ident in told.keys() - mine.keys() - self._engine.quarantine.endpoints():
+            advertised = self.view.endpoints(network, self.me)
+            for ident in advertised.keys() - mine.keys() - self._engine.quarantine.endpoints():
                 await self._store.txn([], [Delete(endpoint_key(network, self.me, ident))])
             for ident, record in mine.items():
-                if told.get(ident) != self._told(record):
+                if advertised.get(ident) != self._advert(record):
                     log.info("endpoint.told_again", endpoint=short(ident))
                     await self._publish(network, record)

@@ -115,7 +115,7 @@ class Hosts:
             if await self._store.txn([Compare(ALIVE + host.id, 0), Compare(STOPPED + host.id, 0)], ops) is None:
                 raise _alive_error(host)
         for record in members:
-            await self._networks.end_unwanted(record.key.removeprefix(MEMBERS).partition("/")[0])
+            await self._networks.delete_if_unused(record.key.removeprefix(MEMBERS).partition("/")[0])
         log.info("host.ended", host=short(host.id), name=host.name, records=len(keys))
         return host
 

@@ -1,8 +1,8 @@
 """Networks of the cluster: defined once in the store, built on every host.
 
-A definition is one transaction, guarded against all others that define: so name, VNI and subnets are looked for in a
-state that does not change meanwhile. Every host brings its own networks in line with the definitions (`mirror`). What
-cannot be built here (an mtu too large, a VNI that a stranger holds) is told to whoever asks for it.
+A definition is one transaction, serialized with all others by a guard record: so name, VNI and subnets are allocated in
+a state that does not change meanwhile. Every host makes its networks agree with the definitions (`mirror`). A network
+that cannot be built on this host (an MTU too large, a VNI in use) is recorded as absent, with the reason.
 """
 
 import asyncio
@@ -32,22 +32,24 @@ from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
-_TRIES = 100
-"""Of a transaction that others, who define networks too, come before: 50 hosts at once."""
-WAY_S = 20.0
-"""For which a network that Docker is about to make is not built by us; it takes some milliseconds."""
-_HALF_OF_ALL = 1  # default routes, also those of a VPN, are no obstacle
+_ATTEMPTS = 100
+"""Largest number of attempts of a definition, while other hosts define networks: enough for 50 hosts at once."""
+DOCKER_CREATES_S = 20.0
+"""For how long a network is not built here after Docker asked for its subnet; Docker creates it in milliseconds."""
+_HALF_OF_DEFAULT = 1  # default routes, also the halves that a VPN sets, do not conflict
 
 
 class Definitions:
-    """Defines networks, deletes them, and builds here what is defined.
+    """Defines and deletes networks, and builds them on this host.
 
-    `identity`: the cluster's id as this host knows it; empty until it does. `called`: what Docker calls its networks.
+    Attributes:
+        identity: the cluster's id; empty until this host knows it.
+        docker_name: returns the name of a network in this host's Docker.
     """
 
     def __init__(self, engine: Engine, store: AdmissionGate, view: View, leases: SharedLeases, me: str) -> None:
         self.identity = ""
-        self.called: Callable[[str], str] = short
+        self.docker_name: Callable[[str], str] = short
         self.catalogue = Catalogue(store, engine.store, view, me)
         self._breaker = leases.breaker
         self._engine = engine
@@ -55,16 +57,16 @@ class Definitions:
         self._view = view
         self._me = me
         self._lock = asyncio.Lock()
-        self._making_way: dict[str, float] = {}
+        self._expected_from_docker: dict[str, float] = {}
 
     # Use cases
 
     @uncancellable
     async def create(self, spec: NetworkSpec) -> NetworkRecord:
-        """Define a network, and build it here. To Docker it may be there already, if it is as asked for.
+        """Define a network, and build it here. Docker may create a network that is defined already, if it is equal.
 
         Raises:
-            NetplugError, DriverError, IpamError: and nothing was changed.
+            NetplugError, DriverError, IpamError: the request is refused; nothing was changed.
             StoreError: the store does not answer.
         """
         await self._ready()
@@ -76,7 +78,7 @@ class Definitions:
             return await self._build_defined(ident, definition)
 
     async def _build_defined(self, ident: str, definition: Definition, docker: str = "") -> NetworkRecord:
-        """Build what was defined just now, or undo that."""
+        """Build a network that was just defined; if that fails, delete the definition."""
         try:
             record = await self._engine.networks.build(definition.to_spec(ident, docker))
         except BaseException:
@@ -86,13 +88,13 @@ class Definitions:
         return record
 
     async def _adopt(self, spec: NetworkSpec) -> NetworkRecord:
-        """Make a network of this host's Docker one of the cluster, with the others that have its name."""
+        """Create a network of this host's Docker: define it, or join the cluster's network of its name."""
         name = self._engine.drivers.parse(spec.options).name
         spaces = {pool.space for it in spec.subnets if it.pool and (pool := self._engine.allocator.pool_of(it.pool))}
         if not name or spaces != {GLOBAL}:
             raise NetplugError(
                 "invalid",
-                "a network over several hosts needs a name of its own, and addresses that no other host gives out",
+                "a network over several hosts needs option name, and IPAM by pynet, so that hosts share its addresses",
                 hint="docker network create -d pynet --ipam-driver pynet --ipam-opt name=blue -o mode=overlay "
                 "-o name=blue blue",
             )
@@ -105,14 +107,14 @@ class Definitions:
             try:
                 refuse_other(definition, spec, self._engine.drivers)
                 record = await self._take_over(ident, definition, spec.id)
-            finally:  # refused, it is to be here as it was
-                self._making_way.pop(ident, None)
-                self.look_at(ident)
+            finally:  # if refused, the network is built here again
+                self._expected_from_docker.pop(ident, None)
+                self.reconcile_soon(ident)
         await self._store.txn([], [Put(f"{MEMBERS}{ident}/{self._me}", {"network": spec.id})])
         return record
 
     async def _take_over(self, ident: str, definition: Definition, docker: str) -> NetworkRecord:
-        """Build a network under the id that Docker has for it, in place of the one that is here."""
+        """Build a network under Docker's id, in place of the one that is built here."""
         mirrored = self.shared().get(ident)
         if mirrored is not None:
             self._refuse_second(mirrored)
@@ -122,41 +124,41 @@ class Definitions:
 
     @uncancellable
     async def delete(self, record: NetworkRecord, *, by: FrontEnd, orphaned: bool = False) -> None:
-        """Delete a network on all hosts; one of Docker's on this one alone, as long as it is wanted elsewhere.
+        """Delete a network on all hosts. Deletion by Docker deletes it here only, while it is used on other hosts.
 
         Raises:
-            NetplugError: "forbidden": it has endpoints, or Docker has it, and where.
+            NetplugError: "forbidden": it has endpoints, or Docker has it; the message names the hosts.
             StoreError: the store does not answer.
         """
         ident = ident_of(record)
         async with self._lock:
             if record.front_end is FrontEnd.DOCKER:
                 await self._engine.networks.take_down(record.network.id, by=by, orphaned=orphaned)
-                await self._leave(ident)
+                await self._remove_user(ident)
                 return
             stored = await self._store.get(NETWORKS + ident)
             if stored is None:
                 await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
                 return
-            await self.catalogue.refuse_used(ident, record.network.name)  # before anybody is kept out for a moment
-            async with self._closed(ident, stored) as definition:
+            await self.catalogue.refuse_used(ident, record.network.name)  # before joins are refused
+            async with self._joins_refused(ident, stored) as definition:
                 await self.catalogue.refuse_used(ident, definition.name)
                 await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
             await self.catalogue.remove(ident, definition)
 
-    async def _leave(self, ident: str) -> None:
-        """Note that this host's Docker has a network no more, and delete it when that was all that it was for."""
+    async def _remove_user(self, ident: str) -> None:
+        """Remove this host's Docker from the users of a network, and delete the network if it was the last one."""
         try:
             await self._store.txn([], [Delete(f"{MEMBERS}{ident}/{self._me}")])
-            ended = await self.end_unwanted(ident)
+            ended = await self.delete_if_unused(ident)
         except StoreError as exc:
             log.warning("network.kept", network=short(ident), reason=str(exc))
             ended = False
         if not ended:
-            self.look_at(ident)
+            self.reconcile_soon(ident)
 
-    async def end_unwanted(self, ident: str) -> bool:
-        """Delete a network that Docker made and no host's Docker has any more, and tell whether that was so.
+    async def delete_if_unused(self, ident: str) -> bool:
+        """Delete a network that Docker created if no host's Docker has it any more; tell whether it was deleted.
 
         Raises:
             StoreError: the store does not answer.
@@ -166,7 +168,7 @@ class Definitions:
             return False
         try:
             await self.catalogue.refuse_used(ident, str(stored.value.get("name")))
-            async with self._closed(ident, stored) as definition:
+            async with self._joins_refused(ident, stored) as definition:
                 await self.catalogue.refuse_used(ident, definition.name)
         except NetplugError as exc:
             log.debug("network.kept", network=short(ident), reason=exc.message)
@@ -175,14 +177,16 @@ class Definitions:
         return True
 
     @asynccontextmanager
-    async def _closed(self, ident: str, stored: Record) -> AsyncIterator[Definition]:
-        """Let nobody join a network during the block, and for good if that ends well."""
+    async def _joins_refused(self, ident: str, stored: Record) -> AsyncIterator[Definition]:
+        """Refuse joins of a network during the block, and afterwards unless the block fails."""
         key, definition = NETWORKS + ident, parse_record(Definition, stored)
-        # From now on nobody publishes an endpoint: that compares this record.
+        # From now on no endpoint can be published: that compares this record.
         marked = {**stored.value, "deleting": True, "deleter": self._me}
         revision = await self._store.txn([Compare(key, stored.revision)], [Put(key, marked)])
         if revision is None:
-            raise NetplugError("unavailable", f"network {definition.name!r} is just being changed", hint="try again")
+            raise NetplugError(
+                "unavailable", f"network {definition.name!r} is being changed by another host", hint="try again"
+            )
         try:
             yield definition
         except BaseException:
@@ -191,7 +195,7 @@ class Definitions:
             raise
 
     async def subnet(self, name: str, wanted: IPNetwork | None, *, v6: bool) -> tuple[IPNetwork, IPAddress]:
-        """Return the subnet of a network that may be still to be made, and its gateway.
+        """Return the subnet and gateway of a network, which need not be defined yet.
 
         Raises:
             NetplugError: "unavailable": there is no free subnet; "exists": the network has endpoints here.
@@ -203,14 +207,14 @@ class Definitions:
         for it in known.subnets if known else ():
             if wanted in {None, it.subnet} and it.subnet.version == version:
                 if wanted is None:
-                    await self._make_way(ident)
+                    await self._take_down_for_docker(ident)
                     await self._refuse_routes(it.subnet, name)
                 return it.subnet, it.gateway
         network = wanted or free_subnet(version, others, await self._taken(), self.identity)
         return network, network[1]
 
     async def gateway(self, subnet: IPNetwork) -> IPAddress | None:
-        """Return the gateway of the network that has a subnet; None when there is none yet.
+        """Return the gateway of the network that has a subnet; None if there is no such network.
 
         Raises:
             StoreError: the store does not answer.
@@ -218,11 +222,11 @@ class Definitions:
         definitions = (await self.catalogue.all()).values()
         return next((it.gateway for one in definitions for it in one.subnets if it.subnet == subnet), None)
 
-    async def _make_way(self, ident: str) -> None:
-        """Take a network down that Docker is about to make.
+    async def _take_down_for_docker(self, ident: str) -> None:
+        """Take down a network that Docker is about to create.
 
-        A subnet that it did not choose itself it only takes when the host has no route to it, and asks for another one
-        for ever (libnetwork, requestPoolHelper).
+        Docker accepts an allocated subnet only if the host has no route to it; otherwise it asks for another subnet
+        without end (libnetwork, requestPoolHelper).
         """
         async with self._lock:
             mirrored = self.shared().get(ident)
@@ -231,27 +235,28 @@ class Definitions:
             self._refuse_second(mirrored)
             self._refuse_endpoints(mirrored)
             loop = asyncio.get_running_loop()
-            self._making_way[ident] = loop.time() + WAY_S
-            loop.call_later(WAY_S, self.look_at, ident)
+            self._expected_from_docker[ident] = loop.time() + DOCKER_CREATES_S
+            loop.call_later(DOCKER_CREATES_S, self.reconcile_soon, ident)
             await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
 
     async def _refuse_routes(self, subnet: IPNetwork, name: str) -> None:
-        """Refuse a subnet that Docker would not take, for the reason said at `_make_way`."""
+        """Refuse a subnet that Docker would not accept, see `_take_down_for_docker`."""
         for taken in await self._taken():
             if taken.version == subnet.version and taken.overlaps(subnet):
-                words = f"subnet {subnet} of network {name!r} of the cluster overlaps {taken}, which this host reaches"
-                raise NetplugError("exists", words, hint=f"if that is as it should be, add --subnet {subnet}")
+                words = f"subnet {subnet} of network {name!r} of the cluster overlaps {taken}, which this host uses"
+                raise NetplugError("exists", words, hint=f"if that is intended, add --subnet {subnet}")
 
     def _refuse_second(self, mirrored: NetworkRecord) -> None:
         if mirrored.front_end is FrontEnd.DOCKER:
-            name, called = mirrored.network.name, self.called(mirrored.network.id) or short(mirrored.network.id)
-            words = f"network {name!r} of the cluster is here as Docker network {called!r}"
+            name, ident = mirrored.network.name, mirrored.network.id
+            docker_name = self.docker_name(ident) or short(ident)
+            words = f"network {name!r} of the cluster exists on this host as Docker network {docker_name!r}"
             raise NetplugError("exists", words, hint="use that one, or remove it first")
 
     def _refuse_endpoints(self, mirrored: NetworkRecord) -> None:
         if self._engine.registry.endpoints(mirrored.network.id):
-            words = f"network {mirrored.network.name!r} is on this host without docker, and has endpoints"
-            raise NetplugError("exists", words, hint="detach them first, or make the network by docker before")
+            words = f"network {mirrored.network.name!r} has endpoints on this host that are not docker's"
+            raise NetplugError("exists", words, hint="detach them, then create the network by docker")
 
     async def _ready(self) -> None:
         if self._store.refusal:
@@ -260,8 +265,8 @@ class Definitions:
             raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
         await self._breaker.resumed()
 
-    def look_at(self, ident: str) -> None:
-        """Have the network built again if it ought to be here, and its peers told of."""
+    def reconcile_soon(self, ident: str) -> None:
+        """Have a network and its peers reconciled."""
         self._view.redefined = True
         self._view.touch(ident)
 
@@ -272,7 +277,7 @@ class Definitions:
         options = drivers.parse(spec.options)
         driver = drivers.named(options.mode)
         if driver.scope is not Scope.CLUSTER:
-            words = f"a network of mode {options.mode!r} is of one host alone"
+            words = f"a network of mode {options.mode!r} cannot span several hosts"
             raise NetplugError(
                 "invalid", words, hint=f"leave out --cluster, or use mode {drivers.default(Scope.CLUSTER)}"
             )
@@ -280,11 +285,11 @@ class Definitions:
         host = await self._engine.base_plan.read_host()
         options = driver.complete(options, host)
         taken = await self._taken()
-        for _ in range(_TRIES):
+        for _ in range(_ATTEMPTS):
             guard = await self._store.get(GUARD)
             others = await self.catalogue.all()
             if other := next((other for other, it in others.items() if it.name == name), None):
-                here = self.shared().get(other)  # whose id may be another one, if Docker has it
+                here = self.shared().get(other)  # a Docker network has another id
                 words = f"network {name!r} exists already in the cluster ({short(here.network.id if here else other)})"
                 raise NetplugError("exists", words, hint="choose another name")
             vni = vni_for(ident, options.vni, options.vxlan_port, others, drivers)
@@ -300,15 +305,15 @@ class Definitions:
         raise NetplugError("unavailable", "too many networks are being created at once", hint="try again")
 
     async def _taken(self) -> list[IPNetwork]:
-        """Return the subnets that this host has, and those that it has routes to."""
+        """Return the subnets of this host's networks and routes."""
         host = await self._engine.base_plan.read_host()
-        routes = [route for route, _ in host.routes if route.prefixlen > _HALF_OF_ALL]
+        routes = [route for route, _ in host.routes if route.prefixlen > _HALF_OF_DEFAULT]
         return routes + [subnet.pool for net in self._engine.registry.all_networks() for subnet in net.subnets]
 
-    # Keeping up
+    # Building
 
     def shared(self) -> dict[str, NetworkRecord]:
-        """Return the networks of the cluster that are built here, by the cluster's ids."""
+        """Return the networks of the cluster that are built here, by their ids in the cluster."""
         drivers = self._engine.drivers
         return {
             ident_of(record): record
@@ -317,7 +322,7 @@ class Definitions:
         }
 
     async def mirror(self) -> None:
-        """Build here what is defined and not here, and take down what is here and no longer defined.
+        """Build networks that are defined and missing here; take down networks that are not defined any more.
 
         Raises:
             StoreError: the store does not answer.
@@ -329,18 +334,18 @@ class Definitions:
             for ident, definition in list(defined.items()):
                 if definition.deleting and (definition.deleter == self._me or not self._view.alive(definition.deleter)):
                     await self._end_deletion(ident)
-                waits = self._making_way.get(ident, 0.0) > asyncio.get_running_loop().time()
-                waits |= self._breaker.closed.is_set()  # it may be one that a backup brought back
+                waits = self._expected_from_docker.get(ident, 0.0) > asyncio.get_running_loop().time()
+                waits |= self._breaker.closed.is_set()  # a backup may have brought it back
                 if ident not in built and not definition.deleting and not waits:
                     await self._build(ident, definition)
             for ident in built.keys() - defined.keys():
                 await self._take_down(built[ident])
 
     async def _end_deletion(self, ident: str) -> None:
-        """Bring to its end a deletion in the middle of which a daemon died; the caller holds the lock."""
+        """Finish a deletion during which a daemon died; the caller holds the lock."""
         stored = await self._store.get(NETWORKS + ident)
         if stored is None or not stored.value.get("deleting"):
-            return  # our view is late
+            return  # the view is out of date
         definition = replace(parse_record(Definition, stored), deleting=False, deleter="")
         log.warning("network.half_deleted", network=short(ident), name=definition.name)
         try:
@@ -363,23 +368,23 @@ class Definitions:
             absent[definition.name] = exc.message
         else:
             absent.pop(definition.name, None)
-            await self.catalogue.exhume(ident)
+            await self.catalogue.remove_tombstone(ident)
             self._view.touch(ident)
 
     async def _take_down(self, record: NetworkRecord) -> None:
         ident = ident_of(record)
         if await self._store.get(NETWORKS + ident) is not None:
-            return  # our view is late
+            return  # the view is out of date
         stored = await self._store.get(IDENTITY)
         if stored is None or stored.value.get("id") != self.identity:
-            return  # the store lost all it had: see `restore`
+            return  # the store has lost its data, see `Recovery`
         if self._engine.registry.endpoints(record.network.id) or record.front_end is FrontEnd.DOCKER:
-            await self.catalogue.put_back(ident, Definition.of(record), record)
+            await self.catalogue.restore(ident, Definition.of(record), record)
         else:
             await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
-            await self.catalogue.bury(ident)
+            await self.catalogue.add_tombstone(ident)
 
 
 def ident_of(record: NetworkRecord) -> str:
-    """Return what the cluster calls a network."""
+    """Return a network's id in the cluster."""
     return record.cluster or record.network.id

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 import structlog
 
 from netplug.cluster.records import IDENTITY
-from netplug.cluster.recovery import remembered
+from netplug.cluster.recovery import load_mark
 from netplug.cluster.underlay import VTEP
 from netplug.cluster.vtep import Finder
 from netplug.config import Settings
@@ -128,7 +128,7 @@ async def open_for_command(
         return None
     try:
         shared = RestoreGuard(await _open_known(settings, own, stack), host_id)
-        await remembered(own, shared)
+        await load_mark(own, shared)
         await shared.verify()
         stack.push_async_callback(_mark, shared)
     except StoreError as exc:

@@ -1,8 +1,8 @@
-"""What the tunnels of this host lie on: the VTEP, which may change while it lives, and how much its way carries.
+"""The underlay of this host's tunnels: the VTEP, which may change at run time, and the MTU of its path.
 
-Looked at when the kernel tells of an address or an mtu, and on a timer; when it tells of routes, if these decide. Of a
-VTEP that goes there may be no other for a moment, or for long: it stays what it was until there is one, and the lack of
-it is said.
+Both are checked after kernel notifications about addresses and MTUs, and on a timer; after changes of routes only if
+routes determine the VTEP. When the VTEP's address is removed, the old VTEP stays until another address is found, and
+`netplug diff` shows that it is missing.
 """
 
 import asyncio
@@ -24,32 +24,35 @@ log = structlog.get_logger(__name__)
 
 VTEP = "meta/vtep"
 SETTLE_S = 0.1
-"""Whoever replaces an address takes the old one away before."""
+"""Pause after a notification: programs that replace an address remove the old one first."""
 RETRY_S = 1.0
 INTERVAL_S = 30.0
 
 
 class Underlay:
-    """Follows the VTEP of this host (`vtep`), and tells what is wrong with it (`report`).
+    """Follows the VTEP of this host, and reports its faults.
 
-    `moved`: is told of a new VTEP when the networks here have followed. `noted`: is told what is wrong, in words.
+    Attributes:
+        vtep: the current VTEP.
+        on_move: called with a new VTEP after this host's networks use it.
+        on_notes: called with the current faults.
     """
 
     def __init__(self, engine: Engine, local: Store, finder: Finder, vtep: IPAddress) -> None:
         self.vtep = vtep
-        self.moved: Callable[[IPAddress], Awaitable[None]] | None = None
-        self.noted: Callable[[tuple[str, ...]], None] | None = None
+        self.on_move: Callable[[IPAddress], Awaitable[None]] | None = None
+        self.on_notes: Callable[[tuple[str, ...]], None] | None = None
         self._engine = engine
         self._local = local
         self._finder = finder
         self._missing = True
-        self._by_routes = asyncio.Event()
+        self._routes_matter = asyncio.Event()
 
     async def run(self) -> None:
-        """Look whenever there is reason to, until cancelled."""
+        """Check after notifications and on a timer, until cancelled."""
         event = self._engine.kernel.underlay()
         while True:
-            failed_s = await self._engine.supervisor.attempt("underlay", self.look())
+            failed_s = await self._engine.supervisor.attempt("underlay", self.check())
             with suppress(TimeoutError):
                 rest_s = self._engine.base_plan.rest_s()
                 async with asyncio.timeout(max(rest_s, failed_s or (RETRY_S if self._missing else INTERVAL_S))):
@@ -58,8 +61,8 @@ class Underlay:
             event.clear()
 
     async def watch_routes(self) -> None:
-        """Have it looked when routes have changed what the VTEP is, or may have what its way carries."""
-        await self._by_routes.wait()
+        """Trigger a check when routes have changed the VTEP, or may have changed the MTU of its path."""
+        await self._routes_matter.wait()
         event = self._engine.kernel.routes()
         while True:
             await event.wait()
@@ -72,26 +75,28 @@ class Underlay:
                 self._engine.kernel.underlay().set()
 
     def _is_on_loopback(self) -> bool:
-        """Whether the VTEP is on the loopback link, and its packets leave by the default route's."""
+        """Whether the VTEP is on the loopback link, so that its packets leave by the link of the default route."""
         return any(it.ip == self.vtep and link == "lo" for it, link in self._engine.base_plan.host.addresses)
 
-    async def look(self) -> None:
-        """Look once, and follow."""
-        host, why = await self._engine.base_plan.read_host(), ""
+    async def check(self) -> None:
+        """Determine the VTEP, move to a new one, and report faults."""
+        host, fault = await self._engine.base_plan.read_host(), ""
         try:
             found = await asyncio.to_thread(self._finder.find, host, self.vtep)
-            if found.version != self.vtep.version:  # whom the others could not answer
-                why = f"VTEP {self.vtep} is gone, and this host has no other IPv{self.vtep.version} address for it"
+            if found.version != self.vtep.version:  # tunnels need the IP version of the other hosts
+                fault = (
+                    f"VTEP {self.vtep} was removed, and this host has no other IPv{self.vtep.version} address for it"
+                )
                 found = self.vtep
         except NetplugError as exc:
-            why, found = f"VTEP {self.vtep}: {exc.message}", self.vtep
+            fault, found = f"VTEP {self.vtep}: {exc.message}", self.vtep
         if found != self.vtep:
             await self._follow(found)
             host = self._engine.base_plan.host
-        self._missing = bool(why)
+        self._missing = bool(fault)
         if not self._finder.wanted or self._is_on_loopback():
-            self._by_routes.set()
-        self._report(host, why)
+            self._routes_matter.set()
+        self._report(host, fault)
 
     async def _follow(self, vtep: IPAddress) -> None:
         log.warning("vtep.moved", before=str(self.vtep), now=str(vtep))
@@ -100,17 +105,17 @@ class Underlay:
         await self._engine.base_plan.read_host()
         await self._engine.networks.follow()
         self.vtep = vtep
-        if self.moved:
-            await self.moved(vtep)
+        if self.on_move:
+            await self.on_move(vtep)
 
-    def _report(self, host: HostFacts, why: str) -> None:
-        found = [Difference("host", "vtep", why)] if why else list(self._narrow(host))
+    def _report(self, host: HostFacts, fault: str) -> None:
+        found = [Difference("host", "vtep", fault)] if fault else list(self._narrow(host))
         self._engine.conditions.report("underlay", found)
-        if self.noted:
-            self.noted(tuple(it.what if it.owner == "host" else f"{it.owner}: {it.what}" for it in found))
+        if self.on_notes:
+            self.on_notes(tuple(it.what if it.owner == "host" else f"{it.owner}: {it.what}" for it in found))
 
     def _narrow(self, host: HostFacts) -> Iterable[Difference]:
-        """Tell of the networks whose packets do not fit through the tunnels of this host any more."""
+        """Yield networks whose MTU is too large for the tunnels of this host."""
         for record in self._engine.registry.networks():
             net = record.network
             driver = self._engine.drivers.of(net)
@@ -122,5 +127,5 @@ class Underlay:
                 yield Difference(f"network {net.name}", "mtu", exc.message)
                 continue
             if net.options.mtu > room:
-                words = f"mtu {net.options.mtu} does not fit: the way of VTEP {self.vtep} leaves {room} bytes"
+                words = f"mtu {net.options.mtu} is too large: the path of VTEP {self.vtep} allows {room} bytes"
                 yield Difference(f"network {net.name}", "mtu", words)

@@ -1,4 +1,4 @@
-"""The address of this host to which others tunnel."""
+"""The VTEP: the address of this host to which other hosts send their tunnels."""
 
 import socket
 from collections.abc import Collection, Iterable, Sequence
@@ -15,9 +15,9 @@ _ANY_PORT = 9
 
 @dataclass(frozen=True, slots=True)
 class Finder:
-    """Finds the VTEP.
+    """Determines the VTEP.
 
-    `wanted`: an address, or the name of a link that has one; empty: the one with which the store is reached.
+    `wanted`: an address, or a link that has one; empty: the source address of packets to the store.
     """
 
     wanted: str
@@ -27,9 +27,8 @@ class Finder:
         """Return the VTEP; may wait for a name server.
 
         Args:
-            host: what has been read of this host.
-            known: the VTEP as it was: of several addresses of a link it stays, and its IP version does as long as there
-                is one of it.
+            host: links and addresses of this host.
+            known: the last VTEP. It is preferred among the addresses of a link; if it is gone, its IP version is.
 
         Raises:
             NetplugError: "invalid": this host has no such address.
@@ -43,13 +42,13 @@ class Finder:
         if not found:
             raise NetplugError(
                 "invalid",
-                "setting vtep is not given, and the store is reached by no address that other hosts could tunnel to",
+                "setting vtep is empty, and this host reaches the store by no address that can be a VTEP",
                 hint="give --vtep ADDRESS or --vtep LINK",
             )
         return _first(found, known)
 
     def has_moved(self, known: IPAddress) -> bool:
-        """Tell whether routes alone have made another address the VTEP; costs a fraction of what `find` needs to know.
+        """Tell whether routes alone have changed the VTEP; much cheaper than `find`.
 
         May wait for a name server.
         """
@@ -59,7 +58,7 @@ class Finder:
         return not found or _first(found, known) != known
 
     def _sources(self) -> list[IPAddress]:
-        """Return the addresses from which packets to the store leave; that of its first endpoint comes first."""
+        """Return the source addresses of packets to the store, in the order of its endpoints."""
         return [source for endpoint in self.access.endpoints if (source := _source(endpoint))]
 
 
@@ -80,13 +79,13 @@ def _address(wanted: str, addresses: Collection[IPAddress]) -> IPAddress:
     except ValueError:
         address = None
     if address is None or address not in addresses:
-        words = f"setting vtep is {wanted!r}: this host has no such address, and no link of this name with one"
+        words = f"setting vtep is {wanted!r}: this host has no such address, and no link of this name with an address"
         raise NetplugError("invalid", words, hint=f"its addresses: {', '.join(map(str, addresses)) or 'none'}")
     return address
 
 
 def _source(endpoint: str) -> IPAddress | None:
-    """Return the address from which packets to an endpoint leave; nothing is sent."""
+    """Return the source address of packets to an endpoint; nothing is sent."""
     name = endpoint.rpartition(":")[0].strip("[]")
     try:
         found = socket.getaddrinfo(name, _ANY_PORT, type=socket.SOCK_DGRAM)

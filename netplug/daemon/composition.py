@@ -95,8 +95,10 @@ async def compose(host: Host, shared: Shared | None, *, docker: bool) -> "Compos
     cluster = None
     if shared and gate and shared_leases:
         finder = Finder(settings.vtep, settings.etcd or EtcdAccess(()))
-        under = Underlay(engine, store, finder, shared.vtep)
-        cluster = Cluster(engine, store, gate, shared_leases, identity=identity, name=settings.host_name, under=under)
+        underlay = Underlay(engine, store, finder, shared.vtep)
+        cluster = Cluster(
+            engine, store, gate, shared_leases, identity=identity, name=settings.host_name, underlay=underlay
+        )
     return Composition(host, engine, cluster, docker=docker)
 
 
@@ -154,7 +156,7 @@ class Composition:
         settings = self.host.settings
         events = DockerEvents(self.engine, settings.docker_host, settings.driver_name, self.sandbox_resolvers)
         if self.cluster:
-            self.cluster.networks.called = lambda ident: events.networks.get(ident, "")
+            self.cluster.networks.docker_name = lambda ident: events.networks.get(ident, "")
         return events
 
     @cached_property

@@ -40,8 +40,8 @@ def of_other(
     return Entry(ident, others, tuple(addresses), tuple(services(ports)), healthy, short)
 
 
-def told(record: EndpointRecord) -> tuple[str, ...]:
-    """Return all that an endpoint is called, for other hosts."""
+def advertised_names(record: EndpointRecord) -> tuple[str, ...]:
+    """Return all names of an endpoint, for other hosts."""
     return tuple(filter(None, dict.fromkeys((*names_of(record), short_id(record.container)))))
 
 
