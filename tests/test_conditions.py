@@ -53,7 +53,7 @@ async def test_firewalld_in_the_way_is_shown_with_the_command_that_helps() -> No
     (found,) = await host.reconciler.diff()
     assert (found.owner, found.object) == ("host", "firewalld")
     command = "firewall-cmd --permanent --zone=trusted --add-interface=np-+ && firewall-cmd --reload"
-    assert found.what == f"knows nothing of the networks' links, and drops what they send: {command}"
+    assert found.what == f"does not know the networks' links, and drops packets from them: {command}"
     host.kernel.foreign.facts = HostFacts(firewalld=Firewalld(frozenset({"np-"})))
     assert await host.reconciler.diff() == []
     await host.cli_network(ident=OTHER, name="mine", bridge="br7")
@@ -70,7 +70,7 @@ def test_firewalld_that_drops_what_tunnels_bring_is_shown() -> None:
     links = frozenset({"np-"})
     (found,) = blocked(HostFacts(firewalld=Firewalld(links, trusted=links)), [overlay], DRIVERS)
     command = "firewall-cmd --permanent --add-port=4789/udp && firewall-cmd --reload"
-    assert found.what == f"drops what other hosts of overlays send: {command}"
+    assert found.what == f"drops packets from other hosts of overlays: {command}"
     assert not blocked(HostFacts(firewalld=Firewalld(links, frozenset({4789}), links)), [overlay], DRIVERS)
     for whole in ("eth1", ""):  # the underlay may be what is trusted
         assert not blocked(HostFacts(firewalld=Firewalld(links, trusted=links | {whole})), [overlay], DRIVERS)

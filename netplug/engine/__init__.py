@@ -33,9 +33,11 @@ from netplug.store.api import Store
 
 
 class Engine:
-    """All networks and endpoints of this host.
+    """All networks and endpoints of this host, and the use cases that change them.
 
-    `search`: domains below which the host looks for names, where a name server answers for them.
+    A use case either succeeds or changes nothing. After a crash, the next start finishes or reverts what was begun.
+
+    `search`: the host's search domains, which sandboxes get too. Empty without a name server.
     """
 
     search: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Subnets of networks and addresses of endpoints, as leases that are undone when what they were for fails."""
+"""Subnets of networks and addresses of endpoints: leases that are undone if the request fails."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -35,7 +35,7 @@ class Subnets:
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """The addresses of an endpoint and the pool of each. `mac`: what was kept with them, if anything."""
+    """The addresses of an endpoint and the pool of each. `mac`: the MAC that was kept with them, if any."""
 
     addresses: tuple[IPInterface, ...]
     pools: tuple[str, ...]
@@ -43,7 +43,10 @@ class Leased:
 
 
 class Addressing:
-    """What networks and endpoints want of IPAM."""
+    """Takes subnets and addresses from IPAM, and gives them back.
+
+    What a block takes is given back if the block fails. No other owner loses an address by that.
+    """
 
     def __init__(self, allocator: Allocator, segments: ConflictDetection, drivers: Drivers) -> None:
         self._drivers = drivers
@@ -63,16 +66,16 @@ class Addressing:
         gateway: bool,
         removal: Callable[[str], str],
     ) -> AsyncIterator[Subnets]:
-        """Take the subnets of a network for the time of the block, and for good when it ends well.
+        """Take the subnets of a network. They are given back if the block fails.
 
-        `removal`: returns the command that removes a network, by id.
+        `removal`: returns the command that removes a network, by its id.
         """
         async with AsyncExitStack() as undo:
             subnets: list[Subnet] = []
             pools: list[str] = []
             for wanted in spec.subnets:
                 if wanted.pool is not None:
-                    # Of networks of one LAN the allocator tells whether their ranges are apart, or whose IPAM it is.
+                    # Networks of one LAN may share a subnet: the allocator checks that their ranges are disjoint.
                     rivals = [it for it in others if not (self._on_a_lan(net, it) and wanted.pool in _pools_of(it))]
                     _refuse_overlap(wanted.pool, [*rivals, Network(net.id, net.name, tuple(subnets))], removal)
                 pool = await self._pool(net, wanted, avoid, undo)
@@ -86,13 +89,13 @@ class Addressing:
         return driver.segment(net) if driver else ""
 
     def _on_a_lan(self, one: Network, other: Network) -> bool:
-        """Whether networks may be of one segment, on which nobody routes to a subnet."""
+        """Tell whether both networks may be on one segment, where hosts do not route between subnets."""
         return bool(self._segment(one) and self._segment(other))
 
     async def _pool(self, net: Network, wanted: SubnetSpec, avoid: Collection[IPNetwork], undo: AsyncExitStack) -> Pool:
         held = self._allocator.pool_of(wanted.pool) if wanted.pool is not None else None
         if wanted.pool is not None and wanted.ends and self._segment(net):
-            # The pools of a LAN are told apart by the parts that they are of.
+            # Pools of one LAN differ in their range.
             part = common_subnet(*wanted.ends)
             held = self._allocator.pool(Pool(wanted.space, wanted.pool, part if part != wanted.pool else None).id)
             wanted = replace(wanted, range=held.range if held else part)
@@ -135,14 +138,14 @@ class Addressing:
         return Subnet(pool.network, _within(ours, pool), host)
 
     def _routes_for_others(self, net: Network, pool: Pool, gateway: IPAddress) -> bool:
-        """Whether an address is leased as the gateway of another network of the LAN, which shares the pool."""
+        """Tell whether another network of the LAN, with the same pool, leases the address as its gateway."""
         lease = self._allocator.lease(pool.id, gateway)
         if lease is None or lease.owner.kind is not OwnerKind.GATEWAY:
             return False
         return lease.owner.id in pool.holders and lease.owner.id != net.id
 
     async def _beside(self, net: Network, pool: Pool, wanted: SubnetSpec, undo: AsyncExitStack) -> IPInterface:
-        """Lease the host's own address beside the containers: the auxiliary one called "host", or any."""
+        """Lease an address for the host itself: the auxiliary address "host", or any."""
         given = dict(wanted.aux).get("host")
         if given is None and pool.space == EXTERNAL:
             raise NetplugError(
@@ -153,13 +156,13 @@ class Addressing:
         return _within(given or await self._hold(pool, None, Owner(OwnerKind.AUX, net.id, "host"), undo), pool)
 
     async def _clear(self, pool: Pool) -> None:
-        """End what Docker leased for a network before it said that its mode has no addresses."""
+        """Release what Docker leased for a network before it told us the mode, which has no addresses."""
         for lease in list(self._allocator.leases(pool.id)):
             if not lease.owner.id:
                 await self._allocator.release_address(pool.id, lease.address, forget=True)
 
     async def _hold(self, pool: Pool, address: IPAddress | None, owner: Owner, undo: AsyncExitStack) -> IPAddress:
-        """Lease an address to a network; Docker has asked for it already when we are its IPAM driver."""
+        """Lease an address to a network. If we are Docker's IPAM driver, Docker has leased it already."""
         lease = self._allocator.lease(pool.id, address) if address is not None else None
         if lease is not None and lease.owner.kind is not OwnerKind.ENDPOINT and not lease.owner.id:
             await self._reassign(lease, owner, undo)
@@ -169,13 +172,13 @@ class Addressing:
         return lease.address
 
     async def _reassign(self, lease: Lease, owner: Owner, undo: AsyncExitStack) -> Lease:
-        """Give a lease to another owner, for as long as what it is for does not fail."""
+        """Give a lease to another owner, and back if the block fails."""
         given = await self._allocator.assign(lease.pool, lease.address, owner)
         undo.push_async_callback(self._return, given, lease.owner)
         return given
 
     def _has(self, lease: Lease) -> bool:
-        """Whether an address is still leased to whom it was: he may have given it back, and another may have it."""
+        """Tell whether the owner is still the same; the lease may have ended since."""
         now = self._allocator.lease(lease.pool, lease.address)
         return now is not None and now.owner == lease.owner
 
@@ -188,7 +191,7 @@ class Addressing:
             await self._allocator.release_address(lease.pool, lease.address)
 
     async def release_network(self, record: NetworkRecord, others: Collection[NetworkRecord]) -> None:
-        """Let go of a network's pools, and of what it leased or kept in those that Docker, or another, still holds."""
+        """Release a network's pools, and its leases in pools that Docker or another network still holds."""
         for pool in dict.fromkeys(record.pools):
             if self._allocator.pool(pool) is not None:
                 self._allocator.reserve(pool, {})
@@ -205,7 +208,7 @@ class Addressing:
     # Endpoints
 
     def reserve(self, record: NetworkRecord, names: Mapping[IPAddress, str]) -> None:
-        """Keep addresses for the containers that were made with them, by name, and for no others any more."""
+        """Reserve addresses for containers by name, in place of those reserved before."""
         if not self._drivers.of(record.network).addressed:
             return
         for ident, subnet in zip(record.pools, record.network.subnets, strict=True):
@@ -214,7 +217,7 @@ class Addressing:
                 self._allocator.reserve(ident, {it: name for it, name in names.items() if it in subnet.pool})
 
     def holder(self, record: NetworkRecord, address: IPAddress) -> str:
-        """Return the id of the endpoint that has an address of the network, or nothing."""
+        """Return the id of the endpoint that has an address of the network; empty if none has."""
         lease = lease_of(self._allocator, record, address)
         return lease.owner.id if lease is not None and lease.owner.kind is OwnerKind.ENDPOINT else ""
 
@@ -222,10 +225,10 @@ class Addressing:
     async def addresses(
         self, record: NetworkRecord, spec: EndpointSpec, wanted: Collection[IPAddress] = ()
     ) -> AsyncIterator[Leased]:
-        """Take an endpoint's addresses for the time of the block, and for good when it ends well.
+        """Take an endpoint's addresses. They are given back if the block fails.
 
-        Those of `spec` are as a runtime chose them. Without any, one is chosen of each group of subnets (by default the
-        network's families), unless `wanted` names it. A network without a link has none, whatever a runtime says.
+        The runtime chose those of `spec`. Without any, one address of each group of subnets is chosen (by default: of
+        each family), unless `wanted` has one. A network without links gives none, whatever the runtime says.
         """
         if not self._drivers.of(record.network).addressed:
             yield Leased((), ())
@@ -253,7 +256,7 @@ class Addressing:
         pool = record.pools[index]
         lease = self._allocator.lease(pool, address) if address is not None else None
         if lease is not None and lease.owner.kind is OwnerKind.PENDING:
-            # What was kept for a name is found again by it: a MAC that another container left is not this one's.
+            # A lease is kept by name: the MAC that another container left is not for this one.
             mac = lease.mac if owner.name == lease.owner.name else ""
             return replace(await self._reassign(lease, owner, undo), mac=mac)
         kept = self._allocator.retained_for(pool, owner, address)
@@ -262,7 +265,7 @@ class Addressing:
         return lease
 
     async def _give_back(self, lease: Lease, kept: Lease | None) -> None:
-        """Undo a request; what was kept until then is kept again, for whom it was."""
+        """Undo a request. An address that was retained before is retained again, for the same name."""
         if not self._has(lease):
             return
         if kept is None or kept.address != lease.address:
@@ -275,7 +278,7 @@ class Addressing:
         self, record: NetworkRecord, group: Collection[IPNetwork], owner: Owner, undo: AsyncExitStack
     ) -> Lease:
         candidates = [i for i, subnet in enumerate(record.network.subnets) if subnet.pool in group]
-        # Where something is kept for this name comes first.
+        # Subnets with an address retained for this name come first.
         candidates.sort(key=lambda i: self._allocator.retained_for(record.pools[i], owner, None) is None)
         for index in candidates[:-1]:
             try:
@@ -288,11 +291,11 @@ class Addressing:
     async def release_endpoint(self, record: EndpointRecord) -> None:
         """Give an endpoint's addresses back.
 
-        Where we are Docker's IPAM driver its ReleaseAddress follows and ends the lease; until then nobody gets it. In a
-        sticky network they are then kept for its name.
+        If we are Docker's IPAM driver, its ReleaseAddress follows and ends the lease. Until then nobody else gets the
+        address. A sticky network retains it for the endpoint's name.
         """
         mac = _own_mac(record)
-        # Addresses that were found by way of the link are of no pool.
+        # Addresses from a DHCP server are of no pool.
         for pool_id, address in zip(record.pools, record.endpoint.addresses, strict=bool(record.pools)):
             lease = self._allocator.lease(pool_id, address.ip)
             if lease is None or lease.owner.id != record.endpoint.id:
@@ -305,7 +308,7 @@ class Addressing:
 
 
 def _groups(net: Network, spec: EndpointSpec) -> tuple[tuple[IPNetwork, ...], ...]:
-    """Return the sets of subnets of each of which an endpoint gets an address."""
+    """Return sets of subnets. An endpoint gets one address of each set."""
     if spec.groups is not None:
         return spec.groups
     pools = [subnet.pool for subnet in net.subnets]
@@ -317,7 +320,7 @@ def _hit(group: Collection[IPNetwork], addresses: Collection[IPAddress]) -> bool
 
 
 def lease_of(allocator: Allocator, record: NetworkRecord, address: IPAddress) -> Lease | None:
-    """Return the lease of an address of the network, None when nobody has it."""
+    """Return the lease of an address of the network, None if it is free."""
     for pool, subnet in zip(record.pools, record.network.subnets, strict=True):
         if address in subnet.pool and (lease := allocator.lease(pool, address)):
             return lease
@@ -325,10 +328,7 @@ def lease_of(allocator: Allocator, record: NetworkRecord, address: IPAddress) ->
 
 
 def _own_mac(record: EndpointRecord) -> str:
-    """Return an endpoint's MAC if somebody chose it.
-
-    One that is made from the address comes again with that, and must go to whoever else gets it.
-    """
+    """Return an endpoint's MAC if the user chose it; empty if it was made from the address and belongs to that."""
     endpoint = record.endpoint
     made = {mac_of_address(address) for address in endpoint.addresses}
     return "" if endpoint.mac in made else endpoint.mac

@@ -1,4 +1,4 @@
-"""What is wrong with who has which address: leases and pools against the records that ought to be behind them."""
+"""Compares leases and pools with the records that should own them."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ from netplug.ipam.pool import Pool
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """An address (or none, for a whole pool) that is not held as the records say.
+    """A lease or pool that does not match the records. `address` None: the finding is about the pool.
 
-    `lease`: the one that belongs to nobody; `holder`: the network that holds the pool and does not exist.
+    `lease`: a lease whose owner does not exist. `holder`: id of a network that holds the pool and does not exist.
     """
 
     pool: Pool
@@ -25,7 +25,7 @@ class Finding:
 
 
 def orphans(engine: Engine) -> list[Finding]:
-    """Return leases of networks and endpoints that there are not, and pools that such networks hold."""
+    """Return leases and pools whose networks or endpoints do not exist."""
     networks = {record.network.id for record in engine.registry.networks()} | engine.quarantine.networks()
     endpoints = {record.endpoint.id for record in engine.registry.endpoints()} | engine.quarantine.endpoints()
     found = []
@@ -45,9 +45,9 @@ def orphans(engine: Engine) -> list[Finding]:
 
 
 async def audit(engine: Engine) -> list[Finding]:
-    """Return all that is wrong: `orphans`, addresses without a lease of their endpoint, endpoints without a sandbox.
+    """Return `orphans`, addresses that are not leased to their endpoint, and endpoints whose sandbox is gone.
 
-    An address that Docker has asked for and not yet used is no leak: it may be about to.
+    An address that Docker has leased and not used yet is no leak: Docker may use it next.
     """
     found = orphans(engine)
     pools = {pool.id: pool for pool in engine.allocator.pools()}
@@ -56,12 +56,12 @@ async def audit(engine: Engine) -> list[Finding]:
         for address in (interface.ip for interface in record.endpoint.addresses):
             pool = next((pool for pool in held if address in pool.network), None)
             if pool is None:
-                continue  # Docker's own IPAM, or another's
+                continue  # of Docker's own IPAM, or of another plugin's
             lease = engine.allocator.lease(pool.id, address)
             if lease is None or lease.owner.id != record.endpoint.id:
                 holder = f"leased to {lease.owner}" if lease else "not leased"
                 found.append(Finding(pool, f"used by {_name(record)}, but {holder}", address))
-            elif record.sandbox and not await is_there(engine.kernel, record):  # without: it is between two lives
+            elif record.sandbox and not await is_there(engine.kernel, record):  # none: between Leave and Join
                 found.append(Finding(pool, f"held by {_name(record)}, whose sandbox {record.sandbox} is gone", address))
     return found
 

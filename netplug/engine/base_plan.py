@@ -1,4 +1,4 @@
-"""What networks of a host share: chains, sets, forwarding. Made for the first that wants it, gone with the last."""
+"""What all networks of a host share: chains, sets, forwarding. The first network makes it, the last removes it."""
 
 import asyncio
 from collections import defaultdict
@@ -27,15 +27,17 @@ log = structlog.get_logger(__name__)
 BASE = "meta/base"
 STORE = "meta/store_endpoints"
 ROUTE_S = 12e-6
-"""What reading a route costs."""
+"""Time to read one route."""
 
 
 class BasePlan:
-    """Keeps the shared plan in step with the networks that there are.
+    """Keeps the shared plan in step with the networks of the host.
 
-    `plan`: as last applied. `host`: as last read. `vtep`: the address of this host to which others tunnel, if it is in
-    a cluster. `store`: where the store that hosts share is reached, from which containers are kept away. Its lock is
-    never held together with a network's.
+    What is made is recorded first, so a crash leaves nothing unknown. What another program relies on is not removed.
+
+    `plan`: as last applied. `host`: as last read. `vtep`: the tunnel address of this host, if it is in a cluster.
+    `store`: addresses and ports of the shared store, which containers must not reach. The lock of this class is never
+    held together with a network's.
     """
 
     def __init__(
@@ -60,24 +62,24 @@ class BasePlan:
         self._changing: frozenset[str] = frozenset()
 
     def changing(self) -> frozenset[str]:
-        """Return the keys of the steps that are being applied or taken down right now."""
+        """Return the keys of the steps that are being applied or reverted now."""
         return self._changing
 
     async def keep_away(self, store: Sequence[tuple[IPAddress, int]]) -> None:
-        """Note from where containers are to be kept away, also for whoever works on the records without a daemon."""
+        """Note which addresses and ports containers must not reach. Work without a daemon reads the note too."""
         value: JsonObject = {"endpoints": [[str(address), port] for address, port in store]}
         await self._store.txn((), [Put(STORE, value) if store else Delete(STORE)])
         self.store = tuple(store)
 
     async def stored(self) -> tuple[tuple[IPAddress, int], ...]:
-        """Return what was noted last."""
+        """Return the last note of `keep_away`."""
         record = await self._store.get(STORE)
         found = record.value.get("endpoints") if record else ()
         pairs = found if isinstance(found, list) else []
         return tuple((ip_address(str(it[0])), int(str(it[1]))) for it in pairs if isinstance(it, list))
 
     async def load(self) -> None:
-        """Read the host, and what was shared before."""
+        """Read the host, and the shared plan as last stored."""
         self.store = await self.stored()
         await self.read_host()
         unread: dict[str, Unusable] = {}
@@ -90,25 +92,25 @@ class BasePlan:
         self._quarantine.replace(BASE, unread)
 
     def rest_s(self) -> float:
-        """Return how long nobody need look at everything again, so that looks take a twentieth of the time at most.
+        """Return how long to wait before the next full comparison, so that they take a twentieth of the time at most.
 
-        Each reads all routes, of which a router may have a million (a full BGP table).
+        Each comparison reads all routes, and a router may have a million of them (a full BGP table).
         """
         return len(self.host.routes) * ROUTE_S * 20
 
     async def read_host(self) -> HostFacts:
-        """Read the host anew and return its facts."""
+        """Read the facts of the host, and return them."""
         return self.see(await self._kernel.facts())
 
     def see(self, host: HostFacts) -> HostFacts:
-        """Take what was read of the host, and return it with what only we know."""
+        """Take facts that were read, and return them with what only we know."""
         self.host = replace(routing.without(self.plan, host), vtep=self.vtep, store=self.store)
         return self.host
 
     def wanted(self, nets: Iterable[Network]) -> Plan:
         """Return the plan that these networks share, on the host as last read.
 
-        What only networks wanted that are gone by now stays in it until `trim`; not so what is of links that are gone.
+        Steps that only deleted networks needed stay until `trim`, but not those of links that are gone.
         """
         plan, before = self._base(nets), routing.present(self.plan, self.host)
         if set(before) >= set(plan):
@@ -116,11 +118,11 @@ class BasePlan:
         return before.without(step.key for step in plan) + plan
 
     def in_the_way(self) -> bool:
-        """Whether what is there drops what is another engine's, which has come since: then it is to be trimmed."""
+        """Tell whether the plan drops packets of another engine that came later: then it has to be trimmed."""
         return routing.in_the_way(self.plan, self.host)
 
     def stays(self) -> Plan:
-        """Return what others on the host, as last read, have come to rely on, with or without a network of ours."""
+        """Return what other programs on the host rely on, with or without a network of ours."""
         return routing.staying(self.plan, self.host)
 
     def _base(self, nets: Iterable[Network]) -> Plan:
@@ -133,24 +135,24 @@ class BasePlan:
         return plan
 
     async def ensure(self, nets: Iterable[Network]) -> None:
-        """Bring about all that these networks share, or nothing; nothing is taken away."""
+        """Apply all that these networks share, or nothing. Nothing is removed."""
         left: list[Step] = []
         await self._bring_about(nets, partial(self._executor.apply, left=left), left)
 
     async def mend(self, nets: Iterable[Network]) -> None:
-        """Bring about as much as can be of what these networks share."""
+        """Apply as much as possible of what these networks share."""
         await self._bring_about(nets, self._executor.mend)
 
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
-        """Let nothing of what is shared be brought about or taken down during the block."""
+        """Keep the shared plan as it is during the block."""
         async with self._lock:
             yield
 
     async def hold(self) -> bool:
-        """See to it that all of it is as it was last brought about, and return whether some was lost and is back.
+        """Repair the plan as last applied, and return whether something had been lost.
 
-        Takes milliseconds. What cannot be mended is left to whoever looks at everything.
+        Takes milliseconds. What cannot be repaired is left to the full comparison.
         """
         async with self._lock:
             plan = routing.present(self.plan, self.host)
@@ -168,19 +170,19 @@ class BasePlan:
     async def _bring_about(
         self, nets: Iterable[Network], how: Callable[[Plan], Awaitable[object]], left: Sequence[Step] | None = None
     ) -> None:
-        """Bring about what these networks share.
+        """Apply what these networks share.
 
         Args:
             nets: The networks.
-            how: Does it.
-            left: Where `how` does all or nothing: filled by it with what it could not take back.
+            how: Applies a plan.
+            left: If `how` does all or nothing: it puts the steps here that it could not undo.
         """
         async with self._lock:
             wanted = self.wanted(nets)
             new = wanted.without(step.key for step in self.plan)
             with self._moving(new):
                 if wanted != self.plan:
-                    # Remembered first, so that a crash or failure in between leaves nothing unknown.
+                    # Stored first, so that a crash or failure in between leaves nothing unknown.
                     await self._remember(wanted)
                 try:
                     await how(wanted)
@@ -190,7 +192,7 @@ class BasePlan:
                     raise
 
     async def _forget(self, steps: Plan) -> None:
-        """Forget steps that were not made: nobody is to miss them, nor to take them down."""
+        """Forget steps that were not applied: they are neither repaired nor reverted."""
         try:
             if steps:
                 await self._remember(self.plan.without(step.key for step in steps))
@@ -198,10 +200,9 @@ class BasePlan:
             log.warning("trim.failed", errors=[str(error)])
 
     async def trim(self, nets: Iterable[Network]) -> None:
-        """Take down what none of these networks wants; nothing while it is not known what some of them want.
+        """Revert what none of these networks needs; nothing as long as a network is quarantined.
 
-        It comes after the work proper, and its failure says nothing of that: it is logged, and what could not be taken
-        down stays in the plan, for the next time.
+        A failure does not fail the use case before it: it is logged, and the steps stay in the plan for the next time.
         """
         if self._quarantine.networks():
             return
@@ -239,12 +240,12 @@ class BasePlan:
 
 
 def _failed(group: ExceptionGroup, plan: Plan) -> set[str]:
-    """Return the keys of the steps that failed; of all, where an error does not tell its step."""
+    """Return the keys of the steps that failed; of all, if an error does not name its step."""
     if not all(isinstance(error, StepError) for error in group.exceptions):
         return {step.key for step in plan}
     return {error.step.key for error in group.exceptions if isinstance(error, StepError)}
 
 
 def _unread(plan: Json) -> list[Json]:
-    """Return the steps of a stored plan that this version does not know at all: they are kept for one that does."""
+    """Return the steps of a stored plan that this version does not know. They are kept for a version that does."""
     return [step for step in plan if not Plan.known([step])] if isinstance(plan, list) else []

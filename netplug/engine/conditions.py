@@ -1,7 +1,7 @@
-"""What is wrong and shows in no comparison of a plan with the kernel: two hosts with one VTEP, a record of no use.
+"""Faults that no comparison of a plan with the kernel shows: two hosts with one VTEP, an unreadable record.
 
-Level-triggered: whoever looks after a subject reports all that is wrong with it, each time that it looks. What it does
-not report any more is over. So nothing stays after its cause, and a report may be repeated at will.
+Level-triggered: each source reports all its faults each time that it looks. A fault that it does not report any more is
+over. So no fault outlives its cause, and a report can be repeated.
 """
 
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something that is not as it should be. `owner`: "network blue", "endpoint 0a1b2c3d4e5f (web)", "host".
+    """A fault. `owner`: "network blue", "endpoint 0a1b2c3d4e5f (web)", "host".
 
-    `object`: the key of a plan's step, or a word for what it is about. `what`: what is wrong, in words.
+    `object`: the key of a plan's step, or a word for the subject. `what`: the fault, in words.
     """
 
     owner: str
@@ -25,13 +25,13 @@ class Difference:
 
 
 class Conditions:
-    """What is wrong now, by who reported it. `netplug diff` shows it, and the log says when it begins and ends."""
+    """All present faults, by source. `netplug diff` shows them. The log has the begin and end of each, once."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[Difference, ...]] = {}
 
     def report(self, source: str, found: Iterable[Difference]) -> None:
-        """Take all that is wrong as `source` sees it, in place of what it reported before."""
+        """Take all faults that `source` sees, in place of what it reported before."""
         before, now = self._found.get(source, ()), tuple(dict.fromkeys(found))
         if now:
             self._found[source] = now
@@ -43,5 +43,5 @@ class Conditions:
             log.info("condition.over", source=source, owner=it.owner, object=it.object, what=it.what)
 
     def all(self) -> list[Difference]:
-        """Return all that is wrong now, by source and as reported."""
+        """Return all present faults, by source and in the reported order."""
         return [it for source in sorted(self._found) for it in self._found[source]]

@@ -1,4 +1,4 @@
-"""Addresses on a segment that strangers share: asked for there before an endpoint gets them."""
+"""Address conflict detection (RFC 5227): probes a shared segment before an endpoint gets an address."""
 
 from collections.abc import Collection, Mapping
 
@@ -16,11 +16,14 @@ from netplug.kernel.api import Kernel
 log = structlog.get_logger(__name__)
 
 _TRIES = 16
-"""How many addresses that strangers have are passed over before the pool counts as theirs: three seconds of asking."""
+"""Probes that find a conflict before the request fails. They take three seconds."""
 
 
 class ConflictDetection:
-    """Leases addresses that nobody on the segment has."""
+    """Leases addresses that no other station on the segment uses.
+
+    An address in use goes to the end of the queue. If the segment cannot be probed, the address counts as free.
+    """
 
     def __init__(self, allocator: Allocator, registry: Registry, kernel: Kernel, drivers: Drivers) -> None:
         self._allocator = allocator
@@ -31,20 +34,20 @@ class ConflictDetection:
     async def request(
         self, pool: str, address: IPAddress | None, owner: Owner, mac: str = "", *, net: Network | None = None
     ) -> Lease:
-        """Lease an address for an endpoint: this one, or one that nobody on the segment has.
+        """Lease an address for an endpoint: this one, or any that no station on the segment uses.
 
-        Those that somebody has are passed over and go to the end of the queue. `net`: where known, the endpoint's.
+        `net`: the endpoint's network, if it is known.
 
         Raises:
             IpamError: as `Allocator.request_address`.
-            NetplugError: "unavailable", when a stranger has this address, or all that were tried.
+            NetplugError: "unavailable": another station has this address, or all that were tried.
         """
         passed_over: list[Lease] = []
         try:
             while True:
                 lease = await self._allocator.request_address(pool, address=address, owner=owner, mac=mac)
                 if lease.owner != owner:
-                    return lease  # Docker confirms after its restart what an endpoint has
+                    return lease  # after a restart Docker confirms what an endpoint has
                 passed_over.append(lease)
                 try:
                     await self.refuse_taken([net] if net else self._on(pool), lease.address)
@@ -63,12 +66,12 @@ class ConflictDetection:
                 await self._allocator.release_address(pool, lease.address, forget=True)
 
     async def refuse_taken(self, nets: Collection[Network], address: IPAddress) -> None:
-        """Refuse an address that a stranger on the segment of one of these networks has, or the host itself.
+        """Refuse an address that the host itself, or a station on the segment of one of these networks, has.
 
-        Where the segment cannot be asked, since its link is down, nobody answers.
+        A link that is down gets no answer, so its addresses count as free.
 
         Raises:
-            NetplugError: "exists", with the stranger's MAC.
+            NetplugError: "exists", with the station's MAC.
         """
         for link in {self._drivers.of(net).segment(net) for net in nets} - {""}:
             if any(address == mine.ip for mine, _ in (await self._kernel.facts()).addresses):

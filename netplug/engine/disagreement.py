@@ -1,4 +1,4 @@
-"""Whether a network that exists is as a runtime asks for it; what the runtime does not say may be as it is."""
+"""Compares a network with what a runtime asks for. Options that the runtime does not give may have any value."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ _NAMED = 3
 
 
 class NetworkDiffersError(NetplugError):
-    """A network exists and differs from what is asked for; the message names all differences and who is in it."""
+    """A network exists and differs from the request. The message names all differences, and the containers in it."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__("invalid", message, hint=hint)
@@ -37,7 +37,7 @@ def refuse_disagreement(
 def _differences(
     record: NetworkRecord, wanted: NetworkSpec, allocator: Allocator, drivers: Drivers
 ) -> Iterator[tuple[str, object, object]]:
-    """Yield what differs, as it is wanted and as it is."""
+    """Yield each difference: the key, the wanted value, the present value."""
     net, options = record.network, drivers.parse(wanted.options)
     for key in drivers.keys_of(wanted.options, options.mode):
         asked, found = options.value(key), net.options.value(key)
@@ -51,7 +51,7 @@ def _differences(
 
 
 def _users(record: NetworkRecord, wanted: NetworkSpec, registry: Registry) -> tuple[str, str]:
-    """Return what keeps a network from being made anew as it is wanted, and what to do; both in words."""
+    """Return why the network cannot simply be made anew, and a hint."""
     name, of = record.network.name, record.front_end
     if of is not wanted.front_end:
         tool = "docker" if of is FrontEnd.DOCKER else "netplug"

@@ -41,11 +41,17 @@ from netplug.tasks.uncancellable import uncancellable
 log = structlog.get_logger(__name__)
 
 _DESCRIPTORS = 4
-"""That an endpoint may take while it lives, whatever is published: for the names in its sandbox."""
+"""File descriptors that an endpoint may take beside those of its ports: for the name server in its sandbox."""
 
 
 class Endpoints:
-    """What happens to an endpoint in its life, under the lock of its network."""
+    """Creates, joins, changes and deletes endpoints, each under the lock of its network.
+
+    A create or attach that fails changes nothing. A delete succeeds for what does not exist, and the endpoint is gone
+    even if the kernel refuses: the journal tries the rest again.
+
+    `listener`: told of each endpoint; the cluster is.
+    """
 
     def __init__(
         self,
@@ -72,9 +78,9 @@ class Endpoints:
 
     @uncancellable
     async def create(self, spec: EndpointSpec, wanted: Sequence[IPAddress] = ()) -> EndpointRecord:
-        """Build an endpoint's links. `wanted`: addresses that it asks for, beside those that a runtime chose.
+        """Create an endpoint and its links. `wanted`: addresses that the user asks for; the runtime's are in `spec`.
 
-        An address that another endpoint of Docker's holds means that Docker lost that one in a crash: it is dead.
+        If another endpoint of Docker's holds the address, Docker lost that one in a crash: it is deleted.
 
         Raises:
             NetplugError, DriverError, IpamError: and nothing was changed.
@@ -142,7 +148,7 @@ class Endpoints:
         return replace(built, plan=plan).summarized()
 
     async def _build(self, net: Network, hidden: EndpointRecord, caller: Caller) -> EndpointRecord:
-        # A runtime says when its ports are to be published; a bare namespace is plugged in all at once.
+        # Docker publishes ports by a request of its own; all others attach at once.
         async with self._publishing.exposed(net, hidden, caller) if hidden.ifname else nullcontext(hidden) as shown:
             key, built = await self._begin(shown)
             await self._journal.commit(key, [put(built)])
@@ -155,9 +161,9 @@ class Endpoints:
         return built
 
     async def _begin(self, built: EndpointRecord) -> tuple[str, EndpointRecord]:
-        """Build an endpoint and return the intent's key and the endpoint as it was built.
+        """Build an endpoint. Return the intent's key, and the endpoint as it was built.
 
-        A container may have a way out by a network of another plugin, of which nobody tells: the first one stays.
+        A container may have a default route of another plugin's network, which nobody tells us: the first one stays.
         """
         intent = Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,))
         try:
@@ -182,7 +188,7 @@ class Endpoints:
 
     @uncancellable
     async def join(self, network_id: str, endpoint_id: str, sandbox: str) -> EndpointRecord:
-        """Take an endpoint into a sandbox, and return how that is to see it; after a Leave the links are built anew.
+        """Join an endpoint to a sandbox. After a Leave its links are built anew.
 
         Raises:
             NetplugError: "not_found"; "exists" when the endpoint is in another sandbox.
@@ -205,7 +211,7 @@ class Endpoints:
 
     @uncancellable
     async def leave(self, network_id: str, endpoint_id: str) -> None:
-        """Take an endpoint out of its sandbox, its published ports too; absent is success. It keeps its addresses."""
+        """Remove an endpoint's links and published ports. It keeps its addresses. Absent is success."""
         async with self._registry.lock(network_id):
             built = self._registry.find(network_id, endpoint_id)
             if built is None or not built.linked:
@@ -218,7 +224,7 @@ class Endpoints:
 
     @uncancellable
     async def delete(self, network_id: str, endpoint_id: str) -> bool:
-        """Delete an endpoint, whatever state it is in; False when there was none."""
+        """Delete an endpoint in any state; False if it did not exist."""
         async with self._registry.lock(network_id):
             built = self._registry.find(network_id, endpoint_id)
             if built is None:
@@ -233,20 +239,20 @@ class Endpoints:
         """Delete an endpoint. The caller holds the lock of its network."""
         await self.listener.left(built)
         await self._journal.take_down(Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,)))
-        # At once, lest somebody miss what has just gone.
+        # At once: else reconcile would report what is gone as missing.
         self._registry.forget(built)
         await self._addressing.release_endpoint(built)
         log.info("endpoint.deleted", endpoint=short(built.endpoint.id), name=built.name)
 
     @uncancellable
     async def describe(self, network_id: str, endpoint_id: str, said: Description) -> None:
-        """Learn which container an endpoint belongs to and how it is called."""
+        """Learn the container of an endpoint, and its names."""
         async with self._registry.lock(network_id):
             built = self._registry.find(network_id, endpoint_id)
             if built is None:
                 return
             if built.name not in {"", said.name} and not built.container:
-                # Inferred from what Docker had on disk, and wrongly: the address may have been kept for the other.
+                # The name was inferred from Docker's files, wrongly: the address may be the other container's.
                 log.warning("endpoint.mistaken", endpoint=short(endpoint_id), taken_for=built.name, name=said.name)
             told = replace(built, container=said.container, name=said.name)
             if said.details:
@@ -258,7 +264,7 @@ class Endpoints:
 
     @uncancellable
     async def identify(self, record: EndpointRecord, sandbox_id: str) -> None:
-        """Learn which namespace an endpoint's sandbox is, unless the record is another by now."""
+        """Learn the identity of an endpoint's sandbox, unless the record has changed since."""
         async with self._registry.lock(record.endpoint.network):
             if self._registry.find(record.endpoint.network, record.endpoint.id) is record:
                 plan = record.plan.of_namespace(sandbox_id)
@@ -268,7 +274,7 @@ class Endpoints:
 
     @uncancellable
     async def attach(self, spec: AttachSpec) -> EndpointRecord:
-        """Plug a network namespace in: link, addresses, routes, published ports.
+        """Attach a network namespace: link, addresses, routes, published ports.
 
         Raises:
             NetplugError: "not_found" (network or namespace), "exists" (this interface is attached already), and what
@@ -282,7 +288,7 @@ class Endpoints:
             raise NetplugError("exists", f"{spec.ifname} of {spec.netns} is just being attached")
         self._attaching.add(endpoint_id)
         try:
-            # First the namespace, of which another network may be about to become the way out; then the network.
+            # The namespace first, since another attach may be choosing its default route; then the network.
             async with self._sandboxes.hold(ident), self._registry.lock(network_id):
                 record = self._registry.network(network_id)
                 _refuse_unlinked(self._drivers.of(record.network), record.network, spec)
@@ -295,9 +301,9 @@ class Endpoints:
 
     @uncancellable
     async def readdress(self, spec: AttachSpec) -> EndpointRecord:
-        """Give an attached endpoint, by its id, the addresses and routes of `spec`; its link stays.
+        """Give an attached endpoint, by its id, the addresses and routes of `spec`. Its link stays.
 
-        For IPAM that finds addresses by way of the link.
+        For DHCP, which needs the link to find addresses.
 
         Raises:
             NetplugError: "not_found"; what `attach` raises.
@@ -314,9 +320,9 @@ class Endpoints:
         return built
 
     async def _refuse_second(self, record: NetworkRecord, wanted: EndpointSpec, said: str) -> None:
-        """Refuse an interface that is attached already, unless its namespace died: the next may have its path and id.
+        """Refuse an interface that is attached already, unless its namespace is gone: a new one may have path and id.
 
-        `said`: what the caller calls the namespace.
+        `said`: the namespace as the caller wrote it.
         """
         here = [one for one in self._registry.in_sandbox(wanted.netns, wanted.netns_id) if one.ifname == wanted.ifname]
         found = (self._registry.find(network.network.id, wanted.id) for network in self._registry.networks())
@@ -333,10 +339,10 @@ class Endpoints:
 
     @uncancellable
     async def detach(self, network: str, netns: str, ifname: str) -> None:
-        """Unplug a namespace that `attach` plugged in; it may be gone.
+        """Detach a namespace, which may be gone.
 
         Raises:
-            NetplugError: "not_found" when nothing of the kind is attached.
+            NetplugError: "not_found": it is not attached.
         """
         net = self._registry.network(network).network
         found = [
@@ -344,7 +350,7 @@ class Endpoints:
             for built in self._registry.endpoints(net.id)
             if built.ifname == ifname and netns in {built.sandbox, built.sandbox.rsplit("/", 1)[-1]}
         ]
-        # What is there now is meant; what was there before it, when that is all that there is.
+        # The present namespace at this path is meant; a former one if there is no other.
         found = [built for built in found if await is_there(self._kernel, built)] or found
         if not found:
             raise NetplugError("not_found", f"{ifname} of {netns} is not attached to network {net.name!r}")
@@ -358,7 +364,7 @@ def _where(record: EndpointRecord) -> str:
 
 
 def _refuse_unlinked(driver: Driver, net: Network, spec: AttachSpec) -> None:
-    """Refuse what needs a link where there is none."""
+    """Refuse options that need a link, or a way out, that the network does not have."""
     given = {"--ip": spec.addresses, "--mac": spec.mac, "--publish": spec.ports}
     if not driver.linked and (flags := [flag for flag, value in given.items() if value]):
         words = f"network {net.name!r} is of mode {net.options.mode!r}: its sandboxes have no interface but loopback"

@@ -1,6 +1,6 @@
-"""Published ports as users see them; and those that were asked for and that nobody reaches, which is said.
+"""Published ports as users see them, and those that were asked for but cannot be reached.
 
-That an internal network publishes nothing is as with Docker's bridge, and no fault; `netplug ps` says it.
+An internal network publishes nothing, as with Docker's bridge. That is no fault, but `netplug ps` shows it.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _SOURCE = "ports"
 
 
 def published(record: EndpointRecord) -> list[tuple[PortMapping, str]]:
-    """Return published ports, each with what ``docker ps`` writes of it: once for each IP version."""
+    """Return published ports with their text as in ``docker ps``: one for each IP version."""
     everywhere = {
         (step.proto, step.port, step.address.version)
         for step in record.exposed
@@ -38,7 +38,10 @@ def published(record: EndpointRecord) -> list[tuple[PortMapping, str]]:
 
 
 class Exposure:
-    """Which published ports nobody reaches, as of the last look at the host's addresses."""
+    """Reports published ports that cannot be reached, as of the host's addresses that were last read.
+
+    No port that was asked for and is not published goes unreported.
+    """
 
     def __init__(self, registry: Registry, conditions: Conditions, publishing: Publishing) -> None:
         self._registry = registry
@@ -47,12 +50,12 @@ class Exposure:
         self._addresses: frozenset[IPAddress] | None = None
 
     def see(self, host: HostFacts) -> None:
-        """Learn which addresses the host has, and report what is published on others."""
+        """Learn the addresses of the host, and report ports on any other address."""
         self._addresses = frozenset(interface.ip for interface, _ in host.addresses)
         self._conditions.report(_SOURCE, self._unreached())
 
     def shown(self, record: EndpointRecord) -> list[str]:
-        """Return the published ports of an endpoint, and what is wrong with them."""
+        """Return the published ports of an endpoint, with their faults."""
         found = [f"{text} ({why})" if (why := self._absence(port)) else text for port, text in published(record)]
         found += [f"{port} (not published: internal network)" for port in self._of_internal(record)]
         lost = port_ranges.joined(tuple(self._publishing.lost.get(record.key, ())))
@@ -66,7 +69,7 @@ class Exposure:
         return "" if host in self._addresses else "address absent"
 
     def _of_internal(self, record: EndpointRecord) -> tuple[PortMapping, ...]:
-        """Return the ports that are not published since the network is internal, nor by another one of its sandbox."""
+        """Return the ports that the internal network does not publish, unless another network of the sandbox does."""
         found = self._registry.find_network(record.endpoint.network)
         if found is None or not found.network.internal or not record.linked or record.published:
             return ()
@@ -74,9 +77,9 @@ class Exposure:
         return () if any(other.published for other in others) else record.endpoint.ports
 
     def _left_out(self, record: EndpointRecord) -> list[PortMapping]:
-        """Return the ports on host addresses of an IP version that no network of a container has.
+        """Return the ports on host addresses of an IP version that no network of the container has.
 
-        Only of a runtime that keeps the ports itself, so that they cannot be relayed.
+        Only if the runtime binds the ports itself, so that they cannot be relayed.
         """
         found = self._registry.find_network(record.endpoint.network)
         chosen = [port for port in record.endpoint.ports if port.host_address] if record.front_end.shares else []

@@ -1,9 +1,9 @@
-"""Others changed the firewall: what all networks share is looked at at once, all of it less and less often.
+"""After each firewall commit of another program: repairs the shared rules at once, and compares all rules now and then.
 
-kube-proxy commits every second, and each commit may be a ``nft flush ruleset``. What networks share is few rules, that
-stand among those of others: to see to them takes some milliseconds, and it is done for each commit, as long as that is
-a small part of the time. To look at everything takes longer with each container. So the time between two such looks
-doubles each time that nothing was found, and starts anew when something was, or after a time of peace.
+kube-proxy commits every second, and each commit may be a ``nft flush ruleset``. The rules that networks share are few:
+repairing them takes milliseconds. It is done after each commit, as long as it takes a small part of the time. A
+comparison of all rules takes longer with each container. So the time between two of them doubles as long as they find
+nothing. It is short again after a finding, or after a quiet time.
 """
 
 import asyncio
@@ -14,15 +14,16 @@ from netplug.engine.base_plan import BasePlan
 SETTLE_S = 0.5
 """Time to let a burst of foreign changes (a firewall reload) end before looking."""
 LONGEST_S = 15.0
-"""Between two looks, while others commit all the time."""
+"""Between two comparisons, while other programs commit all the time."""
 _SHARE = 10
-"""Of the time, at most one part in so many is given to what networks share."""
+"""Repairing shared rules takes at most one part in so many of the time."""
 
 
 class Commits:
-    """Reacts to each commit of others.
+    """Reacts to each commit of another program.
 
-    `word`: set when there was one. `look`: looks at everything, mends it, and tells whether there was something.
+    Shared rules are repaired at once, all others by the next comparison. `word`: set at each commit. `look`:
+    compares and repairs all rules, and tells whether it found something.
     """
 
     def __init__(self, word: asyncio.Event, base_plan: BasePlan, look: Callable[[], Awaitable[bool]]) -> None:
@@ -48,7 +49,7 @@ class Commits:
                 pause_s = SETTLE_S if found or quiet else min(2 * pause_s, LONGEST_S)
                 looked, due = clock(), None
             else:
-                # It may have waited for others that change the same.
+                # The repair may have waited for a lock: this pause keeps its share of the time small.
                 await asyncio.sleep(min((clock() - now) * (_SHARE - 1), SETTLE_S))
 
     async def _wait(self, due: float | None) -> None:

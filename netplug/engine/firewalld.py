@@ -1,4 +1,4 @@
-"""What to say where firewalld is in the way."""
+"""Reports that firewalld drops packets of our networks."""
 
 from collections.abc import Collection
 
@@ -11,7 +11,7 @@ from netplug.engine.conditions import Difference
 def blocked(host: HostFacts, networks: Collection[Network], drivers: Drivers) -> tuple[Difference, ...]:
     """Return that firewalld drops what is of our networks, with the command that helps, if it does.
 
-    Whoever trusts other links or addresses may have the underlay among them.
+    If firewalld trusts other links or addresses, the underlay may be among them: then no fault is reported for it.
     """
     if host.firewalld is None:
         return ()
@@ -24,6 +24,6 @@ def blocked(host: HostFacts, networks: Collection[Network], drivers: Drivers) ->
     changes = [f"--zone=trusted --add-interface={name}{'+' if name == BRIDGES else ''}" for name in links]
     changes += [f"--add-port={port}/udp" for port in closed]
     command = " && ".join([*(f"firewall-cmd --permanent {it}" for it in changes), "firewall-cmd --reload"])
-    faults = ["knows nothing of the networks' links, and drops what they send"] if links else []
-    faults += ["drops what other hosts of overlays send"] if closed else []
+    faults = ["does not know the networks' links, and drops packets from them"] if links else []
+    faults += ["drops packets from other hosts of overlays"] if closed else []
     return (Difference("host", "firewalld", f"{'; '.join(faults)}: {command}"),)

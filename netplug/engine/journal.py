@@ -1,7 +1,7 @@
 """Changes to the kernel that survive a crash in the middle.
 
-An intent always reads: *if you find me, revert this plan and delete these records*. That holds for building (what was
-half built goes) and for taking down (what was half taken down goes on going), so recovery has one case.
+An intent always means: *if this is still here after a crash, revert the plan and delete the records*. That holds for
+building and for taking down, so recovery has one case.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ PREFIX = "journal/"
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What to revert and to delete when the process died before it was cleared."""
+    """What to revert and to delete if the process dies before the intent is cleared. `drop`: keys of records."""
 
     what: str
     plan: Plan
@@ -36,7 +36,10 @@ class Intent:
 
 
 class Journal:
-    """Applies and reverts plans between two transactions."""
+    """Applies and reverts plans between two transactions.
+
+    After a crash or a failure at any point, `recover` finishes the revert: no object stays without a record.
+    """
 
     def __init__(self, store: Store, executor: Executor, quarantine: Quarantine) -> None:
         self._store = store
@@ -45,14 +48,15 @@ class Journal:
         self._open: dict[str, Intent] = {}
         self._left: dict[str, Intent] = {}
         self._read = False
-        # Of what is left one intent at a time is reverted, by whoever does it: a revert that is under way when another
-        # begins to build the same objects would take these down.
+        # Left intents are reverted one at a time: a revert that runs while another task builds the same objects would
+        # remove these.
         self._mending = asyncio.Lock()
 
     async def begin(self, intent: Intent, ops: Sequence[Put | Delete] = ()) -> str:
         """Write an intent, together with `ops`, and return its key.
 
-        What an earlier failure left of the same objects is tried again first, and from now on this intent's business.
+        If an earlier failure left the same objects, their revert is tried again first. From now on they are of this
+        intent.
         """
         key = PREFIX + secrets.token_hex(8)
         self._open[key] = intent
@@ -71,7 +75,7 @@ class Journal:
         async with self._mending:
             await self._read_once()
             touched = self._touched(keys)
-            # Of what cannot be reverted now either, that goes on being left which is not of this intent.
+            # What cannot be reverted now either stays left, except for the objects of this intent.
             kept = {
                 old: replace(left, plan=_without(left.plan, keys), drop=())
                 for old, left in touched.items()
@@ -89,16 +93,16 @@ class Journal:
             self._left |= kept
 
     def _touched(self, keys: Collection[str]) -> dict[str, Intent]:
-        """Return what is left of any of these objects."""
+        """Return the left intents that have any of these objects."""
         if not self._left:
             return {}
         return {old: left for old, left in self._left.items() if any(it in keys for it in port_ranges.keys(left.plan))}
 
     async def build(self, intent: Intent) -> tuple[str, tuple[str, ...]]:
-        """Apply an intent's plan; return the intent's key and the keys of steps that were there and are not ours.
+        """Apply an intent's plan. Return the intent's key, and the keys of steps that exist and are not ours.
 
-        The caller ends it with `commit`. When the plan fails, what this call built is gone and so is the intent; what
-        could not be undone is tried again by `recover`.
+        The caller ends it with `commit`. If the plan fails, everything that this call built is undone, and the intent
+        is cleared. `recover` retries what could not be undone.
         """
         key = await self.begin(intent)
         left: list[Step] = []
@@ -110,7 +114,7 @@ class Journal:
         return key, tuple(step for step, outcome in outcomes.items() if outcome is Outcome.USED)
 
     async def commit(self, key: str, ops: Sequence[Put | Delete] = (), *, durable: bool = False) -> None:
-        """Clear an intent in the transaction that writes its result; if that fails, what it built goes again."""
+        """Clear an intent in the transaction that writes its result. If that fails, what it built is reverted."""
         try:
             await self._store.txn((), (*ops, Delete(key)), durable=durable)
         except Exception:
@@ -124,9 +128,9 @@ class Journal:
     async def take_down(self, intent: Intent, ops: Sequence[Put | Delete] = (), *, durable: bool = False) -> None:
         """Do `ops`, revert an intent's plan and delete its records.
 
-        The `ops` come first, with the intent: after a crash in between they are what the rest is brought in line with.
-        What could not be reverted stays in the journal and is tried again by `recover`; the caller's object is gone
-        all the same, as Docker and CNI expect of a delete.
+        `ops` and the intent are one transaction: after a crash, recovery follows the new records. What could not be
+        reverted stays in the journal, and `recover` retries it. The caller's object is gone in any case, as Docker and
+        CNI expect of a delete.
         """
         key = await self.begin(intent, ops)
         deletes = tuple(Delete(name) for name in intent.drop)
@@ -136,31 +140,31 @@ class Journal:
         await self._leave(key, replace(intent, drop=()), deletes, durable=durable)
 
     async def _leave(self, key: str, left: Intent, ops: Sequence[Delete] = (), *, durable: bool = False) -> None:
-        """Do `ops`, and leave an intent's rest to be tried again."""
+        """Do `ops`, and leave the rest of an intent to `recover`."""
         del self._open[key]
         self._left[key] = left
         await self._store.txn((), (*ops, _put(key, left)), durable=durable)
 
     def changing(self) -> frozenset[str]:
-        """Return the keys of the steps that are being applied or reverted right now."""
+        """Return the keys of the steps that are being applied or reverted now."""
         steps = [step for intent in self._open.values() for step in intent.plan]
         return frozenset(step.key for step in steps).union(port_ranges.keys(steps))
 
     async def recover(self) -> int:
-        """Carry out the intents that an earlier life or a failed revert left, and return how many there were."""
+        """Revert the intents that a crash or a failed revert left, and return their number."""
         async with self._mending:
             await self._read_once()
         found = tuple(self._left)
         for key in found:
             async with self._mending:
-                if intent := self._left.get(key):  # else what began meanwhile took it over
+                if intent := self._left.get(key):  # else a new intent took it over
                     await self._settle(key, intent)
         return len(found)
 
     async def sweep(self, unknown: Callable[[], Plan]) -> None:
-        """Revert what no record knows, as `unknown` says when nothing else that is left is being reverted.
+        """Revert the objects without a record that `unknown` returns; no left intent is reverted meanwhile.
 
-        Who begins to build the same objects waits. Nothing is written: after a crash it is as unknown as before.
+        An intent for the same objects waits. Nothing is written: after a crash the objects are as unknown as before.
 
         Raises:
             ExceptionGroup: of `StepError`.
@@ -179,12 +183,12 @@ class Journal:
         if await self._revert(intent):
             await self._store.txn((), [*drop, Delete(key)])
             self._left.pop(key, None)
-        elif drop:  # as `take_down` does: what is left concerns nobody but us
+        elif drop:  # as `take_down` does: the records go in any case
             self._left[key] = replace(intent, drop=())
             await self._store.txn((), [*drop, _put(key, self._left[key])])
 
     async def _read_once(self) -> None:
-        """Learn what an earlier life left; what this one leaves is known."""
+        """Read the intents that an earlier process left, once."""
         if self._read:
             return
         found: dict[str, Intent] = {}
@@ -199,7 +203,7 @@ class Journal:
         self._read = True
 
     async def _revert(self, intent: Intent) -> bool:
-        """Revert an intent's plan; False, and a word in the log, when not all of it could be."""
+        """Revert an intent's plan; log each error, and return whether there was none."""
         try:
             await self._executor.revert(intent.plan)
         except ExceptionGroup as group:

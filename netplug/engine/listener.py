@@ -1,4 +1,4 @@
-"""Who on other hosts has to know of endpoints here."""
+"""What the engine tells of its endpoints, for other hosts of a cluster."""
 
 from typing import Protocol
 
@@ -6,24 +6,27 @@ from netplug.engine.records import EndpointRecord
 
 
 class EndpointListener(Protocol):
-    """Told of what happens here, under the lock of the endpoint's network."""
+    """Told of endpoints of this host.
+
+    `joined` and `left` are called under the lock of the endpoint's network, in the order of the changes.
+    """
 
     async def joined(self, record: EndpointRecord) -> None:
-        """Tell of an endpoint, or of how it is called now.
+        """Tell of an endpoint, or of its new names.
 
         Raises:
-            NetplugError: it must not be; a new one goes again.
+            NetplugError: the endpoint is refused; a new one is deleted again.
         """
 
     async def left(self, record: EndpointRecord) -> None:
-        """Tell that an endpoint is about to go."""
+        """Tell that an endpoint is about to be deleted."""
 
     async def settled(self, record: EndpointRecord) -> None:
-        """Wait a moment until an endpoint that was told of is reached from everywhere. Under no lock."""
+        """Wait, without a lock, until all hosts can reach an endpoint; the wait is bounded."""
 
 
 class NullListener:
-    """There are no other hosts."""
+    """For a host without a cluster: does nothing."""
 
     async def joined(self, record: EndpointRecord) -> None:  # noqa: ARG002 - as of `EndpointListener`
         return

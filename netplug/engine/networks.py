@@ -1,4 +1,4 @@
-"""Use cases of networks."""
+"""Use cases of networks: create, delete, name, follow the tunnel address, change the upstream resolvers."""
 
 import secrets
 from collections.abc import Mapping
@@ -29,23 +29,29 @@ log = structlog.get_logger(__name__)
 
 
 class Cluster(Protocol):
-    """What makes networks that are on several hosts: by `Networks.build` and `Networks.take_down` on each."""
+    """Makes networks that are on several hosts, by `Networks.build` and `Networks.take_down` on each host."""
 
     async def create(self, spec: NetworkSpec) -> NetworkRecord:
-        """Make a network on all hosts."""
+        """Create a network on all hosts."""
 
     async def delete(self, record: NetworkRecord, *, by: FrontEnd, orphaned: bool = False) -> None:
-        """Delete a network on all hosts; one of Docker's on this one alone, as long as others have it."""
+        """Delete a network on all hosts; a network of Docker's on this host only, as long as others have it."""
 
     async def subnet(self, name: str, wanted: IPNetwork | None, *, v6: bool) -> tuple[IPNetwork, IPAddress]:
-        """Return the subnet of a network that Docker is about to make, and its gateway."""
+        """Return subnet and gateway of a network that Docker is about to create."""
 
     async def gateway(self, subnet: IPNetwork) -> IPAddress | None:
-        """Return the gateway of the network that has a subnet; None when there is none yet."""
+        """Return the gateway of the network that has this subnet; None if there is no such network yet."""
 
 
 class Networks:
-    """Creates, deletes and names networks. `cluster`: None where there are no other hosts."""
+    """Creates, changes and deletes networks, each under its own lock.
+
+    A create that fails changes nothing. Names, ids, subnets and bridges of two networks never collide. A network with
+    endpoints is deleted only for Docker, whose endpoints in it are dead then.
+
+    `cluster`: None on a host without a cluster.
+    """
 
     def __init__(
         self,
@@ -69,7 +75,7 @@ class Networks:
         self.cluster: Cluster | None = None
 
     async def create(self, spec: NetworkSpec) -> NetworkRecord:
-        """Make a network, here or, if its mode is one of several hosts, on all of them.
+        """Create a network: on this host, or on all hosts if its mode is one of a cluster.
 
         Raises:
             NetplugError, DriverError, IpamError: and nothing was changed.
@@ -80,7 +86,7 @@ class Networks:
         return await self.build(spec)
 
     async def delete(self, ref: str, *, by: FrontEnd, orphaned: bool = False) -> None:
-        """Delete a network, wherever it is; see `take_down`.
+        """Delete a network, on all hosts that have it; see `take_down`.
 
         Raises:
             StoreError: the store that the hosts share does not answer.
@@ -159,15 +165,16 @@ class Networks:
 
     @uncancellable
     async def take_down(self, ref: str, *, by: FrontEnd, orphaned: bool = False) -> None:
-        """Take a network of this host down.
+        """Delete a network on this host.
 
-        Docker asks only when it knows of no endpoint, so those of its own that are still here are dead and go with it.
-        Where others are attached the network stays, as one of ours: Docker forgets it whatever we answer.
-        `orphaned`: Docker made it and knows it no more, so anybody may delete it.
+        Docker deletes a network only if it knows no endpoint in it. So Docker's endpoints that are still here are dead,
+        and are deleted too. If other front ends have endpoints in it, the network stays and becomes one of ours: Docker
+        forgets it whatever we answer. `orphaned`: Docker made it and does not know it any more, so any front end may
+        delete it.
 
         Raises:
-            NetplugError: "not_found"; "forbidden" when another front end made it, or when it still has endpoints and
-                Docker is not who asks.
+            NetplugError: "not_found"; "forbidden": another front end made it, or it has endpoints and the request is
+                not Docker's.
         """
         ident = self._registry.network(ref).network.id
         async with self._registry.lock(ident):
@@ -185,14 +192,14 @@ class Networks:
             await self._peers.forget(ident)
             intent = Intent(f"network {record.network.name}", record.plan.without(record.used), (record.key,))
             await self._journal.take_down(intent, durable=True)
-            # At once, lest somebody miss what has just gone.
+            # At once: else reconcile would report what is gone as missing.
             self._registry.forget(record)
             await self._addressing.release_network(record, self._registry.networks())
         log.info("network.deleted", network=short(ident), name=record.network.name)
         await self._base_plan.trim(self._registry.all_networks())
 
     def _removal(self, ident: str) -> str:
-        """Return the command that removes a network, by its id; nothing for one that is just being made."""
+        """Return the command that removes a network, by its id; empty for a network that is being created."""
         record = self._registry.find_network(ident)
         if record is None:
             return ""
@@ -200,10 +207,10 @@ class Networks:
 
     def _refuse_delete(self, record: NetworkRecord, by: FrontEnd) -> None:
         name = record.network.name
-        # A conflist has no command for deleting; whoever may attach may clear away what it left.
+        # A conflist has no command for deleting: whoever may attach may also delete what it made.
         if FrontEnd.DOCKER in {record.front_end, by} and record.front_end is not by:
             maker = "docker" if record.front_end is FrontEnd.DOCKER else "netplug"
-            # Of a cluster it may have been made elsewhere, and by others.
+            # A network of a cluster may have been made on another host, by another front end.
             theirs = record.cluster and record.front_end is FrontEnd.DOCKER
             words = f"docker has network {name!r} here" if theirs else f"network {name!r} was made by {maker}"
             raise NetplugError("forbidden", words, hint=f"{maker} network rm {name}")
@@ -212,10 +219,10 @@ class Networks:
             raise NetplugError("forbidden", f"network {name!r} has {endpoints}", hint="detach first")
 
     async def follow(self, *, build: bool = True) -> None:
-        """Compute the plans of networks anew that tunnel from another address than this host's VTEP is now.
+        """Compute the plans of overlays anew whose tunnel address is not this host's present VTEP.
 
-        What the kernel refuses is a difference to the record then, and mended as such. `build`: bring the plans about
-        at once; else that is left to whoever compares them with the kernel.
+        What the kernel refuses then differs from the record, and is repaired as any difference. `build`: apply the
+        plans at once; else the next comparison does.
         """
         host = self._base_plan.host
         for record in self._registry.networks():
@@ -227,7 +234,7 @@ class Networks:
 
     @uncancellable
     async def _follow(self, ident: str, *, build: bool) -> None:
-        """The record first: what a crash leaves undone is a difference to it."""
+        """Write the record first: after a crash, the rest is a difference from it."""
         async with self._registry.lock(ident):
             record = self._registry.find_network(ident)
             if record is None:
@@ -242,16 +249,16 @@ class Networks:
                 await self._executor.revert(gone)
 
     def reserve(self, ident: str, names: Mapping[IPAddress, str]) -> None:
-        """Keep a network's addresses for the containers that were made with them, by name, and for no others."""
+        """Reserve addresses of a network for containers by name, in place of those reserved before."""
         if record := self._registry.find_network(ident):
             self._addressing.reserve(record, names)
 
     @uncancellable
     async def forward(self, ident: str, upstream: str) -> None:
-        """Have the containers of a network ask whom option `dns_upstream` says; when that is empty, whom the host asks.
+        """Set the upstream resolvers of a network, as of option `dns_upstream`; empty: the host's own.
 
         Raises:
-            DriverError: it is none.
+            DriverError: the value is wrong.
         """
         async with self._registry.lock(ident):
             record = self._registry.network(ident)
@@ -264,9 +271,9 @@ class Networks:
 
     @uncancellable
     async def name(self, ident: str, name: str) -> None:
-        """Learn from Docker that a network is its own and what it calls it.
+        """Learn from Docker that a network is Docker's own, and its name there.
 
-        A name given by ``-o name=`` stays, and one that is taken is not taken over.
+        A name given by ``-o name=`` stays. A name that another network has is not used.
         """
         async with self._registry.lock(ident):
             record = next((r for r in self._registry.networks() if r.network.id == ident), None)
@@ -283,7 +290,7 @@ class Networks:
 
 
 def _refuse_sticky(net: Network, spec: NetworkSpec) -> None:
-    """Refuse to promise addresses that somebody else chooses."""
+    """Refuse `sticky` if another IPAM chooses the addresses."""
     if net.options.sticky and any(subnet.space == EXTERNAL for subnet in spec.subnets):
         value = spec.options["sticky"][:80]
         raise NetplugError(
@@ -294,7 +301,7 @@ def _refuse_sticky(net: Network, spec: NetworkSpec) -> None:
 
 
 def _refuse_subnets(net: Network, spec: NetworkSpec) -> None:
-    """Refuse subnets that nobody would have an address of; Docker gives each network some, asked or not."""
+    """Refuse subnets in a mode without addresses. Docker gives each network some, so not from Docker."""
     if spec.subnets and spec.front_end is not FrontEnd.DOCKER:
         mode = net.options.mode
         raise NetplugError(

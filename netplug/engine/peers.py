@@ -1,9 +1,8 @@
-"""What is on other hosts: keeps the kernel in step with the endpoints that they tell of.
+"""Endpoints on other hosts: keeps FDB, neighbours and tunnel filters in step with what the cluster publishes.
 
-Level-triggered: whoever knows the peers of a network says each time all of them, and the difference to what was applied
-last is brought about. So a message that got lost, came twice or came late does no lasting harm. Nothing of it is
-stored, for whoever tells has it; after a start the kernel's entries stay as they are until the first word about each
-network.
+Level-triggered: each call has all peers of a network, and only the difference from the last call is applied. So a
+message that is lost, late or repeated does no lasting harm. Nothing is stored, since the cluster has it. After a start,
+the kernel's entries stay as they are until the first call for each network.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,9 +29,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Known:
-    """What was told of a network last, and what was done about it.
+    """The last call for a network, and its result.
 
-    `steps`: applied, by key. `refused`: of `peers`. `whole`: False after a failure, when it is not known of all.
+    `steps`: applied, by key. `refused`: of `peers`. `complete`: False after a failure, when not all steps are known.
     """
 
     net: Network
@@ -40,14 +39,17 @@ class _Known:
     peers: Sequence[Peer] = ()
     refused: frozenset[Peer] = frozenset()
     steps: dict[str, Step] = field(default_factory=dict)
-    whole: bool = False
+    complete: bool = False
 
 
 class Peers:
-    """The peers of all networks that have some on other hosts.
+    """Applies the peers of each network.
 
-    Word comes with each endpoint that comes or goes, and of a thousand others it says the same as before. So only what
-    differs from the last word is computed, and of the others what has a MAC, an address or a VTEP in common with it.
+    A peer that moves is reachable throughout. A peer that is refused, or a failure, keeps no other peer out. After a
+    failure the next call does the rest.
+
+    A call comes with each change of one endpoint, among thousands that did not change. So only changed peers are
+    computed, and those that share a MAC, an address or a VTEP with them.
     """
 
     def __init__(
@@ -68,15 +70,15 @@ class Peers:
 
     @uncancellable
     async def apply(self, ref: str, peers: Sequence[Peer]) -> tuple[Peer, ...]:
-        """Reach just these endpoints on other hosts; return those that were refused, which keep no other out.
+        """Make exactly these endpoints on other hosts reachable; return the refused ones.
 
         Args:
             ref: the network's id or name.
-            peers: all there are, less this host's own, in the order in which they were published.
+            peers: all peers but this host's own, in the order in which they were published.
 
         Raises:
-            NetplugError: "not_found"; "invalid", the network is of this host alone; what the kernel refused. The next
-                call tries again.
+            NetplugError: "not_found"; "invalid": the network is on this host only; errors of the kernel. The next call
+                tries again.
         """
         ident = self._registry.network(ref).network.id
         async with self._registry.lock(ident):
@@ -85,7 +87,7 @@ class Peers:
             known = self._known.get(ident)
             if known is None:
                 known = _Known(net, self._base_plan.host)
-                # What an earlier life left is known as such only now.
+                # Only now can entries of an earlier process be told from unknown ones.
                 self._kernel.changes().set()
             await self._bring_about(driver, net, known, tuple(peers))
             self._known[ident] = known
@@ -97,7 +99,7 @@ class Peers:
         fresh = [peer for peer in peers if id(peer) not in before]
         gone = [peer for peer in known.peers if id(peer) not in now]
         same_order = [it for it in map(id, peers) if it in before] == [it for it in map(id, known.peers) if it in now]
-        if not (known.whole and same_order and known.net is net and known.host.vtep == host.vtep):
+        if not (known.complete and same_order and known.net is net and known.host.vtep == host.vtep):
             refused = self._refuse(driver, net, peers, known.refused)
             wanted = driver.peers(net, [peer for peer in peers if peer not in refused])
             keys = frozenset(known.steps) | {step.key for step in wanted}
@@ -107,55 +109,55 @@ class Peers:
             keys = frozenset(step.key for step in driver.peers(net, changed))
             around = _around(changed, [peer for peer in peers if peer not in refused] if refused else peers)
             wanted = Plan(tuple(step for step in driver.peers(net, around) if step.key in keys))
-        known.net, known.host, known.whole = net, host, False
+        known.net, known.host, known.complete = net, host, False
         self._known[net.id] = known
         await self._move(net, known, wanted, keys)
-        known.peers, known.refused, known.whole = peers, refused, True
+        known.peers, known.refused, known.complete = peers, refused, True
 
     async def mend(self, ident: str) -> None:
-        """Mend what was applied last; the caller holds the network's lock."""
+        """Repair what was applied last; the caller holds the network's lock."""
         await self._executor.mend(self.plan(ident))
 
     async def forget(self, ident: str) -> None:
-        """Take down what leads to the peers of a network that is about to go; the caller holds its lock."""
+        """Revert the peers of a network that is about to be deleted; the caller holds its lock."""
         plan = self.plan(ident)
         self._known.pop(ident, None)
         if plan:
             try:
                 await self._executor.revert(plan)
-            except ExceptionGroup as group:  # what is left belongs to nobody then, and is swept
+            except ExceptionGroup as group:  # what is left has no record then, and is swept
                 for error in group.exceptions:
                     log.warning("revert.failed", what="peers", error=str(error))
 
     def plan(self, ident: str) -> Plan:
-        """Return what reaching a network's peers takes, as last applied."""
+        """Return the plan of a network's peers, as last applied."""
         known = self._known.get(ident)
         return Plan(tuple(known.steps.values())) if known else Plan()
 
     def changing(self) -> frozenset[str]:
-        """Return the keys of the steps that are being applied or reverted right now."""
+        """Return the keys of the steps that are being applied or reverted now."""
         return frozenset().union(*self._changing.values())
 
     def unknown(self, steps: Iterable[Step]) -> list[Step]:
-        """Return the steps less those that may be of a network whose peers nobody has told of yet."""
+        """Return the steps less those that may belong to a network whose peers are not known yet."""
         stretched = {net.id for net in self._registry.all_networks() if meshed(self._drivers.of(net))}
         if stretched <= self._known.keys() and not self._registry.quarantine.networks():
             return list(steps)
         return [step for step in steps if not isinstance(step, Fdb | Neighbour | Remote | Vtep)]
 
     async def _move(self, net: Network, known: _Known, wanted: Plan, keys: frozenset[str]) -> None:
-        """Bring about what is new, then take away what is no longer wanted: who moved is reachable throughout.
+        """Apply new steps, then revert those that are no longer wanted: a peer that moved is reachable throughout.
 
-        Of the steps with these keys just those of `wanted` are to be there; of others nothing changes.
+        Only steps with these keys change: those in `wanted` stay or are applied, the others are reverted.
         """
-        there = {key: known.steps[key] for key in keys if key in known.steps}
+        applied = {key: known.steps[key] for key in keys if key in known.steps}
         kept = {step.key for step in wanted}
-        new = Plan(tuple(step for step in wanted if there.get(step.key) != step))
-        old = Plan(tuple(step for key, step in there.items() if key not in kept))
+        new = Plan(tuple(step for step in wanted if applied.get(step.key) != step))
+        old = Plan(tuple(step for key, step in applied.items() if key not in kept))
         if not new and not old:
             return
         changing = self._changing[net.id] = frozenset(step.key for step in new + old)
-        # Half done it is neither: what the next call finds equal is passed over by the kernel.
+        # Half done, their state is unknown: the next call applies them again, and equal ones are skipped.
         for key in changing:
             known.steps.pop(key, None)
         try:
@@ -174,7 +176,7 @@ class Peers:
         return driver
 
     def _refuse(self, driver: Meshed, net: Network, peers: Sequence[Peer], before: frozenset[Peer]) -> frozenset[Peer]:
-        """Return the peers that say what they may not, and log those that did not `before`."""
+        """Return the peers whose records are not allowed, and log those that are not in `before`."""
         refused = {}
         for peer in peers:
             try:
@@ -187,7 +189,7 @@ class Peers:
 
 
 def _around(changed: Sequence[Peer], peers: Sequence[Peer]) -> list[Peer]:
-    """Return those of the peers that have something in common with the changed; of each VTEP one is enough."""
+    """Return the peers that share a MAC, an address or a VTEP with changed ones; one for each VTEP is enough."""
     macs = {peer.mac for peer in changed}
     addresses = {address for peer in changed for address in peer.addresses}
     vteps = {peer.vtep for peer in changed}

@@ -1,4 +1,4 @@
-"""Host ports of published ports, chosen and reserved; and which of a container's several endpoints publishes which."""
+"""Chooses and reserves host ports, and decides which of a container's endpoints publishes which port."""
 
 import asyncio
 from collections import defaultdict
@@ -19,16 +19,16 @@ from netplug.kernel.api import Kernel, Reservations
 
 _AT_ONCE = 64
 _TRIES = 16
-"""How often a port that is free for one family and taken for the other is given up for a next one."""
+"""Tries to find a port that is free for both IP versions."""
 _MOST_LOST = 64
-"""To find out who has a port takes a look at all processes."""
+"""Taken ports of a container that are looked up: each look-up reads all processes."""
 
 
 class Sharing:
-    """What each endpoint of a container publishes where its runtime has all of them publish the same.
+    """Decides which endpoint of a container publishes which port, if its runtime asks each of them for all ports.
 
-    CNI and netavark hand all of a container's port mappings to each of its networks. The first one that can publishes;
-    the next ones do what is left, such as the other family.
+    CNI and netavark give all port mappings of a container to each of its networks. The first endpoint that can publish
+    a port does; the next ones publish the rest, such as the other IP version. No port is published twice.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -36,7 +36,7 @@ class Sharing:
         self._claims: dict[str, tuple[EndpointRecord, tuple[PortMapping, ...]]] = {}
 
     def siblings(self, built: EndpointRecord) -> list[EndpointRecord]:
-        """Return the other endpoints of an endpoint's container, if they are to share its ports."""
+        """Return the other endpoints of the container, if they share its ports."""
         if not built.front_end.shares or not built.container:
             return []
         return [
@@ -47,7 +47,7 @@ class Sharing:
 
     @contextmanager
     def claimed(self, built: EndpointRecord, wanted: Sequence[PortMapping]) -> Iterator[tuple[PortMapping, ...]]:
-        """Yield what of the wanted an endpoint shall publish; for the time of the block nobody else is told to."""
+        """Yield the ports that an endpoint shall publish. During the block no other endpoint gets them."""
         if not built.front_end.shares:
             yield tuple(wanted)
             return
@@ -59,7 +59,7 @@ class Sharing:
             del self._claims[built.key]
 
     def lacking(self, wanted: Callable[[EndpointRecord], Sequence[PortMapping]]) -> list[EndpointRecord]:
-        """Return the endpoints that could publish more of what is wanted of them, and none of their container does."""
+        """Return the endpoints that could publish wanted ports that no endpoint of their container publishes."""
         members: defaultdict[tuple[str, str], list[EndpointRecord]] = defaultdict(list)
         for record in self._registry.endpoints():
             if record.front_end.shares and record.container and record.endpoint.ports:
@@ -74,7 +74,7 @@ class Sharing:
     def _lacks(self, record: EndpointRecord, group: Sequence[EndpointRecord], wanted: tuple[PortMapping, ...]) -> bool:
         ends, versions = _ends(wanted), _versions(record)
         if any(_ends(one.published) == ends and versions <= _versions(one) for one in group):
-            return False  # which costs nothing for ten thousand ports
+            return False  # cheap, also with ten thousand ports
         left = (it for it in self._left(record, wanted) if port_ranges.definite(it))
         return any(addresses(record.endpoint, it, relayed=False) for it in left)
 
@@ -93,7 +93,7 @@ class Sharing:
 
 
 def _ends(ports: Sequence[PortMapping]) -> list[PortMapping]:
-    """Return mappings as they are compared: one of a definite port is the same if it was chosen from a range."""
+    """Return mappings as they are compared: a definite port is the same if it was chosen from a range."""
     return [replace(it, host_port_end=0) if port_ranges.definite(it) else it for it in ports]
 
 
@@ -102,7 +102,7 @@ def _versions(record: EndpointRecord) -> set[int]:
 
 
 def _parts(ep: Endpoint, mapping: PortMapping) -> Iterator[tuple[tuple[Proto, int, int, int], PortMapping]]:
-    """Yield what a mapping publishes, one host address and port after the other, with what makes two the same."""
+    """Yield each host address and port of a mapping, with the key by which two are the same."""
     for single in port_ranges.singles(mapping):
         for host in addresses(ep, single, relayed=False):
             key = single.proto, single.host_port, single.port, host.version
@@ -110,20 +110,20 @@ def _parts(ep: Endpoint, mapping: PortMapping) -> Iterator[tuple[tuple[Proto, in
 
 
 class Inherited:
-    """The ports of an endpoint that is gone, which its container's runtime may still keep by sockets."""
+    """The ports of a deleted endpoint, which the container's runtime may still hold by sockets."""
 
     def __init__(self, gone: EndpointRecord) -> None:
         self._ports = set(port_ranges.keys(step for step in gone.exposed if isinstance(step, HostPort)))
 
     async def cover(self, step: HostPort) -> bool:
-        """Tell whether the endpoint had all of a port; see `Reservations`."""
+        """Tell whether the endpoint held the port; see `Reservations`."""
         return step.key in self._ports
 
 
 def in_order(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-    """Return ports in one order, joined where they follow one another; Docker lists them in another order each time.
+    """Return ports sorted, and consecutive ones joined: Docker lists them in another order each time.
 
-    An IPv4 address that is written as one of IPv6 (``::ffff:127.0.0.1``) is of IPv4, as for Docker and podman.
+    An IPv4-mapped address (``::ffff:127.0.0.1``) is an IPv4 address, as for Docker and podman.
     """
     mapped = (replace(it, host_address=_unmapped(it.host_address)) for it in ports)
     return tuple(sorted(port_ranges.joined(tuple(mapped)), key=str))
@@ -134,16 +134,16 @@ def _unmapped(address: IPAddress | None) -> IPAddress | None:
 
 
 class Chosen:
-    """The host ports that were chosen for containers, by sandbox: one keeps them when its way out changes.
+    """Remembers the host ports chosen for each sandbox: it keeps them when its gateway network changes.
 
-    Docker takes a container's ports back, and asks for them anew by another of its networks.
+    Docker then unpublishes the ports, and publishes them on another network of the container.
     """
 
     def __init__(self) -> None:
         self._of: dict[str, dict[_Wanted, int]] = {}
 
     def remember(self, gone: EndpointRecord) -> None:
-        """Remember what was chosen for an endpoint that publishes no more."""
+        """Remember the ports chosen for an endpoint that stops publishing."""
         open_ = {_wanted(it) for it in gone.endpoint.ports if not port_ranges.definite(it)}
         singles = (single for mapping in gone.published for single in port_ranges.singles(mapping))
         found = {_wanted(it): it.host_port for it in singles if _wanted(it) in open_}
@@ -153,14 +153,14 @@ class Chosen:
                 del self._of[stale]
 
     def before(self, sandbox: str, ports: Sequence[PortMapping]) -> dict[PortMapping, int]:
-        """Return the host ports that a sandbox had for these mappings."""
+        """Return the host ports that the sandbox had for these mappings."""
         known = self._of.get(sandbox, {}) if sandbox else {}
         return {it: known[_wanted(it)] for it in ports if not port_ranges.definite(it) and _wanted(it) in known}
 
 
 _Wanted: TypeAlias = tuple[Proto, int, IPAddress | None]
 _SANDBOXES = 1024
-"""Of so many sandboxes is remembered what they had; their paths are never used again."""
+"""Sandboxes whose ports are remembered; paths of sandboxes are never used again."""
 
 
 def _wanted(mapping: PortMapping) -> _Wanted:
@@ -178,9 +178,9 @@ async def reserved(
 ) -> AsyncIterator[tuple[PortMapping, ...]]:
     """Reserve a host port for each mapping and yield the mappings with definite ports.
 
-    `theirs`: see `Kernel.reserve`. `before`: which of the possible ports to try first. `lost`: is given those that
-    cannot be reserved, with the reason, and the rest is. The reservations are ended when the block fails; else they are
-    the caller's, who ends them by removing the `HostPort` steps.
+    `theirs`: see `Kernel.reserve`. `before`: ports to try first. `lost`: gets the mappings that cannot be reserved,
+    with the reason; without it one of them fails the call. If the block fails, all reservations end. Else the caller
+    ends them by removing the `HostPort` steps.
 
     Raises:
         NetplugError: "unavailable", naming the port that is taken.
@@ -192,7 +192,7 @@ async def reserved(
         definite = []
         for number, (single, hosts) in enumerate(done):
             if number % _AT_ONCE == _AT_ONCE - 1:
-                await asyncio.sleep(0)  # thousands take a second, in which others want to be answered
+                await asyncio.sleep(0)  # thousands take a second; other requests go on meanwhile
             tries = [replace(single, host_port=it, host_port_end=it) for it in (before.get(single),) if it]
             if not hosts:
                 continue
@@ -219,7 +219,7 @@ async def _first(
     held: list[HostPort],
     theirs: Reservations | None,
 ) -> PortMapping:
-    """Reserve the first of several mappings that can be."""
+    """Reserve the first mapping that can be reserved."""
     for mapping in tries[:-1]:
         try:
             return await _reserve(kernel, mapping, hosts, held, theirs)
@@ -251,14 +251,14 @@ async def _reserve(
                     raise
                 first = port + 1 if last else 0
                 continue
-            mapping = replace(mapping, host_address=hosts[0])  # there is no other
+            mapping = replace(mapping, host_address=hosts[0])  # the only IP version
         held += mine
         return replace(mapping, host_port=port, host_port_end=port)
     raise NetplugError("unavailable", f"no port is free for both IPv4 and IPv6 for {mapping}")
 
 
 def _lacks(error: NetplugError) -> bool:
-    """Whether the kernel has no IPv6."""
+    """Tell whether the kernel has no IPv6."""
     return error.kind == "unavailable" and "the kernel has no IPv" in error.message
 
 

@@ -1,4 +1,4 @@
-"""Use cases of published ports: host ports are chosen and reserved before any rule leads to them."""
+"""Use cases of published ports. Host ports are reserved before any rule leads to them."""
 
 import asyncio
 import time
@@ -26,12 +26,16 @@ log = structlog.get_logger(__name__)
 
 _NOBODY = Caller()
 GRACE_S = 3.0
-"""After a start of ours Docker may be in the middle of starting a container that has no process yet."""
+"""After our start, Docker may be starting a container that has no process yet."""
 _POLL_S = 0.05
 
 
 class Publishing:
-    """What happens to an endpoint's published ports, under the lock of its network."""
+    """Publishes ports of endpoints, and takes them back, under the lock of the network.
+
+    A host port has one endpoint. It is reserved by a bound socket, so no other process can take it. A publish that
+    fails changes nothing. A port that a dead endpoint of Docker's holds is freed for the next one that asks.
+    """
 
     def __init__(self, registry: Registry, journal: Journal, kernel: Kernel, drivers: Drivers) -> None:
         self._registry = registry
@@ -42,13 +46,13 @@ class Publishing:
         self._started = time.monotonic()
         self._known: set[str] = set()
         self.lost: dict[str, Mapping[PortMapping, str]] = {}
-        """Ports that were published and are not since they moved to another endpoint of their container: why."""
+        """By endpoint: ports that it should have inherited from another endpoint of its container, and why not."""
         self._sharing = Sharing(registry)
         self._chosen = Chosen()
         registry.watchers.append(self._changed)
 
     def begin_session(self) -> None:
-        """Note that dockerd has started: what was published before may have died without a word."""
+        """Note that dockerd has started: endpoints that published before may be dead."""
         self._known.clear()
 
     def _changed(self, before: Record | None, after: Record | None) -> None:
@@ -64,10 +68,10 @@ class Publishing:
     async def publish(
         self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None = None
     ) -> EndpointRecord:
-        """Publish the endpoint's ports, or those given in their place. Published already: nothing changes.
+        """Publish the endpoint's ports, or `ports` in their place. If they are published already, nothing changes.
 
         Raises:
-            NetplugError: "not_found"; "unavailable" when a host port is taken, naming it.
+            NetplugError: "not_found"; "unavailable": a host port is taken; the message names it.
         """
         try:
             return await self._publish_locked(network_id, endpoint_id, ports)
@@ -104,7 +108,7 @@ class Publishing:
     async def exposed(
         self, net: Network, built: EndpointRecord, caller: Caller = _NOBODY
     ) -> AsyncIterator[EndpointRecord]:
-        """Yield the record with its ports published; they are reserved, and for good if the block ends well."""
+        """Yield the record with its ports reserved and published. The reservations end if the block fails."""
         if not self._drivers.of(net).expose(net, built.endpoint):
             yield built
             return
@@ -126,7 +130,7 @@ class Publishing:
                 yield self._with(net, built, published)
 
     def _with_holder(self, error: NetplugError, built: EndpointRecord, ports: Sequence[PortMapping]) -> NetplugError:
-        """Return an error of a taken port that names the endpoint which has it, if it is one of ours."""
+        """Return the error of a taken port with the name of the endpoint that has it, if it is one of ours."""
         what, here, _ = error.message.partition(IN_USE)
         for single in (single for mapping in ports for single in port_ranges.singles(mapping) if here):
             if f":{single.host_port}/{single.proto}" not in what:
@@ -140,7 +144,7 @@ class Publishing:
         return error
 
     def _with(self, net: Network, built: EndpointRecord, published: tuple[PortMapping, ...]) -> EndpointRecord:
-        """Return an endpoint with ports published beside those that are already."""
+        """Return an endpoint with more published ports."""
         exposed = self._drivers.of(net).expose(net, replace(built.endpoint, ports=published))
         if not exposed:
             return built
@@ -151,14 +155,14 @@ class Publishing:
 
     @uncancellable
     async def inherit(self, gone: EndpointRecord) -> None:
-        """Publish at what is left of a container what was published at an endpoint that it had; no lock is held."""
+        """Publish the ports of a deleted endpoint at another endpoint of its container. No lock is held."""
         for heir in self._sharing.siblings(gone) if gone.published else ():
-            if await is_there(self._kernel, heir):  # else it is on its way out, too
+            if await is_there(self._kernel, heir):  # else it is about to be deleted, too
                 await self._inherit(heir, Inherited(gone))
 
     @uncancellable
     async def regain(self) -> None:
-        """Publish what was lost when it was to be inherited, as far as it is free by now; no lock is held."""
+        """Publish `lost` ports that are free by now. No lock is held."""
         lacking = self._sharing.lacking(self._wanted)
         self.lost = {record.key: self.lost[record.key] for record in lacking if record.key in self.lost}
         for record in lacking:
@@ -166,7 +170,7 @@ class Publishing:
                 await self._inherit(record, self._kernel.reservations(0, record.container))
 
     def _wanted(self, record: EndpointRecord) -> Sequence[PortMapping]:
-        """Return what is to be published at an endpoint, if its network publishes anything."""
+        """Return the ports to publish at an endpoint; none if its network publishes nothing."""
         found = self._registry.find_network(record.endpoint.network)
         if found is None or not self._drivers.of(found.network).expose(found.network, record.endpoint):
             return ()
@@ -200,9 +204,9 @@ class Publishing:
             self._registry.remember(more)
 
     async def _drop_dead_holders(self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None) -> bool:
-        """Delete Docker's dead endpoints that hold a port which an endpoint wants; tell if there were any.
+        """Delete dead endpoints of Docker's that hold a port which an endpoint wants; tell whether there were any.
 
-        After a crash of dockerd nobody tells us that they died, and the container's next life wants the same port.
+        After a crash of dockerd nobody tells us that they died, and the restarted container wants the same port.
         The caller holds no lock.
         """
         net = self._registry.network(network_id).network
@@ -227,8 +231,8 @@ class Publishing:
     async def _is_dead(self, holder: EndpointRecord) -> bool:
         """Tell whether Docker has lost a container that published ports.
 
-        What the present dockerd asked for lives, also where no process does yet: Docker up to 27 publishes before it
-        starts the container. After a start of ours nobody knows which dockerd asked.
+        An endpoint that the present dockerd published is alive, even without a process: Docker up to 27 publishes
+        before it starts the container. After our start it is not known which dockerd published it.
         """
         if holder.front_end is not FrontEnd.DOCKER or holder.key in self._known:
             return False
@@ -240,7 +244,7 @@ class Publishing:
 
     @uncancellable
     async def unpublish(self, network_id: str, endpoint_id: str) -> None:
-        """Take back an endpoint's published ports; absent is success."""
+        """Unpublish an endpoint's ports; absent is success."""
         async with self._registry.lock(network_id):
             built = self._registry.find(network_id, endpoint_id)
             if built is not None and built.exposed:
@@ -255,13 +259,13 @@ class Publishing:
 
 
 def _on_hosts(net: Network, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-    """Return the mappings with the network's default host address where they name none."""
+    """Return the mappings with the network's default host address if they name none."""
     default = net.options.host_binding_ipv4
     return tuple(replace(it, host_address=default) if default and it.host_address is None else it for it in ports)
 
 
 def _holds(holder: EndpointRecord, wanted: Sequence[PortMapping]) -> bool:
-    """Whether a published port of an endpoint is among the wanted."""
+    """Tell whether an endpoint has published one of the wanted ports."""
     return any(
         have.proto == want.proto
         and want.host_port < have.host_port + have.count

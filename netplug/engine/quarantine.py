@@ -1,7 +1,7 @@
-"""Records that cannot be used: of another version, or of a driver that is not here.
+"""Records that this version cannot use: another version wrote them, or their driver is not installed.
 
-Each stays in the store as it is, until a version that can read it starts. What it holds meanwhile stays held: its name,
-its addresses, its host ports; and what it made in the kernel is not swept as unknown. All else goes on without it.
+Each record stays in the store unchanged until a version or driver that can read it is back. Meanwhile its name, its
+addresses and its host ports stay taken, and its kernel objects are not swept as unknown. Everything else works.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,24 +30,24 @@ class Unusable:
 
     @property
     def network(self) -> str:
-        """Id of the network that it is, or is of; empty for neither."""
+        """Id of the network, or of the endpoint's network; empty for other records."""
         kind, _, rest = self.key.partition("/")
         return rest.partition("/")[0] if f"{kind}/" in {NETWORKS, ENDPOINTS} else ""
 
     @property
     def endpoint(self) -> str:
-        """Id of the endpoint that it is."""
+        """Id of the endpoint; empty for other records."""
         return self.key.rpartition("/")[2] if self.key.startswith(ENDPOINTS) else ""
 
     @property
     def name(self) -> str:
-        """What it says to be called."""
+        """Name in the record."""
         holder = self.value.get("network") if self.key.startswith(NETWORKS) else self.value
         name = holder.get("name") if isinstance(holder, Mapping) else ""
         return name if isinstance(name, str) else ""
 
     def describe(self) -> str:
-        """Return what it is, for a message."""
+        """Return the object for a message."""
         called = f" ({self.name})" if self.name else ""
         if self.endpoint:
             return f"endpoint {short(self.endpoint)}{called}"
@@ -55,14 +55,17 @@ class Unusable:
 
 
 class Quarantine:
-    """All records of this host that cannot be used, by key."""
+    """All records of this host that cannot be used, by key.
+
+    None of them is changed, and none of what it holds is given to anybody else. Each is shown by `netplug diff`.
+    """
 
     def __init__(self, conditions: Conditions) -> None:
         self._conditions = conditions
         self._found: dict[str, Unusable] = {}
 
     def replace(self, prefix: str, found: Mapping[str, Unusable]) -> None:
-        """Take all unusable records of a prefix, in place of those known before."""
+        """Take all unusable records of a prefix, in place of the former ones."""
         kept = {key: it for key, it in self._found.items() if not key.startswith(prefix)}
         self._found = {**kept, **found}
         self._conditions.report(
@@ -85,7 +88,7 @@ class Quarantine:
         return frozenset(it.endpoint for it in self._found.values() if it.endpoint)
 
     def known(self) -> list[Network]:
-        """Return the networks as far as this version knows them: their subnets and names are taken."""
+        """Return the networks as far as this version can read them: their subnets and names are taken."""
         found = (it for it in self._found.values() if it.key.startswith(NETWORKS))
         return [known(Network, it.value.get("network")) or Network(it.network, it.name) for it in found]
 
@@ -104,18 +107,18 @@ class Quarantine:
                     hint="start the version of netplug, or install the driver, that made it",
                 )
 
-    # What they hold in the kernel
+    # Their kernel objects
 
     def sockets(self) -> Plan:
-        """Return what a process holds for them: without it others could take their ports."""
+        """Return the sockets that reserve their ports."""
         return Plan(tuple(step for step in self._plan() if isinstance(step, HostPort | Relay)))
 
     def keys(self) -> frozenset[str]:
-        """Return the keys of their steps, as far as this version knows them."""
+        """Return the keys of their steps, as far as this version can read them."""
         return frozenset(port_ranges.keys(self._plan()))
 
     def words(self) -> frozenset[str]:
-        """Return all texts in them, among which are the names of links, sets and chains of steps not known here."""
+        """Return all strings in them: among these are names of links, sets and chains in unknown steps."""
         return frozenset(text for it in self._found.values() for text in _texts(dict(it.value)))
 
     def _plan(self) -> Plan:

@@ -1,7 +1,7 @@
-"""What is remembered of networks and endpoints, and what callers say when they ask for one.
+"""Records of networks and endpoints, and the specifications by which front ends ask for them.
 
-Nothing is ever replayed to a Docker plugin, so a record holds all that is needed to answer later calls, to rebuild the
-kernel's state after a crash, and to take it down again: the plan itself, not just what it was made from.
+Docker never repeats a request to a plugin. So a record holds all that is needed to answer later requests, to rebuild
+the kernel's state after a crash, and to take it down again: also the plan, as it was applied.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ ENDPOINTS = "endpoints/"
 
 
 class FrontEnd(StrEnum):
-    """Who asked for a network or endpoint, and so who may delete it."""
+    """The front end that made a network or endpoint. It decides which others may delete it."""
 
     DOCKER = "docker"
     CLI = "cli"
@@ -28,7 +28,7 @@ class FrontEnd(StrEnum):
 
     @property
     def shares(self) -> bool:
-        """Whether others than we have a hand in its sandboxes: tune links there, bind published ports."""
+        """Whether its runtimes and plugins change sandboxes too: they tune links there, and bind published ports."""
         return self in {FrontEnd.CNI, FrontEnd.NETAVARK}
 
 
@@ -44,9 +44,9 @@ class Caller:
 class SubnetSpec:
     """A subnet as asked for.
 
-    `pool` None: one is chosen. `space`: IPAM address space; "external" when somebody else (Docker's own IPAM) gives out
-    its addresses. `gateway` None: the first address is taken, where the mode has a gateway at all. `aux`: addresses
-    that are never given out, by name. `ends`: first and last address to choose, where that part is no subnet itself.
+    `pool` None: one is chosen. `space`: IPAM address space; "external" if another IPAM (Docker's own) gives out the
+    addresses. `gateway` None: the first address, if the mode has a gateway. `aux`: addresses that are never given out,
+    by name. `ends`: first and last address to give out, if that range is no subnet.
     """
 
     pool: IPNetwork | None = None
@@ -60,9 +60,9 @@ class SubnetSpec:
 
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
-    """A network as asked for; `options` are the raw ``-o key=value``. An empty `id` or `name` is made up.
+    """A network as asked for. `options`: the raw ``-o key=value``. An empty `id` or `name` is generated.
 
-    `cluster`: what the cluster calls one that is on several hosts, each of which may have an id of its own for it.
+    `cluster`: the name in the cluster of a network that is on several hosts. Each host may have its own id for it.
     """
 
     id: str = ""
@@ -78,12 +78,12 @@ class NetworkSpec:
 class EndpointSpec:
     """An endpoint as asked for.
 
-    Addresses keep the prefix length of their subnet. `name`: the container's, when known. `netns`: path of the sandbox
-    in which the link is to be made at once as `ifname`; empty when a runtime moves it there. `netns_id`: its identity
-    (`Kernel.sandbox`). `options`: as the user wrote them. `groups`: sets of subnets of each of which one address is
-    wanted, in place of one a family. `routes`: those of the sandbox, in place of a way out by the gateways. `pinned`:
-    it keeps its MAC, whoever may tune its link. `elsewhere`: path and identity of a sandbox in which somebody else
-    makes the link. `hairpin`: what its port sends may come back by it, where others lead it so. `ipam`: see
+    Addresses have the prefix length of their subnet. `name`: the container's, if known. `netns`: path of the sandbox in
+    which the link is made at once, as `ifname`; empty if a runtime moves the link there. `netns_id`: its identity
+    (`Kernel.sandbox`). `options`: as the user wrote them. `groups`: sets of subnets; one address of each set, in place
+    of one of each family. `routes`: those of the sandbox, in place of default routes by the gateways. `pinned`: the MAC
+    is checked, even if later plugins may tune the link. `elsewhere`: path and identity of a sandbox in which another
+    plugin makes the link. `hairpin`: the bridge port may send packets back to where they came from. `ipam`: see
     `EndpointRecord`.
     """
 
@@ -111,10 +111,10 @@ class EndpointSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttachSpec:
-    """A bare namespace to plug in: `netns` is a path or the name of one below /run/netns.
+    """A network namespace to attach: `netns` is a path, or a name below /run/netns.
 
-    `id`: of the endpoint; empty: made from the namespace and `ifname`. `leased`: addresses that somebody else's IPAM
-    chose. `groups`, `routes`, `pinned`, `hairpin`: as in `EndpointSpec`.
+    `id`: of the endpoint; empty: made from the namespace and `ifname`. `leased`: addresses that another IPAM chose.
+    `groups`, `routes`, `pinned`, `hairpin`: as in `EndpointSpec`.
     """
 
     network: str
@@ -138,7 +138,7 @@ class AttachSpec:
     ipam: str = ""
 
     def endpoint(self, ident: str, network: str, netns: str, netns_id: str) -> EndpointSpec:
-        """Return the endpoint asked for; `network` is an id, `netns` a path."""
+        """Return the endpoint as asked for. `network` is an id, `netns` a path."""
         return EndpointSpec(
             ident,
             network,
@@ -164,7 +164,7 @@ class AttachSpec:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a runtime says of an endpoint's container; `details`: whether it said more than the first two.
+    """An endpoint's container, as its runtime describes it. `details`: whether more than the first two are known.
 
     `serves`, `healthy`, `domainname`, `resolves`: see `EndpointRecord`.
     """
@@ -184,9 +184,9 @@ class Description:
 class NetworkRecord:
     """A network as built.
 
-    `pools`: IPAM pool of each subnet. `used`: keys of steps that are not ours to remove. `claimed`: the Docker that we
-    listen to has named it as its own; several may share a plugin folder. `cluster`: as in `NetworkSpec`. `bridge`: the
-    link that endpoints are ports of, where there is one. `resolvers`: where the name server answers for all of them.
+    `pools`: IPAM pool of each subnet. `used`: keys of steps whose objects are not ours to remove. `claimed`: the Docker
+    that we listen to has this network; several Dockers may share a plugin folder. `cluster`: as in `NetworkSpec`.
+    `bridge`: the link that endpoints are ports of, if any. `resolvers`: addresses of the name server for all endpoints.
     """
 
     network: Network
@@ -201,7 +201,7 @@ class NetworkRecord:
     resolvers: tuple[IPAddress, ...] = field(default=(), metadata=QUIET)
 
     def summarized(self) -> "NetworkRecord":
-        """Return the record with what its plan makes."""
+        """Return the record with `bridge` and `resolvers` as its plan makes them."""
         found = summary.bridge(self.plan, self.used)
         return replace(self, bridge=found, resolvers=summary.resolvers(self.plan))
 
@@ -214,17 +214,16 @@ class NetworkRecord:
 class EndpointRecord:
     """An endpoint as built.
 
-    `endpoint.ports` are the mappings as asked for, `published` the ones in force, with their definite host ports.
-    `plan` are its links, `exposed` what publishing took. `sandbox`: path of the namespace, empty until Join;
-    `sandbox_id`: which one, as it may be followed by another at that path, empty as long as it is not known.
-    `linked` False: the links were taken down by Leave; a Join builds them anew. `serves`: ports on which the container
-    is said to listen ("80/tcp"), published or not. `healthy` False: its runtime says that it is not well. `domainname`:
-    what stands behind its hostname, where it sees itself as such. `resolves`: when it started (Unix time) with the
-    host's resolvers of that moment for names of others; 0, it has others, or nobody said so. `runtime`: who asked
-    for it, see `Caller`. `ipam`: how a plugin that leases its addresses is asked again, as its front end wrote it.
-    `attachment`: how its sandbox sees it. `host_link`: the host side of its link, if it has one. `routes`: those in its
-    sandbox that we made; with a runtime that makes them there are none. `resolvers`: where the name server answers for
-    it alone.
+    `endpoint.ports`: the mappings as asked for. `published`: those in force, with definite host ports. `plan`: its
+    links. `exposed`: the plan of its published ports. `sandbox`: path of the namespace, empty until Join. `sandbox_id`:
+    its identity, since another namespace may come to be at that path; empty: not known yet. `linked` False: Leave
+    removed the links, and Join builds them anew. `serves`: ports on which the container listens as its runtime says
+    ("80/tcp"), published or not. `healthy` False: its runtime reports it as unhealthy. `domainname`: of the container,
+    behind its hostname. `resolves`: its start (Unix time), if it uses the resolvers that the host had then for external
+    names; 0: it has others, or it is not known. `runtime`: see `Caller`. `ipam`: how the dhcp plugin is asked for its
+    addresses again, as the front end wrote it. `attachment`: the endpoint as its sandbox sees it. `host_link`: the host
+    side of its link, if any. `routes`: those that we made in its sandbox; Docker makes them itself. `resolvers`:
+    addresses of the name server for this endpoint alone.
     """
 
     endpoint: Endpoint
@@ -253,13 +252,13 @@ class EndpointRecord:
     resolvers: tuple[IPAddress, ...] = field(default=(), metadata=QUIET)
 
     def summarized(self) -> "EndpointRecord":
-        """Return the record with what its plan makes."""
+        """Return the record with `host_link`, `routes` and `resolvers` as its plan makes them."""
         link, routes = summary.host_link(self.plan), summary.routes(self.plan)
         return replace(self, host_link=link, routes=routes, resolvers=summary.resolvers(self.plan))
 
     @property
     def present(self) -> Plan:
-        """What of it shall be in the kernel now."""
+        """The steps that shall be in the kernel now."""
         return (self.plan if self.linked else Plan()) + self.exposed
 
     @property
@@ -269,10 +268,10 @@ class EndpointRecord:
 
 @dataclass(frozen=True, slots=True)
 class DockerView:
-    """What Docker says that there is.
+    """The objects that Docker has.
 
-    `endpoints`: ids, of running containers. `networks`: ids, of all networks. `subnets`: of those networks whose IPAM
-    driver we are. `addresses`: of containers, gateways and auxiliaries.
+    `endpoints`: ids, of running containers. `networks`: ids, of all networks. `subnets`: of networks whose IPAM driver
+    we are. `addresses`: of containers, gateways and auxiliaries.
     """
 
     endpoints: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""All records in memory and in the store, and the locks that order changes to them.
+"""All records of this host, in memory and in the store, and the locks that order their changes.
 
 Only this process writes its own host's records, so memory is as true as the store and reading never waits.
 """
@@ -24,14 +24,16 @@ from netplug.tasks.locks import Locks
 Record: TypeAlias = NetworkRecord | EndpointRecord
 _R = TypeVar("_R", NetworkRecord, EndpointRecord)
 Watcher = Callable[[Record | None, Record | None], None]
-"""Is told what was remembered and what is now, at once; None for nothing. It must not fail, nor wait."""
+"""Gets the former and the new record at each change; None: there is none. It must not fail, nor wait."""
 
 
 class Registry:
     """Networks and endpoints, by id.
 
-    `starting`: networks whose creation is under way. `absent`: why a network of the cluster is not here, by name.
-    `watchers`: told of every change; when a network goes, of that alone.
+    Memory and store never differ after a change. Reading needs no lock and never waits. One lock for each network.
+
+    `starting`: networks that are being created. `absent`: by name, why a network of the cluster is not on this host.
+    `watchers`: called at each change; a deleted network is one change, with its endpoints.
     """
 
     def __init__(self, store: Store, quarantine: Quarantine, drivers: Drivers) -> None:
@@ -47,7 +49,7 @@ class Registry:
         self._locks = Locks()
 
     async def load(self) -> None:
-        """Read all records; those that cannot be used are left as they are."""
+        """Read all records. Those that cannot be used are quarantined."""
         for prefix, read in ((NETWORKS, self._read_network), (ENDPOINTS, self._read_endpoint)):
             found: dict[str, Unusable] = {}
             for stored in (await self._store.range(prefix))[0]:
@@ -70,9 +72,10 @@ class Registry:
         return self._completed(record, stored)
 
     def _completed(self, record: _R, stored: Stored) -> _R:
-        """Return a record with what older versions did not write.
+        """Return a record with the fields that older versions did not write.
 
-        They told it from the plan whenever they needed it, and so can we, once: nobody but this reads a plan for it.
+        Those versions read link, routes and resolvers from the plan whenever they needed them. The plan still has them,
+        so they are read here, once, and nowhere else.
         """
         if isinstance(record, NetworkRecord):
             return record if "resolvers" in stored.value else record.summarized()
@@ -83,7 +86,7 @@ class Registry:
         return replace(record.summarized(), attachment=attachment)
 
     def lock(self, network_id: str) -> AbstractAsyncContextManager[None]:
-        """Hold the lock of a network, which need not exist (yet, or any more)."""
+        """Hold the lock of a network. The network need not exist."""
         return self._locks.hold(network_id)
 
     # Reading
@@ -93,7 +96,7 @@ class Registry:
         return sorted(self._networks.values(), key=lambda record: (record.network.name, record.network.id))
 
     def all_networks(self) -> list[Network]:
-        """Return all networks, those whose creation is under way too."""
+        """Return all networks, also those that are being created."""
         return [*(record.network for record in self._networks.values()), *self.starting.values()]
 
     def endpoints(self, network_id: str | None = None) -> list[EndpointRecord]:
@@ -102,9 +105,9 @@ class Registry:
         return [record for ident in chosen for record in self._endpoints.get(ident, {}).values()]
 
     def in_sandbox(self, path: str, netns_id: str = "") -> list[EndpointRecord]:
-        """Return the endpoints in a sandbox, by the names of their interfaces; others cost nothing.
+        """Return the endpoints in a sandbox, by interface name. The time does not depend on other sandboxes.
 
-        Less those in another namespace that was at that path before.
+        Endpoints of a former namespace at this path are left out.
         """
         found = self._sandboxes.get(path, {}).values()
         here = found if not netns_id else [record for record in found if record.sandbox_id in {"", netns_id}]
@@ -122,7 +125,7 @@ class Registry:
         """Return the network with this id, name, or beginning of an id.
 
         Raises:
-            NetplugError: "not_found", or "invalid" when several fit.
+            NetplugError: "not_found"; "invalid": several match; "unavailable": it is quarantined, or not on this host.
         """
         if record := self._networks.get(ref):
             return record
@@ -151,7 +154,7 @@ class Registry:
         """Return an endpoint.
 
         Raises:
-            NetplugError: "not_found", with what is missing in the message.
+            NetplugError: "not_found": the network or the endpoint; the message says which.
         """
         record = self.network(network_id)
         if found := self.find(record.network.id, endpoint_id):
@@ -161,12 +164,12 @@ class Registry:
     # Writing
 
     async def save(self, record: Record) -> None:
-        """Write a record to the store and remember it."""
+        """Write a record to the store, then to memory."""
         await self._store.txn((), [put(record)])
         self.remember(record)
 
     def remember(self, record: Record) -> None:
-        """Take a record that the store already has."""
+        """Take a record into memory that the store already has."""
         before = self._known(record)
         if isinstance(record, NetworkRecord):
             self._networks[record.network.id] = record
@@ -178,7 +181,7 @@ class Registry:
         self._tell(before, record)
 
     def forget(self, record: Record) -> None:
-        """Drop a record that the store no longer has; absent is success."""
+        """Drop a record from memory that the store no longer has; absent is success."""
         before = self._known(record)
         if isinstance(record, NetworkRecord):
             self._networks.pop(record.network.id, None)
@@ -199,7 +202,7 @@ class Registry:
                 watcher(before, after)
 
     def _leave_sandbox(self, record: EndpointRecord) -> None:
-        """Take an endpoint out of the sandbox that it was remembered in."""
+        """Remove an endpoint from the index of its former sandbox."""
         before = self._endpoints[record.endpoint.network].get(record.endpoint.id)
         if before is None or not before.sandbox:
             return

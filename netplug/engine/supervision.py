@@ -1,9 +1,8 @@
-"""Background work of the daemon that outlives every failure of its subject.
+"""Background work of the daemon: restarted after each failure.
 
-A store that is full, a Docker that answers nonsense, a kernel that refuses: each concerns whoever works with it, and
-nobody else. So what fails is tried again, ever less often, and the daemon goes on. The log says so when it begins, when
-the reason changes and when it is over; meanwhile `netplug diff` shows it. Only cancellation ends such work, and what is
-no `Exception`.
+A full store, a Docker that answers nonsense or a kernel that refuses concerns only the task that works with it. So a
+task that fails is retried with a growing delay, and the daemon goes on. The log has the first failure, each new reason,
+and the recovery. Meanwhile `netplug diff` shows the fault. Only cancellation, and what is no `Exception`, ends a task.
 """
 
 import asyncio
@@ -21,18 +20,18 @@ log = structlog.get_logger(__name__)
 
 FIRST_S = 0.2
 LAST_S = 10.0
-"""Between two tries: at first the next moment may do, later nobody waits."""
+"""Delay of the first and of late retries."""
 STEADY_S = 5.0
-"""Work that has gone on for so long since its last failure is well again."""
+"""A task that has run so long since its last failure has recovered."""
 _MOST_SAID = 20
-"""Reasons that are logged in one trouble; those of which each is another say nothing new."""
+"""Different reasons that are logged until the task recovers."""
 _SHOWN_AFTER = 2
-"""Failures in a row; one that the next try mends is no state that anybody could look at."""
+"""Failures in a row: a single one is over before anybody could look."""
 
 
 @dataclass(slots=True)
 class _Trouble:
-    """What fails. `said`: the reasons that were logged; `since`: time of the loop."""
+    """A task that fails. `said`: the reasons that were logged; `since`: time of the loop."""
 
     since: float
     failures: int = 0
@@ -40,14 +39,17 @@ class _Trouble:
 
 
 class Supervisor:
-    """Does what is to be done in the background, each piece of it under a name of its own."""
+    """Runs background tasks, each under its own name.
+
+    No failure of a task reaches another one. A task that goes on failing is shown by `netplug diff`.
+    """
 
     def __init__(self, conditions: Conditions) -> None:
         self._conditions = conditions
         self._troubles: dict[str, _Trouble] = {}
 
     async def keep(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do work that lasts, and begin it anew after each failure, until it ends by itself or is cancelled."""
+        """Run a task, and restart it after each failure, until it ends by itself or is cancelled."""
         while True:
             steady = asyncio.get_running_loop().call_later(STEADY_S, self._succeeded, name)
             try:
@@ -59,7 +61,7 @@ class Supervisor:
             await asyncio.sleep(delay_s)
 
     async def attempt(self, name: str, work: Awaitable[object]) -> float:
-        """Do work once. Return 0 when it was done, else the time in seconds after which to try it again."""
+        """Run a task once. Return 0 if it succeeded, else the delay of the next try in seconds."""
         try:
             await work
         except Exception as exc:  # noqa: BLE001 - that nothing gets past here is what this is for
@@ -78,7 +80,7 @@ class Supervisor:
             log.warning("task.failed", task=name, error=text, retry_s=delay_s, exc_info=None if expected else exc)
         else:
             log.debug("task.failed", task=name, error=text, retry_s=delay_s)
-        # That a store is away is normal life, and said by whoever watches over it.
+        # An unreachable store is reported by its own watcher.
         shown = trouble.failures >= _SHOWN_AFTER and not isinstance(exc, Unreachable)
         found = [Difference("host", f"task {name}", f"fails: {text}")] if shown else []
         self._conditions.report(f"task {name}", found)
@@ -92,7 +94,7 @@ class Supervisor:
 
 
 def _text(exc: Exception) -> str:
-    """Return why something failed, in one line."""
+    """Return the reason of a failure, in one line."""
     causes = exc.exceptions if isinstance(exc, ExceptionGroup) else (exc,)
     known = (StoreError, Reportable, OSError)
     words = (str(one) if isinstance(one, known) and str(one) else repr(one) for one in causes)

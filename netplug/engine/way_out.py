@@ -1,4 +1,4 @@
-"""Which network of a sandbox is its way out: the first that it is in, and the next one when that goes."""
+"""The default route of a sandbox: by the first network that it joined, and by the next one when it leaves that."""
 
 from dataclasses import replace
 
@@ -24,22 +24,22 @@ class WayOut:
         self._drivers = drivers
 
     def beside_others(self, attachment: Attachment, netns: str, netns_id: str) -> Attachment:
-        """Leave out the gateways of the IP versions of which the sandbox has a default route already."""
+        """Leave out gateways of IP versions for which the sandbox has a default route already."""
         routes = (route for other in self._registry.in_sandbox(netns, netns_id) for route in other.routes)
         taken = {route.destination.version for route in routes if route.destination.prefixlen == 0}
         return replace(attachment, gateways=tuple(item for item in attachment.gateways if item.version not in taken))
 
     async def succeed(self, gone: EndpointRecord) -> None:
-        """Give a sandbox that may have lost its way out that of the networks which it is still in. No lock is held.
+        """Give a sandbox that may have lost its default route one by another of its networks. No lock is held.
 
-        Not with CNI: there the configuration says which network is the way out.
+        Not with CNI: there the configuration says which network has the default route.
         """
         for heir in self._registry.in_sandbox(gone.sandbox, gone.sandbox_id):
             if heir.front_end not in {FrontEnd.CLI, FrontEnd.NETAVARK}:
                 continue
             try:
                 await self._give(heir)
-            except NetplugError as exc:  # who is gone is gone, and so may be the sandbox
+            except NetplugError as exc:  # the delete succeeded; the sandbox may be gone, too
                 log.warning("way_out.missing", sandbox=gone.sandbox, error=str(exc))
 
     async def _give(self, heir: EndpointRecord) -> None:
