@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeGuard, runtime_checkable
 
-from .codec import QUIET
+from .codec import OMIT_DEFAULT
 from .naming import mac_of_address, mac_of_id
 from .options import AnyOption, EndpointOptions, NetworkOptions
 from .plan import Plan
@@ -70,7 +70,7 @@ class PortMapping:
     host_address: IPAddress | None = None
     host_port: int = 0
     host_port_end: int = 0
-    count: int = field(default=1, metadata=QUIET)
+    count: int = field(default=1, metadata=OMIT_DEFAULT)
 
     def __str__(self) -> str:
         address = (

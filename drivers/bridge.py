@@ -113,7 +113,7 @@ class BridgeDriver:
         guard = _guard(net, veth.name, veth.peer_mac, ep.addresses)
         # The address may have had another MAC, which neighbours and the host remember.
         told = Plan(tuple(Announce(veth.master, veth.peer_mac, address.ip) for address in ep.addresses))
-        return guard + shaping.around(net, ep, veth.name, Plan((veth,))) + told
+        return guard + shaping.with_limits(net, ep, veth.name, Plan((veth,))) + told
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
         return attachment(net, ep)
@@ -125,7 +125,7 @@ class BridgeDriver:
         addresses = [interface.ip for interface in ep.addresses]
         for mapping in ep.ports:
             firewall.check_port(net, ep, mapping)
-            for host, address in firewall.ways(mapping, addresses):
+            for host, address in firewall.host_addresses(mapping, addresses):
                 plan += firewall.publish(mapping, host, address)
         return Plan((Hairpin(host_side(ep.id)),)) + plan if plan else plan
 

@@ -38,7 +38,7 @@ JsonObject: TypeAlias = dict[str, Json]
 
 _T = TypeVar("_T")
 
-QUIET = {"quiet": True}
+OMIT_DEFAULT = {"omit_default": True}
 """Metadata of a field that is left out at its default, so that earlier versions can read what does not need it."""
 
 _IP = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
@@ -67,9 +67,9 @@ def encode(value: object) -> Json:
     if to_json := getattr(value, "to_json", None):  # not a Protocol's isinstance, which takes longer than all the rest
         return cast("Json", to_json())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        quiet = _quiet(type(value))
+        omitted = _omitted_defaults(type(value))
         found = {name: getattr(value, name) for name in _hints(type(value))}
-        return {name: encode(item) for name, item in found.items() if name not in quiet or item != quiet[name]}
+        return {name: encode(item) for name, item in found.items() if name not in omitted or item != omitted[name]}
     raise TypeError(f"cannot store a value of type {type(value).__name__}")
 
 
@@ -82,7 +82,7 @@ def decode(cls: type[_T], data: Json) -> _T:
     return cast("_T", _decoder(cast("Any", cls))(data))
 
 
-def known(cls: type[_T], data: Json) -> _T | None:
+def decode_known(cls: type[_T], data: Json) -> _T | None:
     """Return what `decode` would, without the fields that this version does not know; None when that is not enough."""
     if not isinstance(data, dict):
         return None
@@ -120,8 +120,8 @@ def _needed(cls: type[Any]) -> frozenset[str]:
 
 
 @cache
-def _quiet(cls: type[Any]) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(cls) if field.metadata.get("quiet")}
+def _omitted_defaults(cls: type[Any]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(cls) if field.metadata.get("omit_default")}
 
 
 @cache

@@ -67,7 +67,7 @@ RESOLVER_PORT = 25353
 _MOST_PORTS = 15
 """Of a rule (iptables-extensions(8), multiport)."""
 _ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-EVERYWHERE: Mapping[int, IPAddress] = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
+UNSPECIFIED: Mapping[int, IPAddress] = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
 """All addresses of a host, by IP version."""
 _LOOPBACK4, _LOOPBACK6 = "127.0.0.0/8", ip_address("::1")
 _ON_LINK = {4: ("224.0.0.0/4", "255.255.255.255/32"), 6: ("fe80::/10", "ff00::/8")}
@@ -291,7 +291,7 @@ def network(net: Network, bridge: str) -> Plan:
     return Plan(tuple(steps))
 
 
-def alone(net: Network, address: IPNetwork, gateways: Sequence[IPInterface], link: str) -> Plan:
+def single_address(net: Network, address: IPNetwork, gateways: Sequence[IPInterface], link: str) -> Plan:
     """Return the set members of a single address behind a link of its own, and of the host's addresses there."""
     names = ["net", *["out"] * (not net.internal)]
     steps: list[Step] = [Member(f"netplug-{name}{address.version}", address, link) for name in names]
@@ -318,7 +318,7 @@ def catch_all(chain: str, address: IPAddress) -> Chain:
     )
 
 
-def ways(
+def host_addresses(
     mapping: PortMapping, addresses: Iterable[IPAddress], *, relayed: bool = True
 ) -> list[tuple[IPAddress, IPAddress]]:
     """Return the host addresses that a mapping is published on, each with that of the container which it leads to.
@@ -330,7 +330,7 @@ def ways(
     for address in addresses:
         inside.setdefault(address.version, address)
     relayed = relayed and mapping.proto is not Proto.SCTP
-    hosts = list(EVERYWHERE.values()) if mapping.host_address is None else [mapping.host_address]
+    hosts = list(UNSPECIFIED.values()) if mapping.host_address is None else [mapping.host_address]
     found = [
         (host, inside.get(host.version) or (next(iter(inside.values()), None) if relayed else None)) for host in hosts
     ]
@@ -338,14 +338,14 @@ def ways(
 
 
 def check_port(net: Network, ep: Endpoint, mapping: PortMapping) -> None:
-    """Refuse a mapping with a host address from which nothing leads to the endpoint; see `ways`."""
+    """Refuse a mapping with a host address from which nothing leads to the endpoint; see `host_addresses`."""
     host = mapping.host_address
     if host is None:
         return
     words = f"port {mapping} cannot be published"
     if host.is_multicast or (host.version == 6 and host.is_link_local):
         raise DriverError(Kind.INVALID, f"{words}: {host} is no address of a host alone")
-    if not ways(mapping, (address.ip for address in ep.addresses)):
+    if not host_addresses(mapping, (address.ip for address in ep.addresses)):
         words += f": network {net.name!r} has no IPv{host.version}, and SCTP is not relayed"
         raise DriverError(Kind.INVALID, words, hint=f"publish it on an IPv{10 - host.version} address, or on all")
 
@@ -355,13 +355,13 @@ def publish(mapping: PortMapping, host: IPAddress, address: IPAddress) -> Plan:
     proto, port, count = mapping.proto, mapping.host_port, mapping.count
     held = HostPort(proto, host, port, count=count)
     relay = Relay(proto, host, port, address, mapping.port, count)
-    if relay.whole or host == _LOOPBACK6:
+    if relay.crosses_versions or host == _LOOPBACK6:
         return Plan((held, relay))
-    everywhere = host == EVERYWHERE[host.version]
+    everywhere = host == UNSPECIFIED[host.version]
     steps: list[Step] = [held, Forward(proto, None if everywhere else host, port, address, mapping.port, count)]
     if proto is Proto.UDP:
         steps.append(Flows(proto, port, address, mapping.host_address, count))
-    if host == EVERYWHERE[6] and proto is not Proto.SCTP:
+    if host == UNSPECIFIED[6] and proto is not Proto.SCTP:
         steps.append(relay)
     return Plan(tuple(steps))
 

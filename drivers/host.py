@@ -73,14 +73,14 @@ class HostDriver:
             mtu=net.options.mtu,
             master="",
         )
-        own = [_alone(gateway) for gateway in gateways(net, ep)]
+        own = [_host_prefix(gateway) for gateway in gateways(net, ep)]
         steps: list[Step] = [Address(link, gateway) for gateway in own]
-        steps += [Route(_alone(address).network, link) for address in ep.addresses]
+        steps += [Route(_host_prefix(address).network, link) for address in ep.addresses]
         if any(address.version == 4 for address in ep.addresses):
             steps.append(Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"))
-        plan = shaping.around(net, ep, link, Plan((veth,))) + Plan(tuple(steps))
+        plan = shaping.with_limits(net, ep, link, Plan((veth,))) + Plan(tuple(steps))
         for address in ep.addresses:
-            plan += firewall.alone(net, _alone(address).network, own, link)
+            plan += firewall.single_address(net, _host_prefix(address).network, own, link)
         return plan + firewall.resolver(net, own, link) + (Plan() if net.internal else _catch_all(ep))
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
@@ -107,5 +107,5 @@ def _catch_all(ep: Endpoint) -> Plan:
     return Plan(tuple(steps))
 
 
-def _alone(address: IPInterface) -> IPInterface:
+def _host_prefix(address: IPInterface) -> IPInterface:
     return type(address)((address.ip, address.max_prefixlen))

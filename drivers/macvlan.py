@@ -68,7 +68,7 @@ class MacvlanDriver:
             return Plan()
         name = host_macvlan(net.id)
         link = Macvlan(name, net.options.parent, net.options.macvlan_mode, mac_of_id(net.id), net.options.mtu, up=True)
-        return Plan((link, *(Address(name, _alone(address)) for address in ours)))
+        return Plan((link, *(Address(name, _host_prefix(address)) for address in ours)))
 
     def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
         options, mac = net.options, ep.chosen_mac()
@@ -77,7 +77,7 @@ class MacvlanDriver:
         ]
         families = {subnet.host.version for subnet in net.subnets if subnet.host}
         steps += [
-            Route(_alone(address).network, host_macvlan(net.id))
+            Route(_host_prefix(address).network, host_macvlan(net.id))
             for address in ep.addresses
             if address.version in families
         ]
@@ -133,7 +133,7 @@ def _check_sharing(net: Network, others: Sequence[Network], host: HostFacts) -> 
             )
 
 
-def _alone(address: IPInterface) -> IPInterface:
+def _host_prefix(address: IPInterface) -> IPInterface:
     """Return an address with a prefix of its own: no route to the rest of its subnet comes with it."""
     return type(address)((address.ip, address.max_prefixlen))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
-from .codec import QUIET, Json
+from .codec import OMIT_DEFAULT, Json
 
 Value: TypeAlias = bool | int | float | str | tuple["Value", ...] | None
 """What an option of a driver's own may be; records keep it as JSON."""
@@ -97,7 +97,7 @@ class NetworkOptions:
     dns: bool = True
     dns_upstream: tuple[str, ...] = ()
     ttl: int = 5
-    own: OwnOptions = field(default=OwnOptions(), metadata=QUIET)
+    own: OwnOptions = field(default=OwnOptions(), metadata=OMIT_DEFAULT)
 
     def value(self, key: str) -> object:
         """Return the value of an option by its key; None for one that the network does not have."""
@@ -110,7 +110,7 @@ class EndpointOptions:
 
     rate: tuple[int, int] | None = None
     burst: tuple[int, int] | None = None
-    own: OwnOptions = field(default=OwnOptions(), metadata=QUIET)
+    own: OwnOptions = field(default=OwnOptions(), metadata=OMIT_DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from .tunnel import NO_MAC, Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel,
 
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that a frame grows by, less its own: outer IP header, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 5)."""
-_LEAST_MTU = {4: 68, 6: 1280}
+_MIN_MTU = {4: 68, 6: 1280}
 """RFC 791 3.1, RFC 8200 5."""
 
 
@@ -36,7 +36,7 @@ class OverlayDriver(BridgeDriver):
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
         room = _room(host)
-        if room < _LEAST_MTU[4]:
+        if room < _MIN_MTU[4]:
             words = f"mode overlay: VXLAN leaves {room} bytes of the mtu to VTEP {host.vtep}, and IPv4 needs 68"
             raise DriverError(Kind.INVALID, words, hint="raise the mtu of the underlay")
         return replace(options, mtu=options.mtu or room)
@@ -76,16 +76,16 @@ class OverlayDriver(BridgeDriver):
         )
         # Closed to strangers before it is there.
         closed = Tunnel(vtep.version, options.vxlan_port, options.vni)
-        quick = (Shortcuts(link.name),) if _quick(net) else ()
-        return super().create_network(net, host) + Plan((closed, link, *quick))
+        fast_path = (Shortcuts(link.name),) if _has_fast_path(net) else ()
+        return super().create_network(net, host) + Plan((closed, link, *fast_path))
 
     def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
         plan = super().create_endpoint(net, ep, host)
-        if not _quick(net):
+        if not _has_fast_path(net):
             return plan
         addresses = tuple(address.ip for address in ep.addresses)
-        way = Shortcut(host_side(ep.id), vxlan_name(net.id), ep.chosen_mac().lower(), addresses)
-        return plan + Plan((way,))
+        shortcut = Shortcut(host_side(ep.id), vxlan_name(net.id), ep.chosen_mac().lower(), addresses)
+        return plan + Plan((shortcut,))
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
         versions = (host.vtep.version,) if host.vtep else (4, 6)
@@ -118,22 +118,22 @@ class OverlayDriver(BridgeDriver):
         bridge, link, options = link_of(net), vxlan_name(net.id), net.options
         vteps = dict.fromkeys(peer.vtep for peer in peers)
         remote = {peer.mac: peer.vtep for peer in peers}
-        near: dict[IPAddress, str] = {}
+        remote_addresses: dict[IPAddress, str] = {}
         for peer in peers:
-            near |= dict.fromkeys(peer.addresses, peer.mac)
+            remote_addresses |= dict.fromkeys(peer.addresses, peer.mac)
             if 6 in net.families():
-                near[eui64(peer.mac)] = peer.mac
+                remote_addresses[eui64(peer.mac)] = peer.mac
         steps: list[Step] = [Vtep(vtep, options.vxlan_port, options.vni) for vtep in vteps]
         if options.bum:
             steps += [Fdb(link, NO_MAC, vtep) for vtep in vteps]
         steps += [Fdb(link, mac, vtep) for mac, vtep in remote.items()]
-        steps += [Neighbour(bridge, address, mac) for address, mac in near.items()]
-        if _quick(net):
+        steps += [Neighbour(bridge, address, mac) for address, mac in remote_addresses.items()]
+        if _has_fast_path(net):
             steps += [Remote(link, mac) for mac in remote]
         return Plan(tuple(steps))
 
 
-def _quick(net: Network) -> bool:
+def _has_fast_path(net: Network) -> bool:
     """Whether ports and the tunnel need no more checks than a `Shortcut` makes, and nobody else is on the bridge."""
     return net.options.spoofchk and net.options.icc and not net.options.bridge
 
@@ -169,8 +169,8 @@ def _check_mtu(net: Network, host: HostFacts) -> None:
         )
         raise DriverError(Kind.INVALID, words, hint=f"choose at most {room}")
     for family in net.families():
-        if mtu < _LEAST_MTU[family]:
-            words = f"option mtu={mtu}: IPv{family} needs {_LEAST_MTU[family]}"
+        if mtu < _MIN_MTU[family]:
+            words = f"option mtu={mtu}: IPv{family} needs {_MIN_MTU[family]}"
             raise DriverError(Kind.INVALID, words, hint="raise the mtu of the underlay, or leave the subnet out")
 
 

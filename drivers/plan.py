@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from .codec import Json, JsonObject, decode, encode, known
+from .codec import Json, JsonObject, decode, decode_known, encode
 from .step_types import STEP_TYPES
 from .steps import Address, Loopback, Macvlan, Route, Step, Veth
 
@@ -72,7 +72,9 @@ class Plan:
     def known(cls, data: Json) -> "Plan":
         """Return those steps of a stored plan that this version knows, as far as it does."""
         parts = map(_parts, data if isinstance(data, list) else ())
-        found = (known(kind, fields) for kind, fields in ((STEP_TYPES.get(name), it) for name, it in parts) if kind)
+        found = (
+            decode_known(kind, fields) for kind, fields in ((STEP_TYPES.get(name), it) for name, it in parts) if kind
+        )
         return cls(tuple(step for step in found if step is not None))
 
 

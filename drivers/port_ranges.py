@@ -41,7 +41,7 @@ def joined(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
     ['0.0.0.0:8080-8082->80-82/tcp']
     """
     found: list[PortMapping] = []
-    for mapping in sorted(dict.fromkeys(ports), key=_place):
+    for mapping in sorted(dict.fromkeys(ports), key=_sort_key):
         last = found[-1] if found else None
         if last and definite(last) and definite(mapping) and _follows(last, mapping):
             found[-1] = replace(last, count=last.count + mapping.count)
@@ -65,7 +65,7 @@ def singles(mapping: PortMapping) -> Iterator[PortMapping]:
         yield replace(mapping, port=mapping.port + number, host_port=port, host_port_end=0, count=1)
 
 
-def _place(mapping: PortMapping) -> tuple[str, str, int, int]:
+def _sort_key(mapping: PortMapping) -> tuple[str, str, int, int]:
     return mapping.proto, str(mapping.host_address or ""), mapping.host_port, mapping.port
 
 

@@ -29,7 +29,7 @@ def forwarding(family: int, host: HostFacts) -> Plan:
     if family in host.forwarding:
         return Plan((Sysctl(name, "1"),))
     steps: list[Step] = []
-    if not _gives_way(family, host):
+    if not _would_block(family, host):
         # Frames that a bridge of somebody else's forwards are not routed, and none of our business.
         routed = "-m physdev ! --physdev-is-bridged -j DROP" if host.bridge_netfilter else "-j DROP"
         steps.append(Chain(family, "filter", GUEST, (routed,)))
@@ -43,21 +43,21 @@ def _has_chain(family: int, beginnings: tuple[str, ...], host: HostFacts) -> boo
     return any(version == family and name.startswith(beginnings) for version, name in host.chains)
 
 
-def in_the_way(plan: Plan, host: HostFacts) -> bool:
+def blocks_other_engine(plan: Plan, host: HostFacts) -> bool:
     """Whether a guard of a plan drops what is another engine's, which has come since."""
-    return any(isinstance(step, Chain) and step.name == GUEST and _gives_way(step.family, host) for step in plan)
+    return any(isinstance(step, Chain) and step.name == GUEST and _would_block(step.family, host) for step in plan)
 
 
-def _gives_way(family: int, host: HostFacts) -> bool:
+def _would_block(family: int, host: HostFacts) -> bool:
     """Whether a guard would drop what another engine lets pass."""
-    return _has_chain(family, _RELYING, host) or _by_nft(family, host)
+    return _has_chain(family, _RELYING, host) or _accepts_by_nft(family, host)
 
 
-def _by_nft(family: int, host: HostFacts) -> bool:
+def _accepts_by_nft(family: int, host: HostFacts) -> bool:
     return any(version == family and name in _BY_NFT for version, name in host.tables)
 
 
-def without(plan: Plan, host: HostFacts) -> HostFacts:
+def facts_without(plan: Plan, host: HostFacts) -> HostFacts:
     """Return what the host would be like had a plan of ours not been applied.
 
     A host that forwarded before does so for others too, also when somebody has turned it off since.
@@ -73,14 +73,14 @@ def without(plan: Plan, host: HostFacts) -> HostFacts:
     )
 
 
-def staying(plan: Plan, host: HostFacts) -> Plan:
+def needed_by_others(plan: Plan, host: HostFacts) -> Plan:
     """Return what of a plan stays without a network of ours: forwarding that somebody else needs, and its guard.
 
     Docker and others accept what is theirs by rules, and turn forwarding on with a policy of DROP only where it is off.
     So without the guard the host would be a router between all its links from then on.
     """
     keys: set[str] = set()
-    for family in (it for it in _FORWARDING if _has_chain(it, _ENGINES, host) or _by_nft(it, host)):
+    for family in (it for it in _FORWARDING if _has_chain(it, _ENGINES, host) or _accepts_by_nft(it, host)):
         found = forwarding(family, replace(host, forwarding=(), advertised=()))
         keys |= {step.key for step in found}
         if family == 6:
@@ -88,7 +88,7 @@ def staying(plan: Plan, host: HostFacts) -> Plan:
     return Plan(tuple(step for step in plan if step.key in keys))
 
 
-def present(plan: Plan, host: HostFacts) -> Plan:
+def without_missing_links(plan: Plan, host: HostFacts) -> Plan:
     """Return a plan less what it says of links that are gone: a setting goes with its link."""
     links = {link.name for link in host.links}
     return Plan(tuple(step for step in plan if not (link := _advertised(step)) or link in links))

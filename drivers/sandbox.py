@@ -53,7 +53,7 @@ def place(
         return plan + Plan((Loopback(netns),))
     steps: list[Step] = [Address(ifname, address, netns) for address in ep.addresses]
     steps += [Route(route.destination, ifname, route.gateway, netns) for route in attachment.routes]
-    ways = ways_out(attachment, netns, ifname)
+    ways = default_routes(attachment, netns, ifname)
     if tunable:
         steps = [replace(step, tunable=True) if isinstance(step, Route) else step for step in steps]
         ways = Plan(tuple(replace(step, tunable=True) if isinstance(step, Route) else step for step in ways))
@@ -100,6 +100,6 @@ def _at_any_mac(plan: Plan) -> Plan:
     return Plan(tuple(free(step) for step in plan if not isinstance(step, Shortcut)))
 
 
-def ways_out(attachment: Attachment, netns: str, ifname: str) -> Plan:
+def default_routes(attachment: Attachment, netns: str, ifname: str) -> Plan:
     """Return the default routes of an attachment."""
     return Plan(tuple(Route(_DEFAULT[it.version], ifname, it, netns) for it in attachment.gateways))

@@ -12,7 +12,7 @@ from .steps import Ifb, Shape
 
 DEFAULT_BURST_S = 0.01
 """In this time a bucket fills: more than passes between two looks of any kernel timer."""
-LEAST_DEFAULT_BURST = 80 * 1024
+MIN_DEFAULT_BURST = 80 * 1024
 """Bytes; more than the largest packet that the kernel hands on unsplit (GSO, 64 kB), which counts with the headers of
 all its segments: else every one of them would have to be split."""
 _HEADER = 18
@@ -42,10 +42,10 @@ def _side(rate: int, burst: int, mtu: int) -> int:
         raise DriverError(Kind.INVALID, words, hint="leave it out, or give more")
     if not rate:
         return 0
-    return burst or max(int(rate / 8 * DEFAULT_BURST_S), LEAST_DEFAULT_BURST)
+    return burst or max(int(rate / 8 * DEFAULT_BURST_S), MIN_DEFAULT_BURST)
 
 
-def around(net: Network, ep: Endpoint, link: str, veth: Plan) -> Plan:
+def with_limits(net: Network, ep: Endpoint, link: str, veth: Plan) -> Plan:
     """Return the plan of an endpoint's veth, whose host side is `link`, with what limits it."""
     rate, burst = limit(net.options, ep.options)
     if not any(rate):

@@ -24,6 +24,6 @@ def shared(exposed: Plan) -> Plan:
     Nothing is relayed: a relay would be bound to the port that the runtime binds.
     """
     relays = [step for step in exposed if isinstance(step, Relay)]
-    alone = {HostPort(it.proto, it.host, it.port, count=it.count).key for it in relays if it.whole}
+    alone = {HostPort(it.proto, it.host, it.port, count=it.count).key for it in relays if it.crosses_versions}
     own = (step for step in exposed if not isinstance(step, Relay) and step.key not in alone)
     return Plan(tuple(replace(step, shared=True) if isinstance(step, HostPort) else step for step in own))

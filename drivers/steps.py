@@ -14,7 +14,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Protocol, TypeAlias
 
-from .codec import QUIET
+from .codec import OMIT_DEFAULT
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
@@ -91,7 +91,7 @@ class Veth:
     tunable: bool = False
     netns_id: str = ""
     pinned: bool = False
-    slaac: bool = field(default=False, metadata=QUIET)
+    slaac: bool = field(default=False, metadata=OMIT_DEFAULT)
 
     @property
     def key(self) -> str:
@@ -139,7 +139,7 @@ class Route:
     gateway: IPAddress | None = None
     netns: str | None = None
     netns_id: str = ""
-    tunable: bool = field(default=False, metadata=QUIET)
+    tunable: bool = field(default=False, metadata=OMIT_DEFAULT)
 
     @property
     def key(self) -> str:
@@ -293,7 +293,7 @@ class Forward:
     port: int
     address: IPAddress
     target: int
-    count: int = field(default=1, metadata=QUIET)
+    count: int = field(default=1, metadata=OMIT_DEFAULT)
 
     @property
     def family(self) -> int:
@@ -317,7 +317,7 @@ class HostPort:
     address: IPAddress
     port: int
     shared: bool = False
-    count: int = field(default=1, metadata=QUIET)
+    count: int = field(default=1, metadata=OMIT_DEFAULT)
 
     @property
     def key(self) -> str:
@@ -337,10 +337,10 @@ class Relay:
     port: int
     address: IPAddress
     target: int
-    count: int = field(default=1, metadata=QUIET)
+    count: int = field(default=1, metadata=OMIT_DEFAULT)
 
     @property
-    def whole(self) -> bool:
+    def crosses_versions(self) -> bool:
         """Whether all that comes to `host` is relayed."""
         return self.host.version != self.address.version
 
@@ -382,7 +382,7 @@ class Flows:
     port: int
     address: IPAddress
     host: IPAddress | None = None
-    count: int = field(default=1, metadata=QUIET)
+    count: int = field(default=1, metadata=OMIT_DEFAULT)
 
     @property
     def key(self) -> str:
@@ -409,7 +409,7 @@ class Macvlan:
     moved: str | None = None
     tunable: bool = False
     netns_id: str = ""
-    slaac: bool = field(default=False, metadata=QUIET)
+    slaac: bool = field(default=False, metadata=OMIT_DEFAULT)
 
     @property
     def key(self) -> str:

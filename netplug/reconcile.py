@@ -178,7 +178,7 @@ class Reconciler:
         stale = needed and engine.base_plan.wanted(nets) != engine.base_plan.plan
         if needed and (stale or look.concerns(engine.base_plan.plan)):
             await _tolerate("host", engine.base_plan.mend(nets))
-        if engine.base_plan.in_the_way():
+        if engine.base_plan.blocks_other_engine():
             log.warning("forwarding.unguarded", reason="another engine is present whose traffic the guard would drop")
             await engine.base_plan.trim(nets)
         for network in engine.registry.networks():

@@ -104,7 +104,7 @@ class BasePlan:
 
     def see(self, host: HostFacts) -> HostFacts:
         """Take facts that were read, and return them with what only we know."""
-        self.host = replace(routing.without(self.plan, host), vtep=self.vtep, store=self.store)
+        self.host = replace(routing.facts_without(self.plan, host), vtep=self.vtep, store=self.store)
         return self.host
 
     def wanted(self, nets: Iterable[Network]) -> Plan:
@@ -112,18 +112,18 @@ class BasePlan:
 
         Steps that only deleted networks needed stay until `trim`, but not those of links that are gone.
         """
-        plan, before = self._base(nets), routing.present(self.plan, self.host)
+        plan, before = self._base(nets), routing.without_missing_links(self.plan, self.host)
         if set(before) >= set(plan):
             return before
         return before.without(step.key for step in plan) + plan
 
-    def in_the_way(self) -> bool:
+    def blocks_other_engine(self) -> bool:
         """Tell whether the plan drops packets of another engine that came later: then it has to be trimmed."""
-        return routing.in_the_way(self.plan, self.host)
+        return routing.blocks_other_engine(self.plan, self.host)
 
     def stays(self) -> Plan:
         """Return what other programs on the host rely on, with or without a network of ours."""
-        return routing.staying(self.plan, self.host)
+        return routing.needed_by_others(self.plan, self.host)
 
     def _base(self, nets: Iterable[Network]) -> Plan:
         families: defaultdict[str, set[int]] = defaultdict(set)
@@ -155,7 +155,7 @@ class BasePlan:
         Takes milliseconds. What cannot be repaired is left to the full comparison.
         """
         async with self._lock:
-            plan = routing.present(self.plan, self.host)
+            plan = routing.without_missing_links(self.plan, self.host)
             try:
                 outcomes = await self._executor.apply(plan)
             except NetplugError:

@@ -29,7 +29,7 @@ def published(record: EndpointRecord) -> list[tuple[PortMapping, str]]:
     for port in record.published:
         hosts: list[IPAddress] = [
             host
-            for family, host in firewall.EVERYWHERE.items()
+            for family, host in firewall.UNSPECIFIED.items()
             if port.host_address is None and (port.proto, port.host_port, family) in everywhere
         ]
         ports = [replace(port, host_address=host) for host in hosts] or [port]

@@ -263,5 +263,7 @@ def _lacks(error: NetplugError) -> bool:
 
 
 def addresses(ep: Endpoint, mapping: PortMapping, *, relayed: bool) -> list[IPAddress]:
-    """Return the host addresses to reserve on; see `firewall.ways`."""
-    return [host for host, _ in firewall.ways(mapping, (address.ip for address in ep.addresses), relayed=relayed)]
+    """Return the host addresses to reserve on; see `firewall.host_addresses`."""
+    return [
+        host for host, _ in firewall.host_addresses(mapping, (address.ip for address in ep.addresses), relayed=relayed)
+    ]

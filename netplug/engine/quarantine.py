@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from netplug.drivers import port_ranges
 from netplug.drivers.api import Network
-from netplug.drivers.codec import Json, JsonObject, known
+from netplug.drivers.codec import Json, JsonObject, decode_known
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, Relay
@@ -90,7 +90,7 @@ class Quarantine:
     def known(self) -> list[Network]:
         """Return the networks as far as this version can read them: their subnets and names are taken."""
         found = (it for it in self._found.values() if it.key.startswith(NETWORKS))
-        return [known(Network, it.value.get("network")) or Network(it.network, it.name) for it in found]
+        return [decode_known(Network, it.value.get("network")) or Network(it.network, it.name) for it in found]
 
     def refuse(self, ref: str) -> None:
         """Refuse a network by its id or name, or a record by its key.

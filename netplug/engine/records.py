@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from netplug.drivers import summary
 from netplug.drivers.api import Attachment, Endpoint, Network, PortMapping, StaticRoute
-from netplug.drivers.codec import QUIET
+from netplug.drivers.codec import OMIT_DEFAULT
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 
@@ -197,8 +197,8 @@ class NetworkRecord:
     options: Mapping[str, str] = field(default_factory=dict)
     claimed: bool = False
     cluster: str = ""
-    bridge: summary.Link | None = field(default=None, metadata=QUIET)
-    resolvers: tuple[IPAddress, ...] = field(default=(), metadata=QUIET)
+    bridge: summary.Link | None = field(default=None, metadata=OMIT_DEFAULT)
+    resolvers: tuple[IPAddress, ...] = field(default=(), metadata=OMIT_DEFAULT)
 
     def summarized(self) -> "NetworkRecord":
         """Return the record with `bridge` and `resolvers` as its plan makes them."""
@@ -246,10 +246,10 @@ class EndpointRecord:
     resolves: float = 0.0
     runtime: str = ""
     ipam: str = ""
-    attachment: Attachment = field(default=Attachment(), metadata=QUIET)
-    host_link: summary.Link | None = field(default=None, metadata=QUIET)
-    routes: tuple[StaticRoute, ...] = field(default=(), metadata=QUIET)
-    resolvers: tuple[IPAddress, ...] = field(default=(), metadata=QUIET)
+    attachment: Attachment = field(default=Attachment(), metadata=OMIT_DEFAULT)
+    host_link: summary.Link | None = field(default=None, metadata=OMIT_DEFAULT)
+    routes: tuple[StaticRoute, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    resolvers: tuple[IPAddress, ...] = field(default=(), metadata=OMIT_DEFAULT)
 
     def summarized(self) -> "EndpointRecord":
         """Return the record with `host_link`, `routes` and `resolvers` as its plan makes them."""

@@ -6,7 +6,7 @@ import structlog
 
 from netplug.drivers.api import Attachment
 from netplug.drivers.registry import Drivers
-from netplug.drivers.sandbox import ways_out
+from netplug.drivers.sandbox import default_routes
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.records import EndpointRecord, FrontEnd
 from netplug.engine.registry import Registry, put
@@ -49,7 +49,7 @@ class WayOut:
                 return
             net = self._registry.network(ident).network
             attachment = self._drivers.of(net).join(net, heir.endpoint)
-            routes = ways_out(self.beside_others(attachment, netns, heir.sandbox_id), netns, heir.ifname)
+            routes = default_routes(self.beside_others(attachment, netns, heir.sandbox_id), netns, heir.ifname)
             routes = routes.of_namespace(heir.sandbox_id)
             if routes:
                 key, _ = await self._journal.build(Intent(f"way out of {netns}", routes))

@@ -1,4 +1,4 @@
-"""Calls of the C library that Python lacks, or makes otherwise than we need."""
+"""Functions of the C library that Python lacks, or calls while holding the GIL."""
 
 import ctypes
 import os
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def call(function: str, *args: Any) -> int:
-    """Return what a function returns that is negative when it fails, without holding other threads up meanwhile.
+    """Call a function that returns a negative number on failure. The GIL is released meanwhile.
 
     Raises:
-        OSError: it has failed.
+        OSError: the function failed.
     """
     found: int = getattr(_libc(), function)(*args)
     if found < 0:

@@ -10,7 +10,7 @@ from ipaddress import ip_network
 from typing import TypeVar
 from urllib.parse import quote, unquote
 
-from netplug.drivers.codec import JsonObject, decode, encode, known
+from netplug.drivers.codec import JsonObject, decode, decode_known, encode
 from netplug.ipam.lease import IPAddress, Lease, OwnerKind
 from netplug.ipam.pool import Pool
 from netplug.store.api import Compare, Delete, Put, Record, Store, StoreError, Unreachable
@@ -50,7 +50,7 @@ class StoredLeases:
             return _decode(Pool, record)
         except StoreError as exc:
             self.unreadable[record.key] = str(exc)
-            return known(Pool, record.value) or _pool_of(record.key)
+            return decode_known(Pool, record.value) or _pool_of(record.key)
 
     def _lease(self, record: Record) -> Lease | None:
         try:

@@ -1,4 +1,4 @@
-"""Links, and what needs one, in the memory of a fake kernel, refused as the real one refuses them."""
+"""Links, addresses and routes of the fake kernel. It refuses what the real kernel refuses."""
 
 from ipaddress import ip_address
 
@@ -93,8 +93,8 @@ def ensure_route(world: World, step: Route) -> Outcome:
 def ensure_resolver(world: World, step: Resolver) -> Outcome:
     """Open sockets of a name server."""
     world.wants_link(step, step.link, None)
-    anywhere = ip_address("0.0.0.0" if step.address.version == 4 else "::")
+    unspecified = ip_address("0.0.0.0" if step.address.version == 4 else "::")
     for proto in (Proto.UDP, Proto.TCP):
-        if not world.foreign.ports.isdisjoint((proto, where, step.port) for where in (anywhere, step.address)):
+        if not world.foreign.ports.isdisjoint((proto, it, step.port) for it in (unspecified, step.address)):
             raise resolvers.taken(step)
     return world.plain(step)

@@ -1,4 +1,4 @@
-"""Ports of the host in the memory of a fake kernel."""
+"""Ports of the host in the fake kernel."""
 
 from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.errors import NetplugError
@@ -10,13 +10,13 @@ _EPHEMERAL = range(32768, 61000)
 
 
 class FakeReservations:
-    """What tests say that a runtime keeps for a container, see `Foreign.reserved`."""
+    """The ports that a runtime has bound for a container, set by tests in `Foreign.reserved`."""
 
     def __init__(self, foreign: Foreign, pid: int, container: str) -> None:
         self._found = foreign.reserved.get(pid, set()) | foreign.reserved.get(container, set())
 
     async def cover(self, step: HostPort) -> bool:
-        """Tell whether nobody else can have any of a port; see `Reservations`."""
+        """Return whether the runtime has bound all of a step's port; see `Reservations`."""
         return any(
             (proto, port) == (step.proto, step.port)
             and (address == step.address or (address.is_unspecified and address.version == step.address.version))
@@ -32,9 +32,9 @@ async def reserve(
     for port in candidates:
         step = HostPort(proto, address, port)
         kind, message, hint = world.port_problem(step, lambda k, m, h: (k, m, h)) or ("", "", "")
-        known = kind == "unavailable" and theirs is not None and first == last and await theirs.cover(step)
-        if not kind or (known and not world.holds(step)):
-            world.state[step.key] = HostPort(proto, address, port, shared=known)
+        shared = kind == "unavailable" and theirs is not None and first == last and await theirs.cover(step)
+        if not kind or (shared and not world.holds(step)):
+            world.state[step.key] = HostPort(proto, address, port, shared=shared)
             return port
         if kind != "unavailable" or len(candidates) == 1 or "already in use" not in message:
             raise NetplugError(kind, message, hint=hint)

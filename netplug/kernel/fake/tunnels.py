@@ -1,4 +1,4 @@
-"""VXLAN links and what they know, in the memory of a fake kernel, refused as the real one refuses them."""
+"""VXLAN links and their forwarding entries in the fake kernel. It refuses what the real kernel refuses."""
 
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Vtep, Vxlan
 from netplug.kernel.api import Outcome, StepError
@@ -32,7 +32,7 @@ def ensure_remote(world: World, step: Remote) -> Outcome:
 
 
 def ensure_source(world: World, step: Tunnel | Vtep) -> Outcome:
-    """Restrict, or allow, who may send VXLAN frames."""
+    """Add a VNI, or a VTEP that may send frames of it."""
     if f"tunnels/{step.family}" not in world.state:
         raise StepError("not_found", step, f"the table of IPv{step.family} tunnels is missing")
     return world.plain(step)
@@ -50,8 +50,8 @@ def ensure_vxlan(world: World, step: Vxlan) -> Outcome:
     if step.name in world.foreign.links:
         raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
     words = f"VNI {step.vni} on UDP port {step.port} is in use by link"
-    for name, held in world.foreign.tunnels.items():
-        if held == (step.vni, step.port):
+    for name, used in world.foreign.tunnels.items():
+        if used == (step.vni, step.port):
             raise StepError("exists", step, f"{words} {name!r}, which is not ours")
     for link in world.links():
         if isinstance(link, Vxlan) and link.key != step.key and (link.vni, link.port) == (step.vni, step.port):

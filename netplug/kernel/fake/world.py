@@ -1,4 +1,4 @@
-"""What is there in the memory of a fake kernel, and what follows from it."""
+"""The state of the fake kernel, and the rules of the real kernel about it."""
 
 import zlib
 from collections import Counter
@@ -48,12 +48,12 @@ _BUILT_IN = {
 
 @dataclass(slots=True)
 class Foreign:
-    """What others have on this host; tests change it freely.
+    """Objects on the host that are not ours. Tests change them freely.
 
-    `links`: kind by name; `mtus`: where it is not 1500. `forwarding_entries`: MACs by address, on every segment.
-    `ports`: taken by other processes. `reserved`: what runtimes keep, by process or container. `lacks`: features that
-    the kernel has not, of "sctp", "ipset". `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links.
-    `facts`: `mtu` and `uplink` are taken from it. `descriptors`: that this process has left.
+    `links`: kind by name. `mtus`: those that are not 1500. `forwarding_entries`: MACs of stations by address, on every
+    segment. `ports`: in use by other processes. `reserved`: bound by runtimes, by process or container. `lacks`: kernel
+    features that are missing, of "sctp", "ipset". `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links.
+    `facts`: source of `mtu` and `uplink`. `descriptors`: free file descriptors of this process.
     """
 
     forwarding_entries: dict[IPAddress, str] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Foreign:
 
 
 class World:
-    """Objects of ours by key, chains of everybody, and what others have."""
+    """Our objects by key, all firewall chains, and the foreign objects."""
 
     def __init__(self, foreign: Foreign) -> None:
         self.foreign = foreign
@@ -97,7 +97,7 @@ class World:
         return ends | {"lo"} if netns else ends | here | set(self.foreign.links) | set(self.foreign.tunnels)
 
     def link_facts(self) -> tuple[LinkFacts, ...]:
-        """Return what drivers may know of the links of the host."""
+        """Return the facts about the host's links that drivers get."""
         found = [LinkFacts(name, kind, self.foreign.mtus.get(name, 1500)) for name, kind in self.foreign.links.items()]
         found += [LinkFacts(name, "vxlan", vni=vni, port=port) for name, (vni, port) in self.foreign.tunnels.items()]
         for link in self.links():
@@ -120,32 +120,32 @@ class World:
         return tuple(sorted({link.name: link for link in reversed(found)}.values(), key=lambda link: link.name))
 
     def wants_sandbox(self, step: Step, netns: str | None) -> None:
-        """Refuse a sandbox that is gone."""
+        """Raise an error if a sandbox is gone."""
         if netns and self.is_gone(netns, getattr(step, "netns_id", "")):
             raise StepError("not_found", step, f"sandbox {netns} is gone")
 
     def is_gone(self, netns: str, netns_id: str) -> bool:
-        """Tell whether a sandbox is gone; another may be in its place."""
+        """Return whether a sandbox is gone. Another namespace may be at its path."""
         return netns in self.gone or netns_id not in {"", self.identity(netns)}
 
     def find(self, step: Step) -> Step | None:
-        """Return what there is of the object that a step names."""
+        """Return the current state of a step's object, None if it is absent."""
         inside = isinstance(step, Address | Route) and step.netns and self.is_gone(step.netns, step.netns_id)
         return None if inside else self.state.get(step.key)
 
     def identity(self, netns: str) -> str:
-        """Return the identity of the namespace that is now at a path."""
+        """Return the identity of the namespace at a path."""
         return f"0:{zlib.crc32(netns.encode())}:fake:{self.lives[netns]}"
 
     def wants_link(self, step: Step, name: str, netns: str | None) -> None:
-        """Refuse a link that is not there."""
+        """Raise an error if a link is missing."""
         self.wants_sandbox(step, netns)
         if name not in self.names(netns):
             where = f" in sandbox {netns}" if netns else ""
             raise StepError("not_found", step, f"link {name!r} is missing{where}")
 
     def wants_home(self, step: Member | Relay | Guard | Forward) -> None:
-        """Refuse what has nothing to lie in."""
+        """Raise an error if the set, table or port that a step belongs to is missing."""
         match step:
             case Member():
                 key, words = f"set/{step.set}", f"set {step.set!r} is missing"
@@ -168,7 +168,7 @@ class World:
         return Outcome.ADJUSTED
 
     def plain(self, step: Step) -> Outcome:
-        """Return what is found of a step that needs nothing else."""
+        """Compare a step with the state: absent, equal or different."""
         before = self.state.get(step.key)
         if before is None:
             return Outcome.CREATED
@@ -187,14 +187,14 @@ class World:
         return tuple(it for it, name in names.items() if self.sysctls.get(name, "1" if it in foreign else "0") == "1")
 
     def has_sysctl(self, step: Sysctl) -> bool:
-        """Return whether the kernel has a setting."""
+        """Return whether the kernel has a sysctl."""
         match step.name.split("/"):
             case ["net", "ipv4" | "ipv6", "conf" | "neigh", link, _]:
                 return link in self.names() | {"all", "default"}
         return step.name not in self.foreign.missing_sysctls
 
     def sysctl_drift(self, step: Sysctl) -> str:
-        """Say what is wrong with a setting; empty when nothing."""
+        """Return how a sysctl differs from a step; empty if it does not."""
         if not self.has_sysctl(step):
             return MISSING
         value = self.sysctls.get(step.name)
@@ -229,30 +229,30 @@ class World:
         )
 
     def port_problem(self, step: HostPort, make: Callable[[str, str, str], ports.Problem]) -> ports.Problem | None:
-        """Return why a port cannot be reserved, None when it can."""
+        """Return the error for a port that cannot be reserved, None if it can."""
         if step.proto in self.foreign.lacks:
             return ports.problem(OSError(93, ""), step.proto, step.address, step.port, make)  # EPROTONOSUPPORT
-        theirs = self.foreign.ports.union(*self.foreign.reserved.values())
-        if self.holds(step) or any(ports.overlap(step, HostPort(*other)) for other in theirs):
+        used = self.foreign.ports.union(*self.foreign.reserved.values())
+        if self.holds(step) or any(ports.overlap(step, HostPort(*other)) for other in used):
             return make(*ports.taken(step.proto, step.address, step.port))
         return None
 
     def holds(self, step: HostPort) -> bool:
-        """Return whether we have a port already."""
+        """Return whether the port is reserved by us."""
         return any(isinstance(other, HostPort) and ports.overlap(step, other) for other in self.state.values())
 
     def cascade(self, step: Step) -> None:
-        """Drop what does not outlive an object."""
-        for key in [key for key, other in self.state.items() if _goes_with(step, other)]:
+        """Delete the objects that the kernel deletes with an object."""
+        for key in [key for key, other in self.state.items() if _depends_on(step, other)]:
             del self.state[key]
 
 
-def _goes_with(step: Step, other: Step) -> bool:
-    return _hangs_on(step, other) or _leads_through(step, other) or _lies_in(step, other)
+def _depends_on(step: Step, other: Step) -> bool:
+    return _is_on_link(step, other) or _forwards_by_link(step, other) or _is_element_of(step, other)
 
 
-def _lies_in(step: Step, other: Step) -> bool:
-    """Return whether the second is an entry of the first, a set, chain or table, or leads there."""
+def _is_element_of(step: Step, other: Step) -> bool:
+    """Return whether the second step is an element, rule or jump of the first, a set, chain or table."""
     match step, other:
         case IpSet(), Member():
             return other.set == step.name
@@ -271,8 +271,8 @@ def _lies_in(step: Step, other: Step) -> bool:
     return False
 
 
-def _hangs_on(step: Step, other: Step) -> bool:
-    """Return whether the second goes with the first, a link."""
+def _is_on_link(step: Step, other: Step) -> bool:
+    """Return whether the second step configures the first, a link."""
     match step, other:
         case ((Bridge() | Veth() | Macvlan()), (Address() | Route())) if other.netns is None:
             return other.link == step.name
@@ -291,8 +291,8 @@ def _hangs_on(step: Step, other: Step) -> bool:
     return False
 
 
-def _leads_through(step: Step, other: Step) -> bool:
-    """Return whether the second leads frames through the first, a link."""
+def _forwards_by_link(step: Step, other: Step) -> bool:
+    """Return whether the second step is a forwarding entry of the first, a link."""
     match step, other:
         case Bridge(), Neighbour():
             return other.link == step.name
@@ -304,7 +304,7 @@ def _leads_through(step: Step, other: Step) -> bool:
 
 
 def comparable(step: Step) -> Step:
-    """Return the step less what the kernel does not keep."""
+    """Return the step without the fields that the kernel does not store."""
     match step:
         case Bridge():
             return replace(step, adopt=False)

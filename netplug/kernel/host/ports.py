@@ -97,15 +97,15 @@ class Ports:
         if sock := self._held.pop(step.key, None):
             sock.close()
 
-    def serve(self, step: HostPort, *, whole: bool = False) -> socket.socket | None:
+    def serve(self, step: HostPort, *, all_addresses: bool = False) -> socket.socket | None:
         """Return the socket that reserves a port, to be served until `reserve_only`. None if we do not have it.
 
-        The socket accepts packets to ::1 only, or with `whole` to all addresses. The caller does not close it.
+        The socket accepts packets to ::1 only, or with `all_addresses` to all addresses. The caller does not close it.
         """
         sock = self._held.get(step.key)
         if sock is None:
             return None
-        (_ACCEPT_ALL if whole else _TO_LOOPBACK).attach(sock)
+        (_ACCEPT_ALL if all_addresses else _TO_LOOPBACK).attach(sock)
         if step.proto is not Proto.UDP:
             sock.listen(_SERVED_BACKLOG)
         sock.setblocking(False)

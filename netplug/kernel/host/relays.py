@@ -81,7 +81,7 @@ class Relays:
         before = self._servers.get(step.key)
         if before and before[0] == step:
             return Outcome.EQUAL
-        sock = self._ports.serve(HostPort(step.proto, step.host, step.port), whole=step.whole)
+        sock = self._ports.serve(HostPort(step.proto, step.host, step.port), all_addresses=step.crosses_versions)
         if sock is None:
             raise StepError("not_found", step, f"port {step.port}/{step.proto} of [{step.host}] is not reserved")
         if before:
