@@ -1,7 +1,7 @@
 """Use cases of endpoints: create, join, leave, delete; attach and detach for sandboxes without a runtime."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
@@ -233,6 +233,18 @@ class Endpoints:
         await self._way_out.succeed(built)
         await self._publishing.inherit(built)
         return True
+
+    async def delete_by_id(self, endpoint_id: str, addresses: Collection[IPAddress] = ()) -> None:
+        """Delete the endpoint with this id, in whatever network it is; absent is success.
+
+        `addresses`: those that it had, as far as the caller knows. If the present endpoint has none of them, the
+        request came late, and meant a former endpoint with the same id: nothing is deleted.
+        """
+        for record in self._registry.networks():
+            built = self._registry.find(record.network.id, endpoint_id)
+            ours = {address.ip for address in built.endpoint.addresses} if built else set()
+            if built is not None and not (ours and addresses and ours.isdisjoint(addresses)):
+                await self.delete(record.network.id, endpoint_id)
 
     @uncancellable
     async def drop(self, built: EndpointRecord) -> None:

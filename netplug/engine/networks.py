@@ -1,7 +1,7 @@
 """Use cases of networks: create, delete, name, follow the tunnel address, change the upstream resolvers."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -96,6 +96,19 @@ class Networks:
             await self.cluster.delete(record, by=by, orphaned=orphaned)
         else:
             await self.take_down(ref, by=by, orphaned=orphaned)
+
+    async def delete_for_user(self, ref: str, docker_knows: Callable[[str], Awaitable[bool | None]]) -> None:
+        """Delete a network by the user's command; one of Docker's only if Docker says that it does not know it.
+
+        `docker_knows`: tells whether Docker has a network, None if Docker does not answer.
+
+        Raises:
+            NetplugError, StoreError: as `delete`.
+        """
+        record = self._registry.network(ref)
+        # Docker gave up on its CreateNetwork, or that dockerd is gone with its data: nobody else can delete it.
+        orphaned = record.front_end is FrontEnd.DOCKER and await docker_knows(record.network.id) is False
+        await self.delete(record.network.id, by=FrontEnd.CLI, orphaned=orphaned)
 
     def _stretches(self, mode: str) -> bool:
         return self._drivers.named(mode).scope is Scope.CLUSTER

@@ -159,15 +159,11 @@ class CniService:
     # DEL, CHECK
 
     async def _delete(self, request: Request, foreign: Delegate | None) -> None:
-        ident = endpoint_id(request)
         try:
             if foreign is not None and foreign.asks_by_link:
                 await foreign.run("DEL")
         finally:
-            for record in self._engine.registry.networks():
-                built = self._engine.registry.find(record.network.id, ident)
-                if built is not None and not _of_former_life(request, built):
-                    await self._engine.endpoints.delete(record.network.id, ident)
+            await self._engine.endpoints.delete_by_id(endpoint_id(request), _former_addresses(request))
         if foreign is not None and not foreign.asks_by_link:
             await foreign.run("DEL")
 
@@ -207,18 +203,13 @@ def endpoint_id(request: Request) -> str:
     return sha256(f"cni {request.network} {request.container} {request.ifname}".encode()).hexdigest()
 
 
-def _of_former_life(request: Request, built: EndpointRecord) -> bool:
-    """Tell whether a request is about what had this endpoint's key before: a late DEL, after the next ADD.
-
-    Its result then says other addresses. No runtime need remember one, and what it remembers may be of no use.
-    """
+def _former_addresses(request: Request) -> list[IPAddress]:
+    """Return the addresses in the result of the endpoint's ADD; no runtime need remember it."""
     before = request.get("prevResult")
     try:
-        said = result.parse(before, request.version).ips if isinstance(before, dict) else ()
+        return [ip.address.ip for ip in result.parse(before, request.version).ips] if isinstance(before, dict) else []
     except CniError:
-        return False
-    ours = {address.ip for address in built.endpoint.addresses}
-    return bool(ours) and bool(said) and ours.isdisjoint(ip.address.ip for ip in said)
+        return []
 
 
 def _spec(request: Request, wanted: Wanted, record: NetworkRecord, leased: Result | None) -> AttachSpec:

@@ -20,7 +20,6 @@ from netplug.cluster.cluster import Cluster
 from netplug.engine import Engine
 from netplug.engine.audit import audit
 from netplug.engine.conditions import Difference
-from netplug.engine.records import FrontEnd
 from netplug.errors import NetplugError, Reportable
 from netplug.errors.validation import wrong
 from netplug.frontends.http import Failure, guard
@@ -140,10 +139,7 @@ class _Api:
         )
 
     async def delete_network(self, ref: str) -> None:
-        record = self._engine.registry.network(ref)
-        # A network whose CreateNetwork Docker gave up on, or whose dockerd is gone with its data, is nobody's.
-        orphaned = record.front_end is FrontEnd.DOCKER and await self._docker_knows(record.network.id) is False
-        await self._engine.networks.delete(record.network.id, by=FrontEnd.CLI, orphaned=orphaned)
+        await self._engine.networks.delete_for_user(ref, self._docker_knows)
 
     async def endpoints(self, network: str = "") -> wire.Endpoints:
         chosen = self._engine.registry.network(network).network.id if network else None
