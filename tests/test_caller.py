@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from docker_client import END, NET, Plugin, endpoint, network
 
-from netplug.docker.container_inference import Caller
+from netplug.docker.container_inference import ContainerInference
 from netplug.engine.records import AttachSpec, Description
 from netplug.frontends.docker.network import docker_app
 from netplug.ipam.lease import Owner, OwnerKind
@@ -46,7 +46,7 @@ class Docker:
         lease = await allocator.request_address(self.pool, owner=owner)
         await allocator.release_address(self.pool, lease.address)
         self.kept = str(lease.address)
-        self.caller = Caller(self.plugin.engine, self.facts)
+        self.caller = ContainerInference(self.plugin.engine, self.facts)
         self.plugin.app = docker_app(self.plugin.engine, on_activate=lambda: None, container_of=self.caller.name)
 
     def write(self, ident: str, name: str, *networks: str, ids: str = "", driver: str = "vfs") -> None:

@@ -419,7 +419,7 @@ async def test_a_network_may_say_whom_to_ask(host: Host, conf: Path) -> None:
 
 @pytest_asyncio.fixture
 async def docker(host: Host, server: NameServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SandboxResolvers]:
-    monkeypatch.setattr(resolver, "LAST_S", 0.01)
+    monkeypatch.setattr(resolver, "LONGEST_RETRY_S", 0.01)
     made = SandboxResolvers(host.engine, server)
     task = asyncio.ensure_future(made.run())
     yield made
@@ -528,7 +528,7 @@ async def test_sandbox_that_is_not_there_yet_is_served_when_it_is(host: Host, do
     await until(lambda: docker._missing)
     assert not host.kernel.intercepted
     host.kernel._world.gone.discard(SANDBOX)
-    docker.look()
+    docker.container_started()
     await until(lambda: host.kernel.intercepted)
     assert not docker._missing
 

@@ -179,7 +179,7 @@ class Composition:
     @cached_property
     def plugin(self) -> "ASGIApp":
         """Answers dockerd."""
-        from netplug.docker.container_inference import Caller  # noqa: PLC0415
+        from netplug.docker.container_inference import ContainerInference  # noqa: PLC0415
         from netplug.engine.pools import container_unknown  # noqa: PLC0415
         from netplug.frontends.docker.network import docker_app  # noqa: PLC0415
 
@@ -187,7 +187,7 @@ class Composition:
             self.engine,
             on_activate=self.reconciler.on_activate,
             on_ready=self.sandbox_resolvers.serve,
-            container_of=Caller(self.engine, self.docker).name if self.docker else container_unknown,
+            container_of=ContainerInference(self.engine, self.docker).name if self.docker else container_unknown,
         )
 
     @cached_property

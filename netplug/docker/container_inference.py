@@ -1,11 +1,11 @@
-"""Which container asks for an address: told by nobody before Docker 29.0, and so inferred, or not said at all.
+"""Infers which container a requested address is for, since Docker before 29.0 does not name it.
 
-Docker may not be asked while it waits for us, and its events come when they come: what is certain at that moment is
-what it has on disk. A container is written down, with its networks, before it can be started; so is one that is
-connected to a network while stopped, of which no event tells. Its file system is mounted before its network is set up.
-So whoever asks is among the containers of the network that have no endpoint in it and are mounted (where the storage
-driver shows that); and if there is just one of these, it is that one. In any other case nothing is said: an address of
-somebody else's is worse than a new one.
+Docker's API must not be called while Docker waits for the answer, and events may arrive late. But Docker's files are
+current: it writes a container and its networks to disk before it starts the container, also when a stopped container is
+connected to a network, which causes no event. And it mounts the file system before it sets up the network. So the
+container is one of those in the network that have no endpoint there and are mounted (if the storage driver shows that).
+If there is exactly one, that is it. Otherwise the result is unknown: the address of another container would be worse
+than a new one.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from netplug.ipam.lease import OwnerKind
 log = structlog.get_logger(__name__)
 
 READ_TIMEOUT_S = 2.0
-"""Docker waits meanwhile. Some 30 µs a container when their files have not changed, 100 µs when they have."""
+"""Deadline, since Docker waits. A container takes 30 µs if its file is unchanged, otherwise 100 µs."""
 OVERLAYS = frozenset({"overlay2", "fuse-overlayfs"})
-"""Storage drivers that make a folder `merged` when they mount and remove it when they unmount."""
+"""Storage drivers whose folder `merged` exists only while a container is mounted."""
 
 
 class DockerFacts(Protocol):
-    """What is known of Docker from earlier: its data folder, and its networks' names by id."""
+    """Facts about Docker that are known already: its data folder, and the names of its networks by id."""
 
     @property
     def root(self) -> Path | None: ...
@@ -41,15 +41,15 @@ class DockerFacts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container as it is written down. `networks`: names and ids."""
+    """A container in Docker's files. `networks`: names and ids."""
 
     name: str
     driver: str
     networks: frozenset[str]
 
 
-class Caller:
-    """Infers who asks; see above."""
+class ContainerInference:
+    """Infers the container of a request; see above."""
 
     def __init__(self, engine: Engine, docker: DockerFacts) -> None:
         self._engine = engine
@@ -57,9 +57,9 @@ class Caller:
         self._read: dict[Path, tuple[tuple[int, int], Container]] = {}
 
     async def name(self, pool_id: str) -> str:
-        """Return the name of the container for which Docker now wants an address of a pool; empty: unknown.
+        """Return the name of the container for which Docker requests an address of a pool; empty if unknown.
 
-        Asks only where something is kept that the name could bring back.
+        Files are read only if the pool retains addresses, which the name could restore.
         """
         record, root = self._network(pool_id), self._docker.root
         called = self._docker.networks.get(record.network.id, "") if record else ""
@@ -85,7 +85,7 @@ class Caller:
         return next((r for r in self._engine.registry.networks() if r.network.id in pool.holders), None)
 
     def _present(self, pool_id: str, record: NetworkRecord) -> set[str] | None:
-        """Return ids and names of the containers that have an address; None unless each is known."""
+        """Return ids and names of the containers that have an address; None if some are unknown."""
         present = set()
         for lease in self._engine.allocator.leases(pool_id):
             who = lease.owner.name
@@ -104,7 +104,7 @@ class Caller:
     # In a thread
 
     def _starting(self, root: Path, network: str, called: str) -> dict[str, Container]:
-        """Return the containers of a network, by id, less those that are known not to be mounted."""
+        """Return the containers of a network, by id, except those that are not mounted."""
         found = {}
         folders = list((root / "containers").iterdir())
         self._read = {folder: self._read[folder] for folder in folders if folder in self._read}
@@ -112,7 +112,7 @@ class Caller:
             try:
                 container = self._parsed(folder)
             except FileNotFoundError:
-                continue  # just being made, or removed: it is not starting
+                continue  # being created or removed, so not starting
             belongs = called in container.networks or any(network.startswith(item) for item in container.networks)
             if belongs and _mounted(root, container.driver, folder.name) is not False:
                 found[folder.name] = container
@@ -135,7 +135,7 @@ def _container(data: Any) -> Container:
 
 
 def _mounted(root: Path, driver: str, ident: str) -> bool | None:
-    """Tell whether a container's file system is mounted; None: that cannot be seen."""
+    """Tell whether a container's file system is mounted; None if the storage driver does not show it."""
     if driver not in OVERLAYS:
         return None
     try:

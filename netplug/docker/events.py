@@ -1,7 +1,7 @@
-"""Who is called what: names of Docker's networks and containers, learned from its Engine API.
+"""Names of Docker's networks and containers, from its Engine API.
 
-A plugin is told ids only. The names come from ``/events`` and from lists, always in a task of its own and never from
-inside a plugin call, since dockerd may hold a lock then that its API needs. Docker may be absent, restart, or come
+Plugin calls contain ids only. Names come from ``/events`` and from lists. They are read in a task of their own, never
+inside a plugin call, since dockerd may hold a lock then that its API needs. Docker may be absent, restart, or start
 later.
 """
 
@@ -27,9 +27,9 @@ log = structlog.get_logger(__name__)
 
 RETRY_FIRST_S = 0.2
 RETRY_LAST_S = 5.0
-"""A dockerd that starts is found soon, and one that is absent costs next to nothing."""
+"""Pauses between attempts to connect: short after a start, longer while Docker is absent."""
 CALL_TIMEOUT_S = 20.0
-"""For a list or an inspect; dockerd is slow to answer only while it starts or stops many containers."""
+"""Deadline of a request; dockerd is slow only while it starts or stops many containers."""
 
 _FRACTION = re.compile(r"(\.\d{6})\d+")
 _LOST = (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError)
@@ -40,20 +40,24 @@ _EVENTS = {
 
 
 class Listener(Protocol):
-    """Who wants to know more of containers than their names."""
+    """Is notified of container starts."""
 
-    def look(self) -> None:
-        """Learn that a container started."""
+    def container_started(self) -> None:
+        """React to the start of a container."""
 
 
 class DockerEvents:
-    """Keeps names in the engine as Docker has them.
+    """Copies names from Docker to the engine.
 
-    `docker_host`: ``unix:///path`` of the Engine API. `driver`: name of our IPAM driver in it.
+    Args:
+        engine: gets the names.
+        docker_host: ``unix:///path`` of the Engine API.
+        driver: the name of our IPAM driver in Docker.
+        listener: is notified of container starts.
 
     Attributes:
-        root: Docker's data folder, None until it has told.
-        networks: what Docker calls its networks, by id; also where ``-o name=`` says otherwise.
+        root: Docker's data folder; None until known.
+        networks: Docker's names of its networks, by id; ``-o name=`` does not change them.
     """
 
     def __init__(
@@ -81,14 +85,14 @@ class DockerEvents:
             await asyncio.sleep(delay)
 
     async def _follow(self, docker: aiodocker.Docker) -> None:
-        # The subscription comes first: what happens during the first reading is then seen twice, not missed.
+        # Subscribe before the first reading: then events during it are handled twice, not missed.
         subscriber = docker.events.subscribe(create_task=False)  # type: ignore[no-untyped-call]
         events = asyncio.ensure_future(docker.events.run(filters=_json(_EVENTS)))
         try:
             await self._read_all(docker)
             log.info("docker.connected", url=self._url)
             while (event := await subscriber.get()) is not None:
-                await self._take(docker, event)
+                await self._on_event(docker, event)
         finally:
             events.cancel()
             await asyncio.gather(events, return_exceptions=True)
@@ -105,12 +109,12 @@ class DockerEvents:
         for network_id, endpoint_id, container, name in endpoints:
             await self._describe(network_id, endpoint_id, Description(container, name))
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            everyone: Any = await docker.containers.list(all=1)
-        self._fixed.read(everyone, self.networks)
+            containers: Any = await docker.containers.list(all=1)
+        self._fixed.read(containers, self.networks)
         for container in dict.fromkeys(container for _, _, container, _ in endpoints):
             await self._inspect(docker, container)
 
-    async def _take(self, docker: aiodocker.Docker, event: Mapping[str, Any]) -> None:
+    async def _on_event(self, docker: aiodocker.Docker, event: Mapping[str, Any]) -> None:
         actor = event.get("Actor", {})
         attributes = actor.get("Attributes", {})
         match event.get("Type"), event.get("Action"):
@@ -125,7 +129,7 @@ class DockerEvents:
                 self._fixed.forget(actor["ID"])
             case "container", "create" | "rename" | "start":
                 if self._listener and event["Action"] == "start":
-                    self._listener.look()
+                    self._listener.container_started()
                 await self._inspect(docker, actor["ID"])
             case "container", str(action) if action.startswith("health_status"):
                 await self._inspect(docker, actor["ID"])
@@ -144,22 +148,22 @@ class DockerEvents:
         find = self._engine.registry.find_network
         alone = all(find(network["NetworkID"]) is not None for network in networks)
         for network in (it for it in networks if it.get("EndpointID")):
-            said = _description(data, network, alone=alone)
-            await self._describe(network["NetworkID"], network["EndpointID"], said)
+            description = _description(data, network, alone=alone)
+            await self._describe(network["NetworkID"], network["EndpointID"], description)
 
-    async def _describe(self, network_id: str, endpoint_id: str, said: Description) -> None:
+    async def _describe(self, network_id: str, endpoint_id: str, description: Description) -> None:
         try:
-            await self._engine.endpoints.describe(network_id, endpoint_id, said)
+            await self._engine.endpoints.describe(network_id, endpoint_id, description)
         except NetplugError as exc:
             log.debug("endpoint.undescribed", error=exc.message)
 
     async def knows(self, network_id: str) -> bool | None:
-        """Tell whether Docker has a network; None when it does not answer."""
+        """Tell whether Docker has a network; None if Docker does not answer."""
         view = await self.view()
         return None if view is None else network_id in view.networks
 
     async def view(self) -> DockerView | None:
-        """Return what Docker has; None when it does not answer."""
+        """Return Docker's networks, endpoints and addresses; None if Docker does not answer."""
         try:
             async with aiodocker.Docker(url=self._url) as docker, asyncio.timeout(CALL_TIMEOUT_S):
                 networks = await docker.networks.list()
@@ -194,9 +198,9 @@ async def _endpoints(docker: aiodocker.Docker) -> list[tuple[str, str, str, str]
 
 
 def _description(data: Mapping[str, Any], network: Mapping[str, Any], *, alone: bool) -> Description:
-    """Return what an inspect says of a container in one of its networks. `DNSNames` is of engine 25 and later.
+    """Return the description of a container's endpoint from its inspect data. `DNSNames` needs engine 25 or later.
 
-    `alone`: it is in no network of another driver.
+    `alone`: the container has no network of another driver.
     """
     config = data.get("Config") or {}
     aliases = [*(network.get("Aliases") or ()), *(network.get("DNSNames") or ())]
@@ -208,32 +212,32 @@ def _description(data: Mapping[str, Any], network: Mapping[str, Any], *, alone: 
         tuple(alias for alias in dict.fromkeys(aliases) if alias not in {name, data["Id"][:12]}),
         config.get("Hostname", ""),
         ports,
-        # One without a health check is well.
+        # A container without a health check counts as healthy.
         healthy=((data.get("State") or {}).get("Health") or {}).get("Status") != "unhealthy",
         details=True,
         domainname=config.get("Domainname", ""),
-        resolves=_started(data) if alone and not _has_names_of_its_own(data, network) else 0.0,
+        resolves=_started(data) if alone and not _has_own_resolving(data, network) else 0.0,
     )
 
 
-def _has_names_of_its_own(data: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
-    """Tell whether a container's resolver is told of other servers (``--dns``), or of names (``--link``)."""
+def _has_own_resolving(data: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
+    """Tell whether a container has resolvers (``--dns``) or names (``--link``) of its own."""
     host = data.get("HostConfig") or {}
     return bool(host.get("Dns") or host.get("Links") or network.get("Links"))
 
 
 def _started(data: Mapping[str, Any]) -> float:
-    """Return when a container started (Unix time); 0 when it did not."""
+    """Return when a container was started (Unix time); 0 if it was not."""
     text = (data.get("State") or {}).get("StartedAt", "")
     try:
-        # Docker gives nanoseconds, Python takes six digits.
+        # Docker writes nanoseconds; Python accepts six digits.
         return max(datetime.fromisoformat(_FRACTION.sub(r"\1", text)).timestamp(), 0.0)
     except (ValueError, OverflowError):
         return 0.0
 
 
 def _settings(container: Mapping[str, Any]) -> list[Any]:
-    """Return what the API says of a container's networks, one each."""
+    """Return the settings of a container's networks."""
     return list((container["NetworkSettings"].get("Networks") or {}).values())
 
 

@@ -1,8 +1,8 @@
-"""What Docker no longer has: endpoints, networks, pools and addresses of whose end nobody told us.
+"""Garbage collection of endpoints, networks, pools and addresses that Docker no longer has.
 
-A plugin that is down when Docker deletes something is not told of it later, and after a crash of dockerd it is told of
-next to nothing. So when either of the two has restarted, what we had before is compared with what Docker has now.
-Only what was there before counts: what is being made meanwhile is not yet in Docker's lists.
+Docker does not repeat deletions that the plugin missed, and after a crash of dockerd it sends few. So after a restart
+of either, the records of Docker are compared with Docker's lists. Only records from before the restart are considered:
+objects that are being created are not in the lists yet.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ log = structlog.get_logger(__name__)
 
 RETRY_S = 0.5
 PATIENCE_S = 900.0
-"""dockerd serves its API only after it restarted all containers that are to be restarted; that may take minutes."""
+"""Longest wait for Docker's API: dockerd serves it after restarting all containers, which may take minutes."""
 GRACE_S = 3.0
-"""After a start of ours Docker may be in the middle of starting a container; a little later it has it."""
+"""After a start of netplug, Docker may be starting a container; after this time it lists it."""
 
 View = Callable[[], Awaitable[DockerView | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
-    """What Docker's restart, or ours, may have orphaned. `addresses`: by pool, requested and not yet an endpoint's."""
+    """Objects that a restart may have orphaned. `addresses`: by pool, requested but without an endpoint."""
 
     endpoints: frozenset[str]
     networks: frozenset[str]
@@ -41,14 +41,14 @@ class Suspects:
 
 
 class GarbageCollector:
-    """Finds and removes them. `view`: what Docker has, None while it does not answer; no `view`: it is not asked."""
+    """Finds and deletes them. `view`: returns Docker's objects, or None if Docker does not answer; None: no Docker."""
 
     def __init__(self, engine: Engine, view: View | None) -> None:
         self._engine = engine
         self._view = view
 
     def suspects(self) -> Suspects:
-        """Return what Docker has had of us up to now."""
+        """Return all present objects of Docker."""
         registry, allocator = self._engine.registry, self._engine.allocator
         return Suspects(
             frozenset(r.endpoint.id for r in registry.endpoints() if r.front_end is FrontEnd.DOCKER),
@@ -63,30 +63,30 @@ class GarbageCollector:
         )
 
     async def after_restart_of_docker(self, suspects: Suspects) -> None:
-        """Remove what Docker does not have after its restart; it has ended or restarted all containers by then."""
+        """Delete what Docker does not have after its restart, when it has stopped or restarted all containers."""
         view = await self._ask()
         if view is None:
-            await self._bury(suspects, await self._inhabited(suspects))
+            await self._delete_dead(suspects, await self._with_processes(suspects))
             return
-        left = await self._bury(suspects, view.endpoints)
-        await self._clear(suspects, view, left)
+        freed = await self._delete_dead(suspects, view.endpoints)
+        await self._delete_rest(suspects, view, freed)
         await self._engine.allocator.end_session()
 
     async def after_start(self, suspects: Suspects) -> None:
-        """Remove what Docker did away with while we were down."""
-        alive, view = await self._inhabited(suspects), await self._ask()
+        """Delete what Docker deleted while netplug was stopped."""
+        alive, view = await self._with_processes(suspects), await self._ask()
         await asyncio.sleep(GRACE_S)
-        alive |= await self._inhabited(suspects)
+        alive |= await self._with_processes(suspects)
         later = await self._ask() if view else None
         if view is None or later is None:
-            await self._bury(suspects, alive)
+            await self._delete_dead(suspects, alive)
             return
         view |= later
-        left = await self._bury(suspects, alive | view.endpoints)
-        await self._clear(suspects, view, left)
+        freed = await self._delete_dead(suspects, alive | view.endpoints)
+        await self._delete_rest(suspects, view, freed)
 
     async def _ask(self) -> DockerView | None:
-        """Ask Docker until it answers; None when it does not, or must not be asked."""
+        """Ask Docker until it answers; None if it does not, or is not used."""
         if self._view is None:
             return None
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
@@ -97,27 +97,27 @@ class GarbageCollector:
             await asyncio.sleep(RETRY_S)
         return view
 
-    async def _inhabited(self, suspects: Suspects) -> frozenset[str]:
-        """Return the endpoints in whose sandbox a process lives: all that can be told without asking Docker."""
+    async def _with_processes(self, suspects: Suspects) -> frozenset[str]:
+        """Return the endpoints whose sandbox has a process; this needs no answer of Docker."""
         kernel = self._engine.kernel
         records = [r for r in self._engine.registry.endpoints() if r.endpoint.id in suspects.endpoints]
         return frozenset([r.endpoint.id for r in records if await has_processes(kernel, r)])
 
-    async def _bury(self, suspects: Suspects, alive: frozenset[str]) -> frozenset[tuple[str, IPAddress]]:
-        """Delete the dead; return the addresses that they leave: Docker may have given them back to deaf ears."""
+    async def _delete_dead(self, suspects: Suspects, alive: frozenset[str]) -> frozenset[tuple[str, IPAddress]]:
+        """Delete dead endpoints, and return their addresses, whose release by Docker may have been missed."""
         dead = suspects.endpoints - alive
-        left: set[tuple[str, IPAddress]] = set()
+        freed: set[tuple[str, IPAddress]] = set()
         for record in self._engine.registry.endpoints():
             if record.endpoint.id in dead:
-                left.update(zip(record.pools, (it.ip for it in record.endpoint.addresses), strict=True))
-                await self._bury_one(record)
-        return frozenset(left)
+                freed.update(zip(record.pools, (it.ip for it in record.endpoint.addresses), strict=True))
+                await self._delete_endpoint(record)
+        return frozenset(freed)
 
-    async def _bury_one(self, record: EndpointRecord) -> None:
+    async def _delete_endpoint(self, record: EndpointRecord) -> None:
         log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
         await self._engine.endpoints.delete(record.endpoint.network, record.endpoint.id)
 
-    async def _clear(self, suspects: Suspects, view: DockerView, left: frozenset[tuple[str, IPAddress]]) -> None:
+    async def _delete_rest(self, suspects: Suspects, view: DockerView, freed: frozenset[tuple[str, IPAddress]]) -> None:
         registry, allocator = self._engine.registry, self._engine.allocator
         for record in registry.networks():
             ident = record.network.id
@@ -129,7 +129,7 @@ class GarbageCollector:
                 log.info("pool.orphaned", pool=pool.id)
                 for _ in range(pool.holds):
                     await allocator.release_pool(pool.id)
-        for pool_id, address in suspects.addresses | left:
+        for pool_id, address in suspects.addresses | freed:
             lease = allocator.lease(pool_id, address)
             if lease and lease.owner.kind is OwnerKind.PENDING and address not in view.addresses:
                 log.info("lease.orphaned", address=str(address), name=lease.owner.name)

@@ -1,9 +1,9 @@
-"""Names in Docker's sandboxes, where no plugin call can set a name server.
+"""DNS in Docker's sandboxes, where no plugin call can set a name server.
 
-Containers of a user-defined network ask Docker's own at 127.0.0.11, inside their sandbox. It knows this Docker's
-containers alone, so we listen there in its place, and ask it ourselves what we do not know: all that Docker can do
-stays. The client is known by construction. A sandbox may be named by Docker before it is there; it is looked for until
-then, and at once when Docker says that its container started.
+Containers of a user-defined network ask Docker's resolver at 127.0.0.11, inside their sandbox. It knows only containers
+of this Docker. So netplug listens there in its place, and forwards to it what netplug does not know: everything that
+Docker's resolver can do still works. The sandbox identifies the client. Docker may name a sandbox before it exists;
+then netplug tries again, at once when Docker reports that the container has started.
 """
 
 import asyncio
@@ -30,33 +30,33 @@ from netplug.names.server import NameServer
 
 log = structlog.get_logger(__name__)
 
-DOCKERS = IPv4Address("127.0.0.11")
-"""Where Docker's resolver is in each sandbox (moby, libnetwork/sandbox_dns_unix.go: resolverIPSandbox)."""
-FIRST_S, LAST_S, PATIENCE_S = 0.005, 0.5, 15.0
-"""When a sandbox is looked for again; between Join and the namespace lies the start of the container's runtime."""
-FOLLOWING = "the host's resolvers"
-"""What stands for the gateway in views of sandboxes whose names of others are asked where the host's are now."""
+DOCKER_RESOLVER = IPv4Address("127.0.0.11")
+"""Address of Docker's resolver in each sandbox (moby, libnetwork/sandbox_dns_unix.go: resolverIPSandbox)."""
+FIRST_RETRY_S, LONGEST_RETRY_S, PATIENCE_S = 0.005, 0.5, 15.0
+"""First and longest pause between attempts, and their end. The runtime starts between Join and the namespace."""
+HOST_RESOLVERS = "the host's resolvers"
+"""Stands for the gateway in views of sandboxes whose external names are forwarded to the host's current resolvers."""
 _SOCKETS = 2
-"""Nobody but the container itself could guess at ports on its loopback link."""
+"""Few source ports suffice, since only the container itself could forge answers on its loopback link."""
 
 
 @dataclass(slots=True)
 class _Serving:
-    """A sandbox that is served. `sandbox_id`: which one, as another may come to be at its path."""
+    """A sandbox with our resolver. `sandbox_id`: identifies it, since its path may be reused."""
 
     sandbox_id: str
     interception: Interception
     listener: Listener
     forwarder: Forwarder
-    dockers: Rules
-    outward: Callable[[View, Client], None]
+    docker_rules: Rules
+    forward: Callable[[View, Client], None]
 
-    def look_at(self, view: View | None) -> None:
-        """Have the sandbox see that. What is under way at Docker's resolver is asked anew if others are asked now."""
+    def set_view(self, view: View | None) -> None:
+        """Set what the sandbox sees. Questions pending at Docker's resolver are repeated if the resolvers changed."""
         before, self.listener.everyone = self.listener.everyone, view
-        if view is not None and view is not before and view.via == FOLLOWING:
-            for client in self.forwarder.take(self.dockers):
-                self.outward(view, client)
+        if view is not None and view is not before and view.via == HOST_RESOLVERS:
+            for client in self.forwarder.take(self.docker_rules):
+                self.forward(view, client)
 
     def close(self) -> None:
         self.listener.close()
@@ -64,7 +64,7 @@ class _Serving:
 
 
 class SandboxResolvers:
-    """The sandboxes of Docker that we serve, by path."""
+    """Serves DNS in Docker's sandboxes."""
 
     def __init__(self, engine: Engine, server: NameServer) -> None:
         self._engine = engine
@@ -75,45 +75,45 @@ class SandboxResolvers:
         self._due: set[str] = set()
         self._lock = asyncio.Lock()
         engine.registry.watchers.append(self._on_change)
-        server.watchers.append(lambda: self._look_at(set(self._open)))
+        server.watchers.append(lambda: self._update_views(set(self._open)))
 
     async def run(self) -> None:
-        """Serve what comes, and let go of what leaves, until cancelled."""
-        delay = FIRST_S
+        """Begin and end the service of sandboxes after changes, until cancelled."""
+        delay = FIRST_RETRY_S
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay if self._missing else None):
                     await self._changed.wait()
-                    delay = FIRST_S
+                    delay = FIRST_RETRY_S
             self._changed.clear()
-            delay = min(delay * 2, LAST_S)
+            delay = min(delay * 2, LONGEST_RETRY_S)
             due, self._due = self._due | self._missing.keys(), set()
             for sandbox in due:
                 await self.serve(sandbox)
 
     async def serve(self, sandbox: str) -> None:
-        """Do what `settle` does; a failure is in the log, and keeps no other sandbox from being served."""
+        """Like `settle`, but log a failure, so that other sandboxes are served."""
         await self._engine.supervisor.attempt(f"dns of sandbox {sandbox}", self.settle(sandbox))
 
-    def look(self) -> None:
-        """Look at once for the sandboxes that are missing: a container started."""
+    def container_started(self) -> None:
+        """Try missing sandboxes again at once."""
         self._changed.set()
 
     async def settle(self, sandbox: str) -> None:
-        """Serve a sandbox, or let go of it, as its networks want; that it is not there yet is no failure."""
+        """Begin or end the service of a sandbox, as its networks require. The sandbox need not exist yet."""
         async with self._lock:
             view = self._view(sandbox)
             if view is None:
                 self._missing.pop(sandbox, None)
-                await self._let_go(sandbox)
+                await self._end(sandbox)
                 return
             sandbox_id = await identity(self._engine.kernel, sandbox) or ""
             if serving := self._open.get(sandbox):
                 if serving.sandbox_id == sandbox_id:
                     return
-                await self._let_go(sandbox)
+                await self._end(sandbox)
             try:
-                interception = await self._engine.kernel.intercept(sandbox, DOCKERS)
+                interception = await self._engine.kernel.intercept(sandbox, DOCKER_RESOLVER)
             except NetplugError as exc:
                 self._wait(sandbox, exc)
                 return
@@ -121,20 +121,20 @@ class SandboxResolvers:
             self._open[sandbox] = self._serve(sandbox, sandbox_id, interception, view)
             log.debug("dns.intercepted", sandbox=sandbox)
 
-    async def _let_go(self, sandbox: str) -> None:
+    async def _end(self, sandbox: str) -> None:
         if serving := self._open.pop(sandbox, None):
             serving.close()
             await asyncio.to_thread(serving.interception.end)
 
     async def close(self) -> None:
-        """Leave Docker's resolvers alone everywhere, for good."""
+        """Restore Docker's resolvers in all sandboxes."""
         with suppress(ValueError):  # done before
             self._engine.registry.watchers.remove(self._on_change)
         async with self._lock:
             for sandbox in list(self._open):
-                await self._let_go(sandbox)
+                await self._end(sandbox)
 
-    # What the registry tells
+    # Changes of the registry
 
     def _on_change(self, before: Record | None, after: Record | None) -> None:
         records = [record for record in (before, after) if record is not None]
@@ -146,15 +146,15 @@ class SandboxResolvers:
                 for record in records
                 if isinstance(record, EndpointRecord) and record.sandbox and record.front_end is FrontEnd.DOCKER
             }
-        self._look_at(touched)
+        self._update_views(touched)
 
-    def _look_at(self, sandboxes: Iterable[str]) -> None:
-        """Have sandboxes see what is theirs now."""
+    def _update_views(self, sandboxes: Iterable[str]) -> None:
+        """Update the views of sandboxes."""
         for sandbox in sandboxes:
             serving = self._open.get(sandbox)
             view = self._view(sandbox)
             if serving is not None:
-                serving.look_at(view)
+                serving.set_view(view)
                 if view is not None:
                     serving.listener.counts = self._counts(view)
             if (serving is None) is not (view is None):
@@ -162,19 +162,19 @@ class SandboxResolvers:
                 self._changed.set()
 
     def _view(self, sandbox: str) -> View | None:
-        """Return what a sandbox may see; None when we have nothing to serve it.
+        """Return what a sandbox sees; None if it is not to be served.
 
-        Docker's resolver asks for ever whom the host asked when the container started. Once the host asks others, or a
-        setting says whom to ask, so do we, for those that have no servers of their own.
+        Docker's resolver forwards to the resolvers that the host had when the container started. If the host has others
+        by now, or a setting names some, netplug forwards to these, unless the container has resolvers of its own.
         """
         records = [record for record in self._engine.registry.in_sandbox(sandbox) if record.linked]
         docker = [record for record in records if record.front_end is FrontEnd.DOCKER]
-        view = self._server.zones.view({record.endpoint.network for record in records}, str(DOCKERS))
+        view = self._server.zones.view({record.endpoint.network for record in records}, str(DOCKER_RESOLVER))
         if not docker or view is None:
             return None
         started = min(record.resolves for record in docker)
-        if started and (self._server.since > started or self._server.asks_some(view)):
-            view = self._server.view((index.network.id for index in view.indexes), FOLLOWING)
+        if started and (self._server.since > started or self._server.has_resolvers(view)):
+            view = self._server.view((index.network.id for index in view.indexes), HOST_RESOLVERS)
             assert view is not None  # noqa: S101 - the same networks
         else:
             view.rules = self._server.rules_of_domains(view)
@@ -193,23 +193,23 @@ class SandboxResolvers:
 
     def _serve(self, sandbox: str, sandbox_id: str, interception: Interception, view: View) -> _Serving:
         forwarder = Forwarder(opener=interception.open, slots=_SOCKETS, mixed_case=False)
-        dockers = everything(Server(DOCKERS))
-        outward = self._outward(forwarder, dockers)
+        docker_rules = everything(Server(DOCKER_RESOLVER))
+        forward = self._forward(forwarder, docker_rules)
         listener = Listener(
             interception.udp,
             interception.tcp,
             sandbox,
-            outward,
+            forward,
             everyone=view,
             counts=self._counts(view),
             connections=self._server.connections,
         )
-        return _Serving(sandbox_id, interception, listener, forwarder, dockers, outward)
+        return _Serving(sandbox_id, interception, listener, forwarder, docker_rules, forward)
 
-    def _outward(self, forwarder: Forwarder, dockers: Rules) -> Callable[[View, Client], None]:
-        """Return what asks Docker's resolver, but for names of which we know whom to ask.
+    def _forward(self, forwarder: Forwarder, docker_rules: Rules) -> Callable[[View, Client], None]:
+        """Return a function that forwards to the rules of the view if they cover the name, else to Docker's resolver.
 
-        It may know a name of one label, and one in a network of which we have not been told all.
+        Names of one label, and names in our networks, go to Docker's resolver: it may know them.
         """
 
         def ask(view: View, client: Client) -> None:
@@ -217,6 +217,6 @@ class SandboxResolvers:
             if len(name) > name[0] + 2 and not name.endswith(view.network_zones) and view.rules.servers(name):
                 self._server.forwarder.ask(view.rules, client)
             else:
-                forwarder.ask(dockers, client)
+                forwarder.ask(docker_rules, client)
 
         return ask

@@ -1,1 +1,1 @@
-"""Records as DNS zones, who may ask for what, and the name server's listeners."""
+"""The name server: records as DNS zones, access control, listeners."""

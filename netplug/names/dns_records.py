@@ -1,4 +1,4 @@
-"""Records as the name server has them: what an endpoint is called, and what its network looks like from inside."""
+"""DNS entries and zones, computed from the records of endpoints and networks."""
 
 import re
 import socket
@@ -15,7 +15,7 @@ _SHORT = re.compile(r"[0-9a-f]{12}", re.ASCII)
 
 
 def entry(record: EndpointRecord) -> Entry | None:
-    """Return an endpoint as others call it; None when nobody can, or its links are down."""
+    """Return the DNS entry of an endpoint; None if it has no name, or its links are down."""
     names, short = names_of(record), short_id(record.container)
     if not (names or short) or not record.linked:
         return None
@@ -33,7 +33,7 @@ def of_other(
     *,
     healthy: bool = True,
 ) -> Entry:
-    """Return an endpoint of another host as others call it. Which of its names is part of an id is not said."""
+    """Return the DNS entry of an endpoint on another host. The short id is recognized among its names by its form."""
     every = tuple(names)
     short = next((name for name in every[::-1] if _SHORT.fullmatch(name)), "")
     others = tuple(name for name in every if name != short)
@@ -46,9 +46,9 @@ def advertised_names(record: EndpointRecord) -> tuple[str, ...]:
 
 
 def names_of(record: EndpointRecord) -> tuple[str, ...]:
-    """Return all that an endpoint is called, what it is called first of all at the beginning.
+    """Return the names of an endpoint; the main one first.
 
-    Part of an id is no such name: see `Entry.short`. An id that nobody shortens is.
+    The short id is not included, see `Entry.short`. An id without a short form is.
     """
     short = short_id(record.container)
     ident = "" if short else record.container
@@ -57,26 +57,26 @@ def names_of(record: EndpointRecord) -> tuple[str, ...]:
 
 
 def whole_name(record: EndpointRecord) -> str:
-    """Return the name that a container has with its domain, as it sees itself; empty for none."""
+    """Return a container's own host name with its domain; empty if it has no domain."""
     return f"{record.hostname}.{record.domainname}".lower() if record.hostname and record.domainname else ""
 
 
 def ports_of(record: EndpointRecord) -> set[tuple[str, int]]:
-    """Return the protocols and ports on which an endpoint serves, as far as somebody said so."""
+    """Return the protocols and ports of an endpoint that are published or exposed."""
     ports = {(str(it.proto), it.port + number) for it in record.endpoint.ports for number in range(it.count)}
     return ports | {(proto, int(port)) for port, _, proto in (text.partition("/") for text in record.serves)}
 
 
 def services(ports: Iterable[tuple[str, int]]) -> Iterable[Service]:
-    """Yield the services that ports have names for (services(5)): "http" for TCP port 80."""
+    """Yield the services of ports that have a name (services(5)): "http" for TCP port 80."""
     for proto, port in sorted(ports):
         if name := _service(proto, port):
             yield Service(name, proto, port)
 
 
-@lru_cache(maxsize=4096)  # other hosts say what they like
+@lru_cache(maxsize=4096)  # bounded, since other hosts choose the ports
 def _service(proto: str, port: int) -> str:
-    """Return a port's name; libc reads the whole list for each. Empty: it has none, or the protocol has no list."""
+    """Return a port's service name; empty if there is none. Cached, since libc reads the whole file for each."""
     try:
         return socket.getservbyport(port, proto)
     except (OSError, OverflowError, ValueError):
@@ -84,13 +84,13 @@ def _service(proto: str, port: int) -> str:
 
 
 def network(record: NetworkRecord, *, gateway: bool) -> Network:
-    """Return a network as its containers see it. `gateway`: those of its mode are addresses of the host."""
+    """Return a network's zone. `gateway`: whether gateways of its mode are addresses of the host."""
     net = record.network
     hosts = [subnet.host for subnet in net.subnets]
     hosts += [subnet.gateway for subnet in net.subnets if gateway]
     addresses = tuple(dict.fromkeys(address.ip for address in hosts if address))
-    # Docker looks a name up in its networks in this order: the internal ones last, and first those that lead out in
-    # both families (libnetwork, Endpoint.Less).
+    # Docker's order of networks for lookups: internal networks last, and before others those with gateways of both IP
+    # versions (libnetwork, Endpoint.Less).
     ways = {subnet.gateway.version for subnet in net.subnets if subnet.gateway}
     rank = (int(net.internal), -sum({4: 1, 6: 2}[version] for version in ways))
     pools = tuple(subnet.pool for subnet in net.subnets)
@@ -99,17 +99,17 @@ def network(record: NetworkRecord, *, gateway: bool) -> Network:
 
 @dataclass(frozen=True, slots=True)
 class Resolving:
-    """What a container's resolv.conf(5) should say: whom to ask, and below which domains names are short."""
+    """The content of a container's resolv.conf(5): name servers and search list."""
 
     servers: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
 
 
 def resolving(record: NetworkRecord, built: EndpointRecord, domain: str, search: Iterable[str] = ()) -> Resolving:
-    """Return how an endpoint's sandbox reaches the name server; empty when it does not.
+    """Return the resolver settings of an endpoint's sandbox; empty if it has no name server.
 
-    `domain`: what all names end in; empty where no name server runs. `search`: domains below which the host itself
-    looks for names, of which internal networks are told nothing.
+    `domain`: the domain of all names; empty if no name server runs. `search`: the host's search list, which containers
+    of internal networks do not get.
     """
     servers = tuple(map(str, (*record.resolvers, *built.resolvers)))
     if not (servers and domain):

@@ -1,8 +1,7 @@
-"""The name server of this host: the registry's records as zones, and who may ask for what.
+"""The name server of this host: records as DNS zones, and access control.
 
-It is told of every change by the registry itself, within the call that made it: who was answered that a container is
-attached finds its name. What a client may see follows from its sandbox: all networks that the sandbox is in, whichever
-of their gateways it asks.
+The registry calls it within each change. So when the answer to an attach arrives, the name resolves. A client sees the
+names of all networks of its sandbox, whichever of their gateways it asks.
 """
 
 import asyncio
@@ -41,16 +40,16 @@ from netplug.names import dns_records
 log = structlog.get_logger(__name__)
 
 RESOLV_CONF = Path("/etc/resolv.conf")
-LOOK_S = 1.0
-"""How often it is looked for a change of resolv.conf: one stat(2)."""
-NO_NAME_OF_OURS = "it belongs to netplug or to the host, or is no domain name"
-MOST_REMEMBERED, LEAST_REMEMBERED = 40_000, 1_000
-"""Answers of upstreams for all networks together, of which each has its part, and what each may have in any case."""
+CONF_CHECK_S = 1.0
+"""Interval of checks of resolv.conf for changes: one stat(2) each."""
+NOT_SERVED = "it belongs to netplug or to the host, or is no domain name"
+MAX_CACHED, MIN_CACHED = 40_000, 1_000
+"""Cached answers of upstreams: for all networks together, divided between them, and the minimum for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A listener at a gateway; its end is the end of its admissions."""
+    """A listener at a gateway, with the list of listeners from which it removes itself when closed."""
 
     listener: Listener
     others: list[Listener]
@@ -61,13 +60,21 @@ class Serving:
 
 
 class NameServer:
-    """Names of all networks. `domain`: what full names end in. `upstreams`: in place of the host's own.
+    """Answers for the names of all networks, and forwards other questions.
 
-    `opener`: makes the sockets by which they are asked. `special`: names of special use below the domains of the host's
-    search list are asked of its resolvers, as the host itself does; else they never are.
+    Args:
+        engine: its registry has the records.
+        domain: the domain of full names.
+        upstreams: resolvers that replace those of the host.
+        conf: the host's resolv.conf.
+        opener: opens sockets to upstreams.
+        special: whether special-use names below the host's search list are forwarded to the host's resolvers, as the
+            host does; other special-use names are never forwarded.
 
-    `counts`: of questions by network, since the start; who asks from several networks counts for one of them. `since`:
-    when the host's resolvers became those that they are (Unix time). `watchers`: are told of their change.
+    Attributes:
+        counts: numbers of questions by network; a client in several networks is counted in one of them.
+        since: when the host's resolvers last changed (Unix time).
+        watchers: called after such a change.
     """
 
     def __init__(
@@ -85,23 +92,23 @@ class NameServer:
         self.connections = Connections()
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
         self._engine = engine
-        self._given = tuple(upstreams)
+        self._configured = tuple(upstreams)
         self._conf = conf
         self._special = special
-        self._seen: object = None
-        self._said: object = None
+        self._conf_status: object = None
+        self._conf_content: object = None
         self.since = 0.0
         self.watchers: list[Callable[[], None]] = []
         self._refused: dict[str, tuple[str, ...]] = {}
         self._rules = Rules()
         self._of_networks: WeakValueDictionary[object, Rules] = WeakValueDictionary()
         self._listeners: defaultdict[str, list[Listener]] = defaultdict(list)
-        self._holders: dict[tuple[str, IPAddress], str] = {}
+        self._owners: dict[tuple[str, IPAddress], str] = {}
         engine.registry.watchers.append(self._changed)
 
     def start(self) -> None:
-        """Answer from now on. What was asked before has waited."""
-        # Hardly anything is in cycles, and looking for them every 700 objects is a seventh of what a question costs.
+        """Start to answer. Earlier questions have waited in the queues of the sockets."""
+        # Cycles are rare; a search for them after every 700 objects takes a seventh of the time of a question.
         gc.set_threshold(20_000, 20, 50)
         self._read_conf()
         self._engine.kernel.serve_resolvers(self._serve)
@@ -109,27 +116,27 @@ class NameServer:
     async def run(self) -> None:
         """Follow the host's resolv.conf until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CONF_CHECK_S)
             self._read_conf()
 
     def close(self) -> None:
-        """Ask nobody any more; the listeners are the kernel's."""
+        """Close the sockets to upstreams. The kernel closes the listeners."""
         self.forwarder.close()
 
     def view(self, networks: Iterable[str], via: str) -> View | None:
-        """Return what those see who are in these networks; None when no name of theirs is served."""
+        """Return what a client in these networks sees; None if their names are not served."""
         view = self.zones.view(networks, via)
         if view is not None:
-            self._point(view)
+            self._set_rules(view)
         return view
 
     def entries(self, network_id: str) -> list[Entry]:
-        """Return who is called what in a network."""
+        """Return the DNS entries of a network."""
         index = self.zones.networks.get(network_id)
         return list(index.entries.values()) if index else []
 
     async def ask(self, networks: Iterable[str], message: bytes) -> bytes | None:
-        """Answer as to a container of these networks that asks by TCP; None for what nobody would be answered."""
+        """Answer a message as from a container of these networks by TCP; None if it would get no answer."""
         view = self.view(networks, "")
         found = respond(view, message, tcp=True)
         if view is None or not isinstance(found, Question):
@@ -140,18 +147,18 @@ class NameServer:
             if not said.done():
                 said.set_result(reply)
 
-        self._outward(view, Client(found, "api", "network api", tell))
+        self._forward(view, Client(found, "api", "network api", tell))
         return await said
 
     def learn(self, network: str, ident: str, entry: Entry | None) -> None:
-        """Take what is now said of an endpoint on another host; None: nothing."""
+        """Set the entry of an endpoint on another host; None removes it."""
         index = self.zones.networks.get(network)
         if index is not None and entry is not None:
             index.add(entry)
         elif index is not None:
             index.remove(ident)
 
-    # What the registry tells
+    # Changes of the registry
 
     def _changed(self, before: Record | None, after: Record | None) -> None:
         match before, after:
@@ -168,11 +175,11 @@ class NameServer:
             if not net.options.dns:
                 return
             self.zones.set_network(dns_records.network(after, gateway=self._engine.drivers.of(net).gateway))
-            self._point_all()
+            self._set_all_rules()
             self._admit_all(net.id)
         elif isinstance(before, NetworkRecord):
             ident = before.network.id
-            for key in [key for key in self._holders if key[0] == ident]:
+            for key in [key for key in self._owners if key[0] == ident]:
                 self._dismiss(*key)
             self.zones.remove_network(ident)
             self.counts.pop(ident, None)
@@ -186,10 +193,10 @@ class NameServer:
             index.remove(before.endpoint.id)
             index.unnamed.discard(before.endpoint.id)
             self._report()
-        if before is not None and (after is None or not _asks(after)):
+        if before is not None and (after is None or not _may_ask(after)):
             network = before.endpoint.network
             for address in (interface.ip for interface in before.endpoint.addresses):
-                if self._holders.get((network, address)) == before.endpoint.id:
+                if self._owners.get((network, address)) == before.endpoint.id:
                     self._dismiss(network, address)
         self._admit(record for record in (before, after) if record and record.sandbox)
 
@@ -209,7 +216,7 @@ class NameServer:
         self._report()
 
     def _report(self) -> None:
-        """Say which names nobody is told of: they are the zone's own, or no domain names."""
+        """Report names that are not served: they belong to the zone itself, or are no domain names."""
         refused = {
             f"endpoint {short(ident)} ({index.entries[ident].names[0]})": names
             for index in self.zones.networks.values()
@@ -219,21 +226,21 @@ class NameServer:
             return
         self._refused = refused
         found = [
-            Difference(owner, "name", f"{name!r} is not served: {NO_NAME_OF_OURS}")
+            Difference(owner, "name", f"{name!r} is not served: {NOT_SERVED}")
             for owner, names in refused.items()
             for name in names
         ]
         self._engine.conditions.report("names", found)
 
-    # Who may ask
+    # Access
 
     def _admit(self, records: Iterable[EndpointRecord]) -> None:
-        """Let the endpoints of these sandboxes ask for the names of all networks of theirs."""
+        """Allow endpoints to resolve the names of all networks of their sandboxes."""
         for sandbox in {(record.sandbox, record.sandbox_id) for record in records}:
             self._admit_one(*sandbox)
 
     def _admit_one(self, sandbox: str, sandbox_id: str) -> None:
-        records = [record for record in self._engine.registry.in_sandbox(sandbox, sandbox_id) if _asks(record)]
+        records = [record for record in self._engine.registry.in_sandbox(sandbox, sandbox_id) if _may_ask(record)]
         networks = {record.endpoint.network for record in records}
         for record in records:
             ident = record.endpoint.network
@@ -241,50 +248,50 @@ class NameServer:
             if view is None:
                 continue
             for address in (interface.ip for interface in record.endpoint.addresses):
-                self._holders[ident, address] = record.endpoint.id
+                self._owners[ident, address] = record.endpoint.id
                 for listener in self._listeners[ident]:
                     listener.admit(address, view, sandbox)
 
     def _admit_all(self, network: str) -> None:
-        self._admit(record for record in self._engine.registry.endpoints(network) if _asks(record))
+        self._admit(record for record in self._engine.registry.endpoints(network) if _may_ask(record))
 
     def _dismiss(self, network: str, address: IPAddress) -> None:
-        self._holders.pop((network, address), None)
+        self._owners.pop((network, address), None)
         for listener in self._listeners.get(network, ()):
             listener.dismiss(address)
 
     def _serve(self, step: Resolver, udp: socket.socket, tcp: socket.socket) -> Serving:
         counts = self.counts[step.network]
-        listener = Listener(udp, tcp, step.network, self._outward, counts=counts, connections=self.connections)
+        listener = Listener(udp, tcp, step.network, self._forward, counts=counts, connections=self.connections)
         listeners = self._listeners[step.network]
         listeners.append(listener)
         self._admit_all(step.network)
         return Serving(listener, listeners)
 
-    # Whom we ask
+    # Upstreams
 
-    def _outward(self, view: View, client: Client) -> None:
+    def _forward(self, view: View, client: Client) -> None:
         self.forwarder.ask(view.rules, client)
 
     def _rules_of(self, view: View) -> Rules:
-        """Internal networks ask nobody: their questions would be a way out."""
+        """Return the forward rules of a view. Internal networks have none: questions could carry data out."""
         nets = self._open_networks(view)
-        return self._with(self._rules, _given_by(nets), nets) if nets else NO_FORWARDING
+        return self._shared_rules(self._rules, _rules_by(nets), nets) if nets else NO_FORWARDING
 
     def rules_of_domains(self, view: View) -> Rules:
-        """Return what the networks of a view say of whom to ask for names of certain domains; of others, nobody."""
+        """Return the forward rules that networks of a view have for certain domains; other names are not forwarded."""
         nets = self._open_networks(view)
-        return self._with(NO_FORWARDING, tuple(rule for rule in _given_by(nets) if rule.zone != ROOT), nets)
+        return self._shared_rules(NO_FORWARDING, tuple(rule for rule in _rules_by(nets) if rule.zone != ROOT), nets)
 
-    def _with(self, rules: Rules, given: tuple[Rule, ...], nets: Iterable[Network]) -> Rules:
-        """Return the rules of those who are in certain networks, as long as somebody has them.
+    def _shared_rules(self, rules: Rules, given: tuple[Rule, ...], nets: Iterable[Network]) -> Rules:
+        """Return the rules for clients of certain networks, shared by all views that have these.
 
-        They remember on their own: what somebody of another network made an upstream say, or forged, is not for them.
+        Each has its own cache, so that a client of another network cannot poison it.
         """
         key = rules.rules, given, frozenset(net.id for net in nets)
         found = self._of_networks.get(key)
         if found is None:
-            most = max(LEAST_REMEMBERED, MOST_REMEMBERED // max(len(self.zones.networks), 1))
+            most = max(MIN_CACHED, MAX_CACHED // max(len(self.zones.networks), 1))
             found = (
                 rules.below(given, avoid=self._gateways(), cache=Cache(most))
                 if given or rules.forward
@@ -300,61 +307,61 @@ class NameServer:
         records = (self._engine.registry.find_network(index.network.id) for index in view.indexes)
         return [record.network for record in records if record is not None and not record.network.internal]
 
-    def asks_some(self, view: View) -> bool:
-        """Tell whether it is said whom to ask for all names: by the settings, or by a network of the view."""
-        given = (*self._given, *_given_by(self._open_networks(view)))
+    def has_resolvers(self, view: View) -> bool:
+        """Tell whether the settings, or a network of the view, name resolvers for all names."""
+        given = (*self._configured, *_rules_by(self._open_networks(view)))
         return any(rule.zone == ROOT for rule in given)
 
-    def _point(self, view: View) -> None:
+    def _set_rules(self, view: View) -> None:
         before, view.rules = view.rules, self._rules_of(view)
         view.upstream_cache, view.forwarded = view.rules.cache, view.rules.zones
         if before is not view.rules:
-            # What is under way waits for somebody who may be gone.
+            # Pending questions wait for a server that may be gone; ask them again.
             for client in self.forwarder.take(before):
                 self.forwarder.ask(view.rules, client)
 
-    def _point_all(self) -> None:
+    def _set_all_rules(self) -> None:
         for view in {view for index in self.zones.networks.values() for view in index.views}:
             if not view.shared:
-                self._point(view)
+                self._set_rules(view)
 
     def _read_conf(self) -> None:
-        """Read the upstreams anew if they may have changed."""
+        """Read resolv.conf if it has changed."""
         text, changed = "", 0.0
         try:
             status = self._conf.stat()
-            # A file that is put in its place may be an old one.
+            # A file that replaces it may have an old modification time.
             changed = max(status.st_mtime, status.st_ctime, self._conf.lstat().st_ctime)
             seen = (status.st_ino, status.st_mtime_ns, status.st_size, changed)
-            if seen == self._seen:
+            if seen == self._conf_status:
                 return
             text = self._conf.read_text(errors="replace")
         except OSError:
             seen = (0, 0, 0, 0.0)
-            if seen == self._seen:
+            if seen == self._conf_status:
                 return
         said = resolv_conf(text), search_list(text) if self._special else ()
-        self._seen = seen
-        if said == self._said:
+        self._conf_status = seen
+        if said == self._conf_content:
             return
-        self.since = changed if self._said is None else time.time()
-        self._said = said
-        self._take(*said)
+        self.since = changed if self._conf_content is None else time.time()
+        self._conf_content = said
+        self._use_resolvers(*said)
 
-    def _take(self, servers: Sequence[Server], search: tuple[str, ...]) -> None:
+    def _use_resolvers(self, servers: Sequence[Server], search: tuple[str, ...]) -> None:
         also = [zone for zone in map(to_wire, search) if is_private(zone)]
-        self._rules = Rules.of(self._given, servers, avoid=self._gateways(), also=also)
+        self._rules = Rules.of(self._configured, servers, avoid=self._gateways(), also=also)
         self._engine.search = search
-        self._point_all()
+        self._set_all_rules()
         for tell in self.watchers:
             tell()
         log.info("dns.upstreams", servers=[str(server) for server in self._rules.servers(b"\0")], search=search)
 
 
-def _given_by(nets: Iterable[Network]) -> tuple[Rule, ...]:
+def _rules_by(nets: Iterable[Network]) -> tuple[Rule, ...]:
     texts = dict.fromkeys(text for net in nets for text in net.options.dns_upstream)
     return tuple(map(Rule.parse, texts))
 
 
-def _asks(record: EndpointRecord) -> bool:
+def _may_ask(record: EndpointRecord) -> bool:
     return bool(record.sandbox) and record.linked
