@@ -182,11 +182,18 @@ def fault_of(driver: object) -> str:
     for name, kind in _ATTRIBUTES.items():
         if not isinstance(getattr(driver, name), kind):
             return f"has {name}={getattr(driver, name)!r}, which is of another type than the driver protocol has"
-    return next(filter(None, map(_fault_of_option, driver.options)), "")  # type: ignore[attr-defined]  # was found
+    options: tuple[object, ...] = driver.options  # type: ignore[attr-defined]  # was found
+    return next(filter(None, map(_fault_of_option, options)), "") or _twice(options)
 
 
 def _methods(protocol: type) -> list[str]:
     return [name for name, value in vars(protocol).items() if callable(value) and not name.startswith("_")]
+
+
+def _twice(options: Sequence[object]) -> str:
+    keys = [key for it in options if isinstance(it, Option) for key in (it.key, *it.aliases)]
+    found = next((key for number, key in enumerate(keys) if key in keys[:number]), "")
+    return found and f"declares option {found!r} twice"
 
 
 def _fault_of_option(option: object) -> str:

@@ -181,6 +181,7 @@ class NetworkDriver:
         """Return the network with exactly this id: for users a name or the beginning of an id will do, here not."""
         if record := self._engine.registry.find_network(ident):
             return record
+        self._engine.quarantine.refuse(ident)
         raise NetplugError("not_found", f"there is no network {ident!r}")
 
 
