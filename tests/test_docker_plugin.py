@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,22 @@ async def test_a_mode_without_gateway_wants_no_gateway_address(plugin: Plugin, m
 
 
 # Networks and endpoints
+
+
+async def test_network_without_its_driver_is_refused_with_that_reason(plugin: Plugin) -> None:
+    """Not "there is no network": Docker would forget one that comes back with its driver."""
+    await plugin.ok("/NetworkDriver.CreateNetwork", network())
+    (record,) = plugin.engine.registry.networks()
+    gone = replace(record.network, options=replace(record.network.options, mode="wormhole"))
+    await plugin.engine.registry.save(replace(record, network=gone))
+    await plugin.restart()
+    before = await plugin.state()
+    for path, body in (("CreateEndpoint", endpoint()), ("Join", REF | {"SandboxKey": "/x"}), ("DeleteNetwork", REF)):
+        answer = await plugin.call(f"/NetworkDriver.{path}", body)
+        assert "cannot be used: there is no driver for mode 'wormhole'" in answer.body["Err"], path
+    for path in ("Leave", "DeleteEndpoint"):
+        assert await plugin.ok(f"/NetworkDriver.{path}", REF) == {}, "containers can go all the same"
+    assert await plugin.state() == before
 
 
 async def test_mode_none_is_loopback_only(plugin: Plugin) -> None:

@@ -1,19 +1,25 @@
 """Drivers of other packages: entry points of folders on the path, as installers make them."""
 
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 from structlog.testing import capture_logs
 
-from netplug.daemon.drivers import load_drivers
+from netplug.daemon.drivers import DRIVERS, load_drivers
 from netplug.drivers.api import Network, Scope
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.errors import DriverError
 from netplug.drivers.options import NetworkOptions
 from netplug.drivers.registry import Drivers
+
+
+def found() -> Drivers:
+    return load_drivers(entry_points(group=DRIVERS))
+
 
 OURS = {"bridge", "host", "ipam", "macvlan", "none", "overlay"}
 DRIVER = """
@@ -72,7 +78,7 @@ def test_ours_are_entry_points_as_all_others() -> None:
 
 def test_driver_of_another_package_has_its_mode_and_options(packages: Packages) -> None:
     packages.add("netplug-far")
-    drivers = load_drivers()
+    drivers = found()
     assert set(drivers) == OURS | {"far"}
     options = drivers.parse({"mode": "far", "org.example.hops": "3", "com.docker.network.driver.mtu": "1400"})
     assert (options.mode, options.mtu, dict(options.own)) == ("far", 1400, {"hops": 3})
@@ -97,12 +103,12 @@ def test_driver_of_another_package_has_its_mode_and_options(packages: Packages) 
 def test_options_of_its_own_are_refused_as_all_others(packages: Packages, raw: dict[str, str], words: str) -> None:
     packages.add("netplug-far")
     with pytest.raises(DriverError, match=words):
-        load_drivers().parse(raw)
+        found().parse(raw)
 
 
 def test_records_keep_options_that_only_a_missing_driver_knows(packages: Packages) -> None:
     packages.add("netplug-far")
-    net = Network("1" * 64, "blue", options=load_drivers().parse({"mode": "far", "hops": "7"}))
+    net = Network("1" * 64, "blue", options=found().parse({"mode": "far", "hops": "7"}))
     assert decode(Network, encode(net)) == net
     assert "own" not in str(encode(Network("1" * 64, "blue"))), "earlier versions read what does not need it"
     assert decode(NetworkOptions, {"mode": "bridge"}) == NetworkOptions()
@@ -112,7 +118,7 @@ def test_two_packages_with_one_mode_are_both_refused_by_name(packages: Packages)
     packages.add("netplug-far")
     packages.add("other-far")
     with capture_logs() as logs:
-        drivers = load_drivers()
+        drivers = found()
     assert set(drivers) == OURS
     assert "packages netplug-far and other-far both bring it, so neither is used" in refusal(drivers)
     assert [line["mode"] for line in logs if line["event"] == "driver.refused"] == ["far"]
@@ -121,7 +127,7 @@ def test_two_packages_with_one_mode_are_both_refused_by_name(packages: Packages)
 def test_no_package_takes_a_mode_of_ours(packages: Packages) -> None:
     packages.add("netplug-far", mode="bridge")
     with capture_logs() as logs:
-        drivers = load_drivers()
+        drivers = found()
     assert type(drivers["bridge"]) is BridgeDriver
     (line,) = [line for line in logs if line["event"] == "driver.refused"]
     assert (line["package"], line["mode"]) == ("netplug-far", "bridge")
@@ -157,7 +163,7 @@ def test_broken_driver_is_refused_with_the_reason_and_the_rest_goes_on(
     packages.add("netplug-far", code)
     packages.add("netplug-near", mode="near")
     with capture_logs() as logs:
-        drivers = load_drivers()
+        drivers = found()
     assert set(drivers) == OURS | {"near"}
     assert words in refusal(drivers)
     assert [line["package"] for line in logs if line["event"] == "driver.refused"] == ["netplug-far"]

@@ -5,6 +5,7 @@ with the reason, and everything else goes on.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint
 
 import structlog
@@ -27,18 +28,18 @@ _CHECKED_OUT = {
 """Ours that a checkout may have without having been installed anew."""
 
 
-def load_drivers() -> Drivers:
-    """Return the drivers of all installed packages."""
+def load_drivers(points: Iterable[EntryPoint] | None = None) -> Drivers:
+    """Return the drivers of these entry points, by default those of all installed packages."""
     found: defaultdict[str, dict[str, EntryPoint]] = defaultdict(dict)
-    for point in installed(DRIVERS):
+    for point in installed(DRIVERS) if points is None else points:
         found[point.name][_package(point)] = point
     for mode, value in _CHECKED_OUT.items():
         found[mode].setdefault(_OURS, EntryPoint(mode, value, DRIVERS))
     drivers: dict[str, Driver] = {}
     refused: dict[str, str] = {}
-    for mode, points in sorted(found.items()):
-        chosen = {_OURS: points[_OURS]} if _OURS in points else points
-        for package in points.keys() - chosen.keys():
+    for mode, rivals in sorted(found.items()):
+        chosen = {_OURS: rivals[_OURS]} if _OURS in rivals else rivals
+        for package in rivals.keys() - chosen.keys():
             log.error("driver.refused", mode=mode, package=package, reason="netplug has this mode")
         if len(chosen) > 1:
             reason = f"packages {' and '.join(sorted(chosen))} both bring it"
