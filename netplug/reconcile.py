@@ -215,9 +215,9 @@ class Reconciler:
             return
         links = [step for step in plan if isinstance(step, Veth | Macvlan | Loopback)]
         ours = record.front_end is not FrontEnd.DOCKER
-        there = ours and look.concerns(plan) and await is_there(engine.kernel, record)
+        there = ours and look.concerns(plan) and await is_there(engine.kernel.sandboxes, record)
         if any(look.drifted.get(link) == MISSING for link in links):
-            lives = await has_processes(engine.kernel, record)
+            lives = await has_processes(engine.kernel.sandboxes, record)
             if there:
                 log.info("endpoint.rebuilt", endpoint=short(record.endpoint.id))
             elif not lives:
@@ -238,7 +238,7 @@ class Reconciler:
         for record in self._engine.registry.endpoints():
             if record.sandbox_id or not record.linked or look.concerns(record.plan):
                 continue
-            if ident := await identity(self._engine.kernel, record.sandbox):
+            if ident := await identity(self._engine.kernel.sandboxes, record.sandbox):
                 await self._engine.endpoints.identify(record, ident)
 
     async def _sweep(self, look: "_Look") -> None:
@@ -266,13 +266,13 @@ class Reconciler:
         suspects, keep = self._orphans.suspects(), self._engine.supervisor.keep
         async with asyncio.TaskGroup() as group:
             group.create_task(keep("look", self._on_time))
-            commits = Commits(self._engine.kernel.commits(), self._engine.base_plan, self._repaired_something)
+            commits = Commits(self._engine.kernel.changes.commits(), self._engine.base_plan, self._repaired_something)
             group.create_task(keep("commits", commits.run))
             group.create_task(keep("docker.restarts", self._on_restart_of_docker))
             group.create_task(keep("orphans", lambda: self._orphans.after_start(suspects)))
 
     async def _on_time(self) -> None:
-        changes = self._engine.kernel.changes()
+        changes = self._engine.kernel.changes.ours()
         while True:
             try:
                 async with asyncio.timeout(max(INTERVAL_S, self._engine.base_plan.rest_s())):

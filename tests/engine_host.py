@@ -30,6 +30,7 @@ from netplug.ipam.lease import Lease, OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
 from netplug.kernel.api import Before, Outcome
 from netplug.kernel.fake.kernel import FakeKernel
+from netplug.kernel.fake.ports import FakePorts
 from netplug.reconcile import Reconciler
 from netplug.store.api import Compare, Delete, Put
 from netplug.store.leases import StoredLeases
@@ -84,9 +85,22 @@ class MortalKernel:
             self._fuse.burn()
             await self._kernel.remove((step,))
 
+    @property
+    def ports(self) -> "MortalPorts":
+        return MortalPorts(self._kernel.ports, self._fuse)
+
+
+class MortalPorts:
+    def __init__(self, ports: FakePorts, fuse: Fuse) -> None:
+        self._ports = ports
+        self._fuse = fuse
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ports, name)
+
     async def reserve(self, *wanted: Any) -> int:
         self._fuse.burn()
-        return await self._kernel.reserve(*wanted)
+        return await self._ports.reserve(*wanted)
 
 
 class MortalStore:

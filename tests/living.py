@@ -17,7 +17,7 @@ from netplug.cli.client import Client
 from netplug.cluster.identity import Machine
 from netplug.config import Settings, load
 from netplug.daemon.life import Daemon
-from netplug.kernel.api import Kernel
+from netplug.kernel.api import HostKernel
 from netplug.kernel.fake.kernel import FakeKernel
 
 DEADLINE_S = 20
@@ -76,7 +76,7 @@ class Living:
         self._made.set()
         await self._daemon.run()
 
-    async def _open_kernel(self) -> Kernel:
+    async def _open_kernel(self) -> HostKernel:
         return self.kernel
 
     def launch(self) -> None:

@@ -12,7 +12,7 @@ from living import settings_in
 
 from netplug.cluster.identity import Machine
 from netplug.daemon.composition import Composition, compose, open_host
-from netplug.kernel.api import Kernel
+from netplug.kernel.api import HostKernel
 from netplug.kernel.fake.kernel import FakeKernel
 
 MACHINE = Machine("here")
@@ -38,7 +38,7 @@ print(json.dumps([reply.code, sorted(sys.modules)]))
 
 
 async def composed(folder: Path, stack: AsyncExitStack, *, docker: bool) -> Composition:
-    async def kernel() -> Kernel:
+    async def kernel() -> HostKernel:
         return FakeKernel()
 
     (folder / "state").mkdir()

@@ -17,6 +17,8 @@ from netplug.engine import publishing
 from netplug.engine.records import Description, EndpointRecord, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
 from netplug.kernel.api import IN_USE
+from netplug.kernel.fake.ports import FakePorts
+from netplug.kernel.fake.services import FakeSandboxes
 
 LATER = "e3" * 32
 TAKEN = r"port 0\.0\.0\.0:8080/tcp is already in use"
@@ -73,18 +75,20 @@ async def test_only_the_dead_holder_of_that_port_goes_after_a_crash_of_docker(ho
     await host.check()
 
 
-async def test_after_a_start_of_ours_a_holder_has_time_to_come_to_life(host: Host) -> None:
+async def test_after_a_start_of_ours_a_holder_has_time_to_come_to_life(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await published(host, END, 2, 8080)
     await host.reboot()
     await host.docker_endpoint(NEXT, "10.1.0.3/24", ports=(tcp(8080),))
     asked = 0
 
-    async def comes_to_life(*_: str) -> bool:
+    async def comes_to_life(*_: object) -> bool:
         nonlocal asked
         asked += 1
         return asked > 2
 
-    host.kernel.has_processes = comes_to_life  # type: ignore[method-assign]  # a container that is just being started
+    monkeypatch.setattr(FakeSandboxes, "has_processes", comes_to_life)  # a container that is just being started
     with pytest.raises(NetplugError, match=TAKEN):
         await host.publish(NEXT)
     assert ids(host) == {END, NEXT}
@@ -122,14 +126,14 @@ async def test_all_addresses_are_those_of_both_ip_versions(host: Host) -> None:
 
 
 async def test_a_kernel_without_ipv6_publishes_what_it_can(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    reserve = host.kernel.reserve
+    reserve = host.kernel.ports.reserve
 
-    async def reserves_ipv4(proto: Proto, address: IPAddress, *more: Any) -> int:
+    async def reserves_ipv4(_: FakePorts, proto: Proto, address: IPAddress, *more: Any) -> int:
         if address.version == 6:
             raise NetplugError("unavailable", f"port {address} cannot be reserved: the kernel has no IPv6")
         return await reserve(proto, address, *more)
 
-    monkeypatch.setattr(host.kernel, "reserve", reserves_ipv4)
+    monkeypatch.setattr(FakePorts, "reserve", reserves_ipv4)
     await published(host, END, 2, 8080)
     assert host.engine.exposure.shown(host.endpoint()) == ["0.0.0.0:8080->80/tcp"]
 

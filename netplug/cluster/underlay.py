@@ -50,7 +50,7 @@ class Underlay:
 
     async def run(self) -> None:
         """Check after notifications and on a timer, until cancelled."""
-        event = self._engine.kernel.underlay()
+        event = self._engine.kernel.changes.underlay()
         while True:
             failed_s = await self._engine.supervisor.attempt("underlay", self.check())
             with suppress(TimeoutError):
@@ -63,16 +63,16 @@ class Underlay:
     async def watch_routes(self) -> None:
         """Trigger a check when routes have changed the VTEP, or may have changed the MTU of its path."""
         await self._routes_matter.wait()
-        event = self._engine.kernel.routes()
+        event = self._engine.kernel.changes.routes()
         while True:
             await event.wait()
             await asyncio.sleep(SETTLE_S)
             event.clear()
             if self._is_on_loopback():
                 await asyncio.sleep(self._engine.base_plan.rest_s())
-                self._engine.kernel.underlay().set()
+                self._engine.kernel.changes.underlay().set()
             elif await asyncio.to_thread(self._finder.has_moved, self.vtep):
-                self._engine.kernel.underlay().set()
+                self._engine.kernel.changes.underlay().set()
 
     def _is_on_loopback(self) -> bool:
         """Whether the VTEP is on the loopback link, so that its packets leave by the link of the default route."""

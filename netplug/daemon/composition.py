@@ -28,7 +28,7 @@ from netplug.drivers.registry import Drivers
 from netplug.engine import Engine
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.scan_offset import HashedStart
-from netplug.kernel.api import Kernel
+from netplug.kernel.api import HostKernel
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
 from netplug.store.api import Store
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-OpenKernel = Callable[[], Awaitable[Kernel]]
+OpenKernel = Callable[[], Awaitable[HostKernel]]
 Background = dict[str, Callable[[], Coroutine[Any, Any, None]]]
 
 
-async def linux_kernel() -> Kernel:
+async def linux_kernel() -> HostKernel:
     """Open the kernel of this network namespace, with the types of steps that other packages bring."""
     from netplug.kernel.linux import LinuxKernel  # noqa: PLC0415 - tests with a fake kernel do not need it
     from netplug.kernel.step_packages import GROUP, load_steps  # noqa: PLC0415
@@ -63,7 +63,7 @@ class Host:
 
     settings: Settings
     store: Store
-    kernel: Kernel
+    kernel: HostKernel
     identity: Identity
     drivers: Drivers
     resources: AsyncExitStack

@@ -99,9 +99,9 @@ class GarbageCollector:
 
     async def _with_processes(self, suspects: Suspects) -> frozenset[str]:
         """Return the endpoints whose sandbox has a process; this needs no answer of Docker."""
-        kernel = self._engine.kernel
+        sandboxes = self._engine.kernel.sandboxes
         records = [r for r in self._engine.registry.endpoints() if r.endpoint.id in suspects.endpoints]
-        return frozenset([r.endpoint.id for r in records if await has_processes(kernel, r)])
+        return frozenset([r.endpoint.id for r in records if await has_processes(sandboxes, r)])
 
     async def _delete_dead(self, suspects: Suspects, alive: frozenset[str]) -> frozenset[tuple[str, IPAddress]]:
         """Delete dead endpoints, and return their addresses, whose release by Docker may have been missed."""

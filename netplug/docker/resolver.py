@@ -25,7 +25,7 @@ from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.registry import Record
 from netplug.engine.sandboxes import identity
 from netplug.errors import NetplugError
-from netplug.kernel.api import Interception
+from netplug.kernel.sandbox.api import Interception
 from netplug.names.server import NameServer
 
 log = structlog.get_logger(__name__)
@@ -107,13 +107,13 @@ class SandboxResolvers:
                 self._missing.pop(sandbox, None)
                 await self._end(sandbox)
                 return
-            sandbox_id = await identity(self._engine.kernel, sandbox) or ""
+            sandbox_id = await identity(self._engine.kernel.sandboxes, sandbox) or ""
             if serving := self._open.get(sandbox):
                 if serving.sandbox_id == sandbox_id:
                     return
                 await self._end(sandbox)
             try:
-                interception = await self._engine.kernel.intercept(sandbox, DOCKER_RESOLVER)
+                interception = await self._engine.kernel.sandboxes.intercept(sandbox, DOCKER_RESOLVER)
             except NetplugError as exc:
                 self._wait(sandbox, exc)
                 return

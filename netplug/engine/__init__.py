@@ -27,7 +27,7 @@ from netplug.engine.registry import Registry
 from netplug.engine.superseded_networks import SupersededNetworks
 from netplug.engine.supervision import Supervisor
 from netplug.ipam.allocator import Allocator
-from netplug.kernel.api import Kernel
+from netplug.kernel.api import HostKernel
 from netplug.kernel.executor import Executor
 from netplug.store.api import Store
 
@@ -42,7 +42,7 @@ class Engine:
 
     search: tuple[str, ...] = ()
 
-    def __init__(self, kernel: Kernel, store: Store, allocator: Allocator, drivers: Drivers) -> None:
+    def __init__(self, kernel: HostKernel, store: Store, allocator: Allocator, drivers: Drivers) -> None:
         self.kernel = kernel
         self.store = store
         self.allocator = allocator
@@ -55,7 +55,7 @@ class Engine:
         self.registry = Registry(store, self.quarantine, drivers)
         self.supervisor = Supervisor(self.conditions)
         self.base_plan = BasePlan(kernel, self.executor, store, drivers, self.quarantine)
-        self.conflict_detection = ConflictDetection(allocator, self.registry, kernel, drivers)
+        self.conflict_detection = ConflictDetection(allocator, self.registry, kernel, kernel.probe, drivers)
         allocator.called = self.registry.called
         addressing = Addressing(allocator, self.conflict_detection, drivers)
         self.publishing = Publishing(self.registry, self.journal, kernel, drivers)
@@ -63,7 +63,7 @@ class Engine:
         self.endpoints = Endpoints(
             self.registry, self.base_plan, self.journal, addressing, kernel, drivers, self.publishing
         )
-        self.peers = Peers(self.registry, self.base_plan, kernel, self.executor, drivers)
+        self.peers = Peers(self.registry, self.base_plan, kernel.changes, self.executor, drivers)
         self.networks = Networks(
             self.registry, self.base_plan, self.journal, addressing, self.endpoints, self.peers, self.executor, drivers
         )
@@ -72,16 +72,18 @@ class Engine:
             self.registry, self.base_plan, self.implicit_networks, kernel, self.executor, allocator, drivers
         )
         self.garbage_collection = GarbageCollection(
-            self.registry, self.networks, self.endpoints, kernel, self.services.runtimes
+            self.registry, self.networks, self.endpoints, kernel.sandboxes, self.services.runtimes
         )
         self.pools = Pools(
             self.registry, allocator, self.base_plan, self.conflict_detection, self.networks, self.endpoints, drivers
         )
-        self.leasing = Leasing(self.registry, self.networks, self.implicit_networks, self.endpoints, kernel, drivers)
+        self.leasing = Leasing(
+            self.registry, self.networks, self.implicit_networks, self.endpoints, kernel.sandboxes, drivers
+        )
         self.superseded_networks = SupersededNetworks(
             self.registry, self.networks, self.implicit_networks, allocator, drivers
         )
 
     def dhcp_leases(self, client: DhcpClient) -> DhcpLeases:
         """Return what keeps the leases of DHCP servers, which `client` asks for."""
-        return DhcpLeases(self.registry, self.kernel, self.conditions, self.services.socket_owners, client)
+        return DhcpLeases(self.registry, self.kernel.sandboxes, self.conditions, self.services.socket_owners, client)

@@ -49,7 +49,7 @@ async def audit(engine: Engine) -> list[Finding]:
 
     An address that Docker has leased and not used yet is no leak: Docker may use it next.
     """
-    found = orphans(engine)
+    found, sandboxes = orphans(engine), engine.kernel.sandboxes
     pools = {pool.id: pool for pool in engine.allocator.pools()}
     for record in engine.registry.endpoints():
         held = [pools[ident] for ident in record.pools if ident in pools]
@@ -61,7 +61,7 @@ async def audit(engine: Engine) -> list[Finding]:
             if lease is None or lease.owner.id != record.endpoint.id:
                 holder = f"leased to {lease.owner}" if lease else "not leased"
                 found.append(Finding(pool, f"used by {_name(record)}, but {holder}", address))
-            elif record.sandbox and not await is_there(engine.kernel, record):  # none: between Leave and Join
+            elif record.sandbox and not await is_there(sandboxes, record):  # none: between Leave and Join
                 found.append(Finding(pool, f"held by {_name(record)}, whose sandbox {record.sandbox} is gone", address))
     return found
 

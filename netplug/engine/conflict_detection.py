@@ -12,6 +12,7 @@ from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, Owner
 from netplug.kernel.api import Kernel
+from netplug.kernel.links.api import ConflictProbe
 
 log = structlog.get_logger(__name__)
 
@@ -25,10 +26,13 @@ class ConflictDetection:
     An address in use goes to the end of the queue. If the segment cannot be probed, the address counts as free.
     """
 
-    def __init__(self, allocator: Allocator, registry: Registry, kernel: Kernel, drivers: Drivers) -> None:
+    def __init__(
+        self, allocator: Allocator, registry: Registry, kernel: Kernel, probe: ConflictProbe, drivers: Drivers
+    ) -> None:
         self._allocator = allocator
         self._registry = registry
         self._kernel = kernel
+        self._probe = probe
         self._drivers = drivers
 
     async def request(
@@ -86,7 +90,7 @@ class ConflictDetection:
 
     async def _ask(self, link: str, address: IPAddress) -> Mapping[IPAddress, str]:
         try:
-            return await self._kernel.strangers(link, (address,))
+            return await self._probe.addresses_in_use(link, (address,))
         except NetplugError as exc:
             log.warning("address.unasked", address=str(address), error=str(exc))
             return {}

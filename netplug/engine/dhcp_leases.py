@@ -21,7 +21,7 @@ from netplug.engine.records import EndpointRecord
 from netplug.engine.registry import Registry
 from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel
+from netplug.kernel.sandbox.api import Sandboxes
 from netplug.tasks.locks import Locks
 
 INTERVAL_S = 30.0
@@ -52,13 +52,13 @@ class DhcpLeases:
     def __init__(
         self,
         registry: Registry,
-        kernel: Kernel,
+        sandboxes: Sandboxes,
         conditions: Conditions,
         socket_owners: SocketOwners,
         client: DhcpClient,
     ) -> None:
         self._registry = registry
-        self._kernel = kernel
+        self._sandboxes = sandboxes
         self._conditions = conditions
         self._socket_owners = socket_owners
         self._client = client
@@ -96,7 +96,7 @@ class DhcpLeases:
 
         `daemons`: those that were found in this look, by socket.
         """
-        if not await is_there(self._kernel, built):
+        if not await is_there(self._sandboxes, built):
             return ""
         path = self._client.socket_of(built)
         if path not in daemons:

@@ -34,7 +34,7 @@ from netplug.engine.registry import Registry, put
 from netplug.engine.sandboxes import is_there
 from netplug.engine.way_out import WayOut
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel, StepError
+from netplug.kernel.api import HostKernel, StepError
 from netplug.tasks.locks import Locks
 from netplug.tasks.uncancellable import uncancellable
 
@@ -59,7 +59,7 @@ class Endpoints:
         base_plan: BasePlan,
         journal: Journal,
         addressing: Addressing,
-        kernel: Kernel,
+        kernel: HostKernel,
         drivers: Drivers,
         publishing: Publishing,
     ) -> None:
@@ -99,7 +99,7 @@ class Endpoints:
         driver, net = self._drivers.of(record.network), record.network
         options = self._drivers.parse_endpoint(spec.options, net.options.mode)
         driver.admit(net, len(self._registry.endpoints(net.id)))
-        self._kernel.admit(_DESCRIPTORS, "one more endpoint")
+        self._kernel.ports.admit(_DESCRIPTORS, "one more endpoint")
         async with self._addressing.addresses(record, spec, wanted) as leased:
             endpoint = Endpoint(
                 spec.id, net.id, leased.addresses, spec.mac or leased.mac, in_order(spec.ports), options
@@ -293,7 +293,7 @@ class Endpoints:
                 `create` and `publish` raise. Nothing was changed.
         """
         network_id = self._registry.network(spec.network).network.id
-        path, ident = await self._kernel.sandbox(spec.netns)
+        path, ident = await self._kernel.sandboxes.find(spec.netns)
         endpoint_id = spec.id or _attachment_id(ident, spec.ifname)
         wanted = spec.endpoint(endpoint_id, network_id, path, ident)
         if endpoint_id in self._attaching:
@@ -363,7 +363,7 @@ class Endpoints:
             if built.ifname == ifname and netns in {built.sandbox, built.sandbox.rsplit("/", 1)[-1]}
         ]
         # The present namespace at this path is meant; a former one if there is no other.
-        found = [built for built in found if await is_there(self._kernel, built)] or found
+        found = [built for built in found if await is_there(self._kernel.sandboxes, built)] or found
         if not found:
             raise NetplugError("not_found", f"{ifname} of {netns} is not attached to network {net.name!r}")
         for built in found:

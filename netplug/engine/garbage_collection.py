@@ -18,7 +18,7 @@ from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.registry import Registry
 from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel
+from netplug.kernel.sandbox.api import Sandboxes
 
 log = structlog.get_logger(__name__)
 
@@ -42,12 +42,12 @@ class GarbageCollection:
     """
 
     def __init__(
-        self, registry: Registry, networks: Networks, endpoints: Endpoints, kernel: Kernel, runtimes: Runtimes
+        self, registry: Registry, networks: Networks, endpoints: Endpoints, sandboxes: Sandboxes, runtimes: Runtimes
     ) -> None:
         self._registry = registry
         self._networks = networks
         self._endpoints = endpoints
-        self._kernel = kernel
+        self._sandboxes = sandboxes
         self._runtimes = runtimes
 
     async def collect(self, record: NetworkRecord, valid: Collection[tuple[str, str]], runtime: str) -> Collected:
@@ -70,7 +70,7 @@ class GarbageCollection:
         return Collected(frozenset(kept), tuple(failures))
 
     async def _is_garbage(self, built: EndpointRecord, runtime: str) -> bool:
-        if self._runtimes.same_runtime(built.runtime, runtime) or not await is_there(self._kernel, built):
+        if self._runtimes.same_runtime(built.runtime, runtime) or not await is_there(self._sandboxes, built):
             return True
         log.info("gc.kept", endpoint=short(built.endpoint.id), container=built.container, runtime=built.runtime)
         return False

@@ -16,7 +16,7 @@ from netplug.engine.records import EndpointRecord, EndpointSpec, NetworkRecord, 
 from netplug.engine.registry import Registry
 from netplug.engine.sandboxes import identity
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel
+from netplug.kernel.sandbox.api import Sandboxes
 
 
 class Leasing:
@@ -32,14 +32,14 @@ class Leasing:
         networks: Networks,
         implicit_networks: ImplicitNetworks,
         endpoints: Endpoints,
-        kernel: Kernel,
+        sandboxes: Sandboxes,
         drivers: Drivers,
     ) -> None:
         self._registry = registry
         self._networks = networks
         self._implicit_networks = implicit_networks
         self._endpoints = endpoints
-        self._kernel = kernel
+        self._sandboxes = sandboxes
         self._drivers = drivers
 
     @asynccontextmanager
@@ -61,7 +61,7 @@ class Leasing:
         else:
             self._refuse_other(record, network)
         try:
-            elsewhere = (netns, await identity(self._kernel, netns) or "")
+            elsewhere = (netns, await identity(self._sandboxes, netns) or "")
             spec = replace(spec, network=record.network.id, elsewhere=elsewhere)
             built = await self._endpoints.create(spec, wanted)
             try:

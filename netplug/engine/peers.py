@@ -20,8 +20,8 @@ from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Vtep
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel
 from netplug.kernel.executor import Executor
+from netplug.kernel.netlink.api import Changes
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
@@ -56,13 +56,13 @@ class Peers:
         self,
         registry: Registry,
         base_plan: BasePlan,
-        kernel: Kernel,
+        changes: Changes,
         executor: Executor,
         drivers: Drivers,
     ) -> None:
         self._registry = registry
         self._base_plan = base_plan
-        self._kernel = kernel
+        self._changes = changes
         self._executor = executor
         self._drivers = drivers
         self._known: dict[str, _Known] = {}
@@ -88,7 +88,7 @@ class Peers:
             if known is None:
                 known = _Known(net, self._base_plan.host)
                 # Only now can entries of an earlier process be told from unknown ones.
-                self._kernel.changes().set()
+                self._changes.ours().set()
             await self._bring_about(driver, net, known, tuple(peers))
             self._known[ident] = known
         return tuple(peer for peer in peers if peer in known.refused)

@@ -15,7 +15,8 @@ from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.engine.records import EndpointRecord
 from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel, Reservations
+from netplug.kernel.api import HostKernel
+from netplug.kernel.host.api import Reservations
 
 _AT_ONCE = 64
 _TRIES = 16
@@ -169,7 +170,7 @@ def _wanted(mapping: PortMapping) -> _Wanted:
 
 @asynccontextmanager
 async def reserved(
-    kernel: Kernel,
+    kernel: HostKernel,
     ep: Endpoint,
     ports: Sequence[PortMapping],
     theirs: Reservations | None = None,
@@ -178,7 +179,7 @@ async def reserved(
 ) -> AsyncIterator[tuple[PortMapping, ...]]:
     """Reserve a host port for each mapping and yield the mappings with definite ports.
 
-    `theirs`: see `Kernel.reserve`. `before`: ports to try first. `lost`: gets the mappings that cannot be reserved,
+    `theirs`: see `HostPorts.reserve`. `before`: ports to try first. `lost`: gets the mappings that cannot be reserved,
     with the reason; without it one of them fails the call. If the block fails, all reservations end. Else the caller
     ends them by removing the `HostPort` steps.
 
@@ -213,7 +214,7 @@ async def reserved(
 
 
 async def _first(
-    kernel: Kernel,
+    kernel: HostKernel,
     tries: Sequence[PortMapping],
     hosts: Sequence[IPAddress],
     held: list[HostPort],
@@ -229,7 +230,7 @@ async def _first(
 
 
 async def _reserve(
-    kernel: Kernel,
+    kernel: HostKernel,
     mapping: PortMapping,
     hosts: Sequence[IPAddress],
     held: list[HostPort],
@@ -238,11 +239,11 @@ async def _reserve(
     last = max(mapping.host_port, mapping.host_port_end)
     first = mapping.host_port
     for _ in range(_TRIES):
-        port = await kernel.reserve(mapping.proto, hosts[0], first, last, theirs)
+        port = await kernel.ports.reserve(mapping.proto, hosts[0], first, last, theirs)
         mine = [HostPort(mapping.proto, hosts[0], port)]
         try:
             for host in hosts[1:]:
-                await kernel.reserve(mapping.proto, host, port, port, theirs)
+                await kernel.ports.reserve(mapping.proto, host, port, port, theirs)
                 mine.append(HostPort(mapping.proto, host, port))
         except NetplugError as exc:
             if mapping.host_address is not None or not _lacks(exc):

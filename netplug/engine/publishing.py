@@ -19,7 +19,8 @@ from netplug.engine.records import Caller, EndpointRecord, FrontEnd
 from netplug.engine.registry import Record, Registry, put
 from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
-from netplug.kernel.api import IN_USE, Kernel, Reservations
+from netplug.kernel.api import IN_USE, HostKernel
+from netplug.kernel.host.api import Reservations
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
@@ -37,7 +38,7 @@ class Publishing:
     fails changes nothing. A port that a dead endpoint of Docker's holds is freed for the next one that asks.
     """
 
-    def __init__(self, registry: Registry, journal: Journal, kernel: Kernel, drivers: Drivers) -> None:
+    def __init__(self, registry: Registry, journal: Journal, kernel: HostKernel, drivers: Drivers) -> None:
         self._registry = registry
         self._journal = journal
         self._kernel = kernel
@@ -115,11 +116,11 @@ class Publishing:
         shares = built.front_end.shares
         for mapping in built.endpoint.ports if shares else ():
             shared_ports.check(mapping)
-        theirs = self._kernel.reservations(caller.pid, built.container) if shares else None
+        theirs = self._kernel.ports.reservations(caller.pid, built.container) if shares else None
         with self._sharing.claimed(built, _on_hosts(net, built.endpoint.ports)) as ports:
             relayed = not shares
             number = sum(mapping.count * len(addresses(built.endpoint, mapping, relayed=relayed)) for mapping in ports)
-            self._kernel.admit(number, f"publishing {sum(mapping.count for mapping in ports)} ports")
+            self._kernel.ports.admit(number, f"publishing {sum(mapping.count for mapping in ports)} ports")
             had = self._chosen.before(built.sandbox, ports)
             async with AsyncExitStack() as held:
                 try:
@@ -157,7 +158,7 @@ class Publishing:
     async def inherit(self, gone: EndpointRecord) -> None:
         """Publish the ports of a deleted endpoint at another endpoint of its container. No lock is held."""
         for heir in self._sharing.siblings(gone) if gone.published else ():
-            if await is_there(self._kernel, heir):  # else it is about to be deleted, too
+            if await is_there(self._kernel.sandboxes, heir):  # else it is about to be deleted, too
                 await self._inherit(heir, Inherited(gone))
 
     @uncancellable
@@ -166,8 +167,8 @@ class Publishing:
         lacking = self._sharing.lacking(self._wanted)
         self.lost = {record.key: self.lost[record.key] for record in lacking if record.key in self.lost}
         for record in lacking:
-            if await is_there(self._kernel, record):
-                await self._inherit(record, self._kernel.reservations(0, record.container))
+            if await is_there(self._kernel.sandboxes, record):
+                await self._inherit(record, self._kernel.ports.reservations(0, record.container))
 
     def _wanted(self, record: EndpointRecord) -> Sequence[PortMapping]:
         """Return the ports to publish at an endpoint; none if its network publishes nothing."""
@@ -236,7 +237,7 @@ class Publishing:
         """
         if holder.front_end is not FrontEnd.DOCKER or holder.key in self._known:
             return False
-        while not await self._kernel.has_processes(holder.sandbox, holder.sandbox_id):
+        while not await self._kernel.sandboxes.has_processes(holder.sandbox, holder.sandbox_id):
             if time.monotonic() - self._started >= GRACE_S:
                 return True
             await asyncio.sleep(_POLL_S)

@@ -6,25 +6,25 @@ is not known (a record of an older version, or Docker has not made the sandbox y
 
 from netplug.engine.records import EndpointRecord
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel
+from netplug.kernel.sandbox.api import Sandboxes
 
 
-async def is_there(kernel: Kernel, record: EndpointRecord) -> bool:
+async def is_there(sandboxes: Sandboxes, record: EndpointRecord) -> bool:
     """Tell whether the endpoint's sandbox exists, with the same identity."""
-    ident = await identity(kernel, record.sandbox)
+    ident = await identity(sandboxes, record.sandbox)
     return ident is not None and record.sandbox_id in {"", ident}
 
 
-async def has_processes(kernel: Kernel, record: EndpointRecord) -> bool:
+async def has_processes(sandboxes: Sandboxes, record: EndpointRecord) -> bool:
     """Tell whether the endpoint's sandbox has a process."""
-    return bool(record.sandbox) and await kernel.has_processes(record.sandbox, record.sandbox_id)
+    return bool(record.sandbox) and await sandboxes.has_processes(record.sandbox, record.sandbox_id)
 
 
-async def identity(kernel: Kernel, path: str) -> str | None:
+async def identity(sandboxes: Sandboxes, path: str) -> str | None:
     """Return the identity of the namespace at a path; None if there is none."""
     if not path:
         return None
     try:
-        return (await kernel.sandbox(path))[1]
+        return (await sandboxes.find(path))[1]
     except NetplugError:
         return None

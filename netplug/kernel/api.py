@@ -4,17 +4,18 @@ A kernel knows four verbs, all of them in terms of steps: `ensure`, `remove`, `d
 steps at once so that an implementation can put what belongs together into one netlink message or one iptables-restore.
 """
 
-import asyncio
-import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from netplug.drivers.api import HostFacts
-from netplug.drivers.steps import HostPort, IPAddress, Proto, Resolver, Step
+from netplug.drivers.steps import Step
 from netplug.errors import NetplugError
+from netplug.kernel.host.api import HostPorts
+from netplug.kernel.links.api import ConflictProbe
+from netplug.kernel.netlink.api import Changes
+from netplug.kernel.sandbox.api import ResolverSockets, Sandboxes
 
 _S = TypeVar("_S", bound=Step)
 
@@ -93,42 +94,8 @@ class Comparison:
     facts: HostFacts
 
 
-class Served(Protocol):
-    """What serves a pair of sockets, which are its own, until it is closed."""
-
-    def close(self) -> None: ...
-
-
-class Interception(Protocol):
-    """Sockets in a sandbox, to which what is asked of a name server there comes; they are the caller's to close."""
-
-    udp: socket.socket
-    tcp: socket.socket
-
-    def open(self, family: int, kind: int, peer: object) -> socket.socket:
-        """Return a socket of the sandbox by which that name server itself is asked; blocks for 0.3 ms.
-
-        Raises:
-            OSError: the sandbox is gone.
-        """
-
-    def end(self) -> None:
-        """Leave that name server alone again, of whose sandbox nothing may be left; blocks for a millisecond."""
-
-
-Serve = Callable[[Resolver, socket.socket, socket.socket], Served]
-"""Is given a step, its UDP and its TCP socket."""
-
-
-class Reservations(Protocol):
-    """Ports of the host that a runtime keeps for a container of its own by bound sockets."""
-
-    async def cover(self, step: HostPort) -> bool:
-        """Tell whether nobody else can have any of a port."""
-
-
 class Kernel(Protocol):
-    """What the executor and the engine need of a kernel."""
+    """Brings steps about, removes and compares them: what an executor needs."""
 
     async def ensure(
         self, steps: Sequence[Step], outcomes: list[Outcome] | None = None, before: Before | None = None
@@ -172,80 +139,20 @@ class Kernel(Protocol):
     async def settle(self) -> None:
         """Wait until all links whose removal was asked for are gone."""
 
-    async def reserve(
-        self, proto: Proto, address: IPAddress, first: int, last: int, theirs: "Reservations | None" = None
-    ) -> int:
-        """Reserve a free port of the host by a bound socket and return its number; 0 to 0 lets the kernel choose.
-
-        A later `ensure` of the `HostPort` step finds the reservation; `remove` of that step ends it. `theirs`: sockets
-        of the container's runtime; a port that these keep for it is taken note of.
-
-        Raises:
-            NetplugError: "unavailable", with the taken port in the message.
-        """
-
-    def reservations(self, pid: int, container: str) -> "Reservations":
-        """Return the sockets of a runtime. `pid`: of its process that calls; `container`: the id of its container."""
-
-    def admit(self, descriptors: int, what: str) -> None:
-        """Refuse what takes more descriptors of this process for good than there are; some are kept for who asks us.
-
-        Raises:
-            NetplugError: "unavailable", with `what` and the name of the setting.
-        """
-
-    async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
-        """Return those of the addresses that a station on the segment of this link has, with its MAC.
-
-        Stations of the host itself, its macvlans too, are not asked. Takes some tenths of a second.
-
-        Raises:
-            NetplugError: "unavailable", the link is gone or down.
-        """
-
-    async def sandbox(self, ref: str) -> tuple[str, str]:
-        """Find a network namespace by its path, or by its name below /run/netns.
-
-        Returns its absolute path and its identity, which no other namespace has, had or will have
-        (`netplug.kernel.sandbox.netns.identity`).
-
-        Raises:
-            NetplugError: "not_found"; "invalid" when it is no network namespace, or the host's own.
-        """
-
-    async def has_processes(self, path: str, netns_id: str = "") -> bool:
-        """Tell whether a process lives in the network namespace of this path; False when there is none.
-
-        With an identity, that one is meant, whatever is at the path by now.
-        """
-
-    def serve_resolvers(self, serve: Serve) -> None:
-        """Have the sockets of `Resolver` steps served from now on, also of those ensured before.
-
-        Who serves them closes them when told to close. Without anybody, what is asked waits in their queues.
-        """
-
-    async def intercept(self, path: str, server: IPv4Address) -> Interception:
-        """Have what a sandbox asks of the name server at an address come to us; a former life's is taken over.
-
-        Raises:
-            NetplugError: "not_found", there is no sandbox of this path; "unavailable", it cannot be done there.
-        """
-
-    def changes(self) -> asyncio.Event:
-        """Return the event that is set when others may have changed something of ours; the caller clears it."""
-
-    def commits(self) -> asyncio.Event:
-        """Return the event that is set when others changed the firewall, be it ours or not; the caller clears it."""
-
-    def underlay(self) -> asyncio.Event:
-        """Return the event that is set when addresses or the mtu of links of others have changed; as `changes`."""
-
-    def routes(self) -> asyncio.Event:
-        """Return the event that is set when routes may have changed; as `changes`.
-
-        They are listened to from the first call on. While they change all the time it is set now and then only.
-        """
-
     async def close(self) -> None:
         """Let go of sockets and threads; the data plane stays."""
+
+
+class HostKernel(Kernel, Protocol):
+    """A kernel with the services of its host. Whoever needs one of these takes that one alone."""
+
+    @property
+    def ports(self) -> HostPorts: ...
+    @property
+    def sandboxes(self) -> Sandboxes: ...
+    @property
+    def resolvers(self) -> ResolverSockets: ...
+    @property
+    def probe(self) -> ConflictProbe: ...
+    @property
+    def changes(self) -> Changes: ...

@@ -1,9 +1,8 @@
 """The kernel of this host: hands each step to the module that knows its kind."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
 from types import MappingProxyType, TracebackType
 from typing import Self
 
@@ -25,13 +24,11 @@ from netplug.drivers.steps import (
     Hairpin,
     HostPort,
     Ifb,
-    IPAddress,
     IpSet,
     Jump,
     Loopback,
     Macvlan,
     Member,
-    Proto,
     Relay,
     Resolver,
     Route,
@@ -43,7 +40,7 @@ from netplug.drivers.steps import (
 )
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 from netplug.errors import NetplugError
-from netplug.kernel.api import Before, Comparison, Drift, Outcome, Owned, Reservations, Serve
+from netplug.kernel.api import Before, Comparison, Drift, Outcome, Owned
 from netplug.kernel.comparison import Compared
 from netplug.kernel.context import Context
 from netplug.kernel.firewall import entries, firewalld
@@ -56,25 +53,24 @@ from netplug.kernel.firewall.shortcuts import FastPath
 from netplug.kernel.handlers import Factory, Handlers, LoopLane
 from netplug.kernel.host import facts
 from netplug.kernel.host import handlers as host
-from netplug.kernel.host.descriptors import raise_limit, require
+from netplug.kernel.host.descriptors import raise_limit
 from netplug.kernel.host.ports import Ports
 from netplug.kernel.host.relays import Relays
-from netplug.kernel.host.runtime_reservations import RuntimeSockets, reserve
-from netplug.kernel.links import conflict_probe
+from netplug.kernel.host.runtime_reservations import PortReservations
 from netplug.kernel.links import handlers as links
 from netplug.kernel.links.announcements import Announcements
+from netplug.kernel.links.conflict_probe import SegmentProbe
 from netplug.kernel.links.forwarding_entries import ForwardingEntries
 from netplug.kernel.links.reaper import Reaper
 from netplug.kernel.netlink import rtnl
+from netplug.kernel.netlink.changes import KernelChanges
 from netplug.kernel.netlink.connection import Netlink
-from netplug.kernel.netlink.route_watch import RouteChanges
 from netplug.kernel.netlink.watch import ForeignChanges
 from netplug.kernel.progress import Progress
 from netplug.kernel.rtnetlink_lane import RequestLane
 from netplug.kernel.sandbox import handlers as sandbox
-from netplug.kernel.sandbox.identity import find, has_processes
-from netplug.kernel.sandbox.interception import Interception
 from netplug.kernel.sandbox.resolvers import Resolvers
+from netplug.kernel.sandbox.service import NetworkNamespaces
 from netplug.kernel.survey import Survey
 
 log = structlog.get_logger(__name__)
@@ -136,12 +132,16 @@ class LinuxKernel:
         self._fast_path = FastPath(self._tables, self._nl)
         self._forwarding = ForwardingEntries()
         self._announcements = Announcements(self._nl)
-        self._routes: RouteChanges | None = None
         self._handlers = Handlers()
         self._requests = RequestLane(self._handlers, self._reaper)
-        self._changes = ForeignChanges(
+        self._foreign = ForeignChanges(
             self._is_ours, self._is_own_work, self._forwarding.is_foreign_change, self._announcements.on_carrier
         )
+        self.ports = PortReservations(self._ports)
+        self.sandboxes = NetworkNamespaces()
+        self.resolvers = self._resolvers
+        self.probe = SegmentProbe()
+        self.changes = KernelChanges(self._foreign)
 
     def _register(self, packages: Mapping[type[Step], Factory]) -> None:
         context = Context(
@@ -190,7 +190,7 @@ class LinuxKernel:
             kernel._register(packages)
             await asyncio.gather(*(firewall.open() for firewall in kernel._firewall.values()), kernel._reaper.sweep())
             found = await asyncio.to_thread(rtnl.links, kernel._nl)
-            kernel._changes.open({link.index: link.mtu for link in found})
+            kernel._foreign.open({link.index: link.mtu for link in found})
         except BaseException:
             await kernel.close()
             raise
@@ -265,62 +265,6 @@ class LinuxKernel:
         """Wait until all links whose removal was asked for are gone."""
         await self._reaper.settle()
 
-    async def reserve(
-        self, proto: Proto, address: IPAddress, first: int, last: int, theirs: Reservations | None = None
-    ) -> int:
-        """Reserve a free port; see `Kernel`."""
-        return await reserve(self._ports, proto, address, first, last, theirs)
-
-    def reservations(self, pid: int, container: str) -> Reservations:
-        """Return the sockets of a runtime; see `Kernel`."""
-        return RuntimeSockets(pid, container)
-
-    def admit(self, descriptors: int, what: str) -> None:
-        """Refuse what takes more descriptors than there are; see `Kernel`."""
-        require(descriptors, what)
-
-    async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
-        """Ask the segment of a link for addresses; see `Kernel`."""
-        try:
-            return await conflict_probe.addresses_in_use(link, addresses)
-        except OSError as error:
-            words = f"the segment of link {link!r} cannot be asked for an address: {error.strerror}"
-            raise NetplugError("unavailable", words, hint=f"ip link set {link} up") from error
-
-    async def sandbox(self, ref: str) -> tuple[str, str]:
-        """Find a network namespace; see `Kernel`."""
-        return find(ref)
-
-    async def has_processes(self, path: str, netns_id: str = "") -> bool:
-        """Tell whether a process lives in a network namespace; see `Kernel`."""
-        return await asyncio.to_thread(has_processes, path, netns_id)
-
-    def serve_resolvers(self, serve: Serve) -> None:
-        """Have the sockets of `Resolver` steps served; see `Kernel`."""
-        self._resolvers.serve_resolvers(serve)
-
-    async def intercept(self, path: str, server: IPv4Address) -> Interception:
-        """Listen in a sandbox in front of a name server; see `Kernel`."""
-        return await asyncio.to_thread(Interception, path, server)
-
-    def changes(self) -> asyncio.Event:
-        """Return the event that is set when others may have changed something of ours."""
-        return self._changes.event
-
-    def commits(self) -> asyncio.Event:
-        """Return the event that is set when others changed the firewall; see `Kernel`."""
-        return self._changes.commits
-
-    def underlay(self) -> asyncio.Event:
-        """Return the event that is set when addresses or the mtu of links of others have changed."""
-        return self._changes.underlay
-
-    def routes(self) -> asyncio.Event:
-        """Return the event that is set when routes may have changed; see `Kernel`."""
-        if self._routes is None:
-            self._routes = RouteChanges()
-        return self._routes.event
-
     def _is_ours(self, name: str) -> bool:
         return name in self._requests.links and not self._reaper.has(name)
 
@@ -335,9 +279,7 @@ class LinuxKernel:
             await self._requests.close()
             await self._reaper.close()
         finally:
-            self._changes.close()
-            if self._routes:
-                self._routes.close()
+            self.changes.close()
             self._relays.close()
             self._resolvers.close()
             self._ports.close()

@@ -111,7 +111,7 @@ class NameServer:
         # Cycles are rare; a search for them after every 700 objects takes a seventh of the time of a question.
         gc.set_threshold(20_000, 20, 50)
         self._read_conf()
-        self._engine.kernel.serve_resolvers(self._serve)
+        self._engine.kernel.resolvers.serve_resolvers(self._serve)
 
     async def run(self) -> None:
         """Follow the host's resolv.conf until cancelled."""

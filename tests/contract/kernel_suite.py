@@ -42,7 +42,7 @@ from netplug.drivers.steps import (
 )
 from netplug.drivers.tunnel import Vxlan
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel, Outcome, StepError
+from netplug.kernel.api import HostKernel, Outcome, StepError
 from netplug.kernel.executor import Executor
 
 CREATED, ADJUSTED, EQUAL, USED = Outcome.CREATED, Outcome.ADJUSTED, Outcome.EQUAL, Outcome.USED
@@ -86,18 +86,18 @@ def rule(port: int) -> Rule:
     return Rule(4, "nat", "NETPLUG-DNAT", f"-p tcp -m tcp --dport {port} -j DNAT --to-destination 10.9.0.2:80")
 
 
-async def refusal(kernel: Kernel, *steps: Step) -> StepError:
+async def refusal(kernel: HostKernel, *steps: Step) -> StepError:
     with pytest.raises(StepError) as caught:
         await kernel.ensure(steps)
     assert caught.value.step in steps
     return caught.value
 
 
-async def whats(kernel: Kernel, *steps: Step) -> list[str]:
+async def whats(kernel: HostKernel, *steps: Step) -> list[str]:
     return [item.what for item in await kernel.drift(steps)]
 
 
-async def gone(kernel: Kernel, *steps: Step) -> None:
+async def gone(kernel: HostKernel, *steps: Step) -> None:
     """Remove twice: the second time nothing is there, which is fine."""
     await kernel.remove(steps)
     await kernel.remove(steps)
@@ -150,7 +150,7 @@ class KernelSuite:
         ids=lambda value: value.key if hasattr(value, "key") else "",
     )
     async def test_step_is_created_once_found_equal_and_removed(
-        self, kernel: Kernel, around: Surroundings, needs: tuple[Step, ...], step: Step
+        self, kernel: HostKernel, around: Surroundings, needs: tuple[Step, ...], step: Step
     ) -> None:
         before = around.snapshot()
         assert await kernel.ensure(needs) == [CREATED] * len(needs)
@@ -178,14 +178,14 @@ class KernelSuite:
         ids=lambda value: value.key if hasattr(value, "key") else "",
     )
     async def test_what_others_deleted_is_missed_and_made_again(
-        self, kernel: Kernel, around: Surroundings, needs: tuple[Step, ...], step: Step
+        self, kernel: HostKernel, around: Surroundings, needs: tuple[Step, ...], step: Step
     ) -> None:
         await kernel.ensure((*needs, step))
         around.lose(step)
         assert await whats(kernel, *needs, step) == ["missing"]
         assert await kernel.ensure((*needs, step)) == [*[EQUAL] * len(needs), CREATED]
 
-    async def test_limit_of_ours_follows_its_step(self, kernel: Kernel) -> None:
+    async def test_limit_of_ours_follows_its_step(self, kernel: HostKernel) -> None:
         other = Shape("nphtest", "npitest", (40_000_000_000, 1_000_000), (1_048_576, 4_096))
         assert await kernel.ensure((BRIDGE, VETH, IFB, other)) == [CREATED] * 4
         assert await whats(kernel, other) == []
@@ -199,7 +199,7 @@ class KernelSuite:
 
     @pytest.mark.parametrize("step", [BRIDGE, VETH])
     async def test_link_of_ours_that_differs_is_adjusted(
-        self, kernel: Kernel, around: Surroundings, step: Bridge | Veth
+        self, kernel: HostKernel, around: Surroundings, step: Bridge | Veth
     ) -> None:
         await kernel.ensure((BRIDGE, VETH))
         around.set_mtu(step, 1300)
@@ -216,7 +216,7 @@ class KernelSuite:
             replace(VETH, master="np-other"),
         ],
     )
-    async def test_veth_of_ours_follows_its_step(self, kernel: Kernel, wanted: Veth) -> None:
+    async def test_veth_of_ours_follows_its_step(self, kernel: HostKernel, wanted: Veth) -> None:
         await kernel.ensure((BRIDGE, Bridge("np-other", "02:00:00:00:00:02", 1500), VETH))
         assert len(await whats(kernel, wanted)) == 1
         assert await kernel.ensure((wanted,)) == [ADJUSTED]
@@ -224,7 +224,7 @@ class KernelSuite:
         assert await kernel.ensure((wanted,)) == [EQUAL]
 
     @pytest.mark.parametrize("pinned", [False, True])
-    async def test_port_of_ours_is_pinned_or_not_as_its_step_says(self, kernel: Kernel, *, pinned: bool) -> None:
+    async def test_port_of_ours_is_pinned_or_not_as_its_step_says(self, kernel: HostKernel, *, pinned: bool) -> None:
         wanted = replace(VETH, pinned=pinned)
         await kernel.ensure((BRIDGE, replace(VETH, pinned=not pinned)))
         assert len(await whats(kernel, wanted)) == 1
@@ -234,7 +234,7 @@ class KernelSuite:
 
     @pytest.mark.parametrize("step", [BRIDGE, VETH], ids=["bridge", "veth"])
     async def test_link_of_someone_else_is_refused_and_left_alone(
-        self, kernel: Kernel, around: Surroundings, step: Bridge | Veth
+        self, kernel: HostKernel, around: Surroundings, step: Bridge | Veth
     ) -> None:
         await kernel.ensure((Bridge("np-other", "02:00:00:00:00:02", 1500),))
         around.add_link(step.name, "bridge")
@@ -247,7 +247,9 @@ class KernelSuite:
         await gone(kernel, wanted)
         assert around.snapshot() == before
 
-    async def test_macvlan_in_a_sandbox_is_made_found_and_removed(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_macvlan_in_a_sandbox_is_made_found_and_removed(
+        self, kernel: HostKernel, around: Surroundings
+    ) -> None:
         netns = around.sandbox()
         await kernel.ensure((BRIDGE,))
         before = around.snapshot()
@@ -260,7 +262,7 @@ class KernelSuite:
         assert await whats(kernel, wanted) == ["missing"]
         assert around.snapshot() == before
 
-    async def test_macvlan_goes_with_its_sandbox(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_macvlan_goes_with_its_sandbox(self, kernel: HostKernel, around: Surroundings) -> None:
         netns = around.sandbox()
         await kernel.ensure((BRIDGE,))
         wanted = replace(MACVLAN, netns=netns, ifname="eth0")
@@ -269,16 +271,16 @@ class KernelSuite:
         assert await whats(kernel, wanted) == ["missing"]
         await gone(kernel, wanted)
 
-    async def test_second_macvlan_beside_passthru_is_refused(self, kernel: Kernel) -> None:
+    async def test_second_macvlan_beside_passthru_is_refused(self, kernel: HostKernel) -> None:
         await kernel.ensure((BRIDGE, replace(MACVLAN, mode="passthru")))
         error = await refusal(kernel, HOST_MACVLAN)
         assert (error.kind, "passthru" in error.message) == ("unavailable", True)
 
-    async def test_macvlan_on_nothing_is_refused(self, kernel: Kernel) -> None:
+    async def test_macvlan_on_nothing_is_refused(self, kernel: HostKernel) -> None:
         error = await refusal(kernel, MACVLAN)
         assert (error.kind, "np-test" in error.message) == ("not_found", True)
 
-    async def test_announcing_is_an_event_and_no_object(self, kernel: Kernel) -> None:
+    async def test_announcing_is_an_event_and_no_object(self, kernel: HostKernel) -> None:
         await kernel.ensure((BRIDGE,))
         for address in map(ip_address, ("10.9.0.2", "fd00:9::2")):
             step = Announce("np-test", "02:00:00:00:03:01", address)
@@ -286,20 +288,20 @@ class KernelSuite:
             assert await whats(kernel, step) == []
             await gone(kernel, step)
 
-    async def test_segment_without_strangers_is_silent(self, kernel: Kernel) -> None:
+    async def test_segment_without_strangers_is_silent(self, kernel: HostKernel) -> None:
         await kernel.ensure((BRIDGE,))
-        assert await kernel.strangers("np-test", tuple(map(ip_address, ("10.9.0.77", "fd00:9::77")))) == {}
+        assert await kernel.probe.addresses_in_use("np-test", tuple(map(ip_address, ("10.9.0.77", "fd00:9::77")))) == {}
         with pytest.raises(NetplugError, match="np-gone") as caught:
-            await kernel.strangers("np-gone", (ip_address("10.9.0.77"),))
+            await kernel.probe.addresses_in_use("np-gone", (ip_address("10.9.0.77"),))
         assert caught.value.kind == "unavailable"
 
-    async def test_peer_name_of_someone_else_is_refused(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_peer_name_of_someone_else_is_refused(self, kernel: HostKernel, around: Surroundings) -> None:
         await kernel.ensure((BRIDGE,))
         around.add_link("npstest", "veth")
         error = await refusal(kernel, VETH)
         assert (error.kind, "npstest" in error.message) == ("exists", True)
 
-    async def test_adopted_bridge_is_used_and_never_deleted(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_adopted_bridge_is_used_and_never_deleted(self, kernel: HostKernel, around: Surroundings) -> None:
         around.add_link("br0", "bridge")
         before = around.snapshot()
         step = Bridge("br0", "02:00:00:00:00:01", 1400, adopt=True)
@@ -309,13 +311,13 @@ class KernelSuite:
         assert around.snapshot() == before
         assert links(await kernel.owned()) == frozenset()
 
-    async def test_bridge_to_adopt_is_made_if_there_is_none(self, kernel: Kernel) -> None:
+    async def test_bridge_to_adopt_is_made_if_there_is_none(self, kernel: HostKernel) -> None:
         step = Bridge("br0", "02:00:00:00:00:01", 1400, adopt=True)
         assert await kernel.ensure((step,)) == [CREATED]
         assert await kernel.ensure((step,)) == [EQUAL]
         assert links(await kernel.owned()) == {"br0"}
 
-    async def test_link_to_adopt_that_is_no_bridge_is_invalid(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_link_to_adopt_that_is_no_bridge_is_invalid(self, kernel: HostKernel, around: Surroundings) -> None:
         around.add_link("pair0", "veth")
         error = await refusal(kernel, Bridge("pair0", "02:00:00:00:00:01", 1400, adopt=True))
         assert error.kind == "invalid"
@@ -337,7 +339,7 @@ class KernelSuite:
         ids=lambda value: value.key if hasattr(value, "key") else "",
     )
     async def test_step_without_what_it_builds_on_names_it(
-        self, kernel: Kernel, around: Surroundings, step: Step, named: str
+        self, kernel: HostKernel, around: Surroundings, step: Step, named: str
     ) -> None:
         if isinstance(step, Address) and step.netns:
             around.vanish(step.netns)
@@ -346,14 +348,14 @@ class KernelSuite:
         assert named in error.message
         await gone(kernel, step)
 
-    async def test_steps_before_the_failing_one_stay_and_are_told(self, kernel: Kernel) -> None:
+    async def test_steps_before_the_failing_one_stay_and_are_told(self, kernel: HostKernel) -> None:
         outcomes: list[Outcome] = []
         with pytest.raises(StepError):
             await kernel.ensure((BRIDGE, GATEWAY, Hairpin("nowhere"), VETH), outcomes)
         assert outcomes == [CREATED, CREATED]
         assert await whats(kernel, BRIDGE, GATEWAY, VETH) == ["missing"]
 
-    async def test_veth_is_made_directly_in_a_sandbox(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_veth_is_made_directly_in_a_sandbox(self, kernel: HostKernel, around: Surroundings) -> None:
         netns = around.sandbox()
         steps: list[Step] = [
             BRIDGE,
@@ -371,7 +373,7 @@ class KernelSuite:
         assert await whats(kernel, *steps) == ["missing"] * 4
         await gone(kernel, *steps[1::-1])
 
-    async def test_loopback_of_a_sandbox_comes_up_and_stays(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_loopback_of_a_sandbox_comes_up_and_stays(self, kernel: HostKernel, around: Surroundings) -> None:
         """It was there before, and who comes later may need it."""
         step = Loopback(around.sandbox())
         assert await whats(kernel, step) == ["is down"]
@@ -385,7 +387,7 @@ class KernelSuite:
         await kernel.remove((nowhere,))
         assert (await refusal(kernel, nowhere)).kind == "not_found"
 
-    async def test_removing_from_a_vanished_sandbox_is_success(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_removing_from_a_vanished_sandbox_is_success(self, kernel: HostKernel, around: Surroundings) -> None:
         netns = around.sandbox()
         steps: list[Step] = [
             BRIDGE,
@@ -397,10 +399,12 @@ class KernelSuite:
         assert await whats(kernel, *steps) == ["missing", "missing"]
         await gone(kernel, *steps[::-1])
 
-    async def test_namespace_in_the_place_of_another_is_not_touched(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_namespace_in_the_place_of_another_is_not_touched(
+        self, kernel: HostKernel, around: Surroundings
+    ) -> None:
         """Its path may be that of a former life, and its inode too."""
         netns = around.sandbox()
-        _, former = await kernel.sandbox(netns)
+        _, former = await kernel.sandboxes.find(netns)
         peer = replace(VETH, netns=netns, peer="eth0")
         address = Address("eth0", ip_interface("10.9.0.2/24"), netns)
         way = Route(ip_network("0.0.0.0/0"), "eth0", ip_address("10.9.0.1"), netns)
@@ -409,7 +413,7 @@ class KernelSuite:
         assert await whats(kernel, *plan, *plan.of_namespace(former)) == []
         around.vanish(netns)
         around.appear(netns)
-        _, later = await kernel.sandbox(netns)
+        _, later = await kernel.sandboxes.find(netns)
         assert later != former
         await kernel.ensure(tuple(plan.of_namespace(later)))
         assert await whats(kernel, *plan.of_namespace(former).steps[1:]) == ["missing"] * 3
@@ -417,16 +421,16 @@ class KernelSuite:
             assert (await refusal(kernel, step)).kind == "not_found"
         await gone(kernel, *plan.of_namespace(former).steps[:0:-1])
         assert await whats(kernel, *plan.of_namespace(later)) == []
-        assert not await kernel.has_processes(netns, former)
+        assert not await kernel.sandboxes.has_processes(netns, former)
 
-    async def test_link_removed_can_be_made_again_at_once(self, kernel: Kernel) -> None:
+    async def test_link_removed_can_be_made_again_at_once(self, kernel: HostKernel) -> None:
         await kernel.ensure((BRIDGE, VETH))
         for _ in range(3):
             await kernel.remove((VETH,))
             assert await kernel.ensure((VETH,)) == [CREATED]
         assert await whats(kernel, BRIDGE, VETH) == []
 
-    async def test_many_links_are_removed_together(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_many_links_are_removed_together(self, kernel: HostKernel, around: Surroundings) -> None:
         before = around.snapshot()
         veths = [replace(VETH, name=f"nph{i}", peer=f"nps{i}") for i in range(10)]
         await kernel.ensure((BRIDGE, *veths))
@@ -436,7 +440,7 @@ class KernelSuite:
         await kernel.settle()
         assert around.snapshot() == before
 
-    async def test_address_of_someone_else_is_used_and_stays(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_address_of_someone_else_is_used_and_stays(self, kernel: HostKernel, around: Surroundings) -> None:
         around.add_link("br0", "bridge")
         around.add_address("br0", ip_interface("10.9.0.1/24"))
         before = around.snapshot()
@@ -447,7 +451,7 @@ class KernelSuite:
         assert around.snapshot() == before
 
     async def test_route_of_someone_else_is_used_or_refused_and_stays(
-        self, kernel: Kernel, around: Surroundings
+        self, kernel: HostKernel, around: Surroundings
     ) -> None:
         around.add_link("br0", "bridge")
         around.add_address("br0", ip_interface("10.9.0.1/24"))
@@ -459,7 +463,7 @@ class KernelSuite:
         await gone(kernel, step)
         assert around.snapshot() == before
 
-    async def test_route_of_ours_follows_its_step(self, kernel: Kernel) -> None:
+    async def test_route_of_ours_follows_its_step(self, kernel: HostKernel) -> None:
         step = Route(ip_network("10.7.0.0/16"), "np-test", ip_address("10.9.0.7"))
         other = replace(step, gateway=ip_address("10.9.0.8"))
         await kernel.ensure((BRIDGE, GATEWAY, step))
@@ -467,12 +471,12 @@ class KernelSuite:
         assert await kernel.ensure((other,)) == [ADJUSTED]
         assert await whats(kernel, other) == []
 
-    async def test_unreachable_gateway_is_invalid(self, kernel: Kernel) -> None:
+    async def test_unreachable_gateway_is_invalid(self, kernel: HostKernel) -> None:
         await kernel.ensure((BRIDGE, GATEWAY))
         error = await refusal(kernel, Route(ip_network("10.7.0.0/16"), "np-test", ip_address("192.0.2.1")))
         assert (error.kind, "192.0.2.1" in error.message) == ("invalid", True)
 
-    async def test_sysctl_that_we_changed_is_set_back_if_wanted(self, kernel: Kernel) -> None:
+    async def test_sysctl_that_we_changed_is_set_back_if_wanted(self, kernel: HostKernel) -> None:
         step = Sysctl("net/ipv4/conf/np-test/route_localnet", "1", restore="0")
         await kernel.ensure((BRIDGE,))
         assert await kernel.ensure((step,)) == [Outcome.CREATED]
@@ -480,7 +484,7 @@ class KernelSuite:
         await kernel.remove((step,))
         assert await whats(kernel, step) == ["is 0, not 1"]
 
-    async def test_sysctl_is_set_and_never_taken_back(self, kernel: Kernel) -> None:
+    async def test_sysctl_is_set_and_never_taken_back(self, kernel: HostKernel) -> None:
         step = Sysctl("net/ipv4/conf/np-test/route_localnet", "1")
         await kernel.ensure((BRIDGE,))
         assert len(await whats(kernel, step)) == 1
@@ -489,7 +493,7 @@ class KernelSuite:
         await gone(kernel, step)
         assert await whats(kernel, step) == []
 
-    async def test_set_of_another_type_is_replaced_only_when_empty(self, kernel: Kernel) -> None:
+    async def test_set_of_another_type_is_replaced_only_when_empty(self, kernel: HostKernel) -> None:
         await kernel.ensure((SET4, Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")))
         other = IpSet("netplug-net4", "hash:net", 4)
         assert (await refusal(kernel, other)).kind == "exists"
@@ -498,7 +502,7 @@ class KernelSuite:
         assert await kernel.ensure((other,)) == [ADJUSTED]
         assert await whats(kernel, other) == []
 
-    async def test_port_of_someone_else_is_named(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_port_of_someone_else_is_named(self, kernel: HostKernel, around: Surroundings) -> None:
         around.take_port(Proto.TCP, ip_address("127.0.0.1"), 8080)
         around.take_port(Proto.UDP, ip_address("0.0.0.0"), 8081)
         error = await refusal(kernel, HostPort(Proto.TCP, ip_address("0.0.0.0"), 8080))
@@ -508,88 +512,92 @@ class KernelSuite:
         assert error.message == "port 0.0.0.0:8081/udp is already in use on this host"
         assert await kernel.ensure((HostPort(Proto.TCP, ip_address("::"), 8080),)) == [CREATED]
 
-    async def test_port_is_ours_until_removed(self, kernel: Kernel) -> None:
+    async def test_port_is_ours_until_removed(self, kernel: HostKernel) -> None:
         step = HostPort(Proto.UDP, ip_address("0.0.0.0"), 8080)
         await kernel.ensure((step,))
         with pytest.raises(NetplugError, match="already in use"):
-            await kernel.reserve(Proto.UDP, ip_address("127.0.0.1"), 8080, 8080)
+            await kernel.ports.reserve(Proto.UDP, ip_address("127.0.0.1"), 8080, 8080)
         await kernel.remove((step,))
-        assert await kernel.reserve(Proto.UDP, ip_address("127.0.0.1"), 8080, 8080) == 8080
+        assert await kernel.ports.reserve(Proto.UDP, ip_address("127.0.0.1"), 8080, 8080) == 8080
 
     @pytest.mark.parametrize("proto", [Proto.TCP, Proto.UDP])
-    async def test_shared_port_is_left_to_its_runtime(self, kernel: Kernel, around: Surroundings, proto: Proto) -> None:
+    async def test_shared_port_is_left_to_its_runtime(
+        self, kernel: HostKernel, around: Surroundings, proto: Proto
+    ) -> None:
         anywhere = ip_address("0.0.0.0")
-        assert await kernel.reserve(proto, anywhere, 8080, 8080) == 8080
+        assert await kernel.ports.reserve(proto, anywhere, 8080, 8080) == 8080
         step = HostPort(proto, anywhere, 8080, shared=True)
         assert await kernel.ensure((step,)) == [EQUAL]
         around.take_port(proto, anywhere, 8080)
         assert await kernel.ensure((step,)) == [EQUAL]
         assert await whats(kernel, step) == []
         with pytest.raises(NetplugError, match="already in use"):
-            await kernel.reserve(proto, ip_address("127.0.0.1"), 8080, 8080)
+            await kernel.ports.reserve(proto, ip_address("127.0.0.1"), 8080, 8080)
         await gone(kernel, step)
         assert await kernel.ensure((step,)) == [CREATED]
 
     @pytest.mark.parametrize("kept", ["0.0.0.0", "127.0.0.1"])
     @pytest.mark.parametrize("proto", [Proto.TCP, Proto.UDP])
     async def test_port_that_the_runtime_keeps_is_free_to_it_alone(
-        self, kernel: Kernel, around: Surroundings, proto: Proto, kept: str
+        self, kernel: HostKernel, around: Surroundings, proto: Proto, kept: str
     ) -> None:
         pid = around.keep_port(proto, ip_address(kept), 8080)
         inside, anywhere = ip_address("127.0.0.1"), ip_address("0.0.0.0")
-        for theirs in (None, kernel.reservations(os.getpid(), "c0" * 32)):
+        for theirs in (None, kernel.ports.reservations(os.getpid(), "c0" * 32)):
             with pytest.raises(NetplugError, match="already in use"):
-                await kernel.reserve(proto, inside, 8080, 8080, theirs)
-        theirs = kernel.reservations(pid, "c0" * 32)
-        assert await kernel.reserve(proto, inside, 8080, 8080, theirs) == 8080
+                await kernel.ports.reserve(proto, inside, 8080, 8080, theirs)
+        theirs = kernel.ports.reservations(pid, "c0" * 32)
+        assert await kernel.ports.reserve(proto, inside, 8080, 8080, theirs) == 8080
         step = HostPort(proto, inside, 8080, shared=True)
         assert await kernel.ensure((step,)) == [EQUAL]
         with pytest.raises(NetplugError, match="already in use"):  # by us: another of its containers has it
-            await kernel.reserve(proto, inside, 8080, 8080, theirs)
+            await kernel.ports.reserve(proto, inside, 8080, 8080, theirs)
         await kernel.remove((step,))
         with pytest.raises(NetplugError, match="already in use") if kept != "0.0.0.0" else nullcontext():
-            await kernel.reserve(proto, anywhere, 8080, 8080, theirs)
+            await kernel.ports.reserve(proto, anywhere, 8080, 8080, theirs)
 
     async def test_port_that_is_kept_for_the_container_is_free_to_it(
-        self, kernel: Kernel, around: Surroundings
+        self, kernel: HostKernel, around: Surroundings
     ) -> None:
         around.keep_port(Proto.TCP, ip_address("0.0.0.0"), 8080, "c0" * 32)
         anywhere = ip_address("0.0.0.0")
         with pytest.raises(NetplugError, match="already in use"):
-            await kernel.reserve(Proto.TCP, anywhere, 8080, 8080, kernel.reservations(os.getpid(), "c1" * 32))
-        theirs = kernel.reservations(os.getpid(), "c0" * 32)
-        assert await kernel.reserve(Proto.TCP, anywhere, 8080, 8080, theirs) == 8080
+            await kernel.ports.reserve(
+                Proto.TCP, anywhere, 8080, 8080, kernel.ports.reservations(os.getpid(), "c1" * 32)
+            )
+        theirs = kernel.ports.reservations(os.getpid(), "c0" * 32)
+        assert await kernel.ports.reserve(Proto.TCP, anywhere, 8080, 8080, theirs) == 8080
 
     @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
-    async def test_port_of_an_address_that_may_come_later_is_reserved(self, kernel: Kernel, address: str) -> None:
+    async def test_port_of_an_address_that_may_come_later_is_reserved(self, kernel: HostKernel, address: str) -> None:
         for proto in (Proto.TCP, Proto.UDP):
             step = HostPort(proto, ip_address(address), 8080)
             assert await kernel.ensure((step,)) == [CREATED]
             await gone(kernel, step)
 
-    async def test_free_port_is_chosen_and_kept(self, kernel: Kernel) -> None:
-        port = await kernel.reserve(Proto.TCP, ip_address("0.0.0.0"), 0, 0)
+    async def test_free_port_is_chosen_and_kept(self, kernel: HostKernel) -> None:
+        port = await kernel.ports.reserve(Proto.TCP, ip_address("0.0.0.0"), 0, 0)
         assert 1024 <= port <= 65535
         assert await kernel.ensure((HostPort(Proto.TCP, ip_address("0.0.0.0"), port),)) == [EQUAL]
 
-    async def test_first_free_port_of_a_range_is_chosen(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_first_free_port_of_a_range_is_chosen(self, kernel: HostKernel, around: Surroundings) -> None:
         around.take_port(Proto.TCP, ip_address("0.0.0.0"), 8080)
         anywhere = ip_address("0.0.0.0")
-        assert await kernel.reserve(Proto.TCP, anywhere, 8080, 8082) == 8081
-        assert await kernel.reserve(Proto.TCP, anywhere, 8080, 8082) == 8082
+        assert await kernel.ports.reserve(Proto.TCP, anywhere, 8080, 8082) == 8081
+        assert await kernel.ports.reserve(Proto.TCP, anywhere, 8080, 8082) == 8082
         with pytest.raises(NetplugError) as caught:
-            await kernel.reserve(Proto.TCP, anywhere, 8080, 8082)
+            await kernel.ports.reserve(Proto.TCP, anywhere, 8080, 8082)
         assert caught.value.kind == "unavailable"
         assert "8080-8082" in caught.value.message
 
-    async def test_flows_are_new_once(self, kernel: Kernel) -> None:
+    async def test_flows_are_new_once(self, kernel: HostKernel) -> None:
         step = Flows(Proto.UDP, 8080, ip_address("10.9.0.2"))
         assert await kernel.ensure((step,)) == [CREATED]
         assert await kernel.ensure((step,)) == [EQUAL]
         assert await whats(kernel, step) == []
         await gone(kernel, step)
 
-    async def test_facts_tell_links_routes_and_foreign_chains(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_facts_tell_links_routes_and_foreign_chains(self, kernel: HostKernel, around: Surroundings) -> None:
         around.add_link("br0", "bridge")
         around.add_address("br0", ip_interface("10.5.0.1/24"))
         around.fill_chain(4, "filter", "DOCKER-USER", ())
@@ -604,7 +612,9 @@ class KernelSuite:
         assert (4, "NETPLUG-FORWARD") not in facts.chains
         assert (facts.mtu, facts.uplink) == (1500, "")
 
-    async def test_owned_tells_all_that_is_ours_and_nothing_else(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_owned_tells_all_that_is_ours_and_nothing_else(
+        self, kernel: HostKernel, around: Surroundings
+    ) -> None:
         around.add_link("br0", "bridge")
         around.fill_chain(4, "filter", "DOCKER-USER", ())
         member = Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")
@@ -634,7 +644,7 @@ class FirewallSuite:
         ids=lambda value: value.key if hasattr(value, "key") else "",
     )
     async def test_step_is_created_once_found_equal_and_removed(
-        self, kernel: Kernel, around: Surroundings, needs: tuple[Step, ...], step: Step
+        self, kernel: HostKernel, around: Surroundings, needs: tuple[Step, ...], step: Step
     ) -> None:
         before = around.snapshot()
         await kernel.ensure(needs)
@@ -654,7 +664,7 @@ class FirewallSuite:
     @pytest.mark.parametrize("family", [4, 6])
     @pytest.mark.parametrize("isolation", [False, True], ids=["", "docker"])
     async def test_base_rules_read_back_verbatim_and_leave_nothing(
-        self, kernel: Kernel, around: Surroundings, family: int, *, isolation: bool
+        self, kernel: HostKernel, around: Surroundings, family: int, *, isolation: bool
     ) -> None:
         if isolation:
             around.fill_chain(family, "filter", firewall.DOCKER_ISOLATION, ())
@@ -677,19 +687,19 @@ class FirewallSuite:
         await executor.revert(plan)
         assert around.snapshot() == before
 
-    async def test_content_of_a_chain_is_replaced(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_content_of_a_chain_is_replaced(self, kernel: HostKernel, around: Surroundings) -> None:
         await kernel.ensure((CLOSED,))
         other = replace(CLOSED, rules=("-j RETURN",))
         assert await whats(kernel, other) == ["its rules differ"]
         assert await kernel.ensure((other,)) == [ADJUSTED]
         assert around.chain(4, "filter", "NETPLUG-FORWARD") == ("-j RETURN",)
 
-    async def test_open_chain_keeps_its_rules(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_open_chain_keeps_its_rules(self, kernel: HostKernel, around: Surroundings) -> None:
         await kernel.ensure((OPEN, rule(80)))
         assert await kernel.ensure((OPEN, rule(81))) == [EQUAL, CREATED]
         assert around.chain(4, "nat", "NETPLUG-DNAT") == (rule(80).rule, rule(81).rule)
 
-    async def test_jump_out_of_place_is_put_back(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_jump_out_of_place_is_put_back(self, kernel: HostKernel, around: Surroundings) -> None:
         around.fill_chain(4, "filter", "DOCKER-USER", ())
         await kernel.ensure((CLOSED, JUMP))
         around.fill_chain(4, "filter", "FORWARD", ("-p udp -j DROP", "-j DOCKER-USER", JUMP.rule, "-p tcp -j ACCEPT"))
@@ -701,7 +711,7 @@ class FirewallSuite:
         assert await whats(kernel, JUMP) == []
 
     async def test_jump_without_a_place_of_its_own_lets_others_go_first(
-        self, kernel: Kernel, around: Surroundings
+        self, kernel: HostKernel, around: Surroundings
     ) -> None:
         jump = Jump(4, "nat", "POSTROUTING", "-j NETPLUG-SNAT")
         await kernel.ensure((Chain(4, "nat", "NETPLUG-SNAT"), jump))
@@ -709,7 +719,7 @@ class FirewallSuite:
         assert await whats(kernel, jump) == []
         assert await kernel.ensure((jump,)) == [Outcome.EQUAL]
 
-    async def test_chain_takes_the_jumps_to_it_along(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_chain_takes_the_jumps_to_it_along(self, kernel: HostKernel, around: Surroundings) -> None:
         await kernel.ensure((CLOSED,))
         others = ("-i eth0 -j ACCEPT", "-p tcp -j ACCEPT")
         left_behind = (f"-j {CLOSED.name}", others[0], f"-i br0 -j {CLOSED.name}", others[1])
@@ -718,7 +728,9 @@ class FirewallSuite:
         assert around.chain(4, "filter", "INPUT") == others
         assert around.chain(4, "filter", CLOSED.name) is None
 
-    async def test_chains_that_lead_to_each_other_go_in_any_order(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_chains_that_lead_to_each_other_go_in_any_order(
+        self, kernel: HostKernel, around: Surroundings
+    ) -> None:
         last = Chain(4, "filter", "NETPLUG-LAST", ("-j RETURN",))
         first = Chain(4, "filter", "NETPLUG-FIRST", (f"-i np-a -j {last.name}", f"-i np-b -j {last.name}"))
         for order in ((last, first), (first, last)):
@@ -726,14 +738,14 @@ class FirewallSuite:
             await kernel.remove(order)
             assert [around.chain(4, "filter", chain.name) for chain in order] == [None, None]
 
-    async def test_chain_that_was_lost_comes_back_with_a_rule(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_chain_that_was_lost_comes_back_with_a_rule(self, kernel: HostKernel, around: Surroundings) -> None:
         await kernel.ensure((OPEN,))
         around.lose(OPEN)
         assert await kernel.ensure((rule(80),)) == [CREATED]
         assert await whats(kernel, OPEN, rule(80)) == []
 
     async def test_callers_at_the_same_time_do_not_disturb_each_other(
-        self, kernel: Kernel, around: Surroundings
+        self, kernel: HostKernel, around: Surroundings
     ) -> None:
         await kernel.ensure((OPEN,))
         # Not a rule that iptables would take.
@@ -745,7 +757,7 @@ class FirewallSuite:
         await asyncio.gather(*(kernel.remove((step,)) for step in steps))
         assert around.chain(4, "nat", "NETPLUG-DNAT") == ()
 
-    async def test_failed_transaction_leaves_nothing(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_failed_transaction_leaves_nothing(self, kernel: HostKernel, around: Surroundings) -> None:
         before = around.snapshot()
         outcomes: list[Outcome] = []
         with pytest.raises(StepError):
@@ -761,7 +773,9 @@ class FirewallSuite:
             Jump(4, "filter", "FORWARD", "-j DOCKER-USER"),
         ],
     )
-    async def test_what_is_not_ours_is_never_touched(self, kernel: Kernel, around: Surroundings, step: Step) -> None:
+    async def test_what_is_not_ours_is_never_touched(
+        self, kernel: HostKernel, around: Surroundings, step: Step
+    ) -> None:
         around.fill_chain(4, "filter", "DOCKER-USER", ("-j ACCEPT",))
         around.fill_chain(4, "filter", "INPUT", ("-j ACCEPT",))
         around.fill_chain(4, "filter", "FORWARD", ("-j DOCKER-USER",))
@@ -771,7 +785,7 @@ class FirewallSuite:
             await kernel.remove((step,))
         assert around.snapshot() == before
 
-    async def test_set_in_use_is_not_destroyed_before_its_rules(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_set_in_use_is_not_destroyed_before_its_rules(self, kernel: HostKernel, around: Surroundings) -> None:
         plan = firewall.base((4,), HostFacts())
         executor = Executor(kernel)
         before = around.snapshot()
@@ -781,7 +795,7 @@ class FirewallSuite:
         await executor.revert(plan)
         assert around.snapshot() == before
 
-    async def test_whole_endpoint_leaves_nothing(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_whole_endpoint_leaves_nothing(self, kernel: HostKernel, around: Surroundings) -> None:
         before = around.snapshot()
         executor = Executor(kernel)
         base = firewall.base((4, 6), await kernel.facts())

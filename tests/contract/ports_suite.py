@@ -13,7 +13,7 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.port_ranges import each
 from netplug.drivers.steps import Flows, Forward, Forwards, HostPort, Proto, Relay, Resolver, Step
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel, StepError
+from netplug.kernel.api import HostKernel, StepError
 from netplug.kernel.executor import Executor
 
 INSIDE = ip_address("10.9.0.2")
@@ -34,7 +34,7 @@ RANGES: tuple[Step, ...] = (
 class PortsSuite:
     """Ports of the host by ranges and in numbers."""
 
-    async def test_a_range_is_one_step_and_its_ports_are_there(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_a_range_is_one_step_and_its_ports_are_there(self, kernel: HostKernel, around: Surroundings) -> None:
         before = around.snapshot()
         assert await kernel.ensure((*BOTH, *RANGES)) == [CREATED] * 8
         assert await kernel.ensure((*BOTH, *RANGES)) == [EQUAL] * 8
@@ -44,11 +44,11 @@ class PortsSuite:
         assert (await kernel.owned()).of(*ENTRIES) == {part for step in RANGES[2:4] for part in each(step)}
         for proto, address in ((Proto.UDP, "127.0.0.1"), (Proto.TCP, "::1")):
             with pytest.raises(NetplugError, match="9002"):
-                await kernel.reserve(proto, ip_address(address), 9002, 9002)
+                await kernel.ports.reserve(proto, ip_address(address), 9002, 9002)
         await gone(kernel, *RANGES[::-1], *BOTH)
         assert around.snapshot() == before
 
-    async def test_a_range_of_which_a_part_is_gone_is_made_whole(self, kernel: Kernel) -> None:
+    async def test_a_range_of_which_a_part_is_gone_is_made_whole(self, kernel: HostKernel) -> None:
         await kernel.ensure((*BOTH, *RANGES))
         for step in RANGES[:4]:
             part = list(each(step))[1]
@@ -58,18 +58,18 @@ class PortsSuite:
             assert await whats(kernel, step) == []
         await gone(kernel, *RANGES[::-1], *BOTH)
 
-    async def test_a_range_with_a_taken_port_leaves_nothing(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_a_range_with_a_taken_port_leaves_nothing(self, kernel: HostKernel, around: Surroundings) -> None:
         around.take_port(Proto.TCP, EVERYWHERE, 9003)
         before = around.snapshot()
         plan = firewall.publish(PortMapping(Proto.TCP, 80, host_port=9000, count=5), EVERYWHERE, INSIDE)
         with pytest.raises(Exception, match=r"0\.0\.0\.0:9003/tcp"):
             await Executor(kernel).apply(Plan(BOTH) + plan)
         assert around.snapshot() == before
-        assert await kernel.reserve(Proto.TCP, EVERYWHERE, 9000, 9000) == 9000
+        assert await kernel.ports.reserve(Proto.TCP, EVERYWHERE, 9000, 9000) == 9000
 
     @pytest.mark.parametrize("step", [step for step in RANGES if not isinstance(step, Flows)], ids=lambda it: it.key)
     async def test_a_range_of_which_a_part_was_there_is_undone_to_that(
-        self, kernel: Kernel, around: Surroundings, step: Step
+        self, kernel: HostKernel, around: Surroundings, step: Step
     ) -> None:
         reserved = [RANGES[1]] if isinstance(step, Relay) else []
         first, second, third = each(step)
@@ -84,7 +84,7 @@ class PortsSuite:
         assert (around.snapshot(), await kernel.owned()) == (before, owned)
         await gone(kernel, first, second, *reserved, *BOTH)
 
-    async def test_relays_of_which_one_fails_are_as_they_were(self, kernel: Kernel) -> None:
+    async def test_relays_of_which_one_fails_are_as_they_were(self, kernel: HostKernel) -> None:
         ports = list(each(RANGES[1]))[:2]
         step = RANGES[-1]
         first, second, third = each(step)
@@ -95,7 +95,7 @@ class PortsSuite:
         assert await whats(kernel, first, second, third) == ["missing", "missing"]
         await gone(kernel, second, *ports)
 
-    async def test_steps_of_single_ports_of_an_older_version_are_those_of_a_range(self, kernel: Kernel) -> None:
+    async def test_steps_of_single_ports_of_an_older_version_are_those_of_a_range(self, kernel: HostKernel) -> None:
         one_by_one = [part for step in RANGES for part in each(step)]
         await kernel.ensure((*BOTH, *one_by_one))
         assert await kernel.ensure(RANGES) == [EQUAL] * len(RANGES)
@@ -103,7 +103,7 @@ class PortsSuite:
         assert await whats(kernel, *RANGES[:4]) == ["missing"] * 4
         await gone(kernel, *BOTH)
 
-    async def test_many_ports_are_led_and_led_elsewhere(self, kernel: Kernel) -> None:
+    async def test_many_ports_are_led_and_led_elsewhere(self, kernel: HostKernel) -> None:
         many = Forward(Proto.TCP, None, 10_000, INSIDE, 10_000, 3000)
         other = replace(many, port=12_990, address=ip_address("10.9.0.3"), count=20)
         await kernel.ensure((Forwards(4), other))
@@ -115,7 +115,7 @@ class PortsSuite:
         assert (await kernel.owned()).of(*ENTRIES) == set()
         await gone(kernel, Forwards(4))
 
-    async def test_many_ports_that_cannot_all_be_led_lead_where_they_did(self, kernel: Kernel) -> None:
+    async def test_many_ports_that_cannot_all_be_led_lead_where_they_did(self, kernel: HostKernel) -> None:
         many = Forward(Proto.TCP, None, 10_000, INSIDE, 10_000, 3000)
         other = replace(many, port=10_100, address=ip_address("10.9.0.3"), count=20)
         await kernel.ensure((Forwards(4), other))
@@ -125,7 +125,9 @@ class PortsSuite:
         assert await kernel.owned() == before
         await gone(kernel, other, Forwards(4))
 
-    async def test_the_port_of_our_own_name_server_can_be_published(self, kernel: Kernel, around: Surroundings) -> None:
+    async def test_the_port_of_our_own_name_server_can_be_published(
+        self, kernel: HostKernel, around: Surroundings
+    ) -> None:
         around.add_link("np-test", "bridge")
         resolver = Resolver("blue", "np-test", ip_address("10.9.0.1"), firewall.RESOLVER_PORT)
         ports = [HostPort(proto, EVERYWHERE, firewall.RESOLVER_PORT) for proto in (Proto.TCP, Proto.UDP)]

@@ -413,7 +413,7 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         assert tracked() == {2, 4, 5}
 
     async def test_reserved_port_drops_what_no_rule_takes(self, kernel: LinuxKernel) -> None:
-        await kernel.reserve(Proto.TCP, ip_address("127.0.0.1"), 8080, 8080)
+        await kernel.ports.reserve(Proto.TCP, ip_address("127.0.0.1"), 8080, 8080)
         with socket.socket() as client:
             client.settimeout(0.05)
             # Neither accepted nor refused: the client will try again.
@@ -426,7 +426,7 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
     ) -> None:
         around.keep_port(proto, ip_address("127.0.0.1"), 8080)  # which does not listen
         with pytest.raises(NetplugError, match=r"8080/\w+ is already in use on this host by process \d+ \(python"):
-            await kernel.reserve(proto, ip_address("0.0.0.0"), 8080, 8080)
+            await kernel.ports.reserve(proto, ip_address("0.0.0.0"), 8080, 8080)
 
     async def test_socket_that_has_no_name_stays_with_its_process(self, kernel: LinuxKernel) -> None:
         step = HostPort(Proto.TCP, ip_address("0.0.0.0"), 8080)
@@ -436,7 +436,7 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
             pytest.skip("a kernel without AF_XDP")
         with nameless:
             before = descriptors()
-            assert not await kernel.reservations(os.getpid(), "").cover(step)
+            assert not await kernel.ports.reservations(os.getpid(), "").cover(step)
             assert descriptors() == before
 
     @pytest.mark.parametrize(
@@ -455,12 +455,12 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.bind((bound, 8080))
             step = HostPort(Proto.TCP, ip_address(wanted), 8080)
-            assert await kernel.reservations(os.getpid(), "").cover(step) is covered
+            assert await kernel.ports.reservations(os.getpid(), "").cover(step) is covered
 
     async def test_connections_of_the_caller_are_no_reservations(self, kernel: LinuxKernel) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
             step = HostPort(Proto.TCP, ip_address("127.0.0.1"), client.getsockname()[1])
-            assert not await kernel.reservations(os.getpid(), "").cover(step)
+            assert not await kernel.ports.reservations(os.getpid(), "").cover(step)
 
     async def test_sctp_that_the_kernel_lacks_is_named(self, kernel: LinuxKernel) -> None:
         try:
@@ -612,10 +612,10 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         # The kernel has told of it by now; the loop has only to look.
         for _ in range(3):
             await asyncio.sleep(0)
-        assert not kernel.commits().is_set()
+        assert not kernel.changes.commits().is_set()
         run("nft", "delete", "table", "bridge", "netplug")
         async with asyncio.timeout(VANISH_DEADLINE_S):
-            await kernel.commits().wait()
+            await kernel.changes.commits().wait()
 
 
 class TestLinuxPorts(LinuxHost, PortsSuite):

@@ -113,7 +113,7 @@ class TestLoop(LinuxHost):
     async def test_goes_on_while_it_is_looked_at(self, kernel: LinuxKernel) -> None:
         await kernel.ensure(PLACES)
         await through_it(kernel.compare(PLACES))
-        assert await through_it(kernel.strangers(BRIDGE.name, (ADDRESS,))) == {}
+        assert await through_it(kernel.probe.addresses_in_use(BRIDGE.name, (ADDRESS,))) == {}
 
     async def test_goes_on_while_another_kernel_opens(self, kernel: LinuxKernel) -> None:
         await kernel.ensure((BRIDGE, VETH))

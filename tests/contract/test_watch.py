@@ -50,7 +50,7 @@ def run(*command: str) -> None:
 
 
 async def wait_for_word(kernel: LinuxKernel, timeout_s: float = DEADLINE_S) -> None:
-    events = (kernel.changes(), kernel.commits())
+    events = (kernel.changes.ours(), kernel.changes.commits())
     waiting = [asyncio.ensure_future(event.wait()) for event in events]
     try:
         done, _ = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -128,7 +128,7 @@ async def test_link_made_anew_is_watched_again(kernel: LinuxKernel) -> None:
 
 
 async def test_closed_kernel_hears_nothing(kernel: LinuxKernel) -> None:
-    event = kernel.changes()
+    event = kernel.changes.ours()
     await kernel.close()
     run("ip", "link", "del", "nphtest")
     await expect_silence(kernel)
@@ -180,28 +180,28 @@ def uplink(_namespace: None) -> None:
 
 async def word_of_routes(kernel: LinuxKernel) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        await kernel.routes().wait()
-    kernel.routes().clear()
+        await kernel.changes.routes().wait()
+    kernel.changes.routes().clear()
 
 
 async def test_routes_are_told_of_and_not_each_of_many(
     uplink: None, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(route_watch, "FIRST_S", 0.2)
-    assert not kernel.routes().is_set()
+    assert not kernel.changes.routes().is_set()
     run("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.9")
     await word_of_routes(kernel)
     await word_of_routes(kernel)  # what came while nobody listened
     await asyncio.sleep(QUIET_S)  # the subject: of what did not happen nothing is told
-    assert not kernel.routes().is_set()
+    assert not kernel.changes.routes().is_set()
     run("ip", "-6", "route", "add", "2001:db8:7::/64", "dev", UPLINK)
     await word_of_routes(kernel)
     told, loop = 0, asyncio.get_running_loop()
     ends = loop.time() + 10 * QUIET_S
     while loop.time() < ends:
         await asyncio.to_thread(run, "ip", "route", "replace", "198.51.100.0/24", "via", f"192.0.2.{9 + told % 2}")
-        told += kernel.routes().is_set()
-        kernel.routes().clear()
+        told += kernel.changes.routes().is_set()
+        kernel.changes.routes().clear()
     assert 1 <= told <= 8, "twice in each time of silence, and these double: 0.2, 0.4, 0.8, 1.6 s"
 
 
@@ -222,14 +222,14 @@ async def test_routes_are_told_of_and_not_each_of_many(
 async def test_what_happens_to_the_underlay_is_told(
     uplink: None, kernel: LinuxKernel, command: str, told: bool
 ) -> None:
-    kernel.underlay().clear()
+    kernel.changes.underlay().clear()
     run(*command.split())
     if told:
         async with asyncio.timeout(DEADLINE_S):
-            await kernel.underlay().wait()
+            await kernel.changes.underlay().wait()
     else:
         await asyncio.sleep(QUIET_S)  # the subject: nothing is told
-        assert not kernel.underlay().is_set()
+        assert not kernel.changes.underlay().is_set()
 
 
 async def test_what_becomes_of_own_pairs_is_not_even_heard(
@@ -249,7 +249,7 @@ async def test_what_becomes_of_own_pairs_is_not_even_heard(
                 word.clear()
                 await word.wait()
 
-    monkeypatch.setattr(kernel._changes, "_on_link", hear)
+    monkeypatch.setattr(kernel._foreign, "_on_link", hear)
     pair = replace(VETH, name="nphother", peer="npsother", mac="02:00:00:00:01:07")
     await kernel.ensure((pair,))
     run("ip", "link", "add", "other0", "type", "veth", "peer", "name", "other1")

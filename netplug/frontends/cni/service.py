@@ -104,7 +104,7 @@ class CniService:
     async def _refuse_sandbox(self, request: Request) -> None:
         """Refuse a namespace that is none, or the host's own, before anything is changed."""
         try:
-            await self._engine.kernel.sandbox(request.netns)
+            await self._engine.kernel.sandboxes.find(request.netns)
         except NetplugError as exc:
             code = Code.ENVIRONMENT if exc.kind == "not_found" else Code.NETNS
             raise CniError(code, f"CNI_NETNS: {exc.message}") from None

@@ -5,9 +5,8 @@ links, addresses and routes; a sandbox is there until `vanish`. What others own 
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
 from itertools import groupby
 from types import MappingProxyType
 
@@ -18,21 +17,19 @@ from netplug.drivers.steps import (
     Chain,
     Forward,
     HostPort,
-    IPAddress,
     IPNetwork,
     Macvlan,
-    Proto,
     Relay,
     Resolver,
     Route,
     Step,
     Veth,
 )
-from netplug.errors import NetplugError
-from netplug.kernel.api import Before, Comparison, Done, Drift, Outcome, Owned, Reservations, Serve, StepError
-from netplug.kernel.fake import ports
+from netplug.kernel.api import Before, Comparison, Done, Drift, Outcome, Owned, StepError
 from netplug.kernel.fake.handlers import HANDLERS, FakeHandler, ensure_rules
 from netplug.kernel.fake.interception import FakeInterception
+from netplug.kernel.fake.ports import FakePorts
+from netplug.kernel.fake.services import FakeChanges, FakeProbe, FakeResolvers, FakeSandboxes
 from netplug.kernel.fake.world import Foreign, World
 from netplug.kernel.firewall import iptables_rules
 from netplug.kernel.firewall.iptables_rules import FIREWALL_STEPS, Transaction
@@ -219,66 +216,30 @@ class FakeKernel:
     async def settle(self) -> None:
         """Do nothing: links are gone at once."""
 
-    async def reserve(
-        self, proto: Proto, address: IPAddress, first: int, last: int, theirs: Reservations | None = None
-    ) -> int:
-        """Reserve a free port; see `Kernel`."""
-        return await ports.reserve(self._world, proto, address, first, last, theirs)
+    @property
+    def ports(self) -> FakePorts:
+        """Ports of the host."""
+        return FakePorts(self._world)
 
-    def reservations(self, pid: int, container: str) -> Reservations:
-        """Return the sockets of a runtime; see `Kernel`."""
-        return ports.FakeReservations(self.foreign, pid, container)
+    @property
+    def sandboxes(self) -> FakeSandboxes:
+        """Namespaces; all are there that did not `vanish`."""
+        return FakeSandboxes(self._world, self.inhabitants, self.intercepted)
 
-    def admit(self, descriptors: int, what: str) -> None:
-        """Refuse what takes more descriptors than there are; see `Kernel`."""
-        if descriptors > (left := self.foreign.descriptors):
-            raise NetplugError("unavailable", f"{what} needs {descriptors} open files, but {left} are free")
+    @property
+    def resolvers(self) -> FakeResolvers:
+        """Sockets that nobody asks."""
+        return FakeResolvers()
 
-    async def strangers(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
-        """Return those that tests have put there as `forwarding_entries`; see `Kernel`."""
-        if link not in self._world.names():
-            words = f"the segment of link {link!r} cannot be asked for an address: no such device"
-            raise NetplugError("unavailable", words)
-        return {
-            address: self.foreign.forwarding_entries[address]
-            for address in addresses
-            if address in self.foreign.forwarding_entries
-        }
+    @property
+    def probe(self) -> FakeProbe:
+        """Stations that tests have put on every segment as `Foreign.forwarding_entries`."""
+        return FakeProbe(self._world)
 
-    async def sandbox(self, ref: str) -> tuple[str, str]:
-        """Find a namespace; all are there that did not `vanish`."""
-        path = ref if "/" in ref else f"/run/netns/{ref}"
-        if path in self._world.gone:
-            raise NetplugError("not_found", f"there is no network namespace {ref!r}")
-        return path, self._world.identity(path)
-
-    async def has_processes(self, path: str, netns_id: str = "") -> bool:
-        """Tell whether `path` was said to be inhabited, while the same namespace is there."""
-        return path in self.inhabitants and netns_id in {"", self._world.identity(path)}
-
-    def serve_resolvers(self, serve: Serve) -> None:
-        """Take note; nobody asks."""
-
-    async def intercept(self, path: str, server: IPv4Address) -> FakeInterception:
-        """Listen on this host's own loopback link instead, which has 127.0.0.0/8 too."""
-        await self.sandbox(path)
-        return FakeInterception(self.intercepted, path, server)
-
-    def changes(self) -> asyncio.Event:
-        """Return the event that tests set to say that others changed something."""
-        return self.changed
-
-    def commits(self) -> asyncio.Event:
-        """Return the event that tests set to say that others changed the firewall."""
-        return self.committed
-
-    def underlay(self) -> asyncio.Event:
-        """Return the event that tests set to say that links of others changed."""
-        return self.moved
-
-    def routes(self) -> asyncio.Event:
-        """Return the event that tests set to say that routes changed."""
-        return self.rerouted
+    @property
+    def changes(self) -> FakeChanges:
+        """The events that tests set."""
+        return FakeChanges(self.changed, self.committed, self.moved, self.rerouted)
 
     async def close(self) -> None:
         """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""

@@ -16,7 +16,8 @@ from contextlib import suppress
 from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.errors import NetplugError
 from netplug.kernel import libc
-from netplug.kernel.api import Reservations
+from netplug.kernel.host.api import Reservations
+from netplug.kernel.host.descriptors import require
 from netplug.kernel.host.port_holders import PROC, PROTOCOLS, Bound, holders, processes, sockets_of
 from netplug.kernel.host.ports import Ports
 
@@ -33,10 +34,10 @@ _MIN_ID_LENGTH = 32
 async def reserve(
     ports: Ports, proto: Proto, address: IPAddress, first: int, last: int, theirs: Reservations | None
 ) -> int:
-    """Reserve a free port, or record one that a container's runtime has bound for it; see `Kernel.reserve`.
+    """Reserve a free port, or record one that a container's runtime has bound for it; see `HostPorts.reserve`.
 
     Raises:
-        NetplugError: as `Kernel.reserve`. For a single port, the message names the processes that use it.
+        NetplugError: as `HostPorts.reserve`. For a single port, the message names the processes that use it.
     """
     try:
         return ports.reserve(proto, address, first, last)
@@ -50,6 +51,27 @@ async def reserve(
         if users := await asyncio.to_thread(holders, step):
             raise NetplugError(error.kind, f"{error.message} by {users}", hint=error.hint) from None
         raise
+
+
+class PortReservations:
+    """Reserves ports of this host; see `api.HostPorts`."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+
+    async def reserve(
+        self, proto: Proto, address: IPAddress, first: int, last: int, theirs: Reservations | None = None
+    ) -> int:
+        """Reserve a free port."""
+        return await reserve(self._ports, proto, address, first, last, theirs)
+
+    def reservations(self, pid: int, container: str) -> Reservations:
+        """Return the sockets of a runtime."""
+        return RuntimeSockets(pid, container)
+
+    def admit(self, descriptors: int, what: str) -> None:
+        """Refuse what takes more descriptors than there are."""
+        require(descriptors, what)
 
 
 class RuntimeSockets:

@@ -9,11 +9,12 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from netplug.drivers.steps import Announce, IPAddress
+from netplug.errors import NetplugError
 from netplug.kernel import libc
 from netplug.kernel.netlink.rtnl import packed_mac
 
@@ -32,6 +33,18 @@ _NO_ADDRESS = bytes(16)
 _SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff000000")
 _ALL_NODES = IPv6Address("ff02::1").packed
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_ALLMULTI = 263, 1, 2
+
+
+class SegmentProbe:
+    """Probes segments of this host; see `api.ConflictProbe`."""
+
+    async def addresses_in_use(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
+        """Return those of the addresses that somebody has, with the MAC."""
+        try:
+            return await addresses_in_use(link, addresses)
+        except OSError as error:
+            words = f"the segment of link {link!r} cannot be asked for an address: {error.strerror}"
+            raise NetplugError("unavailable", words, hint=f"ip link set {link} up") from error
 
 
 async def addresses_in_use(link: str, addresses: Collection[IPAddress]) -> dict[IPAddress, str]:

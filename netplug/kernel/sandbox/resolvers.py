@@ -8,7 +8,8 @@ import errno
 import socket
 
 from netplug.drivers.steps import Resolver
-from netplug.kernel.api import MISSING, Outcome, Serve, Served, StepError
+from netplug.kernel.api import MISSING, Outcome, StepError
+from netplug.kernel.sandbox.api import Serve, Served
 
 _BACKLOG = 128
 _BUFFER = 1 << 20

@@ -1,0 +1,85 @@
+"""What the engine asks of a host besides steps, in the memory of a fake kernel."""
+
+import asyncio
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from netplug.drivers.steps import IPAddress
+from netplug.errors import NetplugError
+from netplug.kernel.fake.interception import FakeInterception
+from netplug.kernel.fake.world import World
+from netplug.kernel.sandbox.api import Serve
+
+
+@dataclass(frozen=True, slots=True)
+class FakeSandboxes:
+    """Namespaces; see `Sandboxes`. `inhabitants`: paths of those that a process lives in."""
+
+    world: World
+    inhabitants: Collection[str]
+    intercepted: dict[str, FakeInterception]
+
+    async def find(self, ref: str) -> tuple[str, str]:
+        """Find a namespace; all are there that did not vanish."""
+        path = ref if "/" in ref else f"/run/netns/{ref}"
+        if path in self.world.gone:
+            raise NetplugError("not_found", f"there is no network namespace {ref!r}")
+        return path, self.world.identity(path)
+
+    async def has_processes(self, path: str, netns_id: str = "") -> bool:
+        """Tell whether `path` was said to be inhabited, while the same namespace is there."""
+        return path in self.inhabitants and netns_id in {"", self.world.identity(path)}
+
+    async def intercept(self, path: str, server: IPv4Address) -> FakeInterception:
+        """Listen on this host's own loopback link instead, which has 127.0.0.0/8 too."""
+        await self.find(path)
+        return FakeInterception(self.intercepted, path, server)
+
+
+class FakeResolvers:
+    """Sockets of name servers; see `ResolverSockets`."""
+
+    def serve_resolvers(self, serve: Serve) -> None:
+        """Take note; nobody asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class FakeProbe:
+    """Stations on segments; see `ConflictProbe`."""
+
+    world: World
+
+    async def addresses_in_use(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
+        """Return those that tests have put there."""
+        if link not in self.world.names():
+            words = f"the segment of link {link!r} cannot be asked for an address: no such device"
+            raise NetplugError("unavailable", words)
+        there = self.world.foreign.forwarding_entries
+        return {address: there[address] for address in addresses if address in there}
+
+
+@dataclass(frozen=True, slots=True)
+class FakeChanges:
+    """Events that tests set; see `Changes`."""
+
+    changed: asyncio.Event
+    committed: asyncio.Event
+    moved: asyncio.Event
+    rerouted: asyncio.Event
+
+    def ours(self) -> asyncio.Event:
+        """Return the event that says that others changed something."""
+        return self.changed
+
+    def commits(self) -> asyncio.Event:
+        """Return the event that says that others changed the firewall."""
+        return self.committed
+
+    def underlay(self) -> asyncio.Event:
+        """Return the event that says that links of others changed."""
+        return self.moved
+
+    def routes(self) -> asyncio.Event:
+        """Return the event that says that routes changed."""
+        return self.rerouted
