@@ -1,4 +1,4 @@
-"""Connections as they come, also when no file descriptor is left for them: then they wait.
+"""Accepts connections. If no file descriptor is left, they wait.
 
 asyncio's own servers report such a failure once for each connection that might be waiting, 2 048 times a second.
 """
@@ -15,7 +15,7 @@ RETRY_S = 0.2
 
 
 async def accept(sock: socket.socket, take: Callable[[socket.socket], Awaitable[None]]) -> None:
-    """Have each connection of a listening socket taken, until cancelled; it is non-blocking and the taker's."""
+    """Accept connections until cancelled. Each is non-blocking, and belongs to the function that takes it."""
     loop = asyncio.get_running_loop()
     waiting = False
     while True:

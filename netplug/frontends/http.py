@@ -1,7 +1,7 @@
-"""What an HTTP front end needs around its routes: one shape for all errors, a limit on bodies, request ids.
+"""Wraps the routes of an HTTP front end: one form for all errors, a limit on bodies, request ids.
 
-A request runs to its end, whatever becomes of its connection: half a `CreateEndpoint` is worse than one that nobody
-waits for. All of it is plain ASGI, since Starlette's `BaseHTTPMiddleware` costs more than a whole request here.
+A request runs to its end even if its connection is closed: half a `CreateEndpoint` is worse than one that nobody waits
+for. It is plain ASGI, since Starlette's `BaseHTTPMiddleware` takes longer than a whole request here.
 """
 
 import secrets
@@ -31,8 +31,7 @@ MAX_BODY = 8 << 20
 class Failure:
     """A request that failed, in one line.
 
-    `kind`: as `NetplugError`'s, or "empty" (there is no body), "unknown" (there is no such path or method),
-    "too_large" (so is the body).
+    `kind`: as of `NetplugError`, or "empty" (no body), "unknown" (no such path or method), "too_large" (the body).
     """
 
     kind: str
@@ -44,7 +43,7 @@ Render = Callable[[Failure], Response]
 
 
 def guard(app: FastAPI, render: Render) -> None:
-    """Make all failures of an app come out by `render`, bind request ids, and refuse bodies that are too large."""
+    """Render all failures of an app by `render`, bind request ids, and refuse bodies that are too large."""
 
     async def ill_formed(_: Request, exc: Exception) -> Response:
         errors: Sequence[Mapping[str, Any]] = exc.errors() if isinstance(exc, RequestValidationError) else ()
@@ -96,7 +95,7 @@ class _Guard:
 
 
 def failure_of(exc: Exception, request_id: str) -> Failure:
-    """Say what failed in words for whoever asked, and log what they cannot mend."""
+    """Return the failure in words for the caller, and log what the caller cannot repair."""
     if isinstance(exc, Reportable) and exc.kind != "internal":
         text = _line(str(exc))
         log.info("request.refused", kind=exc.kind, error=text)
@@ -121,7 +120,7 @@ def _length(scope: Scope) -> int:
 
 
 def _limited(receive: Receive) -> Receive:
-    """Count a body that comes in chunks, without a length."""
+    """Limit a body that comes in chunks, without a length."""
     size = 0
 
     async def counting() -> Message:
@@ -147,7 +146,7 @@ def _refused(request: Request, status: int) -> Failure:
 
 
 def _ill_formed(error: Mapping[str, Any]) -> Failure:
-    """Say in plain words what pydantic found."""
+    """Return pydantic's first error in plain words."""
     path = [str(part) for part in error["loc"][1:]]
     if error["type"] == "json_invalid":
         return Failure("invalid", f"the body is not JSON (at character {path[0] if path else 0})")

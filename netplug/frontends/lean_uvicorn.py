@@ -1,4 +1,4 @@
-"""uvicorn without its command line and its supervisors of processes, which would take 1.5 MB and serve nobody here."""
+"""uvicorn without its command line and process supervisors, which take 1.5 MB and are not used here."""
 
 import sys
 from types import ModuleType
@@ -8,7 +8,7 @@ _MAIN = "uvicorn.main"
 
 
 def _instead(name: str) -> Any:
-    """Return what `uvicorn` takes from its command line for its users: the server; the rest nobody asks for."""
+    """Return the names that `uvicorn` exports from its command line: only the server is used."""
     if name == "Server":
         from uvicorn.server import Server  # noqa: PLC0415 - its package is being loaded
 

@@ -1,7 +1,7 @@
-"""netavark's plugin API 1.0.0 (podman >= 4.5): the same executable, told by arguments what to do.
+"""netavark's plugin API 1.0.0 (podman >= 4.5): the same executable, with the command in its arguments.
 
-podman keeps the networks' definitions itself and sends them with each call; there is no call for their end. So, as with
-CNI, the first call that names a network makes it. netavark leaves addresses, ports and names to the plugin.
+podman keeps the definitions of networks itself, and sends them with each call. No call tells that a network is removed.
+So, as with CNI, the first call that names a network makes it. netavark leaves addresses, ports and names to the plugin.
 """
 
 import json
@@ -34,7 +34,7 @@ _EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
 class _In(BaseModel):
-    """Newer versions may say more; what they say today is all here."""
+    """Unknown fields are ignored: newer versions may send them. All of today's are here."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -50,7 +50,7 @@ class SubnetIn(_In):
     lease_range: LeaseRangeIn | None = None
 
     def to_spec(self) -> SubnetSpec:
-        """Return it; without a gateway of its own the first address is taken."""
+        """Return the subnet. Without a gateway, its first address is taken."""
         part = self.lease_range or LeaseRangeIn()
         ends = (part.start_ip or self.subnet[0], part.end_ip or self.subnet[-1]) if part != LeaseRangeIn() else None
         return SubnetSpec(self.subnet, self.gateway, v6=self.subnet.version == 6, ends=ends)
@@ -107,9 +107,9 @@ class NetworkIn(_In):
 
 
 class PortIn(_In):
-    """`range`: so many ports from `host_port` and `container_port` on; to netavark none is one, too.
+    """`range`: number of ports, from `host_port` and `container_port` on; 0 is one, as for netavark.
 
-    `protocol` may list several with commas.
+    `protocol`: may be several, with commas between.
     """
 
     container_port: int
@@ -158,14 +158,14 @@ class _Place(_In):
 
 
 class NetavarkService:
-    """Answers netavark's calls. `domain`: see `CniService`."""
+    """Answers calls of netavark. `domain`: see `CniService`."""
 
     def __init__(self, engine: Engine, domain: str = "") -> None:
         self._engine = engine
         self._domain = domain
 
     async def answer(self, call: Call) -> Reply:
-        """Do what a call asks for."""
+        """Run the command of a call, and return the reply."""
         try:
             data = json.loads(call.stdin)
             match call.netavark:
@@ -186,10 +186,10 @@ class NetavarkService:
         return Reply(0, json.dumps(said) + "\n")
 
     async def _create(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Make a network and return its definition with the subnets that it lacked.
+        """Create a network, and return its definition with the subnets that it lacked.
 
-        Else it must come back as it was, but for who gives out addresses. Where nobody is named podman does, from a
-        list of its own: it would choose those of other runtimes' containers and of other hosts'.
+        Nothing else of it may change but the IPAM driver. If that is not given, podman gives out addresses itself, and
+        would choose addresses of other runtimes' containers and of other hosts.
         """
         wanted = NetworkIn.model_validate(data)
         spec = wanted.to_spec(self._engine.drivers)
@@ -230,7 +230,7 @@ class NetavarkService:
 
     @asynccontextmanager
     async def _joined(self, spec: NetworkSpec) -> AsyncIterator[NetworkRecord]:
-        """Yield a network as podman says that it is now; see `ImplicitNetworks.joined`."""
+        """Yield a network, changed as podman defines it now; see `ImplicitNetworks.joined`."""
         await self._engine.superseded_networks.make_room(spec)
         await self._engine.superseded_networks.follow(spec)
         async with self._engine.implicit_networks.joined(spec) as record:
@@ -242,7 +242,7 @@ class NetavarkService:
 
 
 def _routes(record: NetworkRecord, wanted: Sequence[RouteIn]) -> tuple[StaticRoute, ...] | None:
-    """Return routes beside the network's own way out; None when there are none."""
+    """Return the wanted routes, and the network's default routes; None if no routes are wanted."""
     if not wanted:
         return None
     ways = () if record.network.internal else tuple(s.gateway for s in record.network.subnets if s.gateway)
@@ -265,7 +265,7 @@ def _status(record: NetworkRecord, built: EndpointRecord, names: dns_records.Res
 
 
 def refusal(exc: Exception) -> Reply:
-    """Return the answer to a call that failed."""
+    """Return the reply to a call that failed."""
     return Reply(1, json.dumps({"error": _words(exc)}) + "\n")
 
 
@@ -275,7 +275,7 @@ def _words(exc: Exception) -> str:
         where = ".".join(map(str, error["loc"]))
         return f"{where} {wrong(dict(error))}"
     if isinstance(exc, ValueError):
-        return f"what came on stdin is not as it should be: {exc}"
+        return f"the request on stdin is malformed: {exc}"
     if isinstance(exc, CniError | StoreError) or (isinstance(exc, Reportable) and exc.kind != "internal"):
         log.info("request.refused", error=str(exc))
         return f"{exc.msg} ({exc.details})" if isinstance(exc, CniError) and exc.details else str(exc)

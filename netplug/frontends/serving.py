@@ -1,4 +1,4 @@
-"""ASGI apps on unix sockets that are bound already, by uvicorn; signals stay the daemon's."""
+"""Serves ASGI apps on bound Unix sockets, by uvicorn. The daemon keeps its signal handlers."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ def serving(app: ASGIApp, sock: socket.socket) -> AbstractAsyncContextManager[No
 
 @asynccontextmanager
 async def serving_all(*apps: tuple[ASGIApp, socket.socket]) -> AsyncIterator[None]:
-    """Serve each app on its listening socket for the time of the block; then answer what was begun and close them.
+    """Serve each app on its listening socket during the block. Then finish requests that have begun, and close.
 
     The files of the sockets are the caller's. This is uvicorn without its signal handlers, without its ten ticks a
     second, which serve the Date header and the counting of requests only, and without its way to accept.

@@ -1,8 +1,8 @@
-"""A CNI configuration as what the engine is asked for: a network, and an endpoint of it.
+"""Translates a CNI configuration into a network and an endpoint for the engine.
 
-Keys are netplug's options, or the reference plugins' where they mean the same; then they mean just that: with
-``isGateway`` said, there is a default route only if ``isDefaultGateway`` or a route says so. Without any of them the
-network is as `netplug network create` makes it.
+Keys are netplug's options, or those of the reference plugins with their meaning: with ``isGateway``, there is a default
+route only if ``isDefaultGateway`` or a route says so. Without such keys the network is as `netplug network create`
+makes it.
 """
 
 import re
@@ -34,9 +34,9 @@ _RESOLV_BYTES = 65536
 class Wanted:
     """What a configuration asks for.
 
-    `groups`, `addresses`: see `AttachSpec`. `routes` None: the network's own way out; else those, where one without a
-    gateway goes by that of the network. `default_route`: there shall be one beside `routes`. `limits`: options of the
-    endpoint. `pinned`: it keeps its MAC, whatever later plugins do. `hairpin`: see `EndpointSpec`.
+    `groups`, `addresses`, `pinned`, `hairpin`: see `EndpointSpec`. `routes` None: default routes by the network's
+    gateways; else these routes, by the network's gateway if they name none. `default_route`: add a default route to
+    `routes`. `limits`: options of the endpoint.
     """
 
     network: NetworkSpec
@@ -54,7 +54,7 @@ class Wanted:
     hairpin: bool = False
 
     def routes_in(self, net: Network, gateways: dict[int, IPAddress]) -> tuple[StaticRoute, ...] | None:
-        """Return the sandbox's routes in a network with these gateways; None for the network's own."""
+        """Return the sandbox's routes with these gateways; None for the network's own."""
         if self.routes is None:
             return None
         found = [StaticRoute(route.dst, route.gw or gateways.get(route.dst.version)) for route in self.routes]
@@ -72,7 +72,7 @@ def translate(request: Request, drivers: Drivers) -> Wanted:
     """Return what a configuration asks for.
 
     Raises:
-        CniError: 2 for what we do not do, 7 for what nobody could; nothing is passed over.
+        CniError: 2 for what we do not support, 7 for what is wrong. Nothing is ignored.
     """
     config = section(ConfigIn, request.raw)
     ipam = section(IpamIn, config.ipam or {}, "ipam") if not request.foreign_ipam else IpamIn()
@@ -108,14 +108,14 @@ def translate(request: Request, drivers: Drivers) -> Wanted:
 
 
 def _refuse_gateway(config: ConfigIn) -> None:
-    """Refuse what needs the subnet before a DHCP server named it; and the gateway is a router out there."""
+    """Refuse options that need the subnet before the DHCP server names it. The gateway is a router on the segment."""
     for key in ("isGateway", "isDefaultGateway", "ipMasq"):
         if getattr(config, key):
             raise CniError(Code.CONFIG, f"{key}=true: not with ipam.type=dhcp", "the DHCP server names the gateway")
 
 
 def _limits(config: ConfigIn, drivers: Drivers) -> dict[str, str]:
-    """Return the endpoint's options; "ingress" is what it receives, and rates as well as bursts are in bits."""
+    """Return the endpoint's options. "ingress" is what the endpoint receives. Rates and bursts are in bits."""
     asked = config.runtimeConfig.bandwidth
     if asked is None or not (asked.ingressRate or asked.egressRate):
         return {}
@@ -153,7 +153,7 @@ def _options(config: ConfigIn, drivers: Drivers) -> dict[str, str]:
 
 
 def _as_macvlan(config: ConfigIn, given: dict[str, str], ours: str) -> dict[str, str]:
-    """Read the reference's macvlan, whose ``mode`` is what we call ``macvlan_mode``."""
+    """Read a configuration of the reference's macvlan plugin: its ``mode`` is our ``macvlan_mode``."""
     mode = given.get("mode", ours)
     found = given | {"mode": ours}
     if config.master:
@@ -219,9 +219,9 @@ def _port(port: PortIn) -> PortMapping:
 
 
 def _called(request: Request, config: ConfigIn) -> list[str]:
-    """Return what a container is called: a pod's name, nerdctl's ``--name`` and ``--hostname``.
+    """Return the names of a container: the pod's name, nerdctl's ``--name`` and ``--hostname``.
 
-    nerdctl takes the beginning of the id for a hostname where none is given: that is known anyway.
+    Without ``--hostname`` nerdctl sends the beginning of the id, which is a name anyway.
     """
     labels = {**request.labels, **{label.key: label.value for label in config.args.cni.labels}}
     said = (request.args.pod, labels.get("nerdctl/name", ""), request.args.hostname, labels.get("nerdctl/hostname", ""))
@@ -245,7 +245,7 @@ def _aliases(request: Request, config: ConfigIn) -> tuple[str, ...]:
 
 
 def _routes(config: ConfigIn, ipam: IpamIn) -> tuple[tuple[RouteIn, ...] | None, bool]:
-    """Return the routes that are said, None for the network's own, and whether a default route is to be among them."""
+    """Return the routes, None for the network's own, and whether to add a default route."""
     listed = [routes for routes in (config.routes, ipam.routes) if routes is not None]
     if not listed and (config.isDefaultGateway or config.isGateway is config.isDefaultGateway is None):
         return None, False
@@ -268,7 +268,7 @@ def _dns(config: ConfigIn, ipam: IpamIn) -> Dns:
 
 
 def translate_ipam(request: Request, drivers: Drivers) -> Wanted:
-    """Return what somebody else's configuration asks of us as its IPAM: subnets, addresses, routes, names.
+    """Return what another plugin's configuration asks of us as its IPAM: subnets, addresses, routes, names.
 
     Raises:
         CniError: as `translate`; the rest of the configuration is not ours to read.
@@ -302,5 +302,5 @@ def translate_ipam(request: Request, drivers: Drivers) -> Wanted:
 
 
 def without_ipam(wanted: Wanted) -> Wanted:
-    """Return what is wanted when somebody else chooses the addresses."""
+    """Return what is wanted if another IPAM chooses the addresses."""
     return replace(wanted, network=replace(wanted.network, subnets=()), groups=(), addresses=())

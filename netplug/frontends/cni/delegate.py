@@ -1,4 +1,4 @@
-"""Somebody else's IPAM plugin, run as the specification says (section 4): whole configuration, same environment."""
+"""Another IPAM plugin, run as the specification says (section 4): whole configuration, same environment."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -14,14 +14,14 @@ from netplug.frontends.cni.result import Result
 from netplug.frontends.cni.wire import CniError, Code, Request
 
 _NOBODY = ("no more tries", "timed out", "timeout", "unable to receive")
-"""What the reference dhcp plugin's versions say when no server answered them."""
+"""Error texts of versions of the reference dhcp plugin if no server answers."""
 
 
 class Delegate:
     """The IPAM plugin that a configuration names.
 
-    `stderr`: what it said there, which goes on to the runtime. `asks_by_link`: it finds addresses by way of the
-    interface, which has to be there before it is run, and still when it is done with.
+    `stderr`: its output there, which the runtime gets. `asks_by_link`: it finds addresses by the interface, which must
+    exist before ADD, and until after DEL.
     """
 
     def __init__(self, request: Request, plugins: Plugins) -> None:
@@ -34,7 +34,7 @@ class Delegate:
         """Return the plugin's executable.
 
         Raises:
-            CniError: code 7, there is none in CNI_PATH.
+            CniError: code 7: it is not in CNI_PATH.
         """
         try:
             return self._plugins.find(self._request.foreign_ipam, self._request.env.get("CNI_PATH", ""))
@@ -42,10 +42,10 @@ class Delegate:
             raise CniError(Code.CONFIG, str(exc)) from None
 
     async def add(self) -> Result:
-        """Have addresses chosen.
+        """Run ADD, and return the addresses.
 
         Raises:
-            CniError: what the plugin answered; 100, when that is nothing to be understood.
+            CniError: the plugin's error; 100: the answer cannot be parsed.
         """
         data = await self._run("ADD")
         result = cni_result.parse(data, self._request.version)
@@ -55,23 +55,23 @@ class Delegate:
 
     @asynccontextmanager
     async def leased(self) -> AsyncIterator[Result]:
-        """Yield chosen addresses, see `add`; they are given back when the block fails."""
+        """Yield the addresses of `add`. If the block fails, DEL gives them back."""
         found = await self.add()
         try:
             yield found
         except BaseException:
-            with suppress(CniError):  # what went wrong first is what counts
+            with suppress(CniError):  # the first error counts
                 await self.run("DEL")
             raise
 
     async def run(self, command: str) -> None:
-        """Have it do something that has no result; raises as `add`."""
+        """Run a command without a result; raises as `add`."""
         await self._run(command)
 
     async def run_if_it_can(self, command: str, more: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Have it do something that plugins of an older version of the specification know nothing of.
+        """Run a command if the plugin supports the specification's version that has it.
 
-        `more`: keys of its configuration in place of those that came.
+        `more`: keys that replace those of the configuration.
         """
         known = (await self._run("VERSION")).get("supportedVersions")
         if isinstance(known, list) and self._request.version in known:

@@ -1,4 +1,4 @@
-"""How the reference dhcp plugin is asked: by its ADD, as a runtime would, with what the endpoint's own ADD said."""
+"""Asks the reference dhcp plugin for a lease again, by the ADD that the endpoint was made with."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -18,12 +18,12 @@ _KEPT = ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH")
 
 
 def dhcp_leases(engine: Engine) -> DhcpLeases:
-    """Return what keeps the leases of endpoints that CNI configurations with the dhcp plugin made."""
+    """Return the keeper of leases of all endpoints whose CNI configuration names the dhcp plugin."""
     return engine.dhcp_leases(DhcpPlugin(engine.services.plugins))
 
 
 def kept(request: Request) -> str:
-    """Return what has to be remembered of an ADD to ask its IPAM plugin again."""
+    """Return the parts of an ADD that are needed to ask its IPAM plugin again."""
     env = {key: request.env[key] for key in _KEPT if key in request.env}
     config = {key: value for key, value in request.raw.items() if key.lower() not in {"prevresult", "runtimeconfig"}}
     return json.dumps({"name": request.me, "env": env, "config": config})
@@ -35,7 +35,7 @@ def socket_of(config: Mapping[str, Any]) -> str:
 
 
 class DhcpPlugin:
-    """The client of `DhcpLeases`, by what `kept` wrote."""
+    """The client of `DhcpLeases`: reads what `kept` wrote."""
 
     def __init__(self, plugins: Plugins) -> None:
         self._plugins = plugins

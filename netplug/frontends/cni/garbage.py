@@ -1,4 +1,4 @@
-"""GC as the specification has it: what stays is read here, `engine.garbage_collection` decides, failures are joined."""
+"""GC: reads which attachments stay, has `engine.garbage_collection` free the rest, and joins the errors."""
 
 from collections.abc import Awaitable, Mapping
 from typing import Any
@@ -17,14 +17,14 @@ CODES = {
     "unreachable": Code.TRY_AGAIN,
 }
 _ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
-"""What GC must leave; the second is what the specification said until 2024."""
+"""Keys of the attachments that stay; the second was the specification's until 2024."""
 
 
 class Garbage:
-    """One GC. It goes on over failures, and tells of them at the end.
+    """One GC request. It goes on after failures, and reports them at the end.
 
     Raises:
-        CniError: the request does not say what is attached: to take that for "nothing" would cut off all.
+        CniError: the request does not list attachments. To read that as an empty list would delete all.
     """
 
     def __init__(self, request: Request) -> None:
@@ -34,18 +34,18 @@ class Garbage:
         self._errors: list[CniError] = []
 
     async def collect(self, engine: Engine, record: NetworkRecord) -> None:
-        """Free what is garbage in a network, and the network if nothing is left in it."""
+        """Free the garbage of a network, and the network if it is empty then."""
         found = await engine.garbage_collection.collect(record, self._valid, self._runtime)
         self._kept = found.kept
         self._errors += map(as_cni, found.failures)
 
     def left(self) -> Mapping[str, Any]:
-        """Return what is still attached as a plugin for which we do GC has to be told: others' endpoints too."""
+        """Return the attachments that stay, with those of other runtimes, for the IPAM plugin's own GC."""
         listed = [{"containerID": container, "ifname": ifname} for container, ifname in self._valid | self._kept]
         return {_ATTACHMENTS[0]: listed}
 
     async def gathering(self, work: Awaitable[object]) -> None:
-        """Do something, and note its failure."""
+        """Do a part of the work, and note its failure."""
         try:
             await work
         except CniError as exc:
@@ -54,7 +54,7 @@ class Garbage:
             self._errors.append(as_cni(exc))
 
     def refuse(self) -> None:
-        """Tell of the failures.
+        """Report the failures.
 
         Raises:
             CniError: there were any.
@@ -64,15 +64,15 @@ class Garbage:
 
 
 def as_cni(error: NetplugError) -> CniError:
-    """Return an error of the engine's as the specification has it."""
+    """Return an error of the engine with the specification's code."""
     return CniError(CODES.get(error.kind, Code.INTERNAL), str(error))
 
 
 def valid_attachments(request: Request) -> frozenset[tuple[str, str]]:
-    """Return (container, interface) of the attachments that GC must leave; null is none, as Go writes an empty list.
+    """Return (container, interface) of the attachments that stay. null is an empty list, as Go writes it.
 
     Raises:
-        CniError: they are not said: to take that for "none" would cut off all.
+        CniError: they are missing. To read that as an empty list would delete all.
     """
     given = {key.lower(): value for key, value in request.raw.items()}
     key = next((key for key in _ATTACHMENTS if key in given), "")

@@ -1,4 +1,4 @@
-"""`netplug-ipam`, named as ``ipam.type`` of somebody else's plugin: requests and results of `engine.leasing`."""
+"""`netplug-ipam`, the ``ipam.type`` of another plugin: requests and results of `engine.leasing`."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
@@ -14,7 +14,7 @@ from netplug.frontends.cni.wire import CniError, Code, Command, Request
 
 
 class IpamPlugin:
-    """The commands of an IPAM plugin. The caller lets one at a time work on a network."""
+    """The commands of an IPAM plugin. The caller runs one at a time for each network."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -27,7 +27,7 @@ class IpamPlugin:
         }
 
     async def do(self, request: Request) -> Result | None:
-        """Do what a request asks for; raises as `CniService.answer` expects."""
+        """Run the command of a request; raises as `CniService.answer` expects."""
         return await self._commands[request.command](request)
 
     async def _add(self, request: Request) -> Result:

@@ -19,7 +19,7 @@ def outcome(
 ) -> Result:
     """Return the result of an ADD.
 
-    `leased`: what somebody else's IPAM said. `link_of`: links of the host, for a bridge that is not ours.
+    `leased`: the result of another IPAM plugin. `link_of`: links of the host, for a bridge that is not ours.
     """
     interfaces = _interfaces(request, network, built, link_of)
     ips = addresses_of(network, built, len(interfaces) - 1 if interfaces else None, leased)

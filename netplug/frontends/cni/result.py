@@ -1,7 +1,7 @@
 """CNI results: read in any version of the specification, merged, and written in any.
 
-Inside there is one shape, that of version 1.1.0. Older ones lose what they have no field for; 0.1.0 and 0.2.0 know one
-address a family and nothing else, so what has none, or more, cannot be said in them.
+Inside, all results have the form of version 1.1.0. Older versions lose what they have no field for. 0.1.0 and 0.2.0
+have one address for each IP version and nothing else: a result with none, or more, cannot be written in them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ _FIRST_MTU = "1.1.0"
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """`sandbox`: empty on the host. `extra`: what only 1.1.0 knows, beside the MTU."""
+    """`sandbox`: empty on the host. `extra`: fields that only 1.1.0 has, beside the MTU."""
 
     name: str
     mac: str = ""
@@ -48,7 +48,7 @@ class RouteOf:
 
 @dataclass(frozen=True, slots=True)
 class Dns:
-    """What goes to resolv.conf."""
+    """Settings for resolv.conf(5)."""
 
     nameservers: tuple[str, ...] = ()
     domain: str = ""
@@ -56,7 +56,7 @@ class Dns:
     options: tuple[str, ...] = ()
 
     def render(self) -> dict[str, Any]:
-        """Return its JSON, without what is empty."""
+        """Return its JSON, without empty fields."""
         lists = {"nameservers": self.nameservers, "search": self.search, "options": self.options}
         found: dict[str, Any] = {key: list(value) for key, value in lists.items() if value}
         return found | ({"domain": self.domain} if self.domain else {})
@@ -64,7 +64,7 @@ class Dns:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an ADD made."""
+    """The result of an ADD."""
 
     interfaces: tuple[Interface, ...] = ()
     ips: tuple[Ip, ...] = ()
@@ -72,7 +72,7 @@ class Result:
     dns: Dns = field(default_factory=Dns)
 
     def after(self, previous: "Result") -> "Result":
-        """Return the result of a plugin that comes after one with `previous`: that, and what this one adds."""
+        """Return `previous`, the result of the plugin before, with this one added."""
         shift = len(previous.interfaces)
         moved = tuple(ip if ip.interface is None else replace(ip, interface=ip.interface + shift) for ip in self.ips)
         return Result(
@@ -83,7 +83,7 @@ class Result:
         )
 
     def interface(self, name: str, sandbox: str) -> int | None:
-        """Return the index of an interface in a sandbox; None when there is none."""
+        """Return the index of an interface in a sandbox; None if there is none."""
         found = (i for i, one in enumerate(self.interfaces) if (one.name, one.sandbox) == (name, sandbox))
         return next(found, None)
 
@@ -92,7 +92,7 @@ def render(result: Result, version: str) -> dict[str, Any]:
     """Return a result's JSON in a version of the specification.
 
     Raises:
-        CniError: that version cannot say it.
+        CniError: the version cannot express it.
     """
     if _older(version, _FIRST_LISTS):
         return _render_first(result, version)
@@ -153,10 +153,10 @@ def _older(version: str, than: str) -> bool:
 
 
 def parse(data: Mapping[str, Any], version: str) -> Result:
-    """Read a result of another plugin; one without a version has the configuration's.
+    """Read a result of another plugin. Without a version it has the configuration's.
 
     Raises:
-        CniError: code 6, it is none.
+        CniError: code 6: it is no result.
     """
     try:
         return _parse(data, str(data.get("cniVersion") or version))
@@ -210,7 +210,7 @@ def _address(text: str | None) -> IPAddress | None:
 
 
 def read_resolv_conf(text: str) -> Dns:
-    """Read what resolv.conf(5) says."""
+    """Read resolv.conf(5)."""
     servers: list[str] = []
     search: tuple[str, ...] = ()
     options: list[str] = []

@@ -1,6 +1,6 @@
-"""The CNI executables' socket: one connection a call, the request up to its end, the reply up to its end.
+"""The socket of the CNI executables: a connection for each call, with the whole request, then the whole reply.
 
-Not HTTP, since each millisecond of it would be half of what the executable takes to start.
+Not HTTP: it would add half of the time that the executable takes to start.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ log = structlog.get_logger(__name__)
 _CREDENTIALS = struct.Struct("3i")
 MOST_BYTES = 4 << 20
 REQUEST_S = 30.0
-"""A request is written at once; who does not must not stay for ever."""
+"""Time to send a request: executables send it at once."""
 
 
 @asynccontextmanager
 async def serving_cni(service: CniService, sock: socket.socket) -> AsyncIterator[None]:
-    """Answer calls on a listening socket for the time of the block; then finish what was begun and close it."""
+    """Answer calls on a listening socket during the block. Then finish those that have begun, and close it."""
     server = _Server(service, sock)
     accepting = asyncio.ensure_future(accept(sock, server.take))
     try:
@@ -38,7 +38,7 @@ async def serving_cni(service: CniService, sock: socket.socket) -> AsyncIterator
 
 
 class _Server:
-    """On bare sockets: asyncio's streams cost more, and forget to close who comes while they end."""
+    """Uses bare sockets: asyncio's streams take longer, and leave connections open that come while they end."""
 
     def __init__(self, service: CniService, sock: socket.socket) -> None:
         self._service = service
@@ -48,13 +48,13 @@ class _Server:
         self._working: set[asyncio.Task[None]] = set()
 
     async def take(self, connection: socket.socket) -> None:
-        """Begin to answer one."""
+        """Begin to answer a connection."""
         task = self._loop.create_task(self._serve(connection), name="netplug-cni")
         self._reading.add(task)
         task.add_done_callback(self._forget)
 
     async def finish(self, accepting: asyncio.Future[None]) -> None:
-        """Turn away who has not said yet what it wants; what a runtime asked for is done, answered or not."""
+        """Close connections without a whole request. Finish the others, even if the runtime is gone."""
         await asyncio.wait([accepting])
         self._sock.close()
         for task in self._reading:
@@ -87,10 +87,10 @@ class _Server:
         return netavark.refusal(error) if call.netavark else refusal(error, "")
 
     async def _read(self, connection: socket.socket) -> bytes:
-        """Return a request. One that is too long is not read to its end.
+        """Return a request. A request that is too long is not read to its end.
 
         Raises:
-            TimeoutError: it does not come to its end.
+            TimeoutError: it has no end.
         """
         parts: list[bytes] = []
         size = 0

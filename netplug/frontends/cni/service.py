@@ -1,8 +1,8 @@
-"""The CNI plugin's commands, as use cases of the engine.
+"""Translates the CNI plugin's commands into use cases of the engine.
 
-State is keyed by (network's name, container, interface): DEL works from what is remembered, whatever is left of the
-namespace, the configuration or the previous result. A network is made by the first ADD that names it, unless Docker or
-`netplug network create` made it before; the last GC, or `netplug network rm`, takes it away.
+State is keyed by network name, container and interface. DEL works from the records, even if namespace, configuration
+or previous result are gone. The first ADD that names a network makes it, unless Docker or `netplug network create` did.
+The last GC, or `netplug network rm`, deletes it.
 """
 
 import json
@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 
 class CniService:
-    """Answers calls of the executable. `domain`: of the name server's names; empty where none runs."""
+    """Answers calls of the executable. `domain`: the name server's; empty if none runs."""
 
     def __init__(self, engine: Engine, domain: str = "") -> None:
         self._engine = engine
@@ -57,7 +57,7 @@ class CniService:
         }
 
     async def answer(self, call: Call) -> Reply:
-        """Do what a call asks for."""
+        """Run the command of a call, and return the reply."""
         if call.netavark:
             return await self._netavark.answer(call)
         version, foreign = "", None
@@ -102,7 +102,7 @@ class CniService:
             return await self._attach(request, wanted, previous, leased)
 
     async def _refuse_sandbox(self, request: Request) -> None:
-        """Refuse a namespace that is none, or the host's own, before anything is changed."""
+        """Refuse a path that is no namespace, or is the host's own, before anything is changed."""
         try:
             await self._engine.kernel.sandboxes.find(request.netns)
         except NetplugError as exc:
@@ -118,7 +118,7 @@ class CniService:
             return self._outcome(request, wanted, previous, leased, network, built)
 
     async def _attach_first(self, request: Request, wanted: Wanted, previous: Result, foreign: Delegate) -> Result:
-        """Attach a link without addresses, have them found by way of it, and give them to it."""
+        """Attach a link without addresses, have the IPAM plugin find addresses by it, and add them to it."""
         daemon = await self.leases.daemon_at(socket_of(request.raw))
         async with (
             self._networks.joined(wanted.network) as network,
@@ -131,7 +131,7 @@ class CniService:
 
     @asynccontextmanager
     async def _attached(self, spec: AttachSpec) -> AsyncIterator[EndpointRecord]:
-        """Yield an attached endpoint, which goes again when the block fails."""
+        """Yield an attached endpoint. It is deleted again if the block fails."""
         built = await self._engine.endpoints.attach(spec)
         try:
             yield built
@@ -204,7 +204,7 @@ def endpoint_id(request: Request) -> str:
 
 
 def _former_addresses(request: Request) -> list[IPAddress]:
-    """Return the addresses in the result of the endpoint's ADD; no runtime need remember it."""
+    """Return the addresses in the result of the endpoint's ADD; a DEL need not have it."""
     before = request.get("prevResult")
     try:
         return [ip.address.ip for ip in result.parse(before, request.version).ips] if isinstance(before, dict) else []
@@ -252,7 +252,7 @@ def _spec(request: Request, wanted: Wanted, record: NetworkRecord, leased: Resul
 
 
 def _with_routes(wanted: Wanted, leased: Result) -> Wanted:
-    """Add the routes of somebody else's IPAM; as with ours, they take the place of the network's own way out."""
+    """Add the routes of another IPAM plugin. As with ours, they replace the default routes by the gateways."""
     if not leased.routes:
         return wanted
     theirs = tuple(RouteIn(dst=route.dst, gw=route.gw) for route in leased.routes)
@@ -260,7 +260,7 @@ def _with_routes(wanted: Wanted, leased: Result) -> Wanted:
 
 
 def _foreign_subnets(leased: Result) -> tuple[SubnetSpec, ...]:
-    """Return the subnets of a network whose addresses somebody else's IPAM gives out."""
+    """Return the subnets of a network whose addresses another IPAM plugin gives out."""
     found: dict[Any, SubnetSpec] = {}
     for ip in leased.ips:
         net = ip.address.network
@@ -270,7 +270,7 @@ def _foreign_subnets(leased: Result) -> tuple[SubnetSpec, ...]:
 
 
 def refusal(exc: Exception, version: str) -> Reply:
-    """Return the answer to a call that failed; `version`: the configuration's, as far as it is known."""
+    """Return the reply to a call that failed. `version`: the configuration's; empty if it is not known."""
     if isinstance(exc, CniError):
         error = exc
     elif isinstance(exc, StoreError):

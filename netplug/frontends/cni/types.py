@@ -1,7 +1,7 @@
 """The network configuration of CNI, as the specification and the reference plugins have it.
 
 Keys are matched in any case, as Go's decoder does: containerd and nerdctl send ``HostPort`` where the specification
-says ``hostPort``. What a key asks for is done or refused by name, never passed over.
+says ``hostPort``. A key is supported or refused by name, never ignored.
 """
 # ruff: noqa: N815 - the names are those of the wire
 
@@ -47,7 +47,7 @@ class RangeIn(_Section):
 
 
 class IpamIn(_Section):
-    """Our own allocator's section, with host-local's keys; `dataDir` is host-local's, and of no use here."""
+    """The section of our own IPAM, with host-local's keys. `dataDir` is host-local's, and has no effect."""
 
     type: str = ""
     ranges: tuple[tuple[RangeIn, ...], ...] = ()
@@ -60,7 +60,7 @@ class IpamIn(_Section):
     dataDir: str = ""
 
     def sets(self) -> tuple[tuple[RangeIn, ...], ...]:
-        """Return the sets of ranges, of each of which an endpoint gets an address; the single one comes first."""
+        """Return the sets of ranges: an endpoint gets one address of each set. The single range comes first."""
         if self.subnet is None:
             return self.ranges
         single = RangeIn(subnet=self.subnet, rangeStart=self.rangeStart, rangeEnd=self.rangeEnd, gateway=self.gateway)
@@ -91,7 +91,7 @@ class PortIn(_Section):
 
 
 class BandwidthIn(_Section):
-    """Bits a second, and bits."""
+    """Rates in bits per second, bursts in bits."""
 
     ingressRate: Annotated[int, Field(ge=0)] = 0
     ingressBurst: Annotated[int, Field(ge=0)] = 0
@@ -141,8 +141,8 @@ Zero = Annotated[int, Field(ge=0, le=0)]
 class ConfigIn(_Section):
     """The plugin object.
 
-    Its own options are in `model_extra`, to be read by the options table. Then come the keys of the reference plugins;
-    a `Literal` is the one value that we can do, or that says what we do anyway.
+    netplug's own options are in `model_extra`. The fields are the keys of the reference plugins. A `Literal` is the
+    only value that we support.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -188,7 +188,7 @@ def section(model: type[_M], data: Any, where: str = "") -> _M:
     """Read an object of the configuration.
 
     Raises:
-        CniError: 2 for a key that we do not know, or a value of the reference's that we do not do; else 7.
+        CniError: 2: an unknown key, or a value of the reference plugins that we do not support; else 7.
     """
     try:
         return model.model_validate(data)

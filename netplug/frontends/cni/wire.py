@@ -1,7 +1,7 @@
-"""What a runtime says to a CNI plugin: environment, the frame of the configuration, and the errors that it understands.
+"""CNI's protocol: environment, the common keys of the configuration, and the errors that a runtime understands.
 
-What it says is read here as far as every command needs it, `types` has the rest: DEL must succeed with whatever is
-left of a configuration.
+Only keys that each command needs are read here, since DEL must succeed with whatever is left of a configuration.
+`types` has the others.
 """
 
 import json
@@ -42,7 +42,7 @@ class Code(IntEnum):
 
 
 class CniError(Exception):
-    """What a plugin answers in place of a result."""
+    """The answer of a plugin in place of a result."""
 
     def __init__(self, code: int, msg: str, details: str = "") -> None:
         super().__init__(f"{msg}: {details}" if details else msg)
@@ -69,8 +69,8 @@ _NAMED = frozenset({Command.ADD, Command.DEL, Command.CHECK})
 class Call:
     """One start of the executable. `name`: its file's name, `env`: its CNI variables, `stdin`: a configuration.
 
-    `pid`: of the process that it became; 0 where nobody knows. By netavark it is told what to do in arguments; these
-    are in `env` too, see `netplug.frontends.cni.shim`.
+    `pid`: of its process; 0: not known. netavark gives the command as arguments: they are in `env` too, see
+    `netplug.frontends.cni.shim`.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Call:
 
     @property
     def netavark(self) -> str:
-        """What netavark wants to have done; empty when it is not it who calls."""
+        """The command of netavark; empty if the caller is not netavark."""
         return self.env.get("NETAVARK_COMMAND", "")
 
     @classmethod
@@ -98,7 +98,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the executable shall do: print on stdout and stderr, and end with the code."""
+    """What the executable prints on stdout and stderr, and its exit code."""
 
     code: int
     stdout: str = ""
@@ -111,7 +111,7 @@ class Reply:
 
     @classmethod
     def parse(cls, data: bytes) -> "Reply | None":
-        """Read what `render` wrote; None when it is nothing, since the daemon died over it."""
+        """Read what `render` wrote; None if there is nothing, since the daemon died."""
         head, newline, rest = data.partition(b"\n")
         if not newline:
             return None
@@ -120,12 +120,12 @@ class Reply:
 
 
 _HOSTNAME = "NERDCTL_CNI_DHCP_HOSTNAME"
-"""In which nerdctl says how a container sees itself (``--hostname``, else the beginning of its id)."""
+"""Argument with nerdctl's ``--hostname``, else the beginning of the container's id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Args:
-    """CNI_ARGS, as far as we know them."""
+    """The known keys of CNI_ARGS."""
 
     ip: str = ""
     mac: str = ""
@@ -136,10 +136,10 @@ class Args:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A call whose environment is in order.
+    """A call with a valid environment.
 
-    `me`: the executable's name. `type`: the plugin that the configuration is for: me, unless I am its IPAM. `raw`: the
-    configuration as it came. `caller`: who asks. `labels`: what nerdctl noted of the container, and sends to nobody.
+    `me`: the executable's name. `type`: the plugin of the configuration: `me`, or another one whose IPAM we are. `raw`:
+    the configuration as it came. `caller`: the runtime. `labels`: nerdctl's of the container, which it sends to nobody.
     """
 
     command: Command
@@ -158,17 +158,17 @@ class Request:
 
     @property
     def ipam(self) -> str:
-        """The IPAM plugin, empty when the configuration names none."""
+        """The IPAM plugin; empty if the configuration names none."""
         kind = self.get("ipam", "type")
         return kind if isinstance(kind, str) else ""
 
     @property
     def foreign_ipam(self) -> str:
-        """The IPAM plugin if it is somebody else's."""
+        """The IPAM plugin if it is not ours."""
         return "" if self.ipam in {self.me, OWN_IPAM} else self.ipam
 
     def get(self, *path: str) -> Any:
-        """Return what the configuration has under keys in any case; None when there is nothing."""
+        """Return the configuration's value under these keys, in upper or lower case; None if there is none."""
         found: Any = self.raw
         for key in path:
             found = _any_case(found, key) if isinstance(found, dict) else None
@@ -182,7 +182,7 @@ def _any_case(data: Mapping[str, Any], key: str) -> Any:
 
 
 def read(call: Call, runtimes: Runtimes = _NOBODY) -> Request:
-    """Check a call's environment and the frame of its configuration. `runtimes`: tell who calls.
+    """Check a call's environment and the common keys of its configuration. `runtimes`: tell who calls.
 
     Raises:
         CniError: codes 1, 4, 6, 7.
@@ -223,7 +223,7 @@ def read(call: Call, runtimes: Runtimes = _NOBODY) -> Request:
 
 
 def caller_of(call: Call, runtimes: Runtimes) -> Caller:
-    """Return who asks."""
+    """Return the runtime that calls."""
     return Caller(call.pid, runtimes.calling_runtime(call.pid)) if call.pid else Caller()
 
 
@@ -241,7 +241,7 @@ def _ifname(env: Mapping[str, str]) -> str:
     if not value:
         raise CniError(Code.ENVIRONMENT, "required env variables [CNI_IFNAME] missing")
     if not 1 <= len(value.encode()) <= 15 or value in {".", ".."} or any(c in "/:" or c.isspace() for c in value):
-        raise CniError(Code.ENVIRONMENT, f"invalid CNI_IFNAME {value[:80]!r}: not a name of 1 to 15 signs")
+        raise CniError(Code.ENVIRONMENT, f"invalid CNI_IFNAME {value[:80]!r}: not a name of 1 to 15 characters")
     return value
 
 
@@ -265,7 +265,7 @@ def _check_version(version: object, command: Command) -> None:
 
 
 def _args(text: str, *, strict: bool) -> Args:
-    """Read CNI_ARGS; the unknown is refused, as by the reference, unless the runtime says to ignore it."""
+    """Read CNI_ARGS. As in the reference plugins, unknown keys are refused unless IgnoreUnknown is set."""
     pairs = dict(item.partition("=")[::2] for item in text.split(";") if item)
     lenient = pairs.pop("IgnoreUnknown", "").lower() in {"1", "true"} or not strict
     known = {"IP", "MAC", "GATEWAY", "K8S_POD_NAME", "K8S_POD_NAMESPACE", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"}

@@ -17,7 +17,7 @@ _KNOWN_OPTIONS = frozenset({"name"})
 
 
 class Capabilities(Wire):
-    """With the replay dockerd tells us after a crash what it still has, and activates us before anything else."""
+    """With replay, dockerd repeats after a crash what it still has, and activates us before anything else."""
 
     RequiresMACAddress: bool = False
     RequiresRequestReplay: bool = True
@@ -98,7 +98,7 @@ class IpamDriver:
     """The methods of the protocol, each one use case of the engine."""
 
     def __init__(self, engine: Engine, container_of: ContainerOf = container_unknown) -> None:
-        """`container_of`: infers which container asks, where Docker does not tell."""
+        """`container_of`: infers which container asks, if Docker does not tell."""
         self._pools = engine.pools
         self._container_of = container_of
 
@@ -143,5 +143,5 @@ class IpamDriver:
 
 
 def _address(text: str) -> IPAddress:
-    """Read an address; with a prefix length too, as some versions of Docker's tools write it."""
+    """Read an address. Some versions of Docker's tools add a prefix length."""
     return interface(text, "address").ip if "/" in text else address(text, "address")

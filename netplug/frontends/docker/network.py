@@ -1,9 +1,8 @@
 """The Docker front end: libnetwork's remote driver protocol ("NetworkDriver") and the plugin handshake.
 
-dockerd tells a plugin everything once and nothing twice, says of some things never that they ended, and repeats a
-request without its body when a connection breaks. So the deletes here succeed for what does not exist, and imply each
-other; nothing is published before ProgramExternalConnectivity; and no handler ever asks dockerd anything, since dockerd
-holds locks while it waits for us.
+dockerd tells a plugin everything once, does not tell the end of some objects at all, and repeats a request without its
+body if a connection breaks. So deletes succeed for what does not exist, and imply each other. Nothing is published
+before ProgramExternalConnectivity. No handler asks dockerd anything, since dockerd holds locks while it waits for us.
 """
 
 import json
@@ -29,7 +28,7 @@ OnReady = Callable[[str], Awaitable[None]]
 
 
 async def nothing_to_do(sandbox: str) -> None:
-    """Let a sandbox that is ready be."""
+    """Do nothing for a sandbox that is ready."""
 
 
 def docker_app(
@@ -41,16 +40,16 @@ def docker_app(
 ) -> FastAPI:
     """Return the plugin's app.
 
-    `on_activate` is called when dockerd has started; it may only schedule work, as dockerd waits for the answer.
-    `on_ready` is told of the sandbox when Docker asks how an endpoint fares, which engine 28 and later do before the
-    container starts. `container_of`: infers which container asks for an address of a pool.
+    `on_activate`: called when dockerd has started. It may only schedule work, since dockerd waits for the answer.
+    `on_ready`: called with the sandbox when Docker asks for the state of an endpoint; engine 28 and later do so before
+    the container starts. `container_of`: infers which container asks for an address of a pool.
     """
     app = FastAPI(title="netplug Docker plugin", strict_content_type=False, redirect_slashes=False)
     guard(app, _render)
     network, ipam, repeats = NetworkDriver(engine, on_ready), IpamDriver(engine, container_of), Repeats()
 
     async def activate() -> wire.Activated:
-        """Docker asks once in a dockerd's life: it was restarted, and repeats its IPAM requests now."""
+        """Note that dockerd has started: it asks once in its life, and repeats its IPAM requests now."""
         engine.allocator.begin_session()
         engine.publishing.begin_session()
         on_activate()
@@ -68,7 +67,7 @@ def _route(app: FastAPI, path: str, method: Callable[..., Awaitable[wire.Wire]])
 
 
 def _render(failure: Failure) -> Response:
-    """Both keys, since NetworkDriver reads `Err` and IpamDriver `Error`; and never 200, where the wrong one is lost."""
+    """Write both keys: NetworkDriver reads `Err`, IpamDriver `Error`. Never with 200, where the wrong key is lost."""
     body = json.dumps({"Err": failure.text, "Error": failure.text})
     return Response(body, _STATUS.get(failure.kind, 500), media_type="application/json")
 
@@ -81,7 +80,7 @@ class NetworkDriver:
         self._on_ready = on_ready
 
     def methods(self) -> dict[str, Callable[..., Awaitable[wire.Wire]]]:
-        """Return the methods by their names in the protocol, the busiest first: routes are searched in order."""
+        """Return the methods by their names in the protocol. The busiest come first: routes are searched in order."""
         return {
             "CreateEndpoint": self.create_endpoint,
             "Join": self.join,
@@ -104,7 +103,7 @@ class NetworkDriver:
         return wire.NetworkCapabilities()
 
     async def ignore(self) -> wire.Empty:
-        """Hear of the nodes of a swarm, none of which we need."""
+        """Ignore the nodes of a swarm."""
         return wire.Empty()
 
     async def refuse_swarm(self) -> wire.Empty:
@@ -117,7 +116,7 @@ class NetworkDriver:
     # Networks
 
     async def skip_gateways(self, request: wire.GwAllocCheck) -> wire.GatewaysSkipped:
-        """Refuse bad options already here, before Docker has asked IPAM for anything."""
+        """Refuse bad options here, before Docker asks IPAM for anything."""
         drivers = self._engine.drivers
         skip = not drivers.named(drivers.parse(request.raw()).mode).gateway
         return wire.GatewaysSkipped(SkipIPv4=skip, SkipIPv6=skip)
@@ -178,7 +177,7 @@ class NetworkDriver:
         )
 
     def _network(self, ident: str) -> NetworkRecord:
-        """Return the network with exactly this id: for users a name or the beginning of an id will do, here not."""
+        """Return the network with exactly this id: names and beginnings of ids are for users."""
         if record := self._engine.registry.find_network(ident):
             return record
         self._engine.quarantine.refuse(ident)
@@ -187,7 +186,7 @@ class NetworkDriver:
 
 @contextmanager
 def absent_is_success() -> Iterator[None]:
-    """Take "there is none" for an answer: Docker deletes things twice, and things that it only believes in."""
+    """Take "not_found" as success: Docker deletes objects twice, and objects that never existed."""
     try:
         yield
     except NetplugError as exc:

@@ -1,4 +1,4 @@
-"""Callers that ask the same again and again and get the same answer: dockerd does so for ever, and says nothing."""
+"""Detects a caller that repeats a request with the same answer: dockerd does so forever, without a log line."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -10,19 +10,19 @@ import structlog
 log = structlog.get_logger(__name__)
 
 MANY = 50
-"""As often no caller asks the same within `SPAN_S` that gets on with its work."""
+"""Repetitions within `SPAN_S` that no healthy caller reaches."""
 SPAN_S = 10.0
 
 
 class Repeats:
-    """Counts what is asked with one answer, and has it in the log once in `SPAN_S`."""
+    """Counts requests with the same answer, and logs a repeated one once in `SPAN_S`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last: dict[str, tuple[str, int, float]] = {}
 
     def note(self, method: str, asked: str, answer: str) -> None:
-        """Take a request that was answered."""
+        """Count a request that was answered."""
         text, now = f"{asked} -> {answer}", self._clock()
         before, count, since = self._last.get(method, ("", 0, now))
         if text != before or now - since > SPAN_S:
@@ -32,7 +32,7 @@ class Repeats:
             log.warning("request.repeated", method=method, times=MANY, in_s=round(now - since, 1), request=text[:400])
 
     def noting(self, method: str, work: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        """Return the same work, counted."""
+        """Return the method, with its requests counted."""
 
         @wraps(work)
         async def counted(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The remote driver's JSON, as dockerd writes and reads it: its field names, and a `to_spec` each.
+"""The remote driver's JSON, as dockerd writes and reads it: its field names, and a `to_spec` for each request.
 
-Types are checked here by pydantic; what the texts say (addresses, ports) is checked by `to_spec`, in plain words.
-Optional fields may be absent or null, since Go's `omitempty` and nil maps make them so.
+pydantic checks types. `to_spec` checks the contents of strings (addresses, ports), with errors in plain words. Optional
+fields may be absent or null, because of Go's `omitempty` and nil maps.
 """
 
 from collections.abc import Mapping
@@ -36,13 +36,13 @@ _MAC = regex(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 
 
 class Wire(BaseModel):
-    """What all messages have in common: unknown fields are those of a later Docker."""
+    """The base of all messages. Unknown fields are ignored: a later Docker may send them."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Empty(Wire):
-    """``{}``: done."""
+    """``{}``: success."""
 
 
 # Requests: networks
@@ -57,7 +57,7 @@ class IpamData(Wire):
     AuxAddresses: dict[str, str] | None = None
 
     def to_spec(self) -> SubnetSpec | None:
-        """Return the subnet; None when there are to be no addresses."""
+        """Return the subnet; None if the network has no addresses."""
         if self.AddressSpace == NO_IPAM:
             return None
         pool = parse_network(self.Pool[:80], what="subnet")
@@ -74,7 +74,7 @@ class IpamData(Wire):
 class NetworkOptions(Wire):
     """Options of a network; ``-o key=value`` lie in `generic`, a flag without a value has the value "".
 
-    Docker's ``enable_ipv4`` and ``enable_ipv6`` say no more than the subnets do.
+    Docker's ``enable_ipv4`` and ``enable_ipv6`` follow from the subnets, and are not read.
     """
 
     generic: dict[str, str] | None = Field(default=None, alias="com.docker.network.generic")
@@ -85,7 +85,7 @@ class NetworkOptions(Wire):
 
 
 class GwAllocCheck(Wire):
-    """Docker 28 asks before IPAM does whether the network wants gateway addresses."""
+    """Docker 28 asks, before IPAM, whether the network needs gateway addresses."""
 
     Options: NetworkOptions | None = None
 
@@ -138,19 +138,19 @@ class PortBinding(Wire):
 
 
 class SandboxOptions(Wire):
-    """What Docker knows of a container's ports; everything else it says is for its own drivers."""
+    """A container's ports. All other keys are for Docker's own drivers."""
 
     portmap: list[PortBinding] | None = Field(default=None, alias="com.docker.network.portmap")
 
     def ports(self) -> tuple[PortMapping, ...] | None:
-        """Return the published ports; None when nothing is said of them."""
+        """Return the published ports; None if the request has no port map."""
         if self.portmap is None:
             return None
         return tuple(dict.fromkeys(item.to_spec() for item in self.portmap))
 
 
 class EndpointOptions(SandboxOptions):
-    """As `SandboxOptions`, and every ``--driver-opt`` lies flat beside Docker's own keys."""
+    """As `SandboxOptions`, with each ``--driver-opt`` flat beside Docker's own keys."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -245,7 +245,7 @@ class ChosenInterface(Wire):
 
 
 class EndpointCreated(Wire):
-    """Only what the request left open: Docker refuses a driver that repeats what it was told."""
+    """Only values that the request left open: Docker refuses an answer that repeats given ones."""
 
     Interface: ChosenInterface
 
@@ -276,9 +276,9 @@ class StaticRoute(Wire):
 
 
 class Joined(Wire):
-    """What the sandbox gets: without `InterfaceName` no interface.
+    """The sandbox's side of the endpoint. Without `InterfaceName` it gets no interface.
 
-    Without a gateway Docker adds an interface on docker_gwbridge, unless `DisableGatewayService` says no.
+    Without a gateway Docker adds an interface on docker_gwbridge, unless `DisableGatewayService` is set.
     """
 
     InterfaceName: LinkName | None = None
@@ -308,7 +308,7 @@ class Joined(Wire):
 
 
 class OperInfo(Wire):
-    """What nobody is shown (Docker looks only for Go types in it), but ``curl`` and a debugger are."""
+    """Values for ``curl`` and debuggers: Docker shows none of them (it looks for Go types)."""
 
     Value: dict[str, str | list[str]]
 

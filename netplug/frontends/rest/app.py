@@ -1,7 +1,7 @@
-"""The REST API of our own, on a unix socket: what the command `netplug` speaks with.
+"""netplug's REST API on a Unix socket, which the command `netplug` uses.
 
-Errors are ``{"error": {"kind", "message", "hint"}}`` with a status by kind. Kind "unreachable" is the store's: the
-daemon is there, but cannot do anything.
+Errors are ``{"error": {"kind", "message", "hint"}}``, with a status for each kind. Kind "unreachable" is about the
+store: the daemon runs, but can change nothing.
 """
 
 import os
@@ -43,7 +43,7 @@ STATUS = {
 
 
 class Reconciler(Protocol):
-    """What compares the kernel with the records."""
+    """Compares the kernel with the records."""
 
     async def diff(self) -> list[Difference]: ...
 
@@ -54,7 +54,7 @@ DockerKnows = Callable[[str], Awaitable[bool | None]]
 
 
 async def nobody_asked(network_id: str) -> None:
-    """Say that Docker does not answer."""
+    """Answer that Docker does not answer."""
 
 
 def api_app(
@@ -70,9 +70,8 @@ def api_app(
 ) -> FastAPI:
     """Return the app.
 
-    `domain`: of the names of `names`, the name server; empty where none runs. `host`: the name under which this
-    host's endpoints are listed. `docker_knows`: tells whether Docker has a network, None while it does not
-    answer.
+    `names`: the name server. `domain`: of its names; empty if none runs. `host`: the name of this host in lists.
+    `docker_knows`: tells whether Docker has a network, None while Docker does not answer.
     """
     app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
     service = _Api(engine, reconciler, host, version, docker_knows, cluster, domain)
@@ -147,7 +146,7 @@ class _Api:
         return wire.Endpoints(endpoints=found, note=note)
 
     def _endpoints(self, network_id: str | None) -> tuple[list[wire.EndpointOut], str]:
-        """Return the endpoints of all hosts, or of this one and why no others."""
+        """Return the endpoints of all hosts; or those of this host, and a note why others are missing."""
         registry, exposure, note = self._engine.registry, self._engine.exposure, ""
         names = {record.network.id: record.network.name for record in registry.networks()}
         found = [
@@ -185,7 +184,7 @@ class _Api:
         return ipam_wire.Pools(pools=pools)
 
     async def _held(self, pool: Pool) -> list[ipam_wire.Held]:
-        """Return the leases of a pool: those of all hosts, as far as the store that they share can be reached."""
+        """Return the leases of a pool: of all hosts if the shared store can be reached, else of this one."""
         if self._cluster is not None and pool.space == GLOBAL:
             try:
                 found = await self._cluster.leases_of(pool.id)
@@ -241,7 +240,7 @@ def _router(api: _Api, names: NamesApi) -> APIRouter:
 
 
 class _Route(APIRoute):
-    """Answers what we have more to say of than `guard`: hints, the store, and what is wrong with a body."""
+    """Answers failures with more than `guard` does: hints, errors of the store, and the wrong field of a body."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -276,7 +275,7 @@ def _refusal(kind: str, message: str, hint: str = "") -> JSONResponse:
 
 
 def _explain(exc: RequestValidationError, where: str) -> str:
-    """Return the first thing that is wrong with a request, with the field's path."""
+    """Return the first error of a request, with the field's path."""
     error = exc.errors()[0]
     if error["type"] == "json_invalid":
         return f"the body is not JSON: {error['ctx']['error']}"
@@ -298,6 +297,6 @@ _BODIES: Mapping[str, type[BaseModel]] = {
 
 
 def _fields(where: str, path: str) -> list[str]:
-    """Return the names of the fields at a place of a body."""
+    """Return the names of the fields at a path of a body."""
     part = path.partition(".")[0] if "." in path else where.rpartition("/")[2]
     return list(_BODIES[part].model_fields) if part in _BODIES else []

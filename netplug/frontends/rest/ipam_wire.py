@@ -1,4 +1,4 @@
-"""The bodies of the REST API that tell of addresses: pools, leases, and what is wrong with them."""
+"""The bodies of the REST API about addresses: pools, leases, findings of the audit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from netplug.ipam.pool import Pool, Usage
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A lease, and the name of the host that has it. `here`: it is this one, or all are."""
+    """A lease, and the name of its host. `here`: that is this host, or all hosts."""
 
     lease: Lease
     host: str
@@ -39,7 +39,7 @@ class LeaseOut(BaseModel):
 
     @classmethod
     def of(cls, held: "Held", names: Mapping[str, str]) -> Self:
-        """`names`: present names of networks and endpoints by id; those in the lease are of when it was taken."""
+        """`names`: present names of networks and endpoints by id; the lease has those of its begin."""
         lease, owner = held.lease, held.lease.owner
         # Another host's endpoint may have an id of one here.
         known = held.here and owner.kind is not OwnerKind.AUX
@@ -90,7 +90,7 @@ class PoolOut(BaseModel):
 
 
 class FindingOut(BaseModel):
-    """`address` is empty when it is the whole pool."""
+    """`address`: empty if the finding is about the pool."""
 
     subnet: str
     address: str

@@ -1,4 +1,4 @@
-"""The part of our own API that is of names: what there are, and what one is to whom."""
+"""The REST API of the name server: lists names, counts queries, answers a query as a container would get it."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
@@ -42,7 +42,7 @@ class Names(Protocol):
 
 
 class NameOut(BaseModel):
-    """`names`: the first is the one that addresses lead back to. `services`: such as ``http/tcp:80``."""
+    """`names`: the first one is that of PTR records. `services`: such as ``http/tcp:80``."""
 
     network: str
     names: list[str]
@@ -68,11 +68,11 @@ class NamesOut(BaseModel):
 
 
 class StatsOut(BaseModel):
-    """What became of the questions from a network since the daemon's start.
+    """Counts of queries from a network since the daemon's start.
 
-    `answers`: by code (NOERROR, NXDOMAIN, …), those that are not 0. `outward`: questions that went on to an upstream
-    unless it had said before. `strangers`: of addresses that nobody of the network has. `dropped`: no answers, or
-    answers that could not be sent. `faults`: our own.
+    `answers`: by code (NOERROR, NXDOMAIN, …), those that are not 0. `outward`: queries for external names, sent
+    to an upstream or answered from the cache. `strangers`: from addresses that no endpoint of the network has.
+    `dropped`: without an answer, or whose answer could not be sent. `faults`: internal errors.
     """
 
     network: str
@@ -99,7 +99,7 @@ class AllStatsOut(BaseModel):
 
 
 class QueryIn(BaseModel):
-    """`name` may be an address, which is then asked for by PTR. `networks`: those that the asker is in."""
+    """`name`: may be an address, then the query is for PTR. `networks`: those of the container that asks."""
 
     name: str = Field(min_length=1, max_length=1024)
     type: str = Field(default="A", max_length=16)
@@ -114,7 +114,7 @@ class RecordOut(BaseModel):
 
 
 class AnswerOut(BaseModel):
-    """`code`: NOERROR, NXDOMAIN, … `why`: what that means; there where there are no answers."""
+    """`code`: NOERROR, NXDOMAIN, … `why`: the reason, if there are no answers."""
 
     code: str
     answers: list[RecordOut]
@@ -129,7 +129,7 @@ class AnswerOut(BaseModel):
 
 
 class NamesApi:
-    """Its methods; `names` None where no name server runs."""
+    """The methods. `names` None: no name server runs."""
 
     def __init__(self, engine: Engine, names: Names | None) -> None:
         self._engine = engine
@@ -200,6 +200,6 @@ def _answer(packet: dnslib.DNSRecord) -> AnswerOut:
 
 
 def _reason(packet: dnslib.DNSRecord) -> str:
-    """Return the words of an extended error (RFC 8914 §2); empty for none."""
+    """Return the text of an extended DNS error (RFC 8914 §2); empty if there is none."""
     options = [option for rr in packet.ar if rr.rtype == dnslib.QTYPE.OPT for option in rr.rdata]
     return next((option.data[2:].decode(errors="replace") for option in options if option.code == EXTENDED_ERROR), "")

@@ -1,7 +1,7 @@
 """The bodies of the REST API. Their field names are a contract: `netplug … --json` prints them.
 
-Records know networks and endpoints by what they were built from; here is what a user wants to see of them. What a
-user sends is checked as far as it can be without knowing the host; unknown fields are refused by name.
+Answers have the parts of records that a user wants to see. Requests are checked as far as possible without knowing the
+host. Unknown fields are refused by name.
 """
 
 import re
@@ -31,7 +31,9 @@ _MOST = 1024
 
 def _name(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise ValueError(f"{text[:80]!r} is not a name: 1 to 128 letters, digits, '_', '.' or '-', no sign first")
+        raise ValueError(
+            f"{text[:80]!r} is not a name: 1 to 128 letters, digits, '_', '.' or '-', beginning with a letter or digit"
+        )
     return text
 
 
@@ -43,7 +45,7 @@ def _mac(text: str) -> str:
 
 def _ifname(text: str) -> str:
     if not 1 <= len(text.encode()) <= 15 or text in {".", ".."} or any(c in "/:%" or c.isspace() for c in text):
-        raise ValueError(f"{text[:80]!r} is not an interface name of 1 to 15 signs")
+        raise ValueError(f"{text[:80]!r} is not an interface name of 1 to 15 characters")
     return text
 
 
@@ -102,7 +104,7 @@ class SubnetIn(_In):
 
 
 class NetworkIn(_In):
-    """`ipv6`: both families; a subnet is chosen of the one that has none. `options`: as of ``-o key=value``.
+    """`ipv6`: both IP versions; a subnet is chosen for one without. `options`: as of ``-o key=value``.
 
     `cluster`: on all hosts; the mode is then overlay, unless another is given that can be that.
     """
@@ -203,9 +205,9 @@ class NetworkOut(BaseModel):
 
 
 class EndpointOut(BaseModel):
-    """`interface`: its name in the sandbox, where we gave it. `ports`: as in ``0.0.0.0:8080->80/tcp``.
+    """`interface`: its name in the sandbox, if we gave it. `ports`: such as ``0.0.0.0:8080->80/tcp``.
 
-    Of one on another host `sandbox`, `interface` and `ports` are empty.
+    `sandbox`, `interface` and `ports` of an endpoint on another host are empty.
     """
 
     id: str
@@ -265,7 +267,7 @@ class EndpointOut(BaseModel):
 
 
 class NetworkDetail(NetworkOut):
-    """`note`: why endpoints are missing, if so; nothing of it is part of the network."""
+    """`note`: why endpoints are missing; empty if none are."""
 
     endpoints: list[EndpointOut] = []
     note: str = ""
@@ -277,7 +279,7 @@ class RouteOut(BaseModel):
 
 
 class DnsOut(BaseModel):
-    """For resolv.conf; empty where the name server cannot be reached."""
+    """For resolv.conf(5); empty if the sandbox cannot reach the name server."""
 
     nameservers: list[str]
     search: list[str]
@@ -329,9 +331,9 @@ class DifferenceOut(BaseModel):
 
 
 class HostOut(BaseModel):
-    """A host of the cluster. `vtep`: None when its record is unreadable; `me`: it is the one that answers.
+    """A host of the cluster. `vtep`: None if its record is unreadable. `me`: it is the host that answers.
 
-    `notes`: what is wrong with it.
+    `notes`: its faults.
     """
 
     id: str
