@@ -26,7 +26,7 @@ def test_a_cloned_disk_harms_nobody_and_has_a_way_out() -> None:
                 assert "is not admitted" in member.cli("host", "ls")
             with namespace(host) as place:
                 code, text = refused(clone, "attach", net, "--netns", place.name)
-                assert (code, "this host is not admittedto the cluster" in text) == (3, True)
+                assert (code, "this host is not admitted to the cluster" in text) == (3, True)
             # Not while the original's daemon is being updated either, whose containers go on.
             one.netplug.stop()
             clone.netplug.restart()

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netplug.frontends import accept as accepting
-from netplug.frontends.accept import accept
+from netplug.frontends.accept import RETRY_S, accept
 
 
 class Full(socket.socket):
@@ -29,7 +28,7 @@ async def test_who_connects_without_a_descriptor_waits_and_nobody_is_busy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(accepting.log, "warning", lambda event, **_: said.append(event))
+    monkeypatch.setattr("netplug.frontends.accept.log.warning", lambda event, **_: said.append(event))
     path = str(tmp_path / "sock")
     with Full(socket.AF_UNIX) as sock:
         sock.bind(path)
@@ -45,7 +44,7 @@ async def test_who_connects_without_a_descriptor_waits_and_nobody_is_busy(
             with socket.socket(socket.AF_UNIX) as client, socket.socket(socket.AF_UNIX) as other:
                 client.connect(path)
                 other.connect(path)
-                await asyncio.sleep(2.5 * accepting.RETRY_S)
+                await asyncio.sleep(2.5 * RETRY_S)
                 assert (taken, sock.asked <= 4, said) == ([], True, ["connections.waiting"])
                 sock.full = False
                 async with asyncio.timeout(5):

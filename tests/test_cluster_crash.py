@@ -17,7 +17,7 @@ from clustered import kernel_of, reached_by
 from engine_host import Died, Fuse, MortalKernel, MortalStore
 from etcd_server import Member, needs_etcd
 
-from netplug.cluster import hosts as forgetting
+from netplug.cluster import hosts
 from netplug.cluster.claims import SharedLeases
 from netplug.cluster.cluster import Cluster
 from netplug.cluster.identity import AdmissionGate, Identity, Machine
@@ -195,7 +195,7 @@ def _emptied(etcd: Member) -> Iterator[None]:
 async def test_death_in_the_middle_leaves_one_story(
     case: tuple[tuple[Act, ...], Act], etcd: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forgetting, "OPS_PER_TXN", 1)  # as where there is much to forget
+    monkeypatch.setattr(hosts, "OPS_PER_TXN", 1)  # as where there is much to forget
     changes = 0
     async with Host(2, etcd).there() as other, other.living():
         while not await _die(case, changes, other, etcd):

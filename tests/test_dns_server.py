@@ -16,8 +16,7 @@ import pytest_asyncio
 from dns_packets import opt, query, read, view, zones
 from engine_host import until
 
-from netplug.dns import batch, wire
-from netplug.dns import tcp as streams
+from netplug.dns import batch, tcp, wire
 from netplug.dns.pending import Client
 from netplug.dns.server import Listener, open_sockets
 from netplug.dns.slow_path import reply
@@ -230,8 +229,8 @@ async def test_tcp_of_rubbish_is_closed_or_answered(served: Served, data: bytes)
 async def test_tcp_silence_is_closed_and_others_are_served(
     served: Served, begun: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "IDLE_S", 0.3)
-    monkeypatch.setattr(streams, "MESSAGE_S", 0.1)
+    monkeypatch.setattr(tcp, "IDLE_S", 0.3)
+    monkeypatch.setattr(tcp, "MESSAGE_S", 0.1)
     silent, loop = await served.tcp(), asyncio.get_running_loop()
     await loop.sock_sendall(silent, begun)
     busy = await served.tcp(OTHER)
@@ -241,7 +240,7 @@ async def test_tcp_silence_is_closed_and_others_are_served(
 
 
 async def test_tcp_drip_has_the_time_of_one_message(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MESSAGE_S", 0.2)
+    monkeypatch.setattr(tcp, "MESSAGE_S", 0.2)
     sock, loop = await served.tcp(), asyncio.get_running_loop()
     started = loop.time()
 
@@ -275,7 +274,7 @@ async def test_tcp_asker_that_goes_hears_no_more(served: Served) -> None:
 
 
 async def test_tcp_asker_that_does_not_read_is_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_MAX_UNREAD", 10_000)
+    monkeypatch.setattr(tcp, "_MAX_UNREAD", 10_000)
     sock, loop = await served.tcp(), asyncio.get_running_loop()
     flood = framed(*[query("nosuch.blue.netplug.internal")] * 500)
 
@@ -289,7 +288,7 @@ async def test_tcp_asker_that_does_not_read_is_closed(served: Served, monkeypatc
 
 
 async def test_tcp_connections_of_one_asker_are_limited(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MAX_PER_CLIENT", 3)
+    monkeypatch.setattr(tcp, "MAX_PER_CLIENT", 3)
     kept = [await served.tcp() for _ in range(3)]
     await until(lambda: len(served.listener._streams._connections) == 3)
     assert await closed(await served.tcp())
@@ -306,7 +305,7 @@ async def test_tcp_connections_of_one_asker_are_limited(served: Served, monkeypa
 async def test_tcp_connections_are_counted_by_who_asks_whichever_address_is_used(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_PER_CLIENT", 3)
+    monkeypatch.setattr(tcp, "MAX_PER_CLIENT", 3)
     # In a sandbox of Docker all of 127.0.0.0/8 is the container's own.
     served.listener.everyone = view(served.zones, "blue")
     for address in (ME, OTHER):
@@ -325,8 +324,8 @@ async def test_tcp_connections_are_counted_by_who_asks_whichever_address_is_used
 async def test_tcp_connections_are_limited_in_total_and_who_has_most_makes_room(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_CONNECTIONS", 4)
-    connections = streams.Connections()
+    monkeypatch.setattr(tcp, "MAX_CONNECTIONS", 4)
+    connections = tcp.Connections()
     others = Served(address="127.0.9.7")
     for one in (served, others):
         one.listener._streams._all = connections
@@ -347,7 +346,7 @@ async def test_tcp_connections_are_limited_in_total_and_who_has_most_makes_room(
 
 
 async def test_tcp_waits_where_no_descriptor_is_left(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "PAUSE_S", 0.05)
+    monkeypatch.setattr(tcp, "PAUSE_S", 0.05)
     accepted: list[None] = []
     accept = served.listener._streams._accept
     monkeypatch.setattr(served.listener._streams, "_accept", lambda: (accepted.append(None), accept()))

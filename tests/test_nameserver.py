@@ -17,8 +17,7 @@ from dns_packets import query, read
 from dns_upstreams import Upstream, address_of
 from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, SANDBOX, Host, tcp, until
 
-from netplug.dns import forward_rules as rules
-from netplug.dns import wire
+from netplug.dns import forward_rules, wire
 from netplug.dns.forward_rules import NO_FORWARDING, Rule
 from netplug.dns.question import Question
 from netplug.dns.server import Listener, open_sockets
@@ -27,7 +26,7 @@ from netplug.docker.resolver import SandboxResolvers
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import Resolver
 from netplug.engine.records import Description, FrontEnd, NetworkSpec, SubnetSpec
-from netplug.names.dns_records import of_other, resolving, services
+from netplug.names.dns_records import remote_entry, resolving, services
 from netplug.names.server import NameServer
 
 WEB = Description("c0ffee" * 10, "web", ("www",), "inner", ("80/tcp",), details=True)
@@ -160,9 +159,9 @@ async def test_short_id_is_of_the_ids_own_digits(host: Host, server: NameServer,
 
 def test_other_hosts_names_are_told_apart_from_ids() -> None:
     address = (ip_address("10.1.0.9"),)
-    found = of_other("x", ("web", "www", "3a5d5fd21a47"), address, ())
+    found = remote_entry("x", ("web", "www", "3a5d5fd21a47"), address, ())
     assert (found.names, found.short) == (("web", "www"), "3a5d5fd21a47")
-    assert of_other("x", ("web",), address, ()).short == ""
+    assert remote_entry("x", ("web",), address, ()).short == ""
 
 
 async def test_names_are_there_in_the_next_life(host: Host, server: NameServer, conf: Path) -> None:
@@ -285,7 +284,7 @@ async def test_upstreams_follow_resolv_conf_and_internal_networks_have_none(
 
 def says(conf: Path, server: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have resolv.conf say a server, in which there are no ports."""
-    monkeypatch.setattr(rules, "PORT", server.server.port)
+    monkeypatch.setattr(forward_rules, "PORT", server.server.port)
     conf.write_text(f"nameserver {server.server.address}\n")
 
 

@@ -7,8 +7,7 @@ import structlog
 
 from netplug.cluster.allocation import gateways_of
 from netplug.cluster.claims import drop_all
-from netplug.cluster.records import ENDPOINTS, MEMBERS, NETWORKS, Definition, as_put
-from netplug.cluster.records import parse as parse_record
+from netplug.cluster.records import ENDPOINTS, MEMBERS, NETWORKS, Definition, as_put, parse
 from netplug.cluster.view import View, name_of
 from netplug.drivers.naming import short
 from netplug.engine.records import FrontEnd, NetworkRecord
@@ -38,7 +37,7 @@ class Catalogue:
         found = {}
         for record in (await self._store.range(NETWORKS))[0]:
             try:
-                found[record.key.removeprefix(NETWORKS)] = parse_record(Definition, record)
+                found[record.key.removeprefix(NETWORKS)] = parse(Definition, record)
             except StoreError as exc:
                 log.warning("record.poisoned", key=record.key, error=str(exc))
         return found

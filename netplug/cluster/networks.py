@@ -17,8 +17,7 @@ from netplug.cluster.allocation import completed, free_subnet, gateways_of, refu
 from netplug.cluster.catalogue import Catalogue
 from netplug.cluster.claims import SharedLeases
 from netplug.cluster.identity import AdmissionGate
-from netplug.cluster.records import GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put
-from netplug.cluster.records import parse as parse_record
+from netplug.cluster.records import GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put, parse
 from netplug.cluster.view import View
 from netplug.drivers.api import Scope
 from netplug.drivers.naming import short
@@ -179,7 +178,7 @@ class Definitions:
     @asynccontextmanager
     async def _joins_refused(self, ident: str, stored: Record) -> AsyncIterator[Definition]:
         """Refuse joins of a network during the block, and afterwards unless the block fails."""
-        key, definition = NETWORKS + ident, parse_record(Definition, stored)
+        key, definition = NETWORKS + ident, parse(Definition, stored)
         # From now on no endpoint can be published: that compares this record.
         marked = {**stored.value, "deleting": True, "deleter": self._me}
         revision = await self._store.txn([Compare(key, stored.revision)], [Put(key, marked)])
@@ -346,7 +345,7 @@ class Definitions:
         stored = await self._store.get(NETWORKS + ident)
         if stored is None or not stored.value.get("deleting"):
             return  # the view is out of date
-        definition = replace(parse_record(Definition, stored), deleting=False, deleter="")
+        definition = replace(parse(Definition, stored), deleting=False, deleter="")
         log.warning("network.half_deleted", network=short(ident), name=definition.name)
         try:
             await self.catalogue.refuse_used(ident, definition.name)

@@ -140,7 +140,9 @@ class Peering:
                 continue
             key, entry = f"{ident}@{host}", None
             if advert is not None and advert.names and (host, ident) in accepted:
-                entry = dns_records.of_other(key, advert.names, advert.addresses, advert.ports, healthy=advert.healthy)
+                entry = dns_records.remote_entry(
+                    key, advert.names, advert.addresses, advert.ports, healthy=advert.healthy
+                )
             self.names.learn(here, key, entry)
 
     def _report_refused(self, built: Mapping[str, NetworkRecord]) -> None:

@@ -20,12 +20,12 @@ def entry(record: EndpointRecord) -> Entry | None:
     if not (names or short) or not record.linked:
         return None
     addresses = tuple(address.ip for address in record.endpoint.addresses)
-    whole = tuple(filter(None, (whole_name(record),)))
+    whole = tuple(filter(None, (qualified_name(record),)))
     served = tuple(services(ports_of(record)))
     return Entry(record.endpoint.id, names, addresses, served, record.healthy, short, whole)
 
 
-def of_other(
+def remote_entry(
     ident: str,
     names: Iterable[str],
     addresses: Iterable[IPAddress],
@@ -52,11 +52,11 @@ def names_of(record: EndpointRecord) -> tuple[str, ...]:
     """
     short = short_id(record.container)
     ident = "" if short else record.container
-    called = (record.name, *record.aliases, record.hostname, whole_name(record), ident)
+    called = (record.name, *record.aliases, record.hostname, qualified_name(record), ident)
     return tuple(dict.fromkeys(name.lower() for name in called if name and name != short))
 
 
-def whole_name(record: EndpointRecord) -> str:
+def qualified_name(record: EndpointRecord) -> str:
     """Return a container's own host name with its domain; empty if it has no domain."""
     return f"{record.hostname}.{record.domainname}".lower() if record.hostname and record.domainname else ""
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from netplug.engine.host_services import Plugins
 from netplug.errors import NetplugError
-from netplug.frontends.cni import result as cni_result
 from netplug.frontends.cni.config import DHCP
-from netplug.frontends.cni.result import Result
+from netplug.frontends.cni.result import Result, parse
 from netplug.frontends.cni.wire import CniError, Code, Request
 
 _NOBODY = ("no more tries", "timed out", "timeout", "unable to receive")
@@ -48,7 +47,7 @@ class Delegate:
             CniError: the plugin's error; 100: the answer cannot be parsed.
         """
         data = await self._run("ADD")
-        result = cni_result.parse(data, self._request.version)
+        result = parse(data, self._request.version)
         if not result.ips:
             raise CniError(Code.CONFIG, f"IPAM plugin {self._request.foreign_ipam!r} returned missing IP config")
         return result
