@@ -1,7 +1,7 @@
-"""What a network is made of: pure functions from networks and endpoints to plans.
+"""Drivers: pure functions that compute plans from networks and endpoints.
 
-Import it as ``netplug.drivers``. The folder lies at the top of the tree and is linked into the package; imported
-under its bare name there would be two copies of every class, so that is refused.
+Import it as ``netplug.drivers``. The directory is at the top of the tree and linked into the package. An import as
+``drivers`` is refused, since it would create a second copy of each class.
 """
 
 if __name__ == "drivers":

@@ -1,9 +1,9 @@
-"""Frozen dataclasses to JSON and back, by their annotations.
+"""Converts frozen dataclasses to JSON and back, by their annotations.
 
-Plans and records are stored, so that a later version can take down what an earlier one built. The codec knows
-just the types that they use: strings, numbers, booleans, enums, `ipaddress` objects, tuples, mappings of strings and
-nested dataclasses; a class with `to_json` and `from_json` of its own (`Plan`) is asked instead. A key that this
-version does not know is an error, one that is missing takes its default.
+Plans and records are stored, so that a later version can remove what an earlier one built. The codec supports only the
+types that they use: strings, numbers, booleans, enums, `ipaddress` objects, tuples, mappings of strings and nested
+dataclasses. A class may have its own `to_json` and `from_json`, as `Plan`. An unknown key is an error; a missing one
+gets its default.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ JsonObject: TypeAlias = dict[str, Json]
 _T = TypeVar("_T")
 
 OMIT_DEFAULT = {"omit_default": True}
-"""Metadata of a field that is left out at its default, so that earlier versions can read what does not need it."""
+"""Metadata of a field that is not stored if it has its default. So earlier versions can read records without it."""
 
 _IP = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
 _PARSERS: Mapping[type, Any] = {
@@ -64,7 +64,7 @@ def encode(value: object) -> Json:
         return [encode(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}
-    if to_json := getattr(value, "to_json", None):  # not a Protocol's isinstance, which takes longer than all the rest
+    if to_json := getattr(value, "to_json", None):  # getattr(), since isinstance() of a Protocol is slow
         return cast("Json", to_json())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         omitted = _omitted_defaults(type(value))
@@ -74,16 +74,16 @@ def encode(value: object) -> Json:
 
 
 def decode(cls: type[_T], data: Json) -> _T:
-    """Return the instance of dataclass `cls` that `encode` wrote as `data`.
+    """Return the instance of dataclass `cls` from the `data` that `encode` returned.
 
     Raises:
-        ValueError: `data` is not the form of `cls`.
+        ValueError: `data` does not match `cls`.
     """
     return cast("_T", _decoder(cast("Any", cls))(data))
 
 
 def decode_known(cls: type[_T], data: Json) -> _T | None:
-    """Return what `decode` would, without the fields that this version does not know; None when that is not enough."""
+    """Return what `decode` does, but ignore unknown fields; None if a required field is missing or invalid."""
     if not isinstance(data, dict):
         return None
     hints = _hints(cast("Any", cls))
@@ -95,7 +95,7 @@ def decode_known(cls: type[_T], data: Json) -> _T | None:
 
 @cache
 def _decoder(cls: type[Any]) -> Callable[[Any], Any]:
-    """Return what `decode` does for a class; its parts are looked up once, since a plan may have thousands of steps."""
+    """Return the decoder of a class. It is built once, since a plan may have thousands of steps."""
     readers, needed = _readers(cast("Any", cls)), _needed(cast("Any", cls))
 
     def read(data: Any) -> Any:
@@ -108,7 +108,7 @@ def _decoder(cls: type[Any]) -> Callable[[Any], Any]:
         try:
             return cls(**{name: readers[name](item) for name, item in data.items()})
         except (TypeError, KeyError, AttributeError) as exc:
-            raise ValueError(f"{cls.__name__} has a value of the wrong kind: {exc}") from exc
+            raise ValueError(f"{cls.__name__} has a value of the wrong type: {exc}") from exc
 
     return read
 
@@ -137,7 +137,7 @@ def _readers(cls: type[Any]) -> dict[str, Callable[[Any], Any]]:
 
 @cache
 def _reader(kind: Any) -> Callable[[Any], Any]:
-    """Return what makes a value of this kind out of its stored form; found once, since records have many."""
+    """Return the decoder of a type. It is built once, since records have many values."""
     origin = get_origin(kind)
     if origin in {Union, types.UnionType}:
         kinds = get_args(kind)
@@ -158,7 +158,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     if hasattr(kind, "from_json"):
         return cast("Callable[[Any], Any]", kind.from_json)
     if dataclasses.is_dataclass(kind):
-        return partial(decode, cast("type", kind))  # which reads the kinds of its fields when it is needed
+        return partial(decode, cast("type", kind))  # resolves its fields at the first use
     return partial(_plain, kind)
 
 

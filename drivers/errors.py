@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What sort of error it is; front ends choose status and exit codes by it, never by text."""
+    """The kind of an error. Front ends derive status and exit codes from it, never from the text."""
 
     INVALID = "invalid"
     EXISTS = "exists"
@@ -14,12 +14,12 @@ class Kind(StrEnum):
 
 
 class DriverError(Exception):
-    """The network or endpoint cannot be built as asked.
+    """A network or endpoint cannot be built as requested.
 
     Args:
         kind: see `Kind`.
-        message: object, value and limit, in lower case and without a full stop.
-        hint: what the user can do about it.
+        message: names object, value and limit; lower case, no full stop.
+        hint: how the user can fix it.
     """
 
     def __init__(self, kind: Kind, message: str, *, hint: str = "") -> None:

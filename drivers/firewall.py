@@ -1,26 +1,26 @@
-"""Firewall state of bridge networks: constant chains over sets, and a map of published ports.
+"""Firewall of bridge networks: constant chains, ipsets, and a map of published ports.
 
-All that is per network lies in sets, so that the rules a packet meets do not grow with networks or endpoints, and
-attaching a container without published ports touches no rule. Only a bridge that the user named has rules of its own,
-which lead what it receives to the chains:
+Networks are members of sets. So the number of rules for a packet does not grow with networks or endpoints, and a
+container without published ports changes no rule. Only a bridge that the user named has rules of its own, which jump to
+the chains:
 
 ==================  ===============  ======================================================================
 set                 type             members
 ==================  ===============  ======================================================================
 ``netplug-netN``    hash:net,iface   (subnet, bridge) of each subnet
 ``netplug-iccN``    hash:net,iface   the same, where containers may talk to each other
-``netplug-outN``    hash:net,iface   the same, where there is a way out and in (all but internal networks)
-``netplug-masqN``   hash:net         subnets that leave under the host's address
-``netplug-ifN``     hash:net,iface   (everything, bridge) of bridges that the user named
+``netplug-outN``    hash:net,iface   the same, for networks with external access (all but internal ones)
+``netplug-masqN``   hash:net         subnets that are masqueraded
+``netplug-ifN``     hash:net,iface   (all addresses, bridge) of bridges that the user named
 ==================  ===============  ======================================================================
 
-"Is this link ours?" is answered by its name, ``np-+``; only bridges with a name of the user's own are in a set, since
-the kernel holds no more than 64 links of one prefix in a hash:net,iface.
+Our links are matched by their name, ``np-+``. Only bridges that the user named are in a set, since a hash:net,iface has
+at most 64 links for one prefix.
 
-A set with an interface matches ``src,src`` on the link a packet came by and ``dst,dst`` on the one it leaves by
-(ipset(8)). ``src,dst`` thus reads "from a subnet whose bridge is the way out": the test for "stays within its network"
-that also holds for bridged frames, which pass here under ``bridge-nf-call-iptables=1``. (``physdev`` would be shorter,
-but its use loads br_netfilter and so changes every bridge of the host: it stands only where that is loaded.)
+In a set with an interface, ``src,src`` matches the input link and ``dst,dst`` the output link (ipset(8)). So
+``src,dst`` means "from a subnet whose bridge is the output link": the packet stays in its network. That also holds for
+bridged frames with ``bridge-nf-call-iptables=1``. (``physdev`` would be shorter, but it loads br_netfilter, which
+affects all bridges of the host. So it is used only where br_netfilter is loaded.)
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,13 +62,13 @@ DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
 """Docker's chain (until 28) that drops what would enter one of its own bridges; later versions drop in `raw`."""
 
 RESOLVER_PORT = 25353
-"""Where the name server listens at each gateway address: below the kernel's own choice, and nobody's by IANA."""
+"""Port of the name server at each gateway address. It is below the ephemeral ports, and unassigned by IANA."""
 
 _MOST_PORTS = 15
-"""Of a rule (iptables-extensions(8), multiport)."""
+"""Limit of a rule with multiport (iptables-extensions(8))."""
 _ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 UNSPECIFIED: Mapping[int, IPAddress] = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
-"""All addresses of a host, by IP version."""
+"""The unspecified address of each IP version. As a host address it means all addresses."""
 _LOOPBACK4, _LOOPBACK6 = "127.0.0.0/8", ip_address("::1")
 _ON_LINK = {4: ("224.0.0.0/4", "255.255.255.255/32"), 6: ("fe80::/10", "ff00::/8")}
 _SETS = {
@@ -81,12 +81,12 @@ _SETS = {
 
 
 def base(families: Sequence[int], host: HostFacts) -> Plan:
-    """Return the sets, chains and jumps that all networks share."""
+    """Return the sets, chains and jumps of all networks."""
     return Plan(tuple(step for family in families for step in _base(family, host)))
 
 
 def routed(families: Sequence[int], host: HostFacts) -> Plan:
-    """Return what all networks share that the host routes for: `base`, and forwarding."""
+    """Return the plan of all routed networks: `base`, and IP forwarding."""
     plan = base(families, host)
     for family in families:
         plan += routing.forwarding(family, host)
@@ -115,29 +115,29 @@ def _base(family: int, host: HostFacts) -> tuple[Step, ...]:
 
 
 def _received(family: int, links: str) -> tuple[Jump, ...]:
-    """Return the jumps of what comes by `links` to the host itself, or on to others.
+    """Return the jumps for packets from `links` to the host itself, and to the raw table.
 
-    A rule for a bridge that the user named, in place of a set: all that the host receives would be looked up there, the
-    frames of tunnels too.
+    A bridge that the user named has rules instead of a set: all packets to the host, also those of tunnels, would be
+    looked up in the set.
     """
     raw = (Jump(4, "raw", "PREROUTING", f"-i {links} -j {RAW}"),) if family == 4 else ()
     return (*raw, Jump(family, "filter", "INPUT", f"-i {links} -j {INPUT}"))
 
 
 def _from(family: int) -> tuple[str, str]:
-    """Return the two tests for "came by a bridge of ours"."""
+    """Return the two matches for an input link of ours."""
     return f"-i {BRIDGES}+", _match("if", family, "src,src")
 
 
 def _into(family: int) -> tuple[str, str]:
-    """Return the two tests for "leaves by a bridge of ours"."""
+    """Return the two matches for an output link of ours."""
     return f"-o {BRIDGES}+", _match("if", family, "dst,dst")
 
 
 def _forward(family: int) -> tuple[str, ...]:
-    """Tell by direction what comes from a network of ours, and what goes to one.
+    """Return the rules that sort packets into those from our networks and those to them.
 
-    On a bridge that the user lent us others have theirs: they are as strangers are, but on the link itself.
+    A bridge of the user may have other hosts. Their packets are treated as foreign, except on the link itself.
     """
     return (
         f"-i {BRIDGES}+ -j {FROM}",
@@ -149,10 +149,9 @@ def _forward(family: int) -> tuple[str, ...]:
 
 
 def _from_ours(family: int, host: HostFacts, *, docker_isolation: bool) -> tuple[str, ...]:
-    """Decide on what comes from a network of ours; what is left goes out, or to others on a bridge of the user's.
+    """Return the rules for packets from our networks. Accepted packets leave, or reach other hosts on a user's bridge.
 
-    A source that is not of the network, as one of an internal network, goes nowhere, whatever connection it claims to
-    belong to.
+    A packet from an internal network, or with a source outside its network, is dropped before connections are matched.
     """
     return (
         *(f"{into} -j {AMONG}" for into in _into(family)),
@@ -169,9 +168,9 @@ def _addresses_of_store(family: int, host: HostFacts) -> list[IPAddress]:
 
 
 def _ports_of_store(family: int, host: HostFacts, *, here: bool = False) -> tuple[str, ...]:
-    """Return the end of a rule that refuses the ports of the store; none where it has no address of this family.
+    """Return the end of a rule that rejects the store's ports; nothing if it has no address of this IP version.
 
-    `here`: those of a store on this host. It may well listen at all its addresses, however we reach it.
+    `here`: for a store on this host. It may listen on all addresses of the host.
     """
     own = {address.ip for address, _ in host.addresses}
     if here:
@@ -183,11 +182,10 @@ def _ports_of_store(family: int, host: HostFacts, *, here: bool = False) -> tupl
 
 
 def _among(family: int) -> tuple[str, ...]:
-    """Decide on what goes from one network of ours to another, or stays in one.
+    """Return the rules for packets within a network of ours, or between two of them.
 
-    Containers may send ICMP errors about connections that they know by hearsay. Conntrack finds such a connection and
-    calls them related, whoever they are from. So what goes among networks is that to published ports and its answers,
-    errors of whoever answers too.
+    A container may forge ICMP errors about other connections. Conntrack marks them RELATED, whatever their source is.
+    So between networks, only packets to published ports, their replies, and errors in the reply direction are accepted.
     """
     return (
         f"{_match('icc', family, 'src,src')} {_match('icc', family, 'src,dst')} -j ACCEPT",
@@ -201,7 +199,7 @@ def _among(family: int) -> tuple[str, ...]:
 
 
 def _into_ours(family: int) -> tuple[str, ...]:
-    """Decide on what comes from elsewhere to a network of ours."""
+    """Return the rules for packets to our networks from other sources."""
     return (
         "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         f"{_match('out', family, 'dst,dst')} -m conntrack --ctstate DNAT -j ACCEPT",
@@ -210,18 +208,18 @@ def _into_ours(family: int) -> tuple[str, ...]:
 
 
 def _link(family: int, *, bridged: bool) -> tuple[str, ...]:
-    """Let pass what bridges of ours forward as frames, where those come here, and routers do not forward.
+    """Return the rules for link-local packets, which a bridge forwards and a router does not.
 
-    A packet from a link-local address is routed back into the link that it came by (Linux `ip6_forward`), past ports
-    that are isolated. So it passes only if it is to a group, of neighbour discovery (whose receivers insist on a hop
-    limit that no router has touched, RFC 4861), or known to be bridged.
+    Linux routes a packet with a link-local source back into its input link (`ip6_forward`), which bypasses isolated
+    ports. So such a packet is accepted only if it is multicast, neighbour discovery (receivers check that its hop limit
+    is 255, RFC 4861), or known to be bridged.
     """
     if family == 4:
-        # A client that has no address yet asks for one (RFC 2131).
-        asks = "-s 0.0.0.0/32 -d 255.255.255.255/32 -j ACCEPT"
-        # Those that Docker gives (``--link-local-ip``) and tells nobody (RFC 3927); no bridge has a route to them.
+        # A DHCP client without an address (RFC 2131).
+        dhcp = "-s 0.0.0.0/32 -d 255.255.255.255/32 -j ACCEPT"
+        # Docker's ``--link-local-ip`` (RFC 3927), of which plugins are not told. No bridge has a route to them.
         local = "-s 169.254.0.0/16 -d 169.254.0.0/16"
-        return (asks, *(f"{local} {leaves} -j ACCEPT" for leaves in _into(4)))
+        return (dhcp, *(f"{local} {leaves} -j ACCEPT" for leaves in _into(4)))
     return (
         *(f"-s {source} -d ff02::/16 -j ACCEPT" for source in ("fe80::/10", "::/128")),
         *(f"-s fe80::/10 -p ipv6-icmp -m icmp6 --icmpv6-type {kind} -j ACCEPT" for kind in (135, 136)),
@@ -230,17 +228,17 @@ def _link(family: int, *, bridged: bool) -> tuple[str, ...]:
 
 
 def _input(family: int, host: HostFacts) -> tuple[str, ...]:
-    """Let internal networks speak to the host at their own gateway alone, and ask none of its resolvers for names.
+    """Return the rules for packets to the host: internal networks reach only their own gateway, and no DNS resolver.
 
-    A resolver of the host would carry their questions out, whatever address of the host's it is asked at: group and
-    link-local ones are of the link. From a link-local address nobody asks one; which network it is of cannot be told.
-    Our own name server, which does not, is reached behind a firewall that lets nobody else in too.
+    A resolver on the host would forward their queries to the outside, on any address of the host, multicast and
+    link-local ones included. A link-local source does not identify its network, so its queries are dropped. Our own
+    name server does not forward queries of internal networks. It is accepted, also if the host's firewall drops others.
     """
     own = f"-m set ! --match-set netplug-net{family} dst,src"
     internal = f"-m set ! --match-set netplug-out{family} src,src"
     protocols = (Proto.TCP, Proto.UDP)
     return (
-        # On a bridge of the user's, others have theirs.
+        # Other hosts on a bridge of the user.
         f"! -i {BRIDGES}+ -m set ! --match-set netplug-net{family} src,src -j RETURN",
         *(f"-p tcp {ports}" for ports in _ports_of_store(family, host, here=True)),
         *(f"-p {proto} {internal} -m multiport --dports 53,853 -j DROP" for proto in protocols),
@@ -255,7 +253,7 @@ def _input(family: int, host: HostFacts) -> tuple[str, ...]:
 
 def _snat(family: int) -> tuple[str, ...]:
     return (
-        # Published port reached from the container itself or a neighbour: the answer must come back through us.
+        # Hairpin: a container uses a published port of itself or a neighbour. The reply must return through the host.
         f"-m conntrack --ctstate DNAT {_match('net', family, 'src,dst')} -j MASQUERADE",
         *(f"-s {_LOOPBACK4} {leaves} -j MASQUERADE" for leaves in _into(family) if family == 4),
         f"-m set --match-set netplug-masq{family} src -m set ! --match-set netplug-net{family} src,dst -j MASQUERADE",
@@ -263,11 +261,12 @@ def _snat(family: int) -> tuple[str, ...]:
 
 
 def _raw() -> tuple[str, ...]:
-    """``route_localnet`` on our bridges is for the host's own packets: containers may not use it (CVE-2020-8558).
+    """Return the rules that drop loopback addresses from containers (CVE-2020-8558).
 
-    Whoever leads something else here, as a rule of an earlier version may, drops none of the host's own by that.
+    ``route_localnet`` of our bridges is only for the host's own packets. The rules match our links, so they drop no
+    packets of the host, even if a rule of an earlier version jumps here for all links.
     """
-    return tuple(f"{end} {_LOOPBACK4} {came} -j DROP" for end in ("-d", "-s") for came in _from(4))
+    return tuple(f"{end} {_LOOPBACK4} {link} -j DROP" for end in ("-d", "-s") for link in _from(4))
 
 
 def _match(name: str, family: int, flags: str) -> str:
@@ -292,7 +291,7 @@ def network(net: Network, bridge: str) -> Plan:
 
 
 def single_address(net: Network, address: IPNetwork, gateways: Sequence[IPInterface], link: str) -> Plan:
-    """Return the set members of a single address behind a link of its own, and of the host's addresses there."""
+    """Return the set members for a container with a link of its own: its address, and the host's addresses there."""
     names = ["net", *["out"] * (not net.internal)]
     steps: list[Step] = [Member(f"netplug-{name}{address.version}", address, link) for name in names]
     steps += [Member(f"netplug-net{it.version}", it.network, link) for it in gateways if it.version == address.version]
@@ -302,7 +301,7 @@ def single_address(net: Network, address: IPNetwork, gateways: Sequence[IPInterf
 
 
 def catch_all(chain: str, address: IPAddress) -> Chain:
-    """Return a chain that leads to `address` what no socket of the host wants; clients on the link alone stay out."""
+    """Return a chain that translates to `address` what no socket of the host accepts. It skips link-local clients."""
     family = address.version
     local = ("-s fe80::/10 -j RETURN",) if family == 6 else ()
     protocols = (Proto.TCP, Proto.UDP)
@@ -321,10 +320,10 @@ def catch_all(chain: str, address: IPAddress) -> Chain:
 def host_addresses(
     mapping: PortMapping, addresses: Iterable[IPAddress], *, relayed: bool = True
 ) -> list[tuple[IPAddress, IPAddress]]:
-    """Return the host addresses that a mapping is published on, each with that of the container which it leads to.
+    """Return the host addresses of a published port, each with the container address that it maps to.
 
-    Without a host address of its own those are all of IPv4 and all of IPv6, whichever the container has: for clients of
-    the other version this process relays, as it does for ::1, if it holds the ports (`relayed`). It does not for SCTP.
+    Without a host address in the mapping, they are 0.0.0.0 and ::. The container may lack one IP version. Its clients
+    are relayed by this process, as are those of ::1, if it has bound the ports (`relayed`). SCTP is not relayed.
     """
     inside: dict[int, IPAddress] = {}
     for address in addresses:
@@ -338,27 +337,27 @@ def host_addresses(
 
 
 def check_port(net: Network, ep: Endpoint, mapping: PortMapping) -> None:
-    """Refuse a mapping with a host address from which nothing leads to the endpoint; see `host_addresses`."""
+    """Refuse a mapping whose host address cannot map to the endpoint; see `host_addresses`."""
     host = mapping.host_address
     if host is None:
         return
     words = f"port {mapping} cannot be published"
     if host.is_multicast or (host.version == 6 and host.is_link_local):
-        raise DriverError(Kind.INVALID, f"{words}: {host} is no address of a host alone")
+        raise DriverError(Kind.INVALID, f"{words}: {host} is a multicast or link-local address")
     if not host_addresses(mapping, (address.ip for address in ep.addresses)):
         words += f": network {net.name!r} has no IPv{host.version}, and SCTP is not relayed"
         raise DriverError(Kind.INVALID, words, hint=f"publish it on an IPv{10 - host.version} address, or on all")
 
 
 def publish(mapping: PortMapping, host: IPAddress, address: IPAddress) -> Plan:
-    """Return the steps that lead ports of a host address to those of the container's."""
+    """Return the steps that publish ports of a container on a host address."""
     proto, port, count = mapping.proto, mapping.host_port, mapping.count
-    held = HostPort(proto, host, port, count=count)
+    reserved = HostPort(proto, host, port, count=count)
     relay = Relay(proto, host, port, address, mapping.port, count)
     if relay.crosses_versions or host == _LOOPBACK6:
-        return Plan((held, relay))
-    everywhere = host == UNSPECIFIED[host.version]
-    steps: list[Step] = [held, Forward(proto, None if everywhere else host, port, address, mapping.port, count)]
+        return Plan((reserved, relay))
+    unspecified = host == UNSPECIFIED[host.version]
+    steps: list[Step] = [reserved, Forward(proto, None if unspecified else host, port, address, mapping.port, count)]
     if proto is Proto.UDP:
         steps.append(Flows(proto, port, address, mapping.host_address, count))
     if host == UNSPECIFIED[6] and proto is not Proto.SCTP:
@@ -367,7 +366,7 @@ def publish(mapping: PortMapping, host: IPAddress, address: IPAddress) -> Plan:
 
 
 def resolver(net: Network, gateways: Sequence[IPInterface], link: str) -> Plan:
-    """Return what has the name server answer at port 53 of the host's addresses behind `link`."""
+    """Return the steps by which the name server answers on port 53 of the host's addresses on `link`."""
     steps: list[Step] = []
     for address in (gateway.ip for gateway in gateways if net.options.dns):
         steps.append(Resolver(net.id, link, address, RESOLVER_PORT))
@@ -376,11 +375,11 @@ def resolver(net: Network, gateways: Sequence[IPInterface], link: str) -> Plan:
 
 
 def check_pool(pool: IPNetwork, bridge: str, host: HostFacts) -> None:
-    """Refuse a subnet that cannot be routed to `bridge`, or that the host routes elsewhere."""
+    """Refuse a subnet that cannot be routed, or that overlaps the host's addresses or routes on other links."""
     hint = "choose another --subnet"
     for kind in ("loopback", "multicast", "reserved"):
         if getattr(pool, f"is_{kind}"):
-            raise DriverError(Kind.INVALID, f"subnet {pool} is of {kind} addresses", hint=hint)
+            raise DriverError(Kind.INVALID, f"subnet {pool} has {kind} addresses", hint=hint)
     for address, link in host.addresses:
         if link != bridge and address in pool:
             raise DriverError(

@@ -1,12 +1,12 @@
-"""Host mode: as near to the host's own namespace as a plugin can put a container.
+"""Host mode: a container that receives the host's ports.
 
-No plugin API hands a container the host's namespace. So it gets a link of its own to the host, and every TCP and UDP
-port of the host's addresses that no socket of the host holds is delivered to it, with the client's address kept.
-Whether a socket holds a port is decided for each new connection (iptables-extensions(8), ``socket --nowildcard``),
-after all published ports: the host's own services always win, those started later too.
+No plugin API can put a container into the host's namespace. So it gets a point-to-point link to the host. Every TCP and
+UDP port of the host's addresses without a socket of the host is translated to it, and the client's address is kept. The
+firewall looks for a socket for each new connection (iptables-extensions(8), ``socket --nowildcard``), after all
+published ports. So the host's services have precedence, also those started later.
 
-The host side is told by its name as a bridge is (`naming.BRIDGES`), so the rules of bridge networks hold for it as
-well: isolation, masquerade, and no source but the container's own.
+The name of the host side has the prefix of bridges (`naming.BRIDGES`). So the rules of bridge networks apply to it as
+well: isolation, masquerade, and anti-spoofing.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ CHAIN = "NETPLUG-HOST"
 
 
 class HostDriver:
-    """Networks of one container that has the host's ports."""
+    """Networks with one container, which receives the host's ports."""
 
     scope = Scope.LOCAL
     options: tuple[AnyOption, ...] = (shared.MTU, shared.MASQUERADE, shared.IFNAME, shared.RATE, shared.BURST)
@@ -42,11 +42,11 @@ class HostDriver:
         return ""
 
     def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
-        """Refuse a second network: there is one set of ports. And subnets that the host routes already."""
+        """Refuse a second network, since the host has one set of ports, and subnets that the host already routes."""
         for other in others:
             if other.options.mode == net.options.mode:
                 words = (
-                    f"network {other.name!r} is of mode host already, and the host's ports go to one container alone"
+                    f"network {other.name!r} already has mode host, and only one container can receive the host's ports"
                 )
                 raise DriverError(
                     Kind.EXISTS, words, hint=f"remove {other.name!r}, or publish ports on a bridge network"
@@ -57,8 +57,8 @@ class HostDriver:
 
     def admit(self, net: Network, present: int) -> None:
         if present:
-            words = f"network {net.name!r} has a container, and the host's ports go to one alone"
-            raise DriverError(Kind.EXISTS, words, hint="remove that one first, or publish ports on a bridge network")
+            words = f"network {net.name!r} has a container, and only one can receive the host's ports"
+            raise DriverError(Kind.EXISTS, words, hint="remove it first, or publish ports on a bridge network")
 
     def create_network(self, net: Network, host: HostFacts) -> Plan:
         return Plan()
@@ -87,7 +87,7 @@ class HostDriver:
         return attachment(net, ep)
 
     def expose(self, net: Network, ep: Endpoint) -> Plan:
-        """Publish nothing: the container has all ports that are free."""
+        """Publish nothing: the container receives all free ports."""
         return Plan()
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
@@ -95,7 +95,7 @@ class HostDriver:
 
 
 def _catch_all(ep: Endpoint) -> Plan:
-    """Return the rules that lead what nobody else wants to the container; the jump stands behind all others."""
+    """Return the rules that translate unused ports to the container. Their jump is behind all others."""
     steps: list[Step] = []
     for address in ep.addresses:
         family = address.version

@@ -1,14 +1,14 @@
-"""What may come by links of ours at all, whatever network they belong to. Part of the vocabulary of `steps`."""
+"""The step for reverse path filtering on our links. It complements those of `steps`."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Ingress:
-    """Packets of an IP version come by links of ours only as they can: from where their source is (RFC 3704 2.2).
+    """Reverse path filtering: packets on our links are accepted only from sources routed to that link (RFC 3704 2.2).
 
-    By no port of a bridge, VXLAN links included, comes one to the host itself: a bridge hands frames for some group
-    addresses to the host by the port, past all that is checked on the way through (IEEE 802.1D, table 7-10).
+    Packets that arrive on a bridge port itself, VXLAN links included, are dropped. A bridge passes frames to some group
+    addresses to the host by their port, without the checks of forwarded frames (IEEE 802.1D, table 7-10).
     """
 
     family: int

@@ -1,8 +1,8 @@
-"""Macvlan mode: containers on the segment of a link of the host, each with a MAC of its own, past the host's firewall.
+"""Macvlan mode: containers on the segment of a link of the host, each with its own MAC, without the host's firewall.
 
-The gateway is a router on that segment, not ours. What a container reaches is decided out there; the host itself is the
-exception, since the kernel hands nothing from a parent to its macvlans or back. With ``host_access`` the host gets a
-macvlan of its own and reaches the containers by routes to them alone, whatever else it has on that segment.
+The gateway is a router on that segment, not ours, and it decides what a container can reach. The host is not reachable,
+since the kernel does not forward between a parent and its macvlans. With ``host_access`` the host gets a macvlan of its
+own, with routes to the containers only.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from .sandbox import attachment
 from .steps import Address, Announce, IPInterface, Macvlan, Route, Step
 
 _KIND = "macvlan"
-"""Of its links, as the kernel calls them."""
+"""The kernel's kind of its links."""
 _PASSTHRU = "passthru"
 
 
@@ -41,7 +41,7 @@ class MacvlanDriver:
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
         if options.host_access and options.macvlan_mode != "bridge":
-            words = f"option host_access=true: not in macvlan_mode={options.macvlan_mode}, only in bridge"
+            words = f"option host_access=true needs macvlan_mode=bridge, not {options.macvlan_mode}"
             raise DriverError(Kind.INVALID, words)
         parent = options.parent or host.uplink
         link = host.link(parent)
@@ -51,16 +51,18 @@ class MacvlanDriver:
         return net.options.parent
 
     def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
-        """Refuse a parent that cannot carry the network."""
+        """Refuse a parent that is unsuitable, in use, or has a smaller MTU."""
         parent = _parent(net.options, host)
         if net.options.mtu > parent.mtu:
-            raise _invalid("mtu", net.options.mtu, f"link {parent.name!r} carries {parent.mtu}", "choose a smaller one")
+            raise _invalid(
+                "mtu", net.options.mtu, f"parent {parent.name!r} has mtu {parent.mtu}", "choose a smaller one"
+            )
         _check_sharing(net, others, host)
 
     def admit(self, net: Network, present: int) -> None:
         if present and net.options.macvlan_mode == _PASSTHRU:
-            words = f"network {net.name!r} has a container, and macvlan_mode=passthru gives its parent to one alone"
-            raise DriverError(Kind.EXISTS, words, hint="remove that one first")
+            words = f"network {net.name!r} has a container, and macvlan_mode=passthru allows only one"
+            raise DriverError(Kind.EXISTS, words, hint="remove it first")
 
     def create_network(self, net: Network, host: HostFacts) -> Plan:
         ours = [subnet.host for subnet in net.subnets if subnet.host]
@@ -88,7 +90,7 @@ class MacvlanDriver:
         return attachment(net, ep)
 
     def expose(self, net: Network, ep: Endpoint) -> Plan:
-        """Publish nothing: the container is on the segment with all its ports."""
+        """Publish nothing: all ports of the container are reachable on the segment."""
         return Plan()
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
@@ -98,7 +100,9 @@ class MacvlanDriver:
 def _parent(options: NetworkOptions, host: HostFacts) -> LinkFacts:
     if not options.parent:
         raise DriverError(
-            Kind.INVALID, "mode macvlan: the host has no default route to tell the uplink", hint="give -o parent=LINK"
+            Kind.INVALID,
+            "mode macvlan: the host has no default route to derive parent from",
+            hint="give -o parent=LINK",
         )
     link = host.link(options.parent)
     if link is None:
@@ -114,27 +118,27 @@ def _parent(options: NetworkOptions, host: HostFacts) -> LinkFacts:
 
 
 def _check_sharing(net: Network, others: Sequence[Network], host: HostFacts) -> None:
-    """Refuse a parent that another has for itself, or that is wanted whole and has others on it."""
-    parent, whole = net.options.parent, net.options.macvlan_mode == _PASSTHRU
+    """Refuse a parent with a passthru macvlan, and passthru on a parent with any macvlan."""
+    parent, exclusive = net.options.parent, net.options.macvlan_mode == _PASSTHRU
     for other in others:
         same = (other.options.mode, other.options.parent) == (net.options.mode, parent)
-        if same and (whole or other.options.macvlan_mode == _PASSTHRU):
+        if same and (exclusive or other.options.macvlan_mode == _PASSTHRU):
             raise DriverError(
                 Kind.EXISTS,
-                f"option parent={parent}: network {other.name!r} is on it, and passthru takes a parent alone",
+                f"option parent={parent}: network {other.name!r} uses it; with passthru a parent has one macvlan only",
                 hint="choose another parent or macvlan_mode",
             )
     for link in host.links:
-        if link.parent == parent and (whole or link.macvlan_mode == _PASSTHRU):
+        if link.parent == parent and (exclusive or link.macvlan_mode == _PASSTHRU):
             raise DriverError(
                 Kind.EXISTS,
-                f"option parent={parent}: macvlan {link.name!r} is on it, and passthru takes a parent alone",
+                f"option parent={parent}: macvlan {link.name!r} uses it; with passthru a parent has one macvlan only",
                 hint="choose another parent or macvlan_mode",
             )
 
 
 def _host_prefix(address: IPInterface) -> IPInterface:
-    """Return an address with a prefix of its own: no route to the rest of its subnet comes with it."""
+    """Return an address with a host prefix (/32 or /128), which adds no route to its subnet."""
     return type(address)((address.ip, address.max_prefixlen))
 
 

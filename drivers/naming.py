@@ -1,4 +1,4 @@
-"""Names and MACs out of ids: deterministic, so that plans compare and crash recovery knows what to look for."""
+"""Names and MACs derived from ids. They are deterministic, for comparing plans and for crash recovery."""
 
 from hashlib import sha256
 from ipaddress import IPv6Address
@@ -7,37 +7,37 @@ from string import hexdigits
 from .steps import IPInterface
 
 MARK = "netplug-"
-"""Every link that we make has an altname that begins so, every chain and set a name that does (chains in capitals)."""
+"""Prefix of the altname of all our links, and of the names of our chains (in capitals) and sets."""
 
 
 BRIDGES = "np-"
-"""How the names begin of our links by which packets are routed to sandboxes, and of no other: rules tell them by it.
+"""Name prefix of our links with routes to sandboxes: bridges, and host sides of point-to-point links.
 
-They are bridges, and the host sides of point-to-point links.
+Firewall rules match it, so no other link may have it.
 """
 PORTS = "nph"
-"""How the names of host sides begin that are ports of a bridge."""
+"""Name prefix of host sides that are ports of a bridge."""
 TUNNEL_ENDS = "npv"
-"""How the names of VXLAN links begin, which are ports of a bridge as well."""
+"""Name prefix of VXLAN links, which are ports of a bridge too."""
 SANDBOX_SIDES = "nps"
-"""How the names of sandbox sides begin until a runtime renames them."""
+"""Name prefix of sandbox sides, until a runtime renames them."""
 
 
 def short(ident: str) -> str:
-    """Return 12 hexadecimal digits that stand for an id: its first ones, or those of its hash.
+    """Return 12 hexadecimal digits for an id: its first ones, or those of its hash.
 
     >>> short("3A5D5FD21A47b2c3")
     '3a5d5fd21a47'
     >>> short("podman-7/eth0")
     'be2749acf364'
     """
-    if len(ident) >= 12 and all(sign in hexdigits for sign in ident):
+    if len(ident) >= 12 and all(character in hexdigits for character in ident):
         return ident[:12].lower()
     return sha256(ident.encode()).hexdigest()[:12]
 
 
 def bridge_name(network_id: str) -> str:
-    """Return the name of a network's bridge; 15 bytes, the kernel's limit (IFNAMSIZ).
+    """Return the name of a network's bridge: 15 bytes, the kernel's limit (IFNAMSIZ).
 
     >>> bridge_name("3a5d5fd21a47b2c3")
     'np-3a5d5fd21a47'
@@ -55,7 +55,7 @@ def host_side(endpoint_id: str) -> str:
 
 
 def sandbox_side(endpoint_id: str) -> str:
-    """Return the name that the sandbox side has until a runtime renames it.
+    """Return the name of the sandbox side, until a runtime renames it.
 
     >>> sandbox_side("3a5d5fd21a47b2c3")
     'nps3a5d5fd21a47'
@@ -64,7 +64,7 @@ def sandbox_side(endpoint_id: str) -> str:
 
 
 def point_to_point(endpoint_id: str) -> str:
-    """Return the name of the host side of an endpoint's link when it leads to no bridge.
+    """Return the name of the host side of an endpoint's link that is not a bridge port.
 
     >>> point_to_point("3a5d5fd21a47b2c3")
     'np-3a5d5fd21a47'
@@ -73,7 +73,7 @@ def point_to_point(endpoint_id: str) -> str:
 
 
 def shaping_side(endpoint_id: str) -> str:
-    """Return the name of the link on which what an endpoint's sandbox sends waits for its turn.
+    """Return the name of the link that shapes the traffic from an endpoint's sandbox (IFB).
 
     >>> shaping_side("3a5d5fd21a47b2c3")
     'npi3a5d5fd21a47'
@@ -91,7 +91,7 @@ def host_macvlan(network_id: str) -> str:
 
 
 def vxlan_name(network_id: str) -> str:
-    """Return the name of the link by which a network's frames go to other hosts.
+    """Return the name of a network's VXLAN link.
 
     >>> vxlan_name("3a5d5fd21a47b2c3")
     'npv3a5d5fd21a47'
@@ -100,7 +100,7 @@ def vxlan_name(network_id: str) -> str:
 
 
 def mark(link: str) -> str:
-    """Return the altname that marks a link of ours; it survives renames and moves between namespaces.
+    """Return the altname that marks a link as ours. It survives renames and moves between namespaces.
 
     >>> mark("np-3a5d5fd21a47")
     'netplug-np-3a5d5fd21a47'
@@ -109,9 +109,9 @@ def mark(link: str) -> str:
 
 
 def mac_of_address(address: IPInterface) -> str:
-    """Return the MAC of an endpoint with this address: locally administered, the same whenever the address is.
+    """Return the MAC of an endpoint with this address. It is locally administered, and depends on the address only.
 
-    So a neighbour's ARP or ND entry stays right when the address goes to a new endpoint.
+    So neighbour entries for the address stay correct when a new endpoint gets it.
 
     >>> from ipaddress import ip_interface
     >>> mac_of_address(ip_interface("10.208.0.2/24"))
@@ -123,10 +123,10 @@ def mac_of_address(address: IPInterface) -> str:
 
 
 def mac_of_host_side(endpoint_id: str) -> str:
-    """Return the MAC of the host side of a veth, higher than any other.
+    """Return the MAC of the host side of a veth, which is higher than usual MACs.
 
-    A bridge that the user lends us, and whose MAC was never set, takes the lowest of its ports; it must not change when
-    we plug in or out, or its neighbours would speak to a MAC that is gone.
+    A user's bridge whose MAC was never set takes the lowest MAC of its ports. It must not change when we add or remove
+    a port, or its neighbours would use a MAC that no longer exists.
 
     >>> mac_of_host_side("3a5d5fd21a47b2c3")[:5]
     'fe:6e'
@@ -135,7 +135,7 @@ def mac_of_host_side(endpoint_id: str) -> str:
 
 
 def mac_of_id(ident: str) -> str:
-    """Return a MAC made from an id, for bridges and endpoints without an address.
+    """Return a MAC derived from an id, for bridges and endpoints without an address.
 
     >>> mac_of_id("3a5d5fd21a47b2c3") == mac_of_id("3a5d5fd21a47b2c3")
     True
@@ -144,7 +144,7 @@ def mac_of_id(ident: str) -> str:
 
 
 def eui64(mac: str) -> IPv6Address:
-    """Return the link-local address that a host makes of a MAC (RFC 4291, appendix A; RFC 4862 5.3).
+    """Return the link-local address that is derived from a MAC (RFC 4291, appendix A; RFC 4862 5.3).
 
     >>> eui64("02:6e:0a:d0:00:02")
     IPv6Address('fe80::6e:aff:fed0:2')

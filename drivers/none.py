@@ -1,4 +1,4 @@
-"""None mode: loopback only. A null object: every plan is empty, so that nobody needs an `if` for it."""
+"""None mode: loopback only. All its plans are empty, so that callers need no special case."""
 
 from collections.abc import Sequence
 from dataclasses import replace

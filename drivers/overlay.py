@@ -1,10 +1,10 @@
-"""Overlay mode: a bridge network that stretches over the hosts of a cluster, by a VXLAN link beside the containers.
+"""Overlay mode: a bridge network across the hosts of a cluster, with a VXLAN link as a port of each bridge.
 
-All that a bridge network is on one host, this is on each: the gateway has the same address and MAC on all of them, NAT
-and published ports are of the host where the container runs. Nothing is learned and nothing flooded: every host is told
-where each remote endpoint is (`peers`), and its bridge answers ARP and neighbour discovery for them.
+On each host it works as a bridge network. The gateway has the same address and MAC on all hosts (anycast). NAT and
+published ports are those of the container's host. There is no MAC learning and no flooding: every host knows the VTEP
+of each remote endpoint (`peers`), and its bridge answers ARP and neighbour discovery for them.
 
-What must be the same on all hosts follows from the VNI, since each host's Docker gives the network an id of its own.
+Values that must be equal on all hosts are derived from the VNI: each host's Docker has its own id for the network.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from .steps import IPAddress, Step
 from .tunnel import NO_MAC, Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
 
 OVERHEAD = {4: 50, 6: 70}
-"""Bytes that a frame grows by, less its own: outer IP header, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 5)."""
+"""Bytes that VXLAN adds: outer IP header, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 5)."""
 _MIN_MTU = {4: 68, 6: 1280}
 """RFC 791 3.1, RFC 8200 5."""
 
 
 class OverlayDriver(BridgeDriver):
-    """Networks over several hosts."""
+    """Networks across several hosts."""
 
     scope = Scope.CLUSTER
     options: tuple[AnyOption, ...] = (*OPTIONS, shared.VNI, shared.VXLAN_PORT, shared.BUM)
@@ -37,12 +37,12 @@ class OverlayDriver(BridgeDriver):
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
         room = _room(host)
         if room < _MIN_MTU[4]:
-            words = f"mode overlay: VXLAN leaves {room} bytes of the mtu to VTEP {host.vtep}, and IPv4 needs 68"
+            words = f"mode overlay: VXLAN leaves {room} bytes of the mtu of VTEP {host.vtep}, and IPv4 needs 68"
             raise DriverError(Kind.INVALID, words, hint="raise the mtu of the underlay")
         return replace(options, mtu=options.mtu or room)
 
     def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
-        """Refuse a VNI that is held, and an mtu that does not fit through the tunnel or is too small."""
+        """Refuse a VNI that is in use, and an MTU that exceeds the tunnel's or is too small."""
         super().check(net, others, host)
         _check_mtu(net, host)
         vni, port = net.options.vni, net.options.vxlan_port
@@ -51,11 +51,11 @@ class OverlayDriver(BridgeDriver):
         hint = "choose another vni or vxlan_port"
         for other in others:
             if (other.options.vni, other.options.vxlan_port) == (vni, port):
-                words = f"option vni={vni}: network {other.name!r} has it on UDP port {port}"
+                words = f"option vni={vni}: network {other.name!r} uses it on UDP port {port}"
                 raise DriverError(Kind.EXISTS, words, hint=hint)
         for link in host.links:
             if (link.vni, link.port) == (vni, port) and link.name != vxlan_name(net.id):
-                words = f"option vni={vni}: vxlan link {link.name!r} of the host has it on UDP port {port}"
+                words = f"option vni={vni}: vxlan link {link.name!r} of the host uses it on UDP port {port}"
                 raise DriverError(Kind.EXISTS, words, hint=hint)
 
     def mac(self, net: Network) -> str:
@@ -74,10 +74,10 @@ class OverlayDriver(BridgeDriver):
             flood=options.bum,
             isolated=not options.icc,
         )
-        # Closed to strangers before it is there.
-        closed = Tunnel(vtep.version, options.vxlan_port, options.vni)
+        # Its frames are filtered before the link exists.
+        filtered = Tunnel(vtep.version, options.vxlan_port, options.vni)
         fast_path = (Shortcuts(link.name),) if _has_fast_path(net) else ()
-        return super().create_network(net, host) + Plan((closed, link, *fast_path))
+        return super().create_network(net, host) + Plan((filtered, link, *fast_path))
 
     def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
         plan = super().create_endpoint(net, ep, host)
@@ -101,18 +101,18 @@ class OverlayDriver(BridgeDriver):
         return _room(host)
 
     def check_peer(self, net: Network, peer: Peer, host: HostFacts) -> None:
-        """Refuse a VTEP that no other host can have, a MAC and addresses that no endpoint of the network can have."""
+        """Refuse a VTEP that is not another host's, and a MAC or address that no endpoint of the network can have."""
         vtep = _vtep(host)
         if peer.vtep.version != vtep.version:
-            raise _bad(peer, f"VTEP {peer.vtep} is of IPv{peer.vtep.version}, this host's is {vtep}")
+            raise _bad(peer, f"VTEP {peer.vtep} is an IPv{peer.vtep.version} address, this host's is {vtep}")
         if peer.vtep == vtep or peer.vtep.is_loopback or peer.vtep.is_multicast or peer.vtep.is_unspecified:
-            raise _bad(peer, f"VTEP {peer.vtep} is no other host")
+            raise _bad(peer, f"VTEP {peer.vtep} is not an address of another host")
         if not fullmatch(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", peer.mac) or peer.mac in {NO_MAC, self.mac(net)}:
-            raise _bad(peer, f"MAC {peer.mac!r} is not that of an endpoint")
+            raise _bad(peer, f"MAC {peer.mac!r} is not valid for an endpoint")
         gateways = {subnet.gateway.ip for subnet in net.subnets if subnet.gateway}
         for address in peer.addresses:
             if address in gateways or not any(address in subnet.pool for subnet in net.subnets):
-                raise _bad(peer, f"address {address} is not that of an endpoint of network {net.name!r}")
+                raise _bad(peer, f"address {address} is not valid for an endpoint of network {net.name!r}")
 
     def peers(self, net: Network, peers: Sequence[Peer]) -> Plan:
         bridge, link, options = link_of(net), vxlan_name(net.id), net.options
@@ -134,7 +134,7 @@ class OverlayDriver(BridgeDriver):
 
 
 def _has_fast_path(net: Network) -> bool:
-    """Whether ports and the tunnel need no more checks than a `Shortcut` makes, and nobody else is on the bridge."""
+    """Return whether the fast path's checks suffice: anti-spoofing and icc are on, and the bridge is ours alone."""
     return net.options.spoofchk and net.options.icc and not net.options.bridge
 
 
@@ -142,19 +142,19 @@ def _vtep(host: HostFacts) -> IPAddress:
     if host.vtep is None:
         raise DriverError(
             Kind.INVALID,
-            "mode overlay: this daemon is in no cluster, and knows of no other host",
+            "mode overlay: this daemon is not part of a cluster",
             hint="use mode bridge, or a daemon with a cluster store",
         )
     return host.vtep
 
 
 def _room(host: HostFacts) -> int:
-    """Return the mtu that a tunnel leaves: that of the link with the VTEP's address, less the overhead."""
+    """Return the largest MTU of an overlay: that of the link with the VTEP's address, minus the overhead."""
     vtep = _vtep(host)
     links = [host.link(name) for address, name in host.addresses if address.ip == vtep]
     if not links:
         raise DriverError(Kind.INVALID, f"mode overlay: VTEP {vtep} is not an address of this host")
-    # On the loopback link it is reached by other links, as routing protocols have it.
+    # With routing protocols, the VTEP may be on the loopback link. Packets then use other links.
     lowest = links[0].mtu if links[0] and links[0].name != "lo" else host.mtu
     return lowest - OVERHEAD[vtep.version]
 
@@ -164,8 +164,8 @@ def _check_mtu(net: Network, host: HostFacts) -> None:
     if mtu > room:
         vtep = _vtep(host)
         words = (
-            f"option mtu={mtu}: VXLAN over IPv{vtep.version} adds {OVERHEAD[vtep.version]} bytes, and the way of VTEP "
-            f"{vtep} carries {room + OVERHEAD[vtep.version]}"
+            f"option mtu={mtu}: VXLAN over IPv{vtep.version} adds {OVERHEAD[vtep.version]} bytes, and the link of VTEP "
+            f"{vtep} has mtu {room + OVERHEAD[vtep.version]}"
         )
         raise DriverError(Kind.INVALID, words, hint=f"choose at most {room}")
     for family in net.families():

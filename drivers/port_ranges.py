@@ -1,7 +1,7 @@
-"""Published ports in succession are one thing in records, plans and lists; the kernel has them one by one.
+"""Ranges of published ports: one object in records, plans and lists, but single ports in the kernel.
 
-A container with ten thousand ports, as a media server or an FTP server publishes, would else be as many steps of each
-kind, and take minutes to read, compare and write.
+A container may publish ten thousand ports, such as a media or FTP server. With a step for each port and type, reading,
+comparing and writing its plan would take minutes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,11 +11,11 @@ from .api import PortMapping
 from .steps import Flows, Forward, HostPort, Relay, Step
 
 PUBLISHED = (HostPort, Flows, Forward, Relay)
-"""The kinds of steps that may be of several ports."""
+"""The types of steps that may have several ports."""
 
 
 def each(step: Step) -> Iterator[Step]:
-    """Yield the steps of single ports that a step is made of; any other step itself."""
+    """Yield a step for each port of a step. A step without ports is yielded unchanged."""
     match step:
         case HostPort() | Flows() if step.count > 1:
             for number in range(step.count):
@@ -28,12 +28,12 @@ def each(step: Step) -> Iterator[Step]:
 
 
 def keys(steps: Iterable[Step]) -> Iterator[str]:
-    """Yield the keys of all objects of the steps."""
+    """Yield the keys of all objects of the steps, one for each port."""
     return (part.key for step in steps for part in each(step))
 
 
 def joined(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-    """Return mappings with definite host ports joined where both ends follow one another; others as they are.
+    """Join mappings whose host and container ports are consecutive. Those without a fixed host port stay as they are.
 
     >>> from netplug.drivers.steps import Proto
     >>> tcp = [PortMapping(Proto.TCP, 80 + number, None, 8080 + number) for number in (2, 0, 1)]
@@ -51,12 +51,12 @@ def joined(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
 
 
 def definite(mapping: PortMapping) -> bool:
-    """Whether the host ports of a mapping are said."""
+    """Return whether a mapping has fixed host ports, not a range to choose from."""
     return mapping.host_port > 0 and mapping.host_port_end <= mapping.host_port
 
 
 def singles(mapping: PortMapping) -> Iterator[PortMapping]:
-    """Yield the mappings of single ports that a mapping is made of."""
+    """Yield a mapping for each port of a mapping."""
     if mapping.count == 1:
         yield mapping
         return

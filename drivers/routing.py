@@ -1,10 +1,9 @@
-"""The host forwards for our networks, and for nobody else: a guest leaves the house as it found it.
+"""IP forwarding: enabled for our networks, without making the host a router between all its links.
 
-Where the host forwarded before, nothing changes. Where it did not, it becomes a router between all its links as soon as
-forwarding is on. So what is neither of our networks nor let pass by a rule of somebody else's is dropped, behind all
-other rules; and with the last network forwarding is off again, unless another engine needs it by then: then both stay.
-And a host that forwards IPv6 takes no router advertisements and forgets the default routes that it had from them,
-unless ``accept_ra`` is 2 (ip-sysctl.rst).
+If the host forwarded before, nothing changes. Otherwise a rule behind all others drops packets that are not of our
+networks and that no foreign rule accepts. With the last network, forwarding is disabled and the rule removed, unless
+another container engine needs forwarding by then. With IPv6 forwarding, Linux ignores router advertisements and deletes
+the default routes that it got from them, unless ``accept_ra`` is 2 (ip-sysctl.rst).
 """
 
 from dataclasses import replace
@@ -16,21 +15,21 @@ from .steps import Chain, Jump, Step, Sysctl
 GUEST = "NETPLUG-GUEST"
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _ENGINES = ("CNI-", "DOCKER", "KUBE-", "LIBVIRT", "NETAVARK")
-"""Beginnings of chains of those who need forwarding, and do not turn it on where it is on."""
+"""Chain prefixes of engines that need forwarding. They do not record that they need it if it is enabled already."""
 _RELYING = ("CNI-", "KUBE-")
-"""And of those who have no rule for all that is theirs: they rely on FORWARD's policy being ACCEPT."""
+"""Chain prefixes of engines without accept rules for all their packets. They rely on the policy ACCEPT of FORWARD."""
 _BY_NFT = frozenset({"docker-bridges", "netavark"})
-"""Tables of those who let pass what is theirs by rules of nft alone: what is dropped in FORWARD stays dropped."""
+"""Tables of engines that accept packets by nft rules only, which does not prevent a drop in FORWARD of iptables."""
 
 
 def forwarding(family: int, host: HostFacts) -> Plan:
-    """Return what has the host forward what is ours; the rules that let that pass stand before it."""
+    """Return the steps that enable forwarding for our networks, in addition to the accept rules of `firewall`."""
     name = _FORWARDING[family]
     if family in host.forwarding:
         return Plan((Sysctl(name, "1"),))
     steps: list[Step] = []
     if not _would_block(family, host):
-        # Frames that a bridge of somebody else's forwards are not routed, and none of our business.
+        # Bridged frames of foreign bridges are not routed, so they are not dropped.
         routed = "-m physdev ! --physdev-is-bridged -j DROP" if host.bridge_netfilter else "-j DROP"
         steps.append(Chain(family, "filter", GUEST, (routed,)))
         steps.append(Jump(family, "filter", "FORWARD", f"-j {GUEST}", last=True))
@@ -44,12 +43,12 @@ def _has_chain(family: int, beginnings: tuple[str, ...], host: HostFacts) -> boo
 
 
 def blocks_other_engine(plan: Plan, host: HostFacts) -> bool:
-    """Whether a guard of a plan drops what is another engine's, which has come since."""
+    """Return whether the drop rule of a plan blocks packets of another engine, which was started since."""
     return any(isinstance(step, Chain) and step.name == GUEST and _would_block(step.family, host) for step in plan)
 
 
 def _would_block(family: int, host: HostFacts) -> bool:
-    """Whether a guard would drop what another engine lets pass."""
+    """Return whether the drop rule would block packets that another engine accepts."""
     return _has_chain(family, _RELYING, host) or _accepts_by_nft(family, host)
 
 
@@ -58,9 +57,9 @@ def _accepts_by_nft(family: int, host: HostFacts) -> bool:
 
 
 def facts_without(plan: Plan, host: HostFacts) -> HostFacts:
-    """Return what the host would be like had a plan of ours not been applied.
+    """Return the facts of the host as if a plan of ours had not been applied.
 
-    A host that forwarded before does so for others too, also when somebody has turned it off since.
+    A host that forwarded before the plan counts as forwarding, even if forwarding was disabled since.
     """
     settings = {step.name: step.restore for step in plan if isinstance(step, Sysctl)}
     before = {name: restore for name, restore in settings.items() if restore}
@@ -74,10 +73,10 @@ def facts_without(plan: Plan, host: HostFacts) -> HostFacts:
 
 
 def needed_by_others(plan: Plan, host: HostFacts) -> Plan:
-    """Return what of a plan stays without a network of ours: forwarding that somebody else needs, and its guard.
+    """Return the steps that stay after our last network: forwarding that other engines need, and the drop rule.
 
-    Docker and others accept what is theirs by rules, and turn forwarding on with a policy of DROP only where it is off.
-    So without the guard the host would be a router between all its links from then on.
+    Docker and others accept their packets by rules. They set the policy DROP only if they enable forwarding themselves.
+    So without the drop rule the host would become a router between all its links.
     """
     keys: set[str] = set()
     for family in (it for it in _FORWARDING if _has_chain(it, _ENGINES, host) or _accepts_by_nft(it, host)):
@@ -89,7 +88,7 @@ def needed_by_others(plan: Plan, host: HostFacts) -> Plan:
 
 
 def without_missing_links(plan: Plan, host: HostFacts) -> Plan:
-    """Return a plan less what it says of links that are gone: a setting goes with its link."""
+    """Return a plan without the sysctls of missing links: a sysctl is deleted with its link."""
     links = {link.name for link in host.links}
     return Plan(tuple(step for step in plan if not (link := _advertised(step)) or link in links))
 
@@ -99,6 +98,6 @@ def _accept_ra(link: str) -> str:
 
 
 def _advertised(step: Step) -> str:
-    """Return the link that a step has take router advertisements; empty when it is another kind of step."""
+    """Return the link on which a step accepts router advertisements; empty for other steps."""
     parts = step.name.split("/") if isinstance(step, Sysctl) else []
     return parts[3] if parts[:3] == ["net", "ipv6", "conf"] and parts[4:] == ["accept_ra"] else ""

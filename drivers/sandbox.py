@@ -1,6 +1,6 @@
-"""How an endpoint shows in its sandbox: its attachment, and what a runtime does with it, as a plan.
+"""An endpoint in its sandbox: its attachment, and the plan that configures the sandbox as a runtime does.
 
-The plan is for sandboxes that have no runtime to do it.
+The plan is for sandboxes without a runtime that configures them.
 """
 
 from dataclasses import replace
@@ -16,13 +16,13 @@ _DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
 def gateways(net: Network, ep: Endpoint) -> tuple[IPInterface, ...]:
-    """Return the gateways of the subnets that the endpoint has addresses of."""
+    """Return the gateways of the subnets that contain the endpoint's addresses."""
     reached = [subnet for subnet in net.subnets if any(address in subnet.pool for address in ep.addresses)]
     return tuple(subnet.gateway for subnet in reached if subnet.gateway)
 
 
 def attachment(net: Network, ep: Endpoint) -> Attachment:
-    """Return the attachment of an endpoint that has a link; internal networks have no way out."""
+    """Return the attachment of an endpoint with a link. Internal networks have no gateways."""
     ways = () if net.internal else tuple(gateway.ip for gateway in gateways(net, ep))
     return Attachment(
         link=sandbox_side(ep.id),
@@ -44,10 +44,10 @@ def place(
     tunable: bool = False,
     any_mac: bool = False,
 ) -> Plan:
-    """Return an endpoint's plan with its sandbox side made in `netns` as `ifname`, with addresses and routes.
+    """Return an endpoint's plan with its sandbox side created in `netns` as `ifname`, with addresses and routes.
 
-    `tunable`: others may change the link and move the routes there (`Veth`, `Route`). `any_mac`: they may give it
-    another MAC, so none is checked.
+    `tunable`: other plugins may change the link and move the routes (`Veth`, `Route`). `any_mac`: they may also change
+    the MAC, so it is not checked.
     """
     if attachment.link is None:
         return plan + Plan((Loopback(netns),))
@@ -62,7 +62,7 @@ def place(
 
 
 def inside(plan: Plan, netns: str, ifname: str, *, tunable: bool = False) -> Plan:
-    """Return a plan with the sandbox side of its link made in `netns`, under its final name."""
+    """Return a plan with the sandbox side of its link created in `netns`, with its final name."""
 
     def placed(step: Step) -> Step:
         match step:
@@ -76,7 +76,7 @@ def inside(plan: Plan, netns: str, ifname: str, *, tunable: bool = False) -> Pla
 
 
 def moved(plan: Plan, netns: str | None) -> Plan:
-    """Return an endpoint's plan once a runtime may have moved the sandbox side into `netns`; None: back again."""
+    """Return an endpoint's plan for a sandbox side that a runtime may have moved into `netns`; None: moved back."""
 
     def taken(step: Step) -> Step:
         if isinstance(step, Macvlan) and not (step.up or step.netns) and step.moved != netns:
@@ -87,7 +87,7 @@ def moved(plan: Plan, netns: str | None) -> Plan:
 
 
 def _at_any_mac(plan: Plan) -> Plan:
-    """Return a plan whose ports any MAC may be at, without shortcuts, which are of one."""
+    """Return a plan whose ports accept any MAC. It has no fast path, which needs a fixed MAC."""
 
     def free(step: Step) -> Step:
         match step:

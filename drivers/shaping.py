@@ -1,6 +1,6 @@
-"""Limits of what an endpoint receives and sends.
+"""Rate limits of an endpoint.
 
-A limit has two sides, in this order: what the sandbox receives, and what it sends.
+A limit has two values, in this order: for traffic to the sandbox, and for traffic from it.
 """
 
 from .api import Endpoint, Network
@@ -11,10 +11,10 @@ from .plan import Plan
 from .steps import Ifb, Shape
 
 DEFAULT_BURST_S = 0.01
-"""In this time a bucket fills: more than passes between two looks of any kernel timer."""
+"""Default burst as the time in which the bucket fills. It is longer than a tick of any kernel timer."""
 MIN_DEFAULT_BURST = 80 * 1024
-"""Bytes; more than the largest packet that the kernel hands on unsplit (GSO, 64 kB), which counts with the headers of
-all its segments: else every one of them would have to be split."""
+"""Bytes. It exceeds the largest GSO packet (64 kB), which counts with the headers of all its segments. With a smaller
+burst the kernel would have to split each of them."""
 _HEADER = 18
 """Bytes of an Ethernet header with a VLAN tag."""
 
@@ -22,23 +22,23 @@ Sides = tuple[int, int]
 
 
 def limit(net: NetworkOptions, own: EndpointOptions | None = None) -> tuple[Sides, Sides]:
-    """Return bits a second and bytes at once for an endpoint, 0 for no limit. Its own options come first.
+    """Return rate in bit/s and burst in bytes of an endpoint, 0 for no limit. Its own options override the network's.
 
     Raises:
-        DriverError: a burst without a rate, or one that no packet of full size would fit in.
+        DriverError: a burst without a rate, or one smaller than a packet of full size.
     """
     own = own or EndpointOptions()
     given = (own.rate or net.rate, own.burst or (None if own.rate else net.burst))
     rates, bursts = given[0] or (0, 0), given[1] or (0, 0)
     sides = [_side(rate, burst, net.mtu) for rate, burst in zip(rates, bursts, strict=True)]
     if any(bursts) and not any(rates):
-        raise DriverError(Kind.INVALID, "option burst is without option rate", hint="give both, or none")
+        raise DriverError(Kind.INVALID, "option burst needs option rate", hint="give both, or none")
     return rates, (sides[0], sides[1])
 
 
 def _side(rate: int, burst: int, mtu: int) -> int:
     if rate and burst and burst < mtu + _HEADER:
-        words = f"option burst={burst}: no packet of the network's mtu fits in, {mtu} bytes and {_HEADER} of header"
+        words = f"option burst={burst}: a packet of full size needs {mtu} bytes (mtu) and {_HEADER} bytes of header"
         raise DriverError(Kind.INVALID, words, hint="leave it out, or give more")
     if not rate:
         return 0
@@ -46,7 +46,7 @@ def _side(rate: int, burst: int, mtu: int) -> int:
 
 
 def with_limits(net: Network, ep: Endpoint, link: str, veth: Plan) -> Plan:
-    """Return the plan of an endpoint's veth, whose host side is `link`, with what limits it."""
+    """Return the plan of an endpoint's veth with its rate limits. `link`: its host side."""
     rate, burst = limit(net.options, ep.options)
     if not any(rate):
         return veth

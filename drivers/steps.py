@@ -1,11 +1,11 @@
-"""The vocabulary of plans: what kernel objects are wanted.
+"""The steps of plans: desired kernel objects.
 
-A step says how an object shall *be*, never how to make it. Whoever executes a plan creates what is missing, adjusts
-what is ours and differs, and leaves alone what belongs to others. A step names its object by `key`; two steps with one
-key speak of the same object. Link names are those of the host's namespace unless a step has a `netns`, the path of a
-sandbox. Another namespace may come to be at that path: `netns_id` says which is meant, empty: whichever is there.
+A step describes the desired state of an object, not how to create it. The executor creates missing objects, adjusts
+ours that differ, and leaves foreign objects alone. A step identifies its object by `key`. Link names are in the host's
+namespace unless a step has a `netns`, the path of a sandbox. `netns_id` identifies the namespace, since another one may
+appear at the same path later; empty: any.
 
-Rules are written exactly as ``iptables-save`` prints them, so that comparing is comparing strings.
+Rules are written exactly as ``iptables-save`` prints them, so they are compared as strings.
 """
 
 from dataclasses import dataclass, field
@@ -26,11 +26,11 @@ class Step(Protocol):
 
     @property
     def key(self) -> str:
-        """Which object is meant; two steps with one key speak of the same."""
+        """Identifies the object. Two steps with equal keys describe the same object."""
 
 
 def span(first: int, count: int) -> str:
-    """Return ports in succession as text.
+    """Return consecutive ports as text.
 
     >>> span(80, 1), span(8000, 10)
     ('80', '8000-8009')
@@ -40,7 +40,7 @@ def span(first: int, count: int) -> str:
 
 @lru_cache(maxsize=1024)
 def text_of(address: IPAddress) -> str:
-    """Return an address as text; kept, since thousands of ports may have one."""
+    """Return an address as text. Cached, since thousands of ports may share one."""
     return str(address)
 
 
@@ -54,9 +54,9 @@ class Proto(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """A Linux bridge, up. Its MAC is explicit: else each new port may rewrite it and flush all neighbours.
+    """A Linux bridge, up. Its MAC is explicit, since otherwise a new port may change it and flush all neighbours.
 
-    `adopt`: the user named it; a bridge of that name that is not ours is used as it is and never deleted.
+    `adopt`: the user gave the name. An existing bridge of that name is used unchanged and never deleted.
     """
 
     name: str
@@ -73,11 +73,11 @@ class Bridge:
 class Veth:
     """A veth pair: the host side `name` is up and a port of bridge `master`, if any; the sandbox side is `peer`.
 
-    The peer is made in the host's namespace and left down (a runtime moves it), or directly in `netns` and up.
-    `isolated`: the port exchanges no frames with other isolated ports (bridge(8), ``isolated on``). `tunable`: others
-    may change MAC, MTU and state of the sandbox side once it is made. `pinned`: the bridge learns nobody by the port;
-    it is told that `peer_mac` is there, and no other port takes that over. `slaac`: the sandbox side believes routers
-    (RFC 4862); one that is not made in its sandbox is the runtime's affair.
+    The peer is created in the host's namespace and left down (a runtime moves it), or in `netns` and up. `isolated`:
+    the port exchanges no frames with other isolated ports (bridge(8), ``isolated on``). `tunable`: other plugins may
+    change MAC, MTU and state of the sandbox side. `pinned`: MAC learning is off on the port, and `peer_mac` is a
+    static, sticky FDB entry. `slaac`: the sandbox side accepts router advertisements (RFC 4862). Only for a `netns`;
+    otherwise the runtime decides.
     """
 
     name: str
@@ -100,10 +100,10 @@ class Veth:
 
 @dataclass(frozen=True, slots=True)
 class Hairpin:
-    """Bridge port `link` may send a frame back to where it came from (bridge(8), ``hairpin on``).
+    """Bridge port `link` may send a frame out of the port it came in by (bridge(8), ``hairpin on``).
 
-    Needed only by endpoints with published ports, under ``bridge-nf-call-iptables``: there a DNATed packet from the
-    container to itself stays in the bridge. Off for all others, since their own multicast would come back to them.
+    Only endpoints with published ports need it, with ``bridge-nf-call-iptables``: a container's packet to its own
+    published port then stays in the bridge. It is off otherwise, since a container would receive its own multicast.
     """
 
     link: str
@@ -129,9 +129,9 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route through `link` in the main table; without a gateway the destination is on the link.
+    """A route by `link` in the main table. Without a gateway, the destination is on-link.
 
-    `tunable`: others may have moved it to another table, as the CNI plugins sbr and vrf do.
+    `tunable`: another plugin may move it to another table, as the CNI plugins sbr and vrf do.
     """
 
     destination: IPNetwork
@@ -148,10 +148,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A setting below /proc/sys, `name` with slashes.
+    """A sysctl; `name` is its path below /proc/sys.
 
-    `restore`: what to write at revert, if it was us who changed it. Empty: it stays, since others may have come to rely
-    on it, or goes with its link.
+    `restore`: the value to write at revert, if this step changed it. Empty: it is not restored, since other software
+    may rely on it, or it is deleted with its link.
     """
 
     name: str
@@ -165,7 +165,7 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True)
 class IpSet:
-    """A set of ours, `type` as ipset(8) names it, `family` 4 or 6."""
+    """An ipset of ours. `type`: a name of ipset(8). `family`: 4 or 6."""
 
     name: str
     type: str
@@ -178,7 +178,7 @@ class IpSet:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of an `IpSet`: `net`, and `link` when the set is a hash:net,iface."""
+    """A member of an `IpSet`: `net`, and for a hash:net,iface also `link`."""
 
     set: str
     net: IPNetwork
@@ -191,7 +191,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain of ours with its whole content, or an `open` one to which `Rule` steps add."""
+    """A chain of ours with all its rules, or an `open` one to which `Rule` steps add rules."""
 
     family: int
     table: str
@@ -206,7 +206,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule in an open chain of ours; order among such rules does not matter."""
+    """A rule in an open chain of ours. The order of such rules does not matter."""
 
     family: int
     table: str
@@ -220,11 +220,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """A rule in a built-in chain that leads to a chain of ours.
+    """A rule in a built-in chain that jumps to a chain of ours.
 
-    It is put before all other rules, but after those that jump to `after`. Where others come in front of it later, that
-    matters only if it has an `after`: to insist on the first place without need is to contend with whoever else does.
-    A `last` one is put, and stays, after all others.
+    It is inserted as the first rule, but after rules that jump to `after`. If other software inserts rules before it
+    later, it is moved only if it has an `after`. Otherwise two programs might compete for the first position. With
+    `last`, it is kept behind all other rules.
     """
 
     family: int
@@ -236,7 +236,7 @@ class Jump:
 
     @property
     def target(self) -> str:
-        """The chain that it leads to."""
+        """The chain that it jumps to."""
         return self.rule.rsplit(" ", 1)[-1]
 
     @property
@@ -246,7 +246,7 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """What all `Guard`s of a host share; without it there can be none."""
+    """The anti-spoofing table, which `Guard` steps need."""
 
     @property
     def key(self) -> str:
@@ -255,10 +255,10 @@ class Guards:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """By bridge port `link` comes nothing that claims another MAC than `mac` or another address than these.
+    """Anti-spoofing: bridge port `link` accepts only frames from `mac` and these addresses.
 
-    In the Ethernet header, in ARP, in IPv4, in IPv6 and in neighbour discovery. The link-local addresses that follow
-    from the MAC are its own as well; without a `mac` any will do. It stands before the link does.
+    It checks the Ethernet header, ARP, IPv4, IPv6 and neighbour discovery. The link-local address that is derived from
+    the MAC is accepted as well. Without a `mac` any MAC is accepted. It is added before the link exists.
     """
 
     link: str
@@ -272,7 +272,7 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Forwards:
-    """What all `Forward`s of an IP version share; without it there can be none."""
+    """The DNAT table of an IP version, which `Forward` steps need."""
 
     family: int
 
@@ -283,9 +283,9 @@ class Forwards:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Connections to port `port` of host address `host`, None for all of them, lead to `address` port `target`.
+    """DNAT from port `port` of host address `host` to `address` port `target`. None as `host`: all addresses.
 
-    `count`: so many ports in succession, each to the one that is as far from `target`; see `port_ranges`.
+    `count`: number of consecutive ports, which map to consecutive ports from `target` on; see `port_ranges`.
     """
 
     proto: Proto
@@ -307,10 +307,10 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class HostPort:
-    """A port of the host, reserved by a bound socket. `address` unspecified (0.0.0.0, ::) means all of its family.
+    """A port of the host, reserved by a bound socket. An unspecified `address` (0.0.0.0, ::) means all of its family.
 
-    `shared`: its runtime may bind it too, as podman does; once found free it is remembered as taken, and not held.
-    `count`: so many ports in succession.
+    `shared`: the runtime binds it too, as podman does. The port is then recorded as in use, without a socket of ours.
+    `count`: number of consecutive ports.
     """
 
     proto: Proto
@@ -326,10 +326,10 @@ class HostPort:
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """Connections to port `port`, reserved on `host`, are relayed to `address` port `target` by the daemon.
+    """The daemon relays connections from port `port`, reserved on `host`, to `address` port `target`.
 
-    Of one IP version only those to [::1]; of two all, since the kernel translates no address of one to the other.
-    `count`: as of a `Forward`.
+    If both have one IP version, only connections to [::1] are relayed. Otherwise all are, since the kernel does not
+    translate between IPv4 and IPv6. `count`: as in `Forward`.
     """
 
     proto: Proto
@@ -341,7 +341,7 @@ class Relay:
 
     @property
     def crosses_versions(self) -> bool:
-        """Whether all that comes to `host` is relayed."""
+        """Whether host and container address have different IP versions, so that all connections are relayed."""
         return self.host.version != self.address.version
 
     @property
@@ -351,9 +351,9 @@ class Relay:
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """The name server of `network` listens at `address` port `port` (UDP, TCP) for what comes by `link` alone.
+    """The name server of `network` listens on `address` port `port` (UDP, TCP), for queries from `link` only.
 
-    Not at port 53: who binds that of all addresses would be in the way, or we in his. `Forward`s lead there.
+    The port is not 53, which another resolver may bind on all addresses. `Forward` steps translate port 53 to it.
     """
 
     network: str
@@ -368,14 +368,14 @@ class Resolver:
 
 @dataclass(frozen=True, slots=True)
 class Flows:
-    """Tracked connections to host port `port` lead to `address` and nowhere else; at revert, to nowhere.
+    """Deletes connection tracking entries of host port `port` that do not point to `address`; at revert, all of them.
 
-    `host`: the host address that the port is published on, None for all; flows to another are not touched. `count`: so
-    many ports in succession. Port 0 means all that nobody else has: flows to the host that nobody answered lead nowhere
-    else, so that they may come to lead there, and at revert what leads to `address` or comes from it does not any more.
+    `host`: the host address on which the port is published, None for all. Entries of other host addresses are kept.
+    `count`: number of consecutive ports. Port 0 means all ports of the host that no socket uses (mode host): unreplied
+    entries of the host are deleted, and at revert all entries to or from `address`.
 
-    Without it a UDP flow that began before the port was published bypasses the DNAT for as long as it lives. An
-    executor sees to it after the rules have changed, in both directions.
+    Otherwise a UDP flow that began before the port was published bypasses DNAT while its entry lives. The executor
+    applies this step after the rules, when adding as well as when removing them.
     """
 
     proto: Proto
@@ -393,9 +393,9 @@ class Flows:
 class Macvlan:
     """A macvlan on link `parent` of the host: a link with a MAC of its own on the parent's segment.
 
-    `name` is what it is known by, and its name in the host's namespace, where it is made and left down unless `up`.
-    With a `netns` it is made there, as `ifname`, and up. `moved`: the sandbox into which a runtime has moved it since;
-    it is there, or still on the host. `tunable`, `slaac`: as of a `Veth`.
+    `name` identifies it. It is also its name in the host's namespace, where it is created, and left down unless `up`.
+    With a `netns` it is created there, as `ifname` and up. `moved`: the sandbox to which a runtime may have moved it.
+    `tunable`, `slaac`: as in `Veth`.
     """
 
     name: str
@@ -418,9 +418,9 @@ class Macvlan:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """The stations on the segment of `link` learn that `address` is at `mac` (RFC 5227 3, RFC 4861 7.2.6).
+    """Announces on the segment of `link` that `address` has MAC `mac` (RFC 5227 3, RFC 4861 7.2.6).
 
-    An event, not an object: bringing it about sends, there is nothing to remove, and it is never missing.
+    An event, not an object: it is sent when applied, never removed, and never missing.
     """
 
     link: str
@@ -434,7 +434,7 @@ class Announce:
 
 @dataclass(frozen=True, slots=True)
 class Ifb:
-    """An intermediate functional block, up: a link through which what comes in passes as if it went out."""
+    """An intermediate functional block, up: a link whose queue shapes the ingress traffic of another link."""
 
     name: str
     mac: str
@@ -446,9 +446,10 @@ class Ifb:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Through `link`, the host side of a veth, pass `rate` bits a second, after `burst` bytes at once; 0: no limit.
+    """Rate limits of `link`, the host side of a veth: `rate` in bit/s, `burst` in bytes; 0: no limit.
 
-    First what the sandbox receives, which waits there (tc-tbf(8)); then what it sends, which waits on `ifb`.
+    The first value is for traffic to the sandbox, queued on `link` (tc-tbf(8)). The second is for traffic from the
+    sandbox, queued on `ifb`.
     """
 
     link: str
@@ -463,7 +464,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Loopback:
-    """The loopback link of sandbox `netns`, up; a revert leaves it so, since others may have come to rely on it."""
+    """The loopback link of sandbox `netns`, up. A revert leaves it up, since other software may rely on it."""
 
     netns: str
     netns_id: str = ""

@@ -1,23 +1,23 @@
-"""Steps of networks that stretch over several hosts: a VXLAN link, where its peers are, and who may send by it.
+"""Steps of networks across hosts: a VXLAN link, its forwarding entries, and the VTEPs that may send to it.
 
-Part of the vocabulary of `steps`. A link of ours learns nothing (RFC 7348 4.1 would have it): it knows of a remote MAC
-what an `Fdb` says, and of a remote address what a `Neighbour` says.
+They complement those of `steps`. Our links do not learn MACs, as RFC 7348 4.1 describes. `Fdb` steps have the remote
+MACs, `Neighbour` steps the remote addresses.
 """
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 NO_MAC = "00:00:00:00:00:00"
-"""In an `Fdb`: whatever has no entry of its own, broadcast and multicast too (head-end replication)."""
+"""In an `Fdb`: all MACs without an entry, and broadcast and multicast (head-end replication)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vxlan:
-    """A VXLAN link, up, a port of bridge `master`, sending from address `local` of the host to UDP port `port`.
+    """A VXLAN link, up, a port of bridge `master`. It sends from address `local` of the host to UDP port `port`.
 
-    It learns no MAC, and the bridge none by it. The bridge answers ARP and neighbour discovery for those that are
-    behind it, from `Neighbour` steps. `flood`: broadcast, unknown unicast and multicast go out by it as well.
-    `isolated`: no frames between it and other isolated ports.
+    MAC learning is off on the link and its bridge port. The bridge answers ARP and neighbour discovery for remote
+    addresses, from `Neighbour` steps. `flood`: broadcast, unknown unicast and multicast are sent by the link.
+    `isolated`: it exchanges no frames with other isolated ports.
     """
 
     name: str
@@ -37,9 +37,9 @@ class Vxlan:
 
 @dataclass(frozen=True, slots=True)
 class Fdb:
-    """Frames to `mac` go out by VXLAN link `link` to the host whose VTEP is `vtep`; for `NO_MAC` to each of several.
+    """VXLAN link `link` sends frames for `mac` to the host with VTEP `vtep`. `NO_MAC` may have several VTEPs.
 
-    The bridge has a static entry as well, which no local port that sends with this MAC can take over.
+    The bridge gets a static, sticky entry too, so that a local port that sends with this MAC does not take it over.
     """
 
     link: str
@@ -53,7 +53,7 @@ class Fdb:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Whoever asks on bridge `link` for `address` (ARP, neighbour discovery) is told `mac`: a permanent neighbour."""
+    """A permanent neighbour: bridge `link` answers ARP and neighbour discovery for `address` with `mac`."""
 
     link: str
     address: IPv4Address | IPv6Address
@@ -66,7 +66,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Shortcuts:
-    """What all `Shortcut`s of VXLAN link `vxlan` share; without it there can be none."""
+    """The fast path table of VXLAN link `vxlan`, which `Shortcut` steps need."""
 
     vxlan: str
 
@@ -77,9 +77,9 @@ class Shortcuts:
 
 @dataclass(frozen=True, slots=True)
 class Shortcut:
-    """Frames between bridge port `link` and VXLAN link `vxlan` pass by the bridge and by what the firewall does there.
+    """Fast path: frames between bridge port `link` and VXLAN link `vxlan` bypass the bridge and its firewall hooks.
 
-    Those that come by the tunnel for `mac`; and those that `mac` sends from one of `addresses` to a `Remote` MAC.
+    It applies to frames from the tunnel to `mac`, and to frames from `mac` and one of `addresses` to a `Remote` MAC.
     """
 
     link: str
@@ -94,7 +94,7 @@ class Shortcut:
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """`mac` is on another host: what a `Shortcut` of VXLAN link `vxlan` hands on. All other frames are the bridge's."""
+    """`mac` is on another host, so that the fast path of VXLAN link `vxlan` forwards frames to it."""
 
     vxlan: str
     mac: str
@@ -106,7 +106,7 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Tunnels:
-    """What all `Tunnel`s over this IP version share; without it there can be none."""
+    """The table of this IP version that filters VXLAN frames, which `Tunnel` steps need."""
 
     family: int
 
@@ -117,7 +117,7 @@ class Tunnels:
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """VXLAN frames of `vni` that come to UDP port `port` are taken from no address but those that have a `Vtep`."""
+    """VXLAN frames of `vni` to UDP port `port` are dropped unless their source address has a `Vtep` step."""
 
     family: int
     port: int
@@ -130,7 +130,7 @@ class Tunnel:
 
 @dataclass(frozen=True, slots=True)
 class Vtep:
-    """A host whose VXLAN frames of `vni` are taken."""
+    """A host from which VXLAN frames of `vni` are accepted."""
 
     address: IPv4Address | IPv6Address
     port: int

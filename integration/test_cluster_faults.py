@@ -274,7 +274,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_left(hosts: Cluster) -> None:
     two.host.run(["sh", "-ec", "ip link add flannel.1 type vxlan id 7777 dstport 4789 local 198.51.2.1"])
     try:
         with hosts_without(hosts, two, "vni=7777") as net, hosts.station(one, net, told=False) as here:
-            words = "option vni=7777: vxlan link 'flannel.1' of the host has it on UDP port 4789"
+            words = "option vni=7777: vxlan link 'flannel.1' of the host uses it on UDP port 4789"
             wait_until(lambda: words in refused(two, "attach", net, "--netns", "none")[1], 10, "it says why")
             assert here.addresses
     finally:

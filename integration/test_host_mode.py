@@ -214,10 +214,10 @@ def test_second_container_and_second_network_are_refused(dockerd: Dockerd, netpl
     with docker_network(dockerd, *HOST, *DUAL) as net, container(dockerd, "--network", net):
         with pytest.raises(CommandError) as caught:
             dockerd.docker("run", "--rm", "--network", net, "bb:1", "true")
-        assert "the host's ports go to one alone" in caught.value.stderr
+        assert "only one can receive the host's ports" in caught.value.stderr
         with pytest.raises(CommandError) as caught:
             dockerd.docker("network", "create", "-d", "pynet", *HOST, "second")
-        assert f"network '{net}' is of mode host already" in caught.value.stderr
+        assert f"network '{net}' already has mode host" in caught.value.stderr
         assert not netplug.drift()
 
 

@@ -330,10 +330,10 @@ def test_second_container_in_passthru_is_refused(dockerd: Dockerd, wire: Wire) -
         container(dockerd, "--network", net) as it,
     ):
         said = fails_with(dockerd, "run", "--rm", "--network", net, "bb:1", "true")
-        assert f"network '{net}' has a container, and macvlan_mode=passthru gives its parent to one alone" in said
+        assert f"network '{net}' has a container, and macvlan_mode=passthru allows only one" in said
         assert it.pings(wire.right)
         said = fails_with(dockerd, "network", "create", "-d", "pynet", *MACVLAN, "--subnet", "10.77.0.0/24", "second")
-        assert "passthru takes a parent alone" in said
+        assert "with passthru a parent has one macvlan only" in said
 
 
 # Bad input
@@ -348,8 +348,8 @@ def test_second_container_in_passthru_is_refused(dockerd: Dockerd, wire: Wire) -
         (("parent=a link",), "option parent='a link': must be"),
         (("macvlan_mode=source",), "option macvlan_mode='source': must be one of bridge, vepa, private, passthru"),
         (("host_access=maybe",), "option host_access='maybe': must be true or false"),
-        (("host_access=true", "macvlan_mode=private"), "host_access=true: not in macvlan_mode=private"),
-        (("mtu=9000",), "option mtu=9000: link 'eth0' carries 1500"),
+        (("host_access=true", "macvlan_mode=private"), "host_access=true needs macvlan_mode=bridge, not private"),
+        (("mtu=9000",), "option mtu=9000: parent 'eth0' has mtu 1500"),
         (("icc=false",), "option 'icc' exists only in mode bridge and overlay, the network has mode 'macvlan'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",

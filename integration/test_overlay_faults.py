@@ -166,7 +166,7 @@ def test_vni_of_a_foreign_link_is_refused(nodes: tuple[Node, Node], host: Host, 
     family = ["local", under.left]
     host.run(["ip", "link", "add", "flannel.1", "type", "vxlan", "id", VNI, "dstport", "4789", *family])
     try:
-        words = f"option vni={VNI}: vxlan link 'flannel.1' of the host has it on UDP port 4789"
+        words = f"option vni={VNI}: vxlan link 'flannel.1' of the host uses it on UDP port 4789"
         with pytest.raises(NodeError, match=words), overlay("blue", nodes, BLUE, vni=VNI):
             pass
         with pair(nodes, vxlan_port="4790") as (_, one, two):

@@ -123,7 +123,7 @@ def test_bad_limits_are_refused_and_change_nothing(dockerd: Dockerd, netplug: Ne
         for option, words in {
             "rate=fast": "option rate='fast': must be a number with a unit",
             "rate=1bit": "must be from 8kbit to 1tbit",
-            "burst=32kb": "option burst is without option rate",
+            "burst=32kb": "option burst needs option rate",
             "mtu=1400": "option 'mtu' applies to networks, not to endpoints",
         }.items():
             with pytest.raises(CommandError, match=words):

@@ -55,7 +55,7 @@ def test_networks_get_vnis_and_subnets_of_their_own(hosts: Hosts) -> None:
     ("body", "message"),
     [
         ({"name": "blue"}, "network 'blue' exists already in the cluster"),
-        ({"options": {"vni": "5000"}}, "option vni=5000: network 'blue' of the cluster has it on UDP port 4789"),
+        ({"options": {"vni": "5000"}}, "option vni=5000: network 'blue' of the cluster uses it on UDP port 4789"),
         (
             {"subnets": [{"subnet": "10.9.0.0/16"}]},
             "subnet 10.9.0.0/16 overlaps 10.9.8.0/24 of network 'blue' of the cluster",

@@ -56,8 +56,8 @@ EP = Endpoint("9f8e" * 16, NET.id, (ip_interface("10.208.0.2/24"),))
             HostFacts(addresses=((ip_interface("10.208.0.7/8"), "eth0"),)),
             "subnet 10.208.0.0/24 contains the host's own address 10.208.0.7 on link 'eth0'",
         ),
-        (replace(NET, subnets=(Subnet(ip_network("127.0.0.0/8")),)), (), HostFacts(), "of loopback addresses"),
-        (replace(NET, subnets=(Subnet(ip_network("224.0.0.0/8")),)), (), HostFacts(), "of multicast addresses"),
+        (replace(NET, subnets=(Subnet(ip_network("127.0.0.0/8")),)), (), HostFacts(), "has loopback addresses"),
+        (replace(NET, subnets=(Subnet(ip_network("224.0.0.0/8")),)), (), HostFacts(), "has multicast addresses"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_made(

@@ -217,14 +217,14 @@ def test_own_limit_comes_before_that_of_the_network(
 @pytest.mark.parametrize(
     ("of_network", "of_endpoint", "words"),
     [
-        ({"burst": "32kb"}, {}, "option burst is without option rate"),
-        ({}, {"burst": "32kb"}, "option burst is without option rate"),
+        ({"burst": "32kb"}, {}, "option burst needs option rate"),
+        ({}, {"burst": "32kb"}, "option burst needs option rate"),
         (
             {"rate": "1mbit", "burst": "4kb", "mtu": "9000"},
             {},
-            "option burst=4096: no packet of the network's mtu fits",
+            "option burst=4096: a packet of full size needs",
         ),
-        ({"rate": "1mbit", "mtu": "9000"}, {"burst": "4kb"}, "option burst=4096: no packet of the network"),
+        ({"rate": "1mbit", "mtu": "9000"}, {"burst": "4kb"}, "option burst=4096: a packet of full size needs"),
     ],
 )
 def test_limit_that_cannot_work_is_refused(of_network: dict[str, str], of_endpoint: dict[str, str], words: str) -> None:

@@ -61,9 +61,9 @@ def test_mtu_is_what_the_way_of_the_vtep_leaves(facts: HostFacts, mtu: int) -> N
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        (HostFacts(), "mode overlay: this daemon is in no cluster.*a daemon with a cluster store"),
+        (HostFacts(), "mode overlay: this daemon is not part of a cluster.*a daemon with a cluster store"),
         (HostFacts(vtep=ip_address("192.0.2.1")), "VTEP 192.0.2.1 is not an address of this host"),
-        (host(mtu=117), "VXLAN leaves 67 bytes of the mtu to VTEP 192.0.2.1, and IPv4 needs 68"),
+        (host(mtu=117), "VXLAN leaves 67 bytes of the mtu of VTEP 192.0.2.1, and IPv4 needs 68"),
     ],
 )
 def test_host_that_cannot_tunnel_is_refused(facts: HostFacts, words: str) -> None:
@@ -78,7 +78,7 @@ def test_host_that_cannot_tunnel_is_refused(facts: HostFacts, words: str) -> Non
             replace(NET, options=replace(NET.options, mtu=1500)),
             (),
             HOST,
-            r"option mtu=1500: VXLAN over IPv4 adds 50 bytes, .* 192.0.2.1 carries 1500 \(choose at most 1450\)",
+            r"option mtu=1500: VXLAN over IPv4 adds 50 bytes, .* 192.0.2.1 has mtu 1500 \(choose at most 1450\)",
         ),
         (
             replace(NET, options=replace(NET.options, mtu=1431)),
@@ -97,13 +97,13 @@ def test_host_that_cannot_tunnel_is_refused(facts: HostFacts, words: str) -> Non
             NET,
             (Network("ffff" * 16, "red", options=NetworkOptions(mode="overlay", vni=4097)),),
             HOST,
-            "option vni=4097: network 'red' has it on UDP port 4789",
+            "option vni=4097: network 'red' uses it on UDP port 4789",
         ),
         (
             NET,
             (),
             replace(HOST, links=(*HOST.links, LinkFacts("flannel.1", "vxlan", vni=4097, port=4789))),
-            "option vni=4097: vxlan link 'flannel.1' of the host has it on UDP port 4789",
+            "option vni=4097: vxlan link 'flannel.1' of the host uses it on UDP port 4789",
         ),
         (
             replace(NET, options=replace(NET.options, bridge="br0")),
@@ -165,20 +165,23 @@ def test_links_of_a_network_are_told_apart_by_name() -> None:
 @pytest.mark.parametrize(
     ("peer", "words"),
     [
-        (replace(PEER, vtep=ip_address("127.0.0.1")), "VTEP 127.0.0.1 is no other host"),
-        (replace(PEER, vtep=ip_address("192.0.2.1")), "VTEP 192.0.2.1 is no other host"),
-        (replace(PEER, vtep=ip_address("239.1.1.1")), "VTEP 239.1.1.1 is no other host"),
-        (replace(PEER, vtep=ip_address("0.0.0.0")), "VTEP 0.0.0.0 is no other host"),
-        (replace(PEER, vtep=ip_address("2001:db8::2")), "VTEP 2001:db8::2 is of IPv6, this host's is 192.0.2.1"),
-        (replace(PEER, mac="01:00:5e:00:00:01"), "MAC '01:00:5e:00:00:01' is not that of an endpoint"),
+        (replace(PEER, vtep=ip_address("127.0.0.1")), "VTEP 127.0.0.1 is not an address of another host"),
+        (replace(PEER, vtep=ip_address("192.0.2.1")), "VTEP 192.0.2.1 is not an address of another host"),
+        (replace(PEER, vtep=ip_address("239.1.1.1")), "VTEP 239.1.1.1 is not an address of another host"),
+        (replace(PEER, vtep=ip_address("0.0.0.0")), "VTEP 0.0.0.0 is not an address of another host"),
+        (
+            replace(PEER, vtep=ip_address("2001:db8::2")),
+            "VTEP 2001:db8::2 is an IPv6 address, this host's is 192.0.2.1",
+        ),
+        (replace(PEER, mac="01:00:5e:00:00:01"), "MAC '01:00:5e:00:00:01' is not valid for an endpoint"),
         (replace(PEER, mac="ff:ff:ff:ff:ff:ff"), "MAC 'ff:ff:ff:ff:ff:ff' is not"),
         (replace(PEER, mac="00:00:00:00:00:00"), "MAC '00:00:00:00:00:00' is not"),
-        (replace(PEER, mac=DRIVER.mac(NET)), "is not that of an endpoint"),
+        (replace(PEER, mac=DRIVER.mac(NET)), "is not valid for an endpoint"),
         (replace(PEER, mac="02:6e:0a:d0:00"), "MAC '02:6e:0a:d0:00' is not"),
         (replace(PEER, mac=""), "MAC '' is not"),
-        (replace(PEER, addresses=(ip_address("10.208.1.3"),)), "address 10.208.1.3 is not that of an endpoint"),
-        (replace(PEER, addresses=(ip_address("10.208.0.1"),)), "address 10.208.0.1 is not that of an endpoint"),
-        (replace(PEER, addresses=(ip_address("fd00:208::3"),)), "address fd00:208::3 is not that of an endpoint"),
+        (replace(PEER, addresses=(ip_address("10.208.1.3"),)), "address 10.208.1.3 is not valid for an endpoint"),
+        (replace(PEER, addresses=(ip_address("10.208.0.1"),)), "address 10.208.0.1 is not valid for an endpoint"),
+        (replace(PEER, addresses=(ip_address("fd00:208::3"),)), "address fd00:208::3 is not valid for an endpoint"),
     ],
 )
 def test_peer_that_reaches_beyond_its_network_is_refused(peer: Peer, words: str) -> None:

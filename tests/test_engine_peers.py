@@ -169,7 +169,7 @@ async def test_network_of_one_host_has_no_peers(host: Host) -> None:
 async def test_foreign_vni_is_refused_before_anything_is_made(host: Host) -> None:
     host.kernel.foreign.tunnels["flannel.1"] = (7, 4789)
     before = await host.state()
-    with pytest.raises(Exception, match=r"option vni=7: vxlan link 'flannel\.1' of the host has it on UDP port 4789"):
+    with pytest.raises(Exception, match=r"option vni=7: vxlan link 'flannel\.1' of the host uses it on UDP port 4789"):
         await host.cli_network("10.3.0.0/24", ident="b3" * 32, name="other", mode="overlay", vni="7")
     assert await host.state() == before
 
@@ -178,7 +178,7 @@ async def test_overlay_outside_of_a_cluster_is_refused(host: Host) -> None:
     host.vtep = None
     await host.reboot()
     before = await host.state()
-    with pytest.raises(Exception, match="mode overlay: this daemon is in no cluster"):
+    with pytest.raises(Exception, match="mode overlay: this daemon is not part of a cluster"):
         await host.cli_network("10.3.0.0/24", ident="b3" * 32, name="other", mode="overlay", vni="7")
     assert await host.state() == before
 

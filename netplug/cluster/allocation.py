@@ -31,7 +31,7 @@ def vni_for(ident: str, wanted: int, port: int, others: Mapping[str, Definition]
             held[options.vni, options.vxlan_port] = other.name
     if wanted:
         if name := held.get((wanted, port)):
-            words = f"option vni={wanted}: network {name!r} of the cluster has it on UDP port {port}"
+            words = f"option vni={wanted}: network {name!r} of the cluster uses it on UDP port {port}"
             raise NetplugError("exists", words, hint="choose another vni or vxlan_port")
         return wanted
     count = LARGEST_VNI - FIRST_VNI + 1
