@@ -109,17 +109,17 @@ class View:
     def all_endpoints(self) -> Iterator[tuple[str, str, str, EndpointAdvert]]:
         """Yield network, host, id and content of all endpoints."""
         for network, found in self._endpoints.items():
-            for (host, ident), told in found.items():
-                yield network, host, ident, told
+            for (host, ident), advert in found.items():
+                yield network, host, ident, advert
 
     def remote_endpoints(self, network: str, me: str) -> list[tuple[str, str, EndpointAdvert]]:
         """Return the endpoints of a network on hosts other than `me`: name of the host, id, and content."""
         found = self._endpoints.get(network, {})
-        return [(name_of(self, host), ident, told) for (host, ident), told in found.items() if host != me]
+        return [(name_of(self, host), ident, advert) for (host, ident), advert in found.items() if host != me]
 
     def endpoints(self, network: str, host: str) -> dict[str, EndpointAdvert]:
         """Return the endpoints of a network on one host, by id."""
-        return {ident: told for (where, ident), told in self._endpoints.get(network, {}).items() if where == host}
+        return {ident: advert for (where, ident), advert in self._endpoints.get(network, {}).items() if where == host}
 
     def endpoint(self, network: str, host: str, ident: str) -> EndpointAdvert | None:
         """Return the advert of an endpoint; None if there is none, or its host has no record."""
@@ -134,14 +134,14 @@ class View:
         # The dictionary is in the order of revisions: each endpoint that is written goes to the end.
         found = {}
         peers, mine = self._peers[network], self._hosts.get(me)
-        for key, told in self._endpoints.get(network, {}).items():
+        for key, advert in self._endpoints.get(network, {}).items():
             host, ident = key
             if host != me and host not in self._duplicate_vteps and (known := self._hosts.get(host)):
                 if mine and mine.vtep == known.vtep:
                     continue
                 peer = peers.get(key)  # the same object, so that readers detect unchanged peers by identity
                 if peer is None or peer.vtep != known.vtep:
-                    peer = peers[key] = Peer(ident, told.mac, told.addresses, known.vtep)
+                    peer = peers[key] = Peer(ident, advert.mac, advert.addresses, known.vtep)
                 found[key] = peer
         return found
 
@@ -156,9 +156,9 @@ class View:
             self.touch(network)
         self.changed.set()
 
-    def requeue(self, network: str, told: Mapping[str, tuple[int, int]]) -> None:
+    def requeue(self, network: str, revisions: Mapping[str, tuple[int, int]]) -> None:
         """Return entries to `published` that could not be applied; newer ones are merged."""
-        for host, (first, last) in told.items():
+        for host, (first, last) in revisions.items():
             self.published[network][host] = first, max(last, self.published[network].get(host, (0, 0))[1])
 
     def touch(self, network: str) -> None:

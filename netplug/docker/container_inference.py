@@ -88,17 +88,17 @@ class ContainerInference:
         """Return ids and names of the containers that have an address; None if some are unknown."""
         present = set()
         for lease in self._engine.allocator.leases(pool_id):
-            who = lease.owner.name
+            name = lease.owner.name
             if lease.owner.kind is OwnerKind.ENDPOINT:
                 built = self._engine.registry.find(record.network.id, lease.owner.id)
                 if built is not None and built.front_end is not FrontEnd.DOCKER:
                     continue
-                who = (built.container or built.name) if built is not None else ""
+                name = (built.container or built.name) if built is not None else ""
             elif lease.owner.kind is not OwnerKind.PENDING:
                 continue
-            if not who:
+            if not name:
                 return None
-            present.add(who)
+            present.add(name)
         return present
 
     # In a thread

@@ -165,7 +165,7 @@ class NameServer:
             case (_, NetworkRecord()) | (NetworkRecord(), _):
                 self._network(before, after)
             case _:
-                assert not isinstance(before, NetworkRecord)  # noqa: S101 - told by the first case
+                assert not isinstance(before, NetworkRecord)  # noqa: S101 - matched by the first case
                 assert not isinstance(after, NetworkRecord)  # noqa: S101
                 self._endpoint(before, after)
 

@@ -1,4 +1,4 @@
-"""Locks by name, for as long as somebody holds or wants them."""
+"""Locks by name."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 
 class Locks:
-    """One lock for each name. A name that nobody uses takes no memory."""
+    """One lock for each name. A lock exists only while it is held or waited for."""
 
     def __init__(self) -> None:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
@@ -16,7 +16,7 @@ class Locks:
 
     @asynccontextmanager
     async def hold(self, name: str) -> AsyncIterator[None]:
-        """Hold the lock of a name for the time of the block, in the order in which it is asked for."""
+        """Hold the lock of a name within the block. Waiting callers get it in their order."""
         lock, users = self._locks.get(name, (asyncio.Lock(), 0))
         self._locks[name] = lock, users + 1
         try:
