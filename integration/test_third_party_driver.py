@@ -22,6 +22,7 @@ from harness import (
     snapshot,
     wait_until,
 )
+from harness.netplugd import COMMAND, RUN_DIR
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "driver"
 START = "import sys; from netplug.cli import main; sys.exit(main())"
@@ -116,6 +117,8 @@ def test_mode_of_another_package_comes_goes_and_returns(
         why = "there is no driver for mode 'routed'"
         assert why in routing.drift()
         assert net not in [it["name"] for it in routing.json("network", "ls")]
+        listed = host.run([str(COMMAND), "network", "ls"], env={"NETPLUG_RUN_DIR": RUN_DIR})
+        assert "1 more cannot be used: see netplug diff" in listed.stderr
         assert why in refusal(routing, "network", "inspect", net)
         with pytest.raises(CommandError, match=why):
             dockerd.docker("run", "--rm", "--network", net, "bb:1", "true")

@@ -3,14 +3,18 @@
 import re
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
+from ipaddress import IPv4Interface, ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from netplug.drivers.registry import fault_of
+from netplug.drivers.api import Driver, Endpoint, HostFacts, Network, Subnet
+from netplug.drivers.registry import Drivers, fault_of
 from netplug.drivers.step_types import StepTypes
+from netplug.drivers.steps import Veth
 from netplug.kernel.api import MISSING, Outcome
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +67,22 @@ def test_step_of_the_document_is_made_compared_and_removed(module: dict[str, Any
     handler.remove(other)
     handler.remove(other)
     assert list(folder.iterdir()) == []
+
+
+def test_example_plans_a_veth_without_a_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples" / "driver")
+    driver: Driver = import_module("netplug_routed").RoutedDriver()
+    assert fault_of(driver) == ""
+    options = Drivers({"routed": driver}).parse({"mode": "routed", "mtu": "1400"})
+    subnet = Subnet(ip_network("10.1.0.0/24"), IPv4Interface("10.1.0.1/24"))
+    net = Network("1" * 64, "blue", (subnet,), options)
+    driver.check(net, (), HostFacts())
+    plan = driver.create_endpoint(net, Endpoint("2" * 64, net.id, (IPv4Interface("10.1.0.2/24"),)), HostFacts())
+    veth, *rest = plan
+    assert isinstance(veth, Veth)
+    assert (veth.name, veth.master, veth.mtu) == ("np-222222222222", "", 1400)
+    assert {"address//np-222222222222/10.1.0.1/32", "route//10.1.0.2/32/np-222222222222"} <= {step.key for step in rest}
+    assert "sysctl/net/ipv4/conf/np-222222222222/proxy_arp" in {step.key for step in rest}
 
 
 def test_example_has_at_most_sixty_lines_of_code() -> None:

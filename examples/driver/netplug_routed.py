@@ -36,7 +36,7 @@ class RoutedDriver(NoneDriver):
         veth = Veth(link, sandbox_side(ep.id), mac_of_host_side(ep.id), ep.chosen_mac(), mtu, master="")
         plan = Plan((veth, *(Address(link, gateway) for gateway in own)))
         for address in map(_single, ep.addresses):
-            plan += Plan((Route(address.network, link),)) + firewall.alone(net, address.network, own, link)
+            plan += Plan((Route(address.network, link),)) + firewall.single_address(net, address.network, own, link)
         if PROXY_ARP.of(net.options):
             plan += Plan((Sysctl(f"net/ipv4/conf/{link}/proxy_arp", "1"),))
             plan += Plan(tuple(Member(f"netplug-icc{it.pool.version}", it.pool, link) for it in net.subnets))

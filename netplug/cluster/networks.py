@@ -19,6 +19,7 @@ from netplug.cluster.claims import SharedLeases
 from netplug.cluster.identity import AdmissionGate
 from netplug.cluster.records import GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put, parse
 from netplug.cluster.view import View
+from netplug.drivers import shared
 from netplug.drivers.api import Scope
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress, IPNetwork
@@ -83,7 +84,7 @@ class Definitions:
         except BaseException:
             await uncancellable(self.catalogue.remove(ident, definition))
             raise
-        log.info("network.defined", network=short(ident), name=definition.name, vni=definition.options["vni"])
+        log.info("network.defined", network=short(ident), name=definition.name, vni=definition.options.get("vni"))
         return record
 
     async def _adopt(self, spec: NetworkSpec) -> NetworkRecord:
@@ -293,7 +294,8 @@ class Definitions:
                 raise NetplugError("exists", words, hint="choose another name")
             vni = vni_for(ident, options.vni, options.vxlan_port, others, drivers)
             subnets = subnets_for(spec, others, taken, self.identity)
-            raw = completed(spec.options, mtu=str(options.mtu), vni=str(vni))
+            chosen = {shared.MTU: str(options.mtu), shared.VNI: str(vni)}
+            raw = completed(spec.options, **{it.key: value for it, value in chosen.items() if it in driver.options})
             definition = Definition(name, raw, subnets, spec.internal, docker=spec.front_end is FrontEnd.DOCKER)
             revision = await self._store.txn(
                 [Compare(GUARD, guard.revision if guard else 0), Compare(NETWORKS + ident, 0)],

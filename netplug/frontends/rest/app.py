@@ -107,8 +107,14 @@ class _Api:
         counts = Counter(endpoint.network_id for endpoint in found)
         records = self._engine.registry.networks()
         return wire.Networks(
-            networks=[wire.NetworkOut.of(record, counts[record.network.id]) for record in records], note=note
+            networks=[wire.NetworkOut.of(record, counts[record.network.id]) for record in records],
+            note="; ".join(filter(None, (note, self._unusable()))),
         )
+
+    def _unusable(self) -> str:
+        """Return that networks are missing in a list, if so."""
+        count = len(self._engine.quarantine.networks())
+        return f"{count} more cannot be used: see netplug diff" if count else ""
 
     async def create_network(self, body: wire.NetworkIn) -> wire.NetworkOut:
         create = self._of_cluster().networks.create if body.cluster else self._engine.networks.create
