@@ -257,22 +257,31 @@ class Endpoints:
         log.info("endpoint.deleted", endpoint=short(built.endpoint.id), name=built.name)
 
     @uncancellable
-    async def describe(self, network_id: str, endpoint_id: str, said: Description) -> None:
+    async def describe(self, network_id: str, endpoint_id: str, description: Description) -> None:
         """Learn the container of an endpoint, and its names."""
         async with self._registry.lock(network_id):
             built = self._registry.find(network_id, endpoint_id)
             if built is None:
                 return
-            if built.name not in {"", said.name} and not built.container:
+            if built.name not in {"", description.name} and not built.container:
                 # The name was inferred from Docker's files, wrongly: the address may be the other container's.
-                log.warning("endpoint.mistaken", endpoint=short(endpoint_id), taken_for=built.name, name=said.name)
-            told = replace(built, container=said.container, name=said.name)
-            if said.details:
-                told = replace(told, aliases=said.aliases, hostname=said.hostname, serves=said.serves)
-                told = replace(told, healthy=said.healthy, domainname=said.domainname, resolves=said.resolves)
-            if told != built:
-                await self._registry.save(told)
-                await self.listener.joined(told)
+                log.warning(
+                    "endpoint.mistaken", endpoint=short(endpoint_id), taken_for=built.name, name=description.name
+                )
+            described = replace(built, container=description.container, name=description.name)
+            if description.details:
+                described = replace(
+                    described, aliases=description.aliases, hostname=description.hostname, serves=description.serves
+                )
+                described = replace(
+                    described,
+                    healthy=description.healthy,
+                    domainname=description.domainname,
+                    resolves=description.resolves,
+                )
+            if described != built:
+                await self._registry.save(described)
+                await self.listener.joined(described)
 
     @uncancellable
     async def identify(self, record: EndpointRecord, sandbox_id: str) -> None:
@@ -331,10 +340,10 @@ class Endpoints:
         await self.listener.settled(built)
         return built
 
-    async def _refuse_second(self, record: NetworkRecord, wanted: EndpointSpec, said: str) -> None:
+    async def _refuse_second(self, record: NetworkRecord, wanted: EndpointSpec, netns: str) -> None:
         """Refuse an interface that is attached already, unless its namespace is gone: a new one may have path and id.
 
-        `said`: the namespace as the caller wrote it.
+        `netns`: the namespace as the caller wrote it.
         """
         here = [one for one in self._registry.in_sandbox(wanted.netns, wanted.netns_id) if one.ifname == wanted.ifname]
         found = (self._registry.find(network.network.id, wanted.id) for network in self._registry.networks())
@@ -345,7 +354,7 @@ class Endpoints:
             name = self._registry.network(other.endpoint.network).network.name
             raise NetplugError(
                 "exists",
-                f"{wanted.ifname} of {said} is attached to network {name!r} already",
+                f"{wanted.ifname} of {netns} is attached to network {name!r} already",
                 hint="detach it first or choose another --ifname",
             )
 

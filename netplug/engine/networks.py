@@ -276,10 +276,10 @@ class Networks:
         async with self._registry.lock(ident):
             record = self._registry.network(ident)
             kept = {key: value for key, value in record.options.items() if key != "dns_upstream"}
-            said = {"dns_upstream": upstream} if upstream else {}
-            options = replace(record.network.options, dns_upstream=self._drivers.parse(said).dns_upstream)
+            given = {"dns_upstream": upstream} if upstream else {}
+            options = replace(record.network.options, dns_upstream=self._drivers.parse(given).dns_upstream)
             network = replace(record.network, options=options)
-            await self._registry.save(replace(record, network=network, options=kept | said))
+            await self._registry.save(replace(record, network=network, options=kept | given))
         log.info("network.forwards", network=short(ident), name=record.network.name, upstream=upstream)
 
     @uncancellable

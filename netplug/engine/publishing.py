@@ -139,8 +139,8 @@ class Publishing:
             for other in self._registry.endpoints():
                 if other.key != built.key and _holds(other, [single]):
                     net = self._registry.find_network(other.endpoint.network)
-                    who = f"container {other.name!r}" if other.name else f"endpoint {short(other.endpoint.id)}"
-                    words = f"{what}{here} by {who} of network {(net.network.name if net else '?')!r}"
+                    holder = f"container {other.name!r}" if other.name else f"endpoint {short(other.endpoint.id)}"
+                    words = f"{what}{here} by {holder} of network {(net.network.name if net else '?')!r}"
                     return NetplugError(error.kind, words, hint=error.hint)
         return error
 

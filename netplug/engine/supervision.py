@@ -23,7 +23,7 @@ LAST_S = 10.0
 """Delay of the first and of late retries."""
 STEADY_S = 5.0
 """A task that has run so long since its last failure has recovered."""
-_MOST_SAID = 20
+_MOST_LOGGED = 20
 """Different reasons that are logged until the task recovers."""
 _SHOWN_AFTER = 2
 """Failures in a row: a single one is over before anybody could look."""
@@ -31,11 +31,11 @@ _SHOWN_AFTER = 2
 
 @dataclass(slots=True)
 class _Trouble:
-    """A task that fails. `said`: the reasons that were logged; `since`: time of the loop."""
+    """A task that fails. `logged`: the reasons that were logged; `since`: time of the loop."""
 
     since: float
     failures: int = 0
-    said: set[str] = field(default_factory=set)
+    logged: set[str] = field(default_factory=set)
 
 
 class Supervisor:
@@ -74,8 +74,8 @@ class Supervisor:
         delay_s = min(FIRST_S * 2.0 ** min(trouble.failures, 16), LAST_S)
         trouble.failures += 1
         text = _text(exc)
-        if text not in trouble.said and len(trouble.said) < _MOST_SAID:
-            trouble.said.add(text)
+        if text not in trouble.logged and len(trouble.logged) < _MOST_LOGGED:
+            trouble.logged.add(text)
             expected = isinstance(exc, StoreError | Reportable | OSError)
             log.warning("task.failed", task=name, error=text, retry_s=delay_s, exc_info=None if expected else exc)
         else:
