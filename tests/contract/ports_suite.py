@@ -120,7 +120,7 @@ class PortsSuite:
         other = replace(many, port=10_100, address=ip_address("10.9.0.3"), count=20)
         await kernel.ensure((Forwards(4), other))
         before = await kernel.owned()
-        with pytest.raises(StepError, match="IPv6 ports is missing"):
+        with pytest.raises(StepError, match="IPv6 published ports is missing"):
             await Executor(kernel).apply(Plan((many, replace(many, address=INSIDE6))))
         assert await kernel.owned() == before
         await gone(kernel, other, Forwards(4))

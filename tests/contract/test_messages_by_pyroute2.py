@@ -179,7 +179,7 @@ class TestMessages(LinuxHost):
                 sock.sendto(b"", ("127.0.0.1", PORT))
         tracked = Conntrack()
         found = tracked._find(Flows(Proto.UDP, PORT, ip_address("10.9.0.2")), {PORT})
-        ours = [(it.port, it.source, it.destination, it.answers_from, it.translated, it.answered) for it in found]
+        ours = [(it.port, it.source, it.destination, it.reply_source, it.translated, it.replied) for it in found]
         tracked.close()
         schema = load("pyroute2.netlink.nfnetlink.nfctsocket").nfct_msg
         with Netlink.open(NETLINK_NETFILTER) as nl:

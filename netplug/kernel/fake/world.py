@@ -153,9 +153,9 @@ class World:
                 key = HostPort(step.proto, step.host, step.port).key
                 words = f"port {step.port}/{step.proto} of [{step.host}] is not reserved"
             case Guard():
-                key, words = "guards", "the table of guards is missing"
+                key, words = "guards", "the anti-spoofing table is missing"
             case Forward():
-                key, words = f"forwards/{step.family}", f"the table of IPv{step.family} ports is missing"
+                key, words = f"forwards/{step.family}", f"the table of IPv{step.family} published ports is missing"
         if key not in self.state:
             raise StepError("not_found", step, words)
 

@@ -1,6 +1,6 @@
-"""What firewalld's table lets pass: it drops what comes by a link of no zone, whatever rules of others say.
+"""Reads firewalld's nf_tables rules. firewalld drops packets from links without a zone, whatever other tables accept.
 
-Of its rules are looked for what they compare with and where they lead, since all else differs from version to version.
+Only the values that its rules compare and the chains that they jump to are read. All else differs between versions.
 """
 
 import re
@@ -14,13 +14,13 @@ from netplug.kernel.netlink.nf_tables import INET
 
 _TABLE = "firewalld"
 _COMPARED = re.compile(b".." + struct.pack("=H", 3) + b"(..)" + struct.pack("=H", 1), re.DOTALL)
-"""NFTA_CMP_DATA, and NFTA_DATA_VALUE in it (linux/netfilter/nf_tables.h); then follows the value."""
+"""NFTA_CMP_DATA with NFTA_DATA_VALUE in it (linux/netfilter/nf_tables.h), followed by the value."""
 _NAME = re.compile(rb"[!-.0-~]+")
 _PORT_BYTES = 2
 
 
 def read(tables: Tables) -> Firewalld | None:
-    """Return what firewalld's rules are about; None where there is none, or all is trusted that is of no zone."""
+    """Return the links and ports in firewalld's rules; None if it is absent, or if its default zone is trusted."""
     if _TABLE not in tables.named(INET):
         return None
     links: set[str] = set()
@@ -41,7 +41,7 @@ def read(tables: Tables) -> Firewalld | None:
 
 
 def _values(rule: bytes) -> Iterator[bytes]:
-    """Yield what a rule compares with."""
+    """Yield the values that a rule compares with."""
     for found in _COMPARED.finditer(rule):
         length = int.from_bytes(found[1], sys.byteorder) - 4
         yield rule[found.end() : found.end() + length]

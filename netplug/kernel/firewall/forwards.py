@@ -1,8 +1,8 @@
-"""Ports of the host lead to containers (steps `Forwards` and `Forward`): a map, whatever the number of ports.
+"""DNAT of published ports (steps `Forwards` and `Forward`): maps for any number of ports.
 
-The table translates the destination of what comes to an address of the host, from outside or from the host itself,
-directly before the chains of iptables do. A stranger on the wire must not reach what is published on the loopback
-address alone. Of a connection only the first packet comes here (nft(8), chains of type nat).
+The table translates packets to addresses of the host, from outside or from the host itself, directly before iptables. A
+port that is published only on the loopback address is not reachable from other hosts. Only the first packet of a
+connection is translated here (nft(8), chains of type nat).
 """
 
 import sys
@@ -84,7 +84,7 @@ def ensure(tables: Tables, steps: Sequence[Forward]) -> list[Done]:
         before = tables.put(TABLES[steps[0].family], wanted)
     except NetlinkError as error:
         if error.errno == ENOENT:
-            words = f"the table of IPv{steps[0].family} ports is missing"
+            words = f"the table of IPv{steps[0].family} published ports is missing"
             raise StepError("not_found", steps[0], words) from error
         raise
     return [_done(steps[0].family, name, elements, before.get(name, {})) for name, elements in of]

@@ -1,4 +1,4 @@
-"""No port of a bridge sends with an address or MAC that is not its endpoint's (steps `Guards` and `Guard`).
+"""Anti-spoofing: bridge ports accept only frames from their endpoint's addresses (steps `Guards` and `Guard`).
 
 The table sees each frame as it comes by a port (bridge family, prerouting), before the bridge learns its source. A
 frame from a guarded port passes if its source MAC is the port's (where one is pinned to it), and
@@ -13,7 +13,7 @@ frame from a guarded port passes if its source MAC is the port's (where one is p
   MLD, by which a bridge would lead all groups to the port;
 - anything else but nested VLAN tags, inside which nobody has looked.
 
-Every frame meets the same handful of rules, each a lookup, however many ports there are.
+The number of rules does not depend on the number of ports: each rule is a lookup.
 """
 
 from collections.abc import Collection, Mapping
@@ -233,7 +233,7 @@ def ensure(tables: Tables, step: Guard) -> Done:
         found = tables.ensure(TABLE, wanted, lambda name, key: key[:16] == port or key in wanted.get(name, ()))
     except NetlinkError as error:
         if error.errno == ENOENT:
-            raise StepError("not_found", step, "the table of guards is missing") from error
+            raise StepError("not_found", step, "the anti-spoofing table is missing") from error
         raise
     outcome, present = found
     if outcome is not Outcome.ADJUSTED:

@@ -1,14 +1,14 @@
-"""Packets come by links of ours only as they can (step `Ingress`).
+"""Reverse path filtering on our links (step `Ingress`).
 
-A bridge hands a frame to some of the group addresses 01:80:c2:00:00:0x to the host by the *port*, past the hooks of the
-bridge family and past every rule for the bridge (net/bridge/br_input.c, br_handle_frame). No honest packet comes so.
+Packets that arrive on a bridge port itself are dropped. A bridge passes frames to some of the group addresses
+01:80:c2:00:00:0x to the host by their *port*, without the hooks of the bridge family and the rules for the bridge
+(net/bridge/br_input.c, br_handle_frame). No legitimate packet arrives this way.
 
-By the links of sandboxes comes nothing from a source that is reached by another link, which a host of our own
-name server, or of anybody else, would take for what it asked for (RFC 3704 2.2, strict). Guarded ports send no such
-packet; this is for those that are not guarded, and for links without a bridge. Sources that nobody routes stay: of a
-client without an address, and of the link.
+On the links of sandboxes, packets from a source that is routed to another link are dropped (RFC 3704 2.2, strict). They
+could be forged DNS replies, for example. Anti-spoofing drops them on bridge ports; this covers ports without it, and
+links that are not bridge ports. Sources without a route are accepted: a client without an address, and link-local ones.
 
-The chain stands before all others, so before fragments are put together and connections are tracked.
+The chain has a priority before defragmentation and connection tracking.
 """
 
 from pathlib import Path
@@ -21,20 +21,20 @@ from netplug.kernel.netlink.nf_tables import IIFNAME, REVERSE_PATH, BaseChain, T
 _PRIORITY = -450
 """NF_IP_PRI_RAW_BEFORE_DEFRAG."""
 _IPV6 = Path("/proc/sys/net/ipv6")
-_NO_WAY = bytes(4)
+_NO_LINK = bytes(4)
 
 
 def _table(family: int, source: nft.Field, link_local: tuple[bytes, bytes]) -> Table:
-    drop, go_on = verdict(nft.DROP), verdict(nft.RETURN)
+    drop, skip = verdict(nft.DROP), verdict(nft.RETURN)
     rules = (
-        ("not by a link of sandboxes", equal(IIFNAME, b"np", inverted=True) + go_on),
-        ("by a port itself", equal(IIFNAME, PORTS.encode()) + drop),
-        ("by the end of a tunnel itself", equal(IIFNAME, TUNNEL_ENDS.encode()) + drop),
-        ("by another link of the host", equal(IIFNAME, BRIDGES.encode(), inverted=True) + go_on),
-        ("from where its source is", equal(REVERSE_PATH, _NO_WAY, inverted=True) + go_on),
-        ("has no address yet", equal(source, bytes(source.length)) + go_on),
-        ("link-local", equal(source, *link_local) + go_on),
-        ("from where its source is not", drop),
+        ("input link is not ours", equal(IIFNAME, b"np", inverted=True) + skip),
+        ("input link is a bridge port", equal(IIFNAME, PORTS.encode()) + drop),
+        ("input link is a VXLAN link", equal(IIFNAME, TUNNEL_ENDS.encode()) + drop),
+        ("input link is not routed to sandboxes", equal(IIFNAME, BRIDGES.encode(), inverted=True) + skip),
+        ("source is routed to the input link", equal(REVERSE_PATH, _NO_LINK, inverted=True) + skip),
+        ("source is unspecified", equal(source, bytes(source.length)) + skip),
+        ("source is link-local", equal(source, *link_local) + skip),
+        ("source is routed to another link", drop),
     )
     return Table(family, "netplug-ingress", (), (BaseChain("prerouting", "filter", nft.PREROUTING, _PRIORITY, rules),))
 
@@ -46,5 +46,5 @@ TABLES = {
 
 
 def needless(step: Ingress) -> bool:
-    """Whether the kernel has no such packets: a host without IPv6."""
+    """Return whether a step has nothing to do: IPv6 on a host without IPv6."""
     return step.family == 6 and not _IPV6.exists()

@@ -1,8 +1,7 @@
-"""Tables of ours in nf_tables: constant rules over sets, whose elements come and go.
+"""Our nf_tables tables: constant rules over sets and maps, whose elements change.
 
-iptables has no map from a host port to an address and a port, and does not see what a bridge forwards. nf_tables has
-both, in one lookup however many entries there are, and an entry is one netlink message instead of a process. The
-chains of iptables stay where others have to have their say.
+iptables has no maps from a host port to an address and port, and no hooks for bridged frames. nf_tables has both. A
+lookup takes the same time for any number of elements, and adding one takes a netlink message instead of a process.
 """
 
 import errno
@@ -49,18 +48,18 @@ Entries: TypeAlias = Mapping[str, Mapping[bytes, bytes]]
 """Elements by set: value by key, empty values in plain sets."""
 
 _OURS = "netplug"
-"""Beginning of our tables' names."""
+"""Prefix of our tables' names."""
 _CHUNK = 256
-"""Elements in a message: an attribute holds 64 kB at most."""
+"""Elements in a message. An attribute holds at most 64 kB."""
 _BATCH = 1024
-"""Elements in a transaction: what is sent at once must fit into the socket's buffer, of 208 kB by default."""
+"""Elements in a transaction. It must fit into the socket's send buffer, which has 208 kB by default."""
 _GONE = frozenset((errno.ENOENT,))
 
 
 class Tables:
     """The tables of this namespace, or of that of `netlink`.
 
-    `generations`: those of the rule set that we brought about; whoever hears of another knows that someone else did.
+    `generations`: the ruleset generations of our own commits. A notification of another one is a foreign change.
     """
 
     def __init__(self, netlink: Netlink | None = None) -> None:
@@ -70,10 +69,10 @@ class Tables:
         self._seen: dict[Table, tuple[int, dict[str, dict[bytes, bytes]]]] = {}
 
     def ensure_table(self, table: Table) -> Outcome:
-        """Bring a table about; the elements that it has stay.
+        """Create a table, or replace one that differs. Its elements are kept.
 
         Raises:
-            NetlinkError: the kernel lacks something.
+            NetlinkError: the kernel lacks a feature.
         """
         found = self._comments(table)
         if found == _comments_of(table) and not table.flags:
@@ -92,19 +91,19 @@ class Tables:
             self.commit(table.delete())
 
     def drift(self, table: Table) -> str:
-        """Say what is wrong with a table; empty when nothing."""
+        """Return how a table differs; empty if it does not."""
         found = self._comments(table)
         if found is None:
             return MISSING
         return "" if found == _comments_of(table) else "its rules differ"
 
     def ensure(self, table: Table, wanted: Entries, belongs: Callable[[str, bytes], bool]) -> tuple[Outcome, Entries]:
-        """Bring the elements of an object about; return what was found, and the elements that it had.
+        """Set the elements of an object. Return the outcome, and the elements that it had before.
 
-        `belongs`: tells which elements, by set and key, are of that object.
+        `belongs`: returns whether an element, by set and key, is of that object.
 
         Raises:
-            NetlinkError: ENOENT, there is no table.
+            NetlinkError: ENOENT: the table is missing.
         """
         content = self._known(table, wanted)
         if content is None:
@@ -122,20 +121,18 @@ class Tables:
         return Outcome.ADJUSTED, present
 
     def add(self, table: Table, name: str, keys: Sequence[bytes]) -> frozenset[bytes]:
-        """Add elements to a plain set; return those of them that were there.
+        """Add elements to a plain set. Return those that existed before.
 
         Raises:
-            NetlinkError: ENOENT, there is no table.
+            NetlinkError: ENOENT: the table is missing.
         """
         return frozenset(self.put(table, {name: dict.fromkeys(keys, b"")}).get(name, ()))
 
     def put(self, table: Table, wanted: Entries) -> dict[str, dict[bytes, bytes]]:
-        """Bring elements about, each an object of its own, and return those that there were before under their keys.
-
-        All or nothing; few transactions, however many there are.
+        """Set elements, and return the previous elements with their keys. All or nothing, in few transactions.
 
         Raises:
-            NetlinkError: ENOENT, there is no table.
+            NetlinkError: ENOENT: the table is missing.
         """
         before: dict[str, dict[bytes, bytes]] = {}
         done: list[tuple[Entries, Entries]] = []
@@ -146,13 +143,13 @@ class Tables:
                     before.setdefault(name, {}).update(elements)
                 done.append((part, found))
         except NetlinkError:
-            for put, there in reversed(done):
-                self._take_back(table, put, there)
+            for put, previous in reversed(done):
+                self._restore(table, put, previous)
             raise
         return before
 
-    def _take_back(self, table: Table, put: Entries, before: Entries) -> None:
-        """Bring back what there was before elements were put."""
+    def _restore(self, table: Table, put: Entries, before: Entries) -> None:
+        """Restore the elements that existed before a `put`."""
         new = {name: {k: v for k, v in it.items() if k not in before.get(name, {})} for name, it in put.items()}
         stale = {name: {k: v for k, v in it.items() if put[name][k] != v} for name, it in before.items()}
         if any(new.values()):
@@ -183,7 +180,7 @@ class Tables:
         return before
 
     def _make(self, table: Table, wanted: Entries) -> bool:
-        """Add elements of which none is there; else do nothing and return False."""
+        """Add elements if none of them exists; otherwise return False."""
         try:
             self._change(table, {}, wanted, NLM_F_CREATE | NLM_F_EXCL)
         except BatchError as error:
@@ -193,7 +190,7 @@ class Tables:
         return True
 
     def _change(self, table: Table, less: Entries, more: Entries, flags: int) -> None:
-        """Change elements in one transaction, and what is remembered of them."""
+        """Change elements in one transaction, and update the cache."""
         self.commit([*_removed(table, less), *_added(table, more, flags)])
         if seen := self._seen.pop(table, None):
             generation, content = seen
@@ -206,14 +203,14 @@ class Tables:
                 self._seen[table] = self._generation, content
 
     def _known(self, table: Table, wanted: Entries) -> dict[str, dict[bytes, bytes]] | None:
-        """Return all elements if these are known to be there: to try takes a grace period, also where it is refused."""
+        """Return all elements if the wanted ones are in the cache. A refused commit would take a grace period too."""
         seen = self._seen.get(table)
         if seen is None or any(not seen[1][name].items() >= elements.items() for name, elements in wanted.items()):
             return None
         return seen[1] if seen[0] == self._ask_generation() else None
 
     def _content(self, table: Table) -> dict[str, dict[bytes, bytes]]:
-        """Return the elements of all sets; of a rule set that nobody has changed since they are not read again."""
+        """Return the elements of all sets, from the cache if the ruleset has not changed since."""
         generation = self._ask_generation()
         seen = self._seen.get(table)
         if seen is None or seen[0] != generation:
@@ -225,7 +222,8 @@ class Tables:
     def remove(self, table: Table, entries: Entries) -> None:
         """Remove elements; absent is success.
 
-        A commit takes a grace period of the kernel, so many go in one: what is absent is added in it.
+        A commit takes a grace period of the kernel. So one commit removes many elements. If some are absent, a second
+        one adds them first.
         """
         for part in _batches(entries):
             self._remove(table, part)
@@ -241,7 +239,7 @@ class Tables:
                 return
 
     def content(self, table: Table) -> dict[str, dict[bytes, bytes]]:
-        """Return the elements of all sets, by set; none where there is no table."""
+        """Return the elements of all sets, by set; none if the table is missing."""
         found: dict[str, dict[bytes, bytes]] = {}
         for item in table.sets:
             elements = found.setdefault(item.name, {})
@@ -257,7 +255,7 @@ class Tables:
         return [attrs(data, 4)[TABLE_NAME].rstrip(b"\0").decode() for data in found]
 
     def foreign(self) -> tuple[tuple[int, str], ...]:
-        """Return the names of others' tables by IP version, those of iptables too."""
+        """Return IP version and name of the foreign tables, including those of iptables-nft."""
         both = self.named(INET)
         found = ((version, {*both, *self.named(family)}) for version, family in ((4, IPV4), (6, IPV6)))
         return tuple((version, it) for version, names in found for it in sorted(names) if not it.startswith(_OURS))
@@ -269,7 +267,7 @@ class Tables:
         return [(attrs(data, 4)[RULE_CHAIN].rstrip(b"\0").decode(), data) for data in found]
 
     def rules(self, table: Table) -> dict[str, list[str]]:
-        """Return the comments of all rules of a table, by chain; none where there is no table."""
+        """Return the comments of all rules of a table, by chain; none if the table is missing."""
         found: dict[str, list[str]] = {}
         _, _, query = table.message(GETRULE, text(1, table.name))
         for parts in (attrs(data, 4) for data in self._dump(10 << 8 | GETRULE, query)):
@@ -284,7 +282,7 @@ class Tables:
             self._netlink = None
 
     def _comments(self, table: Table) -> list[str] | None:
-        """Return the comments of a table's rules, chain by chain; None where there is no table."""
+        """Return the comments of a table's rules, in order of its chains; None if the table is missing."""
         found: list[str] = []
         for chain in table.chains:
             _, _, query = table.message(GETRULE, text(1, table.name), text(2, chain.name))
@@ -301,12 +299,12 @@ class Tables:
             raise
 
     def commit(self, messages: list[Message]) -> None:
-        """Do all of it or nothing."""
+        """Commit messages as one transaction."""
         if not messages:
             return
         self._open().batch(batch(messages))
         self._generation = self._ask_generation()
-        # Whoever listens has not heard of more than a few that we brought about.
+        # Notifications arrive soon, so a few generations are enough.
         self.generations = {self._generation, *sorted(self.generations)[-63:]}
 
     def _ask_generation(self) -> int:
@@ -334,7 +332,7 @@ def _removed(table: Table, entries: Entries) -> list[Message]:
 
 
 def _batches(entries: Entries) -> Iterable[Entries]:
-    """Put elements together into what one transaction takes."""
+    """Yield the elements in parts that fit into one transaction."""
     batch: dict[str, Mapping[bytes, bytes]] = {}
     for name, elements in entries.items():
         for part in _parts(elements, _BATCH):

@@ -1,17 +1,16 @@
-"""Frames between containers on two hosts pass by bridge and firewall (steps `Shortcuts` and `Shortcut`).
+"""Fast path: frames between containers on two hosts bypass bridge and firewall (steps `Shortcuts` and `Shortcut`).
 
-A bridge shows each frame to the host's firewall (``bridge-nf-call-iptables``), which costs more than the rest of the
-way. So a frame that is surely right is handed on where it comes in, before the bridge sees it (nf_tables, family
-netdev, hook ingress, ``fwd``). Each network has a table: a map of the MACs that are near, a chain on its VXLAN link,
-which hands on what is for one of them, and a chain on each port, which hands to the VXLAN link what
+With ``bridge-nf-call-iptables``, a bridge passes each frame to the host's firewall, which costs more than the rest of
+the path. So frames that need no further check are forwarded in hook ingress, before the bridge (nf_tables, family
+netdev, ``fwd``). Each network has a table: a map of local MACs, a chain on its VXLAN link, which forwards frames to
+them, and a chain on each port. The latter forwards a frame to the VXLAN link if it
 
 - is for a MAC that is known to be on another host (a step `Remote`), and
-- comes from the port's own MAC, by IPv4 or IPv6, from an address of its own, and is not ICMPv6, whose neighbour
-  advertisements speak of addresses too, nor IGMP, nor for DHCP clients.
+- comes from the port's MAC and one of its IPv4 or IPv6 addresses, and is not ICMPv6 (neighbour advertisements contain
+  addresses too), IGMP, or for DHCP clients.
 
-All else goes on to the bridge: what is for the gateway, for a group, for a container of this host whose MAC others may
-have changed. There `guards` and the firewall decide. Links are told to the kernel by index, so what was made for a link
-that is gone leads nowhere and is made anew with the link.
+All other frames go to the bridge, where `guards` and the firewall decide. Rules contain indexes of links, so they are
+created anew with their link.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -1,20 +1,19 @@
-"""VXLAN frames are taken from peers alone (steps `Tunnels`, `Tunnel` and `Vtep`).
+"""VXLAN frames are accepted from peers only (steps `Tunnels`, `Tunnel` and `Vtep`).
 
-VXLAN itself believes anybody (RFC 7348 7): whoever can send to the UDP port could put frames into an overlay. The table
-looks at the outer source address and at the VNI together, so a host that is a peer in one overlay cannot send into
-another, and VXLAN links of others on the same port are let be. And it looks at the link: a frame comes by the one that
-leads to its sender (RFC 3704 2.2, strict), so that no container of whatever engine sends as a host. Of several next
-hops of equal cost each will do in IPv4. In IPv6 the kernel tells of one alone; so there only links are refused that may
-have containers or virtual machines behind them.
+VXLAN has no authentication (RFC 7348 7): any host that can send to the UDP port could inject frames into an overlay.
+The table matches outer source address and VNI together. So a peer of one overlay cannot send into another, and foreign
+VXLAN links on the same port are not affected. It also checks the reverse path (RFC 3704 2.2, strict), so that no
+container can send as a host. With several next hops of equal cost, IPv4 accepts each. For IPv6 the kernel reports only
+one, so only links that may have containers or virtual machines are refused.
 
-Tunnelled frames are left out of connection tracking: a flow in an overlay would have an entry of the host's table for
-itself and one for each way of its tunnel, which has other ports each way and so never looks answered.
+Tunnelled frames are excluded from connection tracking. Otherwise a flow in an overlay would have an entry for each
+direction of its tunnel too, which use different ports and so never look replied.
 
-What is taken is decided in front of the socket (hook input), where IPv4 fragments are put together already. IPv6
-fragments are not, so a first one that ends before the VXLAN header is dropped; no honest sender makes such (RFC 8200
-4.5, RFC 7348 4.3).
+Frames are filtered in hook input, where IPv4 fragments are reassembled. IPv6 fragments are not. So a first fragment
+that ends before the VXLAN header is dropped; no standard sender creates one (RFC 8200 4.5, RFC 7348 4.3).
 
-A VNI is three bytes, and nft(8) has no type of that size: it is kept, and shown, as the first three of an address.
+A VNI has three bytes, and nft(8) has no type of that size. It is stored and shown as the first three bytes of an
+address.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,11 @@
-"""Limits of a link, both ways (steps `Ifb` and `Shape`).
+"""Rate limits of a link, in both directions (steps `Ifb` and `Shape`).
 
-What a sandbox receives goes out of the host side of its veth, where a token bucket holds it back (tc-tbf(8)). What it
-sends comes in there, and the kernel can only hold back what goes out: so it is redirected, before the bridge sees it,
-through an intermediate functional block of its own, with another bucket (tc-mirred(8)).
+Traffic to a sandbox is egress of the host side of its veth. A token bucket shapes it there (tc-tbf(8)). Traffic from
+the sandbox is ingress, which the kernel cannot shape. So it is redirected, before the bridge, to an intermediate
+functional block, whose egress has another bucket (tc-mirred(8)).
 
-Its messages go by pyroute2. They are 3 % of an attach with a rate. Where each of 330 endpoints has one, they are 6 % of
-a start and 9 % of ``netplug diff`` (``bench/netlink.py``).
+Messages are encoded by pyroute2. They take 3 % of an attach with a rate. With 330 limited endpoints they take 6 % of a
+start and 9 % of ``netplug diff`` (``bench/netlink.py``).
 """
 
 import errno
@@ -42,7 +42,7 @@ from netplug.kernel.netlink.connection import (
 from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
 
 LATENCY_S = 0.025
-"""How long a packet may wait before it is dropped, on top of the burst; as the CNI bandwidth plugin has it."""
+"""How long a packet may be queued before it is dropped, in addition to the burst; as in the CNI bandwidth plugin."""
 
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _NEWFILTER, _GETFILTER = 44, 46
@@ -50,14 +50,14 @@ _NEWFILTER, _GETFILTER = 44, 46
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A token bucket: bytes a second, and how many bytes may wait."""
+    """A token bucket: rate in bytes per second, and the limit of queued bytes."""
 
     rate: int
     limit: int
 
     @classmethod
     def of(cls, step: Shape) -> tuple[Self | None, Self | None]:
-        """Return what a step wants, of what the sandbox receives and of what it sends."""
+        """Return the buckets of a step: for traffic to the sandbox, and from it."""
         received, sent = (
             cls(rate // 8, int(rate // 8 * LATENCY_S) + burst) if rate else None
             for rate, burst in zip(step.rate, step.burst, strict=True)
@@ -67,14 +67,14 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What holds packets back, by index of the link; `redirects`: to which index what comes in goes."""
+    """The buckets by index of the link. `redirects`: index of the link to which ingress traffic is redirected."""
 
     buckets: Mapping[int, Bucket]
     redirects: Mapping[int, int]
 
     @classmethod
     def of(cls, nl: Netlink, steps: Iterable[Shape], links: Mapping[str, Link]) -> Self:
-        """Look at the links that these steps limit."""
+        """Read the limits of the links of these steps."""
         wanted = [links[step.link].index for step in steps if step.link in links]
         if not wanted:
             return cls({}, {})
@@ -85,27 +85,27 @@ class Found:
         return cls(buckets, redirects)
 
     def drift(self, step: Shape, links: Mapping[str, Link]) -> str:
-        """Say what is wrong with a limit; empty when nothing."""
+        """Return how the limits differ from a step; empty if they do not."""
         link, ifb = links.get(step.link), links.get(step.ifb) if step.ifb else None
         if link is None or (step.ifb and ifb is None):
             return MISSING
         received, sent = Bucket.of(step)
         wrong = []
         if self.buckets.get(link.index) != received:
-            wrong.append("what it receives")
-        there = self.buckets.get(ifb.index) if ifb else None
-        if there != sent or self.redirects.get(link.index, 0) != (ifb.index if ifb else 0):
-            wrong.append("what it sends")
+            wrong.append("traffic to the sandbox")
+        current = self.buckets.get(ifb.index) if ifb else None
+        if current != sent or self.redirects.get(link.index, 0) != (ifb.index if ifb else 0):
+            wrong.append("traffic from the sandbox")
         if wrong and link.index not in self.buckets and link.index not in self.redirects:
             return MISSING
         return f"does not limit {' and '.join(wrong)} to {step.rate} bit/s" if wrong else ""
 
 
 def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
-    """Bring an intermediate functional block about.
+    """Create an intermediate functional block, or repair ours.
 
     Raises:
-        LinkBusyError: wait for the deletion, then try again.
+        LinkBusyError: a link of this name is being deleted; wait, then try again.
     """
     message = (
         IFINFO.pack(0, 0, 0, 0, 0)
@@ -139,7 +139,7 @@ def ensure_ifb(nl: Netlink, step: Ifb) -> Outcome:
 
 
 def ifb_drift(step: Ifb, found: Link | None) -> str:
-    """Say what is wrong with an intermediate functional block; empty when nothing."""
+    """Return how an intermediate functional block differs from a step; empty if it does not."""
     if found is None:
         return MISSING
     if not found.is_ours(step.name):
@@ -154,7 +154,7 @@ def _ifb_differences(step: Ifb, found: Link) -> list[Difference]:
 
 
 def ensure(nl: Netlink, step: Shape) -> Outcome:
-    """Limit a link."""
+    """Set the limits of a link."""
     names = (step.link, *([step.ifb] if step.ifb else []))
     links = {name: found for name in names if (found := rtnl.link(nl, name))}
     for name in names:
@@ -167,17 +167,17 @@ def ensure(nl: Netlink, step: Shape) -> Outcome:
     _clear(nl, link)
     received, sent = Bucket.of(step)
     if received:
-        _hold_back(nl, link, received, step.burst[0])
+        _shape_egress(nl, link, received, step.burst[0])
     if sent:
         ifb = links[step.ifb].index
-        _hold_back(nl, ifb, sent, step.burst[1])
+        _shape_egress(nl, ifb, sent, step.burst[1])
         nl.request(_NEWQDISC, tc.ingress(link), NEW)
         nl.request(_NEWFILTER, tc.redirect(link, ifb), NEW)
     return Outcome.CREATED if drift == MISSING else Outcome.ADJUSTED
 
 
 def remove(nl: Netlink, step: Shape) -> None:
-    """Take the limit off a link; its block goes by itself."""
+    """Remove the limits of a link. Its block has a step of its own."""
     if found := rtnl.link(nl, step.link):
         _clear(nl, found.index)
 
@@ -191,14 +191,14 @@ def _clear(nl: Netlink, index: int) -> None:
                 raise
 
 
-def _hold_back(nl: Netlink, index: int, bucket: Bucket, burst: int) -> None:
-    """Hold back what goes out of a link."""
+def _shape_egress(nl: Netlink, index: int, bucket: Bucket, burst: int) -> None:
+    """Set the token bucket of a link's egress."""
     message = tc.bucket(index, bucket.rate, bucket.limit, burst)
     nl.request(_NEWQDISC, message, NLM_F_CREATE | NLM_F_REPLACE)
 
 
 def _redirect(nl: Netlink, index: int) -> int:
-    """Return the index to which all that comes in by a link is redirected, 0 when there is none."""
+    """Return the index of the link to which a link's ingress is redirected, 0 if it is not."""
     try:
         return tc.redirected(nl.dump(_GETFILTER, tc.filters(index)))
     except NetlinkError as error:

@@ -1,15 +1,15 @@
-"""Word from the kernel that somebody else changed what may be ours.
+"""Notifications of foreign changes to our kernel objects.
 
-Listened to are links and addresses that go, entries of FDBs and neighbour tables that go or change (rtnetlink(7)), and
-commits of nf_tables (``NFT_MSG_NEWGEN``). What we do ourselves is told of as well. So passed over are links whose
-removal was asked for, entries that are as we want them (see `forwarding_entries`), and commits while a process of
-iptables works for us. iptables-legacy and ipset tell nobody: for them there is the slow timer.
+We watch deleted links and addresses, changed FDB entries and neighbours (rtnetlink(7)), and commits of nf_tables
+(``NFT_MSG_NEWGEN``). The kernel also notifies about our own changes. So we ignore links whose removal was requested,
+entries that are as we want them (see `forwarding_entries`), and commits while iptables runs for us. iptables-legacy and
+ipset send no notifications; the slow timer covers them.
 
-The links of others are listened to as well, for what tunnels lie on: their addresses, and their mtu. Of the dozens of
-messages about a pair of ours that comes about, a kilobyte each, most are not even received.
+Addresses and MTUs of foreign links are watched as well, since tunnels depend on them. Creating a veth pair causes
+dozens of messages of a kilobyte each. A socket filter drops most of them.
 
-Read by hand: each attach is heard as well, also that of CNI without a daemon. All of them would load pyroute2's schemas
-(20 ms, 1.8 MB), and the event loop would decode a message in 0.04 ms, where it takes 0.002 (``bench/netlink.py``).
+Messages are parsed by hand, since each attach causes some, also CNI without a daemon. With pyroute2, each attach would
+load its schemas (20 ms, 1.8 MB), and decoding a message would take 0.04 ms instead of 0.002 (``bench/netlink.py``).
 """
 
 import asyncio
@@ -44,29 +44,29 @@ _IFLA_IFNAME, _IFLA_MTU = 3, 4
 _OF_LINKS = frozenset({_IFLA_IFNAME, _IFLA_MTU})
 _AF_UNSPEC, _AF_BRIDGE = 0, 7
 _CARRIES = 0x40 | 1 << 16
-"""IFF_RUNNING and IFF_LOWER_UP: the one is so too until the kernel has looked, the other before anything is sent."""
+"""IFF_RUNNING and IFF_LOWER_UP. Each may be set on a new link before frames can be sent, so both are required."""
 _SCOPE_LINK = 253
-"""And from there on addresses that nobody else reaches (linux/rtnetlink.h, rt_scope_t)."""
+"""Addresses of this scope and above are not reachable from other hosts (linux/rtnetlink.h, rt_scope_t)."""
 _BUFFER = 1 << 16
 
 
 class ForeignChanges:
-    """Sets `event` when something of ours may have been changed by others, `commits` when the firewall was.
+    """Sets `event` on a foreign change to our links or entries, and `commits` on one to the firewall.
 
-    And `underlay` when links of others have: an address of theirs came or went, or their mtu changed.
+    Sets `underlay` if a foreign link got or lost an address, or changed its MTU.
 
     Args:
-        is_ours: tells of a link's name whether it is one that we made and did not remove.
-        is_own_work: tells of a generation of the rule set whether it was us who brought it about.
-        is_spoiled: tells of word about an FDB or neighbour table, type and body, whether an entry of ours is harmed.
-        on_carrier: is told the name of each link that has a carrier whenever something about it changes.
+        is_ours: returns whether a link, by name, is one that we created and did not remove.
+        is_own_work: returns whether a ruleset generation is of our own commit.
+        is_foreign_change: returns whether an FDB or neighbour notification, by type and body, is a foreign change.
+        on_carrier: called with the name of a link that has a carrier, on each change of it.
     """
 
     def __init__(
         self,
         is_ours: Callable[[str], bool],
         is_own_work: Callable[[int], bool],
-        is_spoiled: Callable[[int, bytes], bool],
+        is_foreign_change: Callable[[int, bytes], bool],
         on_carrier: Callable[[str], None],
     ) -> None:
         self.event = asyncio.Event()
@@ -75,20 +75,20 @@ class ForeignChanges:
         self._mtus: dict[int, int] = {}
         self._is_ours = is_ours
         self._is_own_work = is_own_work
-        self._is_spoiled = is_spoiled
+        self._is_foreign_change = is_foreign_change
         self._on_carrier = on_carrier
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
 
     def open(self, mtus: Mapping[int, int]) -> None:
-        """Begin to listen, in this thread's network namespace. `mtus`: of its links, by index."""
+        """Start watching this thread's network namespace. `mtus`: those of its links, by index."""
         self._mtus = dict(mtus)
         attach(self._listen(0, GROUPS, self._on_route), without_chatter())
         try:
             nft = self._listen(_NETLINK_NETFILTER, 0, self._on_nft)
             nft.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         except OSError:
-            return  # a kernel without nf_tables: the slow timer has to do
+            return  # a kernel without nf_tables: the slow timer finds changes
 
     def _listen(self, protocol: int, groups: int, react: Callable[[bytes], None]) -> socket.socket:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
@@ -104,7 +104,7 @@ class ForeignChanges:
                 react(sock.recv(_BUFFER))
             except BlockingIOError:
                 return
-            except OSError:  # ENOBUFS: there was more than fits, so surely there is something to look at
+            except OSError:  # ENOBUFS: messages were lost, so anything may have changed
                 self.event.set()
                 self.commits.set()
                 self.underlay.set()
@@ -116,11 +116,11 @@ class ForeignChanges:
                 self._on_link(kind, body)
             elif kind in {_RTM_NEWADDR, _RTM_DELADDR}:
                 self._on_address(kind, body)
-            elif kind in {NEWNEIGH, DELNEIGH} and self._is_spoiled(kind, body):
+            elif kind in {NEWNEIGH, DELNEIGH} and self._is_foreign_change(kind, body):
                 self.event.set()
 
     def _on_link(self, kind: int, body: bytes) -> None:
-        """A port that leaves a bridge is told of as a link that goes too, in another family."""
+        """Handle a link message. A port that leaves its bridge is a DELLINK too, of family AF_BRIDGE."""
         found = select_attrs(body, 16, _OF_LINKS)
         name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode()
         ours = self._is_ours(name)
@@ -142,7 +142,7 @@ class ForeignChanges:
         scope, index = body[3], int.from_bytes(body[4:8], sys.byteorder)
         try:
             ours = self._is_ours(socket.if_indextoname(index))
-        except OSError:  # the link went too; one of ours is told of by itself
+        except OSError:  # the link was deleted too, which has a notification of its own
             ours = False
         if ours and kind == _RTM_DELADDR:
             self.event.set()
@@ -165,9 +165,9 @@ class ForeignChanges:
 
 
 def without_chatter() -> Iterator[Instruction]:
-    """Return a filter of messages that leaves out what becomes of ends of our pairs, and of ports as such.
+    """Return a filter that drops RTM_NEWLINK of our veths, and of bridge ports (AF_BRIDGE).
 
-    Both are told of when they go. A link has its name first (net/core/rtnetlink.c, rtnl_fill_ifinfo).
+    Their RTM_DELLINK is enough. The name is the first attribute of a link (net/core/rtnetlink.c, rtnl_fill_ifinfo).
     """
     ours = [int.from_bytes(name.encode().ljust(4, b"\0"), "big") for name in (PORTS, SANDBOX_SIDES)]
     yield LOAD_HALF, 0, 0, 4
@@ -184,7 +184,7 @@ def without_chatter() -> Iterator[Instruction]:
 
 
 def _as_read(number: int) -> int:
-    """Return a number of two bytes, which is in the machine's order, as the filter reads it."""
+    """Return a 16-bit number in host byte order as the filter loads it, in network order."""
     return int.from_bytes(number.to_bytes(2, sys.byteorder), "big")
 
 
