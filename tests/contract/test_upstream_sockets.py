@@ -1,4 +1,4 @@
-"""Sockets that hear by the links that lead to their peer, on the real kernel."""
+"""Sockets that accept packets only from links with a route to their peer, on the real kernel."""
 
 import os
 import socket

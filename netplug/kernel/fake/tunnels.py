@@ -60,7 +60,7 @@ def ensure_vxlan(world: World, step: Vxlan) -> Outcome:
     if isinstance(before, Vxlan) and (before.vni, before.port) != (step.vni, step.port):
         raise StepError("exists", step, f"link {step.name!r} VNI is {before.vni}, not {step.vni}")
     if isinstance(before, Vxlan) and before.local.version != step.local.version:
-        world.cascade(world.state.pop(step.key))  # made anew
+        world.cascade(world.state.pop(step.key))  # the real kernel needs a new link
     return world.plain(step)
 
 

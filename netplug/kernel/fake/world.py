@@ -175,7 +175,7 @@ class World:
         return Outcome.EQUAL if comparable(before) == comparable(step) else Outcome.ADJUSTED
 
     def loopback_drift(self, step: Loopback) -> str:
-        """Say what is wrong with a sandbox's loopback link."""
+        """Return how a sandbox's loopback link differs; empty if it does not."""
         if self.is_gone(step.netns, step.netns_id):
             return MISSING
         return "" if step.netns in self.looped else "is down"

@@ -1,6 +1,6 @@
 """Sets and their members (ipset(8)), by netlink: include/uapi/linux/netfilter/ipset/ip_set.h.
 
-By hand: members come and go with each attach, that of CNI without a daemon too, see `connection`.
+Messages are packed by hand, since each attach adds members, also CNI without a daemon; see `connection`.
 """
 
 import asyncio

@@ -1,12 +1,12 @@
-"""Chains and rules, through iptables-restore: as few processes as can be.
+"""Chains and rules, by iptables-restore in as few processes as possible.
 
-iptables is what Docker, firewalld and ufw speak, and so the only way to stand among their rules in a defined place. A
-process costs the same for one rule as for a hundred. So all steps of a call are one transaction, calls that come while
-one is running are joined into the next (group commit), and what our chains contain is remembered instead of asked: a
-published port costs one process. The memory is renewed where others have a say (built-in chains), at each `drift`, and
-after each failure. If a joined transaction fails, each call's part is tried alone.
+Docker and ufw use iptables, so only iptables rules can have a defined position among theirs. A process takes as long
+for one rule as for a hundred. So all steps of a call are one transaction, and calls during a running transaction are
+joined into the next one (group commit). The rules of our chains are cached, so a published port needs one process. The
+cache is refreshed for built-in chains, at each `drift`, and after each failure. If a joined transaction fails, each
+call is retried alone.
 
-What others wrote need not be text: a comment may be of any bytes. They come through as they are (surrogateescape).
+Foreign rules need not be valid text: a comment may have any bytes. They are kept unchanged (surrogateescape).
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What iptables-save printed, and the lines that turn it into what is wanted. Pure; `firewall` runs the processes."""
+"""Parses the output of iptables-save, and computes the lines for iptables-restore. Pure; `iptables` runs processes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -261,7 +261,7 @@ class Tables:
         return tuple((version, it) for version, names in found for it in sorted(names) if not it.startswith(_OURS))
 
     def raw(self, family: int, table: str) -> list[tuple[str, bytes]]:
-        """Return all rules of somebody's table as the kernel writes them, each with its chain."""
+        """Return all rules of a foreign table in the kernel's encoding, each with the name of its chain."""
         _, _, query = message(GETRULE, family, text(1, table))
         found = self._dump(10 << 8 | GETRULE, query)
         return [(attrs(data, 4)[RULE_CHAIN].rstrip(b"\0").decode(), data) for data in found]

@@ -39,7 +39,7 @@ class SegmentProbe:
     """Probes segments of this host; see `api.ConflictProbe`."""
 
     async def addresses_in_use(self, link: str, addresses: Collection[IPAddress]) -> Mapping[IPAddress, str]:
-        """Return those of the addresses that somebody has, with the MAC."""
+        """Return the addresses that are in use on the link's segment, with their MACs."""
         try:
             return await addresses_in_use(link, addresses)
         except OSError as error:
