@@ -57,7 +57,7 @@ class Drivers(Mapping[str, Driver]):
         if mode in self._drivers:
             return self._drivers[mode]
         if mode in self.refused:
-            raise DriverError(Kind.INVALID, f"option mode={mode!r}: {self.refused[mode]}")
+            raise DriverError(Kind.UNAVAILABLE, f"option mode={mode!r}: {self.refused[mode]}")
         modes = ", ".join(mode for mode, driver in self.items() if driver.linked or not driver.addressed)
         raise DriverError(Kind.INVALID, f"option mode={mode!r}: must be one of {modes}")
 
@@ -84,7 +84,8 @@ class Drivers(Mapping[str, Driver]):
     def _first(self, fits: Callable[[Driver], bool], what: str) -> str:
         found = [mode for mode, driver in self.items() if fits(driver)]
         if not found:
-            raise DriverError(Kind.INVALID, f"there is no driver for networks of {what}")
+            words = f"there is no driver for networks of {what}"
+            raise DriverError(Kind.UNAVAILABLE, words, hint="install netplug again: its entry points name its drivers")
         return min(found, key=lambda mode: not self[mode].default)
 
     # Options
