@@ -19,13 +19,6 @@ log = structlog.get_logger(__name__)
 DRIVERS = "netplug.drivers"
 """Entry points whose name is a mode, and whose object makes the driver when it is called."""
 _OURS = "netplug"
-_CHECKED_OUT = {
-    "host": "netplug.drivers.host:HostDriver",
-    "ipam": "netplug.drivers.ipam_only:LeasingDriver",
-    "macvlan": "netplug.drivers.macvlan:MacvlanDriver",
-    "overlay": "netplug.drivers.overlay:OverlayDriver",
-}
-"""Ours that a checkout may have without having been installed anew."""
 
 
 def load_drivers(points: Iterable[EntryPoint] | None = None) -> Drivers:
@@ -33,8 +26,6 @@ def load_drivers(points: Iterable[EntryPoint] | None = None) -> Drivers:
     found: defaultdict[str, dict[str, EntryPoint]] = defaultdict(dict)
     for point in installed(DRIVERS) if points is None else points:
         found[point.name][_package(point)] = point
-    for mode, value in _CHECKED_OUT.items():
-        found[mode].setdefault(_OURS, EntryPoint(mode, value, DRIVERS))
     drivers: dict[str, Driver] = {}
     refused: dict[str, str] = {}
     for mode, rivals in sorted(found.items()):
