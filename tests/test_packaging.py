@@ -10,6 +10,9 @@ from shutil import copytree, ignore_patterns, which
 
 import pytest
 
+from netplug import __version__
+from netplug.frontends.cni import shim
+
 ROOT = Path(__file__).parent.parent
 PROGRAM = "netplug/frontends/cni/cni-shim"
 LINKED = ("drivers", "ipam", "dns")
@@ -111,6 +114,10 @@ def test_wheel_declares_the_commands_and_drivers(installed: Path) -> None:
         module, _, attribute = target.partition(":")
         done = _python(f"from {module} import {attribute}", installed.parent, installed)
         assert done.returncode == 0, f"{name}: {done.stderr}"
+
+
+def test_version_is_the_same_everywhere(wheel: Path) -> None:
+    assert wheel.name.split("-")[1] == __version__ == shim.VERSION
 
 
 @pytest.mark.parametrize("package", LINKED)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from netplug import __version__
 from netplug.cli import NO, OK, UNREACHABLE, CliError, arguments
 from netplug.cli.client import Client
 from netplug.cli.cni import app as cni
@@ -16,7 +17,6 @@ from netplug.cli.networks import app as networks
 from netplug.cli.options import RUN_DIR, AsJson, NetworkRef, RunDir
 from netplug.cli.output import emit, emit_json, note, short, table
 from netplug.cli.serving import serve
-from netplug.daemon.version import own_version
 
 app = typer.Typer(
     help="Networks, addresses and published ports for containers of every runtime.\n\n"
@@ -46,7 +46,7 @@ Ifname = Annotated[str, typer.Option(metavar="NAME", help="Name of the interface
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        emit(f"netplug {own_version()}")
+        emit(f"netplug {__version__}")
         raise typer.Exit
 
 
@@ -202,7 +202,7 @@ def repair(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 @app.command()
 def version(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     """Print the version of this command and of the daemon."""
-    mine = own_version()
+    mine = __version__
     try:
         daemon = _client(run_dir).get("version")["version"]
     except CliError as exc:

@@ -1,6 +1,5 @@
 """HTTP to the daemon over its unix socket, with a deadline, by the standard library alone."""
 
-import http.client
 import json
 import socket
 from dataclasses import dataclass
@@ -13,21 +12,6 @@ from netplug.cli import NO, UNREACHABLE, USAGE, CliError
 SOCKET = "netplug.sock"
 DEADLINE_S = 60.0
 """Longer than any request takes on a busy host, including the repair of a thousand endpoints."""
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("netplug", timeout=DEADLINE_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        try:
-            self.sock.connect(str(self._path))
-        except BaseException:
-            self.close()
-            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +55,11 @@ class Client:
         return answer
 
     def _exchange(self, method: str, url: str, body: str | None) -> tuple[int, bytes]:
-        connection = _Connection(self.path)
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(DEADLINE_S)
         try:
-            connection.request(method, url, body=body, headers=headers)
-            response = connection.getresponse()
-            return response.status, response.read()
+            sock.connect(str(self.path))
+            return self._speak(sock, method, url, body)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             raise CliError(
                 UNREACHABLE, f"no daemon answers at {self.path}", hint="start it with: netplug serve"
@@ -87,16 +70,30 @@ class Client:
             ) from None
         except TimeoutError:
             raise CliError(UNREACHABLE, f"the daemon at {self.path} did not answer in {DEADLINE_S:.0f} s") from None
-        except http.client.HTTPException as exc:
-            raise CliError(
-                UNREACHABLE, f"the daemon at {self.path} closed the connection", hint=type(exc).__name__
-            ) from None
         except OSError as exc:
             if "too long" in str(exc):  # struct sockaddr_un
                 raise CliError(
                     USAGE, f"path {self.path} is too long for a socket", hint="use a shorter --run-dir"
                 ) from None
             raise CliError(UNREACHABLE, f"the connection to the daemon at {self.path} failed", hint=str(exc)) from None
+        finally:
+            sock.close()
+
+    def _speak(self, sock: socket.socket, method: str, url: str, body: str | None) -> tuple[int, bytes]:
+        import http.client  # noqa: PLC0415 - takes 10 ms, which nobody need wait for without a daemon
+
+        connection = http.client.HTTPConnection("netplug", timeout=DEADLINE_S)
+        connection.sock = sock
+        try:
+            connection.request(
+                method, url, body=body, headers={} if body is None else {"Content-Type": "application/json"}
+            )
+            response = connection.getresponse()
+            return response.status, response.read()
+        except http.client.HTTPException as exc:
+            raise CliError(
+                UNREACHABLE, f"the daemon at {self.path} closed the connection", hint=type(exc).__name__
+            ) from None
         finally:
             connection.close()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from netplug import __version__
 from netplug.cluster.claims import SharedLeases
 from netplug.cluster.cluster import Cluster
 from netplug.cluster.identity import AdmissionGate, Identity, Machine
@@ -23,7 +24,6 @@ from netplug.config import Settings
 from netplug.daemon.address_spaces import site_prefix, spaces
 from netplug.daemon.drivers import load_drivers
 from netplug.daemon.installed import installed
-from netplug.daemon.version import own_version
 from netplug.drivers.registry import Drivers
 from netplug.engine import Engine
 from netplug.ipam.allocator import Allocator
@@ -169,7 +169,7 @@ class Composition:
             self.engine,
             self.reconciler,
             host=settings.host_name,
-            version=own_version(),
+            version=__version__,
             docker_knows=self.docker.knows if self.docker else nobody_asked,
             cluster=self.cluster,
             domain=settings.dns_domain,

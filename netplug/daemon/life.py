@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from netplug import __version__
 from netplug import log as logging
 from netplug.cluster.cluster import Cluster
 from netplug.cluster.identity import Machine
@@ -28,7 +29,6 @@ from netplug.daemon.composition import Background, Composition, OpenKernel, comp
 from netplug.daemon.lock import DAEMONLESS_LOCK, SOCKET_MODE, claim_socket, exclusive, lock_file, release_socket
 from netplug.daemon.namespace_lock import LOCKS, NAMESPACE, claim_namespace
 from netplug.daemon.systemd import notify
-from netplug.daemon.version import own_version
 from netplug.engine import Engine
 from netplug.errors import NetplugError
 from netplug.store.api import StoreError
@@ -114,7 +114,7 @@ class Daemon:
         self._apps = [(parts.api, api), (parts.plugin, plugin)]
         log.info(
             "daemon.started",
-            version=own_version(),
+            version=__version__,
             api=str(settings.api_socket),
             plugin=str(settings.plugin_socket),
             networks=len(parts.engine.registry.networks()),
