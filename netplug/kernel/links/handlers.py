@@ -9,6 +9,7 @@ from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.kernel.api import MISSING, Done, Outcome
 from netplug.kernel.context import Context
 from netplug.kernel.links import addresses, bridges, macvlan, neighbours, shaping, vxlan
+from netplug.kernel.links.differences import Difference
 from netplug.kernel.netlink.connection import Netlink
 from netplug.kernel.rtnetlink_lane import RequestHandler, Rest
 from netplug.kernel.sandbox.netns import Sandboxes
@@ -302,5 +303,5 @@ class AnnounceHandler(RequestHandler[Announce]):
         return ""
 
 
-def _words(differences: list[bridges.Difference]) -> str:
+def _words(differences: list[Difference]) -> str:
     return ", ".join(item.what for item in differences)

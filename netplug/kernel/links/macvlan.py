@@ -11,16 +11,8 @@ from netplug.drivers.naming import mark
 from netplug.drivers.steps import Macvlan
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.links import router_advertisements
-from netplug.kernel.links.bridges import (
-    Difference,
-    LinkBusyError,
-    Sandbox,
-    adjust,
-    altname,
-    by_name,
-    common_differences,
-    settings_differences,
-)
+from netplug.kernel.links.bridges import LinkBusyError, Sandbox, altname, by_name
+from netplug.kernel.links.differences import Difference, adjust, common_differences, settings_differences
 from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (

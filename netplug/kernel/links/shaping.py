@@ -16,15 +16,8 @@ from typing import Self
 from netplug.drivers.steps import Ifb, Shape
 from netplug.kernel.api import MISSING, Outcome, StepError
 from netplug.kernel.links import router_advertisements
-from netplug.kernel.links.bridges import (
-    Difference,
-    LinkBusyError,
-    adjust,
-    altname,
-    by_name,
-    common_differences,
-    settings_differences,
-)
+from netplug.kernel.links.bridges import LinkBusyError, altname, by_name
+from netplug.kernel.links.differences import Difference, adjust, common_differences, settings_differences
 from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink import traffic_control as tc

@@ -10,17 +10,8 @@ import struct
 from netplug.drivers.tunnel import Vxlan
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.links import router_advertisements
-from netplug.kernel.links.bridges import (
-    Difference,
-    LinkBusyError,
-    adjust,
-    altname,
-    by_name,
-    common_differences,
-    port_info,
-    schedule_delete,
-    settings_differences,
-)
+from netplug.kernel.links.bridges import LinkBusyError, altname, by_name, schedule_delete
+from netplug.kernel.links.differences import Difference, adjust, common_differences, port_info, settings_differences
 from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import NEW, RTM_NEWLINK, Netlink, NetlinkError, attr, nest, text, u8, u32

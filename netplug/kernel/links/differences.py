@@ -1,0 +1,100 @@
+"""Differences between a link and its step, and how each is repaired: by a link message, a sysctl, or an FDB entry."""
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+
+from netplug.drivers.steps import Bridge, Veth
+from netplug.drivers.tunnel import Vxlan
+from netplug.kernel.api import Outcome, StepError
+from netplug.kernel.links import neighbours, router_advertisements
+from netplug.kernel.netlink import rtnl
+from netplug.kernel.netlink.connection import RTM_NEWLINK, Netlink, attr, nest, text, u32
+from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A difference between a link and its step, and what repairs it.
+
+    `what`: for messages. `mend`: link attributes, or flags of the bridge port if `port`. `settings`: sysctls, see
+    `router_advertisements`. `add_static`, `remove_static`: a MAC, for the bridge's static FDB entries.
+    """
+
+    what: str
+    mend: bytes = b""
+    flags: int = 0
+    port: bool = False
+    settings: router_advertisements.Settings | None = None
+    add_static: str = ""
+    remove_static: str = ""
+
+    @property
+    def mendable(self) -> bool:
+        """Whether it can be repaired without creating the link anew."""
+        return bool(self.mend or self.flags or self.settings or self.add_static or self.remove_static)
+
+
+def adjust(
+    nl: Netlink, found: Link, differences: list[Difference], step: Veth | Bridge | Vxlan | None = None
+) -> Outcome:
+    """Repair the differences of a link. Given a `step`, raise `StepError` if one cannot be repaired."""
+    if not differences:
+        return Outcome.EQUAL
+    for item in differences:
+        if not item.mendable and step:
+            raise StepError("exists", step, f"link {found.name!r} {item.what}", hint="remove it first")
+    flags = reduce(or_, (item.flags for item in differences))
+    head = IFINFO.pack(0, 0, found.index, flags, flags)
+    if mend := b"".join(item.mend for item in differences if not item.port):
+        nl.request(RTM_NEWLINK, head + mend)
+    elif flags:
+        nl.request(RTM_NEWLINK, head)
+    if port := b"".join(item.mend for item in differences if item.port):
+        nl.request(RTM_NEWLINK, head + port_info(port))
+    for item in differences:
+        _write_settings(nl, found, item)
+    return Outcome.ADJUSTED
+
+
+def _write_settings(nl: Netlink, found: Link, item: Difference) -> None:
+    """Repair what needs a sysctl or an FDB entry instead of a link message."""
+    if item.settings:
+        router_advertisements.write_ipv6(found.name, item.settings)
+    if item.add_static:
+        neighbours.add_static(nl, found.index, item.add_static)
+    if item.remove_static:
+        neighbours.remove_static(nl, found.index, item.remove_static)
+
+
+def common_differences(found: Link, mac: str, mtu: int, *, up: bool) -> list[Difference]:
+    """Compare MAC, MTU and state."""
+    differences = []
+    if found.mac != mac.lower():
+        differences.append(Difference(f"MAC is {found.mac}, not {mac}", attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(mac))))
+    if found.mtu != mtu:
+        differences.append(Difference(f"mtu is {found.mtu}, not {mtu}", u32(rtnl.IFLA_MTU, mtu)))
+    if up and not found.up:
+        differences.append(Difference("is down", flags=IFF_UP))
+    return differences
+
+
+def settings_differences(found: Link, settings: router_advertisements.Settings) -> list[Difference]:
+    """Compare the settings of a link. A setting that the kernel does not have is no difference."""
+    wrong = [
+        f"{name} is {current}, not {value}"
+        for family, values in settings.items()
+        for name, value in values.items()
+        if (current := found.settings.get(f"{family}/{name}", value)) != value
+    ]
+    return (
+        [Difference(", ".join(wrong), router_advertisements.ipv4_attributes(settings), settings=settings)]
+        if wrong
+        else []
+    )
+
+
+def port_info(flags: bytes) -> bytes:
+    """Return the attribute that sets flags of a bridge port."""
+    kind = text(rtnl.IFLA_INFO_SLAVE_KIND, "bridge")
+    return nest(rtnl.IFLA_LINKINFO, kind, nest(rtnl.IFLA_INFO_SLAVE_DATA, flags))
