@@ -95,7 +95,7 @@ def test_of_two_hosts_that_define_the_same_at_once_one_does(hosts: Hosts) -> Non
 def test_without_a_cluster_a_network_over_hosts_is_refused(hosts: Hosts) -> None:
     alone = hosts.start(1, store="sqlite", vtep="")
     for body in ({"cluster": True}, {"options": {"mode": "overlay"}}):
-        with pytest.raises(CliError, match="this daemon is in no cluster") as caught:
+        with pytest.raises(CliError, match="this daemon is not part of a cluster") as caught:
             alone.client.post("networks", body={"name": "blue", **body})
         assert caught.value.code == NO
 

@@ -110,4 +110,4 @@ def test_without_the_store_or_a_cluster_it_says_so(
     etcd.start()
     with living(tmp_path / "alone") as alone:
         for args in (("ls",), ("forget", "host-2")):
-            assert "this daemon is in no cluster" in cli_of(alone, capsys)("host", *args, code=NO)
+            assert "this daemon is not part of a cluster" in cli_of(alone, capsys)("host", *args, code=NO)

@@ -41,7 +41,7 @@ def load_drivers(points: Iterable[EntryPoint] | None = None) -> Drivers:
         try:
             drivers[mode] = _load(point, package)
         except Exception as exc:
-            # Anything may come out of a stranger's package; networks of other modes must work nevertheless.
+            # A third-party package may raise any exception; networks of other modes must still work.
             log.exception("driver.refused", mode=mode, package=package, source=point.value)
             refused[mode] = f"the driver of package {package} cannot be used: {type(exc).__name__}: {exc}"
     return Drivers(drivers, refused)

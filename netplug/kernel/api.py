@@ -41,7 +41,7 @@ class Done(NamedTuple):
 
 
 class StepError(NetplugError):
-    """A step could not be brought about, or undone; `step` is the first that failed.
+    """A step could not be applied or undone; `step` is the first that failed.
 
     Kinds: "exists", someone else has an object of that name; "not_found", what the step builds on is missing (the
     bridge of a veth, the link of an address, the set of a member, a sandbox); "invalid", what is there cannot be used;
@@ -100,7 +100,7 @@ class Kernel(Protocol):
     async def ensure(
         self, steps: Sequence[Step], outcomes: list[Outcome] | None = None, before: Before | None = None
     ) -> list[Outcome]:
-        """Bring the steps about, in order, and return what was found of each.
+        """Apply the steps, in order, and return what was found of each.
 
         Neighbouring firewall steps are one transaction. When a step fails, those before it stay as they are.
 

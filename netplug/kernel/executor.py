@@ -1,7 +1,7 @@
 """Applies, reverts and compares plans.
 
-The executor knows nothing of the kinds of objects but the order in which published ports are brought about; it knows
-what was done and how to take it back.
+The executor does not depend on types of steps, except for the order of published ports. It records what it did, so
+that it can undo it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ class Executor:
         self._kernel = kernel
 
     async def apply(self, plan: Plan, left: list[Step] | None = None) -> Mapping[str, Outcome]:
-        """Bring a plan about and return what was found of each step, by key; of equal keys the first.
+        """Apply a plan and return what was found of each step, by key; of equal keys the first.
 
         On any exception, cancellation too, what this very call created is removed again, in reverse and to the end, and
         what it adjusted is put back where it can be (`Kernel.ensure`), before the exception goes on. A failure of that

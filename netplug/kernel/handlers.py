@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Step)
 
-_BREATH = 64
-"""After so many steps others have their turn."""
+_YIELD_EVERY = 64
+"""Steps after which other tasks run."""
 
 
 class Lane(Protocol):
     """Where steps are done. What one lane does of a plan is done in order."""
 
     async def ensure(self, steps: Sequence[Step], progress: Progress) -> None:
-        """Bring steps about, in order, and record what was found of each.
+        """Apply steps, in order, and record what was found of each.
 
         Raises:
             StepError: with the step that failed; those before it stay as they are.
@@ -60,7 +60,7 @@ class Handler(ABC, Generic[S]):
     def drift(self, step: S, survey: "Survey") -> str:
         """Say how the kernel differs from a step, `MISSING` if it is not there; empty when it does not."""
 
-    def owned(self, survey: "Survey") -> Iterable[Step]:  # noqa: ARG002 - for who has something to say
+    def owned(self, survey: "Survey") -> Iterable[Step]:  # noqa: ARG002 - for subclasses
         """Return what bears our mark, as steps that are enough to remove it. Types of one table may share a handler."""
         return ()
 
@@ -68,8 +68,8 @@ class Handler(ABC, Generic[S]):
         """Return the sandboxes that `drift` looks at."""
         return ()
 
-    def heed(self, step: S) -> None:
-        """Take note that a step was made in an earlier life, and that word of its loss is wanted."""
+    def note_existing(self, step: S) -> None:
+        """Record that an earlier daemon may have created a step's object, so that its removal is noticed."""
 
 
 class LoopHandler(Handler[S]):
@@ -84,7 +84,7 @@ class LoopHandler(Handler[S]):
 
     @abstractmethod
     def ensure(self, step: S) -> Outcome | Done:
-        """Bring a step about."""
+        """Apply a step."""
 
     @abstractmethod
     def remove(self, step: S) -> None:
@@ -100,7 +100,7 @@ class BatchHandler(Handler[S]):
 
     @abstractmethod
     async def ensure(self, steps: Sequence[S]) -> Sequence[Outcome | Done]:
-        """Bring steps about, all or none, and return what was found of each. Is not cancelled."""
+        """Apply steps, all or none, and return what was found of each. Is not cancelled."""
 
     @abstractmethod
     async def remove(self, steps: Sequence[S]) -> None:
@@ -119,7 +119,7 @@ class Batch:
     key: Hashable
 
     async def ensure(self, steps: Sequence[Step], progress: Progress) -> None:
-        """Bring steps about; see `Lane`."""
+        """Apply steps; see `Lane`."""
         with naming(steps[0]):
             await uncancellable(self.handler.ensure(steps), partial(progress.record_all, steps))
 
@@ -225,12 +225,12 @@ class LoopLane:
         self._handlers = handlers
 
     async def ensure(self, steps: Sequence[Step], progress: Progress) -> None:
-        """Bring steps about; see `Lane`."""
+        """Apply steps; see `Lane`."""
         for number, step in enumerate(steps):
             with naming(step):
                 # There may be thousands; a task each would take longer than the work.
                 progress.record(step, self._handler(step).ensure(step))
-            if number % _BREATH == 0:
+            if number % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
     async def remove(self, steps: Sequence[Step]) -> list[Exception]:

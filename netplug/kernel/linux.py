@@ -169,7 +169,7 @@ class LinuxKernel:
             except NetplugError:
                 raise
             except Exception:
-                # A stranger's package: without its type, its networks go to quarantine.
+                # A third-party package failed: networks that need its step type go to quarantine.
                 log.exception("steps.refused", type=cls.__name__, package=cls.__module__)
                 STEP_TYPES.discard(cls)
 
@@ -207,7 +207,7 @@ class LinuxKernel:
     async def ensure(
         self, steps: Sequence[Step], outcomes: list[Outcome] | None = None, before: Before | None = None
     ) -> list[Outcome]:
-        """Bring the steps about; see `Kernel`."""
+        """Apply the steps; see `Kernel`."""
         done: list[Outcome] = [] if outcomes is None else outcomes
         progress = Progress(done, before)
         for lane, together in list(self._handlers.lanes(steps)):
@@ -224,13 +224,13 @@ class LinuxKernel:
             raise ExceptionGroup("some objects could not be removed", errors)
 
     async def compare(self, steps: Sequence[Step]) -> Comparison:
-        """Look at all there is, once; see `Kernel`. The looking is done in a thread, on a socket of its own.
+        """Compare all steps with one set of dumps; see `Kernel`. A thread reads them, on a socket of its own.
 
-        Of what is asked about, an earlier life may have made it: from now on word of its loss is heeded.
+        An earlier daemon may have created these objects; from now on their removal is noticed.
         """
         known, unknown = self._handlers.split(steps)
         for step in known:
-            self._handlers.of(step).heed(step)
+            self._handlers.of(step).note_existing(step)
         sets = await self._sets.list()
         found = await asyncio.gather(*(firewall.read() for firewall in self._firewall.values()))
         models = dict(zip(self._firewall, found, strict=True))

@@ -45,7 +45,7 @@ class RequestHandler(Handler[S]):
 
     @abstractmethod
     def ensure(self, step: S, sandboxes: Sandboxes) -> Outcome | Done:
-        """Bring a step about. Blocks. `sandboxes`: those that were entered for steps before it.
+        """Apply a step. Blocks. `sandboxes`: those that were entered for steps before it.
 
         Raises:
             LinkBusyError: a link of this name is being deleted; it is tried again afterwards.
@@ -83,7 +83,7 @@ class RequestLane:
         self._loop = asyncio.get_running_loop()
 
     async def ensure(self, steps: Sequence[Step], progress: Progress) -> None:
-        """Bring steps about; see `Lane`.
+        """Apply steps; see `Lane`.
 
         Raises:
             StepError: with the step that failed. Of one that the kernel did not answer for, what may come of it later

@@ -30,7 +30,7 @@ def load_steps(points: Iterable[EntryPoint], types: StepTypes = STEP_TYPES) -> d
             found = point.load()
             brought[package] = {**brought.get(package, {}), **(found() if callable(found) else found)}
         except Exception as exc:
-            # Anything may come out of a stranger's package.
+            # A third-party package may raise any exception.
             log.exception("steps.refused", package=package, source=point.value, error=str(exc))
     return _added(brought, types)
 

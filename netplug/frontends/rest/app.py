@@ -122,7 +122,7 @@ class _Api:
 
     def _of_cluster(self) -> Cluster:
         if self._cluster is None:
-            words = "this daemon is in no cluster, and so knows of no other host"
+            words = "this daemon is not part of a cluster"
             raise NetplugError("invalid", words, hint="start it with --store etcd://host:port")
         return self._cluster
 

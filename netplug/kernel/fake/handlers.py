@@ -129,7 +129,7 @@ def _route_drift(world: World, step: Route) -> str:
 
 
 def ensure_rules(world: World, steps: Sequence[FirewallStep]) -> list[Outcome]:
-    """Bring chains and rules of one IP version about, all or none."""
+    """Apply chains and rules of one IP version, all or none."""
     family = steps[0].family
     transaction = Transaction(world.firewall[family].copy())
     done = [transaction.ensure(step) for step in steps]

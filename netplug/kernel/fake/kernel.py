@@ -134,7 +134,7 @@ class FakeKernel:
     async def ensure(
         self, steps: Sequence[Step], outcomes: list[Outcome] | None = None, before: Before | None = None
     ) -> list[Outcome]:
-        """Bring the steps about; see `Kernel`."""
+        """Apply the steps; see `Kernel`."""
         self.calls.append(("ensure", len(steps)))
         done: list[Outcome] = [] if outcomes is None else outcomes
         for family, run in groupby(steps, lambda step: step.family if isinstance(step, FIREWALL_STEPS) else 0):
@@ -228,7 +228,7 @@ class FakeKernel:
 
     @property
     def resolvers(self) -> FakeResolvers:
-        """Sockets that nobody asks."""
+        """Sockets that receive no queries."""
         return FakeResolvers()
 
     @property
@@ -254,7 +254,7 @@ class FakeKernel:
     # Each kind of step
 
     def _ensure_whole(self, step: Step) -> Done:
-        """Bring a step about, or nothing of it."""
+        """Apply a step completely or not at all."""
         state, done = self._world.state, dict[Step, Outcome]()
         handler = self._handler(step)
         before = {part.key: state[part.key] for part in port_ranges.each(step) if part.key in state}

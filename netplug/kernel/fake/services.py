@@ -28,7 +28,7 @@ class FakeSandboxes:
         return path, self.world.identity(path)
 
     async def has_processes(self, path: str, netns_id: str = "") -> bool:
-        """Tell whether `path` was said to be inhabited, while the same namespace is there."""
+        """Tell whether `path` was marked as having processes, and is still the same namespace."""
         return path in self.inhabitants and netns_id in {"", self.world.identity(path)}
 
     async def intercept(self, path: str, server: IPv4Address) -> FakeInterception:
@@ -41,7 +41,7 @@ class FakeResolvers:
     """Sockets of name servers; see `ResolverSockets`."""
 
     def serve_resolvers(self, serve: Serve) -> None:
-        """Take note; nobody asks."""
+        """Accept the server; no queries arrive."""
 
 
 @dataclass(frozen=True, slots=True)

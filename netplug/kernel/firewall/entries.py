@@ -60,7 +60,7 @@ class Snapshot:
 
 
 def ensure(tables: Tables, step: Whole) -> Outcome:
-    """Bring a table about."""
+    """Apply a table."""
     try:
         return tables.ensure_table(TABLES[step])
     except NetlinkError as error:

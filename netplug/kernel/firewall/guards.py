@@ -227,7 +227,7 @@ def entries(step: Guard) -> dict[str, dict[bytes, bytes]]:
 
 
 def ensure(tables: Tables, step: Guard) -> Done:
-    """Bring a guard about."""
+    """Apply a guard."""
     wanted, port = entries(step), nft.ifname(step.link)
     try:
         found = tables.ensure(TABLE, wanted, lambda name, key: key[:16] == port or key in wanted.get(name, ()))

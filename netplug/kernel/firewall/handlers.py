@@ -140,7 +140,7 @@ class TableHandler(LoopHandler[_T]):
         self._tables = context.tables
 
     def ensure(self, step: _T) -> Outcome:
-        """Bring it about."""
+        """Apply the step."""
         return entries.ensure(self._tables, step)
 
     def remove(self, step: _T) -> None:
@@ -160,7 +160,7 @@ class IngressHandler(TableHandler[Ingress]):
     """The tables of ingress; some hosts need none."""
 
     def ensure(self, step: Ingress) -> Outcome:
-        """Bring it about."""
+        """Apply the step."""
         return Outcome.EQUAL if ingress.needless(step) else super().ensure(step)
 
     def drift(self, step: Ingress, survey: Survey) -> str:
@@ -180,7 +180,7 @@ class GuardHandler(LoopHandler[Guard]):
         self._tables = context.tables
 
     def ensure(self, step: Guard) -> Done:
-        """Bring it about."""
+        """Apply the step."""
         return guards.ensure(self._tables, step)
 
     def remove(self, step: Guard) -> None:
@@ -231,7 +231,7 @@ class TunnelHandler(LoopHandler[Tunnel | Vtep]):
         self._tables = context.tables
 
     def ensure(self, step: Tunnel | Vtep) -> Outcome:
-        """Bring it about."""
+        """Apply the step."""
         return tunnels.ensure(self._tables, step)
 
     def remove(self, step: Tunnel | Vtep) -> None:
@@ -253,7 +253,7 @@ class _FastPathHandler(LoopHandler[_W]):
         self._fast_path = context.fast_path
 
     def ensure(self, step: _W) -> Outcome:
-        """Bring it about."""
+        """Apply the step."""
         return self._fast_path.ensure(step)
 
     def remove(self, step: _W) -> None:

@@ -67,7 +67,7 @@ class IpSets:
         self._socket: Netlink | None = None
 
     async def ensure(self, step: IpSet | Member) -> Outcome | Done:
-        """Bring a set or a member about."""
+        """Apply a set or a member."""
         return await (self.ensure_set(step) if isinstance(step, IpSet) else self.ensure_member(step))
 
     async def remove(self, step: IpSet | Member) -> None:
@@ -75,7 +75,7 @@ class IpSets:
         await (self.remove_set(step) if isinstance(step, IpSet) else self.remove_member(step))
 
     async def ensure_set(self, step: IpSet) -> Outcome | Done:
-        """Bring a set about; one of another type is replaced if it is empty."""
+        """Apply a set; one of another type is replaced if it is empty."""
         found = self._header(step.name)
         if found == (step.type, step.family):
             return Outcome.EQUAL
@@ -110,7 +110,7 @@ class IpSets:
             await self._destroy(step)
 
     async def ensure_member(self, step: Member) -> Outcome:
-        """Bring a member about."""
+        """Apply a member."""
         try:
             self._open(step).request(_ADD, _message(_named(step.set), _entry(step)), NLM_F_EXCL)
         except NetlinkError as error:

@@ -37,7 +37,7 @@ _LINE = re.compile(r"\bline:? (\d+)")
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """What one caller wants; `created`: keys of steps that a failed try may already have brought about."""
+    """What one caller wants; `created`: keys of steps that a failed try may already have applied."""
 
     steps: Sequence[FirewallStep]
     remove: bool
@@ -87,7 +87,7 @@ class Firewall:
             log.warning("firewall.unavailable", program=self._program, reason=self.lack)
 
     async def ensure(self, steps: Sequence[FirewallStep], outcomes: list[Outcome]) -> None:
-        """Bring steps about in one transaction: all or none."""
+        """Apply steps in one transaction: all or none."""
         await self._submit(steps, outcomes, remove=False)
 
     async def remove(self, steps: Sequence[FirewallStep]) -> list[StepError]:

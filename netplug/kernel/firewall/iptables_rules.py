@@ -74,7 +74,7 @@ class Model:
 
 @dataclass(slots=True)
 class Transaction:
-    """Collects the lines that bring steps about, on top of a model that it changes as it goes."""
+    """Collects the lines that apply steps, on top of a model that it changes as it goes."""
 
     model: Model
     lines: dict[str, list[tuple[str, FirewallStep]]] = field(default_factory=dict)

@@ -9,7 +9,7 @@ class Reservations(Protocol):
     """Ports of the host that a runtime keeps for a container of its own by bound sockets."""
 
     async def cover(self, step: HostPort) -> bool:
-        """Tell whether nobody else can have any of a port."""
+        """Tell whether a reservation covers all of a port."""
 
 
 class HostPorts(Protocol):

@@ -30,7 +30,7 @@ class LinkHandler(RequestHandler[_L]):
         """Return its name."""
         return step.name
 
-    def heed(self, step: _L) -> None:
+    def note_existing(self, step: _L) -> None:
         """Have its loss told."""
         self._requests.links.add(step.name)
 
@@ -51,7 +51,7 @@ class BridgeHandler(LinkHandler[Bridge]):
     """Bridges. All links of ours are told of as such: that is enough to delete them."""
 
     def ensure(self, step: Bridge, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
-        """Bring it about."""
+        """Apply the step."""
         return bridges.ensure_bridge(self.nl, step)
 
     def drift(self, step: Bridge, survey: Survey) -> str:
@@ -72,7 +72,7 @@ class VethHandler(LinkHandler[Veth]):
     """veth pairs."""
 
     def ensure(self, step: Veth, sandboxes: Sandboxes) -> Outcome:
-        """Bring it about."""
+        """Apply the step."""
         outcome = bridges.ensure_veth(self.nl, step, sandboxes.get)
         if step.netns and outcome is Outcome.CREATED:
             sandboxes.new_links.add((step.netns, step.peer))
@@ -111,7 +111,7 @@ class MacvlanHandler(LinkHandler[Macvlan]):
     """macvlans, on the host or in a sandbox."""
 
     def ensure(self, step: Macvlan, sandboxes: Sandboxes) -> Outcome:
-        """Bring it about."""
+        """Apply the step."""
         return macvlan.ensure_macvlan(self.nl, step, sandboxes.get)
 
     def remove_elsewhere(self, step: Macvlan, sandboxes: Sandboxes) -> Rest | None:
@@ -135,7 +135,7 @@ class VxlanHandler(LinkHandler[Vxlan]):
     """VXLAN links."""
 
     def ensure(self, step: Vxlan, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
-        """Bring it about."""
+        """Apply the step."""
         return vxlan.ensure(self.nl, step, self._reaper.group)
 
     def drift(self, step: Vxlan, survey: Survey) -> str:
@@ -151,7 +151,7 @@ class IfbHandler(LinkHandler[Ifb]):
     """Intermediate functional blocks."""
 
     def ensure(self, step: Ifb, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
-        """Bring it about."""
+        """Apply the step."""
         return shaping.ensure_ifb(self.nl, step)
 
     def drift(self, step: Ifb, survey: Survey) -> str:
@@ -163,7 +163,7 @@ class ShapeHandler(RequestHandler[Shape]):
     """Limits of links."""
 
     def ensure(self, step: Shape, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
-        """Bring it about."""
+        """Apply the step."""
         return shaping.ensure(self.nl, step)
 
     def remove(self, step: Shape, sandboxes: Sandboxes) -> None:  # noqa: ARG002
@@ -183,7 +183,7 @@ class HairpinHandler(RequestHandler[Hairpin]):
     """Hairpin mode of bridge ports."""
 
     def ensure(self, step: Hairpin, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
-        """Bring it about."""
+        """Apply the step."""
         return bridges.ensure_hairpin(self.nl, step)
 
     def remove(self, step: Hairpin, sandboxes: Sandboxes) -> None:  # noqa: ARG002
@@ -200,7 +200,7 @@ class AddressHandler(RequestHandler[Address]):
     """Addresses of links."""
 
     def ensure(self, step: Address, sandboxes: Sandboxes) -> Outcome:
-        """Bring it about."""
+        """Apply the step."""
         return addresses.ensure_address(self.inside(step, sandboxes), step)
 
     def remove(self, step: Address, sandboxes: Sandboxes) -> None:
@@ -226,7 +226,7 @@ class RouteHandler(RequestHandler[Route]):
     """Routes."""
 
     def ensure(self, step: Route, sandboxes: Sandboxes) -> Outcome:
-        """Bring it about."""
+        """Apply the step."""
         new_link = (step.netns or "", step.link) in sandboxes.new_links
         return addresses.ensure_route(self.inside(step, sandboxes), step, new_link=new_link)
 
@@ -257,7 +257,7 @@ class ForwardingHandler(RequestHandler[Fdb | Neighbour]):
         self._entries = context.forwarding
 
     def ensure(self, step: Fdb | Neighbour, sandboxes: Sandboxes) -> Done:  # noqa: ARG002
-        """Bring it about."""
+        """Apply the step."""
         self._entries.add(step)
         return neighbours.ensure(self.nl, step)
 
@@ -266,7 +266,7 @@ class ForwardingHandler(RequestHandler[Fdb | Neighbour]):
         self._entries.forget(step)
         neighbours.remove(self.nl, step)
 
-    def heed(self, step: Fdb | Neighbour) -> None:
+    def note_existing(self, step: Fdb | Neighbour) -> None:
         """Have its loss told."""
         self._entries.add(step)
 
