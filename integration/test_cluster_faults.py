@@ -75,7 +75,7 @@ def test_a_host_that_lost_power_is_forgotten_and_comes_back(hosts: Cluster) -> N
             assert (
                 "leased on another host" in refused(one, "attach", net, "--netns", heir.name, "--ip", "10.90.1.50")[1]
             )
-            assert "lives" in refused(one, "host", "forget", dead.host.name)[1]
+            assert "is alive" in refused(one, "host", "forget", dead.host.name)[1]
             wait_until(lambda: not states(one)[dead.host.name], DEAD_S, "the lease has ended")
             with hosts.station(two, net, told=False) as late:
                 assert one.knows(late.mac) == two.vtep
