@@ -5,6 +5,7 @@ from ipaddress import ip_network
 import pytest
 from docker_client import NET, Plugin
 
+from netplug.drivers.errors import DriverError
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.frontends.rest.app import _Api
@@ -35,7 +36,7 @@ async def test_network_of_dockers_is_removed_only_when_docker_knows_it_no_more(
 
 async def test_mode_that_no_driver_has_is_refused_with_those_that_there_are() -> None:
     plugin = await Plugin.start()
-    with pytest.raises(NetplugError, match="mode='ipvlan': must be one of bridge, host, macvlan, none"):
+    with pytest.raises(DriverError, match="mode='ipvlan': must be one of bridge, host, macvlan, none"):
         await plugin.engine.networks.create(NetworkSpec(name="blue", options={"mode": "ipvlan"}))
     assert not plugin.engine.registry.networks()
     await plugin.store.close()
