@@ -68,9 +68,13 @@ def error_of(answer: Answer) -> tuple[int, str]:
     return int(answer.get("code") or _UNKNOWN), str(text or "")
 
 
+_NOT_CONNECTED = ("connection error", "connection closed", "closed network connection", "bad certificate")
+"""What the gateway says of a failed connection to its own server, by where in the handshake it notices."""
+
+
 def error_for(code: int, text: str, access: EtcdAccess) -> AttemptError | Refused:
     """Return the exception for an error that etcd answered."""
-    if access.cert and any(part in text for part in ("connection error", "connection closed", "bad certificate")):
+    if access.cert and any(part in text for part in _NOT_CONNECTED):
         # The gateway connects to its own server with the server's certificate. This may fail during a start.
         return AttemptError(
             "its JSON gateway cannot connect to it; if this persists: with --client-cert-auth the server's own"
