@@ -1,7 +1,7 @@
 """How to reach etcd: endpoints, TLS files, user. Data only; nothing here opens a connection."""
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -59,10 +59,6 @@ class EtcdAccess:
     def authenticated(self) -> bool:
         """Whether this host identifies itself to etcd, by a user or a client certificate."""
         return bool(self.user or self.cert)
-
-    def with_user(self, user: str, password: str) -> "EtcdAccess":
-        """Return a copy with this user."""
-        return replace(self, user=user, password=password)
 
     @property
     def urls(self) -> tuple[str, ...]:

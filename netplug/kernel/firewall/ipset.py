@@ -66,14 +66,6 @@ class IpSets:
     def __init__(self) -> None:
         self._socket: Netlink | None = None
 
-    async def ensure(self, step: IpSet | Member) -> Outcome | Done:
-        """Apply a set or a member."""
-        return await (self.ensure_set(step) if isinstance(step, IpSet) else self.ensure_member(step))
-
-    async def remove(self, step: IpSet | Member) -> None:
-        """Remove a set or a member."""
-        await (self.remove_set(step) if isinstance(step, IpSet) else self.remove_member(step))
-
     async def ensure_set(self, step: IpSet) -> Outcome | Done:
         """Apply a set; one of another type is replaced if it is empty."""
         found = self._header(step.name)
