@@ -7,43 +7,22 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from . import ingress, steps, tunnel
 from .errors import DriverError, Kind
-from .ingress import Ingress
-from .steps import (
-    Address,
-    Announce,
-    Bridge,
-    Chain,
-    Flows,
-    Forward,
-    Forwards,
-    Guard,
-    Guards,
-    Hairpin,
-    HostPort,
-    Ifb,
-    IpSet,
-    Jump,
-    Loopback,
-    Macvlan,
-    Member,
-    Relay,
-    Resolver,
-    Route,
-    Rule,
-    Shape,
-    Step,
-    Sysctl,
-    Veth,
-)
-from .tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from .steps import Step
 
-BUILT_IN: tuple[type[Step], ...] = (
-    *(Bridge, Veth, Hairpin, Address, Route, Sysctl, Loopback, Macvlan, Announce, Ifb, Shape),
-    *(IpSet, Member, Chain, Rule, Jump, Guards, Guard, Forwards, Forward, Ingress),
-    *(HostPort, Relay, Resolver, Flows),
-    *(Vxlan, Fdb, Neighbour, Shortcuts, Shortcut, Remote, Tunnels, Tunnel, Vtep),
+
+def _is_step_type(cls: Any) -> bool:
+    return isinstance(cls, type) and dataclasses.is_dataclass(cls) and hasattr(cls, "key")
+
+
+BUILT_IN: tuple[type[Step], ...] = tuple(
+    cls
+    for module in (steps, tunnel, ingress)
+    for cls in vars(module).values()
+    if _is_step_type(cls) and cls.__module__ == module.__name__
 )
+"""The types of netplug's own vocabulary."""
 
 
 class StepTypes:
@@ -96,10 +75,6 @@ class StepTypes:
     def all(self) -> tuple[type[Step], ...]:
         """Return all types."""
         return tuple(self._types.values())
-
-
-def _is_step_type(cls: Any) -> bool:
-    return isinstance(cls, type) and dataclasses.is_dataclass(cls) and hasattr(cls, "key")
 
 
 STEP_TYPES = StepTypes(BUILT_IN)
