@@ -209,6 +209,6 @@ def _fault_of_option(option: object) -> str:
         return f"declares option {taken[0]!r}, which netplug has: take it from netplug.drivers.shared"
     try:
         OwnOptions({option.key: option.read(option.default)})
-    except Exception as exc:  # noqa: BLE001 - anything may come out of a stranger's parser
+    except Exception as exc:  # noqa: BLE001 - a third-party parser may raise any exception
         return f"declares option {option.key!r}, whose default {option.default!r} cannot be read: {exc}"
     return ""

@@ -5,6 +5,7 @@ network of its that nobody is in and that contradicts what podman says now is no
 """
 
 from contextlib import suppress
+from typing import NamedTuple
 
 import structlog
 
@@ -21,6 +22,13 @@ from netplug.ipam.pool import Pool
 from netplug.ipam.shared_subnet import disjoint
 
 log = structlog.get_logger(__name__)
+
+
+class _Obstacle(NamedTuple):
+    """Why a network stands in the way of a new one. `shareable`: both can exist if the old one must stay."""
+
+    why: str
+    shareable: bool
 
 
 class SupersededNetworks:
@@ -66,8 +74,8 @@ class SupersededNetworks:
         """
         if self._implicit_networks.find(spec.name) is None:
             for other in self._registry.networks():
-                if why := self._obstacle(other, spec):
-                    await self._clear_away(other, spec.front_end, why)
+                if obstacle := self._obstacle(other, spec):
+                    await self._clear_away(other, spec.front_end, obstacle)
 
     async def follow(self, spec: NetworkSpec) -> None:
         """Ask the upstreams that a network's definition names now: ``podman network update`` tells nobody."""
@@ -83,19 +91,19 @@ class SupersededNetworks:
         cluster = self._drivers.of(record.network).scope is Scope.CLUSTER
         return None if cluster else record
 
-    async def _clear_away(self, other: NetworkRecord, front_end: FrontEnd, why: str) -> None:
+    async def _clear_away(self, other: NetworkRecord, front_end: FrontEnd, obstacle: _Obstacle) -> None:
         net = other.network
         if other.front_end is not front_end or self._registry.endpoints(net.id):
-            if not why.startswith("subnet"):
-                return  # a bridge may be of several
+            if obstacle.shareable:
+                return
             tool = "docker" if other.front_end is FrontEnd.DOCKER else "netplug"
             hint = f"choose another, or remove that network: {tool} network rm {net.name}"
-            raise NetplugError("exists", f"{why} of network {net.name!r}", hint=hint)
-        log.info("network.superseded", name=net.name, reason=why)
+            raise NetplugError("exists", f"{obstacle.why} of network {net.name!r}", hint=hint)
+        log.info("network.superseded", name=net.name, reason=obstacle.why)
         await self._networks.delete(net.id, by=front_end)
 
-    def _obstacle(self, other: NetworkRecord, wanted: NetworkSpec) -> str:
-        """Return why there cannot be a network beside another one; empty when there can."""
+    def _obstacle(self, other: NetworkRecord, wanted: NetworkSpec) -> _Obstacle | None:
+        """Return what keeps a network from existing beside another one; None if nothing does."""
         segment = self._drivers.of(other.network).segment(other.network)
         lan = bool(segment) and wanted.options.get("mode") == other.network.options.mode
         for one in wanted.subnets:
@@ -104,6 +112,8 @@ class SupersededNetworks:
                     continue
                 theirs = self._allocator.pool(pool) if lan else None
                 if theirs is None or not disjoint(Pool(theirs.space, one.pool, ends=one.ends), theirs):
-                    return f"subnet {one.pool} overlaps {subnet.pool}"
+                    return _Obstacle(f"subnet {one.pool} overlaps {subnet.pool}", shareable=False)
         bridge = wanted.options.get(shared.BRIDGE.key, "")
-        return f"link {bridge!r} is the bridge" if bridge and bridge == other.options.get(shared.BRIDGE.key) else ""
+        if bridge and bridge == other.options.get(shared.BRIDGE.key):
+            return _Obstacle(f"link {bridge!r} is the bridge", shareable=True)
+        return None
