@@ -51,8 +51,8 @@ Background = dict[str, Callable[[], Coroutine[Any, Any, None]]]
 
 async def linux_kernel() -> HostKernel:
     """Open the kernel of this network namespace, with the types of steps that other packages bring."""
+    from netplug.daemon.step_packages import GROUP, load_steps  # noqa: PLC0415
     from netplug.kernel.linux import LinuxKernel  # noqa: PLC0415 - tests with a fake kernel do not need it
-    from netplug.kernel.step_packages import GROUP, load_steps  # noqa: PLC0415
 
     return await LinuxKernel.open(packages=load_steps(installed(GROUP)))
 

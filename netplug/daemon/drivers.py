@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 
 import structlog
 
-from netplug.daemon.installed import installed
+from netplug.daemon.installed import both_bring, installed, package_of
 from netplug.drivers.api import Driver
 from netplug.drivers.registry import Drivers, fault_of
 
@@ -25,7 +25,7 @@ def load_drivers(points: Iterable[EntryPoint] | None = None) -> Drivers:
     """Return the drivers of these entry points, by default those of all installed packages."""
     found: defaultdict[str, dict[str, EntryPoint]] = defaultdict(dict)
     for point in installed(DRIVERS) if points is None else points:
-        found[point.name][_package(point)] = point
+        found[point.name][package_of(point)] = point
     drivers: dict[str, Driver] = {}
     refused: dict[str, str] = {}
     for mode, rivals in sorted(found.items()):
@@ -33,8 +33,8 @@ def load_drivers(points: Iterable[EntryPoint] | None = None) -> Drivers:
         for package in rivals.keys() - chosen.keys():
             log.error("driver.refused", mode=mode, package=package, reason="netplug has this mode")
         if len(chosen) > 1:
-            reason = f"packages {' and '.join(sorted(chosen))} both bring it"
-            refused[mode] = f"{reason}, so neither is used: uninstall one"
+            reason = both_bring(chosen, "it")
+            refused[mode] = f"{reason}: uninstall one"
             log.error("driver.refused", mode=mode, reason=reason)
             continue
         ((package, point),) = chosen.items()
@@ -54,7 +54,3 @@ def _load(point: EntryPoint, package: str) -> Driver:
     if driver.default and package != _OURS:
         raise TypeError("it claims to be the default, which is a mode of netplug's own")
     return driver
-
-
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.value

@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint
 
 import structlog
 
+from netplug.daemon.installed import both_bring, package_of
 from netplug.drivers.errors import DriverError
 from netplug.drivers.step_types import STEP_TYPES, StepTypes
 from netplug.drivers.steps import Step
@@ -25,7 +26,7 @@ def load_steps(points: Iterable[EntryPoint], types: StepTypes = STEP_TYPES) -> d
     """Add the types of these entry points to `types`, and return what makes their handlers."""
     brought: dict[str, Mapping[type[Step], Factory]] = {}
     for point in points:
-        package = point.dist.name if point.dist else point.value
+        package = package_of(point)
         try:
             found = point.load()
             brought[package] = {**brought.get(package, {}), **(found() if callable(found) else found)}
@@ -46,7 +47,9 @@ def _added(brought: Mapping[str, Mapping[type[Step], Factory]], types: StepTypes
             packages = named[getattr(cls, "__name__", str(cls))]
             try:
                 if len(packages) > 1:
-                    log.error("steps.refused", package=package, reason=_twice(cls, packages))
+                    log.error(
+                        "steps.refused", package=package, reason=both_bring(packages, f"step type {cls.__name__!r}")
+                    )
                     continue
                 types.add(cls, package)
             except DriverError as exc:
@@ -54,7 +57,3 @@ def _added(brought: Mapping[str, Mapping[type[Step], Factory]], types: StepTypes
             else:
                 factories[cls] = factory
     return factories
-
-
-def _twice(cls: type[Step], packages: list[str]) -> str:
-    return f"packages {' and '.join(sorted(packages))} both bring step type {cls.__name__!r}, so neither is used"

@@ -1,7 +1,7 @@
 """Handlers of steps: each knows one type, and this registry alone tells which.
 
 A new type of step is a dataclass, a handler, and one line: in `netplug.kernel.linux`, or in the entry point of another
-package (`netplug.kernel.step_packages`). A handler says in which lane its steps are done. Neighbouring steps of equal
+package (`netplug.daemon.step_packages`). A handler says in which lane its steps are done. Neighbouring steps of equal
 lanes are handed over together, so that they take one thread switch, one transaction or one message.
 """
 

@@ -14,6 +14,7 @@ from kernel_suite import BRIDGE, refusal, whats  # noqa: E402
 from linux_host import LinuxHost, LinuxSurroundings, run  # noqa: E402
 from outside_steps import OURS, STEPS, Alias  # noqa: E402
 
+from netplug.daemon.step_packages import GROUP, load_steps  # noqa: E402
 from netplug.drivers.errors import DriverError  # noqa: E402
 from netplug.drivers.plan import Plan  # noqa: E402
 from netplug.drivers.step_types import BUILT_IN, STEP_TYPES, StepTypes  # noqa: E402
@@ -26,7 +27,6 @@ from netplug.kernel.fake.handlers import HANDLERS, FakeHandler  # noqa: E402
 from netplug.kernel.fake.kernel import FakeKernel  # noqa: E402
 from netplug.kernel.fake.world import World  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
-from netplug.kernel.step_packages import GROUP, load_steps  # noqa: E402
 
 ALIAS = Alias(BRIDGE.name, "to the lab")
 
