@@ -213,6 +213,7 @@ class Host:
         assert (await self.store.range("journal/"))[0] == []
         assert self.engine.journal.changing() == frozenset()
         assert await self.reconciler.diff() == []
+        self.check_plans()
         plans = [self.engine.base_plan.plan, *(record.plan for record in self.networks())]
         plans += [self.engine.peers.plan(record.network.id) for record in self.networks()]
         plans += [(record.plan if record.linked else Plan()) + record.exposed for record in self.endpoints()]
@@ -225,6 +226,17 @@ class Host:
             record.key for prefix in ("networks/", "endpoints/") for record in (await self.store.range(prefix))[0]
         }
         assert stored == {record.key for record in (*self.networks(), *self.endpoints())}
+
+    def check_plans(self) -> None:
+        """Check that all plans follow from their records."""
+        nets = {record.network.id: record.network for record in self.networks()}
+        for network in self.networks():
+            assert set(self.engine.planner.network(network.network)) == set(network.plan)
+        for record in self.endpoints():
+            assert self.engine.planner.endpoint(nets[record.endpoint.network], record) == record
+            exposed = self.engine.planner.exposed(nets[record.endpoint.network], record)
+            parts = {part for step in exposed for part in port_ranges.each(step)}
+            assert parts == {part for step in record.exposed for part in port_ranges.each(step)}
 
     def _check_leases(self) -> None:
         networks = {record.network.id for record in self.networks()}

@@ -19,6 +19,7 @@ from netplug.engine.journal import Journal
 from netplug.engine.leasing import Leasing
 from netplug.engine.networks import Networks
 from netplug.engine.peers import Peers
+from netplug.engine.planning import Planner
 from netplug.engine.pools import Pools
 from netplug.engine.publishing import Publishing
 from netplug.engine.quarantine import Quarantine
@@ -55,13 +56,14 @@ class Engine:
         self.registry = Registry(store, self.quarantine, drivers)
         self.supervisor = Supervisor(self.conditions)
         self.base_plan = BasePlan(kernel, self.executor, store, drivers, self.quarantine)
+        self.planner = Planner(self.registry, self.base_plan, drivers)
         self.conflict_detection = ConflictDetection(allocator, self.registry, kernel, kernel.probe, drivers)
         allocator.called = self.registry.called
         addressing = Addressing(allocator, self.conflict_detection, drivers)
         self.publishing = Publishing(self.registry, self.journal, kernel, drivers)
         self.exposure = Exposure(self.registry, self.conditions, self.publishing)
         self.endpoints = Endpoints(
-            self.registry, self.base_plan, self.journal, addressing, kernel, drivers, self.publishing
+            self.registry, self.planner, self.journal, addressing, kernel, drivers, self.publishing
         )
         self.peers = Peers(self.registry, self.base_plan, kernel.changes, self.executor, drivers)
         self.networks = Networks(

@@ -1,29 +1,25 @@
 """Use cases of endpoints: create, join, leave, delete; attach and detach for sandboxes without a runtime."""
 
-import time
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 
 import structlog
 
-from netplug.drivers.api import Driver, Endpoint, Network
+from netplug.drivers.api import Driver, Network
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
-from netplug.drivers.sandbox import moved, place
-from netplug.drivers.steps import Hairpin, IPAddress, Route, Veth
+from netplug.drivers.sandbox import moved
+from netplug.drivers.steps import IPAddress
 from netplug.engine.addressing import Addressing
-from netplug.engine.base_plan import BasePlan
+from netplug.engine.endpoint_building import EndpointBuilder
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.listener import EndpointListener, NullListener
-from netplug.engine.port_reservation import in_order
+from netplug.engine.planning import Planner
 from netplug.engine.publishing import Publishing
 from netplug.engine.records import (
-    ENDPOINTS,
     AttachSpec,
-    Caller,
     Description,
     EndpointRecord,
     EndpointSpec,
@@ -34,14 +30,11 @@ from netplug.engine.registry import Registry, put
 from netplug.engine.sandboxes import is_there
 from netplug.engine.way_out import WayOut
 from netplug.errors import NetplugError
-from netplug.kernel.api import HostKernel, StepError
+from netplug.kernel.api import HostKernel
 from netplug.tasks.locks import Locks
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
-
-_DESCRIPTORS = 4
-"""File descriptors that an endpoint may take beside those of its ports: for the name server in its sandbox."""
 
 
 class Endpoints:
@@ -56,7 +49,7 @@ class Endpoints:
     def __init__(
         self,
         registry: Registry,
-        base_plan: BasePlan,
+        planner: Planner,
         journal: Journal,
         addressing: Addressing,
         kernel: HostKernel,
@@ -64,13 +57,15 @@ class Endpoints:
         publishing: Publishing,
     ) -> None:
         self._registry = registry
-        self._base_plan = base_plan
         self._journal = journal
         self._addressing = addressing
         self._kernel = kernel
         self._drivers = drivers
         self._publishing = publishing
-        self._way_out = WayOut(registry, journal, drivers)
+        self._way_out = WayOut(registry, journal, planner)
+        self._builder = EndpointBuilder(
+            registry, planner, journal, addressing, kernel, drivers, publishing, self._way_out
+        )
         publishing.drop = self.drop
         self._attaching: set[str] = set()
         self._sandboxes = Locks()
@@ -91,91 +86,16 @@ class Endpoints:
             if self._registry.find(network_id, spec.id) is not None:
                 raise NetplugError("exists", f"endpoint {spec.id[:12]!r} exists already")
             await self._drop_superseded(spec, record)
-            return await self._create(record, spec, wanted)
+            return await self._told(await self._builder.create(record, spec, wanted))
 
-    async def _create(self, record: NetworkRecord, spec: EndpointSpec, wanted: Sequence[IPAddress]) -> EndpointRecord:
-        started = time.monotonic()
-        self._registry.quarantine.refuse(f"{ENDPOINTS}{spec.network}/{spec.id}")
-        driver, net = self._drivers.of(record.network), record.network
-        options = self._drivers.parse_endpoint(spec.options, net.options.mode)
-        driver.admit(net, len(self._registry.endpoints(net.id)))
-        self._kernel.ports.admit(_DESCRIPTORS, "one more endpoint")
-        async with self._addressing.addresses(record, spec, wanted) as leased:
-            endpoint = Endpoint(
-                spec.id, net.id, leased.addresses, spec.mac or leased.mac, in_order(spec.ports), options
-            )
-            built = EndpointRecord(
-                endpoint,
-                spec.front_end,
-                leased.pools,
-                spec.name,
-                spec.aliases,
-                spec.container,
-                sandbox=spec.netns or spec.elsewhere[0],
-                ifname=spec.ifname,
-                sandbox_id=spec.netns_id or spec.elsewhere[1],
-                runtime=spec.caller.runtime,
-                ipam=spec.ipam,
-            )
-            built = await self._build(net, self._computed(net, built, spec), spec.caller)
-        log.info(
-            "endpoint.created",
-            network=net.name,
-            endpoint=short(spec.id),
-            addresses=[str(address.ip) for address in built.endpoint.addresses],
-            ms=round((time.monotonic() - started) * 1000, 1),
-        )
-        return built
-
-    def _computed(self, net: Network, built: EndpointRecord, spec: EndpointSpec) -> EndpointRecord:
-        """Return an endpoint with the MAC that it gets, how its sandbox sees it, and its plan."""
-        driver = self._drivers.of(net)
-        attachment = driver.join(net, built.endpoint)
-        endpoint = replace(built.endpoint, mac=attachment.mac or spec.mac)
-        plan = driver.create_endpoint(net, endpoint, self._base_plan.host)
-        if spec.hairpin:
-            plan += Plan(tuple(Hairpin(step.name) for step in plan if isinstance(step, Veth)))
-        if spec.routes is not None:
-            attachment = replace(attachment, gateways=(), routes=spec.routes)
-        built = replace(built, endpoint=endpoint, attachment=attachment)
-        if spec.netns:
-            seen = self._way_out.beside_others(attachment, spec.netns, spec.netns_id)
-            # In a list of CNI plugins those that come after us may tune the link.
-            tunable = spec.front_end.shares
-            any_mac = tunable and not spec.pinned
-            plan = place(plan, endpoint, seen, spec.netns, spec.ifname, tunable=tunable, any_mac=any_mac)
-            plan = plan.of_namespace(spec.netns_id)
-        return replace(built, plan=plan).summarized()
-
-    async def _build(self, net: Network, hidden: EndpointRecord, caller: Caller) -> EndpointRecord:
-        # Docker publishes ports by a request of its own; all others attach at once.
-        async with self._publishing.exposed(net, hidden, caller) if hidden.ifname else nullcontext(hidden) as shown:
-            key, built = await self._begin(shown)
-            await self._journal.commit(key, [put(built)])
-            self._registry.remember(built)
+    async def _told(self, built: EndpointRecord) -> EndpointRecord:
+        """Tell the listener of a new endpoint, which is deleted if it refuses."""
         try:
             await self.listener.joined(built)
         except Exception:
             await self.drop(built)
             raise
         return built
-
-    async def _begin(self, built: EndpointRecord) -> tuple[str, EndpointRecord]:
-        """Build an endpoint. Return the intent's key, and the endpoint as it was built.
-
-        A container may have a default route of another plugin's network, which nobody tells us: the first one stays.
-        """
-        intent = Intent(f"endpoint {short(built.endpoint.id)}", built.present, (built.key,))
-        try:
-            key, _ = await self._journal.build(intent)
-        except StepError as error:
-            step = error.step
-            default = isinstance(step, Route) and step.netns and step.destination.prefixlen == 0
-            if error.kind != "exists" or not default or not built.front_end.shares:
-                raise
-            log.info("endpoint.has_way_out", endpoint=short(built.endpoint.id), route=step.key)
-            return await self._begin(replace(built, plan=built.plan.without([step.key])).summarized())
-        return key, built
 
     async def _drop_superseded(self, spec: EndpointSpec, record: NetworkRecord) -> None:
         if spec.front_end is not FrontEnd.DOCKER:
@@ -314,7 +234,7 @@ class Endpoints:
                 record = self._registry.network(network_id)
                 _refuse_unlinked(self._drivers.of(record.network), record.network, spec)
                 await self._refuse_second(record, wanted, spec.netns)
-                built = await self._create(record, wanted, spec.addresses)
+                built = await self._told(await self._builder.create(record, wanted, spec.addresses))
             await self.listener.settled(built)
             return built
         finally:
@@ -336,7 +256,7 @@ class Endpoints:
             built = self._registry.endpoint(network_id, spec.id)
             readdressed = replace(built, endpoint=replace(built.endpoint, addresses=spec.leased))
             wanted = spec.endpoint(spec.id, network_id, built.sandbox, built.sandbox_id)
-            built = await self._build(net, self._computed(net, readdressed, wanted), spec.caller)
+            built = await self._told(await self._builder.build(net, readdressed, wanted))
         await self.listener.settled(built)
         return built
 

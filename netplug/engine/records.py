@@ -223,7 +223,7 @@ class EndpointRecord:
     names; 0: it has others, or it is not known. `runtime`: see `Caller`. `ipam`: how the dhcp plugin is asked for its
     addresses again, as the front end wrote it. `attachment`: the endpoint as its sandbox sees it. `host_link`: the host
     side of its link, if any. `routes`: those that we made in its sandbox; Docker makes them itself. `resolvers`:
-    addresses of the name server for this endpoint alone.
+    addresses of the name server for this endpoint alone. `hairpin`, `pinned`: as in `EndpointSpec`.
     """
 
     endpoint: Endpoint
@@ -250,6 +250,14 @@ class EndpointRecord:
     host_link: summary.Link | None = field(default=None, metadata=OMIT_DEFAULT)
     routes: tuple[StaticRoute, ...] = field(default=(), metadata=OMIT_DEFAULT)
     resolvers: tuple[IPAddress, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    hairpin: bool = field(default=False, metadata=OMIT_DEFAULT)
+    pinned: bool = field(default=False, metadata=OMIT_DEFAULT)
+
+    @property
+    def given_routes(self) -> tuple[StaticRoute, ...] | None:
+        """The routes of the sandbox as its runtime chose them; None: default routes by the network's gateways."""
+        chosen = self.front_end.shares and not (self.attachment.gateways or self.attachment.isolated)
+        return self.attachment.routes if chosen else None
 
     def summarized(self) -> "EndpointRecord":
         """Return the record with `host_link`, `routes` and `resolvers` as its plan makes them."""

@@ -13,6 +13,7 @@ from netplug.drivers.api import Network
 from netplug.drivers.codec import decode, encode
 from netplug.drivers.naming import short
 from netplug.drivers.registry import Drivers
+from netplug.drivers.steps import Hairpin, Veth
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.engine.records import ENDPOINTS, NETWORKS, EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
@@ -79,11 +80,17 @@ class Registry:
         """
         if isinstance(record, NetworkRecord):
             return record if "resolvers" in stored.value else record.summarized()
+        record = replace(
+            record, hairpin=record.hairpin or _has_hairpin(record), pinned=record.pinned or _is_pinned(record)
+        )
         network = self._networks.get(record.endpoint.network)
         if "attachment" in stored.value or network is None:
             return record
+        record = record.summarized()
         attachment = self._drivers.of(network.network).join(network.network, record.endpoint)
-        return replace(record.summarized(), attachment=attachment)
+        if record.front_end.shares:  # its runtime chose the routes
+            attachment = replace(attachment, gateways=(), routes=record.routes, isolated=False)
+        return replace(record, attachment=attachment)
 
     def lock(self, network_id: str) -> AbstractAsyncContextManager[None]:
         """Hold the lock of a network. The network need not exist."""
@@ -216,3 +223,11 @@ def put(record: Record) -> Put:
     data = encode(record)
     assert isinstance(data, dict)  # noqa: S101 - a dataclass encodes to an object
     return Put(record.key, data)
+
+
+def _has_hairpin(record: EndpointRecord) -> bool:
+    return any(isinstance(step, Hairpin) for step in record.plan)
+
+
+def _is_pinned(record: EndpointRecord) -> bool:
+    return any(isinstance(step, Veth) and step.tunable and step.pinned for step in record.plan)

@@ -1,13 +1,9 @@
 """The default route of a sandbox: by the first network that it joined, and by the next one when it leaves that."""
 
-from dataclasses import replace
-
 import structlog
 
-from netplug.drivers.api import Attachment
-from netplug.drivers.registry import Drivers
-from netplug.drivers.sandbox import default_routes
 from netplug.engine.journal import Intent, Journal
+from netplug.engine.planning import Planner
 from netplug.engine.records import EndpointRecord, FrontEnd
 from netplug.engine.registry import Registry, put
 from netplug.errors import NetplugError
@@ -18,16 +14,17 @@ log = structlog.get_logger(__name__)
 class WayOut:
     """Gives each sandbox one default route of each IP version, as long as one of its networks has a gateway."""
 
-    def __init__(self, registry: Registry, journal: Journal, drivers: Drivers) -> None:
+    def __init__(self, registry: Registry, journal: Journal, planner: Planner) -> None:
         self._registry = registry
         self._journal = journal
-        self._drivers = drivers
+        self._planner = planner
 
-    def beside_others(self, attachment: Attachment, netns: str, netns_id: str) -> Attachment:
-        """Leave out gateways of IP versions for which the sandbox has a default route already."""
-        routes = (route for other in self._registry.in_sandbox(netns, netns_id) for route in other.routes)
-        taken = {route.destination.version for route in routes if route.destination.prefixlen == 0}
-        return replace(attachment, gateways=tuple(item for item in attachment.gateways if item.version not in taken))
+    def beside_others(self, netns: str, netns_id: str) -> set[int]:
+        """Return the IP versions for which the sandbox has no default route yet."""
+        others = self._registry.in_sandbox(netns, netns_id)
+        return {4, 6} - {
+            route.destination.version for other in others for route in other.routes if not route.destination.prefixlen
+        }
 
     async def succeed(self, gone: EndpointRecord) -> None:
         """Give a sandbox that may have lost its default route one by another of its networks. No lock is held.
@@ -48,11 +45,14 @@ class WayOut:
             if self._registry.find(ident, heir.endpoint.id) is not heir:
                 return
             net = self._registry.network(ident).network
-            attachment = self._drivers.of(net).join(net, heir.endpoint)
-            routes = default_routes(self.beside_others(attachment, netns, heir.sandbox_id), netns, heir.ifname)
-            routes = routes.of_namespace(heir.sandbox_id)
+            given = heir.given_routes
+            if given is not None:
+                return
+            had = {route.destination.version for route in heir.routes if not route.destination.prefixlen}
+            ways = had | self.beside_others(netns, heir.sandbox_id)
+            now = self._planner.new_endpoint(net, heir, given, ways)
+            routes = now.plan.without(step.key for step in heir.plan)
             if routes:
                 key, _ = await self._journal.build(Intent(f"way out of {netns}", routes))
-                heir = replace(heir, plan=heir.plan + routes).summarized()
-                await self._journal.commit(key, [put(heir)])
-                self._registry.remember(heir)
+                await self._journal.commit(key, [put(now)])
+                self._registry.remember(now)
