@@ -41,9 +41,9 @@ class Plan:
 
         def meant(step: Step) -> Step:
             match step:
-                case Veth(netns=str()) | Address(netns=str()) | Route(netns=str()) | Loopback():
+                case Address(netns=str()) | Route(netns=str()) | Loopback():
                     return replace(step, netns_id=netns_id)
-                case Macvlan() if step.netns or step.moved:
+                case Macvlan() | Veth() if step.netns or step.moved:
                     return replace(step, netns_id=netns_id)
             return step
 

@@ -86,6 +86,24 @@ def moved(plan: Plan, netns: str | None) -> Plan:
     return Plan(tuple(map(taken, plan)))
 
 
+def reaching(plan: Plan, former: Plan, netns: str, netns_id: str = "") -> Plan:
+    """Return an endpoint's plan whose links take a new MTU in sandbox `netns` too, where others may tune them.
+
+    `former`: the plan that was applied before. The result is to be applied, not to be stored.
+    """
+    mtus = {step.key: step.mtu for step in former if isinstance(step, Macvlan)}
+
+    def reached(step: Step) -> Step:
+        match step:
+            case Veth(netns=None) if netns:
+                return replace(step, moved=netns, netns_id=netns_id)
+            case Macvlan(up=False) if mtus.get(step.key, step.mtu) != step.mtu:
+                return replace(step, former=mtus[step.key])
+        return step
+
+    return Plan(tuple(map(reached, plan)))
+
+
 def _at_any_mac(plan: Plan) -> Plan:
     """Return a plan whose ports accept any MAC. It has no fast path, which needs a fixed MAC."""
 

@@ -77,7 +77,11 @@ class Veth:
     the port exchanges no frames with other isolated ports (bridge(8), ``isolated on``). `tunable`: other plugins may
     change MAC, MTU and state of the sandbox side. `pinned`: MAC learning is off on the port, and `peer_mac` is a
     static, sticky FDB entry. `slaac`: the sandbox side accepts router advertisements (RFC 4862). Only for a `netns`;
-    otherwise the runtime decides.
+    otherwise the runtime decides. `moved`: the sandbox to which a runtime may have moved the sandbox side. Only a
+    change of the MTU needs it, so it is not stored (`sandbox.reaching`).
+
+    A sandbox side that was moved or is `tunable` takes a new MTU if it had that of the host side. Otherwise somebody
+    chose its MTU.
     """
 
     name: str
@@ -92,6 +96,7 @@ class Veth:
     netns_id: str = ""
     pinned: bool = False
     slaac: bool = field(default=False, metadata=OMIT_DEFAULT)
+    moved: str | None = field(default=None, metadata=OMIT_DEFAULT)
 
     @property
     def key(self) -> str:
@@ -395,7 +400,8 @@ class Macvlan:
 
     `name` identifies it. It is also its name in the host's namespace, where it is created, and left down unless `up`.
     With a `netns` it is created there, as `ifname` and up. `moved`: the sandbox to which a runtime may have moved it.
-    `tunable`, `slaac`: as in `Veth`.
+    `tunable`, `slaac`: as in `Veth`. `former`: the MTU that it had, 0: it does not change. A link that was moved or is
+    `tunable` takes a new MTU only if it has this one. It is not stored (`sandbox.reaching`).
     """
 
     name: str
@@ -410,6 +416,7 @@ class Macvlan:
     tunable: bool = False
     netns_id: str = ""
     slaac: bool = field(default=False, metadata=OMIT_DEFAULT)
+    former: int = field(default=0, metadata=OMIT_DEFAULT)
 
     @property
     def key(self) -> str:

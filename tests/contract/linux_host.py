@@ -21,6 +21,7 @@ from netplug.drivers.steps import (
     IPInterface,
     IpSet,
     Jump,
+    Macvlan,
     Member,
     Proto,
     Route,
@@ -179,6 +180,22 @@ class LinuxSurroundings:
             return
         run("bridge", "fdb", "del", step.mac, "dev", step.link, "dst", str(step.vtep), "self")
         run("bridge", "fdb", "del", step.mac, "dev", step.link, "master")
+
+    def move(self, step: Veth | Macvlan, netns: str) -> None:
+        """Do as dockerd does."""
+        name = step.peer if isinstance(step, Veth) else step.name
+        run("ip", "link", "set", name, "netns", Path(netns).name)
+        run("ip", "-n", Path(netns).name, "link", "set", name, "name", "eth0", "up")
+
+    def tune(self, step: Veth | Macvlan, netns: str, mtu: int) -> None:  # noqa: ARG002
+        run("ip", "-n", Path(netns).name, "link", "set", "eth0", "mtu", str(mtu))
+
+    def sandbox_mtu(self, step: Veth | Macvlan, netns: str) -> int:  # noqa: ARG002
+        return int(run("ip", "netns", "exec", Path(netns).name, "cat", "/sys/class/net/eth0/mtu"))
+
+    def indexes(self) -> dict[str, str]:
+        """Return the index of each link of the host: a link that was made anew has another."""
+        return {line.split()[1].split("@")[0]: line.split()[0] for line in run("ip", "-o", "link").splitlines()}
 
     def set_mtu(self, step: Bridge | Veth | Vxlan, mtu: int) -> None:
         run("ip", "link", "set", step.name, "mtu", str(mtu))

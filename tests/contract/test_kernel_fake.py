@@ -3,14 +3,15 @@ from dataclasses import replace
 
 import pytest
 
-pytest.register_assert_rewrite("kernel_suite", "ports_suite", "tables_suite", "tunnel_suite")
+pytest.register_assert_rewrite("kernel_suite", "living_suite", "ports_suite", "tables_suite", "tunnel_suite")
 
 from kernel_suite import FirewallSuite, KernelSuite  # noqa: E402
+from living_suite import LivingSuite  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
 from tunnel_suite import TunnelSuite  # noqa: E402
 
-from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Proto, Route, Step, Veth  # noqa: E402
+from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Macvlan, Proto, Route, Step, Veth  # noqa: E402
 from netplug.drivers.tunnel import Vxlan  # noqa: E402
 from netplug.kernel.fake.kernel import FakeKernel  # noqa: E402
 
@@ -55,6 +56,18 @@ class FakeSurroundings:
     def lose(self, step: Step) -> None:
         self._kernel.lose(step.key)
 
+    def move(self, step: Veth | Macvlan, netns: str) -> None:
+        self._kernel.move(step, netns)
+
+    def tune(self, step: Veth | Macvlan, netns: str, mtu: int) -> None:  # noqa: ARG002
+        self._kernel.tune(step, mtu)
+
+    def sandbox_mtu(self, step: Veth | Macvlan, netns: str) -> int:  # noqa: ARG002
+        return self._kernel.sandbox_mtu(step)
+
+    def indexes(self) -> dict[str, str]:
+        return {}
+
     def set_mtu(self, step: Bridge | Veth | Vxlan, mtu: int) -> None:
         self._kernel.tamper(replace(step, mtu=mtu))
 
@@ -75,6 +88,10 @@ def around(kernel: FakeKernel) -> FakeSurroundings:
 
 
 class TestFakeKernel(KernelSuite):
+    pass
+
+
+class TestFakeLiving(LivingSuite):
     pass
 
 

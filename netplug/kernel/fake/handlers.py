@@ -4,7 +4,7 @@ One line is enough for a type that is there or not, and needs nothing else: `Fak
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from netplug.drivers.ingress import Ingress
@@ -104,6 +104,13 @@ def _link_drift(world: World, step: Bridge | Veth | Ifb | Vxlan) -> str:
     there = world.find(step) is not None
     if there and isinstance(step, Veth | Vxlan) and step.master and step.master not in world.names():
         return f"is not a port of {step.master!r}"
+    return _differs(world, step)
+
+
+def _macvlan_drift(world: World, step: Macvlan) -> str:
+    found = world.find(step)
+    if isinstance(found, Macvlan) and (step.tunable or step.key in world.away):
+        return _differs(world, replace(step, mtu=found.mtu))
     return _differs(world, step)
 
 
@@ -230,7 +237,7 @@ HANDLERS: Mapping[type[Step], FakeHandler] = {
     Bridge: FakeHandler(links.ensure_link, _with_all, _link_drift, _links),
     Vxlan: FakeHandler(tunnels.ensure_vxlan, _with_all, _link_drift),
     Veth: FakeHandler(links.ensure_link, _with_all, _link_drift),
-    Macvlan: FakeHandler(links.ensure_macvlan, _with_all),
+    Macvlan: FakeHandler(links.ensure_macvlan, _with_all, _macvlan_drift),
     Ifb: FakeHandler(links.ensure_link, _with_all, _link_drift),
     Hairpin: FakeHandler(links.ensure_hairpin),
     Shape: FakeHandler(links.ensure_shape),

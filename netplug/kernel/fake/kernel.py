@@ -85,7 +85,7 @@ class FakeKernel:
         self._world.gone.add(netns)
         self._world.looped.discard(netns)
         for step in list(self._world.state.values()):
-            moved = isinstance(step, Macvlan) and step.moved == netns
+            moved = (isinstance(step, Macvlan) and step.moved == netns) or self._world.away.get(step.key) == netns
             if moved or (isinstance(step, Veth | Address | Route | Macvlan) and step.netns == netns):
                 self.lose(step.key)
 
@@ -93,6 +93,18 @@ class FakeKernel:
         """Make a new namespace at the path of one that vanished."""
         self._world.gone.discard(netns)
         self._world.lives[netns] += 1
+
+    def move(self, step: Veth | Macvlan, netns: str) -> None:
+        """Let a runtime move a link, or the sandbox side of a veth, into its sandbox."""
+        self._world.away[step.key] = netns
+
+    def tune(self, step: Veth | Macvlan, mtu: int) -> None:
+        """Let others change the MTU of a link in its sandbox; of a veth, of its sandbox side."""
+        self._world.tuned[step.key] = mtu
+
+    def sandbox_mtu(self, step: Veth | Macvlan) -> int:
+        """Return the MTU of a link in its sandbox; of a veth, of its sandbox side."""
+        return self._world.sandbox_mtu(step)
 
     def tamper(self, step: Step) -> None:
         """Let someone else change an object of ours to be as this step says."""

@@ -37,6 +37,8 @@ def ensure_link(world: World, step: Bridge | Veth | Ifb) -> Outcome:
         raise StepError("exists", step, f"link {step.name!r} exists and is not ours", hint="remove or rename it")
     if isinstance(step, Veth) and step.key not in world.state and not step.netns and step.peer in world.names():
         raise StepError("exists", step, f"link {step.peer!r}, wanted for the sandbox side of {step.name!r}, exists")
+    if isinstance(step, Veth):
+        world.resize(step)
     return world.plain(step)
 
 
@@ -53,7 +55,10 @@ def ensure_macvlan(world: World, step: Macvlan) -> Outcome:
         if siblings and "passthru" in {step.mode, *(sibling.mode for sibling in siblings)}:
             words = f"parent {step.parent!r} is in use: with macvlan_mode=passthru a parent has one macvlan only"
             raise StepError("unavailable", step, words)
-    return world.plain(step)
+    resized, outcome = world.resize(step), world.plain(step)
+    if outcome is Outcome.ADJUSTED and (step.tunable or step.key in world.away):
+        return Outcome.ADJUSTED if resized else Outcome.EQUAL
+    return outcome
 
 
 def ensure_hairpin(world: World, step: Hairpin) -> Outcome:

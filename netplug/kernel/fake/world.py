@@ -71,7 +71,11 @@ class Foreign:
 
 
 class World:
-    """Our objects by key, all firewall chains, and the foreign objects."""
+    """Our objects by key, all firewall chains, and the foreign objects.
+
+    `away`: the sandbox into which a runtime moved a link, or the sandbox side of a veth, by key. `tuned`: the MTU that
+    such a link has in its sandbox, or a tunable one, if it is not that of its step; by key.
+    """
 
     def __init__(self, foreign: Foreign) -> None:
         self.foreign = foreign
@@ -80,6 +84,8 @@ class World:
         self.gone: set[str] = set()
         self.lives: Counter[str] = Counter()
         self.looped: set[str] = set()
+        self.away: dict[str, str] = {}
+        self.tuned: dict[str, int] = {}
         self.firewall = {
             family: Model({table: {name: [] for name in chains} for table, chains in _BUILT_IN.items()})
             for family in (4, 6)
@@ -91,7 +97,8 @@ class World:
 
     def names(self, netns: str | None = None) -> set[str]:
         """Return the names of all links of a namespace."""
-        ends = {link.peer for link in self.links() if isinstance(link, Veth) and link.netns == netns}
+        veths = [link for link in self.links() if isinstance(link, Veth)]
+        ends = {link.peer for link in veths if self.away.get(link.key, link.netns) == netns}
         ends |= {link.ifname or link.name for link in self.links() if isinstance(link, Macvlan) and link.netns == netns}
         here = {link.name for link in self.links() if not isinstance(link, Macvlan)}
         return ends | {"lo"} if netns else ends | here | set(self.foreign.links) | set(self.foreign.tunnels)
@@ -174,6 +181,27 @@ class World:
             return Outcome.CREATED
         return Outcome.EQUAL if comparable(before) == comparable(step) else Outcome.ADJUSTED
 
+    def sandbox_mtu(self, link: Veth | Macvlan) -> int:
+        """Return the MTU of a link in its sandbox; of a veth, of its sandbox side."""
+        return self.tuned.get(link.key, link.mtu)
+
+    def resize(self, step: Veth | Macvlan) -> bool:
+        """Give the link of a step in a sandbox its MTU. Return whether it has a new one."""
+        before = self.state.get(step.key)
+        if not isinstance(before, Veth | Macvlan):
+            return False
+        current, away = self.sandbox_mtu(before), self.away.get(step.key)
+        if away or step.tunable:
+            former = before.mtu if isinstance(step, Veth) else step.former
+            in_reach = not away or (away == step.moved and not self.is_gone(away, step.netns_id))
+            new = step.mtu if in_reach and current == former else current
+        else:
+            new = step.mtu
+        self.tuned.pop(step.key, None)
+        if new != step.mtu:
+            self.tuned[step.key] = new
+        return new != current
+
     def loopback_drift(self, step: Loopback) -> str:
         """Return how a sandbox's loopback link differs; empty if it does not."""
         if self.is_gone(step.netns, step.netns_id):
@@ -243,6 +271,8 @@ class World:
 
     def cascade(self, step: Step) -> None:
         """Delete the objects that the kernel deletes with an object."""
+        self.away.pop(step.key, None)
+        self.tuned.pop(step.key, None)
         for key in [key for key, other in self.state.items() if _depends_on(step, other)]:
             del self.state[key]
 
@@ -309,7 +339,9 @@ def comparable(step: Step) -> Step:
         case Bridge():
             return replace(step, adopt=False)
         case Macvlan():
-            return replace(step, moved=None, mode="", parent="", netns_id="")
-        case Veth() | Address() | Route():
+            return replace(step, moved=None, mode="", parent="", netns_id="", former=0)
+        case Veth():
+            return replace(step, moved=None, netns_id="")
+        case Address() | Route():
             return replace(step, netns_id="")
     return step

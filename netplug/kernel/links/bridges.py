@@ -99,7 +99,7 @@ def ensure_veth(nl: Netlink, step: Veth, sandbox: Sandbox) -> Outcome:
             raise StepError("unavailable", step, words, hint="use a second network") from error
         if error.errno != errno.EEXIST:
             raise
-        return _existing_veth(nl, step, index, inside)
+        return _existing_veth(nl, step, index, inside, sandbox)
     with deleted_on_failure(nl, step):
         _set_up(nl, step, inside)
     return Outcome.CREATED
@@ -223,7 +223,7 @@ def veth_differences(
 
 def peer_differences(step: Veth, peer: Link | None) -> list[Difference]:
     """Compare the sandbox side. Nothing is compared once a runtime has moved it."""
-    if peer is None or step.tunable:
+    if peer is None or step.tunable or step.moved:
         return []
     return [
         Difference(f"sandbox side: {item.what}", item.mend, item.flags)
@@ -240,7 +240,7 @@ def peer_of(step: Veth, found: Link, inside: Netlink | Mapping[str, Link]) -> Li
     return peer if step.netns or (found.peer == peer.index and found.peer_here) else None
 
 
-def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink) -> Outcome:
+def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink, sandbox: Sandbox) -> Outcome:
     found = rtnl.link(nl, step.name)
     if found is None:
         other = rtnl.link(inside, step.peer)
@@ -252,14 +252,36 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink) -> Out
     if found.being_deleted:
         raise LinkBusyError
     peer = peer_of(step, found, inside)
+    if peer is None and step.moved and (there := _moved(step, sandbox)):
+        inside, peer = there
     static_macs = neighbours.static_macs(nl, found.index) if found.master else ()
     differences = veth_differences(step, found, master, peer, static_macs)
-    outcome = adjust(nl, found, differences, step)
-    inner = peer_differences(step, peer)
-    if peer and inner:
+    inner = peer_differences(step, peer) or _new_mtu(step, found, peer)
+    # First the end that would send larger packets than the other one accepts.
+    inside_first = step.mtu < found.mtu
+    if peer and inner and inside_first:
         adjust(inside, peer, inner)
-        return Outcome.ADJUSTED
-    return outcome
+    outcome = adjust(nl, found, differences, step)
+    if peer and inner and not inside_first:
+        adjust(inside, peer, inner)
+    return Outcome.ADJUSTED if inner else outcome
+
+
+def _moved(step: Veth, sandbox: Sandbox) -> tuple[Netlink, Link] | None:
+    """Return the sandbox side where a runtime has moved it, and a socket there; None if it is gone."""
+    try:
+        _, inside = sandbox(step.moved or "", step.netns_id)
+    except FileNotFoundError:
+        return None
+    found = rtnl.link(inside, mark(step.peer))
+    return (inside, found) if found else None
+
+
+def _new_mtu(step: Veth, found: Link, peer: Link | None) -> list[Difference]:
+    """Return what a sandbox side that others may tune lacks: the new MTU, if it had that of the host side."""
+    if peer is None or not (step.tunable or step.moved) or not peer.mtu == found.mtu != step.mtu:
+        return []
+    return [Difference(f"sandbox side: mtu is {peer.mtu}, not {step.mtu}", u32(rtnl.IFLA_MTU, step.mtu))]
 
 
 def _veth(step: Veth, master: int, fd: int | None) -> bytes:

@@ -40,8 +40,8 @@ def ensure_macvlan(nl: Netlink, step: Macvlan, sandbox: Sandbox) -> Outcome:
         if found.being_deleted:
             raise LinkBusyError
         return adjust(inside, found, differences(step, found))
-    if step.moved and _inside(step.moved, step, sandbox):
-        return Outcome.EQUAL
+    if step.moved and (away := _inside(step.moved, step, sandbox)):
+        return adjust(sandbox(step.moved, step.netns_id)[1], away, _new_mtu(step, away))
     parent = rtnl.link(nl, step.parent)
     if parent is None:
         raise StepError("not_found", step, f"parent {step.parent!r} of link {step.name!r} is missing")
@@ -79,10 +79,17 @@ def differences(step: Macvlan, found: Link) -> list[Difference]:
     if found.kind != "macvlan":
         return [Difference(f"is a {found.kind} link, not a macvlan")]
     if step.tunable:
-        return []
+        return _new_mtu(step, found)
     mac = found.mac if step.mode == "passthru" else step.mac
     wrong = common_differences(found, mac, step.mtu, up=step.up or bool(step.netns))
     return wrong + settings_differences(found, router_advertisements.NO_ROUTERS) if step.up else wrong
+
+
+def _new_mtu(step: Macvlan, found: Link) -> list[Difference]:
+    """Return the new MTU of a link that others may tune, if it has the former one."""
+    if not found.mtu == step.former != step.mtu:
+        return []
+    return [Difference(f"mtu is {found.mtu}, not {step.mtu}", u32(rtnl.IFLA_MTU, step.mtu))]
 
 
 def find(step: Macvlan, links: Iterable[Link]) -> Link | None:

@@ -147,47 +147,55 @@ def _ifb_differences(step: Ifb, found: Link) -> list[Difference]:
 
 
 def ensure(nl: Netlink, step: Shape) -> Outcome:
-    """Set the limits of a link."""
+    """Set the limits of a link. A bucket that changes keeps its queue, and one that stays is not touched."""
     names = (step.link, *([step.ifb] if step.ifb else []))
-    links = {name: found for name in names if (found := rtnl.link(nl, name))}
+    links = {name: link for name in names if (link := rtnl.link(nl, name))}
     for name in names:
         if name not in links:
             raise StepError("not_found", step, f"link {name!r} is missing")
-    drift = Found.of(nl, (step,), links).drift(step, links)
+    current = Found.of(nl, (step,), links)
+    drift = current.drift(step, links)
     if not drift:
         return Outcome.EQUAL
-    link = links[step.link].index
-    _clear(nl, link)
-    received, sent = Bucket.of(step)
-    if received:
-        _shape_egress(nl, link, received, step.burst[0])
-    if sent:
-        ifb = links[step.ifb].index
-        _shape_egress(nl, ifb, sent, step.burst[1])
-        nl.request(_NEWQDISC, tc.ingress(link), NEW)
-        nl.request(_NEWFILTER, tc.redirect(link, ifb), NEW)
+    index, (received, sent) = links[step.link].index, Bucket.of(step)
+    _set_bucket(nl, index, received, current, step.burst[0])
+    target = links[step.ifb].index if step.ifb else 0
+    if target:
+        _set_bucket(nl, target, sent, current, step.burst[1])
+    if current.redirects.get(index, 0) != (target if sent else 0):
+        _delete_qdisc(nl, index, tc.INGRESS)
+        if sent:
+            nl.request(_NEWQDISC, tc.ingress(index), NEW)
+            nl.request(_NEWFILTER, tc.redirect(index, target), NEW)
     return Outcome.CREATED if drift == MISSING else Outcome.ADJUSTED
 
 
 def remove(nl: Netlink, step: Shape) -> None:
     """Remove the limits of a link. Its block has a step of its own."""
     if found := rtnl.link(nl, step.link):
-        _clear(nl, found.index)
+        _delete_qdisc(nl, found.index, tc.ROOT)
+        _delete_qdisc(nl, found.index, tc.INGRESS)
 
 
-def _clear(nl: Netlink, index: int) -> None:
-    for parent in (tc.ROOT, tc.INGRESS):
-        try:
-            nl.request(_DELQDISC, tc.no_qdisc(index, parent))
-        except NetlinkError as error:
-            if error.errno not in {errno.ENOENT, errno.EINVAL, errno.ENODEV}:
-                raise
+def _delete_qdisc(nl: Netlink, index: int, parent: int) -> None:
+    try:
+        nl.request(_DELQDISC, tc.no_qdisc(index, parent))
+    except NetlinkError as error:
+        if error.errno not in {errno.ENOENT, errno.EINVAL, errno.ENODEV}:
+            raise
 
 
-def _shape_egress(nl: Netlink, index: int, bucket: Bucket, burst: int) -> None:
-    """Set the token bucket of a link's egress."""
-    message = tc.bucket(index, bucket.rate, bucket.limit, burst)
-    nl.request(_NEWQDISC, message, NLM_F_CREATE | NLM_F_REPLACE)
+def _set_bucket(nl: Netlink, index: int, wanted: Bucket | None, found: Found, burst: int) -> None:
+    """Set, change or remove the token bucket of a link's egress."""
+    current = found.buckets.get(index)
+    if wanted is None:
+        if current:
+            _delete_qdisc(nl, index, tc.ROOT)
+    elif wanted != current:
+        if current is None:
+            _delete_qdisc(nl, index, tc.ROOT)  # of another kind, which cannot be changed into this one
+        message = tc.bucket(index, wanted.rate, wanted.limit, burst)
+        nl.request(_NEWQDISC, message, NLM_F_CREATE | NLM_F_REPLACE)
 
 
 def _redirect(nl: Netlink, index: int) -> int:
