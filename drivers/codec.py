@@ -121,7 +121,9 @@ def _needed(cls: type[Any]) -> frozenset[str]:
 
 @cache
 def _omitted_defaults(cls: type[Any]) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(cls) if field.metadata.get("omit_default")}
+    omitted = (field for field in dataclasses.fields(cls) if field.metadata.get("omit_default"))
+    none = dataclasses.MISSING
+    return {it.name: it.default if it.default_factory is none else it.default_factory() for it in omitted}
 
 
 @cache

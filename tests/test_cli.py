@@ -21,6 +21,7 @@ from netplug.daemon.drivers import load_drivers
 
 NETWORK_FIELDS = [
     "id", "name", "mode", "subnets", "internal", "front_end", "options", "mtu", "endpoint_count",
+    "labels", "created",
 ]  # fmt: skip
 ENDPOINT_FIELDS = [
     "id", "network", "network_id", "name", "aliases", "container", "addresses", "mac", "host", "front_end",
@@ -175,6 +176,15 @@ def test_network_ls_and_create_agree_on_the_id(cli: Cli) -> None:
     assert cli.json("network", "ls") == []
 
 
+def test_labels_and_the_time_of_creation_are_shown(cli: Cli) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    cli("network", "create", "blue", "--label", "team=net", "--label", "keep", "--label", "url=a=b")
+    row = cli.json("network", "ls")[0]
+    assert row["labels"] == {"team": "net", "keep": "", "url": "a=b"}
+    assert before <= datetime.fromisoformat(row["created"]) <= datetime.now(UTC)
+    assert json.loads(cli("network", "inspect", "blue"))["labels"] == row["labels"]
+
+
 def test_ipv6_adds_the_family_that_has_no_subnet(cli: Cli) -> None:
     cli("network", "create", "four", "--subnet", "10.1.0.0/24")
     cli("network", "create", "both", "--ipv6", "--subnet", "10.2.0.0/24")
@@ -232,6 +242,7 @@ def test_refusals_end_with_one(cli: Cli) -> None:
         (["network", "create", "a", "--subnet", "10.1.0.0/24", "--gateway", "10.2.0.1"], "not in subnet 10.1.0.0/24"),
         (["network", "create", "a", "--subnet", "10.1.0.0/24", "--ip-range", "10.1.0.0/16"], "not in subnet"),
         (["network", "create", "a", "--subnet", "10.1.0.0/24", "--gateway", "x"], "--gateway 'x'"),
+        (["network", "create", "a", "--label", "=x"], "label '=x' is not of the form key=value"),
         (["network", "create", "a", "-o", "mtu"], "'mtu' is not of the form key=value"),
         (["network", "create", "a", "-o", "mode=none", "--mode", "bridge"], "'mode' is given as"),
         (["attach", "a", "--netns", "n", "--publish", "x"], "published port 'x'"),

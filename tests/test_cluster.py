@@ -39,6 +39,14 @@ def test_a_network_of_one_host_is_on_all_and_its_endpoints_are_reached(hosts: Ho
         until(lambda host=host: not host.kernel._world.state, "nothing is left")  # type: ignore[misc]
 
 
+def test_labels_and_the_time_of_creation_are_the_same_on_all_hosts(hosts: Hosts) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    made = create(one, labels={"team": "net"})
+    has(two)
+    found = two.client.get("networks", "blue")
+    assert (found["labels"], found["created"]) == ({"team": "net"}, made["created"])
+
+
 def test_networks_get_vnis_and_subnets_of_their_own(hosts: Hosts) -> None:
     one, two = hosts.start(1), hosts.start(2)
     made = [create(host, f"net{n}", ipv6=True) for n, host in enumerate((one, two, one, two))]

@@ -1,6 +1,7 @@
 """Records say by themselves what front ends and the name server ask for; those of older versions are completed."""
 
 import json
+import time
 from collections.abc import AsyncIterator, Collection
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -11,7 +12,7 @@ from engine_host import END, NET, NEXT, OTHER, Host
 
 from netplug.drivers.api import Attachment, StaticRoute
 from netplug.drivers.summary import Link
-from netplug.engine.records import FrontEnd
+from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.store.api import Put
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -63,6 +64,20 @@ async def test_record_of_an_older_version_is_completed_from_its_plan(host: Host)
     )
     assert built.host_link == Link("nphe1e1e1e1e1e1", "fe:6e:cf:c1:6f:7b", 1400)
     assert built.routes == (DEFAULT,)
+
+
+async def test_labels_outlive_a_restart_and_records_without_them_keep_their_form(host: Host) -> None:
+    await host.docker_network()
+    await host.engine.networks.create(NetworkSpec(OTHER, "red", {}, (SubnetSpec(),), labels={"team": "net"}))
+    stored = {record.key: record.value for record in (await host.store.range("networks/"))[0]}
+    assert "labels" not in stored[f"networks/{NET}"]
+    assert stored[f"networks/{OTHER}"]["labels"] == {"team": "net"}
+    made = {record.network.id: record.created for record in host.networks()}
+    assert 0 < made[NET] <= made[OTHER] <= time.time()
+    host.live()
+    await host.engine.registry.load()
+    assert {record.network.id: record.created for record in host.networks()} == made
+    assert host.engine.registry.network("red").labels == {"team": "net"}
 
 
 async def test_completed_records_are_those_that_this_version_writes(host: Host) -> None:

@@ -85,6 +85,17 @@ def options(texts: Sequence[str], mode: str | None) -> dict[str, str]:
     return found
 
 
+def labels(texts: Sequence[str]) -> dict[str, str]:
+    """Parse ``--label key=value``; as with Docker, a label may lack a value, and the last one of a key holds."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not key.strip():
+            raise CliError(USAGE, f"label {text[:80]!r} is not of the form key=value")
+        found[key] = value
+    return found
+
+
 def netns(text: str) -> str:
     """Make a path absolute, since the daemon has another working directory; leave a name unchanged."""
     if not text:

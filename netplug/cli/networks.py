@@ -52,6 +52,10 @@ _Option = Annotated[
         "an unknown option lists all options.",
     ),
 ]
+_Label = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY[=VALUE]", help="Label: a note of yours, by which 'prune' can choose; may be repeated."),
+]
 
 
 @app.command("create")
@@ -65,6 +69,7 @@ def create(
     ipv6: _Ipv6 = False,
     cluster: _Cluster = False,
     option: _Option = None,
+    label: _Label = None,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
     """Create a network and print its id."""
@@ -75,6 +80,7 @@ def create(
         "ipv6": ipv6,
         "cluster": cluster,
         "options": arguments.options(option or [], mode),
+        "labels": arguments.labels(label or []),
     }
     emit(Client(run_dir.absolute()).post("networks", body=body)["id"])
 

@@ -7,6 +7,7 @@ that cannot be built on this host (an MTU too large, a VNI in use) is recorded a
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -296,7 +297,15 @@ class Definitions:
             subnets = subnets_for(spec, others, taken, self.identity)
             chosen = {shared.MTU: str(options.mtu), shared.VNI: str(vni)}
             raw = completed(spec.options, **{it.key: value for it, value in chosen.items() if it in driver.options})
-            definition = Definition(name, raw, subnets, spec.internal, docker=spec.front_end is FrontEnd.DOCKER)
+            definition = Definition(
+                name,
+                raw,
+                subnets,
+                spec.internal,
+                docker=spec.front_end is FrontEnd.DOCKER,
+                labels=dict(spec.labels),
+                created=round(time.time(), 3),
+            )
             revision = await self._store.txn(
                 [Compare(GUARD, guard.revision if guard else 0), Compare(NETWORKS + ident, 0)],
                 [Put(GUARD, {"last": ident}), as_put(NETWORKS + ident, definition), *gateways_of(ident, definition)],

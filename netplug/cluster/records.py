@@ -7,12 +7,12 @@ record that cannot be read is skipped; it does not affect the others.
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 import structlog
 
-from netplug.drivers.codec import decode, encode
+from netplug.drivers.codec import OMIT_DEFAULT, decode, encode
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
@@ -82,6 +82,7 @@ class Definition:
         options: as given, completed with VNI and MTU.
         deleting: no endpoint may join, since host `deleter` is deleting the network.
         docker: created by Docker.
+        labels, created: see `NetworkRecord`.
     """
 
     name: str
@@ -91,6 +92,8 @@ class Definition:
     deleting: bool = False
     deleter: str = ""
     docker: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict, metadata=OMIT_DEFAULT)
+    created: float = field(default=0.0, metadata=OMIT_DEFAULT)
 
     @classmethod
     def of(cls, record: NetworkRecord) -> "Definition":
@@ -110,6 +113,8 @@ class Definition:
             ),
             net.internal,
             docker=record.front_end is FrontEnd.DOCKER,
+            labels=dict(record.labels),
+            created=record.created,
         )
 
     def to_spec(self, ident: str, docker: str = "") -> NetworkSpec:
@@ -117,8 +122,17 @@ class Definition:
         subnets = tuple(
             SubnetSpec(it.subnet, it.gateway, it.range, space=GLOBAL, v6=it.subnet.version == 6) for it in self.subnets
         )
-        front_end = FrontEnd.DOCKER if docker else FrontEnd.CLI
-        return NetworkSpec(docker or ident, self.name, self.options, subnets, self.internal, front_end, ident)
+        return NetworkSpec(
+            docker or ident,
+            self.name,
+            self.options,
+            subnets,
+            self.internal,
+            FrontEnd.DOCKER if docker else FrontEnd.CLI,
+            cluster=ident,
+            labels=self.labels,
+            created=self.created,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Use cases of networks: create, delete, name, follow the tunnel address, change the upstream resolvers."""
 
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
@@ -169,7 +170,15 @@ class Networks:
             intent = Intent(f"network {net.name}", driver.create_network(net, host), (NETWORKS + net.id,))
             key, used = await self._journal.build(intent)
             record = NetworkRecord(
-                net, spec.front_end, taken.pools, intent.plan, used, dict(spec.options), cluster=spec.cluster
+                net,
+                spec.front_end,
+                taken.pools,
+                intent.plan,
+                used,
+                dict(spec.options),
+                cluster=spec.cluster,
+                labels=dict(spec.labels),
+                created=spec.created if spec.cluster else round(time.time(), 3),
             ).summarized()
             # Docker sends CreateNetwork once in a network's life: it must outlive even a loss of power.
             await self._journal.commit(key, [put(record)], durable=True)

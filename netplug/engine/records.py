@@ -63,6 +63,7 @@ class NetworkSpec:
     """A network as asked for. `options`: the raw ``-o key=value``. An empty `id` or `name` is generated.
 
     `cluster`: the name in the cluster of a network that is on several hosts. Each host may have its own id for it.
+    `created`: of a network of the cluster, when it was defined; see `NetworkRecord`.
     """
 
     id: str = ""
@@ -72,6 +73,8 @@ class NetworkSpec:
     internal: bool = False
     front_end: FrontEnd = FrontEnd.CLI
     cluster: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    created: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,7 @@ class NetworkRecord:
     `pools`: IPAM pool of each subnet. `used`: keys of steps whose objects are not ours to remove. `claimed`: the Docker
     that we listen to has this network; several Dockers may share a plugin folder. `cluster`: as in `NetworkSpec`.
     `bridge`: the link that endpoints are ports of, if any. `resolvers`: addresses of the name server for all endpoints.
+    `labels`: the user's notes, without a meaning to netplug. `created`: Unix time; 0: unknown, by an older version.
     """
 
     network: Network
@@ -199,6 +203,8 @@ class NetworkRecord:
     cluster: str = ""
     bridge: summary.Link | None = field(default=None, metadata=OMIT_DEFAULT)
     resolvers: tuple[IPAddress, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    labels: Mapping[str, str] = field(default_factory=dict, metadata=OMIT_DEFAULT)
+    created: float = field(default=0.0, metadata=OMIT_DEFAULT)
 
     def summarized(self) -> "NetworkRecord":
         """Return the record with `bridge` and `resolvers` as its plan makes them."""

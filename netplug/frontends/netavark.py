@@ -23,7 +23,7 @@ from netplug.engine.records import AttachSpec, Caller, EndpointRecord, FrontEnd,
 from netplug.errors import NetplugError, Reportable
 from netplug.errors.validation import wrong
 from netplug.frontends.cni.wire import Call, CniError, Reply, caller_of
-from netplug.frontends.rest.wire import Cidr, Ifname, Ip, Mac, Name, Netns
+from netplug.frontends.rest.fields import Cidr, Ifname, Ip, Mac, Name, Netns
 from netplug.log import LOG
 from netplug.names import dns_records
 from netplug.store.api import StoreError

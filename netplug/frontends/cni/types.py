@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from netplug.errors.validation import wrong
 from netplug.frontends.cni.wire import CniError, Code
-from netplug.frontends.rest.wire import Cidr, Ip, Mac, Port
+from netplug.frontends.rest.fields import Cidr, Ip, Mac, Port
 
 
 def _listed(value: Any) -> Any:

@@ -4,80 +4,22 @@ Answers have the parts of records that a user wants to see. Requests are checked
 host. Unknown fields are refused by name.
 """
 
-import re
 from dataclasses import asdict
-from ipaddress import ip_address
+from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from netplug.cluster.hosts import Host
 from netplug.cluster.records import EndpointAdvert
 from netplug.drivers.api import Network, PortMapping, Scope
 from netplug.drivers.registry import Drivers
-from netplug.drivers.steps import IPAddress, IPNetwork, Proto
+from netplug.drivers.steps import Proto
 from netplug.engine.conditions import Difference
 from netplug.engine.exposure import published
 from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
-from netplug.ipam.errors import IpamError
-from netplug.ipam.pool import parse_network
+from netplug.frontends.rest.fields import MOST, Cidr, HostPort, Ifname, Ip, Labels, Mac, Name, Netns, Port, Ref
 from netplug.names.dns_records import Resolving
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
-_MOST = 1024
-"""Elements of a list: ports are expanded from ranges, so there may be many, but not without end."""
-
-
-def _name(text: str) -> str:
-    if not _NAME.fullmatch(text):
-        raise ValueError(
-            f"{text[:80]!r} is not a name: 1 to 128 letters, digits, '_', '.' or '-', beginning with a letter or digit"
-        )
-    return text
-
-
-def _mac(text: str) -> str:
-    if not _MAC.fullmatch(text) or int(text[:2], 16) & 1:
-        raise ValueError(f"{text[:80]!r} is not a unicast MAC")
-    return text.lower()
-
-
-def _ifname(text: str) -> str:
-    if not 1 <= len(text.encode()) <= 15 or text in {".", ".."} or any(c in "/:%" or c.isspace() for c in text):
-        raise ValueError(f"{text[:80]!r} is not an interface name of 1 to 15 characters")
-    return text
-
-
-def _netns(text: str) -> str:
-    if not 1 <= len(text.encode()) <= 4095 or "\0" in text or ("/" in text and not text.startswith("/")):
-        raise ValueError(f"{text[:80]!r} is neither an absolute path nor a name")
-    return text
-
-
-def _network(value: object) -> IPNetwork:
-    try:
-        return parse_network(str(value)[:80])
-    except IpamError as exc:
-        raise ValueError(str(exc)) from None
-
-
-def _address(value: object) -> IPAddress:
-    try:
-        return ip_address(str(value)[:80])
-    except ValueError:
-        raise ValueError(f"{str(value)[:80]!r} is not an IP address") from None
-
-
-Name = Annotated[str, AfterValidator(_name)]
-Mac = Annotated[str, AfterValidator(_mac)]
-Ifname = Annotated[str, AfterValidator(_ifname)]
-Netns = Annotated[str, AfterValidator(_netns)]
-Cidr = Annotated[IPNetwork, BeforeValidator(_network)]
-Ip = Annotated[IPAddress, BeforeValidator(_address)]
-Ref = Annotated[str, Field(min_length=1, max_length=256)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-HostPort = Annotated[int, Field(ge=0, le=65535)]
 
 
 class _In(BaseModel):
@@ -106,15 +48,17 @@ class SubnetIn(_In):
 class NetworkIn(_In):
     """`ipv6`: both IP versions; a subnet is chosen for one without. `options`: as of ``-o key=value``.
 
-    `cluster`: on all hosts; the mode is then overlay, unless another is given that can be that.
+    `cluster`: on all hosts; the mode is then overlay, unless another is given that can be that. `labels`: as of
+    ``--label key=value``.
     """
 
     name: Name
-    subnets: Annotated[tuple[SubnetIn, ...], Field(max_length=_MOST)] = ()
+    subnets: Annotated[tuple[SubnetIn, ...], Field(max_length=MOST)] = ()
     internal: bool = False
     ipv6: bool = False
     cluster: bool = False
     options: dict[str, str] = {}
+    labels: Labels = {}
 
     def to_spec(self, drivers: Drivers) -> NetworkSpec:
         given = tuple(subnet.to_spec() for subnet in self.subnets)
@@ -123,7 +67,9 @@ class NetworkIn(_In):
         wanted = {4, 6} if self.ipv6 else set() if given or not (driver and driver.addressed) else {4}
         missing = sorted(wanted - {subnet.subnet.version for subnet in self.subnets})
         chosen = tuple(SubnetSpec(v6=family == 6) for family in missing)
-        return NetworkSpec(name=self.name, options=options, subnets=given + chosen, internal=self.internal)
+        return NetworkSpec(
+            name=self.name, options=options, subnets=given + chosen, internal=self.internal, labels=self.labels
+        )
 
 
 class PortIn(_In):
@@ -147,8 +93,8 @@ class DetachIn(_In):
 
 class AttachIn(DetachIn):
     name: Name | Literal[""] = ""
-    aliases: Annotated[tuple[Name, ...], Field(max_length=_MOST)] = ()
-    addresses: Annotated[tuple[Ip, ...], Field(max_length=_MOST)] = ()
+    aliases: Annotated[tuple[Name, ...], Field(max_length=MOST)] = ()
+    addresses: Annotated[tuple[Ip, ...], Field(max_length=MOST)] = ()
     mac: Mac | Literal[""] = ""
     ports: Annotated[tuple[PortIn, ...], Field(max_length=65535)] = ()
     options: dict[str, str] = {}
@@ -174,6 +120,8 @@ class SubnetOut(BaseModel):
 
 
 class NetworkOut(BaseModel):
+    """`created`: ISO 8601, UTC; none if an older version made the network."""
+
     id: str
     name: str
     mode: str
@@ -183,6 +131,8 @@ class NetworkOut(BaseModel):
     options: dict[str, str]
     mtu: int
     endpoint_count: int
+    labels: dict[str, str]
+    created: str | None
 
     @classmethod
     def of(cls, record: NetworkRecord, endpoint_count: int) -> Self:
@@ -201,7 +151,13 @@ class NetworkOut(BaseModel):
             options=dict(record.options),
             mtu=net.options.mtu,
             endpoint_count=endpoint_count,
+            labels=dict(record.labels),
+            created=_time(record.created) if record.created else None,
         )
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 class EndpointOut(BaseModel):
