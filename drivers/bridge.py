@@ -30,6 +30,7 @@ OPTIONS = (
     shared.SPOOFCHK,
     shared.HOST_BINDING_IPV4,
     shared.IFNAME,
+    shared.GW_PRIORITY,
     shared.RATE,
     shared.BURST,
 )

@@ -29,7 +29,14 @@ class HostDriver:
     """Networks with one container, which receives the host's ports."""
 
     scope = Scope.LOCAL
-    options: tuple[AnyOption, ...] = (shared.MTU, shared.MASQUERADE, shared.IFNAME, shared.RATE, shared.BURST)
+    options: tuple[AnyOption, ...] = (
+        shared.MTU,
+        shared.MASQUERADE,
+        shared.IFNAME,
+        shared.GW_PRIORITY,
+        shared.RATE,
+        shared.BURST,
+    )
     default = False
     gateway = True
     linked = True

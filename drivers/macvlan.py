@@ -33,6 +33,7 @@ class MacvlanDriver:
         shared.PARENT,
         shared.MACVLAN_MODE,
         shared.HOST_ACCESS,
+        shared.GW_PRIORITY,
     )
     default = False
     gateway = False

@@ -64,6 +64,15 @@ def port(text: str) -> int:
     return _number(text, 65535)
 
 
+HIGHEST_PRIORITY = 2**31 - 1
+
+
+def priority(text: str) -> int:
+    if not fullmatch(r"-?\d{1,10}", text, ASCII) or abs(int(text)) > HIGHEST_PRIORITY:
+        raise ValueError(f"must be a whole number from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}")
+    return int(text)
+
+
 def macvlan_mode(text: str) -> str:
     if text not in MACVLAN_MODES:
         raise ValueError(f"must be one of {', '.join(MACVLAN_MODES)}")

@@ -72,7 +72,7 @@ class NetworkOptions:
     container receives and sends, 0 for no limit; `burst`: bytes, 0 for what the rate needs. `vni` 0: not allocated yet.
     `dns`: netplug answers for the network's names; `ttl`: TTL of the records in seconds. `dns_upstream`: resolvers for
     external names, each ``[DOMAIN=]ADDRESS[#PORT]``; empty for those of the host. `own`: those that only this mode's
-    driver knows.
+    driver knows. `gw_priority`: the network with the highest one provides the default route of a sandbox.
     """
 
     mode: str = "bridge"
@@ -98,6 +98,7 @@ class NetworkOptions:
     dns_upstream: tuple[str, ...] = ()
     ttl: int = 5
     own: OwnOptions = field(default=OwnOptions(), metadata=OMIT_DEFAULT)
+    gw_priority: int = field(default=0, metadata=OMIT_DEFAULT)
 
     def value(self, key: str) -> object:
         """Return the value of an option by its key; None for one that the network does not have."""
@@ -111,6 +112,7 @@ class EndpointOptions:
     rate: tuple[int, int] | None = None
     burst: tuple[int, int] | None = None
     own: OwnOptions = field(default=OwnOptions(), metadata=OMIT_DEFAULT)
+    gw_priority: int | None = field(default=None, metadata=OMIT_DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,14 @@ HOST_ACCESS = Option(
     "false",
     "the host gets an address in the network, so that host and containers reach each other",
 )
+GW_PRIORITY = Option(
+    "gw_priority",
+    option_values.priority,
+    "0",
+    "of the networks of a container, that with the highest number provides the default route; also for one "
+    "container; see [docs/running.md](docs/running.md#several-networks)",
+    endpoint=True,
+)
 RATE = Option(
     "rate",
     option_values.rates,
@@ -175,6 +183,7 @@ SHARED = (
     PARENT,
     MACVLAN_MODE,
     HOST_ACCESS,
+    GW_PRIORITY,
     RATE,
     BURST,
     VNI,

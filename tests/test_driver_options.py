@@ -1,13 +1,15 @@
 import re
 from ipaddress import IPv4Address
+from typing import cast
 
 import pytest
 from built_in_drivers import parse, parse_endpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netplug.drivers.codec import JsonObject, decode, encode
 from netplug.drivers.errors import DriverError, Kind
-from netplug.drivers.options import NetworkOptions
+from netplug.drivers.options import EndpointOptions, NetworkOptions
 from netplug.drivers.shaping import Sides, limit
 from netplug.drivers.shared import SHARED
 
@@ -167,6 +169,32 @@ def test_rate_is_read_as_tc_reads_it(text: str, bits: int) -> None:
     assert parse({"rate": text}).rate == (bits, bits)
 
 
+@pytest.mark.parametrize(("text", "number"), [("0", 0), ("-5", -5), ("100", 100), ("2147483647", 2147483647)])
+def test_gateway_priority_is_a_whole_number(text: str, number: int) -> None:
+    for mode in ("bridge", "host", "macvlan", "overlay"):
+        assert parse({"mode": mode, "gw_priority": text}).gw_priority == number
+        assert parse_endpoint({"gw_priority": text}, mode).gw_priority == number
+    assert (parse({}).gw_priority, parse_endpoint({}, "bridge").gw_priority) == (0, None)
+
+
+@pytest.mark.parametrize("text", ["", "high", "+1", "1.5", "0x10", "2147483648", "-2147483648", "5 "])
+def test_gateway_priority_that_is_no_whole_number_is_refused(text: str) -> None:
+    with pytest.raises(DriverError, match=r"option gw_priority=.*: must be a whole number from -2147483647 to"):
+        parse({"gw_priority": text})
+
+
+def test_gateway_priority_of_a_network_without_gateways_is_refused() -> None:
+    with pytest.raises(DriverError, match="'gw_priority' exists only in mode bridge, host, macvlan and overlay"):
+        parse({"mode": "none", "gw_priority": "1"})
+
+
+def test_records_without_a_priority_are_as_older_versions_wrote_them() -> None:
+    for options in (NetworkOptions(), EndpointOptions()):
+        assert "gw_priority" not in cast("JsonObject", encode(options))
+    assert decode(NetworkOptions, encode(NetworkOptions(gw_priority=-3))).gw_priority == -3
+    assert decode(EndpointOptions, encode(EndpointOptions(gw_priority=0))).gw_priority == 0
+
+
 @pytest.mark.parametrize(("text", "size"), [("3000", 3_000), ("32kb", 32_768), ("32K", 32_768), ("1m", 1_048_576)])
 def test_burst_is_read_as_tc_reads_it(text: str, size: int) -> None:
     assert parse({"rate": "1mbit", "burst": text}).burst == (size, size)
@@ -175,11 +203,11 @@ def test_burst_is_read_as_tc_reads_it(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("raw", "mode", "words"),
     [
-        ({"colour": "blue"}, "bridge", r"unknown option 'colour' \(known options: rate, burst\)"),
+        ({"colour": "blue"}, "bridge", r"unknown option 'colour' \(known options: gw_priority, rate, burst\)"),
         (
             {"mtu": "1400"},
             "bridge",
-            r"option 'mtu' applies to networks, not to endpoints \(known options: rate, burst\)",
+            r"option 'mtu' applies to networks, not to endpoints \(known options: gw_priority, rate, burst\)",
         ),
         (
             {"rate": "1mbit"},
