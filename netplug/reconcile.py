@@ -79,7 +79,6 @@ class Reconciler:
     async def _begin(self) -> None:
         for step in self._engine.quarantine.sockets():
             await _tolerate("host", self._engine.executor.apply(Plan((step,))))
-        await self._engine.networks.follow(build=False)
         await self._heal(await self._look())
         await self._engine.base_plan.trim(self._engine.registry.all_networks())
 
@@ -155,7 +154,8 @@ class Reconciler:
 
     def _changing(self) -> frozenset[str]:
         engine = self._engine
-        return engine.journal.changing() | engine.peers.changing() | engine.base_plan.changing()
+        changing = engine.journal.changing() | engine.peers.changing() | engine.base_plan.changing()
+        return changing | engine.convergence.changing()
 
     async def repair(self) -> list[Difference]:
         """Repair what is possible, and return the repaired differences."""
@@ -181,6 +181,7 @@ class Reconciler:
         if engine.base_plan.blocks_other_engine():
             log.warning("forwarding.unguarded", reason="another engine is present whose traffic the guard would drop")
             await engine.base_plan.trim(nets)
+        await engine.convergence.all()
         for network in engine.registry.networks():
             await self._heal_network(network, look)
         await engine.publishing.regain()
@@ -268,6 +269,7 @@ class Reconciler:
             group.create_task(keep("look", self._on_time))
             commits = Commits(self._engine.kernel.changes.commits(), self._engine.base_plan, self._repaired_something)
             group.create_task(keep("commits", commits.run))
+            group.create_task(keep("host", self._on_change_of_host))
             group.create_task(keep("docker.restarts", self._on_restart_of_docker))
             group.create_task(keep("orphans", lambda: self._orphans.after_start(suspects)))
 
@@ -283,6 +285,20 @@ class Reconciler:
             changes.clear()
             await self._try_repair()
             await self._engine.supervisor.attempt("leases", self._engine.allocator.expire())
+
+    async def _on_change_of_host(self) -> None:
+        """Follow addresses and MTUs of the host at once; what shall be is computed anew, nothing is compared."""
+        changes = self._engine.kernel.changes.underlay()
+        while True:
+            await changes.wait()
+            await asyncio.sleep(SETTLE_S)
+            changes.clear()
+            await self._engine.supervisor.attempt("host", self._follow_host())
+            await asyncio.sleep(self._engine.base_plan.rest_s())
+
+    async def _follow_host(self) -> None:
+        await self._engine.base_plan.read_host()
+        await self._engine.convergence.all()
 
     async def _try_repair(self) -> None:
         await self._engine.supervisor.attempt("reconcile", self.repair())

@@ -1,12 +1,13 @@
 """The process dies between any two changes of kernel and store; the next life finds one story, and can end it."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 from engine_host import END, NET, NEXT, OTHER, SANDBOX, Act, Died, Fuse, Host, set_up, tcp, udp
 
+from netplug.drivers.api import HostFacts
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.ipam.lease import Owner, OwnerKind
 from netplug.kernel.fake.kernel import FakeKernel
@@ -138,6 +139,22 @@ async def macvlan_of_docker(host: Host) -> object:
     return await host.docker_network(mode="macvlan", parent="eth0")
 
 
+async def follow_mtu(host: Host) -> object:
+    """Follow an uplink with another MTU."""
+    host.kernel.foreign.links["eth0"] = ""
+    host.kernel.foreign.facts = HostFacts(mtu=1400, uplink="eth0")
+    await host.engine.base_plan.read_host()
+    return await host.engine.convergence.all()
+
+
+async def change(host: Host) -> object:
+    """Change options of a network that need steps to be added, altered and removed."""
+    async with host.engine.registry.lock(NET):
+        record = host.engine.registry.network(NET)
+        options = replace(record.network.options, rate=(8_000_000, 8_000_000), mtu=1300, spoofchk=False, icc=False)
+        return await host.engine.convergence.change(replace(record, network=replace(record.network, options=options)))
+
+
 @dataclass(frozen=True)
 class Case:
     """`given` was done, then `act` dies. `between`: it may be found half done, in a way that a user understands."""
@@ -184,6 +201,10 @@ CASES = {
     "attach to sticky network": Case((sticky_network,), attach_web),
     "detach from sticky network": Case((sticky_network, attach_web), detach),
     "come back to sticky network": Case((sticky_network, attach_web, detach), attach_web),
+    "follow the host": Case((network, endpoint, join, publish), follow_mtu),
+    "follow the host in a namespace": Case((cli_network, attach), follow_mtu),
+    "change": Case((network, endpoint, join, publish), change),
+    "change beside a namespace": Case((cli_network, attach), change),
     "attach to network without links": Case((none_network,), attach_web_alone),
 }
 

@@ -47,18 +47,18 @@ class Underlay:
         self._finder = finder
         self._missing = True
         self._routes_matter = asyncio.Event()
+        self._due = engine.kernel.changes.underlay()
 
     async def run(self) -> None:
         """Check after notifications and on a timer, until cancelled."""
-        event = self._engine.kernel.changes.underlay()
         while True:
             failed_s = await self._engine.supervisor.attempt("underlay", self.check())
             with suppress(TimeoutError):
                 rest_s = self._engine.base_plan.rest_s()
                 async with asyncio.timeout(max(rest_s, failed_s or (RETRY_S if self._missing else INTERVAL_S))):
-                    await event.wait()
+                    await self._due.wait()
                     await asyncio.sleep(SETTLE_S)
-            event.clear()
+            self._due.clear()
 
     async def watch_routes(self) -> None:
         """Trigger a check when routes have changed the VTEP, or may have changed the MTU of its path."""
@@ -70,9 +70,9 @@ class Underlay:
             event.clear()
             if self._is_on_loopback():
                 await asyncio.sleep(self._engine.base_plan.rest_s())
-                self._engine.kernel.changes.underlay().set()
+                self._due.set()
             elif await asyncio.to_thread(self._finder.has_moved, self.vtep):
-                self._engine.kernel.changes.underlay().set()
+                self._due.set()
 
     def _is_on_loopback(self) -> bool:
         """Whether the VTEP is on the loopback link, so that its packets leave by the link of the default route."""
@@ -103,7 +103,7 @@ class Underlay:
         await self._local.txn((), [Put(VTEP, {"vtep": str(vtep)})])
         self._engine.base_plan.vtep = vtep
         await self._engine.base_plan.read_host()
-        await self._engine.networks.follow()
+        await self._engine.convergence.all()
         self.vtep = vtep
         if self.on_move:
             await self.on_move(vtep)

@@ -9,6 +9,7 @@ from netplug.engine.addressing import Addressing
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.conditions import Conditions
 from netplug.engine.conflict_detection import ConflictDetection
+from netplug.engine.convergence import Convergence
 from netplug.engine.dhcp_leases import DhcpClient, DhcpLeases
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.exposure import Exposure
@@ -67,8 +68,9 @@ class Engine:
         )
         self.peers = Peers(self.registry, self.base_plan, kernel.changes, self.executor, drivers)
         self.networks = Networks(
-            self.registry, self.base_plan, self.journal, addressing, self.endpoints, self.peers, self.executor, drivers
+            self.registry, self.base_plan, self.journal, addressing, self.endpoints, self.peers, drivers
         )
+        self.convergence = Convergence(self.registry, self.planner, self.journal, self.executor, self.peers, drivers)
         self.implicit_networks = ImplicitNetworks(self.registry, self.networks, allocator, drivers)
         self.readiness = Readiness(
             self.registry, self.base_plan, self.implicit_networks, kernel, self.executor, allocator, drivers

@@ -98,8 +98,10 @@ class Journal:
             return {}
         return {old: left for old, left in self._left.items() if any(it in keys for it in port_ranges.keys(left.plan))}
 
-    async def build(self, intent: Intent) -> tuple[str, tuple[str, ...]]:
+    async def build(self, intent: Intent, plan: Plan | None = None) -> tuple[str, tuple[str, ...]]:
         """Apply an intent's plan. Return the intent's key, and the keys of steps that exist and are not ours.
+
+        `plan`: what is applied in its place. The intent then has only what is added by that, not what is altered.
 
         The caller ends it with `commit`. If the plan fails, everything that this call built is undone, and the intent
         is cleared. `recover` retries what could not be undone.
@@ -107,7 +109,7 @@ class Journal:
         key = await self.begin(intent)
         left: list[Step] = []
         try:
-            outcomes = await self._executor.apply(intent.plan, left)
+            outcomes = await self._executor.apply(intent.plan if plan is None else plan, left)
         except BaseException:
             await uncancellable(self._leave(key, Intent(intent.what, Plan(tuple(left)))) if left else self.commit(key))
             raise
@@ -138,6 +140,46 @@ class Journal:
             await self.commit(key, deletes, durable=durable)
             return
         await self._leave(key, replace(intent, drop=()), deletes, durable=durable)
+
+    async def move(
+        self, gone: Intent, new: Plan, ops: Sequence[Put | Delete], written: Callable[[], None]
+    ) -> list[Exception]:
+        """Do `ops`, apply `new` as far as possible, then revert an intent's plan; return what could not be applied.
+
+        `ops` and the intent are one transaction: after a crash, recovery follows the new records, from which the kernel
+        then differs. `written`: called after it.
+        """
+        key = await self.begin(gone, ops)
+        written()
+        failed: list[Exception] = []
+        try:
+            await self._executor.mend(new)
+        except ExceptionGroup as group:
+            failed += group.exceptions
+        await self._end(key, gone)
+        return failed
+
+    async def replace(self, key: str, gone: Intent, ops: Sequence[Put | Delete], written: Callable[[], None]) -> None:
+        """End what `build` began by `ops`, as `commit` does, and revert the plan of another intent.
+
+        `ops` and both intents are one transaction. `written`: called after it.
+        """
+        following = PREFIX + secrets.token_hex(8)
+        self._open[following] = gone
+        try:
+            await self.commit(key, (*ops, _put(following, gone)))
+        except BaseException:
+            del self._open[following]
+            raise
+        written()
+        await self._end(following, gone)
+
+    async def _end(self, key: str, gone: Intent) -> None:
+        """Revert an intent's plan and clear it; what could not be reverted stays, and `recover` retries it."""
+        if await self._revert(gone):
+            await self.commit(key)
+        else:
+            await self._leave(key, gone)
 
     async def _leave(self, key: str, left: Intent, ops: Sequence[Delete] = (), *, durable: bool = False) -> None:
         """Do `ops`, and leave the rest of an intent to `recover`."""

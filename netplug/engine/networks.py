@@ -1,4 +1,4 @@
-"""Use cases of networks: create, delete, name, follow the tunnel address, change the upstream resolvers."""
+"""Use cases of networks: create, delete, name, change the upstream resolvers."""
 
 import secrets
 import time
@@ -9,11 +9,9 @@ from typing import Protocol
 import structlog
 
 from netplug.drivers.api import Network, Scope
-from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPAddress, IPNetwork
-from netplug.drivers.tunnel import Vxlan
 from netplug.engine.addressing import Addressing
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.endpoints import Endpoints
@@ -23,7 +21,6 @@ from netplug.engine.records import NETWORKS, FrontEnd, NetworkRecord, NetworkSpe
 from netplug.engine.registry import Registry, put
 from netplug.errors import NetplugError
 from netplug.ipam.pool import EXTERNAL
-from netplug.kernel.executor import Executor
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
@@ -62,10 +59,8 @@ class Networks:
         addressing: Addressing,
         endpoints: Endpoints,
         peers: Peers,
-        executor: Executor,
         drivers: Drivers,
     ) -> None:
-        self._executor = executor
         self._registry = registry
         self._base_plan = base_plan
         self._journal = journal
@@ -239,36 +234,6 @@ class Networks:
         if by is not FrontEnd.DOCKER and (count := len(self._registry.endpoints(record.network.id))):
             endpoints = f"{count} endpoints" if count > 1 else "an endpoint"
             raise NetplugError("forbidden", f"network {name!r} has {endpoints}", hint="detach first")
-
-    async def follow(self, *, build: bool = True) -> None:
-        """Compute the plans of overlays anew whose tunnel address is not this host's present VTEP.
-
-        What the kernel refuses then differs from the record, and is repaired as any difference. `build`: apply the
-        plans at once; else the next comparison does.
-        """
-        host = self._base_plan.host
-        for record in self._registry.networks():
-            if host.vtep and any(isinstance(step, Vxlan) and step.local != host.vtep for step in record.plan):
-                try:
-                    await self._follow(record.network.id, build=build)
-                except (DriverError, NetplugError, ExceptionGroup) as exc:
-                    log.warning("network.behind", network=short(record.network.id), error=str(exc))
-
-    @uncancellable
-    async def _follow(self, ident: str, *, build: bool) -> None:
-        """Write the record first: after a crash, the rest is a difference from it."""
-        async with self._registry.lock(ident):
-            record = self._registry.find_network(ident)
-            if record is None:
-                return
-            net = record.network
-            plan = self._drivers.of(net).create_network(net, self._base_plan.host)
-            gone = record.plan.without((*record.used, *(step.key for step in plan)))
-            await self._registry.save(replace(record, plan=plan).summarized())
-            log.info("network.followed", network=short(ident), name=net.name, vtep=str(self._base_plan.host.vtep))
-            if build:
-                await self._executor.apply(plan)
-                await self._executor.revert(gone)
 
     def reserve(self, ident: str, names: Mapping[IPAddress, str]) -> None:
         """Reserve addresses of a network for containers by name, in place of those reserved before."""

@@ -99,7 +99,7 @@ class Peers:
         fresh = [peer for peer in peers if id(peer) not in before]
         gone = [peer for peer in known.peers if id(peer) not in now]
         same_order = [it for it in map(id, peers) if it in before] == [it for it in map(id, known.peers) if it in now]
-        if not (known.complete and same_order and known.net is net and known.host.vtep == host.vtep):
+        if not (known.complete and same_order and self._is_present(known, net)):
             refused = self._refuse(driver, net, peers, known.refused)
             wanted = driver.peers(net, [peer for peer in peers if peer not in refused])
             keys = frozenset(known.steps) | {step.key for step in wanted}
@@ -113,6 +113,22 @@ class Peers:
         self._known[net.id] = known
         await self._move(net, known, wanted, keys)
         known.peers, known.refused, known.complete = peers, refused, True
+
+    async def follow(self, ident: str) -> None:
+        """Apply the peers of a network that has changed, or whose host has; the caller holds its lock.
+
+        After a failure the next call of `apply` does the rest.
+        """
+        known, record = self._known.get(ident), self._registry.find_network(ident)
+        if known is None or record is None or self._is_present(known, record.network):
+            return
+        try:
+            await self._bring_about(self._meshed(record.network), record.network, known, known.peers)
+        except (NetplugError, ExceptionGroup) as exc:
+            log.warning("peers.behind", network=short(ident), error=str(exc))
+
+    def _is_present(self, known: _Known, net: Network) -> bool:
+        return known.net is net and known.host.vtep == self._base_plan.host.vtep
 
     async def mend(self, ident: str) -> None:
         """Repair what was applied last; the caller holds the network's lock."""

@@ -49,8 +49,7 @@ class Planner:
 
     def network(self, net: Network) -> Plan:
         """Return the plan of a network."""
-        with_facts = self._facts(net)
-        return self._drivers.of(net).create_network(net, with_facts)
+        return self._drivers.of(net).create_network(net, self._facts(net))
 
     def endpoint(self, net: Network, record: EndpointRecord) -> EndpointRecord:
         """Return an endpoint with its plan as it is today."""
@@ -99,9 +98,15 @@ class Planner:
         net, facts = self._inputs.get(record.network.id, (None, {}))
         return net is record.network and _unchanged(facts, self._base_plan.host)
 
-    def begin(self, net: Network) -> None:
-        """Begin to compute the plans of a network and all of its endpoints: what was read before does not count."""
+    def begin(self, net: Network) -> HostFacts:
+        """Begin to compute the plans of a network and all of its endpoints. Return the facts of the host for them."""
         self._inputs[net.id] = (net, {})
+        return self._facts(net)
+
+    def settle(self, net: Network) -> None:
+        """Note that the plans that were computed since `begin` are those of this network."""
+        _, facts = self._inputs[net.id]
+        self._inputs[net.id] = (net, facts)
 
     def forget(self, ident: str) -> None:
         """Note that the plans of a network may not follow any more."""

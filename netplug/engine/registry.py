@@ -80,9 +80,8 @@ class Registry:
         """
         if isinstance(record, NetworkRecord):
             return record if "resolvers" in stored.value else record.summarized()
-        record = replace(
-            record, hairpin=record.hairpin or _has_hairpin(record), pinned=record.pinned or _is_pinned(record)
-        )
+        if record.front_end.shares:
+            record = replace(record, hairpin=_has_hairpin(record), pinned=record.pinned or _is_pinned(record))
         network = self._networks.get(record.endpoint.network)
         if "attachment" in stored.value or network is None:
             return record

@@ -34,6 +34,7 @@ from netplug.kernel.fake.world import Foreign, World
 from netplug.kernel.firewall import iptables_rules
 from netplug.kernel.firewall.iptables_rules import FIREWALL_STEPS, Transaction
 from netplug.kernel.progress import Progress, merged
+from netplug.tasks.signal import Signal
 
 
 class FakeKernel:
@@ -53,7 +54,7 @@ class FakeKernel:
         self.intercepted: dict[str, FakeInterception] = {}
         self.changed = asyncio.Event()
         self.committed = asyncio.Event()
-        self.moved = asyncio.Event()
+        self.moved = Signal()
         self.rerouted = asyncio.Event()
         self._world = World(self.foreign)
         self._failures: set[str] = set()
@@ -257,7 +258,7 @@ class FakeKernel:
         """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""
         self.changed = asyncio.Event()
         self.committed = asyncio.Event()
-        self.moved = asyncio.Event()
+        self.moved = Signal()
         self.rerouted = asyncio.Event()
         for step in list(self._world.state.values()):
             if isinstance(step, HostPort | Relay | Resolver):

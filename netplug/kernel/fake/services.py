@@ -10,6 +10,7 @@ from netplug.errors import NetplugError
 from netplug.kernel.fake.interception import FakeInterception
 from netplug.kernel.fake.world import World
 from netplug.kernel.sandbox.api import Serve
+from netplug.tasks.signal import Signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class FakeChanges:
 
     changed: asyncio.Event
     committed: asyncio.Event
-    moved: asyncio.Event
+    moved: Signal
     rerouted: asyncio.Event
 
     def ours(self) -> asyncio.Event:
@@ -77,8 +78,8 @@ class FakeChanges:
         return self.committed
 
     def underlay(self) -> asyncio.Event:
-        """Return the event that says that links of others changed."""
-        return self.moved
+        """Return an event that says that links of others changed."""
+        return self.moved.listen()
 
     def routes(self) -> asyncio.Event:
         """Return the event that says that routes changed."""

@@ -14,7 +14,10 @@ class Changes(Protocol):
         """Return the event that is set when others changed the firewall, be it ours or not; the caller clears it."""
 
     def underlay(self) -> asyncio.Event:
-        """Return the event that is set when addresses or the mtu of links of others have changed; as `ours`."""
+        """Return an event that is set when addresses or the mtu of links of others have changed.
+
+        Each caller has one of its own, which it clears.
+        """
 
     def routes(self) -> asyncio.Event:
         """Return the event that is set when routes may have changed; as `ours`.

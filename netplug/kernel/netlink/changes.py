@@ -22,8 +22,8 @@ class KernelChanges:
         return self._foreign.commits
 
     def underlay(self) -> asyncio.Event:
-        """Return the event that is set when addresses or the mtu of links of others have changed."""
-        return self._foreign.underlay
+        """Return an event that is set when addresses or the mtu of links of others have changed."""
+        return self._foreign.underlay.listen()
 
     def routes(self) -> asyncio.Event:
         """Return the event that is set when routes may have changed."""

@@ -31,6 +31,7 @@ from netplug.kernel.host.socket_filters import (
 )
 from netplug.kernel.links.forwarding_entries import DELNEIGH, NEWNEIGH
 from netplug.kernel.netlink.connection import attrs, select_attrs
+from netplug.tasks.signal import Signal
 
 NEWLINK, DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
 GROUPS = 0x1 | 0x4 | 0x10 | 0x100
@@ -71,7 +72,7 @@ class ForeignChanges:
     ) -> None:
         self.event = asyncio.Event()
         self.commits = asyncio.Event()
-        self.underlay = asyncio.Event()
+        self.underlay = Signal()
         self._mtus: dict[int, int] = {}
         self._is_ours = is_ours
         self._is_own_work = is_own_work

@@ -1,0 +1,303 @@
+"""Brings networks and endpoints from the plans that were applied to those that follow from their records today.
+
+One mechanism for all that changes what lives: other facts of the host (its tunnel address, an MTU), another version of
+a driver, options that a user changed. What is new is applied first, then what is no longer wanted is reverted, so that
+traffic goes on as far as the change allows.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from netplug.drivers import port_ranges, shared
+from netplug.drivers.api import HostFacts, Scope
+from netplug.drivers.errors import DriverError
+from netplug.drivers.naming import short
+from netplug.drivers.plan import Plan
+from netplug.drivers.registry import Drivers
+from netplug.drivers.steps import Step
+from netplug.engine.journal import Intent, Journal
+from netplug.engine.peers import Peers
+from netplug.engine.planning import Planner
+from netplug.engine.records import EndpointRecord, NetworkRecord
+from netplug.engine.registry import Record, Registry, put
+from netplug.errors import NetplugError
+from netplug.kernel.api import StepError
+from netplug.kernel.executor import Executor
+from netplug.store.api import Delete, Put, StoreError
+from netplug.tasks.uncancellable import uncancellable
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change to an object of the kernel.
+
+    `owner`, `object`: as in `Difference`. `what`: "added", "changed" or "removed".
+    """
+
+    owner: str
+    object: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A record as it is, and as it follows.
+
+    `new`: steps to apply, `gone`: steps to revert. `former`: the steps that were applied, by key.
+    """
+
+    owner: str
+    before: Record
+    after: Record
+    new: tuple[Step, ...] = ()
+    gone: tuple[Step, ...] = ()
+    former: Mapping[str, Step] = field(default_factory=dict)
+
+    def changes(self) -> Iterator[Change]:
+        """Return what it changes in the kernel."""
+        for step in self.new:
+            there = any(part.key in self.former for part in port_ranges.each(step))
+            yield Change(self.owner, step.key, "changed" if there else "added")
+        for step in self.gone:
+            yield Change(self.owner, step.key, "removed")
+
+    def added(self) -> Iterator[Step]:
+        """Return the steps whose objects were not there."""
+        for step in self.new:
+            yield from (part for part in port_ranges.each(step) if part.key not in self.former)
+
+    def altered(self) -> Iterator[Step]:
+        """Return the former steps of objects that change."""
+        parts = (part for step in self.new for part in port_ranges.each(step))
+        return (self.former[part.key] for part in parts if part.key in self.former)
+
+
+class Convergence:
+    """Computes the plans of networks anew, with those of their endpoints, and brings the kernel to them.
+
+    `network` follows the facts of the host, best effort. `change` follows a user, all or nothing.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        planner: Planner,
+        journal: Journal,
+        executor: Executor,
+        peers: Peers,
+        drivers: Drivers,
+    ) -> None:
+        self._registry = registry
+        self._planner = planner
+        self._journal = journal
+        self._executor = executor
+        self._peers = peers
+        self._drivers = drivers
+        self._changing: dict[str, frozenset[str]] = {}
+
+    def changing(self) -> frozenset[str]:
+        """Return the keys of the steps that are being applied now."""
+        return frozenset().union(*self._changing.values())
+
+    async def all(self) -> None:
+        """Bring all networks to what follows today. One that fails keeps no other from it."""
+        for record in self._registry.networks():
+            await self.network(record.network.id)
+
+    async def network(self, ident: str) -> bool:
+        """Bring a network and its endpoints to what follows today, best effort; return whether anything changed.
+
+        What the kernel refuses then differs from the record, and is repaired as any difference.
+        """
+        record = self._registry.find_network(ident)
+        if record is None or self._planner.follows(record):
+            return False
+        try:
+            return await self._follow(ident)
+        except (DriverError, NetplugError, StoreError) as exc:
+            log.warning("network.behind", network=short(ident), name=record.network.name, error=str(exc))
+            return False
+
+    @uncancellable
+    async def _follow(self, ident: str) -> bool:
+        async with self._registry.lock(ident):
+            record = self._registry.find_network(ident)
+            moves = self._moves(record) if record else []
+            if record is None or not moves:
+                return False
+            what = _describe(record)
+            for change in (change for move in moves for change in move.changes()):
+                log.info("step.converged", owner=change.owner, object=change.object, what=change.what)
+            with self._applying(ident, moves):
+                failed = await self._journal.move(
+                    Intent(what, _gone(moves)), _new(moves), _puts(moves), lambda: self._remember(moves)
+                )
+            for error in failed:
+                log.warning("converge.failed", owner=what, error=str(error))
+            await self._peers.follow(ident)
+            return True
+
+    def preview(self, record: NetworkRecord) -> list[Change]:
+        """Return what it takes until a network and its endpoints are as this record says.
+
+        Raises:
+            DriverError: the driver refuses.
+        """
+        moves = self._moves(record)
+        self._planner.forget(record.network.id)
+        return [change for move in moves for change in move.changes()]
+
+    @uncancellable
+    async def change(self, record: NetworkRecord) -> list[Change]:
+        """Bring a network and its endpoints to what follows from a changed record; the caller holds its lock.
+
+        An endpoint whose sandbox is gone keeps nobody from it. It then differs from its record, and is deleted as any
+        dead one.
+
+        Raises:
+            NetplugError, DriverError, StoreError: and nothing was changed.
+        """
+        ident = record.network.id
+        try:
+            moves = self._moves(record)
+            if moves:
+                with self._applying(ident, moves):
+                    await self._change(_describe(record), moves)
+        except BaseException:
+            self._planner.forget(ident)
+            raise
+        await self._peers.follow(ident)
+        return [change for move in moves for change in move.changes()]
+
+    async def _change(self, what: str, moves: Sequence[_Move]) -> None:
+        applied = list(moves)
+        while True:
+            added = Plan(tuple(step for move in applied for step in move.added()))
+            try:
+                key, used = await self._journal.build(Intent(what, added), _new(applied))
+                break
+            except StepError as error:
+                await self._restore(applied)
+                dead = [one for one in applied if error.step in one.new and isinstance(one.after, EndpointRecord)]
+                if error.kind != "not_found" or not dead:
+                    raise
+                applied = [move for move in applied if move not in dead]
+        settled = [_using(move, used) for move in moves]
+        try:
+            await self._journal.replace(
+                key, Intent(what, _gone(settled)), _puts(settled), lambda: self._remember(settled)
+            )
+        except StoreError:
+            await self._restore(applied)
+            raise
+
+    async def _restore(self, moves: Iterable[_Move]) -> None:
+        """Put back what was altered; what cannot be differs from its record, and is repaired later."""
+        former = Plan(tuple(step for move in moves for step in move.altered()))
+        try:
+            await self._executor.mend(former)
+        except ExceptionGroup as group:
+            for error in group.exceptions:
+                log.warning("converge.failed", owner="host", error=str(error))
+
+    def _remember(self, moves: Iterable[_Move]) -> None:
+        for move in moves:
+            self._registry.remember(move.after)
+
+    @contextmanager
+    def _applying(self, ident: str, moves: Iterable[_Move]) -> Iterator[None]:
+        self._changing[ident] = frozenset(port_ranges.keys(step for move in moves for step in move.new))
+        try:
+            yield
+        finally:
+            del self._changing[ident]
+
+    # What follows
+
+    def _today(self, record: NetworkRecord, host: HostFacts) -> NetworkRecord:
+        """Return a network's record with what follows from the host where the user left it open: the MTU.
+
+        A network of several hosts has one MTU, which is in its definition.
+        """
+        net = record.network
+        driver, options = self._drivers.of(net), net.options
+        given = shared.MTU.key in self._drivers.keys_of(record.options, options.mode)
+        segment = driver.segment(net)
+        if driver.scope is not Scope.LOCAL or given or not host.uplink or (segment and not host.link(segment)):
+            return record
+        mtu = driver.complete(replace(options, mtu=0), host).mtu
+        return (
+            record if mtu == options.mtu else replace(record, network=replace(net, options=replace(options, mtu=mtu)))
+        )
+
+    def _moves(self, record: NetworkRecord) -> list[_Move]:
+        """Return the records that change if the network is as `record` says, with all plans computed anew."""
+        before = self._registry.network(record.network.id)
+        record = self._today(record, self._planner.begin(record.network))
+        net = record.network
+        self._planner.settle(net)
+        plan = self._planner.network(net)
+        keys = {step.key for step in plan}
+        used = tuple(key for key in before.used if key in keys)
+        after = replace(record, plan=plan, used=used).summarized()
+        moves = [move for move in [_move(_describe(before), before, after, before.plan, plan, before.used)] if move]
+        for endpoint in self._registry.endpoints(net.id):
+            later = self._planner.endpoint(net, endpoint)
+            exposed = self._planner.exposed(net, later)
+            later = replace(later, exposed=endpoint.exposed if _same(endpoint.exposed, exposed) else exposed)
+            if move := _move(_of_endpoint(endpoint), endpoint, later, endpoint.present, later.present):
+                moves.append(move)
+        return moves
+
+
+def _move(owner: str, before: Record, after: Record, old: Plan, new: Plan, used: Collection[str] = ()) -> _Move | None:
+    """Return how a record changes, None if it does not. `used`: keys of steps whose objects are not ours."""
+    if after == before:
+        return None
+    former = {part.key: part for step in old for part in port_ranges.each(step)}
+    wanted = set(port_ranges.keys(new))
+    fresh = tuple(step for step in new if any(former.get(it.key) != it for it in port_ranges.each(step)))
+    gone = tuple(step for key, step in former.items() if key not in wanted and key not in used)
+    return _Move(owner, before, after, fresh, gone, former)
+
+
+def _same(one: Plan, other: Plan) -> bool:
+    """Whether two plans of published ports have the same steps, however these are joined to ranges."""
+    return one == other or set(_parts(one)) == set(_parts(other))
+
+
+def _parts(plan: Plan) -> Iterator[Step]:
+    return (part for step in plan for part in port_ranges.each(step))
+
+
+def _using(move: _Move, used: Collection[str]) -> _Move:
+    """Return a move with those of its steps noted whose objects are somebody else's."""
+    if not isinstance(move.after, NetworkRecord) or not used:
+        return move
+    mine = tuple(step.key for step in move.new if step.key in used)
+    return replace(move, after=replace(move.after, used=tuple(dict.fromkeys((*move.after.used, *mine)))).summarized())
+
+
+def _new(moves: Iterable[_Move]) -> Plan:
+    return Plan(tuple(step for move in moves for step in move.new))
+
+
+def _gone(moves: Iterable[_Move]) -> Plan:
+    return Plan(tuple(step for move in moves for step in move.gone))
+
+
+def _puts(moves: Iterable[_Move]) -> list[Put | Delete]:
+    return [put(move.after) for move in moves]
+
+
+def _describe(record: NetworkRecord) -> str:
+    return f"network {record.network.name}"
+
+
+def _of_endpoint(record: EndpointRecord) -> str:
+    return f"endpoint {short(record.endpoint.id)}" + (f" ({record.name})" if record.name else "")
