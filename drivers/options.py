@@ -122,7 +122,8 @@ class Option(Generic[T]):
     `read`: turns the text of a value into the value, or raises ValueError with words that go on after the option's
     name: "must be …". `default`: what users read that it is; of a driver's own option, such a text. `meaning`: one
     phrase for users. `aliases`: other spellings of the key. `endpoint`: it can be given for one endpoint as well, and
-    overrides that of the network there.
+    overrides that of the network there. `fixed`: why a network that lives cannot take another value; empty: it can,
+    since the plans of the network and its endpoints, computed with it, are enough.
     """
 
     key: str
@@ -131,6 +132,7 @@ class Option(Generic[T]):
     meaning: str
     aliases: tuple[str, ...] = ()
     endpoint: bool = False
+    fixed: str = "its driver does not offer that"
 
     def of(self, net: NetworkOptions, ep: EndpointOptions | None = None) -> T:
         """Return the value of a driver's own option in a network, or at an endpoint of it.

@@ -4,14 +4,15 @@ Nobody else asks for a mode by its name. What a network of a mode has follows fr
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from re import ASCII, fullmatch
+from typing import cast
 
 from . import shared
 from .api import Driver, Meshed, Network, Scope
 from .errors import DriverError, Kind
-from .options import AnyOption, EndpointOptions, NetworkOptions, Option, OwnOptions
+from .options import AnyOption, EndpointOptions, NetworkOptions, Option, OwnOptions, Value
 
 _FIELDS = {field.name for field in fields(NetworkOptions)}
 _SHARED = {key: option for option in shared.SHARED for key in (option.key, *option.aliases)}
@@ -125,6 +126,43 @@ class Drivers(Mapping[str, Driver]):
         own = {key: values.pop(key) for key in list(values) if key not in _SHARED}
         return EndpointOptions(**{**values, "own": OwnOptions(own)})  # type: ignore[arg-type]  # read by declaration
 
+    def declared(self, key: str, mode: str) -> AnyOption:
+        """Return the declaration of an option of networks of a mode, by any of its spellings.
+
+        Raises:
+            DriverError: there is none of this key.
+        """
+        known = self.options(mode)
+        for option in known:
+            if key in {option.key, *option.aliases}:
+                return option
+        raise self._unknown(key, mode, known, endpoint=False)
+
+    def changed(self, options: NetworkOptions, given: Mapping[str, str]) -> NetworkOptions:
+        """Return the options of a network that lives with other values; an empty text means the default.
+
+        Raises:
+            DriverError: as `parse`; or an option cannot change, with the reason.
+        """
+        mode, values, own = options.mode, dict[str, object](), dict(options.own)
+        declared = {key: self.declared(key, mode) for key in given}
+        texts = {key: text for key, text in given.items() if text and declared[key] is not shared.MODE}
+        wanted = self.parse({shared.MODE.key: mode} | texts)
+        for key, option in declared.items():
+            value = (given[key] or self.default()) if option is shared.MODE else wanted.value(option.key)
+            if value == options.value(option.key):
+                continue
+            if option.fixed:
+                words = f"option {key}={given[key][:80]!r} cannot change: {option.fixed}"
+                raise DriverError(
+                    Kind.INVALID, words, hint=f"create another network; this one has {_shown(option, options)}"
+                )
+            if option.key in own:
+                own[option.key] = cast("Value", value)
+            else:
+                values[option.key] = value
+        return replace(options, **{**values, "own": OwnOptions(own)})  # type: ignore[arg-type]  # read by declaration
+
     def keys_of(self, raw: Mapping[str, str], mode: str) -> list[str]:
         """Return the keys that a network's options have, in whichever spelling they are given."""
         spelled = {key: it.key for it in self.options(mode) for key in (it.key, *it.aliases)}
@@ -162,6 +200,11 @@ class Drivers(Mapping[str, Driver]):
         close = get_close_matches(key[:80], [name for one in known for name in (one.key, *one.aliases)], 1)
         hint = f"did you mean {close[0]!r}?" if close and not common else f"known options: {', '.join(keys)}"
         return DriverError(Kind.INVALID, words, hint=hint)
+
+
+def _shown(option: AnyOption, options: NetworkOptions) -> str:
+    value = options.value(option.key)
+    return f"{option.key}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def _read(option: AnyOption, key: str, text: str) -> object:

@@ -3,6 +3,7 @@
 import inspect
 import pkgutil
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,22 +18,35 @@ ROOT = Path(__file__).parent.parent
 
 
 def options_table() -> str:
-    rows = ["| key | modes | meaning (default) |", "|---|---|---|"]
+    rows = ["| key | modes | changes | meaning (default) |", "|---|---|---|---|"]
     for option in shared.SHARED:
         keys = " = ".join(f"`{key}`" for key in (option.key, *option.aliases))
         modes = [mode for mode in DRIVERS if option in DRIVERS.options(mode)]
         where = "all" if len(modes) == len(DRIVERS) else ", ".join(modes)
-        rows.append(f"| {keys} | {where} | {option.meaning} ({option.default}) |")
+        changes = "no" if option.fixed else "yes"
+        rows.append(f"| {keys} | {where} | {changes} | {option.meaning} ({option.default}) |")
     return "\n".join(rows)
 
 
-def test_readme_lists_the_options(request: pytest.FixtureRequest) -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    pattern = re.compile(r"(<!-- options:.*?-->\n)(.*?)(<!-- /options -->)", re.DOTALL)
-    wanted = pattern.sub(lambda found: f"{found[1]}{options_table()}\n{found[3]}", text)
+def fixed_table() -> str:
+    rows = ["| option | cannot change, because |", "|---|---|"]
+    return "\n".join((*rows, *(f"| `{it.key}` | {it.fixed} |" for it in shared.SHARED if it.fixed)))
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "table"),
+    [("README.md", "options", options_table), ("docs/updating.md", "fixed", fixed_table)],
+    ids=["options", "fixed"],
+)
+def test_documents_list_the_options(
+    request: pytest.FixtureRequest, document: str, name: str, table: Callable[[], str]
+) -> None:
+    text = (ROOT / document).read_text()
+    pattern = re.compile(rf"(<!-- {name}:.*?-->\n)(.*?)(<!-- /{name} -->)", re.DOTALL)
+    wanted, count = pattern.subn(lambda found: f"{found[1]}{table()}\n{found[3]}", text)
+    assert count == 1
     if request.config.getoption("--update"):
-        readme.write_text(wanted)
+        (ROOT / document).write_text(wanted)
     else:
         assert text == wanted
 

@@ -1,15 +1,16 @@
 import re
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import cast
 
 import pytest
-from built_in_drivers import parse, parse_endpoint
+from built_in_drivers import DRIVERS, parse, parse_endpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netplug.drivers.codec import JsonObject, decode, encode
 from netplug.drivers.errors import DriverError, Kind
-from netplug.drivers.options import EndpointOptions, NetworkOptions
+from netplug.drivers.options import EndpointOptions, NetworkOptions, Option
 from netplug.drivers.shaping import Sides, limit
 from netplug.drivers.shared import SHARED
 
@@ -271,3 +272,48 @@ def _answer(raw: dict[str, str]) -> str:
         return repr(parse(raw))
     except DriverError as exc:
         return str(exc)
+
+
+CHANGEABLE = {
+    "mtu", "masquerade", "icc", "spoofchk", "host_binding_ipv4", "rate", "burst", "bum", "sticky", "dns",
+    "dns_upstream", "ttl", "gw_priority",
+}  # fmt: skip
+
+
+def test_options_are_fixed_with_a_reason_or_can_change() -> None:
+    assert {option.key for option in SHARED if not option.fixed} >= CHANGEABLE
+    assert {option.key for option in SHARED if option.fixed} == {
+        "mode", "name", "bridge", "slaac", "ifname", "parent", "macvlan_mode", "host_access", "vni", "vxlan_port",
+    }  # fmt: skip
+
+
+def test_options_that_are_given_change_and_others_stay() -> None:
+    options = replace(parse({"rate": "1mbit", "icc": "false"}), mtu=1500)
+    changed = DRIVERS.changed(options, {"rate": "2mbit", "com.docker.network.bridge.enable_icc": "", "mode": "bridge"})
+    assert changed == replace(options, rate=(2_000_000, 2_000_000), icc=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"mode": "overlay"}, "option mode='overlay' cannot change: another driver makes other links"),
+        ({"mode": "nonsense"}, "option mode='nonsense' cannot change"),
+        ({"bridge": "br0"}, "option bridge='br0' cannot change: the links of containers are its ports"),
+        ({"com.docker.network.container_iface_prefix": "lan"}, "container_iface_prefix='lan' cannot change"),
+        ({"name": "blue"}, "option name='blue' cannot change"),
+        ({"vni": "7"}, "option 'vni' exists only in mode overlay, the network has mode 'bridge'"),
+        ({"rates": "1mbit"}, "unknown option 'rates' (did you mean 'rate'?)"),
+        ({"rate": "fast"}, "option rate='fast': must be a number with a unit"),
+        ({"mtu": "1400", "com.docker.network.driver.mtu": "1300"}, "contradicts another spelling of 'mtu'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_changes_that_cannot_be_are_refused_with_the_reason(given: dict[str, str], words: str) -> None:
+    with pytest.raises(DriverError, match=re.escape(words)) as refused:
+        DRIVERS.changed(parse({}), given)
+    assert refused.value.kind is Kind.INVALID
+
+
+def test_option_of_another_package_is_fixed_unless_it_is_declared() -> None:
+    assert Option("hops", int, "1", "how far").fixed
+    assert not Option("hops", int, "1", "how far", fixed="").fixed
