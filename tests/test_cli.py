@@ -1,5 +1,6 @@
 """The command: exit codes, one line for an error, field names that stay, tables that hide nothing."""
 
+import io
 import json
 import os
 import re
@@ -185,6 +186,28 @@ def test_labels_and_the_time_of_creation_are_shown(cli: Cli) -> None:
     assert json.loads(cli("network", "inspect", "blue"))["labels"] == row["labels"]
 
 
+def test_prune_asks_first_and_takes_the_end_of_the_input_for_no(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli("network", "create", "blue", "--label", "team=net")
+    for answer in ("", "n\n", "\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        assert main(["network", "prune", "--run-dir", str(cli.run_dir)]) == NO
+    assert len(cli.json("network", "ls")) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert cli("network", "prune", "--filter", "label=team=net") == "blue\n"
+    assert cli("network", "prune") == ""
+
+
+def test_prune_prints_what_went_and_with_json_what_stays_and_why(cli: Cli) -> None:
+    cli("network", "create", "blue")
+    cli("network", "create", "red")
+    cli("attach", "red", "--netns", "c1")
+    assert cli("network", "prune", "--dry-run") == "blue\n"
+    found = cli.json("network", "prune", "-f", "--filter", "label!=keep=yes", "--filter", "label!=other")
+    assert [row["name"] for row in found["removed"]] == ["blue"]
+    assert [(row["name"], row["reason"]) for row in found["kept"]] == [("red", "it has an endpoint")]
+    assert "'colour'" in cli("network", "prune", "--filter", "colour=red", code=NO)
+
+
 def test_ipv6_adds_the_family_that_has_no_subnet(cli: Cli) -> None:
     cli("network", "create", "four", "--subnet", "10.1.0.0/24")
     cli("network", "create", "both", "--ipv6", "--subnet", "10.2.0.0/24")
@@ -243,6 +266,7 @@ def test_refusals_end_with_one(cli: Cli) -> None:
         (["network", "create", "a", "--subnet", "10.1.0.0/24", "--ip-range", "10.1.0.0/16"], "not in subnet"),
         (["network", "create", "a", "--subnet", "10.1.0.0/24", "--gateway", "x"], "--gateway 'x'"),
         (["network", "create", "a", "--label", "=x"], "label '=x' is not of the form key=value"),
+        (["network", "prune", "--filter", "label"], "filter 'label' is not of the form key=value"),
         (["network", "create", "a", "-o", "mtu"], "'mtu' is not of the form key=value"),
         (["network", "create", "a", "-o", "mode=none", "--mode", "bridge"], "'mode' is given as"),
         (["attach", "a", "--netns", "n", "--publish", "x"], "published port 'x'"),

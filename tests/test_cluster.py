@@ -47,6 +47,30 @@ def test_labels_and_the_time_of_creation_are_the_same_on_all_hosts(hosts: Hosts)
     assert (found["labels"], found["created"]) == ({"team": "net"}, made["created"])
 
 
+def test_pruning_keeps_what_another_host_is_in_and_removes_the_rest_from_all(hosts: Hosts) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    create(one)
+    create(one, "red")
+    has(two, "red")
+    attach(two)
+    for dry_run in (True, False):
+        found = one.client.post("networks", "prune", body={"dry_run": dry_run})
+        assert [row["name"] for row in found["removed"]] == ["red"]
+        assert [row["reason"] for row in found["kept"]] == ["network 'blue' has endpoints: 1 on host-2"]
+    until(lambda: networks(two) == ["blue"], "it is gone there too")
+
+
+@pytest.mark.own_etcd
+def test_pruning_removes_a_hosts_own_networks_while_the_store_is_away(hosts: Hosts, etcd: Member) -> None:
+    one = hosts.start(1)
+    create(one)
+    one.client.post("networks", body={"name": "own"})
+    etcd.stop()
+    found = one.client.post("networks", "prune")
+    assert [row["name"] for row in found["removed"]] == ["own"]
+    assert [(row["name"], row["reason"][:6]) for row in found["kept"]] == [("blue", "store:")]
+
+
 def test_networks_get_vnis_and_subnets_of_their_own(hosts: Hosts) -> None:
     one, two = hosts.start(1), hosts.start(2)
     made = [create(host, f"net{n}", ipv6=True) for n, host in enumerate((one, two, one, two))]

@@ -96,6 +96,17 @@ def labels(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def filters(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Parse ``--filter key=value``, and ``--filter label!=value``, whose key is ``label!``."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise CliError(USAGE, f"filter {text[:80]!r} is not of the form key=value")
+        found.setdefault(key, []).append(value)
+    return found
+
+
 def netns(text: str) -> str:
     """Make a path absolute, since the daemon has another working directory; leave a name unchanged."""
     if not text:

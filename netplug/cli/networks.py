@@ -1,13 +1,13 @@
-"""`netplug network`: create, list, show and remove networks."""
+"""`netplug network`: create, list, show, remove and prune networks."""
 
 from typing import Annotated
 
 import typer
 
-from netplug.cli import arguments
+from netplug.cli import NO, CliError, arguments
 from netplug.cli.client import Client
 from netplug.cli.options import RUN_DIR, AsJson, NetworkRef, RunDir
-from netplug.cli.output import emit, emit_json, note, short, table
+from netplug.cli.output import confirmed, emit, emit_json, note, short, table
 
 app = typer.Typer(help="Create, list, show and remove networks.")
 
@@ -141,3 +141,42 @@ def rm(
     for ref in network:
         client.delete("networks", ref)
         emit(ref)
+
+
+_Filter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        metavar="KEY=VALUE",
+        help="Only networks with label=K or label=K=V, without label!=K or label!=K=V, of mode=MODE, or created before "
+        "until=TIME (a time, or a duration such as 24h); may be repeated.",
+    ),
+]
+_Force = Annotated[bool, typer.Option("-f", "--force", help="Do not ask.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")]
+
+
+@app.command("prune")
+def prune(
+    filters: _Filter = None,
+    force: _Force = False,
+    dry_run: _DryRun = False,
+    as_json: AsJson = False,
+    run_dir: RunDir = RUN_DIR,
+) -> None:
+    """Remove networks without endpoints, and print their names.
+
+    Docker's networks and podman's stay: use 'docker network prune' and 'podman network prune'. With --json, kept
+    networks are printed too, with the reason.
+    """
+    client, chosen = Client(run_dir.absolute()), arguments.filters(filters or [])
+    if not force and not dry_run:
+        unused = client.post("networks", "prune", body={"filters": chosen, "dry_run": True})["removed"]
+        if unused and not confirmed(f"This removes {', '.join(row['name'] for row in unused)}."):
+            raise CliError(NO, "nothing was removed", hint="answer y, or give --force")
+    answer = client.post("networks", "prune", body={"filters": chosen, "dry_run": dry_run})
+    if as_json:
+        emit_json(answer)
+        return
+    for row in answer["removed"]:
+        emit(row["name"])

@@ -28,6 +28,15 @@ def emit(text: str) -> None:
         raise typer.Exit(PIPE_CLOSED) from None
 
 
+def confirmed(text: str) -> bool:
+    """Ask the user on stderr whether to go on, as Docker does; the end of the input is no."""
+    typer.echo(f"{text}\nAre you sure you want to continue? [y/N] ", nl=False, err=True)
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        typer.echo(err=True)
+    return answer.strip().lower() in {"y", "yes"}
+
+
 def note(answer: dict[str, Any]) -> None:
     """Remove the note from an answer, and print it on stderr."""
     if text := answer.pop("note", ""):

@@ -33,7 +33,7 @@ from netplug.engine.audit import Finding
 from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
-from netplug.ipam.lease import Lease
+from netplug.ipam.lease import Lease, OwnerKind
 from netplug.names import dns_records
 from netplug.store.api import Compare, Delete, Store, StoreError, Unreachable
 
@@ -75,6 +75,7 @@ class Cluster:
         engine.base_plan.vtep = underlay.vtep
         engine.endpoints.listener = self
         engine.networks.cluster = self.networks
+        engine.pruning.other_hosts = self
         self._breaker = leases.breaker
         self._engine = engine
         self._local = local
@@ -113,6 +114,24 @@ class Cluster:
         if not self.view.synced.is_set():
             raise Unreachable("the endpoints of other hosts have not been read from the shared store yet")
         return self.view.remote_endpoints(ident, self.me)
+
+    async def refuse_used(self, record: NetworkRecord) -> None:
+        """Refuse a network that has endpoints, a Docker, or containers to come back on any host.
+
+        Raises:
+            NetplugError: "forbidden"; the message names the hosts.
+            StoreError: the store does not answer.
+        """
+        ident = ident_of(record)
+        if ident not in self.networks.shared():
+            return
+        with self._breaker.request():
+            await self.networks.catalogue.refuse_used(ident, record.network.name)
+            for pool in record.pools:
+                for claim in await self.leases.claims(pool):
+                    if claim.lease.owner.kind is OwnerKind.KEPT:
+                        words = f"it keeps addresses for {claim.lease.owner.name} on {name_of(self.view, claim.host)}"
+                        raise NetplugError("forbidden", words)
 
     async def hosts(self) -> list[Host]:
         """Return the hosts of the cluster; see `Hosts.all`."""

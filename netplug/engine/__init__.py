@@ -22,6 +22,7 @@ from netplug.engine.networks import Networks
 from netplug.engine.peers import Peers
 from netplug.engine.planning import Planner
 from netplug.engine.pools import Pools
+from netplug.engine.pruning import Pruning
 from netplug.engine.publishing import Publishing
 from netplug.engine.quarantine import Quarantine
 from netplug.engine.readiness import Readiness
@@ -72,6 +73,7 @@ class Engine:
         )
         self.convergence = Convergence(self.registry, self.planner, self.journal, self.executor, self.peers, drivers)
         self.implicit_networks = ImplicitNetworks(self.registry, self.networks, allocator, drivers)
+        self.pruning = Pruning(self.registry, self.networks, self.implicit_networks, allocator)
         self.readiness = Readiness(
             self.registry, self.base_plan, self.implicit_networks, kernel, self.executor, allocator, drivers
         )

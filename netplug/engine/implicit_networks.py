@@ -1,5 +1,6 @@
 """Networks that runtimes name in each call (CNI, netavark): made by the first call that does, unless they exist."""
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
@@ -25,6 +26,7 @@ class ImplicitNetworks:
         self._networks = networks
         self._allocator = allocator
         self._making = Locks()
+        self._joining = Counter[str]()
 
     def find(self, name: str) -> NetworkRecord | None:
         """Return the network of this very name."""
@@ -45,6 +47,7 @@ class ImplicitNetworks:
             made = record is None
             if record is None:
                 record = await self._networks.create(spec)
+            self._joining[spec.name] += 1
         try:
             yield record
         except BaseException:
@@ -52,6 +55,20 @@ class ImplicitNetworks:
                 with suppress(NetplugError):  # another call may have come to use it
                     await self._networks.delete(record.network.id, by=spec.front_end)
             raise
+        finally:
+            self._joining -= Counter([spec.name])
+
+    @asynccontextmanager
+    async def unjoined(self, name: str) -> AsyncIterator[None]:
+        """Let nobody join the network of this name during the block.
+
+        Raises:
+            NetplugError: "forbidden": a container is just joining it.
+        """
+        async with self.one_at_a_time(name):
+            if self._joining[name]:
+                raise NetplugError("forbidden", "a container is just joining it")
+            yield
 
     def refuse_disagreement(self, record: NetworkRecord, spec: NetworkSpec) -> None:
         """Refuse a specification that wants a network otherwise than it is.

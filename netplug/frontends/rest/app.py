@@ -6,7 +6,7 @@ store: the daemon runs, but can change nothing.
 
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -20,10 +20,11 @@ from netplug.cluster.cluster import Cluster
 from netplug.engine import Engine
 from netplug.engine.audit import audit
 from netplug.engine.conditions import Difference
+from netplug.engine.pruning import DockerKnows
 from netplug.errors import NetplugError, Reportable
 from netplug.errors.validation import wrong
 from netplug.frontends.http import Failure, guard
-from netplug.frontends.rest import ipam_wire, wire
+from netplug.frontends.rest import ipam_wire, prune_wire, wire
 from netplug.frontends.rest.names import Names, NamesApi
 from netplug.ipam.pool import GLOBAL, Pool
 from netplug.names import dns_records
@@ -48,9 +49,6 @@ class Reconciler(Protocol):
     async def diff(self) -> list[Difference]: ...
 
     async def repair(self) -> list[Difference]: ...
-
-
-DockerKnows = Callable[[str], Awaitable[bool | None]]
 
 
 async def nobody_asked(network_id: str) -> None:
@@ -146,6 +144,10 @@ class _Api:
     async def delete_network(self, ref: str) -> None:
         await self._engine.networks.delete_for_user(ref, self._docker_knows)
 
+    async def prune_networks(self, body: prune_wire.PruneIn) -> prune_wire.PruneOut:
+        found = await self._engine.pruning.prune(body.to_filter(), self._docker_knows, dry_run=body.dry_run)
+        return prune_wire.PruneOut.of(found)
+
     async def endpoints(self, network: str = "") -> wire.Endpoints:
         chosen = self._engine.registry.network(network).network.id if network else None
         found, note = self._endpoints(chosen)
@@ -224,6 +226,7 @@ def _router(api: _Api, names: NamesApi) -> APIRouter:
         ("GET", "/version", api.version, 200),
         ("GET", "/networks", api.networks, 200),
         ("POST", "/networks", api.create_network, 201),
+        ("POST", "/networks/prune", api.prune_networks, 200),
         ("GET", "/networks/{ref:path}", api.network, 200),
         ("DELETE", "/networks/{ref:path}", api.delete_network, 204),
         ("GET", "/endpoints", api.endpoints, 200),
@@ -295,6 +298,7 @@ def _explain(exc: RequestValidationError, where: str) -> str:
 
 _BODIES: Mapping[str, type[BaseModel]] = {
     "networks": wire.NetworkIn,
+    "prune": prune_wire.PruneIn,
     "attach": wire.AttachIn,
     "detach": wire.DetachIn,
     "subnets": wire.SubnetIn,
