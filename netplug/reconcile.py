@@ -173,6 +173,7 @@ class Reconciler:
         """Repair what a comparison found; return whether it found anything."""
         engine = self._engine
         await engine.journal.recover()
+        await engine.endpoints.way_out.converge_all()
         nets = engine.registry.all_networks()
         needed = bool(nets or engine.base_plan.stays())
         stale = needed and engine.base_plan.wanted(nets) != engine.base_plan.plan

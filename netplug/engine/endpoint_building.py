@@ -97,7 +97,7 @@ class EndpointBuilder:
             NetplugError, DriverError: and nothing was changed.
         """
         given = spec.routes
-        ways = self._way_out.beside_others(spec.netns, spec.netns_id) if given is None and spec.netns else {4, 6}
+        ways = self._way_out.free(spec.netns, spec.netns_id, wanted.key) if spec.netns else {4, 6}
         while True:
             hidden = self._planner.new_endpoint(net, wanted, given, ways)
             try:

@@ -28,7 +28,7 @@ from netplug.engine.records import (
 )
 from netplug.engine.registry import Registry, put
 from netplug.engine.sandboxes import is_there
-from netplug.engine.way_out import WayOut
+from netplug.engine.way_out import WayOut, tolerant
 from netplug.errors import NetplugError
 from netplug.kernel.api import HostKernel
 from netplug.tasks.locks import Locks
@@ -62,9 +62,9 @@ class Endpoints:
         self._kernel = kernel
         self._drivers = drivers
         self._publishing = publishing
-        self._way_out = WayOut(registry, journal, planner)
+        self.way_out = WayOut(registry, journal, planner)
         self._builder = EndpointBuilder(
-            registry, planner, journal, addressing, kernel, drivers, publishing, self._way_out
+            registry, planner, journal, addressing, kernel, drivers, publishing, self.way_out
         )
         publishing.drop = self.drop
         self._attaching: set[str] = set()
@@ -145,12 +145,14 @@ class Endpoints:
     @uncancellable
     async def delete(self, network_id: str, endpoint_id: str) -> bool:
         """Delete an endpoint in any state; False if it did not exist."""
+        if leaving := self._registry.find(network_id, endpoint_id):
+            with tolerant(leaving.sandbox):
+                await self.way_out.converge(leaving.sandbox, leaving.sandbox_id, leaving.key)
         async with self._registry.lock(network_id):
             built = self._registry.find(network_id, endpoint_id)
             if built is None:
                 return False
             await self.drop(built)
-        await self._way_out.succeed(built)
         await self._publishing.inherit(built)
         return True
 
@@ -230,13 +232,15 @@ class Endpoints:
         self._attaching.add(endpoint_id)
         try:
             # The namespace first, since another attach may be choosing its default route; then the network.
-            async with self._sandboxes.hold(ident), self._registry.lock(network_id):
-                record = self._registry.network(network_id)
-                _refuse_unlinked(self._drivers.of(record.network), record.network, spec)
-                await self._refuse_second(record, wanted, spec.netns)
-                built = await self._told(await self._builder.create(record, wanted, spec.addresses))
+            async with self._sandboxes.hold(ident):
+                async with self._registry.lock(network_id):
+                    record = self._registry.network(network_id)
+                    _refuse_unlinked(self._drivers.of(record.network), record.network, spec)
+                    await self._refuse_second(record, wanted, spec.netns)
+                    built = await self._told(await self._builder.create(record, wanted, spec.addresses))
+                await self._leave_by(built)
             await self.listener.settled(built)
-            return built
+            return self._registry.endpoint(network_id, built.endpoint.id)
         finally:
             self._attaching.discard(endpoint_id)
 
@@ -251,14 +255,24 @@ class Endpoints:
         """
         network_id = self._registry.network(spec.network).network.id
         where = _where(self._registry.endpoint(network_id, spec.id))
-        async with self._sandboxes.hold(where), self._registry.lock(network_id):
-            net = self._registry.network(network_id).network
-            built = self._registry.endpoint(network_id, spec.id)
-            readdressed = replace(built, endpoint=replace(built.endpoint, addresses=spec.leased))
-            wanted = spec.endpoint(spec.id, network_id, built.sandbox, built.sandbox_id)
-            built = await self._told(await self._builder.build(net, readdressed, wanted))
+        async with self._sandboxes.hold(where):
+            async with self._registry.lock(network_id):
+                net = self._registry.network(network_id).network
+                built = self._registry.endpoint(network_id, spec.id)
+                readdressed = replace(built, endpoint=replace(built.endpoint, addresses=spec.leased))
+                wanted = spec.endpoint(spec.id, network_id, built.sandbox, built.sandbox_id)
+                built = await self._told(await self._builder.build(net, readdressed, wanted))
+            await self._leave_by(built)
         await self.listener.settled(built)
-        return built
+        return self._registry.endpoint(network_id, built.endpoint.id)
+
+    async def _leave_by(self, built: EndpointRecord) -> None:
+        """Have a new endpoint provide its sandbox's default route if its network shall; else it is deleted."""
+        try:
+            await self.way_out.converge(built.sandbox, built.sandbox_id)
+        except NetplugError:
+            await self.delete(built.endpoint.network, built.endpoint.id)
+            raise
 
     async def _refuse_second(self, record: NetworkRecord, wanted: EndpointSpec, netns: str) -> None:
         """Refuse an interface that is attached already, unless its namespace is gone: a new one may have path and id.

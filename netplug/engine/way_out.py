@@ -1,14 +1,30 @@
-"""The default route of a sandbox: by the first network that it joined, and by the next one when it leaves that."""
+"""The default route of a sandbox: which of its networks provides it, for each IP version.
+
+The network with the highest `gw_priority` does. Of several with the same one, that which provides it keeps it; if none
+does, the first by interface name follows. So it does not matter in which order networks came, went or were changed:
+`converge` computes it from the records at any time. Sandboxes of Docker are left to Docker.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import structlog
 
+from netplug.drivers.naming import short
+from netplug.drivers.plan import Plan
+from netplug.drivers.steps import Route
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.planning import Planner
 from netplug.engine.records import EndpointRecord, FrontEnd
 from netplug.engine.registry import Registry, put
 from netplug.errors import NetplugError
+from netplug.kernel.api import StepError
+from netplug.tasks.locks import Locks
 
 log = structlog.get_logger(__name__)
+
+_VERSIONS = (4, 6)
 
 
 class WayOut:
@@ -18,41 +34,155 @@ class WayOut:
         self._registry = registry
         self._journal = journal
         self._planner = planner
+        self._sandboxes = Locks()
+        self._refused: set[tuple[str, int]] = set()
+        """Endpoints and IP versions for which another program's default route stays."""
 
-    def beside_others(self, netns: str, netns_id: str) -> set[int]:
-        """Return the IP versions for which the sandbox has no default route yet."""
-        others = self._registry.in_sandbox(netns, netns_id)
-        return {4, 6} - {
-            route.destination.version for other in others for route in other.routes if not route.destination.prefixlen
-        }
+    def free(self, netns: str, netns_id: str, but: str = "") -> set[int]:
+        """Return the IP versions of which nobody in a sandbox provides the default route. `but`: a key left out."""
+        taken = (provided(other) for other in self._registry.in_sandbox(netns, netns_id) if other.key != but)
+        return set(_VERSIONS).difference(*taken)
 
-    async def succeed(self, gone: EndpointRecord) -> None:
-        """Give a sandbox that may have lost its default route one by another of its networks. No lock is held.
+    async def converge(self, sandbox: str, sandbox_id: str = "", leaving: str = "") -> None:
+        """Have the default routes of a sandbox provided by the networks that shall. No lock of a network is held.
 
-        Not with CNI: there the configuration says which network has the default route.
+        It costs nothing if they are. A route moves by one request, without a gap. `leaving`: key of an endpoint that
+        is about to leave, and provides no longer.
+
+        Raises:
+            NetplugError: a route cannot be made; the one that there was may be gone.
         """
-        for heir in self._registry.in_sandbox(gone.sandbox, gone.sandbox_id):
-            if heir.front_end not in {FrontEnd.CLI, FrontEnd.NETAVARK}:
-                continue
-            try:
-                await self._give(heir)
-            except NetplugError as exc:  # the delete succeeded; the sandbox may be gone, too
-                log.warning("way_out.missing", sandbox=gone.sandbox, error=str(exc))
+        here = {one.key for one in self._registry.in_sandbox(sandbox, sandbox_id)}
+        self._refused = {one for one in self._refused if one[0] not in here} if self._refused else self._refused
+        await self._converge(sandbox, sandbox_id, leaving)
 
-    async def _give(self, heir: EndpointRecord) -> None:
-        ident, netns = heir.endpoint.network, heir.sandbox
-        async with self._registry.lock(ident):
-            if self._registry.find(ident, heir.endpoint.id) is not heir:
+    async def _converge(self, sandbox: str, sandbox_id: str, leaving: str = "") -> None:
+        if not self._moves(sandbox, sandbox_id, leaving):
+            return
+        async with self._sandboxes.hold(sandbox_id or sandbox):
+            for winner, version in self._moves(sandbox, sandbox_id, leaving):
+                if not await self._give(winner, version):
+                    continue
+                for other in self._registry.in_sandbox(sandbox, sandbox_id):
+                    if other.key not in {winner.key, leaving} and version in provided(other):
+                        await self._take(other, version)
+
+    async def converge_all(self) -> None:
+        """Do so for each sandbox, as far as possible: a crash may have come in between."""
+        records = (one for one in self._registry.endpoints() if one.sandbox and one.front_end is not FrontEnd.DOCKER)
+        for sandbox, sandbox_id in {(one.sandbox, one.sandbox_id): None for one in records}:
+            with tolerant(sandbox):
+                await self._converge(sandbox, sandbox_id)
+
+    def priority(self, record: EndpointRecord) -> int:
+        """Return the priority of an endpoint: its own, else that of its network."""
+        own = record.endpoint.options.gw_priority
+        found = self._registry.find_network(record.endpoint.network)
+        return own if own is not None else found.network.options.gw_priority if found else 0
+
+    def _moves(self, sandbox: str, sandbox_id: str, leaving: str) -> list[tuple[EndpointRecord, int]]:
+        """Return who shall provide which IP version and does not, or not alone."""
+        here = [one for one in self._registry.in_sandbox(sandbox, sandbox_id) if one.front_end is not FrontEnd.DOCKER]
+        return [*self._chosen(here, leaving)] if len(here) > 1 or any(map(_lacks, here)) else []
+
+    def _chosen(self, here: Collection[EndpointRecord], leaving: str) -> Iterator[tuple[EndpointRecord, int]]:
+        ranked = any(map(self.priority, here))
+        for version in _VERSIONS:
+            able = [one for one in here if one.key != leaving and version in _offered(one)]
+            # A CNI configuration says whether its network has the default route; unless the user ranks them.
+            able = [one for one in able if ranked or one.front_end is not FrontEnd.CNI or version in provided(one)]
+            if not able:
+                continue
+            winner = max(able, key=lambda one: (self.priority(one), version in provided(one)))
+            if (winner.key, version) in self._refused:
+                continue
+            if version not in provided(winner) or any(version in provided(one) for one in here if one is not winner):
+                yield winner, version
+
+    async def _give(self, winner: EndpointRecord, version: int) -> bool:
+        """Give a sandbox the default route of one of its networks, in place of that of another one; tell whether."""
+        async with self._registry.lock(winner.endpoint.network):
+            built = self._present(winner)
+            if built is None:
+                return False
+            now = self._with(built, provided(built) | {version})
+            try:
+                key, _ = await self._journal.build(Intent(f"way out of {now.sandbox}", _ways(now, version)))
+            except StepError as error:
+                if error.kind != "exists" or not now.front_end.shares:
+                    raise
+                self._refused.add((now.key, version))  # of another plugin; it stays, see `EndpointBuilder`
+                return False
+            await self._journal.commit(key, [put(now)])
+            self._registry.remember(now)
+        log.info("way_out.moved", endpoint=short(now.endpoint.id), sandbox=now.sandbox, version=version)
+        return True
+
+    async def _take(self, loser: EndpointRecord, version: int) -> None:
+        """Note that an endpoint provides the default route no longer. In the kernel it is replaced already."""
+        async with self._registry.lock(loser.endpoint.network):
+            built = self._present(loser)
+            if built is None or version not in provided(built):
                 return
-            net = self._registry.network(ident).network
-            given = heir.given_routes
-            if given is not None:
-                return
-            had = {route.destination.version for route in heir.routes if not route.destination.prefixlen}
-            ways = had | self.beside_others(netns, heir.sandbox_id)
-            now = self._planner.new_endpoint(net, heir, given, ways)
-            routes = now.plan.without(step.key for step in heir.plan)
-            if routes:
-                key, _ = await self._journal.build(Intent(f"way out of {netns}", routes))
-                await self._journal.commit(key, [put(now)])
-                self._registry.remember(now)
+            now = self._with(built, provided(built) - {version})
+            await self._journal.take_down(Intent(f"way out of {built.sandbox}", _ways(built, version)), [put(now)])
+            self._registry.remember(now)
+
+    def _present(self, record: EndpointRecord) -> EndpointRecord | None:
+        """Return an endpoint as it is by now, if it still is in the same sandbox."""
+        found = self._registry.find(record.endpoint.network, record.endpoint.id)
+        return found if found and (found.sandbox, found.sandbox_id) == (record.sandbox, record.sandbox_id) else None
+
+    def _with(self, built: EndpointRecord, ways: Collection[int]) -> EndpointRecord:
+        """Return an endpoint that provides default routes of these IP versions."""
+        net = self._registry.network(built.endpoint.network).network
+        now = self._planner.new_endpoint(net, built, built.given_routes, ways)
+        if _else(now.plan) == _else(built.plan):
+            return now
+        # Its plan follows from other facts by now; bringing that about is not our matter.
+        ours = Plan(tuple(step for step in now.plan if _is_way(step)))
+        return replace(built, plan=_else(built.plan) + ours).summarized()
+
+
+@contextmanager
+def tolerant(sandbox: str) -> Iterator[None]:
+    """Log what fails; the sandbox may be gone."""
+    try:
+        yield
+    except NetplugError as exc:
+        log.warning("way_out.missing", sandbox=sandbox, error=str(exc))
+
+
+def provided(record: EndpointRecord) -> set[int]:
+    """Return the IP versions of which an endpoint provides its sandbox's default route."""
+    return {route.destination.version for route in record.routes if not route.destination.prefixlen}
+
+
+def _offered(record: EndpointRecord) -> set[int]:
+    """Return the IP versions of which an endpoint can provide its sandbox's default route."""
+    seen = record.attachment
+    if seen.link is None:
+        return set()
+    listed = {route.destination.version for route in seen.routes if not route.destination.prefixlen}
+    return listed | {gateway.version for gateway in seen.gateways}
+
+
+def _lacks(record: EndpointRecord) -> bool:
+    return not _offered(record) <= provided(record)
+
+
+def _is_way(step: object) -> bool:
+    return isinstance(step, Route) and bool(step.netns) and not step.destination.prefixlen
+
+
+def _ways(record: EndpointRecord, version: int) -> Plan:
+    """Return the default routes of an IP version that an endpoint provides."""
+    return Plan(tuple(it for it in record.plan if isinstance(it, Route) and _is_way(it) and _fits(it, version)))
+
+
+def _fits(step: Route, version: int) -> bool:
+    return step.destination.version == version
+
+
+def _else(plan: Plan) -> Plan:
+    return Plan(tuple(step for step in plan if not _is_way(step)))

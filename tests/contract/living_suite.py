@@ -4,7 +4,7 @@ Nothing is deleted or made anew, so that traffic goes on.
 """
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 from kernel_suite import ADJUSTED, BRIDGE, CREATED, EQUAL, GATEWAY, IFB, MACVLAN, RESOLVER, VETH, Surroundings, whats
@@ -12,7 +12,7 @@ from tunnel_suite import EVERYBODY, VXLAN, WAYS
 
 from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import reaching
-from netplug.drivers.steps import Forward, Forwards, Guard, Guards, IpSet, Member, Proto, Shape, Step
+from netplug.drivers.steps import Address, Forward, Forwards, Guard, Guards, IpSet, Member, Proto, Route, Shape, Step
 from netplug.drivers.tunnel import Shortcut
 from netplug.kernel.api import HostKernel
 
@@ -45,6 +45,26 @@ class LivingSuite:
         assert around.indexes() == indexes
         await kernel.ensure((replace(VETH, name="nphnew", peer="npsnew", mtu=68),))
         assert await whats(kernel, *wanted) == []
+
+    @pytest.mark.parametrize("version", [4, 6])
+    async def test_default_route_of_a_sandbox_moves_to_another_link(
+        self, kernel: HostKernel, around: Surroundings, version: int
+    ) -> None:
+        netns, everything = around.sandbox(), ip_network("0.0.0.0/0" if version == 4 else "::/0")
+        ways, steps = [], list[Step]([BRIDGE])
+        for number in (1, 2):
+            link = f"eth{number}"
+            subnet = ip_network(f"10.9.{number}.0/24" if version == 4 else f"fd00:9:{number}::/64")
+            steps.append(replace(VETH, name=f"nph{number}", mac=f"02:00:00:00:01:0{number}", peer=link, netns=netns))
+            steps.append(Address(link, ip_interface(f"{subnet[2]}/{subnet.prefixlen}"), netns))
+            ways.append(Route(everything, link, subnet[1], netns))
+        await kernel.ensure((*steps, ways[0]))
+        for present, next_ in (ways, ways[::-1]):
+            assert await kernel.ensure((next_,)) == [ADJUSTED]
+            assert await whats(kernel, next_) == []
+            assert len(await whats(kernel, present)) == 1
+            await kernel.remove((present,))
+            assert await whats(kernel, next_) == []
 
     @pytest.mark.parametrize("tunable", [False, True])
     @pytest.mark.parametrize("mtu", [1300, 9000])

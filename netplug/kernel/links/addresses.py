@@ -110,7 +110,8 @@ def _make_route(nl: Netlink, step: Route, index: int) -> Outcome:
         return Outcome.EQUAL if found.protocol == PROTOCOL else Outcome.USED
     if found.protocol != PROTOCOL:
         raise StepError("exists", step, f"route {step.destination} exists with another next hop")
-    if found.destination.version == 4:
+    if found.destination.version == 4 or (found.gateway and step.gateway):
+        # Without a gap: packets go the one way or the other.
         nl.request(RTM_NEWROUTE, message, NLM_F_CREATE | NLM_F_REPLACE)
     else:
         _tolerant(nl, RTM_DELROUTE, _route(Route(step.destination, step.link, found.gateway), found.index))
