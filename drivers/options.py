@@ -114,6 +114,10 @@ class EndpointOptions:
     own: OwnOptions = field(default=OwnOptions(), metadata=OMIT_DEFAULT)
     gw_priority: int | None = field(default=None, metadata=OMIT_DEFAULT)
 
+    def value(self, key: str) -> object:
+        """Return the value of an option by its key; None for one that was not given."""
+        return self.own[key] if key in self.own else getattr(self, key, None)
+
 
 @dataclass(frozen=True, slots=True)
 class Option(Generic[T]):

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from ipaddress import ip_address, ip_interface
 from itertools import permutations
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -273,6 +274,38 @@ async def test_interface_is_attached_once(host: Host) -> None:
     host.kernel.vanish("/run/netns/ns9")
     with pytest.raises(NetplugError, match="no network namespace 'ns9'"):
         await host.attach("ns9")
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "already, as asked for"),
+        ({"name": "web", "aliases": ("www",), "addresses": (ip_address("10.1.0.9"),)}, "already, as asked for"),
+        ({"ports": (tcp(8080, 80),)}, "already, as asked for"),
+        ({"ports": (tcp(0, 80),)}, "already, as asked for"),
+        ({"ports": (tcp(8000, 80, end=8090),)}, "already, as asked for"),
+        ({"options": {"rate": "10mbit"}}, "already, as asked for"),
+        ({"name": "db"}, "already, and differs: name is web, not db"),
+        ({"aliases": ("www", "ftp")}, "alias is www, not www,ftp"),
+        ({"addresses": (ip_address("10.1.0.7"),)}, "address is 10.1.0.9, not 10.1.0.7"),
+        ({"mac": "02:00:00:00:00:01"}, "MAC is 02:6e:0a:01:00:09, not 02:00:00:00:00:01"),
+        ({"ports": (tcp(8081, 80), tcp(8080, 80))}, "port 0.0.0.0:8081->80/tcp is not published"),
+        ({"ports": (tcp(8080, 80, "127.0.0.1"),)}, "port 127.0.0.1:8080->80/tcp is not published"),
+        ({"options": {"rate": "20mbit"}}, "rate is 10000000,10000000, not 20000000,20000000"),
+        ({"name": "db", "addresses": (ip_address("10.1.0.7"),)}, "name is web, not db; address is 10.1.0.9, not"),
+        ({"network": OTHER}, "attached to network 'a1a1a1a1a1a1' already, not to 'red'"),
+    ],
+)
+async def test_attaching_again_says_what_differs(host: Host, asked: dict[str, Any], words: str) -> None:
+    await host.cli_network(ident=OTHER, name="red")
+    present = {"name": "web", "aliases": ("www",), "addresses": (ip_address("10.1.0.9"),), "ports": (tcp(8080, 80),)}
+    await host.attach("ns1", **present, options={"rate": "10mbit"})
+    before = await host.state()
+    with pytest.raises(NetplugError) as caught:
+        await host.attach("ns1", **asked)
+    assert caught.value.kind == "exists"
+    assert words in caught.value.message
+    assert await host.state() == before
 
 
 async def test_second_network_becomes_the_way_out_when_the_first_goes(host: Host) -> None:

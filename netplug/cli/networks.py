@@ -80,7 +80,8 @@ def create(
         "ipv6": ipv6,
         "cluster": cluster,
         "options": arguments.options(option or [], mode),
-        "labels": arguments.labels(label or []),
+        # Only if given, since a daemon of a former version refuses what it does not know.
+        **({"labels": arguments.labels(label)} if label else {}),
     }
     emit(Client(run_dir.absolute()).post("networks", body=body)["id"])
 

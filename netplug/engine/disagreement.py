@@ -1,10 +1,15 @@
-"""Compares a network with what a runtime asks for. Options that the runtime does not give may have any value."""
+"""Compares networks and endpoints with what is asked for. What is not given may have any value."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 
+from netplug.drivers import port_ranges
+from netplug.drivers.api import PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.registry import Drivers
-from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.drivers.steps import IPAddress
+from netplug.engine.port_reservation import in_order
+from netplug.engine.records import EndpointRecord, EndpointSpec, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
@@ -32,6 +37,50 @@ def refuse_disagreement(
         said = "; ".join(f"{key} is {_shown(found)}, not {_shown(asked)}" for key, asked, found in differences)
         users, hint = _users(record, wanted, registry)
         raise NetworkDiffersError(f"network {record.network.name!r} exists and differs: {said}{users}", hint)
+
+
+def differences_of_endpoint(
+    built: EndpointRecord, wanted: EndpointSpec, addresses: Collection[IPAddress], mode: str, drivers: Drivers
+) -> list[str]:
+    """Return in words how an endpoint differs from what is asked for. It may have more addresses, names and ports.
+
+    Raises:
+        DriverError: an option is wrong.
+    """
+    endpoint = built.endpoint
+    asked: list[tuple[str, object, object]] = []
+    if wanted.name:
+        asked.append(("name", wanted.name, built.name))
+    if not set(wanted.aliases) <= set(built.aliases):
+        asked.append(("alias", wanted.aliases, built.aliases))
+    held = tuple(it.ip for it in endpoint.addresses)
+    if not set(addresses) <= set(held):
+        asked.append(("address", tuple(addresses), held))
+    if wanted.mac:
+        asked.append(("MAC", wanted.mac, built.attachment.mac or endpoint.mac))
+    options = drivers.parse_endpoint(wanted.options, mode)
+    keys = drivers.keys_of(wanted.options, mode)
+    asked += [(key, options.value(key), endpoint.options.value(key)) for key in keys]
+    words = [f"{key} is {_shown(found)}, not {_shown(want)}" for key, want, found in asked if want != found]
+    return words + [f"port {port} is not published" for port in _unpublished(built, wanted.ports)]
+
+
+def _unpublished(built: EndpointRecord, wanted: Collection[PortMapping]) -> tuple[PortMapping, ...]:
+    """Return the wanted ports that an endpoint does not publish, whichever host port it got for them."""
+    present: defaultdict[tuple[str, int], list[PortMapping]] = defaultdict(list)
+    for mapping in (*built.endpoint.ports, *built.published):
+        for port in port_ranges.singles(mapping):
+            present[port.proto, port.port].append(port)
+    asked = (port for mapping in in_order(tuple(wanted)) for port in port_ranges.singles(mapping))
+    lost = [it for it in asked if not any(_answers(port, it) for port in present[it.proto, it.port])]
+    return port_ranges.joined(lost)
+
+
+def _answers(port: PortMapping, wanted: PortMapping) -> bool:
+    """Whether a port is one as wanted."""
+    last = max(wanted.host_port, wanted.host_port_end)
+    free = not wanted.host_port or wanted.host_port <= port.host_port <= last
+    return free and wanted.host_address in {None, port.host_address}
 
 
 def _differences(

@@ -13,6 +13,7 @@ from netplug.drivers.registry import Drivers
 from netplug.drivers.sandbox import moved
 from netplug.drivers.steps import IPAddress
 from netplug.engine.addressing import Addressing
+from netplug.engine.disagreement import differences_of_endpoint
 from netplug.engine.endpoint_building import EndpointBuilder
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.listener import EndpointListener, NullListener
@@ -220,8 +221,8 @@ class Endpoints:
         """Attach a network namespace: link, addresses, routes, published ports.
 
         Raises:
-            NetplugError: "not_found" (network or namespace), "exists" (this interface is attached already), and what
-                `create` and `publish` raise. Nothing was changed.
+            NetplugError: "not_found" (network or namespace), "exists" (this interface is attached already; the message
+                says how it differs), and what `create` and `publish` raise. Nothing was changed.
         """
         network_id = self._registry.network(spec.network).network.id
         path, ident = await self._kernel.sandboxes.find(spec.netns)
@@ -236,7 +237,7 @@ class Endpoints:
                 async with self._registry.lock(network_id):
                     record = self._registry.network(network_id)
                     _refuse_unlinked(self._drivers.of(record.network), record.network, spec)
-                    await self._refuse_second(record, wanted, spec.netns)
+                    await self._refuse_second(record, wanted, spec)
                     built = await self._told(await self._builder.create(record, wanted, spec.addresses))
                 await self._leave_by(built)
             await self.listener.settled(built)
@@ -274,10 +275,10 @@ class Endpoints:
             await self.delete(built.endpoint.network, built.endpoint.id)
             raise
 
-    async def _refuse_second(self, record: NetworkRecord, wanted: EndpointSpec, netns: str) -> None:
+    async def _refuse_second(self, record: NetworkRecord, wanted: EndpointSpec, spec: AttachSpec) -> None:
         """Refuse an interface that is attached already, unless its namespace is gone: a new one may have path and id.
 
-        `netns`: the namespace as the caller wrote it.
+        The message says how it differs from what is asked for.
         """
         here = [one for one in self._registry.in_sandbox(wanted.netns, wanted.netns_id) if one.ifname == wanted.ifname]
         found = (self._registry.find(network.network.id, wanted.id) for network in self._registry.networks())
@@ -286,11 +287,19 @@ class Endpoints:
                 await self.drop(other)
                 continue
             name = self._registry.network(other.endpoint.network).network.name
+            differing = self._differing(record, other, wanted, spec)
             raise NetplugError(
                 "exists",
-                f"{wanted.ifname} of {netns} is attached to network {name!r} already",
+                f"{wanted.ifname} of {spec.netns} is attached to network {name!r} already, {differing}",
                 hint="detach it first or choose another --ifname",
             )
+
+    def _differing(self, record: NetworkRecord, other: EndpointRecord, wanted: EndpointSpec, spec: AttachSpec) -> str:
+        """Return how an endpoint differs from what is asked for, to follow what it is."""
+        if other.endpoint.network != record.network.id:
+            return f"not to {record.network.name!r}"
+        words = differences_of_endpoint(other, wanted, spec.addresses, record.network.options.mode, self._drivers)
+        return f"and differs: {'; '.join(words)}" if words else "as asked for"
 
     @uncancellable
     async def detach(self, network: str, netns: str, ifname: str) -> None:
