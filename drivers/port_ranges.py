@@ -32,6 +32,15 @@ def keys(steps: Iterable[Step]) -> Iterator[str]:
     return (part.key for step in steps for part in each(step))
 
 
+def less(steps: Iterable[Step], keys: Iterable[str]) -> Iterator[Step]:
+    """Yield steps without the objects of these keys; one of which only a part is left is yielded port by port."""
+    gone = frozenset(keys)
+    for step in steps:
+        parts = list(each(step))
+        left = [part for part in parts if part.key not in gone]
+        yield from [step] if len(left) == len(parts) else left
+
+
 def joined(ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
     """Join mappings whose host and container ports are consecutive. Those without a fixed host port stay as they are.
 

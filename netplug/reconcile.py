@@ -80,6 +80,7 @@ class Reconciler:
         for step in self._engine.quarantine.sockets():
             await _tolerate("host", self._engine.executor.apply(Plan((step,))))
         await self._heal(await self._look())
+        await self._engine.publishing.converge(*(it.network.id for it in self._engine.registry.networks()))
         await self._engine.base_plan.trim(self._engine.registry.all_networks())
 
     async def load(self) -> None:

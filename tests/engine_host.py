@@ -204,7 +204,7 @@ class Host:
         """Return what there is, as a user sees it."""
         return (
             tuple(sorted(record.network.id for record in self.networks())),
-            tuple(sorted((r.endpoint.id, r.linked, tuple(map(str, r.published))) for r in self.endpoints())),
+            tuple(sorted((r.endpoint.id, r.linked, tuple(map(str, r.in_force))) for r in self.endpoints())),
             tuple(sorted((pool.id, pool.holds) for pool in self.engine.allocator.pools())),
         )
 

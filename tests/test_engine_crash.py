@@ -36,6 +36,22 @@ async def publish_others(host: Host) -> object:
     return await host.publish(END, tcp(9090))
 
 
+async def add_ports(host: Host) -> object:
+    return await host.engine.added_ports.add(END, (tcp(9000, 90), tcp(9001, 91), udp(9053)))
+
+
+async def remove_ports(host: Host) -> object:
+    return await host.engine.added_ports.remove(END, (tcp(9000, 90), udp(9053)))
+
+
+async def bind_elsewhere(host: Host) -> object:
+    """Change the default host address of a network, and then its ports."""
+    record = host.engine.registry.network(NET)
+    options = replace(record.network.options, host_binding_ipv4=ip_address("127.0.0.1"))
+    await host.engine.registry.save(replace(record, network=replace(record.network, options=options)))
+    return await host.engine.publishing.converge(NET)
+
+
 async def unpublish(host: Host) -> object:
     return await host.engine.publishing.unpublish(NET, END)
 
@@ -176,6 +192,13 @@ CASES = {
     "publish": Case((network, endpoint, join), publish),
     "publish others": Case((network, endpoint, join, publish), publish_others, between=True),
     "unpublish": Case((network, endpoint, join, publish), unpublish),
+    "add ports": Case((network, endpoint, join, publish), add_ports),
+    "remove added ports": Case((network, endpoint, join, publish, add_ports), remove_ports),
+    "publish beside added ports": Case((network, endpoint, join, add_ports), publish),
+    "unpublish beside added ports": Case((network, endpoint, join, publish, add_ports), unpublish),
+    "leave with added ports": Case((network, endpoint, join, publish, add_ports), leave),
+    "join again with added ports": Case((network, endpoint, join, publish, add_ports, leave), join),
+    "publish elsewhere": Case((network, endpoint, join, publish, add_ports), bind_elsewhere),
     "leave": Case((network, endpoint, join, publish), leave),
     "join again": Case((network, endpoint, join, publish, leave), join),
     "delete joined endpoint": Case((network, endpoint, join, publish), delete),

@@ -30,9 +30,16 @@ class Model:
 
     networks: dict[str, FrontEnd] = field(default_factory=dict)
     endpoints: dict[tuple[str, int], bool] = field(default_factory=dict)  # whether the port is published
+    added: set[tuple[str, int]] = field(default_factory=set)  # endpoints with a port that a user added
+    left: set[tuple[str, int]] = field(default_factory=set)  # endpoints that left their sandbox
 
     def of(self, name: str) -> list[tuple[str, int]]:
         return [key for key in self.endpoints if key[0] == name]
+
+    def drop(self, key: tuple[str, int]) -> None:
+        del self.endpoints[key]
+        self.added.discard(key)
+        self.left.discard(key)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -99,7 +106,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def forget_network(self, name: str) -> None:
         for key in self.model.of(name):
-            del self.model.endpoints[key]
+            self.model.drop(key)
         del self.model.networks[name]
 
     def plugging(self, name: str, number: int) -> Awaitable[object]:
@@ -130,13 +137,16 @@ class EngineMachine(RuleBasedStateMachine):
         self.run(self.host.engine.endpoints.join(IDS[key[0]], ident, sandbox))
         self.run(self.host.engine.publishing.publish(IDS[key[0]], ident))
         self.model.endpoints[key] = key[1] == 1
+        self.model.left.discard(key)
 
     @precondition(lambda self: self.model.endpoints)
     @rule(data=st.data(), leave=st.booleans())
     def unpublish_or_leave(self, data: st.DataObject, *, leave: bool) -> None:
         key = self.an_endpoint(data)
-        if leave and self.model.networks[key[0]] is CLI:
+        if self.model.networks[key[0]] is CLI:
             return  # a namespace is detached
+        if leave:
+            self.model.left.add(key)
         engine = self.host.engine
         self.run((engine.endpoints.leave if leave else engine.publishing.unpublish)(IDS[key[0]], self.endpoint_id(key)))
         self.model.endpoints[key] = False
@@ -146,7 +156,34 @@ class EngineMachine(RuleBasedStateMachine):
     def unplug(self, data: st.DataObject) -> None:
         key = self.an_endpoint(data)
         assert self.run(self.host.engine.endpoints.delete(IDS[key[0]], self.endpoint_id(key)))
-        del self.model.endpoints[key]
+        self.model.drop(key)
+
+    def adding(self, key: tuple[str, int]) -> Awaitable[object]:
+        ports = (tcp(PORT[key[0]] + 1000 * key[1], 90),)
+        return self.host.engine.added_ports.add(self.endpoint_id(key), ports)
+
+    def taking_back(self, key: tuple[str, int]) -> Awaitable[object]:
+        return self.host.engine.added_ports.remove(self.endpoint_id(key), (tcp(0, 90),))
+
+    @precondition(lambda self: self.model.endpoints)
+    @rule(data=st.data())
+    def add_a_port(self, data: st.DataObject) -> None:
+        key = self.an_endpoint(data)
+        if key in self.model.left:
+            self.refused("unavailable", self.adding(key))
+            return
+        self.run(self.adding(key))
+        self.model.added.add(key)
+
+    @precondition(lambda self: self.model.endpoints)
+    @rule(data=st.data())
+    def take_a_port_back(self, data: st.DataObject) -> None:
+        key = self.an_endpoint(data)
+        if key not in self.model.added:
+            self.refused("not_found", self.taking_back(key))
+            return
+        self.run(self.taking_back(key))
+        self.model.added.discard(key)
 
     # Death and interference
 
@@ -189,9 +226,19 @@ class EngineMachine(RuleBasedStateMachine):
         left = {record.endpoint.id for record in self.host.engine.registry.endpoints(IDS[name])}
         for key in self.model.of(name):
             if self.endpoint_id(key) not in left:
-                del self.model.endpoints[key]
+                self.model.drop(key)
         if all(record.network.name != name for record in self.host.networks()):
             self.forget_network(name)
+
+    @precondition(lambda self: self.model.endpoints)
+    @rule(data=st.data(), changes=st.integers(0, 12))
+    def die_while_a_port_comes_or_goes(self, data: st.DataObject, changes: int) -> None:
+        key = self.an_endpoint(data)
+        if key in self.model.left:
+            return
+        self.die(changes, lambda: self.taking_back(key) if key in self.model.added else self.adding(key))
+        record = self.host.endpoint(self.endpoint_id(key), IDS[key[0]])
+        (self.model.added.add if record.added else self.model.added.discard)(key)
 
     @rule(data=st.data(), tamper=st.booleans())
     def interfere(self, data: st.DataObject, *, tamper: bool) -> None:
@@ -216,6 +263,8 @@ class EngineMachine(RuleBasedStateMachine):
         assert {r.network.name: r.front_end for r in self.host.networks()} == self.model.networks
         found = {r.endpoint.id: bool(r.published) for r in self.host.endpoints()}
         assert found == {self.endpoint_id(key): published for key, published in self.model.endpoints.items()}
+        added = {r.endpoint.id for r in self.host.endpoints() if r.opened}
+        assert added == {self.endpoint_id(key) for key in self.model.added - self.model.left}
         assert bool(self.host.engine.base_plan.plan) is bool(self.model.networks)
 
 

@@ -1,10 +1,11 @@
 """The use cases: one method each, one lock each, one journal entry each.
 
 The engine orders: it validates, asks a driver for a plan, lets the journal apply it, and remembers. Front ends call
-`Engine.networks`, `Engine.endpoints` and `Engine.publishing`; nothing else changes a network or an endpoint.
+`Engine.networks`, `.endpoints`, `.publishing` and `.added_ports`; nothing else changes a network or an endpoint.
 """
 
 from netplug.drivers.registry import Drivers
+from netplug.engine.added_ports import AddedPorts
 from netplug.engine.addressing import Addressing
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.conditions import Conditions
@@ -62,11 +63,12 @@ class Engine:
         self.conflict_detection = ConflictDetection(allocator, self.registry, kernel, kernel.probe, drivers)
         allocator.called = self.registry.called
         addressing = Addressing(allocator, self.conflict_detection, drivers)
-        self.publishing = Publishing(self.registry, self.journal, kernel, drivers)
+        self.publishing = Publishing(self.registry, self.journal, kernel, drivers, self.planner)
         self.exposure = Exposure(self.registry, self.conditions, self.publishing)
         self.endpoints = Endpoints(
             self.registry, self.planner, self.journal, addressing, kernel, drivers, self.publishing
         )
+        self.added_ports = AddedPorts(self.registry, self.publishing, self.endpoints, kernel, drivers)
         self.peers = Peers(self.registry, self.base_plan, kernel.changes, self.executor, drivers)
         self.networks = Networks(
             self.registry, self.base_plan, self.journal, addressing, self.endpoints, self.peers, drivers

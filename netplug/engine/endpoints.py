@@ -126,6 +126,7 @@ class Endpoints:
                 key, _ = await self._journal.build(Intent(f"endpoint {short(endpoint_id)}", built.plan))
                 await self._journal.commit(key, [put(joined)])
                 self._registry.remember(joined)
+                joined = await self._publishing.settle(joined)
                 await self.listener.joined(joined)
         await self.listener.settled(joined)
         return joined
@@ -138,7 +139,7 @@ class Endpoints:
             if built is None or not built.linked:
                 return
             left = replace(built, sandbox="", sandbox_id="", linked=False, exposed=Plan(), published=())
-            left = replace(left, plan=moved(built.plan, None))
+            left = replace(left, plan=moved(built.plan, None), opened=(), withheld=False)
             intent = Intent(f"endpoint {short(endpoint_id)}", built.plan + built.exposed)
             await self._journal.take_down(intent, [put(left)])
             self._registry.remember(left)

@@ -3,7 +3,7 @@
 An internal network publishes nothing, as with Docker's bridge. That is no fault, but `netplug ps` shows it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from netplug.drivers import firewall, port_ranges
@@ -20,20 +20,29 @@ _SOURCE = "ports"
 
 def published(record: EndpointRecord) -> list[tuple[PortMapping, str]]:
     """Return published ports with their text as in ``docker ps``: one for each IP version."""
+    return _shown(record, record.in_force)
+
+
+def added(record: EndpointRecord) -> list[str]:
+    """Return the texts of the published ports that a user added to the living endpoint."""
+    return [text for _, text in _shown(record, record.opened)]
+
+
+def _shown(record: EndpointRecord, ports: Sequence[PortMapping]) -> list[tuple[PortMapping, str]]:
     everywhere = {
         (step.proto, step.port, step.address.version)
         for step in record.exposed
         if isinstance(step, HostPort) and step.address.is_unspecified
     }
     found = []
-    for port in record.published:
+    for port in ports:
         hosts: list[IPAddress] = [
             host
             for family, host in firewall.UNSPECIFIED.items()
             if port.host_address is None and (port.proto, port.host_port, family) in everywhere
         ]
-        ports = [replace(port, host_address=host) for host in hosts] or [port]
-        found += [(it, str(it)) for it in ports]
+        each = [replace(port, host_address=host) for host in hosts] or [port]
+        found += [(it, str(it)) for it in each]
     return found
 
 
@@ -71,10 +80,10 @@ class Exposure:
     def _of_internal(self, record: EndpointRecord) -> tuple[PortMapping, ...]:
         """Return the ports that the internal network does not publish, unless another network of the sandbox does."""
         found = self._registry.find_network(record.endpoint.network)
-        if found is None or not found.network.internal or not record.linked or record.published:
+        if found is None or not found.network.internal or not record.linked or record.in_force:
             return ()
         others = self._registry.in_sandbox(record.sandbox, record.sandbox_id) if record.sandbox else []
-        return () if any(other.published for other in others) else record.endpoint.ports
+        return record.added if any(other.published for other in others) else record.endpoint.ports + record.added
 
     def _left_out(self, record: EndpointRecord) -> list[PortMapping]:
         """Return the ports on host addresses of an IP version that no network of the container has.
@@ -93,7 +102,7 @@ class Exposure:
     def _unreached(self) -> Iterator[Difference]:
         for record in self._registry.endpoints():
             owner = f"endpoint {short(record.endpoint.id)}" + (f" ({record.name})" if record.name else "")
-            for port in record.published:
+            for port in record.in_force:
                 if self._absence(port):
                     words = f"this host has no address {port.host_address}; the port works as soon as it has"
                     yield Difference(owner, f"port {port}", words)

@@ -86,11 +86,12 @@ class Planner:
 
     def exposed(self, net: Network, record: EndpointRecord) -> Plan:
         """Return what the published ports of an endpoint take beyond its plan."""
-        if not record.published:
-            return Plan()
-        plan = self._drivers.of(net).expose(net, replace(record.endpoint, ports=record.published))
-        if record.front_end.shares:
-            plan = shared_ports.shared(plan)
+        driver, plan = self._drivers.of(net), Plan()
+        # The runtime binds its own ports, and not those that a user added.
+        for ports, shared in ((record.published, record.front_end.shares), (record.opened, False)):
+            if ports:
+                part = driver.expose(net, replace(record.endpoint, ports=ports))
+                plan += (shared_ports.shared(part) if shared else part).without(step.key for step in plan)
         return plan.without(step.key for step in record.plan)
 
     def follows(self, record: NetworkRecord) -> bool:

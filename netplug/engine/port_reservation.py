@@ -12,6 +12,7 @@ from typing import TypeAlias
 from netplug.drivers import firewall, port_ranges
 from netplug.drivers.api import Endpoint, PortMapping
 from netplug.drivers.steps import HostPort, IPAddress, Proto
+from netplug.engine.port_matching import equal
 from netplug.engine.records import EndpointRecord
 from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
@@ -73,8 +74,8 @@ class Sharing:
         ]
 
     def _lacks(self, record: EndpointRecord, group: Sequence[EndpointRecord], wanted: tuple[PortMapping, ...]) -> bool:
-        ends, versions = _ends(wanted), _versions(record)
-        if any(_ends(one.published) == ends and versions <= _versions(one) for one in group):
+        versions = _versions(record)
+        if any(equal(one.published, wanted) and versions <= _versions(one) for one in group):
             return False  # cheap, also with ten thousand ports
         left = (it for it in self._left(record, wanted) if port_ranges.definite(it))
         return any(addresses(record.endpoint, it, relayed=False) for it in left)
@@ -91,11 +92,6 @@ class Sharing:
             missing = [part for key, part in parts if key not in taken]
             left += [single] if len(missing) == len(parts) else missing
         return tuple(left)
-
-
-def _ends(ports: Sequence[PortMapping]) -> list[PortMapping]:
-    """Return mappings as they are compared: a definite port is the same if it was chosen from a range."""
-    return [replace(it, host_port_end=0) if port_ranges.definite(it) else it for it in ports]
 
 
 def _versions(record: EndpointRecord) -> set[int]:

@@ -5,15 +5,20 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from typing import TypeVar
 
 import structlog
 
 from netplug.drivers import port_ranges, shared_ports
 from netplug.drivers.api import Network, PortMapping
+from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
+from netplug.drivers.steps import Proto
 from netplug.engine.journal import Intent, Journal
+from netplug.engine.planning import Planner
+from netplug.engine.port_matching import missing, on_hosts, overlap, still
 from netplug.engine.port_reservation import Chosen, Inherited, Sharing, addresses, in_order, reserved
 from netplug.engine.records import Caller, EndpointRecord, FrontEnd
 from netplug.engine.registry import Record, Registry, put
@@ -25,10 +30,13 @@ from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
+_T = TypeVar("_T")
 _NOBODY = Caller()
 GRACE_S = 3.0
 """After our start, Docker may be starting a container that has no process yet."""
 _POLL_S = 0.05
+_ANY = PortMapping(Proto.TCP, 1, host_port=1)
+"""To ask a driver whether it publishes ports at all."""
 
 
 class Publishing:
@@ -38,8 +46,11 @@ class Publishing:
     fails changes nothing. A port that a dead endpoint of Docker's holds is freed for the next one that asks.
     """
 
-    def __init__(self, registry: Registry, journal: Journal, kernel: HostKernel, drivers: Drivers) -> None:
+    def __init__(
+        self, registry: Registry, journal: Journal, kernel: HostKernel, drivers: Drivers, planner: Planner
+    ) -> None:
         self._registry = registry
+        self._planner = planner
         self._journal = journal
         self._kernel = kernel
         self._drivers = drivers
@@ -47,7 +58,7 @@ class Publishing:
         self._started = time.monotonic()
         self._known: set[str] = set()
         self.lost: dict[str, Mapping[PortMapping, str]] = {}
-        """By endpoint: ports that it should have inherited from another endpoint of its container, and why not."""
+        """By endpoint: ports that it should publish by now, and why it does not."""
         self._sharing = Sharing(registry)
         self._chosen = Chosen()
         registry.watchers.append(self._changed)
@@ -74,12 +85,11 @@ class Publishing:
         Raises:
             NetplugError: "not_found"; "unavailable": a host port is taken; the message names it.
         """
-        try:
+
+        async def attempt() -> EndpointRecord:
             return await self._publish_locked(network_id, endpoint_id, ports)
-        except NetplugError as exc:
-            if exc.kind != "unavailable" or not await self._drop_dead_holders(network_id, endpoint_id, ports):
-                raise
-            return await self._publish_locked(network_id, endpoint_id, ports)
+
+        return await self.past_the_dead(network_id, endpoint_id, ports, attempt)
 
     async def _publish_locked(
         self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None
@@ -87,23 +97,24 @@ class Publishing:
         async with self._registry.lock(network_id):
             built = self._registry.endpoint(network_id, endpoint_id)
             wanted = built.endpoint.ports if ports is None else in_order(ports)
-            if built.exposed and wanted == in_order(built.endpoint.ports):
+            if (built.published or built.withheld) and wanted == in_order(built.endpoint.ports):
                 self._known.add(built.key)
                 return built
-            if built.exposed:
+            if built.published or built.withheld:
                 built = await self._unpublish(built)
             return await self._publish(replace(built, endpoint=replace(built.endpoint, ports=wanted)))
 
     async def _publish(self, built: EndpointRecord) -> EndpointRecord:
         net = self._registry.network(built.endpoint.network).network
         async with self.exposed(net, built) as open_:
-            if open_.exposed:
-                intent = Intent(f"ports of endpoint {short(open_.endpoint.id)}", open_.exposed)
-                key, _ = await self._journal.build(intent)
-                await self._journal.commit(key, [put(open_)])
-                self._registry.remember(open_)
+            if open_.published:
+                await self.grow(built, open_)
                 self._known.add(open_.key)
-        return open_
+                return open_
+        if net.internal and built.endpoint.ports and not built.withheld:
+            # They are published as soon as the network is not internal.
+            await self._registry.save(built := replace(built, withheld=True))
+        return built
 
     @asynccontextmanager
     async def exposed(
@@ -117,7 +128,7 @@ class Publishing:
         for mapping in built.endpoint.ports if shares else ():
             shared_ports.check(mapping)
         theirs = self._kernel.ports.reservations(caller.pid, built.container) if shares else None
-        with self._sharing.claimed(built, _on_hosts(net, built.endpoint.ports)) as ports:
+        with self._sharing.claimed(built, on_hosts(net, built.endpoint.ports)) as ports:
             relayed = not shares
             number = sum(mapping.count * len(addresses(built.endpoint, mapping, relayed=relayed)) for mapping in ports)
             self._kernel.ports.admit(number, f"publishing {sum(mapping.count for mapping in ports)} ports")
@@ -127,10 +138,10 @@ class Publishing:
                     work = reserved(self._kernel, built.endpoint, ports, theirs, had)
                     published = await held.enter_async_context(work)
                 except NetplugError as exc:
-                    raise self._with_holder(exc, built, ports) from exc
-                yield self._with(net, built, published)
+                    raise self.with_holder(exc, built, ports) from exc
+                yield self.planned(net, replace(built, published=in_order((*built.published, *published))))
 
-    def _with_holder(self, error: NetplugError, built: EndpointRecord, ports: Sequence[PortMapping]) -> NetplugError:
+    def with_holder(self, error: NetplugError, built: EndpointRecord, ports: Sequence[PortMapping]) -> NetplugError:
         """Return the error of a taken port with the name of the endpoint that has it, if it is one of ours."""
         what, here, _ = error.message.partition(IN_USE)
         for single in (single for mapping in ports for single in port_ranges.singles(mapping) if here):
@@ -144,65 +155,172 @@ class Publishing:
                     return NetplugError(error.kind, words, hint=error.hint)
         return error
 
-    def _with(self, net: Network, built: EndpointRecord, published: tuple[PortMapping, ...]) -> EndpointRecord:
-        """Return an endpoint with more published ports."""
-        exposed = self._drivers.of(net).expose(net, replace(built.endpoint, ports=published))
-        if not exposed:
-            return built
-        if built.front_end.shares:
-            exposed = shared_ports.shared(exposed)
-        exposed = built.exposed + exposed.without(step.key for step in built.present)
-        return replace(built, exposed=exposed, published=in_order((*built.published, *published)))
+    def planned(self, net: Network, record: EndpointRecord) -> EndpointRecord:
+        """Return an endpoint with the plan of the ports that it says are in force."""
+        return replace(record, exposed=self._planner.exposed(net, record))
+
+    async def grow(self, before: EndpointRecord, after: EndpointRecord) -> None:
+        """Publish more ports; the plan of `after` has all of `before`'s objects. The caller holds the lock."""
+        more = port_ranges.less(after.exposed, port_ranges.keys(before.exposed))
+        key, _ = await self._journal.build(Intent(_what(after), Plan(tuple(more))))
+        await self._journal.commit(key, [put(after)])
+        self._registry.remember(after)
+
+    async def shrink(self, before: EndpointRecord, after: EndpointRecord) -> None:
+        """Publish fewer ports; the plan of `after` has no other objects than `before`'s. The caller holds the lock."""
+        gone = port_ranges.less(before.exposed, port_ranges.keys(after.exposed))
+        await self._journal.take_down(Intent(_what(after), Plan(tuple(gone))), [put(after)])
+        self._registry.remember(after)
+
+    # Ports in force follow from records
+
+    @uncancellable
+    async def converge(self, *network_ids: str) -> None:
+        """Bring the published ports of networks to what follows from their records. No lock is held.
+
+        A port that cannot be published is in `lost`, and tried again by `regain`. Endpoints that are as they should be
+        are not touched.
+        """
+        for ident in network_ids:
+            async with self._registry.lock(ident):
+                found = self._registry.find_network(ident)
+                for record in self._registry.endpoints(ident) if found else ():
+                    if found and (record.endpoint.ports or record.added or record.exposed):
+                        await self._settle(found.network, record, self._reservations(record))
+        await self.regain()  # other endpoints of these containers may publish what these do not any more
+
+    async def settle(self, record: EndpointRecord) -> EndpointRecord:
+        """Do as `converge` for one endpoint; the caller holds the lock of its network."""
+        net = self._registry.network(record.endpoint.network).network
+        return await self._settle(net, record, self._reservations(record))
 
     @uncancellable
     async def inherit(self, gone: EndpointRecord) -> None:
         """Publish the ports of a deleted endpoint at another endpoint of its container. No lock is held."""
         for heir in self._sharing.siblings(gone) if gone.published else ():
             if await is_there(self._kernel.sandboxes, heir):  # else it is about to be deleted, too
-                await self._inherit(heir, Inherited(gone))
+                await self._regain(heir, Inherited(gone))
 
     @uncancellable
     async def regain(self) -> None:
         """Publish `lost` ports that are free by now. No lock is held."""
-        lacking = self._sharing.lacking(self._wanted)
-        self.lost = {record.key: self.lost[record.key] for record in lacking if record.key in self.lost}
-        for record in lacking:
+        lacking = {record.key: record for record in self._sharing.lacking(self._wanted)}
+        lacking |= {record.key: record for record in self._registry.endpoints() if self._lacks(record)}
+        self.lost = {key: self.lost[key] for key in lacking if key in self.lost}
+        for record in lacking.values():
             if await is_there(self._kernel.sandboxes, record):
-                await self._inherit(record, self._kernel.ports.reservations(0, record.container))
+                await self._regain(record, self._reservations(record))
 
-    def _wanted(self, record: EndpointRecord) -> Sequence[PortMapping]:
-        """Return the ports to publish at an endpoint; none if its network publishes nothing."""
+    async def _regain(self, record: EndpointRecord, theirs: Reservations | None) -> None:
+        async with self._registry.lock(record.endpoint.network):
+            found = self._registry.find(record.endpoint.network, record.endpoint.id)
+            if found is not None:
+                await self._fill(self._registry.network(record.endpoint.network).network, found, theirs)
+
+    def _lacks(self, record: EndpointRecord) -> bool:
+        """Tell whether ports are wanted beyond those that `Sharing` knows of, and are not published."""
+        if not (record.withheld or record.added):
+            return False
+        withheld = record.withheld and missing(self._wanted(record), record.published)
+        return bool(withheld or missing(self._wanted(record, record.added), record.opened))
+
+    def _wanted(self, record: EndpointRecord, ports: Sequence[PortMapping] | None = None) -> tuple[PortMapping, ...]:
+        """Return the ports to publish at an endpoint now, of the runtime's or `ports`; none on an internal network."""
+        ports = record.asked if ports is None else ports
         found = self._registry.find_network(record.endpoint.network)
-        if found is None or not self._drivers.of(found.network).expose(found.network, record.endpoint):
+        if not ports or not record.linked or found is None or not self.publishes(found.network, record):
             return ()
-        return _on_hosts(found.network, record.endpoint.ports)
+        return on_hosts(found.network, ports)
 
-    async def _inherit(self, heir: EndpointRecord, theirs: Reservations) -> None:
-        ident = heir.endpoint.network
-        async with self._registry.lock(ident):
-            found = self._registry.find(ident, heir.endpoint.id)
-            if found is None or not found.linked or not (wanted := self._wanted(found)):
-                return
-            net, lost = self._registry.network(ident).network, dict[PortMapping, NetplugError]()
-            with self._sharing.claimed(found, wanted) as ports:
-                try:
-                    async with reserved(self._kernel, found.endpoint, ports, theirs, lost=lost) as published:
-                        await self._add(net, found, published)
-                except NetplugError as exc:
-                    lost = dict.fromkeys(ports, exc)
-            before = self.lost.pop(found.key, {})
-            if lost:
-                self.lost[found.key] = {it: self._with_holder(exc, found, [it]).message for it, exc in lost.items()}
-            if self.lost.get(found.key, {}) != before:
-                log.warning("ports.lost", endpoint=short(found.endpoint.id), ports=[*map(str, lost)])
+    def publishes(self, net: Network, record: EndpointRecord) -> bool:
+        """Tell whether ports of an endpoint can be published at all."""
+        return bool(self._drivers.of(net).expose(net, replace(record.endpoint, ports=(_ANY,))))
 
-    async def _add(self, net: Network, built: EndpointRecord, published: tuple[PortMapping, ...]) -> None:
-        more = self._with(net, built, published)
-        if more is not built:
-            added = more.exposed.without(step.key for step in built.exposed)
-            key, _ = await self._journal.build(Intent(f"ports of endpoint {short(built.endpoint.id)}", added))
-            await self._journal.commit(key, [put(more)])
-            self._registry.remember(more)
+    def _reservations(self, record: EndpointRecord) -> Reservations | None:
+        return self._kernel.ports.reservations(0, record.container) if record.front_end.shares else None
+
+    async def _settle(self, net: Network, record: EndpointRecord, theirs: Reservations | None) -> EndpointRecord:
+        kept = replace(
+            record,
+            published=still(record.published, self._wanted(record)),
+            opened=still(record.opened, self._wanted(record, record.added)),
+        )
+        if kept != record:
+            withheld = bool(record.asked) and not record.front_end.shares
+            kept = self.planned(net, replace(kept, withheld=withheld))
+            await self.shrink(record, kept)
+        return await self._fill(net, kept, theirs)
+
+    async def _fill(self, net: Network, found: EndpointRecord, theirs: Reservations | None) -> EndpointRecord:
+        """Publish what is wanted and is not published, as far as possible; the rest is `lost`."""
+        wanted, added = self._wanted(found), missing(self._wanted(found, found.added), found.opened)
+        if not found.front_end.shares:
+            wanted = missing(wanted, found.published)
+        lost, filled = dict[PortMapping, NetplugError](), found
+        with self._sharing.claimed(found, wanted) as ports:
+            try:
+                filled = await self._filled(net, found, ports, added, theirs, lost)
+            except (NetplugError, DriverError) as exc:
+                error = NetplugError(str(exc.kind), exc.message, hint=exc.hint)
+                lost = dict.fromkeys((*ports, *added), error)
+        before = self.lost.pop(found.key, {})
+        if lost:
+            self.lost[found.key] = {it: self.with_holder(exc, found, [it]).message for it, exc in lost.items()}
+        if self.lost.get(found.key, {}) != before:
+            log.warning("ports.lost", endpoint=short(found.endpoint.id), ports=[*map(str, lost)])
+        return filled
+
+    async def _filled(
+        self,
+        net: Network,
+        found: EndpointRecord,
+        ports: Sequence[PortMapping],
+        added: Sequence[PortMapping],
+        theirs: Reservations | None,
+        lost: dict[PortMapping, NetplugError],
+    ) -> EndpointRecord:
+        had, ep = self._chosen.before(found.sandbox, ports), found.endpoint
+        async with (
+            reserved(self._kernel, ep, ports, theirs, had, lost) as published,
+            reserved(self._kernel, ep, added, lost=lost) as opened,
+        ):
+            after = replace(
+                found,
+                published=in_order((*found.published, *published)) if published else found.published,
+                opened=in_order((*found.opened, *opened)) if opened else found.opened,
+            )
+            asked = on_hosts(net, found.asked)
+            after = replace(after, withheld=bool(not found.front_end.shares and missing(asked, after.published)))
+            if published or opened:
+                after = self.planned(net, after)
+                await self.grow(found, after)
+            elif after != found:
+                await self._registry.save(after)
+        return after
+
+    def forget_lost(self, record: EndpointRecord) -> None:
+        """Forget ports that could not be published and are not wanted any more."""
+        wanted = (*self._wanted(record), *self._wanted(record, record.added))
+        left = {it: why for it, why in self.lost.pop(record.key, {}).items() if still((it,), wanted)}
+        if left:
+            self.lost[record.key] = left
+
+    # Ports of the dead
+
+    async def past_the_dead(
+        self,
+        network_id: str,
+        endpoint_id: str,
+        ports: Sequence[PortMapping] | None,
+        attempt: Callable[[], Awaitable[_T]],
+    ) -> _T:
+        """Publish by `attempt`; if only dead endpoints of Docker's are in the way, delete these and try again."""
+        try:
+            return await attempt()
+        except NetplugError as exc:
+            if exc.kind != "unavailable" or not await self._drop_dead_holders(network_id, endpoint_id, ports):
+                raise
+            return await attempt()
 
     async def _drop_dead_holders(self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None) -> bool:
         """Delete dead endpoints of Docker's that hold a port which an endpoint wants; tell whether there were any.
@@ -212,7 +330,7 @@ class Publishing:
         """
         net = self._registry.network(network_id).network
         built = self._registry.endpoint(network_id, endpoint_id)
-        wanted = _on_hosts(net, built.endpoint.ports if ports is None else ports)
+        wanted = on_hosts(net, built.endpoint.ports if ports is None else ports)
         dropped = False
         for other in self._registry.endpoints():
             if other.key != built.key and _holds(other, wanted) and await self._is_dead(other):
@@ -248,34 +366,22 @@ class Publishing:
         """Unpublish an endpoint's ports; absent is success."""
         async with self._registry.lock(network_id):
             built = self._registry.find(network_id, endpoint_id)
-            if built is not None and built.exposed:
+            if built is not None and (built.published or built.withheld):
                 await self._unpublish(built)
 
     async def _unpublish(self, built: EndpointRecord) -> EndpointRecord:
-        hidden = replace(built, exposed=Plan(), published=())
-        intent = Intent(f"ports of endpoint {short(built.endpoint.id)}", built.exposed)
-        await self._journal.take_down(intent, [put(hidden)])
-        self._registry.remember(hidden)
+        """Unpublish the runtime's ports; those that a user added stay."""
+        net = self._registry.network(built.endpoint.network).network
+        hidden = self.planned(net, replace(built, published=(), withheld=False))
+        await self.shrink(built, hidden)
+        self.lost.pop(built.key, None)
         return hidden
 
 
-def _on_hosts(net: Network, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-    """Return the mappings with the network's default host address if they name none."""
-    default = net.options.host_binding_ipv4
-    return tuple(replace(it, host_address=default) if default and it.host_address is None else it for it in ports)
+def _what(record: EndpointRecord) -> str:
+    return f"ports of endpoint {short(record.endpoint.id)}"
 
 
 def _holds(holder: EndpointRecord, wanted: Sequence[PortMapping]) -> bool:
     """Tell whether an endpoint has published one of the wanted ports."""
-    return any(
-        have.proto == want.proto
-        and want.host_port < have.host_port + have.count
-        and have.host_port <= max(want.host_port + want.count - 1, want.host_port_end)
-        and (_everywhere(have) or _everywhere(want) or have.host_address == want.host_address)
-        for have in holder.published
-        for want in wanted
-    )
-
-
-def _everywhere(mapping: PortMapping) -> bool:
-    return mapping.host_address is None or mapping.host_address.is_unspecified
+    return any(overlap(have, want) for have in holder.in_force for want in wanted)

@@ -230,6 +230,9 @@ class EndpointRecord:
     addresses again, as the front end wrote it. `attachment`: the endpoint as its sandbox sees it. `host_link`: the host
     side of its link, if any. `routes`: those that we made in its sandbox; Docker makes them itself. `resolvers`:
     addresses of the name server for this endpoint alone. `hairpin`, `pinned`: as in `EndpointSpec`.
+
+    `added`: mappings that a user added to the living endpoint, with definite host ports; `opened`: those of them that
+    are in force. `withheld`: the runtime's ports shall be published, and not all are in force.
     """
 
     endpoint: Endpoint
@@ -258,6 +261,19 @@ class EndpointRecord:
     resolvers: tuple[IPAddress, ...] = field(default=(), metadata=OMIT_DEFAULT)
     hairpin: bool = field(default=False, metadata=OMIT_DEFAULT)
     pinned: bool = field(default=False, metadata=OMIT_DEFAULT)
+    added: tuple[PortMapping, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    opened: tuple[PortMapping, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    withheld: bool = field(default=False, metadata=OMIT_DEFAULT)
+
+    @property
+    def asked(self) -> tuple[PortMapping, ...]:
+        """The runtime's mappings that shall be in force. Docker says when, by a request of its own."""
+        return self.endpoint.ports if self.ifname or self.published or self.withheld else ()
+
+    @property
+    def in_force(self) -> tuple[PortMapping, ...]:
+        """All published ports: the runtime's, and those that a user added."""
+        return self.published + self.opened
 
     @property
     def given_routes(self) -> tuple[StaticRoute, ...] | None:

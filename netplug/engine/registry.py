@@ -15,7 +15,7 @@ from netplug.drivers.naming import short
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Hairpin, Veth
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
-from netplug.engine.records import ENDPOINTS, NETWORKS, EndpointRecord, NetworkRecord
+from netplug.engine.records import ENDPOINTS, NETWORKS, EndpointRecord, FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Owner, OwnerKind
 from netplug.store.api import Put, Store
@@ -156,6 +156,26 @@ class Registry:
         """Return an endpoint, or None."""
         return self._endpoints.get(network_id, {}).get(endpoint_id)
 
+    def endpoints_called(self, ref: str) -> list[EndpointRecord]:
+        """Return the endpoints that a user means.
+
+        `ref`: id, or beginning of an id, of an endpoint or container; name of a container, or of a namespace without a
+        runtime; any of these behind ``NETWORK/``. A container has an endpoint in each of its networks.
+
+        Raises:
+            NetplugError: "not_found".
+        """
+        network, slash, name = ref.rpartition("/")
+        chosen = self.endpoints(self.network(network).network.id if slash else None)
+        exact = [it for it in chosen if name and name in {it.endpoint.id, it.container, it.name, _namespace(it)}]
+        found = exact or [
+            it for it in chosen if name and (it.endpoint.id.startswith(name) or it.container.startswith(name))
+        ]
+        if not found:
+            where = f" in network {network[:80]!r}" if slash else ""
+            raise NetplugError("not_found", f"there is no endpoint {name[:80]!r}{where}", hint="see netplug ps")
+        return found
+
     def endpoint(self, network_id: str, endpoint_id: str) -> EndpointRecord:
         """Return an endpoint.
 
@@ -222,6 +242,11 @@ def put(record: Record) -> Put:
     data = encode(record)
     assert isinstance(data, dict)  # noqa: S101 - a dataclass encodes to an object
     return Put(record.key, data)
+
+
+def _namespace(record: EndpointRecord) -> str:
+    """Return the name of a namespace that no runtime made, if it has one."""
+    return record.sandbox.rsplit("/", 1)[-1] if record.front_end is FrontEnd.CLI else ""
 
 
 def _has_hairpin(record: EndpointRecord) -> bool:

@@ -63,7 +63,8 @@ def qualified_name(record: EndpointRecord) -> str:
 
 def ports_of(record: EndpointRecord) -> set[tuple[str, int]]:
     """Return the protocols and ports of an endpoint that are published or exposed."""
-    ports = {(str(it.proto), it.port + number) for it in record.endpoint.ports for number in range(it.count)}
+    mappings = record.endpoint.ports + record.added
+    ports = {(str(it.proto), it.port + number) for it in mappings for number in range(it.count)}
     return ports | {(proto, int(port)) for port, _, proto in (text.partition("/") for text in record.serves)}
 
 
