@@ -26,7 +26,7 @@ NETWORK_FIELDS = [
 ]  # fmt: skip
 ENDPOINT_FIELDS = [
     "id", "network", "network_id", "name", "aliases", "container", "addresses", "mac", "host", "front_end",
-    "sandbox", "interface", "ports",
+    "sandbox", "interface", "ports", "added_ports",
 ]  # fmt: skip
 ATTACH_FIELDS = [
     "endpoint", "network", "sandbox", "interface", "mac", "mtu", "addresses", "gateways", "routes", "ports", "dns",
@@ -134,6 +134,28 @@ def test_ps_shows_addresses_and_ports_uncut(cli: Cli) -> None:
     for text in ("10.1.0.2", "fd00:1::", "host-a", "cli", "0.0.0.0:18109->80/tcp", "[::]:18109->80/tcp"):
         assert text in lines[1]
     assert "\x1b" not in lines[1]
+
+
+def test_publish_prints_what_is_published_now_and_ps_marks_it(cli: Cli) -> None:
+    cli("network", "create", "blue", "--subnet", "10.1.0.0/24")
+    cli("attach", "blue", "--netns", "c1", "--name", "web", "--publish", "127.0.0.1:18080:80")
+    done = cli.json("publish", "web", "127.0.0.1:18443:443", "127.0.0.1:15353:53/udp")
+    assert list(done) == ["endpoint", "network", "name", "container", "front_end", "ports", "added_ports"]
+    assert done["added_ports"] == ["127.0.0.1:15353->53/udp", "127.0.0.1:18443->443/tcp"]
+    assert done["ports"] == ["127.0.0.1:18080->80/tcp", *done["added_ports"]]
+    assert cli.json("ps")[0]["added_ports"] == done["added_ports"]
+    assert "127.0.0.1:18080->80/tcp,127.0.0.1:15353->53/udp (added),127.0.0.1:18443->443/tcp (added)" in cli("ps")
+    lines = cli("publish", "blue/web", "127.0.0.1:18443:443").splitlines()
+    assert [line.split() for line in lines] == [
+        ["NETWORK", "NAME", "PORT"],
+        ["blue", "web", "127.0.0.1:18080->80/tcp"],
+        ["blue", "web", "127.0.0.1:15353->53/udp", "(added)"],
+        ["blue", "web", "127.0.0.1:18443->443/tcp", "(added)"],
+    ]
+    assert cli.json("unpublish", "c1", "443", "53/udp", "80")["ports"] == []
+    assert cli("publish", "web", "80/icmp", code=USAGE).startswith("netplug: published port '80/icmp'")
+    assert "there is no endpoint 'db'" in cli("publish", "db", "80", code=NO)
+    assert "has not published port 443/tcp" in cli("unpublish", "web", "443", code=NO)
 
 
 def test_ipam_ls_names_the_owners(cli: Cli) -> None:

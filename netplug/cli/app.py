@@ -16,6 +16,7 @@ from netplug.cli.names import app as names
 from netplug.cli.networks import app as networks
 from netplug.cli.options import RUN_DIR, AsJson, NetworkRef, RunDir
 from netplug.cli.output import emit, emit_json, note, short, table
+from netplug.cli.publishing import marked, publish, unpublish
 from netplug.cli.serving import serve
 
 app = typer.Typer(
@@ -123,6 +124,10 @@ def detach(network: NetworkRef, netns: Netns, ifname: Ifname = "eth0", run_dir: 
     _client(run_dir).post("detach", body=body)
 
 
+app.command()(publish)
+app.command()(unpublish)
+
+
 @app.command()
 def ps(
     network: Annotated[str, typer.Option(metavar="NETWORK", help="Only endpoints of this network.")] = "",
@@ -132,7 +137,8 @@ def ps(
     """List endpoints with their addresses and published ports.
 
     An endpoint is the attachment of one container, or one namespace, to one network. In a network of a cluster, the
-    list includes the endpoints of all hosts; it shows published ports only for this host.
+    list includes the endpoints of all hosts; it shows published ports only for this host. "(added)" marks those that
+    'publish' added.
     """
     query = {"network": network} if network else {}
     answer = _client(run_dir).get("endpoints", **query)
@@ -155,7 +161,7 @@ def ps(
                     row["mac"],
                     row["host"],
                     row["front_end"],
-                    row["ports"],
+                    marked(row),
                 )
                 for row in rows
             ],

@@ -21,10 +21,11 @@ from netplug.engine import Engine
 from netplug.engine.audit import audit
 from netplug.engine.conditions import Difference
 from netplug.engine.pruning import DockerKnows
+from netplug.engine.records import EndpointRecord
 from netplug.errors import NetplugError, Reportable
 from netplug.errors.validation import wrong
 from netplug.frontends.http import Failure, guard
-from netplug.frontends.rest import ipam_wire, prune_wire, wire
+from netplug.frontends.rest import ipam_wire, ports_wire, prune_wire, wire
 from netplug.frontends.rest.names import Names, NamesApi
 from netplug.ipam.pool import GLOBAL, Pool
 from netplug.names import dns_records
@@ -180,6 +181,33 @@ class _Api:
     async def detach(self, body: wire.DetachIn) -> None:
         await self._engine.endpoints.detach(body.network, body.netns, body.ifname)
 
+    async def publish(self, body: ports_wire.PortsIn) -> ports_wire.PortsOut:
+        self._refuse_elsewhere(body.endpoint)
+        record, present = await self._engine.added_ports.add(body.endpoint, body.to_specs())
+        return ports_wire.PortsOut.of(record, self._network_of(record), present)
+
+    async def unpublish(self, body: ports_wire.PortsIn) -> ports_wire.PortsOut:
+        self._refuse_elsewhere(body.endpoint)
+        record = await self._engine.added_ports.remove(body.endpoint, body.to_specs())
+        return ports_wire.PortsOut.of(record, self._network_of(record))
+
+    def _network_of(self, record: EndpointRecord) -> str:
+        return self._engine.registry.network(record.endpoint.network).network.name
+
+    def _refuse_elsewhere(self, ref: str) -> None:
+        """Refuse an endpoint that only another host has."""
+        try:
+            self._engine.registry.endpoints_called(ref)
+        except NetplugError as exc:
+            if exc.kind != "not_found" or self._cluster is None:
+                raise
+            network, _, name = ref.rpartition("/")
+            for one in self._endpoints(self._engine.registry.network(network).network.id if network else None)[0]:
+                if one.host != self._host and (one.name == name or f"{one.id} {one.container}".startswith(name)):
+                    words = f"endpoint {ref[:80]!r} is on host {one.host!r}"
+                    raise NetplugError("invalid", words, hint="run the command there") from None
+            raise
+
     async def ipam(self) -> ipam_wire.Pools:
         registry, allocator = self._engine.registry, self._engine.allocator
         names = {record.network.id: record.network.name for record in registry.networks()}
@@ -232,6 +260,8 @@ def _router(api: _Api, names: NamesApi) -> APIRouter:
         ("GET", "/endpoints", api.endpoints, 200),
         ("POST", "/attach", api.attach, 201),
         ("POST", "/detach", api.detach, 204),
+        ("POST", "/publish", api.publish, 200),
+        ("POST", "/unpublish", api.unpublish, 200),
         ("GET", "/ipam", api.ipam, 200),
         ("GET", "/ipam/audit", api.audit, 200),
         ("GET", "/hosts", api.hosts, 200),
@@ -301,6 +331,8 @@ _BODIES: Mapping[str, type[BaseModel]] = {
     "prune": prune_wire.PruneIn,
     "attach": wire.AttachIn,
     "detach": wire.DetachIn,
+    "publish": ports_wire.PortsIn,
+    "unpublish": ports_wire.PortsIn,
     "subnets": wire.SubnetIn,
     "ports": wire.PortIn,
 }

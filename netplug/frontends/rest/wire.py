@@ -16,7 +16,7 @@ from netplug.drivers.api import Network, PortMapping, Scope
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Proto
 from netplug.engine.conditions import Difference
-from netplug.engine.exposure import published
+from netplug.engine.exposure import added, published
 from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.frontends.rest.fields import MOST, Cidr, HostPort, Ifname, Ip, Labels, Mac, Name, Netns, Port, Ref
 from netplug.names.dns_records import Resolving
@@ -163,7 +163,8 @@ def _time(seconds: float) -> str:
 class EndpointOut(BaseModel):
     """`interface`: its name in the sandbox, if we gave it. `ports`: such as ``0.0.0.0:8080->80/tcp``.
 
-    `sandbox`, `interface` and `ports` of an endpoint on another host are empty.
+    `added_ports`: those of `ports` that ``netplug publish`` added. `sandbox`, `interface` and ports of an endpoint on
+    another host are empty.
     """
 
     id: str
@@ -179,6 +180,7 @@ class EndpointOut(BaseModel):
     sandbox: str
     interface: str
     ports: list[str]
+    added_ports: list[str]
 
     @classmethod
     def of(cls, record: EndpointRecord, network: str, host: str, ports: list[str]) -> Self:
@@ -197,6 +199,7 @@ class EndpointOut(BaseModel):
             sandbox=record.sandbox,
             interface=record.ifname,
             ports=ports,
+            added_ports=added(record),
         )
 
     @classmethod
@@ -219,6 +222,7 @@ class EndpointOut(BaseModel):
             sandbox="",
             interface="",
             ports=[],
+            added_ports=[],
         )
 
 

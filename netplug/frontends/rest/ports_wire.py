@@ -1,0 +1,54 @@
+"""The bodies of the REST API about ports of living endpoints. Their field names are a contract."""
+
+from collections.abc import Iterable
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from netplug.drivers.api import PortMapping
+from netplug.engine.exposure import added, published
+from netplug.engine.records import EndpointRecord
+from netplug.frontends.rest.fields import Ref
+from netplug.frontends.rest.wire import PortIn
+
+
+class PortsIn(BaseModel):
+    """`endpoint`: id, beginning of an id, container, or ``network/container``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: Ref
+    ports: Annotated[tuple[PortIn, ...], Field(min_length=1, max_length=65535)]
+
+    def to_specs(self) -> list[PortMapping]:
+        return [port.to_spec() for port in self.ports]
+
+
+class PortsOut(BaseModel):
+    """What an endpoint publishes now. `ports`: such as ``0.0.0.0:8080->80/tcp``; `added_ports`: those of ``publish``.
+
+    `note`: what was so before.
+    """
+
+    endpoint: str
+    network: str
+    name: str
+    container: str
+    front_end: str
+    ports: list[str]
+    added_ports: list[str]
+    note: str = ""
+
+    @classmethod
+    def of(cls, record: EndpointRecord, network: str, present: Iterable[PortMapping] = ()) -> Self:
+        same = ", ".join(dict.fromkeys(map(str, present)))
+        return cls(
+            endpoint=record.endpoint.id,
+            network=network,
+            name=record.name,
+            container=record.container,
+            front_end=record.front_end,
+            ports=[text for _, text in published(record)],
+            added_ports=added(record),
+            note=f"published already: {same}" if same else "",
+        )
