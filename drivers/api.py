@@ -114,7 +114,7 @@ class Attachment:
     """What a sandbox needs to know of its endpoint.
 
     `link`: present name of the sandbox side, None for no interface at all. `prefix`: the runtime names it so, with an
-    index. `isolated`: there is no way out, nor shall the runtime add one of its own.
+    index. `isolated`: there is no way out, nor shall the runtime add one of its own. `metric`: of the default route.
     """
 
     link: str | None = None
@@ -124,6 +124,7 @@ class Attachment:
     gateways: tuple[IPAddress, ...] = ()
     routes: tuple[StaticRoute, ...] = ()
     isolated: bool = False
+    metric: int = field(default=0, metadata=OMIT_DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)

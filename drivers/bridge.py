@@ -31,6 +31,7 @@ OPTIONS = (
     shared.HOST_BINDING_IPV4,
     shared.IFNAME,
     shared.GW_PRIORITY,
+    shared.METRIC,
     shared.RATE,
     shared.BURST,
 )

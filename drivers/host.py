@@ -34,6 +34,7 @@ class HostDriver:
         shared.MASQUERADE,
         shared.IFNAME,
         shared.GW_PRIORITY,
+        shared.METRIC,
         shared.RATE,
         shared.BURST,
     )

@@ -34,6 +34,7 @@ class MacvlanDriver:
         shared.MACVLAN_MODE,
         shared.HOST_ACCESS,
         shared.GW_PRIORITY,
+        shared.METRIC,
     )
     default = False
     gateway = False

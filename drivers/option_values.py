@@ -73,6 +73,15 @@ def priority(text: str) -> int:
     return int(text)
 
 
+HIGHEST_METRIC = 2**32 - 1
+
+
+def metric(text: str) -> int:
+    if not fullmatch(r"\d{1,10}", text, ASCII) or int(text) > HIGHEST_METRIC:
+        raise ValueError(f"must be a number from 0 to {HIGHEST_METRIC}")
+    return int(text)
+
+
 def macvlan_mode(text: str) -> str:
     if text not in MACVLAN_MODES:
         raise ValueError(f"must be one of {', '.join(MACVLAN_MODES)}")

@@ -73,6 +73,7 @@ class NetworkOptions:
     `dns`: netplug answers for the network's names; `ttl`: TTL of the records in seconds. `dns_upstream`: resolvers for
     external names, each ``[DOMAIN=]ADDRESS[#PORT]``; empty for those of the host. `own`: those that only this mode's
     driver knows. `gw_priority`: the network with the highest one provides the default route of a sandbox.
+    `metric`: of that route, 0 for the kernel's.
     """
 
     mode: str = "bridge"
@@ -99,6 +100,7 @@ class NetworkOptions:
     ttl: int = 5
     own: OwnOptions = field(default=OwnOptions(), metadata=OMIT_DEFAULT)
     gw_priority: int = field(default=0, metadata=OMIT_DEFAULT)
+    metric: int = field(default=0, metadata=OMIT_DEFAULT)
 
     def value(self, key: str) -> object:
         """Return the value of an option by its key; None for one that the network does not have."""

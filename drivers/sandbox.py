@@ -31,6 +31,7 @@ def attachment(net: Network, ep: Endpoint) -> Attachment:
         mtu=net.options.mtu,
         gateways=ways,
         isolated=not ways,
+        metric=net.options.metric,
     )
 
 
@@ -52,7 +53,9 @@ def place(
     if attachment.link is None:
         return plan + Plan((Loopback(netns),))
     steps: list[Step] = [Address(ifname, address, netns) for address in ep.addresses]
-    steps += [Route(route.destination, ifname, route.gateway, netns) for route in attachment.routes]
+    for route in attachment.routes:
+        metric = 0 if route.destination.prefixlen else attachment.metric
+        steps.append(Route(route.destination, ifname, route.gateway, netns, metric=metric))
     ways = default_routes(attachment, netns, ifname)
     if tunable:
         steps = [replace(step, tunable=True) if isinstance(step, Route) else step for step in steps]
@@ -120,4 +123,5 @@ def _at_any_mac(plan: Plan) -> Plan:
 
 def default_routes(attachment: Attachment, netns: str, ifname: str) -> Plan:
     """Return the default routes of an attachment."""
-    return Plan(tuple(Route(_DEFAULT[it.version], ifname, it, netns) for it in attachment.gateways))
+    metric = attachment.metric
+    return Plan(tuple(Route(_DEFAULT[it.version], ifname, it, netns, metric=metric) for it in attachment.gateways))

@@ -121,6 +121,13 @@ GW_PRIORITY = Option(
     endpoint=True,
     fixed="",
 )
+METRIC = Option(
+    "metric",
+    option_values.metric,
+    "the kernel's",
+    "metric of the default route, as with netavark; not with Docker, which makes the routes itself",
+    fixed="",
+)
 RATE = Option(
     "rate",
     option_values.rates,
@@ -208,6 +215,7 @@ SHARED = (
     MACVLAN_MODE,
     HOST_ACCESS,
     GW_PRIORITY,
+    METRIC,
     RATE,
     BURST,
     VNI,

@@ -136,7 +136,7 @@ class Address:
 class Route:
     """A route by `link` in the main table. Without a gateway, the destination is on-link.
 
-    `tunable`: another plugin may move it to another table, as the CNI plugins sbr and vrf do.
+    `tunable`: another plugin may move it to another table, as the CNI plugins sbr and vrf do. `metric` 0: the kernel's.
     """
 
     destination: IPNetwork
@@ -145,6 +145,7 @@ class Route:
     netns: str | None = None
     netns_id: str = ""
     tunable: bool = field(default=False, metadata=OMIT_DEFAULT)
+    metric: int = field(default=0, metadata=OMIT_DEFAULT)
 
     @property
     def key(self) -> str:

@@ -15,7 +15,7 @@ from engine_host import Host
 from structlog.testing import capture_logs
 
 from netplug.drivers import port_ranges
-from netplug.drivers.steps import HostPort, Proto, Veth
+from netplug.drivers.steps import HostPort, Proto, Route, Veth
 from netplug.frontends.cni.service import CniService
 from netplug.frontends.cni.wire import Call
 from netplug.kernel.host import runtimes
@@ -62,6 +62,37 @@ class Plugin:
         call = Call("pynet", {"NETAVARK_COMMAND": "create"}, json.dumps(wanted).encode())
         answer: dict[str, Any] = json.loads((await CniService(self.host.engine).answer(call)).stdout)
         return answer
+
+    async def teardown(self, network: str, ifname: str) -> None:
+        wanted = {
+            "container_id": ID,
+            "network": {"name": network, "id": "b" * 64, "driver": "pynet"},
+            "network_options": {"interface_name": ifname},
+        }
+        call = Call("pynet", {"NETAVARK_COMMAND": "teardown"}, json.dumps(wanted).encode())
+        assert (await CniService(self.host.engine).answer(call)).code == 0
+
+    async def enter(
+        self, network: str, ifname: str, options: dict[str, str] | None = None, own: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Ask as netavark does for one of a container's networks."""
+        subnets = [{"subnet": SUBNETS[network]}]
+        wanted = {
+            "container_id": ID,
+            "container_name": "web",
+            "network": {"name": network, "id": "b" * 64, "driver": "pynet", "subnets": subnets, "options": options},
+            "network_options": {"interface_name": ifname, "options": own},
+        }
+        env = {"NETAVARK_COMMAND": "setup", "NETAVARK_NETNS": NETNS}
+        reply = await CniService(self.host.engine).answer(Call("pynet", env, json.dumps(wanted).encode()))
+        answer: dict[str, Any] = json.loads(reply.stdout)
+        return answer
+
+    def ways(self) -> list[str]:
+        """Return the default routes in the sandbox."""
+        routes = (step for step in self.host.kernel._world.state.values() if isinstance(step, Route))
+        found = (step for step in routes if step.netns and not step.destination.prefixlen)
+        return [f"{step.link} metric {step.metric}" for step in found]
 
     async def setup(
         self, container: str = ID, netns: str = NETNS, dns: Sequence[str] = (), **port: Any
@@ -280,6 +311,61 @@ async def test_ports_do_not_move_to_a_sandbox_that_is_gone(plugin: Plugin) -> No
     await plugin.call("DEL", "blue", netns="")
     assert plugin.published() == {"red": []}
     await plugin.call("DEL", "red", netns="")
+
+
+# Default routes, by netavark
+
+
+@pytest.mark.parametrize(
+    ("blue", "red", "expected"),
+    [
+        ({}, {}, "eth0 metric 0"),
+        ({"metric": "200"}, {}, "eth1 metric 0"),
+        ({}, {"metric": "50"}, "eth1 metric 50"),
+        ({}, {"metric": "200"}, "eth0 metric 0"),
+        ({"metric": "50"}, {"metric": "60"}, "eth0 metric 50"),
+        ({"metric": "50"}, {"metric": "60", "gw_priority": "1"}, "eth1 metric 60"),
+        ({"no_default_route": "true"}, {}, "eth1 metric 0"),
+        ({"no_default_route": "1", "isolate": "strict"}, {"no_default_route": "true"}, ""),
+    ],
+)
+async def test_metric_ranks_networks_as_podman_users_mean_it(
+    plugin: Plugin, blue: dict[str, str], red: dict[str, str], expected: str
+) -> None:
+    assert "interfaces" in await plugin.enter("blue", "eth0", blue)
+    assert "interfaces" in await plugin.enter("red", "eth1", red)
+    assert plugin.ways() == ([expected] if expected else [])
+    await plugin.host.check()
+    for network, ifname in (("blue", "eth0"), ("red", "eth1")) if "eth0" in expected else ():
+        assert plugin.ways()
+        await plugin.teardown(network, ifname)
+    for network, ifname in (("red", "eth1"), ("blue", "eth0")):
+        await plugin.teardown(network, ifname)
+    assert plugin.ways() == []
+
+
+async def test_container_has_options_of_its_own(plugin: Plugin) -> None:
+    await plugin.enter("blue", "eth0")
+    assert "interfaces" in await plugin.enter("red", "eth1", own={"gw_priority": "1"})
+    assert plugin.ways() == ["eth1 metric 0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"metric": "-1"}, "option metric='-1': must be a number from 0 to 4294967295"),
+        ({"metric": "4294967296"}, "option metric='4294967296': must be a number from 0 to 4294967295"),
+        ({"no_default_route": "perhaps"}, "option no_default_route='perhaps': must be true or false"),
+        ({"no_default_route": "true", "metric": "5"}, "option 'metric' is about a default route, and no_default_route"),
+        ({"isolate": "false"}, "option isolate='false': networks of netplug never reach each other (leave it out)"),
+        ({"vrf": "red"}, "unknown option 'vrf'"),
+    ],
+)
+async def test_options_of_netavark_that_cannot_be_had_are_refused(
+    plugin: Plugin, options: dict[str, str], words: str
+) -> None:
+    assert words in (await plugin.enter("blue", "eth0", options))["error"]
+    assert plugin.host.networks() == []
 
 
 # Networks that podman tells of when they are made, and not when they are removed

@@ -86,6 +86,7 @@ REFUSED = [
     (CREATE, network(data={"Pool": "10.1.0.0/16", "Gateway": "10.1.9.1/16"}), "subnet 10.1.0.0/16 overlaps"),
     (CREATE, network(o={"mode": "warp"}), "option mode='warp': must be one of"),
     (CREATE, network(o={"x" * 10_000: ""}), "unknown option 'xxx"),
+    (CREATE, network(o={"metric": "50"}), "option metric=50: Docker makes the routes of its containers itself"),
     (CREATE, network(o={"name": "n" * 10_000}), "must be 1 to 128 letters"),
     (CREATE, network(o={"mtu": "lots"}), "option mtu='lots': must be a number of bytes"),
     (CREATE, network(NET), "exists already"),

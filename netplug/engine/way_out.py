@@ -1,8 +1,8 @@
 """The default route of a sandbox: which of its networks provides it, for each IP version.
 
-The network with the highest `gw_priority` does. Of several with the same one, that which provides it keeps it; if none
-does, the first by interface name follows. So it does not matter in which order networks came, went or were changed:
-`converge` computes it from the records at any time. Sandboxes of Docker are left to Docker.
+The network with the highest `gw_priority` does; of several with the same one, that with the lowest `metric`, then the
+one that provides it already, then the first by interface name. So it does not matter in which order networks came, went
+or were changed: `converge` computes it from the records at any time. Sandboxes of Docker are left to Docker.
 """
 
 from collections.abc import Collection, Iterator
@@ -25,6 +25,8 @@ from netplug.tasks.locks import Locks
 log = structlog.get_logger(__name__)
 
 _VERSIONS = (4, 6)
+_USUAL_METRIC = 100
+"""What a network without a metric counts as, as with netavark."""
 
 
 class WayOut:
@@ -93,7 +95,7 @@ class WayOut:
             able = [one for one in able if ranked or one.front_end is not FrontEnd.CNI or version in provided(one)]
             if not able:
                 continue
-            winner = max(able, key=lambda one: (self.priority(one), version in provided(one)))
+            winner = max(able, key=lambda one: (self.priority(one), -_metric(one), version in provided(one)))
             if (winner.key, version) in self._refused:
                 continue
             if version not in provided(winner) or any(version in provided(one) for one in here if one is not winner):
@@ -165,6 +167,10 @@ def _offered(record: EndpointRecord) -> set[int]:
         return set()
     listed = {route.destination.version for route in seen.routes if not route.destination.prefixlen}
     return listed | {gateway.version for gateway in seen.gateways}
+
+
+def _metric(record: EndpointRecord) -> int:
+    return record.attachment.metric or _USUAL_METRIC
 
 
 def _lacks(record: EndpointRecord) -> bool:

@@ -5,7 +5,7 @@ So, as with CNI, the first call that names a network makes it. netavark leaves a
 """
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from ipaddress import ip_network
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from netplug.drivers import shared
+from netplug.drivers import option_values, shared
 from netplug.drivers.api import PortMapping, StaticRoute
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Proto
@@ -30,6 +30,9 @@ from netplug.store.api import StoreError
 
 log = structlog.get_logger(__name__)
 
+_ISOLATED = {"true", "1", "strict"}
+"""What netavark's option ``isolate`` may be: networks of netplug never reach each other."""
+_NO_DEFAULT_ROUTE = "no_default_route"
 _EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
@@ -79,8 +82,30 @@ class NetworkIn(_In):
     subnets: tuple[SubnetIn, ...] | None = None
     routes: tuple[RouteIn, ...] | None = None
 
-    def to_spec(self, drivers: Drivers) -> NetworkSpec:
+    @property
+    def default_route(self) -> bool:
+        """Whether containers get one."""
+        text = (self.options or {}).get(_NO_DEFAULT_ROUTE, "false")
+        try:
+            return not option_values.boolean(text)
+        except ValueError as exc:
+            raise NetplugError("invalid", f"option {_NO_DEFAULT_ROUTE}={text[:80]!r}: {exc}") from None
+
+    def _own_options(self) -> dict[str, str]:
+        """Return the options less those that are netavark's own."""
         options = dict(self.options or {})
+        options.pop(_NO_DEFAULT_ROUTE, None)
+        isolated = options.pop("isolate", "true")
+        if isolated.lower() not in _ISOLATED:
+            words = f"option isolate={isolated[:80]!r}: networks of netplug never reach each other"
+            raise NetplugError("invalid", words, hint="leave it out")
+        if not self.default_route and (given := options.keys() & {shared.GW_PRIORITY.key, shared.METRIC.key}):
+            words = f"option {min(given)!r} is about a default route, and {_NO_DEFAULT_ROUTE} is true"
+            raise NetplugError("invalid", words, hint="leave out one of them")
+        return options
+
+    def to_spec(self, drivers: Drivers) -> NetworkSpec:
+        options = self._own_options()
         mode = options.get("mode", drivers.default())
         driver = drivers.named(mode)
         if self.network_interface:
@@ -206,9 +231,6 @@ class NetavarkService:
 
     async def _setup(self, wanted: ExecIn, netns: str, caller: Caller) -> dict[str, Any]:
         own = wanted.network_options
-        if own.options:
-            key = min(own.options)
-            raise NetplugError("invalid", f"option {key!r} of a container: none is known")
         async with self._joined(wanted.network.to_spec(self._engine.drivers)) as record:
             spec = AttachSpec(
                 record.network.id,
@@ -222,7 +244,8 @@ class NetavarkService:
                 id=wanted.endpoint_id,
                 container=wanted.container_id,
                 front_end=FrontEnd.NETAVARK,
-                routes=_routes(record, wanted.network.routes or ()),
+                routes=_routes(record, wanted.network),
+                options=own.options or {},
                 caller=caller,
             )
             built = await self._engine.endpoints.attach(spec)
@@ -241,13 +264,14 @@ class NetavarkService:
             await self._engine.endpoints.delete(record.network.id, wanted.endpoint_id)
 
 
-def _routes(record: NetworkRecord, wanted: Sequence[RouteIn]) -> tuple[StaticRoute, ...] | None:
-    """Return the wanted routes, and the network's default routes; None if no routes are wanted."""
-    if not wanted:
+def _routes(record: NetworkRecord, wanted: NetworkIn) -> tuple[StaticRoute, ...] | None:
+    """Return the wanted routes, and the network's default routes; None if these are all that is wanted."""
+    if not wanted.routes and wanted.default_route:
         return None
-    ways = () if record.network.internal else tuple(s.gateway for s in record.network.subnets if s.gateway)
+    none = record.network.internal or not wanted.default_route
+    ways = () if none else tuple(s.gateway for s in record.network.subnets if s.gateway)
     own = tuple(StaticRoute(_EVERYTHING[way.version], way.ip) for way in ways)
-    return (*own, *(StaticRoute(route.destination, route.gateway) for route in wanted))
+    return (*own, *(StaticRoute(route.destination, route.gateway) for route in wanted.routes or ()))
 
 
 def _status(record: NetworkRecord, built: EndpointRecord, names: dns_records.Resolving) -> dict[str, Any]:

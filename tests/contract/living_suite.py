@@ -67,6 +67,29 @@ class LivingSuite:
             assert await whats(kernel, next_) == []
 
     @pytest.mark.parametrize("tunable", [False, True])
+    @pytest.mark.parametrize("version", [4, 6])
+    async def test_default_route_takes_a_new_metric(
+        self, kernel: HostKernel, around: Surroundings, version: int, *, tunable: bool
+    ) -> None:
+        netns = around.sandbox()
+        everything, subnet = ("0.0.0.0/0", "10.9.0.0/24") if version == 4 else ("::/0", "fd00:9::/64")
+        gateway, address = (
+            ip_network(subnet)[1],
+            ip_interface(f"{ip_network(subnet)[2]}/{ip_network(subnet).prefixlen}"),
+        )
+        link = replace(VETH, peer="eth0", netns=netns)
+        route = Route(ip_network(everything), "eth0", gateway, netns, tunable=tunable)
+        await kernel.ensure((BRIDGE, link, Address("eth0", address, netns), route))
+        for metric in (100, 50, 0):
+            wanted = replace(route, metric=metric)
+            assert len(await whats(kernel, wanted)) == 1
+            assert await kernel.ensure((wanted,)) == [ADJUSTED]
+            assert await kernel.ensure((wanted,)) == [EQUAL]
+            assert await whats(kernel, wanted) == []
+        await kernel.remove((route,))
+        assert len(await whats(kernel, *(replace(route, metric=it) for it in (0, 50, 100)))) == 3
+
+    @pytest.mark.parametrize("tunable", [False, True])
     @pytest.mark.parametrize("mtu", [1300, 9000])
     async def test_sandbox_side_takes_a_new_mtu(
         self, kernel: HostKernel, around: Surroundings, mtu: int, *, tunable: bool

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from fastapi import FastAPI, Response
 
+from netplug.drivers.options import NetworkOptions
 from netplug.engine import Engine
 from netplug.engine.pools import ContainerOf, container_unknown
 from netplug.engine.records import FrontEnd, NetworkRecord
@@ -118,10 +119,13 @@ class NetworkDriver:
     async def skip_gateways(self, request: wire.GwAllocCheck) -> wire.GatewaysSkipped:
         """Refuse bad options here, before Docker asks IPAM for anything."""
         drivers = self._engine.drivers
-        skip = not drivers.named(drivers.parse(request.raw()).mode).gateway
+        options = drivers.parse(request.raw())
+        _refuse_metric(options)
+        skip = not drivers.named(options.mode).gateway
         return wire.GatewaysSkipped(SkipIPv4=skip, SkipIPv6=skip)
 
     async def create_network(self, request: wire.CreateNetwork) -> wire.Empty:
+        _refuse_metric(self._engine.drivers.parse(request.raw()))
         await self._engine.networks.create(request.to_spec())
         return wire.Empty()
 
@@ -182,6 +186,12 @@ class NetworkDriver:
             return record
         self._engine.quarantine.refuse(ident)
         raise NetplugError("not_found", f"there is no network {ident!r}")
+
+
+def _refuse_metric(options: NetworkOptions) -> None:
+    if options.metric:
+        words = f"option metric={options.metric}: Docker makes the routes of its containers itself, without a metric"
+        raise NetplugError("invalid", words, hint="leave it out")
 
 
 @contextmanager

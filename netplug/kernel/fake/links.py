@@ -88,7 +88,9 @@ def ensure_route(world: World, step: Route) -> Outcome:
                 return Outcome.USED
             raise StepError("exists", step, f"route {step.destination} exists with another next hop")
     for other in list(world.state.values()):
-        same = isinstance(other, Route) and (other.destination, other.netns) == (step.destination, step.netns)
+        if not isinstance(other, Route):
+            continue
+        same = (other.destination, other.netns, other.metric) == (step.destination, step.netns, step.metric)
         if same and other.key != step.key:
             del world.state[other.key]
             return Outcome.ADJUSTED

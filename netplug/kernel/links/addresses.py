@@ -5,6 +5,7 @@ the link, and kernels before 5.18 do not store a protocol with addresses.
 """
 
 import errno
+from dataclasses import replace
 from ipaddress import IPv6Interface
 
 from netplug.drivers.steps import Address, Route
@@ -84,13 +85,12 @@ def ensure_route(nl: Netlink, step: Route, *, new_link: bool = False) -> Outcome
     index = _index(nl, step)
     if step.tunable and not new_link and not _route_drift(step, index, rtnl.routes(nl, table=0)):
         return Outcome.EQUAL
-    return _make_route(nl, step, index)
+    return _make_route(nl, step, index, new_link=new_link)
 
 
-def _make_route(nl: Netlink, step: Route, index: int) -> Outcome:
-    message = _route(step, index)
+def _make_route(nl: Netlink, step: Route, index: int, *, new_link: bool) -> Outcome:
     try:
-        nl.request(RTM_NEWROUTE, message, NEW)
+        nl.request(RTM_NEWROUTE, _route(step, index), NEW)
     except NetlinkError as error:
         if error.errno == errno.ENETUNREACH or (error.errno == errno.EINVAL and step.gateway):
             raise StepError(
@@ -101,8 +101,14 @@ def _make_route(nl: Netlink, step: Route, index: int) -> Outcome:
         if error.errno != errno.EEXIST:
             raise
     else:
-        return Outcome.CREATED
-    found = find_route(step, rtnl.routes(nl))
+        if new_link or step.destination.prefixlen or not _drop_other_metric(nl, step, index):
+            return Outcome.CREATED
+        return Outcome.ADJUSTED
+    return _existing_route(nl, step, index)
+
+
+def _existing_route(nl: Netlink, step: Route, index: int) -> Outcome:
+    message, found = _route(step, index), find_route(step, rtnl.routes(nl))
     if found is None:
         # We list unicast routes only, so it is of another type; or it was deleted in between.
         raise StepError("exists", step, f"route {step.destination} exists and is not ours")
@@ -114,9 +120,28 @@ def _make_route(nl: Netlink, step: Route, index: int) -> Outcome:
         # Without a gap: packets go the one way or the other.
         nl.request(RTM_NEWROUTE, message, NLM_F_CREATE | NLM_F_REPLACE)
     else:
-        _tolerant(nl, RTM_DELROUTE, _route(Route(step.destination, step.link, found.gateway), found.index))
+        former = Route(step.destination, step.link, found.gateway, metric=found.metric)
+        _tolerant(nl, RTM_DELROUTE, _route(former, found.index))
         nl.request(RTM_NEWROUTE, message, NEW)
     return Outcome.ADJUSTED
+
+
+def _drop_other_metric(nl: Netlink, step: Route, index: int) -> bool:
+    """Delete our routes to the same destination by this link that have another metric; return whether there was any."""
+    others = [
+        found
+        for found in rtnl.routes(nl)
+        if (found.destination, found.index, found.protocol) == (step.destination, index, PROTOCOL)
+        and found.metric != _metric(step)
+    ]
+    for found in others:
+        _tolerant(nl, RTM_DELROUTE, _route(replace(step, gateway=found.gateway, metric=found.metric), index))
+    return bool(others)
+
+
+def _metric(step: Route) -> int:
+    """Return the metric that the kernel shows."""
+    return step.metric or (1024 if step.destination.version == 6 else 0)
 
 
 def remove_route(nl: Netlink, step: Route) -> None:
@@ -132,12 +157,10 @@ def find_route(step: Route, routes: list[LinkRoute], index: int | None = None) -
 
     `index`: consider only routes of this link.
     """
-    metric = 1024 if step.destination.version == 6 else 0
-    for found in routes:
-        fits = found.metric in {0, metric} or found.protocol == PROTOCOL
-        if fits and found.destination == step.destination and index in {None, found.index}:
-            return found
-    return None
+    metrics = {step.metric, _metric(step)}
+    here = [found for found in routes if found.destination == step.destination and index in {None, found.index}]
+    same = (found for found in here if found.metric in metrics)
+    return next(same, None) or next((found for found in here if found.protocol == PROTOCOL), None)
 
 
 def address_drift(step: Address, link: Link | None, addresses: list[LinkAddress]) -> str:
@@ -154,7 +177,9 @@ def _route_drift(step: Route, index: int, routes: list[LinkRoute]) -> str:
     found = find_route(step, routes, index)
     if found is None:
         return MISSING
-    return "" if found.gateway == step.gateway else f"gateway is {found.gateway}, not {step.gateway}"
+    if found.gateway != step.gateway:
+        return f"gateway is {found.gateway}, not {step.gateway}"
+    return "" if found.metric in {step.metric, _metric(step)} else f"metric is {found.metric}, not {_metric(step)}"
 
 
 def _existing_address(nl: Netlink, step: Address) -> Outcome:
@@ -207,6 +232,7 @@ def _route(step: Route, index: int) -> bytes:
         + (attr(rtnl.RTA_DST, step.destination.network_address.packed) if length else b"")
         + (attr(rtnl.RTA_GATEWAY, step.gateway.packed) if step.gateway else b"")
         + u32(rtnl.RTA_OIF, index)
+        + (u32(rtnl.RTA_PRIORITY, step.metric) if step.metric else b"")
     )
 
 
