@@ -18,12 +18,13 @@ from netplug.drivers.steps import Step
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.kernel.api import Outcome
 from netplug.kernel.executor import Executor
-from netplug.store.api import Delete, Put, Store
+from netplug.store.api import Delete, Put, Store, StoreError
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
 PREFIX = "journal/"
+_NOTHING = Plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +53,31 @@ class Journal:
         # remove these.
         self._mending = asyncio.Lock()
 
-    async def begin(self, intent: Intent, ops: Sequence[Put | Delete] = ()) -> str:
+    async def begin(self, intent: Intent, ops: Sequence[Put | Delete] = (), wanted: Plan = _NOTHING) -> str:
         """Write an intent, together with `ops`, and return its key.
 
-        If an earlier failure left the same objects, their revert is tried again first. From now on they are of this
-        intent.
+        If an earlier failure left the same objects, or some of those `wanted`, their revert is tried again first. From
+        now on nobody else reverts them.
         """
         key = PREFIX + secrets.token_hex(8)
         self._open[key] = intent
         try:
-            await self._begin(key, intent, ops)
+            await self._begin(key, intent, ops, intent.plan + wanted)
         except BaseException:
             del self._open[key]
             raise
         return key
 
-    async def _begin(self, key: str, intent: Intent, ops: Sequence[Put | Delete]) -> None:
-        keys = frozenset(port_ranges.keys(intent.plan))
+    async def _begin(self, key: str, intent: Intent, ops: Sequence[Put | Delete], plan: Plan) -> None:
+        """Write an intent. `plan`: the objects that left intents no longer have."""
+        keys = frozenset(port_ranges.keys(plan)) if self._left or not self._read else frozenset()
         if self._read and not self._touched(keys):
             await self._store.txn((), (_put(key, intent), *ops))
             return
         async with self._mending:
             await self._read_once()
             touched = self._touched(keys)
-            # What cannot be reverted now either stays left, except for the objects of this intent.
+            # What cannot be reverted now either stays left, except for these objects.
             kept = {
                 old: replace(left, plan=_without(left.plan, keys), drop=())
                 for old, left in touched.items()
@@ -149,7 +151,7 @@ class Journal:
         `ops` and the intent are one transaction: after a crash, recovery follows the new records, from which the kernel
         then differs. `written`: called after it.
         """
-        key = await self.begin(gone, ops)
+        key = await self.begin(gone, ops, new)
         written()
         failed: list[Exception] = []
         try:
@@ -175,11 +177,11 @@ class Journal:
         await self._end(following, gone)
 
     async def _end(self, key: str, gone: Intent) -> None:
-        """Revert an intent's plan and clear it; what could not be reverted stays, and `recover` retries it."""
-        if await self._revert(gone):
-            await self.commit(key)
-        else:
-            await self._leave(key, gone)
+        """Revert and clear an intent. What could not be reverted or cleared stays, and `recover` retries it."""
+        try:
+            await (self.commit(key) if await self._revert(gone) else self._leave(key, gone))
+        except StoreError as error:  # what was asked for is done
+            log.warning("intent.kept", what=gone.what, error=str(error))
 
     async def _leave(self, key: str, left: Intent, ops: Sequence[Delete] = (), *, durable: bool = False) -> None:
         """Do `ops`, and leave the rest of an intent to `recover`."""
