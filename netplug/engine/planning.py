@@ -4,9 +4,8 @@ Nothing but the record, the driver and the facts of the host decides over a plan
 and compared with the one that was applied.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
-from typing import cast
 
 from netplug.drivers import shared_ports
 from netplug.drivers.api import Attachment, Driver, HostFacts, Network, StaticRoute
@@ -15,23 +14,9 @@ from netplug.drivers.registry import Drivers
 from netplug.drivers.sandbox import moved, place
 from netplug.drivers.steps import Hairpin, Veth
 from netplug.engine.base_plan import BasePlan
+from netplug.engine.read_facts import ReadFacts
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.registry import Record, Registry
-
-
-class _Read:
-    """The facts of a host, as a driver sees them; notes which of them it reads, with their values."""
-
-    def __init__(self, host: HostFacts) -> None:
-        self._host = host
-        self.values: dict[str, object] = {}
-
-    def __getattr__(self, name: str) -> object:
-        found = getattr(type(self._host), name)
-        if callable(found):
-            return found.__get__(self)
-        value = self.values[name] = getattr(self._host, name)
-        return value
 
 
 class Planner:
@@ -44,7 +29,7 @@ class Planner:
     def __init__(self, registry: Registry, base_plan: BasePlan, drivers: Drivers) -> None:
         self._base_plan = base_plan
         self._drivers = drivers
-        self._inputs: dict[str, tuple[Network, dict[str, object]]] = {}
+        self._inputs: dict[str, tuple[Network, ReadFacts]] = {}
         registry.watchers.append(self._changed)
 
     def network(self, net: Network) -> Plan:
@@ -96,13 +81,14 @@ class Planner:
 
     def follows(self, record: NetworkRecord) -> bool:
         """Whether the plans of a network and its endpoints, as last computed, are still those that follow."""
-        net, facts = self._inputs.get(record.network.id, (None, {}))
-        return net is record.network and _unchanged(facts, self._base_plan.host)
+        net, facts = self._inputs.get(record.network.id, (None, None))
+        return facts is not None and net is record.network and facts.are_of(self._base_plan.host)
 
     def begin(self, net: Network) -> HostFacts:
         """Begin to compute the plans of a network and all of its endpoints. Return the facts of the host for them."""
-        self._inputs[net.id] = (net, {})
-        return self._facts(net)
+        facts = ReadFacts.of(self._base_plan.host)
+        self._inputs[net.id] = (net, facts)
+        return facts
 
     def settle(self, net: Network) -> None:
         """Note that the plans that were computed since `begin` are those of this network."""
@@ -116,23 +102,19 @@ class Planner:
     def _facts(self, net: Network) -> HostFacts:
         """Return the facts of the host, which note what is read of them."""
         host = self._base_plan.host
-        _, values = self._inputs.get(net.id, (net, None))
-        if values is None:
+        if net.id not in self._inputs:
             return host
-        if not _unchanged(values, host):
+        begun, facts = self._inputs[net.id]
+        if not facts.are_of(host):
             self.forget(net.id)  # others of its plans follow from former facts
             return host
-        read = _Read(host)
-        read.values = values
-        return cast("HostFacts", read)
+        facts = facts.again(host)
+        self._inputs[net.id] = (begun, facts)
+        return facts
 
     def _changed(self, before: Record | None, after: Record | None) -> None:
         if isinstance(before, NetworkRecord) and after is None:
             self.forget(before.network.id)
-
-
-def _unchanged(facts: Mapping[str, object], host: HostFacts) -> bool:
-    return all(getattr(host, name) == value for name, value in facts.items())
 
 
 def _leaving_by(seen: Attachment, ways: Collection[int]) -> Attachment:
