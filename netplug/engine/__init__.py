@@ -73,7 +73,9 @@ class Engine:
         self.networks = Networks(
             self.registry, self.base_plan, self.journal, addressing, self.endpoints, self.peers, drivers
         )
-        self.convergence = Convergence(self.registry, self.planner, self.journal, self.executor, self.peers, drivers)
+        self.convergence = Convergence(
+            self.registry, self.planner, self.journal, self.executor, self.peers, drivers, self.conditions
+        )
         self.implicit_networks = ImplicitNetworks(self.registry, self.networks, allocator, drivers)
         self.pruning = Pruning(self.registry, self.networks, self.implicit_networks, allocator)
         self.readiness = Readiness(

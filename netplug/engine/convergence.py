@@ -13,17 +13,17 @@ import structlog
 
 from netplug.drivers import port_ranges, shared
 from netplug.drivers.api import HostFacts, Scope
-from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Step
+from netplug.engine.conditions import Conditions, Difference
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.peers import Peers
 from netplug.engine.planning import Planner
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.engine.registry import Record, Registry, put
-from netplug.errors import NetplugError
+from netplug.errors import Reportable
 from netplug.kernel.api import StepError
 from netplug.kernel.executor import Executor
 from netplug.store.api import Delete, Put, StoreError
@@ -91,6 +91,7 @@ class Convergence:
         executor: Executor,
         peers: Peers,
         drivers: Drivers,
+        conditions: Conditions,
     ) -> None:
         self._registry = registry
         self._planner = planner
@@ -98,7 +99,9 @@ class Convergence:
         self._executor = executor
         self._peers = peers
         self._drivers = drivers
+        self._conditions = conditions
         self._changing: dict[str, frozenset[str]] = {}
+        self._behind: dict[str, str] = {}
 
     def changing(self) -> frozenset[str]:
         """Return the keys of the steps that are being applied now."""
@@ -108,6 +111,7 @@ class Convergence:
         """Bring all networks to what follows today. One that fails keeps no other from it."""
         for record in self._registry.networks():
             await self.network(record.network.id)
+        self._report()  # a network that failed may be gone
 
     async def network(self, ident: str) -> bool:
         """Bring a network and its endpoints to what follows today, best effort; return whether anything changed.
@@ -118,10 +122,24 @@ class Convergence:
         if record is None or self._planner.follows(record):
             return False
         try:
-            return await self._follow(ident)
-        except (DriverError, NetplugError, StoreError) as exc:
-            log.warning("network.behind", network=short(ident), name=record.network.name, error=str(exc))
-            return False
+            changed = await self._follow(ident)
+        except Exception as exc:
+            # Whatever a driver of another package raises, the other networks follow.
+            self._planner.forget(ident)
+            if not isinstance(exc, Reportable | StoreError):
+                log.exception("network.behind", network=short(ident), name=record.network.name)
+            self._behind[ident] = str(exc) or repr(exc)
+            changed = False
+        else:
+            self._behind.pop(ident, None)
+        self._report()
+        return changed
+
+    def _report(self) -> None:
+        """Report the networks that do not follow from their records, and why."""
+        known = [(self._registry.find_network(ident), why) for ident, why in self._behind.items()]
+        found = [Difference(_describe(it), "plan", f"does not follow its record: {why}") for it, why in known if it]
+        self._conditions.report("convergence", found)
 
     @uncancellable
     async def _follow(self, ident: str) -> bool:
@@ -148,8 +166,10 @@ class Convergence:
         Raises:
             DriverError: the driver refuses.
         """
-        moves = self._moves(record)
-        self._planner.forget(record.network.id)
+        try:
+            moves = self._moves(record)
+        finally:
+            self._planner.forget(record.network.id)
         return [change for move in moves for change in move.changes()]
 
     @uncancellable
@@ -187,6 +207,9 @@ class Convergence:
                 if error.kind != "not_found" or not dead:
                     raise
                 applied = [move for move in applied if move not in dead]
+            except BaseException:
+                await self._restore(applied)
+                raise
         settled = [_using(move, used) for move in moves]
         try:
             await self._journal.replace(

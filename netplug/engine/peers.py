@@ -124,7 +124,7 @@ class Peers:
             return
         try:
             await self._bring_about(self._meshed(record.network), record.network, known, known.peers)
-        except (NetplugError, ExceptionGroup) as exc:
+        except (DriverError, NetplugError, ExceptionGroup) as exc:
             log.warning("peers.behind", network=short(ident), error=str(exc))
 
     def _is_present(self, known: _Known, net: Network) -> bool:
