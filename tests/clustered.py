@@ -51,7 +51,7 @@ class Hosts:
 
     def way_is_clear(self, host: Living) -> None:
         """Let the time pass for which a host's daemon waits until Docker has made a network."""
-        host.do(lambda daemon: daemon.cluster.networks._expected_from_docker.clear())
+        host.do(lambda daemon: daemon.cluster.mirroring.expected_from_docker.clear())
         self.look_again(host)
 
     def look_again(self, host: Living) -> None:

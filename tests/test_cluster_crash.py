@@ -130,7 +130,7 @@ class Host:
         return self._etcd
 
     def networks(self) -> set[str]:
-        return set(self.cluster.networks.shared())
+        return set(self.cluster.mirroring.shared())
 
     def mine(self) -> set[str]:
         """The addresses of its endpoints, with its VTEP."""
@@ -214,7 +214,10 @@ async def _die(case: tuple[tuple[Act, ...], Act], changes: int, other: Host, etc
         async with host.living(changes):
             if given:
                 await built(host)
-                await until(lambda: host.cluster.view.networks() and host.cluster.networks.identity, "it has read all")
+                await until(
+                    lambda: host.cluster.view.networks() and host.cluster.mirroring.catalogue.identity,
+                    "it has read all",
+                )
             with suppress(Died):
                 await asyncio.create_task(act(host), context=_in_act())
                 ended = True

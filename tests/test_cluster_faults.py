@@ -231,7 +231,7 @@ def test_why_nobody_can_join_is_said_as_it_is(two: tuple[Living, Living], etcd: 
         return
 
     for host in two:  # so that it stays so for a moment
-        host.do_and_get(lambda daemon: setattr(daemon.cluster.networks, "mirror", nothing))
+        host.do_and_get(lambda daemon: setattr(daemon.cluster.mirroring, "mirror", nothing))
     ((key, value),) = etcd.records("cluster/networks/").items()
     (deleter,) = (name for name, host in etcd.records("cluster/hosts/").items() if host["name"] == "host-2")
     if deleted:
@@ -243,7 +243,7 @@ def test_why_nobody_can_join_is_said_as_it_is(two: tuple[Living, Living], etcd: 
         attach(one)
     etcd.write(key, value)
     for host in two:
-        host.do_and_get(lambda daemon: delattr(daemon.cluster.networks, "mirror"))
+        host.do_and_get(lambda daemon: delattr(daemon.cluster.mirroring, "mirror"))
     attach(one)
 
 

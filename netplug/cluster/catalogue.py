@@ -24,9 +24,13 @@ _MAX_TOMBSTONES = 500
 
 
 class Catalogue:
-    """Reads and writes definitions. `own`: this host's own store; `me`: this host's id."""
+    """Reads and writes definitions. `own`: this host's own store; `me`: this host's id.
+
+    `identity`: the cluster's id; empty until this host knows it.
+    """
 
     def __init__(self, store: Store, own: Store, view: View, me: str) -> None:
+        self.identity = ""
         self._store = store
         self._own = own
         self._view = view

@@ -13,15 +13,16 @@ import structlog
 
 from netplug.cluster.audit import audit
 from netplug.cluster.barrier import Barrier
-from netplug.cluster.catalogue import joining_refused
+from netplug.cluster.catalogue import Catalogue, joining_refused
 from netplug.cluster.claim_holders import ClaimHolders
 from netplug.cluster.claims import SharedLeases
 from netplug.cluster.hosts import Host, Hosts
 from netplug.cluster.identity import AdmissionGate, Identity
 from netplug.cluster.membership import Membership
-from netplug.cluster.networks import Definitions, ident_of
+from netplug.cluster.mirroring import Mirroring
+from netplug.cluster.networks import Definitions
 from netplug.cluster.peering import Peering
-from netplug.cluster.records import NETWORKS, EndpointAdvert, as_put, duplicate_vtep, endpoint_key
+from netplug.cluster.records import NETWORKS, EndpointAdvert, as_put, duplicate_vtep, endpoint_key, ident_of
 from netplug.cluster.recovery import Recovery
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.view import View, name_of
@@ -66,8 +67,12 @@ class Cluster:
             store, self.view, leases.breaker, identity, engine.conditions, name=name, vtep=underlay.vtep
         )
         self.barrier = Barrier(store, self.view, self.membership)
-        self.networks = Definitions(engine, store, self.view, leases, me)
-        self._recovery = Recovery(engine, local, guard, self.view, self.membership, self.networks, leases, self._advert)
+        catalogue = Catalogue(store, local, self.view, me)
+        self.mirroring = Mirroring(engine, store, self.view, catalogue, leases.breaker, me)
+        self.networks = Definitions(engine, store, self.view, self.mirroring, leases.breaker, me)
+        self._recovery = Recovery(
+            engine, local, guard, self.view, self.membership, self.mirroring, leases, self._advert
+        )
         self._hosts = Hosts(store, self.networks, me)
         self.leases = leases
         self._underlay = underlay
@@ -85,7 +90,7 @@ class Cluster:
         self._published: dict[str, int] = {}
         self._claimed = ClaimHolders(guard)
         complete = self._recovery.complete
-        self.peering = Peering(engine, self.view, self._claimed, self.networks, self.barrier, me, complete=complete)
+        self.peering = Peering(engine, self.view, self._claimed, self.mirroring, self.barrier, me, complete=complete)
         self._networks_due = asyncio.Event()
         self._peers_due = asyncio.Event()
 
@@ -108,7 +113,7 @@ class Cluster:
             Unreachable: the store does not answer.
         """
         ident = ident_of(network)
-        if ident not in self.networks.shared():
+        if ident not in self.mirroring.shared():
             return []
         self._breaker.check()
         if not self.view.synced.is_set():
@@ -123,10 +128,10 @@ class Cluster:
             StoreError: the store does not answer.
         """
         ident = ident_of(record)
-        if ident not in self.networks.shared():
+        if ident not in self.mirroring.shared():
             return
         with self._breaker.request():
-            await self.networks.catalogue.refuse_used(ident, record.network.name)
+            await self.mirroring.catalogue.refuse_used(ident, record.network.name)
             for pool in record.pools:
                 for claim in await self.leases.claims(pool):
                     if claim.lease.owner.kind is OwnerKind.KEPT:
@@ -155,7 +160,7 @@ class Cluster:
             StoreError: the store does not answer.
         """
         with self._breaker.request():
-            return await audit(self._engine, self.view, self.leases, self.networks.shared(), self.me)
+            return await audit(self._engine, self.view, self.leases, self.mirroring.shared(), self.me)
 
     # EndpointListener
 
@@ -195,7 +200,7 @@ class Cluster:
     def _log_unpublished(self, network: str, record: EndpointRecord, exc: StoreError) -> None:
         log.warning("endpoint.untold", endpoint=short(record.endpoint.id), reason=str(exc))
         if not isinstance(exc, Unreachable):  # unlike a store that answers again, this has no event
-            self.networks.reconcile_soon(network)
+            self.mirroring.soon(network)
 
     def _cluster_id(self, record: EndpointRecord) -> str:
         """Return the cluster's id of an endpoint's network; empty for a network of this host only."""
@@ -226,7 +231,7 @@ class Cluster:
                 revision = await self._store.txn([Compare(key, stored.revision)], [put])
                 stored = stored if revision else await self._store.get(key)
         if revision is None:
-            self.networks.reconcile_soon(network)
+            self.mirroring.soon(network)
             raise joining_refused(
                 self._engine.registry.network(record.endpoint.network).network.name, stored, self.view
             )
@@ -330,10 +335,10 @@ class Cluster:
             return  # admission triggers it again
         await self._recovery.identify()
         await self.membership.ensure()
-        await self.networks.mirror()
+        await self.mirroring.mirror()
         await self._reconcile_claims()
         failed: list[Exception] = []
-        for network, record in self.networks.shared().items():
+        for network, record in self.mirroring.shared().items():
             try:
                 await self._publish_all(network, record.network.id)
             except Unreachable:
@@ -345,7 +350,7 @@ class Cluster:
 
     async def _reconcile_claims(self) -> None:
         """Reconcile this host's claims. Addresses that another host has claimed are lost."""
-        pools = {pool for record in self.networks.shared().values() for pool in record.pools}
+        pools = {pool for record in self.mirroring.shared().values() for pool in record.pools}
         lost = await self.leases.reconcile(pools)
         for lease, host in lost:
             if lease.owner.id not in self._lost:

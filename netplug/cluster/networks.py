@@ -1,8 +1,7 @@
 """Networks of the cluster: defined once in the store, built on every host.
 
 A definition is one transaction, serialized with all others by a guard record: so name, VNI and subnets are allocated in
-a state that does not change meanwhile. Every host makes its networks agree with the definitions (`mirror`). A network
-that cannot be built on this host (an MTU too large, a VNI in use) is recorded as absent, with the reason.
+a state that does not change meanwhile. Every host makes its networks agree with the definitions (`mirroring`).
 """
 
 import asyncio
@@ -10,15 +9,14 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import structlog
 
 from netplug.cluster.allocation import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
-from netplug.cluster.catalogue import Catalogue
-from netplug.cluster.claims import SharedLeases
+from netplug.cluster.claims import CircuitBreaker
 from netplug.cluster.identity import AdmissionGate
-from netplug.cluster.records import GUARD, IDENTITY, MEMBERS, NETWORKS, Definition, as_put, parse
+from netplug.cluster.mirroring import Mirroring
+from netplug.cluster.records import GUARD, MEMBERS, NETWORKS, Definition, as_put, ident_of, parse
 from netplug.cluster.view import View
 from netplug.drivers import shared
 from netplug.drivers.api import Scope
@@ -26,7 +24,7 @@ from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress, IPNetwork
 from netplug.engine import Engine
 from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec
-from netplug.errors import NetplugError, Reportable
+from netplug.errors import NetplugError
 from netplug.ipam.pool import GLOBAL
 from netplug.store.api import Compare, Delete, Put, Record, StoreError
 from netplug.tasks.uncancellable import uncancellable
@@ -41,24 +39,22 @@ _HALF_OF_DEFAULT = 1  # default routes, also the halves that a VPN sets, do not 
 
 
 class Definitions:
-    """Defines and deletes networks, and builds them on this host.
+    """Defines and deletes networks.
 
-    Attributes:
-        identity: the cluster's id; empty until this host knows it.
-        docker_name: returns the name of a network in this host's Docker.
+    `docker_name`: returns the name of a network in this host's Docker.
     """
 
-    def __init__(self, engine: Engine, store: AdmissionGate, view: View, leases: SharedLeases, me: str) -> None:
-        self.identity = ""
+    def __init__(
+        self, engine: Engine, store: AdmissionGate, view: View, mirroring: Mirroring, breaker: CircuitBreaker, me: str
+    ) -> None:
         self.docker_name: Callable[[str], str] = short
-        self.catalogue = Catalogue(store, engine.store, view, me)
-        self._breaker = leases.breaker
+        self._mirroring = mirroring
+        self._catalogue = mirroring.catalogue
+        self._breaker = breaker
         self._engine = engine
         self._store = store
         self._view = view
         self._me = me
-        self._lock = asyncio.Lock()
-        self._expected_from_docker: dict[str, float] = {}
 
     # Use cases
 
@@ -71,7 +67,7 @@ class Definitions:
             StoreError: the store does not answer.
         """
         await self._ready()
-        async with self._lock:
+        async with self._mirroring.lock:
             if spec.front_end is FrontEnd.DOCKER:
                 return await self._adopt(spec)
             ident = spec.id or secrets.token_hex(32)
@@ -83,7 +79,7 @@ class Definitions:
         try:
             record = await self._engine.networks.build(definition.to_spec(ident, docker))
         except BaseException:
-            await uncancellable(self.catalogue.remove(ident, definition))
+            await uncancellable(self._catalogue.remove(ident, definition))
             raise
         log.info("network.defined", network=short(ident), name=definition.name, vni=definition.options.get("vni"))
         return record
@@ -99,7 +95,7 @@ class Definitions:
                 hint="docker network create -d pynet --ipam-driver pynet --ipam-opt name=blue -o mode=overlay "
                 "-o name=blue blue",
             )
-        found = next(((ident, it) for ident, it in (await self.catalogue.all()).items() if it.name == name), None)
+        found = next(((ident, it) for ident, it in (await self._catalogue.all()).items() if it.name == name), None)
         if found is None:
             ident = secrets.token_hex(32)
             record = await self._build_defined(ident, await self._define(ident, spec), spec.id)
@@ -109,14 +105,14 @@ class Definitions:
                 refuse_other(definition, spec, self._engine.drivers)
                 record = await self._take_over(ident, definition, spec.id)
             finally:  # if refused, the network is built here again
-                self._expected_from_docker.pop(ident, None)
-                self.reconcile_soon(ident)
+                self._mirroring.expected_from_docker.pop(ident, None)
+                self._mirroring.soon(ident)
         await self._store.txn([], [Put(f"{MEMBERS}{ident}/{self._me}", {"network": spec.id})])
         return record
 
     async def _take_over(self, ident: str, definition: Definition, docker: str) -> NetworkRecord:
         """Build a network under Docker's id, in place of the one that is built here."""
-        mirrored = self.shared().get(ident)
+        mirrored = self._mirroring.shared().get(ident)
         if mirrored is not None:
             self._refuse_second(mirrored)
             self._refuse_endpoints(mirrored)
@@ -132,7 +128,7 @@ class Definitions:
             StoreError: the store does not answer.
         """
         ident = ident_of(record)
-        async with self._lock:
+        async with self._mirroring.lock:
             if record.front_end is FrontEnd.DOCKER:
                 await self._engine.networks.take_down(record.network.id, by=by, orphaned=orphaned)
                 await self._remove_user(ident)
@@ -141,11 +137,11 @@ class Definitions:
             if stored is None:
                 await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
                 return
-            await self.catalogue.refuse_used(ident, record.network.name)  # before joins are refused
+            await self._catalogue.refuse_used(ident, record.network.name)  # before joins are refused
             async with self._joins_refused(ident, stored) as definition:
-                await self.catalogue.refuse_used(ident, definition.name)
+                await self._catalogue.refuse_used(ident, definition.name)
                 await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
-            await self.catalogue.remove(ident, definition)
+            await self._catalogue.remove(ident, definition)
 
     async def _remove_user(self, ident: str) -> None:
         """Remove this host's Docker from the users of a network, and delete the network if it was the last one."""
@@ -156,7 +152,7 @@ class Definitions:
             log.warning("network.kept", network=short(ident), reason=str(exc))
             ended = False
         if not ended:
-            self.reconcile_soon(ident)
+            self._mirroring.soon(ident)
 
     async def delete_if_unused(self, ident: str) -> bool:
         """Delete a network that Docker created if no host's Docker has it any more; tell whether it was deleted.
@@ -168,13 +164,13 @@ class Definitions:
         if stored is None or not stored.value.get("docker"):
             return False
         try:
-            await self.catalogue.refuse_used(ident, str(stored.value.get("name")))
+            await self._catalogue.refuse_used(ident, str(stored.value.get("name")))
             async with self._joins_refused(ident, stored) as definition:
-                await self.catalogue.refuse_used(ident, definition.name)
+                await self._catalogue.refuse_used(ident, definition.name)
         except NetplugError as exc:
             log.debug("network.kept", network=short(ident), reason=exc.message)
             return False
-        await self.catalogue.remove(ident, definition)
+        await self._catalogue.remove(ident, definition)
         return True
 
     @asynccontextmanager
@@ -203,7 +199,7 @@ class Definitions:
             StoreError: the store does not answer.
         """
         await self._ready()
-        others, version = await self.catalogue.all(), 6 if v6 else 4
+        others, version = await self._catalogue.all(), 6 if v6 else 4
         ident, known = next(((ident, it) for ident, it in others.items() if it.name == name), ("", None))
         for it in known.subnets if known else ():
             if wanted in {None, it.subnet} and it.subnet.version == version:
@@ -211,7 +207,7 @@ class Definitions:
                     await self._take_down_for_docker(ident)
                     await self._refuse_routes(it.subnet, name)
                 return it.subnet, it.gateway
-        network = wanted or free_subnet(version, others, await self._taken(), self.identity)
+        network = wanted or free_subnet(version, others, await self._taken(), self._catalogue.identity)
         return network, network[1]
 
     async def gateway(self, subnet: IPNetwork) -> IPAddress | None:
@@ -220,7 +216,7 @@ class Definitions:
         Raises:
             StoreError: the store does not answer.
         """
-        definitions = (await self.catalogue.all()).values()
+        definitions = (await self._catalogue.all()).values()
         return next((it.gateway for one in definitions for it in one.subnets if it.subnet == subnet), None)
 
     async def _take_down_for_docker(self, ident: str) -> None:
@@ -229,15 +225,15 @@ class Definitions:
         Docker accepts an allocated subnet only if the host has no route to it; otherwise it asks for another subnet
         without end (libnetwork, requestPoolHelper).
         """
-        async with self._lock:
-            mirrored = self.shared().get(ident)
+        async with self._mirroring.lock:
+            mirrored = self._mirroring.shared().get(ident)
             if mirrored is None:
                 return
             self._refuse_second(mirrored)
             self._refuse_endpoints(mirrored)
             loop = asyncio.get_running_loop()
-            self._expected_from_docker[ident] = loop.time() + DOCKER_CREATES_S
-            loop.call_later(DOCKER_CREATES_S, self.reconcile_soon, ident)
+            self._mirroring.expected_from_docker[ident] = loop.time() + DOCKER_CREATES_S
+            loop.call_later(DOCKER_CREATES_S, self._mirroring.soon, ident)
             await self._engine.networks.take_down(mirrored.network.id, by=FrontEnd.CLI)
 
     async def _refuse_routes(self, subnet: IPNetwork, name: str) -> None:
@@ -262,14 +258,9 @@ class Definitions:
     async def _ready(self) -> None:
         if self._store.refusal:
             raise NetplugError("unavailable", self._store.refusal)
-        if not self.identity:
+        if not self._catalogue.identity:
             raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
         await self._breaker.resumed()
-
-    def reconcile_soon(self, ident: str) -> None:
-        """Have a network and its peers reconciled."""
-        self._view.redefined = True
-        self._view.touch(ident)
 
     # Defining
 
@@ -288,13 +279,13 @@ class Definitions:
         taken = await self._taken()
         for _ in range(_ATTEMPTS):
             guard = await self._store.get(GUARD)
-            others = await self.catalogue.all()
+            others = await self._catalogue.all()
             if other := next((other for other, it in others.items() if it.name == name), None):
-                here = self.shared().get(other)  # a Docker network has another id
+                here = self._mirroring.shared().get(other)  # a Docker network has another id
                 words = f"network {name!r} exists already in the cluster ({short(here.network.id if here else other)})"
                 raise NetplugError("exists", words, hint="choose another name")
             vni = vni_for(ident, options.vni, options.vxlan_port, others, drivers)
-            subnets = subnets_for(spec, others, taken, self.identity)
+            subnets = subnets_for(spec, others, taken, self._catalogue.identity)
             chosen = {shared.MTU: str(options.mtu), shared.VNI: str(vni)}
             raw = completed(spec.options, **{it.key: value for it, value in chosen.items() if it in driver.options})
             definition = Definition(
@@ -319,82 +310,3 @@ class Definitions:
         host = await self._engine.base_plan.read_host()
         routes = [route for route, _ in host.routes if route.prefixlen > _HALF_OF_DEFAULT]
         return routes + [subnet.pool for net in self._engine.registry.all_networks() for subnet in net.subnets]
-
-    # Building
-
-    def shared(self) -> dict[str, NetworkRecord]:
-        """Return the networks of the cluster that are built here, by their ids in the cluster."""
-        drivers = self._engine.drivers
-        return {
-            ident_of(record): record
-            for record in self._engine.registry.networks()
-            if drivers.of(record.network).scope is Scope.CLUSTER
-        }
-
-    async def mirror(self) -> None:
-        """Build networks that are defined and missing here; take down networks that are not defined any more.
-
-        Raises:
-            StoreError: the store does not answer.
-        """
-        async with self._lock:
-            defined, built, absent = self._view.networks(), self.shared(), self._engine.registry.absent
-            for name in absent.keys() - {definition.name for definition in defined.values()}:
-                del absent[name]
-            for ident, definition in list(defined.items()):
-                if definition.deleting and (definition.deleter == self._me or not self._view.alive(definition.deleter)):
-                    await self._end_deletion(ident)
-                waits = self._expected_from_docker.get(ident, 0.0) > asyncio.get_running_loop().time()
-                waits |= self._breaker.closed.is_set()  # a backup may have brought it back
-                if ident not in built and not definition.deleting and not waits:
-                    await self._build(ident, definition)
-            for ident in built.keys() - defined.keys():
-                await self._take_down(built[ident])
-
-    async def _end_deletion(self, ident: str) -> None:
-        """Finish a deletion during which a daemon died; the caller holds the lock."""
-        stored = await self._store.get(NETWORKS + ident)
-        if stored is None or not stored.value.get("deleting"):
-            return  # the view is out of date
-        definition = replace(parse(Definition, stored), deleting=False, deleter="")
-        log.warning("network.half_deleted", network=short(ident), name=definition.name)
-        try:
-            await self.catalogue.refuse_used(ident, definition.name)
-        except NetplugError:
-            ops = [as_put(NETWORKS + ident, definition), *gateways_of(ident, definition)]
-            await self._store.txn([Compare(NETWORKS + ident, stored.revision)], ops)
-        else:
-            await self.catalogue.remove(ident, definition)
-
-    async def _build(self, ident: str, definition: Definition) -> None:
-        absent = self._engine.registry.absent
-        try:
-            await self._engine.networks.build(definition.to_spec(ident))
-        except Exception as exc:
-            if not isinstance(exc, Reportable):
-                raise
-            if absent.get(definition.name) != exc.message:
-                log.warning("network.absent", network=short(ident), name=definition.name, error=exc.message)
-            absent[definition.name] = exc.message
-        else:
-            absent.pop(definition.name, None)
-            await self.catalogue.remove_tombstone(ident)
-            self._view.touch(ident)
-
-    async def _take_down(self, record: NetworkRecord) -> None:
-        ident = ident_of(record)
-        if await self._store.get(NETWORKS + ident) is not None:
-            return  # the view is out of date
-        stored = await self._store.get(IDENTITY)
-        if stored is None or stored.value.get("id") != self.identity:
-            return  # the store has lost its data, see `Recovery`
-        if self._engine.registry.endpoints(record.network.id) or record.front_end is FrontEnd.DOCKER:
-            await self.catalogue.restore(ident, Definition.of(record), record)
-        else:
-            await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
-            await self.catalogue.add_tombstone(ident)
-
-
-def ident_of(record: NetworkRecord) -> str:
-    """Return a network's id in the cluster."""
-    return record.cluster or record.network.id

@@ -11,7 +11,7 @@ import structlog
 
 from netplug.cluster.barrier import Barrier
 from netplug.cluster.claim_holders import ClaimHolders
-from netplug.cluster.networks import Definitions
+from netplug.cluster.mirroring import Mirroring
 from netplug.cluster.peer_validation import EndpointRef, PeerValidator, addresses_of
 from netplug.cluster.view import View, name_of
 from netplug.dns.zone import Entry
@@ -43,7 +43,7 @@ class Peering:
         engine: Engine,
         view: View,
         claimed: ClaimHolders,
-        networks: Definitions,
+        mirroring: Mirroring,
         barrier: Barrier,
         me: str,
         *,
@@ -53,7 +53,7 @@ class Peering:
         self._engine = engine
         self._view = view
         self._claimed = claimed
-        self._networks = networks
+        self._mirroring = mirroring
         self._barrier = barrier
         self._me = me
         self._complete = complete
@@ -66,7 +66,7 @@ class Peering:
     async def reconcile(self) -> None:
         """Reconcile all touched networks, and confirm to the other hosts what was applied."""
         await self._claimed.synced.wait()
-        built = self._networks.shared()
+        built = self._mirroring.shared()
         for network in tuple(self._view.touched):
             self._view.touched.discard(network)
             revisions = self._view.published.pop(network, {})

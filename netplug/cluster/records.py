@@ -218,6 +218,11 @@ def parts_of(key: str) -> tuple[str, str, str] | None:
     return parts[0], parts[1], parts[2]
 
 
+def ident_of(record: NetworkRecord) -> str:
+    """Return a network's id in the cluster."""
+    return record.cluster or record.network.id
+
+
 def describe(ident: str, name: str) -> str:
     """Return the name of a host in messages."""
     return name or short(ident)

@@ -13,7 +13,7 @@ import structlog
 
 from netplug.cluster.claims import SharedLeases
 from netplug.cluster.membership import Membership
-from netplug.cluster.networks import Definitions
+from netplug.cluster.mirroring import Mirroring
 from netplug.cluster.records import (
     ENDPOINTS,
     HOSTS,
@@ -52,7 +52,7 @@ class Recovery:
         store: RestoreGuard,
         view: View,
         membership: Membership,
-        networks: Definitions,
+        mirroring: Mirroring,
         leases: SharedLeases,
         advert: Callable[[EndpointRecord], EndpointAdvert],
     ) -> None:
@@ -61,8 +61,8 @@ class Recovery:
         self._store = store
         self._view = view
         self._membership = membership
-        self._networks = networks
-        self._catalogue = networks.catalogue
+        self._mirroring = mirroring
+        self._catalogue = mirroring.catalogue
         self._leases = leases
         self._breaker = leases.breaker
         self._me = membership.me
@@ -86,7 +86,7 @@ class Recovery:
 
     def complete(self) -> bool:
         """Whether the store has all its data: it lost none, or the recovery is over."""
-        lost = bool(self._networks.identity) and self._view.identity != self._networks.identity
+        lost = bool(self._catalogue.identity) and self._view.identity != self._catalogue.identity
         return not lost and asyncio.get_running_loop().time() >= self._until
 
     async def identify(self) -> None:
@@ -107,7 +107,7 @@ class Recovery:
                 now = str(stored.value["id"])
                 if now != before:
                     await self._recover(before, now, restored=bool(stored.value.get("restored")))
-            self._networks.identity = now
+            self._catalogue.identity = now
 
     async def _recover(self, before: str, now: str, *, restored: bool) -> None:
         if before:
@@ -120,7 +120,7 @@ class Recovery:
             self._until = loop.time() + GRACE_S
             loop.call_later(GRACE_S, self._view.touch_all)
             await self._membership.register()
-        await self._republish(now, self._networks.shared())
+        await self._republish(now, self._mirroring.shared())
         await self._own.txn([], [Put(IDENTITY, {"id": now})], durable=True)
         self._store.accept()
 
@@ -211,7 +211,7 @@ class Recovery:
         """Write marks after changes, and store the newest mark seen."""
 
         async def remember(mark: str, revision: int) -> None:
-            put = Put(SEEN, {"mark": mark, "revision": revision, "cluster": self._networks.identity})
+            put = Put(SEEN, {"mark": mark, "revision": revision, "cluster": self._catalogue.identity})
             await self._own.txn([], [put])
 
         await self._store.write_marks(remember)
