@@ -56,10 +56,10 @@ class Namespace:
         self.mac = result["mac"]
         return result
 
-    def attaches(self, netplug: Netplug, network: str) -> bool:
+    def attaches(self, netplug: Netplug, network: str, *options: str) -> bool:
         """Try to plug it in, and tell whether that was done."""
         try:
-            self.attach(netplug, network)
+            self.attach(netplug, network, *options)
         except CommandError:
             return False
         return True

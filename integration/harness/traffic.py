@@ -18,6 +18,8 @@ from .netns import open_socket
 REPLY_TIMEOUT_S = 3
 """On one machine an answer takes milliseconds; what has not come by then was dropped."""
 
+_TALK_TIMEOUT_S = 10
+"""A connection that lives retransmits what was lost in less."""
 _SENT = 1_500_000
 """Bytes."""
 _SPEED_PORT = 7100
@@ -163,6 +165,63 @@ class Stream:
         self._echo.__exit__(kind, exc, trace)
         self._socket.close()
         self.lost = sorted(set(range(self.sent)) - self._back)
+
+
+class Talk:
+    """A TCP connection from a place to an address and port, with a line every `every_s` that comes back.
+
+    `receiver` has the address, or what leads to its port `at`. Leaving the block asserts that every line came back in
+    order: the connection lived on.
+    """
+
+    def __init__(
+        self,
+        sender: Placed,
+        receiver: Placed,
+        address: str,
+        port: int = _STREAM_PORT,
+        *,
+        at: int = 0,
+        every_s: float = 0.01,
+    ) -> None:
+        self.sent = 0
+        self._every_s = every_s
+        self._over = Event()
+        with bound(receiver, "tcp", at or port, "::" if ":" in address else "0.0.0.0") as listener:
+            self._socket = _client(sender, socket.SOCK_STREAM, address, 0)
+            self._socket.connect((address, port))
+            listener.settimeout(REPLY_TIMEOUT_S)
+            self._echo, _ = listener.accept()
+        self._echo.settimeout(None)
+        self._socket.settimeout(_TALK_TIMEOUT_S)
+        works = (self._answer, self._send)
+        self._pool = ThreadPoolExecutor(len(works))
+        self._works = [self._pool.submit(work) for work in works]
+
+    def _answer(self) -> None:
+        while data := self._echo.recv(4096):
+            self._echo.sendall(data)
+        self._echo.close()
+
+    def _send(self) -> None:
+        with self._socket, self._socket.makefile("rb") as back:
+            begun = time.monotonic()
+            while not self._over.wait(max(0.0, begun + self.sent * self._every_s - time.monotonic())):
+                line = b"%d\n" % self.sent
+                self._socket.sendall(line)
+                assert back.readline() == line, f"line {self.sent} did not come back"
+                self.sent += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        with self._pool:
+            for work in self._works[::-1]:
+                work.result(2 * _TALK_TIMEOUT_S)
 
 
 def _client(place: Placed, kind: socket.SocketKind, address: str, source_port: int) -> socket.socket:

@@ -1,0 +1,41 @@
+"""The former release, as the history of this clone has it: to upgrade from, and to return to.
+
+It runs with our interpreter and the entry points of our installation, which are the same in both.
+"""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+_CLONE = Path(__file__).parents[2]
+_NEWER = "netplug/engine/planning.py"
+"""The former release is the last one without this file: its plans were frozen with their objects."""
+
+
+def former_release(folder: Path) -> Path:
+    """Unpack the source of the former release and return its folder; skip the test where the clone has no history."""
+    first = _git("log", "--diff-filter=A", "--format=%H", "--", _NEWER).split()
+    commit = _git("rev-parse", "--verify", "--quiet", f"{first[-1]}^") if first else ""
+    if not commit:
+        pytest.skip("the clone has no history, in which the former release is")
+    tree = folder / "former"
+    tree.mkdir()
+    archive = subprocess.run(["git", "-C", str(_CLONE), "archive", commit], check=True, capture_output=True)
+    subprocess.run(["tar", "-x", "-C", str(tree)], check=True, input=archive.stdout)
+    assert not (tree / _NEWER).exists()
+    return tree
+
+
+def runs(tree: Path) -> dict[str, str]:
+    """Return the environment in which our commands are those of a source tree."""
+    return {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _git(*args: str) -> str:
+    """Return what git says, nothing where it is missing or refuses."""
+    try:
+        done = subprocess.run(["git", "-C", str(_CLONE), *args], check=False, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
