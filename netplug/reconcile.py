@@ -15,6 +15,7 @@ from netplug.docker.garbage import GarbageCollector, Suspects, View
 from netplug.drivers import port_ranges
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
+from netplug.drivers.sandbox import reaching
 from netplug.drivers.steps import (
     Chain,
     Flows,
@@ -234,7 +235,7 @@ class Reconciler:
         if not any(isinstance(step, Forward | Chain | Jump) and step in look.drifted for step in plan):
             # No packet passed unfiltered. To search all tracked connections would take longer than all else.
             plan = plan.without(step.key for step in plan if isinstance(step, Flows))
-        await engine.executor.mend(plan)
+        await engine.executor.mend(reaching(plan, plan, record.sandbox, record.sandbox_id))
 
     async def _learn(self, look: "_Look") -> None:
         """Record the namespace of complete endpoints: Docker creates it after it has named it."""

@@ -25,6 +25,7 @@ from netplug.docker import resolver
 from netplug.docker.resolver import SandboxResolvers
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import Resolver
+from netplug.engine.network_updates import NetworkChange
 from netplug.engine.records import Description, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.names.dns_records import remote_entry, resolving, services
 from netplug.names.server import NameServer
@@ -181,6 +182,27 @@ async def test_network_without_names_has_none(host: Host, server: NameServer) ->
     record = host.networks()[0]
     assert not [step for step in record.plan if isinstance(step, Resolver)]
     assert not resolving(record, built, "netplug.internal").servers
+
+
+async def test_names_are_served_no_longer_and_again(host: Host, server: NameServer) -> None:
+    await host.cli_network("10.1.0.0/24")
+    await host.cli_network("10.2.0.0/24", ident=OTHER, name="red")
+    udp, stream = open_sockets("127.0.0.1", 0)
+    serving = server._serve(Resolver(OTHER, "np-test", ip_address("10.2.0.1"), 25353), udp, stream)
+    await host.attach("c1", name="web")
+    built = await host.attach("c1", network=OTHER, ifname="eth1", name="web")
+    remote = remote_entry("there", ("db",), (ip_address("10.1.0.77"),), ())
+    server.learn(NET, "there", remote)
+    listener: Listener = serving.listener
+    address = str(built.endpoint.addresses[0].ip)
+    for dns, names, code in (("on", ["10.1.0.77"], 0), ("off", [], wire.NXDOMAIN), ("on", ["10.1.0.77"], 0)):
+        await host.engine.network_updates.update(NET, NetworkChange({"dns": dns}))
+        view = listener.view(address)
+        assert view is not None
+        assert dns_packets.ask(view, "db.blue.netplug.internal").data == names
+        assert dns_packets.ask(view, "web.blue.netplug.internal").rcode == code
+        assert dns_packets.ask(view, "web.red.netplug.internal").rcode == 0
+    serving.close()
 
 
 async def test_network_that_is_renamed_or_removed_takes_its_names_along(host: Host, server: NameServer) -> None:
@@ -359,11 +381,11 @@ async def test_whom_a_network_asks_may_change(host: Host, server: NameServer) ->
     view = server.view((NET,), NET)
     assert view is not None
     for upstream, asked in (("192.0.2.7,corp.example=192.0.2.9", "192.0.2.7"), ("", "192.0.2.53")):
-        await host.engine.networks.forward(NET, upstream)
+        await host.engine.network_updates.update(NET, NetworkChange({"dns_upstream": upstream}))
         assert [str(one) for one in view.rules.servers(wire.to_wire("example.com"))] == [asked]
         assert len(known(server, "web.blue.netplug.internal")) == 1
     with pytest.raises(DriverError, match="nobody"):
-        await host.engine.networks.forward(NET, "nobody")
+        await host.engine.network_updates.update(NET, NetworkChange({"dns_upstream": "nobody"}))
     (record,) = host.networks()
     assert (record.options, record.network.options.ttl) == ({"ttl": "9"}, 9)
 
@@ -552,6 +574,17 @@ async def test_dns_off_and_other_runtimes_leave_sandboxes_alone(host: Host, dock
     await host.attach("c1", network=OTHER, name="web")
     await docker.settle(SANDBOX)
     assert not host.kernel.intercepted
+
+
+async def test_sandbox_is_left_to_docker_and_served_again(host: Host, docker: SandboxResolvers) -> None:
+    await joined(host)
+    await until(lambda: host.kernel.intercepted)
+    await host.engine.network_updates.update(NET, NetworkChange({"dns": "off"}))
+    await until(lambda: not host.kernel.intercepted)
+    await host.engine.network_updates.update(NET, NetworkChange({"dns": "on"}))
+    await until(lambda: host.kernel.intercepted)
+    await host.engine.endpoints.describe(NET, END, WEB)
+    assert (await asked(host, "web")).data == ["10.1.0.2"]
 
 
 async def test_networks_that_come_and_go_change_what_is_seen_at_once(host: Host, docker: SandboxResolvers) -> None:

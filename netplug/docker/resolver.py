@@ -138,8 +138,13 @@ class SandboxResolvers:
 
     def _on_change(self, before: Record | None, after: Record | None) -> None:
         records = [record for record in (before, after) if record is not None]
-        if any(isinstance(record, NetworkRecord) for record in records):
+        networks = [record for record in records if isinstance(record, NetworkRecord)]
+        if networks:
             touched = set(self._open)
+            if len({record.network.options.dns for record in networks}) > 1:
+                # Served from now on, or no longer.
+                endpoints = self._engine.registry.endpoints(networks[0].network.id)
+                touched |= {one.sandbox for one in endpoints if one.sandbox and one.front_end is FrontEnd.DOCKER}
         else:
             touched = {
                 record.sandbox

@@ -1,7 +1,8 @@
 """The use cases: one method each, one lock each, one journal entry each.
 
 The engine orders: it validates, asks a driver for a plan, lets the journal apply it, and remembers. Front ends call
-`Engine.networks`, `.endpoints`, `.publishing` and `.added_ports`; nothing else changes a network or an endpoint.
+`Engine.networks`, `.network_updates`, `.endpoints`, `.publishing` and `.added_ports`; nothing else changes a network or
+an endpoint.
 """
 
 from netplug.drivers.registry import Drivers
@@ -19,6 +20,7 @@ from netplug.engine.host_services import HostServices
 from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.journal import Journal
 from netplug.engine.leasing import Leasing
+from netplug.engine.network_updates import NetworkUpdates
 from netplug.engine.networks import Networks
 from netplug.engine.peers import Peers
 from netplug.engine.planning import Planner
@@ -76,6 +78,15 @@ class Engine:
         self.convergence = Convergence(
             self.registry, self.planner, self.journal, self.executor, self.peers, drivers, self.conditions
         )
+        self.network_updates = NetworkUpdates(
+            self.registry,
+            self.base_plan,
+            self.convergence,
+            addressing,
+            self.publishing,
+            self.endpoints.way_out,
+            drivers,
+        )
         self.implicit_networks = ImplicitNetworks(self.registry, self.networks, allocator, drivers)
         self.pruning = Pruning(self.registry, self.networks, self.implicit_networks, allocator)
         self.readiness = Readiness(
@@ -91,7 +102,7 @@ class Engine:
             self.registry, self.networks, self.implicit_networks, self.endpoints, kernel.sandboxes, drivers
         )
         self.superseded_networks = SupersededNetworks(
-            self.registry, self.networks, self.implicit_networks, allocator, drivers
+            self.registry, self.networks, self.network_updates, self.implicit_networks, allocator, drivers
         )
 
     def dhcp_leases(self, client: DhcpClient) -> DhcpLeases:

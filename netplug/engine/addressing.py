@@ -193,17 +193,42 @@ class Addressing:
     async def release_network(self, record: NetworkRecord, others: Collection[NetworkRecord]) -> None:
         """Release a network's pools, and its leases in pools that Docker or another network still holds."""
         for pool in dict.fromkeys(record.pools):
-            if self._allocator.pool(pool) is not None:
-                self._allocator.reserve(pool, {})
-                await self._allocator.set_sticky(pool, 0)
-            for lease in self._allocator.leases(pool):
-                if lease.owner.id != record.network.id:
-                    continue
-                if lease.owner.kind is OwnerKind.GATEWAY and (heir := _routed_by(lease.address, pool, others)):
-                    await self._allocator.assign(pool, lease.address, replace(lease.owner, id=heir.id, name=heir.name))
-                else:
-                    await self._allocator.release_address(pool, lease.address)
-            await self._allocator.unbind(pool, record.network.id)
+            await self._release_pool(record, pool, others)
+
+    async def give_back(self, before: NetworkRecord, now: NetworkRecord, others: Collection[NetworkRecord]) -> None:
+        """Release the pools that a changed network has no more, and the addresses that it retains no longer."""
+        for pool in now.pools if before.network.options.sticky and not now.network.options.sticky else ():
+            await self._allocator.set_sticky(pool, 0)
+        for pool in dict.fromkeys(before.pools):
+            if pool not in now.pools:
+                await self._release_pool(before, pool, [it for it in others if it.network.id != before.network.id])
+
+    def external(self, pools: Collection[str]) -> bool:
+        """Tell whether another IPAM gives out the addresses of any of these pools."""
+        found = (self._allocator.pool(ident) for ident in pools)
+        return any(pool is not None and pool.space == EXTERNAL for pool in found)
+
+    async def retain(self, pools: Collection[str], seconds: int, undo: AsyncExitStack) -> None:
+        """Have released addresses of pools retained for so long; 0: as long as before. `undo` sets it back."""
+        for ident in pools if seconds else ():
+            pool = self._allocator.pool(ident)
+            if pool is not None and pool.sticky_s != seconds:
+                await self._allocator.set_sticky(ident, seconds)
+                undo.push_async_callback(self._allocator.set_sticky, ident, pool.sticky_s)
+
+    async def _release_pool(self, record: NetworkRecord, pool: str, others: Collection[NetworkRecord]) -> None:
+        """Release one pool of a network with its leases there."""
+        if self._allocator.pool(pool) is not None:
+            self._allocator.reserve(pool, {})
+            await self._allocator.set_sticky(pool, 0)
+        for lease in self._allocator.leases(pool):
+            if lease.owner.id != record.network.id:
+                continue
+            if lease.owner.kind is OwnerKind.GATEWAY and (heir := _routed_by(lease.address, pool, others)):
+                await self._allocator.assign(pool, lease.address, replace(lease.owner, id=heir.id, name=heir.name))
+            else:
+                await self._allocator.release_address(pool, lease.address)
+        await self._allocator.unbind(pool, record.network.id)
 
     # Endpoints
 

@@ -1,5 +1,6 @@
 """Compares leases and pools with the records that should own them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netplug.drivers.naming import short
@@ -41,7 +42,21 @@ def orphans(engine: Engine) -> list[Finding]:
             Finding(pool, f"held by network {short(holder)}, which does not exist", holder=holder)
             for holder in sorted(set(pool.holders) - networks)
         ]
+        found += _of_others(engine, pool)
     return found
+
+
+def _of_others(engine: Engine, pool: Pool) -> Iterator[Finding]:
+    """Return that a pool, and leases in it, belong to a network that does not have this subnet (any more)."""
+    for holder in pool.holders:
+        record = engine.registry.find_network(holder)
+        if record is None or pool.id in record.pools:
+            continue
+        words = f"network {short(holder)}, which does not have this subnet"
+        for lease in engine.allocator.leases(pool.id):
+            if lease.owner.id == holder:
+                yield Finding(pool, f"leased to {words}", lease.address, lease)
+        yield Finding(pool, f"held by {words}", holder=holder)
 
 
 async def audit(engine: Engine) -> list[Finding]:

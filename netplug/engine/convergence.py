@@ -16,6 +16,7 @@ from netplug.drivers.api import HostFacts, Scope
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
+from netplug.drivers.sandbox import reaching
 from netplug.drivers.steps import Step
 from netplug.engine.conditions import Conditions, Difference
 from netplug.engine.journal import Intent, Journal
@@ -71,10 +72,11 @@ class _Move:
         for step in self.new:
             yield from (part for part in port_ranges.each(step) if part.key not in self.former)
 
-    def altered(self) -> Iterator[Step]:
+    def altered(self) -> Plan:
         """Return the former steps of objects that change."""
         parts = (part for step in self.new for part in port_ranges.each(step))
-        return (self.former[part.key] for part in parts if part.key in self.former)
+        former = Plan(tuple(self.former[part.key] for part in parts if part.key in self.former))
+        return _reaching(former, Plan(self.new), self.after)
 
 
 class Convergence:
@@ -221,9 +223,9 @@ class Convergence:
 
     async def _restore(self, moves: Iterable[_Move]) -> None:
         """Put back what was altered; what cannot be differs from its record, and is repaired later."""
-        former = Plan(tuple(step for move in moves for step in move.altered()))
+        former = (step for move in moves for step in move.altered())
         try:
-            await self._executor.mend(former)
+            await self._executor.mend(Plan(tuple(former)))
         except ExceptionGroup as group:
             for error in group.exceptions:
                 log.warning("converge.failed", owner="host", error=str(error))
@@ -286,7 +288,12 @@ def _move(owner: str, before: Record, after: Record, old: Plan, new: Plan, used:
     wanted = set(port_ranges.keys(new))
     fresh = tuple(step for step in new if any(former.get(it.key) != it for it in port_ranges.each(step)))
     gone = tuple(step for key, step in former.items() if key not in wanted and key not in used)
-    return _Move(owner, before, after, fresh, gone, former)
+    return _Move(owner, before, after, _reaching(Plan(fresh), old, after).steps, gone, former)
+
+
+def _reaching(plan: Plan, former: Plan, record: Record) -> Plan:
+    """Return a plan that is to be applied in place of a former one, in the record's sandbox too."""
+    return reaching(plan, former, record.sandbox, record.sandbox_id) if isinstance(record, EndpointRecord) else plan
 
 
 def _same(one: Plan, other: Plan) -> bool:

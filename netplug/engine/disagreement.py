@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 
-from netplug.drivers import port_ranges
+from netplug.drivers import port_ranges, shared
 from netplug.drivers.api import PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.registry import Drivers
@@ -88,11 +88,13 @@ def _differences(
 ) -> Iterator[tuple[str, object, object]]:
     """Yield each difference: the key, the wanted value, the present value."""
     net, options = record.network, drivers.parse(wanted.options)
+    # What a user has changed since differs from the runtime's configuration by right.
+    created = drivers.parse({shared.MODE.key: net.options.mode} | dict(record.as_created.options))
     for key in drivers.keys_of(wanted.options, options.mode):
         asked, found = options.value(key), net.options.value(key)
-        if asked != found:
+        if asked != found and not (record.origin and asked == created.value(key)):
             yield key, asked, found
-    if wanted.internal and not net.internal:
+    if wanted.internal and not (net.internal or record.as_created.internal):
         yield "internal", True, net.internal
     for subnet in wanted.subnets:
         if subnet.pool is not None:

@@ -1,4 +1,4 @@
-"""Use cases of networks: create, delete, name, change the upstream resolvers."""
+"""Use cases of networks: create, delete, name."""
 
 import secrets
 import time
@@ -16,6 +16,7 @@ from netplug.engine.addressing import Addressing
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
+from netplug.engine.network_checks import refuse_sticky, refuse_subnets
 from netplug.engine.peers import Peers
 from netplug.engine.records import NETWORKS, FrontEnd, NetworkRecord, NetworkSpec
 from netplug.engine.registry import Registry, put
@@ -123,9 +124,9 @@ class Networks:
         net = Network(ident, name or short(ident), options=options, internal=spec.internal)
         self._refuse_twins(net)
         if driver.addressed:
-            _refuse_sticky(net, spec)
+            refuse_sticky(net, spec.options, external=any(subnet.space == EXTERNAL for subnet in spec.subnets))
         else:
-            _refuse_subnets(net, spec)
+            refuse_subnets(net, spec)
         self._registry.starting[ident] = net
         try:
             host = await self._base_plan.read_host()
@@ -241,22 +242,6 @@ class Networks:
             self._addressing.reserve(record, names)
 
     @uncancellable
-    async def forward(self, ident: str, upstream: str) -> None:
-        """Set the upstream resolvers of a network, as of option `dns_upstream`; empty: the host's own.
-
-        Raises:
-            DriverError: the value is wrong.
-        """
-        async with self._registry.lock(ident):
-            record = self._registry.network(ident)
-            kept = {key: value for key, value in record.options.items() if key != "dns_upstream"}
-            given = {"dns_upstream": upstream} if upstream else {}
-            options = replace(record.network.options, dns_upstream=self._drivers.parse(given).dns_upstream)
-            network = replace(record.network, options=options)
-            await self._registry.save(replace(record, network=network, options=kept | given))
-        log.info("network.forwards", network=short(ident), name=record.network.name, upstream=upstream)
-
-    @uncancellable
     async def name(self, ident: str, name: str) -> None:
         """Learn from Docker that a network is Docker's own, and its name there.
 
@@ -274,23 +259,3 @@ class Networks:
                     named = replace(named, network=replace(record.network, name=name))
             if named != record:
                 await self._registry.save(named)
-
-
-def _refuse_sticky(net: Network, spec: NetworkSpec) -> None:
-    """Refuse `sticky` if another IPAM chooses the addresses."""
-    if net.options.sticky and any(subnet.space == EXTERNAL for subnet in spec.subnets):
-        value = spec.options["sticky"][:80]
-        raise NetplugError(
-            "invalid",
-            f"option sticky={value}: Docker's own IPAM chooses the addresses of this network",
-            hint=f"docker network create -d pynet --ipam-driver pynet -o sticky={value} NAME",
-        )
-
-
-def _refuse_subnets(net: Network, spec: NetworkSpec) -> None:
-    """Refuse subnets in a mode without addresses. Docker gives each network some, so not from Docker."""
-    if spec.subnets and spec.front_end is not FrontEnd.DOCKER:
-        mode = net.options.mode
-        raise NetplugError(
-            "invalid", f"a network of mode {mode!r} has no addresses", hint="leave out --subnet and --ipv6"
-        )

@@ -184,6 +184,14 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """How a network was created. `options`: as in `NetworkSpec`."""
+
+    options: Mapping[str, str]
+    internal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkRecord:
     """A network as built.
 
@@ -191,6 +199,7 @@ class NetworkRecord:
     that we listen to has this network; several Dockers may share a plugin folder. `cluster`: as in `NetworkSpec`.
     `bridge`: the link that endpoints are ports of, if any. `resolvers`: addresses of the name server for all endpoints.
     `labels`: the user's notes, without a meaning to netplug. `created`: Unix time; 0: unknown, by an older version.
+    `origin`: as it was created; None: it was not changed since.
     """
 
     network: Network
@@ -205,6 +214,12 @@ class NetworkRecord:
     resolvers: tuple[IPAddress, ...] = field(default=(), metadata=OMIT_DEFAULT)
     labels: Mapping[str, str] = field(default_factory=dict, metadata=OMIT_DEFAULT)
     created: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    origin: Origin | None = field(default=None, metadata=OMIT_DEFAULT)
+
+    @property
+    def as_created(self) -> Origin:
+        """Return how the network was created."""
+        return self.origin or Origin(self.options, self.network.internal)
 
     def summarized(self) -> "NetworkRecord":
         """Return the record with `bridge` and `resolvers` as its plan makes them."""

@@ -13,6 +13,7 @@ from netplug.drivers import shared
 from netplug.drivers.api import Scope
 from netplug.drivers.registry import Drivers
 from netplug.engine.implicit_networks import ImplicitNetworks
+from netplug.engine.network_updates import NetworkChange, NetworkUpdates
 from netplug.engine.networks import Networks
 from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec
 from netplug.engine.registry import Registry
@@ -41,12 +42,14 @@ class SupersededNetworks:
         self,
         registry: Registry,
         networks: Networks,
+        updates: NetworkUpdates,
         implicit_networks: ImplicitNetworks,
         allocator: Allocator,
         drivers: Drivers,
     ) -> None:
         self._registry = registry
         self._networks = networks
+        self._updates = updates
         self._implicit_networks = implicit_networks
         self._allocator = allocator
         self._drivers = drivers
@@ -81,7 +84,8 @@ class SupersededNetworks:
         """Ask the upstreams that a network's definition names now: ``podman network update`` tells nobody."""
         record, upstream = self._own(spec), spec.options.get("dns_upstream", "")
         if record is not None and upstream != record.options.get("dns_upstream", ""):
-            await self._networks.forward(record.network.id, upstream)
+            change = NetworkChange({shared.DNS_UPSTREAM.key: upstream})
+            await self._updates.update_here(record.network.id, change)
 
     def _own(self, spec: NetworkSpec) -> NetworkRecord | None:
         """Return the network of this name if it is the front end's own, and on this host alone."""

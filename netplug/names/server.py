@@ -103,6 +103,7 @@ class NameServer:
         self._rules = Rules()
         self._of_networks: WeakValueDictionary[object, Rules] = WeakValueDictionary()
         self._listeners: defaultdict[str, list[Listener]] = defaultdict(list)
+        self._remote: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
         self._owners: dict[tuple[str, IPAddress], str] = {}
         engine.registry.watchers.append(self._changed)
 
@@ -152,6 +153,12 @@ class NameServer:
 
     def learn(self, network: str, ident: str, entry: Entry | None) -> None:
         """Set the entry of an endpoint on another host; None removes it."""
+        if self._engine.registry.find_network(network) is None:
+            return
+        if entry is not None:
+            self._remote[network][ident] = entry
+        else:
+            self._remote[network].pop(ident, None)
         index = self.zones.networks.get(network)
         if index is not None and entry is not None:
             index.add(entry)
@@ -171,20 +178,40 @@ class NameServer:
 
     def _network(self, before: Record | None, after: Record | None) -> None:
         if isinstance(after, NetworkRecord):
-            net = after.network
-            if not net.options.dns:
-                return
-            self.zones.set_network(dns_records.network(after, gateway=self._engine.drivers.of(net).gateway))
-            self._set_all_rules()
-            self._admit_all(net.id)
+            if after.network.options.dns:
+                self._serve_network(after)
+            else:
+                self._end_network(after.network.id)
         elif isinstance(before, NetworkRecord):
             ident = before.network.id
-            for key in [key for key in self._owners if key[0] == ident]:
-                self._dismiss(*key)
-            self.zones.remove_network(ident)
+            self._end_network(ident)
+            self._remote.pop(ident, None)
             self.counts.pop(ident, None)
             if not self._listeners.get(ident):
                 self._listeners.pop(ident, None)
+
+    def _serve_network(self, record: NetworkRecord) -> None:
+        ident = record.network.id
+        begins = ident not in self.zones.networks
+        self.zones.set_network(dns_records.network(record, gateway=self._engine.drivers.of(record.network).gateway))
+        if begins:
+            for endpoint in self._engine.registry.endpoints(ident):
+                self._name(endpoint)
+            for entry in self._remote.get(ident, {}).values():
+                self.zones.networks[ident].add(entry)
+        self._set_all_rules()
+        self._admit_all(ident)
+
+    def _end_network(self, ident: str) -> None:
+        """Serve the names of a network no longer; its containers may ask for those of their other networks."""
+        if ident not in self.zones.networks:
+            return
+        for key in [key for key in self._owners if key[0] == ident]:
+            self._dismiss(*key)
+        self.zones.remove_network(ident)
+        self._report()
+        self._set_all_rules()
+        self._admit_all(ident)
 
     def _endpoint(self, before: EndpointRecord | None, after: EndpointRecord | None) -> None:
         if after is not None:

@@ -183,7 +183,8 @@ class World:
 
     def sandbox_mtu(self, link: Veth | Macvlan) -> int:
         """Return the MTU of a link in its sandbox; of a veth, of its sandbox side."""
-        return self.tuned.get(link.key, link.mtu)
+        found = self.state.get(link.key, link)
+        return self.tuned.get(link.key, found.mtu if isinstance(found, Veth | Macvlan) else 0)
 
     def resize(self, step: Veth | Macvlan) -> bool:
         """Give the link of a step in a sandbox its MTU. Return whether it has a new one."""

@@ -252,7 +252,7 @@ def _existing_veth(nl: Netlink, step: Veth, master: int, inside: Netlink, sandbo
     if found.being_deleted:
         raise LinkBusyError
     peer = peer_of(step, found, inside)
-    if peer is None and step.moved and (there := _moved(step, sandbox)):
+    if peer is None and step.moved and found.mtu != step.mtu and (there := _moved(step, sandbox)):
         inside, peer = there
     static_macs = neighbours.static_macs(nl, found.index) if found.master else ()
     differences = veth_differences(step, found, master, peer, static_macs)
