@@ -1,5 +1,6 @@
 """Names and MACs derived from ids. They are deterministic, for comparing plans and for crash recovery."""
 
+from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv6Address
 from string import hexdigits
@@ -23,6 +24,7 @@ SANDBOX_SIDES = "nps"
 """Name prefix of sandbox sides, until a runtime renames them."""
 
 
+@lru_cache(maxsize=4096)
 def short(ident: str) -> str:
     """Return 12 hexadecimal digits for an id: its first ones, or those of its hash.
 

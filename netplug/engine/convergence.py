@@ -314,11 +314,27 @@ def _using(move: _Move, used: Collection[str]) -> _Move:
 
 
 def _new(moves: Iterable[_Move]) -> Plan:
-    return Plan(tuple(step for move in moves for step in move.new))
+    return _together([move.new for move in moves])
 
 
 def _gone(moves: Iterable[_Move]) -> Plan:
-    return Plan(tuple(step for move in moves for step in move.gone))
+    return _together([move.gone for move in moves])
+
+
+def _together(plans: Sequence[tuple[Step, ...]]) -> Plan:
+    """Return the steps of several plans, each in its order, with steps of one type side by side.
+
+    The kernel takes neighbours of one type at once.
+    """
+    left = [list(reversed(plan)) for plan in plans if plan]
+    found: list[Step] = []
+    while left:
+        kind = type(left[0][-1])
+        for plan in left:
+            while plan and type(plan[-1]) is kind:
+                found.append(plan.pop())
+        left = [plan for plan in left if plan]
+    return Plan(tuple(found))
 
 
 def _puts(moves: Iterable[_Move]) -> list[Put | Delete]:

@@ -37,6 +37,10 @@ from netplug.kernel.netlink.rtnl import IFF_UP, IFINFO, Link
 LATENCY_S = 0.025
 """How long a packet may be queued before it is dropped, in addition to the burst; as in the CNI bandwidth plugin."""
 
+_NLM_F_ECHO = 8
+"""Older kernels send a qdisc that is asked for to listeners alone, as they send news (net/sched/sch_api.c)."""
+_FEW = 8
+"""Links up to which their qdiscs are read one by one."""
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _NEWFILTER, _GETFILTER = 44, 46
 
@@ -69,11 +73,13 @@ class Found:
     def of(cls, nl: Netlink, steps: Iterable[Shape], links: Mapping[str, Link]) -> Self:
         """Read the limits of the links of these steps."""
         wanted = [links[step.link].index for step in steps if step.link in links]
-        if not wanted:
-            return cls({}, {})
         limited = {*wanted, *(links[step.ifb].index for step in steps if step.ifb in links)}
-        found = tc.buckets(nl.dump(_GETQDISC, tc.qdiscs()), limited)
-        buckets = {index: Bucket(rate, limit) for index, rate, limit in found}
+        if len(limited) > _FEW:
+            dump = nl.dump(_GETQDISC, tc.qdiscs())
+        else:
+            # A dump has those of all links, whatever it asks for.
+            dump = [one for index in limited if (one := _root_qdisc(nl, index))]
+        buckets = {index: Bucket(rate, limit) for index, rate, limit in tc.buckets(dump, limited)}
         redirects = {index: target for index in wanted if (target := _redirect(nl, index))}
         return cls(buckets, redirects)
 
@@ -179,7 +185,7 @@ def remove(nl: Netlink, step: Shape) -> None:
 
 def _delete_qdisc(nl: Netlink, index: int, parent: int) -> None:
     try:
-        nl.request(_DELQDISC, tc.no_qdisc(index, parent))
+        nl.request(_DELQDISC, tc.one_qdisc(index, parent))
     except NetlinkError as error:
         if error.errno not in {errno.ENOENT, errno.EINVAL, errno.ENODEV}:
             raise
@@ -196,6 +202,16 @@ def _set_bucket(nl: Netlink, index: int, wanted: Bucket | None, found: Found, bu
             _delete_qdisc(nl, index, tc.ROOT)  # of another kind, which cannot be changed into this one
         message = tc.bucket(index, wanted.rate, wanted.limit, burst)
         nl.request(_NEWQDISC, message, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def _root_qdisc(nl: Netlink, index: int) -> bytes:
+    """Return the egress qdisc of a link; empty if it has none but the kernel's default."""
+    try:
+        return nl.get(_GETQDISC, tc.one_qdisc(index, tc.ROOT), _NLM_F_ECHO)
+    except NetlinkError as error:
+        if error.errno in {errno.EINVAL, errno.ENODEV, errno.ENOENT}:
+            return b""
+        raise
 
 
 def _redirect(nl: Netlink, index: int) -> int:

@@ -186,14 +186,14 @@ class Netlink:
             for _ in self._answers(seq, dump=False):
                 pass
 
-    def get(self, kind: int, payload: bytes) -> bytes:
-        """Request one object and return it, without the header.
+    def get(self, kind: int, payload: bytes, flags: int = 0) -> bytes:
+        """Request one object and return it, without the header; empty if the kernel tells nothing of it.
 
         Raises:
             NetlinkError: there is no such object.
         """
         with self._lock:
-            seq = self._send(kind, NLM_F_ACK, payload)
+            seq = self._send(kind, flags | NLM_F_ACK, payload)
             answers = [data for _, data in self._answers(seq, dump=False)]
         return answers[0] if answers else b""
 

@@ -31,8 +31,8 @@ def qdiscs() -> bytes:
     return encode(_qdisc())
 
 
-def no_qdisc(link: int, parent: int) -> bytes:
-    """Return the message that removes a qdisc. `link`: index."""
+def one_qdisc(link: int, parent: int) -> bytes:
+    """Return the message that reads or removes a qdisc. `link`: index."""
     return encode(_qdisc(), index=link, parent=parent)
 
 
