@@ -8,6 +8,7 @@ import pytest
 from built_in_drivers import DRIVERS, parse_endpoint
 
 from netplug.drivers.api import Network, StaticRoute, Subnet
+from netplug.drivers.errors import DriverError
 from netplug.drivers.options import EndpointOptions
 from netplug.drivers.steps import Proto
 from netplug.frontends.cni.config import Wanted, translate
@@ -36,6 +37,9 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"ipmasq": True, "ipMasqBackend": "nftables"}, {"masquerade": "true"}),
     ({"ipMasq": True, "masquerade": False}, {"masquerade": "false"}),
     ({"portIsolation": True}, {"icc": "false"}),
+    ({"gw_priority": -5, "isDefaultGateway": True}, {"gw_priority": "-5"}),
+    ({"gw_priority": "5", "isGateway": True, "routes": [{"dst": "0.0.0.0/0"}]}, {"gw_priority": "5"}),
+    ({"metric": 50}, {"metric": "50"}),
     ({"mode": "bridge"}, {"mode": "bridge"}),
     ({"mode": "macvlan"}, {"mode": "macvlan"}),
     ({"master": "up0"}, {"mode": "macvlan", "parent": "up0"}),
@@ -99,6 +103,39 @@ def test_bandwidth_is_a_rate_each_way_and_a_burst_in_bytes() -> None:
     assert limits == {"rate": "8000000/1000000", "burst": "100000/0"}
     assert parse_endpoint(limits, "bridge") == EndpointOptions((8_000_000, 1_000_000), (100_000, 0))
     assert wanted(runtimeConfig={"bandwidth": {"egressRate": 1_000_000}}).limits == {"rate": "0/1000000"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"runtimeConfig": {"gw_priority": 7}},
+        {"args": {"cni": {"gw_priority": "7"}}},
+        {"args": {"cni": {"gw_priority": 8}}, "runtimeConfig": {"GW_PRIORITY": "7"}, "gw_priority": 1},
+    ],
+    ids=str,
+)
+def test_runtime_ranks_the_networks_of_one_container(config: dict[str, Any]) -> None:
+    assert wanted(**config).limits == {"gw_priority": "7"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"gw_priority": 1, "isGateway": True},
+        {"args": {"cni": {"gw_priority": 1}}, "isDefaultGateway": False},
+        {"metric": 1, "routes": [{"dst": "10.0.0.0/8"}]},
+    ],
+    ids=str,
+)
+def test_priority_of_a_default_route_that_there_is_not_is_refused(config: dict[str, Any]) -> None:
+    code, text = refused(**config)
+    assert (code, "=1: this configuration gives its containers no default route" in text) == (7, True), text
+
+
+@pytest.mark.parametrize("value", ["high", 1.5, [1], True])
+def test_priority_of_a_container_that_is_no_number_is_refused(value: object) -> None:
+    with pytest.raises((CniError, DriverError), match="gw_priority"):
+        wanted(runtimeConfig={"gw_priority": value})
 
 
 def test_mac_is_pinned_if_wanted() -> None:

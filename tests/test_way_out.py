@@ -114,6 +114,15 @@ async def test_network_without_a_gateway_is_never_the_way_out(host: Host) -> Non
     assert ways(host) == {4: "blue"}
 
 
+async def test_endpoint_of_an_internal_network_has_no_priority(host: Host) -> None:
+    spec = NetworkSpec(NET, "blue", {}, (SubnetSpec(ip_network("10.9.0.0/24")),), internal=True)
+    await host.engine.networks.create(spec)
+    before = await host.state()
+    with pytest.raises(NetplugError, match="option gw_priority: network 'blue' is internal"):
+        await join(host, NET, gw_priority="1")
+    assert await host.state() == before
+
+
 async def test_changed_priority_moves_it(host: Host) -> None:
     """As `network update` does: it saves the network, and has its sandboxes converge."""
     await networks(host, of={NET: 0, OTHER: 0})

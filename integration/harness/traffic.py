@@ -116,18 +116,27 @@ class _Echo(Serving):
 class Stream:
     """A datagram every `every_s` from a place to another and back, while used in a `with`.
 
+    `bound_to_source` False: each has the source address of the route that it takes, as with ping.
+
     Attributes:
         sent: how many went out.
         lost: the numbers of those that did not come back; known after the block.
     """
 
-    def __init__(self, sender: Placed, receiver: Placed, address: str, *, every_s: float = 0.01) -> None:
+    def __init__(
+        self, sender: Placed, receiver: Placed, address: str, *, every_s: float = 0.01, bound_to_source: bool = True
+    ) -> None:
         self.sent = 0
         self.lost: list[int] = []
         self._every_s = every_s
         self._echo = _Echo(bound(receiver, "udp", _STREAM_PORT, address), "echo")
         self._socket = _client(sender, socket.SOCK_DGRAM, address, 0)
-        self._socket.connect((address, _STREAM_PORT))
+        self._to = address, _STREAM_PORT
+        if bound_to_source:
+            self._socket.connect(self._to)
+        else:
+            self._socket.bind(("", 0))
+        self._bound = bound_to_source
         self._back: set[int] = set()
         self._over = Event()
         self._threads = [Thread(target=work, name=f"stream-{work.__name__}") for work in (self._send, self._receive)]
@@ -136,7 +145,8 @@ class Stream:
         begun = time.monotonic()
         while not self._over.wait(max(0.0, begun + self.sent * self._every_s - time.monotonic())):
             with contextlib.suppress(OSError):  # it is lost, then
-                self._socket.send(str(self.sent).encode())
+                data = str(self.sent).encode()
+                self._socket.send(data) if self._bound else self._socket.sendto(data, self._to)
             self.sent += 1
 
     def _receive(self) -> None:

@@ -18,6 +18,7 @@ from netplug.engine.publishing import Publishing
 from netplug.engine.records import ENDPOINTS, Caller, EndpointRecord, EndpointSpec, NetworkRecord
 from netplug.engine.registry import Registry, put
 from netplug.engine.way_out import WayOut
+from netplug.errors import NetplugError
 from netplug.kernel.api import HostKernel, StepError
 
 log = structlog.get_logger(__name__)
@@ -59,6 +60,9 @@ class EndpointBuilder:
         self._registry.quarantine.refuse(f"{ENDPOINTS}{spec.network}/{spec.id}")
         driver, net = self._drivers.of(record.network), record.network
         options = self._drivers.parse_endpoint(spec.options, net.options.mode)
+        if net.internal and options.gw_priority is not None:
+            words = f"option gw_priority: network {net.name!r} is internal, and never provides the default route"
+            raise NetplugError("invalid", words, hint="leave it out")
         driver.admit(net, len(self._registry.endpoints(net.id)))
         self._kernel.ports.admit(_DESCRIPTORS, "one more endpoint")
         async with self._addressing.addresses(record, spec, wanted) as leased:

@@ -6,7 +6,7 @@ makes it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -84,6 +84,11 @@ def translate(request: Request, drivers: Drivers) -> Wanted:
     mode = drivers.parse(options).mode  # refuses what is ill-formed before anything else is looked at
     sets = (*config.runtimeConfig.ipRanges, *ipam.sets())
     routes, default_route = _routes(config, ipam)
+    asked = config.runtimeConfig.gw_priority or config.args.cni.gw_priority
+    priority = {shared.GW_PRIORITY.key: asked} if asked else {}
+    drivers.parse_endpoint(priority, mode)
+    if not request.foreign_ipam:
+        _refuse_useless({**options, **priority}, routes, default_route=default_route)
     return Wanted(
         NetworkSpec(
             name=request.network,
@@ -101,10 +106,20 @@ def translate(request: Request, drivers: Drivers) -> Wanted:
         routes,
         default_route,
         _dns(config, ipam),
-        _limits(config, drivers),
+        _limits(config, drivers) | priority,
         pinned=config.macspoofchk,
         hairpin=config.hairpinMode,
     )
+
+
+def _refuse_useless(options: Mapping[str, str], routes: Sequence[RouteIn] | None, *, default_route: bool) -> None:
+    """Refuse options about the default route of containers that get none."""
+    if routes is None or default_route or any(not route.dst.prefixlen for route in routes):
+        return
+    for key in (shared.GW_PRIORITY.key, shared.METRIC.key):
+        if key in options:
+            words = f"{key}={options[key]}: this configuration gives its containers no default route"
+            raise CniError(Code.CONFIG, words, "isDefaultGateway=true does")
 
 
 def _refuse_gateway(config: ConfigIn) -> None:
@@ -115,7 +130,7 @@ def _refuse_gateway(config: ConfigIn) -> None:
 
 
 def _limits(config: ConfigIn, drivers: Drivers) -> dict[str, str]:
-    """Return the endpoint's options. "ingress" is what the endpoint receives. Rates and bursts are in bits."""
+    """Return the endpoint's limits. "ingress" is what the endpoint receives. Rates and bursts are in bits."""
     asked = config.runtimeConfig.bandwidth
     if asked is None or not (asked.ingressRate or asked.egressRate):
         return {}

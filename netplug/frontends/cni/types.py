@@ -99,6 +99,8 @@ class BandwidthIn(_Section):
     egressBurst: Annotated[int, Field(ge=0)] = 0
 
 
+Whole = Annotated[str, BeforeValidator(lambda it: str(it) if type(it) is int else it)]
+"""A number, or its text."""
 Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
@@ -114,6 +116,7 @@ class RuntimeIn(_Section):
     aliases: Texts | dict[str, Texts] = ()
     cgroupPath: str = ""
     infinibandGUID: Literal[""] = ""
+    gw_priority: Whole | None = None
     deviceID: Literal[""] = ""
 
 
@@ -126,6 +129,7 @@ class CniArgsIn(_Section):
     labels: tuple[LabelIn, ...] = ()
     ips: Texts = ()
     mac: Mac | Literal[""] = ""
+    gw_priority: Whole | None = None
 
 
 class ArgsIn(BaseModel):
