@@ -112,3 +112,30 @@ async def test_deadline_is_for_one_thing_not_for_all(thread: Worker, monkeypatch
     assert await thread.do(lambda: 7) == 7
     await first
     assert found == [False] * 8
+
+
+async def test_settled_is_what_is_late_and_taken_back(thread: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, seen = Gate(), list[str]()
+    await thread.settle()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "DEADLINE_S", 0.05)
+        with pytest.raises(TimeoutError):
+            await thread.each(("a",), gate.pass_through, [], lambda item, result: seen.append(item + result))
+        with pytest.raises(TimeoutError):
+            await thread.settle()
+    settled = asyncio.ensure_future(thread.settle())
+    await asyncio.sleep(0)
+    assert not settled.done()
+    gate.opened.set()
+    await settled
+    assert seen == ["aA"]
+
+
+async def test_nobody_settles_behind_work_that_is_in_time(thread: Worker) -> None:
+    gate = Gate()
+    task = asyncio.ensure_future(thread.each(("a",), gate.pass_through, []))
+    await gate.met()
+    await thread.settle()
+    assert not task.done()
+    gate.opened.set()
+    await task

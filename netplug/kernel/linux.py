@@ -227,7 +227,11 @@ class LinuxKernel:
         """Compare all steps with one set of dumps; see `Kernel`. A thread reads them, on a socket of its own.
 
         An earlier daemon may have created these objects; from now on their removal is noticed.
+
+        Raises:
+            NetplugError: the kernel does not answer.
         """
+        await self._requests.settle()
         known, unknown = self._handlers.split(steps)
         for step in known:
             self._handlers.of(step).note_existing(step)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from netplug.drivers.steps import Step
+from netplug.errors import NetplugError
 from netplug.kernel.api import Done, Outcome, StepError
 from netplug.kernel.handlers import Handler, Handlers, Lane, S
 from netplug.kernel.links.bridges import LinkBusyError
@@ -124,7 +125,12 @@ class RequestLane:
         found: list[StepError | Rest | None] = []
         errors: list[Exception] = []
         try:
-            await self._worker.each(steps, lambda step: self._removed(step, sandboxes), found)
+            await self._worker.each(
+                steps,
+                lambda step: self._removed(step, sandboxes),
+                found,
+                lambda _, late: late() if callable(late) else None,
+            )
             for step, rest in zip(steps, found, strict=True):
                 if callable(rest):
                     try:
@@ -134,10 +140,25 @@ class RequestLane:
                         errors.append(error)
         except TimeoutError:
             words = "the kernel does not answer for {!r}"
-            errors += [StepError("unavailable", step, words.format(step.key)) for step in steps[len(found) :]]
+            errors += [
+                StepError("unavailable", step, words.format(step.key))
+                for number, step in enumerate(steps)
+                if number >= len(found) or callable(found[number])
+            ]
         finally:
             self._worker.afterwards(sandboxes.close)
         return [*(item for item in found if isinstance(item, StepError)), *errors]
+
+    async def settle(self) -> None:
+        """Wait until the kernel has ended what it did not answer in time: it may still change what steps name.
+
+        Raises:
+            NetplugError: it does not end.
+        """
+        try:
+            await self._worker.settle()
+        except TimeoutError as error:
+            raise NetplugError("unavailable", "the kernel does not answer: an earlier request still runs") from error
 
     def schedule_delete(self, name: str, group: int) -> None:
         """Have a link deleted that is in a group of the reaper; in the thread."""

@@ -33,6 +33,7 @@ from netplug.drivers.steps import (  # noqa: E402
     Sysctl,
 )
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts  # noqa: E402
+from netplug.errors import NetplugError  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.executor import Executor  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
@@ -53,6 +54,18 @@ async def through_it(work: Awaitable[object]) -> object:
             await asyncio.sleep(TICK_S)
         assert held, "the loop stood still"
     return await task
+
+
+async def abandoned(kernel: LinuxKernel, work: Awaitable[object]) -> None:
+    """Have a request begin, wait in the kernel, and take too long. The mutex is held."""
+    task = asyncio.ensure_future(work)
+    async with asyncio.timeout(AT_MOST_S):
+        while not waits(kernel):  # noqa: ASYNC110 - the kernel tells nobody
+            await asyncio.sleep(TICK_S)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "DEADLINE_S", 0)
+        kernel._requests._worker._check_deadlines()
+    await task
 
 
 @contextmanager
@@ -166,13 +179,40 @@ class TestDeadline(LinuxHost):
 
     async def test_removal_that_was_begun_is_ended(self, kernel: LinuxKernel) -> None:
         await kernel.ensure((BRIDGE, GATEWAY))
-        with held_for_too_long():
+        with rtnl_held() as held:
             with pytest.raises(ExceptionGroup) as caught:
-                await kernel.remove((GATEWAY, BRIDGE))
+                await abandoned(kernel, kernel.remove((GATEWAY, BRIDGE)))
             assert [str(error) for error in caught.value.exceptions] == [
                 f"the kernel does not answer for {step.key!r}" for step in (GATEWAY, BRIDGE)
             ]
-        assert await whats(kernel, GATEWAY, BRIDGE) == ["missing"]
+            # In its turn, after what is late.
+            looked = asyncio.ensure_future(whats(kernel, GATEWAY, BRIDGE))
+            for _ in range(TICKS):
+                await asyncio.sleep(TICK_S)
+            assert held
+            assert not looked.done()
+        assert await looked == ["missing"]
+
+    async def test_removal_in_a_sandbox_that_was_begun_is_ended(
+        self, kernel: LinuxKernel, around: LinuxSurroundings
+    ) -> None:
+        step = replace(MACVLAN, ifname="eth0", netns=around.sandbox())
+        await kernel.ensure((BRIDGE, step))
+        with rtnl_held(), pytest.raises(ExceptionGroup):
+            await abandoned(kernel, kernel.remove((step,)))
+        assert await whats(kernel, step) == ["missing"]
+
+    async def test_nobody_looks_while_something_late_may_still_change_it(
+        self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with rtnl_held() as held, monkeypatch.context() as patch:
+            with pytest.raises(StepError):
+                await abandoned(kernel, kernel.ensure((BRIDGE,)))
+            patch.setattr(worker, "DEADLINE_S", 0.1)
+            with pytest.raises(NetplugError, match="the kernel does not answer: an earlier request still runs"):
+                await kernel.compare((BRIDGE,))
+            assert held
+        assert await whats(kernel, BRIDGE) == ["missing"]
 
     async def test_cancelled_step_is_ended_first(self, kernel: LinuxKernel) -> None:
         found: list[Outcome] = []

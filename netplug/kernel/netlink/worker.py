@@ -135,6 +135,15 @@ class Worker:
         await self.each((None,), lambda _: work(), done)
         return done[0]
 
+    async def settle(self) -> None:
+        """Wait until an abandoned job that still runs has ended, and its late result was handled.
+
+        Raises:
+            TimeoutError: it did not end within `DEADLINE_S`.
+        """
+        if self._current and self._current.abandoned:
+            await self.do(lambda: None)
+
     def afterwards(self, work: Callable[[], None]) -> None:
         """Call `work`, which frees resources of a job: now, or after the abandoned job that is still running."""
         if self._current and self._current.abandoned:
