@@ -40,6 +40,8 @@ _T = TypeVar("_T")
 
 OMIT_DEFAULT = {"omit_default": True}
 """Metadata of a field that is not stored if it has its default. So earlier versions can read records without it."""
+APART = {"apart": True}
+"""Metadata of a field that has a record of its own, which earlier versions do not read."""
 
 _IP = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
 _PARSERS: Mapping[type, Any] = {
@@ -68,7 +70,7 @@ def encode(value: object) -> Json:
         return cast("Json", to_json())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         omitted = _omitted_defaults(type(value))
-        found = {name: getattr(value, name) for name in _hints(type(value))}
+        found = {name: getattr(value, name) for name in _stored(type(value))}
         return {name: encode(item) for name, item in found.items() if name not in omitted or item != omitted[name]}
     raise TypeError(f"cannot store a value of type {type(value).__name__}")
 
@@ -124,6 +126,11 @@ def _omitted_defaults(cls: type[Any]) -> dict[str, Any]:
     omitted = (field for field in dataclasses.fields(cls) if field.metadata.get("omit_default"))
     none = dataclasses.MISSING
     return {it.name: it.default if it.default_factory is none else it.default_factory() for it in omitted}
+
+
+@cache
+def _stored(cls: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls) if not field.metadata.get("apart"))
 
 
 @cache

@@ -13,7 +13,7 @@ from engine_host import END, NET, NEXT, OTHER, Host
 from netplug.drivers.api import Attachment, StaticRoute
 from netplug.drivers.summary import Link
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
-from netplug.store.api import Put
+from netplug.store.api import Delete, Put
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -70,7 +70,7 @@ async def test_labels_outlive_a_restart_and_records_without_them_keep_their_form
     await host.docker_network()
     await host.engine.networks.create(NetworkSpec(OTHER, "red", {}, (SubnetSpec(),), labels={"team": "net"}))
     stored = {record.key: record.value for record in (await host.store.range("networks/"))[0]}
-    assert "labels" not in stored[f"networks/{NET}"]
+    assert {"labels", "created"}.isdisjoint(stored[f"networks/{NET}"])
     assert stored[f"networks/{OTHER}"]["labels"] == {"team": "net"}
     made = {record.network.id: record.created for record in host.networks()}
     assert 0 < made[NET] <= made[OTHER] <= time.time()
@@ -78,6 +78,17 @@ async def test_labels_outlive_a_restart_and_records_without_them_keep_their_form
     await host.engine.registry.load()
     assert {record.network.id: record.created for record in host.networks()} == made
     assert host.engine.registry.network("red").labels == {"team": "net"}
+
+
+async def test_time_of_creation_goes_with_its_network_also_if_an_older_version_deletes_it(host: Host) -> None:
+    await host.docker_network()
+    await host.cli_network(ident=OTHER, name="red")
+    await host.engine.networks.delete("red", by=FrontEnd.CLI)
+    assert [it.key for it in (await host.store.range("created/"))[0]] == [f"created/{NET}"]
+    await host.store.txn((), [Delete(f"networks/{NET}")])
+    host.live()
+    await host.engine.registry.load()
+    assert (await host.store.range("created/"))[0] == []
 
 
 async def test_completed_records_are_those_that_this_version_writes(host: Host) -> None:

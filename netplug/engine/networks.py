@@ -18,10 +18,11 @@ from netplug.engine.endpoints import Endpoints
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.network_checks import refuse_sticky, refuse_subnets
 from netplug.engine.peers import Peers
-from netplug.engine.records import NETWORKS, FrontEnd, NetworkRecord, NetworkSpec
+from netplug.engine.records import CREATED, NETWORKS, FrontEnd, NetworkRecord, NetworkSpec
 from netplug.engine.registry import Registry, put
 from netplug.errors import NetplugError
 from netplug.ipam.pool import EXTERNAL
+from netplug.store.api import Put
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
@@ -177,7 +178,8 @@ class Networks:
                 created=spec.created if spec.cluster else round(time.time(), 3),
             ).summarized()
             # Docker sends CreateNetwork once in a network's life: it must outlive even a loss of power.
-            await self._journal.commit(key, [put(record)], durable=True)
+            made = Put(CREATED + net.id, {"at": record.created})
+            await self._journal.commit(key, [put(record), made], durable=True)
             self._registry.remember(record)
         return record
 
@@ -208,7 +210,7 @@ class Networks:
                 log.warning("network.kept", network=short(ident), name=record.network.name, endpoints=len(others))
                 return
             await self._peers.forget(ident)
-            intent = Intent(f"network {record.network.name}", record.plan.without(record.used), (record.key,))
+            intent = Intent(f"network {record.network.name}", record.plan.without(record.used), record.keys)
             await self._journal.take_down(intent, durable=True)
             # At once: else reconcile would report what is gone as missing.
             self._registry.forget(record)

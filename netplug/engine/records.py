@@ -10,12 +10,14 @@ from enum import StrEnum
 
 from netplug.drivers import summary
 from netplug.drivers.api import Attachment, Endpoint, Network, PortMapping, StaticRoute
-from netplug.drivers.codec import OMIT_DEFAULT
+from netplug.drivers.codec import APART, OMIT_DEFAULT
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 
 NETWORKS = "networks/"
 ENDPOINTS = "endpoints/"
+CREATED = "created/"
+"""By network: when it was created. Every network has one, so a field would keep earlier versions from reading it."""
 
 
 class FrontEnd(StrEnum):
@@ -213,7 +215,7 @@ class NetworkRecord:
     bridge: summary.Link | None = field(default=None, metadata=OMIT_DEFAULT)
     resolvers: tuple[IPAddress, ...] = field(default=(), metadata=OMIT_DEFAULT)
     labels: Mapping[str, str] = field(default_factory=dict, metadata=OMIT_DEFAULT)
-    created: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    created: float = field(default=0.0, metadata=APART)
     origin: Origin | None = field(default=None, metadata=OMIT_DEFAULT)
 
     @property
@@ -229,6 +231,11 @@ class NetworkRecord:
     @property
     def key(self) -> str:
         return NETWORKS + self.network.id
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of all of its records."""
+        return NETWORKS + self.network.id, CREATED + self.network.id
 
 
 @dataclass(frozen=True, slots=True)

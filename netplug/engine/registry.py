@@ -4,21 +4,21 @@ Only this process writes its own host's records, so memory is as true as the sto
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 from netplug.drivers.api import Network
-from netplug.drivers.codec import decode, encode
+from netplug.drivers.codec import Json, decode, encode
 from netplug.drivers.naming import short
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Hairpin, Veth
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
-from netplug.engine.records import ENDPOINTS, NETWORKS, EndpointRecord, FrontEnd, NetworkRecord
+from netplug.engine.records import CREATED, ENDPOINTS, NETWORKS, EndpointRecord, FrontEnd, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Owner, OwnerKind
-from netplug.store.api import Put, Store
+from netplug.store.api import Delete, Put, Store
 from netplug.store.api import Record as Stored
 from netplug.tasks.locks import Locks
 
@@ -47,10 +47,12 @@ class Registry:
         self._networks: dict[str, NetworkRecord] = {}
         self._endpoints: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
         self._sandboxes: defaultdict[str, dict[str, EndpointRecord]] = defaultdict(dict)
+        self._created: Mapping[str, Mapping[str, Json]] = {}
         self._locks = Locks()
 
     async def load(self) -> None:
         """Read all records. Those that cannot be used are quarantined."""
+        self._created = {it.key.removeprefix(CREATED): it.value for it in (await self._store.range(CREATED))[0]}
         for prefix, read in ((NETWORKS, self._read_network), (ENDPOINTS, self._read_endpoint)):
             found: dict[str, Unusable] = {}
             for stored in (await self._store.range(prefix))[0]:
@@ -59,11 +61,16 @@ class Registry:
                 except ValueError as exc:
                     found |= unusable(stored.key, stored.value, exc)
             self.quarantine.replace(prefix, found)
+        # An earlier version may have deleted the networks.
+        if gone := self._created.keys() - self._networks.keys() - self.quarantine.networks():
+            await self._store.txn((), [Delete(CREATED + ident) for ident in gone])
 
     def _read_network(self, stored: Stored) -> NetworkRecord:
         record = decode(NetworkRecord, stored.value)
         if why := self._drivers.missing(record.network.options.mode):
             raise ValueError(why)
+        created = self._created.get(record.network.id, {}).get("at")
+        record = replace(record, created=created if isinstance(created, float) else 0.0)
         return self._completed(record, stored)
 
     def _read_endpoint(self, stored: Stored) -> EndpointRecord:
