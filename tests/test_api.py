@@ -78,8 +78,9 @@ def test_a_network_is_made_found_and_removed(ask: Http) -> None:
     status, made = ask("POST", "/v1/networks", BLUE)
     assert status == 201
     assert made["subnets"] == [{"subnet": "10.1.0.0/24", "gateway": "10.1.0.1"}]
+    origin = {"options": {}, "internal": False}
     for ref in ("blue", made["id"], made["id"][:7]):
-        assert ask("GET", f"/v1/networks/{ref}") == (200, {**made, "endpoints": [], "note": ""})
+        assert ask("GET", f"/v1/networks/{ref}") == (200, {**made, "as_created": origin, "endpoints": [], "note": ""})
     assert ask("GET", "/v1/networks") == (200, {"networks": [made], "note": ""})
     assert ask("DELETE", "/v1/networks/blue") == (204, None)
     assert "blue" in ask.refused(404, "GET", "/v1/networks/blue")
@@ -105,6 +106,28 @@ def test_statuses_follow_the_kind(ask: Http) -> None:
     body = {"network": "blue", "netns": "no-such-namespace"}
     assert "no-such-namespace" in ask.refused(404, "POST", "/v1/attach", body)
     assert "not attached" in ask.refused(404, "POST", "/v1/detach", body)
+
+
+def test_network_is_updated_and_bad_updates_change_nothing(ask: Http) -> None:
+    made = ask("POST", "/v1/networks", BLUE)[1]
+    before = ask("GET", "/v1/networks/blue")
+    for status, body, words in (
+        (400, {"options": {"x": "y"}}, "unknown option 'x'"),
+        (400, {"options": {"rate": "1mbit", "mode": "none"}}, "cannot change"),
+        (400, {"options": {"rate": 7}}, "options.rate"),
+        (400, {"internal": "perhaps"}, "internal"),
+        (400, {"colour": "red"}, "colour"),
+        (400, {"labels": {"a=b": ""}}, "'a=b' is not the key of a label"),
+        (400, {"remove_subnets": ["house"]}, "house"),
+        (404, {"remove_subnets": ["10.9.0.0/24"]}, "has no subnet"),
+        (409, {"add_subnets": [{"subnet": "10.1.0.0/16"}]}, "overlaps"),
+    ):
+        assert words in ask.refused(status, "PATCH", "/v1/networks/blue", body)
+    assert "'red'" in ask.refused(404, "PATCH", "/v1/networks/red", {})
+    assert ask("GET", "/v1/networks/blue") == before
+    status, answer = ask("PATCH", f"/v1/networks/{made['id']}", {"options": {"ttl": "9"}, "internal": False})
+    assert (status, answer["network"]["options"]) == (200, {"ttl": "9"})
+    assert ask("PATCH", "/v1/networks/blue", {})[1]["changes"] == []
 
 
 def test_a_failure_of_ours_is_internal_and_undone(ask: Http, daemon: Living) -> None:

@@ -91,7 +91,7 @@ def test_field_names_of_json_stay(cli: Cli) -> None:
     attached = json.loads(cli("attach", "blue", "--netns", "c1", "--name", "web", "--publish", "18080:80"))
     assert list(attached) == ATTACH_FIELDS
     assert list(cli.json("network", "ls")[0]) == NETWORK_FIELDS
-    assert list(json.loads(cli("network", "inspect", "blue"))) == [*NETWORK_FIELDS, "endpoints"]
+    assert list(json.loads(cli("network", "inspect", "blue"))) == [*NETWORK_FIELDS, "as_created", "endpoints"]
     assert list(cli.json("network", "ls")[0]["subnets"][0]) == ["subnet", "gateway"]
     assert list(cli.json("ps")[0]) == ENDPOINT_FIELDS
     pool = cli.json("ipam", "ls")[0]
@@ -208,6 +208,29 @@ def test_labels_and_the_time_of_creation_are_shown(cli: Cli) -> None:
     assert json.loads(cli("network", "inspect", "blue"))["labels"] == row["labels"]
 
 
+def test_update_prints_what_changes_and_inspect_shows_both(cli: Cli) -> None:
+    cli("network", "create", "blue", "--subnet", "10.1.0.0/24", "-o", "icc=false", "--label", "old")
+    cli("attach", "blue", "--netns", "c1", "--name", "web")
+    told = cli("network", "update", "blue", "-o", "rate=10mbit", "-o", "icc=", "--dry-run")
+    assert told.splitlines()[0].split() == ["OWNER", "OBJECT", "CHANGE"]
+    assert {line.split()[-1] for line in told.splitlines()[1:]} == {"added", "changed"}
+    assert json.loads(cli("network", "inspect", "blue"))["options"] == {"icc": "false"}
+    assert cli("network", "update", "blue", "-o", "rate=10mbit", "-o", "icc=") == told
+    found = json.loads(cli("network", "inspect", "blue"))
+    assert (found["options"], found["as_created"]) == (
+        {"rate": "10mbit"},
+        {"options": {"icc": "false"}, "internal": False},
+    )
+    change = ["--internal", "true", "--label", "team=net", "--label-rm", "old", "--subnet-add", "fd00:1::/64"]
+    answer = cli.json("network", "update", "blue", *change)
+    assert list(answer) == ["network", "changes", "notes", "dry_run"]
+    assert (answer["network"]["internal"], answer["network"]["labels"]) == (True, {"team": "net"})
+    assert [it["subnet"] for it in answer["network"]["subnets"]] == ["10.1.0.0/24", "fd00:1::/64"]
+    assert list(answer["changes"][0]) == ["owner", "object", "what"]
+    cli("network", "update", "blue", "--subnet-rm", "fd00:1::/64")
+    assert cli("network", "update", "blue", "-o", "ttl=60") == "no kernel object changes\n"
+
+
 def test_prune_asks_first_and_takes_the_end_of_the_input_for_no(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     cli("network", "create", "blue", "--label", "team=net")
     for answer in ("", "n\n", "\n"):
@@ -260,6 +283,10 @@ def test_refusals_end_with_one(cli: Cli) -> None:
         (["network", "rm", "green"], "no network 'green'"),
         (["network", "inspect", "../etc"], "no network '../etc'"),
         (["network", "inspect", "100% ä"], "no network"),
+        (["network", "update", "green", "-o", "ttl=1"], "no network 'green'"),
+        (["network", "update", "blue", "-o", "vni=7"], "exists only in mode overlay"),
+        (["network", "update", "blue", "-o", "ifname=lan"], "cannot change: links in sandboxes have their names"),
+        (["network", "update", "blue", "--subnet-rm", "10.9.0.0/24"], "has no subnet 10.9.0.0/24"),
         (["ps", "--network", "green"], "no network 'green'"),
         (["attach", "green", "--netns", "c1"], "no network 'green'"),
         (["attach", "blue", "--netns", "no-such"], "no-such"),
@@ -289,6 +316,9 @@ def test_refusals_end_with_one(cli: Cli) -> None:
         (["network", "create", "a", "--subnet", "10.1.0.0/24", "--gateway", "x"], "--gateway 'x'"),
         (["network", "create", "a", "--label", "=x"], "label '=x' is not of the form key=value"),
         (["network", "prune", "--filter", "label"], "filter 'label' is not of the form key=value"),
+        (["network", "update", "a"], "nothing to change is given"),
+        (["network", "update", "a", "--internal", "maybe"], "--internal 'maybe' is neither true nor false"),
+        (["network", "update", "a", "--subnet-add", "10.1.0.5/24"], "did you mean 10.1.0.0/24?"),
         (["network", "create", "a", "-o", "mtu"], "'mtu' is not of the form key=value"),
         (["network", "create", "a", "-o", "mode=none", "--mode", "bridge"], "'mode' is given as"),
         (["attach", "a", "--netns", "n", "--publish", "x"], "published port 'x'"),
@@ -312,6 +342,7 @@ def test_wrong_usage_ends_with_two(alone: Cli, args: list[str], words: str, caps
     "args",
     [
         ["ps"], ["network", "ls"], ["network", "inspect", "a"], ["network", "rm", "a"], ["network", "create", "a"],
+        ["network", "update", "a", "-o", "ttl=1"],
         ["ipam", "ls"], ["ipam", "audit"], ["dns", "ls"], ["dns", "query", "web", "--network", "a"],
         ["diff"], ["repair"], ["attach", "a", "--netns", "n"], ["detach", "a", "--netns", "n"],
     ],

@@ -85,6 +85,14 @@ def options(texts: Sequence[str], mode: str | None) -> dict[str, str]:
     return found
 
 
+def boolean(text: str, flag: str) -> bool:
+    """Parse ``true`` or ``false``."""
+    found = {"true": True, "false": False}.get(text.lower())
+    if found is None:
+        raise CliError(USAGE, f"{flag} {text[:80]!r} is neither true nor false")
+    return found
+
+
 def labels(texts: Sequence[str]) -> dict[str, str]:
     """Parse ``--label key=value``; as with Docker, a label may lack a value, and the last one of a key holds."""
     found: dict[str, str] = {}

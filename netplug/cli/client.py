@@ -32,6 +32,10 @@ class Client:
         """Send a request and return the daemon's answer."""
         return self._call("POST", path, body={} if body is None else body)
 
+    def patch(self, *path: str, body: dict[str, Any]) -> Any:
+        """Ask the daemon to change an object, and return its answer."""
+        return self._call("PATCH", path, body=body)
+
     def delete(self, *path: str) -> None:
         """Ask the daemon to delete an object."""
         self._call("DELETE", path)

@@ -1,4 +1,4 @@
-"""`netplug network`: create, list, show, remove and prune networks."""
+"""`netplug network`: create, list, show, update, remove and prune networks."""
 
 from typing import Annotated
 
@@ -8,8 +8,9 @@ from netplug.cli import NO, CliError, arguments
 from netplug.cli.client import Client
 from netplug.cli.options import RUN_DIR, AsJson, NetworkRef, RunDir
 from netplug.cli.output import confirmed, emit, emit_json, note, short, table
+from netplug.cli.updating import update
 
-app = typer.Typer(help="Create, list, show and remove networks.")
+app = typer.Typer(help="Create, list, show, update and remove networks.")
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the network: letters, digits, '_', '.', '-'.")]
 _Mode = Annotated[
@@ -128,6 +129,9 @@ def inspect(
     answer = Client(run_dir.absolute()).get("networks", network)
     note(answer)
     emit_json(answer)
+
+
+app.command("update")(update)
 
 
 @app.command("rm")

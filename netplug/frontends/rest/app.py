@@ -25,7 +25,7 @@ from netplug.engine.records import EndpointRecord
 from netplug.errors import NetplugError, Reportable
 from netplug.errors.validation import wrong
 from netplug.frontends.http import Failure, guard
-from netplug.frontends.rest import ipam_wire, ports_wire, prune_wire, wire
+from netplug.frontends.rest import ipam_wire, ports_wire, prune_wire, update_wire, wire
 from netplug.frontends.rest.names import Names, NamesApi
 from netplug.ipam.pool import GLOBAL, Pool
 from netplug.names import dns_records
@@ -139,8 +139,17 @@ class _Api:
         endpoints, note = self._endpoints(record.network.id)
         brief = wire.NetworkOut.of(record, len(endpoints))
         return wire.NetworkDetail(
-            **brief.model_dump(exclude={"subnets"}), subnets=brief.subnets, endpoints=endpoints, note=note
+            **brief.model_dump(exclude={"subnets"}),
+            subnets=brief.subnets,
+            as_created=wire.OriginOut.of(record.as_created),
+            endpoints=endpoints,
+            note=note,
         )
+
+    async def update_network(self, ref: str, body: update_wire.UpdateIn) -> update_wire.UpdateOut:
+        updated = await self._engine.network_updates.update(ref, body.to_change(), dry_run=body.dry_run)
+        count = len(self._endpoints(updated.record.network.id)[0])
+        return update_wire.UpdateOut.of(updated, count, dry_run=body.dry_run)
 
     async def delete_network(self, ref: str) -> None:
         await self._engine.networks.delete_for_user(ref, self._docker_knows)
@@ -256,6 +265,7 @@ def _router(api: _Api, names: NamesApi) -> APIRouter:
         ("POST", "/networks", api.create_network, 201),
         ("POST", "/networks/prune", api.prune_networks, 200),
         ("GET", "/networks/{ref:path}", api.network, 200),
+        ("PATCH", "/networks/{ref:path}", api.update_network, 200),
         ("DELETE", "/networks/{ref:path}", api.delete_network, 204),
         ("GET", "/endpoints", api.endpoints, 200),
         ("POST", "/attach", api.attach, 201),

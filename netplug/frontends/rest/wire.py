@@ -17,7 +17,7 @@ from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Proto
 from netplug.engine.conditions import Difference
 from netplug.engine.exposure import added, published
-from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.engine.records import AttachSpec, EndpointRecord, NetworkRecord, NetworkSpec, Origin, SubnetSpec
 from netplug.frontends.rest.fields import MOST, Cidr, HostPort, Ifname, Ip, Labels, Mac, Name, Netns, Port, Ref
 from netplug.names.dns_records import Resolving
 
@@ -226,9 +226,19 @@ class EndpointOut(BaseModel):
         )
 
 
-class NetworkDetail(NetworkOut):
-    """`note`: why endpoints are missing; empty if none are."""
+class OriginOut(BaseModel):
+    options: dict[str, str]
+    internal: bool
 
+    @classmethod
+    def of(cls, origin: Origin) -> Self:
+        return cls(options=dict(origin.options), internal=origin.internal)
+
+
+class NetworkDetail(NetworkOut):
+    """`as_created`: before updates. `note`: why endpoints are missing; empty if none are."""
+
+    as_created: OriginOut
     endpoints: list[EndpointOut] = []
     note: str = ""
 
