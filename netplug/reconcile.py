@@ -38,7 +38,7 @@ from netplug.engine.quarantine import Unusable
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import has_processes, identity, is_there
 from netplug.errors import NetplugError
-from netplug.kernel.api import MISSING
+from netplug.kernel.api import MISSING, Drift
 from netplug.store.api import StoreError
 from netplug.store.leases import IPAM
 
@@ -131,11 +131,16 @@ class Reconciler:
         )
         engine.exposure.see(seen.facts)
         return _Look(
-            [Difference(owners[drift.step], drift.step.key, drift.what) for drift in drifts]
+            [Difference(owners[it.step], it.step.key, self._with_reason(it)) for it in drifts]
             + [Difference("host", step.key, "belongs to no record") for step in unknown],
             {drift.step: drift.what for drift in drifts},
             unknown,
         )
+
+    def _with_reason(self, drift: Drift) -> str:
+        """Return how a step differs, and why that could not be repaired, if that was tried."""
+        why = self._engine.executor.refused.get(drift.step.key)
+        return f"{drift.what} (repair failed: {why})" if why else drift.what
 
     def _owners(self) -> dict[Step, str]:
         owners = dict.fromkeys(self._engine.base_plan.plan, "host")
@@ -164,8 +169,8 @@ class Reconciler:
         look = await self._look()
         if not await self._heal(look):
             return []
-        after = await self.diff()
-        repaired = [difference for difference in look.differences if difference not in after]
+        after = {(it.owner, it.object) for it in await self.diff()}
+        repaired = [it for it in look.differences if (it.owner, it.object) not in after]
         dropped = {step.key for step in look.drifted.keys() - self._owners().keys()}  # logged with their dead endpoints
         for difference in (one for one in repaired if one.object not in dropped):
             log.warning("drift.repaired", owner=difference.owner, object=difference.object, what=difference.what)

@@ -4,7 +4,7 @@ The executor does not depend on types of steps, except for the order of publishe
 that it can undo it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -19,10 +19,14 @@ log = structlog.get_logger(__name__)
 
 
 class Executor:
-    """Executes plans on a kernel."""
+    """Executes plans on a kernel.
+
+    `refused`: why the objects of steps could not be mended, by key; until they are, or are removed.
+    """
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
+        self.refused: dict[str, str] = {}
 
     async def apply(self, plan: Plan, left: list[Step] | None = None) -> Mapping[str, Outcome]:
         """Apply a plan and return what was found of each step, by key; of equal keys the first.
@@ -43,6 +47,7 @@ class Executor:
             created = list(_created(steps, outcomes, before))
             await uncancellable(self._undo_after(error, created, before, left))
             raise
+        self._forget_refusals(steps)
         found: dict[str, Outcome] = {}
         for step, outcome in zip(steps, outcomes, strict=True):
             found.setdefault(step.key, outcome)
@@ -73,23 +78,30 @@ class Executor:
         Raises:
             ExceptionGroup: of `StepError`; all other steps are as they should be.
         """
-        steps = arrange(plan.steps)
+        errors: list[StepError] = []
+        await self._mend(arrange(plan.steps), errors)
+        if errors:
+            raise ExceptionGroup("some objects could not be mended", errors)
+
+    async def _mend(self, steps: Sequence[Step], errors: list[StepError]) -> None:
+        """Apply steps, without those that fail alone. Each of these costs as many tries as halving the rest takes.
+
+        What is done together fails together, so the step that an error names need not be the one at fault.
+        """
         outcomes: list[Outcome] = []
         try:
             await self._kernel.ensure(steps, outcomes)
-        except StepError:
-            # From there on one by one, since neighbouring rules are one transaction.
+        except StepError as error:
             left = steps[len(outcomes) :]
-        else:
-            return
-        errors: list[Exception] = []
-        for step in left:
-            try:
-                await self._kernel.ensure((step,))
-            except StepError as error:
+            if len(left) == 1:
                 errors.append(error)
-        if errors:
-            raise ExceptionGroup("some objects could not be mended", errors)
+                self.refused[left[0].key] = str(error)
+                return
+            middle = len(left) // 2
+            await self._mend(left[:middle], errors)
+            await self._mend(left[middle:], errors)
+        else:
+            self._forget_refusals(steps)
 
     async def revert(self, plan: Plan) -> None:
         """Remove a plan, in reverse. What is absent is no failure; goes on after failures.
@@ -97,7 +109,12 @@ class Executor:
         Raises:
             ExceptionGroup: of `StepError`.
         """
+        self._forget_refusals(plan)
         await self._kernel.remove(arrange(plan.steps, reverting=True))
+
+    def _forget_refusals(self, steps: Iterable[Step]) -> None:
+        for step in steps if self.refused else ():
+            self.refused.pop(step.key, None)
 
     async def drift(self, plan: Plan) -> tuple[Drift, ...]:
         """Return the steps that are missing or differ, in order."""
