@@ -78,8 +78,24 @@ def test_life_of_a_podman_container(place: Place) -> None:
     assert place.ends() == []
 
 
-def _page(place: Place) -> str:
-    return str(wait_until(lambda: http_get(place.client, place.wire.left, 8080), 10, ignoring=(OSError,)))
+def _page(place: Place, port: int = 8080) -> str:
+    return str(wait_until(lambda: http_get(place.client, place.wire.left, port), 10, ignoring=(OSError,)))
+
+
+def test_a_port_is_added_to_a_running_container(place: Place) -> None:
+    place.podman.run("web", "-p", "8080:80")
+    place.podman("exec", "-d", "web", "httpd", "-h", "/www")
+    place.netplug.cli("publish", "web", "9090:80")
+    for port in (8080, 9090):
+        assert "netplug" in _page(place, port)
+    place.netplug.restart()
+    assert "netplug" in _page(place, 9090)
+    (end,) = place.ends()
+    assert end["added_ports"] == ["0.0.0.0:9090->80/tcp", "[::]:9090->80/tcp"]
+    place.podman("restart", "-t", "0", "web")
+    (end,) = place.ends()
+    assert (len(end["ports"]), end["added_ports"]) == (2, [])
+    place.podman("rm", "-f", "-t", "0", "web")
 
 
 def test_podman_containers_and_bare_namespaces_meet(place: Place) -> None:

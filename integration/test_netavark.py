@@ -231,6 +231,28 @@ def test_life_of_a_container(call: Netavark) -> None:
     call.netplug.cli("network", "rm", "blue")
 
 
+def test_a_port_is_added_beside_those_that_the_runtime_keeps(call: Netavark) -> None:
+    net = call("create", given=network(subnets=[{"subnet": "10.91.0.0/24"}]))
+    port = {"container_port": 80, "host_port": 8080, "host_ip": "", "protocol": "tcp", "range": 1}
+    wanted = container(net, port)
+    with namespace(call.host) as netns, SeenServer(netns, "tcp", 80):
+        call("setup", path(netns), given=wanted, through=(sys.executable, "-c", KEEPER))
+        call.netplug.cli("publish", "web", "9090:80")
+        for _ in range(2):
+            for host_port in (8080, 9090):
+                assert tcp_ask(call.client, call.wire.left, host_port) == call.wire.right
+            assert tcp_ask(call.host, "::1", 9090) == "10.91.0.1"
+            assert not call.netplug.drift()
+            call.netplug.restart()
+        call("teardown", path(netns), given=wanted)
+        assert ":9090" not in call.host.output("ss", "-ltn")
+        call("setup", path(netns), given=wanted, through=(sys.executable, "-c", KEEPER))
+        (end,) = call.netplug.json("ps")
+        assert (end["added_ports"], [text.partition("->")[0] for text in end["ports"]]) == ([], ["0.0.0.0:8080"])
+        call("teardown", path(netns), given=wanted)
+    call.netplug.cli("network", "rm", "blue")
+
+
 @pytest.mark.parametrize("daemon", [True, False], ids=["daemon", "alone"])
 def test_ports_that_the_runtime_keeps_are_published(call: Netavark, *, daemon: bool) -> None:
     keeper = (sys.executable, "-c", KEEPER)

@@ -115,7 +115,8 @@ class AddedPorts:
         except BaseException:
             await self._publishing.shrink(more, built)
             raise
-        log.info("ports.added", endpoint=short(built.endpoint.id), name=built.name, ports=list(map(str, opened)))
+        new = port_ranges.joined(opened)
+        log.info("ports.added", endpoint=short(built.endpoint.id), name=built.name, ports=list(map(str, new)))
         return more
 
     @uncancellable
@@ -139,7 +140,8 @@ class AddedPorts:
                 await self._endpoints.listener.joined(less)
             except NetplugError as exc:
                 log.warning("ports.untold", endpoint=short(endpoint_id), reason=str(exc))
-        log.info("ports.removed", endpoint=short(endpoint_id), name=built.name, ports=list(map(str, gone)))
+        old = port_ranges.joined(gone)
+        log.info("ports.removed", endpoint=short(endpoint_id), name=built.name, ports=list(map(str, old)))
         return less
 
     def _removable(self, net: Network, built: EndpointRecord, want: PortMapping) -> list[PortMapping]:
