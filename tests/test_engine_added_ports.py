@@ -181,7 +181,7 @@ async def test_what_publishes_nothing_says_why(host: Host) -> None:
         await add(host, tcp(9090))
     await host.join()
     await host.publish()
-    host.engine.publishing._known.clear()
+    host.engine.publishing.dead_holders._known.clear()
     assert set(map(str, before)) == set(map(str, await host.state()))
 
 
@@ -231,8 +231,8 @@ async def test_the_dead_hold_no_port_that_a_user_wants(host: Host) -> None:
     await host.docker_endpoint(NEXT, "10.1.0.3/24", ports=(tcp(8081),))
     await host.join(NEXT, "/run/docker/netns/2")
     await host.publish(NEXT)
-    host.engine.publishing.begin_session()
-    host.engine.publishing._started -= 100
+    host.engine.publishing.dead_holders.begin_session()
+    host.engine.publishing.dead_holders._started -= 100
     await add(host, tcp(8081))
     assert [it.endpoint.id for it in host.endpoints()] == [END]
     await host.check()

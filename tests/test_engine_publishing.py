@@ -13,7 +13,7 @@ from engine_host import END, NET, NEXT, OTHER, Host, external, tcp, until
 from netplug.drivers.api import PortMapping
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import HostPort, IPAddress, Proto
-from netplug.engine import publishing
+from netplug.engine import dead_holders
 from netplug.engine.records import Description, EndpointRecord, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
 from netplug.kernel.api import IN_USE
@@ -62,8 +62,8 @@ async def test_a_taken_port_harms_nobody_who_is_just_starting(host: Host) -> Non
 async def test_only_the_dead_holder_of_that_port_goes_after_a_crash_of_docker(host: Host, *, alive: bool) -> None:
     await published(host, END, 2, 8080)
     await published(host, NEXT, 3, 8081)
-    host.engine.publishing.begin_session()
-    host.engine.publishing._started -= publishing.GRACE_S
+    host.engine.publishing.dead_holders.begin_session()
+    host.engine.publishing.dead_holders._started -= dead_holders.GRACE_S
     await host.docker_endpoint(LATER, "10.1.0.4/24", ports=(tcp(8080),))
     if alive:
         host.kernel.inhabitants.add("/run/docker/netns/2")
@@ -95,7 +95,7 @@ async def test_after_a_start_of_ours_a_holder_has_time_to_come_to_life(
 
 
 async def test_a_dead_holder_is_gone_when_its_time_is_over(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "GRACE_S", 0.2)
+    monkeypatch.setattr(dead_holders, "GRACE_S", 0.2)
     await published(host, END, 2, 8080)
     await host.reboot()
     started = time.monotonic()
@@ -107,8 +107,8 @@ async def test_a_dead_holder_is_gone_when_its_time_is_over(host: Host, monkeypat
 
 async def test_ports_of_a_range_have_holders_too(host: Host) -> None:
     await published(host, END, 2, 8080, 8081)
-    host.engine.publishing.begin_session()
-    host.engine.publishing._started -= publishing.GRACE_S
+    host.engine.publishing.dead_holders.begin_session()
+    host.engine.publishing.dead_holders._started -= dead_holders.GRACE_S
     await host.docker_endpoint(NEXT, "10.1.0.3/24", ports=(tcp(8080, 80, end=8081),))
     await host.publish(NEXT)
     assert ids(host) == {NEXT}

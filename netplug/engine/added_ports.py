@@ -57,7 +57,7 @@ class AddedPorts:
             async with self._registry.lock(network_id):
                 return await self._add(network_id, endpoint_id, ports)
 
-        return await self._publishing.past_the_dead(network_id, endpoint_id, ports, attempt)
+        return await self._publishing.dead_holders.evade(network_id, endpoint_id, ports, attempt)
 
     async def _add(
         self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping]

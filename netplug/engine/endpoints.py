@@ -67,7 +67,7 @@ class Endpoints:
         self._builder = EndpointBuilder(
             registry, planner, journal, addressing, kernel, drivers, publishing, self.way_out
         )
-        publishing.drop = self.drop
+        publishing.dead_holders.drop = self.drop
         self._attaching: set[str] = set()
         self._sandboxes = Locks()
         self.listener: EndpointListener = NullListener()

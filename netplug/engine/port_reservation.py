@@ -143,7 +143,7 @@ class Chosen:
         """Remember the ports chosen for an endpoint that stops publishing."""
         open_ = {_wanted(it) for it in gone.endpoint.ports if not port_ranges.definite(it)}
         singles = (single for mapping in gone.published for single in port_ranges.singles(mapping))
-        found = {_wanted(it): it.host_port for it in singles if _wanted(it) in open_}
+        found = {key: it.host_port for it in singles for key in _keys(it) if key in open_}
         if gone.sandbox and found:
             self._of[gone.sandbox] = self._of.pop(gone.sandbox, {}) | found
             for stale in list(self._of)[:-_SANDBOXES]:
@@ -152,7 +152,8 @@ class Chosen:
     def before(self, sandbox: str, ports: Sequence[PortMapping]) -> dict[PortMapping, int]:
         """Return the host ports that the sandbox had for these mappings."""
         known = self._of.get(sandbox, {}) if sandbox else {}
-        return {it: known[_wanted(it)] for it in ports if not port_ranges.definite(it) and _wanted(it) in known}
+        open_ = [it for it in ports if not port_ranges.definite(it)] if known else ()
+        return {it: known[key] for it in open_ for key in reversed(_keys(it)) if key in known}
 
 
 _Wanted: TypeAlias = tuple[Proto, int, IPAddress | None]
@@ -162,6 +163,11 @@ _SANDBOXES = 1024
 
 def _wanted(mapping: PortMapping) -> _Wanted:
     return mapping.proto, mapping.port, mapping.host_address
+
+
+def _keys(mapping: PortMapping) -> tuple[_Wanted, _Wanted]:
+    """Return as what a mapping may have been asked for: its address may be the network's default."""
+    return _wanted(mapping), (mapping.proto, mapping.port, None)
 
 
 @asynccontextmanager

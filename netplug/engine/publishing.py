@@ -1,11 +1,8 @@
 """Use cases of published ports. Host ports are reserved before any rule leads to them."""
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import TypeVar
 
 import structlog
 
@@ -16,11 +13,12 @@ from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Proto
+from netplug.engine.dead_holders import DeadHolders, holds
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.planning import Planner
-from netplug.engine.port_matching import missing, on_hosts, overlap, still
+from netplug.engine.port_matching import missing, on_hosts, still
 from netplug.engine.port_reservation import Chosen, Inherited, Sharing, addresses, in_order, reserved
-from netplug.engine.records import Caller, EndpointRecord, FrontEnd
+from netplug.engine.records import Caller, EndpointRecord
 from netplug.engine.registry import Record, Registry, put
 from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
@@ -30,11 +28,7 @@ from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
 
-_T = TypeVar("_T")
 _NOBODY = Caller()
-GRACE_S = 3.0
-"""After our start, Docker may be starting a container that has no process yet."""
-_POLL_S = 0.05
 _ANY = PortMapping(Proto.TCP, 1, host_port=1)
 """To ask a driver whether it publishes ports at all."""
 
@@ -54,26 +48,20 @@ class Publishing:
         self._journal = journal
         self._kernel = kernel
         self._drivers = drivers
-        self.drop: Callable[[EndpointRecord], Awaitable[None]]
-        self._started = time.monotonic()
-        self._known: set[str] = set()
+        self.dead_holders = DeadHolders(registry, kernel)
         self.lost: dict[str, Mapping[PortMapping, str]] = {}
         """By endpoint: ports that it should publish by now, and why it does not."""
         self._sharing = Sharing(registry)
         self._chosen = Chosen()
         registry.watchers.append(self._changed)
 
-    def begin_session(self) -> None:
-        """Note that dockerd has started: endpoints that published before may be dead."""
-        self._known.clear()
-
     def _changed(self, before: Record | None, after: Record | None) -> None:
         if not isinstance(before, EndpointRecord):
             return
         if after is None:
-            self._known.discard(before.key)
+            self.dead_holders.forget(before)
             self.lost.pop(before.key, None)
-        if before.published and not (isinstance(after, EndpointRecord) and after.published):
+        if before.published and not (isinstance(after, EndpointRecord) and after.published == before.published):
             self._chosen.remember(before)
 
     @uncancellable
@@ -89,7 +77,7 @@ class Publishing:
         async def attempt() -> EndpointRecord:
             return await self._publish_locked(network_id, endpoint_id, ports)
 
-        return await self.past_the_dead(network_id, endpoint_id, ports, attempt)
+        return await self.dead_holders.evade(network_id, endpoint_id, ports, attempt)
 
     async def _publish_locked(
         self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None
@@ -98,7 +86,7 @@ class Publishing:
             built = self._registry.endpoint(network_id, endpoint_id)
             wanted = built.endpoint.ports if ports is None else in_order(ports)
             if (built.published or built.withheld) and wanted == in_order(built.endpoint.ports):
-                self._known.add(built.key)
+                self.dead_holders.note_alive(built)
                 return built
             if built.published or built.withheld:
                 built = await self._unpublish(built)
@@ -109,7 +97,7 @@ class Publishing:
         async with self.exposed(net, built) as open_:
             if open_.published:
                 await self.grow(built, open_)
-                self._known.add(open_.key)
+                self.dead_holders.note_alive(open_)
                 return open_
         if net.internal and built.endpoint.ports and not built.withheld:
             # They are published as soon as the network is not internal.
@@ -148,7 +136,7 @@ class Publishing:
             if f":{single.host_port}/{single.proto}" not in what:
                 continue
             for other in self._registry.endpoints():
-                if other.key != built.key and _holds(other, [single]):
+                if other.key != built.key and holds(other, [single]):
                     net = self._registry.find_network(other.endpoint.network)
                     holder = f"container {other.name!r}" if other.name else f"endpoint {short(other.endpoint.id)}"
                     words = f"{what}{here} by {holder} of network {(net.network.name if net else '?')!r}"
@@ -305,61 +293,7 @@ class Publishing:
         if left:
             self.lost[record.key] = left
 
-    # Ports of the dead
-
-    async def past_the_dead(
-        self,
-        network_id: str,
-        endpoint_id: str,
-        ports: Sequence[PortMapping] | None,
-        attempt: Callable[[], Awaitable[_T]],
-    ) -> _T:
-        """Publish by `attempt`; if only dead endpoints of Docker's are in the way, delete these and try again."""
-        try:
-            return await attempt()
-        except NetplugError as exc:
-            if exc.kind != "unavailable" or not await self._drop_dead_holders(network_id, endpoint_id, ports):
-                raise
-            return await attempt()
-
-    async def _drop_dead_holders(self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping] | None) -> bool:
-        """Delete dead endpoints of Docker's that hold a port which an endpoint wants; tell whether there were any.
-
-        After a crash of dockerd nobody tells us that they died, and the restarted container wants the same port.
-        The caller holds no lock.
-        """
-        net = self._registry.network(network_id).network
-        built = self._registry.endpoint(network_id, endpoint_id)
-        wanted = on_hosts(net, built.endpoint.ports if ports is None else ports)
-        dropped = False
-        for other in self._registry.endpoints():
-            if other.key != built.key and _holds(other, wanted) and await self._is_dead(other):
-                dropped |= await self._bury(other)
-        return dropped
-
-    async def _bury(self, dead: EndpointRecord) -> bool:
-        network_id, endpoint_id = dead.endpoint.network, dead.endpoint.id
-        async with self._registry.lock(network_id):
-            now = self._registry.find(network_id, endpoint_id)
-            if now is None or (now.sandbox, now.published) != (dead.sandbox, dead.published):
-                return False
-            log.warning("endpoint.dead", endpoint=short(endpoint_id), ports=list(map(str, dead.published)))
-            await self.drop(now)
-            return True
-
-    async def _is_dead(self, holder: EndpointRecord) -> bool:
-        """Tell whether Docker has lost a container that published ports.
-
-        An endpoint that the present dockerd published is alive, even without a process: Docker up to 27 publishes
-        before it starts the container. After our start it is not known which dockerd published it.
-        """
-        if holder.front_end is not FrontEnd.DOCKER or holder.key in self._known:
-            return False
-        while not await self._kernel.sandboxes.has_processes(holder.sandbox, holder.sandbox_id):
-            if time.monotonic() - self._started >= GRACE_S:
-                return True
-            await asyncio.sleep(_POLL_S)
-        return False
+    # The runtime's ports are gone
 
     @uncancellable
     async def unpublish(self, network_id: str, endpoint_id: str) -> None:
@@ -374,14 +308,9 @@ class Publishing:
         net = self._registry.network(built.endpoint.network).network
         hidden = self.planned(net, replace(built, published=(), withheld=False))
         await self.shrink(built, hidden)
-        self.lost.pop(built.key, None)
+        self.forget_lost(hidden)
         return hidden
 
 
 def _what(record: EndpointRecord) -> str:
     return f"ports of endpoint {short(record.endpoint.id)}"
-
-
-def _holds(holder: EndpointRecord, wanted: Sequence[PortMapping]) -> bool:
-    """Tell whether an endpoint has published one of the wanted ports."""
-    return any(overlap(have, want) for have in holder.in_force for want in wanted)

@@ -52,7 +52,7 @@ def docker_app(
     async def activate() -> wire.Activated:
         """Note that dockerd has started: it asks once in its life, and repeats its IPAM requests now."""
         engine.allocator.begin_session()
-        engine.publishing.begin_session()
+        engine.publishing.dead_holders.begin_session()
         on_activate()
         return wire.Activated()
 
