@@ -1,7 +1,6 @@
 """Ports that a user adds to living endpoints: how long they stay, beside those of the runtime."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -11,6 +10,7 @@ from engine_host import END, NET, NEXT, OTHER, SANDBOX, Host, external, tcp, udp
 
 from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import HostPort, Proto
+from netplug.engine.network_updates import NetworkChange, Updated
 from netplug.engine.records import Description, EndpointRecord, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
 from netplug.names import dns_records
@@ -272,29 +272,27 @@ async def test_what_the_cluster_refuses_is_taken_back(host: Host) -> None:
 # Ports in force follow from records
 
 
-async def change(host: Host, network: str = NET, **fields: Any) -> None:
-    """Change a network, all but its ports, and then these."""
-    engine, record = host.engine, host.engine.registry.network(network)
-    internal = fields.pop("internal", record.network.internal)
-    net = replace(record.network, internal=internal, options=replace(record.network.options, **fields))
-    changed = replace(record, network=net, plan=engine.planner.network(net)).summarized()
-    if changed != record:
-        await engine.executor.apply(changed.plan)
-        await engine.executor.revert(record.plan.without(step.key for step in changed.plan))
-        await engine.registry.save(changed)
-    for one in engine.registry.endpoints(network):
-        if (later := engine.planner.endpoint(net, one)) != one:
-            await engine.executor.apply(later.plan)
-            await engine.executor.revert(one.plan.without(step.key for step in later.plan))
-            await engine.registry.save(later)
-    await engine.publishing.converge(network)
+async def change(host: Host, binding: str | None = None, *, internal: bool | None = None) -> Updated:
+    """Update the network; tell that a dry run foretells it."""
+    options = {} if binding is None else {"host_binding_ipv4": binding}
+    before = await host.state()
+    wanted = NetworkChange(options, internal)
+    foretold = await host.engine.network_updates.update(NET, wanted, dry_run=True)
+    assert await host.state() == before
+    done = await host.engine.network_updates.update(NET, wanted)
+    assert foretold.changes == done.changes
+    return done
 
 
 async def test_ports_follow_the_default_address_of_their_network(host: Host) -> None:
     await add(host, tcp(9090), tcp(9091, 80, "127.0.0.9"))
     await host.docker_endpoint(NEXT, "10.1.0.3/24", ports=(tcp(8081),))  # Docker has not asked to publish them
     untouched = host.endpoint(NEXT)
-    await change(host, host_binding_ipv4=ip_address("127.0.0.1"))
+    found = await change(host, "127.0.0.1")
+    moved = {
+        it.what: it.object for it in found.changes if it.object.startswith("hostport/tcp/") and "/::" not in it.object
+    }
+    assert moved == {"added": "hostport/tcp/127.0.0.1/9090", "removed": "hostport/tcp/0.0.0.0/9090"}
     assert texts(host.endpoint()) == (
         ["127.0.0.1:8080->80/tcp"], ["127.0.0.1:9090->80/tcp", "127.0.0.9:9091->80/tcp"]
     )  # fmt: skip
@@ -303,9 +301,21 @@ async def test_ports_follow_the_default_address_of_their_network(host: Host) -> 
     await change(host)
     assert await host.state() == before
     assert host.endpoint(NEXT) is untouched
-    await change(host, host_binding_ipv4=None)
+    await change(host, "")
     assert texts(host.endpoint())[0] == ["0.0.0.0:8080->80/tcp"]
     assert not host.endpoint().withheld
+    await host.check()
+
+
+async def test_a_chosen_port_stays_when_its_address_changes(host: Host) -> None:
+    await host.publish(END, tcp(0))
+    (one,) = host.endpoint().published
+    for binding, address in (("127.0.0.1", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("", "0.0.0.0")):
+        await change(host, binding)
+        assert texts(host.endpoint())[0] == [f"{address}:{one.host_port}->80/tcp"]
+    await change(host, internal=True)
+    await change(host, "127.0.0.1", internal=False)
+    assert texts(host.endpoint())[0] == [f"127.0.0.1:{one.host_port}->80/tcp"]
     await host.check()
 
 
@@ -338,7 +348,9 @@ async def test_a_port_that_cannot_be_had_is_said_and_tried_again(host: Host, *, 
     await host.attach("ns1", name="mine", ports=(tcp(7000),))
     taken = {(Proto.TCP, ip_address("127.0.0.1"), port) for port in (7000, 8080, 9090)}
     host.kernel.foreign.ports |= taken
-    await change(host, host_binding_ipv4=ip_address("127.0.0.1"))
+    said = (await change(host, "127.0.0.1")).notes
+    assert len(said) == 3
+    assert "port 127.0.0.1:8080->80/tcp of web is not published: port 127.0.0.1:8080/tcp is already in use" in said[0]
     assert texts(host.endpoint()) == ([], [])
     if rebooted:
         await host.reboot()
@@ -356,7 +368,7 @@ async def test_a_port_that_cannot_be_had_is_said_and_tried_again(host: Host, *, 
 async def test_a_lost_port_that_is_taken_back_is_not_missed(host: Host) -> None:
     await add(host, tcp(9090), tcp(9091))
     host.kernel.foreign.ports.add((Proto.TCP, ip_address("127.0.0.1"), 9090))
-    await change(host, host_binding_ipv4=ip_address("127.0.0.1"))
+    await change(host, "127.0.0.1")
     assert texts(host.endpoint())[1] == ["127.0.0.1:9091->80/tcp"]
     await remove(host, tcp(9090))
     assert texts(host.endpoint())[1] == ["127.0.0.1:9091->80/tcp"]

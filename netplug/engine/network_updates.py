@@ -114,20 +114,23 @@ class NetworkUpdates:
             before = self._registry.network(ident)
             async with self._taken(before, change, host, dry_run=dry_run) as wanted:
                 if dry_run:
-                    changes = self._convergence.preview(wanted)
+                    changes = [*self._convergence.preview(wanted), *self._publishing.preview(wanted)]
+                    changes = list(dict.fromkeys(changes))
                     return Updated(wanted, changes, notes(before, wanted, self._registry.endpoints(ident)))
                 changes = await self._bring_about(before, wanted)
             await self._addressing.give_back(before, wanted, self._registry.networks())
         await self._settle(before, wanted)
         log.info("network.updated", network=short(ident), name=before.network.name, steps=len(changes))
         now = self._registry.network(ident)
-        return Updated(now, changes, notes(before, now, self._registry.endpoints(ident)))
+        said = (*notes(before, now, self._registry.endpoints(ident)), *self._publishing.missed(ident))
+        return Updated(now, changes, said)
 
     async def _bring_about(self, before: NetworkRecord, wanted: NetworkRecord) -> list[Change]:
         if wanted.network.families() != before.network.families():
             others = [net for net in self._registry.all_networks() if net.id != wanted.network.id]
             await self._base_plan.ensure([*others, wanted.network])
-        return await self._convergence.change(wanted)
+        ports = self._publishing.preview(wanted)
+        return list(dict.fromkeys([*await self._convergence.change(wanted), *ports]))
 
     async def _settle(self, before: NetworkRecord, wanted: NetworkRecord) -> None:
         """Bring about what follows beside the plans of this network. No lock is held."""

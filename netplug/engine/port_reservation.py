@@ -141,18 +141,18 @@ class Chosen:
 
     def remember(self, gone: EndpointRecord) -> None:
         """Remember the ports chosen for an endpoint that stops publishing."""
-        open_ = {_wanted(it) for it in gone.endpoint.ports if not port_ranges.definite(it)}
-        singles = (single for mapping in gone.published for single in port_ranges.singles(mapping))
-        found = {key: it.host_port for it in singles for key in _keys(it) if key in open_}
+        found = _chosen(gone)
         if gone.sandbox and found:
             self._of[gone.sandbox] = self._of.pop(gone.sandbox, {}) | found
             for stale in list(self._of)[:-_SANDBOXES]:
                 del self._of[stale]
 
-    def before(self, sandbox: str, ports: Sequence[PortMapping]) -> dict[PortMapping, int]:
-        """Return the host ports that the sandbox had for these mappings."""
-        known = self._of.get(sandbox, {}) if sandbox else {}
-        open_ = [it for it in ports if not port_ranges.definite(it)] if known else ()
+    def before(self, record: EndpointRecord, ports: Sequence[PortMapping]) -> dict[PortMapping, int]:
+        """Return the host ports that an endpoint, or another one of its sandbox, has or had for these mappings."""
+        open_ = [it for it in ports if not port_ranges.definite(it)]
+        if not open_:
+            return {}
+        known = (self._of.get(record.sandbox, {}) if record.sandbox else {}) | _chosen(record)
         return {it: known[key] for it in open_ for key in reversed(_keys(it)) if key in known}
 
 
@@ -163,6 +163,15 @@ _SANDBOXES = 1024
 
 def _wanted(mapping: PortMapping) -> _Wanted:
     return mapping.proto, mapping.port, mapping.host_address
+
+
+def _chosen(record: EndpointRecord) -> "dict[_Wanted, int]":
+    """Return the host ports of an endpoint that were chosen."""
+    open_ = {_wanted(it) for it in record.endpoint.ports if not port_ranges.definite(it)}
+    if not open_:
+        return {}
+    singles = (single for mapping in record.published for single in port_ranges.singles(mapping))
+    return {key: it.host_port for it in singles for key in _keys(it) if key in open_}
 
 
 def _keys(mapping: PortMapping) -> tuple[_Wanted, _Wanted]:

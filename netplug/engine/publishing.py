@@ -1,6 +1,6 @@
 """Use cases of published ports. Host ports are reserved before any rule leads to them."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -13,12 +13,13 @@ from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Proto
+from netplug.engine.convergence import Change
 from netplug.engine.dead_holders import DeadHolders, holds
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.planning import Planner
 from netplug.engine.port_matching import missing, on_hosts, still
 from netplug.engine.port_reservation import Chosen, Inherited, Sharing, addresses, in_order, reserved
-from netplug.engine.records import Caller, EndpointRecord
+from netplug.engine.records import Caller, EndpointRecord, NetworkRecord
 from netplug.engine.registry import Record, Registry, put
 from netplug.engine.sandboxes import is_there
 from netplug.errors import NetplugError
@@ -120,7 +121,7 @@ class Publishing:
             relayed = not shares
             number = sum(mapping.count * len(addresses(built.endpoint, mapping, relayed=relayed)) for mapping in ports)
             self._kernel.ports.admit(number, f"publishing {sum(mapping.count for mapping in ports)} ports")
-            had = self._chosen.before(built.sandbox, ports)
+            had = self._chosen.before(built, ports)
             async with AsyncExitStack() as held:
                 try:
                     work = reserved(self._kernel, built.endpoint, ports, theirs, had)
@@ -177,6 +178,32 @@ class Publishing:
                         await self._settle(found.network, record, self._reservations(record))
         await self.regain()  # other endpoints of these containers may publish what these do not any more
 
+    def preview(self, record: NetworkRecord) -> list[Change]:
+        """Return what `converge` will do when a network is as this record says, if no port is taken."""
+        found: list[Change] = []
+        for one in self._registry.endpoints(record.network.id):
+            if not (one.endpoint.ports or one.added or one.exposed):
+                continue
+            old, new = one.exposed, self._ideal(record.network, one).exposed
+            owner = f"endpoint {short(one.endpoint.id)}" + (f" ({one.name})" if one.name else "")
+            found += [Change(owner, it.key, "added") for it in port_ranges.less(new, port_ranges.keys(old))]
+            found += [Change(owner, it.key, "removed") for it in port_ranges.less(old, port_ranges.keys(new))]
+        return found
+
+    def _ideal(self, net: Network, record: EndpointRecord) -> EndpointRecord:
+        """Return an endpoint with all that it wants to publish. A host port that was chosen stays."""
+        wanted = self._allowed(net, record, record.asked)
+        kept = replace(
+            record, published=still(record.published, wanted), opened=in_order(self._allowed(net, record, record.added))
+        )
+        if not record.front_end.shares:
+            wanted = missing(wanted, kept.published)
+        with self._sharing.claimed(kept, wanted) as ports:
+            had = self._chosen.before(record, ports)
+            numbered = (replace(it, host_port=had.get(it, it.host_port), host_port_end=0) for it in ports)
+            new = [it for it in numbered if port_ranges.definite(it)]
+            return self.planned(net, replace(kept, published=in_order((*kept.published, *new))))
+
     async def settle(self, record: EndpointRecord) -> EndpointRecord:
         """Do as `converge` for one endpoint; the caller holds the lock of its network."""
         net = self._registry.network(record.endpoint.network).network
@@ -213,12 +240,13 @@ class Publishing:
         return bool(withheld or missing(self._wanted(record, record.added), record.opened))
 
     def _wanted(self, record: EndpointRecord, ports: Sequence[PortMapping] | None = None) -> tuple[PortMapping, ...]:
-        """Return the ports to publish at an endpoint now, of the runtime's or `ports`; none on an internal network."""
-        ports = record.asked if ports is None else ports
+        """Return the ports to publish at an endpoint now, of the runtime's or `ports`."""
         found = self._registry.find_network(record.endpoint.network)
-        if not ports or not record.linked or found is None or not self.publishes(found.network, record):
-            return ()
-        return on_hosts(found.network, ports)
+        return self._allowed(found.network, record, record.asked if ports is None else ports) if found else ()
+
+    def _allowed(self, net: Network, record: EndpointRecord, ports: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+        """Return ports as a network lets them be published; none if it is internal."""
+        return on_hosts(net, ports) if ports and record.linked and self.publishes(net, record) else ()
 
     def publishes(self, net: Network, record: EndpointRecord) -> bool:
         """Tell whether ports of an endpoint can be published at all."""
@@ -267,7 +295,7 @@ class Publishing:
         theirs: Reservations | None,
         lost: dict[PortMapping, NetplugError],
     ) -> EndpointRecord:
-        had, ep = self._chosen.before(found.sandbox, ports), found.endpoint
+        had, ep = self._chosen.before(found, ports), found.endpoint
         async with (
             reserved(self._kernel, ep, ports, theirs, had, lost) as published,
             reserved(self._kernel, ep, added, lost=lost) as opened,
@@ -285,6 +313,12 @@ class Publishing:
             elif after != found:
                 await self._registry.save(after)
         return after
+
+    def missed(self, network_id: str) -> Iterator[str]:
+        """Yield in words which ports of a network should be published by now and are not, and why."""
+        for record in self._registry.endpoints(network_id):
+            for port, why in self.lost.get(record.key, {}).items():
+                yield f"port {port} of {record.name or short(record.endpoint.id)} is not published: {why}"
 
     def forget_lost(self, record: EndpointRecord) -> None:
         """Forget ports that could not be published and are not wanted any more."""
