@@ -77,6 +77,14 @@ def create(host: Living, name: str = "blue", **body: Any) -> dict[str, Any]:
     return host.client.post("networks", body={"name": name, "cluster": True, **body})
 
 
+def update(host: Living, name: str = "blue", *, dry_run: bool = False, **body: Any) -> dict[str, Any]:
+    """Change a network; options by their keys, all else as the request has it."""
+    parts = {"internal", "labels", "remove_labels", "add_subnets", "remove_subnets"}
+    given = {key: value for key, value in body.items() if key in parts}
+    given["options"] = {key: value for key, value in body.items() if key not in parts}
+    return host.client.patch("networks", name, body={**given, "dry_run": dry_run})
+
+
 def attach(host: Living, netns: str = "lab1", network: str = "blue", **body: Any) -> dict[str, Any]:
     return host.client.post("attach", body={"network": network, "netns": netns, **body})
 

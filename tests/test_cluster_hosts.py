@@ -33,9 +33,9 @@ def test_ls_shows_who_lives_and_what_each_has(
     attach(other, "lab1")
     attach(other, "lab2")
     mine, theirs = cli.json("host", "ls")
-    assert list(mine) == ["id", "name", "vtep", "alive", "me", "endpoints", "addresses", "notes"]
-    assert [mine[key] for key in list(mine)[1:]] == ["host-1", "192.0.2.1", True, True, 0, 0, []]
-    assert [theirs[key] for key in list(theirs)[1:]] == ["host-2", "192.0.2.2", True, False, 2, 2, []]
+    assert list(mine) == ["id", "name", "vtep", "alive", "me", "endpoints", "addresses", "notes", "behind"]
+    assert [mine[key] for key in list(mine)[1:]] == ["host-1", "192.0.2.1", True, True, 0, 0, [], {}]
+    assert [theirs[key] for key in list(theirs)[1:]] == ["host-2", "192.0.2.2", True, False, 2, 2, [], {}]
     other.stop()
     assert [it["alive"] for it in cli.json("host", "ls")] == [True, False]
     etcd.write(f"cluster/hosts/{theirs['id']}", {"vtep": "nonsense"})

@@ -7,7 +7,7 @@ import structlog
 
 from netplug.cluster.allocation import gateways_of
 from netplug.cluster.claims import drop_all
-from netplug.cluster.records import ENDPOINTS, MEMBERS, NETWORKS, Definition, as_put, parse
+from netplug.cluster.records import ENDPOINTS, MEMBERS, NETWORKS, Definition, as_put, parse, version_of
 from netplug.cluster.view import View, name_of
 from netplug.drivers.naming import short
 from netplug.engine.records import FrontEnd, NetworkRecord
@@ -78,6 +78,8 @@ class Catalogue:
         if record is not None and record.front_end is FrontEnd.DOCKER:
             await self._store.txn([], [Put(f"{MEMBERS}{ident}/{self._me}", {"network": record.network.id})])
         stored = await self._store.get(key)
+        if stored is not None and version_of(stored) > definition.version:
+            return  # it was updated since
         if stored is None or stored.value != put.value:
             compare = Compare(key, stored.revision if stored else 0)
             if await self._store.txn([compare], [put, *gateways_of(ident, definition)]) is not None:

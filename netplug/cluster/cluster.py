@@ -11,20 +11,28 @@ from contextlib import suppress
 
 import structlog
 
+from netplug.cluster.adverts import Adverts
 from netplug.cluster.audit import audit
 from netplug.cluster.barrier import Barrier
-from netplug.cluster.catalogue import Catalogue, joining_refused
+from netplug.cluster.catalogue import Catalogue
 from netplug.cluster.claim_holders import ClaimHolders
 from netplug.cluster.claims import SharedLeases
+from netplug.cluster.following import Following
 from netplug.cluster.hosts import Host, Hosts
 from netplug.cluster.identity import AdmissionGate, Identity
 from netplug.cluster.membership import Membership
 from netplug.cluster.mirroring import Mirroring
 from netplug.cluster.networks import Definitions
 from netplug.cluster.peering import Peering
-from netplug.cluster.records import NETWORKS, EndpointAdvert, as_put, duplicate_vtep, endpoint_key, ident_of
+from netplug.cluster.records import (
+    EndpointAdvert,
+    duplicate_vtep,
+    endpoint_key,
+    ident_of,
+)
 from netplug.cluster.recovery import Recovery
 from netplug.cluster.underlay import Underlay
+from netplug.cluster.updating import Updating
 from netplug.cluster.view import View, name_of
 from netplug.drivers.api import meshed
 from netplug.drivers.naming import short
@@ -35,8 +43,7 @@ from netplug.engine.conditions import Difference
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease, OwnerKind
-from netplug.names import dns_records
-from netplug.store.api import Compare, Delete, Store, StoreError, Unreachable
+from netplug.store.api import Delete, Store, StoreError, Unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -68,18 +75,22 @@ class Cluster:
         )
         self.barrier = Barrier(store, self.view, self.membership)
         catalogue = Catalogue(store, local, self.view, me)
-        self.mirroring = Mirroring(engine, store, self.view, catalogue, leases.breaker, me)
-        self.networks = Definitions(engine, store, self.view, self.mirroring, leases.breaker, me)
+        following = Following(store, self.view, me)
+        self.mirroring = Mirroring(engine, store, self.view, catalogue, following, leases.breaker, me)
+        self.mirroring.on_update = underlay.wake
+        self.networks = Definitions(engine, store, self.view, self.mirroring, me)
+        self._adverts = Adverts(engine, store, self.view, self.mirroring, me)
         self._recovery = Recovery(
-            engine, local, guard, self.view, self.membership, self.mirroring, leases, self._advert
+            engine, local, guard, self.view, self.membership, self.mirroring, leases, self._adverts.of
         )
-        self._hosts = Hosts(store, self.networks, me)
+        self._hosts = Hosts(store, self.networks, catalogue, me)
         self.leases = leases
         self._underlay = underlay
         underlay.on_move, underlay.on_notes = self._on_vtep_moved, self._on_notes
         engine.base_plan.vtep = underlay.vtep
         engine.endpoints.listener = self
         engine.networks.cluster = self.networks
+        engine.network_updates.cluster = Updating(engine, store, self.view, self.mirroring, following, leases, me)
         engine.pruning.other_hosts = self
         self._breaker = leases.breaker
         self._engine = engine
@@ -87,7 +98,6 @@ class Cluster:
         self._store = store
         self._reconnect = store.reconnect
         self._lost: frozenset[str] = frozenset()
-        self._published: dict[str, int] = {}
         self._claimed = ClaimHolders(guard)
         complete = self._recovery.complete
         self.peering = Peering(engine, self.view, self._claimed, self.mirroring, self.barrier, me, complete=complete)
@@ -165,7 +175,7 @@ class Cluster:
     # EndpointListener
 
     async def joined(self, record: EndpointRecord) -> None:
-        """Advertise an endpoint. If the store does not answer, or refuses, `_publish_all` does it later.
+        """Advertise an endpoint. If the store does not answer, or refuses, `_reconcile_networks` does it later.
 
         Raises:
             NetplugError: "unavailable": the network is being deleted.
@@ -177,18 +187,18 @@ class Cluster:
             raise NetplugError("unavailable", words, hint="give one of them another address, or another --vtep")
         try:
             with self._breaker.request():
-                await self._publish(network, record)
+                await self._adverts.publish(network, record)
         except StoreError as exc:
             self._log_unpublished(network, record, exc)
 
     async def settled(self, record: EndpointRecord) -> None:
         """Wait until the other hosts reach an advertised endpoint by address and by name; see `Barrier`."""
-        if revision := self._published.get(record.endpoint.id):
+        if revision := self._adverts.published.get(record.endpoint.id):
             await self.barrier.passed(revision)
 
     async def left(self, record: EndpointRecord) -> None:
-        """Withdraw an endpoint. If the store does not answer, `_publish_all` does it later."""
-        self._published.pop(record.endpoint.id, None)
+        """Withdraw an endpoint. If the store does not answer, `_reconcile_networks` does it later."""
+        self._adverts.published.pop(record.endpoint.id, None)
         if not (network := self._cluster_id(record)):
             return
         try:
@@ -207,35 +217,6 @@ class Cluster:
         network = self._engine.registry.network(record.endpoint.network)
         driver = self._engine.drivers.of(network.network)
         return ident_of(network) if meshed(driver) else ""
-
-    def _advert(self, record: EndpointRecord) -> EndpointAdvert:
-        net = self._engine.registry.network(record.endpoint.network).network
-        driver = self._engine.drivers.of(net)
-        assert meshed(driver)  # noqa: S101 - the network is one of several hosts
-        peer = driver.publish(net, record.endpoint, self._engine.base_plan.host)
-        names = dns_records.advertised_names(record) if record.linked else ()
-        ports = tuple(sorted(dns_records.ports_of(record)))
-        return EndpointAdvert(
-            peer.mac, peer.addresses, names, ports, record.healthy, record.front_end, record.container
-        )
-
-    async def _publish(self, network: str, record: EndpointRecord) -> None:
-        key = NETWORKS + network
-        put = as_put(endpoint_key(network, self.me, record.endpoint.id), self._advert(record))
-        # The comparison fails if the network is being deleted, or was.
-        known, stored = self.view.open_revision(network), None
-        revision = await self._store.txn([Compare(key, known)], [put]) if known else None
-        if revision is None:
-            stored = await self._store.get(key)
-            while revision is None and stored is not None and not stored.value.get("deleting"):
-                revision = await self._store.txn([Compare(key, stored.revision)], [put])
-                stored = stored if revision else await self._store.get(key)
-        if revision is None:
-            self.mirroring.soon(network)
-            raise joining_refused(
-                self._engine.registry.network(record.endpoint.network).network.name, stored, self.view
-            )
-        self._published[record.endpoint.id] = revision
 
     # Background work
 
@@ -284,6 +265,7 @@ class Cluster:
         self.view.touch_all()
 
     def _on_notes(self, notes: tuple[str, ...]) -> None:
+        self.mirroring.retry()
         if notes != self.membership.notes:
             self.membership.notes = notes
             self.membership.wake()
@@ -304,11 +286,14 @@ class Cluster:
         """Trigger the comparisons that a change needs, and all of them on a timer."""
         await self.view.synced.wait()
         known: dict[str, str] = {}
+        loop = asyncio.get_running_loop()
+        due = loop.time() + INTERVAL_S
         while True:
-            try:
-                async with asyncio.timeout(INTERVAL_S):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
                     await self.view.changed.wait()
-            except TimeoutError:
+            if loop.time() >= due:
+                due = loop.time() + INTERVAL_S
                 self.view.touch_all()
             self.view.changed.clear()
             self._compare_hosts()
@@ -340,7 +325,7 @@ class Cluster:
         failed: list[Exception] = []
         for network, record in self.mirroring.shared().items():
             try:
-                await self._publish_all(network, record.network.id)
+                await self._adverts.publish_all(network, record.network.id, self._lost)
             except Unreachable:
                 raise
             except Exception as exc:  # noqa: BLE001 - one network keeps no other from being advertised of
@@ -356,19 +341,3 @@ class Cluster:
             if lease.owner.id not in self._lost:
                 log.error("address.lost", address=str(lease.address), owner=str(lease.owner), host=short(host))
         self._lost = frozenset(lease.owner.id for lease, _ in lost)
-
-    async def _publish_all(self, network: str, here: str) -> None:
-        """Make the adverts of this host in a network its endpoints. `here`: the network's id on this host."""
-        async with self._engine.registry.lock(here):
-            mine = {
-                record.endpoint.id: record
-                for record in self._engine.registry.endpoints(here)
-                if record.endpoint.id not in self._lost
-            }
-            advertised = self.view.endpoints(network, self.me)
-            for ident in advertised.keys() - mine.keys() - self._engine.quarantine.endpoints():
-                await self._store.txn([], [Delete(endpoint_key(network, self.me, ident))])
-            for ident, record in mine.items():
-                if advertised.get(ident) != self._advert(record):
-                    log.info("endpoint.told_again", endpoint=short(ident))
-                    await self._publish(network, record)

@@ -5,16 +5,19 @@ and only while it is dead: each transaction compares that the host has not come 
 writes its records again, and finds which of its addresses owner hosts have by now.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import structlog
 
+from netplug.cluster.catalogue import Catalogue
+from netplug.cluster.following import all_behind
 from netplug.cluster.networks import Definitions
 from netplug.cluster.records import (
     ALIVE,
     CONFIRMED,
     ENDPOINTS,
+    FOLLOWED,
     HOSTS,
     MEMBERS,
     RECOVERED,
@@ -44,6 +47,7 @@ class Host:
         vtep: None if its record cannot be read.
         endpoints, addresses: the numbers of its endpoints and leases.
         notes: its faults.
+        behind: the networks, by name, that it has not as they are defined, and why.
     """
 
     id: str
@@ -54,13 +58,15 @@ class Host:
     endpoints: int
     addresses: int
     notes: tuple[str, ...] = ()
+    behind: Mapping[str, str] = field(default_factory=dict)
 
 
 class Hosts:
     """Lists the hosts in the store, and removes dead ones."""
 
-    def __init__(self, store: Store, networks: Definitions, me: str) -> None:
+    def __init__(self, store: Store, networks: Definitions, catalogue: Catalogue, me: str) -> None:
         self._store = store
+        self._catalogue = catalogue
         self._networks = networks
         self._me = me
 
@@ -77,6 +83,8 @@ class Hosts:
         read = {ident: known for ident, record in records.items() if (known := _read(record))}
         first = duplicate_vteps(read, alive)
         twins = await self._range(TWINS)
+        followed = {record.key.removeprefix(FOLLOWED): record for record in await self._range(FOLLOWED)}
+        definitions = await self._catalogue.all()
         found = []
         for ident in {*records, *advertised, *leased} - {""}:
             known = read.get(ident)
@@ -86,8 +94,10 @@ class Hosts:
                 notes = (duplicate_vtep(known.vtep, describe(owner, read[owner].name)), *notes)
             copies = [describe_copy(twin) for twin in twins if twin.key.startswith(f"{TWINS}{ident}/")]
             notes = (*(f"a copy of this host runs at {copy}, and is not admitted" for copy in copies), *notes)
+            behind = all_behind(definitions, known, followed.get(ident), alive=ident in alive) if known else {}
+            notes += tuple(f"network {name} is not as defined: {why}" for name, why in sorted(behind.items()))
             counts = advertised.count(ident), leased.count(ident)
-            found.append(Host(ident, name, vtep, ident in alive, ident == self._me, *counts, notes))
+            found.append(Host(ident, name, vtep, ident in alive, ident == self._me, *counts, notes, behind))
         return sorted(found, key=lambda host: (host.name, host.id))
 
     async def forget(self, ref: str) -> Host:
@@ -109,7 +119,7 @@ class Hosts:
         mine += [record for record in await self._range(LEASES) if _holder(record) == host.id]
         mine += await self._range(f"{CONFIRMED}{host.id}/")
         # The host record last: without it, nothing of the host is left.
-        keys = [*(record.key for record in mine), RECOVERED + host.id, HOSTS + host.id]
+        keys = [*(record.key for record in mine), FOLLOWED + host.id, RECOVERED + host.id, HOSTS + host.id]
         for start in range(0, len(keys), OPS_PER_TXN):
             ops = [Delete(key) for key in keys[start : start + OPS_PER_TXN]]
             if await self._store.txn([Compare(ALIVE + host.id, 0), Compare(STOPPED + host.id, 0)], ops) is None:

@@ -1,41 +1,61 @@
 """Networks of the cluster on this host, as they are defined in the store.
 
 Level-triggered: what is defined is compared with what is built. A network that cannot be built on this host (an MTU too
-large, a VNI in use) is recorded as absent, with the reason.
+large, a VNI in use) is recorded as absent, with the reason. One that cannot follow an update stays as it was. Both are
+tried again when addresses or MTUs of this host change, and on a timer.
 """
 
 import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import structlog
 
 from netplug.cluster.allocation import gateways_of
 from netplug.cluster.catalogue import Catalogue
 from netplug.cluster.claims import CircuitBreaker
+from netplug.cluster.definition_changes import to_follow
+from netplug.cluster.following import Followed, Following
 from netplug.cluster.identity import AdmissionGate
-from netplug.cluster.records import IDENTITY, NETWORKS, Definition, ident_of, parse
+from netplug.cluster.records import IDENTITY, NETWORKS, Definition, ident_of, parse, rewritten, version_of
 from netplug.cluster.view import View
 from netplug.drivers.api import Scope
 from netplug.drivers.naming import short
+from netplug.drivers.steps import IPNetwork
 from netplug.engine import Engine
+from netplug.engine.conditions import Difference
+from netplug.engine.network_updates import NetworkChange, Updated
 from netplug.engine.records import FrontEnd, NetworkRecord
 from netplug.errors import NetplugError, Reportable
-from netplug.store.api import Compare, Put
+from netplug.store.api import Compare, Put, StoreError
 
 log = structlog.get_logger(__name__)
+
+_HALF_OF_DEFAULT = 1  # default routes, also the halves that a VPN sets, do not conflict
 
 
 class Mirroring:
     """Builds networks that are defined, and takes down those that are not defined any more.
 
     `lock`: held while networks of the cluster change. `expected_from_docker`: until when (time of the loop) a network
-    is not built, since Docker is about to create it.
+    is not built, since Docker is about to create it. `on_update`: called after a network was updated.
     """
 
     def __init__(
-        self, engine: Engine, store: AdmissionGate, view: View, catalogue: Catalogue, breaker: CircuitBreaker, me: str
+        self,
+        engine: Engine,
+        store: AdmissionGate,
+        view: View,
+        catalogue: Catalogue,
+        following: Following,
+        breaker: CircuitBreaker,
+        me: str,
     ) -> None:
         self.catalogue = catalogue
         self.lock = asyncio.Lock()
+        self.on_update: Callable[[], None] = lambda: None
+        self._following = following
+        self._behind: dict[str, str] = {}
         self.expected_from_docker: dict[str, float] = {}
         self._engine = engine
         self._store = store
@@ -57,8 +77,41 @@ class Mirroring:
             if drivers.of(record.network).scope is Scope.CLUSTER
         }
 
+    def here(self, ident: str, name: str) -> NetworkRecord:
+        """Return a network of the cluster as it is built here.
+
+        Raises:
+            NetplugError: "unavailable": it is not built, with the reason; "not_found".
+        """
+        return self.shared().get(ident) or self._engine.registry.network(name)
+
+    async def ready(self) -> None:
+        """Refuse changes of networks of the cluster while this host cannot take part in it.
+
+        Raises:
+            NetplugError: "unavailable".
+            Restored: the store is being recovered.
+        """
+        if self._store.refusal:
+            raise NetplugError("unavailable", self._store.refusal)
+        if not self.catalogue.identity:
+            raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
+        await self._breaker.resumed()
+
+    async def taken(self) -> list[IPNetwork]:
+        """Return the subnets of this host's networks and routes."""
+        host = await self._engine.base_plan.read_host()
+        routes = [route for route, _ in host.routes if route.prefixlen > _HALF_OF_DEFAULT]
+        return routes + [subnet.pool for net in self._engine.registry.all_networks() for subnet in net.subnets]
+
+    def retry(self) -> None:
+        """Try again what could not be built or followed, since something on this host has changed."""
+        if self._behind or self._engine.registry.absent:
+            self._view.redefined = True
+            self._view.changed.set()
+
     async def mirror(self) -> None:
-        """Build networks that are defined and missing here; take down networks that are not defined any more.
+        """Build, update and take down networks until they are those that are defined.
 
         Raises:
             StoreError: the store does not answer.
@@ -67,15 +120,28 @@ class Mirroring:
             defined, built, absent = self._view.networks(), self.shared(), self._engine.registry.absent
             for name in absent.keys() - {definition.name for definition in defined.values()}:
                 del absent[name]
+            self._behind = {}
             for ident, definition in list(defined.items()):
-                if definition.deleting and (definition.deleter == self._me or not self._view.alive(definition.deleter)):
+                if definition.deleting and self._has_ended(definition.deleter):
                     await self._end_deletion(ident)
+                if definition.closing and self._has_ended(definition.closer):
+                    await self._open(ident)
                 waits = self.expected_from_docker.get(ident, 0.0) > asyncio.get_running_loop().time()
                 waits |= self._breaker.closed.is_set()  # a backup may have brought it back
-                if ident not in built and not definition.deleting and not waits:
+                if definition.deleting:
+                    continue
+                if ident in built:
+                    await self._keep_up(ident, definition, built[ident])
+                elif not waits:
                     await self._build(ident, definition)
             for ident in built.keys() - defined.keys():
                 await self._take_down(built[ident])
+            self._report(defined)
+            await self._following.tell(self._followed(defined))
+
+    def _has_ended(self, host: str) -> bool:
+        """Whether a host does not go on with what it began. What this host did, it did under the lock."""
+        return host == self._me or not self._view.alive(host)
 
     async def _end_deletion(self, ident: str) -> None:
         """Finish a deletion during which a daemon died; the caller holds the lock."""
@@ -92,6 +158,71 @@ class Mirroring:
             await self._store.txn([Compare(NETWORKS + ident, stored.revision)], ops)
         else:
             await self.catalogue.remove(ident, definition)
+
+    async def _open(self, ident: str) -> None:
+        """Allow joins of subnets again whose removal was not finished; the caller holds the lock."""
+        stored = await self._store.get(NETWORKS + ident)
+        if stored is None or not stored.value.get("closing"):
+            return  # the view is out of date
+        opened = replace(parse(Definition, stored), closing=(), closer="")
+        await self._store.txn([Compare(stored.key, stored.revision)], [rewritten(stored, opened)])
+
+    # Updates
+
+    async def follow(self, ident: str, definition: Definition) -> Updated:
+        """Make a network on this host as it is defined, all or nothing; the caller holds the lock.
+
+        Raises:
+            NetplugError, DriverError, IpamError, StoreError: this host cannot; it keeps the network as it was.
+        """
+        record, registry = self.here(ident, definition.name), self._engine.registry
+        change = to_follow(definition, record, self._engine.drivers)
+        updated = Updated(record)
+        if change != NetworkChange():
+            updated = await self._engine.network_updates.update_here(record.network.id, change)
+        async with registry.lock(record.network.id):
+            now = registry.network(record.network.id)
+            noted = replace(now, version=definition.version, origin=definition.origin)
+            if noted != now:
+                await registry.save(noted)
+        if change != NetworkChange():
+            self._view.touch(ident)  # peers may have addresses in a new subnet
+            self.on_update()
+        return replace(updated, record=noted)
+
+    async def _keep_up(self, ident: str, definition: Definition, record: NetworkRecord) -> None:
+        """Follow the updates of a network. What this host cannot is recorded, and tried again."""
+        if definition.version < record.version:
+            stored = await self._store.get(NETWORKS + ident)
+            if stored is not None and version_of(stored) < record.version:  # else the view is out of date
+                await self.catalogue.restore(ident, Definition.of(record), record)
+            return
+        try:
+            await self.follow(ident, definition)
+        except Exception as exc:
+            known = isinstance(exc, Reportable | StoreError)
+            self._behind[ident] = exc.message if isinstance(exc, Reportable) else str(exc) or repr(exc)
+            log.debug("network.behind", network=short(ident), error=str(exc), exc_info=None if known else exc)
+
+    def _report(self, defined: Mapping[str, Definition]) -> None:
+        found = [
+            Difference(f"network {defined[ident].name}", "update", f"not as the cluster has it: {why}")
+            for ident, why in self._behind.items()
+        ]
+        self._engine.conditions.report("updates", found)
+
+    def _followed(self, defined: Mapping[str, Definition]) -> dict[str, Followed]:
+        """Return what the other hosts are told of the networks that were updated, or are not as defined."""
+        built, absent, found = self.shared(), self._engine.registry.absent, {}
+        for ident, definition in defined.items():
+            record = built.get(ident)
+            why = self._behind.get(ident, "") if record else absent.get(definition.name, "")
+            if why or (record and record.version):
+                version = record.version if record else 0
+                found[ident] = Followed(version, why, definition.version if why else 0)
+        return found
+
+    # Building
 
     async def _build(self, ident: str, definition: Definition) -> None:
         absent = self._engine.registry.absent

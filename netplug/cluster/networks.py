@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 import structlog
 
 from netplug.cluster.allocation import completed, free_subnet, gateways_of, refuse_other, subnets_for, vni_for
-from netplug.cluster.claims import CircuitBreaker
 from netplug.cluster.identity import AdmissionGate
 from netplug.cluster.mirroring import Mirroring
 from netplug.cluster.records import GUARD, MEMBERS, NETWORKS, Definition, as_put, ident_of, parse
@@ -35,7 +34,6 @@ _ATTEMPTS = 100
 """Largest number of attempts of a definition, while other hosts define networks: enough for 50 hosts at once."""
 DOCKER_CREATES_S = 20.0
 """For how long a network is not built here after Docker asked for its subnet; Docker creates it in milliseconds."""
-_HALF_OF_DEFAULT = 1  # default routes, also the halves that a VPN sets, do not conflict
 
 
 class Definitions:
@@ -44,13 +42,10 @@ class Definitions:
     `docker_name`: returns the name of a network in this host's Docker.
     """
 
-    def __init__(
-        self, engine: Engine, store: AdmissionGate, view: View, mirroring: Mirroring, breaker: CircuitBreaker, me: str
-    ) -> None:
+    def __init__(self, engine: Engine, store: AdmissionGate, view: View, mirroring: Mirroring, me: str) -> None:
         self.docker_name: Callable[[str], str] = short
         self._mirroring = mirroring
         self._catalogue = mirroring.catalogue
-        self._breaker = breaker
         self._engine = engine
         self._store = store
         self._view = view
@@ -66,7 +61,7 @@ class Definitions:
             NetplugError, DriverError, IpamError: the request is refused; nothing was changed.
             StoreError: the store does not answer.
         """
-        await self._ready()
+        await self._mirroring.ready()
         async with self._mirroring.lock:
             if spec.front_end is FrontEnd.DOCKER:
                 return await self._adopt(spec)
@@ -198,7 +193,7 @@ class Definitions:
             NetplugError: "unavailable": there is no free subnet; "exists": the network has endpoints here.
             StoreError: the store does not answer.
         """
-        await self._ready()
+        await self._mirroring.ready()
         others, version = await self._catalogue.all(), 6 if v6 else 4
         ident, known = next(((ident, it) for ident, it in others.items() if it.name == name), ("", None))
         for it in known.subnets if known else ():
@@ -207,7 +202,7 @@ class Definitions:
                     await self._take_down_for_docker(ident)
                     await self._refuse_routes(it.subnet, name)
                 return it.subnet, it.gateway
-        network = wanted or free_subnet(version, others, await self._taken(), self._catalogue.identity)
+        network = wanted or free_subnet(version, others, await self._mirroring.taken(), self._catalogue.identity)
         return network, network[1]
 
     async def gateway(self, subnet: IPNetwork) -> IPAddress | None:
@@ -238,7 +233,7 @@ class Definitions:
 
     async def _refuse_routes(self, subnet: IPNetwork, name: str) -> None:
         """Refuse a subnet that Docker would not accept, see `_take_down_for_docker`."""
-        for taken in await self._taken():
+        for taken in await self._mirroring.taken():
             if taken.version == subnet.version and taken.overlaps(subnet):
                 words = f"subnet {subnet} of network {name!r} of the cluster overlaps {taken}, which this host uses"
                 raise NetplugError("exists", words, hint=f"if that is intended, add --subnet {subnet}")
@@ -255,13 +250,6 @@ class Definitions:
             words = f"network {mirrored.network.name!r} has endpoints on this host that are not docker's"
             raise NetplugError("exists", words, hint="detach them, then create the network by docker")
 
-    async def _ready(self) -> None:
-        if self._store.refusal:
-            raise NetplugError("unavailable", self._store.refusal)
-        if not self._catalogue.identity:
-            raise NetplugError("unavailable", "this host has not reached the cluster's store yet", hint="try again")
-        await self._breaker.resumed()
-
     # Defining
 
     async def _define(self, ident: str, spec: NetworkSpec) -> Definition:
@@ -276,7 +264,7 @@ class Definitions:
         name = options.name or spec.name or short(ident)
         host = await self._engine.base_plan.read_host()
         options = driver.complete(options, host)
-        taken = await self._taken()
+        taken = await self._mirroring.taken()
         for _ in range(_ATTEMPTS):
             guard = await self._store.get(GUARD)
             others = await self._catalogue.all()
@@ -304,9 +292,3 @@ class Definitions:
             if revision is not None:
                 return definition
         raise NetplugError("unavailable", "too many networks are being created at once", hint="try again")
-
-    async def _taken(self) -> list[IPNetwork]:
-        """Return the subnets of this host's networks and routes."""
-        host = await self._engine.base_plan.read_host()
-        routes = [route for route, _ in host.routes if route.prefixlen > _HALF_OF_DEFAULT]
-        return routes + [subnet.pool for net in self._engine.registry.all_networks() for subnet in net.subnets]

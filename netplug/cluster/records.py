@@ -6,7 +6,7 @@ record that cannot be read is skipped; it does not affect the others.
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ import structlog
 from netplug.drivers.codec import OMIT_DEFAULT, decode, encode
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress, IPNetwork
-from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
+from netplug.engine.records import FrontEnd, NetworkRecord, NetworkSpec, Origin, SubnetSpec
 from netplug.ipam.pool import GLOBAL
 from netplug.store.api import Put, Record, StoreError
 
@@ -37,6 +37,8 @@ CONFIRMED = "confirmed/"
 """Revisions of endpoints that hosts have applied: below the host of the endpoints, which alone watches them. Not in
 `ROOT`, which all hosts watch.
 """
+FOLLOWED = "followed/"
+"""Which updates of networks hosts have followed. Not in `ROOT`: only who waits for them, or lists hosts, reads it."""
 MEMBERS = ROOT + "members/"
 """Hosts whose Docker has a network. A network that Docker created is deleted with the last of them."""
 
@@ -56,6 +58,7 @@ class HostRecord:
         epoch: the number of starts of its daemon.
         since: the store's revision since which it has this VTEP; 0 if unknown.
         notes: faults that it reports of itself.
+        follows: its daemon follows updates of networks; older ones do not.
     """
 
     name: str
@@ -63,6 +66,7 @@ class HostRecord:
     epoch: int
     since: int = 0
     notes: tuple[str, ...] = ()
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,10 @@ class Range:
     gateway: IPAddress
     range: IPNetwork | None = None
 
+    def to_spec(self) -> SubnetSpec:
+        """Return the engine's specification of the subnet."""
+        return SubnetSpec(self.subnet, self.gateway, self.range, space=GLOBAL, v6=self.subnet.version == 6)
+
 
 @dataclass(frozen=True, slots=True)
 class Definition:
@@ -82,7 +90,9 @@ class Definition:
         options: as given, completed with VNI and MTU.
         deleting: no endpoint may join, since host `deleter` is deleting the network.
         docker: created by Docker.
-        labels, created: see `NetworkRecord`.
+        labels, created, origin: see `NetworkRecord`.
+        version: the number of updates.
+        closing: subnets that no endpoint may join, since host `closer` is about to remove them.
     """
 
     name: str
@@ -94,6 +104,10 @@ class Definition:
     docker: bool = False
     labels: Mapping[str, str] = field(default_factory=dict, metadata=OMIT_DEFAULT)
     created: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    origin: Origin | None = field(default=None, metadata=OMIT_DEFAULT)
+    version: int = field(default=0, metadata=OMIT_DEFAULT)
+    closing: tuple[IPNetwork, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    closer: str = field(default="", metadata=OMIT_DEFAULT)
 
     @classmethod
     def of(cls, record: NetworkRecord) -> "Definition":
@@ -115,24 +129,35 @@ class Definition:
             docker=record.front_end is FrontEnd.DOCKER,
             labels=dict(record.labels),
             created=record.created,
+            origin=record.origin,
+            version=record.version,
         )
 
     def to_spec(self, ident: str, docker: str = "") -> NetworkSpec:
         """Return the engine's specification of the network. `docker`: its id in this host's Docker, if it has one."""
-        subnets = tuple(
-            SubnetSpec(it.subnet, it.gateway, it.range, space=GLOBAL, v6=it.subnet.version == 6) for it in self.subnets
-        )
         return NetworkSpec(
             docker or ident,
             self.name,
             self.options,
-            subnets,
+            tuple(it.to_spec() for it in self.subnets),
             self.internal,
             FrontEnd.DOCKER if docker else FrontEnd.CLI,
             cluster=ident,
             labels=self.labels,
             created=self.created,
+            origin=self.origin,
+            version=self.version,
         )
+
+    def refuses(self, addresses: Iterable[IPAddress]) -> str:
+        """Return why no endpoint may have one of these addresses; empty if it may."""
+        for address in addresses:
+            found = next((it.subnet for it in self.subnets if address in it.subnet), None)
+            if found is None:
+                return f"network {self.name!r} has no subnet of {address} any more"
+            if found in self.closing:
+                return f"subnet {found} of network {self.name!r} is being removed"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +228,19 @@ def as_put(key: str, value: HostRecord | Definition | EndpointAdvert) -> Put:
     data = encode(value)
     assert isinstance(data, dict)  # noqa: S101 - a dataclass encodes to an object
     return Put(key, data)
+
+
+def version_of(stored: Record) -> int:
+    """Return the version of a definition; 0 if it cannot be read."""
+    version = stored.value.get("version", 0)
+    return version if isinstance(version, int) else 0
+
+
+def rewritten(stored: Record, definition: Definition) -> Put:
+    """Return the operation that changes a definition. Fields that a later version wrote stay."""
+    known = {one.name for one in fields(Definition)}
+    later = {key: value for key, value in stored.value.items() if key not in known}
+    return Put(stored.key, later | as_put(stored.key, definition).value)
 
 
 def endpoint_key(network: str, host: str, endpoint: str) -> str:

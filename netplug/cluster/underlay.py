@@ -60,6 +60,10 @@ class Underlay:
                     await asyncio.sleep(SETTLE_S)
             self._due.clear()
 
+    def wake(self) -> None:
+        """Check now."""
+        self._due.set()
+
     async def watch_routes(self) -> None:
         """Trigger a check when routes have changed the VTEP, or may have changed the MTU of its path."""
         await self._routes_matter.wait()

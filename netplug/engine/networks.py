@@ -176,6 +176,8 @@ class Networks:
                 cluster=spec.cluster,
                 labels=dict(spec.labels),
                 created=spec.created if spec.cluster else round(time.time(), 3),
+                origin=spec.origin,
+                version=spec.version,
             ).summarized()
             # Docker sends CreateNetwork once in a network's life: it must outlive even a loss of power.
             made = Put(CREATED + net.id, {"at": record.created})

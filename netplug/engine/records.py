@@ -61,11 +61,19 @@ class SubnetSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """How a network was created. `options`: as in `NetworkSpec`."""
+
+    options: Mapping[str, str]
+    internal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkSpec:
     """A network as asked for. `options`: the raw ``-o key=value``. An empty `id` or `name` is generated.
 
     `cluster`: the name in the cluster of a network that is on several hosts. Each host may have its own id for it.
-    `created`: of a network of the cluster, when it was defined; see `NetworkRecord`.
+    `created`, `origin`, `version`: of a network of the cluster, as it is defined; see `NetworkRecord`.
     """
 
     id: str = ""
@@ -77,6 +85,8 @@ class NetworkSpec:
     cluster: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     created: float = 0.0
+    origin: Origin | None = None
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +196,6 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """How a network was created. `options`: as in `NetworkSpec`."""
-
-    options: Mapping[str, str]
-    internal: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class NetworkRecord:
     """A network as built.
 
@@ -201,7 +203,8 @@ class NetworkRecord:
     that we listen to has this network; several Dockers may share a plugin folder. `cluster`: as in `NetworkSpec`.
     `bridge`: the link that endpoints are ports of, if any. `resolvers`: addresses of the name server for all endpoints.
     `labels`: the user's notes, without a meaning to netplug. `created`: Unix time; 0: unknown, by an older version.
-    `origin`: as it was created; None: it was not changed since.
+    `origin`: as it was created; None: it was not changed since. `version`: of a network of the cluster, the number of
+    updates of its definition that it has followed.
     """
 
     network: Network
@@ -217,6 +220,7 @@ class NetworkRecord:
     labels: Mapping[str, str] = field(default_factory=dict, metadata=OMIT_DEFAULT)
     created: float = field(default=0.0, metadata=APART)
     origin: Origin | None = field(default=None, metadata=OMIT_DEFAULT)
+    version: int = field(default=0, metadata=OMIT_DEFAULT)
 
     @property
     def as_created(self) -> Origin:

@@ -303,7 +303,7 @@ class DifferenceOut(BaseModel):
 class HostOut(BaseModel):
     """A host of the cluster. `vtep`: None if its record is unreadable. `me`: it is the host that answers.
 
-    `notes`: its faults.
+    `notes`: its faults. `behind`: the networks, by name, that it has not as they are defined, and why.
     """
 
     id: str
@@ -314,6 +314,7 @@ class HostOut(BaseModel):
     endpoints: int
     addresses: int
     notes: list[str]
+    behind: dict[str, str]
 
     @classmethod
     def of(cls, host: Host) -> Self:
