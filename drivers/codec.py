@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 OMIT_DEFAULT = {"omit_default": True}
 """Metadata of a field that is not stored if it has its default. So earlier versions can read records without it."""
 APART = {"apart": True}
-"""Metadata of a field that has a record of its own, which earlier versions do not read."""
+"""Metadata of a field that is not stored with the others, but read from elsewhere: earlier versions do not know it."""
 
 _IP = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
 _PARSERS: Mapping[type, Any] = {

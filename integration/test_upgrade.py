@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from harness import (
     BIN_DIR,
     PYNET,
     RANGES4,
+    CommandError,
     Container,
     Dockerd,
     Host,
@@ -30,6 +32,7 @@ from harness import (
     own_ipam,
     wait_until,
 )
+from harness.cluster import Cluster, Member, needs_etcd
 from harness.former import former_release, runs
 from harness.traffic import Talk
 
@@ -134,15 +137,18 @@ def traffic(place: Place, it: Built) -> Iterator[None]:
 
 
 def reserved(place: Place, network: str) -> list[str]:
-    """Return the published ports that nobody else can have."""
+    """Return the published ports that nobody else can have, of those that the tests publish."""
     taken = []
-    for port in ("8080", "9090"):
+    for port in ("7070", "8080", "9090", "9999"):
         with namespace(place.host) as other:
             if other.attaches(place.netplug, network, "--publish", f"{port}:1"):
                 other.detach(place.netplug, network)
             else:
                 taken.append(port)
     return taken
+
+
+# Upgrade
 
 
 @pytest.mark.timeout(120)
@@ -154,3 +160,159 @@ def test_upgrade_keeps_traffic_and_changes_nothing_that_is_the_same(place: Place
         assert not [line for line in said if CONVERGED.search(line)]
         assert reserved(place, it.network) == ["8080", "9090"]
         assert place.netplug.json("ipam", "audit") == []
+
+
+@pytest.mark.timeout(120)
+def test_upgrade_mends_what_another_driver_built_and_says_each_step(place: Place, former: Path) -> None:
+    """The driver built less, and something else; and the uplink's MTU fell while no daemon ran."""
+    driver = former / "drivers" / "bridge.py"
+    text = driver.read_text()
+    try:
+        driver.write_text(_otherwise(text))
+        place.becomes(former)
+        with built(place) as it:
+            bridge = f"np-{place.dockerd.inspect(it.network)['Id'][:12]}"
+            assert not guarded(place, it.db.mac())
+            assert arp_proxy(place, bridge) == "1"
+            with traffic(place, it):
+                place.host.output("ip", "link", "set", place.wire.left_link, "mtu", "1400")
+                said = [line for line in place.becomes(None) if CONVERGED.search(line)]
+                place.agrees()
+            assert guarded(place, it.db.mac())
+            assert arp_proxy(place, bridge) == "0"
+            assert mtu(place, bridge) == 1400
+            for what in ("what=added", "what=changed", "what=removed"):
+                assert [line for line in said if what in line], what
+            assert reserved(place, it.network) == ["8080", "9090"]
+            assert not [line for line in place.becomes(None) if CONVERGED.search(line)]
+    finally:
+        driver.write_text(text)
+
+
+def _otherwise(driver: str) -> str:
+    """Return the source of a bridge driver that checks no source of endpoints, and answers ARP for others."""
+    plan = "plan = Plan(tuple(steps)) + firewall"
+    changes = {
+        "return guard + shaping.with_limits": "return shaping.with_limits",
+        plan: f"steps.append(Sysctl(f'net/ipv4/conf/{{bridge}}/proxy_arp', '1', '0'))\n        {plan}",
+    }
+    for old, new in changes.items():
+        assert driver.count(old) == 1, old
+        driver = driver.replace(old, new)
+    return driver
+
+
+def guarded(place: Place, mac: str) -> bool:
+    """Whether the source of what comes from a container is checked."""
+    return mac in place.host.output("nft", "list", "table", "bridge", "netplug")
+
+
+def arp_proxy(place: Place, bridge: str) -> str:
+    return place.host.output("cat", f"/proc/sys/net/ipv4/conf/{bridge}/proxy_arp")
+
+
+def mtu(place: Place, link: str) -> int:
+    return int(place.host.output("cat", f"/sys/class/net/{link}/mtu"))
+
+
+# Rollback
+
+
+@pytest.mark.timeout(180)
+def test_rollback_leaves_what_is_new_as_it_is_and_serves_the_rest(place: Place, former: Path) -> None:
+    """What the former release cannot read it says; it comes back with the newer one. Nothing loses a packet."""
+    netplug = place.netplug
+    with built(place) as it, namespace(place.host) as marked, namespace(place.host) as fresh:
+        place.becomes(None)
+        netplug.cli("network", "create", "marked", "--label", "team=net", "-o", "gw_priority=5")
+        netplug.cli("network", "create", "fresh")
+        netplug.cli("network", "create", "changed")
+        netplug.cli("network", "update", "changed", "-o", "icc=false")
+        marked.attach(netplug, "marked", "--publish", "7070:70")
+        fresh.attach(netplug, "fresh")
+        netplug.cli("publish", "web", "9999:81")
+        before = netplug.json("ps")
+        with (
+            traffic(place, it),
+            Stream(marked, place.client, place.wire.right, port=7101) as theirs,
+            Talk(place.client, it.web, place.wire.left, 9999, at=81),
+        ):
+            place.becomes(former)
+            said = wait_until(netplug.drift, HEAL_TIMEOUT_S, "what it cannot use")
+            assert "cannot be used and is left as it is: NetworkRecord has no field 'labels'" in said
+            assert "NetworkRecord has no field 'origin'" in said
+            assert "EndpointRecord has no field 'added'" in said
+            with pytest.raises(CommandError, match="cannot be used: NetworkRecord has no field 'labels'"):
+                marked.detach(netplug, "marked")
+            assert reserved(place, it.network) == ["7070", "8080", "9090", "9999"]
+            for network, address in ((it.network, it.db.ip(it.network)), ("fresh", fresh.addresses[0])):
+                with namespace(place.host) as late:
+                    late.attach(netplug, network)
+                    assert late.pings(address)
+                    late.detach(netplug, network)
+            place.becomes(None)
+            place.agrees()
+        assert theirs.lost == []
+        assert netplug.json("ps") == before
+        assert netplug.client.get("networks", "marked")["labels"] == {"team": "net"}
+        assert netplug.client.get("networks", "changed")["options"]["icc"] == "false"
+        netplug.cli("unpublish", "web", "9999:81")
+        marked.detach(netplug, "marked")
+        fresh.detach(netplug, "fresh")
+        netplug.cli("network", "rm", "marked", "fresh", "changed")
+
+
+@pytest.mark.timeout(180)
+def test_rollback_of_what_uses_nothing_new_finds_all_of_it(place: Place, former: Path) -> None:
+    place.becomes(None)
+    with built(place) as it:
+        before = endpoints(place)
+        with traffic(place, it):
+            place.becomes(former)
+            place.agrees()
+        assert endpoints(place) == before
+        assert reserved(place, it.network) == ["8080", "9090"]
+
+
+def endpoints(place: Place) -> list[tuple[str, ...]]:
+    """Return the endpoints as both versions show them."""
+    return [(it["id"], it["name"], it["mac"], *it["addresses"], *it["ports"]) for it in place.netplug.json("ps")]
+
+
+# In a cluster
+
+
+@needs_etcd
+@pytest.mark.timeout(180)
+def test_hosts_of_a_cluster_are_upgraded_and_rolled_back_one_after_the_other(former: Path) -> None:
+    with ExitStack() as stack:
+        it = Cluster(stack)
+        one, two = (it.add(env=runs(former)) for _ in range(2))
+        with it.network("blue") as net, it.station(one, net) as here, it.station(two, net) as there:
+            with Stream(here, there, there.addresses[0]) as stream, Talk(there, here, here.addresses[0], 7201):
+                for member in (one, two):
+                    turn(member, None)
+                    settled(it)
+                    marked = f"marked{member.vtep.split('.')[2]}"
+                    one.cli("network", "create", marked, "--cluster", "--label", "team=net")
+                    wait_until(partial(two.has, marked), what="the network on the other host, whatever its version")
+                    if member is two:
+                        assert two.netplug.client.get("networks", marked)["labels"] == {"team": "net"}
+                turn(two, former)
+                assert two.has(net)
+                turn(two, None)
+                settled(it)
+            assert stream.lost == []
+            one.cli("network", "rm", "marked1", "marked2")
+
+
+def turn(member: Member, tree: Path | None) -> None:
+    """Let the daemon of a member be that of another source tree; None: ours."""
+    member.netplug.kill()
+    member.netplug.env = runs(tree) if tree else {}
+    member.netplug.start()
+
+
+def settled(it: Cluster) -> None:
+    for member in it.members:
+        wait_until(lambda member=member: not member.differences(), HEAL_TIMEOUT_S, "no differences")  # type: ignore[misc]

@@ -102,13 +102,14 @@ class Etcd:
 class Member:
     """A host of the cluster. `wire`: its cable to the router, `left` is its own end."""
 
-    def __init__(self, host: Host, wire: Wire, etcd: Etcd, *args: str, family: int = 4) -> None:
+    def __init__(
+        self, host: Host, wire: Wire, etcd: Etcd, *args: str, family: int = 4, env: dict[str, str] | None = None
+    ) -> None:
         self.host = host
         self.wire = wire
         self.vtep = wire.left if family == 4 else wire.left6
-        self.netplug = Netplug(
-            host, "--store", etcd.url, "--docker-host", "none", "--vtep", self.vtep, *args, "--host-name", host.name
-        )
+        shared = ("--store", etcd.url, "--docker-host", "none", "--vtep", self.vtep)
+        self.netplug = Netplug(host, *shared, *args, "--host-name", host.name, env=env)
 
     def cli(self, *args: str) -> str:
         return self.netplug.cli(*args)
@@ -161,9 +162,9 @@ class Cluster:
         assert self._etcd
         return self._etcd
 
-    def add(self, *args: str) -> Member:
+    def add(self, *args: str, env: dict[str, str] | None = None) -> Member:
         """Add a host with a daemon."""
-        return self.join(*self.prepare(), *args)
+        return self.join(*self.prepare(), *args, env=env)
 
     def prepare(self) -> tuple[Host, Wire]:
         """Add a host without a daemon, and its cable."""
@@ -175,9 +176,9 @@ class Cluster:
             self._etcd = Etcd(self.router, wire.right)
         return host, wire
 
-    def join(self, host: Host, wire: Wire, *args: str) -> Member:
+    def join(self, host: Host, wire: Wire, *args: str, env: dict[str, str] | None = None) -> Member:
         """Start the daemon of a host."""
-        member = Member(host, wire, self.etcd, *args, family=self._family)
+        member = Member(host, wire, self.etcd, *args, family=self._family, env=env)
         self.members.append(member)
         return member
 

@@ -124,14 +124,21 @@ class Stream:
     """
 
     def __init__(
-        self, sender: Placed, receiver: Placed, address: str, *, every_s: float = 0.01, bound_to_source: bool = True
+        self,
+        sender: Placed,
+        receiver: Placed,
+        address: str,
+        *,
+        port: int = _STREAM_PORT,
+        every_s: float = 0.01,
+        bound_to_source: bool = True,
     ) -> None:
         self.sent = 0
         self.lost: list[int] = []
         self._every_s = every_s
-        self._echo = _Echo(bound(receiver, "udp", _STREAM_PORT, address), "echo")
+        self._echo = _Echo(bound(receiver, "udp", port, address), "echo")
         self._socket = _client(sender, socket.SOCK_DGRAM, address, 0)
-        self._to = address, _STREAM_PORT
+        self._to = address, port
         if bound_to_source:
             self._socket.connect(self._to)
         else:
@@ -198,10 +205,14 @@ class Talk:
         self._every_s = every_s
         self._over = Event()
         with bound(receiver, "tcp", at or port, "::" if ":" in address else "0.0.0.0") as listener:
-            self._socket = _client(sender, socket.SOCK_STREAM, address, 0)
-            self._socket.connect((address, port))
             listener.settimeout(REPLY_TIMEOUT_S)
-            self._echo, _ = listener.accept()
+            self._socket = _client(sender, socket.SOCK_STREAM, address, 0)
+            try:
+                self._socket.connect((address, port))
+                self._echo, _ = listener.accept()
+            except BaseException:
+                self._socket.close()
+                raise
         self._echo.settimeout(None)
         self._socket.settimeout(_TALK_TIMEOUT_S)
         works = (self._answer, self._send)

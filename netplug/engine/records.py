@@ -285,7 +285,7 @@ class EndpointRecord:
     host_link: summary.Link | None = field(default=None, metadata=OMIT_DEFAULT)
     routes: tuple[StaticRoute, ...] = field(default=(), metadata=OMIT_DEFAULT)
     resolvers: tuple[IPAddress, ...] = field(default=(), metadata=OMIT_DEFAULT)
-    hairpin: bool = field(default=False, metadata=OMIT_DEFAULT)
+    hairpin: bool = field(default=False, metadata=APART)  # the plan says it
     pinned: bool = field(default=False, metadata=OMIT_DEFAULT)
     added: tuple[PortMapping, ...] = field(default=(), metadata=OMIT_DEFAULT)
     opened: tuple[PortMapping, ...] = field(default=(), metadata=OMIT_DEFAULT)
