@@ -2,12 +2,14 @@
 
 import asyncio
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from quiet import quiet_log
@@ -166,8 +168,27 @@ def living(
 
 
 def until(condition: Callable[[], object], what: str) -> None:
-    """Poll."""
+    """Poll. The failure tells what the functions returned that the condition calls."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
-        assert time.monotonic() < deadline, f"not in {DEADLINE_S} s: {what}"
+        if time.monotonic() >= deadline:
+            result, returned = watched(condition)
+            assert result, f"not in {DEADLINE_S} s: {what}; at last: {', '.join(returned) or result}"
+            return
         time.sleep(0.005)
+
+
+def watched(condition: Callable[[], _T]) -> tuple[_T, list[str]]:
+    """Call it, and return also what each function returned that it called itself."""
+    code, returned = getattr(condition, "__code__", None), list[str]()
+
+    def note(frame: FrameType, event: str, value: object) -> None:
+        if event == "return" and frame.f_back and frame.f_back.f_code is code:
+            returned.append(f"{frame.f_code.co_name}() == {value!r}")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        return condition(), returned
+    finally:
+        sys.setprofile(before)
