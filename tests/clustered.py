@@ -73,6 +73,11 @@ def kernel_of(number: int) -> FakeKernel:
     return kernel
 
 
+def apart(number: int = 0) -> list[dict[str, str]]:
+    """Return a subnet whose first half is for addresses that a test chooses: hosts take others, each at random."""
+    return [{"subnet": f"10.224.{number}.0/24", "range": f"10.224.{number}.128/25"}]
+
+
 def create(host: Living, name: str = "blue", **body: Any) -> dict[str, Any]:
     return host.client.post("networks", body={"name": name, "cluster": True, **body})
 

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from clustered import Hosts, address_of, attach, claim, create, detach, has, kernel_of, networks, reaches
+from clustered import Hosts, address_of, apart, attach, claim, create, detach, has, kernel_of, networks, reaches
 from etcd_server import Member, needs_etcd
 from living import Living, settings_in, until
 
@@ -206,7 +206,7 @@ def test_names_of_a_host_are_known_on_the_others(hosts: Hosts) -> None:
 
 def test_who_says_what_he_may_not_has_no_name(hosts: Hosts, etcd: Member) -> None:
     one, two = hosts.start(1), hosts.start(2)
-    create(one)
+    create(one, subnets=apart())
     has(two)
     here = attach(one, name="web")
     answers(two, "web", address_of(here))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, networks, reached, reaches
+from clustered import Hosts, address_of, apart, attach, create, detach, has, networks, reached, reaches
 from etcd_server import Member, needs_etcd
 from living import Living, until
 
@@ -25,7 +25,7 @@ FAST_S = 3.0
 def two(hosts: Hosts, etcd: Member) -> Iterator[tuple[Living, Living]]:
     """Two hosts with a network; at the end store, records and kernels tell one story."""
     one, other = hosts.start(1), hosts.start(2)
-    create(one)
+    create(one, subnets=apart())
     has(other)
     yield one, other
     for host in hosts.living:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, reached, reaches
+from clustered import Hosts, address_of, apart, attach, create, detach, has, reached, reaches
 from etcd_server import Member, needs_etcd
 from living import Living, living, until
 from test_cli import Cli
@@ -16,7 +16,7 @@ pytestmark = [needs_etcd, pytest.mark.own_etcd]
 @pytest.fixture
 def two(hosts: Hosts) -> tuple[Living, Living]:
     one, other = hosts.start(1), hosts.start(2)
-    create(one)
+    create(one, subnets=apart())
     has(other)
     return one, other
 
