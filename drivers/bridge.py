@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from . import firewall, shaping, shared
+from . import firewall, link_mtu, shaping, shared
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .ingress import Ingress
@@ -73,6 +73,7 @@ class BridgeDriver:
             if link_of(other) == bridge:
                 raise DriverError(Kind.EXISTS, f"bridge {bridge!r} belongs to network {other.name!r}")
         shaping.limit(net.options)
+        link_mtu.check(net)
         for subnet in net.subnets:
             firewall.check_pool(subnet.pool, bridge, host)
 

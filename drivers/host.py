@@ -12,7 +12,7 @@ well: isolation, masquerade, and anti-spoofing.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import firewall, shaping, shared
+from . import firewall, link_mtu, shaping, shared
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .ingress import Ingress
@@ -60,6 +60,7 @@ class HostDriver:
                     Kind.EXISTS, words, hint=f"remove {other.name!r}, or publish ports on a bridge network"
                 )
         shaping.limit(net.options)
+        link_mtu.check(net)
         for subnet in net.subnets:
             firewall.check_pool(subnet.pool, "", host)
 

@@ -8,7 +8,7 @@ own, with routes to the containers only.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import shared
+from . import link_mtu, shared
 from .api import Attachment, Endpoint, HostFacts, LinkFacts, Network, Scope
 from .errors import DriverError, Kind
 from .naming import host_macvlan, mac_of_id, sandbox_side
@@ -54,6 +54,7 @@ class MacvlanDriver:
 
     def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
         """Refuse a parent that is unsuitable, in use, or has a smaller MTU."""
+        link_mtu.check(net)
         parent = _parent(net.options, host)
         if net.options.mtu > parent.mtu:
             raise _invalid(

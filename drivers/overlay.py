@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from re import fullmatch
 
-from . import shared
+from . import link_mtu, shared
 from .api import Endpoint, HostFacts, Network, Peer, Scope
 from .bridge import OPTIONS, BridgeDriver, link_of
 from .errors import DriverError, Kind
@@ -23,8 +23,6 @@ from .tunnel import NO_MAC, Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel,
 
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that VXLAN adds: outer IP header, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 5)."""
-_MIN_MTU = {4: 68, 6: 1280}
-"""RFC 791 3.1, RFC 8200 5."""
 
 
 class OverlayDriver(BridgeDriver):
@@ -36,15 +34,15 @@ class OverlayDriver(BridgeDriver):
 
     def complete(self, options: NetworkOptions, host: HostFacts) -> NetworkOptions:
         room = _room(host)
-        if room < _MIN_MTU[4]:
+        if room < link_mtu.SMALLEST[4]:
             words = f"mode overlay: VXLAN leaves {room} bytes of the mtu of VTEP {host.vtep}, and IPv4 needs 68"
             raise DriverError(Kind.INVALID, words, hint="raise the mtu of the underlay")
         return replace(options, mtu=options.mtu or room)
 
     def check(self, net: Network, others: Sequence[Network], host: HostFacts) -> None:
         """Refuse a VNI that is in use, and an MTU that exceeds the tunnel's or is too small."""
-        super().check(net, others, host)
         _check_mtu(net, host)
+        super().check(net, others, host)
         vni, port = net.options.vni, net.options.vxlan_port
         if not vni:
             raise DriverError(Kind.INVALID, f"network {net.name!r} of mode overlay has no VNI", hint="give -o vni=…")
@@ -168,10 +166,7 @@ def _check_mtu(net: Network, host: HostFacts) -> None:
             f"{vtep} has mtu {room + OVERHEAD[vtep.version]}"
         )
         raise DriverError(Kind.INVALID, words, hint=f"choose at most {room}")
-    for family in net.families():
-        if mtu < _MIN_MTU[family]:
-            words = f"option mtu={mtu}: IPv{family} needs {_MIN_MTU[family]}"
-            raise DriverError(Kind.INVALID, words, hint="raise the mtu of the underlay, or leave the subnet out")
+    link_mtu.check(net, "raise the mtu of the underlay, or leave the subnet out")
 
 
 def _bad(peer: Peer, what: str) -> DriverError:

@@ -151,6 +151,24 @@ async def test_published_ports_take_another_default_address(host: Host) -> None:
     assert [str(port) for port in host.endpoint().published] == ["0.0.0.0:8080->80/tcp", "192.0.2.7:9090->80/tcp"]
 
 
+async def test_default_route_follows_the_priority_of_networks(host: Host) -> None:
+    await host.cli_network("10.3.0.0/24")
+    await host.cli_network("10.4.0.0/24", ident=OTHER, name="red")
+    await host.attach("one")
+    await host.attach("one", network=OTHER, ifname="eth1")
+
+    def way() -> list[str]:
+        return [str(step.gateway) for step in of(host, Route) if not step.destination.prefixlen]
+
+    assert way() == ["10.3.0.1"]
+    await update(host, {"gw_priority": "-1"})
+    assert way() == ["10.4.0.1"]
+    await update(host, {"gw_priority": "1"})
+    assert way() == ["10.3.0.1"]
+    await update(host, internal=True)
+    assert way() == ["10.4.0.1"]
+
+
 async def test_name_service_ends_and_begins(host: Host) -> None:
     await living(host)
     await update(host, {"dns": "off", "ttl": "60"})

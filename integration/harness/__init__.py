@@ -30,7 +30,7 @@ from .overlay import Mesh, Node, NodeError, Station, Underlay, overlay, pair
 from .podman import Podman
 from .scoped import Namespace, attached, cli_network, container, docker_network, namespace
 from .snapshot import Snapshot, assert_same, snapshot
-from .traffic import SeenServer, Stream, bytes_a_second, http_get, limited, tcp_ask, udp_ask
+from .traffic import Bulk, SeenServer, Stream, Talk, bytes_a_second, http_get, limited, tcp_ask, udp_ask
 from .wait import wait_until
 from .wire import Wire, connect
 
@@ -43,6 +43,7 @@ __all__ = [
     "VERSIONS",
     "Answer",
     "Attached",
+    "Bulk",
     "CommandError",
     "Container",
     "Dockerd",
@@ -61,6 +62,7 @@ __all__ = [
     "Snapshot",
     "Station",
     "Stream",
+    "Talk",
     "Underlay",
     "Upstream",
     "Wire",

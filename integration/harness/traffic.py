@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import select
 import socket
+import struct
 import time
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,11 @@ _SENT = 1_500_000
 """Bytes."""
 _SPEED_PORT = 7100
 _STREAM_PORT = 7200
+_BULK_RATE = 4_000_000
+_CHUNK = 16_384
+_SO_MAX_PACING_RATE = 47
+_TCP_INFO = struct.Struct("=100xI")
+"""struct tcp_info, tcpi_total_retrans."""
 
 
 class Placed(Protocol):
@@ -232,6 +238,59 @@ class Talk:
                 self._socket.sendall(line)
                 assert back.readline() == line, f"line {self.sent} did not come back"
                 self.sent += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        with self._pool:
+            for work in self._works[::-1]:
+                work.result(2 * _TALK_TIMEOUT_S)
+
+
+class Bulk:
+    """A TCP connection that carries `_BULK_RATE` bytes a second from a place to another, while used in a `with`.
+
+    Attributes:
+        resent: segments that were sent again.
+        longest_s: the longest time in which nothing arrived.
+        received: bytes.
+    """
+
+    def __init__(self, sender: Placed, receiver: Placed, address: str, port: int = _STREAM_PORT + 1) -> None:
+        self.resent = 0
+        self.longest_s = 0.0
+        self.received = 0
+        self._over = Event()
+        with bound(receiver, "tcp", port, "::" if ":" in address else "0.0.0.0") as listener:
+            self._socket = _client(sender, socket.SOCK_STREAM, address, 0)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _BULK_RATE)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * _CHUNK)
+            self._socket.connect((address, port))
+            listener.settimeout(REPLY_TIMEOUT_S)
+            self._sink, _ = listener.accept()
+        for sock in (self._socket, self._sink):
+            sock.settimeout(_TALK_TIMEOUT_S)
+        self._pool = ThreadPoolExecutor(2)
+        self._works = [self._pool.submit(work) for work in (self._receive, self._send)]
+
+    def _send(self) -> None:
+        with self._socket:
+            while not self._over.is_set():
+                self._socket.sendall(bytes(_CHUNK))
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            (self.resent,) = _TCP_INFO.unpack(info)
+
+    def _receive(self) -> None:
+        with self._sink:
+            last = time.monotonic()
+            while data := self._sink.recv(_CHUNK):
+                now = time.monotonic()
+                self.longest_s, last = max(self.longest_s, now - last), now
+                self.received += len(data)
 
     def __enter__(self) -> Self:
         return self
