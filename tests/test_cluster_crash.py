@@ -8,7 +8,7 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -21,9 +21,12 @@ from netplug.cluster import hosts
 from netplug.cluster.claims import SharedLeases
 from netplug.cluster.cluster import Cluster
 from netplug.cluster.identity import AdmissionGate, Identity, Machine
+from netplug.cluster.records import NETWORKS, Definition
 from netplug.cluster.underlay import Underlay
 from netplug.cluster.vtep import Finder
+from netplug.drivers.codec import encode
 from netplug.engine import Engine
+from netplug.engine.network_updates import NetworkChange
 from netplug.engine.records import AttachSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.ipam.allocator import Allocator
@@ -40,6 +43,7 @@ from netplug.store.sqlite import SqliteStore
 pytestmark = [needs_etcd, pytest.mark.usefixtures("quiet"), pytest.mark.timeout(120)]
 
 DEADLINE_S = 20
+MORE = ip_network("10.77.0.0/24")
 _acting = contextvars.ContextVar("acting", default=False)
 
 
@@ -174,6 +178,20 @@ async def forget(host: Host) -> None:
     await host.cluster.forget("host-3")
 
 
+async def update(host: Host) -> None:
+    """Change what is in the kernel, and what is not."""
+    change = NetworkChange({"bum": "true", "mtu": "1300", "rate": "10mbit"}, labels={"team": "net"})
+    await host.engine.network_updates.update("blue", change)
+
+
+async def subnet_add(host: Host) -> None:
+    await host.engine.network_updates.update("blue", NetworkChange(add=(SubnetSpec(MORE, space=GLOBAL),)))
+
+
+async def subnet_rm(host: Host) -> None:
+    await host.engine.network_updates.update("blue", NetworkChange(remove=(MORE,)))
+
+
 Act = Callable[[Host], Awaitable[None]]
 CASES: dict[str, tuple[tuple[Act, ...], Act]] = {
     "network": ((), network),
@@ -181,6 +199,9 @@ CASES: dict[str, tuple[tuple[Act, ...], Act]] = {
     "detach": ((network, attach), detach),
     "network rm": ((network,), delete),
     "host forget": ((network, lost), forget),
+    "network update": ((network, attach), update),
+    "network update --subnet-add": ((network,), subnet_add),
+    "network update --subnet-rm": ((network, subnet_add), subnet_rm),
 }
 
 
@@ -283,12 +304,20 @@ def _story(etcd: Member, hosts: tuple[Host, ...]) -> list[str]:
         wrong.append(f"told {told}, there are {everything}")
     if claims != everything:
         wrong.append(f"claimed {claims}, there are {everything}")
-    if len([it for it in leases if it["owner"]["kind"] == "gateway"]) != len(defined):
-        wrong.append("gateways")
+    definitions = etcd.records("cluster/networks/")
+    gateways = {it["address"] for it in leases if it["owner"]["kind"] == "gateway"}
+    if gateways != {it["gateway"] for one in definitions.values() for it in one["subnets"]}:
+        wrong.append(f"gateways {gateways}")
+    wrong += [f"{key} is closing" for key, value in definitions.items() if "closing" in value]
     for host in hosts:
         if host.networks() != defined:
             wrong.append(f"{host.number} has {host.networks()} of {defined}")
-        if (found := reached_by(host.kernel)) != everything - host.mine():
+        for ident, record in host.cluster.mirroring.shared().items():
+            built, there = encode(Definition.of(record)), definitions.get(NETWORKS + ident)
+            if there and built != {**there, "created": record.created}:
+                wrong.append(f"{host.number} has {built}, defined is {there}")
+        reached = {it for it in reached_by(host.kernel) if not it.startswith("00:00:00:00:00:00")}  # of option bum
+        if (found := reached) != everything - host.mine():
             wrong.append(f"{host.number} reaches {found}")
     return wrong
 

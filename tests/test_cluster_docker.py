@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from clustered import Hosts, attach, create, detach, has, networks
+from clustered import Hosts, attach, create, detach, has, networks, update
 from etcd_server import Member, needs_etcd
 from living import Living, until
 
@@ -238,3 +238,41 @@ def test_a_host_that_is_forgotten_keeps_no_network(hosts: Hosts, etcd: Member) -
         end(host, ident, pool)
     for host in (one, two):
         until(lambda host=host: networks(host) == [], "it is gone")  # type: ignore[misc]
+
+
+def test_networks_of_docker_follow_updates_on_all_hosts(hosts: Hosts, etcd: Member) -> None:
+    one, two = hosts.start(1), hosts.start(2)
+    pool = make(one, "a", rate="10mbit")
+    has(two)
+    make(two, "b", rate="10mbit")
+    assert update(two, rate="20mbit", icc="false")["notes"] == []
+    for host in (one, two):
+        assert only(host)["front_end"] == "docker"
+        assert {"rate": "20mbit", "icc": "false"}.items() <= only(host)["options"].items()
+    # Docker takes no other subnets, wherever it has the network.
+    create(one, "red")
+    has(two, "red")
+    make(two, "d", "red")
+    for name, where in (("blue", "host-1, host-2"), ("red", "host-2")):
+        with pytest.raises(CliError, match=f"docker on {where} has network '{name}', and takes no other subnets"):
+            update(one, name, add_subnets=[{"subnet": "10.99.0.0/24"}])
+    # A host whose daemon is down, with the options in its record that Docker gave.
+    two.stop()
+    update(one, rate="30mbit")
+    two = hosts.start(2)
+    until(lambda: by_name(two)["blue"]["options"]["rate"] == "30mbit", "it follows")
+    assert by_name(two)["blue"]["front_end"] == "docker"
+    # The docker of a further host makes the network as the first ones did, or as it is now; else it is told.
+    three = hosts.start(3)
+    has(three)
+    with pytest.raises(RefusedError, match="has option rate"):
+        make(three, "c", rate="11mbit")
+    for rate in ("10mbit", "30mbit"):
+        make(three, "c", rate=rate)
+        assert by_name(three)["blue"]["options"]["rate"] == "30mbit"
+        end(three, "c", pool)
+        has(three)
+
+
+def by_name(host: Living) -> dict[str, dict[str, Any]]:
+    return {net["name"]: net for net in host.client.get("networks")["networks"]}

@@ -10,7 +10,7 @@ from netplug.drivers.errors import DriverError
 from netplug.drivers.option_values import LARGEST_VNI
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import IPNetwork
-from netplug.engine.records import NetworkSpec
+from netplug.engine.records import NetworkSpec, Origin
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease, Owner, OwnerKind
 from netplug.ipam.pool import GLOBAL, check_request, pool_id
@@ -93,22 +93,30 @@ def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
 def refuse_other(definition: Definition, wanted: NetworkSpec, drivers: Drivers) -> None:
     """Refuse a request that differs from an existing network. Options that were not requested may differ.
 
+    It may be as the network is, or as it was created: Docker repeats that on every host.
+
     Raises:
         NetplugError: "exists"; the message names the first difference.
     """
-    asked, found = drivers.parse(wanted.options), drivers.parse(definition.options)
+    origin = definition.origin or Origin(definition.options, internal=definition.internal)
+    asked, found, first = (drivers.parse(it) for it in (wanted.options, definition.options, origin.options))
     unasked = drivers.parse({"mode": asked.mode})
-    here: list[tuple[str, object, object]] = [("internal", wanted.internal, definition.internal)]
+    here: list[tuple[str, object, object, object]] = [
+        ("internal", wanted.internal, definition.internal, origin.internal)
+    ]
     here += [
-        (f"option {key}", asked.value(key), found.value(key))
+        (f"option {key}", asked.value(key), found.value(key), first.value(key))
         for key in dict.fromkeys(drivers.keys_of(wanted.options, asked.mode))
         if key != "name" and asked.value(key) != unasked.value(key)
     ]
-    here.append(("subnets", {it.pool for it in wanted.subnets}, {it.subnet for it in definition.subnets}))
+    subnets = {it.subnet for it in definition.subnets}
+    here.append(("subnets", {it.pool for it in wanted.subnets}, subnets, subnets))
     gateways = {it.gateway for it in definition.subnets}
-    here += [("gateway", it.gateway, it.gateway if it.gateway in gateways else gateways) for it in wanted.subnets]
-    for what, want, there in here:
-        if want != there:
+    for it in wanted.subnets:
+        gateway = it.gateway if it.gateway in gateways else gateways
+        here.append(("gateway", it.gateway, gateway, gateway))
+    for what, want, there, created in here:
+        if want not in (there, created):
             words = f"network {definition.name!r} of the cluster has {what} {_words(there)}, not {_words(want)}"
             raise NetplugError("exists", words, hint="create it as on the other hosts, or choose another name")
 
