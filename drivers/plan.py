@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from .codec import Json, JsonObject, decode, decode_known, encode
 from .step_types import STEP_TYPES
-from .steps import Address, Loopback, Macvlan, Route, Step, Veth
+from .steps import Address, Loopback, Macvlan, Route, SourceRoute, Step, Veth
 
 _RETIRED = {"Shortcut": frozenset(("gateway",))}
 """Fields that earlier versions stored, and that nothing needs any more, by kind of step."""
@@ -41,7 +41,7 @@ class Plan:
 
         def meant(step: Step) -> Step:
             match step:
-                case Address(netns=str()) | Route(netns=str()) | Loopback():
+                case Address(netns=str()) | Route(netns=str()) | SourceRoute() | Loopback():
                     return replace(step, netns_id=netns_id)
                 case Macvlan() | Veth() if step.netns or step.moved:
                     return replace(step, netns_id=netns_id)

@@ -3,13 +3,14 @@
 The plan is for sandboxes without a runtime that configures them.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import ip_network
 
 from .api import Attachment, Endpoint, Network
 from .naming import sandbox_side
 from .plan import Plan
-from .steps import Address, Guard, IPInterface, Loopback, Macvlan, Route, Step, Veth
+from .steps import Address, Guard, IPAddress, IPInterface, Loopback, Macvlan, Route, SourceRoute, Step, Veth
 from .tunnel import Shortcut
 
 _DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
@@ -119,6 +120,22 @@ def _at_any_mac(plan: Plan) -> Plan:
         return step
 
     return Plan(tuple(free(step) for step in plan if not isinstance(step, Shortcut)))
+
+
+def source_routes(ep: Endpoint, attachment: Attachment, netns: str, ifname: str, without: Collection[int]) -> Plan:
+    """Return the default routes of what the endpoint's addresses send. `without`: IP versions that need none."""
+    found: dict[int, IPAddress] = {}
+    steps: list[Step] = []
+    for route in attachment.routes:
+        if route.gateway and not route.destination.prefixlen:
+            found.setdefault(route.destination.version, route.gateway)
+    for address in ep.addresses if attachment.link else ():
+        own = (gateway for gateway in attachment.gateways if gateway in address.network)
+        every = (gateway for gateway in attachment.gateways if gateway.version == address.version)
+        gateway = next(own, None) or next(every, None) or found.get(address.version)
+        if gateway and address.version not in without:
+            steps.append(SourceRoute(address.ip, ifname, gateway, netns))
+    return Plan(tuple(steps))
 
 
 def default_routes(attachment: Attachment, netns: str, ifname: str) -> Plan:

@@ -153,6 +153,25 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceRoute:
+    """A default route by `link` for what a sandbox sends from one of its addresses.
+
+    It has a routing table of its own (ip-rule(8)); the main table precedes it, but for its default route. So what comes
+    in by a link is answered by it, whichever link provides the default route.
+    """
+
+    source: IPAddress
+    link: str
+    gateway: IPAddress
+    netns: str
+    netns_id: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"source-route/{self.netns}/{self.source}/{self.link}"
+
+
+@dataclass(frozen=True, slots=True)
 class Sysctl:
     """A sysctl; `name` is its path below /proc/sys.
 

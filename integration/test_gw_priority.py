@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from harness import Host, Namespace, Netplug, Stream, Wire, cli_network, namespace
+from harness import Host, Namespace, Netplug, SeenServer, Stream, Wire, cli_network, namespace, tcp_ask
 
 pytestmark = pytest.mark.usefixtures("netplug")
 LOST_AT_MOST = 2
@@ -56,6 +56,31 @@ def test_way_out_follows_the_priority_and_traffic_goes_on(
         lost[what] = len(stream.lost)
     assert all(number <= (LOST_AT_MOST if "goes" in what else 0) for what, number in lost.items()), lost
     bare.detach(netplug, low, "--ifname", "eth0")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_connections_and_ports_of_a_network_stay_when_another_is_the_way_out(
+    netplug: Netplug, client: Host, wire: Wire, lab: tuple[Namespace, str, str, str], version: int
+) -> None:
+    bare, low, usual, high = lab
+    target, host, every = (wire.right, wire.left, "0.0.0.0") if version == 4 else (wire.right6, wire.left6, "::")
+    bare.attach(netplug, usual, "--ifname", "eth1", "--publish", "8081:80")
+    with SeenServer(bare, "tcp", 80, every), Stream(bare, client, target) as stream:
+        bare.attach(netplug, high, "--ifname", "eth2", "--publish", "8082:80")
+        bare.attach(netplug, low, "--ifname", "eth0", "--publish", "8083:80")
+        assert way(bare, version) == "3"
+        for port in (8081, 8082, 8083):
+            assert tcp_ask(client, host, port) == target
+        assert not netplug.drift()
+        bare.detach(netplug, high, "--ifname", "eth2")
+        assert way(bare, version) == "2"
+        for port in (8081, 8083):
+            assert tcp_ask(client, host, port) == target
+        bare.detach(netplug, low, "--ifname", "eth0")
+    assert len(stream.lost) <= LOST_AT_MOST, stream.lost
+    bare.detach(netplug, usual, "--ifname", "eth1")
+    assert "suppress" not in (rules := bare.exec("ip", f"-{version}", "rule"))
+    assert "from 10.91" not in rules
 
 
 def test_priority_of_one_namespace_precedes_that_of_the_network(

@@ -11,7 +11,7 @@ from netplug.drivers import shared_ports
 from netplug.drivers.api import Attachment, Driver, HostFacts, Network, StaticRoute
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
-from netplug.drivers.sandbox import moved, place
+from netplug.drivers.sandbox import moved, place, source_routes
 from netplug.drivers.steps import Hairpin, Veth
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.read_facts import ReadFacts
@@ -63,6 +63,7 @@ class Planner:
             any_mac = tunable and not record.pinned
             inside = _leaving_by(seen, ways)
             plan = place(plan, endpoint, inside, record.sandbox, record.ifname, tunable=tunable, any_mac=any_mac)
+            plan += source_routes(endpoint, seen, record.sandbox, record.ifname, ways)
         else:
             plan = moved(plan, record.sandbox or None)
         if record.sandbox_id:

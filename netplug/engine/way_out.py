@@ -3,6 +3,9 @@
 The network with the highest `gw_priority` does; of several with the same one, that with the lowest `metric`, then the
 one that provides it already, then the first by interface name. So it does not matter in which order networks came, went
 or were changed: `converge` computes it from the records at any time. Sandboxes of Docker are left to Docker.
+
+A network that does not provide the default route still answers what comes in by its link (`SourceRoute`): its published
+ports work, and so do the connections that were there when the route moved.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,7 +16,7 @@ import structlog
 
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Route
+from netplug.drivers.steps import Route, SourceRoute
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.planning import Planner
 from netplug.engine.records import EndpointRecord, FrontEnd
@@ -63,11 +66,12 @@ class WayOut:
             return
         async with self._sandboxes.hold(sandbox_id or sandbox):
             for winner, version in self._moves(sandbox, sandbox_id, leaving):
-                if not await self._give(winner, version):
-                    continue
-                for other in self._registry.in_sandbox(sandbox, sandbox_id):
-                    if other.key not in {winner.key, leaving} and version in provided(other):
-                        await self._take(other, version)
+                here = self._registry.in_sandbox(sandbox, sandbox_id)
+                others = [one for one in here if one.key not in {winner.key, leaving} and version in provided(one)]
+                if await self._change(winner, version, provides=True):
+                    log.info("way_out.moved", endpoint=short(winner.endpoint.id), sandbox=sandbox, version=version)
+                    for other in others:
+                        await self._change(other, version, provides=False)
 
     async def converge_all(self) -> None:
         """Do so for each sandbox, as far as possible: a crash may have come in between."""
@@ -101,34 +105,30 @@ class WayOut:
             if version not in provided(winner) or any(version in provided(one) for one in here if one is not winner):
                 yield winner, version
 
-    async def _give(self, winner: EndpointRecord, version: int) -> bool:
-        """Give a sandbox the default route of one of its networks, in place of that of another one; tell whether."""
-        async with self._registry.lock(winner.endpoint.network):
-            built = self._present(winner)
+    async def _change(self, record: EndpointRecord, version: int, *, provides: bool) -> bool:
+        """Let an endpoint provide the default route, in place of what there is, or no longer; tell whether it did.
+
+        Who provides it no longer still answers what comes in by its link.
+        """
+        async with self._registry.lock(record.endpoint.network):
+            built = self._present(record)
             if built is None:
                 return False
-            now = self._with(built, provided(built) | {version})
+            now = self._with(built, provided(built) | {version} if provides else provided(built) - {version})
+            # Of two that provide it, the kernel has the route of either.
+            new = [step for step in now.plan if step not in built.plan or (provides and _is_way(step, version))]
+            gone = [step for step in built.plan if step not in now.plan]
+            what = f"way out of {built.sandbox}"
             try:
-                key, _ = await self._journal.build(Intent(f"way out of {now.sandbox}", _ways(now, version)))
+                key, _ = await self._journal.build(Intent(what, Plan(tuple(new))))
             except StepError as error:
                 if error.kind != "exists" or not now.front_end.shares:
                     raise
                 self._refused.add((now.key, version))  # of another plugin; it stays, see `EndpointBuilder`
                 return False
-            await self._journal.commit(key, [put(now)])
-            self._registry.remember(now)
-        log.info("way_out.moved", endpoint=short(now.endpoint.id), sandbox=now.sandbox, version=version)
+            after = Intent(what, Plan(tuple(gone)))
+            await self._journal.replace(key, after, [put(now)], lambda: self._registry.remember(now))
         return True
-
-    async def _take(self, loser: EndpointRecord, version: int) -> None:
-        """Note that an endpoint provides the default route no longer. In the kernel it is replaced already."""
-        async with self._registry.lock(loser.endpoint.network):
-            built = self._present(loser)
-            if built is None or version not in provided(built):
-                return
-            now = self._with(built, provided(built) - {version})
-            await self._journal.take_down(Intent(f"way out of {built.sandbox}", _ways(built, version)), [put(now)])
-            self._registry.remember(now)
 
     def _present(self, record: EndpointRecord) -> EndpointRecord | None:
         """Return an endpoint as it is by now, if it still is in the same sandbox."""
@@ -142,7 +142,7 @@ class WayOut:
         if _else(now.plan) == _else(built.plan):
             return now
         # Its plan follows from other facts by now; bringing that about is not our matter.
-        ours = Plan(tuple(step for step in now.plan if _is_way(step)))
+        ours = Plan(tuple(step for step in now.plan if _leads_out(step)))
         return replace(built, plan=_else(built.plan) + ours).summarized()
 
 
@@ -177,18 +177,16 @@ def _lacks(record: EndpointRecord) -> bool:
     return not _offered(record) <= provided(record)
 
 
-def _is_way(step: object) -> bool:
-    return isinstance(step, Route) and bool(step.netns) and not step.destination.prefixlen
+def _is_way(step: object, version: int = 0) -> bool:
+    """Whether a step is a default route in a sandbox, of an IP version or of any."""
+    if not isinstance(step, Route) or not step.netns or step.destination.prefixlen:
+        return False
+    return version in {0, step.destination.version}
 
 
-def _ways(record: EndpointRecord, version: int) -> Plan:
-    """Return the default routes of an IP version that an endpoint provides."""
-    return Plan(tuple(it for it in record.plan if isinstance(it, Route) and _is_way(it) and _fits(it, version)))
-
-
-def _fits(step: Route, version: int) -> bool:
-    return step.destination.version == version
+def _leads_out(step: object) -> bool:
+    return _is_way(step) or isinstance(step, SourceRoute)
 
 
 def _else(plan: Plan) -> Plan:
-    return Plan(tuple(step for step in plan if not _is_way(step)))
+    return Plan(tuple(step for step in plan if not _leads_out(step)))

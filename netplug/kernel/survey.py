@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
-from netplug.drivers.steps import Step
+from netplug.drivers.steps import SourceRoute, Step
 from netplug.kernel.firewall.entries import Snapshot
 from netplug.kernel.firewall.ipset import Found as FoundSet
 from netplug.kernel.firewall.iptables_rules import Model
 from netplug.kernel.firewall.shortcuts import Found as FoundShortcuts
+from netplug.kernel.links.source_routes import Rule, rules
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import Netlink
 from netplug.kernel.netlink.rtnl import Link, LinkAddress, LinkRoute
@@ -19,12 +20,16 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True)
 class View:
-    """A namespace. `moved`: routes of other tables than the main one; those of the host are not looked at."""
+    """A namespace. `moved`: routes of other tables than the main one; those of the host are not looked at.
+
+    `rules`: those of ours, if any step is about them.
+    """
 
     links: dict[str, Link]
     addresses: dict[int, list[LinkAddress]]
     routes: list[LinkRoute]
     moved: list[LinkRoute]
+    rules: list[Rule]
 
 
 Netns: TypeAlias = tuple[str, str]
@@ -58,10 +63,11 @@ class Survey:
     def look(self, nl: Netlink, namespaces: Iterable[Netns]) -> None:
         """Look at the host's namespace, and at these sandboxes. Blocks: 60 µs a link."""
         self._nl = nl
+        ruled = {(step.netns, step.netns_id) for step in self.of(SourceRoute)}
         with Sandboxes() as sandboxes:
             for netns in namespaces:
                 try:
-                    self._views[netns] = _view(sandboxes.get(*netns)[1], table=0)
+                    self._views[netns] = _view(sandboxes.get(*netns)[1], table=0, ruled=netns in ruled)
                 except FileNotFoundError:
                     self._views[netns] = None
         self._views[_HOST] = _view(nl)
@@ -93,11 +99,11 @@ class Survey:
         return cast("_T", self._dumps[read])
 
 
-def _view(nl: Netlink, table: int = rtnl.RT_TABLE_MAIN) -> View:
+def _view(nl: Netlink, table: int = rtnl.RT_TABLE_MAIN, *, ruled: bool = False) -> View:
     by_link: dict[int, list[LinkAddress]] = {}
     for item in rtnl.addresses(nl):
         by_link.setdefault(item.index, []).append(item)
     routes = rtnl.routes(nl, table)
     main = [route for route in routes if route.table == rtnl.RT_TABLE_MAIN]
     moved = [route for route in routes if route.table != rtnl.RT_TABLE_MAIN]
-    return View({link.name: link for link in rtnl.links(nl)}, by_link, main, moved)
+    return View({link.name: link for link in rtnl.links(nl)}, by_link, main, moved, rules(nl) if ruled else [])

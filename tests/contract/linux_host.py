@@ -26,6 +26,7 @@ from netplug.drivers.steps import (
     Proto,
     Route,
     Rule,
+    SourceRoute,
     Step,
     Veth,
 )
@@ -109,6 +110,11 @@ class LinuxSurroundings:
         if not any(line.startswith(f":{chain} ") for line in lines):
             return None
         return tuple(line.removeprefix(f"-A {chain} ") for line in lines if line.startswith(f"-A {chain} "))
+
+    def answers_by(self, step: SourceRoute) -> str:
+        stranger = "192.0.2.9" if step.source.version == 4 else "2001:db8:9::9"
+        words = run("ip", "-n", Path(step.netns).name, "route", "get", stranger, "from", str(step.source)).split()
+        return words[words.index("dev") + 1]
 
     def sandbox(self) -> str:
         name = f"np-test-{uuid4().hex[:8]}"

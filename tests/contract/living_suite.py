@@ -7,12 +7,38 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
-from kernel_suite import ADJUSTED, BRIDGE, CREATED, EQUAL, GATEWAY, IFB, MACVLAN, RESOLVER, VETH, Surroundings, whats
+from kernel_suite import (
+    ADJUSTED,
+    BRIDGE,
+    CREATED,
+    EQUAL,
+    GATEWAY,
+    IFB,
+    MACVLAN,
+    RESOLVER,
+    VETH,
+    Surroundings,
+    refusal,
+    whats,
+)
 from tunnel_suite import EVERYBODY, VXLAN, WAYS
 
 from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import reaching
-from netplug.drivers.steps import Address, Forward, Forwards, Guard, Guards, IpSet, Member, Proto, Route, Shape, Step
+from netplug.drivers.steps import (
+    Address,
+    Forward,
+    Forwards,
+    Guard,
+    Guards,
+    IpSet,
+    Member,
+    Proto,
+    Route,
+    Shape,
+    SourceRoute,
+    Step,
+)
 from netplug.drivers.tunnel import Shortcut
 from netplug.kernel.api import HostKernel
 
@@ -65,6 +91,40 @@ class LivingSuite:
             assert len(await whats(kernel, present)) == 1
             await kernel.remove((present,))
             assert await whats(kernel, next_) == []
+
+    @pytest.mark.parametrize("version", [4, 6])
+    async def test_what_comes_in_by_a_link_is_answered_by_it(
+        self, kernel: HostKernel, around: Surroundings, version: int
+    ) -> None:
+        netns, everything = around.sandbox(), ip_network("0.0.0.0/0" if version == 4 else "::/0")
+        before = around.snapshot()
+        steps, sources = list[Step]([BRIDGE]), list[SourceRoute]()
+        for number in (1, 2):
+            subnet = ip_network(f"10.9.{number}.0/24" if version == 4 else f"fd00:9:{number}::/64")
+            name = f"eth{number}"
+            steps.append(replace(VETH, name=f"nph{number}", mac=f"02:00:00:00:01:0{number}", peer=name, netns=netns))
+            for address in (subnet[2], subnet[3]):
+                steps.append(Address(name, ip_interface(f"{address}/{subnet.prefixlen}"), netns))
+                sources.append(SourceRoute(address, name, subnet[1], netns))
+        steps.append(Route(everything, "eth1", sources[0].gateway, netns))
+        await kernel.ensure(steps)
+        assert len(await whats(kernel, *sources)) == 4
+        assert await kernel.ensure(sources) == [CREATED] * 4
+        assert await kernel.ensure(sources) == [EQUAL] * 4
+        assert await whats(kernel, *sources, *steps) == []
+        for source in sources:
+            assert around.answers_by(source) in {source.link, ""}
+        await kernel.remove((sources[0],))
+        assert await whats(kernel, *sources[1:], *steps) == []
+        assert len(await whats(kernel, sources[0])) == 1
+        await kernel.remove(sources)
+        assert len(await whats(kernel, *sources)) == 4
+        assert around.answers_by(sources[2]) in {"eth1", ""}
+        unreached = replace(sources[0], gateway=ip_network("198.51.100.0/24" if version == 4 else "2001:db8::/64")[1])
+        assert (await refusal(kernel, unreached)).kind == "invalid"
+        await kernel.remove(steps)
+        await kernel.settle()
+        assert around.snapshot() == before
 
     @pytest.mark.parametrize("tunable", [False, True])
     @pytest.mark.parametrize("version", [4, 6])

@@ -11,7 +11,7 @@ from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
 from tunnel_suite import TunnelSuite  # noqa: E402
 
-from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Macvlan, Proto, Route, Step, Veth  # noqa: E402
+from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Macvlan, Proto, Route, SourceRoute, Step, Veth  # noqa: E402
 from netplug.drivers.tunnel import Vxlan  # noqa: E402
 from netplug.kernel.fake.kernel import FakeKernel  # noqa: E402
 
@@ -33,6 +33,9 @@ class FakeSurroundings:
 
     def add_address(self, link: str, address: IPInterface) -> None:
         self._foreign.addresses.add((link, address))
+
+    def answers_by(self, step: SourceRoute) -> str:  # noqa: ARG002
+        return ""
 
     def add_route(self, route: Route) -> None:
         self._foreign.routes.append(route)

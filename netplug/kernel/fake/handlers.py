@@ -31,6 +31,7 @@ from netplug.drivers.steps import (
     Route,
     Rule,
     Shape,
+    SourceRoute,
     Step,
     Sysctl,
     Veth,
@@ -118,7 +119,7 @@ def _links(world: World) -> Iterable[Step]:
     return (Bridge(step.name, "", 0) for step in world.links())
 
 
-def _remove_inside(world: World, step: Address | Route) -> None:
+def _remove_inside(world: World, step: Address | Route | SourceRoute) -> None:
     if not (step.netns and world.is_gone(step.netns, step.netns_id)):
         _forget(world, step)
 
@@ -243,6 +244,7 @@ HANDLERS: Mapping[type[Step], FakeHandler] = {
     Shape: FakeHandler(links.ensure_shape),
     Address: FakeHandler(links.ensure_address, _remove_inside, _address_drift),
     Route: FakeHandler(links.ensure_route, _remove_inside, _route_drift),
+    SourceRoute: FakeHandler(links.ensure_source_route, _remove_inside),
     Announce: FakeHandler(links.ensure_announcement, drift=_never, keeps=False),
     Fdb: FakeHandler(tunnels.ensure_fdb, owned=_all(Fdb), puts_back=True),
     Neighbour: FakeHandler(tunnels.ensure_neighbour, owned=_all(Neighbour), puts_back=True),

@@ -22,6 +22,7 @@ from netplug.drivers.steps import (
     Relay,
     Resolver,
     Route,
+    SourceRoute,
     Step,
     Veth,
 )
@@ -87,7 +88,7 @@ class FakeKernel:
         self._world.looped.discard(netns)
         for step in list(self._world.state.values()):
             moved = (isinstance(step, Macvlan) and step.moved == netns) or self._world.away.get(step.key) == netns
-            if moved or (isinstance(step, Veth | Address | Route | Macvlan) and step.netns == netns):
+            if moved or (isinstance(step, Veth | Address | Route | SourceRoute | Macvlan) and step.netns == netns):
                 self.lose(step.key)
 
     def appear(self, netns: str) -> None:

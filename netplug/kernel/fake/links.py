@@ -2,7 +2,20 @@
 
 from ipaddress import ip_address
 
-from netplug.drivers.steps import Address, Announce, Bridge, Hairpin, Ifb, Macvlan, Proto, Resolver, Route, Shape, Veth
+from netplug.drivers.steps import (
+    Address,
+    Announce,
+    Bridge,
+    Hairpin,
+    Ifb,
+    Macvlan,
+    Proto,
+    Resolver,
+    Route,
+    Shape,
+    SourceRoute,
+    Veth,
+)
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.fake.world import World
 from netplug.kernel.sandbox import resolvers
@@ -94,6 +107,14 @@ def ensure_route(world: World, step: Route) -> Outcome:
         if same and other.key != step.key:
             del world.state[other.key]
             return Outcome.ADJUSTED
+    return world.plain(step)
+
+
+def ensure_source_route(world: World, step: SourceRoute) -> Outcome:
+    """Add a default route by source address."""
+    world.wants_link(step, step.link, step.netns)
+    if not step.gateway.is_link_local and not world.reachable(step):
+        raise StepError("invalid", step, f"gateway {step.gateway} is not reachable on link {step.link!r}")
     return world.plain(step)
 
 

@@ -30,6 +30,7 @@ from netplug.drivers.steps import (
     Route,
     Rule,
     Shape,
+    SourceRoute,
     Step,
     Sysctl,
     Veth,
@@ -137,7 +138,9 @@ class World:
 
     def find(self, step: Step) -> Step | None:
         """Return the current state of a step's object, None if it is absent."""
-        inside = isinstance(step, Address | Route) and step.netns and self.is_gone(step.netns, step.netns_id)
+        inside = (
+            isinstance(step, Address | Route | SourceRoute) and step.netns and self.is_gone(step.netns, step.netns_id)
+        )
         return None if inside else self.state.get(step.key)
 
     def identity(self, netns: str) -> str:
@@ -229,7 +232,7 @@ class World:
         value = self.sysctls.get(step.name)
         return "" if value == step.value else f"is {value}, not {step.value}"
 
-    def reachable(self, step: Route) -> bool:
+    def reachable(self, step: Route | SourceRoute) -> bool:
         """Return whether a route's gateway is on its link."""
         mine = [
             a for a in self.state.values() if isinstance(a, Address) and (a.link, a.netns) == (step.link, step.netns)
@@ -307,9 +310,9 @@ def _is_on_link(step: Step, other: Step) -> bool:
     match step, other:
         case ((Bridge() | Veth() | Macvlan()), (Address() | Route())) if other.netns is None:
             return other.link == step.name
-        case Veth(), (Address() | Route()):
+        case Veth(), (Address() | Route() | SourceRoute()):
             return (other.netns, other.link) == (step.netns, step.peer)
-        case Macvlan(), (Address() | Route()):
+        case Macvlan(), (Address() | Route() | SourceRoute()):
             return (other.netns, other.link) == (step.netns, step.ifname)
         case ((Bridge() | Veth()), Macvlan()):
             return other.parent == step.name
@@ -343,6 +346,6 @@ def comparable(step: Step) -> Step:
             return replace(step, moved=None, mode="", parent="", netns_id="", former=0)
         case Veth():
             return replace(step, moved=None, netns_id="")
-        case Address() | Route():
+        case Address() | Route() | SourceRoute():
             return replace(step, netns_id="")
     return step

@@ -4,11 +4,23 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TypeVar
 
-from netplug.drivers.steps import Address, Announce, Bridge, Hairpin, Ifb, Macvlan, Route, Shape, Step, Veth
+from netplug.drivers.steps import (
+    Address,
+    Announce,
+    Bridge,
+    Hairpin,
+    Ifb,
+    Macvlan,
+    Route,
+    Shape,
+    SourceRoute,
+    Step,
+    Veth,
+)
 from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.kernel.api import MISSING, Done, Outcome
 from netplug.kernel.context import Context
-from netplug.kernel.links import addresses, bridges, macvlan, neighbours, shaping, vxlan
+from netplug.kernel.links import addresses, bridges, macvlan, neighbours, shaping, source_routes, vxlan
 from netplug.kernel.links.differences import Difference
 from netplug.kernel.netlink.connection import Netlink
 from netplug.kernel.rtnetlink_lane import RequestHandler, Rest
@@ -247,6 +259,33 @@ class RouteHandler(RequestHandler[Route]):
         view = survey.view(step.netns, step.netns_id)
         found = view.routes + (view.moved if step.tunable else []) if view else []
         return addresses.route_drift(step, view.links.get(step.link) if view else None, found)
+
+
+class SourceRouteHandler(RequestHandler[SourceRoute]):
+    """Default routes by source address."""
+
+    def ensure(self, step: SourceRoute, sandboxes: Sandboxes) -> Outcome:
+        """Apply the step."""
+        return source_routes.ensure(self.inside(step, sandboxes), step)
+
+    def remove(self, step: SourceRoute, sandboxes: Sandboxes) -> None:
+        """Remove it."""
+        try:
+            nl = self.inside(step, sandboxes)
+        except FileNotFoundError:
+            return  # and the route with it
+        source_routes.remove(nl, step)
+
+    def namespaces(self, step: SourceRoute) -> tuple[Netns, ...]:
+        """Return where it is."""
+        return ((step.netns, step.netns_id),)
+
+    def drift(self, step: SourceRoute, survey: Survey) -> str:
+        """Compare it."""
+        view = survey.view(step.netns, step.netns_id)
+        if view is None:
+            return MISSING
+        return source_routes.drift(step, view.links.get(step.link), view.moved, view.rules)
 
 
 class ForwardingHandler(RequestHandler[Fdb | Neighbour]):

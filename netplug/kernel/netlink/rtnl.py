@@ -210,7 +210,9 @@ def routes(nl: Netlink, table: int = RT_TABLE_MAIN) -> list[LinkRoute]:
     """Return the unicast routes of a table, IPv4 first; of all tables if it is 0."""
     found: list[LinkRoute] = []
     for family in (2, AF_INET6):
-        query = RTMSG.pack(family, 0, 0, 0, table, 0, 0, 0, 0) + (u32(RTA_TABLE, table) if table else b"")
+        query = RTMSG.pack(family, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0) + (
+            u32(RTA_TABLE, table) if table else b""
+        )
         try:
             dump = nl.dump(RTM_GETROUTE, query)
         except NetlinkError as error:
