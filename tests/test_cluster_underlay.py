@@ -6,12 +6,13 @@ from ipaddress import ip_address, ip_interface
 from typing import Any
 
 import pytest
-from clustered import Hosts, address_of, attach, create, detach, has, kernel_of, reaches
+from clustered import Hosts, address_of, attach, create, detach, has, kernel_of, reaches, update
 from etcd_server import Member, needs_etcd
 from living import Living, until
 
 from netplug.cli import CliError
 from netplug.cluster import vtep
+from netplug.drivers.steps import Bridge, Veth
 from netplug.drivers.tunnel import Vxlan
 
 pytestmark = needs_etcd
@@ -111,6 +112,49 @@ def test_routes_say_what_the_way_of_a_vtep_on_the_loopback_link_carries(hosts: H
     until(lambda: [it["what"] for it in differences(other)] != [], "it is said")
     (found,) = differences(other)
     assert found["what"] == "mtu 1450 is too large: the path of VTEP 203.0.113.2 allows 1350 bytes"
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["running", "down"])
+def test_an_uplink_is_replaced_by_another_link_with_another_address_and_mtu(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    """All that follows from the uplink follows: tunnels, peers, and the MTU of networks that have the uplink's."""
+    way = ["192.0.2.2"]
+    monkeypatch.setattr(vtep, "_source", lambda _: ip_address(way[0]))
+    one, other = hosts.start(1, vtep="192.0.2.1"), hosts.start(2, vtep="")
+    kernel = other.kernel
+    create(one)
+    has(other)
+    here, there = attach(one), attach(other)
+    other.client.post("networks", body={"name": "own"})
+    attach(other, "lab2", "own")
+    reaches(one, f"{address_of(there)} at 192.0.2.2")
+    if not alive:
+        other.stop()
+    del kernel.foreign.links["eth0"]
+    kernel.foreign.links["eth1"], kernel.foreign.mtus["eth1"] = "", 1400
+    kernel.foreign.addresses = {("eth1", ip_interface("198.51.100.2/24"))}
+    kernel.foreign.facts = replace(kernel.foreign.facts, uplink="eth1", mtu=1400)
+    way[0] = "198.51.100.2"
+    if alive:
+        other.do(lambda _: kernel.moved.set())
+    else:
+        other = hosts.start(2, vtep="")
+    reaches(one, f"{address_of(there)} at 198.51.100.2")
+    reaches(other, f"{address_of(here)} at 192.0.2.1")
+    assert sends_from(other) == {"198.51.100.2"}
+    until(lambda: mtus(other) == {1400, 1450}, "what has the uplink's mtu has that of the new one")
+    # The cluster has one MTU. The user chooses another one, and all is well.
+    until(lambda: differences(other), "it is said")
+    (found,) = differences(other)
+    assert found["what"] == "mtu 1450 is too large: the path of VTEP 198.51.100.2 allows 1350 bytes"
+    assert update(one, mtu="1350")["notes"] == []
+    settled(one, other)
+    assert (mtus(one), mtus(other)) == ({1350}, {1350, 1400})
+
+
+def mtus(host: Living) -> set[int]:
+    return {step.mtu for step in list(host.kernel._world.state.values()) if isinstance(step, Veth | Bridge | Vxlan)}
 
 
 @pytest.mark.parametrize("alive", [True, False], ids=["running", "down"])
