@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from harness import Namespace, assert_same, snapshot, wait_until
+from harness import Namespace, assert_same, namespace, snapshot, wait_until
 from harness.cluster import Cluster, Member, needs_etcd
+from harness.wire import connect
 
 pytestmark = needs_etcd
 
@@ -122,6 +123,33 @@ def test_two_hosts_swap_their_addresses() -> None:
             assert reach_each_other(one, other)
             swap(it)
             follow(it, one, other)
+
+
+def test_an_uplink_is_replaced_by_another_link_with_another_address_and_mtu() -> None:
+    """What follows from the uplink: tunnels, the other host's peers, and the MTU of the host's own networks."""
+    with ExitStack() as stack:
+        it = Cluster(stack)
+        it.add()
+        there = it.join(*it.prepare(), "--vtep", "")
+        here, host = it.members[0], there.host
+        with (
+            it.network("blue", "-o", "mtu=1300") as net,
+            it.station(here, net) as one,
+            it.station(there, net) as other,
+            namespace(host) as alone,
+        ):
+            there.cli("network", "create", "own")
+            alone.attach(there.netplug, "own")
+            old, there.wire = there.wire, connect(host, it.router, "198.51.22.0/24", "fd00:51:22::/64", routes=False)
+            lines = [f"link del {old.left_link}", f"link set {there.wire.left_link} mtu 1400"]
+            lines.append(f"route replace default via {there.wire.right}")
+            host.run(["sh", "-ec", "\n".join(f"ip {line}" for line in lines)])
+            there.vtep = there.wire.left
+            follow(it, one, other)
+            wait_until(lambda: "mtu 1400" in alone.exec("ip", "link", "show", "eth0"), SOON_S, "the mtu of its uplink")
+            assert "mtu 1300" in other.exec("ip", "link", "show", "eth0")
+            alone.detach(there.netplug, "own")
+            there.cli("network", "rm", "own")
 
 
 def test_routes_alone_move_a_vtep_that_nobody_chose() -> None:

@@ -124,6 +124,21 @@ def test_a_host_that_cannot_follow_keeps_what_it_has_and_says_why(three: list[Li
     assert (inspected(two)["options"]["mtu"], inspected(two)["options"]["ttl"]) == ("1400", "60")
 
 
+def test_who_follows_late_reaches_what_came_into_a_new_subnet_meanwhile(three: list[Living]) -> None:
+    one, two, _ = three
+    update(one, mtu="1300")
+    two.kernel.foreign.mtus["eth0"] = 1380
+    update(one, mtu="1400", add_subnets=[{"subnet": "10.77.0.0/24"}])
+    found = attach(one, addresses=["10.77.0.9"])
+    until(lambda: len(two.client.get("diff")["differences"]) == 2, "the peer is refused, and it is said")
+    reaches(two)
+    two.kernel.foreign.mtus["eth0"] = 1500
+    two.do(lambda _: two.kernel.moved.set())
+    reaches(two, f"{address_of(found)} at 192.0.2.1")
+    detach(one)
+    update(one, remove_subnets=["10.77.0.0/24"])
+
+
 def test_a_host_that_was_down_follows_at_its_start(hosts: Hosts, three: list[Living]) -> None:
     one, two, _ = three
     attach(two)

@@ -176,15 +176,15 @@ class Mirroring:
             NetplugError, DriverError, IpamError, StoreError: this host cannot; it keeps the network as it was.
         """
         record, registry = self.here(ident, definition.name), self._engine.registry
-        change = to_follow(definition, record, self._engine.drivers)
-        updated = Updated(record)
+        change, updated = to_follow(definition, record, self._engine.drivers), Updated(record)
         if change != NetworkChange():
             updated = await self._engine.network_updates.update_here(record.network.id, change)
+        elif (record.version, record.origin) == (definition.version, definition.origin):
+            return updated
         async with registry.lock(record.network.id):
             now = registry.network(record.network.id)
             noted = replace(now, version=definition.version, origin=definition.origin)
-            if noted != now:
-                await registry.save(noted)
+            await registry.save(noted)
         if change != NetworkChange():
             self._view.touch(ident)  # peers may have addresses in a new subnet
             self.on_update()
