@@ -99,6 +99,32 @@ def test_a_dry_run_and_a_refusal_change_nothing(three: list[Living], etcd: Membe
     assert (etcd.records("cluster/networks/"), [inspected(host) for host in three]) == before
 
 
+def test_what_the_kernel_refuses_where_it_is_asked_for_is_taken_back_everywhere(three: list[Living]) -> None:
+    one, two, _ = three
+    before = inspected(one)["options"]
+    attach(two)
+    (link,) = of(one, Vxlan)
+    one.do_and_get(lambda _: one.kernel.fail_at(link.key))
+    with pytest.raises(CliError, match="fails because a test wants it to"):
+        update(one, bum="true", labels={"a": "b"})
+    one.do_and_get(lambda _: one.kernel.heal())
+    followed(*three)
+    assert [inspected(host)["options"] for host in three] == [before] * 3
+    assert {step.flood for host in three for step in of(host, Vxlan)} == {False}
+
+
+def test_a_host_whose_kernel_refuses_follows_when_it_does_not(hosts: Hosts, three: list[Living]) -> None:
+    one, two, _ = three
+    (link,) = of(two, Vxlan)
+    two.do_and_get(lambda _: two.kernel.fail_at(link.key))
+    (note,) = update(one, bum="true")["notes"]
+    assert note.startswith("host-2 not yet: ")
+    assert inspected(two)["options"].get("bum") is None
+    two.do_and_get(lambda _: two.kernel.heal())
+    hosts.look_again(two)
+    followed(*three)
+
+
 def test_a_host_that_cannot_follow_keeps_what_it_has_and_says_why(three: list[Living]) -> None:
     one, two, three_ = three
     update(one, mtu="1300")

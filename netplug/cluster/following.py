@@ -5,7 +5,7 @@ waits a moment for the other hosts; `netplug host ls` shows those that are behin
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 PATIENCE_S = 2.0
 """A host follows in some hundredths of a second, and a network with 1000 containers within a second."""
 _POLL_S = 0.02
+_NAMED = 3
 OLDER = "its netplug is older, and follows no updates"
 WAITING = "its daemon has not answered yet"
 
@@ -71,7 +72,20 @@ def all_behind(
     """Return the networks, by name, that a host has not as they are defined, and why. `record`: what it has written."""
     followed = read(record)
     found = {it.name: why_behind(it, host, followed.get(ident), alive=alive) for ident, it in definitions.items()}
-    return {name: why for name, why in found.items() if why}
+    return {name: why for name, why in sorted(found.items()) if why}
+
+
+def in_words(behind: Mapping[str, str]) -> Iterator[str]:
+    """Yield for each reason the networks that are behind.
+
+    >>> list(in_words({"blue": "its daemon does not run", "red": "its daemon does not run"}))
+    ['networks blue, red are not as defined: its daemon does not run']
+    """
+    for why in dict.fromkeys(behind.values()):
+        names = [name for name, it in behind.items() if it == why]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        noun = f"networks {', '.join(names[:_NAMED])}{more} are" if names[1:] else f"network {names[0]} is"
+        yield f"{noun} not as defined: {why}"
 
 
 class Following:

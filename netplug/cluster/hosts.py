@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from netplug.cluster.catalogue import Catalogue
-from netplug.cluster.following import all_behind
+from netplug.cluster.following import all_behind, in_words
 from netplug.cluster.networks import Definitions
 from netplug.cluster.records import (
     ALIVE,
@@ -95,7 +95,7 @@ class Hosts:
             copies = [describe_copy(twin) for twin in twins if twin.key.startswith(f"{TWINS}{ident}/")]
             notes = (*(f"a copy of this host runs at {copy}, and is not admitted" for copy in copies), *notes)
             behind = all_behind(definitions, known, followed.get(ident), alive=ident in alive) if known else {}
-            notes += tuple(f"network {name} is not as defined: {why}" for name, why in sorted(behind.items()))
+            notes = (*notes, *in_words(behind))
             counts = advertised.count(ident), leased.count(ident)
             found.append(Host(ident, name, vtep, ident in alive, ident == self._me, *counts, notes, behind))
         return sorted(found, key=lambda host: (host.name, host.id))
