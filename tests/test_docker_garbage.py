@@ -10,7 +10,7 @@ from engine_host import END, NET, NEXT, Host, running, until
 from netplug.docker import garbage
 from netplug.docker.garbage import GarbageCollector
 from netplug.drivers.steps import IPAddress
-from netplug.engine.records import DockerView
+from netplug.engine.records import DockerView, EndpointRecord, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.ipam.lease import Owner, OwnerKind
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -143,3 +143,31 @@ async def test_pools_and_addresses_that_docker_has_no_more_are_released(host: Ho
     await them.after_start(suspects)
     assert {str(lease.address) for lease in allocator.leases(pool.id)} == {"10.9.0.7", "10.9.0.9"}
     assert (allocator.pool(lost.id) is not None) is known
+
+
+async def test_addresses_of_dead_endpoints_are_released_after_a_failure_too(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocator = host.engine.allocator
+    pool = await allocator.request_pool("local", network=ip_network("10.9.0.0/24"))
+    await host.engine.networks.create(
+        NetworkSpec(LATER, subnets=(SubnetSpec(pool.network),), front_end=FrontEnd.DOCKER)
+    )
+    await host.docker_endpoint("a1" * 32, "10.9.0.7/24", network=LATER)
+    await host.docker_endpoint("b2" * 32, "10.9.0.8/24", network=LATER)
+    them = GarbageCollector(host.engine, docker(has(END, NEXT, networks=(NET, LATER))))
+    suspects = them.suspects()
+    left = host.engine.endpoints.listener.left
+
+    async def refuse(record: EndpointRecord) -> None:
+        if len(ids(host)) == 3:
+            raise OSError("not now")
+        await left(record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.engine.endpoints.listener, "left", refuse)
+        with pytest.raises(OSError, match="not now"):
+            await them.after_start(suspects)
+    await them.after_start(suspects)
+    assert ids(host) == {END, NEXT}
+    assert [lease for lease in allocator.leases(pool.id) if lease.owner.kind is OwnerKind.PENDING] == []

@@ -46,6 +46,8 @@ class GarbageCollector:
     def __init__(self, engine: Engine, view: View | None) -> None:
         self._engine = engine
         self._view = view
+        self._freed: set[tuple[str, IPAddress]] = set()
+        """Addresses of endpoints that were deleted here: their release by Docker may have been missed."""
 
     def suspects(self) -> Suspects:
         """Return all present objects of Docker."""
@@ -68,8 +70,8 @@ class GarbageCollector:
         if view is None:
             await self._delete_dead(suspects, await self._with_processes(suspects))
             return
-        freed = await self._delete_dead(suspects, view.endpoints)
-        await self._delete_rest(suspects, view, freed)
+        await self._delete_dead(suspects, view.endpoints)
+        await self._delete_rest(suspects, view)
         await self._engine.allocator.end_session()
 
     async def after_start(self, suspects: Suspects) -> None:
@@ -82,8 +84,8 @@ class GarbageCollector:
             await self._delete_dead(suspects, alive)
             return
         view |= later
-        freed = await self._delete_dead(suspects, alive | view.endpoints)
-        await self._delete_rest(suspects, view, freed)
+        await self._delete_dead(suspects, alive | view.endpoints)
+        await self._delete_rest(suspects, view)
 
     async def _ask(self) -> DockerView | None:
         """Ask Docker until it answers; None if it does not, or is not used."""
@@ -103,21 +105,19 @@ class GarbageCollector:
         records = [r for r in self._engine.registry.endpoints() if r.endpoint.id in suspects.endpoints]
         return frozenset([r.endpoint.id for r in records if await has_processes(sandboxes, r)])
 
-    async def _delete_dead(self, suspects: Suspects, alive: frozenset[str]) -> frozenset[tuple[str, IPAddress]]:
-        """Delete dead endpoints, and return their addresses, whose release by Docker may have been missed."""
+    async def _delete_dead(self, suspects: Suspects, alive: frozenset[str]) -> None:
+        """Delete dead endpoints. After a failure, the next try still knows the addresses of those that are gone."""
         dead = suspects.endpoints - alive
-        freed: set[tuple[str, IPAddress]] = set()
         for record in self._engine.registry.endpoints():
             if record.endpoint.id in dead:
-                freed.update(zip(record.pools, (it.ip for it in record.endpoint.addresses), strict=True))
+                self._freed.update(zip(record.pools, (it.ip for it in record.endpoint.addresses), strict=True))
                 await self._delete_endpoint(record)
-        return frozenset(freed)
 
     async def _delete_endpoint(self, record: EndpointRecord) -> None:
         log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
         await self._engine.endpoints.delete(record.endpoint.network, record.endpoint.id)
 
-    async def _delete_rest(self, suspects: Suspects, view: DockerView, freed: frozenset[tuple[str, IPAddress]]) -> None:
+    async def _delete_rest(self, suspects: Suspects, view: DockerView) -> None:
         registry, allocator = self._engine.registry, self._engine.allocator
         for record in registry.networks():
             ident = record.network.id
@@ -129,7 +129,8 @@ class GarbageCollector:
                 log.info("pool.orphaned", pool=pool.id)
                 for _ in range(pool.holds):
                     await allocator.release_pool(pool.id)
-        for pool_id, address in suspects.addresses | freed:
+        for pool_id, address in suspects.addresses | self._freed:
+            self._freed.discard((pool_id, address))
             lease = allocator.lease(pool_id, address)
             if lease and lease.owner.kind is OwnerKind.PENDING and address not in view.addresses:
                 log.info("lease.orphaned", address=str(address), name=lease.owner.name)
