@@ -202,3 +202,54 @@ def test_a_cni_container(host: Host, netplug: Netplug, client: Host, wire: Wire)
             netplug.cli("unpublish", one.container, "8080:80")
         assert not netplug.drift()
     assert closed(client, wire.left, 9090)
+
+
+def test_the_network_by_which_a_container_answers_is_chosen(
+    dockerd: Dockerd, netplug: Netplug, client: Host, wire: Wire
+) -> None:
+    with (
+        docker_network(dockerd) as one,
+        docker_network(dockerd) as two,
+        container(dockerd, "--network", one, "--name", "web") as web,
+        SeenServer(web, "tcp", 80),
+    ):
+        dockerd.docker("network", "connect", two, web.id)
+        gateway = web.exec("ip", "-4", "route", "show", "default").split()[2]
+        nets = {dockerd.inspect(net)["IPAM"]["Config"][0]["Gateway"].split("/")[0]: net for net in (one, two)}
+        assert netplug.json("publish", "web", "9090:80")["network"] == nets.pop(gateway)
+        assert tcp_ask(client, wire.left, 9090) == wire.right
+        ((_, other),) = nets.items()
+        body = {"endpoint": f"{other}/web", "ports": [{"port": 80, "host_port": 9091}]}
+        done = netplug.client.post("publish", body=body)
+        assert f"has its default route by {gateway}, in another network" in done["note"]
+        assert closed(client, wire.left, 9091)
+        assert tcp_ask(dockerd.host, "127.0.0.1", 9091)
+
+
+def test_ports_follow_their_network(dockerd: Dockerd, netplug: Netplug, client: Host, wire: Wire) -> None:
+    with (
+        docker_network(dockerd) as net,
+        container(dockerd, "--network", net, "--name", "web", "-p", "8080:80", "-p", "80") as web,
+        SeenServer(web, "tcp", 80),
+    ):
+        netplug.cli("publish", "web", "9090:80", f"{wire.left}:9091:80")
+        before = ports(netplug)
+        for _ in range(2):
+            netplug.cli("network", "update", net, "-o", "host_binding_ipv4=127.0.0.1")
+            assert ports(netplug) == sorted(text.replace("0.0.0.0", "127.0.0.1") for text in before)
+            for port in (8080, 9090):
+                assert closed(client, wire.left, port)
+                assert tcp_ask(dockerd.host, "127.0.0.1", port)
+            assert tcp_ask(client, wire.left, 9091) == wire.right
+            netplug.restart()
+            netplug.cli("network", "update", net, "-o", "host_binding_ipv4=")
+            assert ports(netplug) == before
+            assert tcp_ask(client, wire.left, 9090) == wire.right
+        netplug.cli("network", "update", net, "--internal", "true")
+        assert {text.partition(" (")[2] for text in ports(netplug)} == {"not published: internal network)"}
+        assert closed(client, wire.left, 9090)
+        netplug.restart()
+        netplug.cli("network", "update", net, "--internal", "false")
+        for port in (8080, 9090, 9091):
+            assert tcp_ask(client, wire.left, port) == wire.right
+        assert not netplug.drift()

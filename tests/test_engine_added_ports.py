@@ -33,7 +33,7 @@ async def host() -> AsyncIterator[Host]:
 
 
 async def add(host: Host, *ports: Any, ref: str = "web") -> EndpointRecord:
-    return (await host.engine.added_ports.add(ref, ports))[0]
+    return (await host.engine.added_ports.add(ref, ports)).record
 
 
 async def remove(host: Host, *ports: Any, ref: str = "web") -> EndpointRecord:
@@ -97,12 +97,12 @@ async def test_a_taken_port_names_who_has_it(host: Host) -> None:
 async def test_what_is_published_already_stays_as_it_is(host: Host) -> None:
     await add(host, tcp(9090), udp(53))
     before = await host.state()
-    record, present = await host.engine.added_ports.add("web", (tcp(9090), tcp(8080), tcp(0), udp(53)))
+    done = await host.engine.added_ports.add("web", (tcp(9090), tcp(8080), tcp(0), udp(53)))
     assert await host.state() == before
-    assert {str(it) for it in present} == {
+    assert {str(it) for it in done.present} == {
         "0.0.0.0:9090->80/tcp", "0.0.0.0:8080->80/tcp", "0.0.0.0:53->53/udp"
     }  # fmt: skip
-    assert record == host.endpoint()
+    assert done.record == host.endpoint()
 
 
 async def test_a_free_port_is_chosen_once(host: Host) -> None:
@@ -186,7 +186,7 @@ async def test_what_publishes_nothing_says_why(host: Host) -> None:
 
 
 async def test_a_container_of_several_networks(host: Host) -> None:
-    """The internal one is out of the question; of the others the user chooses, unless Docker has."""
+    """The internal one is out of the question; of the others it is that by which the container answers."""
     ident = "c0ffee" + "0" * 58
     await host.engine.networks.create(NetworkSpec(OTHER, "red", {}, (external("10.7.0.0/24"),), internal=True))
     await host.docker_endpoint(NEXT, "10.7.0.2/24", network=OTHER)
@@ -194,8 +194,14 @@ async def test_a_container_of_several_networks(host: Host) -> None:
     await host.docker_network("c3" * 32, "10.8.0.0/24")
     await host.docker_endpoint("e3" * 32, "10.8.0.2/24", network="c3" * 32)
     await host.engine.endpoints.describe("c3" * 32, "e3" * 32, Description(ident, "web"))
+    await host.engine.endpoints.join("c3" * 32, "e3" * 32, SANDBOX)
+    host.kernel.foreign.gateways[SANDBOX] = {ip_address("10.1.0.1")}
     assert (await add(host, tcp(9090))).endpoint.id == END
-    await host.engine.publishing.unpublish(NET, END)
+    (note,) = (await host.engine.added_ports.add("c3c3c3c3c3c3/web", (tcp(9099),))).notes
+    assert note.startswith("container 'web' has its default route by 10.1.0.1, in another network")
+    host.kernel.foreign.gateways[SANDBOX] = {ip_address("10.8.0.1"), ip_address("fd00::1")}
+    assert (await add(host, tcp(9098))).endpoint.id == "e3" * 32
+    del host.kernel.foreign.gateways[SANDBOX]
     with pytest.raises(NetplugError, match=r"2 endpoints are called 'web': a1a1a1a1a1a1/web, c3c3c3c3c3c3/web"):
         await add(host, tcp(9091))
     assert (await add(host, tcp(9091), ref="c3c3c3c3c3c3/web")).endpoint.id == "e3" * 32
@@ -316,6 +322,22 @@ async def test_a_chosen_port_stays_when_its_address_changes(host: Host) -> None:
     await change(host, internal=True)
     await change(host, "127.0.0.1", internal=False)
     assert texts(host.endpoint())[0] == [f"127.0.0.1:{one.host_port}->80/tcp"]
+    await host.check()
+
+
+async def test_a_chosen_port_and_a_given_one_may_lead_to_one_port(host: Host) -> None:
+    await host.publish(END, tcp(8080), tcp(0), tcp(0, 85), tcp(8081, 85))
+    free = {it.port: it.host_port for it in host.endpoint().published if it.host_port not in {8080, 8081}}
+    before = texts(host.endpoint())[0]
+    await change(host, "127.0.0.1")
+    assert len(free) == 2
+    assert texts(host.endpoint())[0] == sorted(text.replace("0.0.0.0", "127.0.0.1") for text in before)
+    mine = await host.attach("ns1", ports=(tcp(7080), tcp(0)))
+    (kept,) = (it.host_port for it in mine.published if it.host_port != 7080)
+    left = await remove(host, tcp(7080), ref="ns1")
+    assert texts(left)[0] == [f"127.0.0.1:{kept}->80/tcp"]
+    await change(host, "")
+    assert texts(host.endpoint(mine.endpoint.id))[0] == [f"0.0.0.0:{kept}->80/tcp"]
     await host.check()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -10,8 +10,9 @@ from netplug.drivers import port_ranges
 from netplug.drivers.api import Network, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.registry import Drivers
+from netplug.drivers.steps import IPAddress
 from netplug.engine.endpoints import Endpoints
-from netplug.engine.port_matching import fits, on_hosts, overlap
+from netplug.engine.port_matching import assigned, fits, on_hosts, overlap
 from netplug.engine.port_reservation import addresses, in_order, reserved
 from netplug.engine.publishing import Publishing
 from netplug.engine.records import EndpointRecord, FrontEnd
@@ -21,6 +22,15 @@ from netplug.kernel.api import HostKernel
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """An endpoint with more published ports. `present`: those that were published already. `notes`: what is amiss."""
+
+    record: EndpointRecord
+    present: tuple[PortMapping, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class AddedPorts:
@@ -40,28 +50,28 @@ class AddedPorts:
         self._drivers = drivers
 
     @uncancellable
-    async def add(self, ref: str, ports: Sequence[PortMapping]) -> tuple[EndpointRecord, tuple[PortMapping, ...]]:
-        """Publish more ports of an endpoint. Return it, and which of the ports were published already.
+    async def add(self, ref: str, ports: Sequence[PortMapping]) -> Added:
+        """Publish more ports of an endpoint.
 
-        `ref`: see `Registry.endpoints_called`. Of a container's endpoints it means the one that can publish.
+        `ref`: see `Registry.endpoints_called`. Of a container's endpoints it means the one that can publish; of several
+        the one by which the container answers, since others do not get answers from elsewhere.
 
         Raises:
             NetplugError, DriverError: "not_found"; "invalid": several endpoints are meant, or its network publishes
                 nothing; "exists": a host port leads to another port of the endpoint; "unavailable": a host port is
                 taken. Nothing was changed.
         """
-        found = self._publishable(ref)
+        found = await self._publishable(ref)
         network_id, endpoint_id = found.endpoint.network, found.endpoint.id
 
-        async def attempt() -> tuple[EndpointRecord, tuple[PortMapping, ...]]:
+        async def attempt() -> Added:
             async with self._registry.lock(network_id):
                 return await self._add(network_id, endpoint_id, ports)
 
-        return await self._publishing.dead_holders.evade(network_id, endpoint_id, ports, attempt)
+        done = await self._publishing.dead_holders.evade(network_id, endpoint_id, ports, attempt)
+        return replace(done, notes=await self._notes(done.record))
 
-    async def _add(
-        self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping]
-    ) -> tuple[EndpointRecord, tuple[PortMapping, ...]]:
+    async def _add(self, network_id: str, endpoint_id: str, ports: Sequence[PortMapping]) -> Added:
         net = self._registry.network(network_id).network
         built = self._registry.endpoint(network_id, endpoint_id)
         self._refuse(net, built)
@@ -75,9 +85,7 @@ class AddedPorts:
                 words = f"port {own[0]} of {_called(built)} is published"
                 raise NetplugError("exists", words, hint="unpublish it first, or choose another host port")
             new.append(single)
-        if not new:
-            return built, tuple(present)
-        return await self._publish(net, built, new), tuple(present)
+        return Added(await self._publish(net, built, new) if new else built, tuple(present))
 
     def _refuse(self, net: Network, built: EndpointRecord) -> None:
         """Refuse an endpoint without links, and a network that publishes nothing."""
@@ -158,12 +166,27 @@ class AddedPorts:
 
     # Which endpoint
 
-    def _publishable(self, ref: str) -> EndpointRecord:
+    async def _publishable(self, ref: str) -> EndpointRecord:
         found = self._registry.endpoints_called(ref)
         able = [it for it in found if it.linked and self._publishing.publishes(self._net(it), it)]
-        # Of several networks of a container, Docker has chosen one as its way out if it published ports there.
-        chosen = [it for it in able if it.published and it.front_end is FrontEnd.DOCKER]
-        return self._one(ref, (chosen if len(chosen) == 1 and _same_container(able) else able) or found)
+        if len(able) > 1 and len({it.sandbox for it in able}) == 1:
+            ways = await self._kernel.sandboxes.gateways(able[0].sandbox)
+            # The networks of its default routes; if there are two, that of IPv4.
+            chosen = {way.version: it for it in able for way in ways & self._gateways(it)}
+            able = [chosen[min(chosen)]] if chosen else able
+        return self._one(ref, able or found)
+
+    def _gateways(self, record: EndpointRecord) -> frozenset[IPAddress]:
+        return frozenset(subnet.gateway.ip for subnet in self._net(record).subnets if subnet.gateway)
+
+    async def _notes(self, record: EndpointRecord) -> tuple[str, ...]:
+        """Return that a container answers by another network, where its answers are taken for spoofed ones."""
+        ways = await self._kernel.sandboxes.gateways(record.sandbox)
+        if not ways or ways & self._gateways(record):
+            return ()
+        by = ", ".join(sorted(map(str, ways)))
+        words = f"{_called(record)} has its default route by {by}, in another network"
+        return (f"{words}: the ports of this network are reached from 127.0.0.1 only",)
 
     def _holder(self, ref: str, ports: Sequence[PortMapping]) -> EndpointRecord:
         found = self._registry.endpoints_called(ref)
@@ -217,8 +240,10 @@ def _less(net: Network, built: EndpointRecord, gone: Sequence[PortMapping]) -> E
 
     less = replace(built, added=left(built.added), opened=left(built.opened))
     if built.front_end is FrontEnd.CLI:
-        asked = left(built.endpoint.ports)
-        less = replace(less, published=left(built.published), endpoint=replace(built.endpoint, ports=asked))
+        served = assigned(on_hosts(net, built.endpoint.ports), built.published)
+        asked = (it for it in _singles(built.endpoint.ports) if not set(served[on_hosts(net, [it])[0]]) & set(gone))
+        ports = in_order(tuple(asked))
+        less = replace(less, published=left(built.published), endpoint=replace(built.endpoint, ports=ports))
     return less
 
 

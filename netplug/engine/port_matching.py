@@ -38,21 +38,35 @@ def everywhere(mapping: PortMapping) -> bool:
     return mapping.host_address is None or mapping.host_address.is_unspecified
 
 
+def assigned(wanted: Sequence[PortMapping], have: Sequence[PortMapping]) -> dict[PortMapping, list[PortMapping]]:
+    """Return by wanted single port what is published for it: one host port, maybe of each IP version.
+
+    A port that is wanted as it is goes before one that may be any.
+    """
+    left: defaultdict[tuple[str, int], list[PortMapping]] = defaultdict(list)
+    for single in _singles(have):
+        left[single.proto, single.port].append(single)
+    found: dict[PortMapping, list[PortMapping]] = {}
+    for want in sorted(_singles(wanted), key=lambda it: not port_ranges.definite(it)):
+        fitting = [it for it in left[want.proto, want.port] if fits(it, want)]
+        found[want] = [it for it in fitting if it.host_port == fitting[0].host_port]
+        if fitting:
+            left[want.proto, want.port] = [it for it in left[want.proto, want.port] if it not in found[want]]
+    return found
+
+
 def missing(wanted: Sequence[PortMapping], have: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
     """Return wanted ports that are not published."""
     if not wanted or equal(wanted, have):
         return ()
-    known = _by_port(have)
-    left = (want for want in _singles(wanted) if not any(fits(it, want) for it in known[want.proto, want.port]))
-    return port_ranges.joined(tuple(left))
+    return port_ranges.joined(tuple(want for want, found in assigned(wanted, have).items() if not found))
 
 
 def still(have: Sequence[PortMapping], wanted: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
     """Return published ports that are still wanted."""
     if not have or equal(wanted, have):
         return tuple(have)
-    known = _by_port(wanted)
-    left = tuple(it for it in _singles(have) if any(fits(it, want) for want in known[it.proto, it.port]))
+    left = tuple(it for found in assigned(wanted, have).values() for it in found)
     return tuple(have) if len(left) == sum(it.count for it in have) else port_ranges.joined(left)
 
 
@@ -68,10 +82,3 @@ def equal(one: Sequence[PortMapping], other: Sequence[PortMapping]) -> bool:
 
 def _singles(ports: Sequence[PortMapping]) -> Iterator[PortMapping]:
     return (single for mapping in ports for single in port_ranges.singles(mapping))
-
-
-def _by_port(ports: Sequence[PortMapping]) -> defaultdict[tuple[str, int], list[PortMapping]]:
-    found: defaultdict[tuple[str, int], list[PortMapping]] = defaultdict(list)
-    for single in _singles(ports):
-        found[single.proto, single.port].append(single)
-    return found

@@ -170,8 +170,13 @@ def _chosen(record: EndpointRecord) -> "dict[_Wanted, int]":
     open_ = {_wanted(it) for it in record.endpoint.ports if not port_ranges.definite(it)}
     if not open_:
         return {}
-    singles = (single for mapping in record.published for single in port_ranges.singles(mapping))
-    return {key: it.host_port for it in singles for key in _keys(it) if key in open_}
+    fixed = {(it.proto, it.port, it.host_port) for it in _singles(record.endpoint.ports)}
+    left = (it for it in _singles(record.published) if (it.proto, it.port, it.host_port) not in fixed)
+    return {key: it.host_port for it in left for key in _keys(it) if key in open_}
+
+
+def _singles(ports: Sequence[PortMapping]) -> Iterator[PortMapping]:
+    return (single for mapping in ports for single in port_ranges.singles(mapping))
 
 
 def _keys(mapping: PortMapping) -> tuple[_Wanted, _Wanted]:

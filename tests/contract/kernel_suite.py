@@ -420,10 +420,13 @@ class KernelSuite:
         plan = Plan((peer, address, way, Loopback(netns)))
         await kernel.ensure((BRIDGE, *plan.of_namespace(former)))
         assert await whats(kernel, *plan, *plan.of_namespace(former)) == []
+        assert await kernel.sandboxes.gateways(netns) == {ip_address("10.9.0.1")}
         around.vanish(netns)
+        assert await kernel.sandboxes.gateways(netns) == set()
         around.appear(netns)
         _, later = await kernel.sandboxes.find(netns)
         assert later != former
+        assert await kernel.sandboxes.gateways(netns) == set()
         await kernel.ensure(tuple(plan.of_namespace(later)))
         assert await whats(kernel, *plan.of_namespace(former).steps[1:]) == ["missing"] * 3
         for step in plan.of_namespace(former):

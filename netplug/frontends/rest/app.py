@@ -192,8 +192,8 @@ class _Api:
 
     async def publish(self, body: ports_wire.PortsIn) -> ports_wire.PortsOut:
         self._refuse_elsewhere(body.endpoint)
-        record, present = await self._engine.added_ports.add(body.endpoint, body.to_specs())
-        return ports_wire.PortsOut.of(record, self._network_of(record), present)
+        done = await self._engine.added_ports.add(body.endpoint, body.to_specs())
+        return ports_wire.PortsOut.of(done.record, self._network_of(done.record), done)
 
     async def unpublish(self, body: ports_wire.PortsIn) -> ports_wire.PortsOut:
         self._refuse_elsewhere(body.endpoint)

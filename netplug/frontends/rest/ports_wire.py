@@ -1,11 +1,11 @@
 """The bodies of the REST API about ports of living endpoints. Their field names are a contract."""
 
-from collections.abc import Iterable
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from netplug.drivers.api import PortMapping
+from netplug.engine.added_ports import Added
 from netplug.engine.exposure import added, published
 from netplug.engine.records import EndpointRecord
 from netplug.frontends.rest.fields import Ref
@@ -27,7 +27,7 @@ class PortsIn(BaseModel):
 class PortsOut(BaseModel):
     """What an endpoint publishes now. `ports`: such as ``0.0.0.0:8080->80/tcp``; `added_ports`: those of ``publish``.
 
-    `note`: what was so before.
+    `note`: what was so before, and what is amiss.
     """
 
     endpoint: str
@@ -40,8 +40,9 @@ class PortsOut(BaseModel):
     note: str = ""
 
     @classmethod
-    def of(cls, record: EndpointRecord, network: str, present: Iterable[PortMapping] = ()) -> Self:
-        same = ", ".join(dict.fromkeys(map(str, present)))
+    def of(cls, record: EndpointRecord, network: str, done: Added | None = None) -> Self:
+        same = ", ".join(dict.fromkeys(map(str, done.present if done else ())))
+        notes = (f"published already: {same}" if same else "", *(done.notes if done else ()))
         return cls(
             endpoint=record.endpoint.id,
             network=network,
@@ -50,5 +51,5 @@ class PortsOut(BaseModel):
             front_end=record.front_end,
             ports=[text for _, text in published(record)],
             added_ports=added(record),
-            note=f"published already: {same}" if same else "",
+            note="; ".join(filter(None, notes)),
         )

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from netplug.drivers.steps import IPAddress
+from netplug.drivers.steps import IPAddress, Route
 from netplug.errors import NetplugError
 from netplug.kernel.fake.interception import FakeInterception
 from netplug.kernel.fake.world import World
@@ -31,6 +31,12 @@ class FakeSandboxes:
     async def has_processes(self, path: str, netns_id: str = "") -> bool:
         """Tell whether `path` was marked as having processes, and is still the same namespace."""
         return path in self.inhabitants and netns_id in {"", self.world.identity(path)}
+
+    async def gateways(self, path: str) -> frozenset[IPAddress]:
+        """Return the gateways of our default routes in a namespace, and of those that a runtime made."""
+        routes = (step for step in self.world.state.values() if isinstance(step, Route) and step.netns == path)
+        ours = {step.gateway for step in routes if step.gateway and not step.destination.prefixlen}
+        return frozenset(ours | self.world.foreign.gateways.get(path, set()))
 
     async def intercept(self, path: str, server: IPv4Address) -> FakeInterception:
         """Listen on this host's own loopback link instead, which has 127.0.0.0/8 too."""

@@ -55,6 +55,7 @@ class Foreign:
     segment. `ports`: in use by other processes. `reserved`: bound by runtimes, by process or container. `lacks`: kernel
     features that are missing, of "sctp", "ipset". `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links.
     `facts`: source of `mtu` and `uplink`. `descriptors`: free file descriptors of this process.
+    `gateways`: of default routes that a runtime made, by sandbox.
     """
 
     forwarding_entries: dict[IPAddress, str] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Foreign:
     tunnels: dict[str, tuple[int, int]] = field(default_factory=dict)
     facts: HostFacts = field(default_factory=HostFacts)
     descriptors: int = 1 << 20
+    gateways: dict[str, set[IPAddress]] = field(default_factory=dict)
 
 
 class World:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from netplug.drivers.steps import Resolver
+from netplug.drivers.steps import IPAddress, Resolver
 
 
 class Served(Protocol):
@@ -53,6 +53,9 @@ class Sandboxes(Protocol):
 
         With an identity, that one is meant, whatever is at the path by now.
         """
+
+    async def gateways(self, path: str) -> frozenset[IPAddress]:
+        """Return the gateways of a sandbox's default routes, one of each IP version; empty where there is none."""
 
     async def intercept(self, path: str, server: IPv4Address) -> Interception:
         """Have what a sandbox asks of the name server at an address come to us; a former life's is taken over.
