@@ -117,7 +117,7 @@ GW_PRIORITY = Option(
     option_values.priority,
     "0",
     "of the networks of a container, that with the highest number provides the default route; also for one "
-    "container; see [docs/running.md](docs/running.md#several-networks)",
+    "container; not with Docker, which has `--gw-priority`; see [docs/running.md](docs/running.md#several-networks)",
     endpoint=True,
     fixed="",
 )

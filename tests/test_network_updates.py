@@ -169,6 +169,13 @@ async def test_default_route_follows_the_priority_of_networks(host: Host) -> Non
     assert way() == ["10.4.0.1"]
 
 
+async def test_containers_of_docker_keep_their_route_and_the_user_is_told(host: Host) -> None:
+    await living(host)
+    for options in ({"gw_priority": "2"}, {"metric": "50"}):
+        (note,) = (await update(host, options)).notes
+        assert note.endswith("of Docker keep the default route that Docker chose")
+
+
 async def test_name_service_ends_and_begins(host: Host) -> None:
     await living(host)
     await update(host, {"dns": "off", "ttl": "60"})

@@ -18,6 +18,8 @@ def notes(before: NetworkRecord, now: NetworkRecord, endpoints: Collection[Endpo
         when = "until" if now.network.internal else "when"
         dropped = "; what they send by it is dropped" if now.network.internal else ""
         found.append(f"{_containers(docker)} of Docker {route} the default route {when} they start again{dropped}")
+    if docker and (old.gw_priority, old.metric) != (new.gw_priority, new.metric):
+        found.append(f"{_containers(docker)} of Docker keep the default route that Docker chose")
     if others and old.dns != new.dns:
         server = "ask the gateway for names" if not new.dns else "do not ask the gateway for names"
         found.append(f"{_containers(others)} {server} until they start again: resolv.conf is written at the start")

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from fastapi import FastAPI, Response
 
-from netplug.drivers.options import NetworkOptions
+from netplug.drivers import shared
 from netplug.engine import Engine
 from netplug.engine.pools import ContainerOf, container_unknown
 from netplug.engine.records import FrontEnd, NetworkRecord
@@ -120,12 +120,13 @@ class NetworkDriver:
         """Refuse bad options here, before Docker asks IPAM for anything."""
         drivers = self._engine.drivers
         options = drivers.parse(request.raw())
-        _refuse_metric(options)
+        _refuse_ranking(options.metric, options.gw_priority)
         skip = not drivers.named(options.mode).gateway
         return wire.GatewaysSkipped(SkipIPv4=skip, SkipIPv6=skip)
 
     async def create_network(self, request: wire.CreateNetwork) -> wire.Empty:
-        _refuse_metric(self._engine.drivers.parse(request.raw()))
+        options = self._engine.drivers.parse(request.raw())
+        _refuse_ranking(options.metric, options.gw_priority)
         await self._engine.networks.create(request.to_spec())
         return wire.Empty()
 
@@ -139,6 +140,8 @@ class NetworkDriver:
 
     async def create_endpoint(self, request: wire.CreateEndpoint) -> wire.EndpointCreated:
         network, spec = self._network(request.NetworkID), request.to_spec()
+        given = self._engine.drivers.parse_endpoint(spec.options, network.network.options.mode)
+        _refuse_ranking(0, given.gw_priority)
         built = await self._engine.endpoints.create(
             replace(spec, name=self._engine.pools.container_of(network, spec.addresses))
         )
@@ -188,10 +191,12 @@ class NetworkDriver:
         raise NetplugError("not_found", f"there is no network {ident!r}")
 
 
-def _refuse_metric(options: NetworkOptions) -> None:
-    if options.metric:
-        words = f"option metric={options.metric}: Docker makes the routes of its containers itself, without a metric"
-        raise NetplugError("invalid", words, hint="leave it out")
+def _refuse_ranking(metric: int, priority: int | None) -> None:
+    """Refuse options about default routes: Docker makes these, and no answer of a plugin tells it which to choose."""
+    for key, value in ((shared.METRIC.key, metric), (shared.GW_PRIORITY.key, priority)):
+        if value:
+            words = f"option {key}={value}: Docker chooses and makes the default routes of its containers itself"
+            raise NetplugError("invalid", words, hint="use --gw-priority of Docker 28 or later")
 
 
 @contextmanager
