@@ -8,6 +8,7 @@ import pytest
 from engine_host import END, NET, NEXT, OTHER, SANDBOX, Act, Died, Fuse, Host, set_up, tcp, udp
 
 from netplug.drivers.api import HostFacts
+from netplug.engine.network_updates import NetworkChange
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.ipam.lease import Owner, OwnerKind
 from netplug.kernel.fake.kernel import FakeKernel
@@ -171,6 +172,23 @@ async def change(host: Host) -> object:
         return await host.engine.convergence.change(replace(record, network=replace(record.network, options=options)))
 
 
+async def update(host: Host) -> object:
+    """Change a network as a user does; what follows for its ports and sandboxes too."""
+    wanted = NetworkChange({"rate": "8mbit", "icc": "false", "dns": "off"}, internal=True, labels={"team": "net"})
+    return await host.engine.network_updates.update(NET, wanted)
+
+
+async def update_back(host: Host) -> object:
+    return await host.engine.network_updates.update(NET, NetworkChange({"rate": ""}, internal=False))
+
+
+async def update_subnets(host: Host) -> object:
+    (there,) = host.engine.registry.network(NET).network.subnets
+    wanted = (SubnetSpec(ip_network("10.9.0.0/24")), SubnetSpec(ip_network("fd00:9::/64"), v6=True))
+    change = NetworkChange({"sticky": "1h"}, add=wanted, remove=(there.pool,))
+    return await host.engine.network_updates.update(NET, change)
+
+
 @dataclass(frozen=True)
 class Case:
     """`given` was done, then `act` dies. `between`: it may be found half done, in a way that a user understands."""
@@ -228,6 +246,11 @@ CASES = {
     "follow the host in a namespace": Case((cli_network, attach), follow_mtu),
     "change": Case((network, endpoint, join, publish), change),
     "change beside a namespace": Case((cli_network, attach), change),
+    "update": Case((network, endpoint, join, publish), update, between=True),
+    "update back": Case((network, endpoint, join, publish, update), update_back, between=True),
+    "update beside a namespace": Case((cli_network, attach), update, between=True),
+    "update back beside a namespace": Case((cli_network, attach, update), update_back, between=True),
+    "update subnets": Case((cli_network,), update_subnets, between=True),
     "attach to network without links": Case((none_network,), attach_web_alone),
 }
 
