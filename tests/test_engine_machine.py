@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from netplug.drivers.steps import Bridge, Chain
+from netplug.engine.network_updates import NetworkChange
 from netplug.engine.records import AttachSpec, EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 
@@ -22,6 +23,22 @@ POOLS = {"blue": "10.1.0.0/24", "red": "10.2.0.0/24", "green": "fd00:3::/64"}
 PORT = {"blue": 8080, "red": 8081, "green": 8082}
 NAMES = st.sampled_from(sorted(IDS))
 NUMBERS = st.integers(1, 2)
+CHANGES = st.sampled_from(
+    [
+        {"rate": "8mbit"},
+        {"rate": "16mbit/0", "burst": "128kb"},
+        {"rate": "", "burst": ""},
+        {"mtu": "1400"},
+        {"mtu": ""},
+        {"icc": "false", "spoofchk": "false"},
+        {"icc": "", "spoofchk": ""},
+        {"masquerade": "false", "dns": "off"},
+        {"masquerade": "", "dns": "on", "ttl": "9"},
+        {"host_binding_ipv4": "127.0.0.1"},
+        {"host_binding_ipv4": "", "gw_priority": "3"},
+    ]
+)
+"""Options of a network that lives."""
 
 
 @dataclass
@@ -103,6 +120,18 @@ class EngineMachine(RuleBasedStateMachine):
         else:
             self.run(work)
             self.forget_network(name)
+
+    def updating(self, name: str, options: dict[str, str]) -> Awaitable[object]:
+        return self.host.engine.network_updates.update(name, NetworkChange(options))
+
+    @rule(name=NAMES, options=CHANGES)
+    def update_network(self, name: str, options: dict[str, str]) -> None:
+        if name not in self.model.networks:
+            self.refused("not_found", self.updating(name, options))
+            return
+        self.run(self.updating(name, options))
+        (record,) = (one for one in self.host.networks() if one.network.name == name)
+        assert {key: record.options.get(key, "") for key in options} == options
 
     def forget_network(self, name: str) -> None:
         for key in self.model.of(name):
@@ -229,6 +258,11 @@ class EngineMachine(RuleBasedStateMachine):
                 self.model.drop(key)
         if all(record.network.name != name for record in self.host.networks()):
             self.forget_network(name)
+
+    @rule(name=NAMES, options=CHANGES, changes=st.integers(0, 30))
+    def die_while_updating(self, name: str, options: dict[str, str], changes: int) -> None:
+        if name in self.model.networks:
+            self.die(changes, lambda: self.updating(name, options))
 
     @precondition(lambda self: self.model.endpoints)
     @rule(data=st.data(), changes=st.integers(0, 12))
