@@ -1,6 +1,7 @@
 """Updates of networks that live, on a fake kernel."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -15,7 +16,7 @@ from netplug.drivers.steps import Bridge, Guard, Ifb, Macvlan, Member, Resolver,
 from netplug.drivers.tunnel import Fdb, Remote, Shortcut, Vxlan
 from netplug.engine.convergence import Change
 from netplug.engine.network_updates import NetworkChange, Updated
-from netplug.engine.records import NetworkSpec, Origin, SubnetSpec
+from netplug.engine.records import FrontEnd, NetworkSpec, Origin, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError
 from netplug.kernel.api import StepError
@@ -354,3 +355,75 @@ async def test_endpoint_whose_sandbox_is_gone_keeps_nobody_from_an_update(host: 
     await update(host, {"mtu": "1400"})
     await host.reconciler.repair()
     assert [one.sandbox for one in host.endpoints()] == ["/run/netns/two"]
+
+
+# In each mode, and beside configurations of runtimes
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "options"),
+    [
+        ("host", {}, {"mtu": "1400", "rate": "1mbit", "masquerade": "false"}),
+        ("macvlan", {"parent": "eth9", "macvlan_mode": "passthru"}, {"mtu": "1400", "ttl": "9"}),
+        ("macvlan", {"parent": "eth9", "host_access": "true"}, {"mtu": "1400"}),
+        ("bridge", {"bridge": "br-ours"}, {"mtu": "1400", "rate": "1mbit"}),
+        ("none", {}, {"ttl": "9"}),
+    ],
+)
+async def test_own_links_of_a_network_that_lives_are_no_obstacle(
+    host: Host, mode: str, given: dict[str, str], options: dict[str, str]
+) -> None:
+    host.kernel.foreign.links["eth9"] = ""
+    subnets = (SubnetSpec(ip_network("10.9.0.0/24")),) if mode != "none" else ()
+    await host.engine.networks.create(NetworkSpec(NET, "blue", {"mode": mode, **given}, subnets))
+    await host.attach()
+    found = await update(host, options)
+    assert found.record.options == {"mode": mode, **given, **options}
+
+
+async def test_bridge_of_the_user_keeps_its_mtu_and_that_is_said(host: Host) -> None:
+    host.kernel.foreign.links["br0"] = "bridge"
+    await host.cli_network("10.3.0.0/24", bridge="br0")
+    await host.attach()
+    assert (await update(host, {"mtu": "1400"})).notes == ("the bridge is not netplug's: its mtu stays as it is",)
+    assert {step.mtu for step in of(host, Veth)} == {1400}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"mtu": "1400"}, "parent 'eth9' has mtu 1300"),
+        ({"mtu": "67"}, "must be a number of bytes"),
+        ({"rate": "1mbit"}, "exists only in mode"),
+    ],
+)
+async def test_what_the_driver_refuses_of_a_new_network_it_refuses_of_one_that_lives(
+    host: Host, given: dict[str, str], words: str
+) -> None:
+    host.kernel.foreign.links["eth9"] = ""
+    host.kernel.foreign.mtus["eth9"] = 1300
+    await host.cli_network("10.3.0.0/24", mode="macvlan", parent="eth9")
+    before = await host.state()
+    with pytest.raises(DriverError, match=words):
+        await update(host, given)
+    assert await host.state() == before
+
+
+async def test_mtu_too_small_for_ipv6_is_refused(host: Host) -> None:
+    await host.cli_network("10.3.0.0/24", "fd00:3::/64")
+    with pytest.raises(DriverError, match="option mtu=1279: IPv6 needs 1280"):
+        await update(host, {"mtu": "1279"})
+
+
+async def test_configuration_of_a_runtime_may_stay_as_the_network_was_created(host: Host) -> None:
+    spec = NetworkSpec("", "pods", {"rate": "1mbit"}, (SubnetSpec(ip_network("10.3.0.0/24")),), internal=True)
+    spec = replace(spec, front_end=FrontEnd.CNI)
+    async with host.engine.implicit_networks.joined(spec) as record:
+        pass
+    await host.engine.network_updates.update("pods", NetworkChange({"rate": "2mbit"}, internal=False))
+    async with host.engine.implicit_networks.joined(spec) as record:
+        assert record.network.options.rate == (2_000_000, 2_000_000)
+    later = replace(spec, options={"rate": "2mbit"}, internal=False)
+    host.engine.implicit_networks.refuse_disagreement(record, later)
+    with pytest.raises(NetplugError, match="rate is"):
+        host.engine.implicit_networks.refuse_disagreement(record, replace(spec, options={"rate": "3mbit"}))
