@@ -12,11 +12,12 @@ import pytest
 import pytest_asyncio
 from engine_host import NET, OTHER, SANDBOX, Host
 
-from netplug.drivers.api import HostFacts, LinkFacts
+from netplug.drivers import port_ranges
+from netplug.drivers.api import HostFacts, LinkFacts, PortMapping
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.naming import host_side
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Hairpin, Shape, Step
+from netplug.drivers.steps import Hairpin, Proto, Shape, Step, Veth
 from netplug.engine.read_facts import ReadFacts
 from netplug.engine.records import NetworkRecord
 from netplug.kernel.api import StepError
@@ -219,3 +220,26 @@ async def test_link_of_others_does_not_concern_a_network_that_looks_one_up() -> 
     await host.engine.base_plan.read_host()
     assert not host.engine.planner.follows(host.engine.registry.network(NET))
     await host.close()
+
+
+# Thousands of ports
+
+
+async def test_ranges_of_ports_are_not_taken_apart_for_other_changes(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.attach("ns2", ports=(PortMapping(Proto.TCP, 20000, None, 20000, count=400),))
+    await host.engine.convergence.all()
+    parts, each = 0, port_ranges.each
+
+    def counted(step: Step) -> Iterator[Step]:
+        nonlocal parts
+        for part in each(step):
+            parts += 1
+            yield part
+
+    monkeypatch.setattr(port_ranges, "each", counted)
+    await see(host, mtu=1400)
+    await host.engine.convergence.all()
+    assert parts < 400
+    assert {it.mtu for it in of(host, Veth)} == {1400}

@@ -284,9 +284,11 @@ def _move(owner: str, before: Record, after: Record, old: Plan, new: Plan, used:
     """Return how a record changes, None if it does not. `used`: keys of steps whose objects are not ours."""
     if after == before:
         return None
-    former = {part.key: part for step in old for part in port_ranges.each(step)}
-    wanted = set(port_ranges.keys(new))
-    fresh = tuple(step for step in new if any(former.get(it.key) != it for it in port_ranges.each(step)))
+    same = frozenset(old) & frozenset(new)  # with thousands of ports in a step
+    former = {part.key: part for step in old if step not in same for part in port_ranges.each(step)}
+    wanted = set(port_ranges.keys(step for step in new if step not in same))
+    rest = (step for step in new if step not in same)
+    fresh = tuple(step for step in rest if any(former.get(it.key) != it for it in port_ranges.each(step)))
     gone = tuple(step for key, step in former.items() if key not in wanted and key not in used)
     return _Move(owner, before, after, _reaching(Plan(fresh), old, after).steps, gone, former)
 
