@@ -342,6 +342,24 @@ async def test_update_that_the_kernel_refuses_changes_nothing(host: Host) -> Non
     assert await host.state() == before
 
 
+async def test_subnet_of_another_ip_version_that_fails_leaves_nothing(host: Host) -> None:
+    await host.cli_network("10.3.0.0/24")
+    before = await host.state()
+    host.kernel.fail_at(f"address//np-{NET[:12]}/fd00:3::1/64")
+    with pytest.raises(StepError):
+        await update(host, {"sticky": "1h"}, add=(SubnetSpec(ip_network("fd00:3::/64"), v6=True),))
+    host.kernel.heal()
+    assert await host.state() == before
+
+
+async def test_labels_have_a_limit_in_all(host: Host) -> None:
+    await host.cli_network("10.3.0.0/24")
+    await update(host, labels={"a": "x" * 60_000})
+    with pytest.raises(NetplugError, match="would have 66002 characters of labels"):
+        await update(host, labels={"b": "x" * 6_000})
+    await update(host, labels={"b": "x" * 6_000}, unlabel=("a",))
+
+
 async def test_network_of_several_hosts_is_not_changed_on_one(host: Host) -> None:
     with pytest.raises(NetplugError, match="there is no network"):
         await host.engine.network_updates.update("nobody", NetworkChange())

@@ -7,8 +7,18 @@ from netplug.drivers.steps import IPNetwork
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 
+MOST_LABELS = 65_536
+"""Characters of all labels of a network: a record in etcd has room for 1.5 MiB."""
 _NAMED = 3
 """Of the endpoints in a subnet so many are named."""
+
+
+def refuse_labels(net: Network, labels: Mapping[str, str]) -> None:
+    """Refuse more labels than a record has room for."""
+    size = sum(len(key) + len(value) for key, value in labels.items())
+    if size > MOST_LABELS:
+        words = f"network {net.name!r} would have {size} characters of labels, and {MOST_LABELS} is the most"
+        raise NetplugError("invalid", words, hint="remove some with --label-rm")
 
 
 def refuse_sticky(net: Network, options: Mapping[str, str], *, external: bool) -> None:

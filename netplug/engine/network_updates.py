@@ -19,7 +19,7 @@ from netplug.drivers.tunnel import Vxlan
 from netplug.engine.addressing import Addressing, Subnets
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.convergence import Change, Convergence
-from netplug.engine.network_checks import keep_subnets, refuse_sticky, refuse_subnets
+from netplug.engine.network_checks import keep_subnets, refuse_labels, refuse_sticky, refuse_subnets
 from netplug.engine.publishing import Publishing
 from netplug.engine.records import EndpointRecord, NetworkRecord, NetworkSpec, Origin, SubnetSpec
 from netplug.engine.registry import Registry
@@ -126,11 +126,15 @@ class NetworkUpdates:
         return Updated(now, changes, said)
 
     async def _bring_about(self, before: NetworkRecord, wanted: NetworkRecord) -> list[Change]:
-        if wanted.network.families() != before.network.families():
-            others = [net for net in self._registry.all_networks() if net.id != wanted.network.id]
-            await self._base_plan.ensure([*others, wanted.network])
-        ports = self._publishing.preview(wanted)
-        return list(dict.fromkeys([*await self._convergence.change(wanted), *ports]))
+        others = [net for net in self._registry.all_networks() if net.id != wanted.network.id]
+        try:
+            if wanted.network.families() != before.network.families():
+                await self._base_plan.ensure([*others, wanted.network])
+            ports = self._publishing.preview(wanted)
+            return list(dict.fromkeys([*await self._convergence.change(wanted), *ports]))
+        except BaseException:
+            await self._base_plan.trim([*others, before.network])
+            raise
 
     async def _settle(self, before: NetworkRecord, wanted: NetworkRecord) -> None:
         """Bring about what follows beside the plans of this network. No lock is held."""
@@ -154,6 +158,9 @@ class NetworkUpdates:
         spec = NetworkSpec(net.id, net.name, self._raw(before, change), change.add, net.internal, before.front_end)
         if not driver.addressed:
             refuse_subnets(net, spec)
+        labels = {**before.labels, **change.labels}
+        labels = {key: value for key, value in labels.items() if key not in change.unlabel}
+        refuse_labels(net, labels)
         refuse_sticky(net, spec.options, external=self._addressing.external(before.pools))
         kept = keep_subnets(before, change.remove, change.add, endpoints)
         net, pools = replace(net, subnets=tuple(kept)), tuple(kept.values())
@@ -165,13 +172,12 @@ class NetworkUpdates:
                 async with self._more_subnets(net, spec, others, host) as more:
                     net = replace(net, subnets=net.subnets + more.subnets)
                     driver.check(net, others, host)
-                    labels = {**before.labels, **change.labels}
                     yield replace(
                         before,
                         network=net,
                         pools=pools + more.pools,
                         options=spec.options,
-                        labels={key: value for key, value in labels.items() if key not in change.unlabel},
+                        labels=labels,
                         origin=_origin(before, net, spec.options),
                     )
                     if dry_run:

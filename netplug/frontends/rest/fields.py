@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from netplug.drivers.steps import IPAddress, IPNetwork
+from netplug.engine.network_checks import MOST_LABELS
 from netplug.ipam.errors import IpamError
 from netplug.ipam.pool import parse_network
 
@@ -14,8 +15,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 MOST = 1024
 """Elements of a list: ports are expanded from ranges, so there may be many, but not without end."""
-_LABELS = 65_536
-"""Characters of all labels of a network: a record in etcd has room for 1.5 MiB."""
 
 
 def _name(text: str) -> str:
@@ -62,8 +61,8 @@ def _labels(found: dict[str, str]) -> dict[str, str]:
     for key in found:
         if not key or "=" in key or not key.isprintable() or key != key.strip():
             raise ValueError(f"{key[:80]!r} is not the key of a label: printable characters, without '='")
-    if (size := sum(len(key) + len(value) for key, value in found.items())) > _LABELS:
-        raise ValueError(f"{size} characters of labels are more than {_LABELS}")
+    if (size := sum(len(key) + len(value) for key, value in found.items())) > MOST_LABELS:
+        raise ValueError(f"{size} characters of labels are more than {MOST_LABELS}")
     return found
 
 
