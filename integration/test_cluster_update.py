@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 from harness import Namespace, wait_until
 from harness.cluster import Cluster, Member, cluster, needs_etcd, refused
+from harness.former import former_release, runs
 from harness.traffic import Stream, Talk
 
 pytestmark = needs_etcd
@@ -143,3 +144,27 @@ def test_a_daemon_that_was_down_follows_at_its_start(two: Cluster) -> None:
             wait_until(lambda: inspected(there, net) == inspected(here, net), 10, "it follows")
         assert stream.lost == []
         assert "mtu 1300" in other.exec("ip", "link", "show", "eth0")
+
+
+@pytest.mark.timeout(120)
+def test_a_host_of_the_former_release_keeps_what_it_has_and_follows_once_it_is_updated(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    former = former_release(tmp_path_factory.mktemp("release"))
+    with ExitStack() as stack:
+        it = Cluster(stack)
+        here, there = it.add(), it.add(env=runs(former))
+        with it.network("blue") as net, it.station(here, net) as one, it.station(there, net) as other:
+            with Stream(one, other, other.addresses[0]) as stream, Talk(other, one, one.addresses[0], 7201):
+                here.cli("network", "update", net, "-o", "mtu=1300", "-o", "bum=true", "--subnet-add", "10.91.1.0/24")
+                behind = {host["name"]: host["behind"] for host in here.netplug.json("host", "ls")}
+                assert behind[there.host.name] == {net: "its netplug is older, and follows no updates"}
+                assert there.differences() == []
+                code, text = refused(here, "network", "update", net, "--subnet-rm", "10.91.1.0/24")
+                assert (code, there.host.name in text) == (1, True), text
+                there.netplug.kill()
+                there.netplug.env = {}
+                there.netplug.start()
+                wait_until(lambda: inspected(there, net) == inspected(here, net), 10, "it follows")
+                update(here, net, "--subnet-rm", "10.91.1.0/24")
+            assert stream.lost == []

@@ -259,6 +259,36 @@ def test_an_older_definition_that_comes_back_is_updated_again(three: list[Living
     assert inspected(three[1])["options"]["ttl"] == "60"
 
 
+@pytest.mark.own_etcd
+def test_a_store_that_lost_its_data_gets_the_latest_version_whoever_is_behind(hosts: Hosts, etcd: Member) -> None:
+    """Also from a host that has not followed, and whose daemon starts after the loss."""
+    one, two = hosts.start(1), hosts.start(2)
+    create(one, options={"mtu": "1300"})
+    has(two)
+    two.kernel.foreign.mtus["eth0"] = 1380
+    assert update(one, mtu="1400", labels={"a": "b"})["notes"] != []
+    two.stop()
+    etcd.wipe()
+    etcd.start()
+    two = hosts.start(2)
+    until(
+        lambda: [it.get("version") for it in etcd.records("cluster/networks/").values()] == [1], "it is defined again"
+    )
+    two.kernel.foreign.mtus["eth0"] = 1500
+    two.do(lambda _: two.kernel.moved.set())
+    followed(one, two)
+    assert (inspected(two)["options"]["mtu"], inspected(two)["labels"]) == ("1400", {"a": "b"})
+
+
+def test_a_network_that_an_older_version_built_gets_what_its_definition_says(three: list[Living], etcd: Member) -> None:
+    """It kept no labels, and not when the network was created."""
+    ((key, value),) = etcd.records("cluster/networks/").items()
+    etcd.write(key, {**value, "labels": {"a": "b"}, "created": 1_800_000_000.0})
+    for host in three:
+        until(lambda host=host: inspected(host)["labels"] == {"a": "b"}, "its labels")  # type: ignore[misc]
+        assert inspected(host)["created"].startswith("2027-01-15T")
+
+
 def test_a_removal_that_was_begun_and_not_ended_is_taken_back(three: list[Living], etcd: Member) -> None:
     one, two, _ = three
     update(one, add_subnets=[{"subnet": "10.77.0.0/24"}])

@@ -179,11 +179,10 @@ class Mirroring:
         change, updated = to_follow(definition, record, self._engine.drivers), Updated(record)
         if change != NetworkChange():
             updated = await self._engine.network_updates.update_here(record.network.id, change)
-        elif (record.version, record.origin) == (definition.version, definition.origin):
+        elif _noted(record, definition) == record:
             return updated
         async with registry.lock(record.network.id):
-            now = registry.network(record.network.id)
-            noted = replace(now, version=definition.version, origin=definition.origin)
+            noted = _noted(registry.network(record.network.id), definition)
             await registry.save(noted)
         if change != NetworkChange():
             self._view.touch(ident)  # peers may have addresses in a new subnet
@@ -251,3 +250,9 @@ class Mirroring:
         else:
             await self._engine.networks.take_down(record.network.id, by=FrontEnd.CLI)
             await self.catalogue.add_tombstone(ident)
+
+
+def _noted(record: NetworkRecord, definition: Definition) -> NetworkRecord:
+    """Return a network that is as defined, with what its definition says beyond that."""
+    created = definition.created or record.created  # an older version kept none
+    return replace(record, version=definition.version, origin=definition.origin, created=created)

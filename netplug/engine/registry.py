@@ -198,7 +198,10 @@ class Registry:
 
     async def save(self, record: Record) -> None:
         """Write a record to the store, then to memory."""
-        await self._store.txn((), [put(record)])
+        before, ops = self._known(record), [put(record)]
+        if isinstance(record, NetworkRecord) and isinstance(before, NetworkRecord) and record.created != before.created:
+            ops.append(Put(CREATED + record.network.id, {"at": record.created}))
+        await self._store.txn((), ops)
         self.remember(record)
 
     def remember(self, record: Record) -> None:
