@@ -296,6 +296,29 @@ def test_mtu_that_a_container_chose_stays(lab: Lab) -> None:
     assert [it.exec("cat", "/sys/class/net/eth0/mtu").strip() for it in (lab.one, lab.two)] == ["1400", "1290"]
 
 
+LAN = ("--subnet", "203.0.113.0/24", "--ip-range", "203.0.113.128/25", "--gateway", "203.0.113.2", "-o", "parent={}")
+
+
+@pytest.mark.parametrize("mode", ["macvlan", "host"])
+def test_mtu_of_other_modes_reaches_the_sandbox(
+    netplug: Netplug, dockerd: Dockerd, client: Host, wire: Wire, mode: str
+) -> None:
+    options = [word.format(wire.left_link) for word in LAN] if mode == "macvlan" else []
+    with (
+        docker_network(
+            dockerd, "--ipam-driver", "pynet", "--opt", f"mode={mode}", "--opt", "name=other", *options
+        ) as net,
+        container(dockerd, "--network", net) as it,
+        Talk(it, client, wire.right, 7392),
+        Stream(it, client, wire.right, bound_to_source=False, port=7393) as stream,
+    ):
+        for mtu in ("1300", "1400"):
+            netplug.cli("network", "update", "other", "-o", f"mtu={mtu}")
+            assert it.exec("cat", "/sys/class/net/eth0/mtu").strip() == mtu
+            assert netplug.drift() == ""
+    assert (stream.sent > ENOUGH, stream.lost) == (True, [])
+
+
 def test_update_survives_a_restart_of_the_daemon(lab: Lab, netplug: Netplug) -> None:
     with flowing(lab, *ALL) as flows:
         lab.update("-o", "mtu=1400", "-o", "rate=160mbit", "-o", "icc=true")
