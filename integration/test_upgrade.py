@@ -274,6 +274,24 @@ def test_rollback_of_what_uses_nothing_new_finds_all_of_it(place: Place, former:
         assert reserved(place, it.network) == ["8080", "9090"]
 
 
+@pytest.mark.timeout(120)
+def test_container_that_is_removed_during_a_rollback_is_gone_after_it(place: Place, former: Path) -> None:
+    """The former release cannot read its record; Docker, which is told that it is gone, says nothing of it again."""
+    place.becomes(None)
+    with docker_network(place.dockerd, "--ipam-driver", "pynet", "--subnet", "10.92.0.0/24") as net:
+        web = place.dockerd.run("--network", net, "--name", "web", "-p", "8080:80")
+        address = web.ip(net)
+        place.netplug.cli("publish", "web", "9999:81")
+        place.becomes(former)
+        web.remove()
+        place.becomes(None)
+        wait_until(lambda: place.netplug.json("ps") == [], HEAL_TIMEOUT_S, "no endpoints")
+        place.agrees()
+        assert place.netplug.json("ipam", "audit") == []
+        with container(place.dockerd, "--network", net, "--ip", address, "-p", "8080:80", "-p", "9999:80"):
+            assert [it[0] != "" for it in endpoints(place)] == [True]
+
+
 def endpoints(place: Place) -> list[tuple[str, ...]]:
     """Return the endpoints as both versions show them."""
     return [(it["id"], it["name"], it["mac"], *it["addresses"], *it["ports"]) for it in place.netplug.json("ps")]
