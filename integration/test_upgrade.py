@@ -21,8 +21,10 @@ from harness import (
     Host,
     Namespace,
     Netplug,
+    SeenServer,
     Stream,
     Wire,
+    cli_network,
     cni_attached,
     cni_list,
     connect,
@@ -30,6 +32,7 @@ from harness import (
     docker_network,
     namespace,
     own_ipam,
+    tcp_ask,
     wait_until,
 )
 from harness.cluster import Cluster, Member, needs_etcd
@@ -152,14 +155,20 @@ def reserved(place: Place, network: str) -> list[str]:
 
 
 @pytest.mark.timeout(120)
-def test_upgrade_keeps_traffic_and_changes_nothing_that_is_the_same(place: Place) -> None:
-    with built(place) as it:
+def test_upgrade_keeps_traffic_and_changes_only_what_is_new(place: Place) -> None:
+    """The former release answers by the default route alone what comes in by a port of another network."""
+    with built(place) as it, cli_network(place.netplug) as second:
+        it.bare.attach(place.netplug, second, "--ifname", "eth1", "--publish", "7171:71")
         with traffic(place, it):
-            said = place.becomes(None)
+            said = [line for line in place.becomes(None) if CONVERGED.search(line)]
             place.agrees()
-        assert not [line for line in said if CONVERGED.search(line)]
+        assert len(said) == 1, said
+        assert "object=source-route/" in said[0]
+        with SeenServer(it.bare, "tcp", 71):
+            assert tcp_ask(place.client, place.wire.left, 7171) == place.wire.right
         assert reserved(place, it.network) == ["8080", "9090"]
         assert place.netplug.json("ipam", "audit") == []
+        it.bare.detach(place.netplug, second, "--ifname", "eth1")
 
 
 @pytest.mark.timeout(120)
