@@ -6,6 +6,7 @@ import pickle
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import ip_interface
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from netplug.drivers.api import HostFacts, LinkFacts, PortMapping
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.naming import host_side
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Hairpin, Proto, Shape, Step, Veth
+from netplug.drivers.steps import Address, Hairpin, Proto, Shape, Step, Veth
 from netplug.engine.read_facts import ReadFacts
 from netplug.engine.records import NetworkRecord
 from netplug.kernel.api import StepError
@@ -243,3 +244,28 @@ async def test_ranges_of_ports_are_not_taken_apart_for_other_changes(
     await host.engine.convergence.all()
     assert parts < 400
     assert {it.mtu for it in of(host, Veth)} == {1400}
+
+
+# What is not ours
+
+
+async def test_object_of_the_user_that_a_network_comes_to_need_stays_the_users(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version of the driver wants an address that the user has given to their own bridge."""
+    theirs = ("br-theirs", ip_interface("10.9.0.1/24"))
+    host.kernel.foreign.links["br-theirs"] = "bridge"
+    host.kernel.foreign.addresses.add(theirs)
+    await host.engine.base_plan.read_host()
+    await host.cli_network("10.2.0.0/24", ident=OTHER, name="red", bridge="br-theirs")
+    create = BridgeDriver.create_network
+
+    def more(self: Any, net: Any, facts: Any) -> Plan:
+        return create(self, net, facts) + Plan((Address(*theirs),) if net.id == OTHER else ())
+
+    monkeypatch.setattr(BridgeDriver, "create_network", more)
+    await host.reboot()
+    record = host.engine.registry.network(OTHER)
+    assert Address(*theirs) in record.plan
+    assert Address(*theirs).key in record.used
+    await host.check()

@@ -154,11 +154,14 @@ class Convergence:
             for change in (change for move in moves for change in move.changes()):
                 log.info("step.converged", owner=change.owner, object=change.object, what=change.what)
             with self._applying(ident, moves):
-                failed = await self._journal.move(
+                failed, used = await self._journal.move(
                     Intent(what, _gone(moves)), _new(moves), _puts(moves), lambda: self._remember(moves)
                 )
             for error in failed:
                 log.warning("converge.failed", owner=what, error=str(error))
+            for move in moves if used else ():
+                if (settled := _using(move, used)) != move:
+                    await self._registry.save(settled.after)
             await self._peers.follow(ident)
             return True
 

@@ -145,8 +145,10 @@ class Journal:
 
     async def move(
         self, gone: Intent, new: Plan, ops: Sequence[Put | Delete], written: Callable[[], None]
-    ) -> list[Exception]:
-        """Do `ops`, apply `new` as far as possible, then revert an intent's plan; return what could not be applied.
+    ) -> tuple[list[Exception], set[str]]:
+        """Do `ops`, apply `new` as far as possible, then revert an intent's plan.
+
+        Return what could not be applied, and the keys of steps whose objects exist and are not ours.
 
         `ops` and the intent are one transaction: after a crash, recovery follows the new records, from which the kernel
         then differs. `written`: called after it.
@@ -154,12 +156,13 @@ class Journal:
         key = await self.begin(gone, ops, new)
         written()
         failed: list[Exception] = []
+        used: set[str] = set()
         try:
-            await self._executor.mend(new)
+            await self._executor.mend(new, used)
         except ExceptionGroup as group:
             failed += group.exceptions
         await self._end(key, gone)
-        return failed
+        return failed, used
 
     async def replace(self, key: str, gone: Intent, ops: Sequence[Put | Delete], written: Callable[[], None]) -> None:
         """End what `build` began by `ops`, as `commit` does, and revert the plan of another intent.

@@ -72,18 +72,20 @@ class Executor:
             if spared := [step for steps in before.values() for step in steps if step.key not in made]:
                 await self._kernel.ensure(arrange(spared))
 
-    async def mend(self, plan: Plan) -> None:
+    async def mend(self, plan: Plan, used: set[str] | None = None) -> None:
         """Bring about what can be of a plan that was applied before; what one step lacks keeps no other from it.
+
+        `used`: is given the keys of steps whose objects exist and are not ours.
 
         Raises:
             ExceptionGroup: of `StepError`; all other steps are as they should be.
         """
         errors: list[StepError] = []
-        await self._mend(arrange(plan.steps), errors)
+        await self._mend(arrange(plan.steps), errors, set() if used is None else used)
         if errors:
             raise ExceptionGroup("some objects could not be mended", errors)
 
-    async def _mend(self, steps: Sequence[Step], errors: list[StepError]) -> None:
+    async def _mend(self, steps: Sequence[Step], errors: list[StepError], used: set[str]) -> None:
         """Apply steps, without those that fail alone. Each of these costs as many tries as halving the rest takes.
 
         What is done together fails together, so the step that an error names need not be the one at fault.
@@ -98,10 +100,13 @@ class Executor:
                 self.refused[left[0].key] = str(error)
                 return
             middle = len(left) // 2
-            await self._mend(left[:middle], errors)
-            await self._mend(left[middle:], errors)
+            await self._mend(left[:middle], errors, used)
+            await self._mend(left[middle:], errors, used)
         else:
             self._forget_refusals(steps)
+        finally:
+            found = zip(steps, outcomes, strict=False)
+            used.update(step.key for step, outcome in found if outcome is Outcome.USED)
 
     async def revert(self, plan: Plan) -> None:
         """Remove a plan, in reverse. What is absent is no failure; goes on after failures.
