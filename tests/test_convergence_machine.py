@@ -5,18 +5,18 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
-from typing import Any, TypeGuard
+from typing import Any
 
 import pytest
 from built_in_drivers import DRIVERS
 from engine_host import Died, Fuse, Host, external, tcp
+from fresh_build import compare_with_a_fresh_build
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from netplug.drivers.api import HostFacts, StaticRoute
 from netplug.drivers.errors import DriverError
-from netplug.drivers.steps import Chain, Flows, Jump, Route, Rule, Step
 from netplug.engine.network_updates import NetworkChange
 from netplug.engine.records import (
     AttachSpec,
@@ -29,9 +29,8 @@ from netplug.engine.records import (
 )
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError
-from netplug.ipam.pool import EXTERNAL
 from netplug.kernel.fake.kernel import FakeKernel
-from netplug.kernel.fake.world import Foreign, comparable
+from netplug.kernel.fake.world import Foreign
 
 DOCKER, CLI, CNI = FrontEnd.DOCKER, FrontEnd.CLI, FrontEnd.CNI
 KINDS = {
@@ -361,93 +360,6 @@ def _port(name: str, box: str) -> Any:
 
 def _interface(pool: Any, number: int) -> Any:
     return ip_interface(f"{pool[number]}/{pool.prefixlen}")
-
-
-# A fresh build of the final records
-
-
-async def compare_with_a_fresh_build(host: Host) -> None:
-    fresh = await Host.boot(FakeKernel(Foreign(links=dict(host.kernel.foreign.links), facts=host.kernel.foreign.facts)))
-    try:
-        for record in host.networks():
-            await fresh.engine.networks.create(_spec(host, record))
-        for endpoint in sorted(host.endpoints(), key=_provides, reverse=True):
-            await _build(fresh, endpoint)
-        await fresh.reconciler.repair()
-        await fresh.check()
-        assert picture(host) == picture(fresh)
-        assert rules(host) == rules(fresh)
-    finally:
-        await fresh.close()
-
-
-def picture(host: Host) -> dict[str, object]:
-    """Return the objects of the kernel but for the firewall's rules, by key.
-
-    Of networks with one priority, that which came first provides a default route: only the priority is compared.
-    """
-    state = [it for it in host.kernel._world.state.values() if not isinstance(it, Chain | Rule | Jump | Flows)]
-    ways = {f"way {it.netns} {it.destination.version}": _priority(host, it) for it in state if _is_way(it)}
-    return ways | {it.key: comparable(it) for it in state if not _is_way(it)}
-
-
-def rules(host: Host) -> list[str]:
-    """Return the rules of the firewall."""
-    return [line for line in host.dump() if line.startswith("IPv")]
-
-
-def _is_way(step: Step) -> TypeGuard[Route]:
-    return isinstance(step, Route) and bool(step.netns) and not step.destination.prefixlen
-
-
-def _priority(host: Host, way: Route) -> int:
-    (found,) = [it for it in host.endpoints() if (it.sandbox, it.ifname) == (way.netns, way.link)]
-    return host.engine.endpoints.way_out.priority(found)
-
-
-def _spec(host: Host, record: NetworkRecord) -> NetworkSpec:
-    docker = record.front_end is DOCKER
-    subnets = tuple(
-        SubnetSpec(it.pool, it.gateway.ip if it.gateway else None, space=EXTERNAL if docker else "local")
-        for it in record.network.subnets
-    )
-    net = record.network
-    return NetworkSpec(net.id, net.name, record.options, subnets, internal=net.internal, front_end=record.front_end)
-
-
-def _provides(record: EndpointRecord) -> int:
-    return sum(not it.destination.prefixlen for it in record.routes)
-
-
-async def _build(fresh: Host, record: EndpointRecord) -> None:
-    endpoint, engine = record.endpoint, fresh.engine
-    if record.front_end is DOCKER:
-        await engine.endpoints.create(
-            EndpointSpec(endpoint.id, endpoint.network, endpoint.addresses, endpoint.mac, endpoint.ports)
-        )
-        if record.sandbox:
-            fresh.kernel.inhabitants.add(record.sandbox)
-            await engine.endpoints.join(endpoint.network, endpoint.id, record.sandbox)
-        if record.published:
-            await engine.publishing.publish(endpoint.network, endpoint.id)
-        if not record.linked:
-            await engine.endpoints.leave(endpoint.network, endpoint.id)
-    else:
-        await engine.endpoints.attach(
-            AttachSpec(
-                endpoint.network,
-                record.sandbox,
-                record.ifname,
-                addresses=tuple(it.ip for it in endpoint.addresses),
-                mac=endpoint.mac,
-                ports=record.published,
-                id=endpoint.id,
-                front_end=record.front_end,
-                routes=record.given_routes,
-            )
-        )
-    if record.opened:
-        await engine.added_ports.add(endpoint.id, record.added)
 
 
 TestConvergenceMachine = pytest.mark.usefixtures("quiet")(ConvergenceMachine.TestCase)
