@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 from harness import CommandError, Dockerd, container, resolve, wait_until
-from harness.cluster import Cluster, Member, cluster, needs_etcd
+from harness.cluster import Cluster, Member, cluster, needs_etcd, refused
 from harness.dockerd import SOCKET
+from harness.traffic import Stream
 
 pytestmark = needs_etcd
 
@@ -62,6 +63,31 @@ def test_containers_of_two_dockerds_reach_each_other(hosts: tuple[Cluster, list[
     for member in it.members:
         gone(member, "blue")
         assert member.netplug.json("ipam", "ls") == []
+
+
+def test_a_network_of_two_dockerds_is_updated_under_its_containers(hosts: tuple[Cluster, list[Dockerd]]) -> None:
+    it, dockerds = hosts
+    here, there = it.members
+    for dockerd, member in zip(dockerds, it.members, strict=True):
+        dockerd.docker(*named("blue", "-o", "rate=100mbit"))
+        wait_until(lambda member=member: member.has("blue"), what="blue")  # type: ignore[misc]
+    with (
+        container(dockerds[0], "--network", "blue") as one,
+        container(dockerds[1], "--network", "blue") as other,
+        Stream(one, other, other.ip()) as stream,
+    ):
+        there.cli("network", "update", "blue", "-o", "mtu=1300", "-o", "rate=50mbit")
+        for member, place in ((here, one), (there, other)):
+            assert [host["behind"] for host in member.netplug.json("host", "ls")] == [{}, {}]
+            assert "mtu 1300" in place.exec("ip", "link", "show", "eth0")
+        code, text = refused(here, "network", "update", "blue", "--subnet-add", "10.91.1.0/24")
+        assert (code, "takes no other subnets while it lives" in text) == (1, True), text
+    assert stream.lost == []
+    for dockerd in dockerds:
+        dockerd.docker("network", "rm", "blue")
+    for member in it.members:
+        gone(member, "blue")
+        assert not member.netplug.drift()
 
 
 def test_a_network_of_the_cluster_is_taken_up_by_docker_as_it_is(hosts: tuple[Cluster, list[Dockerd]]) -> None:
