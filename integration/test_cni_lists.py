@@ -18,6 +18,7 @@ from harness import (
     Runtime,
     SeenServer,
     connect,
+    default_gateway,
     execute,
     namespace,
     tcp_ask,
@@ -177,6 +178,24 @@ def test_way_out_by_a_network_of_another_plugin_stays(own: tuple[Host, Netplug])
             for it, one in zip(runtimes, ends, strict=True):
                 it.delete(one)
     host.run(["ip", "link", "del", "br0"])
+
+
+def test_priority_ranks_our_networks(own: tuple[Host, Netplug]) -> None:
+    host, netplug = own
+    other = {"ranges": [[{"subnet": "10.92.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}
+    low = Runtime(host, PYNET | {"gw_priority": -1})
+    high = Runtime(host, {"type": "pynet", "ipam": {"type": "netplug-ipam"} | other})
+    with namespace(host) as netns:
+        for runtimes in ((low, high), (high, low)):
+            ends = {it: it.add(netns, ifname=f"eth{number}") for number, it in enumerate(runtimes)}
+            assert default_gateway(netns) == "10.92.0.1"
+            for it, one in ends.items():
+                it.check(one)
+            assert not netplug.drift()
+            high.delete(ends[high])
+            assert default_gateway(netns) == "10.91.0.1"
+            low.delete(ends[low])
+            assert "suppress" not in netns.exec("ip", "rule")
 
 
 # Their IPAM

@@ -174,6 +174,35 @@ def test_resolvers_are_the_networks(call: Netavark) -> None:
         call.netplug.cli("network", "rm", name)
 
 
+def test_networks_are_ranked_by_metric(call: Netavark) -> None:
+    nets = [
+        call("create", given=network(name=name, id=name[0] * 64, subnets=[{"subnet": subnet}], options=options))
+        for name, subnet, options in (
+            ("blue", "10.91.0.0/24", {"metric": "200"}),
+            ("red", "10.92.0.0/24", {"metric": "50"}),
+            ("green", "10.93.0.0/24", {"no_default_route": "true"}),
+        )
+    ]
+    with namespace(call.host) as netns:
+        wanted = [container(net, interface_name=f"eth{number}") for number, net in enumerate(nets)]
+        for one in wanted:
+            call("setup", path(netns), given=one)
+        assert netns.exec("ip", "route", "show", "default").split()[:7] == (
+            ["default", "via", "10.92.0.1", "dev", "eth1", "proto", "110"]
+        )
+        assert "metric 50" in netns.exec("ip", "route", "show", "default")
+        assert netns.pings(call.wire.right)
+        call("teardown", path(netns), given=wanted[1])
+        assert "via 10.91.0.1 dev eth0" in (left := netns.exec("ip", "route", "show", "default"))
+        assert "metric 200" in left
+        assert netns.pings(call.wire.right)
+        assert not call.netplug.drift()
+        for one in wanted:
+            call("teardown", path(netns), given=one)
+    for name in ("blue", "red", "green"):
+        call.netplug.cli("network", "rm", name)
+
+
 def test_life_of_a_container(call: Netavark) -> None:
     asked = network(
         subnets=[

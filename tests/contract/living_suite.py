@@ -120,6 +120,11 @@ class LivingSuite:
         await kernel.remove(sources)
         assert len(await whats(kernel, *sources)) == 4
         assert around.answers_by(sources[2]) in {"eth1", ""}
+        await kernel.ensure((sources[2],))
+        moved = Route(everything, "eth2", sources[2].gateway, netns, tunable=True)
+        assert len(await whats(kernel, moved)) == 1  # a table of ours is not one to which a plugin moved it
+        assert await kernel.ensure((moved,)) == [ADJUSTED]
+        await kernel.remove((sources[2], moved))
         unreached = replace(sources[0], gateway=ip_network("198.51.100.0/24" if version == 4 else "2001:db8::/64")[1])
         assert (await refusal(kernel, unreached)).kind == "invalid"
         await kernel.remove(steps)

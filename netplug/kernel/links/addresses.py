@@ -10,6 +10,7 @@ from ipaddress import IPv6Interface
 
 from netplug.drivers.steps import Address, Route
 from netplug.kernel.api import MISSING, Outcome, StepError
+from netplug.kernel.links.source_routes import others
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
     NEW,
@@ -83,7 +84,7 @@ def ensure_route(nl: Netlink, step: Route, *, new_link: bool = False) -> Outcome
     `new_link`: this call created the link. No user can have moved the route to another table yet, so none is searched.
     """
     index = _index(nl, step)
-    if step.tunable and not new_link and not _route_drift(step, index, rtnl.routes(nl, table=0)):
+    if step.tunable and not new_link and not _route_drift(step, index, others(rtnl.routes(nl, table=0))):
         return Outcome.EQUAL
     return _make_route(nl, step, index, new_link=new_link)
 

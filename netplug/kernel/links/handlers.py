@@ -257,7 +257,7 @@ class RouteHandler(RequestHandler[Route]):
     def drift(self, step: Route, survey: Survey) -> str:
         """Compare it."""
         view = survey.view(step.netns, step.netns_id)
-        found = view.routes + (view.moved if step.tunable else []) if view else []
+        found = view.routes + (source_routes.others(view.moved) if step.tunable else []) if view else []
         return addresses.route_drift(step, view.links.get(step.link) if view else None, found)
 
 

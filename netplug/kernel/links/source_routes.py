@@ -59,6 +59,11 @@ def table_of(step: SourceRoute) -> int:
     return _TABLES + (crc32(f"{step.link} {step.gateway}".encode()) & 0xFFFF)
 
 
+def others(routes: Iterable[LinkRoute]) -> list[LinkRoute]:
+    """Return the routes that are not of our tables."""
+    return [route for route in routes if not _TABLES <= route.table <= _TABLES + 0xFFFF]
+
+
 def wanted(step: SourceRoute) -> tuple[Rule, Rule]:
     """Return the rules of a step."""
     version = step.source.version
