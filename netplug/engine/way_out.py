@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import structlog
 
+from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Route, SourceRoute
@@ -117,7 +118,8 @@ class WayOut:
             now = self._with(built, provided(built) | {version} if provides else provided(built) - {version})
             # Of two that provide it, the kernel has the route of either.
             new = [step for step in now.plan if step not in built.plan or (provides and _is_way(step, version))]
-            gone = [step for step in built.plan if step not in now.plan]
+            keys = {step.key for step in now.plan}
+            gone = [step for step in built.plan if step.key not in keys]
             what = f"way out of {built.sandbox}"
             try:
                 key, _ = await self._journal.build(Intent(what, Plan(tuple(new))))
@@ -151,7 +153,7 @@ def tolerant(sandbox: str) -> Iterator[None]:
     """Log what fails; the sandbox may be gone."""
     try:
         yield
-    except NetplugError as exc:
+    except (NetplugError, DriverError) as exc:
         log.warning("way_out.missing", sandbox=sandbox, error=str(exc))
 
 
