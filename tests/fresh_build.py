@@ -1,10 +1,11 @@
 """Builds on a new host what the final records of another one say, and compares both kernels. For tests."""
 
+from collections.abc import Collection
 from typing import TypeGuard
 
 from engine_host import Host
 
-from netplug.drivers.steps import Chain, Flows, Jump, Route, Rule, Step
+from netplug.drivers.steps import Chain, Flows, Jump, Route, Rule, SourceRoute, Step
 from netplug.engine.records import (
     AttachSpec,
     EndpointRecord,
@@ -31,7 +32,9 @@ async def compare_with_a_fresh_build(host: Host) -> None:
             await _build(fresh, endpoint)
         await fresh.reconciler.repair()
         await fresh.check()
-        mine, theirs = picture(host), picture(fresh)
+        # With CNI, a network that did not provide the default route does not take over; see `WayOut`.
+        but = {it.sandbox for it in host.endpoints() if it.front_end is FrontEnd.CNI and _lacks(it)}
+        mine, theirs = picture(host, but), picture(fresh, but)
         differ = {key: (mine.get(key), theirs.get(key)) for key in mine | theirs if mine.get(key) != theirs.get(key)}
         assert not differ, differ
         assert rules(host) == rules(fresh)
@@ -39,12 +42,13 @@ async def compare_with_a_fresh_build(host: Host) -> None:
         await fresh.close()
 
 
-def picture(host: Host) -> dict[str, object]:
-    """Return the objects of the kernel but for the firewall's rules, by key.
+def picture(host: Host, but: Collection[str] = ()) -> dict[str, object]:
+    """Return the objects of the kernel but for the firewall's rules, by key. `but`: sandboxes without their ways out.
 
     Of networks with one priority, that which came first provides a default route: only the priority is compared.
     """
     state = [it for it in host.kernel._world.state.values() if not isinstance(it, Chain | Rule | Jump | Flows)]
+    state = [it for it in state if not ((_is_way(it) or isinstance(it, SourceRoute)) and it.netns in but)]
     ways = {f"way {it.netns} {it.destination.version}": _priority(host, it) for it in state if _is_way(it)}
     return ways | {it.key: comparable(it) for it in state if not _is_way(it)}
 

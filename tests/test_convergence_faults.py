@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from engine_host import NET, OTHER, SANDBOX, Host
+from engine_host import NET, OTHER, SANDBOX, Host, tcp
 
 from netplug.drivers import port_ranges
 from netplug.drivers.api import HostFacts, LinkFacts, PortMapping
@@ -20,7 +20,7 @@ from netplug.drivers.naming import host_side
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Address, Hairpin, Proto, Shape, Step, Veth
 from netplug.engine.read_facts import ReadFacts
-from netplug.engine.records import NetworkRecord
+from netplug.engine.records import FrontEnd, NetworkRecord
 from netplug.kernel.api import StepError
 from netplug.store.api import Delete, Put, StoreError
 
@@ -269,3 +269,8 @@ async def test_object_of_the_user_that_a_network_comes_to_need_stays_the_users(
     assert Address(*theirs) in record.plan
     assert Address(*theirs).key in record.used
     await host.check()
+
+
+async def test_published_port_of_a_container_without_id_is_not_called_unpublished(host: Host) -> None:
+    await host.attach("ns2", front_end=FrontEnd.CNI, ports=(tcp(9091, address="127.0.0.1"),))
+    assert await host.reconciler.diff() == []

@@ -94,7 +94,7 @@ class Exposure:
         chosen = [port for port in record.endpoint.ports if port.host_address] if record.front_end.shares else []
         if not chosen or found is None or found.network.internal:
             return []
-        others = self._registry.endpoints() if record.container else []
+        others = self._registry.endpoints() if record.container else [record]
         same = [it for it in others if (it.front_end, it.container) == (record.front_end, record.container)]
         versions = {interface.version for one in same for interface in one.endpoint.addresses}
         return [port for port in chosen if port.host_address and port.host_address.version not in versions]
