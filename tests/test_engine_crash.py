@@ -45,6 +45,10 @@ async def remove_ports(host: Host) -> object:
     return await host.engine.added_ports.remove(END, (tcp(9000, 90), udp(9053)))
 
 
+async def attach_another(host: Host) -> object:
+    return await host.attach("ns7", ports=(tcp(7000), tcp(7001, 81)), addresses=(ip_address("10.1.0.9"),))
+
+
 async def bind_elsewhere(host: Host) -> object:
     """Change the default host address of a network, and then its ports."""
     record = host.engine.registry.network(NET)
@@ -217,6 +221,7 @@ CASES = {
     "leave with added ports": Case((network, endpoint, join, publish, add_ports), leave),
     "join again with added ports": Case((network, endpoint, join, publish, add_ports, leave), join),
     "publish elsewhere": Case((network, endpoint, join, publish, add_ports), bind_elsewhere),
+    "publish two elsewhere": Case((network, attach_another, endpoint, join, publish, add_ports), bind_elsewhere),
     "leave": Case((network, endpoint, join, publish), leave),
     "join again": Case((network, endpoint, join, publish, leave), join),
     "delete joined endpoint": Case((network, endpoint, join, publish), delete),

@@ -117,11 +117,11 @@ class AddedPorts:
                 raise self._publishing.with_holder(exc, built, wanted) from exc
             more = replace(built, added=in_order((*built.added, *added)), opened=in_order((*built.opened, *opened)))
             more = self._publishing.planned(net, more)
-            await self._publishing.grow(built, more)
+            await self._publishing.grow((built, more))
         try:
             await self._endpoints.listener.joined(more)
         except BaseException:
-            await self._publishing.shrink(more, built)
+            await self._publishing.shrink((more, built))
             raise
         new = port_ranges.joined(opened)
         log.info("ports.added", endpoint=short(built.endpoint.id), name=built.name, ports=list(map(str, new)))
@@ -142,7 +142,7 @@ class AddedPorts:
             built = self._registry.endpoint(network_id, endpoint_id)
             gone = tuple(it for single in _singles(in_order(ports)) for it in self._removable(net, built, single))
             less = self._publishing.planned(net, _less(net, built, gone))
-            await self._publishing.shrink(built, less)
+            await self._publishing.shrink((built, less))
             self._publishing.forget_lost(less)
             try:
                 await self._endpoints.listener.joined(less)

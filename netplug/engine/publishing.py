@@ -97,7 +97,7 @@ class Publishing:
         net = self._registry.network(built.endpoint.network).network
         async with self.exposed(net, built) as open_:
             if open_.published:
-                await self.grow(built, open_)
+                await self.grow((built, open_))
                 self.dead_holders.note_alive(open_)
                 return open_
         if net.internal and built.endpoint.ports and not built.withheld:
@@ -148,18 +148,23 @@ class Publishing:
         """Return an endpoint with the plan of the ports that it says are in force."""
         return replace(record, exposed=self._planner.exposed(net, record))
 
-    async def grow(self, before: EndpointRecord, after: EndpointRecord) -> None:
-        """Publish more ports; the plan of `after` has all of `before`'s objects. The caller holds the lock."""
-        more = port_ranges.less(after.exposed, port_ranges.keys(before.exposed))
-        key, _ = await self._journal.build(Intent(_what(after), Plan(tuple(more))))
-        await self._journal.commit(key, [put(after)])
-        self._registry.remember(after)
+    async def grow(self, *moves: tuple[EndpointRecord, EndpointRecord]) -> None:
+        """Publish more ports of endpoints of one network, whose lock the caller holds: all or none.
 
-    async def shrink(self, before: EndpointRecord, after: EndpointRecord) -> None:
-        """Publish fewer ports; the plan of `after` has no other objects than `before`'s. The caller holds the lock."""
-        gone = port_ranges.less(before.exposed, port_ranges.keys(after.exposed))
-        await self._journal.take_down(Intent(_what(after), Plan(tuple(gone))), [put(after)])
-        self._registry.remember(after)
+        `moves`: each endpoint before and after; the later plan has all objects of the former.
+        """
+        more = (it for old, new in moves for it in port_ranges.less(new.exposed, port_ranges.keys(old.exposed)))
+        key, _ = await self._journal.build(Intent(_what(moves), Plan(tuple(more))))
+        await self._journal.commit(key, [put(new) for _, new in moves])
+        for _, new in moves:
+            self._registry.remember(new)
+
+    async def shrink(self, *moves: tuple[EndpointRecord, EndpointRecord]) -> None:
+        """Publish fewer ports, as `grow`; the later plan has no other objects than the former."""
+        gone = (it for old, new in moves for it in port_ranges.less(old.exposed, port_ranges.keys(new.exposed)))
+        await self._journal.take_down(Intent(_what(moves), Plan(tuple(gone))), [put(new) for _, new in moves])
+        for _, new in moves:
+            self._registry.remember(new)
 
     # Ports in force follow from records
 
@@ -172,10 +177,10 @@ class Publishing:
         """
         for ident in network_ids:
             async with self._registry.lock(ident):
-                found = self._registry.find_network(ident)
-                for record in self._registry.endpoints(ident) if found else ():
-                    if found and (record.endpoint.ports or record.added or record.exposed):
-                        await self._settle(found.network, record, self._reservations(record))
+                if found := self._registry.find_network(ident):
+                    every = self._registry.endpoints(ident)
+                    records = [it for it in every if it.endpoint.ports or it.added or it.exposed]
+                    await self._fill_all(found.network, await self._shrunk(found.network, records))
         await self.regain()  # other endpoints of these containers may publish what these do not any more
 
     def preview(self, record: NetworkRecord) -> list[Change]:
@@ -207,7 +212,8 @@ class Publishing:
     async def settle(self, record: EndpointRecord) -> EndpointRecord:
         """Do as `converge` for one endpoint; the caller holds the lock of its network."""
         net = self._registry.network(record.endpoint.network).network
-        return await self._settle(net, record, self._reservations(record))
+        (kept,) = await self._shrunk(net, [record])
+        return await self._fill(net, kept, self._reservations(kept))
 
     @uncancellable
     async def inherit(self, gone: EndpointRecord) -> None:
@@ -255,64 +261,97 @@ class Publishing:
     def _reservations(self, record: EndpointRecord) -> Reservations | None:
         return self._kernel.ports.reservations(0, record.container) if record.front_end.shares else None
 
-    async def _settle(self, net: Network, record: EndpointRecord, theirs: Reservations | None) -> EndpointRecord:
-        kept = replace(
-            record,
-            published=still(record.published, self._wanted(record)),
-            opened=still(record.opened, self._wanted(record, record.added)),
-        )
-        if kept != record:
-            withheld = bool(record.asked) and not record.front_end.shares
-            kept = self.planned(net, replace(kept, withheld=withheld))
-            await self.shrink(record, kept)
-        return await self._fill(net, kept, theirs)
+    async def _shrunk(self, net: Network, records: Sequence[EndpointRecord]) -> list[EndpointRecord]:
+        """Unpublish what is not wanted any more at endpoints of a network, and return them."""
+        moves = [(record, self._kept(net, record)) for record in records]
+        if changed := [move for move in moves if move[0] is not move[1]]:
+            await self.shrink(*changed)
+        return [kept for _, kept in moves]
+
+    def _kept(self, net: Network, record: EndpointRecord) -> EndpointRecord:
+        """Return an endpoint without the ports that are not wanted any more."""
+        published = still(record.published, self._wanted(record))
+        opened = still(record.opened, self._wanted(record, record.added)) if record.opened else ()
+        if (published, opened) == (record.published, record.opened):
+            return record
+        withheld = bool(record.asked) and not record.front_end.shares
+        return self.planned(net, replace(record, published=published, opened=opened, withheld=withheld))
+
+    async def _fill_all(self, net: Network, records: Sequence[EndpointRecord]) -> None:
+        """Publish what is wanted at endpoints of a network, by one change of the kernel if possible."""
+        try:
+            async with AsyncExitStack() as held:
+                moves = [(one, await self._filled(net, one, self._reservations(one), held)) for one in records]
+                if moves := [move for move in moves if move[0] is not move[1]]:
+                    await self.grow(*moves)
+        except NetplugError as exc:
+            log.warning("ports.one_by_one", network=short(net.id), error=str(exc))
+            for one in records:
+                await self._fill(net, one, self._reservations(one))
 
     async def _fill(self, net: Network, found: EndpointRecord, theirs: Reservations | None) -> EndpointRecord:
         """Publish what is wanted and is not published, as far as possible; the rest is `lost`."""
+        try:
+            async with AsyncExitStack() as held:
+                filled = await self._filled(net, found, theirs, held)
+                if filled is not found:
+                    await self.grow((found, filled))
+        except NetplugError as exc:
+            self._lose(found, dict.fromkeys(self._lacking(found), exc))
+            return found
+        return filled
+
+    def _lacking(self, found: EndpointRecord) -> tuple[PortMapping, ...]:
+        wanted = missing(self._wanted(found), found.published)
+        return wanted + missing(self._wanted(found, found.added), found.opened)
+
+    async def _filled(
+        self, net: Network, found: EndpointRecord, theirs: Reservations | None, held: AsyncExitStack
+    ) -> EndpointRecord:
+        """Return an endpoint with what it shall publish, as far as its ports could be reserved; the rest is `lost`.
+
+        The reservations end with `held`, if that ends by an error.
+        """
         wanted, added = self._wanted(found), missing(self._wanted(found, found.added), found.opened)
         if not found.front_end.shares:
             wanted = missing(wanted, found.published)
-        lost, filled = dict[PortMapping, NetplugError](), found
-        with self._sharing.claimed(found, wanted) as ports:
-            try:
-                filled = await self._filled(net, found, ports, added, theirs, lost)
-            except (NetplugError, DriverError) as exc:
-                error = NetplugError(str(exc.kind), exc.message, hint=exc.hint)
-                lost = dict.fromkeys((*ports, *added), error)
+        if not (wanted or added or found.withheld):
+            self._lose(found, {})
+            return found
+        lost, filled, ep = dict[PortMapping, NetplugError](), found, found.endpoint
+        ports = held.enter_context(self._sharing.claimed(found, wanted))
+        try:
+            async with AsyncExitStack() as mine:
+                had = self._chosen.before(found, ports)
+                published = await mine.enter_async_context(reserved(self._kernel, ep, ports, theirs, had, lost))
+                opened = await mine.enter_async_context(reserved(self._kernel, ep, added, lost=lost))
+                filled = self._with(net, found, published, opened)
+                await held.enter_async_context(mine.pop_all())
+        except (NetplugError, DriverError) as exc:
+            lost = dict.fromkeys((*ports, *added), NetplugError(str(exc.kind), exc.message, hint=exc.hint))
+        self._lose(found, lost)
+        return filled
+
+    def _with(
+        self, net: Network, found: EndpointRecord, published: Sequence[PortMapping], opened: Sequence[PortMapping]
+    ) -> EndpointRecord:
+        """Return an endpoint with more ports in force; the same object if there are none."""
+        more = found
+        if published or opened:
+            published = in_order((*found.published, *published)) if published else found.published
+            opened = in_order((*found.opened, *opened)) if opened else found.opened
+            more = self.planned(net, replace(found, published=published, opened=opened))
+        asked = on_hosts(net, found.asked)
+        withheld = bool(not found.front_end.shares and missing(asked, more.published))
+        return more if withheld == more.withheld else replace(more, withheld=withheld)
+
+    def _lose(self, found: EndpointRecord, lost: Mapping[PortMapping, NetplugError]) -> None:
+        """Note which wanted ports of an endpoint are not published, and why."""
         before = self.lost.pop(found.key, {})
         if lost:
             self.lost[found.key] = {it: self.with_holder(exc, found, [it]).message for it, exc in lost.items()}
         if self.lost.get(found.key, {}) != before:
             log.warning("ports.lost", endpoint=short(found.endpoint.id), ports=[*map(str, lost)])
-        return filled
-
-    async def _filled(
-        self,
-        net: Network,
-        found: EndpointRecord,
-        ports: Sequence[PortMapping],
-        added: Sequence[PortMapping],
-        theirs: Reservations | None,
-        lost: dict[PortMapping, NetplugError],
-    ) -> EndpointRecord:
-        had, ep = self._chosen.before(found, ports), found.endpoint
-        async with (
-            reserved(self._kernel, ep, ports, theirs, had, lost) as published,
-            reserved(self._kernel, ep, added, lost=lost) as opened,
-        ):
-            after = replace(
-                found,
-                published=in_order((*found.published, *published)) if published else found.published,
-                opened=in_order((*found.opened, *opened)) if opened else found.opened,
-            )
-            asked = on_hosts(net, found.asked)
-            after = replace(after, withheld=bool(not found.front_end.shares and missing(asked, after.published)))
-            if published or opened:
-                after = self.planned(net, after)
-                await self.grow(found, after)
-            elif after != found:
-                await self._registry.save(after)
-        return after
 
     def missed(self, network_id: str) -> Iterator[str]:
         """Yield in words which ports of a network should be published by now and are not, and why."""
@@ -341,10 +380,11 @@ class Publishing:
         """Unpublish the runtime's ports; those that a user added stay."""
         net = self._registry.network(built.endpoint.network).network
         hidden = self.planned(net, replace(built, published=(), withheld=False))
-        await self.shrink(built, hidden)
+        await self.shrink((built, hidden))
         self.forget_lost(hidden)
         return hidden
 
 
-def _what(record: EndpointRecord) -> str:
-    return f"ports of endpoint {short(record.endpoint.id)}"
+def _what(moves: Sequence[tuple[EndpointRecord, EndpointRecord]]) -> str:
+    first = moves[0][0].endpoint
+    return f"ports of endpoint {short(first.id)}" if len(moves) == 1 else f"ports of network {short(first.network)}"
