@@ -12,6 +12,7 @@ from engine_host import NET, OTHER, Died, Fuse, Host
 
 from netplug.drivers.api import StaticRoute
 from netplug.drivers.steps import Route
+from netplug.engine.network_updates import NetworkChange
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 
@@ -246,3 +247,13 @@ async def test_after_death_in_the_middle_the_best_is_the_way_out(case: Case) -> 
         await host.close()
         changes += 1
     assert changes > 4
+
+
+async def test_only_network_of_a_cni_container_provides_the_route_again_when_it_is_internal_no_longer(
+    host: Host,
+) -> None:
+    await networks(host, of={NET: 0})
+    await host.attach("ns1", front_end=FrontEnd.CNI)
+    for internal in (True, False):
+        await host.engine.network_updates.update(NET, NetworkChange(internal=internal))
+        assert ways(host) == ({} if internal else {4: "blue"})

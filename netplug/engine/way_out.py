@@ -93,10 +93,10 @@ class WayOut:
         return [*self._chosen(here, leaving)] if len(here) > 1 or any(map(_lacks, here)) else []
 
     def _chosen(self, here: Collection[EndpointRecord], leaving: str) -> Iterator[tuple[EndpointRecord, int]]:
-        ranked = any(map(self.priority, here))
+        ranked = len(here) == 1 or any(map(self.priority, here))
         for version in _VERSIONS:
             able = [one for one in here if one.key != leaving and version in _offered(one)]
-            # A CNI configuration says whether its network has the default route; unless the user ranks them.
+            # Of several, a CNI configuration says which has the default route; unless the user ranks them.
             able = [one for one in able if ranked or one.front_end is not FrontEnd.CNI or version in provided(one)]
             if not able:
                 continue
