@@ -71,7 +71,7 @@ async def test_limits_of_a_container_of_its_own_stay_and_are_named(host: Host) -
     await host.docker_endpoint(options={"rate": "1mbit"}, name="web")
     await host.join()
     found = await update(host, {"rate": "10mbit"})
-    assert (found.changes, found.notes) == ([], ("web keep limits of their own",))
+    assert (found.changes, found.notes) == ([], ("Docker's container 'web' keeps limits of its own",))
     assert {step.rate for step in of(host, Shape)} == {(1_000_000, 1_000_000)}
 
 
@@ -131,12 +131,12 @@ async def test_network_becomes_internal_and_open_again(host: Host) -> None:
     assert [step for step in of(host, Route) if not step.destination.prefixlen]
     found = await update(host, internal=True)
     (note,) = found.notes
-    assert note.endswith("of Docker keep the default route until they start again; what they send by it is dropped")
+    assert note.endswith(" keeps the default route until the next start; what is sent by that route is dropped")
     assert not {"netplug-out4", "netplug-masq4"} & {step.set for step in of(host, Member)}
     assert not [step for step in of(host, Route) if not step.destination.prefixlen]
     assert not host.endpoint().exposed
     found = await update(host, internal=False)
-    assert found.notes[0].endswith("get the default route when they start again")
+    assert found.notes[0].endswith(" gets the default route with the next start")
     assert {"netplug-out4", "netplug-masq4"} <= {step.set for step in of(host, Member)}
     assert [step for step in of(host, Route) if not step.destination.prefixlen]
     assert host.endpoint().exposed
@@ -174,7 +174,7 @@ async def test_containers_of_docker_keep_their_route_and_the_user_is_told(host: 
     await living(host)
     for options in ({"gw_priority": "2"}, {"metric": "50"}):
         (note,) = (await update(host, options)).notes
-        assert note.endswith("of Docker keep the default route that Docker chose")
+        assert note.endswith(" keeps the default route that Docker chose")
 
 
 async def test_name_service_ends_and_begins(host: Host) -> None:

@@ -13,26 +13,33 @@ def notes(before: NetworkRecord, now: NetworkRecord, endpoints: Collection[Endpo
     others = [one for one in living if one.front_end is not FrontEnd.DOCKER]
     old, new = before.network.options, now.network.options
     found = []
-    if docker and before.network.internal != now.network.internal:
-        route = "keep" if now.network.internal else "get"
-        when = "until" if now.network.internal else "when"
-        dropped = "; what they send by it is dropped" if now.network.internal else ""
-        found.append(f"{_containers(docker)} of Docker {route} the default route {when} they start again{dropped}")
+    if docker and now.network.internal and not before.network.internal:
+        rest = "the default route until the next start; what is sent by that route is dropped"
+        found.append(_say(docker, "keeps", "keep", rest))
+    if docker and before.network.internal and not now.network.internal:
+        found.append(_say(docker, "gets", "get", "the default route with the next start"))
     if docker and (old.gw_priority, old.metric) != (new.gw_priority, new.metric):
-        found.append(f"{_containers(docker)} of Docker keep the default route that Docker chose")
+        found.append(_say(docker, "keeps", "keep", "the default route that Docker chose"))
     if others and old.dns != new.dns:
-        server = "ask the gateway for names" if not new.dns else "do not ask the gateway for names"
-        found.append(f"{_containers(others)} {server} until they start again: resolv.conf is written at the start")
+        until = "the gateway for names until the next start: resolv.conf is written at the start"
+        found.append(
+            _say(others, "does not ask", "do not ask", until) if new.dns else _say(others, "asks", "ask", until)
+        )
     if old.mtu != new.mtu and any(isinstance(step, Bridge) and step.key in now.used for step in now.plan):
         found.append("the bridge is not netplug's: its mtu stays as it is")
     own = [one for one in living if (one.endpoint.options.rate, one.endpoint.options.burst) != (None, None)]
     if own and (old.rate, old.burst) != (new.rate, new.burst):
-        found.append(f"{_containers(own)} keep limits of their own")
+        found.append(_say(own, "keeps", "keep", "limits of its own" if len(own) == 1 else "limits of their own"))
     if now.network.subnets != before.network.subnets and living:
         found.append("containers that run keep their addresses")
     return tuple(found)
 
 
-def _containers(endpoints: Collection[EndpointRecord]) -> str:
-    names = sorted(one.name or one.container[:12] or one.endpoint.id[:12] for one in endpoints)
-    return names[0] if len(names) == 1 else f"{len(names)} containers"
+def _say(endpoints: Collection[EndpointRecord], one: str, many: str, what: str) -> str:
+    """Return what the containers of some endpoints do; the verb is `one` or `many`."""
+    of = "Docker's " if all(it.front_end is FrontEnd.DOCKER for it in endpoints) else ""
+    names = sorted(it.name or it.container[:12] or it.endpoint.id[:12] for it in endpoints)
+    who = (
+        f"{of}container {names[0]!r} {one}" if len(names) == 1 else f"{len(names)} {of and 'Docker '}containers {many}"
+    )
+    return f"{who} {what}"
