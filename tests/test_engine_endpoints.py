@@ -11,6 +11,7 @@ import pytest_asyncio
 from engine_host import END, NET, NEXT, OTHER, SANDBOX, Host, external, tcp, udp
 
 from netplug.drivers.errors import DriverError
+from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, Proto, Route, Veth
 from netplug.engine.records import Description, EndpointSpec, FrontEnd, NetworkSpec
 from netplug.errors import NetplugError
@@ -209,9 +210,14 @@ async def test_internal_network_publishes_nothing(host: Host) -> None:
     subnets = (external("10.7.0.0/24"),)
     await host.engine.networks.create(NetworkSpec(OTHER, "red", {}, subnets, internal=True))
     await host.docker_endpoint(END, "10.7.0.2/24", network=OTHER, ports=PORTS)
-    before = await host.state()
-    assert (await host.engine.publishing.publish(OTHER, END)).published == ()
-    assert await host.state() == before
+    before = host.dump()
+    # Noted is only that Docker asked for it: the ports are published once the network is not internal.
+    record = await host.engine.publishing.publish(OTHER, END)
+    assert (record.published, record.exposed, record.withheld) == ((), Plan(), True)
+    assert host.dump() == before
+    after = await host.state()
+    await host.engine.publishing.publish(OTHER, END)
+    assert await host.state() == after
 
 
 async def test_port_of_another_process_is_refused(host: Host) -> None:
