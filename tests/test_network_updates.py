@@ -161,13 +161,25 @@ async def test_default_route_follows_the_priority_of_networks(host: Host) -> Non
     def way() -> list[str]:
         return [str(step.gateway) for step in of(host, Route) if not step.destination.prefixlen]
 
+    async def moved(options: dict[str, str], **more: Any) -> list[str]:
+        """Update, and return which default routes the user is told to come and go, before and after."""
+        ident = host.engine.registry.network(NET).network.id
+        planned = await host.engine.network_updates.update(ident, NetworkChange(options, **more), dry_run=True)
+        done = await update(host, options, **more)
+        assert set(planned.changes) == set(done.changes)
+        words = ((one.what, one.object) for one in done.changes if "/0.0.0.0/0/" in one.object)
+        return sorted(f"{what} {key.rsplit('/', 1)[1]}" for what, key in words)
+
     assert way() == ["10.3.0.1"]
-    await update(host, {"gw_priority": "-1"})
+    assert await moved({"gw_priority": "-1"}) == ["added eth1", "removed eth0"]
     assert way() == ["10.4.0.1"]
-    await update(host, {"gw_priority": "1"})
+    assert await moved({"gw_priority": "1"}) == ["added eth0", "removed eth1"]
     assert way() == ["10.3.0.1"]
-    await update(host, internal=True)
+    assert await moved({"ttl": "9"}) == []
+    assert await moved({}, internal=True) == ["added eth1", "removed eth0"]
     assert way() == ["10.4.0.1"]
+    assert await moved({}, internal=False) == ["added eth0", "removed eth1"]
+    assert way() == ["10.3.0.1"]
 
 
 async def test_containers_of_docker_keep_their_route_and_the_user_is_told(host: Host) -> None:

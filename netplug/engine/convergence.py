@@ -177,6 +177,16 @@ class Convergence:
             self._planner.forget(record.network.id)
         return [change for move in moves for change in move.changes()]
 
+    def endpoints(self, record: NetworkRecord) -> list[EndpointRecord]:
+        """Return the endpoints of a network as they are once the network is as this record says.
+
+        Raises:
+            DriverError: the driver refuses.
+        """
+        later = [self._planner.endpoint(record.network, one) for one in self._registry.endpoints(record.network.id)]
+        self._planner.forget(record.network.id)
+        return later
+
     @uncancellable
     async def change(self, record: NetworkRecord) -> list[Change]:
         """Bring a network and its endpoints to what follows from a changed record; the caller holds its lock.
@@ -278,7 +288,7 @@ class Convergence:
             later = self._planner.endpoint(net, endpoint)
             exposed = self._planner.exposed(net, later)
             later = replace(later, exposed=endpoint.exposed if _same(endpoint.exposed, exposed) else exposed)
-            if move := _move(_of_endpoint(endpoint), endpoint, later, endpoint.present, later.present):
+            if move := _move(describe_endpoint(endpoint), endpoint, later, endpoint.present, later.present):
                 moves.append(move)
         return moves
 
@@ -350,5 +360,6 @@ def _describe(record: NetworkRecord) -> str:
     return f"network {record.network.name}"
 
 
-def _of_endpoint(record: EndpointRecord) -> str:
+def describe_endpoint(record: EndpointRecord) -> str:
+    """Return the words for an endpoint as an owner of kernel objects."""
     return f"endpoint {short(record.endpoint.id)}" + (f" ({record.name})" if record.name else "")

@@ -114,11 +114,14 @@ class NetworkUpdates:
             before = self._registry.network(ident)
             async with self._taken(before, change, host, dry_run=dry_run) as wanted:
                 if dry_run:
-                    changes = [*self._convergence.preview(wanted), *self._publishing.preview(wanted)]
+                    ways = self._way_out.preview(wanted.network, self._convergence.endpoints(wanted))
+                    changes = [*self._convergence.preview(wanted), *self._publishing.preview(wanted), *ways]
                     changes = list(dict.fromkeys(changes))
                     return Updated(wanted, changes, notes(before, wanted, self._registry.endpoints(ident)))
                 changes = await self._bring_about(before, wanted)
             await self._addressing.give_back(before, wanted, self._registry.networks())
+            ways = self._way_out.preview(wanted.network, self._registry.endpoints(ident))
+            changes = list(dict.fromkeys([*changes, *ways]))
         await self._settle(before, wanted)
         log.info("network.updated", network=short(ident), name=before.network.name, steps=len(changes))
         now = self._registry.network(ident)

@@ -8,16 +8,19 @@ A network that does not provide the default route still answers what comes in by
 ports work, and so do the connections that were there when the route moved.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import ip_network
 
 import structlog
 
+from netplug.drivers.api import Network
 from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Route, SourceRoute
+from netplug.engine.convergence import Change, describe_endpoint
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.planning import Planner
 from netplug.engine.records import EndpointRecord, FrontEnd
@@ -29,6 +32,7 @@ from netplug.tasks.locks import Locks
 log = structlog.get_logger(__name__)
 
 _VERSIONS = (4, 6)
+_EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
 _USUAL_METRIC = 100
 """What a network without a metric counts as, as with netavark."""
 
@@ -81,26 +85,53 @@ class WayOut:
             with tolerant(sandbox):
                 await self._converge(sandbox, sandbox_id)
 
-    def priority(self, record: EndpointRecord) -> int:
-        """Return the priority of an endpoint: its own, else that of its network."""
-        own = record.endpoint.options.gw_priority
-        found = self._registry.find_network(record.endpoint.network)
-        return own if own is not None else found.network.options.gw_priority if found else 0
+    def preview(self, net: Network, endpoints: Sequence[EndpointRecord]) -> list[Change]:
+        """Return the default routes that move once a network and its endpoints are so.
+
+        Routes that the endpoints' own plans gain or lose are left out.
+        """
+        found: list[Change] = []
+        later = {one.key: one for one in endpoints}
+        for sandbox, ident in dict.fromkeys((one.sandbox, one.sandbox_id) for one in endpoints if one.sandbox):
+            here = [later.get(one.key, one) for one in self._movable(sandbox, ident)]
+            for winner, version in self._chosen(here, "", net):
+                if version not in provided(winner):
+                    found.append(Change(describe_endpoint(winner), _default(winner, version), "added"))
+                losers = (one for one in here if one is not winner and version in provided(one))
+                found += [Change(describe_endpoint(one), _default(one, version), "removed") for one in losers]
+        return found
+
+    def priority(self, record: EndpointRecord, net: Network | None = None) -> int:
+        """Return the priority of an endpoint: its own, else that of its network. `net`: a network that is otherwise."""
+        own, ident = record.endpoint.options.gw_priority, record.endpoint.network
+        if own is not None:
+            return own
+        found = self._registry.find_network(ident)
+        known = net if net and net.id == ident else found.network if found else None
+        return known.options.gw_priority if known else 0
 
     def _moves(self, sandbox: str, sandbox_id: str, leaving: str) -> list[tuple[EndpointRecord, int]]:
         """Return who shall provide which IP version and does not, or not alone."""
-        here = [one for one in self._registry.in_sandbox(sandbox, sandbox_id) if one.front_end is not FrontEnd.DOCKER]
+        here = self._movable(sandbox, sandbox_id)
         return [*self._chosen(here, leaving)] if len(here) > 1 or any(map(_lacks, here)) else []
 
-    def _chosen(self, here: Collection[EndpointRecord], leaving: str) -> Iterator[tuple[EndpointRecord, int]]:
-        ranked = len(here) == 1 or any(map(self.priority, here))
+    def _movable(self, sandbox: str, sandbox_id: str) -> list[EndpointRecord]:
+        """Return the endpoints of a sandbox whose default routes we make."""
+        here = self._registry.in_sandbox(sandbox, sandbox_id)
+        return [one for one in here if one.front_end is not FrontEnd.DOCKER]
+
+    def _chosen(
+        self, here: Collection[EndpointRecord], leaving: str, net: Network | None = None
+    ) -> Iterator[tuple[EndpointRecord, int]]:
+        priorities = {one.key: self.priority(one, net) for one in here}
+        ranked = len(here) == 1 or any(priorities.values())
         for version in _VERSIONS:
             able = [one for one in here if one.key != leaving and version in _offered(one)]
             # Of several, a CNI configuration says which has the default route; unless the user ranks them.
             able = [one for one in able if ranked or one.front_end is not FrontEnd.CNI or version in provided(one)]
             if not able:
                 continue
-            winner = max(able, key=lambda one: (self.priority(one), -_metric(one), version in provided(one)))
+            winner = max(able, key=lambda one: (priorities[one.key], -_metric(one), version in provided(one)))
             if (winner.key, version) in self._refused:
                 continue
             if version not in provided(winner) or any(version in provided(one) for one in here if one is not winner):
@@ -192,3 +223,8 @@ def _leads_out(step: object) -> bool:
 
 def _else(plan: Plan) -> Plan:
     return Plan(tuple(step for step in plan if not _leads_out(step)))
+
+
+def _default(record: EndpointRecord, version: int) -> str:
+    """Return the key of the default route by an endpoint."""
+    return Route(ip_network(_EVERYTHING[version]), record.ifname, netns=record.sandbox).key
