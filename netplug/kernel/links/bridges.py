@@ -14,7 +14,14 @@ from netplug.drivers.steps import Bridge, Hairpin, Ifb, Macvlan, Veth
 from netplug.drivers.tunnel import Vxlan
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.links import neighbours, router_advertisements
-from netplug.kernel.links.differences import Difference, adjust, common_differences, port_info, settings_differences
+from netplug.kernel.links.differences import (
+    Difference,
+    adjust,
+    common_differences,
+    gets_ipv6,
+    port_info,
+    settings_differences,
+)
 from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
@@ -182,7 +189,7 @@ def bridge_differences(step: Bridge, found: Link) -> list[Difference]:
     if found.kind != "bridge":
         return [Difference(f"is {_kind(found)}, not a bridge")]
     differences = common_differences(found, step.mac, step.mtu, up=True) + settings_differences(
-        found, router_advertisements.NO_ROUTERS
+        found, router_advertisements.NO_ROUTERS, step.mtu
     )
     if found.learns_from_reserved:
         differences.append(Difference("learns MACs from link-local frames", _bridge_info()))
@@ -215,7 +222,7 @@ def veth_differences(
     # A pinned port has one MAC. At any other port, users may have static entries of their own.
     stale = [it for it in sorted(static_macs) if (it != mac if step.pinned else it == mac)]
     differences += [Difference(f"the bridge has a static FDB entry for {it}", remove_static=it) for it in stale]
-    differences += settings_differences(found, _settings(step))
+    differences += settings_differences(found, _settings(step), step.mtu)
     if peer is None and step.netns:
         differences.append(Difference(f"sandbox side {step.peer!r} is not in {step.netns}"))
     return differences
@@ -225,10 +232,11 @@ def peer_differences(step: Veth, peer: Link | None) -> list[Difference]:
     """Compare the sandbox side. Nothing is compared once a runtime has moved it."""
     if peer is None or step.tunable or step.moved:
         return []
-    return [
+    differences = [
         Difference(f"sandbox side: {item.what}", item.mend, item.flags)
         for item in common_differences(peer, step.peer_mac, step.mtu, up=bool(step.netns))
     ]
+    return differences + _sandbox_settings(step, peer)
 
 
 def peer_of(step: Veth, found: Link, inside: Netlink | Mapping[str, Link]) -> Link | None:
@@ -281,7 +289,15 @@ def _new_mtu(step: Veth, found: Link, peer: Link | None) -> list[Difference]:
     """Return what a sandbox side that others may tune lacks: the new MTU, if it had that of the host side."""
     if peer is None or not (step.tunable or step.moved) or not peer.mtu == found.mtu != step.mtu:
         return []
-    return [Difference(f"sandbox side: mtu is {peer.mtu}, not {step.mtu}", u32(rtnl.IFLA_MTU, step.mtu))]
+    mtu = Difference(f"sandbox side: mtu is {peer.mtu}, not {step.mtu}", u32(rtnl.IFLA_MTU, step.mtu))
+    return [mtu, *_sandbox_settings(step, peer)]
+
+
+def _sandbox_settings(step: Veth, peer: Link) -> list[Difference]:
+    """Return what a sandbox side lacks once it has IPv6 again. What a runtime moved has the runtime's settings."""
+    if not step.netns or step.slaac or not gets_ipv6(peer, step.mtu):
+        return []
+    return [Difference("sandbox side: has no IPv6", in_sandbox=True)]
 
 
 def _veth(step: Veth, master: int, fd: int | None) -> bytes:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
+from netplug.drivers import link_mtu
 from netplug.drivers.steps import Bridge, Veth
 from netplug.drivers.tunnel import Vxlan
 from netplug.kernel.api import Outcome, StepError
@@ -18,7 +19,8 @@ class Difference:
     """A difference between a link and its step, and what repairs it.
 
     `what`: for messages. `mend`: link attributes, or flags of the bridge port if `port`. `settings`: sysctls, see
-    `router_advertisements`. `add_static`, `remove_static`: a MAC, for the bridge's static FDB entries.
+    `router_advertisements`; `in_sandbox`: those of links in sandboxes. `add_static`, `remove_static`: a MAC, for the
+    bridge's static FDB entries.
     """
 
     what: str
@@ -26,13 +28,16 @@ class Difference:
     flags: int = 0
     port: bool = False
     settings: router_advertisements.Settings | None = None
+    in_sandbox: bool = False
     add_static: str = ""
     remove_static: str = ""
 
     @property
     def mendable(self) -> bool:
         """Whether it can be repaired without creating the link anew."""
-        return bool(self.mend or self.flags or self.settings or self.add_static or self.remove_static)
+        return bool(
+            self.mend or self.flags or self.settings or self.in_sandbox or self.add_static or self.remove_static
+        )
 
 
 def adjust(
@@ -61,6 +66,8 @@ def _write_settings(nl: Netlink, found: Link, item: Difference) -> None:
     """Repair what needs a sysctl or an FDB entry instead of a link message."""
     if item.settings:
         router_advertisements.write_ipv6(found.name, item.settings)
+    if item.in_sandbox:
+        router_advertisements.write_in_sandbox(found.name, nl.ipv6_conf)
     if item.add_static:
         neighbours.add_static(nl, found.index, item.add_static)
     if item.remove_static:
@@ -79,14 +86,27 @@ def common_differences(found: Link, mac: str, mtu: int, *, up: bool) -> list[Dif
     return differences
 
 
-def settings_differences(found: Link, settings: router_advertisements.Settings) -> list[Difference]:
-    """Compare the settings of a link. A setting that the kernel does not have is no difference."""
+def gets_ipv6(found: Link, mtu: int) -> bool:
+    """Tell whether a link gets IPv6 by a new MTU, with the settings of a new link.
+
+    The kernel takes IPv6 off a link with an MTU below 1280 (addrconf.c: addrconf_notify), and forgets its settings.
+    """
+    return found.mtu < link_mtu.SMALLEST[6] <= mtu
+
+
+def settings_differences(found: Link, settings: router_advertisements.Settings, mtu: int = 0) -> list[Difference]:
+    """Compare the settings of a link that is to have an MTU (0: the present one).
+
+    A setting that the kernel does not have is no difference.
+    """
     wrong = [
         f"{name} is {current}, not {value}"
         for family, values in settings.items()
         for name, value in values.items()
         if (current := found.settings.get(f"{family}/{name}", value)) != value
     ]
+    if gets_ipv6(found, mtu):
+        wrong.append("has no IPv6")
     return (
         [Difference(", ".join(wrong), router_advertisements.ipv4_attributes(settings), settings=settings)]
         if wrong

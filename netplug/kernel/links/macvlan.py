@@ -12,7 +12,7 @@ from netplug.drivers.steps import Macvlan
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.links import router_advertisements
 from netplug.kernel.links.bridges import LinkBusyError, Sandbox, altname, by_name
-from netplug.kernel.links.differences import Difference, adjust, common_differences, settings_differences
+from netplug.kernel.links.differences import Difference, adjust, common_differences, gets_ipv6, settings_differences
 from netplug.kernel.links.rollback import deleted_on_failure
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import (
@@ -82,14 +82,24 @@ def differences(step: Macvlan, found: Link) -> list[Difference]:
         return _new_mtu(step, found)
     mac = found.mac if step.mode == "passthru" else step.mac
     wrong = common_differences(found, mac, step.mtu, up=step.up or bool(step.netns))
-    return wrong + settings_differences(found, router_advertisements.NO_ROUTERS) if step.up else wrong
+    if step.up:
+        wrong += settings_differences(found, router_advertisements.NO_ROUTERS, step.mtu)
+    return wrong + _sandbox_settings(step, found)
 
 
 def _new_mtu(step: Macvlan, found: Link) -> list[Difference]:
     """Return the new MTU of a link that others may tune, if it has the former one."""
     if not found.mtu == step.former != step.mtu:
         return []
-    return [Difference(f"mtu is {found.mtu}, not {step.mtu}", u32(rtnl.IFLA_MTU, step.mtu))]
+    mtu = Difference(f"mtu is {found.mtu}, not {step.mtu}", u32(rtnl.IFLA_MTU, step.mtu))
+    return [mtu, *_sandbox_settings(step, found)]
+
+
+def _sandbox_settings(step: Macvlan, found: Link) -> list[Difference]:
+    """Return what a link in a sandbox lacks once it has IPv6 again."""
+    if not step.netns or step.slaac or not gets_ipv6(found, step.mtu):
+        return []
+    return [Difference("has no IPv6", in_sandbox=True)]
 
 
 def find(step: Macvlan, links: Iterable[Link]) -> Link | None:

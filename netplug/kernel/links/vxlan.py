@@ -62,7 +62,7 @@ def differences(step: Vxlan, found: Link, master: int) -> list[Difference]:
     if info is None:
         return [Difference(f"is a {found.kind} link, not a vxlan")]
     found_differences = common_differences(found, step.mac, step.mtu, up=True) + settings_differences(
-        found, router_advertisements.AS_PORT
+        found, router_advertisements.AS_PORT, step.mtu
     )
     for what, current, wanted in (("VNI", info.vni, step.vni), ("UDP port", info.port, step.port)):
         if current != wanted:
