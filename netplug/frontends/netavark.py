@@ -230,8 +230,11 @@ class NetavarkService:
             return data | {"subnets": [*(data.get("subnets") or ()), *subnets], "ipam_options": ipam}
 
     async def _setup(self, wanted: ExecIn, netns: str, caller: Caller) -> dict[str, Any]:
-        own = wanted.network_options
-        async with self._joined(wanted.network.to_spec(self._engine.drivers)) as record:
+        own, drivers = wanted.network_options, self._engine.drivers
+        network = wanted.network.to_spec(drivers)
+        # Before a network is made for it.
+        drivers.parse_endpoint(own.options or {}, drivers.parse(network.options).mode)
+        async with self._joined(network) as record:
             spec = AttachSpec(
                 record.network.id,
                 netns,
