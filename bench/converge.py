@@ -4,7 +4,8 @@ The engine runs on the real kernel in a namespace. It measures:
 
 1. the processor time of a comparison of records with plans that changes nothing (`Convergence.all`), and of one that
    computes all plans anew;
-2. the time of a change of each option until the kernel has it at all endpoints (`Convergence.change`);
+2. the time of a change of each option until the kernel has it at all endpoints (`NetworkUpdates.update`); every tenth
+   endpoint has a published port;
 3. the time from another tunnel address of the host until all tunnels, tables and FDB entries follow.
 
 Run it as root: ``make bench`` or ``.venv/bin/python bench/converge.py [--endpoints N] [--json]``. Everything happens in
@@ -20,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from hashlib import sha256
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -37,8 +37,10 @@ from goals import at_most
 from harness import Host
 
 from netplug.daemon.drivers import load_drivers
-from netplug.drivers.api import Peer
+from netplug.drivers.api import Peer, PortMapping
+from netplug.drivers.steps import Proto
 from netplug.engine import Engine
+from netplug.engine.network_updates import NetworkChange
 from netplug.engine.records import EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.spaces import default_spaces, ula
@@ -48,15 +50,17 @@ from netplug.store.leases import StoredLeases
 from netplug.store.sqlite import SqliteStore
 
 TIMES = 5
-OPTIONS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
-    "masquerade": ({"masquerade": False}, {"masquerade": True}),
-    "dns": ({"dns": False}, {"dns": True}),
-    "mtu": ({"mtu": 1400}, {"mtu": 1450}),
-    "icc": ({"icc": False}, {"icc": True}),
-    "spoofchk": ({"spoofchk": False}, {"spoofchk": True}),
-    "rate": ({"rate": (100_000_000, 100_000_000)}, {"rate": (200_000_000, 200_000_000)}),
+OPTIONS = {
+    "ttl": ("6", "7"),
+    "masquerade": ("false", "true"),
+    "dns": ("off", "on"),
+    "mtu": ("1400", "1450"),
+    "icc": ("false", "true"),
+    "spoofchk": ("false", "true"),
+    "host_binding_ipv4": ("127.0.0.1", "127.0.0.2"),
+    "rate": ("100mbit", "200mbit"),
 }
-"""By name: two values, which are set in turn. Options whose change is one of the network come first."""
+"""By name: two values, which are set in turn. Options whose change is one of the network alone come first."""
 NETWORKS, PEERS = 100, 10
 OLD, NEW = "192.0.2.1", "192.0.2.9"
 LIMIT_S = 600
@@ -80,7 +84,10 @@ async def many_endpoints(path: str, count: int) -> dict[str, float]:
     await engine.networks.create(spec)
     for number in range(count):
         address = ip_interface(f"10.210.{1 + number // 250}.{1 + number % 250}/16")
-        await engine.endpoints.create(EndpointSpec(sha256(str(number).encode()).hexdigest(), ident, (address,)))
+        name = sha256(str(number).encode()).hexdigest()
+        await engine.endpoints.create(EndpointSpec(name, ident, (address,)))
+        if number % 10 == 0:
+            await engine.publishing.publish(ident, name, (PortMapping(Proto.TCP, 80, None, 20_000 + number),))
     found: dict[str, float] = {}
     await engine.convergence.all()
     found["unchanged"] = await cpu_of(engine.convergence.all)
@@ -93,12 +100,8 @@ async def many_endpoints(path: str, count: int) -> dict[str, float]:
     for name, values in OPTIONS.items():
         took = []
         for turn in range(TIMES * 2):
-            record = engine.registry.network(ident)
-            options = replace(record.network.options, **values[turn % 2])  # type: ignore[arg-type]
-            wanted = replace(record, network=replace(record.network, options=options))
             started = time.perf_counter()
-            async with engine.registry.lock(ident):
-                await engine.convergence.change(wanted)
+            await engine.network_updates.update(ident, NetworkChange({name: values[turn % 2]}))
             took.append((time.perf_counter() - started) * 1000)
         found[name] = statistics.median(took)
     assert not await reconciler.diff()
