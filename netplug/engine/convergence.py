@@ -5,6 +5,7 @@ a driver, options that a user changed. What is new is applied first, then what i
 traffic goes on as far as the change allows.
 """
 
+import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from netplug.errors import Reportable
 from netplug.kernel.api import StepError
 from netplug.kernel.executor import Executor
 from netplug.store.api import Delete, Put, StoreError
+from netplug.tasks.turns import in_turns
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
@@ -147,7 +149,7 @@ class Convergence:
     async def _follow(self, ident: str) -> bool:
         async with self._registry.lock(ident):
             record = self._registry.find_network(ident)
-            moves = self._moves(record) if record else []
+            moves = await self._moves(record) if record else []
             if record is None or not moves:
                 return False
             what = _describe(record)
@@ -155,7 +157,7 @@ class Convergence:
                 log.info("step.converged", owner=change.owner, object=change.object, what=change.what)
             with self._applying(ident, moves):
                 failed, used = await self._journal.move(
-                    Intent(what, _gone(moves)), _new(moves), _puts(moves), lambda: self._remember(moves)
+                    Intent(what, _gone(moves)), _new(moves), await _puts(moves), lambda: self._remember(moves)
                 )
             for error in failed:
                 log.warning("converge.failed", owner=what, error=str(error))
@@ -165,25 +167,26 @@ class Convergence:
             await self._peers.follow(ident)
             return True
 
-    def preview(self, record: NetworkRecord) -> list[Change]:
+    async def preview(self, record: NetworkRecord) -> list[Change]:
         """Return what it takes until a network and its endpoints are as this record says.
 
         Raises:
             DriverError: the driver refuses.
         """
         try:
-            moves = self._moves(record)
+            moves = await self._moves(record)
         finally:
             self._planner.forget(record.network.id)
         return [change for move in moves for change in move.changes()]
 
-    def endpoints(self, record: NetworkRecord) -> list[EndpointRecord]:
+    async def endpoints(self, record: NetworkRecord) -> list[EndpointRecord]:
         """Return the endpoints of a network as they are once the network is as this record says.
 
         Raises:
             DriverError: the driver refuses.
         """
-        later = [self._planner.endpoint(record.network, one) for one in self._registry.endpoints(record.network.id)]
+        here = self._registry.endpoints(record.network.id)
+        later = [self._planner.endpoint(record.network, one) async for one in in_turns(here)]
         self._planner.forget(record.network.id)
         return later
 
@@ -199,7 +202,7 @@ class Convergence:
         """
         ident = record.network.id
         try:
-            moves = self._moves(record)
+            moves = await self._moves(record)
             if moves:
                 with self._applying(ident, moves):
                     await self._change(_describe(record), moves)
@@ -210,12 +213,28 @@ class Convergence:
         return [change for move in moves for change in move.changes()]
 
     async def _change(self, what: str, moves: Sequence[_Move]) -> None:
+        puts = asyncio.ensure_future(_puts(moves))  # while the kernel works
+        try:
+            key, used = await self._apply(what, moves)
+            written = await puts
+        finally:
+            puts.cancel()
+        settled = [_using(move, used) for move in moves]
+        # Only the network's record tells of objects that are somebody else's.
+        written = [op if now is then else put(now.after) for op, now, then in zip(written, settled, moves, strict=True)]
+        try:
+            await self._journal.replace(key, Intent(what, _gone(settled)), written, lambda: self._remember(settled))
+        except StoreError:
+            await self._restore(moves)
+            raise
+
+    async def _apply(self, what: str, moves: Sequence[_Move]) -> tuple[str, tuple[str, ...]]:
+        """Apply what is new, as `Journal.build` does, without endpoints whose sandboxes are gone."""
         applied = list(moves)
         while True:
             added = Plan(tuple(step for move in applied for step in move.added()))
             try:
-                key, used = await self._journal.build(Intent(what, added), _new(applied))
-                break
+                return await self._journal.build(Intent(what, added), _new(applied))
             except StepError as error:
                 await self._restore(applied)
                 dead = [one for one in applied if error.step in one.new and isinstance(one.after, EndpointRecord)]
@@ -225,14 +244,6 @@ class Convergence:
             except BaseException:
                 await self._restore(applied)
                 raise
-        settled = [_using(move, used) for move in moves]
-        try:
-            await self._journal.replace(
-                key, Intent(what, _gone(settled)), _puts(settled), lambda: self._remember(settled)
-            )
-        except StoreError:
-            await self._restore(applied)
-            raise
 
     async def _restore(self, moves: Iterable[_Move]) -> None:
         """Put back what was altered; what cannot be differs from its record, and is repaired later."""
@@ -273,7 +284,7 @@ class Convergence:
             record if mtu == options.mtu else replace(record, network=replace(net, options=replace(options, mtu=mtu)))
         )
 
-    def _moves(self, record: NetworkRecord) -> list[_Move]:
+    async def _moves(self, record: NetworkRecord) -> list[_Move]:
         """Return the records that change if the network is as `record` says, with all plans computed anew."""
         before = self._registry.network(record.network.id)
         record = self._today(record, self._planner.begin(record.network))
@@ -284,7 +295,7 @@ class Convergence:
         used = tuple(key for key in before.used if key in keys)
         after = replace(record, plan=plan, used=used).summarized()
         moves = [move for move in [_move(_describe(before), before, after, before.plan, plan, before.used)] if move]
-        for endpoint in self._registry.endpoints(net.id):
+        async for endpoint in in_turns(self._registry.endpoints(net.id)):
             later = self._planner.endpoint(net, endpoint)
             exposed = self._planner.exposed(net, later)
             later = replace(later, exposed=endpoint.exposed if _same(endpoint.exposed, exposed) else exposed)
@@ -352,8 +363,8 @@ def _together(plans: Sequence[tuple[Step, ...]]) -> Plan:
     return Plan(tuple(found))
 
 
-def _puts(moves: Iterable[_Move]) -> list[Put | Delete]:
-    return [put(move.after) for move in moves]
+async def _puts(moves: Sequence[_Move]) -> list[Put | Delete]:
+    return [put(move.after) async for move in in_turns(moves)]
 
 
 def _describe(record: NetworkRecord) -> str:
