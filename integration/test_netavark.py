@@ -14,6 +14,7 @@ from harness import (
     Namespace,
     Netplug,
     SeenServer,
+    Stream,
     Upstream,
     Wire,
     connect,
@@ -279,6 +280,29 @@ def test_a_port_is_added_beside_those_that_the_runtime_keeps(call: Netavark) -> 
         (end,) = call.netplug.json("ps")
         assert (end["added_ports"], [text.partition("->")[0] for text in end["ports"]]) == ([], ["0.0.0.0:8080"])
         call("teardown", path(netns), given=wanted)
+    call.netplug.cli("network", "rm", "blue")
+
+
+def test_network_is_updated_under_podmans_containers(call: Netavark) -> None:
+    """podman sends the network as it was created with each container; that is no disagreement."""
+    net = call("create", given=network(subnets=[{"subnet": "10.91.0.0/24"}]))
+    wanted, other = container(net), container(net) | {"container_id": "cd" * 32, "container_name": "db"}
+    with namespace(call.host) as one, namespace(call.host) as two:
+        call("setup", path(one), given=wanted)
+        status = call("setup", path(two), given=other)
+        (interface,) = status["interfaces"].values()
+        address = interface["subnets"][0]["ipnet"].partition("/")[0]
+        with Stream(one, two, address, port=7402) as among, Stream(one, call.client, call.wire.right, port=7403) as out:
+            for option in ("rate=80mbit", "rate=", "mtu=1300", "mtu=", "spoofchk=false", "spoofchk=true", "ttl=9"):
+                call.netplug.cli("network", "update", "blue", "-o", option)
+                assert call.netplug.drift() == "", option
+                enough = out.sent + 40
+                wait_until(lambda enough=enough: out.sent >= enough, what=option)
+        assert (among.lost, out.lost) == ([], [])
+        call("teardown", path(two), given=other)
+        call("setup", path(two), given=other)
+        for place, given in ((one, wanted), (two, other)):
+            call("teardown", path(place), given=given)
     call.netplug.cli("network", "rm", "blue")
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 from harness import (
+    BIN_DIR,
+    PYNET,
+    RANGES4,
     Bulk,
     CommandError,
     Container,
@@ -25,9 +28,12 @@ from harness import (
     attached,
     bytes_a_second,
     cli_network,
+    cni_attached,
+    cni_list,
     container,
     docker_network,
     limited,
+    own_ipam,
     resolve,
     tcp_ask,
     wait_until,
@@ -342,3 +348,45 @@ def test_subnet_comes_and_goes(netplug: Netplug) -> None:
         netplug.cli("network", "update", net, "--subnet-rm", "fd00:93::/64")
         assert "fd00:93" not in netplug.cli("ipam", "ls")
         assert netplug.drift() == ""
+
+
+LIVING = {
+    "rate": ("rate=80mbit",),
+    "rate off": ("rate=",),
+    "mtu": ("mtu=1300",),
+    "mtu back": ("mtu=",),
+    "masquerade": ("masquerade=false",),
+    "masquerade again": ("masquerade=true",),
+    "spoofchk": ("spoofchk=false",),
+    "spoofchk again": ("spoofchk=true",),
+    "dns": ("dns=off", "ttl=9"),
+    "dns again": ("dns=on",),
+}
+"""Options that cost containers of a CNI runtime or podman nothing."""
+
+
+def update_all(netplug: Netplug, name: str, *flows: Stream) -> None:
+    """Update a network by all of `LIVING`, while all streams flow."""
+    for what, options in LIVING.items():
+        wanted = [word for option in options for word in ("-o", option)]
+        netplug.cli("network", "update", name, *wanted)
+        assert netplug.drift() == "", what
+        for flow in flows:
+            enough = flow.sent + ENOUGH
+            wait_until(lambda flow=flow, enough=enough: flow.sent >= enough, what=what)
+
+
+def test_containers_of_a_cni_runtime_go_on(host: Host, netplug: Netplug, client: Host, wire: Wire) -> None:
+    netplug.cli("cni", "install", "--bin-dir", BIN_DIR)
+    with (
+        cni_list(host, netplug, PYNET | own_ipam(RANGES4)) as it,
+        cni_attached(it) as (one, first),
+        cni_attached(it) as (two, second),
+        Talk(one, two, second.ip, 7401),
+        Stream(one, two, second.ip, port=7402) as among,
+        Stream(one, client, wire.right, port=7403) as out,
+    ):
+        update_all(netplug, it.name, among, out)
+        for attached_one in (first, second):  # its configuration says what the network was created with
+            it.check(attached_one)
+    assert (among.lost, out.lost) == ([], [])
