@@ -154,9 +154,7 @@ class Drivers(Mapping[str, Driver]):
                 continue
             if option.fixed:
                 words = f"option {key}={given[key][:80]!r} cannot change: {option.fixed}"
-                raise DriverError(
-                    Kind.INVALID, words, hint=f"create another network; this one has {_shown(option, options)}"
-                )
+                raise DriverError(Kind.INVALID, words, hint=f"create another network; {_shown(option, options)}")
             if option.key in own:
                 own[option.key] = cast("Value", value)
             else:
@@ -203,8 +201,11 @@ class Drivers(Mapping[str, Driver]):
 
 
 def _shown(option: AnyOption, options: NetworkOptions) -> str:
+    """Return what a network has, to follow a semicolon."""
     value = options.value(option.key)
-    return f"{option.key}={str(value).lower() if isinstance(value, bool) else value}"
+    if value in ("", 0, None) and not isinstance(value, bool):
+        return f"this one was created without {option.key}"
+    return f"this one has {option.key}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def _read(option: AnyOption, key: str, text: str) -> object:
