@@ -21,7 +21,9 @@ class Http:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def __call__(self, method: str, url: str, body: Any = None, *, raw: bytes | None = None) -> tuple[int, Any]:
+    def __call__(
+        self, method: str, url: str, body: Any = None, *, raw: bytes | None = None, kind: str = ""
+    ) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("x", timeout=20)
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(20)
@@ -29,7 +31,7 @@ class Http:
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         try:
             with suppress(BrokenPipeError):  # it does not read what is too large, but answers
-                connection.request(method, url, body=data)
+                connection.request(method, url, body=data, headers={"Content-Type": kind} if kind else {})
             response = connection.getresponse()
             text = response.read()
         finally:
@@ -118,6 +120,7 @@ def test_network_is_updated_and_bad_updates_change_nothing(ask: Http) -> None:
         (400, {"internal": "perhaps"}, "internal"),
         (400, {"colour": "red"}, "colour"),
         (400, {"labels": {"a=b": ""}}, "'a=b' is not the key of a label"),
+        (400, {"labels": {"a": "1", "b": "2"}, "remove_labels": ["b"]}, "label 'b' cannot be both set and removed"),
         (400, {"remove_subnets": ["house"]}, "house"),
         (404, {"remove_subnets": ["10.9.0.0/24"]}, "has no subnet"),
         (409, {"add_subnets": [{"subnet": "10.1.0.0/16"}]}, "overlaps"),
@@ -128,6 +131,11 @@ def test_network_is_updated_and_bad_updates_change_nothing(ask: Http) -> None:
     status, answer = ask("PATCH", f"/v1/networks/{made['id']}", {"options": {"ttl": "9"}, "internal": False})
     assert (status, answer["network"]["options"]) == (200, {"ttl": "9"})
     assert ask("PATCH", "/v1/networks/blue", {})[1]["changes"] == []
+
+
+def test_body_that_is_declared_as_another_type_says_so(ask: Http) -> None:
+    message = ask.refused(400, "POST", "/v1/networks", BLUE, kind="application/x-www-form-urlencoded")
+    assert message == "the body is not declared as JSON: send 'Content-Type: application/json'"
 
 
 def test_a_failure_of_ours_is_internal_and_undone(ask: Http, daemon: Living) -> None:

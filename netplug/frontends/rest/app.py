@@ -328,6 +328,8 @@ def _explain(exc: RequestValidationError, where: str) -> str:
     error = exc.errors()[0]
     if error["type"] == "json_invalid":
         return f"the body is not JSON: {error['ctx']['error']}"
+    if isinstance(error.get("input"), bytes):
+        return "the body is not declared as JSON: send 'Content-Type: application/json'"
     # Where a value may be of several kinds, pydantic adds the kind's name to the path.
     path = ".".join(str(part) for part in error["loc"][1:] if "[" not in str(part))
     text = " ".join(wrong(error, _fields(where, path)).split())

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from netplug.engine.network_updates import NetworkChange, Updated
 from netplug.frontends.rest.fields import MOST, Cidr, Labels
@@ -24,6 +24,12 @@ class UpdateIn(BaseModel):
     add_subnets: Annotated[tuple[SubnetIn, ...], Field(max_length=MOST)] = ()
     remove_subnets: Annotated[tuple[Cidr, ...], Field(max_length=MOST)] = ()
     dry_run: bool = False
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if both := sorted(self.labels.keys() & set(self.remove_labels)):
+            raise ValueError(f"label {both[0][:80]!r} cannot be both set and removed")
+        return self
 
     def to_change(self) -> NetworkChange:
         return NetworkChange(
