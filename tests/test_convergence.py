@@ -14,7 +14,7 @@ from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.naming import bridge_name, host_side
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
-from netplug.drivers.steps import Bridge, Guard, Hairpin, Member, Shape, Step, Veth
+from netplug.drivers.steps import Bridge, Guard, Hairpin, Macvlan, Member, Shape, Step, Veth
 from netplug.engine.convergence import Change
 from netplug.engine.records import NetworkRecord
 from netplug.errors import NetplugError
@@ -101,6 +101,18 @@ async def test_host_without_uplink_keeps_the_mtu(host: Host) -> None:
     await see(host, mtu=1400, uplink="")
     await host.engine.convergence.all()
     assert mtus(host) == {1500}
+
+
+async def test_mtu_of_a_parent_is_followed_without_an_uplink() -> None:
+    host = await Host.boot()
+    host.kernel.foreign.links["eth1"] = ""
+    await host.cli_network("192.168.1.0/24", name="lan", mode="macvlan", parent="eth1")
+    await host.attach("ns1")
+    host.kernel.foreign.mtus["eth1"] = 1400
+    await see(host, uplink="")
+    await host.engine.convergence.all()
+    assert {step.mtu for step in of(host, Macvlan)} == {1400}
+    await host.close()
 
 
 async def test_nothing_is_computed_twice(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

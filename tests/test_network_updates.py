@@ -9,10 +9,10 @@ import pytest
 import pytest_asyncio
 from engine_host import END, NET, OTHER, SANDBOX, Host, tcp
 
-from netplug.drivers.api import Peer
+from netplug.drivers.api import Peer, PortMapping
 from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import host_side
-from netplug.drivers.steps import Bridge, Guard, Ifb, Macvlan, Member, Resolver, Route, Shape, Step, Veth
+from netplug.drivers.steps import Bridge, Guard, Ifb, Macvlan, Member, Proto, Resolver, Route, Shape, Step, Veth
 from netplug.drivers.tunnel import Fdb, Remote, Shortcut, Vxlan
 from netplug.engine.convergence import Change
 from netplug.engine.network_updates import NetworkChange, Updated
@@ -140,6 +140,18 @@ async def test_network_becomes_internal_and_open_again(host: Host) -> None:
     assert {"netplug-out4", "netplug-masq4"} <= {step.set for step in of(host, Member)}
     assert [step for step in of(host, Route) if not step.destination.prefixlen]
     assert host.endpoint().exposed
+
+
+async def test_ranges_of_ports_come_and_go_as_ranges(host: Host) -> None:
+    await living(host)
+    await host.publish(END, PortMapping(Proto.TCP, 9000, None, 9000, count=3))
+    gone = await update(host, internal=True, dry=True)
+    assert gone.changes == (await update(host, internal=True)).changes
+    came = await update(host, internal=False)
+    for found, what in ((gone, "removed"), (came, "added")):
+        ports = [it for it in found.changes if "/900" in it.object]
+        assert {(it.object.rsplit("/", 1)[1], it.what) for it in ports} == {("9000-9002", what)}
+        assert len(set(ports)) == len(ports) == 4
 
 
 async def test_published_ports_take_another_default_address(host: Host) -> None:
@@ -415,7 +427,9 @@ async def test_bridge_of_the_user_keeps_its_mtu_and_that_is_said(host: Host) -> 
     host.kernel.foreign.links["br0"] = "bridge"
     await host.cli_network("10.3.0.0/24", bridge="br0")
     await host.attach()
-    assert (await update(host, {"mtu": "1400"})).notes == ("the bridge is not netplug's: its mtu stays as it is",)
+    found = await update(host, {"mtu": "1400"})
+    assert found.notes == ("the bridge is not netplug's: netplug does not set its mtu",)
+    assert "link/br0" not in {change.object for change in found.changes}
     assert {step.mtu for step in of(host, Veth)} == {1400}
 
 

@@ -62,8 +62,11 @@ class _Move:
     former: Mapping[str, Step] = field(default_factory=dict)
 
     def changes(self) -> Iterator[Change]:
-        """Return what it changes in the kernel."""
+        """Return what it changes in the kernel. Objects that are not ours stay as they are."""
+        theirs = self.before.used if isinstance(self.before, NetworkRecord) else ()
         for step in self.new:
+            if step.key in theirs:
+                continue
             there = any(part.key in self.former for part in port_ranges.each(step))
             yield Change(self.owner, step.key, "changed" if there else "added")
         for step in self.gone:
@@ -277,7 +280,8 @@ class Convergence:
         driver, options = self._drivers.of(net), net.options
         given = shared.MTU.key in self._drivers.keys_of(record.options, options.mode)
         segment = driver.segment(net)
-        if driver.scope is not Scope.LOCAL or given or not host.uplink or (segment and not host.link(segment)):
+        known = host.link(segment) if segment else host.uplink
+        if driver.scope is not Scope.LOCAL or given or not known:
             return record
         mtu = driver.complete(replace(options, mtu=0), host).mtu
         return (
@@ -313,7 +317,7 @@ def _move(owner: str, before: Record, after: Record, old: Plan, new: Plan, used:
     wanted = set(port_ranges.keys(step for step in new if step not in same))
     rest = (step for step in new if step not in same)
     fresh = tuple(step for step in rest if any(former.get(it.key) != it for it in port_ranges.each(step)))
-    gone = tuple(step for key, step in former.items() if key not in wanted and key not in used)
+    gone = tuple(port_ranges.less((step for step in old if step not in same), wanted.union(used)))
     return _Move(owner, before, after, _reaching(Plan(fresh), old, after).steps, gone, former)
 
 

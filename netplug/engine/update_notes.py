@@ -26,7 +26,7 @@ def notes(before: NetworkRecord, now: NetworkRecord, endpoints: Collection[Endpo
             _say(others, "does not ask", "do not ask", until) if new.dns else _say(others, "asks", "ask", until)
         )
     if old.mtu != new.mtu and any(isinstance(step, Bridge) and step.key in now.used for step in now.plan):
-        found.append("the bridge is not netplug's: its mtu stays as it is")
+        found.append("the bridge is not netplug's: netplug does not set its mtu")
     own = [one for one in living if (one.endpoint.options.rate, one.endpoint.options.burst) != (None, None)]
     if own and (old.rate, old.burst) != (new.rate, new.burst):
         found.append(_say(own, "keeps", "keep", "limits of its own" if len(own) == 1 else "limits of their own"))
