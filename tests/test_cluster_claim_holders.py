@@ -92,3 +92,14 @@ async def test_answer_counts_whose_word_is_on_the_way(claimed: ClaimHolders, sto
     await store.txn((), [Put(KEY, {"host": "other"}), Put(OTHER, {"host": "other"})])
     await until(lambda: bool(heard))
     assert heard == ["other"]
+
+
+async def test_answer_counts_after_a_restore_whose_revisions_are_lower(claimed: ClaimHolders, store: Slow) -> None:
+    await store.txn((), [Put(KEY, {"host": "other"})])
+    await until(lambda: claimed.holder(KEY) is not None)
+    store.hold()  # the next snapshot does not arrive
+    claimed._store.accept()
+    claimed._apply_read(Record(OTHER, {"host": "other"}, claimed._applied_revision - 1))
+    assert claimed.holder(OTHER) == "other"
+    assert store.go
+    store.go.set()

@@ -37,6 +37,7 @@ class ClaimHolders:
         self._holders: dict[str, tuple[str, int]] = {}
         self._applied_revision = 0
         """The revision up to which events have arrived."""
+        self._generation = store.generation
         self._updated = asyncio.Event()
 
     def holder(self, key: str) -> str | None:
@@ -72,8 +73,12 @@ class ClaimHolders:
                     await self._updated.wait()
 
     def _apply_read(self, record: Record) -> None:
-        """Apply a record that was read, unless the event of its deletion has arrived already."""
-        if record.key in self._holders or record.revision >= self._applied_revision:
+        """Apply a record that was read, unless the event of its deletion has arrived already.
+
+        After a restore of the store, no event of its present data has arrived until the next snapshot.
+        """
+        restored = self._generation != self._store.generation
+        if restored or record.key in self._holders or record.revision >= self._applied_revision:
             self._apply(record)
 
     def _apply(self, record: Record) -> None:
@@ -87,7 +92,7 @@ class ClaimHolders:
         failures = 0
         while True:
             try:
-                seen = self._store.seen
+                seen, generation = self._store.seen, self._store.generation
                 marks, _ = await self._store.range(MARKS)
                 records, revision = await self._store.range(LEASES)
                 if self._store.is_older(marks, seen):  # nothing changes before the recovery has ended
@@ -96,7 +101,7 @@ class ClaimHolders:
                 before, self._holders = self._holders, {}
                 for record in records:
                     self._apply(record)
-                self._applied_revision = revision
+                self._applied_revision, self._generation = revision, generation
                 self.synced.set()
                 failures = 0
                 self.changed({key for key, _ in before.items() ^ self._holders.items()})
