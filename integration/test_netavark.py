@@ -293,7 +293,15 @@ def test_network_is_updated_under_podmans_containers(call: Netavark) -> None:
         (interface,) = status["interfaces"].values()
         address = interface["subnets"][0]["ipnet"].partition("/")[0]
         with Stream(one, two, address, port=7402) as among, Stream(one, call.client, call.wire.right, port=7403) as out:
-            for option in ("rate=80mbit", "rate=", "mtu=1300", "mtu=", "spoofchk=false", "spoofchk=true", "ttl=9"):
+            for option in (
+                "masquerade=false",
+                "masquerade=true",
+                "mtu=1300",
+                "mtu=",
+                "spoofchk=false",
+                "spoofchk=true",
+                "ttl=9",
+            ):
                 call.netplug.cli("network", "update", "blue", "-o", option)
                 assert call.netplug.drift() == "", option
                 enough = out.sent + 40
