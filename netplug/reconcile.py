@@ -145,10 +145,10 @@ class Reconciler:
     def _owners(self) -> dict[Step, str]:
         owners = dict.fromkeys(self._engine.base_plan.plan, "host")
         for network in self._engine.registry.networks():
-            owners |= dict.fromkeys(network.plan, f"network {network.network.name}")
+            owners |= dict.fromkeys(network.plan, network.described)
             owners |= dict.fromkeys(self._engine.peers.plan(network.network.id), _peers_of(network))
         for endpoint in self._engine.registry.endpoints():
-            owners |= dict.fromkeys(endpoint.present, _describe(endpoint))
+            owners |= dict.fromkeys(endpoint.present, endpoint.described)
         return owners
 
     def _unknown(self, owned: Sequence[Step], owners: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
@@ -206,12 +206,12 @@ class Reconciler:
             if network not in engine.registry.networks():
                 return
             if look.concerns(network.plan):
-                await _tolerate(f"network {network.network.name}", engine.executor.mend(network.plan))
+                await _tolerate(network.described, engine.executor.mend(network.plan))
             if look.concerns(engine.peers.plan(ident)):
                 await _tolerate(_peers_of(network), engine.peers.mend(ident))
             for endpoint in endpoints:
                 if engine.registry.find(ident, endpoint.endpoint.id) is endpoint:
-                    await _tolerate(_describe(endpoint), self._heal_endpoint(endpoint, look))
+                    await _tolerate(endpoint.described, self._heal_endpoint(endpoint, look))
 
     async def _heal_endpoint(self, record: EndpointRecord, look: "_Look") -> None:
         """Repair an endpoint. Links in a runtime's sandbox cannot be created again; those of a bare namespace can."""
@@ -344,10 +344,6 @@ def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozens
 def _names(step: Step) -> set[str]:
     """Return the names of links, sets and chains that identify a step's object."""
     return {value for value in (getattr(step, "name", ""), getattr(step, "link", "")) if isinstance(value, str)}
-
-
-def _describe(record: EndpointRecord) -> str:
-    return f"endpoint {short(record.endpoint.id)}" + (f" ({record.name})" if record.name else "")
 
 
 def _peers_of(record: NetworkRecord) -> str:

@@ -82,7 +82,7 @@ class AddedPorts:
                 present += same
                 continue
             if own := [it for it in _singles(built.in_force) if overlap(it, want) and want.host_port]:
-                words = f"port {own[0]} of {_called(built)} is published"
+                words = f"port {own[0]} of {built.called} is published"
                 raise NetplugError("exists", words, hint="unpublish it first, or choose another host port")
             new.append(single)
         return Added(await self._publish(net, built, new) if new else built, tuple(present))
@@ -90,7 +90,7 @@ class AddedPorts:
     def _refuse(self, net: Network, built: EndpointRecord) -> None:
         """Refuse an endpoint without links, and a network that publishes nothing."""
         if not built.linked:
-            raise NetplugError("unavailable", f"{_called(built)} is not running", hint="start it first")
+            raise NetplugError("unavailable", f"{built.called} is not running", hint="start it first")
         if net.internal:
             words = f"network {net.name!r} is internal: nothing can be published there"
             raise NetplugError("invalid", words, hint="connect the container to another network as well")
@@ -98,7 +98,7 @@ class AddedPorts:
             if not self._drivers.of(net).linked or built.endpoint.addresses:
                 words = f"network {net.name!r} is of mode {net.options.mode!r}, which publishes no ports"
                 raise NetplugError("invalid", words)
-            raise NetplugError("unavailable", f"{_called(built)} has no address yet", hint="try again later")
+            raise NetplugError("unavailable", f"{built.called} has no address yet", hint="try again later")
 
     async def _publish(self, net: Network, built: EndpointRecord, new: Sequence[PortMapping]) -> EndpointRecord:
         wanted = on_hosts(net, new)
@@ -158,10 +158,10 @@ class AddedPorts:
         if found := [it for it in mine if _means(want, it)]:
             return found
         if theirs := [it for it in _singles(built.published) if _means(want, it)]:
-            words = f"port {theirs[0]} of {_called(built)} was published by {_MAKERS[built.front_end]}"
+            words = f"port {theirs[0]} of {built.called} was published by {_MAKERS[built.front_end]}"
             raise NetplugError("forbidden", words, hint="it goes with the container")
         has = ", ".join(map(str, port_ranges.joined(mine)[:_NAMED])) or "none"
-        words = f"{_called(built)} has not published port {_shown(want)}"
+        words = f"{built.called} has not published port {_shown(want)}"
         raise NetplugError("not_found", words, hint=f"its published ports are: {has}" if mine else "")
 
     # Which endpoint
@@ -185,7 +185,7 @@ class AddedPorts:
         if not ways or ways & self._gateways(record):
             return ()
         by = ", ".join(sorted(map(str, ways)))
-        words = f"{_called(record)} has its default route by {by}, in another network"
+        words = f"{record.called} has its default route by {by}, in another network"
         return (f"{words}: the ports of this network are reached from 127.0.0.1 only",)
 
     def _holder(self, ref: str, ports: Sequence[PortMapping]) -> EndpointRecord:
@@ -245,10 +245,6 @@ def _less(net: Network, built: EndpointRecord, gone: Sequence[PortMapping]) -> E
         ports = in_order(tuple(asked))
         less = replace(less, published=left(built.published), endpoint=replace(built.endpoint, ports=ports))
     return less
-
-
-def _called(record: EndpointRecord) -> str:
-    return f"container {record.name!r}" if record.name else f"endpoint {short(record.endpoint.id)}"
 
 
 def _shown(mapping: PortMapping) -> str:

@@ -145,7 +145,7 @@ class Convergence:
     def _report(self) -> None:
         """Report the networks that do not follow from their records, and why."""
         known = [(self._registry.find_network(ident), why) for ident, why in self._behind.items()]
-        found = [Difference(_describe(it), "plan", f"does not follow its record: {why}") for it, why in known if it]
+        found = [Difference(it.described, "plan", f"does not follow its record: {why}") for it, why in known if it]
         self._conditions.report("convergence", found)
 
     @uncancellable
@@ -155,7 +155,7 @@ class Convergence:
             moves = await self._moves(record) if record else []
             if record is None or not moves:
                 return False
-            what = _describe(record)
+            what = record.described
             for change in (change for move in moves for change in move.changes()):
                 log.info("step.converged", owner=change.owner, object=change.object, what=change.what)
             with self._applying(ident, moves):
@@ -208,7 +208,7 @@ class Convergence:
             moves = await self._moves(record)
             if moves:
                 with self._applying(ident, moves):
-                    await self._change(_describe(record), moves)
+                    await self._change(record.described, moves)
         except BaseException:
             self._planner.forget(ident)
             raise
@@ -298,12 +298,12 @@ class Convergence:
         keys = {step.key for step in plan}
         used = tuple(key for key in before.used if key in keys)
         after = replace(record, plan=plan, used=used).summarized()
-        moves = [move for move in [_move(_describe(before), before, after, before.plan, plan, before.used)] if move]
+        moves = [move for move in [_move(before.described, before, after, before.plan, plan, before.used)] if move]
         async for endpoint in in_turns(self._registry.endpoints(net.id)):
             later = self._planner.endpoint(net, endpoint)
             exposed = self._planner.exposed(net, later)
             later = replace(later, exposed=endpoint.exposed if _same(endpoint.exposed, exposed) else exposed)
-            if move := _move(describe_endpoint(endpoint), endpoint, later, endpoint.present, later.present):
+            if move := _move(endpoint.described, endpoint, later, endpoint.present, later.present):
                 moves.append(move)
         return moves
 
@@ -369,12 +369,3 @@ def _together(plans: Sequence[tuple[Step, ...]]) -> Plan:
 
 async def _puts(moves: Sequence[_Move]) -> list[Put | Delete]:
     return [put(move.after) async for move in in_turns(moves)]
-
-
-def _describe(record: NetworkRecord) -> str:
-    return f"network {record.network.name}"
-
-
-def describe_endpoint(record: EndpointRecord) -> str:
-    """Return the words for an endpoint as an owner of kernel objects."""
-    return f"endpoint {short(record.endpoint.id)}" + (f" ({record.name})" if record.name else "")

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from netplug.drivers import firewall, port_ranges
 from netplug.drivers.api import HostFacts, PortMapping
-from netplug.drivers.naming import short
 from netplug.drivers.steps import HostPort, IPAddress
 from netplug.engine.conditions import Conditions, Difference
 from netplug.engine.publishing import Publishing
@@ -101,7 +100,7 @@ class Exposure:
 
     def _unreached(self) -> Iterator[Difference]:
         for record in self._registry.endpoints():
-            owner = f"endpoint {short(record.endpoint.id)}" + (f" ({record.name})" if record.name else "")
+            owner = record.described
             for port in record.in_force:
                 if self._absence(port):
                     words = f"this host has no address {port.host_address}; the port works as soon as it has"

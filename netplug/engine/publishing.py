@@ -139,8 +139,7 @@ class Publishing:
             for other in self._registry.endpoints():
                 if other.key != built.key and holds(other, [single]):
                     net = self._registry.find_network(other.endpoint.network)
-                    holder = f"container {other.name!r}" if other.name else f"endpoint {short(other.endpoint.id)}"
-                    words = f"{what}{here} by {holder} of network {(net.network.name if net else '?')!r}"
+                    words = f"{what}{here} by {other.called} of network {(net.network.name if net else '?')!r}"
                     return NetplugError(error.kind, words, hint=error.hint)
         return error
 
@@ -190,9 +189,8 @@ class Publishing:
             if not (one.endpoint.ports or one.added or one.exposed):
                 continue
             old, new = one.exposed, self._ideal(record.network, one).exposed
-            owner = f"endpoint {short(one.endpoint.id)}" + (f" ({one.name})" if one.name else "")
-            found += [Change(owner, it.key, "added") for it in port_ranges.less(new, port_ranges.keys(old))]
-            found += [Change(owner, it.key, "removed") for it in port_ranges.less(old, port_ranges.keys(new))]
+            found += [Change(one.described, it.key, "added") for it in port_ranges.less(new, port_ranges.keys(old))]
+            found += [Change(one.described, it.key, "removed") for it in port_ranges.less(old, port_ranges.keys(new))]
         return found
 
     def _ideal(self, net: Network, record: EndpointRecord) -> EndpointRecord:

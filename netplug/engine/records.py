@@ -11,6 +11,7 @@ from enum import StrEnum
 from netplug.drivers import summary
 from netplug.drivers.api import Attachment, Endpoint, Network, PortMapping, StaticRoute
 from netplug.drivers.codec import APART, OMIT_DEFAULT
+from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
 
@@ -237,6 +238,11 @@ class NetworkRecord:
         return NETWORKS + self.network.id
 
     @property
+    def described(self) -> str:
+        """The network as the owner of an object, in `netplug diff` and in the log."""
+        return f"network {self.network.name}"
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """Keys of all of its records."""
         return NETWORKS + self.network.id, CREATED + self.network.id
@@ -320,6 +326,16 @@ class EndpointRecord:
     @property
     def key(self) -> str:
         return f"{ENDPOINTS}{self.endpoint.network}/{self.endpoint.id}"
+
+    @property
+    def described(self) -> str:
+        """The endpoint as the owner of an object, in `netplug diff` and in the log."""
+        return f"endpoint {short(self.endpoint.id)}" + (f" ({self.name})" if self.name else "")
+
+    @property
+    def called(self) -> str:
+        """The endpoint in an error, by the name that users know."""
+        return f"container {self.name!r}" if self.name else f"endpoint {short(self.endpoint.id)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Route, SourceRoute
-from netplug.engine.convergence import Change, describe_endpoint
+from netplug.engine.convergence import Change
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.planning import Planner
 from netplug.engine.records import EndpointRecord, FrontEnd
@@ -96,9 +96,9 @@ class WayOut:
             here = [later.get(one.key, one) for one in self._movable(sandbox, ident)]
             for winner, version in self._chosen(here, "", net):
                 if version not in provided(winner):
-                    found.append(Change(describe_endpoint(winner), _default(winner, version), "added"))
+                    found.append(Change(winner.described, _default(winner, version), "added"))
                 losers = (one for one in here if one is not winner and version in provided(one))
-                found += [Change(describe_endpoint(one), _default(one, version), "removed") for one in losers]
+                found += [Change(one.described, _default(one, version), "removed") for one in losers]
         return found
 
     def priority(self, record: EndpointRecord, net: Network | None = None) -> int:
