@@ -32,6 +32,7 @@ from .errors import DriverError, Kind
 from .naming import BRIDGES
 from .plan import Plan
 from .steps import (
+    EVERYTHING,
     Chain,
     Flows,
     Forward,
@@ -66,7 +67,6 @@ RESOLVER_PORT = 25353
 
 _MOST_PORTS = 15
 """Limit of a rule with multiport (iptables-extensions(8))."""
-_ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 UNSPECIFIED: Mapping[int, IPAddress] = {4: ip_address("0.0.0.0"), 6: ip_address("::")}
 """The unspecified address of each IP version. As a host address it means all addresses."""
 _LOOPBACK4, _LOOPBACK6 = "127.0.0.0/8", ip_address("::1")
@@ -278,7 +278,7 @@ def network(net: Network, bridge: str) -> Plan:
     steps: list[Step] = []
     if not bridge.startswith(BRIDGES):
         for family in net.families():
-            steps += [Member(f"netplug-if{family}", _ANY[family], bridge), *_received(family, bridge)]
+            steps += [Member(f"netplug-if{family}", EVERYTHING[family], bridge), *_received(family, bridge)]
     for pool in (subnet.pool for subnet in net.subnets):
         steps.append(Member(f"netplug-net{pool.version}", pool, bridge))
         if net.options.icc:

@@ -5,15 +5,12 @@ The plan is for sandboxes without a runtime that configures them.
 
 from collections.abc import Collection
 from dataclasses import replace
-from ipaddress import ip_network
 
 from .api import Attachment, Endpoint, Network
 from .naming import sandbox_side
 from .plan import Plan
-from .steps import Address, Guard, IPAddress, IPInterface, Loopback, Macvlan, Route, SourceRoute, Step, Veth
+from .steps import EVERYTHING, Address, Guard, IPAddress, IPInterface, Loopback, Macvlan, Route, SourceRoute, Step, Veth
 from .tunnel import Shortcut
-
-_DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
 def gateways(net: Network, ep: Endpoint) -> tuple[IPInterface, ...]:
@@ -141,4 +138,4 @@ def source_routes(ep: Endpoint, attachment: Attachment, netns: str, ifname: str,
 def default_routes(attachment: Attachment, netns: str, ifname: str) -> Plan:
     """Return the default routes of an attachment."""
     metric = attachment.metric
-    return Plan(tuple(Route(_DEFAULT[it.version], ifname, it, netns, metric=metric) for it in attachment.gateways))
+    return Plan(tuple(Route(EVERYTHING[it.version], ifname, it, netns, metric=metric) for it in attachment.gateways))

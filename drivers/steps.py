@@ -8,6 +8,7 @@ appear at the same path later; empty: any.
 Rules are written exactly as ``iptables-save`` prints them, so they are compared as strings.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -19,6 +20,8 @@ from .codec import OMIT_DEFAULT
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
+EVERYTHING: Mapping[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+"""The destination of default routes, by IP version."""
 
 
 class Step(Protocol):
@@ -146,6 +149,11 @@ class Route:
     netns_id: str = ""
     tunable: bool = field(default=False, metadata=OMIT_DEFAULT)
     metric: int = field(default=0, metadata=OMIT_DEFAULT)
+
+    @property
+    def leads_out(self) -> bool:
+        """Whether it is the default route of a sandbox."""
+        return bool(self.netns) and not self.destination.prefixlen
 
     @property
     def key(self) -> str:

@@ -111,7 +111,7 @@ class EndpointBuilder:
                 step = error.step
                 if error.kind != "exists" or not wanted.front_end.shares:
                     raise
-                if not isinstance(step, Route) or not step.netns or step.destination.prefixlen:
+                if not isinstance(step, Route) or not step.leads_out:
                     raise
                 log.info("endpoint.has_way_out", endpoint=short(wanted.endpoint.id), route=step.key)
                 ways = ways - {step.destination.version}

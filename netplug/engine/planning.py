@@ -38,8 +38,7 @@ class Planner:
 
     def endpoint(self, net: Network, record: EndpointRecord) -> EndpointRecord:
         """Return an endpoint with its plan as it is today."""
-        ways = {it.destination.version for it in record.routes if not it.destination.prefixlen}
-        return self.new_endpoint(net, record, record.given_routes, ways)
+        return self.new_endpoint(net, record, record.given_routes, record.ways)
 
     def new_endpoint(
         self, net: Network, record: EndpointRecord, routes: tuple[StaticRoute, ...] | None, ways: Collection[int]

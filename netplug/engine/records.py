@@ -313,6 +313,11 @@ class EndpointRecord:
         chosen = self.front_end.shares and not (self.attachment.gateways or self.attachment.isolated)
         return self.attachment.routes if chosen else None
 
+    @property
+    def ways(self) -> set[int]:
+        """The IP versions of which it provides its sandbox's default route."""
+        return {route.destination.version for route in self.routes if not route.destination.prefixlen}
+
     def summarized(self) -> "EndpointRecord":
         """Return the record with `host_link`, `routes` and `resolvers` as its plan makes them."""
         link, routes = summary.host_link(self.plan), summary.routes(self.plan)

@@ -11,7 +11,6 @@ ports work, and so do the connections that were there when the route moved.
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import ip_network
 
 import structlog
 
@@ -19,7 +18,7 @@ from netplug.drivers.api import Network
 from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Route, SourceRoute
+from netplug.drivers.steps import EVERYTHING, Route, SourceRoute
 from netplug.engine.convergence import Change
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.planning import Planner
@@ -32,7 +31,6 @@ from netplug.tasks.locks import Locks
 log = structlog.get_logger(__name__)
 
 _VERSIONS = (4, 6)
-_EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
 _USUAL_METRIC = 100
 """What a network without a metric counts as, as with netavark."""
 
@@ -50,7 +48,7 @@ class WayOut:
 
     def free(self, netns: str, netns_id: str, but: str = "") -> set[int]:
         """Return the IP versions of which nobody in a sandbox provides the default route. `but`: a key left out."""
-        taken = (provided(other) for other in self._registry.in_sandbox(netns, netns_id) if other.key != but)
+        taken = (other.ways for other in self._registry.in_sandbox(netns, netns_id) if other.key != but)
         return set(_VERSIONS).difference(*taken)
 
     async def converge(self, sandbox: str, sandbox_id: str = "", leaving: str = "") -> None:
@@ -72,7 +70,7 @@ class WayOut:
         async with self._sandboxes.hold(sandbox_id or sandbox):
             for winner, version in self._moves(sandbox, sandbox_id, leaving):
                 here = self._registry.in_sandbox(sandbox, sandbox_id)
-                others = [one for one in here if one.key not in {winner.key, leaving} and version in provided(one)]
+                others = [one for one in here if one.key not in {winner.key, leaving} and version in one.ways]
                 if await self._change(winner, version, provides=True):
                     log.info("way_out.moved", endpoint=short(winner.endpoint.id), sandbox=sandbox, version=version)
                     for other in others:
@@ -95,9 +93,9 @@ class WayOut:
         for sandbox, ident in dict.fromkeys((one.sandbox, one.sandbox_id) for one in endpoints if one.sandbox):
             here = [later.get(one.key, one) for one in self._movable(sandbox, ident)]
             for winner, version in self._chosen(here, "", net):
-                if version not in provided(winner):
+                if version not in winner.ways:
                     found.append(Change(winner.described, _default(winner, version), "added"))
-                losers = (one for one in here if one is not winner and version in provided(one))
+                losers = (one for one in here if one is not winner and version in one.ways)
                 found += [Change(one.described, _default(one, version), "removed") for one in losers]
         return found
 
@@ -128,13 +126,13 @@ class WayOut:
         for version in _VERSIONS:
             able = [one for one in here if one.key != leaving and version in _offered(one)]
             # Of several, a CNI configuration says which has the default route; unless the user ranks them.
-            able = [one for one in able if ranked or one.front_end is not FrontEnd.CNI or version in provided(one)]
+            able = [one for one in able if ranked or one.front_end is not FrontEnd.CNI or version in one.ways]
             if not able:
                 continue
-            winner = max(able, key=lambda one: (priorities[one.key], -_metric(one), version in provided(one)))
+            winner = max(able, key=lambda one: (priorities[one.key], -_metric(one), version in one.ways))
             if (winner.key, version) in self._refused:
                 continue
-            if version not in provided(winner) or any(version in provided(one) for one in here if one is not winner):
+            if version not in winner.ways or any(version in one.ways for one in here if one is not winner):
                 yield winner, version
 
     async def _change(self, record: EndpointRecord, version: int, *, provides: bool) -> bool:
@@ -146,7 +144,7 @@ class WayOut:
             built = self._present(record)
             if built is None:
                 return False
-            now = self._with(built, provided(built) | {version} if provides else provided(built) - {version})
+            now = self._with(built, built.ways | {version} if provides else built.ways - {version})
             # Of two that provide it, the kernel has the route of either.
             new = [step for step in now.plan if step not in built.plan or (provides and _is_way(step, version))]
             keys = {step.key for step in now.plan}
@@ -188,11 +186,6 @@ def tolerant(sandbox: str) -> Iterator[None]:
         log.warning("way_out.missing", sandbox=sandbox, error=str(exc))
 
 
-def provided(record: EndpointRecord) -> set[int]:
-    """Return the IP versions of which an endpoint provides its sandbox's default route."""
-    return {route.destination.version for route in record.routes if not route.destination.prefixlen}
-
-
 def _offered(record: EndpointRecord) -> set[int]:
     """Return the IP versions of which an endpoint can provide its sandbox's default route."""
     seen = record.attachment
@@ -207,14 +200,12 @@ def _metric(record: EndpointRecord) -> int:
 
 
 def _lacks(record: EndpointRecord) -> bool:
-    return not _offered(record) <= provided(record)
+    return not _offered(record) <= record.ways
 
 
 def _is_way(step: object, version: int = 0) -> bool:
     """Whether a step is a default route in a sandbox, of an IP version or of any."""
-    if not isinstance(step, Route) or not step.netns or step.destination.prefixlen:
-        return False
-    return version in {0, step.destination.version}
+    return isinstance(step, Route) and step.leads_out and version in {0, step.destination.version}
 
 
 def _leads_out(step: object) -> bool:
@@ -227,4 +218,4 @@ def _else(plan: Plan) -> Plan:
 
 def _default(record: EndpointRecord, version: int) -> str:
     """Return the key of the default route by an endpoint."""
-    return Route(ip_network(_EVERYTHING[version]), record.ifname, netns=record.sandbox).key
+    return Route(EVERYTHING[version], record.ifname, netns=record.sandbox).key

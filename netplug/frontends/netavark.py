@@ -8,7 +8,6 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
-from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
 import structlog
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from netplug.drivers import option_values, shared
 from netplug.drivers.api import PortMapping, StaticRoute
 from netplug.drivers.registry import Drivers
-from netplug.drivers.steps import Proto
+from netplug.drivers.steps import EVERYTHING, Proto
 from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, Caller, EndpointRecord, FrontEnd, NetworkRecord, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError, Reportable
@@ -33,7 +32,6 @@ log = structlog.get_logger(__name__)
 _ISOLATED = {"true", "1", "strict"}
 """What netavark's option ``isolate`` may be: networks of netplug never reach each other."""
 _NO_DEFAULT_ROUTE = "no_default_route"
-_EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
 class _In(BaseModel):
@@ -273,7 +271,7 @@ def _routes(record: NetworkRecord, wanted: NetworkIn) -> tuple[StaticRoute, ...]
         return None
     none = record.network.internal or not wanted.default_route
     ways = () if none else tuple(s.gateway for s in record.network.subnets if s.gateway)
-    own = tuple(StaticRoute(_EVERYTHING[way.version], way.ip) for way in ways)
+    own = tuple(StaticRoute(EVERYTHING[way.version], way.ip) for way in ways)
     return (*own, *(StaticRoute(route.destination, route.gateway) for route in wanted.routes or ()))
 
 

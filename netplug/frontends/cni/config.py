@@ -8,7 +8,7 @@ makes it.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from netplug.drivers import shared
 from netplug.drivers.api import Network, PortMapping, StaticRoute
 from netplug.drivers.option_values import MACVLAN_MODES
 from netplug.drivers.registry import Drivers
-from netplug.drivers.steps import IPAddress, IPNetwork, Proto
+from netplug.drivers.steps import EVERYTHING, IPAddress, IPNetwork, Proto
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.frontends.cni.result import Dns, read_resolv_conf
 from netplug.frontends.cni.types import ConfigIn, IpamIn, PortIn, RangeIn, RouteIn, address_texts, section
@@ -24,7 +24,6 @@ from netplug.frontends.cni.wire import CniError, Code, Request
 from netplug.names.short_ids import short_id
 
 _OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_DEFAULTS = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 DHCP = "dhcp"
 """The reference IPAM plugin that asks DHCP servers, by way of the interface."""
 _RESOLV_BYTES = 65536
@@ -61,9 +60,9 @@ class Wanted:
         if self.default_route:
             listed = {route.destination for route in found}
             found += [
-                StaticRoute(_DEFAULTS[version], gateway)
+                StaticRoute(EVERYTHING[version], gateway)
                 for version, gateway in sorted(gateways.items())
-                if _DEFAULTS[version] not in listed
+                if EVERYTHING[version] not in listed
             ]
         return tuple(route for route in found if not (net.internal and route.destination.prefixlen == 0))
 
