@@ -20,6 +20,8 @@ from .codec import OMIT_DEFAULT
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
+LINK = "link/"
+"""Beginning of the keys of links, before the name."""
 EVERYTHING: Mapping[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 """The destination of default routes, by IP version."""
 
@@ -69,7 +71,7 @@ class Bridge:
 
     @property
     def key(self) -> str:
-        return f"link/{self.name}"
+        return LINK + self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Veth:
 
     @property
     def key(self) -> str:
-        return f"link/{self.name}"
+        return LINK + self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,7 +450,7 @@ class Macvlan:
 
     @property
     def key(self) -> str:
-        return f"link/{self.name}"
+        return LINK + self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,7 +478,7 @@ class Ifb:
 
     @property
     def key(self) -> str:
-        return f"link/{self.name}"
+        return LINK + self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ MACs, `Neighbour` steps the remote addresses.
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from .steps import LINK
+
 NO_MAC = "00:00:00:00:00:00"
 """In an `Fdb`: all MACs without an entry, and broadcast and multicast (head-end replication)."""
 
@@ -32,7 +34,7 @@ class Vxlan:
 
     @property
     def key(self) -> str:
-        return f"link/{self.name}"
+        return LINK + self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ import structlog
 from netplug.drivers.api import HostFacts, Network, Scope
 from netplug.drivers.naming import short
 from netplug.drivers.registry import Drivers
-from netplug.drivers.steps import Bridge, Ifb, IPNetwork, Macvlan, Veth
-from netplug.drivers.tunnel import Vxlan
+from netplug.drivers.steps import LINK, IPNetwork
 from netplug.engine.addressing import Addressing, Subnets
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.convergence import Change, Convergence
@@ -224,7 +223,8 @@ def _origin(before: NetworkRecord, net: Network, options: Mapping[str, str]) -> 
 def _apart(host: HostFacts, record: NetworkRecord, endpoints: Sequence[EndpointRecord]) -> HostFacts:
     """Return the facts of the host as if a network were not there."""
     plans = (record.plan.without(record.used), *(endpoint.plan for endpoint in endpoints))
-    names = {step.name for plan in plans for step in plan if isinstance(step, Bridge | Veth | Macvlan | Vxlan | Ifb)}
+    keys = (step.key for plan in plans for step in plan)
+    names = {key.removeprefix(LINK) for key in keys if key.startswith(LINK)}
     return replace(
         host,
         links=tuple(link for link in host.links if link.name not in names),
