@@ -196,7 +196,7 @@ async def test_change_reaches_network_and_endpoints(host: Host) -> None:
 
 async def test_preview_changes_nothing(host: Host) -> None:
     before = await host.state()
-    found = await host.engine.convergence.preview(changed(host, rate=(8_000_000, 9_000_000)))
+    found, _ = await host.engine.convergence.preview(changed(host, rate=(8_000_000, 9_000_000)))
     assert {one.what for one in found} == {"added"}
     assert await host.state() == before
     assert found == await change(host, rate=(8_000_000, 9_000_000))

@@ -170,8 +170,8 @@ class Convergence:
             await self._peers.follow(ident)
             return True
 
-    async def preview(self, record: NetworkRecord) -> list[Change]:
-        """Return what it takes until a network and its endpoints are as this record says.
+    async def preview(self, record: NetworkRecord) -> tuple[list[Change], list[EndpointRecord]]:
+        """Return what it takes until a network is as this record says, and its endpoints as they are then.
 
         Raises:
             DriverError: the driver refuses.
@@ -180,18 +180,9 @@ class Convergence:
             moves = await self._moves(record)
         finally:
             self._planner.forget(record.network.id)
-        return [change for move in moves for change in move.changes()]
-
-    async def endpoints(self, record: NetworkRecord) -> list[EndpointRecord]:
-        """Return the endpoints of a network as they are once the network is as this record says.
-
-        Raises:
-            DriverError: the driver refuses.
-        """
-        here = self._registry.endpoints(record.network.id)
-        later = [self._planner.endpoint(record.network, one) async for one in in_turns(here)]
-        self._planner.forget(record.network.id)
-        return later
+        later = {move.after.key: move.after for move in moves if isinstance(move.after, EndpointRecord)}
+        endpoints = [later.get(one.key, one) for one in self._registry.endpoints(record.network.id)]
+        return [change for move in moves for change in move.changes()], endpoints
 
     @uncancellable
     async def change(self, record: NetworkRecord) -> list[Change]:

@@ -113,9 +113,9 @@ class NetworkUpdates:
             before = self._registry.network(ident)
             async with self._taken(before, change, host, dry_run=dry_run) as wanted:
                 if dry_run:
-                    ways = self._way_out.preview(wanted.network, await self._convergence.endpoints(wanted))
-                    changes = [*await self._convergence.preview(wanted), *self._publishing.preview(wanted), *ways]
-                    changes = list(dict.fromkeys(changes))
+                    steps, endpoints = await self._convergence.preview(wanted)
+                    ways = self._way_out.preview(wanted.network, endpoints)
+                    changes = list(dict.fromkeys([*steps, *self._publishing.preview(wanted), *ways]))
                     return Updated(wanted, changes, notes(before, wanted, self._registry.endpoints(ident)))
                 changes = await self._bring_about(before, wanted)
             await self._addressing.give_back(before, wanted, self._registry.networks())
