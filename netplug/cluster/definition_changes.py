@@ -36,15 +36,11 @@ def to_follow(definition: Definition, record: NetworkRecord, drivers: Drivers) -
 
 def changed(definition: Definition, change: NetworkChange, drivers: Drivers) -> Definition:
     """Return a definition after a change, still without the subnets that it adds."""
-    mode = drivers.parse(definition.options).mode
-    given = _by_key(change.options, drivers, mode)
-    kept = {key: text for key, text in definition.options.items() if drivers.declared(key, mode).key not in given}
-    labels = {**definition.labels, **change.labels}
     return replace(
         definition,
-        options=kept | {key: text for key, text in given.items() if text},
-        internal=definition.internal if change.internal is None else change.internal,
-        labels={key: text for key, text in labels.items() if key not in change.unlabel},
+        options=change.options_after(definition.options, drivers.parse(definition.options).mode, drivers),
+        internal=change.internal_after(definition.internal),
+        labels=change.labels_after(definition.labels),
         subnets=tuple(it for it in definition.subnets if it.subnet not in change.remove),
     )
 

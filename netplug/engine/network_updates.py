@@ -44,6 +44,20 @@ class NetworkChange:
     add: tuple[SubnetSpec, ...] = ()
     remove: tuple[IPNetwork, ...] = ()
 
+    def options_after(self, before: Mapping[str, str], mode: str, drivers: Drivers) -> dict[str, str]:
+        """Return raw options after the change. What has the default by an empty value is left out."""
+        given = {drivers.declared(key, mode).key: text for key, text in self.options.items()}
+        kept = {key: text for key, text in before.items() if drivers.declared(key, mode).key not in given}
+        return kept | {key: text for key, text in given.items() if text}
+
+    def labels_after(self, before: Mapping[str, str]) -> dict[str, str]:
+        """Return labels after the change."""
+        return {key: text for key, text in {**before, **self.labels}.items() if key not in self.unlabel}
+
+    def internal_after(self, before: bool) -> bool:
+        """Return whether the network is internal after the change."""
+        return before if self.internal is None else self.internal
+
 
 @dataclass(frozen=True, slots=True)
 class Updated:
@@ -157,11 +171,11 @@ class NetworkUpdates:
         driver, endpoints = self._drivers.of(before.network), self._registry.endpoints(before.network.id)
         host = _apart(host, before, endpoints)
         net = self._wanted(before, change, host)
-        spec = NetworkSpec(net.id, net.name, self._raw(before, change), change.add, net.internal, before.front_end)
+        raw = change.options_after(before.options, before.network.options.mode, self._drivers)
+        spec = NetworkSpec(net.id, net.name, raw, change.add, net.internal, before.front_end)
         if not driver.addressed:
             refuse_subnets(net, spec)
-        labels = {**before.labels, **change.labels}
-        labels = {key: value for key, value in labels.items() if key not in change.unlabel}
+        labels = change.labels_after(before.labels)
         refuse_labels(net, labels)
         refuse_sticky(net, spec.options, external=self._addressing.external(before.pools))
         kept = keep_subnets(before, change.remove, change.add, endpoints)
@@ -202,15 +216,8 @@ class NetworkUpdates:
         """Return the network with other options; its subnets are as they were."""
         net = before.network
         options = self._drivers.changed(net.options, change.options)
-        internal = net.internal if change.internal is None else change.internal
-        return replace(net, options=self._drivers.of(net).complete(options, host), internal=internal)
-
-    def _raw(self, before: NetworkRecord, change: NetworkChange) -> dict[str, str]:
-        """Return the raw options after a change. What has the default by an empty value is left out."""
-        mode = before.network.options.mode
-        given = {self._drivers.declared(key, mode).key: text for key, text in change.options.items()}
-        kept = {key: text for key, text in before.options.items() if self._drivers.declared(key, mode).key not in given}
-        return kept | {key: text for key, text in given.items() if text}
+        options = self._drivers.of(net).complete(options, host)
+        return replace(net, options=options, internal=change.internal_after(net.internal))
 
 
 def _origin(before: NetworkRecord, net: Network, options: Mapping[str, str]) -> Origin | None:
