@@ -4,7 +4,7 @@ import asyncio
 import copy
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -28,7 +28,7 @@ from netplug.engine.records import (
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
-from netplug.kernel.api import Before, Outcome
+from netplug.kernel.api import Before, Outcome, StepError
 from netplug.kernel.fake.kernel import FakeKernel
 from netplug.kernel.fake.ports import FakePorts
 from netplug.reconcile import Reconciler
@@ -256,7 +256,16 @@ class Host:
             assert set(pool.holders) <= networks
             assert pool.holders or pool.holds
 
+    def made(self, kind: type[Step]) -> list[Any]:
+        """Return what there is of a type of step in the kernel."""
+        return [step for step in self.kernel._world.state.values() if isinstance(step, kind)]
+
     # Doing
+
+    async def see(self, **facts: Any) -> None:
+        """Let the host be otherwise, and the daemon see it."""
+        self.kernel.foreign.facts = dataclasses.replace(self.kernel.foreign.facts, **facts)
+        await self.engine.base_plan.read_host()
 
     async def docker_network(self, ident: str = NET, *pools: str, **options: str) -> NetworkRecord:
         """Create a network as Docker does with its own IPAM."""
@@ -290,6 +299,26 @@ class Host:
         for pool in self.engine.allocator.pools():
             for _ in range(pool.holds):
                 await self.engine.allocator.release_pool(pool.id)
+
+
+@contextmanager
+def refusing(host: Host, refuses: Callable[[Step], bool]) -> Iterator[None]:
+    """Let the kernel refuse to make steps, or to change what there is into them, during the block."""
+    ensure = host.kernel.ensure
+
+    async def ensured(steps: Any, outcomes: Any = None, before: Any = None) -> Any:
+        done = [] if outcomes is None else outcomes
+        for step in steps:
+            if refuses(step):
+                raise StepError("internal", step, "the kernel refused")
+            await ensure((step,), done, before)
+        return done
+
+    host.kernel.ensure = ensured  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        host.kernel.ensure = ensure  # type: ignore[method-assign]
 
 
 @asynccontextmanager

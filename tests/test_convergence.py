@@ -7,18 +7,17 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from built_in_drivers import DRIVERS
-from engine_host import END, NET, SANDBOX, Host, running, tcp, until
+from engine_host import END, NET, SANDBOX, Host, refusing, running, tcp, until
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.naming import bridge_name, host_side
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
-from netplug.drivers.steps import Bridge, Guard, Hairpin, Macvlan, Member, Shape, Step, Veth
+from netplug.drivers.steps import Bridge, Guard, Hairpin, Macvlan, Member, Shape, Veth
 from netplug.engine.convergence import Change
 from netplug.engine.records import NetworkRecord
 from netplug.errors import NetplugError
-from netplug.kernel.api import StepError
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -43,10 +42,6 @@ def mtus(host: Host) -> set[int]:
     return {step.mtu for step in host.kernel._world.state.values() if isinstance(step, Bridge | Veth)}
 
 
-def of(host: Host, kind: type[Step]) -> list[Any]:
-    return [step for step in host.kernel._world.state.values() if isinstance(step, kind)]
-
-
 def changed(host: Host, **options: object) -> NetworkRecord:
     record = host.engine.registry.network(NET)
     net = replace(record.network, options=replace(record.network.options, **options))  # type: ignore[arg-type]
@@ -59,16 +54,11 @@ async def change(host: Host, **options: object) -> list[Change]:
         return await host.engine.convergence.change(changed(host, **options))
 
 
-async def see(host: Host, **facts: object) -> None:
-    host.kernel.foreign.facts = replace(host.kernel.foreign.facts, **facts)  # type: ignore[arg-type]
-    await host.engine.base_plan.read_host()
-
-
 # Facts
 
 
 async def test_mtu_of_the_uplink_reaches_what_lives(host: Host) -> None:
-    await see(host, mtu=1400)
+    await host.see(mtu=1400)
     await host.engine.convergence.all()
     assert mtus(host) == {1400}
     assert host.endpoint().attachment.mtu == 1400
@@ -91,14 +81,14 @@ async def test_mtu_that_the_user_chose_stays() -> None:
     host = await Host.boot()
     await host.cli_network(mtu="1300")
     await host.attach("ns1")
-    await see(host, mtu=1400, uplink="eth0")
+    await host.see(mtu=1400, uplink="eth0")
     assert not await host.engine.convergence.network(NET)
     assert mtus(host) == {1300}
     await host.close()
 
 
 async def test_host_without_uplink_keeps_the_mtu(host: Host) -> None:
-    await see(host, mtu=1400, uplink="")
+    await host.see(mtu=1400, uplink="")
     await host.engine.convergence.all()
     assert mtus(host) == {1500}
 
@@ -109,9 +99,9 @@ async def test_mtu_of_a_parent_is_followed_without_an_uplink() -> None:
     await host.cli_network("192.168.1.0/24", name="lan", mode="macvlan", parent="eth1")
     await host.attach("ns1")
     host.kernel.foreign.mtus["eth1"] = 1400
-    await see(host, uplink="")
+    await host.see(uplink="")
     await host.engine.convergence.all()
-    assert {step.mtu for step in of(host, Macvlan)} == {1400}
+    assert {step.mtu for step in host.made(Macvlan)} == {1400}
     await host.close()
 
 
@@ -119,7 +109,7 @@ async def test_nothing_is_computed_twice(host: Host, monkeypatch: pytest.MonkeyP
     await host.engine.convergence.all()
     computed = []
     monkeypatch.setattr(BridgeDriver, "create_network", lambda *_: computed.append(1) or Plan())
-    await see(host, routes=(), chains=((4, "DOCKER"),))
+    await host.see(routes=(), chains=((4, "DOCKER"),))
     await host.engine.convergence.all()
     assert not computed
     await host.engine.convergence._follow(NET)
@@ -128,7 +118,7 @@ async def test_nothing_is_computed_twice(host: Host, monkeypatch: pytest.MonkeyP
 
 async def test_endpoint_that_came_meanwhile_is_not_forgotten(host: Host) -> None:
     await host.engine.convergence.all()
-    await see(host, mtu=1400)
+    await host.see(mtu=1400)
     await host.attach("ns2")
     await host.engine.convergence.all()
     assert mtus(host) == {1400}
@@ -154,14 +144,14 @@ async def test_what_another_version_built_becomes_what_this_one_builds() -> None
         await host.docker_endpoint()
         host.kernel.inhabitants.add(SANDBOX)
         await host.join()
-        assert not of(host, Guard)[1:]
+        assert not host.made(Guard)[1:]
     finally:
         DRIVERS._drivers["bridge"] = BridgeDriver()
-    veth = of(host, Veth)
+    veth = host.made(Veth)
     await host.reboot()
-    assert [guard.link for guard in of(host, Guard)] == [bridge_name(NET), host_side(END)]
-    assert not of(host, Hairpin)
-    assert of(host, Veth) == veth
+    assert [guard.link for guard in host.made(Guard)] == [bridge_name(NET), host_side(END)]
+    assert not host.made(Hairpin)
+    assert host.made(Veth) == veth
     await host.check()
     assert isinstance(DRIVERS, Drivers)
     await host.close()
@@ -172,9 +162,9 @@ async def test_what_another_version_built_becomes_what_this_one_builds() -> None
 
 async def test_change_reaches_network_and_endpoints(host: Host) -> None:
     found = await change(host, rate=(8_000_000, 9_000_000), masquerade=False, spoofchk=False)
-    assert len(of(host, Shape)) == 2
-    assert not of(host, Guard)
-    assert not [member for member in of(host, Member) if member.set.startswith("netplug-masq")]
+    assert len(host.made(Shape)) == 2
+    assert not host.made(Guard)
+    assert not [member for member in host.made(Member) if member.set.startswith("netplug-masq")]
     assert {(one.what, one.object.partition("/")[0]) for one in found} == {
         ("added", "shape"),
         ("added", "link"),  # ifb
@@ -188,7 +178,7 @@ async def test_change_reaches_network_and_endpoints(host: Host) -> None:
     }
     await host.check()
     await host.reboot()
-    assert len(of(host, Shape)) == 2
+    assert len(host.made(Shape)) == 2
     await host.check()
     await change(host, rate=None, masquerade=True, spoofchk=True)
     await host.check()
@@ -206,45 +196,19 @@ async def test_change_that_the_kernel_refuses_changes_nothing(host: Host) -> Non
     await host.engine.convergence.all()
     before = await host.state()
 
-    async def refuse(step: Step) -> None:
-        raise StepError("internal", step, "the kernel refused")
-
-    ensure = host.kernel.ensure
-
-    async def ensured(steps: Any, outcomes: Any = None, before: Any = None) -> Any:
-        done = [] if outcomes is None else outcomes
-        for step in steps:
-            if isinstance(step, Shape):
-                await refuse(step)
-            await ensure((step,), done, before)
-        return done
-
-    host.kernel.ensure = ensured  # type: ignore[method-assign]
-    with pytest.raises(NetplugError, match="the kernel refused"):
+    with refusing(host, lambda step: isinstance(step, Shape)), pytest.raises(NetplugError, match="the kernel refused"):
         await change(host, rate=(8_000_000, 9_000_000), spoofchk=False, mtu=1400)
-    host.kernel.ensure = ensure  # type: ignore[method-assign]
     assert await host.state() == before
     await host.check()
 
 
 async def test_what_cannot_be_followed_is_a_difference_and_stops_nothing(host: Host) -> None:
-    ensure = host.kernel.ensure
     bad = host_side(END)
-
-    async def ensured(steps: Any, outcomes: Any = None, before: Any = None) -> Any:
-        done = [] if outcomes is None else outcomes
-        for step in steps:
-            if isinstance(step, Veth) and step.name == bad and step.mtu == 1400:
-                raise StepError("internal", step, "the kernel refused")
-            await ensure((step,), done, before)
-        return done
-
-    host.kernel.ensure = ensured  # type: ignore[method-assign]
-    await see(host, mtu=1400)
-    await host.engine.convergence.all()
-    assert mtus(host) == {1400, 1500}
-    assert [one.object for one in await host.reconciler.diff()] == [f"link/{bad}"]
-    host.kernel.ensure = ensure  # type: ignore[method-assign]
+    with refusing(host, lambda step: isinstance(step, Veth) and step.name == bad and step.mtu == 1400):
+        await host.see(mtu=1400)
+        await host.engine.convergence.all()
+        assert mtus(host) == {1400, 1500}
+        assert [one.object for one in await host.reconciler.diff()] == [f"link/{bad}"]
     await host.reconciler.repair()
     assert mtus(host) == {1400}
     await host.check()
@@ -253,7 +217,7 @@ async def test_what_cannot_be_followed_is_a_difference_and_stops_nothing(host: H
 async def test_dead_sandbox_keeps_nobody_from_a_change(host: Host) -> None:
     host.kernel.vanish("/run/netns/ns1")
     await change(host, rate=(8_000_000, 9_000_000), mtu=1400)
-    assert len(of(host, Shape)) == 1
+    assert len(host.made(Shape)) == 1
     await host.reconciler.repair()
     assert len(host.endpoints()) == 1
     await host.check()
@@ -262,9 +226,9 @@ async def test_dead_sandbox_keeps_nobody_from_a_change(host: Host) -> None:
 async def test_endpoint_that_left_gets_the_change_with_its_next_join(host: Host) -> None:
     await host.engine.endpoints.leave(NET, END)
     await change(host, rate=(8_000_000, 9_000_000), mtu=1400)
-    assert len(of(host, Shape)) == 1
+    assert len(host.made(Shape)) == 1
     await host.check()
     await host.join()
-    assert len(of(host, Shape)) == 2
+    assert len(host.made(Shape)) == 2
     assert mtus(host) == {1400}
     await host.check()

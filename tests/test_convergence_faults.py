@@ -61,11 +61,6 @@ class Full:
         del self._store.txn
 
 
-async def see(host: Host, **facts: Any) -> None:
-    host.kernel.foreign.facts = replace(host.kernel.foreign.facts, **facts)
-    await host.engine.base_plan.read_host()
-
-
 def limited(host: Host, rate: tuple[int, int] | None) -> NetworkRecord:
     record = host.engine.registry.network(NET)
     return replace(record, network=replace(record.network, options=replace(record.network.options, rate=rate)))
@@ -74,10 +69,6 @@ def limited(host: Host, rate: tuple[int, int] | None) -> NetworkRecord:
 async def limit(host: Host, rate: tuple[int, int] | None) -> None:
     async with host.engine.registry.lock(NET):
         await host.engine.convergence.change(limited(host, rate))
-
-
-def of(host: Host, kind: type[Step]) -> list[Any]:
-    return [step for step in host.kernel._world.state.values() if isinstance(step, kind)]
 
 
 def read_one_more_fact(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,15 +104,15 @@ async def test_follow_that_the_store_refused_is_tried_again(host: Host, monkeypa
     read_one_more_fact(host, monkeypatch)
     await host.engine.convergence.all()
     full = Full(host, bool)
-    await see(host, bridge_netfilter=True)
+    await host.see(bridge_netfilter=True)
     await host.engine.convergence.all()
-    assert not of(host, Hairpin)
+    assert not host.made(Hairpin)
     assert [(it.object, it.what) for it in await host.reconciler.diff()] == [
         ("plan", "does not follow its record: the disk is full")
     ]
     full.end()
     await host.engine.convergence.all()
-    assert len(of(host, Hairpin)) == 2
+    assert len(host.made(Hairpin)) == 2
     await host.check()
 
 
@@ -130,7 +121,7 @@ async def test_change_stands_although_its_intent_cannot_be_cleared(host: Host) -
     full = Full(host, lambda ops: all(isinstance(op, Delete) for op in ops))
     await limit(host, None)
     full.end()
-    assert not of(host, Shape)
+    assert not host.made(Shape)
     await host.engine.journal.recover()
     await host.check()
 
@@ -141,7 +132,7 @@ async def test_what_is_wanted_again_is_not_reverted_by_an_earlier_failure(host: 
         await limit(host, None)
         await limit(host, (8_000_000, 8_000_000))
     await host.engine.journal.recover()
-    assert len(of(host, Shape)) == 2
+    assert len(host.made(Shape)) == 2
     await host.check()
 
 
@@ -149,15 +140,15 @@ async def test_what_follows_again_is_not_reverted_by_an_earlier_failure(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_one_more_fact(host, monkeypatch)
-    await see(host, bridge_netfilter=True)
+    await host.see(bridge_netfilter=True)
     await host.engine.convergence.all()
     with nothing_removed(host):
-        await see(host, bridge_netfilter=False)
+        await host.see(bridge_netfilter=False)
         await host.engine.convergence.all()
-        await see(host, bridge_netfilter=True)
+        await host.see(bridge_netfilter=True)
         await host.engine.convergence.all()
     await host.engine.journal.recover()
-    assert len(of(host, Hairpin)) == 2
+    assert len(host.made(Hairpin)) == 2
     await host.check()
 
 
@@ -174,7 +165,7 @@ async def test_driver_that_fails_stops_no_other_network(host: Host, monkeypatch:
         return create(self, net, facts)
 
     monkeypatch.setattr(BridgeDriver, "create_network", fail)
-    await see(host, mtu=1400)
+    await host.see(mtu=1400)
     host.kernel.lose(next(step.key for step in host.engine.base_plan.plan))
     await host.reconciler.repair()
     assert host.endpoint().attachment.mtu == 1400
@@ -240,10 +231,10 @@ async def test_ranges_of_ports_are_not_taken_apart_for_other_changes(
             yield part
 
     monkeypatch.setattr(port_ranges, "each", counted)
-    await see(host, mtu=1400)
+    await host.see(mtu=1400)
     await host.engine.convergence.all()
     assert parts < 400
-    assert {it.mtu for it in of(host, Veth)} == {1400}
+    assert {it.mtu for it in host.made(Veth)} == {1400}
 
 
 # What is not ours

@@ -7,7 +7,8 @@ import socket
 import struct
 import time
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Event, Thread
@@ -190,7 +191,31 @@ class Stream:
         self.lost = sorted(set(range(self.sent)) - self._back)
 
 
-class Talk:
+class _Connection:
+    """A TCP connection with a thread at each end, while used in a `with`; what fails there fails the block."""
+
+    def __init__(self) -> None:
+        self._over = Event()
+        self._pool = ThreadPoolExecutor()
+        self._works: list[Future[None]] = []
+
+    def _begin(self, *works: Callable[[], None]) -> None:
+        """Serve the ends; the last one's end ends the others."""
+        self._works = [self._pool.submit(work) for work in works]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        with self._pool:
+            for work in self._works[::-1]:
+                work.result(2 * _TALK_TIMEOUT_S)
+
+
+class Talk(_Connection):
     """A TCP connection from a place to an address and port, with a line every `every_s` that comes back.
 
     `receiver` has the address, or what leads to its port `at`. Leaving the block asserts that every line came back in
@@ -207,9 +232,9 @@ class Talk:
         at: int = 0,
         every_s: float = 0.01,
     ) -> None:
+        super().__init__()
         self.sent = 0
         self._every_s = every_s
-        self._over = Event()
         with bound(receiver, "tcp", at or port, "::" if ":" in address else "0.0.0.0") as listener:
             listener.settimeout(REPLY_TIMEOUT_S)
             self._socket = _client(sender, socket.SOCK_STREAM, address, 0)
@@ -221,9 +246,7 @@ class Talk:
                 raise
         self._echo.settimeout(None)
         self._socket.settimeout(_TALK_TIMEOUT_S)
-        works = (self._answer, self._send)
-        self._pool = ThreadPoolExecutor(len(works))
-        self._works = [self._pool.submit(work) for work in works]
+        self._begin(self._answer, self._send)
 
     def _answer(self) -> None:
         while data := self._echo.recv(4096):
@@ -239,19 +262,8 @@ class Talk:
                 assert back.readline() == line, f"line {self.sent} did not come back"
                 self.sent += 1
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        with self._pool:
-            for work in self._works[::-1]:
-                work.result(2 * _TALK_TIMEOUT_S)
-
-
-class Bulk:
+class Bulk(_Connection):
     """A TCP connection that carries `_BULK_RATE` bytes a second from a place to another, while used in a `with`.
 
     Attributes:
@@ -261,10 +273,10 @@ class Bulk:
     """
 
     def __init__(self, sender: Placed, receiver: Placed, address: str, port: int = _STREAM_PORT + 1) -> None:
+        super().__init__()
         self.resent = 0
         self.longest_s = 0.0
         self.received = 0
-        self._over = Event()
         with bound(receiver, "tcp", port, "::" if ":" in address else "0.0.0.0") as listener:
             self._socket = _client(sender, socket.SOCK_STREAM, address, 0)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _BULK_RATE)
@@ -274,8 +286,7 @@ class Bulk:
             self._sink, _ = listener.accept()
         for sock in (self._socket, self._sink):
             sock.settimeout(_TALK_TIMEOUT_S)
-        self._pool = ThreadPoolExecutor(2)
-        self._works = [self._pool.submit(work) for work in (self._receive, self._send)]
+        self._begin(self._receive, self._send)
 
     def _send(self) -> None:
         with self._socket:
@@ -291,17 +302,6 @@ class Bulk:
                 now = time.monotonic()
                 self.longest_s, last = max(self.longest_s, now - last), now
                 self.received += len(data)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        with self._pool:
-            for work in self._works[::-1]:
-                work.result(2 * _TALK_TIMEOUT_S)
 
 
 def _client(place: Placed, kind: socket.SocketKind, address: str, source_port: int) -> socket.socket:
