@@ -50,6 +50,7 @@ lab: setup ## show three hosts on one overlay: Docker, CNI, podman, a bare names
 bench: setup ## compare with Docker's own bridge, the reference CNI plugins, and other tunnels and name servers (as root)
 	@bash packaging/setup.sh bench
 	@.venv/bin/python bench/attach.py $(ARGS)
+	@.venv/bin/python bench/path.py --docker-networks 200
 	@.venv/bin/python bench/memory.py
 	@.venv/bin/python bench/cni.py
 	@.venv/bin/python bench/ports.py
