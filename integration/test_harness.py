@@ -139,8 +139,13 @@ DISTURBANCES = {
     "routes": ("ip route add blackhole 198.51.100.0/24 table 7", "+blackhole 198.51.100.0/24 table 7"),
     "neighbours": ("ip neigh add 203.0.113.9 lladdr 02:00:00:00:00:09 dev eth0", "+203.0.113.9 dev eth0"),
     "iptables": ("iptables -A FORWARD -s 192.0.2.7 -j DROP", "+filter -A FORWARD -s 192.0.2.7/32 -j DROP"),
+    "iptables legacy": ("iptables-legacy -P FORWARD DROP", "+filter :FORWARD DROP"),
     "ip6tables": ("ip6tables -t nat -N STRAY", "+nat :STRAY -"),
     "sets": ("ipset create stray hash:ip", "+create stray hash:ip"),
+    "nftables": (
+        "nft add table inet stray; add set inet stray some { type ipv4_addr; elements = { 192.0.2.7 }; }",
+        "+inet stray set some: 192.0.2.7",
+    ),
     "sysctls": ("sysctl -qw net.ipv4.conf.all.route_localnet=1", "+ipv4/conf/all/route_localnet:1"),
     "netns": ("ip netns add stray", "+stray"),
 }

@@ -43,30 +43,43 @@ system() {
     if grep -qs Y /sys/module/apparmor/parameters/enabled && ! command -v apparmor_parser >/dev/null; then
         missing+=(apparmor)
     fi
-    # Requirements of firewalld, which two tests run.
+    # Requirements of firewalld, which tests run.
     if command -v apt-get >/dev/null; then
         command -v dbus-daemon >/dev/null || missing+=(dbus-daemon)
         /usr/bin/python3 -c 'import dbus, gi' 2>/dev/null || missing+=(python3-dbus python3-gi gir1.2-glib-2.0)
     fi
     mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u | sed '/^$/d')
     install "${missing[@]}"
-    unpack_firewalld
+    unpack_firewalls
 }
 
-# Tests run firewalld in namespaces only. An installed firewalld would start and filter on this machine, so unpack it.
-unpack_firewalld() {
-    local to=.venv/firewalld deb part
-    if [ -d "$to" ] || command -v firewalld >/dev/null || ! command -v apt-get >/dev/null; then return; fi
-    echo "== unpacking firewalld into $to"
+# Tests run these firewalls in namespaces only. Installed, they would start and filter on this machine, so unpack them.
+# unpack NAME PACKAGE...: into .venv/NAME; fails if it is there already, or cannot be had.
+unpack() {
+    local to=.venv/$1 deb part
+    if [ -d "$to" ] || ! command -v apt-get >/dev/null; then return 1; fi
+    shift
+    echo "== unpacking $1 into $to"
     part=$(mktemp -d)
     mkdir -p "$to.new"
-    if (cd "$part" && apt-get -qq -o APT::Sandbox::User=root download firewalld python3-firewall python3-nftables); then
+    if (cd "$part" && apt-get -qq -o APT::Sandbox::User=root download "$@"); then
         for deb in "$part"/*.deb; do dpkg-deb -x "$deb" "$to.new"; done
         mv "$to.new" "$to"
     else
-        echo "setup: firewalld cannot be downloaded: its tests will be skipped" >&2
+        echo "setup: $1 cannot be downloaded: its tests will be skipped" >&2
     fi
     rm -rf "$part" "$to.new"
+    [ -d "$to" ]
+}
+
+unpack_firewalls() {
+    command -v firewalld >/dev/null || unpack firewalld firewalld python3-firewall python3-nftables || true
+    if unpack ufw ufw; then
+        # As the package does when it is configured; /lib is a link.
+        mv .venv/ufw/lib/ufw .venv/ufw/usr/lib/
+        cp .venv/ufw/usr/share/ufw/{*.init,ufw.conf,iptables/*.rules} .venv/ufw/etc/ufw/
+        chmod 640 .venv/ufw/etc/ufw/*.{init,rules}
+    fi
 }
 
 # Name servers to compare with, and a load generator, for the benches. None of them is started as a service.

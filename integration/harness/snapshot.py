@@ -21,6 +21,10 @@ SETTLE_TIMEOUT_S = 10
 
 _MARK = "=====8<====="
 _ELEMENTS = re.compile(r"elements = \{([^}]*)\}")
+_EXPIRES = re.compile(r" expires \w+")
+_TABLES = ("filter", "nat", "mangle", "raw", "security")
+XTABLES = frozenset(f"{family} {name}" for family in ("ip", "ip6") for name in _TABLES)
+"""The tables of iptables in its nft flavour."""
 _COUNTERS = re.compile(r"^\[\d+:\d+\] ")
 
 
@@ -86,9 +90,35 @@ def _sets(text: str) -> list[str]:
 
 
 def _nftables(text: str) -> list[str]:
-    """Rules in their order, elements of sets and maps sorted."""
-    elements = [item.strip() for found in _ELEMENTS.findall(text) for item in found.split(",")]
-    return [line.strip() for line in _ELEMENTS.sub("", text).splitlines() if line.strip()] + sorted(elements)
+    """Each line with its table and chain or set: rules in their order, chains and elements sorted.
+
+    Without those of iptables, which has sections of its own.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    table = block = ""
+    for line in map(str.strip, _ELEMENTS.sub(_in_lines, text).splitlines()):
+        words = line.split()
+        if words[:1] == ["table"]:
+            table, block = " ".join(words[1:3]), ""
+            found[table, ""] = ["table"]
+        elif words and words[-1] == "{" and not block:
+            block = " ".join(words[:2])
+            found[table, block] = []
+        elif line == "}":
+            block = ""
+        elif line:
+            found[table, block].append(line)
+    return [
+        f"{table} {block}: {line}".replace(" : ", ": ")
+        for (table, block), lines in sorted(found.items())
+        if table not in XTABLES
+        for line in lines or ["empty"]
+    ]
+
+
+def _in_lines(elements: re.Match[str]) -> str:
+    """One line an element, sorted."""
+    return "\n".join(sorted(_EXPIRES.sub("", it.strip()) for it in elements[1].split(",")))
 
 
 def _sockets(text: str) -> list[str]:
@@ -103,15 +133,12 @@ _SECTIONS: dict[str, tuple[str, Callable[[str], list[str]]]] = {
     "policy": ("ip -4 rule; ip -6 rule", _sorted),
     "neighbours": ("ip neigh show nud permanent", _sorted),
     "fdb": ("bridge fdb show", _fdb),
-    "iptables": ("iptables-save", _rules),
-    "ip6tables": ("ip6tables-save", _rules),
+    "iptables": ("iptables-nft-save || iptables-save", _rules),
+    "ip6tables": ("ip6tables-nft-save || ip6tables-save", _rules),
     "iptables legacy": ("iptables-legacy-save", _rules),
     "ip6tables legacy": ("ip6tables-legacy-save", _rules),
     "sets": ("ipset save", _sets),
-    "nftables": (
-        "for family in bridge ip ip6; do nft list table $family netplug; nft list table $family netplug-vxlan; done",
-        _nftables,
-    ),
+    "nftables": ("nft -s list ruleset", _nftables),
     "sockets": ("ss -H -lntu", _sockets),
     "netns": ("ls /run/netns", _sorted),
     "sysctls": (

@@ -304,29 +304,39 @@ class Bulk(_Connection):
                 self.received += len(data)
 
 
-def _client(place: Placed, kind: socket.SocketKind, address: str, source_port: int) -> socket.socket:
+def _client(
+    place: Placed, kind: socket.SocketKind, address: str, source_port: int, timeout_s: float = REPLY_TIMEOUT_S
+) -> socket.socket:
     sock = open_socket(place.netns, kind, family=ip_address(address).version)
-    sock.settimeout(REPLY_TIMEOUT_S)
+    sock.settimeout(timeout_s)
     if source_port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("::" if ":" in address else "0.0.0.0", source_port))
     return sock
 
 
-def tcp_ask(place: Placed, address: str, port: int, *, source_port: int = 0) -> str:
+def tcp_ask(place: Placed, address: str, port: int, *, source_port: int = 0, timeout_s: float = REPLY_TIMEOUT_S) -> str:
     """Connect from a place and return what the server says until it closes.
 
     Raises:
-        OSError: refused, unreachable, or no answer in `REPLY_TIMEOUT_S` (TimeoutError).
+        OSError: refused, unreachable, or no answer in time (TimeoutError).
     """
-    with _client(place, socket.SOCK_STREAM, address, source_port) as sock:
+    with _client(place, socket.SOCK_STREAM, address, source_port, timeout_s) as sock:
         sock.connect((address, port))
         return b"".join(iter(lambda: sock.recv(4096), b"")).decode()
 
 
-def udp_ask(place: Placed, address: str, port: int, *, source_port: int = 0, payload: bytes = b"?") -> str:
+def udp_ask(
+    place: Placed,
+    address: str,
+    port: int,
+    *,
+    source_port: int = 0,
+    payload: bytes = b"?",
+    timeout_s: float = REPLY_TIMEOUT_S,
+) -> str:
     """Send one datagram from a place and return the answer; raises as `tcp_ask`."""
-    with _client(place, socket.SOCK_DGRAM, address, source_port) as sock:
+    with _client(place, socket.SOCK_DGRAM, address, source_port, timeout_s) as sock:
         sock.connect((address, port))
         sock.send(payload)
         return sock.recv(4096).decode()
