@@ -151,13 +151,18 @@ class LinkFacts:
 class Firewalld:
     """What firewalld's rules are about; it drops what comes by other links.
 
-    `links`: names, or how they begin. `ports`: numbers. `trusted`: links by which it takes all; an empty name for
-    addresses from which it does.
+    `zones`: links with their zones; ``+`` at the end of a name stands for any rest. `ports`: numbers. `trusted`: those
+    of the links by which it takes all; an empty name for addresses from which it does.
     """
 
-    links: frozenset[str] = frozenset()
+    zones: tuple[tuple[str, str], ...] = ()
     ports: frozenset[int] = frozenset()
     trusted: frozenset[str] = frozenset()
+
+    def zone(self, link: str) -> str:
+        """Return the zone of a link, or of all whose names begin so (``+``); empty if it has none."""
+        found = (zone for name, zone in self.zones if name.endswith("+") and link.startswith(name[:-1]))
+        return dict(self.zones).get(link) or next(found, "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from . import firewall, link_mtu, shaping, shared
+from . import firewall, firewalld, link_mtu, shaping, shared
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .ingress import Ingress
@@ -99,7 +99,7 @@ class BridgeDriver:
         # Nothing comes by the bridge itself as by a port; but its link-local address is nobody else's.
         gateways = [subnet.gateway for subnet in net.subnets if subnet.gateway]
         plan = Plan(tuple(steps)) + firewall.network(net, bridge) + _guard(net, bridge, mac, gateways)
-        return plan + firewall.resolver(net, gateways, bridge)
+        return firewalld.network(bridge, host) + plan + firewall.resolver(net, gateways, bridge)
 
     def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
         veth = Veth(
@@ -133,7 +133,8 @@ class BridgeDriver:
         return Plan((Hairpin(host_side(ep.id)),)) + plan if plan else plan
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        return firewall.routed(families, host) + Plan((Guards(), *map(Ingress, (4, 6))))
+        tables = Plan((Guards(), *map(Ingress, (4, 6))))
+        return firewalld.base(host) + firewall.routed(families, host) + tables
 
 
 def _guard(net: Network, link: str, mac: str, addresses: Iterable[IPInterface]) -> Plan:

@@ -12,7 +12,7 @@ well: isolation, masquerade, and anti-spoofing.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import firewall, link_mtu, shaping, shared
+from . import firewall, firewalld, link_mtu, shaping, shared
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
 from .ingress import Ingress
@@ -100,7 +100,7 @@ class HostDriver:
         return Plan()
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        return firewall.routed(families, host) + Plan(tuple(map(Ingress, (4, 6))))
+        return firewalld.base(host) + firewall.routed(families, host) + Plan(tuple(map(Ingress, (4, 6))))
 
 
 def _catch_all(ep: Endpoint) -> Plan:

@@ -23,18 +23,14 @@ from harness import (
     Netplug,
     SeenServer,
     Wire,
-    attached,
-    cli_network,
     connect,
     container,
     docker_network,
     namespace,
-    resolve,
     snapshot,
     tcp_ask,
     wait_until,
 )
-from harness.firewalld import Firewalld, needs_firewalld
 from harness.snapshot import Snapshot, assert_same, difference
 
 NewHost = Callable[..., Host]
@@ -246,58 +242,6 @@ def test_hairpin_works_when_bridges_pass_frames_to_iptables_and_docker_has_no_pr
         assert not stranger.pings(web.ip())
         assert not web.pings(stranger.ip())
         assert not netplug.drift()
-
-
-@needs_firewalld
-def test_beside_firewalld_the_command_that_is_said_helps(new_host: NewHost, far: Host) -> None:
-    host = new_host("guarded")
-    wire = connect(host, far)
-    netplug = Netplug(host, "--docker-host", "none")
-    # Else frames between neighbours do not come to it.
-    bridged = host.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"], check=False).returncode == 0
-    host.run(["sh", "-ec", "ip link add br0 type bridge; ip link set br0 up"])
-    with (
-        cli_network(netplug) as net,
-        cli_network(netplug, "-o", "bridge=br0") as mine,
-        attached(netplug, net, "--name", "one", "--publish", "8080:80") as (one, _),
-        attached(netplug, net, "--name", "two") as (two, result),
-        attached(netplug, mine) as (three, _),
-        SeenServer(far, "tcp", 7000),
-        SeenServer(one, "tcp", 80),
-    ):
-
-        def works() -> bool:
-            for it in (one, three):
-                assert tcp_ask(it, wire.right, 7000) == wire.left
-            assert tcp_ask(far, wire.left, 8080) == wire.right
-            assert tcp_ask(two, wire.left, 8080)
-            assert two.pings(one.addresses[0])
-            assert not three.pings(one.addresses[0])
-            assert resolve(two, result["gateways"][0], "one").data == tuple(one.addresses)
-            assert netplug.drift() == ""
-            return True
-
-        def works_soon() -> None:
-            """firewalld takes all rules of iptables away when it begins anew; they are back in a moment."""
-            wait_until(works, SETTLE_S, "all to work", ignoring=(AssertionError, OSError))
-
-        works()
-        firewalld = Firewalld(host)
-        for it in (one, three):
-            with pytest.raises(OSError, match="No route to host"):
-                tcp_ask(it, wire.right, 7000)
-        assert two.pings(one.addresses[0]) is not bridged
-        (command,) = re.findall(r"firewall-cmd --permanent .*", netplug.drift())
-        # It is told of changes of the firewall.
-        wait_until(lambda: command.strip() in netplug.log.read_text(), SETTLE_S, "the log")
-        host.run(["sh", "-ec", command])
-        works_soon()
-        host.run(["firewall-cmd", "--reload"])
-        works_soon()
-        firewalld.restart()
-        works_soon()
-        netplug.restart()
-        works()
 
 
 # Ports and subnets

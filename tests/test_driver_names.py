@@ -67,7 +67,7 @@ def test_cni_configurations_find_their_modes_by_what_they_want() -> None:
 
 
 def test_ports_that_hosts_need_open_are_those_of_drivers_over_hosts() -> None:
-    facts = HostFacts(firewalld=Firewalld(frozenset({"np-"}), trusted=frozenset({"np-"})))
+    facts = HostFacts(firewalld=Firewalld((("np-+", "trusted"),), trusted=frozenset({"np-+"})))
     networks = [Network(NET, "blue", options=RENAMED.parse({"mode": mode})) for mode in ("switch", "fabric")]
     (found,) = blocked(facts, networks, RENAMED)
     assert "--add-port=4789/udp" in found.what

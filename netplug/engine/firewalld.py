@@ -1,29 +1,46 @@
-"""Reports that firewalld drops packets of our networks."""
+"""Reports what firewalld drops of our networks and is the administrator's to decide.
 
-from collections.abc import Collection
+Its zone of our links is a step of plans (`netplug.drivers.firewalld`), and so is compared and repaired like any other.
+"""
 
-from netplug.drivers.api import HostFacts, Network, meshed
+from collections.abc import Collection, Iterator
+
+from netplug.drivers import firewalld
+from netplug.drivers.api import Firewalld, HostFacts, Network, meshed
 from netplug.drivers.naming import BRIDGES
 from netplug.drivers.registry import Drivers
+from netplug.drivers.zones import ZONE
 from netplug.engine.conditions import Difference
 
 
 def blocked(host: HostFacts, networks: Collection[Network], drivers: Drivers) -> tuple[Difference, ...]:
-    """Return that firewalld drops what is of our networks, with the command that helps, if it does.
+    """Return what firewalld drops, with the command that helps.
 
     If firewalld trusts other links or addresses, the underlay may be among them: then no fault is reported for it.
     """
-    if host.firewalld is None:
+    found = host.firewalld
+    if found is None:
         return ()
-    ours = {BRIDGES} | {net.options.bridge for net in networks if net.options.bridge}
+    bridges = {net.options.bridge for net in networks if net.options.bridge}
+    faults = [*_shared(host, found, bridges), *_elsewhere(found, bridges)]
     ports = {driver.port(net) for net in networks if meshed(driver := drivers.of(net))}
-    links = sorted(ours - host.firewalld.links)
-    closed = sorted(ports - host.firewalld.ports) if host.firewalld.trusted <= ours else []
-    if not links and not closed:
-        return ()
-    changes = [f"--zone=trusted --add-interface={name}{'+' if name == BRIDGES else ''}" for name in links]
-    changes += [f"--add-port={port}/udp" for port in closed]
-    command = " && ".join([*(f"firewall-cmd --permanent {it}" for it in changes), "firewall-cmd --reload"])
-    faults = ["does not know the networks' links, and drops packets from them"] if links else []
-    faults += ["drops packets from other hosts of overlays"] if closed else []
-    return (Difference("host", "firewalld", f"{'; '.join(faults)}: {command}"),)
+    ours = {f"{BRIDGES}+", *bridges, *(link for link, zone in found.zones if zone == ZONE)}
+    if found.trusted <= ours and (closed := sorted(ports - found.ports)):
+        changes = " && ".join(f"firewall-cmd --permanent --add-port={port}/udp" for port in closed)
+        faults.append(f"drops packets from other hosts of overlays: {changes} && firewall-cmd --reload")
+    return tuple(Difference("host", "firewalld", fault) for fault in faults)
+
+
+def _shared(host: HostFacts, found: Firewalld, bridges: Collection[str]) -> Iterator[str]:
+    """Yield that the administrator has to choose the zone of a bridge that has ports of others."""
+    for bridge in sorted(bridges):
+        if firewalld.is_shared(bridge, host) and not found.zone(bridge):
+            words = f"has no zone for bridge {bridge}, and drops packets from it; it has ports of others, so choose one"
+            yield f"{words}: {firewalld.command(bridge)}"
+
+
+def _elsewhere(found: Firewalld, bridges: Collection[str]) -> Iterator[str]:
+    """Yield which links of ours are in a zone that does not accept all: somebody has put them there."""
+    for link, zone in found.zones:
+        if (link in bridges or link.startswith(BRIDGES)) and link not in found.trusted:
+            yield f"has link {link} in zone {zone!r}, and drops packets from it that this zone does not accept"

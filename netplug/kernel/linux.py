@@ -40,6 +40,7 @@ from netplug.drivers.steps import (
     Veth,
 )
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.zones import Zone
 from netplug.errors import NetplugError
 from netplug.kernel.api import Before, Comparison, Drift, Outcome, Owned
 from netplug.kernel.comparison import Compared
@@ -51,6 +52,7 @@ from netplug.kernel.firewall.ipset import IpSets
 from netplug.kernel.firewall.iptables import Firewall
 from netplug.kernel.firewall.nftables import Tables
 from netplug.kernel.firewall.shortcuts import FastPath
+from netplug.kernel.firewall.zones import ZoneHandler
 from netplug.kernel.handlers import Factory, Handlers, LoopLane
 from netplug.kernel.host import facts
 from netplug.kernel.host import handlers as host
@@ -112,6 +114,7 @@ HANDLERS: Mapping[type[Step], Factory] = {
     HostPort: host.HostPortHandler,
     Relay: host.RelayHandler,
     Flows: firewall.FlowsHandler,
+    Zone: ZoneHandler,
 }
 """The handlers of our own types, in an order in which what they know can be made."""
 

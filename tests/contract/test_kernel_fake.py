@@ -3,16 +3,21 @@ from dataclasses import replace
 
 import pytest
 
-pytest.register_assert_rewrite("kernel_suite", "living_suite", "ports_suite", "tables_suite", "tunnel_suite")
+pytest.register_assert_rewrite(
+    "kernel_suite", "living_suite", "ports_suite", "tables_suite", "tunnel_suite", "zone_suite"
+)
 
 from kernel_suite import FirewallSuite, KernelSuite  # noqa: E402
 from living_suite import LivingSuite  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
 from tunnel_suite import TunnelSuite  # noqa: E402
+from zone_suite import ZoneSuite  # noqa: E402
 
+from netplug.drivers.api import Firewalld, HostFacts  # noqa: E402
 from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Macvlan, Proto, Route, SourceRoute, Step, Veth  # noqa: E402
 from netplug.drivers.tunnel import Vxlan  # noqa: E402
+from netplug.drivers.zones import Zone  # noqa: E402
 from netplug.kernel.fake.kernel import FakeKernel  # noqa: E402
 
 RUNTIME = 4711
@@ -112,3 +117,27 @@ class TestFakeTunnels(TunnelSuite):
 
 class TestFakeFirewall(FirewallSuite):
     pass
+
+
+class FakeFirewalld:
+    def __init__(self, kernel: FakeKernel) -> None:
+        self._kernel = kernel
+        kernel.foreign.facts = HostFacts(firewalld=Firewalld())
+
+    def choose(self, link: str, zone: str) -> None:
+        self._kernel.foreign.facts = HostFacts(firewalld=Firewalld(((link, zone),)))
+
+    def forget(self, link: str) -> None:
+        self._kernel.lose(Zone(link).key)
+
+    def lose_bus(self) -> None:
+        self._kernel.foreign.lacks.add("message bus")
+
+    def end(self) -> None:
+        self._kernel.foreign.facts = HostFacts()
+
+
+class TestFakeZone(ZoneSuite):
+    @pytest.fixture
+    def firewalld(self, kernel: FakeKernel) -> FakeFirewalld:
+        return FakeFirewalld(kernel)

@@ -21,7 +21,6 @@ from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
 from tunnel_suite import VXLAN  # noqa: E402
 
-from netplug.drivers.api import Firewalld  # noqa: E402
 from netplug.drivers.naming import eui64, mark  # noqa: E402
 from netplug.drivers.plan import Plan  # noqa: E402
 from netplug.drivers.steps import (  # noqa: E402
@@ -531,30 +530,6 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         assert 'iifname . ether saddr != @macs drop comment "not its own MAC' in listing
         assert "elements = { 10.5.0.1 . tcp . 8080 : 10.9.0.2 . 80 }" in listing
         assert "fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @one" in listing
-
-    async def test_what_firewalld_lets_pass_is_seen(self, kernel: LinuxKernel) -> None:
-        """As version 1.3 writes it; the real one is in `integration/test_beside_docker.py`."""
-
-        def add(chain: str, *rule: str) -> None:
-            run("nft", "add", "rule", "inet", "firewalld", chain, *rule)
-
-        assert (await kernel.facts()).firewalld is None
-        run("nft", "add", "table", "inet", "firewalld")
-        for chain in ("filter_INPUT_ZONES", "filter_FORWARD_ZONES", "filter_IN_trusted", "filter_FWD_trusted", "allow"):
-            run("nft", "add", "chain", "inet", "firewalld", chain)
-        add("filter_FWD_trusted", "accept")
-        assert (await kernel.facts()).firewalld == Firewalld()
-        add("filter_INPUT_ZONES", "iifname", "np-*", "goto", "filter_IN_trusted")
-        add("filter_FORWARD_ZONES", "iifname", "br0", "goto", "filter_FWD_trusted")
-        add("allow", "meta", "l4proto", "udp", "udp", "dport", "4789", "accept")
-        links, ports = frozenset({"np-", "br0"}), frozenset({4789})
-        assert (await kernel.facts()).firewalld == Firewalld(links, ports, frozenset({"np-"}))
-        add("filter_INPUT_ZONES", "ip", "saddr", "198.51.0.0/24", "goto", "filter_IN_trusted")
-        found = (await kernel.facts()).firewalld
-        assert found
-        assert found.trusted == {"np-", ""}
-        add("filter_FORWARD_ZONES", "goto", "filter_FWD_trusted")
-        assert (await kernel.facts()).firewalld is None
 
     async def test_tables_of_others_are_seen(self, kernel: LinuxKernel) -> None:
         await kernel.ensure((OPEN,))

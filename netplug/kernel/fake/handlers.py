@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from netplug.drivers import firewalld
 from netplug.drivers.ingress import Ingress
 from netplug.drivers.steps import (
     Address,
@@ -37,11 +38,15 @@ from netplug.drivers.steps import (
     Veth,
 )
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.zones import ZONE, Zone
 from netplug.kernel.api import MISSING, Outcome, StepError
 from netplug.kernel.fake import links, tunnels
 from netplug.kernel.fake.world import World, comparable
 from netplug.kernel.firewall import iptables_rules
 from netplug.kernel.firewall.iptables_rules import FirewallStep, Transaction
+
+_LONGEST_NAME = 15
+"""Bytes of the name of a link (IFNAMSIZ, with the final zero)."""
 
 
 def _differs(world: World, step: Step) -> str:
@@ -220,6 +225,27 @@ def _ensure_port(world: World, step: HostPort) -> Outcome:
     return Outcome.CREATED
 
 
+def _ensure_zone(world: World, step: Zone) -> Outcome:
+    if not _zone_drift(world, step):
+        return Outcome.EQUAL
+    if "message bus" in world.foreign.lacks:
+        return Outcome.EQUAL
+    if len(step.link) > _LONGEST_NAME:
+        words = f"firewalld does not take {step.link} into its zone {ZONE!r}: INVALID_INTERFACE: {step.link}"
+        raise StepError("unavailable", step, words, hint=firewalld.command(step.link))
+    world.state[step.key] = step
+    return Outcome.CREATED
+
+
+def _zone_drift(world: World, step: Zone) -> str:
+    found = world.firewalld()
+    if found is None or found.zone(step.link):
+        return ""
+    if "message bus" in world.foreign.lacks:
+        return f"{MISSING}: there is no message bus: {firewalld.command(step.link)}"
+    return MISSING
+
+
 HANDLERS: Mapping[type[Step], FakeHandler] = {
     IpSet: FakeHandler(_ensure_set, _remove_set, owned=_all(IpSet), puts_back=True),
     Member: FakeHandler(_in_place, owned=_all(Member)),
@@ -256,5 +282,6 @@ HANDLERS: Mapping[type[Step], FakeHandler] = {
     HostPort: FakeHandler(_ensure_port, puts_back=True),
     Relay: FakeHandler(_in_place, puts_back=True),
     Flows: FakeHandler(drift=_never),
+    Zone: FakeHandler(_ensure_zone, drift=_zone_drift, keeps=False),
 }
 """The handlers of our own types, in an order in which what they know can be made."""

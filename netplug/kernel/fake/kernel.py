@@ -203,6 +203,7 @@ class FakeKernel:
         routes += [(route.destination, route.link) for route in self.foreign.routes]
         return replace(
             self.foreign.facts,
+            firewalld=self._world.firewalld(),
             links=self._world.link_facts(),
             addresses=tuple(
                 (address, link)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from netplug.drivers.api import HostFacts, LinkFacts
+from netplug.drivers.api import Firewalld, HostFacts, LinkFacts
 from netplug.drivers.steps import (
     Address,
     Bridge,
@@ -36,6 +36,7 @@ from netplug.drivers.steps import (
     Veth,
 )
 from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.zones import ZONE, Zone
 from netplug.kernel.api import MISSING, Outcome, StepError
 from netplug.kernel.firewall.iptables_rules import Model
 from netplug.kernel.host import ports
@@ -53,9 +54,9 @@ class Foreign:
 
     `links`: kind by name. `mtus`: those that are not 1500. `forwarding_entries`: MACs of stations by address, on every
     segment. `ports`: in use by other processes. `reserved`: bound by runtimes, by process or container. `lacks`: kernel
-    features that are missing, of "sctp", "ipset". `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links.
-    `facts`: source of `mtu` and `uplink`. `descriptors`: free file descriptors of this process.
-    `gateways`: of default routes that a runtime made, by sandbox.
+    features that are missing, of "sctp", "ipset"; also "message bus", to ask firewalld by. `missing_sysctls`: names.
+    `tunnels`: VNI and UDP port of vxlan links. `facts`: source of `mtu`, `uplink` and `firewalld`.
+    `descriptors`: free file descriptors of this process. `gateways`: of default routes that a runtime made, by sandbox.
     """
 
     forwarding_entries: dict[IPAddress, str] = field(default_factory=dict)
@@ -93,6 +94,15 @@ class World:
             family: Model({table: {name: [] for name in chains} for table, chains in _BUILT_IN.items()})
             for family in (4, 6)
         }
+
+    def firewalld(self) -> Firewalld | None:
+        """Return what firewalld's rules say, with our links in its zone."""
+        found = self.foreign.facts.firewalld
+        if found is None:
+            return None
+        ours = {step.link: ZONE for step in self.state.values() if isinstance(step, Zone)}
+        zones = tuple(sorted((ours | dict(found.zones)).items()))
+        return replace(found, zones=zones, trusted=found.trusted | set(ours))
 
     def links(self) -> list[Bridge | Veth | Macvlan | Ifb | Vxlan]:
         """Return our links."""

@@ -260,9 +260,9 @@ class Tables:
         found = ((version, {*both, *self.named(family)}) for version, family in ((4, IPV4), (6, IPV6)))
         return tuple((version, it) for version, names in found for it in sorted(names) if not it.startswith(_OURS))
 
-    def raw(self, family: int, table: str) -> list[tuple[str, bytes]]:
-        """Return all rules of a foreign table in the kernel's encoding, each with the name of its chain."""
-        _, _, query = message(GETRULE, family, text(1, table))
+    def raw(self, family: int, table: str, chain: str = "") -> list[tuple[str, bytes]]:
+        """Return rules of a foreign table in the kernel's encoding, each with its chain: all, or those of one chain."""
+        _, _, query = message(GETRULE, family, text(1, table), text(2, chain) if chain else b"")
         found = self._dump(10 << 8 | GETRULE, query)
         return [(attrs(data, 4)[RULE_CHAIN].rstrip(b"\0").decode(), data) for data in found]
 
