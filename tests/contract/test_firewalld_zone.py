@@ -108,6 +108,17 @@ class TestZone(LinuxHost, ZoneSuite):
         assert zones.FILE.read_text() == before
         assert firewalld.command("--zone=netplug", "--list-interfaces") == ""
 
+    async def test_former_zone_of_this_name_is_not_taken_for_ours(
+        self, kernel: LinuxKernel, firewalld: FirewalldProcess
+    ) -> None:
+        firewalld.command("--permanent", "--new-zone=netplug")
+        firewalld.command("--reload")
+        firewalld.command("--permanent", "--delete-zone=netplug")
+        assert await kernel.ensure((ALL,)) == [Outcome.CREATED]
+        found = (await kernel.facts()).firewalld
+        assert found
+        assert found.trusted == {"np-+"}
+
     async def test_what_others_added_to_our_zone_stays(self, kernel: LinuxKernel, firewalld: FirewalldProcess) -> None:
         await kernel.ensure((ALL,))
         firewalld.command("--permanent", "--zone=netplug", "--add-interface=eth9")

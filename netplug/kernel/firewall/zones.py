@@ -144,25 +144,39 @@ async def _add(bus: Bus, links: Sequence[str]) -> list[str]:
     if not links:
         said = ", ".join(f"{link} in zone {zone!r}" for link, zone in chosen.items())
         raise UnavailableError(f"its permanent configuration has {said}, which it knows after a reload")
-    made = ZONE not in await bus.call(PERMANENT, "config.getZoneNames")
-    if made:
-        await bus.call(PERMANENT, "config.addZone2", "sa{sv}", ZONE, variants({**_MADE, "interfaces": links}))
-    else:
-        path, settings = await _settings(bus)
-        for link in links if _is_ours(settings) else ():
-            if not chosen[link]:
-                await bus.call(path, "config.zone.addInterface", "s", link)
+    new = [link for link in links if not chosen[link]]
+    ours = await _add_permanently(bus, new)
     try:
-        if ZONE not in await bus.call(RUNTIME, "zone.getZones"):
+        if not await _is_running(bus, ours=ours):
             await bus.call(RUNTIME, "reload")
         for link in links:
             if not await bus.call(RUNTIME, "zone.getZoneOfInterface", "s", link):
                 await bus.call(RUNTIME, "zone.addInterface", "ss", ZONE, link)
     except RefusedError:
-        if made:
-            await _remove(bus, links, seen=())
+        if ours:
+            await _remove_permanently(bus, new)
         raise
     return links
+
+
+async def _add_permanently(bus: Bus, links: Sequence[str]) -> bool:
+    """Add links to the zone in the permanent configuration if the zone is ours, and return whether it is."""
+    if ZONE not in await bus.call(PERMANENT, "config.getZoneNames"):
+        await bus.call(PERMANENT, "config.addZone2", "sa{sv}", ZONE, variants({**_MADE, "interfaces": links}))
+        return True
+    path, settings = await _settings(bus)
+    if not _is_ours(settings):
+        return False
+    for link in links:
+        await bus.call(path, "config.zone.addInterface", "s", link)
+    return True
+
+
+async def _is_running(bus: Bus, *, ours: bool) -> bool:
+    """Return whether the running firewalld has the zone. `ours`: it shall be ours, not a former one of this name."""
+    if ZONE not in await bus.call(RUNTIME, "zone.getZones"):
+        return False
+    return not ours or _is_ours(_plain(await bus.call(RUNTIME, "zone.getZoneSettings2", "s", ZONE)))
 
 
 async def _remove(bus: Bus, links: Sequence[str], *, seen: Sequence[str]) -> None:
@@ -195,10 +209,13 @@ async def _remove_permanently(bus: Bus, links: Sequence[str]) -> None:
 
 
 async def _settings(bus: Bus) -> tuple[str, dict[str, Any]]:
-    """Return the object of the zone in the permanent configuration, and its settings but for empty ones."""
+    """Return the object of the zone in the permanent configuration, and its settings without empty ones."""
     path = await bus.call(PERMANENT, "config.getZoneByName", "s", ZONE)
-    settings = await bus.call(path, "config.zone.getSettings2")
-    return path, {name: it.value for name, it in settings.items() if it.value}
+    return path, _plain(await bus.call(path, "config.zone.getSettings2"))
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: it.value for name, it in settings.items() if it.value}
 
 
 def _is_ours(settings: Mapping[str, object]) -> bool:
