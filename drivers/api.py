@@ -172,11 +172,14 @@ class HostFacts:
     `mtu`: of the default route's link, in bytes. `routes`: destinations in the main table, defaults left out, with
     their links. `addresses`: with their links, loopback left out. `chains`: names of the filter table's chains that are
     not ours, by IP version. `vtep`: the address of this host to which others tunnel; None outside of a cluster.
-    `bridge_netfilter`: frames that a bridge forwards may come to iptables too (the module br_netfilter is loaded).
+    `bridge_netfilter`: frames that a bridge forwards may come to the IP firewall too (module br_netfilter is loaded).
     `forwarding`: IP versions that the host forwards without us. `advertised`: links, not ours, whose router
     advertisements the host takes, with their ``accept_ra`` without us. `store`: address and TCP port of the store that
     hosts share, which is none of the containers' business. `firewalld`: None where there is none that drops anything.
     `tables`: names of the tables of nf_tables that others made with nft, by IP version; one for both is there twice.
+    `gates`: IP version and flavour ("nft", "legacy") of each iptables that has rules of others, or a policy DROP, for
+    forwarded packets or those to the host. `redirects`: the host takes ICMP redirects of IPv4. `forward_others`: the
+    host may forward between links that are not ours, even if netplug turned that on.
     """
 
     mtu: int = 1500
@@ -192,6 +195,9 @@ class HostFacts:
     store: tuple[tuple[IPAddress, int], ...] = ()
     firewalld: Firewalld | None = None
     tables: tuple[tuple[int, str], ...] = ()
+    gates: tuple[tuple[int, str], ...] = ()
+    redirects: bool = True
+    forward_others: bool = False
 
     def link(self, name: str) -> LinkFacts | None:
         """Return the link of this name, None when there is none."""

@@ -1,22 +1,30 @@
 """Bridge mode: a veth on a Linux bridge, the gateway on the bridge, NAT, published ports, isolation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from . import firewall, firewalld, link_mtu, shaping, shared
+from . import antispoof, firewall, firewalld, link_mtu, published_ports, shaping, shared
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
-from .ingress import Ingress
-from .naming import bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox_side
+from .naming import OPEN_GROUP, OTHER_GROUP, bridge_name, host_side, mac_of_host_side, mac_of_id, sandbox_side
 from .options import AnyOption, NetworkOptions
 from .plan import Plan
 from .sandbox import attachment
-from .steps import Address, Announce, Bridge, Guard, Guards, Hairpin, IPInterface, Step, Sysctl, Veth
+from .steps import Address, Announce, Bridge, Hairpin, Step, Sysctl, Veth
+from .tables import ANTISPOOF
 
 
 def link_of(net: Network) -> str:
     """Return the name of the network's bridge."""
     return net.options.bridge or bridge_name(net.id)
+
+
+def _bridge(net: Network, mac: str, host: HostFacts, *, guarded: bool) -> Bridge:
+    mtu = net.options.mtu or host.mtu
+    if net.options.bridge:
+        return Bridge(net.options.bridge, mac, mtu, adopt=True)
+    group = OPEN_GROUP if guarded and not net.internal else OTHER_GROUP
+    return Bridge(link_of(net), mac, mtu, group=group)
 
 
 _PORTS = 1023
@@ -90,16 +98,18 @@ class BridgeDriver:
 
     def create_network(self, net: Network, host: HostFacts) -> Plan:
         bridge, mac = link_of(net), self.mac(net)
-        steps: list[Step] = [Bridge(bridge, mac, net.options.mtu or host.mtu, adopt=bool(net.options.bridge))]
+        # What comes by a port of the bridge itself, a tunnel, is not guarded.
+        guarded = net.options.spoofchk and not self.own_ports
+        steps: list[Step] = [_bridge(net, mac, host, guarded=guarded)]
         steps += [Address(bridge, subnet.gateway) for subnet in net.subnets if subnet.gateway]
         if 4 in net.families():
             # Lets a packet from 127.0.0.1 to a published port leave through the bridge (ip-sysctl.rst, route_localnet).
             restore = "0" if net.options.bridge else ""
             steps.append(Sysctl(f"net/ipv4/conf/{bridge}/route_localnet", "1", restore))
-        # Nothing comes by the bridge itself as by a port; but its link-local address is nobody else's.
         gateways = [subnet.gateway for subnet in net.subnets if subnet.gateway]
-        plan = Plan(tuple(steps)) + firewall.network(net, bridge) + _guard(net, bridge, mac, gateways)
-        return firewalld.network(bridge, host) + plan + firewall.resolver(net, gateways, bridge)
+        plan = Plan(tuple(steps)) + firewall.network(net, bridge, host, guarded=guarded)
+        own = antispoof.bridge(mac) if net.options.spoofchk else Plan()
+        return firewalld.network(bridge, host) + plan + own + published_ports.resolver(net, gateways, bridge)
 
     def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
         veth = Veth(
@@ -113,10 +123,13 @@ class BridgeDriver:
             pinned=net.options.spoofchk,
             slaac=net.options.slaac,
         )
-        guard = _guard(net, veth.name, veth.peer_mac, ep.addresses)
+        addresses = [address.ip for address in ep.addresses]
+        own = (
+            antispoof.own(veth.name, veth.peer_mac, addresses) if net.options.spoofchk else antispoof.exempt(veth.name)
+        )
         # The address may have had another MAC, which neighbours and the host remember.
-        told = Plan(tuple(Announce(veth.master, veth.peer_mac, address.ip) for address in ep.addresses))
-        return guard + shaping.with_limits(net, ep, veth.name, Plan((veth,))) + told
+        told = Plan(tuple(Announce(veth.master, veth.peer_mac, address) for address in addresses))
+        return own + shaping.with_limits(net, ep, veth.name, Plan((veth,))) + told
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
         return attachment(net, ep)
@@ -127,18 +140,11 @@ class BridgeDriver:
         plan = Plan()
         addresses = [interface.ip for interface in ep.addresses]
         for mapping in ep.ports:
-            firewall.check_port(net, ep, mapping)
-            for host, address in firewall.host_addresses(mapping, addresses):
-                plan += firewall.publish(mapping, host, address)
+            published_ports.check_port(net, ep, mapping)
+            for host, address in published_ports.host_addresses(mapping, addresses):
+                plan += published_ports.publish(mapping, host, address)
         return Plan((Hairpin(host_side(ep.id)),)) + plan if plan else plan
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        tables = Plan((Guards(), *map(Ingress, (4, 6))))
+        tables = Plan((firewall.table(ANTISPOOF, "antispoof"),))
         return firewalld.base(host) + firewall.routed(families, host) + tables
-
-
-def _guard(net: Network, link: str, mac: str, addresses: Iterable[IPInterface]) -> Plan:
-    """Return the check of what comes by a port; it stands before the port does."""
-    if not net.options.spoofchk:
-        return Plan()
-    return Plan((Guard(link, mac, tuple(address.ip for address in addresses)),))

@@ -2,27 +2,25 @@
 
 No plugin API can put a container into the host's namespace. So it gets a point-to-point link to the host. Every TCP and
 UDP port of the host's addresses without a socket of the host is translated to it, and the client's address is kept. The
-firewall looks for a socket for each new connection (iptables-extensions(8), ``socket --nowildcard``), after all
-published ports. So the host's services have precedence, also those started later.
+firewall looks for a socket for each new connection, after all published ports (``tables/host_mode.nft``). So the host's
+services have precedence, also those started later.
 
 The name of the host side has the prefix of bridges (`naming.BRIDGES`). So the rules of bridge networks apply to it as
-well: isolation, masquerade, and anti-spoofing.
+well: isolation, masquerade, and the reverse path filter.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import firewall, firewalld, link_mtu, shaping, shared
+from . import firewall, firewalld, link_mtu, published_ports, shaping, shared
 from .api import Attachment, Endpoint, HostFacts, Network, Scope
 from .errors import DriverError, Kind
-from .ingress import Ingress
 from .naming import mac_of_host_side, point_to_point, sandbox_side
 from .options import AnyOption, NetworkOptions
 from .plan import Plan
 from .sandbox import attachment, gateways
-from .steps import Address, Flows, IPInterface, Jump, Proto, Route, Step, Sysctl, Veth
-
-CHAIN = "NETPLUG-HOST"
+from .steps import Address, Flows, IPInterface, Proto, Route, Step, Sysctl, Veth
+from .tables import HOST_MODE
 
 
 class HostDriver:
@@ -88,9 +86,8 @@ class HostDriver:
         if any(address.version == 4 for address in ep.addresses):
             steps.append(Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"))
         plan = shaping.with_limits(net, ep, link, Plan((veth,))) + Plan(tuple(steps))
-        for address in ep.addresses:
-            plan += firewall.single_address(net, _host_prefix(address).network, own, link)
-        return plan + firewall.resolver(net, own, link) + (Plan() if net.internal else _catch_all(ep))
+        plan += firewall.own_link(net, [_host_prefix(address).network for address in ep.addresses], own, link)
+        return plan + published_ports.resolver(net, own, link) + (Plan() if net.internal else _catch_all(ep))
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
         return attachment(net, ep)
@@ -100,20 +97,16 @@ class HostDriver:
         return Plan()
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        return firewalld.base(host) + firewall.routed(families, host) + Plan(tuple(map(Ingress, (4, 6))))
+        tables = Plan((firewall.table(HOST_MODE, "host_mode"),))
+        return firewalld.base(host) + firewall.routed(families, host) + tables
 
 
 def _catch_all(ep: Endpoint) -> Plan:
-    """Return the rules that translate unused ports to the container. Their jump is behind all others."""
-    steps: list[Step] = []
+    """Return what translates unused ports to the container."""
+    plan = Plan()
     for address in ep.addresses:
-        family = address.version
-        steps += [
-            firewall.catch_all(CHAIN, address.ip),
-            Jump(family, "nat", "PREROUTING", f"-m addrtype --dst-type LOCAL -j {CHAIN}", last=True),
-            Flows(Proto.UDP, 0, address.ip),
-        ]
-    return Plan(tuple(steps))
+        plan += firewall.catch_all(address.ip) + Plan((Flows(Proto.UDP, 0, address.ip),))
+    return plan
 
 
 def _host_prefix(address: IPInterface) -> IPInterface:

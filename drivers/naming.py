@@ -16,12 +16,20 @@ BRIDGES = "np-"
 
 Firewall rules match it, so no other link may have it.
 """
+OPEN_GROUP, OTHER_GROUP = 25350, 25351
+"""Groups of links (ip-link(8)) that the firewall knows our bridges by, since numbers are compared faster than names.
+
+The first: bridges of networks with external access and anti-spoofing on all ports. The second: our other bridges.
+"""
 PORTS = "nph"
 """Name prefix of host sides that are ports of a bridge."""
 TUNNEL_ENDS = "npv"
 """Name prefix of VXLAN links, which are ports of a bridge too."""
 SANDBOX_SIDES = "nps"
 """Name prefix of sandbox sides, until a runtime renames them."""
+
+OURS = (BRIDGES, PORTS, TUNNEL_ENDS, SANDBOX_SIDES, "npi", "npm")
+"""Beginnings of the names of all our links."""
 
 
 @lru_cache(maxsize=4096)

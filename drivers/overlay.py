@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from re import fullmatch
 
-from . import link_mtu, shared
+from . import link_mtu, shared, tunnel_tables
 from .api import Endpoint, HostFacts, Network, Peer, Scope
 from .bridge import OPTIONS, BridgeDriver, link_of
 from .errors import DriverError, Kind
@@ -19,7 +19,7 @@ from .naming import eui64, host_side, mac_of_host_side, mac_of_id, vxlan_name
 from .options import AnyOption, NetworkOptions
 from .plan import Plan
 from .steps import IPAddress, Step
-from .tunnel import NO_MAC, Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from .tunnel import NO_MAC, Fdb, Neighbour, Vxlan
 
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that VXLAN adds: outer IP header, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 5)."""
@@ -73,21 +73,19 @@ class OverlayDriver(BridgeDriver):
             isolated=not options.icc,
         )
         # Its frames are filtered before the link exists.
-        filtered = Tunnel(vtep.version, options.vxlan_port, options.vni)
-        fast_path = (Shortcuts(link.name),) if _has_fast_path(net) else ()
-        return super().create_network(net, host) + Plan((filtered, link, *fast_path))
+        filtered = tunnel_tables.filtered(options.vxlan_port, options.vni)
+        fast_path = tunnel_tables.fast_path(link.name) if _has_fast_path(net) else Plan()
+        return super().create_network(net, host) + Plan((filtered, link)) + fast_path
 
     def create_endpoint(self, net: Network, ep: Endpoint, host: HostFacts) -> Plan:
         plan = super().create_endpoint(net, ep, host)
         if not _has_fast_path(net):
             return plan
-        addresses = tuple(address.ip for address in ep.addresses)
-        shortcut = Shortcut(host_side(ep.id), vxlan_name(net.id), ep.chosen_mac().lower(), addresses)
-        return plan + Plan((shortcut,))
+        addresses = (address.ip for address in ep.addresses)
+        return plan + tunnel_tables.shortcut(host_side(ep.id), vxlan_name(net.id), ep.chosen_mac().lower(), addresses)
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        versions = (host.vtep.version,) if host.vtep else (4, 6)
-        return super().base(families, host) + Plan(tuple(map(Tunnels, versions)))
+        return super().base(families, host) + Plan((tunnel_tables.filter_table(),))
 
     def publish(self, net: Network, ep: Endpoint, host: HostFacts) -> Peer:
         return Peer(ep.id, ep.chosen_mac().lower(), tuple(address.ip for address in ep.addresses), _vtep(host))
@@ -121,13 +119,13 @@ class OverlayDriver(BridgeDriver):
             remote_addresses |= dict.fromkeys(peer.addresses, peer.mac)
             if 6 in net.families():
                 remote_addresses[eui64(peer.mac)] = peer.mac
-        steps: list[Step] = [Vtep(vtep, options.vxlan_port, options.vni) for vtep in vteps]
+        steps: list[Step] = [tunnel_tables.accepted(vtep, options.vxlan_port, options.vni) for vtep in vteps]
         if options.bum:
             steps += [Fdb(link, NO_MAC, vtep) for vtep in vteps]
         steps += [Fdb(link, mac, vtep) for mac, vtep in remote.items()]
         steps += [Neighbour(bridge, address, mac) for address, mac in remote_addresses.items()]
         if _has_fast_path(net):
-            steps += [Remote(link, mac) for mac in remote]
+            steps += [tunnel_tables.remote(link, mac) for mac in remote]
         return Plan(tuple(steps))
 
 

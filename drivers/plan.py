@@ -7,8 +7,13 @@ from .codec import Json, JsonObject, decode, decode_known, encode
 from .step_types import STEP_TYPES
 from .steps import Address, Loopback, Macvlan, Route, SourceRoute, Step, Veth
 
-_RETIRED = {"Shortcut": frozenset(("gateway",))}
-"""Fields that earlier versions stored, and that nothing needs any more, by kind of step."""
+_RETIRED = frozenset(
+    (
+        *("IpSet", "Member", "Chain", "Rule", "Jump", "Guards", "Guard", "Forwards", "Forward", "Ingress"),
+        *("Tunnels", "Tunnel", "Vtep", "Shortcuts", "Shortcut", "Remote"),
+    )
+)
+"""Kinds of steps that earlier versions stored. What they made is found by its marks, and removed (`FormerRules`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class Plan:
         """
         if not isinstance(data, list):
             raise ValueError("a plan is stored as a list")
-        return cls(tuple(_step(item) for item in data))
+        return cls(tuple(_step(item) for item in data if not _is_retired(item)))
 
     @classmethod
     def known(cls, data: Json) -> "Plan":
@@ -99,7 +104,8 @@ def _parts(data: Json) -> tuple[str, JsonObject]:
     if not isinstance(data, dict):
         return "", {}
     kind = str(data.get("step") or "")
-    fields = {**data}
-    for name in ("step", *_RETIRED.get(kind, ())):
-        fields.pop(name, None)
-    return kind, fields
+    return kind, {name: value for name, value in data.items() if name != "step"}
+
+
+def _is_retired(data: Json) -> bool:
+    return isinstance(data, dict) and data.get("step") in _RETIRED

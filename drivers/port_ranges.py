@@ -8,10 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from .api import PortMapping
-from .steps import Flows, Forward, HostPort, Relay, Step
-
-PUBLISHED = (HostPort, Flows, Forward, Relay)
-"""The types of steps that may have several ports."""
+from .steps import Element, Flows, HostPort, Relay, Step
 
 
 def each(step: Step) -> Iterator[Step]:
@@ -20,11 +17,24 @@ def each(step: Step) -> Iterator[Step]:
         case HostPort() | Flows() if step.count > 1:
             for number in range(step.count):
                 yield replace(step, port=step.port + number, count=1)
-        case Forward() | Relay() if step.count > 1:
+        case Relay() if step.count > 1:
             for number in range(step.count):
                 yield replace(step, port=step.port + number, target=step.target + number, count=1)
+        case Element() if step.count > 1:
+            for number in range(step.count):
+                yield replace(step, item=_later(step.item, number), data=_later(step.data, number), count=1)
         case _:
             yield step
+
+
+def leads(step: Step) -> bool:
+    """Return whether a step leads ports of the host to a container (DNAT)."""
+    return isinstance(step, Element) and step.set.startswith(("published", "target"))
+
+
+def is_published(step: Step) -> bool:
+    """Return whether a step is about published ports."""
+    return isinstance(step, HostPort | Flows | Relay) or leads(step)
 
 
 def keys(steps: Iterable[Step]) -> Iterator[str]:
@@ -72,6 +82,16 @@ def singles(mapping: PortMapping) -> Iterator[PortMapping]:
     for number in range(mapping.count):
         port = mapping.host_port + number
         yield replace(mapping, port=mapping.port + number, host_port=port, host_port_end=0, count=1)
+
+
+def _later(words: str, number: int) -> str:
+    """Return key or data of an element that is so many behind another in the port, its last field.
+
+    >>> _later("10.0.0.1 . tcp . 8080", 2)
+    '10.0.0.1 . tcp . 8082'
+    """
+    before, separator, port = words.rpartition(" . ")
+    return f"{before}{separator}{int(port) + number}" if words else ""
 
 
 def _sort_key(mapping: PortMapping) -> tuple[str, str, int, int]:

@@ -6,11 +6,12 @@ The plan is for sandboxes without a runtime that configures them.
 from collections.abc import Collection
 from dataclasses import replace
 
+from .antispoof import at_any_mac
 from .api import Attachment, Endpoint, Network
 from .naming import sandbox_side
 from .plan import Plan
-from .steps import EVERYTHING, Address, Guard, IPAddress, IPInterface, Loopback, Macvlan, Route, SourceRoute, Step, Veth
-from .tunnel import Shortcut
+from .steps import EVERYTHING, Address, IPAddress, IPInterface, Loopback, Macvlan, Route, SourceRoute, Step, Veth
+from .tunnel_tables import of_fast_path
 
 
 def gateways(net: Network, ep: Endpoint) -> tuple[IPInterface, ...]:
@@ -107,16 +108,8 @@ def reaching(plan: Plan, former: Plan, netns: str, netns_id: str = "") -> Plan:
 
 def _at_any_mac(plan: Plan) -> Plan:
     """Return a plan whose ports accept any MAC. It has no fast path, which needs a fixed MAC."""
-
-    def free(step: Step) -> Step:
-        match step:
-            case Guard():
-                return replace(step, mac="")
-            case Veth():
-                return replace(step, pinned=False)
-        return step
-
-    return Plan(tuple(free(step) for step in plan if not isinstance(step, Shortcut)))
+    slow = (step for step in plan if not of_fast_path(step))
+    return at_any_mac(Plan(tuple(replace(step, pinned=False) if isinstance(step, Veth) else step for step in slow)))
 
 
 def source_routes(ep: Endpoint, attachment: Attachment, netns: str, ifname: str, without: Collection[int]) -> Plan:

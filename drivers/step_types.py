@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from . import ingress, steps, tunnel, zones
+from . import steps, tunnel, zones
 from .errors import DriverError, Kind
 from .steps import Step
 
@@ -18,7 +18,7 @@ def _is_step_type(cls: Any) -> bool:
 
 BUILT_IN: tuple[type[Step], ...] = tuple(
     cls
-    for module in (steps, tunnel, ingress, zones)
+    for module in (steps, tunnel, zones)
     for cls in vars(module).values()
     if _is_step_type(cls) and cls.__module__ == module.__name__
 )

@@ -5,7 +5,7 @@ ours that differ, and leaves foreign objects alone. A step identifies its object
 namespace unless a step has a `netns`, the path of a sandbox. `netns_id` identifies the namespace, since another one may
 appear at the same path later; empty: any.
 
-Rules are written exactly as ``iptables-save`` prints them, so they are compared as strings.
+The firewall is text in nft's language (`Table`), whose sets and maps have elements for networks, endpoints and ports.
 """
 
 from collections.abc import Mapping
@@ -61,13 +61,15 @@ class Proto(StrEnum):
 class Bridge:
     """A Linux bridge, up. Its MAC is explicit, since otherwise a new port may change it and flush all neighbours.
 
-    `adopt`: the user gave the name. An existing bridge of that name is used unchanged and never deleted.
+    `adopt`: the user gave the name. An existing bridge of that name is used unchanged and never deleted. `group`: of
+    links (ip-link(8)).
     """
 
     name: str
     mac: str
     mtu: int
     adopt: bool = False
+    group: int = field(default=0, metadata=OMIT_DEFAULT)
 
     @property
     def key(self) -> str:
@@ -199,145 +201,109 @@ class Sysctl:
 
 
 @dataclass(frozen=True, slots=True)
-class IpSet:
-    """An ipset of ours. `type`: a name of ipset(8). `family`: 4 or 6."""
+class Table:
+    """A constant table of nf_tables: sets, maps, chains and rules, without the elements of its named sets and maps.
 
+    `family`: "inet", "bridge", "netdev", "ip" or "ip6". `text`: what stands between the braces, in nft's language
+    (`tables.text`). The table is ours as a whole, with all that is in it.
+    """
+
+    family: str
     name: str
-    type: str
-    family: int
+    text: str
 
     @property
     def key(self) -> str:
-        return f"set/{self.name}"
+        return f"table/{self.family} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A member of an `IpSet`: `net`, and for a hash:net,iface also `link`."""
+class Element:
+    """An element of a set or map in a table of ours, as nft(8) prints it.
 
+    `table`: "inet netplug". `item`: its key, "10.0.0.1 . tcp . 8080", without quotes; an interval as a prefix. `data`:
+    of a map, "172.18.0.2 . 80" or "goto from_open"; empty in a set. `count`: so many elements; the last fields of item
+    and data are consecutive numbers (ports).
+
+    A link by its name stands for the index that it has when the element is added, where the set has indexes.
+    """
+
+    table: str
     set: str
-    net: IPNetwork
-    link: str | None = None
-
-    @property
-    def key(self) -> str:
-        return f"member/{self.set}/{self.net}/{self.link or ''}"
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A chain of ours with all its rules, or an `open` one to which `Rule` steps add rules."""
-
-    family: int
-    table: str
-    name: str
-    rules: tuple[str, ...] = ()
-    open: bool = False
-
-    @property
-    def key(self) -> str:
-        return f"chain/{self.family}/{self.table}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A rule in an open chain of ours. The order of such rules does not matter."""
-
-    family: int
-    table: str
-    chain: str
-    rule: str
-
-    @property
-    def key(self) -> str:
-        return f"rule/{self.family}/{self.table}/{self.chain}/{self.rule}"
-
-
-@dataclass(frozen=True, slots=True)
-class Jump:
-    """A rule in a built-in chain that jumps to a chain of ours.
-
-    It is inserted as the first rule, but after rules that jump to `after`. If other software inserts rules before it
-    later, it is moved only if it has an `after`. Otherwise two programs might compete for the first position. With
-    `last`, it is kept behind all other rules.
-    """
-
-    family: int
-    table: str
-    chain: str
-    rule: str
-    after: str | None = None
-    last: bool = False
-
-    @property
-    def target(self) -> str:
-        """The chain that it jumps to."""
-        return self.rule.rsplit(" ", 1)[-1]
-
-    @property
-    def key(self) -> str:
-        return f"jump/{self.family}/{self.table}/{self.chain}/{self.rule}"
-
-
-@dataclass(frozen=True, slots=True)
-class Guards:
-    """The anti-spoofing table, which `Guard` steps need."""
-
-    @property
-    def key(self) -> str:
-        return "guards"
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """Anti-spoofing: bridge port `link` accepts only frames from `mac` and these addresses.
-
-    It checks the Ethernet header, ARP, IPv4, IPv6 and neighbour discovery. The link-local address that is derived from
-    the MAC is accepted as well. Without a `mac` any MAC is accepted. It is added before the link exists.
-    """
-
-    link: str
-    mac: str
-    addresses: tuple[IPAddress, ...] = ()
-
-    @property
-    def key(self) -> str:
-        return f"guard/{self.link}"
-
-
-@dataclass(frozen=True, slots=True)
-class Forwards:
-    """The DNAT table of an IP version, which `Forward` steps need."""
-
-    family: int
-
-    @property
-    def key(self) -> str:
-        return f"forwards/{self.family}"
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """DNAT from port `port` of host address `host` to `address` port `target`. None as `host`: all addresses.
-
-    `count`: number of consecutive ports, which map to consecutive ports from `target` on; see `port_ranges`.
-    """
-
-    proto: Proto
-    host: IPAddress | None
-    port: int
-    address: IPAddress
-    target: int
+    item: str
+    data: str = field(default="", metadata=OMIT_DEFAULT)
     count: int = field(default=1, metadata=OMIT_DEFAULT)
 
     @property
-    def family(self) -> int:
-        """The IP version."""
-        return self.address.version
+    def key(self) -> str:
+        item = self.item
+        if self.count > 1:
+            others, separator, port = item.rpartition(" . ")
+            item = f"{others}{separator}{span(int(port), self.count)}"
+        return f"element/{self.table}/{self.set}/{item}"
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A base chain of a netdev table of ours: the frames that come in by `link` go to chain `chain` of the table first.
+
+    It is gone with its link.
+    """
+
+    table: str
+    link: str
+    chain: str
 
     @property
     def key(self) -> str:
-        return f"forward/{self.family}/{self.proto}/{self.host or ''}/{span(self.port, self.count)}"
+        return f"hook/{self.table}/{self.link}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """iptables lets pass what nf_tables has: chains ``NETPLUG-FORWARD`` and ``NETPLUG-INPUT``, after DOCKER-USER.
+
+    They accept what comes by our links, or leaves by them, and keep Docker's isolation of its own bridges. `family`:
+    the IP version. `flavour`: the rules that it is among: "nft" or "legacy".
+    """
+
+    family: int
+    flavour: str
+
+    @property
+    def key(self) -> str:
+        return f"gate/{self.family}/{self.flavour}"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The `Gate` lets pass what comes from `subnet` by bridge `link`, or leaves for it there.
+
+    The user named the bridge, and there may be other hosts on it. What is theirs is not let pass.
+    """
+
+    family: int
+    flavour: str
+    link: str
+    subnet: IPNetwork
+
+    @property
+    def key(self) -> str:
+        return f"passage/{self.family}/{self.flavour}/{self.link}/{self.subnet}"
+
+
+@dataclass(frozen=True, slots=True)
+class FormerRules:
+    """Rules and sets of iptables that former releases made. No plan wants them: they are found, and removed.
+
+    `members`: who may send frames of overlays, as items of `tables/vxlan_acl.nft`, until the cluster tells of them.
+    """
+
+    members: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return "former-rules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +330,7 @@ class Relay:
     """The daemon relays connections from port `port`, reserved on `host`, to `address` port `target`.
 
     If both have one IP version, only connections to [::1] are relayed. Otherwise all are, since the kernel does not
-    translate between IPv4 and IPv6. `count`: as in `Forward`.
+    translate between IPv4 and IPv6. `count`: number of consecutive ports.
     """
 
     proto: Proto
@@ -388,7 +354,7 @@ class Relay:
 class Resolver:
     """The name server of `network` listens on `address` port `port` (UDP, TCP), for queries from `link` only.
 
-    The port is not 53, which another resolver may bind on all addresses. `Forward` steps translate port 53 to it.
+    The port is not 53, which another resolver may bind on all addresses. `Element` steps translate port 53 to it.
     """
 
     network: str

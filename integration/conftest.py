@@ -29,7 +29,7 @@ _passed = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    tools = ("unshare", "nsenter", "ip", "ss", "iptables", "ipset", "busybox")
+    tools = ("unshare", "nsenter", "ip", "ss", "nft", "iptables", "busybox")
     missing = [name for name in tools if not which(name)] + ["dockerd"] * (not dockerd_command())
     reason = "needs root" if os.geteuid() else f"needs {', '.join(missing)} (make setup)" if missing else ""
     if reason:

@@ -116,7 +116,7 @@ def test_tunnels_end_at_a_secondary_address_when_told_so(family: int) -> None:
 
 SEEN = (
     "ip link del {vxlan}",
-    "ip link set {vxlan} down; ip link set {bridge} down; ip link set {bridge} up; nft delete table ip netplug-vxlan",
+    "ip link set {vxlan} down; ip link set {bridge} down; ip link set {bridge} up; nft delete table inet netplug-vxlan",
 )
 UNSEEN = (
     "ip neigh flush dev {bridge} nud permanent",

@@ -3,9 +3,7 @@
 import socket
 from collections.abc import Callable
 
-import pytest
 from harness import (
-    CommandError,
     Container,
     Dockerd,
     Host,
@@ -81,7 +79,7 @@ def test_network_makes_no_router_of_the_host(new_host: Callable[..., Host]) -> N
         assert not netplug.drift()
     assert settings() == ["0", "0", "1"]
     assert told()
-    assert "NETPLUG" not in host.output("iptables-save") + host.output("ip6tables-save")
+    assert "netplug" not in host.output("nft", "list", "tables")
     netplug.stop()
 
 
@@ -108,7 +106,6 @@ def test_docker_that_comes_later_works_and_makes_no_router_of_the_host(new_host:
                 wait_until(lambda it=it: answers(it, first.right, 7000), WORKS_TIMEOUT_S, "the way out")  # type: ignore[misc]
             wait_until(lambda: answers(right, second.left, 8090), WORKS_TIMEOUT_S, "the published port")
             assert neighbour.pings(web.ip())
-            wait_until(lambda: last_rule(host) == "-A FORWARD -j NETPLUG-GUEST", WORKS_TIMEOUT_S, "the guard")
             assert "-P FORWARD ACCEPT" in host.output("iptables", "-S", "FORWARD")
             assert not answers(right, first.right, 7000), "the host forwards what is of others"
             wait_until(lambda: not netplug.drift(), WORKS_TIMEOUT_S, "peace")
@@ -128,49 +125,40 @@ def answers(place: Host | Container, address: str, port: int) -> bool:
     return True
 
 
-def last_rule(host: Host) -> str:
-    return host.output("iptables", "-S", "FORWARD").splitlines()[-1]
-
-
-def test_without_iptables_it_is_said_and_only_what_needs_it_is_refused(new_host: Callable[..., Host]) -> None:
-    host = new_host()
-    connect(host, new_host("other"))
-    # In the host's own mount namespace; all programs are one file.
-    host.run(
-        ["mount", "--bind", "/dev/null", host.output("sh", "-c", "readlink -f $(command -v iptables-save)").strip()]
-    )
+def test_iptables_that_does_not_work_is_in_nobodys_way(new_host: Callable[..., Host]) -> None:
+    host, other = new_host(), new_host("other")
+    wire = connect(host, other)
+    # In the host's own mount namespace; all programs of a flavour are one file.
+    for tool in ("xtables-nft-multi", "xtables-legacy-multi"):
+        host.run(["mount", "--bind", "/dev/null", host.output("sh", "-c", f"command -v {tool}")])
     netplug = Netplug(host, "--docker-host", "none")
-    said = netplug.log.read_text()
-    assert "firewall.unavailable" in said
-    assert "iptables-save cannot be started: Permission denied" in said
-    for _ in range(2):
-        for subnet in (SUBNETS[:2], SUBNETS):
-            with pytest.raises(CommandError, match=r"iptables does not work on this host.*install iptables"):
-                netplug.cli("network", "create", "blue", *subnet)
-        assert not netplug.drift()
-        with cli_network(netplug, "-o", "mode=none"):
-            pass
-        netplug.restart()
-    assert netplug.json("network", "ls") == []
+    with (
+        cli_network(netplug, *SUBNETS) as net,
+        attached(netplug, net, "--publish", "8080:80") as (it, _),
+        SeenServer(other, "tcp", 7000, "::"),
+        SeenServer(it, "tcp", 80, "::"),
+    ):
+        for _ in range(2):
+            for outside in (wire.right, wire.right6):
+                assert tcp_ask(it, outside, 7000)
+            for inside in (wire.left, wire.left6):
+                assert tcp_ask(other, inside, 8080)
+            assert not netplug.drift()
+            netplug.restart()
+    assert "netplug" not in host.output("nft", "list", "tables")
     netplug.stop()
 
 
-def test_ip_version_whose_iptables_fails_is_refused_alone(new_host: Callable[..., Host]) -> None:
-    host = new_host()
-    connect(host, new_host("other"))
-    folder = host.dir / "bin"
-    folder.mkdir()
-    program = folder / "ip6tables-save"
-    program.write_text("#!/bin/sh\necho Protocol not supported >&2\nexit 1\n")
-    program.chmod(0o755)
-    host.env["PATH"] = f"{folder}:{host.env['PATH']}"
-    netplug = Netplug(host, "--docker-host", "none")
-    with cli_network(netplug, *SUBNETS[:2]):
-        for _ in range(2):
-            with pytest.raises(CommandError, match="ip6tables does not work on this host: Protocol not supported"):
-                netplug.cli("network", "create", "red", "--subnet", "10.96.0.0/24", "--subnet", "fd00:96::/64")
-            assert not netplug.drift()
-            netplug.restart()
-    assert not netplug.drift()
-    assert "NETPLUG" not in host.output("iptables-save")
+def test_host_forwards_for_others_if_told_so(new_host: Callable[..., Host]) -> None:
+    host, left, right = new_host(), new_host("left"), new_host("right")
+    first = connect(host, left)
+    second = connect(host, right, "198.51.100.0/24", "fd00:beef::/64", routes=False)
+    right.run(["ip", "route", "add", "default", "via", second.left])
+    right.run(["ip", "-6", "route", "add", "default", "via", second.left6])
+    host.run(["sysctl", "-qw", *(f"{key}=0" for key in FORWARDING)])
+    netplug = Netplug(host, "--docker-host", "none", "--forward-others")
+    with cli_network(netplug, *SUBNETS), SeenServer(left, "tcp", 7000, "::"):
+        for beyond in (first.right, first.right6):
+            assert tcp_ask(right, beyond, 7000)
+        assert not netplug.drift()
     netplug.stop()

@@ -203,9 +203,13 @@ def test_address_that_moves_to_another_host_is_found_there(nodes: tuple[Node, No
         "bridge fdb del {mac} dev {vxlan} self",
         "bridge fdb replace {mac} dev {vxlan} self dst {wrong}",
         "bridge fdb del {mac} dev {vxlan} master",
-        "nft delete table {family} netplug-vxlan",
+        "nft delete table inet netplug-vxlan",
+        "nft flush chain inet netplug-vxlan input",
+        "nft flush set inet netplug-vxlan vteps{version}",
         "nft delete table netdev netplug-{vxlan}",
         "nft flush map netdev netplug-{vxlan} near",
+        "nft flush map netdev netplug-{vxlan} own4",
+        "nft flush chain netdev netplug-{vxlan} {vxlan}",
     ],
 )
 def test_what_others_break_is_seen_and_mended(nodes: tuple[Node, Node], host: Host, under: Underlay, harm: str) -> None:
@@ -217,7 +221,7 @@ def test_what_others_break_is_seen_and_mended(nodes: tuple[Node, Node], host: Ho
             "vxlan": blue.link(node, "npv"),
             "mac": two.peer["mac"],
             "wrong": "198.51.100.1" if under.family == 4 else "2001:db8::1",
-            "family": "ip" if under.family == 4 else "ip6",
+            "version": str(under.family),
         }
         host.run(["sh", "-ec", harm.format(**words)])
         assert node.do("diff")

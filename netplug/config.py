@@ -106,6 +106,8 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     address_pool: Annotated[tuple[AddressPool, ...], NoDecode] = ()
+    forward_others: bool = False
+    """Whether the host forwards between links of others too, if netplug turned IP forwarding on."""
     dns_domain: str = "netplug.internal"
     dns_upstream: Annotated[tuple[str, ...], NoDecode] = ()
     dns_special: Literal["host", "inside"] = "host"

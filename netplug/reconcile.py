@@ -12,23 +12,11 @@ from dataclasses import dataclass
 import structlog
 
 from netplug.docker.garbage import GarbageCollector, Suspects, View
-from netplug.drivers import port_ranges
+from netplug.drivers import port_ranges, tunnel_tables
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import reaching
-from netplug.drivers.steps import (
-    Chain,
-    Flows,
-    Forward,
-    HostPort,
-    Jump,
-    Loopback,
-    Macvlan,
-    Relay,
-    Rule,
-    Step,
-    Veth,
-)
+from netplug.drivers.steps import Element, Flows, FormerRules, HostPort, Loopback, Macvlan, Relay, Step, Table, Veth
 from netplug.engine import Engine
 from netplug.engine.audit import orphans
 from netplug.engine.conditions import Difference
@@ -183,19 +171,31 @@ class Reconciler:
         await engine.endpoints.way_out.converge_all()
         nets = engine.registry.all_networks()
         needed = bool(nets or engine.base_plan.stays())
-        stale = needed and engine.base_plan.wanted(nets) != engine.base_plan.plan
+        wanted = engine.base_plan.wanted(nets)
+        stale = needed and wanted != engine.base_plan.plan
         if needed and (stale or look.concerns(engine.base_plan.plan)):
-            await _tolerate("host", engine.base_plan.mend(nets))
+            await _tolerate("host", engine.base_plan.mend(nets, self._elements(wanted, look)))
         if engine.base_plan.blocks_other_engine():
-            log.warning("forwarding.unguarded", reason="another engine is present whose traffic the guard would drop")
+            log.warning("forwarding.unguarded", reason="another engine forwards between links of others")
             await engine.base_plan.trim(nets)
         await engine.convergence.all()
+        if engine.base_plan.has_idle_gate(nets):
+            await engine.base_plan.trim(nets)
         for network in engine.registry.networks():
             await self._heal_network(network, look)
         await engine.publishing.regain()
         await self._learn(look)
         await self._sweep(look)
         return stale or bool(look.differences)
+
+    def _elements(self, wanted: Plan, look: "_Look") -> Plan:
+        """Return the elements that come with those tables of the host that will be made anew."""
+        there = set(self._engine.base_plan.plan) - look.drifted.keys()
+        anew = {f"{it.family} {it.name}" for it in wanted if isinstance(it, Table) and it not in there}
+        if not anew:
+            return Plan()
+        found = self._engine.convergence.elements() + _former_members(look.unknown)
+        return Plan(tuple(it for it in found if isinstance(it, Element) and it.table in anew))
 
     async def _heal_network(self, network: NetworkRecord, look: "_Look") -> None:
         engine, ident = self._engine, network.network.id
@@ -237,7 +237,7 @@ class Reconciler:
                 plan = plan.without(step.key for step in links)
         elif ours and not there:  # the namespace still exists, held by a process or at another path, out of reach
             plan = Plan(tuple(step for step in plan if step not in links and not getattr(step, "netns", None)))
-        if not any(isinstance(step, Forward | Chain | Jump) and step in look.drifted for step in plan):
+        if not any(port_ranges.leads(step) and step in look.drifted for step in plan):
             # No packet passed unfiltered. To search all tracked connections would take longer than all else.
             plan = plan.without(step.key for step in plan if isinstance(step, Flows))
         await engine.executor.mend(reaching(plan, plan, record.sandbox, record.sandbox_id))
@@ -332,17 +332,19 @@ class Reconciler:
 
 def _unknown(owned: Sequence[Step], known: Mapping[Step, str], changing: frozenset[str]) -> list[Step]:
     keys = {*port_ranges.keys(known), *changing}
-    # The rules of other chains are compared with their chain as a whole, and removed with it.
-    shared = {(step.family, step.table, step.name) for step in known if isinstance(step, Chain) and step.open}
-    return [
-        step
-        for step in owned
-        if step.key not in keys and not (isinstance(step, Rule) and (step.family, step.table, step.chain) not in shared)
-    ]
+    return [step for step in owned if step.key not in keys]
+
+
+def _former_members(unknown: Sequence[Step]) -> Plan:
+    """Return the elements that a former release had in tables of its own, and that the cluster has to tell first."""
+    items = (item for step in unknown if isinstance(step, FormerRules) for item in step.members)
+    return Plan(tuple(tunnel_tables.member(item) for item in items))
 
 
 def _names(step: Step) -> set[str]:
-    """Return the names of links, sets and chains that identify a step's object."""
+    """Return the names of links and addresses that identify a step's object."""
+    if isinstance(step, Element):
+        return {step.item, *step.item.split(" . "), step.data}
     return {value for value in (getattr(step, "name", ""), getattr(step, "link", "")) if isinstance(value, str)}
 
 

@@ -22,7 +22,8 @@ install() {
     apt-get -qq install -y --no-install-recommends "$@" >/dev/null
 }
 
-# Every command that netplug or its tests call, with its package.
+# Every command that netplug or its tests call, with its package. netplug itself needs libnftables, which nft brings along. It
+# calls iptables where others have rules of it; ipset is for tests only: the former release, and what others leave.
 system() {
     local missing=() pair
     for pair in dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables ip6tables:iptables \

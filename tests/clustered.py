@@ -12,7 +12,9 @@ from etcd_server import Member
 from living import Living, living, until
 
 from netplug.drivers.api import HostFacts
-from netplug.drivers.tunnel import Fdb, Neighbour, Vtep
+from netplug.drivers.steps import Element
+from netplug.drivers.tunnel import Fdb, Neighbour
+from netplug.drivers.tunnel_tables import of_peers
 from netplug.kernel.fake.kernel import FakeKernel
 
 
@@ -115,7 +117,8 @@ def reached_by(kernel: FakeKernel) -> set[str]:
     """As `reached`; what does not fit together, as in the midst of a change, is named too."""
     steps = list(kernel._world.state.values())
     at = {step.mac: str(step.vtep) for step in steps if isinstance(step, Fdb)}
-    may = {str(step.address) for step in steps if isinstance(step, Vtep)}
+    accepted = (step for step in steps if isinstance(step, Element) and of_peers(step) and step.set != "remote")
+    may = {step.item.partition(" ")[0] for step in accepted}
     found = [step for step in steps if isinstance(step, Neighbour) and step.address.version == 4]
     odd = {f"{vtep}: allowed or used alone" for vtep in may ^ set(at.values())}
     odd |= {f"{mac}: nobody's" for mac in at.keys() - {step.mac for step in steps if isinstance(step, Neighbour)}}

@@ -4,7 +4,7 @@ import asyncio
 import copy
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -14,7 +14,8 @@ from netplug.docker.garbage import View
 from netplug.drivers import port_ranges
 from netplug.drivers.api import PortMapping
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import IPAddress, Proto, Step
+from netplug.drivers.steps import Element, IPAddress, Proto, Relay, Step
+from netplug.drivers.tables import NETWORKS
 from netplug.engine import Engine
 from netplug.engine.records import (
     AttachSpec,
@@ -28,7 +29,7 @@ from netplug.engine.records import (
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.lease import Lease, OwnerKind
 from netplug.ipam.spaces import default_spaces, ula
-from netplug.kernel.api import Before, Outcome, StepError
+from netplug.kernel.api import Before, Outcome
 from netplug.kernel.fake.kernel import FakeKernel
 from netplug.kernel.fake.ports import FakePorts
 from netplug.reconcile import Reconciler
@@ -185,7 +186,6 @@ class Host:
 
     def dump(self) -> list[str]:
         # Sysctls of links go with the links, and forwarding stays on: others may have come to need it.
-        # The order of rules is sorted out, since in open chains it means nothing and in others `diff` compares it.
         return sorted(line for line in self.kernel.dump().splitlines() if not line.startswith("sysctl "))
 
     async def state(self) -> object:
@@ -260,6 +260,10 @@ class Host:
         """Return what there is of a type of step in the kernel."""
         return [step for step in self.kernel._world.state.values() if isinstance(step, kind)]
 
+    def elements(self, *sets: str, table: str = NETWORKS) -> list[Element]:
+        """Return the elements of sets of a table in the kernel; of all its sets, if none is named."""
+        return [step for step in self.made(Element) if step.table == table and (not sets or step.set in sets)]
+
     # Doing
 
     async def see(self, **facts: Any) -> None:
@@ -301,26 +305,6 @@ class Host:
                 await self.engine.allocator.release_pool(pool.id)
 
 
-@contextmanager
-def refusing(host: Host, refuses: Callable[[Step], bool]) -> Iterator[None]:
-    """Let the kernel refuse to make steps, or to change what there is into them, during the block."""
-    ensure = host.kernel.ensure
-
-    async def ensured(steps: Any, outcomes: Any = None, before: Any = None) -> Any:
-        done = [] if outcomes is None else outcomes
-        for step in steps:
-            if refuses(step):
-                raise StepError("internal", step, "the kernel refused")
-            await ensure((step,), done, before)
-        return done
-
-    host.kernel.ensure = ensured  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        host.kernel.ensure = ensure  # type: ignore[method-assign]
-
-
 @asynccontextmanager
 async def running(host: Host) -> AsyncIterator[None]:
     """Let the host's reconciler live in the background."""
@@ -349,6 +333,14 @@ def tcp(host: int, inner: int = 80, address: str = "", *, end: int = 0) -> PortM
 
 def udp(host: int, inner: int = 53) -> PortMapping:
     return dataclasses.replace(tcp(host, inner), proto=Proto.UDP)
+
+
+def led_to(step: Element | Relay) -> tuple[IPAddress, int]:
+    """Return the address and port of a container to which a port of the host leads (`FakeKernel.leads`)."""
+    if isinstance(step, Relay):
+        return step.address, step.target
+    address, _, port = step.data.partition(" . ")
+    return ip_address(address), int(port)
 
 
 async def turn() -> None:

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from engine_host import Host
 
+from netplug.drivers.steps import Gate
+from netplug.drivers.tables import NETWORKS
 from netplug.frontends.cni.service import CniService
 from netplug.frontends.cni.wire import Call
 
@@ -85,7 +88,7 @@ async def test_state_outlives_the_daemon(plugin: Plugin) -> None:
     assert (await plugin("ADD", "other", **SUBNET, **PORTS))["ips"]
 
 
-@pytest.mark.parametrize("failing", ["link/nph", "address/", "route/", "forward/"])
+@pytest.mark.parametrize("failing", ["link/nph", "address/", "route/", f"element/{NETWORKS}/published"])
 async def test_failure_in_the_middle_leaves_no_network_either(plugin: Plugin, failing: str) -> None:
     before = await plugin.host.state()
     probe = await plugin("ADD", **SUBNET, **PORTS)
@@ -151,13 +154,16 @@ async def test_del_takes_any_configuration_that_has_a_name(plugin: Plugin) -> No
 
 
 async def test_status_mends_what_others_displaced_before_it_answers(plugin: Plugin) -> None:
+    kernel, gate, table = plugin.host.kernel, Gate(4, "nft"), f"table/{NETWORKS}"
+    kernel.foreign.facts = replace(kernel.foreign.facts, gates=((4, "nft"),))
     await plugin("ADD", **SUBNET)
-    kernel = plugin.host.kernel
-    kernel.set_chain(4, "filter", "FORWARD", ["-j CNI-FORWARD", "-j NETPLUG-FORWARD"])
-    assert await plugin("STATUS", **SUBNET) == {}
-    assert kernel.chain(4, "filter", "FORWARD") == ("-j NETPLUG-FORWARD", "-j CNI-FORWARD")
-    kernel.fail_at("chain/4/filter/NETPLUG-INPUT")
-    kernel.lose("chain/4/filter/NETPLUG-INPUT")
+    before = plugin.host.dump()
+    for key in (gate.key, table):
+        kernel.lose(key)
+        assert await plugin("STATUS", **SUBNET) == {}
+        assert plugin.host.dump() == before
+    kernel.fail_at(table)
+    kernel.lose(table)
     refusal = await plugin("STATUS", **SUBNET)
     assert (refusal["code"], refusal["msg"]) == (51, "network 'blue' is damaged")
     kernel.heal()

@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from built_in_drivers import DRIVERS
-from engine_host import END, NET, SANDBOX, Host, refusing, running, tcp, until
+from engine_host import END, NET, SANDBOX, Host, running, tcp, until
+from kernel_calls import refusing
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.bridge import BridgeDriver
-from netplug.drivers.naming import bridge_name, host_side
+from netplug.drivers.naming import host_side
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
-from netplug.drivers.steps import Bridge, Guard, Hairpin, Macvlan, Member, Shape, Veth
+from netplug.drivers.steps import Bridge, Element, Hairpin, Macvlan, Shape, Veth
+from netplug.drivers.tables import ANTISPOOF
 from netplug.engine.convergence import Change
 from netplug.engine.records import NetworkRecord
 from netplug.errors import NetplugError
@@ -132,7 +134,7 @@ class Former(BridgeDriver):
     """A driver of another version: no anti-spoofing, and hairpin everywhere."""
 
     def create_endpoint(self, net: Any, ep: Any, host: Any) -> Plan:
-        plan = Plan(tuple(step for step in super().create_endpoint(net, ep, host) if not isinstance(step, Guard)))
+        plan = Plan(tuple(step for step in super().create_endpoint(net, ep, host) if not isinstance(step, Element)))
         return plan + Plan((Hairpin(host_side(ep.id)),))
 
 
@@ -144,12 +146,13 @@ async def test_what_another_version_built_becomes_what_this_one_builds() -> None
         await host.docker_endpoint()
         host.kernel.inhabitants.add(SANDBOX)
         await host.join()
-        assert not host.made(Guard)[1:]
+        assert {it.set for it in host.elements(table=ANTISPOOF)} == {"bridges"}
     finally:
         DRIVERS._drivers["bridge"] = BridgeDriver()
     veth = host.made(Veth)
     await host.reboot()
-    assert [guard.link for guard in host.made(Guard)] == [bridge_name(NET), host_side(END)]
+    guarded = host.elements("macs", "own4", "own6", table=ANTISPOOF)
+    assert {it.item.partition(" ")[0] for it in guarded} == {host_side(END)}
     assert not host.made(Hairpin)
     assert host.made(Veth) == veth
     await host.check()
@@ -163,14 +166,14 @@ async def test_what_another_version_built_becomes_what_this_one_builds() -> None
 async def test_change_reaches_network_and_endpoints(host: Host) -> None:
     found = await change(host, rate=(8_000_000, 9_000_000), masquerade=False, spoofchk=False)
     assert len(host.made(Shape)) == 2
-    assert not host.made(Guard)
-    assert not [member for member in host.made(Member) if member.set.startswith("netplug-masq")]
+    assert {it.set for it in host.elements(table=ANTISPOOF)} == {"exempt"}
+    assert not host.elements("masqueraded")
     assert {(one.what, one.object.partition("/")[0]) for one in found} == {
         ("added", "shape"),
         ("added", "link"),  # ifb
         ("changed", "link"),  # veth, no longer pinned
-        ("removed", "guard"),
-        ("removed", "member"),
+        ("added", "element"),  # exempt from anti-spoofing
+        ("removed", "element"),  # anti-spoofing, source NAT
     }
     assert {one.owner for one in found} == {
         f"network {host.networks()[0].network.name}",
@@ -196,7 +199,10 @@ async def test_change_that_the_kernel_refuses_changes_nothing(host: Host) -> Non
     await host.engine.convergence.all()
     before = await host.state()
 
-    with refusing(host, lambda step: isinstance(step, Shape)), pytest.raises(NetplugError, match="the kernel refused"):
+    with (
+        refusing(host.kernel, lambda step: isinstance(step, Shape)),
+        pytest.raises(NetplugError, match="the kernel refused"),
+    ):
         await change(host, rate=(8_000_000, 9_000_000), spoofchk=False, mtu=1400)
     assert await host.state() == before
     await host.check()
@@ -204,7 +210,7 @@ async def test_change_that_the_kernel_refuses_changes_nothing(host: Host) -> Non
 
 async def test_what_cannot_be_followed_is_a_difference_and_stops_nothing(host: Host) -> None:
     bad = host_side(END)
-    with refusing(host, lambda step: isinstance(step, Veth) and step.name == bad and step.mtu == 1400):
+    with refusing(host.kernel, lambda step: isinstance(step, Veth) and step.name == bad and step.mtu == 1400):
         await host.see(mtu=1400)
         await host.engine.convergence.all()
         assert mtus(host) == {1400, 1500}

@@ -11,6 +11,7 @@ from etcd_server import Member, needs_etcd
 from living import Living, living, until
 
 from netplug.cli import UNREACHABLE, CliError
+from netplug.drivers.tables import ANTISPOOF
 
 pytestmark = pytest.mark.own_etcd
 
@@ -124,7 +125,7 @@ def test_a_full_disk_of_its_own_is_outlived(host: Living) -> None:
         attach_many(host)
     assert networks(host) == ["blue"]
     assert host.client.get("diff")["differences"] == []
-    host.kernel.lose("guards")
+    host.kernel.lose(f"table/{ANTISPOOF}")
     host.kernel.changed.set()
     until(lambda: host.client.get("diff")["differences"] == [], "others' harm is mended all the same")
     limit_disk(host, full=False)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from docker_client import FIXTURES, GENERIC, Plugin, endpoint
+from engine_host import led_to
 
 from netplug.drivers.steps import Macvlan, Veth
 from netplug.kernel.fake.kernel import FakeKernel
@@ -86,7 +87,7 @@ class Session:
 
     def published(self) -> list[str]:
         """Return the addresses to which published ports lead."""
-        return [str(forward.address) for forward in self.plugin.kernel.forwards()]
+        return [str(led_to(step)[0]) for step in self.plugin.kernel.leads()]
 
 
 async def ipv6_alone(session: Session) -> bool:

@@ -13,6 +13,8 @@ import pytest
 import pytest_asyncio
 from docker_client import END, GENERIC, NET, PORTMAP, REF, Plugin, endpoint, network, port
 
+from netplug.drivers.steps import Element
+from netplug.drivers.tables import NETWORKS
 from netplug.engine.records import NetworkSpec
 from netplug.frontends.serving import serving
 from netplug.ipam.lease import OwnerKind
@@ -109,14 +111,14 @@ async def test_ports_are_published_only_when_docker_says_now(plugin: Plugin) -> 
     await plugin.ok("/NetworkDriver.CreateNetwork", network())
     await plugin.ok("/NetworkDriver.CreateEndpoint", endpoint(**{PORTMAP: [port(8080)]}))
     await plugin.ok("/NetworkDriver.Join", {**REF, "SandboxKey": "/s", "Options": {PORTMAP: [port(8080)]}})
-    assert not plugin.kernel.forwards()
+    assert not plugin.kernel.leads()
     await plugin.ok("/NetworkDriver.ProgramExternalConnectivity", {**REF, "Options": {}})
-    assert len(plugin.kernel.forwards()) == 1
+    assert len(plugin.kernel.leads()) == 1
     info = (await plugin.ok("/NetworkDriver.EndpointOperInfo", REF))["Value"]
     assert info["ports"] == ["0.0.0.0:8080->80/tcp"]
     await plugin.ok("/NetworkDriver.ProgramExternalConnectivity", {**REF, "Options": {PORTMAP: [port(9090)]}})
-    (forward,) = plugin.kernel.forwards()
-    assert (forward.port, forward.target, str(forward.address)) == (9090, 80, "10.1.0.2")
+    (lead,) = plugin.kernel.leads()
+    assert lead == Element(NETWORKS, "published4_any", "tcp . 9090", "10.1.0.2 . 80")
 
 
 async def test_a_host_address_of_a_family_that_the_endpoint_has_not_is_relayed(plugin: Plugin) -> None:
@@ -124,7 +126,7 @@ async def test_a_host_address_of_a_family_that_the_endpoint_has_not_is_relayed(p
     await plugin.ok("/NetworkDriver.CreateEndpoint", endpoint(**{PORTMAP: [port(8080, host_ip="::1")]}))
     await plugin.ok("/NetworkDriver.Join", {**REF, "SandboxKey": "/s"})
     await plugin.ok("/NetworkDriver.ProgramExternalConnectivity", REF)
-    assert [step.key for step in plugin.kernel.forwards()] == ["relay/tcp/::1/8080"]
+    assert [step.key for step in plugin.kernel.leads()] == ["relay/tcp/::1/8080"]
 
 
 async def test_a_taken_port_is_named_and_nothing_is_published(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,9 +151,9 @@ async def test_each_end_of_an_endpoint_ends_its_published_ports(plugin: Plugin, 
     await plugin.ok("/NetworkDriver.CreateNetwork", network())
     await plugin.ok("/NetworkDriver.CreateEndpoint", endpoint(**{PORTMAP: [port(8080)]}))
     await plugin.ok("/NetworkDriver.ProgramExternalConnectivity", REF)
-    assert plugin.kernel.forwards()
+    assert plugin.kernel.leads()
     await plugin.ok(f"/NetworkDriver.{method}", REF)
-    assert not plugin.kernel.forwards()
+    assert not plugin.kernel.leads()
 
 
 async def test_docker_may_not_delete_what_it_did_not_make(plugin: Plugin) -> None:

@@ -18,6 +18,7 @@ import pytest_asyncio
 from built_in_drivers import DRIVERS
 from docker_client import FIXTURES, Answer, Plugin
 from docker_oracle import GENERIC, End, Ipam, Net, Oracle
+from engine_host import led_to
 
 from netplug.drivers import port_ranges
 from netplug.drivers.naming import bridge_name, host_side, sandbox_side
@@ -234,8 +235,8 @@ class Replay:
         owned = {link.name for link in (await kernel.owned()).of(Bridge)}
         assert {link for link in owned if not link.startswith("nps")} == links
         for version in (4, 6):
-            forwards = [step for step in kernel.forwards() if (step.host or step.address).version == version]
-            assert len(forwards) == sum(1 for end in self.oracle.ends.values() for _ in _dnats(end, version)), forwards
+            leads = [step for step in kernel.leads() if led_to(step)[0].version == version]
+            assert len(leads) == sum(1 for end in self.oracle.ends.values() for _ in _dnats(end, version)), leads
 
 
 def _dnats(end: End, version: int) -> Iterator[tuple[Any, ...]]:

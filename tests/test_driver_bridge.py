@@ -11,7 +11,7 @@ from netplug.drivers.options import NetworkOptions
 from netplug.drivers.overlay import OverlayDriver
 from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import place
-from netplug.drivers.steps import Address, Announce, Guard, Route, Veth
+from netplug.drivers.steps import Address, Announce, Element, Route, Veth
 
 NET = Network(
     "3a5d" * 16,
@@ -104,11 +104,9 @@ def test_mac_follows_the_address() -> None:
 def test_bare_sandbox_gets_link_addresses_and_routes() -> None:
     driver = BridgeDriver()
     plan = place(driver.create_endpoint(NET, EP, HostFacts()), EP, driver.join(NET, EP), "/run/netns/a", "eth0")
-    guard, veth = plan.steps[:2]
-    assert isinstance(veth, Veth)
+    (veth,) = (step for step in plan if isinstance(step, Veth))
     assert (veth.netns, veth.peer) == ("/run/netns/a", "eth0")
-    assert guard == Guard(veth.name, veth.peer_mac, tuple(address.ip for address in EP.addresses))
-    assert [type(step) for step in plan.steps[2:]] == [Announce, Address, Route]
+    assert [type(step) for step in plan] == [*[Element] * 3, Veth, Announce, Address, Route]
     assert Plan.from_json(plan.to_json()) == plan
 
 

@@ -7,11 +7,12 @@ import pytest
 from netplug.drivers.api import Endpoint, HostFacts, LinkFacts, Meshed, Network, Peer, Subnet
 from netplug.drivers.bridge import BridgeDriver
 from netplug.drivers.errors import DriverError
-from netplug.drivers.naming import bridge_name, vxlan_name
+from netplug.drivers.naming import bridge_name, host_side, vxlan_name
 from netplug.drivers.options import NetworkOptions
 from netplug.drivers.overlay import OverlayDriver
-from netplug.drivers.steps import Bridge
-from netplug.drivers.tunnel import Fdb, Remote, Shortcut, Shortcuts, Vxlan
+from netplug.drivers.steps import Bridge, Element, Hook, Table, Veth
+from netplug.drivers.tunnel import Fdb, Vxlan
+from netplug.drivers.tunnel_tables import of_fast_path, of_peers
 
 NET = Network(
     "3a5d" * 16,
@@ -40,12 +41,65 @@ HOST = host()
 )
 def test_frames_take_the_shortcut_where_nothing_else_has_to_look(change: dict[str, Any], quick: bool) -> None:
     net = replace(NET, options=replace(NET.options, **change))
-    endpoint = Endpoint("e" * 64, (ip_interface("10.208.0.2/24"),))
-    whole = [step for step in DRIVER.create_network(net, HOST) if isinstance(step, Shortcuts)]
-    ways = [step for step in DRIVER.create_endpoint(net, endpoint, HOST) if isinstance(step, Shortcut)]
-    peer = Peer("f" * 64, "02:42:0a:d0:00:03", (ip_address("10.208.0.3"),), ip_address("192.0.2.2"))
-    remote = [step.mac for step in DRIVER.peers(net, [peer]) if isinstance(step, Remote)]
-    assert (len(whole), len(ways), remote) == ((1, 1, [peer.mac]) if quick else (0, 0, []))
+    endpoint = Endpoint("e" * 64, NET.id, (ip_interface("10.208.0.2/24"),))
+    plans = DRIVER.create_network(net, HOST), DRIVER.create_endpoint(net, endpoint, HOST), DRIVER.peers(net, [PEER])
+    assert [any(map(of_fast_path, plan)) for plan in plans] == [quick] * 3
+    assert [isinstance(step, Table) for step in plans[0]].count(True) == quick
+
+
+def test_port_forwards_only_what_is_its_own() -> None:
+    addresses = (ip_interface("10.208.0.2/24"), ip_interface("fd00:208::2/64"))
+    endpoint = Endpoint("e" * 64, NET.id, addresses, "02:6E:0A:D0:00:02")
+    link, vxlan, mac = host_side(endpoint.id), vxlan_name(NET.id), "02:6e:0a:d0:00:02"
+    plan = DRIVER.create_endpoint(replace(NET, subnets=(*NET.subnets, SIX)), endpoint, HOST)
+    table = f"netdev netplug-{vxlan}"
+    assert [step for step in plan if of_fast_path(step)] == [
+        Element(table, "near", mac, link),
+        Element(table, "own4", f"{link} . {mac} . 10.208.0.2", vxlan),
+        Element(table, "own6", f"{link} . {mac} . fd00:208::2", vxlan),
+        Hook(table, link, "from_port"),
+    ]
+
+
+def test_fast_path_comes_after_its_links_and_frames_are_filtered_before() -> None:
+    endpoint = Endpoint("e" * 64, NET.id, (ip_interface("10.208.0.2/24"),))
+    for plan, link in ((DRIVER.create_network(NET, HOST), Vxlan), (DRIVER.create_endpoint(NET, endpoint, HOST), Veth)):
+        kinds = [link if isinstance(step, link) else of_fast_path(step) for step in plan]
+        assert True not in kinds[: kinds.index(link)]
+    steps = DRIVER.create_network(NET, HOST).steps
+    (filtered,) = (at for at, it in enumerate(steps) if isinstance(it, Element) and it.set == "vnis")
+    (tunnel,) = (at for at, it in enumerate(steps) if isinstance(it, Vxlan))
+    assert filtered < tunnel
+
+
+def test_hosts_may_send_into_the_overlays_that_they_are_members_of() -> None:
+    other = replace(NET, options=replace(NET.options, vni=4098, vxlan_port=8472))
+    six = replace(PEER, vtep=ip_address("2001:db8::2"))
+    members = [
+        step
+        for net, peer in ((NET, PEER), (other, six))
+        for step in (
+            *DRIVER.create_network(net, HOST),
+            *DRIVER.peers(net, [peer, replace(peer, mac="02:00:00:00:00:09")]),
+        )
+        if isinstance(step, Element) and step.table == "inet netplug-vxlan"
+    ]
+    assert [(step.set, step.item, step.data) for step in members] == [
+        ("vnis", "4789 . 4097", ""),
+        ("vteps4", "192.0.2.2 . 4789 . 4097", ""),
+        ("vnis", "8472 . 4098", ""),
+        ("vteps6", "2001:db8::2 . 8472 . 4098", ""),
+    ]
+    (table,) = (it for it in DRIVER.base((4,), HOST) if isinstance(it, Table) and it.name == "netplug-vxlan")
+    assert table in DRIVER.base((6,), HOST).steps
+
+
+def test_what_comes_with_peers_is_told_from_what_the_network_has() -> None:
+    endpoint = Endpoint("e" * 64, NET.id, (ip_interface("10.208.0.2/24"),))
+    own = (*DRIVER.create_network(NET, HOST), *DRIVER.create_endpoint(NET, endpoint, HOST), *DRIVER.base((4, 6), HOST))
+    assert not any(map(of_peers, own))
+    with_peers = DRIVER.peers(NET, [PEER])
+    assert [of_peers(step) for step in with_peers] == [isinstance(step, Element) for step in with_peers]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ def computed(driver: Driver, case: dict[str, Any]) -> dict[str, Any]:
         "join": encode(driver.join(net, ep)),
         "expose": driver.expose(net, ep).to_json(),
     }
+    for step in (*plans["base"], *plans["create_network"]):
+        if "text" in step:  # what a file has
+            step["text"] = step["text"].partition("\n")[0]
     if isinstance(driver, Meshed):
         peers = [decode(Peer, peer) for peer in case["peers"]]
         for peer in peers:

@@ -1,6 +1,9 @@
 """Every snippet of docs/drivers.md: those in Python run, one after the other; those in TOML name what is there."""
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
@@ -47,6 +50,15 @@ def test_entry_points_name_what_the_document_defines(module: dict[str, Any]) -> 
     assert named.keys() == {"netplug.drivers", "netplug.steps"}
     for value in named.values():
         assert value.removeprefix("netplug_pair:") in module
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nft"), reason="needs root and nft: a namespace of its own")
+def test_nft_takes_the_table_of_the_document(module: dict[str, Any]) -> None:
+    table, element = module["TABLE"], module["quiet"]
+    text = f"table {table.family} {table.name} {{{table.text}}}\n"
+    text += f'add element {element.table} {element.set} {{ "{element.item}" }}\n'
+    command = ["unshare", "-n", "nft", "-c", "-f", "-"]
+    assert subprocess.run(command, input=text, text=True, capture_output=True, check=False).stderr == ""
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ async def test_added_ports_outlive_what_the_runtime_does_with_its_own(host: Host
     await host.publish()
     await host.check()
     await host.engine.endpoints.delete(NET, END)
-    assert not any(key.startswith(("hostport", "forward/")) and "9090" in key for key in host.kernel._world.state)
+    assert not any(key.startswith(("hostport", "element/")) and "9090" in key for key in host.kernel._world.state)
     await host.check()
 
 

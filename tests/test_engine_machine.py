@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from netplug.drivers.steps import Bridge, Chain
+from netplug.drivers.steps import Bridge, Table
 from netplug.engine.network_updates import NetworkChange
 from netplug.engine.records import AttachSpec, EndpointSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
@@ -282,8 +282,8 @@ class EngineMachine(RuleBasedStateMachine):
         if not steps:
             return
         step = data.draw(st.sampled_from(steps))
-        if tamper and isinstance(step, Chain) and step.rules:
-            self.host.kernel.set_chain(step.family, step.table, step.name, ["-j ACCEPT"])
+        if tamper and isinstance(step, Table):
+            self.host.kernel.tamper(replace(step, text=step.text.replace("drop", "accept")))
         else:
             self.host.kernel.lose(step.key)
         assert self.run(self.host.reconciler.diff())

@@ -7,10 +7,12 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 import pytest_asyncio
 from engine_host import END, NET, NEXT, OTHER, Host, external
+from kernel_calls import keeping
 
 from netplug.drivers.api import HostFacts
 from netplug.drivers.errors import DriverError
-from netplug.drivers.steps import Address, Bridge, IPNetwork, Member
+from netplug.drivers.steps import Address, Bridge, Element, Gate, IPNetwork
+from netplug.drivers.tables import NETWORKS
 from netplug.engine.records import AttachSpec, FrontEnd, NetworkSpec, SubnetSpec
 from netplug.errors import NetplugError
 from netplug.ipam.errors import IpamError
@@ -39,9 +41,10 @@ def owners(host: Host) -> set[tuple[str, str, str]]:
 
 async def test_network_of_docker_has_its_bridge_and_gateway(host: Host) -> None:
     record = await host.docker_network()
-    assert Bridge("np-" + NET[:12], record.plan.steps[0].mac, 1500) in record.plan  # type: ignore[union-attr]
+    (bridge,) = [step for step in record.plan if isinstance(step, Bridge)]
+    assert (bridge.name, bridge.mtu, bridge.adopt) == ("np-" + NET[:12], 1500, False)
     assert Address("np-" + NET[:12], ip_interface("10.1.0.1/24")) in record.plan
-    assert Member("netplug-net4", ip_network("10.1.0.0/24"), "np-" + NET[:12]) in record.plan
+    assert Element(NETWORKS, "home4", f"10.1.0.0/24 . np-{NET[:12]}") in record.plan
     assert owners(host) == {("10.1.0.1", "gateway", NET)}
 
 
@@ -93,9 +96,15 @@ async def test_both_families_and_several_subnets(host: Host) -> None:
 
 async def test_internal_network_masquerades_nothing(host: Host) -> None:
     spec = NetworkSpec(NET, "blue", subnets=(SubnetSpec(),), internal=True)
-    record = await host.engine.networks.create(spec)
-    sets = {step.set for step in record.plan if isinstance(step, Member)}
-    assert sets == {"netplug-net4", "netplug-icc4"}
+    await host.engine.networks.create(spec)
+    assert not host.elements("masqueraded")
+    assert {step.data for step in host.elements("from", "to", "between", "host")} == {
+        "goto from_internal",
+        "goto to_internal",
+        "drop",
+        "goto host_internal",
+    }
+    assert {step.item for step in host.elements("icc")} == {f"np-{NET[:12]} . np-{NET[:12]}"}
 
 
 async def test_mode_none_touches_nothing(host: Host) -> None:
@@ -319,50 +328,46 @@ async def test_a_refused_network_leaves_no_lock(host: Host) -> None:
 
 
 async def test_what_cannot_be_cleared_away_changes_no_outcome(host: Host) -> None:
-    """A user's rule refers to a set of ours: it stays, and goes later; creating and deleting are what they are."""
-    rule = "-m set --match-set netplug-net4 src -j ACCEPT"
-    host.kernel.set_chain(4, "filter", "DOCKER-USER", [rule])
-    await host.cli_network()
-    await host.engine.networks.delete("blue", by=FrontEnd.CLI)
-    assert [step.key for step in host.engine.base_plan.plan] == ["set/netplug-net4"]
-    assert await host.reconciler.diff() == []
-    host.kernel.foreign.addresses.add(("eth0", ip_interface("10.9.0.7/24")))
-    with pytest.raises(DriverError, match="contains the host's own address"):
-        await host.cli_network("10.9.0.0/24")
-    await host.cli_network()
-    host.kernel.set_chain(4, "filter", "DOCKER-USER", [])
+    """A user's rule leads to a chain of ours: it stays, and goes later; creating and deleting are what they are."""
+    gate = Gate(4, "nft")
+    await host.see(gates=((4, "nft"),))
+    with keeping(host.kernel, gate):
+        await host.cli_network()
+        await host.engine.networks.delete("blue", by=FrontEnd.CLI)
+        assert list(host.engine.base_plan.plan) == [gate]
+        assert await host.reconciler.diff() == []
+        host.kernel.foreign.addresses.add(("eth0", ip_interface("10.9.0.7/24")))
+        with pytest.raises(DriverError, match="contains the host's own address"):
+            await host.cli_network("10.9.0.0/24")
+        await host.cli_network()
     await host.engine.networks.delete("blue", by=FrontEnd.CLI)
     assert not host.engine.base_plan.plan
 
 
 async def test_refusal_is_the_kernels_and_leaves_nothing(host: Host) -> None:
-    """As without iptables: the step is refused, and so would its removal be."""
+    """As without libnftables: the step is refused, and so would its removal be."""
     empty = [line for line in host.dump() if not line.startswith("sysctl")]
-    host.kernel.fail_at("chain/4/filter/NETPLUG-INPUT")
-    with pytest.raises(StepError, match="NETPLUG-INPUT"):
+    host.kernel.fail_at(f"table/{NETWORKS}")
+    with pytest.raises(StepError, match=NETWORKS):
         await host.cli_network()
     assert [line for line in host.dump() if not line.startswith("sysctl")] == empty
     assert await host.reconciler.diff() == []
 
 
 async def test_containers_are_kept_away_from_the_store_that_hosts_share(host: Host) -> None:
-    shared, reset = host.engine.base_plan, "-j REJECT --reject-with tcp-reset"
-    await shared.keep_away([(ip_address("203.0.113.5"), 2379), (ip_address("127.0.0.1"), 2479)])
+    refused = {Element(NETWORKS, "store4", "203.0.113.5 . 2379"), Element(NETWORKS, "store_here", "2479")}
+    await host.engine.base_plan.keep_away([(ip_address("203.0.113.5"), 2379), (ip_address("127.0.0.1"), 2479)])
     await host.cli_network()
-    refused = f"-p tcp -m set --match-set netplug-store4 dst -m multiport --dports 2379 {reset}"
-    assert refused in (host.kernel.chain(4, "filter", "NETPLUG-FROM") or ())
-    here = f"-p tcp -m multiport --dports 2479 {reset}"
-    assert here in (host.kernel.chain(4, "filter", "NETPLUG-INPUT") or ())
+    assert set(host.elements("store4", "store6", "store_here")) == refused
     # Whoever works without a daemon was told nothing of it.
     await host.reboot()
     assert host.engine.base_plan.store == ((ip_address("203.0.113.5"), 2379), (ip_address("127.0.0.1"), 2479))
     await host.cli_network(ident=OTHER, name="red")
-    assert refused in (host.kernel.chain(4, "filter", "NETPLUG-FROM") or ())
+    assert set(host.elements("store4", "store6", "store_here")) == refused
     await host.engine.base_plan.keep_away([])
     await host.reboot()
     assert await host.reconciler.diff() == []
-    assert refused not in (host.kernel.chain(4, "filter", "NETPLUG-FROM") or ())
-    assert "netplug-store4" not in str(host.dump())
+    assert not host.elements("store4", "store6", "store_here")
 
 
 async def test_network_that_docker_removes_stays_for_those_who_are_not_dockers(host: Host) -> None:

@@ -7,38 +7,39 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_calls import keeping
 
-from netplug.drivers import firewall, sandbox
+from netplug.drivers import firewall, published_ports, sandbox
 from netplug.drivers.api import HostFacts, PortMapping
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import (
     Address,
     Bridge,
+    Element,
     Flows,
-    Forward,
+    Gate,
     Hairpin,
     HostPort,
     IPAddress,
-    IpSet,
-    Member,
     Proto,
     Route,
     Step,
     Sysctl,
     Veth,
 )
+from netplug.drivers.tables import NETWORKS
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.executor import Executor, arrange
 from netplug.kernel.fake.kernel import FakeKernel
 
-BASE = firewall.base((4, 6), HostFacts(chains=((4, firewall.DOCKER_ISOLATION),)))
+BASE = firewall.base((4, 6), HostFacts(gates=((4, "nft"), (6, "legacy"))))
 NETWORK = Plan(
     (
         Bridge("np-1", "02:00:00:00:00:01", 1500),
         Address("np-1", ip_interface("10.9.0.1/24")),
         Address("np-1", ip_interface("fd00:9::1/64")),
-        Member("netplug-if4", ip_network("0.0.0.0/0"), "np-1"),
-        Member("netplug-net4", ip_network("10.9.0.0/24"), "np-1"),
+        Element(NETWORKS, "from", "np-1", "goto from_open"),
+        Element(NETWORKS, "home4", "10.9.0.0/24 . np-1"),
         Route(ip_network("10.8.0.0/16"), "np-1", ip_address("10.9.0.9")),
     )
 )
@@ -55,7 +56,7 @@ def endpoint(number: int, netns: str | None) -> Plan:
     veth = Veth(f"nph{number}", f"nps{number}", "02:00:00:00:01:01", "02:00:00:00:02:01", 1500, "np-1")
     plan = Plan((veth, Hairpin(veth.name)))
     for proto in (Proto.TCP, Proto.UDP):
-        plan += firewall.publish(PortMapping(proto, 80, host_port=8080 + number), EVERYWHERE, inside(number))
+        plan += published_ports.publish(PortMapping(proto, 80, host_port=8080 + number), EVERYWHERE, inside(number))
     if netns:
         plan = sandbox.inside(plan, netns, "eth0") + Plan(
             (
@@ -134,7 +135,7 @@ async def test_cancelled_apply_leaves_the_state_as_it_was(before: Plan, steps: i
 async def test_second_cancellation_does_not_stop_the_undo() -> None:
     kernel = FakeKernel()
     task = asyncio.ensure_future(Executor(kernel).apply(WHOLE))
-    for _ in range(30):
+    for _ in range(len(WHOLE) // 2):
         await asyncio.sleep(0)
     while not task.done():
         task.cancel()
@@ -172,12 +173,12 @@ async def test_failure_of_the_undo_is_attached_to_the_cause() -> None:
 async def test_revert_goes_on_and_tells_all_failures() -> None:
     kernel = FakeKernel()
     executor = Executor(kernel)
-    sets = (IpSet("netplug-a", "hash:net", 4), IpSet("netplug-b", "hash:net", 4))
-    await executor.apply(Plan((Bridge("np-1", "02:00:00:00:00:01", 1500), *sets)))
-    kernel.set_chain(4, "filter", "INPUT", [f"-m set --match-set {item.name} src -j DROP" for item in sets])
-    with pytest.raises(ExceptionGroup) as caught:
-        await executor.revert(Plan((Bridge("np-1", "02:00:00:00:00:01", 1500), *sets)))
+    gates = (Gate(4, "nft"), Gate(6, "nft"))
+    await executor.apply(Plan((Bridge("np-1", "02:00:00:00:00:01", 1500), *gates)))
+    with keeping(kernel, *gates), pytest.raises(ExceptionGroup) as caught:
+        await executor.revert(Plan((Bridge("np-1", "02:00:00:00:00:01", 1500), *gates)))
     assert len(caught.value.exceptions) == 2
+    assert (await kernel.owned()).of(Gate) == frozenset(gates)
     assert (await kernel.owned()).of(Bridge) == frozenset()
 
 
@@ -195,9 +196,9 @@ async def test_what_is_used_is_not_undone() -> None:
 def test_published_ports_become_one_transaction() -> None:
     plan = endpoint(0, None) + endpoint(1, None)
     kinds = [type(step) for step in arrange(endpoint(0, None).steps)]
-    assert kinds == [Veth, Hairpin, HostPort, HostPort, Forward, Forward, Flows]
+    assert kinds == [Veth, Hairpin, HostPort, HostPort, Element, Element, Flows]
     reverting = [type(step) for step in arrange(endpoint(0, None).steps, reverting=True)]
-    assert reverting == [Forward, Forward, Flows, HostPort, HostPort, Hairpin, Veth]
+    assert reverting == [Element, Element, Flows, HostPort, HostPort, Hairpin, Veth]
     assert {step.key for step in arrange(plan.steps)} == {step.key for step in plan}
 
 

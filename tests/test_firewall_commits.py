@@ -7,19 +7,20 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 from engine_host import Host, running, until
+from kernel_calls import noted
 
-from netplug.drivers.firewall import FORWARD
-from netplug.drivers.steps import Chain, Jump
+from netplug.drivers.steps import Gate, Table
+from netplug.drivers.tables import ANTISPOOF
 from netplug.engine import firewall_commits
 
 pytestmark = pytest.mark.usefixtures("quiet")
-FOREIGN = "-j CNI-FORWARD"
 NEVER_S = 3600.0
 
 
 @pytest_asyncio.fixture
 async def host() -> AsyncIterator[Host]:
     it = await Host.boot()
+    await it.see(gates=((4, "nft"), (4, "legacy")))
     await it.cli_network()
     await it.attach("ns1")
     yield it
@@ -40,31 +41,65 @@ def looks(host: Host) -> Callable[[], int]:
     return lambda: count
 
 
-async def test_jump_that_was_displaced_is_back_without_waiting(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def shared(host: Host) -> list[str]:
+    """Return the keys of tables and gates."""
+    return [step.key for step in host.engine.base_plan.plan if isinstance(step, Gate | Table)]
+
+
+async def test_each_that_was_lost_is_back_without_waiting(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(firewall_commits, "SETTLE_S", NEVER_S)
-    ours = f"-j {FORWARD}"
-
-    def first() -> bool:
-        return (host.kernel.chain(4, "filter", "FORWARD") or ("",))[0] == ours
-
+    monkeypatch.setattr(firewall_commits, "HOLD_S", 0.0)
+    before = host.dump()
+    assert len(shared(host)) == 4
     async with running(host):
-        for displaced in ([FOREIGN, ours], [FOREIGN], []):
-            host.kernel.set_chain(4, "filter", "FORWARD", displaced)
-            assert not first()
+        for key in shared(host):
+            host.kernel.lose(key)
+            assert host.dump() != before
             host.kernel.committed.set()
-            await until(first)
+            await until(lambda: host.dump() == before, key)
 
 
 async def test_all_that_was_flushed_is_back_without_waiting(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(firewall_commits, "SETTLE_S", NEVER_S)
     before = host.dump()
     async with running(host):
-        for step in [*host.engine.base_plan.plan]:
-            if isinstance(step, Chain | Jump) or step.key.startswith(("forwards", "guards")):
-                host.kernel.lose(step.key)
-        assert host.dump() != before
+        for key in shared(host):
+            host.kernel.lose(key)
+        assert not host.elements()
         host.kernel.committed.set()
         await until(lambda: host.dump() == before)
+
+
+async def test_first_commit_is_reacted_to_at_once_and_others_once_a_while(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firewall_commits, "SETTLE_S", NEVER_S)
+    monkeypatch.setattr(firewall_commits, "HOLD_S", 0.1)
+    clock = asyncio.get_running_loop().time
+    with noted(host.kernel) as calls:
+        async with running(host):
+            host.kernel.committed.set()
+            await until(lambda: calls)
+            started = clock()
+            while clock() < started + 0.55:
+                host.kernel.committed.set()
+                await asyncio.sleep(0.002)
+            assert 3 <= len(calls) <= 2 + (clock() - started) / 0.1
+
+
+async def test_harm_of_the_second_commit_is_repaired_when_its_time_comes(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firewall_commits, "SETTLE_S", NEVER_S)
+    monkeypatch.setattr(firewall_commits, "HOLD_S", 0.2)
+    before = host.dump()
+    with noted(host.kernel) as calls:
+        async with running(host):
+            host.kernel.committed.set()
+            await until(lambda: calls)
+            host.kernel.lose(f"table/{ANTISPOOF}")
+            host.kernel.committed.set()
+            await until(lambda: host.dump() == before)
 
 
 async def test_commits_that_do_no_harm_cost_fewer_and_fewer_looks(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +121,7 @@ async def test_harm_that_no_quick_look_shows_is_found_when_commits_go_on(
     monkeypatch.setattr(firewall_commits, "SETTLE_S", 0.01)
     monkeypatch.setattr(firewall_commits, "LONGEST_S", 0.1)
     before = host.dump()
-    lost = next(key for key in host.kernel._world.state if key.startswith("guard/"))
+    lost = next(key for key in host.kernel._world.state if key.startswith(f"element/{ANTISPOOF}/"))
     host.kernel.lose(lost)
     async with running(host):
         with contextlib.suppress(TimeoutError):
@@ -101,7 +136,7 @@ async def test_what_cannot_be_mended_costs_no_look_a_commit(host: Host, monkeypa
     monkeypatch.setattr(firewall_commits, "SETTLE_S", 0.05)
     monkeypatch.setattr(firewall_commits, "LONGEST_S", 0.4)
     count, clock = looks(host), asyncio.get_running_loop().time
-    broken = next(step for step in host.engine.base_plan.plan if isinstance(step, Jump))
+    broken = Gate(4, "nft")
     started = clock()
     async with running(host):
         host.kernel.lose(broken.key)

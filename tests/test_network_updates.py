@@ -1,5 +1,6 @@
 """Updates of networks that live, on a fake kernel."""
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -12,8 +13,10 @@ from engine_host import END, NET, OTHER, SANDBOX, Host, tcp
 from netplug.drivers.api import Peer, PortMapping
 from netplug.drivers.errors import DriverError
 from netplug.drivers.naming import host_side
-from netplug.drivers.steps import Bridge, Guard, Ifb, Macvlan, Member, Proto, Resolver, Route, Shape, Step, Veth
-from netplug.drivers.tunnel import Fdb, Remote, Shortcut, Vxlan
+from netplug.drivers.steps import Bridge, Hook, Ifb, Macvlan, Proto, Resolver, Route, Shape, Step, Veth
+from netplug.drivers.tables import ANTISPOOF, NETWORKS
+from netplug.drivers.tunnel import Fdb, Vxlan
+from netplug.drivers.tunnel_tables import of_fast_path
 from netplug.engine.convergence import Change
 from netplug.engine.network_updates import NetworkChange, Updated
 from netplug.engine.records import FrontEnd, NetworkSpec, Origin, SubnetSpec
@@ -111,18 +114,27 @@ async def test_containers_are_isolated_and_may_talk_again(host: Host) -> None:
     await living(host)
     await update(host, {"icc": "false"})
     assert {step.isolated for step in of(host, Veth)} == {True}
-    assert not [step for step in of(host, Member) if step.set == "netplug-icc4"]
+    assert not host.elements("icc")
     await update(host, {"com.docker.network.bridge.enable_icc": "true"})
     assert {step.isolated for step in of(host, Veth)} == {False}
-    assert [step for step in of(host, Member) if step.set == "netplug-icc4"]
+    assert host.elements("icc")
 
 
 async def test_guards_go_and_come(host: Host) -> None:
     await living(host)
     await update(host, {"spoofchk": "false"})
-    assert (of(host, Guard), {step.pinned for step in of(host, Veth)}) == ([], {False})
+    links = {step.name for step in of(host, Veth)}
+    assert {(it.set, it.item, it.data) for it in host.elements(table=ANTISPOOF)} == {
+        ("exempt", link, "accept") for link in links
+    }
+    assert not host.elements("guarded")
+    assert {step.pinned for step in of(host, Veth)} == {False}
     await update(host, {"spoofchk": "true"})
-    assert (len(of(host, Guard)), {step.pinned for step in of(host, Veth)}) == (3, {True})
+    assert not host.elements("exempt", table=ANTISPOOF)
+    for name in ("macs", "own4", "own6"):
+        assert {it.item.partition(" ")[0] for it in host.elements(name, table=ANTISPOOF)} == links
+    assert len(host.elements("bridges", table=ANTISPOOF)) == len(host.elements("guarded")) == 1
+    assert {step.pinned for step in of(host, Veth)} == {True}
 
 
 async def test_network_becomes_internal_and_open_again(host: Host) -> None:
@@ -132,12 +144,12 @@ async def test_network_becomes_internal_and_open_again(host: Host) -> None:
     found = await update(host, internal=True)
     (note,) = found.notes
     assert note.endswith(" keeps the default route until the next start; what is sent by that route is dropped")
-    assert not {"netplug-out4", "netplug-masq4"} & {step.set for step in of(host, Member)}
+    assert [it.data for it in host.elements("from", "masqueraded")] == ["goto from_internal"]
     assert not [step for step in of(host, Route) if not step.destination.prefixlen]
     assert not host.endpoint().exposed
     found = await update(host, internal=False)
     assert found.notes[0].endswith(" gets the default route with the next start")
-    assert {"netplug-out4", "netplug-masq4"} <= {step.set for step in of(host, Member)}
+    assert {it.data for it in host.elements("from", "masqueraded")} == {"goto from_open", ""}
     assert [step for step in of(host, Route) if not step.destination.prefixlen]
     assert host.endpoint().exposed
 
@@ -149,8 +161,8 @@ async def test_ranges_of_ports_come_and_go_as_ranges(host: Host) -> None:
     assert gone.changes == (await update(host, internal=True)).changes
     came = await update(host, internal=False)
     for found, what in ((gone, "removed"), (came, "added")):
-        ports = [it for it in found.changes if "/900" in it.object]
-        assert {(it.object.rsplit("/", 1)[1], it.what) for it in ports} == {("9000-9002", what)}
+        ports = [it for it in found.changes if "900" in it.object]
+        assert {(re.split("[/ ]", it.object)[-1], it.what) for it in ports} == {("9000-9002", what)}
         assert len(set(ports)) == len(ports) == 4
 
 
@@ -221,12 +233,13 @@ async def test_overlay_leaves_the_fast_path_and_floods(host: Host) -> None:
     await host.engine.peers.apply(NET, [peer])
     with pytest.raises(NetplugError, match="is on several hosts"):
         await update(host, {"bum": "true"})
-    for options, flood, fast in (({"bum": "true", "icc": "false"}, True, 0), ({"bum": "", "icc": ""}, False, 1)):
+    for options, flood, fast in (({"bum": "true", "icc": "false"}, True, False), ({"bum": "", "icc": ""}, False, True)):
         await host.engine.network_updates.update_here(NET, NetworkChange(options))
         (link,) = of(host, Vxlan)
-        assert (link.flood, link.isolated, len(of(host, Shortcut))) == (flood, not fast, fast)
-        kinds = [type(step) for step in host.engine.peers.plan(NET)]
-        assert (kinds.count(Fdb), kinds.count(Remote)) == (1 + flood, fast)
+        assert (link.flood, link.isolated, any(map(of_fast_path, of(host, Hook)))) == (flood, not fast, fast)
+        peers = host.engine.peers.plan(NET)
+        assert sum(isinstance(step, Fdb) for step in peers) == 1 + flood
+        assert sum(map(of_fast_path, peers)) == fast
 
 
 async def test_options_are_kept_as_they_are_and_as_created(host: Host) -> None:
@@ -353,7 +366,8 @@ async def test_dry_run_tells_what_would_change_and_changes_nothing(host: Host) -
     assert (await host.engine.network_updates.update(NET, wanted)).changes == told.changes
     owners = {change.owner for change in told.changes}
     assert len(owners) == 2
-    assert Change("network blue", "member/netplug-icc4/10.3.0.0/24/np-" + NET[:12], "added") in told.changes
+    link = f"np-{NET[:12]}"
+    assert Change("network blue", f"element/{NETWORKS}/icc/{link} . {link}", "added") in told.changes
 
 
 async def test_update_that_the_kernel_refuses_changes_nothing(host: Host) -> None:

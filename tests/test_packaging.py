@@ -97,6 +97,18 @@ def test_wheel_holds_every_module_of_the_checkout_once(source: Path, wheel: Path
     assert names == own | linked
 
 
+def test_wheel_holds_the_text_of_every_table(source: Path, wheel: Path, installed: Path) -> None:
+    files = sorted((source / "drivers" / "tables").glob("*.nft"))
+    assert files
+    with zipfile.ZipFile(wheel) as archive:
+        for file in files:
+            assert archive.read(f"netplug/drivers/tables/{file.name}") == file.read_bytes()
+    names = [file.stem for file in files]
+    code = f"from netplug.drivers import tables; print(all(tables.text(name) for name in {names}))"
+    done = _python(code, installed.parent, installed)
+    assert done.stdout.strip() == "True", done.stderr
+
+
 def test_wheel_has_no_other_top_level_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         top = {name.split("/")[0] for name in archive.namelist()}

@@ -13,19 +13,19 @@ from engine_host import END, NET, NEXT, OTHER, SANDBOX, Host, running, tcp, udp,
 from netplug import reconcile
 from netplug.drivers.steps import (
     Bridge,
-    Chain,
+    Element,
     Flows,
-    Forward,
-    Guard,
+    FormerRules,
+    Gate,
     HostPort,
-    IpSet,
-    Jump,
-    Member,
+    Passage,
     Proto,
     Relay,
     Resolver,
     Step,
+    Table,
 )
+from netplug.drivers.tables import ANTISPOOF, NETWORKS
 from netplug.engine import base_plan
 from netplug.engine.records import Description, FrontEnd
 from netplug.kernel.api import Comparison, Outcome
@@ -37,8 +37,9 @@ PORTS = (tcp(8080), udp(53))
 
 @pytest_asyncio.fixture
 async def host() -> AsyncIterator[Host]:
-    """A network with a joined and published endpoint of Docker's and an attached namespace."""
+    """A network with a joined and published endpoint of Docker's and an attached namespace, and a gate in iptables."""
     host = await Host.boot()
+    await host.see(gates=((4, "nft"),))
     await host.docker_network()
     await host.docker_endpoint(ports=PORTS)
     host.kernel.inhabitants.add(SANDBOX)
@@ -91,7 +92,7 @@ async def test_each_lost_object_is_told_of_and_comes_back(host: Host) -> None:
         assert host.dump() == before, step.key
         await host.check()
         healed += 1
-    assert healed > 25
+    assert healed > 30
 
 
 async def test_nothing_to_mend_is_nothing_done(host: Host) -> None:
@@ -105,22 +106,24 @@ async def test_owner_of_a_difference_is_named(host: Host) -> None:
     await host.engine.endpoints.describe(NET, END, Description("c1", "web"))
     host.kernel.lose(host.networks()[0].plan.steps[1].key)
     host.kernel.lose(f"hostport/tcp/0.0.0.0/{8080}")
-    host.kernel.lose("chain/4/nat/NETPLUG-SNAT")
+    host.kernel.lose("gate/4/nft")
     owners = {difference.owner for difference in await host.reconciler.diff()}
     assert owners == {f"network {NET[:12]}", f"endpoint {END[:12]} (web)", "host"}
 
 
-async def test_tampered_chain_is_put_right(host: Host) -> None:
+@pytest.mark.parametrize("name", [NETWORKS, ANTISPOOF])
+async def test_tampered_table_is_put_right(host: Host, name: str) -> None:
     before = host.dump()
-    chain = next(step for step in host.engine.base_plan.plan if isinstance(step, Chain) and step.rules)
-    host.kernel.set_chain(chain.family, chain.table, chain.name, ["-j ACCEPT", *chain.rules])
-    assert [d.what for d in await host.reconciler.diff()] == ["its rules differ"]
+    (table,) = [step for step in host.made(Table) if step.key == f"table/{name}"]
+    host.kernel.tamper(replace(table, text=table.text.replace("drop", "accept")))
+    assert [(d.object, d.what) for d in await host.reconciler.diff()] == [(table.key, "its rules differ")]
     await host.reconciler.repair()
+    assert table in host.made(Table)
     assert host.dump() == before
 
 
 async def test_one_that_cannot_be_mended_keeps_no_other_from_it(host: Host) -> None:
-    stubborn, other = "forward/4/tcp//", "member/netplug-net4"
+    stubborn, other = f"element/{NETWORKS}/published4_any/", f"element/{NETWORKS}/home4/"
     lost = [key for key in host.kernel._world.state if key.startswith((stubborn, other))]
     assert any(key.startswith(stubborn) for key in lost)
     for key in lost:
@@ -138,16 +141,16 @@ async def test_one_that_cannot_be_mended_keeps_no_other_from_it(host: Host) -> N
 
 async def test_unknown_marked_objects_go_and_foreign_ones_stay(host: Host) -> None:
     before = host.dump()
-    host.kernel.set_chain(4, "filter", "DOCKER-USER", ["-j RETURN"])
-    foreign = host.dump()
     host.kernel.foreign.links["br0"] = "bridge"
     stray = (
-        IpSet("netplug-old4", "hash:net", 4),
-        Member("netplug-old4", ip_network("10.9.0.0/24")),
-        Member("netplug-net4", ip_network("10.9.0.0/24"), "np-old"),
-        Chain(4, "filter", "NETPLUG-OLD", ("-j RETURN",)),
-        Forward(Proto.TCP, None, 1, ip_address("10.9.0.2"), 80),
-        Guard("nphold", "02:00:00:00:00:02", (ip_address("10.9.0.2"),)),
+        Table("inet", "netplug-old", "set old { type inet_service; }"),
+        Element("inet netplug-old", "old", "80"),
+        Element(NETWORKS, "home4", "10.9.0.0/24 . np-old"),
+        Element(NETWORKS, "published4_any", "tcp . 1", "10.9.0.2 . 80"),
+        Element(ANTISPOOF, "macs", "nphold . 02:00:00:00:00:02"),
+        Gate(6, "legacy"),
+        Passage(4, "nft", "br0", ip_network("10.9.0.0/24")),
+        FormerRules(),
         Bridge("np-old", "02:00:00:00:00:01", 1500),
     )
     await host.kernel.ensure(stray)
@@ -155,27 +158,18 @@ async def test_unknown_marked_objects_go_and_foreign_ones_stay(host: Host) -> No
     assert told == {step.key for step in stray}
     await host.reconciler.repair()
     await host.check()
-    assert host.dump() == foreign != before
+    assert host.dump() == before
     assert host.kernel.foreign.links["br0"] == "bridge"
-
-
-async def test_rules_of_closed_chains_are_not_unknown(host: Host) -> None:
-    chain = next(step for step in host.engine.base_plan.plan if isinstance(step, Chain) and step.rules)
-    host.kernel.set_chain(chain.family, chain.table, chain.name, [*chain.rules, "-j DROP"])
-    assert [d.object for d in await host.reconciler.diff()] == [chain.key]
 
 
 async def test_wiped_state_directory_leaves_nothing(host: Host) -> None:
     clean = await Host.boot()
-    host.kernel.set_chain(4, "filter", "DOCKER-USER", ["-j RETURN"])
     await host.kernel.close()
     await host.store.close()
     host.store = await SqliteStore.open(":memory:")
     await host.reboot()
     await host.check()
-    clean.kernel.set_chain(4, "filter", "DOCKER-USER", ["-j RETURN"])
     assert [line for line in host.dump() if not line.startswith("flows/")] == clean.dump()
-    assert not any(isinstance(step, Jump) for step in host.kernel._world.state.values())
     await clean.close()
 
 
@@ -258,7 +252,7 @@ async def test_namespace_that_lives_on_without_its_path_is_left_alone(host: Host
     """A process holds it, or it has another path: its link is there, and we do not reach inside."""
     host.kernel._world.gone.add("/run/netns/ns1")
     (built,) = [record for record in host.endpoints() if record.front_end.value == "cli"]
-    (port,) = [step for step in built.exposed if isinstance(step, Forward)]
+    (port,) = [step for step in built.exposed if isinstance(step, Element)]
     host.kernel.lose(port.key)
     before = host.kernel.dump().count("/run/netns/ns1")
     await host.reconciler.repair()
@@ -325,7 +319,7 @@ async def test_word_of_a_change_makes_it_look(host: Host, monkeypatch: pytest.Mo
     whole = set(host.kernel._world.state)
     async with running(host):
         for _ in range(2):
-            host.kernel.lose("guards")
+            host.kernel.lose(f"table/{ANTISPOOF}")
             host.kernel.changed.set()
             await until(lambda: whole <= set(host.kernel._world.state))
     await host.reconciler.repair()  # the end of the task may have come before that of its last mending
@@ -334,15 +328,14 @@ async def test_word_of_a_change_makes_it_look(host: Host, monkeypatch: pytest.Mo
 
 async def test_slow_timer_looks_by_itself(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconcile, "INTERVAL_S", 0.01)
-    chain = "chain/4/nat/NETPLUG-SNAT"
     async with running(host):
-        host.kernel.lose(chain)
-        await until(lambda: chain in host.kernel._world.state)
+        host.kernel.lose("gate/4/nft")
+        await until(lambda: "gate/4/nft" in host.kernel._world.state)
 
 
 async def test_failed_look_is_not_the_last(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconcile, "INTERVAL_S", 0.01)
-    chain, tries = "chain/4/nat/NETPLUG-SNAT", []
+    tries = []
     compare = host.kernel.compare
 
     async def fails_twice(steps: Any) -> Any:
@@ -353,24 +346,21 @@ async def test_failed_look_is_not_the_last(host: Host, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(host.kernel, "compare", fails_twice)
     async with running(host):
-        host.kernel.lose(chain)
-        await until(lambda: chain in host.kernel._world.state)
+        host.kernel.lose("gate/4/nft")
+        await until(lambda: "gate/4/nft" in host.kernel._world.state)
 
 
 async def test_one_step_that_cannot_be_mended_keeps_no_other_from_it(host: Host) -> None:
-    """A bridge that is gone while somebody has the port of its name server; a rule that is refused beside others."""
+    """A bridge that is gone while somebody has the port of its name server; a gate that is refused beside others."""
     (network,) = host.networks()
     resolver = next(step for step in network.plan if isinstance(step, Resolver))
-    chains = [step for step in host.engine.base_plan.plan if isinstance(step, Chain)]
-    member = next(step for step in network.plan if isinstance(step, Member))
+    gate, table = Gate(4, "nft"), host.made(Table)[0]
     host.kernel.fail_at(resolver.key)
-    host.kernel.fail_at(chains[0].key)
-    for step in (resolver, *chains[:2], member):
+    host.kernel.fail_at(gate.key)
+    for step in (resolver, gate, table):
         host.kernel.lose(step.key)
     await host.reconciler.repair()
-    left = {it.object for it in await host.reconciler.diff()}
-    assert {resolver.key, chains[0].key} <= left
-    assert left.isdisjoint({chains[1].key, member.key})
+    assert {it.object for it in await host.reconciler.diff()} == {resolver.key, gate.key}
     host.kernel.heal()
     await host.reconciler.repair()
     assert await host.reconciler.diff() == []

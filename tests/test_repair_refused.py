@@ -8,9 +8,11 @@ import pytest
 import pytest_asyncio
 from engine_host import END, OTHER, SANDBOX, Host, tcp
 
+from netplug.drivers import firewall
 from netplug.drivers.naming import host_side
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Address, Bridge, Guard, Guards, Step
+from netplug.drivers.steps import Address, Bridge, Element, Step, Table
+from netplug.drivers.tables import ANTISPOOF
 from netplug.engine.records import EndpointRecord
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.executor import Executor
@@ -54,11 +56,10 @@ async def shown(host: Host) -> dict[str, str]:
     return {it.object: it.what for it in await host.reconciler.diff()}
 
 
-async def test_refused_guard_is_shown_and_all_else_of_its_endpoint_network_and_batch_comes_back(host: Host) -> None:
+async def test_refused_element_is_shown_and_all_else_of_its_endpoint_network_and_batch_comes_back(host: Host) -> None:
     record = attached(host, "ns1")
-    guards = [guard for it in (*host.networks(), *host.endpoints()) for guard in of(it.plan, Guard)]
-    bad = of(record.plan, Guard)[0]
-    lose(host, *guards, *record.exposed, *of(record.plan, Address))
+    bad = of(record.plan, Element)[0]
+    lose(host, *host.elements(), *host.elements(table=ANTISPOOF), *record.exposed, *of(record.plan, Address))
     host.kernel.fail_at(bad.key)
     await host.reconciler.repair()
     assert await shown(host) == {bad.key: f"missing (repair failed: {bad.key!r} fails because a test wants it to)"}
@@ -73,7 +74,7 @@ async def test_endpoint_in_a_dead_sandbox_keeps_no_other_from_repair(host: Host)
     host.kernel.lose(f"link/{host_side(attached(host, 'ns2').endpoint.id)}")
     host.kernel.vanish("/run/netns/ns1")
     for it in host.networks():
-        lose(host, *of(it.plan, Guard))
+        lose(host, *of(it.plan, Element))
     await host.reconciler.repair()
     assert {it.sandbox for it in host.endpoints()} == {SANDBOX, "/run/netns/ns2", "/run/netns/ns3"}
     await host.check()
@@ -96,17 +97,22 @@ async def test_refused_bridge_keeps_no_other_network_from_repair(host: Host) -> 
 
 
 async def test_refused_step_of_the_host_keeps_no_network_from_repair(host: Host) -> None:
-    chain = next(step for step in host.engine.base_plan.plan if step.key.startswith("chain/"))
-    lost = [of(it.plan, Guard)[0] for it in host.networks() if of(it.plan, Guard)]
-    lose(host, chain, *lost)
-    host.kernel.fail_at(chain.key)
+    """Not even one of the other table."""
+    bad = next(step for step in of(host.engine.base_plan.plan, Table) if step.key == f"table/{ANTISPOOF}")
+    before = host.dump()
+    gone = {bad.key, *(step.key for step in host.elements(table=ANTISPOOF))}
+    lose(host, bad, *host.elements())
+    host.kernel.fail_at(bad.key)
     await host.reconciler.repair()
-    assert chain.key in await shown(host)
-    assert not {step.key for step in lost} & (await shown(host)).keys()
+    assert (await shown(host)).keys() == gone
+    assert set(before) - set(host.dump()) == gone
+    host.kernel.heal()
+    await host.reconciler.repair()
+    await host.check()
 
 
 class Counting(FakeKernel):
-    """Counts the steps that it was given. `together`: neighbouring guards are one transaction."""
+    """Counts the steps that it was given. `together`: tables and their elements are one transaction."""
 
     def __init__(self, *, together: bool) -> None:
         super().__init__()
@@ -115,7 +121,7 @@ class Counting(FakeKernel):
 
     async def ensure(self, steps: Sequence[Step], outcomes: Any = None, before: Any = None) -> list[Outcome]:
         done: list[Outcome] = [] if outcomes is None else outcomes
-        for whole, run in groupby(steps, lambda step: self._together and isinstance(step, Guard)):
+        for whole, run in groupby(steps, lambda step: self._together and isinstance(step, Table | Element)):
             batch = list(run)
             bad = next((step for step in batch if step.key in self._failures), None)
             if whole and bad:
@@ -130,8 +136,8 @@ class Counting(FakeKernel):
 @pytest.mark.parametrize("together", [False, True])
 async def test_steps_that_cannot_be_mended_cost_no_square(*, together: bool) -> None:
     kernel = Counting(together=together)
-    guards = [Guard(f"nph{number}", "02:00:00:00:00:01") for number in range(2000)]
-    plan, bad = Plan((Guards(), *guards)), {guards[3].key, guards[1500].key}
+    macs = [Element(ANTISPOOF, "macs", f"nph{number} . 02:00:00:00:00:01") for number in range(2000)]
+    plan, bad = Plan((firewall.table(ANTISPOOF, "antispoof"), *macs)), {macs[3].key, macs[1500].key}
     for key in bad:
         kernel.fail_at(key)
     executor = Executor(kernel)

@@ -2,25 +2,31 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from ipaddress import ip_interface
 
 import pytest
 import pytest_asyncio
 from engine_host import NET, OTHER, Host
 
 from netplug.drivers.api import HostFacts
+from netplug.drivers.steps import Element, Table
 from netplug.engine.records import FrontEnd
 
 pytestmark = pytest.mark.usefixtures("quiet")
 V4, V6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
 ACCEPT_RA = "net/ipv6/conf/eth0/accept_ra"
-GUEST = "-j NETPLUG-GUEST"
 
 
 @pytest_asyncio.fixture
 async def host() -> AsyncIterator[Host]:
     """One that forwards nothing, and has its IPv6 default route from a router's advertisements."""
     it = await Host.boot()
-    it.kernel.foreign.links["eth0"] = ""
+    it.kernel.foreign.links |= {"eth0": "", "eth9": ""}
+    it.kernel.foreign.addresses |= {
+        (link, ip_interface(address))
+        for link, number in (("eth0", 1), ("eth9", 9))
+        for address in (f"192.0.{number}.1/24", f"2001:db8:{number}::1/64")
+    }
     it.kernel.foreign.facts = HostFacts(forwarding=(), advertised=(("eth0", 1),))
     it.kernel._world.sysctls |= {V4: "0", V6: "0", ACCEPT_RA: "1"}
     yield it
@@ -32,6 +38,21 @@ def settings(host: Host) -> tuple[str, str, str]:
     return found[V4], found[V6], found[ACCEPT_RA]
 
 
+def present(host: Host, chain: str = "", table: str = "") -> None:
+    """Let an engine of IPv4 be there, by its chain of iptables or its table of nft, or let it go."""
+    host.kernel.foreign.facts = replace(
+        host.kernel.foreign.facts, chains=((4, chain),) if chain else (), tables=((4, table),) if table else ()
+    )
+
+
+def guarded(host: Host, family: int) -> bool:
+    """Return whether the host forwards nothing of others."""
+    found = [step for step in host.kernel._world.state.values() if isinstance(step, Element)]
+    links = {step.item for step in found if step.set == f"strangers{family}"}
+    assert links in (set(), {"eth0", "eth9"})
+    return bool(links)
+
+
 async def make(host: Host, ident: str = NET, name: str = "blue", number: int = 3) -> None:
     await host.cli_network(f"10.{number}.0.0/24", f"fd00:{number}::/64", ident=ident, name=name)
 
@@ -40,8 +61,8 @@ async def test_forwarding_and_advertisements_are_as_before_when_the_last_network
     await make(host)
     await make(host, OTHER, "red", 4)
     assert settings(host) == ("1", "1", "2")
-    for family in (4, 6):
-        assert (host.kernel.chain(family, "filter", "FORWARD") or ())[-1] == GUEST
+    assert guarded(host, 4)
+    assert guarded(host, 6)
     await host.engine.networks.delete("blue", by=FrontEnd.CLI)
     await host.reconciler.repair()
     assert settings(host) == ("1", "1", "2")
@@ -68,55 +89,51 @@ async def test_host_that_forwards_goes_on_and_nothing_of_its_own_is_dropped(host
     host.kernel.foreign.facts = HostFacts(forwarding=(4, 6), advertised=(("eth0", 2),))
     host.kernel._world.sysctls |= {V4: "1", V6: "1", ACCEPT_RA: "2"}
     await make(host)
-    assert GUEST not in (host.kernel.chain(4, "filter", "FORWARD") or ())
+    assert not guarded(host, 4)
     await host.engine.networks.delete("blue", by=FrontEnd.CLI)
     assert settings(host) == ("1", "1", "2")
 
 
-def guarded(host: Host, family: int) -> bool:
-    return GUEST in (host.kernel.chain(family, "filter", "FORWARD") or ())
-
-
-async def test_forwarding_stays_for_an_engine_that_came_later_and_so_does_its_guard(host: Host) -> None:
+async def test_forwarding_stays_for_an_engine_that_came_later_and_so_do_the_strangers(host: Host) -> None:
     await make(host)
-    host.kernel.set_chain(4, "filter", "DOCKER-USER", [])
+    present(host, "DOCKER-USER")
     await host.engine.networks.delete("blue", by=FrontEnd.CLI)
     assert settings(host) == ("1", "0", "1")
     assert guarded(host, 4)
     assert not guarded(host, 6)
     # Nobody else keeps it: what is lost is mended, at once and at a look.
-    host.kernel.set_chain(4, "filter", "FORWARD", [])
-    assert await host.engine.base_plan.hold()
-    assert guarded(host, 4)
-    host.kernel.set_chain(4, "filter", "FORWARD", [])
-    await host.reconciler.repair()
-    assert guarded(host, 4)
+    table = Table("inet", "netplug", "").key
+    for heal in (host.engine.base_plan.hold, host.reconciler.repair):
+        host.kernel.lose(table)
+        assert not guarded(host, 4)
+        assert await heal()
+        assert guarded(host, 4)
     assert await host.reconciler.diff() == []
     # And it is known what was before, through networks and lives, until the engine is gone.
     await host.reboot()
     await make(host)
     await host.engine.networks.delete("blue", by=FrontEnd.CLI)
     assert (settings(host)[0], guarded(host, 4)) == ("1", True)
-    host.kernel._world.firewall[4].put("filter", "DOCKER-USER", None)
+    present(host)
     await host.reboot()
     assert settings(host) == ("0", "0", "1")
     assert not host.engine.base_plan.plan
 
 
 @pytest.mark.parametrize("chain", ["DOCKER-USER", "LIBVIRT_FWO", "NETAVARK_FORWARD"])
-async def test_engine_that_accepts_what_is_its_own_does_not_make_a_router_of_the_host(host: Host, chain: str) -> None:
-    host.kernel.set_chain(4, "filter", chain, [])
+async def test_engine_that_forwards_by_its_own_links_does_not_make_a_router_of_the_host(host: Host, chain: str) -> None:
+    present(host, chain)
     await make(host)
     assert guarded(host, 4)
     assert guarded(host, 6)
 
 
 @pytest.mark.parametrize("chain", ["CNI-FORWARD", "KUBE-FORWARD"])
-async def test_engine_that_relies_on_the_policy_gets_through_and_for_its_own_family_alone(
+async def test_engine_that_forwards_by_all_links_gets_through_and_for_its_own_family_alone(
     host: Host, chain: str
 ) -> None:
     await make(host)
-    host.kernel.set_chain(4, "filter", chain, [])
+    present(host, chain)
     await host.reconciler.repair()
     assert not guarded(host, 4)
     await make(host, OTHER, "red", 4)
@@ -130,19 +147,35 @@ async def test_engine_that_relies_on_the_policy_gets_through_and_for_its_own_fam
 
 
 @pytest.mark.parametrize("table", ["netavark", "docker-bridges"])
-async def test_engine_with_rules_in_nftables_alone_gets_through(host: Host, table: str) -> None:
-    """What it lets pass there is dropped all the same where others drop it."""
+async def test_engine_with_rules_in_nftables_alone_keeps_forwarding_on(host: Host, table: str) -> None:
     await make(host)
-    assert guarded(host, 4)
-    host.kernel.foreign.facts = replace(host.kernel.foreign.facts, tables=((4, "filter"), (4, table)))
+    present(host, table=table)
     await host.reconciler.repair()
-    assert (guarded(host, 4), guarded(host, 6)) == (False, True)
+    assert (guarded(host, 4), guarded(host, 6)) == (True, True)
     assert await host.reconciler.diff() == []
     await host.engine.networks.delete("blue", by=FrontEnd.CLI)
     assert settings(host) == ("1", "0", "1")
-    host.kernel.foreign.facts = replace(host.kernel.foreign.facts, tables=())
+    assert (guarded(host, 4), guarded(host, 6)) == (True, False)
+    present(host)
     await host.reboot()
     assert settings(host) == ("0", "0", "1")
+
+
+async def test_bridge_without_a_physical_port_is_no_stranger(host: Host) -> None:
+    await make(host)
+    host.kernel.foreign.links["cni0"] = "bridge"
+    host.kernel.foreign.addresses.add(("cni0", ip_interface("10.77.0.1/24")))
+    await host.reconciler.repair()
+    assert guarded(host, 4)
+
+
+async def test_host_may_forward_for_others_if_told_so(host: Host) -> None:
+    await make(host)
+    host.engine.base_plan.forward_others = True
+    await host.reconciler.repair()
+    assert (guarded(host, 4), guarded(host, 6)) == (False, False)
+    assert settings(host) == ("1", "1", "2")
+    assert await host.reconciler.diff() == []
 
 
 async def test_link_that_is_gone_takes_what_was_set_of_it_along(host: Host) -> None:
@@ -178,4 +211,4 @@ async def test_host_that_forwarded_before_does_so_for_others_whoever_turns_it_of
     host.kernel.foreign.facts = HostFacts(forwarding=(6,))
     await host.reconciler.repair()
     assert host.dump() == before
-    assert GUEST not in (host.kernel.chain(4, "filter", "FORWARD") or ())
+    assert not guarded(host, 4)

@@ -7,15 +7,15 @@ RFC 1027), so that containers reach each other by it.
 from collections.abc import Sequence
 from ipaddress import ip_interface
 
-from netplug.drivers import firewall, option_values, shared
+from netplug.drivers import firewall, option_values, published_ports, shared
 from netplug.drivers.api import Attachment, Endpoint, HostFacts, Network
-from netplug.drivers.ingress import Ingress
 from netplug.drivers.naming import mac_of_host_side, point_to_point, sandbox_side
 from netplug.drivers.none import NoneDriver
 from netplug.drivers.options import Option
 from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import attachment, gateways
-from netplug.drivers.steps import Address, IPInterface, Member, Route, Sysctl, Veth
+from netplug.drivers.steps import Address, Element, IPInterface, Route, Sysctl, Veth
+from netplug.drivers.tables import NETWORKS
 
 PROXY_ARP = Option("proxy_arp", option_values.boolean, "true", "containers of the network reach each other")
 
@@ -35,18 +35,19 @@ class RoutedDriver(NoneDriver):
         own = [_single(gateway) for gateway in gateways(net, ep)]
         veth = Veth(link, sandbox_side(ep.id), mac_of_host_side(ep.id), ep.chosen_mac(), mtu, master="")
         plan = Plan((veth, *(Address(link, gateway) for gateway in own)))
-        for address in map(_single, ep.addresses):
-            plan += Plan((Route(address.network, link),)) + firewall.single_address(net, address.network, own, link)
+        addresses = [_single(address).network for address in ep.addresses]
+        plan += Plan(tuple(Route(it, link) for it in addresses)) + firewall.own_link(net, addresses, own, link)
         if PROXY_ARP.of(net.options):
             plan += Plan((Sysctl(f"net/ipv4/conf/{link}/proxy_arp", "1"),))
-            plan += Plan(tuple(Member(f"netplug-icc{it.pool.version}", it.pool, link) for it in net.subnets))
-        return plan + firewall.resolver(net, own, link)
+            beside = ((f"beside{it.pool.version}", f"{it.pool} . {link}") for it in net.subnets)
+            plan += Plan(tuple(Element(NETWORKS, name, item) for name, item in beside))
+        return plan + published_ports.resolver(net, own, link)
 
     def join(self, net: Network, ep: Endpoint) -> Attachment:
         return attachment(net, ep)
 
     def base(self, families: Sequence[int], host: HostFacts) -> Plan:
-        return firewall.routed(families, host) + Plan((Ingress(4), Ingress(6)))
+        return firewall.routed(families, host)
 
 
 def _single(address: IPInterface) -> IPInterface:

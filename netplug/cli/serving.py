@@ -64,6 +64,13 @@ _AddressPool = Annotated[
         help="Range that subnets are allocated from; may be repeated. [base=10.208.0.0/12,size=24]",
     ),
 ]
+_ForwardOthers = Annotated[
+    bool | None,
+    typer.Option(
+        "--forward-others",
+        help="Where netplug turns IP forwarding on, let the host forward between all its links. [its networks only]",
+    ),
+]
 _DnsDomain = Annotated[str | None, typer.Option(metavar="DOMAIN", help="Domain of full names. [netplug.internal]")]
 _DnsUpstream = Annotated[
     list[str] | None,
@@ -98,6 +105,7 @@ def serve(
     host_name: _HostName = None,
     vtep: _Vtep = None,
     address_pool: _AddressPool = None,
+    forward_others: _ForwardOthers = None,
     dns_domain: _DnsDomain = None,
     dns_upstream: _DnsUpstream = None,
     dns_special: _DnsSpecial = None,

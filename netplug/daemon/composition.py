@@ -92,6 +92,7 @@ async def compose(host: Host, shared: Shared | None, *, docker: bool) -> "Compos
     bases = spaces(await site_prefix(store), settings.address_pool)
     allocator = Allocator(shared_leases or StoredLeases(store), bases, start=HashedStart(identity.id))
     engine = Engine(host.kernel, store, allocator, host.drivers)
+    engine.base_plan.forward_others = settings.forward_others
     cluster = None
     if shared and gate and shared_leases:
         finder = Finder(settings.vtep, settings.etcd or EtcdAccess(()))

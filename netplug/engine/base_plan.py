@@ -1,4 +1,4 @@
-"""What all networks of a host share: chains, sets, forwarding. The first network makes it, the last removes it."""
+"""What all networks of a host share: tables, the gate, forwarding. The first network makes it, the last removes it."""
 
 import asyncio
 from collections import defaultdict
@@ -15,7 +15,7 @@ from netplug.drivers.api import HostFacts, Network
 from netplug.drivers.codec import Json, JsonObject
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
-from netplug.drivers.steps import IPAddress, Step, Sysctl
+from netplug.drivers.steps import Gate, IPAddress, Step, Sysctl, Table
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.errors import NetplugError
 from netplug.kernel.api import Kernel, Outcome, StepError
@@ -36,7 +36,8 @@ class BasePlan:
     What is made is recorded first, so a crash leaves nothing unknown. What another program relies on is not removed.
 
     `plan`: as last applied. `host`: as last read. `vtep`: the tunnel address of this host, if it is in a cluster.
-    `store`: addresses and ports of the shared store, which containers must not reach. The lock of this class is never
+    `store`: addresses and ports of the shared store, which containers must not reach. `forward_others`: the host may
+    forward between links of others, if netplug turned that on. The lock of this class is never
     held together with a network's.
     """
 
@@ -52,6 +53,7 @@ class BasePlan:
         self.host = HostFacts()
         self.vtep: IPAddress | None = None
         self.store: tuple[tuple[IPAddress, int], ...] = ()
+        self.forward_others = False
         self._kernel = kernel
         self._executor = executor
         self._store = store
@@ -104,7 +106,8 @@ class BasePlan:
 
     def see(self, host: HostFacts) -> HostFacts:
         """Take facts that were read, and return them with what only we know."""
-        self.host = replace(routing.facts_without(self.plan, host), vtep=self.vtep, store=self.store)
+        found = routing.facts_without(self.plan, host)
+        self.host = replace(found, vtep=self.vtep, store=self.store, forward_others=self.forward_others)
         return self.host
 
     def wanted(self, nets: Iterable[Network]) -> Plan:
@@ -120,6 +123,11 @@ class BasePlan:
     def blocks_other_engine(self) -> bool:
         """Tell whether the plan drops packets of another engine that came later: then it has to be trimmed."""
         return routing.blocks_other_engine(self.plan, self.host)
+
+    def has_idle_gate(self, nets: Iterable[Network]) -> bool:
+        """Tell whether the plan has a gate where others have no rules any more: then it has to be trimmed."""
+        needed = set(self._base(nets))
+        return any(isinstance(step, Gate) and step not in needed for step in self.plan)
 
     def stays(self) -> Plan:
         """Return what other programs on the host rely on, with or without a network of ours."""
@@ -139,9 +147,18 @@ class BasePlan:
         left: list[Step] = []
         await self._bring_about(nets, partial(self._executor.apply, left=left), left)
 
-    async def mend(self, nets: Iterable[Network]) -> None:
-        """Apply as much as possible of what these networks share."""
-        await self._bring_about(nets, self._executor.mend)
+    async def mend(self, nets: Iterable[Network], elements: Plan = Plan()) -> None:  # noqa: B008 - it is frozen
+        """Apply as much as possible of what these networks share.
+
+        `elements`: those of tables that are made anew. They come with the tables, in one transaction, so that no packet
+        meets a table without them.
+        """
+
+        async def all_at_once(wanted: Plan) -> None:
+            tables = Plan(tuple(step for step in wanted if isinstance(step, Table)))
+            await self._executor.mend(tables + elements + wanted.without(step.key for step in tables + elements))
+
+        await self._bring_about(nets, all_at_once)
 
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:

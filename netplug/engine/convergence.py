@@ -18,7 +18,7 @@ from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
 from netplug.drivers.sandbox import reaching
-from netplug.drivers.steps import Step
+from netplug.drivers.steps import Element, Step
 from netplug.engine.conditions import Conditions, Difference
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.peers import Peers
@@ -119,6 +119,32 @@ class Convergence:
         for record in self._registry.networks():
             await self.network(record.network.id)
         self._report()  # a network that failed may be gone
+
+    def elements(self) -> Plan:
+        """Return all elements of tables that follow today: a table that is made anew has them from the beginning.
+
+        Of a network whose driver fails they are those that were applied; its own comparison tells why.
+        """
+        found: dict[str, Step] = {}
+        for record in self._registry.networks():
+            try:
+                steps = self._today_of(record)
+            except Exception as exc:  # noqa: BLE001 - whatever a driver of another package raises
+                log.info("elements.former", network=short(record.network.id), error=str(exc))
+                present = (step for it in self._registry.endpoints(record.network.id) for step in it.present)
+                steps = [*record.plan, *present]
+            steps += self._peers.plan(record.network.id)
+            found |= {step.key: step for step in steps if isinstance(step, Element)}
+        return Plan(tuple(found.values()))
+
+    def _today_of(self, record: NetworkRecord) -> list[Step]:
+        """Return the plan of a network with those of its endpoints, as they follow today."""
+        net = record.network
+        steps = [*self._planner.network(net)]
+        for endpoint in self._registry.endpoints(net.id):
+            after = self._planner.endpoint(net, endpoint)
+            steps += replace(after, exposed=self._planner.exposed(net, after)).present
+        return steps
 
     async def network(self, ident: str) -> bool:
         """Bring a network and its endpoints to what follows today, best effort; return whether anything changed.
@@ -334,16 +360,23 @@ def _using(move: _Move, used: Collection[str]) -> _Move:
     return replace(move, after=replace(move.after, used=tuple(dict.fromkeys((*move.after.used, *mine)))).summarized())
 
 
-def _new(moves: Iterable[_Move]) -> Plan:
-    return _together([move.new for move in moves])
+def _new(moves: Sequence[_Move]) -> Plan:
+    return _network_first(moves, [move.new for move in moves])
 
 
-def _gone(moves: Iterable[_Move]) -> Plan:
-    return _together([move.gone for move in moves])
+def _gone(moves: Sequence[_Move]) -> Plan:
+    return _network_first(moves, [move.gone for move in moves])
+
+
+def _network_first(moves: Iterable[_Move], plans: Sequence[tuple[Step, ...]]) -> Plan:
+    """Return the steps of a network, and then those of its endpoints, which build on them."""
+    first = [plan for move, plan in zip(moves, plans, strict=True) if isinstance(move.after, NetworkRecord)]
+    rest = [plan for move, plan in zip(moves, plans, strict=True) if isinstance(move.after, EndpointRecord)]
+    return Plan(tuple(step for plan in first for step in plan)) + _together(rest)
 
 
 def _together(plans: Sequence[tuple[Step, ...]]) -> Plan:
-    """Return the steps of several plans, each in its order, with steps of one type side by side.
+    """Return the steps of several plans, of which none builds on another, with steps of one type side by side.
 
     The kernel takes neighbours of one type at once.
     """

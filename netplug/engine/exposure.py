@@ -6,7 +6,7 @@ An internal network publishes nothing, as with Docker's bridge. That is no fault
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from netplug.drivers import firewall, port_ranges
+from netplug.drivers import port_ranges, published_ports
 from netplug.drivers.api import HostFacts, PortMapping
 from netplug.drivers.steps import HostPort, IPAddress
 from netplug.engine.conditions import Conditions, Difference
@@ -37,7 +37,7 @@ def _shown(record: EndpointRecord, ports: Sequence[PortMapping]) -> list[tuple[P
     for port in ports:
         hosts: list[IPAddress] = [
             host
-            for family, host in firewall.UNSPECIFIED.items()
+            for family, host in published_ports.UNSPECIFIED.items()
             if port.host_address is None and (port.proto, port.host_port, family) in everywhere
         ]
         each = [replace(port, host_address=host) for host in hosts] or [port]

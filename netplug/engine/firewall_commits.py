@@ -1,9 +1,9 @@
-"""After each firewall commit of another program: repairs the shared rules at once, and compares all rules now and then.
+"""After foreign firewall commits: repairs the shared rules at once, and compares all rules now and then.
 
-kube-proxy commits every second, and each commit may be a ``nft flush ruleset``. The rules that networks share are few:
-repairing them takes milliseconds. It is done after each commit, as long as it takes a small part of the time. A
-comparison of all rules takes longer with each container. So the time between two of them doubles as long as they find
-nothing. It is short again after a finding, or after a quiet time.
+kube-proxy commits every second, fail2ban in bursts, and each commit may be a ``nft flush ruleset``. The rules that
+networks share are few: repairing them takes milliseconds. It is done right after a commit, but at most once a second
+while commits go on. A comparison of all rules takes longer with each container. So the time between two of them doubles
+as long as they find nothing. It is short again after a finding, or after a quiet time.
 """
 
 import asyncio
@@ -15,12 +15,14 @@ SETTLE_S = 0.5
 """Time to let a burst of foreign changes (a firewall reload) end before looking."""
 LONGEST_S = 15.0
 """Between two comparisons, while other programs commit all the time."""
+HOLD_S = 1.0
+"""Between two repairs of shared rules, while other programs commit all the time; half of it after a finding."""
 _SHARE = 10
 """Repairing shared rules takes at most one part in so many of the time."""
 
 
 class Commits:
-    """Reacts to each commit of another program.
+    """Reacts to the commits of other programs.
 
     Shared rules are repaired at once, all others by the next comparison. `word`: set at each commit. `look`:
     compares and repairs all rules, and tells whether it found something.
@@ -30,6 +32,8 @@ class Commits:
         self._word = word
         self._base_plan = base_plan
         self._look = look
+        self._ready = 0.0
+        """From when on the shared rules may be repaired again."""
 
     async def run(self) -> None:
         """React until cancelled."""
@@ -37,20 +41,27 @@ class Commits:
         pause_s, looked, due = SETTLE_S, clock() - LONGEST_S, None
         while True:
             await self._wait(due)
-            now, lost = clock(), False
-            if self._word.is_set():
+            if due is None:
+                due = max(clock() + SETTLE_S, looked + max(pause_s, self._base_plan.rest_s()))
+            await asyncio.sleep(min(self._ready, due) - clock())
+            lost = self._word.is_set() and self._ready <= clock() and await self._hold()
+            if lost or due <= clock():
                 self._word.clear()
-                if due is None:
-                    due = max(now + SETTLE_S, looked + max(pause_s, self._base_plan.rest_s()))
-                lost = await self._base_plan.hold()
-            if lost or (due is not None and due <= now):
                 found = await self._look() or lost
                 quiet = clock() - looked > 2 * LONGEST_S
                 pause_s = SETTLE_S if found or quiet else min(2 * pause_s, LONGEST_S)
                 looked, due = clock(), None
-            else:
-                # The repair may have waited for a lock: this pause keeps its share of the time small.
-                await asyncio.sleep(min((clock() - now) * (_SHARE - 1), SETTLE_S))
+
+    async def _hold(self) -> bool:
+        """Repair the shared rules, and return whether something had been lost."""
+        clock = asyncio.get_running_loop().time
+        self._word.clear()
+        started = clock()
+        lost = await self._base_plan.hold()
+        # The repair may have waited for a lock: its share of the time stays small.
+        took = clock() - started
+        self._ready = started + max(took * _SHARE, HOLD_S / 2 if lost else HOLD_S)
+        return lost
 
     async def _wait(self, due: float | None) -> None:
         try:

@@ -16,7 +16,8 @@ from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Step
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Vtep
+from netplug.drivers.tunnel import Fdb, Neighbour
+from netplug.drivers.tunnel_tables import of_peers
 from netplug.engine.base_plan import BasePlan
 from netplug.engine.registry import Registry
 from netplug.errors import NetplugError
@@ -159,7 +160,7 @@ class Peers:
         stretched = {net.id for net in self._registry.all_networks() if meshed(self._drivers.of(net))}
         if stretched <= self._known.keys() and not self._registry.quarantine.networks():
             return list(steps)
-        return [step for step in steps if not isinstance(step, Fdb | Neighbour | Remote | Vtep)]
+        return [step for step in steps if not (isinstance(step, Fdb | Neighbour) or of_peers(step))]
 
     async def _move(self, net: Network, known: _Known, wanted: Plan, keys: frozenset[str]) -> None:
         """Apply new steps, then revert those that are no longer wanted: a peer that moved is reachable throughout.

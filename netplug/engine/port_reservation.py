@@ -9,7 +9,7 @@ from ipaddress import IPv6Address
 from types import MappingProxyType
 from typing import TypeAlias
 
-from netplug.drivers import firewall, port_ranges
+from netplug.drivers import port_ranges, published_ports
 from netplug.drivers.api import Endpoint, PortMapping
 from netplug.drivers.steps import HostPort, IPAddress, Proto
 from netplug.engine.port_matching import equal
@@ -280,7 +280,10 @@ def _lacks(error: NetplugError) -> bool:
 
 
 def addresses(ep: Endpoint, mapping: PortMapping, *, relayed: bool) -> list[IPAddress]:
-    """Return the host addresses to reserve on; see `firewall.host_addresses`."""
+    """Return the host addresses to reserve on; see `published_ports.host_addresses`."""
     return [
-        host for host, _ in firewall.host_addresses(mapping, (address.ip for address in ep.addresses), relayed=relayed)
+        host
+        for host, _ in published_ports.host_addresses(
+            mapping, (address.ip for address in ep.addresses), relayed=relayed
+        )
     ]

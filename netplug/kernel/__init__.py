@@ -1,1 +1,1 @@
-"""The only place that touches the kernel: netlink, iptables, ipset, sysctls, namespaces, bound sockets."""
+"""The only place that touches the kernel: netlink, nf_tables, iptables, sysctls, namespaces, bound sockets."""

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 from netplug.drivers.api import HostFacts
 from netplug.drivers.steps import Step
 from netplug.errors import NetplugError
+from netplug.kernel.firewall.api import FirewallView
 from netplug.kernel.host.api import HostPorts
 from netplug.kernel.links.api import ConflictProbe
 from netplug.kernel.netlink.api import Changes
@@ -156,3 +157,5 @@ class HostKernel(Kernel, Protocol):
     def probe(self) -> ConflictProbe: ...
     @property
     def changes(self) -> Changes: ...
+    @property
+    def firewall(self) -> FirewallView: ...

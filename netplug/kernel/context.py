@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from netplug.kernel.firewall.conntrack import Conntrack
-from netplug.kernel.firewall.ipset import IpSets
-from netplug.kernel.firewall.iptables import Firewall
-from netplug.kernel.firewall.nftables import Tables
-from netplug.kernel.firewall.shortcuts import FastPath
+from netplug.kernel.firewall.former import FormerRelease
+from netplug.kernel.firewall.handlers import TablesLane
+from netplug.kernel.firewall.iptables import Iptables
+from netplug.kernel.firewall.table_reader import TableReader
 from netplug.kernel.handlers import LoopLane
 from netplug.kernel.host.ports import Ports
 from netplug.kernel.host.relays import Relays
@@ -20,7 +20,7 @@ from netplug.kernel.sandbox.resolvers import Resolvers
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The parts. `nl`: of the thread of requests; `survey`: of threads that look. `firewall`: by IP version."""
+    """The parts. `nl`: of the thread of requests; `survey`: of threads that look. `iptables`: by IP version."""
 
     nl: Netlink
     survey: Netlink
@@ -29,10 +29,10 @@ class Context:
     reaper: Reaper
     announcements: Announcements
     forwarding: ForwardingEntries
-    firewall: dict[int, Firewall]
-    sets: IpSets
-    tables: Tables
-    fast_path: FastPath
+    iptables: dict[int, Iptables]
+    tables: TablesLane
+    reader: TableReader
+    former: FormerRelease
     flows: Conntrack
     ports: Ports
     relays: Relays

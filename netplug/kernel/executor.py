@@ -10,8 +10,7 @@ import structlog
 
 from netplug.drivers import port_ranges
 from netplug.drivers.plan import Plan
-from netplug.drivers.port_ranges import PUBLISHED
-from netplug.drivers.steps import Flows, Forward, HostPort, Relay, Step
+from netplug.drivers.steps import Flows, HostPort, Relay, Step
 from netplug.kernel.api import Before, Drift, Kernel, Outcome, StepError
 from netplug.tasks.uncancellable import uncancellable
 
@@ -129,7 +128,7 @@ class Executor:
 def arrange(steps: Sequence[Step], *, reverting: bool = False) -> tuple[Step, ...]:
     """Return the steps in an order in which the kernel can take more of them at once.
 
-    Several published ports follow one another as (port, forward, flows) each. Of such a stretch first all ports are
+    Several published ports follow one another as (port, element, flows) each. Of such a stretch first all ports are
     reserved, then all led, then the old flows dropped, with those that slipped in meanwhile. When reverting, first
     nothing leads there any more, and the flows go after that. So of two equal `Flows` steps one does nothing that the
     other does not, and it is left out: looking through the connection table takes longer than all the rest. Flows of
@@ -141,7 +140,7 @@ def arrange(steps: Sequence[Step], *, reverting: bool = False) -> tuple[Step, ..
     for step in reversed(steps) if reverting else steps:
         if step in led:
             continue
-        if isinstance(step, PUBLISHED):
+        if port_ranges.is_published(step):
             stretch.append(step)
         else:
             result += _stretch(stretch, reverting=reverting)
@@ -152,7 +151,7 @@ def arrange(steps: Sequence[Step], *, reverting: bool = False) -> tuple[Step, ..
 
 def _stretch(steps: list[Step], *, reverting: bool) -> list[Step]:
     ports = [step for step in steps if isinstance(step, HostPort)]
-    forwards = sorted((step for step in steps if isinstance(step, Forward)), key=lambda step: step.family)
+    forwards = [step for step in steps if port_ranges.leads(step)]
     relays = [step for step in steps if isinstance(step, Relay)]
     every = {step.key: step for step in steps if isinstance(step, Flows)}
     flows = sorted(every.values(), key=lambda step: (step.proto, step.address.version))

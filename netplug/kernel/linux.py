@@ -9,49 +9,47 @@ from typing import Self
 import structlog
 
 from netplug.drivers.api import HostFacts
-from netplug.drivers.ingress import Ingress
 from netplug.drivers.step_types import BUILT_IN, STEP_TYPES
 from netplug.drivers.steps import (
     Address,
     Announce,
     Bridge,
-    Chain,
+    Element,
     Flows,
-    Forward,
-    Forwards,
-    Guard,
-    Guards,
+    FormerRules,
+    Gate,
     Hairpin,
+    Hook,
     HostPort,
     Ifb,
-    IpSet,
-    Jump,
     Loopback,
     Macvlan,
-    Member,
+    Passage,
     Relay,
     Resolver,
     Route,
-    Rule,
     Shape,
     SourceRoute,
     Step,
     Sysctl,
+    Table,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.drivers.zones import Zone
 from netplug.errors import NetplugError
 from netplug.kernel.api import Before, Comparison, Drift, Outcome, Owned
 from netplug.kernel.comparison import Compared
 from netplug.kernel.context import Context
-from netplug.kernel.firewall import entries, firewalld
+from netplug.kernel.firewall import firewalld
 from netplug.kernel.firewall import handlers as firewall
 from netplug.kernel.firewall.conntrack import Conntrack
-from netplug.kernel.firewall.ipset import IpSets
-from netplug.kernel.firewall.iptables import Firewall
-from netplug.kernel.firewall.nftables import Tables
-from netplug.kernel.firewall.shortcuts import FastPath
+from netplug.kernel.firewall.former import FormerRelease
+from netplug.kernel.firewall.iptables import Iptables
+from netplug.kernel.firewall.legacy_watch import LegacyWatch
+from netplug.kernel.firewall.table_reader import TableReader
+from netplug.kernel.firewall.tables import Tables
+from netplug.kernel.firewall.view import HostFirewall
 from netplug.kernel.firewall.zones import ZoneHandler
 from netplug.kernel.handlers import Factory, Handlers, LoopLane
 from netplug.kernel.host import facts
@@ -67,7 +65,7 @@ from netplug.kernel.links.forwarding_entries import ForwardingEntries
 from netplug.kernel.links.reaper import Reaper
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.changes import KernelChanges
-from netplug.kernel.netlink.connection import Netlink
+from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink
 from netplug.kernel.netlink.watch import ForeignChanges
 from netplug.kernel.progress import Progress
 from netplug.kernel.rtnetlink_lane import RequestLane
@@ -79,19 +77,10 @@ from netplug.kernel.survey import Survey
 log = structlog.get_logger(__name__)
 
 HANDLERS: Mapping[type[Step], Factory] = {
-    IpSet: firewall.SetHandler,
-    Member: firewall.MemberHandler,
-    Chain: firewall.ChainHandler,
-    Rule: firewall.RuleHandler,
-    Jump: firewall.IptablesHandler[Jump],
-    Guards: firewall.TableHandler,
-    Forwards: firewall.TableHandler,
-    Tunnels: firewall.TableHandler,
-    Ingress: firewall.IngressHandler,
-    Guard: firewall.GuardHandler,
-    Forward: firewall.ForwardHandler,
-    Tunnel: firewall.TunnelHandler,
-    Vtep: firewall.TunnelHandler,
+    Table: firewall.TableHandler,
+    FormerRules: firewall.FormerRulesHandler,
+    Gate: firewall.GateHandler,
+    Passage: firewall.GateHandler,
     Sysctl: host.SysctlHandler,
     Bridge: links.BridgeHandler,
     Vxlan: links.VxlanHandler,
@@ -108,9 +97,8 @@ HANDLERS: Mapping[type[Step], Factory] = {
     Neighbour: links.ForwardingHandler,
     Loopback: sandbox.LoopbackHandler,
     Resolver: sandbox.ResolverHandler,
-    Shortcuts: firewall.ShortcutsHandler,
-    Shortcut: firewall.ShortcutHandler,
-    Remote: firewall.RemoteHandler,
+    Element: firewall.ElementHandler,
+    Hook: firewall.HookHandler,
     HostPort: host.HostPortHandler,
     Relay: host.RelayHandler,
     Flows: firewall.FlowsHandler,
@@ -122,19 +110,21 @@ HANDLERS: Mapping[type[Step], Factory] = {
 class LinuxKernel:
     """The network namespace of the thread that opened it. Belongs to one event loop."""
 
-    def __init__(self, backend: str = "") -> None:
+    def __init__(self) -> None:
         """Use `open`."""
         self._nl = Netlink.open()
         self._survey = Netlink.open()
         self._reaper = Reaper()
-        self._firewall = {family: Firewall(family, backend) for family in (4, 6)}
-        self._sets = IpSets()
+        self._legacy = LegacyWatch(self._note_commit)
+        self._iptables = {family: Iptables(family, self._legacy) for family in (4, 6)}
         self._ports = Ports()
         self._relays = Relays(self._ports)
         self._resolvers = Resolvers()
         self._flows = Conntrack()
         self._tables = Tables()
-        self._fast_path = FastPath(self._tables, self._nl)
+        self._looking = TableReader(Netlink.open(NETLINK_NETFILTER))
+        self.firewall = HostFirewall(self._iptables, self._looking)
+        self._former = FormerRelease(self._iptables, self._looking)
         self._forwarding = ForwardingEntries()
         self._announcements = Announcements(self._nl)
         self._handlers = Handlers()
@@ -157,10 +147,10 @@ class LinuxKernel:
             reaper=self._reaper,
             announcements=self._announcements,
             forwarding=self._forwarding,
-            firewall=self._firewall,
-            sets=self._sets,
-            tables=self._tables,
-            fast_path=self._fast_path,
+            iptables=self._iptables,
+            tables=firewall.TablesLane(self._tables),
+            reader=self._looking,
+            former=self._former,
             flows=self._flows,
             ports=self._ports,
             relays=self._relays,
@@ -179,21 +169,20 @@ class LinuxKernel:
                 STEP_TYPES.discard(cls)
 
     @classmethod
-    async def open(cls, backend: str = "", packages: Mapping[type[Step], Factory] = MappingProxyType({})) -> Self:
+    async def open(cls, packages: Mapping[type[Step], Factory] = MappingProxyType({})) -> Self:
         """Open the namespace of this thread, and finish the deletions that an earlier process began.
 
         Args:
-            backend: of iptables, "nft" or "legacy"; "" takes the host's default.
             packages: handlers of types of steps that other packages bring.
 
         Raises:
             NetplugError: a type of step has no handler, or two.
         """
         raise_limit()
-        kernel = cls(backend)
+        kernel = cls()
         try:
             kernel._register(packages)
-            await asyncio.gather(*(firewall.open() for firewall in kernel._firewall.values()), kernel._reaper.sweep())
+            await kernel._reaper.sweep()
             found = await asyncio.to_thread(rtnl.links, kernel._nl)
             kernel._foreign.open({link.index: link.mtu for link in found})
         except BaseException:
@@ -240,10 +229,11 @@ class LinuxKernel:
         known, unknown = self._handlers.split(steps)
         for step in known:
             self._handlers.of(step).note_existing(step)
-        sets = await self._sets.list()
-        found = await asyncio.gather(*(firewall.read() for firewall in self._firewall.values()))
-        models = dict(zip(self._firewall, found, strict=True))
-        survey = Survey(known, sets, models, entries.Snapshot.at(self._tables), self._fast_path.look())
+        filters = await self.firewall.filters()
+        generation = self._tables.generation()
+        tables = await asyncio.to_thread(self._looking.look)
+        self._tables.adopt(tables, generation)
+        survey = Survey(known, tables, filters, former=await self._former.look())
         compared = Compared(survey, self._handlers)
         await asyncio.to_thread(compared.look, self._survey)
         compared.compare(in_thread=False)
@@ -252,9 +242,9 @@ class LinuxKernel:
             (*compared.drifts(), *(Drift(error.step, error.message) for error in unknown)),
             compared.owned(),
             replace(
-                facts.of(host.links.values(), host.addresses, host.routes, models),
-                firewalld=firewalld.read(self._tables),
-                tables=self._tables.foreign(),
+                facts.of(host.links.values(), host.addresses, host.routes, filters),
+                firewalld=firewalld.read(self._looking),
+                tables=self._looking.foreign(),
             ),
         )
 
@@ -278,23 +268,25 @@ class LinuxKernel:
         return name in self._requests.links and not self._reaper.has(name)
 
     def _is_own_work(self, generation: int) -> bool:
-        return generation in self._tables.generations or any(item.busy for item in self._firewall.values())
+        return self._tables.is_ours(generation) or any(it.busy for it in self._iptables.values())
+
+    def _note_commit(self) -> None:
+        self._foreign.commits.set()
 
     async def close(self) -> None:
         """Let go of sockets and threads; the data plane stays."""
         try:
-            for firewall in self._firewall.values():
-                await firewall.close()
             await self._requests.close()
             await self._reaper.close()
         finally:
             self.changes.close()
+            self._legacy.close()
             self._relays.close()
             self._resolvers.close()
             self._ports.close()
             self._announcements.close()
             self._flows.close()
             self._tables.close()
-            self._sets.close()
+            self._looking.close()
             self._survey.close()
             self._nl.close()

@@ -4,11 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
-from netplug.drivers.steps import SourceRoute, Step
-from netplug.kernel.firewall.entries import Snapshot
-from netplug.kernel.firewall.ipset import Found as FoundSet
-from netplug.kernel.firewall.iptables_rules import Model
-from netplug.kernel.firewall.shortcuts import Found as FoundShortcuts
+from netplug.drivers.steps import FormerRules, SourceRoute, Step
+from netplug.kernel.firewall.iptables import Filter
+from netplug.kernel.firewall.table_reader import Found
 from netplug.kernel.links.source_routes import Rule, rules
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import Netlink
@@ -38,7 +36,10 @@ _HOST = ("", "")
 
 
 class Survey:
-    """One look at the kernel. `sets`, `models`, `tables`, `shortcuts`: what ipset, iptables and nf_tables hold.
+    """One look at the kernel.
+
+    `tables`: what our tables of nf_tables hold. `filters`: those of iptables, by IP version and flavour.
+    `former`: what a former release has left.
 
     `steps`: all those that are compared.
     """
@@ -46,16 +47,15 @@ class Survey:
     def __init__(
         self,
         steps: Sequence[Step],
-        sets: Mapping[str, FoundSet],
-        models: Mapping[int, Model],
-        tables: Snapshot,
-        shortcuts: FoundShortcuts,
+        tables: Found,
+        filters: Mapping[int, Mapping[str, Filter]],
+        *,
+        former: FormerRules | None = None,
     ) -> None:
         self.steps = steps
-        self.sets = sets
-        self.models = models
         self.tables = tables
-        self.shortcuts = shortcuts
+        self.filters = filters
+        self.former = former
         self._views: dict[Netns, View | None] = {}
         self._dumps: dict[object, Any] = {}
         self._nl: Netlink

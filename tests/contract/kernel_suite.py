@@ -2,45 +2,40 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Protocol
 
 import pytest
-from owned import chains, links, rules, sets
+from owned import ENTRIES, links, tables
 
-from netplug.drivers import firewall
-from netplug.drivers.api import HostFacts, PortMapping
-from netplug.drivers.ingress import Ingress
+from netplug.drivers import antispoof, firewall, published_ports
+from netplug.drivers.api import PortMapping
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import (
     Address,
     Announce,
     Bridge,
-    Chain,
+    Element,
     Flows,
     Hairpin,
     HostPort,
     Ifb,
     IPAddress,
     IPInterface,
-    IpSet,
-    Jump,
     Loopback,
     Macvlan,
-    Member,
     Proto,
     Resolver,
     Route,
-    Rule,
     Shape,
     SourceRoute,
     Step,
     Sysctl,
     Veth,
 )
+from netplug.drivers.tables import ANTISPOOF, NETWORKS
 from netplug.drivers.tunnel import Vxlan
 from netplug.errors import NetplugError
 from netplug.kernel.api import HostKernel, Outcome, StepError
@@ -62,8 +57,14 @@ class Surroundings(Protocol):
 
     def take_port(self, proto: Proto, address: IPAddress, port: int) -> None: ...
     def keep_port(self, proto: Proto, address: IPAddress, port: int, container: str = "") -> int: ...
-    def fill_chain(self, family: int, table: str, chain: str, rules: Sequence[str]) -> None: ...
-    def chain(self, family: int, table: str, chain: str) -> tuple[str, ...] | None: ...
+    def have_rules(self, family: int, flavour: str) -> None:
+        """Let others have a rule about forwarded packets in iptables."""
+        ...
+
+    def leave_former_rules(self, family: int, flavour: str) -> None:
+        """Let a release before 0.9 have left rules in tables nat and raw."""
+        ...
+
     def sandbox(self) -> str: ...
     def vanish(self, netns: str) -> None: ...
     def appear(self, netns: str) -> None: ...
@@ -83,16 +84,8 @@ MACVLAN = Macvlan("npstest", "np-test", "bridge", "02:00:00:00:03:01", 1450)
 RESOLVER = Resolver("blue", "np-test", ip_address("10.9.0.1"), 25353)
 IFB = Ifb("npitest", "02:00:00:00:04:01")
 HOST_MACVLAN = replace(MACVLAN, name="npmtest", mac="02:00:00:00:03:02", up=True)
-SET4 = IpSet("netplug-net4", "hash:net,iface", 4)
-SET6 = IpSet("netplug-net6", "hash:net,iface", 6)
-MASQ = IpSet("netplug-masq4", "hash:net", 4)
-OPEN = Chain(4, "nat", "NETPLUG-DNAT", open=True)
-CLOSED = Chain(4, "filter", "NETPLUG-FORWARD", ("-s 10.9.0.0/24 -j ACCEPT", "-j RETURN"))
-JUMP = Jump(4, "filter", "FORWARD", "-j NETPLUG-FORWARD", after="DOCKER-USER")
-
-
-def rule(port: int) -> Rule:
-    return Rule(4, "nat", "NETPLUG-DNAT", f"-p tcp -m tcp --dport {port} -j DNAT --to-destination 10.9.0.2:80")
+NETWORKS_TABLE = firewall.table(NETWORKS, "networks")
+ANTISPOOF_TABLE = firewall.table(ANTISPOOF, "antispoof")
 
 
 async def refusal(kernel: HostKernel, *steps: Step) -> StepError:
@@ -126,8 +119,6 @@ class KernelSuite:
             ((BRIDGE,), replace(VETH, isolated=True)),
             ((BRIDGE,), replace(VETH, pinned=True)),
             ((BRIDGE,), replace(VETH, isolated=True, pinned=True)),
-            ((), Ingress(4)),
-            ((), Ingress(6)),
             ((BRIDGE, VETH), Hairpin("nphtest")),
             ((), replace(VETH, name="np-alone", master="")),
             ((BRIDGE,), MACVLAN),
@@ -146,12 +137,6 @@ class KernelSuite:
             ((BRIDGE, VETH, IFB), Shape("nphtest", "npitest", (8_000_000, 9_000_000), (65_536, 70_000))),
             ((BRIDGE, VETH), Shape("nphtest", "", (8_000_000, 0), (65_536, 0))),
             ((BRIDGE, VETH, IFB), Shape("nphtest", "npitest", (0, 8_000_000), (0, 65_536))),
-            ((), SET4),
-            ((), SET6),
-            ((SET4,), Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")),
-            ((SET4,), Member("netplug-net4", ip_network("0.0.0.0/0"), "np-test")),
-            ((SET6,), Member("netplug-net6", ip_network("::/0"), "np-test")),
-            ((MASQ,), Member("netplug-masq4", ip_network("10.9.0.0/24"))),
             ((), HostPort(Proto.TCP, ip_address("0.0.0.0"), 8080)),
             ((), HostPort(Proto.UDP, ip_address("::"), 8080)),
             ((), HostPort(Proto.TCP, ip_address("127.0.0.1"), 8080)),
@@ -181,8 +166,6 @@ class KernelSuite:
             ((BRIDGE,), VETH),
             ((BRIDGE,), GATEWAY),
             ((BRIDGE,), Route(ip_network("10.7.0.0/16"), "np-test")),
-            ((), SET4),
-            ((SET4,), Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")),
         ],
         ids=lambda value: value.key if hasattr(value, "key") else "",
     )
@@ -339,10 +322,9 @@ class KernelSuite:
             (Shape("nphtest", "npitest", (8_000_000, 9_000_000), (65_536, 70_000)), "nphtest"),
             (GATEWAY, "np-test"),
             (Route(ip_network("10.7.0.0/16"), "np-test"), "np-test"),
-            (Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test"), "netplug-net4"),
+            (Element(NETWORKS, "guarded", "np-test"), NETWORKS),
             (Sysctl("net/ipv4/conf/np-test/route_localnet", "1"), "np-test"),
             (RESOLVER, "np-test"),
-            (rule(80), "NETPLUG-DNAT"),
             (Address("eth0", ip_interface("10.9.0.2/24"), "/run/netns/np-nowhere"), "np-nowhere"),
         ],
         ids=lambda value: value.key if hasattr(value, "key") else "",
@@ -505,15 +487,6 @@ class KernelSuite:
         await gone(kernel, step)
         assert await whats(kernel, step) == []
 
-    async def test_set_of_another_type_is_replaced_only_when_empty(self, kernel: HostKernel) -> None:
-        await kernel.ensure((SET4, Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")))
-        other = IpSet("netplug-net4", "hash:net", 4)
-        assert (await refusal(kernel, other)).kind == "exists"
-        assert len(await whats(kernel, other)) == 1
-        await kernel.remove((Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test"),))
-        assert await kernel.ensure((other,)) == [ADJUSTED]
-        assert await whats(kernel, other) == []
-
     async def test_port_of_someone_else_is_named(self, kernel: HostKernel, around: Surroundings) -> None:
         around.take_port(Proto.TCP, ip_address("127.0.0.1"), 8080)
         around.take_port(Proto.UDP, ip_address("0.0.0.0"), 8081)
@@ -609,214 +582,43 @@ class KernelSuite:
         assert await whats(kernel, step) == []
         await gone(kernel, step)
 
-    async def test_facts_tell_links_routes_and_foreign_chains(self, kernel: HostKernel, around: Surroundings) -> None:
+    async def test_facts_tell_links_and_routes(self, kernel: HostKernel, around: Surroundings) -> None:
         around.add_link("br0", "bridge")
         around.add_address("br0", ip_interface("10.5.0.1/24"))
-        around.fill_chain(4, "filter", "DOCKER-USER", ())
-        await kernel.ensure((BRIDGE, GATEWAY, VETH, CLOSED))
+        await kernel.ensure((BRIDGE, GATEWAY, VETH, NETWORKS_TABLE))
         facts = await kernel.facts()
         assert facts.kind_of("br0") == facts.kind_of("np-test") == "bridge"
         assert facts.kind_of("nphtest") == facts.kind_of("npstest") == "veth"
         assert (ip_network("10.5.0.0/24"), "br0") in facts.routes
         assert (ip_interface("10.5.0.1/24"), "br0") in facts.addresses
         assert (ip_network("10.9.0.0/24"), "np-test") in facts.routes
-        assert (4, "DOCKER-USER") in facts.chains
-        assert (4, "NETPLUG-FORWARD") not in facts.chains
         assert (facts.mtu, facts.uplink) == (1500, "")
+        assert (facts.chains, facts.gates, facts.tables) == ((), (), ())
 
     async def test_owned_tells_all_that_is_ours_and_nothing_else(
         self, kernel: HostKernel, around: Surroundings
     ) -> None:
         around.add_link("br0", "bridge")
-        around.fill_chain(4, "filter", "DOCKER-USER", ())
-        member = Member("netplug-net4", ip_network("10.9.0.0/24"), "np-test")
-        await kernel.ensure((BRIDGE, VETH, SET4, member, OPEN, rule(80)))
+        around.have_rules(4, "nft")
+        home = Element(NETWORKS, "home4", "10.9.0.0/24 . np-test")
+        await kernel.ensure((BRIDGE, VETH, NETWORKS_TABLE, home))
         owned = await kernel.owned()
         assert links(owned) == {"np-test", "nphtest"}
-        assert sets(owned) == {"netplug-net4"}
-        assert owned.of(Member) == {member}
-        assert {step.key for step in owned.steps()} >= {
-            BRIDGE.key,
-            VETH.key,
-            SET4.key,
-            member.key,
-            OPEN.key,
-            rule(80).key,
-        }
-        assert chains(owned) == {(4, "nat", "NETPLUG-DNAT")}
-        assert rules(owned) == {(4, "nat", "NETPLUG-DNAT", rule(80).rule)}
-
-
-class FirewallSuite:
-    """Chains, rules, jumps."""
-
-    @pytest.mark.parametrize(
-        ("needs", "step"),
-        [((), OPEN), ((), CLOSED), ((OPEN,), rule(80)), ((CLOSED,), JUMP)],
-        ids=lambda value: value.key if hasattr(value, "key") else "",
-    )
-    async def test_step_is_created_once_found_equal_and_removed(
-        self, kernel: HostKernel, around: Surroundings, needs: tuple[Step, ...], step: Step
-    ) -> None:
-        before = around.snapshot()
-        await kernel.ensure(needs)
-        between = around.snapshot()
-        assert await whats(kernel, step) == ["missing"]
-        assert await kernel.ensure((step,)) == [CREATED]
-        assert await whats(kernel, *needs, step) == []
-        assert await kernel.ensure((*needs, step)) == [EQUAL] * (len(needs) + 1)
-        around.lose(step)
-        assert await whats(kernel, *needs, step) == ["missing"]
-        assert await kernel.ensure((*needs, step)) == [*[EQUAL] * len(needs), CREATED]
-        await gone(kernel, step)
-        assert around.snapshot() == between
-        await gone(kernel, *needs)
-        assert around.snapshot() == before
-
-    @pytest.mark.parametrize("family", [4, 6])
-    @pytest.mark.parametrize("isolation", [False, True], ids=["", "docker"])
-    async def test_base_rules_read_back_verbatim_and_leave_nothing(
-        self, kernel: HostKernel, around: Surroundings, family: int, *, isolation: bool
-    ) -> None:
-        if isolation:
-            around.fill_chain(family, "filter", firewall.DOCKER_ISOLATION, ())
-            around.fill_chain(family, "filter", firewall.DOCKER_USER, ())
-            around.fill_chain(family, "filter", "FORWARD", ("-j DOCKER-USER", "-j ACCEPT"))
-        before = around.snapshot()
-        facts = await kernel.facts()
-        assert ((family, firewall.DOCKER_ISOLATION) in facts.chains) == isolation
-        plan = firewall.base((family,), facts)
-        executor = Executor(kernel)
-        assert set((await executor.apply(plan)).values()) == {CREATED}
-        for step in plan:
-            if isinstance(step, Chain):
-                assert around.chain(step.family, step.table, step.name) == step.rules
-            if isinstance(step, Jump):
-                at = 1 if isolation and step.after else 0
-                assert (around.chain(step.family, step.table, step.chain) or ())[at] == step.rule
-        assert await executor.drift(plan) == ()
-        assert set((await executor.apply(plan)).values()) == {EQUAL}
-        await executor.revert(plan)
-        assert around.snapshot() == before
-
-    async def test_content_of_a_chain_is_replaced(self, kernel: HostKernel, around: Surroundings) -> None:
-        await kernel.ensure((CLOSED,))
-        other = replace(CLOSED, rules=("-j RETURN",))
-        assert await whats(kernel, other) == ["its rules differ"]
-        assert await kernel.ensure((other,)) == [ADJUSTED]
-        assert around.chain(4, "filter", "NETPLUG-FORWARD") == ("-j RETURN",)
-
-    async def test_open_chain_keeps_its_rules(self, kernel: HostKernel, around: Surroundings) -> None:
-        await kernel.ensure((OPEN, rule(80)))
-        assert await kernel.ensure((OPEN, rule(81))) == [EQUAL, CREATED]
-        assert around.chain(4, "nat", "NETPLUG-DNAT") == (rule(80).rule, rule(81).rule)
-
-    async def test_jump_out_of_place_is_put_back(self, kernel: HostKernel, around: Surroundings) -> None:
-        around.fill_chain(4, "filter", "DOCKER-USER", ())
-        await kernel.ensure((CLOSED, JUMP))
-        around.fill_chain(4, "filter", "FORWARD", ("-p udp -j DROP", "-j DOCKER-USER", JUMP.rule, "-p tcp -j ACCEPT"))
-        assert await whats(kernel, JUMP) == []
-        around.fill_chain(4, "filter", "FORWARD", (JUMP.rule, "-j DOCKER-USER", "-p tcp -j ACCEPT"))
-        assert await whats(kernel, JUMP) == ["is not in its place"]
-        assert await kernel.ensure((JUMP,)) == [ADJUSTED]
-        assert around.chain(4, "filter", "FORWARD") == ("-j DOCKER-USER", JUMP.rule, "-p tcp -j ACCEPT")
-        assert await whats(kernel, JUMP) == []
-
-    async def test_jump_without_a_place_of_its_own_lets_others_go_first(
-        self, kernel: HostKernel, around: Surroundings
-    ) -> None:
-        jump = Jump(4, "nat", "POSTROUTING", "-j NETPLUG-SNAT")
-        await kernel.ensure((Chain(4, "nat", "NETPLUG-SNAT"), jump))
-        around.fill_chain(4, "nat", "POSTROUTING", ("-s 10.5.0.0/24 -j MASQUERADE", jump.rule))
-        assert await whats(kernel, jump) == []
-        assert await kernel.ensure((jump,)) == [Outcome.EQUAL]
-
-    async def test_chain_takes_the_jumps_to_it_along(self, kernel: HostKernel, around: Surroundings) -> None:
-        await kernel.ensure((CLOSED,))
-        others = ("-i eth0 -j ACCEPT", "-p tcp -j ACCEPT")
-        left_behind = (f"-j {CLOSED.name}", others[0], f"-i br0 -j {CLOSED.name}", others[1])
-        around.fill_chain(4, "filter", "INPUT", left_behind)
-        await kernel.remove((CLOSED,))
-        assert around.chain(4, "filter", "INPUT") == others
-        assert around.chain(4, "filter", CLOSED.name) is None
-
-    async def test_chains_that_lead_to_each_other_go_in_any_order(
-        self, kernel: HostKernel, around: Surroundings
-    ) -> None:
-        last = Chain(4, "filter", "NETPLUG-LAST", ("-j RETURN",))
-        first = Chain(4, "filter", "NETPLUG-FIRST", (f"-i np-a -j {last.name}", f"-i np-b -j {last.name}"))
-        for order in ((last, first), (first, last)):
-            await kernel.ensure((last, first))
-            await kernel.remove(order)
-            assert [around.chain(4, "filter", chain.name) for chain in order] == [None, None]
-
-    async def test_chain_that_was_lost_comes_back_with_a_rule(self, kernel: HostKernel, around: Surroundings) -> None:
-        await kernel.ensure((OPEN,))
-        around.lose(OPEN)
-        assert await kernel.ensure((rule(80),)) == [CREATED]
-        assert await whats(kernel, OPEN, rule(80)) == []
-
-    async def test_callers_at_the_same_time_do_not_disturb_each_other(
-        self, kernel: HostKernel, around: Surroundings
-    ) -> None:
-        await kernel.ensure((OPEN,))
-        # Not a rule that iptables would take.
-        bad = Rule(4, "filter", "NETPLUG-NOWHERE", "-j ACCEPT")
-        steps: list[Step] = [*(rule(port) for port in range(80, 90)), bad]
-        results = await asyncio.gather(*(kernel.ensure((step,)) for step in steps), return_exceptions=True)
-        assert [isinstance(result, StepError) for result in results] == [False] * 10 + [True]
-        assert sorted(around.chain(4, "nat", "NETPLUG-DNAT") or ()) == [step.rule for step in map(rule, range(80, 90))]
-        await asyncio.gather(*(kernel.remove((step,)) for step in steps))
-        assert around.chain(4, "nat", "NETPLUG-DNAT") == ()
-
-    async def test_failed_transaction_leaves_nothing(self, kernel: HostKernel, around: Surroundings) -> None:
-        before = around.snapshot()
-        outcomes: list[Outcome] = []
-        with pytest.raises(StepError):
-            await kernel.ensure((OPEN, rule(80), CLOSED, Rule(4, "raw", "NETPLUG-NOWHERE", "-j ACCEPT")), outcomes)
-        assert outcomes == []
-        assert around.snapshot() == before
-
-    @pytest.mark.parametrize(
-        "step",
-        [
-            Chain(4, "filter", "DOCKER-USER", ("-j RETURN",)),
-            Rule(4, "filter", "INPUT", "-j ACCEPT"),
-            Jump(4, "filter", "FORWARD", "-j DOCKER-USER"),
-        ],
-    )
-    async def test_what_is_not_ours_is_never_touched(
-        self, kernel: HostKernel, around: Surroundings, step: Step
-    ) -> None:
-        around.fill_chain(4, "filter", "DOCKER-USER", ("-j ACCEPT",))
-        around.fill_chain(4, "filter", "INPUT", ("-j ACCEPT",))
-        around.fill_chain(4, "filter", "FORWARD", ("-j DOCKER-USER",))
-        before = around.snapshot()
-        assert (await refusal(kernel, step)).kind == "invalid"
-        with pytest.raises(ExceptionGroup):
-            await kernel.remove((step,))
-        assert around.snapshot() == before
-
-    async def test_set_in_use_is_not_destroyed_before_its_rules(self, kernel: HostKernel, around: Surroundings) -> None:
-        plan = firewall.base((4,), HostFacts())
-        executor = Executor(kernel)
-        before = around.snapshot()
-        await executor.apply(plan)
-        with pytest.raises(ExceptionGroup):
-            await kernel.remove((IpSet("netplug-if4", "hash:net,iface", 4),))
-        await executor.revert(plan)
-        assert around.snapshot() == before
+        assert tables(owned) == {NETWORKS}
+        assert owned.of(*ENTRIES) == {home}
+        assert {step.key for step in owned.steps()} == {BRIDGE.key, VETH.key, NETWORKS_TABLE.key, home.key}
 
     async def test_whole_endpoint_leaves_nothing(self, kernel: HostKernel, around: Surroundings) -> None:
         before = around.snapshot()
         executor = Executor(kernel)
-        base = firewall.base((4, 6), await kernel.facts())
+        base = firewall.base((4, 6), await kernel.facts()) + Plan((ANTISPOOF_TABLE,))
         network = Plan((BRIDGE, GATEWAY, Sysctl("net/ipv4/conf/np-test/route_localnet", "1")))
-        members = Plan((Member("netplug-if4", ip_network("0.0.0.0/0"), "np-test"),))
-        anywhere = ip_address("0.0.0.0")
-        publish = firewall.publish(PortMapping(Proto.UDP, 80, host_port=8080), anywhere, ip_address("10.9.0.2"))
-        publish += firewall.publish(PortMapping(Proto.TCP, 80, host_port=8080), anywhere, ip_address("10.9.0.2"))
-        plans = [base, network + members, Plan((VETH, Hairpin("nphtest"))) + publish]
+        network += Plan((Element(NETWORKS, "from", "np-test", "goto from_open"),)) + antispoof.bridge(BRIDGE.mac)
+        anywhere, inside = ip_address("0.0.0.0"), ip_address("10.9.0.2")
+        publish = published_ports.publish(PortMapping(Proto.UDP, 80, host_port=8080), anywhere, inside)
+        publish += published_ports.publish(PortMapping(Proto.TCP, 80, host_port=8080), anywhere, inside)
+        guard = antispoof.own(VETH.name, VETH.peer_mac, (inside,))
+        plans = [base, network, guard + Plan((VETH, Hairpin("nphtest"))) + publish]
         for plan in plans:
             await executor.apply(plan)
         for plan in plans:
@@ -825,4 +627,4 @@ class FirewallSuite:
             await executor.revert(plan)
         await kernel.settle()
         assert around.snapshot() == before
-        assert rules(await kernel.owned()) == frozenset()
+        assert (await kernel.owned()).steps() == []

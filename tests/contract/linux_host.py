@@ -6,35 +6,36 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from netplug.drivers.port_ranges import each
 from netplug.drivers.steps import (
     Address,
     Bridge,
-    Chain,
-    Forwards,
-    Guards,
+    Element,
+    Gate,
+    Hook,
     IPAddress,
     IPInterface,
-    IpSet,
-    Jump,
     Macvlan,
-    Member,
     Proto,
     Route,
-    Rule,
     SourceRoute,
     Step,
+    Table,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnels, Vxlan
+from netplug.drivers.tables import ANTISPOOF
+from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.kernel.linux import LinuxKernel
 from netplug.kernel.sandbox import netns
 
 VANISH_DEADLINE_S = 20
+LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
 RUNTIME = """
 import socket, subprocess, sys
 family, kind, address, port = sys.argv[1:5]
@@ -55,8 +56,7 @@ def descriptors() -> set[str]:
 
 
 class LinuxSurroundings:
-    def __init__(self, backend: str) -> None:
-        self._backend = f"-{backend}" if backend else ""
+    def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
         self._sandboxes: list[str] = []
         self._runtimes: list[subprocess.Popen[str]] = []
@@ -100,16 +100,29 @@ class LinuxSurroundings:
         assert runtime.stdout
         return int(runtime.stdout.readline())
 
-    def fill_chain(self, family: int, table: str, chain: str, rules: Sequence[str]) -> None:
-        policy = "ACCEPT" if chain in {"FORWARD", "INPUT"} else "-"
-        lines = [f"*{table}", f":{chain} {policy} [0:0]", f"-F {chain}", *(f"-A {chain} {r}" for r in rules), "COMMIT"]
-        self._restore(family, *lines)
+    def have_rules(self, family: int, flavour: str) -> None:
+        self.fill_chain(family, flavour, "FORWARD", ("-i docker0 -j ACCEPT",))
 
-    def chain(self, family: int, table: str, chain: str) -> tuple[str, ...] | None:
-        lines = run(self._program(family, "save"), "-t", table).splitlines()
+    def fill_chain(self, family: int, flavour: str, chain: str, rules: Sequence[str], policy: str = "ACCEPT") -> None:
+        """Have these rules in a chain of table filter, and none besides."""
+        head = policy if chain in {"FORWARD", "INPUT", "OUTPUT"} else "-"
+        restore(family, flavour, "filter", f":{chain} {head} [0:0]", f"-F {chain}", *(f"-A {chain} {r}" for r in rules))
+
+    def chain(self, family: int, flavour: str, chain: str) -> tuple[str, ...] | None:
+        """Return the rules of a chain of table filter."""
+        lines = run(f"{program(family, flavour)}-save", "-t", "filter").splitlines()
         if not any(line.startswith(f":{chain} ") for line in lines):
             return None
         return tuple(line.removeprefix(f"-A {chain} ") for line in lines if line.startswith(f"-A {chain} "))
+
+    def leave_former_rules(self, family: int, flavour: str) -> None:
+        match = f"-m set --match-set netplug-masq{family} src"
+        run("ipset", "create", f"netplug-masq{family}", "hash:net", "family", "inet" if family == 4 else "inet6")
+        run("ipset", "create", f"netplug-net{family}", "hash:net,iface", "family", "inet" if family == 4 else "inet6")
+        snat = (f"-A NETPLUG-SNAT {match} -j MASQUERADE", "-A POSTROUTING -j NETPLUG-SNAT")
+        restore(family, flavour, "nat", ":NETPLUG-SNAT - [0:0]", *snat)
+        raw = ("-A NETPLUG-RAW -j RETURN", "-A PREROUTING -i np-+ -j NETPLUG-RAW")
+        restore(family, flavour, "raw", ":NETPLUG-RAW - [0:0]", *raw)
 
     def answers_by(self, step: SourceRoute) -> str:
         stranger = "192.0.2.9" if step.source.version == 4 else "2001:db8:9::9"
@@ -146,38 +159,23 @@ class LinuxSurroundings:
                 run("ip", "address", "del", str(step.address), "dev", step.link)
             case Route():
                 run("ip", "route", "del", str(step.destination), "dev", step.link)
-            case IpSet():
-                run("ipset", "destroy", step.name)
-            case Member():
-                run("ipset", "del", step.set, f"{step.net},{step.link}" if step.link else str(step.net))
-            case Chain():
-                self._restore(step.family, f"*{step.table}", f"-F {step.name}", f"-X {step.name}", "COMMIT")
-            case Rule() | Jump():
-                self._restore(step.family, f"*{step.table}", f"-D {step.chain} {step.rule}", "COMMIT")
-            case _:
-                self._lose_table(step)
-
-    @staticmethod
-    def _lose_table(step: Step) -> None:
-        match step:
-            case Guards():
-                table = "bridge netplug"
-            case Forwards():
-                table = ("ip" if step.family == 4 else "ip6") + " netplug"
-            case Tunnels():
-                table = ("ip" if step.family == 4 else "ip6") + " netplug-vxlan"
-            case Shortcuts():
-                table = f"netdev netplug-{step.vxlan}"
-            case Remote():
-                run("nft", "delete", "element", "netdev", f"netplug-{step.vxlan}", "remote", f"{{ {step.mac} }}")
-                return
-            case Shortcut():
-                run("nft", "delete", "chain", "netdev", f"netplug-{step.vxlan}", step.link)
-                run("nft", "flush", "map", "netdev", f"netplug-{step.vxlan}", "near")
-                return
+            case Gate():
+                self._lose_gate(step)
+            case Table():
+                run("nft", "delete", "table", step.family, step.name)
+            case Element():
+                items = ", ".join(_in_numbers(it) for it in each(step) if isinstance(it, Element))
+                run("nft", f"delete element {step.table} {step.set} {{ {items} }}")
+            case Hook():
+                run("nft", f"delete chain {step.table} {step.link}")
             case _:
                 raise NotImplementedError(step)
-        run("nft", "delete", "table", *table.split())
+
+    @staticmethod
+    def _lose_gate(step: Gate) -> None:
+        chains = ("FORWARD", "INPUT")
+        jumps = [f"-D {it} -j NETPLUG-{it}" for it in chains]
+        restore(step.family, step.flavour, "filter", *jumps, *(f"-{c} NETPLUG-{it}" for c in "FX" for it in chains))
 
     @staticmethod
     def _lose_station(step: Fdb | Neighbour) -> None:
@@ -207,7 +205,11 @@ class LinuxSurroundings:
         run("ip", "link", "set", step.name, "mtu", str(mtu))
 
     def snapshot(self) -> str:
-        saved = [run(self._program(family, "save")) for family in (4, 6)]
+        tables = run("nft", "list", "tables").splitlines()
+        used = [(family, "legacy") for family, names in LEGACY_TABLES.items() if names.exists() and names.read_text()]
+        used += [(4, "nft")] * any(line.startswith("table ip ") for line in tables)
+        used += [(6, "nft")] * any(line.startswith("table ip6 ") for line in tables)
+        saved = [run(f"{program(*it)}-save") for it in sorted(used)]
         # Tables and built-in chains come into being by being looked at.
         rules = [line for text in saved for line in text.splitlines() if line.startswith("-A ") or " - [" in line]
         # Indices go up, and what the kernel does by itself (solicitations, ff02::, carriers) comes when it comes.
@@ -215,34 +217,44 @@ class LinuxSurroundings:
         addresses = [line.split()[1:4] for line in run("ip", "-o", "address").splitlines() if "fe80" not in line]
         routes = run("ip", "route").replace(" linkdown", "")
         # iptables of the nft kind has tables there too.
-        tables = [line for line in run("nft", "list", "tables").splitlines() if "netplug" in line]
-        return repr((rules, links, addresses, routes, run("ipset", "list", "-name"), tables))
+        ours = [run("nft", "-s", "list", *table.split()) for table in tables if "netplug" in table]
+        return repr((rules, links, addresses, routes, run("ipset", "list", "-name"), ours))
 
-    def _restore(self, family: int, *lines: str) -> None:
-        run(self._program(family, "restore"), "--noflush", "-w", text="\n".join(lines) + "\n")
 
-    def _program(self, family: int, verb: str) -> str:
-        return f"{'iptables' if family == 4 else 'ip6tables'}{self._backend}-{verb}"
+def _in_numbers(step: Element) -> str:
+    """Return the key of an element as nft takes it. Of bytes at an offset it knows no type."""
+    if step.table != ANTISPOOF or step.set == "own4":
+        return step.item
+    return " . ".join(
+        it if ":" not in it else hex(int(it.replace(":", ""), 16) if it.count(":") == 5 else int(ip_address(it)))
+        for it in step.item.split(" . ")
+    )
+
+
+def restore(family: int, flavour: str, table: str, *lines: str) -> None:
+    """Change a table of iptables."""
+    text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
+    run(f"{program(family, flavour)}-restore", "--noflush", "-w", text=text)
+
+
+def program(family: int, flavour: str) -> str:
+    return f"{'iptables' if family == 4 else 'ip6tables'}-{flavour}"
 
 
 class LinuxHost:
     """Fixtures."""
 
     @pytest.fixture
-    def backend(self) -> str:
-        return ""
-
-    @pytest.fixture
-    def around(self, backend: str) -> Iterator[LinuxSurroundings]:
+    def around(self) -> Iterator[LinuxSurroundings]:
         with netns.temporary_netns():
             run("ip", "link", "set", "lo", "up")
-            surroundings = LinuxSurroundings(backend)
+            surroundings = LinuxSurroundings()
             yield surroundings
             surroundings.close()
 
     @pytest.fixture
-    async def kernel(self, around: LinuxSurroundings, backend: str) -> AsyncIterator[LinuxKernel]:
+    async def kernel(self, around: LinuxSurroundings) -> AsyncIterator[LinuxKernel]:
         before = descriptors()
-        async with await LinuxKernel.open(backend) as linux:
+        async with await LinuxKernel.open() as linux:
             yield linux
         assert len(descriptors() - before) <= len(around._sockets) + 2 * len(around._runtimes)

@@ -9,37 +9,34 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 from kernel_suite import (
     ADJUSTED,
+    ANTISPOOF_TABLE,
     BRIDGE,
     CREATED,
     EQUAL,
     GATEWAY,
     IFB,
     MACVLAN,
+    NETWORKS_TABLE,
     RESOLVER,
     VETH,
     Surroundings,
     refusal,
     whats,
 )
-from tunnel_suite import EVERYBODY, VXLAN, WAYS
+from tunnel_suite import EVERYBODY, VXLAN, WAY, WAYS
 
+from netplug.drivers import antispoof
 from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import reaching
 from netplug.drivers.steps import (
     Address,
-    Forward,
-    Forwards,
-    Guard,
-    Guards,
-    IpSet,
-    Member,
-    Proto,
+    Element,
     Route,
     Shape,
     SourceRoute,
     Step,
 )
-from netplug.drivers.tunnel import Shortcut
+from netplug.drivers.tables import NETWORKS
 from netplug.kernel.api import HostKernel
 
 LIMITED = Shape("nphtest", "npitest", (8_000_000, 9_000_000), (65_536, 70_000))
@@ -49,10 +46,8 @@ BUCKETS = {
     "received only": replace(LIMITED, ifb="", rate=(8_000_000, 0), burst=(65_536, 0)),
     "sent only": replace(LIMITED, rate=(0, 9_000_000), burst=(0, 70_000)),
 }
-SET = IpSet("netplug-masq4", "hash:net", 4)
-MASQUERADED = Member(SET.name, ip_network("10.9.0.0/24"))
-PORT53 = Forward(Proto.UDP, RESOLVER.address, 53, RESOLVER.address, RESOLVER.port)
-SHORTCUT = Shortcut(VETH.name, VXLAN.name, VETH.peer_mac, (ip_address("10.9.0.2"),))
+HOME = Element(NETWORKS, "home4", "10.9.0.0/24 . np-test")
+PORT53 = Element(NETWORKS, "published4", "10.9.0.1 . udp . 53", f"10.9.0.1 . {RESOLVER.port}")
 
 
 class LivingSuite:
@@ -257,27 +252,28 @@ class LivingSuite:
         assert around.indexes() == indexes
 
     async def test_fast_path_goes_and_comes_under_a_living_port(self, kernel: HostKernel, around: Surroundings) -> None:
-        await kernel.ensure((BRIDGE, VXLAN, VETH, WAYS, SHORTCUT))
+        await kernel.ensure((BRIDGE, VXLAN, VETH, *WAYS, *WAY))
         indexes = around.indexes()
         # In either order: table and port may go by plans of their own.
-        for gone in ((SHORTCUT, WAYS), (WAYS, SHORTCUT)):
+        for gone in ((*WAY, *WAYS), (*WAYS, *WAY)):
             await kernel.remove(gone)
-            assert await whats(kernel, VXLAN, VETH, WAYS, SHORTCUT) == ["missing", "missing"]
-            assert await kernel.ensure((WAYS, SHORTCUT)) == [CREATED, CREATED]
-        assert await whats(kernel, BRIDGE, VXLAN, VETH, WAYS, SHORTCUT) == []
+            assert await whats(kernel, VXLAN, VETH, *WAYS, *WAY) == ["missing"] * len(gone)
+            assert await kernel.ensure((*WAYS, *WAY)) == [CREATED] * len(gone)
+        assert await whats(kernel, BRIDGE, VXLAN, VETH, *WAYS, *WAY) == []
         assert around.indexes() == indexes
 
     async def test_guard_and_pin_come_and_go_under_a_living_port(
         self, kernel: HostKernel, around: Surroundings
     ) -> None:
-        guard, pinned = Guard(VETH.name, VETH.peer_mac, (ip_address("10.9.0.2"),)), replace(VETH, pinned=True)
-        await kernel.ensure((Guards(), BRIDGE, VETH))
+        guard = antispoof.own(VETH.name, VETH.peer_mac, (ip_address("10.9.0.2"),)).steps
+        pinned = replace(VETH, pinned=True)
+        await kernel.ensure((ANTISPOOF_TABLE, BRIDGE, VETH))
         indexes = around.indexes()
-        assert await kernel.ensure((guard, pinned)) == [CREATED, ADJUSTED]
-        assert await whats(kernel, guard, pinned) == []
+        assert await kernel.ensure((*guard, pinned)) == [CREATED] * len(guard) + [ADJUSTED]
+        assert await whats(kernel, *guard, pinned) == []
         assert await kernel.ensure((VETH,)) == [ADJUSTED]
-        await kernel.remove((guard,))
-        assert await whats(kernel, VETH, guard) == ["missing"]
+        await kernel.remove(guard)
+        assert await whats(kernel, VETH, *guard) == ["missing"] * len(guard)
         assert around.indexes() == indexes
 
     @pytest.mark.parametrize("change", BUCKETS)
@@ -304,10 +300,10 @@ class LivingSuite:
         assert await whats(kernel, VETH) == []
         assert around.indexes() == indexes
 
-    async def test_members_and_name_service_come_and_go(self, kernel: HostKernel) -> None:
-        there: tuple[Step, ...] = (SET, Forwards(4), BRIDGE, GATEWAY)
+    async def test_subnets_and_name_service_come_and_go(self, kernel: HostKernel) -> None:
+        there: tuple[Step, ...] = (NETWORKS_TABLE, BRIDGE, GATEWAY)
         await kernel.ensure(there)
         for _ in range(2):
-            assert await kernel.ensure((MASQUERADED, RESOLVER, PORT53)) == [CREATED] * 3
-            await kernel.remove((PORT53, RESOLVER, MASQUERADED))
-            assert await whats(kernel, *there, MASQUERADED, RESOLVER, PORT53) == ["missing"] * 3
+            assert await kernel.ensure((HOME, RESOLVER, PORT53)) == [CREATED] * 3
+            await kernel.remove((PORT53, RESOLVER, HOME))
+            assert await whats(kernel, *there, HOME, RESOLVER, PORT53) == ["missing"] * 3

@@ -7,16 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from ipaddress import IPv4Address
 from uuid import uuid4
 
 import pytest
 
+from netplug.drivers.tables import text
 from netplug.errors import NetplugError
-from netplug.kernel.firewall.nftables import Tables
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER
-from netplug.kernel.sandbox.interception import TABLE, Interception, redirect_dns
+from netplug.kernel.sandbox.interception import MARK, TABLE, Interception, redirect_dns
 from netplug.kernel.sandbox.netns import netlink_in, open_netns, run_in
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
@@ -118,11 +117,10 @@ def test_what_a_former_life_left_is_taken_over(
 ) -> None:
     # Left by a kernel that knows no owners: one that does refuses the flag in the same way.
     fd = open_netns(path)
-    with netlink_in(fd, NETLINK_NETFILTER) as netlink:
-        os.close(fd)
-        unknown = replace(TABLE, flags=0x40)
-        assert redirect_dns(Tables(netlink), SERVER, 9, (unknown, TABLE)) is TABLE
-    assert TABLE.name in tables(path)
+    netlink = netlink_in(fd, NETLINK_NETFILTER)
+    os.close(fd)
+    redirect_dns(netlink, SERVER, 9, (0x40, 0)).close()
+    assert TABLE in tables(path)
     it = Interception(path, SERVER)
     with it.udp, it.tcp:
         for kind in KINDS:
@@ -149,7 +147,7 @@ def test_who_is_killed_leaves_the_server_alone_at_once(
     with subprocess.Popen([sys.executable, "-c", HOLD, path, str(SERVER)], stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline() == b"there\n"
-        assert TABLE.name in tables(path)
+        assert TABLE in tables(path)
         with pytest.raises(NetplugError, match="cannot be answered"):
             Interception(path, SERVER)
         process.kill()
@@ -184,6 +182,10 @@ def test_sandbox_that_is_gone_is_named(path: str) -> None:
     with pytest.raises(NetplugError, match=path) as caught:
         Interception(path, SERVER)
     assert caught.value.kind == "not_found"
+
+
+def test_mark_of_what_we_send_is_that_of_the_table() -> None:
+    assert f"meta mark {MARK:#x} accept" in text("resolver")
 
 
 def test_file_that_is_no_namespace_is_refused() -> None:

@@ -1,13 +1,14 @@
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
 pytest.register_assert_rewrite(
-    "kernel_suite", "living_suite", "ports_suite", "tables_suite", "tunnel_suite", "zone_suite"
+    "gate_suite", "kernel_suite", "living_suite", "ports_suite", "tables_suite", "tunnel_suite", "zone_suite"
 )
 
-from kernel_suite import FirewallSuite, KernelSuite  # noqa: E402
+from gate_suite import GateSuite  # noqa: E402
+from kernel_suite import KernelSuite  # noqa: E402
 from living_suite import LivingSuite  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402
 from tables_suite import TablesSuite  # noqa: E402
@@ -15,7 +16,18 @@ from tunnel_suite import TunnelSuite  # noqa: E402
 from zone_suite import ZoneSuite  # noqa: E402
 
 from netplug.drivers.api import Firewalld, HostFacts  # noqa: E402
-from netplug.drivers.steps import Bridge, IPAddress, IPInterface, Macvlan, Proto, Route, SourceRoute, Step, Veth  # noqa: E402
+from netplug.drivers.steps import (  # noqa: E402
+    Bridge,
+    FormerRules,
+    IPAddress,
+    IPInterface,
+    Macvlan,
+    Proto,
+    Route,
+    SourceRoute,
+    Step,
+    Veth,
+)
 from netplug.drivers.tunnel import Vxlan  # noqa: E402
 from netplug.drivers.zones import Zone  # noqa: E402
 from netplug.kernel.fake.kernel import FakeKernel  # noqa: E402
@@ -27,7 +39,6 @@ class FakeSurroundings:
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel
         self._foreign = kernel.foreign
-        self.chain = kernel.chain
         self.vanish = kernel.vanish
 
     def add_link(self, name: str, kind: str) -> None:
@@ -52,8 +63,12 @@ class FakeSurroundings:
         self._foreign.reserved.setdefault(container or RUNTIME, set()).add((proto, address, port))
         return RUNTIME
 
-    def fill_chain(self, family: int, table: str, chain: str, rules: Sequence[str]) -> None:
-        self._kernel.set_chain(family, table, chain, list(rules))
+    def have_rules(self, family: int, flavour: str) -> None:
+        facts = self._foreign.facts
+        self._foreign.facts = replace(facts, gates=(*facts.gates, (family, flavour)))
+
+    def leave_former_rules(self, family: int, flavour: str) -> None:  # noqa: ARG002
+        self._kernel.tamper(FormerRules())
 
     def sandbox(self) -> str:
         return "/run/netns/fake"
@@ -115,8 +130,10 @@ class TestFakeTunnels(TunnelSuite):
     pass
 
 
-class TestFakeFirewall(FirewallSuite):
-    pass
+class TestFakeGate(GateSuite):
+    @pytest.fixture
+    def flavour(self) -> str:
+        return "nft"
 
 
 class FakeFirewalld:

@@ -109,8 +109,8 @@ class TestFake(OutsideSuite):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 class TestLinux(LinuxHost, OutsideSuite):
     @pytest.fixture
-    async def kernel(self, around: LinuxSurroundings, backend: str) -> AsyncIterator[LinuxKernel]:  # noqa: ARG002
-        async with await LinuxKernel.open(backend, STEPS) as kernel:
+    async def kernel(self, around: LinuxSurroundings) -> AsyncIterator[LinuxKernel]:  # noqa: ARG002
+        async with await LinuxKernel.open(STEPS) as kernel:
             yield kernel
 
     async def test_it_is_in_the_kernel(self, kernel: LinuxKernel) -> None:
@@ -142,7 +142,7 @@ class TestLinux(LinuxHost, OutsideSuite):
 class TestOpening(LinuxHost):
     async def test_a_package_replaces_no_handler_of_ours(self) -> None:
         with pytest.raises(NetplugError, match="step type 'Bridge' has a handler"):
-            await LinuxKernel.open("", {Bridge: STEPS[Alias]})
+            await LinuxKernel.open({Bridge: STEPS[Alias]})
 
     async def test_a_handler_of_ours_that_is_missing_is_told_at_the_start(
         self, monkeypatch: pytest.MonkeyPatch
@@ -157,7 +157,7 @@ class TestOpening(LinuxHost):
             raise ValueError("the package has a fault")
 
         stored = Plan((ALIAS,)).to_json()
-        async with await LinuxKernel.open("", {Alias: fail}) as kernel:
+        async with await LinuxKernel.open({Alias: fail}) as kernel:
             assert await kernel.ensure((BRIDGE,)) == [Outcome.CREATED]
         with pytest.raises(ValueError, match="a plan has a step 'Alias', which is not known"):
             Plan.from_json(stored)

@@ -15,15 +15,15 @@ def loaded(*names):
 WORK = """
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from kernel_suite import BRIDGE, GATEWAY, IFB, VETH
-from netplug.drivers.ingress import Ingress
-from netplug.drivers.steps import Flows, Forwards, Guards, HostPort, IpSet, Proto, Route, Shape
+from kernel_suite import ANTISPOOF_TABLE, BRIDGE, GATEWAY, IFB, NETWORKS_TABLE, VETH
+from netplug.drivers.steps import Element, Flows, Gate, HostPort, Proto, Route, Shape
+from netplug.drivers.tables import NETWORKS
 from netplug.kernel.linux import LinuxKernel
 from netplug.kernel.sandbox import netns
 
 PLAIN = (
     BRIDGE, GATEWAY, replace(VETH, pinned=True), Route(ip_network("10.8.0.0/16"), BRIDGE.name, ip_address("10.9.0.7")),
-    IpSet("netplug-net4", "hash:net,iface", 4), Guards(), Forwards(4), Ingress(4),
+    NETWORKS_TABLE, ANTISPOOF_TABLE, Element(NETWORKS, "home4", "10.9.0.0/24 . np-test"), Gate(4, "nft"),
     HostPort(Proto.UDP, ip_address("0.0.0.0"), 5353), Flows(Proto.UDP, 5353, ip_address("10.9.0.2")),
 )
 LIMITED = (IFB, Shape(VETH.name, IFB.name, (8_000_000, 9_000_000), (65_536, 70_000)))

@@ -15,10 +15,11 @@ import pytest
 
 pytest.register_assert_rewrite("kernel_suite", "linux_host")
 
-from kernel_suite import gone  # noqa: E402
+from kernel_suite import NETWORKS_TABLE, gone  # noqa: E402
 from linux_host import LinuxHost, LinuxSurroundings, descriptors, run  # noqa: E402
 
-from netplug.drivers.steps import HostPort, IpSet, Member, Proto, Relay, Step  # noqa: E402
+from netplug.drivers.steps import Element, HostPort, Proto, Relay, Step  # noqa: E402
+from netplug.drivers.tables import NETWORKS  # noqa: E402
 from netplug.kernel.host import relays  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
 from netplug.kernel.sandbox.netns import open_netns, run_in  # noqa: E402
@@ -113,13 +114,11 @@ class Client:
         run("ip", "-n", name, "address", "add", f"{pool}2/{prefix}", "dev", "eth0", *nodad)
         run("ip", "-n", name, "link", "set", "eth0", "up")
         net = ip_network(f"{pool}0/{prefix}" if version == 4 else f"{pool}/{prefix}")
-        sets = ["net", *["out"] * (not internal)]
-        self.steps: list[Step] = [IpSet(f"netplug-{it}{version}", "hash:net,iface", version) for it in ("net", "out")]
-        self.steps += [Member(f"netplug-{it}{version}", net, link) for it in sets]
-        self.steps += [IpSet(f"netplug-if{version}", "hash:net,iface", version)]
+        elements = [("host", link, f"goto host_{'internal' if internal else 'open'}")]
         if not link.startswith("np-"):
-            everything = ip_network("0.0.0.0/0" if version == 4 else "::/0")
-            self.steps.append(Member(f"netplug-if{version}", everything, link))
+            elements = [("host", link, "jump host_bridge"), ("bridges", link, ""), ("internal", link, "")]
+        elements.append((f"home{version}", f"{net} . {link}", ""))
+        self.steps: list[Step] = [Element(NETWORKS, *it) for it in elements]
 
     def socket(self, kind: socket.SocketKind) -> socket.socket:
         fd = open_netns(self._netns)
@@ -141,7 +140,7 @@ class TestRelays(LinuxHost):
         internal = Client(around, version, 7, link, internal=True)
         other = Client(around, version, 8, "np-other", internal=False)
         made = [*steps(Proto.TCP, host, inside), *steps(Proto.UDP, host, inside)]
-        await kernel.ensure((*internal.steps, *other.steps, *made))
+        await kernel.ensure((NETWORKS_TABLE, *internal.steps, *other.steps, *made))
         loop = asyncio.get_running_loop()
         async with echoing(inside) as served, asyncio.timeout(DEADLINE_S):
             with internal.socket(socket.SOCK_STREAM) as sock:
@@ -155,7 +154,13 @@ class TestRelays(LinuxHost):
         access, index = kernel._relays._access, socket.if_nametoindex(link)
         local = "fe80::2" if version == 6 else "169.254.0.2"
         assert access.refuses(local, index), "of a link-local address nobody knows whose it is"
+        stranger = "2001:db8::9" if version == 6 else "192.0.2.9"
+        assert access.refuses(stranger, index) == (link != "lent"), "another host on a bridge that the user named"
+        assert not access.refuses(stranger, socket.if_nametoindex("np-other"))
         assert not access.refuses(internal.asks, socket.if_nametoindex("lo")), "the host itself"
+        run("nft", "flush", "ruleset")
+        assert access.refuses(other.asks, socket.if_nametoindex("np-other")), "nobody knows"
+        await kernel.ensure((NETWORKS_TABLE,))
         with socket.socket(socket.AF_INET6 if ":" in inside else socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.bind((inside, 7000))
             server.setblocking(False)

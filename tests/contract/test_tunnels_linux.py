@@ -12,12 +12,11 @@ pytest.register_assert_rewrite("kernel_suite", "tunnel_suite", "linux_host")
 from kernel_suite import BRIDGE, VETH, whats  # noqa: E402
 from linux_host import LinuxHost, LinuxSurroundings, run  # noqa: E402
 from living import until  # noqa: E402
-from owned import ENTRIES, TABLES  # noqa: E402
-from tunnel_suite import FDB, TUNNEL, VTEP, VXLAN, VXLAN6, TunnelSuite  # noqa: E402
+from tunnel_suite import FDB, FILTER, TUNNEL, VTEP, VTEP6, VXLAN, VXLAN6, TunnelSuite  # noqa: E402
 
 from netplug.drivers.naming import mark  # noqa: E402
-from netplug.drivers.steps import Proto  # noqa: E402
-from netplug.drivers.tunnel import Neighbour, Tunnels, Vxlan  # noqa: E402
+from netplug.drivers.steps import Element, Proto, Table  # noqa: E402
+from netplug.drivers.tunnel import Neighbour, Vxlan  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
 
@@ -109,11 +108,11 @@ class TestLinuxTunnels(LinuxHost, TunnelSuite):
             await kernel.ensure((BRIDGE, VXLAN))
 
     async def test_table_reads_back_as_nft_writes_it(self, kernel: LinuxKernel) -> None:
-        await kernel.ensure((Tunnels(4), Tunnels(6), TUNNEL, VTEP))
+        await kernel.ensure((FILTER, TUNNEL, VTEP, VTEP6))
         listing = " ".join(run("nft", "list", "ruleset").split())
-        assert "elements = { 4789 . 0.16.1.0 }" in listing
-        assert "elements = { 10.5.0.2 . 4789 . 0.16.1.0 }" in listing
-        assert "meta l4proto != udp return" in listing
-        assert "exthdr frag" in listing or "frag frag-off 0 drop" in listing
+        assert "elements = { 4789 . 0x1001 }" in listing
+        assert "elements = { 10.5.0.2 . 4789 . 0x1001 }" in listing
+        assert "elements = { fd00:5::2 . 4789 . 0x1001 }" in listing
         owned = await kernel.owned()
-        assert (owned.of(*TABLES), owned.of(*ENTRIES)) == ({Tunnels(4), Tunnels(6)}, {TUNNEL, VTEP})
+        assert {step.key for step in owned.of(Table)} == {FILTER.key}
+        assert owned.of(Element) == {TUNNEL, VTEP, VTEP6}

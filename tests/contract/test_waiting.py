@@ -12,18 +12,29 @@ import pytest
 
 pytest.register_assert_rewrite("kernel_suite", "linux_host", "rtnl_held", "tunnel_suite")
 
-from kernel_suite import BRIDGE, GATEWAY, HOST_MACVLAN, IFB, MACVLAN, VETH, gone, whats  # noqa: E402
+from kernel_suite import (  # noqa: E402
+    ANTISPOOF_TABLE,
+    BRIDGE,
+    GATEWAY,
+    HOST_MACVLAN,
+    IFB,
+    MACVLAN,
+    NETWORKS_TABLE,
+    VETH,
+    gone,
+    whats,
+)
 from linux_host import LinuxHost, LinuxSurroundings, run  # noqa: E402
 from rtnl_held import AT_MOST_S, Held, rtnl_held  # noqa: E402
-from tunnel_suite import VXLAN  # noqa: E402
+from tunnel_suite import VXLAN, WAYS  # noqa: E402
 
+from netplug.drivers import antispoof, tables, tunnel_tables  # noqa: E402
 from netplug.drivers.plan import Plan  # noqa: E402
 from netplug.drivers.steps import (  # noqa: E402
     Address,
     Announce,
+    Element,
     Flows,
-    Guard,
-    Guards,
     Hairpin,
     Loopback,
     Proto,
@@ -32,7 +43,8 @@ from netplug.drivers.steps import (  # noqa: E402
     Step,
     Sysctl,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts  # noqa: E402
+from netplug.drivers.tables import NETWORKS  # noqa: E402
+from netplug.drivers.tunnel import Fdb, Neighbour  # noqa: E402
 from netplug.errors import NetplugError  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.executor import Executor  # noqa: E402
@@ -42,7 +54,7 @@ from netplug.kernel.netlink import worker  # noqa: E402
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
 TICK_S, TICKS = 0.005, 40
-PLACES = (BRIDGE, VETH, GATEWAY, VXLAN, IFB, Guards(), Shortcuts(VXLAN.name))
+PLACES = (BRIDGE, VETH, GATEWAY, VXLAN, IFB, NETWORKS_TABLE, ANTISPOOF_TABLE, *WAYS)
 MAC, ADDRESS = "02:00:00:00:07:07", ip_address("10.9.0.7")
 
 
@@ -92,13 +104,15 @@ class TestLoop(LinuxHost):
             Announce(BRIDGE.name, MAC, ADDRESS),
             Fdb(VXLAN.name, MAC, ip_address("10.5.0.7")),
             Neighbour(VXLAN.name, ADDRESS, MAC),
-            Shortcut(VETH.name, VXLAN.name, VETH.peer_mac, (ADDRESS,)),
-            Remote(VXLAN.name, MAC),
-            Guard(VETH.name, VETH.peer_mac, (ADDRESS,)),
+            *tunnel_tables.shortcut(VETH.name, VXLAN.name, VETH.peer_mac, (ADDRESS,)),
+            tunnel_tables.remote(VXLAN.name, MAC),
+            *antispoof.own(VETH.name, VETH.peer_mac, (ADDRESS,)),
+            Element(NETWORKS, "home4", "10.9.0.0/24 . np-test"),
+            replace(NETWORKS_TABLE, name="netplug-host", text=tables.text("host_mode")),
             Flows(Proto.UDP, 8080, ADDRESS),
             Sysctl("net/ipv4/ip_forward", "1", "0"),
         ],
-        ids=lambda step: type(step).__name__,
+        ids=lambda step: step.key,
     )
     async def test_goes_on_while_steps_are_done(self, kernel: LinuxKernel, step: Step) -> None:
         await kernel.ensure(PLACES)

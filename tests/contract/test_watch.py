@@ -9,7 +9,9 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from netplug.drivers.steps import Address, Bridge, Chain, Jump, Veth
+from netplug.drivers import firewall
+from netplug.drivers.steps import Address, Bridge, Element, Gate, Veth
+from netplug.drivers.tables import NETWORKS
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
 from netplug.kernel.linux import LinuxKernel
 from netplug.kernel.netlink import route_watch, watch
@@ -20,8 +22,11 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes net
 BRIDGE = Bridge("np-test", "02:00:00:00:00:01", 1500)
 GATEWAY = Address("np-test", ip_interface("10.9.0.1/24"))
 VETH = Veth("nphtest", "npstest", "02:00:00:00:01:01", "02:00:00:00:02:01", 1500, "np-test")
-CHAIN = Chain(4, "filter", "NETPLUG-FORWARD", ("-j RETURN",))
-JUMP = Jump(4, "filter", "FORWARD", "-j NETPLUG-FORWARD")
+TABLE = firewall.table(NETWORKS, "networks")
+LED = Element(NETWORKS, "published4_any", "tcp . 8080", "10.9.0.2 . 80")
+GATE = Gate(4, "nft")
+LEGACY = Gate(4, "legacy")
+OURS = (BRIDGE, GATEWAY, VETH, TABLE, LED, GATE)
 VXLAN = Vxlan("npvtest", "fe:00:00:00:05:01", 1450, BRIDGE.name, 4097, ip_address("10.5.0.1"), 4789)
 FDB = Fdb(VXLAN.name, "02:00:00:00:06:02", ip_address("10.5.0.2"))
 NEIGHBOUR = Neighbour(BRIDGE.name, ip_address("10.9.0.2"), FDB.mac)
@@ -39,8 +44,8 @@ def _namespace() -> Iterator[None]:
 
 @pytest.fixture
 async def kernel(_namespace: None) -> AsyncIterator[LinuxKernel]:
-    async with await LinuxKernel.open("nft") as linux:
-        await linux.ensure((BRIDGE, GATEWAY, VETH, CHAIN, JUMP))
+    async with await LinuxKernel.open() as linux:
+        await linux.ensure(OURS)
         await expect_silence(linux)
         yield linux
 
@@ -78,6 +83,12 @@ async def expect_silence(kernel: LinuxKernel) -> None:
         "iptables-nft -F FORWARD",
         "iptables-nft -I FORWARD -j ACCEPT",
         "iptables-nft -F NETPLUG-FORWARD",
+        "nft flush ruleset",
+        "nft delete table inet netplug",
+        "nft flush chain inet netplug forward",
+        "nft insert rule inet netplug forward accept",
+        "nft delete element inet netplug published4_any { tcp . 8080 }",
+        "nft add element inet netplug published4_any { tcp . 8081 : 10.9.0.2 . 80 }",
     ],
 )
 async def test_what_others_do_to_ours_is_told(kernel: LinuxKernel, command: str) -> None:
@@ -87,14 +98,30 @@ async def test_what_others_do_to_ours_is_told(kernel: LinuxKernel, command: str)
 
 @pytest.mark.parametrize("command", ["ip link del nphtest", "ip address del 10.9.0.1/24 dev np-test"])
 async def test_what_an_earlier_life_made_is_watched_once_it_is_compared(kernel: LinuxKernel, command: str) -> None:
-    async with await LinuxKernel.open("nft") as later:
-        assert await later.drift((BRIDGE, GATEWAY, VETH, CHAIN, JUMP)) == []
+    async with await LinuxKernel.open() as later:
+        assert await later.drift(OURS) == []
         run(*command.split())
         await wait_for_word(later)
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["iptables-legacy -F FORWARD", "iptables-legacy -I FORWARD -j ACCEPT", "iptables-legacy -F NETPLUG-FORWARD"],
+)
+async def test_what_others_do_to_rules_of_iptables_legacy_is_told(kernel: LinuxKernel, command: str) -> None:
+    """The kernel tells of nothing; they are looked at each second."""
+    await kernel.ensure((LEGACY,))
+    await expect_silence(kernel)
+    run(*command.split())
+    await wait_for_word(kernel)
+    async with await LinuxKernel.open() as later:
+        assert len(await later.drift((LEGACY,))) == (command != "iptables-legacy -I FORWARD -j ACCEPT")
+        run("iptables-legacy", "-A", "FORWARD", "-j", "ACCEPT")
+        await wait_for_word(later)
+
+
 async def test_each_change_is_told_anew(kernel: LinuxKernel) -> None:
-    for command in ("iptables-nft -F FORWARD", "ip link del nphtest"):
+    for command in ("iptables-nft -F FORWARD", "nft delete table inet netplug", "ip link del nphtest"):
         run(*command.split())
         await wait_for_word(kernel)
 
@@ -108,10 +135,12 @@ async def test_what_others_do_to_theirs_is_passed_over(kernel: LinuxKernel) -> N
 
 
 async def test_what_we_do_is_passed_over(kernel: LinuxKernel) -> None:
-    await kernel.remove((JUMP, CHAIN, VETH))
+    await kernel.remove((GATE, LED, TABLE, VETH))
     await kernel.settle()
     await expect_silence(kernel)
-    await kernel.ensure((CHAIN, JUMP, VETH))
+    await kernel.ensure((TABLE, LED, GATE, VETH))
+    await expect_silence(kernel)
+    await kernel.ensure((replace(TABLE, text=TABLE.text + "\nset more { type ifname; }"),))
     await expect_silence(kernel)
     await kernel.remove((VETH, BRIDGE))
     await kernel.settle()

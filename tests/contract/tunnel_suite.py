@@ -5,11 +5,12 @@ from ipaddress import ip_address
 
 import pytest
 from kernel_suite import ADJUSTED, BRIDGE, CREATED, EQUAL, Surroundings, gone, refusal, whats
-from owned import FAST_PATH, FORWARDING
+from owned import FORWARDING
 
 from netplug.drivers.plan import Plan
-from netplug.drivers.steps import Step, Veth
-from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.steps import Element, Hook, Step, Veth
+from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
+from netplug.drivers.tunnel_tables import accepted, fast_path, filter_table, filtered, remote, shortcut
 from netplug.kernel.api import Kernel, StepError
 from netplug.kernel.executor import Executor
 
@@ -20,16 +21,16 @@ FDB6 = replace(FDB, vtep=ip_address("fd00:5::2"))
 EVERYBODY = replace(FDB, mac=NO_MAC)
 NEIGHBOUR = Neighbour(BRIDGE.name, ip_address("10.9.0.2"), FDB.mac)
 NEIGHBOUR6 = replace(NEIGHBOUR, address=ip_address("fd00:9::2"))
-TUNNEL = Tunnel(4, 4789, 4097)
-VTEP = Vtep(ip_address("10.5.0.2"), 4789, 4097)
-TUNNEL6 = replace(TUNNEL, family=6)
-VTEP6 = replace(VTEP, address=ip_address("fd00:5::2"))
+FILTER = filter_table()
+TUNNEL = filtered(4789, 4097)
+VTEP = accepted(ip_address("10.5.0.2"), 4789, 4097)
+VTEP6 = accepted(ip_address("fd00:5::2"), 4789, 4097)
 LINKS = (BRIDGE, VXLAN)
 VETH = Veth("nphtest", "npstest", "fe:00:00:00:01:01", "02:00:00:00:06:03", 1450, BRIDGE.name)
-WAYS = Shortcuts(VXLAN.name)
-WAY = Shortcut(VETH.name, VXLAN.name, VETH.peer_mac, (ip_address("10.9.0.3"), ip_address("fd00:9::3")))
-PORTS = (*LINKS, VETH, WAYS)
-REMOTE = Remote(VXLAN.name, FDB.mac)
+WAYS = fast_path(VXLAN.name).steps
+WAY = shortcut(VETH.name, VXLAN.name, VETH.peer_mac, (ip_address("10.9.0.3"), ip_address("fd00:9::3"))).steps
+PORTS = (*LINKS, VETH, *WAYS)
+REMOTE = remote(VXLAN.name, FDB.mac)
 
 
 class TunnelSuite:
@@ -47,14 +48,14 @@ class TunnelSuite:
             ((*LINKS, EVERYBODY), replace(EVERYBODY, vtep=ip_address("10.5.0.3"))),
             (LINKS, NEIGHBOUR),
             (LINKS, NEIGHBOUR6),
-            (LINKS, WAYS),
-            (PORTS, WAY),
-            ((*LINKS, WAYS), REMOTE),
-            ((), Tunnels(4)),
-            ((Tunnels(4),), TUNNEL),
-            ((Tunnels(6),), TUNNEL6),
-            ((Tunnels(4), TUNNEL), VTEP),
-            ((Tunnels(6), TUNNEL6), VTEP6),
+            (LINKS, WAYS[0]),
+            ((*LINKS, WAYS[0]), WAYS[1]),
+            *((PORTS, step) for step in WAY),
+            (PORTS, REMOTE),
+            ((), FILTER),
+            ((FILTER,), TUNNEL),
+            ((FILTER, TUNNEL), VTEP),
+            ((FILTER, TUNNEL), VTEP6),
         ],
         ids=lambda value: value.key if hasattr(value, "key") else "",
     )
@@ -82,10 +83,12 @@ class TunnelSuite:
             (LINKS, FDB),
             (LINKS, NEIGHBOUR),
             (LINKS, NEIGHBOUR6),
-            (LINKS, WAYS),
-            (PORTS, WAY),
-            ((*LINKS, WAYS), REMOTE),
-            ((), Tunnels(4)),
+            (LINKS, WAYS[0]),
+            *((PORTS, step) for step in WAY),
+            (PORTS, REMOTE),
+            ((), FILTER),
+            ((FILTER,), TUNNEL),
+            ((FILTER,), VTEP6),
         ],
         ids=lambda value: value.key if hasattr(value, "key") else "",
     )
@@ -151,52 +154,60 @@ class TunnelSuite:
         assert len((await kernel.owned()).of(*FORWARDING)) == 1
         await gone(kernel, other)
 
-    @pytest.mark.parametrize(
-        "other",
-        [
-            replace(WAY, mac="02:00:00:00:06:09"),
-            replace(WAY, addresses=WAY.addresses[:1]),
-        ],
-        ids=["mac", "addresses"],
-    )
-    async def test_shortcut_follows_its_step(self, kernel: Kernel, other: Shortcut) -> None:
-        await kernel.ensure((*PORTS, WAY))
-        assert len(await whats(kernel, other)) == 1
-        assert await kernel.ensure((other,)) == [ADJUSTED]
-        assert await whats(kernel, other) == []
-        assert await kernel.ensure((other,)) == [EQUAL]
-        await gone(kernel, other)
-        assert (await kernel.owned()).of(*FAST_PATH) == {WAYS}
+    async def test_mac_is_forwarded_to_the_port_that_has_it_now(self, kernel: Kernel) -> None:
+        new = replace(VETH, name="nphnew", peer="npsnew", mac="fe:00:00:00:01:02")
+        await kernel.ensure((*PORTS, *WAY, new))
+        moved = shortcut(new.name, VXLAN.name, VETH.peer_mac, ()).steps
+        assert await whats(kernel, *moved) == [f"is {VETH.name}, not {new.name}", "missing"]
+        assert await kernel.ensure(moved) == [ADJUSTED, CREATED]
+        assert await whats(kernel, *moved) == []
+        assert await kernel.ensure(moved) == [EQUAL, EQUAL]
 
-    @pytest.mark.parametrize("step", [WAY, REMOTE], ids=lambda step: step.key)
-    async def test_shortcut_without_its_table_is_refused(self, kernel: Kernel, step: Step) -> None:
+    @pytest.mark.parametrize("step", [*WAY, REMOTE, TUNNEL, VTEP, VTEP6], ids=lambda step: step.key)
+    async def test_element_without_its_table_is_refused(self, kernel: Kernel, step: Element | Hook) -> None:
         await kernel.ensure((*LINKS, VETH))
         error = await refusal(kernel, step)
-        assert (error.kind, VXLAN.name in error.message) == ("not_found", True)
+        assert (error.kind, step.table in error.message) == ("not_found", True)
         await gone(kernel, step)
 
+    @pytest.mark.parametrize("step", [WAYS[1], *WAY], ids=lambda step: step.key)
+    async def test_fast_path_without_its_links_is_refused(self, kernel: Kernel, step: Step) -> None:
+        await kernel.ensure((WAYS[0],))
+        error = await refusal(kernel, step)
+        assert error.kind == "not_found"
+        assert {name for name in (VETH.name, VXLAN.name) if name in error.message}
+        await gone(kernel, step)
+        assert (await kernel.owned()).of(Element, Hook) == frozenset()
+
     async def test_many_remote_macs_come_and_go_at_once(self, kernel: Kernel) -> None:
-        remote = [Remote(VXLAN.name, f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}") for number in range(600)]
-        assert set(await kernel.ensure((*LINKS, WAYS, *remote[::2]))) == {CREATED}
-        assert await kernel.ensure(remote) == [EQUAL, CREATED] * 300
-        await gone(kernel, *remote[1:])
-        assert (await kernel.owned()).of(*FAST_PATH) == {WAYS, remote[0]}
-        assert await whats(kernel, *remote[:2]) == ["missing"]
+        macs = [f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}" for number in range(600)]
+        steps = [remote(VXLAN.name, mac) for mac in macs]
+        assert set(await kernel.ensure((*LINKS, *WAYS, *steps[::2]))) == {CREATED}
+        assert await kernel.ensure(steps) == [EQUAL, CREATED] * 300
+        await gone(kernel, *steps[1:])
+        assert (await kernel.owned()).of(Element) == {steps[0]}
+        assert await whats(kernel, *steps[:2]) == ["missing"]
 
-    async def test_remote_macs_outlive_the_rules_of_their_table(self, kernel: Kernel, around: Surroundings) -> None:
-        await kernel.ensure((*PORTS, REMOTE, WAY))
-        around.lose(VXLAN)
-        await kernel.ensure((*PORTS, WAY))
-        assert await whats(kernel, *PORTS, REMOTE, WAY) == []
-
-    async def test_shortcuts_follow_links_that_were_made_anew(self, kernel: Kernel, around: Surroundings) -> None:
-        await kernel.ensure((*PORTS, WAY))
+    async def test_fast_path_follows_links_that_were_made_anew(self, kernel: Kernel, around: Surroundings) -> None:
+        await kernel.ensure((*PORTS, REMOTE, *WAY))
         for link in (VETH, VXLAN):
             around.lose(link)
-            assert await whats(kernel, link, WAY) == ["missing", "missing"]
-            await kernel.ensure((*PORTS, WAY))
-            assert await whats(kernel, *PORTS, WAY) == []
-        await gone(kernel, WAY, WAYS)
+            what = await whats(kernel, *PORTS, REMOTE, *WAY)
+            assert what[0] == "missing"
+            assert len(what) > 1
+            await kernel.ensure((*PORTS, REMOTE, *WAY))
+            assert await whats(kernel, *PORTS, REMOTE, *WAY) == []
+        await gone(kernel, *WAY, *WAYS)
+
+    async def test_fast_path_goes_with_its_links(self, kernel: Kernel, around: Surroundings) -> None:
+        before = around.snapshot()
+        await kernel.ensure((*PORTS, REMOTE, *WAY))
+        for link in (VETH, VXLAN):
+            around.lose(link)
+        await gone(kernel, REMOTE, *WAY[::-1])
+        assert (await kernel.owned()).of(Element) == frozenset()
+        await gone(kernel, *PORTS[::-1])
+        assert around.snapshot() == before
 
     async def test_foreign_holder_of_the_vni_is_named(self, kernel: Kernel, around: Surroundings) -> None:
         around.add_vxlan("flannel.1", VXLAN.vni, VXLAN.port)
@@ -244,10 +255,6 @@ class TunnelSuite:
             (VXLAN, BRIDGE.name),
             (FDB, VXLAN.name),
             (NEIGHBOUR, BRIDGE.name),
-            (WAYS, VXLAN.name),
-            (WAY, VXLAN.name),
-            (TUNNEL, "IPv4 tunnels"),
-            (VTEP6, "IPv6 tunnels"),
         ],
         ids=lambda value: value.key if hasattr(value, "key") else "",
     )

@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from netplug.cluster.cluster import Cluster
-from netplug.engine import Engine
+from netplug.engine import Engine, host_firewall
 from netplug.engine.audit import audit
 from netplug.engine.conditions import Difference
 from netplug.engine.pruning import DockerKnows
@@ -25,7 +25,7 @@ from netplug.engine.records import EndpointRecord
 from netplug.errors import NetplugError, Reportable
 from netplug.errors.validation import wrong
 from netplug.frontends.http import Failure, guard
-from netplug.frontends.rest import ipam_wire, ports_wire, prune_wire, update_wire, wire
+from netplug.frontends.rest import firewall_wire, ipam_wire, ports_wire, prune_wire, update_wire, wire
 from netplug.frontends.rest.names import Names, NamesApi
 from netplug.ipam.pool import GLOBAL, Pool
 from netplug.names import dns_records
@@ -252,6 +252,10 @@ class _Api:
     async def repair(self) -> wire.Differences:
         return _differences(await self._reconciler.repair())
 
+    async def firewall(self) -> firewall_wire.FirewallOut:
+        found = await host_firewall.look(self._engine.kernel.firewall, self._engine.base_plan)
+        return firewall_wire.FirewallOut.model_validate(found)
+
 
 def _differences(found: list[Difference]) -> wire.Differences:
     return wire.Differences(differences=[wire.DifferenceOut.of(one) for one in found])
@@ -282,6 +286,7 @@ def _router(api: _Api, names: NamesApi) -> APIRouter:
         ("POST", "/dns/query", names.query, 200),
         ("GET", "/diff", api.diff, 200),
         ("POST", "/repair", api.repair, 200),
+        ("GET", "/firewall", api.firewall, 200),
     )
     for method, path, endpoint, status in routes:
         router.add_api_route(path, endpoint, methods=[method], status_code=status)

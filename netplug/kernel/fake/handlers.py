@@ -3,47 +3,41 @@
 One line is enough for a type that is there or not, and needs nothing else: `FakeHandler()`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from netplug.drivers import firewalld
-from netplug.drivers.ingress import Ingress
 from netplug.drivers.steps import (
     Address,
     Announce,
     Bridge,
-    Chain,
+    Element,
     Flows,
-    Forward,
-    Forwards,
-    Guard,
-    Guards,
+    FormerRules,
+    Gate,
     Hairpin,
+    Hook,
     HostPort,
     Ifb,
-    IpSet,
-    Jump,
     Loopback,
     Macvlan,
-    Member,
+    Passage,
     Relay,
     Resolver,
     Route,
-    Rule,
     Shape,
     SourceRoute,
     Step,
     Sysctl,
+    Table,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.drivers.zones import ZONE, Zone
 from netplug.kernel.api import MISSING, Outcome, StepError
-from netplug.kernel.fake import links, tunnels
+from netplug.kernel.fake import links, tables, tunnels
 from netplug.kernel.fake.world import World, comparable
-from netplug.kernel.firewall import iptables_rules
-from netplug.kernel.firewall.iptables_rules import FirewallStep, Transaction
 
 _LONGEST_NAME = 15
 """Bytes of the name of a link (IFNAMSIZ, with the final zero)."""
@@ -94,8 +88,8 @@ def _with_all(world: World, step: Step) -> None:
     _forget(world, step)
 
 
-def _in_place(world: World, step: Member | Relay | Guard | Forward) -> Outcome:
-    world.wants_home(step)
+def _ensure_relay(world: World, step: Relay) -> Outcome:
+    world.wants_port(step)
     return world.plain(step)
 
 
@@ -141,60 +135,10 @@ def _route_drift(world: World, step: Route) -> str:
 # Firewall
 
 
-def ensure_rules(world: World, steps: Sequence[FirewallStep]) -> list[Outcome]:
-    """Apply chains and rules of one IP version, all or none."""
-    family = steps[0].family
-    transaction = Transaction(world.firewall[family].copy())
-    done = [transaction.ensure(step) for step in steps]
-    world.firewall[family] = transaction.model
-    for step in steps:
-        world.state[step.key] = step
-        if isinstance(step, Rule):
-            # The rule of a chain that was lost has brought it back.
-            chain = Chain(step.family, step.table, step.chain, open=True)
-            world.state.setdefault(chain.key, chain)
-    return done
-
-
-def _ensure_rule(world: World, step: FirewallStep) -> Outcome:
-    return ensure_rules(world, (step,))[0]
-
-
-def _remove_rule(world: World, step: FirewallStep) -> None:
-    Transaction(world.firewall[step.family]).remove(step)
-    if isinstance(step, Chain):
-        world.cascade(step)
-    _forget(world, step)
-
-
-def _rule_drift(world: World, step: FirewallStep) -> str:
-    return iptables_rules.drift(world.firewall[step.family], step)
-
-
-def _chains(world: World) -> Iterable[Step]:
-    found = ((family, *chain) for family, model in world.firewall.items() for chain in model.ours())
-    return (Chain(family, table, name, open=True) for family, table, name, _ in found)
-
-
-def _rules(world: World) -> Iterable[Step]:
-    found = ((family, *chain) for family, model in world.firewall.items() for chain in model.ours())
-    return (Rule(family, table, name, rule) for family, table, name, rules in found for rule in rules)
-
-
-def _ensure_set(world: World, step: IpSet) -> Outcome:
-    if "ipset" in world.foreign.lacks:
-        raise StepError("unavailable", step, "the kernel has no sets (CONFIG_IP_SET)")
-    before = world.state.get(step.key)
-    if isinstance(before, IpSet) and before != step and world.members(step.name):
-        words = f"set {step.name!r} is a {before.type} of IPv{before.family}, not {step.type}, and not empty"
-        raise StepError("exists", step, words)
+def _ensure_passage(world: World, step: Passage) -> Outcome:
+    gate = Gate(step.family, step.flavour)
+    world.state.setdefault(gate.key, gate)
     return world.plain(step)
-
-
-def _remove_set(world: World, step: IpSet) -> None:
-    if world.referenced(step.name):
-        raise StepError("internal", step, f"set {step.name!r} is used by firewall rules", hint="see iptables-save")
-    _with_all(world, step)
 
 
 # The host
@@ -247,19 +191,10 @@ def _zone_drift(world: World, step: Zone) -> str:
 
 
 HANDLERS: Mapping[type[Step], FakeHandler] = {
-    IpSet: FakeHandler(_ensure_set, _remove_set, owned=_all(IpSet), puts_back=True),
-    Member: FakeHandler(_in_place, owned=_all(Member)),
-    Chain: FakeHandler(_ensure_rule, _remove_rule, _rule_drift, _chains),
-    Rule: FakeHandler(_ensure_rule, _remove_rule, _rule_drift, _rules),
-    Jump: FakeHandler(_ensure_rule, _remove_rule, _rule_drift),
-    Guards: FakeHandler(remove=_with_all, owned=_all(Guards)),
-    Forwards: FakeHandler(remove=_with_all, owned=_all(Forwards)),
-    Tunnels: FakeHandler(remove=_with_all, owned=_all(Tunnels)),
-    Ingress: FakeHandler(owned=_all(Ingress)),
-    Guard: FakeHandler(_in_place, owned=_all(Guard), puts_back=True),
-    Forward: FakeHandler(_in_place, owned=_all(Forward), puts_back=True),
-    Tunnel: FakeHandler(tunnels.ensure_source, owned=_all(Tunnel)),
-    Vtep: FakeHandler(tunnels.ensure_source, owned=_all(Vtep)),
+    Table: FakeHandler(tables.ensure_table, _with_all, tables.table_drift, _all(Table)),
+    FormerRules: FakeHandler(owned=_all(FormerRules)),
+    Gate: FakeHandler(remove=_with_all, owned=_all(Gate)),
+    Passage: FakeHandler(_ensure_passage, owned=_all(Passage)),
     Sysctl: FakeHandler(_ensure_sysctl, _remove_sysctl, World.sysctl_drift, keeps=False),
     Bridge: FakeHandler(links.ensure_link, _with_all, _link_drift, _links),
     Vxlan: FakeHandler(tunnels.ensure_vxlan, _with_all, _link_drift),
@@ -276,11 +211,12 @@ HANDLERS: Mapping[type[Step], FakeHandler] = {
     Neighbour: FakeHandler(tunnels.ensure_neighbour, owned=_all(Neighbour), puts_back=True),
     Loopback: FakeHandler(World.raise_loopback, drift=World.loopback_drift, keeps=False),
     Resolver: FakeHandler(links.ensure_resolver),
-    Shortcuts: FakeHandler(tunnels.ensure_shortcuts, _with_all, owned=_all(Shortcuts)),
-    Shortcut: FakeHandler(tunnels.ensure_shortcut, owned=_all(Shortcut)),
-    Remote: FakeHandler(tunnels.ensure_remote, owned=_all(Remote)),
+    Element: FakeHandler(
+        tables.ensure_element, tables.remove_element, tables.element_drift, _all(Element), puts_back=True
+    ),
+    Hook: FakeHandler(tables.ensure_hook, drift=tables.hook_drift, owned=_all(Hook), puts_back=True),
     HostPort: FakeHandler(_ensure_port, puts_back=True),
-    Relay: FakeHandler(_in_place, puts_back=True),
+    Relay: FakeHandler(_ensure_relay, puts_back=True),
     Flows: FakeHandler(drift=_never),
     Zone: FakeHandler(_ensure_zone, drift=_zone_drift, keeps=False),
 }

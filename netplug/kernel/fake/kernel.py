@@ -7,15 +7,14 @@ links, addresses and routes; a sandbox is there until `vanish`. What others own 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from types import MappingProxyType
 
 from netplug.drivers import port_ranges
 from netplug.drivers.api import HostFacts
+from netplug.drivers.firewall import RESOLVER_PORT
 from netplug.drivers.steps import (
     Address,
-    Chain,
-    Forward,
+    Element,
     HostPort,
     IPNetwork,
     Macvlan,
@@ -24,16 +23,16 @@ from netplug.drivers.steps import (
     Route,
     SourceRoute,
     Step,
+    Table,
     Veth,
 )
 from netplug.kernel.api import Before, Comparison, Done, Drift, Outcome, Owned, StepError
-from netplug.kernel.fake.handlers import HANDLERS, FakeHandler, ensure_rules
+from netplug.kernel.fake.handlers import HANDLERS, FakeHandler
 from netplug.kernel.fake.interception import FakeInterception
 from netplug.kernel.fake.ports import FakePorts
-from netplug.kernel.fake.services import FakeChanges, FakeProbe, FakeResolvers, FakeSandboxes
+from netplug.kernel.fake.services import FakeChanges, FakeFirewall, FakeProbe, FakeResolvers, FakeSandboxes
+from netplug.kernel.fake.tables import lose_table
 from netplug.kernel.fake.world import Foreign, World
-from netplug.kernel.firewall import iptables_rules
-from netplug.kernel.firewall.iptables_rules import FIREWALL_STEPS, Transaction
 from netplug.kernel.progress import Progress, merged
 from netplug.tasks.signal import Signal
 
@@ -74,13 +73,10 @@ class FakeKernel:
     def lose(self, key: str) -> None:
         """Let someone else delete an object, with all that hangs on it."""
         step = self._world.state.pop(key, None)
+        if isinstance(step, Table):
+            lose_table(self._world, step)
         if step:
             self._world.cascade(step)
-            if isinstance(step, FIREWALL_STEPS):
-                transaction = Transaction(self._world.firewall[step.family])
-                opened = set(self._world.firewall[step.family].opened)
-                transaction.remove(step)
-                self._world.firewall[step.family].opened = opened
 
     def vanish(self, netns: str) -> None:
         """Destroy a sandbox."""
@@ -111,33 +107,22 @@ class FakeKernel:
     def tamper(self, step: Step) -> None:
         """Let someone else change an object of ours to be as this step says."""
         self._world.state[step.key] = step
-        if isinstance(step, Chain):
-            self._world.firewall[step.family].put(step.table, step.name, list(step.rules))
 
-    def set_chain(self, family: int, table: str, chain: str, content: list[str]) -> None:
-        """Let others fill a chain, built in or theirs."""
-        self._world.firewall[family].put(table, chain, content)
-
-    def chain(self, family: int, table: str, chain: str) -> tuple[str, ...] | None:
-        """Return the rules of a chain as they stand, None when there is none."""
-        found = self._world.firewall[family].chain(table, chain)
-        return None if found is None else tuple(found)
-
-    def forwards(self) -> list[Forward | Relay]:
-        """Return the ports that lead to containers; relayed ones only where they are of one address alone."""
-        found = [step for step in self._world.state.values() if isinstance(step, Forward | Relay)]
-        # Port 53 of a gateway leads to the host itself: see `Resolver`.
-        abroad = [step for step in found if isinstance(step, Relay) or step.host != step.address]
-        return [step for step in abroad if isinstance(step, Forward) or not step.host.is_unspecified]
+    def leads(self) -> list[Element | Relay]:
+        """Return what leads published ports to containers; relayed ones only where they are of one address alone."""
+        found = [step for step in self._world.state.values() if isinstance(step, Relay) or port_ranges.leads(step)]
+        resolver = f" . {RESOLVER_PORT}"  # port 53 of a gateway leads to the host itself: see `Resolver`
+        return [
+            step
+            for step in found
+            if (isinstance(step, Relay) and not step.host.is_unspecified)
+            or (isinstance(step, Element) and step.set.startswith("published") and not step.data.endswith(resolver))
+        ]
 
     def dump(self) -> str:
-        """Return all that is ours and the content of all chains, as text: what to compare in a test."""
+        """Return all that is ours, as text: what to compare in a test."""
         lines = [*map(str, sorted(self._world.state))]
         lines += [f"sysctl {name}={value}" for name, value in sorted(self._world.sysctls.items())]
-        for family, model in self._world.firewall.items():
-            for table, chains in sorted(model.tables.items()):
-                for name, content in sorted(chains.items()):
-                    lines += [f"IPv{family} {table} {name}: {rule}" for rule in content]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -151,18 +136,10 @@ class FakeKernel:
         """Apply the steps; see `Kernel`."""
         self.calls.append(("ensure", len(steps)))
         done: list[Outcome] = [] if outcomes is None else outcomes
-        for family, run in groupby(steps, lambda step: step.family if isinstance(step, FIREWALL_STEPS) else 0):
-            if family:
-                await asyncio.sleep(0)
-                together = [step for step in run if isinstance(step, FIREWALL_STEPS)]
-                for rule in together:
-                    self._fail(rule)
-                done += ensure_rules(self._world, together)
-                continue
-            for step in run:
-                await asyncio.sleep(0)
-                self._fail(step)
-                Progress(done, before).record(step, self._ensure_whole(step))
+        for step in steps:
+            await asyncio.sleep(0)
+            self._fail(step)
+            Progress(done, before).record(step, self._ensure_whole(step))
         return done
 
     async def remove(self, steps: Sequence[Step]) -> None:
@@ -186,6 +163,7 @@ class FakeKernel:
 
     async def compare(self, steps: Sequence[Step]) -> Comparison:
         """Return drift, owned and facts; see `Kernel`."""
+        self._world.remembers = True
         return Comparison(tuple(await self.drift(steps)), await self.owned(), await self.facts())
 
     async def owned(self) -> Owned:
@@ -220,12 +198,6 @@ class FakeKernel:
                 for link, value in self.foreign.facts.advertised
                 if link in self._world.names()
             ),
-            chains=tuple(
-                (family, name)
-                for family, model in self._world.firewall.items()
-                for name in sorted(model.tables["filter"])
-                if not name.startswith(iptables_rules.PREFIX)
-            ),
         )
 
     async def settle(self) -> None:
@@ -256,12 +228,19 @@ class FakeKernel:
         """The events that tests set."""
         return FakeChanges(self.changed, self.committed, self.moved, self.rerouted)
 
+    @property
+    def firewall(self) -> FakeFirewall:
+        """What tests have put into `Foreign.firewall`."""
+        return FakeFirewall(self.foreign.firewall)
+
     async def close(self) -> None:
         """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""
         self.changed = asyncio.Event()
         self.committed = asyncio.Event()
         self.moved = Signal()
         self.rerouted = asyncio.Event()
+        self._world.lost.clear()
+        self._world.remembers = False
         for step in list(self._world.state.values()):
             if isinstance(step, HostPort | Relay | Resolver):
                 del self._world.state[step.key]

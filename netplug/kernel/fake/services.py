@@ -9,6 +9,7 @@ from netplug.drivers.steps import IPAddress, Route
 from netplug.errors import NetplugError
 from netplug.kernel.fake.interception import FakeInterception
 from netplug.kernel.fake.world import World
+from netplug.kernel.firewall.api import FirewallReport
 from netplug.kernel.sandbox.api import Serve
 from netplug.tasks.signal import Signal
 
@@ -90,3 +91,14 @@ class FakeChanges:
     def routes(self) -> asyncio.Event:
         """Return the event that says that routes changed."""
         return self.rerouted
+
+
+class FakeFirewall:
+    """The firewall that a test has made up."""
+
+    def __init__(self, report: FirewallReport) -> None:
+        self._report = report
+
+    async def report(self) -> FirewallReport:
+        """Return it."""
+        return self._report

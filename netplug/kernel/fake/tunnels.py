@@ -1,6 +1,6 @@
 """VXLAN links and their forwarding entries in the fake kernel. It refuses what the real kernel refuses."""
 
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.kernel.api import Outcome, StepError
 from netplug.kernel.fake.world import World
 
@@ -9,38 +9,6 @@ def ensure_neighbour(world: World, step: Neighbour) -> Outcome:
     """Add a neighbour."""
     world.wants_link(step, step.link, None)
     return world.plain(step)
-
-
-def ensure_shortcuts(world: World, step: Shortcuts) -> Outcome:
-    """Add a table of the fast path."""
-    world.wants_link(step, step.vxlan, None)
-    return world.plain(step)
-
-
-def ensure_shortcut(world: World, step: Shortcut) -> Outcome:
-    """Add a port of the fast path."""
-    world.wants_link(step, step.vxlan, None)
-    world.wants_link(step, step.link, None)
-    _wants_table(world, step)
-    return world.plain(step)
-
-
-def ensure_remote(world: World, step: Remote) -> Outcome:
-    """Add a remote MAC of the fast path."""
-    _wants_table(world, step)
-    return world.plain(step)
-
-
-def ensure_source(world: World, step: Tunnel | Vtep) -> Outcome:
-    """Add a VNI, or a VTEP that may send frames of it."""
-    if f"tunnels/{step.family}" not in world.state:
-        raise StepError("not_found", step, f"the table of IPv{step.family} tunnels is missing")
-    return world.plain(step)
-
-
-def _wants_table(world: World, step: Shortcut | Remote) -> None:
-    if Shortcuts(step.vxlan).key not in world.state:
-        raise StepError("not_found", step, f"the table of shortcuts of link {step.vxlan!r} is missing")
 
 
 def ensure_vxlan(world: World, step: Vxlan) -> Outcome:

@@ -9,43 +9,33 @@ from netplug.drivers.api import Firewalld, HostFacts, LinkFacts
 from netplug.drivers.steps import (
     Address,
     Bridge,
-    Chain,
-    Forward,
-    Forwards,
-    Guard,
-    Guards,
+    Element,
+    Gate,
     Hairpin,
+    Hook,
     HostPort,
     Ifb,
     IPAddress,
     IPInterface,
-    IpSet,
-    Jump,
     Loopback,
     Macvlan,
-    Member,
+    Passage,
     Proto,
     Relay,
     Resolver,
     Route,
-    Rule,
     Shape,
     SourceRoute,
     Step,
     Sysctl,
+    Table,
     Veth,
 )
-from netplug.drivers.tunnel import Fdb, Neighbour, Remote, Shortcut, Shortcuts, Tunnel, Tunnels, Vtep, Vxlan
+from netplug.drivers.tunnel import Fdb, Neighbour, Vxlan
 from netplug.drivers.zones import ZONE, Zone
 from netplug.kernel.api import MISSING, Outcome, StepError
-from netplug.kernel.firewall.iptables_rules import Model
+from netplug.kernel.firewall.api import FirewallReport
 from netplug.kernel.host import ports
-
-_BUILT_IN = {
-    "filter": ("INPUT", "FORWARD", "OUTPUT"),
-    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
-    "raw": ("PREROUTING", "OUTPUT"),
-}
 
 
 @dataclass(slots=True)
@@ -54,9 +44,9 @@ class Foreign:
 
     `links`: kind by name. `mtus`: those that are not 1500. `forwarding_entries`: MACs of stations by address, on every
     segment. `ports`: in use by other processes. `reserved`: bound by runtimes, by process or container. `lacks`: kernel
-    features that are missing, of "sctp", "ipset"; also "message bus", to ask firewalld by. `missing_sysctls`: names.
-    `tunnels`: VNI and UDP port of vxlan links. `facts`: source of `mtu`, `uplink` and `firewalld`.
-    `descriptors`: free file descriptors of this process. `gateways`: of default routes that a runtime made, by sandbox.
+    features that are missing: "sctp". `missing_sysctls`: names. `tunnels`: VNI and UDP port of vxlan links.
+    `facts`: source of `mtu` and `uplink`. `descriptors`: free file descriptors of this process.
+    `gateways`: of default routes that a runtime made, by sandbox.
     """
 
     forwarding_entries: dict[IPAddress, str] = field(default_factory=dict)
@@ -70,15 +60,17 @@ class Foreign:
     lacks: set[str] = field(default_factory=set)
     tunnels: dict[str, tuple[int, int]] = field(default_factory=dict)
     facts: HostFacts = field(default_factory=HostFacts)
+    firewall: FirewallReport = field(default_factory=FirewallReport)
     descriptors: int = 1 << 20
     gateways: dict[str, set[IPAddress]] = field(default_factory=dict)
 
 
 class World:
-    """Our objects by key, all firewall chains, and the foreign objects.
+    """Our objects by key, and the foreign objects.
 
     `away`: the sandbox into which a runtime moved a link, or the sandbox side of a veth, by key. `tuned`: the MTU that
-    such a link has in its sandbox, or a tunable one, if it is not that of its step; by key.
+    such a link has in its sandbox, or a tunable one, if it is not that of its step; by key. `lost`: tables that others
+    deleted, with their elements. `remembers`: this process knows of them: it put them there, or has looked at all.
     """
 
     def __init__(self, foreign: Foreign) -> None:
@@ -90,10 +82,8 @@ class World:
         self.looped: set[str] = set()
         self.away: dict[str, str] = {}
         self.tuned: dict[str, int] = {}
-        self.firewall = {
-            family: Model({table: {name: [] for name in chains} for table, chains in _BUILT_IN.items()})
-            for family in (4, 6)
-        }
+        self.lost: dict[str, tuple[Table, list[Element]]] = {}
+        self.remembers = True
 
     def firewalld(self) -> Firewalld | None:
         """Return what firewalld's rules say, with our links in its zone."""
@@ -166,20 +156,10 @@ class World:
             where = f" in sandbox {netns}" if netns else ""
             raise StepError("not_found", step, f"link {name!r} is missing{where}")
 
-    def wants_home(self, step: Member | Relay | Guard | Forward) -> None:
-        """Raise an error if the set, table or port that a step belongs to is missing."""
-        match step:
-            case Member():
-                key, words = f"set/{step.set}", f"set {step.set!r} is missing"
-            case Relay():
-                key = HostPort(step.proto, step.host, step.port).key
-                words = f"port {step.port}/{step.proto} of [{step.host}] is not reserved"
-            case Guard():
-                key, words = "guards", "the anti-spoofing table is missing"
-            case Forward():
-                key, words = f"forwards/{step.family}", f"the table of IPv{step.family} published ports is missing"
-        if key not in self.state:
-            raise StepError("not_found", step, words)
+    def wants_port(self, step: Relay) -> None:
+        """Raise an error if the port that a step serves is not reserved."""
+        if HostPort(step.proto, step.host, step.port).key not in self.state:
+            raise StepError("not_found", step, f"port {step.port}/{step.proto} of [{step.host}] is not reserved")
 
     def raise_loopback(self, step: Loopback) -> Outcome:
         """Set a sandbox's loopback link up."""
@@ -258,20 +238,6 @@ class World:
         ]
         return any(step.gateway in net for net in nets if step.gateway)
 
-    def members(self, name: str) -> list[str]:
-        """Return the keys of a set's members."""
-        return [key for key, step in self.state.items() if isinstance(step, Member) and step.set == name]
-
-    def referenced(self, name: str) -> bool:
-        """Return whether any rule uses a set."""
-        return any(
-            f" {name} " in f"{rule} "
-            for model in self.firewall.values()
-            for chains in model.tables.values()
-            for content in chains.values()
-            for rule in content
-        )
-
     def port_problem(self, step: HostPort, make: Callable[[str, str, str], ports.Problem]) -> ports.Problem | None:
         """Return the error for a port that cannot be reserved, None if it can."""
         if step.proto in self.foreign.lacks:
@@ -298,22 +264,12 @@ def _depends_on(step: Step, other: Step) -> bool:
 
 
 def _is_element_of(step: Step, other: Step) -> bool:
-    """Return whether the second step is an element, rule or jump of the first, a set, chain or table."""
+    """Return whether the second step is in the first, a table or gate."""
     match step, other:
-        case IpSet(), Member():
-            return other.set == step.name
-        case Chain(), Rule():
-            return (other.family, other.table, other.chain) == (step.family, step.table, step.name)
-        case Chain(), Jump():
-            return (other.family, other.table, other.target) == (step.family, step.table, step.name)
-        case Guards(), Guard():
-            return True
-        case Forwards(), Forward():
-            return other.family == step.family
-        case Shortcuts(), (Shortcut() | Remote()):
-            return other.vxlan == step.vxlan
-        case Tunnels(), (Tunnel() | Vtep()):
-            return other.family == step.family
+        case Table(), (Element() | Hook()):
+            return other.table == f"{step.family} {step.name}"
+        case Gate(), Passage():
+            return (other.family, other.flavour) == (step.family, step.flavour)
     return False
 
 
@@ -344,8 +300,10 @@ def _forwards_by_link(step: Step, other: Step) -> bool:
             return other.link == step.name
         case Vxlan(), Fdb():
             return other.link == step.name
-        case ((Veth() | Vxlan()), Shortcut()):
-            return step.name in {other.link, other.vxlan}
+        case ((Veth() | Vxlan()), Hook()):
+            return other.link == step.name
+        case ((Veth() | Vxlan()), Element()):
+            return other.table.startswith("netdev ") and other.data == step.name
     return False
 
 

@@ -1,1 +1,1 @@
-"""nf_tables, iptables, ipset, conntrack."""
+"""nf_tables, the gate in iptables, firewalld, connection tracking."""

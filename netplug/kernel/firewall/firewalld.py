@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from netplug.drivers.api import Firewalld
-from netplug.kernel.firewall.nftables import Tables
+from netplug.kernel.firewall.table_reader import TableReader
 from netplug.kernel.netlink.nf_tables import INET
 
 _TABLE = "firewalld"
@@ -34,9 +34,9 @@ _ACCEPT = struct.pack("=HH", 12, 2) + struct.pack("=HH", 8, 1) + struct.pack(">I
 """NFTA_DATA_VERDICT with NFTA_VERDICT_CODE in it."""
 
 
-def read(tables: Tables) -> Firewalld | None:
-    """Return the links and ports in firewalld's rules; None if it is absent, or if its default zone accepts all."""
-    if _TABLE not in tables.named(INET):
+def read(tables: TableReader) -> Firewalld | None:
+    """Return the links and ports in firewalld's rules; None if it is absent, or if its default zone is trusted."""
+    if ("inet", _TABLE) not in tables.named():
         return None
     rules = tables.raw(INET, _TABLE)
     found = _zones(
@@ -46,9 +46,9 @@ def read(tables: Tables) -> Firewalld | None:
     return found and replace(found, ports=frozenset(int.from_bytes(value, "big") for value in values))
 
 
-def zones(tables: Tables) -> Firewalld | None:
+def zones(tables: TableReader) -> Firewalld | None:
     """Return what `read` does, but for ports and most of `trusted`. It looks at few rules, however many there are."""
-    if _TABLE not in tables.named(INET):
+    if ("inet", _TABLE) not in tables.named():
         return None
     rules = [rule for chain in _CHOOSING for _, rule in tables.raw(INET, _TABLE, chain)]
     default = {_chain(found) for rule in rules if _is_unconditional(rule) and (found := _ZONE.search(rule))}

@@ -1,278 +1,374 @@
-"""Chains and rules, by iptables-restore in as few processes as possible.
+"""The gate in iptables: what nf_tables has let pass, passes (steps `Gate` and `Passage`).
 
-Docker and ufw use iptables, so only iptables rules can have a defined position among theirs. A process takes as long
-for one rule as for a hundred. So all steps of a call are one transaction, and calls during a running transaction are
-joined into the next one (group commit). The rules of our chains are cached, so a published port needs one process. The
-cache is refreshed for built-in chains, at each `drift`, and after each failure. If a joined transaction fails, each
-call is retried alone.
+Other programs have rules in iptables (Docker, ufw, the administrator's), which drop what they do not know. A rule of
+ours has a defined position among theirs only there. A host may have rules in both flavours of iptables at once, legacy
+ones and those in nf_tables; a packet meets both. A host without iptables has no such rules, and needs no gate.
 
-Foreign rules need not be valid text: a comment may have any bytes. They are kept unchanged (surrogateescape).
+The position is behind all jumps to ``DOCKER-USER`` and to the chains of ufw for its users. So what these drop stays
+dropped.
 """
 
 import asyncio
-import re
+import shutil
 import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+from typing import TypeAlias
 
 import structlog
 
-from netplug.drivers.steps import Chain, Jump
-from netplug.kernel.api import Drift, Outcome, StepError
-from netplug.kernel.firewall import iptables_rules
-from netplug.kernel.firewall.iptables_rules import FirewallStep, Model, Transaction
-from netplug.tasks.uncancellable import uncancellable
+from netplug.drivers.firewall import RESOLVER_PORT
+from netplug.drivers.naming import BRIDGES
+from netplug.drivers.steps import Gate, Passage
+from netplug.kernel.api import MISSING, Outcome, StepError
+from netplug.kernel.firewall.legacy_watch import LegacyWatch
 
 log = structlog.get_logger(__name__)
 
+FLAVOURS = ("nft", "legacy")
+PREFIX = "NETPLUG-"
+"""Chains that begin so are ours; nothing else is ever touched."""
+FORWARD, INPUT = "NETPLUG-FORWARD", "NETPLUG-INPUT"
 DEADLINE_S = 20
 """Of a process. 10000 rules take 0.1 s; other users of iptables-legacy may hold its lock for some seconds."""
 LOCK_WAIT_S = 10
 """How long iptables-legacy waits for its lock."""
 
 _PROGRAMS = {4: "iptables", 6: "ip6tables"}
-_LINE = re.compile(r"\bline:? (\d+)")
+_LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
+_USERS = frozenset(
+    {"DOCKER-USER", "ufw-before-forward", "ufw6-before-forward", "ufw-before-input", "ufw6-before-input"}
+)
+"""Chains in which users of Docker and ufw decide: what is dropped there stays dropped."""
+_DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
+"""Docker's chain (until 28) that drops what would enter one of its own bridges; later versions drop in `raw`."""
+_PARENTS = {FORWARD: "FORWARD", INPUT: "INPUT"}
+_READ = frozenset({"FORWARD", "INPUT", FORWARD, INPUT})
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    """What one caller wants; `created`: keys of steps that a failed try may already have applied."""
-
-    steps: Sequence[FirewallStep]
-    remove: bool
-    done: asyncio.Future[list[Outcome]]
-    created: set[str] = field(default_factory=set)
+Way: TypeAlias = tuple[str, str]
+"""A link, and a subnet there."""
 
 
-class _UnavailableError(Exception):
-    """There is no iptables of this family that can be used; says why."""
+class UnavailableError(Exception):
+    """A flavour of iptables cannot be used; says why."""
 
 
-class _FailedError(_UnavailableError):
-    """There is one, and it fails to read the tables: what is in them is not known."""
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """The filter table of one flavour. `rules`: of FORWARD, INPUT and our chains; of others the names are known."""
 
+    policies: Mapping[str, str] = field(default_factory=dict)
+    rules: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    chains: frozenset[str] = frozenset()
 
-class Firewall:
-    """The tables of one IP version in this namespace.
+    @classmethod
+    def parse(cls, saved: str) -> "Filter":
+        """Read what ``iptables-save -t filter`` printed."""
+        policies: dict[str, str] = {}
+        rules: dict[str, list[str]] = {}
+        chains: set[str] = set()
+        for line in saved.split("\n"):  # and nothing else that `splitlines` takes for an end
+            if line.startswith(":"):
+                name, policy, *_ = line[1:].split(" ")
+                chains.add(name)
+                if policy != "-":
+                    policies[name] = policy
+                if name in _READ:
+                    rules[name] = []
+            elif line.startswith("-A "):
+                _, name, rule = line.split(" ", 2)
+                if name in _READ:
+                    rules[name].append(rule)
+        return cls(policies, rules, frozenset(chains))
 
-    Args:
-        family: 4 or 6.
-        backend: "" for the host's default, else "nft" or "legacy".
-
-    `lack`: why the program could not be used when it was last tried; empty when it could.
-    """
-
-    def __init__(self, family: int, backend: str = "") -> None:
-        self._program = _PROGRAMS[family] + (f"-{backend}" if backend else "")
-        self._family = family
-        self._model = Model()
-        self._queue: list[_Request] = []
-        self._lock = asyncio.Lock()
-        self._worker: asyncio.Task[None] | None = None
-        self.lack = ""
+    def foreign(self, chain: str) -> list[str]:
+        """Return the rules of FORWARD or INPUT that are not ours."""
+        return [rule for rule in self.rules.get(chain, ()) if f"-j {PREFIX}" not in rule]
 
     @property
-    def busy(self) -> bool:
-        """Whether a process of ours is at work."""
-        return self._worker is not None and not self._worker.done()
+    def decides(self) -> bool:
+        """Whether a packet could be dropped here."""
+        return any(self.foreign(chain) or self.policies.get(chain, "ACCEPT") != "ACCEPT" for chain in _PARENTS.values())
 
-    async def open(self) -> None:
-        """Read our chains; a host without iptables fails only when there is something to be done, and is told now."""
-        try:
-            await self.read()
-        except OSError as error:  # it hangs: it may not, when there is something to be done
-            self.lack = str(error)
-        if self.lack:
-            log.warning("firewall.unavailable", program=self._program, reason=self.lack)
+    def passages(self) -> set[Way]:
+        """Return the links for which the gate has rules besides those of all networks, with their subnets."""
+        words = (rule.split() for rule in self.rules.get(FORWARD, ()))
+        return {(it[3], it[1]) for it in words if it[0] == "-s" and it[4:] == ["-j", "ACCEPT"]}
 
-    async def ensure(self, steps: Sequence[FirewallStep], outcomes: list[Outcome]) -> None:
-        """Apply steps in one transaction: all or none."""
-        await self._submit(steps, outcomes, remove=False)
 
-    async def remove(self, steps: Sequence[FirewallStep]) -> list[StepError]:
-        """Remove steps, in one transaction if possible, and return what failed.
+class Iptables:
+    """The filter tables of one IP version in this namespace, of both flavours.
 
-        Without iptables there is nothing: what is left of a time when there was goes with a sweep, once it is back.
-        Where it is there and fails, what is to be removed may be there too.
+    `lack`: why a flavour that has rules could not be read when that was last tried.
+    """
+
+    def __init__(self, family: int, watch: LegacyWatch) -> None:
+        self.family = family
+        self._watch = watch
+        self.lack: dict[str, str] = {}
+        self.busy = 0
+        self._lock = asyncio.Lock()
+        self._programs: dict[str, str] = {}
+
+    async def read(self, nft_tables: AbstractSet[str]) -> dict[str, Filter]:
+        """Return the filter tables that there are, by flavour. `nft_tables`: names of nf_tables' of this IP version.
+
+        Where there is none, no process is started.
         """
-        try:
-            await self._submit(steps, [], remove=True)
-        except StepError as error:
-            if error.kind == "unavailable":
-                return []
-            if len(steps) == 1:
-                return [error]
-            return [failure for step in steps for failure in await self.remove((step,))]
-        return []
-
-    async def read(self) -> Model:
-        """Read the tables, renewing what we remember, and return them. Empty where there is no iptables."""
-        async with self._lock:
+        there = {flavour for flavour, names in self.tables(nft_tables) if "filter" in names}
+        found: dict[str, Filter] = {}
+        for flavour in (it for it in FLAVOURS if it in there):
             try:
-                await self._read()
-            except _UnavailableError as error:
-                self.lack = str(error)
-                self._model = Model()
-            return self._model
-
-    async def drift(self, steps: Sequence[FirewallStep]) -> list[Drift]:
-        """Compare steps with the tables."""
-        model = await self.read()
-        return [Drift(step, what) for step in steps if (what := iptables_rules.drift(model, step))]
-
-    async def close(self) -> None:
-        """Let what is running come to its end."""
-        if self._worker:
-            await asyncio.wait([self._worker])
-
-    async def _submit(self, steps: Sequence[FirewallStep], outcomes: list[Outcome], *, remove: bool) -> None:
-        request = _Request(steps, remove, asyncio.get_running_loop().create_future())
-        self._queue.append(request)
-        if self._worker is None or self._worker.done():
-            # Outside a TaskGroup: it serves several callers, and ends with the queue.
-            self._worker = asyncio.get_running_loop().create_task(self._work(), name="netplug-firewall")
-        try:
-            await asyncio.wait([request.done])
-        except asyncio.CancelledError:
-            if request in self._queue:
-                self._queue.remove(request)
-                request.done.cancel()
+                found[flavour] = await self._read(flavour)
+            except UnavailableError as error:
+                if self.lack.get(flavour) != str(error):
+                    log.warning("firewall.unread", family=self.family, flavour=flavour, reason=str(error))
+                self.lack[flavour] = str(error)
             else:
-                # A running process cannot be stopped; its deadline bounds the wait.
-                with suppress(StepError):
-                    await uncancellable(request.done, outcomes.extend)
-            raise
-        outcomes += request.done.result()
+                self.lack.pop(flavour, None)
+        return found
 
-    async def _work(self) -> None:
-        while self._queue:
-            batch, self._queue = self._queue, []
-            try:
-                if len(batch) > 1 and not await self._try(batch):
-                    for request in batch:
-                        await self._alone(request)
-                elif len(batch) == 1:
-                    await self._alone(batch[0])
-            except BaseException as error:
-                # Nobody may wait for ever, whatever it was.
-                for request in batch:
-                    if not request.done.done():
-                        self._fail(request, error)
-                if not isinstance(error, Exception):
-                    raise
+    def tables(self, in_nft: AbstractSet[str]) -> Iterable[tuple[str, AbstractSet[str]]]:
+        """Return the names of all tables, by flavour. `in_nft`: those of nf_tables of this IP version."""
+        return ("nft", in_nft), ("legacy", _legacy_tables(self.family))
 
-    async def _try(self, batch: list[_Request]) -> bool:
-        try:
-            await self._commit(batch, fresh=False)
-        except Exception:  # noqa: BLE001 - each is tried alone, and then it counts
-            return False
-        return True
+    async def save(self, flavour: str, table: str) -> str:
+        """Return what iptables-save prints of a table.
 
-    async def _alone(self, request: _Request) -> None:
-        try:
-            if not await self._try([request]):
-                await self._commit([request], fresh=True)
-        except Exception as error:  # noqa: BLE001 - it is the caller's
-            if not request.remove:
-                await self._undo(request)
-            self._fail(request, error)
+        Raises:
+            UnavailableError: it cannot be read.
+        """
+        return await self._run(f"{self._program(flavour)}-save", "-t", table)
 
-    def _fail(self, request: _Request, error: BaseException) -> None:
-        if not isinstance(error, StepError):
-            error = StepError("internal", request.steps[0], f"{self._program}: {str(error) or type(error).__name__}")
-        request.done.set_exception(error)
-        # Whoever was cancelled does not look.
-        request.done.exception()
+    async def restore(self, flavour: str, table: str, lines: Sequence[str]) -> None:
+        """Change a table by these lines.
 
-    async def _commit(self, batch: list[_Request], *, fresh: bool) -> None:
+        Raises:
+            UnavailableError: it cannot be changed.
+        """
+        if lines:
+            text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
+            await self._run(f"{self._program(flavour)}-restore", "--noflush", "-w", str(LOCK_WAIT_S), text=text)
+
+    async def ensure(self, steps: Sequence[Gate | Passage]) -> list[Outcome]:
+        """Bring the gate of one flavour about, in one transaction."""
+        flavour = steps[0].flavour
         async with self._lock:
-            # Built-in chains belong to all; content that is replaced or emptied must be known exactly.
-            if fresh or self.lack or any(isinstance(step, Jump | Chain) for request in batch for step in request.steps):
-                try:
-                    await self._read()
-                except _UnavailableError as error:
-                    raise self._unavailable(batch[0].steps[0], error) from error
-            transaction = Transaction(self._model.copy())
-            results = [self._plan(transaction, request) for request in batch]
-            await self._restore(transaction)
-            self._model = transaction.model
-        for request, outcomes in zip(batch, results, strict=True):
-            request.done.set_result(outcomes)
-
-    @staticmethod
-    def _plan(transaction: Transaction, request: _Request) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        if request.remove:
-            transaction.empty(request.steps)
-        for step in request.steps:
-            if request.remove:
-                transaction.remove(step)
-                continue
-            outcome = transaction.ensure(step)
-            if outcome is Outcome.CREATED:
-                request.created.add(step.key)
-            outcomes.append(Outcome.CREATED if step.key in request.created else outcome)
+            try:
+                before = await self._read(flavour)
+                links = before.passages() | _ways(steps)
+                outcomes = [_outcome(step, before) for step in steps]
+                if any(outcome is not Outcome.EQUAL for outcome in outcomes):
+                    await self.restore(flavour, "filter", _lines(before, links))
+            except UnavailableError as error:
+                raise StepError(
+                    "unavailable", steps[0], str(error), hint=f"see what {_PROGRAMS[self.family]} says"
+                ) from error
+            self.watch(flavour, again=True)
         return outcomes
 
-    async def _undo(self, request: _Request) -> None:
-        """Take back what a failed transaction left: each table is committed by itself."""
-        created = [step for step in reversed(request.steps) if step.key in request.created]
-        if created:
-            async with self._lock:
-                try:
-                    await self._read()
-                    transaction = Transaction(self._model.copy())
-                    transaction.empty(created)
-                    for step in created:
-                        transaction.remove(step)
-                    await self._restore(transaction)
-                    self._model = transaction.model
-                except Exception:  # noqa: BLE001
-                    return  # the first error is the one to report; drift() will show the rest
+    def watch(self, flavour: str, *, again: bool = False) -> None:
+        """Notice changes to the table from now on. The kernel tells of those to nf_tables itself.
 
-    async def _restore(self, transaction: Transaction) -> None:
-        if not transaction.lines:
-            return
-        text, origin = transaction.render()
+        `again`: those so far were ours.
+        """
+        if flavour == "legacy":
+            self._watch.note(self.family, again=again)
+
+    async def remove(self, steps: Sequence[Gate | Passage]) -> None:
+        """Remove the gate, or some links from it; absent is success, and so is a host without iptables."""
+        flavour = steps[0].flavour
+        if flavour == "legacy" and any(isinstance(step, Gate) for step in steps):
+            self._watch.forget(self.family)
+        async with self._lock:
+            try:
+                before = await self._read(flavour)
+                if any(isinstance(step, Gate) for step in steps):
+                    lines = _without(before)
+                elif FORWARD in before.rules:
+                    lines = _lines(before, before.passages() - _ways(steps))
+                else:
+                    lines = []
+                await self.restore(flavour, "filter", lines)
+            except UnavailableError as error:
+                if self._program(flavour, tolerant=True):
+                    raise StepError("internal", steps[0], str(error)) from error
+
+    async def _read(self, flavour: str) -> Filter:
+        saved = await self.save(flavour, "filter")
         try:
-            code, _, errors = await self._run(
-                f"{self._program}-restore", "--noflush", "-w", str(LOCK_WAIT_S), text=text
-            )
-        except _UnavailableError as error:
-            raise self._unavailable(origin[0], error) from error
-        if code:
-            match = _LINE.search(errors)
-            step = origin[min(int(match[1]), len(origin)) - 1] if match else origin[0]
-            lines = [line for line in errors.splitlines() if line.strip() and not line.startswith("Try `")]
-            raise StepError("internal", step, f"{self._program} refused {step.key!r}: {' '.join(lines)}")
+            return Filter.parse(saved)
+        except (ValueError, KeyError) as error:
+            raise UnavailableError(f"{self._program(flavour)}-save prints what cannot be read: {error}") from error
 
-    async def _read(self) -> None:
-        code, saved, errors = await self._run(f"{self._program}-save")
-        if code:
-            raise _FailedError(" ".join(errors.split()) or f"{self._program}-save ends with {code}")
-        self._model = Model.parse(saved, self._model.opened)
-        self.lack = ""
+    def _program(self, flavour: str, *, tolerant: bool = False) -> str:
+        """Return the name of a flavour's program. Not every distribution has one for each."""
+        found = self._programs.get(flavour)
+        if found is None:
+            base = _PROGRAMS[self.family]
+            if shutil.which(f"{base}-{flavour}"):
+                found = f"{base}-{flavour}"
+            elif shutil.which(base) and _flavour_of(base) == flavour:
+                found = base
+            elif tolerant:
+                return ""
+            else:
+                raise UnavailableError(f"the host has rules of {base} ({flavour}), and no program {base}-{flavour}")
+            self._programs[flavour] = found
+        return found
 
-    async def _run(self, *command: str, text: str = "") -> tuple[int, str, str]:
+    async def _run(self, *command: str, text: str = "") -> str:
         def run() -> subprocess.CompletedProcess[bytes]:
-            # In a thread: asyncio's own subprocesses cost as much, and need a watcher for each child.
+            # In a thread: asyncio's own subprocesses cost as much, and need a watcher for each child. Foreign rules
+            # need not be valid text: a comment may have any bytes. They are kept unchanged.
             sent = text.encode(errors="surrogateescape")
             return subprocess.run(command, input=sent, capture_output=True, timeout=DEADLINE_S, check=False)
 
+        self.busy += 1
         try:
             done = await asyncio.to_thread(run)
-        except FileNotFoundError as error:
-            raise _UnavailableError(f"{command[0]} is missing") from error
-        except OSError as error:  # it may not be executed, or is of another machine
-            raise _UnavailableError(f"{command[0]} cannot be started: {error.strerror or error}") from error
+        except OSError as error:
+            raise UnavailableError(f"{command[0]} cannot be started: {error.strerror or error}") from error
         except subprocess.TimeoutExpired as error:
-            raise OSError(f"{command[0]} did not end within {DEADLINE_S} s") from error
-        return done.returncode, done.stdout.decode(errors="surrogateescape"), done.stderr.decode(errors="replace")
+            raise UnavailableError(f"{command[0]} did not end within {DEADLINE_S} s") from error
+        finally:
+            self.busy -= 1
+        if done.returncode:
+            words = " ".join(done.stderr.decode(errors="replace").split())
+            raise UnavailableError(f"{command[0]} fails: {words or done.returncode}")
+        return done.stdout.decode(errors="surrogateescape")
 
-    def _unavailable(self, step: FirewallStep, reason: _UnavailableError) -> StepError:
-        self.lack = str(reason)
-        words = f"{self._program} does not work on this host: {reason}"
-        if isinstance(reason, _FailedError):
-            return StepError("internal", step, words, hint=f"see what {self._program}-save says")
-        return StepError("unavailable", step, words, hint="install iptables, which networks with a gateway need")
+
+def _legacy_tables(family: int) -> AbstractSet[str]:
+    try:
+        return set(_LEGACY_TABLES[family].read_text().split())
+    except OSError:  # the kernel has none
+        return frozenset()
+
+
+def _flavour_of(program: str) -> str:
+    try:
+        done = subprocess.run((program, "-V"), capture_output=True, timeout=DEADLINE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "nft" if b"nf_tables" in done.stdout else "legacy"
+
+
+def drift(step: Gate | Passage, found: Mapping[str, Filter]) -> str:
+    """Say what is wrong with a step; empty when nothing."""
+    before = found.get(step.flavour)
+    if before is None or FORWARD not in before.rules:
+        return MISSING
+    if isinstance(step, Passage):
+        return "" if (step.link, str(step.subnet)) in before.passages() else MISSING
+    if any(list(before.rules.get(name, ())) != rules for name, rules in _rules(before, before.passages()).items()):
+        return "its rules differ"
+    if _surplus(before):
+        return "it has chains of a former release"
+    if any(_is_stray(rule) for parent in _PARENTS.values() for rule in before.rules.get(parent, ())):
+        return "other rules lead to it too"
+    return "" if all(_in_place(name, before) for name in _PARENTS) else "is not in its place"
+
+
+def owned(family: int, found: Mapping[str, Filter]) -> Iterable[Gate | Passage]:
+    """Return what there is of gates."""
+    for flavour, it in found.items():
+        if any(name.startswith(PREFIX) for name in it.chains):
+            yield Gate(family, flavour)
+        yield from (Passage(family, flavour, link, ip_network(subnet)) for link, subnet in sorted(it.passages()))
+
+
+def _outcome(step: Gate | Passage, before: Filter) -> Outcome:
+    wrong = drift(step, {step.flavour: before})
+    if not wrong:
+        return Outcome.EQUAL
+    return Outcome.CREATED if wrong == MISSING else Outcome.ADJUSTED
+
+
+def _ways(steps: Iterable[Gate | Passage]) -> set[Way]:
+    return {(step.link, str(step.subnet)) for step in steps if isinstance(step, Passage)}
+
+
+def _rules(before: Filter, ways: Iterable[Way]) -> dict[str, list[str]]:
+    """Return the rules of our chains."""
+    sources = [f"-i {BRIDGES}+", *(f"-s {subnet} -i {link}" for link, subnet in sorted(ways))]
+    targets = [f"-o {BRIDGES}+", *(f"-d {subnet} -o {link}" for link, subnet in sorted(ways))]
+    isolated = (f"{it} -m conntrack ! --ctstate DNAT -j {_DOCKER_ISOLATION}" for it in sources)
+    return {
+        FORWARD: [
+            *(isolated if _DOCKER_ISOLATION in before.chains else ()),
+            *(f"{it} -j ACCEPT" for it in (*sources, *targets)),
+        ],
+        INPUT: [
+            f"{it} -p {proto} -m {proto} --dport {RESOLVER_PORT} -j ACCEPT"
+            for it in sources
+            for proto in ("udp", "tcp")
+        ],
+    }
+
+
+def _lines(before: Filter, ways: Iterable[Way]) -> list[str]:
+    """Return the input of iptables-restore that brings the gate about, and changes nothing that is right."""
+    lines: list[str] = []
+    for name, rules in _rules(before, ways).items():
+        if list(before.rules.get(name, ())) != rules or name not in before.rules:
+            lines += [f":{name} - [0:0]", *(f"-A {name} {rule}" for rule in rules)]
+        if not _in_place(name, before):
+            parent = _PARENTS[name]
+            found = list(before.rules.get(parent, ()))
+            others = [rule for rule in found if rule != f"-j {name}"]
+            lines += [f"-D {parent} -j {name}"] * found.count(f"-j {name}")
+            lines.append(f"-I {parent} {_place(others) + 1} -j {name}")
+    surplus = _surplus(before)
+    stray = [(parent, rule) for parent in _PARENTS.values() for rule in before.rules.get(parent, ()) if _is_stray(rule)]
+    lines += [f"-D {parent} {rule}" for parent, rule in stray]
+    return [*lines, *(f"-F {name}" for name in surplus), *(f"-X {name}" for name in surplus)]
+
+
+def _surplus(before: Filter) -> list[str]:
+    """Return the chains that a former release made besides."""
+    return sorted(name for name in before.chains if name.startswith(PREFIX) and name not in _PARENTS)
+
+
+def _is_stray(rule: str) -> bool:
+    """Return whether a rule of FORWARD or INPUT leads to us otherwise than the gate's does."""
+    return f"-j {PREFIX}" in rule and rule not in {f"-j {name}" for name in _PARENTS}
+
+
+def _without(before: Filter) -> list[str]:
+    """Return the input of iptables-restore that removes all chains of ours."""
+    jumps = [
+        f"-D {parent} {rule}"
+        for parent in _PARENTS.values()
+        for rule in before.rules.get(parent, ())
+        if f"-j {PREFIX}" in rule
+    ]
+    ours = sorted(name for name in before.chains if name.startswith(PREFIX))
+    return [*jumps, *(f"-F {name}" for name in ours), *(f"-X {name}" for name in ours)]
+
+
+def _place(others: Sequence[str]) -> int:
+    """Return where a jump of ours belongs among the other rules: behind those to chains of users."""
+    return max((i + 1 for i, rule in enumerate(others) if _leads_to(rule, _USERS)), default=0)
+
+
+def _in_place(name: str, before: Filter) -> bool:
+    """Return whether the jump to a chain of ours is where it must be.
+
+    Without such chains any place does: otherwise two programs might compete for the first one. It is put there once.
+    """
+    rules = list(before.rules.get(_PARENTS[name], ()))
+    jump = f"-j {name}"
+    if rules.count(jump) != 1:
+        return False
+    place = _place([rule for rule in rules if rule != jump])
+    return not place or rules.index(jump) == place
+
+
+def _leads_to(rule: str, chains: frozenset[str]) -> bool:
+    words = rule.split()
+    return any(words[i] in {"-j", "-g"} and words[i + 1] in chains for i in range(len(words) - 1))

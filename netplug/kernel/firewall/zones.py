@@ -56,7 +56,7 @@ class ZoneHandler(BatchHandler[Zone]):
     in_thread = False
 
     def __init__(self, context: Context) -> None:
-        self._tables = context.tables
+        self._tables = context.reader
         self._lock = asyncio.Lock()
         self._why = ""
         self._rest_until = 0.0

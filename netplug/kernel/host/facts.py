@@ -5,7 +5,7 @@ from pathlib import Path
 
 from netplug.drivers.api import HostFacts, LinkFacts
 from netplug.drivers.steps import IPNetwork
-from netplug.kernel.firewall.iptables_rules import PREFIX, Model
+from netplug.kernel.firewall.iptables import PREFIX, Filter
 from netplug.kernel.netlink.rtnl import Link, LinkAddress, LinkRoute
 
 NO_UPLINK_MTU = 1500
@@ -20,7 +20,7 @@ def of(
     links: Iterable[Link],
     addresses: Mapping[int, Sequence[LinkAddress]],
     found: Iterable[LinkRoute],
-    tables: Mapping[int, Model],
+    filters: Mapping[int, Mapping[str, Filter]],
 ) -> HostFacts:
     """Combine links, addresses by index of the link, routes, and foreign chains. Links being deleted are left out."""
     found = list(found)
@@ -48,16 +48,27 @@ def of(
             for item in addresses.get(link.index, ())
             if not item.address.is_loopback
         ),
-        chains=tuple(
-            (family, name)
-            for family, model in sorted(tables.items())
-            for name in sorted(model.tables.get("filter", ()))
-            if not name.startswith(PREFIX)
+        chains=tuple(sorted(_chains(filters))),
+        gates=tuple(
+            (family, flavour)
+            for family, found in sorted(filters.items())
+            for flavour, it in found.items()
+            if it.decides
         ),
         bridge_netfilter=_BRIDGE_NETFILTER.exists(),
         forwarding=tuple(family for family, path in _FORWARDING.items() if _is_on(path)),
         advertised=tuple(_advertised(by_index, found)),
     )
+
+
+def _chains(filters: Mapping[int, Mapping[str, Filter]]) -> set[tuple[int, str]]:
+    return {
+        (family, name)
+        for family, found in filters.items()
+        for it in found.values()
+        for name in it.chains
+        if not name.startswith(PREFIX)
+    }
 
 
 def _is_on(path: Path) -> bool:

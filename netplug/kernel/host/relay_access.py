@@ -1,31 +1,34 @@
 """Access control of relays: a client in an internal network is refused.
 
 A relay listens on all addresses of the host, including the gateway of an internal network. Its connections to
-containers are the host's own traffic, which no firewall rule blocks. So a relay applies the check of ``NETPLUG-INPUT``:
-a client on a bridge of ours must belong, by address and link, to a network with external access. A link-local address
-does not identify the network. Such a client is refused, also on a user's bridge, where the firewall rules accept it.
+containers are the host's own traffic, which no firewall rule blocks. So a relay applies the check of chain ``input``
+of table ``inet netplug`` (`drivers.tables`): a client on a link of ours must belong to a network with external access.
+On a bridge that the user named, link and address tell the network. A link-local address does not, so its client is
+refused.
 """
 
 import socket
 import sys
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 from netplug.drivers.naming import BRIDGES
-from netplug.drivers.steps import Member
-from netplug.errors import NetplugError
-from netplug.kernel.firewall.ipset import IpSets
+from netplug.kernel.netlink import nf_tables as nft
+from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink, NetlinkError, attr, attrs, nest, text
 
+_TABLE = "netplug"
+_OPEN = "goto host_open"
+_NAME_LENGTH = 16
 _IP_PKTINFO, _IP_PKTOPTIONS, _IPV6_2292PKTOPTIONS = 8, 9, 6
 _HEADER = 16
 """Bytes of a struct cmsghdr before its data."""
 
 
 class RelayAccess:
-    """Decides by the firewall's sets in this namespace. Belongs to one event loop."""
+    """Decides by the elements of table ``inet netplug`` of this namespace. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        # A socket of its own, so that a query does not wait for a dump of all sets, which takes long.
-        self._sets = IpSets()
+        # A socket of its own, so that a query does not wait for a dump of all elements, which takes long.
+        self._netlink: Netlink | None = None
 
     def refuses(self, source: str, link: int) -> bool:
         """Return whether a client is refused, by its address and the index of its ingress link.
@@ -33,16 +36,36 @@ class RelayAccess:
         A client whose network cannot be determined is refused.
         """
         address = ip_address(source.partition("%")[0])
-        net = ip_network(address)
         try:
             name = socket.if_indextoname(link)
+            padded = name.encode().ljust(_NAME_LENGTH, b"\0")
             if name == "lo":
                 return False
-            kind = "if" if address.is_link_local else "net"
-            ours = name.startswith(BRIDGES) or self._sets.has(Member(f"netplug-{kind}{net.version}", net, name))
-            return ours and not self._sets.has(Member(f"netplug-out{net.version}", net, name))
-        except (OSError, NetplugError):
+            if name.startswith(BRIDGES):
+                found = self._element("host", padded)
+                return found is None or nft.verdict_words(found) != _OPEN
+            if self._element("bridges", padded) is None:
+                return False
+            if address.is_link_local:
+                return True
+            home = self._element(f"home{address.version}", address.packed + padded)
+            return home is not None and self._element("internal", padded) is not None
+        except OSError:
             return True
+
+    def _element(self, name: str, key: bytes) -> bytes | None:
+        """Return the data of the element that has or contains a key, None if there is none."""
+        if self._netlink is None:
+            self._netlink = Netlink.open(NETLINK_NETFILTER)
+        wanted = nest(nft.ELEMENTS, nest(nft.LIST_ELEM, nest(nft.ELEM_KEY, attr(nft.DATA_VALUE, key))))
+        kind, _, query = nft.message(nft.GETSETELEM, nft.INET, text(1, _TABLE), text(2, name), wanted)
+        try:
+            found = attrs(self._netlink.get(kind, query), 4)
+        except NetlinkError as error:
+            if error.errno in nft.ABSENT:
+                return None
+            raise
+        return attrs(attrs(found[nft.ELEMENTS])[nft.LIST_ELEM]).get(nft.ELEM_DATA, b"")
 
     def refuses_connection(self, client: socket.socket, source: str) -> bool:
         """Return whether the client of an accepted connection is refused."""
@@ -53,7 +76,9 @@ class RelayAccess:
 
     def close(self) -> None:
         """Close the socket."""
-        self._sets.close()
+        if self._netlink:
+            self._netlink.close()
+            self._netlink = None
 
 
 def link_of(packet_info: bytes) -> int:

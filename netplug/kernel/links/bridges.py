@@ -59,6 +59,7 @@ def ensure_bridge(nl: Netlink, step: Bridge) -> Outcome:
         + text(rtnl.IFLA_IFNAME, step.name)
         + attr(rtnl.IFLA_ADDRESS, rtnl.packed_mac(step.mac))
         + u32(rtnl.IFLA_MTU, step.mtu ^ 1)
+        + u32(rtnl.IFLA_GROUP, step.group)
         + _bridge_info()
     )
     try:
@@ -191,6 +192,8 @@ def bridge_differences(step: Bridge, found: Link) -> list[Difference]:
     differences = common_differences(found, step.mac, step.mtu, up=True) + settings_differences(
         found, router_advertisements.NO_ROUTERS, step.mtu
     )
+    if found.group != step.group:
+        differences.append(Difference(f"group is {found.group}, not {step.group}", u32(rtnl.IFLA_GROUP, step.group)))
     if found.learns_from_reserved:
         differences.append(Difference("learns MACs from link-local frames", _bridge_info()))
     return differences

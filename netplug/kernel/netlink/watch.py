@@ -2,8 +2,8 @@
 
 We watch deleted links and addresses, changed FDB entries and neighbours (rtnetlink(7)), and commits of nf_tables
 (``NFT_MSG_NEWGEN``). The kernel also notifies about our own changes. So we ignore links whose removal was requested,
-entries that are as we want them (see `forwarding_entries`), and commits while iptables runs for us. iptables-legacy and
-ipset send no notifications; the slow timer covers them.
+entries that are as we want them (see `forwarding_entries`), and commits while iptables runs for us. Of iptables-legacy
+there are no notifications; see `legacy_watch`.
 
 Addresses and MTUs of foreign links are watched as well, since tunnels depend on them. Creating a veth pair causes
 dozens of messages of a kilobyte each. A socket filter drops most of them.

@@ -9,45 +9,25 @@ killed, the kernel removes the table, and queries reach the server again.
 import errno
 import os
 import socket
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from ipaddress import IPv4Address
 
+from netplug.drivers import tables
+from netplug.drivers.steps import Element, Proto, Table
 from netplug.errors import NetplugError
-from netplug.kernel.firewall.nftables import Tables
+from netplug.kernel.api import StepError
+from netplug.kernel.firewall.tables import Tables
 from netplug.kernel.netlink import nf_tables as nft
-from netplug.kernel.netlink.connection import NETLINK_NETFILTER, NetlinkError
-from netplug.kernel.netlink.nf_tables import L4PROTO, BaseChain, Set, Table, dnat, equal, meta, padded, payload, verdict
+from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink, NetlinkError
 from netplug.kernel.sandbox.netns import netlink_in, open_netns, run_in
 
 MARK = 0x6E70_0035
-_MARK = meta(3, 4)
-_PRIORITY = -110
-"""Before our own `forwards` (-101) and iptables (NF_IP_PRI_NAT_DST, -100)."""
-_DESTINATION = payload(1, 16, 4)
-_SERVICE, _TARGET = ("inet_proto", "inet_service"), ("ipv4_addr", "inet_service")
-TABLE = Table(
-    nft.IPV4,
-    "netplug-dns",
-    (Set("servers", ("ipv4_addr", *_SERVICE), _TARGET),),
-    (
-        BaseChain(
-            "output",
-            "nat",
-            nft.OUTPUT,
-            _PRIORITY,
-            (
-                ("sent by netplug", equal(_MARK, MARK.to_bytes(4, sys.byteorder)) + verdict(nft.RETURN)),
-                ("redirect queries", dnat("servers", nft.IPV4, 4, _DESTINATION, L4PROTO, payload(2, 2, 2))),
-            ),
-        ),
-    ),
-)
-TABLES = (replace(TABLE, flags=nft.OWNED), TABLE)
-"""The second is for kernels without NFT_TABLE_F_OWNER. There the table stays if we are killed, until the next start."""
-_PROTOCOLS = (socket.IPPROTO_UDP, socket.IPPROTO_TCP)
+"""Of what we send to the server ourselves; the table's text has it too."""
+TABLE = "ip netplug-dns"
+VARIANTS = (nft.OWNED, 0)
+"""Flags of the table. The second is for kernels without NFT_TABLE_F_OWNER. There the table stays if we are killed,
+until the next start."""
 _UNKNOWN_FLAG = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _BACKLOG = 128
 
@@ -66,13 +46,7 @@ class Interception:
             self.udp, self.tcp = run_in(fd, lambda: _listen(server))
             port = self.udp.getsockname()[1]
             try:
-                tables = Tables(netlink_in(fd, NETLINK_NETFILTER))
-                try:
-                    redirect_dns(tables, server, port)
-                except BaseException:
-                    tables.close()
-                    raise
-                self._tables: Tables | None = tables
+                self._tables: Tables | None = redirect_dns(netlink_in(fd, NETLINK_NETFILTER), server, port)
             except BaseException:
                 self.udp.close()
                 self.tcp.close()
@@ -95,13 +69,13 @@ class Interception:
 
     def end(self) -> None:
         """Remove the redirection. It is no error if the sandbox is gone."""
-        tables, self._tables = self._tables, None
-        if tables is None:
+        ours, self._tables = self._tables, None
+        if ours is None:
             return
         try:
-            tables.remove_table(TABLE)
+            ours.remove((_table(),))
         finally:
-            tables.close()
+            ours.close()
 
 
 def _listen(server: IPv4Address) -> tuple[socket.socket, socket.socket]:
@@ -121,24 +95,40 @@ def _listen(server: IPv4Address) -> tuple[socket.socket, socket.socket]:
     return udp, tcp
 
 
-def redirect_dns(tables: Tables, server: IPv4Address, port: int, variants: Sequence[Table] = TABLES) -> Table:
-    """Redirect port 53 of a server to a port. Return the first variant of the table that the kernel supports.
+def redirect_dns(netlink: Netlink, server: IPv4Address, port: int, variants: Sequence[int] = VARIANTS) -> Tables:
+    """Redirect port 53 of a server to a port, by the first of the variants that the kernel supports.
+
+    `netlink` is a socket of the sandbox. It belongs to the result, and is closed if this fails.
 
     Raises:
-        NetlinkError: the kernel supports none, or another process owns the table.
+        StepError: the kernel supports none, or another process owns the table.
     """
-    target = padded(server.packed, port.to_bytes(2, "big"))
-    keys = [padded(server.packed, bytes((protocol,)), (53).to_bytes(2, "big")) for protocol in _PROTOCOLS]
-    for variant in variants:
-        try:
-            tables.ensure_table(variant)
-        except NetlinkError as error:
-            if variant is variants[-1] or error.errno not in _UNKNOWN_FLAG:
-                raise
-        else:
-            tables.ensure(variant, {"servers": dict.fromkeys(keys, target)}, lambda _, key: key in keys)
-            return variant
+    target = f"{server} . {port}"
+    elements = [Element(TABLE, "servers", f"{server} . {it} . 53", target) for it in (Proto.UDP, Proto.TCP)]
+    try:
+        for flags in variants:
+            made = Tables(netlink, flags)
+            try:
+                made.ensure((_table(), *elements))
+            except StepError as error:
+                if flags == variants[-1] or not _is_unknown(error):
+                    raise
+            else:
+                return made
+    except BaseException:
+        netlink.close()
+        raise
     raise ValueError("no variants given")
+
+
+def _table() -> Table:
+    family, name = TABLE.split()
+    return Table(family, name, tables.text("resolver"))
+
+
+def _is_unknown(error: StepError) -> bool:
+    """Return whether the kernel does not know a flag of the table."""
+    return isinstance(error.__cause__, NetlinkError) and error.__cause__.errno in _UNKNOWN_FLAG
 
 
 @contextmanager
@@ -156,6 +146,7 @@ def _translated_errors(path: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise NetplugError("not_found", f"sandbox {path} is gone") from error
-    except OSError as error:
-        words = f"DNS queries of sandbox {path} cannot be answered: {error.strerror or error}"
-        raise NetplugError("unavailable", words) from error
+    except (OSError, StepError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        words = f"DNS queries of sandbox {path} cannot be answered: {getattr(cause, 'strerror', None) or cause}"
+        raise NetplugError("unavailable", words, hint=getattr(error, "hint", "")) from error

@@ -1,0 +1,132 @@
+"""Compiles the text of a table: nft's language to netlink messages.
+
+The kernel itself is the compiler. libnftables loads the text into a namespace made for this, and what the kernel then
+tells of the table is what creates it elsewhere: in one transaction with its elements, in any namespace, by a socket of
+ours, without a process. The same makes a table comparable: it is as wanted if the kernel tells the same of it.
+"""
+
+import difflib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from netplug.kernel import libc
+from netplug.kernel.firewall.libnftables import MissingError, Nft, NftError
+from netplug.kernel.firewall.table_image import MARK, Image, image
+from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink
+
+_T = TypeVar("_T")
+_CLONE_NEWNET = 0x40000000
+_NAME = "netplug"
+"""Of the table in the namespace that it is compiled in."""
+_MOST_LINES = 6
+"""Of a difference that are told."""
+
+
+class CompileError(Exception):
+    """A text cannot be compiled on this host. `missing`: as there is no libnftables, not for what the text says."""
+
+    def __init__(self, words: str, *, missing: bool = False) -> None:
+        super().__init__(words)
+        self.missing = missing
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A table. `image`: what the kernel tells of it. `printed`: as nft(8) lists it."""
+
+    image: Image
+    printed: str
+
+
+_compiled: dict[tuple[str, str], Compiled] = {}
+"""By family and text. A process has some constant texts, and one table's text for all overlays."""
+
+
+def is_compiled(family: str, text: str) -> bool:
+    """Return whether `compiled` answers at once."""
+    return (family, text) in _compiled
+
+
+def compiled(family: str, text: str) -> Compiled:
+    """Compile the text of a table. Blocks for some 10 ms, once for each text; for long, while others change links.
+
+    Raises:
+        CompileError: nft, or the kernel, refuses it.
+    """
+
+    def work() -> Compiled:
+        libc.call("unshare", _CLONE_NEWNET)
+        with Nft() as nft, Netlink.open(NETLINK_NETFILTER) as netlink:
+            nft.run(f"table {family} {_NAME} {{\n{text}\n}}\n")
+            found = image(netlink, family, _NAME)
+            if found is None:
+                raise NftError("the kernel does not show the table")
+            return Compiled(found, nft.run(f"list table {family} {_NAME}\n"))
+
+    if found := _compiled.get((family, text)):
+        return found
+    try:
+        _compiled[family, text] = made = _in_thread(work)
+    except MissingError as error:
+        raise CompileError(str(error), missing=True) from error
+    except NftError as error:
+        raise CompileError(str(error)) from error
+    else:
+        return made
+
+
+def difference(family: str, name: str, text: str) -> str:
+    """Say in which lines a table of this namespace differs from what it should be; empty, if nft lists no difference.
+
+    Raises:
+        CompileError: as `compiled`.
+    """
+
+    def listed() -> str:
+        with Nft() as nft:
+            return nft.run(f"list table {family} {name}\n")
+
+    wanted = _lines(compiled(family, text).printed)
+    try:
+        found = _lines(_in_thread(listed))
+    except NftError as error:
+        raise CompileError(str(error)) from error
+    changed = [line for line in difflib.ndiff(wanted, found) if line[0] in "+-"]
+    told = [f"{line[0]} {line[2:]}" for line in changed[:_MOST_LINES]]
+    more = len(changed) - len(told)
+    return "; ".join([*told, *([f"and {more} more lines"] if more else [])])
+
+
+def _lines(printed: str) -> list[str]:
+    """Return the lines between the braces: sets and chains by name, without the mark that only loaded tables have."""
+    parts: list[list[str]] = []
+    inside = False
+    for line in filter(None, (line.strip() for line in printed.splitlines()[1:-1])):
+        if inside:
+            parts[-1].append(line)
+        else:
+            parts.append([line])
+        inside = line != "}" and (inside or line.endswith("{"))
+    ordered = sorted((it for it in parts if it[0] != f"chain {MARK} {{"), key=lambda it: it[0])
+    return [line for part in ordered for line in part]
+
+
+def _in_thread(work: Callable[[], _T]) -> _T:
+    """Run something in a thread of its own, whose namespace is nobody else's concern."""
+    results: list[_T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="netplug-nft", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

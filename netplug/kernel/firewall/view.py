@@ -1,0 +1,48 @@
+"""Looks at the host's whole firewall, for `api.FirewallReport`."""
+
+import asyncio
+
+from netplug.kernel.firewall import libnftables
+from netplug.kernel.firewall.api import FilterTable, FirewallReport
+from netplug.kernel.firewall.iptables import FORWARD, Filter, Iptables
+from netplug.kernel.firewall.table_reader import TableReader
+
+_TABLES_OF = {4: "ip", 6: "ip6"}
+"""The families of iptables' tables in nf_tables, by IP version."""
+_CHAINS = ("FORWARD", "INPUT")
+
+
+class HostFirewall:
+    """The firewall of this namespace."""
+
+    def __init__(self, iptables: dict[int, Iptables], reader: TableReader) -> None:
+        self._iptables = iptables
+        self._reader = reader
+
+    async def filters(self) -> dict[int, dict[str, Filter]]:
+        """Return the filter tables of iptables that can be read, by IP version and flavour."""
+        there = self._reader.named()
+        found = await asyncio.gather(
+            *(
+                it.read({name for of, name in there if of == _TABLES_OF[family]})
+                for family, it in self._iptables.items()
+            )
+        )
+        return dict(zip(self._iptables, found, strict=True))
+
+    async def report(self) -> FirewallReport:
+        """Return what there is; see `FirewallView`."""
+        filters = await self.filters()
+        read = [_told(family, flavour, it) for family, found in filters.items() for flavour, it in found.items()]
+        unread = [
+            FilterTable(family, flavour, unread=why)
+            for family, it in self._iptables.items()
+            for flavour, why in it.lack.items()
+        ]
+        chains = await asyncio.to_thread(self._reader.base_chains)
+        return FirewallReport(tuple(chains), (*read, *unread), libnftables.missing())
+
+
+def _told(family: int, flavour: str, found: Filter) -> FilterTable:
+    rules = {chain: len(found.foreign(chain)) for chain in _CHAINS}
+    return FilterTable(family, flavour, dict(found.policies), rules, FORWARD in found.chains)
