@@ -136,11 +136,15 @@ def test_firewalld_without_a_message_bus_is_said_with_the_command_that_helps(gua
 
 
 def test_firewalld_that_hangs_holds_nobody_up_for_long(guarded: Guarded) -> None:
+    """As long as it does not answer it is asked once, for 5 s."""
     firewalld = Firewalld(guarded.host)
     firewalld.process.freeze()
-    began = monotonic()
-    with cli_network(guarded.netplug) as net, attached(guarded.netplug, net):
-        assert monotonic() - began < SETTLE_S
-        assert "firewalld does not answer" in guarded.netplug.drift()
+    try:
+        began = monotonic()
+        with cli_network(guarded.netplug) as net, attached(guarded.netplug, net):
+            assert monotonic() - began < 2 * SETTLE_S
+            assert "firewalld does not answer" in guarded.netplug.drift()
+            firewalld.process.signal(SIGCONT)
+    finally:
         firewalld.process.signal(SIGCONT)
     wait_until(lambda: guarded.netplug.drift() == "", SETTLE_S, "no drift")
