@@ -57,7 +57,7 @@ class TestRules(LinuxHost):
         assert (await kernel.facts()).firewalld is None
         load(version)
         assert (await kernel.facts()).firewalld == FOUND
-        found = firewalld.zones(kernel._tables)
+        found = firewalld.zones(kernel._looking)
         assert found
         assert found.zones == FOUND.zones
 
@@ -68,7 +68,7 @@ class TestRules(LinuxHost):
     async def test_default_zone_that_accepts_all_drops_nothing(self, kernel: LinuxKernel, version: str) -> None:
         load(version, default="netplug", verdict="accept")
         assert (await kernel.facts()).firewalld is None
-        assert firewalld.zones(kernel._tables) is None
+        assert firewalld.zones(kernel._looking) is None
 
 
 def load(version: str, source: str = "", default: str = "public", verdict: str = "reject") -> None:
