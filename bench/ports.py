@@ -67,7 +67,7 @@ def measure(sandboxes: list[list[str]]) -> dict[str, float]:
 
         took = {"publish_s": timed(attach)}
         took["restart_s"] = (restarted_ms(netplug) - idle) / 1000
-        host.run(["nft", "delete", "table", "ip", "netplug"])
+        host.run(["nft", "delete", "table", "inet", "netplug"])
         took["flush_s"] = timed(lambda: wait_until(lambda: not netplug.drift(), 300, "healing"))
         took["detach_s"] = timed(
             lambda: [netplug.cli("detach", "blue", "--netns", f"c{n}") for n in range(len(sandboxes))]

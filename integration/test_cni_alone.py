@@ -130,7 +130,7 @@ def test_daemon_killed_between_add_and_del(own: tuple[Host, Netplug]) -> None:
         netplug.kill()
         it.delete(one)
         wait_until(lambda: "eth0" not in netns.exec("ip", "link"), what="its link to go")
-        assert "10.91.0.2 . 80" not in host.output("nft", "list", "table", "ip", "netplug")
+        assert "10.91.0.2 . 80" not in host.output("nft", "list", "table", "inet", "netplug")
         it.gc()
 
 

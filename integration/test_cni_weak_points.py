@@ -95,7 +95,7 @@ def test_del_of_one_network_leaves_the_ports_of_another(host: Host, netplug: Net
         second = other.add(netns, container="both", ifname="eth1", runtime=port(8082))
         assert tcp_ask(client, wire.left, 8081) == wire.right
         one.delete(first)
-        assert "10.105.0.2 . 80" in host.output("nft", "list", "table", "ip", "netplug")
+        assert "10.105.0.2 . 80" in host.output("nft", "list", "table", "inet", "netplug")
         other.check(second)
         other.delete(second)
 
@@ -130,9 +130,9 @@ def test_port_that_a_stranger_takes_while_it_moves_is_told_and_comes_back(host: 
 def test_del_without_port_mappings_takes_them_away(host: Host, netplug: Netplug) -> None:
     with cni_list(host, netplug, plugin(106)) as it, namespace(host) as netns:
         one = it.add(netns, runtime=port())
-        assert "10.106.0.2 . 80" in host.output("nft", "list", "table", "ip", "netplug")
+        assert "10.106.0.2 . 80" in host.output("nft", "list", "table", "inet", "netplug")
         it.delete(one, bare=True)
-        assert "10.106.0.2 . 80" not in host.output("nft", "list", "table", "ip", "netplug")
+        assert "10.106.0.2 . 80" not in host.output("nft", "list", "table", "inet", "netplug")
 
 
 def test_host_port_is_given_to_one_container_only(host: Host, netplug: Netplug) -> None:

@@ -7,7 +7,7 @@ each other, so whoever has not seen the former by then never will. See docs/secu
 import json
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Protocol
@@ -245,6 +245,21 @@ def test_neighbours_speak_by_link_local_addresses_where_all_else_is_dropped(node
     finally:
         for program in ("iptables", "ip6tables"):
             host.run([program, "-P", "FORWARD", "ACCEPT"])
+
+
+@pytest.mark.parametrize("mode", ["bridge", "overlay", "host"])
+def test_link_local_sources_are_not_routed(node: Node, client: Host, wire: Wire, mode: str) -> None:
+    with (
+        network(node, "blue", BLUE, mode) as blue,
+        blue.station(node, "10.94.1.2", "fd00:94:1::2") as station,
+        attacking(station, "10.94.1.2", "fd00:94:1::2") as it,
+        closing(Eye(client, wire.right_link)) as eye,
+    ):
+        marks = {source: marked() for source in ("169.254.7.7", it.ip4)}
+        for source, mark in marks.items():
+            it.send(IP(src=source, dst=wire.right) / UDP(sport=4000, dport=7000) / Raw(mark))
+        wait_until(lambda: eye.saw(marks[it.ip4]), ARRIVAL_TIMEOUT_S, "what has a source of the network")
+        assert not eye.saw(marks["169.254.7.7"])
 
 
 # Connections of other networks

@@ -32,9 +32,8 @@ from harness.quick import ANYBODY, PORT, Spot, Way, check, drift, quick_network,
 OUTSIDE = 7000
 HOST_PORT = 7001
 PUBLISHED = 8080
+BY_DOCKER = 8090
 HEAL_TIMEOUT_S = 10
-PASSED = ("iptables-nft", "iptables-legacy", "docker-nftables")
-"""The environments that today's firewall masters; the others wait for the one that decides by nf_tables alone."""
 
 
 @dataclass
@@ -71,6 +70,16 @@ class Stage:
             ways |= {what: way for what, way in found.items() if way.place is docker or (guarded and self.env.flavours)}
         return ways
 
+    def docker_goes_on(self) -> dict[str, Way]:
+        """Docker's networks are as without us."""
+        wire, ways = self.wire, {}
+        if self.dockers:
+            ways["Docker's port"] = Way(self.far, wire.left, wire.right if self.env.flavours else ANYBODY, BY_DOCKER)
+        if self.dockers and self.env.flavours:
+            ways |= closed(self.dockers["bridge"], self.dockers["own"])
+            ways |= {f"Docker's {it}": Way(self.dockers[it], wire.right, wire.left, OUTSIDE) for it in self.dockers}
+        return ways
+
 
 def closed(one: Spot, two: Spot) -> dict[str, Way]:
     """Neither reaches the other by its own addresses."""
@@ -86,7 +95,7 @@ def between(one: Spot, two: Spot, *, open_: bool = True) -> dict[str, Way]:
     return ways
 
 
-@pytest.fixture(scope="module", params=[it for it in ENVIRONMENTS if it.name in PASSED], ids=lambda it: it.name)
+@pytest.fixture(scope="module", params=ENVIRONMENTS, ids=lambda it: it.name)
 def stage(request: pytest.FixtureRequest, shared: Shared) -> Iterator[Stage]:
     env: Environment = request.param
     if missing := env.missing():
@@ -101,7 +110,8 @@ def stage(request: pytest.FixtureRequest, shared: Shared) -> Iterator[Stage]:
             dockerd = Dockerd(host, *env.docker, env=env.docker_env(host))
             dockerd.docker("network", "create", "own")
             for name in ("bridge", "own"):
-                it = dockerd.run("--network", name)
+                ports = ("-p", f"{BY_DOCKER}:{PORT}", "-p", f"{BY_DOCKER}:{PORT}/udp") if name == "own" else ()
+                it = dockerd.run("--network", name, *ports)
                 dockers[name] = Spot(it.netns, it.ip())
                 stack.enter_context(serving(dockers[name]))
         before = snapshot(host)
@@ -123,7 +133,7 @@ def test_networks_are_apart_and_neighbours_meet(stage: Stage) -> None:
     ):
         ways = between(one, two) | between(four, five)
         ways |= closed(one, three) | closed(one, four) | closed(three, five)
-        ways |= stage.apart_from_docker(one) | stage.apart_from_docker(four)
+        ways |= stage.apart_from_docker(one) | stage.apart_from_docker(four) | stage.docker_goes_on()
         # Nobody comes in from outside, who knows a way; the host itself reaches its containers.
         for it in (one, four):
             ways |= {
@@ -178,6 +188,10 @@ def test_published_port_is_reached_from_everywhere(stage: Stage) -> None:
         }
         for name, it in stage.dockers.items():
             ways[f"Docker's {name}"] = Way(it, wire.left, ANYBODY, PUBLISHED)
+        if stage.dockers:
+            # Without rules of Docker its proxy answers, datagrams from another address.
+            protos = ("tcp", "udp") if stage.env.flavours else ("tcp",)
+            ways["port of Docker's"] = Way(one, wire.left, ANYBODY, BY_DOCKER, protos)
         check(ways)
         assert not drift(netplug)
 
@@ -306,6 +320,24 @@ def test_flush_of_the_firewall_heals(stage: Stage) -> None:
                 lambda: all(way.passes() for way in ways.values() if way.wanted), HEAL_TIMEOUT_S, f"healing of {flush}"
             )
             wait_until(works, HEAL_TIMEOUT_S, f"healing of {flush}", ignoring=(AssertionError, OSError))
+
+
+def test_host_forwards_nothing_of_others_because_of_us(stage: Stage) -> None:
+    """Where nothing had turned forwarding on before."""
+    if "ipv4/ip_forward:1" in stage.before["sysctls"]:
+        pytest.skip("the host is a router already")
+    with Host("stranger") as stranger:
+        wire = connect(stage.host, stranger, "198.51.100.0/24", "fd00:beef::/64", routes=False)
+        stranger.run(["sh", "-ec", f"ip route add default via {wire.left}; ip -6 route add default via {wire.left6}"])
+        with quick_network(stage.netplug) as blue, quick_spot(stage.netplug, blue, publish=PUBLISHED) as one:
+            ways = stage.outward(one) | {
+                "stranger -> published": Way(stranger, wire.left, wire.right, PUBLISHED),
+                "stranger -> published, IPv6": Way(stranger, wire.left6, wire.right6, PUBLISHED),
+                "stranger -> beyond": Way(stranger, stage.wire.right, "", OUTSIDE),
+                "stranger -> beyond, IPv6": Way(stranger, stage.wire.right6, "", OUTSIDE),
+            }
+            check(ways)
+            assert not drift(stage.netplug)
 
 
 def test_last_network_takes_everything_with_it(stage: Stage) -> None:

@@ -205,7 +205,7 @@ def test_daemon_comes_back_and_heals_what_was_flushed(
         netplug.start()
         assert answers(client, tcp_ask, wire.left, 8080, server)
         assert not netplug.drift()
-        host.output("iptables", "-t", "nat", "-F", "NETPLUG-HOST")
+        host.output("nft", "flush", "chain", "inet", "netplug-host", "prerouting")
         wait_until(lambda: answers(client, tcp_ask, wire.left, 8080, server), HEAL_TIMEOUT_S, "the chain to be filled")
         wait_until(lambda: not netplug.drift(), HEAL_TIMEOUT_S, "the drift to be mended")
 

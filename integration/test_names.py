@@ -205,6 +205,10 @@ def test_a_firewall_that_lets_nobody_in_is_not_in_the_way(host: Host, netplug: N
             host.run([program, "-A", "INPUT", "!", "-i", "lo", "-p", "tcp", "-j", "DROP"])
             host.run([program, "-A", "INPUT", "!", "-i", "lo", "-p", "udp", "-j", "DROP"])
         try:
+            # Where there were no such rules, the gate comes once they are noticed.
+            asked = [(asker, GATEWAY, "asker"), (asker, GATEWAY6, "asker"), (inside, "10.79.0.1", "inside")]
+            for place, server, name in asked:
+                wait_until(lambda: resolve(place, server, name), 20, "the gate", ignoring=(TimeoutError,))  # noqa: B023
             for tcp in (False, True):
                 assert resolve(asker, GATEWAY, "asker", tcp=tcp).code == "NOERROR"
                 assert resolve(asker, GATEWAY6, "asker", tcp=tcp).code == "NOERROR"

@@ -168,7 +168,7 @@ def test_lost_state_takes_what_it_knew_with_it(dockerd: Dockerd, netplug: Netplu
         netplug.stop()
         shutil.rmtree(netplug.state_dir)
         netplug.start()
-        listing = "ip -d link; iptables-save; ip6tables-save; ipset list -n"
+        listing = "ip -d link; nft list ruleset"
         wait_until(
             lambda: "netplug" not in host.output("sh", "-c", f"({listing}) | tr A-Z a-z"),
             HEAL_TIMEOUT_S,
@@ -201,18 +201,18 @@ FLUSHED = {
     "the bridge is down": "ip link set {bridge} down",
     "a port's master": "ip link set $(ls /sys/class/net/{bridge}/brif | head -1) nomaster",
     "the bridge's route_localnet": "sysctl -qw net.ipv4.conf.{bridge}.route_localnet=0",
-    "the published ports": "nft flush map ip netplug any",
-    "the table of published ports": "nft delete table ip netplug",
-    "the guards of ports": "nft flush set bridge netplug v4",
+    "the published ports": "nft flush map inet netplug published4_any",
+    "the guards of ports": "nft flush set bridge netplug own4",
     "the table of guards": "nft delete table bridge netplug",
+    "the table of networks": "nft delete table inet netplug",
+    "our rules": "nft flush chain inet netplug forward",
+    "a foreign rule among ours": "nft insert rule inet netplug forward drop",
+    "a chain's policy": "nft 'chain inet netplug forward { policy drop; }'",
+    "which chain is a network's": "nft flush map inet netplug to",
+    "an element of a set": "nft flush set inet netplug icc",
     "the jump in FORWARD": "iptables -D FORWARD -j NETPLUG-FORWARD",
-    "a rule in our chain": "iptables -D NETPLUG-FROM 1",
-    "a foreign rule in our chain": "iptables -I NETPLUG-FROM -j DROP",
-    "a member of a set": "ipset flush netplug-icc4",
-    "a set": (
-        "for chain in FORWARD FROM AMONG INTO LINK INPUT; do iptables -F NETPLUG-$chain; done;"
-        "iptables -t nat -F NETPLUG-SNAT; iptables -t raw -F NETPLUG-RAW; ipset destroy netplug-out4"
-    ),
+    "the rules of the gate": "iptables -F NETPLUG-FORWARD",
+    "a foreign rule in the gate": "iptables -I NETPLUG-FORWARD -j DROP",
     "forwarding": "sysctl -qw net.ipv4.ip_forward=0",
 }
 

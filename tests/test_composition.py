@@ -37,7 +37,7 @@ print(json.dumps([reply.code, sorted(sys.modules)]))
 """
 
 
-async def composed(folder: Path, stack: AsyncExitStack, *, docker: bool) -> Composition:
+async def composed(folder: Path, stack: AsyncExitStack, *, docker: bool = False) -> Composition:
     async def kernel() -> HostKernel:
         return FakeKernel()
 
@@ -53,6 +53,16 @@ async def test_each_part_is_made_once(tmp_path: Path) -> None:
         first = [getattr(parts, name) for name in names]
         assert all(getattr(parts, name) is part for name, part in zip(names, first, strict=True))
         assert parts.background.keys() == {"reconciler", "dns", "dns.sandboxes", "dhcp", "docker"}
+
+
+@pytest.mark.parametrize("text", ["true", "false", ""])
+async def test_forwarding_of_others_is_as_the_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("NETPLUG_FORWARD_OTHERS", text)
+    async with AsyncExitStack() as stack:
+        parts = await composed(tmp_path, stack)
+        assert (await parts.engine.base_plan.read_host()).forward_others is (text == "true")
 
 
 async def test_without_docker_nothing_follows_it(tmp_path: Path) -> None:

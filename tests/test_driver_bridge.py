@@ -85,7 +85,7 @@ def test_existing_bridge_is_accepted_when_named() -> None:
     net = replace(NET, options=NetworkOptions(bridge="br0"))
     host = HostFacts(links=(LinkFacts("br0", "bridge"),), routes=((ip_network("10.208.0.0/24"), "br0"),))
     BridgeDriver().check(net, (), host)
-    assert BridgeDriver().create_network(net, host).steps[0].key == "link/br0"
+    assert "link/br0" in {step.key for step in BridgeDriver().create_network(net, host)}
 
 
 def test_names_fit_the_kernel_and_differ_by_role() -> None:

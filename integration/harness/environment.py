@@ -18,7 +18,10 @@ from .unpacked import lay_over
 
 _TOOLS = [f"{version}{tool}" for version in ("iptables", "ip6tables") for tool in ("", "-save", "-restore")]
 _HIDDEN = "rm -f /usr/sbin/*tables-* /usr/sbin/*tables /usr/sbin/ipset /usr/local/sbin/*tables* /usr/local/sbin/ipset"
+_UNBRIDGED = "sysctl -eqw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0"
+"""Frames between neighbours do not come to the firewall; elsewhere they do, where the module br_netfilter is loaded."""
 _ANSWERS = "INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+_OF_DOCKER = ("docker0", "br-+")
 _NEIGHBOURS = "INPUT -p icmpv6 -j ACCEPT"
 
 
@@ -100,12 +103,12 @@ class Environment:
 
 
 class _Both(Environment):
-    """Docker's rules are in one flavour, those of the administrator, who has turned forwarding off, in the other."""
+    """Docker's rules are in one flavour, those of the administrator, who drops what he does not know, in the other."""
 
     def prepare(self, host: Host) -> None:
         super().prepare(host)
         _sh(host, *(f"{version}-nft -P FORWARD DROP" for version in ("iptables", "ip6tables")))
-        _sh(host, "iptables-nft -A FORWARD -s 192.0.2.0/24 -j ACCEPT")
+        _sh(host, *(f"iptables-nft -A FORWARD {way} {link} -j ACCEPT" for way in ("-i", "-o") for link in _OF_DOCKER))
 
 
 class _Bare(Environment):
@@ -113,7 +116,12 @@ class _Bare(Environment):
 
     def prepare(self, host: Host) -> None:
         lay_over(host)
-        _sh(host, _HIDDEN, "! command -v iptables ip6tables ipset iptables-save iptables-nft iptables-legacy")
+        _sh(
+            host,
+            _UNBRIDGED,
+            _HIDDEN,
+            "! command -v iptables ip6tables ipset iptables-save iptables-nft iptables-legacy",
+        )
 
     @contextmanager
     def input_denied(self, host: Host) -> Iterator[None]:
@@ -130,6 +138,7 @@ class _Firewalld(Environment):
 class _Ufw(Environment):
     def prepare(self, host: Host) -> None:
         super().prepare(host)
+        _sh(host, _UNBRIDGED)
         ufw = Ufw(host)
         ufw("allow", "4789/udp")
         ufw("reload")  # makes rules that enabling does not
@@ -168,7 +177,7 @@ _FLUSH_ALL = "nft flush ruleset"
 
 ENVIRONMENTS = (
     Environment("iptables-nft", ("nft",), (), (_FLUSH_NFT, _FLUSH_ALL)),
-    Environment("iptables-legacy", ("legacy",), (), (_FLUSH_ALL,)),
+    Environment("iptables-legacy", ("legacy",), (), (_FLUSH_LEGACY, _FLUSH_ALL)),
     _Both("iptables-both", ("nft", "legacy"), (), (_FLUSH_NFT, _FLUSH_LEGACY, _FLUSH_ALL)),
     _Bare("no-iptables", (), ("--iptables=false",), (_FLUSH_ALL,)),
     _Firewalld("firewalld", ("nft",), None, ("firewall-cmd --reload", _FLUSH_NFT, _FLUSH_ALL), (FIREWALLD,)),

@@ -18,7 +18,7 @@ from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Gate, IPAddress, Step, Sysctl, Table
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.errors import NetplugError
-from netplug.kernel.api import Kernel, Outcome, StepError
+from netplug.kernel.api import HostKernel, Kernel, Outcome, StepError
 from netplug.kernel.executor import Executor
 from netplug.store.api import Delete, Put, Store, StoreError
 
@@ -43,7 +43,7 @@ class BasePlan:
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: HostKernel,
         executor: Executor,
         store: Store,
         drivers: Drivers,
@@ -54,7 +54,8 @@ class BasePlan:
         self.vtep: IPAddress | None = None
         self.store: tuple[tuple[IPAddress, int], ...] = ()
         self.forward_others = False
-        self._kernel = kernel
+        self._kernel: Kernel = kernel
+        self._firewall = kernel.firewall
         self._executor = executor
         self._store = store
         self._drivers = drivers
@@ -182,7 +183,12 @@ class BasePlan:
         mended = [key for key, outcome in outcomes.items() if outcome in {Outcome.CREATED, Outcome.ADJUSTED}]
         for key in mended:
             log.warning("drift.repaired", owner="host", object=key, what="at once")
-        return bool(mended)
+        return bool(mended) or self._lacks_gate()
+
+    def _lacks_gate(self) -> bool:
+        """Return whether others began to drop packets in iptables, where nothing of ours lets ours pass."""
+        ours = {(step.family, step.flavour) for step in self.plan if isinstance(step, Gate)}
+        return not self._firewall.gates() <= ours.union(self.host.gates)
 
     async def _bring_about(
         self, nets: Iterable[Network], how: Callable[[Plan], Awaitable[object]], left: Sequence[Step] | None = None

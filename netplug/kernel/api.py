@@ -1,7 +1,7 @@
 """The seam between the executor and a kernel, real or fake.
 
 A kernel knows four verbs, all of them in terms of steps: `ensure`, `remove`, `drift` and `owned`. They take several
-steps at once so that an implementation can put what belongs together into one netlink message or one iptables-restore.
+steps at once so that an implementation can put what belongs together into one netlink message or one transaction.
 """
 
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ class StepError(NetplugError):
     """A step could not be applied or undone; `step` is the first that failed.
 
     Kinds: "exists", someone else has an object of that name; "not_found", what the step builds on is missing (the
-    bridge of a veth, the link of an address, the set of a member, a sandbox); "invalid", what is there cannot be used;
-    "unavailable", a port is taken or the kernel lacks a feature; "forbidden"; "internal", the kernel refused.
+    bridge of a veth, the link of an address, the table of an element, a sandbox); "invalid", what is there cannot be
+    used; "unavailable", a port is taken or the kernel lacks a feature; "forbidden"; "internal", the kernel refused.
     """
 
     def __init__(self, kind: str, step: Step, message: str, *, hint: str = "") -> None:
@@ -72,7 +72,8 @@ class Owned:
     """What bears our mark in the host's namespace, as steps that are enough to remove it, in an order of making.
 
     Links are told of as `Bridge`s, whatever they are. Of a veth whose both ends are here only the host side is named;
-    links that are being deleted are left out. Chains are told of as open ones, with a `Rule` for each rule in them.
+    links that are being deleted are left out. Tables are told of without their text, and with an `Element` for each
+    element in them.
     """
 
     found: tuple[Step, ...] = ()

@@ -231,7 +231,7 @@ class FakeKernel:
     @property
     def firewall(self) -> FakeFirewall:
         """What tests have put into `Foreign.firewall`."""
-        return FakeFirewall(self.foreign.firewall)
+        return FakeFirewall(self.foreign.firewall, self.foreign.facts.gates)
 
     async def close(self) -> None:
         """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""

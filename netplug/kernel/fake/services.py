@@ -96,8 +96,13 @@ class FakeChanges:
 class FakeFirewall:
     """The firewall that a test has made up."""
 
-    def __init__(self, report: FirewallReport) -> None:
+    def __init__(self, report: FirewallReport, gates: Collection[tuple[int, str]]) -> None:
         self._report = report
+        self._gates = frozenset(gates)
+
+    def gates(self) -> frozenset[tuple[int, str]]:
+        """Return those of the facts."""
+        return self._gates
 
     async def report(self) -> FirewallReport:
         """Return it."""

@@ -19,6 +19,9 @@ _INFO = struct.Struct("=32s13I")
 """struct ipt_getinfo; the last numbers are those of entries and bytes."""
 _SOCKETS = {4: (socket.AF_INET, socket.IPPROTO_IP), 6: (socket.AF_INET6, socket.IPPROTO_IPV6)}
 
+_NO_RULES = 4
+"""Entries of a table without rules: the policies of INPUT, FORWARD and OUTPUT, and the end."""
+
 
 class LegacyWatch:
     """Calls `on_change` when a filter table of this namespace was changed. Belongs to one event loop."""
@@ -35,6 +38,11 @@ class LegacyWatch:
             self._seen[family] = self._info(family)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._look)
+
+    def has_rules(self, family: int) -> bool:
+        """Return whether the table of an IP version has more than its three built-in chains, and its end."""
+        info = self._info(family)
+        return bool(info) and _INFO.unpack(info)[-2] > _NO_RULES
 
     def forget(self, family: int) -> None:
         """Stop watching the table of an IP version."""

@@ -30,6 +30,18 @@ class HostFirewall:
         )
         return dict(zip(self._iptables, found, strict=True))
 
+    def gates(self) -> frozenset[tuple[int, str]]:
+        """Return which tables may drop packets; see `FirewallView`."""
+        found: set[tuple[int, str]] = set()
+        families = {name: family for family, name in _TABLES_OF.items()}
+        for it in self._reader.base_chains():
+            mine = it.table == "filter" and it.name in _CHAINS and it.family in families
+            if mine and (it.rules or it.policy != "accept"):
+                found.add((families[it.family], "nft"))
+        found |= {(family, "legacy") for family, it in self._iptables.items() if it.has_legacy_rules()}
+        unread = {(family, flavour) for family, it in self._iptables.items() for flavour in it.lack}
+        return frozenset(found - unread)
+
     async def report(self) -> FirewallReport:
         """Return what there is; see `FirewallView`."""
         filters = await self.filters()
