@@ -1,4 +1,4 @@
-"""Removes what releases before Part 9 made: chains of iptables in the tables nat and raw, and sets of ipset.
+"""Removes what releases that filtered by iptables made: chains in its tables nat and raw, and sets of ipset.
 
 Their chains in table filter go with the gate (`iptables`), their tables of nf_tables as all that no record names. This
 module can be deleted when nobody upgrades from such a release any more.
