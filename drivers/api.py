@@ -161,8 +161,15 @@ class Firewalld:
 
     def zone(self, link: str) -> str:
         """Return the zone of a link, or of all whose names begin so (``+``); empty if it has none."""
-        found = (zone for name, zone in self.zones if name.endswith("+") and link.startswith(name[:-1]))
-        return dict(self.zones).get(link) or next(found, "")
+        return dict(self.zones).get(self._name(link), "")
+
+    def trusts(self, link: str) -> bool:
+        """Return whether it takes all that comes by a link."""
+        return bool(link) and self._name(link) in self.trusted
+
+    def _name(self, link: str) -> str:
+        names = [name for name, _ in self.zones]
+        return link if link in names else next((it for it in names if it[-1] == "+" and link.startswith(it[:-1])), "")
 
 
 @dataclass(frozen=True, slots=True)

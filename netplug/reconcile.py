@@ -115,7 +115,7 @@ class Reconciler:
         engine.base_plan.see(seen.facts)
         nets = [record.network for record in engine.registry.networks()]
         engine.conditions.report(
-            "firewalld", blocked(seen.facts, nets, engine.drivers) if engine.base_plan.plan else ()
+            "firewalld", blocked(engine.base_plan.host, nets, engine.drivers) if engine.base_plan.plan else ()
         )
         engine.exposure.see(seen.facts)
         return _Look(

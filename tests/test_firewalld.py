@@ -1,5 +1,8 @@
 """firewalld: the zone of our links, and what is said of it."""
 
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface
+
 import pytest
 from built_in_drivers import DRIVERS
 from engine_host import NET, OTHER, Host
@@ -138,9 +141,18 @@ def test_bridge_with_ports_of_others_is_shown_with_the_command_that_helps() -> N
 
 def test_firewalld_that_drops_what_tunnels_bring_is_shown() -> None:
     overlay = Network(NET, "blue", options=NetworkOptions(mode="overlay"))
-    (found,) = blocked(HostFacts(firewalld=Firewalld(OURS, trusted=TRUSTED)), [overlay], DRIVERS)
-    command = "firewall-cmd --permanent --add-port=4789/udp && firewall-cmd --reload"
-    assert found.what == f"drops packets from other hosts of overlays: {command}"
-    assert not blocked(HostFacts(firewalld=Firewalld(OURS, frozenset({4789}), TRUSTED)), [overlay], DRIVERS)
-    for whole in ("eth1", ""):  # the underlay may be what is trusted
-        assert not blocked(HostFacts(firewalld=Firewalld(OURS, trusted=TRUSTED | {whole})), [overlay], DRIVERS)
+    host = HostFacts(vtep=ip_address("192.0.2.1"), addresses=((ip_interface("192.0.2.1/24"), "eth1"),))
+
+    def said(zones: tuple[tuple[str, str], ...], ports: frozenset[int] = frozenset(), *trusted: str) -> list[str]:
+        found = Firewalld((*OURS, *zones), ports, TRUSTED.union(trusted))
+        return [it.what for it in blocked(replace(host, firewalld=found), [overlay], DRIVERS)]
+
+    words = "drops packets from other hosts of overlays: firewall-cmd --permanent"
+    assert said(()) == [f"{words} --add-port=4789/udp && firewall-cmd --reload"]
+    in_work = [f"{words} --zone=work --add-port=4789/udp && firewall-cmd --reload"]
+    assert said((("eth1", "work"),)) == said((("eth+", "work"),)) == in_work
+    # Docker's bridges are in such a zone.
+    assert said((("docker0", "docker"), ("eth1", "work")), frozenset(), "docker0") == in_work
+    assert said((), frozenset({4789})) == []
+    assert said((("eth+", "lan"),), frozenset(), "eth+") == []
+    assert said((), frozenset(), "") == []

@@ -9,26 +9,32 @@ from netplug.drivers import firewalld
 from netplug.drivers.api import Firewalld, HostFacts, Network, meshed
 from netplug.drivers.naming import BRIDGES
 from netplug.drivers.registry import Drivers
-from netplug.drivers.zones import ZONE
 from netplug.engine.conditions import Difference
 
 
 def blocked(host: HostFacts, networks: Collection[Network], drivers: Drivers) -> tuple[Difference, ...]:
-    """Return what firewalld drops, with the command that helps.
-
-    If firewalld trusts other links or addresses, the underlay may be among them: then no fault is reported for it.
-    """
+    """Return what firewalld drops, with the command that helps."""
     found = host.firewalld
     if found is None:
         return ()
     bridges = {net.options.bridge for net in networks if net.options.bridge}
-    faults = [*_shared(host, found, bridges), *_elsewhere(found, bridges)]
     ports = {driver.port(net) for net in networks if meshed(driver := drivers.of(net))}
-    ours = {f"{BRIDGES}+", *bridges, *(link for link, zone in found.zones if zone == ZONE)}
-    if found.trusted <= ours and (closed := sorted(ports - found.ports)):
-        changes = " && ".join(f"firewall-cmd --permanent --add-port={port}/udp" for port in closed)
-        faults.append(f"drops packets from other hosts of overlays: {changes} && firewall-cmd --reload")
+    faults = [*_shared(host, found, bridges), *_elsewhere(found, bridges), *_closed(host, found, ports)]
     return tuple(Difference("host", "firewalld", fault) for fault in faults)
+
+
+def _closed(host: HostFacts, found: Firewalld, ports: Collection[int]) -> Iterator[str]:
+    """Yield that ports of tunnels are closed. Whoever opens them decides who may reach the host: the administrator.
+
+    Other hosts may have addresses from which firewalld takes all. Then nothing is said.
+    """
+    underlay = next((link for address, link in host.addresses if address.ip == host.vtep), "")
+    closed = sorted(set(ports) - found.ports)
+    if not closed or found.trusts(underlay) or "" in found.trusted:
+        return
+    zone = f" --zone={found.zone(underlay)}" if found.zone(underlay) else ""
+    changes = " && ".join(f"firewall-cmd --permanent{zone} --add-port={port}/udp" for port in closed)
+    yield f"drops packets from other hosts of overlays: {changes} && firewall-cmd --reload"
 
 
 def _shared(host: HostFacts, found: Firewalld, bridges: Collection[str]) -> Iterator[str]:
