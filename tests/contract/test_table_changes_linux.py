@@ -6,6 +6,7 @@ import random
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -394,3 +395,56 @@ class TestLaterProcess(LinuxHost):
         finally:
             tables.close()
             reader.close()
+
+
+class Process(threading.Thread):
+    """One of several processes of ours; `there` is what it has put into the table, `failed` why it could not."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(daemon=True)
+        self.there: set[Element] = set()
+        self.failed: list[Exception] = []
+        self._ours, self._random = Tables(), random.Random(number)  # noqa: S311 - no secret
+        self._table = Table("inet", "netplug-t", text)
+        self._pool = [Element(T, "led", f"tcp . {number}{n:03}", f"10.0.0.{number} . {n}") for n in range(100)]
+
+    def run(self) -> None:
+        try:
+            for _ in range(60):
+                self._go_on()
+        except Exception as error:  # noqa: BLE001 - told by the test
+            self.failed.append(error)
+        finally:
+            self._ours.close()
+
+    def _go_on(self) -> None:
+        picked = self._random.sample(self._pool, self._random.randint(1, 10))
+        if self._random.random() < 0.5:
+            self._ours.ensure((*([self._table] if self._random.random() < 0.3 else []), *picked))
+            self.there.update(picked)
+        else:
+            self._ours.remove(picked)
+            self.there.difference_update(picked)
+
+
+@pytest.mark.usefixtures("_namespace")
+@pytest.mark.parametrize("texts", [(TEXT, TEXT, TEXT), (TEXT, LONGER, OTHER)], ids=["one version", "three versions"])
+def test_processes_at_the_same_time_do_not_disturb_each_other(texts: tuple[str, ...]) -> None:
+    """As commands of CNI do, on a host where others change their own tables all the time."""
+    processes = [Process(number, text) for number, text in enumerate(texts, 1)]
+    with closing(TableReader()) as reader, Nft() as nft:
+        with closing(Tables()) as first:
+            first.ensure((Table("inet", "netplug-t", TEXT),))
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            nft.run(
+                "add table ip others\nadd chain ip others c\nflush chain ip others c\nadd rule ip others c accept\n"
+            )
+        found = reader.look()
+    assert [process.failed for process in processes] == [[]] * len(texts)
+    kind, content = found.types[T]["led"], found.content[T]["led"]
+    assert {Element(T, "led", *kind.decode(*it)) for it in content.items()} == set.union(
+        *(it.there for it in processes)
+    )
+    assert any(is_right(Table("inet", "netplug-t", it), found.marks[T], found.images[T]) for it in texts)

@@ -10,7 +10,6 @@ comes back with the elements that this process had put there. So no packet meets
 import errno
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
@@ -33,7 +32,8 @@ _Wanted: TypeAlias = dict[tuple[str, str], dict[bytes, tuple[bytes, Element]]]
 """By table and set: data and step by key."""
 
 _WITHOUT_HOOK = frozenset(kind for kind, _, _ in nft.without_hook("", ""))
-_TRIES = 5
+_THERE_OR_NOT = frozenset((errno.EEXIST, errno.ENOENT))
+_TRIES = 8
 _T = TypeVar("_T")
 
 
@@ -114,8 +114,6 @@ class Tables:
                 self._known.right[table] = step.text
                 continue
             new = compiled(step)
-            # What others had in their hands has the elements that it has when it goes.
-            work.at = 0 if mark is None else self._known.generation
             if found is not None and found.becomes(new):
                 self._change(step, found, new, work)
             else:
@@ -130,8 +128,11 @@ class Tables:
         """
         table, family, remade = of(step), nft.FAMILIES[step.family], found.remade(new)
         if found.led_to - new.led_to:
+            work.at = self._known.generation
             for name, key in list(self._known.leading_elsewhere(table, new.led_to)):
                 self._delete(work, table, name, {key: step})
+        if remade:
+            work.at = self._known.generation
         self._known.begin_change(table, new.types, remade)
         work.add(step, found.without(new, step.name))
         work.add(step, marked(family, step.name, mark_for(step, new)))
@@ -139,8 +140,12 @@ class Tables:
         self._add_known(step, remade, work)
 
     def _make_anew(self, step: Table, new: Image, work: Transaction, *, there: bool) -> None:
-        """Make a table, instead of the one that is there."""
+        """Make a table, instead of the one that is there.
+
+        Its elements must be those that it has when it goes, and it must not be there twice.
+        """
         table, family = of(step), nft.FAMILIES[step.family]
+        work.at = self._known.generation
         self._known.begin_anew(table, new.types, there=there)
         list(self._known.leading_elsewhere(table, new.led_to))
         if there:
@@ -181,11 +186,12 @@ class Tables:
         before: dict[str, dict[bytes, bytes | None]] = {}
         for (table, name), items in wanted.items():
             # What comes with its table is nearly always there already.
-            known = self._known.read(table, name) if table in work.made else self._known.set(table, name)
+            careful = work.careful or table in work.made
+            known = self._known.read(table, name) if careful else self._known.set(table, name)
             for key, (_, step) in items.items():
                 before.setdefault(step.key, {})[key] = known.elements.get(key) if known.whole else None
             if not known.whole:
-                # Nearly always they are new. If not, the kernel says so, and the set is read.
+                # Nearly always they are new. If not, the kernel says so, and the next attempt is careful.
                 self._add(work, table, name, items, NLM_F_EXCL)
                 continue
             new = {key: of for key, of in items.items() if known.elements.get(key) != of[0]}
@@ -270,7 +276,7 @@ class Tables:
                         into[kind.key_of(part.item)] = step
         for (table, name), items in unwanted.items():
             if name in self._known.types(table):
-                known = self._known.set(table, name)
+                known = self._known.read(table, name) if work.careful else self._known.set(table, name)
                 there = {key: step for key, step in items.items() if not known.whole or key in known.elements}
                 self._delete(work, table, name, there)
         return {at: list(items) for at, items in unwanted.items()}
@@ -288,7 +294,7 @@ class Tables:
                 found = attempt(steps, work)
                 if found is not None:
                     return found
-                work = Transaction(work.chunk)
+                work = Transaction(work.chunk, careful=work.careful)
         except BaseException:
             self._known.doubt()
             raise
@@ -303,9 +309,9 @@ class Tables:
         try:
             self._reader.netlink.batch(nft.batch(work.messages, work.at))
         except BatchError as error:
-            made = {table for table, outcome in work.made.items() if outcome is not Outcome.EQUAL}
-            self._known.doubt_tables(made)
-            if self._was_changed(error, work) or self._reread(error, work, made):
+            self._known.doubt_tables(table for table, outcome in work.made.items() if outcome is not Outcome.EQUAL)
+            if self._was_changed(error, work) or (error.errno in _THERE_OR_NOT and not work.careful):
+                work.careful = True
                 return False
             if work.chunk > 1:
                 work.chunk = 1  # it is one of several elements; so each gets a message
@@ -322,17 +328,6 @@ class Tables:
             return True
         # A base chain goes with its link, without a commit.
         return error.errno == errno.ENOENT and work.messages[max(error.index - 1, 0)][0] in _WITHOUT_HOOK
-
-    def _reread(self, error: BatchError, work: Transaction, made: AbstractSet[str]) -> bool:
-        """Read the sets that a refused transaction was about; False, if nothing was unknown. `made`: new tables."""
-        if error.errno not in {errno.EEXIST, errno.ENOENT}:
-            return False
-        about = {(step.table, step.set) for step in work.origins if isinstance(step, Element)}
-        about = {it for it in about if it[0] not in made}
-        unknown = [it for it in about if it[1] in self._known.types(it[0]) and not self._known.set(*it).whole]
-        for table, name in unknown:
-            self._known.read(table, name)
-        return bool(unknown)
 
     def _remember(self, steps: Sequence[FirewallStep], wanted: _Wanted) -> None:
         if not self._flags:

@@ -18,12 +18,13 @@ CHUNK = 256
 class Transaction:
     """Messages, each with the step that it is for (`origins`), or the first of several.
 
-    `chunk`: elements in a message. `at`: the generation that it builds on, if it must. `made`: outcomes of tables.
-    `hooks`: base chains of new tables.
+    `chunk`: elements in a message. `at`: the generation that it builds on, if it must. `careful`: what is in a set is
+    read, not tried. `made`: outcomes of tables. `hooks`: base chains of new tables.
     """
 
     chunk: int = CHUNK
     at: int = 0
+    careful: bool = False
     messages: list[Message] = field(default_factory=list)
     origins: list[Step] = field(default_factory=list)
     made: dict[str, Outcome] = field(default_factory=dict)
