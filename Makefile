@@ -51,6 +51,7 @@ bench: setup ## compare with Docker's own bridge, the reference CNI plugins, and
 	@bash packaging/setup.sh bench
 	@.venv/bin/python bench/attach.py $(ARGS)
 	@.venv/bin/python bench/path.py --docker-networks 200
+	@.venv/bin/python bench/networks.py
 	@.venv/bin/python bench/memory.py
 	@.venv/bin/python bench/cni.py
 	@.venv/bin/python bench/ports.py

@@ -16,6 +16,8 @@ processor time is the cost of the whole path, and neither wake-ups nor other pro
 sender and receiver cost themselves, which is the same for all networks. `plain` shows how much that is, with the work
 that no network can avoid: a bridge and veth pairs created by `ip`, without firewall, NAT and connection tracking.
 
+`bridge, alone` is Docker's on a host where netplug does not run: what others pay for netplug is the ratio to it.
+
 A second host has many more networks, endpoints and published ports of netplug (`--networks`, `--endpoints`). On demand,
 a third one has many networks of Docker's (`--docker-networks`). All are measured in turn in short slices, in a random
 order each round, since the speed of the processor differs more than they do. Ratios are medians of the ratios within a
@@ -49,6 +51,7 @@ from path_hosts import WAYS, Line, Lines, engines, plain
 SOURCE = Path(__file__).with_name("path.c")
 UNITS = {"answered": 1e3, "unanswered": 1e3, "flows": 1e3, "trips": 1e3, "stream": 1e9 / 8}
 """By kind: thousands, or gigabits."""
+ALONE = "bridge, alone"
 MANY = "pynet, many"
 """netplug's network on the host with many others."""
 WARM_UP = 1
@@ -164,7 +167,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     args.way, args.kind = args.way or list(WAYS), args.kind or list(UNITS)
-    pairs = [("pynet", "bridge")]
+    pairs = [("pynet", "bridge"), ("pynet", ALONE)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         program = folder / "path"
@@ -172,6 +175,7 @@ def main() -> None:
         networks: dict[str, Lines] = {}
         networks["pynet"], networks["bridge"] = stack.enter_context(engines("bench", ("pynet", "bridge")))
         (networks["plain"],) = stack.enter_context(plain())
+        (networks[ALONE],) = stack.enter_context(engines("alone", ("bridge",)))
         if args.networks:
             many = engines("many", ("pynet",), networks=args.networks, endpoints=args.endpoints)
             (networks[MANY],) = stack.enter_context(many)

@@ -43,11 +43,12 @@ def _port(driver: str, way: str) -> int:
 def engines(
     name: str, drivers: tuple[str, ...], *, networks: int = 0, endpoints: int = 0, docker_networks: int = 0
 ) -> Iterator[list[Lines]]:
-    """A host with dockerd and the daemon, and these ballasts; yields the lines of each driver."""
+    """A host with dockerd and, if a driver is its, the daemon, and these ballasts; yields the lines of each driver."""
     with Host(name) as host, Host("outside") as outside:
         wire = connect(host, outside)
-        dockerd, netplug = Dockerd(host), Netplug(host)
-        ballast.lay(host, netplug, networks, endpoints)
+        dockerd = Dockerd(host)
+        if "pynet" in drivers:
+            ballast.lay(host, Netplug(host), networks, endpoints)
         for number in range(docker_networks):
             subnet = SUBNET.format(128 + number // 256, number % 256)
             dockerd.docker("network", "create", "--subnet", subnet, f"ballast{number}")
