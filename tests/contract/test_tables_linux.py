@@ -185,6 +185,48 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         assert await kernel.ensure((LED, more, FROM)) == [ADJUSTED, CREATED, ADJUSTED]
         assert await whats(kernel, NETWORKS_TABLE, LED, more, FROM) == []
 
+    async def test_elements_of_all_else_are_seen_and_go(self, kernel: LinuxKernel) -> None:
+        await kernel.ensure((NETWORKS_TABLE, LED, FROM))
+        nft(
+            f"add element {NETWORKS} from {{ * : drop }}",
+            f"add element {NETWORKS} home4 {{ * }}",
+            f"add element {NETWORKS} published4_any {{ * : 10.9.0.9 . 9 }}",
+        )
+        assert await whats(kernel, NETWORKS_TABLE, LED, FROM) == []
+        theirs = {
+            Element(NETWORKS, "from", "*", "drop"),
+            Element(NETWORKS, "home4", "*"),
+            Element(NETWORKS, "published4_any", "*", "10.9.0.9 . 9"),
+        }
+        assert (await kernel.owned()).of(*ENTRIES) == {LED, FROM, *theirs}
+        await kernel.remove(list(theirs))
+        assert (await kernel.owned()).of(*ENTRIES) == {LED, FROM}
+        assert "*" not in run("nft", "list", "map", *NETWORKS.split(), "from")
+
+    async def test_sets_of_any_type_that_others_add_stop_nothing(self, kernel: LinuxKernel) -> None:
+        await kernel.ensure((NETWORKS_TABLE, LED))
+        for number, (words, element) in enumerate(
+            (
+                ("type mark; flags timeout;", "0x7 timeout 1h"),
+                ("type ipv4_addr; flags interval; auto-merge;", "10.0.0.0/9, 10.64.0.0-10.192.3.4"),
+                ("typeof ct mark . ip dscp;", "7 . cs1"),
+                ("typeof meta l4proto . th dport . ct state;", "tcp . 7 . new"),
+                ("type ether_type;", "ip"),
+                ("type icmp_type; counter;", "echo-request counter"),
+                ("typeof meta skuid;", "0"),
+                ("type ipv6_addr . inet_service . iface_index; flags interval;", "fd00::/64 . 1-77 . lo"),
+            )
+        ):
+            nft(
+                f"add set {NETWORKS} theirs{number} {{ {words} }}",
+                f"add element {NETWORKS} theirs{number} {{ {element} }}",
+            )
+        (what,) = await whats(kernel, NETWORKS_TABLE, LED)
+        assert "+ set theirs0 {" in what
+        assert len((await kernel.owned()).of(*ENTRIES)) > 1
+        assert await kernel.ensure((NETWORKS_TABLE, LED)) == [ADJUSTED, EQUAL]
+        assert (await kernel.owned()).of(*ENTRIES) == {LED}
+
     async def test_ruleset_that_was_flushed_comes_back(self, kernel: LinuxKernel) -> None:
         more = [replace(LED, item=f"udp . {port}") for port in range(1000, 1600)]
         tables = (NETWORKS_TABLE, ANTISPOOF_TABLE, HOST_TABLE)

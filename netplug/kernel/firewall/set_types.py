@@ -14,6 +14,7 @@ from typing import Self, TypeAlias
 
 from netplug.kernel.netlink.connection import attr, attrs, nest, walk
 from netplug.kernel.netlink.nf_tables import (
+    CATCH_ALL,
     DATA_VALUE,
     ELEM_DATA,
     ELEM_FLAGS,
@@ -36,6 +37,7 @@ _TYPEOF, _CONCATENATION, _PAYLOAD = 3, b"\x0d", b"\x07"
 _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "ipv6-icmp": 58, "sctp": 132}
 _PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}
 _SEPARATOR = " . "
+_CATCH_ALL = "*"
 
 Field = tuple[int, int]
 """Number of a data type, and length in bytes."""
@@ -81,11 +83,13 @@ class SetType:
         return self.key_of(item), self._data_of(item, data)
 
     def key_of(self, item: str) -> bytes:
-        """Return the key of an element as the kernel has it; of an interval, both its ends.
+        """Return the key of an element as the kernel has it: of an interval both its ends, of a catch-all element none.
 
         Raises:
             BadElementError: it does not fit.
         """
+        if item == _CATCH_ALL:
+            return b""
         try:
             ends = [_packed(word, of) for word, of in zip(item.split(_SEPARATOR), self.key, strict=True)]
         except (ValueError, OverflowError, OSError) as error:
@@ -112,7 +116,7 @@ class SetType:
         """Return an element as nft prints it: item and data."""
         first, last = (key[: len(key) // 2], key[len(key) // 2 :]) if self.interval else (key, key)
         ends = zip(_unpacked(first, self.key), _unpacked(last, self.key), self.key, strict=True)
-        item = _SEPARATOR.join(_words(low, high, of) for low, high, of in ends)
+        item = _SEPARATOR.join(_words(low, high, of) for low, high, of in ends) if key else _CATCH_ALL
         if self.verdicts:
             return item, verdict_words(data)
         values = zip(_unpacked(data, self.data), self.data, strict=True) if self.data else ()
@@ -124,7 +128,7 @@ class SetType:
         An interval of one field is two elements in the kernel: its start, and the first value behind it.
         """
         first, last = (key[: len(key) // 2], key[len(key) // 2 :]) if self.interval else (key, b"")
-        body = nest(ELEM_KEY, attr(DATA_VALUE, first))
+        body = nest(ELEM_KEY, attr(DATA_VALUE, first)) if key else be32(ELEM_FLAGS, CATCH_ALL)
         if data:
             body += nest(ELEM_DATA, data if self.verdicts else attr(DATA_VALUE, data))
         if not last:
@@ -137,12 +141,16 @@ class SetType:
     def read(self, elements: Iterable[bytes]) -> Content:
         """Return the elements that the kernel tells of."""
         found: list[tuple[bytes, bool, bytes]] = []
+        rest: Content = {}
         for parts in map(attrs, elements):
+            if ELEM_KEY not in parts:
+                rest[b""] = self._data_in(parts)
+                continue
             key = attrs(parts[ELEM_KEY])[DATA_VALUE]
             if self.interval and not self._has_ends:
                 key += attrs(parts[ELEM_KEY_END])[DATA_VALUE] if ELEM_KEY_END in parts else key
             found.append((key, not _number(parts.get(ELEM_FLAGS)) & INTERVAL_END, self._data_in(parts)))
-        return dict(_intervals(found)) if self._has_ends else {key: data for key, _, data in found}
+        return rest | (dict(_intervals(found)) if self._has_ends else {key: data for key, _, data in found})
 
     def _data_in(self, parts: Mapping[int, bytes]) -> bytes:
         if ELEM_DATA not in parts:
