@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,27 @@ async def expect_silence(kernel: LinuxKernel) -> None:
 async def test_what_others_do_to_ours_is_told(kernel: LinuxKernel, command: str) -> None:
     run(*command.split())
     await wait_for_word(kernel)
+
+
+@pytest.mark.parametrize("program", ["iptables-nft-save", "iptables-legacy-restore"])
+async def test_what_others_do_while_iptables_is_looked_at_is_told(
+    kernel: LinuxKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """However long that takes, and while rules are changed that are none of nf_tables."""
+    run("iptables-legacy", "-A", "FORWARD", "-j", "ACCEPT")
+    begun, gone_on = tmp_path / "begun", tmp_path / "gone_on"
+    for fifo in (begun, gone_on):
+        os.mkfifo(fifo)
+    script = tmp_path / program
+    script.write_text(f'#!/bin/sh\necho > {begun}\nread word < {gone_on}\nexec /usr/sbin/{program} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    work = asyncio.ensure_future(kernel.drift((GATE,)) if "save" in program else kernel.ensure((LEGACY,)))
+    await asyncio.to_thread(begun.read_text)
+    run("nft", "delete", "table", "inet", "netplug")
+    await wait_for_word(kernel)
+    await asyncio.to_thread(gone_on.write_text, "go on\n")
+    await work
 
 
 @pytest.mark.parametrize("command", ["ip link del nphtest", "ip address del 10.9.0.1/24 dev np-test"])

@@ -103,7 +103,8 @@ class Filter:
 class Iptables:
     """The filter tables of one IP version in this namespace, of both flavours.
 
-    `lack`: why a flavour that has rules could not be read when that was last tried.
+    `lack`: why a flavour that has rules could not be read when that was last tried. `busy`: own changes to nf_tables
+    under way.
     """
 
     def __init__(self, family: int, watch: LegacyWatch) -> None:
@@ -154,9 +155,14 @@ class Iptables:
         Raises:
             UnavailableError: it cannot be changed.
         """
-        if lines:
-            text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
+        if not lines:
+            return
+        text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
+        self.busy += flavour == "nft"
+        try:
             await self._run(f"{self._program(flavour)}-restore", "--noflush", "-w", str(LOCK_WAIT_S), text=text)
+        finally:
+            self.busy -= flavour == "nft"
 
     async def ensure(self, steps: Sequence[Gate | Passage]) -> list[Outcome]:
         """Bring the gate of one flavour about, in one transaction."""
@@ -232,15 +238,12 @@ class Iptables:
             sent = text.encode(errors="surrogateescape")
             return subprocess.run(command, input=sent, capture_output=True, timeout=DEADLINE_S, check=False)
 
-        self.busy += 1
         try:
             done = await asyncio.to_thread(run)
         except OSError as error:
             raise UnavailableError(f"{command[0]} cannot be started: {error.strerror or error}") from error
         except subprocess.TimeoutExpired as error:
             raise UnavailableError(f"{command[0]} did not end within {DEADLINE_S} s") from error
-        finally:
-            self.busy -= 1
         if done.returncode:
             words = " ".join(done.stderr.decode(errors="replace").split())
             raise UnavailableError(f"{command[0]} fails: {words or done.returncode}")
