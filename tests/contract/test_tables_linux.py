@@ -137,6 +137,30 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         assert old in whole[at:]
         run("nft", "-f", "-", text=f"delete table {NETWORKS}\n{whole[:at]}{whole[at:].replace(old, new, 1)}")
 
+    async def test_chain_of_others_goes_with_what_leads_to_it(self, kernel: LinuxKernel) -> None:
+        await kernel.ensure((NETWORKS_TABLE, LED, FROM))
+        before = listed()
+        nft(
+            f"add chain {NETWORKS} mine {{ type filter hook input priority 3; }}",
+            f"add chain {NETWORKS} more",
+            f"add chain {NETWORKS} last",
+            f"add rule {NETWORKS} more goto last",
+            f"add rule {NETWORKS} forward jump more",
+            f"add rule {NETWORKS} mine ip saddr vmap {{ 10.0.0.1 : jump more, 10.0.0.2 : drop }}",
+            f"add rule {NETWORKS} netplug-version drop",
+            f"add map {NETWORKS} theirs {{ type ipv4_addr : verdict; }}",
+            f"add element {NETWORKS} theirs {{ 10.0.0.1 : goto last }}",
+            f"add element {NETWORKS} from {{ np-theirs : goto last }}",
+            f"delete element {NETWORKS} from {{ {FROM.item} }}",
+            f"add element {NETWORKS} from {{ {FROM.item} : jump more }}",
+        )
+        assert len(await whats(kernel, NETWORKS_TABLE, LED, FROM)) == 2
+        assert await kernel.ensure((NETWORKS_TABLE,)) == [ADJUSTED]
+        assert await kernel.ensure((LED, FROM)) == [EQUAL, CREATED]
+        assert await whats(kernel, NETWORKS_TABLE, LED, FROM) == []
+        assert (await kernel.owned()).of(*ENTRIES) == {LED, FROM}
+        assert listed() == before
+
     async def test_table_without_our_comment_is_right_if_its_rules_are(self, kernel: LinuxKernel) -> None:
         """On a kernel before Linux 5.10, or put again by nft without it."""
         await kernel.ensure((NETWORKS_TABLE, LED))
