@@ -268,7 +268,7 @@ class LinuxKernel:
         return name in self._requests.links and not self._reaper.has(name)
 
     def _is_own_work(self, generation: int) -> bool:
-        return self._tables.is_ours(generation) or any(it.busy for it in self._iptables.values())
+        return self._tables.is_ours(generation) or any(it.is_own_commit() for it in self._iptables.values())
 
     def _note_commit(self) -> None:
         self._foreign.commits.set()

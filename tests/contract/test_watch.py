@@ -5,13 +5,13 @@ import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
 
 from netplug.drivers import firewall
-from netplug.drivers.steps import Address, Bridge, Element, Gate, Veth
+from netplug.drivers.steps import Address, Bridge, Element, Gate, Passage, Veth
 from netplug.drivers.tables import NETWORKS
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
 from netplug.kernel.linux import LinuxKernel
@@ -97,22 +97,27 @@ async def test_what_others_do_to_ours_is_told(kernel: LinuxKernel, command: str)
     await wait_for_word(kernel)
 
 
-@pytest.mark.parametrize("program", ["iptables-nft-save", "iptables-legacy-restore"])
-async def test_what_others_do_while_iptables_is_looked_at_is_told(
+@pytest.mark.parametrize("program", ["iptables-nft-save", "iptables-legacy-restore", "iptables-nft-restore"])
+async def test_what_others_do_while_iptables_works_for_us_is_told(
     kernel: LinuxKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
-    """However long that takes, and while rules are changed that are none of nf_tables."""
+    """However long that takes; of two commits only one is ours."""
     run("iptables-legacy", "-A", "FORWARD", "-j", "ACCEPT")
     begun, gone_on = tmp_path / "begun", tmp_path / "gone_on"
     for fifo in (begun, gone_on):
         os.mkfifo(fifo)
     script = tmp_path / program
-    script.write_text(f'#!/bin/sh\necho > {begun}\nread word < {gone_on}\nexec /usr/sbin/{program} "$@"\n')
+    wait = f"echo > {begun}\nread word < {gone_on}"
+    script.write_text(f'#!/bin/sh\n{wait}\n/usr/sbin/{program} "$@"\nfailed=$?\n{wait}\nexit $failed\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    work = asyncio.ensure_future(kernel.drift((GATE,)) if "save" in program else kernel.ensure((LEGACY,)))
+    passage = Passage(4, "nft", "br0", ip_network("10.8.0.0/24"))
+    step = LEGACY if "legacy" in program else passage
+    work = asyncio.ensure_future(kernel.drift((GATE,)) if "save" in program else kernel.ensure((step,)))
     await asyncio.to_thread(begun.read_text)
     run("nft", "delete", "table", "inet", "netplug")
+    await asyncio.to_thread(gone_on.write_text, "go on\n")
+    await asyncio.to_thread(begun.read_text)
     await wait_for_word(kernel)
     await asyncio.to_thread(gone_on.write_text, "go on\n")
     await work

@@ -103,15 +103,14 @@ class Filter:
 class Iptables:
     """The filter tables of one IP version in this namespace, of both flavours.
 
-    `lack`: why a flavour that has rules could not be read when that was last tried. `busy`: own changes to nf_tables
-    under way.
+    `lack`: why a flavour that has rules could not be read when that was last tried.
     """
 
     def __init__(self, family: int, watch: LegacyWatch) -> None:
         self.family = family
         self._watch = watch
         self.lack: dict[str, str] = {}
-        self.busy = 0
+        self._expected = 0
         self._lock = asyncio.Lock()
         self._programs: dict[str, str] = {}
 
@@ -158,11 +157,16 @@ class Iptables:
         if not lines:
             return
         text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
-        self.busy += flavour == "nft"
+        self._expected = int(flavour == "nft")
         try:
             await self._run(f"{self._program(flavour)}-restore", "--noflush", "-w", str(LOCK_WAIT_S), text=text)
         finally:
-            self.busy -= flavour == "nft"
+            self._expected = 0
+
+    def is_own_commit(self) -> bool:
+        """Return whether a commit to nf_tables, of which the kernel tells, is that of `restore`: it makes one."""
+        expected, self._expected = self._expected, 0
+        return bool(expected)
 
     async def ensure(self, steps: Sequence[Gate | Passage]) -> list[Outcome]:
         """Bring the gate of one flavour about, in one transaction."""
