@@ -162,8 +162,9 @@ def test_upgrade_keeps_traffic_and_changes_only_what_is_new(place: Place) -> Non
         with traffic(place, it):
             said = [line for line in place.becomes(None) if CONVERGED.search(line)]
             place.agrees()
-        assert len(said) == 1, said
-        assert "object=source-route/" in said[0]
+        assert any("object=source-route/" in line for line in said), said
+        assert "NETPLUG-FROM" not in place.host.output("iptables-save")
+        assert "netplug-" not in place.host.output("ipset", "list", "-name")
         with SeenServer(it.bare, "tcp", 71):
             assert tcp_ask(place.client, place.wire.left, 7171) == place.wire.right
         assert reserved(place, it.network) == ["8080", "9090"]
@@ -228,17 +229,15 @@ def mtu(place: Place, link: str) -> int:
 
 
 @pytest.mark.timeout(180)
-def test_rollback_leaves_what_is_new_as_it_is_and_serves_the_rest(place: Place, former: Path) -> None:
-    """What the former release cannot read it says; it comes back with the newer one. Nothing loses a packet."""
+def test_rollback_leaves_what_is_new_as_it_is(place: Place, former: Path) -> None:
+    """The former release filters by iptables. What it cannot read it says, and its packets pass all the time."""
     netplug = place.netplug
-    with built(place) as it, namespace(place.host) as marked, namespace(place.host) as fresh:
+    with built(place) as it, namespace(place.host) as marked:
         place.becomes(None)
         netplug.cli("network", "create", "marked", "--label", "team=net", "-o", "gw_priority=5")
-        netplug.cli("network", "create", "fresh")
         netplug.cli("network", "create", "changed")
         netplug.cli("network", "update", "changed", "-o", "icc=false")
         marked.attach(netplug, "marked", "--publish", "7070:70")
-        fresh.attach(netplug, "fresh")
         netplug.cli("publish", "web", "9999:81")
         before = netplug.json("ps")
         with (
@@ -249,35 +248,30 @@ def test_rollback_leaves_what_is_new_as_it_is_and_serves_the_rest(place: Place, 
             place.becomes(former)
             said = wait_until(netplug.drift, HEAL_TIMEOUT_S, "what it cannot use")
             assert "cannot be used and is left as it is: NetworkRecord has no field 'labels'" in said
-            assert "NetworkRecord has no field 'origin'" in said
-            assert "EndpointRecord has no field 'added'" in said
-            with pytest.raises(CommandError, match="cannot be used: NetworkRecord has no field 'labels'"):
+            assert "a plan has a step 'Element', which is not known" in said
+            with pytest.raises(CommandError, match="cannot be used"):
                 marked.detach(netplug, "marked")
-            assert reserved(place, it.network) == ["7070", "8080", "9090", "9999"]
-            for network, address in ((it.network, it.db.ip(it.network)), ("fresh", fresh.addresses[0])):
-                with namespace(place.host) as late:
-                    late.attach(netplug, network)
-                    assert late.pings(address)
-                    late.detach(netplug, network)
             place.becomes(None)
             place.agrees()
         assert theirs.lost == []
         assert netplug.json("ps") == before
         assert netplug.client.get("networks", "marked")["labels"] == {"team": "net"}
         assert netplug.client.get("networks", "changed")["options"]["icc"] == "false"
+        assert reserved(place, it.network) == ["7070", "8080", "9090", "9999"]
         netplug.cli("unpublish", "web", "9999:81")
         marked.detach(netplug, "marked")
-        fresh.detach(netplug, "fresh")
-        netplug.cli("network", "rm", "marked", "fresh", "changed")
+        netplug.cli("network", "rm", "marked", "changed")
 
 
 @pytest.mark.timeout(180)
-def test_rollback_of_what_uses_nothing_new_finds_all_of_it(place: Place, former: Path) -> None:
+def test_rollback_of_what_has_no_firewall_finds_it(place: Place, former: Path) -> None:
     place.becomes(None)
     with built(place) as it:
         before = endpoints(place)
         with traffic(place, it):
             place.becomes(former)
+            assert endpoints(place) == [row for row in before if row[3].startswith("203.0.113.")]
+            place.becomes(None)
             place.agrees()
         assert endpoints(place) == before
         assert reserved(place, it.network) == ["8080", "9090"]
