@@ -12,10 +12,23 @@ pytest.register_assert_rewrite("kernel_suite", "tunnel_suite", "linux_host")
 from kernel_suite import BRIDGE, VETH, whats  # noqa: E402
 from linux_host import LinuxHost, LinuxSurroundings, run  # noqa: E402
 from living import until  # noqa: E402
-from tunnel_suite import FDB, FILTER, TUNNEL, VTEP, VTEP6, VXLAN, VXLAN6, TunnelSuite  # noqa: E402
+from tunnel_suite import (  # noqa: E402
+    FDB,
+    FILTER,
+    REMOTE,
+    TUNNEL,
+    VTEP,
+    VTEP6,
+    VXLAN,
+    VXLAN6,
+    WAY,
+    WAYS,
+    TunnelSuite,
+)
+from tunnel_suite import VETH as PORT  # noqa: E402
 
 from netplug.drivers.naming import mark  # noqa: E402
-from netplug.drivers.steps import Element, Proto, Table  # noqa: E402
+from netplug.drivers.steps import Element, Hook, Proto, Table  # noqa: E402
 from netplug.drivers.tunnel import Neighbour, Vxlan  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
@@ -116,3 +129,27 @@ class TestLinuxTunnels(LinuxHost, TunnelSuite):
         owned = await kernel.owned()
         assert {step.key for step in owned.of(Table)} == {FILTER.key}
         assert owned.of(Element) == {TUNNEL, VTEP, VTEP6}
+
+    async def test_fast_path_of_a_former_release_is_replaced(self, kernel: LinuxKernel) -> None:
+        """Its base chains had the rules themselves, and so used the sets."""
+        await kernel.ensure((BRIDGE, VXLAN, PORT))
+        run("nft", "-f", "-", text=f"""
+            table netdev netplug-{VXLAN.name} {{
+                map near {{ type ether_addr : iface_index; elements = {{ {PORT.peer_mac} : "{PORT.name}" }}; }}
+                set remote {{ type ether_addr; elements = {{ {FDB.mac} }}; }}
+                chain tunnel {{
+                    type filter hook ingress device {VXLAN.name} priority 0
+                    fwd to ether daddr map @near
+                }}
+                chain {PORT.name} {{
+                    type filter hook ingress device {PORT.name} priority 0
+                    ether daddr != @remote accept
+                    ip saddr 10.9.0.3 fwd to {VXLAN.name}
+                }}
+            }}""")  # fmt: skip
+        steps = (*WAYS, *WAY, REMOTE)
+        assert len(await whats(kernel, *steps)) > 1
+        await kernel.ensure(steps)
+        assert await whats(kernel, *steps) == []
+        owned = await kernel.owned()
+        assert {step.key for step in owned.of(Table, Element, Hook)} == {step.key for step in steps}

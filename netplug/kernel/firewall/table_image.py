@@ -100,10 +100,11 @@ class Image:
     def becomes(self, new: "Image") -> bool:
         """Return whether the table can be changed into another one.
 
-        Not a chain to which elements or base chains of links may lead, and not one that sleeps.
+        Not a chain to which elements or base chains of links may lead, and not one that sleeps. Nor one of a former
+        release, where base chains of links had the rules themselves, and so used the sets.
         """
         bodies = dict(new.chains)
-        if self.family == nft.NETDEV and self.led_to - new.led_to:
+        if self.family == nft.NETDEV and (not self.led_to or self.led_to - new.led_to):
             return False
         changed = (attrs(body) for of, body in self.chains if bodies.get(of, body) != body)
         return not self.dormant and all(_CHAIN_HOOK in it for it in changed)
