@@ -112,6 +112,17 @@ async def test_program_that_cannot_be_used_is_named(programs: Programs, broken: 
             await gate.remove((GATE,))
 
 
+async def test_rules_that_cannot_be_read_are_as_last_read(programs: Programs) -> None:
+    gate = iptables()
+    found = await gate.read({"filter"})
+    assert found["nft"].decides
+    programs.put("iptables-nft-save", "exit 4")
+    assert await gate.read({"filter"}) == {}
+    assert gate.last == found
+    assert await gate.read(set()) == {}
+    assert (gate.last, gate.lack) == ({}, {})
+
+
 async def test_host_without_iptables_starts_no_process(programs: Programs) -> None:
     for path in programs.folder.iterdir():
         path.unlink()

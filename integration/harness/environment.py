@@ -134,6 +134,13 @@ class _Firewalld(Environment):
         Firewalld(host)
         _sh(host, *(f"firewall-cmd {it} --add-port=4789/udp" for it in ("", "--permanent")))
 
+    @contextmanager
+    def kept(self, host: Host) -> Iterator[None]:
+        with super().kept(host):
+            yield
+        # It knows which zones and links it has rules for.
+        _sh(host, "firewall-cmd --reload")
+
 
 class _Ufw(Environment):
     def prepare(self, host: Host) -> None:

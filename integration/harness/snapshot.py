@@ -92,7 +92,8 @@ def _sets(text: str) -> list[str]:
 def _nftables(text: str) -> list[str]:
     """Each line with its table and chain or set: rules in their order, chains and elements sorted.
 
-    Without those of iptables, which has sections of its own.
+    Without those of iptables, which has sections of its own, and without the chains of a zone of ours in firewalld,
+    which are there until its next reload.
     """
     found: dict[tuple[str, str], list[str]] = {}
     table = block = ""
@@ -111,7 +112,7 @@ def _nftables(text: str) -> list[str]:
     return [
         f"{table} {block}: {line}".replace(" : ", ": ")
         for (table, block), lines in sorted(found.items())
-        if table not in XTABLES
+        if table not in XTABLES and not (table == "inet firewalld" and "_netplug" in block)
         for line in lines or ["empty"]
     ]
 

@@ -242,7 +242,8 @@ class LinuxKernel:
             (*compared.drifts(), *(Drift(error.step, error.message) for error in unknown)),
             compared.owned(),
             replace(
-                facts.of(host.links.values(), host.addresses, host.routes, filters),
+                # A program that fails once does not mean that the rules are gone.
+                facts.of(host.links.values(), host.addresses, host.routes, self.firewall.last()),
                 firewalld=firewalld.read(self._looking),
                 tables=self._looking.foreign(),
             ),

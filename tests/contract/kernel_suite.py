@@ -478,6 +478,14 @@ class KernelSuite:
         await kernel.remove((step,))
         assert await whats(kernel, step) == ["is 0, not 1"]
 
+    async def test_sysctl_that_another_one_changes_is_set_back(self, kernel: HostKernel) -> None:
+        """As ``accept_redirects`` by ``ip_forward``."""
+        step = Sysctl("net/ipv4/conf/np-test/route_localnet", "0", restore="0")
+        await kernel.ensure((BRIDGE, step))
+        await kernel.ensure((replace(step, value="1", restore=""),))
+        await kernel.remove((step,))
+        assert await whats(kernel, step) == []
+
     async def test_sysctl_is_set_and_never_taken_back(self, kernel: HostKernel) -> None:
         step = Sysctl("net/ipv4/conf/np-test/route_localnet", "1")
         await kernel.ensure((BRIDGE,))

@@ -80,7 +80,7 @@ class LinuxGate(LinuxHost, GateSuite):
         gate = Gate(4, flavour)
         around.have_rules(4, flavour)
         await kernel.ensure((gate,))
-        assert (around.chain(4, flavour, "FORWARD") or ())[0] == FORWARD
+        assert around.chain(4, flavour, "FORWARD") == ("-i docker0 -j ACCEPT", FORWARD)
         around.fill_chain(4, flavour, "DOCKER-USER", ("-j RETURN",))
         around.fill_chain(4, flavour, "DOCKER-ISOLATION-STAGE-2", ("-j RETURN",))
         for rule in ("-j DOCKER-ISOLATION-STAGE-2", "-j DOCKER-USER"):
@@ -123,6 +123,22 @@ class LinuxGate(LinuxHost, GateSuite):
         await gone(kernel, gate)
         for parent, chains in ufw.items():
             assert around.chain(family, flavour, parent) == tuple(f"-j {it}" for it in chains)
+
+    @pytest.mark.parametrize(
+        "rest", ["-j REJECT --reject-with icmp-port-unreachable", '-m comment --comment "a b" -j LOG']
+    )
+    async def test_gate_is_behind_drops_of_the_administrator_and_before_what_refuses_the_rest(
+        self, kernel: LinuxKernel, around: LinuxSurroundings, flavour: str, rest: str
+    ) -> None:
+        gate, drop = Gate(4, flavour), "-s 10.9.0.7/32 -j DROP"
+        around.fill_chain(4, flavour, "FORWARD", (drop,), "DROP")
+        around.fill_chain(4, flavour, "INPUT", (drop, rest, drop))
+        await kernel.ensure((gate,))
+        assert around.chain(4, flavour, "FORWARD") == (drop, FORWARD)
+        assert around.chain(4, flavour, "INPUT") == (drop, INPUT, rest, drop)
+        # What comes later is put where they want it.
+        restore(4, flavour, "filter", "-I FORWARD -s 10.9.0.8/32 -j DROP")
+        assert await whats(kernel, gate) == []
 
     async def test_report_tells_what_of_the_firewall_concerns_our_links(
         self, kernel: LinuxKernel, around: LinuxSurroundings, flavour: str

@@ -155,7 +155,7 @@ def _ensure_sysctl(world: World, step: Sysctl) -> Outcome:
 
 
 def _remove_sysctl(world: World, step: Sysctl) -> None:
-    if step.restore and not world.sysctl_drift(step):
+    if step.restore and (step.restore == step.value or not world.sysctl_drift(step)):
         world.sysctls[step.name] = step.restore
 
 

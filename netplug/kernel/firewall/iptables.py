@@ -5,10 +5,11 @@ ours has a defined position among theirs only there. A host may have rules in bo
 ones and those in nf_tables; a packet meets both. A host without iptables has no such rules, and needs no gate.
 
 The position is behind all jumps to ``DOCKER-USER`` and to the chains of ufw for its users. So what these drop stays
-dropped.
+dropped. Without such chains it is put behind the rules for certain packets, and before the first one for all packets.
 """
 
 import asyncio
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +44,8 @@ _USERS = frozenset(
     {"DOCKER-USER", "ufw-before-forward", "ufw6-before-forward", "ufw-before-input", "ufw6-before-input"}
 )
 """Chains in which users of Docker and ufw decide: what is dropped there stays dropped."""
+_FOR_ALL = re.compile(r'(-m comment --comment ("(\\.|[^"\\])*"|\S+) )?-[jg] ')
+"""A rule of iptables-save without conditions."""
 _DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
 """Docker's chain (until 28) that drops what would enter one of its own bridges; later versions drop in `raw`."""
 _PARENTS = {FORWARD: "FORWARD", INPUT: "INPUT"}
@@ -103,7 +106,7 @@ class Filter:
 class Iptables:
     """The filter tables of one IP version in this namespace, of both flavours.
 
-    `lack`: why a flavour that has rules could not be read when that was last tried.
+    `lack`: why a flavour that has rules could not be read when that was last tried. `last`: the tables as last read.
     """
 
     def __init__(self, family: int, watch: LegacyWatch) -> None:
@@ -111,6 +114,7 @@ class Iptables:
         self._watch = watch
         self.lack: dict[str, str] = {}
         self._expected = 0
+        self.last: dict[str, Filter] = {}
         self._lock = asyncio.Lock()
         self._programs: dict[str, str] = {}
 
@@ -130,6 +134,8 @@ class Iptables:
                 self.lack[flavour] = str(error)
             else:
                 self.lack.pop(flavour, None)
+        self.last = {flavour: it for flavour, it in (self.last | found).items() if flavour in there}
+        self.lack = {flavour: why for flavour, why in self.lack.items() if flavour in there}
         return found
 
     def tables(self, in_nft: AbstractSet[str]) -> Iterable[tuple[str, AbstractSet[str]]]:
@@ -362,21 +368,30 @@ def _without(before: Filter) -> list[str]:
     return [*jumps, *(f"-F {name}" for name in ours), *(f"-X {name}" for name in ours)]
 
 
-def _place(others: Sequence[str]) -> int:
-    """Return where a jump of ours belongs among the other rules: behind those to chains of users."""
+def _behind_users(others: Sequence[str]) -> int:
+    """Return the number of the other rules up to the last that leads to a chain of users; 0 without such chains."""
     return max((i + 1 for i, rule in enumerate(others) if _leads_to(rule, _USERS)), default=0)
+
+
+def _place(others: Sequence[str]) -> int:
+    """Return where to put a jump of ours among the other rules.
+
+    Behind those for certain packets, what they drop stays dropped; but a last rule may refuse all that is left.
+    """
+    rest = (i for i, rule in enumerate(others) if _FOR_ALL.match(rule))
+    return _behind_users(others) or next(rest, len(others))
 
 
 def _in_place(name: str, before: Filter) -> bool:
     """Return whether the jump to a chain of ours is where it must be.
 
-    Without such chains any place does: otherwise two programs might compete for the first one. It is put there once.
+    Without chains of users any place does: otherwise two programs might compete for one. It is put there once.
     """
     rules = list(before.rules.get(_PARENTS[name], ()))
     jump = f"-j {name}"
     if rules.count(jump) != 1:
         return False
-    place = _place([rule for rule in rules if rule != jump])
+    place = _behind_users([rule for rule in rules if rule != jump])
     return not place or rules.index(jump) == place
 
 

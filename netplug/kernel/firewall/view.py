@@ -42,6 +42,10 @@ class HostFirewall:
         unread = {(family, flavour) for family, it in self._iptables.items() for flavour in it.lack}
         return frozenset(found - unread)
 
+    def last(self) -> dict[int, dict[str, Filter]]:
+        """Return the filter tables of iptables as last read, by IP version and flavour."""
+        return {family: it.last for family, it in self._iptables.items()}
+
     async def report(self) -> FirewallReport:
         """Return what there is; see `FirewallView`."""
         filters = await self.filters()

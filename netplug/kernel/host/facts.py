@@ -11,6 +11,7 @@ from netplug.kernel.netlink.rtnl import Link, LinkAddress, LinkRoute
 NO_UPLINK_MTU = 1500
 _BRIDGE_NETFILTER = Path("/proc/sys/net/bridge")
 _FORWARDING = {4: Path("/proc/sys/net/ipv4/ip_forward"), 6: Path("/proc/sys/net/ipv6/conf/all/forwarding")}
+_REDIRECTS = Path("/proc/sys/net/ipv4/conf/all/accept_redirects")
 _RTPROT_RA = 9
 _UPLINKS = frozenset({"", "bond", "team", "vlan"})
 """Kinds of links that may receive router advertisements later; "" is a physical one."""
@@ -58,6 +59,7 @@ def of(
         bridge_netfilter=_BRIDGE_NETFILTER.exists(),
         forwarding=tuple(family for family, path in _FORWARDING.items() if _is_on(path)),
         advertised=tuple(_advertised(by_index, found)),
+        redirects=_is_on(_REDIRECTS),
     )
 
 

@@ -30,8 +30,11 @@ def ensure(step: Sysctl) -> Outcome:
 
 
 def remove(step: Sysctl) -> None:
-    """Restore a sysctl that has a value to restore, unless it was changed since or its link is gone."""
-    if not step.restore or drift(step):
+    """Restore a sysctl that has a value to restore, unless it was changed since or its link is gone.
+
+    With `restore` equal to `value` it is written in any case: restoring another one has changed it.
+    """
+    if not step.restore or (drift(step) and step.restore != step.value):
         return
     try:
         (ROOT / step.name).write_text(step.restore + "\n")
