@@ -18,6 +18,7 @@ from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, descript
 from ports_suite import PortsSuite  # noqa: E402
 from tunnel_suite import VXLAN  # noqa: E402
 
+from netplug.drivers import routing  # noqa: E402
 from netplug.drivers.naming import mark  # noqa: E402
 from netplug.drivers.plan import Plan  # noqa: E402
 from netplug.drivers.steps import (  # noqa: E402
@@ -206,6 +207,19 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
         names = [f"net.ipv6.conf.{link}.{name}" for link in ("eth0", "eth1") for name in ("accept_ra", "autoconf")]
         found = run("ip", "netns", "exec", Path(netns).name, "sysctl", "-n", *names).split()
         assert found == ["1" if slaac else "0"] * 4
+
+    async def test_host_takes_redirects_again_only_if_it_did(self, kernel: LinuxKernel) -> None:
+        """The kernel changes that with forwarding."""
+        names = ("net.ipv4.ip_forward", "net.ipv4.conf.all.accept_redirects")
+        for redirects in ("0", "1"):
+            run("sysctl", "-qw", f"{names[0]}=0", f"{names[1]}={redirects}")
+            facts = await kernel.facts()
+            assert (4 in facts.forwarding, facts.redirects) == (False, redirects == "1")
+            plan = routing.forwarding(4, facts)
+            await Executor(kernel).apply(plan)
+            assert run("sysctl", "-n", *names).split() == ["1", "0"]
+            await Executor(kernel).revert(plan)
+            assert run("sysctl", "-n", *names).split() == ["0", redirects]
 
     async def test_host_forgets_where_an_address_was_before(self, kernel: LinuxKernel) -> None:
         await kernel.ensure((BRIDGE,))
