@@ -10,7 +10,7 @@ from typing import Self
 
 import pytest
 
-pytest.register_assert_rewrite("kernel_suite", "linux_host", "tunnel_suite")
+pytest.register_assert_rewrite("kernel_suite", "linux_host", "tables_suite", "tunnel_suite")
 
 from kernel_suite import NETWORKS_TABLE, VETH, whats  # noqa: E402
 from linux_host import LinuxHost, LinuxSurroundings, run  # noqa: E402
