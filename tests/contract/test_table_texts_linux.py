@@ -100,29 +100,32 @@ def test_what_drivers_write_is_taken_and_read_back_as_written(both: tuple[Tables
 
 
 class TestUnavailable(LinuxHost):
-    async def test_host_without_libnftables_is_told_what_to_install(
-        self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.fixture
+    def _no_libnftables(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(compiler, "_compiled", {})
         monkeypatch.setattr(libnftables, "_NAME", "libnothing.so.7")
         libnftables._library.cache_clear()
-        error = await refusal(kernel, NETWORKS_TABLE)
+        yield
+        libnftables._library.cache_clear()
+
+    @pytest.mark.usefixtures("_no_libnftables")
+    async def test_table_of_a_package_needs_libnftables_and_says_what_to_install(self, kernel: LinuxKernel) -> None:
+        table = Table("inet", "netplug-mine", "chain mine {\n}")
+        error = await refusal(kernel, table)
         assert error.kind == "unavailable"
-        assert error.message.startswith(
-            "table 'inet netplug' cannot be made on this host: libnothing.so.7 cannot be loaded"
-        )
+        words = "table 'inet netplug-mine' cannot be made on this host: libnothing.so.7 cannot be loaded"
+        assert error.message.startswith(words)
         assert "libnftables1" in (error.hint or "")
-        assert await whats(kernel, NETWORKS_TABLE) == ["missing"]
-        monkeypatch.undo()
-        libnftables._library.cache_clear()
+        assert await whats(kernel, table) == ["missing"]
+
+    @pytest.mark.usefixtures("_no_libnftables")
+    async def test_our_tables_are_made_and_mended_without_libnftables(self, kernel: LinuxKernel) -> None:
         await kernel.ensure((NETWORKS_TABLE,))
-        monkeypatch.setattr(compiler, "_compiled", {})
-        monkeypatch.setattr(libnftables, "_NAME", "libnothing.so.7")
-        libnftables._library.cache_clear()
         run("nft", "flush", "chain", "inet", "netplug", "forward")
         (what,) = await whats(kernel, NETWORKS_TABLE)
         assert what.startswith("its rules differ")
-        assert (await refusal(kernel, NETWORKS_TABLE)).kind == "unavailable"
+        assert await kernel.ensure((NETWORKS_TABLE,)) == [Outcome.ADJUSTED]
+        assert await whats(kernel, NETWORKS_TABLE) == []
         await kernel.remove((NETWORKS_TABLE,))
         assert (await kernel.owned()).of(Table) == frozenset()
 

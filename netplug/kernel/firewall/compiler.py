@@ -3,18 +3,22 @@
 The kernel itself is the compiler. libnftables loads the text into a namespace made for this, and what the kernel then
 tells of the table is what creates it elsewhere: in one transaction with its elements, in any namespace, by a socket of
 ours, without a process. The same makes a table comparable: it is as wanted if the kernel tells the same of it.
+
+Our own tables were compiled beforehand (`compiled_tables`). They are loaded in the same way, since kernels differ in
+what they tell. libnftables compiles those of others, and prints tables for `difference`.
 """
 
 import difflib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from netplug.kernel import libc
+from netplug.kernel.firewall import compiled_tables
 from netplug.kernel.firewall.libnftables import MissingError, Nft, NftError
 from netplug.kernel.firewall.table_image import MARK, Image, image
-from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink
+from netplug.kernel.netlink import nf_tables
+from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink, NetlinkError
 
 _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
@@ -32,15 +36,7 @@ class CompileError(Exception):
         self.missing = missing
 
 
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """A table. `image`: what the kernel tells of it. `printed`: as nft(8) lists it."""
-
-    image: Image
-    printed: str
-
-
-_compiled: dict[tuple[str, str], Compiled] = {}
+_compiled: dict[tuple[str, str], Image] = {}
 """By family and text. A process has some constant texts, and one table's text for all overlays."""
 
 
@@ -49,54 +45,85 @@ def is_compiled(family: str, text: str) -> bool:
     return (family, text) in _compiled
 
 
-def compiled(family: str, text: str) -> Compiled:
+def forget() -> None:
+    """Forget what was compiled."""
+    _compiled.clear()
+
+
+def compiled(family: str, text: str) -> Image:
     """Compile the text of a table. Blocks for some 10 ms, once for each text; for long, while others change links.
 
     Raises:
         CompileError: nft, or the kernel, refuses it.
     """
-
-    def work() -> Compiled:
-        libc.call("unshare", _CLONE_NEWNET)
-        with Nft() as nft, Netlink.open(NETLINK_NETFILTER) as netlink:
-            nft.run(f"table {family} {_NAME} {{\n{text}\n}}\n")
-            found = image(netlink, family, _NAME)
-            if found is None:
-                raise NftError("the kernel does not show the table")
-            return Compiled(found, nft.run(f"list table {family} {_NAME}\n"))
-
     if found := _compiled.get((family, text)):
         return found
-    try:
-        _compiled[family, text] = made = _in_thread(work)
-    except MissingError as error:
-        raise CompileError(str(error), missing=True) from error
-    except NftError as error:
-        raise CompileError(str(error)) from error
-    else:
-        return made
+    _compiled[family, text] = made = _translating(lambda: _load(family, text, compiled_tables.find(family, text)))
+    return made
+
+
+def by_nft(family: str, text: str) -> Image:
+    """Compile the text of a table by libnftables, whatever was compiled beforehand.
+
+    Raises:
+        CompileError: as `compiled`.
+    """
+    return _translating(lambda: _load(family, text, None))
 
 
 def difference(family: str, name: str, text: str) -> str:
     """Say in which lines a table of this namespace differs from what it should be; empty, if nft lists no difference.
 
     Raises:
-        CompileError: as `compiled`.
+        CompileError: as `compiled`; also as there is no libnftables to print tables.
     """
 
-    def listed() -> str:
-        with Nft() as nft:
-            return nft.run(f"list table {family} {name}\n")
+    def wanted() -> str:
+        _load(family, text, compiled_tables.find(family, text))
+        return _listed(family, _NAME)
 
-    wanted = _lines(compiled(family, text).printed)
-    try:
-        found = _lines(_in_thread(listed))
-    except NftError as error:
-        raise CompileError(str(error)) from error
-    changed = [line for line in difflib.ndiff(wanted, found) if line[0] in "+-"]
+    before, after = _lines(_translating(wanted)), _lines(_translating(lambda: _listed(family, name)))
+    changed = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
     told = [f"{line[0]} {line[2:]}" for line in changed[:_MOST_LINES]]
     more = len(changed) - len(told)
     return "; ".join([*told, *([f"and {more} more lines"] if more else [])])
+
+
+def _load(family: str, text: str, beforehand: Image | None) -> Image:
+    """Make a table in a new namespace of this thread, and return what the kernel tells of it."""
+    libc.call("unshare", _CLONE_NEWNET)
+    with Netlink.open(NETLINK_NETFILTER) as netlink:
+        if beforehand is None or not _is_made(netlink, beforehand):
+            with Nft() as nft:
+                nft.run(f"table {family} {_NAME} {{\n{text}\n}}\n")
+        found = image(netlink, family, _NAME)
+    if found is None:
+        raise NftError("the kernel does not show the table")
+    return found
+
+
+def _is_made(netlink: Netlink, beforehand: Image) -> bool:
+    """Make a table that was compiled beforehand, and return whether this kernel takes it."""
+    try:
+        netlink.batch(nf_tables.batch([nf_tables.new_table(beforehand.family, _NAME, 0), *beforehand.messages(_NAME)]))
+    except NetlinkError:
+        return False
+    return True
+
+
+def _listed(family: str, name: str) -> str:
+    with Nft() as nft:
+        return nft.run(f"list table {family} {name}\n")
+
+
+def _translating(work: Callable[[], _T]) -> _T:
+    """Do something in a thread of its own, and translate errors of libnftables."""
+    try:
+        return _in_thread(work)
+    except MissingError as error:
+        raise CompileError(str(error), missing=True) from error
+    except NftError as error:
+        raise CompileError(str(error)) from error
 
 
 def _lines(printed: str) -> list[str]:

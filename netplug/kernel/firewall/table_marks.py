@@ -44,7 +44,7 @@ def compiled(step: Table) -> Image:
         StepError: "unavailable", this host cannot make it.
     """
     try:
-        return compiler.compiled(step.family, step.text).image
+        return compiler.compiled(step.family, step.text)
     except CompileError as error:
         hint = "load the module, or use a kernel that has it"
         if error.missing:
