@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
@@ -43,6 +44,26 @@ def both() -> Iterator[tuple[Tables, TableReader]]:
         yield ours, reader
         ours.close()
         reader.close()
+
+
+COMPILES_LATE = """
+import os, resource
+from netplug.kernel.firewall.compiler import compiled, difference
+from netplug.kernel.sandbox.netns import temporary_netns
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (2048, 2048))
+files = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+with temporary_netns():
+    compiled("inet", "chain a { }")
+    os.system("nft add table inet netplug")
+    assert difference("inet", "netplug", "chain a { }")
+assert [os.fstat(file) for file in files]
+"""
+
+
+def test_text_is_compiled_with_more_descriptors_than_select_takes() -> None:
+    done = subprocess.run([sys.executable, "-c", COMPILES_LATE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", TEXTS)

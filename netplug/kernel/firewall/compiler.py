@@ -9,6 +9,7 @@ what they tell. libnftables compiles those of others, and prints tables for `dif
 """
 
 import difflib
+import os
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -21,7 +22,7 @@ from netplug.kernel.netlink import nf_tables
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink, NetlinkError
 
 _T = TypeVar("_T")
-_CLONE_NEWNET = 0x40000000
+_CLONE_FILES, _CLONE_NEWNET = 0x400, 0x40000000
 _NAME = "netplug"
 """Of the table in the namespace that it is compiled in."""
 _MOST_LINES = 6
@@ -147,6 +148,7 @@ def _in_thread(work: Callable[[], _T]) -> _T:
 
     def run() -> None:
         try:
+            _forget_descriptors()
             results.append(work())
         except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
             errors.append(error)
@@ -157,3 +159,13 @@ def _in_thread(work: Callable[[], _T]) -> _T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _forget_descriptors() -> None:
+    """Give this thread a table of file descriptors of its own, without the process's.
+
+    libnftables waits for its socket by select(2), and the C library aborts a process that has this do so for a
+    descriptor above 1023. A daemon with 1 000 published ports has as many: their sockets.
+    """
+    libc.call("unshare", _CLONE_FILES)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))

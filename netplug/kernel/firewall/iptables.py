@@ -311,14 +311,18 @@ def _ways(steps: Iterable[Gate | Passage]) -> set[Way]:
 
 
 def _rules(before: Filter, ways: Iterable[Way]) -> dict[str, list[str]]:
-    """Return the rules of our chains."""
+    """Return the rules of our chains. Few packets are for the isolation of Docker's bridges, which has a rule for each.
+
+    What goes to our links goes to none of these.
+    """
     sources = [f"-i {BRIDGES}+", *(f"-s {subnet} -i {link}" for link, subnet in sorted(ways))]
     targets = [f"-o {BRIDGES}+", *(f"-d {subnet} -o {link}" for link, subnet in sorted(ways))]
     isolated = (f"{it} -m conntrack ! --ctstate DNAT -j {_DOCKER_ISOLATION}" for it in sources)
     return {
         FORWARD: [
+            *(f"{it} -j ACCEPT" for it in targets),
             *(isolated if _DOCKER_ISOLATION in before.chains else ()),
-            *(f"{it} -j ACCEPT" for it in (*sources, *targets)),
+            *(f"{it} -j ACCEPT" for it in sources),
         ],
         INPUT: [
             f"{it} -p {proto} -m {proto} --dport {RESOLVER_PORT} -j ACCEPT"
