@@ -3,15 +3,15 @@
 It is the system's or, since one that is installed guards the machine, the one that `packaging/setup.sh` unpacked.
 """
 
-from pathlib import Path
 from shutil import which
 
 import pytest
 
 from .host import Host
+from .unpacked import FOLDER, lay_over
 from .wait import wait_until
 
-UNPACKED = Path(__file__).resolve().parents[2] / ".venv" / "firewalld"
+UNPACKED = FOLDER / "firewalld"
 _START_S = 20
 _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -34,12 +34,8 @@ class Firewalld:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        lower = f"{UNPACKED}/etc:/etc" if UNPACKED.exists() else "/etc"
-        mounts = f"mkdir -p /run/dbus /run/etc /run/etc-work; mount -t overlay etc /etc -o lowerdir={lower},"
-        mounts += "upperdir=/run/etc,workdir=/run/etc-work"
-        if UNPACKED.exists():
-            mounts += f"; mount -t overlay usr /usr -o lowerdir={UNPACKED}/usr:/usr"
-        host.run(["sh", "-ec", mounts])
+        lay_over(host, *[UNPACKED] * UNPACKED.exists())
+        host.run(["mkdir", "-p", "/run/dbus"])
         (host.dir / "bus.conf").write_text(_BUS)
         bus = ["dbus-daemon", "--nofork", "--nopidfile", f"--config-file={host.dir / 'bus.conf'}"]
         host.popen(bus, log="dbus.log")
