@@ -247,7 +247,7 @@ class Element:
 class Hook:
     """A base chain of a netdev table of ours: the frames that come in by `link` go to chain `chain` of the table first.
 
-    It is gone with its link.
+    It is gone with its link; since Linux 6.16 it waits for another one of that name.
     """
 
     table: str

@@ -47,7 +47,7 @@ from netplug.kernel.firewall.conntrack import Conntrack
 from netplug.kernel.firewall.former import FormerRelease
 from netplug.kernel.firewall.iptables import Iptables
 from netplug.kernel.firewall.legacy_watch import LegacyWatch
-from netplug.kernel.firewall.table_reader import TableReader
+from netplug.kernel.firewall.table_reader import NOTHING, TableReader
 from netplug.kernel.firewall.tables import Tables
 from netplug.kernel.firewall.view import HostFirewall
 from netplug.kernel.firewall.zones import ZoneHandler
@@ -72,7 +72,7 @@ from netplug.kernel.rtnetlink_lane import RequestLane
 from netplug.kernel.sandbox import handlers as sandbox
 from netplug.kernel.sandbox.resolvers import Resolvers
 from netplug.kernel.sandbox.service import NetworkNamespaces
-from netplug.kernel.survey import Survey
+from netplug.kernel.survey import Survey, View
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +123,7 @@ class LinuxKernel:
         self._flows = Conntrack()
         self._tables = Tables()
         self._looking = TableReader(Netlink.open(NETLINK_NETFILTER))
-        self.firewall = HostFirewall(self._iptables, self._looking)
+        self.firewall = HostFirewall(self._iptables, self._looking, self._tables.changes_by_others)
         self._former = FormerRelease(self._iptables, self._looking)
         self._forwarding = ForwardingEntries()
         self._announcements = Announcements(self._nl)
@@ -241,12 +241,15 @@ class LinuxKernel:
         return Comparison(
             (*compared.drifts(), *(Drift(error.step, error.message) for error in unknown)),
             compared.owned(),
-            replace(
-                # A program that fails once does not mean that the rules are gone.
-                facts.of(host.links.values(), host.addresses, host.routes, self.firewall.last()),
-                firewalld=firewalld.read(self._looking),
-                tables=self._looking.foreign(),
-            ),
+            self._facts(host),
+        )
+
+    def _facts(self, host: View) -> HostFacts:
+        return replace(
+            # A program that fails once does not mean that the rules are gone.
+            facts.of(host.links.values(), host.addresses, host.routes, self.firewall.last()),
+            firewalld=firewalld.read(self._looking),
+            tables=self._looking.foreign(),
         )
 
     async def drift(self, steps: Sequence[Step]) -> list[Drift]:
@@ -259,7 +262,11 @@ class LinuxKernel:
 
     async def facts(self) -> HostFacts:
         """Return what drivers may know of the host; see `Kernel`."""
-        return (await self.compare(())).facts
+        await self._requests.settle()
+        await self.firewall.filters()
+        survey = Survey((), NOTHING, {})
+        await asyncio.to_thread(survey.look, self._survey, ())
+        return self._facts(survey.host)
 
     async def settle(self) -> None:
         """Wait until all links whose removal was asked for are gone."""

@@ -142,9 +142,13 @@ class Iptables:
         """Return the names of all tables, by flavour. `in_nft`: those of nf_tables of this IP version."""
         return ("nft", in_nft), ("legacy", _legacy_tables(self.family))
 
+    def has_legacy(self) -> bool:
+        """Return whether there is a table filter of iptables-legacy."""
+        return "filter" in _legacy_tables(self.family)
+
     def has_legacy_rules(self) -> bool:
         """Return whether table filter of iptables-legacy has rules."""
-        return "filter" in _legacy_tables(self.family) and self._watch.has_rules(self.family)
+        return self.has_legacy() and self._watch.has_rules(self.family)
 
     async def save(self, flavour: str, table: str) -> str:
         """Return what iptables-save prints of a table.

@@ -30,7 +30,7 @@ class KnownTables:
     """`right`: texts of the tables that are as their text makes them, by name ("inet netplug").
 
     `generation`: what is known is of this one. `generations`: those of our own commits. A notification of another one
-    is a foreign change.
+    is a foreign change. `others`: how often it was seen that others had committed.
     """
 
     def __init__(self, reader: TableReader) -> None:
@@ -38,6 +38,7 @@ class KnownTables:
         self.generations: set[int] = set()
         self._reader = reader
         self.generation = -1
+        self.others = 0
         self._types: dict[str, Mapping[str, SetType]] = {}
         self._sets: dict[tuple[str, str], KnownSet] = {}
 
@@ -45,6 +46,7 @@ class KnownTables:
         """Doubt everything, if there was another commit than ours."""
         generation = self._reader.generation()
         if generation != self.generation:
+            self.others += 1
             self.generation = generation
             self.doubt()
 

@@ -52,7 +52,7 @@ class LegacyWatch:
 
     def close(self) -> None:
         """Stop watching."""
-        for family in list(self._seen):
+        for family in _SOCKETS:
             self.forget(family)
         if self._timer:
             self._timer.cancel()

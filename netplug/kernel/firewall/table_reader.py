@@ -34,6 +34,10 @@ class Found:
     hooks: Mapping[str, Mapping[str, str]]
 
 
+NOTHING = Found({}, {}, {}, {}, {})
+"""Nobody has looked."""
+
+
 class TableReader:
     """Reads the tables of this namespace, or of that of `netlink`, which is owned by this object from now on."""
 

@@ -58,6 +58,11 @@ class Tables:
         """Return the number of the ruleset's generation."""
         return self._reader.generation()
 
+    def changes_by_others(self) -> int:
+        """Return a number that grows when others have changed the ruleset."""
+        self._known.refresh()
+        return self._known.others
+
     def adopt(self, found: Found, generation: int) -> None:
         """Remember what a former process has put there. `found`: what there was in this generation, if it is still."""
         if self._reader.generation() == generation:

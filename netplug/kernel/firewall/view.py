@@ -1,6 +1,7 @@
 """Looks at the host's whole firewall, for `api.FirewallReport`."""
 
 import asyncio
+from collections.abc import Callable
 
 from netplug.kernel.firewall import libnftables
 from netplug.kernel.firewall.api import FilterTable, FirewallReport
@@ -13,14 +14,35 @@ _CHAINS = ("FORWARD", "INPUT")
 
 
 class HostFirewall:
-    """The firewall of this namespace."""
+    """The firewall of this namespace.
 
-    def __init__(self, iptables: dict[int, Iptables], reader: TableReader) -> None:
+    Args:
+        iptables: by IP version.
+        reader: of tables of nf_tables.
+        changes_by_others: returns a number that grows when others have changed the ruleset of nf_tables.
+    """
+
+    def __init__(
+        self, iptables: dict[int, Iptables], reader: TableReader, changes_by_others: Callable[[], int]
+    ) -> None:
         self._iptables = iptables
         self._reader = reader
+        self._changes_by_others = changes_by_others
+        self._read: dict[int, dict[str, Filter]] = {}
+        self._read_at = -1
 
     async def filters(self) -> dict[int, dict[str, Filter]]:
-        """Return the filter tables of iptables that can be read, by IP version and flavour."""
+        """Return the filter tables of iptables that can be read, by IP version and flavour.
+
+        Programs are run for it only if rules may have changed since the last time: nf_tables tells of each change,
+        iptables-legacy not of all.
+        """
+        now, parts = self._changes_by_others(), self._iptables.values()
+        if now != self._read_at or any(it.lack or it.has_legacy() for it in parts):
+            self._read, self._read_at = await self._read_all(), now
+        return self._read
+
+    async def _read_all(self) -> dict[int, dict[str, Filter]]:
         there = self._reader.named()
         found = await asyncio.gather(
             *(
