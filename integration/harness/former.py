@@ -3,14 +3,24 @@
 It runs with our interpreter and the entry points of our installation, which are the same in both.
 """
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from .host import Host
+
 _CLONE = Path(__file__).parents[2]
 _NEWER = "netplug/engine/planning.py"
-"""The former release is the last one without this file: its plans were frozen with their objects."""
+"""The former release is the last one without this file: its plans were frozen with their objects, and it filtered by
+iptables."""
+_SAVES = ("iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save")
+_CHAINS = {f"NETPLUG-{name}" for name in ("FORWARD", "INPUT")}
+"""Of the gate, in table filter."""
+_TABLES = {"inet netplug", "bridge netplug", "inet netplug-host", "inet netplug-vxlan", "netdev netplug-fastpath"}
+_TABLES |= {"ip netplug-dns"}
+"""Of this release."""
 
 
 def former_release(folder: Path) -> Path:
@@ -30,6 +40,21 @@ def former_release(folder: Path) -> Path:
 def runs(tree: Path) -> dict[str, str]:
     """Return the environment in which our commands are those of a source tree."""
     return {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def remains(host: Host) -> list[str]:
+    """Return what a host still has of the former release: chains, sets, and tables of nf_tables."""
+    found = [f"set {name}" for name in host.output("ipset", "list", "-n").split() if name.startswith("netplug-")]
+    tables = [line.removeprefix("table ") for line in host.output("nft", "list", "tables").splitlines()]
+    found += [f"table {name}" for name in tables if "netplug" in name and name not in _TABLES]
+    for save in _SAVES:
+        table = ""
+        for line in host.output(save).splitlines():
+            table = line[1:] if line.startswith("*") else table
+            names = set(re.findall(r"NETPLUG-\w+|netplug-\w+", line))
+            if names and not (table == "filter" and names <= _CHAINS):
+                found.append(f"{save} {table}: {line}")
+    return found
 
 
 def _git(*args: str) -> str:

@@ -28,6 +28,17 @@ BASE = "meta/base"
 STORE = "meta/store_endpoints"
 ROUTE_S = 12e-6
 """Time to read one route."""
+_FORMER_NAMES: list[Json] = [
+    {"step": "Guards"},
+    {"step": "Chain", "family": 4, "table": "filter", "name": "NETPLUG-FORWARD"},
+    {"step": "Chain", "family": 4, "table": "filter", "name": "NETPLUG-INPUT"},
+    {"step": "Chain", "family": 6, "table": "filter", "name": "NETPLUG-FORWARD"},
+    {"step": "Chain", "family": 6, "table": "filter", "name": "NETPLUG-INPUT"},
+]
+"""What a release that filtered by iptables takes our anti-spoofing table and our gate for, and would sweep.
+
+After a rollback that release reads these steps in a record that it cannot use, and leaves what they name. This release reads none.
+"""
 
 
 class BasePlan:
@@ -258,7 +269,8 @@ class BasePlan:
 
     async def _remember(self, plan: Plan) -> None:
         stored = [*plan.to_json(), *self._unread]
-        await self._store.txn((), [Put(BASE, {"plan": stored}) if stored else Delete(BASE)])
+        value: JsonObject = {"plan": stored, "exposed": _FORMER_NAMES}
+        await self._store.txn((), [Put(BASE, value) if stored else Delete(BASE)])
         self.plan = plan
 
 
