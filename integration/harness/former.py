@@ -18,8 +18,7 @@ iptables."""
 _SAVES = ("iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save")
 _CHAINS = {f"NETPLUG-{name}" for name in ("FORWARD", "INPUT")}
 """Of the gate, in table filter."""
-_TABLES = {"inet netplug", "bridge netplug", "inet netplug-host", "inet netplug-vxlan", "netdev netplug-fastpath"}
-_TABLES |= {"ip netplug-dns"}
+_TABLES = {"inet netplug", "bridge netplug", "inet netplug-host", "inet netplug-vxlan", "ip netplug-dns"}
 """Of this release."""
 
 
@@ -46,7 +45,7 @@ def remains(host: Host) -> list[str]:
     """Return what a host still has of the former release: chains, sets, and tables of nf_tables."""
     found = [f"set {name}" for name in host.output("ipset", "list", "-n").split() if name.startswith("netplug-")]
     tables = [line.removeprefix("table ") for line in host.output("nft", "list", "tables").splitlines()]
-    found += [f"table {name}" for name in tables if "netplug" in name and name not in _TABLES]
+    found += [f"table {name}" for name in tables if "netplug" in name and not _is_ours(host, name)]
     for save in _SAVES:
         table = ""
         for line in host.output(save).splitlines():
@@ -55,6 +54,13 @@ def remains(host: Host) -> list[str]:
             if names and not (table == "filter" and names <= _CHAINS):
                 found.append(f"{save} {table}: {line}")
     return found
+
+
+def _is_ours(host: Host, table: str) -> bool:
+    """Tables of overlays bear the same names; the rules of the former ones were in base chains."""
+    if table.startswith("netdev netplug-"):
+        return "chain tunnel {" not in host.output("nft", "list", "table", *table.split())
+    return table in _TABLES
 
 
 def _git(*args: str) -> str:

@@ -37,7 +37,8 @@ _FORMER_NAMES: list[Json] = [
 ]
 """What a release that filtered by iptables takes our anti-spoofing table and our gate for, and would sweep.
 
-After a rollback that release reads these steps in a record that it cannot use, and leaves what they name. This release reads none.
+After a rollback that release reads these steps in a record that it cannot use, and leaves what they name. This one does
+not read them.
 """
 
 

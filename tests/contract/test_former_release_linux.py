@@ -6,10 +6,10 @@ import pytest
 
 pytest.register_assert_rewrite("kernel_suite", "linux_host", "tables_suite", "tunnel_suite")
 
-from kernel_suite import ANTISPOOF_TABLE, NETWORKS_TABLE, gone, whats  # noqa: E402
+from kernel_suite import ANTISPOOF_TABLE, BRIDGE, NETWORKS_TABLE, VETH, gone, whats  # noqa: E402
 from linux_host import LinuxHost, LinuxSurroundings, restore, run  # noqa: E402
 from tables_suite import FROM, GUARD, LED  # noqa: E402
-from tunnel_suite import FILTER, TUNNEL, VTEP, VTEP6  # noqa: E402
+from tunnel_suite import FILTER, TUNNEL, VTEP, VTEP6, VXLAN, WAY, WAYS  # noqa: E402
 
 from netplug.drivers.steps import FormerRules, Gate, Table  # noqa: E402
 from netplug.kernel.api import Outcome  # noqa: E402
@@ -50,6 +50,14 @@ table ip6 netplug-vxlan {
 }
 table ip netplug-ingress {
     chain prerouting { type filter hook prerouting priority -450; iifname "nph*" drop; }
+}
+"""
+FAST_PATH = """
+table netdev netplug-%(vxlan)s {
+    map near { type ether_addr : iface_index; }
+    set remote { type ether_addr; }
+    chain tunnel { type filter hook ingress device %(vxlan)s priority 0; fwd to ether daddr map @near; }
+    chain %(port)s { type filter hook ingress device %(port)s priority 0; ether daddr != @remote accept; }
 }
 """
 MEMBERS = {"10.5.0.2 . 4789 . 4097", f"10.5.0.3 . 8472 . {0x010203}", "fd00:5::2 . 4789 . 4097"}
@@ -101,6 +109,16 @@ class TestFormerRelease(LinuxHost):
         assert names >= {"bridge netplug", "ip netplug", "ip netplug-vxlan", "ip6 netplug-vxlan", "ip netplug-ingress"}
         await kernel.remove(owned.steps()[::-1])
         assert "netplug" not in around.snapshot()
+
+    async def test_fast_path_whose_rules_are_in_its_base_chains_is_replaced(self, kernel: LinuxKernel) -> None:
+        there = (BRIDGE, VXLAN, VETH)
+        await kernel.ensure(there)
+        run("nft", "-f", "-", text=FAST_PATH % {"vxlan": VXLAN.name, "port": VETH.name})
+        outcomes = await kernel.ensure((*WAYS, *WAY))
+        assert outcomes[0] == Outcome.ADJUSTED
+        assert await whats(kernel, *WAYS, *WAY) == []
+        assert "chain tunnel " not in run("nft", "list", "ruleset")
+        await gone(kernel, *reversed((*there, *WAYS, *WAY)))
 
     async def test_a_set_that_others_use_is_told_and_stays(
         self, kernel: LinuxKernel, around: LinuxSurroundings

@@ -119,7 +119,7 @@ class Tables:
                 self._known.right[table] = step.text
                 continue
             new = compiled(step)
-            if found is not None and found.becomes(new):
+            if found is not None and found.becomes(new) and _has_only_hooks(netlink, step):
                 self._change(step, found, new, work)
             else:
                 self._make_anew(step, new, work, there=mark is not None)
@@ -379,6 +379,11 @@ def encoded(part: Element, kind: SetType, step: Element) -> tuple[bytes, bytes]:
     except BadElementError as error:
         missing = isinstance(error.__cause__, OSError)
         raise StepError("not_found" if missing else "invalid", step, f"{step.key!r}: {error}") from error
+
+
+def _has_only_hooks(netlink: Netlink, step: Table) -> bool:
+    """Return whether all base chains of links lead to chains; the rules of others may use sets that change."""
+    return step.family != "netdev" or all(hooks(netlink, step.name).values())
 
 
 def _want_link(step: Hook) -> None:
