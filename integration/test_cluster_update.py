@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 from harness import Namespace, wait_until
 from harness.cluster import Cluster, Member, cluster, needs_etcd, refused
-from harness.former import former_release, runs
+from harness.former import former_release, remains, runs
 from harness.traffic import Stream, Talk
 
 pytestmark = needs_etcd
@@ -167,4 +167,27 @@ def test_a_host_of_the_former_release_keeps_what_it_has_and_follows_once_it_is_u
                 there.netplug.start()
                 wait_until(lambda: inspected(there, net) == inspected(here, net), 10, "it follows")
                 update(here, net, "--subnet-rm", "10.91.1.0/24")
+            assert stream.lost == []
+
+
+@pytest.mark.timeout(120)
+def test_a_host_that_is_updated_while_the_store_is_away_hears_its_members(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Nobody tells it who they are: the tables of the former release do."""
+    former = former_release(tmp_path_factory.mktemp("release"))
+    with ExitStack() as stack:
+        it = Cluster(stack)
+        here, there = it.add(), it.add(env=runs(former))
+        with it.network("blue") as net, it.station(here, net) as one, it.station(there, net) as other:
+            with Stream(one, other, other.addresses[0]) as stream:
+                there.netplug.kill()
+                it.etcd.kill()
+                there.netplug.env = {}
+                there.netplug.start()
+                sent = stream.sent
+                wait_until(lambda: stream.sent > sent + 200, what="it flows")
+                it.etcd.start()
+                wait_until(lambda: not there.differences(), 20, "no differences")
+            assert remains(there.host) == []
             assert stream.lost == []
