@@ -207,7 +207,7 @@ FLUSHED = {
     "the table of networks": "nft delete table inet netplug",
     "our rules": "nft flush chain inet netplug forward",
     "a foreign rule among ours": "nft insert rule inet netplug forward drop",
-    "a chain's policy": "nft 'chain inet netplug forward { policy drop; }'",
+    "a chain's policy": "nft 'chain inet netplug forward {{ policy drop; }}'",
     "which chain is a network's": "nft flush map inet netplug to",
     "an element of a set": "nft flush set inet netplug icc",
     "the jump in FORWARD": "iptables -D FORWARD -j NETPLUG-FORWARD",
