@@ -69,8 +69,9 @@ class Beside:
             self.user_rule("-s", pair[0], "-d", pair[1], "-j", "ACCEPT"),
             self.user_rule("-s", pair[1], "-d", pair[0], "-j", "ACCEPT"),
         ):
+            # It opens Docker's network, and not ours.
             assert self.ours.pings(pair[1]), f"{order}: DOCKER-USER accepts"
-            assert self.dockers.pings(pair[0]), f"{order}: DOCKER-USER accepts"
+            assert not self.dockers.pings(pair[0]), f"{order}: DOCKER-USER accepts"
 
     def reached(self, port: int) -> bool:
         try:
