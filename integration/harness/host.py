@@ -66,13 +66,17 @@ class Process:
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
-                if number is signal.SIGCONT:
-                    self._starter.send_signal(number)  # nsenter stops when what it started does, and stays so
+        if number is signal.SIGCONT:
+            self.thaw()
 
     def freeze(self) -> None:
         """Stop it as SIGSTOP does, and return when all its threads have stopped."""
         self.signal(signal.SIGSTOP)
         wait_until(lambda: frozen(Path(f"/proc/{self.pid}")), START_TIMEOUT_S, f"{self.argv[0]} stops")
+
+    def thaw(self) -> None:
+        """Let its nsenter go on, which stops when what it started does, and stays so even after its end."""
+        self._starter.send_signal(signal.SIGCONT)
 
     def wait(self, timeout_s: float) -> int:
         """Wait for the end and return the exit code (negative: the signal).
@@ -218,6 +222,9 @@ class Host:
         """End everything inside, and remove the folder and the control groups."""
         with contextlib.suppress(ValueError):
             Host.live.remove(self)
+        for process in self._started:
+            process.signal(signal.SIGKILL)
+            process.thaw()  # the host does not end before it is waited for
         starter = getattr(self, "_unshare", None)
         if starter is not None:
             starter.stdin.close()
