@@ -131,11 +131,12 @@ class LinuxGate(LinuxHost, GateSuite):
         self, kernel: LinuxKernel, around: LinuxSurroundings, flavour: str, rest: str
     ) -> None:
         gate, drop = Gate(4, flavour), "-s 10.9.0.7/32 -j DROP"
-        around.fill_chain(4, flavour, "FORWARD", (drop,), "DROP")
-        around.fill_chain(4, flavour, "INPUT", (drop, rest, drop))
+        around.fill_chain(4, flavour, "FORWARD", (drop, rest, drop), "DROP")
+        around.fill_chain(4, flavour, "INPUT", (drop, rest))
         await kernel.ensure((gate,))
-        assert around.chain(4, flavour, "FORWARD") == (drop, FORWARD)
-        assert around.chain(4, flavour, "INPUT") == (drop, INPUT, rest, drop)
+        assert around.chain(4, flavour, "FORWARD") == (drop, FORWARD, rest, drop)
+        # It lets pass nothing but queries to our own name server.
+        assert around.chain(4, flavour, "INPUT") == (INPUT, drop, rest)
         # What comes later is put where they want it.
         restore(4, flavour, "filter", "-I FORWARD -s 10.9.0.8/32 -j DROP")
         assert await whats(kernel, gate) == []

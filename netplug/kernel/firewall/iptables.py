@@ -347,7 +347,7 @@ def _lines(before: Filter, ways: Iterable[Way]) -> list[str]:
             found = list(before.rules.get(parent, ()))
             others = [rule for rule in found if rule != f"-j {name}"]
             lines += [f"-D {parent} -j {name}"] * found.count(f"-j {name}")
-            lines.append(f"-I {parent} {_place(others) + 1} -j {name}")
+            lines.append(f"-I {parent} {_place(name, others) + 1} -j {name}")
     surplus = _surplus(before)
     stray = [(parent, rule) for parent in _PARENTS.values() for rule in before.rules.get(parent, ()) if _is_stray(rule)]
     lines += [f"-D {parent} {rule}" for parent, rule in stray]
@@ -381,11 +381,14 @@ def _behind_users(others: Sequence[str]) -> int:
     return max((i + 1 for i, rule in enumerate(others) if _leads_to(rule, _USERS)), default=0)
 
 
-def _place(others: Sequence[str]) -> int:
+def _place(name: str, others: Sequence[str]) -> int:
     """Return where to put a jump of ours among the other rules.
 
-    Behind those for certain packets, what they drop stays dropped; but a last rule may refuse all that is left.
+    Behind those for certain packets, what they drop stays dropped; but a last rule may refuse all that is left. What
+    containers ask the name server of this process is our own affair, so the jump for that comes first.
     """
+    if name == INPUT:
+        return _behind_users(others)
     rest = (i for i, rule in enumerate(others) if _FOR_ALL.match(rule))
     return _behind_users(others) or next(rest, len(others))
 
