@@ -10,7 +10,6 @@ what they tell. libnftables compiles those of others, and prints tables for `dif
 
 import difflib
 import os
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -20,6 +19,7 @@ from netplug.kernel.firewall.libnftables import MissingError, Nft, NftError
 from netplug.kernel.firewall.table_image import MARK, Image, image
 from netplug.kernel.netlink import nf_tables
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink, NetlinkError
+from netplug.kernel.threads import in_new_thread
 
 _T = TypeVar("_T")
 _CLONE_FILES, _CLONE_NEWNET = 0x400, 0x40000000
@@ -119,8 +119,13 @@ def _listed(family: str, name: str) -> str:
 
 def _translating(work: Callable[[], _T]) -> _T:
     """Do something in a thread of its own, and translate errors of libnftables."""
+
+    def run() -> _T:
+        _forget_descriptors()
+        return work()
+
     try:
-        return _in_thread(work)
+        return in_new_thread("netplug-nft", run)
     except MissingError as error:
         raise CompileError(str(error), missing=True) from error
     except NftError as error:
@@ -139,26 +144,6 @@ def _lines(printed: str) -> list[str]:
         inside = line != "}" and (inside or line.endswith("{"))
     ordered = sorted((it for it in parts if it[0] != f"chain {MARK} {{"), key=lambda it: it[0])
     return [line for part in ordered for line in part]
-
-
-def _in_thread(work: Callable[[], _T]) -> _T:
-    """Run something in a thread of its own, whose namespace is nobody else's concern."""
-    results: list[_T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            _forget_descriptors()
-            results.append(work())
-        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="netplug-nft", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 def _forget_descriptors() -> None:

@@ -11,7 +11,6 @@ import os
 import socket
 import struct
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ import structlog
 from netplug.kernel import libc
 from netplug.kernel.links import router_advertisements
 from netplug.kernel.netlink.connection import NETLINK_ROUTE, Netlink
+from netplug.kernel.threads import in_new_thread
 
 log = structlog.get_logger(__name__)
 
@@ -96,22 +96,12 @@ def _boot() -> str:
 
 def run_in(fd: int, work: Callable[[], _T]) -> _T:
     """Run a short function in the namespace, in a new thread, and return its result."""
-    results: list[_T] = []
-    errors: list[BaseException] = []
 
-    def enter() -> None:
-        try:
-            _setns(fd)
-            results.append(work())
-        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
-            errors.append(error)
+    def enter() -> _T:
+        _setns(fd)
+        return work()
 
-    thread = threading.Thread(target=enter, name="netplug-setns", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    return in_new_thread("netplug-setns", enter)
 
 
 def run_here(fd: int, work: Callable[[], _T]) -> _T:
