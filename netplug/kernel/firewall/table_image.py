@@ -11,20 +11,20 @@ from functools import cached_property
 
 from netplug.kernel.firewall.set_types import SetType
 from netplug.kernel.netlink import nf_tables as nft
-from netplug.kernel.netlink.connection import NLM_F_CREATE, Netlink, NetlinkError, attr, attrs, nest, string, text, walk
+from netplug.kernel.netlink.connection import NLM_F_CREATE, Netlink, attr, attrs, nest, string, text, walk
 from netplug.kernel.netlink.nf_tables import Message, be32, message
 
 MARK = "netplug-version"
 """An empty chain, whose comment is the mark of its table. That of a table itself cannot be changed."""
-_CHAIN_NAME, _CHAIN_HOOK, _CHAIN_USERDATA = 3, 4, 12
-_OF_CHAINS = (_CHAIN_NAME, _CHAIN_HOOK, 5, 7, _CHAIN_USERDATA)
-"""NFTA_CHAIN_NAME, _HOOK, _POLICY, _TYPE, _USERDATA."""
+_CHAIN_USERDATA = 12
+_OF_CHAINS = (nft.CHAIN_NAME, nft.CHAIN_HOOK, nft.CHAIN_POLICY, 7, _CHAIN_USERDATA)
+"""The last but one: NFTA_CHAIN_TYPE."""
 _SET_NAME, _SET_FLAGS = 2, 3
 _OF_SETS = (_SET_NAME, _SET_FLAGS, 4, 5, 6, 7, 8, 9, 13)
 """NFTA_SET_NAME, _FLAGS, _KEY_TYPE, _KEY_LEN, _DATA_TYPE, _DATA_LEN, _POLICY, _DESC, _USERDATA."""
 _SET_ID = 10
 _ANONYMOUS = 0x1
-_RULE_CHAIN, _OF_RULES = 2, (4, 7)
+_OF_RULES = (4, 7)
 """NFTA_RULE_EXPRESSIONS, _USERDATA."""
 _OF_ELEMENTS = (1, 2, 3, 10)
 """NFTA_SET_ELEM_KEY, _DATA, _FLAGS, _KEY_END."""
@@ -87,7 +87,7 @@ class Image:
             yield message(nft.DELRULE, self.family, table, text(2, chain))
         for chain, body in self.chains:
             if (chain, body) not in new.chains:
-                yield message(nft.DELCHAIN, self.family, table, text(_CHAIN_NAME, chain))
+                yield message(nft.DELCHAIN, self.family, table, text(nft.CHAIN_NAME, chain))
         for of in self.types:
             if of in self.remade(new) or of not in new.types:
                 yield message(nft.DELSET, self.family, table, text(_SET_NAME, of))
@@ -107,12 +107,12 @@ class Image:
         if self.family == nft.NETDEV and (not self.led_to or self.led_to - new.led_to):
             return False
         changed = (attrs(body) for of, body in self.chains if bodies.get(of, body) != body)
-        return not self.dormant and all(_CHAIN_HOOK in it for it in changed)
+        return not self.dormant and all(nft.CHAIN_HOOK in it for it in changed)
 
     @cached_property
     def led_to(self) -> frozenset[str]:
         """The names of the chains to which an element may lead."""
-        return frozenset(of for of, body in self.chains if _CHAIN_HOOK not in attrs(body))
+        return frozenset(of for of, body in self.chains if nft.CHAIN_HOOK not in attrs(body))
 
 
 def image(netlink: Netlink, family: str, name: str) -> Image | None:
@@ -127,41 +127,32 @@ def image(netlink: Netlink, family: str, name: str) -> Image | None:
     dormant = bool(int.from_bytes(found.get(nft.TABLE_FLAGS, b""), "big") & _DORMANT)
     chains = [it for it in _chains(netlink, number, name) if it[0] != MARK]
     if number == nft.NETDEV:
-        chains = [it for it in chains if _CHAIN_HOOK not in attrs(it[1])]
-    sets = [_picked(data, _SET_NAME, _OF_SETS) for data in _dump(netlink, nft.GETSET, number, table)]
+        chains = [it for it in chains if nft.CHAIN_HOOK not in attrs(it[1])]
+    sets = [_picked(data, _SET_NAME, _OF_SETS) for data in nft.dump(netlink, nft.GETSET, number, table)]
     anonymous = [of for of, body in sets if int.from_bytes(attrs(body).get(_SET_FLAGS, b""), "big") & _ANONYMOUS]
     inline = tuple((of, _elements(netlink, number, table, of)) for of in anonymous)
     names = {of for of, _ in chains}
-    rules = [_picked(data, _RULE_CHAIN, _OF_RULES) for data in _dump(netlink, nft.GETRULE, number, table)]
+    rules = [_picked(data, nft.RULE_CHAIN, _OF_RULES) for data in nft.dump(netlink, nft.GETRULE, number, table)]
     return Image(number, tuple(sets), inline, tuple(chains), tuple(it for it in rules if it[0] in names), dormant)
 
 
 def mark_of(netlink: Netlink, family: int, name: str) -> str | None:
     """Return the mark of a table, empty if it has none; None, if there is no such table."""
-    kind, _, query = message(nft.GETCHAIN, family, text(1, name), text(_CHAIN_NAME, MARK))
-    try:
-        return nft.comment_of(attrs(netlink.get(kind, query), 4).get(_CHAIN_USERDATA, b""))
-    except NetlinkError as error:
-        if error.errno not in nft.ABSENT:
-            raise
+    found = nft.get(netlink, nft.GETCHAIN, family, text(1, name), text(nft.CHAIN_NAME, MARK))
+    if found is not None:
+        return nft.comment_of(found.get(_CHAIN_USERDATA, b""))
     return None if _table(netlink, family, name) is None else ""
 
 
 def marked(family: int, name: str, mark: str) -> list[Message]:
     """Return the messages that give a table its mark, instead of the one that it may have."""
-    table, chain = text(1, name), text(_CHAIN_NAME, MARK)
+    table, chain = text(1, name), text(nft.CHAIN_NAME, MARK)
     made = message(nft.NEWCHAIN, family, table, chain, nft.comment(_CHAIN_USERDATA, mark), flags=NLM_F_CREATE)
     return [made, message(nft.DELCHAIN, family, table, chain), made]
 
 
 def _table(netlink: Netlink, family: int, name: str) -> dict[int, bytes] | None:
-    kind, _, query = message(nft.GETTABLE, family, text(1, name))
-    try:
-        return attrs(netlink.get(kind, query), 4)
-    except NetlinkError as error:
-        if error.errno in nft.ABSENT:
-            return None
-        raise
+    return nft.get(netlink, nft.GETTABLE, family, text(nft.TABLE_NAME, name))
 
 
 def hooks(netlink: Netlink, name: str) -> dict[str, str]:
@@ -170,25 +161,25 @@ def hooks(netlink: Netlink, name: str) -> dict[str, str]:
     Empty for a base chain that does something else.
     """
     rules: dict[str, list[str]] = {}
-    for data in _dump(netlink, nft.GETRULE, nft.NETDEV, text(1, name)):
+    for data in nft.dump(netlink, nft.GETRULE, nft.NETDEV, text(1, name)):
         parts = attrs(data, 4)
-        rules.setdefault(string(parts[_RULE_CHAIN]), []).append(nft.jump_target(parts.get(4, b"")))
+        rules.setdefault(string(parts[nft.RULE_CHAIN]), []).append(nft.jump_target(parts.get(4, b"")))
     found = {}
     for of, body in _chains(netlink, nft.NETDEV, name):
-        if _CHAIN_HOOK in attrs(body):
+        if nft.CHAIN_HOOK in attrs(body):
             alone = len(rules.get(of, ())) == 1 and nft.is_hook(attrs(body))
             found[of] = rules[of][0] if alone else ""
     return found
 
 
 def _chains(netlink: Netlink, family: int, table: str) -> list[tuple[str, bytes]]:
-    found = _dump(netlink, nft.GETCHAIN, family, b"")
-    return [_picked(data, _CHAIN_NAME, _OF_CHAINS) for data in found if string(attrs(data, 4).get(1)) == table]
+    found = nft.dump(netlink, nft.GETCHAIN, family)
+    return [_picked(data, nft.CHAIN_NAME, _OF_CHAINS) for data in found if string(attrs(data, 4).get(1)) == table]
 
 
 def _elements(netlink: Netlink, family: int, table: bytes, of: str) -> tuple[bytes, ...]:
     found = []
-    for data in _dump(netlink, nft.GETSETELEM, family, table + text(2, of)):
+    for data in nft.dump(netlink, nft.GETSETELEM, family, table, text(2, of)):
         for _, element in walk(attrs(data, 4).get(nft.ELEMENTS, b"")):
             found.append(_kept(element, 0, _OF_ELEMENTS))
     return tuple(sorted(found))
@@ -201,13 +192,3 @@ def _picked(data: bytes, name: int, wanted: tuple[int, ...]) -> tuple[str, bytes
 def _kept(data: bytes, start: int, wanted: tuple[int, ...]) -> bytes:
     """Return the wanted attributes, as they are."""
     return b"".join(attr(kind, value) for kind, value in walk(data, start) if kind in wanted)
-
-
-def _dump(netlink: Netlink, kind: int, family: int, body: bytes) -> list[bytes]:
-    number, _, query = message(kind, family, body)
-    try:
-        return netlink.dump(number, query)
-    except NetlinkError as error:
-        if error.errno in nft.ABSENT:
-            return []
-        raise

@@ -8,13 +8,11 @@ from netplug.kernel.firewall.api import BaseChain
 from netplug.kernel.firewall.set_types import Content, SetType
 from netplug.kernel.firewall.table_image import Image, hooks, image, mark_of
 from netplug.kernel.netlink import nf_tables as nft
-from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink, NetlinkError, attrs, string, text, walk
+from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink, attrs, string, text, walk
 
 OURS = "netplug"
 """Prefix of our tables' names."""
 
-_HOOK, _POLICY = 4, 5
-"""NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY."""
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress")
 _NETDEV_HOOKS = ("ingress", "egress")
 """By number (linux/netfilter.h)."""
@@ -77,24 +75,20 @@ class TableReader:
 
     def types(self, table: str) -> dict[str, SetType]:
         """Return the types of a table's named sets; none, if there is no such table."""
-        family, _, name = table.partition(" ")
-        kind, _, query = nft.message(nft.GETSET, nft.FAMILIES[family], text(1, name))
-        found = (attrs(data, 4) for data in self._dump(kind, query))
+        family, name = nft.numbered(table)
+        found = (attrs(data, 4) for data in nft.dump(self.netlink, nft.GETSET, family, text(1, name)))
         return {string(it[2]): of_set for it in found if (of_set := SetType.of(it))}
 
     def elements(self, table: str, of: str, kind: SetType) -> Content:
         """Return all elements of a set."""
-        family, _, name = table.partition(" ")
-        number, _, query = nft.message(nft.GETSETELEM, nft.FAMILIES[family], text(1, name), text(2, of))
-        found = (it for data in self._dump(number, query) for _, it in walk(attrs(data, 4).get(nft.ELEMENTS, b"")))
-        return kind.read(found)
+        family, name = nft.numbered(table)
+        parts = nft.dump(self.netlink, nft.GETSETELEM, family, text(1, name), text(2, of))
+        return kind.read(it for data in parts for _, it in walk(attrs(data, 4).get(nft.ELEMENTS, b"")))
 
     def named(self) -> list[tuple[str, str]]:
         """Return family and name of all tables, foreign ones too."""
-        families = {number: name for name, number in nft.FAMILIES.items()}
-        kind, _, query = nft.message(nft.GETTABLE, 0)
-        found = ((families.get(it[0], ""), string(attrs(it, 4).get(nft.TABLE_NAME))) for it in self._dump(kind, query))
-        return [it for it in found if it[0]]
+        found = ((it[0], string(attrs(it, 4).get(nft.TABLE_NAME))) for it in nft.dump(self.netlink, nft.GETTABLE, 0))
+        return [(nft.FAMILY_NAMES[family], name) for family, name in found if family in nft.FAMILY_NAMES]
 
     def foreign(self) -> tuple[tuple[int, str], ...]:
         """Return IP version and name of foreign tables, iptables-nft's too; one for both versions is there twice."""
@@ -108,11 +102,11 @@ class TableReader:
         found = []
         for family, (data, table, name) in ((it[0], it[1]) for it in self._all(nft.GETCHAIN, (1, 3))):
             parts = attrs(data, 4)
-            if _HOOK in parts:
-                hook = attrs(parts[_HOOK])
+            if nft.CHAIN_HOOK in parts:
+                hook = attrs(parts[nft.CHAIN_HOOK])
                 number, priority = (int.from_bytes(hook[kind], "big", signed=True) for kind in (1, 2))
                 names = _NETDEV_HOOKS if family == "netdev" else _HOOKS
-                policy = "drop" if int.from_bytes(parts.get(_POLICY, b"\1"), "big") == 0 else "accept"
+                policy = "drop" if int.from_bytes(parts.get(nft.CHAIN_POLICY, b"\1"), "big") == 0 else "accept"
                 count = rules[family, table, name]
                 chain = BaseChain(
                     family, table, name, names[number], priority, policy, count, ours=table.startswith(OURS)
@@ -122,24 +116,15 @@ class TableReader:
 
     def _all(self, kind: int, named: tuple[int, int]) -> list[tuple[str, tuple[bytes, str, str]]]:
         """Return all objects of a kind, with their family, and two names of theirs."""
-        families = {number: name for name, number in nft.FAMILIES.items()}
-        number, _, query = nft.message(kind, 0)
         found = []
-        for data in self._dump(number, query):
+        for data in nft.dump(self.netlink, kind, 0):
             parts = attrs(data, 4)
             first, second = (string(parts.get(it)) for it in named)
-            found.append((families.get(data[0], "?"), (data, first, second)))
+            found.append((nft.FAMILY_NAMES.get(data[0], "?"), (data, first, second)))
         return found
 
     def raw(self, family: int, table: str, chain: str = "") -> list[tuple[str, bytes]]:
         """Return rules of a foreign table in the kernel's encoding, each with its chain: all, or those of one chain."""
-        kind, _, query = nft.message(nft.GETRULE, family, text(1, table), text(2, chain) if chain else b"")
-        return [(string(attrs(data, 4)[nft.RULE_CHAIN]), data) for data in self._dump(kind, query)]
-
-    def _dump(self, kind: int, query: bytes) -> list[bytes]:
-        try:
-            return self.netlink.dump(kind, query)
-        except NetlinkError as error:
-            if error.errno in nft.ABSENT:
-                return []
-            raise
+        wanted = text(1, table), text(2, chain) if chain else b""
+        found = nft.dump(self.netlink, nft.GETRULE, family, *wanted)
+        return [(string(attrs(data, 4)[nft.RULE_CHAIN]), data) for data in found]

@@ -80,11 +80,13 @@ class Tables:
     def _wants_compiling(self, step: Table) -> bool:
         if self._known.right.get(of(step)) == step.text or compiler.is_compiled(step.family, step.text):
             return False
+        mark, found = self._look(step)
+        return not mark or found is None or not mark.startswith(MARKED) or not is_right(step, mark, found)
+
+    def _look(self, step: Table) -> tuple[str | None, Image | None]:
+        """Return the mark of a table, and what it is; None, if there is none. One with flags is always made anew."""
         mark = mark_of(self._reader.netlink, nft.FAMILIES[step.family], step.name)
-        if not mark or self._flags or not mark.startswith(MARKED):
-            return True
-        found = image(self._reader.netlink, step.family, step.name)
-        return found is None or not is_right(step, mark, found)
+        return mark, None if mark is None or self._flags else image(self._reader.netlink, step.family, step.name)
 
     # Bringing about
 
@@ -109,17 +111,16 @@ class Tables:
 
     def _make_tables(self, steps: Sequence[FirewallStep], work: Transaction) -> None:
         for step in (step for step in steps if isinstance(step, Table)):
-            table, family, netlink = of(step), nft.FAMILIES[step.family], self._reader.netlink
+            table = of(step)
             work.made[table] = Outcome.EQUAL
             if self._known.right.get(table) == step.text:
                 continue
-            mark = mark_of(netlink, family, step.name)
-            found = image(netlink, step.family, step.name) if mark is not None and not self._flags else None
+            mark, found = self._look(step)
             if mark is not None and found is not None and is_right(step, mark, found):
                 self._known.right[table] = step.text
                 continue
             new = compiled(step)
-            if found is not None and found.becomes(new) and _has_only_hooks(netlink, step):
+            if found is not None and found.becomes(new) and _has_only_hooks(self._reader.netlink, step):
                 self._change(step, found, new, work)
             else:
                 self._make_anew(step, new, work, there=mark is not None)
@@ -209,7 +210,7 @@ class Tables:
         before: dict[str, str | None] = {}
         there = dict(work.hooks)
         for step in (step for step in steps if isinstance(step, Hook)):
-            bare = step.table.partition(" ")[2]
+            _, bare = nft.numbered(step.table)
             if step.table not in there:
                 if step.table not in work.made and mark_of(self._reader.netlink, nft.NETDEV, bare) is None:
                     raise StepError("not_found", step, f"table {step.table!r} is missing")
@@ -263,7 +264,7 @@ class Tables:
     def _remove_hooks(self, steps: Sequence[Hook], work: Transaction) -> None:
         there: dict[str, Mapping[str, str]] = {}
         for step in steps:
-            bare = step.table.partition(" ")[2]
+            _, bare = nft.numbered(step.table)
             if step.table not in there:
                 there[step.table] = hooks(self._reader.netlink, bare)
             if step.link in there[step.table]:

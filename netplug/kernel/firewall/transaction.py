@@ -56,5 +56,4 @@ class Transaction:
 
 
 def _message(kind: int, table: str, name: str, items: list[bytes], flags: int) -> Message:
-    family, _, bare = table.partition(" ")
-    return nft.elements(kind, nft.FAMILIES[family], bare, name, items, flags)
+    return nft.elements(kind, *nft.numbered(table), name, items, flags)

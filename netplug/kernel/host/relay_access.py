@@ -13,7 +13,7 @@ from ipaddress import ip_address
 
 from netplug.drivers.naming import BRIDGES
 from netplug.kernel.netlink import nf_tables as nft
-from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink, NetlinkError, attr, attrs, nest, text
+from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink, attr, attrs, nest, text
 
 _TABLE = "netplug"
 _OPEN = "goto host_open"
@@ -58,13 +58,9 @@ class RelayAccess:
         if self._netlink is None:
             self._netlink = Netlink.open(NETLINK_NETFILTER)
         wanted = nest(nft.ELEMENTS, nest(nft.LIST_ELEM, nest(nft.ELEM_KEY, attr(nft.DATA_VALUE, key))))
-        kind, _, query = nft.message(nft.GETSETELEM, nft.INET, text(1, _TABLE), text(2, name), wanted)
-        try:
-            found = attrs(self._netlink.get(kind, query), 4)
-        except NetlinkError as error:
-            if error.errno in nft.ABSENT:
-                return None
-            raise
+        found = nft.get(self._netlink, nft.GETSETELEM, nft.INET, text(1, _TABLE), text(2, name), wanted)
+        if found is None:
+            return None
         return attrs(attrs(found[nft.ELEMENTS])[nft.LIST_ELEM]).get(nft.ELEM_DATA, b"")
 
     def refuses_connection(self, client: socket.socket, source: str) -> bool:

@@ -1,4 +1,4 @@
-"""nf_tables messages (linux/netfilter/nf_tables.h): transactions, elements of sets, base chains of links.
+"""nf_tables messages (linux/netfilter/nf_tables.h): queries, transactions, elements of sets, base chains of links.
 
 Constant tables are text, see `firewall.compiler`. Attributes are in network order, data as it is compared.
 """
@@ -8,12 +8,24 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from netplug.kernel.netlink.connection import NLM_F_ACK, NLM_F_CREATE, attr, attrs, nest, string, text, walk
+from netplug.kernel.netlink.connection import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    Netlink,
+    NetlinkError,
+    attr,
+    attrs,
+    nest,
+    string,
+    text,
+    walk,
+)
 
 NETDEV, BRIDGE, IPV4, IPV6, INET = 5, 7, 2, 10, 1
 """Address families of tables: NFPROTO_NETDEV, NFPROTO_BRIDGE, NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_INET."""
 FAMILIES = {"netdev": NETDEV, "bridge": BRIDGE, "ip": IPV4, "ip6": IPV6, "inet": INET}
 """By their names in nft(8)."""
+FAMILY_NAMES = {number: name for name, number in FAMILIES.items()}
 
 SUBSYSTEM = 10
 NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
@@ -25,6 +37,7 @@ GETGEN = 16
 _BATCH_BEGIN, _BATCH_END, _BATCH_GENERATION = 0x10, 0x11, 1
 
 TABLE_NAME, TABLE_FLAGS = 1, 2
+CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY = 3, 4, 5
 RULE_CHAIN, ELEMENTS, GENERATION = 2, 3, 1
 LIST_ELEM, ELEM_KEY, ELEM_DATA, ELEM_FLAGS, ELEM_KEY_END = 1, 1, 2, 3, 10
 INTERVAL_END, CATCH_ALL = 0x1, 0x2
@@ -68,7 +81,42 @@ def batch(messages: list[Message], generation: int = 0) -> list[Message]:
     return [(_BATCH_BEGIN, 0, begin), *first, (kind, flags | NLM_F_ACK, payload), (_BATCH_END, 0, header)]
 
 
+# Queries
+
+
+def dump(netlink: Netlink, kind: int, family: int, *body: bytes) -> list[bytes]:
+    """Return all matching objects, each with its nfgenmsg; none, if what they would be in is absent."""
+    number, _, query = message(kind, family, *body)
+    try:
+        return netlink.dump(number, query)
+    except NetlinkError as error:
+        if error.errno in ABSENT:
+            return []
+        raise
+
+
+def get(netlink: Netlink, kind: int, family: int, *body: bytes) -> dict[int, bytes] | None:
+    """Return the attributes of one object; None, if it is absent."""
+    number, _, query = message(kind, family, *body)
+    try:
+        return attrs(netlink.get(number, query), 4)
+    except NetlinkError as error:
+        if error.errno in ABSENT:
+            return None
+        raise
+
+
 # Tables
+
+
+def numbered(table: str) -> tuple[int, str]:
+    """Return the number of a table's family, and its name there.
+
+    >>> numbered("inet netplug")
+    (1, 'netplug')
+    """
+    family, _, name = table.partition(" ")
+    return FAMILIES[family], name
 
 
 def new_table(family: int, name: str, flags: int = 0) -> Message:
