@@ -27,7 +27,7 @@ from netplug.drivers.plan import Plan
 from netplug.drivers.steps import Element, Hook, Proto, Table
 from netplug.frontends.rest.firewall_wire import FirewallOut
 from netplug.kernel import libc
-from netplug.kernel.firewall import iptables, libnftables
+from netplug.kernel.firewall import gate_rules, libnftables
 from netplug.kernel.firewall.tables import Tables
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "firewall.md"
@@ -220,7 +220,7 @@ def test_path_of_a_packet_has_each_base_chain_in_order() -> None:
 def test_gate_of_the_document_is_that_which_is_made() -> None:
     part = TEXT[TEXT.index("## The gate in iptables") : TEXT.index("## Beside Docker")]
     told = re.findall(r"^-A (NETPLUG-\w+) (.*)$", part, re.MULTILINE)
-    made = iptables._rules(iptables.Filter(), ())
+    made = gate_rules.rules_of(gate_rules.Filter(), ())
     assert told == [(name, rule) for name, rules in made.items() for rule in rules]
 
 

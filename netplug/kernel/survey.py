@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
 from netplug.drivers.steps import FormerRules, SourceRoute, Step
-from netplug.kernel.firewall.iptables import Filter
+from netplug.kernel.firewall.gate_rules import Filter
 from netplug.kernel.firewall.table_reader import Found
 from netplug.kernel.links.source_routes import Rule, rules
 from netplug.kernel.netlink import rtnl

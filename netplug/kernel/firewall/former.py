@@ -1,7 +1,7 @@
 """Removes what releases that filtered by iptables made: chains in its tables nat and raw, and sets of ipset.
 
-Their chains in table filter go with the gate (`iptables`), their tables of nf_tables as all that no record names. This
-module can be deleted when nobody upgrades from such a release any more.
+Their chains in table filter go with the gate (`gate_rules`), their tables of nf_tables as all that no record names.
+This module can be deleted when nobody upgrades from such a release any more.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 from ipaddress import ip_address
 
 from netplug.drivers.steps import FormerRules
-from netplug.kernel.firewall.iptables import PREFIX, Iptables, UnavailableError
+from netplug.kernel.firewall.gate_rules import PREFIX
+from netplug.kernel.firewall.iptables import NFT_FAMILIES, Iptables, UnavailableError
 from netplug.kernel.firewall.table_reader import TableReader
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink, NetlinkError, attr, attrs, string, text, u8
 
@@ -68,7 +69,7 @@ class FormerRelease:
     async def _saved(self) -> AsyncIterator[tuple[Iptables, str, str, str]]:
         there = set(self._tables.named())
         for family, iptables in self._iptables.items():
-            for flavour, names in iptables.tables({name for of, name in there if of == {4: "ip", 6: "ip6"}[family]}):
+            for flavour, names in iptables.tables({name for of, name in there if of == NFT_FAMILIES[family]}):
                 for table in (it for it in _TABLES if it in names):
                     try:
                         saved = await iptables.save(flavour, table)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from netplug.drivers.steps import Element, Flows, FormerRules, Gate, Hook, Passage, Step, Table
 from netplug.kernel.api import MISSING, Done, Outcome, StepError
-from netplug.kernel.firewall import compiler, iptables, table_marks, tables
+from netplug.kernel.firewall import compiler, gate_rules, table_marks, tables
 from netplug.kernel.firewall.compiler import CompileError
 from netplug.kernel.firewall.iptables import UnavailableError
 from netplug.kernel.firewall.tables import FirewallStep, Tables
@@ -152,11 +152,11 @@ class GateHandler(BatchHandler[Gate | Passage]):
 
     def drift(self, step: Gate | Passage, survey: Survey) -> str:
         """Compare it."""
-        return iptables.drift(step, survey.filters.get(step.family, {}))
+        return gate_rules.drift(step, survey.filters.get(step.family, {}))
 
     def owned(self, survey: Survey) -> Iterable[Step]:
         """Return all."""
-        return (it for family, found in survey.filters.items() for it in iptables.owned(family, found))
+        return (it for family, found in survey.filters.items() for it in gate_rules.owned(family, found))
 
 
 class FormerRulesHandler(BatchHandler[FormerRules]):

@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 from netplug.kernel.firewall import libnftables
 from netplug.kernel.firewall.api import FilterTable, FirewallReport
-from netplug.kernel.firewall.iptables import FORWARD, Filter, Iptables
+from netplug.kernel.firewall.gate_rules import FORWARD, Filter
+from netplug.kernel.firewall.iptables import NFT_FAMILIES, Iptables
 from netplug.kernel.firewall.table_reader import TableReader
 
-_TABLES_OF = {4: "ip", 6: "ip6"}
-"""The families of iptables' tables in nf_tables, by IP version."""
 _CHAINS = ("FORWARD", "INPUT")
 
 
@@ -46,7 +45,7 @@ class HostFirewall:
         there = self._reader.named()
         found = await asyncio.gather(
             *(
-                it.read({name for of, name in there if of == _TABLES_OF[family]})
+                it.read({name for of, name in there if of == NFT_FAMILIES[family]})
                 for family, it in self._iptables.items()
             )
         )
@@ -55,7 +54,7 @@ class HostFirewall:
     def gates(self) -> frozenset[tuple[int, str]]:
         """Return which tables may drop packets; see `FirewallView`."""
         found: set[tuple[int, str]] = set()
-        families = {name: family for family, name in _TABLES_OF.items()}
+        families = {name: family for family, name in NFT_FAMILIES.items()}
         for it in self._reader.base_chains():
             mine = it.table == "filter" and it.name in _CHAINS and it.family in families
             if mine and (it.rules or it.policy != "accept"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from netplug.drivers.api import HostFacts, LinkFacts
 from netplug.drivers.steps import IPNetwork
-from netplug.kernel.firewall.iptables import PREFIX, Filter
+from netplug.kernel.firewall.gate_rules import PREFIX, Filter
 from netplug.kernel.netlink.rtnl import Link, LinkAddress, LinkRoute
 
 NO_UPLINK_MTU = 1500
