@@ -29,6 +29,17 @@ def two() -> Iterator[Cluster]:
         yield it
 
 
+@pytest.fixture
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two hosts, of which the second runs the former release."""
+    former = former_release(tmp_path_factory.mktemp("release"))
+    with ExitStack() as stack:
+        it = Cluster(stack)
+        it.add()
+        it.add(env=runs(former))
+        yield it
+
+
 def inspected(member: Member, net: str) -> dict[str, object]:
     found = json.loads(member.cli("network", "inspect", net))
     return {key: value for key, value in found.items() if key not in {"id", "front_end", "endpoints"}}
@@ -147,47 +158,37 @@ def test_a_daemon_that_was_down_follows_at_its_start(two: Cluster) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_host_of_the_former_release_keeps_what_it_has_and_follows_once_it_is_updated(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    former = former_release(tmp_path_factory.mktemp("release"))
-    with ExitStack() as stack:
-        it = Cluster(stack)
-        here, there = it.add(), it.add(env=runs(former))
-        with it.network("blue") as net, it.station(here, net) as one, it.station(there, net) as other:
-            with Stream(one, other, other.addresses[0]) as stream, Talk(other, one, one.addresses[0], 7201):
-                here.cli("network", "update", net, "-o", "mtu=1300", "-o", "bum=true", "--subnet-add", "10.91.1.0/24")
-                behind = {host["name"]: host["behind"] for host in here.netplug.json("host", "ls")}
-                assert behind[there.host.name] == {net: "its netplug is older, and follows no updates"}
-                assert there.differences() == []
-                code, text = refused(here, "network", "update", net, "--subnet-rm", "10.91.1.0/24")
-                assert (code, there.host.name in text) == (1, True), text
-                there.netplug.kill()
-                there.netplug.env = {}
-                there.netplug.start()
-                wait_until(lambda: inspected(there, net) == inspected(here, net), 10, "it follows")
-                update(here, net, "--subnet-rm", "10.91.1.0/24")
-            assert stream.lost == []
+def test_a_host_of_the_former_release_keeps_what_it_has_and_follows_once_it_is_updated(mixed: Cluster) -> None:
+    here, there = mixed.members
+    with mixed.network("blue") as net, mixed.station(here, net) as one, mixed.station(there, net) as other:
+        with Stream(one, other, other.addresses[0]) as stream, Talk(other, one, one.addresses[0], 7201):
+            here.cli("network", "update", net, "-o", "mtu=1300", "-o", "bum=true", "--subnet-add", "10.91.1.0/24")
+            behind = {host["name"]: host["behind"] for host in here.netplug.json("host", "ls")}
+            assert behind[there.host.name] == {net: "its netplug is older, and follows no updates"}
+            assert there.differences() == []
+            code, text = refused(here, "network", "update", net, "--subnet-rm", "10.91.1.0/24")
+            assert (code, there.host.name in text) == (1, True), text
+            there.netplug.kill()
+            there.netplug.env = {}
+            there.netplug.start()
+            wait_until(lambda: inspected(there, net) == inspected(here, net), 10, "it follows")
+            update(here, net, "--subnet-rm", "10.91.1.0/24")
+        assert stream.lost == []
 
 
 @pytest.mark.timeout(120)
-def test_a_host_that_is_updated_while_the_store_is_away_hears_its_members(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+def test_a_host_that_is_updated_while_the_store_is_away_hears_its_members(mixed: Cluster) -> None:
     """Nobody tells it who they are: the tables of the former release do."""
-    former = former_release(tmp_path_factory.mktemp("release"))
-    with ExitStack() as stack:
-        it = Cluster(stack)
-        here, there = it.add(), it.add(env=runs(former))
-        with it.network("blue") as net, it.station(here, net) as one, it.station(there, net) as other:
-            with Stream(one, other, other.addresses[0]) as stream:
-                there.netplug.kill()
-                it.etcd.kill()
-                there.netplug.env = {}
-                there.netplug.start()
-                sent = stream.sent
-                wait_until(lambda: stream.sent > sent + 200, what="it flows")
-                it.etcd.start()
-                wait_until(lambda: not there.differences(), 20, "no differences")
-            assert remains(there.host) == []
-            assert stream.lost == []
+    here, there = mixed.members
+    with mixed.network("blue") as net, mixed.station(here, net) as one, mixed.station(there, net) as other:
+        with Stream(one, other, other.addresses[0]) as stream:
+            there.netplug.kill()
+            mixed.etcd.kill()
+            there.netplug.env = {}
+            there.netplug.start()
+            sent = stream.sent
+            wait_until(lambda: stream.sent > sent + 200, what="it flows")
+            mixed.etcd.start()
+            wait_until(lambda: not there.differences(), 20, "no differences")
+        assert remains(there.host) == []
+        assert stream.lost == []

@@ -18,6 +18,7 @@ from harness import (
     wait_until,
 )
 from harness.netns import in_netns
+from harness.wire import Wire
 from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
 from scapy.layers.l2 import Ether
 
@@ -39,12 +40,18 @@ def advertise(router: Host, link: str, router_mac: str) -> None:
         sock.send(bytes(frame))
 
 
-def test_network_makes_no_router_of_the_host(new_host: Callable[..., Host]) -> None:
+def router_in_the_middle(new_host: Callable[..., Host]) -> tuple[tuple[Host, Host, Host], tuple[Wire, Wire]]:
+    """Return a host with another one on each side, and its wires. The right one sends all that it has to this host."""
     host, left, right = new_host(), new_host("left"), new_host("right")
     first = connect(host, left)
     second = connect(host, right, "198.51.100.0/24", "fd00:beef::/64", routes=False)
     right.run(["ip", "route", "add", "default", "via", second.left])
     right.run(["ip", "-6", "route", "add", "default", "via", second.left6])
+    return (host, left, right), (first, second)
+
+
+def test_network_makes_no_router_of_the_host(new_host: Callable[..., Host]) -> None:
+    (host, left, right), (first, second) = router_in_the_middle(new_host)
     host.run(["ip", "-6", "route", "del", "default"])
     host.run(["sysctl", "-qw", *(f"{key}=0" for key in FORWARDING), f"net.ipv6.conf.{first.left_link}.accept_ra=1"])
 
@@ -85,10 +92,7 @@ def test_network_makes_no_router_of_the_host(new_host: Callable[..., Host]) -> N
 
 def test_docker_that_comes_later_works_and_makes_no_router_of_the_host(new_host: Callable[..., Host]) -> None:
     """It turns forwarding on with a policy of DROP only where forwarding is off."""
-    host, left, right = new_host(), new_host("left"), new_host("right")
-    first = connect(host, left)
-    second = connect(host, right, "198.51.100.0/24", "fd00:beef::/64", routes=False)
-    right.run(["ip", "route", "add", "default", "via", second.left])
+    (host, left, right), (first, second) = router_in_the_middle(new_host)
     host.run(["sysctl", "-qw", *(f"{key}=0" for key in FORWARDING)])
     host.run(["iptables", "-P", "FORWARD", "ACCEPT"])
     netplug = Netplug(host)
@@ -150,11 +154,7 @@ def test_iptables_that_does_not_work_is_in_nobodys_way(new_host: Callable[..., H
 
 
 def test_host_forwards_for_others_if_told_so(new_host: Callable[..., Host]) -> None:
-    host, left, right = new_host(), new_host("left"), new_host("right")
-    first = connect(host, left)
-    second = connect(host, right, "198.51.100.0/24", "fd00:beef::/64", routes=False)
-    right.run(["ip", "route", "add", "default", "via", second.left])
-    right.run(["ip", "-6", "route", "add", "default", "via", second.left6])
+    (host, left, right), (first, _) = router_in_the_middle(new_host)
     host.run(["sysctl", "-qw", *(f"{key}=0" for key in FORWARDING)])
     netplug = Netplug(host, "--docker-host", "none", "--forward-others")
     with cli_network(netplug, *SUBNETS), SeenServer(left, "tcp", 7000, "::"):

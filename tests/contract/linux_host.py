@@ -124,6 +124,14 @@ class LinuxSurroundings:
         raw = ("-A NETPLUG-RAW -j RETURN", "-A PREROUTING -i np-+ -j NETPLUG-RAW")
         restore(family, flavour, "raw", ":NETPLUG-RAW - [0:0]", *raw)
 
+    def leave_former_filter(self, family: int, flavour: str) -> None:
+        """Leave chains in table filter too, which look into the sets of `leave_former_rules`."""
+        match = f"-m set --match-set netplug-net{family} src,src"
+        lines = ["-A NETPLUG-FROM -j DROP", f"-A NETPLUG-FORWARD {match} -j NETPLUG-FROM"]
+        jumps = ["-I FORWARD -j NETPLUG-FORWARD", "-I INPUT -i np-+ -j NETPLUG-INPUT"]
+        chains = [f":NETPLUG-{it} - [0:0]" for it in ("FORWARD", "FROM", "INPUT")]
+        restore(family, flavour, "filter", *chains, *lines, *jumps)
+
     def answers_by(self, step: SourceRoute) -> str:
         stranger = "192.0.2.9" if step.source.version == 4 else "2001:db8:9::9"
         words = run("ip", "-n", Path(step.netns).name, "route", "get", stranger, "from", str(step.source)).split()

@@ -65,15 +65,6 @@ LATER = (NETWORKS_TABLE, ANTISPOOF_TABLE, FILTER, LED, FROM, *GUARD, TUNNEL, VTE
 
 
 class TestFormerRelease(LinuxHost):
-    @staticmethod
-    def _leave(around: LinuxSurroundings, family: int, flavour: str) -> None:
-        around.leave_former_rules(family, flavour)
-        match = f"-m set --match-set netplug-net{family} src,src"
-        lines = ["-A NETPLUG-FROM -j DROP", f"-A NETPLUG-FORWARD {match} -j NETPLUG-FROM"]
-        jumps = ["-I FORWARD -j NETPLUG-FORWARD", "-I INPUT -i np-+ -j NETPLUG-INPUT"]
-        chains = [f":NETPLUG-{it} - [0:0]" for it in ("FORWARD", "FROM", "INPUT")]
-        restore(family, flavour, "filter", *chains, *lines, *jumps)
-
     @pytest.mark.parametrize("gates", [False, True], ids=["no gate", "gates"])
     async def test_host_is_taken_over_and_nothing_is_left(
         self, kernel: LinuxKernel, around: LinuxSurroundings, *, gates: bool
@@ -83,8 +74,9 @@ class TestFormerRelease(LinuxHost):
             around.have_rules(6, "legacy")
         before = around.snapshot()
         run("nft", "-f", "-", text=TABLES)
-        self._leave(around, 4, "nft")
-        self._leave(around, 6, "legacy")
+        for family, flavour in ((4, "nft"), (6, "legacy")):
+            around.leave_former_rules(family, flavour)
+            around.leave_former_filter(family, flavour)
         (former,) = (await kernel.owned()).of(FormerRules)
         assert set(former.members) == MEMBERS
         wanted = (*LATER, *([Gate(4, "nft"), Gate(6, "legacy")] if gates else []))

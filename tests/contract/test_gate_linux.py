@@ -250,11 +250,7 @@ class LinuxGate(LinuxHost, GateSuite):
         before = around.snapshot()
         for family in (4, 6):
             around.leave_former_rules(family, flavour)
-            match = f"-m set --match-set netplug-net{family} src,src"
-            lines = ["-A NETPLUG-FROM -j DROP", f"-A NETPLUG-FORWARD {match} -j NETPLUG-FROM"]
-            jumps = ["-I FORWARD -j NETPLUG-FORWARD", "-I INPUT -i np-+ -j NETPLUG-INPUT"]
-            chains = [f":NETPLUG-{it} - [0:0]" for it in ("FORWARD", "FROM", "INPUT")]
-            restore(family, flavour, "filter", *chains, *lines, *jumps)
+            around.leave_former_filter(family, flavour)
         owned = await kernel.owned()
         assert len(owned.of(FormerRules)) == 1
         gates = {Gate(family, flavour) for family in (4, 6)}
