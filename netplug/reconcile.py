@@ -188,14 +188,14 @@ class Reconciler:
         await self._sweep(look)
         return stale or bool(look.differences)
 
-    def _elements(self, wanted: Plan, look: "_Look") -> Plan:
+    def _elements(self, wanted: Plan, look: "_Look") -> list[Element]:
         """Return the elements that come with those tables of the host that will be made anew."""
         there = set(self._engine.base_plan.plan) - look.drifted.keys()
         anew = {f"{it.family} {it.name}" for it in wanted if isinstance(it, Table) and it not in there}
         if not anew:
-            return Plan()
+            return []
         found = self._engine.convergence.elements() + _former_members(look.unknown)
-        return Plan(tuple(it for it in found if isinstance(it, Element) and it.table in anew))
+        return [it for it in found if isinstance(it, Element) and it.table in anew]
 
     async def _heal_network(self, network: NetworkRecord, look: "_Look") -> None:
         engine, ident = self._engine, network.network.id

@@ -15,7 +15,7 @@ from netplug.drivers.api import HostFacts, Network
 from netplug.drivers.codec import Json, JsonObject
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
-from netplug.drivers.steps import Gate, IPAddress, Step, Sysctl, Table
+from netplug.drivers.steps import Element, Gate, IPAddress, Step, Sysctl, Table
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.errors import NetplugError
 from netplug.kernel.api import HostKernel, Kernel, Outcome, StepError
@@ -49,8 +49,8 @@ class BasePlan:
 
     `plan`: as last applied. `host`: as last read. `vtep`: the tunnel address of this host, if it is in a cluster.
     `store`: addresses and ports of the shared store, which containers must not reach. `forward_others`: the host may
-    forward between links of others, if netplug turned that on. The lock of this class is never
-    held together with a network's.
+    forward between links of others, if netplug turned that on. The lock of this class is never held together with a
+    network's.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class BasePlan:
         left: list[Step] = []
         await self._bring_about(nets, partial(self._executor.apply, left=left), left)
 
-    async def mend(self, nets: Iterable[Network], elements: Plan = Plan()) -> None:  # noqa: B008 - it is frozen
+    async def mend(self, nets: Iterable[Network], elements: Iterable[Element] = ()) -> None:
         """Apply as much as possible of what these networks share.
 
         `elements`: those of tables that are made anew. They come with the tables, in one transaction, so that no packet
@@ -168,8 +168,8 @@ class BasePlan:
         """
 
         async def all_at_once(wanted: Plan) -> None:
-            tables = Plan(tuple(step for step in wanted if isinstance(step, Table)))
-            await self._executor.mend(tables + elements + wanted.without(step.key for step in tables + elements))
+            first = Plan((*(step for step in wanted if isinstance(step, Table)), *elements))
+            await self._executor.mend(first + wanted.without(step.key for step in first))
 
         await self._bring_about(nets, all_at_once)
 
