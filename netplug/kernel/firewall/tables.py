@@ -9,6 +9,7 @@ comes back with the elements that this process had put there. So no packet meets
 
 import errno
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -33,7 +34,8 @@ _Wanted: TypeAlias = dict[tuple[str, str], dict[bytes, tuple[bytes, Element]]]
 
 _WITHOUT_HOOK = frozenset(kind for kind, _, _ in nft.without_hook("", ""))
 _THERE_OR_NOT = frozenset((errno.EEXIST, errno.ENOENT))
-_TRIES = 8
+_PATIENCE = 3.0
+"""Seconds within which a transaction is tried again. Others who commit all the time make one in ten succeed."""
 _T = TypeVar("_T")
 
 
@@ -293,9 +295,9 @@ class Tables:
         self, steps: Sequence[FirewallStep], attempt: Callable[[Sequence[FirewallStep], Transaction], _T | None]
     ) -> _T:
         """Attempt something until it succeeds. After a failure everything is doubted."""
-        work = Transaction()
+        work, until = Transaction(), time.monotonic() + _PATIENCE
         try:
-            for _ in range(_TRIES):
+            while time.monotonic() < until:
                 self._known.refresh()
                 found = attempt(steps, work)
                 if found is not None:
