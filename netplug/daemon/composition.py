@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from netplug.docker.events import DockerEvents
     from netplug.docker.resolver import SandboxResolvers
     from netplug.frontends.cni.service import CniService
+    from netplug.insight.insight import Insight
     from netplug.names.server import NameServer
 
 log = structlog.get_logger(__name__)
@@ -175,7 +176,15 @@ class Composition:
             cluster=self.cluster,
             domain=settings.dns_domain,
             names=self.name_server,
+            more=self.insight.routes,
         )
+
+    @cached_property
+    def insight(self) -> "Insight":
+        """Shows what there is."""
+        from netplug.insight.insight import Insight, Subject  # noqa: PLC0415
+
+        return Insight(Subject(self.host.settings, self.engine, self.reconciler, self.name_server, self.cluster))
 
     @cached_property
     def plugin(self) -> "ASGIApp":

@@ -6,8 +6,8 @@ store: the daemon runs, but can change nothing.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, Protocol, TypeAlias
 
 import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -32,6 +32,9 @@ from netplug.names import dns_records
 from netplug.store.api import StoreError, Unreachable
 
 log = structlog.get_logger(__name__)
+
+Route: TypeAlias = tuple[str, str, Callable[..., Coroutine[Any, Any, Any]], int]
+"""Method, path below /v1, what answers, status."""
 
 STATUS = {
     "invalid": 400,
@@ -66,15 +69,16 @@ def api_app(
     cluster: Cluster | None = None,
     domain: str = "",
     names: Names | None = None,
+    more: Iterable[Route] = (),
 ) -> FastAPI:
     """Return the app.
 
     `names`: the name server. `domain`: of its names; empty if none runs. `host`: the name of this host in lists.
-    `docker_knows`: tells whether Docker has a network, None while Docker does not answer.
+    `docker_knows`: tells whether Docker has a network, None while Docker does not answer. `more`: routes of others.
     """
     app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
     service = _Api(engine, reconciler, host, version, docker_knows, cluster, domain)
-    app.include_router(_router(service, NamesApi(engine, names)))
+    app.include_router(_router(service, NamesApi(engine, names), more))
     guard(app, _render)
     return app
 
@@ -261,9 +265,9 @@ def _differences(found: list[Difference]) -> wire.Differences:
     return wire.Differences(differences=[wire.DifferenceOut.of(one) for one in found])
 
 
-def _router(api: _Api, names: NamesApi) -> APIRouter:
+def _router(api: _Api, names: NamesApi, more: Iterable[Route]) -> APIRouter:
     router = APIRouter(prefix="/v1", route_class=_Route)
-    routes: tuple[tuple[str, str, Callable[..., Coroutine[Any, Any, Any]], int], ...] = (
+    routes: tuple[Route, ...] = (
         ("GET", "/version", api.version, 200),
         ("GET", "/networks", api.networks, 200),
         ("POST", "/networks", api.create_network, 201),
@@ -287,6 +291,7 @@ def _router(api: _Api, names: NamesApi) -> APIRouter:
         ("GET", "/diff", api.diff, 200),
         ("POST", "/repair", api.repair, 200),
         ("GET", "/firewall", api.firewall, 200),
+        *more,
     )
     for method, path, endpoint, status in routes:
         router.add_api_route(path, endpoint, methods=[method], status_code=status)

@@ -1,0 +1,1 @@
+"""What an operator sees of a host: it reads the engine, and changes nothing that stays."""
