@@ -48,7 +48,7 @@ def test_attached_is_reached_and_found_by_name_from_the_other_host_at_once(two: 
 def test_a_network_is_named_listed_and_removed_on_any_host(two: Cluster) -> None:
     here, there = two.members
     with two.network("blue", "--subnet", "10.90.1.0/24") as net, two.station(here, net, "--name", "web") as one:
-        ident = {json.loads(member.cli("network", "inspect", net))["id"] for member in two.members}
+        ident = {member.netplug.json("network", "inspect", net)["id"] for member in two.members}
         assert len(ident) == 1
         code, text = refused(there, "network", "rm", net)
         assert (code, text) == (1, f"netplug: network 'blue' has endpoints: 1 on {here.host.name} (detach first)")

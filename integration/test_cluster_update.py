@@ -41,7 +41,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def inspected(member: Member, net: str) -> dict[str, object]:
-    found = json.loads(member.cli("network", "inspect", net))
+    found = member.netplug.json("network", "inspect", net)
     return {key: value for key, value in found.items() if key not in {"id", "front_end", "endpoints"}}
 
 

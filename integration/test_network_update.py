@@ -3,7 +3,6 @@
 docs/updating.md has the table; run with `-s` to see it.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -275,7 +274,7 @@ def test_dry_run_prints_the_steps_and_changes_nothing(lab: Lab) -> None:
     assert told["dry_run"]
     assert lab.netplug.json("network", "ls") == before
     assert lab.update("-o", "rate=80mbit", "-o", "icc=false") == told["changes"]
-    shown = json.loads(lab.netplug.cli("network", "inspect", NET))
+    shown = lab.netplug.json("network", "inspect", NET)
     assert shown["as_created"]["options"] == {"name": NET}
     assert shown["options"] == {"name": NET, "rate": "80mbit", "icc": "false"}
 

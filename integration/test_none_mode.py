@@ -1,6 +1,5 @@
 """None mode (`-o mode=none`): a sandbox has its loopback and nothing else."""
 
-import json
 from typing import Any
 
 import pytest
@@ -133,7 +132,7 @@ def test_bare_namespace_gets_its_loopback_up_and_nothing_else(netplug: Netplug) 
             assert "loopback" in netplug.drift()
             netplug.cli("repair")
             assert only_loopback(lab)
-            (shown,) = json.loads(netplug.cli("network", "inspect", net))["endpoints"]
+            (shown,) = netplug.json("network", "inspect", net)["endpoints"]
             assert (shown["name"], shown["addresses"]) == ("alone", [])
 
 

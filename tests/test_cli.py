@@ -91,7 +91,7 @@ def test_field_names_of_json_stay(cli: Cli) -> None:
     attached = json.loads(cli("attach", "blue", "--netns", "c1", "--name", "web", "--publish", "18080:80"))
     assert list(attached) == ATTACH_FIELDS
     assert list(cli.json("network", "ls")[0]) == NETWORK_FIELDS
-    assert list(json.loads(cli("network", "inspect", "blue"))) == [*NETWORK_FIELDS, "as_created", "endpoints"]
+    assert list(cli.json("network", "inspect", "blue")) == [*NETWORK_FIELDS, "as_created", "endpoints"]
     assert list(cli.json("network", "ls")[0]["subnets"][0]) == ["subnet", "gateway"]
     assert list(cli.json("ps")[0]) == ENDPOINT_FIELDS
     pool = cli.json("ipam", "ls")[0]
@@ -99,6 +99,36 @@ def test_field_names_of_json_stay(cli: Cli) -> None:
     assert list(pool["leases"][0]) == LEASE_FIELDS
     assert list(cli.json("version")) == ["version", "daemon"]
     assert cli.json("diff") == []
+
+
+def test_inspect_shows_a_network_as_text(cli: Cli) -> None:
+    flags = ["-o", "icc=false", "-o", "ttl=5", "-o", "com.docker.network.driver.mtu=1400", "--label", "team=net"]
+    cli("network", "create", "blue", "--subnet", "10.1.0.0/28", "--ip-range", "10.1.0.8/29", *flags)
+    assert cli("network", "inspect", "blue").endswith("\n\nno endpoints\n")
+    cli("attach", "blue", "--netns", "c1", "--name", "web", "--publish", "18080:80")
+    head, subnets, options, endpoints = cli("network", "inspect", "blue").split("\n\n")
+    facts = dict(re.split(r": +", line) for line in head.splitlines())
+    assert facts.pop("id")
+    assert facts.pop("created")
+    shown = {"name": "blue", "mode": "bridge", "mtu": "1400", "internal": "no", "made by": "cli", "labels": "team=net"}
+    assert facts == shown
+    assert [line.split() for line in subnets.splitlines()] == [
+        ["SUBNET", "GATEWAY", "RANGE", "USED", "KEPT", "FREE", "FULL"],
+        ["10.1.0.0/28", "10.1.0.8", "10.1.0.8/29", "2", "0", "5", "29%"],
+    ]
+    assert [line.split()[:2] for line in options.splitlines()] == [
+        ["OPTION", "VALUE"],
+        ["mtu", "1400"],
+        ["icc", "false"],
+    ]
+    assert "default" not in options
+    (endpoint,) = cli.json("ps")
+    assert endpoints.splitlines()[1].split() == [
+        endpoint["id"][:12], "web", "10.1.0.9", endpoint["mac"], endpoint["host"], "eth0", ",".join(endpoint["ports"]),
+    ]  # fmt: skip
+    cli("network", "update", "blue", "-o", "icc=true", "-o", "rate=1mbit")
+    head = cli("network", "inspect", "blue").partition("\n\n")[0]
+    assert re.search(r"^changed: +icc was false, rate was not set$", head, re.MULTILINE)
 
 
 def test_attach_prints_what_the_sandbox_got(cli: Cli) -> None:
@@ -205,7 +235,7 @@ def test_labels_and_the_time_of_creation_are_shown(cli: Cli) -> None:
     row = cli.json("network", "ls")[0]
     assert row["labels"] == {"team": "net", "keep": "", "url": "a=b"}
     assert before <= datetime.fromisoformat(row["created"]) <= datetime.now(UTC)
-    assert json.loads(cli("network", "inspect", "blue"))["labels"] == row["labels"]
+    assert cli.json("network", "inspect", "blue")["labels"] == row["labels"]
 
 
 def test_update_prints_what_changes_and_inspect_shows_both(cli: Cli) -> None:
@@ -214,9 +244,9 @@ def test_update_prints_what_changes_and_inspect_shows_both(cli: Cli) -> None:
     told = cli("network", "update", "blue", "-o", "rate=10mbit", "-o", "icc=", "--dry-run")
     assert told.splitlines()[0].split() == ["OWNER", "OBJECT", "CHANGE"]
     assert {line.split()[-1] for line in told.splitlines()[1:]} == {"added", "changed"}
-    assert json.loads(cli("network", "inspect", "blue"))["options"] == {"icc": "false"}
+    assert cli.json("network", "inspect", "blue")["options"] == {"icc": "false"}
     assert cli("network", "update", "blue", "-o", "rate=10mbit", "-o", "icc=") == told
-    found = json.loads(cli("network", "inspect", "blue"))
+    found = cli.json("network", "inspect", "blue")
     assert (found["options"], found["as_created"]) == (
         {"rate": "10mbit"},
         {"options": {"icc": "false"}, "internal": False},
@@ -376,7 +406,7 @@ def test_what_newcomers_type_first_is_answered(alone: Cli, capsys: pytest.Captur
 
 def test_diff_ends_with_one_until_repair(cli: Cli, daemon: Living) -> None:
     cli("network", "create", "blue", "--subnet", "10.1.0.0/24", "-o", "bridge=br-blue")
-    assert cli("diff") == "no differences\n"
+    assert cli("diff") == "no differences: 1 network and 0 endpoints compared with the kernel\n"
     daemon.kernel.lose("link/br-blue")
     found = cli("diff", code=NO)
     assert re.search(r"network blue +link/br-blue +missing", found)
@@ -406,7 +436,7 @@ def test_repair_tells_what_it_mended_and_what_is_left(
     assert capsys.readouterr().out.startswith("remaining:\n")
     daemon.kernel.heal()
     assert "link/br-broken" in cli("repair")
-    assert cli("diff") == "no differences\n"
+    assert cli("diff") == "no differences: 2 networks and 0 endpoints compared with the kernel\n"
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", b"nonsense\r\n\r\n", b""])

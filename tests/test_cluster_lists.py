@@ -60,7 +60,7 @@ def test_without_the_store_the_own_are_listed_and_that_is_said(hosts: Hosts, etc
     reaches(one, f"{address_of(far)} at 192.0.2.2")
     etcd.stop()
     until(lambda: said(one, "ps")[1] != "", "it is said")
-    for args in (("ps", "--json"), ("network", "ls", "--json"), ("network", "inspect", "blue")):
+    for args in (("ps", "--json"), ("network", "ls", "--json"), ("network", "inspect", "blue", "--json")):
         out, err = said(one, *args)
         assert err.startswith("netplug: only endpoints of host host-1 are listed: the shared store does not answer")
         data = json.loads(out)

@@ -1,7 +1,7 @@
 """The commands of `netplug`. Their help texts are the manual."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -176,11 +176,12 @@ def diff(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     The records say what was requested. They are compared with links, addresses, firewall rules and the records of
     other hosts. Exit code 0: there are no differences; 1: there are some.
     """
-    found = _client(run_dir).get("diff")["differences"]
+    answer = _client(run_dir).get("diff")
+    found = answer["differences"]
     if as_json:
         emit_json(found)
     else:
-        emit(_differences(found) if found else "no differences")
+        emit(_differences(found) if found else _agreed(answer))
     raise typer.Exit(NO if found else OK)
 
 
@@ -230,3 +231,12 @@ def _client(run_dir: Path) -> Client:
 
 def _differences(found: list[dict[str, str]]) -> str:
     return table(("owner", "object", "what"), [(row["owner"], row["object"], row["what"]) for row in found])
+
+
+def _agreed(answer: dict[str, Any]) -> str:
+    """Return in one line what was compared."""
+    if "networks" not in answer:
+        return "no differences"  # by a daemon of a former version
+    counts = [(answer[f"{what}s"], what) for what in ("network", "endpoint")]
+    compared = " and ".join(f"{number} {what}{'' if number == 1 else 's'}" for number, what in counts)
+    return f"no differences: {compared} compared with the kernel"

@@ -6,7 +6,8 @@ import typer
 
 from netplug.cli import NO, CliError, arguments
 from netplug.cli.client import Client
-from netplug.cli.options import RUN_DIR, AsJson, NetworkRef, RunDir
+from netplug.cli.inspecting import inspect
+from netplug.cli.options import RUN_DIR, AsJson, RunDir
 from netplug.cli.output import confirmed, emit, emit_json, note, short, table
 from netplug.cli.updating import update
 
@@ -119,18 +120,7 @@ def ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     )
 
 
-@app.command("inspect")
-def inspect(
-    network: NetworkRef,
-    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,  # noqa: ARG001 - the output is always JSON
-    run_dir: RunDir = RUN_DIR,
-) -> None:
-    """Print a network and its endpoints as JSON."""
-    answer = Client(run_dir.absolute()).get("networks", network)
-    note(answer)
-    emit_json(answer)
-
-
+app.command("inspect")(inspect)
 app.command("update")(update)
 
 

@@ -251,18 +251,22 @@ class _Api:
         return ipam_wire.Findings(findings=[ipam_wire.FindingOut.of(one) for one in found])
 
     async def diff(self) -> wire.Differences:
-        return _differences(await self._reconciler.diff())
+        return self._differences(await self._reconciler.diff())
 
     async def repair(self) -> wire.Differences:
-        return _differences(await self._reconciler.repair())
+        return self._differences(await self._reconciler.repair())
+
+    def _differences(self, found: list[Difference]) -> wire.Differences:
+        registry = self._engine.registry
+        return wire.Differences(
+            differences=[wire.DifferenceOut.of(one) for one in found],
+            networks=len(registry.networks()),
+            endpoints=len(registry.endpoints()),
+        )
 
     async def firewall(self) -> firewall_wire.FirewallOut:
         found = await host_firewall.look(self._engine.kernel.firewall, self._engine.base_plan)
         return firewall_wire.FirewallOut.model_validate(found)
-
-
-def _differences(found: list[Difference]) -> wire.Differences:
-    return wire.Differences(differences=[wire.DifferenceOut.of(one) for one in found])
 
 
 def _router(api: _Api, names: NamesApi, more: Iterable[Route]) -> APIRouter:

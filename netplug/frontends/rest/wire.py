@@ -336,7 +336,11 @@ class Endpoints(BaseModel):
 
 
 class Differences(BaseModel):
+    """`networks`, `endpoints`: how many of this host's were compared."""
+
     differences: list[DifferenceOut]
+    networks: int
+    endpoints: int
 
 
 class Version(BaseModel):
