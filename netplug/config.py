@@ -12,7 +12,7 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -112,11 +112,18 @@ class Settings(BaseSettings):
     dns_upstream: Annotated[tuple[str, ...], NoDecode] = ()
     dns_special: Literal["host", "inside"] = "host"
     """Whether special-use names below the host's search list are forwarded to the host's resolvers."""
+    http: str = ""
+    """Address and port of the page and the metrics; empty: none."""
 
     @property
     def dns_rules(self) -> tuple[Rule, ...]:
         """Resolvers for external names."""
         return tuple(map(Rule.parse, self.dns_upstream))
+
+    @property
+    def http_at(self) -> tuple[IPv4Address | IPv6Address, int] | None:
+        """Address and port of the page; None without one."""
+        return _address_and_port(self.http) if self.http else None
 
     @property
     def api_socket(self) -> Path:
@@ -254,6 +261,13 @@ class Settings(BaseSettings):
             Rule.parse(str(text))
         return tuple(map(str, texts))
 
+    @field_validator("http")
+    @classmethod
+    def _listening(cls, value: str) -> str:
+        if value:
+            _address_and_port(value)
+        return value
+
     @field_validator("address_pool", mode="before")
     @classmethod
     def _pools(cls, value: object) -> tuple[AddressPool, ...]:
@@ -344,6 +358,20 @@ def _source(name: str, flags: Mapping[str, object], path: Path) -> str:
 def _line(text: str) -> str:
     text = " ".join(text.split())
     return text[:1].lower() + text[1:]
+
+
+def _address_and_port(text: str) -> tuple[IPv4Address | IPv6Address, int]:
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        address = ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        raise ValueError("is not of the form ADDRESS:PORT, such as 127.0.0.1:9820 or [::1]:9820") from None
+    if bracketed != (address.version == 6):
+        raise ValueError("is not of the form ADDRESS:PORT; an IPv6 address is in brackets")
+    if not re.fullmatch(r"[1-9][0-9]{0,4}", port) or int(port) > 65535:
+        raise ValueError("has no port from 1 to 65535")
+    return address, int(port)
 
 
 def _check_shared(given: Mapping[str, Any]) -> EtcdAccess | None:

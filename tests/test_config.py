@@ -278,3 +278,24 @@ def test_address_pools_that_overlap_are_named() -> None:
 def test_address_pools_of_another_shape_are_refused(settings_file: WriteFile) -> None:
     settings_file("address_pool = 24")
     assert "is not a list" in refusal()
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:9820", "[::1]:9820", "10.0.0.1:1", "[::]:65535"])
+def test_the_page_listens_where_it_is_told(text: str) -> None:
+    at = load(http=text).http_at
+    assert at is not None
+    assert text in {f"{at[0]}:{at[1]}", f"[{at[0]}]:{at[1]}"}
+
+
+def test_no_page_by_default() -> None:
+    assert load().http_at is None
+
+
+@pytest.mark.parametrize("text", ["9820", ":9820", "localhost:80", "::1:80", "[10.0.0.1]:80", "1.2.3.4", "1.2.3.4:"])
+def test_a_place_for_the_page_has_address_and_port(text: str) -> None:
+    assert "is not of the form ADDRESS:PORT" in refusal(http=text) or "has no port" in refusal(http=text)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "08", "x"])
+def test_a_place_for_the_page_has_a_real_port(port: str) -> None:
+    assert "has no port from 1 to 65535" in refusal(http=f"127.0.0.1:{port}")

@@ -87,6 +87,13 @@ _DnsSpecial = Annotated[
         "host's resolvers, 'inside' forwards none. [host]",
     ),
 ]
+_Http = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS:PORT",
+        help="Where to serve the page and the metrics, such as 127.0.0.1:9820; beyond loopback with a token. [off]",
+    ),
+]
 _LogFormat = Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")]
 _LogLevel = Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [info]")]
 
@@ -109,6 +116,7 @@ def serve(
     dns_domain: _DnsDomain = None,
     dns_upstream: _DnsUpstream = None,
     dns_special: _DnsSpecial = None,
+    http: _Http = None,
     log_format: _LogFormat = None,
     log_level: _LogLevel = None,
 ) -> None:

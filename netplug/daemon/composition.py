@@ -210,4 +210,10 @@ class Composition:
             "dhcp": self.cni.leases.run,
             **({"docker": self.docker.run} if self.docker else {}),
             **({"cluster": self.cluster.run} if self.cluster else {}),
+            **({"page": self._serve_page} if self.host.settings.http else {}),
         }
+
+    async def _serve_page(self) -> None:
+        from netplug.daemon.page import serve_page  # noqa: PLC0415
+
+        await serve_page(self.host.settings, self.api)

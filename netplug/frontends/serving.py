@@ -1,4 +1,4 @@
-"""Serves ASGI apps on bound Unix sockets, by uvicorn. The daemon keeps its signal handlers."""
+"""Serves ASGI apps on bound sockets, by uvicorn. The daemon keeps its signal handlers."""
 
 import asyncio
 import socket
@@ -26,13 +26,17 @@ def serving(app: ASGIApp, sock: socket.socket) -> AbstractAsyncContextManager[No
 
 
 @asynccontextmanager
-async def serving_all(*apps: tuple[ASGIApp, socket.socket]) -> AsyncIterator[None]:
+async def serving_all(
+    *apps: tuple[ASGIApp, socket.socket], protocol: type[asyncio.Protocol] | None = None
+) -> AsyncIterator[None]:
     """Serve each app on its listening socket during the block. Then finish requests that have begun, and close.
+
+    `protocol`: of HTTP; uvicorn's by default.
 
     The files of the sockets are the caller's. This is uvicorn without its signal handlers, without its ten ticks a
     second, which serve the Date header and the counting of requests only, and without its way to accept.
     """
-    servers = [(_server(app), sock) for app, sock in apps]
+    servers = [(_server(app, protocol), sock) for app, sock in apps]
     accepting = []
     try:
         for server, sock in servers:
@@ -57,12 +61,12 @@ async def _take(server: uvicorn.Server, connection: socket.socket) -> None:
     await loop.connect_accepted_socket(protocol, connection)
 
 
-def _server(app: ASGIApp) -> uvicorn.Server:
+def _server(app: ASGIApp, protocol: type[asyncio.Protocol] | None) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         access_log=False,
         date_header=False,
-        http="h11",  # httptools saves 0.07 ms of 0.4 ms a request: not worth a dependency
+        http=protocol or "h11",  # httptools saves 0.07 ms of 0.4 ms a request: not worth a dependency
         lifespan="off",
         log_config=None,
         server_header=False,
