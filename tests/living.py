@@ -5,7 +5,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -125,6 +125,12 @@ class Living:
 
         self.do(work)
         return found.result(DEADLINE_S)
+
+    def wait_for(self, what: Callable[[Daemon], Coroutine[Any, Any, _T]]) -> _T:
+        """Have the daemon do something in its loop that takes a while, and return what comes out."""
+        assert self._loop is not None
+        assert self._daemon is not None
+        return asyncio.run_coroutine_threadsafe(what(self._daemon), self._loop).result(DEADLINE_S)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from contextlib import suppress
 import structlog
 
 from netplug.cluster.adverts import Adverts
+from netplug.cluster.answers import Answers
 from netplug.cluster.audit import audit
 from netplug.cluster.barrier import Barrier
 from netplug.cluster.catalogue import Catalogue
@@ -24,6 +25,7 @@ from netplug.cluster.membership import Membership
 from netplug.cluster.mirroring import Mirroring
 from netplug.cluster.networks import Definitions
 from netplug.cluster.peering import Peering
+from netplug.cluster.questions import Questions
 from netplug.cluster.records import (
     EndpointAdvert,
     duplicate_vtep,
@@ -74,6 +76,8 @@ class Cluster:
             store, self.view, leases.breaker, identity, engine.conditions, name=name, vtep=underlay.vtep
         )
         self.barrier = Barrier(store, self.view, self.membership)
+        self.questions = Questions(store, self.view, self.membership, leases.breaker, engine.supervisor)
+        Answers(self.questions, engine.kernel, self.membership, name)
         catalogue = Catalogue(store, local, self.view, me)
         following = Following(store, self.view, me)
         self.mirroring = Mirroring(engine, store, self.view, catalogue, following, leases.breaker, me)
@@ -240,6 +244,7 @@ class Cluster:
         tasks = {"underlay": self._underlay.run, "view": self.view.follow, "membership": self.membership.run}
         tasks |= {"barrier": self.barrier.run, "recovery": self._recovery.run, "timer": self._dispatch}
         tasks |= {"claims": self._claimed.follow, "routes": self._underlay.watch_routes}
+        tasks |= {"questions": self.questions.run}
         try:
             async with asyncio.TaskGroup() as group:
                 for name, work in tasks.items():

@@ -209,7 +209,7 @@ class Membership:
                     log.warning("record.poisoned", key=key, error=str(exc))
             epoch = max(before.epoch if before else 0, self.epoch) + 1 if begin else self.epoch
             since = before.since if before and before.vtep == self.vtep else revision
-            record = HostRecord(self._name, self.vtep, epoch, since, self.notes, follows=True)
+            record = HostRecord(self._name, self.vtep, epoch, since, self.notes, follows=True, answers=True)
             compare = Compare(key, stored.revision if stored else 0)
             if await self._store.txn([compare], [as_put(key, record)]) is not None:
                 self._written = record

@@ -59,6 +59,7 @@ class HostRecord:
         since: the store's revision since which it has this VTEP; 0 if unknown.
         notes: faults that it reports of itself.
         follows: its daemon follows updates of networks; older ones do not.
+        answers: its daemon answers questions of other hosts (`questions`); older ones do not.
     """
 
     name: str
@@ -67,6 +68,7 @@ class HostRecord:
     since: int = 0
     notes: tuple[str, ...] = ()
     follows: bool = False
+    answers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
