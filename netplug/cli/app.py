@@ -18,6 +18,7 @@ from netplug.cli.options import RUN_DIR, AsJson, NetworkRef, RunDir
 from netplug.cli.output import emit, emit_json, note, short, table
 from netplug.cli.publishing import marked, publish, unpublish
 from netplug.cli.serving import serve
+from netplug.cli.top import top
 
 app = typer.Typer(
     help="Networks, addresses and published ports for containers of every runtime.\n\n"
@@ -126,6 +127,7 @@ def detach(network: NetworkRef, netns: Netns, ifname: Ifname = "eth0", run_dir: 
 
 app.command()(publish)
 app.command()(unpublish)
+app.command()(top)
 
 
 @app.command()

@@ -36,4 +36,7 @@ class Insight:
     @property
     def routes(self) -> Sequence[Route]:
         """Routes for the REST API."""
-        return ()
+        from netplug.insight.traffic import Traffic  # noqa: PLC0415
+
+        traffic = Traffic(self._subject.engine, self._subject.names)
+        return (("GET", "/traffic", traffic.answer, 200),)

@@ -14,7 +14,7 @@ from netplug.drivers.steps import Step
 from netplug.errors import NetplugError
 from netplug.kernel.firewall.api import FirewallView
 from netplug.kernel.host.api import HostPorts
-from netplug.kernel.links.api import ConflictProbe
+from netplug.kernel.links.api import ConflictProbe, Traffic
 from netplug.kernel.netlink.api import Changes
 from netplug.kernel.sandbox.api import ResolverSockets, Sandboxes
 
@@ -156,6 +156,8 @@ class HostKernel(Kernel, Protocol):
     def resolvers(self) -> ResolverSockets: ...
     @property
     def probe(self) -> ConflictProbe: ...
+    @property
+    def traffic(self) -> Traffic: ...
     @property
     def changes(self) -> Changes: ...
     @property

@@ -63,6 +63,7 @@ from netplug.kernel.links.announcements import Announcements
 from netplug.kernel.links.conflict_probe import SegmentProbe
 from netplug.kernel.links.forwarding_entries import ForwardingEntries
 from netplug.kernel.links.reaper import Reaper
+from netplug.kernel.links.traffic import LinkTraffic
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.changes import KernelChanges
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink
@@ -136,6 +137,7 @@ class LinuxKernel:
         self.sandboxes = NetworkNamespaces()
         self.resolvers = self._resolvers
         self.probe = SegmentProbe()
+        self.traffic = LinkTraffic()
         self.changes = KernelChanges(self._foreign)
 
     def _register(self, packages: Mapping[type[Step], Factory]) -> None:

@@ -40,6 +40,7 @@ from netplug.drivers.tunnel import Vxlan
 from netplug.errors import NetplugError
 from netplug.kernel.api import HostKernel, Outcome, StepError
 from netplug.kernel.executor import Executor
+from netplug.kernel.links.api import SandboxLink
 
 CREATED, ADJUSTED, EQUAL, USED = Outcome.CREATED, Outcome.ADJUSTED, Outcome.EQUAL, Outcome.USED
 
@@ -589,6 +590,17 @@ class KernelSuite:
         assert await kernel.ensure((step,)) == [EQUAL]
         assert await whats(kernel, step) == []
         await gone(kernel, step)
+
+    async def test_counters_are_of_links_that_are_there(self, kernel: HostKernel, around: Surroundings) -> None:
+        netns = around.sandbox()
+        macvlan = Macvlan("np-mac", BRIDGE.name, "bridge", "02:00:00:00:00:09", 1500, ifname="net0", netns=netns)
+        await kernel.ensure([BRIDGE, VETH, macvlan])
+        found = await kernel.traffic.of_host({BRIDGE.name, VETH.name, "nobody"})
+        assert found.keys() == {BRIDGE.name, VETH.name}
+        by_name, by_mac = SandboxLink(netns, "", "net0", ""), SandboxLink(netns, "", "", macvlan.mac)
+        other = SandboxLink(netns, "", "net1", "")
+        assert (await kernel.traffic.of_sandboxes({by_name, by_mac, other})).keys() == {by_name, by_mac}
+        assert await kernel.traffic.of_sandboxes({by_name._replace(netns="/run/netns/np-nobody")}) == {}
 
     async def test_facts_tell_links_and_routes(self, kernel: HostKernel, around: Surroundings) -> None:
         around.add_link("br0", "bridge")

@@ -30,9 +30,10 @@ from netplug.kernel.api import Before, Comparison, Done, Drift, Outcome, Owned, 
 from netplug.kernel.fake.handlers import HANDLERS, FakeHandler
 from netplug.kernel.fake.interception import FakeInterception
 from netplug.kernel.fake.ports import FakePorts
-from netplug.kernel.fake.services import FakeChanges, FakeFirewall, FakeProbe, FakeResolvers, FakeSandboxes
+from netplug.kernel.fake.services import FakeChanges, FakeFirewall, FakeProbe, FakeResolvers, FakeSandboxes, FakeTraffic
 from netplug.kernel.fake.tables import lose_table
 from netplug.kernel.fake.world import Foreign, World
+from netplug.kernel.links.api import LinkCounters
 from netplug.kernel.progress import Progress, merged
 from netplug.tasks.signal import Signal
 
@@ -41,8 +42,8 @@ class FakeKernel:
     """A kernel in memory.
 
     `calls`: how many ensures and removes it got, and of how many steps. `inhabitants`: paths of sandboxes that a
-    process lives in. `intercepted`: by path of the sandbox. `changed`: set it to say that others changed something;
-    `moved`: that addresses or the mtu of their links did; `rerouted`: that routes did.
+    process lives in. `intercepted`: by path of the sandbox. `counted`: see `FakeTraffic`. `changed`: set it to say that
+    others changed something; `moved`: that addresses or the mtu of their links did; `rerouted`: that routes did.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class FakeKernel:
         self.calls: list[tuple[str, int]] = []
         self.inhabitants: set[str] = set()
         self.intercepted: dict[str, FakeInterception] = {}
+        self.counted: dict[str, LinkCounters] = {}
         self.changed = asyncio.Event()
         self.committed = asyncio.Event()
         self.moved = Signal()
@@ -222,6 +224,11 @@ class FakeKernel:
     def probe(self) -> FakeProbe:
         """Stations that tests have put on every segment as `Foreign.forwarding_entries`."""
         return FakeProbe(self._world)
+
+    @property
+    def traffic(self) -> FakeTraffic:
+        """What tests have put into `counted`."""
+        return FakeTraffic(self._world, self.counted)
 
     @property
     def changes(self) -> FakeChanges:

@@ -5,11 +5,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from netplug.drivers.steps import IPAddress, Route
+from netplug.drivers.steps import IPAddress, Macvlan, Route
 from netplug.errors import NetplugError
 from netplug.kernel.fake.interception import FakeInterception
 from netplug.kernel.fake.world import World
 from netplug.kernel.firewall.api import FirewallReport
+from netplug.kernel.links.api import LinkCounters, SandboxLink
 from netplug.kernel.sandbox.api import Serve
 from netplug.tasks.signal import Signal
 
@@ -65,6 +66,28 @@ class FakeProbe:
             raise NetplugError("unavailable", words)
         there = self.world.foreign.forwarding_entries
         return {address: there[address] for address in addresses if address in there}
+
+
+@dataclass(frozen=True, slots=True)
+class FakeTraffic:
+    """Counters of links; see `Traffic`. Nothing passes, but for what tests put into `counted`, by name of the link."""
+
+    world: World
+    counted: Mapping[str, LinkCounters]
+
+    async def of_host(self, links: Collection[str]) -> Mapping[str, LinkCounters]:
+        """Return those of links that are there."""
+        return {name: self.counted.get(name, LinkCounters()) for name in self.world.names().intersection(links)}
+
+    async def of_sandboxes(self, links: Collection[SandboxLink]) -> Mapping[SandboxLink, LinkCounters]:
+        """Return those of macvlans that are in these sandboxes."""
+        macvlans = [step for step in self.world.state.values() if isinstance(step, Macvlan)]
+        there = [(self.world.away.get(step.key, step.netns), step.ifname, step.mac) for step in macvlans]
+        return {
+            link: self.counted.get(link.mac, LinkCounters())
+            for link in links
+            if any(link.netns == netns and (link.name == name or link.mac == mac) for netns, name, mac in there)
+        }
 
 
 @dataclass(frozen=True, slots=True)
