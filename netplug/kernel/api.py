@@ -16,6 +16,7 @@ from netplug.kernel.firewall.api import FirewallView
 from netplug.kernel.host.api import HostPorts
 from netplug.kernel.links.api import ConflictProbe, Traffic
 from netplug.kernel.netlink.api import Changes
+from netplug.kernel.probes.api import Probes
 from netplug.kernel.sandbox.api import ResolverSockets, Sandboxes
 
 _S = TypeVar("_S", bound=Step)
@@ -162,3 +163,5 @@ class HostKernel(Kernel, Protocol):
     def changes(self) -> Changes: ...
     @property
     def firewall(self) -> FirewallView: ...
+    @property
+    def probes(self) -> Probes: ...

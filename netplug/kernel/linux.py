@@ -68,6 +68,7 @@ from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.changes import KernelChanges
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink
 from netplug.kernel.netlink.watch import ForeignChanges
+from netplug.kernel.probes.prober import WorkerProbes
 from netplug.kernel.progress import Progress
 from netplug.kernel.rtnetlink_lane import RequestLane
 from netplug.kernel.sandbox import handlers as sandbox
@@ -138,6 +139,7 @@ class LinuxKernel:
         self.resolvers = self._resolvers
         self.probe = SegmentProbe()
         self.traffic = LinkTraffic()
+        self.probes = WorkerProbes()
         self.changes = KernelChanges(self._foreign)
 
     def _register(self, packages: Mapping[type[Step], Factory]) -> None:

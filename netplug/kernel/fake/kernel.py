@@ -30,6 +30,7 @@ from netplug.kernel.api import Before, Comparison, Done, Drift, Outcome, Owned, 
 from netplug.kernel.fake.handlers import HANDLERS, FakeHandler
 from netplug.kernel.fake.interception import FakeInterception
 from netplug.kernel.fake.ports import FakePorts
+from netplug.kernel.fake.probes import FakeProbes
 from netplug.kernel.fake.services import FakeChanges, FakeFirewall, FakeProbe, FakeResolvers, FakeSandboxes, FakeTraffic
 from netplug.kernel.fake.tables import lose_table
 from netplug.kernel.fake.world import Foreign, World
@@ -239,6 +240,11 @@ class FakeKernel:
     def firewall(self) -> FakeFirewall:
         """What tests have put into `Foreign.firewall`."""
         return FakeFirewall(self.foreign.firewall, self.foreign.facts.gates)
+
+    @property
+    def probes(self) -> FakeProbes:
+        """None."""
+        return FakeProbes()
 
     async def close(self) -> None:
         """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""

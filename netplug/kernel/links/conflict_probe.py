@@ -62,7 +62,7 @@ def _addresses_in_use(link: str, addresses: frozenset[IPAddress]) -> dict[IPAddr
     # Opened and closed in this thread, since both block on the kernel's rtnl mutex.
     with ExitStack() as sockets:
         families = sorted({address.version for address in addresses})
-        opened = [sockets.enter_context(_open(link, _ETH_ARP if it == 4 else _ETH_IPV6)) for it in families]
+        opened = [sockets.enter_context(open_segment(link, _ETH_ARP if it == 4 else _ETH_IPV6)) for it in families]
         return _ask(opened, addresses)
 
 
@@ -77,7 +77,8 @@ def announcement(step: Announce) -> tuple[bytes, int]:
     return _arp(mac, step.address, step.address), _ETH_ARP
 
 
-def _open(link: str, kind: int) -> socket.socket:
+def open_segment(link: str, kind: int) -> socket.socket:
+    """Return a packet socket that receives all of an EtherType (ARP or IPv6) on a link."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.htons(kind))
     try:
         sock.bind((link, kind))
@@ -102,7 +103,7 @@ def _ask(sockets: list[socket.socket], wanted: frozenset[IPAddress]) -> dict[IPA
         for patience in (AGAIN_S, WAIT_S):
             for sock in sockets:
                 for address in wanted - found.keys():
-                    _question(sock, address)
+                    ask(sock, address)
             deadline = time.monotonic() + patience
             while wanted - found.keys() and (left := deadline - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
@@ -110,7 +111,8 @@ def _ask(sockets: list[socket.socket], wanted: frozenset[IPAddress]) -> dict[IPA
     return found
 
 
-def _question(sock: socket.socket, address: IPAddress) -> None:
+def ask(sock: socket.socket, address: IPAddress) -> None:
+    """Ask who has an address, if it is of the socket's IP version."""
     _, kind, _, _, mac = sock.getsockname()
     if isinstance(address, IPv4Address) and kind == _ETH_ARP:
         sock.send(_arp(mac, IPv4Address(0), address))
@@ -120,12 +122,13 @@ def _question(sock: socket.socket, address: IPAddress) -> None:
 
 def _note(frame: bytes, wanted: frozenset[IPAddress], found: dict[IPAddress, str]) -> None:
     """Note the MAC of a frame whose sender uses one of the addresses, or probes for it."""
-    address = _claimed(frame)
+    address = claimed(frame)
     if address in wanted:
         found[address] = frame[6:12].hex(":")
 
 
-def _claimed(frame: bytes) -> IPAddress | None:
+def claimed(frame: bytes) -> IPAddress | None:
+    """Return the address that the sender of a frame uses or probes for, if the frame tells that."""
     if frame[12:14] == _ETH_ARP.to_bytes(2, "big") and len(frame) >= 42:
         sender, target = ip_address(frame[28:32]), ip_address(frame[38:42])
         return target if int(sender) == 0 else sender

@@ -1,0 +1,5 @@
+"""Why a probe cannot be done."""
+
+
+class ProbeError(Exception):
+    """Says it in one line."""
