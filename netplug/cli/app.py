@@ -9,6 +9,7 @@ from netplug import __version__
 from netplug.cli import NO, OK, UNREACHABLE, CliError, arguments
 from netplug.cli.client import Client
 from netplug.cli.cni import app as cni
+from netplug.cli.graph import graph
 from netplug.cli.hosts import app as hosts
 from netplug.cli.ipam import app as ipam
 from netplug.cli.lab import app as lab
@@ -224,6 +225,7 @@ def version(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     emit(f"netplug {mine}" + (f"\ndaemon {daemon}" if daemon else ""))
 
 
+app.command()(graph)
 app.command()(serve)
 
 

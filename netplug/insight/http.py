@@ -30,7 +30,7 @@ READABLE = frozenset(
         "/v1/diff",
         "/v1/doctor",
         "/v1/events",
-        "/v1/top",
+        "/v1/traffic",
     }
 )
 """Paths of the REST API that may be read."""

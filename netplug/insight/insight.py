@@ -36,7 +36,11 @@ class Insight:
     @property
     def routes(self) -> Sequence[Route]:
         """Routes for the REST API."""
+        from netplug.insight.graph_reading import Graphs  # noqa: PLC0415
         from netplug.insight.traffic import Traffic  # noqa: PLC0415
 
-        traffic = Traffic(self._subject.engine, self._subject.names)
-        return (("GET", "/traffic", traffic.answer, 200),)
+        of = self._subject
+        return (
+            ("GET", "/graph", Graphs(of.engine, of.cluster, of.settings.host_name).graph, 200),
+            ("GET", "/traffic", Traffic(of.engine, of.names).answer, 200),
+        )
