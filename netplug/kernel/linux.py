@@ -55,6 +55,7 @@ from netplug.kernel.handlers import Factory, Handlers, LoopLane
 from netplug.kernel.host import facts
 from netplug.kernel.host import handlers as host
 from netplug.kernel.host.descriptors import raise_limit
+from netplug.kernel.host.inspection import HostInspection
 from netplug.kernel.host.ports import Ports
 from netplug.kernel.host.relays import Relays
 from netplug.kernel.host.runtime_reservations import PortReservations
@@ -140,6 +141,7 @@ class LinuxKernel:
         self.probe = SegmentProbe()
         self.traffic = LinkTraffic()
         self.probes = WorkerProbes()
+        self.inspection = HostInspection()
         self.changes = KernelChanges(self._foreign)
 
     def _register(self, packages: Mapping[type[Step], Factory]) -> None:

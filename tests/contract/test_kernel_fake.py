@@ -4,10 +4,18 @@ from dataclasses import replace
 import pytest
 
 pytest.register_assert_rewrite(
-    "gate_suite", "kernel_suite", "living_suite", "ports_suite", "tables_suite", "tunnel_suite", "zone_suite"
+    "gate_suite",
+    "inspection_suite",
+    "kernel_suite",
+    "living_suite",
+    "ports_suite",
+    "tables_suite",
+    "tunnel_suite",
+    "zone_suite",
 )
 
 from gate_suite import GateSuite  # noqa: E402
+from inspection_suite import InspectionSuite  # noqa: E402
 from kernel_suite import KernelSuite  # noqa: E402
 from living_suite import LivingSuite  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402
@@ -120,6 +128,10 @@ class TestFakeLiving(LivingSuite):
 
 class TestFakeTables(TablesSuite):
     pass
+
+
+class TestFakeInspection(InspectionSuite):
+    """In memory."""
 
 
 class TestFakePorts(PortsSuite):

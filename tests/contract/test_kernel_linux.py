@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("kernel_suite", "ports_suite", "tunnel_suite", "linux_host")
+pytest.register_assert_rewrite("inspection_suite", "kernel_suite", "ports_suite", "tunnel_suite", "linux_host")
 
+from inspection_suite import InspectionSuite  # noqa: E402
 from kernel_suite import BRIDGE, HOST_MACVLAN, IFB, MACVLAN, NETWORKS_TABLE, VETH, KernelSuite, whats  # noqa: E402
 from linux_host import VANISH_DEADLINE_S, LinuxHost, LinuxSurroundings, descriptors, run  # noqa: E402
 from ports_suite import PortsSuite  # noqa: E402
@@ -481,6 +482,10 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
                 turns += 1
                 await asyncio.sleep(0)
         assert turns > 10
+
+
+class TestLinuxInspection(LinuxHost, InspectionSuite):
+    """In a namespace."""
 
 
 class TestLinuxPorts(LinuxHost, PortsSuite):

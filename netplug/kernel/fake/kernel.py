@@ -28,6 +28,7 @@ from netplug.drivers.steps import (
 )
 from netplug.kernel.api import Before, Comparison, Done, Drift, Outcome, Owned, StepError
 from netplug.kernel.fake.handlers import HANDLERS, FakeHandler
+from netplug.kernel.fake.inspection import FakeInspection, Health
 from netplug.kernel.fake.interception import FakeInterception
 from netplug.kernel.fake.ports import FakePorts
 from netplug.kernel.fake.probes import FakeProbes
@@ -45,12 +46,14 @@ class FakeKernel:
     `calls`: how many ensures and removes it got, and of how many steps. `inhabitants`: paths of sandboxes that a
     process lives in. `intercepted`: by path of the sandbox. `counted`: see `FakeTraffic`. `changed`: set it to say that
     others changed something; `moved`: that addresses or the mtu of their links did; `rerouted`: that routes did.
+    `health`: what else the host tells of itself.
     """
 
     def __init__(
         self, foreign: Foreign | None = None, packages: Mapping[type[Step], FakeHandler] = MappingProxyType({})
     ) -> None:
         self.foreign = foreign or Foreign()
+        self.health = Health()
         self.calls: list[tuple[str, int]] = []
         self.inhabitants: set[str] = set()
         self.intercepted: dict[str, FakeInterception] = {}
@@ -245,6 +248,11 @@ class FakeKernel:
     def probes(self) -> FakeProbes:
         """None."""
         return FakeProbes()
+
+    @property
+    def inspection(self) -> FakeInspection:
+        """What tests have put into `health`."""
+        return FakeInspection(self._world, self.health)
 
     async def close(self) -> None:
         """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""

@@ -1,5 +1,10 @@
-"""Ports of the host, and what keeps them: as the engine sees it. Real in `host.ports`, fake in `fake.ports`."""
+"""Ports of the host and what keeps them, and what else can be told of a host.
 
+Real in `host.ports` and `host.inspection`, fake in `fake.ports` and `fake.inspection`.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from netplug.drivers.steps import HostPort, IPAddress, Proto
@@ -36,3 +41,66 @@ class HostPorts(Protocol):
         Raises:
             NetplugError: "unavailable", with `what` and the name of the setting.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A socket that is bound to a port. `process`: who has it, in words; empty if no process of this host is found."""
+
+    proto: Proto
+    address: str
+    port: int
+    process: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A process of the same network namespace. `arguments`: its command line, the program's path first."""
+
+    pid: int
+    name: str
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """File descriptors of a process: how many are open, and how many there may be."""
+
+    open: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offloads:
+    """What a link leaves to its device. `features`: those that are active, by their names in ethtool(8)."""
+
+    driver: str = ""
+    features: frozenset[str] = frozenset()
+
+
+class Inspection(Protocol):
+    """Tells what the kernel of this host is like. Changes nothing that stays. All methods block for milliseconds."""
+
+    def release(self) -> str:
+        """Return the kernel's release, such as "6.1.0-18-amd64"."""
+
+    def lacks(self) -> tuple[str, ...]:
+        """Return what netplug needs of a kernel and this one lacks, in words."""
+
+    def sysctl(self, name: str) -> str:
+        """Return a sysctl such as "net/ipv4/ip_forward"; empty if there is none."""
+
+    def holders(self, proto: Proto, port: int) -> tuple[Holder, ...]:
+        """Return the sockets that are bound to a port of this host."""
+
+    def programs(self, names: Collection[str]) -> tuple[Program, ...]:
+        """Return the processes with these names in this network namespace, without the caller."""
+
+    def descriptors(self) -> Descriptors:
+        """Return those of this process."""
+
+    def counters(self) -> Mapping[str, int]:
+        """Return the counters of IP, TCP and UDP of this network namespace, such as "Tcp.InCsumErrors" (RFC 4022)."""
+
+    def offloads(self, link: str) -> Offloads:
+        """Return what a link leaves to its device; nothing if it tells nothing of it."""

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from netplug.drivers.steps import HostPort, IPAddress, Proto
@@ -78,6 +78,20 @@ def holders(step: HostPort) -> str:
             if any(inode in inodes for _, inode in sockets_of(pid)):
                 names.append(_name(pid))
     return ", ".join(names[:_MOST_NAMED])
+
+
+def of_port(proto: Proto, port: int) -> list[tuple[str, str]]:
+    """Return the addresses that are bound at a port, each with the process; an empty one if none is found.
+
+    Searches all processes, as `holders`.
+    """
+    bound = dict(_sockets(HostPort(proto, IPv4Address(0), port)))
+    names: dict[int, str] = {}
+    for pid in sorted(processes()) if bound else ():
+        with suppress(OSError):
+            for inode in {inode for _, inode in sockets_of(pid)} & bound.keys():
+                names.setdefault(inode, _name(pid))
+    return sorted((it.address, names.get(inode, "")) for inode, it in bound.items())
 
 
 def _name(pid: int) -> str:
