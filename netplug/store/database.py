@@ -107,6 +107,16 @@ class Database:
             cause = next((words for prefix, words in _CAUSES if name.startswith(prefix)), f"fails: {exc}")
             raise StoreError(f"store {self._path} {cause}") from exc
 
+    def check(self) -> None:
+        """Look whether the file is damaged.
+
+        Raises:
+            sqlite3.DatabaseError: it is.
+        """
+        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+
     def get(self, key: bytes) -> Record | None:
         """Return the record of a key."""
         row = self._db.execute("SELECT key, value, revision FROM record WHERE key = ?", (key,)).fetchone()
