@@ -19,6 +19,7 @@ class Client:
     """The daemon whose sockets are in `run_dir`."""
 
     run_dir: Path
+    deadline_s: float = DEADLINE_S
 
     @property
     def path(self) -> Path:
@@ -60,7 +61,7 @@ class Client:
 
     def _exchange(self, method: str, url: str, body: str | None) -> tuple[int, bytes]:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(DEADLINE_S)
+        sock.settimeout(self.deadline_s)
         try:
             sock.connect(str(self.path))
             return self._speak(sock, method, url, body)
@@ -73,7 +74,9 @@ class Client:
                 UNREACHABLE, f"no permission to connect to the daemon at {self.path}", hint="run as root"
             ) from None
         except TimeoutError:
-            raise CliError(UNREACHABLE, f"the daemon at {self.path} did not answer in {DEADLINE_S:.0f} s") from None
+            raise CliError(
+                UNREACHABLE, f"the daemon at {self.path} did not answer in {self.deadline_s:.0f} s"
+            ) from None
         except OSError as exc:
             if "too long" in str(exc):  # struct sockaddr_un
                 raise CliError(
@@ -86,7 +89,7 @@ class Client:
     def _speak(self, sock: socket.socket, method: str, url: str, body: str | None) -> tuple[int, bytes]:
         import http.client  # noqa: PLC0415 - takes 10 ms, which nobody need wait for without a daemon
 
-        connection = http.client.HTTPConnection("netplug", timeout=DEADLINE_S)
+        connection = http.client.HTTPConnection("netplug", timeout=self.deadline_s)
         connection.sock = sock
         try:
             connection.request(

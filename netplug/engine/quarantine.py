@@ -70,14 +70,15 @@ class Quarantine:
         self._found = {**kept, **found}
         self._conditions.report(
             _SOURCE,
-            (
-                Difference(it.describe(), it.key, f"cannot be used and is left as it is: {it.why}")
-                for _, it in sorted(self._found.items())
-            ),
+            (Difference(it.describe(), it.key, f"cannot be used and is left as it is: {it.why}") for it in self.all()),
         )
 
     def __bool__(self) -> bool:
         return bool(self._found)
+
+    def all(self) -> list[Unusable]:
+        """Return all, by key."""
+        return [it for _, it in sorted(self._found.items())]
 
     def networks(self) -> frozenset[str]:
         """Return the ids of the networks."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from netplug.config import Settings
 from netplug.engine import Engine
+from netplug.insight.doctor.report import Report
 
 if TYPE_CHECKING:
     from netplug.cluster.cluster import Cluster
@@ -43,4 +44,11 @@ class Insight:
         return (
             ("GET", "/graph", Graphs(of.engine, of.cluster, of.settings.host_name).graph, 200),
             ("GET", "/traffic", Traffic(of.engine, of.names).answer, 200),
+            ("GET", "/doctor", self.doctor, 200),
         )
+
+    async def doctor(self) -> Report:
+        """Say what is wrong with this host."""
+        from netplug.insight.doctor.api import examined  # noqa: PLC0415 - not at the start
+
+        return await examined(self._subject)

@@ -1,0 +1,109 @@
+"""`netplug doctor` on hosts on which one thing after the other is wrong, and on those on which nothing is."""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from harness import CommandError, Host, Netplug, connect
+
+from netplug.cli import NO, OK, UNREACHABLE
+
+Findings = list[dict[str, str]]
+
+DOCTOR_S = 2.0
+"""For a doctor to answer."""
+WRONG = {"failure", "warning"}
+NET = "blue"
+
+
+@pytest.fixture(scope="module")
+def healthy(host: Host, client: Host) -> Netplug:
+    """A daemon without Docker, with a network."""
+    connect(host, client)
+    netplug = Netplug(host, "--docker-host", "none")
+    netplug.cli("network", "create", NET, "--subnet", "10.77.0.0/29")
+    return netplug
+
+
+def doctor(netplug: Netplug, code: int = NO) -> Findings:
+    """Return what it finds, and check its exit code."""
+    try:
+        said, ended = netplug.cli("doctor", "--json"), OK
+    except CommandError as exc:
+        said, ended = exc.stdout, exc.code
+    found: Findings = json.loads(said)["findings"]
+    assert ended == code, [it for it in found if it["verdict"] in WRONG]
+    return found
+
+
+def wrong(netplug: Netplug, check: str, code: int = NO) -> Findings:
+    """Return what one check finds wrong."""
+    return [it for it in doctor(netplug, code) if it["check"] == check and it["verdict"] in WRONG]
+
+
+@contextmanager
+def sysctl(host: Host, name: str, value: str) -> Iterator[None]:
+    before = host.output("sysctl", "-n", name)
+    host.run(["sysctl", "-qw", f"{name}={value}"])
+    try:
+        yield
+    finally:
+        host.run(["sysctl", "-qw", f"{name}={before}"])
+
+
+def test_healthy_host_is_quiet(healthy: Netplug) -> None:
+    found = doctor(healthy, OK)
+    assert {it["verdict"] for it in found} <= {"ok", "note"}, found
+    assert len({it["check"] for it in found}) > 10
+
+
+def test_forwarding_that_somebody_turned_off(healthy: Netplug) -> None:
+    with sysctl(healthy.host, "net.ipv4.ip_forward", "0"):
+        (found,) = wrong(healthy, "kernel.forwarding")
+    assert found["verdict"] == "failure"
+    assert found["mend"] == "sysctl -w net.ipv4.ip_forward=1"
+    doctor(healthy, OK)
+
+
+def test_bridge_netfilter_is_worth_a_note(healthy: Netplug) -> None:
+    with sysctl(healthy.host, "net.bridge.bridge-nf-call-iptables", "1"):
+        (found,) = [it for it in doctor(healthy, OK) if it["check"] == "kernel.bridge-netfilter"]
+    assert found["verdict"] == "note"
+    assert "bridge-nf-call-iptables is 1" in found["why"]
+
+
+def test_pool_that_is_full(healthy: Netplug) -> None:
+    host, names = healthy.host, [f"full{number}" for number in range(5)]
+    for name in names:
+        host.run(["ip", "netns", "add", name])
+        healthy.cli("attach", NET, "--netns", name)
+    (found,) = wrong(healthy, "records.pools")
+    assert found["why"] == f"network {NET}: 6 of 6 addresses of 10.77.0.0/29 are in use: nobody else can join"
+    for name in names:
+        healthy.cli("detach", NET, "--netns", name)
+        host.run(["ip", "netns", "del", name])
+    doctor(healthy, OK)
+
+
+def test_no_daemon_runs(healthy: Netplug) -> None:
+    healthy.stop()
+    found = doctor(healthy, UNREACHABLE)
+    assert found[0]["check"] == "daemon"
+    assert found[0]["why"].startswith("no daemon answers at /run/netplug/netplug.sock")
+    assert "netplug serve" in found[0]["mend"]
+    assert {"kernel.features", "kernel.forwarding", "resources.disk"} <= {it["check"] for it in found[1:]}
+    healthy.start()
+    doctor(healthy, OK)
+
+
+def test_daemon_that_hangs(healthy: Netplug) -> None:
+    assert healthy.process
+    healthy.process.freeze()
+    try:
+        found = doctor(healthy, UNREACHABLE)
+    finally:
+        healthy.process.signal(signal.SIGCONT)
+    assert "did not answer" in found[0]["why"]
+    assert "hangs" in found[0]["why"]

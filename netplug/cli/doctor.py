@@ -1,0 +1,68 @@
+"""`netplug doctor`: what is wrong with this host, why, and what mends it."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from netplug.cli import NO, OK, UNREACHABLE, CliError
+from netplug.cli.client import Client
+from netplug.cli.options import RUN_DIR, AsJson, RunDir
+from netplug.cli.output import emit, emit_json, table
+
+_DEADLINE_S = 3.0
+"""A daemon that has not answered by then hangs; its checks take at most 1.5 s."""
+_ORDER = ("failure", "warning", "note", "not checked", "ok")
+_WRONG = {"failure", "warning"}
+
+_All = Annotated[bool, typer.Option("--all", help="Show also what is well.")]
+
+
+def doctor(show_all: _All = False, as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
+    """Say what is wrong with this host, why, and what mends it.
+
+    Kernel, firewalls, links, stores, disk, limits, records and other hosts are looked at, and nothing is changed.
+    Without a daemon, the checks that need none are made.
+
+    Exit code 0: nothing is wrong; 1: something is; 3: no daemon answers.
+    """
+    run_dir = run_dir.absolute()
+    report, code = _asked(run_dir)
+    if as_json:
+        emit_json(report)
+    else:
+        emit(_shown(report["findings"], show_all=show_all))
+    raise typer.Exit(code)
+
+
+def _asked(run_dir: Path) -> tuple[dict[str, Any], int]:
+    """Return the daemon's report, or one made without it, and the exit code."""
+    try:
+        report: dict[str, Any] = Client(run_dir, _DEADLINE_S).get("doctor")
+    except CliError as exc:
+        from netplug.cli.daemonless_doctor import examine_host  # noqa: PLC0415 - a daemon that answers spares its imports
+
+        report = examine_host(run_dir, exc)
+        if exc.code == UNREACHABLE:
+            return report, UNREACHABLE
+    return report, NO if any(it["verdict"] in _WRONG for it in report["findings"]) else OK
+
+
+def _shown(findings: Iterable[dict[str, str]], *, show_all: bool) -> str:
+    ordered = sorted(findings, key=lambda it: _ORDER.index(it["verdict"]))
+    rows = [it for it in ordered if show_all or it["verdict"] != "ok"]
+    well = len({it["check"] for it in ordered} - {it["check"] for it in ordered if it["verdict"] != "ok"})
+    parts = []
+    if rows:
+        columns = ("verdict", "check", "why", "mend")
+        parts.append(table(columns, [tuple(it[name] for name in columns) for it in rows]))
+    counts = Counter(it["verdict"] for it in ordered)
+    said = [_counted(counts[word], word) for word in _ORDER[:-1] if counts[word]]
+    parts.append(", ".join([*said, f"{_counted(well, 'check')} well{'' if show_all else ' (--all shows them)'}"]))
+    return "\n".join(parts)
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1 and word != 'not checked')}"

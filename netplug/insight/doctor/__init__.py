@@ -1,0 +1,1 @@
+"""What is wrong with this host, as far as networks of containers go: `netplug doctor`."""

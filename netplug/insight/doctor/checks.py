@@ -1,0 +1,30 @@
+"""All checks, in the order of output. Their ids are stable: scripts know them."""
+
+from typing import TYPE_CHECKING
+
+from netplug.insight.doctor import kernel, records, resources
+from netplug.insight.doctor.findings import Check
+from netplug.insight.doctor.subject import HostSubject
+
+if TYPE_CHECKING:
+    from netplug.insight.insight import Subject
+
+HOST: tuple[Check[HostSubject], ...] = (
+    Check("kernel.features", "the kernel has all that netplug needs", kernel.features),
+    Check("kernel.forwarding", "the host forwards what networks need", kernel.forwarding),
+    Check("kernel.bridge-netfilter", "bridged frames do not meet the IP firewall", kernel.bridge_netfilter),
+    Check("kernel.connections", "connections can be tracked", kernel.connections),
+    Check("kernel.neighbours", "there is room for neighbours", kernel.neighbours),
+    Check("resources.disk", "there is room on disk", resources.disk),
+    Check("resources.descriptors", "there are file descriptors left", resources.descriptors),
+)
+"""Of the host: also without a daemon."""
+
+RECORDS: tuple[Check["Subject"], ...] = (
+    Check("records.drift", "kernel and records agree", records.drift),
+    Check("records.faults", "the daemon knows of no faults", records.conditions),
+    Check("records.quarantine", "all records can be used", records.quarantine),
+    Check("records.leases", "each lease has an endpoint", records.leases),
+    Check("records.pools", "each network has free addresses", records.pools),
+)
+"""Of what the daemon knows."""
