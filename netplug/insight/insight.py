@@ -1,6 +1,6 @@
 """The parts of insight, and their routes of the REST API."""
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,6 +33,17 @@ class Insight:
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
+
+    @property
+    def background(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """What runs as long as the daemon: name of the work → function to run and to restart."""
+        if self._subject.cluster is None:
+            return {}
+        from netplug.insight.overlay.far import FarSide  # noqa: PLC0415 - not without a cluster
+        from netplug.kernel.probes.prober import WorkerProbes  # noqa: PLC0415
+
+        far = FarSide(self._subject.engine, self._subject.cluster, WorkerProbes())
+        return {"insight.far": far.run}
 
     @property
     def routes(self) -> Sequence[Route]:

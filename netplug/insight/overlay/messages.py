@@ -1,0 +1,97 @@
+"""What hosts ask each other during a trace, as JSON of `probes.codec`. A later version may add fields with defaults."""
+
+from dataclasses import dataclass, field
+
+from netplug.drivers.steps import IPAddress
+from netplug.kernel.probes.api import Facts, Flow, RouteFound
+
+WATCH = "probe.watch"
+"""Body: `Request`; answer: `Watching`."""
+REPORT = "probe.report"
+"""Body: ``{"watch": …}`` of `Watching`; answer: `probes.api.Report`. It ends the watch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Watch the packets of a flow to an endpoint of yours.
+
+    `network`: its id in the cluster; `endpoint`: the id of yours; `sender`: of the other one, with its `mac`, `address`
+    and the `vtep` of its host, as the cluster's records say. `flow`, `mark`: of the job. `seconds`: after which nobody
+    asks for the report any more.
+    """
+
+    network: str
+    endpoint: str
+    sender: str
+    mac: str
+    address: IPAddress
+    vtep: IPAddress
+    flow: Flow
+    mark: int
+    seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A link at which the other host watches, in the order of the packet.
+
+    `sandbox`: in the container, not on the host. `incoming`: the link receives the packet on the way there.
+    """
+
+    name: str
+    link: str
+    incoming: bool
+    sandbox: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What differs from the records on a host. `kind`: "fdb", "neighbour", "filter", "tunnel", "link", "unknown".
+
+    `where`: the object, as `netplug diff` names it.
+    """
+
+    kind: str
+    where: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A host's end of the tunnel to another host.
+
+    `link`: the VXLAN link; `route`: how the kernel reaches the other host; `uplink`: by which link; its `mtu`, in
+    bytes. `network_mtu`: of the network. `faults`: what differs from the records.
+    """
+
+    link: str
+    vni: int
+    port: int
+    vtep: IPAddress
+    other: IPAddress
+    uplink: str = ""
+    mtu: int = 0
+    network_mtu: int = 0
+    route: RouteFound | None = None
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """The other host watches, or says why it does not.
+
+    `watch`: for `REPORT`; empty: it does not watch. `absent`: the endpoint is not there, in words. `version`: of its
+    netplug. `called`: the container. `netns`: its namespace, there. `inside`, `host`: what there is in it, and of the
+    links of the path on its host. `lacks`: what it could not do.
+    """
+
+    watch: str = ""
+    absent: str = ""
+    version: str = ""
+    called: str = ""
+    netns: str = ""
+    seats: tuple[Seat, ...] = ()
+    tunnel: Tunnel | None = None
+    inside: Facts = field(default_factory=Facts)
+    host: Facts = field(default_factory=Facts)
+    lacks: tuple[str, ...] = ()
