@@ -22,6 +22,7 @@ from netplug.engine.audit import orphans
 from netplug.engine.conditions import Difference
 from netplug.engine.firewall_commits import SETTLE_S, Commits
 from netplug.engine.firewalld import blocked
+from netplug.engine.happenings import because
 from netplug.engine.quarantine import Unusable
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import has_processes, identity, is_there
@@ -156,12 +157,17 @@ class Reconciler:
         """Repair what is possible, and return the repaired differences."""
         look = await self._look()
         if not await self._heal(look):
+            self._engine.drifts.remain(())
             return []
-        after = {(it.owner, it.object) for it in await self.diff()}
+        left = (await self._look()).differences
+        after = {(it.owner, it.object) for it in (*left, *self._engine.conditions.all())}
         repaired = [it for it in look.differences if (it.owner, it.object) not in after]
         dropped = {step.key for step in look.drifted.keys() - self._owners().keys()}  # logged with their dead endpoints
-        for difference in (one for one in repaired if one.object not in dropped):
+        healed = [one for one in repaired if one.object not in dropped]
+        for difference in healed:
             log.warning("drift.repaired", owner=difference.owner, object=difference.object, what=difference.what)
+        self._engine.drifts.healed(healed)
+        self._engine.drifts.remain(left)
         return repaired
 
     async def _heal(self, look: "_Look") -> bool:
@@ -231,7 +237,8 @@ class Reconciler:
                 log.info("endpoint.rebuilt", endpoint=short(record.endpoint.id))
             elif not lives:
                 log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
-                await engine.endpoints.drop(record)
+                with because("its link is missing, and no process runs in its sandbox"):
+                    await engine.endpoints.drop(record)
                 return
             else:
                 plan = plan.without(step.key for step in links)
@@ -284,14 +291,16 @@ class Reconciler:
     async def _on_time(self) -> None:
         changes = self._engine.kernel.changes.ours()
         while True:
+            cause = "another program changed a link"
             try:
                 async with asyncio.timeout(max(INTERVAL_S, self._engine.base_plan.rest_s())):
                     await changes.wait()
                 await asyncio.sleep(SETTLE_S)
             except TimeoutError:
-                pass
+                cause = f"the comparison every {INTERVAL_S:g} s found it"
             changes.clear()
-            await self._try_repair()
+            with because(cause):
+                await self._try_repair()
             await self._engine.supervisor.attempt("leases", self._engine.allocator.expire())
 
     async def _on_change_of_host(self) -> None:
@@ -316,15 +325,17 @@ class Reconciler:
         found: list[Difference] = []
 
         async def note() -> None:
-            found.extend(await self.repair())
+            with because("another program changed the firewall"):
+                found.extend(await self.repair())
 
         return bool(await self._engine.supervisor.attempt("reconcile", note())) or bool(found)
 
     async def _on_restart_of_docker(self) -> None:
         while True:
             suspects = await self._activated.get()
-            await self._try_repair()
-            await self._bury(suspects)
+            with because("docker has started anew"):
+                await self._try_repair()
+                await self._bury(suspects)
 
     async def _bury(self, suspects: Suspects) -> None:
         await self._engine.supervisor.keep("orphans", lambda: self._orphans.after_restart_of_docker(suspects))

@@ -19,6 +19,7 @@ from netplug.cluster.catalogue import Catalogue
 from netplug.cluster.claim_holders import ClaimHolders
 from netplug.cluster.claims import SharedLeases
 from netplug.cluster.following import Following
+from netplug.cluster.host_happenings import HostHappenings
 from netplug.cluster.hosts import Host, Hosts
 from netplug.cluster.identity import AdmissionGate, Identity
 from netplug.cluster.membership import Membership
@@ -46,6 +47,7 @@ from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
 from netplug.ipam.lease import Lease, OwnerKind
 from netplug.store.api import Delete, Store, StoreError, Unreachable
+from netplug.tasks.request import begin_work_of
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +77,8 @@ class Cluster:
         self.membership = Membership(
             store, self.view, leases.breaker, identity, engine.conditions, name=name, vtep=underlay.vtep
         )
+        self.membership.happenings = engine.happenings
+        self._host_happenings = HostHappenings(self.view, engine.happenings, me)
         self.barrier = Barrier(store, self.view, self.membership)
         self.questions = Questions(store, self.view, self.membership, leases.breaker, engine.supervisor)
         Answers(self.questions, engine.kernel, self.membership, name)
@@ -240,6 +244,7 @@ class Cluster:
 
     async def run(self) -> None:
         """Take part in the cluster until cancelled."""
+        begin_work_of("cluster")
         keep = self._engine.supervisor.keep
         tasks = {"underlay": self._underlay.run, "view": self.view.follow, "membership": self.membership.run}
         tasks |= {"barrier": self.barrier.run, "recovery": self._recovery.run, "timer": self._dispatch}
@@ -302,6 +307,7 @@ class Cluster:
                 self.view.touch_all()
             self.view.changed.clear()
             self._compare_hosts()
+            self._host_happenings.compare()
             if (copies := dict(self.view.copies(self.me))) != known:
                 known = copies
                 self.membership.wake()

@@ -22,6 +22,7 @@ from netplug.cluster.view import View
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine.conditions import Conditions, Difference
+from netplug.engine.happenings import Happenings, Kind
 from netplug.errors import NetplugError
 from netplug.store.api import Compare, Put, StoreError, Unreachable
 
@@ -60,6 +61,7 @@ class Membership:
         self.me = identity.id
         self.vtep = vtep
         self.notes: tuple[str, ...] = ()
+        self.happenings = Happenings()
         self._gate = gate
         # Also in a store with older data: only a registered host can recover it.
         self._store = gate.store.unguarded
@@ -229,11 +231,13 @@ class Membership:
                 await self.heartbeat()
                 if absent or not self._breaker.answers:
                     log.info("cluster.reached")
+                    self.happenings.tell(Kind.STORE_RETURNED, "store", "the shared store answers again")
                     self._view.touch_all()
                 absent, self._breaker.answers = False, True
             except Unreachable as exc:
                 if not absent:
                     log.warning("cluster.unreachable", reason=str(exc))
+                    self.happenings.tell(Kind.STORE_LOST, "store", "the shared store does not answer", cause=str(exc))
                 absent, self._breaker.answers = True, False
             soon = absent or not (self.admitted or self._identity.why)
             with suppress(TimeoutError):

@@ -18,6 +18,7 @@ from netplug.cluster.records import (
     NETWORKS,
     RECOVERED,
     ROOT,
+    STOPPED,
     TWINS,
     Definition,
     EndpointAdvert,
@@ -50,6 +51,7 @@ class View:
         synced: set from the first snapshot on.
         unreadable: why records cannot be read, by key.
         identity: the cluster's id; empty after the store has lost its data.
+        stopped: the hosts whose daemons were stopped less than `TTL_S` seconds ago.
         recovered: by host, the id of the cluster to whose store it has written all its records.
     """
 
@@ -67,6 +69,7 @@ class View:
         self._hosts: dict[str, HostRecord] = {}
         self._networks: dict[str, Definition] = {}
         self._endpoints: defaultdict[str, dict[tuple[str, str], EndpointAdvert]] = defaultdict(dict)
+        self.stopped: set[str] = set()
         self._alive: set[str] = set()
         self._copies: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self._duplicate_vteps: dict[str, str] = {}
@@ -246,9 +249,8 @@ class View:
             self.changed.set()
         elif key == IDENTITY or key.startswith(RECOVERED):
             self._apply_identity(key, str(record.value.get("id", "")) if record else "")
-        elif key.startswith(ALIVE):
-            (self._alive.add if record else self._alive.discard)(key.removeprefix(ALIVE))
-            self._find_duplicate_vteps()
+        elif key.startswith((ALIVE, STOPPED)):
+            self._apply_presence(key, there=record is not None)
         elif key.startswith(TWINS):
             host, _, place = key.removeprefix(TWINS).partition("/")
             self._copies[host].pop(place, None)
@@ -257,6 +259,14 @@ class View:
             self.changed.set()
         elif key.startswith(ENDPOINTS) and record:
             raise StoreError("ids in the key are ill-formed")
+
+    def _apply_presence(self, key: str, *, there: bool) -> None:
+        prefix, known = (ALIVE, self._alive) if key.startswith(ALIVE) else (STOPPED, self.stopped)
+        ident = key.removeprefix(prefix)
+        if (ident in known) != there:
+            self.changed.set()
+        (known.add if there else known.discard)(ident)
+        self._find_duplicate_vteps()
 
     def _apply_identity(self, key: str, said: str) -> None:
         if key != IDENTITY:

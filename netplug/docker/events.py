@@ -22,6 +22,7 @@ from netplug.docker.fixed_addresses import FixedAddresses
 from netplug.engine import Engine
 from netplug.engine.records import Description, DockerView
 from netplug.errors import NetplugError
+from netplug.tasks.request import begin_work_of
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +74,7 @@ class DockerEvents:
 
     async def run(self) -> None:
         """Follow Docker until cancelled."""
+        begin_work_of("docker")
         delay = RETRY_FIRST_S
         while True:
             try:

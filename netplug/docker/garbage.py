@@ -14,6 +14,7 @@ import structlog
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
+from netplug.engine.happenings import because
 from netplug.engine.records import DockerView, EndpointRecord, FrontEnd
 from netplug.engine.sandboxes import has_processes
 from netplug.errors import NetplugError
@@ -115,7 +116,8 @@ class GarbageCollector:
 
     async def _delete_endpoint(self, record: EndpointRecord) -> None:
         log.info("endpoint.dead", endpoint=short(record.endpoint.id), name=record.name)
-        await self._engine.endpoints.delete(record.endpoint.network, record.endpoint.id)
+        with because("docker does not have it any more"):
+            await self._engine.endpoints.delete(record.endpoint.network, record.endpoint.id)
 
     async def _delete_rest(self, suspects: Suspects, view: DockerView) -> None:
         registry, allocator = self._engine.registry, self._engine.allocator
@@ -123,7 +125,8 @@ class GarbageCollector:
             ident = record.network.id
             if ident in suspects.networks - view.networks and not registry.endpoints(ident):
                 log.info("network.orphaned", network=short(ident), name=record.network.name)
-                await self._delete_network(ident)
+                with because("docker does not have it any more"):
+                    await self._delete_network(ident)
         for pool in allocator.pools():
             if pool.id in suspects.pools and not pool.holders and pool.network not in view.subnets:
                 log.info("pool.orphaned", pool=pool.id)

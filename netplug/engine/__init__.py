@@ -13,9 +13,11 @@ from netplug.engine.conditions import Conditions
 from netplug.engine.conflict_detection import ConflictDetection
 from netplug.engine.convergence import Convergence
 from netplug.engine.dhcp_leases import DhcpClient, DhcpLeases
+from netplug.engine.drifts import Drifts
 from netplug.engine.endpoints import Endpoints
 from netplug.engine.exposure import Exposure
 from netplug.engine.garbage_collection import GarbageCollection
+from netplug.engine.happenings import Happenings
 from netplug.engine.host_services import HostServices
 from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.journal import Journal
@@ -29,7 +31,9 @@ from netplug.engine.pruning import Pruning
 from netplug.engine.publishing import Publishing
 from netplug.engine.quarantine import Quarantine
 from netplug.engine.readiness import Readiness
+from netplug.engine.record_happenings import RecordHappenings
 from netplug.engine.registry import Registry
+from netplug.engine.requests import Requests
 from netplug.engine.superseded_networks import SupersededNetworks
 from netplug.engine.supervision import Supervisor
 from netplug.ipam.allocator import Allocator
@@ -55,12 +59,16 @@ class Engine:
         self.drivers = drivers
         self.services = HostServices()
         self.executor = Executor(kernel)
-        self.conditions = Conditions()
+        self.happenings = Happenings()
+        self.requests = Requests(self.happenings)
+        self.drifts = Drifts(self.happenings)
+        self.conditions = Conditions(self.happenings)
         self.quarantine = Quarantine(self.conditions)
         self.journal = Journal(store, self.executor, self.quarantine)
         self.registry = Registry(store, self.quarantine, drivers)
+        self._record_happenings = RecordHappenings(self.registry, self.happenings)
         self.supervisor = Supervisor(self.conditions)
-        self.base_plan = BasePlan(kernel, self.executor, store, drivers, self.quarantine)
+        self.base_plan = BasePlan(kernel, self.executor, store, drivers, self.quarantine, self.happenings)
         self.planner = Planner(self.registry, self.base_plan, drivers)
         self.conflict_detection = ConflictDetection(allocator, self.registry, kernel, kernel.probe, drivers)
         allocator.called = self.registry.called

@@ -16,6 +16,7 @@ from netplug.drivers.codec import Json, JsonObject
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Element, Gate, IPAddress, Step, Sysctl, Table
+from netplug.engine.happenings import Happenings, Kind
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.errors import NetplugError
 from netplug.kernel.api import HostKernel, Kernel, Outcome, StepError
@@ -60,6 +61,7 @@ class BasePlan:
         store: Store,
         drivers: Drivers,
         quarantine: Quarantine,
+        happenings: Happenings,
     ) -> None:
         self.plan = Plan()
         self.host = HostFacts()
@@ -73,6 +75,7 @@ class BasePlan:
         self._drivers = drivers
         self._lock = asyncio.Lock()
         self._quarantine = quarantine
+        self._happenings = happenings
         self._unread: list[Json] = []
         self._changing: frozenset[str] = frozenset()
 
@@ -195,6 +198,7 @@ class BasePlan:
         mended = [key for key, outcome in outcomes.items() if outcome in {Outcome.CREATED, Outcome.ADJUSTED}]
         for key in mended:
             log.warning("drift.repaired", owner="host", object=key, what="at once")
+            self._happenings.tell(Kind.DRIFT_HEALED, f"host: {key}", "at once", cause="another program's commit")
         return bool(mended) or self._lacks_gate()
 
     def _lacks_gate(self) -> bool:

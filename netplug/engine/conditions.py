@@ -9,7 +9,12 @@ from dataclasses import dataclass
 
 import structlog
 
+from netplug.engine.happenings import Happenings, Kind
+
 log = structlog.get_logger(__name__)
+
+QUARANTINE = "quarantine"
+"""The source of records that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +29,14 @@ class Difference:
     what: str
 
 
-class Conditions:
-    """All present faults, by source. `netplug diff` shows them. The log has the begin and end of each, once."""
+_KINDS = {QUARANTINE: (Kind.QUARANTINE_BEGUN, Kind.QUARANTINE_OVER)}
 
-    def __init__(self) -> None:
+
+class Conditions:
+    """All present faults, by source. `netplug diff` shows them. Log and events have the begin and end of each, once."""
+
+    def __init__(self, happenings: Happenings | None = None) -> None:
+        self._happenings = happenings or Happenings()
         self._found: dict[str, tuple[Difference, ...]] = {}
 
     def report(self, source: str, found: Iterable[Difference]) -> None:
@@ -37,10 +46,13 @@ class Conditions:
             self._found[source] = now
         else:
             self._found.pop(source, None)
+        begun, over = _KINDS.get(source, (Kind.FAULT_FOUND, Kind.FAULT_OVER))
         for it in (it for it in now if it not in before):
             log.warning("condition.found", source=source, owner=it.owner, object=it.object, what=it.what)
+            self._happenings.tell(begun, f"{it.owner}: {it.object}", it.what, cause=source)
         for it in (it for it in before if it not in now):
             log.info("condition.over", source=source, owner=it.owner, object=it.object, what=it.what)
+            self._happenings.tell(over, f"{it.owner}: {it.object}", it.what, cause=source)
 
     def all(self) -> list[Difference]:
         """Return all present faults, by source and in the reported order."""

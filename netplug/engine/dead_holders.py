@@ -9,6 +9,7 @@ import structlog
 
 from netplug.drivers.api import PortMapping
 from netplug.drivers.naming import short
+from netplug.engine.happenings import because
 from netplug.engine.port_matching import on_hosts, overlap
 from netplug.engine.records import EndpointRecord, FrontEnd
 from netplug.engine.registry import Registry
@@ -84,7 +85,8 @@ class DeadHolders:
             if now is None or (now.sandbox, now.in_force) != (dead.sandbox, dead.in_force):
                 return False
             log.warning("endpoint.dead", endpoint=short(endpoint_id), ports=list(map(str, dead.in_force)))
-            await self.drop(now)
+            with because("docker has lost it, and another container asks for its port"):
+                await self.drop(now)
             return True
 
     async def _is_dead(self, holder: EndpointRecord) -> bool:

@@ -15,6 +15,7 @@ from netplug.drivers.steps import IPAddress
 from netplug.engine.addressing import Addressing
 from netplug.engine.disagreement import differences_of_endpoint
 from netplug.engine.endpoint_building import EndpointBuilder
+from netplug.engine.happenings import because
 from netplug.engine.journal import Intent, Journal
 from netplug.engine.listener import EndpointListener, NullListener
 from netplug.engine.planning import Planner
@@ -105,7 +106,8 @@ class Endpoints:
             other = self._registry.find(record.network.id, self._addressing.holder(record, address.ip))
             if other is not None and other.front_end is FrontEnd.DOCKER:
                 log.warning("endpoint.superseded", endpoint=short(other.endpoint.id), by=short(spec.id))
-                await self.drop(other)
+                with because(f"docker gives its address to endpoint {short(spec.id)}"):
+                    await self.drop(other)
 
     @uncancellable
     async def join(self, network_id: str, endpoint_id: str, sandbox: str) -> EndpointRecord:

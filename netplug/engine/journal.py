@@ -60,6 +60,7 @@ class Journal:
         now on nobody else reverts them.
         """
         key = PREFIX + secrets.token_hex(8)
+        log.debug("intent.begun", what=intent.what, intent=key)
         self._open[key] = intent
         try:
             await self._begin(key, intent, ops, intent.plan + wanted)
@@ -128,6 +129,7 @@ class Journal:
                     await self._revert(intent)
             raise
         del self._open[key]
+        log.debug("intent.done", intent=key)
 
     async def take_down(self, intent: Intent, ops: Sequence[Put | Delete] = (), *, durable: bool = False) -> None:
         """Do `ops`, revert an intent's plan and delete its records.

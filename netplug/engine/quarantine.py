@@ -13,11 +13,9 @@ from netplug.drivers.codec import Json, JsonObject, decode_known
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.steps import HostPort, Relay
-from netplug.engine.conditions import Conditions, Difference
+from netplug.engine.conditions import QUARANTINE, Conditions, Difference
 from netplug.engine.records import ENDPOINTS, NETWORKS
 from netplug.errors import NetplugError
-
-_SOURCE = "quarantine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class Quarantine:
         kept = {key: it for key, it in self._found.items() if not key.startswith(prefix)}
         self._found = {**kept, **found}
         self._conditions.report(
-            _SOURCE,
+            QUARANTINE,
             (Difference(it.describe(), it.key, f"cannot be used and is left as it is: {it.why}") for it in self.all()),
         )
 

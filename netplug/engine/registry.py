@@ -34,13 +34,15 @@ class Registry:
     Memory and store never differ after a change. Reading needs no lock and never waits. One lock for each network.
 
     `starting`: networks that are being created. `absent`: by name, why a network of the cluster is not on this host.
-    `watchers`: called at each change; a deleted network is one change, with its endpoints.
+    `watchers`: called at each change; a deleted network is one change, with its endpoints. `loading`: whether what they
+    are told of is being read from the store.
     """
 
     def __init__(self, store: Store, quarantine: Quarantine, drivers: Drivers) -> None:
         self.starting: dict[str, Network] = {}
         self.absent: dict[str, str] = {}
         self.watchers: list[Watcher] = []
+        self.loading = False
         self._store = store
         self.quarantine = quarantine
         self._drivers = drivers
@@ -52,6 +54,13 @@ class Registry:
 
     async def load(self) -> None:
         """Read all records. Those that cannot be used are quarantined."""
+        self.loading = True
+        try:
+            await self._load()
+        finally:
+            self.loading = False
+
+    async def _load(self) -> None:
         self._created = {it.key.removeprefix(CREATED): it.value for it in (await self._store.range(CREATED))[0]}
         for prefix, read in ((NETWORKS, self._read_network), (ENDPOINTS, self._read_endpoint)):
             found: dict[str, Unusable] = {}

@@ -4,7 +4,6 @@ A request runs to its end even if its connection is closed: half a `CreateEndpoi
 for. It is plain ASGI, since Starlette's `BaseHTTPMiddleware` takes longer than a whole request here.
 """
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from netplug.engine.requests import Requests
 from netplug.errors import Reportable
 from netplug.errors.validation import wrong
 from netplug.log import LOG
 from netplug.store.api import StoreError
+from netplug.tasks.request import Request as Asked
+from netplug.tasks.request import current
 from netplug.tasks.uncancellable import uncancellable
 
 log = structlog.get_logger(__name__)
@@ -42,39 +44,48 @@ Render = Callable[[Failure], Response]
 """Writes a failure as the front end's protocol wants it."""
 
 
-def guard(app: FastAPI, render: Render) -> None:
-    """Render all failures of an app by `render`, bind request ids, and refuse bodies that are too large."""
+def guard(app: FastAPI, render: Render, requests: Requests, asker: str) -> None:
+    """Render all failures of an app by `render`, bind request ids, and refuse bodies that are too large.
+
+    `requests`: counts them, as `asker`'s.
+    """
 
     async def ill_formed(_: Request, exc: Exception) -> Response:
         errors: Sequence[Mapping[str, Any]] = exc.errors() if isinstance(exc, RequestValidationError) else ()
         failure = _ill_formed(errors[0])
+        current().fail(failure.kind, failure.text)
         log.info("request.refused", kind=failure.kind, error=failure.text)
         return render(failure)
 
     async def refused(request: Request, exc: Exception) -> Response:
         status = exc.status_code if isinstance(exc, HTTPException) else 0
-        return render(_refused(request, status))
+        failure = _refused(request, status)
+        current().fail(failure.kind, failure.text)
+        return render(failure)
 
     app.add_exception_handler(RequestValidationError, ill_formed)
     app.add_exception_handler(HTTPException, refused)
-    app.add_middleware(_Guard, render=render)
+    app.add_middleware(_Guard, render=render, requests=requests, asker=asker)
 
 
 class _Guard:
-    def __init__(self, app: ASGIApp, render: Render) -> None:
+    def __init__(self, app: ASGIApp, render: Render, requests: Requests, asker: str) -> None:
         self._app = app
         self._render = render
+        self._requests = requests
+        self._asker = asker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = secrets.token_hex(4)
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await uncancellable(self._answer(request_id, scope, receive, send))
+        with self._requests.answering(self._asker, _verb(scope)) as asked:
+            await uncancellable(self._answer(asked, scope, receive, send))
 
-    async def _answer(self, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         if _length(scope) > MAX_BODY:
+            asked.fail(_TOO_LARGE.kind, _TOO_LARGE.text)
+            self._count(asked, scope)
             response = self._render(_TOO_LARGE)
             response.headers["connection"] = "close"  # else the server would read it all
             await response(scope, receive, send)
@@ -84,18 +95,31 @@ class _Guard:
         async def noting(message: Message) -> None:
             nonlocal started
             started = True
+            self._count(asked, scope)
             await send(message)
 
         try:
             await self._app(scope, _limited(receive), noting)
         except Exception as exc:  # noqa: BLE001 - a front end answers here
-            failure = failure_of(exc, request_id)
+            failure = failure_of(exc)
             if not started:
+                self._count(asked, scope)
                 await self._render(failure)(scope, receive, send)
 
+    def _count(self, asked: Asked, scope: Scope) -> None:
+        asked.label = asked.label or _label(scope)
+        self._requests.answered(asked)
 
-def failure_of(exc: Exception, request_id: str) -> Failure:
+
+def failure_of(exc: Exception) -> Failure:
     """Return the failure in words for the caller, and log what the caller cannot repair."""
+    asked = current()
+    failure = _failure_of(exc, asked.id)
+    asked.fail(failure.kind, failure.text)
+    return failure
+
+
+def _failure_of(exc: Exception, request_id: str) -> Failure:
     if isinstance(exc, Reportable) and exc.kind != "internal":
         text = _line(str(exc))
         log.info("request.refused", kind=exc.kind, error=text)
@@ -110,6 +134,19 @@ def failure_of(exc: Exception, request_id: str) -> Failure:
 
 
 _TOO_LARGE = Failure("too_large", f"the request is larger than {MAX_BODY} bytes")
+
+
+def _verb(scope: Scope) -> str:
+    """Return what is asked for: a path alone is called by POST, as Docker does."""
+    path, method = scope["path"], scope["method"]
+    return path[1:] if method == "POST" and not path.startswith("/v1/") else f"{method} {path}"
+
+
+def _label(scope: Scope) -> str:
+    """Return the verb without ids; one word for all that there is not."""
+    route = scope.get("route")
+    path = getattr(route, "path", "")
+    return _verb({**scope, "path": path}) if path else "unknown"
 
 
 def _length(scope: Scope) -> int:

@@ -26,12 +26,14 @@ from netplug.frontends.rest.fields import Cidr, Ifname, Ip, Mac, Name, Netns
 from netplug.log import LOG
 from netplug.names import dns_records
 from netplug.store.api import StoreError
+from netplug.tasks.request import current
 
 log = structlog.get_logger(__name__)
 
 _ISOLATED = {"true", "1", "strict"}
 """What netavark's option ``isolate`` may be: networks of netplug never reach each other."""
 _NO_DEFAULT_ROUTE = "no_default_route"
+COMMANDS = frozenset({"create", "setup", "teardown"})
 
 
 class _In(BaseModel):
@@ -291,7 +293,15 @@ def _status(record: NetworkRecord, built: EndpointRecord, names: dns_records.Res
 
 def refusal(exc: Exception) -> Reply:
     """Return the reply to a call that failed."""
-    return Reply(1, json.dumps({"error": _words(exc)}) + "\n")
+    words = _words(exc)
+    current().fail(_kind(exc), words)
+    return Reply(1, json.dumps({"error": words}) + "\n")
+
+
+def _kind(exc: Exception) -> str:
+    if isinstance(exc, StoreError):
+        return "unavailable"
+    return str(exc.kind) if isinstance(exc, Reportable) else "invalid" if isinstance(exc, ValueError) else "internal"
 
 
 def _words(exc: Exception) -> str:

@@ -50,6 +50,7 @@ class Executor:
         found: dict[str, Outcome] = {}
         for step, outcome in zip(steps, outcomes, strict=True):
             found.setdefault(step.key, outcome)
+        log.debug("plan.applied", steps=found)
         return found
 
     async def _undo_after(
@@ -115,6 +116,7 @@ class Executor:
         """
         self._forget_refusals(plan)
         await self._kernel.remove(arrange(plan.steps, reverting=True))
+        log.debug("plan.reverted", steps=[step.key for step in plan])
 
     def _forget_refusals(self, steps: Iterable[Step]) -> None:
         for step in steps if self.refused else ():

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -18,7 +19,7 @@ def in_new_thread(name: str, work: Callable[[], _T]) -> _T:
         except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
             errors.append(error)
 
-    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(run,), name=name, daemon=True)
     thread.start()
     thread.join()
     if errors:

@@ -18,6 +18,7 @@ from netplug.drivers.steps import IPAddress, IPInterface
 from netplug.engine import Engine
 from netplug.engine.records import AttachSpec, EndpointRecord, FrontEnd, NetworkRecord, SubnetSpec
 from netplug.errors import NetplugError, Reportable
+from netplug.frontends import netavark
 from netplug.frontends.cni import result
 from netplug.frontends.cni.checks import refuse_drift, refuse_unready
 from netplug.frontends.cni.config import DHCP, Wanted, translate, without_ipam
@@ -29,13 +30,15 @@ from netplug.frontends.cni.outcome import outcome
 from netplug.frontends.cni.result import Dns, Result
 from netplug.frontends.cni.types import RouteIn
 from netplug.frontends.cni.wire import Call, CniError, Code, Command, Reply, Request, read
-from netplug.frontends.netavark import NetavarkService
 from netplug.ipam.pool import EXTERNAL
 from netplug.log import LOG
 from netplug.names import dns_records
 from netplug.store.api import StoreError
+from netplug.tasks.request import current
 
 log = structlog.get_logger(__name__)
+
+_VERBS = frozenset({*Command, *netavark.COMMANDS})
 
 
 class CniService:
@@ -47,7 +50,7 @@ class CniService:
         self._networks = engine.implicit_networks
         self._ipam = IpamPlugin(engine)
         self.leases = dhcp_leases(engine)
-        self._netavark = NetavarkService(engine, domain)
+        self._netavark = netavark.NetavarkService(engine, domain)
         self._commands: Mapping[Command, Callable[[Request, Delegate | None], Awaitable[Result | None]]] = {
             Command.ADD: self._add,
             Command.DEL: self._delete,
@@ -58,8 +61,12 @@ class CniService:
 
     async def answer(self, call: Call) -> Reply:
         """Run the command of a call, and return the reply."""
-        if call.netavark:
-            return await self._netavark.answer(call)
+        asker = FrontEnd.NETAVARK if call.netavark else FrontEnd.CNI
+        with self._engine.requests.answering(asker, call.verb) as asked:
+            asked.label = call.verb if call.verb in _VERBS else "unknown"
+            return await (self._netavark.answer(call) if call.netavark else self._answer(call))
+
+    async def _answer(self, call: Call) -> Reply:
         version, foreign = "", None
         try:
             request = read(call, self._engine.services.runtimes)
@@ -269,6 +276,11 @@ def _foreign_subnets(leased: Result) -> tuple[SubnetSpec, ...]:
     return tuple(found.values())
 
 
+def _outcome(code: int) -> str:
+    """Return the word for a code; one for all codes of other people's plugins."""
+    return Code(code).name.lower() if code in set(Code) else "plugin"
+
+
 def refusal(exc: Exception, version: str) -> Reply:
     """Return the reply to a call that failed. `version`: the configuration's; empty if it is not known."""
     if isinstance(exc, CniError):
@@ -281,6 +293,7 @@ def refusal(exc: Exception, version: str) -> Reply:
     else:
         log.error("request.failed", error=str(exc), exc_info=exc)
         error = CniError(Code.INTERNAL, f"internal error: {exc}", f"see {LOG}")
+    current().fail(_outcome(error.code), str(error))
     log.info("request.refused", code=int(error.code), error=str(error))
     data: dict[str, Any] = {"cniVersion": version} if version else {}
     data |= {"code": int(error.code), "msg": error.msg}

@@ -83,6 +83,11 @@ class Call:
         """The command of netavark; empty if the caller is not netavark."""
         return self.env.get("NETAVARK_COMMAND", "")
 
+    @property
+    def verb(self) -> str:
+        """The command, as the caller wrote it."""
+        return self.netavark or self.env.get("CNI_COMMAND", "")
+
     @classmethod
     def parse(cls, data: bytes, pid: int = 0) -> "Call":
         """Read what `netplug.frontends.cni.shim` writes."""

@@ -46,7 +46,7 @@ def docker_app(
     the container starts. `container_of`: infers which container asks for an address of a pool.
     """
     app = FastAPI(title="netplug Docker plugin", strict_content_type=False, redirect_slashes=False)
-    guard(app, _render)
+    guard(app, _render, engine.requests, FrontEnd.DOCKER)
     network, ipam, repeats = NetworkDriver(engine, on_ready), IpamDriver(engine, container_of), Repeats()
 
     async def activate() -> wire.Activated:

@@ -21,7 +21,7 @@ from netplug.engine import Engine, host_firewall
 from netplug.engine.audit import audit
 from netplug.engine.conditions import Difference
 from netplug.engine.pruning import DockerKnows
-from netplug.engine.records import EndpointRecord
+from netplug.engine.records import EndpointRecord, FrontEnd
 from netplug.errors import NetplugError, Reportable
 from netplug.errors.validation import wrong
 from netplug.frontends.http import Failure, guard
@@ -30,6 +30,7 @@ from netplug.frontends.rest.names import Names, NamesApi
 from netplug.ipam.pool import GLOBAL, Pool
 from netplug.names import dns_records
 from netplug.store.api import StoreError, Unreachable
+from netplug.tasks.request import current
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +80,7 @@ def api_app(
     app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
     service = _Api(engine, reconciler, host, version, docker_knows, cluster, domain)
     app.include_router(_router(service, NamesApi(engine, names), more))
-    guard(app, _render)
+    guard(app, _render, engine.requests, FrontEnd.CLI)
     return app
 
 
@@ -312,17 +313,22 @@ class _Route(APIRoute):
             try:
                 return await handle(request)
             except RequestValidationError as exc:
-                return _refusal("invalid", _explain(exc, request.url.path))
+                return _failed("invalid", _explain(exc, request.url.path))
             except StoreError as exc:
                 log.warning("request.failed", error=str(exc))
-                return _refusal("unreachable", f"store: {exc}")
+                return _failed("unreachable", f"store: {exc}")
             except Exception as exc:
                 if not isinstance(exc, Reportable) or exc.kind == "internal":
                     raise
                 log.info("request.refused", kind=str(exc.kind), error=exc.message)
-                return _refusal(exc.kind, exc.message, exc.hint)
+                return _failed(exc.kind, exc.message, exc.hint)
 
         return answer
+
+
+def _failed(kind: str, message: str, hint: str = "") -> JSONResponse:
+    current().fail(str(kind), message)
+    return _refusal(kind, message, hint)
 
 
 def _render(failure: Failure) -> Response:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -162,7 +163,8 @@ class Worker:
             self._thread = threading.Thread(target=self._run, name="netplug-kernel", daemon=True)
             self._thread.start()
         self._waiting[job] = None
-        self._work.put(lambda: self._do(job))
+        context = copy_context()  # its lines in the log have the caller's request id
+        self._work.put(lambda: context.run(self._do, job))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(DEADLINE_S, self._check_deadlines)
 
@@ -198,6 +200,8 @@ class Worker:
             job.error = error
             self._last_result = time.monotonic()
         self._current = None
+        if any(keys := [getattr(item, "key", "") for item in job.items]):
+            log.debug("kernel.answered", steps=keys, ms=round((time.monotonic() - job.since) * 1e3, 2))
         job.end()
 
     @staticmethod
