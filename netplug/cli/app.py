@@ -10,6 +10,7 @@ from netplug.cli import NO, OK, UNREACHABLE, CliError, arguments
 from netplug.cli.client import Client
 from netplug.cli.cni import app as cni
 from netplug.cli.doctor import doctor
+from netplug.cli.events import events
 from netplug.cli.graph import graph
 from netplug.cli.hosts import app as hosts
 from netplug.cli.ipam import app as ipam
@@ -228,6 +229,7 @@ def version(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 
 app.command()(graph)
 app.command()(doctor)
+app.command()(events)
 app.command()(serve)
 
 

@@ -2,12 +2,17 @@
 
 import json
 import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from netplug.cli import NO, UNREACHABLE, USAGE, CliError
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
 
 SOCKET = "netplug.sock"
 DEADLINE_S = 60.0
@@ -41,6 +46,17 @@ class Client:
         """Ask the daemon to delete an object."""
         self._call("DELETE", path)
 
+    def lines(self, *path: str, **query: str) -> Iterator[str]:
+        """Yield the lines of an answer that goes on until the daemon ends it."""
+        url = _url(path, query)
+        with self._connected() as sock:
+            response = self._respond(sock, "GET", url, None)
+            if response.status >= 400:
+                raise _refusal(response.status, json.loads(response.read() or b"null"))
+            with self._reading():
+                for line in response:
+                    yield line.decode().rstrip("\r\n")
+
     def _call(
         self,
         method: str,
@@ -49,8 +65,10 @@ class Client:
         query: dict[str, str] | None = None,
         body: dict[str, Any] | None = None,
     ) -> Any:
-        url = "/v1/" + "/".join(quote(part, safe="") for part in path) + (f"?{urlencode(query)}" if query else "")
-        status, data = self._exchange(method, url, None if body is None else json.dumps(body))
+        with self._connected() as sock:
+            response = self._respond(sock, method, _url(path, query), None if body is None else json.dumps(body))
+            with self._reading():
+                status, data = response.status, response.read()
         try:
             answer = json.loads(data) if data else None
         except ValueError:
@@ -59,50 +77,57 @@ class Client:
             raise _refusal(status, answer)
         return answer
 
-    def _exchange(self, method: str, url: str, body: str | None) -> tuple[int, bytes]:
+    @contextmanager
+    def _connected(self) -> Iterator[socket.socket]:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(self.deadline_s)
-        try:
-            sock.connect(str(self.path))
-            return self._speak(sock, method, url, body)
-        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            raise CliError(
-                UNREACHABLE, f"no daemon answers at {self.path}", hint="start it with: netplug serve"
-            ) from None
-        except PermissionError:
-            raise CliError(
-                UNREACHABLE, f"no permission to connect to the daemon at {self.path}", hint="run as root"
-            ) from None
-        except TimeoutError:
-            raise CliError(
-                UNREACHABLE, f"the daemon at {self.path} did not answer in {self.deadline_s:.0f} s"
-            ) from None
-        except OSError as exc:
-            if "too long" in str(exc):  # struct sockaddr_un
+        with sock:
+            try:
+                sock.connect(str(self.path))
+            except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
                 raise CliError(
-                    USAGE, f"path {self.path} is too long for a socket", hint="use a shorter --run-dir"
+                    UNREACHABLE, f"no daemon answers at {self.path}", hint="start it with: netplug serve"
                 ) from None
-            raise CliError(UNREACHABLE, f"the connection to the daemon at {self.path} failed", hint=str(exc)) from None
-        finally:
-            sock.close()
+            except OSError as exc:
+                raise self._broken(exc) from None
+            yield sock
 
-    def _speak(self, sock: socket.socket, method: str, url: str, body: str | None) -> tuple[int, bytes]:
+    def _broken(self, exc: OSError) -> CliError:
+        if isinstance(exc, PermissionError):
+            words = f"no permission to connect to the daemon at {self.path}"
+            return CliError(UNREACHABLE, words, hint="run as root")
+        if isinstance(exc, TimeoutError):
+            return CliError(UNREACHABLE, f"the daemon at {self.path} did not answer in {self.deadline_s:.0f} s")
+        if "too long" in str(exc):  # struct sockaddr_un
+            return CliError(USAGE, f"path {self.path} is too long for a socket", hint="use a shorter --run-dir")
+        return CliError(UNREACHABLE, f"the connection to the daemon at {self.path} failed", hint=str(exc))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
         import http.client  # noqa: PLC0415 - takes 10 ms, which nobody need wait for without a daemon
 
-        connection = http.client.HTTPConnection("netplug", timeout=self.deadline_s)
-        connection.sock = sock
         try:
-            connection.request(
-                method, url, body=body, headers={} if body is None else {"Content-Type": "application/json"}
-            )
-            response = connection.getresponse()
-            return response.status, response.read()
+            yield
         except http.client.HTTPException as exc:
             raise CliError(
                 UNREACHABLE, f"the daemon at {self.path} closed the connection", hint=type(exc).__name__
             ) from None
-        finally:
-            connection.close()
+        except OSError as exc:
+            raise self._broken(exc) from None
+
+    def _respond(self, sock: socket.socket, method: str, url: str, body: str | None) -> "HTTPResponse":
+        with self._reading():
+            import http.client  # noqa: PLC0415 - as above
+
+            connection = http.client.HTTPConnection("netplug", timeout=self.deadline_s)
+            connection.sock = sock
+            headers = {} if body is None else {"Content-Type": "application/json"}
+            connection.request(method, url, body=body, headers=headers)
+            return connection.getresponse()
+
+
+def _url(path: tuple[str, ...], query: Mapping[str, str] | None) -> str:
+    return "/v1/" + "/".join(quote(part, safe="") for part in path) + (f"?{urlencode(query)}" if query else "")
 
 
 def _refusal(status: int, answer: Any) -> CliError:

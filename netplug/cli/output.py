@@ -40,7 +40,12 @@ def confirmed(text: str) -> bool:
 def note(answer: dict[str, Any]) -> None:
     """Remove the note from an answer, and print it on stderr."""
     if text := answer.pop("note", ""):
-        typer.echo(f"netplug: {text}", err=True)
+        note_line(text)
+
+
+def note_line(text: str) -> None:
+    """Print a note on stderr."""
+    typer.echo(f"netplug: {text}", err=True)
 
 
 def emit_json(data: Any) -> None:

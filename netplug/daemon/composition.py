@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from netplug.docker.events import DockerEvents
     from netplug.docker.resolver import SandboxResolvers
     from netplug.frontends.cni.service import CniService
+    from netplug.insight.event_log import EventLog
     from netplug.insight.insight import Insight
     from netplug.names.server import NameServer
 
@@ -184,7 +185,19 @@ class Composition:
         """Shows what there is."""
         from netplug.insight.insight import Insight, Subject  # noqa: PLC0415
 
-        return Insight(Subject(self.host.settings, self.engine, self.reconciler, self.name_server, self.cluster))
+        subject = Subject(self.host.settings, self.engine, self.reconciler, self.name_server, self.cluster, self.events)
+        return Insight(subject)
+
+    @cached_property
+    def events(self) -> "EventLog":
+        """Keeps what happens from its first use on."""
+        from netplug.insight.event_files import EventFiles  # noqa: PLC0415
+        from netplug.insight.event_log import EventLog  # noqa: PLC0415
+
+        kept = EventLog(EventFiles(self.host.settings.state_dir))
+        self.engine.happenings.watchers.append(kept.take)
+        self.host.resources.push_async_callback(kept.close)
+        return kept
 
     @cached_property
     def plugin(self) -> "ASGIApp":

@@ -71,7 +71,7 @@ async def _answer(call: Call, settings: Settings, line: CallQueue) -> Reply:
         parts = await compose(host, shared, docker=False)
         if parts.cluster:
             await parts.cluster.membership.admit_command()
-        engine, reconciler, service = parts.engine, parts.reconciler, parts.cni
+        engine, reconciler, service, _ = parts.engine, parts.reconciler, parts.cni, parts.events
         if call.env.get("CNI_COMMAND") in _LOOKING:
             await reconciler.load()
             await _open_sockets(engine)

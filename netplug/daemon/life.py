@@ -30,6 +30,7 @@ from netplug.daemon.lock import DAEMONLESS_LOCK, SOCKET_MODE, claim_socket, excl
 from netplug.daemon.namespace_lock import LOCKS, NAMESPACE, claim_namespace
 from netplug.daemon.systemd import notify
 from netplug.engine import Engine
+from netplug.engine.happenings import Kind
 from netplug.errors import NetplugError
 from netplug.store.api import StoreError
 from netplug.store.endpoints import resolved
@@ -121,9 +122,11 @@ class Daemon:
             endpoints=len(parts.engine.registry.endpoints()),
             ms=round((time.monotonic() - started) * 1000),
         )
+        _tell(parts.engine, Kind.DAEMON_STARTED)
 
     async def _start(self, parts: Composition) -> None:
         self._parts, self.cluster = parts, parts.cluster
+        _ = parts.events  # keeps what happens during the start too
         await self._guard_store(parts.engine)
         self._background = parts.background  # makes the parts that learn of each record that is loaded
         await parts.reconciler.start()
@@ -162,6 +165,8 @@ class Daemon:
                 await self._stop.wait()
                 notify("STOPPING=1")
                 log.info("daemon.stopping")
+                _tell(parts.engine, Kind.DAEMON_STOPPED)
+                parts.events.end_following()
                 self._files.close()
             for task in background:
                 task.cancel()
@@ -173,6 +178,11 @@ class Daemon:
         finally:
             await self._resources.aclose()
         log.debug("daemon.stopped")
+
+
+def _tell(engine: Engine, kind: Kind) -> None:
+    networks, endpoints = len(engine.registry.networks()), len(engine.registry.endpoints())
+    engine.happenings.tell(kind, "daemon", f"version {__version__}, {networks} networks, {endpoints} endpoints")
 
 
 def run(settings: Settings) -> None:

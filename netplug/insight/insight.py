@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from netplug.config import Settings
 from netplug.engine import Engine
 from netplug.insight.doctor.report import Report
+from netplug.insight.event_log import EventLog
 
 if TYPE_CHECKING:
     from netplug.cluster.cluster import Cluster
@@ -19,13 +20,14 @@ Route: TypeAlias = tuple[str, str, Callable[..., Coroutine[Any, Any, Any]], int]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is looked at. `cluster`: None on a host without a shared store."""
+    """What is looked at. `cluster`: None on a host without a shared store. `events`: None: none are kept."""
 
     settings: Settings
     engine: Engine
     reconciler: "Reconciler"
     names: "NameServer"
     cluster: "Cluster | None"
+    events: EventLog | None = None
 
 
 class Insight:
@@ -48,6 +50,7 @@ class Insight:
     @property
     def routes(self) -> Sequence[Route]:
         """Routes for the REST API."""
+        from netplug.insight.events import EventsApi  # noqa: PLC0415 - knows HTTP, which a CNI command does not need
         from netplug.insight.graph_reading import Graphs  # noqa: PLC0415
         from netplug.insight.traffic import Traffic  # noqa: PLC0415
 
@@ -56,6 +59,7 @@ class Insight:
             ("GET", "/graph", Graphs(of.engine, of.cluster, of.settings.host_name).graph, 200),
             ("GET", "/traffic", Traffic(of.engine, of.names).answer, 200),
             ("GET", "/doctor", self.doctor, 200),
+            *(EventsApi(of.events).routes if of.events else ()),
         )
 
     async def doctor(self) -> Report:
