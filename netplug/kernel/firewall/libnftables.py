@@ -12,6 +12,8 @@ from typing import Self
 _NAME = "libnftables.so.1"
 _TERSE = 1 << 11
 """NFT_CTX_OUTPUT_TERSE (nftables/libnftables.h): sets are printed without elements."""
+_HANDLE = 1 << 3
+"""NFT_CTX_OUTPUT_HANDLE: chains and rules are printed with their handles."""
 
 
 class NftError(Exception):
@@ -25,16 +27,19 @@ class MissingError(NftError):
 class Nft:
     """A context, in the network namespace of this thread. Not thread-safe.
 
+    Args:
+        handles: print chains and rules with their handles.
+
     Raises:
         MissingError: there is no libnftables.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, handles: bool = False) -> None:
         self._library = _library()
         self._context = ctypes.c_void_p(self._library.nft_ctx_new(0))
         self._library.nft_ctx_buffer_output(self._context)
         self._library.nft_ctx_buffer_error(self._context)
-        self._library.nft_ctx_output_set_flags(self._context, _TERSE)
+        self._library.nft_ctx_output_set_flags(self._context, _TERSE | (_HANDLE if handles else 0))
 
     def __enter__(self) -> Self:
         return self

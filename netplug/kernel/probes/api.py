@@ -129,7 +129,7 @@ class Sighting:
     `vni`: of the VXLAN packet that it was in, else 0; `vtep_source`, `vtep_destination`: of that.
     `code`: of the ICMP message, in words ("port unreachable"). `mtu`: that a TOO_BIG tells.
     `mac`: the sender's hardware address. `size`: of the IP packet, in bytes.
-    For ARP and ND `source` is who asks or answers, and `destination` the address asked for or answered for.
+    For ARP and ND `source` is who asks or answers, and `destination` the address asked for, or who asked.
     """
 
     post: str

@@ -1,18 +1,170 @@
 """Runs jobs: opens all that watches, sends, waits, and puts the report together."""
 
+import socket
 import threading
+import time
 from collections.abc import Callable
 
-from netplug.kernel.probes.api import Job, Report
+from netplug.kernel.probes import packets
+from netplug.kernel.probes.api import Job, Kind, Post, Reply, Report, Sighting, What
+from netplug.kernel.probes.closing import Opened
 from netplug.kernel.probes.errors import ProbeError
+from netplug.kernel.probes.matching import Match, Matcher
+from netplug.kernel.probes.packets import Packet
+from netplug.kernel.probes.posts import open_posts, read_all
+from netplug.kernel.probes.rule_texts import rules_of
+from netplug.kernel.probes.rule_trace import Event, Tracer
+from netplug.kernel.probes.sending import Sender, wait
+
+_BETWEEN_S = 0.01
+"""Between two packets of a job."""
+_LINGER_S = 0.02
+"""How long is watched on when all is answered: the posts of other processors may be behind."""
+_MOST = 2000
+_FINAL = {What.SYN_ACK, What.RST, What.ECHO_REPLY, What.UDP, What.UNREACHABLE, What.TOO_BIG}
 
 
 def run(job: Job) -> Report:
     """Send, watch, and return what was seen."""
-    raise ProbeError(f"no {job.flow.kind} probe can be sent yet")
+    if job.origin is None:
+        raise ProbeError("the job has no origin to send from")
+    opened = Opened()
+    try:
+        running = Running(job, opened)
+        sender = Sender(job)
+        opened.add(sender)
+        running.send(sender)
+        return running.report()
+    finally:
+        opened.close()
 
 
 def watch(job: Job, ready: Callable[[], None], end: threading.Event) -> Report:
     """Watch until told to end."""
-    del ready, end
-    raise ProbeError(f"no {job.flow.kind} probe can be watched yet")
+    opened = Opened()
+    try:
+        running = Running(job, opened)
+        ready()
+        while not end.is_set():
+            running.collect(0.05)
+        running.collect(_LINGER_S)
+        return running.report()
+    finally:
+        opened.close()
+
+
+class Running:
+    """A job at work."""
+
+    def __init__(self, job: Job, opened: Opened) -> None:
+        self._job = job
+        self._matcher = Matcher(job)
+        self._posts = open_posts(job)
+        opened.add(*self._posts)
+        self._tracers = self._open_tracers(opened)
+        self._events: list[Event] = []
+        self._began = time.time_ns()
+        self._sender: Sender | None = None
+        self._sightings: list[Sighting] = []
+        self._replies: list[Reply] = []
+        self._lacks: list[str] = []
+
+    def _open_tracers(self, opened: Opened) -> dict[socket.socket, Tracer]:
+        tracers = {}
+        for netns in self._job.traces:
+            links = [it.link for it in self._job.posts if it.netns == netns]
+            tracer = Tracer.open(self._job, netns, links)
+            opened.add(tracer)
+            tracers[tracer.netlink.sock] = tracer
+        return tracers
+
+    def send(self, sender: Sender) -> None:
+        """Send all packets, and watch until all is answered or the time is over."""
+        self._sender = sender
+        if sender.source:
+            self._matcher.note_source(sender.source)
+        self._began = time.time_ns()
+        for number in range(self._job.repeat):
+            sender.send(number)
+            self.collect(_BETWEEN_S if number + 1 < self._job.repeat else 0)
+        deadline = time.monotonic() + self._job.wait_ms / 1000
+        while (left := deadline - time.monotonic()) > 0 and not self._answered():
+            self.collect(left, once=True)
+        self.collect(_LINGER_S)
+
+    def _answered(self) -> bool:
+        answered = {it.number for it in self._replies if it.what in _FINAL}
+        return bool(answered) and len(answered) >= self._job.repeat
+
+    def collect(self, seconds: float, *, once: bool = False) -> None:
+        """Take what comes for some time. `once`: or until something has come."""
+        own = self._sender.sockets if self._sender else []
+        by_fd = {sock.fileno(): sock for sock in (*self._posts, *self._tracers, *own)}
+        deadline = time.monotonic() + seconds
+        while True:
+            found = wait(list(by_fd), deadline - time.monotonic())
+            for fd in found:
+                self._take(by_fd[fd])
+            if (once and found) or time.monotonic() >= deadline:
+                return
+
+    def _take(self, sock: socket.socket) -> None:
+        if post := self._posts.get(sock):
+            for frame, incoming, when in read_all(sock):
+                packet = packets.read_frame(frame, self._matcher.tunnels)
+                match = self._matcher.match(packet) if packet else None
+                if packet and match and len(self._sightings) < _MOST:
+                    self._sightings.append(self._sighting(post, packet, match, when, incoming=incoming))
+        elif tracer := self._tracers.get(sock):
+            self._events += tracer.read()
+        elif self._sender:
+            for packet, when in self._sender.receive(sock):
+                match = self._matcher.match(packet)
+                if match and match.back and match.what is not What.ARP_REPLY:
+                    self._replies.append(self._reply(packet, match, when))
+
+    def _sighting(self, post: Post, packet: Packet, match: Match, when: int, *, incoming: bool) -> Sighting:
+        outer = packet.outer
+        return Sighting(
+            post.name,
+            match.what,
+            incoming,
+            match.back,
+            self._ms(when),
+            packet.source,
+            packet.destination,
+            packet.source_port,
+            packet.port,
+            match.number,
+            packet.vni,
+            outer.source if outer else None,
+            outer.destination if outer else None,
+            match.code,
+            match.mtu,
+            packet.mac,
+            packet.target_mac,
+            packet.size,
+        )
+
+    def _reply(self, packet: Packet, match: Match, when: int) -> Reply:
+        text = ""
+        if self._job.flow.kind is Kind.DNS and match.what is What.UDP:
+            text = packets.answer_text(packet.payload)
+        return Reply(match.what, packet.source, self._ms(when), match.mtu, match.code, text, match.number)
+
+    def _ms(self, when: int) -> float:
+        return round((when - self._began) / 1e6, 3) if when else 0.0
+
+    def report(self) -> Report:
+        """Return what was seen."""
+        sender = self._sender
+        lacks = [*self._lacks, *(it for tracer in self._tracers.values() for it in tracer.lacks)]
+        return Report(
+            sent=sender.sent if sender else 0,
+            refused=sender.refused if sender else "",
+            source=sender.source if sender else None,
+            sightings=tuple(sorted(self._sightings, key=lambda it: it.ms)),
+            replies=tuple(sorted(self._replies, key=lambda it: (it.number, it.what not in _FINAL, it.ms))),
+            rules=tuple(rules_of(self._events, self._matcher)),
+            lacks=tuple(dict.fromkeys(lacks)),
+        )

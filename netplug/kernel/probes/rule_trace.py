@@ -1,0 +1,224 @@
+"""Traces the packets of a job through nf_tables (nft(8), "meta nftrace"), and takes away after itself.
+
+In each traced namespace tables of our own have chains before all others, whose rules set `nftrace` for the packets of
+the job and their answers alone. The tables belong to the socket that made them (NFT_TABLE_F_OWNER, Linux 5.12): the
+kernel deletes them with it, however the process ends. The kernel multicasts what each rule decided.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from netplug.kernel.netlink import nf_tables as nft
+from netplug.kernel.netlink.connection import (
+    NETLINK_NETFILTER,
+    NLM_F_CREATE,
+    Netlink,
+    NetlinkError,
+    attr,
+    attrs,
+    nest,
+    string,
+    text,
+)
+from netplug.kernel.probes import packets, places
+from netplug.kernel.probes.api import Job
+from netplug.kernel.probes.marks import ICMP, ICMP6, Word, offsets, word_of
+from netplug.kernel.probes.packets import Packet
+
+PREFIX = "np-probe-"
+"""Of the names of our tables. `netplug` begins those of the daemon, which it would repair."""
+_GROUP, _TRACE = 9, 17
+"""NFNLGRP_NFTRACE, NFT_MSG_TRACE."""
+_NETLINK_ADD_MEMBERSHIP, _SOL_NETLINK = 1, 270
+_SO_RCVBUFFORCE = 33
+_FIRST = -(1 << 31)
+_PREROUTING, _OUTPUT = 0, 3
+_INGRESS, _EGRESS = 0, 1
+_APPEND = 0x800
+_HEADER = struct.Struct("=IHHII")
+_TRANSPORT_HEADER = 2
+_META_L4PROTO, _META_NFTRACE = 16, 12
+_TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID, _NETWORK, _TRANSPORT, _POLICY = 1, 2, 3, 4, 5, 6, 8, 9, 16
+_POLICY_TYPE, _RETURN_TYPE, _RULE_TYPE = 1, 2, 3
+_VERDICTS = {0: "drop", 1: "accept", 2: "stolen", 3: "queue"}
+_ROOM = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What one rule or policy (`handle` 0) decided about a packet."""
+
+    netns: str
+    family: str
+    table: str
+    chain: str
+    handle: int
+    verdict: str
+    packet: Packet | None
+    trace: int
+
+
+@dataclass(slots=True)
+class Tracer:
+    """The trace of one namespace. `lacks`: what cannot be traced there, and why.
+
+    Args:
+        links: those whose ingress and egress chains (family netdev) are traced too.
+    """
+
+    netns: str
+    netlink: Netlink
+    lacks: list[str] = field(default_factory=list)
+    _packets: dict[int, Packet | None] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, job: Job, netns: str, links: Sequence[str]) -> "Tracer":
+        """Open it.
+
+        Raises:
+            ProbeError: the namespace is gone.
+        """
+        return places.run_in(netns, lambda: cls._open(job, netns, links))
+
+    @classmethod
+    def _open(cls, job: Job, netns: str, links: Sequence[str]) -> "Tracer":
+        tracer = cls(netns, Netlink.open(NETLINK_NETFILTER))
+        where = f"namespace {netns}" if netns else "the host's namespace"
+        for what, table in _tables(job, links):
+            try:
+                tracer.netlink.batch(nft.batch(table))
+            except NetlinkError as error:
+                if what == "inet":
+                    tracer.lacks.append(f"rules in {where} cannot be traced: {(error.strerror or '').lower()}")
+        sock = tracer.netlink.sock
+        sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _GROUP)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
+        sock.setblocking(False)
+        return tracer
+
+    def read(self) -> Iterator[Event]:
+        """Yield what has been decided since the last time."""
+        while True:
+            try:
+                data = self.netlink.sock.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError as error:  # ENOBUFS: some were lost
+                self.lacks.append(f"events of the trace were lost: {error.strerror}")
+                continue
+            offset = 0
+            while offset + 16 <= len(data):
+                length, kind, *_ = _HEADER.unpack_from(data, offset)
+                if kind == nft.SUBSYSTEM << 8 | _TRACE:
+                    yield from self._event(data[offset + 16 : offset + length])
+                offset += max((length + 3) & ~3, 16)
+
+    def _event(self, data: bytes) -> Iterator[Event]:
+        found = attrs(data, 4)
+        trace = int.from_bytes(found.get(_ID, b""), "big")
+        if _NETWORK in found:
+            self._packets[trace] = packets.read_ip(found[_NETWORK] + found.get(_TRANSPORT, b""), (4789, 8472))
+        kind = int.from_bytes(found.get(_TYPE, b""), "big")
+        if kind == _POLICY_TYPE:
+            verdict = _VERDICTS.get(int.from_bytes(found[_POLICY], "big"), "?")
+        elif kind == _RULE_TYPE and _VERDICT in found:
+            verdict = _verdict(found[_VERDICT])
+        else:
+            return
+        table = string(found.get(_TABLE))
+        if not table.startswith(PREFIX):
+            handle = int.from_bytes(found.get(_HANDLE, b""), "big")
+            family = nft.FAMILY_NAMES.get(data[0], "?")
+            chain = string(found.get(_CHAIN))
+            yield Event(self.netns, family, table, chain, handle, verdict, self._packets.get(trace), trace)
+
+    def close(self) -> None:
+        """Close the socket; the kernel deletes the tables."""
+        self.netlink.close()
+
+
+def _verdict(nested: bytes) -> str:
+    parts = attrs(nested)
+    code = int.from_bytes(parts.get(1, b"\xff" * 4), "big", signed=True)
+    if code >= 0:
+        return _VERDICTS.get(code & 0xFF, "?")
+    return {-1: "continue", -3: "jump", -4: "goto", -5: "return"}.get(code, "?")
+
+
+def _tables(job: Job, links: Sequence[str]) -> Iterator[tuple[str, list[nft.Message]]]:
+    """Yield a transaction for each family, and for each hook that older kernels lack."""
+    name = f"{PREFIX}{os.getpid()}-{job.mark}"
+    ip_hooks = [("prerouting", _PREROUTING, ""), ("output", _OUTPUT, "")]
+    yield "inet", _table(nft.INET, name, ip_hooks, job)
+    yield "bridge", _table(nft.BRIDGE, name, ip_hooks, job)
+    for link in links:
+        for word, hook in (("ingress", _INGRESS), ("egress", _EGRESS)):
+            yield "netdev", _table(nft.NETDEV, name, [(f"{word}-{link}", hook, link)], job)
+
+
+def _table(family: int, name: str, hooks: Sequence[tuple[str, int, str]], job: Job) -> list[nft.Message]:
+    messages = [nft.new_table(family, name, nft.OWNED)]
+    of = text(1, name)
+    for chain, hook, link in hooks:
+        where = nest(4, nft.be32(1, hook), nft.be32(2, _FIRST), text(3, link) if link else b"")
+        body = of, text(3, chain), where, nft.be32(5, 1), text(7, "filter")
+        messages.append(nft.message(nft.NEWCHAIN, family, *body, flags=NLM_F_CREATE))
+        for expressions in _rules(job):
+            rule = of, text(2, chain), nest(4, *expressions)
+            messages.append(nft.message(nft.NEWRULE, family, *rule, flags=NLM_F_CREATE | _APPEND))
+    return messages
+
+
+def _rules(job: Job) -> Iterator[list[bytes]]:
+    word = word_of(job)
+    for proto, places_of in offsets(job.flow.kind).items():
+        # The rest of a quoted packet may be missing; so errors are matched by their own rule.
+        for offset in places_of:
+            yield [*_protocol(proto), *_word_at(offset, word), *_set_trace()]
+    if job.flow.kind in {"udp", "dns"}:
+        yield from _quoted_ports(job)
+
+
+def _quoted_ports(job: Job) -> Iterator[list[bytes]]:
+    """Yield rules for errors about datagrams, of which routers quote the ports at least."""
+    from netplug.kernel.probes.matching import first_port  # noqa: PLC0415
+
+    for number in range(job.repeat):
+        port = struct.pack("!H", first_port(job) + number)
+        for proto, offset in ((ICMP, 28), (ICMP6, 48)):
+            yield [*_protocol(proto), _load(offset, 2), _compare(port), *_set_trace()]
+        yield [*_protocol(17), _load(2, 2), _compare(port), *_set_trace()]
+
+
+def _expression(name: str, *data: bytes) -> bytes:
+    return nest(1, text(1, name), nest(2, *data))
+
+
+def _protocol(proto: int) -> list[bytes]:
+    load = _expression("meta", nft.be32(2, _META_L4PROTO), nft.be32(1, 1))
+    return [load, _compare(bytes((proto,)))]
+
+
+def _load(offset: int, length: int) -> bytes:
+    parts = nft.be32(1, 1), nft.be32(2, _TRANSPORT_HEADER), nft.be32(3, offset), nft.be32(4, length)
+    return _expression("payload", *parts)
+
+
+def _compare(value: bytes) -> bytes:
+    return _expression("cmp", nft.be32(1, 1), nft.be32(2, 0), nest(3, attr(1, value)))
+
+
+def _word_at(offset: int, word: Word) -> list[bytes]:
+    mask, zero = struct.pack("!I", word.mask), bytes(4)
+    masked = _expression(
+        "bitwise", nft.be32(1, 1), nft.be32(2, 1), nft.be32(3, 4), nest(4, attr(1, mask)), nest(5, attr(1, zero))
+    )
+    return [_load(offset, 4), masked, _compare(struct.pack("!I", word.value))]
+
+
+def _set_trace() -> list[bytes]:
+    one = _expression("immediate", nft.be32(1, 1), nest(2, attr(1, b"\1")))
+    return [one, _expression("meta", nft.be32(2, _META_NFTRACE), nft.be32(3, 1))]

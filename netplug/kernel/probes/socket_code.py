@@ -1,0 +1,149 @@
+"""Classic BPF filters that let the packets of a job through, so that a busy link costs the process nothing.
+
+ARP and ICMP pass whole: there is little of them, and errors quote packets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from netplug.kernel.host.socket_filters import AND, EQUAL, LOAD, LOAD_BYTE, LOAD_HALF, RETURN, WHOLE, Instruction
+from netplug.kernel.probes.api import Job, Kind
+from netplug.kernel.probes.marks import ICMP, ICMP6, TCP, UDP, VXLAN_PORTS, Word, word_of
+from netplug.kernel.probes.matching import first_port
+from netplug.kernel.probes.packets import ETH_ARP, ETH_IP, ETH_IP6
+
+_AT_X = 0x20
+"""Addition to a load: relative to register X (BPF_IND in place of BPF_ABS)."""
+_HEADER_LENGTH, _SET_X, _ADD_X, _TO_X, _SHIFT = 0xB1, 0x01, 0x0C, 0x07, 0x64
+_AT_LEAST = 0x35
+_ETH, _TO_INNER_ETH = 14, 16
+
+
+@dataclass(slots=True)
+class _Code:
+    """A program with labels. Jumps are by at most 255 instructions."""
+
+    lines: list[tuple[int, str, str, int]] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+
+    def label(self, name: str) -> None:
+        self.labels[name] = len(self.lines)
+
+    def add(self, code: int, value: int, if_true: str = "", if_false: str = "") -> None:
+        self.lines.append((code, if_true, if_false, value))
+
+    def done(self) -> list[Instruction]:
+        def jump(here: int, name: str) -> int:
+            return self.labels[name] - here - 1 if name else 0
+
+        return [(code, jump(at, yes), jump(at, no), value) for at, (code, yes, no, value) in enumerate(self.lines)]
+
+
+def for_frames(job: Job) -> list[Instruction]:
+    """Return the filter for Ethernet frames."""
+    code, word = _Code(), word_of(job)
+    _network(code, "outer", _ETH, absolute=True)
+    _transport(code, "outer", _ETH, job, word, nested=True)
+    # Behind VXLAN, X is the length of the outer IP header.
+    code.label("inner-start")
+    start = _ETH + _TO_INNER_ETH
+    code.add(LOAD_HALF + _AT_X, start + 12)
+    code.add(EQUAL, ETH_ARP, "pass", "inner-4")
+    code.label("inner-4")
+    code.add(EQUAL, ETH_IP, "inner-v4", "inner-6")
+    code.label("inner-6")
+    code.add(EQUAL, ETH_IP6, "inner-v6", "drop")
+    inner = start + _ETH
+    code.label("inner-v4")
+    code.add(LOAD_BYTE + _AT_X, inner)
+    code.add(AND, 15)
+    code.add(_SHIFT, 2)
+    code.add(_ADD_X, 0)
+    code.add(0x02, 0)  # M[0] = offset of the inner transport header
+    code.add(LOAD_BYTE + _AT_X, inner + 9)
+    code.add(0x61, 0)  # X = M[0]
+    code.add(EQUAL, ICMP, "pass", "inner-proto")
+    code.label("inner-v6")
+    code.add(LOAD_BYTE + _AT_X, inner + 6)
+    code.add(0x02, 1)
+    code.add(0x87, 0)  # A = X
+    code.add(0x04, 40)
+    code.add(_TO_X, 0)
+    code.add(0x60, 1)
+    code.add(EQUAL, ICMP6, "pass", "inner-proto")
+    _transport(code, "inner", inner, job, word, nested=False)
+    _end(code)
+    return code.done()
+
+
+def for_packets(job: Job, version: int) -> list[Instruction]:
+    """Return the filter for a raw socket of TCP. The kernel leaves out the header of IPv6."""
+    code = _Code()
+    code.add(_HEADER_LENGTH, 0) if version == 4 else code.add(_SET_X, 0)
+    _words(code, "only", 0, (4, 8), word_of(job))
+    _end(code)
+    return code.done()
+
+
+def _network(code: _Code, name: str, start: int, *, absolute: bool) -> None:
+    """Have X be the length of the IP header and A the protocol, or decide."""
+    del absolute
+    code.add(LOAD_HALF, start - 2)
+    code.add(EQUAL, ETH_ARP, "pass", f"{name}-4")
+    code.label(f"{name}-4")
+    code.add(EQUAL, ETH_IP, f"{name}-v4", f"{name}-6")
+    code.label(f"{name}-6")
+    code.add(EQUAL, ETH_IP6, f"{name}-v6", "drop")
+    code.label(f"{name}-v6")
+    code.add(_SET_X, 40)
+    code.add(LOAD_BYTE, start + 6)
+    code.add(EQUAL, ICMP6, "pass", f"{name}-proto")
+    code.label(f"{name}-v4")
+    code.add(_HEADER_LENGTH, start)
+    code.add(LOAD_BYTE, start + 9)
+    code.add(EQUAL, ICMP, "pass", f"{name}-proto")
+
+
+def _transport(code: _Code, name: str, start: int, job: Job, word: Word, *, nested: bool) -> None:
+    code.label(f"{name}-proto")
+    code.add(EQUAL, TCP, f"{name}-tcp", f"{name}-not-tcp")
+    code.label(f"{name}-not-tcp")
+    code.add(EQUAL, UDP, f"{name}-udp", "drop")
+    code.label(f"{name}-tcp")
+    if job.flow.kind is Kind.TCP:
+        _words(code, f"{name}-tcp", start, (4, 8), word)
+    else:
+        code.add(RETURN, 0)
+    code.label(f"{name}-udp")
+    if nested:
+        code.add(LOAD_HALF + _AT_X, start + 2)
+        for number, port in enumerate(VXLAN_PORTS):
+            code.add(EQUAL, port, "inner-start", f"{name}-port-{number}")
+            code.label(f"{name}-port-{number}")
+    if job.flow.kind is Kind.UDP:
+        ports = range(first_port(job), first_port(job) + job.repeat)
+        code.add(LOAD_HALF + _AT_X, start + 2)
+        code.add(_AT_LEAST, ports.start, f"{name}-from", f"{name}-word")
+        code.label(f"{name}-from")
+        code.add(_AT_LEAST, ports.stop, f"{name}-word", "pass")
+        code.label(f"{name}-word")
+    if job.flow.kind in {Kind.UDP, Kind.DNS}:
+        _words(code, f"{name}-udp", start, (8,), word)
+    else:
+        code.add(RETURN, 0)
+
+
+def _words(code: _Code, name: str, start: int, offsets: Sequence[int], word: Word) -> None:
+    for offset in offsets:
+        code.add(LOAD + _AT_X, start + offset)
+        code.add(AND, word.mask)
+        code.add(EQUAL, word.value, "pass", f"{name}-{offset}")
+        code.label(f"{name}-{offset}")
+    code.add(RETURN, 0)
+
+
+def _end(code: _Code) -> None:
+    code.label("drop")
+    code.add(RETURN, 0)
+    code.label("pass")
+    code.add(RETURN, WHOLE)

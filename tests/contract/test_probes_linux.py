@@ -1,0 +1,334 @@
+"""Probes on the real kernel: a client behind a bridge, a router (the host), a server."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+pytest.register_assert_rewrite("linux_host")
+
+from linux_host import run  # noqa: E402
+
+from netplug.errors import NetplugError  # noqa: E402
+from netplug.kernel.fake.kernel import FakeKernel  # noqa: E402
+from netplug.kernel.probes.api import (  # noqa: E402
+    Flow,
+    Job,
+    Kind,
+    Origin,
+    Post,
+    Prober,
+    Report,
+    Rule,
+    What,
+    new_mark,
+)
+from netplug.kernel.probes.codec import from_json, to_json  # noqa: E402
+from netplug.kernel.probes.prober import WorkerProbes  # noqa: E402
+from netplug.kernel.sandbox import netns  # noqa: E402
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
+
+SERVER = """
+import socket, sys
+for family, address in ((socket.AF_INET, "10.0.1.2"), (socket.AF_INET6, "2001:db8:1::2")):
+    tcp = socket.create_server((address, 80), family=family)
+    globals()[f"tcp{family}"] = tcp
+    udp = socket.socket(family, socket.SOCK_DGRAM); udp.bind((address, 80))
+    globals()[f"udp{family}"] = udp
+print(flush=True)
+while True:
+    data, sender = globals()["udp2"].recvfrom(2048)
+    globals()["udp2"].sendto(b"pong", sender)
+"""
+
+
+class Hosts:
+    """A client with an address on a bridge of the host, and a server with one behind another link."""
+
+    def __init__(self) -> None:
+        name = uuid4().hex[:8]
+        self.client, self.server = f"np-c-{name}", f"np-s-{name}"
+        run("ip", "link", "set", "lo", "up")
+        at_once = ("sysctl", "-qw", "net.ipv6.conf.default.dad_transmits=0")
+        run(*at_once)
+        for it in (self.client, self.server):
+            run("ip", "netns", "add", it)
+            self.inside(it, *at_once)
+            run("ip", "-n", it, "link", "set", "lo", "up")
+        run("ip", "link", "add", "br0", "up", "type", "bridge")
+        self._cable("vc", self.client, "0")
+        self._cable("vs", self.server, "1")
+        run("ip", "link", "set", "vc", "master", "br0")
+        for link, net in (("br0", "0"), ("vs", "1")):
+            run("ip", "address", "add", f"10.0.{net}.1/24", "dev", link)
+            run("ip", "address", "add", f"2001:db8:{net}::1/64", "dev", link, "nodad")
+        for it, net in ((self.client, "0"), (self.server, "1")):
+            run("ip", "-n", it, "route", "add", "default", "via", f"10.0.{net}.1")
+            run("ip", "-n", it, "route", "add", "default", "via", f"2001:db8:{net}::1")
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
+        program = ["ip", "netns", "exec", self.server, sys.executable, "-c", SERVER]
+        self._listening = subprocess.Popen(program, stdout=subprocess.PIPE)
+        assert self._listening.stdout
+        self._listening.stdout.readline()
+
+    @staticmethod
+    def _cable(link: str, sandbox: str, net: str) -> None:
+        run("ip", "link", "add", link, "up", "type", "veth", "peer", "name", "eth0", "netns", sandbox)
+        run("ip", "-n", sandbox, "link", "set", "eth0", "up")
+        run("ip", "-n", sandbox, "address", "add", f"10.0.{net}.2/24", "dev", "eth0")
+        run("ip", "-n", sandbox, "address", "add", f"2001:db8:{net}::2/64", "dev", "eth0", "nodad")
+
+    @property
+    def posts(self) -> tuple[Post, ...]:
+        inside = Post("client", self.client, "eth0"), Post("server", self.server, "eth0")
+        return (inside[0], Post("bridge", "", "br0"), Post("cable", "", "vs"), inside[1])
+
+    def inside(self, sandbox: str, *command: str) -> str:
+        return run("ip", "netns", "exec", sandbox, *command)
+
+    def close(self) -> None:
+        self._listening.kill()
+        self._listening.communicate()
+        for it in (self.client, self.server):
+            run("ip", "netns", "del", it)
+
+    def job(self, kind: Kind = Kind.TCP, port: int = 80, to: str = "10.0.1.2", **fields: object) -> Job:
+        size = int(str(fields.pop("size", 0)))
+        given = {"traces": (self.client, "", self.server), "posts": self.posts, "origin": Origin(self.client)}
+        return Job(Flow(ip_address(to), kind, port, size=size), new_mark(), **(given | fields))  # type: ignore[arg-type]
+
+    @staticmethod
+    def tables() -> str:
+        return run("nft", "list", "tables")
+
+    async def until_traced(self) -> None:
+        deadline = time.monotonic() + 10
+        while "np-probe" not in await asyncio.to_thread(self.tables):
+            assert time.monotonic() < deadline
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    with netns.temporary_netns():
+        found = Hosts()
+        yield found
+        found.close()
+
+
+@pytest.fixture
+async def prober(hosts: Hosts) -> AsyncIterator[Prober]:
+    async with WorkerProbes().start() as found:
+        yield found
+    assert "np-probe" not in hosts.tables()
+
+
+def seen(report: Report, what: What, *, back: bool = False) -> list[str]:
+    return [it.post for it in report.sightings if it.what is what and it.back is back]
+
+
+def dropping(report: Report) -> Rule:
+    found = [it for it in report.rules if it.drops]
+    assert len(found) == 1, report
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "answer"),
+    [
+        (Kind.TCP, What.SYN, What.SYN_ACK),
+        (Kind.UDP, What.UDP, What.UDP),
+        (Kind.ICMP, What.ECHO_REQUEST, What.ECHO_REPLY),
+    ],
+)
+@pytest.mark.parametrize("to", ["10.0.1.2", "2001:db8:1::2"])
+async def test_packets_and_answers_are_seen_at_each_post(
+    hosts: Hosts, prober: Prober, kind: Kind, there: What, answer: What, to: str
+) -> None:
+    # The host asks for its IPv6 neighbours as soon as its own addresses are checked (DAD).
+    report = await prober.run(hosts.job(kind, to=to, wait_ms=3000))
+    assert report.sent == 1, report
+    assert not report.refused
+    assert set(seen(report, there)) == {"client", "bridge", "cable", "server"}
+    if kind is Kind.UDP and ":" in to:
+        return  # nothing answers there
+    assert set(seen(report, answer, back=True)) == {"client", "bridge", "cable", "server"}
+    assert report.reply
+    assert (report.reply.what, report.reply.source) == (answer, ip_address(to))
+    assert not [it for it in report.rules if it.drops]
+    assert not report.lacks
+
+
+async def test_a_port_that_nothing_listens_on_answers_no(hosts: Hosts, prober: Prober) -> None:
+    report = await prober.run(hosts.job(port=81))
+    assert report.reply
+    assert report.reply.what is What.RST
+    report = await prober.run(hosts.job(Kind.UDP, port=81))
+    assert report.reply
+    assert (report.reply.what, report.reply.code) == (What.UNREACHABLE, "port unreachable")
+
+
+async def test_a_rule_of_nft_that_drops_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table inet shop; add chain inet shop gate { type filter hook forward priority 0; }")
+    run("nft", "add rule inet shop gate tcp dport 81 accept; add rule inet shop gate tcp dport 80 drop")
+    report = await prober.run(hosts.job(repeat=2))
+    rules = [it for it in report.rules if it.drops]
+    assert [(it.table, it.chain, it.text, it.hook, it.number, it.back) for it in rules] == [
+        ("shop", "gate", "tcp dport 80 drop", "forward", number, False) for number in (0, 1)
+    ]
+    assert rules[0].handle
+    assert set(seen(report, What.SYN)) == {"client", "bridge"}
+    assert not report.reply
+
+
+async def test_a_rule_that_drops_the_answer_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table ip shop; add chain ip shop gate { type filter hook forward priority 0; }")
+    run("nft", "add rule ip shop gate tcp sport 80 drop")
+    rule = dropping(await prober.run(hosts.job()))
+    assert (rule.family, rule.table, rule.text, rule.back) == ("ip", "shop", "tcp sport 80 drop", True)
+
+
+async def test_a_rule_on_a_link_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", 'add table netdev shop; add chain netdev shop vc { type filter hook ingress device "vc" priority 0; }')
+    run("nft", "add rule netdev shop vc ip saddr 10.0.0.2 drop")
+    posts = (*hosts.posts, Post("port", "", "vc"))
+    rule = dropping(await prober.run(hosts.job(posts=posts)))
+    assert (rule.family, rule.chain, rule.text) == ("netdev", "vc", "ip saddr 10.0.0.2 drop")
+
+
+async def test_a_rule_of_the_bridge_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table bridge shop; add chain bridge shop in { type filter hook prerouting priority 0; }")
+    run("nft", "add rule bridge shop in tcp dport 80 drop")
+    rule = dropping(await prober.run(hosts.job()))
+    assert (rule.family, rule.text, rule.hook) == ("bridge", "tcp dport 80 drop", "prerouting")
+
+
+async def test_a_rejecting_rule_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table inet shop; add chain inet shop gate { type filter hook forward priority 0; }")
+    run("nft", "add rule inet shop gate tcp dport 80 reject")
+    report = await prober.run(hosts.job())
+    assert dropping(report).verdict == "reject"
+    assert report.reply
+    assert (report.reply.what, report.reply.source) == (What.UNREACHABLE, ip_address("10.0.0.1"))
+
+
+@pytest.mark.parametrize("program", ["iptables-nft", "ip6tables-nft"])
+async def test_a_rule_of_iptables_nft_is_named_in_its_words(hosts: Hosts, prober: Prober, program: str) -> None:
+    words = ("-p", "tcp", "-m", "comment", "--comment", "closed", "-m", "tcp", "--dport", "80", "-j", "DROP")
+    run(program, "-A", "FORWARD", *words)
+    rule = dropping(await prober.run(hosts.job(to="10.0.1.2" if program == "iptables-nft" else "2001:db8:1::2")))
+    assert (rule.flavour, rule.table, rule.chain) == ("iptables-nft", "filter", "FORWARD")
+    assert rule.text == "-A FORWARD -p tcp -m comment --comment closed -m tcp --dport 80 -j DROP"
+
+
+async def test_a_firewall_inside_the_container_is_named(hosts: Hosts, prober: Prober) -> None:
+    hosts.inside(hosts.server, "iptables-nft", "-P", "INPUT", "DROP")
+    rule = dropping(await prober.run(hosts.job()))
+    assert (rule.netns, rule.chain, rule.text, rule.hook) == (hosts.server, "INPUT", "policy drop", "input")
+
+
+async def test_nat_does_not_hide_a_packet(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table ip shop; add chain ip shop to { type nat hook prerouting priority -100; }")
+    run("nft", "add chain ip shop from { type nat hook postrouting priority 100; }")
+    run("nft", "add rule ip shop to tcp dport 8080 dnat to 10.0.1.2:80; add rule ip shop from oifname vs masquerade")
+    report = await prober.run(hosts.job(port=8080, to="10.0.0.1"))
+    last = [it for it in report.sightings if it.what is What.SYN][-1]
+    assert (str(last.source), str(last.destination), last.port) == ("10.0.1.1", "10.0.1.2", 80)
+    assert report.reply
+    assert (report.reply.what, str(report.reply.source)) == (What.SYN_ACK, "10.0.0.1")
+
+
+async def test_a_packet_is_seen_inside_vxlan(hosts: Hosts, prober: Prober) -> None:
+    """The server's cable is the underlay of a tunnel between it and the host."""
+    link = ("type", "vxlan", "id", "42", "dstport", "4789")
+    run("ip", "link", "add", "vx", "up", *link, "local", "10.0.1.1", "remote", "10.0.1.2")
+    run("ip", "address", "add", "10.0.2.1/24", "dev", "vx")
+    run("ip", "-n", hosts.server, "link", "add", "vx", "up", *link, "local", "10.0.1.2", "remote", "10.0.1.1")
+    run("ip", "-n", hosts.server, "address", "add", "10.0.2.2/24", "dev", "vx")
+    report = await prober.run(hosts.job(port=81, to="10.0.2.2"))
+    syn = [it for it in report.sightings if it.what is What.SYN and it.post == "cable"]
+    assert [(it.vni, str(it.vtep_source), str(it.vtep_destination), it.incoming) for it in syn] == [
+        (42, "10.0.1.1", "10.0.1.2", False)
+    ]
+    assert {it.post for it in report.sightings if it.vni and it.what is What.ARP_REQUEST} == {"cable", "server"}
+    run("nft", "add table ip shop; add chain ip shop out { type filter hook output priority 0; }")
+    run("nft", "add rule ip shop out udp dport 4789 drop")
+    assert dropping(await prober.run(hosts.job(port=81, to="10.0.2.2"))).text == "udp dport 4789 drop"
+
+
+async def test_a_packet_that_is_too_large_tells_the_mtu(hosts: Hosts, prober: Prober) -> None:
+    run("ip", "link", "set", "vs", "mtu", "1400")
+    report = await prober.run(hosts.job(Kind.ICMP, size=1400))
+    assert report.reply
+    assert report.reply.what is What.ECHO_REPLY
+    report = await prober.run(hosts.job(Kind.UDP, size=1401))
+    assert report.reply
+    assert (report.reply.what, report.reply.mtu) == (What.TOO_BIG, 1400)
+    report = await prober.run(hosts.job(Kind.ICMP, size=1501))
+    assert report.sent == 0
+    assert report.refused.startswith("EMSGSIZE: ")
+
+
+async def test_a_destination_without_route_is_refused(hosts: Hosts, prober: Prober) -> None:
+    run("ip", "-n", hosts.client, "route", "del", "default")
+    report = await prober.run(hosts.job())
+    assert (report.sent, report.refused) == (0, "ENETUNREACH: network is unreachable")
+
+
+async def test_another_host_watches(hosts: Hosts, prober: Prober) -> None:
+    job = hosts.job()
+    far = Job(job.flow, job.mark, posts=(Post("server", hosts.server, "eth0"),), traces=(hosts.server,))
+    async with WorkerProbes().start() as other, other.watch(far) as watch:
+        await prober.run(Job(job.flow, job.mark, job.origin))
+        report = await watch.report()
+    assert seen(report, What.SYN) == ["server"]
+    assert seen(report, What.SYN_ACK, back=True) == ["server"]
+
+
+async def test_a_segment_tells_who_has_an_address(hosts: Hosts, prober: Prober) -> None:
+    for address in ("10.0.1.2", "2001:db8:1::2"):
+        assert len((await prober.who_has("", "vs", ip_address(address))).macs) == 1
+    assert not (await prober.who_has("", "vs", ip_address("10.0.1.99"), 100)).macs
+    with pytest.raises(NetplugError, match="no such device"):
+        await prober.who_has("", "vx", ip_address("10.0.1.2"))
+
+
+async def test_a_missing_namespace_or_link_is_told(hosts: Hosts, prober: Prober) -> None:
+    with pytest.raises(NetplugError, match="namespace /run/netns/np-none cannot be opened"):
+        await prober.run(hosts.job(origin=Origin("np-none")))
+    with pytest.raises(NetplugError, match="link 'none' cannot be watched: no such device"):
+        await prober.run(hosts.job(posts=(Post("none", "", "none"),)))
+
+
+async def test_nothing_stays_when_the_process_is_killed(hosts: Hosts) -> None:
+    before = hosts.tables()
+    async with WorkerProbes().start() as prober:
+        job = hosts.job(port=9, wait_ms=5000, to="10.0.1.99")
+        work = asyncio.create_task(prober.run(job))
+        await hosts.until_traced()
+        prober._process.kill()
+        with pytest.raises(NetplugError, match="ended"):
+            await work
+    assert hosts.tables() == before
+    assert "np-probe" not in hosts.inside(hosts.server, "nft", "list", "tables")
+
+
+def test_jobs_and_reports_travel_as_json() -> None:
+    flow = Flow(ip_address("10.0.1.2"), Kind.DNS, 53, name="web", source=ip_address("10.0.0.2"))
+    job = Job(flow, 7, Origin("c"), (Post("a", "c", "eth0"),), ("c", ""), repeat=3, also=(ip_address("::1"),))
+    assert from_json(Job, to_json(job)) == job
+    with pytest.raises(ValueError, match="no Job"):
+        from_json(Job, {"mark": 7})
+
+
+def test_a_kernel_in_memory_sends_nothing() -> None:
+    with pytest.raises(NetplugError, match="sends no packets"):
+        FakeKernel().probes.start()
