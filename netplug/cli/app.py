@@ -22,6 +22,7 @@ from netplug.cli.output import emit, emit_json, note, short, table
 from netplug.cli.publishing import marked, publish, unpublish
 from netplug.cli.serving import serve
 from netplug.cli.top import top
+from netplug.cli.trace import trace
 
 app = typer.Typer(
     help="Networks, addresses and published ports for containers of every runtime.\n\n"
@@ -131,6 +132,7 @@ def detach(network: NetworkRef, netns: Netns, ifname: Ifname = "eth0", run_dir: 
 app.command()(publish)
 app.command()(unpublish)
 app.command()(top)
+app.command()(trace)
 
 
 @app.command()

@@ -52,6 +52,7 @@ class Insight:
         """Routes for the REST API."""
         from netplug.insight.events import EventsApi  # noqa: PLC0415 - knows HTTP, which a CNI command does not need
         from netplug.insight.graph_reading import Graphs  # noqa: PLC0415
+        from netplug.insight.trace.routes import TraceRoutes  # noqa: PLC0415
         from netplug.insight.traffic import Traffic  # noqa: PLC0415
 
         of = self._subject
@@ -59,6 +60,7 @@ class Insight:
             ("GET", "/graph", Graphs(of.engine, of.cluster, of.settings.host_name).graph, 200),
             ("GET", "/traffic", Traffic(of.engine, of.names).answer, 200),
             ("GET", "/doctor", self.doctor, 200),
+            ("POST", "/trace", TraceRoutes(of.engine, of.reconciler).trace, 200),
             *(EventsApi(of.events).routes if of.events else ()),
         )
 

@@ -1,0 +1,140 @@
+"""The end of the way there: the socket that should listen, and what came back."""
+
+from collections.abc import Sequence
+
+from netplug.insight.trace import drops, mends, rules
+from netplug.insight.trace.case import Case
+from netplug.insight.trace.checks import Finding
+from netplug.insight.trace.ends import Kind
+from netplug.insight.trace.model import Cause, Hop, Verdict
+from netplug.kernel.probes.api import Facts, Listener, Reply, What
+
+_ANSWERS = {"tcp": What.SYN_ACK, "icmp": What.ECHO_REPLY}
+
+
+def answer(case: Case) -> Reply | None:
+    """Return the answer that means success, if it came back to the sender."""
+    wanted = _ANSWERS.get(case.proto, What.UDP)
+    return next((it for it in case.report.replies if it.what is wanted), None)
+
+
+def left(case: Case) -> bool:
+    """Return whether the destination sent an answer, though it may not have come back."""
+    if answer(case):
+        return True
+    wanted = _ANSWERS.get(case.proto, What.UDP)
+    return any(it.back and it.what is wanted for it in case.report.sightings)
+
+
+def arrival(case: Case, found: Sequence[Finding]) -> Hop:
+    """Return the hop at the destination: who listens there, and whether the kernel or a rule stands before it."""
+    facts, where = case.scene.of(case.destination.place), case.destination.place.name
+    if case.proto == "icmp":
+        return _echo(case, found)
+    what = f"port {case.port}/{case.proto}"
+    if case.destination.kind is Kind.OUTSIDE:
+        return _outside(case, what)
+    listeners = listening(facts, case)
+    if cause := _frozen(case, facts, listeners):
+        return Hop("listener", where, what, Verdict.BROKEN, cause=cause)
+    if cause := _stands_before(case, found):
+        return Hop("listener", where, what, Verdict.BROKEN, cause=cause)
+    if not left(case) and (cause := _nobody(case, facts, listeners)):
+        return Hop("listener", where, what, Verdict.BROKEN, cause=cause)
+    names = ", ".join(dict.fromkeys(_named(it) for it in listeners)) or "answers"
+    if not left(case) and case.proto == "tcp":
+        words = f"{where} does not answer on {what}, though {names} listens: its queue may be full"
+        return Hop("listener", where, f"{what}: {names}", Verdict.BROKEN, cause=Cause("listener.silent", words))
+    note = "" if left(case) else " (no answer, which UDP need not give)"
+    return Hop("listener", where, f"{what}: {names}{note}")
+
+
+def listening(facts: Facts, case: Case) -> list[Listener]:
+    """Return the sockets that take what is sent."""
+    address = case.destination.address
+    return [
+        it
+        for it in facts.listeners
+        if (it.proto, it.port) == (case.proto, case.port)
+        and (it.address == address or (it.address.is_unspecified and (it.dual or it.address.version == case.version)))
+    ]
+
+
+def _named(it: Listener) -> str:
+    return f"{it.process} (pid {it.pid})" if it.process else f"a socket at {it.address}"
+
+
+def _frozen(case: Case, facts: Facts, listeners: Sequence[Listener]) -> Cause | None:
+    name, record = case.destination.place.name, case.destination.record
+    one = next((it for it in listeners if it.frozen), None)
+    if record is None or not (facts.frozen or one):
+        return None
+    pid = one.pid if one else 0
+    words = f"{name} is paused: the kernel may answer for it, but no process of it does"
+    return Cause("paused", words, mends.thawing(record, pid))
+
+
+def _stands_before(case: Case, found: Sequence[Finding]) -> Cause | None:
+    """Return why it does not come to the socket, if it was dropped behind the link."""
+    if left(case):
+        return None
+    if rule := rules.dropping(case, back=False):
+        return rules.cause(case, rule)
+    here = next((it.cause for it in found if it.station == "destination" and it.cause.kind.startswith("address")), None)
+    if here:
+        return here
+    drop = drops.dropping(case, back=False)
+    if drop and drop.reason not in {"no_socket", "tcp_reset"}:
+        return drops.cause(case, drop)
+    return next((it.cause for it in found if not it.station), None)
+
+
+def _nobody(case: Case, facts: Facts, listeners: Sequence[Listener]) -> Cause | None:
+    if listeners:
+        return None
+    where, what = case.destination.place.name, f"port {case.port}/{case.proto}"
+    others = [it for it in facts.listeners if (it.proto, it.port) == (case.proto, case.port)]
+    addresses = ", ".join(dict.fromkeys(str(it.address) for it in others))
+    if others and all(it.address.is_loopback for it in others):
+        who = _named(others[0])
+        words = f"{who} in {where} listens on {addresses} only, where nobody but {where} itself reaches it"
+        return Cause("listener.loopback", words, f"have it listen on 0.0.0.0:{case.port}")
+    if others:
+        words = f"{_named(others[0])} in {where} listens on {addresses} only, not on {case.destination.address}"
+        return Cause("listener.other_address", words, f"have it listen on 0.0.0.0:{case.port}")
+    open_ports = sorted({it.port for it in facts.listeners if it.proto == case.proto and not it.address.is_loopback})
+    hint = f"; ports that are: {', '.join(map(str, open_ports[:8]))}" if open_ports else ""
+    words = f"nobody listens on {what} in {where}{hint}"
+    return Cause("listener.none", words, f"start the server in {where}, or ask for the port that it listens on")
+
+
+def _echo(case: Case, found: Sequence[Finding]) -> Hop:
+    where = case.destination.place.name
+    if left(case):
+        return Hop("answer", where, "answers the echo request")
+    cause = _stands_before(case, found) or _ignoring(case)
+    return Hop("answer", where, "echo request", Verdict.BROKEN, cause=cause)
+
+
+def _ignoring(case: Case) -> Cause:
+    facts, place = case.scene.of(case.destination.place), case.destination.place
+    if facts.sysctl("net/ipv4/icmp_echo_ignore_all") == "1" and case.version == 4:
+        mend = mends.inside(place, "sysctl -w net.ipv4.icmp_echo_ignore_all=0")
+        return Cause("icmp.ignored", f"{place.name} ignores echo requests (icmp_echo_ignore_all=1)", mend)
+    return Cause("no_answer", f"{place.name} does not answer the echo request")
+
+
+def _outside(case: Case, what: str) -> Hop:
+    where = str(case.destination.address)
+    if left(case):
+        return Hop("listener", where, f"{what} answers")
+    reply = case.report.reply
+    if reply and reply.what is What.RST:
+        return Hop("listener", where, what, Verdict.BROKEN, cause=Cause("refused", f"{reply.source} refuses {what}"))
+    if reply and reply.what is What.UNREACHABLE:
+        words = f"{reply.source} says: {reply.code or 'unreachable'}"
+        return Hop("listener", where, what, Verdict.BROKEN, cause=Cause("unreachable", words))
+    if case.proto == "udp":
+        return Hop("listener", where, f"{what}: sent (no answer, which UDP need not give)")
+    words = f"it left this host by {case.crossing.uplink}, and {where} does not answer"
+    return Hop("listener", where, what, Verdict.BROKEN, cause=Cause("outside.silent", words))

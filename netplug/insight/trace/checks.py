@@ -1,0 +1,133 @@
+"""Faults that can be read off the places of a path: each is a check, which names the station that it breaks."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from netplug.insight.trace import mends, rules
+from netplug.insight.trace.case import Case
+from netplug.insight.trace.ends import Kind, name_of
+from netplug.insight.trace.model import Cause, Place, Station
+from netplug.insight.trace.path import expected_bridge
+from netplug.kernel.probes.api import LinkState
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`station`: before, or at, which the packet is lost; empty: anywhere on the way."""
+
+    station: str
+    cause: Cause
+
+
+Check: TypeAlias = Callable[[Case], Iterator[Finding]]
+
+
+def findings(case: Case) -> list[Finding]:
+    """Return all faults, in the order in which they are more likely the cause."""
+    return [it for check in CHECKS for it in check(case)]
+
+
+def at(found: list[Finding], station: Station | None) -> Cause | None:
+    """Return the fault that explains why the packet did not come to a station."""
+    names = {station.name} if station else set()
+    exact = [it for it in found if it.station in names]
+    general = [it for it in found if not it.station]
+    return next((it.cause for it in (*exact, *general)), None)
+
+
+def _links(case: Case) -> Iterator[Finding]:
+    for station in case.path.stations:
+        facts = case.scene.of(station.place)
+        link = next((it for it in facts.links if it.name == station.link), None)
+        if link is None:
+            words = f"link {station.link} is missing on {station.place.name}"
+            yield Finding(station.name, Cause("link.missing", words, "netplug repair"))
+        elif not link.up:
+            yield Finding(station.name, _down(station.place, link))
+        elif not link.carrier:
+            words = f"{link.name} on {station.place.name} has no carrier: its other end is down, or the cable is cut"
+            yield Finding(station.name, Cause("link.no_carrier", words, _other_end(case, station, link)))
+
+
+def _down(place: Place, link: LinkState) -> Cause:
+    mend = mends.inside(place, f"ip link set {link.name} up")
+    return Cause("link.down", f"{link.name} on {place.name} is down", mend)
+
+
+def _other_end(case: Case, station: Station, link: LinkState) -> str:
+    """Return how to bring up the other end of a veth, where that is known."""
+    for other in case.path.stations:
+        facts = case.scene.of(other.place)
+        found = next((it for it in facts.links if it.name == other.link), None)
+        if found and other.place != station.place and not found.up and found.peer == link.index:
+            return mends.inside(other.place, f"ip link set {found.name} up")
+    return "connect the cable" if not link.kind else mends.inside(station.place, f"ip link set {link.name} up")
+
+
+def _ports(case: Case) -> Iterator[Finding]:
+    for way, station in ((case.crossing.way_in, "port-in"), (case.crossing.way_out, "port-out")):
+        if way is None or not way.port or way.record is None:
+            continue
+        port = next((it for it in case.host.links if it.name == way.port), None)
+        wanted = expected_bridge(way.record, way.port)
+        if port and wanted and port.master != wanted:
+            words = f"{way.port}, the host side of {name_of(way.record)}, is no port of bridge {wanted}"
+            words += f", but of {port.master}" if port.master else ""
+            yield Finding(station, Cause("port.not_enslaved", words, f"ip link set {way.port} master {wanted}"))
+        if port and station == "port-out" and _comes_back(case) and port.hairpin is False:
+            words = f"{way.port} has hairpin off, and bridge-nf-call-iptables=1 keeps the packet on its bridge"
+            yield Finding(station, Cause("hairpin", words, f"bridge link set dev {way.port} hairpin on"))
+
+
+def _comes_back(case: Case) -> bool:
+    """Whether the bridge sends the packet out by the port where it came in: to an own published port."""
+    one, other = case.crossing.way_in, case.crossing.way_out
+    return (
+        bool(one and other and one.port == other.port) and case.host.sysctl("net/bridge/bridge-nf-call-iptables") == "1"
+    )
+
+
+def _icc(case: Case) -> Iterator[Finding]:
+    record = case.crossing.way_out.record if case.crossing.way_out else None
+    if record and case.crossing.bridged and not case.ends.network(record).options.icc:
+        yield Finding("", rules.icc(case.ends.network(record).name))
+
+
+def _forwarding(case: Case) -> Iterator[Finding]:
+    crosses = case.crossing.way_in is not None or case.source.kind is Kind.OUTSIDE
+    if case.crossing.bridged or not crosses or case.destination.kind is Kind.HOST or case.crossing.direct:
+        return
+    name = "net/ipv4/ip_forward" if case.version == 4 else "net/ipv6/conf/all/forwarding"
+    if case.host.sysctl(name) == "0" and not (case.crossing.way_in and case.crossing.way_in.shared):
+        words = f"this host does not forward IPv{case.version} ({name.replace('/', '.')}=0)"
+        station = next((it.name for it in case.path.stations if not it.incoming and not it.place.netns), "")
+        yield Finding(station, Cause("forwarding", words, f"sysctl -w {name.replace('/', '.')}=1"))
+
+
+def _conntrack(case: Case) -> Iterator[Finding]:
+    for place in case.path.places:
+        facts = case.scene.of(place)
+        count, most = (facts.sysctl(f"net/netfilter/nf_conntrack_{it}") for it in ("count", "max"))
+        if count.isdigit() and most.isdigit() and 0 < int(most) <= int(count):
+            words = f"the connection tracking table of {place.name} is full ({count} of {most})"
+            mend = mends.inside(place, f"sysctl -w net.netfilter.nf_conntrack_max={2 * int(most)}")
+            yield Finding("", Cause("conntrack.full", words, mend))
+
+
+def _addresses(case: Case) -> Iterator[Finding]:
+    """The destination's own address is missing in its sandbox, or is on another link."""
+    way, address = case.crossing.way_out, case.destination.address
+    if way is None or address is None:
+        return
+    links = case.scene.of(case.destination.place).links
+    if links and not any(one.ip == address for it in links for one in it.addresses):
+        words = f"{case.destination.place.name} does not have address {address}"
+        interface = next(
+            (it for it in (way.record.endpoint.addresses if way.record else ()) if it.ip == address), address
+        )
+        mend = mends.inside(case.destination.place, f"ip address add {interface} dev {way.link}")
+        yield Finding("destination", Cause("address.missing", words, mend))
+
+
+CHECKS: tuple[Check, ...] = (_links, _ports, _icc, _addresses, _forwarding, _conntrack)

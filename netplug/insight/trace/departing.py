@@ -1,0 +1,78 @@
+"""The first hops: whether the source runs, has a link and a route, and by which network it sends."""
+
+from collections.abc import Iterator
+
+from netplug.insight.trace import mends
+from netplug.insight.trace.ends import End, Ends, Kind
+from netplug.insight.trace.model import Cause, Hop, Verdict
+from netplug.insight.trace.path import owner
+from netplug.insight.trace.preparing import Prepared
+from netplug.kernel.probes.api import Facts
+
+
+def standing(source: End, facts: Facts) -> Iterator[Hop]:
+    """Return what is wrong with the source itself."""
+    if source.kind is not Kind.SANDBOX:
+        return
+    if facts.frozen and facts.processes:
+        words = f"{source.place.name} is paused, so no process of it sends"
+        cause = Cause("paused", words, mends.thawing(source.record))
+        yield Hop("source", source.place.name, "runs", Verdict.BROKEN, cause=cause)
+
+
+def leaving(ends: Ends, prepared: Prepared) -> Iterator[Hop]:
+    """Return the hop of the source's route."""
+    crossing, route = prepared.crossing, prepared.route
+    source, where = crossing.source, crossing.source.place.name
+    if route is None:
+        yield Hop("route", where, f"comes from {prepared.source} by {crossing.uplink or 'no link'}")
+        return
+    if route.error:
+        yield Hop(
+            "route", where, f"looks up a route to {route.destination}", Verdict.BROKEN, cause=_no_route(ends, prepared)
+        )
+        return
+    if route.type == "local" or crossing.direct:
+        yield Hop("route", where, f"{route.destination} is its own address")
+        return
+    if route.type not in {"", "unicast"}:
+        words = f"the route of {where} to {route.destination} is {route.type}"
+        yield Hop("route", where, "looks up a route", Verdict.BROKEN, cause=Cause("route.refused", words))
+        return
+    link = next((it for it in prepared.facts[source.place.netns].links if it.name == route.link), None)
+    record = owner(link, source.records) if link else None
+    network = f", network {ends.network(record).name}" if record else ""
+    via = f"by router {route.gateway}" if route.gateway else "on the link"
+    yield Hop("route", where, f"{route.destination} is {via}, {route.link}{network}, from {route.preferred}")
+
+
+def _no_route(ends: Ends, prepared: Prepared) -> Cause:
+    """Say why a sandbox has no route."""
+    route, source = prepared.route, prepared.crossing.source
+    assert route is not None  # noqa: S101 - the caller has looked
+    name, facts = source.place.name, prepared.facts[source.place.netns]
+    links = [it for it in facts.links if it.name != "lo"]
+    if source.kind is Kind.SANDBOX and not links:
+        modes = {net.options.mode for net in ends.networks(source)}
+        why = "its network has mode none" if modes == {"none"} else "it has no link"
+        return Cause(
+            "no_link", f"{name} reaches nobody: {why}", mends.restarting(source.record) if modes != {"none"} else ""
+        )
+    if links and not any(it.up for it in links):
+        return Cause(
+            "link.down",
+            f"{links[0].name} on {name} is down",
+            mends.inside(source.place, f"ip link set {links[0].name} up"),
+        )
+    nets = ends.networks(source)
+    if nets and all(net.internal for net in nets):
+        words = f"network {nets[0].name} is internal, so {name} has no route to {route.destination}"
+        return Cause("internal", words, f"netplug network update {nets[0].name} --internal false")
+    version = route.destination.version
+    gateways = [it for record in source.records for it in record.attachment.gateways if it.version == version]
+    words = f"{name} has no route to {route.destination}: {route.error}"
+    if gateways:
+        words = f"{name} has no default route of IPv{version}, so none to {route.destination}"
+        flag = "-6 " if version == 6 else ""
+        return Cause("route.none", words, mends.inside(source.place, f"ip {flag}route add default via {gateways[0]}"))
+    return Cause("route.none", words, mends.restarting(source.record))

@@ -1,0 +1,158 @@
+"""The ends of a path, from the records: who is meant, where it lives, and who has an address."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from netplug.drivers.api import Network, PortMapping
+from netplug.drivers.naming import short
+from netplug.drivers.steps import IPAddress
+from netplug.engine import Engine
+from netplug.engine.records import EndpointRecord, FrontEnd
+from netplug.errors import NetplugError
+from netplug.insight.trace.model import Place
+from netplug.insight.trace.target import Target
+
+THIS_HOST = "this host"
+_ID = 12
+"""Characters from which a text of hexadecimal digits is taken for an id, and not asked for as a name."""
+
+
+class Kind(StrEnum):
+    """Of an end."""
+
+    SANDBOX = "sandbox"
+    HOST = "host"
+    OUTSIDE = "outside"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end. `records`: the endpoints of a sandbox, the one that is meant first.
+
+    `address`: to which is sent, or from which, None if the routes choose. `port`: of the socket there, if another than
+    the one that is asked (a published one). `via`: the published port that leads here.
+    """
+
+    kind: Kind
+    place: Place
+    records: tuple[EndpointRecord, ...] = ()
+    address: IPAddress | None = None
+    port: int = 0
+    via: PortMapping | None = None
+
+    @property
+    def record(self) -> EndpointRecord | None:
+        return self.records[0] if self.records else None
+
+    def holder(self, address: IPAddress | None) -> EndpointRecord | None:
+        """Return the endpoint of the sandbox that has an address."""
+        return next((it for it in self.records if any(one.ip == address for one in it.endpoint.addresses)), None)
+
+
+class Ends:
+    """Finds ends in the records of an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def network(self, record: EndpointRecord) -> Network:
+        return self._engine.registry.network(record.endpoint.network).network
+
+    def networks(self, end: End) -> list[Network]:
+        """Return the networks of a sandbox."""
+        return [self.network(it) for it in end.records]
+
+    def source(self, target: Target) -> End:
+        """Return who sends.
+
+        Raises:
+            NetplugError: "not_found", nobody is called so; "unavailable", it does not run.
+        """
+        if target.outside:
+            return End(Kind.OUTSIDE, Place("outside"), address=target.address)
+        if target.is_host or (target.address and self.is_own(target.address)):
+            return End(Kind.HOST, Place(THIS_HOST), address=target.address)
+        if target.address:
+            return self.at(target.address) or End(Kind.OUTSIDE, Place("outside"), address=target.address)
+        return self._sandbox(self._engine.registry.endpoints_called(target.name))
+
+    def called(self, name: str) -> End | None:
+        """Return the sandbox that a user calls so, if there is one."""
+        try:
+            return self._sandbox(self._engine.registry.endpoints_called(name))
+        except NetplugError as exc:
+            if exc.kind != "not_found":
+                raise
+            return None
+
+    def at(self, address: IPAddress) -> End | None:
+        """Return the sandbox that has an address by the records."""
+        for record in self._engine.registry.endpoints():
+            if record.linked and record.sandbox and any(it.ip == address for it in record.endpoint.addresses):
+                return replace(self._sandbox([record]), address=address)
+        return None
+
+    def is_own(self, address: IPAddress) -> bool:
+        """Whether the host has an address, as last read."""
+        return address.is_loopback or any(it.ip == address for it, _ in self._engine.base_plan.host.addresses)
+
+    def behind(self, address: IPAddress, port: int, proto: str) -> End | None:
+        """Return the sandbox to which a published port of the host leads."""
+        for record in self._engine.registry.endpoints():
+            for mapping in record.in_force:
+                first = mapping.host_port
+                if mapping.proto != proto or not first <= port < first + mapping.count or not record.sandbox:
+                    continue
+                if mapping.host_address not in {None, address} and not mapping.host_address.is_unspecified:
+                    continue
+                inside = [it.ip for it in record.endpoint.addresses if it.version == address.version]
+                if inside:
+                    target = mapping.port + port - first
+                    return replace(self._sandbox([record]), address=inside[0], port=target, via=mapping)
+        return None
+
+    def publishing(self, end: End, port: int, proto: str) -> tuple[PortMapping, int] | None:
+        """Return the published port that leads to a port of a sandbox, with the port of the host."""
+        for mapping in (it for record in end.records for it in record.in_force):
+            if mapping.proto == proto and mapping.port <= port < mapping.port + mapping.count:
+                return mapping, mapping.host_port + port - mapping.port
+        return None
+
+    def receiver(self, version: int) -> End | None:
+        """Return the container that receives the ports of the host (mode host)."""
+        for record in self._engine.registry.endpoints():
+            if record.sandbox and self.network(record).options.mode == "host" and not self.network(record).internal:
+                inside = [it.ip for it in record.endpoint.addresses if it.version == version]
+                return replace(self._sandbox([record]), address=inside[0]) if inside else None
+        return None
+
+    def _sandbox(self, found: Sequence[EndpointRecord]) -> End:
+        living = [it for it in found if it.sandbox and it.linked]
+        if not living:
+            raise NetplugError("unavailable", f"{found[0].called} does not run", hint=starting(found[0]))
+        first = living[0]
+        others = self._engine.registry.in_sandbox(first.sandbox, first.sandbox_id)
+        records = (first, *(it for it in others if it.key != first.key))
+        return End(Kind.SANDBOX, Place(name_of(first), first.sandbox), records)
+
+
+def name_of(record: EndpointRecord) -> str:
+    """Return how an end is called in the answer."""
+    namespace = record.sandbox.rsplit("/", 1)[-1] if record.front_end is FrontEnd.CLI else ""
+    return record.name or namespace or short(record.container or record.endpoint.id)
+
+
+def is_reference(name: str) -> bool:
+    """Whether a text means a record and is no name to be asked for: NETWORK/NAME, or an id.
+
+    >>> is_reference("blue/web"), is_reference("web"), is_reference("0a1b2c3d4e5f")
+    (True, False, True)
+    """
+    return "/" in name or (len(name) >= _ID and all(it in "0123456789abcdef" for it in name))
+
+
+def starting(record: EndpointRecord) -> str:
+    """Return the command that starts a container."""
+    name = name_of(record)
+    return f"docker start {name}" if record.front_end is FrontEnd.DOCKER else f"start {name} with its runtime"

@@ -1,0 +1,52 @@
+"""Large packets: what fits into the source's link must arrive, or the sender must be told what does."""
+
+from collections.abc import Iterator
+
+from netplug.drivers.steps import IPAddress
+from netplug.insight.trace import mends, trail
+from netplug.insight.trace.case import Case
+from netplug.insight.trace.model import Cause, Hop, Verdict
+from netplug.kernel.probes.api import Report, What
+
+
+def judge(case: Case) -> Iterator[Hop]:
+    """Return the hop of a packet as large as the source's link lets out."""
+    if case.large is None:
+        return
+    flow, report = case.large
+    there = trail.way_there(case.path.stations, report)
+    where, what = case.source.place.name, f"a packet of {flow.size} bytes, unfragmented"
+    told = _told(report)
+    if there.whole:
+        yield Hop("mtu", where, f"{what}, arrives", ms=max((it.ms for it in there.seen if it), default=None))
+    elif told:
+        yield Hop("mtu", where, f"{what}: told to send {told[0]} by {told[1]}", ms=told[2])
+    else:
+        yield Hop("mtu", where, what, Verdict.BROKEN, cause=_vanishing(case, there, flow.size))
+
+
+def _vanishing(case: Case, it: trail.Trail, size: int) -> Cause:
+    last, missing = it.last, it.first_missing
+    links = []
+    for station in case.path.stations:
+        link = next((one for one in case.scene.of(station.place).links if one.name == station.link), None)
+        if link and link.mtu < size:
+            links.append((link.mtu, station))
+    where = f"between {last.link if last else 'the sender'} and {missing.link if missing else 'the receiver'}"
+    if links:
+        mtu, station = links[0]
+        words = f"packets of {size} bytes vanish {where}: {station.link} of {station.place.name} has MTU {mtu}"
+        mend = mends.inside(station.place, f"ip link set {station.link} mtu {size}")
+        return Cause("mtu", words, mend)
+    return Cause("mtu", f"packets of {size} bytes vanish {where}, and small ones pass")
+
+
+def _told(report: Report) -> tuple[int, IPAddress, float] | None:
+    """Return which MTU the sender was told, by whom, and when."""
+    for reply in report.replies:
+        if reply.what is What.TOO_BIG and reply.mtu:
+            return reply.mtu, reply.source, reply.ms
+    for seen in report.sightings:
+        if seen.what is What.TOO_BIG and seen.mtu:
+            return seen.mtu, seen.source, seen.ms
+    return None

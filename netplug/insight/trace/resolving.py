@@ -1,0 +1,145 @@
+"""The name of DST, asked as the C library in the source's sandbox asks it: its name servers, search list and ndots."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+
+from netplug.drivers.naming import short
+from netplug.drivers.steps import IPAddress
+from netplug.engine import Engine
+from netplug.engine.records import EndpointRecord, FrontEnd
+from netplug.insight.trace.ends import End, Kind, name_of
+from netplug.insight.trace.mends import connecting
+from netplug.insight.trace.model import Cause, Hop, Verdict
+from netplug.kernel.probes.api import Facts, Flow, Job, Origin, Prober, Reply, new_mark
+from netplug.kernel.probes.api import Kind as Probe
+
+WAIT_MS = 1500
+"""For an answer of one name server. The C library waits for five seconds (resolv.conf(5)); ours takes milliseconds."""
+_MOST_SERVERS = 3
+_NO_NAME = frozenset({"nxdomain", "nodata"})
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What came of a name. `addresses`: IPv4 first; empty if the hop is broken."""
+
+    hop: Hop
+    addresses: tuple[IPAddress, ...] = ()
+
+
+class Resolving:
+    """Asks for names as a sandbox does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def resolve(self, prober: Prober, source: End, inside: Facts, name: str) -> Resolved:
+        """Ask for a name, and say why there is no answer."""
+        facts = self._configured(source, inside)
+        if not facts.nameservers:
+            words = f"{source.place.name} has no name server in its resolv.conf"
+            return self._broken(source, name, "", Cause("dns.no_server", words, "netplug dns ls"))
+        said = ""
+        for server in facts.nameservers[:_MOST_SERVERS]:
+            for candidate in candidates(name, facts):
+                found, ms, said = await _ask(prober, source, server, candidate)
+                if found:
+                    texts = ", ".join(map(str, found))
+                    what = f"asks {server} for {candidate}: {texts}"
+                    return Resolved(Hop("name", source.place.name, what, ms=ms), found)
+                if said not in _NO_NAME:
+                    break
+            if said in _NO_NAME:
+                return self._broken(source, name, f"asks {server} for {name}: {said}", self._unknown(source, name))
+        servers = ", ".join(map(str, facts.nameservers[:_MOST_SERVERS]))
+        return self._broken(source, name, f"asks {servers} for {name}: {said or 'no answer'}", _silent(servers, said))
+
+    def _configured(self, source: End, inside: Facts) -> Facts:
+        """Return the resolver's settings; a bare namespace has no process, and is served at its gateways."""
+        if inside.nameservers or source.kind is not Kind.SANDBOX:
+            return inside
+        records = (self._engine.registry.find_network(it.endpoint.network) for it in source.records)
+        servers = tuple(address for it in records if it for address in it.resolvers)
+        servers += tuple(address for it in source.records for address in it.resolvers)
+        return replace(inside, nameservers=tuple(dict.fromkeys(servers)))
+
+    @staticmethod
+    def _broken(source: End, name: str, what: str, cause: Cause) -> Resolved:
+        return Resolved(Hop("name", source.place.name, what or f"asks for {name}", Verdict.BROKEN, cause=cause))
+
+    def _unknown(self, source: End, name: str) -> Cause:
+        """Say why a name is unknown: nobody has it, or who has it is in another network."""
+        registry = self._engine.registry
+        mine = {it.endpoint.network for it in source.records}
+        mine_words = ", ".join(sorted(registry.network(it).network.name for it in mine)) or "no network of netplug"
+        label, _, rest = name.rstrip(".").partition(".")
+        others = [it for it in registry.endpoints() if _has_name(it, label) and it.endpoint.network not in mine]
+        if rest:
+            others = [
+                it for it in others if rest.startswith(registry.network(it.endpoint.network).network.name)
+            ] or others
+        who = source.place.name
+        if others and source.records:
+            net = registry.network(others[0].endpoint.network).network.name
+            words = f"{label} is in network {net}, and {who} is in {mine_words}: it sees names of its own networks only"
+            return Cause("name.other_network", words, connecting(net, source.records[0]))
+        words = f"nobody in the networks of {who} ({mine_words}) has the name {name!r}"
+        return Cause("name.unknown", words, "netplug ps")
+
+
+def candidates(name: str, facts: Facts) -> Iterator[str]:
+    """Yield the names that are asked for, in order (resolv.conf(5): search, ndots).
+
+    >>> list(candidates("web", Facts(search=("blue.test",))))
+    ['web.blue.test', 'web']
+    >>> list(candidates("web.blue", Facts(search=("blue.test",))))
+    ['web.blue', 'web.blue.blue.test']
+    """
+    if name.endswith("."):
+        yield name.rstrip(".")
+        return
+    numbers = [it.partition(":")[2] for it in facts.resolv_options if it.startswith("ndots:")]
+    ndots = int(numbers[-1]) if numbers and numbers[-1].isdigit() else 1
+    searched = [f"{name}.{domain.rstrip('.')}" for domain in facts.search if domain.strip(".")]
+    yield from ([name, *searched] if name.count(".") >= ndots else [*searched, name])
+
+
+async def _ask(
+    prober: Prober, source: End, server: IPAddress, name: str
+) -> tuple[tuple[IPAddress, ...], float | None, str]:
+    """Return the addresses of both IP versions, how long it took, and what was said instead."""
+    found: list[IPAddress] = []
+    ms, said = None, ""
+    for record in ("A", "AAAA"):
+        flow = Flow(server, Probe.DNS, 53, name=name, record=record)
+        job = Job(flow, new_mark(), Origin(source.place.netns), wait_ms=WAIT_MS, drops=False)
+        reply = (await prober.run(job)).reply
+        if reply is None:
+            return tuple(found), ms, ""
+        addresses = _addresses(reply)
+        found += addresses
+        ms = reply.ms if ms is None else ms
+        said = said if addresses or said not in {"", *_NO_NAME} else (reply.text or reply.code or str(reply.what))
+    return tuple(found), ms, said.lower()
+
+
+def _addresses(reply: Reply) -> Sequence[IPAddress]:
+    found = []
+    for word in reply.text.replace(",", " ").split():
+        try:
+            found.append(ip_address(word))
+        except ValueError:
+            return []
+    return found
+
+
+def _silent(servers: str, said: str) -> Cause:
+    if not said:
+        return Cause("dns.silent", f"the name server at {servers} does not answer", "netplug repair")
+    return Cause("dns.failed", f"the name server at {servers} answers {said}", "netplug dns ls")
+
+
+def _has_name(record: EndpointRecord, label: str) -> bool:
+    names = {record.name, record.hostname, *record.aliases, short(record.container) if record.container else ""}
+    return label in names or (record.front_end is FrontEnd.CLI and name_of(record) == label)

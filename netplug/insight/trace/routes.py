@@ -1,0 +1,43 @@
+"""The route of the REST API. What a trace needs is imported at the first one."""
+
+import asyncio
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from netplug.engine import Engine
+from netplug.errors import NetplugError
+from netplug.insight.trace.wire import TraceIn, TraceOut
+
+if TYPE_CHECKING:
+    from netplug.insight.trace.tracer import Tracer
+    from netplug.reconcile import Reconciler
+
+DEADLINE_S = 30.0
+"""For one trace. A broken path takes some seconds, the start of its process on a busy host some more."""
+AT_ONCE = 4
+"""Traces at the same time: each has a process of its own."""
+
+
+class TraceRoutes:
+    """Answers ``POST /v1/trace``."""
+
+    def __init__(self, engine: Engine, reconciler: "Reconciler") -> None:
+        self._engine = engine
+        self._reconciler = reconciler
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def trace(self, body: TraceIn) -> TraceOut:
+        """Trace, and say what became of the packet."""
+        try:
+            async with self._turns, asyncio.timeout(DEADLINE_S):
+                return TraceOut.of(await self._tracer.trace(body.source, body.destination))
+        except TimeoutError as error:
+            words = f"the trace did not end in {DEADLINE_S:g} s"
+            raise NetplugError("unavailable", words, hint="the host may be busy: try again") from error
+
+    @cached_property
+    def _tracer(self) -> "Tracer":
+        from netplug.insight.trace.tracer import Tracer  # noqa: PLC0415
+        from netplug.kernel.probes.prober import WorkerProbes  # noqa: PLC0415
+
+        return Tracer(self._engine, self._reconciler, WorkerProbes())

@@ -1,0 +1,123 @@
+"""Rules that dropped the packet, in words: ours say what they are for, those of others who has them and how they go."""
+
+from netplug.engine.records import EndpointRecord
+from netplug.insight.trace import mends
+from netplug.insight.trace.case import Case
+from netplug.insight.trace.ends import Kind, name_of
+from netplug.insight.trace.model import Cause
+from netplug.insight.trace.path import HOST_PLACE, link_of
+from netplug.kernel.probes.api import Rule
+
+OURS = "netplug"
+_INTERNAL = frozenset({"from_internal", "to_internal", "host_internal"})
+_SEPARATE = frozenset({"between_open", "between_home", "between_bridge"})
+_FAMILIES = {"ip": 4, "ip6": 6}
+
+
+def dropping(case: Case, *, back: bool) -> Rule | None:
+    """Return the rule that dropped the packet, or its answer."""
+    return next((it for it in case.report.rules if it.drops and it.back is back), None)
+
+
+def cause(case: Case, rule: Rule) -> Cause:
+    """Say why a rule dropped it."""
+    if rule.table.startswith(OURS) and not rule.netns:
+        return _of_ours(case, rule)
+    return _of_others(case, rule)
+
+
+def _of_ours(case: Case, rule: Rule) -> Cause:
+    if rule.family in {"bridge", "netdev"}:
+        return _spoofed(case, rule)
+    chain = rule.chain
+    if chain == "ingress":
+        return _spoofed(case, rule)
+    if chain in _INTERNAL:
+        return _internal(case)
+    if chain in _SEPARATE:
+        return _separate(case)
+    if chain in {"to_open", "to_home", "dstnat"}:
+        return _unpublished(case)
+    if chain == "store":
+        return Cause("store", "the shared store of the hosts is none of the containers' business")
+    words = f"netplug drops it in table {rule.family} {rule.table}, chain {chain}: {rule.text}"
+    return Cause("rule.netplug", words, "netplug diff")
+
+
+def _spoofed(case: Case, rule: Rule) -> Cause:
+    """Anti-spoofing: it is about who sends, which is the destination on the way back."""
+    end = case.destination if rule.back else case.source
+    who, record = end.place.name, end.record
+    own = ", ".join(str(it.ip) for one in end.records for it in one.endpoint.addresses) or "no address"
+    wrong = _wrong_mac(case, record, rule) or _wrong_address(case, rule, own)
+    words = f"{who} sends {wrong}, so anti-spoofing drops it (table {rule.family} {rule.table}, chain {rule.chain})"
+    return Cause("spoofed", words, mends.restarting(record))
+
+
+def _wrong_mac(case: Case, record: EndpointRecord | None, rule: Rule) -> str:
+    if record is None:
+        return ""
+    facts = case.scene.of((case.destination if rule.back else case.source).place)
+    link = link_of(record, facts)
+    wanted = record.attachment.mac or record.endpoint.chosen_mac()
+    return f"from MAC {link.mac}, and its own is {wanted}" if link and wanted and link.mac != wanted else ""
+
+
+def _wrong_address(case: Case, rule: Rule, own: str) -> str:
+    sent = case.flow.destination if rule.back else (case.flow.source or case.report.source)
+    return f"from {sent}, which is not its address ({own})"
+
+
+def _internal(case: Case) -> Cause:
+    nets = [*case.ends.networks(case.source), *case.ends.networks(case.destination)]
+    net = next((it for it in nets if it.internal), None)
+    if net is None:
+        return Cause("internal", "the network is internal: it has no way out", "")
+    words = f"network {net.name} is internal: nothing leaves it, and nothing comes in"
+    return Cause("internal", words, f"netplug network update {net.name} --internal false")
+
+
+def _separate(case: Case) -> Cause:
+    source, record = case.source, case.destination.record
+    if record is None or source.record is None:
+        return Cause("isolated", "networks are separate from each other, except for published ports", "")
+    target, who = case.ends.network(record), case.source.place.name
+    mine = ", ".join(it.name for it in case.ends.networks(source))
+    if target.name in {it.name for it in case.ends.networks(source)} and not target.options.icc:
+        return icc(target.name)
+    words = f"{name_of(record)} is in network {target.name}, {who} in {mine}: networks are separate from each other"
+    return Cause("isolated", words, mends.connecting(target.name, source.record))
+
+
+def icc(network: str) -> Cause:
+    """Say that containers of a network may not talk."""
+    words = f"network {network} has icc=false: its containers do not reach each other"
+    return Cause("icc", words, f"netplug network update {network} -o icc=true")
+
+
+def _unpublished(case: Case) -> Cause:
+    end, port = case.destination, case.port
+    if end.kind is not Kind.SANDBOX or not port:
+        return Cause("not_published", "only published ports of a container are reached from outside", "")
+    name = end.place.name
+    words = f"port {port}/{case.proto} of {name} is not published, and only published ports are reached from outside"
+    suffix = "" if case.proto == "tcp" else f"/{case.proto}"
+    return Cause("not_published", words, f"netplug publish {name} {port}:{port}{suffix}")
+
+
+def _of_others(case: Case, rule: Rule) -> Cause:
+    place = case.place(rule.netns)
+    where = f"{rule.flavour}: table {rule.family} {rule.table}, chain {rule.chain}"
+    does = "rejects" if rule.verdict == "reject" else "drops"
+    text = rule.text or f"policy {rule.verdict}"
+    mend = mends.without_rule(rule, place)
+    if place != HOST_PLACE:
+        return Cause("rule.container", f"the firewall inside {place.name} {does} it ({where}): {text}", mend)
+    if rule.chain == "DOCKER-USER":
+        return Cause("rule.docker_user", f"a rule in DOCKER-USER {does} it ({where}): {text}", mend)
+    switch = f"net/bridge/bridge-nf-call-{'ip6tables' if case.version == 6 else 'iptables'}"
+    if rule.family in {"ip", "ip6", "inet"} and case.crossing.bridged and case.host.sysctl(switch) == "1":
+        words = f"{switch.rpartition('/')[2]}=1 hands bridged frames to the host's firewall, and a rule {does} it"
+        mend = f"sysctl -w {switch.replace('/', '.')}=0"
+        return Cause("bridge_netfilter", f"{words} ({where}): {text}", mend)
+    return Cause("rule.foreign", f"a rule of others {does} it ({where}): {text}", mend)

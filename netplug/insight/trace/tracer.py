@@ -1,0 +1,235 @@
+"""Traces: resolve both ends, compute the path, prove it by one probe, judge it."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from netplug.drivers.steps import IPAddress
+from netplug.engine import Engine
+from netplug.engine.conditions import Difference
+from netplug.errors import NetplugError
+from netplug.insight.trace import answers, departing, diagnosis, trail
+from netplug.insight.trace.case import Case
+from netplug.insight.trace.ends import End, Ends, Kind, is_reference
+from netplug.insight.trace.model import Cause, Hop, Outcome, Scene, Verdict
+from netplug.insight.trace.path import HOST_PLACE, path
+from netplug.insight.trace.preparing import Prepared, Preparing
+from netplug.insight.trace.resolving import Resolving
+from netplug.insight.trace.target import ICMP, Target, parse
+from netplug.kernel.probes.api import Flow, Job, Neighbours, Origin, Post, Prober, Probes, Report, new_mark
+from netplug.kernel.probes.api import Kind as Probe
+from netplug.reconcile import Reconciler
+
+WAIT_MS = 1200
+"""For an answer. On one host it takes microseconds; a first one over a tunnel waits for ARP."""
+ASK_MS = 250
+_DIFF_S = 3.0
+_REPEAT = 2
+_OVERHEAD = {4: 28, 6: 48}
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A trace up to where a packet can be sent. `hops`: so far."""
+
+    source: End
+    target: Target
+    hops: tuple[Hop, ...]
+    prepared: Prepared | None = None
+
+    @property
+    def broken(self) -> bool:
+        return any(it.verdict is Verdict.BROKEN for it in self.hops)
+
+
+class Tracer:
+    """Traces packets between ends of this host."""
+
+    def __init__(self, engine: Engine, reconciler: Reconciler, probes: Probes) -> None:
+        self._reconciler = reconciler
+        self._probes = probes
+        self._ends = Ends(engine)
+        self._resolving = Resolving(engine)
+
+    async def trace(self, source: str, destination: str) -> Outcome:
+        """Return what became of a packet from one to the other.
+
+        Raises:
+            NetplugError: an end is not known, or nothing can be probed here.
+        """
+        began = time.monotonic()
+        sender, target = parse(source, "SRC", port=False), parse(destination, "DST", port=True)
+        end = self._ends.source(sender)
+        notes: Sequence[str] = ()
+        async with self._probes.start() as prober:
+            begun = await self._begin(prober, end, target)
+            hops, flow = begun.hops, f"to {destination}"
+            if begun.prepared and not begun.broken:
+                case = await self._probe(prober, begun)
+                hops, notes, flow = (*begun.hops, *diagnosis.judge(case)), case.report.lacks, _words(case)
+        if any(it.verdict is Verdict.BROKEN for it in hops):
+            hops = self._with_drift(hops, await self._drift(end, begun))
+        took = (time.monotonic() - began) * 1000
+        return Outcome(end.place.name, destination, flow, hops, tuple(notes), took)
+
+    async def _begin(self, prober: Prober, source: End, target: Target) -> _Begun:
+        preparing = Preparing(self._ends, prober)
+        named = target.address is None and not target.outside and not target.is_host
+        asks = named and not is_reference(target.name) and self._asks(source, target)
+        facts = await preparing.source_facts(source, resolver=asks)
+        hops = list(departing.standing(source, facts))
+        if any(it.verdict is Verdict.BROKEN for it in hops):
+            return _Begun(source, target, tuple(hops))
+        end = None
+        if asks:
+            resolved = await self._resolving.resolve(prober, source, facts, target.name)
+            hops.append(resolved.hop)
+            if not resolved.addresses:
+                return _Begun(source, target, tuple(hops))
+            address = resolved.addresses[0]
+        else:
+            address, end = await preparing.address(source, target, facts)
+        port = target.port
+        if source.kind is Kind.OUTSIDE and end and end.kind is Kind.SANDBOX and target.port:
+            address, port, hop = await self._published(preparing, source, end, target)
+            hops.append(hop)
+            if hop.verdict is Verdict.BROKEN:
+                return _Begun(source, target, tuple(hops))
+            end = None
+        prepared = await preparing.prepare(source, address, port, target.proto, end, source_facts=facts)
+        hops += departing.leaving(self._ends, prepared)
+        return _Begun(source, target, tuple(hops), prepared)
+
+    def _asks(self, source: End, target: Target) -> bool:
+        """Whether the source would ask for the name; from outside, and from the host, a container is meant first."""
+        return source.kind is Kind.SANDBOX or (source.kind is Kind.HOST and self._ends.called(target.name) is None)
+
+    async def _published(
+        self, preparing: Preparing, source: End, end: End, target: Target
+    ) -> tuple[IPAddress, int, Hop]:
+        """Return the host's address and port by which a container is reached from outside."""
+        name, what = end.place.name, f"port {target.port}/{target.proto} of {end.place.name}"
+        address = end.address
+        assert address is not None  # noqa: S101 - a sandbox that was found by name has one
+        if all(self._ends.network(it).options.mode == "macvlan" for it in end.records):
+            return address, target.port, Hop("published", name, f"{what} is on the segment of its parent link")
+        found = self._ends.publishing(end, target.port, target.proto)
+        if found is None and all(self._ends.network(it).options.mode == "host" for it in end.records):
+            host = await preparing.address(source, Target("host"), await preparing.source_facts(source, resolver=False))
+            return host[0], target.port, Hop("published", name, f"{what} is that of the host")
+        if found is None:
+            words = f"port {target.port}/{target.proto} of {name} is not published"
+            suffix = "" if target.proto == "tcp" else f"/{target.proto}"
+            mend = f"netplug publish {name} {target.port}:{target.port}{suffix}"
+            cause = Cause("not_published", words, mend)
+            return address, target.port, Hop("published", name, what, Verdict.BROKEN, cause=cause)
+        mapping, port = found
+        host_address = mapping.host_address
+        if host_address is None or host_address.is_unspecified:
+            facts = await preparing.source_facts(End(Kind.HOST, HOST_PLACE), resolver=False)
+            host_address = (await preparing.address(source, Target("host"), facts))[0]
+        return host_address, port, Hop("published", name, f"{what} is published as {host_address} port {port}")
+
+    async def _probe(self, prober: Prober, begun: _Begun) -> Case:
+        prepared = begun.prepared
+        assert prepared is not None  # noqa: S101 - the caller has looked
+        crossing = prepared.crossing
+        way = path(crossing)
+        target = begun.target
+        sent_from = prepared.source if crossing.source.kind is Kind.OUTSIDE else None
+        flow = Flow(prepared.destination, Probe(target.proto), prepared.port, sent_from)
+        case = Case(
+            self._ends,
+            crossing,
+            way,
+            Scene(prepared.facts),
+            flow,
+            Report(),
+            target.proto,
+            crossing.destination.port or prepared.port,
+            prepared.route,
+        )
+        report, asked = await asyncio.gather(
+            prober.run(self._job(case, flow, wait_ms=WAIT_MS)), self._who_has(prober, case)
+        )
+        case = replace(case, report=report, asked=asked)
+        return replace(case, large=await self._large(prober, case))
+
+    def _job(self, case: Case, flow: Flow, *, wait_ms: int, repeat: int = 1) -> Job:
+        crossing = case.crossing
+        uplink = crossing.uplink if crossing.source.kind is Kind.OUTSIDE else ""
+        local = list(dict.fromkeys((crossing.source.place.netns, "", crossing.destination.place.netns)))
+        also = [case.route.gateway] if case.route and case.route.gateway else []
+        also += [it for it in (crossing.destination.address,) if it and it != flow.destination]
+        return Job(
+            flow,
+            new_mark(),
+            Origin(crossing.source.place.netns, uplink),
+            tuple(Post(it.name, it.place.netns, it.link) for it in case.path.stations),
+            traces=tuple(local),
+            legacy=tuple(local),
+            repeat=repeat,
+            wait_ms=wait_ms,
+            also=tuple(also),
+        )
+
+    @staticmethod
+    async def _who_has(prober: Prober, case: Case) -> Neighbours | None:
+        """Ask who has the next hop: it may be used twice."""
+        route, source = case.route, case.source
+        if route is None or route.error or not route.link or case.crossing.direct or route.link == "lo":
+            return None
+        with suppress(NetplugError):
+            return await prober.who_has(source.place.netns, route.link, route.gateway or route.destination, ASK_MS)
+        return None
+
+    async def _large(self, prober: Prober, case: Case) -> tuple[Flow, Report] | None:
+        """Send a packet as large as the source's link lets out, if a small one comes through."""
+        there = trail.way_there(case.path.stations, case.report)
+        if not there.whole or not there.stations or not answers.left(case) or case.destination.via:
+            return None
+        first = there.stations[0]
+        link = next((it for it in case.scene.of(first.place).links if it.name == first.link), None)
+        if link is None or case.source.kind is Kind.OUTSIDE:
+            return None
+        size = min(link.mtu, case.route.mtu if case.route and case.route.mtu else link.mtu, 65_000)
+        kind = Probe.UDP if case.proto == "udp" else Probe.ICMP
+        flow = Flow(case.flow.destination, kind, case.flow.port if kind is Probe.UDP else 0, size=size)
+        return flow, await prober.run(self._job(case, flow, wait_ms=300, repeat=_REPEAT))
+
+    async def _drift(self, source: End, begun: _Begun) -> Sequence[Difference]:
+        """Return what `netplug diff` knows of the objects of the path."""
+        with suppress(TimeoutError, NetplugError):
+            async with asyncio.timeout(_DIFF_S):
+                found = await self._reconciler.diff()
+            ends = [source, *([begun.prepared.crossing.destination] if begun.prepared else [])]
+            owners = {"host", *(it.described for end in ends for it in end.records)}
+            owners |= {f"network {net.name}" for end in ends for net in self._ends.networks(end)}
+            return [it for it in found if it.owner in owners]
+        return ()
+
+    @staticmethod
+    def _with_drift(hops: Sequence[Hop], found: Sequence[Difference]) -> tuple[Hop, ...]:
+        """Name a difference to the records as the cause, where none is known."""
+        if not found:
+            return tuple(hops)
+        first = found[0]
+        words = f"{first.object} of {first.owner} {first.what}"
+
+        def named(hop: Hop) -> Hop:
+            if hop.cause is None or hop.cause.kind not in {"lost", "link.missing", "neighbour.none"}:
+                return hop
+            return replace(hop, cause=Cause("drift", f"{hop.cause.words}; {words}", "netplug repair"))
+
+        return tuple(named(it) for it in hops)
+
+
+def _words(case: Case) -> str:
+    source = case.report.source or case.flow.source or ""
+    where = f"{case.flow.destination}"
+    if case.proto != ICMP:
+        where = f"[{where}]" if case.version == 6 else where
+        return f"{source} → {where}:{case.flow.port}/{case.proto}"
+    return f"{source} → {where} (echo)"
