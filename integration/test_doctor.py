@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from harness import CommandError, Host, Netplug, connect
+from harness import CommandError, Host, Netplug, connect, wait_until
 
 from netplug.cli import NO, OK, UNREACHABLE
 
@@ -14,6 +14,7 @@ Findings = list[dict[str, str]]
 
 DOCTOR_S = 2.0
 """For a doctor to answer."""
+HEAL_S = 10.0
 WRONG = {"failure", "warning"}
 NET = "blue"
 
@@ -27,12 +28,17 @@ def healthy(host: Host, client: Host) -> Netplug:
     return netplug
 
 
+def run(netplug: Netplug) -> tuple[str, int]:
+    """Return what the command prints, and its exit code."""
+    try:
+        return netplug.cli("doctor", "--json"), OK
+    except CommandError as exc:
+        return exc.stdout, exc.code
+
+
 def doctor(netplug: Netplug, code: int = NO) -> Findings:
     """Return what it finds, and check its exit code."""
-    try:
-        said, ended = netplug.cli("doctor", "--json"), OK
-    except CommandError as exc:
-        said, ended = exc.stdout, exc.code
+    said, ended = run(netplug)
     found: Findings = json.loads(said)["findings"]
     assert ended == code, [it for it in found if it["verdict"] in WRONG]
     return found
@@ -41,6 +47,15 @@ def doctor(netplug: Netplug, code: int = NO) -> Findings:
 def wrong(netplug: Netplug, check: str, code: int = NO) -> Findings:
     """Return what one check finds wrong."""
     return [it for it in doctor(netplug, code) if it["check"] == check and it["verdict"] in WRONG]
+
+
+def quiet(netplug: Netplug) -> None:
+    """Wait until nothing is wrong; after a flush, the daemon puts its rules in their place within a second."""
+
+    def well() -> bool:
+        return not [it for it in json.loads(run(netplug)[0])["findings"] if it["verdict"] in WRONG]
+
+    wait_until(well, HEAL_S, "the doctor finds nothing")
 
 
 @contextmanager
@@ -64,7 +79,7 @@ def test_forwarding_that_somebody_turned_off(healthy: Netplug) -> None:
         (found,) = wrong(healthy, "kernel.forwarding")
     assert found["verdict"] == "failure"
     assert found["mend"] == "sysctl -w net.ipv4.ip_forward=1"
-    doctor(healthy, OK)
+    quiet(healthy)
 
 
 def test_bridge_netfilter_is_worth_a_note(healthy: Netplug) -> None:
@@ -72,6 +87,33 @@ def test_bridge_netfilter_is_worth_a_note(healthy: Netplug) -> None:
         (found,) = [it for it in doctor(healthy, OK) if it["check"] == "kernel.bridge-netfilter"]
     assert found["verdict"] == "note"
     assert "bridge-nf-call-iptables is 1" in found["why"]
+
+
+_CHAIN = (
+    "nft add table inet site; nft add chain inet site forward '{ type filter hook forward priority 0; policy %s; }'"
+)
+_DROP = f"{_CHAIN % 'accept'}; nft add rule inet site forward ip saddr 10.77.0.2 counter drop"
+RULES = {
+    "iptables-nft": ("iptables-nft -I FORWARD -s 10.77.0.0/29 -j DROP", "iptables-nft -F FORWARD"),
+    "iptables-legacy": ("iptables-legacy -I FORWARD -i np-+ -j REJECT", "iptables-legacy -F FORWARD"),
+    "nft": (_DROP, "nft delete table inet site"),
+    "policy of nft": (_CHAIN % "drop", "nft delete table inet site"),
+}
+"""How to add and remove them."""
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_rule_of_others_that_drops_what_networks_forward(healthy: Netplug, kind: str) -> None:
+    add, remove = RULES[kind]
+    host = healthy.host
+    host.run(["sh", "-ec", add])
+    try:
+        (found,) = wrong(healthy, "firewall.foreign")
+        host.run(["sh", "-ec", found["mend"]])
+        quiet(healthy)
+    finally:
+        host.run(["sh", "-c", remove])
+    quiet(healthy)
 
 
 def test_pool_that_is_full(healthy: Netplug) -> None:
@@ -84,7 +126,7 @@ def test_pool_that_is_full(healthy: Netplug) -> None:
     for name in names:
         healthy.cli("detach", NET, "--netns", name)
         host.run(["ip", "netns", "del", name])
-    doctor(healthy, OK)
+    quiet(healthy)
 
 
 def test_no_daemon_runs(healthy: Netplug) -> None:
@@ -95,7 +137,7 @@ def test_no_daemon_runs(healthy: Netplug) -> None:
     assert "netplug serve" in found[0]["mend"]
     assert {"kernel.features", "kernel.forwarding", "resources.disk"} <= {it["check"] for it in found[1:]}
     healthy.start()
-    doctor(healthy, OK)
+    quiet(healthy)
 
 
 def test_daemon_that_hangs(healthy: Netplug) -> None:

@@ -9,7 +9,7 @@ from living import settings_in
 from netplug.insight.doctor import api
 from netplug.insight.doctor.findings import Check, Finding
 from netplug.insight.doctor.report import FindingOut, Report
-from netplug.insight.doctor.subject import HostSubject
+from netplug.insight.doctor.subject import HostSubject, OneLook
 from netplug.insight.insight import Subject
 
 Said = list[tuple[str, str]]
@@ -23,7 +23,7 @@ def subject_of(host: Host, folder: Path) -> Subject:
 
 def host_subject(host: Host, folder: Path) -> HostSubject:
     networks = [record.network for record in host.networks()]
-    return HostSubject(settings_in(folder), host.kernel, networks, len(host.endpoints()))
+    return HostSubject(settings_in(folder), OneLook(host.kernel), networks, len(host.endpoints()))
 
 
 async def report(host: Host, folder: Path) -> Report:

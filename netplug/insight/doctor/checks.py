@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from netplug.insight.doctor import kernel, records, resources
+from netplug.insight.doctor import firewall, kernel, records, resources
 from netplug.insight.doctor.findings import Check
 from netplug.insight.doctor.subject import HostSubject
 
@@ -15,6 +15,11 @@ HOST: tuple[Check[HostSubject], ...] = (
     Check("kernel.bridge-netfilter", "bridged frames do not meet the IP firewall", kernel.bridge_netfilter),
     Check("kernel.connections", "connections can be tracked", kernel.connections),
     Check("kernel.neighbours", "there is room for neighbours", kernel.neighbours),
+    Check("firewall.foreign", "no rule of others drops packets of networks", firewall.foreign),
+    Check("firewall.iptables", "iptables lets networks pass", firewall.iptables),
+    Check("firewall.flavours", "one flavour of iptables has rules at most", firewall.flavours),
+    Check("firewall.tunnels", "the host takes in tunnels, if it has any", firewall.tunnels),
+    Check("firewall.libnftables", "tables can be printed", firewall.libnftables),
     Check("resources.disk", "there is room on disk", resources.disk),
     Check("resources.descriptors", "there are file descriptors left", resources.descriptors),
 )

@@ -1,14 +1,17 @@
 """Checks of records against the kernel and against each other. They need the daemon, which has the records."""
 
+import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from netplug.engine.audit import audit
+from netplug.engine.conditions import Difference
 from netplug.insight.doctor.findings import Finding, failure, warning
 
 if TYPE_CHECKING:
     from netplug.insight.insight import Subject
 
+_HEAL_S = 0.7
 _NEARLY = 0.9
 _MOST = 20
 """Of findings of one check that are listed."""
@@ -16,9 +19,18 @@ _MOST = 20
 
 async def drift(subject: "Subject") -> Iterable[Finding]:
     """Find what differs between kernel and records."""
-    known = set(subject.engine.conditions.all())
-    found = [it for it in await subject.reconciler.diff() if it not in known]
+    found = await _differences(subject)
+    if found:  # the daemon repairs most within a second
+        await asyncio.sleep(_HEAL_S)
+        again = set(await _differences(subject))
+        found = [it for it in found if it in again]
     return _some([failure(f"{it.owner}: {it.object} {it.what}", "netplug repair") for it in found])
+
+
+async def _differences(subject: "Subject") -> list[Difference]:
+    found = await subject.reconciler.diff()
+    known = set(subject.engine.conditions.all())
+    return [it for it in found if it not in known]
 
 
 async def conditions(subject: "Subject") -> Iterable[Finding]:

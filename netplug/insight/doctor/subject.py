@@ -1,5 +1,6 @@
 """What host checks look at: with a daemon or without."""
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Protocol
 
 from netplug.config import Settings
 from netplug.drivers.api import HostFacts, Network
-from netplug.kernel.firewall.api import FirewallView
+from netplug.kernel.firewall.api import FirewallReport, FirewallView
 from netplug.kernel.host.api import Inspection
 
 
@@ -23,6 +24,37 @@ class KernelView(Protocol):
         """Return what drivers may know of the host."""
 
 
+class OneLook:
+    """A kernel that several checks look at, at the same time: firewall and facts are read once."""
+
+    def __init__(self, kernel: KernelView) -> None:
+        self._kernel = kernel
+        self._facts: asyncio.Future[HostFacts] | None = None
+        self._report: asyncio.Future[FirewallReport] | None = None
+
+    @property
+    def inspection(self) -> Inspection:
+        """What else the kernel tells."""
+        return self._kernel.inspection
+
+    @property
+    def firewall(self) -> "OneLook":
+        """The firewall: this object."""
+        return self
+
+    async def facts(self) -> HostFacts:
+        """Return the facts as of one look."""
+        if self._facts is None:
+            self._facts = asyncio.ensure_future(self._kernel.facts())
+        return await asyncio.shield(self._facts)
+
+    async def report(self) -> FirewallReport:
+        """Return the firewall as of one look."""
+        if self._report is None:
+            self._report = asyncio.ensure_future(self._kernel.firewall.report())
+        return await asyncio.shield(self._report)
+
+
 @dataclass(frozen=True, slots=True)
 class HostSubject:
     """A host.
@@ -35,7 +67,7 @@ class HostSubject:
     """
 
     settings: Settings
-    kernel: KernelView
+    kernel: OneLook
     networks: Sequence[Network] = ()
     endpoints: int = 0
     daemon: bool = True

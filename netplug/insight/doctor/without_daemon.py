@@ -16,7 +16,7 @@ from netplug.insight.doctor.checks import HOST
 from netplug.insight.doctor.doctor import examine
 from netplug.insight.doctor.findings import Finding, failure, note, ok
 from netplug.insight.doctor.report import Report
-from netplug.insight.doctor.subject import HostSubject, KernelView
+from netplug.insight.doctor.subject import HostSubject, KernelView, OneLook
 from netplug.kernel.host.api import Program
 from netplug.store import reading
 from netplug.store.api import StoreError
@@ -49,7 +49,7 @@ async def examined(settings: Settings, kernel: KernelView, absence: Absence) -> 
         found.append(failure(f"the daemon cannot start: {absence.settings}", mend))
     path = settings.state_dir / DATABASE
     records = await asyncio.to_thread(_read, path) if not daemons else _Records()
-    host = HostSubject(settings, kernel, records.networks, records.endpoints, daemon=False)
+    host = HostSubject(settings, OneLook(kernel), records.networks, records.endpoints, daemon=False)
     checks = await examine(HOST, host)
     named = _named("daemon", found) + _named("store.local", records.findings)
     return Report.of(settings.host_name, "", [*named, *checks])

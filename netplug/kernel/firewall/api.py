@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from netplug.drivers.steps import IPNetwork
+
 
 @dataclass(frozen=True, slots=True)
 class BaseChain:
@@ -28,7 +30,8 @@ class FilterTable:
     """The filter table of one flavour of iptables.
 
     `policies`: of its built-in chains. `rules`: how many foreign ones FORWARD and INPUT have. `gate`: whether netplug's
-    chains are there. `unread`: why it could not be read; all else is empty then.
+    chains are there. `unread`: why it could not be read; all else is empty then. `ufw`: whether ufw's chains are there.
+    `udp_ports`: ranges that rules of INPUT, or those of ufw's users, accept, whatever other conditions these have.
     """
 
     family: int
@@ -37,15 +40,39 @@ class FilterTable:
     rules: Mapping[str, int] = field(default_factory=dict)
     gate: bool = False
     unread: str = ""
+    ufw: bool = False
+    udp_ports: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DroppingRule:
+    """A rule of others that drops some of what the host forwards, or the policy of their chain.
+
+    `where`, `text`: in words, or as iptables-save prints it. `mend`: the command that takes it away. `links`,
+    `networks`: that it is about; ``+`` at the end of a name stands for any rest; of a policy, the links that other
+    rules let pass. `whole`: it has no other conditions.
+    """
+
+    where: str
+    chain: str
+    text: str
+    mend: str
+    links: tuple[str, ...] = ()
+    networks: tuple[IPNetwork, ...] = ()
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class FirewallReport:
-    """`chains`: all base chains. `filters`: those of iptables. `libnftables`: why it is missing, or empty."""
+    """`chains`: all base chains. `filters`: those of iptables. `libnftables`: why it is missing, or empty.
+
+    `dropping`: what others drop of forwarded packets, as far as that is found without following their chains.
+    """
 
     chains: tuple[BaseChain, ...] = ()
     filters: tuple[FilterTable, ...] = ()
     libnftables: str = ""
+    dropping: tuple[DroppingRule, ...] = ()
 
 
 class FirewallView(Protocol):

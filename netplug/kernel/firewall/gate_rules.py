@@ -34,7 +34,8 @@ _FOR_ALL = re.compile(r'(-m comment --comment ("(\\.|[^"\\])*"|\S+) )?-[jg] ')
 _DOCKER_ISOLATION = "DOCKER-ISOLATION-STAGE-2"
 """Docker's chain (until 28) that drops what would enter one of its own bridges; later versions drop in `raw`."""
 _PARENTS = {FORWARD: "FORWARD", INPUT: "INPUT"}
-_READ = frozenset({"FORWARD", "INPUT", FORWARD, INPUT})
+DOCKER_USER, UFW_INPUT = "DOCKER-USER", "ufw-user-input"
+_READ = frozenset({"FORWARD", "INPUT", FORWARD, INPUT, DOCKER_USER, UFW_INPUT})
 
 Way: TypeAlias = tuple[str, str]
 """A link, and a subnet there."""

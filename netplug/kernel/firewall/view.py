@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-from netplug.kernel.firewall import libnftables
+from netplug.kernel.firewall import foreign_rules, libnftables
 from netplug.kernel.firewall.api import FilterTable, FirewallReport
-from netplug.kernel.firewall.gate_rules import FORWARD, Filter
+from netplug.kernel.firewall.gate_rules import FORWARD, UFW_INPUT, Filter
 from netplug.kernel.firewall.iptables import NFT_FAMILIES, Iptables
 from netplug.kernel.firewall.table_reader import TableReader
 
@@ -77,9 +77,17 @@ class HostFirewall:
             for flavour, why in it.lack.items()
         ]
         chains = await asyncio.to_thread(self._reader.base_chains)
-        return FirewallReport(tuple(chains), (*read, *unread), libnftables.missing())
+        dropping = [
+            rule
+            for family, found in filters.items()
+            for flavour, it in found.items()
+            for rule in foreign_rules.of_iptables(family, flavour, it)
+        ]
+        dropping += await asyncio.to_thread(lambda: list(foreign_rules.of_nft(self._reader, chains)))
+        return FirewallReport(tuple(chains), (*read, *unread), libnftables.missing(), tuple(dropping))
 
 
 def _told(family: int, flavour: str, found: Filter) -> FilterTable:
     rules = {chain: len(found.foreign(chain)) for chain in _CHAINS}
-    return FilterTable(family, flavour, dict(found.policies), rules, FORWARD in found.chains)
+    ufw, ports = UFW_INPUT in found.chains, tuple(foreign_rules.udp_ports(found))
+    return FilterTable(family, flavour, dict(found.policies), rules, FORWARD in found.chains, "", ufw, ports)
