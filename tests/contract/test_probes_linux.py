@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from netplug.kernel.probes.api import (  # noqa: E402
     Flow,
     Job,
     Kind,
+    Look,
     Origin,
     Post,
     Prober,
@@ -86,6 +88,10 @@ class Hosts:
         run("ip", "-n", sandbox, "link", "set", "eth0", "up")
         run("ip", "-n", sandbox, "address", "add", f"10.0.{net}.2/24", "dev", "eth0")
         run("ip", "-n", sandbox, "address", "add", f"2001:db8:{net}::2/64", "dev", "eth0", "nodad")
+
+    @property
+    def listening(self) -> int:
+        return self._listening.pid
 
     @property
     def posts(self) -> tuple[Post, ...]:
@@ -332,3 +338,72 @@ def test_jobs_and_reports_travel_as_json() -> None:
 def test_a_kernel_in_memory_sends_nothing() -> None:
     with pytest.raises(NetplugError, match="sends no packets"):
         FakeKernel().probes.start()
+
+
+async def test_a_namespace_is_read(hosts: Hosts, prober: Prober) -> None:
+    wanted = Look(
+        hosts.server,
+        ((ip_address("10.0.0.2"), None), (ip_address("10.0.0.2"), ip_address("10.0.1.2"))),
+        ("net/ipv4/ip_forward", "net/none"),
+        listeners=True,
+    )
+    found = await prober.look(wanted)
+    assert not found.lacks
+    link = next(it for it in found.links if it.name == "eth0")
+    assert (link.up, link.carrier, link.mtu, link.kind, link.state) == (True, True, 1500, "veth", "up")
+    assert link.peer
+    assert not link.peer_here
+    assert "10.0.1.2/24" in map(str, link.addresses)
+    assert {(it.link, str(it.gateway), str(it.preferred)) for it in found.lookups} == {("eth0", "10.0.1.1", "10.0.1.2")}
+    assert "0.0.0.0/0" in {str(it.destination) for it in found.routes}
+    assert found.sysctls == (("net/ipv4/ip_forward", "0"), ("net/none", ""))
+    tcp = next(it for it in found.listeners if (it.proto, str(it.address)) == ("tcp", "10.0.1.2"))
+    assert (tcp.port, tcp.pid, tcp.frozen) == (80, hosts.listening, False)
+    assert found.processes == 1
+
+
+async def test_a_way_that_is_missing_is_told(hosts: Hosts, prober: Prober) -> None:
+    run("ip", "-n", hosts.client, "route", "del", "default")
+    run("ip", "-n", hosts.client, "route", "add", "blackhole", "10.0.9.0/24")
+    wanted = tuple((ip_address(it), None) for it in ("10.0.1.2", "10.0.9.1"))
+    found = (await prober.look(Look(hosts.client, wanted))).lookups
+    assert [it.error for it in found] == ["network is unreachable", "invalid argument"]
+
+
+async def test_a_stopped_process_is_told(hosts: Hosts, prober: Prober) -> None:
+    os.kill(hosts.listening, signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while not (found := await prober.look(Look(hosts.server, listeners=True))).frozen:
+        assert time.monotonic() < deadline
+    assert all(it.frozen for it in found.listeners)
+
+
+async def test_neighbours_and_entries_of_the_bridge_are_read(hosts: Hosts, prober: Prober) -> None:
+    await prober.run(hosts.job())
+    found = await prober.look(Look(forwarding=True))
+    inside = await prober.look(Look(hosts.client))
+    mac = next(it.mac for it in inside.links if it.name == "eth0")
+    assert {(it.mac, it.link) for it in found.neighbours if str(it.address) == "10.0.0.2"} == {(mac, "br0")}
+    assert (mac, "vc", True) in {(it.mac, it.link, it.bridge) for it in found.forwarding}
+    port = next(it for it in found.links if it.name == "vc")
+    assert (port.master, port.hairpin) == ("br0", False)
+
+
+@pytest.fixture
+def contained(tmp_path: Path) -> Iterator[int]:
+    """A process with a root of its own."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "resolv.conf").write_text("nameserver 10.0.0.1\nsearch a b\noptions ndots:2\n")
+    code = f"import os; os.chroot({str(tmp_path)!r}); print(flush=True); input()"
+    with subprocess.Popen((sys.executable, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
+
+
+async def test_name_servers_are_those_of_a_process(hosts: Hosts, prober: Prober, contained: int) -> None:
+    found = await prober.look(Look(hosts.server, resolv_conf=True, pid=contained))
+    assert ([str(it) for it in found.nameservers], found.search) == (["10.0.0.1"], ("a", "b"))
+    assert found.resolv_options == ("ndots:2",)
+    assert (await prober.look(Look(hosts.server, resolv_conf=True))).nameservers != found.nameservers

@@ -114,7 +114,7 @@ class Link:
 
     `peer`: index of a veth's peer, or of a macvlan's parent; in the same namespace only if `peer_here`. `settings`: the
     sysctls that `router_advertisements` writes, such as "ipv6/accept_ra". `learning`: flag of a bridge port.
-    `learns_from_reserved`: whether a bridge learns MACs from link-local frames.
+    `learns_from_reserved`: whether a bridge learns MACs from link-local frames. `flags`: IFF_… of linux/if.h.
     """
 
     index: int
@@ -135,6 +135,7 @@ class Link:
     learning: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
     learns_from_reserved: bool = False
+    flags: int = 0
 
     @property
     def being_deleted(self) -> bool:
@@ -259,6 +260,7 @@ def _link(data: bytes) -> Link:
         learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
         settings=_settings(found.get(IFLA_AF_SPEC, b"")),
         learns_from_reserved=info.get(IFLA_INFO_KIND) == b"bridge\0" and _learns_from_reserved(info),
+        flags=flags,
     )
 
 

@@ -249,8 +249,8 @@ class Neighbours:
 class Look:
     """What to read in a namespace. `routes`: destinations to look up, each from a source or from none.
 
-    `sysctls`: names below /proc/sys, with slashes. `pid`: of the process whose resolv.conf is read; 0: any of those in
-    the namespace.
+    `forwarding`: FDB entries. `listeners`: sockets, and whether the processes are frozen. `sysctls`: names below
+    /proc/sys, with slashes. `pid`: of the process whose resolv.conf is read; 0: any of those in the namespace.
     """
 
     netns: str = HOST
@@ -258,6 +258,7 @@ class Look:
     sysctls: tuple[str, ...] = ()
     links: bool = True
     neighbours: bool = True
+    forwarding: bool = False
     listeners: bool = False
     resolv_conf: bool = False
     pid: int = 0
@@ -267,7 +268,8 @@ class Look:
 class LinkState:
     """A link. `peer`: index of the other end, which is in namespace `peer_here` or another one.
 
-    `state`: operational state ("up", "lowerlayerdown"). `hairpin`: of a port of a bridge; None for others.
+    `state`: "up", "down", "no carrier" or "dormant". `hairpin`: of a port of a bridge; None for others.
+    `vni`, `vxlan_port`, `vtep`: of a VXLAN link.
     """
 
     name: str
@@ -284,13 +286,16 @@ class LinkState:
     altnames: tuple[str, ...] = ()
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     hairpin: bool | None = None
+    vni: int = 0
+    vxlan_port: int = 0
+    vtep: IPAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RouteFound:
     """The answer of the kernel to a lookup. `error`: why there is no way ("network is unreachable"), else empty.
 
-    `type`: "unicast", "local", "blackhole"… `default`: an answer by the route of length 0.
+    `type`: "unicast", "local", "broadcast"… `preferred`: the source address that the route prefers.
     """
 
     destination: IPAddress
@@ -324,10 +329,25 @@ class NeighbourState:
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardingState:
+    """An FDB entry. `link`: a VXLAN link, for entries with `vtep`; else a port of a bridge.
+
+    `bridge`: the entry is of the bridge above the link.
+    """
+
+    mac: str
+    link: str
+    vtep: IPAddress | None = None
+    bridge: bool = False
+    permanent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Listener:
     """A listening (TCP) or bound (UDP) socket. `frozen`: its process is stopped, or its cgroup is frozen.
 
-    `pid`: 0 if the process is not found. `dual`: an IPv6 socket that takes IPv4 too.
+    `pid`: 0 if the process is not found. `dual`: an IPv6 socket that takes IPv4 too. `queue`: connections that wait to
+    be accepted (TCP), or bytes that wait to be read (UDP).
     """
 
     proto: str
@@ -360,6 +380,7 @@ class Facts:
     processes: int = 0
     frozen: bool = False
     lacks: tuple[str, ...] = ()
+    forwarding: tuple[ForwardingState, ...] = ()
 
     def sysctl(self, name: str) -> str:
         """Return the value of a sysctl that was asked for; empty if there is none."""

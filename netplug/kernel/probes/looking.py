@@ -1,9 +1,213 @@
-"""Reads what there is in a namespace."""
+"""Reads what there is in a namespace: links, routes, neighbours, FDB entries, sockets, sysctls, name servers."""
 
-from netplug.kernel.probes.api import Facts, Look
-from netplug.kernel.probes.errors import ProbeError
+import os
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from netplug.drivers.steps import IPAddress
+from netplug.kernel.netlink import rtnl
+from netplug.kernel.netlink.connection import RTM_GETROUTE, Netlink, NetlinkError, attr, attrs, number
+from netplug.kernel.probes import places, processes, sockets
+from netplug.kernel.probes.api import Facts, ForwardingState, LinkState, Look, NeighbourState, RouteFound, RouteState
+
+_LOWER_UP, _RUNNING = 0x10000, 0x40
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_LOOKUP_TABLE = 0x1000
+_DST, _SRC, _OIF, _GATEWAY, _PREFSRC, _METRICS = 1, 2, 4, 5, 7, 8
+_RTAX_MTU = 2
+_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+_GETNEIGH = 30
+_NDMSG = struct.Struct("=BxxxiHBB")
+_ND_DST, _ND_LLADDR, _ND_MASTER = 1, 2, 9
+_AF_BRIDGE, _PERMANENT = 7, 0x80
+_STATES = {
+    0x01: "incomplete",
+    0x02: "reachable",
+    0x04: "stale",
+    0x08: "delay",
+    0x10: "probe",
+    0x20: "failed",
+    0x40: "noarp",
+    0x80: "permanent",
+}
+_RESOLV_CONF = Path("etc/resolv.conf")
+
+
+@dataclass(slots=True)
+class _Read:
+    """What has been read, as fields of `Facts`."""
+
+    fields: dict[str, Any]
+    lacks: list[str]
+
+    def take(self, what: str, work: Callable[[], Any]) -> None:
+        try:
+            self.fields[what] = work()
+        except OSError as error:
+            self.lacks.append(f"{what} cannot be read: {(error.strerror or str(error)).lower()}")
 
 
 def look(look: Look) -> Facts:
-    """Read it."""
-    raise ProbeError(f"namespace {look.netns!r} cannot be read yet")
+    """Read what is wanted.
+
+    Raises:
+        ProbeError: there is no such namespace.
+    """
+    read = _Read({}, [])
+    inode = places.number(look.netns)
+    places.run_in(look.netns, lambda: _inside(look, read))
+    if look.listeners or look.resolv_conf:
+        found = processes.of_namespace(inode)
+        read.fields["processes"] = len(found)
+        if look.listeners:
+            read.fields["frozen"] = bool(found) and all(map(processes.is_frozen, found))
+            owners = processes.owners(found, read.fields.get("listeners", ()))
+            read.fields["listeners"] = tuple(owners)
+        if look.resolv_conf:
+            _resolver(look, found, read)
+    return replace(Facts(look.netns, lacks=tuple(read.lacks)), **read.fields)
+
+
+def _inside(look: Look, read: _Read) -> None:
+    with Netlink.open() as netlink:
+        links = rtnl.links(netlink)
+        names = {link.index: link.name for link in links}
+        if look.links:
+            read.take("links", lambda: tuple(_links(netlink, links)))
+            read.take("routes", lambda: tuple(_routes(netlink, names)))
+        if look.neighbours:
+            read.take("neighbours", lambda: tuple(_neighbours(netlink, names)))
+        if look.forwarding:
+            read.take("forwarding", lambda: tuple(_forwarding(netlink, names)))
+        read.take("lookups", lambda: tuple(_lookup(netlink, *it, names) for it in look.routes))
+    if look.listeners:
+        read.take("listeners", lambda: tuple(sockets.listeners()))
+    read.take("sysctls", lambda: tuple((name, _sysctl(name)) for name in look.sysctls))
+
+
+def _links(netlink: Netlink, links: Sequence[rtnl.Link]) -> Iterable[LinkState]:
+    names = {link.index: link.name for link in links}
+    addresses = rtnl.addresses(netlink)
+    for link in links:
+        carrier = bool(link.flags & _LOWER_UP)
+        port = names.get(link.master, "") and next(it.kind for it in links if it.index == link.master) == "bridge"
+        yield LinkState(
+            link.name,
+            link.index,
+            link.up,
+            carrier,
+            link.mtu,
+            link.mac,
+            link.kind,
+            _state(link, carrier=carrier),
+            names.get(link.master, ""),
+            link.peer,
+            link.peer_here,
+            link.altnames,
+            tuple(it.address for it in addresses if it.index == link.index),
+            link.hairpin if port else None,
+            link.vxlan.vni if link.vxlan else 0,
+            link.vxlan.port if link.vxlan else 0,
+            link.vxlan.local if link.vxlan else None,
+        )
+
+
+def _state(link: rtnl.Link, *, carrier: bool) -> str:
+    if not link.up:
+        return "down"
+    if not carrier:
+        return "no carrier"
+    return "up" if link.flags & _RUNNING else "dormant"
+
+
+def _routes(netlink: Netlink, names: dict[int, str]) -> Iterable[RouteState]:
+    for it in rtnl.routes(netlink):
+        yield RouteState(it.destination, names.get(it.index, ""), it.gateway, it.metric)
+
+
+def _lookup(netlink: Netlink, destination: IPAddress, source: IPAddress | None, names: dict[int, str]) -> RouteFound:
+    family, bits = (2, 32) if destination.version == 4 else (10, 128)
+    query = _RTMSG.pack(family, bits, bits if source else 0, 0, 0, 0, 0, 0, _LOOKUP_TABLE)
+    query += attr(_DST, destination.packed) + (attr(_SRC, source.packed) if source else b"")
+    try:
+        data = netlink.get(RTM_GETROUTE, query)
+    except NetlinkError as error:
+        return RouteFound(destination, source, error=os.strerror(error.errno or 0).lower())
+    found = attrs(data, _RTMSG.size)
+    kind = _TYPES.get(_RTMSG.unpack_from(data)[7], "other")
+    return RouteFound(
+        destination,
+        source,
+        names.get(number(found.get(_OIF)), ""),
+        ip_address(found[_GATEWAY]) if _GATEWAY in found else None,
+        ip_address(found[_PREFSRC]) if _PREFSRC in found else source,
+        number(attrs(found.get(_METRICS, b"")).get(_RTAX_MTU)),
+        kind,
+        kind if kind in {"blackhole", "unreachable", "prohibit"} else "",
+    )
+
+
+def _neighbours(netlink: Netlink, names: dict[int, str]) -> Iterable[NeighbourState]:
+    for family in (2, 10):
+        for data in netlink.dump(_GETNEIGH, _NDMSG.pack(family, 0, 0, 0, 0)):
+            _, index, state, _, _ = _NDMSG.unpack_from(data)
+            found = attrs(data, _NDMSG.size)
+            if _ND_DST in found and state != 0x40:
+                mac = rtnl.mac(found.get(_ND_LLADDR))
+                words = _STATES.get(state, "none")
+                yield NeighbourState(ip_address(found[_ND_DST]), names.get(index, ""), mac, words)
+
+
+def _forwarding(netlink: Netlink, names: dict[int, str]) -> Iterable[ForwardingState]:
+    for data in netlink.dump(_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, 0, 0, 0, 0)):
+        _, index, state, _, _ = _NDMSG.unpack_from(data)
+        found = attrs(data, _NDMSG.size)
+        mac = rtnl.mac(found.get(_ND_LLADDR))
+        if mac and int(mac[:2], 16) & 1 == 0:
+            vtep = ip_address(found[_ND_DST]) if _ND_DST in found else None
+            yield ForwardingState(mac, names.get(index, ""), vtep, _ND_MASTER in found, bool(state & _PERMANENT))
+
+
+def _sysctl(name: str) -> str:
+    """Return the value; empty if there is none, since the kernel lacks what it is about."""
+    try:
+        return " ".join((Path("/proc/sys") / name).read_text().split())
+    except OSError:
+        return ""
+
+
+def _resolver(look: Look, found: Sequence[int], read: _Read) -> None:
+    candidates = [look.pid] if look.pid else found
+    named = look.netns.removeprefix("/run/netns/")
+    paths = [Path(f"/proc/{pid}/root") / _RESOLV_CONF for pid in candidates]
+    paths += [Path("/etc/netns") / named / "resolv.conf"] if named and "/" not in named else []
+    paths += [Path("/") / _RESOLV_CONF] if not look.netns else []
+    for path in paths:
+        try:
+            text = path.read_text(errors="replace")
+        except OSError:
+            continue
+        _parse(text, read)
+        return
+    read.lacks.append("no process in the namespace has a resolv.conf that can be read")
+
+
+def _parse(text: str, read: _Read) -> None:
+    servers: list[IPAddress] = []
+    lists: dict[str, tuple[str, ...]] = {}
+    for line in text.splitlines():
+        word, *rest = line.split()[:64] or [""]
+        if word == "nameserver" and rest:
+            try:
+                servers.append(ip_address(rest[0]))
+            except ValueError:
+                read.lacks.append(f"resolv.conf names {rest[0]!r}, which is no address")
+        elif word in {"search", "domain"}:
+            lists["search"] = tuple(rest)
+        elif word == "options":
+            lists["resolv_options"] = (*lists.get("resolv_options", ()), *rest)
+    read.fields.update(lists, nameservers=tuple(servers))

@@ -1,0 +1,73 @@
+"""Processes of a namespace: whether they are frozen, and which sockets they have."""
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from netplug.kernel.probes.api import Listener
+from netplug.kernel.probes.sockets import Found
+
+_PROC = "/proc"
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def of_namespace(inode: int) -> list[int]:
+    """Return the ids of the processes in the network namespace with this inode. Zombies have none."""
+    found = []
+    for name in os.listdir(_PROC):  # noqa: PTH208 - a Path for each process is slow
+        if name.isdigit():
+            with suppress(OSError):
+                if os.stat(f"{_PROC}/{name}/ns/net").st_ino == inode:  # noqa: PTH116
+                    found.append(int(name))
+    return found
+
+
+def is_frozen(pid: int) -> bool:
+    """Tell whether a process is stopped by a signal, or its cgroup is frozen."""
+    with suppress(OSError):
+        if Path(f"{_PROC}/{pid}/stat").read_text().rpartition(") ")[2][:1] in {"T", "t"}:
+            return True
+        for line in Path(f"{_PROC}/{pid}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if _is_frozen_group(controllers, path.lstrip("/")):
+                return True
+    return False
+
+
+def _is_frozen_group(controllers: str, path: str) -> bool:
+    with suppress(OSError):
+        if not controllers:
+            return "frozen 1" in (_CGROUPS / path / "cgroup.events").read_text().splitlines()
+        if "freezer" in controllers.split(","):
+            return (_CGROUPS / "freezer" / path / "freezer.state").read_text().strip() == "FROZEN"
+    return False
+
+
+def owners(pids: Sequence[int], found: Iterable[Found]) -> Iterable[Listener]:
+    """Yield the sockets with the process that has each, if it is one of these."""
+    wanted = {it.inode: it.listener for it in found}
+    holder: dict[int, int] = {}
+    for pid in pids:
+        with suppress(OSError):
+            for inode in _inodes(pid) & wanted.keys():
+                holder.setdefault(inode, pid)
+    for inode, listener in wanted.items():
+        if pid := holder.get(inode, 0):
+            with suppress(OSError):
+                name = Path(f"{_PROC}/{pid}/comm").read_text().strip()
+                yield replace(listener, process=name, pid=pid, frozen=is_frozen(pid))
+                continue
+        yield listener
+
+
+def _inodes(pid: int) -> set[int]:
+    found = set()
+    directory = f"{_PROC}/{pid}/fd"
+    for name in os.listdir(directory):  # noqa: PTH208
+        with suppress(OSError):
+            target = os.readlink(f"{directory}/{name}")  # noqa: PTH115
+            if target.startswith("socket:["):
+                found.add(int(target[8:-1]))
+    return found
