@@ -216,7 +216,7 @@ def test_older_daemon_that_knows_no_questions(two: tuple[Living, Living], etcd: 
 def test_kind_that_the_other_daemon_does_not_know(two: tuple[Living, Living], etcd: Member) -> None:
     reason, words = why(two[0], "host-2", "weather")
     assert reason is Reason.UNKNOWN_KIND
-    assert "host host-2 does not answer questions of kind 'weather': netplug " in words
+    assert "host host-2 cannot answer a question of kind 'weather': netplug " in words
     nothing_is_left(etcd)
 
 

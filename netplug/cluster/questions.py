@@ -219,8 +219,8 @@ class Questions:
 
     @staticmethod
     def _unable(name: str, kind: str, version: str) -> Unanswered:
-        its = f"netplug {version}" if version else "its netplug"
-        words = f"host {name} does not answer questions of kind {kind!r}: {its} is older than {__version__}"
+        its = f"netplug {version}" if version else "its netplug, an older one,"
+        words = f"host {name} cannot answer a question of kind {kind!r}: {its} does not know it"
         return Unanswered(Reason.UNKNOWN_KIND, name, "unavailable", words, hint="update netplug there")
 
     # Following

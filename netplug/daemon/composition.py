@@ -223,6 +223,7 @@ class Composition:
             "dhcp": self.cni.leases.run,
             **({"docker": self.docker.run} if self.docker else {}),
             **({"cluster": self.cluster.run} if self.cluster else {}),
+            **self.insight.background,
             **({"page": self._serve_page} if self.host.settings.http else {}),
         }
 

@@ -60,7 +60,7 @@ class Insight:
             ("GET", "/graph", Graphs(of.engine, of.cluster, of.settings.host_name).graph, 200),
             ("GET", "/traffic", Traffic(of.engine, of.names).answer, 200),
             ("GET", "/doctor", self.doctor, 200),
-            ("POST", "/trace", TraceRoutes(of.engine, of.reconciler).trace, 200),
+            ("POST", "/trace", TraceRoutes(of.engine, of.reconciler, of.cluster).trace, 200),
             *(EventsApi(of.events).routes if of.events else ()),
         )
 

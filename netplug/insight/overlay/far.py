@@ -169,7 +169,7 @@ class FarSide:
 
     async def _faults(self, request: Request, record: NetworkRecord, endpoint: EndpointRecord) -> tuple[Fault, ...]:
         host = next((it.name for it in self._cluster.view.hosts().values() if it.vtep == request.vtep), "")
-        peer = Peer(request.sender, request.mac, (request.address,), request.vtep)
+        peer = Peer(request.sender, request.mac, (request.address,), request.vtep) if request.sender else None
         return await self._tunnels.faults(record, endpoint, host, peer)
 
 

@@ -36,12 +36,12 @@ class Tunnels:
         return facts, Tunnel(name, options.vni, options.vxlan_port, vtep, other, uplink, mtu, options.mtu, route)
 
     async def faults(
-        self, record: NetworkRecord, endpoint: EndpointRecord | None, host: str, peer: Peer
+        self, record: NetworkRecord, endpoint: EndpointRecord | None, host: str, peer: Peer | None
     ) -> tuple[Fault, ...]:
         """Return what differs from the records, of a network, of its endpoint here, and of a peer on a host."""
         applied = {step.key: step for step in self._engine.peers.plan(record.network.id)}
-        wanted = list(self._driver(record).peers(record.network, [peer]))
-        found = self._unknown(record, host, peer, wanted, applied)
+        wanted = list(self._driver(record).peers(record.network, [peer])) if peer else []
+        found = self._unknown(record, host, peer, wanted, applied) if peer else ()
         steps = [applied[step.key] for step in wanted if step.key in applied]
         steps += [*record.plan, *(endpoint.present if endpoint else ())]
         drifts = await self._engine.kernel.drift(steps)

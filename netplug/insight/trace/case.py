@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from netplug.insight.trace.ends import End, Ends
 from netplug.insight.trace.model import Path, Place, Scene
+from netplug.insight.trace.overlay import Stretched
 from netplug.insight.trace.path import HOST_PLACE, Crossing
 from netplug.kernel.probes.api import Facts, Flow, Neighbours, Report, RouteFound
 
@@ -13,6 +14,7 @@ class Case:
     """`route`: of the source to the destination; None from outside. `asked`: who answered for the next hop.
 
     `port`, `proto`: at the destination, "icmp" without port. `large`: of a packet as large as the path's MTU.
+    `stretched`: what is known of the way to another host, if the destination is there.
     """
 
     ends: Ends
@@ -26,6 +28,7 @@ class Case:
     route: RouteFound | None = None
     asked: Neighbours | None = None
     large: "tuple[Flow, Report] | None" = None
+    stretched: Stretched | None = None
 
     @property
     def source(self) -> End:
@@ -46,4 +49,4 @@ class Case:
     def place(self, netns: str) -> Place:
         """Return the place of a namespace, as the path calls it."""
         found = (*self.path.places, self.source.place, self.destination.place, HOST_PLACE)
-        return next((it for it in found if it.netns == netns and not it.host), Place(netns or "?", netns))
+        return next((it for it in found if it.key == netns), Place(netns or "?", netns))

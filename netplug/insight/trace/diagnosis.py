@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from netplug.insight.trace import answers, checks, drops, mends, mtu, rules, trail
+from netplug.insight.trace import answers, checks, drops, mends, mtu, overlay, rules, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.checks import Finding
 from netplug.insight.trace.ends import Kind
@@ -18,7 +18,10 @@ def judge(case: Case) -> tuple[Hop, ...]:
     hops: list[Hop] = list(_passed(there))
     if not there.whole and not answers.left(case):
         return (*hops, *_broken(case, there, found, back=False))
-    end = answers.arrival(case, found)
+    if case.stretched and not case.stretched.far.open:
+        end = overlay.unwatched(case.stretched, answered=answers.answer(case) is not None)
+    else:
+        end = answers.arrival(case, found)
     hops.append(end)
     if end.verdict is Verdict.BROKEN:
         return tuple(hops)
@@ -59,6 +62,8 @@ def _why(case: Case, it: Trail, found: Sequence[Finding], *, back: bool) -> Caus
         return rules.cause(case, rule)
     if exact:
         return exact
+    if case.stretched and (cause := overlay.why(case.stretched, it, back=back)):
+        return cause
     if asking:
         return _nobody_has(case, it, asking, found)
     if cause := checks.at(list(found), it.first_missing):

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from ipaddress import ip_interface
 
-from netplug.drivers.api import Network, PortMapping
+from netplug.drivers.api import Endpoint, Network, PortMapping
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd
 from netplug.errors import NetplugError
+from netplug.insight.overlay.remote_ends import RemoteEnd, RemoteEnds
 from netplug.insight.trace.model import Place
 from netplug.insight.trace.target import Target
 
@@ -31,7 +33,8 @@ class End:
     """One end. `records`: the endpoints of a sandbox, the one that is meant first.
 
     `address`: to which is sent, or from which, None if the routes choose. `port`: of the socket there, if another than
-    the one that is asked (a published one). `via`: the published port that leads here.
+    the one that is asked (a published one). `via`: the published port that leads here. `far`: it is on another host;
+    its records say what the cluster knows.
     """
 
     kind: Kind
@@ -40,6 +43,7 @@ class End:
     address: IPAddress | None = None
     port: int = 0
     via: PortMapping | None = None
+    far: RemoteEnd | None = None
 
     @property
     def record(self) -> EndpointRecord | None:
@@ -53,8 +57,9 @@ class End:
 class Ends:
     """Finds ends in the records of an engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, remote: RemoteEnds | None = None) -> None:
         self._engine = engine
+        self._remote = remote
 
     def network(self, record: EndpointRecord) -> Network:
         return self._engine.registry.network(record.endpoint.network).network
@@ -92,6 +97,16 @@ class Ends:
             if record.linked and record.sandbox and any(it.ip == address for it in record.endpoint.addresses):
                 return replace(self._sandbox([record]), address=address)
         return None
+
+    def elsewhere(self, target: IPAddress | str, source: End) -> End | None:
+        """Return the sandbox on another host that has an address, or that a user calls so."""
+        if self._remote is None:
+            return None
+        if isinstance(target, str):
+            found = self._remote.called(target)
+        else:
+            found = self._remote.at(target, {it.endpoint.network for it in source.records})
+        return of_remote(found, target if not isinstance(target, str) else None) if found else None
 
     def is_own(self, address: IPAddress) -> bool:
         """Whether the host has an address, as last read."""
@@ -135,6 +150,20 @@ class Ends:
         others = self._engine.registry.in_sandbox(first.sandbox, first.sandbox_id)
         records = (first, *(it for it in others if it.key != first.key))
         return End(Kind.SANDBOX, Place(name_of(first), first.sandbox), records)
+
+
+def of_remote(far: RemoteEnd, address: IPAddress | None = None) -> End:
+    """Return an end on another host, with a record of what is known of it here."""
+    net = far.record.network
+    lengths = {it.pool: it.pool.prefixlen for it in net.subnets}
+    addresses = tuple(
+        ip_interface(f"{it}/{next((n for pool, n in lengths.items() if it in pool), it.max_prefixlen)}")
+        for it in far.addresses
+    )
+    endpoint = Endpoint(far.peer.endpoint, net.id, addresses, far.peer.mac)
+    front_end = next((it for it in FrontEnd if it.value == far.front_end), FrontEnd.CLI)
+    record = EndpointRecord(endpoint, front_end, name=far.name, container=far.container)
+    return End(Kind.SANDBOX, Place(far.name, host=far.host_name), (record,), address, far=far)
 
 
 def name_of(record: EndpointRecord) -> str:

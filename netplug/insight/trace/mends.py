@@ -24,7 +24,8 @@ def connecting(network: str, record: EndpointRecord) -> str:
 
 def inside(place: Place, command: str) -> str:
     """Return a command that runs in a namespace."""
-    return f"nsenter --net={place.netns} {command}" if place.netns else command
+    there = f"on host {place.host}: " if place.host else ""
+    return there + (f"nsenter --net={place.netns} {command}" if place.netns else command)
 
 
 def without_rule(rule: Rule, place: Place) -> str:

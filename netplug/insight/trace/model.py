@@ -50,6 +50,11 @@ class Place:
     netns: str = HOST
     host: str = ""
 
+    @property
+    def key(self) -> str:
+        """Return how the place is called in a report and a scene: its namespace, on another host behind its name."""
+        return f"{self.host}:{self.netns}" if self.host else self.netns
+
 
 @dataclass(frozen=True, slots=True)
 class Station:
@@ -89,12 +94,12 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What there is in the places of a path, by namespace."""
+    """What there is in the places of a path, by `Place.key`."""
 
     facts: Mapping[str, Facts] = field(default_factory=dict)
 
     def of(self, place: Place) -> Facts:
-        return self.facts.get(place.netns, Facts(place.netns))
+        return self.facts.get(place.key, Facts(place.netns))
 
 
 @dataclass(frozen=True, slots=True)

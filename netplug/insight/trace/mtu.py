@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from netplug.drivers.steps import IPAddress
-from netplug.insight.trace import mends, trail
+from netplug.insight.trace import mends, overlay, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.model import Cause, Hop, Verdict
 from netplug.kernel.probes.api import Report, What
@@ -26,6 +26,8 @@ def judge(case: Case) -> Iterator[Hop]:
 
 
 def _vanishing(case: Case, it: trail.Trail, size: int) -> Cause:
+    if case.stretched and (cause := overlay.too_large(case.stretched, size)):
+        return cause
     last, missing = it.last, it.first_missing
     links = []
     for station in case.path.stations:

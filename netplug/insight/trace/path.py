@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from netplug.drivers.naming import host_side, mark, point_to_point, sandbox_side
 from netplug.engine.records import EndpointRecord
+from netplug.insight.trace import overlay
 from netplug.insight.trace.ends import THIS_HOST, End, Kind
 from netplug.insight.trace.model import Path, Place, Station, Stretch
+from netplug.insight.trace.overlay import Stretched
 from netplug.kernel.probes.api import Facts, LinkState
 
 HOST_PLACE = Place(THIS_HOST)
@@ -111,10 +113,13 @@ class Crossing:
         return bool(one and other and one.shared and other.shared and one.parent == other.parent and not self.routed)
 
 
-def path(it: Crossing) -> Path:
-    """Return the stations of a packet, in order."""
+def path(it: Crossing, stretched: Stretched | None = None) -> Path:
+    """Return the stations of a packet, in order; `stretched`: those between hosts, if the destination is on another."""
     if it.direct:
         return Path((Stretch("itself", it.source.place),))
+    if stretched:
+        here = (_departure(it), _middle(it), overlay.near_stretch(stretched, HOST_PLACE))
+        return Path(tuple(stretch for stretch in (*here, *overlay.far_stretches(stretched)) if stretch))
     return Path(tuple(stretch for stretch in (_departure(it), _middle(it), _arrival(it)) if stretch))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
+from netplug.drivers.bridge import link_of as bridge_of
 from netplug.drivers.steps import IPAddress
 from netplug.errors import NetplugError
 from netplug.insight.trace.ends import THIS_HOST, End, Ends, Kind
@@ -66,7 +67,7 @@ class Preparing:
             return found, End(Kind.OUTSIDE, Place("outside"), address=found)
         if target.is_host:
             return await self._of_host(source, facts, version), None
-        end = self._ends.called(target.name)
+        end = self._ends.called(target.name) or self._ends.elsewhere(target.name, source)
         if end is None:
             raise NetplugError("not_found", f"there is no endpoint {target.name[:80]!r}", hint="see netplug ps")
         found_address = self._shared_address(source, end, version)
@@ -113,6 +114,9 @@ class Preparing:
         sender = sender or (route.preferred if route else None)
         destination = self._destination(source, address, port, proto, end, host)
         facts = {HOST: host, source.place.netns: here}
+        if destination.far:
+            crossing = self._to_other_host(source, destination, facts, route)
+            return Prepared(crossing, facts, address, port, sender, route)
         if destination.kind is Kind.SANDBOX and destination.place.netns not in facts:
             facts[destination.place.netns] = await self._other(destination, sender)
         elif destination.kind is Kind.SANDBOX:
@@ -168,6 +172,8 @@ class Preparing:
             return replace(found, address=address)
         if address.is_loopback or any(it.ip == address for link in host.links for it in link.addresses):
             return self._of_ports(address, port, proto, host)
+        if found := self._ends.elsewhere(address, source):
+            return found
         return End(Kind.OUTSIDE, Place("outside"), address=address)
 
     def _of_ports(self, address: IPAddress, port: int, proto: str, host: Facts) -> End:
@@ -192,6 +198,19 @@ class Preparing:
         way_out = self._way_out(destination, facts[destination.place.netns], host) if destination.records else None
         routed = route is None or route.gateway is not None or destination.via is not None
         return Crossing(source, destination, way_in, way_out, _uplink(source, destination, host, address), routed)
+
+    def _to_other_host(
+        self, source: End, destination: End, facts: dict[str, Facts], route: RouteFound | None
+    ) -> Crossing:
+        """Return the crossing up to the bridge whose tunnel leads to the other host."""
+        assert destination.far is not None  # noqa: S101 - the caller has looked
+        inside, host = facts[source.place.netns], facts[HOST]
+        way_in = wiring(route.link, source, inside, host) if source.kind is Kind.SANDBOX and route else None
+        bridge = bridge_of(destination.far.record.network)
+        way_out = Wiring("", bridge=bridge, record=destination.record)
+        routed = route is None or route.gateway is not None or way_in is None
+        uplink = _uplink(source, destination, host, source.address) if source.address else ""
+        return Crossing(source, destination, way_in, way_out, uplink, routed)
 
     @staticmethod
     def _way_out(destination: End, inside: Facts, host: Facts) -> Wiring | None:

@@ -9,6 +9,7 @@ from netplug.errors import NetplugError
 from netplug.insight.trace.wire import TraceIn, TraceOut
 
 if TYPE_CHECKING:
+    from netplug.cluster.cluster import Cluster
     from netplug.insight.trace.tracer import Tracer
     from netplug.reconcile import Reconciler
 
@@ -21,8 +22,9 @@ AT_ONCE = 4
 class TraceRoutes:
     """Answers ``POST /v1/trace``."""
 
-    def __init__(self, engine: Engine, reconciler: "Reconciler") -> None:
+    def __init__(self, engine: Engine, reconciler: "Reconciler", cluster: "Cluster | None" = None) -> None:
         self._engine = engine
+        self._cluster = cluster
         self._reconciler = reconciler
         self._turns = asyncio.Semaphore(AT_ONCE)
 
@@ -40,4 +42,4 @@ class TraceRoutes:
         from netplug.insight.trace.tracer import Tracer  # noqa: PLC0415
         from netplug.kernel.probes.prober import WorkerProbes  # noqa: PLC0415
 
-        return Tracer(self._engine, self._reconciler, WorkerProbes())
+        return Tracer(self._engine, self._reconciler, WorkerProbes(), self._cluster)

@@ -5,7 +5,7 @@ from netplug.insight.trace import mends
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind, name_of
 from netplug.insight.trace.model import Cause
-from netplug.insight.trace.path import HOST_PLACE, link_of
+from netplug.insight.trace.path import link_of
 from netplug.kernel.probes.api import Rule
 
 OURS = "netplug"
@@ -21,7 +21,7 @@ def dropping(case: Case, *, back: bool) -> Rule | None:
 
 def cause(case: Case, rule: Rule) -> Cause:
     """Say why a rule dropped it."""
-    if rule.table.startswith(OURS) and not rule.netns:
+    if rule.table.startswith(OURS) and not case.place(rule.netns).netns:
         return _of_ours(case, rule)
     return _of_others(case, rule)
 
@@ -30,6 +30,8 @@ def _of_ours(case: Case, rule: Rule) -> Cause:
     if rule.family in {"bridge", "netdev"}:
         return _spoofed(case, rule)
     chain = rule.chain
+    if rule.table == "netplug-vxlan":
+        return _stranger(case, rule)
     if chain == "ingress":
         return _spoofed(case, rule)
     if chain in _INTERNAL:
@@ -66,6 +68,15 @@ def _wrong_mac(case: Case, record: EndpointRecord | None, rule: Rule) -> str:
 def _wrong_address(case: Case, rule: Rule, own: str) -> str:
     sent = case.flow.destination if rule.back else (case.flow.source or case.report.source)
     return f"from {sent}, which is not its address ({own})"
+
+
+def _stranger(case: Case, rule: Rule) -> Cause:
+    """The filter of VXLAN: it knows no endpoint behind the VTEP, or not by this link."""
+    place, stretched = case.place(rule.netns), case.stretched
+    sender = (stretched.near.vtep if place.host else stretched.near.other) if stretched else "the sender"
+    who = f"host {place.host}" if place.host else "this host"
+    words = f"{who} takes no VXLAN from {sender}: it knows no endpoint of the network there, or not by this link"
+    return Cause("tunnel.filter", words, mends.inside(place, "netplug repair"))
 
 
 def _internal(case: Case) -> Cause:
@@ -111,7 +122,7 @@ def _of_others(case: Case, rule: Rule) -> Cause:
     does = "rejects" if rule.verdict == "reject" else "drops"
     text = rule.text or f"policy {rule.verdict}"
     mend = mends.without_rule(rule, place)
-    if place != HOST_PLACE:
+    if place.netns:
         return Cause("rule.container", f"the firewall inside {place.name} {does} it ({where}): {text}", mend)
     if rule.chain == "DOCKER-USER":
         return Cause("rule.docker_user", f"a rule in DOCKER-USER {does} it ({where}): {text}", mend)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from netplug.cluster.cluster import Cluster
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
 from netplug.engine.conditions import Difference
 from netplug.errors import NetplugError
+from netplug.insight.overlay.remote_ends import RemoteEnds
 from netplug.insight.trace import answers, departing, diagnosis, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import End, Ends, Kind, is_reference
@@ -17,6 +19,7 @@ from netplug.insight.trace.model import Cause, Hop, Outcome, Scene, Verdict
 from netplug.insight.trace.path import HOST_PLACE, path
 from netplug.insight.trace.preparing import Prepared, Preparing
 from netplug.insight.trace.resolving import Resolving
+from netplug.insight.trace.stretching import Stretching, local
 from netplug.insight.trace.target import ICMP, Target, parse
 from netplug.kernel.probes.api import Flow, Job, Neighbours, Origin, Post, Prober, Probes, Report, new_mark
 from netplug.kernel.probes.api import Kind as Probe
@@ -47,10 +50,11 @@ class _Begun:
 class Tracer:
     """Traces packets between ends of this host."""
 
-    def __init__(self, engine: Engine, reconciler: Reconciler, probes: Probes) -> None:
+    def __init__(self, engine: Engine, reconciler: Reconciler, probes: Probes, cluster: Cluster | None = None) -> None:
         self._reconciler = reconciler
         self._probes = probes
-        self._ends = Ends(engine)
+        self._ends = Ends(engine, RemoteEnds(cluster) if cluster else None)
+        self._stretching = Stretching(engine, cluster) if cluster else None
         self._resolving = Resolving(engine)
 
     async def trace(self, source: str, destination: str) -> Outcome:
@@ -151,25 +155,30 @@ class Tracer:
             crossing.destination.port or prepared.port,
             prepared.route,
         )
+        mark = new_mark()
+        if crossing.destination.far and self._stretching:
+            case = await self._stretching.begin(prober, case, mark, prepared.source)
         report, asked = await asyncio.gather(
-            prober.run(self._job(case, flow, wait_ms=WAIT_MS)), self._who_has(prober, case)
+            prober.run(self._job(case, flow, mark, wait_ms=WAIT_MS)), self._who_has(prober, case)
         )
         case = replace(case, report=report, asked=asked)
-        return replace(case, large=await self._large(prober, case))
+        case = replace(case, large=await self._large(prober, case, mark))
+        return await self._stretching.finish(prober, case) if case.stretched and self._stretching else case
 
-    def _job(self, case: Case, flow: Flow, *, wait_ms: int, repeat: int = 1) -> Job:
+    def _job(self, case: Case, flow: Flow, mark: int, *, wait_ms: int, repeat: int = 1) -> Job:
         crossing = case.crossing
         uplink = crossing.uplink if crossing.source.kind is Kind.OUTSIDE else ""
-        local = list(dict.fromkeys((crossing.source.place.netns, "", crossing.destination.place.netns)))
+        places = local(case)
         also = [case.route.gateway] if case.route and case.route.gateway else []
         also += [it for it in (crossing.destination.address,) if it and it != flow.destination]
+        also += [case.stretched.near.other] if case.stretched else []
         return Job(
             flow,
-            new_mark(),
+            mark,
             Origin(crossing.source.place.netns, uplink),
-            tuple(Post(it.name, it.place.netns, it.link) for it in case.path.stations),
-            traces=tuple(local),
-            legacy=tuple(local),
+            tuple(Post(it.name, it.place.netns, it.link) for it in case.path.stations if not it.place.host),
+            traces=places,
+            legacy=places,
             repeat=repeat,
             wait_ms=wait_ms,
             also=tuple(also),
@@ -185,10 +194,15 @@ class Tracer:
             return await prober.who_has(source.place.netns, route.link, route.gateway or route.destination, ASK_MS)
         return None
 
-    async def _large(self, prober: Prober, case: Case) -> tuple[Flow, Report] | None:
+    async def _large(self, prober: Prober, case: Case, mark: int) -> tuple[Flow, Report] | None:
         """Send a packet as large as the source's link lets out, if a small one comes through."""
         there = trail.way_there(case.path.stations, case.report)
-        if not there.whole or not there.stations or not answers.left(case) or case.destination.via:
+        if (
+            (not there.whole and not case.stretched)
+            or not there.stations
+            or not answers.left(case)
+            or case.destination.via
+        ):
             return None
         first = there.stations[0]
         link = next((it for it in case.scene.of(first.place).links if it.name == first.link), None)
@@ -197,7 +211,7 @@ class Tracer:
         size = min(link.mtu, case.route.mtu if case.route and case.route.mtu else link.mtu, 65_000)
         kind = Probe.UDP if case.proto == "udp" else Probe.ICMP
         flow = Flow(case.flow.destination, kind, case.flow.port if kind is Probe.UDP else 0, size=size)
-        return flow, await prober.run(self._job(case, flow, wait_ms=300, repeat=_REPEAT))
+        return flow, await prober.run(self._job(case, flow, mark, wait_ms=300, repeat=_REPEAT))
 
     async def _drift(self, source: End, begun: _Begun) -> Sequence[Difference]:
         """Return what `netplug diff` knows of the objects of the path."""

@@ -1,0 +1,282 @@
+"""The stretch between two hosts: its stations, and why a packet in a tunnel, or its answer, does not arrive."""
+
+from dataclasses import dataclass, replace
+
+from netplug.insight.overlay.far_watch import FarWatch
+from netplug.insight.overlay.messages import Fault, Seat, Tunnel, Watching
+from netplug.insight.overlay.remote_ends import RemoteEnd
+from netplug.insight.overlay.tunnel import in_words
+from netplug.insight.overlay.underlay import OVERHEAD, Underlay
+from netplug.insight.trace.model import Cause, Hop, Place, Station, Stretch, Verdict
+from netplug.insight.trace.trail import Trail
+from netplug.kernel.probes.api import HOST, Report, Sighting
+
+TUNNEL_OUT, UPLINK_OUT = "tunnel-out", "uplink-out"
+FAR_UPLINK, FAR_TUNNEL, FAR_PORT, FAR_END = "far-uplink", "far-tunnel", "far-port", "destination"
+_NAMES = {"far-uplink": FAR_UPLINK, "far-tunnel": FAR_TUNNEL, "far-port": FAR_PORT, "far-end": FAR_END}
+_TO_SEND = frozenset({"unknown", "fdb", "tunnel", "table"})
+_TO_RECEIVE = frozenset({"filter", "tunnel", "table", "link"})
+
+
+@dataclass(frozen=True, slots=True)
+class Stretched:
+    """What is known of the way to another host.
+
+    `near`: the tunnel's end here. `far`: what the other host watches, or why it does not. `underlay`: looked at if the
+    tunnel's packets are lost. `size`: of the largest packet that was sent through.
+    """
+
+    end: RemoteEnd
+    near: Tunnel
+    far: FarWatch
+    underlay: Underlay | None = None
+    size: int = 0
+
+    @property
+    def host(self) -> str:
+        return self.end.host_name
+
+    @property
+    def there(self) -> Watching:
+        return self.far.watching
+
+
+def near_stretch(it: Stretched, host: Place) -> Stretch:
+    """Return where a packet leaves this host in the tunnel."""
+    tunnel = it.near
+    words = f"{tunnel.link} puts it into VXLAN {tunnel.vni} for VTEP {tunnel.other}"
+    stations = [Station(TUNNEL_OUT, host, tunnel.link, False, words)]
+    if tunnel.uplink:
+        words = f"{tunnel.uplink} sends it to {tunnel.other}, UDP port {tunnel.port}"
+        stations.append(Station(UPLINK_OUT, host, tunnel.uplink, False, words))
+    return Stretch("tunnel", host, tuple(stations))
+
+
+def far_stretches(it: Stretched) -> tuple[Stretch, ...]:
+    """Return the way of a packet on the other host; none if it does not watch."""
+    host, inside = far_host(it), far_place(it)
+    seats = it.there.seats if it.far.open else ()
+    on_host = tuple(_station(seat, host) for seat in seats if not seat.sandbox)
+    within = tuple(_station(seat, inside) for seat in seats if seat.sandbox)
+    found = (Stretch("far-host", host, on_host), Stretch("destination", inside, within))
+    return tuple(stretch for stretch in found if stretch.stations)
+
+
+def far_host(it: Stretched) -> Place:
+    return Place(f"host {it.host}", HOST, it.host)
+
+
+def far_place(it: Stretched) -> Place:
+    return Place(it.there.called or it.end.name, it.there.netns, it.host)
+
+
+def _station(seat: Seat, place: Place) -> Station:
+    words = {
+        "far-uplink": f"{seat.link} receives it",
+        "far-tunnel": f"{seat.link} takes it out of VXLAN",
+        "far-port": f"{seat.link} sends",
+        "far-end": f"{seat.link} of {place.name} receives",
+    }.get(seat.name, f"{seat.link} passes it")
+    return Station(_NAMES.get(seat.name, seat.name), place, seat.link, seat.incoming, words)
+
+
+def merged(near: Report, far: Report, host: str) -> Report:
+    """Return one report of both hosts. Namespaces of the other one are called "HOST:PATH".
+
+    The clocks of hosts differ, and a watch begins before the packet is sent: so it is taken to come in there at the
+    moment at which it left here.
+    """
+    left = max((it.ms for it in near.sightings if it.post == UPLINK_OUT and not it.back), default=0.0)
+    first = min((it.ms for it in far.sightings if not it.back), default=0.0)
+    sightings = tuple(_there(it, left - first) for it in far.sightings)
+    return replace(
+        near,
+        sightings=near.sightings + sightings,
+        rules=near.rules + tuple(replace(it, netns=key(host, it.netns)) for it in far.rules),
+        drops=near.drops + tuple(replace(it, netns=key(host, it.netns)) for it in far.drops),
+        lacks=near.lacks + tuple(f"host {host}: {it}" for it in far.lacks),
+    )
+
+
+def _there(it: Sighting, offset_ms: float) -> Sighting:
+    return replace(it, post=_NAMES.get(it.post, it.post), ms=it.ms + offset_ms)
+
+
+def key(host: str, netns: str) -> str:
+    """Return how a namespace of another host is called in a report."""
+    return f"{host}:{netns}"
+
+
+# Causes
+
+
+def why(it: Stretched, trail: Trail, *, back: bool) -> Cause | None:
+    """Return why a packet did not come to the first station where it is missing, if the tunnel is the reason."""
+    missing = trail.first_missing
+    if missing is None:
+        return None
+    answering = _BACK if back else _THERE
+    find = answering.get(missing.name)
+    return find(it, trail) if find else None
+
+
+def _near_sends(it: Stretched, _: Trail) -> Cause | None:
+    """Nothing here puts it into the tunnel, or not to the right host."""
+    if fault := _fault(it.near, _TO_SEND):
+        return _of_fault(fault, "this host", f"{it.end.name} on host {it.host}")
+    return None
+
+
+def _near_leaves(it: Stretched, trail: Trail) -> Cause | None:
+    if cause := _near_sends(it, trail):
+        return cause
+    route = it.near.route
+    if route and route.error:
+        words = f"this host has no route to VTEP {it.near.other} of host {it.host}: {route.error}"
+        return Cause("underlay.no_route", words, f"ip route add {it.near.other} via ROUTER")
+    return _unreachable(it) if it.underlay and not it.underlay.answers else None
+
+
+def _far_receives(it: Stretched, trail: Trail) -> Cause | None:
+    """It left this host, and did not come to the other one."""
+    sent = next((one for one in reversed(trail.seen) if one and one.post == UPLINK_OUT), None)
+    if sent and sent.vtep_destination and sent.vtep_destination != it.near.other:
+        words = f"frames for {it.end.name} go to VTEP {sent.vtep_destination}, and host {it.host} has {it.near.other}"
+        return Cause("tunnel.wrong_vtep", words, "netplug repair")
+    there = it.there.tunnel
+    if there and there.vtep != it.near.other:
+        words = f"this host sends to VTEP {it.near.other}, and host {it.host} has {there.vtep} now"
+        return Cause("vtep.changed", words, "netplug host ls")
+    if it.underlay and it.underlay.answers:
+        return _blocked(it, "this host", f"host {it.host}")
+    return _unreachable(it)
+
+
+def _blocked(it: Stretched, sender: str, receiver: str) -> Cause:
+    port = it.near.port
+    words = (
+        f"it leaves {sender} and does not come to {receiver}, though VTEP {it.near.other} answers an echo request: "
+        f"something between the hosts drops UDP port {port}"
+    )
+    return Cause("underlay.blocked", words, f"let UDP port {port} pass between {it.near.vtep} and {it.near.other}")
+
+
+def _unreachable(it: Stretched) -> Cause:
+    said = f" ({it.underlay.said})" if it.underlay and it.underlay.said else ""
+    words = f"VTEP {it.near.other} of host {it.host} does not answer{said}"
+    if it.far.silence:
+        words += f", and neither does its netplug ({it.far.silence.message})"
+        return Cause("host.unreachable", f"{words}: the host is down, or cut off, or has another address now")
+    return Cause("underlay.unreachable", f"{words}, though its netplug does: the way between the hosts is cut")
+
+
+def _far_decapsulates(it: Stretched, _: Trail) -> Cause | None:
+    """It came to the other host, whose VXLAN link does not take it."""
+    if fault := it.there.tunnel and _fault(it.there.tunnel, _TO_RECEIVE | {"unknown"}):
+        words = f"host {it.host} takes no VXLAN from VTEP {it.near.vtep}: {in_words(fault)}"
+        return Cause("far.filter", words, f"on host {it.host}: netplug repair")
+    return None
+
+
+def _far_delivers(it: Stretched, _: Trail) -> Cause | None:
+    if fault := it.there.tunnel and _fault(it.there.tunnel, _TO_RECEIVE):
+        return _of_fault(fault, f"host {it.host}", it.end.name, repair_on=it.host)
+    return None
+
+
+def _far_answers(it: Stretched, _: Trail) -> Cause | None:
+    """The other host does not put the answer into the tunnel."""
+    tunnel = it.there.tunnel
+    if tunnel is None:
+        return None
+    if fault := _fault(tunnel, _TO_SEND | {"neighbour"}):
+        return _of_fault(fault, f"host {it.host}", "the sender", repair_on=it.host)
+    if tunnel.route and tunnel.route.error:
+        words = f"host {it.host} has no route to VTEP {it.near.vtep} of this host: {tunnel.route.error}"
+        return Cause("underlay.no_route", words, f"on host {it.host}: ip route add {it.near.vtep} via ROUTER")
+    return None
+
+
+def _near_hears(it: Stretched, trail: Trail) -> Cause | None:
+    """The answer left the other host, and did not come to this one."""
+    sent = next((one for one in reversed(trail.seen) if one and one.post == FAR_UPLINK), None)
+    if sent and sent.vtep_destination and sent.vtep_destination != it.near.vtep:
+        words = f"host {it.host} sends the answer to VTEP {sent.vtep_destination}, and this host has {it.near.vtep}"
+        return Cause("tunnel.wrong_vtep", words, f"on host {it.host}: netplug repair")
+    return _blocked(it, f"host {it.host}", "this host")
+
+
+def _near_takes(it: Stretched, _: Trail) -> Cause | None:
+    if fault := _fault(it.near, _TO_RECEIVE):
+        words = f"this host takes no VXLAN from VTEP {it.near.other}: {in_words(fault)}"
+        return Cause("tunnel.filter", words, "netplug repair")
+    return None
+
+
+_THERE = {
+    TUNNEL_OUT: _near_sends,
+    UPLINK_OUT: _near_leaves,
+    FAR_UPLINK: _far_receives,
+    FAR_TUNNEL: _far_decapsulates,
+    FAR_PORT: _far_delivers,
+    FAR_END: _far_delivers,
+}
+_BACK = {
+    FAR_TUNNEL: _far_answers,
+    FAR_UPLINK: _far_answers,
+    UPLINK_OUT: _near_hears,
+    TUNNEL_OUT: _near_takes,
+}
+
+
+def _fault(tunnel: Tunnel, kinds: frozenset[str]) -> Fault | None:
+    return next((fault for fault in tunnel.faults if fault.kind in kinds), None)
+
+
+def _of_fault(fault: Fault, where: str, who: str, *, repair_on: str = "") -> Cause:
+    mend = f"on host {repair_on}: netplug repair" if repair_on else "netplug repair"
+    if fault.kind == "unknown":
+        return Cause("peer.unknown", f"{where} does not know where {who} is: {in_words(fault)}", mend)
+    return Cause(f"tunnel.{fault.kind}", f"{where} is not as its records say: {in_words(fault)}", mend)
+
+
+# A host that does not watch
+
+
+def unwatched(it: Stretched, *, answered: bool) -> Hop:
+    """Return the hop of a host that does not watch: a note if the packet was answered, else the break."""
+    where, what = f"host {it.host}", "watches what comes in"
+    if it.there.absent:
+        words = f"{it.there.absent}, though the records of the cluster say so"
+        return Hop("far-host", where, what, Verdict.BROKEN, cause=Cause("endpoint.gone", words, "netplug host ls"))
+    why_not = _why_unwatched(it)
+    if answered:
+        return Hop("far-host", where, f"{what}: {why_not.words}", Verdict.NOTED, cause=why_not)
+    if it.underlay and it.underlay.answers:
+        words = f"{why_not.words}. VTEP {it.near.other} answers an echo request, so the host lives and is reached"
+        return Hop("far-host", where, what, Verdict.BROKEN, cause=Cause(why_not.kind, words, why_not.mend))
+    return Hop("far-host", where, what, Verdict.BROKEN, cause=_unreachable(it))
+
+
+def _why_unwatched(it: Stretched) -> Cause:
+    silence = it.far.silence
+    if silence is None:
+        words = "; ".join(it.there.lacks) or f"host {it.host} does not watch"
+        return Cause("far.unwatched", words)
+    return Cause(f"far.{silence.reason.name.lower()}", silence.message, silence.hint)
+
+
+def too_large(it: Stretched, size: int) -> Cause | None:
+    """Return why packets of a size are lost between the hosts, if the underlay was found to carry less."""
+    below = it.underlay
+    needed = size + OVERHEAD[it.near.other.version]
+    if below is None or not below.largest or below.largest >= needed:
+        return None
+    fits = below.largest - OVERHEAD[it.near.other.version]
+    told = f", as {below.told} says" if below.told else ", and nobody says so"
+    words = (
+        f"packets of {size} bytes are lost between the hosts: they are {needed} bytes in VXLAN, and the way from "
+        f"{it.near.vtep} to {it.near.other} carries about {below.largest}{told}"
+    )
+    mend = f"raise the MTU of the underlay, or: netplug network update {it.end.record.network.name} -o mtu={fits}"
+    return Cause("underlay.mtu", words, mend)
