@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from uuid import uuid4
@@ -113,13 +113,12 @@ class Hosts:
         return Job(Flow(ip_address(to), kind, port, size=size), new_mark(), **(given | fields))  # type: ignore[arg-type]
 
     @staticmethod
+    def links() -> list[str]:
+        return [line.split(":")[1] for line in run("ip", "-o", "link").splitlines()]
+
+    @staticmethod
     def tables() -> str:
         return run("nft", "list", "tables")
-
-    async def until_traced(self) -> None:
-        deadline = time.monotonic() + 10
-        while "np-probe" not in await asyncio.to_thread(self.tables):
-            assert time.monotonic() < deadline
 
 
 @pytest.fixture
@@ -135,6 +134,12 @@ async def prober(hosts: Hosts) -> AsyncIterator[Prober]:
     async with WorkerProbes().start() as found:
         yield found
     assert "np-probe" not in hosts.tables()
+
+
+async def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not await asyncio.to_thread(done):
+        assert time.monotonic() < deadline
 
 
 def seen(report: Report, what: What, *, back: bool = False) -> list[str]:
@@ -314,17 +319,21 @@ async def test_a_missing_namespace_or_link_is_told(hosts: Hosts, prober: Prober)
         await prober.run(hosts.job(posts=(Post("none", "", "none"),)))
 
 
-async def test_nothing_stays_when_the_process_is_killed(hosts: Hosts) -> None:
-    before = hosts.tables()
+@pytest.mark.parametrize("link", ["", "vs"])
+async def test_nothing_stays_when_the_process_is_killed(hosts: Hosts, link: str) -> None:
+    before = hosts.tables(), hosts.links()
+    flow = Flow(ip_address("10.0.0.99"), Kind.UDP, 9, ip_address("10.0.1.9") if link else None)
+    origin = Origin("" if link else hosts.server, link)
     async with WorkerProbes().start() as prober:
-        job = hosts.job(port=9, wait_ms=5000, to="10.0.1.99")
+        job = Job(flow, new_mark(), origin, hosts.posts, ("", hosts.server), wait_ms=5000)
         work = asyncio.create_task(prober.run(job))
-        await hosts.until_traced()
+        await until(lambda: "np-probe" in hosts.tables() and (not link or hosts.links() != before[1]))
         prober._process.kill()
         with pytest.raises(NetplugError, match="ended"):
             await work
-    assert hosts.tables() == before
+    assert hosts.tables() == before[0]
     assert "np-probe" not in hosts.inside(hosts.server, "nft", "list", "tables")
+    await until(lambda: hosts.links() == before[1])
 
 
 def test_jobs_and_reports_travel_as_json() -> None:
@@ -407,3 +416,30 @@ async def test_name_servers_are_those_of_a_process(hosts: Hosts, prober: Prober,
     assert ([str(it) for it in found.nameservers], found.search) == (["10.0.0.1"], ("a", "b"))
     assert found.resolv_options == ("ndots:2",)
     assert (await prober.look(Look(hosts.server, resolv_conf=True))).nameservers != found.nameservers
+
+
+@pytest.mark.parametrize(
+    ("source", "to"), [("203.0.113.9", "10.0.0.2"), ("2001:db8:9::9", "2001:db8::2")], ids=["IPv4", "IPv6"]
+)
+async def test_packets_come_from_outside(hosts: Hosts, prober: Prober, source: str, to: str) -> None:
+    """Through the cable, to the client behind the bridge, as if the server's side had sent them."""
+    run("ip", "route", "add", "default", "via", "10.0.1.2")
+    run("ip", "route", "add", "default", "via", "2001:db8:1::2")
+    links = hosts.links()
+    flow = Flow(ip_address(to), Kind.TCP, 81, ip_address(source))
+    job = Job(flow, new_mark(), Origin(link="vs"), hosts.posts, ("", hosts.client), wait_ms=3000)
+    report = await prober.run(job)
+    assert (report.sent, report.refused) == (1, "")
+    syn = [(it.post, it.incoming) for it in report.sightings if it.what is What.SYN]
+    assert syn == [("cable", True), ("bridge", False), ("client", True)]
+    assert report.reply
+    assert (report.reply.what, str(report.reply.source)) == (What.RST, to)
+    await until(lambda: hosts.links() == links)
+
+
+async def test_a_rule_for_packets_from_outside_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table inet shop; add chain inet shop gate { type filter hook forward priority 0; }")
+    run("nft", "add rule inet shop gate iifname vs ip daddr 10.0.0.2 drop")
+    flow = Flow(ip_address("10.0.0.2"), Kind.UDP, 80, ip_address("10.0.1.9"))
+    report = await prober.run(Job(flow, new_mark(), Origin(link="vs"), hosts.posts, ("",)))
+    assert dropping(report).text == 'iifname "vs" ip daddr 10.0.0.2 drop'

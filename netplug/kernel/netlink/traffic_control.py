@@ -25,7 +25,7 @@ _ALL_PROTOCOLS = struct.unpack("=H", struct.pack(">H", 3))[0] | 1 << 16
 """ETH_P_ALL in network order, with priority 1."""
 _ETHERNET = 1
 """TC_LINKLAYER_ETHERNET: the kernel needs no rate table."""
-_STOLEN, _EGRESS_REDIRECT = 4, 1
+_STOLEN, _EGRESS_REDIRECT, _INGRESS_REDIRECT = 4, 1, 3
 _MOST = 0xFFFFFFFF
 
 
@@ -71,9 +71,9 @@ def ingress(link: int) -> bytes:
     return _on(link, _ingress())
 
 
-def redirect(link: int, target: int) -> bytes:
-    """Return the filter that redirects all packets arriving on a link to the egress of another."""
-    mirred = {"action": _STOLEN, "eaction": _EGRESS_REDIRECT, "ifindex": target}
+def redirect(link: int, target: int, *, ingress: bool = False) -> bytes:
+    """Return the filter that redirects all packets arriving on a link to the egress of another, or to its ingress."""
+    mirred = {"action": _STOLEN, "eaction": _INGRESS_REDIRECT if ingress else _EGRESS_REDIRECT, "ifindex": target}
     act = [("TCA_ACT_KIND", "mirred"), ("TCA_ACT_OPTIONS", {"attrs": [("TCA_MIRRED_PARMS", mirred)]})]
     # A key that matches all packets.
     selector = ("TCA_U32_SEL", {"keys": ["0/0+0"]})

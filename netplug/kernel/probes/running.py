@@ -4,11 +4,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from netplug.kernel.probes import packets
-from netplug.kernel.probes.api import Job, Kind, Post, Reply, Report, Sighting, What
+from netplug.kernel.probes.api import Job, Kind, Origin, Post, Reply, Report, Sighting, What
 from netplug.kernel.probes.closing import Opened
 from netplug.kernel.probes.errors import ProbeError
+from netplug.kernel.probes.injecting import Injector
 from netplug.kernel.probes.matching import Match, Matcher
 from netplug.kernel.probes.packets import Packet
 from netplug.kernel.probes.posts import open_posts, read_all
@@ -30,8 +32,9 @@ def run(job: Job) -> Report:
         raise ProbeError("the job has no origin to send from")
     opened = Opened()
     try:
-        running = Running(job, opened)
-        sender = Sender(job)
+        injected = bool(job.origin.link)
+        running = Running(_with_post(job, job.origin) if injected else job, opened)
+        sender = Injector(job) if injected else Sender(job)
         opened.add(sender)
         running.send(sender)
         return running.report()
@@ -53,6 +56,13 @@ def watch(job: Job, ready: Callable[[], None], end: threading.Event) -> Report:
         opened.close()
 
 
+def _with_post(job: Job, origin: Origin) -> Job:
+    """Return the job with a post on the link at which its packets come in, since there is seen what answers."""
+    if any((it.netns, it.link) == (origin.netns, origin.link) for it in job.posts):
+        return job
+    return replace(job, posts=(Post(origin.link, origin.netns, origin.link), *job.posts))
+
+
 class Running:
     """A job at work."""
 
@@ -64,7 +74,7 @@ class Running:
         self._tracers = self._open_tracers(opened)
         self._events: list[Event] = []
         self._began = time.time_ns()
-        self._sender: Sender | None = None
+        self._sender: Sender | Injector | None = None
         self._sightings: list[Sighting] = []
         self._replies: list[Reply] = []
         self._lacks: list[str] = []
@@ -78,7 +88,7 @@ class Running:
             tracers[tracer.netlink.sock] = tracer
         return tracers
 
-    def send(self, sender: Sender) -> None:
+    def send(self, sender: Sender | Injector) -> None:
         """Send all packets, and watch until all is answered or the time is over."""
         self._sender = sender
         if sender.source:
@@ -115,6 +125,7 @@ class Running:
                 match = self._matcher.match(packet) if packet else None
                 if packet and match and len(self._sightings) < _MOST:
                     self._sightings.append(self._sighting(post, packet, match, when, incoming=incoming))
+                    self._answer_outside(post, packet, match, when, incoming=incoming)
         elif tracer := self._tracers.get(sock):
             self._events += tracer.read()
         elif self._sender:
@@ -122,6 +133,16 @@ class Running:
                 match = self._matcher.match(packet)
                 if match and match.back and match.what is not What.ARP_REPLY:
                     self._replies.append(self._reply(packet, match, when))
+
+    def _answer_outside(self, post: Post, packet: Packet, match: Match, when: int, *, incoming: bool) -> None:
+        """Take note of an answer that leaves by the link at which the packets came in."""
+        sender, origin = self._sender, self._job.origin
+        if not isinstance(sender, Injector) or origin is None or incoming or not match.back or packet.vni:
+            return
+        if (post.netns, post.link) == (origin.netns, origin.link) and match.what is not What.ARP_REPLY:
+            self._replies.append(self._reply(packet, match, when))
+            if match.what is What.SYN_ACK:
+                sender.reset(match.number)
 
     def _sighting(self, post: Post, packet: Packet, match: Match, when: int, *, incoming: bool) -> Sighting:
         outer = packet.outer
