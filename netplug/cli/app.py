@@ -7,6 +7,7 @@ import typer
 
 from netplug import __version__
 from netplug.cli import NO, OK, UNREACHABLE, CliError, arguments
+from netplug.cli.capture import capture
 from netplug.cli.client import Client
 from netplug.cli.cni import app as cni
 from netplug.cli.doctor import doctor
@@ -131,6 +132,7 @@ def detach(network: NetworkRef, netns: Netns, ifname: Ifname = "eth0", run_dir: 
 
 app.command()(publish)
 app.command()(unpublish)
+app.command()(capture)
 app.command()(top)
 app.command()(trace)
 

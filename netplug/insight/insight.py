@@ -50,6 +50,7 @@ class Insight:
     @property
     def routes(self) -> Sequence[Route]:
         """Routes for the REST API."""
+        from netplug.insight.capture.ends import Ends  # noqa: PLC0415
         from netplug.insight.events import EventsApi  # noqa: PLC0415 - knows HTTP, which a CNI command does not need
         from netplug.insight.graph_reading import Graphs  # noqa: PLC0415
         from netplug.insight.trace.routes import TraceRoutes  # noqa: PLC0415
@@ -61,6 +62,7 @@ class Insight:
             ("GET", "/traffic", Traffic(of.engine, of.names).answer, 200),
             ("GET", "/doctor", self.doctor, 200),
             ("POST", "/trace", TraceRoutes(of.engine, of.reconciler, of.cluster).trace, 200),
+            *Ends(of.engine, of.settings.host_name, of.cluster).routes,
             *(EventsApi(of.events).routes if of.events else ()),
         )
 

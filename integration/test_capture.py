@@ -1,0 +1,276 @@
+"""`netplug capture` and `netplug top` with real containers, which have no tools of their own."""
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from shutil import which
+from typing import Any
+
+import pytest
+from harness import (
+    Dockerd,
+    Host,
+    Netplug,
+    Process,
+    attached,
+    cli_network,
+    container,
+    docker_network,
+    namespace,
+    wait_until,
+)
+from harness.netplugd import COMMAND, RUN_DIR
+from scapy.layers.inet import IP
+from scapy.utils import PcapNgReader
+
+HTTPD = ("httpd", "-f", "-p", "80", "-h", "/etc")
+END_S = 10
+_CAPTURE = re.compile(r"/netplug capture |capture_worker")
+needs_tshark = pytest.mark.skipif(not (which("tshark") and which("capinfos")), reason="needs tshark (make setup)")
+
+
+class Capture:
+    """A running `netplug capture`. `file`: what it writes, if it does."""
+
+    def __init__(self, netplug: Netplug, *args: str, to_file: bool = False) -> None:
+        host = netplug.host
+        self.log = host.dir / "capture.log"
+        self.log.unlink(missing_ok=True)
+        self.file = host.dir / "capture.pcapng"
+        self.file.unlink(missing_ok=True)
+        write = ("-w", str(self.file)) if to_file else ()
+        command = [str(COMMAND), "capture", *write, *args]
+        self.process: Process = host.popen(command, log=self.log.name, env={"NETPLUG_RUN_DIR": RUN_DIR})
+        wait_until(self._begun, END_S, "begin of the capture")
+
+    def _begun(self) -> bool:
+        assert self.process.alive, self.text
+        return "netplug: capturing " in self.text
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def lines(self) -> list[str]:
+        return [line for line in self.text.splitlines() if not line.startswith("netplug: ")]
+
+    def shows(self, pattern: str) -> None:
+        wait_until(lambda: re.search(pattern, self.text), END_S, f"{pattern} in the capture")
+
+    def end(self) -> str:
+        """Press Ctrl-C; return the summary."""
+        self.process.signal(signal.SIGINT)
+        assert self.process.wait(END_S) == 0, self.text
+        return next(line for line in self.text.splitlines() if " captured, " in line)
+
+
+@contextmanager
+def capturing(netplug: Netplug, *args: str, to_file: bool = False) -> Iterator[Capture]:
+    it = Capture(netplug, *args, to_file=to_file)
+    try:
+        yield it
+    finally:
+        it.process.kill()
+
+
+@contextmanager
+def station(netplug: Netplug, *names: str) -> Iterator[tuple[Any, ...]]:
+    """A network, and a namespace in it for each name."""
+    with cli_network(netplug) as net, ExitStack() as stack:
+        found = [stack.enter_context(attached(netplug, net, "--name", name))[0] for name in names]
+        yield net, *found
+
+
+def captures(host: Host) -> list[str]:
+    """The processes of captures on a host."""
+    return [line for line in host.output("ps", "-eo", "args").splitlines() if _CAPTURE.search(line)]
+
+
+def test_http_of_a_container_is_shown_as_lines(dockerd: Dockerd, netplug: Netplug) -> None:
+    with (
+        docker_network(dockerd) as net,
+        container(dockerd, "--network", net, "--name", "web", command=HTTPD) as web,
+        container(dockerd, "--network", net, "--name", "client") as client,
+        capturing(netplug, "web", "tcp", "port", "80") as capture,
+    ):
+        address = web.ip(net)
+        client.exec("ping", "-c", "1", address)
+        client.exec("wget", "-qO-", f"http://{address}/hostname")
+        capture.shows("out .* FIN")
+        assert re.fullmatch(r"netplug: \d+ packets captured, 0 dropped by the kernel", capture.end())
+        first, *rest = capture.lines
+        assert re.fullmatch(
+            rf"\d\d:\d\d:\d\d\.\d{{6}} in  {client.ip(net)}:\d+ → {address}:80  TCP 74  SYN seq .*", first
+        )
+        assert re.search(rf" out {address}:80 → {client.ip(net)}:\d+  TCP 74  SYN\+ACK ", rest[0])
+        assert any(" in " in line and line.endswith(" GET /hostname HTTP/1.1") for line in rest)
+        assert any(" out " in line and line.endswith(" HTTP/1.1 200 OK") for line in rest)
+        assert not any("ICMP" in line or "ARP" in line for line in capture.lines)
+
+
+def test_dns_of_docker_containers_is_one_line_a_question(dockerd: Dockerd, netplug: Netplug) -> None:
+    with (
+        docker_network(dockerd) as net,
+        container(dockerd, "--network", net, "--name", "web") as web,
+        container(dockerd, "--network", net, "--name", "client") as client,
+        capturing(netplug, "client", "--dns") as capture,
+    ):
+        client.exec("nslookup", f"web.{net}.netplug.internal")
+        capture.shows(rf"A web\.{net}\.netplug\.internal: {web.ip(net)}  \d+\.\d ms, from 127\.0\.0\.11:53")
+        capture.end()
+
+
+def test_a_file_is_read_by_others(netplug: Netplug) -> None:
+    with station(netplug, "web", "client") as (_, one, other):
+        with capturing(netplug, "web", "-c", "4", "icmp", "or", "port", "80", to_file=True) as capture:
+            other.exec("busybox", "ping", "-c", "2", one.addresses[0])
+            assert capture.process.wait(END_S) == 0, capture.text
+        with PcapNgReader(str(capture.file)) as reader:
+            packets = list(reader)
+        client, web = other.addresses[0], one.addresses[0]
+        assert [(it[IP].src, it.direction) for it in packets] == [(client, 1), (web, 2), (client, 1), (web, 2)]
+        times = [float(it.time) for it in packets]
+        assert times == sorted(times)
+        assert capture.lines == []
+
+
+@needs_tshark
+def test_wireshark_opens_a_file_from_a_pipe(netplug: Netplug) -> None:
+    with station(netplug, "web", "client") as (net, one, other):
+        file = netplug.host.dir / "pipe.pcapng"
+        command = f"{COMMAND} capture {net}/web -w - -s 60 >{file}"
+        process = netplug.host.popen(["sh", "-c", command], log="capture.log", env={"NETPLUG_RUN_DIR": RUN_DIR})
+        wait_until(lambda: file.exists() and file.stat().st_size > 0, END_S, "begin of the file")
+        other.exec("busybox", "ping", "-c", "1", "-s", "500", one.addresses[0])
+        wait_until(lambda: file.stat().st_size > 600, END_S, "packets in the file")
+        for line in netplug.host.output("ps", "-eo", "pid,args").splitlines():
+            pid, _, args = line.strip().partition(" ")
+            if _CAPTURE.search(args) and not args.startswith("sh "):
+                netplug.host.run(["kill", "-INT", pid])
+        process.wait(END_S)
+        wanted = ("interface_name", "packet_flags_direction", "len", "cap_len")
+        fields = [word for name in wanted for word in ("-e", f"frame.{name}")]
+        shown = output("tshark", "-r", str(file), "-Y", "icmp", "-T", "fields", *fields).splitlines()
+        name = f"{netplug.host.name}/web/eth0"
+        assert [line.split() for line in shown] == [[name, f"0x0000000{way}", "542", "60"] for way in (1, 2)]
+        told = output("capinfos", str(file))
+        for line in (
+            "pcapng",
+            "Time resolution = 0x09",
+            f"Name = {name}",
+            f"Description = web of network {net}, eth0 ",
+        ):
+            assert line in told
+
+
+def output(*argv: str) -> str:
+    done = subprocess.run(argv, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.rstrip()
+
+
+def test_both_ends_of_one_host_are_in_one_file(netplug: Netplug) -> None:
+    with station(netplug, "web", "client") as (_, one, other):
+        with capturing(netplug, "web", "icmp", "and", "host", "client", "--both-ends") as capture:
+            other.exec("busybox", "ping", "-c", "1", one.addresses[0])
+            capture.shows(r"web/eth0  out")
+            capture.shows(r"client/eth0  in")
+            capture.end()
+        ways = {tuple(line.split()[1:3]) for line in capture.lines}
+        host = netplug.host.name
+        assert ways == {(f"{host}/{name}/eth0", way) for name in ("web", "client") for way in ("in", "out")}
+
+
+def test_without_its_sandbox_the_host_side_is_read(netplug: Netplug) -> None:
+    with cli_network(netplug) as net, namespace(netplug.host) as one, attached(netplug, net) as (other, _):
+        said = one.attach(netplug, net, "--name", "web")
+        stays = netplug.host.popen(["nsenter", f"--net=/run/netns/{one.name}", "sleep", "100"], log="sleep.log")
+        one.remove()  # its path; the process keeps the namespace
+        with capturing(netplug, "web", "icmp") as capture:
+            assert "its sandbox cannot be entered: " in capture.text
+            other.exec("busybox", "ping", "-c", "1", one.addresses[0])
+            capture.shows(" out ")
+            capture.end()
+            assert re.search(
+                rf" in  {other.addresses[0]} → {one.addresses[0]}  ICMP 98  echo request", capture.lines[0]
+            )
+        netplug.cli("detach", net, "--netns", said["sandbox"])
+        stays.kill()
+
+
+def test_a_capture_ends_with_its_link_and_with_its_reader(netplug: Netplug) -> None:
+    with cli_network(netplug) as net, namespace(netplug.host) as one:
+        one.attach(netplug, net, "--name", "web")
+        with capturing(netplug, "web") as capture:
+            one.detach(netplug, net)
+            assert capture.process.wait(END_S) == 0
+            assert "eth0: link eth0 is gone or down" in capture.text
+        one.attach(netplug, net, "--name", "web")
+        command = f"{COMMAND} capture web --seconds 20 | head -n 1"
+        process = netplug.host.popen(["sh", "-c", command], log="capture.log", env={"NETPLUG_RUN_DIR": RUN_DIR})
+
+        def ended() -> bool:
+            one.pings(one_gateway(netplug, net))
+            return not process.alive
+
+        wait_until(ended, END_S, "end of the capture")
+        assert captures(netplug.host) == []
+        assert "Traceback" not in capture.text
+        one.detach(netplug, net)
+
+
+def one_gateway(netplug: Netplug, net: str) -> str:
+    return str(netplug.json("network", "inspect", net)["subnets"][0]["gateway"])
+
+
+def test_wrong_filters_and_endpoints_are_named(netplug: Netplug) -> None:
+    with station(netplug, "web"):
+        for args, code, words in (
+            (("web", "port", "nonsense80"), 2, "filter 'port nonsense80': "),
+            (("nobody",), 1, "there is no endpoint 'nobody'"),
+            (("web", "-w", "/nowhere/file"), 1, "/nowhere/file cannot be written"),
+        ):
+            done = netplug.host.run([str(COMMAND), "capture", *args], check=False, env={"NETPLUG_RUN_DIR": RUN_DIR})
+            assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+            assert done.stderr.count("\n") == 1
+
+
+def test_top_shows_traffic_where_it_is(netplug: Netplug) -> None:
+    with station(netplug, "web", "client", "idle") as (net, one, other, _):
+        before = top(netplug, net)
+        other.exec("busybox", "ping", "-c", "50", "-i", "0.01", "-s", "1400", one.addresses[0])
+        other.exec("busybox", "ping", "-c", "50", "-i", "0.01", "-s", "1400", one.addresses[0])
+        after = top(netplug, net)
+        gained = {
+            (name, way): after[name][way]["packets"] - before[name][way]["packets"]
+            for name in after
+            for way in ("received", "sent")
+        }
+        assert all(gained[name, way] >= 100 for name in ("web", "client") for way in ("received", "sent"))
+        assert gained["idle", "sent"] < 20
+        assert after["web"]["received"]["bytes"] - before["web"]["received"]["bytes"] >= 100 * 1442
+        stays = netplug.host.popen(
+            [
+                "nsenter",
+                f"--net=/run/netns/{other.name}",
+                "busybox",
+                "ping",
+                "-i",
+                "0.01",
+                "-s",
+                "1400",
+                one.addresses[0],
+            ],
+            log="ping.log",
+        )
+        wait_until(lambda: top(netplug, net)["web"]["received"]["bytes_per_s"] > 10_000, END_S, "traffic now")
+        shown = netplug.cli("top", "--once", "-i", "0.5", "--network", net).splitlines()
+        assert {line.split()[1] for line in shown[1:3]} == {"web", "client"}
+        stays.kill()
+
+
+def top(netplug: Netplug, net: str) -> dict[str, dict[str, dict[str, float]]]:
+    return {it["name"]: it for it in netplug.json("top", "-i", "0.3", "--network", net)["endpoints"]}

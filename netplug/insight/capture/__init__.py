@@ -1,0 +1,1 @@
+"""Packets of containers, for people to look at."""
