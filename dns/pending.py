@@ -61,6 +61,7 @@ class Query:
         key: of the answer in the cache.
         servers: the upstreams, in order.
         clients: the clients that wait.
+        since: when it was asked first.
         due: when to check it next.
         attempts: sockets and message ids by which an answer may come.
         waiting, failed: servers that were asked and may still answer, and those that failed.
@@ -72,6 +73,7 @@ class Query:
     attempts: tuple[tuple[Slot, int], ...] = ()
     waiting: tuple[Server, ...] = ()
     failed: tuple[Server, ...] = ()
+    since = 0.0
     turn = 0
     tick = 0
     done = False

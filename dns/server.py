@@ -9,10 +9,12 @@ import socket
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from time import perf_counter
 from typing import Any
 
 from . import batch
 from .deferred import turn
+from .durations import ANSWER_BOUNDS_S, Durations
 from .fast_path import answer, compute_answer
 from .pending import Client
 from .question import Question
@@ -25,6 +27,8 @@ _DRAIN = 64
 _BATCHES = 4
 """How many datagrams, or batches of them, are read before other work on the loop continues."""
 _LARGEST = 4096
+_SAMPLED = 64
+"""Of so many batches one is timed."""
 Forward = Callable[[View, Client], None]
 """Takes a question for an upstream. It calls the client's `answer`, now or later."""
 
@@ -40,6 +44,7 @@ class Counts:
         strangers: queries of clients in no network.
         dropped: queries without an answer, and answers that could not be sent.
         faults: errors of the server itself.
+        durations: from a query's arrival here to its answer, of one batch of datagrams in `_SAMPLED`.
     """
 
     codes: list[int] = field(default_factory=lambda: [0] * 16)
@@ -48,6 +53,7 @@ class Counts:
     strangers: int = 0
     dropped: int = 0
     faults: int = 0
+    durations: Durations = field(default_factory=lambda: Durations(ANSWER_BOUNDS_S))
 
 
 class Listener:
@@ -86,6 +92,7 @@ class Listener:
         self._udp = udp
         self._outbox: list[tuple[bytes, bytes]] = []
         self._turn = turn()
+        self._unsampled = 1
         udp.setblocking(False)
         self._batch = batch.batch(udp.family) if batched and batch.available() else None
         self._streams = Streams(tcp, self._by_tcp, self._owner_at, connections)
@@ -123,9 +130,20 @@ class Listener:
         with self._turn:
             for _ in range(_BATCHES):
                 messages = self._batch.receive(self._udp)
-                self._batch.send(self._udp, self._answers(messages))
+                self._unsampled -= 1
+                if self._unsampled:
+                    self._batch.send(self._udp, self._answers(messages))
+                else:
+                    self._sample(messages)
                 if len(messages) < batch.BATCH:
                     return
+
+    def _sample(self, messages: list[tuple[bytes, bytes]]) -> None:
+        """Answer a batch, and count how long that took."""
+        assert self._batch is not None  # noqa: S101 - only batches come here
+        self._unsampled, started = _SAMPLED, perf_counter()
+        self._batch.send(self._udp, self._answers(messages))
+        self.counts.durations.note(perf_counter() - started, len(messages))
 
     def _answers(self, messages: list[tuple[bytes, bytes]]) -> list[bytes | None]:
         """Return the answers to a batch of queries; None where there is none, or none yet."""

@@ -15,6 +15,7 @@ from time import monotonic
 
 from . import cache, extended_errors, queries, wire
 from .cache import Answer
+from .durations import UPSTREAM_BOUNDS_S, Durations
 from .extended_errors import Why
 from .forward_rules import Rules, Server
 from .pending import Client, Counts, Query
@@ -52,6 +53,9 @@ class Forwarder:
         slots: the number of sockets to each upstream; 0: the default, enough against port guessing.
         mixed_case: whether names are sent in mixed case.
         clock: returns seconds, monotonic.
+
+    Attributes:
+        durations: from a query to the answer of an upstream.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Forwarder:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.counts = Counts()
+        self.durations = Durations(UPSTREAM_BOUNDS_S)
         self._opener, self._slots = opener, slots
         self._clock = clock
         # Sorted by `due`, as all wait equally long.
@@ -121,7 +126,7 @@ class Forwarder:
         query = self._queries[place] = Query(question, asked, place, rules, servers, client, now + SECOND_S)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SECOND_S + _SLACK_S, self._check)
-        query.turn = 1
+        query.since, query.turn = now, 1
         if not self._send(query, servers[0]):
             query.failed = servers[:1]
             self._next(query)
@@ -248,6 +253,7 @@ class Forwarder:
                     self._preferred[server] = now + PREFERENCE_S
                     self._preferred.pop(query.servers[0], None)
                 self.counts.answered += 1
+                self.durations.note(now - query.since)
                 query.rules.cache.put(query.key, found)
                 clients = query.clients
                 self._finish(query)
