@@ -6,7 +6,7 @@ the daemon left in the kernel stays. If the store cannot be reached, a command c
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import structlog
@@ -26,6 +26,7 @@ from netplug.store.access import EtcdAccess
 from netplug.store.api import Put, Record, SharedStore, Store, StoreError, Unreachable
 from netplug.store.restore_guard import RestoreGuard
 from netplug.store.unreachable import UnreachableStore
+from netplug.tasks.latency import Latencies
 
 log = structlog.get_logger(__name__)
 
@@ -37,10 +38,11 @@ _START_DEADLINE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The shared store, and the VTEP of this host."""
+    """The shared store, and the VTEP of this host. `times`: how long its requests took."""
 
     store: RestoreGuard
     vtep: IPAddress
+    times: Latencies = field(default_factory=Latencies)
 
 
 async def open_for_daemon(
@@ -80,7 +82,8 @@ async def open_for_daemon(
         log.warning("store.refused", reason=str(exc))
     except StoreError as exc:
         raise NetplugError("invalid", str(exc)) from exc
-    return Shared(RestoreGuard(store, host_id), await _find_vtep(Finder(settings.vtep, access), own, kernel))
+    vtep = await _find_vtep(Finder(settings.vtep, access), own, kernel)
+    return Shared(RestoreGuard(store, host_id), vtep, store.times)
 
 
 def _warn_of_weak_access(access: EtcdAccess) -> None:

@@ -47,6 +47,7 @@ class EtcdStore:
 
     def __init__(self, gateway: Gateway, root: str, page: int, progress_s: float) -> None:
         self._gateway = gateway
+        self.times = gateway.times
         self._records = Records(root)
         self._fences = Fences(self._put_fences)
         self._page = page

@@ -22,6 +22,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import aiohttp
 import structlog
 
+from netplug.tasks.latency import Latencies
+
 from .access import EtcdAccess
 from .api import StoreError, Unreachable
 from .etcd_errors import (
@@ -60,6 +62,7 @@ class Gateway:
 
     def __init__(self, access: EtcdAccess, tls: ssl.SSLContext | bool, deadline_s: float, attempt_s: float) -> None:
         self.access = access
+        self.times = Latencies()
         self.attempt_s = attempt_s
         self._tls_context = tls
         self._session = self._new_session()
@@ -119,7 +122,7 @@ class Gateway:
             StoreError: the store is closed.
         """
         self.check_open()
-        with self._counted():
+        with self._counted(), self.times.timed(path.removeprefix("/v3/").removeprefix("kv/")):
             loop = asyncio.get_running_loop()
             deadline = loop.time() + (self._deadline_s if deadline_s is None else deadline_s)
             errors: dict[str, AttemptError] = {}

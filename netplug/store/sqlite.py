@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from netplug.tasks.latency import Latencies
+
 from .api import Compare, Delete, Put, Record, StoreError
 from .database import Database, Location, Write
 from .encoding import check_keys, json_text, key_bytes, prefix_bytes
@@ -23,9 +25,12 @@ class SqliteStore:
     """`Store` on one file, for one process. Created by `open`.
 
     A transaction whose caller is cancelled still happens as a whole, or not at all.
+
+    `times`: how long requests took, from call to result.
     """
 
     def __init__(self, database: Database) -> None:
+        self.times = Latencies()
         self._database = database
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
@@ -54,11 +59,13 @@ class SqliteStore:
 
     async def get(self, key: str) -> Record | None:
         """Return the record of a key."""
-        return await self._call(functools.partial(self._database.get, key_bytes(key)))
+        with self.times.timed("get"):
+            return await self._call(functools.partial(self._database.get, key_bytes(key)))
 
     async def range(self, prefix: str) -> tuple[list[Record], int]:
         """Return the records whose keys start with `prefix`, sorted by key, and the store's revision."""
-        return await self._call(functools.partial(self._database.range, prefix_bytes(prefix)))
+        with self.times.timed("range"):
+            return await self._call(functools.partial(self._database.range, prefix_bytes(prefix)))
 
     async def txn(
         self, compares: Sequence[Compare], ops: Sequence[Put | Delete], *, durable: bool = False
@@ -73,7 +80,8 @@ class SqliteStore:
         pairs = [(key_bytes(compare.key), compare) for compare in compares]
         writes = [_write(op) for op in ops]
         check_keys(ops)
-        return await self._call(functools.partial(self._database.txn, pairs, writes, durable=durable))
+        with self.times.timed("durable txn" if durable else "txn"):
+            return await self._call(functools.partial(self._database.txn, pairs, writes, durable=durable))
 
     async def close(self) -> None:
         """Finish the pending jobs and close the file. A second call does nothing."""
