@@ -52,9 +52,10 @@ system() {
     mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u | sed '/^$/d')
     install "${missing[@]}"
     unpack_firewalls
+    unpack_prometheus
 }
 
-# Tests run these firewalls in namespaces only. Installed, they would start and filter on this machine, so unpack them.
+# What tests run in namespaces only, and what would start as a service of this machine if it were installed.
 # unpack NAME PACKAGE...: into .venv/NAME; fails if it is there already, or cannot be had.
 unpack() {
     local to=.venv/$1 deb part
@@ -73,6 +74,11 @@ unpack() {
     [ -d "$to" ]
 }
 
+unpack_prometheus() {
+    { command -v prometheus && command -v promtool; } >/dev/null || unpack prometheus prometheus || true
+}
+
+# Installed, they would filter on this machine.
 unpack_firewalls() {
     command -v firewalld >/dev/null || unpack firewalld firewalld python3-firewall python3-nftables || true
     if unpack ufw ufw; then
