@@ -114,6 +114,8 @@ class Settings(BaseSettings):
     """Whether special-use names below the host's search list are forwarded to the host's resolvers."""
     http: str = ""
     """Address and port of the page and the metrics; empty: none."""
+    http_endpoint_traffic: bool = False
+    """Whether the metrics have each endpoint's traffic; a host with many containers has many of these."""
 
     @property
     def dns_rules(self) -> tuple[Rule, ...]:

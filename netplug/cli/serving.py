@@ -94,6 +94,10 @@ _Http = Annotated[
         help="Where to serve the page and the metrics, such as 127.0.0.1:9820; beyond loopback with a token. [off]",
     ),
 ]
+_HttpEndpointTraffic = Annotated[
+    bool | None,
+    typer.Option("--http-endpoint-traffic", help="Have the traffic of each endpoint in the metrics. [off]"),
+]
 _LogFormat = Annotated[str | None, typer.Option(metavar="FORMAT", help="console or json. [console]")]
 _LogLevel = Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [info]")]
 
@@ -117,6 +121,7 @@ def serve(
     dns_upstream: _DnsUpstream = None,
     dns_special: _DnsSpecial = None,
     http: _Http = None,
+    http_endpoint_traffic: _HttpEndpointTraffic = None,
     log_format: _LogFormat = None,
     log_level: _LogLevel = None,
 ) -> None:

@@ -5,7 +5,7 @@ what a process holds of its host, `compose` builds the engine on it. The other p
 for, and their modules are imported then: a command needs few of them, and starts in half a second.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,9 +31,9 @@ from netplug.ipam.scan_offset import HashedStart
 from netplug.kernel.api import HostKernel
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
-from netplug.store.api import Store
 from netplug.store.leases import StoredLeases
 from netplug.store.sqlite import SqliteStore
+from netplug.tasks.latency import Latencies
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from netplug.frontends.cni.service import CniService
     from netplug.insight.event_log import EventLog
     from netplug.insight.insight import Insight
+    from netplug.insight.metrics.metrics import Metrics
     from netplug.names.server import NameServer
 
 log = structlog.get_logger(__name__)
@@ -64,7 +65,7 @@ class Host:
     """What a process holds of its host. `resources`: closes it, and the parts that are built on it."""
 
     settings: Settings
-    store: Store
+    store: SqliteStore
     kernel: HostKernel
     identity: Identity
     drivers: Drivers
@@ -102,14 +103,24 @@ async def compose(host: Host, shared: Shared | None, *, docker: bool) -> "Compos
         cluster = Cluster(
             engine, store, gate, shared_leases, identity=identity, name=settings.host_name, underlay=underlay
         )
-    return Composition(host, engine, cluster, docker=docker)
+    times = {"sqlite": store.times, **({"etcd": shared.times} if shared else {})}
+    return Composition(host, engine, cluster, times, docker=docker)
 
 
 class Composition:
     """The parts on top of the engine. Each is made at its first use, with the parts that it needs."""
 
-    def __init__(self, host: Host, engine: Engine, cluster: Cluster | None, *, docker: bool) -> None:
+    def __init__(
+        self,
+        host: Host,
+        engine: Engine,
+        cluster: Cluster | None,
+        store_times: Mapping[str, Latencies],
+        *,
+        docker: bool,
+    ) -> None:
         self.host = host
+        self._store_times = store_times
         self.engine = engine
         self.cluster = cluster
         self._follows_docker = docker
@@ -230,4 +241,16 @@ class Composition:
     async def _serve_page(self) -> None:
         from netplug.daemon.page import serve_page  # noqa: PLC0415
 
-        await serve_page(self.host.settings, self.api)
+        await serve_page(self.host.settings, self.api, self.metrics)
+
+    @cached_property
+    def metrics(self) -> "Metrics":
+        """What Prometheus reads."""
+        from netplug.insight.metrics.metrics import Metrics  # noqa: PLC0415
+        from netplug.insight.metrics.reading import Sources  # noqa: PLC0415
+
+        return Metrics(
+            Sources(self.engine, self.name_server, self.cluster, self._store_times),
+            endpoint_traffic=self.host.settings.http_endpoint_traffic,
+            streams=lambda: self.events.followers,
+        )

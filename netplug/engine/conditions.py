@@ -54,6 +54,14 @@ class Conditions:
             log.info("condition.over", source=source, owner=it.owner, object=it.object, what=it.what)
             self._happenings.tell(over, f"{it.owner}: {it.object}", it.what, cause=source)
 
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of present faults, by source. Tasks are one source."""
+        found: dict[str, int] = {}
+        for source, faults in self._found.items():
+            word = source.partition(" ")[0]
+            found[word] = found.get(word, 0) + len(faults)
+        return found
+
     def all(self) -> list[Difference]:
         """Return all present faults, by source and in the reported order."""
         return [it for source in sorted(self._found) for it in self._found[source]]

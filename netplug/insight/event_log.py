@@ -77,6 +77,11 @@ class EventLog:
             self._followers.discard(follower)
             follower.put_nowait(None)
 
+    @property
+    def followers(self) -> int:
+        """How many follow."""
+        return len(self._followers)
+
     def follow(self) -> Follower:
         """Return a new follower; `unfollow` it."""
         follower: Follower = asyncio.Queue()

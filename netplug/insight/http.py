@@ -11,12 +11,11 @@ from typing import TypeAlias
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from netplug.insight.http_access import Access
+from netplug.insight.http_access import Access, headers_of
 
-Metrics: TypeAlias = Callable[[], Awaitable[bytes]]
-"""Returns what Prometheus reads."""
+Metrics: TypeAlias = Callable[[str], Awaitable[tuple[bytes, str]]]
+"""Returns what Prometheus reads, and its media type. It is given the media types that Prometheus accepts."""
 
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 READABLE = frozenset(
     {
         "/v1/version",
@@ -90,7 +89,8 @@ class PageApp:
         if path in READABLE | COSTLY | STREAMS:
             await self._ask(path, scope, receive, send)
         elif path == "/metrics" and self._metrics is not None:
-            await answer(send, 200, await self._metrics(), {"content-type": METRICS_TYPE})
+            text, kind = await self._metrics(headers_of(scope).get("accept", ""))
+            await answer(send, 200, text, {"content-type": kind})
         elif found := (await self._static()).get(path):
             await answer(send, 200, found[1], {"content-type": found[0]})
         else:
