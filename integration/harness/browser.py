@@ -1,4 +1,4 @@
-"""A headless Chromium in a host, driven by the DevTools protocol over pipes: it needs no port, and tests see all it asks.
+"""A headless Chromium in a host, driven by the DevTools protocol over pipes, without a port.
 
 https://chromedevtools.github.io/devtools-protocol/
 """
@@ -20,9 +20,25 @@ from .host import Host
 
 needs_chromium = pytest.mark.skipif(not which("chromium"), reason="needs chromium (make setup)")
 DEADLINE_S = 20
-KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home": 36}
+KEYS = {
+    "Tab": 9,
+    "Enter": 13,
+    "Escape": 27,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "Home": 36,
+}
 _FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run"),
+    *(
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        "--no-first-run",
+    ),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
 )
 
@@ -44,13 +60,13 @@ class Browser:
         self._unread = b""
         theirs, self._to = os.pipe()
         self._from, theirs_too = os.pipe()
-        command = f"exec chromium {' '.join(_FLAGS)} --remote-debugging-pipe --user-data-dir={host.dir}/chromium about:blank"
+        command = (
+            f"exec chromium {' '.join(_FLAGS)} --remote-debugging-pipe --user-data-dir={host.dir}/chromium about:blank"
+        )
         script = f"{command} 3<&{theirs} 4>&{theirs_too}"
-        log = host.dir / "chromium.log"
-        host.logs.append(log)
-        with log.open("ab") as out:
+        with (host.dir / "chromium.log").open("ab") as out:
             self._process = subprocess.Popen(
-                host.inside(["sh", "-c", script]),
+                host.inside(["bash", "-c", script]),
                 pass_fds=(theirs, theirs_too),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -60,13 +76,20 @@ class Browser:
             )
         os.close(theirs)
         os.close(theirs_too)
+        try:
+            self._attach()
+            self.resize(width, height)
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self) -> None:
         target = next(it for it in self.call("Target.getTargets")["targetInfos"] if it["type"] == "page")
         attach = {"targetId": target["targetId"], "flatten": True}
         self._session = self.call("Target.attachToTarget", **attach)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
         self.call("Fetch.enable", patterns=[{"urlPattern": "*/v1/*"}])
-        self.resize(width, height)
 
     def __enter__(self) -> Self:
         return self
@@ -151,23 +174,24 @@ class Browser:
 
     def js(self, script: str) -> Any:
         """Return what an expression is in the page; a promise is awaited."""
-        found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        as_the_page = {"allowUnsafeEvalBlockedByCSP": False, "awaitPromise": True, "returnByValue": True}
+        found = self.call("Runtime.evaluate", expression=script, **as_the_page)
         if "exceptionDetails" in found:
             raise BrowserError(f"{script}: {found['exceptionDetails'].get('exception', found)}")
         return found["result"].get("value")
 
-    def until(self, script: str, deadline_s: float = DEADLINE_S) -> Any:
-        """Wait until an expression is true in the page, and return it."""
+    def until(self, script: str, deadline_s: float = DEADLINE_S) -> None:
+        """Wait until an expression is true in the page."""
         deadline = time.monotonic() + deadline_s
         while True:
             try:
-                found = self.js(script)
+                found = self.js(f"Boolean({script})")
             except BrowserError as exc:
-                found = None
+                found = False
                 if "ended" in str(exc):
                     raise
             if found:
-                return found
+                return
             if time.monotonic() > deadline:
                 raise AssertionError(f"not in {deadline_s} s: {script}; errors: {self.errors}")
             self.pump(0.03)
@@ -180,11 +204,11 @@ class Browser:
 
     def text(self, selector: str) -> str:
         """Return the visible text of an element."""
-        return str(self.js(f"document.querySelector({json.dumps(selector)}).innerText"))
+        return str(self.js(f"(({{innerText, textContent}}) => innerText ?? textContent)({_node(selector)})"))
 
     def click(self, selector: str) -> None:
         """Click into the middle of an element, as a mouse does."""
-        script = f"""(() => {{ const node = document.querySelector({json.dumps(selector)});
+        script = f"""(() => {{ const node = {_node(selector)};
             node.scrollIntoView({{block: "center"}}); const it = node.getBoundingClientRect();
             return [it.x + it.width / 2, it.y + it.height / 2]; }})()"""
         x, y = self.js(script)
@@ -193,7 +217,7 @@ class Browser:
 
     def press(self, key: str, *, shift: bool = False) -> None:
         """Press a key, with its name or its character."""
-        code = KEYS.get(key, ord(key[0].upper()))
+        code = KEYS.get(key) or (ord(key.upper()) if len(key) == 1 and key.isalnum() else 0)
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
         more = {"key": key, "code": key if len(key) > 1 else "", "windowsVirtualKeyCode": code, "modifiers": 8 * shift}
         self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **more)
@@ -210,3 +234,7 @@ class Browser:
     def screenshot(self, path: Path) -> None:
         """Write what the window shows as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+
+def _node(selector: str) -> str:
+    return f"document.querySelector({json.dumps(selector)})"

@@ -96,10 +96,12 @@ export function showEvents() {
     }
     say(words.firstChild, event.object);
     const verb = event.kind.split(".")[1] ?? event.kind;
-    const from = [event.by && `by ${event.by}`, event.cause && event.cause].filter(Boolean).join(": ");
+    const bad = BAD_EVENT.test(event.kind);
+    const from = [event.by && event.by !== "netplug" && `by ${event.by}`, bad && event.cause].filter(Boolean).join(": ");
     say(words.lastChild, [verb, event.what, from && `(${from})`].filter(Boolean).join(" "));
     say(count, event.count > 1 ? `×${event.count}` : "");
-    node.classList.toggle("bad", BAD_EVENT.test(event.kind));
+    node.classList.toggle("bad", bad);
+    set(node, { title: event.cause || null });
   });
 }
 
@@ -126,7 +128,7 @@ export function showNames(names, filter) {
 export function showProblems(differences) {
   byId("problems").hidden = differences.length === 0;
   const many = `${differences.length} difference${differences.length === 1 ? "" : "s"}`;
-  say(byId("problems-count"), differences.length ? "between what was asked for and what there is; netplug repair mends them" : "");
+  say(byId("problems-count"), differences.length ? "between what was asked for and what there is" : "");
   set(byId("state"), { class: differences.length ? "pill bad" : "pill" });
   say(byId("state"), differences.length ? many : "no differences");
   const make = () => el("li", {}, el("span"), el("code"), el("span"));

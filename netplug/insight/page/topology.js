@@ -21,7 +21,7 @@ export class Topology {
     this.marks = { ends: [], problems: new Map(), filter: "" };
     this.root.addEventListener("click", (event) => this.pick(event.target));
     this.root.addEventListener("keydown", (event) => this.key(event));
-    this.root.addEventListener("focusin", (event) => this.focused(event.target));
+    place.addEventListener("focusin", (event) => this.focused(event.target)); // of `root`, it would take the focus itself
     for (const kind of ["pointerover", "pointerout"]) {
       this.root.addEventListener(kind, (event) => this.hover(kind === "pointerover" ? this.at(event.target) : null));
     }
@@ -115,7 +115,7 @@ export class Topology {
   /** Join the boxes of a container that is in several networks: of all if these are few, else of the one looked at. */
   drawTies() {
     const several = [...this.ids.values()].filter((boxes) => boxes.length > 1);
-    const looked = this.hovered ?? this.byId.get(this.current);
+    const looked = this.hovered ?? (this.root.contains(document.activeElement) ? this.byId.get(this.current) : undefined);
     const here = looked?.container.key;
     const few = !this.narrow && several.length <= FEW_TIES;
     const shown = few ? several : several.filter((boxes) => boxes[0].container.key === here);
