@@ -41,6 +41,8 @@ def arrival(case: Case, found: Sequence[Finding]) -> Hop:
         return Hop("listener", where, what, Verdict.BROKEN, cause=cause)
     if not left(case) and (cause := _nobody(case, facts, listeners)):
         return Hop("listener", where, what, Verdict.BROKEN, cause=cause)
+    if not left(case) and case.proto == "tcp" and (cause := other_way(case)):
+        return Hop("listener", where, what, Verdict.BROKEN, cause=cause)
     names = ", ".join(dict.fromkeys(_named(it) for it in listeners)) or "answers"
     if not left(case) and case.proto == "tcp":
         words = f"{where} does not answer on {what}, though {names} listens: its queue may be full"
@@ -80,13 +82,31 @@ def _stands_before(case: Case, found: Sequence[Finding]) -> Cause | None:
         return None
     if rule := rules.dropping(case, back=False):
         return rules.cause(case, rule)
-    here = next((it.cause for it in found if it.station == "destination" and it.cause.kind.startswith("address")), None)
+    here = next(
+        (it.cause for it in found if it.station == "destination" and not it.cause.kind.startswith("link")), None
+    )
     if here:
         return here
     drop = drops.dropping(case, back=False)
     if drop and drop.reason not in {"no_socket", "tcp_reset"}:
         return drops.cause(case, drop)
     return next((it.cause for it in found if not it.station), None)
+
+
+def other_way(case: Case) -> Cause | None:
+    """Say that the destination answers by another link than the one by which it was asked."""
+    way, place, source = case.crossing.way_out, case.destination.place, case.report.source or case.flow.source
+    lookup = next((it for it in case.scene.of(place).lookups if it.source == case.destination.address), None)
+    if way is None or lookup is None:
+        return None
+    if lookup.error:
+        words = f"{place.name} has no route back to {source}: {lookup.error}"
+        return Cause("route.none", words, mends.restarting(case.destination.record))
+    if lookup.link and lookup.link != way.link:
+        words = f"{place.name} was asked by {way.link} and answers by {lookup.link}: its route to {source} leads there"
+        mend = mends.inside(place, f"ip route replace {source} dev {way.link}")
+        return Cause("route.other_link", words, mend)
+    return None
 
 
 def _nobody(case: Case, facts: Facts, listeners: Sequence[Listener]) -> Cause | None:
@@ -112,7 +132,7 @@ def _echo(case: Case, found: Sequence[Finding]) -> Hop:
     where = case.destination.place.name
     if left(case):
         return Hop("answer", where, "answers the echo request")
-    cause = _stands_before(case, found) or _ignoring(case)
+    cause = _stands_before(case, found) or other_way(case) or _ignoring(case)
     return Hop("answer", where, "echo request", Verdict.BROKEN, cause=cause)
 
 

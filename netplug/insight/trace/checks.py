@@ -8,7 +8,7 @@ from netplug.insight.trace import mends, rules
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind, name_of
 from netplug.insight.trace.model import Cause, Place, Station
-from netplug.insight.trace.path import expected_bridge
+from netplug.insight.trace.path import expected_bridge, wrong_mac
 from netplug.kernel.probes.api import LinkState
 
 
@@ -46,8 +46,7 @@ def _links(case: Case) -> Iterator[Finding]:
         elif not link.up:
             yield Finding(station.name, _down(station.place, link))
         elif not link.carrier:
-            words = f"{link.name} on {station.place.name} has no carrier: its other end is down, or the cable is cut"
-            yield Finding(station.name, Cause("link.no_carrier", words, _other_end(case, station, link)))
+            yield Finding(station.name, _other_end(case, station, link))
 
 
 def _down(place: Place, link: LinkState) -> Cause:
@@ -55,14 +54,26 @@ def _down(place: Place, link: LinkState) -> Cause:
     return Cause("link.down", f"{link.name} on {place.name} is down", mend)
 
 
-def _other_end(case: Case, station: Station, link: LinkState) -> str:
-    """Return how to bring up the other end of a veth, where that is known."""
+def _other_end(case: Case, station: Station, link: LinkState) -> Cause:
+    """Say why a link has no carrier: the other end of a veth is down, where that is known."""
     for other in case.path.stations:
         facts = case.scene.of(other.place)
         found = next((it for it in facts.links if it.name == other.link), None)
         if found and other.place != station.place and not found.up and found.peer == link.index:
-            return mends.inside(other.place, f"ip link set {found.name} up")
-    return "connect the cable" if not link.kind else mends.inside(station.place, f"ip link set {link.name} up")
+            return _down(other.place, found)
+    words = f"{link.name} on {station.place.name} has no carrier: its other end is down, or the cable is cut"
+    return Cause("link.no_carrier", words, "bring up the other end, or connect the cable")
+
+
+def _macs(case: Case) -> Iterator[Finding]:
+    """A sandbox has another MAC than its record: anti-spoofing drops what it sends, requests for MACs too."""
+    for end, way in ((case.source, case.crossing.way_in), (case.destination, case.crossing.way_out)):
+        record = way.record if way else None
+        if way is None or record is None or way.shared or not case.ends.network(record).options.spoofchk:
+            continue
+        if words := wrong_mac(record, case.scene.of(end.place)):
+            text = f"{end.place.name} sends {words}, so anti-spoofing drops it"
+            yield Finding("", Cause("spoofed", text, mends.restarting(record)))
 
 
 def _ports(case: Case) -> Iterator[Finding]:
@@ -130,4 +141,18 @@ def _addresses(case: Case) -> Iterator[Finding]:
         yield Finding("destination", Cause("address.missing", words, mend))
 
 
-CHECKS: tuple[Check, ...] = (_links, _ports, _icc, _addresses, _forwarding, _conntrack)
+def _rp_filter(case: Case) -> Iterator[Finding]:
+    """A strict reverse path filter (RFC 3704 2.2) where the route back leaves by another link."""
+    way, place = case.crossing.way_out, case.destination.place
+    facts = case.scene.of(place)
+    back = next((it for it in facts.lookups if it.source == case.destination.address), None)
+    if way is None or back is None or not back.link or back.link == way.link or case.version != 4:
+        return
+    values = [facts.sysctl(f"net/ipv4/conf/{name}/rp_filter") for name in ("all", way.link)]
+    if max(values) == "1":
+        words = f"{place.name} drops what comes in by {way.link}: its route back leaves by {back.link} (rp_filter=1)"
+        mend = mends.inside(place, f"sysctl -w net.ipv4.conf.{way.link.replace('.', '/')}.rp_filter=2")
+        yield Finding("destination", Cause("rp_filter", words, mend))
+
+
+CHECKS: tuple[Check, ...] = (_links, _ports, _macs, _rp_filter, _icc, _addresses, _forwarding, _conntrack)

@@ -25,7 +25,7 @@ def judge(case: Case) -> tuple[Hop, ...]:
     hops.append(end)
     if end.verdict is Verdict.BROKEN:
         return tuple(hops)
-    return (*hops, *_way_back(case, found), *mtu.judge(case), *_doubled(case))
+    return (*hops, *_way_back(case, found), *_doubled(case), *mtu.judge(case))
 
 
 def _passed(it: Trail) -> Iterator[Hop]:
@@ -123,24 +123,8 @@ def _passed_back(it: Trail) -> Iterator[Hop]:
 def _lost_back(case: Case, it: Trail, found: Sequence[Finding]) -> Hop:
     missing = it.first_missing or case.path.stations[0]
     words = f"the answer passes {missing.link} of {missing.place.name}"
-    cause = _other_way(case) or _why(case, it, found, back=True)
+    cause = answers.other_way(case) or _why(case, it, found, back=True)
     return Hop(f"back-{missing.name}", missing.place.name, words, Verdict.BROKEN, cause=cause)
-
-
-def _other_way(case: Case) -> Cause | None:
-    """Say that the destination answers by another link than the one by which it was asked."""
-    way, place, source = case.crossing.way_out, case.destination.place, case.report.source or case.flow.source
-    lookup = next((it for it in case.scene.of(place).lookups if it.source == case.destination.address), None)
-    if way is None or lookup is None:
-        return None
-    if lookup.error:
-        words = f"{place.name} has no route back to {source}: {lookup.error}"
-        return Cause("route.none", words, mends.restarting(case.destination.record))
-    if lookup.link and lookup.link != way.link:
-        words = f"{place.name} was asked by {way.link} and answers by {lookup.link}: its route to {source} leads there"
-        mend = mends.inside(place, f"ip route replace {source} dev {way.link}")
-        return Cause("route.other_link", words, mend)
-    return None
 
 
 def _at_home(case: Case) -> Cause:
@@ -152,13 +136,16 @@ def _at_home(case: Case) -> Cause:
 
 
 def _doubled(case: Case) -> Iterator[Hop]:
-    """Say that two stations answer for the next hop: the packet comes to one or the other."""
-    if case.asked and len(set(case.asked.macs)) > 1:
-        macs = " and ".join(sorted(set(case.asked.macs)))
-        address = case.route.gateway or case.flow.destination if case.route else case.flow.destination
-        words = f"two stations have the address {address}: {macs}"
-        mend = f"remove {address} from the one that is not {case.destination.place.name}"
-        where = case.source.place.name
-        yield Hop(
-            "neighbour", where, f"asks who has {address}", Verdict.BROKEN, cause=Cause("address.duplicate", words, mend)
-        )
+    """Say that another station answers for the next hop: the packet comes to one or the other."""
+    route = case.route
+    if case.asked is None or route is None:
+        return
+    address, where = route.gateway or route.destination, case.source.place.name
+    own = [it.mac for it in case.host.links for one in it.addresses if one.ip == address]
+    macs = sorted({*case.asked.macs, *own}) if case.asked.macs else []
+    if len(macs) > 1:
+        words = f"{len(macs)} stations have the address {address}: {' and '.join(macs)}"
+        keeper = "this host" if own else case.destination.place.name
+        mend = f"remove {address} from the one that is not {keeper}"
+        cause = Cause("address.duplicate", words, mend)
+        yield Hop("neighbour", where, f"asks who has {address}", Verdict.BROKEN, cause=cause)

@@ -69,6 +69,12 @@ def link_of(record: EndpointRecord, inside: Facts) -> LinkState | None:
     return next((it for it in inside.links if owner(it, (record,)) is record), None)
 
 
+def wrong_mac(record: EndpointRecord, inside: Facts) -> str:
+    """Return that the link of an endpoint has another MAC than the record, in words; empty if it has not."""
+    link, wanted = link_of(record, inside), record.attachment.mac or record.endpoint.chosen_mac()
+    return f"from MAC {link.mac}, and its own is {wanted}" if link and wanted and link.mac != wanted else ""
+
+
 def _host_side(link: LinkState | None, record: EndpointRecord | None, host: Facts) -> str:
     if link and link.peer and not link.peer_here:
         found = next((it for it in host.links if it.index == link.peer and it.kind == "veth"), None)

@@ -22,6 +22,7 @@ _SYSCTLS = (
     "net/netfilter/nf_conntrack_count",
     "net/netfilter/nf_conntrack_max",
     "net/ipv4/conf/all/rp_filter",
+    *(f"net/ipv4/conf/eth{number}/rp_filter" for number in range(8)),
     "net/ipv4/icmp_echo_ignore_all",
 )
 BEYOND = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
@@ -49,7 +50,7 @@ class Preparing:
 
     async def source_facts(self, source: End, *, resolver: bool) -> Facts:
         """Look at where is sent from; `resolver`: also at its resolv.conf."""
-        return await self._look(source.place, resolv_conf=resolver)
+        return await self._look(source.place, listeners=True, resolv_conf=resolver)
 
     async def address(self, source: End, target: Target, facts: Facts) -> tuple[IPAddress, End | None]:
         """Return the address of a DST that is no name to ask for, and its end if that is known already.

@@ -53,7 +53,16 @@ class Resolving:
             if said in _NO_NAME:
                 return self._broken(source, name, f"asks {server} for {name}: {said}", self._unknown(source, name))
         servers = ", ".join(map(str, facts.nameservers[:_MOST_SERVERS]))
-        return self._broken(source, name, f"asks {servers} for {name}: {said or 'no answer'}", _silent(servers, said))
+        cause = _silent(servers, said)
+        if await self._knows_its_own(prober, source, facts.nameservers[0]):
+            cause = self._unknown(source, name, beyond=True)
+        return self._broken(source, name, f"asks {servers} for {name}: {said or 'no answer'}", cause)
+
+    @staticmethod
+    async def _knows_its_own(prober: Prober, source: End, server: IPAddress) -> bool:
+        """Whether a server answers for a name that it has to know: then it waits for resolvers beyond this host."""
+        record = next((it for it in source.records if it.name), None)
+        return bool(record and (await _ask(prober, source, server, record.name))[0])
 
     def _configured(self, source: End, inside: Facts) -> Facts:
         """Return the resolver's settings; a bare namespace has no process, and is served at its gateways."""
@@ -68,7 +77,7 @@ class Resolving:
     def _broken(source: End, name: str, what: str, cause: Cause) -> Resolved:
         return Resolved(Hop("name", source.place.name, what or f"asks for {name}", Verdict.BROKEN, cause=cause))
 
-    def _unknown(self, source: End, name: str) -> Cause:
+    def _unknown(self, source: End, name: str, *, beyond: bool = False) -> Cause:
         """Say why a name is unknown: nobody has it, or who has it is in another network."""
         registry = self._engine.registry
         mine = {it.endpoint.network for it in source.records}
@@ -85,6 +94,7 @@ class Resolving:
             words = f"{label} is in network {net}, and {who} is in {mine_words}: it sees names of its own networks only"
             return Cause("name.other_network", words, connecting(net, source.records[0]))
         words = f"nobody in the networks of {who} ({mine_words}) has the name {name!r}"
+        words += ", and the resolvers beyond this host do not answer" if beyond else ""
         return Cause("name.unknown", words, "netplug ps")
 
 

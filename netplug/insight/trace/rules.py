@@ -1,11 +1,10 @@
 """Rules that dropped the packet, in words: ours say what they are for, those of others who has them and how they go."""
 
-from netplug.engine.records import EndpointRecord
 from netplug.insight.trace import mends
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind, name_of
 from netplug.insight.trace.model import Cause
-from netplug.insight.trace.path import link_of
+from netplug.insight.trace.path import wrong_mac
 from netplug.kernel.probes.api import Rule
 
 OURS = "netplug"
@@ -51,18 +50,10 @@ def _spoofed(case: Case, rule: Rule) -> Cause:
     end = case.destination if rule.back else case.source
     who, record = end.place.name, end.record
     own = ", ".join(str(it.ip) for one in end.records for it in one.endpoint.addresses) or "no address"
-    wrong = _wrong_mac(case, record, rule) or _wrong_address(case, rule, own)
+    wrong = wrong_mac(record, case.scene.of(end.place)) if record else ""
+    wrong = wrong or _wrong_address(case, rule, own)
     words = f"{who} sends {wrong}, so anti-spoofing drops it (table {rule.family} {rule.table}, chain {rule.chain})"
     return Cause("spoofed", words, mends.restarting(record))
-
-
-def _wrong_mac(case: Case, record: EndpointRecord | None, rule: Rule) -> str:
-    if record is None:
-        return ""
-    facts = case.scene.of((case.destination if rule.back else case.source).place)
-    link = link_of(record, facts)
-    wanted = record.attachment.mac or record.endpoint.chosen_mac()
-    return f"from MAC {link.mac}, and its own is {wanted}" if link and wanted and link.mac != wanted else ""
 
 
 def _wrong_address(case: Case, rule: Rule, own: str) -> str:

@@ -186,12 +186,16 @@ class Tracer:
 
     @staticmethod
     async def _who_has(prober: Prober, case: Case) -> Neighbours | None:
-        """Ask who has the next hop: it may be used twice."""
-        route, source = case.route, case.source
+        """Ask who has the next hop: it may be used twice.
+
+        The host asks on its bridge: from a container, anti-spoofing drops the question (RFC 5227 has no sender).
+        """
+        route, way = case.route, case.crossing.way_in
         if route is None or route.error or not route.link or case.crossing.direct or route.link == "lo":
             return None
+        netns, link = ("", way.bridge) if way and way.bridge else (case.source.place.netns, route.link)
         with suppress(NetplugError):
-            return await prober.who_has(source.place.netns, route.link, route.gateway or route.destination, ASK_MS)
+            return await prober.who_has(netns, link, route.gateway or route.destination, ASK_MS)
         return None
 
     async def _large(self, prober: Prober, case: Case, mark: int) -> tuple[Flow, Report] | None:

@@ -1,0 +1,375 @@
+"""`netplug trace` names what breaks a path on one host: each fault is injected, traced, and taken away again.
+
+The containers live as long as the module. `trace_faults.py` has what is said of each fault, for the document too.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from conftest import Shared
+from harness import Container, Dockerd, Host, Netplug, Wire, assert_same, wait_until
+from trace_faults import ROWS, in_document, markdown
+
+HEALTHY_S, BROKEN_S = 3.0, 10.0
+"""What a trace may take, as the contract says."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Containers of one host: `asker`, `web` and `both` in blue, `lonely` and `both` in green."""
+
+    host: Host
+    dockerd: Dockerd
+    netplug: Netplug
+    wire: Wire
+    asker: Container
+    web: Container
+    lonely: Container
+    both: Container
+
+    def trace(self, source: str, destination: str) -> dict[str, Any]:
+        began = time.monotonic()
+        body = {"source": source, "destination": destination}
+        answer: dict[str, Any] = self.netplug.client.post("trace", body=body)
+        took = time.monotonic() - began
+        return answer | {"seconds": took}
+
+    def run(self, *argv: str) -> str:
+        return self.host.output(*argv)
+
+    def inside(self, container: Container, *argv: str) -> str:
+        return self.run("nsenter", f"--net={self.sandbox(container)}", "--", *argv)
+
+    def sandbox(self, container: Container) -> str:
+        return str(self.dockerd.inspect(container.id)["NetworkSettings"]["SandboxKey"])
+
+    def address(self, container: Container, network: str = "blue") -> str:
+        return str(self.dockerd.inspect(container.id)["NetworkSettings"]["Networks"][network]["IPAddress"])
+
+    def mac(self, container: Container, network: str = "blue") -> str:
+        return str(self.dockerd.inspect(container.id)["NetworkSettings"]["Networks"][network]["MacAddress"])
+
+    def gateway(self, network: str) -> str:
+        return str(self.dockerd.inspect(network)["IPAM"]["Config"][0]["Gateway"]).partition("/")[0]
+
+    def port(self, container: Container, network: str = "blue") -> str:
+        """The host side of a container's link."""
+        ident = self.dockerd.inspect(container.id)["NetworkSettings"]["Networks"][network]["EndpointID"]
+        return f"nph{ident[:12]}"
+
+    def bridge(self, network: str) -> str:
+        return f"np-{self.dockerd.inspect(network)['Id'][:12]}"
+
+
+@pytest.fixture(scope="module")
+def scene(host: Host, client: Host, dockerd: Dockerd, netplug: Netplug, wire: Wire) -> Scene:
+    del client
+    for name, options in {
+        "blue": ("--ipv6",),
+        "green": (),
+        "closed": ("--internal",),
+        "quiet": ("-o", "com.docker.network.bridge.enable_icc=false"),
+        "void": ("-o", "mode=none"),
+    }.items():
+        dockerd.docker("network", "create", "-d", "pynet", "--ipam-driver", "pynet", *options, name)
+    serve = ("sh", "-c", "httpd -p 127.0.0.1:82 -h /www; exec httpd -f -p 80 -h /www")
+    run = dockerd.run
+    asker = run("--network", "blue", "--name", "asker")
+    web = run("--network", "blue", "--name", "web", "-p", "8080:80", "-p", "8081:82", command=serve)
+    lonely = run("--network", "green", "--name", "lonely", command=serve)
+    both = run("--network", "blue", "--name", "both", "-p", "8090:80", command=serve)
+    dockerd.docker("network", "connect", "green", "both")
+    run("--network", "closed", "--name", "inner")
+    for name in ("quiet1", "quiet2"):
+        run("--network", "quiet", "--name", name, command=serve)
+    run("--network", "void", "--name", "nothing")
+    return Scene(host, dockerd, netplug, wire, asker, web, lonely, both)
+
+
+Fault = Callable[[Scene], AbstractContextManager[tuple[str, str]]]
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(name: str) -> Callable[[Callable[[Scene], Iterator[tuple[str, str]]]], Fault]:
+    """Register what injects a fault: it yields SRC and DST."""
+
+    def register(function: Callable[[Scene], Iterator[tuple[str, str]]]) -> Fault:
+        assert name in ROWS
+        FAULTS[name] = made = contextmanager(function)
+        return made
+
+    return register
+
+
+@fault("nobody listens")
+def nobody_listens(_: Scene) -> Iterator[tuple[str, str]]:
+    yield "asker", "web:81"
+
+
+@fault("loopback")
+def loopback(_: Scene) -> Iterator[tuple[str, str]]:
+    yield "asker", "web:82"
+
+
+@contextmanager
+def nft(it: Scene, *commands: str, table: str) -> Iterator[None]:
+    it.host.run(["nft", "-f", "-"], stdin="\n".join((f"add table {table}", *commands)))
+    yield
+    it.run("nft", "delete", "table", *table.split())
+
+
+@fault("nft bridge")
+def nft_bridge(it: Scene) -> Iterator[tuple[str, str]]:
+    rule = f"add rule bridge foreign forward ip daddr {it.address(it.web)} tcp dport 80 drop"
+    chain = "add chain bridge foreign forward { type filter hook forward priority 0; }"
+    with nft(it, chain, rule, table="bridge foreign"):
+        yield "asker", "web:80"
+
+
+@fault("nft netdev")
+def nft_netdev(it: Scene) -> Iterator[tuple[str, str]]:
+    hook = f"type filter hook ingress device {it.port(it.asker)} priority 0;"
+    chain = f"add chain netdev foreign ingress {{ {hook} }}"
+    with nft(it, chain, "add rule netdev foreign ingress tcp dport 80 drop", table="netdev foreign"):
+        yield "asker", "web:80"
+
+
+@fault("nft inet")
+def nft_inet(it: Scene) -> Iterator[tuple[str, str]]:
+    chain = "add chain inet foreign forward { type filter hook forward priority 0; }"
+    with nft(it, chain, f"add rule inet foreign forward ip daddr {it.wire.right} drop", table="inet foreign"):
+        yield "asker", f"outside={it.wire.right}"
+
+
+@contextmanager
+def iptables(it: Scene, program: str, chain: str, *rule: str) -> Iterator[None]:
+    it.run(program, "-w", "-I", chain, *rule)
+    yield
+    it.run(program, "-w", "-D", chain, *rule)
+
+
+@fault("iptables-nft")
+def iptables_nft(it: Scene) -> Iterator[tuple[str, str]]:
+    with iptables(it, "iptables-nft", "FORWARD", "-d", it.wire.right, "-j", "DROP"):
+        yield "asker", f"outside={it.wire.right}"
+
+
+@fault("DOCKER-USER")
+def docker_user(it: Scene) -> Iterator[tuple[str, str]]:
+    with iptables(it, "iptables", "DOCKER-USER", "-d", it.wire.right, "-j", "DROP"):
+        yield "asker", f"outside={it.wire.right}"
+
+
+@fault("firewall inside")
+def firewall_inside(it: Scene) -> Iterator[tuple[str, str]]:
+    text = "table inet fw { chain input { type filter hook input priority 0; tcp dport 80 drop; }; }"
+    it.inside(it.web, "nft", text)
+    yield "asker", "web:80"
+    it.inside(it.web, "nft", "delete table inet fw")
+
+
+@fault("name unknown")
+def name_unknown(_: Scene) -> Iterator[tuple[str, str]]:
+    yield "asker", "nobody:80"
+
+
+@fault("name of another network")
+def name_of_another_network(_: Scene) -> Iterator[tuple[str, str]]:
+    yield "asker", "lonely:80"
+
+
+@fault("address used twice")
+def address_used_twice(it: Scene) -> Iterator[tuple[str, str]]:
+    """A virtual machine, say, whose tap somebody put into the bridge."""
+    it.run("ip", "netns", "add", "twin")
+    it.run("ip", "link", "add", "vm0", "type", "veth", "peer", "name", "eth0", "netns", "twin")
+    it.run("ip", "link", "set", "vm0", "master", it.bridge("blue"), "up")
+    it.run("ip", "-n", "twin", "addr", "add", f"{it.address(it.web)}/24", "dev", "eth0")
+    it.run("ip", "-n", "twin", "link", "set", "eth0", "up")
+    wait_until(lambda: "LOWER_UP" in it.run("ip", "link", "show", "vm0"))
+    yield "asker", "web:80"
+    it.run("ip", "link", "del", "vm0")
+    it.run("ip", "netns", "del", "twin")
+
+
+@fault("no default route")
+def no_default_route(it: Scene) -> Iterator[tuple[str, str]]:
+    it.inside(it.asker, "ip", "route", "del", "default")
+    yield "asker", f"outside={it.wire.right}"
+    it.inside(it.asker, "ip", "route", "add", "default", "via", it.gateway("blue"))
+
+
+@contextmanager
+def by_green(it: Scene) -> Iterator[None]:
+    """Have `both` answer by green what it is asked by blue."""
+    gateway = it.inside(it.both, "ip", "route", "show", "default").split()[2]
+    it.inside(it.both, "ip", "route", "replace", it.wire.right, "via", it.gateway("green"))
+    assert gateway
+    yield
+    it.inside(it.both, "ip", "route", "del", it.wire.right)
+
+
+@fault("route by another network")
+def route_by_another_network(it: Scene) -> Iterator[tuple[str, str]]:
+    with by_green(it):
+        yield f"outside={it.wire.right}", "both:80"
+
+
+@fault("rp_filter")
+def rp_filter(it: Scene) -> Iterator[tuple[str, str]]:
+    names = [f"net.ipv4.conf.{link}.rp_filter" for link in ("all", "eth0")]
+    before = [it.inside(it.both, "sysctl", "-n", name) for name in names]
+    with by_green(it):
+        it.inside(it.both, "sysctl", "-w", *(f"{name}=1" for name in names))
+        yield f"outside={it.wire.right}", "both:80"
+        it.inside(it.both, "sysctl", "-w", *(f"{name}={value}" for name, value in zip(names, before, strict=True)))
+
+
+@contextmanager
+def bridge_netfilter(it: Scene) -> Iterator[None]:
+    before = it.run("sysctl", "-n", "net.bridge.bridge-nf-call-iptables")
+    it.run("sysctl", "-w", "net.bridge.bridge-nf-call-iptables=1")
+    yield
+    it.run("sysctl", "-w", f"net.bridge.bridge-nf-call-iptables={before}")
+
+
+@fault("bridge-nf-call-iptables")
+def bridge_nf_call_iptables(it: Scene) -> Iterator[tuple[str, str]]:
+    with bridge_netfilter(it), iptables(it, "iptables", "FORWARD", "-d", it.address(it.web), "-j", "DROP"):
+        yield "asker", "web:80"
+
+
+@fault("link down")
+def link_down(it: Scene) -> Iterator[tuple[str, str]]:
+    routes = it.inside(it.web, "ip", "route", "show", "default")
+    it.inside(it.web, "ip", "link", "set", "eth0", "down")
+    yield "asker", f"{it.address(it.web)}:80"
+    it.inside(it.web, "ip", "link", "set", "eth0", "up")
+    it.inside(it.web, "ip", "route", "add", *routes.split())
+
+
+@fault("cable cut")
+def cable_cut(it: Scene) -> Iterator[tuple[str, str]]:
+    link, client = it.wire.right_link, next(one for one in Host.live if "client" in one.name)
+    client.run(["sysctl", "-w", f"net.ipv6.conf.{link}.keep_addr_on_down=1"])
+    routes = [(family, client.output("ip", family, "route", "show", "default")) for family in ("-4", "-6")]
+    client.run(["ip", "link", "set", link, "down"])
+    yield "asker", f"outside={it.wire.right}"
+    client.run(["ip", "link", "set", link, "up"])
+    for family, route in routes:
+        client.run(["ip", family, "route", "replace", *route.split(" metric")[0].split()])
+    client.run(["sysctl", "-w", f"net.ipv6.conf.{link}.keep_addr_on_down=0"])
+
+
+@fault("spoofed address")
+def spoofed_address(it: Scene) -> Iterator[tuple[str, str]]:
+    net = it.address(it.asker).rpartition(".")[0]
+    it.inside(it.asker, "ip", "addr", "add", f"{net}.200/32", "dev", "eth0")
+    it.inside(it.asker, "ip", "route", "add", it.address(it.web), "dev", "eth0", "src", f"{net}.200")
+    yield "asker", "web:80"
+    it.inside(it.asker, "ip", "route", "del", it.address(it.web))
+    it.inside(it.asker, "ip", "addr", "del", f"{net}.200/32", "dev", "eth0")
+
+
+@fault("spoofed MAC")
+def spoofed_mac(it: Scene) -> Iterator[tuple[str, str]]:
+    it.inside(it.asker, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
+    yield "asker", f"{it.address(it.web)}:80"
+    it.inside(it.asker, "ip", "link", "set", "eth0", "address", it.mac(it.asker))
+
+
+@contextmanager
+def paused(it: Scene, name: str) -> Iterator[None]:
+    it.dockerd.docker("pause", name)
+    yield
+    it.dockerd.docker("unpause", name)
+
+
+@fault("destination paused")
+def destination_paused(it: Scene) -> Iterator[tuple[str, str]]:
+    with paused(it, "web"):
+        yield "asker", "web:80"
+
+
+@fault("source paused")
+def source_paused(it: Scene) -> Iterator[tuple[str, str]]:
+    with paused(it, "asker"):
+        yield "asker", "web:80"
+
+
+@fault("address lost")
+def address_lost(it: Scene) -> Iterator[tuple[str, str]]:
+    routes = it.inside(it.web, "ip", "route", "show", "default")
+    address = it.inside(it.web, "ip", "-o", "-4", "addr", "show", "dev", "eth0").split()[3]
+    it.inside(it.web, "ip", "addr", "del", address, "dev", "eth0")
+    yield "asker", "web:80"
+    it.inside(it.web, "ip", "addr", "add", address, "dev", "eth0")
+    it.inside(it.web, "ip", "route", "replace", *routes.split())
+
+
+@fault("internal")
+def internal(it: Scene) -> Iterator[tuple[str, str]]:
+    yield "inner", f"outside={it.wire.right}"
+
+
+@fault("icc")
+def icc(_: Scene) -> Iterator[tuple[str, str]]:
+    yield "quiet1", "quiet2:80"
+
+
+@fault("other network")
+def other_network(it: Scene) -> Iterator[tuple[str, str]]:
+    yield "asker", f"{it.address(it.lonely, 'green')}:80"
+
+
+@fault("not published")
+def not_published(_: Scene) -> Iterator[tuple[str, str]]:
+    yield "outside", "web:81"
+
+
+@fault("MTU")
+def mtu(it: Scene) -> Iterator[tuple[str, str]]:
+    it.inside(it.web, "ip", "link", "set", "eth0", "mtu", "1300")
+    yield "asker", "web:80"
+    it.inside(it.web, "ip", "link", "set", "eth0", "mtu", "1500")
+
+
+@fault("mode none")
+def mode_none(it: Scene) -> Iterator[tuple[str, str]]:
+    yield "nothing", f"{it.address(it.web)}:80"
+
+
+def shown(answer: dict[str, Any]) -> str:
+    lines = [f"{it['where']}: {it['what']}: {it['verdict']}" for it in answer["hops"]]
+    return "\n".join([*lines, str(answer["broken"]), *answer["notes"], f"{answer['seconds']:.1f} s"])
+
+
+@pytest.fixture(autouse=True)
+def leak_check(request: pytest.FixtureRequest, shared: Shared) -> Iterator[None]:
+    """Compare the host before and after, in place of the one of all modules: a failure must not remove the scene."""
+    request.getfixturevalue("scene")
+    before = {host: shared.snapshot(host) for host in Host.live}
+    yield
+    for host, taken in before.items():
+        assert_same(taken, lambda host=host: shared.snapshot(host))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_fault_is_named(scene: Scene, name: str) -> None:
+    row = ROWS[name]
+    with FAULTS[name](scene) as ends:
+        answer = scene.trace(*ends)
+    assert not answer["reached"], shown(answer)
+    cause = answer["broken"]["cause"]
+    assert cause["kind"] == row.kind, shown(answer)
+    assert row.matches(cause["words"], cause["mend"]), shown(answer)
+    assert answer["seconds"] < BROKEN_S, shown(answer)
+
+
+def test_the_document_lists_the_faults() -> None:
+    assert list(FAULTS) == list(ROWS)
+    assert in_document() == markdown(), "python integration/trace_faults.py --write"
