@@ -443,3 +443,66 @@ async def test_a_rule_for_packets_from_outside_is_named(hosts: Hosts, prober: Pr
     flow = Flow(ip_address("10.0.0.2"), Kind.UDP, 80, ip_address("10.0.1.9"))
     report = await prober.run(Job(flow, new_mark(), Origin(link="vs"), hosts.posts, ("",)))
     assert dropping(report).text == 'iifname "vs" ip daddr 10.0.0.2 drop'
+
+
+def dropped(report: Report) -> list[tuple[str, str]]:
+    return [(it.reason, it.netns) for it in report.drops if not it.back]
+
+
+async def test_the_kernels_reasons_are_told(hosts: Hosts, prober: Prober) -> None:
+    """No socket; spoofed by what `rp_filter` says; forwarding off; too big; connection tracking full."""
+    assert dropped(await prober.run(hosts.job(port=81))) == [("no_socket", hosts.server)]
+    report = await prober.run(hosts.job(Kind.UDP, size=1401, to="10.0.1.99", repeat=1))
+    assert dropped(report) == []
+
+    run("sysctl", "-qw", "net.ipv4.conf.vs.rp_filter=1", "net.ipv4.conf.all.rp_filter=1")
+    spoofed = Flow(ip_address("10.0.0.2"), Kind.TCP, 80, ip_address("10.0.0.77"))
+    report = await prober.run(Job(spoofed, new_mark(), Origin(link="vs"), hosts.posts, ("",)))
+    assert [(it.reason, it.netns, it.link) for it in report.drops] == [("ip_rpfilter", "", "vs")]
+
+    run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    report = await prober.run(hosts.job(repeat=2))
+    [drop] = [it for it in report.drops if not it.back]
+    assert (drop.netns, drop.link, drop.count) == ("", "br0", 2)
+    assert drop.function in {"ip_error", "ip_route_input_slow", "ip_rcv_finish_core"}, drop
+    run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+
+    run("ip", "link", "set", "vs", "mtu", "1300")
+    report = await prober.run(hosts.job(Kind.UDP, size=1400))
+    assert dropped(report) == [("pkt_too_big", "")]
+
+
+async def test_a_neighbour_that_does_not_answer_is_told(hosts: Hosts, prober: Prober) -> None:
+    report = await prober.run(hosts.job(to="10.0.1.99", wait_ms=4500))
+    assert ("neigh_failed", "") in dropped(report)
+    assert report.reply
+    assert (report.reply.what, report.reply.code) == (What.UNREACHABLE, "host unreachable")
+
+
+@pytest.mark.parametrize(
+    ("program", "target", "to"),
+    [
+        ("iptables-legacy", "DROP", "10.0.1.2"),
+        ("iptables-legacy", "REJECT", "10.0.1.2"),
+        ("ip6tables-legacy", "DROP", "2001:db8:1::2"),
+    ],
+)
+async def test_a_rule_of_iptables_legacy_is_named(
+    hosts: Hosts, prober: Prober, program: str, target: str, to: str
+) -> None:
+    run(program, "-A", "FORWARD", "-p", "tcp", "--dport", "81", "-j", "DROP")
+    run(program, "-A", "FORWARD", "-p", "tcp", "--dport", "80", "-j", target)
+    report = await prober.run(hosts.job(to=to, legacy=("", hosts.server), repeat=3, wait_ms=1500))
+    rule = dropping(report)
+    assert (rule.netns, rule.flavour, rule.table, rule.chain) == ("", "iptables-legacy", "filter", "FORWARD")
+    assert rule.text.startswith("-A FORWARD -p tcp -m tcp --dport 80 -j " + target)
+    assert (rule.verdict, rule.packets, rule.hook) == (target.lower(), 3, "forward")
+    assert ("netfilter_drop", "") in dropped(report)
+    names = hosts.inside(hosts.server, "cat", "/proc/net/ip_tables_names")
+    assert not names.strip()  # nothing came into being there by looking
+
+
+async def test_a_policy_of_iptables_legacy_is_named(hosts: Hosts, prober: Prober) -> None:
+    hosts.inside(hosts.server, "iptables-legacy", "-P", "INPUT", "DROP")
+    rule = dropping(await prober.run(hosts.job(legacy=(hosts.server,))))
+    assert (rule.netns, rule.chain, rule.text) == (hosts.server, "INPUT", "policy drop")

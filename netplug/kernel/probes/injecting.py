@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from netplug.drivers.steps import IPAddress
 from netplug.kernel.netlink import rtnl, traffic_control
 from netplug.kernel.netlink.connection import NEW, Netlink, NetlinkError
 from netplug.kernel.probes import packets, places
-from netplug.kernel.probes.api import Job, Kind
+from netplug.kernel.probes.api import IPAddress, Job, Kind
 from netplug.kernel.probes.errors import ProbeError
 from netplug.kernel.probes.marks import ICMP, ICMP6, TCP, UDP, numbered
 from netplug.kernel.probes.matching import first_port

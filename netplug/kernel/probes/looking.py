@@ -8,11 +8,19 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from netplug.drivers.steps import IPAddress
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import RTM_GETROUTE, Netlink, NetlinkError, attr, attrs, number
 from netplug.kernel.probes import places, processes, sockets
-from netplug.kernel.probes.api import Facts, ForwardingState, LinkState, Look, NeighbourState, RouteFound, RouteState
+from netplug.kernel.probes.api import (
+    Facts,
+    ForwardingState,
+    IPAddress,
+    LinkState,
+    Look,
+    NeighbourState,
+    RouteFound,
+    RouteState,
+)
 
 _LOWER_UP, _RUNNING = 0x10000, 0x40
 _RTMSG = struct.Struct("=BBBBBBBBI")

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from netplug.drivers.steps import IPAddress
 from netplug.kernel.probes import packets
-from netplug.kernel.probes.api import Job, Kind, What
+from netplug.kernel.probes.api import IPAddress, Job, Kind, What
 from netplug.kernel.probes.marks import ICMP, TCP, UDP, VXLAN_PORTS, word_of
 from netplug.kernel.probes.packets import Packet
 

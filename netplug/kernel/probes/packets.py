@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from netplug.drivers.steps import IPAddress
+from netplug.kernel.probes.api import IPAddress
 from netplug.kernel.probes.marks import ICMP, ICMP6, TCP, UDP
 
 ETH_IP, ETH_ARP, ETH_IP6, ETH_VLAN = 0x0800, 0x0806, 0x86DD, 0x8100

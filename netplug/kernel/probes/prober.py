@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -34,7 +33,6 @@ class WorkerProbes:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
                 limit=_LONGEST_LINE,
-                env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
             )
         except OSError as error:
             raise NetplugError("unavailable", f"no process can be started for probes: {error.strerror}") from error

@@ -5,18 +5,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from netplug.kernel.probes import packets
-from netplug.kernel.probes.api import Job, Kind, Origin, Post, Reply, Report, Sighting, What
+from netplug.kernel.probes.api import Job, Kind, Origin, Post, Reply, Report, Rule, Sighting, What
 from netplug.kernel.probes.closing import Opened
 from netplug.kernel.probes.errors import ProbeError
-from netplug.kernel.probes.injecting import Injector
+from netplug.kernel.probes.kernel_drops import DropWatch
+from netplug.kernel.probes.legacy_counters import LegacyCounters
 from netplug.kernel.probes.matching import Match, Matcher
 from netplug.kernel.probes.packets import Packet
 from netplug.kernel.probes.posts import open_posts, read_all
-from netplug.kernel.probes.rule_texts import rules_of
 from netplug.kernel.probes.rule_trace import Event, Tracer
 from netplug.kernel.probes.sending import Sender, wait
+
+if TYPE_CHECKING:
+    from netplug.kernel.probes.injecting import Injector
 
 _BETWEEN_S = 0.01
 """Between two packets of a job."""
@@ -34,7 +38,7 @@ def run(job: Job) -> Report:
     try:
         injected = bool(job.origin.link)
         running = Running(_with_post(job, job.origin) if injected else job, opened)
-        sender = Injector(job) if injected else Sender(job)
+        sender = _injector(job) if injected else Sender(job)
         opened.add(sender)
         running.send(sender)
         return running.report()
@@ -56,6 +60,12 @@ def watch(job: Job, ready: Callable[[], None], end: threading.Event) -> Report:
         opened.close()
 
 
+def _injector(job: Job) -> "Injector":
+    from netplug.kernel.probes.injecting import Injector  # noqa: PLC0415 - takes a while
+
+    return Injector(job)
+
+
 def _with_post(job: Job, origin: Origin) -> Job:
     """Return the job with a post on the link at which its packets come in, since there is seen what answers."""
     if any((it.netns, it.link) == (origin.netns, origin.link) for it in job.posts):
@@ -68,16 +78,18 @@ class Running:
 
     def __init__(self, job: Job, opened: Opened) -> None:
         self._job = job
+        self._lacks: list[str] = []
         self._matcher = Matcher(job)
         self._posts = open_posts(job)
         opened.add(*self._posts)
         self._tracers = self._open_tracers(opened)
         self._events: list[Event] = []
+        self._drops = self._open_drops(opened)
+        self._counters = [LegacyCounters(job, it) for it in job.legacy]
         self._began = time.time_ns()
         self._sender: Sender | Injector | None = None
         self._sightings: list[Sighting] = []
         self._replies: list[Reply] = []
-        self._lacks: list[str] = []
 
     def _open_tracers(self, opened: Opened) -> dict[socket.socket, Tracer]:
         tracers = {}
@@ -88,7 +100,18 @@ class Running:
             tracers[tracer.netlink.sock] = tracer
         return tracers
 
-    def send(self, sender: Sender | Injector) -> None:
+    def _open_drops(self, opened: Opened) -> DropWatch | None:
+        if not self._job.drops:
+            return None
+        try:
+            watch = DropWatch(self._job)
+        except ProbeError as error:
+            self._lacks.append(str(error))
+            return None
+        opened.add(watch)
+        return watch
+
+    def send(self, sender: "Sender | Injector") -> None:
         """Send all packets, and watch until all is answered or the time is over."""
         self._sender = sender
         if sender.source:
@@ -137,7 +160,7 @@ class Running:
     def _answer_outside(self, post: Post, packet: Packet, match: Match, when: int, *, incoming: bool) -> None:
         """Take note of an answer that leaves by the link at which the packets came in."""
         sender, origin = self._sender, self._job.origin
-        if not isinstance(sender, Injector) or origin is None or incoming or not match.back or packet.vni:
+        if sender is None or isinstance(sender, Sender) or origin is None or incoming or not match.back or packet.vni:
             return
         if (post.netns, post.link) == (origin.netns, origin.link) and match.what is not What.ARP_REPLY:
             self._replies.append(self._reply(packet, match, when))
@@ -176,16 +199,34 @@ class Running:
     def _ms(self, when: int) -> float:
         return round((when - self._began) / 1e6, 3) if when else 0.0
 
+    def _rules(self) -> tuple[Rule, ...]:
+        moved = [it for counters in self._counters for it in counters.moved(self._seen())]
+        if not self._events:
+            return tuple(moved)
+        from netplug.kernel.probes.rule_texts import rules_of  # noqa: PLC0415 - takes a while
+
+        return (*rules_of(self._events, self._matcher), *moved)
+
+    def _seen(self) -> int:
+        """Return how many packets were sent; of a watch, how many came."""
+        if self._sender:
+            return self._sender.sent
+        return len({it.number for it in self._sightings if not it.back and it.what is not What.ARP_REQUEST})
+
     def report(self) -> Report:
         """Return what was seen."""
         sender = self._sender
-        lacks = [*self._lacks, *(it for tracer in self._tracers.values() for it in tracer.lacks)]
+        rules = self._rules()
+        watched: list[Tracer | LegacyCounters] = [*self._tracers.values(), *self._counters]
+        lacks = [*self._lacks, *(lack for it in watched for lack in it.lacks)]
+        named = any(it.drops for it in rules)
         return Report(
             sent=sender.sent if sender else 0,
             refused=sender.refused if sender else "",
             source=sender.source if sender else None,
             sightings=tuple(sorted(self._sightings, key=lambda it: it.ms)),
             replies=tuple(sorted(self._replies, key=lambda it: (it.number, it.what not in _FINAL, it.ms))),
-            rules=tuple(rules_of(self._events, self._matcher)),
+            drops=self._drops.drops(self._matcher, named=named) if self._drops else (),
+            rules=rules,
             lacks=tuple(dict.fromkeys(lacks)),
         )

@@ -5,10 +5,9 @@ import socket
 import time
 from ipaddress import IPv4Address
 
-from netplug.drivers.steps import IPAddress
 from netplug.kernel.links import conflict_probe
 from netplug.kernel.probes import places
-from netplug.kernel.probes.api import Neighbours
+from netplug.kernel.probes.api import IPAddress, Neighbours
 
 ETH_ARP, ETH_IPV6 = 0x0806, 0x86DD
 _AGAIN_S = 0.1

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from ipaddress import ip_address
 
-from netplug.drivers.steps import IPAddress
 from netplug.kernel.host import socket_filters
 from netplug.kernel.probes import packets, places, socket_code
-from netplug.kernel.probes.api import Job, Kind
+from netplug.kernel.probes.api import IPAddress, Job, Kind
 from netplug.kernel.probes.errors import ProbeError
 from netplug.kernel.probes.marks import ICMP, ICMP6, TCP, UDP, numbered
 from netplug.kernel.probes.matching import first_port

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 
@@ -26,6 +27,7 @@ class Worker:
 
     def serve(self) -> None:
         """Handle requests until the other side closes."""
+        threading.Thread(target=_prepare, daemon=True).start()
         for line in sys.stdin:
             message = json.loads(line)
             number, do = message["id"], message["do"]
@@ -73,6 +75,14 @@ class Worker:
         from netplug.kernel.probes.looking import look  # noqa: PLC0415
 
         return look(from_json(Look, body))
+
+
+def _prepare() -> None:
+    """Do what takes a while, and each trace needs, before it is asked for."""
+    from netplug.kernel.probes import kernel_drops, running  # noqa: F401, PLC0415
+
+    with suppress(ProbeError):
+        kernel_drops.kernel()
 
 
 def main() -> None:

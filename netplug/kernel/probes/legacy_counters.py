@@ -1,0 +1,92 @@
+"""Rules of iptables-legacy that dropped packets of a job: those whose counters moved with it.
+
+The kernel can trace them only to its log. Other traffic moves counters too, so only rules (and policies) that drop or
+reject are told, and only if they moved by at least as many packets as were sent.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from netplug.kernel.probes import places
+from netplug.kernel.probes.api import Job, Rule
+
+_VERSIONS = {
+    4: ("ip", "iptables-legacy-save", "ip_tables_names"),
+    6: ("ip6", "ip6tables-legacy-save", "ip6_tables_names"),
+}
+_PROC = Path("/proc/thread-self/net")
+_DEADLINE_S = 5
+_RULE = re.compile(r"^\[(\d+):\d+\] (-A (\S+) .*)$")
+_POLICY = re.compile(r"^:(\S+) (DROP) \[(\d+):\d+\]$")
+_TARGET = re.compile(r" -j (DROP|REJECT)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    table: str
+    chain: str
+    position: int
+    text: str
+    verdict: str
+
+
+class LegacyCounters:
+    """The counters of one namespace. `lacks`: why they cannot be read."""
+
+    def __init__(self, job: Job, netns: str) -> None:
+        self._netns = netns
+        self._family, self._program, self._names = _VERSIONS[job.flow.destination.version]
+        self.lacks: list[str] = []
+        self._before = self._read()
+
+    def moved(self, packets: int) -> Iterator[Rule]:
+        """Yield what moved since by at least so many packets."""
+        if not self._before or not packets:
+            return
+        for counter, count in self._read().items():
+            if (by := count - self._before.get(counter, 0)) >= packets:
+                yield Rule(
+                    self._netns,
+                    "iptables-legacy",
+                    self._family,
+                    counter.table,
+                    counter.chain,
+                    counter.verdict,
+                    counter.text,
+                    hook=counter.chain.lower() if counter.chain.isupper() else "",
+                    packets=by,
+                )
+
+    def _read(self) -> dict[_Counter, int]:
+        return places.run_in(self._netns, self._read_here)
+
+    def _read_here(self) -> dict[_Counter, int]:
+        try:
+            # Without this, the program would make the tables by looking at them.
+            if not (_PROC / self._names).read_text().strip():
+                return {}
+        except OSError:
+            return {}
+        try:
+            command = self._program, "-c"
+            done = subprocess.run(command, capture_output=True, timeout=_DEADLINE_S, check=False, text=True)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            self.lacks = [f"rules of iptables-legacy cannot be read: {self._program}: {error}"]
+            return {}
+        if done.returncode:
+            self.lacks = [f"rules of iptables-legacy cannot be read: {' '.join(done.stderr.split())}"]
+        return dict(_parsed(done.stdout))
+
+
+def _parsed(text: str) -> Iterator[tuple[_Counter, int]]:
+    table = ""
+    for position, line in enumerate(text.splitlines()):
+        if line.startswith("*"):
+            table = line[1:]
+        elif policy := _POLICY.match(line):
+            yield _Counter(table, policy[1], 0, "policy drop", "drop"), int(policy[3])
+        elif (rule := _RULE.match(line)) and (target := _TARGET.search(rule[2])):
+            yield _Counter(table, rule[3], position, rule[2], target[1].lower()), int(rule[1])
