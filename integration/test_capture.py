@@ -21,6 +21,7 @@ from harness import (
     namespace,
     wait_until,
 )
+from harness.cluster import Cluster, cluster, needs_etcd
 from harness.netplugd import COMMAND, RUN_DIR
 from scapy.layers.inet import IP
 from scapy.utils import PcapNgReader
@@ -274,3 +275,69 @@ def test_top_shows_traffic_where_it_is(netplug: Netplug) -> None:
 
 def top(netplug: Netplug, net: str) -> dict[str, dict[str, dict[str, float]]]:
     return {it["name"]: it for it in netplug.json("top", "-i", "0.3", "--network", net)["endpoints"]}
+
+
+# Two hosts
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Cluster]:
+    with cluster(2) as it:
+        yield it
+
+
+@needs_etcd
+def test_both_ends_of_an_overlay_are_in_one_file(two: Cluster) -> None:
+    here, there = two.members
+    with (
+        two.network("blue") as net,
+        two.station(here, net, "--name", "web") as web,
+        two.station(there, net, "--name", "db") as db,
+    ):
+        with capturing(here.netplug, "web", "icmp", "and", "host", "db", "--both-ends", to_file=True) as capture:
+            assert re.search(r"/db/eth0: clock [+-]\d+\.\d ms from this host's", capture.text)
+            assert captures(there.host) != []
+            assert web.pings(db.addresses[0])
+            wait_until(lambda: len(packets_of(capture)) == 12, END_S, "packets of both ends")
+            assert capture.end() == "netplug: 12 packets captured, 0 dropped by the kernel"
+        links = {name: f"{member.host.name}/{name}/eth0" for name, member in (("web", here), ("db", there))}
+        first = [(it.sniffed_on, it.direction, it[IP].src) for it in packets_of(capture)[:4]]
+        asking, asked = web.addresses[0], db.addresses[0]
+        assert first == [
+            (links["web"], 2, asking), (links["db"], 1, asking), (links["db"], 2, asked), (links["web"], 1, asked),
+        ]  # fmt: skip
+        wait_until(lambda: captures(there.host) == [], END_S, "end of the process on the other host")
+
+
+@needs_etcd
+def test_a_killed_capture_leaves_nothing_on_another_host(two: Cluster) -> None:
+    here, there = two.members
+    with two.network("blue") as net, two.station(there, net, "--name", "db") as db:
+        with capturing(here.netplug, "db", "arp", "or", "icmp") as capture:  # it is on the other host alone
+            assert db.pings(one_gateway(there.netplug, net))
+            capture.shows(r" out .* ICMP 98  echo request")
+            capture.process.kill()
+        assert captures(here.host) == []
+        wait_until(lambda: captures(there.host) == [], 40, "end of the process on the other host")
+
+
+@needs_etcd
+def test_an_end_that_cannot_be_read_is_said(two: Cluster) -> None:
+    here, there = two.members
+    with (
+        two.network("blue") as net,
+        two.station(here, net, "--name", "web") as web,
+        two.station(there, net, "--name", "db") as db,
+    ):
+        there.netplug.stop()
+        with capturing(here.netplug, "web", "icmp", "--both-ends") as capture:
+            assert f"netplug: the other end 'db' is not read: host {there.host.name} " in capture.text
+            assert web.pings(db.addresses[0])
+            capture.shows(" in .* echo reply")
+            capture.end()
+        there.netplug.start()
+
+
+def packets_of(capture: Capture) -> list[Any]:
+    with PcapNgReader(str(capture.file)) as reader:
+        return list(reader)

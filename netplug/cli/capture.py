@@ -128,7 +128,12 @@ def _opened(
     addresses = [address for end in ends for address in end["addresses"]]
     for end in _chosen(text, others) if both_ends else ():
         expression = _both(_both(text, " or ".join(f"host {it}" for it in addresses)), _DNS if dns else "")
-        _open(client, end, expression, snaplen, here, elsewhere)
+        try:
+            _open(client, end, expression, snaplen, here, elsewhere)
+        except CliError as exc:
+            if exc.code == USAGE:
+                raise
+            _say(f"the other end {end['name'] or end['id'][:12]!r} is not read: {exc}")
     for number, source in enumerate([*here, *(it.source for it in elsewhere)]):
         source.number = number
         if source.note or source.clock:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from netplug.cluster.cluster import Cluster
 
 KIND = "capture"
-_DEADLINE_S = 20.0
+_DEADLINE_S = 10.0
 _MOST_INSTRUCTIONS = 4096
 """BPF_MAXINSNS: the kernel takes no longer filter."""
 

@@ -23,7 +23,7 @@ MOST_ANSWER_BYTES, MOST_ANSWER_PACKETS = 400_000, 5_000
 """Of one answer: it travels in a record of the shared store."""
 _PACKET_BYTES = 60
 """Of a packet in JSON, beside its data."""
-IDLE_S = 20.0
+IDLE_S = 10.0
 """The one who fetches asks several times a second. Without it, it is gone."""
 _TURN_S = 0.5
 
