@@ -39,3 +39,14 @@ async def test_diff_shows_what_is_reported_and_repair_claims_nothing() -> None:
     host.engine.conditions.report("vteps", [])
     assert await host.reconciler.diff() == []
     await host.close()
+
+
+def test_faults_are_counted_by_source_and_a_source_stays() -> None:
+    conditions = Conditions()
+    conditions.report("task dns", [Difference("host", "task dns", "fails")])
+    conditions.report("task look", [Difference("host", "task look", "fails")])
+    conditions.report("names", [])
+    assert conditions.counts() == {"task": 2}
+    conditions.report("task dns", ())
+    conditions.report("task look", ())
+    assert conditions.counts() == {"task": 0}

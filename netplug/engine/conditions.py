@@ -38,12 +38,14 @@ class Conditions:
     def __init__(self, happenings: Happenings | None = None) -> None:
         self._happenings = happenings or Happenings()
         self._found: dict[str, tuple[Difference, ...]] = {}
+        self._sources: set[str] = set()
 
     def report(self, source: str, found: Iterable[Difference]) -> None:
         """Take all faults that `source` sees, in place of what it reported before."""
         before, now = self._found.get(source, ()), tuple(dict.fromkeys(found))
         if now:
             self._found[source] = now
+            self._sources.add(_word(source))
         else:
             self._found.pop(source, None)
         begun, over = _KINDS.get(source, (Kind.FAULT_FOUND, Kind.FAULT_OVER))
@@ -55,13 +57,17 @@ class Conditions:
             self._happenings.tell(over, f"{it.owner}: {it.object}", it.what, cause=source)
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of present faults, by source. Tasks are one source."""
-        found: dict[str, int] = {}
+        """Return the numbers of present faults, by source that ever had one. Tasks are one source."""
+        found = dict.fromkeys(sorted(self._sources), 0)
         for source, faults in self._found.items():
-            word = source.partition(" ")[0]
-            found[word] = found.get(word, 0) + len(faults)
+            found[_word(source)] += len(faults)
         return found
 
     def all(self) -> list[Difference]:
         """Return all present faults, by source and in the reported order."""
         return [it for source in sorted(self._found) for it in self._found[source]]
+
+
+def _word(source: str) -> str:
+    """Return the word for a source of which there are several: "task" for each task."""
+    return source.partition(" ")[0]
