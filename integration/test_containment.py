@@ -44,7 +44,12 @@ def node(host: Host, wire: Wire) -> Iterator[Node]:
     # What is made once and kept: sysctls.
     with overlay("warm-up", (it,), BLUE, vni="20001"):
         pass
-    for name in host.output("sh", "-c", "ls /proc/sys/net/ipv4/conf").split():
+
+    def links() -> list[str]:
+        return host.output("sh", "-c", "ls /proc/sys/net/ipv4/conf").split()
+
+    wait_until(lambda: not any(name.startswith("np-") for name in links()), 10, "links of the warm-up are gone")
+    for name in links():
         host.run(["sysctl", "-qw", f"net/ipv4/conf/{name}/rp_filter=0"])
     yield it
     it.close()
