@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from doctor_host import report, wrong
+from doctor_host import name_server, report, wrong
 from engine_host import NET, Host
 
 from netplug.drivers.steps import Bridge
@@ -19,6 +19,13 @@ from netplug.kernel.host.api import Descriptors
 from netplug.store.api import Put
 
 pytestmark = pytest.mark.usefixtures("quiet")
+
+
+@pytest.fixture(autouse=True)
+def name_server_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with name_server() as address:
+        monkeypatch.setenv("NETPLUG_DNS_UPSTREAM", address)
+        yield
 
 
 @pytest_asyncio.fixture

@@ -2,9 +2,11 @@
 
 import json
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from doctor_host import name_server
 from living import living
 
 from netplug.cli import NO, OK, UNREACHABLE, main
@@ -14,12 +16,15 @@ FIELDS = ["check", "verdict", "why", "mend"]
 
 
 @pytest.fixture(autouse=True)
-def state_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def state_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the settings of a doctor without a daemon be those of the test."""
     for name in ("state", "plugins"):
         monkeypatch.setenv(f"NETPLUG_{name.removesuffix('s').upper()}_DIR", str(tmp_path / name))
     monkeypatch.setenv("NETPLUG_CONFIG", str(tmp_path / "netplug.toml"))
     (tmp_path / "netplug.toml").write_text("")
+    with name_server() as address:
+        monkeypatch.setenv("NETPLUG_DNS_UPSTREAM", address)
+        yield
 
 
 def doctor(folder: Path, capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:

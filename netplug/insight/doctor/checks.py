@@ -2,7 +2,19 @@
 
 from typing import TYPE_CHECKING
 
-from netplug.insight.doctor import firewall, kernel, records, resources
+from netplug.insight.doctor import (
+    cluster,
+    daemons,
+    dns,
+    docker,
+    firewall,
+    kernel,
+    link_managers,
+    links,
+    records,
+    resources,
+    stores,
+)
 from netplug.insight.doctor.findings import Check
 from netplug.insight.doctor.subject import HostSubject
 
@@ -20,12 +32,29 @@ HOST: tuple[Check[HostSubject], ...] = (
     Check("firewall.flavours", "one flavour of iptables has rules at most", firewall.flavours),
     Check("firewall.tunnels", "the host takes in tunnels, if it has any", firewall.tunnels),
     Check("firewall.libnftables", "tables can be printed", firewall.libnftables),
+    Check("links.routes", "no route of others overlaps a subnet of networks", links.overlaps),
+    Check("links.uplink", "the host has a default route", links.uplink),
+    Check("links.checksums", "packets come with right checksums", links.checksums),
+    Check("links.networkmanager", "NetworkManager leaves our links alone", link_managers.network_manager),
+    Check("links.networkd", "systemd-networkd leaves our links alone", link_managers.networkd),
+    Check("links.dhcpcd", "dhcpcd leaves our links alone", link_managers.dhcpcd),
+    Check("dns.ports", "the ports of name servers at the gateways are netplug's", dns.ports),
+    Check("dns.upstreams", "name servers for external names answer", dns.upstreams),
+    Check("docker.engine", "dockerd answers", docker.engine),
+    Check("store.shared", "etcd answers", stores.shared),
+    Check("store.trust", "etcd knows its clients", stores.trust),
+    Check("cluster.vtep", "this host has a VTEP", stores.vtep),
+    Check("daemon.others", "there is one daemon", daemons.others),
     Check("resources.disk", "there is room on disk", resources.disk),
     Check("resources.descriptors", "there are file descriptors left", resources.descriptors),
 )
 """Of the host: also without a daemon."""
 
 RECORDS: tuple[Check["Subject"], ...] = (
+    Check("store.local", "the store of this host answers", stores.local),
+    Check("cluster.hosts", "all hosts are alive", cluster.hosts),
+    Check("cluster.versions", "all hosts run one version", cluster.versions),
+    Check("cluster.clocks", "the clocks of all hosts agree", cluster.clocks),
     Check("records.drift", "kernel and records agree", records.drift),
     Check("records.faults", "the daemon knows of no faults", records.conditions),
     Check("records.quarantine", "all records can be used", records.quarantine),

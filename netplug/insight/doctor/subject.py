@@ -63,7 +63,7 @@ class HostSubject:
         settings: those of the daemon; those that it would have, if none runs.
         networks: those of this host's records, as far as they can be read.
         daemon: whether the caller is the daemon.
-        state: the database, if it may be read from its file: no daemon has it.
+        root: the root of the file system, for files of other programs.
     """
 
     settings: Settings
@@ -71,7 +71,7 @@ class HostSubject:
     networks: Sequence[Network] = ()
     endpoints: int = 0
     daemon: bool = True
-    state: Path | None = None
+    root: Path = Path("/")
 
     def of_mode(self, *modes: str) -> list[Network]:
         """Return the networks of some modes."""

@@ -13,6 +13,7 @@ from netplug.drivers.api import Network
 from netplug.drivers.codec import JsonObject, decode_known
 from netplug.engine.records import ENDPOINTS, NETWORKS
 from netplug.insight.doctor.checks import HOST
+from netplug.insight.doctor.daemons import command
 from netplug.insight.doctor.doctor import examine
 from netplug.insight.doctor.findings import Finding, failure, note, ok
 from netplug.insight.doctor.report import Report
@@ -63,7 +64,7 @@ def _daemon(absence: Absence, daemons: Sequence[Program]) -> Finding:
     if not daemons:
         mend = "systemctl start netplug (journalctl -u netplug says why it ended), or netplug serve"
         return failure(absence.why, mend)
-    which = ", ".join(f"process {it.pid} ({' '.join(it.arguments[1:])[:200]})" for it in daemons)
+    which = ", ".join(f"process {it.pid} ({command(it)})" for it in daemons)
     if "did not answer" in absence.why:
         return failure(f"{absence.why}; {which} hangs", "systemctl restart netplug; containers stay connected")
     return failure(f"{absence.why}, but {which} runs", "give its --run-dir to this command")

@@ -1,0 +1,122 @@
+"""Checks of the stores: that of this host, and etcd, which hosts share."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import TYPE_CHECKING
+
+from netplug.errors import NetplugError
+from netplug.insight.doctor import certificates
+from netplug.insight.doctor.findings import Finding, failure, note, ok, warning
+from netplug.insight.doctor.subject import HostSubject
+from netplug.store.access import EtcdAccess
+from netplug.store.api import StoreError
+
+if TYPE_CHECKING:
+    from netplug.insight.insight import Subject
+
+_ASKED = 3
+_SLOW_S = 0.1
+_DEADLINE_S = 1.2
+"""For all questions to one endpoint; the check has 1.5 s."""
+_LOCAL_SLOW_S = 0.1
+_SOON = timedelta(days=14)
+
+
+async def local(subject: "Subject") -> Iterable[Finding]:
+    """Find that this host's store is slow."""
+    store, times = subject.engine.store, []
+    for _ in range(_ASKED):
+        began = time.monotonic()
+        await store.get("meta/base")
+        times.append(time.monotonic() - began)
+    path = subject.settings.state_dir / "netplug.db"
+    size = path.stat().st_size >> 10 if path.exists() else 0
+    words = f"{path} ({size} kB) answers in {_ms(median(times))}"
+    return [warning(f"{words}: the disk is slow", "iostat -x 1")] if median(times) > _LOCAL_SLOW_S else [ok(words)]
+
+
+async def shared(host: HostSubject) -> Iterable[Finding]:
+    """Find endpoints of etcd that do not answer, or slowly."""
+    access = host.settings.etcd
+    if access is None:
+        return [ok("this host shares no store")]
+    found = await asyncio.gather(*(_endpoint(access, endpoint) for endpoint in access.endpoints))
+    if len(found) == 1 or not all(it.verdict.wrong for it in found):
+        return found
+    words = f"no endpoint of {access} answers: networks of the cluster cannot be changed"
+    return [failure(words, "see docs/store.md, Failures of etcd"), *found]
+
+
+async def _endpoint(access: EtcdAccess, endpoint: str) -> Finding:
+    mend = f"etcdctl --endpoints={endpoint} endpoint health, on this host; systemctl status etcd, there"
+    try:
+        times = await asyncio.wait_for(_times(replace(access, endpoints=(endpoint,))), _DEADLINE_S)
+    except TimeoutError:
+        return failure(f"etcd at {endpoint} does not answer within {_DEADLINE_S:g} s", mend)
+    except StoreError as exc:
+        return failure(f"etcd at {endpoint}: {exc}", mend)
+    words = f"etcd at {endpoint} answers in {_ms(median(times))}"
+    if median(times) > _SLOW_S:
+        return warning(f"{words}: each start of a container in a cluster network waits for that", mend)
+    return ok(words)
+
+
+async def _times(access: EtcdAccess) -> list[float]:
+    """Return how long etcd takes for each of some reads, each through the whole cluster (linearizable)."""
+    from netplug.store.etcd import EtcdStore  # noqa: PLC0415 - aiohttp takes 0.3 s, and few hosts need it
+
+    store = await EtcdStore.open(access, deadline_s=_DEADLINE_S, attempt_s=_DEADLINE_S)
+    try:
+        times = []
+        for _ in range(_ASKED):
+            began = time.monotonic()
+            await store.check()
+            times.append(time.monotonic() - began)
+        return times[1:]  # the first also connects
+    finally:
+        await store.close()
+
+
+async def trust(host: HostSubject) -> Iterable[Finding]:
+    """Find that everybody can change the shared store, that a password goes in clear, or that a certificate ends."""
+    access = host.settings.etcd
+    if access is None:
+        return [ok("this host shares no store")]
+    found: list[Finding] = []
+    if access.user and not access.ca:
+        found.append(
+            warning("the password for etcd crosses the network in clear", "give etcd a certificate, and --etcd-ca")
+        )
+    if not access.authenticated:
+        words = "every client that can connect to etcd can read and change all networks"
+        found.append(note(words, "give etcd a user or client certificates, see docs/store.md"))
+    for path in filter(None, (access.ca, access.cert)):
+        end = await asyncio.to_thread(certificates.ends, path)
+        now = datetime.now(UTC)
+        if end is not None and end < now:
+            found.append(failure(f"certificate {path} ended on {end:%Y-%m-%d}", f"renew {path}, and restart netplug"))
+        elif end is not None and end < now + _SOON:
+            found.append(warning(f"certificate {path} ends on {end:%Y-%m-%d}", f"renew {path}, and restart netplug"))
+    return found
+
+
+async def vtep(host: HostSubject) -> Iterable[Finding]:
+    """Find that this host has no address for tunnels."""
+    from netplug.cluster.vtep import Finder  # noqa: PLC0415 - only hosts of a cluster need it
+
+    access = host.settings.etcd
+    if access is None:
+        return [ok("this host is in no cluster")]
+    try:
+        found = await asyncio.to_thread(Finder(host.settings.vtep, access).find, await host.kernel.facts())
+    except NetplugError as exc:
+        return [failure(exc.message, exc.hint or "give --vtep ADDRESS or --vtep LINK")]
+    return [ok(f"the VTEP is {found}")]
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
