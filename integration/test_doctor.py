@@ -20,12 +20,13 @@ NET = "blue"
 
 
 @pytest.fixture(scope="module")
-def healthy(host: Host, client: Host) -> Netplug:
-    """A daemon without Docker, with a network."""
-    connect(host, client)
-    netplug = Netplug(host, "--docker-host", "none")
-    netplug.cli("network", "create", NET, "--subnet", "10.77.0.0/29")
-    return netplug
+def healthy(host: Host, client: Host) -> Iterator[Netplug]:
+    """A daemon without Docker, with a network, and a name server on the other end of the cable."""
+    wire = connect(host, client)
+    with Upstream(client, wire.right, "192.0.2.7"):
+        netplug = Netplug(host, "--docker-host", "none", "--dns-upstream", wire.right)
+        netplug.cli("network", "create", NET, "--subnet", "10.77.0.0/29")
+        yield netplug
 
 
 def run(netplug: Netplug) -> tuple[str, int]:

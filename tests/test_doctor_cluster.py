@@ -97,7 +97,7 @@ def test_daemon_too_old_to_be_asked(two: tuple[Living, Living]) -> None:
 @pytest.mark.own_etcd
 def test_etcd_that_is_down(hosts: Hosts, etcd: Member) -> None:
     host = hosts.start(1)
-    etcd.kill()
+    etcd.stop()
     began = time.monotonic()
     ((verdict, why),) = found(host, "store.shared")
     assert time.monotonic() - began < 3
