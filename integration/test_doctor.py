@@ -1,12 +1,17 @@
 """`netplug doctor` on hosts on which one thing after the other is wrong, and on those on which nothing is."""
 
+import contextlib
 import json
+import resource
 import signal
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from harness import CommandError, Host, Netplug, connect, wait_until
+from harness import CommandError, Host, Netplug, Upstream, connect, namespace, wait_until
+from harness.cluster import Cluster, cluster, needs_etcd
+from harness.traffic import bound
 
 from netplug.cli import NO, OK, UNREACHABLE
 
@@ -150,3 +155,115 @@ def test_daemon_that_hangs(healthy: Netplug) -> None:
         healthy.process.signal(signal.SIGCONT)
     assert "did not answer" in found[0]["why"]
     assert "hangs" in found[0]["why"]
+
+
+@pytest.mark.parametrize("where", ["10.77.0.1", "0.0.0.0"])
+def test_port_of_a_name_server_that_another_has(healthy: Netplug, where: str) -> None:
+    with bound(healthy.host, "udp", 53, where):
+        found = wrong(healthy, "dns.ports", NO if where == "10.77.0.1" else OK)
+    assert [(it["verdict"], f"udp port 53 of {where}" in it["why"]) for it in found] == [("warning", True)] * len(found)
+    assert len(found) == (where == "10.77.0.1")
+
+
+def test_limit_of_file_descriptors_that_is_low(healthy: Netplug) -> None:
+    assert healthy.process
+    before = resource.prlimit(healthy.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(healthy.process.pid, resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        (found,) = wrong(healthy, "resources.descriptors")
+    finally:
+        resource.prlimit(healthy.process.pid, resource.RLIMIT_NOFILE, before)
+    assert "LimitNOFILE" in found["mend"]
+
+
+def test_record_that_this_version_cannot_use(healthy: Netplug) -> None:
+    healthy.stop()
+    path = healthy.state_dir / "netplug.db"
+
+    def spoil(before: str, after: str) -> None:
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            change = "UPDATE record SET value = replace(value, ?, ?) WHERE CAST(key AS TEXT) LIKE 'networks/%'"
+            db.execute(change, (before, after))
+
+    spoil('{"network":', '{"colour":"blue","network":')
+    healthy.start()
+    found = wrong(healthy, "records.quarantine")
+    assert any("colour" in it["why"] for it in found)
+    healthy.stop()
+    spoil('{"colour":"blue","network":', '{"network":')
+    healthy.start()
+    quiet(healthy)
+
+
+def test_lease_of_a_namespace_that_is_gone(healthy: Netplug) -> None:
+    with namespace(healthy.host) as place:
+        place.attach(healthy, NET)
+    found = [it for it in doctor(healthy) if it["verdict"] in WRONG]
+    assert {it["check"] for it in found} <= {"records.leases", "records.drift"}
+    assert found
+    healthy.cli("repair")
+    quiet(healthy)
+
+
+# Several hosts
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Cluster]:
+    name_server = "198.51.1.2"  # the router's end of the first cable
+    with cluster(2, "--dns-upstream", name_server) as it, Upstream(it.router, name_server, "192.0.2.7"):
+        yield it
+
+
+@needs_etcd
+def test_healthy_cluster_is_quiet(two: Cluster) -> None:
+    with two.network("far"):
+        for member in two.members:
+            found = {it["check"]: it for it in doctor(member.netplug, OK)}
+            assert found["cluster.mtu"]["why"] == "packets of network far fit on the ways to 1 other hosts"
+
+
+@contextmanager
+def broken(host: Host, breaks: str, mends: str) -> Iterator[None]:
+    host.run(["sh", "-ec", breaks])
+    try:
+        yield
+    finally:
+        host.run(["sh", "-ec", mends])
+
+
+@needs_etcd
+@pytest.mark.parametrize("told", [True, False], ids=["with ICMP", "without a word"])
+def test_underlay_that_is_too_narrow(two: Cluster, told: bool) -> None:
+    one, other = two.members
+    link = other.wire.right_link
+    silence = "iptables -I OUTPUT -p icmp --icmp-type fragmentation-needed -j DROP; " * (not told)
+    speak = "; iptables -F OUTPUT" * (not told)
+    narrow, wide = (f"ip link set {link} mtu {mtu}" for mtu in (1400, 1500))
+    with two.network("far"), broken(two.router, f"{silence}{narrow}", f"{wide}{speak}"):
+        (found,) = wrong(one.netplug, "cluster.mtu")
+        assert f"the way to host {other.host.name} ({other.vtep})" in found["why"]
+        assert ("allows packets of 1400 bytes" if told else "without a word") in found["why"]
+        assert ("-o mtu=1350" if told else "-o mtu=SIZE") in found["mend"]
+    one.host.run(["ip", "route", "flush", "cache"])
+    quiet(one.netplug)
+
+
+@needs_etcd
+def test_etcd_that_hangs_and_that_is_down(two: Cluster) -> None:
+    one = two.members[0].netplug
+    two.etcd.hang()
+    try:
+        (found,) = wrong(one, "store.shared")
+    finally:
+        two.etcd.go_on()
+    assert "does not answer within" in found["why"]
+    quiet(one)
+    two.etcd.kill()
+    (found,) = wrong(one, "store.shared")
+    assert found["verdict"] == "failure"
+    one.stop()
+    assert [it["check"] for it in doctor(one, UNREACHABLE)[:1]] == ["daemon"]
+    two.etcd.start()
+    one.start()
+    quiet(one)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
@@ -55,6 +56,18 @@ async def test_healthy_host_has_nothing_wrong(host: Host, tmp_path: Path) -> Non
 def test_ids_of_checks_are_unique() -> None:
     idents = [it.ident for it in (*HOST, *RECORDS)]
     assert len(set(idents)) == len(idents)
+
+
+def test_document_lists_the_checks(request: pytest.FixtureRequest) -> None:
+    document = Path(__file__).parent.parent / "docs/doctor.md"
+    rows = ["| check | what is well |", "|---|---|", *(f"| `{it.ident}` | {it.well} |" for it in (*HOST, *RECORDS))]
+    pattern = re.compile(r"(<!-- checks:.*?-->\n)(.*?)(<!-- /checks -->)", re.DOTALL)
+    text = document.read_text()
+    wanted, count = pattern.subn(lambda found: f"{found[1]}{chr(10).join(rows)}\n{found[3]}", text)
+    assert count == 1
+    if request.config.getoption("--update"):
+        document.write_text(wanted)
+    assert text == wanted or request.config.getoption("--update")
 
 
 async def test_check_that_fails_or_hangs_keeps_no_other_from_its_answer() -> None:

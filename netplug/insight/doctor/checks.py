@@ -14,6 +14,7 @@ from netplug.insight.doctor import (
     records,
     resources,
     stores,
+    underlay,
 )
 from netplug.insight.doctor.findings import Check
 from netplug.insight.doctor.subject import HostSubject
@@ -55,6 +56,7 @@ RECORDS: tuple[Check["Subject"], ...] = (
     Check("cluster.hosts", "all hosts are alive", cluster.hosts),
     Check("cluster.versions", "all hosts run one version", cluster.versions),
     Check("cluster.clocks", "the clocks of all hosts agree", cluster.clocks),
+    Check("cluster.mtu", "tunnels fit on the ways to other hosts", underlay.mtu, 1.8),
     Check("records.drift", "kernel and records agree", records.drift),
     Check("records.faults", "the daemon knows of no faults", records.conditions),
     Check("records.quarantine", "all records can be used", records.quarantine),

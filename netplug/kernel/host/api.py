@@ -94,7 +94,7 @@ class Inspection(Protocol):
         """Return the sockets that are bound to a port of this host."""
 
     def programs(self, names: Collection[str]) -> tuple[Program, ...]:
-        """Return the processes with these names in this network namespace, without the caller."""
+        """Return the processes with these names in this network namespace, without the caller and its children."""
 
     def descriptors(self) -> Descriptors:
         """Return those of this process."""

@@ -69,5 +69,11 @@ def _programs(names: frozenset[str]) -> Iterator[Program]:
             program = Path(arguments[0]).name
             script = Path(arguments[1]).name if len(arguments) > 1 else ""
             found = next((it for it in (name, program, script) if it in names), "")
-            if found and pid != os.getpid() and os.readlink(folder / "ns/net") == here:  # noqa: PTH115
+            if found and os.readlink(folder / "ns/net") == here and not _is_own(folder, pid):  # noqa: PTH115
                 yield Program(pid, found, tuple(arguments))
+
+
+def _is_own(folder: Path, pid: int) -> bool:
+    """Return whether a process is the caller, or its child: until exec(2) that looks like another daemon."""
+    parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+    return os.getpid() in {pid, int(parent)}
