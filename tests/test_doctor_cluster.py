@@ -91,7 +91,7 @@ def test_daemon_too_old_to_be_asked(two: tuple[Living, Living]) -> None:
 
     two[1].do_and_get(forget)
     ((verdict, why),) = found(two[0], "cluster.versions")
-    assert (verdict, "is older than" in why) == ("warning", True)
+    assert (verdict, "cannot answer a question of kind 'facts'" in why) == ("warning", True)
 
 
 @pytest.mark.own_etcd
