@@ -45,6 +45,7 @@ class Site:
         self.browser.goto(f"{ORIGIN}/")
         self.browser.until("document.querySelectorAll('.box').length >= 5")
         self.browser.until("document.querySelector('#live').innerText === 'live'")
+        self.browser.until("document.querySelector('#events li') && document.querySelector('#names-count').innerText")
         return self.browser
 
 
@@ -143,6 +144,33 @@ def test_what_is_wrong_stands_out_and_goes_when_it_is_mended(site: Site, page: B
     page.until(f'!document.querySelector("{site.box("shop")}")')
 
 
+def test_two_clicks_trace_the_way(site: Site, page: Browser) -> None:
+    page.click(site.box("web"))
+    assert page.text("#trace-from") == "web blue on host-a"
+    assert "10.1.0.2" in page.text("#details")
+    page.click(site.box("db"))
+    page.until("document.querySelector('#trace-verdict.good, #trace-verdict.bad')", 15)
+    assert "reached" in page.text("#trace-verdict")
+    assert page.js("document.querySelector('#trace-verdict').className") == "verdict good"
+    assert page.js("document.querySelectorAll('#trace-hops li.ok').length") >= 3
+    screenshot(site, "trace")
+
+
+def test_a_trace_to_a_port_names_the_broken_hop_and_its_cause(site: Site, page: Browser) -> None:
+    page.click("#trace-port")
+    for key in "81":
+        page.press(key)
+    page.click(site.box("web"))
+    page.click(site.box("db"))
+    page.until("document.querySelector('#trace-verdict.good, #trace-verdict.bad')", 15)
+    assert "not reached, broken at" in page.text("#trace-verdict")
+    assert page.js("document.querySelectorAll('#trace-hops li.broken').length") == 1
+    assert "81" in page.text("#trace-hops li.broken .cause")
+    screenshot(site, "broken")
+    page.click("#trace-clear")
+    assert page.js("document.querySelectorAll('#trace-hops li').length") == 0
+
+
 def test_dns_questions_are_counted_by_network_and_outcome(site: Site, page: Browser) -> None:
     web = next(it["sandbox"] for it in site.netplug.json("ps") if it["name"] == "web")
     for name in ("api", "api", "nobody.blue.netplug.internal"):
@@ -199,15 +227,18 @@ def test_names_are_text_whatever_they_are(site: Site, page: Browser) -> None:
     page.replies["/v1/diff"] = json.dumps({"differences": [{"owner": f"network {EVIL}", "object": EVIL, "what": EVIL}]})
     names = [{"network": EVIL, "names": [EVIL], "addresses": [EVIL], "services": [], "healthy": True, "endpoint": "x"}]
     page.replies["/v1/dns"] = json.dumps({"names": names})
-    hop = {"name": EVIL, "where": EVIL, "what": EVIL, "verdict": "broken", "ms": 1.5}
+    hop: dict[str, object] = {"hop": EVIL, "where": EVIL, "what": EVIL, "verdict": "broken", "ms": 1.5}
     hop["cause"] = {"kind": "x", "words": EVIL, "mend": EVIL, "sure": True}
-    page.replies["/v1/trace"] = json.dumps({"hops": [hop], "notes": [EVIL], "took_ms": 5.0})
+    page.replies["/v1/trace"] = json.dumps(
+        {"reached": False, "flow": EVIL, "hops": [hop], "broken": hop, "notes": [EVIL], "took_ms": 5.0}
+    )
     page.goto(f"{ORIGIN}/")
     page.until("!document.querySelector('#problems').hidden")
     page.click(".box")
     page.click(".box:last-child")
     page.until("document.querySelector('#trace-hops li')")
-    page.click("#names-title")
+    page.js("document.querySelector('#names-details').open = true")
+    page.until("document.querySelector('#names td')")
     for place in ("#topology title", "#problems-list", "#trace-hops", "#note", "#names", "#trace-from"):
         assert "<img src=x" in page.js(f"document.querySelector('{place}').textContent"), place
     assert page.js("document.querySelectorAll('img, script:not([src])').length") == 0

@@ -26,18 +26,17 @@ READABLE = frozenset(
         "/v1/ipam",
         "/v1/dns",
         "/v1/dns/stats",
-        "/v1/diff",
-        "/v1/doctor",
         "/v1/events",
         "/v1/traffic",
     }
 )
 """Paths of the REST API that may be read."""
-COSTLY = frozenset({"/v1/trace", "/v1/diff", "/v1/doctor"})
-"""They look at the kernel, or send packets: few at a time."""
+TRACES = frozenset({"/v1/trace"})
+COMPARISONS = frozenset({"/v1/diff", "/v1/doctor"})
+"""They read the whole kernel."""
 STREAMS = frozenset({"/v1/events/stream"})
 """They last as long as their reader."""
-READERS, COSTLY_READERS, STREAM_READERS = 8, 2, 32
+LIMITS = {READABLE: 8, TRACES: 2, COMPARISONS: 2, STREAMS: 32}
 """Requests at a time. Others are told to come back, so that the daemon's own work goes on."""
 
 _TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
@@ -64,7 +63,7 @@ class PageApp:
         self._access = access
         self._metrics = metrics
         self._files: Mapping[str, tuple[str, bytes]] = {}
-        self._running = dict.fromkeys((READABLE, COSTLY, STREAMS), 0)
+        self._running = dict.fromkeys(LIMITS, 0)
         self._ending = asyncio.Event()
 
     def end(self) -> None:
@@ -86,8 +85,8 @@ class PageApp:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
-        if path in READABLE | COSTLY | STREAMS:
-            await self._ask(path, scope, receive, send)
+        if listed := next((paths for paths in LIMITS if path in paths), None):
+            await self._ask(listed, scope, receive, send)
         elif path == "/metrics" and self._metrics is not None:
             text, kind = await self._metrics(headers_of(scope).get("accept", ""))
             await answer(send, 200, text, {"content-type": kind})
@@ -96,19 +95,16 @@ class PageApp:
         else:
             await answer(send, 404, "there is no such page")
 
-    async def _ask(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _ask(self, kind: frozenset[str], scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request to the REST API, without its body."""
-        paths, most = (STREAMS, STREAM_READERS) if path in STREAMS else (READABLE, READERS)
-        if path in COSTLY:
-            paths, most = COSTLY, COSTLY_READERS
-        if self._running[paths] >= most:
+        if self._running[kind] >= LIMITS[kind]:
             await answer(send, 503, "too many requests at a time", {"retry-after": "1"})
             return
-        self._running[paths] += 1
+        self._running[kind] += 1
         try:
             await self._api(scope, self._until_end(receive), _with_headers(send))
         finally:
-            self._running[paths] -= 1
+            self._running[kind] -= 1
 
     def _until_end(self, receive: Receive) -> Receive:
         asked = False

@@ -57,11 +57,13 @@ class Insight:
         from netplug.insight.traffic import Traffic  # noqa: PLC0415
 
         of = self._subject
+        traces = TraceRoutes(of.engine, of.reconciler, of.cluster)
         return (
             ("GET", "/graph", Graphs(of.engine, of.cluster, of.settings.host_name).graph, 200),
             ("GET", "/traffic", Traffic(of.engine, of.names).answer, 200),
             ("GET", "/doctor", self.doctor, 200),
-            ("POST", "/trace", TraceRoutes(of.engine, of.reconciler, of.cluster).trace, 200),
+            ("POST", "/trace", traces.trace, 200),
+            ("GET", "/trace", traces.get, 200),
             *Ends(of.engine, of.settings.host_name, of.cluster).routes,
             *(EventsApi(of.events).routes if of.events else ()),
         )

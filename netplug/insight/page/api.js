@@ -1,6 +1,12 @@
 // What the daemon is asked: GET only.
 
-export class Refused extends Error {}
+/** `busy`: others ask at the same time; it will answer later. */
+export class Refused extends Error {
+  constructor(message, busy = false) {
+    super(message);
+    this.busy = busy;
+  }
+}
 
 /** Return an object of the API. */
 export async function get(path, patience = 20000) {
@@ -14,7 +20,7 @@ export async function get(path, patience = 20000) {
   const body = type.startsWith("application/json") ? await response.json() : await response.text();
   if (response.ok) return body;
   const said = body?.error ?? { message: String(body).trim(), hint: "" };
-  throw new Refused(said.hint ? `${said.message} (${said.hint})` : said.message);
+  throw new Refused(said.hint ? `${said.message} (${said.hint})` : said.message, response.status === 503);
 }
 
 /** Call `work` every `period` ms while the page is visible, never twice at a time; return what calls it at once. */

@@ -31,7 +31,7 @@ async function look() {
     }
     answered(true);
   } catch (error) {
-    answered(false, error.message);
+    if (!error.busy) answered(false, error.message);
   }
 }
 
@@ -73,7 +73,7 @@ const trying = (work) => async () => {
   try {
     await work();
   } catch (error) {
-    answered(false, error.message);
+    if (!error.busy) answered(false, error.message);
   }
 };
 

@@ -6,6 +6,7 @@ const SAMPLES = 60;
 const MOST_EVENTS = 200;
 const MOST_NAMES = 200;
 const HIGH = 0.9;
+const VERBS = { found: "", begun: "", over: "no longer:" };
 const BAD_EVENT = /\.(lost|found|begun|refused|failed)$/;
 
 /** Show how full each subnet is. */
@@ -95,7 +96,8 @@ export function showEvents() {
       time.title = at.toLocaleString();
     }
     say(words.firstChild, event.object);
-    const verb = event.kind.split(".")[1] ?? event.kind;
+    const kind = event.kind.split(".")[1] ?? event.kind;
+    const verb = VERBS[kind] ?? kind;
     const bad = BAD_EVENT.test(event.kind);
     const from = [event.by && event.by !== "netplug" && `by ${event.by}`, bad && event.cause].filter(Boolean).join(": ");
     say(words.lastChild, [verb, event.what, from && `(${from})`].filter(Boolean).join(" "));

@@ -89,10 +89,10 @@ export class Trace {
   }
 
   show(found) {
-    const broken = found.hops.find((hop) => hop.verdict === "broken");
-    const took = found.took_ms === undefined ? "" : ` in ${(found.took_ms / 1000).toFixed(1)} s`;
-    this.verdict(broken ? "bad" : "good", broken ? `not reached: broken at “${broken.name}”` : `reached${took}`);
-    const notes = (found.notes ?? []).map((text) => ({ name: text, where: "", what: "", verdict: "noted", ms: null, cause: null }));
+    const took = `${(found.took_ms / 1000).toFixed(1)} s`;
+    const at = found.broken ? `, broken at “${found.broken.hop}”` : "";
+    this.verdict(found.reached ? "good" : "bad", `${found.flow}: ${found.reached ? "reached" : "not reached"}${at} (${took})`);
+    const notes = found.notes.map((text) => ({ hop: text, where: "", what: "", verdict: "noted", ms: null, cause: null }));
     this.hops([...found.hops, ...notes]);
   }
 
@@ -113,8 +113,8 @@ export class Trace {
 
 function hopNode(hop) {
   const where = hop.where ? [el("span", { class: "dim" }, ` ${hop.where}`)] : [];
-  const node = el("li", { class: KINDS[hop.verdict] ?? "unseen-hop" }, el("span", {}, hop.name, ...where));
-  node.append(el("span", { class: "dim" }, hop.ms === null || hop.ms === undefined ? "" : `${hop.ms.toFixed(1)} ms`));
+  const node = el("li", { class: KINDS[hop.verdict] ?? "unseen-hop" }, el("span", {}, hop.hop, ...where));
+  node.append(el("span", { class: "dim" }, hop.ms === null ? "" : `${hop.ms.toFixed(1)} ms`));
   if (hop.what) node.append(el("span", { class: "what dim" }, hop.what));
   if (hop.cause) {
     node.append(el("span", { class: "cause" }, hop.cause.words));

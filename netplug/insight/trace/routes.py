@@ -2,7 +2,9 @@
 
 import asyncio
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Query
 
 from netplug.engine import Engine
 from netplug.errors import NetplugError
@@ -15,18 +17,23 @@ if TYPE_CHECKING:
 
 DEADLINE_S = 30.0
 """For one trace. A broken path takes some seconds, the start of its process on a busy host some more."""
+End = Annotated[str, Query(min_length=1, max_length=300)]
 AT_ONCE = 4
 """Traces at the same time: each has a process of its own."""
 
 
 class TraceRoutes:
-    """Answers ``POST /v1/trace``."""
+    """Answers ``POST /v1/trace``, and ``GET /v1/trace?src=…&dst=…``."""
 
     def __init__(self, engine: Engine, reconciler: "Reconciler", cluster: "Cluster | None" = None) -> None:
         self._engine = engine
         self._cluster = cluster
         self._reconciler = reconciler
         self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def get(self, src: End, dst: End) -> TraceOut:
+        """Trace, for who may only read (`insight.http`)."""
+        return await self.trace(TraceIn(source=src, destination=dst))
 
     async def trace(self, body: TraceIn) -> TraceOut:
         """Trace, and say what became of the packet."""
