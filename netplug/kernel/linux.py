@@ -69,6 +69,7 @@ from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.changes import KernelChanges
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink
 from netplug.kernel.netlink.watch import ForeignChanges
+from netplug.kernel.probes.api import PROBING
 from netplug.kernel.probes.prober import WorkerProbes
 from netplug.kernel.progress import Progress
 from netplug.kernel.rtnetlink_lane import RequestLane
@@ -281,7 +282,9 @@ class LinuxKernel:
     def _is_ours(self, name: str) -> bool:
         return name in self._requests.links and not self._reaper.has(name)
 
-    def _is_own_work(self, generation: int) -> bool:
+    def _is_own_work(self, generation: int, process: str) -> bool:
+        if process == PROBING:
+            return True  # its tables end with it, and touch none of ours
         return self._tables.is_ours(generation) or any(it.is_own_commit() for it in self._iptables.values())
 
     def _note_commit(self) -> None:

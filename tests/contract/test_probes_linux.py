@@ -1,8 +1,10 @@
 """Probes on the real kernel: a client behind a bridge, a router (the host), a server."""
 
 import asyncio
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from linux_host import run  # noqa: E402
 
 from netplug.errors import NetplugError  # noqa: E402
 from netplug.kernel.fake.kernel import FakeKernel  # noqa: E402
+from netplug.kernel.linux import LinuxKernel  # noqa: E402
 from netplug.kernel.probes.api import (  # noqa: E402
     Flow,
     Job,
@@ -506,3 +509,97 @@ async def test_a_policy_of_iptables_legacy_is_named(hosts: Hosts, prober: Prober
     hosts.inside(hosts.server, "iptables-legacy", "-P", "INPUT", "DROP")
     rule = dropping(await prober.run(hosts.job(legacy=(hosts.server,))))
     assert (rule.netns, rule.chain, rule.text) == (hosts.server, "INPUT", "policy drop")
+
+
+async def test_a_rule_that_keeps_the_sender_from_sending_is_named(hosts: Hosts, prober: Prober) -> None:
+    hosts.inside(
+        hosts.client, "nft", "add table ip shop; add chain ip shop out { type filter hook output priority 0; }"
+    )
+    hosts.inside(hosts.client, "nft", "add rule ip shop out tcp dport 80 drop")
+    report = await prober.run(hosts.job())
+    assert (report.sent, report.refused) == (0, "EPERM: operation not permitted")
+    assert dropping(report).text == "tcp dport 80 drop"
+    hosts.inside(hosts.client, "iptables-legacy", "-A", "OUTPUT", "-p", "udp", "-j", "DROP")
+    report = await prober.run(hosts.job(Kind.UDP, legacy=(hosts.client,)))
+    assert (dropping(report).flavour, dropping(report).chain) == ("iptables-legacy", "OUTPUT")
+
+
+@pytest.fixture
+def plain(hosts: Hosts) -> Iterator[str]:
+    """A link without Ethernet, by which 10.0.3.0/24 is reached."""
+    with open("/dev/net/tun", "r+b", buffering=0) as tun:  # noqa: PTH123 - a device
+        fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"plain", 0x1001))
+        run("ip", "link", "set", "plain", "up")
+        run("ip", "address", "add", "10.0.3.1/24", "dev", "plain")
+        yield "plain"
+
+
+async def test_a_link_without_ethernet_is_watched(hosts: Hosts, prober: Prober, plain: str) -> None:
+    posts = (Post("plain", "", plain),)
+    for kind in (Kind.TCP, Kind.UDP, Kind.ICMP):
+        report = await prober.run(hosts.job(kind, to="10.0.3.2", posts=posts, wait_ms=50))
+        assert [(it.post, it.incoming, str(it.destination)) for it in report.sightings] == [
+            ("plain", False, "10.0.3.2")
+        ]
+
+
+async def test_tunnels_with_a_port_of_their_own_are_looked_into(hosts: Hosts, prober: Prober) -> None:
+    link = ("type", "vxlan", "id", "42", "dstport", "4242", "local", "10.0.1.1", "remote", "10.0.1.2")
+    run("ip", "link", "add", "vx", "up", *link)
+    run("ip", "address", "add", "10.0.2.1/24", "dev", "vx")
+    run("ip", "neighbour", "add", "10.0.2.2", "lladdr", "02:00:00:00:00:02", "dev", "vx")
+    report = await prober.run(hosts.job(to="10.0.2.2", vxlan_ports=(4242,)))
+    assert [(it.vni, it.port) for it in report.sightings if it.post == "cable" and it.what is What.SYN] == [(42, 80)]
+
+
+NAME_SERVER = """
+import socket
+from dnslib import DNSRecord, RCODE, RR
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("10.0.1.2", 53))
+print(flush=True)
+while True:
+    data, sender = sock.recvfrom(512)
+    question = DNSRecord.parse(data)
+    answer = question.reply()
+    if str(question.q.qname) == "web.":
+        answer.add_answer(*RR.fromZone("web. 60 A 10.9.9.9"))
+    else:
+        answer.header.rcode = RCODE.NXDOMAIN
+    sock.sendto(answer.pack(), sender)
+"""
+
+
+@pytest.fixture
+def name_server(hosts: Hosts) -> Iterator[None]:
+    command = ("ip", "netns", "exec", hosts.server, sys.executable, "-c", NAME_SERVER)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield
+        process.kill()
+
+
+async def test_a_name_server_is_asked(hosts: Hosts, prober: Prober, name_server: None) -> None:
+    for name, text in (("web", "10.9.9.9"), ("none", "nxdomain")):
+        flow = Flow(ip_address("10.0.1.2"), Kind.DNS, 53, name=name)
+        report = await prober.run(Job(flow, new_mark(), Origin(hosts.client), hosts.posts, ("",)))
+        assert report.reply
+        assert (report.reply.what, report.reply.text) == (What.UDP, text)
+        assert set(seen(report, What.UDP)) == set(seen(report, What.UDP, back=True))
+        assert len(seen(report, What.UDP)) == 4
+    flow = Flow(ip_address("10.0.1.1"), Kind.DNS, 53, name="web")
+    report = await prober.run(Job(flow, new_mark(), Origin(hosts.client)))
+    assert report.reply
+    assert report.reply.code == "port unreachable"
+
+
+async def test_the_daemon_takes_no_notice_of_a_trace(hosts: Hosts) -> None:
+    async with await LinuxKernel.open() as kernel:
+        commits = kernel.changes.commits()
+        async with kernel.probes.start() as prober:
+            await prober.run(hosts.job())
+        assert not commits.is_set()
+        run("nft", "add", "table", "ip", "shop")
+        async with asyncio.timeout(10):
+            await commits.wait()

@@ -30,7 +30,7 @@ from netplug.kernel.host.socket_filters import (
     attach,
 )
 from netplug.kernel.links.forwarding_entries import DELNEIGH, NEWNEIGH
-from netplug.kernel.netlink.connection import attrs, select_attrs
+from netplug.kernel.netlink.connection import attrs, select_attrs, string
 from netplug.tasks.signal import Signal
 
 NEWLINK, DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
@@ -39,7 +39,7 @@ GROUPS = 0x1 | 0x4 | 0x10 | 0x100
 _NETLINK_NETFILTER = 12
 _NFNLGRP_NFTABLES = 7
 _NFT_MSG_NEWGEN = (10 << 8) | 15
-_NFTA_GEN_ID = 1
+_NFTA_GEN_ID, _NFTA_GEN_PROC_NAME = 1, 3
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _IFLA_IFNAME, _IFLA_MTU = 3, 4
 _OF_LINKS = frozenset({_IFLA_IFNAME, _IFLA_MTU})
@@ -58,7 +58,7 @@ class ForeignChanges:
 
     Args:
         is_ours: returns whether a link, by name, is one that we created and did not remove.
-        is_own_work: returns whether a ruleset generation is of our own commit.
+        is_own_work: returns whether a ruleset generation is of our own commit; is given the name of the process too.
         is_foreign_change: returns whether an FDB or neighbour notification, by type and body, is a foreign change.
         on_carrier: called with the name of a link that has a carrier, on each change of it.
     """
@@ -66,7 +66,7 @@ class ForeignChanges:
     def __init__(
         self,
         is_ours: Callable[[str], bool],
-        is_own_work: Callable[[int], bool],
+        is_own_work: Callable[[int, str], bool],
         is_foreign_change: Callable[[int, bytes], bool],
         on_carrier: Callable[[str], None],
     ) -> None:
@@ -153,8 +153,9 @@ class ForeignChanges:
     def _on_nft(self, data: bytes) -> None:
         for kind, body in _messages(data):
             if kind == _NFT_MSG_NEWGEN:
-                generation = attrs(body, 4).get(_NFTA_GEN_ID, b"")
-                if not self._is_own_work(int.from_bytes(generation, "big")):
+                found = attrs(body, 4)
+                generation = int.from_bytes(found.get(_NFTA_GEN_ID, b""), "big")
+                if not self._is_own_work(generation, string(found.get(_NFTA_GEN_PROC_NAME))):
                     self.commits.set()
 
     def close(self) -> None:

@@ -11,15 +11,24 @@ import os
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-IPAddress: TypeAlias = IPv4Address | IPv6Address
-IPNetwork: TypeAlias = IPv4Network | IPv6Network
-"""As in `drivers.steps`, whose import would take a tenth of the time that the process has for its start."""
+from netplug.kernel.probes.facts import (
+    HOST,
+    Facts,
+    ForwardingState,
+    IPAddress,
+    IPNetwork,
+    LinkState,
+    Listener,
+    Look,
+    NeighbourState,
+    RouteFound,
+    RouteState,
+)
 
-HOST = ""
-"""As `netns`: the namespace of the host. Others are given by path, or by their name below /run/netns."""
+PROBING = "np-probe"
+"""The name of the threads that change nf_tables for a trace. The kernel tells it in its notification of a commit."""
 
 
 def new_mark() -> int:
@@ -89,8 +98,8 @@ class Job:
     host that takes part gets the same. `traces`: namespaces whose nf_tables are traced. `legacy`: namespaces whose
     counters of iptables-legacy are compared. `repeat`: how many packets are sent, each with a source port of its own.
     `wait_ms`: how long an answer is awaited after the last packet; it ends early when all is answered and nothing was
-    dropped. `also`: further addresses of the path (gateways, VTEPs, addresses after NAT) whose ARP and ND is reported
-    and whose dropped packets are looked at.
+    dropped. `also`: further addresses of the path (gateways, VTEPs, addresses after NAT) whose ARP and ND is reported.
+    `drops`: tell which packets the kernel dropped. `vxlan_ports`: further UDP ports of tunnels, beside 4789 and 8472.
     """
 
     flow: Flow
@@ -103,6 +112,7 @@ class Job:
     wait_ms: int = 300
     also: tuple[IPAddress, ...] = ()
     drops: bool = True
+    vxlan_ports: tuple[int, ...] = ()
 
 
 class What(StrEnum):
@@ -247,148 +257,6 @@ class Neighbours:
     ms: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What to read in a namespace. `routes`: destinations to look up, each from a source or from none.
-
-    `forwarding`: FDB entries. `listeners`: sockets, and whether the processes are frozen. `sysctls`: names below
-    /proc/sys, with slashes. `pid`: of the process whose resolv.conf is read; 0: any of those in the namespace.
-    """
-
-    netns: str = HOST
-    routes: tuple[tuple[IPAddress, IPAddress | None], ...] = ()
-    sysctls: tuple[str, ...] = ()
-    links: bool = True
-    neighbours: bool = True
-    forwarding: bool = False
-    listeners: bool = False
-    resolv_conf: bool = False
-    pid: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LinkState:
-    """A link. `peer`: index of the other end, which is in namespace `peer_here` or another one.
-
-    `state`: "up", "down", "no carrier" or "dormant". `hairpin`: of a port of a bridge; None for others.
-    `vni`, `vxlan_port`, `vtep`: of a VXLAN link.
-    """
-
-    name: str
-    index: int
-    up: bool
-    carrier: bool
-    mtu: int
-    mac: str
-    kind: str = ""
-    state: str = ""
-    master: str = ""
-    peer: int = 0
-    peer_here: bool = False
-    altnames: tuple[str, ...] = ()
-    addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
-    hairpin: bool | None = None
-    vni: int = 0
-    vxlan_port: int = 0
-    vtep: IPAddress | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RouteFound:
-    """The answer of the kernel to a lookup. `error`: why there is no way ("network is unreachable"), else empty.
-
-    `type`: "unicast", "local", "broadcast"… `preferred`: the source address that the route prefers.
-    """
-
-    destination: IPAddress
-    source: IPAddress | None = None
-    link: str = ""
-    gateway: IPAddress | None = None
-    preferred: IPAddress | None = None
-    mtu: int = 0
-    type: str = ""
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RouteState:
-    """A route of the main table."""
-
-    destination: IPNetwork
-    link: str
-    gateway: IPAddress | None = None
-    metric: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class NeighbourState:
-    """An entry of the neighbour table. `state`: "reachable", "stale", "failed", "permanent"…"""
-
-    address: IPAddress
-    link: str
-    mac: str
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardingState:
-    """An FDB entry. `link`: a VXLAN link, for entries with `vtep`; else a port of a bridge.
-
-    `bridge`: the entry is of the bridge above the link.
-    """
-
-    mac: str
-    link: str
-    vtep: IPAddress | None = None
-    bridge: bool = False
-    permanent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """A listening (TCP) or bound (UDP) socket. `frozen`: its process is stopped, or its cgroup is frozen.
-
-    `pid`: 0 if the process is not found. `dual`: an IPv6 socket that takes IPv4 too. `queue`: connections that wait to
-    be accepted (TCP), or bytes that wait to be read (UDP).
-    """
-
-    proto: str
-    address: IPAddress
-    port: int
-    process: str = ""
-    pid: int = 0
-    frozen: bool = False
-    dual: bool = False
-    queue: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What there is in a namespace. `lacks`: what could not be read, and why.
-
-    `frozen`: all its processes are stopped or in a frozen cgroup. `processes`: how many there are.
-    """
-
-    netns: str = HOST
-    links: tuple[LinkState, ...] = ()
-    routes: tuple[RouteState, ...] = ()
-    lookups: tuple[RouteFound, ...] = ()
-    neighbours: tuple[NeighbourState, ...] = ()
-    listeners: tuple[Listener, ...] = ()
-    sysctls: tuple[tuple[str, str], ...] = ()
-    nameservers: tuple[IPAddress, ...] = ()
-    search: tuple[str, ...] = ()
-    resolv_options: tuple[str, ...] = ()
-    processes: int = 0
-    frozen: bool = False
-    lacks: tuple[str, ...] = ()
-    forwarding: tuple[ForwardingState, ...] = ()
-
-    def sysctl(self, name: str) -> str:
-        """Return the value of a sysctl that was asked for; empty if there is none."""
-        return dict(self.sysctls).get(name, "")
-
-
 class Watch(Protocol):
     """A job that runs without sending. All is opened when it is given out."""
 
@@ -425,3 +293,35 @@ class Probes(Protocol):
         Raises:
             NetplugError: "unavailable", it cannot be started.
         """
+
+
+__all__ = (
+    "HOST",
+    "PROBING",
+    "Drop",
+    "Facts",
+    "Flow",
+    "ForwardingState",
+    "IPAddress",
+    "IPNetwork",
+    "Job",
+    "Kind",
+    "LinkState",
+    "Listener",
+    "Look",
+    "NeighbourState",
+    "Neighbours",
+    "Origin",
+    "Post",
+    "Prober",
+    "Probes",
+    "Reply",
+    "Report",
+    "RouteFound",
+    "RouteState",
+    "Rule",
+    "Sighting",
+    "Watch",
+    "What",
+    "new_mark",
+)

@@ -79,6 +79,11 @@ class Injector:
         except NetlinkError as error:
             raise OSError(error.errno, error.strerror) from error
 
+    @property
+    def tried(self) -> int:
+        """How many packets were sent."""
+        return self.sent
+
     def send(self, number: int) -> None:
         """Send one packet, or note why not."""
         flow, source = self._job.flow, self._job.flow.source

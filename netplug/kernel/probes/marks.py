@@ -29,6 +29,11 @@ class Word:
         return word & self.mask == self.value
 
 
+def tunnels_of(job: Job) -> tuple[int, ...]:
+    """Return the UDP ports of VXLAN."""
+    return tuple(dict.fromkeys((*VXLAN_PORTS, *job.vxlan_ports)))
+
+
 def word_of(job: Job) -> Word:
     """Return the word that a job's packets have."""
     if job.flow.kind is Kind.DNS:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from netplug.kernel.probes import packets
 from netplug.kernel.probes.api import IPAddress, Job, Kind, What
-from netplug.kernel.probes.marks import ICMP, TCP, UDP, VXLAN_PORTS, word_of
+from netplug.kernel.probes.marks import ICMP, TCP, UDP, tunnels_of, word_of
 from netplug.kernel.probes.packets import Packet
 
 _TCP_PORTS_FROM, _TCP_PORTS = 40000, 20000
@@ -55,7 +55,7 @@ class Matcher:
         self._ports = range(self._first_port, self._first_port + job.repeat)
         flow = job.flow
         self._addresses: set[IPAddress] = {flow.destination, *job.also} | ({flow.source} if flow.source else set())
-        self.tunnels = VXLAN_PORTS
+        self.tunnels = tunnels_of(job)
 
     def note_source(self, address: IPAddress) -> None:
         """Take note of the source address that the routes have chosen."""

@@ -13,7 +13,8 @@ _ETH_P_ALL = 3
 _SO_TIMESTAMPNS = 35
 _SO_RCVBUFFORCE = 33
 _ROOM = 1 << 22
-_NOTHING = ((socket_filters.RETURN, 0, 0, 0),)
+_ETHERNET = frozenset({1, 772})
+"""Hardware types (ARPHRD_ETHER, ARPHRD_LOOPBACK). Frames of others have no such header, and are given one."""
 SNAP = 2048
 """Bytes of a packet that are read."""
 Seen = tuple[bytes, bool, int]
@@ -27,11 +28,10 @@ def open_posts(job: Job) -> dict[socket.socket, Post]:
         ProbeError: a namespace or link is gone.
     """
     opened: dict[socket.socket, Post] = {}
-    code = socket_code.for_frames(job)
     try:
         for netns in dict.fromkeys(post.netns for post in job.posts):
             mine = [post for post in job.posts if post.netns == netns]
-            opened.update(places.run_in(netns, lambda posts=mine: _open_all(posts, code)))  # type: ignore[misc]
+            opened.update(places.run_in(netns, lambda posts=mine: _open_all(posts, job)))  # type: ignore[misc]
     except BaseException:
         for sock in opened:
             sock.close()
@@ -39,15 +39,17 @@ def open_posts(job: Job) -> dict[socket.socket, Post]:
     return opened
 
 
-def _open_all(posts: Sequence[Post], code: Sequence[socket_filters.Instruction]) -> dict[socket.socket, Post]:
-    return {_open(post, code): post for post in posts}
+def _open_all(posts: Sequence[Post], job: Job) -> dict[socket.socket, Post]:
+    return {_open(post, job): post for post in posts}
 
 
-def _open(post: Post, code: Sequence[socket_filters.Instruction]) -> socket.socket:
-    # Of protocol 0 it receives nothing until it is bound, so nothing passes before the filter is there.
+def _open(post: Post, job: Job) -> socket.socket:
+    # Of protocol 0 it receives nothing until it is bound again, when the filter is there.
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     try:
-        socket_filters.attach(sock, code)
+        sock.bind((post.link, 0))
+        ethernet = sock.getsockname()[3] in _ETHERNET
+        socket_filters.attach(sock, socket_code.for_frames(job, ethernet=ethernet))
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
         sock.bind((post.link, _ETH_P_ALL))
@@ -68,6 +70,8 @@ def read_all(sock: socket.socket) -> Iterator[Seen]:
             return
         except OSError:  # the link went down, or is gone
             return
+        if address[3] not in _ETHERNET:
+            frame = bytes(12) + address[1].to_bytes(2, "big") + frame
         yield frame, address[2] != socket.PACKET_OUTGOING, _time(control)
 
 

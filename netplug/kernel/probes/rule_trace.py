@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from netplug.kernel import libc
 from netplug.kernel.netlink import nf_tables as nft
 from netplug.kernel.netlink.connection import (
     NETLINK_NETFILTER,
@@ -24,7 +25,7 @@ from netplug.kernel.netlink.connection import (
     text,
 )
 from netplug.kernel.probes import packets, places
-from netplug.kernel.probes.api import Job
+from netplug.kernel.probes.api import PROBING, Job
 from netplug.kernel.probes.marks import ICMP, ICMP6, Word, offsets, word_of
 from netplug.kernel.probes.packets import Packet
 
@@ -44,6 +45,7 @@ _META_L4PROTO, _META_NFTRACE = 16, 12
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID, _NETWORK, _TRANSPORT, _POLICY = 1, 2, 3, 4, 5, 6, 8, 9, 16
 _POLICY_TYPE, _RETURN_TYPE, _RULE_TYPE = 1, 2, 3
 _VERDICTS = {0: "drop", 1: "accept", 2: "stolen", 3: "queue"}
+_PR_SET_NAME = 15
 _ROOM = 1 << 22
 
 
@@ -86,18 +88,30 @@ class Tracer:
     @classmethod
     def _open(cls, job: Job, netns: str, links: Sequence[str]) -> "Tracer":
         tracer = cls(netns, Netlink.open(NETLINK_NETFILTER))
-        where = f"namespace {netns}" if netns else "the host's namespace"
-        for what, table in _tables(job, links):
-            try:
-                tracer.netlink.batch(nft.batch(table))
-            except NetlinkError as error:
-                if what == "inet":
-                    tracer.lacks.append(f"rules in {where} cannot be traced: {(error.strerror or '').lower()}")
+        libc.call("prctl", _PR_SET_NAME, PROBING.encode())
+        tracer._make(job, links)
         sock = tracer.netlink.sock
         sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _GROUP)
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
         sock.setblocking(False)
         return tracer
+
+    def _make(self, job: Job, links: Sequence[str]) -> None:
+        """Make our tables by one transaction; where the kernel refuses a part, make the other ones."""
+        parts = list(_tables(job, links))
+        try:
+            self.netlink.batch(nft.batch([message for _, part in parts for message in part]))
+        except NetlinkError:
+            for family, part in parts:
+                self._make_part(family, part)
+
+    def _make_part(self, family: str, part: list[nft.Message]) -> None:
+        try:
+            self.netlink.batch(nft.batch(part))
+        except NetlinkError as error:
+            if family == "inet":
+                where = f"namespace {self.netns}" if self.netns else "the host's namespace"
+                self.lacks.append(f"rules in {where} cannot be traced: {(error.strerror or '').lower()}")
 
     def read(self) -> Iterator[Event]:
         """Yield what has been decided since the last time."""

@@ -126,6 +126,8 @@ class Running:
         self.collect(_LINGER_S)
 
     def _answered(self) -> bool:
+        if self._sender and not self._sender.sent:
+            return True
         answered = {it.number for it in self._replies if it.what in _FINAL}
         return bool(answered) and len(answered) >= self._job.repeat
 
@@ -208,9 +210,9 @@ class Running:
         return (*rules_of(self._events, self._matcher), *moved)
 
     def _seen(self) -> int:
-        """Return how many packets were sent; of a watch, how many came."""
+        """Return how many packets met rules; of a watch, how many came."""
         if self._sender:
-            return self._sender.sent
+            return self._sender.tried
         return len({it.number for it in self._sightings if not it.back and it.what is not What.ARP_REQUEST})
 
     def report(self) -> Report:

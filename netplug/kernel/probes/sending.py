@@ -35,6 +35,7 @@ class Sender:
     """Sockets of one job in the namespace where it starts.
 
     `source`: the address that packets have. `refused`: why there is none, or why a packet could not be sent.
+    `tried`: how many were sent, or stopped by a rule of the output hook (EPERM).
     """
 
     def __init__(self, job: Job) -> None:
@@ -47,7 +48,7 @@ class Sender:
         self._udp: dict[int, socket.socket] = {}
         self._ports: dict[int, socket.socket] = {}
         self.refused = ""
-        self.sent = 0
+        self.sent = self.tried = 0
         self.source: IPAddress | None = None
         try:
             places.run_in(self._netns, self._open)
@@ -111,8 +112,10 @@ class Sender:
             self._send(number, self.source)
         except OSError as error:
             self.refused = words_of(error)
+            self.tried += error.errno == errno.EPERM
         else:
             self.sent += 1
+            self.tried += 1
 
     def _send(self, number: int, source: IPAddress) -> None:
         flow, to = self._flow, (str(self._flow.destination), 0)

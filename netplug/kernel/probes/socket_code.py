@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from netplug.kernel.host.socket_filters import AND, EQUAL, LOAD, LOAD_BYTE, LOAD_HALF, RETURN, WHOLE, Instruction
 from netplug.kernel.probes.api import Job, Kind
-from netplug.kernel.probes.marks import ICMP, ICMP6, TCP, UDP, VXLAN_PORTS, Word, word_of
+from netplug.kernel.probes.marks import ICMP, ICMP6, TCP, UDP, Word, tunnels_of, word_of
 from netplug.kernel.probes.matching import first_port
 from netplug.kernel.probes.packets import ETH_ARP, ETH_IP, ETH_IP6
 
@@ -16,6 +16,8 @@ _AT_X = 0x20
 """Addition to a load: relative to register X (BPF_IND in place of BPF_ABS)."""
 _HEADER_LENGTH, _SET_X, _ADD_X, _TO_X, _SHIFT = 0xB1, 0x01, 0x0C, 0x07, 0x64
 _AT_LEAST = 0x35
+_STORE, _LOAD_STORED, _LOAD_X, _FROM_X, _ADD = 0x02, 0x60, 0x61, 0x87, 0x04
+"""Memory of the program, by number (linux/bpf_common.h)."""
 _ETH, _TO_INNER_ETH = 14, 16
 
 
@@ -39,14 +41,15 @@ class _Code:
         return [(code, jump(at, yes), jump(at, no), value) for at, (code, yes, no, value) in enumerate(self.lines)]
 
 
-def for_frames(job: Job) -> list[Instruction]:
-    """Return the filter for Ethernet frames."""
+def for_frames(job: Job, *, ethernet: bool = True) -> list[Instruction]:
+    """Return the filter for frames of a link: of Ethernet, or without any header (WireGuard, tun)."""
     code, word = _Code(), word_of(job)
-    _network(code, "outer", _ETH, absolute=True)
-    _transport(code, "outer", _ETH, job, word, nested=True)
+    header = _ETH if ethernet else 0
+    _network(code, header)
+    _transport(code, "outer", header, job, word, nested=True)
     # Behind VXLAN, X is the length of the outer IP header.
     code.label("inner-start")
-    start = _ETH + _TO_INNER_ETH
+    start = header + _TO_INNER_ETH
     code.add(LOAD_HALF + _AT_X, start + 12)
     code.add(EQUAL, ETH_ARP, "pass", "inner-4")
     code.label("inner-4")
@@ -59,17 +62,17 @@ def for_frames(job: Job) -> list[Instruction]:
     code.add(AND, 15)
     code.add(_SHIFT, 2)
     code.add(_ADD_X, 0)
-    code.add(0x02, 0)  # M[0] = offset of the inner transport header
+    code.add(_STORE, 0)
     code.add(LOAD_BYTE + _AT_X, inner + 9)
-    code.add(0x61, 0)  # X = M[0]
+    code.add(_LOAD_X, 0)
     code.add(EQUAL, ICMP, "pass", "inner-proto")
     code.label("inner-v6")
     code.add(LOAD_BYTE + _AT_X, inner + 6)
-    code.add(0x02, 1)
-    code.add(0x87, 0)  # A = X
-    code.add(0x04, 40)
+    code.add(_STORE, 1)
+    code.add(_FROM_X, 0)
+    code.add(_ADD, 40)
     code.add(_TO_X, 0)
-    code.add(0x60, 1)
+    code.add(_LOAD_STORED, 1)
     code.add(EQUAL, ICMP6, "pass", "inner-proto")
     _transport(code, "inner", inner, job, word, nested=False)
     _end(code)
@@ -85,23 +88,26 @@ def for_packets(job: Job, version: int) -> list[Instruction]:
     return code.done()
 
 
-def _network(code: _Code, name: str, start: int, *, absolute: bool) -> None:
+def _network(code: _Code, header: int) -> None:
     """Have X be the length of the IP header and A the protocol, or decide."""
-    del absolute
-    code.add(LOAD_HALF, start - 2)
-    code.add(EQUAL, ETH_ARP, "pass", f"{name}-4")
-    code.label(f"{name}-4")
-    code.add(EQUAL, ETH_IP, f"{name}-v4", f"{name}-6")
-    code.label(f"{name}-6")
-    code.add(EQUAL, ETH_IP6, f"{name}-v6", "drop")
-    code.label(f"{name}-v6")
+    if header:
+        code.add(LOAD_HALF, header - 2)
+        code.add(EQUAL, ETH_ARP, "pass", "outer-4")
+    else:
+        code.add(LOAD_BYTE, 0)
+        code.add(AND, 0xF0)
+    code.label("outer-4")
+    code.add(EQUAL, ETH_IP if header else 0x40, "outer-v4", "outer-6")
+    code.label("outer-6")
+    code.add(EQUAL, ETH_IP6 if header else 0x60, "outer-v6", "drop")
+    code.label("outer-v6")
     code.add(_SET_X, 40)
-    code.add(LOAD_BYTE, start + 6)
-    code.add(EQUAL, ICMP6, "pass", f"{name}-proto")
-    code.label(f"{name}-v4")
-    code.add(_HEADER_LENGTH, start)
-    code.add(LOAD_BYTE, start + 9)
-    code.add(EQUAL, ICMP, "pass", f"{name}-proto")
+    code.add(LOAD_BYTE, header + 6)
+    code.add(EQUAL, ICMP6, "pass", "outer-proto")
+    code.label("outer-v4")
+    code.add(_HEADER_LENGTH, header)
+    code.add(LOAD_BYTE, header + 9)
+    code.add(EQUAL, ICMP, "pass", "outer-proto")
 
 
 def _transport(code: _Code, name: str, start: int, job: Job, word: Word, *, nested: bool) -> None:
@@ -117,7 +123,7 @@ def _transport(code: _Code, name: str, start: int, job: Job, word: Word, *, nest
     code.label(f"{name}-udp")
     if nested:
         code.add(LOAD_HALF + _AT_X, start + 2)
-        for number, port in enumerate(VXLAN_PORTS):
+        for number, port in enumerate(tunnels_of(job)):
             code.add(EQUAL, port, "inner-start", f"{name}-port-{number}")
             code.label(f"{name}-port-{number}")
     if job.flow.kind is Kind.UDP:
