@@ -5,12 +5,25 @@ import json
 import resource
 import signal
 import sqlite3
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from harness import CommandError, Host, Netplug, Upstream, connect, namespace, wait_until
+from harness import (
+    CommandError,
+    Dockerd,
+    Host,
+    Netplug,
+    Upstream,
+    connect,
+    container,
+    docker_network,
+    namespace,
+    wait_until,
+)
 from harness.cluster import Cluster, cluster, needs_etcd
+from harness.netplugd import COMMAND
 from harness.traffic import bound
 
 from netplug.cli import NO, OK, UNREACHABLE
@@ -203,6 +216,56 @@ def test_lease_of_a_namespace_that_is_gone(healthy: Netplug) -> None:
     assert found
     healthy.cli("repair")
     quiet(healthy)
+
+
+# With Docker
+
+
+SECRETS = {"label": "s3cret-of-label", "env": "s3cret-of-env", "url": "s3cret-of-url"}
+
+
+@pytest.fixture(scope="module")
+def beside_docker() -> Iterator[tuple[Dockerd, Netplug]]:
+    """A host with Docker and a container, and a store that does not answer and has a password."""
+    with Host("docker") as host, Host("router") as router:
+        wire = connect(host, router)
+        with Upstream(router, wire.right, "192.0.2.7"):
+            dockerd = Dockerd(host)
+            store = f"etcd://np:{SECRETS['url']}@{wire.right}:2379"
+            flags = ("--store", store, "--vtep", wire.left, "--dns-upstream", wire.right)
+            yield dockerd, Netplug(host, *flags, env={"SOME_TOKEN": SECRETS["env"]})
+
+
+def test_docker_that_hangs(beside_docker: tuple[Dockerd, Netplug]) -> None:
+    dockerd, netplug = beside_docker
+    assert dockerd.process
+    dockerd.process.freeze()
+    try:
+        found = wrong(netplug, "docker.engine")
+    finally:
+        dockerd.process.signal(signal.SIGCONT)
+    assert [it["verdict"] for it in found] == ["failure"]
+    assert "dockerd does not answer" in found[0]["why"]
+    assert wrong(netplug, "docker.engine") == []
+
+
+def test_archive_has_no_secrets(beside_docker: tuple[Dockerd, Netplug]) -> None:
+    dockerd, _ = beside_docker
+    host = dockerd.host
+    label, env = f"s={SECRETS['label']}", f"SECRET={SECRETS['env']}"
+    with (
+        docker_network(dockerd, "--label", label) as net,
+        container(dockerd, "--network", net, "--label", label, "-e", env, "--name", "web"),
+    ):
+        command = f"cd {host.dir} && {COMMAND} doctor --support --json"
+        said = host.run(["sh", "-c", command], check=False, env={"NETPLUG_RUN_DIR": "/run/netplug"})
+    archive = json.loads(said.stdout)["archive"]
+    with tarfile.open(archive["path"]) as tar:
+        texts = {it.name: tar.extractfile(it).read().decode() for it in tar.getmembers()}  # type: ignore[union-attr]
+    assert [(name, it) for name, text in texts.items() for it in SECRETS.values() if it in text] == []
+    names = {name.partition("/")[2] for name in texts}
+    assert {"doctor.json", "settings.json", "endpoints.json", "host/nftables.txt", "host/routes4.txt"} <= names
+    assert '"web"' in next(text for name, text in texts.items() if name.endswith("endpoints.json"))
 
 
 # Several hosts

@@ -115,6 +115,16 @@ def test_daemon_that_hangs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "did not answer in 3 s" in found[0]["why"]
 
 
+def test_daemon_of_another_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with living(tmp_path):
+        assert findings(tmp_path, capsys, OK)[0]["check"] == "daemon.version"
+        monkeypatch.setattr("netplug.cli.doctor.__version__", "99.0")
+        first = findings(tmp_path, capsys, NO)[0]
+    assert (first["verdict"], first["why"].endswith(", this command 99.0")) == ("warning", True)
+
+
 def test_daemon_of_a_version_without_a_doctor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,11 +62,18 @@ class Insight:
             ("GET", "/graph", Graphs(of.engine, of.cluster, of.settings.host_name).graph, 200),
             ("GET", "/traffic", Traffic(of.engine, of.names).answer, 200),
             ("GET", "/doctor", self.doctor, 200),
+            ("GET", "/settings", self.settings, 200),
             ("POST", "/trace", traces.trace, 200),
             ("GET", "/trace", traces.get, 200),
             *Ends(of.engine, of.settings.host_name, of.cluster).routes,
             *(EventsApi(of.events).routes if of.events else ()),
         )
+
+    async def settings(self) -> dict[str, str]:
+        """Return the settings without secrets."""
+        from netplug.insight.doctor.support import settings_of  # noqa: PLC0415 - not at the start
+
+        return settings_of(self._subject.settings)
 
     async def doctor(self) -> Report:
         """Say what is wrong with this host."""
