@@ -139,7 +139,9 @@ def _routes(netlink: Netlink, names: dict[int, str]) -> Iterable[RouteState]:
 
 def _lookup(netlink: Netlink, destination: IPAddress, source: IPAddress | None, names: dict[int, str]) -> RouteFound:
     family, bits = (2, 32) if destination.version == 4 else (10, 128)
-    query = _RTMSG.pack(family, bits, bits if source else 0, 0, 0, 0, 0, 0, _LOOKUP_TABLE)
+    # For IPv6 the kernel refuses the flag (inet6_rtm_valid_getroute_req), and tells the route without it.
+    flags = _LOOKUP_TABLE if destination.version == 4 else 0
+    query = _RTMSG.pack(family, bits, bits if source else 0, 0, 0, 0, 0, 0, flags)
     query += attr(_DST, destination.packed) + (attr(_SRC, source.packed) if source else b"")
     try:
         data = netlink.get(RTM_GETROUTE, query)
