@@ -158,6 +158,12 @@ def iptables_nft(it: Scene) -> Iterator[tuple[str, str]]:
         yield "asker", f"outside={it.wire.right}"
 
 
+@fault("iptables-legacy")
+def iptables_legacy(it: Scene) -> Iterator[tuple[str, str]]:
+    with iptables(it, "iptables-legacy", "FORWARD", "-d", it.wire.right, "-j", "DROP"):
+        yield "asker", f"outside={it.wire.right}"
+
+
 @fault("DOCKER-USER")
 def docker_user(it: Scene) -> Iterator[tuple[str, str]]:
     with iptables(it, "iptables", "DOCKER-USER", "-d", it.wire.right, "-j", "DROP"):
@@ -241,6 +247,15 @@ def bridge_netfilter(it: Scene) -> Iterator[None]:
 def bridge_nf_call_iptables(it: Scene) -> Iterator[tuple[str, str]]:
     with bridge_netfilter(it), iptables(it, "iptables", "FORWARD", "-d", it.address(it.web), "-j", "DROP"):
         yield "asker", "web:80"
+
+
+@fault("forwarding")
+def forwarding(it: Scene) -> Iterator[tuple[str, str]]:
+    """Of the bridge alone: the daemon keeps that of the host turned on."""
+    name = f"net.ipv4.conf.{it.bridge('blue')}.forwarding"
+    it.run("sysctl", "-w", f"{name}=0")
+    yield "asker", f"outside={it.wire.right}"
+    it.run("sysctl", "-w", f"{name}=1")
 
 
 @fault("link down")

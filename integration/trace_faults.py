@@ -63,6 +63,12 @@ ROWS: dict[str, Row] = {
         "a rule of others drops it (iptables-nft: table ip filter, chain FORWARD): …",
         "iptables -D FORWARD …",
     ),
+    "iptables-legacy": Row(
+        "a rule of iptables (legacy)",
+        "rule.foreign",
+        "a rule of others drops it (iptables-legacy: table ip filter, chain FORWARD): …",
+        "iptables-legacy -D FORWARD …",
+    ),
     "DOCKER-USER": Row(
         "a rule in DOCKER-USER",
         "rule.docker_user",
@@ -116,6 +122,12 @@ ROWS: dict[str, Row] = {
         "bridge_netfilter",
         "bridge-nf-call-iptables=1 hands bridged frames to the host's firewall, and a rule drops it (…): …",
         "sysctl -w net.bridge.bridge-nf-call-iptables=0",
+    ),
+    "forwarding": Row(
+        "the host does not forward",
+        "forwarding",
+        "this host does not forward IPv4 (net.ipv4.….forwarding=0)",
+        "sysctl -w net.ipv4.….forwarding=1",
     ),
     "link down": Row(
         "the link of the container is down",

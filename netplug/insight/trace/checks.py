@@ -109,11 +109,17 @@ def _forwarding(case: Case) -> Iterator[Finding]:
     crosses = case.crossing.way_in is not None or case.source.kind is Kind.OUTSIDE
     if case.crossing.bridged or not crosses or case.destination.kind is Kind.HOST or case.crossing.direct:
         return
-    name = "net/ipv4/ip_forward" if case.version == 4 else "net/ipv6/conf/all/forwarding"
-    if case.host.sysctl(name) == "0" and not (case.crossing.way_in and case.crossing.way_in.shared):
-        words = f"this host does not forward IPv{case.version} ({name.replace('/', '.')}=0)"
-        station = next((it.name for it in case.path.stations if not it.incoming and not it.place.netns), "")
-        yield Finding(station, Cause("forwarding", words, f"sysctl -w {name.replace('/', '.')}=1"))
+    if case.crossing.way_in and case.crossing.way_in.shared:
+        return
+    station = next((it.name for it in case.path.stations if not it.incoming and not it.place.netns), "")
+    received = [it.link for it in case.path.stations if it.incoming and not it.place.netns]
+    names = ["net/ipv4/ip_forward", *(f"net/ipv4/conf/{link}/forwarding" for link in received[-1:])]
+    for name in names if case.version == 4 else ["net/ipv6/conf/all/forwarding"]:
+        if case.host.sysctl(name) == "0":
+            dotted = name.replace(".", "\0").replace("/", ".").replace("\0", "/")
+            words = f"this host does not forward IPv{case.version} ({dotted}=0)"
+            yield Finding(station, Cause("forwarding", words, f"sysctl -w {dotted}=1"))
+            return
 
 
 def _conntrack(case: Case) -> Iterator[Finding]:

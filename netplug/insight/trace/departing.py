@@ -72,7 +72,7 @@ def _no_route(ends: Ends, prepared: Prepared) -> Cause:
     gateways = [it for record in source.records for it in record.attachment.gateways if it.version == version]
     words = f"{name} has no route to {route.destination}: {route.error}"
     if gateways:
-        words = f"{name} has no default route of IPv{version}, so none to {route.destination}"
+        words = f"{name} has no default route of IPv{version}, so none to {route.destination} ({route.error})"
         flag = "-6 " if version == 6 else ""
         return Cause("route.none", words, mends.inside(source.place, f"ip {flag}route add default via {gateways[0]}"))
     return Cause("route.none", words, mends.restarting(source.record))

@@ -25,6 +25,11 @@ def judge(case: Case) -> Iterator[Hop]:
         yield Hop("mtu", where, what, Verdict.BROKEN, cause=_vanishing(case, there, flow.size))
 
 
+def arrives(case: Case, report: Report) -> bool:
+    """Whether a packet came to the last station, or its sender was told what fits."""
+    return trail.way_there(case.path.stations, report).whole or _told(report) is not None
+
+
 def _vanishing(case: Case, it: trail.Trail, size: int) -> Cause:
     if case.stretched and (cause := overlay.too_large(case.stretched, size)):
         return cause

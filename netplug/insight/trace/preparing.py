@@ -22,7 +22,6 @@ _SYSCTLS = (
     "net/netfilter/nf_conntrack_count",
     "net/netfilter/nf_conntrack_max",
     "net/ipv4/conf/all/rp_filter",
-    *(f"net/ipv4/conf/eth{number}/rp_filter" for number in range(8)),
     "net/ipv4/icmp_echo_ignore_all",
 )
 BEYOND = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}

@@ -12,7 +12,7 @@ from netplug.engine import Engine
 from netplug.engine.conditions import Difference
 from netplug.errors import NetplugError
 from netplug.insight.overlay.remote_ends import RemoteEnds
-from netplug.insight.trace import answers, departing, diagnosis, trail
+from netplug.insight.trace import answers, departing, diagnosis, mtu, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import End, Ends, Kind, is_reference
 from netplug.insight.trace.model import Cause, Hop, Outcome, Scene, Verdict
@@ -21,7 +21,7 @@ from netplug.insight.trace.preparing import Prepared, Preparing
 from netplug.insight.trace.resolving import Resolving
 from netplug.insight.trace.stretching import Stretching, local
 from netplug.insight.trace.target import ICMP, Target, parse
-from netplug.kernel.probes.api import Flow, Job, Neighbours, Origin, Post, Prober, Probes, Report, new_mark
+from netplug.kernel.probes.api import Flow, Job, Look, Neighbours, Origin, Post, Prober, Probes, Report, new_mark
 from netplug.kernel.probes.api import Kind as Probe
 from netplug.reconcile import Reconciler
 
@@ -161,7 +161,7 @@ class Tracer:
         report, asked = await asyncio.gather(
             prober.run(self._job(case, flow, mark, wait_ms=WAIT_MS)), self._who_has(prober, case)
         )
-        case = replace(case, report=report, asked=asked)
+        case = await self._looked_again(prober, replace(case, report=report, asked=asked))
         case = replace(case, large=await self._large(prober, case, mark))
         return await self._stretching.finish(prober, case) if case.stretched and self._stretching else case
 
@@ -206,6 +206,7 @@ class Tracer:
             or not there.stations
             or not answers.left(case)
             or case.destination.via
+            or case.destination.port
         ):
             return None
         first = there.stations[0]
@@ -215,7 +216,26 @@ class Tracer:
         size = min(link.mtu, case.route.mtu if case.route and case.route.mtu else link.mtu, 65_000)
         kind = Probe.UDP if case.proto == "udp" else Probe.ICMP
         flow = Flow(case.flow.destination, kind, case.flow.port if kind is Probe.UDP else 0, size=size)
-        return flow, await prober.run(self._job(case, flow, mark, wait_ms=300, repeat=_REPEAT))
+        report = await prober.run(self._job(case, flow, mark, wait_ms=300, repeat=_REPEAT))
+        if kind is Probe.ICMP and case.proto != ICMP and not case.stretched and not mtu.arrives(case, report):
+            # Somebody may let pass this port, and no echo requests: then their size is not to blame.
+            small = await prober.run(self._job(case, replace(flow, size=0), mark, wait_ms=300))
+            if not mtu.arrives(case, small):
+                return None
+        return flow, report
+
+    async def _looked_again(self, prober: Prober, case: Case) -> Case:
+        """Read settings of the links of the path, where the packet or its answer was lost."""
+        if trail.way_there(case.path.stations, case.report).whole and answers.answer(case):
+            return case
+        facts = dict(case.scene.facts)
+        for place in (it for it in case.path.places if not it.host and it.netns in facts):
+            links = dict.fromkeys(it.link for it in case.path.stations if it.place == place)
+            names = tuple(f"net/ipv4/conf/{link}/{name}" for link in links for name in ("forwarding", "rp_filter"))
+            with suppress(NetplugError):
+                found = await prober.look(Look(place.netns, (), names, links=False, neighbours=False))
+                facts[place.netns] = replace(facts[place.netns], sysctls=facts[place.netns].sysctls + found.sysctls)
+        return replace(case, scene=Scene(facts))
 
     async def _drift(self, source: End, begun: _Begun) -> Sequence[Difference]:
         """Return what `netplug diff` knows of the objects of the path."""
