@@ -1,158 +1,26 @@
-"""Probes on the real kernel: a client behind a bridge, a router (the host), a server."""
+"""Probes on the real kernel: what is sent, seen and answered."""
 
 import asyncio
 import fcntl
 import os
-import signal
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_address
-from pathlib import Path
-from uuid import uuid4
 
 import pytest
+from linux_host import run
+from probed_hosts import Hosts, dropping, seen, until
 
-pytest.register_assert_rewrite("linux_host")
-
-from linux_host import run  # noqa: E402
-
-from netplug.errors import NetplugError  # noqa: E402
-from netplug.kernel.fake.kernel import FakeKernel  # noqa: E402
-from netplug.kernel.linux import LinuxKernel  # noqa: E402
-from netplug.kernel.probes.api import (  # noqa: E402
-    Flow,
-    Job,
-    Kind,
-    Look,
-    Origin,
-    Post,
-    Prober,
-    Report,
-    Rule,
-    What,
-    new_mark,
-)
-from netplug.kernel.probes.codec import from_json, to_json  # noqa: E402
-from netplug.kernel.probes.prober import WorkerProbes  # noqa: E402
-from netplug.kernel.sandbox import netns  # noqa: E402
+from netplug.errors import NetplugError
+from netplug.kernel.fake.kernel import FakeKernel
+from netplug.kernel.linux import LinuxKernel
+from netplug.kernel.probes.api import Flow, Job, Kind, Origin, Post, Prober, What, new_mark
+from netplug.kernel.probes.codec import from_json, to_json
+from netplug.kernel.probes.prober import WorkerProbes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
-
-SERVER = """
-import socket, sys
-for family, address in ((socket.AF_INET, "10.0.1.2"), (socket.AF_INET6, "2001:db8:1::2")):
-    tcp = socket.create_server((address, 80), family=family)
-    globals()[f"tcp{family}"] = tcp
-    udp = socket.socket(family, socket.SOCK_DGRAM); udp.bind((address, 80))
-    globals()[f"udp{family}"] = udp
-print(flush=True)
-while True:
-    data, sender = globals()["udp2"].recvfrom(2048)
-    globals()["udp2"].sendto(b"pong", sender)
-"""
-
-
-class Hosts:
-    """A client with an address on a bridge of the host, and a server with one behind another link."""
-
-    def __init__(self) -> None:
-        name = uuid4().hex[:8]
-        self.client, self.server = f"np-c-{name}", f"np-s-{name}"
-        run("ip", "link", "set", "lo", "up")
-        at_once = ("sysctl", "-qw", "net.ipv6.conf.default.dad_transmits=0")
-        run(*at_once)
-        for it in (self.client, self.server):
-            run("ip", "netns", "add", it)
-            self.inside(it, *at_once)
-            run("ip", "-n", it, "link", "set", "lo", "up")
-        run("ip", "link", "add", "br0", "up", "type", "bridge")
-        self._cable("vc", self.client, "0")
-        self._cable("vs", self.server, "1")
-        run("ip", "link", "set", "vc", "master", "br0")
-        for link, net in (("br0", "0"), ("vs", "1")):
-            run("ip", "address", "add", f"10.0.{net}.1/24", "dev", link)
-            run("ip", "address", "add", f"2001:db8:{net}::1/64", "dev", link, "nodad")
-        for it, net in ((self.client, "0"), (self.server, "1")):
-            run("ip", "-n", it, "route", "add", "default", "via", f"10.0.{net}.1")
-            run("ip", "-n", it, "route", "add", "default", "via", f"2001:db8:{net}::1")
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
-        program = ["ip", "netns", "exec", self.server, sys.executable, "-c", SERVER]
-        self._listening = subprocess.Popen(program, stdout=subprocess.PIPE)
-        assert self._listening.stdout
-        self._listening.stdout.readline()
-
-    @staticmethod
-    def _cable(link: str, sandbox: str, net: str) -> None:
-        run("ip", "link", "add", link, "up", "type", "veth", "peer", "name", "eth0", "netns", sandbox)
-        run("ip", "-n", sandbox, "link", "set", "eth0", "up")
-        run("ip", "-n", sandbox, "address", "add", f"10.0.{net}.2/24", "dev", "eth0")
-        run("ip", "-n", sandbox, "address", "add", f"2001:db8:{net}::2/64", "dev", "eth0", "nodad")
-
-    @property
-    def listening(self) -> int:
-        return self._listening.pid
-
-    @property
-    def posts(self) -> tuple[Post, ...]:
-        inside = Post("client", self.client, "eth0"), Post("server", self.server, "eth0")
-        return (inside[0], Post("bridge", "", "br0"), Post("cable", "", "vs"), inside[1])
-
-    def inside(self, sandbox: str, *command: str) -> str:
-        return run("ip", "netns", "exec", sandbox, *command)
-
-    def close(self) -> None:
-        self._listening.kill()
-        self._listening.communicate()
-        for it in (self.client, self.server):
-            run("ip", "netns", "del", it)
-
-    def job(self, kind: Kind = Kind.TCP, port: int = 80, to: str = "10.0.1.2", **fields: object) -> Job:
-        size = int(str(fields.pop("size", 0)))
-        given = {"traces": (self.client, "", self.server), "posts": self.posts, "origin": Origin(self.client)}
-        return Job(Flow(ip_address(to), kind, port, size=size), new_mark(), **(given | fields))  # type: ignore[arg-type]
-
-    @staticmethod
-    def links() -> list[str]:
-        return [line.split(":")[1] for line in run("ip", "-o", "link").splitlines()]
-
-    @staticmethod
-    def tables() -> str:
-        return run("nft", "list", "tables")
-
-
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    with netns.temporary_netns():
-        found = Hosts()
-        yield found
-        found.close()
-
-
-@pytest.fixture
-async def prober(hosts: Hosts) -> AsyncIterator[Prober]:
-    async with WorkerProbes().start() as found:
-        yield found
-    assert "np-probe" not in hosts.tables()
-
-
-async def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not await asyncio.to_thread(done):
-        assert time.monotonic() < deadline
-
-
-def seen(report: Report, what: What, *, back: bool = False) -> list[str]:
-    return [it.post for it in report.sightings if it.what is what and it.back is back]
-
-
-def dropping(report: Report) -> Rule:
-    found = [it for it in report.rules if it.drops]
-    assert len(found) == 1, report
-    return found[0]
 
 
 @pytest.mark.parametrize(
@@ -188,65 +56,6 @@ async def test_a_port_that_nothing_listens_on_answers_no(hosts: Hosts, prober: P
     report = await prober.run(hosts.job(Kind.UDP, port=81))
     assert report.reply
     assert (report.reply.what, report.reply.code) == (What.UNREACHABLE, "port unreachable")
-
-
-async def test_a_rule_of_nft_that_drops_is_named(hosts: Hosts, prober: Prober) -> None:
-    run("nft", "add table inet shop; add chain inet shop gate { type filter hook forward priority 0; }")
-    run("nft", "add rule inet shop gate tcp dport 81 accept; add rule inet shop gate tcp dport 80 drop")
-    report = await prober.run(hosts.job(repeat=2))
-    rules = [it for it in report.rules if it.drops]
-    assert [(it.table, it.chain, it.text, it.hook, it.number, it.back) for it in rules] == [
-        ("shop", "gate", "tcp dport 80 drop", "forward", number, False) for number in (0, 1)
-    ]
-    assert rules[0].handle
-    assert set(seen(report, What.SYN)) == {"client", "bridge"}
-    assert not report.reply
-
-
-async def test_a_rule_that_drops_the_answer_is_named(hosts: Hosts, prober: Prober) -> None:
-    run("nft", "add table ip shop; add chain ip shop gate { type filter hook forward priority 0; }")
-    run("nft", "add rule ip shop gate tcp sport 80 drop")
-    rule = dropping(await prober.run(hosts.job()))
-    assert (rule.family, rule.table, rule.text, rule.back) == ("ip", "shop", "tcp sport 80 drop", True)
-
-
-async def test_a_rule_on_a_link_is_named(hosts: Hosts, prober: Prober) -> None:
-    run("nft", 'add table netdev shop; add chain netdev shop vc { type filter hook ingress device "vc" priority 0; }')
-    run("nft", "add rule netdev shop vc ip saddr 10.0.0.2 drop")
-    posts = (*hosts.posts, Post("port", "", "vc"))
-    rule = dropping(await prober.run(hosts.job(posts=posts)))
-    assert (rule.family, rule.chain, rule.text) == ("netdev", "vc", "ip saddr 10.0.0.2 drop")
-
-
-async def test_a_rule_of_the_bridge_is_named(hosts: Hosts, prober: Prober) -> None:
-    run("nft", "add table bridge shop; add chain bridge shop in { type filter hook prerouting priority 0; }")
-    run("nft", "add rule bridge shop in tcp dport 80 drop")
-    rule = dropping(await prober.run(hosts.job()))
-    assert (rule.family, rule.text, rule.hook) == ("bridge", "tcp dport 80 drop", "prerouting")
-
-
-async def test_a_rejecting_rule_is_named(hosts: Hosts, prober: Prober) -> None:
-    run("nft", "add table inet shop; add chain inet shop gate { type filter hook forward priority 0; }")
-    run("nft", "add rule inet shop gate tcp dport 80 reject")
-    report = await prober.run(hosts.job())
-    assert dropping(report).verdict == "reject"
-    assert report.reply
-    assert (report.reply.what, report.reply.source) == (What.UNREACHABLE, ip_address("10.0.0.1"))
-
-
-@pytest.mark.parametrize("program", ["iptables-nft", "ip6tables-nft"])
-async def test_a_rule_of_iptables_nft_is_named_in_its_words(hosts: Hosts, prober: Prober, program: str) -> None:
-    words = ("-p", "tcp", "-m", "comment", "--comment", "closed", "-m", "tcp", "--dport", "80", "-j", "DROP")
-    run(program, "-A", "FORWARD", *words)
-    rule = dropping(await prober.run(hosts.job(to="10.0.1.2" if program == "iptables-nft" else "2001:db8:1::2")))
-    assert (rule.flavour, rule.table, rule.chain) == ("iptables-nft", "filter", "FORWARD")
-    assert rule.text == "-A FORWARD -p tcp -m comment --comment closed -m tcp --dport 80 -j DROP"
-
-
-async def test_a_firewall_inside_the_container_is_named(hosts: Hosts, prober: Prober) -> None:
-    hosts.inside(hosts.server, "iptables-nft", "-P", "INPUT", "DROP")
-    rule = dropping(await prober.run(hosts.job()))
-    assert (rule.netns, rule.chain, rule.text, rule.hook) == (hosts.server, "INPUT", "policy drop", "input")
 
 
 async def test_nat_does_not_hide_a_packet(hosts: Hosts, prober: Prober) -> None:
@@ -307,14 +116,6 @@ async def test_another_host_watches(hosts: Hosts, prober: Prober) -> None:
     assert seen(report, What.SYN_ACK, back=True) == ["server"]
 
 
-async def test_a_segment_tells_who_has_an_address(hosts: Hosts, prober: Prober) -> None:
-    for address in ("10.0.1.2", "2001:db8:1::2"):
-        assert len((await prober.who_has("", "vs", ip_address(address))).macs) == 1
-    assert not (await prober.who_has("", "vs", ip_address("10.0.1.99"), 100)).macs
-    with pytest.raises(NetplugError, match="no such device"):
-        await prober.who_has("", "vx", ip_address("10.0.1.2"))
-
-
 async def test_a_missing_namespace_or_link_is_told(hosts: Hosts, prober: Prober) -> None:
     with pytest.raises(NetplugError, match="namespace /run/netns/np-none cannot be opened"):
         await prober.run(hosts.job(origin=Origin("np-none")))
@@ -352,75 +153,6 @@ def test_a_kernel_in_memory_sends_nothing() -> None:
         FakeKernel().probes.start()
 
 
-async def test_a_namespace_is_read(hosts: Hosts, prober: Prober) -> None:
-    wanted = Look(
-        hosts.server,
-        ((ip_address("10.0.0.2"), None), (ip_address("10.0.0.2"), ip_address("10.0.1.2"))),
-        ("net/ipv4/ip_forward", "net/none"),
-        listeners=True,
-    )
-    found = await prober.look(wanted)
-    assert not found.lacks
-    link = next(it for it in found.links if it.name == "eth0")
-    assert (link.up, link.carrier, link.mtu, link.kind, link.state) == (True, True, 1500, "veth", "up")
-    assert link.peer
-    assert not link.peer_here
-    assert "10.0.1.2/24" in map(str, link.addresses)
-    assert {(it.link, str(it.gateway), str(it.preferred)) for it in found.lookups} == {("eth0", "10.0.1.1", "10.0.1.2")}
-    assert "0.0.0.0/0" in {str(it.destination) for it in found.routes}
-    assert found.sysctls == (("net/ipv4/ip_forward", "0"), ("net/none", ""))
-    tcp = next(it for it in found.listeners if (it.proto, str(it.address)) == ("tcp", "10.0.1.2"))
-    assert (tcp.port, tcp.pid, tcp.frozen) == (80, hosts.listening, False)
-    assert found.processes == 1
-
-
-async def test_a_way_that_is_missing_is_told(hosts: Hosts, prober: Prober) -> None:
-    run("ip", "-n", hosts.client, "route", "del", "default")
-    run("ip", "-n", hosts.client, "route", "add", "blackhole", "10.0.9.0/24")
-    wanted = tuple((ip_address(it), None) for it in ("10.0.1.2", "10.0.9.1"))
-    found = (await prober.look(Look(hosts.client, wanted))).lookups
-    assert [it.error for it in found] == ["network is unreachable", "invalid argument"]
-
-
-async def test_a_stopped_process_is_told(hosts: Hosts, prober: Prober) -> None:
-    os.kill(hosts.listening, signal.SIGSTOP)
-    deadline = time.monotonic() + 10
-    while not (found := await prober.look(Look(hosts.server, listeners=True))).frozen:
-        assert time.monotonic() < deadline
-    assert all(it.frozen for it in found.listeners)
-
-
-async def test_neighbours_and_entries_of_the_bridge_are_read(hosts: Hosts, prober: Prober) -> None:
-    await prober.run(hosts.job())
-    found = await prober.look(Look(forwarding=True))
-    inside = await prober.look(Look(hosts.client))
-    mac = next(it.mac for it in inside.links if it.name == "eth0")
-    assert {(it.mac, it.link) for it in found.neighbours if str(it.address) == "10.0.0.2"} == {(mac, "br0")}
-    assert (mac, "vc", True) in {(it.mac, it.link, it.bridge) for it in found.forwarding}
-    port = next(it for it in found.links if it.name == "vc")
-    assert (port.master, port.hairpin) == ("br0", False)
-
-
-@pytest.fixture
-def contained(tmp_path: Path) -> Iterator[int]:
-    """A process with a root of its own."""
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "resolv.conf").write_text("nameserver 10.0.0.1\nsearch a b\noptions ndots:2\n")
-    code = f"import os; os.chroot({str(tmp_path)!r}); print(flush=True); input()"
-    with subprocess.Popen((sys.executable, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout
-        process.stdout.readline()
-        yield process.pid
-        process.kill()
-
-
-async def test_name_servers_are_those_of_a_process(hosts: Hosts, prober: Prober, contained: int) -> None:
-    found = await prober.look(Look(hosts.server, resolv_conf=True, pid=contained))
-    assert ([str(it) for it in found.nameservers], found.search) == (["10.0.0.1"], ("a", "b"))
-    assert found.resolv_options == ("ndots:2",)
-    assert (await prober.look(Look(hosts.server, resolv_conf=True))).nameservers != found.nameservers
-
-
 @pytest.mark.parametrize(
     ("source", "to"), [("203.0.113.9", "10.0.0.2"), ("2001:db8:9::9", "2001:db8::2")], ids=["IPv4", "IPv6"]
 )
@@ -438,90 +170,6 @@ async def test_packets_come_from_outside(hosts: Hosts, prober: Prober, source: s
     assert report.reply
     assert (report.reply.what, str(report.reply.source)) == (What.RST, to)
     await until(lambda: hosts.links() == links)
-
-
-async def test_a_rule_for_packets_from_outside_is_named(hosts: Hosts, prober: Prober) -> None:
-    run("nft", "add table inet shop; add chain inet shop gate { type filter hook forward priority 0; }")
-    run("nft", "add rule inet shop gate iifname vs ip daddr 10.0.0.2 drop")
-    flow = Flow(ip_address("10.0.0.2"), Kind.UDP, 80, ip_address("10.0.1.9"))
-    report = await prober.run(Job(flow, new_mark(), Origin(link="vs"), hosts.posts, ("",)))
-    assert dropping(report).text == 'iifname "vs" ip daddr 10.0.0.2 drop'
-
-
-def dropped(report: Report) -> list[tuple[str, str]]:
-    return [(it.reason, it.netns) for it in report.drops if not it.back]
-
-
-async def test_the_kernels_reasons_are_told(hosts: Hosts, prober: Prober) -> None:
-    """No socket; spoofed by what `rp_filter` says; forwarding off; too big; connection tracking full."""
-    assert dropped(await prober.run(hosts.job(port=81))) == [("no_socket", hosts.server)]
-    report = await prober.run(hosts.job(Kind.UDP, size=1401, to="10.0.1.99", repeat=1))
-    assert dropped(report) == []
-
-    run("sysctl", "-qw", "net.ipv4.conf.vs.rp_filter=1", "net.ipv4.conf.all.rp_filter=1")
-    spoofed = Flow(ip_address("10.0.0.2"), Kind.TCP, 80, ip_address("10.0.0.77"))
-    report = await prober.run(Job(spoofed, new_mark(), Origin(link="vs"), hosts.posts, ("",)))
-    assert [(it.reason, it.netns, it.link) for it in report.drops] == [("ip_rpfilter", "", "vs")]
-
-    run("sysctl", "-qw", "net.ipv4.ip_forward=0")
-    report = await prober.run(hosts.job(repeat=2))
-    [drop] = [it for it in report.drops if not it.back]
-    assert (drop.netns, drop.link, drop.count) == ("", "br0", 2)
-    assert drop.function in {"ip_error", "ip_route_input_slow", "ip_rcv_finish_core"}, drop
-    run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-
-    run("ip", "link", "set", "vs", "mtu", "1300")
-    report = await prober.run(hosts.job(Kind.UDP, size=1400))
-    assert dropped(report) == [("pkt_too_big", "")]
-
-
-async def test_a_neighbour_that_does_not_answer_is_told(hosts: Hosts, prober: Prober) -> None:
-    report = await prober.run(hosts.job(to="10.0.1.99", wait_ms=4500))
-    assert ("neigh_failed", "") in dropped(report)
-    assert report.reply
-    assert (report.reply.what, report.reply.code) == (What.UNREACHABLE, "host unreachable")
-
-
-@pytest.mark.parametrize(
-    ("program", "target", "to"),
-    [
-        ("iptables-legacy", "DROP", "10.0.1.2"),
-        ("iptables-legacy", "REJECT", "10.0.1.2"),
-        ("ip6tables-legacy", "DROP", "2001:db8:1::2"),
-    ],
-)
-async def test_a_rule_of_iptables_legacy_is_named(
-    hosts: Hosts, prober: Prober, program: str, target: str, to: str
-) -> None:
-    run(program, "-A", "FORWARD", "-p", "tcp", "--dport", "81", "-j", "DROP")
-    run(program, "-A", "FORWARD", "-p", "tcp", "--dport", "80", "-j", target)
-    report = await prober.run(hosts.job(to=to, legacy=("", hosts.server), repeat=3, wait_ms=1500))
-    rule = dropping(report)
-    assert (rule.netns, rule.flavour, rule.table, rule.chain) == ("", "iptables-legacy", "filter", "FORWARD")
-    assert rule.text.startswith("-A FORWARD -p tcp -m tcp --dport 80 -j " + target)
-    assert (rule.verdict, rule.packets, rule.hook) == (target.lower(), 3, "forward")
-    assert ("netfilter_drop", "") in dropped(report)
-    names = hosts.inside(hosts.server, "cat", "/proc/net/ip_tables_names")
-    assert not names.strip()  # nothing came into being there by looking
-
-
-async def test_a_policy_of_iptables_legacy_is_named(hosts: Hosts, prober: Prober) -> None:
-    hosts.inside(hosts.server, "iptables-legacy", "-P", "INPUT", "DROP")
-    rule = dropping(await prober.run(hosts.job(legacy=(hosts.server,))))
-    assert (rule.netns, rule.chain, rule.text) == (hosts.server, "INPUT", "policy drop")
-
-
-async def test_a_rule_that_keeps_the_sender_from_sending_is_named(hosts: Hosts, prober: Prober) -> None:
-    hosts.inside(
-        hosts.client, "nft", "add table ip shop; add chain ip shop out { type filter hook output priority 0; }"
-    )
-    hosts.inside(hosts.client, "nft", "add rule ip shop out tcp dport 80 drop")
-    report = await prober.run(hosts.job())
-    assert (report.sent, report.refused) == (0, "EPERM: operation not permitted")
-    assert dropping(report).text == "tcp dport 80 drop"
-    hosts.inside(hosts.client, "iptables-legacy", "-A", "OUTPUT", "-p", "udp", "-j", "DROP")
-    report = await prober.run(hosts.job(Kind.UDP, legacy=(hosts.client,)))
-    assert (dropping(report).flavour, dropping(report).chain) == ("iptables-legacy", "OUTPUT")
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from netplug.kernel.probes.api import IPAddress, Job, Kind, What
 from netplug.kernel.probes.marks import ICMP, TCP, UDP, tunnels_of, word_of
 from netplug.kernel.probes.packets import Packet
 
-_TCP_PORTS_FROM, _TCP_PORTS = 40000, 20000
+_FIRST_PORT, _PORTS = 61000, 4000
+"""Above those that Linux gives to connections, so that they are free."""
 _V4_CODES = {
     0: "net unreachable",
     1: "host unreachable",
@@ -42,7 +43,7 @@ class Match:
 
 def first_port(job: Job) -> int:
     """Return the source port of the first packet. It follows from the mark, so that other hosts know it too."""
-    return job.flow.source_port or _TCP_PORTS_FROM + job.mark % _TCP_PORTS
+    return job.flow.source_port or _FIRST_PORT + job.mark % _PORTS
 
 
 class Matcher:

@@ -1,0 +1,151 @@
+"""Probes on the real kernel: which rule, or which reason of the kernel, drops a packet."""
+
+import os
+from ipaddress import ip_address
+
+import pytest
+from linux_host import run
+from probed_hosts import Hosts, dropped, dropping, seen
+
+from netplug.kernel.probes.api import Flow, Job, Kind, Origin, Post, Prober, What, new_mark
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
+
+
+async def test_a_rule_of_nft_that_drops_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table inet shop; add chain inet shop gate { type filter hook forward priority 0; }")
+    run("nft", "add rule inet shop gate tcp dport 81 accept; add rule inet shop gate tcp dport 80 drop")
+    report = await prober.run(hosts.job(repeat=2))
+    rules = [it for it in report.rules if it.drops]
+    assert [(it.table, it.chain, it.text, it.hook, it.number, it.back) for it in rules] == [
+        ("shop", "gate", "tcp dport 80 drop", "forward", number, False) for number in (0, 1)
+    ]
+    assert rules[0].handle
+    assert set(seen(report, What.SYN)) == {"client", "bridge"}
+    assert not report.reply
+
+
+async def test_a_rule_that_drops_the_answer_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table ip shop; add chain ip shop gate { type filter hook forward priority 0; }")
+    run("nft", "add rule ip shop gate tcp sport 80 drop")
+    rule = dropping(await prober.run(hosts.job()))
+    assert (rule.family, rule.table, rule.text, rule.back) == ("ip", "shop", "tcp sport 80 drop", True)
+
+
+async def test_a_rule_on_a_link_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", 'add table netdev shop; add chain netdev shop vc { type filter hook ingress device "vc" priority 0; }')
+    run("nft", "add rule netdev shop vc ip saddr 10.0.0.2 drop")
+    posts = (*hosts.posts, Post("port", "", "vc"))
+    rule = dropping(await prober.run(hosts.job(posts=posts)))
+    assert (rule.family, rule.chain, rule.text) == ("netdev", "vc", "ip saddr 10.0.0.2 drop")
+
+
+async def test_a_rule_of_the_bridge_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table bridge shop; add chain bridge shop in { type filter hook prerouting priority 0; }")
+    run("nft", "add rule bridge shop in tcp dport 80 drop")
+    rule = dropping(await prober.run(hosts.job()))
+    assert (rule.family, rule.text, rule.hook) == ("bridge", "tcp dport 80 drop", "prerouting")
+
+
+async def test_a_rejecting_rule_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table inet shop; add chain inet shop gate { type filter hook forward priority 0; }")
+    run("nft", "add rule inet shop gate tcp dport 80 reject")
+    report = await prober.run(hosts.job())
+    assert dropping(report).verdict == "reject"
+    assert report.reply
+    assert (report.reply.what, report.reply.source) == (What.UNREACHABLE, ip_address("10.0.0.1"))
+
+
+@pytest.mark.parametrize("program", ["iptables-nft", "ip6tables-nft"])
+async def test_a_rule_of_iptables_nft_is_named_in_its_words(hosts: Hosts, prober: Prober, program: str) -> None:
+    words = ("-p", "tcp", "-m", "comment", "--comment", "closed", "-m", "tcp", "--dport", "80", "-j", "DROP")
+    run(program, "-A", "FORWARD", *words)
+    rule = dropping(await prober.run(hosts.job(to="10.0.1.2" if program == "iptables-nft" else "2001:db8:1::2")))
+    assert (rule.flavour, rule.table, rule.chain) == ("iptables-nft", "filter", "FORWARD")
+    assert rule.text == "-A FORWARD -p tcp -m comment --comment closed -m tcp --dport 80 -j DROP"
+
+
+async def test_a_firewall_inside_the_container_is_named(hosts: Hosts, prober: Prober) -> None:
+    hosts.inside(hosts.server, "iptables-nft", "-P", "INPUT", "DROP")
+    rule = dropping(await prober.run(hosts.job()))
+    assert (rule.netns, rule.chain, rule.text, rule.hook) == (hosts.server, "INPUT", "policy drop", "input")
+
+
+async def test_a_rule_for_packets_from_outside_is_named(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table inet shop; add chain inet shop gate { type filter hook forward priority 0; }")
+    run("nft", "add rule inet shop gate iifname vs ip daddr 10.0.0.2 drop")
+    flow = Flow(ip_address("10.0.0.2"), Kind.UDP, 80, ip_address("10.0.1.9"))
+    report = await prober.run(Job(flow, new_mark(), Origin(link="vs"), hosts.posts, ("",)))
+    assert dropping(report).text == 'iifname "vs" ip daddr 10.0.0.2 drop'
+
+
+@pytest.mark.parametrize(
+    ("program", "target", "to"),
+    [
+        ("iptables-legacy", "DROP", "10.0.1.2"),
+        ("iptables-legacy", "REJECT", "10.0.1.2"),
+        ("ip6tables-legacy", "DROP", "2001:db8:1::2"),
+    ],
+)
+async def test_a_rule_of_iptables_legacy_is_named(
+    hosts: Hosts, prober: Prober, program: str, target: str, to: str
+) -> None:
+    run(program, "-A", "FORWARD", "-p", "tcp", "--dport", "81", "-j", "DROP")
+    run(program, "-A", "FORWARD", "-p", "tcp", "--dport", "80", "-j", target)
+    report = await prober.run(hosts.job(to=to, legacy=("", hosts.server), repeat=3, wait_ms=1500))
+    rule = dropping(report)
+    assert (rule.netns, rule.flavour, rule.table, rule.chain) == ("", "iptables-legacy", "filter", "FORWARD")
+    assert rule.text.startswith("-A FORWARD -p tcp -m tcp --dport 80 -j " + target)
+    assert (rule.verdict, rule.packets, rule.hook) == (target.lower(), 3, "forward")
+    assert ("netfilter_drop", "") in dropped(report)
+    names = hosts.inside(hosts.server, "cat", "/proc/net/ip_tables_names")
+    assert not names.strip()  # nothing came into being there by looking
+
+
+async def test_a_policy_of_iptables_legacy_is_named(hosts: Hosts, prober: Prober) -> None:
+    hosts.inside(hosts.server, "iptables-legacy", "-P", "INPUT", "DROP")
+    rule = dropping(await prober.run(hosts.job(legacy=(hosts.server,))))
+    assert (rule.netns, rule.chain, rule.text) == (hosts.server, "INPUT", "policy drop")
+
+
+async def test_a_rule_that_keeps_the_sender_from_sending_is_named(hosts: Hosts, prober: Prober) -> None:
+    hosts.inside(
+        hosts.client, "nft", "add table ip shop; add chain ip shop out { type filter hook output priority 0; }"
+    )
+    hosts.inside(hosts.client, "nft", "add rule ip shop out tcp dport 80 drop")
+    report = await prober.run(hosts.job())
+    assert (report.sent, report.refused) == (0, "EPERM: operation not permitted")
+    assert dropping(report).text == "tcp dport 80 drop"
+    hosts.inside(hosts.client, "iptables-legacy", "-A", "OUTPUT", "-p", "udp", "-j", "DROP")
+    report = await prober.run(hosts.job(Kind.UDP, legacy=(hosts.client,)))
+    assert (dropping(report).flavour, dropping(report).chain) == ("iptables-legacy", "OUTPUT")
+
+
+async def test_the_kernels_reasons_are_told(hosts: Hosts, prober: Prober) -> None:
+    """No socket; spoofed by what `rp_filter` says; forwarding off; too big; connection tracking full."""
+    assert dropped(await prober.run(hosts.job(port=81))) == [("no_socket", hosts.server)]
+    report = await prober.run(hosts.job(Kind.UDP, size=1401, to="10.0.1.99", repeat=1))
+    assert dropped(report) == []
+
+    run("sysctl", "-qw", "net.ipv4.conf.vs.rp_filter=1", "net.ipv4.conf.all.rp_filter=1")
+    spoofed = Flow(ip_address("10.0.0.2"), Kind.TCP, 80, ip_address("10.0.0.77"))
+    report = await prober.run(Job(spoofed, new_mark(), Origin(link="vs"), hosts.posts, ("",)))
+    assert [(it.reason, it.netns, it.link) for it in report.drops] == [("ip_rpfilter", "", "vs")]
+
+    run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    report = await prober.run(hosts.job(repeat=2))
+    [drop] = [it for it in report.drops if not it.back]
+    assert (drop.netns, drop.link, drop.count) == ("", "br0", 2)
+    assert drop.function in {"ip_error", "ip_route_input_slow", "ip_rcv_finish_core"}, drop
+    run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+
+    run("ip", "link", "set", "vs", "mtu", "1300")
+    report = await prober.run(hosts.job(Kind.UDP, size=1400))
+    assert dropped(report) == [("pkt_too_big", "")]
+
+
+async def test_a_neighbour_that_does_not_answer_is_told(hosts: Hosts, prober: Prober) -> None:
+    report = await prober.run(hosts.job(to="10.0.1.99", wait_ms=4500))
+    assert ("neigh_failed", "") in dropped(report)
+    assert report.reply
+    assert (report.reply.what, report.reply.code) == (What.UNREACHABLE, "host unreachable")

@@ -1,0 +1,96 @@
+"""Probes on the real kernel: what there is in a namespace, and who has an address."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from linux_host import run
+from probed_hosts import Hosts
+
+from netplug.errors import NetplugError
+from netplug.kernel.probes.api import Look, Prober
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
+
+
+async def test_a_segment_tells_who_has_an_address(hosts: Hosts, prober: Prober) -> None:
+    for address in ("10.0.1.2", "2001:db8:1::2"):
+        assert len((await prober.who_has("", "vs", ip_address(address))).macs) == 1
+    assert not (await prober.who_has("", "vs", ip_address("10.0.1.99"), 100)).macs
+    with pytest.raises(NetplugError, match="no such device"):
+        await prober.who_has("", "vx", ip_address("10.0.1.2"))
+
+
+async def test_a_namespace_is_read(hosts: Hosts, prober: Prober) -> None:
+    wanted = Look(
+        hosts.server,
+        ((ip_address("10.0.0.2"), None), (ip_address("10.0.0.2"), ip_address("10.0.1.2"))),
+        ("net/ipv4/ip_forward", "net/none"),
+        listeners=True,
+    )
+    found = await prober.look(wanted)
+    assert not found.lacks
+    link = next(it for it in found.links if it.name == "eth0")
+    assert (link.up, link.carrier, link.mtu, link.kind, link.state) == (True, True, 1500, "veth", "up")
+    assert link.peer
+    assert not link.peer_here
+    assert "10.0.1.2/24" in map(str, link.addresses)
+    assert {(it.link, str(it.gateway), str(it.preferred)) for it in found.lookups} == {("eth0", "10.0.1.1", "10.0.1.2")}
+    assert "0.0.0.0/0" in {str(it.destination) for it in found.routes}
+    assert found.sysctls == (("net/ipv4/ip_forward", "0"), ("net/none", ""))
+    tcp = next(it for it in found.listeners if (it.proto, str(it.address)) == ("tcp", "10.0.1.2"))
+    assert (tcp.port, tcp.pid, tcp.frozen) == (80, hosts.listening, False)
+    assert found.processes == 1
+
+
+async def test_a_way_that_is_missing_is_told(hosts: Hosts, prober: Prober) -> None:
+    run("ip", "-n", hosts.client, "route", "del", "default")
+    run("ip", "-n", hosts.client, "route", "add", "blackhole", "10.0.9.0/24")
+    wanted = tuple((ip_address(it), None) for it in ("10.0.1.2", "10.0.9.1"))
+    found = (await prober.look(Look(hosts.client, wanted))).lookups
+    assert [it.error for it in found] == ["network is unreachable", "invalid argument"]
+
+
+async def test_a_stopped_process_is_told(hosts: Hosts, prober: Prober) -> None:
+    os.kill(hosts.listening, signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while not (found := await prober.look(Look(hosts.server, listeners=True))).frozen:
+        assert time.monotonic() < deadline
+    assert all(it.frozen for it in found.listeners)
+
+
+async def test_neighbours_and_entries_of_the_bridge_are_read(hosts: Hosts, prober: Prober) -> None:
+    await prober.run(hosts.job())
+    found = await prober.look(Look(forwarding=True))
+    inside = await prober.look(Look(hosts.client))
+    mac = next(it.mac for it in inside.links if it.name == "eth0")
+    assert {(it.mac, it.link) for it in found.neighbours if str(it.address) == "10.0.0.2"} == {(mac, "br0")}
+    assert (mac, "vc", True) in {(it.mac, it.link, it.bridge) for it in found.forwarding}
+    port = next(it for it in found.links if it.name == "vc")
+    assert (port.master, port.hairpin) == ("br0", False)
+
+
+@pytest.fixture
+def contained(tmp_path: Path) -> Iterator[int]:
+    """A process with a root of its own."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "resolv.conf").write_text("nameserver 10.0.0.1\nsearch a b\noptions ndots:2\n")
+    code = f"import os; os.chroot({str(tmp_path)!r}); print(flush=True); input()"
+    with subprocess.Popen((sys.executable, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
+
+
+async def test_name_servers_are_those_of_a_process(hosts: Hosts, prober: Prober, contained: int) -> None:
+    found = await prober.look(Look(hosts.server, resolv_conf=True, pid=contained))
+    assert ([str(it) for it in found.nameservers], found.search) == (["10.0.0.1"], ("a", "b"))
+    assert found.resolv_options == ("ndots:2",)
+    assert (await prober.look(Look(hosts.server, resolv_conf=True))).nameservers != found.nameservers
