@@ -277,6 +277,34 @@ def top(netplug: Netplug, net: str) -> dict[str, dict[str, dict[str, float]]]:
     return {it["name"]: it for it in netplug.json("top", "-i", "0.3", "--network", net)["endpoints"]}
 
 
+def test_drops_are_shown_with_their_rules(netplug: Netplug) -> None:
+    foreign = "table inet foreign { chain input { type filter hook input priority 5; ip daddr %s icmp type 8 drop; }; }"
+    inside = "table inet own { chain output { type filter hook output priority 0; tcp dport 99 counter drop; }; }"
+    with station(netplug, "web", "other") as (net, one, other):
+        gateway = one_gateway(netplug, net)
+        netplug.host.run(["nft", foreign % gateway])
+        one.exec("nft", inside)
+        one.exec("ip", "addr", "add", "10.66.0.1/32", "dev", "eth0")
+        with capturing(netplug, "web", "--drops") as capture:
+            assert one.pings(other.addresses[0])
+            assert not other.pings(gateway)
+            one.exec("sh", "-c", f"busybox ping -c 1 -W 1 {gateway} || true")
+            capture.shows(
+                rf" out {one.addresses[0]} → {gateway}  ICMP 98  echo request .*"
+                rf"dropped by nft inet foreign input, on the host: ip daddr {gateway} icmp type echo-request drop\n"
+            )
+            one.exec("sh", "-c", f"busybox nc -w 1 {gateway} 99 </dev/null || true")
+            capture.shows(
+                rf" out .* → {gateway}:99  TCP 74  SYN .* dropped by nft inet own output, in its sandbox: .*drop\n"
+            )
+            one.exec("sh", "-c", f"busybox ping -c 1 -W 1 -I 10.66.0.1 {other.addresses[0]} || true")
+            capture.shows(r" out 10\.66\.0\.1 → .* dropped by nft bridge netplug other_ipv4, on the host: drop\n")
+            capture.end()
+        assert other.addresses[0] not in "".join(line for line in capture.lines if "foreign" in line)
+        assert "np-probe" not in netplug.host.output("nft", "list", "tables")
+        netplug.host.run(["nft", "delete table inet foreign"])
+
+
 # Two hosts
 
 

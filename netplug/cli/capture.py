@@ -20,6 +20,7 @@ from netplug.cli.output import emit
 
 if TYPE_CHECKING:
     from netplug.cli.capturing import Elsewhere, Event, Reading, Source
+    from netplug.cli.dropping import Dropping
 
 _End: TypeAlias = dict[str, Any]
 _DNS, _DNS_IN_SANDBOX = "port 53", "host 127.0.0.11"
@@ -65,6 +66,14 @@ _BothEnds = Annotated[
         "names by 'host', or all.",
     ),
 ]
+_Drops = Annotated[
+    bool,
+    typer.Option(
+        "--drops",
+        help="Only packets that rules of nf_tables drop, each with the rule: in the sandbox and on the host. Slows the "
+        "container's traffic meanwhile.",
+    ),
+]
 _Dns = Annotated[bool, typer.Option("--dns", help="Show DNS questions with their answers, one a line.")]
 
 
@@ -77,6 +86,7 @@ def capture(
     snaplen: _SnapLen = 0,
     both_ends: _BothEnds = False,
     dns: _Dns = False,
+    drops: _Drops = False,
     run_dir: RunDir = RUN_DIR,
 ) -> None:
     """Capture the packets of a container.
@@ -85,11 +95,18 @@ def capture(
     its other side on the host. End it with Ctrl-C. 'netplug capture web -w - | wireshark -k -i -' shows it live.
     """
     _check(write, count, seconds, snaplen, dns=dns)
+    if drops and (dns or both_ends or filters):
+        raise CliError(USAGE, "--drops shows all drops of the endpoint: it takes no filter, --dns or --both-ends")
     from netplug.cli.capturing import Reading  # noqa: PLC0415 - takes 0.2 s
+    from netplug.cli.dropping import Dropping  # noqa: PLC0415
 
     client, text = Client(run_dir.absolute()), " ".join(filters or [])
     found = client.get("capture", endpoint=endpoint, **({"others": "true"} if both_ends or "host" in text else {}))
-    reading = Reading(*_opened(client, found, text, snaplen, both_ends=both_ends, dns=dns), seconds)
+    reading: Reading | Dropping
+    if drops:
+        reading = Dropping(found["ends"], seconds)
+    else:
+        reading = Reading(*_opened(client, found, text, snaplen, both_ends=both_ends, dns=dns), seconds)
     try:
         with _output(write) as file:
             shown = _run(reading, file, count, dns=dns)
@@ -224,8 +241,10 @@ class _Pcapng:
             )
         file.flush()
 
-    def packet(self, source: "Source", packet: Any) -> None:
-        self._writer.packet(source.number, packet.time_ns, packet.data, packet.length, sent=packet.sent)
+    def packet(self, source: "Source", packet: Any, rule: str) -> None:
+        comment = f"dropped by {rule}" if rule else ""
+        number, data = source.number, packet.data
+        self._writer.packet(number, packet.time_ns, data, packet.length, sent=packet.sent, comment=comment)
 
     def flush(self) -> None:
         self._file.flush()
@@ -256,7 +275,7 @@ def _output(write: str) -> "IO[bytes] | _NoFile":
         raise CliError(NO, f"{write} cannot be written", hint=exc.strerror or "") from None
 
 
-def _run(reading: "Reading", file: IO[bytes] | None, count: int, *, dns: bool) -> int:
+def _run(reading: "Reading | Dropping", file: IO[bytes] | None, count: int, *, dns: bool) -> int:
     """Show or write packets until the end; return how many."""
     shown, sources = 0, reading.sources
     try:
@@ -265,7 +284,7 @@ def _run(reading: "Reading", file: IO[bytes] | None, count: int, *, dns: bool) -
         events = reading.events()
         try:
             for event in events:
-                shown += _take(output, event)
+                shown += _take(output, event, reading.rule)
                 if count and shown >= count:
                     break
         except KeyboardInterrupt:
@@ -279,11 +298,11 @@ def _run(reading: "Reading", file: IO[bytes] | None, count: int, *, dns: bool) -
     return shown
 
 
-def _take(output: "_Pcapng | _Lines", event: "Event | None") -> int:
+def _take(output: "_Pcapng | _Lines", event: "Event | None", rule: str = "") -> int:
     if event is None:
         output.flush()
         return 0
-    output.packet(*event)
+    output.packet(*event, rule)
     return 1
 
 
@@ -298,14 +317,14 @@ class _Lines:
         self._pairs = Pairs() if dns else None
         self._width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
-    def packet(self, source: "Source", packet: Any) -> None:
+    def packet(self, source: "Source", packet: Any, rule: str) -> None:
         from netplug.insight.capture.packets import dns_payload, summary  # noqa: PLC0415
 
         found = summary(packet.data)
         if self._pairs is None:
             way = "out" if packet.sent else "in "
             words = f"{way} {found.source} → {found.destination}  {found.protocol} {packet.length}  {found.words}"
-            self._print(packet.time_ns, source, words)
+            self._print(packet.time_ns, source, f"{words}  dropped by {rule}" if rule else words)
             return
         for asked in self._pairs.take(packet.time_ns, found.source, found.destination, dns_payload(found)):
             self._print(asked.time_ns, source, asked.line)
@@ -337,7 +356,7 @@ def _begin(sources: "Sequence[Source]") -> None:
     _say("capturing " + "; ".join(source.described for source in sources) + " (end with Ctrl-C)")
 
 
-def _summarize(reading: "Reading", shown: int) -> None:
+def _summarize(reading: "Reading | Dropping", shown: int) -> None:
     """Say how many packets there were, and whether any are missing."""
     sources = reading.sources
     parts = [f"{shown} packet{'' if shown == 1 else 's'} captured"]
@@ -348,6 +367,8 @@ def _summarize(reading: "Reading", shown: int) -> None:
     for source in sources:
         if source.ended:
             _say(f"{source.label}: {source.ended}")
+    for lack in reading.lacks:
+        _say(lack)
 
 
 def _say(text: str) -> None:

@@ -28,9 +28,10 @@ Event: TypeAlias = tuple["Source", Packet]
 
 @dataclass(slots=True)
 class Source:
-    """A link whose packets are read. `seen`, `dropped`, `lost`: by now; `lost`: of another host, not fetched in time.
+    """A link whose packets are read, or (`dropping`) an endpoint whose packets rules drop.
 
-    `until_ns`: up to when all its packets have arrived. `clock`: how far another host's clock is from ours, in words.
+    `seen`, `dropped`, `lost`: by now; `lost`: of another host, not fetched in time. `until_ns`: up to when all its
+    packets have arrived. `clock`: how far another host's clock is from ours, in words.
     """
 
     end: dict[str, Any]
@@ -45,6 +46,7 @@ class Source:
     until_ns: int = 0
     ended: str = ""
     clock: str = ""
+    dropping: bool = False
 
     @property
     def label(self) -> str:
@@ -53,8 +55,10 @@ class Source:
 
     @property
     def described(self) -> str:
-        where = "on the host" if self.tap and self.tap.reverse else "in its sandbox"
-        return f"{self.end['name'] or self.end['id'][:12]} of network {self.end['network']}, {self.link} {where}"
+        name = f"{self.end['name'] or self.end['id'][:12]} of network {self.end['network']}"
+        if self.dropping:
+            return f"{name}: what rules drop"
+        return f"{name}, {self.link} {'on the host' if self.tap and self.tap.reverse else 'in its sandbox'}"
 
 
 def open_here(end: dict[str, Any], code: Sequence[Instruction], expression: str, *, loopback: bool = False) -> Source:
@@ -135,6 +139,9 @@ class Elsewhere:
 
 class Reading:
     """Reads all sources until told to end. Packets of several hosts come in the order of their times."""
+
+    rule = ""
+    lacks: Sequence[str] = ()
 
     def __init__(self, here: Sequence[Source], elsewhere: Sequence[Elsewhere], seconds: float) -> None:
         self._here = here

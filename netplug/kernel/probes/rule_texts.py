@@ -41,7 +41,7 @@ def rules_of(events: Iterable[Event], matcher: Matcher) -> list[Rule]:
         match = matcher.match(it.packet) if it.packet else None
         at = it.netns, it.family, it.table, it.chain
         if at not in chains:
-            chains[at] = _read(*at)
+            chains[at] = read(*at)
         chain = chains[at]
         words = chain.rules.get(it.handle, "") if it.handle else f"policy {it.verdict}"
         verdict = "reject" if it.verdict == "drop" and _rejects(words) else it.verdict
@@ -66,7 +66,8 @@ def _rejects(words: str) -> bool:
     return bool(re.search(r"\breject\b|-j REJECT\b", words))
 
 
-def _read(netns: str, family: str, table: str, chain: str) -> Chain:
+def read(netns: str, family: str, table: str, chain: str) -> Chain:
+    """Read the rules of a chain as they are now."""
     return places.run_in(netns, lambda: _read_here(family, table, chain))
 
 

@@ -8,7 +8,7 @@ kernel deletes them with it, however the process ends. The kernel multicasts wha
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from netplug.kernel import libc
@@ -41,8 +41,10 @@ _INGRESS, _EGRESS = 0, 1
 _APPEND = 0x800
 _HEADER = struct.Struct("=IHHII")
 _TRANSPORT_HEADER = 2
-_META_L4PROTO, _META_NFTRACE = 16, 12
+_META_L4PROTO, _META_NFTRACE, _META_NFPROTO = 16, 12, 15
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID, _NETWORK, _TRANSPORT, _POLICY = 1, 2, 3, 4, 5, 6, 8, 9, 16
+_LINK_HEADER, _IIF, _OIF = 7, 10, 12
+_ETHERNET_BYTES = 14
 _POLICY_TYPE, _RETURN_TYPE, _RULE_TYPE = 1, 2, 3
 _VERDICTS = {0: "drop", 1: "accept", 2: "stolen", 3: "queue"}
 _PR_SET_NAME = 15
@@ -51,7 +53,10 @@ _ROOM = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What one rule or policy (`handle` 0) decided about a packet."""
+    """What one rule or policy (`handle` 0) decided about a packet.
+
+    `frame`: its headers, as an Ethernet frame. `links`: indexes of those by which it came and goes, 0 for none.
+    """
 
     netns: str
     family: str
@@ -61,6 +66,20 @@ class Event:
     verdict: str
     packet: Packet | None
     trace: int
+    frame: bytes = b""
+    links: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    packet: Packet | None = None
+    frame: bytes = b""
+    links: tuple[int, int] = (0, 0)
+
+
+_NOTHING = _Seen()
+_MOST_SEEN = 4096
+"""Packets whose headers are remembered."""
 
 
 @dataclass(slots=True)
@@ -74,7 +93,7 @@ class Tracer:
     netns: str
     netlink: Netlink
     lacks: list[str] = field(default_factory=list)
-    _packets: dict[int, Packet | None] = field(default_factory=dict)
+    _seen: dict[int, "_Seen"] = field(default_factory=dict)
 
     @classmethod
     def open(cls, job: Job, netns: str, links: Sequence[str]) -> "Tracer":
@@ -83,22 +102,22 @@ class Tracer:
         Raises:
             ProbeError: the namespace is gone.
         """
-        return places.run_in(netns, lambda: cls._open(job, netns, links))
+        return places.run_in(netns, lambda: cls.here(netns, _tables(job, links)))
 
     @classmethod
-    def _open(cls, job: Job, netns: str, links: Sequence[str]) -> "Tracer":
+    def here(cls, netns: str, tables: Iterable[tuple[str, list[nft.Message]]]) -> "Tracer":
+        """Open it in the namespace of this thread, which is renamed. `tables`: what sets `nftrace`: see `table`."""
         tracer = cls(netns, Netlink.open(NETLINK_NETFILTER))
         libc.call("prctl", _PR_SET_NAME, PROBING.encode())
-        tracer._make(job, links)
+        tracer._make(list(tables))
         sock = tracer.netlink.sock
         sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _GROUP)
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
         sock.setblocking(False)
         return tracer
 
-    def _make(self, job: Job, links: Sequence[str]) -> None:
+    def _make(self, parts: Sequence[tuple[str, list[nft.Message]]]) -> None:
         """Make our tables by one transaction; where the kernel refuses a part, make the other ones."""
-        parts = list(_tables(job, links))
         try:
             self.netlink.batch(nft.batch([message for _, part in parts for message in part]))
         except NetlinkError:
@@ -134,7 +153,7 @@ class Tracer:
         found = attrs(data, 4)
         trace = int.from_bytes(found.get(_ID, b""), "big")
         if _NETWORK in found:
-            self._packets[trace] = packets.read_ip(found[_NETWORK] + found.get(_TRANSPORT, b""), (4789, 8472))
+            self._note(trace, found)
         kind = int.from_bytes(found.get(_TYPE, b""), "big")
         if kind == _POLICY_TYPE:
             verdict = _VERDICTS.get(int.from_bytes(found[_POLICY], "big"), "?")
@@ -146,8 +165,22 @@ class Tracer:
         if not table.startswith(PREFIX):
             handle = int.from_bytes(found.get(_HANDLE, b""), "big")
             family = nft.FAMILY_NAMES.get(data[0], "?")
-            chain = string(found.get(_CHAIN))
-            yield Event(self.netns, family, table, chain, handle, verdict, self._packets.get(trace), trace)
+            chain, seen = string(found.get(_CHAIN)), self._seen.get(trace, _NOTHING)
+            yield Event(self.netns, family, table, chain, handle, verdict, seen.packet, trace, seen.frame, seen.links)
+
+    def _note(self, trace: int, found: dict[int, bytes]) -> None:
+        """Remember the headers of a packet, of which only the first event in each chain tells."""
+        data = found[_NETWORK] + found.get(_TRANSPORT, b"")
+        packet = packets.read_ip(data, (4789, 8472))
+        ether_type = 0x86DD if data[:1] and data[0] >> 4 == 6 else 0x0800
+        link_header = found.get(_LINK_HEADER, b"")
+        if len(link_header) != _ETHERNET_BYTES:
+            link_header = bytes(12) + ether_type.to_bytes(2, "big")
+        links = (int.from_bytes(found.get(_IIF, b""), "big"), int.from_bytes(found.get(_OIF, b""), "big"))
+        self._seen.pop(trace, None)
+        self._seen[trace] = _Seen(packet, link_header + data, links)
+        if len(self._seen) > _MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
 
     def close(self) -> None:
         """Close the socket; the kernel deletes the tables."""
@@ -166,21 +199,25 @@ def _tables(job: Job, links: Sequence[str]) -> Iterator[tuple[str, list[nft.Mess
     """Yield a transaction for each family, and for each hook that older kernels lack."""
     name = f"{PREFIX}{os.getpid()}-{job.mark}"
     ip_hooks = [("prerouting", _PREROUTING, ""), ("output", _OUTPUT, "")]
-    yield "inet", _table(nft.INET, name, ip_hooks, job)
-    yield "bridge", _table(nft.BRIDGE, name, ip_hooks, job)
+    rules = list(_rules(job))
+    yield "inet", table(nft.INET, name, ip_hooks, rules)
+    yield "bridge", table(nft.BRIDGE, name, ip_hooks, rules)
     for link in links:
         for word, hook in (("ingress", _INGRESS), ("egress", _EGRESS)):
-            yield "netdev", _table(nft.NETDEV, name, [(f"{word}-{link}", hook, link)], job)
+            yield "netdev", table(nft.NETDEV, name, [(f"{word}-{link}", hook, link)], rules)
 
 
-def _table(family: int, name: str, hooks: Sequence[tuple[str, int, str]], job: Job) -> list[nft.Message]:
+def table(
+    family: int, name: str, hooks: Sequence[tuple[str, int, str]], rules: Sequence[Sequence[bytes]]
+) -> list[nft.Message]:
+    """Return a table of ours, with the rules in a chain before all others at each hook: name, number, and link."""
     messages = [nft.new_table(family, name, nft.OWNED)]
     of = text(1, name)
     for chain, hook, link in hooks:
         where = nest(4, nft.be32(1, hook), nft.be32(2, _FIRST), text(3, link) if link else b"")
         body = of, text(3, chain), where, nft.be32(5, 1), text(7, "filter")
         messages.append(nft.message(nft.NEWCHAIN, family, *body, flags=NLM_F_CREATE))
-        for expressions in _rules(job):
+        for expressions in rules:
             rule = of, text(2, chain), nest(4, *expressions)
             messages.append(nft.message(nft.NEWRULE, family, *rule, flags=NLM_F_CREATE | _APPEND))
     return messages
@@ -191,7 +228,7 @@ def _rules(job: Job) -> Iterator[list[bytes]]:
     for proto, places_of in offsets(job.flow.kind).items():
         # The rest of a quoted packet may be missing; so errors are matched by their own rule.
         for offset in places_of:
-            yield [*_protocol(proto), *_word_at(offset, word), *_set_trace()]
+            yield [*_protocol(proto), *_word_at(offset, word), *set_trace()]
     if job.flow.kind in {"udp", "dns"}:
         yield from _quoted_ports(job)
 
@@ -203,8 +240,8 @@ def _quoted_ports(job: Job) -> Iterator[list[bytes]]:
     for number in range(job.repeat):
         port = struct.pack("!H", first_port(job) + number)
         for proto, offset in ((ICMP, 28), (ICMP6, 48)):
-            yield [*_protocol(proto), _load(offset, 2), _compare(port), *_set_trace()]
-        yield [*_protocol(17), _load(2, 2), _compare(port), *_set_trace()]
+            yield [*_protocol(proto), load(offset, 2), compare(port), *set_trace()]
+        yield [*_protocol(17), load(2, 2), compare(port), *set_trace()]
 
 
 def _expression(name: str, *data: bytes) -> bytes:
@@ -213,15 +250,17 @@ def _expression(name: str, *data: bytes) -> bytes:
 
 def _protocol(proto: int) -> list[bytes]:
     load = _expression("meta", nft.be32(2, _META_L4PROTO), nft.be32(1, 1))
-    return [load, _compare(bytes((proto,)))]
+    return [load, compare(bytes((proto,)))]
 
 
-def _load(offset: int, length: int) -> bytes:
-    parts = nft.be32(1, 1), nft.be32(2, _TRANSPORT_HEADER), nft.be32(3, offset), nft.be32(4, length)
+def load(offset: int, length: int, header: int = _TRANSPORT_HEADER) -> bytes:
+    """Return what loads bytes of a packet. `header`: 0 for the link's, 1 for the network's."""
+    parts = nft.be32(1, 1), nft.be32(2, header), nft.be32(3, offset), nft.be32(4, length)
     return _expression("payload", *parts)
 
 
-def _compare(value: bytes) -> bytes:
+def compare(value: bytes) -> bytes:
+    """Return what goes on if the bytes loaded are these."""
     return _expression("cmp", nft.be32(1, 1), nft.be32(2, 0), nest(3, attr(1, value)))
 
 
@@ -230,9 +269,16 @@ def _word_at(offset: int, word: Word) -> list[bytes]:
     masked = _expression(
         "bitwise", nft.be32(1, 1), nft.be32(2, 1), nft.be32(3, 4), nest(4, attr(1, mask)), nest(5, attr(1, zero))
     )
-    return [_load(offset, 4), masked, _compare(struct.pack("!I", word.value))]
+    return [load(offset, 4), masked, compare(struct.pack("!I", word.value))]
 
 
-def _set_trace() -> list[bytes]:
+def of_family(version: int) -> list[bytes]:
+    """Return what goes on with packets of an IP version."""
+    number = nft.IPV4 if version == 4 else nft.IPV6
+    return [_expression("meta", nft.be32(2, _META_NFPROTO), nft.be32(1, 1)), compare(bytes((number,)))]
+
+
+def set_trace() -> list[bytes]:
+    """Return what has a packet traced from here on."""
     one = _expression("immediate", nft.be32(1, 1), nest(2, attr(1, b"\1")))
     return [one, _expression("meta", nft.be32(2, _META_NFTRACE), nft.be32(3, 1))]

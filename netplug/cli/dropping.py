@@ -1,0 +1,86 @@
+"""`netplug capture --drops`: packets of a container that rules drop, with the rule."""
+
+import select
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from netplug.cli import NO, USAGE, CliError
+from netplug.cli.capturing import TURN_S, Event, Source
+from netplug.kernel.probes.capture import Packet, Place
+
+if TYPE_CHECKING:
+    from netplug.kernel.probes.drops import Drops
+
+
+class Dropping:
+    """Reads what is dropped of some endpoints, as `Reading` does what passes. `rule`: of the last packet."""
+
+    def __init__(self, ends: list[dict[str, Any]], seconds: float) -> None:
+        self._traces: list[tuple[Source, Drops]] = []
+        self._end = time.monotonic() + seconds if seconds else float("inf")
+        self.rule = ""
+        try:
+            for number, end in enumerate(ends):
+                self._traces.append(_opened(end, number))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def sources(self) -> list[Source]:
+        """One for each endpoint."""
+        return [source for source, _ in self._traces]
+
+    @property
+    def lacks(self) -> list[str]:
+        """What cannot be seen."""
+        return [it for _, trace in self._traces for it in trace.lacks]
+
+    def events(self) -> Iterator[Event | None]:
+        """Yield dropped packets, and None in each turn, until the time is over."""
+        sockets = [sock for _, trace in self._traces for sock in trace.sockets]
+        while time.monotonic() < self._end:
+            select.select(sockets, (), (), min(TURN_S, max(self._end - time.monotonic(), 0)))
+            for source, trace in self._traces:
+                for drop in trace.read():
+                    self.rule = drop.rule
+                    source.seen += 1
+                    yield source, Packet(time.time_ns(), drop.sent, _length(drop.frame), drop.frame)
+            yield None
+
+    def rest(self) -> Iterator[Event]:
+        """Nothing is held back."""
+        return iter(())
+
+    def close(self) -> None:
+        """End the traces."""
+        for _, trace in self._traces:
+            trace.close()
+
+
+def _opened(end: dict[str, Any], number: int) -> "tuple[Source, Drops]":
+    from netplug.kernel.probes.drops import Drops  # noqa: PLC0415
+
+    name = end["name"] or end["id"][:12]
+    if not end["here"]:
+        words = f"what is dropped of {name!r} is seen on its host alone"
+        raise CliError(USAGE, words, hint=f"run the command on {end['host']}")
+    place = Place(end["sandbox"], end["sandbox_id"], end["interface"], end["mac"], end["host_link"])
+    trace = Drops(place, end["addresses"])
+    try:
+        trace.open()
+    except OSError as exc:
+        trace.close()
+        raise CliError(NO, f"rules cannot be traced: {(exc.strerror or '').lower()}", hint="run as root") from None
+    return Source(end, "drops", number=number, dropping=True), trace
+
+
+def _length(frame: bytes) -> int:
+    """Return the length of a frame of which only the headers are known."""
+    kind = frame[12:14]
+    if kind == b"\x08\x00" and len(frame) >= 34:
+        return max(14 + int.from_bytes(frame[16:18], "big"), len(frame))
+    if kind == b"\x86\xdd" and len(frame) >= 54:
+        return max(54 + int.from_bytes(frame[18:20], "big"), len(frame))
+    return len(frame)
