@@ -7,7 +7,7 @@ and takes what was seen. A watch that nobody asks about again ends by itself.
 import asyncio
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -131,11 +131,15 @@ class FarSide:
         places = (HOST, endpoint.sandbox)
         wait_ms = round(request.seconds * 1000)
         job = Job(request.flow, request.mark, None, posts, places, places, wait_ms=wait_ms, also=(request.vtep,))
-        async with prober.watch(job) as watching:
+        flow = request.large or request.flow
+        large = Job(flow, request.mark, None, posts, wait_ms=wait_ms, drops=False)
+        async with prober.watch(job) as watching, AsyncExitStack() as stack:
+            second = await stack.enter_async_context(prober.watch(large)) if flow.kind != request.flow.kind else None
             if not watch.ready.done():
                 watch.ready.set_result(replace(answer, watch=token))
             await watch.end.wait()
-            report = await watching.report()
+            report, *more = await asyncio.gather(*(it.report() for it in (watching, second) if it))
+            report = replace(report, sightings=report.sightings + tuple(it for one in more for it in one.sightings))
         if not watch.report.done():
             watch.report.set_result(report)
 

@@ -16,8 +16,8 @@ class Request:
     """Watch the packets of a flow to an endpoint of yours.
 
     `network`: its id in the cluster; `endpoint`: the id of yours; `sender`: of the other one, with its `mac`, `address`
-    and the `vtep` of its host, as the cluster's records say. `flow`, `mark`: of the job. `seconds`: after which nobody
-    asks for the report any more.
+    and the `vtep` of its host, as the cluster's records say. `flow`, `mark`: of the job. `large`: of a second job
+    with the same mark. `seconds`: after which nobody asks for the report any more.
     """
 
     network: str
@@ -29,6 +29,7 @@ class Request:
     flow: Flow
     mark: int
     seconds: float = 10.0
+    large: Flow | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,25 @@ from netplug.insight.trace.checks import Finding
 from netplug.insight.trace.ends import Kind
 from netplug.insight.trace.model import Cause, Hop, Station, Verdict
 from netplug.insight.trace.trail import Trail
+from netplug.kernel.probes.api import What
 
 
 def judge(case: Case) -> tuple[Hop, ...]:
     """Return all hops; those behind the broken one are "not reached"."""
+    it = case.stretched
+    return tuple(overlay.located(it, hop) for hop in _judged(case)) if it else _judged(case)
+
+
+def _judged(case: Case) -> tuple[Hop, ...]:
     found = checks.findings(case)
     there = trail.way_there(case.path.stations, case.report)
     hops: list[Hop] = list(_passed(there))
     if not there.whole and not answers.left(case):
         return (*hops, *_broken(case, there, found, back=False))
     if case.stretched and not case.stretched.far.open:
-        end = overlay.unwatched(case.stretched, answered=answers.answer(case) is not None)
+        refused = any(it.what is What.RST for it in case.report.replies)
+        hops.append(overlay.unwatched(case.stretched, answered=refused or answers.answer(case) is not None))
+        end = overlay.refused(case.stretched, case.port) if refused else hops.pop()
     else:
         end = answers.arrival(case, found)
     hops.append(end)

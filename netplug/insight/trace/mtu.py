@@ -8,6 +8,8 @@ from netplug.insight.trace.case import Case
 from netplug.insight.trace.model import Cause, Hop, Verdict
 from netplug.kernel.probes.api import Report, What
 
+_ANSWERS = frozenset({What.ECHO_REPLY, What.UDP})
+
 
 def judge(case: Case) -> Iterator[Hop]:
     """Return the hop of a packet as large as the source's link lets out."""
@@ -17,7 +19,7 @@ def judge(case: Case) -> Iterator[Hop]:
     there = trail.way_there(case.path.stations, report)
     where, what = case.source.place.name, f"a packet of {flow.size} bytes, unfragmented"
     told = _told(report)
-    if there.whole:
+    if there.whole or any(it.what in _ANSWERS for it in report.replies):
         yield Hop("mtu", where, f"{what}, arrives", ms=max((it.ms for it in there.seen if it), default=None))
     elif told:
         yield Hop("mtu", where, f"{what}: told to send {told[0]} by {told[1]}", ms=told[2])

@@ -166,8 +166,10 @@ def _unreachable(it: Stretched) -> Cause:
     words = f"VTEP {it.near.other} of host {it.host} does not answer{said}"
     if it.far.silence:
         words += f", and neither does its netplug ({it.far.silence.message})"
-        return Cause("host.unreachable", f"{words}: the host is down, or cut off, or has another address now")
-    return Cause("underlay.unreachable", f"{words}, though its netplug does: the way between the hosts is cut")
+        mend = f"start host {it.host}, or mend its network; if it is gone for ever: netplug host forget {it.host}"
+        return Cause("host.unreachable", f"{words}: the host is down, or cut off, or has another address now", mend)
+    words += ", though its netplug does: the way between the hosts is cut"
+    return Cause("underlay.unreachable", words, f"ip route get {it.near.other} from {it.near.vtep}")
 
 
 def _far_decapsulates(it: Stretched, _: Trail) -> Cause | None:
@@ -244,18 +246,39 @@ def _of_fault(fault: Fault, where: str, who: str, *, repair_on: str = "") -> Cau
 
 
 def unwatched(it: Stretched, *, answered: bool) -> Hop:
-    """Return the hop of a host that does not watch: a note if the packet was answered, else the break."""
+    """Return the hop of a host that does not watch: a note if something was answered, else the break."""
     where, what = f"host {it.host}", "watches what comes in"
     if it.there.absent:
         words = f"{it.there.absent}, though the records of the cluster say so"
         return Hop("far-host", where, what, Verdict.BROKEN, cause=Cause("endpoint.gone", words, "netplug host ls"))
-    why_not = _why_unwatched(it)
+    cause = _why_unwatched(it)
     if answered:
-        return Hop("far-host", where, f"{what}: {why_not.words}", Verdict.NOTED, cause=why_not)
+        return Hop("far-host", where, f"{what}: {cause.words}", Verdict.NOTED, cause=cause)
     if it.underlay and it.underlay.answers:
-        words = f"{why_not.words}. VTEP {it.near.other} answers an echo request, so the host lives and is reached"
-        return Hop("far-host", where, what, Verdict.BROKEN, cause=Cause(why_not.kind, words, why_not.mend))
-    return Hop("far-host", where, what, Verdict.BROKEN, cause=_unreachable(it))
+        words = f"{cause.words}. VTEP {it.near.other} answers an echo request: the host lives, and is reached"
+        cause = Cause(cause.kind, words, cause.mend)
+    else:
+        cause = _unreachable(it)
+    return Hop("far-host", where, what, Verdict.BROKEN, cause=cause)
+
+
+def refused(it: Stretched, port: int) -> Hop:
+    """Return the hop of a connection that a host refused which does not watch."""
+    name = far_place(it).name
+    words = f"{name} refuses port {port}/tcp: nobody listens on it"
+    mend = f"on host {it.host}: start the server in {name}"
+    return Hop("listener", name, f"port {port}/tcp", Verdict.BROKEN, cause=Cause("listener.none", words, mend))
+
+
+def located(it: Stretched, hop: Hop) -> Hop:
+    """Return a hop whose mend says that it is to be done on the other host, if it is."""
+    there = {far_host(it).name, far_place(it).name}
+    prefix = f"on host {it.host}: "
+    if hop.cause is None or not hop.cause.mend or hop.where not in there or hop.cause.mend.startswith(prefix):
+        return hop
+    if hop.cause.kind.startswith(("underlay.", "far.", "host.", "endpoint.")):
+        return hop
+    return replace(hop, cause=replace(hop.cause, mend=prefix + hop.cause.mend))
 
 
 def _why_unwatched(it: Stretched) -> Cause:

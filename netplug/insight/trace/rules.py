@@ -118,8 +118,10 @@ def _of_others(case: Case, rule: Rule) -> Cause:
     if rule.chain == "DOCKER-USER":
         return Cause("rule.docker_user", f"a rule in DOCKER-USER {does} it ({where}): {text}", mend)
     switch = f"net/bridge/bridge-nf-call-{'ip6tables' if case.version == 6 else 'iptables'}"
-    if rule.family in {"ip", "ip6", "inet"} and case.crossing.bridged and case.host.sysctl(switch) == "1":
+    here = not place.host and rule.hook not in {"input", "output"}
+    if here and rule.family in {"ip", "ip6", "inet"} and case.crossing.bridged and case.host.sysctl(switch) == "1":
         words = f"{switch.rpartition('/')[2]}=1 hands bridged frames to the host's firewall, and a rule {does} it"
         mend = f"sysctl -w {switch.replace('/', '.')}=0"
         return Cause("bridge_netfilter", f"{words} ({where}): {text}", mend)
-    return Cause("rule.foreign", f"a rule of others {does} it ({where}): {text}", mend)
+    whose = f"a rule of others on host {place.host}" if place.host else "a rule of others"
+    return Cause("rule.foreign", f"{whose} {does} it ({where}): {text}", mend)

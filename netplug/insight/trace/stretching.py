@@ -17,7 +17,7 @@ from netplug.insight.trace.ends import End
 from netplug.insight.trace.model import Scene
 from netplug.insight.trace.overlay import Stretched
 from netplug.insight.trace.path import path
-from netplug.kernel.probes.api import HOST, Flow, Prober, Report, Sighting
+from netplug.kernel.probes.api import HOST, Flow, Kind, Prober, Report, Sighting
 
 WATCH_S = 12.0
 """How long the other host watches at most: longer than all that is sent takes."""
@@ -45,7 +45,10 @@ class Stretching:
         stretched = Stretched(end, replace(near, faults=faults), far)
         place, there = overlay.far_place(stretched), far.watching
         facts = {**case.scene.facts, place.key: there.inside, overlay.far_host(stretched).key: there.host}
-        crossing = replace(case.crossing, destination=replace(case.destination, place=place))
+        way_out = case.crossing.way_out
+        if way_out and (link := next((it.link for it in there.seats if it.sandbox), "")):
+            way_out = replace(way_out, link=link)
+        crossing = replace(case.crossing, destination=replace(case.destination, place=place), way_out=way_out)
         return replace(case, crossing=crossing, path=path(crossing, stretched), scene=Scene(facts), stretched=stretched)
 
     def _request(self, source: End, destination: End, flow: Flow, mark: int, sender: IPAddress | None) -> Request:
@@ -54,7 +57,8 @@ class Stretching:
         ident, mac = (record.endpoint.id, record.endpoint.chosen_mac()) if record else ("", "")
         vtep = self._cluster.membership.vtep
         address = sender or flow.destination
-        return Request(end.ident, end.peer.endpoint, ident, mac, address, vtep, flow, mark, WATCH_S)
+        large = Flow(flow.destination, flow.kind if flow.kind is Kind.UDP else Kind.ICMP, flow.port)
+        return Request(end.ident, end.peer.endpoint, ident, mac, address, vtep, flow, mark, WATCH_S, large)
 
     async def finish(self, prober: Prober, case: Case) -> Case:
         """Fetch what the other host saw, and look at the way between the hosts if packets are lost there."""
