@@ -6,6 +6,7 @@ into the document. In `says` and `mend`, "…" stands for any text.
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,13 @@ BEGIN, END = "<!-- faults: python integration/trace_faults.py --write -->\n", "<
 
 @dataclass(frozen=True)
 class Row:
-    """A fault. `kind`: of the cause, as `--json` has it."""
+    """A fault. `kind`: of the cause, as `--json` has it. `reached`: the packet arrives nevertheless."""
 
     fault: str
     kind: str
     says: str
     mend: str = ""
+    reached: bool = False
 
     def matches(self, words: str, mend: str) -> bool:
         return _matches(self.says, words) and _matches(self.mend, mend)
@@ -213,9 +215,9 @@ def _matches(pattern: str, text: str) -> bool:
     return bool(re.fullmatch(".*".join(map(re.escape, pattern.split("…"))), text, re.DOTALL))
 
 
-def markdown() -> str:
+def markdown(rows: Mapping[str, Row] = ROWS) -> str:
     lines = ["| what is wrong | `netplug trace` says | mend |", "|---|---|---|"]
-    for row in ROWS.values():
+    for row in rows.values():
         mend = (
             f"`{row.mend}`"
             if re.match(r"(nft|iptables|docker|netplug|nsenter|sysctl|bridge|ip)\b", row.mend)
@@ -225,13 +227,17 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_document() -> str:
-    return DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0]
+def in_document(begin: str = BEGIN, end: str = END) -> str:
+    return DOCUMENT.read_text().partition(begin)[2].partition(end)[0]
+
+
+def main(rows: Mapping[str, Row] = ROWS, begin: str = BEGIN, end: str = END) -> None:
+    if "--write" in sys.argv:
+        before, _, rest = DOCUMENT.read_text().partition(begin)
+        DOCUMENT.write_text(before + begin + markdown(rows) + end + rest.partition(end)[2])
+    else:
+        sys.stdout.write(markdown(rows))
 
 
 if __name__ == "__main__":
-    if "--write" in sys.argv:
-        before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-        DOCUMENT.write_text(before + BEGIN + markdown() + END + rest.partition(END)[2])
-    else:
-        sys.stdout.write(markdown())
+    main()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from netplug.drivers.steps import IPAddress
 from netplug.insight.overlay.far_watch import FarWatch
 from netplug.insight.overlay.messages import Fault, Seat, Tunnel, Watching
 from netplug.insight.overlay.remote_ends import RemoteEnd
@@ -14,6 +15,7 @@ from netplug.kernel.probes.api import HOST, Report, Sighting
 TUNNEL_OUT, UPLINK_OUT = "tunnel-out", "uplink-out"
 FAR_UPLINK, FAR_TUNNEL, FAR_PORT, FAR_END = "far-uplink", "far-tunnel", "far-port", "destination"
 _NAMES = {"far-uplink": FAR_UPLINK, "far-tunnel": FAR_TUNNEL, "far-port": FAR_PORT, "far-end": FAR_END}
+_OWN_KINDS = ("underlay.", "far.", "host.", "endpoint.", "tunnel.", "peer.", "vtep.")
 _TO_SEND = frozenset({"unknown", "fdb", "tunnel", "table"})
 _TO_RECEIVE = frozenset({"filter", "tunnel", "table", "link"})
 
@@ -23,7 +25,8 @@ class Stretched:
     """What is known of the way to another host.
 
     `near`: the tunnel's end here. `far`: what the other host watches, or why it does not. `underlay`: looked at if the
-    tunnel's packets are lost. `size`: of the largest packet that was sent through.
+    tunnel's packets are lost. `size`: of the largest packet that was sent through. `strayed`, `strayed_back`: a VTEP to
+    which the packet, or its answer, was sent instead of the right one.
     """
 
     end: RemoteEnd
@@ -31,6 +34,8 @@ class Stretched:
     far: FarWatch
     underlay: Underlay | None = None
     size: int = 0
+    strayed: IPAddress | None = None
+    strayed_back: IPAddress | None = None
 
     @property
     def host(self) -> str:
@@ -98,6 +103,20 @@ def merged(near: Report, far: Report, host: str) -> Report:
     )
 
 
+def without_strays(it: Stretched, report: Report) -> tuple[Stretched, Report]:
+    """Take out packets that were sent to a wrong VTEP, and note to which."""
+    kept, strayed, back = [], it.strayed, it.strayed_back
+    for one in report.sightings:
+        to = one.vtep_destination
+        if one.post == UPLINK_OUT and not one.back and not one.incoming and to and to != it.near.other:
+            strayed = to
+        elif one.post == FAR_UPLINK and one.back and not one.incoming and to and to != it.near.vtep:
+            back = to
+        else:
+            kept.append(one)
+    return replace(it, strayed=strayed, strayed_back=back), replace(report, sightings=tuple(kept))
+
+
 def _there(it: Sighting, offset_ms: float) -> Sighting:
     return replace(it, post=_NAMES.get(it.post, it.post), ms=it.ms + offset_ms)
 
@@ -122,6 +141,9 @@ def why(it: Stretched, trail: Trail, *, back: bool) -> Cause | None:
 
 def _near_sends(it: Stretched, _: Trail) -> Cause | None:
     """Nothing here puts it into the tunnel, or not to the right host."""
+    if it.strayed:
+        words = f"this host sends frames for {it.end.name} to VTEP {it.strayed}, and host {it.host} has {it.near.other}"
+        return Cause("tunnel.wrong_vtep", words, "netplug repair")
     if fault := _fault(it.near, _TO_SEND):
         return _of_fault(fault, "this host", f"{it.end.name} on host {it.host}")
     return None
@@ -137,12 +159,8 @@ def _near_leaves(it: Stretched, trail: Trail) -> Cause | None:
     return _unreachable(it) if it.underlay and not it.underlay.answers else None
 
 
-def _far_receives(it: Stretched, trail: Trail) -> Cause | None:
+def _far_receives(it: Stretched, _: Trail) -> Cause | None:
     """It left this host, and did not come to the other one."""
-    sent = next((one for one in reversed(trail.seen) if one and one.post == UPLINK_OUT), None)
-    if sent and sent.vtep_destination and sent.vtep_destination != it.near.other:
-        words = f"frames for {it.end.name} go to VTEP {sent.vtep_destination}, and host {it.host} has {it.near.other}"
-        return Cause("tunnel.wrong_vtep", words, "netplug repair")
     there = it.there.tunnel
     if there and there.vtep != it.near.other:
         words = f"this host sends to VTEP {it.near.other}, and host {it.host} has {there.vtep} now"
@@ -189,6 +207,9 @@ def _far_delivers(it: Stretched, _: Trail) -> Cause | None:
 def _far_answers(it: Stretched, _: Trail) -> Cause | None:
     """The other host does not put the answer into the tunnel."""
     tunnel = it.there.tunnel
+    if it.strayed_back:
+        words = f"host {it.host} sends the answer to VTEP {it.strayed_back}, and this host has {it.near.vtep}"
+        return Cause("tunnel.wrong_vtep", words, f"on host {it.host}: netplug repair")
     if tunnel is None:
         return None
     if fault := _fault(tunnel, _TO_SEND | {"neighbour"}):
@@ -199,12 +220,8 @@ def _far_answers(it: Stretched, _: Trail) -> Cause | None:
     return None
 
 
-def _near_hears(it: Stretched, trail: Trail) -> Cause | None:
+def _near_hears(it: Stretched, _: Trail) -> Cause | None:
     """The answer left the other host, and did not come to this one."""
-    sent = next((one for one in reversed(trail.seen) if one and one.post == FAR_UPLINK), None)
-    if sent and sent.vtep_destination and sent.vtep_destination != it.near.vtep:
-        words = f"host {it.host} sends the answer to VTEP {sent.vtep_destination}, and this host has {it.near.vtep}"
-        return Cause("tunnel.wrong_vtep", words, f"on host {it.host}: netplug repair")
     return _blocked(it, f"host {it.host}", "this host")
 
 
@@ -276,7 +293,7 @@ def located(it: Stretched, hop: Hop) -> Hop:
     prefix = f"on host {it.host}: "
     if hop.cause is None or not hop.cause.mend or hop.where not in there or hop.cause.mend.startswith(prefix):
         return hop
-    if hop.cause.kind.startswith(("underlay.", "far.", "host.", "endpoint.")):
+    if hop.cause.kind.startswith(_OWN_KINDS):  # they say themselves where
         return hop
     return replace(hop, cause=replace(hop.cause, mend=prefix + hop.cause.mend))
 

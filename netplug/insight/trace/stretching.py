@@ -67,7 +67,8 @@ class Stretching:
         far = await self._watches.report(stretched.end.host, stretched.far)
         size = case.large[0].size if case.large else 0
         small = _part(far, lambda it: not size or it.size != size, others=not size)
-        case = replace(case, report=overlay.merged(case.report, small, stretched.host))
+        stretched, report = overlay.without_strays(stretched, overlay.merged(case.report, small, stretched.host))
+        case = replace(case, report=report, stretched=stretched)
         if case.large:
             large = _part(far, lambda it: it.size == size, others=True)
             case = replace(case, large=(case.large[0], overlay.merged(case.large[1], large, stretched.host)))

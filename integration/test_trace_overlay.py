@@ -1,0 +1,363 @@
+"""`netplug trace` between two hosts: healthy paths are found healthy, each fault is named with its host and its mend.
+
+One cluster for all: on the first host `web` (a bare namespace) and `shop` (Docker), on the second `db` (bare) and `pod`
+(CNI), all in `blue`. `trace_overlay_faults.py` has what is said of each fault, for docs/troubleshooting.md too.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from harness import BIN_DIR, Container, Dockerd, Host, Namespace, Process, Runtime, cni_attached, container, wait_until
+from harness.cluster import Cluster, Member, cluster, needs_etcd
+from harness.dockerd import SOCKET
+from trace_faults import in_document, markdown
+from trace_overlay_faults import BEGIN, END, ROWS
+
+pytestmark = needs_etcd
+
+HEALTHY_S, BROKEN_S = 3.0, 10.0
+"""What a trace may take, as the contract says."""
+
+
+@dataclass
+class Scene:
+    """The hosts, and who is in `blue`. `server`: of `db`, port 80."""
+
+    it: Cluster
+    dockerd: Dockerd
+    web: Namespace
+    shop: Container
+    db: Namespace
+    pod: str
+    server: Process
+
+    @property
+    def one(self) -> Member:
+        return self.it.members[0]
+
+    @property
+    def two(self) -> Member:
+        return self.it.members[1]
+
+    def trace(self, at: Member, source: str, destination: str) -> dict[str, Any]:
+        began = time.monotonic()
+        body = {"source": source, "destination": destination}
+        answer: dict[str, Any] = at.netplug.client.post("trace", body=body)
+        return answer | {"seconds": time.monotonic() - began}
+
+    def vxlan(self, member: Member) -> str:
+        return next(it for it in member.host.output("ls", "/sys/class/net").split() if it.startswith("npv"))
+
+    def both_live(self) -> None:
+        """Wait until each host knows that the other's daemon runs."""
+        for member in self.it.members:
+            wait_until(lambda member=member: _all_alive(member), 20, "both daemons live")  # type: ignore[misc]
+        wait_until(lambda: self.one.knows(self.db.mac) == self.two.vtep, 20, "db is known where it is")
+
+
+def _all_alive(member: Member) -> bool:
+    return all(host["alive"] for host in member.netplug.client.get("hosts")["hosts"])
+
+
+def script(host: Host, *lines: str) -> None:
+    host.run(["sh", "-ec", "\n".join(lines)])
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with cluster(0) as it, ExitStack() as stack:
+        one, two = it.add("--docker-host", f"unix://{SOCKET}"), it.add()
+        dockerd = Dockerd(one.host)
+        one.cli("network", "create", "blue", "--cluster", "--ipv6", "--subnet", "10.90.7.0/24")
+        wait_until(lambda: two.has("blue"), what="blue on the second host")
+        options = ("--ipam-driver", "pynet", "--ipam-opt", "name=blue", "-o", "mode=overlay", "-o", "name=blue")
+        dockerd.docker("network", "create", "-d", "pynet", *options, "--ipv6", "blue")
+        two.cli("cni", "install", "--bin-dir", BIN_DIR)
+        listed = json.loads(two.cli("cni", "config", "blue"))
+        runtime = Runtime(two.host, *listed["plugins"], name="blue", version=listed["cniVersion"])
+        web = stack.enter_context(it.station(one, "blue", "--name", "web"))
+        db = stack.enter_context(it.station(two, "blue", "--name", "db"))
+        stack.enter_context(cni_attached(runtime, args="K8S_POD_NAME=pod"))
+        serve = ("sh", "-c", "mkdir -p /www; exec httpd -f -p 80 -h /www")
+        shop = stack.enter_context(container(dockerd, "--network", "blue", "--name", "shop", command=serve))
+        httpd = ["nsenter", f"--net=/run/netns/{db.name}", "busybox", "httpd", "-f", "-p", "80", "-h", "/"]
+        server = two.host.popen(httpd, log="httpd.log")
+        found = Scene(it, dockerd, web, shop, db, "pod", server)
+        found.both_live()
+        yield found
+        server.kill()
+
+
+# Healthy paths
+
+NAMES = [
+    ("one", "web", "db"),
+    ("one", "web", "db:80"),
+    ("one", "web", "pod"),
+    ("one", "shop", "db:80"),
+    ("one", "shop", "pod"),
+    ("two", "db", "blue/shop:80"),
+    ("two", "db", "blue/web"),
+    ("two", "pod", "shop:80"),
+]
+
+
+def shown(answer: dict[str, Any]) -> str:
+    lines = [f"{it['where']}: {it['what']}: {it['verdict']}" for it in answer["hops"]]
+    return "\n".join([*lines, str(answer["broken"]), *answer["notes"], f"{answer['seconds']:.1f} s"])
+
+
+@pytest.mark.parametrize(("host", "source", "destination"), NAMES, ids=str)
+def test_healthy_path_is_found_healthy(scene: Scene, host: str, source: str, destination: str) -> None:
+    at: Member = getattr(scene, host)
+    _healthy(scene.trace(at, source, destination))
+
+
+@pytest.mark.parametrize("port", ["", ":80"])
+def test_healthy_path_of_ipv6(scene: Scene, port: str) -> None:
+    address = next(it for it in scene.db.addresses if ":" in it)
+    _healthy(scene.trace(scene.one, "web", f"[{address}]{port}" if port else address))
+
+
+def _healthy(answer: dict[str, Any]) -> None:
+    assert answer["reached"], shown(answer)
+    assert {hop["verdict"] for hop in answer["hops"]} == {"ok"}, shown(answer)
+    names = [hop["hop"] for hop in answer["hops"]]
+    stations = ["source", "port-in", "tunnel-out", "uplink-out", "far-uplink", "far-tunnel", "far-port", "destination"]
+    assert [it for it in names if it in stations] == stations, shown(answer)
+    assert answer["seconds"] < HEALTHY_S, shown(answer)
+
+
+def test_underlay_that_fragments_is_no_fault(scene: Scene) -> None:
+    """Routers of IPv4 do, since nothing forbids it in the outer packet; so large packets pass."""
+    link = scene.two.wire.right_link
+    script(scene.it.router, f"ip link set {link} mtu 1300")
+    try:
+        answer = scene.trace(scene.one, "web", "db:80")
+    finally:
+        script(scene.it.router, f"ip link set {link} mtu 1500")
+    assert answer["reached"], shown(answer)
+
+
+# Faults
+
+Fault = Callable[[Scene], AbstractContextManager[tuple[Member, str, str]]]
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(name: str) -> Callable[[Callable[[Scene], Iterator[tuple[Member, str, str]]]], Fault]:
+    """Register what injects a fault, yields who traces from where to where, and takes the fault away."""
+
+    def register(work: Callable[[Scene], Iterator[tuple[Member, str, str]]]) -> Fault:
+        FAULTS[name] = contextmanager(work)
+        return FAULTS[name]
+
+    return register
+
+
+@contextmanager
+def changed(host: Host, do: str, undo: str) -> Iterator[None]:
+    script(host, do)
+    try:
+        yield
+    finally:
+        script(host, undo)
+
+
+def nft(chain: str, hook: str, rule: str, table: str = "inet foreign") -> tuple[str, str]:
+    text = f"table {table} {{ chain {chain} {{ type filter hook {hook} priority 0; {rule}; }}; }}"
+    return f"nft '{text}'", f"nft delete table {table}"
+
+
+@fault("nobody listens there")
+def nobody_listens(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    yield it.one, "web", "db:81"
+
+
+@fault("paused there")
+def paused(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    it.dockerd.docker("pause", "shop")
+    try:
+        yield it.two, "db", "blue/shop:80"
+    finally:
+        it.dockerd.docker("unpause", "shop")
+
+
+@fault("link down there")
+def link_down(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    v4, v6 = it.db.addresses
+    # What goes with the link: addresses and routes of IPv6, and the default route.
+    before = it.db.exec("ip", "-6", "addr", "show", "dev", "eth0", "scope", "global")
+    length = before.partition(v6 + "/")[2].split()[0]
+    gateways = [it.db.exec("ip", flag, "route", "show", "default").split()[2] for flag in ("-4", "-6")]
+    it.db.exec("ip", "link", "set", "eth0", "down")
+    try:
+        yield it.one, "web", f"{v4}:80"
+    finally:
+        it.db.exec("ip", "link", "set", "eth0", "up")
+        it.db.exec("ip", "-6", "addr", "replace", f"{v6}/{length}", "dev", "eth0", "nodad")
+        for flag, gateway in zip(("-4", "-6"), gateways, strict=True):
+            it.db.exec("ip", flag, "route", "replace", "default", "via", gateway, "dev", "eth0", "proto", "110")
+
+
+@fault("firewall inside there")
+def firewall_inside(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    do, undo = nft("input", "input", "tcp dport 80 drop", "inet fw")
+    inside = f"ip netns exec {it.db.name} "
+    with changed(it.two.host, inside + do, inside + undo):
+        yield it.one, "web", "db:80"
+
+
+@fault("MTU lowered silently")
+def mtu_silently(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    with changed(it.it.router, *nft("forward", "forward", "meta length > 1400 drop")):
+        yield it.one, "web", "db:80"
+
+
+@fault("UDP 4789 blocked between")
+def blocked_between(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    with changed(it.it.router, *nft("forward", "forward", "udp dport 4789 drop")):
+        yield it.one, "web", "db:80"
+
+
+@fault("UDP 4789 blocked on the way back")
+def blocked_back(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    rule = f"iifname {it.two.wire.right_link} udp dport 4789 drop"
+    with changed(it.it.router, *nft("forward", "forward", rule)):
+        yield it.one, "web", "db:80"
+
+
+@fault("UDP 4789 blocked here")
+def blocked_here(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    with changed(it.one.host, *nft("output", "output", "udp dport 4789 drop")):
+        yield it.one, "web", "db:80"
+
+
+@fault("UDP 4789 blocked there")
+def blocked_there(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    rule = "INPUT -p udp --dport 4789 -j DROP"
+    with changed(it.two.host, f"iptables -I {rule}", f"iptables -D {rule}"):
+        yield it.one, "web", "db:80"
+
+
+@fault("FDB entry rewritten")
+def fdb_rewritten(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    """The daemon heals it each time; what else has a hand in it writes it again at once."""
+    entry = f"{it.db.mac} dev {it.vxlan(it.one)} self"
+    loop = f"while :; do bridge fdb replace {entry} dst 198.51.9.9; done"
+    other = it.one.host.popen(["sh", "-c", loop], log="fdb.log")
+    try:
+        wait_until(lambda: it.one.knows(it.db.mac) == "198.51.9.9", what="the entry is wrong")
+        yield it.one, "web", "db:80"
+    finally:
+        other.kill()
+        wait_until(lambda: it.one.knows(it.db.mac) == it.two.vtep, 40, "the daemon has healed it")
+
+
+@fault("FDB entry lost, daemon down")
+def fdb_lost(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    entry = f"{it.web.mac} dev {it.vxlan(it.two)} self"
+    it.two.netplug.stop()
+    with changed(it.two.host, f"bridge fdb del {entry}", "true"):
+        yield it.one, "web", "db:80"
+    it.two.netplug.start()
+    it.both_live()
+    wait_until(lambda: it.two.knows(it.web.mac) == it.one.vtep, 40, "the daemon has healed it")
+
+
+@fault("cable cut there")
+def cable_cut(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    it.two.cut()
+    try:
+        yield it.one, "web", "db:80"
+    finally:
+        it.two.mend()
+        it.both_live()
+
+
+@fault("other host dead")
+def host_dead(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    it.two.cut()
+    it.two.netplug.kill()
+    try:
+        yield it.one, "web", "db:80"
+    finally:
+        it.two.mend()
+        it.two.netplug.start()
+        it.both_live()
+
+
+@fault("VTEP changed")
+def vtep_changed(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    link, router = it.two.wire.left_link, it.two.wire.right
+    it.two.netplug.kill()
+    change = "ip addr del {}/24 dev {}; ip addr add {}/24 dev {}; ip route replace default via {}"
+    try:
+        new = "198.51.2.77"
+        do = change.format(it.two.vtep, link, new, link, router)
+        with changed(it.two.host, do, change.format(new, link, it.two.vtep, link, router)):
+            yield it.one, "web", "db:80"
+    finally:
+        it.two.netplug.start()
+        it.both_live()
+
+
+@fault("daemon hangs")
+def daemon_hangs(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    it.two.netplug.process.freeze()
+    try:
+        yield it.one, "web", "db:80"
+    finally:
+        it.two.netplug.process.signal(signal.SIGCONT)
+        it.both_live()
+
+
+@fault("daemon killed")
+def daemon_killed(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    it.two.netplug.kill()
+    try:
+        yield it.one, "web", "db:80"
+    finally:
+        it.two.netplug.start()
+        it.both_live()
+
+
+@fault("daemon stopped")
+def daemon_stopped(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    it.two.netplug.stop()
+    try:
+        yield it.one, "web", "db:80"
+    finally:
+        it.two.netplug.start()
+        it.both_live()
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_fault_is_named(scene: Scene, name: str) -> None:
+    row = ROWS[name]
+    with FAULTS[name](scene) as ends:
+        answer = scene.trace(*ends)
+    assert answer["reached"] is row.reached, shown(answer)
+    found = [hop for hop in answer["hops"] if hop["cause"]]
+    assert [hop["cause"]["kind"] for hop in found] == [row.kind], shown(answer)
+    assert found[0]["verdict"] == ("noted" if row.reached else "broken"), shown(answer)
+    assert row.matches(found[0]["cause"]["words"], found[0]["cause"]["mend"]), shown(answer)
+    assert answer["seconds"] < BROKEN_S, shown(answer)
+
+
+def test_nothing_is_left_of_traces(scene: Scene) -> None:
+    for member in scene.it.members:
+        assert member.differences() == []
+        assert "trace" not in member.host.output("nft", "list", "tables")
+    assert scene.it.etcd.newest("questions/") == 0
+
+
+def test_the_document_lists_the_faults() -> None:
+    assert list(FAULTS) == list(ROWS)
+    assert in_document(BEGIN, END) == markdown(ROWS), "python integration/trace_overlay_faults.py --write"
