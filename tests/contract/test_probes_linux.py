@@ -251,3 +251,11 @@ async def test_the_daemon_takes_no_notice_of_a_trace(hosts: Hosts) -> None:
         run("nft", "add", "table", "ip", "shop")
         async with asyncio.timeout(10):
             await commits.wait()
+
+
+async def test_jobs_of_one_mark_follow_each_other(hosts: Hosts, prober: Prober) -> None:
+    job = hosts.job(Kind.UDP)
+    for _ in range(5):
+        report = await prober.run(job)
+        assert report.reply
+        assert not report.lacks

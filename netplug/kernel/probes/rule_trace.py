@@ -197,7 +197,7 @@ def _verdict(nested: bytes) -> str:
 
 def _tables(job: Job, links: Sequence[str]) -> Iterator[tuple[str, list[nft.Message]]]:
     """Yield a transaction for each family, and for each hook that older kernels lack."""
-    name = f"{PREFIX}{os.getpid()}-{job.mark}"
+    name = PREFIX + os.urandom(4).hex()  # those of the last job may not be gone yet
     ip_hooks = [("prerouting", _PREROUTING, ""), ("output", _OUTPUT, "")]
     rules = list(_rules(job))
     yield "inet", table(nft.INET, name, ip_hooks, rules)

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,11 +37,15 @@ def run(job: Job) -> Report:
         raise ProbeError("the job has no origin to send from")
     opened = Opened()
     try:
-        injected = bool(job.origin.link)
-        running = Running(_with_post(job, job.origin) if injected else job, opened)
-        sender = _injector(job) if injected else Sender(job)
-        opened.add(sender)
-        running.send(sender)
+        if job.origin.link:
+            running = Running(_with_post(job, job.origin), opened)
+            injector = _injector(job)
+            opened.add(injector)
+            running.send(injector)
+        else:
+            running = Running(job, opened)
+            with closing(Sender(job)) as sender:  # at once: the next job may want its ports
+                running.send(sender)
         return running.report()
     finally:
         opened.close()
