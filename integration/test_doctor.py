@@ -6,7 +6,7 @@ import resource
 import signal
 import sqlite3
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -23,6 +23,7 @@ from harness import (
     wait_until,
 )
 from harness.cluster import Cluster, cluster, needs_etcd
+from harness.environment import ENVIRONMENTS, Environment
 from harness.netplugd import COMMAND
 from harness.traffic import bound
 
@@ -216,6 +217,29 @@ def test_lease_of_a_namespace_that_is_gone(healthy: Netplug) -> None:
     assert found
     healthy.cli("repair")
     quiet(healthy)
+
+
+# Beside other firewalls
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS, ids=lambda it: it.name)
+def test_host_beside_another_firewall_is_quiet(env: Environment, new_host: Callable[[str], Host]) -> None:
+    """No false alarm, whatever guards the host."""
+    if missing := env.missing():
+        pytest.skip(f"needs {missing} (make setup)")
+    host, far = new_host(env.name), new_host("far")
+    wire = connect(host, far)
+    env.prepare(host)
+    if env.docker is not None:
+        Dockerd(host, *env.docker, env=env.docker_env(host))
+    with Upstream(far, wire.right, "192.0.2.7"), namespace(host) as place:
+        flags = ("--dns-upstream", wire.right, *["--docker-host", "none"] * (env.docker is None))
+        netplug = Netplug(host, *flags)
+        netplug.cli("network", "create", NET, "--subnet", "10.77.0.0/24")
+        place.attach(netplug, NET)
+        quiet(netplug)
+        assert {it["verdict"] for it in doctor(netplug, OK)} <= {"ok", "note"}
+        place.detach(netplug, NET)
 
 
 # With Docker

@@ -101,6 +101,11 @@ class Allocator(Retention):
         """
         return tuple(ledger.pool for ledger in self._ledgers.values() if ledger.unreplayed and not ledger.pool.holders)
 
+    @property
+    def spaces(self) -> tuple[Space, ...]:
+        """The address spaces."""
+        return tuple(self._spaces.values())
+
     def pools(self) -> tuple[Pool, ...]:
         return tuple(ledger.pool for ledger in self._ledgers.values())
 

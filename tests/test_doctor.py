@@ -1,23 +1,27 @@
 """The doctor: each check finds what it is for, says why, and what mends it; and nothing on a healthy host."""
 
-import asyncio
 import os
 import re
+import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
+from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from doctor_host import name_server, report, wrong
-from engine_host import NET, Host
+from engine_host import NET, OTHER, Host
 
 from netplug.drivers.steps import Bridge
 from netplug.insight.doctor.checks import HOST, RECORDS
 from netplug.insight.doctor.doctor import examine
 from netplug.insight.doctor.findings import Check, Finding, Verdict, failure, worst
 from netplug.ipam.lease import Owner, OwnerKind
+from netplug.ipam.pool import Base, Pool, Space
+from netplug.ipam.room import Room, room
 from netplug.kernel.host.api import Descriptors
 from netplug.store.api import Put
+from netplug.tasks.apart import apart
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -75,7 +79,7 @@ async def test_check_that_fails_or_hangs_keeps_no_other_from_its_answer() -> Non
         raise ValueError("of all things")
 
     async def hangs(_: None) -> Iterable[Finding]:
-        await asyncio.Event().wait()
+        await apart(threading.Event().wait)  # in a thread that never ends
         return []
 
     async def finds(_: None) -> Iterable[Finding]:
@@ -146,6 +150,17 @@ async def test_frames_that_meet_the_ip_firewall_are_a_note(host: Host, tmp_path:
     assert [(it.verdict, "bridge-nf-call-iptables is 1" in it.why) for it in found] == [("note", True)]
 
 
+async def test_ipv6_that_is_off(tmp_path: Path) -> None:
+    host = await Host.boot()
+    host.kernel.health.sysctls["net/ipv6/conf/all/disable_ipv6"] = "1"
+    assert await said(host, tmp_path, "kernel.ipv6") == []
+    await host.cli_network("10.1.0.0/24", "fd00:1::/64")
+    ((verdict, why, mend),) = await said(host, tmp_path, "kernel.ipv6")
+    assert (verdict, mend) == ("failure", "sysctl -w net.ipv6.conf.all.disable_ipv6=0")
+    assert why == "sysctl net.ipv6.conf.all.disable_ipv6 is 1, and network blue has subnets of IPv6"
+    await host.close()
+
+
 # What runs out
 
 
@@ -198,6 +213,22 @@ async def test_lease_without_an_endpoint(host: Host, tmp_path: Path) -> None:
     ((verdict, why, _),) = await said(host, tmp_path, "records.leases")
     assert verdict == "warning"
     assert why.startswith(f"{lease.address} of 10.1.0.0/24: leased to endpoint f0f0f0f0f0f0, which does not exist")
+
+
+def test_room_of_an_address_space() -> None:
+    spaces = (Space("local", (Base(IPv4Network("10.0.0.0/22"), 24),)), Space("external"))
+    pools = [Pool("local", ip_network(it)) for it in ("10.0.0.0/26", "10.0.0.64/26", "10.0.2.0/23", "10.9.0.0/24")]
+    assert room(spaces, []) == [Room("local", 4, 4)]
+    assert room(spaces, pools) == [Room("local", 4, 1)]
+    assert room(spaces, [Pool("local", ip_network("10.0.0.0/8"))]) == [Room("local", 4, 0)]
+
+
+async def test_address_space_that_is_full(host: Host, tmp_path: Path) -> None:
+    base = host.engine.allocator.spaces[0].bases[0]
+    await host.cli_network(str(base.network), ident=OTHER, name="all")
+    ((verdict, why, mend),) = await said(host, tmp_path, "records.subnets")
+    assert (verdict, why.startswith("4096 of 4096 subnets of address space local are taken")) == ("failure", True)
+    assert "--address-pool" in mend
 
 
 async def test_pool_that_is_full(tmp_path: Path) -> None:

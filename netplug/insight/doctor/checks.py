@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HOST: tuple[Check[HostSubject], ...] = (
     Check("kernel.features", "the kernel has all that netplug needs", kernel.features),
     Check("kernel.forwarding", "the host forwards what networks need", kernel.forwarding),
+    Check("kernel.ipv6", "IPv6 is on where networks need it", kernel.ipv6),
     Check("kernel.bridge-netfilter", "bridged frames do not meet the IP firewall", kernel.bridge_netfilter),
     Check("kernel.connections", "connections can be tracked", kernel.connections),
     Check("kernel.neighbours", "there is room for neighbours", kernel.neighbours),
@@ -61,6 +62,7 @@ RECORDS: tuple[Check["Subject"], ...] = (
     Check("records.faults", "the daemon knows of no faults", records.conditions),
     Check("records.quarantine", "all records can be used", records.quarantine),
     Check("records.leases", "each lease has an endpoint", records.leases),
+    Check("records.subnets", "there are subnets left for new networks", records.subnets),
     Check("records.pools", "each network has free addresses", records.pools),
 )
 """Of what the daemon knows."""

@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable
+from functools import partial
 
 from netplug.dns.forward_rules import Server, resolv_conf
 from netplug.dns.wire import ROOT
@@ -12,6 +13,7 @@ from netplug.drivers.firewall import RESOLVER_PORT
 from netplug.drivers.steps import IPAddress, Proto
 from netplug.insight.doctor.findings import Finding, failure, note, ok, warning
 from netplug.insight.doctor.subject import HostSubject
+from netplug.tasks.apart import apart
 
 _PORT = 53
 _ANSWER_S = 0.8
@@ -28,7 +30,7 @@ async def ports(host: HostSubject) -> Iterable[Finding]:
     found = []
     me = f"process {os.getpid()} ("
     for proto, port in ((proto, port) for proto in (Proto.UDP, Proto.TCP) for port in (_PORT, RESOLVER_PORT)):
-        for holder in await asyncio.to_thread(host.kernel.inspection.holders, proto, port):
+        for holder in await apart(partial(host.kernel.inspection.holders, proto, port)):
             who, where = holder.process or "a process", f"{proto} port {port} of {holder.address}"
             if who.startswith(me) or "netplug" in who:
                 continue
@@ -61,7 +63,7 @@ async def upstreams(host: HostSubject) -> Iterable[Finding]:
     if not servers:
         words = f"{where} names no name server: containers resolve names of containers only"
         return [note(words, "netplug serve --dns-upstream ADDRESS")]
-    answers = await asyncio.gather(*(asyncio.to_thread(_answers, server) for server in servers))
+    answers = await asyncio.gather(*(apart(partial(_answers, server)) for server in servers))
     silent = [str(server) for server, answered in zip(servers, answers, strict=True) if not answered]
     if not silent:
         return [ok(f"{len(servers)} name server{'s' * (len(servers) > 1)} of {where} answer")]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from netplug.insight.doctor.findings import Finding, failure, ok, unchecked, warning
 from netplug.insight.doctor.subject import HostSubject
+from netplug.tasks.apart import apart
 
 OLDEST = (20, 10)
 """What the integration tests run with."""
@@ -21,7 +22,7 @@ async def engine(host: HostSubject) -> Iterable[Finding]:
     if url == "none":
         return [ok("netplug does not follow Docker (docker_host is none)")]
     path = Path(url.removeprefix("unix://"))
-    if not await asyncio.to_thread(path.exists):
+    if not await apart(path.exists):
         return [ok(f"there is no Docker at {path}")]
     try:
         async with asyncio.timeout(_ANSWER_S):

@@ -1,22 +1,23 @@
 """Checks of the kernel: what it was built with, and its settings."""
 
-import asyncio
 from collections.abc import Iterable
 
 from netplug.insight.doctor.findings import Finding, failure, note, ok, warning
 from netplug.insight.doctor.subject import HostSubject
+from netplug.tasks.apart import apart
 
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _FULL, _NEARLY = 0.95, 0.8
 _COUNT, _MAX = "net/netfilter/nf_conntrack_count", "net/netfilter/nf_conntrack_max"
 _NEIGHBOURS = {4: "net/ipv4/neigh/default/gc_thresh3", 6: "net/ipv6/neigh/default/gc_thresh3"}
+_NO_IPV6 = ("net/ipv6/conf/all/disable_ipv6", "net/ipv6/conf/default/disable_ipv6")
 _BRIDGED = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 
 
 async def features(host: HostSubject) -> Iterable[Finding]:
     """Find what the kernel lacks."""
     inspection = host.kernel.inspection
-    missing = await asyncio.to_thread(inspection.lacks)
+    missing = await apart(inspection.lacks)
     release = inspection.release()
     if not missing:
         return [ok(f"kernel {release} has all that netplug needs")]
@@ -40,6 +41,16 @@ async def forwarding(host: HostSubject) -> Iterable[Finding]:
             why = f"{words}: {_named(names)} cannot reach the outside by IPv{family}"
             found.append(failure(why, f"sysctl -w {_dotted(name)}=1"))
     return found
+
+
+async def ipv6(host: HostSubject) -> Iterable[Finding]:
+    """Find that IPv6 is off although networks have subnets of it."""
+    nets = [net.name for net in host.networks if 6 in net.families()]
+    off = [name for name in _NO_IPV6 if host.kernel.inspection.sysctl(name) == "1"]
+    if not nets or not off:
+        return []
+    words = f"sysctl {_dotted(off[0])} is 1, and {_named(nets)} has subnets of IPv6"
+    return [failure(words, " && ".join(f"sysctl -w {_dotted(name)}=0" for name in off))]
 
 
 async def connections(host: HostSubject) -> Iterable[Finding]:

@@ -4,15 +4,16 @@ They are asked nothing: their files say which links they would manage. A link th
 and routes that it does not know, or gets addresses that nobody wants.
 """
 
-import asyncio
 import configparser
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from netplug.insight.doctor.findings import Finding, ok, warning
 from netplug.insight.doctor.subject import HostSubject
+from netplug.tasks.apart import apart
 
 _LINKS: Mapping[str, str] = {
     "np-0123456789ab": "bridge",
@@ -44,7 +45,7 @@ async def network_manager(host: HostSubject) -> Iterable[Finding]:
     """Find that NetworkManager would manage our links."""
     if not await _runs(host, "NetworkManager"):
         return [ok("NetworkManager does not run")]
-    taken = await asyncio.to_thread(lambda: sorted(set(_LINKS) - set(_unmanaged(host.root))))
+    taken = await apart(lambda: sorted(set(_LINKS) - set(_unmanaged(host.root))))
     words = f"NetworkManager may take hold of links of netplug ({_shown(taken)}): no file tells it to leave them"
     return [warning(words, _NM_MEND)] if taken else []
 
@@ -70,7 +71,7 @@ async def networkd(host: HostSubject) -> Iterable[Finding]:
     """Find that systemd-networkd would manage our links."""
     if not await _runs(host, "systemd-networkd"):
         return [ok("systemd-networkd does not run")]
-    taken = await asyncio.to_thread(_managed, host.root)
+    taken = await apart(partial(_managed, host.root))
     by_file: dict[str, list[str]] = {}
     for link, path in taken.items():
         by_file.setdefault(f"/{path.relative_to(host.root)}", []).append(link)
@@ -115,7 +116,7 @@ async def dhcpcd(host: HostSubject) -> Iterable[Finding]:
     """Find that dhcpcd would give our links addresses."""
     if not await _runs(host, "dhcpcd"):
         return [ok("dhcpcd does not run")]
-    text = await asyncio.to_thread(_text, host.root / "etc/dhcpcd.conf")
+    text = await apart(partial(_text, host.root / "etc/dhcpcd.conf"))
     words = [line.split() for line in text.splitlines()]
     denied = [it for line in words if line[:1] == ["denyinterfaces"] for it in re.split(r"[,\s]+", " ".join(line[1:]))]
     allowed = [it for line in words if line[:1] == ["allowinterfaces"] for it in line[1:]]
@@ -131,7 +132,7 @@ async def dhcpcd(host: HostSubject) -> Iterable[Finding]:
 
 async def _runs(host: HostSubject, name: str) -> bool:
     # The kernel cuts the names of processes after 15 characters.
-    return bool(await asyncio.to_thread(host.kernel.inspection.programs, {name, name[:15]}))
+    return bool(await apart(partial(host.kernel.inspection.programs, {name, name[:15]})))
 
 
 def _sections(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:

@@ -1,11 +1,12 @@
 """Checks of the host's links and routes."""
 
-import asyncio
 from collections.abc import Iterable
+from functools import partial
 
 from netplug.drivers.naming import OURS
 from netplug.insight.doctor.findings import Finding, failure, note, ok, warning
 from netplug.insight.doctor.subject import HostSubject
+from netplug.tasks.apart import apart
 
 _WRONG_SUMS, _PART = 100, 0.001
 """So many wrong checksums, and such a part of all packets, are no accident."""
@@ -33,7 +34,7 @@ async def overlaps(host: HostSubject) -> Iterable[Finding]:
 
 async def checksums(host: HostSubject) -> Iterable[Finding]:
     """Find packets with wrong checksums, and devices that are known to make them."""
-    counters = await asyncio.to_thread(host.kernel.inspection.counters)
+    counters = await apart(host.kernel.inspection.counters)
     found: list[Finding] = []
     for proto, total in (("Tcp", "InSegs"), ("Udp", "InDatagrams")):
         wrong, all_of = counters.get(f"{proto}.InCsumErrors", 0), counters.get(f"{proto}.{total}", 0)
@@ -50,7 +51,7 @@ async def checksums(host: HostSubject) -> Iterable[Finding]:
 async def _devices(host: HostSubject) -> list[Finding]:
     facts, found = await host.kernel.facts(), []
     for link in (it.name for it in facts.links if not it.kind):
-        offloads = await asyncio.to_thread(host.kernel.inspection.offloads, link)
+        offloads = await apart(partial(host.kernel.inspection.offloads, link))
         active = [it for it in _BROKEN.get(offloads.driver, ()) if it in offloads.features]
         if active:
             words = f"link {link} ({offloads.driver}) makes checksums of tunnels itself"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from netplug.engine.audit import audit
 from netplug.engine.conditions import Difference
 from netplug.insight.doctor.findings import Finding, failure, warning
+from netplug.ipam.pool import LOCAL
+from netplug.ipam.room import room
 
 if TYPE_CHECKING:
     from netplug.insight.insight import Subject
@@ -36,7 +38,14 @@ async def _differences(subject: "Subject") -> list[Difference]:
 async def conditions(subject: "Subject") -> Iterable[Finding]:
     """Find faults that the daemon knows of and that are not in the kernel."""
     found = [it for it in subject.engine.conditions.all() if not it.what.startswith("cannot be used and is left")]
-    return _some([warning(f"{it.owner}: {it.object}: {it.what}", "netplug diff") for it in found])
+    return _some([_of_condition(it) for it in found])
+
+
+def _of_condition(it: Difference) -> Finding:
+    """Return the finding of a fault. Those of firewalld end in the command that helps."""
+    why, colon, command = it.what.partition(": firewall-cmd ")
+    mend = f"firewall-cmd {command}" if colon else "netplug diff"
+    return warning(f"{it.owner}: {it.object}: {why}", mend)
 
 
 async def quarantine(subject: "Subject") -> Iterable[Finding]:
@@ -70,6 +79,20 @@ async def pools(subject: "Subject") -> Iterable[Finding]:
         mend = f"netplug network update {nets[0].name} --subnet-add CIDR, or see who has them: netplug ipam ls"
         full = usage.free == 0 and not usage.kept
         found.append(failure(f"{words}: nobody else can join", mend) if full else warning(words, mend))
+    return found
+
+
+async def subnets(subject: "Subject") -> Iterable[Finding]:
+    """Find address spaces from which no more networks get subnets."""
+    found = []
+    allocator = subject.engine.allocator
+    for it in room(allocator.spaces, allocator.pools()):
+        words = f"{it.size - it.free} of {it.size} subnets of address space {it.space} are taken"
+        mend = "netplug serve --address-pool base=CIDR,size=BITS, with the former ones" if it.space == LOCAL else ""
+        if it.free == 0:
+            found.append(failure(f"{words}: networks need a --subnet of their own", mend))
+        elif it.free < it.size * (1 - _NEARLY):
+            found.append(warning(words, mend))
     return found
 
 

@@ -1,12 +1,13 @@
 """Checks of what runs out: disk, file descriptors."""
 
-import asyncio
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from netplug.insight.doctor.findings import Finding, failure, note, ok, warning
 from netplug.insight.doctor.subject import HostSubject
+from netplug.tasks.apart import apart
 
 _FULL_BYTES, _NEARLY_BYTES = 10 << 20, 200 << 20
 """A database of a thousand endpoints has some MB, and SQLite needs as much again for its log."""
@@ -21,7 +22,7 @@ async def disk(host: HostSubject) -> Iterable[Finding]:
     folders = {"state": host.settings.state_dir, "sockets": host.settings.run_dir}
     found: list[Finding] = []
     for what, folder in folders.items():
-        found += await asyncio.to_thread(_room, what, folder)
+        found += await apart(partial(_room, what, folder))
     return found
 
 
@@ -41,7 +42,7 @@ def _room(what: str, folder: Path) -> list[Finding]:
 
 async def descriptors(host: HostSubject) -> Iterable[Finding]:
     """Find that the daemon has too few file descriptors for its endpoints and ports."""
-    found = await asyncio.to_thread(host.kernel.inspection.descriptors)
+    found = await apart(host.kernel.inspection.descriptors)
     mend = f"set LimitNOFILE={_WANTED} in netplug.service (systemctl edit netplug), and restart the daemon"
     words = f"{found.open} of {found.limit} open files of the daemon are in use"
     if not host.daemon:

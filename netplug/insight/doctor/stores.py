@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from netplug.insight.doctor.findings import Finding, failure, note, ok, warning
 from netplug.insight.doctor.subject import HostSubject
 from netplug.store.access import EtcdAccess
 from netplug.store.api import StoreError
+from netplug.tasks.apart import apart
 
 if TYPE_CHECKING:
     from netplug.insight.insight import Subject
@@ -95,7 +97,7 @@ async def trust(host: HostSubject) -> Iterable[Finding]:
         words = "every client that can connect to etcd can read and change all networks"
         found.append(note(words, "give etcd a user or client certificates, see docs/store.md"))
     for path in filter(None, (access.ca, access.cert)):
-        end = await asyncio.to_thread(certificates.ends, path)
+        end = await apart(partial(certificates.ends, path))
         now = datetime.now(UTC)
         if end is not None and end < now:
             found.append(failure(f"certificate {path} ended on {end:%Y-%m-%d}", f"renew {path}, and restart netplug"))
@@ -112,7 +114,7 @@ async def vtep(host: HostSubject) -> Iterable[Finding]:
     if access is None:
         return [ok("this host is in no cluster")]
     try:
-        found = await asyncio.to_thread(Finder(host.settings.vtep, access).find, await host.kernel.facts())
+        found = await apart(partial(Finder(host.settings.vtep, access).find, await host.kernel.facts()))
     except NetplugError as exc:
         return [failure(exc.message, exc.hint or "give --vtep ADDRESS or --vtep LINK")]
     return [ok(f"the VTEP is {found}")]

@@ -3,9 +3,9 @@
 The checks of the host are made as the daemon would make them. Its records are read from the file, if no process has it.
 """
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from netplug.config import Settings
@@ -21,6 +21,7 @@ from netplug.insight.doctor.subject import HostSubject, KernelView, OneLook
 from netplug.kernel.host.api import Program
 from netplug.store import reading
 from netplug.store.api import StoreError
+from netplug.tasks.apart import apart
 
 DATABASE = "netplug.db"
 
@@ -43,13 +44,13 @@ class _Records:
 
 async def examined(settings: Settings, kernel: KernelView, absence: Absence) -> Report:
     """Make the checks that need no daemon; the first finding is that none answers."""
-    daemons = [it for it in await asyncio.to_thread(kernel.inspection.programs, {"netplug"}) if _serves(it)]
+    daemons = [it for it in await apart(partial(kernel.inspection.programs, {"netplug"})) if _serves(it)]
     found = [_daemon(absence, daemons)]
     if absence.settings:
         mend = "correct it: netplug serve --help lists the settings"
         found.append(failure(f"the daemon cannot start: {absence.settings}", mend))
     path = settings.state_dir / DATABASE
-    records = await asyncio.to_thread(_read, path) if not daemons else _Records()
+    records = await apart(partial(_read, path)) if not daemons else _Records()
     host = HostSubject(settings, OneLook(kernel), records.networks, records.endpoints, daemon=False)
     checks = await examine(HOST, host)
     named = _named("daemon", found) + _named("store.local", records.findings)
@@ -61,6 +62,8 @@ def _serves(program: Program) -> bool:
 
 
 def _daemon(absence: Absence, daemons: Sequence[Program]) -> Finding:
+    if "permission" in absence.why:
+        return failure(absence.why, absence.hint)
     if not daemons:
         mend = "systemctl start netplug (journalctl -u netplug says why it ended), or netplug serve"
         return failure(absence.why, mend)
