@@ -16,13 +16,25 @@ from netplug.drivers import port_ranges, tunnel_tables
 from netplug.drivers.naming import short
 from netplug.drivers.plan import Plan
 from netplug.drivers.sandbox import reaching
-from netplug.drivers.steps import Element, Flows, FormerRules, HostPort, Loopback, Macvlan, Relay, Step, Table, Veth
+from netplug.drivers.steps import (
+    Element,
+    Flows,
+    FormerRules,
+    HostPort,
+    Loopback,
+    Macvlan,
+    Relay,
+    Resolver,
+    Step,
+    Table,
+    Veth,
+)
 from netplug.engine import Engine
 from netplug.engine.audit import orphans
 from netplug.engine.conditions import Difference
 from netplug.engine.firewall_commits import SETTLE_S, Commits
 from netplug.engine.firewalld import blocked
-from netplug.engine.happenings import because
+from netplug.engine.happenings import Kind, because
 from netplug.engine.quarantine import Unusable
 from netplug.engine.records import EndpointRecord, FrontEnd, NetworkRecord
 from netplug.engine.sandboxes import has_processes, identity, is_there
@@ -69,9 +81,19 @@ class Reconciler:
     async def _begin(self) -> None:
         for step in self._engine.quarantine.sockets():
             await _tolerate("host", self._engine.executor.apply(Plan((step,))))
-        await self._heal(await self._look())
+        look = await self._look()
+        await self._heal(look)
+        self._tell_of_start(look)
         await self._engine.publishing.converge(*(it.network.id for it in self._engine.registry.networks()))
         await self._engine.base_plan.trim(self._engine.registry.all_networks())
+
+    def _tell_of_start(self, look: "_Look") -> None:
+        """Tell what was repaired, in one event: after a restart of the machine that is nearly everything."""
+        own = HostPort | Relay | Resolver  # sockets, which end with their process
+        if count := len([*(step for step in look.drifted if not isinstance(step, own)), *look.unknown]):
+            words = f"{count} {'object was' if count == 1 else 'objects were'} missing, different or left over"
+            cause = "it happened while no daemon ran"
+            self._engine.happenings.tell(Kind.DRIFT_HEALED, "kernel", words, cause=cause)
 
     async def load(self) -> None:
         """Load all records, and finish interrupted operations as far as possible."""

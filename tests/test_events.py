@@ -17,6 +17,7 @@ from netplug.insight.event_files import NAME, OLDER, EventFiles
 from netplug.insight.event_folding import FOLD_S, MOST_OBJECTS, Folding, complete, to_json
 from netplug.insight.event_log import EventLog, Wanted
 from netplug.insight.since import parse_since
+from netplug.kernel.fake.kernel import FakeKernel
 
 FIELDS = [
     "id", "time", "first", "count", "kind", "object", "what", "cause", "by", "request", "network", "network_name",
@@ -199,11 +200,12 @@ def listed(daemon: Living, **query: str) -> list[dict[str, Any]]:
 
 
 def test_events_outlive_the_daemon_and_name_who_asked(tmp_path: Path) -> None:
-    with living(tmp_path) as daemon:
+    kernel = FakeKernel()
+    with living(tmp_path, kernel) as daemon:
         daemon.client.post("networks", body={"name": "blue"})
         with pytest.raises(CliError):
             daemon.client.post("networks", body={"name": "blue"})
-    with living(tmp_path) as daemon:
+    with living(tmp_path, kernel) as daemon:
         events = listed(daemon)
         assert [it["kind"] for it in events] == [
             "daemon.started", "network.created", "request.refused", "daemon.stopped", "daemon.started",
@@ -273,11 +275,14 @@ def test_the_command_prints_a_table_or_lines_of_json(daemon: Living, capsys: pyt
     assert "is no time" in run(daemon, capsys, "--since", "yesterday", code=USAGE)
 
 
-def test_a_wrong_since_is_refused_by_the_api(daemon: Living) -> None:
+def test_a_wrong_since_or_kind_is_refused_by_the_api(daemon: Living) -> None:
     with pytest.raises(CliError) as caught:
         daemon.client.get("events", since="yesterday")
     assert caught.value.code == NO
     assert "is no time" in caught.value.message
+    with pytest.raises(CliError, match="there is no kind 'heal' of events") as caught:
+        daemon.client.get("events", kind="heal")
+    assert "drift" in caught.value.hint
 
 
 def test_the_document_lists_the_kinds(request: pytest.FixtureRequest) -> None:

@@ -67,6 +67,20 @@ async def test_a_start_tells_nothing_of_what_it_loads(host: Host) -> None:
     assert kinds(told) == []
 
 
+async def test_what_a_start_repairs_is_one_event(host: Host) -> None:
+    await host.cli_network()
+    record = await host.attach()
+    (link,) = (step for step in record.plan if isinstance(step, Veth))
+    host.kernel.lose(link.key)
+    await host.kernel.close()
+    host.live()
+    told = listen(host)
+    await host.reconciler.start()
+    (it,) = told
+    assert (it.kind, it.object, it.by) == (Kind.DRIFT_HEALED, "kernel", "netplug")
+    assert "missing" in it.what
+
+
 async def test_a_change_that_only_the_plan_shows_is_not_told(host: Host) -> None:
     record = await host.cli_network()
     told = listen(host)

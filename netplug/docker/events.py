@@ -74,7 +74,7 @@ class DockerEvents:
 
     async def run(self) -> None:
         """Follow Docker until cancelled."""
-        begin_work_of("docker")
+        begin_work_of("docker", "docker's events")
         delay = RETRY_FIRST_S
         while True:
             try:

@@ -198,7 +198,8 @@ class BasePlan:
         mended = [key for key, outcome in outcomes.items() if outcome in {Outcome.CREATED, Outcome.ADJUSTED}]
         for key in mended:
             log.warning("drift.repaired", owner="host", object=key, what="at once")
-            self._happenings.tell(Kind.DRIFT_HEALED, f"host: {key}", "at once", cause="another program's commit")
+            what = "missing" if outcomes[key] is Outcome.CREATED else "different"
+            self._happenings.tell(Kind.DRIFT_HEALED, f"host: {key}", what, cause="another program changed the firewall")
         return bool(mended) or self._lacks_gate()
 
     def _lacks_gate(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Header, Query, Response
 from fastapi.responses import StreamingResponse
 
+from netplug.engine.happenings import Kind
 from netplug.errors import NetplugError
 from netplug.insight.event_log import EventLog, Wanted
 from netplug.insight.since import parse_since
@@ -16,6 +17,8 @@ MOST, USUAL = 10_000, 1_000
 """Events in one answer."""
 BEAT_S = 15.0
 """A stream says at least this often that it lives, so that both ends notice when the other is gone."""
+
+_KINDS = frozenset(word for kind in Kind for word in (str(kind), kind.partition(".")[0]))
 
 Since = Annotated[str, Query(max_length=64)]
 Word = Annotated[str, Query(max_length=256)]
@@ -80,6 +83,9 @@ class EventsApi:
 
 
 def _wanted(since: str, kind: str, network: str) -> Wanted:
+    if kind and kind not in _KINDS:
+        words = sorted({known.partition(".")[0] for known in _KINDS})
+        raise NetplugError("invalid", f"there is no kind {kind[:40]!r} of events", hint=f"there are {', '.join(words)}")
     try:
         return Wanted(parse_since(since) if since else 0.0, kind, network)
     except ValueError as exc:

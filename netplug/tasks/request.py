@@ -59,6 +59,6 @@ def working_for(asker: str, verb: str = "") -> Iterator[Request]:
         _current.reset(token)
 
 
-def begin_work_of(asker: str) -> None:
+def begin_work_of(asker: str, verb: str = "") -> None:
     """Let all that this task does from now on, and its tasks, be asked for by `asker`, without a request id."""
-    _current.set(Request(asker=asker))
+    _current.set(Request(asker=asker, verb=verb))

@@ -43,6 +43,6 @@ class Metrics:
 
 
 def _render(samples: Samples, accept: str) -> tuple[bytes, str]:
-    from netplug.insight.metrics.exposition import render  # noqa: PLC0415 - takes 0.2 s and 10 MB, at the first scrape
+    from netplug.insight.metrics.exposition import render  # noqa: PLC0415 - takes 20 ms and 1 MB, at the first scrape
 
     return render(samples, accept)
