@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from harness import Host, Namespace, Netplug, namespace, wait_until
 from harness.browser import Browser, needs_chromium
+from harness.cluster import cluster, needs_etcd
 
 PORT = 9820
 ORIGIN = f"http://127.0.0.1:{PORT}"
@@ -369,3 +370,33 @@ def test_beyond_loopback_a_link_with_the_token_opens_it() -> None:
             assert browser.js("document.cookie") == ""  # HttpOnly
         wait_until(lambda: netplug.running, 1, "the daemon goes on")
         netplug.stop()
+
+
+@needs_etcd
+def test_two_hosts_are_columns_and_a_trace_leads_from_one_to_the_other() -> None:
+    with cluster(2, "--http", f"127.0.0.1:{PORT}") as two, two.network("blue", "--subnet", "10.90.1.0/24") as net:
+        here, there = two.members
+        with (
+            two.station(here, net, "--name", "web"),
+            two.station(there, net, "--name", "db"),
+            Browser(here.host) as page,
+        ):
+            page.goto(f"{ORIGIN}/")
+            page.until("document.querySelectorAll('.box').length === 2")
+            assert page.text("#summary") == "2 hosts · 1 network · 2 containers"
+            page.click(".box[aria-label^='db,']")
+            page.click(".box[aria-label^='web,']")
+            page.until("document.querySelector('#trace-verdict.bad')")
+            assert page.text("#trace-verdict").endswith(f"swap, or open the page of {there.host.name}")
+            page.click("#trace-swap")
+            page.until("document.querySelector('#trace-verdict.good, #trace-verdict.bad:not(:empty)')")
+            page.until("document.querySelectorAll('#trace-hops li').length > 5")
+            assert page.js("document.querySelector('#trace-verdict').className") == "verdict good", page.text("#trace")
+            assert there.host.name in page.text("#trace-hops")
+            page.screenshot(Path(os.environ.get("NETPLUG_SCREENSHOTS") or here.host.dir) / "page-cluster.png")
+            there.netplug.stop()
+            page.until("document.querySelector('rect.column.bad')", 25)
+            assert "not alive" in page.text("#topology")
+            there.netplug.start()
+            page.until("!document.querySelector('rect.column.bad')", 25)
+            assert page.errors == []

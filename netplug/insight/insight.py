@@ -59,7 +59,7 @@ class Insight:
         of = self._subject
         traces = TraceRoutes(of.engine, of.reconciler, of.cluster)
         return (
-            ("GET", "/graph", Graphs(of.engine, of.cluster, of.settings.host_name).graph, 200),
+            ("GET", "/graph", Graphs(of.engine, of.cluster, of.settings.host_name).answer, 200),
             ("GET", "/traffic", Traffic(of.engine, of.names).answer, 200),
             ("GET", "/doctor", self.doctor, 200),
             ("GET", "/settings", self.settings, 200),

@@ -23,8 +23,11 @@ export async function get(path, patience = 20000) {
   throw new Refused(said.hint ? `${said.message} (${said.hint})` : said.message, response.status === 503);
 }
 
-/** Call `work` every `period` ms while the page is visible, never twice at a time; return what calls it at once. */
-export function every(period, work) {
+/**
+ * Call `work` every `period` ms while the page is visible, never twice at a time; return what calls it at once.
+ * `rest`: it rests so many times longer than it took, if that is more.
+ */
+export function every(period, work, rest = 0) {
   let running = false;
   let again = false;
   let timer = 0;
@@ -35,13 +38,14 @@ export function every(period, work) {
       return;
     }
     running = true;
+    const began = performance.now();
     try {
       await work();
     } finally {
       running = false;
       const soon = again;
       again = false;
-      timer = setTimeout(tick, soon ? 0 : period);
+      timer = setTimeout(tick, soon ? 0 : Math.max(period, rest * (performance.now() - began)));
     }
   }
   const tick = () => (document.hidden ? (timer = setTimeout(tick, period)) : run());

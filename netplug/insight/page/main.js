@@ -79,7 +79,7 @@ const trying = (work) => async () => {
 
 const lookAgain = every(15000, look);
 every(3000, () => (state.live ? undefined : look()));
-const compareAgain = every(10000, trying(compare));
+const compareAgain = every(10000, trying(compare), 40);
 const nameAgain = every(15000, trying(name));
 every(2000, trying(questions));
 

@@ -74,12 +74,16 @@ export class Trace {
     if (this.ends.length < 2 || !byId("trace-form").reportValidity()) return;
     const run = (this.run += 1);
     const [from, to] = this.ends;
+    this.hops([]);
+    if (!from.host.me) {
+      this.verdict("bad", `a trace starts on the host of its source: swap, or open the page of ${from.host.name}`);
+      return;
+    }
     const address = to.endpoint.addresses.find((one) => one.includes(":") === (from.endpoint.addresses[0] ?? "").includes(":")) ?? to.endpoint.addresses[0];
     const port = byId("trace-port").value.trim();
     const target = !address ? to.container.name : port && address.includes(":") ? `[${address}]` : address;
     const query = new URLSearchParams({ src: from.endpoint.id, dst: port ? `${target}:${port}` : target });
     this.verdict("busy", "asking each hop…");
-    this.hops([]);
     try {
       const found = await get(`trace?${query}`, PATIENCE_MS);
       if (run === this.run) this.show(found);
