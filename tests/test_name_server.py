@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dns_packets
@@ -27,6 +28,7 @@ from netplug.drivers.errors import DriverError
 from netplug.drivers.steps import Resolver
 from netplug.engine.network_updates import NetworkChange
 from netplug.engine.records import Description, FrontEnd, NetworkSpec, SubnetSpec
+from netplug.insight.doctor import docker as doctor
 from netplug.names.dns_records import remote_entry, resolving, services
 from netplug.names.server import NameServer
 
@@ -475,6 +477,19 @@ async def test_sandbox_is_served_from_join_to_leave(host: Host, docker: SandboxR
     assert (await asked(host, "9.0.1.10.in-addr.arpa", wire.PTR)).rcode == wire.NXDOMAIN
     await host.engine.endpoints.leave(NET, END)
     await until(lambda: not host.kernel.intercepted)
+
+
+async def test_sandboxes_that_are_not_served_are_told(host: Host, docker: SandboxResolvers) -> None:
+    host.kernel.vanish(SANDBOX)
+    await joined(host, name="blue")
+    assert [it.endpoint.id for it in docker.unserved()] == [END]
+    subject: Any = SimpleNamespace(resolvers=docker)
+    assert [it.verdict for it in await doctor.resolvers(subject)] == ["warning"]
+    host.kernel.appear(SANDBOX)
+    docker.container_started()
+    await until(lambda: host.kernel.intercepted)
+    assert docker.unserved() == []
+    assert await doctor.resolvers(subject) == []
 
 
 async def test_names_of_others_are_asked_of_docker_each_time_anew(

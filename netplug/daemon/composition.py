@@ -196,7 +196,10 @@ class Composition:
         """Shows what there is."""
         from netplug.insight.insight import Insight, Subject  # noqa: PLC0415
 
-        subject = Subject(self.host.settings, self.engine, self.reconciler, self.name_server, self.cluster, self.events)
+        resolvers = self.sandbox_resolvers if self.docker else None
+        subject = Subject(
+            self.host.settings, self.engine, self.reconciler, self.name_server, self.cluster, self.events, resolvers
+        )
         return Insight(subject)
 
     @cached_property

@@ -126,6 +126,14 @@ class SandboxResolvers:
             serving.close()
             await asyncio.to_thread(serving.interception.end)
 
+    def unserved(self) -> list[EndpointRecord]:
+        """Return the endpoints of Docker whose sandboxes are to be served and are not (yet), by name."""
+        registry = self._engine.registry
+        networks = {it.network.id for it in registry.networks() if it.network.options.dns}
+        docker = (it for it in registry.endpoints() if it.front_end is FrontEnd.DOCKER and it.linked)
+        found = (it for it in docker if it.endpoint.network in networks and it.sandbox not in self._open)
+        return sorted(found, key=lambda it: it.name)
+
     async def close(self) -> None:
         """Restore Docker's resolvers in all sandboxes."""
         with suppress(ValueError):  # done before

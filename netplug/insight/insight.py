@@ -11,6 +11,7 @@ from netplug.insight.event_log import EventLog
 
 if TYPE_CHECKING:
     from netplug.cluster.cluster import Cluster
+    from netplug.docker.resolver import SandboxResolvers
     from netplug.names.server import NameServer
     from netplug.reconcile import Reconciler
 
@@ -20,7 +21,11 @@ Route: TypeAlias = tuple[str, str, Callable[..., Coroutine[Any, Any, Any]], int]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is looked at. `cluster`: None on a host without a shared store. `events`: None: none are kept."""
+    """What is looked at.
+
+    `cluster`: None on a host without a shared store. `events`: None: none are kept. `resolvers`: of Docker's sandboxes;
+    None if Docker is not followed.
+    """
 
     settings: Settings
     engine: Engine
@@ -28,6 +33,7 @@ class Subject:
     names: "NameServer"
     cluster: "Cluster | None"
     events: EventLog | None = None
+    resolvers: "SandboxResolvers | None" = None
 
 
 class Insight:

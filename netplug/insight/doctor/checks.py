@@ -54,6 +54,7 @@ HOST: tuple[Check[HostSubject], ...] = (
 
 RECORDS: tuple[Check["Subject"], ...] = (
     Check("store.local", "the store of this host answers", stores.local),
+    Check("docker.resolvers", "containers of Docker ask netplug for names", docker.resolvers),
     Check("cluster.hosts", "all hosts are alive", cluster.hosts),
     Check("cluster.versions", "all hosts run one version", cluster.versions),
     Check("cluster.clocks", "the clocks of all hosts agree", cluster.clocks),

@@ -5,14 +5,19 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from netplug.insight.doctor.findings import Finding, failure, ok, unchecked, warning
 from netplug.insight.doctor.subject import HostSubject
 from netplug.tasks.apart import apart
 
+if TYPE_CHECKING:
+    from netplug.insight.insight import Subject
+
 OLDEST = (20, 10)
 """What the integration tests run with."""
 _ANSWER_S = 1.0
+_START_S = 0.7
 _MOST_BYTES = 1 << 20
 
 
@@ -42,6 +47,21 @@ async def engine(host: HostSubject) -> Iterable[Finding]:
         oldest = ".".join(map(str, OLDEST))
         return [warning(f"dockerd is of version {version}; netplug needs {oldest} or later", "upgrade Docker")]
     return [ok(f"dockerd {version} answers")]
+
+
+async def resolvers(subject: "Subject") -> Iterable[Finding]:
+    """Find containers of Docker that do not ask netplug for names."""
+    unserved = subject.resolvers.unserved() if subject.resolvers else []
+    if unserved:  # a container that starts just now is served in a moment
+        await asyncio.sleep(_START_S)
+        again = {it.endpoint.id for it in subject.resolvers.unserved()} if subject.resolvers else set()
+        unserved = [it for it in unserved if it.endpoint.id in again]
+    words = "asks Docker's resolver, which knows no names of containers of other runtimes"
+    mend = "docker restart"
+    return [
+        warning(f"container {it.name or it.container[:12]} {words}", f"{mend} {it.name or it.container[:12]}")
+        for it in unserved
+    ]
 
 
 async def _version(path: Path) -> str:

@@ -83,8 +83,9 @@ async def bridge_netfilter(host: HostSubject) -> Iterable[Finding]:
     on = [name for name in _BRIDGED if host.kernel.inspection.sysctl(name) == "1"]
     if not on:
         return []
-    words = f"{_dotted(on[0])} is 1: frames between containers of one network meet the rules of iptables too"
-    return [note(words, f"sysctl -w {_dotted(on[0])}=0, unless Docker or Kubernetes needs it")]
+    words = f"{_dotted(on[0])} is 1, as Docker and Kubernetes set it"
+    words = f"{words}: frames between containers of one network meet the rules of iptables too"
+    return [note(words, " && ".join(f"sysctl -w {_dotted(name)}=0" for name in on))]
 
 
 def _dotted(name: str) -> str:
