@@ -119,6 +119,7 @@ def test_in_a_cluster_it_has_the_other_hosts(hosts: Hosts, capsys: pytest.Captur
     (db,) = found["containers"]
     assert (db["name"], db["host"]) == ("db", "host-2")
     assert found["endpoints"][0]["addresses"] == [address]
+    assert [network["subnets"][0]["used"] for network in found["networks"]] == [2]  # with the gateway
     other.stop()
     found = Cli(one.settings.run_dir, capsys).json("graph")
     assert [host["alive"] for host in found["hosts"]] == [True, False]

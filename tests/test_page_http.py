@@ -4,6 +4,9 @@ import http.client
 import json
 import re
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -228,6 +231,56 @@ def test_slow_and_broken_connections_are_closed(page: Page, monkeypatch: pytest.
             except ConnectionResetError:
                 pass
     assert page.daemon.client.get("version")
+
+
+def test_who_does_not_read_the_answers_is_cut_off(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "PATIENCE_S", 0.2)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(DEADLINE_S)
+        sock.connect(("127.0.0.1", page.port))
+        request = f"GET /page/topology.js HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\n\r\n".encode()
+        with pytest.raises(ConnectionError):  # no timeout
+            _flood(sock, request * 100)
+        assert page.daemon.client.get("version")
+
+
+def _flood(sock: socket.socket, requests: bytes) -> None:
+    while True:
+        sock.sendall(requests)
+
+
+def test_a_stream_is_ended_by_the_stop_of_the_daemon(page: Page) -> None:
+    with socket.create_connection(("127.0.0.1", page.port), DEADLINE_S) as sock:
+        sock.sendall(f"GET /v1/events/stream HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\n\r\n".encode())
+        assert b"text/event-stream" in sock.recv(65536)
+        began = time.monotonic()
+        page.daemon.stop()
+        assert time.monotonic() - began < 5
+        while sock.recv(65536):
+            pass
+
+
+def test_no_more_requests_at_a_time_than_the_host_can_bear(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = next(paths for paths in LIMITS if "/v1/diff" in paths)
+    monkeypatch.setitem(LIMITS, kind, 0)
+    status, headers, _ = page.ask("/v1/diff")
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert page.status("/v1/version") == 200
+
+
+def test_a_daemon_without_page_loads_nothing_of_it(tmp_path: Path) -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from living import living
+with living(Path({str(tmp_path)!r})) as daemon:
+    daemon.client.get("graph")
+print([it for it in sys.modules if it in {{"netplug.insight.http", "netplug.frontends.tcp", "netplug.daemon.page"}}])
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_connections_beyond_the_limit_are_closed_and_others_go_on(page: Page) -> None:

@@ -136,7 +136,7 @@ class Graphs:
         for place, subnet in enumerate(net.subnets):
             size, used = self._fill(record.pools[place] if place < len(record.pools) else "", subnet.pool)
             if record.cluster or not used:  # else this host alone gives out the addresses
-                used = max(used, _counted(endpoints, subnet.pool))
+                used = max(used, _counted(endpoints, subnet.pool) + bool(subnet.gateway))
             gateway = str(subnet.gateway.ip) if subnet.gateway else ""
             subnets.append(Subnet(subnet=str(subnet.pool), gateway=gateway, size=size, used=used))
         return Network(
