@@ -121,24 +121,70 @@ async def test_a_rule_that_keeps_the_sender_from_sending_is_named(hosts: Hosts, 
     assert (dropping(report).flavour, dropping(report).chain) == ("iptables-legacy", "OUTPUT")
 
 
-async def test_the_kernels_reasons_are_told(hosts: Hosts, prober: Prober) -> None:
-    """No socket; spoofed by what `rp_filter` says; forwarding off; too big; connection tracking full."""
-    assert dropped(await prober.run(hosts.job(port=81))) == [("no_socket", hosts.server)]
-    report = await prober.run(hosts.job(Kind.UDP, size=1401, to="10.0.1.99", repeat=1))
-    assert dropped(report) == []
+REASONS = {
+    "no_socket": ("10.0.1.2", 81, "server", ()),
+    "ip_inaddrerrors": ("10.0.1.2", 80, "", ("sysctl -qw net.ipv4.ip_forward=0",)),
+    "ip_innoroutes": ("10.0.9.1", 80, "", ()),
+    "not_specified": ("10.0.9.1", 80, "", ("ip route add blackhole 10.0.9.0/24",)),
+    "otherhost": ("10.0.1.2", 80, "server", ("ip neighbour replace 10.0.1.2 lladdr 02:00:00:00:00:99 dev vs",)),
+    "bridge_ingress_stp_state": ("10.0.1.2", 80, "", ("bridge link set dev vc state 0",)),
+    "ip_rpfilter": (
+        "10.0.1.2",
+        80,
+        "server",
+        (
+            "@server sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth0.rp_filter=1",
+            "@server ip route del default",
+        ),
+    ),
+    "no_tx_target": (
+        "10.0.2.2",
+        80,
+        "",
+        (
+            "ip link add vx up type vxlan id 42 dstport 4789 local 10.0.1.1",
+            "ip address add 10.0.2.1/24 dev vx",
+            "ip neighbour add 10.0.2.2 lladdr 02:00:00:00:00:02 dev vx",
+        ),
+    ),
+    "vxlan_vni_not_found": (
+        "10.0.2.2",
+        80,
+        "server",
+        (
+            "ip link add vx up type vxlan id 42 dstport 4789 local 10.0.1.1 remote 10.0.1.2",
+            "ip address add 10.0.2.1/24 dev vx",
+            "ip neighbour add 10.0.2.2 lladdr 02:00:00:00:00:02 dev vx",
+            "@server ip link add vx up type vxlan id 43 dstport 4789 local 10.0.1.2",
+        ),
+    ),
+}
+"""By what the kernel says: destination and port of a packet, where it is dropped, and what is done before."""
 
+
+@pytest.mark.parametrize("reason", REASONS)
+async def test_the_kernels_reasons_are_told(hosts: Hosts, prober: Prober, reason: str) -> None:
+    to, port, where, before = REASONS[reason]
+    await prober.run(hosts.job())  # so that neighbours are known
+    for command in before:
+        within = hosts.server if command.startswith("@server ") else ""
+        words = command.removeprefix("@server ").split()
+        hosts.inside(within, *words) if within else run(*words)
+    report = await prober.run(hosts.job(to=to, port=port, repeat=2))
+    told = [(it.reason, it.netns, it.count) for it in report.drops if not it.back]
+    assert told == [(reason, hosts.server if where else "", 2)]
+
+
+async def test_the_reverse_path_filter_is_told_of_packets_from_outside(hosts: Hosts, prober: Prober) -> None:
     run("sysctl", "-qw", "net.ipv4.conf.vs.rp_filter=1", "net.ipv4.conf.all.rp_filter=1")
     spoofed = Flow(ip_address("10.0.0.2"), Kind.TCP, 80, ip_address("10.0.0.77"))
     report = await prober.run(Job(spoofed, new_mark(), Origin(link="vs"), hosts.posts, ("",)))
-    assert [(it.reason, it.netns, it.link) for it in report.drops] == [("ip_rpfilter", "", "vs")]
+    assert [(it.reason, it.netns, it.link, it.function) for it in report.drops] == [
+        ("ip_rpfilter", "", "vs", "ip_rcv_finish_core")
+    ]
 
-    run("sysctl", "-qw", "net.ipv4.ip_forward=0")
-    report = await prober.run(hosts.job(repeat=2))
-    [drop] = [it for it in report.drops if not it.back]
-    assert (drop.netns, drop.link, drop.count) == ("", "br0", 2)
-    assert drop.function in {"ip_error", "ip_route_input_slow", "ip_rcv_finish_core"}, drop
-    run("sysctl", "-qw", "net.ipv4.ip_forward=1")
 
+async def test_a_packet_that_is_too_large_is_told(hosts: Hosts, prober: Prober) -> None:
     run("ip", "link", "set", "vs", "mtu", "1300")
     report = await prober.run(hosts.job(Kind.UDP, size=1400))
     assert dropped(report) == [("pkt_too_big", "")]

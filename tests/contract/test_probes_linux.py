@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from linux_host import run
@@ -259,3 +260,30 @@ async def test_jobs_of_one_mark_follow_each_other(hosts: Hosts, prober: Prober) 
         report = await prober.run(job)
         assert report.reply
         assert not report.lacks
+
+
+def runs(process: int) -> bool:
+    return Path(f"/proc/{process}/comm").exists()
+
+
+DAEMON = """
+import asyncio
+from netplug.kernel.probes.prober import WorkerProbes
+
+async def main():
+    async with WorkerProbes().start() as prober:
+        print(prober._process.pid, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_the_process_ends_with_the_daemon(hosts: Hosts) -> None:
+    daemon = await asyncio.create_subprocess_exec(sys.executable, "-c", DAEMON, stdout=asyncio.subprocess.PIPE)
+    assert daemon.stdout
+    process = int(await daemon.stdout.readline())
+    assert runs(process)
+    daemon.kill()
+    await daemon.wait()
+    await until(lambda: not runs(process))
