@@ -10,13 +10,24 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
-from engine_host import Host, tcp
+from engine_host import Host, tcp, turn
 from living import Living, living, until
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from netplug.dns.server import Counts
 from netplug.insight.metrics import catalogue
-from netplug.insight.metrics.catalogue import ALL, ALWAYS, IN_CLUSTERS, MOST_NETWORKS, ON_REQUEST, OTHERS, Type
+from netplug.insight.metrics.catalogue import (
+    ALL,
+    ALWAYS,
+    IN_CLUSTERS,
+    MOST_NETWORKS,
+    ON_REQUEST,
+    OTHERS,
+    RECEIVED_BYTES,
+    Type,
+)
+from netplug.insight.metrics.lines import append
 from netplug.insight.metrics.metrics import Metrics
 from netplug.insight.metrics.reading import Sources
 from netplug.names.server import NameServer
@@ -161,6 +172,26 @@ async def test_traffic_of_endpoints_is_there_on_request(host: Host, names: NameS
     assert (labels["network"], labels["name"]) == ("blue", "web")
 
 
+async def test_openmetrics_has_the_traffic_too(host: Host, names: NameServer) -> None:
+    await host.cli_network()
+    await host.attach(name="web")
+    text, kind = await metrics_of(host, names, endpoint_traffic=True)("application/openmetrics-text; version=1.0.0")
+    assert kind.startswith("application/openmetrics-text")
+    families = {family.name: family for family in openmetrics(text.decode())}
+    (sample,) = families["netplug_endpoint_receive_bytes"].samples
+    assert (sample.name, sample.labels["name"]) == ("netplug_endpoint_receive_bytes_total", "web")
+    assert families["netplug_endpoint_receive_bytes"].type == "counter"
+
+
+@pytest.mark.parametrize("value", ["a", "a b", 'a"b', "a\\b", "a\nb", "a\\", "ä{}", "%s"])
+def test_labels_are_escaped(value: str) -> None:
+    text = append(b"", [(RECEIVED_BYTES, {("blue", "0a", value): 7})])
+    (family,) = text_string_to_metric_families(text.decode())
+    (sample,) = family.samples
+    assert sample.labels == {"network": "blue", "endpoint": "0a", "name": value}
+    assert (sample.value, family.documentation) == (7, RECEIVED_BYTES.meaning)
+
+
 async def test_each_metric_of_the_catalogue_is_exposed_with_its_type_and_labels(host: Host, names: NameServer) -> None:
     await host.cli_network()
     await host.attach()
@@ -203,13 +234,14 @@ async def test_a_scrape_of_500_endpoints_is_quick_and_does_not_hold_the_loop(hos
     await host.cli_network("10.1.0.0/16")
     for number in range(500):
         await host.attach(f"box{number}", ports=(tcp(10_000 + number),))
-    metrics = metrics_of(host, names)
+    metrics = metrics_of(host, names, endpoint_traffic=True)
     await metrics()  # imports
     took, held = [], []
     for _ in range(5):
         started = time.perf_counter()
-        found = await scraped(metrics)
+        text, _ = await metrics()
         took.append(time.perf_counter() - started)
+        found = parsed(text)
         held.append(value(found, "netplug_scrape_read_seconds"))
     assert min(took) < 0.1
     assert min(held) < 0.01
@@ -252,20 +284,11 @@ def test_a_daemon_serves_them_in_the_format_that_the_client_asks_for(page: tuple
     assert text.endswith("# EOF\n")
 
 
-async def test_a_scrape_lets_the_loop_go_on(host: Host, names: NameServer) -> None:
-    metrics, ticks, done = metrics_of(host, names), 0, asyncio.Event()
-
-    async def tick() -> None:
-        nonlocal ticks
-        while not done.is_set():
-            ticks += 1
-            await asyncio.sleep(0)
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(tick())
-        await metrics()
-        done.set()
-    assert ticks > 10
+async def test_the_text_is_not_made_in_the_loop(host: Host, names: NameServer) -> None:
+    scrape = asyncio.ensure_future(metrics_of(host, names)())
+    await turn()
+    assert not scrape.done()
+    await scrape
 
 
 def test_the_document_lists_the_metrics(request: pytest.FixtureRequest) -> None:

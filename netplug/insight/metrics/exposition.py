@@ -8,8 +8,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from netplug.insight.metrics.catalogue import ON_REQUEST, Type
 from netplug.insight.metrics.catalogue import Metric as Named
-from netplug.insight.metrics.catalogue import Type
+from netplug.insight.metrics.lines import append
 from netplug.insight.metrics.reading import Histogram, Labels, Samples
 
 _MIXED = "a metric has values of another type than its own"
@@ -21,6 +22,8 @@ class _Samples(Collector):
 
     def collect(self) -> Iterator[Metric]:
         for metric, values in self._samples.found.items():
+            if metric in ON_REQUEST:
+                continue
             yield _histogram(metric, values) if metric.type is Type.HISTOGRAM else _family(metric, values)
 
 
@@ -53,4 +56,5 @@ def render(samples: Samples, accept: str) -> tuple[bytes, str]:
     registry.register(_Samples(samples))
     ProcessCollector(registry=registry)
     encode, kind = choose_encoder(accept)
-    return encode(registry), kind
+    traffic = ((metric, values) for metric, values in samples.found.items() if metric in ON_REQUEST)
+    return append(encode(registry), traffic), kind
