@@ -14,6 +14,7 @@ from harness import (
     Host,
     Netplug,
     Process,
+    Wire,
     attached,
     cli_network,
     container,
@@ -171,6 +172,17 @@ def output(*argv: str) -> str:
     done = subprocess.run(argv, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.rstrip()
+
+
+def test_a_macvlan_is_read_and_counted_in_its_sandbox(netplug: Netplug, wire: Wire) -> None:
+    flags = ("--mode", "macvlan", "--subnet", "10.91.0.0/24", "-o", f"parent={wire.left_link}")
+    with cli_network(netplug, *flags) as net, attached(netplug, net, "--name", "lan") as (one, _):
+        with capturing(netplug, "lan", "arp") as capture:
+            before = top(netplug, net)["lan"]["sent"]["packets"]
+            assert not one.pings("10.91.0.99")
+            capture.shows(r" out .* ARP 42  who has 10\.91\.0\.99\? tell ")
+            capture.end()
+        assert top(netplug, net)["lan"]["sent"]["packets"] > before
 
 
 def test_both_ends_of_one_host_are_in_one_file(netplug: Netplug) -> None:
@@ -357,7 +369,15 @@ def test_an_end_that_cannot_be_read_is_said(two: Cluster) -> None:
         two.station(here, net, "--name", "web") as web,
         two.station(there, net, "--name", "db") as db,
     ):
-        there.netplug.stop()
+        with capturing(here.netplug, "web", "icmp", "--both-ends") as capture:
+            assert captures(there.host) != []
+            there.netplug.stop()
+            assert "Traceback" not in there.netplug.log.read_text()
+            wait_until(lambda: captures(there.host) == [], END_S, "end of the process on the other host")
+            assert web.pings(db.addresses[0])
+            capture.shows(" in .* echo reply")
+            capture.end()
+            assert f"netplug: {there.host.name}/db/eth0: host {there.host.name} " in capture.text
         with capturing(here.netplug, "web", "icmp", "--both-ends") as capture:
             assert f"netplug: the other end 'db' is not read: host {there.host.name} " in capture.text
             assert web.pings(db.addresses[0])

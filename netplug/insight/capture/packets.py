@@ -2,7 +2,7 @@
 
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, AF_INET6, inet_ntop
 
 _CUT = (struct.error, IndexError, ValueError)
 """What reading beyond the end raises; ValueError: of addresses."""
@@ -77,7 +77,7 @@ def _ethernet(frame: bytes, found: Summary) -> None:
 def _arp(data: bytes, found: Summary) -> None:
     found.protocol = "ARP"
     (operation,) = struct.unpack_from("!H", data, 6)
-    mac, sender, target = data[8:14].hex(":"), IPv4Address(data[14:18].ljust(4, b"\0")), IPv4Address(data[24:28])
+    mac, sender, target = data[8:14].hex(":"), inet_ntop(AF_INET, data[14:18]), inet_ntop(AF_INET, data[24:28])
     if operation == 1:
         found.words = f"announces {sender}" if sender == target else f"who has {target}? tell {sender}"
     else:
@@ -90,7 +90,7 @@ def _ip4(data: bytes, found: Summary) -> None:
         struct.unpack_from("!H", data, 2),
         struct.unpack_from("!H", data, 6),
     )
-    found.source, found.destination = str(IPv4Address(data[12:16])), str(IPv4Address(data[16:20]))
+    found.source, found.destination = inet_ntop(AF_INET, data[12:16]), inet_ntop(AF_INET, data[16:20])
     body = data[length:total] if total else data[length:]  # 0: segmentation offload beyond 64 kB
     if fragment & 0x1FFF:
         found.protocol = _PROTOCOLS.get(data[9], f"IP {data[9]}")
@@ -103,7 +103,7 @@ def _ip4(data: bytes, found: Summary) -> None:
 
 def _ip6(data: bytes, found: Summary) -> None:
     kind, at, words = data[6], 40, ""
-    found.source, found.destination = str(IPv6Address(data[8:24])), str(IPv6Address(data[24:40]))
+    found.source, found.destination = inet_ntop(AF_INET6, data[8:24]), inet_ntop(AF_INET6, data[24:40])
     while kind in _HEADERS6:
         kind, at = data[at], at + 8 + data[at + 1] * 8
     if kind == 44:
@@ -194,7 +194,7 @@ def _icmp6(body: bytes, found: Summary) -> None:
     elif kind in {128, 129}:
         found.words += " id {} seq {}".format(*struct.unpack_from("!HH", body, 4))
     elif kind in {135, 136}:
-        target = IPv6Address(body[8:24].ljust(16, b"\0"))
+        target = inet_ntop(AF_INET6, body[8:24])
         mac = body[26:32].hex(":") if len(body) >= 32 else ""
         at = f" at {mac}" if mac else " there"
         found.words = f"who has {target}?" if kind == 135 else f"{target} is{at}"

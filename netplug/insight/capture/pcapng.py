@@ -40,6 +40,11 @@ def _block(kind: int, body: bytes) -> bytes:
     return struct.pack("<II", kind, length) + body + struct.pack("<I", length)
 
 
+_PACKET_HEAD = struct.Struct("<IIIII")
+_FLAGS = [(_EPB_FLAGS, struct.pack("<I", it)) for it in (_INBOUND, _OUTBOUND)]
+_DIRECTION = [_options([it]) for it in _FLAGS]
+
+
 class Writer:
     """Writes one section. `program`: what made the capture."""
 
@@ -66,10 +71,10 @@ class Writer:
 
     def packet(self, interface: int, time_ns: int, data: bytes, length: int, *, sent: bool, comment: str = "") -> None:
         """Add a packet. `length`: that it had; `sent`: by the endpoint."""
-        head = struct.pack("<IIIII", interface, time_ns >> 32, time_ns & 0xFFFFFFFF, len(data), length)
-        flags = struct.pack("<I", _OUTBOUND if sent else _INBOUND)
-        options = _options([(_EPB_FLAGS, flags), (_COMMENT, comment.encode())])
-        self._output.write(_block(_PACKET, head + data + bytes(-len(data) & 3) + options))
+        kept = len(data)
+        head = _PACKET_HEAD.pack(interface, time_ns >> 32, time_ns & 0xFFFFFFFF, kept, length)
+        options = _DIRECTION[sent] if not comment else _options([_FLAGS[sent], (_COMMENT, comment.encode())])
+        self._output.write(_block(_PACKET, b"".join((head, data, bytes(-kept & 3), options))))
 
     def statistics(self, interface: int, time_ns: int, received: int, dropped: int) -> None:
         """Say at the end how many packets matched on an interface, and how many of them the kernel dropped."""

@@ -20,7 +20,7 @@ from netplug.kernel.sandbox.netns import identity, open_netns, run_in
 
 MOST_BYTES = 262_144
 """Of a packet that are kept by default, as with tcpdump: more than any packet has."""
-_BUFFER_BYTES = 16 << 20
+_BUFFER_BYTES = 32 << 20
 _AT_ONCE = 256
 """Packets read of one link before the others have their turn."""
 
