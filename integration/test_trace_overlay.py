@@ -134,6 +134,13 @@ def _healthy(answer: dict[str, Any]) -> None:
     assert answer["seconds"] < HEALTHY_S, shown(answer)
 
 
+def test_source_on_another_host_is_traced_there(scene: Scene) -> None:
+    for source, destination in (("shop", "pod"), ("blue/shop", "web"), ("web", "db:81")):
+        answer = scene.trace(scene.two, source, destination)
+        assert f"traced by host {scene.one.host.name}, where {source.removeprefix('blue/')} is" in answer["notes"][0]
+        assert answer["reached"] is (destination != "db:81"), shown(answer)
+
+
 def test_underlay_that_fragments_is_no_fault(scene: Scene) -> None:
     """Routers of IPv4 do, since nothing forbids it in the outer packet; so large packets pass."""
     link = scene.two.wire.right_link
@@ -328,6 +335,16 @@ def daemon_killed(it: Scene) -> Iterator[tuple[Member, str, str]]:
         it.both_live()
 
 
+@fault("store down")
+def store_down(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    it.it.etcd.hang()
+    try:
+        yield it.one, "web", "db:80"
+    finally:
+        it.it.etcd.go_on()
+        it.both_live()
+
+
 @fault("daemon stopped")
 def daemon_stopped(it: Scene) -> Iterator[tuple[Member, str, str]]:
     it.two.netplug.stop()
@@ -355,9 +372,40 @@ def test_nothing_is_left_of_traces(scene: Scene) -> None:
     for member in scene.it.members:
         assert member.differences() == []
         assert "trace" not in member.host.output("nft", "list", "tables")
-    assert scene.it.etcd.newest("questions/") == 0
+    wait_until(lambda: scene.it.etcd.newest("questions/") == 0, 10, "no question is left")
 
 
 def test_the_document_lists_the_faults() -> None:
     assert list(FAULTS) == list(ROWS)
     assert in_document(BEGIN, END) == markdown(ROWS), "python integration/trace_overlay_faults.py --write"
+
+
+@pytest.fixture(scope="module")
+def over_ipv6() -> Iterator[tuple[Cluster, Namespace, Namespace]]:
+    """A cluster whose hosts reach each other by IPv6."""
+    with (
+        cluster(2, family=6) as it,
+        it.network("green", "--subnet", "10.90.8.0/24") as net,
+        it.station(it.members[0], net, "--name", "here") as here,
+        it.station(it.members[1], net, "--name", "there") as there,
+    ):
+        yield it, here, there
+
+
+def test_path_over_ipv6_and_a_router_that_tells_its_mtu(over_ipv6: tuple[Cluster, Namespace, Namespace]) -> None:
+    """Routers of IPv6 do not fragment, and tell the sender: so containers learn what passes."""
+    it, _, _ = over_ipv6
+    one, link = it.members[0], it.members[1].wire.right_link
+
+    def trace() -> dict[str, Any]:
+        began = time.monotonic()
+        answer: dict[str, Any] = one.netplug.client.post("trace", body={"source": "here", "destination": "there"})
+        return answer | {"seconds": time.monotonic() - began}
+
+    _healthy(trace())
+    script(it.router, f"ip link set {link} mtu 1400")
+    try:
+        answer = trace()
+    finally:
+        script(it.router, f"ip link set {link} mtu 1500")
+    assert "1330" in str(answer), shown(answer)

@@ -117,6 +117,13 @@ ROWS: dict[str, Row] = {
         "see whether netplug runs there, and reaches the store",
         reached=True,
     ),
+    "store down": Row(
+        "the store that the hosts share does not answer; packets pass",
+        "far.store",
+        "host … cannot be asked, since questions go by the shared store: …",
+        "see netplug doctor",
+        reached=True,
+    ),
     "daemon stopped": Row(
         "the daemon of the other host does not run; packets pass",
         "far.not_alive",

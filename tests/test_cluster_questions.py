@@ -229,6 +229,7 @@ def test_store_that_hangs_is_told_from_a_host_that_does_not_answer(two: tuple[Li
         etcd.resume()
     assert reason is Reason.STORE
     assert "questions go by the shared store" in words
+    nothing_is_left(etcd)
     until(lambda: _answered(two[0], "host-2"), "it answers again")
     nothing_is_left(etcd)
 

@@ -205,6 +205,7 @@ class Questions:
             async with asyncio.timeout(_WITHDRAW_S):
                 await self._store.txn([], [Delete(key)])
         except (TimeoutError, Unreachable) as exc:
+            self._spawn(self._delete(key))
             raise self._no_store(name, str(exc) or "the shared store does not answer") from exc
 
     @staticmethod
@@ -275,8 +276,16 @@ class Questions:
         self._spawn(self._delete(record.key))
 
     async def _delete(self, key: str) -> None:
-        with suppress(StoreError):  # it ends with the lease
-            await self._store.txn([], [Delete(key)])
+        while True:
+            try:
+                await self._store.txn([], [Delete(key)])
+            except Unreachable:  # else it would stay as long as this daemon lives
+                await asyncio.sleep(_RETRY_S)
+            except StoreError as exc:
+                log.debug("question.left", key=key, reason=str(exc))
+                return
+            else:
+                return
 
     # Answering
 

@@ -98,14 +98,14 @@ class Ends:
                 return replace(self._sandbox([record]), address=address)
         return None
 
-    def elsewhere(self, target: IPAddress | str, source: End) -> End | None:
+    def elsewhere(self, target: IPAddress | str, source: End | None = None) -> End | None:
         """Return the sandbox on another host that has an address, or that a user calls so."""
         if self._remote is None:
             return None
         if isinstance(target, str):
             found = self._remote.called(target)
         else:
-            found = self._remote.at(target, {it.endpoint.network for it in source.records})
+            found = self._remote.at(target, {it.endpoint.network for it in (source.records if source else ())})
         return of_remote(found, target if not isinstance(target, str) else None) if found else None
 
     def is_own(self, address: IPAddress) -> bool:
