@@ -278,6 +278,25 @@ def fdb_lost(it: Scene) -> Iterator[tuple[Member, str, str]]:
     wait_until(lambda: it.two.knows(it.web.mac) == it.one.vtep, 40, "the daemon has healed it")
 
 
+@fault("address claimed by another host")
+def address_claimed(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    address = it.db.addresses[0]
+    (key,) = it.it.etcd.keys("ipam/leases/", f"/{address}")
+    before = it.it.etcd.read(key)
+    it.it.etcd.write(key, {**before, "host": "f" * 32})
+    try:
+        wait_until(lambda: not it.one.knows(it.db.mac), what="it is ignored")
+        yield it.one, "web", f"{address}:80"
+    finally:
+        it.it.etcd.write(key, before)
+        it.both_live()
+
+
+@fault("from the host itself")
+def from_the_host(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    yield it.one, "host", f"{it.db.addresses[0]}:80"
+
+
 @fault("cable cut there")
 def cable_cut(it: Scene) -> Iterator[tuple[Member, str, str]]:
     it.two.cut()

@@ -85,6 +85,19 @@ ROWS: dict[str, Row] = {
         "the host lives, and is reached",
         "see netplug host ls, and start it there",
     ),
+    "address claimed by another host": Row(
+        "the address of the other container is leased to a third host",
+        "peer.unknown",
+        "this host does not know where db on host … is: endpoint …: address … is leased to host …: the endpoint is "
+        "ignored",
+        "netplug diff",
+    ),
+    "from the host itself": Row(
+        "the host itself asks a container on another host",
+        "anycast",
+        "this host sends from 10.90.7.1, which is the gateway of each host: host … takes the answer",
+        "ask from a container, or on host …: netplug publish db PORT, and ask for …",
+    ),
     "cable cut there": Row(
         "the cable of the other host is cut",
         "host.unreachable",

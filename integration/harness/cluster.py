@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,17 @@ class Etcd:
     def write(self, key: str, value: object) -> None:
         """Put a record, as a netplug that went mad would."""
         self.ctl("put", _ROOT + key, json.dumps({"txn": "", "value": value}))
+
+    def read(self, key: str) -> dict[str, Any]:
+        """Return the value of a record."""
+        record: dict[str, Any] = json.loads(self._ctl("get", "--print-value-only", _ROOT + key).stdout)
+        value: dict[str, Any] = record["value"]
+        return value
+
+    def keys(self, prefix: str, end: str = "") -> list[str]:
+        """Return the keys of netplug's records that begin, and end, so."""
+        found = self._ctl("get", "--prefix", _ROOT + prefix, "--keys-only").stdout.split()
+        return [it.removeprefix(_ROOT) for it in found if it.endswith(end)]
 
     def delete(self, prefix: str) -> None:
         """Delete all records whose keys begin so."""

@@ -15,8 +15,9 @@ from netplug.kernel.probes.api import HOST, Report, Sighting
 TUNNEL_OUT, UPLINK_OUT = "tunnel-out", "uplink-out"
 FAR_UPLINK, FAR_TUNNEL, FAR_PORT, FAR_END = "far-uplink", "far-tunnel", "far-port", "destination"
 _NAMES = {"far-uplink": FAR_UPLINK, "far-tunnel": FAR_TUNNEL, "far-port": FAR_PORT, "far-end": FAR_END}
-_OWN_KINDS = ("underlay.", "far.", "host.", "endpoint.", "tunnel.", "peer.", "vtep.")
+_OWN_KINDS = ("anycast", "underlay.", "far.", "host.", "endpoint.", "tunnel.", "peer.", "vtep.")
 _TO_SEND = frozenset({"unknown", "fdb", "tunnel", "table"})
+_TO_ASK = frozenset({"unknown", "neighbour"})
 _TO_RECEIVE = frozenset({"filter", "tunnel", "table", "link"})
 
 
@@ -26,7 +27,8 @@ class Stretched:
 
     `near`: the tunnel's end here. `far`: what the other host watches, or why it does not. `underlay`: looked at if the
     tunnel's packets are lost. `size`: of the largest packet that was sent through. `strayed`, `strayed_back`: a VTEP to
-    which the packet, or its answer, was sent instead of the right one.
+    which the packet, or its answer, was sent instead of the right one. `anycast`: the sender's address, if it is the
+    gateway's, which each host has.
     """
 
     end: RemoteEnd
@@ -36,6 +38,7 @@ class Stretched:
     size: int = 0
     strayed: IPAddress | None = None
     strayed_back: IPAddress | None = None
+    anycast: IPAddress | None = None
 
     @property
     def host(self) -> str:
@@ -149,6 +152,13 @@ def _near_sends(it: Stretched, _: Trail) -> Cause | None:
     return None
 
 
+def _near_asks(it: Stretched, _: Trail) -> Cause | None:
+    """Nobody answers for the address: the bridge does, for endpoints that are known here."""
+    if fault := _fault(it.near, _TO_ASK):
+        return _of_fault(fault, "this host", f"{it.end.name} on host {it.host}")
+    return None
+
+
 def _near_leaves(it: Stretched, trail: Trail) -> Cause | None:
     if cause := _near_sends(it, trail):
         return cause
@@ -207,6 +217,10 @@ def _far_delivers(it: Stretched, _: Trail) -> Cause | None:
 def _far_answers(it: Stretched, _: Trail) -> Cause | None:
     """The other host does not put the answer into the tunnel."""
     tunnel = it.there.tunnel
+    if it.anycast:
+        words = f"this host sends from {it.anycast}, which is the gateway of each host: host {it.host} takes the answer"
+        port = f"on host {it.host}: netplug publish {it.end.name} PORT"
+        return Cause("anycast", words, f"ask from a container, or {port}, and ask for {it.near.other}")
     if it.strayed_back:
         words = f"host {it.host} sends the answer to VTEP {it.strayed_back}, and this host has {it.near.vtep}"
         return Cause("tunnel.wrong_vtep", words, f"on host {it.host}: netplug repair")
@@ -233,6 +247,8 @@ def _near_takes(it: Stretched, _: Trail) -> Cause | None:
 
 
 _THERE = {
+    "source": _near_asks,
+    "bridge-out": _near_asks,
     TUNNEL_OUT: _near_sends,
     UPLINK_OUT: _near_leaves,
     FAR_UPLINK: _far_receives,
@@ -241,6 +257,8 @@ _THERE = {
     FAR_END: _far_delivers,
 }
 _BACK = {
+    FAR_END: _far_answers,
+    FAR_PORT: _far_answers,
     FAR_TUNNEL: _far_answers,
     FAR_UPLINK: _far_answers,
     UPLINK_OUT: _near_hears,
@@ -255,6 +273,7 @@ def _fault(tunnel: Tunnel, kinds: frozenset[str]) -> Fault | None:
 def _of_fault(fault: Fault, where: str, who: str, *, repair_on: str = "") -> Cause:
     mend = f"on host {repair_on}: netplug repair" if repair_on else "netplug repair"
     if fault.kind == "unknown":
+        mend = mend.replace("repair", "diff")
         return Cause("peer.unknown", f"{where} does not know where {who} is: {in_words(fault)}", mend)
     return Cause(f"tunnel.{fault.kind}", f"{where} is not as its records say: {in_words(fault)}", mend)
 

@@ -42,7 +42,9 @@ class Stretching:
             self._tunnels.faults(end.record, endpoint, end.host_name, end.peer),
             self._watches.begin(end.host, end.host_name, request),
         )
-        stretched = Stretched(end, replace(near, faults=faults), far)
+        gateways = {it.gateway.ip for it in end.record.network.subnets if it.gateway}
+        anycast = sender if sender in gateways else None
+        stretched = Stretched(end, replace(near, faults=faults), far, anycast=anycast)
         place, there = overlay.far_place(stretched), far.watching
         facts = {**case.scene.facts, place.key: there.inside, overlay.far_host(stretched).key: there.host}
         way_out = case.crossing.way_out
