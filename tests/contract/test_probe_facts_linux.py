@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -94,3 +94,33 @@ async def test_name_servers_are_those_of_a_process(hosts: Hosts, prober: Prober,
     assert ([str(it) for it in found.nameservers], found.search) == (["10.0.0.1"], ("a", "b"))
     assert found.resolv_options == ("ndots:2",)
     assert (await prober.look(Look(hosts.server, resolv_conf=True))).nameservers != found.nameservers
+
+
+@pytest.fixture
+def freeze(hosts: Hosts) -> Iterator[Callable[[], object]]:
+    """Freezes the server's process, by cgroups of v1 or v2."""
+    old = Path("/sys/fs/cgroup/freezer")
+    group = (old if old.exists() else Path("/sys/fs/cgroup")) / hosts.server
+    name, frozen, thawed = ("freezer.state", "FROZEN", "THAWED") if old.exists() else ("cgroup.freeze", "1", "0")
+    group.mkdir()
+    (group / "cgroup.procs").write_text(str(hosts.listening))
+    yield lambda: (group / name).write_text(frozen)
+    (group / name).write_text(thawed)
+    (group.parent / "cgroup.procs").write_text(str(hosts.listening))
+    group.rmdir()
+
+
+async def test_a_frozen_process_is_told(hosts: Hosts, prober: Prober, freeze: Callable[[], object]) -> None:
+    assert not (await prober.look(Look(hosts.server, listeners=True))).frozen
+    freeze()
+    deadline = time.monotonic() + 10
+    while not (found := await prober.look(Look(hosts.server, listeners=True))).frozen:
+        assert time.monotonic() < deadline
+    assert all(it.frozen for it in found.listeners)
+
+
+async def test_an_address_that_is_used_twice_has_two_stations(hosts: Hosts, prober: Prober) -> None:
+    run("ip", "link", "add", "vd", "up", "master", "br0", "type", "veth", "peer", "name", "eth1", "netns", hosts.server)
+    run("ip", "-n", hosts.server, "link", "set", "eth1", "up")
+    run("ip", "-n", hosts.server, "address", "add", "10.0.0.2/32", "dev", "eth1")
+    assert len((await prober.who_has("", "br0", ip_address("10.0.0.2"))).macs) == 2

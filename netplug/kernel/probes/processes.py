@@ -37,12 +37,17 @@ def is_frozen(pid: int) -> bool:
 
 
 def _is_frozen_group(controllers: str, path: str) -> bool:
-    with suppress(OSError):
-        if not controllers:
-            return "frozen 1" in (_CGROUPS / path / "cgroup.events").read_text().splitlines()
-        if "freezer" in controllers.split(","):
-            return (_CGROUPS / "freezer" / path / "freezer.state").read_text().strip() == "FROZEN"
-    return False
+    """Tell whether a cgroup is frozen, or one above it. Beside those of v1, the tree of v2 has a place of its own."""
+    if "freezer" in controllers.split(","):
+        return _line("freezer", path, "freezer.state", "FROZEN")
+    return not controllers and any(_line(tree, path, "cgroup.events", "frozen 1") for tree in ("", "unified"))
+
+
+def _line(tree: str, path: str, file: str, wanted: str) -> bool:
+    try:
+        return wanted in (_CGROUPS / tree / path / file).read_text().splitlines()
+    except OSError:
+        return False
 
 
 def owners(pids: Sequence[int], found: Iterable[Found]) -> Iterable[Listener]:

@@ -218,6 +218,8 @@ class Running:
         """Return how many packets met rules; of a watch, how many came."""
         if self._sender:
             return self._sender.tried
+        if not self._posts:
+            return self._job.repeat
         return len({it.number for it in self._sightings if not it.back and it.what is not What.ARP_REQUEST})
 
     def report(self) -> Report:
