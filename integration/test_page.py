@@ -368,6 +368,7 @@ def test_beyond_loopback_a_link_with_the_token_opens_it() -> None:
             browser.until("document.querySelector('#live')?.innerText === 'live'")
             assert browser.js("location.href") == "http://192.0.2.1:9820/"
             assert browser.js("document.cookie") == ""  # HttpOnly
+            assert [it for it in browser.errors if "401 (Unauthorized)" not in it] == []
         wait_until(lambda: netplug.running, 1, "the daemon goes on")
         netplug.stop()
 

@@ -168,6 +168,10 @@ def test_mermaid_and_dot_quote_names() -> None:
     )
 
 
+def test_text_has_no_commands_for_the_terminal() -> None:
+    assert "\x1b" not in drawing.text(graph_of(name=EVIL))
+
+
 def test_an_empty_host_is_drawn_too() -> None:
     graph = Graph(hosts=[Host(name="host-a", me=True)], networks=[], containers=[], endpoints=[])
     assert drawing.text(graph) == "host host-a (this host)"

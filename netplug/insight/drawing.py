@@ -60,7 +60,12 @@ def text(graph: Graph) -> str:
             cells = [container.name.ljust(widths[0]), *([host.name.ljust(widths[1])] if several else [])]
             cells += [" ".join(endpoint.addresses), " ".join(endpoint.ports), "" if endpoint.healthy else "unhealthy"]
             lines.append(f"  {branch} {'  '.join(cells)}".rstrip())
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
+
+
+def printable(line: str) -> str:
+    """Return a line that no name of another host turns into commands for the terminal."""
+    return "".join(it if it.isprintable() else "�" for it in line)
 
 
 def mermaid(graph: Graph) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from netplug.insight.drawing import all_hosts, by_network, fill
+from netplug.insight.drawing import all_hosts, by_network, fill, printable
 from netplug.insight.graph import Container, Endpoint, Graph, Host, Network
 
 BOX_W, BOX_H, GAP = 158, 38, 8
@@ -168,4 +168,4 @@ def _words(kind: str, x: int, y: int, words: str, width: int) -> str:
 
 def _text(words: str) -> str:
     """Escape a text; what XML cannot say is shown as U+FFFD."""
-    return escape("".join(it if it.isprintable() or it == "\n" else "�" for it in words), {'"': "&quot;"})
+    return escape("\n".join(map(printable, words.split("\n"))), {'"': "&quot;"})
