@@ -3,19 +3,25 @@
 The containers live as long as the module. `trace_faults.py` has what is said of each fault, for the document too.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from conftest import Shared
-from harness import Container, Dockerd, Host, Netplug, Wire, assert_same, wait_until
+from harness import CommandError, Container, Dockerd, Host, Netplug, Wire, assert_same, snapshot, wait_until
 from trace_faults import ROWS, in_document, markdown
+
+from netplug.cli import CliError
 
 HEALTHY_S, BROKEN_S = 3.0, 10.0
 """What a trace may take, as the contract says."""
+FOUGHT, FIGHT_S = frozenset({"flushed set", "hairpin", "not enslaved"}), 20.0
+"""What the daemon heals as fast as it is broken, so that a packet may come through."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +286,70 @@ def cable_cut(it: Scene) -> Iterator[tuple[str, str]]:
     client.run(["sysctl", "-w", f"net.ipv6.conf.{link}.keep_addr_on_down=0"])
 
 
+FILL = """
+import socket, struct, sys
+def attr(kind, data): return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) & 3)
+def ends(kind, one, other, port):
+    proto = attr(1, bytes([17])) + attr(2, struct.pack(">H", port)) + attr(3, struct.pack(">H", port))
+    return attr(kind | 0x8000, attr(0x8001, attr(1, one) + attr(2, other)) + attr(0x8002, proto))
+def message(kind, flags, body):
+    return struct.pack("=IHHII", 20 + len(body), kind, flags | 1, 1, 0) + bytes([2, 0, 0, 0]) + body
+sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+if len(sys.argv) > 1:
+    here = bytes([198, 51, 100, 1])
+    more = attr(3, struct.pack(">I", 14)) + attr(7, struct.pack(">I", 600))
+    for high in range(int(sys.argv[1]) // 50_000 + 1):
+        for first in range(1, 50_001, 200):
+            there = bytes([198, 51, 101, high])
+            sock.send(b"".join(
+                message(256, 0x600, ends(1, here, there, port) + ends(2, there, here, port) + more)
+                for port in range(first, first + 200)
+            ))
+else:
+    sock.send(message(258, 4, b""))
+    sock.recv(4096)
+"""
+"""Fills the connection tracking table with flows that are not thrown out again (assured), or empties it."""
+
+
+@fault("conntrack full")
+def conntrack_full(it: Scene) -> Iterator[tuple[str, str]]:
+    count, most = (f"net.netfilter.nf_conntrack_{name}" for name in ("count", "max"))
+    it.run(sys.executable, "-c", FILL, it.run("sysctl", "-n", most))
+    assert int(it.run("sysctl", "-n", count)) >= int(it.run("sysctl", "-n", most))
+    yield "asker", f"outside={it.wire.right}"
+    it.run(sys.executable, "-c", FILL)
+
+
+@contextmanager
+def fighting(it: Scene, command: str) -> Iterator[None]:
+    """Somebody's script does it again and again, as fast as the daemon heals it."""
+    script = it.host.popen(["sh", "-c", f"while :; do {command}; done"], log="script.log")
+    yield
+    script.kill()
+    it.netplug.client.post("repair")
+    wait_until(lambda: not it.netplug.drift(), 10, "the daemon heals what the script did")
+
+
+@fault("flushed set")
+def flushed_set(it: Scene) -> Iterator[tuple[str, str]]:
+    it.trace("asker", f"{it.address(it.web)}:80")  # it knows the MAC then, and need not ask for it
+    with fighting(it, "nft flush set bridge netplug own4"):
+        yield "asker", f"{it.address(it.web)}:80"
+
+
+@fault("hairpin")
+def hairpin(it: Scene) -> Iterator[tuple[str, str]]:
+    with bridge_netfilter(it), fighting(it, f"bridge link set dev {it.port(it.web)} hairpin off"):
+        yield "web", f"{it.wire.left}:8080"
+
+
+@fault("not enslaved")
+def not_enslaved(it: Scene) -> Iterator[tuple[str, str]]:
+    with fighting(it, f"ip link set {it.port(it.web)} nomaster"):
+        yield "asker", f"{it.address(it.web)}:80"
+
+
 @fault("spoofed address")
 def spoofed_address(it: Scene) -> Iterator[tuple[str, str]]:
     net = it.address(it.asker).rpartition(".")[0]
@@ -378,6 +448,9 @@ def test_fault_is_named(scene: Scene, name: str) -> None:
     row = ROWS[name]
     with FAULTS[name](scene) as ends:
         answer = scene.trace(*ends)
+        deadline = time.monotonic() + FIGHT_S
+        while name in FOUGHT and answer["reached"] and time.monotonic() < deadline:
+            answer = scene.trace(*ends)  # the daemon healed it in time
     assert not answer["reached"], shown(answer)
     cause = answer["broken"]["cause"]
     assert cause["kind"] == row.kind, shown(answer)
@@ -388,3 +461,51 @@ def test_fault_is_named(scene: Scene, name: str) -> None:
 def test_the_document_lists_the_faults() -> None:
     assert list(FAULTS) == list(ROWS)
     assert in_document() == markdown(), "python integration/trace_faults.py --write"
+
+
+def test_the_command_prints_a_table_the_cause_and_the_mend(scene: Scene) -> None:
+    said = scene.netplug.cli("trace", "asker", "web:80")
+    assert "web receives" in said
+    assert said.splitlines()[-1].startswith("reached, ")
+    with pytest.raises(CommandError) as caught:
+        scene.netplug.cli("trace", "asker", "web:82")
+    assert caught.value.code == 1
+    *_, verdict, mend = caught.value.stdout.strip().splitlines()
+    assert verdict.startswith("not reached: hop 7, web: ")
+    assert verdict.endswith("listens on 127.0.0.1 only, where nobody but web itself reaches it")
+    assert mend == "mend: have it listen on 0.0.0.0:82"
+    answer = scene.netplug.json("trace", "asker", "web:80")
+    assert answer["reached"]
+    assert set(answer["hops"][0]) == {"hop", "where", "what", "verdict", "ms", "cause"}
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        (("stranger", "web:80"), "there is no endpoint 'stranger'"),
+        (("asker", "web:80/sctp"), "protocol 'sctp' cannot be traced"),
+        (("asker:80", "web"), "SRC 'asker:80' has a port"),
+        (("asker", "blue/stranger"), "there is no endpoint 'blue/stranger'"),
+    ],
+)
+def test_unknown_ends_are_refused_in_words(scene: Scene, ends: tuple[str, str], words: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        scene.netplug.cli("trace", *ends)
+    assert caught.value.code == 1
+    assert words in caught.value.stderr
+
+
+def test_nothing_stays_when_a_trace_is_killed(scene: Scene) -> None:
+    """From outside it makes the most: tables, a tap, and what leads from that to the uplink."""
+    before = snapshot(scene.host, scene.netplug)
+    body = {"source": "outside", "destination": "web:80"}
+    with ThreadPoolExecutor(1) as pool:
+        trace = pool.submit(scene.netplug.client.post, "trace", body=body)
+        wait_until(lambda: "np-probe" in scene.run("nft", "list", "tables"), what="the trace to begin")
+        scene.netplug.kill()
+        with pytest.raises(CliError):
+            trace.result(BROKEN_S)
+    wait_until(lambda: "np-probe" not in scene.run("nft", "list", "tables"), what="its tables to go")
+    scene.netplug.start()
+    assert_same(before, lambda: snapshot(scene.host, scene.netplug))
+    assert scene.trace("outside", "web:80")["reached"]

@@ -143,10 +143,34 @@ ROWS: dict[str, Row] = {
         "eth0 on this host has no carrier: its other end is down, or the cable is cut",
         "bring up the other end, or connect the cable",
     ),
+    "conntrack full": Row(
+        "the connection tracking table is full",
+        "conntrack.full",
+        "the connection tracking table of this host is full (… of …)",
+        "sysctl -w net.netfilter.nf_conntrack_max=…",
+    ),
+    "flushed set": Row(
+        "somebody flushes netplug's sets again and again",
+        "drift",
+        "netplug's own firewall drops it (…), though the records let it pass: somebody changed that table",
+        "netplug repair",
+    ),
+    "hairpin": Row(
+        "the bridge port has hairpin off",
+        "hairpin",
+        "… has hairpin off, and bridge-nf-call-iptables=1 keeps the packet on its bridge",
+        "bridge link set dev … hairpin on",
+    ),
+    "not enslaved": Row(
+        "somebody takes a port out of its bridge again and again",
+        "port.not_enslaved",
+        "…, the host side of web, is no port of bridge …",
+        "ip link set … master …",
+    ),
     "spoofed address": Row(
         "the container sends from an address that is not its own",
         "spoofed",
-        "asker sends from …, which is not its address (…), so anti-spoofing drops it (…)",
+        "asker sends from …, which is not its address (…), so anti-spoofing drops it",
         "docker restart asker",
     ),
     "spoofed MAC": Row(

@@ -8,7 +8,7 @@ from netplug.insight.trace import mends, rules
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind, name_of
 from netplug.insight.trace.model import Cause, Place, Station
-from netplug.insight.trace.path import expected_bridge, wrong_mac
+from netplug.insight.trace.path import expected_bridge
 from netplug.kernel.probes.api import LinkState
 
 
@@ -65,15 +65,13 @@ def _other_end(case: Case, station: Station, link: LinkState) -> Cause:
     return Cause("link.no_carrier", words, "bring up the other end, or connect the cable")
 
 
-def _macs(case: Case) -> Iterator[Finding]:
-    """A sandbox has another MAC than its record: anti-spoofing drops what it sends, requests for MACs too."""
-    for end, way in ((case.source, case.crossing.way_in), (case.destination, case.crossing.way_out)):
-        record = way.record if way else None
-        if way is None or record is None or way.shared or not case.ends.network(record).options.spoofchk:
+def _spoofing(case: Case) -> Iterator[Finding]:
+    """A sandbox has another MAC or address than its record: what it sends is dropped, requests for MACs too."""
+    for way, back in ((case.crossing.way_in, False), (case.crossing.way_out, True)):
+        if way is None or way.record is None or way.shared or not case.ends.network(way.record).options.spoofchk:
             continue
-        if words := wrong_mac(record, case.scene.of(end.place)):
-            text = f"{end.place.name} sends {words}, so anti-spoofing drops it"
-            yield Finding("", Cause("spoofed", text, mends.restarting(record)))
+        if cause := rules.spoofed(case, back=back):
+            yield Finding("", cause)
 
 
 def _ports(case: Case) -> Iterator[Finding]:
@@ -161,4 +159,4 @@ def _rp_filter(case: Case) -> Iterator[Finding]:
         yield Finding("destination", Cause("rp_filter", words, mend))
 
 
-CHECKS: tuple[Check, ...] = (_links, _ports, _macs, _rp_filter, _icc, _addresses, _forwarding, _conntrack)
+CHECKS: tuple[Check, ...] = (_links, _ports, _spoofing, _rp_filter, _icc, _addresses, _forwarding, _conntrack)

@@ -26,13 +26,13 @@ def cause(case: Case, rule: Rule) -> Cause:
 
 
 def _of_ours(case: Case, rule: Rule) -> Cause:
-    if rule.family in {"bridge", "netdev"}:
-        return _spoofed(case, rule)
     chain = rule.chain
     if rule.table == "netplug-vxlan":
         return _stranger(case, rule)
-    if chain == "ingress":
-        return _spoofed(case, rule)
+    if rule.family in {"bridge", "netdev"} or chain == "ingress":
+        return spoofed(case, back=rule.back) or _differs(rule)
+    if _may_pass(case, rule):
+        return _differs(rule)
     if chain in _INTERNAL:
         return _internal(case)
     if chain in _SEPARATE:
@@ -45,20 +45,42 @@ def _of_ours(case: Case, rule: Rule) -> Cause:
     return Cause("rule.netplug", words, "netplug diff")
 
 
-def _spoofed(case: Case, rule: Rule) -> Cause:
-    """Anti-spoofing: it is about who sends, which is the destination on the way back."""
-    end = case.destination if rule.back else case.source
-    who, record = end.place.name, end.record
+def _differs(rule: Rule) -> Cause:
+    """Say that a table of ours differs from the records: the daemon heals it, unless somebody changes it again."""
+    where = f"table {rule.family} {rule.table}, chain {rule.chain}"
+    words = f"netplug's own firewall drops it ({where}), though the records let it pass: somebody changed that table"
+    return Cause("drift", words, "netplug repair")
+
+
+def _may_pass(case: Case, rule: Rule) -> bool:
+    """Whether the records let pass what a rule of ours dropped."""
+    if rule.back:
+        return True
+    if rule.chain in _SEPARATE:
+        mine = {net.name for net in case.ends.networks(case.source)}
+        shared = [net for net in case.ends.networks(case.destination) if net.name in mine]
+        return bool(case.destination.via) or any(net.options.icc for net in shared)
+    if rule.chain in {"to_open", "to_home"}:
+        return bool(case.destination.via or case.destination.port)
+    return False
+
+
+def spoofed(case: Case, *, back: bool) -> Cause | None:
+    """Say why anti-spoofing drops what the source sends, or the destination on the way back; None: that is its own."""
+    end = case.destination if back else case.source
+    record = end.record
+    if record is None or end.far or case.ends.network(record).options.mode not in {"bridge", "overlay"}:
+        return None
+    sent = case.destination.address if back else (case.flow.source or case.report.source)
+    owner = end.holder(sent) or record
+    wrong = wrong_mac(owner, case.scene.of(end.place))
     own = ", ".join(str(it.ip) for one in end.records for it in one.endpoint.addresses) or "no address"
-    wrong = wrong_mac(record, case.scene.of(end.place)) if record else ""
-    wrong = wrong or _wrong_address(case, rule, own)
-    words = f"{who} sends {wrong}, so anti-spoofing drops it (table {rule.family} {rule.table}, chain {rule.chain})"
+    if not wrong and sent and not sent.is_link_local and end.holder(sent) is None:
+        wrong = f"from {sent}, which is not its address ({own})"
+    if not wrong:
+        return None
+    words = f"{end.place.name} sends {wrong}, so anti-spoofing drops it"
     return Cause("spoofed", words, mends.restarting(record))
-
-
-def _wrong_address(case: Case, rule: Rule, own: str) -> str:
-    sent = case.flow.destination if rule.back else (case.flow.source or case.report.source)
-    return f"from {sent}, which is not its address ({own})"
 
 
 def _stranger(case: Case, rule: Rule) -> Cause:

@@ -76,6 +76,8 @@ def unanswered(trail: Trail, report: Report) -> Asking | None:
     first = _at(asker, requests, incoming=asker.incoming)
     if first is None or asker.incoming:
         return None
+    # Others ask on the segment too: this process, whether an address is used twice.
+    requests = [it for it in requests if it.source == first.source]
     replies = [it for it in report.sightings if it.what is What.ARP_REPLY and it.source == first.destination]
     if _at(asker, replies, incoming=True):
         return None
