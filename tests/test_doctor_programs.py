@@ -15,7 +15,7 @@ from engine_host import Host
 
 from netplug.drivers.api import Network
 from netplug.drivers.options import NetworkOptions
-from netplug.drivers.steps import Proto, Route
+from netplug.drivers.steps import Bridge, Proto, Route
 from netplug.insight.doctor import daemons, dns, docker, link_managers, links
 from netplug.kernel.host.api import Holder, Offloads, Program
 
@@ -46,12 +46,12 @@ def runs(host: Host, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "verdicts"),
     [
-        ("", ["warning"]),
-        ("[keyfile]\nunmanaged-devices=interface-name:docker0\n", ["warning"]),
+        ("", ["note"]),
+        ("[keyfile]\nunmanaged-devices=interface-name:docker0\n", ["note"]),
         ("[keyfile]\nunmanaged-devices=interface-name:docker0;interface-name:np*\n", []),
         ("[keyfile]\nunmanaged-devices+=interface-name:np*\n", []),
         ("[keyfile]\nunmanaged-devices=*,except:interface-name:eth0\n", []),
-        ("[keyfile]\nunmanaged-devices=interface-name:np*,except:interface-name:npv*\n", ["warning"]),
+        ("[keyfile]\nunmanaged-devices=interface-name:np*,except:interface-name:npv*\n", ["note"]),
         ("[device-ours]\nmatch-device=interface-name:np*\nmanaged=0\n", []),
     ],
 )
@@ -63,6 +63,15 @@ async def test_network_manager(host: Host, tmp_path: Path, text: str, verdicts: 
     found = bad(await link_managers.network_manager(subject))
     assert [it.verdict for it in found] == verdicts
     assert all("/etc/NetworkManager/conf.d/90-netplug.conf" in it.mend for it in found)
+
+
+@pytest.mark.parametrize(("managed", "verdict"), [(True, "warning"), (False, "note")])
+async def test_network_manager_that_tells(host: Host, tmp_path: Path, *, managed: bool, verdict: str) -> None:
+    runs(host, "NetworkManager")
+    (bridge,) = (it.name for it in host.made(Bridge))
+    host.kernel.health.managed = {bridge: managed}
+    (found,) = bad(await link_managers.network_manager(host_subject(host, tmp_path, root=tmp_path)))
+    assert (found.verdict, bridge in found.why) == (verdict, managed)
 
 
 @pytest.mark.parametrize(

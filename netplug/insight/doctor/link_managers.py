@@ -1,7 +1,7 @@
 """Checks of programs that take hold of links: NetworkManager, systemd-networkd, dhcpcd.
 
-They are asked nothing: their files say which links they would manage. A link that one of them manages loses addresses
-and routes that it does not know, or gets addresses that nobody wants.
+Their files say which links they would manage; NetworkManager also tells by D-Bus. A link that one of them manages loses
+addresses and routes that it does not know, or gets addresses that nobody wants.
 """
 
 import configparser
@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from netplug.insight.doctor.findings import Finding, ok, warning
+from netplug.drivers.naming import OURS
+from netplug.insight.doctor.findings import Finding, note, ok, warning
 from netplug.insight.doctor.subject import HostSubject
 from netplug.tasks.apart import apart
 
@@ -45,9 +46,14 @@ async def network_manager(host: HostSubject) -> Iterable[Finding]:
     """Find that NetworkManager would manage our links."""
     if not await _runs(host, "NetworkManager"):
         return [ok("NetworkManager does not run")]
-    taken = await apart(lambda: sorted(set(_LINKS) - set(_unmanaged(host.root))))
-    words = f"NetworkManager may take hold of links of netplug ({_shown(taken)}): no file tells it to leave them"
-    return [warning(words, _NM_MEND)] if taken else []
+    ours = [link.name for link in (await host.kernel.facts()).links if link.name.startswith(OURS)]
+    told = await host.kernel.inspection.managed(ours)
+    if has := sorted(link for link, managed in (told or {}).items() if managed):
+        return [warning(f"NetworkManager manages links of netplug: {', '.join(has[:3])}", _NM_MEND)]
+    open_to = await apart(lambda: sorted(set(_LINKS) - set(_unmanaged(host.root))))
+    words = f"no file tells NetworkManager to leave links of netplug alone ({_shown(open_to)})"
+    words += ", and it manages none of them" if told else "; it usually does"
+    return [note(words, _NM_MEND)] if open_to else []
 
 
 def _unmanaged(root: Path) -> Iterator[str]:

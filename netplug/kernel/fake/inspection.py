@@ -21,6 +21,7 @@ class Health:
     programs: tuple[Program, ...] = ()
     descriptors: Descriptors = field(default_factory=lambda: Descriptors(40, 65536))
     counters: dict[str, int] = field(default_factory=dict)
+    managed: dict[str, bool] | None = None
     offloads: dict[str, Offloads] = field(default_factory=dict)
 
 
@@ -75,6 +76,11 @@ class FakeInspection:
     def counters(self) -> Mapping[str, int]:
         """Return made-up counters."""
         return self._health.counters
+
+    async def managed(self, links: Collection[str]) -> Mapping[str, bool] | None:
+        """Return what tests let NetworkManager say of them."""
+        told = self._health.managed
+        return None if told is None else {link: told[link] for link in links if link in told}
 
     def offloads(self, link: str) -> Offloads:
         """Return what tests have given a link."""

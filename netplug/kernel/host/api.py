@@ -79,7 +79,10 @@ class Offloads:
 
 
 class Inspection(Protocol):
-    """Tells what the kernel of this host is like. Changes nothing that stays. All methods block for milliseconds."""
+    """Tells what the kernel of this host is like. Changes nothing that stays.
+
+    Methods that are not async block for milliseconds.
+    """
 
     def release(self) -> str:
         """Return the kernel's release, such as "6.1.0-18-amd64"."""
@@ -101,6 +104,12 @@ class Inspection(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Return the counters of IP, TCP and UDP of this network namespace, such as "Tcp.InCsumErrors" (RFC 4022)."""
+
+    async def managed(self, links: Collection[str]) -> Mapping[str, bool] | None:
+        """Return which links NetworkManager manages itself, as it tells by D-Bus; None if it cannot be asked.
+
+        Links that it does not know are missing.
+        """
 
     def offloads(self, link: str) -> Offloads:
         """Return what a link leaves to its device; nothing if it tells nothing of it."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from netplug.drivers.steps import Proto
-from netplug.kernel.host import capabilities, offloads, port_holders
+from netplug.kernel.host import capabilities, network_manager, offloads, port_holders
 from netplug.kernel.host.api import Descriptors, Holder, Offloads, Program
 from netplug.kernel.host.sysctl import ROOT
 
@@ -53,6 +53,10 @@ class HostInspection:
             for names, values in zip(lines[::2], lines[1::2], strict=True)
             for name, value in zip(names[1:], values[1:], strict=True)
         }
+
+    async def managed(self, links: Collection[str]) -> Mapping[str, bool] | None:
+        """Return which links NetworkManager manages itself."""
+        return await network_manager.manages(links)
 
     def offloads(self, link: str) -> Offloads:
         """Return what a link leaves to its device."""
