@@ -310,7 +310,9 @@ def test_drops_are_shown_with_their_rules(netplug: Netplug) -> None:
                 rf" out .* → {gateway}:99  TCP 74  SYN .* dropped by nft inet own output, in its sandbox: .*drop\n"
             )
             one.exec("sh", "-c", f"busybox ping -c 1 -W 1 -I 10.66.0.1 {other.addresses[0]} || true")
-            capture.shows(r" out 10\.66\.0\.1 → .* dropped by nft bridge netplug other_ipv4, on the host: drop\n")
+            capture.shows(
+                r" out 10\.66\.0\.1 → .* dropped by nft bridge netplug other_ipv4, on the host: drop \(anti-spoofing: "
+            )
             capture.end()
         assert other.addresses[0] not in "".join(line for line in capture.lines if "foreign" in line)
         assert "np-probe" not in netplug.host.output("nft", "list", "tables")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -10,9 +11,6 @@ from typing import Any
 
 import dnslib
 import pytest
-
-pytest.importorskip("scapy")
-
 from scapy.layers.dns import DNS, DNSQR, DNSRR
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
@@ -29,11 +27,14 @@ from scapy.utils import PcapNgReader
 
 from netplug.cli import CliError
 from netplug.cli.capture import _chosen, _with_names
+from netplug.drivers import tables
 from netplug.insight.capture.dns import Pairs
 from netplug.insight.capture.packets import summary
 from netplug.insight.capture.pcapng import Writer
+from netplug.insight.capture.rules import PURPOSES, described, purpose
 from netplug.kernel.host.socket_filters import Instruction
 from netplug.kernel.probes import filter_language, libpcap
+from netplug.kernel.probes.api import Rule
 from netplug.kernel.probes.capture import Packet
 from netplug.kernel.probes.capture_worker import MOST_ANSWER_BYTES, MOST_PACKETS, Kept
 
@@ -289,6 +290,25 @@ def test_answers_come_to_their_questions() -> None:
     (found,) = pairs.unanswered(2_100_000_001)
     assert found.line == f"{client}  A gone.blue: no answer  in 2.1 s, from {server}"
     assert list(pairs.take(0, client, server, b"nonsense" * 5)) == []
+
+
+# Rules
+
+
+def test_rules_are_described_with_what_ours_are_for() -> None:
+    rule = Rule("", "nft", "bridge", "netplug", "other_ipv4", "drop", "drop", 7)
+    assert described(rule) == f"nft bridge netplug other_ipv4, on the host: drop ({purpose(rule)})"
+    assert purpose(rule).startswith("anti-spoofing")
+    inside = Rule("/run/netns/c", "nft", "inet", "netplug", "ingress", "drop", "", 9)
+    assert described(inside) == "nft inet netplug ingress, in its sandbox: rule 9"
+    foreign = Rule("", "iptables-nft", "ip", "filter", "DOCKER-USER", "drop", "-A DOCKER-USER -j DROP", 3)
+    assert described(foreign) == "iptables-nft ip filter DOCKER-USER, on the host: -A DOCKER-USER -j DROP"
+
+
+def test_chains_whose_purpose_is_told_are_there_and_drop() -> None:
+    chains = re.findall(r"^chain (\w+) \{\n(.*?)^\}", tables.text("networks"), re.DOTALL | re.MULTILINE)
+    dropping = {name for name, body in chains if re.search(r"\b(drop|reject)\b", body)}
+    assert set(PURPOSES) <= dropping
 
 
 # For other hosts

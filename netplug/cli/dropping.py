@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from netplug.cli import NO, USAGE, CliError
 from netplug.cli.capturing import TURN_S, Event, Source
+from netplug.insight.capture.rules import described
 from netplug.kernel.probes.capture import Packet, Place
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Dropping:
             select.select(sockets, (), (), min(TURN_S, max(self._end - time.monotonic(), 0)))
             for source, trace in self._traces:
                 for drop in trace.read():
-                    self.rule = drop.rule
+                    self.rule = described(drop.rule)
                     source.seen += 1
                     yield source, Packet(time.time_ns(), drop.sent, _length(drop.frame), drop.frame)
             yield None

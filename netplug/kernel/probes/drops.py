@@ -15,6 +15,7 @@ from netplug.kernel.netlink import nf_tables as nft
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import Netlink
 from netplug.kernel.probes import places, rule_texts
+from netplug.kernel.probes.api import Rule
 from netplug.kernel.probes.capture import Place
 from netplug.kernel.probes.errors import ProbeError
 from netplug.kernel.probes.rule_trace import PREFIX, Event, Tracer, compare, load, of_family, set_trace, table
@@ -29,11 +30,11 @@ _ADDRESSES = {4: (12, 16), 6: (8, 24)}
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A packet that was dropped. `frame`: its headers; `rule`: family, table, chain, and the rule as nft prints it."""
+    """A packet that was dropped. `frame`: its headers."""
 
     sent: bool
     frame: bytes
-    rule: str
+    rule: Rule
 
 
 @dataclass(slots=True)
@@ -113,7 +114,7 @@ class Drops:
             return True
         return not event.netns and self._link != 0 and event.links[0] == self._link
 
-    def _rule(self, event: Event) -> str:
+    def _rule(self, event: Event) -> Rule:
         at = event.netns, event.family, event.table, event.chain
         chain = self._chains.get(at)
         if chain is None or (event.handle and event.handle not in chain.rules):
@@ -121,10 +122,8 @@ class Drops:
                 chain = self._chains[at] = rule_texts.read(*at)
         words = f"policy {event.verdict}"
         if event.handle:
-            words = (chain.rules.get(event.handle) if chain else "") or f"rule {event.handle}"
-        where = "in its sandbox" if event.netns else "on the host"
-        flavour = chain.flavour if chain else "nft"
-        return f"{flavour} {event.family} {event.table} {event.chain}, {where}: {words}"
+            words = chain.rules.get(event.handle, "") if chain else ""
+        return Rule(event.netns, chain.flavour if chain else "nft", *at[1:], event.verdict, words, event.handle)
 
     def close(self) -> None:
         """End; the kernel takes the tables away."""
