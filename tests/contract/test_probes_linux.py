@@ -254,6 +254,16 @@ async def test_the_daemon_takes_no_notice_of_a_trace(hosts: Hosts) -> None:
             await commits.wait()
 
 
+@pytest.mark.parametrize("link", [False, True])
+async def test_a_datagram_for_the_port_of_tunnels_is_seen(hosts: Hosts, prober: Prober, *, link: bool) -> None:
+    """Whether UDP 4789 reaches a VTEP."""
+    if link:
+        run("ip", "-n", hosts.server, "link", "add", "vx", "up", "type", "vxlan", "id", "42", "dstport", "4789")
+    report = await prober.run(hosts.job(Kind.UDP, port=4789))
+    assert set(seen(report, What.UDP)) == {"client", "bridge", "cable", "server"}
+    assert bool(report.reply) is not link
+
+
 async def test_jobs_of_one_mark_follow_each_other(hosts: Hosts, prober: Prober) -> None:
     job = hosts.job(Kind.UDP)
     for _ in range(5):

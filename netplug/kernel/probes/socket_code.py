@@ -121,31 +121,35 @@ def _transport(code: _Code, name: str, start: int, job: Job, word: Word, *, nest
     else:
         code.add(RETURN, 0)
     code.label(f"{name}-udp")
+    # Before tunnels: a datagram of ours may be for the port of one.
+    if job.flow.kind in {Kind.UDP, Kind.DNS}:
+        _word(code, f"{name}-udp", start + 8, word)
+    if job.flow.kind is Kind.UDP:
+        ports = range(first_port(job), first_port(job) + job.repeat)
+        code.add(LOAD_HALF + _AT_X, start + 2)
+        code.add(_AT_LEAST, ports.start, f"{name}-from", f"{name}-other")
+        code.label(f"{name}-from")
+        code.add(_AT_LEAST, ports.stop, f"{name}-other", "pass")
+        code.label(f"{name}-other")
     if nested:
         code.add(LOAD_HALF + _AT_X, start + 2)
         for number, port in enumerate(tunnels_of(job)):
             code.add(EQUAL, port, "inner-start", f"{name}-port-{number}")
             code.label(f"{name}-port-{number}")
-    if job.flow.kind is Kind.UDP:
-        ports = range(first_port(job), first_port(job) + job.repeat)
-        code.add(LOAD_HALF + _AT_X, start + 2)
-        code.add(_AT_LEAST, ports.start, f"{name}-from", f"{name}-word")
-        code.label(f"{name}-from")
-        code.add(_AT_LEAST, ports.stop, f"{name}-word", "pass")
-        code.label(f"{name}-word")
-    if job.flow.kind in {Kind.UDP, Kind.DNS}:
-        _words(code, f"{name}-udp", start, (8,), word)
-    else:
-        code.add(RETURN, 0)
+    code.add(RETURN, 0)
 
 
 def _words(code: _Code, name: str, start: int, offsets: Sequence[int], word: Word) -> None:
     for offset in offsets:
-        code.add(LOAD + _AT_X, start + offset)
-        code.add(AND, word.mask)
-        code.add(EQUAL, word.value, "pass", f"{name}-{offset}")
-        code.label(f"{name}-{offset}")
+        _word(code, f"{name}-{offset}", start + offset, word)
     code.add(RETURN, 0)
+
+
+def _word(code: _Code, name: str, at: int, word: Word) -> None:
+    code.add(LOAD + _AT_X, at)
+    code.add(AND, word.mask)
+    code.add(EQUAL, word.value, "pass", f"{name}-no-word")
+    code.label(f"{name}-no-word")
 
 
 def _end(code: _Code) -> None:
