@@ -9,6 +9,7 @@ from living import Living, living, until
 from test_cli import Cli
 
 from netplug.cli import NO, UNREACHABLE
+from netplug.cluster.host_happenings import FORGOTTEN, STOPPED
 
 pytestmark = [needs_etcd, pytest.mark.own_etcd]
 
@@ -68,6 +69,10 @@ def test_what_a_dead_host_had_is_free_when_it_is_forgotten(
     assert [key for key in etcd.records("") if ident in key] == [f"cluster/marks/{ident}"]
     assert "there is no host 'host-2' (there are host-1)" in cli("host", "forget", "host-2", code=NO)
     assert cli.json("ipam", "audit") == []
+    left = [STOPPED, FORGOTTEN]
+    until(
+        lambda: [it["cause"] for it in one.client.get("events", kind="host.left")["events"]] == left, "told as events"
+    )
     moved = attach(one, "lab2", addresses=["10.224.0.50"])
     # Back it finds out that somebody else has its address, and does not fight.
     back = hosts.start(2)

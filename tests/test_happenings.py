@@ -8,6 +8,7 @@ from engine_host import END, NET, Host, tcp
 from netplug.drivers.steps import Veth
 from netplug.engine.happenings import Happening, Kind, because
 from netplug.engine.network_updates import NetworkChange
+from netplug.engine.quarantine import unusable
 from netplug.engine.records import Description, FrontEnd
 from netplug.errors import NetplugError
 from netplug.tasks.request import current
@@ -58,8 +59,8 @@ async def test_a_container_s_life_is_told_step_by_step(host: Host) -> None:
 
 
 async def test_a_start_tells_nothing_of_what_it_loads(host: Host) -> None:
-    await host.cli_network()
-    await host.attach()
+    await host.cli_network("10.1.0.0/24", "fd00:1::/64")
+    await host.attach(ports=(tcp(8080),))
     await host.kernel.close()
     host.live()
     told = listen(host)
@@ -140,3 +141,11 @@ async def test_a_fault_is_told_at_its_begin_and_its_end(host: Host) -> None:
     host.engine.supervisor._failed("dns", NetplugError("unavailable", "no"))
     host.engine.supervisor._succeeded("dns")
     assert [(str(it.kind), it.what) for it in told] == [("fault.found", "fails: no"), ("fault.over", "fails: no")]
+
+
+async def test_a_record_that_cannot_be_used_is_told_until_it_is_gone(host: Host) -> None:
+    told = listen(host)
+    host.engine.quarantine.replace("networks/", unusable("networks/0a1b", {}, "another version wrote it"))
+    host.engine.quarantine.replace("networks/", {})
+    assert kinds(told) == ["quarantine.begun", "quarantine.over"]
+    assert "another version wrote it" in told[0].what

@@ -244,7 +244,7 @@ class Cluster:
 
     async def run(self) -> None:
         """Take part in the cluster until cancelled."""
-        begin_work_of("cluster")
+        begin_work_of("cluster", "what the shared store says")
         keep = self._engine.supervisor.keep
         tasks = {"underlay": self._underlay.run, "view": self.view.follow, "membership": self.membership.run}
         tasks |= {"barrier": self.barrier.run, "recovery": self._recovery.run, "timer": self._dispatch}
