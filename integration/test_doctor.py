@@ -25,7 +25,7 @@ from harness import (
 )
 from harness.cluster import Cluster, cluster, needs_etcd
 from harness.environment import ENVIRONMENTS, Environment
-from harness.netplugd import COMMAND
+from harness.netplugd import COMMAND, RUN_DIR
 from harness.traffic import bound
 
 from netplug.cli import NO, OK, UNREACHABLE
@@ -162,11 +162,17 @@ def test_pool_that_is_full(healthy: Netplug) -> None:
 
 def test_no_daemon_runs(healthy: Netplug) -> None:
     healthy.stop()
-    found = doctor(healthy, UNREACHABLE)
-    assert found[0]["check"] == "daemon"
-    assert found[0]["why"].startswith("no daemon answers at /run/netplug/netplug.sock")
-    assert "netplug serve" in found[0]["mend"]
-    assert {"kernel.features", "kernel.forwarding", "resources.disk"} <= {it["check"] for it in found[1:]}
+    first, *others = doctor(healthy, UNREACHABLE)
+    assert first["check"] == "daemon"
+    assert first["why"].startswith("no daemon answers at /run/netplug/netplug.sock")
+    assert "netplug serve" in first["mend"]
+    assert {"kernel.features", "kernel.forwarding", "resources.disk"} <= {it["check"] for it in others}
+    # It knows the networks by the records.
+    env = {"NETPLUG_RUN_DIR": RUN_DIR, "NETPLUG_STATE_DIR": str(healthy.state_dir)}
+    with sysctl(healthy.host, "net.ipv4.ip_forward", "0"):
+        said = healthy.host.run([str(COMMAND), "doctor", "--json"], check=False, env=env).stdout
+    (found,) = [it for it in json.loads(said)["findings"] if it["check"] == "kernel.forwarding"]
+    assert (found["verdict"], NET in found["why"]) == ("failure", True)
     healthy.start()
     quiet(healthy)
 

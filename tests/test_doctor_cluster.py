@@ -1,9 +1,11 @@
 """The doctor's checks of etcd and of the other hosts, with a real etcd and real daemons."""
 
+import asyncio
 import base64
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -12,11 +14,13 @@ import pytest
 from clustered import Hosts
 from doctor_host import name_server
 from etcd_server import Member, needs_etcd
-from living import Living
+from living import Living, settings_in
 from test_cluster_questions import answers, id_of, meet
 
 from netplug.drivers.codec import JsonObject
-from netplug.insight.doctor import certificates
+from netplug.insight.doctor import certificates, stores
+from netplug.insight.doctor.subject import HostSubject, OneLook
+from netplug.kernel.fake.kernel import FakeKernel
 
 pytestmark = needs_etcd
 
@@ -92,6 +96,43 @@ def test_daemon_too_old_to_be_asked(two: tuple[Living, Living]) -> None:
     two[1].do_and_get(forget)
     ((verdict, why),) = found(two[0], "cluster.versions")
     assert (verdict, "cannot answer a question of kind 'facts'" in why) == ("warning", True)
+
+
+@asynccontextmanager
+async def slow(host: str, delay_s: float) -> AsyncIterator[str]:
+    """Hand on connections to etcd, with a delay; yield the address."""
+
+    async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
+        while data := await reader.read(65536):
+            await asyncio.sleep(delay_s)
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name, _, port = host.rpartition(":")
+        there = await asyncio.open_connection(name, int(port))
+        await asyncio.gather(hand_on(reader, there[1], delay_s), hand_on(there[0], writer, 0))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"etcd://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_etcd_that_is_slow(tmp_path: Path, etcd: Member) -> None:
+    async with slow(etcd.host, 0.15) as store:
+        settings = settings_in(tmp_path, store=store, vtep="192.0.2.1")
+        (found,) = await stores.shared(HostSubject(settings, OneLook(FakeKernel())))
+    assert (found.verdict, "each start of a container" in found.why) == ("warning", True)
+
+
+@pytest.mark.own_etcd
+def test_etcd_that_is_full(hosts: Hosts, etcd: Member) -> None:
+    host = hosts.start(1)
+    etcd.refuse()
+    ((verdict, why),) = found(host, "store.shared")
+    assert (verdict, "NOSPACE" in why) == ("failure", True)
+    etcd.refuse(full=False)
+    assert [it[0] for it in found(host, "store.shared")] == ["ok"]
 
 
 @pytest.mark.own_etcd

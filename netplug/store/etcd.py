@@ -14,6 +14,7 @@ import itertools
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 
 from .access import EtcdAccess
 from .api import Compare, Delete, Event, Put, Record, StoreError
@@ -31,6 +32,15 @@ PAGE = 500  # records per answer: about 250 KB
 _RANGE = "/v3/kv/range"
 _TXN = "/v3/kv/txn"
 _RANGE_TRIES = 5  # a compaction between two pages makes a range start again; compactions are minutes apart
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdStatus:
+    """What a member says of itself. `errors`: such as "NOSPACE", while it refuses to write."""
+
+    version: str
+    size_bytes: int
+    errors: tuple[str, ...] = ()
 
 
 class EtcdStore:
@@ -200,6 +210,17 @@ class EtcdStore:
     async def reconnect(self) -> None:
         """Replace all connections, as this host's address has changed. Pending calls and watches go on."""
         await self._gateway.reconnect()
+
+    async def status(self) -> EtcdStatus:
+        """Return what the member that answers says of itself.
+
+        Raises:
+            StoreError: it does not answer, or refuses.
+        """
+        found = await self._gateway.call("/v3/maintenance/status", {})
+        errors = found.get("errors")
+        names = tuple(map(str, errors)) if isinstance(errors, list) else ()
+        return EtcdStatus(str(found.get("version", "")), int(str(found.get("dbSize", 0))), names)
 
     async def close(self) -> None:
         """Finish pending calls and close the connections. A second call does nothing."""

@@ -19,6 +19,7 @@ class InspectionSuite:
         assert inspection.holders(Proto.UDP, 9) == ()
         assert inspection.programs({"no-such-program"}) == ()
         assert inspection.offloads("no-such-link") == Offloads()
+        assert not await inspection.managed({"no-such-link"})
         assert 0 < inspection.descriptors().open < inspection.descriptors().limit
 
     async def test_sysctl_is_as_a_step_wrote_it(self, kernel: HostKernel) -> None:

@@ -82,7 +82,8 @@ def _answers(server: Server) -> bool:
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.settimeout(_ANSWER_S / _TRIES)
-            sock.connect((str(server.address), server.port))
+            scope = f"%{server.scope}" if server.scope else ""
+            sock.connect((f"{server.address}{scope}", server.port))
             for _ in range(_TRIES):
                 sock.send(question)
                 try:

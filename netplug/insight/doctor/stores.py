@@ -1,6 +1,7 @@
 """Checks of the stores: that of this host, and etcd, which hosts share."""
 
 import asyncio
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,7 +20,10 @@ from netplug.tasks.apart import apart
 
 if TYPE_CHECKING:
     from netplug.insight.insight import Subject
+    from netplug.store.etcd import EtcdStatus
 
+OLDEST = (3, 4)
+"""Of etcd."""
 _ASKED = 3
 _SLOW_S = 0.1
 _DEADLINE_S = 1.2
@@ -56,29 +60,37 @@ async def shared(host: HostSubject) -> Iterable[Finding]:
 async def _endpoint(access: EtcdAccess, endpoint: str) -> Finding:
     mend = f"etcdctl --endpoints={endpoint} endpoint health, on this host; systemctl status etcd, there"
     try:
-        times = await asyncio.wait_for(_times(replace(access, endpoints=(endpoint,))), _DEADLINE_S)
+        async with asyncio.timeout(_DEADLINE_S):
+            took_s, status = await _asked(replace(access, endpoints=(endpoint,)))
     except TimeoutError:
         return failure(f"etcd at {endpoint} does not answer within {_DEADLINE_S:g} s", mend)
     except StoreError as exc:
         return failure(f"etcd at {endpoint}: {exc}", mend)
-    words = f"etcd at {endpoint} answers in {_ms(median(times))}"
-    if median(times) > _SLOW_S:
+    words = f"etcd {status.version} at {endpoint} answers in {_ms(took_s)}"
+    if status.errors:
+        mend = f"etcdctl --endpoints={endpoint} compact and defrag, then alarm disarm (etcd's maintenance guide)"
+        errors, size = ", ".join(status.errors), status.size_bytes >> 20
+        return failure(f"etcd at {endpoint} ({size} MB) reports {errors}: it takes no changes", mend)
+    if tuple(map(int, re.findall(r"\d+", status.version)[:2])) < OLDEST:
+        return warning(f"{words}; netplug needs {'.'.join(map(str, OLDEST))} or later", "upgrade etcd")
+    if took_s > _SLOW_S:
         return warning(f"{words}: each start of a container in a cluster network waits for that", mend)
     return ok(words)
 
 
-async def _times(access: EtcdAccess) -> list[float]:
-    """Return how long etcd takes for each of some reads, each through the whole cluster (linearizable)."""
+async def _asked(access: EtcdAccess) -> tuple[float, "EtcdStatus"]:
+    """Return how long etcd takes for a read, through the whole cluster (linearizable), and what it says of itself."""
     from netplug.store.etcd import EtcdStore  # noqa: PLC0415 - aiohttp takes 0.3 s, and few hosts need it
 
     store = await EtcdStore.open(access, deadline_s=_DEADLINE_S, attempt_s=_DEADLINE_S)
     try:
+        await store.check()  # also connects
         times = []
         for _ in range(_ASKED):
             began = time.monotonic()
             await store.check()
             times.append(time.monotonic() - began)
-        return times[1:]  # the first also connects
+        return median(times), await store.status()
     finally:
         await store.close()
 
