@@ -48,7 +48,10 @@ class Endpoint(BaseModel):
 
 
 class Container(BaseModel):
-    """`key`: unique in a graph. `id`: of the runtime, if it has told."""
+    """`key`: unique in a graph. `id`: of the runtime, if it has told.
+
+    A namespace on another host that no runtime made has no id, so there each of its endpoints counts as a container.
+    """
 
     key: str
     name: str
