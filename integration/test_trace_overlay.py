@@ -131,6 +131,7 @@ def _healthy(answer: dict[str, Any]) -> None:
     names = [hop["hop"] for hop in answer["hops"]]
     stations = ["source", "port-in", "tunnel-out", "uplink-out", "far-uplink", "far-tunnel", "far-port", "destination"]
     assert [it for it in names if it in stations] == stations, shown(answer)
+    assert None not in [hop["ms"] for hop in answer["hops"] if hop["hop"] in stations], shown(answer)
     assert answer["seconds"] < HEALTHY_S, shown(answer)
 
 
@@ -401,10 +402,10 @@ def test_the_document_lists_the_faults() -> None:
 
 @pytest.fixture(scope="module")
 def over_ipv6() -> Iterator[tuple[Cluster, Namespace, Namespace]]:
-    """A cluster whose hosts reach each other by IPv6."""
+    """A cluster whose hosts reach each other by IPv6, and a network that uses another UDP port than the usual one."""
     with (
         cluster(2, family=6) as it,
-        it.network("green", "--subnet", "10.90.8.0/24") as net,
+        it.network("green", "--subnet", "10.90.8.0/24", "-o", "vxlan_port=5789") as net,
         it.station(it.members[0], net, "--name", "here") as here,
         it.station(it.members[1], net, "--name", "there") as there,
     ):

@@ -130,9 +130,11 @@ class FarSide:
         posts = tuple(Post(it.name, endpoint.sandbox if it.sandbox else HOST, it.link) for it in answer.seats)
         places = (HOST, endpoint.sandbox)
         wait_ms = round(request.seconds * 1000)
-        job = Job(request.flow, request.mark, None, posts, places, places, wait_ms=wait_ms, also=(request.vtep,))
+        ports = (answer.tunnel.port,) if answer.tunnel else ()
+        common = Job(request.flow, request.mark, None, posts, wait_ms=wait_ms, vxlan_ports=ports)
+        job = replace(common, traces=places, legacy=places, also=(request.vtep,))
         flow = request.large or request.flow
-        large = Job(flow, request.mark, None, posts, wait_ms=wait_ms, drops=False)
+        large = replace(common, flow=flow, drops=False)
         async with prober.watch(job) as watching, AsyncExitStack() as stack:
             second = await stack.enter_async_context(prober.watch(large)) if flow.kind != request.flow.kind else None
             if not watch.ready.done():

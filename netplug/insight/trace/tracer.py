@@ -182,6 +182,7 @@ class Tracer:
             repeat=repeat,
             wait_ms=wait_ms,
             also=tuple(also),
+            vxlan_ports=(case.stretched.near.port,) if case.stretched else (),
         )
 
     @staticmethod
