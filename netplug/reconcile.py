@@ -332,7 +332,8 @@ class Reconciler:
             await changes.wait()
             await asyncio.sleep(SETTLE_S)
             changes.clear()
-            await self._engine.supervisor.attempt("host", self._follow_host())
+            with because("addresses or links of the host changed"):
+                await self._engine.supervisor.attempt("host", self._follow_host())
             await asyncio.sleep(self._engine.base_plan.rest_s())
 
     async def _follow_host(self) -> None:

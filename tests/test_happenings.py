@@ -82,13 +82,23 @@ async def test_what_a_start_repairs_is_one_event(host: Host) -> None:
     assert "missing" in it.what
 
 
-async def test_a_change_that_only_the_plan_shows_is_not_told(host: Host) -> None:
+async def test_a_record_that_is_written_again_is_not_told(host: Host) -> None:
     record = await host.cli_network()
     told = listen(host)
     await host.engine.registry.save(record)
     assert told == []
     await host.engine.network_updates.update("blue", NetworkChange(options={"icc": "false"}))
     assert [(str(it.kind), it.what) for it in told] == [("network.updated", "icc false")]
+
+
+async def test_a_network_that_follows_the_host_is_told(host: Host) -> None:
+    await host.see(mtu=1500, uplink="eth0")
+    await host.cli_network()
+    told = listen(host)
+    await host.see(mtu=1400)
+    await host.reconciler._follow_host()
+    (it,) = told
+    assert (it.kind, it.object, it.what) == (Kind.NETWORK_UPDATED, "network blue", "1 object in the kernel changed")
 
 
 async def test_a_request_gives_its_id_its_asker_and_its_verb(host: Host) -> None:

@@ -48,7 +48,7 @@ MEANING = {
     Kind.DAEMON_STARTED: "the daemon has reconciled the kernel with its records, and serves requests",
     Kind.DAEMON_STOPPED: "the daemon was asked to stop; traffic continues",
     Kind.NETWORK_CREATED: "a network was created on this host",
-    Kind.NETWORK_UPDATED: "its name, options, labels or owner changed",
+    Kind.NETWORK_UPDATED: "its name, options, labels or owner changed, or its objects in the kernel followed the host",
     Kind.NETWORK_REMOVED: "a network was removed from this host",
     Kind.ENDPOINT_CREATED: "a container or namespace got its link and addresses",
     Kind.ENDPOINT_UPDATED: "its name, aliases, addresses or health became known or changed, or it left its sandbox",

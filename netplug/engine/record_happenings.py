@@ -37,7 +37,7 @@ class RecordHappenings:
         if before is None:
             kind, what = Kind.NETWORK_CREATED, _network_words(record)
         elif after is not None:
-            kind, what = Kind.NETWORK_UPDATED, _network_changes(before, after)
+            kind, what = Kind.NETWORK_UPDATED, _network_changes(before, after) or _plan_changes(before, after)
             if not what:
                 return
         net = record.network
@@ -80,7 +80,7 @@ def _network_words(record: NetworkRecord) -> str:
 
 
 def _network_changes(before: NetworkRecord, after: NetworkRecord) -> str:
-    """Return what a user sees of a change; empty if it is in the plan alone."""
+    """Return what a user asked for; empty if the plan alone changed."""
     found = []
     if before.network.name != after.network.name:
         found.append(f"was called {before.network.name}")
@@ -93,6 +93,12 @@ def _network_changes(before: NetworkRecord, after: NetworkRecord) -> str:
     if before.front_end is not after.front_end:
         found.append(f"belongs to {after.front_end}")
     return ", ".join(found)
+
+
+def _plan_changes(before: NetworkRecord, after: NetworkRecord) -> str:
+    """Return how many objects in the kernel follow the host, another version or another option."""
+    count = len({step.key for step in {*before.plan} ^ {*after.plan}})
+    return f"{count} object{'s' if count > 1 else ''} in the kernel changed" if count else ""
 
 
 def _endpoint_changes(before: EndpointRecord, after: EndpointRecord) -> str:
