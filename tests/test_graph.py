@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from clustered import Hosts, apart, attach, create, has, reaches
-from etcd_server import needs_etcd
+from etcd_server import Member, needs_etcd
 from living import Living, living
 from test_cli import Cli
 
@@ -101,6 +101,22 @@ def test_all_forms_are_the_same_each_time_and_exclude_each_other(cli: Cli) -> No
     for form in ("--mermaid", "--dot", "--svg"):
         assert cli("graph", form) == cli("graph", form)
     assert "exclude each other" in cli("graph", "--dot", "--svg", code=USAGE)
+
+
+@needs_etcd
+@pytest.mark.own_etcd
+def test_without_the_store_it_has_what_this_host_knows(
+    hosts: Hosts, etcd: Member, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = hosts.start(1)
+    create(one, subnets=apart())
+    attach(one, name="web")
+    etcd.stop()
+    cli = Cli(one.settings.run_dir, capsys)
+    found = cli.json("graph")
+    assert [host["name"] for host in found["hosts"]] == ["host-1"]
+    assert [container["name"] for container in found["containers"]] == ["web"]
+    assert "hosts are not shown: " in found["note"]
 
 
 @needs_etcd

@@ -5,6 +5,7 @@ read, no longer, and what they write wrongly is no line of the log.
 """
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -22,6 +23,11 @@ CONNECTIONS = 96
 """At a time: a browser opens six."""
 PATIENCE_S = 10.0
 """How long a connection may lack a whole request, or not read an answer."""
+
+_HINTS = {
+    errno.EADDRINUSE: "ss -ltnp 'sport = :{port}' shows who does",
+    errno.EADDRNOTAVAIL: "ip address shows those of this host",
+}
 
 _quiet = logging.getLogger("netplug.tcp.protocol")
 _quiet.setLevel(logging.CRITICAL)
@@ -87,5 +93,6 @@ def _listening(address: IPv4Address | IPv6Address, port: int) -> socket.socket:
         sock.close()
         where = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
         reason = (exc.strerror or str(exc)).lower()
-        raise NetplugError("unavailable", f"cannot listen on {where}: {reason}") from exc
+        hint = _HINTS.get(exc.errno or 0, "").format(port=port)
+        raise NetplugError("unavailable", f"cannot listen on {where}: {reason}", hint=hint) from exc
     return sock
