@@ -1,11 +1,13 @@
 """The doctor's checks of etcd and of the other hosts, with a real etcd and real daemons."""
 
-import asyncio
 import base64
+import select
+import socket
 import subprocess
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -98,28 +100,37 @@ def test_daemon_too_old_to_be_asked(two: tuple[Living, Living]) -> None:
     assert (verdict, "cannot answer a question of kind 'facts'" in why) == ("warning", True)
 
 
-@asynccontextmanager
-async def slow(host: str, delay_s: float) -> AsyncIterator[str]:
-    """Hand on connections to etcd, with a delay; yield the address."""
+@contextmanager
+def slow(host: str, delay_s: float) -> Iterator[str]:
+    """Hand on one connection after the other to etcd, its answers with a delay; yield the address."""
+    name, _, port = host.rpartition(":")
 
-    async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
-        while data := await reader.read(65536):
-            await asyncio.sleep(delay_s)
-            writer.write(data)
-        writer.close()
+    def serve() -> None:
+        with suppress(OSError):  # it is shut down
+            while True:
+                near, _ = listening.accept()
+                with near, socket.create_connection((name, int(port))) as far, suppress(ConnectionError):
+                    hand_on(near, far)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        name, _, port = host.rpartition(":")
-        there = await asyncio.open_connection(name, int(port))
-        await asyncio.gather(hand_on(reader, there[1], delay_s), hand_on(there[0], writer, 0))
+    def hand_on(near: socket.socket, far: socket.socket) -> None:
+        while ready := select.select([near, far], [], [])[0]:
+            for one in ready:
+                if not (data := one.recv(65536)):
+                    return
+                if one is far:
+                    time.sleep(delay_s)
+                (near if one is far else far).sendall(data)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"etcd://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"etcd://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 async def test_etcd_that_is_slow(tmp_path: Path, etcd: Member) -> None:
-    async with slow(etcd.host, 0.15) as store:
+    with slow(etcd.host, 0.12) as store:
         settings = settings_in(tmp_path, store=store, vtep="192.0.2.1")
         (found,) = await stores.shared(HostSubject(settings, OneLook(FakeKernel())))
     assert (found.verdict, "each start of a container" in found.why) == ("warning", True)

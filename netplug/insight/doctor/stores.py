@@ -59,38 +59,43 @@ async def shared(host: HostSubject) -> Iterable[Finding]:
 
 async def _endpoint(access: EtcdAccess, endpoint: str) -> Finding:
     mend = f"etcdctl --endpoints={endpoint} endpoint health, on this host; systemctl status etcd, there"
+    took_s: list[float] = []
+    status = None
     try:
         async with asyncio.timeout(_DEADLINE_S):
-            took_s, status = await _asked(replace(access, endpoints=(endpoint,)))
+            status = await _asked(replace(access, endpoints=(endpoint,)), took_s)
     except TimeoutError:
-        return failure(f"etcd at {endpoint} does not answer within {_DEADLINE_S:g} s", mend)
+        if not took_s:
+            return failure(f"etcd at {endpoint} does not answer within {_DEADLINE_S:g} s", mend)
     except StoreError as exc:
         return failure(f"etcd at {endpoint}: {exc}", mend)
-    words = f"etcd {status.version} at {endpoint} answers in {_ms(took_s)}"
-    if status.errors:
+    words = f"etcd at {endpoint} answers in {_ms(median(took_s))}"
+    if status and status.errors:
         mend = f"etcdctl --endpoints={endpoint} compact and defrag, then alarm disarm (etcd's maintenance guide)"
         errors, size = ", ".join(status.errors), status.size_bytes >> 20
         return failure(f"etcd at {endpoint} ({size} MB) reports {errors}: it takes no changes", mend)
-    if tuple(map(int, re.findall(r"\d+", status.version)[:2])) < OLDEST:
-        return warning(f"{words}; netplug needs {'.'.join(map(str, OLDEST))} or later", "upgrade etcd")
-    if took_s > _SLOW_S:
+    if status and tuple(map(int, re.findall(r"\d+", status.version)[:2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        return warning(
+            f"etcd at {endpoint} is of version {status.version}; netplug needs {oldest} or later", "upgrade etcd"
+        )
+    if median(took_s) > _SLOW_S:
         return warning(f"{words}: each start of a container in a cluster network waits for that", mend)
     return ok(words)
 
 
-async def _asked(access: EtcdAccess) -> tuple[float, "EtcdStatus"]:
-    """Return how long etcd takes for a read, through the whole cluster (linearizable), and what it says of itself."""
+async def _asked(access: EtcdAccess, took_s: list[float]) -> "EtcdStatus":
+    """Measure how long etcd takes for some reads, through the whole cluster (linearizable), and return its status."""
     from netplug.store.etcd import EtcdStore  # noqa: PLC0415 - aiohttp takes 0.3 s, and few hosts need it
 
     store = await EtcdStore.open(access, deadline_s=_DEADLINE_S, attempt_s=_DEADLINE_S)
     try:
         await store.check()  # also connects
-        times = []
         for _ in range(_ASKED):
             began = time.monotonic()
             await store.check()
-            times.append(time.monotonic() - began)
-        return median(times), await store.status()
+            took_s.append(time.monotonic() - began)
+        return await store.status()
     finally:
         await store.close()
 
