@@ -7,7 +7,7 @@ import pytest
 from living import Living, living
 
 from netplug.cli import OK, USAGE, main
-from netplug.cli.top import rates
+from netplug.cli.top import rates, render
 from netplug.drivers.steps import Ifb, Macvlan, Veth
 from netplug.kernel.links.api import LinkCounters
 
@@ -103,6 +103,14 @@ def test_command_prints_tables_or_json(daemon: Living, blue: str, capsys: pytest
     assert list(found["endpoints"][0]["sent"]) == ways
     assert main([*command, "-n", "2"]) == OK
     assert capsys.readouterr().out.count("NETWORK") == 2
+
+
+def test_a_screen_shows_as_many_rows_as_fit() -> None:
+    rows = [row(str(it), it, 0) for it in range(40)]
+    found = rates({"at": 0.0, "endpoints": [], "dns": []}, {"at": 1.0, "endpoints": rows, "dns": []})
+    assert len(render(found).splitlines()) == 41
+    lines = render(found, 10).splitlines()
+    assert (len(lines), lines[-1]) == (12, "… and 30 more")
 
 
 @pytest.mark.parametrize("flags", [["--sort", "size"], ["-i", "0"], ["-n", "-1"]])

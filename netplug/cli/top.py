@@ -1,5 +1,6 @@
 """`netplug top`: who receives and sends how much."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ from netplug.cli.output import emit, emit_json, short, table
 _Row: TypeAlias = dict[str, Any]
 _FIRST_S = 1.0
 """Longest wait for the first rates: the screen shall not stay empty for a long interval."""
+_HEADINGS = 12
+"""Lines of headings, rules and blank lines of both tables."""
 _HOME = "\x1b[H\x1b[J"
 """Move to the top left, and clear the screen below (ECMA-48)."""
 
@@ -92,7 +95,7 @@ def _watch(client: Client, network: str, sort: str, interval: float, looks: int,
         if as_json:
             emit_json(found)
         else:
-            emit((_HOME if live else "") + render(found))
+            emit(_HOME + render(found, _rows_of_terminal(found)) if live else render(found))
         before, shown = now, shown + 1
 
 
@@ -119,13 +122,18 @@ def _with_rates(now: Mapping[str, int], before: Mapping[str, Any], seconds: floa
     return {**now, **{f"{key}_per_s": round(value / seconds, 1) for key, value in gained.items()}}
 
 
-def render(found: _Row) -> str:
-    """Return the tables."""
+def _rows_of_terminal(found: _Row) -> int:
+    """Return how many endpoints fit on the screen."""
+    return max(shutil.get_terminal_size().lines - _HEADINGS - len(found["dns"]), 1)
+
+
+def render(found: _Row, most: int = 0) -> str:
+    """Return the tables. `most`: of rows of endpoints; 0 for all."""
     if not found["endpoints"] and not found["dns"]:
         return "no endpoints on this host"
     columns = (
-        *("network", "name", "container", "in/s", "out/s", "packets in/s", "packets out/s"),
-        *("dropped in/s", "dropped out/s", "in", "out"),
+        *("network", "name", "container", "in/s", "out/s", "pkts in/s", "pkts out/s", "drops in/s", "drops out/s"),
+        *("in", "out"),
     )
     rows = [
         (
@@ -137,9 +145,11 @@ def render(found: _Row) -> str:
             *(number(_rate(row, way, "dropped")) for way in ("received", "sent")),
             *(amount(row[way]["bytes"]) for way in ("received", "sent")),
         )
-        for row in found["endpoints"]
+        for row in found["endpoints"][: most or None]
     ]
     parts = [table(columns, rows)]
+    if left := len(found["endpoints"]) - len(rows):
+        parts[0] += f"\n… and {left} more"
     if found["dns"]:
         asked = [
             (row["network"], number(row["queries_per_s"]), number(row["failed_per_s"]), str(row["queries"]))
