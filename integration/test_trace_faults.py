@@ -168,6 +168,9 @@ def iptables_nft(it: Scene) -> Iterator[tuple[str, str]]:
 def iptables_legacy(it: Scene) -> Iterator[tuple[str, str]]:
     with iptables(it, "iptables-legacy", "FORWARD", "-d", it.wire.right, "-j", "DROP"):
         yield "asker", f"outside={it.wire.right}"
+    # netplug's gate was among these rules too, and goes after the last of others.
+    it.netplug.client.post("repair")
+    wait_until(lambda: "NETPLUG" not in it.run("iptables-legacy-save"), 40, "the gate goes")
 
 
 @fault("DOCKER-USER")

@@ -33,7 +33,7 @@ def arrival(case: Case, found: Sequence[Finding]) -> Hop:
         return _echo(case, found)
     what = f"port {case.port}/{case.proto}"
     if case.destination.kind is Kind.OUTSIDE:
-        return _outside(case, what)
+        return _outside(case, what, found)
     listeners = listening(facts, case)
     if cause := _frozen(case, facts, listeners):
         return Hop("listener", where, what, Verdict.BROKEN, cause=cause)
@@ -90,7 +90,8 @@ def _stands_before(case: Case, found: Sequence[Finding]) -> Cause | None:
     drop = drops.dropping(case, back=False)
     if drop and drop.reason not in {"no_socket", "tcp_reset"}:
         return drops.cause(case, drop)
-    return next((it.cause for it in found if not it.station), None)
+    # A link may take a packet though it has no carrier any more: the kernel notices that up to a second later.
+    return next((it.cause for it in found if not it.station or it.cause.kind.startswith("link.")), None)
 
 
 def other_way(case: Case) -> Cause | None:
@@ -144,7 +145,7 @@ def _ignoring(case: Case) -> Cause:
     return Cause("no_answer", f"{place.name} does not answer the echo request")
 
 
-def _outside(case: Case, what: str) -> Hop:
+def _outside(case: Case, what: str, found: Sequence[Finding]) -> Hop:
     where = str(case.destination.address)
     if left(case):
         return Hop("listener", where, f"{what} answers")
@@ -156,5 +157,7 @@ def _outside(case: Case, what: str) -> Hop:
         return Hop("listener", where, what, Verdict.BROKEN, cause=Cause("unreachable", words))
     if case.proto == "udp":
         return Hop("listener", where, f"{what}: sent (no answer, which UDP need not give)")
+    if broken := next((it.cause for it in found if it.cause.kind.startswith("link.")), None):
+        return Hop("listener", where, what, Verdict.BROKEN, cause=broken)
     words = f"it left this host by {case.crossing.uplink}, and {where} does not answer"
     return Hop("listener", where, what, Verdict.BROKEN, cause=Cause("outside.silent", words))
