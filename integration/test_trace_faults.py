@@ -116,6 +116,11 @@ def nobody_listens(_: Scene) -> Iterator[tuple[str, str]]:
     yield "asker", "web:81"
 
 
+@fault("nobody listens, udp")
+def nobody_listens_udp(_: Scene) -> Iterator[tuple[str, str]]:
+    yield "asker", "web:81/udp"
+
+
 @fault("loopback")
 def loopback(_: Scene) -> Iterator[tuple[str, str]]:
     yield "asker", "web:82"
@@ -173,6 +178,34 @@ def iptables_legacy(it: Scene) -> Iterator[tuple[str, str]]:
     wait_until(lambda: "NETPLUG" not in it.run("iptables-legacy-save"), 40, "the gate goes")
 
 
+@fault("reject")
+def reject(it: Scene) -> Iterator[tuple[str, str]]:
+    match = ("-d", it.wire.right, "-p", "tcp", "--dport", "443")
+    with iptables(it, "iptables", "FORWARD", *match, "-j", "REJECT", "--reject-with", "tcp-reset"):
+        yield "asker", f"outside={it.wire.right}:443"
+
+
+@fault("policy")
+def policy(it: Scene) -> Iterator[tuple[str, str]]:
+    chain = "add chain inet foreign forward { type filter hook forward priority 10; policy drop; }"
+    with nft(it, chain, table="inet foreign"):
+        yield "asker", f"outside={it.wire.right}"
+
+
+@fault("host firewall")
+def host_firewall(it: Scene) -> Iterator[tuple[str, str]]:
+    with iptables(it, "iptables", "INPUT", "-p", "icmp", "-j", "DROP"):
+        yield "asker", "host"
+
+
+@fault("way back")
+def back(it: Scene) -> Iterator[tuple[str, str]]:
+    rule = f"add rule bridge foreign forward ip saddr {it.address(it.web)} tcp sport 80 drop"
+    chain = "add chain bridge foreign forward { type filter hook forward priority 0; }"
+    with nft(it, chain, rule, table="bridge foreign"):
+        yield "asker", "web:80"
+
+
 @fault("DOCKER-USER")
 def docker_user(it: Scene) -> Iterator[tuple[str, str]]:
     with iptables(it, "iptables", "DOCKER-USER", "-d", it.wire.right, "-j", "DROP"):
@@ -226,6 +259,14 @@ def by_green(it: Scene) -> Iterator[None]:
     assert gateway
     yield
     it.inside(it.both, "ip", "route", "del", it.wire.right)
+
+
+@fault("no default route, IPv6")
+def no_default_route_6(it: Scene) -> Iterator[tuple[str, str]]:
+    gateway = it.inside(it.asker, "ip", "-6", "route", "show", "default").split()[2]
+    it.inside(it.asker, "ip", "-6", "route", "del", "default")
+    yield "asker", f"outside={it.wire.right6}"
+    it.inside(it.asker, "ip", "-6", "route", "add", "default", "via", gateway)
 
 
 @fault("route by another network")

@@ -35,6 +35,12 @@ ROWS: dict[str, Row] = {
         "nobody listens on port 81/tcp in web; ports that are: …",
         "start the server in web, or ask for the port that it listens on",
     ),
+    "nobody listens, udp": Row(
+        "no process has the UDP port",
+        "listener.none",
+        "nobody listens on port 81/udp in web…",
+        "start the server in web, or ask for the port that it listens on",
+    ),
     "loopback": Row(
         "the server listens on 127.0.0.1 only",
         "listener.loopback",
@@ -71,6 +77,30 @@ ROWS: dict[str, Row] = {
         "a rule of others drops it (iptables-legacy: table ip filter, chain FORWARD): …",
         "iptables-legacy -D FORWARD …",
     ),
+    "reject": Row(
+        "a rule that refuses",
+        "rule.foreign",
+        "a rule of others rejects it (iptables-nft: table ip filter, chain FORWARD): …",
+        "iptables -D FORWARD … -j REJECT --reject-with tcp-reset",
+    ),
+    "policy": Row(
+        "a chain with policy drop",
+        "rule.foreign",
+        "a rule of others drops it (nft: table inet foreign, chain forward): policy drop",
+        "nft 'chain inet foreign forward { policy accept ; }'",
+    ),
+    "host firewall": Row(
+        "the firewall of the host drops what is for itself",
+        "rule.foreign",
+        "a rule of others drops it (iptables-nft: table ip filter, chain INPUT): …",
+        "iptables -D INPUT …",
+    ),
+    "way back": Row(
+        "a rule drops the answer",
+        "rule.foreign",
+        "a rule of others drops it (nft: table bridge foreign, chain forward): …",
+        "nft delete rule bridge foreign forward handle …",
+    ),
     "DOCKER-USER": Row(
         "a rule in DOCKER-USER",
         "rule.docker_user",
@@ -106,6 +136,12 @@ ROWS: dict[str, Row] = {
         "route.none",
         "asker has no default route of IPv4, so none to …",
         "nsenter --net=… ip route add default via …",
+    ),
+    "no default route, IPv6": Row(
+        "the container lost its default route of IPv6",
+        "route.none",
+        "asker has no default route of IPv6, so none to …",
+        "nsenter --net=… ip -6 route add default via …",
     ),
     "route by another network": Row(
         "the answer leaves by another network",
