@@ -9,6 +9,8 @@ import pytest
 
 LOADED = """
 import asyncio, sys
+from netplug import log
+log.configure()
 def loaded(*names):
     print(sorted(it for it in sys.modules if it in names or not names and it.partition(".")[0] == "pyroute2"))
 """
