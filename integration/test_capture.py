@@ -291,14 +291,15 @@ def top(netplug: Netplug, net: str) -> dict[str, dict[str, dict[str, float]]]:
 
 def test_drops_are_shown_with_their_rules(netplug: Netplug) -> None:
     foreign = "table inet foreign { chain input { type filter hook input priority 5; ip daddr %s icmp type 8 drop; }; }"
-    inside = "table inet own { chain output { type filter hook output priority 0; tcp dport 99 counter drop; }; }"
+    inside = "table inet own { chain output { type filter hook output priority 0; tcp dport 98-99 counter drop; }; }"
     with station(netplug, "web", "other") as (net, one, other):
         gateway = one_gateway(netplug, net)
         netplug.host.run(["nft", foreign % gateway])
         one.exec("nft", inside)
         one.exec("ip", "addr", "add", "10.66.0.1/32", "dev", "eth0")
-        with capturing(netplug, "web", "--drops") as capture:
+        with capturing(netplug, "web", "--drops", "not", "port", "98") as capture:
             assert one.pings(other.addresses[0])
+            one.exec("sh", "-c", f"busybox nc -w 1 {gateway} 98 </dev/null || true")
             assert not other.pings(gateway)
             one.exec("sh", "-c", f"busybox ping -c 1 -W 1 {gateway} || true")
             capture.shows(
@@ -314,6 +315,7 @@ def test_drops_are_shown_with_their_rules(netplug: Netplug) -> None:
                 r" out 10\.66\.0\.1 → .* dropped by nft bridge netplug other_ipv4, on the host: drop \(anti-spoofing: "
             )
             capture.end()
+        assert f"{gateway}:98 " not in capture.text
         assert other.addresses[0] not in "".join(line for line in capture.lines if "foreign" in line)
         assert "np-probe" not in netplug.host.output("nft", "list", "tables")
         netplug.host.run(["nft", "delete table inet foreign"])

@@ -37,6 +37,7 @@ from netplug.kernel.probes import filter_language, libpcap
 from netplug.kernel.probes.api import Rule
 from netplug.kernel.probes.capture import Packet
 from netplug.kernel.probes.capture_worker import MOST_ANSWER_BYTES, MOST_PACKETS, Kept
+from netplug.kernel.probes.filter_run import accepts, result
 
 A, B, C = "10.1.0.2", "10.1.0.3", "10.2.0.9"
 A6, B6 = "fd00::2", "fd00::3"
@@ -109,48 +110,6 @@ def test_wireshark_reads_what_we_write(tmp_path: Path) -> None:
 # Filters
 
 
-def run(code: Sequence[Instruction], packet: bytes) -> int:  # noqa: C901, PLR0912 - a case an instruction
-    """Execute classic BPF as the kernel does (net/core/filter.c): what is outside the packet ends in 0."""
-    accumulator = index = at = 0
-    memory = dict.fromkeys(range(16), 0)
-    while True:
-        op, yes, no, value = code[at]
-        at += 1
-        kind, size = op & 7, {0x00: 4, 0x08: 2, 0x10: 1}[op & 0x18]
-        operand = index if op & 8 and kind in {4, 5} else value
-        match kind:
-            case 0 | 1 if op == 0xB1:
-                if value >= len(packet):
-                    return 0
-                index = (packet[value] & 15) * 4
-            case 0 if op & 0xE0 in {0x20, 0x40}:
-                place = value + (index if op & 0xE0 == 0x40 else 0)
-                if place + size > len(packet):
-                    return 0
-                accumulator = int.from_bytes(packet[place : place + size], "big")
-            case 0:
-                accumulator = memory[value] if op & 0xE0 == 0x60 else value
-            case 1:
-                index = memory[value] if op & 0xE0 == 0x60 else value
-            case 2:
-                memory[value] = accumulator
-            case 3:
-                memory[value] = index
-            case 4:
-                arithmetic = {0x50: accumulator & operand, 0x00: accumulator + operand, 0x40: accumulator | operand}
-                accumulator = arithmetic[op & 0xF0] & 0xFFFFFFFF
-            case 5:
-                jumps = {
-                    0x00: True, 0x10: accumulator == operand, 0x20: accumulator > operand,
-                    0x30: accumulator >= operand, 0x40: bool(accumulator & operand),
-                }  # fmt: skip
-                at += value if op == 5 else yes if jumps[op & 0xF0] else no
-            case 6:
-                return value
-            case 7:
-                index, accumulator = (accumulator, accumulator) if op == 7 else (index, index)
-
-
 FILTERS = (
     "tcp", "udp", "sctp", "icmp", "icmp6", "arp", "ip", "ip6", "port 80", "src port 80", "dst port 80 or 443",
     "tcp port 80", "udp port 443", f"host {A}", f"src host {A}", f"dst {B}", f"host {A6}", f"src {B6}",
@@ -162,7 +121,7 @@ FILTERS = (
 
 
 def matches(code: Sequence[Instruction]) -> set[str]:
-    return {name for name, frame in FRAMES.items() if run(code, frame)}
+    return {name for name, frame in FRAMES.items() if accepts(code, frame)}
 
 
 @pytest.mark.skipif(not libpcap.available(), reason="needs libpcap (make setup)")
@@ -170,7 +129,23 @@ def matches(code: Sequence[Instruction]) -> set[str]:
 def test_filters_match_what_libpcap_matches(text: str) -> None:
     ours, theirs = filter_language.compiled(text, 100), libpcap.compiled(text, 100)
     assert matches(ours) == matches(theirs)
-    assert {run(ours, FRAMES[name]) for name in matches(ours)} <= {100}
+    assert {result(ours, FRAMES[name]) for name in matches(ours)} <= {100}
+
+
+@pytest.mark.skipif(not libpcap.available(), reason="needs libpcap (make setup)")
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("tcp[tcpflags] & (tcp-syn|tcp-rst) != 0", {"syn", "syn with options"}),
+        ("ip[2:2] - ((ip[0] & 0xf) << 2) == 20 and tcp", {"syn", "syn with options"}),
+        ("ether src 02:00:00:00:00:02 and not ip and not ip6 and not arp", set()),
+        ("len <= 42", {"arp", "arp reply", "ping"}),
+        ("ip[8] / 2 * 2 = 64 and udp", {"udp"}),
+    ],
+)
+def test_filters_of_libpcap_are_run(text: str, names: set[str]) -> None:
+    code = libpcap.compiled(text, 100)
+    assert {name for name in matches(code) if name not in {"later fragment", "lldp"}} == names
 
 
 @pytest.mark.parametrize(

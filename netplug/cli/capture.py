@@ -95,8 +95,8 @@ def capture(
     its other side on the host. End it with Ctrl-C. 'netplug capture web -w - | wireshark -k -i -' shows it live.
     """
     _check(write, count, seconds, snaplen, dns=dns)
-    if drops and (dns or both_ends or filters):
-        raise CliError(USAGE, "--drops shows all drops of the endpoint: it takes no filter, --dns or --both-ends")
+    if drops and (dns or both_ends):
+        raise CliError(USAGE, "--drops shows the drops of one endpoint: it does not go with --dns or --both-ends")
     from netplug.cli.capturing import Reading  # noqa: PLC0415 - takes 0.2 s
     from netplug.cli.dropping import Dropping  # noqa: PLC0415
 
@@ -104,7 +104,8 @@ def capture(
     found = client.get("capture", endpoint=endpoint, **({"others": "true"} if both_ends or "host" in text else {}))
     reading: Reading | Dropping
     if drops:
-        reading = Dropping(found["ends"], seconds)
+        text = _with_names(text, [*found["ends"], *found["others"]])
+        reading = Dropping(found["ends"], _compiled(text, _MOST_BYTES), text, seconds)
     else:
         reading = Reading(*_opened(client, found, text, snaplen, both_ends=both_ends, dns=dns), seconds)
     try:

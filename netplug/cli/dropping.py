@@ -2,13 +2,15 @@
 
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from netplug.cli import NO, USAGE, CliError
 from netplug.cli.capturing import TURN_S, Event, Source
 from netplug.insight.capture.rules import described
+from netplug.kernel.host.socket_filters import Instruction
 from netplug.kernel.probes.capture import Packet, Place
+from netplug.kernel.probes.filter_run import accepts
 
 if TYPE_CHECKING:
     from netplug.kernel.probes.drops import Drops
@@ -17,13 +19,16 @@ if TYPE_CHECKING:
 class Dropping:
     """Reads what is dropped of some endpoints, as `Reading` does what passes. `rule`: of the last packet."""
 
-    def __init__(self, ends: list[dict[str, Any]], seconds: float) -> None:
+    def __init__(
+        self, ends: list[dict[str, Any]], code: Sequence[Instruction], expression: str, seconds: float
+    ) -> None:
+        self._code = code
         self._traces: list[tuple[Source, Drops]] = []
         self._end = time.monotonic() + seconds if seconds else float("inf")
         self.rule = ""
         try:
             for number, end in enumerate(ends):
-                self._traces.append(_opened(end, number))
+                self._traces.append(_opened(end, number, expression))
         except BaseException:
             self.close()
             raise
@@ -44,7 +49,7 @@ class Dropping:
         while time.monotonic() < self._end:
             select.select(sockets, (), (), min(TURN_S, max(self._end - time.monotonic(), 0)))
             for source, trace in self._traces:
-                for drop in trace.read():
+                for drop in (it for it in trace.read() if accepts(self._code, it.frame)):
                     self.rule = described(drop.rule)
                     source.seen += 1
                     yield source, Packet(time.time_ns(), drop.sent, _length(drop.frame), drop.frame)
@@ -60,7 +65,7 @@ class Dropping:
             trace.close()
 
 
-def _opened(end: dict[str, Any], number: int) -> "tuple[Source, Drops]":
+def _opened(end: dict[str, Any], number: int, expression: str) -> "tuple[Source, Drops]":
     from netplug.kernel.probes.drops import Drops  # noqa: PLC0415
 
     name = end["name"] or end["id"][:12]
@@ -74,7 +79,7 @@ def _opened(end: dict[str, Any], number: int) -> "tuple[Source, Drops]":
     except OSError as exc:
         trace.close()
         raise CliError(NO, f"rules cannot be traced: {(exc.strerror or '').lower()}", hint="run as root") from None
-    return Source(end, "drops", number=number, dropping=True), trace
+    return Source(end, "drops", expression=expression, number=number, dropping=True), trace
 
 
 def _length(frame: bytes) -> int:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 KIND = "capture"
 _DEADLINE_S = 10.0
+_STOP_S = 2.0
+"""To end a capture there; it also ends by itself."""
 _MOST_INSTRUCTIONS = 4096
 """BPF_MAXINSNS: the kernel takes no longer filter."""
 
@@ -171,7 +173,11 @@ class Ends:
         if self._cluster is None:
             raise NetplugError("invalid", "this daemon is not part of a cluster")
         question: JsonObject = body.question.model_dump(mode="json")
-        return dict(await self._cluster.questions.ask(body.host, KIND, question, _DEADLINE_S))
+        return dict(
+            await self._cluster.questions.ask(
+                body.host, KIND, question, _STOP_S if body.question.do == "stop" else _DEADLINE_S
+            )
+        )
 
     async def _answer(self, question: JsonObject) -> JsonObject:
         """Answer another host."""
