@@ -298,6 +298,22 @@ def from_the_host(it: Scene) -> Iterator[tuple[Member, str, str]]:
     yield it.one, "host", f"{it.db.addresses[0]}:80"
 
 
+@fault("link of the underlay down here")
+def underlay_down(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    it.one.cut()
+    try:
+        yield it.one, "web", "db:80"
+    finally:
+        it.one.mend()
+        it.both_live()
+
+
+@fault("no route here")
+def no_route(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    with changed(it.one.host, "ip route del default", f"ip route add default via {it.one.wire.right}"):
+        yield it.one, "web", "db:80"
+
+
 @fault("cable cut there")
 def cable_cut(it: Scene) -> Iterator[tuple[Member, str, str]]:
     it.two.cut()

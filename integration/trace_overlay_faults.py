@@ -98,6 +98,18 @@ ROWS: dict[str, Row] = {
         "this host sends from 10.90.7.1, which is the gateway of each host: host … takes the answer",
         "ask from a container, or on host …: netplug publish db PORT, and ask for …",
     ),
+    "link of the underlay down here": Row(
+        "the link with the VTEP of this host is down",
+        "underlay.link",
+        "this host sends no VXLAN: …: the link with the VTEP is down, or has no carrier",
+        "ip link set … up",
+    ),
+    "no route here": Row(
+        "this host has no route to the VTEP of the other",
+        "underlay.no_route",
+        "this host has no route to VTEP … of host …: network is unreachable",
+        "ip route add … via ROUTER",
+    ),
     "cable cut there": Row(
         "the cable of the other host is cut",
         "host.unreachable",

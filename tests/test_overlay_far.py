@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from netplug.drivers.naming import mark, sandbox_side, vxlan_name
 from netplug.drivers.tunnel import Fdb
 from netplug.errors import NetplugError
 from netplug.insight.overlay.far import MOST_AT_ONCE, FarSide
+from netplug.insight.overlay.far_watch import FarWatch, FarWatches
 from netplug.insight.overlay.messages import REPORT, WATCH, Request, Watching
 from netplug.kernel.probes.api import (
     Facts,
@@ -124,7 +125,8 @@ def scene(hosts: Hosts) -> Iterator[Scene]:
         assert record.host_link
         names = ("eth0", vxlan_name(record.endpoint.network), record.host_link.name, "nobody")
         probes.links[record.sandbox] = (link,)
-        probes.links[""] = tuple(LinkState(it, 9, True, True, 1500, "") for it in names)
+        own = {"eth0": (ip_interface("192.0.2.2/24"),)}
+        probes.links[""] = tuple(LinkState(it, 9, True, True, 1500, "", addresses=own.get(it, ())) for it in names)
         work.append(asyncio.ensure_future(FarSide(engine, cluster(daemon), probes).run()))
         return network, record.endpoint.id
 
@@ -133,7 +135,8 @@ def scene(hosts: Hosts) -> Iterator[Scene]:
     flow = Flow(destination, port=80, source=source)
     request = Request(network, ident, here["endpoint"], here["mac"], source, ip_address("192.0.2.1"), flow, 77)
     yield Scene(one, two, probes, request)
-    two.do(lambda _: work[0].cancel())
+    if two.alive:
+        two.do(lambda _: work[0].cancel())
 
 
 def test_host_watches_at_all_links_of_the_path_and_reports(scene: Scene) -> None:
@@ -207,3 +210,34 @@ def test_host_that_sends_elsewhere_than_where_the_other_is_says_so(scene: Scene,
     assert tunnel
     assert [it.kind for it in tunnel.faults] == ["unknown"]
     assert "frames go to VTEP 192.0.2.1" in tunnel.faults[0].words
+
+
+def test_daemon_that_ends_meanwhile_gives_no_report(scene: Scene) -> None:
+    async def begin(daemon: Daemon) -> FarWatch:
+        return await FarWatches(cluster(daemon)).begin(host, "host-2", scene.request)
+
+    async def report(daemon: Daemon) -> Reason:
+        try:
+            await FarWatches(cluster(daemon)).report(host, watch)
+        except Unanswered as exc:
+            return exc.reason
+        raise AssertionError("there is a report")
+
+    host = scene.two.do_and_get(lambda daemon: cluster(daemon).me)
+    watch = scene.one.wait_for(begin)
+    assert watch.open
+    scene.two.stop()
+    assert scene.one.wait_for(report) is Reason.NOT_ALIVE
+    assert scene.one.wait_for(begin).silence
+
+
+def test_link_with_the_vtep_that_is_down_is_told(scene: Scene) -> None:
+    eth0, *others = scene.probes.links[""]
+    scene.probes.links[""] = (replace(eth0, up=False), *others)
+    tunnel = scene.watch().tunnel
+    assert tunnel
+    assert [(it.kind, it.where) for it in tunnel.faults] == [("underlay", "eth0")]
+    scene.probes.links[""] = (replace(eth0, addresses=()), *others)
+    tunnel = scene.watch().tunnel
+    assert tunnel
+    assert [(it.kind, it.where) for it in tunnel.faults] == [("underlay", "VTEP 192.0.2.2")]

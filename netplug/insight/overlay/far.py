@@ -167,7 +167,7 @@ class FarSide:
             called=endpoint.name or short(endpoint.endpoint.id),
             netns=endpoint.sandbox,
             seats=seats,
-            tunnel=replace(tunnel, faults=faults),
+            tunnel=replace(tunnel, faults=tunnel.faults + faults),
             inside=inside,
             host=replace(host, links=links, neighbours=neighbours, routes=()),
             lacks=(*inside.lacks, *host.lacks),

@@ -1,6 +1,5 @@
 """A watch on another host, as the host that sends sees it: asked for by the store, and its report fetched."""
 
-import asyncio
 from dataclasses import dataclass
 
 from netplug.cluster.cluster import Cluster
@@ -43,19 +42,15 @@ class FarWatches:
             return FarWatch(name, Watching(lacks=(f"host {name} gave an answer that cannot be read: {exc}",)))
 
     async def report(self, host: str, watch: FarWatch) -> Report:
-        """End the watch, and return what was seen there."""
+        """End the watch, and return what was seen there.
+
+        Raises:
+            Unanswered: the other host does not tell it.
+        """
         if not watch.open:
             return Report()
+        said = await self._questions.ask(host, REPORT, {"watch": watch.watching.watch}, REPORT_S)
         try:
-            said = await self._questions.ask(host, REPORT, {"watch": watch.watching.watch}, REPORT_S)
             return from_json(Report, said)
-        except Unanswered as exc:
-            return Report(lacks=(f"what was seen on host {watch.host} is not known: {exc}",))
         except ValueError as exc:
             return Report(lacks=(f"host {watch.host} gave a report that cannot be read: {exc}",))
-
-    async def give_up(self, host: str, watch: FarWatch) -> None:
-        """End the watch of a trace that failed."""
-        if watch.open:
-            async with asyncio.timeout(REPORT_S):
-                await self.report(host, watch)

@@ -47,7 +47,8 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What differs from the records on a host. `kind`: "fdb", "neighbour", "filter", "tunnel", "link", "unknown".
+    """What differs from the records on a host. `kind`: "fdb", "neighbour", "filter", "tunnel", "link", "unknown",
+    "underlay".
 
     `where`: the object, as `netplug diff` names it.
     """

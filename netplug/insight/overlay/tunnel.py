@@ -1,6 +1,6 @@
 """The end on this host of the tunnel to another host: what the kernel has of it, and what the records say."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from netplug.cluster.cluster import Cluster
 from netplug.drivers.api import Meshed, Peer, meshed
@@ -14,6 +14,8 @@ from netplug.errors import NetplugError
 from netplug.insight.overlay.messages import Fault, Tunnel
 from netplug.kernel.api import MISSING
 from netplug.kernel.probes.api import Facts, Look, Prober
+
+DOWN = "the link with the VTEP is down, or has no carrier"
 
 
 class Tunnels:
@@ -32,8 +34,10 @@ class Tunnels:
         mtu = next((it.mtu for it in facts.links if it.name == uplink), 0)
         if route and route.mtu:
             mtu = min(mtu, route.mtu)
-        name, options = vxlan_name(net.id), net.options
-        return facts, Tunnel(name, options.vni, options.vxlan_port, vtep, other, uplink, mtu, options.mtu, route)
+        name, options, faults = vxlan_name(net.id), net.options, tuple(_below(facts, vtep))
+        return facts, Tunnel(
+            name, options.vni, options.vxlan_port, vtep, other, uplink, mtu, options.mtu, route, faults
+        )
 
     async def faults(
         self, record: NetworkRecord, endpoint: EndpointRecord | None, host: str, peer: Peer | None
@@ -71,6 +75,15 @@ class Tunnels:
                 yield Fault("unknown", key, f"frames go to VTEP {now.vtep}, and host {host} has {step.vtep}")
             else:
                 yield Fault("unknown", key, f"network {record.network.name} here does not know it")
+
+
+def _below(facts: Facts, vtep: IPAddress) -> Iterator[Fault]:
+    """Yield what is wrong with the link that has the VTEP."""
+    link = next((it for it in facts.links if any(one.ip == vtep for one in it.addresses)), None)
+    if link is None and facts.links:
+        yield Fault("underlay", f"VTEP {vtep}", "no link has this address")
+    elif link and not (link.up and link.carrier):
+        yield Fault("underlay", link.name, DOWN)
 
 
 def kind_of(step: Step) -> str:

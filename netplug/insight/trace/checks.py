@@ -37,7 +37,7 @@ def at(found: list[Finding], station: Station | None) -> Cause | None:
 
 
 def _links(case: Case) -> Iterator[Finding]:
-    for station in case.path.stations:
+    for station in (it for it in case.path.stations if it.link):
         facts = case.scene.of(station.place)
         link = next((it for it in facts.links if it.name == station.link), None)
         if link is None:

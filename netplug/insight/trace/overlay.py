@@ -6,7 +6,7 @@ from netplug.drivers.steps import IPAddress
 from netplug.insight.overlay.far_watch import FarWatch
 from netplug.insight.overlay.messages import Fault, Seat, Tunnel, Watching
 from netplug.insight.overlay.remote_ends import RemoteEnd
-from netplug.insight.overlay.tunnel import in_words
+from netplug.insight.overlay.tunnel import DOWN, in_words
 from netplug.insight.overlay.underlay import OVERHEAD, Underlay
 from netplug.insight.trace.model import Cause, Hop, Place, Station, Stretch, Verdict
 from netplug.insight.trace.trail import Trail
@@ -18,6 +18,7 @@ _NAMES = {"far-uplink": FAR_UPLINK, "far-tunnel": FAR_TUNNEL, "far-port": FAR_PO
 _OWN_KINDS = ("anycast", "underlay.", "far.", "host.", "endpoint.", "tunnel.", "peer.", "vtep.")
 _TO_SEND = frozenset({"unknown", "fdb", "tunnel", "table"})
 _TO_ASK = frozenset({"unknown", "neighbour"})
+_UNDERLAY = frozenset({"underlay"})
 _TO_RECEIVE = frozenset({"filter", "tunnel", "table", "link"})
 
 
@@ -53,11 +54,9 @@ def near_stretch(it: Stretched, host: Place) -> Stretch:
     """Return where a packet leaves this host in the tunnel."""
     tunnel = it.near
     words = f"{tunnel.link} puts it into VXLAN {tunnel.vni} for VTEP {tunnel.other}"
-    stations = [Station(TUNNEL_OUT, host, tunnel.link, False, words)]
-    if tunnel.uplink:
-        words = f"{tunnel.uplink} sends it to {tunnel.other}, UDP port {tunnel.port}"
-        stations.append(Station(UPLINK_OUT, host, tunnel.uplink, False, words))
-    return Stretch("tunnel", host, tuple(stations))
+    into = Station(TUNNEL_OUT, host, tunnel.link, False, words)
+    words = f"{tunnel.uplink or 'no link'} sends it to {tunnel.other}, UDP port {tunnel.port}"
+    return Stretch("tunnel", host, (into, Station(UPLINK_OUT, host, tunnel.uplink, False, words)))
 
 
 def far_stretches(it: Stretched) -> tuple[Stretch, ...]:
@@ -162,6 +161,9 @@ def _near_asks(it: Stretched, _: Trail) -> Cause | None:
 def _near_leaves(it: Stretched, trail: Trail) -> Cause | None:
     if cause := _near_sends(it, trail):
         return cause
+    if fault := _fault(it.near, _UNDERLAY):
+        mend = f"ip link set {fault.where} up" if fault.words == DOWN else f"give this host address {it.near.vtep}"
+        return Cause("underlay.link", f"this host sends no VXLAN: {in_words(fault)}", mend)
     route = it.near.route
     if route and route.error:
         words = f"this host has no route to VTEP {it.near.other} of host {it.host}: {route.error}"

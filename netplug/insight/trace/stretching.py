@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from netplug.cluster.cluster import Cluster
+from netplug.cluster.questions import Unanswered
 from netplug.drivers.steps import IPAddress
 from netplug.engine import Engine
-from netplug.insight.overlay.far_watch import FarWatches
+from netplug.insight.overlay.far_watch import FarWatch, FarWatches
 from netplug.insight.overlay.messages import Request
 from netplug.insight.overlay.tunnel import Tunnels
 from netplug.insight.overlay.underlay import OVERHEAD, examine
@@ -44,7 +45,7 @@ class Stretching:
         )
         gateways = {it.gateway.ip for it in end.record.network.subnets if it.gateway}
         anycast = sender if sender in gateways else None
-        stretched = Stretched(end, replace(near, faults=faults), far, anycast=anycast)
+        stretched = Stretched(end, replace(near, faults=near.faults + faults), far, anycast=anycast)
         place, there = overlay.far_place(stretched), far.watching
         facts = {**case.scene.facts, place.key: there.inside, overlay.far_host(stretched).key: there.host}
         way_out = case.crossing.way_out
@@ -66,7 +67,11 @@ class Stretching:
         """Fetch what the other host saw, and look at the way between the hosts if packets are lost there."""
         stretched = case.stretched
         assert stretched is not None  # noqa: S101 - the caller has looked
-        far = await self._watches.report(stretched.end.host, stretched.far)
+        far = await self._report(stretched)
+        if isinstance(far, Unanswered):  # its daemon ended meanwhile
+            watching = replace(stretched.there, watch="")
+            stretched = replace(stretched, far=FarWatch(stretched.host, watching, far))
+            case, far = replace(case, path=path(case.crossing, stretched)), Report()
         size = case.large[0].size if case.large else 0
         small = _part(far, lambda it: not size or it.size != size, others=not size)
         stretched, report = overlay.without_strays(stretched, overlay.merged(case.report, small, stretched.host))
@@ -75,6 +80,12 @@ class Stretching:
             large = _part(far, lambda it: it.size == size, others=True)
             case = replace(case, large=(case.large[0], overlay.merged(case.large[1], large, stretched.host)))
         return replace(case, stretched=await self._examined(prober, case, stretched, size))
+
+    async def _report(self, stretched: Stretched) -> Report | Unanswered:
+        try:
+            return await self._watches.report(stretched.end.host, stretched.far)
+        except Unanswered as error:
+            return error
 
     async def _examined(self, prober: Prober, case: Case, stretched: Stretched, size: int) -> Stretched:
         stations = case.path.stations

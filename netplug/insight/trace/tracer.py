@@ -176,7 +176,7 @@ class Tracer:
             flow,
             mark,
             Origin(crossing.source.place.netns, uplink),
-            tuple(Post(it.name, it.place.netns, it.link) for it in case.path.stations if not it.place.host),
+            tuple(Post(it.name, it.place.netns, it.link) for it in case.path.stations if it.link and not it.place.host),
             traces=places,
             legacy=places,
             repeat=repeat,
