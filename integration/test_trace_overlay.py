@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import BIN_DIR, Container, Dockerd, Host, Namespace, Process, Runtime, cni_attached, container, wait_until
 from harness.cluster import Cluster, Member, cluster, needs_etcd
 from harness.dockerd import SOCKET
+from harness.former import former_release, runs
 from trace_faults import in_document, markdown
 from trace_overlay_faults import BEGIN, END, ROWS
 
@@ -445,3 +447,24 @@ def test_path_over_ipv6_and_a_router_that_tells_its_mtu(over_ipv6: tuple[Cluster
     finally:
         script(it.router, f"ip link set {link} mtu 1500")
     assert "1330" in str(answer), shown(answer)
+
+
+def test_host_of_the_former_release_is_not_asked_and_not_disturbed(tmp_path: Path) -> None:
+    """It knows no questions: its record says so, and it reads none."""
+    env = runs(former_release(tmp_path))
+    with cluster(1) as it:
+        old = it.join(*it.prepare(), env=env)
+        one = it.members[0]
+        with it.network("blue") as net, it.station(one, net, "--name", "new") as new, it.station(old, net) as other:
+            began = time.monotonic()
+            body = {"source": "new", "destination": other.addresses[0]}
+            answer = one.netplug.client.post("trace", body=body)
+            answer |= {"seconds": time.monotonic() - began}
+            assert answer["reached"], shown(answer)
+            (noted,) = [hop["cause"] for hop in answer["hops"] if hop["cause"]]
+            assert noted["kind"] == "far.unknown_kind", shown(answer)
+            assert noted["mend"] == "update netplug there"
+            assert it.etcd.newest("questions/") == 0
+            assert new.pings(other.addresses[0])
+            assert "questions" not in old.netplug.log.read_text()
+            assert old.differences() == []
