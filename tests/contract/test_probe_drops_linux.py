@@ -1,5 +1,6 @@
 """Probes on the real kernel: which rule, or which reason of the kernel, drops a packet."""
 
+import asyncio
 import os
 from ipaddress import ip_address
 
@@ -8,6 +9,7 @@ from linux_host import run
 from probed_hosts import Hosts, dropped, dropping, seen
 
 from netplug.kernel.probes.api import Flow, Job, Kind, Origin, Post, Prober, What, new_mark
+from netplug.kernel.probes.prober import WorkerProbes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
@@ -195,3 +197,13 @@ async def test_a_neighbour_that_does_not_answer_is_told(hosts: Hosts, prober: Pr
     assert ("neigh_failed", "") in dropped(report)
     assert report.reply
     assert (report.reply.what, report.reply.code) == (What.UNREACHABLE, "host unreachable")
+
+
+async def test_what_others_trace_is_left_out(hosts: Hosts, prober: Prober) -> None:
+    run("nft", "add table ip shop; add chain ip shop gate { type filter hook forward priority 0; }")
+    run("nft", "add rule ip shop gate meta nftrace set 1")
+    for port in (80, 81):
+        run("nft", f"add rule ip shop gate tcp dport {port} drop")
+    async with WorkerProbes().start() as other:
+        reports = await asyncio.gather(*(it.run(hosts.job(port=port)) for it, port in ((prober, 80), (other, 81))))
+    assert [dropping(it).text for it in reports] == ["tcp dport 80 drop", "tcp dport 81 drop"]

@@ -39,6 +39,8 @@ def rules_of(events: Iterable[Event], matcher: Matcher) -> list[Rule]:
     found: dict[Rule, None] = {}
     for it in wanted:
         match = matcher.match(it.packet) if it.packet else None
+        if not it.ours and not match:
+            continue
         at = it.netns, it.family, it.table, it.chain
         if at not in chains:
             chains[at] = read(*at)

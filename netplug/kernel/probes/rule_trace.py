@@ -68,6 +68,7 @@ class Event:
     trace: int
     frame: bytes = b""
     links: tuple[int, int] = (0, 0)
+    ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,8 @@ class Tracer:
     netlink: Netlink
     lacks: list[str] = field(default_factory=list)
     _seen: dict[int, "_Seen"] = field(default_factory=dict)
+    _tables: frozenset[str] = frozenset()
+    _ours: set[int] = field(default_factory=set)
 
     @classmethod
     def open(cls, job: Job, netns: str, links: Sequence[str]) -> "Tracer":
@@ -109,7 +112,9 @@ class Tracer:
         """Open it in the namespace of this thread, which is renamed. `tables`: what sets `nftrace`: see `table`."""
         tracer = cls(netns, Netlink.open(NETLINK_NETFILTER))
         libc.call("prctl", _PR_SET_NAME, PROBING.encode())
-        tracer._make(list(tables))
+        parts = list(tables)
+        tracer._tables = frozenset(string(attrs(part[0][2], 4).get(nft.TABLE_NAME)) for _, part in parts)
+        tracer._make(parts)
         sock = tracer.netlink.sock
         sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _GROUP)
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
@@ -162,11 +167,14 @@ class Tracer:
         else:
             return
         table = string(found.get(_TABLE))
+        handle = int.from_bytes(found.get(_HANDLE, b""), "big")
+        if table in self._tables and handle:  # the end of a chain is told as a rule without handle
+            self._ours.add(trace)
         if not table.startswith(PREFIX):
-            handle = int.from_bytes(found.get(_HANDLE, b""), "big")
             family = nft.FAMILY_NAMES.get(data[0], "?")
             chain, seen = string(found.get(_CHAIN)), self._seen.get(trace, _NOTHING)
-            yield Event(self.netns, family, table, chain, handle, verdict, seen.packet, trace, seen.frame, seen.links)
+            packet, ours = seen.packet, trace in self._ours
+            yield Event(self.netns, family, table, chain, handle, verdict, packet, trace, seen.frame, seen.links, ours)
 
     def _note(self, trace: int, found: dict[int, bytes]) -> None:
         """Remember the headers of a packet, of which only the first event in each chain tells."""
@@ -180,7 +188,9 @@ class Tracer:
         self._seen.pop(trace, None)
         self._seen[trace] = _Seen(packet, link_header + data, links)
         if len(self._seen) > _MOST_SEEN:
-            del self._seen[next(iter(self._seen))]
+            oldest = next(iter(self._seen))
+            del self._seen[oldest]
+            self._ours.discard(oldest)
 
     def close(self) -> None:
         """Close the socket; the kernel deletes the tables."""
