@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from netplug.cli import NO, OK
+from netplug.cli import NO, OK, USAGE, CliError
 from netplug.cli.client import Client
 from netplug.cli.options import RUN_DIR, AsJson, RunDir
 from netplug.cli.output import emit, emit_json, table
@@ -34,12 +34,24 @@ def trace(source: _Source, destination: _Destination, as_json: AsJson = False, r
     does not come to is named, with the cause and a command that mends it. Nothing that is made for this stays. Exit
     code 0: it arrives, and the answer comes back; 1: it does not.
     """
+    _check(source, destination)
     answer = Client(run_dir.absolute()).post("trace", body={"source": source, "destination": destination})
     if as_json:
         emit_json(answer)
     else:
         emit(_shown(answer))
     raise typer.Exit(OK if answer["reached"] else NO)
+
+
+def _check(source: str, destination: str) -> None:
+    from netplug.errors import NetplugError  # noqa: PLC0415 - other commands need neither
+    from netplug.insight.trace.target import parse  # noqa: PLC0415
+
+    try:
+        parse(source, "SRC", port=False)
+        parse(destination, "DST", port=True)
+    except NetplugError as exc:
+        raise CliError(USAGE, exc.message, hint=exc.hint) from None
 
 
 def _shown(answer: dict[str, Any]) -> str:

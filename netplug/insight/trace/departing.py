@@ -10,9 +10,12 @@ from netplug.insight.trace.preparing import Prepared
 from netplug.kernel.probes.api import Facts
 
 
-def standing(source: End, facts: Facts) -> Iterator[Hop]:
+def standing(ends: Ends, source: End, facts: Facts) -> Iterator[Hop]:
     """Return what is wrong with the source itself."""
     if source.kind is not Kind.SANDBOX:
+        return
+    if all(it.name == "lo" for it in facts.links):
+        yield Hop("source", source.place.name, "has a link", Verdict.BROKEN, cause=_no_link(ends, source))
         return
     if facts.frozen and facts.processes:
         words = f"{source.place.name} is paused, so no process of it sends"
@@ -46,18 +49,19 @@ def leaving(ends: Ends, prepared: Prepared) -> Iterator[Hop]:
     yield Hop("route", where, f"{route.destination} is {via}, {route.link}{network}, from {route.preferred}")
 
 
+def _no_link(ends: Ends, source: End) -> Cause:
+    """Say why a sandbox has no link."""
+    none = {net.options.mode for net in ends.networks(source)} == {"none"}
+    words = f"{source.place.name} reaches nobody: {'its network has mode none' if none else 'it has no link'}"
+    return Cause("no_link", words, "" if none else mends.restarting(source.record))
+
+
 def _no_route(ends: Ends, prepared: Prepared) -> Cause:
     """Say why a sandbox has no route."""
     route, source = prepared.route, prepared.crossing.source
     assert route is not None  # noqa: S101 - the caller has looked
     name, facts = source.place.name, prepared.facts[source.place.netns]
     links = [it for it in facts.links if it.name != "lo"]
-    if source.kind is Kind.SANDBOX and not links:
-        modes = {net.options.mode for net in ends.networks(source)}
-        why = "its network has mode none" if modes == {"none"} else "it has no link"
-        return Cause(
-            "no_link", f"{name} reaches nobody: {why}", mends.restarting(source.record) if modes != {"none"} else ""
-        )
     if links and not any(it.up for it in links):
         return Cause(
             "link.down",

@@ -83,7 +83,7 @@ class Tracer:
         named = target.address is None and not target.outside and not target.is_host
         asks = named and not is_reference(target.name) and self._asks(source, target)
         facts = await preparing.source_facts(source, resolver=asks)
-        hops = list(departing.standing(source, facts))
+        hops = list(departing.standing(self._ends, source, facts))
         if any(it.verdict is Verdict.BROKEN for it in hops):
             return _Begun(source, target, tuple(hops))
         end = None
