@@ -69,6 +69,9 @@ def _named(it: Listener) -> str:
 def _frozen(case: Case, facts: Facts, listeners: Sequence[Listener]) -> Cause | None:
     name, record = case.destination.place.name, case.destination.record
     one = next((it for it in listeners if it.frozen), None)
+    if one and record is None:
+        words = f"{_named(one)} on {name} is stopped: the kernel may answer for it, but it does not"
+        return Cause("paused", words, mends.inside(case.destination.place, mends.thawing(None, one.pid)))
     if record is None or not (facts.frozen or one):
         return None
     pid = one.pid if one else 0

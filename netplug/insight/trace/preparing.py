@@ -159,8 +159,16 @@ class Preparing:
         listeners: bool = False,
         resolv_conf: bool = False,
     ) -> Facts:
-        look = Look(place.netns, tuple(routes), _SYSCTLS, listeners=listeners, resolv_conf=resolv_conf)
-        return await self._prober.look(look)
+        return await self._prober.look(
+            Look(
+                place.netns,
+                tuple(routes),
+                _SYSCTLS,
+                neighbours=False,
+                listeners=listeners,
+                resolv_conf=resolv_conf,
+            )
+        )
 
     def _destination(self, source: End, address: IPAddress, port: int, proto: str, end: End | None, host: Facts) -> End:
         """Return who has an address: a sandbox, this host with its published ports, or somebody outside."""
