@@ -30,7 +30,6 @@ WAIT_MS = 1200
 ASK_MS = 250
 _DIFF_S = 3.0
 _REPEAT = 2
-_OVERHEAD = {4: 28, 6: 48}
 
 
 @dataclass(frozen=True, slots=True)
