@@ -185,6 +185,15 @@ def test_a_macvlan_is_read_and_counted_in_its_sandbox(netplug: Netplug, wire: Wi
         assert top(netplug, net)["lan"]["sent"]["packets"] > before
 
 
+def test_a_file_is_whole_when_the_capture_is_terminated(netplug: Netplug) -> None:
+    with station(netplug, "web", "other") as (_, one, other):
+        with capturing(netplug, "web", "icmp", to_file=True) as capture:
+            assert other.pings(one.addresses[0])
+            assert capture.process.stop(END_S) == 0
+        assert len(packets_of(capture)) == 6
+        assert "6 packets captured, 0 dropped by the kernel" in capture.text
+
+
 def test_both_ends_of_one_host_are_in_one_file(netplug: Netplug) -> None:
     with station(netplug, "web", "client") as (_, one, other):
         with capturing(netplug, "web", "icmp", "and", "host", "client", "--both-ends") as capture:

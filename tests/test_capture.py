@@ -35,7 +35,7 @@ from netplug.insight.capture.rules import PURPOSES, described, purpose
 from netplug.kernel.host.socket_filters import Instruction
 from netplug.kernel.probes import filter_language, libpcap
 from netplug.kernel.probes.api import Rule
-from netplug.kernel.probes.capture import Packet
+from netplug.kernel.probes.capture import CaptureError, Packet, Place, open_place, whole
 from netplug.kernel.probes.capture_worker import MOST_ANSWER_BYTES, MOST_PACKETS, Kept
 from netplug.kernel.probes.filter_run import accepts, result
 
@@ -284,6 +284,19 @@ def test_chains_whose_purpose_is_told_are_there_and_drop() -> None:
     chains = re.findall(r"^chain (\w+) \{\n(.*?)^\}", tables.text("networks"), re.DOTALL | re.MULTILINE)
     dropping = {name for name, body in chains if re.search(r"\b(drop|reject)\b", body)}
     assert set(PURPOSES) <= dropping
+
+
+# Links
+
+
+def test_an_endpoint_without_a_link_is_said_so() -> None:
+    with pytest.raises(CaptureError, match="the endpoint has no link"):
+        open_place(Place(netns="/run/netns/nobody"), whole())
+
+
+def test_a_sandbox_that_is_gone_is_named() -> None:
+    with pytest.raises(CaptureError, match="sandbox /run/netns/nobody: no such file or directory"):
+        open_place(Place(netns="/run/netns/nobody", link="eth0"), whole())
 
 
 # For other hosts

@@ -2,10 +2,11 @@
 
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -109,11 +110,23 @@ def capture(
     else:
         reading = Reading(*_opened(client, found, text, snaplen, both_ends=both_ends, dns=dns), seconds)
     try:
-        with _output(write) as file:
+        with _output(write) as file, _ended_by_signals():
             shown = _run(reading, file, count, dns=dns)
     finally:
         reading.close()
     _summarize(reading, shown)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the capture as Ctrl-C does, so that a file has all packets to its end."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _check(write: str, count: int, seconds: float, snaplen: int, *, dns: bool) -> None:

@@ -173,11 +173,8 @@ class Ends:
         if self._cluster is None:
             raise NetplugError("invalid", "this daemon is not part of a cluster")
         question: JsonObject = body.question.model_dump(mode="json")
-        return dict(
-            await self._cluster.questions.ask(
-                body.host, KIND, question, _STOP_S if body.question.do == "stop" else _DEADLINE_S
-            )
-        )
+        deadline_s = _STOP_S if body.question.do == "stop" else _DEADLINE_S
+        return dict(await self._cluster.questions.ask(body.host, KIND, question, deadline_s))
 
     async def _answer(self, question: JsonObject) -> JsonObject:
         """Answer another host."""

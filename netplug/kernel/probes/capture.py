@@ -158,6 +158,8 @@ def open_place(place: Place, code: Sequence[Instruction], *, loopback: bool = Fa
     Raises:
         CaptureError: neither can be opened.
     """
+    if not (place.mac or place.link or place.host_link):
+        raise CaptureError("the endpoint has no link, as with mode none")
     reasons = []
     if place.netns:
         try:
@@ -169,7 +171,7 @@ def open_place(place: Place, code: Sequence[Instruction], *, loopback: bool = Fa
             return Tap.open(place.host_link, code, reverse=True)
         except OSError as error:
             reasons.append(f"link {place.host_link}: {_words(error)}")
-    raise CaptureError("; ".join(reasons) or "the endpoint has no link")
+    raise CaptureError("; ".join(reasons) or "its link is not there")
 
 
 def _in_sandbox(place: Place, code: Sequence[Instruction], *, loopback: bool) -> Tap:
