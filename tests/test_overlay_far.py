@@ -149,7 +149,7 @@ def test_host_watches_at_all_links_of_the_path_and_reports(scene: Scene) -> None
     ]
     tunnel = watching.tunnel
     assert tunnel
-    assert (str(tunnel.vtep), str(tunnel.other), tunnel.uplink, tunnel.mtu) == ("192.0.2.2", "192.0.2.1", "eth0", 1500)
+    assert (str(tunnel.vtep), str(tunnel.other), tunnel.uplink) == ("192.0.2.2", "192.0.2.1", "eth0")
     assert (watching.called, watching.absent, tunnel.faults) == ("db", "", ())
     assert [it.name for it in watching.host.links] == ["eth0", *(it.name for it in scene.probes.links[""][1:3])]
     (job,) = scene.probes.jobs

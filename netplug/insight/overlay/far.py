@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from netplug import __version__
 from netplug.cluster.cluster import Cluster
 from netplug.drivers.api import Peer
 from netplug.drivers.codec import JsonObject
@@ -75,7 +74,7 @@ class FarSide:
         record = self._network(request.network)
         endpoint = self._engine.registry.find(record.network.id, request.endpoint)
         if absent := _absent(record, endpoint):
-            return _answer(Watching(absent=absent, version=__version__))
+            return _answer(Watching(absent=absent))
         assert endpoint is not None  # noqa: S101 - `_absent` says so
         loop, token = asyncio.get_running_loop(), secrets.token_hex(8)
         watch = self._watches[token] = _Watch(loop.create_future(), loop.create_future())
@@ -163,7 +162,6 @@ class FarSide:
         near = (request.address, request.vtep)
         neighbours = tuple(it for it in host.neighbours if it.address in near)
         return Watching(
-            version=__version__,
             called=endpoint.name or short(endpoint.endpoint.id),
             netns=endpoint.sandbox,
             seats=seats,

@@ -47,10 +47,10 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What differs from the records on a host. `kind`: "fdb", "neighbour", "filter", "tunnel", "link", "unknown",
-    "underlay".
+    """What differs from the records on a host.
 
-    `where`: the object, as `netplug diff` names it.
+    `kind`: "fdb", "neighbour", "filter", "table", "tunnel", "link"; "unknown": the records do not say where a peer is;
+    "underlay": of the link below the tunnel. `where`: the object, as `netplug diff` names it.
     """
 
     kind: str
@@ -62,8 +62,8 @@ class Fault:
 class Tunnel:
     """A host's end of the tunnel to another host.
 
-    `link`: the VXLAN link; `route`: how the kernel reaches the other host; `uplink`: by which link; its `mtu`, in
-    bytes. `network_mtu`: of the network. `faults`: what differs from the records.
+    `link`: the VXLAN link; `route`: how the kernel reaches the other host; `uplink`: by which link. `faults`: what
+    differs from the records, or breaks the way below.
     """
 
     link: str
@@ -72,8 +72,6 @@ class Tunnel:
     vtep: IPAddress
     other: IPAddress
     uplink: str = ""
-    mtu: int = 0
-    network_mtu: int = 0
     route: RouteFound | None = None
     faults: tuple[Fault, ...] = ()
 
@@ -82,14 +80,13 @@ class Tunnel:
 class Watching:
     """The other host watches, or says why it does not.
 
-    `watch`: for `REPORT`; empty: it does not watch. `absent`: the endpoint is not there, in words. `version`: of its
-    netplug. `called`: the container. `netns`: its namespace, there. `inside`, `host`: what there is in it, and of the
-    links of the path on its host. `lacks`: what it could not do.
+    `watch`: for `REPORT`; empty: it does not watch. `absent`: the endpoint is not there, in words. `called`: the
+    container. `netns`: its namespace, there. `inside`, `host`: what there is in it, and of the links of the path on its
+    host. `lacks`: what it could not do.
     """
 
     watch: str = ""
     absent: str = ""
-    version: str = ""
     called: str = ""
     netns: str = ""
     seats: tuple[Seat, ...] = ()

@@ -31,13 +31,8 @@ class Tunnels:
         facts = await prober.look(Look(routes=((other, vtep),), neighbours=True))
         route = next((it for it in facts.lookups if it.destination == other), None)
         uplink = route.link if route and not route.error else ""
-        mtu = next((it.mtu for it in facts.links if it.name == uplink), 0)
-        if route and route.mtu:
-            mtu = min(mtu, route.mtu)
         name, options, faults = vxlan_name(net.id), net.options, tuple(_below(facts, vtep))
-        return facts, Tunnel(
-            name, options.vni, options.vxlan_port, vtep, other, uplink, mtu, options.mtu, route, faults
-        )
+        return facts, Tunnel(name, options.vni, options.vxlan_port, vtep, other, uplink, route, faults)
 
     async def faults(
         self, record: NetworkRecord, endpoint: EndpointRecord | None, host: str, peer: Peer | None
