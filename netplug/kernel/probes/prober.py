@@ -41,9 +41,10 @@ class WorkerProbes:
         try:
             yield prober
         finally:
-            reading.cancel()
             with suppress(ProcessLookupError):
                 process.kill()  # the kernel takes away all that it made
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
             with suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(asyncio.shield(process.wait()), _END_S)
             process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no other way
