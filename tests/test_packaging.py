@@ -109,6 +109,14 @@ def test_wheel_holds_the_text_of_every_table(source: Path, wheel: Path, installe
     assert done.stdout.strip() == "True", done.stderr
 
 
+def test_wheel_holds_every_file_of_the_page(source: Path, wheel: Path) -> None:
+    files = sorted((source / "netplug" / "insight" / "page").iterdir())
+    assert {"index.html", "main.js", "style.css"} <= {file.name for file in files}
+    with zipfile.ZipFile(wheel) as archive:
+        for file in files:
+            assert archive.read(f"netplug/insight/page/{file.name}") == file.read_bytes()
+
+
 def test_wheel_has_no_other_top_level_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         top = {name.split("/")[0] for name in archive.namelist()}
