@@ -56,6 +56,15 @@ def test_ends_are_read(text: str, name: str, address: Any, port: int, proto: str
         ("host=10.0.0.3", True, "host takes no address"),
         ("", True, "names nothing"),
         (":80", True, "names nothing"),
+        ("web:", True, "no port is behind the colon"),
+        ("fd00::zz", True, "it is no address"),
+        ("http://web:80/", True, "is a URL"),
+        ("10.0.0.3/24", True, "is a subnet"),
+        ("fe80::1", True, "fe80::1 is valid on one link only"),
+        ("[fe80::1]:80", True, "fe80::1 is valid on one link only"),
+        ("0.0.0.0:80", True, "0.0.0.0 stands for all addresses"),
+        ("a\nb", True, "no blanks and control characters"),
+        (" ", True, "no blanks and control characters"),
     ],
 )
 def test_what_is_no_end_is_refused(text: str, port: bool, words: str) -> None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from netplug.drivers.api import PortMapping
+from netplug.engine.records import EndpointRecord
 from netplug.insight.trace import drops, mends, rules
 from netplug.insight.trace.case import Case
-from netplug.insight.trace.checks import Finding
-from netplug.insight.trace.ends import Kind
+from netplug.insight.trace.ends import Kind, name_of
+from netplug.insight.trace.findings import Finding
 from netplug.insight.trace.model import Cause, Hop, Verdict
 from netplug.kernel.probes.api import Facts, Listener, Reply, What
 
@@ -53,11 +55,13 @@ def arrival(case: Case, found: Sequence[Finding]) -> Hop:
 
 def listening(facts: Facts, case: Case) -> list[Listener]:
     """Return the sockets that take what is sent."""
-    address = case.destination.address
+    address, port = case.destination.address, case.port
+    if case.destination.kind is Kind.HOST and case.ends.serves_names(address, port):
+        return [it for it in facts.listeners if it.proto == case.proto and it.address == address]
     return [
         it
         for it in facts.listeners
-        if (it.proto, it.port) == (case.proto, case.port)
+        if (it.proto, it.port) == (case.proto, port)
         and (it.address == address or (it.address.is_unspecified and (it.dual or it.address.version == case.version)))
     ]
 
@@ -119,6 +123,9 @@ def _nobody(case: Case, facts: Facts, listeners: Sequence[Listener]) -> Cause | 
     where, what = case.destination.place.name, f"port {case.port}/{case.proto}"
     others = [it for it in facts.listeners if (it.proto, it.port) == (case.proto, case.port)]
     addresses = ", ".join(dict.fromkeys(str(it.address) for it in others))
+    published = case.ends.published_as(case.port, case.proto) if case.destination.kind is Kind.HOST else None
+    if others and published:
+        return _published_elsewhere(case, *published)
     if others and all(it.address.is_loopback for it in others):
         who = _named(others[0])
         words = f"{who} in {where} listens on {addresses} only, where nobody but {where} itself reaches it"
@@ -130,6 +137,14 @@ def _nobody(case: Case, facts: Facts, listeners: Sequence[Listener]) -> Cause | 
     hint = f"; ports that are: {', '.join(map(str, open_ports[:8]))}" if open_ports else ""
     words = f"nobody listens on {what} in {where}{hint}"
     return Cause("listener.none", words, f"start the server in {where}, or ask for the port that it listens on")
+
+
+def _published_elsewhere(case: Case, record: EndpointRecord, mapping: PortMapping) -> Cause:
+    """Say that a published port is asked for at an address at which it is not published."""
+    name, asked = name_of(record), case.destination.address
+    words = f"port {case.port}/{case.proto} of {name} is published on {mapping.host_address} only, not on {asked}"
+    inside = mapping.port + case.port - mapping.host_port
+    return Cause("not_published", words, mends.publishing(name, case.port, inside, case.proto, asked))
 
 
 def _echo(case: Case, found: Sequence[Finding]) -> Hop:

@@ -1,24 +1,15 @@
 """Faults that can be read off the places of a path: each is a check, which names the station that it breaks."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TypeAlias
 
-from netplug.insight.trace import mends, rules
+from netplug.insight.trace import host_routes, mends, rules
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind, name_of
+from netplug.insight.trace.findings import Finding
 from netplug.insight.trace.model import Cause, Place, Station
 from netplug.insight.trace.path import expected_bridge
 from netplug.kernel.probes.api import LinkState
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`station`: before, or at, which the packet is lost; empty: anywhere on the way."""
-
-    station: str
-    cause: Cause
-
 
 Check: TypeAlias = Callable[[Case], Iterator[Finding]]
 
@@ -47,6 +38,17 @@ def _links(case: Case) -> Iterator[Finding]:
             yield Finding(station.name, _down(station.place, link))
         elif not link.carrier:
             yield Finding(station.name, _other_end(case, station, link))
+
+
+def _arp(case: Case) -> Iterator[Finding]:
+    """A link that neither asks for MACs nor answers (IFF_NOARP)."""
+    for station in case.path.stations:
+        link = next((it for it in case.scene.of(station.place).links if it.name == station.link), None)
+        if link and not link.arp and link.kind in {"veth", "bridge", "macvlan"}:
+            words = f"{link.name} on {station.place.name} has ARP off, so it neither asks for MACs nor answers"
+            yield Finding(
+                "", Cause("link.noarp", words, mends.inside(station.place, f"ip link set {link.name} arp on"))
+            )
 
 
 def _down(place: Place, link: LinkState) -> Cause:
@@ -159,4 +161,15 @@ def _rp_filter(case: Case) -> Iterator[Finding]:
         yield Finding("destination", Cause("rp_filter", words, mend))
 
 
-CHECKS: tuple[Check, ...] = (_links, _ports, _spoofing, _rp_filter, _icc, _addresses, _forwarding, _conntrack)
+CHECKS: tuple[Check, ...] = (
+    _links,
+    _ports,
+    _spoofing,
+    _rp_filter,
+    _icc,
+    _addresses,
+    _forwarding,
+    host_routes.findings,
+    _arp,
+    _conntrack,
+)

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from netplug.insight.trace import mends
 from netplug.insight.trace.ends import End, Ends, Kind
+from netplug.insight.trace.host_routes import REFUSALS
 from netplug.insight.trace.model import Cause, Hop, Verdict
 from netplug.insight.trace.path import owner
-from netplug.insight.trace.preparing import Prepared
+from netplug.insight.trace.preparing import BEYOND, Prepared
 from netplug.kernel.probes.api import Facts
 
 
@@ -27,8 +28,11 @@ def leaving(ends: Ends, prepared: Prepared) -> Iterator[Hop]:
     """Return the hop of the source's route."""
     crossing, route = prepared.crossing, prepared.route
     source, where = crossing.source, crossing.source.place.name
+    if route is None and not crossing.uplink:
+        yield Hop("route", where, f"comes from {prepared.source}", Verdict.BROKEN, cause=_no_way_back(prepared))
+        return
     if route is None:
-        yield Hop("route", where, f"comes from {prepared.source} by {crossing.uplink or 'no link'}")
+        yield Hop("route", where, f"comes from {prepared.source} by {crossing.uplink}")
         return
     if route.error:
         yield Hop(
@@ -56,6 +60,15 @@ def _no_link(ends: Ends, source: End) -> Cause:
     return Cause("no_link", words, "" if none else mends.restarting(source.record))
 
 
+def _no_way_back(prepared: Prepared) -> Cause:
+    """Say that answers do not leave the host."""
+    version = prepared.destination.version
+    if prepared.source == BEYOND[version]:
+        words = f"this host has no default route of IPv{version}, so it answers only to hosts on its own links"
+        return Cause("route.none", words, "netplug trace outside=ADDRESS …, for one of those; or add a default route")
+    return Cause("route.none", f"this host has no route to {prepared.source}, so its answers do not leave")
+
+
 def _no_route(ends: Ends, prepared: Prepared) -> Cause:
     """Say why a sandbox has no route."""
     route, source = prepared.route, prepared.crossing.source
@@ -75,7 +88,17 @@ def _no_route(ends: Ends, prepared: Prepared) -> Cause:
     version = route.destination.version
     gateways = [it for record in source.records for it in record.attachment.gateways if it.version == version]
     words = f"{name} has no route to {route.destination}: {route.error}"
-    if gateways:
+    if refusal := REFUSALS.get(route.error):
+        words = f"{name} does not send to {route.destination}: {refusal}"
+        return Cause(
+            "route.refused",
+            words,
+            mends.inside(source.place, "ip route show table all; ip rule show")
+            if not source.place.netns
+            else mends.inside(source.place, "sh -c 'ip rule show; ip route show table all'"),
+        )
+    default = any(it.destination.prefixlen == 0 and it.destination.version == version for it in facts.routes)
+    if gateways and not default:
         words = f"{name} has no default route of IPv{version}, so none to {route.destination} ({route.error})"
         flag = "-6 " if version == 6 else ""
         return Cause("route.none", words, mends.inside(source.place, f"ip {flag}route add default via {gateways[0]}"))

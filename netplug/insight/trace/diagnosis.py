@@ -5,8 +5,8 @@ from itertools import pairwise
 
 from netplug.insight.trace import answers, checks, drops, mends, mtu, overlay, rules, trail
 from netplug.insight.trace.case import Case
-from netplug.insight.trace.checks import Finding
 from netplug.insight.trace.ends import Kind
+from netplug.insight.trace.findings import Finding
 from netplug.insight.trace.model import Cause, Hop, Station, Verdict
 from netplug.insight.trace.trail import Trail
 from netplug.kernel.probes.api import What
@@ -33,7 +33,9 @@ def _judged(case: Case) -> tuple[Hop, ...]:
     hops.append(end)
     if end.verdict is Verdict.BROKEN:
         return tuple(hops)
-    return (*hops, *_way_back(case, found), *_doubled(case), *mtu.judge(case))
+    back = tuple(_way_back(case, found))
+    lost = any(it.verdict is Verdict.BROKEN for it in back)
+    return (*hops, *back, *_doubled(case), *(() if lost else mtu.judge(case)))
 
 
 def _passed(it: Trail) -> Iterator[Hop]:
@@ -62,9 +64,11 @@ def _broken(case: Case, it: Trail, found: Sequence[Finding], *, back: bool) -> I
 
 def _why(case: Case, it: Trail, found: Sequence[Finding], *, back: bool) -> Cause:
     """Return why a packet did not come to the first station where it is missing, the surest reason first."""
-    exact = next((one.cause for one in found if it.first_missing and one.station == it.first_missing.name), None)
+    missing = it.first_missing.name if it.first_missing else ""
+    names = {missing, f"back-{missing}"} if back else {missing}
+    exact = next((one.cause for one in found if missing and one.station in names), None)
     asking = None if back else trail.unanswered(it, case.report)
-    if exact and exact.kind.startswith(("link.", "port.")):
+    if exact and exact.kind.startswith(("link.", "port.", "route.")):
         return exact
     if rule := rules.dropping(case, back=back):
         return rules.cause(case, rule)
@@ -131,8 +135,19 @@ def _passed_back(it: Trail) -> Iterator[Hop]:
 def _lost_back(case: Case, it: Trail, found: Sequence[Finding]) -> Hop:
     missing = it.first_missing or case.path.stations[0]
     words = f"the answer passes {missing.link} of {missing.place.name}"
-    cause = answers.other_way(case) or _why(case, it, found, back=True)
+    cause = answers.other_way(case) or _own_gateway(case) or _why(case, it, found, back=True)
     return Hop(f"back-{missing.name}", missing.place.name, words, Verdict.BROKEN, cause=cause)
+
+
+def _own_gateway(case: Case) -> Cause | None:
+    """Say why a host gets no answer from a container on another one, which has the gateway's address too."""
+    far = case.destination.far
+    if far is None or case.source.kind is not Kind.HOST:
+        return None
+    own = case.report.source
+    words = f"host {far.host_name} has the gateway's address {own} too, and takes the answer for its own"
+    words += ": a host reaches only its own containers of an overlay"
+    return Cause("gateway.everywhere", words, f"ask from a container here, or publish the port on host {far.host_name}")
 
 
 def _at_home(case: Case) -> Cause:

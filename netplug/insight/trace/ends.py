@@ -16,6 +16,7 @@ from netplug.insight.trace.model import Place
 from netplug.insight.trace.target import Target
 
 THIS_HOST = "this host"
+_DNS = 53
 _ID = 12
 """Characters from which a text of hexadecimal digits is taken for an id, and not asked for as a name."""
 
@@ -80,7 +81,11 @@ class Ends:
             return End(Kind.HOST, Place(THIS_HOST), address=target.address)
         if target.address:
             return self.at(target.address) or End(Kind.OUTSIDE, Place("outside"), address=target.address)
-        return self._sandbox(self._engine.registry.endpoints_called(target.name))
+        found = self.called(target.name)
+        if found is None and (far := self._remote.called(target.name) if self._remote else None):
+            words = f"{target.name[:80]} is on host {far.host_name}, and a trace starts on the host of its source"
+            raise NetplugError("invalid", words, hint=f"on host {far.host_name}: netplug trace {far.name} …")
+        return found or self._sandbox(self._engine.registry.endpoints_called(target.name))
 
     def called(self, name: str) -> End | None:
         """Return the sandbox that a user calls so, if there is one."""
@@ -128,11 +133,27 @@ class Ends:
         return None
 
     def publishing(self, end: End, port: int, proto: str) -> tuple[PortMapping, int] | None:
-        """Return the published port that leads to a port of a sandbox, with the port of the host."""
-        for mapping in (it for record in end.records for it in record.in_force):
+        """Return the published port that leads to a port of a sandbox, with the port of the host.
+
+        One that is reached from outside goes before one at a loopback address.
+        """
+        mappings = [it for record in end.records for it in record.in_force]
+        for mapping in sorted(mappings, key=lambda it: bool(it.host_address and it.host_address.is_loopback)):
             if mapping.proto == proto and mapping.port <= port < mapping.port + mapping.count:
                 return mapping, mapping.host_port + port - mapping.port
         return None
+
+    def published_as(self, port: int, proto: str, end: End | None = None) -> tuple[EndpointRecord, PortMapping] | None:
+        """Return which endpoint, or which of a sandbox, a port of the host leads to, at whatever address."""
+        for record in end.records if end else self._engine.registry.endpoints():
+            for mapping in record.in_force:
+                if mapping.proto == proto and mapping.host_port <= port < mapping.host_port + mapping.count:
+                    return record, mapping
+        return None
+
+    def serves_names(self, address: IPAddress | None, port: int) -> bool:
+        """Whether packets to an address and port of this host go to netplug's name server, which has another port."""
+        return port == _DNS and any(address in it.resolvers for it in self._engine.registry.networks())
 
     def receiver(self, version: int) -> End | None:
         """Return the container that receives the ports of the host (mode host)."""

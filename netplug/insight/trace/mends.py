@@ -1,6 +1,7 @@
 """Commands that mend what a trace finds."""
 
 from netplug.drivers.naming import short
+from netplug.drivers.steps import IPAddress
 from netplug.engine.records import EndpointRecord, FrontEnd
 from netplug.insight.trace.ends import name_of
 from netplug.insight.trace.model import Place
@@ -20,6 +21,12 @@ def connecting(network: str, record: EndpointRecord) -> str:
         case FrontEnd.NETAVARK:
             return f"podman network connect {network} {name}"
     return f"add network {network} to the CNI configuration of {name}"
+
+
+def publishing(name: str, port: int, inside: int, proto: str, address: IPAddress | None = None) -> str:
+    """Return the command that publishes a port of a container, at all addresses or at one."""
+    at = f"{address}:" if address and address.version == 4 else f"[{address}]:" if address else ""
+    return f"netplug publish {name} {at}{port}:{inside}" + ("" if proto == "tcp" else f"/{proto}")
 
 
 def inside(place: Place, command: str) -> str:

@@ -17,6 +17,7 @@ from netplug.kernel.probes.api import Kind as Probe
 WAIT_MS = 1500
 """For an answer of one name server. The C library waits for five seconds (resolv.conf(5)); ours takes milliseconds."""
 _MOST_SERVERS = 3
+_DOCKER = ip_address("127.0.0.11")
 _NO_NAME = frozenset({"nxdomain", "nodata"})
 
 
@@ -38,8 +39,8 @@ class Resolving:
         """Ask for a name, and say why there is no answer."""
         facts = self._configured(source, inside)
         if not facts.nameservers:
-            words = f"{source.place.name} has no name server in its resolv.conf"
-            return self._broken(source, name, "", Cause("dns.no_server", words, "netplug dns ls"))
+            words = f"{source.place.name} has no name server in its resolv.conf, so it resolves no names"
+            return self._broken(source, name, "", Cause("dns.no_server", words, self._mend(source)))
         said = ""
         for server in facts.nameservers[:_MOST_SERVERS]:
             for candidate in candidates(name, facts):
@@ -51,9 +52,10 @@ class Resolving:
                 if said not in _NO_NAME:
                     break
             if said in _NO_NAME:
-                return self._broken(source, name, f"asks {server} for {name}: {said}", self._unknown(source, name))
+                cause = self._strangers(source, name, facts) or self._unknown(source, name)
+                return self._broken(source, name, f"asks {server} for {name}: {said}", cause)
         servers = ", ".join(map(str, facts.nameservers[:_MOST_SERVERS]))
-        cause = _silent(servers, said)
+        cause = self._strangers(source, name, facts) or _silent(source, name, servers, said)
         if await self._knows_its_own(prober, source, facts.nameservers[0]):
             cause = self._unknown(source, name, beyond=True)
         return self._broken(source, name, f"asks {servers} for {name}: {said or 'no answer'}", cause)
@@ -66,12 +68,39 @@ class Resolving:
 
     def _configured(self, source: End, inside: Facts) -> Facts:
         """Return the resolver's settings; a bare namespace has no process, and is served at its gateways."""
-        if inside.nameservers or source.kind is not Kind.SANDBOX:
+        if inside.nameservers or inside.resolv_conf or source.kind is not Kind.SANDBOX:
             return inside
+        return replace(inside, nameservers=self._servers(source))
+
+    def _servers(self, source: End) -> tuple[IPAddress, ...]:
+        """Return the name servers that know the names of the source's networks, those of Docker's containers first."""
         records = (self._engine.registry.find_network(it.endpoint.network) for it in source.records)
-        servers = tuple(address for it in records if it for address in it.resolvers)
-        servers += tuple(address for it in source.records for address in it.resolvers)
-        return replace(inside, nameservers=tuple(dict.fromkeys(servers)))
+        servers = [address for it in records if it for address in it.resolvers]
+        servers += [address for it in source.records for address in it.resolvers]
+        if source.record and source.record.front_end is FrontEnd.DOCKER:
+            servers.insert(0, _DOCKER)
+        return tuple(dict.fromkeys(servers))
+
+    def _strangers(self, source: End, name: str, facts: Facts) -> Cause | None:
+        """Say that a sandbox asks other name servers than those that know the name."""
+        ours, mine = self._servers(source), {it.endpoint.network for it in source.records}
+        known = any(_has_name(it, name) and it.endpoint.network in mine for it in self._engine.registry.endpoints())
+        if not known or not ours or set(ours) & set(facts.nameservers):
+            return None
+        asked = ", ".join(map(str, facts.nameservers[:_MOST_SERVERS]))
+        words = (
+            f"the resolv.conf of {source.place.name} names {asked}, and only {ours[0]} knows the names of containers"
+        )
+        return Cause("dns.strangers", words, self._mend(source))
+
+    def _mend(self, source: End) -> str:
+        """Return what gives a sandbox its name server back."""
+        servers = self._servers(source)
+        if not servers:
+            return ""
+        if source.record and source.record.front_end is FrontEnd.DOCKER:
+            return f"docker exec {source.place.name} sh -c 'echo nameserver {servers[0]} > /etc/resolv.conf'"
+        return f"write into the resolv.conf of {source.place.name}: nameserver {servers[0]}"
 
     @staticmethod
     def _broken(source: End, name: str, what: str, cause: Cause) -> Resolved:
@@ -144,7 +173,11 @@ def _addresses(reply: Reply) -> Sequence[IPAddress]:
     return found
 
 
-def _silent(servers: str, said: str) -> Cause:
+def _silent(source: End, name: str, servers: str, said: str) -> Cause:
+    if source.kind is Kind.HOST:
+        words = f"no container is called {name!r}, and this host's name server at {servers}"
+        words += f" answers {said}" if said else " does not answer"
+        return Cause("dns.failed" if said else "dns.silent", words, "netplug ps; dig @" + servers.partition(",")[0])
     if not said:
         return Cause("dns.silent", f"the name server at {servers} does not answer", "netplug repair")
     return Cause("dns.failed", f"the name server at {servers} answers {said}", "netplug dns ls")

@@ -1,10 +1,11 @@
 """Rules that dropped the packet, in words: ours say what they are for, those of others who has them and how they go."""
 
+from netplug.drivers.api import Network
 from netplug.insight.trace import mends
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind, name_of
 from netplug.insight.trace.model import Cause
-from netplug.insight.trace.path import wrong_mac
+from netplug.insight.trace.path import link_of, wrong_mac
 from netplug.kernel.probes.api import Rule
 
 OURS = "netplug"
@@ -109,8 +110,28 @@ def _separate(case: Case) -> Cause:
     mine = ", ".join(it.name for it in case.ends.networks(source))
     if target.name in {it.name for it in case.ends.networks(source)} and not target.options.icc:
         return icc(target.name)
+    if cause := _other_link(case, target):
+        return cause
     words = f"{name_of(record)} is in network {target.name}, {who} in {mine}: networks are separate from each other"
     return Cause("isolated", words, mends.connecting(target.name, source.record))
+
+
+def _other_link(case: Case, target: Network) -> Cause | None:
+    """Say that a source, which is in the network too, sends by another one."""
+    source = case.source
+    own = next((it for it in source.records if it.endpoint.network == target.id), None)
+    if own is None or case.route is None:
+        return None
+    who, inside = source.place.name, case.scene.of(source.place)
+    link = link_of(own, inside)
+    name = link.name if link else own.ifname or "its link"
+    if link and not link.up:
+        words = f"{name} of {who}, network {target.name}, is down, so it sends by {case.route.link}"
+        return Cause("link.down", words, mends.inside(source.place, f"ip link set {name} up"))
+    words = f"{who} is in network {target.name} too, but its route to {case.route.destination} is by {case.route.link}"
+    subnets = (it.pool for it in target.subnets if case.route.destination in it.pool)
+    mend = f"ip route replace {next(subnets, case.route.destination)} dev {name}"
+    return Cause("route.other_link", words, mends.inside(source.place, mend))
 
 
 def icc(network: str) -> Cause:
@@ -125,8 +146,7 @@ def _unpublished(case: Case) -> Cause:
         return Cause("not_published", "only published ports of a container are reached from outside", "")
     name = end.place.name
     words = f"port {port}/{case.proto} of {name} is not published, and only published ports are reached from outside"
-    suffix = "" if case.proto == "tcp" else f"/{case.proto}"
-    return Cause("not_published", words, f"netplug publish {name} {port}:{port}{suffix}")
+    return Cause("not_published", words, mends.publishing(name, port, port, case.proto))
 
 
 def _of_others(case: Case, rule: Rule) -> Cause:

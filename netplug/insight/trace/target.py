@@ -64,7 +64,30 @@ def parse(text: str, what: str, *, port: bool) -> Target:
         return Target(OUTSIDE, _address(value, f"{what} {text[:80]!r}"), number, proto)
     if equals and key == HOST:
         raise NetplugError("invalid", f"{what} {text[:80]!r}: host takes no address", hint="give the address alone")
-    return Target(name, _if_address(name), number, proto)
+    found = _if_address(name)
+    if found is None:
+        _refuse_names(name, f"{what} {text[:80]!r}")
+    elif found.is_unspecified or (found.version == 6 and found.is_link_local):
+        kind = "stands for all addresses" if found.is_unspecified else "is valid on one link only"
+        raise NetplugError("invalid", f"{what} {text[:80]!r}: {found} {kind}", hint="give the address of somebody")
+    return Target(name, found, number, proto)
+
+
+def _refuse_names(name: str, what: str) -> None:
+    """Refuse what is neither a name nor an address.
+
+    Raises:
+        NetplugError: "invalid".
+    """
+    if "://" in name:
+        raise NetplugError("invalid", f"{what} is a URL", hint="a name or address, and a port: web:80")
+    if ":" in name:
+        raise NetplugError("invalid", f"{what}: no port is behind the colon, and it is no address", hint="web:80")
+    if any(it.isspace() or not it.isprintable() for it in name):
+        raise NetplugError("invalid", f"{what}: a name has no blanks and control characters")
+    address, slash, _ = name.partition("/")
+    if slash and _if_address(address):
+        raise NetplugError("invalid", f"{what} is a subnet", hint=f"give an address: {address}")
 
 
 def _parted(text: str, what: str) -> tuple[str, int, str]:

@@ -12,16 +12,17 @@ from netplug.engine import Engine
 from netplug.engine.conditions import Difference
 from netplug.errors import NetplugError
 from netplug.insight.overlay.remote_ends import RemoteEnds
-from netplug.insight.trace import answers, departing, diagnosis, mtu, trail
+from netplug.insight.trace import answers, departing, diagnosis, host_routes, mtu, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import End, Ends, Kind, is_reference
+from netplug.insight.trace.mends import publishing
 from netplug.insight.trace.model import Cause, Hop, Outcome, Scene, Verdict
 from netplug.insight.trace.path import HOST_PLACE, path
 from netplug.insight.trace.preparing import Prepared, Preparing
 from netplug.insight.trace.resolving import Resolving
 from netplug.insight.trace.stretching import Stretching, local
 from netplug.insight.trace.target import ICMP, Target, parse
-from netplug.kernel.probes.api import Flow, Job, Look, Neighbours, Origin, Post, Prober, Probes, Report, new_mark
+from netplug.kernel.probes.api import HOST, Flow, Job, Look, Neighbours, Origin, Post, Prober, Probes, Report, new_mark
 from netplug.kernel.probes.api import Kind as Probe
 from netplug.reconcile import Reconciler
 
@@ -107,7 +108,9 @@ class Tracer:
 
     def _asks(self, source: End, target: Target) -> bool:
         """Whether the source would ask for the name; from outside, and from the host, a container is meant first."""
-        return source.kind is Kind.SANDBOX or (source.kind is Kind.HOST and self._ends.called(target.name) is None)
+        if source.kind is not Kind.HOST:
+            return source.kind is Kind.SANDBOX
+        return self._ends.called(target.name) is None and self._ends.elsewhere(target.name, source) is None
 
     async def _published(
         self, preparing: Preparing, source: End, end: End, target: Target
@@ -123,17 +126,29 @@ class Tracer:
             host = await preparing.address(source, Target("host"), await preparing.source_facts(source, resolver=False))
             return host[0], target.port, Hop("published", name, f"{what} is that of the host")
         if found is None:
-            words = f"port {target.port}/{target.proto} of {name} is not published"
-            suffix = "" if target.proto == "tcp" else f"/{target.proto}"
-            mend = f"netplug publish {name} {target.port}:{target.port}{suffix}"
-            cause = Cause("not_published", words, mend)
+            cause = self._unpublished(end, target)
             return address, target.port, Hop("published", name, what, Verdict.BROKEN, cause=cause)
         mapping, port = found
         host_address = mapping.host_address
-        if host_address is None or host_address.is_unspecified:
+        if host_address is None or host_address.is_unspecified or host_address.is_loopback:
             facts = await preparing.source_facts(End(Kind.HOST, HOST_PLACE), resolver=False)
             host_address = (await preparing.address(source, Target("host"), facts))[0]
+        if mapping.host_address and mapping.host_address.is_loopback:
+            words = f"{what} is published on {mapping.host_address} only (port {port}), where only this host reaches it"
+            cause = Cause("not_published", words, publishing(name, port, target.port, target.proto, host_address))
+            return host_address, port, Hop("published", name, what, Verdict.BROKEN, cause=cause)
         return host_address, port, Hop("published", name, f"{what} is published as {host_address} port {port}")
+
+    def _unpublished(self, end: End, target: Target) -> Cause:
+        """Say that a port is not published; it may be the host's that is meant."""
+        name, what = end.place.name, f"port {target.port}/{target.proto}"
+        words = f"{what} of {name} is not published"
+        if found := self._ends.published_as(target.port, target.proto, end):
+            inside = found[1].port + target.port - found[1].host_port
+            words += f"; {what} of this host leads to its port {inside}"
+            suffix = "" if target.proto == "tcp" else f"/{target.proto}"
+            return Cause("not_published", words, f"netplug trace outside host:{target.port}{suffix}")
+        return Cause("not_published", words, publishing(name, target.port, target.port, target.proto))
 
     async def _probe(self, prober: Prober, begun: _Begun) -> Case:
         prepared = begun.prepared
@@ -229,6 +244,11 @@ class Tracer:
         if trail.way_there(case.path.stations, case.report).whole and answers.answer(case):
             return case
         facts = dict(case.scene.facts)
+        forwards = host_routes.forwards(case)
+        if forwards:
+            with suppress(NetplugError):
+                found = await prober.look(Look(links=False, neighbours=False, forwards=forwards))
+                facts[HOST] = replace(facts[HOST], forwards=found.forwards)
         for place in (it for it in case.path.places if not it.host and it.netns in facts):
             links = dict.fromkeys(it.link for it in case.path.stations if it.place == place)
             names = tuple(f"net/ipv4/conf/{link}/{name}" for link in links for name in ("forwarding", "rp_filter"))

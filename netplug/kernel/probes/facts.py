@@ -18,6 +18,7 @@ class Look:
 
     `forwarding`: FDB entries. `listeners`: sockets, and whether the processes are frozen. `sysctls`: names below
     /proc/sys, with slashes. `pid`: of the process whose resolv.conf is read; 0: any of those in the namespace.
+    `forwards`: routes of packets to forward: destination, sender, and the link that receives them.
     """
 
     netns: str = HOST
@@ -29,6 +30,7 @@ class Look:
     listeners: bool = False
     resolv_conf: bool = False
     pid: int = 0
+    forwards: tuple[tuple[IPAddress, IPAddress, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class LinkState:
     """A link. `peer`: index of the other end, which is in namespace `peer_here` or another one.
 
     `state`: "up", "down", "no carrier" or "dormant". `hairpin`: of a port of a bridge; None for others.
-    `vni`, `vxlan_port`, `vtep`: of a VXLAN link.
+    `vni`, `vxlan_port`, `vtep`: of a VXLAN link. `arp`: it asks for MACs, and answers.
     """
 
     name: str
@@ -56,6 +58,7 @@ class LinkState:
     vni: int = 0
     vxlan_port: int = 0
     vtep: IPAddress | None = None
+    arp: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ class Facts:
     """What there is in a namespace. `lacks`: what could not be read, and why.
 
     `frozen`: all its processes are stopped or in a frozen cgroup. `processes`: how many there are.
+    `resolv_conf`: one was read.
     """
 
     netns: str = HOST
@@ -148,6 +152,8 @@ class Facts:
     frozen: bool = False
     lacks: tuple[str, ...] = ()
     forwarding: tuple[ForwardingState, ...] = ()
+    forwards: tuple[RouteFound, ...] = ()
+    resolv_conf: bool = False
 
     def sysctl(self, name: str) -> str:
         """Return the value of a sysctl that was asked for; empty if there is none."""

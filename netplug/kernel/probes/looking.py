@@ -22,10 +22,10 @@ from netplug.kernel.probes.api import (
     RouteState,
 )
 
-_LOWER_UP, _RUNNING = 0x10000, 0x40
+_LOWER_UP, _RUNNING, _NOARP = 0x10000, 0x40, 0x80
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _LOOKUP_TABLE = 0x1000
-_DST, _SRC, _OIF, _GATEWAY, _PREFSRC, _METRICS = 1, 2, 4, 5, 7, 8
+_DST, _SRC, _IIF, _OIF, _GATEWAY, _PREFSRC, _METRICS = 1, 2, 3, 4, 5, 7, 8
 _RTAX_MTU = 2
 _TYPES = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 _GETNEIGH = 30
@@ -92,6 +92,9 @@ def _inside(look: Look, read: _Read) -> None:
         if look.forwarding:
             read.take("forwarding", lambda: tuple(_forwarding(netlink, names)))
         read.take("lookups", lambda: tuple(_lookup(netlink, *it, names) for it in look.routes))
+        indexes = {name: index for index, name in names.items()}
+        wanted = [(to, sender, indexes[by]) for to, sender, by in look.forwards if by in indexes]
+        read.take("forwards", lambda: tuple(_lookup(netlink, to, src, names, by) for to, src, by in wanted))
     if look.listeners:
         read.take("listeners", lambda: tuple(sockets.listeners()))
     read.take("sysctls", lambda: tuple((name, _sysctl(name)) for name in look.sysctls))
@@ -121,6 +124,7 @@ def _links(netlink: Netlink, links: Sequence[rtnl.Link]) -> Iterable[LinkState]:
             link.vxlan.vni if link.vxlan else 0,
             link.vxlan.port if link.vxlan else 0,
             link.vxlan.local if link.vxlan else None,
+            not link.flags & _NOARP,
         )
 
 
@@ -137,12 +141,16 @@ def _routes(netlink: Netlink, names: dict[int, str]) -> Iterable[RouteState]:
         yield RouteState(it.destination, names.get(it.index, ""), it.gateway, it.metric)
 
 
-def _lookup(netlink: Netlink, destination: IPAddress, source: IPAddress | None, names: dict[int, str]) -> RouteFound:
+def _lookup(
+    netlink: Netlink, destination: IPAddress, source: IPAddress | None, names: dict[int, str], received: int = 0
+) -> RouteFound:
+    """Return the route of a packet that is sent here, or one that a link (`received`) brings to be forwarded."""
     family, bits = (2, 32) if destination.version == 4 else (10, 128)
     # For IPv6 the kernel refuses the flag (inet6_rtm_valid_getroute_req), and tells the route without it.
     flags = _LOOKUP_TABLE if destination.version == 4 else 0
     query = _RTMSG.pack(family, bits, bits if source else 0, 0, 0, 0, 0, 0, flags)
     query += attr(_DST, destination.packed) + (attr(_SRC, source.packed) if source else b"")
+    query += attr(_IIF, struct.pack("=I", received)) if received else b""
     try:
         data = netlink.get(RTM_GETROUTE, query)
     except NetlinkError as error:
@@ -220,4 +228,4 @@ def _parse(text: str, read: _Read) -> None:
             lists["search"] = tuple(rest)
         elif word == "options":
             lists["resolv_options"] = (*lists.get("resolv_options", ()), *rest)
-    read.fields.update(lists, nameservers=tuple(servers))
+    read.fields.update(lists, nameservers=tuple(servers), resolv_conf=True)

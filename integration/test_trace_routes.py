@@ -1,0 +1,194 @@
+"""`netplug trace` names what routes, name servers and ports break: each fault is injected, traced, and taken away.
+
+Mends that are commands are pasted, and the path is well again. `trace_route_faults.py` has what is said.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+from test_trace_faults import BROKEN_S, Scene, leak_check, scene, shown
+from trace_faults import in_document, markdown
+from trace_route_faults import BEGIN, END, ROWS
+
+__all__ = ("leak_check", "scene")
+Fault = Callable[[Scene], AbstractContextManager[tuple[str, str]]]
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(name: str) -> Callable[[Callable[[Scene], Iterator[tuple[str, str]]]], Fault]:
+    """Register what injects a fault: it yields SRC and DST."""
+
+    def register(function: Callable[[Scene], Iterator[tuple[str, str]]]) -> Fault:
+        FAULTS[name] = made = contextmanager(function)
+        return made
+
+    return register
+
+
+@pytest.fixture(scope="module", autouse=True)
+def near(scene: Scene) -> None:
+    """Run a container whose port is published for this host only."""
+    serve = ("httpd", "-f", "-p", "80", "-h", "/www")
+    scene.dockerd.run("--network", "blue", "--name", "near", "-p", "127.0.0.1:8092:80", command=serve)
+
+
+@contextmanager
+def changed(it: Scene, *command: str, undo: tuple[str, ...]) -> Iterator[None]:
+    it.run(*command)
+    yield
+    it.host.run(undo, check=False)  # a mend may have undone it
+
+
+@fault("rule inside")
+def rule_inside(it: Scene) -> Iterator[tuple[str, str]]:
+    it.inside(it.asker, "ip", "rule", "add", "to", it.address(it.web), "blackhole")
+    yield "asker", "web:80"
+    it.inside(it.asker, "ip", "rule", "del", "to", it.address(it.web), "blackhole")
+
+
+@fault("rule of the host")
+def rule_of_the_host(it: Scene) -> Iterator[tuple[str, str]]:
+    rule = ("from", it.address(it.asker), "prohibit")
+    with changed(it, "ip", "rule", "add", *rule, undo=("ip", "rule", "del", *rule)):
+        yield "asker", it.wire.right
+
+
+@fault("blackhole")
+def blackhole(it: Scene) -> Iterator[tuple[str, str]]:
+    route = ("blackhole", it.address(it.web))
+    with changed(it, "ip", "route", "add", *route, undo=("ip", "route", "del", *route)):
+        yield "outside", "web:80"
+
+
+@contextmanager
+def hijacking(it: Scene, address: str) -> Iterator[None]:
+    route = (address, "via", it.wire.right)
+    # Docker has set the policy of FORWARD to DROP, which is not to blame.
+    assert "-P FORWARD DROP" in it.run("iptables", "-S", "FORWARD")
+    with changed(it, "ip", "route", "add", *route, undo=("ip", "route", "del", *route)):
+        yield
+
+
+@fault("hijacked")
+def hijacked(it: Scene) -> Iterator[tuple[str, str]]:
+    with hijacking(it, it.address(it.web)):
+        yield "outside", "web:80"
+
+
+@fault("hijacked back")
+def hijacked_back(it: Scene) -> Iterator[tuple[str, str]]:
+    with hijacking(it, it.address(it.asker)):
+        yield "asker", it.wire.right
+
+
+@fault("link of one network down")
+def link_of_one_network_down(it: Scene) -> Iterator[tuple[str, str]]:
+    it.inside(it.both, "ip", "link", "set", "eth1", "down")
+    yield "both", "lonely:80"
+    it.inside(it.both, "ip", "link", "set", "eth1", "up")
+
+
+@fault("route of one network lost")
+def route_of_one_network_lost(it: Scene) -> Iterator[tuple[str, str]]:
+    route = it.inside(it.both, "ip", "route", "show", "dev", "eth1").split()
+    it.inside(it.both, "ip", "route", "del", route[0], "dev", "eth1")
+    yield "both", "lonely:80"
+    it.inside(it.both, "ip", "route", "replace", *[word for word in route if word != "linkdown"], "dev", "eth1")
+
+
+@fault("no ARP")
+def no_arp(it: Scene) -> Iterator[tuple[str, str]]:
+    it.inside(it.web, "ip", "link", "set", "eth0", "arp", "off")
+    yield "asker", "web:80"
+    it.inside(it.web, "ip", "link", "set", "eth0", "arp", "on")
+
+
+@contextmanager
+def resolv_conf(it: Scene, text: str) -> Iterator[None]:
+    before = it.dockerd.docker("exec", "asker", "cat", "/etc/resolv.conf")
+
+    def write(text: str) -> None:
+        it.dockerd.docker("exec", "asker", "sh", "-c", f"printf '%s\\n' '{text}' > /etc/resolv.conf")
+
+    write(text)
+    yield
+    write(before)
+
+
+@fault("no name server")
+def no_name_server(it: Scene) -> Iterator[tuple[str, str]]:
+    with resolv_conf(it, "options ndots:0"):
+        yield "asker", "web:80"
+
+
+@fault("another name server")
+def another_name_server(it: Scene) -> Iterator[tuple[str, str]]:
+    with resolv_conf(it, f"nameserver {it.wire.right}"):
+        yield "asker", "web:80"
+
+
+@fault("port of the host")
+def port_of_the_host(_: Scene) -> Iterator[tuple[str, str]]:
+    yield "outside", "web:8080"
+
+
+@fault("published on loopback")
+def published_on_loopback(it: Scene) -> Iterator[tuple[str, str]]:
+    yield "outside", f"{it.wire.left}:8092"
+
+
+@fault("loopback by name")
+def loopback_by_name(_: Scene) -> Iterator[tuple[str, str]]:
+    yield "outside", "near:80"
+
+
+PASTED = (
+    "hijacked",
+    "hijacked back",
+    "link of one network down",
+    "route of one network lost",
+    "no ARP",
+    "no name server",
+    "another name server",
+)
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_fault_is_named(scene: Scene, name: str) -> None:
+    row = ROWS[name]
+    with FAULTS[name](scene) as ends:
+        answer = scene.trace(*ends)
+        assert not answer["reached"], shown(answer)
+        cause = answer["broken"]["cause"]
+        assert cause["kind"] == row.kind, shown(answer)
+        assert row.matches(cause["words"], cause["mend"]), shown(answer)
+        assert answer["seconds"] < BROKEN_S, shown(answer)
+        if name in PASTED:
+            scene.run("sh", "-ec", cause["mend"])
+            answer = scene.trace(*ends)
+            assert answer["reached"], shown(answer)
+
+
+def test_the_name_server_of_a_network_listens(scene: Scene) -> None:
+    for proto in ("udp", "tcp"):
+        answer = scene.trace("asker", f"{scene.gateway('blue')}:53/{proto}")
+        assert answer["reached"], shown(answer)
+
+
+def test_a_host_that_nobody_beyond_its_links_reaches(scene: Scene) -> None:
+    route = scene.run("ip", "route", "show", "default").split()
+    with changed(scene, "ip", "route", "del", *route, undo=("ip", "route", "add", *route)):
+        answer = scene.trace("outside", "web:80")
+    assert not answer["reached"], shown(answer)
+    assert answer["broken"]["cause"]["kind"] == "route.none", shown(answer)
+
+
+def test_names_that_the_host_does_not_know(scene: Scene) -> None:
+    cause = scene.trace("host", "nobody")["broken"]["cause"]
+    assert cause["words"].startswith("no container is called 'nobody', and this host's name server at ")
+
+
+def test_the_document_lists_the_faults() -> None:
+    assert list(FAULTS) == list(ROWS)
+    assert in_document(BEGIN, END) == markdown(ROWS), "python integration/trace_route_faults.py --write"
