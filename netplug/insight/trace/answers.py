@@ -112,7 +112,10 @@ def other_way(case: Case) -> Cause | None:
         return Cause("route.none", words, mends.restarting(case.destination.record))
     if lookup.link and lookup.link != way.link:
         words = f"{place.name} was asked by {way.link} and answers by {lookup.link}: its route to {source} leads there"
-        mend = mends.inside(place, f"ip route replace {source} dev {way.link}")
+        gateways = way.record.attachment.gateways if way.record else ()
+        via = next((f" via {it}" for it in gateways if it.version == case.version), "")
+        flag = "-6 " if case.version == 6 else ""
+        mend = mends.inside(place, f"ip {flag}route replace {source}{via} dev {way.link}")
         return Cause("route.other_link", words, mend)
     return None
 
