@@ -60,7 +60,7 @@ async def test_network_manager(host: Host, tmp_path: Path, text: str, verdicts: 
     write(tmp_path, "etc/NetworkManager/conf.d/10-site.conf", text)
     assert bad(await link_managers.network_manager(subject)) == []  # it does not run
     runs(host, "NetworkManager")
-    found = bad(await link_managers.network_manager(subject))
+    found = bad(await link_managers.network_manager(host_subject(host, tmp_path, root=tmp_path)))
     assert [it.verdict for it in found] == verdicts
     assert all("/etc/NetworkManager/conf.d/90-netplug.conf" in it.mend for it in found)
 

@@ -1,21 +1,18 @@
 """Checks of daemons: another one in this network namespace."""
 
 from collections.abc import Iterable
-from functools import partial
 
 from netplug.errors.redaction import without_passwords
 from netplug.insight.doctor.findings import Finding, failure, ok
 from netplug.insight.doctor.subject import HostSubject
 from netplug.kernel.host.api import Program
-from netplug.tasks.apart import apart
 
 
 async def others(host: HostSubject) -> Iterable[Finding]:
     """Find other daemons of netplug."""
     if not host.daemon:
         return [ok("none answers")]
-    programs = await apart(partial(host.kernel.inspection.programs, {"netplug"}))
-    found = [it for it in programs if "serve" in it.arguments]
+    found = [it for it in await host.kernel.programs("netplug") if "serve" in it.arguments]
     words = "is another daemon of this network namespace, and both undo each other's work"
     return [failure(f"process {it.pid} ({command(it)}) {words}", f"kill {it.pid}") for it in found]
 

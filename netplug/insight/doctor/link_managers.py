@@ -137,8 +137,7 @@ async def dhcpcd(host: HostSubject) -> Iterable[Finding]:
 
 
 async def _runs(host: HostSubject, name: str) -> bool:
-    # The kernel cuts the names of processes after 15 characters.
-    return bool(await apart(partial(host.kernel.inspection.programs, {name, name[:15]})))
+    return bool(await host.kernel.programs(name, name[:15]))
 
 
 def _sections(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:

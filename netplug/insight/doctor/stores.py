@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from importlib import import_module
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,8 @@ async def _endpoint(access: EtcdAccess, endpoint: str) -> Finding:
 
 async def _asked(access: EtcdAccess, took_s: list[float]) -> "EtcdStatus":
     """Measure how long etcd takes for some reads, through the whole cluster (linearizable), and return its status."""
-    from netplug.store.etcd import EtcdStore  # noqa: PLC0415 - aiohttp takes 0.3 s, and few hosts need it
+    await apart(partial(import_module, "netplug.store.etcd"))  # aiohttp takes 0.3 s, and few hosts need it
+    from netplug.store.etcd import EtcdStore  # noqa: PLC0415
 
     store = await EtcdStore.open(access, deadline_s=_DEADLINE_S, attempt_s=_DEADLINE_S)
     try:

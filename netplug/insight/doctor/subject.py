@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from netplug.config import Settings
 from netplug.drivers.api import HostFacts, Network
 from netplug.kernel.firewall.api import FirewallReport, FirewallView
-from netplug.kernel.host.api import Inspection
+from netplug.kernel.host.api import Inspection, Program
+from netplug.tasks.apart import apart
 
 
 class KernelView(Protocol):
@@ -24,13 +26,18 @@ class KernelView(Protocol):
         """Return what drivers may know of the host."""
 
 
+PROGRAMS = frozenset({"NetworkManager", "systemd-networkd", "systemd-network", "dhcpcd", "netplug"})
+"""Those that checks look for. The kernel cuts names of processes after 15 characters."""
+
+
 class OneLook:
-    """A kernel that several checks look at, at the same time: firewall and facts are read once."""
+    """A kernel that several checks look at, at the same time: firewall, facts and processes are read once."""
 
     def __init__(self, kernel: KernelView) -> None:
         self._kernel = kernel
         self._facts: asyncio.Future[HostFacts] | None = None
         self._report: asyncio.Future[FirewallReport] | None = None
+        self._programs: asyncio.Future[tuple[Program, ...]] | None = None
 
     @property
     def inspection(self) -> Inspection:
@@ -47,6 +54,12 @@ class OneLook:
         if self._facts is None:
             self._facts = asyncio.ensure_future(self._kernel.facts())
         return await asyncio.shield(self._facts)
+
+    async def programs(self, *names: str) -> list[Program]:
+        """Return the processes with some of `PROGRAMS` as names, as of one look at all processes."""
+        if self._programs is None:
+            self._programs = asyncio.ensure_future(apart(partial(self._kernel.inspection.programs, PROGRAMS)))
+        return [it for it in await asyncio.shield(self._programs) if it.name in names]
 
     async def report(self) -> FirewallReport:
         """Return the firewall as of one look."""
