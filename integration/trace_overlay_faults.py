@@ -46,6 +46,13 @@ ROWS: dict[str, Row] = {
         "carries about …, and nobody says so",
         "raise the MTU of the underlay, or: netplug network update blue -o mtu=…",
     ),
+    "MTU lowered, daemon stopped": Row(
+        "the underlay drops large packets, and the daemon of the other host does not run",
+        "underlay.mtu",
+        "packets of 1450 bytes are lost between the hosts: they are 1500 bytes in VXLAN, and the way from … to … "
+        "carries about …, and nobody says so",
+        "raise the MTU of the underlay, or: netplug network update blue -o mtu=…",
+    ),
     "UDP 4789 blocked between": Row(
         "a router between the hosts drops UDP port 4789",
         "underlay.blocked",

@@ -6,6 +6,7 @@ from netplug.drivers.steps import IPAddress
 from netplug.insight.trace import mends, overlay, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.model import Cause, Hop, Verdict
+from netplug.kernel.probes.api import Kind as Probe
 from netplug.kernel.probes.api import Report, What
 
 _ANSWERS = frozenset({What.ECHO_REPLY, What.UDP})
@@ -19,12 +20,23 @@ def judge(case: Case) -> Iterator[Hop]:
     there = trail.way_there(case.path.stations, report)
     where, what = case.source.place.name, f"a packet of {flow.size} bytes, unfragmented"
     told = _told(report)
-    if there.whole or any(it.what in _ANSWERS for it in report.replies):
+    if arrived(case, report):
         yield Hop("mtu", where, f"{what}, arrives", ms=max((it.ms for it in there.seen if it), default=None))
     elif told:
         yield Hop("mtu", where, f"{what}: told to send {told[0]} by {told[1]}", ms=told[2])
-    else:
+    elif _watched(case) or flow.kind is not Probe.UDP:  # to a datagram there need not be an answer
         yield Hop("mtu", where, what, Verdict.BROKEN, cause=_vanishing(case, there, flow.size))
+
+
+def arrived(case: Case, report: Report) -> bool:
+    """Whether a packet came to the last station, or was answered."""
+    seen = _watched(case) and trail.way_there(case.path.stations, report).whole
+    return seen or any(it.what in _ANSWERS for it in report.replies)
+
+
+def _watched(case: Case) -> bool:
+    """Whether the last station is the destination's: another host may not watch."""
+    return case.stretched is None or case.stretched.far.open
 
 
 def arrives(case: Case, report: Report) -> bool:

@@ -12,7 +12,7 @@ from netplug.insight.overlay.far_watch import FarWatch, FarWatches
 from netplug.insight.overlay.messages import Request
 from netplug.insight.overlay.tunnel import Tunnels
 from netplug.insight.overlay.underlay import OVERHEAD, examine
-from netplug.insight.trace import answers, overlay, trail
+from netplug.insight.trace import answers, mtu, overlay, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import End
 from netplug.insight.trace.model import Scene
@@ -94,7 +94,7 @@ class Stretching:
             back = trail.way_back(stations, case.report)
             if lost or not back.whole:
                 return replace(stretched, underlay=await examine(prober, stretched.near))
-        if case.large and not trail.way_there(stations, case.large[1]).whole:
+        if case.large and not mtu.arrived(case, case.large[1]):
             needed = size + OVERHEAD[stretched.near.other.version]
             return replace(stretched, size=size, underlay=await examine(prober, stretched.near, needed))
         return stretched
