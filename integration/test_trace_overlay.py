@@ -339,6 +339,16 @@ def no_route(it: Scene) -> Iterator[tuple[Member, str, str]]:
         yield it.one, "web", "db:80"
 
 
+@fault("this host cut off")
+def cut_off(it: Scene) -> Iterator[tuple[Member, str, str]]:
+    rule = f"iifname {it.one.wire.right_link} drop"
+    try:
+        with changed(it.it.router, *nft("prerouting", "prerouting", rule)):
+            yield it.one, "web", "db:80"
+    finally:
+        it.both_live()
+
+
 @fault("cable cut there")
 def cable_cut(it: Scene) -> Iterator[tuple[Member, str, str]]:
     it.two.cut()

@@ -117,6 +117,12 @@ ROWS: dict[str, Row] = {
         "this host has no route to VTEP … of host …: network is unreachable",
         "ip route add … via ROUTER",
     ),
+    "this host cut off": Row(
+        "a switch or router lets nothing of this host through, and its link stays up",
+        "host.cut_off",
+        "neither VTEP … of host … nor the shared store answers…: this host is cut off from the others",
+        "netplug doctor",
+    ),
     "cable cut there": Row(
         "the cable of the other host is cut",
         "host.unreachable",

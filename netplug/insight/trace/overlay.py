@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from netplug.cluster.questions import Reason
 from netplug.drivers.steps import IPAddress
 from netplug.insight.overlay.far_watch import FarWatch
 from netplug.insight.overlay.messages import Fault, Seat, Tunnel, Watching
@@ -194,6 +195,9 @@ def _blocked(it: Stretched, sender: str, receiver: str) -> Cause:
 def _unreachable(it: Stretched) -> Cause:
     said = f" ({it.underlay.said})" if it.underlay and it.underlay.said else ""
     words = f"VTEP {it.near.other} of host {it.host} does not answer{said}"
+    if it.far.silence and it.far.silence.reason is Reason.STORE:
+        words = f"neither VTEP {it.near.other} of host {it.host} nor the shared store answers{said}"
+        return Cause("host.cut_off", f"{words}: this host is cut off from the others", "netplug doctor")
     if it.far.silence:
         words += f", and neither does its netplug ({it.far.silence.message})"
         mend = f"start host {it.host}, or mend its network; if it is gone for ever: netplug host forget {it.host}"
