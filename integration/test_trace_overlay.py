@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from harness import (
     BIN_DIR,
-    CommandError,
     Container,
     Dockerd,
     Host,
@@ -501,16 +500,3 @@ def test_host_of_the_former_release_is_not_asked_and_not_disturbed(tmp_path: Pat
             assert new.pings(other.addresses[0])
             assert "questions" not in old.netplug.log.read_text()
             assert old.differences() == []
-
-
-def test_a_host_does_not_reach_containers_of_another(scene: Scene) -> None:
-    scene.both_live()
-    answer = scene.trace(scene.one, "host", "db:80")
-    assert not answer["reached"], answer
-    assert answer["broken"]["cause"]["kind"] == "gateway.everywhere", answer
-
-
-def test_a_source_on_another_host_is_named_with_its_host(scene: Scene) -> None:
-    scene.both_live()
-    with pytest.raises(CommandError, match=f"db is on host .*on host {scene.two.host.name}: netplug trace db"):
-        scene.one.cli("trace", "db", "web:80")

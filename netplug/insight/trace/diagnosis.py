@@ -135,19 +135,8 @@ def _passed_back(it: Trail) -> Iterator[Hop]:
 def _lost_back(case: Case, it: Trail, found: Sequence[Finding]) -> Hop:
     missing = it.first_missing or case.path.stations[0]
     words = f"the answer passes {missing.link} of {missing.place.name}"
-    cause = answers.other_way(case) or _own_gateway(case) or _why(case, it, found, back=True)
+    cause = answers.other_way(case) or _why(case, it, found, back=True)
     return Hop(f"back-{missing.name}", missing.place.name, words, Verdict.BROKEN, cause=cause)
-
-
-def _own_gateway(case: Case) -> Cause | None:
-    """Say why a host gets no answer from a container on another one, which has the gateway's address too."""
-    far = case.destination.far
-    if far is None or case.source.kind is not Kind.HOST:
-        return None
-    own = case.report.source
-    words = f"host {far.host_name} has the gateway's address {own} too, and takes the answer for its own"
-    words += ": a host reaches only its own containers of an overlay"
-    return Cause("gateway.everywhere", words, f"ask from a container here, or publish the port on host {far.host_name}")
 
 
 def _at_home(case: Case) -> Cause:
