@@ -184,6 +184,24 @@ def test_a_host_that_nobody_beyond_its_links_reaches(scene: Scene) -> None:
     assert answer["broken"]["cause"]["kind"] == "route.none", shown(answer)
 
 
+def test_the_other_ip_version_does_not_answer(scene: Scene) -> None:
+    """The path by IPv4 is well, and programs ask by IPv6."""
+    address = scene.inside(scene.web, "ip", "-o", "-6", "addr", "show", "dev", "eth0", "scope", "global").split()[3]
+    routes = scene.inside(scene.web, "ip", "-6", "route", "show", "default")
+    scene.inside(scene.web, "ip", "addr", "del", address, "dev", "eth0")
+    try:
+        answer = scene.trace("asker", "web:80")
+    finally:
+        scene.inside(scene.web, "ip", "addr", "add", address, "dev", "eth0", "nodad")
+        scene.inside(scene.web, "ip", "-6", "route", "replace", *routes.split())
+    (note,) = answer["notes"]
+    alone = address.partition("/")[0]
+    assert answer["reached"], shown(answer)
+    assert note.startswith(f"no answer comes by IPv6 from {alone}"), note
+    assert note.endswith(f"netplug trace asker [{alone}]:80"), note
+    assert scene.trace("asker", "web:80")["notes"] == []
+
+
 def test_names_that_the_host_does_not_know(scene: Scene) -> None:
     cause = scene.trace("host", "nobody")["broken"]["cause"]
     assert cause["words"].startswith("no container is called 'nobody', and this host's name server at ")

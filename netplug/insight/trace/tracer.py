@@ -35,12 +35,13 @@ _REPEAT = 2
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A trace up to where a packet can be sent. `hops`: so far."""
+    """A trace up to where a packet can be sent. `hops`: so far. `others`: what the name has of the other IP version."""
 
     source: End
     target: Target
     hops: tuple[Hop, ...]
     prepared: Prepared | None = None
+    others: tuple[IPAddress, ...] = ()
 
     @property
     def broken(self) -> bool:
@@ -73,6 +74,8 @@ class Tracer:
             if begun.prepared and not begun.broken:
                 case = await self._probe(prober, begun)
                 hops, notes, flow = (*begun.hops, *diagnosis.judge(case)), case.report.lacks, _words(case)
+                if all(it.verdict is not Verdict.BROKEN for it in hops):
+                    notes = (*notes, *await self._silent(prober, begun))
         if any(it.verdict is Verdict.BROKEN for it in hops):
             hops = self._with_drift(hops, await self._drift(end, begun))
         took = (time.monotonic() - began) * 1000
@@ -87,12 +90,14 @@ class Tracer:
         if any(it.verdict is Verdict.BROKEN for it in hops):
             return _Begun(source, target, tuple(hops))
         end = None
+        others: tuple[IPAddress, ...] = ()
         if asks:
             resolved = await self._resolving.resolve(prober, source, facts, target.name)
             hops.append(resolved.hop)
             if not resolved.addresses:
                 return _Begun(source, target, tuple(hops))
             address = resolved.addresses[0]
+            others = tuple(it for it in resolved.addresses if it.version != address.version)
         else:
             address, end = await preparing.address(source, target, facts)
         port = target.port
@@ -104,7 +109,23 @@ class Tracer:
             end = None
         prepared = await preparing.prepare(source, address, port, target.proto, end, source_facts=facts)
         hops += departing.leaving(self._ends, prepared)
-        return _Begun(source, target, tuple(hops), prepared)
+        return _Begun(source, target, tuple(hops), prepared, others)
+
+    @staticmethod
+    async def _silent(prober: Prober, begun: _Begun) -> Sequence[str]:
+        """Say that the other IP version gets no answer: programs may try that first, and wait (RFC 6724)."""
+        source, target = begun.source, begun.target
+        if not begun.others or target.proto not in {"tcp", ICMP}:
+            return ()
+        address = begun.others[0]
+        flow = Flow(address, Probe(target.proto), target.port)
+        report = await prober.run(Job(flow, new_mark(), Origin(source.place.netns), wait_ms=WAIT_MS, drops=False))
+        if report.refused or report.reply:
+            return ()
+        whole = f"[{address}]:{target.port}" if target.port and address.version == 6 else f"{address}"
+        whole += f":{target.port}" if target.port and address.version == 4 else ""
+        words = f"no answer comes by IPv{address.version} from {address}, which programs may try first"
+        return (f"{words}: netplug trace {source.place.name} {whole}",)
 
     def _asks(self, source: End, target: Target) -> bool:
         """Whether the source would ask for the name; from outside, and from the host, a container is meant first."""
