@@ -19,8 +19,9 @@ from etcd_server import Member, needs_etcd
 from living import Living, settings_in
 from test_cluster_questions import answers, id_of, meet
 
+from netplug.cluster.questions import Reason, Unanswered
 from netplug.drivers.codec import JsonObject
-from netplug.insight.doctor import certificates, stores
+from netplug.insight.doctor import certificates, cluster, stores
 from netplug.insight.doctor.subject import HostSubject, OneLook
 from netplug.kernel.fake.kernel import FakeKernel
 
@@ -173,3 +174,10 @@ def test_what_is_no_certificate(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     path.write_bytes(b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(b"nothing") + b"\n-----END CERTIFICATE-----\n")
     assert certificates.ends(path) is None
+
+
+def test_what_the_store_hinders_leads_to_the_check_of_the_store() -> None:
+    """The hint of a question leads to the doctor, which must not send its reader to itself."""
+    store = Unanswered(Reason.STORE, "b", "unavailable", "host b cannot be asked", hint="see netplug doctor")
+    late = Unanswered(Reason.NOT_ALIVE, "b", "unavailable", "host b is not alive", hint="see netplug host ls")
+    assert (cluster.mend(store), cluster.mend(late)) == ("see check store.shared", "see netplug host ls")

@@ -41,6 +41,11 @@ async def hosts(subject: "Subject") -> Iterable[Finding]:
     return findings or [ok(f"{len(found)} hosts are alive, and report no faults")]
 
 
+def mend(answer: Unanswered) -> str:
+    """Return where to look; the answer's hint leads to the doctor, where this is shown."""
+    return "see check store.shared" if answer.reason is Reason.STORE else answer.hint or ""
+
+
 async def versions(subject: "Subject") -> Iterable[Finding]:
     """Find hosts with another version."""
     cluster = subject.cluster
@@ -52,7 +57,7 @@ async def versions(subject: "Subject") -> Iterable[Finding]:
             if answer.reason is Reason.UNKNOWN_KIND:
                 found.append(warning(answer.message, "update netplug there, one host after the other"))
             elif answer.reason is not Reason.NOT_ALIVE:
-                found.append(unchecked(answer.message, answer.hint))
+                found.append(unchecked(answer.message, mend(answer)))
         elif (version := str(answer.get("version", ""))) != __version__:
             words = f"host {name} runs netplug {version}, this host {__version__}"
             found.append(warning(words, "bring both to one version: docs/running.md, Upgrade and rollback"))
@@ -68,7 +73,7 @@ async def clocks(subject: "Subject") -> Iterable[Finding]:
     for name, answer in (await _asked(cluster, CLOCK)).items():
         if isinstance(answer, Unanswered):
             if answer.reason not in {Reason.NOT_ALIVE, Reason.UNKNOWN_KIND}:
-                found.append(unchecked(answer.message, answer.hint))
+                found.append(unchecked(answer.message, mend(answer)))
             continue
         apart = abs(float(answer["offset"]))
         if apart - float(answer["error"]) <= _APART_S:
@@ -77,11 +82,11 @@ async def clocks(subject: "Subject") -> Iterable[Finding]:
         words = (
             f"the clock of host {name} is {apart:.0f} s {ahead} this host's: their logs and events cannot be compared"
         )
-        mend = "timedatectl set-ntp true, on both hosts"
+        advice = "timedatectl set-ntp true, on both hosts"
         if apart > _FAR_APART_S:
-            found.append(warning(f"{words}, and certificates may count as ended", mend))
+            found.append(warning(f"{words}, and certificates may count as ended", advice))
         else:
-            found.append(note(words, mend))
+            found.append(note(words, advice))
     return found or [ok("the clocks of all hosts agree")]
 
 

@@ -1,5 +1,6 @@
 """Network namespaces, for the process that probes. It does without `sandbox.netns`, which takes long to import."""
 
+import errno
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -23,7 +24,13 @@ def run_in(netns: str, work: Callable[[], _T]) -> _T:
     fd = opened(netns)
 
     def enter() -> _T:
-        libc.call("setns", fd, _CLONE_NEWNET)
+        try:
+            libc.call("setns", fd, _CLONE_NEWNET)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # Of a container that ends meanwhile, the file is left without the namespace.
+            raise ProbeError(f"namespace {netns} is gone: its container has ended") from error
         return work()
 
     try:
