@@ -58,9 +58,10 @@ def _may_pass(case: Case, rule: Rule) -> bool:
     if rule.back:
         return True
     if rule.chain in _SEPARATE:
-        mine = {net.name for net in case.ends.networks(case.source)}
-        shared = [net for net in case.ends.networks(case.destination) if net.name in mine]
-        return bool(case.destination.via) or any(net.options.icc for net in shared)
+        ways = (case.crossing.way_in, case.crossing.way_out)
+        one, other = (case.ends.network(it.record) if it and it.record else None for it in ways)
+        within = one is not None and one == other and one.options.icc
+        return bool(case.destination.via) or within
     if rule.chain in {"to_open", "to_home"}:
         return bool(case.destination.via or case.destination.port)
     return False
