@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
+from harness import CommandError, attached
 from test_trace_faults import BROKEN_S, Scene, leak_check, scene, shown
 from trace_faults import in_document, markdown
 from trace_route_faults import BEGIN, END, ROWS
@@ -200,6 +201,16 @@ def test_the_other_ip_version_does_not_answer(scene: Scene) -> None:
     assert note.startswith(f"no answer comes by IPv6 from {alone}"), note
     assert note.endswith(f"netplug trace asker [{alone}]:80"), note
     assert scene.trace("asker", "web:80")["notes"] == []
+
+
+def test_a_name_of_two_containers_is_refused(scene: Scene) -> None:
+    """As a destination, the name stays what the source's name server says."""
+    with attached(scene.netplug, "green", "--name", "web"):
+        for ends in (("web", "asker"), ("host", "web")):
+            with pytest.raises(CommandError, match=r"two containers are called so: .*green/web.*NETWORK/NAME"):
+                scene.netplug.cli("trace", *ends)
+        assert scene.trace("green/web", "both")["source"] == "web"
+        assert scene.trace("asker", "web:80")["reached"]
 
 
 def test_names_that_the_host_does_not_know(scene: Scene) -> None:

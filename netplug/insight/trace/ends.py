@@ -168,6 +168,10 @@ class Ends:
         if not living:
             raise NetplugError("unavailable", f"{found[0].called} does not run", hint=starting(found[0]))
         first = living[0]
+        same = {it.key for it in self._engine.registry.in_sandbox(first.sandbox, first.sandbox_id)} | {first.key}
+        if other := next((it for it in living if it.key not in same), None):
+            both = " and ".join(f"{self.network(it).name}/{name_of(it)}" for it in (first, other))
+            raise NetplugError("invalid", f"two containers are called so: {both}", hint="write NETWORK/NAME, or an id")
         others = self._engine.registry.in_sandbox(first.sandbox, first.sandbox_id)
         records = (first, *(it for it in others if it.key != first.key))
         return End(Kind.SANDBOX, Place(name_of(first), first.sandbox), records)
