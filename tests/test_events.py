@@ -199,12 +199,24 @@ def listed(daemon: Living, **query: str) -> list[dict[str, Any]]:
     return found
 
 
+def _ask_in_vain(daemon: Living) -> None:
+    """Ask for what is not there: it would change nothing, so it is no event."""
+    for path, body in (
+        ("trace", {"source": "nobody", "destination": "web"}),
+        ("dns/query", {"network": "green", "name": "web"}),
+        ("capture/ask", {"endpoint": "nobody"}),
+    ):
+        with pytest.raises(CliError):
+            daemon.client.post(*path.split("/"), body=body)
+
+
 def test_events_outlive_the_daemon_and_name_who_asked(tmp_path: Path) -> None:
     kernel = FakeKernel()
     with living(tmp_path, kernel) as daemon:
         daemon.client.post("networks", body={"name": "blue"})
         with pytest.raises(CliError):
             daemon.client.post("networks", body={"name": "blue"})
+        _ask_in_vain(daemon)
     with living(tmp_path, kernel) as daemon:
         events = listed(daemon)
         assert [it["kind"] for it in events] == [
@@ -283,6 +295,18 @@ def test_a_wrong_since_or_kind_is_refused_by_the_api(daemon: Living) -> None:
     with pytest.raises(CliError, match="there is no kind 'heal' of events") as caught:
         daemon.client.get("events", kind="heal")
     assert "drift" in caught.value.hint
+
+
+def test_an_unknown_network_is_refused_and_a_removed_one_is_not(
+    daemon: Living, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ((), ("--follow",)):
+        assert "there is no network 'nope'" in run(daemon, capsys, "--network", "nope", *more, code=NO)
+    daemon.client.post("networks", body={"name": "blue"})
+    assert "network.created" in run(daemon, capsys, "--network", "blue")
+    assert len(run(daemon, capsys, "--network", "blue", "--kind", "host").splitlines()) == 1
+    daemon.client.delete("networks", "blue")
+    assert "network.removed" in run(daemon, capsys, "--network", "blue")
 
 
 def test_the_document_lists_the_kinds(request: pytest.FixtureRequest) -> None:

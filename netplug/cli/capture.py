@@ -48,8 +48,8 @@ _Write = Annotated[
     str,
     typer.Option("-w", "--write", metavar="FILE", help="Write pcapng for Wireshark; '-' is stdout."),
 ]
-_Count = Annotated[int, typer.Option("-c", "--count", metavar="NUMBER", help="End after so many packets.")]
-_Seconds = Annotated[float, typer.Option("--seconds", metavar="SECONDS", help="End after this time.")]
+_Count = Annotated[int | None, typer.Option("-c", "--count", metavar="NUMBER", help="End after so many packets.")]
+_Seconds = Annotated[float | None, typer.Option("--seconds", metavar="SECONDS", help="End after this time.")]
 _SnapLen = Annotated[
     int,
     typer.Option(
@@ -82,8 +82,8 @@ def capture(
     endpoint: _Endpoint,
     filters: _Filter = None,
     write: _Write = "",
-    count: _Count = 0,
-    seconds: _Seconds = 0.0,
+    count: _Count = None,
+    seconds: _Seconds = None,
     snaplen: _SnapLen = 0,
     both_ends: _BothEnds = False,
     dns: _Dns = False,
@@ -106,12 +106,12 @@ def capture(
     reading: Reading | Dropping
     if drops:
         text = _with_names(text, [*found["ends"], *found["others"]])
-        reading = Dropping(found["ends"], _compiled(text, _MOST_BYTES), text, seconds)
+        reading = Dropping(found["ends"], _compiled(text, _MOST_BYTES), text, seconds or 0.0)
     else:
-        reading = Reading(*_opened(client, found, text, snaplen, both_ends=both_ends, dns=dns), seconds)
+        reading = Reading(*_opened(client, found, text, snaplen, both_ends=both_ends, dns=dns), seconds or 0.0)
     try:
         with _output(write) as file, _ended_by_signals():
-            shown = _run(reading, file, count, dns=dns)
+            shown = _run(reading, file, count or 0, dns=dns)
     finally:
         reading.close()
     _summarize(reading, shown)
@@ -129,9 +129,12 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check(write: str, count: int, seconds: float, snaplen: int, *, dns: bool) -> None:
-    if count < 0 or seconds < 0 or snaplen < 0:
-        raise CliError(USAGE, "-c, -s and --seconds are not negative")
+def _check(write: str, count: int | None, seconds: float | None, snaplen: int, *, dns: bool) -> None:
+    for option, number in (("-c", count), ("--seconds", seconds)):
+        if number is not None and not number > 0:  # nor nan
+            raise CliError(USAGE, f"{option} {number:g} would end before the first packet", hint="give more than 0")
+    if snaplen < 0:
+        raise CliError(USAGE, f"--snaplen {snaplen} is negative")
     if snaplen > _MOST_BYTES:
         raise CliError(USAGE, f"--snaplen {snaplen} is more than a packet has", hint=f"at most {_MOST_BYTES}")
     if write == "-" and sys.stdout.isatty():

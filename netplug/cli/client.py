@@ -72,7 +72,7 @@ class Client:
         try:
             answer = json.loads(data) if data else None
         except ValueError:
-            raise CliError(UNREACHABLE, f"the process that answers at {self.path} is not the netplug daemon") from None
+            raise self._stranger() from None
         if status >= 400:
             raise _refusal(status, answer)
         return answer
@@ -92,6 +92,9 @@ class Client:
                 raise self._broken(exc) from None
             yield sock
 
+    def _stranger(self) -> CliError:
+        return CliError(UNREACHABLE, f"the process that answers at {self.path} is not the netplug daemon")
+
     def _broken(self, exc: OSError) -> CliError:
         if isinstance(exc, PermissionError):
             words = f"no permission to connect to the daemon at {self.path}"
@@ -108,10 +111,11 @@ class Client:
 
         try:
             yield
-        except http.client.HTTPException as exc:
-            raise CliError(
-                UNREACHABLE, f"the daemon at {self.path} closed the connection", hint=type(exc).__name__
-            ) from None
+        except (ConnectionError, http.client.IncompleteRead):  # RemoteDisconnected is the former too
+            words = f"the daemon at {self.path} ended before it had answered"
+            raise CliError(UNREACHABLE, words, hint="see the log of netplug: journalctl -u netplug") from None
+        except http.client.HTTPException:
+            raise self._stranger() from None
         except OSError as exc:
             raise self._broken(exc) from None
 

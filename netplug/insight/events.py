@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Header, Query, Response
@@ -27,10 +27,11 @@ LastId = Annotated[str, Header(max_length=32)]
 
 
 class EventsApi:
-    """The methods. Answers are made in a thread: there may be many events."""
+    """The methods. Answers are made in a thread: there may be many events. `network`: finds one, as `Registry` does."""
 
-    def __init__(self, kept: EventLog) -> None:
+    def __init__(self, kept: EventLog, network: Callable[[str], object]) -> None:
         self._kept = kept
+        self._network = network
 
     @property
     def routes(self) -> Sequence[tuple[str, str, Any, int]]:
@@ -40,6 +41,8 @@ class EventsApi:
     async def list(self, since: Since = "", kind: Word = "", network: Word = "", limit: Limit = USUAL) -> Response:
         """Return ``{"events": […], "more": bool}``: the last `limit` of them, oldest first, and if there are others."""
         events, more = await self._kept.newest(_wanted(since, kind, network), limit)
+        if not events:
+            await self._refuse_unknown(network)
         body = await asyncio.to_thread(json.dumps, {"events": events, "more": more})
         return Response(body, media_type="application/json")
 
@@ -51,12 +54,23 @@ class EventsApi:
         A folded event comes again with its id when its count grows.
         """
         wanted = _wanted(since, kind, network)
+        await self._refuse_unknown(network)
         after = int(last_event_id) if last_event_id.isascii() and last_event_id.isdigit() else 0
         if after:
             wanted = Wanted(after / 1e6, kind, network)
         said = self._said(wanted, after, earlier=bool(after or since))
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(said, media_type="text/event-stream", headers=headers)
+
+    async def _refuse_unknown(self, network: str) -> None:
+        """Refuse the name of a network that neither is nor was: nobody would notice the typing error."""
+        try:
+            if network:
+                self._network(network)
+        except NetplugError as exc:
+            if exc.kind == "not_found" and not (await self._kept.newest(Wanted(network=network), 1))[0]:
+                words = f"there is no network {network[:80]!r}, nor an event of a former one"
+                raise NetplugError("not_found", words, hint=exc.hint) from None
 
     async def _said(self, wanted: Wanted, after: int, *, earlier: bool) -> AsyncIterator[str]:
         follower = self._kept.follow()  # before the kept ones are read: else those in between would be missed

@@ -75,7 +75,7 @@ class Insight:
             ("POST", "/trace", traces.trace, 200),
             ("GET", "/trace", traces.get, 200),
             *Ends(of.engine, of.settings.host_name, of.cluster).routes,
-            *(EventsApi(of.events).routes if of.events else ()),
+            *(EventsApi(of.events, of.engine.registry.network).routes if of.events else ()),
         )
 
     async def settings(self) -> dict[str, str]:
