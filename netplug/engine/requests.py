@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 _OURS = frozenset({"internal", "unavailable", "unreachable", "try_again", "not_available"})
 """Kinds of failures that are not the caller's fault."""
-_LOOKING = ("GET ", "HEAD ")
+_LOOKING = ("GET ", "HEAD ", "POST /v1/trace", "POST /v1/capture/", "POST /v1/dns/query")
 """Requests that change nothing. A name that is not there is no news."""
 
 
