@@ -120,6 +120,21 @@ def test_a_container_that_comes_and_goes_is_shown_at_once(site: Site, page: Brow
     page.until("/endpoint late removed/.test(document.querySelector('#events').innerText.replace(/\\s+/g, ' '))", 5)
 
 
+def test_published_ports_are_shown(site: Site, page: Browser) -> None:
+    with namespace(site.host) as other:
+        ports = [{"port": 80, "host_port": 8081}]
+        attach(site.netplug, "blue", other.name, "front", ports=ports)
+        page.until(f'document.querySelector("{site.box("front")}")', 5)
+        page.until(f'/:8081$/.test(document.querySelector("{site.box("front")} .mono").textContent)', 5)
+        assert "0.0.0.0:8081->80/tcp" in page.js(f'document.querySelector("{site.box("front")} title").textContent')
+        page.click(site.box("front"))
+        assert "0.0.0.0:8081->80/tcp" in page.text("#details")
+        screenshot(site, "ports")
+        page.click("#trace-clear")
+        site.netplug.client.post("detach", body={"network": "blue", "netns": other.name})
+    page.until(f'!document.querySelector("{site.box("front")}")', 5)
+
+
 def test_what_is_wrong_stands_out_and_goes_when_it_is_mended(site: Site, page: Browser) -> None:
     """The address of a published port is absent, so it is not published."""
     with namespace(site.host) as other:
@@ -164,7 +179,9 @@ def test_a_trace_to_a_port_names_the_broken_hop_and_its_cause(site: Site, page: 
     page.click(site.box("web"))
     page.click(site.box("db"))
     page.until("document.querySelector('#trace-verdict.good, #trace-verdict.bad')", 15)
-    assert "not reached, broken at" in page.text("#trace-verdict")
+    number = page.js("[...document.querySelectorAll('#trace-hops li')].findIndex((it) => it.matches('.broken'))") + 1
+    words = f"not reached: broken at hop {number}, db: nobody listens on port 81/tcp"
+    assert words in page.text("#trace-verdict")
     assert page.js("document.querySelectorAll('#trace-hops li.broken').length") == 1
     assert "81" in page.text("#trace-hops li.broken .cause")
     screenshot(site, "broken")

@@ -154,7 +154,8 @@ export class Topology {
     set(rect, { width: box.width, height: this.size.height });
     const marks = [["①", "②"][end], bad ? "!" : "", many > 1 ? `×${many}` : ""].filter(Boolean).join(" ");
     say(name, cut(container.name, box.width - 18 - 9 * marks.length, 7.1));
-    say(address, this.size.compact ? "" : cut(endpoint.addresses[0] ?? "no address", box.width - 16, 6.7));
+    const line = [endpoint.addresses[0] ?? "no address", ...hostPorts(endpoint)].join(" ");
+    say(address, this.size.compact ? "" : cut(line, box.width - 16, 6.7));
     set(badge, { x: box.width - 7 });
     say(badge, marks);
   }
@@ -239,6 +240,11 @@ export function matches({ container, endpoint, network }, filter) {
   const text = [container.name, container.id, container.host, network.name, network.mode, ...endpoint.addresses, ...endpoint.ports];
   const all = text.join(" ").toLowerCase();
   return filter.split(/\s+/).every((word) => all.includes(word));
+}
+
+/** Return the published ports of the host, as in :8080, each once. */
+function hostPorts({ ports }) {
+  return [...new Set(ports.flatMap((port) => port.match(/:[\d-]+(?=->)/) ?? []))];
 }
 
 /** Cut a text to a width, by the mean width of a character. */

@@ -63,7 +63,7 @@ export class Trace {
       network: `${network.name} (${network.mode}, mtu ${network.mtu})`,
       addresses: endpoint.addresses.join(" "),
       mac: endpoint.mac,
-      ports: endpoint.ports.join(", "),
+      published: endpoint.ports.join(", "),
       "made by": container.front_end,
     };
     const rows = Object.entries(facts).filter(([, value]) => value);
@@ -94,8 +94,7 @@ export class Trace {
 
   show(found) {
     const took = `${(found.took_ms / 1000).toFixed(1)} s`;
-    const at = found.broken ? `, broken at “${found.broken.hop}”` : "";
-    this.verdict(found.reached ? "good" : "bad", `${found.flow}: ${found.reached ? "reached" : "not reached"}${at} (${took})`);
+    this.verdict(found.reached ? "good" : "bad", `${found.flow}: ${found.reached ? "reached" : brokenAt(found)} (${took})`);
     const notes = found.notes.map((text) => ({ hop: text, where: "", what: "", verdict: "noted", ms: null, cause: null }));
     this.hops([...found.hops, ...notes]);
   }
@@ -113,6 +112,14 @@ export class Trace {
     place.replaceChildren();
     list(place, hops.entries(), ([number]) => number, ([, hop]) => hopNode(hop), () => {});
   }
+}
+
+/** Say at which of the listed hops it is broken, where that is, and why. */
+function brokenAt({ hops, broken }) {
+  if (!broken) return "not reached";
+  const number = hops.findIndex((hop) => hop.verdict === "broken") + 1;
+  const place = broken.where ? `, ${broken.where}` : "";
+  return `not reached: broken at hop ${number}${place}: ${broken.cause?.words ?? broken.what}`;
 }
 
 function hopNode(hop) {
