@@ -5,6 +5,7 @@ Mends that are commands are pasted, and the path is well again. `trace_route_fau
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from ipaddress import ip_address
 
 import pytest
 from harness import CommandError, attached
@@ -129,6 +130,24 @@ def another_name_server(it: Scene) -> Iterator[tuple[str, str]]:
         yield "asker", "web:80"
 
 
+@contextmanager
+def hosts_line(it: Scene, container: str, line: str) -> Iterator[None]:
+    # Docker mounts the file: it cannot be replaced by another one.
+    before = it.dockerd.docker("exec", container, "cat", "/etc/hosts")
+    it.dockerd.docker("exec", container, "sh", "-c", f"echo '{line}' >> /etc/hosts")
+    yield
+    it.dockerd.docker("exec", container, "sh", "-c", f"printf '%s\\n' '{before}' > /etc/hosts")
+
+
+@fault("hosts file")
+def hosts_file(it: Scene) -> Iterator[tuple[str, str]]:
+    unused = str(ip_address(it.address(it.web)) + 90)
+    with hosts_line(it, "asker", f"{unused} db WEB # as it was"):
+        (asked,) = [hop for hop in it.trace("asker", "web:80")["hops"] if hop["hop"] == "name"]
+        assert asked["what"] == f"name web is {unused} by /etc/hosts of asker"
+        yield "asker", "web:80"
+
+
 @fault("port of the host")
 def port_of_the_host(_: Scene) -> Iterator[tuple[str, str]]:
     yield "outside", "web:8080"
@@ -211,6 +230,36 @@ def test_a_name_of_two_containers_is_refused(scene: Scene) -> None:
                 scene.netplug.cli("trace", *ends)
         assert scene.trace("green/web", "both")["source"] == "web"
         assert scene.trace("asker", "web:80")["reached"]
+
+
+def test_the_hosts_file_goes_before_name_servers(scene: Scene) -> None:
+    """A line that leads to where something answers is as good as a name server."""
+    address = scene.address(scene.both)
+    with hosts_line(scene, "asker", f"{address} the-second"):
+        for destination, says in (
+            ("the-second:80", f"name the-second is {address} by /etc/hosts of asker"),
+            ("localhost", "name localhost is 127.0.0.1, ::1 by /etc/hosts of asker"),
+            ("both:80", f"asks 127.0.0.11 for both: {address}"),
+        ):
+            answer = scene.trace("asker", destination)
+            assert answer["reached"], shown(answer)
+            assert answer["hops"][0]["what"].startswith(says), shown(answer)
+
+
+def test_lines_that_docker_writes_into_the_hosts_file(scene: Scene) -> None:
+    address = scene.address(scene.both)
+    told = scene.dockerd.run("--network", "blue", "--name", "told", "--hostname", "me", "--add-host", f"db:{address}")
+    try:
+        for destination, says in (
+            ("db:80", f"name db is {address} by /etc/hosts of told"),
+            ("me", "name me is "),
+            ("told", "asks 127.0.0.11 for told: "),
+        ):
+            answer = scene.trace("told", destination)
+            assert answer["reached"], shown(answer)
+            assert answer["hops"][0]["what"].startswith(says), shown(answer)
+    finally:
+        told.remove()
 
 
 def test_names_that_the_host_does_not_know(scene: Scene) -> None:

@@ -69,6 +69,12 @@ ROWS: dict[str, Row] = {
         "the resolv.conf of asker names …, and only 127.0.0.11 knows the names of containers",
         "docker exec asker sh -c 'echo nameserver 127.0.0.11 > /etc/resolv.conf'",
     ),
+    "hosts file": Row(
+        "/etc/hosts of the container has an old address of the name",
+        "name.hosts",
+        "/etc/hosts of asker says that web is …, and its name server that it is …; nobody answers asker for …",
+        "take … web out of /etc/hosts of asker",
+    ),
     "port of the host": Row(
         "the host's port is asked for at the container",
         "not_published",

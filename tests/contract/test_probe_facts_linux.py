@@ -81,6 +81,7 @@ def contained(tmp_path: Path) -> Iterator[int]:
     """A process with a root of its own."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "resolv.conf").write_text("nameserver 10.0.0.1\nsearch a b\noptions ndots:2\n")
+    (tmp_path / "etc" / "hosts").write_text("127.0.0.1\tlocalhost\n::1 web\n10.0.0.9 db Web # old\n#10.0.0.8 web\n")
     code = f"import os; os.chroot({str(tmp_path)!r}); print(flush=True); input()"
     with subprocess.Popen((sys.executable, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -94,6 +95,22 @@ async def test_name_servers_are_those_of_a_process(hosts: Hosts, prober: Prober,
     assert ([str(it) for it in found.nameservers], found.search) == (["10.0.0.1"], ("a", "b"))
     assert found.resolv_options == ("ndots:2",)
     assert (await prober.look(Look(hosts.server, resolv_conf=True))).nameservers != found.nameservers
+
+
+async def test_the_hosts_file_is_that_of_a_process(hosts: Hosts, prober: Prober, contained: int) -> None:
+    found = await prober.look(Look(hosts.server, resolv_conf=True, name="web", pid=contained))
+    assert [str(it) for it in found.hosts] == ["10.0.0.9", "::1"]
+    for name in ("we", "old", ""):
+        assert not (await prober.look(Look(hosts.server, resolv_conf=True, name=name, pid=contained))).hosts
+
+
+async def test_a_pipe_for_a_hosts_file_stops_nothing(
+    hosts: Hosts, prober: Prober, contained: int, tmp_path: Path
+) -> None:
+    (tmp_path / "etc" / "hosts").unlink()
+    os.mkfifo(tmp_path / "etc" / "hosts")
+    found = await prober.look(Look(hosts.server, resolv_conf=True, name="web", pid=contained))
+    assert (found.hosts, found.resolv_conf) == ((), True)
 
 
 @pytest.fixture

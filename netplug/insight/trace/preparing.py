@@ -47,9 +47,9 @@ class Preparing:
         self._ends = ends
         self._prober = prober
 
-    async def source_facts(self, source: End, *, resolver: bool) -> Facts:
-        """Look at where is sent from; `resolver`: also at its resolv.conf."""
-        return await self._look(source.place, listeners=True, resolv_conf=resolver)
+    async def source_facts(self, source: End, name: str = "") -> Facts:
+        """Look at where is sent from; `name`: also at what its resolver reads to ask for it."""
+        return await self._look(source.place, listeners=True, name=name)
 
     async def address(self, source: End, target: Target, facts: Facts) -> tuple[IPAddress, End | None]:
         """Return the address of a DST that is no name to ask for, and its end if that is known already.
@@ -157,7 +157,7 @@ class Preparing:
         *,
         routes: Sequence[tuple[IPAddress, IPAddress | None]] = (),
         listeners: bool = False,
-        resolv_conf: bool = False,
+        name: str = "",
     ) -> Facts:
         return await self._prober.look(
             Look(
@@ -166,7 +166,8 @@ class Preparing:
                 _SYSCTLS,
                 neighbours=False,
                 listeners=listeners,
-                resolv_conf=resolv_conf,
+                resolv_conf=bool(name),
+                name=name,
             )
         )
 

@@ -1,4 +1,8 @@
-"""The name of DST, asked as the C library in the source's sandbox asks it: its name servers, search list and ndots."""
+"""The name of DST, as the C library in the source's sandbox resolves it.
+
+It reads /etc/hosts first (nsswitch.conf: "files dns"; musl does always), then asks its name servers, with its search
+list and ndots.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +27,14 @@ _NO_NAME = frozenset({"nxdomain", "nodata"})
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What came of a name. `addresses`: IPv4 first; empty if the hop is broken."""
+    """What came of a name. `addresses`: IPv4 first; empty if the hop is broken.
+
+    `misled`: why the packet is lost, if it is: the name servers would tell another address.
+    """
 
     hop: Hop
     addresses: tuple[IPAddress, ...] = ()
+    misled: Cause | None = None
 
 
 class Resolving:
@@ -36,7 +44,9 @@ class Resolving:
         self._engine = engine
 
     async def resolve(self, prober: Prober, source: End, inside: Facts, name: str) -> Resolved:
-        """Ask for a name, and say why there is no answer."""
+        """Resolve a name, and say why there is no answer."""
+        if inside.hosts:
+            return self._by_hosts(source, inside.hosts, name)
         facts = self._configured(source, inside)
         if not facts.nameservers:
             words = f"{source.place.name} has no name server in its resolv.conf, so it resolves no names"
@@ -59,6 +69,23 @@ class Resolving:
         if await self._knows_its_own(prober, source, facts.nameservers[0]):
             cause = self._unknown(source, name, beyond=True)
         return self._broken(source, name, f"asks {servers} for {name}: {said or 'no answer'}", cause)
+
+    def _by_hosts(self, source: End, addresses: tuple[IPAddress, ...], name: str) -> Resolved:
+        """Take what /etc/hosts says: no name server is asked then. An address that is for nobody blocks the name."""
+        who = source.place.name
+        file, texts = f"/etc/hosts of {who}", ", ".join(map(str, addresses))
+        what, mend = f"name {name} is {texts} by {file}", f"take {addresses[0]} {name} out of {file}"
+        if addresses[0].is_unspecified:
+            words = f"{file} says that {name} is {addresses[0]}, which stands for nobody"
+            return self._broken(source, name, what, Cause("name.hosts", words, mend))
+        mine = {it.endpoint.network for it in source.records}
+        records = [it for it in self._engine.registry.endpoints() if it.endpoint.network in mine]
+        known = [one.ip for it in records if _has_name(it, name) for one in it.endpoint.addresses]
+        misled = None
+        if known and not set(known) & set(addresses):
+            words = f"{file} says that {name} is {texts}, and its name server that it is {known[0]}"
+            misled = Cause("name.hosts", words, mend)
+        return Resolved(Hop("name", who, what), addresses, misled)
 
     @staticmethod
     async def _knows_its_own(prober: Prober, source: End, server: IPAddress) -> bool:

@@ -35,13 +35,17 @@ _REPEAT = 2
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A trace up to where a packet can be sent. `hops`: so far. `others`: what the name has of the other IP version."""
+    """A trace up to where a packet can be sent. `hops`: so far. `others`: what the name has of the other IP version.
+
+    `misled`: that the name may stand for another address than is meant.
+    """
 
     source: End
     target: Target
     hops: tuple[Hop, ...]
     prepared: Prepared | None = None
     others: tuple[IPAddress, ...] = ()
+    misled: Cause | None = None
 
     @property
     def broken(self) -> bool:
@@ -77,6 +81,7 @@ class Tracer:
                 if all(it.verdict is not Verdict.BROKEN for it in hops):
                     notes = (*notes, *await self._silent(prober, begun))
         if any(it.verdict is Verdict.BROKEN for it in hops):
+            hops = _misled(hops, begun.misled)
             hops = self._with_drift(hops, await self._drift(end, begun))
         took = (time.monotonic() - began) * 1000
         return Outcome(end.place.name, destination, flow, hops, tuple(notes), took)
@@ -85,18 +90,19 @@ class Tracer:
         preparing = Preparing(self._ends, prober)
         named = target.address is None and not target.outside and not target.is_host
         asks = named and not is_reference(target.name) and self._asks(source, target)
-        facts = await preparing.source_facts(source, resolver=asks)
+        facts = await preparing.source_facts(source, target.name if asks else "")
         hops = list(departing.standing(self._ends, source, facts))
         if any(it.verdict is Verdict.BROKEN for it in hops):
             return _Begun(source, target, tuple(hops))
         end = None
         others: tuple[IPAddress, ...] = ()
+        misled = None
         if asks:
             resolved = await self._resolving.resolve(prober, source, facts, target.name)
             hops.append(resolved.hop)
             if not resolved.addresses:
                 return _Begun(source, target, tuple(hops))
-            address = resolved.addresses[0]
+            address, misled = resolved.addresses[0], resolved.misled
             others = tuple(it for it in resolved.addresses if it.version != address.version)
         else:
             address, end = await preparing.address(source, target, facts)
@@ -109,7 +115,7 @@ class Tracer:
             end = None
         prepared = await preparing.prepare(source, address, port, target.proto, end, source_facts=facts)
         hops += departing.leaving(self._ends, prepared)
-        return _Begun(source, target, tuple(hops), prepared, others)
+        return _Begun(source, target, tuple(hops), prepared, others, misled)
 
     @staticmethod
     async def _silent(prober: Prober, begun: _Begun) -> Sequence[str]:
@@ -144,7 +150,7 @@ class Tracer:
             return address, target.port, Hop("published", name, f"{what} is on the segment of its parent link")
         found = self._ends.publishing(end, target.port, target.proto)
         if found is None and all(self._ends.network(it).options.mode == "host" for it in end.records):
-            host = await preparing.address(source, Target("host"), await preparing.source_facts(source, resolver=False))
+            host = await preparing.address(source, Target("host"), await preparing.source_facts(source))
             return host[0], target.port, Hop("published", name, f"{what} is that of the host")
         if found is None:
             cause = self._unpublished(end, target)
@@ -152,7 +158,7 @@ class Tracer:
         mapping, port = found
         host_address = mapping.host_address
         if host_address is None or host_address.is_unspecified or host_address.is_loopback:
-            facts = await preparing.source_facts(End(Kind.HOST, HOST_PLACE), resolver=False)
+            facts = await preparing.source_facts(End(Kind.HOST, HOST_PLACE))
             host_address = (await preparing.address(source, Target("host"), facts))[0]
         if mapping.host_address and mapping.host_address.is_loopback:
             words = f"{what} is published on {mapping.host_address} only (port {port}), where only this host reaches it"
@@ -303,6 +309,20 @@ class Tracer:
             return replace(hop, cause=Cause("drift", f"{hop.cause.words}; {words}", "netplug repair"))
 
         return tuple(named(it) for it in hops)
+
+
+def _misled(hops: Sequence[Hop], by: Cause | None) -> tuple[Hop, ...]:
+    """Say first that the name may have led to a wrong address, where the packet is lost."""
+    if by is None:
+        return tuple(hops)
+
+    def named(hop: Hop) -> Hop:
+        if hop.verdict is not Verdict.BROKEN:
+            return hop
+        words = f"{by.words}; {hop.cause.words}" if hop.cause else by.words
+        return replace(hop, cause=replace(by, words=words))
+
+    return tuple(map(named, hops))
 
 
 def _words(case: Case) -> str:

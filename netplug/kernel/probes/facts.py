@@ -17,7 +17,8 @@ class Look:
     """What to read in a namespace. `routes`: destinations to look up, each from a source or from none.
 
     `forwarding`: FDB entries. `listeners`: sockets, and whether the processes are frozen. `sysctls`: names below
-    /proc/sys, with slashes. `pid`: of the process whose resolv.conf is read; 0: any of those in the namespace.
+    /proc/sys, with slashes. `resolv_conf`: the resolver's settings, and the addresses of `name` in /etc/hosts. `pid`:
+    of the process whose files these are; 0: any of those in the namespace.
     `forwards`: routes of packets to forward: destination, sender, and the link that receives them.
     """
 
@@ -31,6 +32,7 @@ class Look:
     resolv_conf: bool = False
     pid: int = 0
     forwards: tuple[tuple[IPAddress, IPAddress, str], ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class Facts:
     """What there is in a namespace. `lacks`: what could not be read, and why.
 
     `frozen`: all its processes are stopped or in a frozen cgroup. `processes`: how many there are.
-    `resolv_conf`: one was read.
+    `resolv_conf`: one was read. `hosts`: the addresses of the name that was asked for, in /etc/hosts.
     """
 
     netns: str = HOST
@@ -154,6 +156,7 @@ class Facts:
     forwarding: tuple[ForwardingState, ...] = ()
     forwards: tuple[RouteFound, ...] = ()
     resolv_conf: bool = False
+    hosts: tuple[IPAddress, ...] = ()
 
     def sysctl(self, name: str) -> str:
         """Return the value of a sysctl that was asked for; empty if there is none."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import RTM_GETROUTE, Netlink, NetlinkError, attr, attrs, number
-from netplug.kernel.probes import places, processes, sockets
+from netplug.kernel.probes import name_files, places, processes, sockets
 from netplug.kernel.probes.api import (
     Facts,
     ForwardingState,
@@ -42,7 +42,6 @@ _STATES = {
     0x40: "noarp",
     0x80: "permanent",
 }
-_RESOLV_CONF = Path("etc/resolv.conf")
 
 
 @dataclass(slots=True)
@@ -199,33 +198,14 @@ def _sysctl(name: str) -> str:
 
 
 def _resolver(look: Look, found: Sequence[int], read: _Read) -> None:
-    candidates = [look.pid] if look.pid else found
-    named = look.netns.removeprefix("/run/netns/")
-    paths = [Path(f"/proc/{pid}/root") / _RESOLV_CONF for pid in candidates]
-    paths += [Path("/etc/netns") / named / "resolv.conf"] if named and "/" not in named else []
-    paths += [Path("/") / _RESOLV_CONF] if not look.netns else []
-    for path in paths:
-        try:
-            text = path.read_text(errors="replace")
-        except OSError:
-            continue
-        _parse(text, read)
+    pids, host = [look.pid] if look.pid else found, not look.netns
+    if look.name:
+        hosts = name_files.read("hosts", look.netns, pids, of_host=host or not found)
+        read.fields["hosts"] = name_files.in_hosts(hosts or "", look.name)
+    text = name_files.read("resolv.conf", look.netns, pids, of_host=host)
+    if text is None:
+        read.lacks.append("no process in the namespace has a resolv.conf that can be read")
         return
-    read.lacks.append("no process in the namespace has a resolv.conf that can be read")
-
-
-def _parse(text: str, read: _Read) -> None:
-    servers: list[IPAddress] = []
-    lists: dict[str, tuple[str, ...]] = {}
-    for line in text.splitlines():
-        word, *rest = line.split()[:64] or [""]
-        if word == "nameserver" and rest:
-            try:
-                servers.append(ip_address(rest[0]))
-            except ValueError:
-                read.lacks.append(f"resolv.conf names {rest[0]!r}, which is no address")
-        elif word in {"search", "domain"}:
-            lists["search"] = tuple(rest)
-        elif word == "options":
-            lists["resolv_options"] = (*lists.get("resolv_options", ()), *rest)
-    read.fields.update(lists, nameservers=tuple(servers), resolv_conf=True)
+    fields, lacks = name_files.resolv_conf(text)
+    read.fields.update(fields, resolv_conf=True)
+    read.lacks += lacks
