@@ -13,6 +13,8 @@ from test_trace_faults import BROKEN_S, Scene, leak_check, scene, shown
 from trace_faults import in_document, markdown
 from trace_route_faults import BEGIN, END, ROWS
 
+from netplug.cli import CliError
+
 __all__ = ("leak_check", "scene")
 Fault = Callable[[Scene], AbstractContextManager[tuple[str, str]]]
 FAULTS: dict[str, Fault] = {}
@@ -148,6 +150,53 @@ def hosts_file(it: Scene) -> Iterator[tuple[str, str]]:
         yield "asker", "web:80"
 
 
+@contextmanager
+def container(it: Scene, *options: str, command: tuple[str, ...] = ("sleep", "3600")) -> Iterator[None]:
+    made = it.dockerd.run(*options, command=command)
+    try:
+        yield
+    finally:
+        made.remove()
+
+
+@fault("stopped")
+def stopped(it: Scene) -> Iterator[tuple[str, str]]:
+    serve = ("httpd", "-f", "-p", "80", "-h", "/www")
+    with container(it, "--network", "blue", "--name", "resting", command=serve):
+        it.dockerd.docker("stop", "-t", "0", "resting")
+        assert it.trace("host", "resting:80")["broken"]["cause"]["mend"] == "docker start resting"
+        for ends in (("outside", "blue/resting:80"), ("resting", "web:80")):
+            with pytest.raises(CliError, match="resting is stopped") as refused:
+                pytest.fail(shown(it.trace(*ends)))
+            assert refused.value.hint == "docker start resting"
+        yield "asker", "resting:80"
+
+
+@fault("mode host")
+def mode_host(it: Scene) -> Iterator[tuple[str, str]]:
+    with container(it, "--network", "host", "--name", "hosted"):
+        with pytest.raises(CliError, match="hosted uses the host's network") as refused:
+            pytest.fail(shown(it.trace("hosted", "web:80")))
+        assert refused.value.hint == "netplug trace host web:80"
+        with container(it, "--network", "container:hosted", "--name", "guest"):
+            cause = it.trace("asker", "guest:80/udp")["broken"]["cause"]
+            assert cause["words"] == "guest uses the network of hosted"
+            assert cause["mend"] == "netplug trace asker hosted:80/udp"
+        yield "asker", "hosted:80"
+
+
+@fault("mode none of Docker")
+def mode_none_of_docker(it: Scene) -> Iterator[tuple[str, str]]:
+    with container(it, "--network", "none", "--name", "alone"):
+        yield "asker", "alone"
+
+
+@fault("network of Docker")
+def network_of_docker(it: Scene) -> Iterator[tuple[str, str]]:
+    with container(it, "--network", "bridge", "--name", "apart"):
+        yield "asker", "apart"
+
+
 @fault("port of the host")
 def port_of_the_host(_: Scene) -> Iterator[tuple[str, str]]:
     yield "outside", "web:8080"
@@ -171,6 +220,9 @@ PASTED = (
     "no ARP",
     "no name server",
     "another name server",
+    "stopped",
+    "mode none of Docker",
+    "network of Docker",
 )
 
 

@@ -75,6 +75,30 @@ ROWS: dict[str, Row] = {
         "/etc/hosts of asker says that web is …, and its name server that it is …; nobody answers asker for …",
         "take … web out of /etc/hosts of asker",
     ),
+    "stopped": Row(
+        "the container is stopped",
+        "stopped",
+        "resting is stopped",
+        "docker start resting",
+    ),
+    "mode host": Row(
+        "the container runs with `--network host`",
+        "network.host",
+        "hosted uses the host's network",
+        "netplug trace asker host:80",
+    ),
+    "mode none of Docker": Row(
+        "the container runs with `--network none`",
+        "network.none",
+        "alone has no network (--network none)",
+        "docker network disconnect none alone; docker network connect blue alone",
+    ),
+    "network of Docker": Row(
+        "the container is in a network of Docker's own",
+        "network.others",
+        "apart is in bridge, which netplug does not run",
+        "docker network connect blue apart",
+    ),
     "port of the host": Row(
         "the host's port is asked for at the container",
         "not_published",

@@ -66,7 +66,8 @@ class Insight:
         from netplug.insight.traffic import Traffic  # noqa: PLC0415
 
         of = self._subject
-        traces = TraceRoutes(of.engine, of.reconciler, of.cluster)
+        docker_host = of.settings.docker_host if of.resolvers else ""
+        traces = TraceRoutes(of.engine, of.reconciler, of.cluster, docker_host)
         return (
             ("GET", "/graph", Graphs(of.engine, of.cluster, of.settings.host_name).answer, 200),
             ("GET", "/traffic", Traffic(of.engine, of.names).answer, 200),

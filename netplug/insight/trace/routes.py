@@ -15,6 +15,7 @@ from netplug.insight.trace.wire import TraceIn, TraceOut
 
 if TYPE_CHECKING:
     from netplug.cluster.cluster import Cluster
+    from netplug.docker.strangers import Stranger
     from netplug.insight.overlay.remote_ends import RemoteEnd
     from netplug.insight.trace.tracer import Tracer
     from netplug.reconcile import Reconciler
@@ -29,12 +30,18 @@ AT_ONCE = 4
 
 
 class TraceRoutes:
-    """Answers ``POST /v1/trace``, and ``GET /v1/trace?src=…&dst=…``."""
+    """Answers ``POST /v1/trace``, and ``GET /v1/trace?src=…&dst=…``.
 
-    def __init__(self, engine: Engine, reconciler: "Reconciler", cluster: "Cluster | None" = None) -> None:
+    `docker_host`: of the Docker that is followed, else empty.
+    """
+
+    def __init__(
+        self, engine: Engine, reconciler: "Reconciler", cluster: "Cluster | None" = None, docker_host: str = ""
+    ) -> None:
         self._engine = engine
         self._cluster = cluster
         self._reconciler = reconciler
+        self._docker_host = docker_host
         self._turns = asyncio.Semaphore(AT_ONCE)
         if cluster:
             cluster.questions.answer(TRACE, self._answer)
@@ -99,4 +106,11 @@ class TraceRoutes:
         from netplug.insight.trace.tracer import Tracer  # noqa: PLC0415
         from netplug.kernel.probes.prober import WorkerProbes  # noqa: PLC0415
 
-        return Tracer(self._engine, self._reconciler, WorkerProbes(), self._cluster)
+        return Tracer(self._engine, self._reconciler, WorkerProbes(), self._cluster, self._ask_docker)
+
+    async def _ask_docker(self, name: str) -> "Stranger | None":
+        if not self._docker_host:
+            return None
+        from netplug.docker.strangers import find  # noqa: PLC0415 - imports an HTTP client
+
+        return await find(self._docker_host, name)

@@ -20,9 +20,23 @@ from netplug.insight.trace.model import Cause, Hop, Outcome, Scene, Verdict
 from netplug.insight.trace.path import HOST_PLACE, path
 from netplug.insight.trace.preparing import Prepared, Preparing
 from netplug.insight.trace.resolving import Resolving
+from netplug.insight.trace.strangers import AskDocker, Strangers
 from netplug.insight.trace.stretching import Stretching, local
 from netplug.insight.trace.target import ICMP, Target, parse
-from netplug.kernel.probes.api import HOST, Flow, Job, Look, Neighbours, Origin, Post, Prober, Probes, Report, new_mark
+from netplug.kernel.probes.api import (
+    HOST,
+    Facts,
+    Flow,
+    Job,
+    Look,
+    Neighbours,
+    Origin,
+    Post,
+    Prober,
+    Probes,
+    Report,
+    new_mark,
+)
 from netplug.kernel.probes.api import Kind as Probe
 from netplug.reconcile import Reconciler
 
@@ -55,12 +69,20 @@ class _Begun:
 class Tracer:
     """Traces packets between ends of this host."""
 
-    def __init__(self, engine: Engine, reconciler: Reconciler, probes: Probes, cluster: Cluster | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        reconciler: Reconciler,
+        probes: Probes,
+        cluster: Cluster | None = None,
+        ask_docker: AskDocker | None = None,
+    ) -> None:
         self._reconciler = reconciler
         self._probes = probes
         self._ends = Ends(engine, RemoteEnds(cluster) if cluster else None)
         self._stretching = Stretching(engine, cluster) if cluster else None
         self._resolving = Resolving(engine)
+        self._strangers = Strangers(self._ends, ask_docker)
 
     async def trace(self, source: str, destination: str) -> Outcome:
         """Return what became of a packet from one to the other.
@@ -70,7 +92,7 @@ class Tracer:
         """
         began = time.monotonic()
         sender, target = parse(source, "SRC", port=False), parse(destination, "DST", port=True)
-        end = self._ends.source(sender)
+        end = await self._strangers.source(sender, destination)
         notes: Sequence[str] = ()
         async with self._probes.start() as prober:
             begun = await self._begin(prober, end, target)
@@ -99,13 +121,14 @@ class Tracer:
         misled = None
         if asks:
             resolved = await self._resolving.resolve(prober, source, facts, target.name)
-            hops.append(resolved.hop)
             if not resolved.addresses:
+                hops.append(replace(resolved.hop, cause=await self._strangers.cause(source, target, resolved.hop)))
                 return _Begun(source, target, tuple(hops))
+            hops.append(resolved.hop)
             address, misled = resolved.addresses[0], resolved.misled
             others = tuple(it for it in resolved.addresses if it.version != address.version)
         else:
-            address, end = await preparing.address(source, target, facts)
+            address, end = await self._address(preparing, source, target, facts)
         port = target.port
         if source.kind is Kind.OUTSIDE and end and end.kind is Kind.SANDBOX and target.port:
             address, port, hop = await self._published(preparing, source, end, target)
@@ -116,6 +139,14 @@ class Tracer:
         prepared = await preparing.prepare(source, address, port, target.proto, end, source_facts=facts)
         hops += departing.leaving(self._ends, prepared)
         return _Begun(source, target, tuple(hops), prepared, others, misled)
+
+    async def _address(
+        self, preparing: Preparing, source: End, target: Target, facts: Facts
+    ) -> tuple[IPAddress, End | None]:
+        try:
+            return await preparing.address(source, target, facts)
+        except NetplugError as exc:
+            raise await self._strangers.better(exc, source, target) from None
 
     @staticmethod
     async def _silent(prober: Prober, begun: _Begun) -> Sequence[str]:
