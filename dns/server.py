@@ -21,7 +21,7 @@ from .question import Question
 from .slow_path import respond
 from .tcp import Connections, Reply, Streams
 from .view import View
-from .wire import IPAddress
+from .wire import NOERROR, SERVFAIL, IPAddress
 
 _DRAIN = 64
 _BATCHES = 4
@@ -31,6 +31,14 @@ _SAMPLED = 64
 """Of so many batches one is timed."""
 Forward = Callable[[View, Client], None]
 """Takes a question for an upstream. It calls the client's `answer`, now or later."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counters of one client. `failed`: queries answered by SERVFAIL, or not at all."""
+
+    queries: int = 0
+    failed: int = 0
 
 
 @dataclass(slots=True)
@@ -83,11 +91,11 @@ class Listener:
     ) -> None:
         self.network = network
         self._counted = "network", network
-        self.everyone = everyone
         self.counts = counts or Counts()
+        self._others = everyone, Tally()
         self._forward = forward
-        self._views: dict[str, View] = {}
-        self._packed: dict[bytes, View] = {}
+        self._clients: dict[str, tuple[View, Tally]] = {}
+        self._packed: dict[bytes, tuple[View, Tally]] = {}
         self._owners: dict[bytes, Hashable] = {}
         self._udp = udp
         self._outbox: list[tuple[bytes, bytes]] = []
@@ -98,23 +106,40 @@ class Listener:
         self._streams = Streams(tcp, self._by_tcp, self._owner_at, connections)
         asyncio.get_running_loop().add_reader(udp.fileno(), self._batches if self._batch else self._drain)
 
-    def admit(self, address: IPAddress, view: View, owner: Hashable = None) -> None:
+    def admit(self, address: IPAddress, view: View, owner: Hashable = None, tally: Tally | None = None) -> None:
         """Answer queries from an address, according to `view`.
 
         `owner`: the client, which may have several addresses and has one limit; None: the address itself.
+        `tally`: counters of the client to add to.
         """
-        self._views[str(address)] = self._packed[address.packed] = view
+        self._clients[str(address)] = self._packed[address.packed] = view, tally or Tally()
         self._owners[address.packed] = (self.network, address.packed) if owner is None else owner
+
+    @property
+    def everyone(self) -> View | None:
+        """The view of clients that `admit` does not name."""
+        return self._others[0]
+
+    def admit_all(self, view: View | None, tally: Tally | None = None) -> None:
+        """Answer clients that `admit` does not name according to `view`; None: refuse them.
+
+        `tally`: counters of all of them together, however many there are; None: those so far.
+        """
+        self._others = view, tally or self._others[1]
 
     def dismiss(self, address: IPAddress) -> None:
         """Refuse queries from an address from now on. An unknown address is ignored."""
-        self._views.pop(str(address), None)
+        self._clients.pop(str(address), None)
         self._packed.pop(address.packed, None)
         self._owners.pop(address.packed, None)
 
+    def _client(self, address: str) -> tuple[View | None, Tally]:
+        """Return what the client with an address sees, None if it is unknown, and its counters."""
+        return self._clients.get(address, self._others)
+
     def view(self, address: str) -> View | None:
         """Return the view of an address; None for an unknown client."""
-        return self._views.get(address, self.everyone)
+        return self._client(address)[0]
 
     def _owner(self, source: bytes) -> Hashable:
         """Return the client with an address, for the limits. All unknown addresses count as one client."""
@@ -147,10 +172,12 @@ class Listener:
 
     def _answers(self, messages: list[tuple[bytes, bytes]]) -> list[bytes | None]:
         """Return the answers to a batch of queries; None where there is none, or none yet."""
-        packed, everyone, codes = self._packed, self.everyone, self.counts.codes
+        packed, others, codes = self._packed, self._others, self.counts.codes
         answers: list[bytes | None] = []
+        good = 0
         for data, source in messages:
-            view = packed.get(source, everyone)
+            view, tally = packed.get(source, others)
+            tally.queries += 1
             found: bytes | Question | None = None
             try:
                 if view is not None:
@@ -159,27 +186,34 @@ class Listener:
                     else:
                         found = data[:2] + (tail if isinstance(tail, bytes) else next(tail))
                 if not isinstance(found, bytes):
-                    found = self._from_batch(view, found or data, source, len(answers))
+                    found = self._from_batch(view, found or data, source, len(answers), tally)
             except Exception as exc:  # noqa: BLE001 - one query must not stop the others of its batch
-                self._fault(exc)
+                self._fault(exc, tally)
                 found = None
             answers.append(found)
             if found is not None:
-                codes[found[3] & 0xF] += 1
+                if code := found[3] & 0xF:
+                    codes[code] += 1
+                    tally.failed += code == SERVFAIL
+                else:
+                    good += 1
+        codes[NOERROR] += good
         return answers
 
-    def _from_batch(self, view: View | None, asked: bytes | Question, source: bytes, number: int) -> bytes | None:
+    def _from_batch(
+        self, view: View | None, asked: bytes | Question, source: bytes, number: int, tally: Tally
+    ) -> bytes | None:
         assert self._batch is not None  # noqa: S101 - only batches come here
         name = self._batch.name(number)
         port = (name[2] << 8) + name[3]
         if view is None or isinstance(asked, bytes) or not port:
-            return self._slow(view, asked, source, port, name, self._post)
+            return self._slow(view, asked, source, port, name, self._post, tally)
         counts, post = self.counts, self._post
         counts.slow_path += 1
         counts.outward += 1
         owner = self._owners.get(source, self.network)
         retry_key = name + asked.data[:2]
-        self._forward(view, Client(asked, owner, self._counted, lambda message: post(message, name), retry_key))
+        self._forward(view, Client(asked, owner, self._counted, lambda message: post(message, name, tally), retry_key))
         return None
 
     def _drain(self) -> None:
@@ -188,16 +222,17 @@ class Listener:
                 data, peer = self._udp.recvfrom(_LARGEST)
             except OSError:  # no more datagrams, or an ICMP error for an answer
                 return
-            view = self._views.get(peer[0], self.everyone)
+            view, tally = self._client(peer[0])
+            tally.queries += 1
             try:
                 found = answer(view, data) if view is not None else None
                 if not isinstance(found, bytes):
-                    found = self._slow(view, found or data, _packed(peer[0]), peer[1], peer, self._send)
+                    found = self._slow(view, found or data, _packed(peer[0]), peer[1], peer, self._send, tally)
             except Exception as exc:  # noqa: BLE001 - as above
-                self._fault(exc)
+                self._fault(exc, tally)
                 found = None
             if found is not None:
-                self._send(found, peer)
+                self._send(found, peer, tally)
 
     def _slow(
         self,
@@ -206,26 +241,37 @@ class Listener:
         source: bytes,
         port: int,
         peer: Hashable,
-        send: Callable[[bytes, Any], None],
+        send: Callable[[bytes, Any, Tally], None],
+        tally: Tally,
     ) -> bytes | None:
         if not port:  # no client has port 0
-            self.counts.dropped += 1
+            self._drop(tally)
             return None
         self.counts.slow_path += 1
         found = respond(view, asked) if isinstance(asked, bytes) else asked
         if isinstance(found, Question):
-            self._ask(view, found, source, lambda message: send(message, peer), (peer, found.data[:2]))
+            self._ask(view, found, source, lambda message: send(message, peer, tally), (peer, found.data[:2]))
             return None
         self.counts.strangers += view is None
-        self.counts.dropped += found is None
+        if found is None:
+            self._drop(tally)
         return found
 
-    def _post(self, message: bytes, name: bytes) -> None:
+    def _drop(self, tally: Tally) -> None:
+        self.counts.dropped += 1
+        tally.failed += 1
+
+    def _note(self, message: bytes, tally: Tally) -> None:
+        """Count an answer that does not leave with its batch."""
+        self.counts.codes[code := message[3] & 0xF] += 1
+        tally.failed += code == SERVFAIL
+
+    def _post(self, message: bytes, name: bytes, tally: Tally) -> None:
         """Send at the end of the turn, together with other answers."""
         if not self._outbox:
             self._turn.at_end(self._flush)
         self._outbox.append((message, name))
-        self.counts.codes[message[3] & 0xF] += 1
+        self._note(message, tally)
 
     def _flush(self) -> None:
         outgoing, self._outbox = self._outbox, []
@@ -234,10 +280,10 @@ class Listener:
             self.counts.dropped += sent < len(outgoing)
             del outgoing[: sent + 1]
 
-    def _send(self, message: bytes, peer: Any) -> None:
+    def _send(self, message: bytes, peer: Any, tally: Tally) -> None:
         if self._udp.fileno() < 0:
             return
-        self.counts.codes[message[3] & 0xF] += 1
+        self._note(message, tally)
         try:
             self._udp.sendto(message, peer)
         except OSError:  # the send buffer is full, or the client is gone
@@ -252,10 +298,11 @@ class Listener:
 
     def _by_tcp(self, source: str, data: bytes, reply: Reply) -> None:
         def send(message: bytes) -> None:
-            self.counts.codes[message[3] & 0xF] += 1
+            self._note(message, tally)
             reply(message)
 
-        view = self.view(source)
+        view, tally = self._client(source)
+        tally.queries += 1
         self.counts.slow_path += 1
         try:
             found = respond(view, data, tcp=True)
@@ -265,12 +312,13 @@ class Listener:
                 self.counts.strangers += view is None
                 send(found)
             else:
-                self.counts.dropped += 1
+                self._drop(tally)
         except Exception as exc:  # noqa: BLE001 - as above
-            self._fault(exc)
+            self._fault(exc, tally)
 
-    def _fault(self, exc: Exception) -> None:
+    def _fault(self, exc: Exception, tally: Tally) -> None:
         self.counts.faults += 1
+        tally.failed += 1
         context = {"message": "a query could not be answered", "exception": exc}
         asyncio.get_running_loop().call_exception_handler(context)
 

@@ -18,7 +18,7 @@ from engine_host import until
 
 from netplug.dns import batch, tcp, wire
 from netplug.dns.pending import Client
-from netplug.dns.server import Listener, open_sockets
+from netplug.dns.server import Listener, Tally, open_sockets
 from netplug.dns.slow_path import reply
 from netplug.dns.zone import Entry, View
 
@@ -141,6 +141,28 @@ async def test_strangers_are_refused(served: Served) -> None:
     for _ in range(2):
         served.listener.dismiss(ip_address(STRANGER))
     assert read((await served.udp(query("web"), address=STRANGER))[0]).rcode == wire.REFUSED
+
+
+async def test_queries_are_counted_by_client(served: Served) -> None:
+    mine, others = Tally(), Tally()
+    blue = view(served.zones, "blue")
+    served.listener.admit(ip_address(ME), blue, tally=mine)
+    served.listener.admit(ip_address(OTHER), blue, tally=others)
+    served.listener.admit_all(None, strangers := Tally())
+    queries = [query(name, ident=number) for number, name in enumerate(("web", "nosuch", "app1") * 20)]
+    await asyncio.gather(served.udp(*queries), served.udp(*queries[:30], address=OTHER))
+    await asyncio.gather(*(served.udp(query("web"), address=f"127.0.8.{number}") for number in range(1, 41)))
+    sock = await served.tcp(OTHER)
+    await asyncio.get_running_loop().sock_sendall(sock, framed(*queries[:3]))
+    await hear(sock, 3)
+    assert (mine, others, strangers) == (Tally(60), Tally(33), Tally(40))
+    assert len(served.listener._clients) == len(served.listener._packed) == 3
+    served.client().sendto(b"junk", served.at)
+    served.client().sendto(query("example.com"), served.at)
+    await until(lambda: served.outward)
+    assert mine == Tally(62, 1)
+    served.outward[0].answer(reply(served.outward[0].question, wire.SERVFAIL))
+    assert mine == Tally(62, 2)
 
 
 async def test_questions_for_others_go_outward_and_come_back(served: Served) -> None:
@@ -307,7 +329,7 @@ async def test_tcp_connections_are_counted_by_who_asks_whichever_address_is_used
 ) -> None:
     monkeypatch.setattr(tcp, "MAX_PER_CLIENT", 3)
     # In a sandbox of Docker all of 127.0.0.0/8 is the container's own.
-    served.listener.everyone = view(served.zones, "blue")
+    served.listener.admit_all(view(served.zones, "blue"))
     for address in (ME, OTHER):
         served.listener.dismiss(ip_address(address))
     kept = [await served.tcp(f"127.0.{number}.9") for number in range(3)]
@@ -392,7 +414,7 @@ async def test_closing_leaves_no_socket(served: Served) -> None:
 
 async def test_everyone_who_reaches_the_sockets_may_be_one_asker() -> None:
     it = Served()
-    it.listener.everyone = view(it.zones, "red")
+    it.listener.admit_all(view(it.zones, "red"))
     try:
         assert read((await it.udp(query("db"), address=STRANGER))[0]).data == ["10.2.0.2"]
     finally:

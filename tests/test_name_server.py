@@ -21,7 +21,7 @@ from engine_host import DEADLINE_S, END, NET, NEXT, OTHER, SANDBOX, Host, tcp, u
 from netplug.dns import forward_rules, wire
 from netplug.dns.forward_rules import NO_FORWARDING, Rule
 from netplug.dns.question import Question
-from netplug.dns.server import Listener, open_sockets
+from netplug.dns.server import Listener, Tally, open_sockets
 from netplug.docker import resolver
 from netplug.docker.resolver import SandboxResolvers
 from netplug.drivers.errors import DriverError
@@ -205,6 +205,28 @@ async def test_names_are_served_no_longer_and_again(host: Host, server: NameServ
         assert dns_packets.ask(view, "web.blue.netplug.internal").rcode == code
         assert dns_packets.ask(view, "web.red.netplug.internal").rcode == 0
     serving.close()
+
+
+async def test_queries_are_counted_at_the_endpoint_that_asks(host: Host, server: NameServer) -> None:
+    await host.cli_network("10.1.0.0/24")
+    resolver_of = Resolver(NET, "np-test", ip_address("10.1.0.1"), 25353)
+    first = await host.attach("c1", name="web")
+    one, two = (server._serve(resolver_of, *open_sockets("127.0.0.1", 0)).listener for _ in range(2))
+    second = await host.attach("c2", name="db")
+    ask, again = query("web"), query("db")
+    web, db = (it.endpoint.addresses[0].ip.packed for it in (first, second))
+    one._answers([(ask, web), (again, db), (ask, web), (ask, b"\x0a\x09\x09\x09")])
+    two._answers([(ask, web)])
+    assert server.tallies == {first.endpoint.id: Tally(3), second.endpoint.id: Tally(1)}
+    await host.engine.network_updates.update(NET, NetworkChange({"dns": "off"}))
+    await host.engine.network_updates.update(NET, NetworkChange({"dns": "on"}))
+    one._answers([(ask, web)])
+    assert server.tallies[first.endpoint.id] == Tally(4)
+    await host.engine.endpoints.delete(NET, first.endpoint.id)
+    one._answers([(ask, web)])
+    assert server.tallies == {second.endpoint.id: Tally(1)}
+    for listener in (one, two):
+        listener.close()
 
 
 async def test_network_that_is_renamed_or_removed_takes_its_names_along(host: Host, server: NameServer) -> None:
@@ -477,6 +499,24 @@ async def test_sandbox_is_served_from_join_to_leave(host: Host, docker: SandboxR
     assert (await asked(host, "9.0.1.10.in-addr.arpa", wire.PTR)).rcode == wire.NXDOMAIN
     await host.engine.endpoints.leave(NET, END)
     await until(lambda: not host.kernel.intercepted)
+
+
+async def test_queries_of_a_sandbox_are_counted_at_its_endpoint(host: Host, docker: SandboxResolvers) -> None:
+    tallies = docker._server.tallies
+    await joined(host, name="blue")
+    await until(lambda: host.kernel.intercepted)
+    for _ in range(3):
+        await asked(host, "gone.blue.netplug.internal")
+    assert tallies == {END: Tally(3)}
+    await host.docker_network(OTHER, "10.2.0.0/24", name="aaa")
+    await host.docker_endpoint(NEXT, "10.2.0.2/24", network=OTHER)
+    await host.engine.endpoints.join(OTHER, NEXT, SANDBOX)
+    await asked(host, "gone.blue.netplug.internal")
+    assert sum(tally.queries for tally in tallies.values()) == 4
+    before = tallies[NEXT].queries
+    await host.engine.endpoints.leave(NET, END)
+    await asked(host, "gone.aaa.netplug.internal")
+    assert tallies == {NEXT: Tally(before + 1)}
 
 
 async def test_sandboxes_that_are_not_served_are_told(host: Host, docker: SandboxResolvers) -> None:

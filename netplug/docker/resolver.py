@@ -16,7 +16,7 @@ import structlog
 
 from netplug.dns.forward_rules import Rules, Server, everything
 from netplug.dns.pending import Client
-from netplug.dns.server import Counts, Listener
+from netplug.dns.server import Listener
 from netplug.dns.upstream import Forwarder
 from netplug.dns.wire import ROOT
 from netplug.dns.zone import View
@@ -53,7 +53,8 @@ class _Serving:
 
     def set_view(self, view: View | None) -> None:
         """Set what the sandbox sees. Questions pending at Docker's resolver are repeated if the resolvers changed."""
-        before, self.listener.everyone = self.listener.everyone, view
+        before = self.listener.everyone
+        self.listener.admit_all(view)
         if view is not None and view is not before and view.via == HOST_RESOLVERS:
             for client in self.forwarder.take(self.docker_rules):
                 self.forward(view, client)
@@ -169,7 +170,7 @@ class SandboxResolvers:
             if serving is not None:
                 serving.set_view(view)
                 if view is not None:
-                    serving.listener.counts = self._counts(view)
+                    self._count(serving.listener, sandbox, view)
             if (serving is None) is not (view is None):
                 self._due.add(sandbox)
                 self._changed.set()
@@ -194,8 +195,13 @@ class SandboxResolvers:
         view.forwarded, view.shared = (ROOT,), True
         return view
 
-    def _counts(self, view: View) -> Counts:
-        return self._server.counts[view.indexes[0].network.id]
+    def _count(self, listener: Listener, sandbox: str, view: View) -> None:
+        """Count questions for one network of the sandbox, and for its endpoint there."""
+        network = view.indexes[0].network.id
+        listener.counts = self._server.counts[network]
+        for record in self._engine.registry.in_sandbox(sandbox):
+            if record.linked and record.endpoint.network == network:
+                listener.admit_all(view, self._server.tallies[record.endpoint.id])
 
     def _wait(self, sandbox: str, exc: NetplugError) -> None:
         now = asyncio.get_running_loop().time()
@@ -214,9 +220,9 @@ class SandboxResolvers:
             sandbox,
             forward,
             everyone=view,
-            counts=self._counts(view),
             connections=self._server.connections,
         )
+        self._count(listener, sandbox, view)
         return _Serving(sandbox_id, interception, listener, forwarder, docker_rules, forward)
 
     def _forward(self, forwarder: Forwarder, docker_rules: Rules) -> Callable[[View, Client], None]:

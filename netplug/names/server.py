@@ -20,7 +20,7 @@ from netplug.dns.cache import Cache
 from netplug.dns.forward_rules import NO_FORWARDING, Rule, Rules, Server, resolv_conf, search_list
 from netplug.dns.pending import Client
 from netplug.dns.question import Question
-from netplug.dns.server import Counts, Listener
+from netplug.dns.server import Counts, Listener, Tally
 from netplug.dns.slow_path import respond
 from netplug.dns.sockets import Opener, open_here
 from netplug.dns.special_use import is_private
@@ -73,6 +73,7 @@ class NameServer:
 
     Attributes:
         counts: numbers of questions by network; a client in several networks is counted in one of them.
+        tallies: the same by endpoint, since it may ask.
         since: when the host's resolvers last changed (Unix time).
         watchers: called after such a change.
     """
@@ -91,6 +92,7 @@ class NameServer:
         self.forwarder = Forwarder(opener=opener)
         self.connections = Connections()
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
+        self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
         self._engine = engine
         self._configured = tuple(upstreams)
         self._conf = conf
@@ -222,6 +224,7 @@ class NameServer:
             self._report()
         if before is not None and (after is None or not _may_ask(after)):
             network = before.endpoint.network
+            self.tallies.pop(before.endpoint.id, None)
             for address in (interface.ip for interface in before.endpoint.addresses):
                 if self._owners.get((network, address)) == before.endpoint.id:
                     self._dismiss(network, address)
@@ -277,7 +280,7 @@ class NameServer:
             for address in (interface.ip for interface in record.endpoint.addresses):
                 self._owners[ident, address] = record.endpoint.id
                 for listener in self._listeners[ident]:
-                    listener.admit(address, view, sandbox)
+                    listener.admit(address, view, sandbox, self.tallies[record.endpoint.id])
 
     def _admit_all(self, network: str) -> None:
         self._admit(record for record in self._engine.registry.endpoints(network) if _may_ask(record))
