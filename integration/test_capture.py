@@ -20,6 +20,7 @@ from harness import (
     container,
     docker_network,
     namespace,
+    resolve,
     wait_until,
 )
 from harness.cluster import Cluster, cluster, needs_etcd
@@ -292,6 +293,32 @@ def test_top_shows_traffic_where_it_is(netplug: Netplug) -> None:
         shown = netplug.cli("top", "--once", "-i", "0.5", "--network", net).splitlines()
         assert {line.split()[1] for line in shown[1:3]} == {"web", "client"}
         stays.kill()
+
+
+def test_top_counts_dns_queries_where_they_are_asked(dockerd: Dockerd, netplug: Netplug) -> None:
+    def asked(net: str) -> dict[str, float]:
+        return {name: it["dns"]["queries"] for name, it in top(netplug, net).items()}
+
+    with (
+        docker_network(dockerd) as net,
+        container(dockerd, "--network", net, "--name", "web"),
+        container(dockerd, "--network", net, "--name", "client") as client,
+    ):
+        before = asked(net)
+        client.exec("nslookup", f"web.{net}.netplug.internal")
+        after = asked(net)
+        assert after["client"] > before["client"]
+        assert after["web"] == before["web"]
+    with station(netplug, "web", "client") as (net, one, other):
+        gateway = one_gateway(netplug, net)
+        for tcp in (False, False, True):
+            resolve(other, gateway, "web", tcp=tcp)
+        assert asked(net) == {"web": 0, "client": 3}
+        resolve(one, gateway, "client")
+        assert asked(net) == {"web": 1, "client": 3}
+        heading, *rows = netplug.cli("top", "--once", "-i", "0.3", "--network", net, "--sort", "name").splitlines()[:3]
+        assert "  DNS/S  " in heading
+        assert [row.split()[1] for row in rows] == ["client", "web"]
 
 
 def top(netplug: Netplug, net: str) -> dict[str, dict[str, dict[str, float]]]:

@@ -1,14 +1,18 @@
 """`netplug top`: directions as the container sees them, rates, order, and what is said when there is nothing."""
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
+from dns_packets import query
 from living import Living, living
 
 from netplug.cli import OK, USAGE, main
-from netplug.cli.top import rates, render
-from netplug.drivers.steps import Ifb, Macvlan, Veth
+from netplug.cli.top import ORDERS, rates, render
+from netplug.daemon.life import Daemon
+from netplug.dns.server import open_sockets
+from netplug.drivers.steps import Ifb, Macvlan, Resolver, Veth
 from netplug.kernel.links.api import LinkCounters
 
 
@@ -40,7 +44,8 @@ def links(daemon: Living, *kinds: type[Veth | Ifb | Macvlan]) -> list[Veth | Ifb
 def row(ident: str, received: int, sent: int) -> dict[str, object]:
     ways = {"received": received, "sent": sent}
     counts = {way: {"bytes": count, "packets": count, "dropped": 0} for way, count in ways.items()}
-    return {"id": ident, "network": "blue", "name": ident, "container": "", **counts}
+    asked = {"queries": sent, "failed": 0}
+    return {"id": ident, "network": "blue", "name": ident, "container": "", **counts, "dns": asked}
 
 
 def test_directions_are_those_of_the_container(daemon: Living, blue: str) -> None:
@@ -76,6 +81,7 @@ def test_rates_are_of_the_time_between_two_looks() -> None:
     }
     found = rates(before, now)
     ways = {it["id"]: (it["received"]["bytes_per_s"], it["sent"]["packets_per_s"]) for it in found["endpoints"]}
+    assert [it["dns"]["queries_per_s"] for it in found["endpoints"]] == [10.0, 0.0, 0.0]
     assert ways == {"web": (200.0, 10.0), "anew": (25.0, 0.0), "new": (0.0, 0.0)}
     assert found["dns"] == [{**dns, "queries": 10, "queries_per_s": 3.0, "failed_per_s": 0.0}]
     assert found["interval_s"] == 2.0
@@ -101,8 +107,39 @@ def test_command_prints_tables_or_json(daemon: Living, blue: str, capsys: pytest
     assert [it["name"] for it in found["endpoints"]] == ["db", "web"]
     ways = ["bytes", "packets", "dropped", "bytes_per_s", "packets_per_s", "dropped_per_s"]
     assert list(found["endpoints"][0]["sent"]) == ways
+    assert found["endpoints"][0]["dns"] == dict.fromkeys(("queries", "failed"), 0) | dict.fromkeys(
+        ("queries_per_s", "failed_per_s"), 0.0
+    )
     assert main([*command, "-n", "2"]) == OK
     assert capsys.readouterr().out.count("NETWORK") == 2
+
+
+def test_dns_queries_are_those_of_the_endpoint(daemon: Living, blue: str) -> None:
+    attach(daemon, "db")
+    attach(daemon, "web")
+
+    def ask(alive: Daemon) -> None:
+        """Ask as containers do; the fake kernel has no gateway to ask at."""
+        names, registry = alive._parts.name_server, alive._parts.engine.registry
+        (network,) = registry.networks()
+        (web,) = (it.endpoint.addresses[0].ip for it in registry.endpoints() if it.name == "web")
+        step = Resolver(network.network.id, "np-test", network.resolvers[0], 25353)
+        serving = names._serve(step, *open_sockets("127.0.0.1", 0))
+        assert serving.listener._answers([(query("web"), web.packed)] * 20) != [None] * 20
+        serving.close()
+
+    before = daemon.client.get("traffic")
+    daemon.do_and_get(ask)
+    now = daemon.client.get("traffic")
+    assert [(it["name"], it["dns"]) for it in now["endpoints"]] == [
+        ("db", {"queries": 0, "failed": 0}),
+        ("web", {"queries": 20, "failed": 0}),
+    ]
+    found = rates({**before, "at": 0.0}, {**now, "at": 2.0})
+    found["endpoints"].sort(key=ORDERS["dns"])
+    heading, first, *_ = (re.split(r"  +", line.strip()) for line in render(found).splitlines())
+    assert first[0:2] == ["blue", "web"]
+    assert (heading[-3], first[-3]) == ("DNS/S", "10")
 
 
 def test_a_screen_shows_as_many_rows_as_fit() -> None:

@@ -1,4 +1,4 @@
-"""`netplug top`: who receives and sends how much."""
+"""`netplug top`: who receives, sends and asks how much."""
 
 import shutil
 import sys
@@ -30,18 +30,19 @@ def _both(what: str) -> Callable[[_Row], float]:
     return lambda row: -_rate(row, "received", what) - _rate(row, "sent", what)
 
 
-_ORDERS: Mapping[str, Callable[[_Row], Any]] = {
+ORDERS: Mapping[str, Callable[[_Row], Any]] = {
     "traffic": _both("bytes"),
     "received": lambda row: -_rate(row, "received", "bytes"),
     "sent": lambda row: -_rate(row, "sent", "bytes"),
     "packets": _both("packets"),
     "drops": _both("dropped"),
+    "dns": lambda row: -_rate(row, "dns", "queries"),
     "total": lambda row: -row["received"]["bytes"] - row["sent"]["bytes"],
     "name": lambda row: (row["network"], row["name"], row["id"]),
 }
 
 _Network = Annotated[str, typer.Option(metavar="NETWORK", help="Only endpoints of this network.")]
-_Sort = Annotated[str, typer.Option(metavar="ORDER", help=f"Order of the rows: {', '.join(_ORDERS)}.")]
+_Sort = Annotated[str, typer.Option(metavar="ORDER", help=f"Order of the rows: {', '.join(ORDERS)}.")]
 _Interval = Annotated[
     float, typer.Option("-i", "--interval", metavar="SECONDS", help="Time over which rates are computed.")
 ]
@@ -64,11 +65,11 @@ def top(
     """Show the traffic of endpoints, live.
 
     IN is what a container receives, OUT what it sends. Dropped packets are those that its link or queue dropped, such
-    as what exceeds a 'rate'; the firewall's are not counted. DNS queries are counted for each network. It shows
-    endpoints of this host. End it with Ctrl-C.
+    as what exceeds a 'rate'; the firewall's are not counted. DNS/S are the queries that a container sends to
+    netplug's resolver. It shows endpoints of this host. End it with Ctrl-C.
     """
-    if sort not in _ORDERS:
-        raise CliError(USAGE, f"--sort {sort[:40]!r} is not an order", hint=f"one of {', '.join(_ORDERS)}")
+    if sort not in ORDERS:
+        raise CliError(USAGE, f"--sort {sort[:40]!r} is not an order", hint=f"one of {', '.join(ORDERS)}")
     if not 0.1 <= interval <= 3600:
         raise CliError(USAGE, f"--interval {interval:g} is not between 0.1 and 3600 s")
     if count < 0:
@@ -91,7 +92,7 @@ def _watch(client: Client, network: str, sort: str, interval: float, looks: int,
         time.sleep(interval if shown or not live else min(interval, _FIRST_S))
         now = client.get("traffic", **query)
         found = rates(before, now)
-        found["endpoints"].sort(key=_ORDERS[sort])
+        found["endpoints"].sort(key=ORDERS[sort])
         if as_json:
             emit_json(found)
         else:
@@ -107,7 +108,7 @@ def rates(before: _Row, now: _Row) -> _Row:
     endpoints = []
     for row in now["endpoints"]:
         old = then.get(row["id"], row)
-        ways = {way: _with_rates(row[way], old[way], seconds) for way in ("received", "sent")}
+        ways = {way: _with_rates(row[way], old[way], seconds) for way in ("received", "sent", "dns")}
         endpoints.append(row | ways)
     dns = []
     for row in now["dns"]:
@@ -133,7 +134,7 @@ def render(found: _Row, most: int = 0) -> str:
         return "no endpoints on this host"
     columns = (
         *("network", "name", "container", "in/s", "out/s", "pkts in/s", "pkts out/s", "drops in/s", "drops out/s"),
-        *("in", "out"),
+        *("dns/s", "in", "out"),
     )
     rows = [
         (
@@ -143,6 +144,7 @@ def render(found: _Row, most: int = 0) -> str:
             *(amount(_rate(row, way, "bytes")) for way in ("received", "sent")),
             *(number(_rate(row, way, "packets")) for way in ("received", "sent")),
             *(number(_rate(row, way, "dropped")) for way in ("received", "sent")),
+            number(_rate(row, "dns", "queries")),
             *(amount(row[way]["bytes"]) for way in ("received", "sent")),
         )
         for row in found["endpoints"][: most or None]

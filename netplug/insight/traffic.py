@@ -1,4 +1,4 @@
-"""What each endpoint receives and sends, and how many DNS queries each network has: counters, as of one look."""
+"""What each endpoint receives, sends and asks, and how many DNS queries each network has, as of one look."""
 
 import time
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel
 
+from netplug.dns.server import Tally
 from netplug.drivers.steps import Macvlan, Shape
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord
@@ -93,6 +94,13 @@ class PassedOut(BaseModel):
         return cls(bytes=passed.bytes, packets=passed.packets, dropped=passed.dropped)
 
 
+class AskedOut(BaseModel):
+    """DNS queries of an endpoint, since its link was made or the daemon started. `failed`: as in `QueriesOut`."""
+
+    queries: int
+    failed: int
+
+
 class EndpointOut(BaseModel):
     """`received`, `sent`: by the sandbox, since its link was made."""
 
@@ -102,9 +110,10 @@ class EndpointOut(BaseModel):
     container: str
     received: PassedOut
     sent: PassedOut
+    dns: AskedOut
 
     @classmethod
-    def of(cls, found: Counted) -> Self:
+    def of(cls, found: Counted, asked: Tally) -> Self:
         record = found.record
         return cls(
             id=record.endpoint.id,
@@ -113,6 +122,7 @@ class EndpointOut(BaseModel):
             container=record.container,
             received=PassedOut.of(found.received),
             sent=PassedOut.of(found.sent),
+            dns=AskedOut(queries=asked.queries, failed=asked.failed),
         )
 
 
@@ -144,7 +154,9 @@ class Traffic:
         chosen = self._engine.registry.network(network).network.id if network else ""
         found = [it for it in await read(self._engine) if chosen in {"", it.record.endpoint.network}]
         at = time.monotonic()
-        endpoints = sorted(map(EndpointOut.of, found), key=lambda it: (it.network, it.name, it.id))
+        tallies, none = self._names.tallies, Tally()
+        endpoints = [EndpointOut.of(it, tallies.get(it.record.endpoint.id, none)) for it in found]
+        endpoints.sort(key=lambda it: (it.network, it.name, it.id))
         return TrafficOut(at=at, endpoints=endpoints, dns=self._queries(chosen))
 
     def _queries(self, chosen: str) -> list[QueriesOut]:
