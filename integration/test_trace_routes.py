@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from ipaddress import ip_address
 
 import pytest
-from harness import CommandError, attached
+from harness import CommandError, Host, attached, connect
 from test_trace_faults import BROKEN_S, Scene, leak_check, scene, shown
 from trace_faults import in_document, markdown
 from trace_route_faults import BEGIN, END, ROWS
@@ -272,6 +272,32 @@ def test_the_other_ip_version_does_not_answer(scene: Scene) -> None:
     assert note.startswith(f"no answer comes by IPv6 from {alone}"), note
     assert note.endswith(f"netplug trace asker [{alone}]:80"), note
     assert scene.trace("asker", "web:80")["notes"] == []
+
+
+def test_a_rule_leads_a_network_out_by_another_uplink(scene: Scene, client: Host) -> None:
+    """Policy routing by source: the host's own packets to the same destination leave by the default route."""
+    wire = connect(scene.host, client, "198.51.100.0/24", "fd00:beef::/64", routes=False)
+    far, table, rule = "192.0.2.77", ("table", "100"), ("from", scene.address(scene.web) + "/24", "lookup", "100")
+    with (
+        changed(scene, "ip", "rule", "add", *rule, undo=("ip", "rule", "del", *rule)),
+        changed(
+            scene, "ip", "route", "add", "default", "via", wire.right, *table, undo=("ip", "route", "flush", *table)
+        ),
+    ):
+        client.run(["ip", "addr", "add", f"{far}/32", "dev", wire.right_link])
+        try:
+            out = scene.trace("asker", f"outside={far}")
+            into = scene.trace(f"outside={far}", "web:80")
+            others = scene.trace("host", f"outside={far}")
+        finally:
+            scene.run("ip", "link", "del", wire.left_link)
+    for answer, station, link in (
+        (out, "uplink-out", wire.left_link),
+        (into, "uplink-in", wire.left_link),
+        (others, "uplink-out", scene.wire.left_link),
+    ):
+        assert answer["reached"], shown(answer)
+        assert [it["what"].split()[0] for it in answer["hops"] if it["hop"] == station] == [link], shown(answer)
 
 
 def test_a_name_of_two_containers_is_refused(scene: Scene) -> None:

@@ -7,7 +7,7 @@ from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind
 from netplug.insight.trace.findings import Finding
 from netplug.insight.trace.model import Cause
-from netplug.insight.trace.path import Wiring
+from netplug.insight.trace.path import Wiring, host_link
 from netplug.kernel.probes.api import RouteFound, RouteState
 
 REFUSALS = {
@@ -24,9 +24,9 @@ def forwards(case: Case) -> tuple[tuple[IPAddress, IPAddress, str], ...]:
     if crossing.direct or crossing.bridged or crossing.destination.far or source is None or destination is None:
         return ()
     found = []
-    if crossing.source.kind is not Kind.HOST and (by := _link(crossing.way_in) or crossing.uplink):
+    if crossing.source.kind is not Kind.HOST and (by := host_link(crossing.way_in) or crossing.uplink):
         found.append((destination, source, by))
-    if crossing.destination.kind is not Kind.HOST and (by := _link(crossing.way_out) or crossing.uplink):
+    if crossing.destination.kind is not Kind.HOST and (by := host_link(crossing.way_out) or crossing.uplink):
         found.append((source, destination, by))
     return tuple(found)
 
@@ -55,7 +55,7 @@ def _names(end: str) -> tuple[str, ...]:
 
 
 def _cause(case: Case, found: RouteFound, way: Wiring | None) -> Cause | None:
-    wanted = _link(way)
+    wanted = host_link(way)
     if found.error:
         if found.error not in REFUSALS and not wanted:
             words = f"this host has no route to {found.destination}: {found.error}"
@@ -79,11 +79,6 @@ def _covering(case: Case, found: RouteFound) -> RouteState | None:
     """Return the route of the main table that was taken, if it is one of that."""
     fitting = [it for it in case.host.routes if found.destination in it.destination and it.link == found.link]
     return max(fitting, key=lambda it: it.destination.prefixlen, default=None)
-
-
-def _link(way: Wiring | None) -> str:
-    """Return the link by which the host reaches a sandbox; empty if it is not by one of its own."""
-    return "" if way is None or way.shared else way.bridge or way.port
 
 
 def _addresses(case: Case) -> tuple[IPAddress | None, IPAddress | None]:

@@ -64,6 +64,11 @@ def expected_bridge(record: EndpointRecord | None, port: str) -> str:
     return getattr(veth, "master", "") or ""
 
 
+def host_link(way: Wiring | None) -> str:
+    """Return the link by which the host reaches a sandbox; empty if it is not by one of its own."""
+    return "" if way is None or way.shared else way.bridge or way.port
+
+
 def link_of(record: EndpointRecord, inside: Facts) -> LinkState | None:
     """Return the link of an endpoint in its sandbox."""
     return next((it for it in inside.links if owner(it, (record,)) is record), None)

@@ -10,7 +10,7 @@ from netplug.drivers.steps import IPAddress
 from netplug.errors import NetplugError
 from netplug.insight.trace.ends import THIS_HOST, End, Ends, Kind
 from netplug.insight.trace.model import Place
-from netplug.insight.trace.path import Crossing, Wiring, link_of, owner, wiring
+from netplug.insight.trace.path import Crossing, Wiring, host_link, link_of, owner, wiring
 from netplug.insight.trace.target import ICMP, Target
 from netplug.kernel.probes.api import HOST, Facts, Look, Prober, RouteFound
 
@@ -123,8 +123,24 @@ class Preparing:
             facts[destination.place.netns] = await self._look(
                 destination.place, listeners=True, routes=((address, None),)
             )
-        crossing = self._crossing(source, destination, facts, route, address)
+        crossing = await self._policed(self._crossing(source, destination, facts, route, address), sender)
         return Prepared(crossing, facts, address, port, sender, route)
+
+    async def _policed(self, crossing: Crossing, sender: IPAddress | None) -> Crossing:
+        """Correct the uplink by rules that look at sender and receiving link (ip-rule(8): from, iif).
+
+        Answers of a sandbox to outside are taken to leave by the link at which they are asked for.
+        """
+        ends, destination = (crossing.source, crossing.destination), crossing.destination.address
+        if not any(it.kind is Kind.OUTSIDE for it in ends) or sender is None or destination is None:
+            return crossing
+        to, by = (destination, crossing.way_in) if crossing.way_in else (sender, crossing.way_out)
+        received = host_link(by)
+        if not received:
+            return crossing
+        query = (to, sender if to == destination else destination, received)
+        found = (await self._prober.look(Look(HOST, links=False, neighbours=False, forwards=(query,)))).forwards
+        return replace(crossing, uplink=found[0].link) if found and found[0].link else crossing
 
     async def _sender(self, source: End, version: int) -> IPAddress | None:
         if source.kind is Kind.OUTSIDE:
@@ -136,7 +152,7 @@ class Preparing:
     ) -> tuple[Facts, Facts]:
         routes: list[tuple[IPAddress, IPAddress | None]] = [(address, None)]
         if sender:
-            routes.insert(0, (sender, None))
+            routes.insert(0, (sender, address if self._ends.is_own(address) else None))
         host = self._look(Place(THIS_HOST), routes=tuple(routes), listeners=True)
         if source.kind is not Kind.SANDBOX:
             found = await host
