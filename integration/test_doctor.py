@@ -124,11 +124,18 @@ _CHAIN = (
     "nft add table inet site; nft add chain inet site forward '{ type filter hook forward priority 0; policy %s; }'"
 )
 _DROP = f"{_CHAIN % 'accept'}; nft add rule inet site forward ip saddr 10.77.0.2 counter drop"
+_HOOK = (
+    "nft add table inet site; nft add chain inet site %s '{ type filter hook %s priority 0; }'; nft add rule inet site "
+)
 RULES = {
     "iptables-nft": ("iptables-nft -I FORWARD -s 10.77.0.0/29 -j DROP", "iptables-nft -F FORWARD"),
     "iptables-legacy": ("iptables-legacy -I FORWARD -i np-+ -j REJECT", "iptables-legacy -F FORWARD"),
     "nft": (_DROP, "nft delete table inet site"),
     "policy of nft": (_CHAIN % "drop", "nft delete table inet site"),
+    "nft, prerouting": (f"{_HOOK % ('a', 'prerouting')} a ip saddr 10.77.0.0/24 drop", "nft delete table inet site"),
+    "nft, input": (f"{_HOOK % ('a', 'input')} a iifname 'np-*' reject", "nft delete table inet site"),
+    "nft, output": (f"{_HOOK % ('a', 'output')} a ip daddr 10.77.0.2 drop", "nft delete table inet site"),
+    "nft, all": (f"{_HOOK % ('a', 'prerouting')} a drop", "nft delete table inet site"),
 }
 """How to add and remove them."""
 
@@ -144,6 +151,41 @@ def test_rule_of_others_that_drops_what_networks_forward(healthy: Netplug, kind:
         quiet(healthy)
     finally:
         host.run(["sh", "-c", remove])
+    quiet(healthy)
+
+
+OTHERS = f"""
+{_HOOK % ("a", "prerouting")} a iifname uplink ip saddr 10.0.0.0/8 drop
+nft add rule inet site a fib saddr . iif oif missing drop
+nft add rule inet site a iifname != 'np-*' ip saddr 10.77.0.0/24 drop
+nft add rule inet site a ether saddr 02:00:00:00:00:07 drop
+nft add rule inet site a ip saddr 192.0.2.0/24 drop
+nft add rule inet site a ip6 saddr 2001:db8::/32 drop
+{_HOOK % ("b", "input")} b ct state invalid drop
+nft add rule inet site b ct state established,related accept
+nft add rule inet site b iifname lo accept
+nft add rule inet site b tcp dport 22 accept
+nft add rule inet site b drop
+nft add chain inet site c '{{ type filter hook input priority 1; policy drop; }}'
+nft add rule inet site c accept
+{_HOOK % ("d", "output")} d tcp dport 25 drop
+"""
+
+
+def test_rules_of_others_that_concern_others_are_quiet(healthy: Netplug) -> None:
+    healthy.host.run(["sh", "-ec", OTHERS])
+    try:
+        assert {it["verdict"] for it in doctor(healthy, OK) if it["check"] == "firewall.foreign"} == {"ok"}
+        quiet(healthy)
+    finally:
+        healthy.host.run(["sh", "-c", "nft delete table inet site"])
+
+
+def test_route_that_drops_a_part_of_a_subnet(healthy: Netplug) -> None:
+    healthy.host.run(["ip", "route", "add", "blackhole", "10.77.0.4/30"])
+    (found,) = wrong(healthy, "links.routes")
+    assert "blackhole route 10.77.0.4/30" in found["why"]
+    healthy.host.run(found["mend"].split())
     quiet(healthy)
 
 

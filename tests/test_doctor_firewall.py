@@ -12,6 +12,7 @@ from engine_host import NET, Host
 
 from netplug.drivers.api import Network
 from netplug.drivers.options import NetworkOptions
+from netplug.drivers.steps import IPNetwork
 from netplug.insight.doctor import firewall
 from netplug.kernel.firewall import foreign_rules
 from netplug.kernel.firewall.api import DroppingRule, FilterTable, FirewallReport
@@ -78,6 +79,32 @@ async def test_rule_of_iptables(host: Host, tmp_path: Path, rule: str, verdict: 
     ],
 )
 async def test_rule_of_nf_tables(host: Host, tmp_path: Path, rule: DroppingRule, verdict: str) -> None:
+    assert await verdicts(host, tmp_path, rule) == [verdict] * bool(verdict)
+
+
+OURS, THEIRS = ip_network("10.1.0.2"), ip_network("192.0.2.0/24")
+
+
+@pytest.mark.parametrize("hook", ["prerouting", "input", "output"])
+@pytest.mark.parametrize(
+    ("links", "networks", "whole", "after", "verdict"),
+    [
+        ((), (), True, False, "warning"),
+        (("np-+",), (), True, False, "warning"),
+        ((), (OURS,), True, False, "warning"),
+        ((), (OURS,), True, True, "note"),
+        ((), (), True, True, ""),
+        ((), (OURS,), False, False, ""),
+        ((), (THEIRS,), True, False, ""),
+        (("eth0",), (), True, False, ""),
+        (("eth0",), (OURS,), True, False, ""),
+    ],
+)
+async def test_rule_of_nf_tables_at_another_hook(
+    host: Host, tmp_path: Path, *, hook: str, links: tuple[str, ...], networks: tuple[IPNetwork, ...], whole: bool,
+    after: bool, verdict: str,
+) -> None:  # fmt: skip
+    rule = DroppingRule("table inet site, chain a", "a", "rule 4", "", links, networks, whole, hook, after)
     assert await verdicts(host, tmp_path, rule) == [verdict] * bool(verdict)
 
 

@@ -17,7 +17,7 @@ from netplug.drivers.api import Network
 from netplug.drivers.options import NetworkOptions
 from netplug.drivers.steps import Bridge, Proto, Route
 from netplug.insight.doctor import daemons, dns, docker, link_managers, links
-from netplug.kernel.host.api import Holder, Offloads, Program
+from netplug.kernel.host.api import Holder, Offloads, Program, RefusingRoute
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -126,6 +126,26 @@ async def test_route_of_others_into_a_subnet(host: Host, tmp_path: Path, route: 
     host.kernel.foreign.routes.append(Route(ip_network(route), "tun0"))
     found = bad(await links.overlaps(host_subject(host, tmp_path)))
     assert [it.verdict for it in found] == [verdict] * bool(verdict)
+
+
+@pytest.mark.parametrize(
+    ("route", "count"),
+    [
+        (RefusingRoute("blackhole", ip_network("10.1.0.128/25")), 1),
+        (RefusingRoute("prohibit", ip_network("10.1.0.9/32")), 1),
+        (RefusingRoute("unreachable", ip_network("10.1.0.0/24"), 7), 0),
+        (RefusingRoute("blackhole", ip_network("10.0.0.0/8")), 0),
+        (RefusingRoute("unreachable", ip_network("::/0"), 4294967295), 0),
+    ],
+)
+async def test_route_that_drops_a_part_of_a_subnet(
+    host: Host, tmp_path: Path, route: RefusingRoute, count: int
+) -> None:
+    host.kernel.health.refusing_routes = (route,)
+    found = bad(await links.overlaps(host_subject(host, tmp_path)))
+    assert [(it.verdict, it.mend) for it in found] == [
+        ("failure", f"ip route del {route.kind} {route.destination}")
+    ] * count
 
 
 async def test_packets_with_wrong_checksums(host: Host, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ class InspectionSuite:
         assert inspection.holders(Proto.UDP, 9) == ()
         assert inspection.programs({"no-such-program"}) == ()
         assert inspection.offloads("no-such-link") == Offloads()
+        assert inspection.refusing_routes() == ()
         assert not await inspection.managed({"no-such-link"})
         assert 0 < inspection.descriptors().open < inspection.descriptors().limit
 

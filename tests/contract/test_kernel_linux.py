@@ -38,6 +38,7 @@ from netplug.drivers.tables import NETWORKS  # noqa: E402
 from netplug.errors import NetplugError  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
 from netplug.kernel.executor import Executor  # noqa: E402
+from netplug.kernel.host.api import RefusingRoute  # noqa: E402
 from netplug.kernel.links import reaper  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
 from netplug.kernel.netlink.rtnl import DELETE_GROUPS  # noqa: E402
@@ -486,6 +487,18 @@ class TestLinuxKernel(LinuxHost, KernelSuite):
 
 class TestLinuxInspection(LinuxHost, InspectionSuite):
     """In a namespace."""
+
+    async def test_routes_that_drop_are_found(self, kernel: LinuxKernel) -> None:
+        wanted = [
+            RefusingRoute("blackhole", ip_network("10.9.0.128/25")),
+            RefusingRoute("prohibit", ip_network("10.9.0.9/32"), 7),
+            RefusingRoute("unreachable", ip_network("fd00:9::/64"), 1024),
+        ]
+        for route in wanted:
+            ip = ("ip", "-6") if route.destination.version == 6 else ("ip",)
+            run(*ip, "route", "add", route.kind, str(route.destination), "metric", str(route.metric))
+        run("ip", "route", "add", "blackhole", "10.8.0.0/16", "table", "7")
+        assert sorted(kernel.inspection.refusing_routes(), key=lambda it: it.kind) == wanted
 
 
 class TestLinuxPorts(LinuxHost, PortsSuite):

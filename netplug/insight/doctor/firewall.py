@@ -16,16 +16,37 @@ async def foreign(host: HostSubject) -> Iterable[Finding]:
     report = await host.kernel.firewall.report()
     bridges = {net.options.bridge for net in host.networks if net.options.bridge}
     subnets = [subnet.pool for net in host.networks for subnet in net.subnets]
-    found = []
+    found: list[Finding] = []
     for rule in report.dropping:
         words = f"{rule.where}: {rule.text}"
         if _spares(rule, bridges):
             continue
-        if rule.whole and _covers(rule, bridges, subnets):
+        if rule.hook != "forward":
+            found += _of_hook(rule, words, bridges, subnets)
+        elif rule.whole and _covers(rule, bridges, subnets):
             found.append(warning(f"{words} drops packets of netplug's networks", rule.mend))
         elif _touches(rule, bridges, subnets):
             found.append(note(f"{words} drops some packets of netplug's networks", rule.mend))
     return found
+
+
+def _of_hook(
+    rule: DroppingRule, words: str, bridges: Collection[str], subnets: Collection[IPNetwork]
+) -> Iterator[Finding]:
+    """Find a rule that certainly drops packets of ours: what a host does not take in is its own business else."""
+    about_ours = not rule.networks or any(map(_meets, *_pairs(rule, subnets)))
+    if rule.whole and about_ours and all(_is_ours(link, bridges) for link in rule.links):
+        if not rule.after:
+            yield warning(f"{words} drops packets of netplug's networks ({_HOOKS[rule.hook]})", rule.mend)
+        elif rule.links or rule.networks:
+            yield note(f"{words} drops some packets of netplug's networks ({_HOOKS[rule.hook]})", rule.mend)
+
+
+_HOOKS = {
+    "prerouting": "all that come to this host, also to be forwarded",
+    "input": "from containers to this host, such as questions for names",
+    "output": "from this host to containers",
+}
 
 
 def _is_ours(link: str, bridges: Collection[str]) -> bool:

@@ -8,6 +8,8 @@ from netplug.insight.doctor.findings import Finding, failure, note, ok, warning
 from netplug.insight.doctor.subject import HostSubject
 from netplug.tasks.apart import apart
 
+_OF_SUBNET = {4: 0, 6: 256}
+"""The metric of the route that the kernel adds for an address of a link, by IP version."""
 _WRONG_SUMS, _PART = 100, 0.001
 """So many wrong checksums, and such a part of all packets, are no accident."""
 _BROKEN = {"vmxnet3": ("tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")}
@@ -29,6 +31,22 @@ async def overlaps(host: HostSubject) -> Iterable[Finding]:
                     mend = f"ip route show {route}; choose another subnet for one of them"
                     said = "containers of the part that both have are not reached" if hides else "the network hides it"
                     found.append((failure if hides else note)(f"{words}: {said}", mend))
+    return found + await _refused(host)
+
+
+async def _refused(host: HostSubject) -> list[Finding]:
+    """Find routes that drop a part of a subnet. One of a wider range is hidden by the network's own route."""
+    found = []
+    for route in await apart(host.kernel.inspection.refusing_routes):
+        to = route.destination
+        for net in host.of_mode("bridge", "overlay"):
+            for subnet in (it.pool for it in net.subnets if it.pool.version == to.version and it.pool.overlaps(to)):
+                if to.prefixlen > subnet.prefixlen or (to == subnet and route.metric < _OF_SUBNET[to.version]):
+                    words = (
+                        f"{route.kind} route {to} drops packets of the host to subnet {subnet} of network {net.name}"
+                    )
+                    ip = "ip -6" if to.version == 6 else "ip"
+                    found.append(failure(words, f"{ip} route del {route.kind} {to}"))
     return found
 
 

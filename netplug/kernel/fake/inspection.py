@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from netplug.drivers.steps import HostPort, Proto
 from netplug.kernel.fake.world import World
-from netplug.kernel.host.api import Descriptors, Holder, Offloads, Program
+from netplug.kernel.host.api import Descriptors, Holder, Offloads, Program, RefusingRoute
 
 _FORWARDING = {"net/ipv4/ip_forward": 4, "net/ipv6/conf/all/forwarding": 6}
 
@@ -23,6 +23,7 @@ class Health:
     counters: dict[str, int] = field(default_factory=dict)
     managed: dict[str, bool] | None = None
     offloads: dict[str, Offloads] = field(default_factory=dict)
+    refusing_routes: tuple[RefusingRoute, ...] = ()
 
 
 class FakeInspection:
@@ -85,3 +86,7 @@ class FakeInspection:
     def offloads(self, link: str) -> Offloads:
         """Return what tests have given a link."""
         return self._health.offloads.get(link, Offloads())
+
+    def refusing_routes(self) -> tuple[RefusingRoute, ...]:
+        """Return made-up routes."""
+        return self._health.refusing_routes

@@ -46,11 +46,12 @@ class FilterTable:
 
 @dataclass(frozen=True, slots=True)
 class DroppingRule:
-    """A rule of others that drops some of what the host forwards, or the policy of their chain.
+    """A rule of others that drops some of what the host forwards, sends or receives, or the policy of their chain.
 
     `where`, `text`: in words, or as iptables-save prints it. `mend`: the command that takes it away. `links`,
     `networks`: that it is about; ``+`` at the end of a name stands for any rest; of a policy, the links that other
-    rules let pass. `whole`: it has no other conditions.
+    rules let pass. `whole`: it has no other conditions. `hook`: of the chain; rules of iptables are told of for
+    "forward" only. `after`: rules that may let pass come before it in the chain.
     """
 
     where: str
@@ -60,13 +61,15 @@ class DroppingRule:
     links: tuple[str, ...] = ()
     networks: tuple[IPNetwork, ...] = ()
     whole: bool = True
+    hook: str = "forward"
+    after: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FirewallReport:
     """`chains`: all base chains. `filters`: those of iptables. `libnftables`: why it is missing, or empty.
 
-    `dropping`: what others drop of forwarded packets, as far as that is found without following their chains.
+    `dropping`: what others drop of packets of IP, as far as that is found without following their chains.
     """
 
     chains: tuple[BaseChain, ...] = ()

@@ -17,7 +17,7 @@ _KNOWN = frozenset({"filter", "nat", "mangle", "raw", "security", "firewalld", "
 _COMPARING = frozenset({"counter", "log", "immediate", "reject", "cmp", "meta", "payload", "bitwise"})
 _VERSIONS = (b"\x02", b"\x0a")
 """NFPROTO_IPV4 and NFPROTO_IPV6: nft compares them before addresses."""
-_V4_BYTES, _V6_BYTES = 4, 16
+_V4_BYTES, _MAC_BYTES, _V6_BYTES = 4, 6, 16
 _SHORTEST = 3
 """Bytes of a value that is not a port or protocol: the prefix of a /24."""
 
@@ -74,35 +74,51 @@ def udp_ports(found: Filter) -> Iterator[tuple[int, int]]:
 
 
 def of_nft(tables: TableReader, chains: Sequence[BaseChain]) -> Iterator[DroppingRule]:
-    """Yield the rules of foreign base chains for forwarded packets that drop, and those chains that drop the rest."""
+    """Yield the rules of foreign base chains that drop, and those chains that drop the rest.
+
+    Of a chain at another hook than `forward`, the policy only counts if it has no rules: it drops all.
+    """
     for chain in chains:
-        if chain.hook != "forward" or chain.table in _KNOWN or chain.table.startswith(OURS):
+        seen = chain.hook == "forward" or (chain.hook in _OTHER_HOOKS and chain.family in _IP)
+        if not seen or chain.table in _KNOWN or chain.table.startswith(OURS):
             continue
         where = f"table {chain.family} {chain.table}, chain {chain.name}"
         rules = [data for _, data in tables.raw(nft.FAMILIES[chain.family], chain.table, chain.name)]
-        for rule in filter(rule_bytes.drops, rules):
-            yield _rule_of_nft(where, chain, rule)
-        if chain.policy == "drop":
+        after = False
+        for rule in rules:
+            if rule_bytes.drops(rule):
+                yield _rule_of_nft(where, chain, rule, after=after)
+            after = after or not rule_bytes.drops(rule)
+        if chain.policy == "drop" and (chain.hook == "forward" or not rules):
             named = {name for rule in rules if rule_bytes.accepts(rule) for name in _links(rule)}
-            mends = (f'nft insert rule {chain.family} {chain.table} {chain.name} {way} "np-*" accept' for way in _WAYS)
             yield DroppingRule(
-                where, chain.name, "policy drop", " && ".join(mends), tuple(sorted(named)), (), not named
+                where, chain.name, "policy drop", _mend(chain), tuple(sorted(named)), (), not named, chain.hook
             )
 
 
-_WAYS = ("iifname", "oifname")
+_OTHER_HOOKS = frozenset({"prerouting", "input", "output"})
+_IP = frozenset({"inet", "ip", "ip6"})
 
 
-def _rule_of_nft(where: str, chain: BaseChain, rule: bytes) -> DroppingRule:
+def _mend(chain: BaseChain) -> str:
+    named = f"{chain.family} {chain.table} {chain.name}"
+    if chain.hook != "forward":
+        return f"nft 'chain {named} {{ policy accept; }}'"
+    return " && ".join(f'nft insert rule {named} {way} "np-*" accept' for way in ("iifname", "oifname"))
+
+
+def _rule_of_nft(where: str, chain: BaseChain, rule: bytes, *, after: bool) -> DroppingRule:
     handle = int.from_bytes(attrs(rule, 4).get(nft.RULE_HANDLE, b""), "big")
-    found = list(rule_bytes.values(rule))
+    found, links = [it for it in rule_bytes.values(rule) if it not in _VERSIONS], _links(rule)
     networks = tuple(it for value in found if (it := _network(value)))
-    whole = _COMPARING.issuperset(rule_bytes.expressions(rule)) and all(
-        len(it) >= _SHORTEST or it in _VERSIONS for it in found
+    whole = (
+        _COMPARING.issuperset(rule_bytes.expressions(rule))
+        and not rule_bytes.negates(rule)
+        and len(links) + len(networks) == len(found)
     )
     mend = f"nft delete rule {chain.family} {chain.table} {chain.name} handle {handle}"
     text = f"rule with handle {handle}"
-    return DroppingRule(where, chain.name, text, mend, tuple(_links(rule)), networks, whole)
+    return DroppingRule(where, chain.name, text, mend, tuple(links), networks, whole, chain.hook, after)
 
 
 def _links(rule: bytes) -> list[str]:
@@ -110,12 +126,15 @@ def _links(rule: bytes) -> list[str]:
 
 
 def _network(value: bytes) -> IPNetwork | None:
-    """Return the address that a value is; None if it has another length."""
-    if len(value) == _V4_BYTES:
-        return IPv4Network(value)
-    return IPv6Network(value) if len(value) == _V6_BYTES and not _is_name(value) else None
+    """Return the range of addresses that a value is, or begins (nft shortens it to whole bytes); None if it is none."""
+    size = len(value)
+    if size < _SHORTEST or size == _MAC_BYTES or _is_name(value):
+        return None
+    if size <= _V4_BYTES:
+        return IPv4Network((value.ljust(_V4_BYTES, b"\0"), 8 * size))
+    return IPv6Network((value.ljust(_V6_BYTES, b"\0"), 8 * size)) if size <= _V6_BYTES else None
 
 
 def _is_name(value: bytes) -> bool:
-    """Return whether 16 bytes are the name of a link."""
-    return value[-1] == 0 and bool(list(rule_bytes.names((value,))))
+    """Return whether a value is the name of a link, or how some begin."""
+    return bool(list(rule_bytes.names((value,))))

@@ -11,6 +11,10 @@ _COMPARED = re.compile(b".." + struct.pack("=H", 3) + b"(..)" + struct.pack("=H"
 """NFTA_CMP_DATA with NFTA_DATA_VALUE in it (linux/netfilter/nf_tables.h), followed by the value."""
 _RULE_EXPRESSIONS, _NAME_OF = 4, 1
 """NFTA_RULE_EXPRESSIONS, NFTA_EXPR_NAME."""
+_NEGATED = re.compile(
+    struct.pack("=HH", 8, 2) + rb"\0\0\0[^\0].." + struct.pack("=H", 3) + b".." + struct.pack("=H", 1), re.DOTALL
+)
+"""NFTA_CMP_OP other than NFT_CMP_EQ, followed by such data."""
 _NAME = re.compile(rb"[!-.0-~]+")
 _NAME_BYTES = 16
 _VERDICT = struct.pack("=HH", 12, 2) + struct.pack("=HH", 8, 1)
@@ -37,6 +41,11 @@ def expressions(rule: bytes) -> list[str]:
 def is_unconditional(rule: bytes) -> bool:
     """Return whether a rule matches each packet, and does nothing besides its verdict."""
     return expressions(rule) == ["immediate"]
+
+
+def negates(rule: bytes) -> bool:
+    """Return whether a rule has a comparison for anything but equality."""
+    return _NEGATED.search(rule) is not None
 
 
 def names(found: Iterable[bytes]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from netplug.drivers.steps import HostPort, IPAddress, Proto
+from netplug.drivers.steps import HostPort, IPAddress, IPNetwork, Proto
 
 
 class Reservations(Protocol):
@@ -78,6 +78,18 @@ class Offloads:
     features: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class RefusingRoute:
+    """A route that drops what it matches.
+
+    `kind`: "blackhole", "unreachable" or "prohibit". `metric`: of several to one destination, the lowest is taken.
+    """
+
+    kind: str
+    destination: IPNetwork
+    metric: int = 0
+
+
 class Inspection(Protocol):
     """Tells what the kernel of this host is like. Changes nothing that stays.
 
@@ -113,3 +125,6 @@ class Inspection(Protocol):
 
     def offloads(self, link: str) -> Offloads:
         """Return what a link leaves to its device; nothing if it tells nothing of it."""
+
+    def refusing_routes(self) -> tuple[RefusingRoute, ...]:
+        """Return the routes of the main table that drop what they match."""

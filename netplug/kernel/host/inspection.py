@@ -8,8 +8,10 @@ from pathlib import Path
 
 from netplug.drivers.steps import Proto
 from netplug.kernel.host import capabilities, network_manager, offloads, port_holders
-from netplug.kernel.host.api import Descriptors, Holder, Offloads, Program
+from netplug.kernel.host.api import Descriptors, Holder, Offloads, Program, RefusingRoute
 from netplug.kernel.host.sysctl import ROOT
+from netplug.kernel.netlink import rtnl
+from netplug.kernel.netlink.connection import Netlink
 
 _PROC = Path("/proc")
 
@@ -61,6 +63,11 @@ class HostInspection:
     def offloads(self, link: str) -> Offloads:
         """Return what a link leaves to its device."""
         return offloads.offloads(link)
+
+    def refusing_routes(self) -> tuple[RefusingRoute, ...]:
+        """Return the routes of the main table that drop what they match."""
+        with Netlink.open() as netlink:
+            return tuple(rtnl.refusals(netlink))
 
 
 def _programs(names: frozenset[str]) -> Iterator[Program]:

@@ -12,6 +12,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 from netplug.drivers.naming import MARK, mark
 from netplug.drivers.steps import IPAddress, IPInterface, IPNetwork
+from netplug.kernel.host.api import RefusingRoute
 from netplug.kernel.netlink.connection import (
     RTM_GETADDR,
     RTM_GETLINK,
@@ -62,6 +63,7 @@ IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 9, 15
 RT_TABLE_MAIN = 254
 _RTN_UNICAST = 1
+_RTN_REFUSALS = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 
 IFLA_MACVLAN_MODE = 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
@@ -209,19 +211,25 @@ def addresses(nl: Netlink, index: int = 0) -> list[LinkAddress]:
 
 def routes(nl: Netlink, table: int = RT_TABLE_MAIN) -> list[LinkRoute]:
     """Return the unicast routes of a table, IPv4 first; of all tables if it is 0."""
-    found: list[LinkRoute] = []
+    return [route for dump in _dumped(nl, table) for route in _routes(dump) if table in {0, route.table}]
+
+
+def refusals(nl: Netlink) -> list[RefusingRoute]:
+    """Return the routes of the main table that drop what they match."""
+    return [route for dump in _dumped(nl, RT_TABLE_MAIN) for route in _refusals(dump)]
+
+
+def _dumped(nl: Netlink, table: int) -> Iterable[Iterable[bytes]]:
     for family in (2, AF_INET6):
         query = RTMSG.pack(family, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0) + (
             u32(RTA_TABLE, table) if table else b""
         )
         try:
-            dump = nl.dump(RTM_GETROUTE, query)
+            yield nl.dump(RTM_GETROUTE, query)
         except NetlinkError as error:
             if error.errno == 2:  # ENOENT: the table does not exist, as in a namespace that never had a route
                 continue
             raise
-        found.extend(route for route in _routes(dump) if table in {0, route.table})
-    return found
 
 
 def mac(data: bytes | None) -> str:
@@ -307,6 +315,15 @@ def _address(data: bytes) -> LinkAddress:
     return LinkAddress(
         index, ip_interface(f"{ip_address(packed)}/{prefix}"), protocol[0] if protocol is not None else None
     )
+
+
+def _refusals(dump: Iterable[bytes]) -> Iterable[RefusingRoute]:
+    for data in dump:
+        family, length, _src, _tos, _table, _protocol, _scope, kind, _flags = RTMSG.unpack_from(data)
+        found = attrs(data, 12)
+        if kind in _RTN_REFUSALS and number(found.get(RTA_TABLE), RT_TABLE_MAIN) == RT_TABLE_MAIN:
+            destination = found.get(RTA_DST) or bytes(4 if family == 2 else 16)
+            yield RefusingRoute(_RTN_REFUSALS[kind], ip_network((destination, length)), number(found.get(RTA_PRIORITY)))
 
 
 def _routes(dump: Iterable[bytes]) -> Iterable[LinkRoute]:
