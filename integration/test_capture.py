@@ -357,6 +357,29 @@ def test_drops_are_shown_with_their_rules(netplug: Netplug) -> None:
         netplug.host.run(["nft", "delete table inet foreign"])
 
 
+def test_what_iptables_legacy_drops_is_counted(netplug: Netplug) -> None:
+    with station(netplug, "web") as (net, one):
+        gateway = one_gateway(netplug, net)
+        rule = ("INPUT", "-d", f"{gateway}/32", "-p", "icmp", "-j", "DROP")
+        netplug.host.run(["iptables-legacy", "-w", "-I", *rule])
+        one.exec("iptables-legacy", "-w", "-I", "OUTPUT", "-d", "10.66.0.1/32", "-j", "REJECT")
+        try:
+            with capturing(netplug, "web", "--drops") as capture:
+                for where in ("on the host", "in its sandbox"):
+                    assert f"netplug: iptables-legacy drops too, {where} (rules that do: 1)" in capture.text
+                netplug.host.run(["iptables-legacy", "-w", "-I", "INPUT", "-d", "192.0.2.1", "-j", "DROP"])
+                one.exec("sh", "-c", f"busybox ping -c 2 -i 0.1 -W 1 {gateway} || true")
+                capture.end()
+        finally:
+            netplug.host.run(["iptables-legacy", "-w", "-D", "INPUT", "-d", "192.0.2.1", "-j", "DROP"], check=False)
+            netplug.host.run(["iptables-legacy", "-w", "-D", *rule])
+        said = [line for line in capture.text.splitlines() if "not shown: " in line]
+        told = f"netplug: not shown: iptables-legacy ip filter INPUT, on the host: -A {' '.join(rule)}: "
+        assert said == [f"{told}2 packets meanwhile, of any sender"]
+        netplug.client.post("repair")
+        wait_until(lambda: "NETPLUG" not in netplug.host.output("iptables-legacy-save"), 40, "the gate goes")
+
+
 # Two hosts
 
 

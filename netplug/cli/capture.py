@@ -107,6 +107,8 @@ def capture(
     if drops:
         text = _with_names(text, [*found["ends"], *found["others"]])
         reading = Dropping(found["ends"], _compiled(text, _MOST_BYTES), text, seconds or 0.0)
+        for note in reading.notes:
+            _say(note)
     else:
         reading = Reading(*_opened(client, found, text, snaplen, both_ends=both_ends, dns=dns), seconds or 0.0)
     try:

@@ -2,7 +2,7 @@
 
 import select
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from netplug.cli import NO, USAGE, CliError
@@ -39,9 +39,25 @@ class Dropping:
         return [source for source, _ in self._traces]
 
     @property
+    def notes(self) -> list[str]:
+        """What to know before it begins."""
+        return _once(
+            f"iptables-legacy drops too, {'in its sandbox' if netns else 'on the host'} (rules that do: {count}). "
+            "These packets cannot be shown; at the end it is said which rules have dropped any"
+            for _, trace in self._traces
+            for netns, count in trace.legacy().items()
+        )
+
+    @property
     def lacks(self) -> list[str]:
-        """What cannot be seen."""
-        return [it for _, trace in self._traces for it in trace.lacks]
+        """What cannot be seen, and what could only be counted."""
+        counted = (
+            f"not shown: {described(rule)}: {rule.packets} packet{'' if rule.packets == 1 else 's'} meanwhile"
+            f"{'' if rule.netns else ', of any sender'}"
+            for _, trace in self._traces
+            for rule in trace.legacy_drops()
+        )
+        return _once([*(it for _, trace in self._traces for it in trace.lacks), *counted])
 
     def events(self) -> Iterator[Event | None]:
         """Yield dropped packets, and None in each turn, until the time is over."""
@@ -63,6 +79,10 @@ class Dropping:
         """End the traces."""
         for _, trace in self._traces:
             trace.close()
+
+
+def _once(lines: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(lines))
 
 
 def _opened(end: dict[str, Any], number: int, expression: str) -> "tuple[Source, Drops]":

@@ -1,7 +1,7 @@
 """Packets of an endpoint that rules drop, with the rule: nf_tables' own trace, in the sandbox and on the host.
 
-All packets of the endpoint are traced, so its traffic is slower meanwhile. Rules of iptables-legacy tell nothing, and
-neither do drops without a rule. As with probes, the tables that set `nftrace` end with the process.
+All packets of the endpoint are traced, so its traffic is slower meanwhile. Rules of iptables-legacy have only counters,
+and drops without a rule tell nothing. As with probes, the tables that set `nftrace` end with the process.
 """
 
 import os
@@ -18,6 +18,7 @@ from netplug.kernel.probes import places, rule_texts
 from netplug.kernel.probes.api import Rule
 from netplug.kernel.probes.capture import Place
 from netplug.kernel.probes.errors import ProbeError
+from netplug.kernel.probes.legacy_counters import LegacyCounters
 from netplug.kernel.probes.rule_trace import PREFIX, Event, Tracer, compare, load, of_family, set_trace, table
 from netplug.kernel.threads import in_new_thread
 
@@ -46,6 +47,7 @@ class Drops:
     lacks: list[str] = field(default_factory=list)
     _tracers: list[Tracer] = field(default_factory=list)
     _chains: dict[tuple[str, str, str, str], rule_texts.Chain] = field(default_factory=dict)
+    _legacy: dict[str, list[LegacyCounters]] = field(default_factory=dict)
     _link: int = 0
 
     def open(self) -> None:
@@ -66,6 +68,22 @@ class Drops:
             except (ProbeError, OSError) as error:
                 self.lacks.append(f"rules in the sandbox are not seen: {error}")
         self.lacks += [it for tracer in self._tracers for it in tracer.lacks]
+        versions = sorted({ip_address(it).version for it in self.addresses})
+        for netns in {"": None, self.place.netns: None}:
+            with suppress(ProbeError, OSError):  # then its rules are not seen at all, which was said
+                self._legacy[netns] = found = [LegacyCounters(version, netns) for version in versions]
+                self.lacks += [it for counters in found for it in counters.lacks]
+
+    def legacy(self) -> dict[str, int]:
+        """Return how many rules of iptables-legacy drop, by namespace ("" for the host), where there are any."""
+        counts = {netns: sum(it.rules for it in found) for netns, found in self._legacy.items()}
+        return {netns: count for netns, count in counts.items() if count}
+
+    def legacy_drops(self) -> Iterator[Rule]:
+        """Yield rules of iptables-legacy that have dropped packets since `open`, of any sender."""
+        for found in self._legacy.values():
+            with suppress(ProbeError, OSError):  # the container has ended
+                yield from (rule for counters in found for rule in counters.moved(1))
 
     @property
     def _name(self) -> str:

@@ -1,17 +1,18 @@
-"""Rules of iptables-legacy that dropped packets of a job: those whose counters moved with it.
+"""Rules of iptables-legacy that dropped packets meanwhile: those whose counters moved.
 
 The kernel can trace them only to its log. Other traffic moves counters too, so only rules (and policies) that drop or
-reject are told, and only if they moved by at least as many packets as were sent.
+reject are told; a job counts only what moved by at least as many packets as were sent.
 """
 
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from netplug.kernel.probes import places
-from netplug.kernel.probes.api import Job, Rule
+from netplug.kernel.probes.api import Rule
 
 _VERSIONS = {
     4: ("ip", "iptables-legacy-save", "ip_tables_names"),
@@ -26,25 +27,32 @@ _TARGET = re.compile(r" -j (DROP|REJECT)\b")
 
 @dataclass(frozen=True, slots=True)
 class _Counter:
+    """A rule, or a policy. `nth`: of equal rules of its chain, since others may come and go before it."""
+
     table: str
     chain: str
-    position: int
+    nth: int
     text: str
     verdict: str
 
 
 class LegacyCounters:
-    """The counters of one namespace. `lacks`: why they cannot be read."""
+    """The counters of one namespace, for one IP version. `lacks`: why they cannot be read."""
 
-    def __init__(self, job: Job, netns: str) -> None:
+    def __init__(self, version: int, netns: str) -> None:
         self._netns = netns
-        self._family, self._program, self._names = _VERSIONS[job.flow.destination.version]
+        self._family, self._program, self._names = _VERSIONS[version]
         self.lacks: list[str] = []
         self._before = self._read()
 
+    @property
+    def rules(self) -> int:
+        """How many rules and policies drop or reject."""
+        return len(self._before)
+
     def moved(self, packets: int) -> Iterator[Rule]:
         """Yield what moved since by at least so many packets."""
-        if not self._before or not packets:
+        if self.lacks or not packets:
             return
         for counter, count in self._read().items():
             if (by := count - self._before.get(counter, 0)) >= packets:
@@ -82,11 +90,12 @@ class LegacyCounters:
 
 
 def _parsed(text: str) -> Iterator[tuple[_Counter, int]]:
-    table = ""
-    for position, line in enumerate(text.splitlines()):
+    table, equal = "", Counter[tuple[str, str]]()
+    for line in text.splitlines():
         if line.startswith("*"):
             table = line[1:]
         elif policy := _POLICY.match(line):
             yield _Counter(table, policy[1], 0, "policy drop", "drop"), int(policy[3])
         elif (rule := _RULE.match(line)) and (target := _TARGET.search(rule[2])):
-            yield _Counter(table, rule[3], position, rule[2], target[1].lower()), int(rule[1])
+            equal[table, rule[2]] += 1
+            yield _Counter(table, rule[3], equal[table, rule[2]], rule[2], target[1].lower()), int(rule[1])

@@ -90,7 +90,7 @@ class Running:
         self._tracers = self._open_tracers(opened)
         self._events: list[Event] = []
         self._drops = self._open_drops(opened)
-        self._counters = [LegacyCounters(job, it) for it in job.legacy]
+        self._counters = [LegacyCounters(job.flow.destination.version, it) for it in job.legacy]
         self._began = time.time_ns()
         self._sender: Sender | Injector | None = None
         self._sightings: list[Sighting] = []
