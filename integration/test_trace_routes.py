@@ -197,6 +197,16 @@ def network_of_docker(it: Scene) -> Iterator[tuple[str, str]]:
         yield "asker", "apart"
 
 
+@fault("nobody asks")
+def nobody_asks(it: Scene) -> Iterator[tuple[str, str]]:
+    yield f"outside={ip_address(it.wire.left) + 90}", "web:80"
+
+
+@fault("nobody asks inside")
+def nobody_asks_inside(it: Scene) -> Iterator[tuple[str, str]]:
+    yield str(ip_address(it.address(it.web)) + 90), f"{it.address(it.web)}:80"
+
+
 @fault("port of the host")
 def port_of_the_host(_: Scene) -> Iterator[tuple[str, str]]:
     yield "outside", "web:8080"

@@ -99,6 +99,18 @@ ROWS: dict[str, Row] = {
         "apart is in bridge, which netplug does not run",
         "docker network connect blue apart",
     ),
+    "nobody asks": Row(
+        "nobody on the link of the host has the address that asks",
+        "neighbour.none",
+        "nobody answers this host for the address … (the question was last seen at …)",
+        "give an address as SRC that somebody has",
+    ),
+    "nobody asks inside": Row(
+        "nobody in the network has the address that asks",
+        "neighbour.none",
+        "nobody answers web for the address … (the question was last seen at …)",
+        "give an address as SRC that somebody has",
+    ),
     "port of the host": Row(
         "the host's port is asked for at the container",
         "not_published",

@@ -132,6 +132,20 @@ def test_a_request_for_a_mac_that_nobody_answers_is_followed() -> None:
     assert trail.unanswered(trail.way_there(STATIONS, report), report) is None
 
 
+def test_a_request_for_a_mac_on_the_way_back_has_the_other_direction() -> None:
+    stations = (Station("uplink-in", HOST, "eth0", incoming=True, words=""), *STATIONS[2:])
+    answers = [seen(it.name, incoming=not it.incoming, what=What.SYN_ACK, back=True) for it in stations[1:]]
+    asked = seen("uplink-in", incoming=False, what=What.ARP_REQUEST, about=SRC)
+    report = Report(sightings=(*answers, asked))
+    found = trail.unanswered(trail.way_back(stations, report), report, back=True)
+    assert found is not None
+    assert (found.asker, found.last, found.wanted) == (stations[0], stations[0], str(SRC))
+    assert trail.unanswered(trail.way_back(stations, report), report) is None
+    heard = seen("uplink-in", incoming=True, what=What.ARP_REQUEST, about=SRC)
+    report = Report(sightings=(*answers, heard))
+    assert trail.unanswered(trail.way_back(stations, report), report, back=True) is None
+
+
 @pytest.mark.parametrize(
     ("rule", "place", "wanted"),
     [

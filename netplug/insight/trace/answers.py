@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from netplug.drivers.api import PortMapping
 from netplug.engine.records import EndpointRecord
-from netplug.insight.trace import drops, mends, rules
+from netplug.insight.trace import asking, drops, mends, rules, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind, name_of
 from netplug.insight.trace.findings import Finding
@@ -94,6 +94,8 @@ def _stands_before(case: Case, found: Sequence[Finding]) -> Cause | None:
     )
     if here:
         return here
+    if waits := asking.nobody_has(case, trail.way_back(case.path.stations, case.report), found, back=True):
+        return waits
     drop = drops.dropping(case, back=False)
     if drop and drop.reason not in {"no_socket", "tcp_reset"}:
         return drops.cause(case, drop)

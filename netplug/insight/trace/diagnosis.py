@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from netplug.insight.trace import answers, checks, drops, mends, mtu, overlay, rules, trail
+from netplug.insight.trace import answers, asking, checks, drops, mtu, overlay, rules, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind
 from netplug.insight.trace.findings import Finding
@@ -67,17 +67,18 @@ def _why(case: Case, it: Trail, found: Sequence[Finding], *, back: bool) -> Caus
     missing = it.first_missing.name if it.first_missing else ""
     names = {missing, f"back-{missing}"} if back else {missing}
     exact = next((one.cause for one in found if missing and one.station in names), None)
-    asking = None if back else trail.unanswered(it, case.report)
     if exact and exact.kind.startswith(("link.", "port.", "route.")):
         return exact
     if rule := rules.dropping(case, back=back):
         return rules.cause(case, rule)
     if exact:
         return exact
+    if not back and (cause := _twice(case)):
+        return cause
     if case.stretched and (cause := overlay.why(case.stretched, it, back=back)):
         return cause
-    if asking:
-        return _nobody_has(case, it, asking, found)
+    if cause := asking.nobody_has(case, it, found, back=back):
+        return cause
     if cause := checks.at(list(found), it.first_missing):
         return cause
     if drop := drops.dropping(case, back=back):
@@ -86,24 +87,6 @@ def _why(case: Case, it: Trail, found: Sequence[Finding], *, back: bool) -> Caus
         return Cause("refused.kernel", f"the kernel of {case.source.place.name} refuses to send: {case.report.refused}")
     last = f"it was last seen where {it.last.words}" if it.last else f"{case.source.place.name} did not send it"
     return Cause("lost", f"{last}, and no rule or fault on the path explains that", "netplug diff")
-
-
-def _nobody_has(case: Case, it: Trail, asking: trail.Asking, found: Sequence[Finding]) -> Cause:
-    """Say why nobody answers for an address."""
-    rest = it.stations[it.lost_at :]
-    names = {one.name for one in rest}
-    if known := next((one.cause for one in found if one.station in names), None):
-        return known
-    if known := next((one.cause for one in found if not one.station), None):
-        return known
-    if rule := rules.dropping(case, back=True) or rules.dropping(case, back=False):
-        return rules.cause(case, rule)
-    who = asking.asker.place.name
-    if case.destination.kind is Kind.SANDBOX and asking.heard:
-        words = f"{case.destination.place.name} hears {who} ask for {asking.wanted}, and does not answer"
-        return Cause("neighbour.silent", words, mends.restarting(case.destination.record))
-    words = f"nobody answers {who} for the address {asking.wanted} (the question was last seen at {asking.last.link})"
-    return Cause("neighbour.none", words)
 
 
 def _way_back(case: Case, found: Sequence[Finding]) -> Iterator[Hop]:
@@ -149,15 +132,21 @@ def _at_home(case: Case) -> Cause:
 
 def _doubled(case: Case) -> Iterator[Hop]:
     """Say that another station answers for the next hop: the packet comes to one or the other."""
+    if case.route and (cause := _twice(case)):
+        what = f"asks who has {case.route.gateway or case.route.destination}"
+        yield Hop("neighbour", case.source.place.name, what, Verdict.BROKEN, cause=cause)
+
+
+def _twice(case: Case) -> Cause | None:
+    """Return that the address of the next hop is used twice."""
     route = case.route
     if case.asked is None or route is None:
-        return
-    address, where = route.gateway or route.destination, case.source.place.name
+        return None
+    address = route.gateway or route.destination
     own = [it.mac for it in case.host.links for one in it.addresses if one.ip == address]
     macs = sorted({*case.asked.macs, *own}) if case.asked.macs else []
-    if len(macs) > 1:
-        words = f"{len(macs)} stations have the address {address}: {' and '.join(macs)}"
-        keeper = "this host" if own else case.destination.place.name
-        mend = f"remove {address} from the one that is not {keeper}"
-        cause = Cause("address.duplicate", words, mend)
-        yield Hop("neighbour", where, f"asks who has {address}", Verdict.BROKEN, cause=cause)
+    if len(macs) < 2:
+        return None
+    keeper = "this host" if own else case.destination.place.name
+    words = f"{len(macs)} stations have the address {address}: {' and '.join(macs)}"
+    return Cause("address.duplicate", words, f"remove {address} from the one that is not {keeper}")

@@ -242,6 +242,7 @@ class Tracer:
         uplink = crossing.uplink if crossing.source.kind is Kind.OUTSIDE else ""
         places = local(case)
         also = [case.route.gateway] if case.route and case.route.gateway else []
+        also += [it.gateway for it in case.host.lookups if it.gateway and it.destination == flow.source]
         also += [it for it in (crossing.destination.address,) if it and it != flow.destination]
         also += [case.stretched.near.other] if case.stretched else []
         return Job(

@@ -66,15 +66,18 @@ class Asking:
     heard: bool
 
 
-def unanswered(trail: Trail, report: Report) -> Asking | None:
-    """Return the request for a MAC on which the packet waits at the first station where it was not seen."""
+def unanswered(trail: Trail, report: Report, *, back: bool = False) -> Asking | None:
+    """Return the request for a MAC on which the packet, or its answer, waits at the first station that did not see it.
+
+    What a station receives on the way there, it sends on the way back.
+    """
     start = trail.lost_at
     if start >= len(trail.stations):
         return None
     asker = trail.stations[start]
     requests = [it for it in report.sightings if it.what is What.ARP_REQUEST]
-    first = _at(asker, requests, incoming=asker.incoming)
-    if first is None or asker.incoming:
+    first = _at(asker, requests, incoming=False)
+    if first is None or asker.incoming is not back:
         return None
     # Others ask on the segment too: this process, whether an address is used twice.
     requests = [it for it in requests if it.source == first.source]
@@ -82,8 +85,8 @@ def unanswered(trail: Trail, report: Report) -> Asking | None:
     if _at(asker, replies, incoming=True):
         return None
     rest = trail.stations[start:]
-    heard = [it for it in rest if _at(it, requests, incoming=it.incoming)]
-    answered = tuple(it for it in rest if _at(it, replies, incoming=not it.incoming))
+    heard = [it for it in rest if _at(it, requests, incoming=it.incoming is not back)]
+    answered = tuple(it for it in rest if _at(it, replies, incoming=it.incoming is back))
     return Asking(asker, heard[-1], str(first.destination), answered, heard[-1] is rest[-1])
 
 
