@@ -68,7 +68,7 @@ from netplug.kernel.links.traffic import LinkTraffic
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.changes import KernelChanges
 from netplug.kernel.netlink.connection import NETLINK_NETFILTER, Netlink
-from netplug.kernel.netlink.watch import ForeignChanges
+from netplug.kernel.netlink.watch import ForeignChanges, PortFlags
 from netplug.kernel.probes.api import PROBING
 from netplug.kernel.probes.prober import WorkerProbes
 from netplug.kernel.progress import Progress
@@ -134,7 +134,11 @@ class LinuxKernel:
         self._handlers = Handlers()
         self._requests = RequestLane(self._handlers, self._reaper)
         self._foreign = ForeignChanges(
-            self._is_ours, self._is_own_work, self._forwarding.is_foreign_change, self._announcements.on_carrier
+            self._is_ours,
+            self._is_own_work,
+            self._forwarding.is_foreign_change,
+            self._requests.hairpins.__contains__,
+            self._announcements.on_carrier,
         )
         self.ports = PortReservations(self._ports)
         self.sandboxes = NetworkNamespaces()
@@ -191,7 +195,8 @@ class LinuxKernel:
             kernel._register(packages)
             await kernel._reaper.sweep()
             found = await asyncio.to_thread(rtnl.links, kernel._nl)
-            kernel._foreign.open({link.index: link.mtu for link in found})
+            ports = {it.index: PortFlags(it.hairpin, it.isolated, not it.learning) for it in found if it.master}
+            kernel._foreign.open({link.index: link.mtu for link in found}, ports)
         except BaseException:
             await kernel.close()
             raise

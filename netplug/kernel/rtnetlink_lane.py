@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from netplug.drivers.steps import Step
+from netplug.drivers.steps import Hairpin, Step
 from netplug.errors import NetplugError
 from netplug.kernel.api import Done, Outcome, StepError
 from netplug.kernel.handlers import Handler, Handlers, Lane, S
@@ -73,11 +73,13 @@ class RequestHandler(Handler[S]):
 class RequestLane:
     """The thread, in the network namespace of the thread that first asks for something. Belongs to one event loop.
 
-    `links`: the names of those that are made, or were, and not removed.
+    `links`: the names of those that are made, or were, and not removed. `hairpins`: of ports that shall be in hairpin
+    mode. A set that stays the same object.
     """
 
     def __init__(self, handlers: Handlers, reaper: Reaper) -> None:
         self.links: set[str] = set()
+        self.hairpins: set[str] = set()
         self._handlers = handlers
         self._reaper = reaper
         self._worker = Worker()
@@ -95,6 +97,7 @@ class RequestLane:
         # At once: word of them comes while they are made.
         new = self._links(steps) - self.links
         self.links |= new
+        self.hairpins.update(step.link for step in steps if isinstance(step, Hairpin))
         try:
             while at < len(steps):
                 try:
@@ -121,6 +124,7 @@ class RequestLane:
     async def remove(self, steps: Sequence[Step]) -> list[Exception]:
         """Remove what steps name, in order, and return what failed of it; see `Kernel`."""
         self.links -= self._links(steps)
+        self.hairpins.difference_update(step.link for step in steps if isinstance(step, Hairpin))
         sandboxes = Sandboxes(run_here)
         found: list[StepError | Rest | None] = []
         errors: list[Exception] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from netplug.drivers import firewall
-from netplug.drivers.steps import Address, Bridge, Element, Gate, Passage, Veth
+from netplug.drivers.steps import Address, Bridge, Element, Gate, Hairpin, Passage, Veth
 from netplug.drivers.tables import NETWORKS
 from netplug.drivers.tunnel import NO_MAC, Fdb, Neighbour, Vxlan
 from netplug.kernel.linux import LinuxKernel
@@ -95,6 +95,31 @@ async def expect_silence(kernel: LinuxKernel) -> None:
 async def test_what_others_do_to_ours_is_told(kernel: LinuxKernel, command: str) -> None:
     run(*command.split())
     await wait_for_word(kernel)
+
+
+async def test_flags_that_others_take_from_a_bridge_port_are_told(kernel: LinuxKernel) -> None:
+    port = replace(VETH, name="nphport", peer="npsport", mac="02:00:00:00:01:08", isolated=True, pinned=True)
+    hairpin = Hairpin(port.name)
+    await kernel.ensure((port, hairpin))
+    await expect_silence(kernel)
+    for flag in ("hairpin off", "isolated off", "learning on"):
+        run("bridge", "link", "set", "dev", port.name, *flag.split())
+        await wait_for_word(kernel)
+        await kernel.ensure((port, hairpin))
+        await expect_silence(kernel)
+    await kernel.remove((hairpin,))
+    await expect_silence(kernel)
+    await kernel.remove((port,))
+    await expect_silence(kernel)
+
+
+async def test_hairpin_of_another_process_that_others_turn_off_is_told(kernel: LinuxKernel) -> None:
+    """As after a restart of the daemon: it is compared, and not made."""
+    await kernel.ensure((Hairpin(VETH.name),))
+    async with await LinuxKernel.open() as later:
+        assert await later.drift((VETH, Hairpin(VETH.name))) == []
+        run("bridge", "link", "set", "dev", VETH.name, "hairpin", "off")
+        await wait_for_word(later)
 
 
 @pytest.mark.parametrize("program", ["iptables-nft-save", "iptables-legacy-restore", "iptables-nft-restore"])

@@ -194,6 +194,14 @@ def _shapes(survey: Survey, nl: Netlink) -> shaping.Found:
 class HairpinHandler(RequestHandler[Hairpin]):
     """Hairpin mode of bridge ports."""
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._requests = context.requests
+
+    def note_existing(self, step: Hairpin) -> None:
+        """Have its loss told."""
+        self._requests.hairpins.add(step.link)
+
     def ensure(self, step: Hairpin, sandboxes: Sandboxes) -> Outcome:  # noqa: ARG002
         """Apply the step."""
         return bridges.ensure_hairpin(self.nl, step)

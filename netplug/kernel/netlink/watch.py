@@ -1,9 +1,9 @@
 """Notifications of foreign changes to our kernel objects.
 
-We watch deleted links and addresses, changed FDB entries and neighbours (rtnetlink(7)), and commits of nf_tables
-(``NFT_MSG_NEWGEN``). The kernel also notifies about our own changes. So we ignore links whose removal was requested,
-entries that are as we want them (see `forwarding_entries`), and commits while iptables runs for us. Of iptables-legacy
-there are no notifications; see `legacy_watch`.
+We watch deleted links and addresses, flags of bridge ports, changed FDB entries and neighbours (rtnetlink(7)), and
+commits of nf_tables (``NFT_MSG_NEWGEN``). The kernel also notifies about our own changes. So we ignore links whose
+removal was requested, flags that we took ourselves, entries that are as we want them (see `forwarding_entries`), and
+commits while iptables runs for us. Of iptables-legacy there are no notifications; see `legacy_watch`.
 
 Addresses and MTUs of foreign links are watched as well, since tunnels depend on them. Creating a veth pair causes
 dozens of messages of a kilobyte each. A socket filter drops most of them.
@@ -16,6 +16,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from netplug.drivers.naming import PORTS, SANDBOX_SIDES
 from netplug.kernel.host.socket_filters import (
@@ -41,14 +42,25 @@ _NFNLGRP_NFTABLES = 7
 _NFT_MSG_NEWGEN = (10 << 8) | 15
 _NFTA_GEN_ID, _NFTA_GEN_PROC_NAME = 1, 3
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
-_IFLA_IFNAME, _IFLA_MTU = 3, 4
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_PROTINFO = 3, 4, 12
+_IFLA_BRPORT_MODE, _IFLA_BRPORT_LEARNING, _IFLA_BRPORT_ISOLATED = 4, 8, 33
 _OF_LINKS = frozenset({_IFLA_IFNAME, _IFLA_MTU})
+_OF_PORTS = frozenset({_IFLA_IFNAME, _IFLA_PROTINFO})
 _AF_UNSPEC, _AF_BRIDGE = 0, 7
 _CARRIES = 0x40 | 1 << 16
 """IFF_RUNNING and IFF_LOWER_UP. Each may be set on a new link before frames can be sent, so both are required."""
 _SCOPE_LINK = 253
 """Addresses of this scope and above are not reachable from other hosts (linux/rtnetlink.h, rt_scope_t)."""
 _BUFFER = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class PortFlags:
+    """What a bridge port of ours may be, and others may take from it. `pinned`: it learns no MACs."""
+
+    hairpin: bool
+    isolated: bool
+    pinned: bool
 
 
 class ForeignChanges:
@@ -60,6 +72,7 @@ class ForeignChanges:
         is_ours: returns whether a link, by name, is one that we created and did not remove.
         is_own_work: returns whether a ruleset generation is of our own commit; is given the name of the process too.
         is_foreign_change: returns whether an FDB or neighbour notification, by type and body, is a foreign change.
+        wants_hairpin: returns whether a bridge port, by name, shall be in hairpin mode.
         on_carrier: called with the name of a link that has a carrier, on each change of it.
     """
 
@@ -68,22 +81,25 @@ class ForeignChanges:
         is_ours: Callable[[str], bool],
         is_own_work: Callable[[int, str], bool],
         is_foreign_change: Callable[[int, bytes], bool],
+        wants_hairpin: Callable[[str], bool],
         on_carrier: Callable[[str], None],
     ) -> None:
         self.event = asyncio.Event()
         self.commits = asyncio.Event()
         self.underlay = Signal()
         self._mtus: dict[int, int] = {}
+        self._ports: dict[int, PortFlags] = {}
         self._is_ours = is_ours
         self._is_own_work = is_own_work
         self._is_foreign_change = is_foreign_change
+        self._wants_hairpin = wants_hairpin
         self._on_carrier = on_carrier
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
 
-    def open(self, mtus: Mapping[int, int]) -> None:
-        """Start watching this thread's network namespace. `mtus`: those of its links, by index."""
-        self._mtus = dict(mtus)
+    def open(self, mtus: Mapping[int, int], ports: Mapping[int, PortFlags]) -> None:
+        """Start watching this thread's network namespace. `mtus`: those of its links; `ports`: of bridges; by index."""
+        self._mtus, self._ports = dict(mtus), dict(ports)
         attach(self._listen(0, GROUPS, self._on_route), without_chatter())
         try:
             nft = self._listen(_NETLINK_NETFILTER, 0, self._on_nft)
@@ -113,7 +129,9 @@ class ForeignChanges:
 
     def _on_route(self, data: bytes) -> None:
         for kind, body in _messages(data):
-            if kind in {NEWLINK, DELLINK}:
+            if kind == NEWLINK and body[0] == _AF_BRIDGE:
+                self._on_port(body)
+            elif kind in {NEWLINK, DELLINK}:
                 self._on_link(kind, body)
             elif kind in {_RTM_NEWADDR, _RTM_DELADDR}:
                 self._on_address(kind, body)
@@ -129,6 +147,8 @@ class ForeignChanges:
             self._on_carrier(name)
         if kind == DELLINK and ours:
             self.event.set()
+        if kind == DELLINK:
+            self._ports.pop(int.from_bytes(body[4:8], sys.byteorder), None)
         index, mtu = int.from_bytes(body[4:8], sys.byteorder), int.from_bytes(found.get(_IFLA_MTU, b""), sys.byteorder)
         if body[0] != _AF_UNSPEC or not mtu:
             return
@@ -138,6 +158,24 @@ class ForeignChanges:
             self._mtus[index] = mtu
             if not ours:
                 self.underlay.set()
+
+    def _on_port(self, body: bytes) -> None:
+        """Handle what a bridge tells of a port: a flag that it lost and we did not take is a foreign change."""
+        found = select_attrs(body, 16, _OF_PORTS)
+        flags = attrs(found.get(_IFLA_PROTINFO, b""))
+        if not flags:
+            return
+        name, index = string(found.get(_IFLA_IFNAME)), int.from_bytes(body[4:8], sys.byteorder)
+        now = PortFlags(
+            flags.get(_IFLA_BRPORT_MODE) == b"\1",
+            flags.get(_IFLA_BRPORT_ISOLATED) == b"\1",
+            flags.get(_IFLA_BRPORT_LEARNING) == b"\0",
+        )
+        before, self._ports[index] = self._ports.get(index, now), now
+        hairpin = before.hairpin and not now.hairpin and self._wants_hairpin(name)
+        others = (before.isolated and not now.isolated) or (before.pinned and not now.pinned)
+        if (hairpin or others) and self._is_ours(name):
+            self.event.set()
 
     def _on_address(self, kind: int, body: bytes) -> None:
         scope, index = body[3], int.from_bytes(body[4:8], sys.byteorder)
@@ -167,20 +205,24 @@ class ForeignChanges:
 
 
 def without_chatter() -> Iterator[Instruction]:
-    """Return a filter that drops RTM_NEWLINK of our veths, and of bridge ports (AF_BRIDGE).
+    """Return a filter that drops RTM_NEWLINK of our veths, and of bridge ports (AF_BRIDGE) that are not ours.
 
-    Their RTM_DELLINK is enough. The name is the first attribute of a link (net/core/rtnetlink.c, rtnl_fill_ifinfo).
+    The RTM_DELLINK of the former is enough, and what bridges tell of ports of ours: these have flags that others may
+    change. The name is the first attribute of a link (net/core/rtnetlink.c, rtnl_fill_ifinfo; br_fill_ifinfo).
     """
-    ours = [int.from_bytes(name.encode().ljust(4, b"\0"), "big") for name in (PORTS, SANDBOX_SIDES)]
+    ports, sides = (int.from_bytes(name.encode().ljust(4, b"\0"), "big") for name in (PORTS, SANDBOX_SIDES))
+    name: tuple[Instruction, ...] = ((LOAD, 0, 0, 36), (AND, 0, 0, 0xFFFFFF00))
     yield LOAD_HALF, 0, 0, 4
-    yield EQUAL, 0, 8, _as_read(NEWLINK)
+    yield EQUAL, 0, 11, _as_read(NEWLINK)
     yield LOAD_BYTE, 0, 0, 16
-    yield EQUAL, 7, 0, _AF_BRIDGE
+    yield EQUAL, 6, 0, _AF_BRIDGE
     yield LOAD_HALF, 0, 0, 34
-    yield EQUAL, 0, 4, _as_read(_IFLA_IFNAME)
-    yield LOAD, 0, 0, 36
-    yield AND, 0, 0, 0xFFFFFF00
-    yield from ((EQUAL, 2 - place, 0, value) for place, value in enumerate(ours))
+    yield EQUAL, 0, 7, _as_read(_IFLA_IFNAME)
+    yield from name
+    yield EQUAL, 5, 0, ports
+    yield EQUAL, 4, 3, sides
+    yield from name
+    yield EQUAL, 0, 1, ports
     yield RETURN, 0, 0, WHOLE
     yield RETURN, 0, 0, 0
 
