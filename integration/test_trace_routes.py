@@ -350,6 +350,18 @@ def test_lines_that_docker_writes_into_the_hosts_file(scene: Scene) -> None:
         told.remove()
 
 
+def test_the_port_of_the_name_server_is_no_open_port(scene: Scene) -> None:
+    for proto in ("udp", "tcp"):
+        cause = scene.trace("outside", f"host:53/{proto}")["broken"]["cause"]
+        assert cause["words"].startswith(f"nobody listens on port 53/{proto} in this host")
+        assert "25353" not in cause["words"]
+
+
+def test_a_packet_between_others_is_refused(scene: Scene) -> None:
+    with pytest.raises(CliError, match="SRC and DST are both outside"):
+        pytest.fail(shown(scene.trace("192.0.2.7", "192.0.2.8")))
+
+
 def test_names_that_the_host_does_not_know(scene: Scene) -> None:
     cause = scene.trace("host", "nobody")["broken"]["cause"]
     assert cause["words"].startswith("no container is called 'nobody', and this host's name server at ")

@@ -362,6 +362,13 @@ def test_refusals_end_with_one(cli: Cli) -> None:
         (["capture", "web", "--seconds", "nan"], "--seconds nan"),
         (["capture", "web", "-c", "0"], "-c 0"),
         (["capture", "web", "-c", "-1"], "-c -1"),
+        (["trace", "asker", "web:"], "no port is behind the colon"),
+        (["trace", "asker", "web:99999"], "99999 is no port"),
+        (["trace", "asker", "http://web/"], "is a URL"),
+        (["trace", "asker", "10.0.0.0/24"], "is a subnet"),
+        (["trace", "web:80", "asker"], "SRC 'web:80' has a port"),
+        (["trace", "outside", "outside"], "are both outside"),
+        (["trace", "outside", "outside=192.0.2.1:80"], "are both outside"),
     ],
 )
 def test_wrong_usage_ends_with_two(alone: Cli, args: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

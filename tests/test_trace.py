@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 
 from netplug.errors import NetplugError
-from netplug.insight.trace import mends, trail
-from netplug.insight.trace.model import Place, Station
+from netplug.insight.trace import drops, mends, trail
+from netplug.insight.trace.case import Case
+from netplug.insight.trace.ends import End, Kind
+from netplug.insight.trace.model import Place, Scene, Station
+from netplug.insight.trace.path import Crossing, path
 from netplug.insight.trace.resolving import candidates
 from netplug.insight.trace.target import parse
-from netplug.kernel.probes.api import Facts, Report, Rule, Sighting, What
+from netplug.kernel.probes.api import Drop, Facts, Flow, Report, Rule, Sighting, What
 
 SRC, DST = ip_address("10.0.0.2"), ip_address("10.0.0.3")
 HERE, THERE, HOST = Place("asker", "/run/a"), Place("web", "/run/w"), Place("this host")
@@ -144,6 +147,42 @@ def test_a_request_for_a_mac_on_the_way_back_has_the_other_direction() -> None:
     heard = seen("uplink-in", incoming=True, what=What.ARP_REQUEST, about=SRC)
     report = Report(sightings=(*answers, heard))
     assert trail.unanswered(trail.way_back(stations, report), report, back=True) is None
+
+
+def traced(report: Report) -> Case:
+    ends: Any = None  # nobody is looked up
+    crossing = Crossing(End(Kind.SANDBOX, HERE), End(Kind.SANDBOX, THERE, address=DST))
+    return Case(ends, crossing, path(crossing), Scene(), Flow(DST), report, "tcp", 80)
+
+
+@pytest.mark.parametrize(
+    ("drop", "says"),
+    [
+        (
+            Drop("ip_inaddrerrors", "ip_error", netns="/run/w"),
+            "on web: it is for an address that is not the receiver's, and the receiver does not forward (ip_error)",
+        ),
+        (
+            Drop("not_specified", "ip_error", netns="/run/w", link="eth0"),
+            "on web by eth0: no route leads to its address, or the receiver does not forward (ip_error)",
+        ),
+        (
+            Drop("no_tx_target", "br_flood", netns=""),
+            "on this host: no port of the bridge, and no VTEP, leads to its MAC (br_flood)",
+        ),
+        (
+            Drop("vxlan_vni_not_found", "vxlan_rcv"),
+            "the kernel drops it: no VXLAN link of the receiver has its VNI (vxlan_rcv)",
+        ),
+        (Drop("new_reason", "f"), "the kernel drops it: new_reason (f)"),
+        (Drop("new_reason", "f", netns=""), "on this host: the kernel drops it: new_reason (f)"),
+    ],
+)
+def test_reasons_of_the_kernel_are_told_in_words(drop: Drop, says: str) -> None:
+    case = traced(Report(drops=(Drop("not_specified", "kfree_skb"), drop)))
+    assert drops.dropping(case, back=False) == drop
+    assert drops.cause(case, drop).words == says
+    assert drops.dropping(traced(Report(drops=(Drop("not_specified", "kfree_skb"),))), back=False) is None
 
 
 @pytest.mark.parametrize(

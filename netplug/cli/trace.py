@@ -45,11 +45,10 @@ def trace(source: _Source, destination: _Destination, as_json: AsJson = False, r
 
 def _check(source: str, destination: str) -> None:
     from netplug.errors import NetplugError  # noqa: PLC0415 - other commands need neither
-    from netplug.insight.trace.target import parse  # noqa: PLC0415
+    from netplug.insight.trace.target import parse_both  # noqa: PLC0415
 
     try:
-        parse(source, "SRC", port=False)
-        parse(destination, "DST", port=True)
+        parse_both(source, destination)
     except NetplugError as exc:
         raise CliError(USAGE, exc.message, hint=exc.hint) from None
 

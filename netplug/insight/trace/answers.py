@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from netplug.drivers.api import PortMapping
+from netplug.drivers.firewall import RESOLVER_PORT
 from netplug.engine.records import EndpointRecord
 from netplug.insight.trace import asking, drops, mends, rules, trail
 from netplug.insight.trace.case import Case
@@ -138,7 +139,9 @@ def _nobody(case: Case, facts: Facts, listeners: Sequence[Listener]) -> Cause | 
     if others:
         words = f"{_named(others[0])} in {where} listens on {addresses} only, not on {case.destination.address}"
         return Cause("listener.other_address", words, f"have it listen on 0.0.0.0:{case.port}")
-    open_ports = sorted({it.port for it in facts.listeners if it.proto == case.proto and not it.address.is_loopback})
+    # netplug's name server has a port of its own, to which only port 53 leads.
+    seen = [it for it in facts.listeners if it.proto == case.proto and not it.address.is_loopback]
+    open_ports = sorted({it.port for it in seen} - {RESOLVER_PORT})
     hint = f"; ports that are: {', '.join(map(str, open_ports[:8]))}" if open_ports else ""
     words = f"nobody listens on {what} in {where}{hint}"
     return Cause("listener.none", words, f"start the server in {where}, or ask for the port that it listens on")

@@ -32,24 +32,40 @@ _WORDS = {
     "vlan_filter": "the VLAN filter of the bridge drops it",
     "tcp_listen_overflow": "the listener's queue is full",
     "socket_backlog": "the socket's queue is full",
+    "ip_inaddrerrors": "it is for an address that is not the receiver's, and the receiver does not forward",
+    "no_tx_target": "no port of the bridge, and no VTEP, leads to its MAC",
+    "vxlan_vni_not_found": "no VXLAN link of the receiver has its VNI",
+    "vxlan_no_remote": "no FDB entry names the VTEP that has its MAC",
 }
+_WORDS_BY_FUNCTION = {
+    "ip_error": "no route leads to its address, or the receiver does not forward",
+    "ip6_pkt_drop": "no route leads to its address",
+}
+"""Where the kernel gives no reason."""
+_NO_REASON = frozenset({"", "not_specified"})
 
 
 def dropping(case: Case, *, back: bool) -> Drop | None:
     """Return where the kernel dropped the packet, or its answer."""
-    return next((it for it in case.report.drops if it.back is back and it.reason not in {"", "not_specified"}), None)
+    found = [it for it in case.report.drops if it.back is back]
+    known = [it for it in found if it.reason not in _NO_REASON]
+    return next(iter(known), None) or next((it for it in found if it.function in _WORDS_BY_FUNCTION), None)
 
 
 def cause(case: Case, drop: Drop) -> Cause:
     """Say why the kernel dropped it."""
     place = case.place(drop.netns) if drop.netns != "?" else None
-    where = f"on {place.name}" if place else "somewhere"
+    where = f"on {place.name}" if place else "the kernel drops it"
     by = f" by {drop.link}" if drop.link else ""
-    words = _WORDS.get(drop.reason, f"the kernel drops it: {drop.reason}")
-    text = f"{where}{by}: {words} ({drop.function or drop.reason})"
+    text = f"{where}{by}: {_words(drop, known=place is not None)} ({drop.function or drop.reason})"
     if drop.reason == "ip_rpfilter":
         return Cause("rp_filter", text, _rp_filter(case, drop, place))
     return Cause(f"kernel.{drop.reason}", text)
+
+
+def _words(drop: Drop, *, known: bool) -> str:
+    words = _WORDS_BY_FUNCTION.get(drop.function, "") if drop.reason in _NO_REASON else _WORDS.get(drop.reason, "")
+    return words or ("the kernel drops it: " if known else "") + (drop.reason or "no reason is given")
 
 
 def _rp_filter(case: Case, drop: Drop, place: Place | None) -> str:

@@ -11,7 +11,7 @@ from netplug.errors import NetplugError
 from netplug.insight.trace.ends import THIS_HOST, End, Ends, Kind
 from netplug.insight.trace.model import Place
 from netplug.insight.trace.path import Crossing, Wiring, host_link, link_of, owner, wiring
-from netplug.insight.trace.target import ICMP, Target
+from netplug.insight.trace.target import ICMP, Target, passing_by
 from netplug.kernel.probes.api import HOST, Facts, Look, Prober, RouteFound
 
 _SYSCTLS = (
@@ -113,6 +113,8 @@ class Preparing:
         route = next(iter(here.lookups), None) if source.kind is not Kind.OUTSIDE else None
         sender = sender or (route.preferred if route else None)
         destination = self._destination(source, address, port, proto, end, host)
+        if source.kind is Kind.OUTSIDE and destination.kind is Kind.OUTSIDE:
+            raise passing_by()
         facts = {HOST: host, source.place.netns: here}
         if destination.far:
             crossing = self._to_other_host(source, destination, facts, route)

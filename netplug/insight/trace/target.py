@@ -37,6 +37,24 @@ class Target:
         return self.name == HOST
 
 
+def parse_both(source: str, destination: str) -> tuple[Target, Target]:
+    """Read SRC and DST.
+
+    Raises:
+        NetplugError: "invalid": one is no end, or the packet would not come to this host.
+    """
+    sender, target = parse(source, "SRC", port=False), parse(destination, "DST", port=True)
+    if sender.outside and target.outside:
+        raise passing_by()
+    return sender, target
+
+
+def passing_by() -> NetplugError:
+    """Return the refusal of a packet between others."""
+    words = "SRC and DST are both outside: nothing between them is traced here"
+    return NetplugError("invalid", words, hint="one of them is a container, its address, or host")
+
+
 def parse(text: str, what: str, *, port: bool) -> Target:
     """Read SRC or DST; `what` names it in errors, `port`: it may have one.
 

@@ -22,7 +22,7 @@ from netplug.insight.trace.preparing import Prepared, Preparing
 from netplug.insight.trace.resolving import Resolving
 from netplug.insight.trace.strangers import AskDocker, Strangers
 from netplug.insight.trace.stretching import Stretching, local
-from netplug.insight.trace.target import ICMP, Target, parse
+from netplug.insight.trace.target import ICMP, Target, parse_both
 from netplug.kernel.probes.api import (
     HOST,
     Facts,
@@ -91,7 +91,7 @@ class Tracer:
             NetplugError: an end is not known, or nothing can be probed here.
         """
         began = time.monotonic()
-        sender, target = parse(source, "SRC", port=False), parse(destination, "DST", port=True)
+        sender, target = parse_both(source, destination)
         end = await self._strangers.source(sender, destination)
         notes: Sequence[str] = ()
         async with self._probes.start() as prober:
