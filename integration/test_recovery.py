@@ -253,6 +253,18 @@ def test_addresses_flushed_from_the_bridge_come_back_by_themselves(
         assert wait_until(lambda: not netplug.drift())
 
 
+def test_isolation_taken_from_a_port_comes_back_by_itself(dockerd: Dockerd, netplug: Netplug) -> None:
+    """Its bridge tells of it; the slow timer would take half a minute."""
+    host = dockerd.host
+    with docker_network(dockerd, "-o", "icc=false") as net, container(dockerd, "--network", net):
+        (port,) = host.output("ls", f"/sys/class/net/{bridge_of(dockerd, net)}/brif").split()
+        isolated = f"/sys/class/net/{port}/brport/isolated"
+        assert host.output("cat", isolated).strip() == "1"
+        host.run(["bridge", "link", "set", "dev", port, "isolated", "off"])
+        wait_until(lambda: host.output("cat", isolated).strip() == "1", HEAL_TIMEOUT_S, "healing")
+        assert not netplug.drift()
+
+
 # Reserved ports
 
 
