@@ -144,6 +144,9 @@ def test_a_request_for_a_mac_on_the_way_back_has_the_other_direction() -> None:
     assert found is not None
     assert (found.asker, found.last, found.wanted) == (stations[0], stations[0], str(SRC))
     assert trail.unanswered(trail.way_back(stations, report), report) is None
+    probe = Sighting("uplink-in", What.ARP_REQUEST, False, False, 1.0, ip_address("0.0.0.0"), SRC)
+    report = Report(sightings=(*answers, probe))
+    assert trail.unanswered(trail.way_back(stations, report), report, back=True) is None
     heard = seen("uplink-in", incoming=True, what=What.ARP_REQUEST, about=SRC)
     report = Report(sightings=(*answers, heard))
     assert trail.unanswered(trail.way_back(stations, report), report, back=True) is None

@@ -15,6 +15,10 @@ def nobody_has(case: Case, it: Trail, found: Sequence[Finding], *, back: bool) -
     asking = trail.unanswered(it, case.report, back=back)
     if asking is None:
         return None
+    # Nobody asks for an address of his own, but this process does, for the source.
+    links = case.scene.of(asking.asker.place).links
+    if back and any(str(one.ip) == asking.wanted for link in links for one in link.addresses):
+        return None
     names = {f"back-{one.name}" if back else one.name for one in it.stations[it.lost_at :]}
     if known := next((one.cause for one in found if one.station in names), None):
         return known

@@ -75,11 +75,12 @@ def unanswered(trail: Trail, report: Report, *, back: bool = False) -> Asking | 
     if start >= len(trail.stations):
         return None
     asker = trail.stations[start]
-    requests = [it for it in report.sightings if it.what is What.ARP_REQUEST]
+    # Without a sender it is this process that asks, whether an address is used twice (RFC 5227).
+    requests = [it for it in report.sightings if it.what is What.ARP_REQUEST and not it.source.is_unspecified]
     first = _at(asker, requests, incoming=False)
     if first is None or asker.incoming is not back:
         return None
-    # Others ask on the segment too: this process, whether an address is used twice.
+    # Others ask on the segment too.
     requests = [it for it in requests if it.source == first.source]
     replies = [it for it in report.sightings if it.what is What.ARP_REPLY and it.source == first.destination]
     if _at(asker, replies, incoming=True):
