@@ -17,7 +17,7 @@ from tables_suite import FROM, GUARD, HOST_TABLE, LED, OTHER_TEXT, TablesSuite  
 from netplug.drivers.steps import Element, Step, Table  # noqa: E402
 from netplug.drivers.tables import NETWORKS  # noqa: E402
 from netplug.kernel.api import Outcome, StepError  # noqa: E402
-from netplug.kernel.firewall import compiler, libnftables  # noqa: E402
+from netplug.kernel.firewall import compiler, libnftables, tables  # noqa: E402
 from netplug.kernel.linux import LinuxKernel  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
@@ -314,6 +314,17 @@ class TestLinuxTables(LinuxHost, TablesSuite):
         assert len((await kernel.owned()).of(*ENTRIES)) == len(many)
         await kernel.remove(many)
         assert (await kernel.owned()).of(*ENTRIES) == frozenset()
+
+    async def test_what_is_refused_is_named_however_long_an_attempt_takes(
+        self, kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tables, "_PATIENCE", 0.01)
+        many = [Element(NETWORKS, "home4", f"10.{n >> 8}.{n & 255}.0/24 . np-{n:012x}") for n in range(3_000)]
+        late = replace(FROM, data="goto nowhere")
+        await kernel.ensure((NETWORKS_TABLE,))
+        with pytest.raises(StepError) as caught:
+            await kernel.ensure((*many, late))
+        assert caught.value.step == late
 
     async def test_element_in_the_midst_that_the_kernel_refuses_is_named(self, kernel: LinuxKernel) -> None:
         there = [Element(NETWORKS, "home4", f"10.{n}.0.0/16 . np-test") for n in range(200)]

@@ -35,7 +35,7 @@ _Wanted: TypeAlias = dict[tuple[str, str], dict[bytes, tuple[bytes, Element]]]
 _WITHOUT_HOOK = frozenset(kind for kind, _, _ in nft.without_hook("", ""))
 _THERE_OR_NOT = frozenset((errno.EEXIST, errno.ENOENT))
 _PATIENCE = 3.0
-"""Seconds within which a transaction is tried again. Others who commit all the time make one in ten succeed."""
+"""Seconds within which a transaction is tried again, while others commit: one in ten may then succeed."""
 _T = TypeVar("_T")
 
 
@@ -299,9 +299,12 @@ class Tables:
         try:
             while time.monotonic() < until:
                 self._known.refresh()
+                manner = work.chunk, work.careful
                 found = attempt(steps, work)
                 if found is not None:
                     return found
+                if (work.chunk, work.careful) != manner:  # the next attempt is another one, and may take long
+                    until = time.monotonic() + _PATIENCE
                 work = Transaction(work.chunk, careful=work.careful)
         except BaseException:
             self._known.doubt()
