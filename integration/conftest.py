@@ -6,6 +6,7 @@ needs its own calls `new_host()`. Every test that passes must leave the shared h
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
@@ -26,6 +27,9 @@ NOISE = re.compile(r"loading plugin|cleaning up after shim|cleanup warnings|star
 """What every container's shim writes into dockerd's log."""
 
 _passed = pytest.StashKey[bool]()
+
+# A shell has what it starts in the background ignore SIGINT, and so would all commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

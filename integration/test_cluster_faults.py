@@ -13,7 +13,6 @@ the middle of a write to disk, for the same reason; SQLite and etcd see to that.
 Each test ends with no difference on any host, and hosts that look as they did before.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -229,7 +228,7 @@ def test_a_member_that_tells_lies_takes_no_packet(hosts: Cluster) -> None:
         hosts.station(one, net) as here,
         hosts.station(two, net) as there,
     ):
-        key = f"cluster/endpoints/{json.loads(one.cli('network', 'inspect', net))['id']}/bad/"
+        key = f"cluster/endpoints/{one.netplug.json('network', 'inspect', net)['id']}/bad/"
         lies = {
             "e1": {"mac": here.mac, "addresses": here.addresses},
             "e2": {"mac": "02:00:00:00:00:02", "addresses": here.addresses},

@@ -32,6 +32,8 @@ from harness.former import former_release, runs
 from trace_faults import in_document, markdown
 from trace_overlay_faults import BEGIN, END, ROWS
 
+from netplug.cli import CliError
+
 pytestmark = needs_etcd
 
 HEALTHY_S, BROKEN_S = 3.0, 10.0
@@ -75,7 +77,11 @@ class Scene:
 
 
 def _all_alive(member: Member) -> bool:
-    return all(host["alive"] for host in member.netplug.client.get("hosts")["hosts"])
+    try:
+        hosts = member.netplug.client.get("hosts")["hosts"]
+    except CliError:  # the store does not answer yet
+        return False
+    return all(host["alive"] for host in hosts)
 
 
 def script(host: Host, *lines: str) -> None:

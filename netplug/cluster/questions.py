@@ -40,7 +40,8 @@ MOST_ASKED_BYTES = 64 * 1024
 MOST_AT_ONCE = 16
 """Questions that a host answers at the same time."""
 _RETRY_S = 1.0
-_WITHDRAW_S = 1.0
+_WITHDRAW_S = 2.0
+_POLL_S = 0.05
 _LONGEST_S = 600.0
 
 Handler = Callable[[JsonObject], Awaitable[JsonObject]]
@@ -145,6 +146,14 @@ class Questions:
             raise
         finally:
             del self._awaited[number]
+
+    async def reachable(self, patience_s: float) -> bool:
+        """Wait until the shared store answers again; return whether it does within this time."""
+        for _ in range(round(patience_s / _POLL_S)):
+            if self._breaker.answers and self._membership.lease is not None:
+                return True
+            await asyncio.sleep(_POLL_S)
+        return False
 
     def _find(self, ref: str) -> str:
         """Return the id of a host."""
