@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from scapy.layers.vxlan import VXLAN
 from scapy.utils import PcapNgReader
 
 from netplug.cli import CliError
-from netplug.cli.capture import _chosen, _with_names
+from netplug.cli.capture import _chosen, _Lines, _with_names
+from netplug.cli.capturing import Source
 from netplug.drivers import tables
 from netplug.insight.capture.dns import Pairs
 from netplug.insight.capture.packets import summary
@@ -265,6 +267,18 @@ def test_answers_come_to_their_questions() -> None:
     (found,) = pairs.unanswered(2_100_000_001)
     assert found.line == f"{client}  A gone.blue: no answer  in 2.1 s, from {server}"
     assert list(pairs.take(0, client, server, b"nonsense" * 5)) == []
+
+
+def test_questions_that_are_open_at_the_end_are_told_with_their_time(capsys: pytest.CaptureFixture[str]) -> None:
+    source = Source({"id": "1"})
+    lines = _Lines([source], dns=True)
+    frame = bytes(E / IP(src=A, dst=B) / UDP(sport=4000, dport=53) / message("gone.blue", "A", 1))
+    lines.packet(source, Packet(time.time_ns() - 1_200_000_000, True, len(frame), frame), "")
+    lines.flush()
+    assert capsys.readouterr().out == ""
+    lines.end([source])
+    told = capsys.readouterr().out
+    assert re.fullmatch(rf"[\d:.]+ {A}:4000  A gone\.blue: no answer  in \d\.\d s, from {B}:53\n", told), told
 
 
 # Rules

@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from netplug.cli.output import emit
 if TYPE_CHECKING:
     from netplug.cli.capturing import Elsewhere, Event, Reading, Source
     from netplug.cli.dropping import Dropping
+    from netplug.insight.capture.dns import Asked
 
 _End: TypeAlias = dict[str, Any]
 _DNS, _DNS_IN_SANDBOX = "port 53", "host 127.0.0.11"
@@ -349,21 +350,22 @@ class _Lines:
             self._print(asked.time_ns, source, asked.line)
 
     def flush(self) -> None:
-        for line in self._unanswered(time.time_ns()):
-            emit(line)
+        if self._pairs:
+            _unanswered(self._pairs.unanswered(time.time_ns()))
 
     def end(self, sources: "Sequence[Source]") -> None:
         del sources
-        for line in self._unanswered(1 << 63):
-            emit(line)
-
-    def _unanswered(self, now_ns: int) -> Iterator[str]:
-        for asked in self._pairs.unanswered(now_ns) if self._pairs else ():
-            yield f"{_clock(asked.time_ns)} {asked.line}"
+        if self._pairs:
+            _unanswered(self._pairs.unanswered(time.time_ns(), patience_ns=0))
 
     def _print(self, time_ns: int, source: "Source", words: str) -> None:
         line = f"{_clock(time_ns)} {f'{source.label}  ' if self._several else ''}{words}"
         emit(line[: self._width] if self._width else line)
+
+
+def _unanswered(questions: "Iterable[Asked]") -> None:
+    for asked in questions:
+        emit(f"{_clock(asked.time_ns)} {asked.line}")
 
 
 def _clock(time_ns: int) -> str:
