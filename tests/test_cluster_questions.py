@@ -5,6 +5,7 @@ import json
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from netplug.cluster.questions import MOST_AT_ONCE, MOST_BYTES, Handler, Reason,
 from netplug.daemon.life import Daemon
 from netplug.drivers.codec import JsonObject
 from netplug.errors import NetplugError
+from netplug.store.api import Unreachable
 
 pytestmark = needs_etcd
 
@@ -232,6 +234,15 @@ def test_store_that_hangs_is_told_from_a_host_that_does_not_answer(two: tuple[Li
     nothing_is_left(etcd)
     until(lambda: _answered(two[0], "host-2"), "it answers again")
     nothing_is_left(etcd)
+
+
+def test_store_that_fails_for_a_moment_is_asked_again(two: tuple[Living, Living]) -> None:
+    async def lost_and_asked(daemon: Daemon) -> JsonObject:
+        with suppress(Unreachable), cluster(daemon).questions._breaker.request():
+            raise Unreachable("a request that began before")
+        return await cluster(daemon).questions.ask("host-2", "clock", {}, 5)
+
+    assert two[0].wait_for(lost_and_asked)["time"]
 
 
 def _answered(host: Living, other: str) -> bool:

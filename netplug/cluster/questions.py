@@ -40,9 +40,12 @@ MOST_ASKED_BYTES = 64 * 1024
 MOST_AT_ONCE = 16
 """Questions that a host answers at the same time."""
 _RETRY_S = 1.0
+_MOMENT_S = 1.0
+"""In which a store that has failed answers again: the heartbeat asks it at once."""
 _WITHDRAW_S = 2.0
 _POLL_S = 0.05
 _LONGEST_S = 600.0
+_NO_STORE = "the shared store does not answer"
 
 Handler = Callable[[JsonObject], Awaitable[JsonObject]]
 
@@ -116,6 +119,8 @@ class Questions:
     async def ask(self, host: str, kind: str, body: JsonObject, deadline_s: float) -> JsonObject:
         """Ask another host a question, and return its answer.
 
+        A store that has failed for a moment is asked again.
+
         Args:
             host: its id or its name.
             kind: what the other daemon has a handler for.
@@ -127,14 +132,14 @@ class Questions:
         """
         ident = self._find(host)
         name = name_of(self._view, ident)
-        lease = self._checked(ident, name, kind, body)
+        self._check(ident, name, body)
         number = secrets.token_hex(8)
         key = f"{BOXES}{ident}/ask/{self._me}/{number}"
-        put = Put(key, {"kind": kind, "body": body, "deadline_s": deadline_s, "lease": lease}, lease)
         self._awaited[number] = found = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(deadline_s):
-                await self._send(ident, name, put)
+                question: JsonObject = {"kind": kind, "body": body, "deadline_s": deadline_s}
+                await self._send(ident, name, key, question, min(_MOMENT_S, deadline_s / 2))
                 return self._opened(name, kind, await found)
         except TimeoutError:
             await self._withdraw(name, key)
@@ -146,14 +151,6 @@ class Questions:
             raise
         finally:
             del self._awaited[number]
-
-    async def reachable(self, patience_s: float) -> bool:
-        """Wait until the shared store answers again; return whether it does within this time."""
-        for _ in range(round(patience_s / _POLL_S)):
-            if self._breaker.answers and self._membership.lease is not None:
-                return True
-            await asyncio.sleep(_POLL_S)
-        return False
 
     def _find(self, ref: str) -> str:
         """Return the id of a host."""
@@ -171,28 +168,43 @@ class Questions:
             raise Unanswered(Reason.NO_HOST, ref, "invalid", words, hint=f"give an id: {ids}")
         return found[0]
 
-    def _checked(self, ident: str, name: str, kind: str, body: JsonObject) -> int:
-        """Return the lease of this host. Raise `Unanswered` if the question cannot be answered."""
+    def _check(self, ident: str, name: str, body: JsonObject) -> None:
+        """Raise an error if this question is not sent, whatever the store does."""
         if ident == self._me:
             raise NetplugError("invalid", f"host {name} is this host: it is not asked by the store")
         if (size := len(json.dumps(body))) > MOST_ASKED_BYTES:
             raise NetplugError("invalid", f"a question of {size} bytes is too long (at most {MOST_ASKED_BYTES})")
         if self._gate.refusal:
             raise self._no_store(name, self._gate.refusal)
-        if not self._breaker.answers or self._membership.lease is None or self._group is None:
-            raise self._no_store(name, "the shared store does not answer")
-        if not self._view.alive(ident):
-            raise self._not_alive(name)
-        if not self._view.hosts()[ident].answers:
-            raise self._unable(name, kind, "")
-        return self._membership.lease
+        if self._group is None:
+            raise self._no_store(name, _NO_STORE)
 
-    async def _send(self, ident: str, name: str, put: Put) -> None:
-        try:
-            with self._breaker.request():
-                sent = await self._store.txn([Compare(ALIVE + ident, 1, at_least=True)], [put])
-        except StoreError as exc:
-            raise self._no_store(name, str(exc)) from exc
+    async def _send(self, ident: str, name: str, key: str, question: JsonObject, patience_s: float) -> None:
+        """Send a question, once the store answers."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + patience_s
+        while True:
+            try:
+                return await self._put(ident, name, key, question)
+            except Unreachable as exc:
+                if loop.time() >= until:
+                    raise self._no_store(name, str(exc)) from exc
+            except StoreError as exc:
+                raise self._no_store(name, str(exc)) from exc
+            await asyncio.sleep(_POLL_S)
+
+    async def _put(self, ident: str, name: str, key: str, question: JsonObject) -> None:
+        lease = self._membership.lease
+        if not self._breaker.answers or lease is None:
+            raise Unreachable(_NO_STORE)
+        host = self._view.hosts().get(ident)
+        if host is None or not self._view.alive(ident):
+            raise self._not_alive(name)
+        if not host.answers:
+            raise self._unable(name, str(question["kind"]), "")
+        with self._breaker.request():
+            put = Put(key, {**question, "lease": lease}, lease)
+            sent = await self._store.txn([Compare(ALIVE + ident, 1, at_least=True)], [put])
         if sent is None:
             raise self._not_alive(name)
 
@@ -215,7 +227,7 @@ class Questions:
                 await self._store.txn([], [Delete(key)])
         except (TimeoutError, Unreachable) as exc:
             self._spawn(self._delete(key))
-            raise self._no_store(name, str(exc) or "the shared store does not answer") from exc
+            raise self._no_store(name, str(exc) or _NO_STORE) from exc
 
     @staticmethod
     def _no_store(name: str, why: str) -> Unanswered:

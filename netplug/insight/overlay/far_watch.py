@@ -1,11 +1,9 @@
 """A watch on another host, as the host that sends sees it: asked for by the store, and its report fetched."""
 
-import time
 from dataclasses import dataclass
 
 from netplug.cluster.cluster import Cluster
-from netplug.cluster.questions import Reason, Unanswered
-from netplug.drivers.codec import JsonObject
+from netplug.cluster.questions import Unanswered
 from netplug.insight.overlay.messages import REPORT, WATCH, Request, Watching
 from netplug.kernel.probes.api import Report
 from netplug.kernel.probes.codec import from_json, to_json
@@ -13,8 +11,6 @@ from netplug.kernel.probes.codec import from_json, to_json
 ASK_S = 4.0
 """To open a watch: a process starts there. A host under load takes a second or two."""
 REPORT_S = 3.0
-_MOMENT_S = 1.0
-"""In which a store that has failed answers again: the heartbeat asks it at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +35,11 @@ class FarWatches:
     async def begin(self, host: str, name: str, request: Request) -> FarWatch:
         """Ask host `host`, which is called `name`, to watch. It watches when this returns, or says why not."""
         try:
-            return FarWatch(name, from_json(Watching, await self._ask(host, request)))
+            return FarWatch(name, from_json(Watching, await self._questions.ask(host, WATCH, to_json(request), ASK_S)))
         except Unanswered as exc:
             return FarWatch(name, Watching(), exc)
         except ValueError as exc:
             return FarWatch(name, Watching(lacks=(f"host {name} gave an answer that cannot be read: {exc}",)))
-
-    async def _ask(self, host: str, request: Request) -> JsonObject:
-        """Ask; once more if the store was refused at once, and has only failed for a moment."""
-        asked = time.monotonic()
-        try:
-            return await self._questions.ask(host, WATCH, to_json(request), ASK_S)
-        except Unanswered as exc:
-            if exc.reason is not Reason.STORE or time.monotonic() - asked > _MOMENT_S:
-                raise
-            if not await self._questions.reachable(_MOMENT_S):
-                raise
-            return await self._questions.ask(host, WATCH, to_json(request), ASK_S)
 
     async def report(self, host: str, watch: FarWatch) -> Report:
         """End the watch, and return what was seen there.
