@@ -35,7 +35,7 @@ def stretched(**changes: Any) -> Stretched:
     """All is well, unless said otherwise; `near`, `there`, `watching`: changes of those."""
     net = Network("n1", "blue", (Subnet(ip_network("10.1.0.0/24"), ip_interface("10.1.0.1/24")),))
     peer = Peer("e" * 64, "02:00:00:00:00:03", (DB,), TWO)
-    end = RemoteEnd("db", "h2", "two", "c1", NetworkRecord(net, FrontEnd.CLI), peer, alive=True, front_end="docker")
+    end = RemoteEnd("db", "h2", "two", "c1", NetworkRecord(net, FrontEnd.CLI), peer, front_end="docker")
     near = Tunnel("npv0", 77, 4789, ONE, TWO, "eth0")
     there = Tunnel("npv1", 77, 4789, TWO, ONE, "eth0")
     near, there = replace(near, **changes.pop("near", {})), replace(there, **changes.pop("there", {}))

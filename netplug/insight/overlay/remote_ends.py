@@ -16,7 +16,6 @@ class RemoteEnd:
     """An endpoint on another host. `host`: its id; `host_name`: its name. `ident`: of the network in the cluster.
 
     `record`: the network here. `peer`: what this host has to know of it; its VTEP is the one of the host's record.
-    `alive`: the daemon there runs.
     """
 
     name: str
@@ -25,7 +24,6 @@ class RemoteEnd:
     ident: str
     record: NetworkRecord
     peer: Peer
-    alive: bool
     front_end: str = ""
     container: str = ""
 
@@ -65,4 +63,4 @@ class RemoteEnds:
                 )
                 where = host, name_of(view, host), ident
                 called = name or short(endpoint)
-                yield RemoteEnd(called, *where, record, peer, view.alive(host), front_end, container)
+                yield RemoteEnd(called, *where, record, peer, front_end, container)

@@ -15,34 +15,30 @@ OVERHEAD = {4: 50, 6: 70}
 
 @dataclass(frozen=True, slots=True)
 class Underlay:
-    """`answers`: the VTEP answers an echo request; `ms`: the round trip. `said`: what came instead, in words.
+    """`answers`: the VTEP answers an echo request. `said`: what came instead, in words.
 
     `largest`: the largest unfragmented IP packet that passes, if that was looked for. `told`: by whom a smaller MTU was
-    told, with `told_mtu`; empty: larger packets vanish silently.
+    told; empty: larger packets vanish silently.
     """
 
     answers: bool
-    ms: float = 0.0
     said: str = ""
     largest: int = 0
     told: str = ""
-    told_mtu: int = 0
 
 
 async def examine(prober: Prober, tunnel: Tunnel, size: int = 0) -> Underlay:
     """Ask the other VTEP for an echo, small and, if it answers and a size is given, of that IP packet size."""
     report = await _echo(prober, tunnel, 0)
-    reply = _reply(report)
-    if reply is None:
+    if not _answered(report):
         return Underlay(answers=False, said=_said(report))
     if not size:
-        return Underlay(answers=True, ms=reply)
-    passes, said = await _passes(prober, tunnel, size)
-    if passes:
-        return Underlay(answers=True, ms=reply, largest=size)
-    told, mtu = _told(said)
-    largest = mtu or await _largest(prober, tunnel, size)
-    return Underlay(answers=True, ms=reply, largest=largest, told=told, told_mtu=mtu)
+        return Underlay(answers=True)
+    report = await _echo(prober, tunnel, size)
+    if _answered(report):
+        return Underlay(answers=True, largest=size)
+    told, mtu = _told(report)
+    return Underlay(answers=True, largest=mtu or await _largest(prober, tunnel, size), told=told)
 
 
 async def _largest(prober: Prober, tunnel: Tunnel, size: int) -> int:
@@ -50,14 +46,9 @@ async def _largest(prober: Prober, tunnel: Tunnel, size: int) -> int:
     low, high = _SMALLEST[tunnel.other.version], size
     for _ in range(_ROUNDS):
         middle = (low + high) // 2
-        passes, _report = await _passes(prober, tunnel, middle)
+        passes = _answered(await _echo(prober, tunnel, middle))
         low, high = (middle, high) if passes else (low, middle)
     return low
-
-
-async def _passes(prober: Prober, tunnel: Tunnel, size: int) -> tuple[bool, Report]:
-    report = await _echo(prober, tunnel, size)
-    return _reply(report) is not None, report
 
 
 async def _echo(prober: Prober, tunnel: Tunnel, size: int) -> Report:
@@ -65,8 +56,8 @@ async def _echo(prober: Prober, tunnel: Tunnel, size: int) -> Report:
     return await prober.run(Job(flow, new_mark(), Origin(HOST), wait_ms=WAIT_MS))
 
 
-def _reply(report: Report) -> float | None:
-    return next((it.ms for it in report.replies if it.what is What.ECHO_REPLY), None)
+def _answered(report: Report) -> bool:
+    return any(it.what is What.ECHO_REPLY for it in report.replies)
 
 
 def _said(report: Report) -> str:

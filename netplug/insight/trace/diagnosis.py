@@ -27,11 +27,11 @@ def _judged(case: Case) -> tuple[Hop, ...]:
     if case.stretched and not case.stretched.far.open:
         refused = any(it.what is What.RST for it in case.report.replies)
         hops.append(overlay.unwatched(case.stretched, answered=refused or answers.answer(case) is not None))
-        end = overlay.refused(case.stretched, case.port) if refused else hops.pop()
+        if refused:
+            hops.append(overlay.refused(case.stretched, case.port))
     else:
-        end = answers.arrival(case, found)
-    hops.append(end)
-    if end.verdict is Verdict.BROKEN:
+        hops.append(answers.arrival(case, found))
+    if hops[-1].verdict is Verdict.BROKEN:
         return tuple(hops)
     back = tuple(_way_back(case, found))
     lost = any(it.verdict is Verdict.BROKEN for it in back)

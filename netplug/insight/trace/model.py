@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from netplug.drivers.steps import IPAddress
 from netplug.kernel.probes.api import HOST, Facts
 
 
@@ -19,15 +18,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why a hop is broken. `kind`: a stable word such as "listener.none"; `mend`: a command, if one mends it.
-
-    `sure`: it was seen to break the packet. Else it is a fault on the path that explains it.
-    """
+    """Why a hop is broken. `kind`: a stable word such as "listener.none"; `mend`: a command, if one mends it."""
 
     kind: str
     words: str
     mend: str = ""
-    sure: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,7 @@ class Station:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A part of the path in one place, in the order of the packet. `mac`: of whom the segment after it is asked."""
+    """A part of the path in one place, in the order of the packet."""
 
     name: str
     place: Place
@@ -78,10 +73,9 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """All stretches. `next_hops`: addresses whose MACs are asked for on the way."""
+    """All stretches."""
 
     stretches: tuple[Stretch, ...] = ()
-    next_hops: tuple[IPAddress, ...] = ()
 
     @property
     def stations(self) -> tuple[Station, ...]:

@@ -15,7 +15,8 @@ from netplug.kernel.probes.api import HOST, Report, Sighting
 
 TUNNEL_OUT, UPLINK_OUT = "tunnel-out", "uplink-out"
 FAR_UPLINK, FAR_TUNNEL, FAR_PORT, FAR_END = "far-uplink", "far-tunnel", "far-port", "destination"
-_NAMES = {"far-uplink": FAR_UPLINK, "far-tunnel": FAR_TUNNEL, "far-port": FAR_PORT, "far-end": FAR_END}
+_NAMES = {"far-end": FAR_END}
+"""Of seats that are called differently as stations."""
 _OWN_KINDS = ("anycast", "underlay.", "far.", "host.", "endpoint.", "tunnel.", "peer.", "vtep.")
 _TO_SEND = frozenset({"unknown", "fdb", "tunnel", "table"})
 _TO_ASK = frozenset({"unknown", "neighbour"})
@@ -28,16 +29,14 @@ class Stretched:
     """What is known of the way to another host.
 
     `near`: the tunnel's end here. `far`: what the other host watches, or why it does not. `underlay`: looked at if the
-    tunnel's packets are lost. `size`: of the largest packet that was sent through. `strayed`, `strayed_back`: a VTEP to
-    which the packet, or its answer, was sent instead of the right one. `anycast`: the sender's address, if it is the
-    gateway's, which each host has.
+    tunnel's packets are lost. `strayed`, `strayed_back`: a VTEP to which the packet, or its answer, was sent instead of
+    the right one. `anycast`: the sender's address, if it is the gateway's, which each host has.
     """
 
     end: RemoteEnd
     near: Tunnel
     far: FarWatch
     underlay: Underlay | None = None
-    size: int = 0
     strayed: IPAddress | None = None
     strayed_back: IPAddress | None = None
     anycast: IPAddress | None = None
@@ -97,11 +96,15 @@ def merged(near: Report, far: Report, host: str) -> Report:
     left = max((it.ms for it in near.sightings if it.post == UPLINK_OUT and not it.back), default=0.0)
     first = min((it.ms for it in far.sightings if not it.back), default=0.0)
     sightings = tuple(_there(it, left - first) for it in far.sightings)
+
+    def key(netns: str) -> str:
+        return Place("", netns, host).key
+
     return replace(
         near,
         sightings=near.sightings + sightings,
-        rules=near.rules + tuple(replace(it, netns=key(host, it.netns)) for it in far.rules),
-        drops=near.drops + tuple(replace(it, netns=key(host, it.netns)) for it in far.drops),
+        rules=near.rules + tuple(replace(it, netns=key(it.netns)) for it in far.rules),
+        drops=near.drops + tuple(replace(it, netns=key(it.netns)) for it in far.drops),
         lacks=near.lacks + tuple(f"host {host}: {it}" for it in far.lacks),
     )
 
@@ -122,11 +125,6 @@ def without_strays(it: Stretched, report: Report) -> tuple[Stretched, Report]:
 
 def _there(it: Sighting, offset_ms: float) -> Sighting:
     return replace(it, post=_NAMES.get(it.post, it.post), ms=it.ms + offset_ms)
-
-
-def key(host: str, netns: str) -> str:
-    """Return how a namespace of another host is called in a report."""
-    return f"{host}:{netns}"
 
 
 # Causes

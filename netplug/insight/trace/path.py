@@ -98,7 +98,7 @@ class Crossing:
     """What a path is computed from.
 
     `way_in`, `way_out`: how source and destination are wired, None where they are no sandboxes. `uplink`: by which the
-    host sends to, or receives from, outside. `gateways`: whose MACs are asked for.
+    host sends to, or receives from, outside.
     """
 
     source: End

@@ -30,7 +30,7 @@ BEYOND = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """`facts`: by namespace. `route`: the source's, None if it sends from outside. `lookup_back`: see `Case`."""
+    """`facts`: by namespace. `route`: the source's, None if it sends from outside."""
 
     crossing: Crossing
     facts: dict[str, Facts]
@@ -51,7 +51,7 @@ class Preparing:
         """Look at where is sent from; `name`: also at what its resolver reads to ask for it."""
         return await self._look(source.place, listeners=True, name=name)
 
-    async def address(self, source: End, target: Target, facts: Facts) -> tuple[IPAddress, End | None]:
+    async def address(self, source: End, target: Target) -> tuple[IPAddress, End | None]:
         """Return the address of a DST that is no name to ask for, and its end if that is known already.
 
         Raises:
@@ -66,7 +66,7 @@ class Preparing:
             found = await self.beyond(version)
             return found, End(Kind.OUTSIDE, Place("outside"), address=found)
         if target.is_host:
-            return await self._of_host(source, facts, version), None
+            return await self._of_host(source, version), None
         end = self._ends.called(target.name) or self._ends.elsewhere(target.name, source)
         if end is None:
             raise NetplugError("not_found", f"there is no endpoint {target.name[:80]!r}", hint="see netplug ps")
@@ -81,7 +81,7 @@ class Preparing:
         gateway = facts.lookups[0].gateway if facts.lookups else None
         return gateway if gateway and not gateway.is_link_local else BEYOND[version]
 
-    async def _of_host(self, source: End, facts: Facts, version: int) -> IPAddress:
+    async def _of_host(self, source: End, version: int) -> IPAddress:
         """Return the address of the host that a source knows: its gateway, else that of the uplink."""
         for record in source.records:
             network = self._ends.network(record)
@@ -89,7 +89,6 @@ class Preparing:
                 found = subnet.gateway if network.options.mode not in {"macvlan", "none"} else subnet.host
                 if found and found.version == version:
                     return found.ip
-        del facts
         look = Look(HOST, routes=((BEYOND[version], None),), links=True, neighbours=False)
         host = await self._prober.look(look)
         preferred = host.lookups[0].preferred if host.lookups else None
@@ -109,7 +108,7 @@ class Preparing:
         """Compute the crossing, and look at the other places."""
         version = address.version
         sender = await self._sender(source, version)
-        host, here = await self._host_and_source(source, address, sender, proto, source_facts)
+        host, here = await self._host_and_source(source, address, sender, source_facts)
         route = next(iter(here.lookups), None) if source.kind is not Kind.OUTSIDE else None
         sender = sender or (route.preferred if route else None)
         destination = self._destination(source, address, port, proto, end, host)
@@ -150,7 +149,7 @@ class Preparing:
         return None
 
     async def _host_and_source(
-        self, source: End, address: IPAddress, sender: IPAddress | None, proto: str, known: Facts
+        self, source: End, address: IPAddress, sender: IPAddress | None, known: Facts
     ) -> tuple[Facts, Facts]:
         routes: list[tuple[IPAddress, IPAddress | None]] = [(address, None)]
         if sender:
@@ -162,7 +161,6 @@ class Preparing:
         # Only the route is new: the rest was read before.
         look = Look(source.place.netns, routes=((address, None),), links=False, neighbours=False)
         found, way = await asyncio.gather(host, self._prober.look(look))
-        del proto
         return found, replace(known, lookups=way.lookups)
 
     async def _other(self, destination: End, sender: IPAddress | None) -> Facts:

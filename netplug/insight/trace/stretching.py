@@ -96,7 +96,7 @@ class Stretching:
                 return replace(stretched, underlay=await examine(prober, stretched.near))
         if case.large and not mtu.arrived(case, case.large[1]):
             needed = size + OVERHEAD[stretched.near.other.version]
-            return replace(stretched, size=size, underlay=await examine(prober, stretched.near, needed))
+            return replace(stretched, underlay=await examine(prober, stretched.near, needed))
         return stretched
 
 

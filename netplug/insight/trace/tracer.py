@@ -17,7 +17,7 @@ from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import End, Ends, Kind, is_reference
 from netplug.insight.trace.mends import publishing
 from netplug.insight.trace.model import Cause, Hop, Outcome, Scene, Verdict
-from netplug.insight.trace.path import HOST_PLACE, path
+from netplug.insight.trace.path import path
 from netplug.insight.trace.preparing import Prepared, Preparing
 from netplug.insight.trace.resolving import Resolving
 from netplug.insight.trace.strangers import AskDocker, Strangers
@@ -25,7 +25,6 @@ from netplug.insight.trace.stretching import Stretching, local
 from netplug.insight.trace.target import ICMP, Target, parse_both
 from netplug.kernel.probes.api import (
     HOST,
-    Facts,
     Flow,
     Job,
     Look,
@@ -128,7 +127,7 @@ class Tracer:
             address, misled = resolved.addresses[0], resolved.misled
             others = tuple(it for it in resolved.addresses if it.version != address.version)
         else:
-            address, end = await self._address(preparing, source, target, facts)
+            address, end = await self._address(preparing, source, target)
         port = target.port
         if source.kind is Kind.OUTSIDE and end and end.kind is Kind.SANDBOX and target.port:
             address, port, hop = await self._published(preparing, source, end, target)
@@ -140,11 +139,9 @@ class Tracer:
         hops += departing.leaving(self._ends, prepared)
         return _Begun(source, target, tuple(hops), prepared, others, misled)
 
-    async def _address(
-        self, preparing: Preparing, source: End, target: Target, facts: Facts
-    ) -> tuple[IPAddress, End | None]:
+    async def _address(self, preparing: Preparing, source: End, target: Target) -> tuple[IPAddress, End | None]:
         try:
-            return await preparing.address(source, target, facts)
+            return await preparing.address(source, target)
         except NetplugError as exc:
             raise await self._strangers.better(exc, source, target) from None
 
@@ -181,16 +178,15 @@ class Tracer:
             return address, target.port, Hop("published", name, f"{what} is on the segment of its parent link")
         found = self._ends.publishing(end, target.port, target.proto)
         if found is None and all(self._ends.network(it).options.mode == "host" for it in end.records):
-            host = await preparing.address(source, Target("host"), await preparing.source_facts(source))
-            return host[0], target.port, Hop("published", name, f"{what} is that of the host")
+            own, _ = await preparing.address(source, Target("host"))
+            return own, target.port, Hop("published", name, f"{what} is that of the host")
         if found is None:
             cause = self._unpublished(end, target)
             return address, target.port, Hop("published", name, what, Verdict.BROKEN, cause=cause)
         mapping, port = found
         host_address = mapping.host_address
         if host_address is None or host_address.is_unspecified or host_address.is_loopback:
-            facts = await preparing.source_facts(End(Kind.HOST, HOST_PLACE))
-            host_address = (await preparing.address(source, Target("host"), facts))[0]
+            host_address, _ = await preparing.address(source, Target("host"))
         if mapping.host_address and mapping.host_address.is_loopback:
             words = f"{what} is published on {mapping.host_address} only (port {port}), where only this host reaches it"
             cause = Cause("not_published", words, publishing(name, port, target.port, target.proto, host_address))

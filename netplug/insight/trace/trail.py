@@ -56,13 +56,12 @@ def way_back(stations: Sequence[Station], report: Report) -> Trail:
 class Asking:
     """A request for a MAC that nobody answered.
 
-    `asker`: the station that sent it. `last`: the last one that saw it. `answered`: stations that saw an answer.
+    `asker`: the station that sent it. `last`: the last one that saw it. `heard`: it came to the end.
     """
 
     asker: Station
     last: Station
     wanted: str
-    answered: tuple[Station, ...]
     heard: bool
 
 
@@ -87,8 +86,7 @@ def unanswered(trail: Trail, report: Report, *, back: bool = False) -> Asking | 
         return None
     rest = trail.stations[start:]
     heard = [it for it in rest if _at(it, requests, incoming=it.incoming is not back)]
-    answered = tuple(it for it in rest if _at(it, replies, incoming=it.incoming is back))
-    return Asking(asker, heard[-1], str(first.destination), answered, heard[-1] is rest[-1])
+    return Asking(asker, heard[-1], str(first.destination), heard[-1] is rest[-1])
 
 
 def _at(station: Station, found: Iterable[Sighting], *, incoming: bool) -> Sighting | None:
