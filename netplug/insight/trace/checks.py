@@ -29,8 +29,7 @@ def at(found: list[Finding], station: Station | None) -> Cause | None:
 
 def _links(case: Case) -> Iterator[Finding]:
     for station in (it for it in case.path.stations if it.link):
-        facts = case.scene.of(station.place)
-        link = next((it for it in facts.links if it.name == station.link), None)
+        link = case.scene.link(station)
         if link is None:
             words = f"link {station.link} is missing on {station.place.name}"
             yield Finding(station.name, Cause("link.missing", words, "netplug repair"))
@@ -43,7 +42,7 @@ def _links(case: Case) -> Iterator[Finding]:
 def _arp(case: Case) -> Iterator[Finding]:
     """A link that neither asks for MACs nor answers (IFF_NOARP)."""
     for station in case.path.stations:
-        link = next((it for it in case.scene.of(station.place).links if it.name == station.link), None)
+        link = case.scene.link(station)
         if link and not link.arp and link.kind in {"veth", "bridge", "macvlan"}:
             words = f"{link.name} on {station.place.name} has ARP off, so it neither asks for MACs nor answers"
             yield Finding(
@@ -59,8 +58,7 @@ def _down(place: Place, link: LinkState) -> Cause:
 def _other_end(case: Case, station: Station, link: LinkState) -> Cause:
     """Say why a link has no carrier: the other end of a veth is down, where that is known."""
     for other in case.path.stations:
-        facts = case.scene.of(other.place)
-        found = next((it for it in facts.links if it.name == other.link), None)
+        found = case.scene.link(other)
         if found and other.place != station.place and not found.up and found.peer == link.index:
             return _down(other.place, found)
     words = f"{link.name} on {station.place.name} has no carrier: its other end is down, or the cable is cut"
@@ -80,7 +78,7 @@ def _ports(case: Case) -> Iterator[Finding]:
     for way, station in ((case.crossing.way_in, "port-in"), (case.crossing.way_out, "port-out")):
         if way is None or not way.port or way.record is None:
             continue
-        port = next((it for it in case.host.links if it.name == way.port), None)
+        port = case.host.link(way.port)
         wanted = expected_bridge(way.record, way.port)
         if port and wanted and port.master != wanted:
             words = f"{way.port}, the host side of {name_of(way.record)}, is no port of bridge {wanted}"

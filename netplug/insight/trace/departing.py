@@ -46,7 +46,7 @@ def leaving(ends: Ends, prepared: Prepared) -> Iterator[Hop]:
         words = f"the route of {where} to {route.destination} is {route.type}"
         yield Hop("route", where, "looks up a route", Verdict.BROKEN, cause=Cause("route.refused", words))
         return
-    link = next((it for it in prepared.facts[source.place.netns].links if it.name == route.link), None)
+    link = prepared.facts[source.place.netns].link(route.link)
     record = owner(link, source.records) if link else None
     network = f", network {ends.network(record).name}" if record else ""
     via = f"by router {route.gateway}" if route.gateway else "on the link"

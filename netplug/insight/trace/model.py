@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from netplug.kernel.probes.api import HOST, Facts
+from netplug.kernel.probes.api import HOST, Facts, LinkState
 
 
 class Verdict(StrEnum):
@@ -94,6 +94,10 @@ class Scene:
 
     def of(self, place: Place) -> Facts:
         return self.facts.get(place.key, Facts(place.netns))
+
+    def link(self, station: Station) -> LinkState | None:
+        """Return the link at which the packet has to be seen, if it is there."""
+        return self.of(station.place).link(station.link)
 
 
 @dataclass(frozen=True, slots=True)

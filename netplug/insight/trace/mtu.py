@@ -50,7 +50,7 @@ def _vanishing(case: Case, it: trail.Trail, size: int) -> Cause:
     last, missing = it.last, it.first_missing
     links = []
     for station in case.path.stations:
-        link = next((one for one in case.scene.of(station.place).links if one.name == station.link), None)
+        link = case.scene.link(station)
         if link and link.mtu < size:
             links.append((link.mtu, station))
     where = f"between {last.link if last else 'the sender'} and {missing.link if missing else 'the receiver'}"

@@ -39,14 +39,15 @@ class Wiring:
 
 def wiring(name: str, end: End, inside: Facts, host: Facts) -> Wiring:
     """Return how a link of a sandbox is wired; what the kernel does not tell is taken from the record."""
-    link = next((it for it in inside.links if it.name == name), None)
+    link = inside.link(name)
     record = owner(link, end.records) if link else None
     if link and link.kind in {"macvlan", "ipvlan"}:
         parent = next((it.name for it in host.links if it.index == link.peer), "")
         return Wiring(name, link.kind, parent=parent, record=record)
     port = _host_side(link, record, host)
-    master = next((it.master for it in host.links if it.name == port), "")
-    return Wiring(name, link.kind if link else "", port, master or expected_bridge(record, port), record=record)
+    there = host.link(port)
+    bridge = there.master if there and there.master else expected_bridge(record, port)
+    return Wiring(name, link.kind if link else "", port, bridge, record=record)
 
 
 def owner(link: LinkState, records: Sequence[EndpointRecord]) -> EndpointRecord | None:

@@ -279,8 +279,7 @@ class Tracer:
             or case.destination.port
         ):
             return None
-        first = there.stations[0]
-        link = next((it for it in case.scene.of(first.place).links if it.name == first.link), None)
+        link = case.scene.link(there.stations[0])
         if link is None or case.source.kind is Kind.OUTSIDE:
             return None
         size = min(link.mtu, case.route.mtu if case.route and case.route.mtu else link.mtu, 65_000)

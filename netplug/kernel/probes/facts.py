@@ -158,6 +158,10 @@ class Facts:
     resolv_conf: bool = False
     hosts: tuple[IPAddress, ...] = ()
 
+    def link(self, name: str) -> LinkState | None:
+        """Return the link with a name, if there is one."""
+        return next((it for it in self.links if it.name == name), None)
+
     def sysctl(self, name: str) -> str:
         """Return the value of a sysctl that was asked for; empty if there is none."""
         return dict(self.sysctls).get(name, "")
