@@ -15,10 +15,11 @@ import structlog
 from netplug.cluster.cluster import Cluster
 from netplug.drivers.api import Peer
 from netplug.drivers.codec import JsonObject
-from netplug.drivers.naming import mark, sandbox_side, short
+from netplug.drivers.naming import short
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
+from netplug.insight.links import link_of
 from netplug.insight.overlay.messages import REPORT, WATCH, Fault, Request, Seat, Tunnel, Watching
 from netplug.insight.overlay.tunnel import Tunnels
 from netplug.kernel.probes.api import HOST, Facts, Job, Look, Post, Prober, Probes, Report
@@ -195,17 +196,8 @@ def _seats(tunnel: Tunnel, host: Facts, endpoint: EndpointRecord, inside: Facts)
         yield Seat("far-tunnel", tunnel.link, incoming=True)
     if endpoint.host_link and endpoint.host_link.name in links:
         yield Seat("far-port", endpoint.host_link.name, incoming=False)
-    if link := _inside(endpoint, inside):
-        yield Seat("far-end", link, incoming=True, sandbox=True)
-
-
-def _inside(endpoint: EndpointRecord, inside: Facts) -> str:
-    """Return the link of an endpoint in its sandbox, whatever the runtime calls it."""
-    altname = mark(sandbox_side(endpoint.endpoint.id))
-    own = {it.ip for it in endpoint.endpoint.addresses}
-    found = [it.name for it in inside.links if altname in it.altnames]
-    found += [it.name for it in inside.links if any(one.ip in own for one in it.addresses)]
-    return found[0] if found else ""
+    if link := link_of(endpoint, inside):
+        yield Seat("far-end", link.name, incoming=True, sandbox=True)
 
 
 def _answer(watching: Watching) -> JsonObject:

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
+from netplug.insight.links import owner
 from netplug.insight.trace import mends
 from netplug.insight.trace.ends import End, Ends, Kind
 from netplug.insight.trace.host_routes import REFUSALS
 from netplug.insight.trace.model import Cause, Hop, Verdict
-from netplug.insight.trace.path import owner
 from netplug.insight.trace.preparing import BEYOND, Prepared
 from netplug.kernel.probes.api import Facts
 

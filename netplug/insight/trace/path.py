@@ -4,11 +4,11 @@ A sandbox is wired by a veth, whose other end is on the host and may be a port o
 forwards in between, by the bridge alone (`Crossing.bridged`) or by its routes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from netplug.drivers.naming import host_side, mark, point_to_point, sandbox_side
+from netplug.drivers.naming import host_side, point_to_point
 from netplug.engine.records import EndpointRecord
+from netplug.insight.links import link_of, owner
 from netplug.insight.trace import overlay
 from netplug.insight.trace.ends import THIS_HOST, End, Kind
 from netplug.insight.trace.model import Path, Place, Station, Stretch
@@ -50,15 +50,6 @@ def wiring(name: str, end: End, inside: Facts, host: Facts) -> Wiring:
     return Wiring(name, link.kind if link else "", port, bridge, record=record)
 
 
-def owner(link: LinkState, records: Sequence[EndpointRecord]) -> EndpointRecord | None:
-    """Return the endpoint that a link of a sandbox belongs to: its altname bears our mark."""
-    for record in records:
-        if mark(sandbox_side(record.endpoint.id)) in link.altnames:
-            return record
-    same = {it.ip for it in link.addresses}
-    return next((it for it in records if any(one.ip in same for one in it.endpoint.addresses)), None)
-
-
 def expected_bridge(record: EndpointRecord | None, port: str) -> str:
     """Return the bridge that a port belongs to by the record; empty for a point-to-point link."""
     veth = next((it for it in (record.plan if record else ()) if getattr(it, "name", "") == port), None)
@@ -68,11 +59,6 @@ def expected_bridge(record: EndpointRecord | None, port: str) -> str:
 def host_link(way: Wiring | None) -> str:
     """Return the link by which the host reaches a sandbox; empty if it is not by one of its own."""
     return "" if way is None or way.shared else way.bridge or way.port
-
-
-def link_of(record: EndpointRecord, inside: Facts) -> LinkState | None:
-    """Return the link of an endpoint in its sandbox."""
-    return next((it for it in inside.links if owner(it, (record,)) is record), None)
 
 
 def wrong_mac(record: EndpointRecord, inside: Facts) -> str:

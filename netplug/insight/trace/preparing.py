@@ -8,9 +8,10 @@ from ipaddress import ip_address
 from netplug.drivers.bridge import link_of as bridge_of
 from netplug.drivers.steps import IPAddress
 from netplug.errors import NetplugError
+from netplug.insight.links import link_of, owner
 from netplug.insight.trace.ends import THIS_HOST, End, Ends, Kind
 from netplug.insight.trace.model import Place
-from netplug.insight.trace.path import Crossing, Wiring, host_link, link_of, owner, wiring
+from netplug.insight.trace.path import Crossing, Wiring, host_link, wiring
 from netplug.insight.trace.target import ICMP, Target, passing_by
 from netplug.kernel.probes.api import HOST, Facts, Look, Prober, RouteFound
 

@@ -1,11 +1,12 @@
 """Rules that dropped the packet, in words: ours say what they are for, those of others who has them and how they go."""
 
 from netplug.drivers.api import Network
+from netplug.insight.links import link_of
 from netplug.insight.trace import mends
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind, name_of
 from netplug.insight.trace.model import Cause
-from netplug.insight.trace.path import link_of, wrong_mac
+from netplug.insight.trace.path import wrong_mac
 from netplug.kernel.probes.api import Rule
 
 OURS = "netplug"
