@@ -15,9 +15,8 @@ from netplug.insight.overlay.remote_ends import RemoteEnd
 from netplug.insight.overlay.underlay import Underlay
 from netplug.insight.trace import overlay
 from netplug.insight.trace.ends import of_remote
-from netplug.insight.trace.model import Cause, Hop, Verdict
+from netplug.insight.trace.model import HOST_PLACE, Cause, Hop, Verdict
 from netplug.insight.trace.overlay import Stretched
-from netplug.insight.trace.path import HOST_PLACE
 from netplug.insight.trace.trail import Trail
 from netplug.kernel.probes.api import Drop, Report, RouteFound, Rule, Sighting, What
 

@@ -147,11 +147,10 @@ def _nobody(case: Case, facts: Facts, listeners: Sequence[Listener]) -> Cause | 
     return Cause("listener.none", words, f"start the server in {where}, or ask for the port that it listens on")
 
 
-def _published_elsewhere(case: Case, record: EndpointRecord, mapping: PortMapping) -> Cause:
+def _published_elsewhere(case: Case, record: EndpointRecord, mapping: PortMapping, inside: int) -> Cause:
     """Say that a published port is asked for at an address at which it is not published."""
     name, asked = name_of(record), case.destination.address
     words = f"port {case.port}/{case.proto} of {name} is published on {mapping.host_address} only, not on {asked}"
-    inside = mapping.port + case.port - mapping.host_port
     return Cause("not_published", words, mends.publishing(name, case.port, inside, case.proto, asked))
 
 

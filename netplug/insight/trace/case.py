@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from netplug.insight.trace.ends import End, Ends
-from netplug.insight.trace.model import Path, Place, Scene
+from netplug.insight.trace.model import HOST_PLACE, Path, Place, Scene
 from netplug.insight.trace.overlay import Stretched
-from netplug.insight.trace.path import HOST_PLACE, Crossing
+from netplug.insight.trace.path import Crossing
 from netplug.kernel.probes.api import Facts, Flow, Neighbours, Report, RouteFound
 
 

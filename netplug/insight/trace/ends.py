@@ -12,10 +12,9 @@ from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, FrontEnd
 from netplug.errors import NetplugError
 from netplug.insight.overlay.remote_ends import RemoteEnd, RemoteEnds
-from netplug.insight.trace.model import Place
+from netplug.insight.trace.model import HOST_PLACE, Place
 from netplug.insight.trace.target import Target
 
-THIS_HOST = "this host"
 _DNS = 53
 _ID = 12
 """Characters from which a text of hexadecimal digits is taken for an id, and not asked for as a name."""
@@ -76,16 +75,12 @@ class Ends:
             NetplugError: "not_found", nobody is called so; "unavailable", it does not run.
         """
         if target.outside:
-            return End(Kind.OUTSIDE, Place("outside"), address=target.address)
+            return outside(target.address)
         if target.is_host or (target.address and self.is_own(target.address)):
-            return End(Kind.HOST, Place(THIS_HOST), address=target.address)
+            return End(Kind.HOST, HOST_PLACE, address=target.address)
         if target.address:
-            return self.at(target.address) or End(Kind.OUTSIDE, Place("outside"), address=target.address)
-        found = self.called(target.name)
-        if found is None and (far := self._remote.called(target.name) if self._remote else None):
-            words = f"{target.name[:80]} is on host {far.host_name}, and a trace starts on the host of its source"
-            raise NetplugError("invalid", words, hint=f"on host {far.host_name}: netplug trace {far.name} …")
-        return found or self._sandbox(self._engine.registry.endpoints_called(target.name))
+            return self.at(target.address) or outside(target.address)
+        return self._sandbox(self._engine.registry.endpoints_called(target.name))
 
     def called(self, name: str) -> End | None:
         """Return the sandbox that a user calls so, if there is one."""
@@ -121,15 +116,14 @@ class Ends:
         """Return the sandbox to which a published port of the host leads."""
         for record in self._engine.registry.endpoints():
             for mapping in record.in_force:
-                first = mapping.host_port
-                if mapping.proto != proto or not first <= port < first + mapping.count or not record.sandbox:
+                leads_to = inside_port(mapping, port, proto)
+                if not leads_to or not record.sandbox:
                     continue
                 if mapping.host_address not in {None, address} and not mapping.host_address.is_unspecified:
                     continue
                 inside = [it.ip for it in record.endpoint.addresses if it.version == address.version]
                 if inside:
-                    target = mapping.port + port - first
-                    return replace(self._sandbox([record]), address=inside[0], port=target, via=mapping)
+                    return replace(self._sandbox([record]), address=inside[0], port=leads_to, via=mapping)
         return None
 
     def publishing(self, end: End, port: int, proto: str) -> tuple[PortMapping, int] | None:
@@ -143,12 +137,14 @@ class Ends:
                 return mapping, mapping.host_port + port - mapping.port
         return None
 
-    def published_as(self, port: int, proto: str, end: End | None = None) -> tuple[EndpointRecord, PortMapping] | None:
-        """Return which endpoint, or which of a sandbox, a port of the host leads to, at whatever address."""
+    def published_as(
+        self, port: int, proto: str, end: End | None = None
+    ) -> tuple[EndpointRecord, PortMapping, int] | None:
+        """Return which endpoint, or which of a sandbox, a port of the host leads to, at whatever address, and where."""
         for record in end.records if end else self._engine.registry.endpoints():
             for mapping in record.in_force:
-                if mapping.proto == proto and mapping.host_port <= port < mapping.host_port + mapping.count:
-                    return record, mapping
+                if inside := inside_port(mapping, port, proto):
+                    return record, mapping, inside
         return None
 
     def serves_names(self, address: IPAddress | None, port: int) -> bool:
@@ -175,6 +171,18 @@ class Ends:
         others = self._engine.registry.in_sandbox(first.sandbox, first.sandbox_id)
         records = (first, *(it for it in others if it.key != first.key))
         return End(Kind.SANDBOX, Place(name_of(first), first.sandbox), records)
+
+
+def outside(address: IPAddress | None = None) -> End:
+    """Return an end beyond this host."""
+    return End(Kind.OUTSIDE, Place("outside"), address=address)
+
+
+def inside_port(mapping: PortMapping, port: int, proto: str) -> int:
+    """Return the port of the container to which a port of the host leads; 0 if the mapping is another's."""
+    if mapping.proto != proto or not mapping.host_port <= port < mapping.host_port + mapping.count:
+        return 0
+    return mapping.port + port - mapping.host_port
 
 
 def of_remote(far: RemoteEnd, address: IPAddress | None = None) -> End:

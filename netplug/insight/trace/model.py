@@ -51,6 +51,9 @@ class Place:
         return f"{self.host}:{self.netns}" if self.host else self.netns
 
 
+HOST_PLACE = Place("this host")
+
+
 @dataclass(frozen=True, slots=True)
 class Station:
     """A link at which the packet has to be seen. `incoming`: on the way there, the link receives it."""

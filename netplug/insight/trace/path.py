@@ -10,12 +10,10 @@ from netplug.drivers.naming import host_side, point_to_point
 from netplug.engine.records import EndpointRecord
 from netplug.insight.links import link_of, owner
 from netplug.insight.trace import overlay
-from netplug.insight.trace.ends import THIS_HOST, End, Kind
-from netplug.insight.trace.model import Path, Place, Station, Stretch
+from netplug.insight.trace.ends import End, Kind
+from netplug.insight.trace.model import HOST_PLACE, Path, Station, Stretch
 from netplug.insight.trace.overlay import Stretched
 from netplug.kernel.probes.api import Facts, LinkState
-
-HOST_PLACE = Place(THIS_HOST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from netplug.drivers.bridge import link_of as bridge_of
 from netplug.drivers.steps import IPAddress
 from netplug.errors import NetplugError
 from netplug.insight.links import link_of, owner
-from netplug.insight.trace.ends import THIS_HOST, End, Ends, Kind
-from netplug.insight.trace.model import Place
+from netplug.insight.trace.ends import End, Ends, Kind, outside
+from netplug.insight.trace.model import HOST_PLACE, Place
 from netplug.insight.trace.path import Crossing, Wiring, host_link, wiring
 from netplug.insight.trace.target import ICMP, Target, passing_by
 from netplug.kernel.probes.api import HOST, Facts, Look, Prober, RouteFound
@@ -60,12 +60,10 @@ class Preparing:
         """
         version = preferred_version(source, target)
         if target.address:
-            return target.address, End(
-                Kind.OUTSIDE, Place("outside"), address=target.address
-            ) if target.outside else None
+            return target.address, outside(target.address) if target.outside else None
         if target.outside:
             found = await self.beyond(version)
-            return found, End(Kind.OUTSIDE, Place("outside"), address=found)
+            return found, outside(found)
         if target.is_host:
             return await self._of_host(source, version), None
         end = self._ends.called(target.name) or self._ends.elsewhere(target.name, source)
@@ -155,7 +153,7 @@ class Preparing:
         routes: list[tuple[IPAddress, IPAddress | None]] = [(address, None)]
         if sender:
             routes.insert(0, (sender, address if self._ends.is_own(address) else None))
-        host = self._look(Place(THIS_HOST), routes=tuple(routes), listeners=True)
+        host = self._look(HOST_PLACE, routes=tuple(routes), listeners=True)
         if source.kind is not Kind.SANDBOX:
             found = await host
             return found, found
@@ -200,10 +198,10 @@ class Preparing:
             return self._of_ports(address, port, proto, host)
         if found := self._ends.elsewhere(address, source):
             return found
-        return End(Kind.OUTSIDE, Place("outside"), address=address)
+        return outside(address)
 
     def _of_ports(self, address: IPAddress, port: int, proto: str, host: Facts) -> End:
-        plain = End(Kind.HOST, Place(THIS_HOST), address=address)
+        plain = End(Kind.HOST, HOST_PLACE, address=address)
         if proto == ICMP:
             return plain
         if published := self._ends.behind(address, port, proto):

@@ -198,8 +198,7 @@ class Tracer:
         name, what = end.place.name, f"port {target.port}/{target.proto}"
         words = f"{what} of {name} is not published"
         if found := self._ends.published_as(target.port, target.proto, end):
-            inside = found[1].port + target.port - found[1].host_port
-            words += f"; {what} of this host leads to its port {inside}"
+            words += f"; {what} of this host leads to its port {found[2]}"
             suffix = "" if target.proto == "tcp" else f"/{target.proto}"
             return Cause("not_published", words, f"netplug trace outside host:{target.port}{suffix}")
         return Cause("not_published", words, publishing(name, target.port, target.port, target.proto))
