@@ -91,6 +91,17 @@ def parse(text: str, what: str, *, port: bool) -> Target:
     return Target(name, found, number, proto)
 
 
+def written(address: IPAddress, port: int) -> str:
+    """Return an address, and a port if it is not 0, as DST has them.
+
+    >>> written(ip_address("fd00::2"), 80), written(ip_address("10.1.0.2"), 80), written(ip_address("fd00::2"), 0)
+    ('[fd00::2]:80', '10.1.0.2:80', 'fd00::2')
+    """
+    if not port:
+        return str(address)
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
 def _refuse_names(name: str, what: str) -> None:
     """Refuse what is neither a name nor an address.
 

@@ -15,14 +15,14 @@ from netplug.insight.overlay.remote_ends import RemoteEnds
 from netplug.insight.trace import answers, departing, diagnosis, host_routes, mtu, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import End, Ends, Kind, is_reference
-from netplug.insight.trace.mends import publishing
+from netplug.insight.trace.from_outside import entrance
 from netplug.insight.trace.model import Cause, Hop, Outcome, Scene, Verdict
 from netplug.insight.trace.path import path
 from netplug.insight.trace.preparing import Prepared, Preparing
 from netplug.insight.trace.resolving import Resolving
 from netplug.insight.trace.strangers import AskDocker, Strangers
 from netplug.insight.trace.stretching import Stretching, local
-from netplug.insight.trace.target import ICMP, Target, parse_both
+from netplug.insight.trace.target import ICMP, Target, parse_both, written
 from netplug.kernel.probes.api import (
     HOST,
     Flow,
@@ -130,7 +130,7 @@ class Tracer:
             address, end = await self._address(preparing, source, target)
         port = target.port
         if source.kind is Kind.OUTSIDE and end and end.kind is Kind.SANDBOX and target.port:
-            address, port, hop = await self._published(preparing, source, end, target)
+            address, port, hop = await entrance(self._ends, preparing, source, end, target)
             hops.append(hop)
             if hop.verdict is Verdict.BROKEN:
                 return _Begun(source, target, tuple(hops))
@@ -156,52 +156,14 @@ class Tracer:
         report = await prober.run(Job(flow, new_mark(), Origin(source.place.netns), wait_ms=WAIT_MS, drops=False))
         if report.refused or report.reply:
             return ()
-        whole = f"[{address}]:{target.port}" if target.port and address.version == 6 else f"{address}"
-        whole += f":{target.port}" if target.port and address.version == 4 else ""
         words = f"no answer comes by IPv{address.version} from {address}, which programs may try first"
-        return (f"{words}: netplug trace {source.place.name} {whole}",)
+        return (f"{words}: netplug trace {source.place.name} {written(address, target.port)}",)
 
     def _asks(self, source: End, target: Target) -> bool:
         """Whether the source would ask for the name; from outside, and from the host, a container is meant first."""
         if source.kind is not Kind.HOST:
             return source.kind is Kind.SANDBOX
         return self._ends.called(target.name) is None and self._ends.elsewhere(target.name, source) is None
-
-    async def _published(
-        self, preparing: Preparing, source: End, end: End, target: Target
-    ) -> tuple[IPAddress, int, Hop]:
-        """Return the host's address and port by which a container is reached from outside."""
-        name, what = end.place.name, f"port {target.port}/{target.proto} of {end.place.name}"
-        address = end.address
-        assert address is not None  # noqa: S101 - a sandbox that was found by name has one
-        if all(self._ends.network(it).options.mode == "macvlan" for it in end.records):
-            return address, target.port, Hop("published", name, f"{what} is on the segment of its parent link")
-        found = self._ends.publishing(end, target.port, target.proto)
-        if found is None and all(self._ends.network(it).options.mode == "host" for it in end.records):
-            own, _ = await preparing.address(source, Target("host"))
-            return own, target.port, Hop("published", name, f"{what} is that of the host")
-        if found is None:
-            cause = self._unpublished(end, target)
-            return address, target.port, Hop("published", name, what, Verdict.BROKEN, cause=cause)
-        mapping, port = found
-        host_address = mapping.host_address
-        if host_address is None or host_address.is_unspecified or host_address.is_loopback:
-            host_address, _ = await preparing.address(source, Target("host"))
-        if mapping.host_address and mapping.host_address.is_loopback:
-            words = f"{what} is published on {mapping.host_address} only (port {port}), where only this host reaches it"
-            cause = Cause("not_published", words, publishing(name, port, target.port, target.proto, host_address))
-            return host_address, port, Hop("published", name, what, Verdict.BROKEN, cause=cause)
-        return host_address, port, Hop("published", name, f"{what} is published as {host_address} port {port}")
-
-    def _unpublished(self, end: End, target: Target) -> Cause:
-        """Say that a port is not published; it may be the host's that is meant."""
-        name, what = end.place.name, f"port {target.port}/{target.proto}"
-        words = f"{what} of {name} is not published"
-        if found := self._ends.published_as(target.port, target.proto, end):
-            words += f"; {what} of this host leads to its port {found[2]}"
-            suffix = "" if target.proto == "tcp" else f"/{target.proto}"
-            return Cause("not_published", words, f"netplug trace outside host:{target.port}{suffix}")
-        return Cause("not_published", words, publishing(name, target.port, target.port, target.proto))
 
     async def _probe(self, prober: Prober, begun: _Begun) -> Case:
         prepared = begun.prepared
@@ -353,8 +315,5 @@ def _misled(hops: Sequence[Hop], by: Cause | None) -> tuple[Hop, ...]:
 
 def _words(case: Case) -> str:
     source = case.report.source or case.flow.source or ""
-    where = f"{case.flow.destination}"
-    if case.proto != ICMP:
-        where = f"[{where}]" if case.version == 6 else where
-        return f"{source} → {where}:{case.flow.port}/{case.proto}"
-    return f"{source} → {where} (echo)"
+    kind = " (echo)" if case.proto == ICMP else f"/{case.proto}"
+    return f"{source} → {written(case.flow.destination, case.flow.port)}{kind}"
