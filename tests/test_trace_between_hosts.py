@@ -13,7 +13,7 @@ from netplug.insight.overlay.far_watch import FarWatch
 from netplug.insight.overlay.messages import Fault, Seat, Tunnel, Watching
 from netplug.insight.overlay.remote_ends import RemoteEnd
 from netplug.insight.overlay.underlay import Underlay
-from netplug.insight.trace import overlay
+from netplug.insight.trace import overlay, overlay_causes
 from netplug.insight.trace.ends import of_remote
 from netplug.insight.trace.model import HOST_PLACE, Cause, Hop, Verdict
 from netplug.insight.trace.overlay import Stretched
@@ -50,7 +50,7 @@ def missing(it: Stretched, name: str, *, back: bool = False) -> Cause | None:
     stations = stations[::-1] if back else stations
     number = [one.name for one in stations].index(name)
     seen = [Sighting(one.name, What.SYN, True, back, 1.0, WEB, DB) for one in stations[:number]]
-    return overlay.why(it, Trail(tuple(stations), (*seen, *[None] * (len(stations) - number))), back=back)
+    return overlay_causes.why(it, Trail(tuple(stations), (*seen, *[None] * (len(stations) - number))), back=back)
 
 
 def kind(cause: Cause | None) -> str:
@@ -137,36 +137,36 @@ def test_packets_to_a_wrong_vtep_did_not_leave_for_the_other_host() -> None:
 def test_host_that_does_not_watch_is_a_note_if_it_answers_and_the_break_if_not() -> None:
     silent = Unanswered(Reason.SILENT, "two", "unavailable", "host two did not answer within 4 s", hint="look there")
     it = stretched(watching={"watch": ""}, silence=silent)
-    hop = overlay.unwatched(it, answered=True)
+    hop = overlay_causes.unwatched(it, answered=True)
     assert (hop.verdict, kind(hop.cause)) == (Verdict.NOTED, "far.silent")
-    hop = overlay.unwatched(replace(it, underlay=Underlay(True)), answered=False)
+    hop = overlay_causes.unwatched(replace(it, underlay=Underlay(True)), answered=False)
     assert (hop.verdict, kind(hop.cause)) == (Verdict.BROKEN, "far.silent")
     assert "the host lives" in (hop.cause.words if hop.cause else "")
-    hop = overlay.unwatched(replace(it, underlay=Underlay(False)), answered=False)
+    hop = overlay_causes.unwatched(replace(it, underlay=Underlay(False)), answered=False)
     assert kind(hop.cause) == "host.unreachable"
     gone = stretched(watching={"watch": "", "absent": "network blue has no such endpoint there"})
-    assert kind(overlay.unwatched(gone, answered=False).cause) == "endpoint.gone"
+    assert kind(overlay_causes.unwatched(gone, answered=False).cause) == "endpoint.gone"
 
 
 def test_mends_say_on_which_host() -> None:
     it = stretched()
     hop = Hop("listener", "db", "port", Verdict.BROKEN, cause=Cause("listener.none", "nobody", "start it"))
-    assert overlay.located(it, hop).cause == Cause("listener.none", "nobody", "on host two: start it")
-    assert overlay.located(it, overlay.located(it, hop)) == overlay.located(it, hop)
+    assert overlay_causes.located(it, hop).cause == Cause("listener.none", "nobody", "on host two: start it")
+    assert overlay_causes.located(it, overlay_causes.located(it, hop)) == overlay_causes.located(it, hop)
     here = replace(hop, where="this host")
-    assert overlay.located(it, here) == here
+    assert overlay_causes.located(it, here) == here
     own = replace(hop, where="host two", cause=Cause("tunnel.wrong_vtep", "w", "netplug repair"))
-    assert overlay.located(it, own) == own
+    assert overlay_causes.located(it, own) == own
 
 
 def test_large_packets_are_told_with_the_size_that_passes() -> None:
-    assert overlay.too_large(stretched(), 1450) is None
-    assert overlay.too_large(stretched(underlay=Underlay(True, largest=1500)), 1450) is None
-    cause = overlay.too_large(stretched(underlay=Underlay(True, largest=1400)), 1450)
+    assert overlay_causes.too_large(stretched(), 1450) is None
+    assert overlay_causes.too_large(stretched(underlay=Underlay(True, largest=1500)), 1450) is None
+    cause = overlay_causes.too_large(stretched(underlay=Underlay(True, largest=1400)), 1450)
     assert cause
     assert "carries about 1400, and nobody says so" in cause.words
     assert cause.mend.endswith("netplug network update blue -o mtu=1350")
-    told = overlay.too_large(stretched(underlay=Underlay(True, largest=1400, told="192.0.2.254")), 1450)
+    told = overlay_causes.too_large(stretched(underlay=Underlay(True, largest=1400, told="192.0.2.254")), 1450)
     assert told
     assert "as 192.0.2.254 says" in told.words
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from netplug.insight.trace import answers, asking, checks, drops, mtu, overlay, rules, trail
+from netplug.insight.trace import answers, asking, checks, drops, mtu, overlay_causes, rules, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind
 from netplug.insight.trace.findings import Finding
@@ -15,7 +15,7 @@ from netplug.kernel.probes.api import What
 def judge(case: Case) -> tuple[Hop, ...]:
     """Return all hops; those behind the broken one are "not reached"."""
     it = case.stretched
-    return tuple(overlay.located(it, hop) for hop in _judged(case)) if it else _judged(case)
+    return tuple(overlay_causes.located(it, hop) for hop in _judged(case)) if it else _judged(case)
 
 
 def _judged(case: Case) -> tuple[Hop, ...]:
@@ -26,9 +26,9 @@ def _judged(case: Case) -> tuple[Hop, ...]:
         return (*hops, *_broken(case, there, found, back=False))
     if case.stretched and not case.stretched.far.open:
         refused = any(it.what is What.RST for it in case.report.replies)
-        hops.append(overlay.unwatched(case.stretched, answered=refused or answers.answer(case) is not None))
+        hops.append(overlay_causes.unwatched(case.stretched, answered=refused or answers.answer(case) is not None))
         if refused:
-            hops.append(overlay.refused(case.stretched, case.port))
+            hops.append(overlay_causes.refused(case.stretched, case.port))
     else:
         hops.append(answers.arrival(case, found))
     if hops[-1].verdict is Verdict.BROKEN:
@@ -75,7 +75,7 @@ def _why(case: Case, it: Trail, found: Sequence[Finding], *, back: bool) -> Caus
         return exact
     if not back and (cause := _twice(case)):
         return cause
-    if case.stretched and (cause := overlay.why(case.stretched, it, back=back)):
+    if case.stretched and (cause := overlay_causes.why(case.stretched, it, back=back)):
         return cause
     if cause := asking.nobody_has(case, it, found, back=back):
         return cause

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from netplug.drivers.steps import IPAddress
-from netplug.insight.trace import mends, overlay, trail
+from netplug.insight.trace import mends, overlay_causes, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.model import Cause, Hop, Verdict
 from netplug.kernel.probes.api import Kind as Probe
@@ -45,7 +45,7 @@ def arrives(case: Case, report: Report) -> bool:
 
 
 def _vanishing(case: Case, it: trail.Trail, size: int) -> Cause:
-    if case.stretched and (cause := overlay.too_large(case.stretched, size)):
+    if case.stretched and (cause := overlay_causes.too_large(case.stretched, size)):
         return cause
     last, missing = it.last, it.first_missing
     links = []
