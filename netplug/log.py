@@ -21,10 +21,11 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-def configure(log_format: LogFormat = "console", level: LogLevel = "info") -> None:
+def configure(log_format: LogFormat = "console", level: LogLevel = "info", *, lasting: bool = False) -> None:
     """Send netplug's events from `level` on, and those of libraries from "warning" on, to stderr.
 
     A second call replaces the first. uvicorn needs `log_config=None`; otherwise it installs handlers of its own.
+    `lasting`: no second call comes. Then each logger is assembled once; else at each line, also one below `level`.
     """
     shared: tuple[Processor, ...] = (
         structlog.contextvars.merge_contextvars,
@@ -38,7 +39,7 @@ def configure(log_format: LogFormat = "console", level: LogLevel = "info") -> No
         processors=[*shared, *ending],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=_Factory(sys.stderr),
-        cache_logger_on_first_use=False,  # loggers are created at import, before this call
+        cache_logger_on_first_use=lasting,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -191,7 +191,7 @@ def run(settings: Settings) -> None:
     Raises:
         NetplugError: the daemon cannot start, or failed.
     """
-    logging.configure(settings.log_format, settings.log_level)
+    logging.configure(settings.log_format, settings.log_level, lasting=True)
     try:
         asyncio.run(_run(settings))
     except NetplugError:
