@@ -50,22 +50,22 @@ def guard(app: FastAPI, render: Render, requests: Requests, asker: str) -> None:
     `requests`: counts them, as `asker`'s.
     """
 
+    def failed(failure: Failure) -> Response:
+        current().fail(failure.kind, failure.text)
+        return render(failure)
+
     async def ill_formed(_: Request, exc: Exception) -> Response:
         errors: Sequence[Mapping[str, Any]] = exc.errors() if isinstance(exc, RequestValidationError) else ()
         failure = _ill_formed(errors[0])
-        current().fail(failure.kind, failure.text)
         log.info("request.refused", kind=failure.kind, error=failure.text)
-        return render(failure)
+        return failed(failure)
 
     async def refused(request: Request, exc: Exception) -> Response:
-        status = exc.status_code if isinstance(exc, HTTPException) else 0
-        failure = _refused(request, status)
-        current().fail(failure.kind, failure.text)
-        return render(failure)
+        return failed(_refused(request, exc.status_code if isinstance(exc, HTTPException) else 0))
 
     app.add_exception_handler(RequestValidationError, ill_formed)
     app.add_exception_handler(HTTPException, refused)
-    app.add_middleware(_Guard, render=render, requests=requests, asker=asker)
+    app.add_middleware(_Guard, render=failed, requests=requests, asker=asker)
 
 
 class _Guard:
@@ -79,14 +79,13 @@ class _Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with self._requests.answering(self._asker, _verb(scope)) as asked:
+        with self._requests.answering(self._asker, _verb(scope["method"], scope["path"])) as asked:
             await uncancellable(self._answer(asked, scope, receive, send))
 
     async def _answer(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         if _length(scope) > MAX_BODY:
-            asked.fail(_TOO_LARGE.kind, _TOO_LARGE.text)
-            self._count(asked, scope)
             response = self._render(_TOO_LARGE)
+            self._count(asked, scope)
             response.headers["connection"] = "close"  # else the server would read it all
             await response(scope, receive, send)
             return
@@ -94,32 +93,27 @@ class _Guard:
 
         async def noting(message: Message) -> None:
             nonlocal started
-            started = True
-            self._count(asked, scope)
+            if not started:
+                started = True
+                self._count(asked, scope)
             await send(message)
 
         try:
             await self._app(scope, _limited(receive), noting)
         except Exception as exc:  # noqa: BLE001 - a front end answers here
-            failure = failure_of(exc)
+            failure = failure_of(exc, asked.id)
             if not started:
+                response = self._render(failure)
                 self._count(asked, scope)
-                await self._render(failure)(scope, receive, send)
+                await response(scope, receive, send)
 
     def _count(self, asked: Asked, scope: Scope) -> None:
-        asked.label = asked.label or _label(scope)
+        asked.label = _label(scope)
         self._requests.answered(asked)
 
 
-def failure_of(exc: Exception) -> Failure:
+def failure_of(exc: Exception, request_id: str) -> Failure:
     """Return the failure in words for the caller, and log what the caller cannot repair."""
-    asked = current()
-    failure = _failure_of(exc, asked.id)
-    asked.fail(failure.kind, failure.text)
-    return failure
-
-
-def _failure_of(exc: Exception, request_id: str) -> Failure:
     if isinstance(exc, Reportable) and exc.kind != "internal":
         text = _line(str(exc))
         log.info("request.refused", kind=exc.kind, error=text)
@@ -136,17 +130,15 @@ def _failure_of(exc: Exception, request_id: str) -> Failure:
 _TOO_LARGE = Failure("too_large", f"the request is larger than {MAX_BODY} bytes")
 
 
-def _verb(scope: Scope) -> str:
+def _verb(method: str, path: str) -> str:
     """Return what is asked for: a path alone is called by POST, as Docker does."""
-    path, method = scope["path"], scope["method"]
     return path[1:] if method == "POST" and not path.startswith("/v1/") else f"{method} {path}"
 
 
 def _label(scope: Scope) -> str:
     """Return the verb without ids; one word for all that there is not."""
-    route = scope.get("route")
-    path = getattr(route, "path", "")
-    return _verb({**scope, "path": path}) if path else "unknown"
+    path = getattr(scope.get("route"), "path", "")
+    return _verb(scope["method"], path) if path else "unknown"
 
 
 def _length(scope: Scope) -> int:

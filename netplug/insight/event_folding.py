@@ -76,7 +76,7 @@ class Folding:
 
 
 def _same(one: Happening, other: Happening) -> bool:
-    return replace(one, time=0.0, request="") == replace(other, time=0.0, request="")
+    return one.kind is other.kind and replace(one, time=other.time, request=other.request) == other
 
 
 def to_json(event: Event) -> dict[str, Any]:
