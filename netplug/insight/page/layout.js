@@ -14,7 +14,7 @@ const NARROW = 700;
 /**
  * Return {width, height, columns, bands, boxes, size, narrow}; boxes are smaller where there are many.
  * A column: {host, x, width, y, height}; a band: {network, x, y, width, height, label, lines}; a line: {x1, x2, y};
- * a box: {x, y, width, lineY, endpoint, container, network, host}.
+ * a box: {key, x, y, width, row, lineY, endpoint, container, network, host}; `key` is unique.
  */
 export function layout(graph, width) {
   const containers = new Map(graph.containers.map((one) => [one.key, one]));
@@ -33,7 +33,7 @@ export function layout(graph, width) {
 }
 
 /** Return the hosts, and those that only containers name. */
-export function allHosts(graph) {
+function allHosts(graph) {
   const known = new Set(graph.hosts.map((host) => host.name));
   const others = new Set(graph.containers.map((one) => one.host).filter((name) => !known.has(name)));
   const strange = [...others].sort().map((name) => ({ name, me: false, alive: false, address: "", notes: [] }));
@@ -125,6 +125,7 @@ function put(result, members, { x, y, across, box, lineY, network, host, size })
     const column = place % across;
     const row = Math.floor(place / across);
     const at = { x: x + column * (box + size.gap), y: y + row * (size.height + size.gap) };
-    result.boxes.push({ ...at, width: box, row, lineY, endpoint, container, network, host });
+    const key = endpoint.id + network.id;
+    result.boxes.push({ key, ...at, width: box, row, lineY, endpoint, container, network, host });
   });
 }

@@ -1,6 +1,7 @@
 // What stands beside the topology: pools, DNS questions, events, names, differences.
 
 import { byId, el, list, say, set, svg } from "./dom.js";
+import { matches } from "./filter.js";
 
 const SAMPLES = 60;
 const MOST_EVENTS = 200;
@@ -12,10 +13,7 @@ const BAD_EVENT = /\.(lost|found|begun|refused|failed)$/;
 /** Show how full each subnet is. */
 export function showPools(graph) {
   const pools = graph.networks.flatMap((network) => network.subnets.map((subnet) => ({ network, ...subnet })));
-  const make = () => {
-    const row = el("tr", {}, el("td"), el("td", { class: "mono dim" }), el("td", {}, el("span", { class: "bar" }, el("i"))), el("td"));
-    return row;
-  };
+  const make = () => el("tr", {}, el("td"), el("td", { class: "mono dim" }), el("td", {}, el("span", { class: "bar" }, el("i"))), el("td"));
   list(byId("pools"), pools, (one) => `${one.network.id} ${one.subnet}`, make, (row, one) => {
     const [name, subnet, bar, used] = row.children;
     const part = Math.min(one.used / one.size, 1);
@@ -111,9 +109,7 @@ export function showEvents() {
 export function showNames(names, filter) {
   say(byId("names-count"), names.length);
   if (!byId("names-details").open) return;
-  const words = filter.split(/\s+/);
-  const text = (one) => [one.network, ...one.names, ...one.addresses].join(" ").toLowerCase();
-  const found = names.filter((one) => words.every((word) => text(one).includes(word)));
+  const found = names.filter((one) => matches([one.network, ...one.names, ...one.addresses], filter));
   const make = () => el("tr", {}, el("td"), el("td", { class: "mono dim" }), el("td", { class: "dim" }));
   const shown = found.slice(0, MOST_NAMES);
   list(byId("names"), shown, (one) => `${one.network} ${one.endpoint} ${one.names[0]}`, make, (row, one) => {

@@ -1,6 +1,7 @@
 // Draws the graph as SVG, and moves in it by keys. Nodes are kept between updates: an update touches what differs.
 
 import { list, say, set, svg } from "./dom.js";
+import { matches } from "./filter.js";
 import { layout } from "./layout.js";
 
 const FEW_TIES = 24;
@@ -32,7 +33,7 @@ export class Topology {
     if (this.graph && this.width !== this.place.clientWidth) this.draw(this.graph, this.marks);
   }
 
-  /** Draw a graph. `marks`: {ends: ids of endpoints, problems: Map of ids → words, filter: text}. */
+  /** Draw a graph. `marks`: {ends: keys of boxes, problems: Map of ids → words, filter: text}. */
   draw(graph, marks) {
     this.graph = graph;
     this.marks = marks;
@@ -41,7 +42,7 @@ export class Topology {
     this.boxes = found.boxes;
     this.size = found.size;
     this.narrow = found.narrow;
-    this.byId = new Map(found.boxes.map((box) => [box.endpoint.id + box.network.id, box]));
+    this.byId = new Map(found.boxes.map((box) => [box.key, box]));
     set(this.root, { width: found.width, height: found.height, viewBox: `0 0 ${found.width} ${found.height}` });
     this.ids = new Map();
     for (const box of found.boxes) {
@@ -53,8 +54,8 @@ export class Topology {
     this.drawColumns(found);
     this.drawLines(found);
     this.drawTies();
-    if (!this.byId.has(this.current)) this.current = found.boxes[0] ? key(found.boxes[0]) : "";
-    list(this.layers.boxes, found.boxes, key, makeBox, (node, box) => this.changeBox(node, box));
+    if (!this.byId.has(this.current)) this.current = found.boxes[0]?.key ?? "";
+    list(this.layers.boxes, found.boxes, (box) => box.key, makeBox, (node, box) => this.changeBox(node, box));
   }
 
   drawBands(found) {
@@ -120,7 +121,7 @@ export class Topology {
     const few = !this.narrow && several.length <= FEW_TIES;
     const shown = few ? several : several.filter((boxes) => boxes[0].container.key === here);
     const ties = shown.flatMap((boxes) => boxes.slice(1).map((box, place) => [boxes[place], box]));
-    list(this.layers.ties, ties, ([from, to]) => key(from) + key(to), () => svg("path"), (node, [from, to]) => {
+    list(this.layers.ties, ties, ([from, to]) => from.key + to.key, () => svg("path"), (node, [from, to]) => {
       const [x, y, u] = [from.x + 9, from.y + this.size.height, to.x + 9];
       const kind = from.container.key === here ? "tie near" : "tie";
       set(node, { class: kind, d: `M${x} ${y}C${x} ${y + 26} ${u} ${to.y - 26} ${u} ${to.y}` });
@@ -131,12 +132,11 @@ export class Topology {
     const [title, rect, name, address, badge] = node.children;
     const { endpoint, container, network } = box;
     const { ends, problems, filter } = this.marks;
-    const end = ends.indexOf(endpoint.id + network.id);
+    const end = ends.indexOf(box.key);
     const bad = problems.get(endpoint.id) ?? (endpoint.healthy ? "" : "unhealthy");
-    const faint = filter !== "" && !matches(box, filter);
-    const id = key(box);
+    const faint = filter !== "" && !matches(searched(box), filter);
     const many = this.ids.get(container.key).length;
-    const looked = `${end} ${bad} ${faint} ${id === this.current} ${box.x} ${box.y} ${box.width} ${many} ${this.same === container.key} ${this.size.compact}`;
+    const looked = `${end} ${bad} ${faint} ${box.key === this.current} ${box.x} ${box.y} ${box.width} ${many} ${this.same === container.key} ${this.size.compact}`;
     const told = `${container.name} ${endpoint.addresses} ${endpoint.ports} ${network.name}`;
     if (node.looked === looked && node.told === told) return;
     Object.assign(node, { looked, told });
@@ -145,10 +145,10 @@ export class Topology {
     set(node, {
       class: kind.filter(Boolean).join(" "),
       transform: `translate(${box.x} ${box.y})`,
-      tabindex: id === this.current ? 0 : -1,
+      tabindex: box.key === this.current ? 0 : -1,
       "aria-pressed": end >= 0,
       "aria-label": words.filter(Boolean).join(", "),
-      "data-id": id,
+      "data-id": box.key,
     });
     say(title, words.filter(Boolean).join("\n"));
     set(rect, { width: box.width, height: this.size.height });
@@ -184,14 +184,14 @@ export class Topology {
   }
 
   node(box) {
-    return this.layers.boxes.known.get(key(box));
+    return this.layers.boxes.known.get(box.key);
   }
 
   focused(target) {
     const box = this.at(target);
     if (!box) return;
     const former = this.byId.get(this.current);
-    this.current = key(box);
+    this.current = box.key;
     for (const one of [former, box]) if (one) this.changeBox(this.node(one), one);
     this.look(box.container.key);
   }
@@ -228,18 +228,14 @@ export class Topology {
   }
 }
 
-const key = (box) => box.endpoint.id + box.network.id;
-
 function makeBox() {
   const texts = [svg("text", { class: "name", x: 8, y: 15 }), svg("text", { class: "mono", x: 8, y: 29 }), svg("text", { class: "badge", y: 15 })];
   return svg("g", { role: "button" }, svg("title"), svg("rect", { rx: 3 }), ...texts);
 }
 
-/** Tell whether a box has the words of a filter. */
-export function matches({ container, endpoint, network }, filter) {
-  const text = [container.name, container.id, container.host, network.name, network.mode, ...endpoint.addresses, ...endpoint.ports];
-  const all = text.join(" ").toLowerCase();
-  return filter.split(/\s+/).every((word) => all.includes(word));
+/** Return the texts by which a box is found. */
+function searched({ container, endpoint, network }) {
+  return [container.name, container.id, container.host, network.name, network.mode, ...endpoint.addresses, ...endpoint.ports];
 }
 
 /** Return the published ports of the host, as in :8080, each once. */

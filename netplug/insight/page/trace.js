@@ -22,12 +22,12 @@ export class Trace {
 
   /** Return the keys of the chosen boxes. */
   get keys() {
-    return this.ends.map((box) => box.endpoint.id + box.network.id);
+    return this.ends.map((box) => box.key);
   }
 
   /** Choose a box: the source, then the destination, then a new source. */
   choose(box) {
-    const known = this.keys.indexOf(box.endpoint.id + box.network.id);
+    const known = this.keys.indexOf(box.key);
     if (known >= 0) this.set(this.ends.filter((_, place) => place !== known));
     else this.set(this.ends.length < 2 ? [...this.ends, box] : [box]);
   }
