@@ -24,10 +24,8 @@ from netplug.kernel.probes.packets import Packet
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PROBE = 10, 23, 3
 """IP_PMTUDISC_PROBE: DF, whatever the kernel has learned of the path."""
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
-_SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 33, 35
-_ICMP6_FILTER = 1
+_SO_TIMESTAMPNS = 35
 _RECORDS = {"A": 1, "NS": 2, "CNAME": 5, "PTR": 12, "TXT": 16, "AAAA": 28, "SRV": 33}
-_PATIENCE_S = 0.0
 Received = tuple[Packet, int]
 
 
