@@ -130,6 +130,17 @@ def select_attrs(data: bytes, start: int, wanted: frozenset[int]) -> dict[int, b
     return found
 
 
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and body of each message of a datagram (netlink(7))."""
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, offset)
+        if length < 16:
+            return
+        yield kind, data[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
+
+
 def number(value: bytes | None, default: int = 0) -> int:
     """Return a 32-bit number in host byte order, or the default if there is none."""
     return default if value is None else int(_U32.unpack_from(value)[0])

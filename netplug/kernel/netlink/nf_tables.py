@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from netplug.kernel.netlink.connection import (
     NLM_F_ACK,
+    NLM_F_APPEND,
     NLM_F_CREATE,
     Netlink,
     NetlinkError,
@@ -143,6 +144,19 @@ def comment_of(userdata: bytes) -> str:
     return userdata[2 : 2 + userdata[1]].rstrip(b"\0").decode(errors="replace") if len(userdata) > 1 else ""
 
 
+def base_chain(family: int, table: str, chain: str, hook: int, priority: int, link: str = "") -> Message:
+    """Return the message that creates a base chain, which accepts what its rules let pass."""
+    where = nest(CHAIN_HOOK, be32(1, hook), be32(2, priority), text(3, link) if link else b"")
+    body = text(1, table), text(CHAIN_NAME, chain), where, be32(CHAIN_POLICY, 1), text(7, "filter")
+    return message(NEWCHAIN, family, *body, flags=NLM_F_CREATE)
+
+
+def rule(family: int, table: str, chain: str, *expressions: bytes) -> Message:
+    """Return the message that appends a rule to a chain."""
+    body = text(1, table), text(RULE_CHAIN, chain), nest(4, *expressions)
+    return message(NEWRULE, family, *body, flags=NLM_F_CREATE | NLM_F_APPEND)
+
+
 # Elements
 
 
@@ -184,13 +198,8 @@ def elements(kind: int, family: int, table: str, of: str, items: Sequence[bytes]
 
 def hook(table: str, link: str, chain: str) -> list[Message]:
     """Return the messages that create a base chain on a link's ingress, which jumps to another chain."""
-    of, name = text(1, table), text(3, link)
-    where = nest(4, be32(1, _INGRESS), be32(2, 0), text(3, link))
     jump = nest(1, text(1, "immediate"), nest(2, be32(1, 0), nest(2, verdict(f"jump {chain}"))))
-    return [
-        message(NEWCHAIN, NETDEV, of, name, where, be32(5, 1), text(7, "filter"), flags=NLM_F_CREATE),
-        message(NEWRULE, NETDEV, of, text(2, link), nest(4, jump), flags=NLM_F_CREATE | 0x800),
-    ]
+    return [base_chain(NETDEV, table, link, _INGRESS, 0, link), rule(NETDEV, table, link, jump)]
 
 
 def is_hook(chain: Mapping[int, bytes]) -> bool:

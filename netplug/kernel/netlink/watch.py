@@ -32,7 +32,7 @@ from netplug.kernel.host.socket_filters import (
     attach,
 )
 from netplug.kernel.links.forwarding_entries import DELNEIGH, NEWNEIGH
-from netplug.kernel.netlink.connection import attrs, select_attrs, string
+from netplug.kernel.netlink.connection import attrs, messages, select_attrs, string
 from netplug.tasks.signal import Signal
 
 NEWLINK, DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
@@ -133,7 +133,7 @@ class ForeignChanges:
                 return
 
     def _on_route(self, data: bytes) -> None:
-        for kind, body in _messages(data):
+        for kind, body in messages(data):
             if kind == NEWLINK and body[0] == _AF_BRIDGE:
                 self._on_port(body)
             elif kind in {NEWLINK, DELLINK}:
@@ -190,7 +190,7 @@ class ForeignChanges:
             self.underlay.set()
 
     def _on_nft(self, data: bytes) -> None:
-        for kind, body in _messages(data):
+        for kind, body in messages(data):
             if kind == _NFT_MSG_NEWGEN:
                 found = attrs(body, 4)
                 generation = int.from_bytes(found.get(_NFTA_GEN_ID, b""), "big")
@@ -231,15 +231,3 @@ def without_chatter() -> Iterator[Instruction]:
 def _as_read(number: int) -> int:
     """Return a 16-bit number in host byte order as the filter loads it, in network order."""
     return int.from_bytes(number.to_bytes(2, sys.byteorder), "big")
-
-
-def _messages(data: bytes) -> list[tuple[int, bytes]]:
-    """Split a datagram into (type, body) of each message (netlink(7))."""
-    found = []
-    while len(data) >= 16:
-        length = int.from_bytes(data[:4], sys.byteorder)
-        if length < 16:
-            break
-        found.append((int.from_bytes(data[4:6], sys.byteorder), data[16:length]))
-        data = data[(length + 3) & ~3 :]
-    return found

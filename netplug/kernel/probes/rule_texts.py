@@ -18,7 +18,6 @@ _TABLES = frozenset({"filter", "nat", "mangle", "raw", "security"})
 _HANDLE = re.compile(r"^\s*(.*?)\s*# handle (\d+)$")
 _HOOKED = re.compile(r"hook (\w+)")
 _DEADLINE_S = 5
-_RULE_HANDLE = 3
 
 
 @dataclass(slots=True)
@@ -104,7 +103,7 @@ def _handles(family: str, table: str, chain: str) -> list[int]:
         number = nft.FAMILIES[family]
         dumped = nft.dump(netlink, nft.GETRULE, number, text(1, table), text(2, chain))
         rules = [attrs(it, 4) for it in dumped]
-    return [int.from_bytes(it[_RULE_HANDLE], "big") for it in rules if string(it.get(nft.RULE_CHAIN)) == chain]
+    return [int.from_bytes(it[nft.RULE_HANDLE], "big") for it in rules if string(it.get(nft.RULE_CHAIN)) == chain]
 
 
 def _saved(command: Sequence[str], chain: str) -> list[str]:

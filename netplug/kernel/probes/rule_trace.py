@@ -15,11 +15,11 @@ from netplug.kernel import libc
 from netplug.kernel.netlink import nf_tables as nft
 from netplug.kernel.netlink.connection import (
     NETLINK_NETFILTER,
-    NLM_F_CREATE,
     Netlink,
     NetlinkError,
     attr,
     attrs,
+    messages,
     nest,
     string,
     text,
@@ -27,6 +27,7 @@ from netplug.kernel.netlink.connection import (
 from netplug.kernel.probes import packets, places
 from netplug.kernel.probes.api import PROBING, Job
 from netplug.kernel.probes.marks import ICMP, ICMP6, Word, offsets, word_of
+from netplug.kernel.probes.matching import first_port
 from netplug.kernel.probes.packets import Packet
 
 PREFIX = "np-probe-"
@@ -38,14 +39,12 @@ _SO_RCVBUFFORCE = 33
 _FIRST = -(1 << 31)
 _PREROUTING, _OUTPUT = 0, 3
 _INGRESS, _EGRESS = 0, 1
-_APPEND = 0x800
-_HEADER = struct.Struct("=IHHII")
 _TRANSPORT_HEADER = 2
 _META_L4PROTO, _META_NFTRACE, _META_NFPROTO = 16, 12, 15
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID, _NETWORK, _TRANSPORT, _POLICY = 1, 2, 3, 4, 5, 6, 8, 9, 16
 _LINK_HEADER, _IIF, _OIF = 7, 10, 12
 _ETHERNET_BYTES = 14
-_POLICY_TYPE, _RETURN_TYPE, _RULE_TYPE = 1, 2, 3
+_POLICY_TYPE, _RULE_TYPE = 1, 3
 _VERDICTS = {0: "drop", 1: "accept", 2: "stolen", 3: "queue"}
 _PR_SET_NAME = 15
 _ROOM = 1 << 22
@@ -85,22 +84,18 @@ _MOST_SEEN = 4096
 
 @dataclass(slots=True)
 class Tracer:
-    """The trace of one namespace. `lacks`: what cannot be traced there, and why.
-
-    Args:
-        links: those whose ingress and egress chains (family netdev) are traced too.
-    """
+    """The trace of one namespace. `lacks`: what cannot be traced there, and why."""
 
     netns: str
     netlink: Netlink
     lacks: list[str] = field(default_factory=list)
-    _seen: dict[int, "_Seen"] = field(default_factory=dict)
+    _seen: dict[int, _Seen] = field(default_factory=dict)
     _tables: frozenset[str] = frozenset()
     _ours: set[int] = field(default_factory=set)
 
     @classmethod
     def open(cls, job: Job, netns: str, links: Sequence[str]) -> "Tracer":
-        """Open it.
+        """Open it. `links`: those whose ingress and egress chains (family netdev) are traced too.
 
         Raises:
             ProbeError: the namespace is gone.
@@ -147,12 +142,9 @@ class Tracer:
             except OSError as error:  # ENOBUFS: some were lost
                 self.lacks.append(f"events of the trace were lost: {error.strerror}")
                 continue
-            offset = 0
-            while offset + 16 <= len(data):
-                length, kind, *_ = _HEADER.unpack_from(data, offset)
+            for kind, body in messages(data):
                 if kind == nft.SUBSYSTEM << 8 | _TRACE:
-                    yield from self._event(data[offset + 16 : offset + length])
-                offset += max((length + 3) & ~3, 16)
+                    yield from self._event(body)
 
     def _event(self, data: bytes) -> Iterator[Event]:
         found = attrs(data, 4)
@@ -221,16 +213,11 @@ def table(
     family: int, name: str, hooks: Sequence[tuple[str, int, str]], rules: Sequence[Sequence[bytes]]
 ) -> list[nft.Message]:
     """Return a table of ours, with the rules in a chain before all others at each hook: name, number, and link."""
-    messages = [nft.new_table(family, name, nft.OWNED)]
-    of = text(1, name)
+    made = [nft.new_table(family, name, nft.OWNED)]
     for chain, hook, link in hooks:
-        where = nest(4, nft.be32(1, hook), nft.be32(2, _FIRST), text(3, link) if link else b"")
-        body = of, text(3, chain), where, nft.be32(5, 1), text(7, "filter")
-        messages.append(nft.message(nft.NEWCHAIN, family, *body, flags=NLM_F_CREATE))
-        for expressions in rules:
-            rule = of, text(2, chain), nest(4, *expressions)
-            messages.append(nft.message(nft.NEWRULE, family, *rule, flags=NLM_F_CREATE | _APPEND))
-    return messages
+        made.append(nft.base_chain(family, name, chain, hook, _FIRST, link))
+        made += [nft.rule(family, name, chain, *expressions) for expressions in rules]
+    return made
 
 
 def _rules(job: Job) -> Iterator[list[bytes]]:
@@ -245,8 +232,6 @@ def _rules(job: Job) -> Iterator[list[bytes]]:
 
 def _quoted_ports(job: Job) -> Iterator[list[bytes]]:
     """Yield rules for errors about datagrams, of which routers quote the ports at least."""
-    from netplug.kernel.probes.matching import first_port  # noqa: PLC0415
-
     for number in range(job.repeat):
         port = struct.pack("!H", first_port(job) + number)
         for proto, offset in ((ICMP, 28), (ICMP6, 48)):
@@ -259,8 +244,7 @@ def _expression(name: str, *data: bytes) -> bytes:
 
 
 def _protocol(proto: int) -> list[bytes]:
-    load = _expression("meta", nft.be32(2, _META_L4PROTO), nft.be32(1, 1))
-    return [load, compare(bytes((proto,)))]
+    return [_expression("meta", nft.be32(2, _META_L4PROTO), nft.be32(1, 1)), compare(bytes((proto,)))]
 
 
 def load(offset: int, length: int, header: int = _TRANSPORT_HEADER) -> bytes:
