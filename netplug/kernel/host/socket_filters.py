@@ -7,21 +7,17 @@ not permitted (bpf(2): in a user namespace), each socket gets the classic filter
 
 import ctypes
 import os
-import platform
 import socket
 import struct
-import sys
 from collections.abc import Iterable
 from ctypes import addressof, create_string_buffer
 from functools import cached_property
 
-from netplug.kernel import libc
+from netplug.kernel import bpf
 
 _SO_ATTACH_FILTER, _SO_ATTACH_BPF = 26, 50
-_SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
-_BPF_PROG_LOAD, _SOCKET_FILTER = 5, 1
-_ATTRIBUTES = struct.Struct("=IIQQIIQII16s")
-"""``union bpf_attr`` for BPF_PROG_LOAD, up to the name."""
+_SOCKET_FILTER = 1
+"""BPF_PROG_TYPE_SOCKET_FILTER."""
 WHOLE = 0xFFFFFFFF
 """Return value that accepts all bytes of a packet."""
 
@@ -82,7 +78,7 @@ def _translated(code: Iterable[Instruction]) -> bytes:
 
     The first instruction copies the context to register 6, which loads use. A load past the packet's end drops it.
     """
-    save_context = _instruction(0xBF, 6 | 1 << 4)
+    save_context = bpf.instruction(0xBF, 6 | 1 << 4)
     body = list(code)
     position, positions = 1, []
     for kind, *_ in body:
@@ -92,33 +88,16 @@ def _translated(code: Iterable[Instruction]) -> bytes:
     for number, (kind, if_true, if_false, value) in enumerate(body):
         here = positions[number]
         if kind == LOAD:
-            translated.append(_instruction(LOAD, value=value))
+            translated.append(bpf.instruction(LOAD, value=value))
         elif kind == EQUAL:  # JMP32: jump if equal, and if not
-            translated.append(_instruction(0x16, 0, positions[number + 1 + if_true] - here - 1, value))
-            translated.append(_instruction(0x56, 0, positions[number + 1 + if_false] - here - 2, value))
+            translated.append(bpf.instruction(0x16, 0, positions[number + 1 + if_true] - here - 1, value))
+            translated.append(bpf.instruction(0x56, 0, positions[number + 1 + if_false] - here - 2, value))
         elif kind == RETURN:
-            translated += [_instruction(0xB4, value=value), _instruction(0x95)]
+            translated += [bpf.instruction(0xB4, value=value), bpf.instruction(0x95)]
         else:
             raise ValueError(f"instruction {kind:#x} is not supported")
     return b"".join(translated)
 
 
-def _instruction(code: int, registers: int = 0, offset: int = 0, value: int = 0) -> bytes:
-    return struct.pack("<BBhI", code, registers, offset, value)
-
-
 def _load(program: bytes) -> int:
-    """Load a program and return its descriptor.
-
-    Raises:
-        OSError: the kernel refuses it.
-    """
-    number = _SYS_BPF.get(platform.machine())
-    if number is None or sys.byteorder != "little":
-        raise OSError("the number of bpf(2) is unknown on this architecture")
-    code, licence = create_string_buffer(program, len(program)), create_string_buffer(b"Apache-2.0")
-    packed = _ATTRIBUTES.pack(
-        _SOCKET_FILTER, len(program) // 8, addressof(code), addressof(licence), 0, 0, 0, 0, 0, b"netplug"
-    )
-    attributes = create_string_buffer(packed, len(packed))
-    return libc.call("syscall", number, _BPF_PROG_LOAD, attributes, len(packed))
+    return bpf.load(_SOCKET_FILTER, program, b"Apache-2.0")

@@ -1,34 +1,23 @@
-"""The calls of bpf(2) that a small tracing program needs, and its instructions.
+"""What a small tracing program needs: its instructions, and the calls of bpf(2) that load it and get its results.
 
 The program is put together here, so no compiler is needed (Documentation/bpf/standardization/instruction-set.rst).
 """
 
 import os
-import platform
 import struct
-import sys
 from ctypes import addressof, create_string_buffer
 
-from netplug.kernel import libc
+from netplug.kernel import bpf
 
-_SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
-_MAP_CREATE, _PROG_LOAD, _RAW_TRACEPOINT_OPEN, _LOOKUP_AND_DELETE = 0, 5, 17, 21
+_MAP_CREATE, _RAW_TRACEPOINT_OPEN, _LOOKUP_AND_DELETE = 0, 17, 21
 _QUEUE, _RAW_TRACEPOINT = 22, 17
 _MAP_PUSH, _PROBE_READ_KERNEL = 87, 113
 R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, FRAME = range(11)
 
 
-def _bpf(command: int, attributes: bytes) -> int:
-    number = _SYSCALL.get(platform.machine())
-    if number is None or sys.byteorder != "little":
-        raise OSError(38, "bpf(2) is not known on this architecture")
-    buffer = create_string_buffer(attributes, len(attributes))
-    return libc.call("syscall", number, command, buffer, len(attributes))
-
-
 def queue(size: int, most: int) -> int:
     """Return the descriptor of a queue of values of a size (since Linux 4.20)."""
-    return _bpf(_MAP_CREATE, struct.pack("=IIIII", _QUEUE, 0, size, most, 0))
+    return bpf.call(_MAP_CREATE, struct.pack("=IIIII", _QUEUE, 0, size, most, 0))
 
 
 class Popped:
@@ -41,7 +30,7 @@ class Popped:
     def pop(self) -> bytes | None:
         """Return the next one; None if there is none."""
         try:
-            _bpf(_LOOKUP_AND_DELETE, self._attributes)
+            bpf.call(_LOOKUP_AND_DELETE, self._attributes)
         except OSError:
             return None
         return self._value.raw
@@ -53,14 +42,10 @@ def attach(program: bytes, tracepoint: str) -> tuple[int, int]:
     Raises:
         OSError: the kernel refuses it.
     """
-    code, licence = create_string_buffer(program, len(program)), create_string_buffer(b"GPL")
-    packed = struct.pack(
-        "=IIQQIIQII16s", _RAW_TRACEPOINT, len(program) // 8, addressof(code), addressof(licence), *(0,) * 5, b"netplug"
-    )
-    loaded = _bpf(_PROG_LOAD, packed)
+    loaded = bpf.load(_RAW_TRACEPOINT, program, b"GPL")
     name = create_string_buffer(tracepoint.encode())
     try:
-        return loaded, _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("=QII", addressof(name), loaded, 0))
+        return loaded, bpf.call(_RAW_TRACEPOINT_OPEN, struct.pack("=QII", addressof(name), loaded, 0))
     except OSError:
         os.close(loaded)
         raise
@@ -149,5 +134,5 @@ class Program:
         found = []
         for at, (code, registers, offset, value, label) in enumerate(self._lines):
             jump = self._labels[label] - at - 1 if label else offset
-            found.append(struct.pack("<BBhI", code, registers, jump, value))
+            found.append(bpf.instruction(code, registers, jump, value))
         return b"".join(found)
