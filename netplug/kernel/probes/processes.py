@@ -6,8 +6,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from netplug.kernel.host import port_holders
 from netplug.kernel.probes.api import Listener
-from netplug.kernel.probes.sockets import Found
 
 _PROC = "/proc"
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -16,11 +16,10 @@ _CGROUPS = Path("/sys/fs/cgroup")
 def of_namespace(inode: int) -> list[int]:
     """Return the ids of the processes in the network namespace with this inode. Zombies have none."""
     found = []
-    for name in os.listdir(_PROC):  # noqa: PTH208 - a Path for each process is slow
-        if name.isdigit():
-            with suppress(OSError):
-                if os.stat(f"{_PROC}/{name}/ns/net").st_ino == inode:  # noqa: PTH116
-                    found.append(int(name))
+    for pid in port_holders.processes():
+        with suppress(OSError):
+            if os.stat(f"{_PROC}/{pid}/ns/net").st_ino == inode:  # noqa: PTH116 - a Path for each process is slow
+                found.append(pid)
     return found
 
 
@@ -50,13 +49,13 @@ def _line(tree: str, path: str, file: str, wanted: str) -> bool:
         return False
 
 
-def owners(pids: Sequence[int], found: Iterable[Found]) -> Iterable[Listener]:
-    """Yield the sockets with the process that has each, if it is one of these."""
-    wanted = {it.inode: it.listener for it in found}
+def owners(pids: Sequence[int], found: Iterable[tuple[int, Listener]]) -> Iterable[Listener]:
+    """Yield the sockets, given by inode, with the process that has each, if it is one of these."""
+    wanted = dict(found)
     holder: dict[int, int] = {}
     for pid in pids:
         with suppress(OSError):
-            for inode in _inodes(pid) & wanted.keys():
+            for inode in {inode for _, inode in port_holders.sockets_of(pid)} & wanted.keys():
                 holder.setdefault(inode, pid)
     for inode, listener in wanted.items():
         if pid := holder.get(inode, 0):
@@ -65,14 +64,3 @@ def owners(pids: Sequence[int], found: Iterable[Found]) -> Iterable[Listener]:
                 yield replace(listener, process=name, pid=pid, frozen=is_frozen(pid))
                 continue
         yield listener
-
-
-def _inodes(pid: int) -> set[int]:
-    found = set()
-    directory = f"{_PROC}/{pid}/fd"
-    for name in os.listdir(directory):  # noqa: PTH208
-        with suppress(OSError):
-            target = os.readlink(f"{directory}/{name}")  # noqa: PTH115
-            if target.startswith("socket:["):
-                found.add(int(target[8:-1]))
-    return found
