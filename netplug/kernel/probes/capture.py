@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 from netplug.kernel.host.socket_filters import RETURN, Instruction, attach
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import Netlink
+from netplug.kernel.probes import timestamps
 from netplug.kernel.sandbox.netns import identity, open_netns, run_in
 
 MOST_BYTES = 262_144
@@ -25,13 +26,12 @@ _AT_ONCE = 256
 """Packets read of one link before the others have their turn."""
 
 _ETH_P_ALL = 3
-_SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 33, 35
+_SO_RCVBUFFORCE = 33
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_AUXDATA = 263, 6, 8
 _PACKET_OUTGOING = 4
 _AUXDATA = struct.Struct("=IIIHHHH")
 """struct tpacket_auxdata: status, length, captured length, offsets of MAC and network header, VLAN tag and its type."""
 _VLAN_VALID, _VLAN_TPID_VALID = 0x10, 0x40
-_TIMESPEC = struct.Struct("@ll")
 _STATISTICS = struct.Struct("=II")
 _ANCILLARY_BYTES = 256
 _ENDED = {errno.ENETDOWN, errno.ENODEV, errno.ENXIO}
@@ -86,7 +86,7 @@ class Tap:
             attach(sock, code)
             with suppress(OSError):  # not root: it keeps its size
                 sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            timestamps.request(sock)
             sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
             sock.setblocking(False)
             sock.bind((name, _ETH_P_ALL))
@@ -117,18 +117,15 @@ class Tap:
 
     @staticmethod
     def _packet(data: bytes, ancillary: list[tuple[int, int, bytes]], *, sent: bool) -> Packet:
-        time_ns, length = 0, len(data)
+        length = len(data)
         for level, kind, value in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
-                seconds, nanoseconds = _TIMESPEC.unpack_from(value)
-                time_ns = seconds * 1_000_000_000 + nanoseconds
-            elif (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
+            if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
                 status, length, _, _, _, tag, tag_type = _AUXDATA.unpack_from(value)
                 if status & _VLAN_VALID:  # the kernel took the tag out
                     ether_type = tag_type if status & _VLAN_TPID_VALID else 0x8100
                     data = data[:12] + struct.pack("!HH", ether_type, tag) + data[12:]
                     length += 4
-        return Packet(time_ns, sent, length, data)
+        return Packet(timestamps.time_ns(ancillary), sent, length, data)
 
     @property
     def dropped(self) -> int:

@@ -1,16 +1,14 @@
 """Observation posts: packet sockets that see what a link receives and sends (packet(7))."""
 
 import socket
-import struct
 from collections.abc import Iterator, Sequence
 
 from netplug.kernel.host import socket_filters
-from netplug.kernel.probes import places, socket_code
+from netplug.kernel.probes import places, socket_code, timestamps
 from netplug.kernel.probes.api import Job, Post
 from netplug.kernel.probes.errors import ProbeError
 
 _ETH_P_ALL = 3
-_SO_TIMESTAMPNS = 35
 _SO_RCVBUFFORCE = 33
 _ROOM = 1 << 22
 _ETHERNET = frozenset({1, 772})
@@ -50,7 +48,7 @@ def _open(post: Post, job: Job) -> socket.socket:
         sock.bind((post.link, 0))
         ethernet = sock.getsockname()[3] in _ETHERNET
         socket_filters.attach(sock, socket_code.for_frames(job, ethernet=ethernet))
-        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        timestamps.request(sock)
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
         sock.bind((post.link, _ETH_P_ALL))
     except OSError as error:
@@ -72,12 +70,4 @@ def read_all(sock: socket.socket) -> Iterator[Seen]:
             return
         if address[3] not in _ETHERNET:
             frame = bytes(12) + address[1].to_bytes(2, "big") + frame
-        yield frame, address[2] != socket.PACKET_OUTGOING, _time(control)
-
-
-def _time(control: Sequence[tuple[int, int, bytes]]) -> int:
-    for level, kind, data in control:
-        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
-            seconds, nanoseconds = struct.unpack("@ll", data[:16])
-            return int(seconds * 10**9 + nanoseconds)
-    return 0
+        yield frame, address[2] != socket.PACKET_OUTGOING, timestamps.time_ns(control)

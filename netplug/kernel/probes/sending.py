@@ -8,13 +8,12 @@ import errno
 import os
 import select
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from ipaddress import ip_address
 
 from netplug.kernel.host import socket_filters
-from netplug.kernel.probes import packets, places, socket_code
+from netplug.kernel.probes import packets, places, socket_code, timestamps
 from netplug.kernel.probes.api import IPAddress, Job, Kind
 from netplug.kernel.probes.errors import ProbeError
 from netplug.kernel.probes.marks import ICMP, ICMP6, TCP, UDP, numbered
@@ -24,7 +23,6 @@ from netplug.kernel.probes.packets import Packet
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PROBE = 10, 23, 3
 """IP_PMTUDISC_PROBE: DF, whatever the kernel has learned of the path."""
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
-_SO_TIMESTAMPNS = 35
 _RECORDS = {"A": 1, "NS": 2, "CNAME": 5, "PTR": 12, "TXT": 16, "AAAA": 28, "SRV": 33}
 Received = tuple[Packet, int]
 
@@ -134,9 +132,8 @@ class Sender:
                 return
             except OSError:  # the error of an earlier packet, of which a raw socket has all
                 continue
-            when = next((struct.unpack("@ll", it[2][:16]) for it in control if it[1] == _SO_TIMESTAMPNS), (0, 0))
             if packet := self._packet(sock, data, address):
-                yield packet, when[0] * 10**9 + when[1]
+                yield packet, timestamps.time_ns(control)
 
     def _packet(self, sock: socket.socket, data: bytes, address: tuple[str, int]) -> Packet | None:
         sender = ip_address(address[0].partition("%")[0])
@@ -156,7 +153,7 @@ class Sender:
 def _set_up(sock: socket.socket, version: int) -> None:
     level, option = (0, _IP_MTU_DISCOVER) if version == 4 else (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER)
     sock.setsockopt(level, option, _PROBE)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    timestamps.request(sock)
     sock.setblocking(False)
 
 
