@@ -5,12 +5,12 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from pathlib import Path
 
 import structlog
 
 from netplug.drivers.steps import Gate, Passage
 from netplug.kernel.api import Outcome, StepError
+from netplug.kernel.firewall import legacy_tables
 from netplug.kernel.firewall.gate_rules import FORWARD, Filter, lines_for, lines_without, outcome, ways_of
 from netplug.kernel.firewall.legacy_watch import LegacyWatch
 
@@ -25,7 +25,6 @@ LOCK_WAIT_S = 10
 """How long iptables-legacy waits for its lock."""
 
 _PROGRAMS = {4: "iptables", 6: "ip6tables"}
-_LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
 
 
 class UnavailableError(Exception):
@@ -69,11 +68,11 @@ class Iptables:
 
     def tables(self, in_nft: AbstractSet[str]) -> Iterable[tuple[str, AbstractSet[str]]]:
         """Return the names of all tables, by flavour. `in_nft`: those of nf_tables of this IP version."""
-        return ("nft", in_nft), ("legacy", _legacy_tables(self.family))
+        return ("nft", in_nft), ("legacy", legacy_tables.names(self.family))
 
     def has_legacy(self) -> bool:
         """Return whether there is a table filter of iptables-legacy."""
-        return "filter" in _legacy_tables(self.family)
+        return "filter" in legacy_tables.names(self.family)
 
     def has_legacy_rules(self) -> bool:
         """Return whether table filter of iptables-legacy has rules."""
@@ -191,13 +190,6 @@ class Iptables:
             words = " ".join(done.stderr.decode(errors="replace").split())
             raise UnavailableError(f"{command[0]} fails: {words or done.returncode}")
         return done.stdout.decode(errors="surrogateescape")
-
-
-def _legacy_tables(family: int) -> AbstractSet[str]:
-    try:
-        return set(_LEGACY_TABLES[family].read_text().split())
-    except OSError:  # the kernel has none
-        return frozenset()
 
 
 def _flavour_of(program: str) -> str:

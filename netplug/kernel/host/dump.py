@@ -3,7 +3,8 @@
 import shutil
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path
+
+from netplug.kernel.firewall import legacy_tables
 
 DEADLINE_S = 5.0
 MOST_BYTES = 4 << 20
@@ -28,10 +29,7 @@ _COMMANDS = {
     "log": f"journalctl -u netplug -n {LOG_LINES} --no-pager -o short-iso",
 }
 """By name. None of them shows processes, environments or labels."""
-_LEGACY = {
-    "iptables-legacy": Path("/proc/net/ip_tables_names"),
-    "ip6tables-legacy": Path("/proc/net/ip6_tables_names"),
-}
+_LEGACY = {"iptables-legacy": 4, "ip6tables-legacy": 6}
 
 
 def dump() -> Mapping[str, str]:
@@ -39,18 +37,9 @@ def dump() -> Mapping[str, str]:
     found = {}
     for name, command in _COMMANDS.items():
         program, *_ = words = command.split()
-        if shutil.which(program) and _is_there(name):
+        if shutil.which(program) and (name not in _LEGACY or legacy_tables.names(_LEGACY[name])):
             found[name] = _printed(words)
     return found
-
-
-def _is_there(name: str) -> bool:
-    """Return whether iptables-legacy has tables. Its program would load modules to say that there are none."""
-    path = _LEGACY.get(name)
-    try:
-        return path is None or bool(path.read_text().strip())
-    except OSError:
-        return False
 
 
 def _printed(command: list[str]) -> str:

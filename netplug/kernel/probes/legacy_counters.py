@@ -9,16 +9,15 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from netplug.kernel.firewall import legacy_tables
 from netplug.kernel.probes import places
 from netplug.kernel.probes.api import Rule
 
 _VERSIONS = {
-    4: ("ip", "iptables-legacy-save", "ip_tables_names"),
-    6: ("ip6", "ip6tables-legacy-save", "ip6_tables_names"),
+    4: ("ip", "iptables-legacy-save"),
+    6: ("ip6", "ip6tables-legacy-save"),
 }
-_PROC = Path("/proc/thread-self/net")
 _DEADLINE_S = 5
 _RULE = re.compile(r"^\[(\d+):\d+\] (-A (\S+) .*)$")
 _POLICY = re.compile(r"^:(\S+) (DROP) \[(\d+):\d+\]$")
@@ -41,7 +40,8 @@ class LegacyCounters:
 
     def __init__(self, version: int, netns: str) -> None:
         self._netns = netns
-        self._family, self._program, self._names = _VERSIONS[version]
+        self._version = version
+        self._family, self._program = _VERSIONS[version]
         self.lacks: list[str] = []
         self._before = self._read()
 
@@ -72,11 +72,7 @@ class LegacyCounters:
         return places.run_in(self._netns, self._read_here)
 
     def _read_here(self) -> dict[_Counter, int]:
-        try:
-            # Without this, the program would make the tables by looking at them.
-            if not (_PROC / self._names).read_text().strip():
-                return {}
-        except OSError:
+        if not legacy_tables.names(self._version):
             return {}
         try:
             command = self._program, "-c"
