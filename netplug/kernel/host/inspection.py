@@ -7,9 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from netplug.drivers.steps import Proto
-from netplug.kernel.host import capabilities, network_manager, offloads, port_holders
+from netplug.kernel.host import capabilities, network_manager, offloads, port_holders, sysctl
 from netplug.kernel.host.api import Descriptors, Holder, Offloads, Program, RefusingRoute
-from netplug.kernel.host.sysctl import ROOT
 from netplug.kernel.netlink import rtnl
 from netplug.kernel.netlink.connection import Netlink
 
@@ -30,7 +29,7 @@ class HostInspection:
     def sysctl(self, name: str) -> str:
         """Return a sysctl; empty if there is none."""
         try:
-            return " ".join((ROOT / name).read_text().split())
+            return sysctl.read(name)
         except OSError:
             return ""
 

@@ -15,11 +15,10 @@ def ensure(step: Sysctl) -> Outcome:
     Returns:
         `CREATED` if it was written and will be restored; `USED` if it already had the value, so it is not restored.
     """
-    path = ROOT / step.name
     try:
-        if _read(path) == step.value:
+        if read(step.name) == step.value:
             return Outcome.USED if step.restore else Outcome.EQUAL
-        path.write_text(step.value + "\n")
+        (ROOT / step.name).write_text(step.value + "\n")
     except FileNotFoundError as error:
         raise StepError("not_found", step, f"sysctl {step.name} is missing") from error
     except OSError as error:
@@ -47,11 +46,16 @@ def remove(step: Sysctl) -> None:
 def drift(step: Sysctl) -> str:
     """Return how a sysctl differs from the step; empty if it does not."""
     try:
-        value = _read(ROOT / step.name)
+        value = read(step.name)
     except OSError:
         return MISSING
     return "" if value == step.value else f"is {value}, not {step.value}"
 
 
-def _read(path: Path) -> str:
-    return " ".join(path.read_text().split())
+def read(name: str) -> str:
+    """Return the value of a sysctl.
+
+    Raises:
+        OSError: there is none.
+    """
+    return " ".join((ROOT / name).read_text().split())
