@@ -1,11 +1,10 @@
-"""firewalld's D-Bus API (firewalld.dbus(5)). A connection lasts as long as what is asked by it.
-
-The library is imported with the first connection: a host without firewalld never needs it.
-"""
+"""firewalld's D-Bus API (firewalld.dbus(5)). A connection lasts as long as what is asked by it."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+
+from netplug.kernel import message_bus
 
 if TYPE_CHECKING:
     from dbus_fast import Variant
@@ -50,20 +49,10 @@ class Bus:
         Raises:
             UnavailableError, RefusedError
         """
-        from dbus_fast import Message, MessageFlag, MessageType  # noqa: PLC0415
+        from dbus_fast import MessageType  # noqa: PLC0415
 
-        interface, _, method = f"{NAME}.{member}".rpartition(".")
-        message = Message(
-            destination=NAME,
-            path=path,
-            interface=interface,
-            member=method,
-            signature=signature,
-            body=list(body),
-            flags=MessageFlag.NO_AUTOSTART,
-        )
         try:
-            reply = await self._bus.call(message)
+            reply = await message_bus.ask(self._bus, NAME, path, f"{NAME}.{member}", signature, *body)
         except (OSError, EOFError) as error:
             raise AbsentError(f"the message bus failed ({error})") from error
         if reply.message_type is MessageType.METHOD_RETURN:
@@ -72,7 +61,7 @@ class Bus:
         if reply.error_name in _ABSENT:
             raise AbsentError("firewalld is not on the message bus")
         if reply.error_name in _UNKNOWN:
-            raise UnavailableError(f"this version of firewalld does not know {method!r}")
+            raise UnavailableError(f"this version of firewalld does not know {member.rpartition('.')[2]!r}")
         raise RefusedError(words)
 
 
@@ -91,17 +80,9 @@ async def connected() -> AsyncIterator[Bus]:
     Raises:
         AbsentError: there is no bus, or it lets nobody in.
     """
-    from dbus_fast import BusType  # noqa: PLC0415
-    from dbus_fast.aio import MessageBus  # noqa: PLC0415
-    from dbus_fast.errors import DBusFastError  # noqa: PLC0415
-
-    bus = None
     try:
-        bus = MessageBus(bus_type=BusType.SYSTEM)
-        await bus.connect()
-    except (OSError, EOFError, DBusFastError) as error:
-        if bus:
-            bus.disconnect()
+        bus = await message_bus.connect()
+    except ConnectionError as error:
         raise AbsentError(f"there is no message bus ({error})") from error
     try:
         yield Bus(bus)

@@ -1,18 +1,20 @@
 """Asks NetworkManager by D-Bus which links it manages (NetworkManager's D-Bus reference, version 1).
 
-A link that another program made is "external" to it: it shows the link, and changes nothing. The library is imported
-when NetworkManager is asked: most hosts never need it.
+A link that another program made is "external" to it: it shows the link, and changes nothing.
 """
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from netplug.kernel import message_bus
+
 if TYPE_CHECKING:
     from dbus_fast.aio import MessageBus
 
 _NAME = "org.freedesktop.NetworkManager"
 _PATH = "/org/freedesktop/NetworkManager"
+_PROPERTIES = "org.freedesktop.DBus.Properties"
 _NOTHING = "/"
 _EXTERNAL = 0x80
 """NM_ACTIVATION_STATE_FLAG_EXTERNAL."""
@@ -24,21 +26,19 @@ class _UnansweredError(Exception):
 
 async def manages(links: Collection[str]) -> Mapping[str, bool] | None:
     """Return which links it manages itself; links that it does not know are missing. None: it cannot be asked."""
-    from dbus_fast import BusType  # noqa: PLC0415
-    from dbus_fast.aio import MessageBus  # noqa: PLC0415
+    try:
+        bus = await message_bus.connect()
+    except ConnectionError:
+        return None
     from dbus_fast.errors import DBusFastError  # noqa: PLC0415
 
-    bus = None
     try:
-        bus = MessageBus(bus_type=BusType.SYSTEM)
-        await bus.connect()
-        await _call(bus, _PATH, "org.freedesktop.DBus.Properties", "Get", "ss", _NAME, "Version")
+        await _call(bus, _PATH, f"{_PROPERTIES}.Get", "ss", _NAME, "Version")
         return await _managed(bus, links)
     except (OSError, EOFError, DBusFastError, _UnansweredError):
         return None
     finally:
-        if bus:
-            bus.disconnect()
+        bus.disconnect()
 
 
 async def _managed(bus: "MessageBus", links: Collection[str]) -> Mapping[str, bool]:
@@ -50,7 +50,7 @@ async def _managed(bus: "MessageBus", links: Collection[str]) -> Mapping[str, bo
 
 
 async def _is_managed(bus: "MessageBus", link: str) -> bool:
-    device = await _call(bus, _PATH, _NAME, "GetDeviceByIpIface", "s", link)
+    device = await _call(bus, _PATH, f"{_NAME}.GetDeviceByIpIface", "s", link)
     if not await _property(bus, device, "Device", "Managed"):
         return False
     active = await _property(bus, device, "Device", "ActiveConnection")
@@ -58,23 +58,14 @@ async def _is_managed(bus: "MessageBus", link: str) -> bool:
 
 
 async def _property(bus: "MessageBus", path: str, interface: str, name: str) -> Any:
-    found = await _call(bus, path, "org.freedesktop.DBus.Properties", "Get", "ss", f"{_NAME}.{interface}", name)
+    found = await _call(bus, path, f"{_PROPERTIES}.Get", "ss", f"{_NAME}.{interface}", name)
     return found.value
 
 
-async def _call(bus: "MessageBus", path: str, interface: str, method: str, signature: str, *body: object) -> Any:
-    from dbus_fast import Message, MessageFlag, MessageType  # noqa: PLC0415
+async def _call(bus: "MessageBus", path: str, member: str, signature: str, *body: object) -> Any:
+    from dbus_fast import MessageType  # noqa: PLC0415
 
-    message = Message(
-        destination=_NAME,
-        path=path,
-        interface=interface,
-        member=method,
-        signature=signature,
-        body=list(body),
-        flags=MessageFlag.NO_AUTOSTART,
-    )
-    reply = await bus.call(message)
+    reply = await message_bus.ask(bus, _NAME, path, member, signature, *body)
     if reply.message_type is not MessageType.METHOD_RETURN:
         raise _UnansweredError
     return reply.body[0]
