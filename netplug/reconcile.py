@@ -125,7 +125,11 @@ class Reconciler:
 
         First come differences between kernel and records, then faults that are not in the kernel (`Conditions`).
         """
-        return (await self._look()).differences + self._engine.conditions.all()
+        return await self.drift() + self._engine.conditions.all()
+
+    async def drift(self) -> list[Difference]:
+        """Return the differences between kernel and records alone, as `diff` does."""
+        return (await self._look()).differences
 
     async def _look(self) -> "_Look":
         engine = self._engine
@@ -181,7 +185,7 @@ class Reconciler:
         if not await self._heal(look):
             self._engine.drifts.remain(())
             return []
-        left = (await self._look()).differences
+        left = await self.drift()
         after = {(it.owner, it.object) for it in (*left, *self._engine.conditions.all())}
         repaired = [it for it in look.differences if (it.owner, it.object) not in after]
         dropped = {step.key for step in look.drifted.keys() - self._owners().keys()}  # logged with their dead endpoints

@@ -63,9 +63,9 @@ class Conditions:
             found[_word(source)] += len(faults)
         return found
 
-    def all(self) -> list[Difference]:
-        """Return all present faults, by source and in the reported order."""
-        return [it for source in sorted(self._found) for it in self._found[source]]
+    def all(self, *, without: str = "") -> list[Difference]:
+        """Return all present faults, by source and in the reported order. `without`: a source to leave out."""
+        return [it for source in sorted(self._found.keys() - {without}) for it in self._found[source]]
 
 
 def _word(source: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from netplug.engine.audit import audit
-from netplug.engine.conditions import Difference
+from netplug.engine.conditions import QUARANTINE, Difference
 from netplug.insight.doctor.findings import Finding, failure, warning
 from netplug.ipam.pool import LOCAL
 from netplug.ipam.room import room
@@ -21,24 +21,17 @@ _MOST = 20
 
 async def drift(subject: "Subject") -> Iterable[Finding]:
     """Find what differs between kernel and records."""
-    found = await _differences(subject)
+    found = await subject.reconciler.drift()
     if found:  # the daemon repairs most within a second
         await asyncio.sleep(_HEAL_S)
-        again = set(await _differences(subject))
+        again = set(await subject.reconciler.drift())
         found = [it for it in found if it in again]
     return _some([failure(f"{it.owner}: {it.object} {it.what}", "netplug repair") for it in found])
 
 
-async def _differences(subject: "Subject") -> list[Difference]:
-    found = await subject.reconciler.diff()
-    known = set(subject.engine.conditions.all())
-    return [it for it in found if it not in known]
-
-
 async def conditions(subject: "Subject") -> Iterable[Finding]:
-    """Find faults that the daemon knows of and that are not in the kernel."""
-    found = [it for it in subject.engine.conditions.all() if not it.what.startswith("cannot be used and is left")]
-    return _some([_of_condition(it) for it in found])
+    """Find faults that the daemon knows of and that are not in the kernel. `quarantine` finds those of records."""
+    return _some([_of_condition(it) for it in subject.engine.conditions.all(without=QUARANTINE)])
 
 
 def _of_condition(it: Difference) -> Finding:
