@@ -10,7 +10,7 @@ from functools import partial
 from netplug.dns.forward_rules import Server, resolv_conf
 from netplug.dns.wire import ROOT
 from netplug.drivers.firewall import RESOLVER_PORT
-from netplug.drivers.steps import IPAddress, Proto
+from netplug.drivers.steps import Proto
 from netplug.insight.doctor.findings import Finding, failure, note, ok, warning
 from netplug.insight.doctor.subject import HostSubject
 from netplug.tasks.apart import apart
@@ -76,7 +76,7 @@ async def upstreams(host: HostSubject) -> Iterable[Finding]:
 
 def _answers(server: Server) -> bool:
     """Return whether a server answers the question for the root's name servers, with whatever. Blocks."""
-    family = socket.AF_INET6 if _is_v6(server.address) else socket.AF_INET
+    family = socket.AF_INET6 if server.address.version == 6 else socket.AF_INET
     ident = secrets.token_bytes(2)
     question = ident + bytes.fromhex("01000001000000000000") + b"\0" + bytes.fromhex("00020001")
     try:
@@ -95,7 +95,3 @@ def _answers(server: Server) -> bool:
     except OSError:
         return False
     return False
-
-
-def _is_v6(address: IPAddress) -> bool:
-    return address.version == 6

@@ -34,7 +34,7 @@ def _of_hook(
     rule: DroppingRule, words: str, bridges: Collection[str], subnets: Collection[IPNetwork]
 ) -> Iterator[Finding]:
     """Find a rule that certainly drops packets of ours: what a host does not take in is its own business else."""
-    about_ours = not rule.networks or any(map(_meets, *_pairs(rule, subnets)))
+    about_ours = not rule.networks or _meets(rule, subnets)
     if rule.whole and about_ours and all(_is_ours(link, bridges) for link in rule.links):
         if not rule.after:
             yield warning(f"{words} drops packets of netplug's networks ({_HOOKS[rule.hook]})", rule.mend)
@@ -63,22 +63,17 @@ def _covers(rule: DroppingRule, bridges: Collection[str], subnets: Collection[IP
     """Return whether a rule is about our links or subnets, or about all."""
     if rule.text == "policy drop" or not (rule.links or rule.networks):
         return True
-    return any(_is_ours(link, bridges) for link in rule.links) or any(map(_meets, *_pairs(rule, subnets)))
+    return any(_is_ours(link, bridges) for link in rule.links) or _meets(rule, subnets)
 
 
 def _touches(rule: DroppingRule, bridges: Collection[str], subnets: Collection[IPNetwork]) -> bool:
     """Return whether a rule may be about packets of ours among others."""
     foreign_links = [link for link in rule.links if not _is_ours(link, bridges)]
-    return len(foreign_links) < 2 and (not rule.networks or any(map(_meets, *_pairs(rule, subnets))))
+    return len(foreign_links) < 2 and (not rule.networks or _meets(rule, subnets))
 
 
-def _pairs(rule: DroppingRule, subnets: Collection[IPNetwork]) -> tuple[list[IPNetwork], list[IPNetwork]]:
-    pairs = [(one, other) for one in rule.networks for other in subnets]
-    return [one for one, _ in pairs], [other for _, other in pairs]
-
-
-def _meets(one: IPNetwork, other: IPNetwork) -> bool:
-    return one.version == other.version and one.overlaps(other)
+def _meets(rule: DroppingRule, subnets: Collection[IPNetwork]) -> bool:
+    return any(one.version == other.version and one.overlaps(other) for one in rule.networks for other in subnets)
 
 
 async def iptables(host: HostSubject) -> Iterable[Finding]:

@@ -9,7 +9,7 @@ from netplug.tasks.apart import apart
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _FULL, _NEARLY = 0.95, 0.8
 _COUNT, _MAX = "net/netfilter/nf_conntrack_count", "net/netfilter/nf_conntrack_max"
-_NEIGHBOURS = {4: "net/ipv4/neigh/default/gc_thresh3", 6: "net/ipv6/neigh/default/gc_thresh3"}
+_NEIGHBOURS = ("net/ipv4/neigh/default/gc_thresh3", "net/ipv6/neigh/default/gc_thresh3")
 _NO_IPV6 = ("net/ipv6/conf/all/disable_ipv6", "net/ipv6/conf/default/disable_ipv6")
 _BRIDGED = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 
@@ -69,7 +69,7 @@ async def connections(host: HostSubject) -> Iterable[Finding]:
 async def neighbours(host: HostSubject) -> Iterable[Finding]:
     """Find that there are more containers than the kernel has room for neighbours."""
     found = []
-    for name in _NEIGHBOURS.values():
+    for name in _NEIGHBOURS:
         most = host.kernel.inspection.sysctl(name)
         if most.isdigit() and host.endpoints > int(most) * _NEARLY:
             words = f"sysctl {_dotted(name)} is {most}, and this host has {host.endpoints} endpoints"
