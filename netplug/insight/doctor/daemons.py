@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from netplug.errors.redaction import without_passwords
 from netplug.insight.doctor.findings import Finding, failure, ok
-from netplug.insight.doctor.subject import HostSubject
+from netplug.insight.doctor.subject import HostSubject, OneLook
 from netplug.kernel.host.api import Program
 
 
@@ -12,9 +12,14 @@ async def others(host: HostSubject) -> Iterable[Finding]:
     """Find other daemons of netplug."""
     if not host.daemon:
         return [ok("none answers")]
-    found = [it for it in await host.kernel.programs("netplug") if "serve" in it.arguments]
+    found = await serving(host.kernel)
     words = "is another daemon of this network namespace, and both undo each other's work"
     return [failure(f"process {it.pid} ({command(it)}) {words}", f"kill {it.pid}") for it in found]
+
+
+async def serving(kernel: OneLook) -> list[Program]:
+    """Return the daemons of netplug, but for the calling process."""
+    return [it for it in await kernel.programs("netplug") if "serve" in it.arguments]
 
 
 def command(program: Program) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -35,9 +35,6 @@ class OneLook:
 
     def __init__(self, kernel: KernelView) -> None:
         self._kernel = kernel
-        self._facts: asyncio.Future[HostFacts] | None = None
-        self._report: asyncio.Future[FirewallReport] | None = None
-        self._programs: asyncio.Future[tuple[Program, ...]] | None = None
 
     @property
     def inspection(self) -> Inspection:
@@ -51,21 +48,27 @@ class OneLook:
 
     async def facts(self) -> HostFacts:
         """Return the facts as of one look."""
-        if self._facts is None:
-            self._facts = asyncio.ensure_future(self._kernel.facts())
         return await asyncio.shield(self._facts)
 
     async def programs(self, *names: str) -> list[Program]:
         """Return the processes with some of `PROGRAMS` as names, as of one look at all processes."""
-        if self._programs is None:
-            self._programs = asyncio.ensure_future(apart(partial(self._kernel.inspection.programs, PROGRAMS)))
         return [it for it in await asyncio.shield(self._programs) if it.name in names]
 
     async def report(self) -> FirewallReport:
         """Return the firewall as of one look."""
-        if self._report is None:
-            self._report = asyncio.ensure_future(self._kernel.firewall.report())
         return await asyncio.shield(self._report)
+
+    @cached_property
+    def _facts(self) -> asyncio.Future[HostFacts]:
+        return asyncio.ensure_future(self._kernel.facts())
+
+    @cached_property
+    def _programs(self) -> asyncio.Future[tuple[Program, ...]]:
+        return asyncio.ensure_future(apart(partial(self._kernel.inspection.programs, PROGRAMS)))
+
+    @cached_property
+    def _report(self) -> asyncio.Future[FirewallReport]:
+        return asyncio.ensure_future(self._kernel.firewall.report())
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ The checks of the host are made as the daemon would make them. Its records are r
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from netplug.drivers.api import Network
 from netplug.drivers.codec import JsonObject, decode_known
 from netplug.engine.records import ENDPOINTS, NETWORKS
 from netplug.insight.doctor.checks import HOST
-from netplug.insight.doctor.daemons import command
+from netplug.insight.doctor.daemons import command, serving
 from netplug.insight.doctor.doctor import examine
 from netplug.insight.doctor.findings import Finding, failure, note, ok
 from netplug.insight.doctor.report import Report
@@ -44,21 +44,18 @@ class _Records:
 
 async def examined(settings: Settings, kernel: KernelView, absence: Absence) -> Report:
     """Make the checks that need no daemon; the first finding is that none answers."""
-    daemons = [it for it in await apart(partial(kernel.inspection.programs, {"netplug"})) if _serves(it)]
+    look = OneLook(kernel)
+    daemons = await serving(look)
     found = [_daemon(absence, daemons)]
     if absence.settings:
         mend = "correct it: netplug serve --help lists the settings"
         found.append(failure(f"the daemon cannot start: {absence.settings}", mend))
     path = settings.state_dir / DATABASE
     records = await apart(partial(_read, path)) if not daemons else _Records()
-    host = HostSubject(settings, OneLook(kernel), records.networks, records.endpoints, daemon=False)
+    host = HostSubject(settings, look, records.networks, records.endpoints, daemon=False)
     checks = await examine(HOST, host)
     named = _named("daemon", found) + _named("store.local", records.findings)
     return Report.of(settings.host_name, "", [*named, *checks])
-
-
-def _serves(program: Program) -> bool:
-    return "serve" in program.arguments
 
 
 def _daemon(absence: Absence, daemons: Sequence[Program]) -> Finding:
@@ -95,4 +92,4 @@ def _network(value: JsonObject) -> Network | None:
 
 
 def _named(check: str, findings: Iterable[Finding]) -> list[Finding]:
-    return [Finding(it.verdict, it.why, it.mend, check) for it in findings]
+    return [replace(it, check=check) for it in findings]
