@@ -128,6 +128,11 @@ class Settings(BaseSettings):
         return _address_and_port(self.http) if self.http else None
 
     @property
+    def database(self) -> Path:
+        """File of this host's store."""
+        return self.state_dir / "netplug.db"
+
+    @property
     def api_socket(self) -> Path:
         """Socket of the API, for client commands."""
         return self.run_dir / API_SOCKET

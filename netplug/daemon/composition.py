@@ -76,7 +76,7 @@ async def open_host(
     settings: Settings, resources: AsyncExitStack, *, kernel: OpenKernel | None = None, machine: Machine | None = None
 ) -> Host:
     """Open this host's records and its kernel. The caller holds the locks."""
-    store = await SqliteStore.open(settings.state_dir / "netplug.db")
+    store = await SqliteStore.open(settings.database)
     resources.push_async_callback(store.close)
     opened = await (kernel or linux_kernel)()
     resources.push_async_callback(opened.close)

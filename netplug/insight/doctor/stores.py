@@ -40,7 +40,7 @@ async def local(subject: "Subject") -> Iterable[Finding]:
         began = time.monotonic()
         await store.get("meta/base")
         times.append(time.monotonic() - began)
-    path = subject.settings.state_dir / "netplug.db"
+    path = subject.settings.database
     size = path.stat().st_size >> 10 if path.exists() else 0
     words = f"{path} ({size} kB) answers in {_ms(median(times))}"
     return [warning(f"{words}: the disk is slow", "iostat -x 1")] if median(times) > _LOCAL_SLOW_S else [ok(words)]

@@ -23,8 +23,6 @@ from netplug.store import reading
 from netplug.store.api import StoreError
 from netplug.tasks.apart import apart
 
-DATABASE = "netplug.db"
-
 
 @dataclass(frozen=True, slots=True)
 class Absence:
@@ -50,8 +48,7 @@ async def examined(settings: Settings, kernel: KernelView, absence: Absence) -> 
     if absence.settings:
         mend = "correct it: netplug serve --help lists the settings"
         found.append(failure(f"the daemon cannot start: {absence.settings}", mend))
-    path = settings.state_dir / DATABASE
-    records = await apart(partial(_read, path)) if not daemons else _Records()
+    records = await apart(partial(_read, settings.database)) if not daemons else _Records()
     host = HostSubject(settings, look, records.networks, records.endpoints, daemon=False)
     checks = await examine(HOST, host)
     named = _named("daemon", found) + _named("store.local", records.findings)
