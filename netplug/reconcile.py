@@ -352,8 +352,7 @@ class Reconciler:
         found: list[Difference] = []
 
         async def note() -> None:
-            with because("another program changed the firewall"):
-                found.extend(await self.repair())
+            found.extend(await self.repair())
 
         return bool(await self._engine.supervisor.attempt("reconcile", note())) or bool(found)
 

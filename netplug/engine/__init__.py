@@ -68,7 +68,7 @@ class Engine:
         self.registry = Registry(store, self.quarantine, drivers)
         self._record_happenings = RecordHappenings(self.registry, self.happenings)
         self.supervisor = Supervisor(self.conditions)
-        self.base_plan = BasePlan(kernel, self.executor, store, drivers, self.quarantine, self.happenings)
+        self.base_plan = BasePlan(kernel, self.executor, store, drivers, self.quarantine, self.drifts)
         self.planner = Planner(self.registry, self.base_plan, drivers)
         self.conflict_detection = ConflictDetection(allocator, self.registry, kernel, kernel.probe, drivers)
         allocator.called = self.registry.called

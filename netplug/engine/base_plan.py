@@ -16,7 +16,8 @@ from netplug.drivers.codec import Json, JsonObject
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Element, Gate, IPAddress, Step, Sysctl, Table
-from netplug.engine.happenings import Happenings, Kind
+from netplug.engine.conditions import Difference
+from netplug.engine.drifts import Drifts
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
 from netplug.errors import NetplugError
 from netplug.kernel.api import HostKernel, Kernel, Outcome, StepError
@@ -61,7 +62,7 @@ class BasePlan:
         store: Store,
         drivers: Drivers,
         quarantine: Quarantine,
-        happenings: Happenings,
+        drifts: Drifts,
     ) -> None:
         self.plan = Plan()
         self.host = HostFacts()
@@ -75,7 +76,7 @@ class BasePlan:
         self._drivers = drivers
         self._lock = asyncio.Lock()
         self._quarantine = quarantine
-        self._happenings = happenings
+        self._drifts = drifts
         self._unread: list[Json] = []
         self._changing: frozenset[str] = frozenset()
 
@@ -195,11 +196,11 @@ class BasePlan:
                 with suppress(NetplugError, ExceptionGroup):
                     await self._executor.mend(plan)
                 return False
-        mended = [key for key, outcome in outcomes.items() if outcome in {Outcome.CREATED, Outcome.ADJUSTED}]
-        for key in mended:
-            log.warning("drift.repaired", owner="host", object=key, what="at once")
-            what = "missing" if outcomes[key] is Outcome.CREATED else "different"
-            self._happenings.tell(Kind.DRIFT_HEALED, f"host: {key}", what, cause="another program changed the firewall")
+        words = {Outcome.CREATED: "missing", Outcome.ADJUSTED: "different"}
+        mended = [Difference("host", key, words[outcome]) for key, outcome in outcomes.items() if outcome in words]
+        for it in mended:
+            log.warning("drift.repaired", owner=it.owner, object=it.object, what="at once")
+        self._drifts.healed(mended)
         return bool(mended) or self._lacks_gate()
 
     def _lacks_gate(self) -> bool:

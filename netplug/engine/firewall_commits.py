@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from netplug.engine.base_plan import BasePlan
+from netplug.engine.happenings import because
 
 SETTLE_S = 0.5
 """Time to let a burst of foreign changes (a firewall reload) end before looking."""
@@ -37,6 +38,10 @@ class Commits:
 
     async def run(self) -> None:
         """React until cancelled."""
+        with because("another program changed the firewall"):
+            await self._react()
+
+    async def _react(self) -> None:
         clock = asyncio.get_running_loop().time
         pause_s, looked, due = SETTLE_S, clock() - LONGEST_S, None
         while True:
