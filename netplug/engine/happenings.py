@@ -107,16 +107,15 @@ _cause: ContextVar[str] = ContextVar("cause", default="")
 class Happenings:
     """Tells what happens. `watchers`: are told. `counts`: numbers by kind, since the start of the process."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self) -> None:
         self.watchers: list[Watcher] = []
         self.counts: Counter[Kind] = Counter()
-        self._clock = clock
 
     def tell(self, kind: Kind, obj: str, what: str = "", *, cause: str = "", **ids: str) -> None:
         """Tell of a happening. `cause`: else that of `because`, or the present request."""
         asked = request.current()
         why = cause or _cause.get() or asked.verb
-        told = Happening(self._clock(), kind, obj, what, why, asked.asker, asked.id, **ids)
+        told = Happening(time.time(), kind, obj, what, why, asked.asker, asked.id, **ids)
         self.counts[kind] += 1
         for watcher in self.watchers:
             watcher(told)

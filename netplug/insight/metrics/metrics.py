@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 
 class Metrics:
-    """Call it for the text. `endpoint_traffic`: whether each endpoint's is in it. `streams`: see `Sources`."""
+    """Call it for the text. `endpoint_traffic`: whether each endpoint's is in it. `streams`: see `read`."""
 
     def __init__(self, sources: Sources, *, endpoint_traffic: bool, streams: Callable[[], int]) -> None:
         self._sources = sources

@@ -72,7 +72,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What is read. `stores`: by name. `streams`: tells the number of readers of events."""
+    """What is read. `stores`: by name."""
 
     engine: Engine
     names: "NameServer"
@@ -81,7 +81,7 @@ class Sources:
 
 
 def read(sources: Sources, streams: int) -> Samples:
-    """Return all values but those of endpoints' traffic."""
+    """Return all values but those of endpoints' traffic. `streams`: number of readers of events."""
     samples = Samples()
     samples.set(of.BUILD, 1, __version__, platform.python_version())
     samples.set(of.EVENT_STREAMS, streams)
