@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -17,7 +17,7 @@ from netplug import __version__
 from netplug.cli import NO, PIPE_CLOSED, USAGE, CliError
 from netplug.cli.client import Client
 from netplug.cli.options import RUN_DIR, RunDir
-from netplug.cli.output import emit
+from netplug.cli.output import emit, note_line
 
 if TYPE_CHECKING:
     from netplug.cli.capturing import Elsewhere, Event, Reading, Source
@@ -109,7 +109,7 @@ def capture(
         text = _with_names(text, [*found["ends"], *found["others"]])
         reading = Dropping(found["ends"], _compiled(text, _MOST_BYTES), text, seconds or 0.0)
         for note in reading.notes:
-            _say(note)
+            note_line(note)
     else:
         reading = Reading(*_opened(client, found, text, snaplen, both_ends=both_ends, dns=dns), seconds or 0.0)
     try:
@@ -170,11 +170,11 @@ def _opened(
         except CliError as exc:
             if exc.code == USAGE:
                 raise
-            _say(f"the other end {end['name'] or end['id'][:12]!r} is not read: {exc}")
+            note_line(f"the other end {end['name'] or end['id'][:12]!r} is not read: {exc}")
     for number, source in enumerate([*here, *(it.source for it in elsewhere)]):
         source.number = number
         if source.note or source.clock:
-            _say(f"{source.label}: {source.note or source.clock}")
+            note_line(f"{source.label}: {source.note or source.clock}")
     return here, elsewhere
 
 
@@ -276,19 +276,10 @@ class _Pcapng:
         self._file.flush()
 
 
-class _NoFile:
-    """Stands for no file: lines are shown."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-def _output(write: str) -> "IO[bytes] | _NoFile":
+def _output(write: str) -> AbstractContextManager[IO[bytes] | None]:
+    """Open the file; None: lines are shown."""
     if not write:
-        return _NoFile()
+        return nullcontext()
     try:
         return os.fdopen(os.dup(sys.stdout.fileno()), "wb") if write == "-" else Path(write).open("wb")
     except OSError as exc:
@@ -374,7 +365,7 @@ def _clock(time_ns: int) -> str:
 
 
 def _begin(sources: "Sequence[Source]") -> None:
-    _say("capturing " + "; ".join(source.described for source in sources) + " (end with Ctrl-C)")
+    note_line("capturing " + "; ".join(source.described for source in sources) + " (end with Ctrl-C)")
 
 
 def _summarize(reading: "Reading | Dropping", shown: int) -> None:
@@ -384,14 +375,9 @@ def _summarize(reading: "Reading | Dropping", shown: int) -> None:
     parts.append(f"{sum(it.dropped for it in sources)} dropped by the kernel")
     if lost := sum(it.lost for it in sources):
         parts.append(f"{lost} of other hosts cut: more than can be fetched through the store")
-    _say(", ".join(parts))
+    note_line(", ".join(parts))
     for source in sources:
         if source.ended:
-            _say(f"{source.label}: {source.ended}")
+            note_line(f"{source.label}: {source.ended}")
     for lack in reading.lacks:
-        _say(lack)
-
-
-def _say(text: str) -> None:
-    """Say something beside the output."""
-    typer.echo(f"netplug: {text}", err=True)
+        note_line(lack)
