@@ -153,6 +153,8 @@ def _opened(
     client: Client, found: dict[str, Any], text: str, snaplen: int, *, both_ends: bool, dns: bool
 ) -> "tuple[list[Source], list[Elsewhere]]":
     """Open all links. Those of the ends that are meant come first, and must be there."""
+    from netplug.cli.capturing import name_of  # noqa: PLC0415
+
     ends, others = found["ends"], found["others"]
     text = _with_names(text, [*ends, *others])
     here: list[Source] = []
@@ -170,7 +172,7 @@ def _opened(
         except CliError as exc:
             if exc.code == USAGE:
                 raise
-            note_line(f"the other end {end['name'] or end['id'][:12]!r} is not read: {exc}")
+            note_line(f"the other end {name_of(end)!r} is not read: {exc}")
     for number, source in enumerate([*here, *(it.source for it in elsewhere)]):
         source.number = number
         if source.note or source.clock:
@@ -181,10 +183,9 @@ def _opened(
 def _open(
     client: Client, end: _End, expression: str, snaplen: int, here: "list[Source]", elsewhere: "list[Elsewhere]"
 ) -> None:
-    from netplug.cli.capturing import Elsewhere, Source, open_here  # noqa: PLC0415
+    from netplug.cli.capturing import Elsewhere, Source, name_of, open_here  # noqa: PLC0415
     from netplug.kernel.probes.capture import CaptureError  # noqa: PLC0415
 
-    name = end["name"] or end["id"][:12]
     if not end["here"]:
         other = Elsewhere(client, Source(end, expression=expression))
         other.start(_compiled(expression, snaplen or _ELSEWHERE_BYTES))
@@ -193,7 +194,7 @@ def _open(
     try:
         here.append(open_here(end, _compiled(expression, snaplen or _MOST_BYTES), expression))
     except CaptureError as exc:
-        raise CliError(NO, f"the packets of {name!r} cannot be read: {exc}") from None
+        raise CliError(NO, f"the packets of {name_of(end)!r} cannot be read: {exc}") from None
 
 
 def _open_loopback(end: _End, expression: str, snaplen: int, here: "list[Source]") -> None:

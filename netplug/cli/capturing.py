@@ -51,14 +51,25 @@ class Source:
     @property
     def label(self) -> str:
         """Host, endpoint and link, as the name of the interface."""
-        return "/".join(filter(None, (self.end["host"], self.end["name"] or self.end["id"][:12], self.link)))
+        return "/".join(filter(None, (self.end["host"], name_of(self.end), self.link)))
 
     @property
     def described(self) -> str:
-        name = f"{self.end['name'] or self.end['id'][:12]} of network {self.end['network']}"
+        name = f"{name_of(self.end)} of network {self.end['network']}"
         if self.dropping:
             return f"{name}: what rules drop"
         return f"{name}, {self.link} {'on the host' if self.tap and self.tap.reverse else 'in its sandbox'}"
+
+
+def name_of(end: dict[str, Any]) -> str:
+    """Return how an endpoint is called."""
+    found: str = end["name"] or end["id"][:12]
+    return found
+
+
+def place_of(end: dict[str, Any]) -> Place:
+    """Return where the link of an endpoint of this host is."""
+    return Place(end["sandbox"], end["sandbox_id"], end["interface"], end["mac"], end["host_link"])
 
 
 def open_here(end: dict[str, Any], code: Sequence[Instruction], expression: str, *, loopback: bool = False) -> Source:
@@ -67,8 +78,7 @@ def open_here(end: dict[str, Any], code: Sequence[Instruction], expression: str,
     Raises:
         CaptureError: it has none that can be opened.
     """
-    place = Place(end["sandbox"], end["sandbox_id"], end["interface"], end["mac"], end["host_link"])
-    tap = open_place(place, code, loopback=loopback)
+    tap = open_place(place_of(end), code, loopback=loopback)
     note = f"its sandbox cannot be entered: {tap.name} of the host is read" if tap.reverse else ""
     return Source(end, tap.name, note, expression, tap)
 

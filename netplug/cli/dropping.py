@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from netplug.cli import NO, USAGE, CliError
-from netplug.cli.capturing import TURN_S, Event, Source
+from netplug.cli.capturing import TURN_S, Event, Source, name_of, place_of
 from netplug.insight.capture.rules import described
 from netplug.kernel.host.socket_filters import Instruction
-from netplug.kernel.probes.capture import Packet, Place
+from netplug.kernel.probes.capture import Packet
 from netplug.kernel.probes.filter_run import accepts
 
 if TYPE_CHECKING:
@@ -88,12 +88,10 @@ def _once(lines: Iterable[str]) -> list[str]:
 def _opened(end: dict[str, Any], number: int, expression: str) -> "tuple[Source, Drops]":
     from netplug.kernel.probes.drops import Drops  # noqa: PLC0415
 
-    name = end["name"] or end["id"][:12]
     if not end["here"]:
-        words = f"what is dropped of {name!r} is seen on its host alone"
+        words = f"what is dropped of {name_of(end)!r} is seen on its host alone"
         raise CliError(USAGE, words, hint=f"run the command on {end['host']}")
-    place = Place(end["sandbox"], end["sandbox_id"], end["interface"], end["mac"], end["host_link"])
-    trace = Drops(place, end["addresses"])
+    trace = Drops(place_of(end), end["addresses"])
     try:
         trace.open()
     except OSError as exc:
