@@ -296,7 +296,7 @@ def _run(reading: "Reading | Dropping", file: IO[bytes] | None, count: int, *, d
         events = reading.events()
         try:
             for event in events:
-                shown += _take(output, event, reading.rule)
+                shown += _take(output, event)
                 if count and shown >= count:
                     break
         except KeyboardInterrupt:
@@ -310,11 +310,11 @@ def _run(reading: "Reading | Dropping", file: IO[bytes] | None, count: int, *, d
     return shown
 
 
-def _take(output: "_Pcapng | _Lines", event: "Event | None", rule: str = "") -> int:
+def _take(output: "_Pcapng | _Lines", event: "Event | None") -> int:
     if event is None:
         output.flush()
         return 0
-    output.packet(*event, rule)
+    output.packet(*event)
     return 1
 
 

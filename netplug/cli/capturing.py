@@ -2,6 +2,7 @@
 
 import base64
 import heapq
+import math
 import queue
 import selectors
 import threading
@@ -23,7 +24,15 @@ _MOST_WAITING = 64
 """Answers of another host that wait to be taken."""
 _MOST_HELD_S = 5.0
 """How long packets of this host wait for earlier ones of another."""
-Event: TypeAlias = tuple["Source", Packet]
+Event: TypeAlias = tuple["Source", Packet, str]
+"""A packet, of which link, and the rule that dropped it; empty: none did."""
+
+
+def turns(seconds: float) -> Iterator[float]:
+    """Yield how long to wait for packets, turn by turn until the time is over. `seconds`: 0 for ever."""
+    end = time.monotonic() + seconds if seconds else math.inf
+    while (left := end - time.monotonic()) > 0:
+        yield min(TURN_S, left)
 
 
 @dataclass(slots=True)
@@ -150,13 +159,12 @@ class Elsewhere:
 class Reading:
     """Reads all sources until told to end. Packets of several hosts come in the order of their times."""
 
-    rule = ""
     lacks: Sequence[str] = ()
 
     def __init__(self, here: Sequence[Source], elsewhere: Sequence[Elsewhere], seconds: float) -> None:
         self._here = here
         self._elsewhere = elsewhere
-        self._end = time.monotonic() + seconds if seconds else float("inf")
+        self._seconds = seconds
         self._held: list[tuple[int, int, Event]] = []
         self._numbers = count()
 
@@ -170,9 +178,10 @@ class Reading:
         with selectors.DefaultSelector() as selector:
             for source in self._here:
                 selector.register(source.tap, selectors.EVENT_READ, source)  # type: ignore[arg-type]
-            while time.monotonic() < self._end and not all(source.ended for source in self.sources):
-                turn = min(TURN_S, max(self._end - time.monotonic(), 0))
-                yield from self._turn(selector, turn)
+            for turn_s in turns(self._seconds):
+                if all(source.ended for source in self.sources):
+                    break
+                yield from self._turn(selector, turn_s)
                 yield None
         yield from self.rest()
 
@@ -194,9 +203,12 @@ class Reading:
 
     def _in_order(self, source: Source, packet: Packet) -> Iterator[Event]:
         if self._elsewhere:
-            heapq.heappush(self._held, (packet.time_ns, next(self._numbers), (source, packet)))
+            self._hold(source, packet)
         else:
-            yield source, packet
+            yield source, packet, ""
+
+    def _hold(self, source: Source, packet: Packet) -> None:
+        heapq.heappush(self._held, (packet.time_ns, next(self._numbers), (source, packet, "")))
 
     def _due(self) -> Iterator[Event]:
         """Yield packets before which no other can come any more, as far as the clocks of the hosts agree."""
@@ -210,7 +222,7 @@ class Reading:
         """Yield what is held back, at the end."""
         for other in self._elsewhere:
             for packet in other.take():
-                heapq.heappush(self._held, (packet.time_ns, next(self._numbers), (other.source, packet)))
+                self._hold(other.source, packet)
         while self._held:
             yield heapq.heappop(self._held)[2]
 

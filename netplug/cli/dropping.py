@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from netplug.cli import NO, USAGE, CliError
-from netplug.cli.capturing import TURN_S, Event, Source, name_of, place_of
+from netplug.cli.capturing import Event, Source, name_of, place_of, turns
 from netplug.insight.capture.rules import described
 from netplug.kernel.host.socket_filters import Instruction
 from netplug.kernel.probes.capture import Packet
@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 
 
 class Dropping:
-    """Reads what is dropped of some endpoints, as `Reading` does what passes. `rule`: of the last packet."""
+    """Reads what is dropped of some endpoints, as `Reading` does what passes."""
 
     def __init__(
         self, ends: list[dict[str, Any]], code: Sequence[Instruction], expression: str, seconds: float
     ) -> None:
         self._code = code
         self._traces: list[tuple[Source, Drops]] = []
-        self._end = time.monotonic() + seconds if seconds else float("inf")
-        self.rule = ""
+        self._seconds = seconds
         try:
             for number, end in enumerate(ends):
                 self._traces.append(_opened(end, number, expression))
@@ -62,13 +61,13 @@ class Dropping:
     def events(self) -> Iterator[Event | None]:
         """Yield dropped packets, and None in each turn, until the time is over."""
         sockets = [sock for _, trace in self._traces for sock in trace.sockets]
-        while time.monotonic() < self._end:
-            select.select(sockets, (), (), min(TURN_S, max(self._end - time.monotonic(), 0)))
+        for turn_s in turns(self._seconds):
+            select.select(sockets, (), (), turn_s)
             for source, trace in self._traces:
                 for drop in (it for it in trace.read() if accepts(self._code, it.frame)):
-                    self.rule = described(drop.rule)
                     source.seen += 1
-                    yield source, Packet(time.time_ns(), drop.sent, _length(drop.frame), drop.frame)
+                    packet = Packet(time.time_ns(), drop.sent, _length(drop.frame), drop.frame)
+                    yield source, packet, described(drop.rule)
             yield None
 
     def rest(self) -> Iterator[Event]:
