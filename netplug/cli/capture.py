@@ -108,10 +108,10 @@ def capture(
     if drops:
         text = _with_names(text, [*found["ends"], *found["others"]])
         reading = Dropping(found["ends"], _compiled(text, _MOST_BYTES), text, seconds or 0.0)
-        for note in reading.notes:
-            note_line(note)
     else:
         reading = Reading(*_opened(client, found, text, snaplen, both_ends=both_ends, dns=dns), seconds or 0.0)
+    for note in reading.notes:
+        note_line(note)
     try:
         with _output(write) as file, _ended_by_signals():
             shown = _run(reading, file, count or 0, dns=dns)
@@ -173,10 +173,6 @@ def _opened(
             if exc.code == USAGE:
                 raise
             note_line(f"the other end {name_of(end)!r} is not read: {exc}")
-    for number, source in enumerate([*here, *(it.source for it in elsewhere)]):
-        source.number = number
-        if source.note or source.clock:
-            note_line(f"{source.label}: {source.note or source.clock}")
     return here, elsewhere
 
 
@@ -251,20 +247,20 @@ def _chosen(text: str, others: Sequence[_End]) -> list[_End]:
 class _Pcapng:
     """Writes a file, or to a pipe, in pieces."""
 
-    def __init__(self, file: IO[bytes], sources: "Sequence[Source]", most_bytes: int = _MOST_BYTES) -> None:
+    def __init__(self, file: IO[bytes], sources: "Sequence[Source]") -> None:
         from netplug.insight.capture.pcapng import Writer  # noqa: PLC0415
 
         self._file = file
-        self._writer = Writer(file, f"netplug {__version__}")
-        for source in sources:
-            self._writer.interface(
-                source.label, source.described, most_bytes, expression=source.expression, comment=source.clock
-            )
+        self._writer = writer = Writer(file, f"netplug {__version__}")
+        self._numbers = {
+            it: writer.interface(it.label, it.described, _MOST_BYTES, expression=it.expression, comment=it.clock)
+            for it in sources
+        }
         file.flush()
 
     def packet(self, source: "Source", packet: Any, rule: str) -> None:
         comment = f"dropped by {rule}" if rule else ""
-        number, data = source.number, packet.data
+        number, data = self._numbers[source], packet.data
         self._writer.packet(number, packet.time_ns, data, packet.length, sent=packet.sent, comment=comment)
 
     def flush(self) -> None:
@@ -273,7 +269,7 @@ class _Pcapng:
     def end(self, sources: "Sequence[Source]") -> None:
         for source in sources:
             dropped = (source.tap.dropped if source.tap else source.dropped) + source.lost
-            self._writer.statistics(source.number, time.time_ns(), source.seen, dropped)
+            self._writer.statistics(self._numbers[source], time.time_ns(), source.seen, dropped)
         self._file.flush()
 
 

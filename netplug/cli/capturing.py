@@ -35,7 +35,7 @@ def turns(seconds: float) -> Iterator[float]:
         yield min(TURN_S, left)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Source:
     """A link whose packets are read, or (`dropping`) an endpoint whose packets rules drop.
 
@@ -48,7 +48,6 @@ class Source:
     note: str = ""
     expression: str = ""
     tap: Tap | None = None
-    number: int = 0
     seen: int = 0
     dropped: int = 0
     lost: int = 0
@@ -172,6 +171,11 @@ class Reading:
     def sources(self) -> list[Source]:
         """All of them."""
         return [*self._here, *(it.source for it in self._elsewhere)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know before it begins."""
+        return [f"{it.label}: {it.note or it.clock}" for it in self.sources if it.note or it.clock]
 
     def events(self) -> Iterator[Event | None]:
         """Yield packets, and None in each turn. Ends after the time, or when all links are gone."""

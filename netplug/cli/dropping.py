@@ -26,8 +26,8 @@ class Dropping:
         self._traces: list[tuple[Source, Drops]] = []
         self._seconds = seconds
         try:
-            for number, end in enumerate(ends):
-                self._traces.append(_opened(end, number, expression))
+            for end in ends:
+                self._traces.append(_opened(end, expression))
         except BaseException:
             self.close()
             raise
@@ -84,7 +84,7 @@ def _once(lines: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _opened(end: dict[str, Any], number: int, expression: str) -> "tuple[Source, Drops]":
+def _opened(end: dict[str, Any], expression: str) -> "tuple[Source, Drops]":
     from netplug.kernel.probes.drops import Drops  # noqa: PLC0415
 
     if not end["here"]:
@@ -96,7 +96,7 @@ def _opened(end: dict[str, Any], number: int, expression: str) -> "tuple[Source,
     except OSError as exc:
         trace.close()
         raise CliError(NO, f"rules cannot be traced: {(exc.strerror or '').lower()}", hint="run as root") from None
-    return Source(end, "drops", expression=expression, number=number, dropping=True), trace
+    return Source(end, "drops", expression=expression, dropping=True), trace
 
 
 def _length(frame: bytes) -> int:
