@@ -27,7 +27,8 @@ from scapy.layers.vxlan import VXLAN
 from scapy.utils import PcapNgReader
 
 from netplug.cli import CliError
-from netplug.cli.capture import _chosen, _Lines, _with_names
+from netplug.cli.capture_links import chosen, with_names
+from netplug.cli.capture_output import Lines
 from netplug.cli.capturing import Source
 from netplug.drivers import tables
 from netplug.insight.capture.dns import Pairs
@@ -186,12 +187,12 @@ ENDS: list[dict[str, Any]] = [
 
 
 def test_names_of_containers_stand_for_their_addresses() -> None:
-    assert _with_names("tcp and src host web", ENDS) == f"tcp and (src host {A} or src host {A6})"
-    assert _with_names("(host db or host 1.2.3.4)", ENDS) == f"( (host {B}) or host 1.2.3.4 )"
-    assert _chosen(f"host {B}", ENDS) == [ENDS[1]]
-    assert _chosen("tcp", ENDS) == ENDS
+    assert with_names("tcp and src host web", ENDS) == f"tcp and (src host {A} or src host {A6})"
+    assert with_names("(host db or host 1.2.3.4)", ENDS) == f"( (host {B}) or host 1.2.3.4 )"
+    assert chosen(f"host {B}", ENDS) == [ENDS[1]]
+    assert chosen("tcp", ENDS) == ENDS
     with pytest.raises(CliError, match="would read 40 endpoints"):
-        _chosen("", ENDS * 20)
+        chosen("", ENDS * 20)
 
 
 # Words
@@ -271,12 +272,12 @@ def test_answers_come_to_their_questions() -> None:
 
 def test_questions_that_are_open_at_the_end_are_told_with_their_time(capsys: pytest.CaptureFixture[str]) -> None:
     source = Source({"id": "1"})
-    lines = _Lines([source], dns=True)
+    lines = Lines([source], dns=True)
     frame = bytes(E / IP(src=A, dst=B) / UDP(sport=4000, dport=53) / message("gone.blue", "A", 1))
     lines.packet(source, Packet(time.time_ns() - 1_200_000_000, True, len(frame), frame), "")
     lines.flush()
     assert capsys.readouterr().out == ""
-    lines.end([source])
+    lines.end()
     told = capsys.readouterr().out
     assert re.fullmatch(rf"[\d:.]+ {A}:4000  A gone\.blue: no answer  in \d\.\d s, from {B}:53\n", told), told
 

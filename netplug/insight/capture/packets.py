@@ -4,6 +4,8 @@ import struct
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, inet_ntop
 
+from netplug.insight.capture.dns import describe
+
 _CUT = (struct.error, IndexError, ValueError)
 """What reading beyond the end raises; ValueError: of addresses."""
 _VLANS = {0x8100, 0x88A8}
@@ -156,8 +158,6 @@ def _application(found: Summary) -> None:
     """Add the first words of DNS and HTTP."""
     ports = {found.port, found.peer_port}
     if 53 in ports or 5353 in ports:
-        from netplug.insight.capture.dns import describe  # noqa: PLC0415 - takes 40 ms
-
         if text := describe(dns_payload(found)):
             found.words = f"DNS {text}" if found.protocol == "UDP" else f"{found.words} DNS {text}"
     elif 4789 in ports and found.protocol == "UDP" and len(found.payload) > 8 + 14:
