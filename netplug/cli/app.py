@@ -19,7 +19,7 @@ from netplug.cli.lab import app as lab
 from netplug.cli.names import app as names
 from netplug.cli.networks import app as networks
 from netplug.cli.options import RUN_DIR, AsJson, NetworkRef, RunDir
-from netplug.cli.output import emit, emit_json, note, short, table
+from netplug.cli.output import counted, emit, emit_json, note, short, table
 from netplug.cli.publishing import marked, publish, unpublish
 from netplug.cli.serving import serve
 from netplug.cli.top import top
@@ -249,6 +249,5 @@ def _agreed(answer: dict[str, Any]) -> str:
     """Return in one line what was compared."""
     if "networks" not in answer:
         return "no differences"  # by a daemon of a former version
-    counts = [(answer[f"{what}s"], what) for what in ("network", "endpoint")]
-    compared = " and ".join(f"{number} {what}{'' if number == 1 else 's'}" for number, what in counts)
-    return f"no differences: {compared} compared with the kernel"
+    networks, endpoints = counted(answer["networks"], "network"), counted(answer["endpoints"], "endpoint")
+    return f"no differences: {networks} and {endpoints} compared with the kernel"

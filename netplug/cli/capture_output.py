@@ -17,7 +17,7 @@ from netplug import __version__
 from netplug.cli import NO, PIPE_CLOSED, CliError
 from netplug.cli.capturing import Event, Reading, Source
 from netplug.cli.dropping import Dropping
-from netplug.cli.output import emit, note_line
+from netplug.cli.output import counted, emit, note_line
 from netplug.insight.capture.dns import PATIENCE_NS, Pairs
 from netplug.insight.capture.packets import dns_payload, summary
 from netplug.insight.capture.pcapng import Writer
@@ -132,7 +132,7 @@ def _take(output: Pcapng | Lines, event: Event | None) -> int:
 def summarize(reading: Reading | Dropping, shown: int) -> None:
     """Say how many packets there were, and whether any are missing."""
     sources = reading.sources
-    parts = [f"{shown} packet{'' if shown == 1 else 's'} captured"]
+    parts = [f"{counted(shown, 'packet')} captured"]
     parts.append(f"{sum(it.dropped for it in sources)} dropped by the kernel")
     if lost := sum(it.lost for it in sources):
         parts.append(f"{lost} of other hosts cut: more than can be fetched through the store")

@@ -11,7 +11,7 @@ from netplug import __version__
 from netplug.cli import NO, OK, UNREACHABLE, CliError
 from netplug.cli.client import Client
 from netplug.cli.options import RUN_DIR, AsJson, RunDir
-from netplug.cli.output import emit, emit_json, table
+from netplug.cli.output import counted, emit, emit_json, table
 
 _DEADLINE_S = 3.0
 """A daemon that has not answered by then hangs; its checks take at most 1.5 s."""
@@ -98,10 +98,8 @@ def _shown(findings: Iterable[dict[str, str]], *, show_all: bool) -> str:
         columns = ("verdict", "check", "why", "mend")
         parts.append(table(columns, [tuple(it[name] for name in columns) for it in rows]))
     counts = Counter(it["verdict"] for it in ordered)
-    said = [_counted(counts[word], word) for word in _ORDER[:-1] if counts[word]]
-    parts.append(", ".join([*said, f"{_counted(well, 'check')} well{'' if show_all else ' (--all shows them)'}"]))
+    said = [counted(counts[word], word) for word in _ORDER[:3] if counts[word]]
+    if unknown := counts["not checked"]:
+        said.append(f"{unknown} not checked")
+    parts.append(", ".join([*said, f"{counted(well, 'check')} well{'' if show_all else ' (--all shows them)'}"]))
     return "\n".join(parts)
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}{'s' * (count != 1 and word != 'not checked')}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from netplug.cli import NO, USAGE, CliError
 from netplug.cli.capturing import Event, Source, name_of, place_of, turns
+from netplug.cli.output import counted
 from netplug.insight.capture.rules import described
 from netplug.kernel.host.socket_filters import Instruction
 from netplug.kernel.probes.capture import Packet
@@ -50,13 +51,13 @@ class Dropping:
     @property
     def lacks(self) -> list[str]:
         """What cannot be seen, and what could only be counted."""
-        counted = (
-            f"not shown: {described(rule)}: {rule.packets} packet{'' if rule.packets == 1 else 's'} meanwhile"
+        unseen = (
+            f"not shown: {described(rule)}: {counted(rule.packets, 'packet')} meanwhile"
             f"{'' if rule.netns else ', of any sender'}"
             for _, trace in self._traces
             for rule in trace.legacy_drops()
         )
-        return _once([*(it for _, trace in self._traces for it in trace.lacks), *counted])
+        return _once([*(it for _, trace in self._traces for it in trace.lacks), *unseen])
 
     def events(self) -> Iterator[Event | None]:
         """Yield dropped packets, and None in each turn, until the time is over."""

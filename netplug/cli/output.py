@@ -82,6 +82,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str | Iterable[str]]])
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things.
+
+    >>> counted(1, "packet"), counted(0, "packet")
+    ('1 packet', '0 packets')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def short(ident: str) -> str:
     """Return the displayed form of an id."""
     return short_id(ident) or ident[:SHORT]
