@@ -48,11 +48,10 @@ class Client:
 
     def lines(self, *path: str, **query: str) -> Iterator[str]:
         """Yield the lines of an answer that goes on until the daemon ends it."""
-        url = _url(path, query)
         with self._connected() as sock:
-            response = self._respond(sock, "GET", url, None)
+            response = self._respond(sock, "GET", _url(path, query), None)
             if response.status >= 400:
-                raise _refusal(response.status, json.loads(response.read() or b"null"))
+                self._answer(response)
             with self._reading():
                 for line in response:
                     yield line.decode().rstrip("\r\n")
@@ -67,14 +66,22 @@ class Client:
     ) -> Any:
         with self._connected() as sock:
             response = self._respond(sock, method, _url(path, query), None if body is None else json.dumps(body))
-            with self._reading():
-                status, data = response.status, response.read()
+            return self._answer(response)
+
+    def _answer(self, response: "HTTPResponse") -> Any:
+        """Read an answer to its end.
+
+        Raises:
+            CliError: the daemon refuses, or it is none of its answers.
+        """
+        with self._reading():
+            data = response.read()
         try:
             answer = json.loads(data) if data else None
         except ValueError:
             raise self._stranger() from None
-        if status >= 400:
-            raise _refusal(status, answer)
+        if response.status >= 400:
+            raise _refusal(response.status, answer)
         return answer
 
     @contextmanager
