@@ -1,7 +1,6 @@
 """What each endpoint receives, sends and asks, and how many DNS queries each network has, as of one look."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -78,20 +77,9 @@ def _block(record: EndpointRecord) -> str:
 
 def _in_sandbox(record: EndpointRecord) -> SandboxLink | None:
     """Return the link that is in the sandbox alone, as a macvlan is."""
-    link = next((step for step in record.plan if isinstance(step, Macvlan)), None)
-    if link is None or not record.sandbox:
+    if not record.sandbox or not any(isinstance(step, Macvlan) for step in record.plan):
         return None
-    return SandboxLink(record.sandbox, record.sandbox_id, record.ifname, record.endpoint.mac or link.mac)
-
-
-class PassedOut(BaseModel):
-    bytes: int
-    packets: int
-    dropped: int
-
-    @classmethod
-    def of(cls, passed: Passed) -> Self:
-        return cls(bytes=passed.bytes, packets=passed.packets, dropped=passed.dropped)
+    return SandboxLink(record.sandbox, record.sandbox_id, record.ifname, record.endpoint.mac)
 
 
 class AskedOut(BaseModel):
@@ -108,8 +96,8 @@ class EndpointOut(BaseModel):
     network: str
     name: str
     container: str
-    received: PassedOut
-    sent: PassedOut
+    received: Passed
+    sent: Passed
     dns: AskedOut
 
     @classmethod
@@ -120,8 +108,8 @@ class EndpointOut(BaseModel):
             network=found.network,
             name=record.name,
             container=record.container,
-            received=PassedOut.of(found.received),
-            sent=PassedOut.of(found.sent),
+            received=found.received,
+            sent=found.sent,
             dns=AskedOut(queries=asked.queries, failed=asked.failed),
         )
 
@@ -160,16 +148,10 @@ class Traffic:
         return TrafficOut(at=at, endpoints=endpoints, dns=self._queries(chosen))
 
     def _queries(self, chosen: str) -> list[QueriesOut]:
-        names: Mapping[str, str] = {
-            record.network.id: record.network.name
-            for record in self._engine.registry.networks()
-            if record.network.options.dns and chosen in {"", record.network.id}
-        }
         found = []
-        for ident, counts in self._names.counts.items():
-            if ident in names:
-                failed = counts.codes[_SERVFAIL] + counts.dropped
-                found.append(
-                    QueriesOut(network=names[ident], queries=sum(counts.codes) + counts.dropped, failed=failed)
-                )
+        for net in (record.network for record in self._engine.registry.networks()):
+            counts = self._names.counts.get(net.id)
+            if counts and net.options.dns and chosen in {"", net.id}:
+                queries, failed = sum(counts.codes) + counts.dropped, counts.codes[_SERVFAIL] + counts.dropped
+                found.append(QueriesOut(network=net.name, queries=queries, failed=failed))
         return sorted(found, key=lambda it: it.network)

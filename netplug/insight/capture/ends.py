@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from netplug.cluster.records import EndpointAdvert
 from netplug.drivers.codec import JsonObject
-from netplug.drivers.steps import Macvlan
 from netplug.engine import Engine
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.errors import NetplugError
@@ -112,9 +111,7 @@ class AskIn(BaseModel):
 def place_of(record: EndpointRecord) -> Place:
     """Return where the link of an endpoint is."""
     link = record.host_link.name if record.host_link and record.linked else ""
-    own = next((step.mac for step in record.plan if isinstance(step, Macvlan)), "")
-    mac = record.endpoint.mac or record.attachment.mac or own
-    return Place(record.sandbox, record.sandbox_id, record.ifname, mac, link)
+    return Place(record.sandbox, record.sandbox_id, record.ifname, record.endpoint.mac, link)
 
 
 class Ends:
