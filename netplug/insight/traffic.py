@@ -36,11 +36,11 @@ class Counted:
     sent: Passed
 
 
-async def read(engine: Engine) -> list[Counted]:
-    """Return the traffic of all endpoints of this host that have a link."""
+async def read(engine: Engine, network: str | None = None) -> list[Counted]:
+    """Return the traffic of all endpoints of this host that have a link. `network`: id; only of this one."""
     registry, traffic = engine.registry, engine.kernel.traffic
     names = {record.network.id: record.network.name for record in registry.networks()}
-    records = [record for record in registry.endpoints() if record.linked]
+    records = [record for record in registry.endpoints(network) if record.linked]
     blocks = {record.endpoint.id: _block(record) for record in records}
     apart = {record.endpoint.id: place for record in records if (place := _in_sandbox(record))}
     wanted = {record.host_link.name for record in records if record.host_link} | set(filter(None, blocks.values()))
@@ -139,19 +139,19 @@ class Traffic:
 
     async def answer(self, network: str = "") -> TrafficOut:
         """GET /v1/traffic. `network`: a name or an id; only of this one."""
-        chosen = self._engine.registry.network(network).network.id if network else ""
-        found = [it for it in await read(self._engine) if chosen in {"", it.record.endpoint.network}]
+        chosen = self._engine.registry.network(network).network.id if network else None
+        found = await read(self._engine, chosen)
         at = time.monotonic()
         tallies, none = self._names.tallies, Tally()
         endpoints = [EndpointOut.of(it, tallies.get(it.record.endpoint.id, none)) for it in found]
         endpoints.sort(key=lambda it: (it.network, it.name, it.id))
         return TrafficOut(at=at, endpoints=endpoints, dns=self._queries(chosen))
 
-    def _queries(self, chosen: str) -> list[QueriesOut]:
+    def _queries(self, chosen: str | None) -> list[QueriesOut]:
         found = []
         for net in (record.network for record in self._engine.registry.networks()):
             counts = self._names.counts.get(net.id)
-            if counts and net.options.dns and chosen in {"", net.id}:
+            if counts and net.options.dns and chosen in {None, net.id}:
                 queries, failed = sum(counts.codes) + counts.dropped, counts.codes[_SERVFAIL] + counts.dropped
                 found.append(QueriesOut(network=net.name, queries=queries, failed=failed))
         return sorted(found, key=lambda it: it.network)
