@@ -16,8 +16,8 @@ from netplug.engine.happenings import MEANING, Happening, Kind
 from netplug.insight.event_files import NAME, OLDER, EventFiles
 from netplug.insight.event_folding import FOLD_S, MOST_OBJECTS, Folding, complete, to_json
 from netplug.insight.event_log import EventLog, Wanted
-from netplug.insight.since import parse_since
 from netplug.kernel.fake.kernel import FakeKernel
+from netplug.times import point_in_time
 
 FIELDS = [
     "id", "time", "first", "count", "kind", "object", "what", "cause", "by", "request", "network", "network_name",
@@ -176,13 +176,13 @@ async def test_a_follower_that_does_not_read_is_let_go(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_since_is_read_as_docker_s(text: str, found: float) -> None:
-    assert parse_since(text, now=10_000.0) == found
+    assert point_in_time(text, now=10_000.0) == found
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "10x", "-5m", "m", "2026-13-01", "٣m"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no time"):
-        parse_since(text)
+        point_in_time(text)
 
 
 # A daemon

@@ -11,7 +11,7 @@ from netplug.cli import USAGE, CliError
 from netplug.cli.client import Client
 from netplug.cli.options import RUN_DIR, RunDir
 from netplug.cli.output import emit, note_line, table
-from netplug.insight.since import parse_since
+from netplug.times import point_in_time
 
 MOST = 10_000
 _COLUMNS = ("time", "kind", "object", "what", "cause", "by", "request")
@@ -55,7 +55,7 @@ def events(
 
 def _since(text: str) -> str:
     try:
-        return f"{parse_since(text):.6f}" if text else ""
+        return f"{point_in_time(text):.6f}" if text else ""
     except ValueError as exc:
         raise CliError(USAGE, f"--since: {exc}") from None
 

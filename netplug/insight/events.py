@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from netplug.engine.happenings import Kind
 from netplug.errors import NetplugError
 from netplug.insight.event_log import EventLog, Wanted
-from netplug.insight.since import parse_since
+from netplug.times import point_in_time
 
 MOST, USUAL = 10_000, 1_000
 """Events in one answer."""
@@ -101,7 +101,7 @@ def _wanted(since: str, kind: str, network: str) -> Wanted:
         words = sorted({known.partition(".")[0] for known in _KINDS})
         raise NetplugError("invalid", f"there is no kind {kind[:40]!r} of events", hint=f"there are {', '.join(words)}")
     try:
-        return Wanted(parse_since(since) if since else 0.0, kind, network)
+        return Wanted(point_in_time(since) if since else 0.0, kind, network)
     except ValueError as exc:
         raise NetplugError("invalid", f"since: {exc}") from None
 

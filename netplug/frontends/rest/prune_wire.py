@@ -1,8 +1,5 @@
 """Bodies of pruning: filters as of ``docker network prune --filter KEY=VALUE``, and what came of it."""
 
-import re
-import time
-from datetime import datetime
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,9 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from netplug.engine.pruning import Label, NetworkFilter, Pruned
 from netplug.errors import NetplugError
 from netplug.frontends.rest.fields import MOST
+from netplug.times import point_in_time
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-_PART = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)", re.ASCII)
 _KEYS = ("label", "label!", "mode", "until")
 
 Texts = Annotated[tuple[str, ...], Field(max_length=MOST)]
@@ -45,7 +41,7 @@ class PruneIn(BaseModel):
             _labels("label", self.filters.get("label", ())),
             _labels("label!", self.filters.get("label!", ())),
             frozenset(self.filters.get("mode", ())),
-            before(until[0], time.time()) if until else 0.0,
+            _before(until[0]) if until else 0.0,
         )
 
 
@@ -76,29 +72,10 @@ class PruneOut(BaseModel):
         )
 
 
-def before(text: str, now: float) -> float:
-    """Return the Unix time of ``until``: a time of day, or a duration before `now`.
-
-    A time without a zone is of this host's zone, as with Docker.
-
-    >>> before("1h30m", 10_000.0)
-    4600.0
-    >>> before("1700000000.5", 0.0)
-    1700000000.5
-    >>> before("2024-01-02T03:04:05Z", 0.0)
-    1704164645.0
-
-    Raises:
-        NetplugError: the text is neither.
-    """
-    if re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text, re.ASCII):
-        return float(text)
-    parts = _PART.findall(text)
-    if parts and "".join(map("".join, parts)) == text:
-        return now - sum(float(number) * _UNITS[unit] for number, unit in parts)
+def _before(text: str) -> float:
     try:
-        return datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError, OSError):
+        return point_in_time(text)
+    except ValueError:
         words = f"filter until={text[:80]!r} is neither a duration nor a time"
         raise NetplugError("invalid", words, hint="write 24h, 1h30m, 2024-01-31T12:00:00Z or a Unix time") from None
 
