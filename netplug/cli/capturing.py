@@ -17,7 +17,7 @@ from netplug.cli.client import Client
 from netplug.kernel.host.socket_filters import Instruction
 from netplug.kernel.probes.capture import Packet, Place, Tap, open_place
 
-TURN_S = 0.2
+_TURN_S = 0.2
 """How often is looked whether the capture shall end."""
 _FETCH_S = 0.3
 _MOST_WAITING = 64
@@ -32,7 +32,7 @@ def turns(seconds: float) -> Iterator[float]:
     """Yield how long to wait for packets, turn by turn until the time is over. `seconds`: 0 for ever."""
     end = time.monotonic() + seconds if seconds else math.inf
     while (left := end - time.monotonic()) > 0:
-        yield min(TURN_S, left)
+        yield min(_TURN_S, left)
 
 
 @dataclass(slots=True, eq=False)
