@@ -2,21 +2,18 @@
 
 import asyncio
 import json
-import os
 import secrets
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from netplug.errors import NetplugError
 from netplug.kernel.host.socket_filters import Instruction
+from netplug.kernel.probes import spawning
 from netplug.kernel.probes.capture import Place
 
 MOST_AT_ONCE = 8
 """Captures for other hosts; each has a process of 25 MB."""
-_PROGRAM = (sys.executable, "-m", "netplug.kernel.probes.capture_worker")
 _LONGEST_LINE = 1 << 21
 _START_S, _ANSWER_S = 15.0, 5.0
 
@@ -59,7 +56,11 @@ class Captures:
             words = f"this host captures {MOST_AT_ONCE} links for others already"
             raise NetplugError("unavailable", words, hint="end one of these captures")
         ident = secrets.token_hex(6)
-        self._running[ident] = running = _Running(await _spawn(), asyncio.Lock())
+        try:
+            process = await spawning.spawned("capture_worker", _LONGEST_LINE)
+        except OSError as error:
+            raise NetplugError("unavailable", f"no process can be started: {error.strerror}") from error
+        self._running[ident] = running = _Running(process, asyncio.Lock())
         try:
             found = await running.ask({"place": asdict(place), "code": [list(it) for it in code]}, _START_S)
         except (OSError, TimeoutError, ValueError) as error:
@@ -91,21 +92,4 @@ class Captures:
     async def stop(self, ident: str) -> None:
         """End a capture. One that is not there is none any more."""
         if running := self._running.pop(ident, None):
-            with suppress(ProcessLookupError):
-                running.process.kill()
-            await running.process.wait()
-            running.process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no other way
-
-
-async def _spawn() -> asyncio.subprocess.Process:
-    try:
-        return await asyncio.create_subprocess_exec(
-            *_PROGRAM,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            limit=_LONGEST_LINE,
-            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-        )
-    except OSError as error:
-        raise NetplugError("unavailable", f"no process can be started: {error.strerror}") from error
+            await spawning.end(running.process)

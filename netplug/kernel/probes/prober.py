@@ -3,21 +3,19 @@
 import asyncio
 import itertools
 import json
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from netplug.errors import NetplugError
+from netplug.kernel.probes import spawning
 from netplug.kernel.probes.api import Facts, Job, Look, Neighbours, Report
 from netplug.kernel.probes.codec import from_json, to_json
 
-_PROGRAM = (sys.executable, "-m", "netplug.kernel.probes.worker")
 _LONGEST_LINE = 1 << 24
 _PATIENCE_S = 20.0
 """For an answer, beside the time that the work itself takes. A host under load starts a process in some seconds."""
-_END_S = 2.0
 
 
 class WorkerProbes:
@@ -27,13 +25,7 @@ class WorkerProbes:
     async def start(self) -> AsyncIterator["WorkerProber"]:
         """Start one; it inherits the network namespace of this thread."""
         try:
-            process = await asyncio.create_subprocess_exec(
-                *_PROGRAM,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                limit=_LONGEST_LINE,
-            )
+            process = await spawning.spawned("worker", _LONGEST_LINE)
         except OSError as error:
             raise NetplugError("unavailable", f"no process can be started for probes: {error.strerror}") from error
         prober = WorkerProber(process)
@@ -41,13 +33,9 @@ class WorkerProbes:
         try:
             yield prober
         finally:
-            with suppress(ProcessLookupError):
-                process.kill()  # the kernel takes away all that it made
             reading.cancel()
+            await spawning.end(process)
             await asyncio.gather(reading, return_exceptions=True)
-            with suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(asyncio.shield(process.wait()), _END_S)
-            process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no other way
 
 
 @dataclass(slots=True)
