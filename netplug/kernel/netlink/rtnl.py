@@ -63,7 +63,7 @@ IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 9, 15
 RT_TABLE_MAIN = 254
 _RTN_UNICAST = 1
-_RTN_REFUSALS = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
+RTN_REFUSALS = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 
 IFLA_MACVLAN_MODE = 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
@@ -321,9 +321,9 @@ def _refusals(dump: Iterable[bytes]) -> Iterable[RefusingRoute]:
     for data in dump:
         family, length, _src, _tos, _table, _protocol, _scope, kind, _flags = RTMSG.unpack_from(data)
         found = attrs(data, 12)
-        if kind in _RTN_REFUSALS and number(found.get(RTA_TABLE), RT_TABLE_MAIN) == RT_TABLE_MAIN:
+        if kind in RTN_REFUSALS and number(found.get(RTA_TABLE), RT_TABLE_MAIN) == RT_TABLE_MAIN:
             destination = found.get(RTA_DST) or bytes(4 if family == 2 else 16)
-            yield RefusingRoute(_RTN_REFUSALS[kind], ip_network((destination, length)), number(found.get(RTA_PRIORITY)))
+            yield RefusingRoute(RTN_REFUSALS[kind], ip_network((destination, length)), number(found.get(RTA_PRIORITY)))
 
 
 def _routes(dump: Iterable[bytes]) -> Iterable[LinkRoute]:

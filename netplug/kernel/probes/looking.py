@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from netplug.kernel.netlink import rtnl
-from netplug.kernel.netlink.connection import RTM_GETROUTE, Netlink, NetlinkError, attr, attrs, number
+from netplug.kernel.netlink.connection import RTM_GETROUTE, Netlink, NetlinkError, attr, attrs, number, u32
 from netplug.kernel.probes import name_files, places, processes, sockets
 from netplug.kernel.probes.api import (
     Facts,
@@ -23,15 +23,14 @@ from netplug.kernel.probes.api import (
 )
 
 _LOWER_UP, _RUNNING, _NOARP = 0x10000, 0x40, 0x80
-_RTMSG = struct.Struct("=BBBBBBBBI")
 _LOOKUP_TABLE = 0x1000
-_DST, _SRC, _IIF, _OIF, _GATEWAY, _PREFSRC, _METRICS = 1, 2, 3, 4, 5, 7, 8
+_SRC, _IIF, _PREFSRC, _METRICS = 2, 3, 7, 8
 _RTAX_MTU = 2
-_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast"} | rtnl.RTN_REFUSALS
 _GETNEIGH = 30
 _NDMSG = struct.Struct("=BxxxiHBB")
 _ND_DST, _ND_LLADDR, _ND_MASTER = 1, 2, 9
-_AF_BRIDGE, _PERMANENT = 7, 0x80
+_NOARP_STATE, _PERMANENT = 0x40, 0x80
 _STATES = {
     0x01: "incomplete",
     0x02: "reachable",
@@ -144,27 +143,27 @@ def _lookup(
     netlink: Netlink, destination: IPAddress, source: IPAddress | None, names: dict[int, str], received: int = 0
 ) -> RouteFound:
     """Return the route of a packet that is sent here, or one that a link (`received`) brings to be forwarded."""
-    family, bits = (2, 32) if destination.version == 4 else (10, 128)
+    family, bits = (2, 32) if destination.version == 4 else (rtnl.AF_INET6, 128)
     # For IPv6 the kernel refuses the flag (inet6_rtm_valid_getroute_req), and tells the route without it.
     flags = _LOOKUP_TABLE if destination.version == 4 else 0
-    query = _RTMSG.pack(family, bits, bits if source else 0, 0, 0, 0, 0, 0, flags)
-    query += attr(_DST, destination.packed) + (attr(_SRC, source.packed) if source else b"")
-    query += attr(_IIF, struct.pack("=I", received)) if received else b""
+    query = rtnl.RTMSG.pack(family, bits, bits if source else 0, 0, 0, 0, 0, 0, flags)
+    query += attr(rtnl.RTA_DST, destination.packed) + (attr(_SRC, source.packed) if source else b"")
+    query += u32(_IIF, received) if received else b""
     try:
         data = netlink.get(RTM_GETROUTE, query)
     except NetlinkError as error:
         return RouteFound(destination, source, error=os.strerror(error.errno or 0).lower())
-    found = attrs(data, _RTMSG.size)
-    kind = _TYPES.get(_RTMSG.unpack_from(data)[7], "other")
+    found = attrs(data, rtnl.RTMSG.size)
+    kind = _TYPES.get(rtnl.RTMSG.unpack_from(data)[7], "other")
     return RouteFound(
         destination,
         source,
-        names.get(number(found.get(_OIF)), ""),
-        ip_address(found[_GATEWAY]) if _GATEWAY in found else None,
+        names.get(number(found.get(rtnl.RTA_OIF)), ""),
+        ip_address(found[rtnl.RTA_GATEWAY]) if rtnl.RTA_GATEWAY in found else None,
         ip_address(found[_PREFSRC]) if _PREFSRC in found else source,
         number(attrs(found.get(_METRICS, b"")).get(_RTAX_MTU)),
         kind,
-        kind if kind in {"blackhole", "unreachable", "prohibit"} else "",
+        kind if kind in rtnl.RTN_REFUSALS.values() else "",
     )
 
 
@@ -173,14 +172,14 @@ def _neighbours(netlink: Netlink, names: dict[int, str]) -> Iterable[NeighbourSt
         for data in netlink.dump(_GETNEIGH, _NDMSG.pack(family, 0, 0, 0, 0)):
             _, index, state, _, _ = _NDMSG.unpack_from(data)
             found = attrs(data, _NDMSG.size)
-            if _ND_DST in found and state != 0x40:
+            if _ND_DST in found and state != _NOARP_STATE:
                 mac = rtnl.mac(found.get(_ND_LLADDR))
                 words = _STATES.get(state, "none")
                 yield NeighbourState(ip_address(found[_ND_DST]), names.get(index, ""), mac, words)
 
 
 def _forwarding(netlink: Netlink, names: dict[int, str]) -> Iterable[ForwardingState]:
-    for data in netlink.dump(_GETNEIGH, _NDMSG.pack(_AF_BRIDGE, 0, 0, 0, 0)):
+    for data in netlink.dump(_GETNEIGH, _NDMSG.pack(rtnl.AF_BRIDGE, 0, 0, 0, 0)):
         _, index, state, _, _ = _NDMSG.unpack_from(data)
         found = attrs(data, _NDMSG.size)
         mac = rtnl.mac(found.get(_ND_LLADDR))
