@@ -160,7 +160,6 @@ class Sighting:
     code: str = ""
     mtu: int = 0
     mac: str = ""
-    target_mac: str = ""
     size: int = 0
 
 

@@ -95,7 +95,6 @@ class Packet:
     outer: "Packet | None" = None
     vni: int = 0
     mac: str = ""
-    target_mac: str = ""
 
 
 ARP = -1
@@ -114,7 +113,7 @@ def read_frame(frame: bytes, tunnels: Sequence[int]) -> Packet | None:
         found = read_ip(frame[start:], tunnels)
     if found is None or found.outer:
         return found
-    return replace(found, mac=frame[6:12].hex(":"), target_mac=frame[:6].hex(":"))
+    return replace(found, mac=frame[6:12].hex(":"))
 
 
 def _read_arp(data: bytes) -> Packet | None:

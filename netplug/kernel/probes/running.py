@@ -193,7 +193,6 @@ class Running:
             match.code,
             match.mtu,
             packet.mac,
-            packet.target_mac,
             packet.size,
         )
 
