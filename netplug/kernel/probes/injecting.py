@@ -16,7 +16,7 @@ from pathlib import Path
 from netplug.kernel.netlink import rtnl, traffic_control
 from netplug.kernel.netlink.connection import NEW, Netlink, NetlinkError
 from netplug.kernel.probes import packets, places
-from netplug.kernel.probes.api import IPAddress, Job, Kind
+from netplug.kernel.probes.api import Job, Kind
 from netplug.kernel.probes.errors import ProbeError
 from netplug.kernel.probes.marks import ICMP, ICMP6, TCP, UDP, numbered
 from netplug.kernel.probes.matching import first_port
@@ -40,7 +40,7 @@ class Injector:
         if origin is None or job.flow.source is None:
             raise ProbeError("what comes from outside needs a source address")
         self._job, self._link = job, origin.link
-        self.source: IPAddress | None = job.flow.source
+        self.source = job.flow.source
         self.refused = ""
         self.sent = 0
         self.sockets: list[socket.socket] = []
@@ -86,12 +86,10 @@ class Injector:
 
     def send(self, number: int) -> None:
         """Send one packet, or note why not."""
-        flow, source = self._job.flow, self._job.flow.source
-        if source is None:
-            return
+        flow = self._job.flow
         proto = _PROTOCOLS[flow.kind][flow.destination.version == 6]
         try:
-            self._write(source, proto, transport_of(self._job, source, number))
+            self._write(proto, transport_of(self._job, self.source, number))
         except OSError as error:
             self.refused = words_of(error)
         else:
@@ -99,17 +97,15 @@ class Injector:
 
     def reset(self, number: int) -> None:
         """Take down the half-open connection of an answered SYN, as the kernel does for `sending.Sender`."""
-        flow, source = self._job.flow, self._job.flow.source
-        if source is None or flow.kind is not Kind.TCP:
-            return
+        flow = self._job.flow
         seq = (numbered(self._job, number) + 1) & 0xFFFFFFFF
-        segment = packets.tcp(source, flow.destination, (first_port(self._job) + number, flow.port), seq, packets.RST)
+        ports = first_port(self._job) + number, flow.port
         with suppress(OSError):
-            self._write(source, TCP, segment)
+            self._write(TCP, packets.tcp(self.source, flow.destination, ports, seq, packets.RST))
 
-    def _write(self, source: IPAddress, proto: int, body: bytes) -> None:
-        packet = packets.ip_packet(source, self._job.flow.destination, proto, body)
-        kind = ETH_IP if source.version == 4 else ETH_IP6
+    def _write(self, proto: int, body: bytes) -> None:
+        packet = packets.ip_packet(self.source, self._job.flow.destination, proto, body)
+        kind = ETH_IP if self.source.version == 4 else ETH_IP6
         os.write(self._tap, self._own + self._sender + kind.to_bytes(2, "big") + packet)
 
     def receive(self, sock: socket.socket) -> Iterator[tuple[Packet, int]]:
