@@ -5,33 +5,21 @@ The containers live as long as the module. `trace_faults.py` has what is said of
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from conftest import Shared
-from harness import (
-    CommandError,
-    Container,
-    Dockerd,
-    Host,
-    Netplug,
-    SeenServer,
-    Wire,
-    assert_same,
-    snapshot,
-    wait_until,
-)
+from harness import CommandError, SeenServer, assert_same, snapshot, wait_until
 from harness.dockerd import docker_command
 from trace_faults import ROWS, in_document, markdown
+from trace_scene import BROKEN_S, Faults, Scene, assert_named, leak_check, registering, scene, shown
 
 from netplug.cli import CliError
 
-HEALTHY_S, BROKEN_S = 3.0, 10.0
-"""What a trace may take, as the contract says."""
+__all__ = ("leak_check", "scene")
+
 FOUGHT, FIGHT_S = frozenset({"flushed set", "hairpin", "not enslaved"}), 20.0
 """What the daemon heals as fast as it is broken, so that a packet may come through."""
 MENDED = frozenset(
@@ -62,95 +50,8 @@ MENDED = frozenset(
 """Faults whose mend is a command that undoes them: the test runs it as it is printed, and traces again."""
 
 
-@dataclass(frozen=True)
-class Scene:
-    """Containers of one host: `asker`, `web` and `both` in blue, `lonely` and `both` in green."""
-
-    host: Host
-    dockerd: Dockerd
-    netplug: Netplug
-    wire: Wire
-    asker: Container
-    web: Container
-    lonely: Container
-    both: Container
-
-    def trace(self, source: str, destination: str) -> dict[str, Any]:
-        began = time.monotonic()
-        body = {"source": source, "destination": destination}
-        answer: dict[str, Any] = self.netplug.client.post("trace", body=body)
-        took = time.monotonic() - began
-        return answer | {"seconds": took}
-
-    def run(self, *argv: str) -> str:
-        return self.host.output(*argv)
-
-    def undo(self, *argv: str) -> None:
-        """Run what the mend may have done already."""
-        self.host.run(argv, check=False)
-
-    def inside(self, container: Container, *argv: str) -> str:
-        return self.run("nsenter", f"--net={self.sandbox(container)}", "--", *argv)
-
-    def sandbox(self, container: Container) -> str:
-        return str(self.dockerd.inspect(container.id)["NetworkSettings"]["SandboxKey"])
-
-    def address(self, container: Container, network: str = "blue") -> str:
-        return str(self.dockerd.inspect(container.id)["NetworkSettings"]["Networks"][network]["IPAddress"])
-
-    def mac(self, container: Container, network: str = "blue") -> str:
-        return str(self.dockerd.inspect(container.id)["NetworkSettings"]["Networks"][network]["MacAddress"])
-
-    def gateway(self, network: str) -> str:
-        return str(self.dockerd.inspect(network)["IPAM"]["Config"][0]["Gateway"]).partition("/")[0]
-
-    def port(self, container: Container, network: str = "blue") -> str:
-        """The host side of a container's link."""
-        ident = self.dockerd.inspect(container.id)["NetworkSettings"]["Networks"][network]["EndpointID"]
-        return f"nph{ident[:12]}"
-
-    def bridge(self, network: str) -> str:
-        return f"np-{self.dockerd.inspect(network)['Id'][:12]}"
-
-
-@pytest.fixture(scope="module")
-def scene(host: Host, client: Host, dockerd: Dockerd, netplug: Netplug, wire: Wire) -> Scene:
-    del client
-    for name, options in {
-        "blue": ("--ipv6",),
-        "green": (),
-        "closed": ("--internal",),
-        "quiet": ("-o", "com.docker.network.bridge.enable_icc=false"),
-        "void": ("-o", "mode=none"),
-    }.items():
-        dockerd.docker("network", "create", "-d", "pynet", "--ipam-driver", "pynet", *options, name)
-    serve = ("sh", "-c", "httpd -p 127.0.0.1:82 -h /www; exec httpd -f -p 80 -h /www")
-    run = dockerd.run
-    asker = run("--network", "blue", "--name", "asker")
-    web = run("--network", "blue", "--name", "web", "-p", "8080:80", "-p", "8081:82", command=serve)
-    lonely = run("--network", "green", "--name", "lonely", command=serve)
-    both = run("--network", "blue", "--name", "both", "-p", "8090:80", command=serve)
-    dockerd.docker("network", "connect", "green", "both")
-    run("--network", "closed", "--name", "inner")
-    for name in ("quiet1", "quiet2"):
-        run("--network", "quiet", "--name", name, command=serve)
-    run("--network", "void", "--name", "nothing")
-    return Scene(host, dockerd, netplug, wire, asker, web, lonely, both)
-
-
-Fault = Callable[[Scene], AbstractContextManager[tuple[str, str]]]
-FAULTS: dict[str, Fault] = {}
-
-
-def fault(name: str) -> Callable[[Callable[[Scene], Iterator[tuple[str, str]]]], Fault]:
-    """Register what injects a fault: it yields SRC and DST."""
-
-    def register(function: Callable[[Scene], Iterator[tuple[str, str]]]) -> Fault:
-        assert name in ROWS
-        FAULTS[name] = made = contextmanager(function)
-        return made
-
-    return register
+FAULTS: Faults[Scene, tuple[str, str]] = {}
+fault = registering(FAULTS)
 
 
 @fault("nobody listens")
@@ -175,11 +76,14 @@ def nft(it: Scene, *commands: str, table: str) -> Iterator[None]:
     it.run("nft", "delete", "table", *table.split())
 
 
+def nft_of_bridges(it: Scene, match: str) -> AbstractContextManager[None]:
+    chain = "add chain bridge foreign forward { type filter hook forward priority 0; }"
+    return nft(it, chain, f"add rule bridge foreign forward {match} drop", table="bridge foreign")
+
+
 @fault("nft bridge")
 def nft_bridge(it: Scene) -> Iterator[tuple[str, str]]:
-    rule = f"add rule bridge foreign forward ip daddr {it.address(it.web)} tcp dport 80 drop"
-    chain = "add chain bridge foreign forward { type filter hook forward priority 0; }"
-    with nft(it, chain, rule, table="bridge foreign"):
+    with nft_of_bridges(it, f"ip daddr {it.address(it.web)} tcp dport 80"):
         yield "asker", "web:80"
 
 
@@ -223,9 +127,8 @@ def iptables_legacy(it: Scene) -> Iterator[tuple[str, str]]:
 @fault("reject")
 def reject(it: Scene) -> Iterator[tuple[str, str]]:
     match = ("-d", it.wire.right, "-p", "tcp", "--dport", "443")
-    client = next(one for one in Host.live if "client" in one.name)
     refuse = ("-j", "REJECT", "--reject-with", "tcp-reset")
-    with SeenServer(client, "tcp", 443), iptables(it, "iptables", "FORWARD", *match, *refuse):
+    with SeenServer(it.client, "tcp", 443), iptables(it, "iptables", "FORWARD", *match, *refuse):
         yield "asker", f"outside={it.wire.right}:443"
 
 
@@ -244,9 +147,7 @@ def host_firewall(it: Scene) -> Iterator[tuple[str, str]]:
 
 @fault("way back")
 def back(it: Scene) -> Iterator[tuple[str, str]]:
-    rule = f"add rule bridge foreign forward ip saddr {it.address(it.web)} tcp sport 80 drop"
-    chain = "add chain bridge foreign forward { type filter hook forward priority 0; }"
-    with nft(it, chain, rule, table="bridge foreign"):
+    with nft_of_bridges(it, f"ip saddr {it.address(it.web)} tcp sport 80"):
         yield "asker", "web:80"
 
 
@@ -298,9 +199,7 @@ def no_default_route(it: Scene) -> Iterator[tuple[str, str]]:
 @contextmanager
 def by_green(it: Scene) -> Iterator[None]:
     """Have `both` answer by green what it is asked by blue."""
-    gateway = it.inside(it.both, "ip", "route", "show", "default").split()[2]
     it.inside(it.both, "ip", "route", "replace", it.wire.right, "via", it.gateway("green"))
-    assert gateway
     yield
     it.inside(it.both, "ip", "route", "del", it.wire.right)
 
@@ -363,7 +262,7 @@ def link_down(it: Scene) -> Iterator[tuple[str, str]]:
 
 @fault("cable cut")
 def cable_cut(it: Scene) -> Iterator[tuple[str, str]]:
-    link, client = it.wire.right_link, next(one for one in Host.live if "client" in one.name)
+    link, client = it.wire.right_link, it.client
     client.run(["sysctl", "-w", f"net.ipv6.conf.{link}.keep_addr_on_down=1"])
     routes = [(family, client.output("ip", family, "route", "show", "default")) for family in ("-4", "-6")]
     client.run(["ip", "link", "set", link, "down"])
@@ -516,24 +415,8 @@ def mode_none(it: Scene) -> Iterator[tuple[str, str]]:
     yield "nothing", f"{it.address(it.web)}:80"
 
 
-def shown(answer: dict[str, Any]) -> str:
-    lines = [f"{it['where']}: {it['what']}: {it['verdict']}" for it in answer["hops"]]
-    return "\n".join([*lines, str(answer["broken"]), *answer["notes"], f"{answer['seconds']:.1f} s"])
-
-
-@pytest.fixture(autouse=True)
-def leak_check(request: pytest.FixtureRequest, shared: Shared) -> Iterator[None]:
-    """Compare the host before and after, in place of the one of all modules: a failure must not remove the scene."""
-    request.getfixturevalue("scene")
-    before = {host: shared.snapshot(host) for host in Host.live}
-    yield
-    for host, taken in before.items():
-        assert_same(taken, lambda host=host: shared.snapshot(host))  # type: ignore[misc]
-
-
 @pytest.mark.parametrize("name", list(FAULTS))
 def test_fault_is_named(scene: Scene, name: str) -> None:
-    row = ROWS[name]
     again: dict[str, Any] = {}
     with FAULTS[name](scene) as ends:
         answer = scene.trace(*ends)
@@ -543,13 +426,9 @@ def test_fault_is_named(scene: Scene, name: str) -> None:
         if name in MENDED and not answer["reached"]:
             scene.host.run(["sh", "-ec", answer["broken"]["cause"]["mend"]])
             again = scene.trace(*ends)
-    assert not answer["reached"], shown(answer)
-    cause = answer["broken"]["cause"]
-    assert cause["kind"] == row.kind, shown(answer)
-    assert row.matches(cause["words"], cause["mend"]), shown(answer)
-    assert answer["seconds"] < BROKEN_S, shown(answer)
+    assert_named(answer, ROWS[name])
     if name in MENDED:
-        assert again["reached"], f"after {cause['mend']}:\n{shown(again)}"
+        assert again["reached"], f"after {answer['broken']['cause']['mend']}:\n{shown(again)}"
 
 
 def test_the_document_lists_the_faults() -> None:

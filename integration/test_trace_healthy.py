@@ -1,12 +1,10 @@
 """`netplug trace` finds nothing wrong where nothing is: paths of all modes, runtimes, IP versions and protocols."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
-from conftest import Shared
 from harness import (
     BIN_DIR,
     PYNET,
@@ -17,15 +15,15 @@ from harness import (
     Netplug,
     SeenServer,
     Wire,
-    assert_same,
     attached,
     cni_attached,
     cni_list,
     own_ipam,
 )
 from harness.podman import Podman
+from trace_scene import HEALTHY_S, leak_check, shown, trace
 
-HEALTHY_S = 3.0
+__all__ = ("leak_check",)
 MACVLAN = ("-o", "mode=macvlan", "--subnet", "203.0.113.0/24", "--ip-range", "203.0.113.128/25")
 
 
@@ -143,24 +141,11 @@ PATHS: dict[str, Ends] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def leak_check(request: pytest.FixtureRequest, shared: Shared) -> Iterator[None]:
-    """Compare the host before and after, in place of the one of all modules: a failure must not remove the scene."""
-    request.getfixturevalue("scene")
-    before = {host: shared.snapshot(host) for host in Host.live}
-    yield
-    for host, taken in before.items():
-        assert_same(taken, lambda host=host: shared.snapshot(host))  # type: ignore[misc]
-
-
 @pytest.mark.parametrize("name", list(PATHS))
 def test_nothing_is_wrong(scene: Scene, name: str) -> None:
     source, destination = PATHS[name](scene)
-    began = time.monotonic()
-    answer = scene.netplug.client.post("trace", body={"source": source, "destination": destination})
-    took = time.monotonic() - began
-    lines = [f"{it['where']}: {it['what']}: {it['verdict']}" for it in answer["hops"]]
-    shown = "\n".join([f"{source} to {destination}", *lines, str(answer["broken"]), *answer["notes"], f"{took:.1f} s"])
-    assert answer["reached"], shown
-    assert took < HEALTHY_S, shown
-    assert all(it["verdict"] == "ok" for it in answer["hops"]), shown
+    answer = trace(scene.netplug, source, destination)
+    said = f"{source} to {destination}\n{shown(answer)}"
+    assert answer["reached"], said
+    assert answer["seconds"] < HEALTHY_S, said
+    assert all(it["verdict"] == "ok" for it in answer["hops"]), said

@@ -6,9 +6,8 @@ One cluster for all: on the first host `web` (a bare namespace) and `shop` (Dock
 
 import json
 import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,11 @@ from harness.dockerd import SOCKET
 from harness.former import former_release, runs
 from trace_faults import in_document, markdown
 from trace_overlay_faults import BEGIN, END, ROWS
+from trace_scene import BROKEN_S, HEALTHY_S, Faults, registering, shown, trace
 
 from netplug.cli import CliError
 
 pytestmark = needs_etcd
-
-HEALTHY_S, BROKEN_S = 3.0, 10.0
-"""What a trace may take, as the contract says."""
 
 
 @dataclass
@@ -61,10 +58,7 @@ class Scene:
         return self.it.members[1]
 
     def trace(self, at: Member, source: str, destination: str) -> dict[str, Any]:
-        began = time.monotonic()
-        body = {"source": source, "destination": destination}
-        answer: dict[str, Any] = at.netplug.client.post("trace", body=body)
-        return answer | {"seconds": time.monotonic() - began}
+        return trace(at.netplug, source, destination)
 
     def vxlan(self, member: Member) -> str:
         return next(it for it in member.host.output("ls", "/sys/class/net").split() if it.startswith("npv"))
@@ -127,11 +121,6 @@ NAMES = [
 ]
 
 
-def shown(answer: dict[str, Any]) -> str:
-    lines = [f"{it['where']}: {it['what']}: {it['verdict']}" for it in answer["hops"]]
-    return "\n".join([*lines, str(answer["broken"]), *answer["notes"], f"{answer['seconds']:.1f} s"])
-
-
 @pytest.mark.parametrize(("host", "source", "destination"), NAMES, ids=str)
 def test_healthy_path_is_found_healthy(scene: Scene, host: str, source: str, destination: str) -> None:
     at: Member = getattr(scene, host)
@@ -174,18 +163,8 @@ def test_underlay_that_fragments_is_no_fault(scene: Scene) -> None:
 
 # Faults
 
-Fault = Callable[[Scene], AbstractContextManager[tuple[Member, str, str]]]
-FAULTS: dict[str, Fault] = {}
-
-
-def fault(name: str) -> Callable[[Callable[[Scene], Iterator[tuple[Member, str, str]]]], Fault]:
-    """Register what injects a fault, yields who traces from where to where, and takes the fault away."""
-
-    def register(work: Callable[[Scene], Iterator[tuple[Member, str, str]]]) -> Fault:
-        FAULTS[name] = contextmanager(work)
-        return FAULTS[name]
-
-    return register
+FAULTS: Faults[Scene, tuple[Member, str, str]] = {}
+fault = registering(FAULTS)
 
 
 @contextmanager
@@ -200,6 +179,28 @@ def changed(host: Host, do: str, undo: str) -> Iterator[None]:
 def nft(chain: str, hook: str, rule: str, table: str = "inet foreign") -> tuple[str, str]:
     text = f"table {table} {{ chain {chain} {{ type filter hook {hook} priority 0; {rule}; }}; }}"
     return f"nft '{text}'", f"nft delete table {table}"
+
+
+@contextmanager
+def daemon_ended(it: Scene, *, killed: bool = False) -> Iterator[None]:
+    """The daemon of the second host does not run."""
+    if killed:
+        it.two.netplug.kill()
+    else:
+        it.two.netplug.stop()
+    try:
+        yield
+    finally:
+        it.two.netplug.start()
+
+
+@contextmanager
+def cut(member: Member) -> Iterator[None]:
+    member.cut()
+    try:
+        yield
+    finally:
+        member.mend()
 
 
 @fault("nobody listens there")
@@ -249,13 +250,8 @@ def mtu_silently(it: Scene) -> Iterator[tuple[Member, str, str]]:
 
 @fault("MTU lowered, daemon stopped")
 def mtu_unwatched(it: Scene) -> Iterator[tuple[Member, str, str]]:
-    it.two.netplug.stop()
-    try:
-        with changed(it.it.router, *nft("forward", "forward", "meta length > 1400 drop")):
-            yield it.one, "web", "db:80"
-    finally:
-        it.two.netplug.start()
-        it.both_live()
+    with daemon_ended(it), changed(it.it.router, *nft("forward", "forward", "meta length > 1400 drop")):
+        yield it.one, "web", "db:80"
 
 
 @fault("UDP 4789 blocked between")
@@ -301,11 +297,9 @@ def fdb_rewritten(it: Scene) -> Iterator[tuple[Member, str, str]]:
 @fault("FDB entry lost, daemon down")
 def fdb_lost(it: Scene) -> Iterator[tuple[Member, str, str]]:
     entry = f"{it.web.mac} dev {it.vxlan(it.two)} self"
-    it.two.netplug.stop()
-    with changed(it.two.host, f"bridge fdb del {entry}", "true"):
+    with daemon_ended(it):
+        script(it.two.host, f"bridge fdb del {entry}")
         yield it.one, "web", "db:80"
-    it.two.netplug.start()
-    it.both_live()
     wait_until(lambda: it.two.knows(it.web.mac) == it.one.vtep, 40, "the daemon has healed it")
 
 
@@ -320,7 +314,6 @@ def address_claimed(it: Scene) -> Iterator[tuple[Member, str, str]]:
         yield it.one, "web", f"{address}:80"
     finally:
         it.it.etcd.write(key, before)
-        it.both_live()
 
 
 @fault("from the host itself")
@@ -330,12 +323,8 @@ def from_the_host(it: Scene) -> Iterator[tuple[Member, str, str]]:
 
 @fault("link of the underlay down here")
 def underlay_down(it: Scene) -> Iterator[tuple[Member, str, str]]:
-    it.one.cut()
-    try:
+    with cut(it.one):
         yield it.one, "web", "db:80"
-    finally:
-        it.one.mend()
-        it.both_live()
 
 
 @fault("no route here")
@@ -347,48 +336,32 @@ def no_route(it: Scene) -> Iterator[tuple[Member, str, str]]:
 @fault("this host cut off")
 def cut_off(it: Scene) -> Iterator[tuple[Member, str, str]]:
     rule = f"iifname {it.one.wire.right_link} drop"
-    try:
-        with changed(it.it.router, *nft("prerouting", "prerouting", rule)):
-            yield it.one, "web", "db:80"
-    finally:
-        it.both_live()
+    with changed(it.it.router, *nft("prerouting", "prerouting", rule)):
+        yield it.one, "web", "db:80"
 
 
 @fault("cable cut there")
 def cable_cut(it: Scene) -> Iterator[tuple[Member, str, str]]:
-    it.two.cut()
-    try:
+    with cut(it.two):
         yield it.one, "web", "db:80"
-    finally:
-        it.two.mend()
-        it.both_live()
 
 
 @fault("other host dead")
 def host_dead(it: Scene) -> Iterator[tuple[Member, str, str]]:
-    it.two.cut()
-    it.two.netplug.kill()
-    try:
+    # It starts when the cable is plugged in again.
+    with daemon_ended(it, killed=True), cut(it.two):
         yield it.one, "web", "db:80"
-    finally:
-        it.two.mend()
-        it.two.netplug.start()
-        it.both_live()
 
 
 @fault("VTEP changed")
 def vtep_changed(it: Scene) -> Iterator[tuple[Member, str, str]]:
     link, router = it.two.wire.left_link, it.two.wire.right
-    it.two.netplug.kill()
     change = "ip addr del {}/24 dev {}; ip addr add {}/24 dev {}; ip route replace default via {}"
-    try:
-        new = "198.51.2.77"
-        do = change.format(it.two.vtep, link, new, link, router)
-        with changed(it.two.host, do, change.format(new, link, it.two.vtep, link, router)):
-            yield it.one, "web", "db:80"
-    finally:
-        it.two.netplug.start()
-        it.both_live()
+    new = "198.51.2.77"
+    do = change.format(it.two.vtep, link, new, link, router)
+    undo = change.format(new, link, it.two.vtep, link, router)
+    with daemon_ended(it, killed=True), changed(it.two.host, do, undo):
+        yield it.one, "web", "db:80"
 
 
 @fault("daemon hangs")
@@ -398,17 +371,12 @@ def daemon_hangs(it: Scene) -> Iterator[tuple[Member, str, str]]:
         yield it.one, "web", "db:80"
     finally:
         it.two.netplug.process.signal(signal.SIGCONT)
-        it.both_live()
 
 
 @fault("daemon killed")
 def daemon_killed(it: Scene) -> Iterator[tuple[Member, str, str]]:
-    it.two.netplug.kill()
-    try:
+    with daemon_ended(it, killed=True):
         yield it.one, "web", "db:80"
-    finally:
-        it.two.netplug.start()
-        it.both_live()
 
 
 @fault("store down")
@@ -418,24 +386,22 @@ def store_down(it: Scene) -> Iterator[tuple[Member, str, str]]:
         yield it.one, "web", "db:80"
     finally:
         it.it.etcd.go_on()
-        it.both_live()
 
 
 @fault("daemon stopped")
 def daemon_stopped(it: Scene) -> Iterator[tuple[Member, str, str]]:
-    it.two.netplug.stop()
-    try:
+    with daemon_ended(it):
         yield it.one, "web", "db:80"
-    finally:
-        it.two.netplug.start()
-        it.both_live()
 
 
 @pytest.mark.parametrize("name", list(FAULTS))
 def test_fault_is_named(scene: Scene, name: str) -> None:
     row = ROWS[name]
-    with FAULTS[name](scene) as ends:
-        answer = scene.trace(*ends)
+    try:
+        with FAULTS[name](scene) as ends:
+            answer = scene.trace(*ends)
+    finally:
+        scene.both_live()
     assert answer["reached"] is row.reached, shown(answer)
     verdict = "noted" if row.reached else "broken"
     found = [hop["cause"] for hop in answer["hops"] if hop["verdict"] == verdict]
@@ -473,15 +439,10 @@ def test_path_over_ipv6_and_a_router_that_tells_its_mtu(over_ipv6: tuple[Cluster
     it, _, _ = over_ipv6
     one, link = it.members[0], it.members[1].wire.right_link
 
-    def trace() -> dict[str, Any]:
-        began = time.monotonic()
-        answer: dict[str, Any] = one.netplug.client.post("trace", body={"source": "here", "destination": "there"})
-        return answer | {"seconds": time.monotonic() - began}
-
-    _healthy(trace())
+    _healthy(trace(one.netplug, "here", "there"))
     script(it.router, f"ip link set {link} mtu 1400")
     try:
-        answer = trace()
+        answer = trace(one.netplug, "here", "there")
     finally:
         script(it.router, f"ip link set {link} mtu 1500")
     assert "1330" in str(answer), shown(answer)
@@ -494,10 +455,7 @@ def test_host_of_the_former_release_is_not_asked_and_not_disturbed(tmp_path: Pat
         old = it.join(*it.prepare(), env=env)
         one = it.members[0]
         with it.network("blue") as net, it.station(one, net, "--name", "new") as new, it.station(old, net) as other:
-            began = time.monotonic()
-            body = {"source": "new", "destination": other.addresses[0]}
-            answer = one.netplug.client.post("trace", body=body)
-            answer |= {"seconds": time.monotonic() - began}
+            answer = trace(one.netplug, "new", other.addresses[0])
             assert answer["reached"], shown(answer)
             (noted,) = [hop["cause"] for hop in answer["hops"] if hop["cause"]]
             assert noted["kind"] == "far.unknown_kind", shown(answer)

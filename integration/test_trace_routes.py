@@ -3,31 +3,21 @@
 Mends that are commands are pasted, and the path is well again. `trace_route_faults.py` has what is said.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 
 import pytest
 from harness import CommandError, Host, attached, connect
-from test_trace_faults import BROKEN_S, Scene, leak_check, scene, shown
 from trace_faults import in_document, markdown
 from trace_route_faults import BEGIN, END, ROWS
+from trace_scene import Faults, Scene, assert_named, leak_check, registering, scene, shown
 
 from netplug.cli import CliError
 
 __all__ = ("leak_check", "scene")
-Fault = Callable[[Scene], AbstractContextManager[tuple[str, str]]]
-FAULTS: dict[str, Fault] = {}
-
-
-def fault(name: str) -> Callable[[Callable[[Scene], Iterator[tuple[str, str]]]], Fault]:
-    """Register what injects a fault: it yields SRC and DST."""
-
-    def register(function: Callable[[Scene], Iterator[tuple[str, str]]]) -> Fault:
-        FAULTS[name] = made = contextmanager(function)
-        return made
-
-    return register
+FAULTS: Faults[Scene, tuple[str, str]] = {}
+fault = registering(FAULTS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -238,16 +228,11 @@ PASTED = (
 
 @pytest.mark.parametrize("name", list(FAULTS))
 def test_fault_is_named(scene: Scene, name: str) -> None:
-    row = ROWS[name]
     with FAULTS[name](scene) as ends:
         answer = scene.trace(*ends)
-        assert not answer["reached"], shown(answer)
-        cause = answer["broken"]["cause"]
-        assert cause["kind"] == row.kind, shown(answer)
-        assert row.matches(cause["words"], cause["mend"]), shown(answer)
-        assert answer["seconds"] < BROKEN_S, shown(answer)
+        assert_named(answer, ROWS[name])
         if name in PASTED:
-            scene.run("sh", "-ec", cause["mend"])
+            scene.run("sh", "-ec", answer["broken"]["cause"]["mend"])
             answer = scene.trace(*ends)
             assert answer["reached"], shown(answer)
 
