@@ -1,9 +1,10 @@
 """Faults that can be read off the places of a path: each is a check, which names the station that it breaks."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeAlias
 
-from netplug.insight.trace import host_routes, mends, rules
+from netplug.insight.trace import host_routes, mends, neighbours, rules
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import Kind, name_of
 from netplug.insight.trace.findings import Finding
@@ -15,8 +16,12 @@ Check: TypeAlias = Callable[[Case], Iterator[Finding]]
 
 
 def findings(case: Case) -> list[Finding]:
-    """Return all faults, in the order in which they are more likely the cause."""
-    return [it for check in CHECKS for it in check(case)]
+    """Return all faults, in the order in which they are more likely the cause.
+
+    What was wrong either before or after the packet was sent is told: somebody may break all the time what is healed.
+    """
+    cases = [case, replace(case, scene=case.later)] if case.later else [case]
+    return [it for check in CHECKS for one in cases for it in check(one)]
 
 
 def at(found: list[Finding], station: Station | None) -> Cause | None:
@@ -120,6 +125,11 @@ def _forwarding(case: Case) -> Iterator[Finding]:
             return
 
 
+def _neighbours(case: Case) -> Iterator[Finding]:
+    if cause := neighbours.wrong(case):
+        yield Finding("", cause)
+
+
 def _conntrack(case: Case) -> Iterator[Finding]:
     for place in case.path.places:
         facts = case.scene.of(place)
@@ -169,5 +179,6 @@ CHECKS: tuple[Check, ...] = (
     _forwarding,
     host_routes.findings,
     _arp,
+    _neighbours,
     _conntrack,
 )

@@ -1,6 +1,6 @@
 """Packets that the kernel dropped without a rule: its reasons (skb_drop_reason) in words."""
 
-from netplug.insight.trace import mends
+from netplug.insight.trace import mends, neighbours
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.model import Cause, Place
 from netplug.kernel.probes.api import Drop
@@ -54,6 +54,8 @@ def dropping(case: Case, *, back: bool) -> Drop | None:
 
 def cause(case: Case, drop: Drop) -> Cause:
     """Say why the kernel dropped it."""
+    if drop.reason == "otherhost" and (wrong := neighbours.wrong(case)):
+        return wrong
     place = case.place(drop.netns) if drop.netns != "?" else None
     where = f"on {place.name}" if place else "the kernel drops it"
     by = f" by {drop.link}" if drop.link else ""

@@ -16,7 +16,7 @@ from netplug.insight.trace import answers, departing, diagnosis, host_routes, mt
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import End, Ends, Kind, is_reference
 from netplug.insight.trace.from_outside import entrance
-from netplug.insight.trace.model import Cause, Hop, Outcome, Scene, Verdict
+from netplug.insight.trace.model import HOST_PLACE, Cause, Hop, Outcome, Scene, Verdict
 from netplug.insight.trace.path import path
 from netplug.insight.trace.preparing import Prepared, Preparing
 from netplug.insight.trace.resolving import Resolving
@@ -255,22 +255,23 @@ class Tracer:
         return flow, report
 
     async def _looked_again(self, prober: Prober, case: Case) -> Case:
-        """Read settings of the links of the path, where the packet or its answer was lost."""
+        """Look once more where the packet or its answer was lost: also at settings of the links, and at neighbours."""
         if trail.way_there(case.path.stations, case.report).whole and answers.answer(case):
             return case
-        facts = dict(case.scene.facts)
+        facts, later = dict(case.scene.facts), dict(case.scene.facts)
         forwards = host_routes.forwards(case)
-        if forwards:
-            with suppress(NetplugError):
-                found = await prober.look(Look(links=False, neighbours=False, forwards=forwards))
-                facts[HOST] = replace(facts[HOST], forwards=found.forwards)
-        for place in (it for it in case.path.places if not it.host and it.netns in facts):
+        for place in (it for it in dict.fromkeys((*case.path.places, HOST_PLACE)) if it.key in facts and not it.host):
             links = dict.fromkeys(it.link for it in case.path.stations if it.place == place)
             names = tuple(f"net/ipv4/conf/{link}/{name}" for link in links for name in ("forwarding", "rp_filter"))
             with suppress(NetplugError):
-                found = await prober.look(Look(place.netns, (), names, links=False, neighbours=False))
-                facts[place.netns] = replace(facts[place.netns], sysctls=facts[place.netns].sysctls + found.sysctls)
-        return replace(case, scene=Scene(facts))
+                look = Look(place.netns, sysctls=names, forwards=forwards if place == HOST_PLACE else ())
+                found, known = await prober.look(look), facts[place.netns]
+                sysctls = known.sysctls + found.sysctls
+                facts[place.netns] = replace(
+                    known, sysctls=sysctls, neighbours=found.neighbours, forwards=found.forwards
+                )
+                later[place.netns] = replace(facts[place.netns], links=found.links)
+        return replace(case, scene=Scene(facts), later=Scene(later))
 
     async def _drift(self, source: End, begun: _Begun) -> Sequence[Difference]:
         """Return what `netplug diff` knows of the objects of the path."""

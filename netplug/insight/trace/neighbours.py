@@ -1,0 +1,52 @@
+"""Entries of neighbour tables that have a wrong MAC for the next station of a packet, or of its answer.
+
+An entry outlives what it was learned from: a station that is gone, a MAC that was changed, somebody who answered falsely.
+The kernel asks anew after some 40 seconds (ip-sysctl, base_reachable_time), and never where the entry is permanent.
+"""
+
+from collections.abc import Iterator
+
+from netplug.drivers.steps import IPAddress
+from netplug.insight.trace import mends
+from netplug.insight.trace.case import Case
+from netplug.insight.trace.model import HOST_PLACE, Cause, Place
+
+
+def wrong(case: Case) -> Cause | None:
+    """Return that a place on the path has a wrong MAC for an address to which it sends."""
+    for place, address in _next_stations(case):
+        owner = _owner(case, place, address)
+        for entry in case.scene.of(place).neighbours if owner else ():
+            link, mac = case.scene.of(place).link(entry.link), entry.mac
+            if entry.address != address or not mac or entry.state == "failed" or link is None:
+                continue
+            if owner and mac not in owner[1]:
+                words = f"{place.name} has MAC {mac} for {address}, and that of {owner[0]} is {' or '.join(owner[1])}"
+                return Cause(
+                    "neighbour.wrong", words, mends.inside(place, f"ip neighbour del {address} dev {entry.link}")
+                )
+    return None
+
+
+def _next_stations(case: Case) -> Iterator[tuple[Place, IPAddress]]:
+    """Yield who sends to which address of its segment, there and back."""
+    destination, sender = case.destination.address, case.report.source or case.flow.source
+    if case.crossing.direct or destination is None:
+        return
+    if case.route:
+        yield case.source.place, case.route.gateway or case.route.destination
+    yield HOST_PLACE, destination
+    for it in case.scene.of(case.destination.place).lookups:
+        if it.source == destination:
+            yield case.destination.place, it.gateway or it.destination
+    if sender:
+        yield HOST_PLACE, sender
+
+
+def _owner(case: Case, asking: Place, address: IPAddress) -> tuple[str, list[str]] | None:
+    """Return who has an address on the path, and the MACs of the links that have it."""
+    for place in dict.fromkeys((case.destination.place, case.source.place, HOST_PLACE)):
+        links = case.scene.of(place).links if place != asking and not place.host else ()
+        if macs := [it.mac for it in links if any(one.ip == address for one in it.addresses)]:
+            return place.name, macs
+    return None
