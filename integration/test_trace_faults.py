@@ -5,9 +5,10 @@ The containers live as long as the module. `trace_faults.py` has what is said of
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,6 +36,9 @@ MENDED = frozenset(
         "way back",
         "DOCKER-USER",
         "firewall inside",
+        "neighbour",
+        "neighbour, way back",
+        "neighbour of the host",
         "no default route",
         "no default route, IPv6",
         "route by another network",
@@ -187,6 +191,35 @@ def address_used_twice(it: Scene) -> Iterator[tuple[str, str]]:
     yield "asker", "web:80"
     it.run("ip", "link", "del", "vm0")
     it.run("ip", "netns", "del", "twin")
+    # Else who asked for the MAC keeps that of the twin for up to 50 s.
+    it.inside(it.asker, "ip", "neighbour", "flush", "to", it.address(it.web))
+    it.run("ip", "neighbour", "flush", "to", it.address(it.web))
+
+
+@contextmanager
+def wrong_neighbour(inside: Callable[..., str], link: str, address: str) -> Iterator[None]:
+    entry = ("ip", "neighbour", "replace", address, "lladdr", "02:00:00:00:00:98", "dev", link, "nud", "permanent")
+    inside(*entry)
+    yield
+    inside("ip", "neighbour", "flush", "to", address)
+
+
+@fault("neighbour")
+def neighbour(it: Scene) -> Iterator[tuple[str, str]]:
+    with wrong_neighbour(partial(it.inside, it.asker), "eth0", it.address(it.web)):
+        yield "asker", f"{it.address(it.web)}:80"
+
+
+@fault("neighbour, way back")
+def neighbour_back(it: Scene) -> Iterator[tuple[str, str]]:
+    with wrong_neighbour(partial(it.inside, it.web), "eth0", it.address(it.asker)):
+        yield "asker", f"{it.address(it.web)}:80"
+
+
+@fault("neighbour of the host")
+def neighbour_of_the_host(it: Scene) -> Iterator[tuple[str, str]]:
+    with wrong_neighbour(it.run, it.bridge("blue"), it.address(it.web)):
+        yield "outside", "web:80"
 
 
 @fault("no default route")

@@ -131,6 +131,24 @@ ROWS: dict[str, Row] = {
         "2 stations have the address …: … and …",
         "remove … from the one that is not web",
     ),
+    "neighbour": Row(
+        "the container has a wrong MAC for the other one",
+        "neighbour.wrong",
+        "asker has MAC 02:00:00:00:00:98 for …, and that of web is …",
+        "nsenter --net=… ip neighbour del … dev eth0",
+    ),
+    "neighbour, way back": Row(
+        "the other container has a wrong MAC for the answer",
+        "neighbour.wrong",
+        "web has MAC 02:00:00:00:00:98 for …, and that of asker is …",
+        "nsenter --net=… ip neighbour del … dev eth0",
+    ),
+    "neighbour of the host": Row(
+        "the host has a wrong MAC for the container",
+        "neighbour.wrong",
+        "this host has MAC 02:00:00:00:00:98 for …, and that of web is …",
+        "ip neighbour del … dev …",
+    ),
     "no default route": Row(
         "the container lost its default route",
         "route.none",

@@ -1,19 +1,34 @@
 """Traces, where no kernel is needed: how ends are written, what is asked for a name, and how sightings are judged."""
 
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface
 from typing import Any
 
 import pytest
 
+from netplug.docker.strangers import Stranger
+from netplug.drivers.steps import IPAddress
 from netplug.errors import NetplugError
-from netplug.insight.trace import drops, mends, trail
+from netplug.insight.trace import drops, mends, neighbours, trail
 from netplug.insight.trace.case import Case
 from netplug.insight.trace.ends import End, Kind
-from netplug.insight.trace.model import Place, Scene, Station
+from netplug.insight.trace.model import Cause, Place, Scene, Station
 from netplug.insight.trace.path import Crossing, path
 from netplug.insight.trace.resolving import candidates
+from netplug.insight.trace.strangers import Strangers
 from netplug.insight.trace.target import parse
-from netplug.kernel.probes.api import Drop, Facts, Flow, Report, Rule, Sighting, What
+from netplug.kernel.probes.api import (
+    Drop,
+    Facts,
+    Flow,
+    LinkState,
+    NeighbourState,
+    Report,
+    RouteFound,
+    Rule,
+    Sighting,
+    What,
+)
 
 SRC, DST = ip_address("10.0.0.2"), ip_address("10.0.0.3")
 HERE, THERE, HOST = Place("asker", "/run/a"), Place("web", "/run/w"), Place("this host")
@@ -225,3 +240,53 @@ def test_reasons_of_the_kernel_are_told_in_words(drop: Drop, says: str) -> None:
 )
 def test_rules_are_taken_away_by_a_command(rule: Rule, place: Place, wanted: str) -> None:
     assert mends.without_rule(rule, place) == wanted
+
+
+def test_wrong_entry_of_a_neighbour_table_is_found_there_and_back() -> None:
+    one, other, wrong = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:98"
+    case = traced(Report(source=SRC))
+
+    def facts(mac: str, address: IPAddress, entry: NeighbourState) -> Facts:
+        link = LinkState("eth0", 2, True, True, 1500, mac, addresses=(ip_interface(f"{address}/24"),))
+        back = RouteFound(SRC, DST, "eth0")
+        return Facts(links=(link,), neighbours=(entry,), lookups=(back,) if address == DST else ())
+
+    def cause(here: str, there: str, state: str = "stale") -> Cause | None:
+        scene = {
+            HERE.key: facts(one, SRC, NeighbourState(DST, "eth0", here, state)),
+            THERE.key: facts(other, DST, NeighbourState(SRC, "eth0", there, state)),
+        }
+        return neighbours.wrong(replace(case, scene=Scene(scene), route=RouteFound(DST, None, "eth0")))
+
+    assert cause(other, one) is None
+    assert cause(wrong, wrong, "failed") is None
+    found = cause(wrong, one)
+    assert found is not None
+    assert found.words == f"{HERE.name} has MAC {wrong} for {DST}, and that of {THERE.name} is {other}"
+    assert found.mend == f"nsenter --net={HERE.netns} ip neighbour del {DST} dev eth0"
+    found = cause(other, wrong)
+    assert found is not None
+    assert found.words == f"{THERE.name} has MAC {wrong} for {SRC}, and that of {HERE.name} is {one}"
+
+
+@pytest.mark.parametrize(("endpoints", "waits"), [(("0a1b",), True), (("ffff",), False), ((), False)])
+async def test_name_that_docker_tells_late_is_waited_for(endpoints: tuple[str, ...], waits: bool) -> None:
+    asked: list[str] = []
+
+    class Known:
+        left = 3
+
+        def knows(self, name: str) -> bool:
+            self.left -= name == "web"
+            return name == "0a1b" or self.left < 0
+
+    async def ask(name: str) -> Stranger:
+        asked.append(name)
+        return Stranger(name, "running", "blue", ("blue",), endpoints=endpoints)
+
+    known: Any = Known()
+    await Strangers(known, ask).named(parse("web", "SRC", port=False))
+    assert asked == ["web"]
+    assert (known.left < 0) is waits
+    await Strangers(known, ask).named(parse("10.0.0.1", "SRC", port=False))
+    assert asked == ["web"]

@@ -21,7 +21,8 @@ _LEAST_ID = 12
 class Stranger:
     """A container. `status`: "running", "exited", "created"… `mode`: "host", "none", or a network.
 
-    `networks`: their names. `shares`: the name of the container whose network it uses.
+    `networks`: their names. `shares`: the name of the container whose network it uses. `endpoints`: their ids, as
+    Docker tells them to its plugins.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Stranger:
     mode: str = ""
     networks: tuple[str, ...] = ()
     shares: str = ""
+    endpoints: tuple[str, ...] = ()
 
     @property
     def runs(self) -> bool:
@@ -53,7 +55,12 @@ async def find(docker_host: str, name: str) -> Stranger | None:
     except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as exc:
         log.debug("docker.stranger", name=name, error=str(exc))
         return None
-    networks = tuple(data["NetworkSettings"].get("Networks") or ())
+    networks = data["NetworkSettings"].get("Networks") or {}
     return Stranger(
-        data["Name"].lstrip("/"), data["State"]["Status"], kind, networks, shares.get("Name", "").lstrip("/")
+        data["Name"].lstrip("/"),
+        data["State"]["Status"],
+        kind,
+        tuple(networks),
+        shares.get("Name", "").lstrip("/"),
+        tuple(it["EndpointID"] for it in networks.values() if it.get("EndpointID")),
     )

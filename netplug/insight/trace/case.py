@@ -14,8 +14,8 @@ class Case:
     """`route`: of the source to the destination; None from outside. `asked`: who answered for the next hop.
 
     `port`, `proto`: at the destination, "icmp" without port. `large`: of a packet as large as the path's MTU.
-    `stretched`: what is known of the way to another host, if the destination is there. `later`: what there was after the
-    packet, or its answer, was lost.
+    `stretched`: what is known of the way to another host, if the destination is there. `later`: what there was after
+    the packet, or its answer, was lost.
     """
 
     ends: Ends

@@ -91,6 +91,13 @@ class Ends:
                 raise
             return None
 
+    def knows(self, name: str) -> bool:
+        """Whether an endpoint of this host is called so."""
+        try:
+            return bool(self._engine.registry.endpoints_called(name))
+        except NetplugError:
+            return False
+
     def at(self, address: IPAddress) -> End | None:
         """Return the sandbox that has an address by the records."""
         for record in self._engine.registry.endpoints():

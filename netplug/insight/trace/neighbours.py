@@ -1,7 +1,7 @@
 """Entries of neighbour tables that have a wrong MAC for the next station of a packet, or of its answer.
 
-An entry outlives what it was learned from: a station that is gone, a MAC that was changed, somebody who answered falsely.
-The kernel asks anew after some 40 seconds (ip-sysctl, base_reachable_time), and never where the entry is permanent.
+An entry outlives what it was learned from: a station that is gone, a MAC that was changed, a false answer. The kernel
+asks anew after some 40 seconds (ip-sysctl, base_reachable_time), and never where the entry is permanent.
 """
 
 from collections.abc import Iterator

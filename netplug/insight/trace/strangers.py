@@ -1,5 +1,6 @@
 """Names that no endpoint has: Docker may know the container, which is stopped, or in no network of netplug."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 AskDocker: TypeAlias = Callable[[str], Awaitable["Stranger | None"]]
 _UNKNOWN = frozenset({"name.unknown", "dns.failed", "dns.silent"})
+_LOOKS, _LOOK_S = 100, 0.02
 
 
 class Strangers:
@@ -21,6 +23,19 @@ class Strangers:
     def __init__(self, ends: Ends, ask: AskDocker | None) -> None:
         self._ends = ends
         self._ask = ask
+
+    async def named(self, target: Target) -> None:
+        """Wait until the name of a container that has just started is known: Docker tells it after its endpoint."""
+        name = "" if target.address or target.outside or target.is_host else target.name
+        if not name or self._ask is None or self._ends.knows(name):
+            return
+        found = await self._ask(name.rpartition("/")[2])
+        if found is None or not any(self._ends.knows(it) for it in found.endpoints):
+            return
+        for _ in range(_LOOKS):
+            if self._ends.knows(name):
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def source(self, target: Target, destination: str) -> End:
         """Return who sends.

@@ -24,7 +24,6 @@ from netplug.insight.trace.strangers import AskDocker, Strangers
 from netplug.insight.trace.stretching import Stretching, local
 from netplug.insight.trace.target import ICMP, Target, parse_both, written
 from netplug.kernel.probes.api import (
-    HOST,
     Flow,
     Job,
     Look,
@@ -91,6 +90,7 @@ class Tracer:
         """
         began = time.monotonic()
         sender, target = parse_both(source, destination)
+        await asyncio.gather(self._strangers.named(sender), self._strangers.named(target))
         end = await self._strangers.source(sender, destination)
         notes: Sequence[str] = ()
         async with self._probes.start() as prober:
