@@ -21,7 +21,7 @@ from netplug.cli import CliError
 
 __all__ = ("leak_check", "scene")
 
-FOUGHT, FIGHT_S = frozenset({"flushed set", "hairpin", "not enslaved"}), 20.0
+FOUGHT, FIGHT_S = frozenset({"flushed set", "hairpin", "hairpin, MAC known", "not enslaved"}), 20.0
 """What the daemon heals as fast as it is broken, so that a packet may come through."""
 MENDED = frozenset(
     {
@@ -362,6 +362,17 @@ def flushed_set(it: Scene) -> Iterator[tuple[str, str]]:
 def hairpin(it: Scene) -> Iterator[tuple[str, str]]:
     with bridge_netfilter(it), fighting(it, f"bridge link set dev {it.port(it.web)} hairpin off"):
         yield "web", f"{it.wire.left}:8080"
+
+
+@fault("hairpin, MAC known")
+def hairpin_past_the_bridge(it: Scene) -> Iterator[tuple[str, str]]:
+    entry = (it.address(it.web), "dev", it.bridge("blue"))
+    it.run("ip", "neighbour", "replace", *entry, "lladdr", it.mac(it.web), "nud", "permanent")
+    # The header is kept from the first packet on (neigh_hh_init).
+    it.run(sys.executable, "-c", f"import socket; socket.socket(2, 2).sendto(b'', ('{it.address(it.web)}', 9))")
+    with bridge_netfilter(it), fighting(it, f"bridge link set dev {it.port(it.web)} hairpin off"):
+        yield "web", f"{it.wire.left}:8080"
+    it.run("ip", "neighbour", "del", *entry)
 
 
 @fault("not enslaved")

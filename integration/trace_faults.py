@@ -215,6 +215,12 @@ ROWS: dict[str, Row] = {
         "… has hairpin off, and bridge-nf-call-iptables=1 keeps the packet on its bridge",
         "bridge link set dev … hairpin on",
     ),
+    "hairpin, MAC known": Row(
+        "the same, and the host knows the container's MAC already",
+        "hairpin",
+        "… has hairpin off, and bridge-nf-call-iptables=1 keeps the packet on its bridge",
+        "bridge link set dev … hairpin on",
+    ),
     "not enslaved": Row(
         "somebody takes a port out of its bridge again and again",
         "port.not_enslaved",

@@ -20,11 +20,22 @@ Faults: TypeAlias = dict[str, Callable[[S], AbstractContextManager[E]]]
 
 
 def registering(faults: Faults[S, E]) -> Callable[[str], Callable[[Callable[[S], Iterator[E]]], None]]:
-    """Return the decorator of what injects a fault, yields the ends of the trace, and takes the fault away."""
+    """Return the decorator of what injects a fault, yields the ends of the trace, and takes the fault away.
+
+    It is taken away when the test fails too: the containers are those of all tests.
+    """
 
     def fault(name: str) -> Callable[[Callable[[S], Iterator[E]]], None]:
         def register(work: Callable[[S], Iterator[E]]) -> None:
-            faults[name] = contextmanager(work)
+            @contextmanager
+            def injected(scene: S) -> Iterator[E]:
+                steps = work(scene)
+                try:
+                    yield next(steps)
+                finally:
+                    assert next(steps, None) is None, "it yields once"
+
+            faults[name] = injected
 
         return register
 

@@ -94,12 +94,22 @@ def _ports(case: Case) -> Iterator[Finding]:
             yield Finding(station, Cause("hairpin", words, f"bridge link set dev {way.port} hairpin on"))
 
 
+def past_the_bridge(case: Case) -> bool:
+    """Whether the bridge's own link may not see the packet, though the host redirects it.
+
+    Bridge netfilter keeps a packet on its bridge if the new destination is there and its MAC is known
+    (br_nf_pre_routing_finish_bridge).
+    """
+    one, other = case.crossing.way_in, case.crossing.way_out
+    name = "iptables" if case.version == 4 else "ip6tables"
+    same = bool(one and other and one.bridge and one.bridge == other.bridge)
+    return same and case.host.sysctl(f"net/bridge/bridge-nf-call-{name}") == "1"
+
+
 def _comes_back(case: Case) -> bool:
     """Whether the bridge sends the packet out by the port where it came in: to an own published port."""
     one, other = case.crossing.way_in, case.crossing.way_out
-    return (
-        bool(one and other and one.port == other.port) and case.host.sysctl("net/bridge/bridge-nf-call-iptables") == "1"
-    )
+    return past_the_bridge(case) and bool(one and other and one.port == other.port)
 
 
 def _icc(case: Case) -> Iterator[Finding]:

@@ -64,9 +64,9 @@ def _broken(case: Case, it: Trail, found: Sequence[Finding], *, back: bool) -> I
 
 def _why(case: Case, it: Trail, found: Sequence[Finding], *, back: bool) -> Cause:
     """Return why a packet did not come to the first station where it is missing, the surest reason first."""
-    missing = it.first_missing.name if it.first_missing else ""
-    names = {missing, f"back-{missing}"} if back else {missing}
-    exact = next((one.cause for one in found if missing and one.station in names), None)
+    missing = [one.name for one in _missing(case, it)]
+    names = {*missing, *(f"back-{one}" for one in missing)} if back else {*missing}
+    exact = next((one.cause for one in found if one.station in names), None)
     if exact and exact.kind.startswith(("link.", "port.", "route.")):
         return exact
     if rule := rules.dropping(case, back=back):
@@ -87,6 +87,14 @@ def _why(case: Case, it: Trail, found: Sequence[Finding], *, back: bool) -> Caus
         return Cause("refused.kernel", f"the kernel of {case.source.place.name} refuses to send: {case.report.refused}")
     last = f"it was last seen where {it.last.words}" if it.last else f"{case.source.place.name} did not send it"
     return Cause("lost", f"{last}, and no rule or fault on the path explains that", "netplug diff")
+
+
+def _missing(case: Case, it: Trail) -> Iterator[Station]:
+    """Yield the stations at one of which the packet was lost: it may pass a bridge's own link unseen."""
+    for station in it.stations[it.lost_at :]:
+        yield station
+        if not (station.name in {"bridge-in", "bridge-out"} and checks.past_the_bridge(case)):
+            return
 
 
 def _way_back(case: Case, found: Sequence[Finding]) -> Iterator[Hop]:

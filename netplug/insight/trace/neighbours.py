@@ -14,7 +14,7 @@ from netplug.insight.trace.model import HOST_PLACE, Cause, Place
 
 def wrong(case: Case) -> Cause | None:
     """Return that a place on the path has a wrong MAC for an address to which it sends."""
-    for place, address in _next_stations(case):
+    for place, address in next_hops(case):
         owner = _owner(case, place, address)
         for entry in case.scene.of(place).neighbours if owner else ():
             link, mac = case.scene.of(place).link(entry.link), entry.mac
@@ -28,8 +28,8 @@ def wrong(case: Case) -> Cause | None:
     return None
 
 
-def _next_stations(case: Case) -> Iterator[tuple[Place, IPAddress]]:
-    """Yield who sends to which address of its segment, there and back."""
+def next_hops(case: Case) -> Iterator[tuple[Place, IPAddress]]:
+    """Yield who sends to which address of its segment: there first, then back."""
     destination, sender = case.destination.address, case.report.source or case.flow.source
     if case.crossing.direct or destination is None:
         return
