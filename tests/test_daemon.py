@@ -24,6 +24,7 @@ from netplug.cli.client import Client
 from netplug.config import AddressPool
 from netplug.daemon.address_spaces import site_prefix, spaces
 from netplug.daemon.drivers import load_drivers
+from netplug.daemon.life import PATIENCE_S
 from netplug.daemon.lock import Held
 from netplug.daemon.systemd import notify
 from netplug.drivers.api import HostFacts
@@ -281,7 +282,7 @@ def test_a_second_process_ends_with_three_and_says_who_holds_it(tmp_path: Path) 
         took = time.monotonic() - started
         assert second.returncode == UNREACHABLE
         assert re.fullmatch(rf"netplug: .*process {daemon.pid} .*\n", second.stderr)
-        assert took < 3  # one second of it is the import, on a busy machine
+        assert took < PATIENCE_S / 2  # it does not wait for the lock; most of it is the import, on a busy machine
         assert Client(settings_in(tmp_path).run_dir).get("version")["pid"] == daemon.pid
 
 
