@@ -11,7 +11,7 @@ import dnslib
 import pytest
 import pytest_asyncio
 from dns_packets import opt, query, read, view, zones
-from dns_upstreams import DEADLINE_S, Bench, Script, address_of, reply_to
+from dns_upstreams import DEADLINE_S, Bench, Script, Upstream, address_of, reply_to
 from engine_host import until
 
 from netplug.dns import cache, upstream, wire
@@ -285,28 +285,38 @@ async def test_answer_in_another_spelling_is_asked_for_by_tcp(bench: Bench) -> N
     assert len(it.by_tcp) == 1
 
 
+async def asked_in_mixed_case(bench: Bench, it: Upstream) -> None:
+    """Ask until the name went out in mixed case: one of a thousand is in lower case by chance."""
+    before = bench.forwarder.counts.truncated
+    for _ in range(5):
+        assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
+        if b"\7example\3com\0" not in it.seen[-1]:
+            break
+    assert bench.forwarder.counts.truncated == before + 1
+
+
 async def test_upstream_that_keeps_no_spelling_is_asked_without_for_a_while(bench: Bench) -> None:
     it = bench.upstream(lowered)
     await it.listen(lowered)
-    for _ in range(3):
+    await asked_in_mixed_case(bench, it)
+    for _ in range(2):
         assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
     assert len(it.by_tcp) == 1
     assert b"\7example\3com\0" in it.seen[-1]
     bench.now += upstream.CASELESS_S
-    assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
+    await asked_in_mixed_case(bench, it)
     assert len(it.by_tcp) == 2
 
 
 async def test_upstream_without_tcp_that_keeps_no_spelling_is_believed(bench: Bench) -> None:
     it = bench.upstream(lowered)
-    assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
+    await asked_in_mixed_case(bench, it)
     # It is known then, and nobody waits again for TCP to fail.
     assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
     assert bench.forwarder.counts.truncated == 1
     assert b"\7example\3com\0" in it.seen[-1]
     bench.now += upstream.CASELESS_S
-    assert await bench.data(bench.rules(it)) == ["192.0.2.7"]
-    assert bench.forwarder.counts.truncated == 2
+    await asked_in_mixed_case(bench, it)
 
 
 async def test_cut_answer_without_tcp_says_nothing_of_the_spelling(bench: Bench) -> None:
