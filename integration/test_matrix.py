@@ -263,6 +263,9 @@ def test_on_an_overlay(members: tuple[Place, Place]) -> None:
         first = members[0].netplug
         first.cli("network", "create", NETWORK, "--cluster", "--subnet", "10.94.0.0/24")
         stack.callback(first.cli, "network", "rm", NETWORK)
+        # Docker removes its own record of it, and the host has the cluster's again a moment later.
+        listed = lambda: NETWORK in first.cli("network", "ls")  # noqa: E731
+        stack.callback(wait_until, listed, what="the network without Docker")
         for place in members:
             wait_until(lambda p=place: NETWORK in p.netplug.cli("network", "ls"), what="the network on both")  # type: ignore[misc]
             create(place.dockerd, "--ipam-opt", f"name={NETWORK}", "-o", "mode=overlay", "-o", f"name={NETWORK}")
