@@ -222,7 +222,7 @@ def test_subnets_are_added_and_removed_on_all_hosts(three: list[Living], etcd: M
 
 
 def test_an_attach_that_races_with_the_removal_of_its_subnet_ends_one_way(three: list[Living]) -> None:
-    """Either the endpoint is there, with its subnet; or neither is. Both are refused if each saw the other first."""
+    """Either the endpoint is there, with its subnet; or neither is."""
     one, two, _ = three
     for _ in range(5):
         update(one, add_subnets=[{"subnet": "10.77.0.0/24"}])
@@ -230,10 +230,9 @@ def test_an_attach_that_races_with_the_removal_of_its_subnet_ends_one_way(three:
             removal = pool.submit(update, one, remove_subnets=["10.77.0.0/24"])
             joining = pool.submit(attach, two, addresses=["10.77.0.9"])
             removed, joined = removal.exception() is None, joining.exception() is None
-        assert not (removed and joined)
+        assert removed != joined, (removal.exception(), joining.exception())
         if joined:
             detach(two)
-        if not removed:
             update(one, remove_subnets=["10.77.0.0/24"])
         followed(*three)
 

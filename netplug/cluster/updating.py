@@ -38,6 +38,8 @@ _ATTEMPTS = 100
 """Largest number of attempts of an update, while other hosts change the same network."""
 _PAUSE_S = 0.02
 """While another host removes a subnet of the network."""
+_SETTLING = 25
+"""Looks, with pauses, at addresses that joins may be giving back."""
 
 
 class Updating:
@@ -146,6 +148,17 @@ class Updating:
             words = f"subnet {gone[0].subnet}: {', '.join(sorted(older))} would go on to give out addresses of it"
             raise NetplugError("unavailable", words, hint="update netplug there, or forget the host")
 
+    async def _refuse_joined(self, definition: Definition, gone: Sequence[Range]) -> None:
+        """Refuse if somebody has joined before the subnets were closed.
+
+        Who claimed an address before, and finds them closed, gives it back at once: that is waited for.
+        """
+        for _ in range(_SETTLING):
+            with suppress(NetplugError):
+                return await self._refuse_leased(definition, gone)
+            await asyncio.sleep(_PAUSE_S)
+        return await self._refuse_leased(definition, gone)
+
     async def _commit(self, ident: str, stored: Record, after: Definition, guard: Record | None) -> int | None:
         """Write the next version of a definition. Return its revision; None if another host was first."""
         before = parse(Definition, stored)
@@ -173,7 +186,7 @@ class Updating:
         revision = await self._store.txn([Compare(stored.key, stored.revision)], [rewritten(stored, closed)])
         try:
             if revision is not None:
-                await self._refuse_leased(definition, gone)  # again: who joined before is seen now
+                await self._refuse_joined(definition, gone)
             yield revision
         finally:
             if revision is not None:
