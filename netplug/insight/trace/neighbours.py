@@ -14,21 +14,23 @@ from netplug.insight.trace.model import HOST_PLACE, Cause, Place
 
 def wrong(case: Case) -> Cause | None:
     """Return that a place on the path has a wrong MAC for an address to which it sends."""
-    for place, address in next_hops(case):
-        owner = _owner(case, place, address)
-        for entry in case.scene.of(place).neighbours if owner else ():
-            link, mac = case.scene.of(place).link(entry.link), entry.mac
-            if entry.address != address or not mac or entry.state == "failed" or link is None:
-                continue
-            if owner and mac not in owner[1]:
-                words = f"{place.name} has MAC {mac} for {address}, and that of {owner[0]} is {' or '.join(owner[1])}"
-                return Cause(
-                    "neighbour.wrong", words, mends.inside(place, f"ip neighbour del {address} dev {entry.link}")
-                )
+    for place, address in _next_hops(case):
+        facts, owner = case.scene.of(place), _owner(case, place, address)
+        for entry in facts.neighbours if owner else ():
+            known = entry.address == address and entry.mac and entry.state != "failed" and facts.link(entry.link)
+            if owner and known and entry.mac not in owner[1]:
+                words = f"{place.name} has MAC {entry.mac} for {address}, and that of {owner[0]} is "
+                mend = mends.inside(place, f"ip neighbour del {address} dev {entry.link}")
+                return Cause("neighbour.wrong", words + " or ".join(owner[1]), mend)
     return None
 
 
-def next_hops(case: Case) -> Iterator[tuple[Place, IPAddress]]:
+def hops_of(case: Case, place: Place) -> list[IPAddress]:
+    """Return the addresses of its segment to which a place sends: there first, then back."""
+    return [address for sender, address in _next_hops(case) if sender == place]
+
+
+def _next_hops(case: Case) -> Iterator[tuple[Place, IPAddress]]:
     """Yield who sends to which address of its segment: there first, then back."""
     destination, sender = case.destination.address, case.report.source or case.flow.source
     if case.crossing.direct or destination is None:
