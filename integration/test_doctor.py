@@ -274,8 +274,9 @@ def test_lease_of_a_namespace_that_is_gone(healthy: Netplug) -> None:
     while not found and time.monotonic() < deadline:  # else the daemon has noticed it first
         with namespace(healthy.host) as place:
             place.attach(healthy, NET)
-        said, _ = run(healthy)
+        said, code = run(healthy)
         found = [it for it in json.loads(said)["findings"] if it["verdict"] in WRONG]
+        assert code == (NO if found else OK), found
     assert {it["check"] for it in found} <= {"records.leases", "records.drift"}
     assert found
     healthy.cli("repair")
