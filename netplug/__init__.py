@@ -1,3 +1,3 @@
 """netplug: container networking for every runtime."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

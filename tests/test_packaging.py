@@ -140,6 +140,15 @@ def test_version_is_the_same_everywhere(wheel: Path) -> None:
     assert wheel.name.split("-")[1] == __version__ == shim.VERSION
 
 
+def test_wheel_has_the_licence_that_it_names(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"netplug-{__version__}.dist-info/METADATA").decode()
+        text = archive.read(f"netplug-{__version__}.dist-info/licenses/LICENSE")
+    assert {"License-Expression: Apache-2.0", "License-File: LICENSE"} <= set(metadata.splitlines())
+    assert text == (ROOT / "LICENSE").read_bytes()
+    assert b"Apache License" in text.splitlines()[0]
+
+
 @pytest.mark.parametrize("package", LINKED)
 def test_linked_package_refuses_its_top_level_name(tmp_path: Path, package: str) -> None:
     done = _python(f"import {package}", tmp_path, ROOT)

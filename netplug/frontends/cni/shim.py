@@ -12,7 +12,7 @@ import posix
 import sys
 
 RUN_DIR = "/run/netplug"
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 SOCKET = "cni.sock"
 LINE = "NETPLUG_CNI_LINE"
 """Variable that tells `netplug.daemon.daemonless_queue` where the executable looked for the daemon."""
