@@ -14,6 +14,7 @@ from netplug.drivers.api import Attachment, StaticRoute
 from netplug.drivers.summary import Link
 from netplug.engine.records import FrontEnd, NetworkSpec, SubnetSpec
 from netplug.store.api import Delete, Put
+from netplug.store.schema import FIRST, migrated
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -52,7 +53,7 @@ async def host() -> AsyncIterator[Host]:
 async def test_record_of_an_older_version_is_completed_from_its_plan(host: Host) -> None:
     ids = {"net": OTHER, "end": END}
     for key, text in ((f"networks/{OTHER}", OLD_NETWORK), (f"endpoints/{OTHER}/{END}", OLD_ENDPOINT)):
-        await host.store.txn((), [Put(key, json.loads(text % ids))])
+        await host.store.txn((), [Put(key, migrated(key, json.loads(text % ids), FIRST.version))])
     host.live()
     await host.engine.registry.load()
     (network,) = host.networks()
@@ -103,7 +104,8 @@ async def test_completed_records_are_those_that_this_version_writes(host: Host) 
     assert {type(record.host_link) for record in endpoints} == {Link}
     for record in (await host.store.range(""))[0]:
         if record.key.startswith(("networks/", "endpoints/")):
-            await host.store.txn((), [Put(record.key, _without(record.value, NEW))])
+            old = _without(record.value, NEW)
+            await host.store.txn((), [Put(record.key, migrated(record.key, old, FIRST.version))])
     host.live()
     await host.engine.registry.load()
     assert host.networks() == networks

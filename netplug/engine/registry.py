@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from netplug.drivers.api import Network
 from netplug.drivers.codec import Json, decode, encode
@@ -23,7 +23,6 @@ from netplug.store.api import Record as Stored
 from netplug.tasks.locks import Locks
 
 Record: TypeAlias = NetworkRecord | EndpointRecord
-_R = TypeVar("_R", NetworkRecord, EndpointRecord)
 Watcher = Callable[[Record | None, Record | None], None]
 """Gets the former and the new record at each change; None: there is none. It must not fail, nor wait."""
 
@@ -79,8 +78,7 @@ class Registry:
         if why := self._drivers.missing(record.network.options.mode):
             raise ValueError(why)
         created = self._created.get(record.network.id, {}).get("at")
-        record = replace(record, created=created if isinstance(created, float) else 0.0)
-        return self._completed(record, stored)
+        return replace(record, created=created if isinstance(created, float) else 0.0)
 
     def _read_endpoint(self, stored: Stored) -> EndpointRecord:
         record = decode(EndpointRecord, stored.value)
@@ -88,14 +86,13 @@ class Registry:
             raise ValueError("its network cannot be used")
         return self._completed(record, stored)
 
-    def _completed(self, record: _R, stored: Stored) -> _R:
+    def _completed(self, record: EndpointRecord, stored: Stored) -> EndpointRecord:
         """Return a record with the fields that older versions did not write.
 
         Those versions read link, routes and resolvers from the plan whenever they needed them. The plan still has them,
-        so they are read here, once, and nowhere else.
+        so they are read here, once, and nowhere else. The driver is needed for it; what needs none is in
+        `netplug.store.schema`.
         """
-        if isinstance(record, NetworkRecord):
-            return record if "resolvers" in stored.value else record.summarized()
         if record.front_end.shares:
             record = replace(record, hairpin=_has_hairpin(record), pinned=record.pinned or _is_pinned(record))
         network = self._networks.get(record.endpoint.network)

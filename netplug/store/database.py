@@ -16,10 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
+import structlog
+
 from netplug.drivers.codec import JsonObject
 
+from . import schema_table
 from .api import Compare, Record, StoreError
 from .encoding import prefix_end
+from .schema import FIRST, Schema
+
+log = structlog.get_logger(__name__)
 
 Location: TypeAlias = Path | Literal[":memory:"]
 
@@ -150,6 +156,9 @@ class Database:
             )
         if version == 0 and tables:
             raise StoreError(f"store {self._path} is the database of another program; choose another state directory")
+        found = schema_table.stored(db) if version else None
+        if found and found.refusal:
+            raise StoreError(f"store {self._path} {found.refusal}; or move the file away and create the networks anew")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         if version == 0:
@@ -157,6 +166,19 @@ class Database:
                 for statement in _SCHEMA.split(";\n"):
                     db.execute(statement)
         self._drop_history()
+        self._migrate(found)
+
+    def _migrate(self, found: Schema | None) -> None:
+        """Make all records those of this schema, in one transaction."""
+        before = found or FIRST
+        if found == before.ours:
+            return
+        with self._transaction(durable=True):
+            writes = [Write(key, text) for key, text in schema_table.outdated(self._db, before.version)]
+            schema_table.store(self._db, before.ours)
+            self._write(writes)
+        if found or writes:
+            log.info("store.migrated", was=before.version, schema=before.ours.version, records=len(writes))
 
     def _drop_history(self) -> None:
         """Delete the history and the leases that an older version has left, with what was put under a lease."""
@@ -199,6 +221,7 @@ class Database:
         if changed:
             revision += 1
             self._db.execute("UPDATE state SET revision = revision + 1, forgotten = revision + 1")
+            schema_table.follow(self._db)
         return revision
 
     def _put(self, write: Write, revision: int) -> None:
