@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check fmt test integration demo lab bench clean
+.PHONY: help setup check fmt docs test integration demo lab bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -34,6 +34,9 @@ check: $(VENV) ## check format, lint, types and imports, and run the unit tests;
 fmt: $(VENV) ## format the code and apply the linter's safe fixes
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix-only --quiet .
+
+docs: $(VENV) ## write what is generated: CHANGELOG.md
+	@.venv/bin/python packaging/changelog.py
 
 test: setup check integration ## run setup, check and integration (as root)
 

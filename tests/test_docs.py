@@ -57,7 +57,7 @@ def test_readme_names_only_targets_that_the_makefile_has() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "changes").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
@@ -70,7 +70,7 @@ def anchors(document: Path) -> set[str]:
 
 def test_links_to_headings_lead_to_one() -> None:
     found = 0
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text()):
             assert anchor in anchors((document.parent / target) if target else document), f"{document.name}: #{anchor}"
             found += 1
@@ -84,7 +84,7 @@ def test_events_that_documents_name_are_logged() -> None:
     named = {
         name
         for folder in ("docs", "changes")
-        for document in (ROOT / folder).glob("*.md")
+        for document in (ROOT / folder).rglob("*.md")
         for name in re.findall(r"`([a-z_]+\.[a-z_]+)`", document.read_text())
         if name.partition(".")[0] in subjects and not name.endswith((".py", ".sock"))
     }
