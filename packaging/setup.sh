@@ -22,10 +22,21 @@ install() {
     apt-get -qq install -y --no-install-recommends "$@" >/dev/null
 }
 
+# install_quietly PACKAGE...: as `install`, and start none of their services (Debian policy, invoke-rc.d).
+install_quietly() {
+    [ $# -gt 0 ] || return 0
+    if [ "$(id -u)" = 0 ] && [ ! -e /usr/sbin/policy-rc.d ]; then
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+        chmod +x /usr/sbin/policy-rc.d
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
+    install "$@"
+}
+
 # Every command that netplug or its tests call, with its package. netplug itself needs libnftables, which nft brings along. It
 # calls iptables where others have rules of it; ipset is for tests only: the former release, and what others leave.
 system() {
-    local missing=() pair
+    local missing=() quiet=() pair
     for pair in dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables ip6tables:iptables \
         ipset:ipset nft:nftables ip:iproute2 ss:iproute2 tc:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps \
         conntrack:conntrack curl:curl nsenter:util-linux unshare:util-linux podman:podman crun:crun runc:runc etcd:etcd-server etcdctl:etcd-client \
@@ -49,6 +60,12 @@ system() {
         command -v dbus-daemon >/dev/null || missing+=(dbus-daemon)
         /usr/bin/python3 -c 'import dbus, gi' 2>/dev/null || missing+=(python3-dbus python3-gi gir1.2-glib-2.0)
     fi
+    # Machines of tests have systemd as their process 1; nothing of it is started here.
+    if command -v apt-get >/dev/null; then
+        [ -x /lib/systemd/systemd ] || quiet+=(systemd)
+        [ -e /lib/systemd/system/dbus.socket ] || quiet+=(dbus)
+    fi
+    install_quietly "${quiet[@]}"
     mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u | sed '/^$/d')
     install "${missing[@]}"
     unpack_firewalls
@@ -96,13 +113,7 @@ bench() {
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     [ -x /usr/lib/podman/aardvark-dns ] || missing+=(aardvark-dns)
-    [ "${#missing[@]}" -gt 0 ] || return 0
-    if [ "$(id -u)" = 0 ] && [ ! -e /usr/sbin/policy-rc.d ]; then
-        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-        chmod +x /usr/sbin/policy-rc.d
-        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-    fi
-    install "${missing[@]}"
+    install_quietly "${missing[@]}"
 }
 
 # Print the first Python interpreter that is new enough.

@@ -2,6 +2,7 @@
 
 from netplug.lab.image import busybox_rootfs_tar
 
+from .booted import Booted, ServiceDockerd, unbootable
 from .cni import (
     BIN_DIR,
     FOREIGN_DIR,
@@ -43,6 +44,7 @@ __all__ = [
     "VERSIONS",
     "Answer",
     "Attached",
+    "Booted",
     "Bulk",
     "CommandError",
     "Container",
@@ -59,6 +61,7 @@ __all__ = [
     "Process",
     "Runtime",
     "SeenServer",
+    "ServiceDockerd",
     "Snapshot",
     "Station",
     "Stream",
@@ -92,5 +95,6 @@ __all__ = [
     "snapshot",
     "tcp_ask",
     "udp_ask",
+    "unbootable",
     "wait_until",
 ]
