@@ -40,7 +40,7 @@ system() {
     for pair in dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables ip6tables:iptables \
         ipset:ipset nft:nftables ip:iproute2 ss:iproute2 tc:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps \
         conntrack:conntrack curl:curl nsenter:util-linux unshare:util-linux podman:podman crun:crun runc:runc etcd:etcd-server etcdctl:etcd-client \
-        openssl:openssl dig:bind9-dnsutils cc:gcc tshark:tshark chromium:chromium; do
+        openssl:openssl dig:bind9-dnsutils cc:gcc tshark:tshark chromium:chromium man:man-db mandoc:mandoc zsh:zsh fish:fish; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     # The reference CNI plugins, for mixed plugin lists and for comparison.

@@ -1,17 +1,15 @@
 """The programs of `packaging/` as modules. The name `packaging` itself is that of a package of PyPI."""
 
-from importlib.util import module_from_spec, spec_from_file_location
+import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-FOLDER = Path(__file__).parent.parent / "packaging"
+FOLDER = str(Path(__file__).parent.parent / "packaging")
 
 
 def tool(name: str) -> ModuleType:
-    """Import `packaging/NAME.py`."""
-    spec = spec_from_file_location(f"netplug_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Import `packaging/NAME.py`; the programs import each other by their names, as if they were run."""
+    if FOLDER not in sys.path:
+        sys.path.append(FOLDER)
+    return import_module(name)
