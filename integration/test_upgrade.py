@@ -36,9 +36,9 @@ from harness import (
     tcp_ask,
     wait_until,
 )
-from harness.cluster import Cluster, Member, needs_etcd
+from harness.cluster import Cluster, needs_etcd
 from harness.flood import flood
-from harness.former import former_release, remains, runs
+from harness.former import former_release, remains, runs, turn
 from harness.traffic import Talk, bound
 
 NewHost = Callable[..., Host]
@@ -65,11 +65,7 @@ class Place:
 
     def becomes(self, tree: Path | None) -> list[str]:
         """Start the daemon of a source tree, None for ours, after the other was killed; return the lines of its log."""
-        said = len(self.netplug.log.read_text())
-        self.netplug.kill()
-        self.netplug.env = runs(tree) if tree else {}
-        self.netplug.start()
-        return self.netplug.log.read_text()[said:].splitlines()
+        return turn(self.netplug, tree)
 
     def agrees(self) -> None:
         """Wait until records and kernel agree."""
@@ -364,33 +360,18 @@ def test_hosts_of_a_cluster_are_upgraded_and_rolled_back_one_after_the_other(for
         with it.network("blue") as net, it.station(one, net) as here, it.station(two, net) as there:
             with Stream(here, there, there.addresses[0]) as stream, Talk(there, here, here.addresses[0], 7201):
                 for member in (one, two):
-                    turn(member, None)
-                    settled(it)
+                    turn(member.netplug, None)
+                    it.settled()
                     marked = f"marked{member.vtep.split('.')[2]}"
                     one.cli("network", "create", marked, "--cluster", "--label", "team=net")
                     wait_until(partial(two.has, marked), what="the network on the other host, whatever its version")
                     if member is two:
                         assert two.netplug.client.get("networks", marked)["labels"] == {"team": "net"}
                 assert [remains(member.host) for member in it.members] == [[], []]
-                turn(two, former)
+                turn(two.netplug, former)
                 assert any("cannot be used and is left as it is" in said for said in two.differences())
                 assert not two.has(net)
-                turn(two, None)
-                settled(it)
+                turn(two.netplug, None)
+                it.settled()
             assert stream.lost == []
             one.cli("network", "rm", "marked1", "marked2")
-
-
-def turn(member: Member, tree: Path | None) -> None:
-    """Let the daemon of a member be that of another source tree; None: ours."""
-    member.netplug.kill()
-    member.netplug.env = runs(tree) if tree else {}
-    member.netplug.start()
-
-
-def settled(it: Cluster) -> None:
-    """Wait until no host has differences; what one still has is in the failure."""
-    for member in it.members:
-        with suppress(AssertionError):
-            wait_until(lambda member=member: not member.differences(), HEAL_TIMEOUT_S)  # type: ignore[misc]
-        assert member.differences() == [], member.host.name

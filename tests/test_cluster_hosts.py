@@ -8,8 +8,10 @@ from etcd_server import Member, needs_etcd
 from living import Living, living, until
 from test_cli import Cli
 
+from netplug import __version__
 from netplug.cli import NO, UNREACHABLE
 from netplug.cluster.host_happenings import FORGOTTEN, STOPPED
+from netplug.store.schema import VERSION
 
 pytestmark = [needs_etcd, pytest.mark.own_etcd]
 
@@ -34,9 +36,11 @@ def test_ls_shows_who_lives_and_what_each_has(
     attach(other, "lab1")
     attach(other, "lab2")
     mine, theirs = cli.json("host", "ls")
-    assert list(mine) == ["id", "name", "vtep", "alive", "me", "endpoints", "addresses", "notes", "behind"]
-    assert [mine[key] for key in list(mine)[1:]] == ["host-1", "192.0.2.1", True, True, 0, 0, [], {}]
-    assert [theirs[key] for key in list(theirs)[1:]] == ["host-2", "192.0.2.2", True, False, 2, 2, [], {}]
+    shown = ["id", "name", "vtep", "alive", "me", "endpoints", "addresses", "notes", "behind"]
+    assert list(mine) == [*shown, "version", "schema_version"]
+    said = [__version__, VERSION]
+    assert [mine[key] for key in list(mine)[1:]] == ["host-1", "192.0.2.1", True, True, 0, 0, [], {}, *said]
+    assert [theirs[key] for key in list(theirs)[1:]] == ["host-2", "192.0.2.2", True, False, 2, 2, [], {}, *said]
     other.stop()
     assert [it["alive"] for it in cli.json("host", "ls")] == [True, False]
     etcd.write(f"cluster/hosts/{theirs['id']}", {"vtep": "nonsense"})

@@ -25,6 +25,7 @@ needs_etcd = pytest.mark.skipif(not which("etcd"), reason="needs etcd (make setu
 CLIENT_PORT, PEER_PORT = 2379, 2380
 PEER_URL = f"http://127.0.0.1:{PEER_PORT}"
 START_S = 10
+SETTLE_S = 20
 _ROOT = "/netplug/v1/default/"
 
 
@@ -234,6 +235,13 @@ class Cluster:
         for other in self.members:
             if other is not at:
                 wait_until(lambda other=other: other.knows(place.mac) == at.vtep, what=f"{place.mac} at {at.vtep}")  # type: ignore[misc]
+
+    def settled(self) -> None:
+        """Wait until no host has differences; what one still has is in the failure."""
+        for member in self.members:
+            with suppress(AssertionError):
+                wait_until(lambda member=member: not member.differences(), SETTLE_S)  # type: ignore[misc]
+            assert member.differences() == [], member.host.name
 
 
 @contextmanager

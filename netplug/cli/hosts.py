@@ -15,7 +15,8 @@ app = typer.Typer(help="List, forget and move the hosts of the cluster.")
 def ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     """List the hosts of the cluster.
 
-    The list shows for each host whether it is alive, its VTEP, its numbers of endpoints and addresses, and its faults.
+    The list shows for each host whether it is alive, its VTEP, the version of its daemon, its numbers of endpoints
+    and addresses, and its faults. Daemons before 0.2.0 do not say their version.
     """
     found = Client(run_dir.absolute()).get("hosts")["hosts"]
     if as_json:
@@ -23,13 +24,14 @@ def ls(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
         return
     emit(
         table(
-            ("id", "name", "vtep", "alive", "endpoints", "addresses", "note"),
+            ("id", "name", "vtep", "alive", "version", "endpoints", "addresses", "note"),
             [
                 (
                     short(one["id"]),
                     one["name"],
                     one["vtep"] or "",
                     "this host" if one["me"] else "yes" if one["alive"] else "no",
+                    one.get("version") or "-",  # also of a former daemon
                     str(one["endpoints"]),
                     str(one["addresses"]),
                     "; ".join(one["notes"]),

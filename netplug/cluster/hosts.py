@@ -48,6 +48,7 @@ class Host:
         endpoints, addresses: the numbers of its endpoints and leases.
         notes: its faults.
         behind: the networks, by name, that it has not as they are defined, and why.
+        version, schema_version: of its daemon; empty and 1 for releases that do not say it.
     """
 
     id: str
@@ -59,6 +60,8 @@ class Host:
     addresses: int
     notes: tuple[str, ...] = ()
     behind: Mapping[str, str] = field(default_factory=dict)
+    version: str = ""
+    schema_version: int = 1
 
 
 class Hosts:
@@ -97,7 +100,8 @@ class Hosts:
             behind = all_behind(definitions, known, followed.get(ident), alive=ident in alive) if known else {}
             notes = (*notes, *in_words(behind))
             counts = advertised.count(ident), leased.count(ident)
-            found.append(Host(ident, name, vtep, ident in alive, ident == self._me, *counts, notes, behind))
+            said = (known.release, known.schema) if known else ("", 1)
+            found.append(Host(ident, name, vtep, ident in alive, ident == self._me, *counts, notes, behind, *said))
         return sorted(found, key=lambda host: (host.name, host.id))
 
     async def forget(self, ref: str) -> Host:

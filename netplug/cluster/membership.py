@@ -15,9 +15,11 @@ from contextlib import suppress
 
 import structlog
 
+from netplug import __version__
 from netplug.cluster.claims import CircuitBreaker, NotAdmitted
 from netplug.cluster.identity import AdmissionGate, Identity
-from netplug.cluster.records import ALIVE, HOSTS, STOPPED, TWINS, HostRecord, as_put, parse
+from netplug.cluster.records import ALIVE, HOSTS, SCHEMA, STOPPED, TWINS, HostRecord, as_put, parse
+from netplug.cluster.shared_schema import SchemaRefused, agree, refusal
 from netplug.cluster.view import View
 from netplug.drivers.naming import short
 from netplug.drivers.steps import IPAddress
@@ -25,6 +27,7 @@ from netplug.engine.conditions import Conditions, Difference
 from netplug.engine.happenings import Happenings, Kind
 from netplug.errors import NetplugError
 from netplug.store.api import Compare, Put, StoreError, Unreachable
+from netplug.store.schema import VERSION
 
 log = structlog.get_logger(__name__)
 
@@ -112,6 +115,7 @@ class Membership:
     async def _keep_lease(self) -> None:
         if self._identity.why:
             raise NotAdmitted(self._identity.why)
+        await agree(self._store)
         if self._lease is not None and await self._store.keep_alive(self._lease):
             return
         if self._lease is not None:
@@ -145,16 +149,18 @@ class Membership:
     async def admit_command(self) -> None:
         """Admit a command that works without a daemon, if the daemon of this host would be admitted."""
         why = self._identity.why
+        refused = ""
         if not why:
             with suppress(Unreachable):  # each request of the command fails with the reason
+                refused = await refusal(self._store)
                 stored = await self._store.get(ALIVE + self.me)
                 if stored is not None and stored.value.get("place", self._place) != self._place:
                     why = "a daemon runs as this host on another machine"
-        self._gate.refusal = why and _not_admitted(why)
+        self._gate.refusal = _not_admitted(why, DUPLICATE_HINT) if why else refused and _not_admitted(refused)
 
     async def _report_refusal(self, why: str) -> None:
         """Report why this host is not admitted, and announce this daemon to the one that is."""
-        self._gate.refusal = _not_admitted(why)
+        self._gate.refusal = _not_admitted(why, DUPLICATE_HINT)
         self._conditions.report("identity", [Difference("host", "identity", f"{why}; {DUPLICATE_HINT}")])
         if self._announcement_lease is None or not await self._store.keep_alive(self._announcement_lease):
             self._announcement_lease = await self._store.lease(TTL_S)
@@ -211,7 +217,17 @@ class Membership:
                     log.warning("record.poisoned", key=key, error=str(exc))
             epoch = max(before.epoch if before else 0, self.epoch) + 1 if begin else self.epoch
             since = before.since if before and before.vtep == self.vtep else revision
-            record = HostRecord(self._name, self.vtep, epoch, since, self.notes, follows=True, answers=True)
+            record = HostRecord(
+                self._name,
+                self.vtep,
+                epoch,
+                since,
+                self.notes,
+                follows=True,
+                answers=True,
+                release=__version__,
+                schema=VERSION,
+            )
             compare = Compare(key, stored.revision if stored else 0)
             if await self._store.txn([compare], [as_put(key, record)]) is not None:
                 self._written = record
@@ -259,6 +275,10 @@ class Membership:
                     await self._write(begin=False)
                 await self._keep_lease()
                 await self._handle_copies()
+                self._conditions.report("schema", ())
+            except SchemaRefused as exc:
+                self._gate.refusal = _not_admitted(str(exc))
+                self._conditions.report("schema", [Difference("store", SCHEMA, str(exc))])
             except NotAdmitted as exc:
                 await self._report_refusal(str(exc))
 
@@ -286,5 +306,5 @@ class Membership:
         self._lease = self._announcement_lease = None
 
 
-def _not_admitted(why: str) -> str:
-    return f"this host is not admitted to the cluster: {why} ({DUPLICATE_HINT})"
+def _not_admitted(why: str, hint: str = "") -> str:
+    return f"this host is not admitted to the cluster: {why}" + (f" ({hint})" if hint else "")

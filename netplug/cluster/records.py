@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 ROOT = "cluster/"
 IDENTITY = ROOT + "id"
+SCHEMA = ROOT + "schema"
+"""The newest schema of these records; see `shared_schema`."""
 GUARD = ROOT + "guard"
 """Changed by each transaction that defines a network, so that two hosts cannot both find the same name free."""
 HOSTS = ROOT + "hosts/"
@@ -60,6 +62,7 @@ class HostRecord:
         notes: faults that it reports of itself.
         follows: its daemon follows updates of networks; older ones do not.
         answers: its daemon answers questions of other hosts (`questions`); older ones do not.
+        release, schema: of its daemon; older ones do not say it.
     """
 
     name: str
@@ -69,6 +72,8 @@ class HostRecord:
     notes: tuple[str, ...] = ()
     follows: bool = False
     answers: bool = False
+    release: str = ""
+    schema: int = 1
 
 
 @dataclass(frozen=True, slots=True)

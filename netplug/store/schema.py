@@ -48,6 +48,13 @@ class Schema:
         """Return what the store says from now on, as this release writes to it."""
         return Schema(VERSION, max(self.oldest, OLDEST), __version__)
 
+    @property
+    def newest(self) -> "Schema":
+        """Return what a store says that releases of this and of other schemas write to at the same time."""
+        if self.version > VERSION or (self.version == VERSION and self.oldest >= OLDEST):
+            return self
+        return self.ours
+
 
 FIRST = Schema(1, 1, "0.1.0")
 """Of stores that do not say it."""

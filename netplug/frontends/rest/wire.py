@@ -303,7 +303,8 @@ class DifferenceOut(BaseModel):
 class HostOut(BaseModel):
     """A host of the cluster. `vtep`: None if its record is unreadable. `me`: it is the host that answers.
 
-    `notes`: its faults. `behind`: the networks, by name, that it has not as they are defined, and why.
+    `notes`: its faults. `behind`: the networks, by name, that it has not as they are defined, and why. `version`: of
+    its daemon, empty if that is 0.1.0 or older. `schema_version`: of what it writes.
     """
 
     id: str
@@ -315,6 +316,8 @@ class HostOut(BaseModel):
     addresses: int
     notes: list[str]
     behind: dict[str, str]
+    version: str
+    schema_version: int
 
     @classmethod
     def of(cls, host: Host) -> Self:
