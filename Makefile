@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check fmt docs test integration demo lab bench clean
+.PHONY: help setup check fmt docs test integration demo lab deb deb-lock bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -49,6 +49,13 @@ demo: setup ## show the main functions on a real dockerd, step by step; leaves n
 
 lab: setup ## show three hosts on one overlay: Docker, CNI, podman, a bare namespace (as root); LAB=FILE for another lab
 	@bash examples/lab/show.sh $(LAB)
+
+deb: $(VENV) ## build the Debian package into dist/, for Debian 12 and 13; installs what the build needs
+	@bash packaging/setup.sh deb
+	@.venv/bin/python packaging/debian/build.py $(ARGS)
+
+deb-lock: $(VENV) ## choose the newest libraries for the Debian package (packaging/debian/lock.txt)
+	@.venv/bin/python packaging/debian/lock.py
 
 bench: setup ## compare with Docker's own bridge, the reference CNI plugins, and other tunnels and name servers (as root)
 	@bash packaging/setup.sh bench

@@ -2,6 +2,7 @@
 # Install the missing requirements of netplug's tests and demo.
 #   setup.sh system   Debian packages: container engines and network tools (needs root if one is missing)
 #   setup.sh bench    additional Debian packages for the benches
+#   setup.sh deb      Debian packages that `make deb` needs: a C compiler, and what removes symbols
 #   setup.sh venv     .venv with netplug (editable) and the development tools; PYTHON chooses the interpreter
 # make runs it in the project's top folder, wherever that is.
 set -euo pipefail
@@ -40,7 +41,7 @@ system() {
     for pair in dockerd:docker.io docker:docker.io docker-compose:docker-compose iptables:iptables ip6tables:iptables \
         ipset:ipset nft:nftables ip:iproute2 ss:iproute2 tc:iproute2 bridge:iproute2 busybox:busybox-static ps:procps sysctl:procps \
         conntrack:conntrack curl:curl nsenter:util-linux unshare:util-linux podman:podman crun:crun runc:runc etcd:etcd-server etcdctl:etcd-client \
-        openssl:openssl dig:bind9-dnsutils cc:gcc tshark:tshark chromium:chromium man:man-db mandoc:mandoc zsh:zsh fish:fish; do
+        openssl:openssl dig:bind9-dnsutils cc:gcc strip:binutils lintian:lintian tshark:tshark chromium:chromium man:man-db mandoc:mandoc zsh:zsh fish:fish; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     # The reference CNI plugins, for mixed plugin lists and for comparison.
@@ -106,6 +107,16 @@ unpack_firewalls() {
     fi
 }
 
+deb() {
+    local missing=() pair
+    command -v dpkg-deb >/dev/null || die "a Debian package is built on Debian: there is no dpkg-deb"
+    for pair in cc:gcc strip:binutils git:git; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+    done
+    [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+    install "${missing[@]}"
+}
+
 # Name servers to compare with, and a load generator, for the benches. None of them is started as a service.
 bench() {
     local missing=() pair
@@ -143,5 +154,6 @@ case "${1:-}" in
 system) system ;;
 venv) venv ;;
 bench) bench ;;
-*) die "usage: setup.sh system|venv|bench" ;;
+deb) deb ;;
+*) die "usage: setup.sh system|venv|bench|deb" ;;
 esac

@@ -29,12 +29,12 @@ def executable(run_dir: Path) -> bytes:
     return program(run_dir) or script(run_dir).encode(errors="surrogateescape")
 
 
-def program(run_dir: Path) -> bytes:
+def program(run_dir: Path, engine: str = "") -> bytes:
     """Return the built program with this installation's settings; empty if none runs on this host."""
     if not _runs(PROGRAM):
         return b""
     data = bytearray(PROGRAM.read_bytes())
-    texts = [text.encode(errors="surrogateescape") for text in (shim.VERSION, str(run_dir), sys.executable)]
+    texts = [text.encode(errors="surrogateescape") for text in (shim.VERSION, str(run_dir), engine or sys.executable)]
     _SETTINGS.pack_into(data, data.index(_MARK), _MARK, *texts)
     return bytes(data)
 
