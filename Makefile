@@ -63,6 +63,7 @@ bench: setup ## compare with Docker's own bridge, the reference CNI plugins, and
 	@.venv/bin/python bench/path.py --docker-networks 200
 	@.venv/bin/python bench/networks.py
 	@.venv/bin/python bench/memory.py
+	@.venv/bin/python bench/start.py
 	@.venv/bin/python bench/cni.py
 	@.venv/bin/python bench/ports.py
 	@.venv/bin/python bench/heal.py
