@@ -3,8 +3,8 @@
 Commands run by turns, in a namespace with a daemon that has as many endpoints as `--endpoints` says. `wall` is the time
 from a process's start to its end; `cpu` is its user and system time (getrusage(2)), which a busy machine changes less.
 The daemon is measured until it says READY=1 to systemd, first without networks, then with the endpoints, which it finds
-in the kernel as it left them; `cpu` includes the processes that it ran. dockerd, without containers, is measured until it
-answers a ping. All times are medians.
+in the kernel as it left them; `cpu` includes the processes that it ran. dockerd, without containers, is measured until
+it answers a ping. All times are medians.
 
 Run it as root: ``make bench`` or ``.venv/bin/python bench/start.py [--rounds N] [--endpoints N] [--json]``.
 """
