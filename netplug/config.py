@@ -5,7 +5,6 @@ A setting has the same name everywhere: flag `--state-dir`, environment `NETPLUG
 one line that names the value's source.
 """
 
-import difflib
 import os
 import re
 import socket
@@ -15,17 +14,10 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal
 
-from pydantic import SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
 
 from netplug.dns.forward_rules import Rule
 from netplug.dns.wire import ROOT, to_wire
@@ -79,12 +71,10 @@ class AddressPool:
         return f"base={self.base},size={self.size}"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The settings of `netplug serve`. Directories are made absolute."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     state_dir: Path = Path("/var/lib/netplug")
     run_dir: Path = Path("/run/netplug")
@@ -105,11 +95,11 @@ class Settings(BaseSettings):
     """Address to which other hosts send their tunnels, or a link that has it; empty: the address towards the store."""
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    address_pool: Annotated[tuple[AddressPool, ...], NoDecode] = ()
+    address_pool: tuple[AddressPool, ...] = ()
     forward_others: bool = False
     """Whether the host forwards between links of others too, if netplug turned IP forwarding on."""
     dns_domain: str = "netplug.internal"
-    dns_upstream: Annotated[tuple[str, ...], NoDecode] = ()
+    dns_upstream: tuple[str, ...] = ()
     dns_special: Literal["host", "inside"] = "host"
     """Whether special-use names below the host's search list are forwarded to the host's resolvers."""
     http: str = ""
@@ -288,22 +278,6 @@ class Settings(BaseSettings):
                 raise ValueError(f"address pool {str(other)!r} overlaps {str(one)!r}")
         return pools
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order the sources: flag, environment, file."""
-        return (
-            init_settings,
-            env_settings,
-            TomlConfigSettingsSource(settings_cls, toml_file=settings_file()),
-        )
-
 
 def settings_file() -> Path:
     """Return the file that `NETPLUG_CONFIG` names, or the default."""
@@ -321,7 +295,7 @@ def load(**flags: object) -> Settings:
     if path != DEFAULT_FILE and not path.is_file():
         raise NetplugError("invalid", f"settings file {path} of {_PREFIX}CONFIG does not exist")
     try:
-        return Settings(**cast("dict[str, Any]", given))
+        return Settings(**_in_file(path) | _in_environment() | given)
     except ValidationError as exc:
         errors = exc.errors(include_url=False)
         raise _explain(errors[0], given, path) from exc
@@ -333,6 +307,8 @@ def load(**flags: object) -> Settings:
 def _explain(error: ErrorDetails, flags: Mapping[str, object], path: Path) -> NetplugError:
     name = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
+        import difflib  # noqa: PLC0415 - takes 3 ms, and only a mistake needs it
+
         near = difflib.get_close_matches(name.replace("-", "_"), Settings.model_fields, 1)
         return NetplugError(
             "invalid",
@@ -349,17 +325,27 @@ def _explain(error: ErrorDetails, flags: Mapping[str, object], path: Path) -> Ne
     return NetplugError("invalid", f"setting {name} ({_source(name, flags, path)}) is {said}: {_line(reason)}")
 
 
+def _in_environment() -> dict[str, Any]:
+    """Return the settings in variables of any case; an empty one is absent."""
+    given = {key.upper(): value for key, value in os.environ.items() if value}
+    variables = {name: _variable(name) for name in Settings.model_fields}
+    return {name: given[variable] for name, variable in variables.items() if variable in given}
+
+
+def _in_file(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _variable(name: str) -> str:
+    return f"{_PREFIX}{name}".upper()
+
+
 def _source(name: str, flags: Mapping[str, object], path: Path) -> str:
     if name in flags:
         return f"--{name.replace('_', '-')}"
-    variable = f"{_PREFIX}{name}".upper()
-    if any(key.upper() == variable and value for key, value in os.environ.items()):
-        return variable
-    try:
-        in_file = name in tomllib.loads(path.read_text())
-    except OSError:
-        in_file = False
-    return str(path) if in_file else "default"
+    if name in _in_environment():
+        return _variable(name)
+    return str(path) if name in _in_file(path) else "default"
 
 
 def _line(text: str) -> str:

@@ -1,7 +1,6 @@
 """Plain words for pydantic's errors, whose own words are for programmers and name Python types."""
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 _MUST = {
@@ -50,6 +49,8 @@ def wrong(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
         case "missing":
             return "is missing"
         case "extra_forbidden":
+            from difflib import get_close_matches  # noqa: PLC0415 - takes 3 ms, and only a mistake needs it
+
             near = get_close_matches(str(error["loc"][-1]), list(known), n=1)
             return f"is unknown, did you mean {near[0]!r}?" if near else "is unknown"
         case "string_too_short" | "too_short":
