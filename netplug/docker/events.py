@@ -12,17 +12,19 @@ from collections.abc import Mapping
 from datetime import datetime
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import aiodocker
-import aiohttp
 import structlog
 
+from netplug.docker.engine_api import LostError, connected
 from netplug.docker.fixed_addresses import FixedAddresses
 from netplug.engine import Engine
 from netplug.engine.records import Description, DockerView
 from netplug.errors import NetplugError
 from netplug.tasks.request import begin_work_of
+
+if TYPE_CHECKING:
+    import aiodocker
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +35,6 @@ CALL_TIMEOUT_S = 20.0
 """Deadline of a request; dockerd is slow only while it starts or stops many containers."""
 
 _FRACTION = re.compile(r"(\.\d{6})\d+")
-_LOST = (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError)
 _EVENTS = {
     "type": ["network", "container"],
     "event": ["create", "connect", "disconnect", "rename", "start", "destroy", "health_status"],
@@ -78,15 +79,15 @@ class DockerEvents:
         delay = RETRY_FIRST_S
         while True:
             try:
-                async with aiodocker.Docker(url=self._url) as docker:
+                async with connected(self._url) as docker:
                     await self._follow(docker)
                 delay = RETRY_FIRST_S
-            except _LOST as exc:
+            except LostError as exc:
                 log.debug("docker.lost", url=self._url, error=str(exc))
                 delay = min(delay * 2, RETRY_LAST_S)
             await asyncio.sleep(delay)
 
-    async def _follow(self, docker: aiodocker.Docker) -> None:
+    async def _follow(self, docker: "aiodocker.Docker") -> None:
         # Subscribe before the first reading: then events during it are handled twice, not missed.
         subscriber = docker.events.subscribe(create_task=False)  # type: ignore[no-untyped-call]
         events = asyncio.ensure_future(docker.events.run(filters=_json(_EVENTS)))
@@ -99,7 +100,7 @@ class DockerEvents:
             events.cancel()
             await asyncio.gather(events, return_exceptions=True)
 
-    async def _read_all(self, docker: aiodocker.Docker) -> None:
+    async def _read_all(self, docker: "aiodocker.Docker") -> None:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             networks = await docker.networks.list()
             info = await docker.system.info()
@@ -116,7 +117,7 @@ class DockerEvents:
         for container in dict.fromkeys(container for _, _, container, _ in endpoints):
             await self._inspect(docker, container)
 
-    async def _on_event(self, docker: aiodocker.Docker, event: Mapping[str, Any]) -> None:
+    async def _on_event(self, docker: "aiodocker.Docker", event: Mapping[str, Any]) -> None:
         actor = event.get("Actor", {})
         attributes = actor.get("Attributes", {})
         match event.get("Type"), event.get("Action"):
@@ -136,11 +137,13 @@ class DockerEvents:
             case "container", str(action) if action.startswith("health_status"):
                 await self._inspect(docker, actor["ID"])
 
-    async def _inspect(self, docker: aiodocker.Docker, container_id: str) -> None:
+    async def _inspect(self, docker: "aiodocker.Docker", container_id: str) -> None:
+        from aiodocker import DockerError  # noqa: PLC0415 - loaded by `connected`
+
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 data: Any = await docker.containers.container(container_id).show()
-        except aiodocker.DockerError as exc:
+        except DockerError as exc:
             if exc.status != 404:
                 raise
             self._fixed.forget(container_id)
@@ -167,10 +170,10 @@ class DockerEvents:
     async def view(self) -> DockerView | None:
         """Return Docker's networks, endpoints and addresses; None if Docker does not answer."""
         try:
-            async with aiodocker.Docker(url=self._url) as docker, asyncio.timeout(CALL_TIMEOUT_S):
+            async with connected(self._url) as docker, asyncio.timeout(CALL_TIMEOUT_S):
                 networks = await docker.networks.list()
                 containers: Any = await docker.containers.list()
-        except _LOST as exc:
+        except LostError as exc:
             log.debug("docker.lost", url=self._url, error=str(exc))
             return None
         ipam = [network["IPAM"] for network in networks if (network.get("IPAM") or {}).get("Driver") == self._driver]
@@ -187,7 +190,7 @@ class DockerEvents:
         )
 
 
-async def _endpoints(docker: aiodocker.Docker) -> list[tuple[str, str, str, str]]:
+async def _endpoints(docker: "aiodocker.Docker") -> list[tuple[str, str, str, str]]:
     """Return (network id, endpoint id, container id, container name) of running containers."""
     async with asyncio.timeout(CALL_TIMEOUT_S):
         containers: Any = await docker.containers.list()
