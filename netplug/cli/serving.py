@@ -1,5 +1,6 @@
 """`netplug serve`: the daemon, with a flag for each of its settings."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -147,13 +148,16 @@ def _serve(flags: dict[str, object]) -> None:
     except NetplugError as exc:
         raise CliError(USAGE, exc.message, hint=exc.hint) from None
     _refuse_without_rights()
-    from netplug.daemon.life import run  # noqa: PLC0415
-
+    gc.disable()  # nearly all objects of the start stay; the daemon enables it when it has started
     try:
+        from netplug.daemon.life import run  # noqa: PLC0415
+
         run(settings)
     except NetplugError as exc:
         code = {"invalid": USAGE, "internal": NO}.get(exc.kind, UNREACHABLE)
         raise CliError(code, exc.message, hint=exc.hint) from None
+    finally:
+        gc.enable()
 
 
 def _refuse_without_rights() -> None:

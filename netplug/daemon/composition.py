@@ -5,21 +5,17 @@ what a process holds of its host, `compose` builds the engine on it. The other p
 for, and their modules are imported then: a command needs few of them, and starts in half a second.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
 from netplug import __version__
-from netplug.cluster.claims import SharedLeases
-from netplug.cluster.cluster import Cluster
-from netplug.cluster.identity import AdmissionGate, Identity, Machine
-from netplug.cluster.shared_store import Shared
-from netplug.cluster.underlay import Underlay
-from netplug.cluster.vtep import Finder
+from netplug.cluster.identity import Identity, Machine
 from netplug.config import Settings
 from netplug.daemon.address_spaces import site_prefix, spaces
 from netplug.daemon.drivers import load_drivers
@@ -28,16 +24,20 @@ from netplug.drivers.registry import Drivers
 from netplug.engine import Engine
 from netplug.ipam.allocator import Allocator
 from netplug.ipam.scan_offset import HashedStart
+from netplug.ipam.store import LeaseStore
 from netplug.kernel.api import HostKernel
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
 from netplug.store.leases import StoredLeases
 from netplug.store.sqlite import SqliteStore
+from netplug.tasks.apart import apart
 from netplug.tasks.latency import Latencies
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from netplug.cluster.cluster import Cluster
+    from netplug.cluster.shared_store import Shared
     from netplug.docker.events import DockerEvents
     from netplug.docker.resolver import SandboxResolvers
     from netplug.frontends.cni.service import CniService
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 OpenKernel = Callable[[], Awaitable[HostKernel]]
+Serving: TypeAlias = Callable[..., AbstractAsyncContextManager[None]]
+"""Serves apps, each on its socket; see `serving_all`."""
 Background = dict[str, Callable[[], Coroutine[Any, Any, None]]]
 
 
@@ -84,27 +86,50 @@ async def open_host(
     return Host(settings, store, opened, identity, load_drivers(), resources)
 
 
-async def compose(host: Host, shared: Shared | None, *, docker: bool) -> "Composition":
+async def open_shared(host: Host) -> "Shared | None":
+    """Open the store that hosts share, for the daemon; see `open_for_daemon`."""
+    if host.settings.etcd is None:
+        return None
+    from netplug.cluster.shared_store import open_for_daemon  # noqa: PLC0415
+
+    return await open_for_daemon(host.settings, host.store, host.kernel, host.identity.id, host.resources)
+
+
+async def compose(host: Host, shared: "Shared | None", *, docker: bool) -> "Composition":
     """Build the engine, and the cluster on it if hosts share a store.
 
     `docker`: whether this process follows Docker's events.
     """
-    store, settings, identity = host.store, host.settings, host.identity
-    gate = AdmissionGate(shared.store) if shared else None
-    shared_leases = SharedLeases(store, gate, identity.id) if gate else None
-    bases = spaces(await site_prefix(store), settings.address_pool)
-    allocator = Allocator(shared_leases or StoredLeases(store), bases, start=HashedStart(identity.id))
-    engine = Engine(host.kernel, store, allocator, host.drivers)
+    if shared:
+        return await _compose_cluster(host, shared, docker=docker)
+    engine = await _engine(host, StoredLeases(host.store))
+    return Composition(host, engine, None, {"sqlite": host.store.times}, docker=docker)
+
+
+async def _engine(host: Host, leases: LeaseStore) -> Engine:
+    settings = host.settings
+    bases = spaces(await site_prefix(host.store), settings.address_pool)
+    allocator = Allocator(leases, bases, start=HashedStart(host.identity.id))
+    engine = Engine(host.kernel, host.store, allocator, host.drivers)
     engine.base_plan.forward_others = settings.forward_others
-    cluster = None
-    if shared and gate and shared_leases:
-        finder = Finder(settings.vtep, settings.etcd or EtcdAccess(()))
-        underlay = Underlay(engine, store, finder, shared.vtep)
-        cluster = Cluster(
-            engine, store, gate, shared_leases, identity=identity, name=settings.host_name, underlay=underlay
-        )
-    times = {"sqlite": store.times, **({"etcd": shared.times} if shared else {})}
-    return Composition(host, engine, cluster, times, docker=docker)
+    return engine
+
+
+async def _compose_cluster(host: Host, shared: "Shared", *, docker: bool) -> "Composition":
+    from netplug.cluster.claims import SharedLeases  # noqa: PLC0415 - a host alone need not wait for all these
+    from netplug.cluster.cluster import Cluster  # noqa: PLC0415
+    from netplug.cluster.identity import AdmissionGate  # noqa: PLC0415
+    from netplug.cluster.underlay import Underlay  # noqa: PLC0415
+    from netplug.cluster.vtep import Finder  # noqa: PLC0415
+
+    store, settings, identity = host.store, host.settings, host.identity
+    gate = AdmissionGate(shared.store)
+    leases = SharedLeases(store, gate, identity.id)
+    engine = await _engine(host, leases)
+    finder = Finder(settings.vtep, settings.etcd or EtcdAccess(()))
+    underlay = Underlay(engine, store, finder, shared.vtep)
+    cluster = Cluster(engine, store, gate, leases, identity=identity, name=settings.host_name, underlay=underlay)
+    return Composition(host, engine, cluster, {"sqlite": store.times, "etcd": shared.times}, docker=docker)
 
 
 class Composition:
@@ -114,7 +139,7 @@ class Composition:
         self,
         host: Host,
         engine: Engine,
-        cluster: Cluster | None,
+        cluster: "Cluster | None",
         store_times: Mapping[str, Latencies],
         *,
         docker: bool,
@@ -124,6 +149,7 @@ class Composition:
         self.engine = engine
         self.cluster = cluster
         self._follows_docker = docker
+        self._http_loaded = asyncio.Event()
 
     @cached_property
     def reconciler(self) -> Reconciler:
@@ -165,7 +191,7 @@ class Composition:
         """Learns names from Docker; None if this process does not follow Docker."""
         if not self._follows_docker:
             return None
-        from netplug.docker.events import DockerEvents  # noqa: PLC0415 - imports an HTTP client, which takes 8 MB
+        from netplug.docker.events import DockerEvents  # noqa: PLC0415
 
         settings = self.host.settings
         events = DockerEvents(self.engine, settings.docker_host, settings.driver_name, self.sandbox_resolvers)
@@ -241,7 +267,24 @@ class Composition:
             **({"page": self._serve_page} if self.host.settings.http else {}),
         }
 
+    async def load_http(self) -> Serving:
+        """Make what answers HTTP, in a thread: its modules take longer than a question for a name may wait.
+
+        Return what serves it.
+        """
+
+        def load() -> Serving:
+            from netplug.frontends.serving import serving_all  # noqa: PLC0415
+
+            _ = self.plugin, self.api
+            return serving_all
+
+        serving = await apart(load)
+        self._http_loaded.set()
+        return serving
+
     async def _serve_page(self) -> None:
+        await self._http_loaded.wait()
         from netplug.daemon.page import serve_page  # noqa: PLC0415
 
         await serve_page(self.host.settings, self.api, self.metrics)

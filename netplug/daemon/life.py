@@ -1,9 +1,9 @@
 """The daemon's life: startup, main_loop, shutdown (uvicorn's `Server` is the model).
 
 Sockets listen from the beginning, so that a second daemon finds them in use. Requests are answered only after the
-kernel has been reconciled with the records; until then dockerd's requests wait in the queue of the socket. A socket
-file without a listener makes dockerd hang for 15 s, so a stop removes the files first. Traffic continues without the
-daemon.
+kernel has been reconciled with the records; until then dockerd's requests wait in the queue of the socket. The daemon
+is ready then; it loads the modules that answer HTTP last, since they take as long as all others. A socket file without
+a listener makes dockerd hang for 15 s, so a stop removes the files first. Traffic continues without the daemon.
 """
 
 import asyncio
@@ -21,11 +21,17 @@ import structlog
 
 from netplug import __version__
 from netplug import log as logging
-from netplug.cluster.cluster import Cluster
 from netplug.cluster.identity import Machine
-from netplug.cluster.shared_store import open_for_daemon
 from netplug.config import Settings
-from netplug.daemon.composition import Background, Composition, OpenKernel, compose, linux_kernel, open_host
+from netplug.daemon.composition import (
+    Background,
+    Composition,
+    OpenKernel,
+    compose,
+    linux_kernel,
+    open_host,
+    open_shared,
+)
 from netplug.daemon.lock import DAEMONLESS_LOCK, SOCKET_MODE, claim_socket, exclusive, lock_file, release_socket
 from netplug.daemon.namespace_lock import LOCKS, NAMESPACE, claim_namespace
 from netplug.daemon.systemd import notify
@@ -36,7 +42,7 @@ from netplug.store.api import StoreError
 from netplug.store.endpoints import resolved
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    from netplug.cluster.cluster import Cluster
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +74,8 @@ class Daemon:
         self._starting = asyncio.timeout(None)
         self._resources = AsyncExitStack()
         self._files = contextlib.ExitStack()
-        self._apps: list[tuple[ASGIApp, socket.socket]] = []
+        self._api_socket: socket.socket
+        self._plugin_socket: socket.socket
         self._cni_socket: socket.socket
         self._background: Background = {}
         self._parts: Composition
@@ -94,8 +101,7 @@ class Daemon:
             except TimeoutError:
                 if not self._stop.is_set():
                     raise
-            started()
-            await self.main_loop()
+            await self.main_loop(started)
         finally:
             await self.shutdown()
 
@@ -107,12 +113,10 @@ class Daemon:
             resources.enter_context(lock_file(settings.state_dir / "lock"))
         resources.enter_context(claim_namespace(*self._namespace))
         paths = (settings.api_socket, settings.plugin_socket, settings.cni_socket)
-        api, plugin, self._cni_socket = (self._claim(path) for path in paths)
+        self._api_socket, self._plugin_socket, self._cni_socket = (self._claim(path) for path in paths)
         host = await open_host(settings, resources, kernel=self._open_kernel, machine=self._machine)
-        shared = await open_for_daemon(settings, host.store, host.kernel, host.identity.id, resources)
-        parts = await compose(host, shared, docker=settings.docker_host != "none")
+        parts = await compose(host, await open_shared(host), docker=settings.docker_host != "none")
         await self._start(parts)
-        self._apps = [(parts.api, api), (parts.plugin, plugin)]
         log.info(
             "daemon.started",
             version=__version__,
@@ -148,26 +152,28 @@ class Daemon:
         self._files.callback(release_socket, claimed)
         return claimed
 
-    async def main_loop(self) -> None:
-        """Serve until `stop`, then finish running requests."""
+    async def main_loop(self, started: Callable[[], None] = lambda: None) -> None:
+        """Serve until `stop`, then finish running requests. Call `started` when all is served."""
         if self._stop.is_set():
             return
         from netplug.frontends.cni.server import serving_cni  # noqa: PLC0415 - a second daemon is refused before
-        from netplug.frontends.serving import serving_all  # noqa: PLC0415
 
         parts, keep = self._parts, self._parts.engine.supervisor.keep
         async with asyncio.TaskGroup() as group:
             background = [group.create_task(keep(*work)) for work in self._background.items()]
             # Duplicates: a stop removes the files before the servers stop, and that closes the original sockets.
-            apps = [(app, sock.dup()) for app, sock in self._apps]
-            async with serving_all(*apps), serving_cni(parts.cni, self._cni_socket.dup()):
+            async with serving_cni(parts.cni, self._cni_socket.dup()):
                 notify("READY=1")
-                await self._stop.wait()
-                notify("STOPPING=1")
-                log.info("daemon.stopping")
-                _tell(parts.engine, Kind.DAEMON_STOPPED)
-                parts.events.end_following()
-                self._files.close()
+                serving = await parts.load_http()
+                apps = ((parts.plugin, self._plugin_socket), (parts.api, self._api_socket))
+                async with serving(*((app, sock.dup()) for app, sock in apps)):
+                    started()
+                    await self._stop.wait()
+                    notify("STOPPING=1")
+                    log.info("daemon.stopping")
+                    _tell(parts.engine, Kind.DAEMON_STOPPED)
+                    parts.events.end_following()
+                    self._files.close()
             for task in background:
                 task.cancel()
 
