@@ -1,7 +1,7 @@
 """Write the man pages: one for each command, netplug(1), and netplug.toml(5) for the settings.
 
-They say what `--help` says, since both are made from the same texts (`manual.py`). A page has the day of its release,
-so two builds are equal.
+They say what `--help` says, since both are made from the same texts (`netplug.cli.command_tree`). A page has the day of
+its release, so two builds are equal.
 
     python packaging/man.py [FOLDER]     writes FOLDER/*.1 and *.5; default: build/man
 """
@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import changelog
-from manual import ENVIRONMENT, EXIT_CODES, FILES, Command, Option, Setting, commands, settings
+from manual import ENVIRONMENT, EXIT_CODES, FILES, Setting, settings
 
 from netplug import __version__
+from netplug.cli.command_tree import Command, Option, commands
 from netplug.config import DEFAULT_FILE
 
 DEFAULT_FOLDER = Path(__file__).parent.parent / "build" / "man"

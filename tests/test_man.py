@@ -8,11 +8,12 @@ from shutil import which
 import pytest
 from packaging_tool import tool
 
+from netplug.cli.command_tree import commands
 from netplug.config import Settings
 
 man, manual = tool("man"), tool("manual")
 PAGES = man.pages()
-COMMANDS = list(manual.commands().walk())
+COMMANDS = list(commands().walk())
 
 
 def rendered(page: str) -> str:

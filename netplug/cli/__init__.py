@@ -18,6 +18,8 @@ UNREACHABLE = 3
 INTERRUPTED = 130
 """The exit code that a shell reports for a process ended by SIGINT; likewise 141 for SIGPIPE."""
 PIPE_CLOSED = 141
+COMPLETE = "__complete"
+"""The hidden command that tells shells what completes a word (`netplug.cli.completion`)."""
 DEBUG = "NETPLUG_DEBUG"
 """Environment variable: with any value, an internal error shows its traceback."""
 
@@ -50,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    if argv[:1] == [COMPLETE]:
+        from netplug.cli.completion.values import show  # noqa: PLC0415 - imports little, while a shell waits
+
+        return show(argv[1:])
     import typer  # noqa: PLC0415 - inside, so that Ctrl-C during the import is handled too
 
     from netplug.cli.app import app  # noqa: PLC0415 - as above

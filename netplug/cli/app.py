@@ -10,6 +10,7 @@ from netplug.cli import NO, OK, UNREACHABLE, CliError, arguments
 from netplug.cli.capture import capture
 from netplug.cli.client import Client
 from netplug.cli.cni import app as cni
+from netplug.cli.completion.command import completion
 from netplug.cli.doctor import doctor
 from netplug.cli.events import events
 from netplug.cli.graph import graph
@@ -234,6 +235,7 @@ def version(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 app.command()(graph)
 app.command()(doctor)
 app.command()(events)
+app.command()(completion)
 app.command()(serve)
 
 
