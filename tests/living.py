@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -45,8 +46,10 @@ class Living:
         kernel: FakeKernel | None = None,
         namespace: str | None = None,
         marks: Mapping[str, str] | None = None,
+        inherited: Mapping[Path, socket.socket] | None = None,
     ) -> None:
         self.settings = settings
+        self._inherited = inherited or {}
         self._machine = Machine(str(settings.state_dir), marks or {})
         self.kernel = kernel or FakeKernel()
         self.client = Client(settings.run_dir)
@@ -74,6 +77,7 @@ class Living:
             namespace=self._namespace,
             locks=self._locks,
             machine=self._machine,
+            inherited=self._inherited,
         )
         self._made.set()
         await self._daemon.run()

@@ -225,6 +225,7 @@ async def served(plugin: Plugin, tmp_path: Path) -> AsyncIterator[Path]:
     path = tmp_path / "pynet.sock"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
+        sock.listen()
         async with serving(plugin.app, sock):
             yield path
 

@@ -2,7 +2,7 @@
 
 from netplug.lab.image import busybox_rootfs_tar
 
-from .booted import Booted, ServiceDockerd, unbootable
+from .booted import Booted, ServiceDockerd, ServiceNetplug, unbootable
 from .cni import (
     BIN_DIR,
     FOREIGN_DIR,
@@ -62,6 +62,7 @@ __all__ = [
     "Runtime",
     "SeenServer",
     "ServiceDockerd",
+    "ServiceNetplug",
     "Snapshot",
     "Station",
     "Stream",

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import netplug
+
 from .dockerd import Dockerd
 from .host import CommandError, Host, Process
+from .netplugd import COMMAND, Netplug
 from .wait import wait_until
 
 BOOT_TIMEOUT_S = 60
@@ -21,6 +24,7 @@ BOOT_TIMEOUT_S = 60
 POWEROFF_TIMEOUT_S = 60
 _SCRIPT = str(Path(__file__).with_name("boot.sh"))
 _SYSTEMD = Path("/lib/systemd/systemd")
+UNITS = Path(netplug.__file__).with_name("host_files") / "systemd"
 MASKED = (
     # What they change is the machine's, not the namespace's.
     *("systemd-sysctl.service", "systemd-modules-load.service", "modprobe@.service", "kmod-static-nodes.service"),
@@ -236,6 +240,49 @@ class ServiceDockerd(Dockerd):
     def stop(self) -> None:
         """Stop it, and its socket, which would start it again."""
         self.machine.systemctl("stop", self.UNIT, "docker.socket")
+
+    def kill(self) -> None:
+        """Kill its process; its unit starts it again."""
+        self.machine.systemctl("kill", "--kill-whom=main", "--signal=SIGKILL", self.UNIT)
+
+
+class ServiceNetplug(Netplug):
+    """The daemon of this project's units on a booted machine. The constructor installs the units for the next boot.
+
+    `settings`: lines of `/etc/netplug/netplug.toml`. `drop_in`: lines for `[Service]`, as `systemctl edit` adds them.
+    """
+
+    UNIT = "netplug.service"
+    SOCKET = "netplug.socket"
+
+    def __init__(self, host: Booted, settings: str = "", drop_in: str = "") -> None:
+        self.machine = self.host = host
+        for path in UNITS.glob("netplug.*"):
+            text = path.read_text().replace("ExecStart=/usr/bin/netplug ", f"ExecStart={COMMAND} ")
+            host.write(f"/etc/systemd/system/{path.name}", text)
+        if drop_in:
+            host.write(f"/etc/systemd/system/{self.UNIT}.d/test.conf", f"[Service]\n{drop_in}\n")
+        host.write("/etc/netplug/netplug.toml", settings)
+        host.enable(self.SOCKET, target="sockets.target")
+        host.enable(self.UNIT)
+
+    @property
+    def running(self) -> bool:
+        return self.machine.on and self.machine.show(self.UNIT, "ActiveState")["ActiveState"] == "active"
+
+    @property
+    def pid(self) -> int:
+        """Its process, as seen inside; 0 if there is none."""
+        return int(self.machine.show(self.UNIT, "MainPID")["MainPID"])
+
+    def start(self) -> None:
+        self.machine.systemctl("start", self.UNIT)
+
+    def stop(self) -> None:
+        self.machine.systemctl("stop", self.UNIT)
+
+    def restart(self) -> None:
+        self.machine.systemctl("restart", self.UNIT)
 
     def kill(self) -> None:
         """Kill its process; its unit starts it again."""

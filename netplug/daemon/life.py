@@ -3,7 +3,8 @@
 Sockets listen from the beginning, so that a second daemon finds them in use. Requests are answered only after the
 kernel has been reconciled with the records; until then dockerd's requests wait in the queue of the socket. The daemon
 is ready then; it loads the modules that answer HTTP last, since they take as long as all others. A socket file without
-a listener makes dockerd hang for 15 s, so a stop removes the files first. Traffic continues without the daemon.
+a listener makes dockerd hang for 15 s, so a stop removes the files first. Sockets of a socket unit of systemd stay, and
+keep what comes for the next daemon. Traffic continues without the daemon.
 """
 
 import asyncio
@@ -12,9 +13,11 @@ import gc
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,7 +37,8 @@ from netplug.daemon.composition import (
 )
 from netplug.daemon.lock import DAEMONLESS_LOCK, SOCKET_MODE, claim_socket, exclusive, lock_file, release_socket
 from netplug.daemon.namespace_lock import LOCKS, NAMESPACE, claim_namespace
-from netplug.daemon.systemd import notify
+from netplug.daemon.status import keep_systemd_informed
+from netplug.daemon.systemd import UNIT, inherited_sockets, notify
 from netplug.engine import Engine
 from netplug.engine.happenings import Kind
 from netplug.errors import NetplugError
@@ -53,7 +57,8 @@ PATIENCE_S = 20.0
 class Daemon:
     """The daemon from start to stop. `kernel`: opens the kernel; `namespace`, `locks`: see `claim_namespace`.
 
-    `machine`: the machine that it runs on. `cluster`: None without a shared store.
+    `machine`: the machine that it runs on. `inherited`: sockets of systemd (`inherited_sockets`). `cluster`: None
+    without a shared store.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Daemon:
         namespace: str = NAMESPACE,
         locks: Path = LOCKS,
         machine: Machine | None = None,
+        inherited: Mapping[Path, socket.socket] = MappingProxyType({}),
     ) -> None:
         self.cluster: Cluster | None = None
         self._machine = machine
@@ -73,6 +79,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._starting = asyncio.timeout(None)
         self._resources = AsyncExitStack()
+        self._inherited = dict(inherited)
         self._files = contextlib.ExitStack()
         self._api_socket: socket.socket
         self._plugin_socket: socket.socket
@@ -112,8 +119,7 @@ class Daemon:
         with exclusive(settings.state_dir / DAEMONLESS_LOCK, PATIENCE_S):
             resources.enter_context(lock_file(settings.state_dir / "lock"))
         resources.enter_context(claim_namespace(*self._namespace))
-        paths = (settings.api_socket, settings.plugin_socket, settings.cni_socket)
-        self._api_socket, self._plugin_socket, self._cni_socket = (self._claim(path) for path in paths)
+        self._api_socket, self._plugin_socket, self._cni_socket = self._sockets()
         host = await open_host(settings, resources, kernel=self._open_kernel, machine=self._machine)
         parts = await compose(host, await open_shared(host), docker=settings.docker_host != "none")
         await self._start(parts)
@@ -147,6 +153,18 @@ class Daemon:
             known = await engine.base_plan.stored()
             await engine.base_plan.keep_away(await resolved(access.endpoints, known))
 
+    def _sockets(self) -> tuple[socket.socket, ...]:
+        """Take the sockets that systemd keeps, and claim the others."""
+        settings = self._settings
+        wanted = (settings.api_socket, settings.plugin_socket, settings.cni_socket)
+        found = tuple(self._inherited.get(path) or self._claim(path) for path in wanted)
+        if self._inherited and self._inherited.keys() != set(wanted):
+            missing = [str(path) for path in wanted if path not in self._inherited]
+            others = [str(path) for path in self._inherited if path not in wanted]
+            hint = f"let ListenStream= of {UNIT} name the sockets of the settings: systemctl edit {UNIT}"
+            log.warning("socket.differs", not_of_systemd=missing, not_of_settings=others, hint=hint)
+        return found
+
     def _claim(self, path: Path) -> socket.socket:
         claimed = claim_socket(path, SOCKET_MODE)
         self._files.callback(release_socket, claimed)
@@ -159,14 +177,16 @@ class Daemon:
         from netplug.frontends.cni.server import serving_cni  # noqa: PLC0415 - a second daemon is refused before
 
         parts, keep = self._parts, self._parts.engine.supervisor.keep
+        background: Background = {**self._background, "systemd": partial(keep_systemd_informed, parts.engine)}
         async with asyncio.TaskGroup() as group:
-            background = [group.create_task(keep(*work)) for work in self._background.items()]
+            tasks = [group.create_task(keep(*work)) for work in background.items()]
             # Duplicates: a stop removes the files before the servers stop, and that closes the original sockets.
             async with serving_cni(parts.cni, self._cni_socket.dup()):
                 notify("READY=1")
                 serving = await parts.load_http()
                 apps = ((parts.plugin, self._plugin_socket), (parts.api, self._api_socket))
-                async with serving(*((app, sock.dup()) for app, sock in apps)):
+                serve = partial(serving, one_request=bool(self._inherited))
+                async with serve(*((app, sock.dup()) for app, sock in apps)):
                     started()
                     await self._stop.wait()
                     notify("STOPPING=1")
@@ -174,7 +194,7 @@ class Daemon:
                     _tell(parts.engine, Kind.DAEMON_STOPPED)
                     parts.events.end_following()
                     self._files.close()
-            for task in background:
+            for task in tasks:
                 task.cancel()
 
     async def shutdown(self) -> None:
@@ -182,6 +202,8 @@ class Daemon:
         try:
             self._files.close()
         finally:
+            for sock in self._inherited.values():
+                sock.close()
             await self._resources.aclose()
         log.debug("daemon.stopped")
 
@@ -211,7 +233,7 @@ def run(settings: Settings) -> None:
 
 
 async def _run(settings: Settings) -> None:
-    daemon = Daemon(settings)
+    daemon = Daemon(settings, inherited=inherited_sockets())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)

@@ -26,7 +26,8 @@ from netplug.errors.redaction import without_passwords
 DAEMONLESS_LOCK = "turn"
 """Lock file of a command that works on the state without a daemon (`netplug.daemon.daemonless_queue`)."""
 SOCKET_MODE = 0o600
-_BACKLOG = 128
+_BACKLOG = 2048
+"""Requests that wait: each container that starts sends a few."""
 _POLL_S = 0.005
 _LONGEST_POLL_S = 0.1
 _CONNECT_TIMEOUT_S = 1.0  # a unix socket answers at once, unless its queue is full: then it is in use

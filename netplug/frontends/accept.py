@@ -9,18 +9,26 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from netplug.tasks.uncancellable import uncancellable
+
 log = structlog.get_logger(__name__)
 
 RETRY_S = 0.2
 
 
 async def accept(sock: socket.socket, take: Callable[[socket.socket], Awaitable[None]]) -> None:
-    """Accept connections until cancelled. Each is non-blocking, and belongs to the function that takes it."""
-    loop = asyncio.get_running_loop()
+    """Accept connections until cancelled. Each is non-blocking, and belongs to the function that takes it.
+
+    None is lost by a cancellation, as `loop.sock_accept` may lose one: it is taken, or it stays in the queue of the
+    socket, where the next daemon finds it.
+    """
     waiting = False
     while True:
         try:
-            connection, _ = await loop.sock_accept(sock)
+            connection, _ = sock.accept()
+        except BlockingIOError:
+            await _readable(sock)
+            continue
         except OSError as exc:
             if not waiting:
                 log.warning("connections.waiting", error=exc.strerror)
@@ -28,4 +36,15 @@ async def accept(sock: socket.socket, take: Callable[[socket.socket], Awaitable[
             await asyncio.sleep(RETRY_S)
             continue
         waiting = False
-        await take(connection)
+        connection.setblocking(False)
+        await uncancellable(take(connection))
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sock)

@@ -1,4 +1,8 @@
-"""Serves ASGI apps on bound sockets, by uvicorn. The daemon keeps its signal handlers."""
+"""Serves ASGI apps on bound sockets, by uvicorn. The daemon keeps its signal handlers.
+
+A socket that outlives the daemon loses no request: its connections serve one request each, so that none is sent on one
+that is just being closed, and a stop answers all connections that it has accepted. The others wait in the queue.
+"""
 
 import asyncio
 import socket
@@ -18,6 +22,7 @@ GRACE_S = 8
 """What requests may still take when the daemon stops; less than the 10 s after which much that stops things kills."""
 CANCEL_S = 2.0
 """What cancelled ones may take to undo what they did."""
+_ONE_REQUEST = [(b"connection", b"close")]
 
 
 def serving(app: ASGIApp, sock: socket.socket) -> AbstractAsyncContextManager[None]:
@@ -27,11 +32,14 @@ def serving(app: ASGIApp, sock: socket.socket) -> AbstractAsyncContextManager[No
 
 @asynccontextmanager
 async def serving_all(
-    *apps: tuple[ASGIApp, socket.socket], protocol: type[asyncio.Protocol] | None = None
+    *apps: tuple[ASGIApp, socket.socket],
+    protocol: type[asyncio.Protocol] | None = None,
+    one_request: bool = False,
 ) -> AsyncIterator[None]:
     """Serve each app on its listening socket during the block. Then finish requests that have begun, and close.
 
-    `protocol`: of HTTP; uvicorn's by default.
+    `protocol`: of HTTP; by default one that answers who has just connected before it closes. `one_request`: each
+    connection serves one request.
 
     The files of the sockets are the caller's. This is uvicorn without its signal handlers, without its ten ticks a
     second, which serve the Date header and the counting of requests only, and without its way to accept.
@@ -41,7 +49,7 @@ async def serving_all(
     try:
         for server, sock in servers:
             await server.startup(sockets=[])
-            sock.listen(server.config.backlog)
+            server.server_state.default_headers = _ONE_REQUEST if one_request else []
             sock.setblocking(False)
             accepting.append(asyncio.ensure_future(accept(sock, partial(_take, server))))
         yield
@@ -62,11 +70,13 @@ async def _take(server: uvicorn.Server, connection: socket.socket) -> None:
 
 
 def _server(app: ASGIApp, protocol: type[asyncio.Protocol] | None) -> uvicorn.Server:
+    from netplug.frontends.last_answers import AnsweringProtocol  # noqa: PLC0415 - after the lean import of uvicorn
+
     config = uvicorn.Config(
         app,
         access_log=False,
         date_header=False,
-        http=protocol or "h11",  # httptools saves 0.07 ms of 0.4 ms a request: not worth a dependency
+        http=protocol or AnsweringProtocol,  # httptools saves 0.07 ms of 0.4 ms a request: not worth a dependency
         lifespan="off",
         log_config=None,
         server_header=False,

@@ -7,7 +7,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
@@ -23,6 +23,8 @@ _CREDENTIALS = struct.Struct("3i")
 MOST_BYTES = 4 << 20
 REQUEST_S = 30.0
 """Time to send a request: executables send it at once."""
+LAST_REQUEST_S = 1.0
+"""The same while the server stops."""
 
 
 @asynccontextmanager
@@ -46,6 +48,7 @@ class _Server:
         self._loop = asyncio.get_running_loop()
         self._reading: set[asyncio.Task[None]] = set()
         self._working: set[asyncio.Task[None]] = set()
+        self._all_read = asyncio.Event()
 
     async def take(self, connection: socket.socket) -> None:
         """Begin to answer a connection."""
@@ -54,17 +57,27 @@ class _Server:
         task.add_done_callback(self._forget)
 
     async def finish(self, accepting: asyncio.Future[None]) -> None:
-        """Close connections without a whole request. Finish the others, even if the runtime is gone."""
+        """Answer those that have connected, even if the runtime is gone; without a whole request, close them."""
         await asyncio.wait([accepting])
         self._sock.close()
+        if self._reading:
+            self._all_read.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_REQUEST_S):
+                    await self._all_read.wait()
         for task in self._reading:
             task.cancel()
         if tasks := self._reading | self._working:
             await asyncio.wait(tasks)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        self._reading.discard(task)
+        self._has_read(task)
         self._working.discard(task)
+
+    def _has_read(self, task: asyncio.Task[None]) -> None:
+        self._reading.discard(task)
+        if not self._reading:
+            self._all_read.set()
 
     async def _serve(self, connection: socket.socket) -> None:
         task = asyncio.current_task()
@@ -72,7 +85,7 @@ class _Server:
         with connection:
             try:
                 data = await self._read(connection)
-                self._reading.discard(task)
+                self._has_read(task)
                 self._working.add(task)
                 if data:
                     await self._loop.sock_sendall(connection, (await self._reply(data, connection)).render())
