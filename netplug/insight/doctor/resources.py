@@ -7,14 +7,13 @@ from pathlib import Path
 
 from netplug.insight.doctor.findings import Finding, failure, note, ok, warning
 from netplug.insight.doctor.subject import HostSubject
+from netplug.kernel.host.descriptors import ENOUGH, WANTED
 from netplug.tasks.apart import apart
 
 _FULL_BYTES, _NEARLY_BYTES = 10 << 20, 200 << 20
 """A database of a thousand endpoints has some MB, and SQLite needs as much again for its log."""
 _INODES = 100
 _NEARLY = 0.8
-_WANTED = 65536
-"""As `LimitNOFILE` of packaging/netplug.service."""
 
 
 async def disk(host: HostSubject) -> Iterable[Finding]:
@@ -43,12 +42,12 @@ def _room(what: str, folder: Path) -> list[Finding]:
 async def descriptors(host: HostSubject) -> Iterable[Finding]:
     """Find that the daemon has too few file descriptors for its endpoints and ports."""
     found = await apart(host.kernel.inspection.descriptors)
-    mend = f"set LimitNOFILE={_WANTED} in netplug.service (systemctl edit netplug), and restart the daemon"
+    mend = f"set LimitNOFILE={WANTED} in netplug.service (systemctl edit netplug), and restart the daemon"
     words = f"{found.open} of {found.limit} open files of the daemon are in use"
     if not host.daemon:
         return [ok("the daemon raises its limit itself")]
     if found.open >= found.limit * _NEARLY:
         return [failure(f"{words}: published ports and names of new containers are refused", mend)]
-    if found.limit < 4096:
+    if found.limit < ENOUGH:
         return [warning(f"{words}: a published port takes up to two, a container with names three", mend)]
     return [note(words, mend)] if found.open >= found.limit / 2 else [ok(words)]

@@ -10,8 +10,16 @@ import resource
 import socket
 from pathlib import Path
 
+import structlog
+
 from netplug.errors import NetplugError
 
+log = structlog.get_logger(__name__)
+
+WANTED = 65536
+"""What the daemon takes if it may. The unit for systemd gives more."""
+ENOUGH = 4096
+"""With less, a host of a few hundred containers runs out."""
 _RESERVED, _RESERVED_PART = 256, 8
 """Descriptors reserved for clients. Where the limit is low, it is one in `_RESERVED_PART`."""
 _OPEN = Path("/proc/self/fd")
@@ -20,10 +28,21 @@ HINT = "raise LimitNOFILE of netplug.service (ulimit -n)"
 
 
 def raise_limit() -> int:
-    """Raise the soft limit to the hard limit, and return it. The default soft limit of systemd(1) is 1 024."""
+    """Raise the limit as far as this process may (getrlimit(2)), say if it stays low, and return it.
+
+    The default soft limit of systemd(1) is 1 024. Only CAP_SYS_RESOURCE allows more than the hard limit.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    limit = max(hard, WANTED)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    except (ValueError, OSError):
+        limit = hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    if limit < ENOUGH:
+        reason = "a published port takes up to two, a container with names three"
+        log.warning("descriptors.few", limit=limit, enough=ENOUGH, reason=reason, hint=HINT)
+    return limit
 
 
 def require_unreserved(sock: socket.socket) -> None:
