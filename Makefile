@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check fmt docs test integration demo lab deb deb-lock bench clean
+.PHONY: help setup check fmt docs changelog test integration demo lab deb deb-lock bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -35,7 +35,10 @@ fmt: $(VENV) ## format the code and apply the linter's safe fixes
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix-only --quiet .
 
-docs: $(VENV) ## write what is generated: CHANGELOG.md
+docs: $(VENV) ## write what documents have of the code: reference, options, REST API
+	@.venv/bin/python packaging/reference.py
+
+changelog: $(VENV) ## move the fragments in changes/ to the present version, and write CHANGELOG.md
 	@.venv/bin/python packaging/changelog.py
 
 test: setup check integration ## run setup, check and integration (as root)

@@ -18,7 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_changelog_is_up_to_date() -> None:
-    assert changelog.CHANGELOG.read_text() == changelog.changelog(), "run: make docs"
+    assert changelog.CHANGELOG.read_text() == changelog.changelog(), "run: make changelog"
 
 
 def test_newest_release_is_the_present_version() -> None:

@@ -1,54 +1,49 @@
 """The documents say what the code does: tables in them are made from the code's own."""
 
 import inspect
+import json
 import pkgutil
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import typer
-from built_in_drivers import DRIVERS
+from packaging_tool import tool
 from typer.core import TyperGroup
 
 from netplug.cli.app import app
-from netplug.drivers import shared
+from netplug.cli.command_tree import commands
+from netplug.config import Settings
+from netplug.frontends.rest.description import OPERATIONS
 
+reference = tool("reference")
 ROOT = Path(__file__).parent.parent
 
 
-def options_table() -> str:
-    rows = ["| key | modes | changes | meaning (default) |", "|---|---|---|---|"]
-    for option in shared.SHARED:
-        keys = " = ".join(f"`{key}`" for key in (option.key, *option.aliases))
-        modes = [mode for mode in DRIVERS if option in DRIVERS.options(mode)]
-        where = "all" if len(modes) == len(DRIVERS) else ", ".join(modes)
-        changes = "no" if option.fixed else "yes"
-        rows.append(f"| {keys} | {where} | {changes} | {option.meaning} ({option.default}) |")
-    return "\n".join(rows)
+def test_written_documents_are_up_to_date() -> None:
+    """What has changed is said by `make docs`, which a commit that changes a command, an option or the API runs."""
+    outdated = [path.name for path, content in reference.documents().items() if path.read_text() != content]
+    assert not outdated, "run: make docs"
 
 
-def fixed_table() -> str:
-    rows = ["| option | cannot change, because |", "|---|---|"]
-    return "\n".join((*rows, *(f"| `{it.key}` | {it.fixed} |" for it in shared.SHARED if it.fixed)))
+def test_each_operation_of_the_api_is_described() -> None:
+    api = reference.rest.described()
+    found = {
+        f"{method.upper()} {path.removeprefix('/v1')}": operation
+        for path, operations in api["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert set(found) == set(OPERATIONS), "netplug/frontends/rest/description.py says what each operation does"
+    assert all(operation["responses"].keys() - {"422"} == operation["responses"].keys() for operation in found.values())
+    assert not {name for name in api["components"]["schemas"] if "__" in name}, "two bodies have one name"
+    used = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(api)))
+    assert used == set(api["components"]["schemas"])
 
 
-@pytest.mark.parametrize(
-    ("document", "name", "table"),
-    [("README.md", "options", options_table), ("docs/updating.md", "fixed", fixed_table)],
-    ids=["options", "fixed"],
-)
-def test_documents_list_the_options(
-    request: pytest.FixtureRequest, document: str, name: str, table: Callable[[], str]
-) -> None:
-    text = (ROOT / document).read_text()
-    pattern = re.compile(rf"(<!-- {name}:.*?-->\n)(.*?)(<!-- /{name} -->)", re.DOTALL)
-    wanted, count = pattern.subn(lambda found: f"{found[1]}{table()}\n{found[3]}", text)
-    assert count == 1
-    if request.config.getoption("--update"):
-        (ROOT / document).write_text(wanted)
-    else:
-        assert text == wanted
+def test_reference_has_each_command_and_setting() -> None:
+    text = (ROOT / "docs/reference.md").read_text()
+    headings = re.findall(r"^###+ (netplug .*)$", text, re.MULTILINE)
+    assert headings == [it.words for it in commands().walk() if len(it.path) > 1]
+    assert {f"| `{name}` | " for name in Settings.model_fields} <= set(re.findall(r"^\| `\w+` \| ", text, re.MULTILINE))
 
 
 def test_readme_names_only_targets_that_the_makefile_has() -> None:

@@ -89,7 +89,7 @@ class AskedOut(BaseModel):
     failed: int
 
 
-class EndpointOut(BaseModel):
+class EndpointTrafficOut(BaseModel):
     """`received`, `sent`: by the sandbox, since its link was made."""
 
     id: str
@@ -126,7 +126,7 @@ class TrafficOut(BaseModel):
     """`at`: monotonic time of the look in seconds, by which a rate is computed from two looks."""
 
     at: float
-    endpoints: list[EndpointOut]
+    endpoints: list[EndpointTrafficOut]
     dns: list[QueriesOut]
 
 
@@ -143,7 +143,7 @@ class Traffic:
         found = await read(self._engine, chosen)
         at = time.monotonic()
         tallies, none = self._names.tallies, Tally()
-        endpoints = [EndpointOut.of(it, tallies.get(it.record.endpoint.id, none)) for it in found]
+        endpoints = [EndpointTrafficOut.of(it, tallies.get(it.record.endpoint.id, none)) for it in found]
         endpoints.sort(key=lambda it: (it.network, it.name, it.id))
         return TrafficOut(at=at, endpoints=endpoints, dns=self._queries(chosen))
 

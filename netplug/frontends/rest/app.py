@@ -26,6 +26,7 @@ from netplug.errors import NetplugError, Reportable
 from netplug.errors.validation import wrong
 from netplug.frontends.http import Failure, guard
 from netplug.frontends.rest import firewall_wire, ipam_wire, ports_wire, prune_wire, update_wire, wire
+from netplug.frontends.rest.description import describe
 from netplug.frontends.rest.names import Names, NamesApi
 from netplug.ipam.pool import GLOBAL, Pool
 from netplug.names import dns_records
@@ -81,6 +82,7 @@ def api_app(
     service = _Api(engine, reconciler, host, version, docker_knows, cluster, domain)
     app.include_router(_router(service, NamesApi(engine, names), more))
     guard(app, _render, engine.requests, FrontEnd.CLI)
+    describe(app)
     return app
 
 
@@ -249,7 +251,7 @@ class _Api:
         found = await audit(self._engine)
         if self._cluster is not None:
             found += await self._cluster.audit()
-        return ipam_wire.Findings(findings=[ipam_wire.FindingOut.of(one) for one in found])
+        return ipam_wire.Findings(findings=[ipam_wire.LeaseFindingOut.of(one) for one in found])
 
     async def diff(self) -> wire.Differences:
         return self._differences(await self._reconciler.diff())

@@ -89,7 +89,7 @@ class PoolOut(BaseModel):
         )
 
 
-class FindingOut(BaseModel):
+class LeaseFindingOut(BaseModel):
     """`address`: empty if the finding is about the pool."""
 
     subnet: str
@@ -106,4 +106,4 @@ class Pools(BaseModel):
 
 
 class Findings(BaseModel):
-    findings: list[FindingOut]
+    findings: list[LeaseFindingOut]
