@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import typer
@@ -13,6 +15,7 @@ from netplug.names.short_ids import SHORT, short_id
 
 _FOLDED = 6
 """Least width of a folded column with its padding, in characters."""
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 ENDLESS = 100_000
 """Line width without a terminal: nothing is folded."""
 
@@ -58,15 +61,47 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str | Iterable[str]]])
 
     No value is cut. On a narrow terminal values are folded, in columns with several values (addresses, ports) last.
     """
-    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - takes 50 ms, and only tables need it
+    terminal = sys.stdout.isatty()
+    cells = [[cell if isinstance(cell, str) else list(cell) for cell in row] for row in rows]
+    shown = [[(",".join(it) if isinstance(it, list) else it) if not terminal else it for it in row] for row in cells]
+    lines = [[it or [""] if isinstance(it, list) else [it] for it in row] for row in shown]
+    return _aligned(columns, lines, terminal=terminal) or _folded(columns, cells, terminal=terminal)
+
+
+def _aligned(columns: Sequence[str], rows: Sequence[Sequence[Sequence[str]]], *, terminal: bool) -> str:
+    """Return a table of lines that all fit, as `_folded` would, in a tenth of the time; empty if it is none."""
+    texts = [text for row in rows for cell in row for text in cell]
+    if not all(text.isascii() and text.isprintable() for text in texts):
+        return ""  # the width of others is rich's business
+    heads = [column.upper() for column in columns]
+    widths = [max(len(head), *(len(it) for row in rows for it in row[at]), 0) for at, head in enumerate(heads)]
+    gap, edge = ("   ", " ") if terminal else ("  ", "")
+    whole = sum(widths) + len(gap) * (len(widths) - 1)
+    if terminal and (whole + 2 > shutil.get_terminal_size().columns or not _draws_lines()):
+        return ""
+
+    def line(texts: Iterable[str]) -> str:
+        return edge + gap.join(text.ljust(width) for text, width in zip(texts, widths, strict=True)).rstrip()
+
+    body = [line(texts) for row in rows for texts in zip_longest(*row, fillvalue="")]
+    if not terminal:
+        return "\n".join((line(heads), *body))
+    head = line(heads) if os.environ.get("TERM", "") in {"", "dumb", "unknown"} else f"{_BOLD}{line(heads)}{_PLAIN}"
+    return "\n".join(("", head, edge + "─" * whole, *body, ""))
+
+
+def _draws_lines() -> bool:
+    return (sys.stdout.encoding or "").lower().startswith("utf")
+
+
+def _folded(columns: Sequence[str], cells: Sequence[Sequence[str | list[str]]], *, terminal: bool) -> str:
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - takes 50 ms, and only narrow terminals need it
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    terminal = sys.stdout.isatty()
     separator = "\n" if terminal else ","
     grid = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, header_style="bold")
-    cells = [[cell if isinstance(cell, str) else list(cell) for cell in row] for row in rows]
     console = Console(width=None if terminal else ENDLESS, no_color=None if terminal else True)
     widest = [
         max((len(it) for row in cells if isinstance(row[at], list) for it in row[at]), default=0)
