@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HTTP = {"fastapi", "starlette", "uvicorn", "h11", "anyio", "netplug.frontends.rest.app", "netplug.frontends.http"}
 CLIENTS = {"aiodocker", "aiohttp", "dbus_fast", "prometheus_client", "pyroute2", "netplug.store.etcd"}
 CLUSTER = {"netplug.cluster.cluster", "netplug.cluster.questions", "netplug.cluster.shared_store"}
@@ -18,6 +20,8 @@ SHOWN = {"rich", "yaml", "netplug.insight.graph", "netplug.insight.trace.tracer"
 READY = """
 import asyncio, json, os, secrets, sys
 from pathlib import Path
+
+import pytest
 
 def hook(event, args):
     if event == "socket.sendto":
@@ -59,3 +63,38 @@ def test_a_daemon_is_ready_before_it_loads_what_answers_http(tmp_path: Path) -> 
     found = loaded(READY, str(tmp_path), NOTIFY_SOCKET="@netplug-test-nobody")
     assert {"netplug.reconcile", "netplug.frontends.cni.server", "netplug.docker.events", "pydantic"} <= found
     assert found & (HTTP | CLIENTS | CLUSTER | SHOWN | {"pydantic_settings"}) == set()
+
+
+COMMAND = """
+import json, sys
+from netplug.cli import main
+main(sys.argv[1:])
+print()
+print(json.dumps(sorted(name for name, module in sys.modules.items() if module is not None)))
+"""
+HEAVY = HTTP | CLIENTS | SHOWN | {"asyncio", "pydantic", "structlog", "netplug.config", "netplug.engine"}
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "version", "ps", "network ls", "network create blue", "attach x --netns y"]
+)
+def test_a_command_loads_what_it_needs(words: str, tmp_path: Path) -> None:
+    found = loaded(COMMAND, *words.split(), NETPLUG_RUN_DIR=str(tmp_path))
+    assert found & HEAVY == set()
+    assert "http.client" not in found  # nobody answers
+
+
+def test_a_command_loads_no_other_commands(tmp_path: Path) -> None:
+    found = loaded(COMMAND, "ps", NETPLUG_RUN_DIR=str(tmp_path))
+    assert {name for name in found if name.startswith("netplug.")} == {
+        "netplug.cli",
+        "netplug.cli.app",
+        "netplug.cli.client",
+        "netplug.cli.endpoints",
+        "netplug.cli.lazy",
+        "netplug.cli.options",
+        "netplug.cli.output",
+        "netplug.cli.parameters",
+        "netplug.names",
+        "netplug.names.short_ids",
+    }

@@ -8,6 +8,7 @@ import typer
 
 from netplug.cli import arguments
 from netplug.cli.client import Client
+from netplug.cli.endpoints import marked
 from netplug.cli.options import RUN_DIR, AsJson, RunDir
 from netplug.cli.output import emit, emit_json, note, table
 
@@ -55,8 +56,3 @@ def _ask(verb: str, endpoint: str, ports: Sequence[str], run_dir: Path, *, as_js
         return
     rows = [(answer["network"], answer["name"], port) for port in marked(answer)]
     emit(table(("network", "name", "port"), rows) if rows else "no published ports")
-
-
-def marked(row: dict[str, list[str]]) -> list[str]:
-    """Return the ports of an endpoint, with a mark at those that 'publish' added."""
-    return [f"{port} (added)" if port.partition(" ")[0] in row["added_ports"] else port for port in row["ports"]]
