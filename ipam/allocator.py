@@ -69,6 +69,11 @@ class Allocator(Retention):
         for lease in orphans:
             await self._store.drop(lease.pool, lease.address)
 
+    def use_spaces(self, spaces: Sequence[Space]) -> None:
+        """Choose subnets for new networks from other ranges. Pools that exist stay as they are."""
+        self._spaces = {space.name: space for space in spaces}
+        self._cut_anew()
+
     @property
     def unreadable(self) -> Mapping[str, str]:
         """The keys of records that cannot be read, with the reason."""
@@ -407,6 +412,10 @@ class Allocator(Retention):
         self._ledgers: dict[str, Ledger] = {}
         self._subnets = {4: Subnets(4), 6: Subnets(6)}
         self._parts: Counter[IPNetwork] = Counter()
+        self._cut_anew()
+
+    def _cut_anew(self) -> None:
+        """Begin each space with its first subnet; those in use are skipped."""
         self._cutters = {name: SubnetAllocator(space.bases) for name, space in self._spaces.items()}
 
     def _live(self, pool_id: str) -> Ledger:

@@ -7,7 +7,7 @@ environment variables and labels, which must not be logged.
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Literal, TextIO
+from typing import ClassVar, Literal, TextIO
 
 import structlog
 from structlog.typing import Processor
@@ -25,7 +25,7 @@ def configure(log_format: LogFormat = "console", level: LogLevel = "info", *, la
     """Send netplug's events from `level` on, and those of libraries from "warning" on, to stderr.
 
     A second call replaces the first. uvicorn needs `log_config=None`; otherwise it installs handlers of its own.
-    `lasting`: no second call comes. Then each logger is assembled once; else at each line, also one below `level`.
+    `lasting`: only `reconfigure` comes. Then each logger is assembled once; else at each line, also one below `level`.
     """
     shared: tuple[Processor, ...] = (
         structlog.contextvars.merge_contextvars,
@@ -53,6 +53,17 @@ def configure(log_format: LogFormat = "console", level: LogLevel = "info", *, la
     root.setLevel(max(logging.WARNING, _LEVELS[level]))
 
 
+def reconfigure(log_format: LogFormat, level: LogLevel) -> None:
+    """Change what a lasting configuration set."""
+    for name in _Factory.assembled:
+        # structlog keeps an assembled logger as this attribute of the one that a module has, which is `log` here.
+        made = getattr(sys.modules.get(name), "log", None)
+        if made is not None:
+            vars(made).pop("bind", None)
+    _Factory.assembled.clear()
+    configure(log_format, level, lasting=True)
+
+
 def _ending(log_format: LogFormat, stream: TextIO) -> Sequence[Processor]:
     if log_format == "json":
         return (structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str))
@@ -69,8 +80,14 @@ class _Logger(structlog.WriteLogger):
 
 
 class _Factory:
+    """Makes a logger for each module, and knows for which."""
+
+    assembled: ClassVar[set[str]] = set()
+
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def __call__(self, *args: str) -> _Logger:
-        return _Logger(self._stream, args[0] if args else "netplug")
+        name = args[0] if args else "netplug"
+        self.assembled.add(name)
+        return _Logger(self._stream, name)

@@ -47,9 +47,11 @@ class Living:
         namespace: str | None = None,
         marks: Mapping[str, str] | None = None,
         inherited: Mapping[Path, socket.socket] | None = None,
+        read: Callable[[], Settings] = load,
     ) -> None:
         self.settings = settings
         self._inherited = inherited or {}
+        self._read = read
         self._machine = Machine(str(settings.state_dir), marks or {})
         self.kernel = kernel or FakeKernel()
         self.client = Client(settings.run_dir)
@@ -78,6 +80,7 @@ class Living:
             locks=self._locks,
             machine=self._machine,
             inherited=self._inherited,
+            read=self._read,
         )
         self._made.set()
         await self._daemon.run()

@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -131,7 +132,8 @@ def serve(
     Each option can also be set in the environment, as NETPLUG_STATE_DIR and so on, or in /etc/netplug/netplug.toml, as
     state_dir and so on (NETPLUG_CONFIG names another file). etcd's user and password have no flag, since every user of
     the host could read it: set NETPLUG_ETCD_USER and NETPLUG_ETCD_PASSWORD. The daemon tells systemd when it is ready.
-    SIGTERM stops it; containers stay connected.
+    SIGTERM stops it; containers stay connected. SIGHUP has it read the settings again; the log says what needs a
+    restart.
     """
     _serve(dict(locals()))  # each parameter has the name of its setting
 
@@ -152,7 +154,7 @@ def _serve(flags: dict[str, object]) -> None:
     try:
         from netplug.daemon.life import run  # noqa: PLC0415
 
-        run(settings)
+        run(settings, partial(load, **flags))
     except NetplugError as exc:
         code = {"invalid": USAGE, "internal": NO}.get(exc.kind, UNREACHABLE)
         raise CliError(code, exc.message, hint=exc.hint) from None

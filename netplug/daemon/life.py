@@ -9,9 +9,11 @@ keep what comes for the next daemon. Traffic continues without the daemon.
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -25,7 +27,7 @@ import structlog
 from netplug import __version__
 from netplug import log as logging
 from netplug.cluster.identity import Machine
-from netplug.config import Settings
+from netplug.config import Settings, load
 from netplug.daemon.composition import (
     Background,
     Composition,
@@ -37,6 +39,7 @@ from netplug.daemon.composition import (
 )
 from netplug.daemon.lock import DAEMONLESS_LOCK, SOCKET_MODE, claim_socket, exclusive, lock_file, release_socket
 from netplug.daemon.namespace_lock import LOCKS, NAMESPACE, claim_namespace
+from netplug.daemon.reloading import Reloading
 from netplug.daemon.status import keep_systemd_informed
 from netplug.daemon.systemd import UNIT, inherited_sockets, notify
 from netplug.engine import Engine
@@ -57,8 +60,8 @@ PATIENCE_S = 20.0
 class Daemon:
     """The daemon from start to stop. `kernel`: opens the kernel; `namespace`, `locks`: see `claim_namespace`.
 
-    `machine`: the machine that it runs on. `inherited`: sockets of systemd (`inherited_sockets`). `cluster`: None
-    without a shared store.
+    `machine`: the machine that it runs on. `inherited`: sockets of systemd (`inherited_sockets`). `read`: returns the
+    settings of a reload. `cluster`: None without a shared store.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Daemon:
         locks: Path = LOCKS,
         machine: Machine | None = None,
         inherited: Mapping[Path, socket.socket] = MappingProxyType({}),
+        read: Callable[[], Settings] = load,
     ) -> None:
         self.cluster: Cluster | None = None
         self._machine = machine
@@ -80,6 +84,7 @@ class Daemon:
         self._starting = asyncio.timeout(None)
         self._resources = AsyncExitStack()
         self._inherited = dict(inherited)
+        self._reloading = Reloading(settings, read)
         self._files = contextlib.ExitStack()
         self._api_socket: socket.socket
         self._plugin_socket: socket.socket
@@ -94,6 +99,10 @@ class Daemon:
         self._stop.set()
         with contextlib.suppress(RuntimeError):  # the start has finished, or has not begun
             self._starting.reschedule(asyncio.get_running_loop().time())
+
+    def reload(self) -> None:
+        """Read the settings again, and use what can change at run time."""
+        self._reloading.ask()
 
     async def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Run until `stop`; call `started` after the start.
@@ -177,7 +186,11 @@ class Daemon:
         from netplug.frontends.cni.server import serving_cni  # noqa: PLC0415 - a second daemon is refused before
 
         parts, keep = self._parts, self._parts.engine.supervisor.keep
-        background: Background = {**self._background, "systemd": partial(keep_systemd_informed, parts.engine)}
+        background: Background = {
+            **self._background,
+            "settings": partial(self._reloading.run, parts),
+            "systemd": partial(keep_systemd_informed, parts.engine),
+        }
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(keep(*work)) for work in background.items()]
             # Duplicates: a stop removes the files before the servers stop, and that closes the original sockets.
@@ -213,15 +226,16 @@ def _tell(engine: Engine, kind: Kind) -> None:
     engine.happenings.tell(kind, "daemon", f"version {__version__}, {networks} networks, {endpoints} endpoints")
 
 
-def run(settings: Settings) -> None:
-    """Run the daemon until SIGTERM or SIGINT.
+def run(settings: Settings, read: Callable[[], Settings] = load) -> None:
+    """Run the daemon until SIGTERM or SIGINT. SIGHUP has it `read` the settings again.
 
     Raises:
         NetplugError: the daemon cannot start, or failed.
     """
     logging.configure(settings.log_format, settings.log_level, lasting=True)
+    faulthandler.enable()  # a daemon that hangs gets SIGABRT from systemd, and its stacks are in the log
     try:
-        asyncio.run(_run(settings))
+        asyncio.run(_run(settings, read))
     except NetplugError:
         raise
     except (StoreError, OSError) as exc:
@@ -232,11 +246,13 @@ def run(settings: Settings) -> None:
         raise NetplugError("internal", f"the daemon failed: {causes[0]!r}", hint=f"see {logging.LOG}") from exc
 
 
-async def _run(settings: Settings) -> None:
-    daemon = Daemon(settings, inherited=inherited_sockets())
+async def _run(settings: Settings, read: Callable[[], Settings]) -> None:
+    daemon = Daemon(settings, inherited=inherited_sockets(), read=read)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
+    # From a terminal it says that the terminal is gone.
+    loop.add_signal_handler(signal.SIGHUP, daemon.stop if sys.stderr.isatty() else daemon.reload)
     # Nearly all objects of the start stay. Garbage collection during the start takes a tenth of its time.
     gc.disable()
     await daemon.run(_collect_from_now_on)

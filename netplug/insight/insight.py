@@ -1,7 +1,7 @@
 """The parts of insight, and their routes of the REST API."""
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -44,6 +44,10 @@ class Insight:
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
+
+    def follow(self, settings: Settings) -> None:
+        """Look at other settings, which the daemon uses from now on."""
+        self._subject = replace(self._subject, settings=settings)
 
     @property
     def background(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:

@@ -122,6 +122,13 @@ class NameServer:
             await asyncio.sleep(CONF_CHECK_S)
             self._read_conf()
 
+    def use_upstreams(self, upstreams: Sequence[Rule], *, special: bool) -> None:
+        """Take other resolvers and another rule for special-use names; see the class. Pending questions ask them."""
+        self._configured, self._special = tuple(upstreams), special
+        self._conf_status = self._conf_content = None
+        self._read_conf()
+        self.since = time.time()
+
     def close(self) -> None:
         """Close the sockets to upstreams. The kernel closes the listeners."""
         self.forwarder.close()
