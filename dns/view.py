@@ -117,8 +117,8 @@ class View:
         self.domain = zones.domain
         self.known_parents: set[bytes] = set()
         self.authority = zones.negative(zones.domain)
-        self.first = indexes[0].nodes
-        self.rest = tuple(index.nodes for index in indexes[1:])
+        self.first: Mapping[bytes, Node] = indexes[0].nodes if indexes else {}
+        self.rest: tuple[Mapping[bytes, Node], ...] = tuple(index.nodes for index in indexes[1:])
         self.network_zones = tuple(index.zone for index in indexes if index.zone)
         self.local_suffixes = (self.domain, *self.network_zones, *special_use.SUFFIXES)
         self.removed: dict[bytes, float] = {}
@@ -154,8 +154,8 @@ class View:
         if not self._merged:
             ttl_s = min(index.network.ttl_s for index in self.indexes)
             found: dict[bytes, dict[bytes, None]] = {}
-            for nodes in (self.first, *self.rest):
-                for kind, rrset in nodes[self.zones.host].items():
+            for index in self.indexes:
+                for kind, rrset in index.nodes[self.zones.host].items():
                     found.setdefault(kind, {}).update(dict.fromkeys(rrset.lasting(ttl_s)))
             self._merged[self.zones.host] = {kind: RRset(tuple(records)) for kind, records in found.items()}
         return self._merged[self.zones.host]

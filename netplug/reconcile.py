@@ -104,6 +104,7 @@ class Reconciler:
         unread = engine.allocator.unreadable.items()
         engine.quarantine.replace(IPAM, {key: Unusable(key, {}, why) for key, why in unread})
         await engine.base_plan.load()
+        await engine.host_names.load()
         await engine.supervisor.attempt("leases", self._audit_leases())
 
     async def _audit_leases(self) -> None:

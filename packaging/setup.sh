@@ -70,6 +70,7 @@ system() {
     mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u | sed '/^$/d')
     install "${missing[@]}"
     unpack_firewalls
+    unpack_managers
     unpack_prometheus
 }
 
@@ -84,6 +85,7 @@ unpack() {
     mkdir -p "$to.new"
     if (cd "$part" && apt-get -qq -o APT::Sandbox::User=root download "$@"); then
         for deb in "$part"/*.deb; do dpkg-deb -x "$deb" "$to.new"; done
+        merge_usr "$to.new"
         mv "$to.new" "$to"
     else
         echo "setup: $1 cannot be downloaded: its tests will be skipped" >&2
@@ -96,12 +98,30 @@ unpack_prometheus() {
     { command -v prometheus && command -v promtool; } >/dev/null || unpack prometheus prometheus || true
 }
 
+# merge_usr FOLDER: /bin, /lib and /sbin are links into /usr on a merged system.
+merge_usr() {
+    local name
+    for name in bin lib sbin; do
+        if [ -d "$1/$name" ] && [ ! -L "$1/$name" ]; then
+            mkdir -p "$1/usr/$name"
+            cp -a "$1/$name/." "$1/usr/$name/"
+            rm -r "${1:?}/$name"
+        fi
+    done
+}
+
+# Installed, they would take hold of this machine's links and of its resolv.conf.
+unpack_managers() {
+    unpack managers network-manager libnm0 libndp0 libnewt0.52 libteamdctl0 libmm-glib0 libbluetooth3 libjansson4 \
+        libpsl5 systemd-resolved systemd libsystemd-shared || true
+    unpack resolvconf resolvconf || true
+}
+
 # Installed, they would filter on this machine.
 unpack_firewalls() {
     command -v firewalld >/dev/null || unpack firewalld firewalld python3-firewall python3-nftables || true
     if unpack ufw ufw; then
-        # As the package does when it is configured; /lib is a link.
-        mv .venv/ufw/lib/ufw .venv/ufw/usr/lib/
+        # As the package does when it is configured.
         cp .venv/ufw/usr/share/ufw/{*.init,ufw.conf,iptables/*.rules} .venv/ufw/etc/ufw/
         chmod 640 .venv/ufw/etc/ufw/*.{init,rules}
     fi

@@ -6,10 +6,12 @@ import typer
 
 from netplug.cli import NO, OK
 from netplug.cli.client import Client
+from netplug.cli.host_names import app as host
 from netplug.cli.options import RUN_DIR, AsJson, RunDir
 from netplug.cli.output import emit, emit_json, short, table
 
 app = typer.Typer(help="List DNS names, and query them as a container does.")
+app.add_typer(host, name="host")
 
 
 @app.command("ls")

@@ -259,6 +259,7 @@ class Composition:
         return {
             "reconciler": self.reconciler.run,
             "dns": self.name_server.run,
+            "dns.host": self.engine.host_names.run,
             "dns.sandboxes": self.sandbox_resolvers.run,
             "dhcp": self.cni.leases.run,
             **({"docker": self.docker.run} if self.docker else {}),

@@ -18,6 +18,7 @@ from netplug.engine.endpoints import Endpoints
 from netplug.engine.exposure import Exposure
 from netplug.engine.garbage_collection import GarbageCollection
 from netplug.engine.happenings import Happenings
+from netplug.engine.host_names import HostNames
 from netplug.engine.host_services import HostServices
 from netplug.engine.implicit_networks import ImplicitNetworks
 from netplug.engine.journal import Journal
@@ -69,6 +70,7 @@ class Engine:
         self._record_happenings = RecordHappenings(self.registry, self.happenings)
         self.supervisor = Supervisor(self.conditions)
         self.base_plan = BasePlan(kernel, self.executor, store, drivers, self.quarantine, self.drifts)
+        self.host_names = HostNames(kernel.resolution, self.base_plan, store, self.registry.all_networks)
         self.planner = Planner(self.registry, self.base_plan, drivers)
         self.conflict_detection = ConflictDetection(allocator, self.registry, kernel, kernel.probe, drivers)
         allocator.called = self.registry.called

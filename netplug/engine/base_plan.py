@@ -16,6 +16,7 @@ from netplug.drivers.codec import Json, JsonObject
 from netplug.drivers.plan import Plan
 from netplug.drivers.registry import Drivers
 from netplug.drivers.steps import Element, Gate, IPAddress, Step, Sysctl, Table
+from netplug.engine import host_link
 from netplug.engine.conditions import Difference
 from netplug.engine.drifts import Drifts
 from netplug.engine.quarantine import Quarantine, Unusable, unusable
@@ -51,7 +52,8 @@ class BasePlan:
 
     `plan`: as last applied. `host`: as last read. `vtep`: the tunnel address of this host, if it is in a cluster.
     `store`: addresses and ports of the shared store, which containers must not reach. `forward_others`: the host may
-    forward between links of others, if netplug turned that on. The lock of this class is never held together with a
+    forward between links of others, if netplug turned that on. `more`: steps that are wanted with or without networks,
+    so that the host itself can ask for names. The lock of this class is never held together with a
     network's.
     """
 
@@ -69,6 +71,7 @@ class BasePlan:
         self.vtep: IPAddress | None = None
         self.store: tuple[tuple[IPAddress, int], ...] = ()
         self.forward_others = False
+        self.more = Plan()
         self._kernel: Kernel = kernel
         self._firewall = kernel.firewall
         self._executor = executor
@@ -100,6 +103,8 @@ class BasePlan:
     async def load(self) -> None:
         """Read the host, and the shared plan as last stored."""
         self.store = await self.stored()
+        asks = await host_link.stored(self._store)
+        self.more = host_link.plan(asks[0] if asks else None)
         await self.read_host()
         unread: dict[str, Unusable] = {}
         if record := await self._store.get(BASE):
@@ -147,8 +152,8 @@ class BasePlan:
         return any(isinstance(step, Gate) and step not in needed for step in self.plan)
 
     def stays(self) -> Plan:
-        """Return what other programs on the host rely on, with or without a network of ours."""
-        return routing.needed_by_others(self.plan, self.host)
+        """Return what the host and other programs on it rely on, with or without a network of ours."""
+        return routing.needed_by_others(self.plan, self.host) + self.more
 
     def _base(self, nets: Iterable[Network]) -> Plan:
         families: defaultdict[str, set[int]] = defaultdict(set)
@@ -157,7 +162,7 @@ class BasePlan:
         plan = Plan()
         for mode, versions in sorted(families.items()):
             plan += self._drivers[mode].base(sorted(versions), self.host)
-        return plan
+        return plan + self.more
 
     async def ensure(self, nets: Iterable[Network]) -> None:
         """Apply all that these networks share, or nothing. Nothing is removed."""
@@ -254,17 +259,29 @@ class BasePlan:
             if any(isinstance(step, Sysctl) and step.restore for step in surplus):
                 await self.read_host()
                 surplus = surplus.without(step.key for step in self.stays())
-            with self._moving(surplus):
-                left: set[str] = set()
-                try:
-                    await self._executor.revert(surplus)
-                except ExceptionGroup as group:
-                    left = _failed(group, surplus)
-                    log.warning("trim.failed", errors=[str(error) for error in group.exceptions])
-                try:
-                    await self._remember(self.plan.without(step.key for step in surplus if step.key not in left))
-                except StoreError as error:
-                    log.warning("trim.failed", errors=[str(error)])
+            await self._revert(surplus)
+
+    async def release(self, steps: Plan) -> None:
+        """Revert steps of the plan that are not wanted any more, though a network may be quarantined.
+
+        As with `trim`, a failure is logged.
+        """
+        async with self._lock:
+            kept = {step.key for step in self.more}
+            await self._revert(Plan(tuple(step for step in self.plan if step in set(steps) and step.key not in kept)))
+
+    async def _revert(self, surplus: Plan) -> None:
+        with self._moving(surplus):
+            left: set[str] = set()
+            try:
+                await self._executor.revert(surplus)
+            except ExceptionGroup as group:
+                left = _failed(group, surplus)
+                log.warning("trim.failed", errors=[str(error) for error in group.exceptions])
+            try:
+                await self._remember(self.plan.without(step.key for step in surplus if step.key not in left))
+            except StoreError as error:
+                log.warning("trim.failed", errors=[str(error)])
 
     @contextmanager
     def _moving(self, plan: Plan) -> Iterator[None]:

@@ -13,7 +13,7 @@ from netplug.drivers.api import HostFacts
 from netplug.drivers.steps import Step
 from netplug.errors import NetplugError
 from netplug.kernel.firewall.api import FirewallView
-from netplug.kernel.host.api import HostPorts, Inspection
+from netplug.kernel.host.api import HostPorts, Inspection, Resolution
 from netplug.kernel.links.api import ConflictProbe, Traffic
 from netplug.kernel.netlink.api import Changes
 from netplug.kernel.probes.api import Probes
@@ -167,3 +167,5 @@ class HostKernel(Kernel, Protocol):
     def probes(self) -> Probes: ...
     @property
     def inspection(self) -> Inspection: ...
+    @property
+    def resolution(self) -> Resolution: ...

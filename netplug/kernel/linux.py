@@ -58,6 +58,7 @@ from netplug.kernel.host.descriptors import raise_limit
 from netplug.kernel.host.inspection import HostInspection
 from netplug.kernel.host.ports import Ports
 from netplug.kernel.host.relays import Relays
+from netplug.kernel.host.resolution import HostResolution
 from netplug.kernel.host.runtime_reservations import PortReservations
 from netplug.kernel.links import handlers as links
 from netplug.kernel.links.announcements import Announcements
@@ -147,6 +148,7 @@ class LinuxKernel:
         self.traffic = LinkTraffic()
         self.probes = WorkerProbes()
         self.inspection = HostInspection()
+        self.resolution = HostResolution()
         self.changes = KernelChanges(self._foreign)
 
     def _register(self, packages: Mapping[type[Step], Factory]) -> None:

@@ -10,7 +10,6 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -31,11 +30,14 @@ from netplug.dns.zone import Entry, View, Zones
 from netplug.drivers.api import Network
 from netplug.drivers.naming import short
 from netplug.drivers.steps import Resolver
-from netplug.engine import Engine
+from netplug.engine import Engine, host_link
 from netplug.engine.conditions import Difference
+from netplug.engine.host_link import HOST_ALONE
 from netplug.engine.records import EndpointRecord, NetworkRecord
 from netplug.engine.registry import Record
 from netplug.names import dns_records
+from netplug.names.host_client import HostClient
+from netplug.names.serving import Serving
 
 log = structlog.get_logger(__name__)
 
@@ -45,18 +47,6 @@ CONF_CHECK_S = 1.0
 NOT_SERVED = "it belongs to netplug or to the host, or is no domain name"
 MAX_CACHED, MIN_CACHED = 40_000, 1_000
 """Cached answers of upstreams: for all networks together, divided between them, and the minimum for each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """A listener at a gateway, with the list of listeners from which it removes itself when closed."""
-
-    listener: Listener
-    others: list[Listener]
-
-    def close(self) -> None:
-        self.others.remove(self.listener)
-        self.listener.close()
 
 
 class NameServer:
@@ -76,6 +66,7 @@ class NameServer:
         tallies: the same by endpoint, since it may ask.
         since: when the host's resolvers last changed (Unix time).
         watchers: called after such a change.
+        host: answers the host itself.
     """
 
     def __init__(
@@ -91,6 +82,7 @@ class NameServer:
         self.zones = Zones(domain)
         self.forwarder = Forwarder(opener=opener)
         self.connections = Connections()
+        self.host = HostClient(self.zones, self._forward, self.connections)
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
         self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
         self._engine = engine
@@ -180,6 +172,7 @@ class NameServer:
         match before, after:
             case (_, NetworkRecord()) | (NetworkRecord(), _):
                 self._network(before, after)
+                self.host.refresh()
             case _:
                 assert not isinstance(before, NetworkRecord)  # noqa: S101 - matched by the first case
                 assert not isinstance(after, NetworkRecord)  # noqa: S101
@@ -298,12 +291,14 @@ class NameServer:
             listener.dismiss(address)
 
     def _serve(self, step: Resolver, udp: socket.socket, tcp: socket.socket) -> Serving:
+        if step.network == HOST_ALONE:
+            return self.host.serve(step, udp, tcp)
         counts = self.counts[step.network]
         listener = Listener(udp, tcp, step.network, self._forward, counts=counts, connections=self.connections)
         listeners = self._listeners[step.network]
         listeners.append(listener)
         self._admit_all(step.network)
-        return Serving(listener, listeners)
+        return Serving(listener, listeners.remove)
 
     # Upstreams
 
@@ -338,7 +333,8 @@ class NameServer:
         return found
 
     def _gateways(self) -> set[IPAddress]:
-        return {address for record in self._engine.registry.networks() for address in record.resolvers}
+        ours = {address for record in self._engine.registry.networks() for address in record.resolvers}
+        return ours | host_link.ADDRESSES
 
     def _open_networks(self, view: View) -> list[Network]:
         records = (self._engine.registry.find_network(index.network.id) for index in view.indexes)
@@ -388,6 +384,7 @@ class NameServer:
     def _use_resolvers(self, servers: Sequence[Server], search: tuple[str, ...]) -> None:
         also = [zone for zone in map(to_wire, search) if is_private(zone)]
         self._rules = Rules.of(self._configured, servers, avoid=self._gateways(), also=also)
+        self.host.use_resolvers(servers)
         self._engine.search = search
         self._set_all_rules()
         for tell in self.watchers:

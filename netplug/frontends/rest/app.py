@@ -80,7 +80,7 @@ def api_app(
     """
     app = FastAPI(title="netplug", version=version, docs_url=None, redoc_url=None, strict_content_type=False)
     service = _Api(engine, reconciler, host, version, docker_knows, cluster, domain)
-    app.include_router(_router(service, NamesApi(engine, names), more))
+    app.include_router(_router(service, NamesApi(engine, names, domain), more))
     guard(app, _render, engine.requests, FrontEnd.CLI)
     describe(app)
     return app
@@ -295,6 +295,9 @@ def _router(api: _Api, names: NamesApi, more: Iterable[Route]) -> APIRouter:
         ("GET", "/dns", names.list, 200),
         ("GET", "/dns/stats", names.stats, 200),
         ("POST", "/dns/query", names.query, 200),
+        ("GET", "/dns/host", names.host, 200),
+        ("POST", "/dns/host", names.turn_on_host, 200),
+        ("DELETE", "/dns/host", names.turn_off_host, 204),
         ("GET", "/diff", api.diff, 200),
         ("POST", "/repair", api.repair, 200),
         ("GET", "/firewall", api.firewall, 200),

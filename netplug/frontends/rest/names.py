@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_seri
 from netplug.dns.server import Counts
 from netplug.dns.zone import Entry
 from netplug.engine import Engine
+from netplug.engine.host_link import PORT
 from netplug.errors import NetplugError
 
 PATIENCE_S = 6.0
@@ -129,12 +130,54 @@ class AnswerOut(BaseModel):
         return data
 
 
-class NamesApi:
-    """The methods. `names` None: no name server runs."""
+class HostOut(BaseModel):
+    """How the host itself asks for names. The other fields are empty if it does not.
 
-    def __init__(self, engine: Engine, names: Names | None) -> None:
+    `way`: "systemd-resolved", "resolvconf", "resolv.conf" or "other". `server`: whom it asks, with the port unless it
+    is 53. `example`: a name that it can resolve. `hint`: what the user has to do, if anything.
+    """
+
+    on: bool
+    way: str = ""
+    domain: str = ""
+    server: str = ""
+    example: str = ""
+    hint: str = ""
+
+
+class NamesApi:
+    """The methods. `names` None: no name server runs. `domain`: of all names."""
+
+    def __init__(self, engine: Engine, names: Names | None, domain: str = "") -> None:
         self._engine = engine
         self._names = names
+        self._domain = domain
+
+    async def host(self) -> HostOut:
+        found = self._engine.host_names.present
+        if found is None:
+            return HostOut(on=False)
+        who = found.authority
+        server = f"{who.address}" if who.port == PORT else f"{who.address}#{who.port}"
+        example, hint = self._example(who.domain), _hint(who.domain, server) if found.is_left_to_user else ""
+        return HostOut(on=True, way=found.way, domain=who.domain, server=server, example=example, hint=hint)
+
+    async def turn_on_host(self) -> HostOut:
+        self._server()
+        await self._engine.host_names.turn_on(self._domain)
+        return await self.host()
+
+    async def turn_off_host(self) -> None:
+        await self._engine.host_names.turn_off()
+
+    def _example(self, domain: str) -> str:
+        """Return a name that the host can resolve: that of an endpoint, or its own; empty if there is no network."""
+        served = [it.network for it in self._engine.registry.networks() if it.network.options.dns]
+        for net in served:
+            for entry in self._server().entries(net.id):
+                if entry.names and entry.addresses:
+                    return f"{entry.names[0]}.{net.name}.{domain}"
+        return f"host.{domain}" if served else ""
 
     async def list(self, network: str = "") -> NamesOut:
         registry, server = self._engine.registry, self._server()
@@ -170,6 +213,11 @@ class NamesApi:
         if self._names is None:
             raise NetplugError("unavailable", "no name server runs here")
         return self._names
+
+
+def _hint(domain: str, server: str) -> str:
+    words = "the resolver that resolv.conf names is configured by another program: let it forward"
+    return f"{words} {domain} to {server}, such as with server=/{domain}/{server} in dnsmasq"
 
 
 def _message(body: QueryIn) -> bytes:

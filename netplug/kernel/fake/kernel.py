@@ -32,7 +32,15 @@ from netplug.kernel.fake.inspection import FakeInspection, Health
 from netplug.kernel.fake.interception import FakeInterception
 from netplug.kernel.fake.ports import FakePorts
 from netplug.kernel.fake.probes import FakeProbes
-from netplug.kernel.fake.services import FakeChanges, FakeFirewall, FakeProbe, FakeResolvers, FakeSandboxes, FakeTraffic
+from netplug.kernel.fake.services import (
+    FakeChanges,
+    FakeFirewall,
+    FakeProbe,
+    FakeResolution,
+    FakeResolvers,
+    FakeSandboxes,
+    FakeTraffic,
+)
 from netplug.kernel.fake.tables import lose_table
 from netplug.kernel.fake.world import Foreign, World
 from netplug.kernel.links.api import LinkCounters
@@ -46,7 +54,7 @@ class FakeKernel:
     `calls`: how many ensures and removes it got, and of how many steps. `inhabitants`: paths of sandboxes that a
     process lives in. `intercepted`: by path of the sandbox. `counted`: see `FakeTraffic`. `changed`: set it to say that
     others changed something; `moved`: that addresses or the mtu of their links did; `rerouted`: that routes did.
-    `health`: what else the host tells of itself.
+    `health`: what else the host tells of itself. `resolution`: how the host itself resolves names.
     """
 
     def __init__(
@@ -54,6 +62,7 @@ class FakeKernel:
     ) -> None:
         self.foreign = foreign or Foreign()
         self.health = Health()
+        self.resolution = FakeResolution()
         self.calls: list[tuple[str, int]] = []
         self.inhabitants: set[str] = set()
         self.intercepted: dict[str, FakeInterception] = {}
@@ -257,6 +266,7 @@ class FakeKernel:
     async def close(self) -> None:
         """Let go of the ports, as the end of the process does; the next one may have a loop of its own."""
         self.changed = asyncio.Event()
+        self.resolution.restarted = asyncio.Event()
         self.committed = asyncio.Event()
         self.moved = Signal()
         self.rerouted = asyncio.Event()

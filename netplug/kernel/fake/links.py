@@ -120,7 +120,8 @@ def ensure_source_route(world: World, step: SourceRoute) -> Outcome:
 
 def ensure_resolver(world: World, step: Resolver) -> Outcome:
     """Open sockets of a name server."""
-    world.wants_link(step, step.link, None)
+    if step.link != "lo":
+        world.wants_link(step, step.link, None)
     unspecified = ip_address("0.0.0.0" if step.address.version == 4 else "::")
     for proto in (Proto.UDP, Proto.TCP):
         if not world.foreign.ports.isdisjoint((proto, it, step.port) for it in (unspecified, step.address)):

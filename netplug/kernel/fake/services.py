@@ -10,6 +10,7 @@ from netplug.errors import NetplugError
 from netplug.kernel.fake.interception import FakeInterception
 from netplug.kernel.fake.world import World
 from netplug.kernel.firewall.api import FirewallReport
+from netplug.kernel.host.api import Authority, Way
 from netplug.kernel.links.api import LinkCounters, SandboxLink
 from netplug.kernel.sandbox.api import Serve
 from netplug.tasks.signal import Signal
@@ -130,3 +131,33 @@ class FakeFirewall:
     async def report(self) -> FirewallReport:
         """Return it."""
         return self._report
+
+
+class FakeResolution:
+    """The resolver of the host; see `Resolution`. `known`: what it was told. `found`: how; None: it cannot be told."""
+
+    def __init__(self) -> None:
+        self.found: Way | None = Way.RESOLVED
+        self.known: dict[Way, Authority] = {}
+        self.restarted = asyncio.Event()
+
+    async def way(self) -> Way:
+        """Return `found`."""
+        if self.found is None:
+            raise NetplugError("unavailable", "resolv.conf names no resolver")
+        return self.found
+
+    async def lead(self, way: Way, authority: Authority) -> bool:
+        """Note it."""
+        before = self.known.get(way)
+        self.known[way] = authority
+        return before != authority
+
+    async def forget(self, way: Way, authority: Authority) -> None:  # noqa: ARG002
+        """Forget it."""
+        self.known.pop(way, None)
+
+    async def changed(self) -> None:
+        """Wait for a test."""
+        await self.restarted.wait()
+        self.restarted.clear()

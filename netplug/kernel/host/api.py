@@ -5,6 +5,7 @@ Real in `host.ports` and `host.inspection`, fake in `fake.ports` and `fake.inspe
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from netplug.drivers.steps import HostPort, IPAddress, IPNetwork, Proto
@@ -128,3 +129,50 @@ class Inspection(Protocol):
 
     def refusing_routes(self) -> tuple[RefusingRoute, ...]:
         """Return the routes of the main table that drop what they match."""
+
+
+class Way(StrEnum):
+    """How the host is told who answers for a domain. `OTHER`: only the user can tell its resolver."""
+
+    RESOLVED = "systemd-resolved"
+    RESOLVCONF = "resolvconf"
+    FILE = "resolv.conf"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """Who answers for the names of a domain. `link`: has the settings, where they belong to one."""
+
+    domain: str
+    address: IPAddress
+    port: int
+    link: str
+
+
+class Resolution(Protocol):
+    """The resolver of the host itself."""
+
+    async def way(self) -> Way:
+        """Return how this host is told who answers for a domain.
+
+        Raises:
+            NetplugError: "unavailable", it cannot be told.
+        """
+
+    async def lead(self, way: Way, authority: Authority) -> bool:
+        """Have the host ask `authority`, and return whether it did not. Nothing is done a second time.
+
+        Raises:
+            NetplugError: "unavailable", a program does not answer or refuses, or a file cannot be written.
+        """
+
+    async def forget(self, way: Way, authority: Authority) -> None:
+        """Take back what `lead` did. A program that does not run has nothing to forget.
+
+        Raises:
+            NetplugError: "unavailable", as above.
+        """
+
+    async def changed(self) -> None:
+        """Wait until a program that was told may have forgotten it."""
