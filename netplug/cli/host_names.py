@@ -19,9 +19,8 @@ def on(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
     """Let programs of this host resolve names of containers.
 
     The names are full ones, such as web.blue.netplug.internal. systemd-resolved, resolvconf or resolv.conf is told who
-    answers, and told again when it forgets. This survives
-    restarts. Programs of the host see the names of all networks. Single labels, and names of other domains, mean what
-    they meant before.
+    answers, and told again when it forgets. This survives restarts. Programs of the host see the names of all networks.
+    Single labels, and names of other domains, mean what they meant before.
     """
     found = _client(run_dir).post("dns", "host")
     if as_json:
@@ -34,16 +33,19 @@ def on(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
 
 @app.command("off")
 def off(run_dir: RunDir = RUN_DIR) -> None:
-    """Take back what 'on' did: the host's files and settings are as before."""
+    """Take back what 'on' did.
+
+    The host's files and settings are as before.
+    """
     _client(run_dir).delete("dns", "host")
 
 
 @app.command("status")
 def status(as_json: AsJson = False, run_dir: RunDir = RUN_DIR) -> None:
-    """Show in which way the host asks for names, and whether a name resolves.
+    """Show whether a name resolves on the host.
 
-    The name is that of an endpoint, or else host.netplug.internal. Exit code 0: it resolves; 1: it does not, or the
-    host does not ask.
+    It also shows in which way the host asks. The name is that of an endpoint, or else host.netplug.internal. Exit code
+    0: it resolves; 1: it does not, or the host does not ask.
     """
     found = _client(run_dir).get("dns", "host")
     answer = _resolved(found["example"]) if found["on"] and found["example"] else []
