@@ -130,7 +130,7 @@ class AnswerOut(BaseModel):
         return data
 
 
-class HostOut(BaseModel):
+class HostNamesOut(BaseModel):
     """How the host itself asks for names. The other fields are empty if it does not.
 
     `way`: "systemd-resolved", "resolvconf", "resolv.conf" or "other". `server`: whom it asks, with the port unless it
@@ -153,16 +153,16 @@ class NamesApi:
         self._names = names
         self._domain = domain
 
-    async def host(self) -> HostOut:
+    async def host(self) -> HostNamesOut:
         found = self._engine.host_names.present
         if found is None:
-            return HostOut(on=False)
+            return HostNamesOut(on=False)
         who = found.authority
         server = f"{who.address}" if who.port == PORT else f"{who.address}#{who.port}"
         example, hint = self._example(who.domain), _hint(who.domain, server) if found.is_left_to_user else ""
-        return HostOut(on=True, way=found.way, domain=who.domain, server=server, example=example, hint=hint)
+        return HostNamesOut(on=True, way=found.way, domain=who.domain, server=server, example=example, hint=hint)
 
-    async def turn_on_host(self) -> HostOut:
+    async def turn_on_host(self) -> HostNamesOut:
         self._server()
         await self._engine.host_names.turn_on(self._domain)
         return await self.host()
