@@ -88,6 +88,11 @@ def settings_page(found: Iterable[Setting]) -> str:
         ),
         ".PP",
         prose(f"NETPLUG_CONFIG names another file. Without it, {file} may be missing."),
+        ".PP",
+        prose(
+            "Some settings change when the daemon reloads them (systemctl reload netplug, or SIGHUP), the others at a "
+            "restart. Containers stay connected."
+        ),
         ".SH SETTINGS",
     ]
     for it in found:
@@ -95,6 +100,8 @@ def settings_page(found: Iterable[Setting]) -> str:
         notes += [f"Flag: {it.flag}." if it.flag else "It has no flag.", f"Environment: {it.environment}."]
         if it.kind == "array of strings":
             notes.append("In the environment, several are separated by spaces.")
+        if it.reloaded:
+            notes.append("A reload changes it.")
         parts += terms([(rf"{bold(it.name)} ({it.kind})", f"{it.help} {' '.join(notes)}")])
     example = ['store = "etcd://192.0.2.1:2379,192.0.2.2:2379"', 'vtep = "eth1"', 'dns_upstream = ["192.0.2.53"]']
     parts += [".SH EXAMPLES", ".EX", *map(text, example), ".EE"]

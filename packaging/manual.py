@@ -6,6 +6,7 @@ from typing import Any, get_origin
 from netplug import cli
 from netplug.cli.command_tree import Option, commands
 from netplug.config import DEFAULT_FILE, Settings
+from netplug.daemon.reloading import AT_RUN_TIME
 
 EXIT_CODES = {
     cli.OK: "Success.",
@@ -38,7 +39,10 @@ WITHOUT_FLAG = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting of the daemon. `flag` is empty without one; `kind`: the TOML type of its value."""
+    """A setting of the daemon.
+
+    `flag` is empty without one. `kind`: the TOML type of its value. `reloaded`: a reload of the daemon changes it.
+    """
 
     name: str
     flag: str
@@ -47,6 +51,7 @@ class Setting:
     kind: str
     help: str
     default: str
+    reloaded: bool
 
 
 def settings() -> tuple[Setting, ...]:
@@ -62,7 +67,9 @@ def _setting(name: str, option: Option | None) -> Setting:
     metavar, meaning = (option.metavar, text or option.help) if option else WITHOUT_FLAG[name]
     default = said.rstrip("]") if text else ""
     flag = option.flags[-1] if option else ""
-    return Setting(name, flag, f"NETPLUG_{name.upper()}", metavar, _kind(field.annotation), meaning, default)
+    return Setting(
+        name, flag, f"NETPLUG_{name.upper()}", metavar, _kind(field.annotation), meaning, default, name in AT_RUN_TIME
+    )
 
 
 def _kind(annotation: Any) -> str:

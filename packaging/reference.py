@@ -97,15 +97,17 @@ def settings_table() -> Iterator[str]:
     """Yield the settings of the daemon."""
     yield (
         "A setting has the same name everywhere: flag of `netplug serve`, variable of the environment, key in "
-        "`/etc/netplug/netplug.toml`. A flag comes before the environment, the environment before the file."
+        "`/etc/netplug/netplug.toml`. A flag comes before the environment, the environment before the file. "
+        "*changes at*: a reload is `systemctl reload netplug`, or SIGHUP; containers stay connected in both cases."
     )
     yield ""
     rows = []
     for it in settings():
-        value = f"{it.metavar or 'true'}"
         flag = f"`{it.flag}{' ' + it.metavar if it.metavar else ''}`" if it.flag else "none"
-        rows.append((f"`{it.name}`", flag, f"`{it.environment}={value}`", it.kind, it.help, it.default))
-    yield from table(("key", "flag", "environment", "type in the file", "meaning", "default"), rows)
+        variable = f"`{it.environment}={it.metavar or 'true'}`"
+        at = "reload" if it.reloaded else "restart"
+        rows.append((f"`{it.name}`", flag, variable, it.kind, it.help, it.default, at))
+    yield from table(("key", "flag", "environment", "type in the file", "meaning", "default", "changes at"), rows)
 
 
 def options_table() -> str:

@@ -19,7 +19,11 @@ COMMANDS = list(commands().walk())
 def rendered(page: str) -> str:
     """Return a page as a reader sees it, on one line."""
     done = subprocess.run(
-        ["groff", "-man", "-Tutf8", "-P-cbou"], input=PAGES[page], check=True, capture_output=True, text=True
+        ["groff", "-man", "-rLL=2000n", "-Tutf8", "-P-cbou"],
+        input=PAGES[page],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return " ".join(done.stdout.translate({0x2010: "-", 0x2212: "-"}).split())
 
