@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ HEAD = """# REST API
 
 The daemon answers HTTP on its Unix socket, `/run/netplug/netplug.sock`. The commands use nothing else. As root:
 
+<!-- scene: netplug -->
 ```console
 # curl --unix-socket /run/netplug/netplug.sock http://netplug/v1/networks
 # curl --unix-socket /run/netplug/netplug.sock http://netplug/v1/networks --json '{"name": "blue"}'
@@ -50,6 +52,7 @@ An error has a status from 400 on, and this body:
 """
 
 
+@cache
 def described() -> dict[str, Any]:
     """Return the API as OpenAPI, of a daemon without a cluster and without Docker, which has the same routes."""
     return asyncio.run(_described())
