@@ -26,6 +26,8 @@ class Netplug:
     `serve_args` are extra arguments; a later one of the same name wins.
     """
 
+    executable = COMMAND
+
     def __init__(self, host: Host, *serve_args: str, env: dict[str, str] | None = None) -> None:
         self.host = host
         self.args = serve_args
@@ -37,7 +39,7 @@ class Netplug:
 
     def command(self) -> list[str]:
         """Return the command line of the daemon."""
-        argv = [str(COMMAND), "serve", "--state-dir", str(self.state_dir), "--run-dir", RUN_DIR]
+        argv = [str(self.executable), "serve", "--state-dir", str(self.state_dir), "--run-dir", RUN_DIR]
         return [*argv, "--plugin-dir", PLUGIN_DIR, "--docker-host", f"unix://{SOCKET}", *self.args]
 
     @property
@@ -94,7 +96,7 @@ class Netplug:
         Raises:
             CommandError: it failed; holds its exit code and stderr.
         """
-        return self.host.run([str(COMMAND), *args], env={"NETPLUG_RUN_DIR": RUN_DIR}).stdout.strip()
+        return self.host.run([str(self.executable), *args], env={"NETPLUG_RUN_DIR": RUN_DIR}).stdout.strip()
 
     def json(self, *args: str) -> Any:
         """Run a listing command with `--json` and return what it printed, parsed."""
