@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check fmt docs changelog test integration demo lab deb deb-lock bench clean
+.PHONY: help setup check lowest fmt docs changelog test integration demo lab deb deb-lock bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -30,6 +30,9 @@ $(VENV): pyproject.toml packaging/setup.sh
 
 check: $(VENV) ## check format, lint, types and imports, and run the unit tests; needs no root
 	@bash packaging/check.sh
+
+lowest: $(VENV) ## run the unit tests with the lowest versions of the dependencies that are allowed; ARGS go to pytest
+	@bash packaging/lowest.sh $(ARGS)
 
 fmt: $(VENV) ## format the code and apply the linter's safe fixes
 	@.venv/bin/ruff format .
