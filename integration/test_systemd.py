@@ -1,23 +1,27 @@
 """The units on a real systemd beside a real dockerd: no request fails while the daemon restarts, dies or hangs."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from harness import Booted, ServiceDockerd, ServiceNetplug, unbootable, wait_until
 
-from netplug.lab.image import IMAGE
+from netplug.lab.image import IMAGE, PAGE
 
 pytestmark = [
     pytest.mark.skipif(bool(unbootable()), reason=unbootable()),
     pytest.mark.skipif(not Path("/lib/systemd/system/docker.service").exists(), reason="needs docker.io (make setup)"),
 ]
 
+PLUGIN, API, CNI = "/run/docker/plugins/pynet.sock", "/run/netplug/netplug.sock", "/run/netplug/cni.sock"
+HTTPD = ("httpd", "-f", "-h", "/www")
 RESTARTS = 10
-WATCHDOG_S = 2
+WATCHDOG_S = 5
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,25 @@ def netplug(machine: Booted) -> ServiceNetplug:
 
 
 @pytest.fixture(scope="module")
-def dockerd(netplug: ServiceNetplug) -> ServiceDockerd:
+def boot_order(netplug: ServiceNetplug) -> dict[str, int]:
+    """When units came up at the boot, in microseconds of the machine's clock."""
+
+    def entered(unit: str, state: str) -> int:
+        return int(netplug.machine.show(unit, f"{state}TimestampMonotonic")[f"{state}TimestampMonotonic"])
+
+    return {
+        "socket": entered(netplug.SOCKET, "ActiveEnter"),
+        "starts": entered(netplug.UNIT, "InactiveExit"),
+        "ready": entered(netplug.UNIT, "ActiveEnter"),
+        "engine": entered(ServiceDockerd.UNIT, "InactiveExit"),
+    }
+
+
+@pytest.fixture(scope="module")
+def dockerd(
+    netplug: ServiceNetplug,
+    boot_order: dict[str, int],  # noqa: ARG001 - read before a test restarts anything
+) -> ServiceDockerd:
     it = ServiceDockerd(netplug.machine)
     it.docker("network", "create", "-d", "pynet", "blue")
     it.docker("run", "--rm", "--network", "blue", "-p", "1", IMAGE, "true")  # makes what is made once and kept
@@ -73,6 +95,37 @@ def load(*works: Callable[[int], object]) -> Iterator[list[int]]:
         raise failed[0]
 
 
+def waiting(machine: Booted, socket: str) -> int:
+    """Return how many connections wait in the queue of a unix socket."""
+    lines = machine.output("ss", "-xlH", "src", f"unix:{socket}").splitlines()
+    return int(lines[0].split()[2]) if lines else 0
+
+
+def test_boot_has_the_sockets_first_then_the_daemon_then_the_engine(
+    netplug: ServiceNetplug, boot_order: dict[str, int]
+) -> None:
+    machine = netplug.machine
+    times = [boot_order[key] for key in ("socket", "starts", "ready", "engine")]
+    assert times[0] > 0
+    assert times == sorted(times)
+    listening = machine.output("stat", "-c", "%a %U %n", PLUGIN, API, CNI).splitlines()
+    assert listening == [f"600 root {path}" for path in (PLUGIN, API, CNI)]
+    assert re.fullmatch(r"\d+ networks, \d+ endpoints", machine.show(netplug.UNIT, "StatusText")["StatusText"])
+    assert "socket.differs" not in machine.journal(netplug.UNIT)
+
+
+def test_request_starts_a_daemon_that_was_stopped(netplug: ServiceNetplug, dockerd: ServiceDockerd) -> None:
+    netplug.stop()
+    assert netplug.pid == 0
+    assert all(netplug.host.path(path).is_socket() for path in (PLUGIN, API, CNI))
+    dockerd.docker("network", "create", "-d", "pynet", "woken")
+    assert netplug.pid
+    netplug.stop()
+    dockerd.docker("network", "rm", "woken")
+    netplug.stop()
+    assert "blue" in netplug.cli("network", "ls")
+
+
 def test_restarts_fail_no_request_of_docker(netplug: ServiceNetplug, dockerd: ServiceDockerd) -> None:
     def run(_: int) -> None:
         dockerd.docker("run", "--rm", "--network", "blue", "-p", "1", IMAGE, "true")
@@ -94,3 +147,88 @@ def test_restarts_fail_no_request_of_docker(netplug: ServiceNetplug, dockerd: Se
     assert min(done) >= RESTARTS
     assert netplug.drift() == ""
     assert max(took) < 10
+
+
+def test_requests_that_wait_survive_the_death_of_the_daemon(netplug: ServiceNetplug, dockerd: ServiceDockerd) -> None:
+    machine, before = netplug.machine, netplug.pid
+    machine.systemctl("kill", "--kill-whom=main", "--signal=SIGSTOP", netplug.UNIT)
+    with ThreadPoolExecutor() as pool:
+        created = pool.submit(dockerd.docker, "network", "create", "-d", "pynet", "crash")
+        listed = [pool.submit(netplug.cli, "network", "ls") for _ in range(3)]
+        wait_until(lambda: waiting(machine, PLUGIN) and waiting(machine, API) == len(listed), what="requests wait")
+        netplug.kill()
+        assert created.result(60)
+        assert all("blue" in it.result(60) for it in listed)
+    assert netplug.pid not in {0, before}
+    assert "crash" in netplug.cli("network", "ls")
+    dockerd.docker("network", "rm", "crash")
+    assert netplug.drift() == ""
+
+
+def test_daemon_that_hangs_is_replaced(netplug: ServiceNetplug, dockerd: ServiceDockerd) -> None:
+    machine, before = netplug.machine, netplug.pid
+    machine.systemctl("kill", "--kill-whom=main", "--signal=SIGSTOP", netplug.UNIT)
+    wait_until(lambda: netplug.pid not in {0, before} and netplug.running, WATCHDOG_S + 25, "another daemon")
+    assert "Watchdog timeout" in machine.journal(netplug.UNIT)
+    dockerd.docker("run", "--rm", "--network", "blue", IMAGE, "true")
+    assert netplug.drift() == ""
+
+
+def test_stacks_of_a_daemon_that_is_aborted_are_in_the_log(netplug: ServiceNetplug) -> None:
+    machine, before = netplug.machine, netplug.pid
+    machine.systemctl("kill", "--kill-whom=main", "--signal=SIGABRT", netplug.UNIT)
+    wait_until(lambda: netplug.pid not in {0, before} and netplug.running, what="another daemon")
+    assert re.search(r"Fatal Python error: Aborted(?s:.*)asyncio/", machine.journal(netplug.UNIT))
+
+
+def test_reload_uses_what_it_can_and_names_the_rest(netplug: ServiceNetplug) -> None:
+    machine, before = netplug.machine, netplug.pid
+
+    def reloaded(settings: str, words: str) -> str:
+        machine.write("/etc/netplug/netplug.toml", settings)
+        told = len(machine.journal(netplug.UNIT))
+        machine.systemctl("reload", netplug.UNIT)
+        return wait_until(
+            lambda: said if words in (said := machine.journal(netplug.UNIT)[told:]) else "", what=f"{words} in the log"
+        )
+
+    said = reloaded('address_pool = ["base=10.77.0.0/16,size=24"]\ndriver_name = "green"\n', "settings.reloaded")
+    assert re.search(r"settings.need_restart .*settings=\['driver_name'\]", said)
+    netplug.cli("network", "create", "reloaded")
+    assert "10.77.0.0/24" in netplug.cli("network", "ls")
+    netplug.cli("network", "rm", "reloaded")
+    assert "dns_upstream" in reloaded('dns_upstream = ["nowhere"]\n', "settings.refused")
+    wait_until(lambda: "degraded: settings 1" in status(netplug), 15, "the status")
+    reloaded("", "settings.reloaded")
+    wait_until(lambda: "degraded" not in status(netplug), 15, "the status")
+    assert netplug.pid == before
+    assert machine.show(netplug.UNIT, "ActiveState")["ActiveState"] == "active"
+
+
+def status(netplug: ServiceNetplug) -> str:
+    return netplug.machine.show(netplug.UNIT, "StatusText")["StatusText"]
+
+
+def test_containers_run_again_after_a_reboot() -> None:
+    with Booted("rebooted") as machine:
+        machine.enable("docker.service")
+        netplug = ServiceNetplug(machine)
+        assert machine.boot() == "running"
+        dockerd = ServiceDockerd(machine)
+        dockerd.docker("network", "create", "-d", "pynet", "blue")
+        dockerd.run("--name", "web", "--restart", "always", "--network", "blue", "-p", "8080:80", command=HTTPD)
+        started = time.monotonic()
+        assert machine.reboot() == "running"
+        assert time.monotonic() - started < 60
+        fetch = ["busybox", "wget", "-qO-", "http://127.0.0.1:8080/"]
+        wait_until(lambda: machine.run(fetch, check=False).stdout == PAGE, 30, "the published page")
+        assert netplug.drift() == ""
+
+
+def test_stop_of_all_leaves_no_socket_for_dockerd_to_wait_for(netplug: ServiceNetplug) -> None:
+    machine = netplug.machine
+    machine.systemctl("stop", netplug.SOCKET, netplug.UNIT)
+    assert not machine.path(PLUGIN).exists()
+    machine.systemctl("start", netplug.UNIT)
+    assert machine.path(PLUGIN).is_socket()
+    assert machine.show(netplug.SOCKET, "ActiveState")["ActiveState"] == "active"
