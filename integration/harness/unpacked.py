@@ -10,10 +10,10 @@ from .host import Host
 FOLDER = Path(__file__).resolve().parents[2] / ".venv"
 
 
-def lay_over(host: Host, *folders: Path) -> None:
-    """Show the files of unpacked packages, and let the host change all of /etc and /usr for itself."""
+def lay_over(host: Host, *folders: Path, names: tuple[str, ...] = ("etc", "usr")) -> None:
+    """Show the files of unpacked packages, and let the host change all of /etc and /usr for itself, or of others."""
     lines = []
-    for name in ("etc", "usr"):
+    for name in names:
         lower = ":".join((*(str(folder / name) for folder in folders), f"/{name}"))
         upper, work = f"/run/over/{name}", f"/run/over/{name}-work"
         lines.append(f"mkdir -p {upper} {work}")

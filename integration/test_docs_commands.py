@@ -1,0 +1,63 @@
+"""Every command in README.md and docs/ is pasted into a terminal, and does what the document says."""
+
+import re
+
+import pytest
+from harness.pasted import ROOT, Block, Command, Part, documents, parts
+from harness.scenes import SCENES, Place, scene
+
+PARTS = [part for document in documents() for part in parts(document)]
+NOT_RUN = {
+    "README.md#netplug": "clones the project; `make test` runs this very test",
+    "docs/firewall.md#changes-by-others": "the daemon heals it before the command has started",
+    "docs/podman.md#podman-45-and-later-by-netavark": "needs podman 4.5; test_netavark.py calls the driver",
+    "docs/running.md#as-a-service-of-systemd": "needs a package registry",
+    "docs/running.md#as-a-service-of-systemd-2": "needs systemd as process 1; test_systemd.py has one",
+    "docs/store.md#state-and-store": "needs three members of etcd; contract/test_etcd_access.py has certificates",
+}
+"""Blocks that cannot run here, by name, with the reason."""
+LANGUAGES = {"console", "json", "mermaid", "nft", "none", "python", "text", "toml", "yaml"}
+"""Those of fenced blocks. What a reader pastes into a shell is `console`."""
+
+RUN = [part for part in PARTS if part.scene]
+
+
+@pytest.mark.parametrize("part", RUN, ids=[part.name for part in RUN])
+def test_commands_of_the_documents_do_what_they_say(part: Part) -> None:
+    with scene(part.scene) as place:
+        for command in part.before:
+            _paste(place, command, "before")
+        for block in part.blocks:
+            for command in block.commands if block.name not in NOT_RUN else ():
+                _paste(place, command, block.name)
+
+
+def _paste(place: Place, command: Command, where: str) -> None:
+    printed, code = place.type(command)
+    assert code == command.code, f"{where}: {command.line}: exit code {code}, and not {command.code}\n{printed}"
+    assert command.shows(printed), (
+        f"{where}: {command.line}: the document shows\n{_indented(command.shown)}\nand it printed\n"
+        f"{_indented(tuple(printed.splitlines()))}"
+    )
+
+
+def _indented(lines: tuple[str, ...]) -> str:
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def test_every_block_of_commands_runs_or_is_listed_with_the_reason() -> None:
+    blocks: dict[str, Block] = {block.name: block for part in PARTS for block in part.blocks}
+    silent = {block.name for part in PARTS if not part.scene for block in part.blocks}
+    assert silent <= set(NOT_RUN), "no scene, and not listed"
+    assert set(NOT_RUN) <= set(blocks), "listed, and not there"
+    assert all(NOT_RUN.values())
+
+
+def test_scenes_of_the_documents_exist() -> None:
+    assert {part.scene for part in RUN} <= set(SCENES)
+
+
+def test_commands_stand_in_blocks_that_are_run() -> None:
+    for document in documents():
+        fences = re.findall(r"^\s*```(\S+)", document.read_text(), re.MULTILINE)
+        assert set(fences) <= LANGUAGES, document.relative_to(ROOT)
