@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import changelog
-from manual import ENVIRONMENT, EXIT_CODES, FILES, Setting, settings
+from manual import ENVIRONMENT, EXAMPLES, EXIT_CODES, FILES, Setting, settings
 
 from netplug import __version__
 from netplug.cli.command_tree import Command, Option, commands
@@ -67,8 +67,15 @@ def page(command: Command) -> str:
     parts += [".SH ENVIRONMENT", *terms((bold(key), meaning) for key, meaning in environment(command))]
     if len(command.path) == 1:
         parts += [".SH FILES", *terms((italic(path), meaning) for path, meaning in FILES.items())]
+        parts += [".SH EXAMPLES", *list(examples())[:-1]]
     parts += [".SH SEE ALSO", ",\n".join(map(reference, related(command)))]
     return "\n".join(parts) + "\n"
+
+
+def examples() -> Iterator[str]:
+    """Yield the examples of netplug(1)."""
+    for goal, lines in EXAMPLES.items():
+        yield from (prose(goal), ".PP", ".RS 4", ".EX", *map(typed, lines), ".EE", ".RE", ".PP")
 
 
 def settings_page(found: Iterable[Setting]) -> str:

@@ -30,6 +30,24 @@ FILES = {
     "/run/netplug/cni.sock": "Socket for CNI executables and the netavark plugin.",
     "/run/docker/plugins/pynet.sock": "Socket for dockerd.",
 }
+EXAMPLES = {
+    "Run the daemon, then a container in a network of its own, with a published port:": (
+        "netplug serve &",
+        "docker network create -d pynet blue",
+        "docker run -d --name web --network blue -p 8080:80 busybox httpd -f -h /etc",
+    ),
+    "Attach a network namespace to the same network, and ask for the container's name there:": (
+        "ip netns add lab",
+        "netplug attach blue --netns lab --name lab",
+        "netplug dns query web --network blue",
+    ),
+    "Find out why a connection fails, and what is wrong with the host:": (
+        "netplug trace lab web:80",
+        "netplug doctor",
+    ),
+    "Compare the kernel with what was asked for:": ("netplug diff",),
+}
+"""Commands for netplug(1), by what they are for."""
 WITHOUT_FLAG = {
     "etcd_user": ("NAME", "User of etcd."),
     "etcd_password": ("PASSWORD", "Password of that user. Every user of the host could read a flag, so there is none."),

@@ -81,6 +81,16 @@ def test_page_says_all_that_help_says(command: object) -> None:
         assert all(flag in said for flag in option.flags)
 
 
+def test_commands_of_the_examples_exist_with_their_flags() -> None:
+    known = {it.words: {flag for option in it.options for flag in option.flags} for it in COMMANDS}
+    lines = [line for lines in manual.EXAMPLES.values() for line in lines if line.startswith("netplug ")]
+    assert len(lines) > 5
+    for line in lines:
+        words = line.removesuffix(" &").split()
+        path = " ".join(words[:3]) if " ".join(words[:3]) in known else " ".join(words[:2])
+        assert {word for word in words if word.startswith("--")} <= known[path], line
+
+
 @pytest.mark.skipif(which("groff") is None, reason="there is no groff here")
 def test_page_of_settings_has_each_setting_with_its_variable() -> None:
     said = rendered("netplug.toml.5")
