@@ -46,7 +46,8 @@ What users notice, by release. [CONTRIBUTING.md](CONTRIBUTING.md#the-changelog) 
 def version() -> str:
     """Return the present version."""
     text = (ROOT / "netplug" / "__init__.py").read_text()
-    return re.search(r'^__version__ = "(.+)"', text, re.MULTILINE)[1]
+    (found,) = re.findall(r'^__version__ = "(.+)"', text, re.MULTILINE)
+    return str(found)
 
 
 def number(name: str) -> tuple[int, ...]:
@@ -60,7 +61,7 @@ def parts(fragment: Path) -> Iterator[tuple[str, list[str]]]:
     Raises:
         ValueError: the fragment is not of the form that CONTRIBUTING.md says.
     """
-    area, entries = OTHER, []
+    area, entries = OTHER, list[str]()
     for line in fragment.read_text().rstrip().splitlines():
         if line.startswith("# "):
             if entries:

@@ -133,7 +133,7 @@ def _type(schema: Mapping[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         values = schema.get("enum") or [schema["const"]]
         return ", ".join(f"`{json.dumps(value)}`" for value in values)
-    kind = schema.get("type", "")
+    kind: str = schema.get("type", "")
     if kind == "array":
         return f"list of {_type(schema.get('items', {}))}"
     more = schema.get("additionalProperties")
