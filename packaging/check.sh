@@ -14,6 +14,7 @@ step format .venv/bin/python -m ruff format --check --quiet .
 step lint .venv/bin/python -m ruff check --quiet .
 step types .venv/bin/python -m mypy -p netplug
 step types-of-drivers .venv/bin/python -m mypy tests/built_in_drivers.py examples/driver/netplug_routed.py
+step types-of-packaging env MYPYPATH=packaging .venv/bin/python -m mypy packaging/*.py
 step imports .venv/bin/lint-imports --no-logo
 # Doctests run through the symbolic links in netplug/, so that each module has only one name.
 step examples .venv/bin/python -m pytest --quiet --doctest-modules netplug

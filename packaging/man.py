@@ -24,11 +24,7 @@ _ESCAPES = {"\\": r"\e", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti",
 
 
 def text(words: str) -> str:
-    r"""Return words as roff: nothing of them is a request or an escape.
-
-    >>> text("a 'b' 4-c")
-    'a \\(aqb\\(aq 4\\-c'
-    """
+    """Return words as roff: nothing of them is a request or an escape."""
     made = "".join(_ESCAPES.get(char) or (char if ord(char) < 128 else f"\\[u{ord(char):04X}]") for char in words)
     # Between letters it is a hyphen, where a line may end; elsewhere a minus, which can be pasted.
     made = re.sub(r"(?<![A-Za-z])-|-(?![A-Za-z])", r"\\-", made)
