@@ -39,7 +39,7 @@ The API of Docker plugins, at `/run/docker/plugins/pynet.sock`, is Docker's: see
 An error has a status from 400 on, and this body:
 
 ```json
-{"error": {"kind": "not_found", "message": "there is no network 'green'", "hint": "see netplug network ls"}}
+{"error": {"kind": "not_found", "message": "there is no network 'green'", "hint": ""}}
 ```
 
 | kind | status | meaning |

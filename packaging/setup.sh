@@ -46,7 +46,6 @@ system() {
     done
     # The reference CNI plugins, for mixed plugin lists and for comparison.
     [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
-    [ -e /usr/share/bash-completion/bash_completion ] || missing+=(bash-completion)
     # The headers and the library for cc. Users need no compiler: without one they get the Python CNI executable.
     [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
     # The test image contains only busybox, so it must be statically linked.

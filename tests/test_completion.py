@@ -46,13 +46,7 @@ SETUP = {
 SETUP["zsh-fpath"] = (
     SETUP["zsh"].replace("autoload", "fpath=({folder} $fpath); autoload", 1).replace("source {script}", "")
 )
-LOADER = Path("/usr/share/bash-completion/bash_completion")
-SETUP["bash-completion"] = SETUP["bash"].replace(
-    "source {script}", f"BASH_COMPLETION_USER_DIR={{folder}}; source {LOADER}"
-)
-NEEDED = {"bash": "bash", "bash-completion": str(LOADER), "zsh": "zsh", "zsh-fpath": "zsh"}
-"""What must be here, by the way in which the script is loaded."""
-START = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"]}
+START = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"], "zsh-fpath": ["zsh", "-f", "-i"]}
 
 LINES = [
     ("netplug netw", "netplug network "),
@@ -76,14 +70,12 @@ LINES = [
 class Terminal:
     """A shell at a terminal, whose line it tells."""
 
-    def __init__(self, way: str, folder: Path, run_dir: Path) -> None:
+    def __init__(self, shell: str, folder: Path, run_dir: Path) -> None:
         self._out = folder / "line"
         setup = folder / "setup"
-        name = way.partition("-")[0]
-        file = folder / ("completions/netplug" if name == "bash" else "_netplug")
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(script(name))
-        setup.write_text(SETUP[way].format(out=self._out, script=file, folder=folder))
+        file = folder / "_netplug"
+        file.write_text(script(shell.partition("-")[0]))
+        setup.write_text(SETUP[shell].format(out=self._out, script=file, folder=folder))
         environment = {
             "PATH": f"{BIN}:/usr/bin:/bin",
             "HOME": str(folder),
@@ -93,7 +85,7 @@ class Terminal:
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
             os.chdir(folder)
-            os.execvpe(name, START[name], environment)  # noqa: S606 - a terminal of its own
+            os.execvpe(START[shell][0], START[shell], environment)  # noqa: S606 - a terminal of its own
         self._said = ""
         self._send(f"source {setup}\r")
         self._until(lambda: "READY" in self._said)
@@ -135,12 +127,12 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
         yield daemon
 
 
-@pytest.fixture(scope="module", params=sorted(NEEDED))
+@pytest.fixture(scope="module", params=sorted(START))
 def terminal(
     request: pytest.FixtureRequest, daemon: Living, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Terminal]:
-    if not (which(NEEDED[request.param]) or Path(NEEDED[request.param]).exists()):
-        pytest.skip(f"there is no {NEEDED[request.param]} here")
+    if which(START[request.param][0]) is None:
+        pytest.skip(f"there is no {START[request.param][0]} here")
     terminal = Terminal(request.param, tmp_path_factory.mktemp(request.param), daemon.settings.run_dir)
     yield terminal
     terminal.close()

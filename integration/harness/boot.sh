@@ -62,6 +62,7 @@ init() {
     cd /
     umount -l run/old
     rmdir run/old
+    mount --make-rshared / # as systemd does on a machine: services with mounts of their own see later ones, such as /run/netns
     exec env -i container=npit PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         /lib/systemd/systemd --system --unit=multi-user.target --log-target=journal --show-status=no
 }

@@ -26,6 +26,7 @@ from netplug.ipam.allocator import Allocator
 from netplug.ipam.scan_offset import HashedStart
 from netplug.ipam.store import LeaseStore
 from netplug.kernel.api import HostKernel
+from netplug.kernel.host.kept_sockets import Keeper
 from netplug.reconcile import Reconciler
 from netplug.store.access import EtcdAccess
 from netplug.store.leases import StoredLeases
@@ -54,12 +55,15 @@ Serving: TypeAlias = Callable[..., AbstractAsyncContextManager[None]]
 Background = dict[str, Callable[[], Coroutine[Any, Any, None]]]
 
 
-async def linux_kernel() -> HostKernel:
-    """Open the kernel of this network namespace, with the types of steps that other packages bring."""
+async def linux_kernel(keeper: Keeper | None = None) -> HostKernel:
+    """Open the kernel of this network namespace, with the types of steps that other packages bring.
+
+    `keeper`: keeps the sockets that reserve ports for the next life of this process.
+    """
     from netplug.daemon.step_packages import GROUP, load_steps  # noqa: PLC0415
     from netplug.kernel.linux import LinuxKernel  # noqa: PLC0415 - tests with a fake kernel do not need it
 
-    return await LinuxKernel.open(packages=load_steps(installed(GROUP)))
+    return await LinuxKernel.open(load_steps(installed(GROUP)), keeper)
 
 
 @dataclass(frozen=True, slots=True)

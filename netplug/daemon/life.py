@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
+import os
 import signal
 import socket
 import sys
@@ -37,6 +38,7 @@ from netplug.daemon.composition import (
     open_host,
     open_shared,
 )
+from netplug.daemon.descriptor_store import DescriptorStore
 from netplug.daemon.lock import DAEMONLESS_LOCK, SOCKET_MODE, claim_socket, exclusive, lock_file, release_socket
 from netplug.daemon.namespace_lock import LOCKS, NAMESPACE, claim_namespace
 from netplug.daemon.reloading import Reloading
@@ -60,8 +62,8 @@ PATIENCE_S = 20.0
 class Daemon:
     """The daemon from start to stop. `kernel`: opens the kernel; `namespace`, `locks`: see `claim_namespace`.
 
-    `machine`: the machine that it runs on. `inherited`: sockets of systemd (`inherited_sockets`). `read`: returns the
-    settings of a reload. `cluster`: None without a shared store.
+    `machine`: the machine that it runs on. `inherited`: sockets of systemd (`inherited_sockets`). `kept`: has systemd
+    keep sockets for the next daemon. `read`: returns the settings of a reload. `cluster`: None without a shared store.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Daemon:
         locks: Path = LOCKS,
         machine: Machine | None = None,
         inherited: Mapping[Path, socket.socket] = MappingProxyType({}),
+        kept: DescriptorStore | None = None,
         read: Callable[[], Settings] = load,
     ) -> None:
         self.cluster: Cluster | None = None
@@ -84,6 +87,7 @@ class Daemon:
         self._starting = asyncio.timeout(None)
         self._resources = AsyncExitStack()
         self._inherited = dict(inherited)
+        self._kept = kept or DescriptorStore()
         self._reloading = Reloading(settings, read)
         self._files = contextlib.ExitStack()
         self._api_socket: socket.socket
@@ -130,6 +134,7 @@ class Daemon:
         resources.enter_context(claim_namespace(*self._namespace))
         self._api_socket, self._plugin_socket, self._cni_socket = self._sockets()
         host = await open_host(settings, resources, kernel=self._open_kernel, machine=self._machine)
+        resources.callback(self._kept.close)  # before the kernel closes the sockets
         parts = await compose(host, await open_shared(host), docker=settings.docker_host != "none")
         await self._start(parts)
         log.info(
@@ -149,6 +154,7 @@ class Daemon:
         await self._guard_store(parts.engine)
         self._background = parts.background  # makes the parts that learn of each record that is loaded
         await parts.reconciler.start()
+        self._kept.drop_left()
         if parts.cluster is not None:
             await parts.cluster.start()
         parts.name_server.start()
@@ -247,7 +253,9 @@ def run(settings: Settings, read: Callable[[], Settings] = load) -> None:
 
 
 async def _run(settings: Settings, read: Callable[[], Settings]) -> None:
-    daemon = Daemon(settings, inherited=inherited_sockets(), read=read)
+    kept = DescriptorStore.of_service(os.environ)
+    opener = partial(linux_kernel, kept)
+    daemon = Daemon(settings, kernel=opener, inherited=inherited_sockets(), kept=kept, read=read)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)

@@ -6,7 +6,7 @@ and while it restarts: who connects meanwhile waits in their queue.
 
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 import structlog
@@ -14,17 +14,23 @@ import structlog
 log = structlog.get_logger(__name__)
 
 UNIT = "netplug.socket"
-_FIRST = 3
+FIRST = 3
 """Descriptor of the first inherited socket, SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+KEPT = "port-"
+"""Begin of the names of those that `descriptor_store` takes."""
+
+
+def notify_address(environ: Mapping[str, str]) -> str:
+    """Return where systemd expects notifications; empty if it expects none."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    return f"\0{address[1:]}" if address.startswith("@") else address
 
 
 def notify(state: str) -> None:
     """Notify systemd (sd_notify(3)), if the service expects it."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
+    address = notify_address(os.environ)
     if not address:
         return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)  # a systemd that hangs must not stop us
         try:
@@ -40,7 +46,7 @@ def watchdog_s(environ: MutableMapping[str, str] = os.environ) -> float:
     return int(given) / 1e6 if for_us and given.isdigit() else 0.0
 
 
-def inherited_sockets(environ: MutableMapping[str, str] = os.environ, first: int = _FIRST) -> dict[Path, socket.socket]:
+def inherited_sockets(environ: MutableMapping[str, str] = os.environ, first: int = FIRST) -> dict[Path, socket.socket]:
     """Return the listening unix sockets that systemd passed to this process, by path (sd_listen_fds(3)).
 
     Later calls return none, and children inherit none. What is no such socket is closed, and said in the log.
@@ -52,6 +58,8 @@ def inherited_sockets(environ: MutableMapping[str, str] = os.environ, first: int
     found: dict[Path, socket.socket] = {}
     for index in range(int(told["LISTEN_FDS"])):
         name = names[index] if index < len(names) else "unknown"
+        if name.startswith(KEPT):
+            continue
         try:
             sock = socket.socket(fileno=first + index)
         except OSError as exc:

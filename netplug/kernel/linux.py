@@ -56,6 +56,7 @@ from netplug.kernel.host import facts
 from netplug.kernel.host import handlers as host
 from netplug.kernel.host.descriptors import raise_limit
 from netplug.kernel.host.inspection import HostInspection
+from netplug.kernel.host.kept_sockets import Keeper
 from netplug.kernel.host.ports import Ports
 from netplug.kernel.host.relays import Relays
 from netplug.kernel.host.resolution import HostResolution
@@ -115,14 +116,14 @@ HANDLERS: Mapping[type[Step], Factory] = {
 class LinuxKernel:
     """The network namespace of the thread that opened it. Belongs to one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeper: Keeper | None = None) -> None:
         """Use `open`."""
         self._nl = Netlink.open()
         self._survey = Netlink.open()
         self._reaper = Reaper()
         self._legacy = LegacyWatch(self._note_commit)
         self._iptables = {family: Iptables(family, self._legacy) for family in (4, 6)}
-        self._ports = Ports()
+        self._ports = Ports(keeper)
         self._relays = Relays(self._ports)
         self._resolvers = Resolvers()
         self._flows = Conntrack()
@@ -182,17 +183,20 @@ class LinuxKernel:
                 STEP_TYPES.discard(cls)
 
     @classmethod
-    async def open(cls, packages: Mapping[type[Step], Factory] = MappingProxyType({})) -> Self:
+    async def open(
+        cls, packages: Mapping[type[Step], Factory] = MappingProxyType({}), keeper: Keeper | None = None
+    ) -> Self:
         """Open the namespace of this thread, and finish the deletions that an earlier process began.
 
         Args:
             packages: handlers of types of steps that other packages bring.
+            keeper: keeps the sockets that reserve ports for the next life of this process.
 
         Raises:
             NetplugError: a type of step has no handler, or two.
         """
         raise_limit()
-        kernel = cls()
+        kernel = cls(keeper)
         try:
             kernel._register(packages)
             await kernel._reaper.sweep()
@@ -228,6 +232,7 @@ class LinuxKernel:
         errors: list[Exception] = [*unknown]
         for lane, together in self._handlers.lanes(known):
             errors += await lane.remove(together)
+        await self._ports.settled()
         if errors:
             raise ExceptionGroup("some objects could not be removed", errors)
 

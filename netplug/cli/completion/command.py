@@ -14,15 +14,9 @@ SHELLS = ("bash", "zsh", "fish")
 def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
     """Print the script that completes netplug's commands in a shell.
 
-    Names of networks, endpoints and hosts are completed as the daemon knows them. The Debian package has the scripts.
-
-    bash: netplug completion bash > ~/.local/share/bash-completion/completions/netplug, where the package
-    bash-completion is installed; else eval "$(netplug completion bash)" in ~/.bashrc.
-
-    zsh: netplug completion zsh > _netplug in a folder of fpath; or eval "$(netplug completion zsh)" in ~/.zshrc, after
-    compinit.
-
-    fish: netplug completion fish > ~/.config/fish/completions/netplug.fish.
+    Names of networks, endpoints and hosts are completed as the daemon knows them. For bash, put this into ~/.bashrc:
+    eval "$(netplug completion bash)". For zsh, the same with zsh into ~/.zshrc after compinit. For fish: netplug
+    completion fish > ~/.config/fish/completions/netplug.fish.
     """
     if shell not in SHELLS:
         raise CliError(USAGE, f"shell {shell[:80]!r} is not one of {', '.join(SHELLS)}")

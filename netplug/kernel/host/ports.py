@@ -2,6 +2,8 @@
 
 DNAT delivers published ports, so packets do not reach these sockets. The exception is ::1, see `relays`. The sockets
 keep other processes and the kernel's ephemeral ports away. A second publication of a port fails with a clear error.
+
+They end with this process. A `Keeper` may have them outlive it, so that the ports stay reserved while it restarts.
 """
 
 import errno
@@ -17,6 +19,7 @@ from netplug.drivers.steps import HostPort, IPAddress, Proto, text_of
 from netplug.errors import NetplugError
 from netplug.kernel.api import IN_USE, MISSING, Done, Outcome, StepError
 from netplug.kernel.host import descriptors
+from netplug.kernel.host.kept_sockets import Keeper, KeepsNone, may_conflict, name_of
 from netplug.kernel.host.socket_filters import EQUAL, LOAD, RETURN, WHOLE, Filter
 from netplug.kernel.progress import merged
 
@@ -53,7 +56,8 @@ Problem = TypeVar("Problem")
 class Ports:
     """The reserved ports: bound by us, or bound by the container's runtime and only recorded (`HostPort.shared`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeper: Keeper | None = None) -> None:
+        self._keeper: Keeper = keeper or KeepsNone()
         self._held: dict[str, socket.socket] = {}
         self._known: dict[tuple[Proto, int, int], dict[str, HostPort]] = {}
         # Bound with SO_REUSEPORT, as our name server's sockets. So the kernel does not refuse a second one.
@@ -95,6 +99,7 @@ class Ports:
             del self._known[_slot(step)]
         self._beside.pop(step.key, None)
         if sock := self._held.pop(step.key, None):
+            self._keeper.forget(name_of(step))
             sock.close()
 
     def serve(self, step: HostPort, *, all_addresses: bool = False) -> socket.socket | None:
@@ -171,17 +176,42 @@ class Ports:
 
     def _bind(self, step: HostPort, key: str = "") -> int:
         for _ in range(_TRIES):
-            sock = _open(step)
+            sock = self._kept(step) or self._opened(step)
             found = step if step.port else HostPort(step.proto, step.address, int(sock.getsockname()[1]))
             if not self._is_known(found):
                 self._held[key or found.key] = sock
+                self._keeper.keep(name_of(found), sock)
                 if found.port == RESOLVER_PORT:
                     self._beside[found.key] = found
                 return found.port
+            self._keeper.forget(name_of(found))
             sock.close()
             if step.port:
                 break
         raise OSError(errno.EADDRINUSE, "known to be in use")
+
+    def _kept(self, step: HostPort) -> socket.socket | None:
+        """Return the socket that reserved the port in the former life of this process."""
+        sock = self._keeper.take(name_of(step)) if step.port else None
+        if sock is not None:
+            _DROP_ALL.attach(sock)  # it may have been served
+        return sock
+
+    def _opened(self, step: HostPort) -> socket.socket:
+        try:
+            return _open(step)
+        except OSError as error:
+            # Perhaps the former life reserved the port at other addresses.
+            others = [name for name in self._keeper.left() if may_conflict(step, name)]
+            if error.errno != errno.EADDRINUSE or not others:
+                raise
+        for name in others:
+            self._keeper.drop(name)
+        return _open(step)
+
+    async def settled(self) -> None:
+        """Wait until ports that were released can be had by others; see `Keeper`."""
+        await self._keeper.settled()
 
 
 def _parts(step: HostPort) -> Iterator[HostPort]:
