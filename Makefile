@@ -38,8 +38,9 @@ fmt: $(VENV) ## format the code and apply the linter's safe fixes
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix-only --quiet .
 
-docs: $(VENV) ## write what documents have of the code: reference, options, REST API
+docs: $(VENV) ## write what documents have of the code: reference, options, REST API, netplug.toml
 	@.venv/bin/python packaging/reference.py
+	@.venv/bin/python packaging/settings_file.py
 
 changelog: $(VENV) ## move the fragments in changes/ to the present version, and write CHANGELOG.md
 	@.venv/bin/python packaging/changelog.py
