@@ -10,6 +10,10 @@ PARTS = [part for document in documents() for part in parts(document)]
 NOT_RUN = {
     "README.md#netplug": "clones the project; `make test` runs this very test",
     "docs/firewall.md#changes-by-others": "the daemon heals it before the command has started",
+    "docs/installing.md#debian-package": "test_deb.py installs the package on a machine with systemd",
+    "docs/installing.md#try-it": "test_deb.py pastes them after the installation",
+    "docs/installing.md#clean-up": "test_deb.py pastes them",
+    "docs/installing.md#why-it-has-its-own-libraries": "needs a package registry",
     "docs/podman.md#podman-45-and-later-by-netavark": "needs podman 4.5; test_netavark.py calls the driver",
     "docs/running.md#as-a-service-of-systemd": "needs a package registry",
     "docs/running.md#as-a-service-of-systemd-2": "needs systemd as process 1; test_systemd.py has one",

@@ -95,6 +95,16 @@ class Booted(Host):
             return super().path(inside)
         return super().path(f"{self.dir}/machine/root/{str(inside).lstrip('/')}")
 
+    @property
+    def layer(self) -> Path:
+        """Where the files are found from outside that differ from the root folder's."""
+        return Path(f"/proc/{self._holder}/root{self.dir}/machine/upper")
+
+    @property
+    def root(self) -> Path:
+        """The folder of its operating system."""
+        return self._root
+
     def write(self, inside: str | Path, text: str, mode: int = 0o644) -> None:
         """Write a file, and the folders that it needs."""
         path = self.path(inside)

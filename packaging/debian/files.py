@@ -2,7 +2,9 @@
 
 import gzip
 import os
+import subprocess
 import sys
+import tempfile
 from email.utils import formatdate
 from pathlib import Path
 
@@ -28,6 +30,12 @@ PLACES = {
     "networkd": "usr/lib/systemd/network",
 }
 """Where the folders of netplug/host_files go; netplug.toml is settled by itself."""
+COMPLETION = {
+    "bash": "usr/share/bash-completion/completions",
+    "zsh": "usr/share/zsh/vendor-completions",
+    "fish": "usr/share/fish/vendor_completions.d",
+}
+"""Where the files of packaging/completion.py go, by shell."""
 SETTINGS = Path("etc/netplug/netplug.toml")
 DOCUMENTS = Path("usr/share/doc/netplug")
 
@@ -40,6 +48,9 @@ def lay_out(root: Path, project: Path, version: str) -> None:
         (root / link).parent.mkdir(parents=True, exist_ok=True)
         (root / link).symlink_to(target)
     host_files(root, project / "netplug/host_files")
+    man_pages(root, project)
+    completion(root, project)
+    compressed(root / DOCUMENTS / "CHANGELOG.md.gz", (project / "CHANGELOG.md").read_text())
     write(root / DOCUMENTS / "copyright", (HERE / "copyright").read_text())
     write(root / "usr/share/lintian/overrides/netplug", (HERE / "lintian-overrides").read_text())
     write(root / "usr/share/python3/runtime.d/netplug.rtupdate", (HERE / "rtupdate").read_text(), 0o755)
@@ -64,8 +75,23 @@ def host_files(root: Path, source: Path) -> None:
     for folder, place in PLACES.items():
         for file in sorted((source / folder).glob("*")):
             write(root / place / file.name, file.read_text())
-    if (source / SETTINGS.name).exists():
-        write(root / SETTINGS, (source / SETTINGS.name).read_text())
+    write(root / SETTINGS, (source / SETTINGS.name).read_text(), 0o640)  # it may have etcd's password
+
+
+def man_pages(root: Path, project: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, project / "packaging/man.py", folder], check=True)
+        for page in sorted(Path(folder).iterdir()):
+            compressed(root / f"usr/share/man/man{page.suffix[1:]}/{page.name}.gz", page.read_text())
+
+
+def completion(root: Path, project: Path) -> None:
+    """Have the shells complete commands."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, project / "packaging/completion.py", folder], check=True)
+        for shell, place in COMPLETION.items():
+            for file in sorted((Path(folder) / shell).iterdir()):
+                write(root / place / file.name, file.read_text())
 
 
 def changelog(version: str) -> str:

@@ -28,7 +28,7 @@ ADDED = "/usr/local/lib/netplug/drivers"
 _GLIBC = range(17, 37)
 """Debian 12 has glibc 2.36."""
 _PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-_UNUSED = re.compile(r"/tests?/|/_test|/yaml/_yaml\.|\.(pyx|pxd|[ch])$|\.dist-info/RECORD$")
+_UNUSED = re.compile(r"/tests?/|/_testcapi|/yaml/_yaml\.|\.(pyx|pxd|[ch])$|\.dist-info/RECORD$")
 """Tests and sources of libraries, pip's lists, and PyYAML's copy of libyaml: lab files do not need its speed."""
 
 
