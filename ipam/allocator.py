@@ -88,13 +88,19 @@ class Allocator(Retention):
         for ledger in self._ledgers.values():
             ledger.begin_session()
 
-    async def end_session(self) -> None:
+    async def end_session(self, known: Collection[IPNetwork] = ()) -> None:
         """End the replay: what dockerd has not requested again, it no longer knows.
 
-        This ends the holds that were not claimed, and the leases that no endpoint ever used (owner PENDING).
+        This ends the holds that were not claimed, and the leases that no endpoint ever used (owner PENDING). `known`:
+        subnets that dockerd has. If it replayed nothing for one of them, it has not restarted (it only enabled a
+        managed plugin), and all remains.
         """
         for ledger in list(self._ledgers.values()):
-            for lease in ledger.forgotten():
+            missed = ledger.forgotten()
+            if 0 < ledger.pool.holds == ledger.unreplayed and ledger.pool.network in known:
+                ledger.unreplayed = 0
+                continue
+            for lease in missed:
                 await self.release_address(lease.pool, lease.address)
             for _ in range(ledger.unreplayed):
                 await self.release_pool(ledger.pool.id)

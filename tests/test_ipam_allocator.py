@@ -289,6 +289,22 @@ async def test_replay_takes_holds_and_leases_again_once(ipam: Allocator, store: 
     assert (await _pool(ipam, "10.1.0.0/24")).holds == 2
 
 
+async def test_pools_that_docker_has_but_did_not_replay_are_kept_for_its_restart(ipam: Allocator) -> None:
+    """dockerd activates a managed plugin that is enabled, too, and replays nothing then."""
+    pool = await _pool(ipam, "10.1.0.0/24")
+    gateway = await _take(ipam, pool, owner=Owner(OwnerKind.GATEWAY))
+    lost = await _pool(ipam, "10.2.0.0/24")
+    ipam.begin_session()
+    await ipam.end_session({pool.network})
+    assert (ipam.pools(), ipam.unreplayed()) == ((pool,), ())
+    assert lost not in ipam.pools()
+    with pytest.raises(IpamError, match="leased to gateway"):
+        await _take(ipam, pool, str(gateway))
+    ipam.begin_session()
+    assert (await _pool(ipam, "10.1.0.0/24")).holds == 1
+    assert (await ipam.request_address(pool.id, address=gateway, owner=PENDING)).owner.kind is OwnerKind.GATEWAY
+
+
 async def test_released_hold_is_not_taken_again(ipam: Allocator) -> None:
     pool = await _pool(ipam, "10.1.0.0/24")
     await ipam.bind(pool.id, "n1")

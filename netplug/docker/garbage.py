@@ -73,7 +73,7 @@ class GarbageCollector:
             return
         await self._delete_dead(suspects, view.endpoints)
         await self._delete_rest(suspects, view)
-        await self._engine.allocator.end_session()
+        await self._engine.allocator.end_session(view.subnets)
 
     async def after_start(self, suspects: Suspects) -> None:
         """Delete what Docker deleted while netplug was stopped."""
