@@ -9,7 +9,7 @@ TESTS := integration
 # Number of integration test files that run in parallel: each has hosts of its own, and mostly waits for engines.
 WORKERS := $(if $(filter integration,$(TESTS)),2,0)
 
-.PHONY: help setup check lowest fmt docs changelog test integration demo lab deb deb-lock bench clean
+.PHONY: help setup check lowest fmt docs changelog test integration demo lab deb deb-lock plugin bench clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -63,6 +63,9 @@ deb: $(VENV) ## build the Debian package into dist/, for Debian 12 and 13; insta
 
 deb-lock: $(VENV) ## choose the newest libraries for the Debian package (packaging/debian/lock.txt)
 	@.venv/bin/python packaging/debian/lock.py
+
+plugin: $(VENV) ## build Docker's managed plugin into build/plugin (as root, on Debian; docs/plugin.md)
+	@.venv/bin/python packaging/plugin/build_plugin.py build/plugin
 
 bench: setup ## compare with Docker's own bridge, the reference CNI plugins, and other tunnels and name servers (as root)
 	@bash packaging/setup.sh bench

@@ -31,6 +31,8 @@ SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 with the final NUL
 CNI_SOCKET = "cni.sock"
 _PREFIX = "NETPLUG_"
 _PLUGIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_MANAGED_NAME = re.compile(r"[a-z0-9][a-z0-9_.:/-]*:[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""Of Docker's managed plugins, always with a tag; for example pynet:latest."""
 _DOCKERS_DRIVERS = frozenset({"bridge", "host", "none", "null", "macvlan", "ipvlan", "overlay"})
 _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
 
@@ -133,9 +135,14 @@ class Settings(BaseModel):
         return self.run_dir / CNI_SOCKET
 
     @property
+    def managed(self) -> bool:
+        """Whether this is a managed plugin of Docker, which names it with a tag."""
+        return ":" in self.driver_name
+
+    @property
     def plugin_socket(self) -> Path:
-        """Socket for dockerd; its file name is the driver's name."""
-        return self.plugin_dir / f"{self.driver_name}.sock"
+        """Socket for dockerd; its file name is the driver's name, or that in the managed plugin's config.json."""
+        return self.plugin_dir / f"{'pynet' if self.managed else self.driver_name}.sock"
 
     @property
     def etcd(self) -> EtcdAccess | None:
@@ -162,7 +169,7 @@ class Settings(BaseModel):
     def _plugin_name(cls, value: str) -> str:
         if value in _DOCKERS_DRIVERS:
             raise ValueError("is the name of a built-in driver of docker")
-        if not _PLUGIN_NAME.fullmatch(value):
+        if not _PLUGIN_NAME.fullmatch(value) and not _MANAGED_NAME.fullmatch(value):
             raise ValueError("is not a plugin name: a-z and 0-9, and after the first character also _ . -")
         return value
 

@@ -72,6 +72,7 @@ system() {
     unpack_firewalls
     unpack_managers
     unpack_prometheus
+    unpack_registry
 }
 
 # What tests run in namespaces only, and what would start as a service of this machine if it were installed.
@@ -115,6 +116,11 @@ unpack_managers() {
     unpack managers network-manager libnm0 libndp0 libnewt0.52 libteamdctl0 libmm-glib0 libbluetooth3 libjansson4 \
         libpsl5 systemd-resolved systemd libsystemd-shared || true
     unpack resolvconf resolvconf || true
+}
+
+# From it, tests upgrade the managed plugin.
+unpack_registry() {
+    command -v docker-registry >/dev/null || unpack docker-registry docker-registry || true
 }
 
 # Installed, they would filter on this machine.

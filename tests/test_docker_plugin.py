@@ -16,6 +16,7 @@ from docker_client import END, GENERIC, NET, PORTMAP, REF, Plugin, endpoint, net
 from netplug.drivers.steps import Element
 from netplug.drivers.tables import NETWORKS
 from netplug.engine.records import NetworkSpec
+from netplug.frontends.docker.network import docker_app
 from netplug.frontends.serving import serving
 from netplug.ipam.lease import OwnerKind
 
@@ -288,3 +289,9 @@ def _capabilities(path: Path) -> int:
     status = connection.getresponse().status
     connection.close()
     return status
+
+
+async def test_messages_name_the_driver_as_docker_does(plugin: Plugin) -> None:
+    plugin.app = docker_app(plugin.engine, on_activate=lambda: None, driver="pynet:1.2")
+    refused = await plugin.call("/NetworkDriver.CreateNetwork", network(sticky="7d"))
+    assert "docker network create -d pynet:1.2 --ipam-driver pynet:1.2 -o sticky=7d NAME" in refused.error

@@ -255,6 +255,7 @@ class Composition:
             on_activate=self.reconciler.on_activate,
             on_ready=self.sandbox_resolvers.serve,
             container_of=ContainerInference(self.engine, self.docker).name if self.docker else container_unknown,
+            driver=self.host.settings.driver_name,
         )
 
     @cached_property
@@ -285,8 +286,19 @@ class Composition:
             return serving_all
 
         serving = await apart(load)
+        if self.host.settings.managed:
+            self._dockerd_starts()
+            if self.docker:
+                self.docker.on_lost = self._dockerd_starts
         self._http_loaded.set()
         return serving
+
+    def _dockerd_starts(self) -> None:
+        """Do as when dockerd activates a plugin: it does not activate managed ones, but starts them."""
+        from netplug.frontends.docker.network import begin_session  # noqa: PLC0415 - loaded by now
+
+        begin_session(self.engine)
+        self.reconciler.on_activate()
 
     async def _serve_page(self) -> None:
         await self._http_loaded.wait()

@@ -8,7 +8,7 @@ later.
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -60,6 +60,7 @@ class DockerEvents:
     Attributes:
         root: Docker's data folder; None until known.
         networks: Docker's names of its networks, by id; ``-o name=`` does not change them.
+        on_lost: is called when Docker's events end.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class DockerEvents:
         self._driver = driver
         self.root: Path | None = None
         self.networks: dict[str, str] = {}
+        self.on_lost: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
         """Follow Docker until cancelled."""
@@ -96,6 +98,7 @@ class DockerEvents:
             log.info("docker.connected", url=self._url)
             while (event := await subscriber.get()) is not None:
                 await self._on_event(docker, event)
+            self.on_lost()
         finally:
             events.cancel()
             await asyncio.gather(events, return_exceptions=True)

@@ -6,6 +6,7 @@ before ProgramExternalConnectivity. No handler asks dockerd anything, since dock
 """
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,8 @@ from netplug.frontends.docker.ipam import IpamDriver
 from netplug.frontends.docker.repeated_requests import Repeats
 from netplug.frontends.http import Failure, guard
 
+_NAMED = re.compile(r"(-d|--ipam-driver|IPAM by) pynet\b")
+"""Where a message names the driver."""
 _STATUS = {"empty": 400, "unknown": 404, "too_large": 413}
 
 
@@ -38,21 +41,21 @@ def docker_app(
     on_activate: Callable[[], None],
     on_ready: OnReady = nothing_to_do,
     container_of: ContainerOf = container_unknown,
+    driver: str = "pynet",
 ) -> FastAPI:
-    """Return the plugin's app.
+    """Return the plugin's app. `driver`: the name by which Docker knows it.
 
     `on_activate`: called when dockerd has started. It may only schedule work, since dockerd waits for the answer.
     `on_ready`: called with the sandbox when Docker asks for the state of an endpoint; engine 28 and later do so before
     the container starts. `container_of`: infers which container asks for an address of a pool.
     """
     app = FastAPI(title="netplug Docker plugin", strict_content_type=False, redirect_slashes=False)
-    guard(app, _render, engine.requests, FrontEnd.DOCKER)
+    guard(app, lambda failure: _render(failure, driver), engine.requests, FrontEnd.DOCKER)
     network, ipam, repeats = NetworkDriver(engine, on_ready), IpamDriver(engine, container_of), Repeats()
 
     async def activate() -> wire.Activated:
-        """Note that dockerd has started: it asks once in its life, and repeats its IPAM requests now."""
-        engine.allocator.begin_session()
-        engine.publishing.dead_holders.begin_session()
+        """Note that dockerd has started: it asks once in its life, except for managed plugins."""
+        begin_session(engine)
         on_activate()
         return wire.Activated()
 
@@ -63,13 +66,23 @@ def docker_app(
     return app
 
 
+def begin_session(engine: Engine) -> None:
+    """Note that dockerd starts: it repeats its IPAM requests, and containers may be dead."""
+    engine.allocator.begin_session()
+    engine.publishing.dead_holders.begin_session()
+
+
 def _route(app: FastAPI, path: str, method: Callable[..., Awaitable[wire.Wire]]) -> None:
     app.add_api_route(path, method, methods=["POST"], response_model_exclude_none=True)
 
 
-def _render(failure: Failure) -> Response:
-    """Write both keys: NetworkDriver reads `Err`, IpamDriver `Error`. Never with 200, where the wrong key is lost."""
-    body = json.dumps({"Err": failure.text, "Error": failure.text})
+def _render(failure: Failure, driver: str) -> Response:
+    """Write both keys: NetworkDriver reads `Err`, IpamDriver `Error`. Never with 200, where the wrong key is lost.
+
+    The commands in it name the driver as Docker does.
+    """
+    text = _NAMED.sub(lambda found: f"{found[1]} {driver}", failure.text)
+    body = json.dumps({"Err": text, "Error": text})
     return Response(body, _STATUS.get(failure.kind, 500), media_type="application/json")
 
 

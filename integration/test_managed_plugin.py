@@ -1,0 +1,182 @@
+"""netplug as Docker's managed plugin: built by `make plugin`, and run by a real dockerd in a root of its own."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from shutil import which
+from tempfile import TemporaryDirectory
+
+import pytest
+from conftest import Shared
+from harness import (
+    CommandError,
+    Container,
+    Dockerd,
+    Host,
+    Wire,
+    assert_same,
+    attached,
+    container,
+    docker_network,
+    http_get,
+    snapshot,
+    wait_until,
+)
+from harness.host import NAME_PREFIX
+from harness.managed_plugin import NAME, REGISTRY, ManagedPlugin, build_plugin, registry, registry_command
+
+from netplug.lab.image import IMAGE, PAGE
+
+SERVE = ["httpd", "-f", "-h", "/www"]
+POOL = "10.77."
+NEWER = "99.1"
+
+
+@pytest.fixture(scope="module")
+def dockerd(host: Host, wire: Wire, shared: Shared) -> Dockerd:  # noqa: ARG001 - the uplink is there before the engine
+    """A dockerd whose log has the plugin's."""
+    it = shared.dockerds[host] = Dockerd(host, "--log-level", "info")
+    it.docker("run", "--rm", "-p", "1", IMAGE, "true")
+    it.restart()  # its rules have another order then
+    return it
+
+
+@pytest.fixture(scope="session")
+def built() -> Iterator[Path]:
+    """The plugin's folder, for all tests of the run."""
+    if missing := [name for name in ("apt-get", "dpkg-deb") if not which(name)]:
+        pytest.skip(f"needs {missing[0]}")
+    with TemporaryDirectory(prefix=f"{NAME_PREFIX}{os.getpid()}-plugin-") as folder:
+        yield build_plugin(Path(folder, "plugin"))
+
+
+@pytest.fixture(scope="module")
+def plugin(host: Host, dockerd: Dockerd, built: Path, shared: Shared) -> Iterator[ManagedPlugin]:
+    """The plugin, enabled. Removed with all that is its, it leaves the host as it was."""
+    before = snapshot(host)
+    it = shared.netplugs[host] = ManagedPlugin(dockerd, built, f"NETPLUG_ADDRESS_POOL=base={POOL}0.0/16,size=24")
+    with (
+        docker_network(dockerd, "--ipv6", "--ipam-driver", NAME, driver=NAME) as net,
+        container(dockerd, "--network", net, "-p", "1"),
+    ):
+        pass  # what is made once and kept
+    yield it
+    del shared.netplugs[host]
+    it.call("rm", "-f", NAME)
+    assert_same(before, lambda: snapshot(host))
+
+
+def web(dockerd: Dockerd, network: str) -> AbstractContextManager[Container]:
+    return container(
+        dockerd, "--network", network, "--name", "web", "-p", "8080:80", "--restart", "always", command=SERVE
+    )
+
+
+def test_containers_have_names_addresses_and_ports(
+    dockerd: Dockerd, plugin: ManagedPlugin, client: Host, wire: Wire
+) -> None:
+    with (
+        docker_network(dockerd, "--ipam-driver", NAME, driver=NAME) as net,
+        web(dockerd, net) as server,
+        container(dockerd, "--network", net, "--name", "db") as other,
+    ):
+        assert server.ip().startswith(POOL)
+        assert other.pings("web")
+        assert other.pings(wire.right)
+        assert f"Address: {server.ip()}" in other.exec("nslookup", "-type=a", f"web.{net}.netplug.internal")
+        assert wait_until(lambda: http_get(client, wire.left, 8080), ignoring=(OSError,)) == PAGE
+        assert {it["name"] for it in plugin.json("ps")} == {"web", "db"}
+        assert not plugin.drift()
+        assert plugin.cli("ipam", "audit")
+
+
+def test_namespaces_of_the_host_join(dockerd: Dockerd, plugin: ManagedPlugin) -> None:
+    """They are made after the plugin has started, and it sees them."""
+    with (
+        docker_network(dockerd, driver=NAME) as net,
+        container(dockerd, "--network", net, "--name", "web") as other,
+        attached(plugin, net, "--name", "lab") as (lab, _),
+    ):
+        assert lab.pings(other.ip())
+        assert other.pings(f"lab.{net}.netplug.internal")
+
+
+def test_messages_name_the_plugin(dockerd: Dockerd, plugin: ManagedPlugin) -> None:  # noqa: ARG001 - it answers
+    with pytest.raises(CommandError, match=f"-d {NAME} --ipam-driver {NAME} -o sticky=7d"):
+        dockerd.docker("network", "create", "-d", NAME, "-o", "sticky=7d", "refused")
+
+
+def test_containers_stay_connected_while_it_is_off(
+    dockerd: Dockerd, plugin: ManagedPlugin, client: Host, wire: Wire
+) -> None:
+    with (
+        docker_network(dockerd, "--ipam-driver", NAME, driver=NAME) as net,
+        web(dockerd, net) as server,
+        container(dockerd, "--network", net) as other,
+    ):
+        with pytest.raises(CommandError, match="in use"):
+            plugin.call("disable", NAME)
+        plugin.call("disable", "-f", NAME)
+        assert other.pings(server.ip())
+        assert http_get(client, wire.left, 8080) == PAGE
+        plugin.call("enable", NAME)
+        assert other.pings("web")
+        assert http_get(client, wire.left, 8080) == PAGE
+        assert wait_until(lambda: not plugin.drift())
+
+
+def test_dockerd_restarts_with_it(dockerd: Dockerd, plugin: ManagedPlugin, client: Host, wire: Wire) -> None:
+    """It starts before the containers that dockerd starts again, and has their addresses."""
+    with (
+        docker_network(dockerd, "--ipam-driver", NAME, driver=NAME) as net,
+        web(dockerd, net) as server,
+        container(dockerd, "--network", net, "--restart", "always") as other,
+    ):
+        addresses = server.ip(), other.ip()
+        dockerd.restart()
+        assert wait_until(lambda: http_get(client, wire.left, 8080), ignoring=(OSError,)) == PAGE
+        assert len({server.ip(), other.ip()}) == 2
+        assert other.pings("web")
+        assert {it["address"] for pool in plugin.json("ipam", "ls") for it in pool["leases"]} >= set(addresses)
+        assert wait_until(lambda: not plugin.drift())
+        assert plugin.cli("ipam", "audit")
+
+
+def test_upgrade_from_a_registry_keeps_networks_and_containers(
+    dockerd: Dockerd, plugin: ManagedPlugin, built: Path, client: Host, wire: Wire
+) -> None:
+    if not (program := registry_command()):
+        pytest.skip("needs docker-registry (make setup)")
+    plugin.create(f"{REGISTRY}/pynet:2", newer(built))
+    with (
+        registry(dockerd, program),
+        docker_network(dockerd, "--ipam-driver", NAME, driver=NAME) as net,
+        web(dockerd, net) as server,
+        container(dockerd, "--network", net) as other,
+    ):
+        plugin.call("push", f"{REGISTRY}/pynet:2")
+        plugin.call("rm", f"{REGISTRY}/pynet:2")
+        before = plugin.json("ps")
+        plugin.call("disable", "-f", NAME)
+        plugin.call("upgrade", "--grant-all-permissions", "--skip-remote-check", NAME, f"{REGISTRY}/pynet:2")
+        assert http_get(client, wire.left, 8080) == PAGE
+        plugin.call("enable", NAME)
+        assert plugin.version() == NEWER
+        assert plugin.json("ps") == before
+        assert other.pings("web")
+        assert http_get(client, wire.left, 8080) == PAGE
+        assert wait_until(lambda: not plugin.drift())
+        assert server.ip().startswith(POOL), "its settings are kept"
+
+
+def newer(built: Path) -> Path:
+    """Return the same plugin with another version of netplug in it."""
+    folder = built.with_name("newer")
+    shutil.copytree(built, folder, symlinks=True)
+    package = folder / "rootfs/usr/lib/python3/dist-packages/netplug"
+    (package / "__init__.py").write_text(f'__version__ = "{NEWER}"\n')
+    for compiled in (package / "__pycache__").glob("__init__.*"):
+        compiled.unlink()
+    return folder
