@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -267,8 +268,8 @@ async def test_docker_that_is_not_there(host: Host, tmp_path: Path) -> None:
     path = tmp_path / "docker.sock"
     subject = host_subject(host, tmp_path, docker_host=f"unix://{path}")
     assert bad(await docker.engine(subject)) == []
-    async with dockerd(path, is_silent):
-        pass
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
     (found,) = bad(await docker.engine(subject))
     assert (found.verdict, "no dockerd listens" in found.why) == ("warning", True)
 

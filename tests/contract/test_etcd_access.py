@@ -41,6 +41,7 @@ class Authority:
         openssl(
             *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
             *("-subj", f"/CN={name}", "-keyout", str(folder / f"{name}.key"), "-out", str(authority.ca)),
+            *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),  # RFC 5280 §4.2.1.3; Python 3.13 insists
         )
         return authority
 
