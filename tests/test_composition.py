@@ -17,6 +17,7 @@ from netplug.kernel.fake.kernel import FakeKernel
 
 MACHINE = Machine("here")
 HEAVY = ["aiodocker", "aiohttp", "fastapi", "starlette", "uvicorn", "netplug.names.server", "netplug.docker.events"]
+HEAVY += ["netplug.cluster.cluster", "netplug.cluster.shared_store"]
 COMMAND = """
 import asyncio, json, os, sys
 from functools import partial

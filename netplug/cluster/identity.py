@@ -22,6 +22,8 @@ from netplug.store.api import Compare, Delete, Event, Put, Record, Store
 from netplug.store.restore_guard import RestoreGuard
 
 OWN = "meta/host"
+VTEP = "meta/vtep"
+"""Where this host keeps its VTEP, once it had a shared store."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NETNS = Path("/proc/self/ns/net")
 _MACHINE = Path("/etc/machine-id")

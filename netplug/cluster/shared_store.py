@@ -11,9 +11,9 @@ from ipaddress import ip_address
 
 import structlog
 
+from netplug.cluster.identity import VTEP
 from netplug.cluster.records import IDENTITY
 from netplug.cluster.recovery import load_mark
-from netplug.cluster.underlay import VTEP
 from netplug.cluster.vtep import Finder
 from netplug.config import Settings
 from netplug.drivers.api import Scope

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import structlog
 
+from netplug.cluster.identity import VTEP
 from netplug.cluster.vtep import Finder
 from netplug.drivers.api import HostFacts, meshed
 from netplug.drivers.errors import DriverError
@@ -22,7 +23,6 @@ from netplug.store.api import Put, Store
 
 log = structlog.get_logger(__name__)
 
-VTEP = "meta/vtep"
 SETTLE_S = 0.1
 """Pause after a notification: programs that replace an address remove the old one first."""
 RETRY_S = 1.0

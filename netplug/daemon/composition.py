@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import structlog
 
 from netplug import __version__
-from netplug.cluster.identity import Identity, Machine
+from netplug.cluster.identity import VTEP, Identity, Machine
 from netplug.config import Settings
 from netplug.daemon.address_spaces import site_prefix, spaces
 from netplug.daemon.drivers import load_drivers
@@ -97,6 +97,15 @@ async def open_shared(host: Host) -> "Shared | None":
     from netplug.cluster.shared_store import open_for_daemon  # noqa: PLC0415
 
     return await open_for_daemon(host.settings, host.store, host.kernel, host.identity.id, host.resources)
+
+
+async def open_known(host: Host) -> "Shared | None":
+    """Open the store that hosts share, for a command; see `open_for_command`."""
+    if await host.store.get(VTEP) is None:
+        return None
+    from netplug.cluster.shared_store import open_for_command  # noqa: PLC0415 - a host alone need not wait for it
+
+    return await open_for_command(host.settings, host.store, host.identity.id, host.resources, host.drivers)
 
 
 async def compose(host: Host, shared: "Shared | None", *, docker: bool) -> "Composition":

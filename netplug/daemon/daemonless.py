@@ -11,9 +11,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from netplug import log as logging
-from netplug.cluster.shared_store import open_for_command
 from netplug.config import Settings, load
-from netplug.daemon.composition import compose, open_host
+from netplug.daemon.composition import compose, open_host, open_known
 from netplug.daemon.daemonless_queue import Backoff, CallQueue
 from netplug.daemon.lock import DAEMONLESS_LOCK, SOCKET_MODE, Held, claim_socket, exclusive, lock_file, release_socket
 from netplug.daemon.namespace_lock import claim_namespace
@@ -67,8 +66,7 @@ async def _answer(call: Call, settings: Settings, line: CallQueue) -> Reply:
     async with AsyncExitStack() as stack:
         stack.enter_context(claim_namespace())
         host = await open_host(settings, stack)
-        shared = await open_for_command(settings, host.store, host.identity.id, stack, host.drivers)
-        parts = await compose(host, shared, docker=False)
+        parts = await compose(host, await open_known(host), docker=False)
         if parts.cluster:
             await parts.cluster.membership.admit_command()
         engine, reconciler, service, _ = parts.engine, parts.reconciler, parts.cni, parts.events
