@@ -4,8 +4,9 @@ The hosts belong to a test alone. Datagrams go every 10 ms, and none may be lost
 """
 
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_network
@@ -38,8 +39,11 @@ from harness import (
 )
 from harness.cluster import Cluster, needs_etcd
 from harness.flood import flood
-from harness.former import former_release, remains, runs, turn
+from harness.former import former_release, previous_release, remains, runs, turn
 from harness.traffic import Talk, bound
+
+from netplug import __version__
+from netplug.store.schema import OLDEST, VERSION
 
 NewHost = Callable[..., Host]
 CONVERGED = re.compile(r"step\.converged")
@@ -51,6 +55,12 @@ GATE = ("-A FORWARD -j NETPLUG-FORWARD", ":NETPLUG-FORWARD")
 def former(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source of the former release."""
     return former_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="module")
+def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source of the release before this one."""
+    return previous_release(tmp_path_factory.mktemp("release"))
 
 
 @dataclass
@@ -80,9 +90,14 @@ class Place:
 
 @pytest.fixture
 def place(new_host: NewHost, former: Path) -> Place:
+    return placed(new_host, former)
+
+
+def placed(new_host: NewHost, tree: Path) -> Place:
+    """A place with the daemon of a source tree."""
     host, client = new_host(), new_host("client")
     wire = connect(host, client)
-    return Place(host, client, wire, Dockerd(host), Netplug(host, env=runs(former)))
+    return Place(host, client, wire, Dockerd(host), Netplug(host, env=runs(tree)))
 
 
 @dataclass
@@ -346,6 +361,63 @@ def test_container_that_is_removed_during_a_rollback_is_gone_after_it(place: Pla
 def endpoints(place: Place) -> list[tuple[str, ...]]:
     """Return the endpoints as both versions show them."""
     return [(it["id"], it["name"], it["mac"], *it["addresses"], *it["ports"]) for it in place.netplug.json("ps")]
+
+
+# From the previous release, which filters as this one does
+
+
+@contextmanager
+def stored(place: Place) -> Iterator[sqlite3.Connection]:
+    """The file of the store, while no daemon runs."""
+    place.netplug.kill()
+    with closing(sqlite3.connect(place.netplug.state_dir / "netplug.db")) as database:
+        yield database
+        database.commit()
+
+
+def schema(place: Place) -> tuple[int, int, str]:
+    with stored(place) as database:
+        found: tuple[int, int, str] = database.execute("SELECT version, oldest, release FROM schema").fetchone()
+    place.netplug.start()
+    return found
+
+
+@pytest.mark.timeout(180)
+def test_previous_release_is_upgraded_and_returned_to(new_host: NewHost, previous: Path) -> None:
+    """Neither release writes what the other one cannot read. What only a later one can, both leave as it is."""
+    place = placed(new_host, previous)
+    with built(place) as it:
+        before = endpoints(place)
+        with traffic(place, it), fenced(place, it):
+            place.becomes(None)
+            place.agrees()
+            assert schema(place) == (VERSION, OLDEST, __version__)
+            place.becomes(previous)
+            place.agrees()
+            assert endpoints(place) == before
+            with stored(place) as database:
+                database.execute("UPDATE schema SET version = version + 1")
+                # A key is bytes.
+                later = "UPDATE record SET value = json_set(value, '$.later', 7) WHERE CAST(key AS TEXT) LIKE ?"
+                assert database.execute(f"{later} AND value ->> 'name' = 'bare'", ("endpoints/%",)).rowcount == 1
+            for tree in (previous, None):
+                place.becomes(tree)
+                said = wait_until(place.netplug.drift, HEAL_TIMEOUT_S, "what it cannot use")
+                assert "cannot be used and is left as it is: EndpointRecord has no field 'later'" in said
+                with pytest.raises(CommandError, match="is not attached" if tree else "cannot be used"):
+                    it.bare.detach(place.netplug, it.network)
+                assert not [port for port in (8080, 9090) if free(place, port)]
+            with stored(place) as database:
+                database.execute("UPDATE schema SET version = 9, oldest = 9, release = '9.0.0'")
+            with pytest.raises(RuntimeError, match=r"releases before schema 9 cannot use; .* install netplug 9\.0\.0"):
+                place.netplug.start()
+            with stored(place) as database:
+                database.execute("UPDATE schema SET oldest = 1")
+                database.execute("UPDATE record SET value = json_remove(value, '$.later')")
+            place.becomes(None)
+            place.agrees()
+        assert endpoints(place) == before
+        assert place.netplug.json("ipam", "audit") == []
 
 
 # In a cluster

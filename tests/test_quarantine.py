@@ -129,6 +129,22 @@ async def test_endpoint_of_another_version_keeps_address_port_and_links(host: Ho
     assert await stored(host, key) == value
 
 
+async def test_detaching_an_endpoint_of_another_version_says_why_not(host: Host) -> None:
+    (built,) = [it for it in host.endpoints() if it.endpoint.network == OTHER]
+    key = built.key
+    await spoil(host, key, later=7)
+    await host.reboot()
+    before = await stored(host, key)
+    for netns in ("ns1", "/run/netns/ns1"):
+        with pytest.raises(
+            NetplugError, match=r"endpoint .* \(web\) cannot be used: EndpointRecord has no field 'later'"
+        ):
+            await host.engine.endpoints.detach(OTHER, netns, "eth0")
+    with pytest.raises(NetplugError, match="eth1 of ns1 is not attached"):
+        await host.engine.endpoints.detach(OTHER, "ns1", "eth1")
+    assert await stored(host, key) == before
+
+
 async def test_driver_that_is_not_installed_takes_down_no_other_network(host: Host) -> None:
     record = host.engine.registry.network(OTHER)
     other = replace(record.network, options=replace(record.network.options, mode="wormhole"))

@@ -309,7 +309,7 @@ class Endpoints:
         """Detach a namespace, which may be gone.
 
         Raises:
-            NetplugError: "not_found": it is not attached.
+            NetplugError: "not_found": it is not attached; "unavailable": its record cannot be used.
         """
         net = self._registry.network(network).network
         found = [
@@ -320,6 +320,7 @@ class Endpoints:
         # The present namespace at this path is meant; a former one if there is no other.
         found = [built for built in found if await is_there(self._kernel.sandboxes, built)] or found
         if not found:
+            self._registry.quarantine.refuse_in(net.id, netns, ifname)
             raise NetplugError("not_found", f"{ifname} of {netns} is not attached to network {net.name!r}")
         for built in found:
             async with self._sandboxes.hold(_where(built)):

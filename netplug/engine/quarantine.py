@@ -51,6 +51,12 @@ class Unusable:
             return f"endpoint {short(self.endpoint)}{called}"
         return f"network {short(self.network)}{called}" if self.network else "host"
 
+    def refusal(self) -> NetplugError:
+        """Return the error of who asks for it."""
+        words = f"{self.describe()} cannot be used: {self.why}"
+        hint = "start the version of netplug, or install the driver, that made it"
+        return NetplugError("unavailable", words, hint=hint)
+
 
 class Quarantine:
     """All records of this host that cannot be used, by key.
@@ -100,11 +106,19 @@ class Quarantine:
         for it in self._found.values():
             named = {it.key, it.network, it.name} if it.key.startswith(NETWORKS) else {it.key}
             if ref and ref in named:
-                raise NetplugError(
-                    "unavailable",
-                    f"{it.describe()} cannot be used: {it.why}",
-                    hint="start the version of netplug, or install the driver, that made it",
-                )
+                raise it.refusal()
+
+    def refuse_in(self, network: str, netns: str, ifname: str) -> None:
+        """Refuse an endpoint by its network's id, its sandbox (path, or name below /run/netns) and its interface.
+
+        Raises:
+            NetplugError: "unavailable", with the reason.
+        """
+        for it in self._found.values():
+            sandbox = str(it.value.get("sandbox", ""))
+            here = it.endpoint and it.network == network and it.value.get("ifname") == ifname
+            if here and netns in {sandbox, sandbox.rsplit("/", 1)[-1]}:
+                raise it.refusal()
 
     # Their kernel objects
 
