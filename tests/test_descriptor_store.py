@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -230,6 +231,20 @@ async def test_last_ports_are_kept_when_the_daemon_ends(manager: Manager, lives:
     assert manager.held.keys() == {f"port-tcp-00000000-{port}"}
     ports.close()
     assert taken(port)
+
+
+async def test_more_ports_than_select_takes_are_kept_when_the_daemon_ends(manager: Manager, lives: ExitStack) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip(f"needs 4096 open files, {hard} are allowed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+    lives.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+    store, ports = started(manager, lives)
+    for _ in range(1030):
+        ports.reserve(Proto.UDP, LOOPBACK, 0, 0)
+    manager.serve()
+    store.close()
+    assert len(manager.held) == 1030
 
 
 async def test_ports_that_are_not_published_any_more_are_released(manager: Manager, lives: ExitStack) -> None:

@@ -137,9 +137,9 @@ class DescriptorStore:
         end, deadline = self._barrier(), time.monotonic() + PATIENCE_S
         try:
             while self._queue and (left := deadline - time.monotonic()) > 0:
-                select.select((), (self._opened(),), (), left)
+                _wait(self._opened().fileno(), select.POLLOUT, left)
                 self._send()
-            select.select((end,), (), (), max(0.0, deadline - time.monotonic()))
+            _wait(end, select.POLLIN, max(0.0, deadline - time.monotonic()))
         except OSError as exc:
             self._fail(exc)
         finally:
@@ -198,6 +198,13 @@ class DescriptorStore:
                 asyncio.get_running_loop().remove_writer(self._channel)
             self._channel.close()
             self._channel = None
+
+
+def _wait(descriptor: int, what: int, timeout_s: float) -> None:
+    """Wait by poll(2): select(2) takes no descriptor above 1023, and each port needs two."""
+    poll = select.poll()
+    poll.register(descriptor, what)
+    poll.poll(timeout_s * 1000)
 
 
 def _tell(channel: socket.socket, kind: str, name: str, carried: socket.socket | int | None) -> None:
