@@ -1,7 +1,7 @@
 """Write the man pages: one for each command, netplug(1), and netplug.toml(5) for the settings.
 
 They say what `--help` says, since both are made from the same texts (`netplug.cli.command_tree`). A page has the day of
-its release, so two builds are equal.
+its release, or of the last one before it, so two builds are equal.
 
     python packaging/man.py [FOLDER]     writes FOLDER/*.1 and *.5; default: build/man
 """
@@ -114,7 +114,7 @@ def settings_page(found: Iterable[Setting]) -> str:
 
 def title(name: str, section: int) -> str:
     """Return the head of a page."""
-    day = changelog.RELEASED.get(__version__, "")
+    day = changelog.RELEASED.get(__version__) or max(changelog.RELEASED.values())
     return f'.TH {name.upper()} {section} "{day}" "netplug {__version__}" "netplug manual"\n.nh\n.ad l'
 
 

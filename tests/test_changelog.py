@@ -21,9 +21,11 @@ def test_changelog_is_up_to_date() -> None:
     assert changelog.CHANGELOG.read_text() == changelog.changelog(), "run: make changelog"
 
 
-def test_newest_release_is_the_present_version() -> None:
+def test_no_release_is_newer_than_the_present_version() -> None:
     assert changelog.version() == __version__
-    assert f"\n\n## {__version__} (" in changelog.changelog().partition("\n\n## 0.1.0")[0]
+    folders = {it.name for it in changelog.FOLDER.iterdir() if it.is_dir()}
+    assert set(changelog.RELEASED) <= folders
+    assert max(map(changelog.number, folders)) <= changelog.number(__version__)
 
 
 def test_entries_stand_by_area_and_then_by_number(folder: Path) -> None:
