@@ -12,7 +12,7 @@ from manual import Setting, settings
 FILE = Path(__file__).parent.parent / "netplug/host_files/netplug.toml"
 HEAD = """\
 # Settings of the netplug daemon: netplug.toml(5). A line without '#' changes the default. Afterwards:
-#   systemctl restart netplug      containers stay connected
+#   systemctl restart netplug      containers stay connected; for settings marked (reload), a reload is enough
 """
 WIDTH = 118
 SAMPLES = {
@@ -39,6 +39,8 @@ def paragraph(setting: Setting) -> str:
     said = setting.help
     if setting.name in SAMPLES and setting.default:
         said += f" Default: {setting.default}."
+    if setting.reloaded:
+        said += " (reload)"
     comment = "".join(f"# {line}\n" for line in wrap(said, WIDTH))
     return f"{comment}#{setting.name} = {value(setting)}\n"
 
